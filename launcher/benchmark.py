@@ -1,0 +1,86 @@
+"""What to measure: one entry of a matrix, whichever way it came in.
+
+A `Benchmark` is the same value whether it was read from a GitHub job's environment, from a matrix file, or from flags;
+everything behind it (`plan`, `check`, `execute`) knows no other form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+FIXED = "fixed-seq-len"
+AGENTIC = "agentic-coding"
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """One side of a topology (prefill or decode; the prefill side alone when aggregated) and its parallelism.
+
+    ``tp`` GPUs hold a tensor-parallel group; with ``dp_attention`` the same GPUs run attention data-parallel. ``dcp``
+    divides ``tp`` (decode context parallel); ``pp`` and ``pcp`` multiply the GPUs of a worker.
+    """
+
+    workers: int
+    tp: int
+    ep: int = 1
+    dp_attention: bool = False
+    pp: int = 1
+    dcp: int = 1
+    pcp: int = 1
+    hardware: str | None = None
+
+    @property
+    def gpus_per_worker(self) -> int:
+        return self.tp * self.pp * self.pcp
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """One benchmark: a model, an engine image, a topology, sequence lengths, concurrencies.
+
+    ``settings`` are the matrix row's additional settings (``CONFIG_FILE``, ``SLURM_PARTITION``, …), parsed as
+    KEY=VALUE and never seen by a shell. ``source`` says where the benchmark came from (``file:line`` or
+    ``environment``), for messages.
+    """
+
+    exp_name: str
+    image: str
+    model: str
+    model_prefix: str
+    precision: str
+    framework: str
+    runner: str
+    """The label of the matrix (``gb200``, ``cluster:gb300-nv``); a job's RUNNER_TYPE."""
+    concurrencies: tuple[int, ...]
+    isl: int | None = None
+    osl: int | None = None
+    max_model_len: int | None = None
+    disagg: bool = False
+    multinode: bool = True
+    spec_decoding: str = "none"
+    prefill: Role | None = None
+    decode: Role | None = None
+    settings: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    scenario: str = FIXED
+    run_eval: bool = False
+    eval_only: bool = False
+    eval_concurrencies: tuple[int, ...] = ()
+    kv_offloading: str | None = None
+    result_filename: str | None = None
+    recipe_fingerprint: str | None = None
+    key: str | None = None
+    """Its key in the matrix file; None when it came from an environment, which does not tell."""
+    source: str = "flags"
+
+    @property
+    def agentic(self) -> bool:
+        return self.scenario == AGENTIC
+
+    @property
+    def config_file(self) -> str | None:
+        """The recipe, srt-slurm-relative, with its selector if it has one (``recipes/x.yaml:override_y``)."""
+        if self.eval_only and self.settings.get("EVAL_CONFIG_FILE"):
+            return self.settings["EVAL_CONFIG_FILE"]
+        return self.settings.get("CONFIG_FILE")

@@ -1,0 +1,89 @@
+"""The errors of the launcher, one tree; each layer has its exit code.
+
+LauncherError                1    something that no layer claims
+├── ConfigError              2    a runner, matrix or recipe file, a flag, an environment variable
+├── ImageError               3    a container image that cannot be had, or is not whole
+├── ModelError               4    a checkpoint that is missing, incomplete, or another one
+├── SubmissionError          5    srt-slurm checkout, srtctl, sbatch
+├── JobError                 6    the job ended, and not well
+├── ResultError              7    results missing, partial, or not believable
+└── Cancelled                130  by a signal (143 for SIGTERM)
+
+A message says what was wrong; ``where`` names the place (``file:line``, node, job id); ``hint`` says what to do next.
+"""
+
+from __future__ import annotations
+
+
+class LauncherError(Exception):
+    """Base of everything the launcher raises on purpose.
+
+    Attributes: ``message`` (one line or a few), ``where`` (``file:line``, a node, a job id; may be None) and ``hint``
+    (the next thing to do; may be None). ``exit_code`` is what the process ends with.
+    """
+
+    exit_code = 1
+    layer = "launcher"
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text}\n  hint: {self.hint}" if self.hint else text
+
+
+class ConfigError(LauncherError):
+    """A file, flag or variable that cannot mean what it says."""
+
+    exit_code = 2
+    layer = "configuration"
+
+
+class ImageError(LauncherError):
+    """An image could not be imported, or what lies there is not a whole squash file."""
+
+    exit_code = 3
+    layer = "image"
+
+
+class ModelError(LauncherError):
+    """A checkpoint is missing, incomplete, or not the one that was declared."""
+
+    exit_code = 4
+    layer = "model"
+
+
+class SubmissionError(LauncherError):
+    """The checkout could not be prepared, or srtctl or sbatch did not accept the job."""
+
+    exit_code = 5
+    layer = "submission"
+
+
+class JobError(LauncherError):
+    """The job reached a terminal state other than COMPLETED 0:0, or its state could not be learnt."""
+
+    exit_code = 6
+    layer = "job"
+
+
+class ResultError(LauncherError):
+    """Results are missing, partial, unreadable, or not believable."""
+
+    exit_code = 7
+    layer = "results"
+
+
+class Cancelled(LauncherError):
+    """Somebody asked us to stop: SIGINT (130), SIGTERM (143), or `launcher cancel`."""
+
+    exit_code = 130
+    layer = "cancelled"
+
+    def __init__(self, message: str, *, exit_code: int = 130, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code

@@ -1,0 +1,130 @@
+"""Running other programs: an argv list, a time-out, and the whole answer. Nothing here goes through a shell."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+NOT_FOUND = 127
+"""Return code when the program is not on PATH, as a shell gives it."""
+
+NOT_EXECUTABLE = 126
+"""Return code when the program is there and may not be run."""
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a program answered. ``returncode`` is None after a time-out, negative when a signal ended it."""
+
+    argv: tuple[str, ...]
+    returncode: int | None
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        return self.returncode == 0
+
+    @property
+    def timed_out(self) -> bool:
+        return self.returncode is None
+
+    def tail(self, lines: int = 5) -> str:
+        """The last lines of what it said, stderr first: what a person wants to see of a failure."""
+        said = (self.stderr.strip() or self.stdout.strip()).splitlines()
+        return "\n".join(said[-lines:])
+
+    def __str__(self) -> str:
+        how = "timed out" if self.timed_out else f"exit {self.returncode}"
+        return f"{self.argv[0]}: {how} after {self.seconds:.1f} s" + (f": {self.tail()}" if self.tail() else "")
+
+
+class CommandRunner(Protocol):
+    """Runs a program to its end. Tests pass one that fails on purpose; everything else passes `run`."""
+
+    def __call__(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        input: str | None = None,
+    ) -> Completed: ...
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    input: str | None = None,
+) -> Completed:
+    """Run ``argv`` in its own session; after ``timeout`` seconds end the whole process group (TERM, then KILL).
+
+    Its own session, because `enroot import` killed by its top pid alone leaves mksquashfs writing as an orphan
+    (seen with enroot 4.1.2), and because Ctrl-C in a terminal must reach the launcher, which decides what to stop.
+    A program that is not there gives return code 127, never an exception.
+    """
+    began = time.monotonic()
+    words = tuple(os.fspath(a) for a in argv)
+    try:
+        child = subprocess.Popen(
+            words,
+            cwd=cwd,
+            env=dict(env) if env is not None else None,
+            stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+            errors="replace",
+        )
+    except FileNotFoundError as error:
+        if cwd is not None and not Path(cwd).is_dir():
+            return Completed(words, NOT_FOUND, "", f"no such directory: {cwd}", 0.0)
+        return Completed(words, NOT_FOUND, "", f"{words[0]}: {error.strerror}", 0.0)
+    except PermissionError as error:
+        return Completed(words, NOT_EXECUTABLE, "", f"{words[0]}: {error.strerror}", 0.0)
+    try:
+        out, err = child.communicate(input, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        out, err = _end_group(child)
+        return Completed(words, None, out, err, time.monotonic() - began)
+    except BaseException:
+        _end_group(child)
+        raise
+    return Completed(words, child.returncode, out, err, time.monotonic() - began)
+
+
+def _end_group(child: subprocess.Popen[str], grace: float = 2.0) -> tuple[str, str]:
+    """End the child's process group and take what it still had to say."""
+    for sig in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, sig)
+        try:
+            return child.communicate(timeout=grace)
+        except subprocess.TimeoutExpired:
+            continue
+    return "", ""
+
+
+def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what would leak into a submission.
+
+    ``SBATCH_*`` and ``SLURM_*`` beat what the script says (sbatch(1), INPUT ENVIRONMENT VARIABLES); an inherited
+    ``VIRTUAL_ENV`` breaks `uv run` on compute nodes. ``SLURM_CONF`` stays: it says which cluster is meant.
+    """
+    kept = {k: v for k, v in environ.items() if not k.startswith(("SBATCH_", "SLURM_")) and k != "VIRTUAL_ENV"}
+    if "SLURM_CONF" in environ:
+        kept["SLURM_CONF"] = environ["SLURM_CONF"]
+    return kept

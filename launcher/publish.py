@@ -1,0 +1,109 @@
+"""Publishing: a reader sees nothing, or the whole thing.
+
+Write under a unique name in the same directory, verify, fsync the file, rename, fsync the directory. This is what makes
+an artifact correct; a lock only saves work (docs/design.md, "Publish").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TEMPORARY_SUFFIX = ".part"
+
+
+def temporary_name(final: Path) -> Path:
+    """A name beside ``final`` that no other process, host or retry uses: hidden, with host, pid and a random part.
+
+    The pid alone is not enough: two hosts of a shared file system can have the same one. A name that would be longer
+    than a directory entry may be (255 bytes) is cut in the part that repeats the final name.
+    """
+    tail = f".{socket.gethostname()[:32]}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    stem = final.name.encode()[: 254 - len(tail)].decode(errors="ignore")
+    return final.with_name(f".{stem}{tail}")
+
+
+def fsync_file(path: Path) -> None:
+    """Force a file's content to storage. Raises OSError (ENOSPC and EDQUOT can show only here, on NFS)."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_directory(path: Path) -> None:
+    """Force a directory's entries to storage, so that a rename survives a power loss."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        import errno
+
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some FUSE file systems do not know fsync of a directory
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def publishing(final: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; publish it under ``final`` when the block ends well, remove it when not.
+
+    Replaces a file that is already there: for records and summaries. Artifacts that running jobs map (squash files,
+    checkpoints) are published with `publish_new`.
+    """
+    temporary = temporary_name(final)
+    try:
+        yield temporary
+        fsync_file(temporary)
+        temporary.replace(final)
+        fsync_directory(final.parent)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def publish_new(temporary: Path, final: Path) -> bool:
+    """Publish ``temporary`` under ``final`` unless something is there already; True when ours is the one.
+
+    link(2) fails with EEXIST where rename(2) would silently replace. File systems without hard links fall back to
+    rename after a look, which can at worst replace a whole artifact by another whole one.
+    """
+    fsync_file(temporary)
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        temporary.unlink()
+        return False
+    except OSError:
+        if final.exists():
+            temporary.unlink()
+            return False
+        temporary.rename(final)
+    else:
+        temporary.unlink()
+    fsync_directory(final.parent)
+    return True
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically and durably."""
+    with publishing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a text file (UTF-8) atomically and durably."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON document atomically and durably, readable by a person."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
