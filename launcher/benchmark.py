@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 FIXED = "fixed-seq-len"
 AGENTIC = "agentic-coding"
@@ -35,14 +34,27 @@ class Role:
     def gpus_per_worker(self) -> int:
         return self.tp * self.pp * self.pcp
 
+    def __str__(self) -> str:
+        """As people write it: ``DEP8``, ``TEP4``, ``TP4``."""
+        experts = "EP" if self.ep > 1 else "P"
+        return f"{'D' if self.dp_attention else 'T'}{experts}{self.tp}" + (f"PP{self.pp}" if self.pp > 1 else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """Software beside the engine (router, KV offload backend) and its own version, where it has one."""
+
+    name: str
+    version: str | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
     """One benchmark: a model, an engine image, a topology, sequence lengths, concurrencies.
 
     ``settings`` are the matrix row's additional settings (``CONFIG_FILE``, ``SLURM_PARTITION``, …), parsed as
-    KEY=VALUE and never seen by a shell. ``source`` says where the benchmark came from (``file:line`` or
-    ``environment``), for messages.
+    KEY=VALUE and never seen by a shell. ``source`` says where the benchmark came from (``file (key)``, ``environment``
+    or ``flags``), for messages.
     """
 
     exp_name: str
@@ -62,12 +74,23 @@ class Benchmark:
     spec_decoding: str = "none"
     prefill: Role | None = None
     decode: Role | None = None
-    settings: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    settings: Mapping[str, str] = field(default_factory=dict)
     scenario: str = FIXED
     run_eval: bool = False
     eval_only: bool = False
     eval_concurrencies: tuple[int, ...] = ()
     kv_offloading: str | None = None
+    """``none`` or ``dram`` for an agentic benchmark; None for one of fixed lengths."""
+    kv_offload_backend: Component | None = None
+    kv_p2p_transfer: str | None = None
+    router: Component | None = None
+    total_cpu_dram_gb: int | None = None
+    """DRAM of a server node that KV offloading may use, in GB (10^9 bytes); agentic only."""
+    duration: int | None = None
+    """Seconds of trace replay; agentic only."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """What a workflow was dispatched with beside the row (``REQUIRE_POWER``, ``EVAL_LIMIT``, …), where it is not the
+    default."""
     result_filename: str | None = None
     recipe_fingerprint: str | None = None
     key: str | None = None
@@ -84,3 +107,19 @@ class Benchmark:
         if self.eval_only and self.settings.get("EVAL_CONFIG_FILE"):
             return self.settings["EVAL_CONFIG_FILE"]
         return self.settings.get("CONFIG_FILE")
+
+    @property
+    def topology(self) -> str:
+        """The topology as people write it: ``2P1D DEP4/TEP8``, or ``TP8`` when nothing is disaggregated."""
+        if self.prefill is None:
+            return "-"
+        if self.decode is None or not self.decode.workers:
+            workers = self.prefill.workers
+            return f"{workers}x{self.prefill}" if workers > 1 else str(self.prefill)
+        return f"{self.prefill.workers}P{self.decode.workers}D {self.prefill}/{self.decode}"
+
+    @property
+    def title(self) -> str:
+        """One line that tells this benchmark from its siblings."""
+        lengths = self.scenario if self.isl is None else f"{self.isl}/{self.osl}"
+        return f"{self.model_prefix} {self.precision} {self.framework} {lengths} {self.topology}"

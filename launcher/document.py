@@ -93,6 +93,17 @@ class Document:
         return f"{self.path}:{line}"
 
 
+class Place:
+    """A place in a document; its line is looked up only when somebody asks, because that costs a second parse."""
+
+    def __init__(self, document: Document, *keys: Key) -> None:
+        self.document = document
+        self.keys = keys
+
+    def __str__(self) -> str:
+        return self.document.where(self.keys)
+
+
 def _step(node: yaml.Node | None, key: Key) -> tuple[yaml.Node, int] | None:
     if isinstance(node, yaml.MappingNode):
         merged: list[tuple[yaml.Node, int]] = []

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,23 +70,21 @@ def publishing(final: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def publish_new(temporary: Path, final: Path) -> bool:
-    """Publish ``temporary`` under ``final`` unless something is there already; True when ours is the one.
+def publish_new(temporary: Path, final: Path, *, whole: Callable[[Path], bool] = os.path.lexists) -> bool:
+    """Publish ``temporary`` under ``final`` unless something ``whole`` is there already; True when ours is the one.
 
-    link(2) fails with EEXIST where rename(2) would silently replace. File systems without hard links fall back to
-    rename after a look, which can at worst replace a whole artifact by another whole one.
+    link(2) fails with EEXIST where rename(2) would silently replace. What is there and not whole is replaced by rename,
+    never removed first. The same happens on file systems without hard links, after a look, which can at worst replace a
+    whole artifact by another whole one.
     """
     fsync_file(temporary)
     try:
         os.link(temporary, final)
-    except FileExistsError:
-        temporary.unlink()
-        return False
     except OSError:
-        if final.exists():
+        if whole(final):
             temporary.unlink()
             return False
-        temporary.rename(final)
+        temporary.replace(final)
     else:
         temporary.unlink()
     fsync_directory(final.parent)

@@ -1,0 +1,156 @@
+"""The commands and their arguments. Nothing but argparse: this is what ``launcher --help`` pays for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from launcher import __version__
+
+SUMMARY = "Puts LLM-inference benchmarks onto Slurm clusters, and says truthfully how they ended."
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line. Each command sets ``command`` to ``module:function`` below launcher.cli."""
+    top = argparse.ArgumentParser(prog="launcher", description=SUMMARY, epilog=_EPILOG, formatter_class=_Plain)
+    top.add_argument("--version", action="version", version=f"launcher {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    _planning(commands)
+    _running(commands)
+    _runs(commands)
+    _runner(commands)
+    return top
+
+
+class _Plain(argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+_EPILOG = """\
+exit codes: 0 done, 2 configuration, 3 image, 4 model, 5 submission, 6 job, 7 results, 130/143 cancelled
+"""
+
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def _planning(commands: _Commands) -> None:
+    plan = commands.add_parser("plan", help="say everything that a run would do; touches nothing")
+    _selection(plan)
+    plan.add_argument("--from-env", action="store_true", help="the benchmark of this GitHub job's environment")
+    plan.add_argument("--json", action="store_true", help="the plan itself, one JSON object per benchmark")
+    plan.set_defaults(command="planning:plan")
+
+    check = commands.add_parser("check", help="what would fail or mismeasure, before a GPU is held")
+    _selection(check)
+    check.add_argument("--from-env", action="store_true", help="the benchmark of this GitHub job's environment")
+    check.add_argument("--json", action="store_true", help="findings as JSON")
+    check.set_defaults(command="planning:check")
+
+
+def _running(commands: _Commands) -> None:
+    run = commands.add_parser("run", help="run one benchmark to its results")
+    _selection(run)
+    _execution(run)
+    run.set_defaults(command="running:run")
+
+    sweep = commands.add_parser("sweep", help="run every selected benchmark, several at once")
+    _selection(sweep)
+    _execution(sweep)
+    sweep.add_argument("--max-jobs", type=_positive, default=4, metavar="N", help="jobs at once (default 4)")
+    sweep.add_argument("--fail-fast", action="store_true", help="cancel the rest when one fails")
+    sweep.set_defaults(command="running:sweep")
+
+    ci = commands.add_parser("ci", help="GitHub Actions entrypoint: everything from the environment")
+    _places(ci)
+    _execution(ci)
+    ci.set_defaults(command="running:ci")
+
+
+def _runs(commands: _Commands) -> None:
+    status = commands.add_parser("status", help="runs and how they stand")
+    status.add_argument("run", nargs="?", metavar="RUN", help="one run in detail")
+    status.add_argument("--json", action="store_true", help="the records as JSON")
+    _places(status)
+    status.set_defaults(command="runs:status")
+
+    logs = commands.add_parser("logs", help="a run's job log")
+    logs.add_argument("run", metavar="RUN")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+    _places(logs)
+    logs.set_defaults(command="runs:logs")
+
+    for name, text in (
+        ("cancel", "cancel a run's job, and wait until Slurm says that it is gone"),
+        ("collect", "collect and check a run's results again, from its record"),
+        ("resume", "continue a run where it stopped"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("run", metavar="RUN", nargs="?" if name != "resume" else None)
+        if name != "resume":
+            command.add_argument("--from-env", action="store_true", help="the run of this GitHub job's environment")
+        _places(command)
+        command.set_defaults(command=f"runs:{name}")
+
+    cleanup = commands.add_parser("cleanup", help="end what a killed launcher left: jobs of runs that nobody drives")
+    cleanup.add_argument("run", nargs="?", metavar="RUN", help="this run only, whoever drives it")
+    cleanup.add_argument("--from-env", action="store_true", help="the run of this GitHub job's environment")
+    _places(cleanup)
+    cleanup.set_defaults(command="runs:cleanup")
+
+
+def _runner(commands: _Commands) -> None:
+    runner = commands.add_parser("runner", help="clusters: what the runner files say")
+    verbs = runner.add_subparsers(metavar="VERB", required=True)
+    listing = verbs.add_parser("list", help="all runners")
+    _places(listing)
+    listing.set_defaults(command="runner:listing")
+    show = verbs.add_parser("show", help="one runner, or which of its rules applies")
+    show.add_argument("name", metavar="NAME")
+    show.add_argument(
+        "--for", dest="case", metavar="PREFIX/PRECISION/FRAMEWORK", help="e.g. minimaxm3/fp8/dynamo-vllm[/agentic]"
+    )
+    _places(show)
+    show.set_defaults(command="runner:show")
+
+
+def _selection(command: argparse.ArgumentParser) -> None:
+    which = command.add_argument_group("which benchmarks")
+    which.add_argument("-k", "--key", nargs="+", default=[], metavar="KEY", help="keys of the matrix; globs are taken")
+    which.add_argument("--matrix", nargs="+", default=[], metavar="FILE", help="matrix files (default: found)")
+    which.add_argument("--runner", metavar="NAME", help="the cluster (default: the one that serves the row's label)")
+    which.add_argument("--framework", nargs="+", default=[], metavar="NAME")
+    which.add_argument("--precision", nargs="+", default=[], metavar="NAME")
+    which.add_argument("--seq", nargs="+", default=[], metavar="1k1k", help="sequence lengths")
+    which.add_argument("--scenario", choices=["fixed-seq-len", "agentic-coding"])
+    which.add_argument("--conc", nargs="+", type=_positive, default=[], metavar="N", help="only these concurrencies")
+    which.add_argument("--topology", nargs="+", default=[], metavar="GLOB", help="e.g. '2P1D*'; as `plan` shows them")
+    which.add_argument("--evals", action="store_true", help="the evaluation rows instead of the throughput rows")
+    single = command.add_argument_group("a benchmark without a matrix")
+    single.add_argument("--recipe", metavar="FILE[:SELECTOR]", help="what it says is what is measured")
+    single.add_argument("--model", metavar="ID", help="Hugging Face id")
+    single.add_argument("--model-prefix", metavar="KEY", help="e.g. minimaxm3")
+    single.add_argument("--image", metavar="REF", help="default: the recipe's container")
+    _places(command)
+
+
+def _execution(command: argparse.ArgumentParser) -> None:
+    how = command.add_argument_group("how")
+    how.add_argument("--run-id", metavar="ID", help="the run's id (default: made from the time and the benchmark)")
+    how.add_argument("--accept", nargs="+", default=[], metavar="RULE", help="run in spite of these findings")
+    how.add_argument("--quiet", action="store_true", help="no job logs")
+
+
+def _places(command: argparse.ArgumentParser) -> None:
+    where = command.add_argument_group("where things are")
+    where.add_argument("--workspace", metavar="DIR", help="InferenceX checkout (GITHUB_WORKSPACE, or here)")
+    where.add_argument("--srt-slurm", metavar="DIR", help="a directory of srt-slurm trees named by ref")
+    where.add_argument("--runners", metavar="DIR", help="runner files that come before the shipped ones")
+    where.add_argument("--recipes", metavar="DIR", help="recipes that come before the shipped ones")
+    where.add_argument("--state", metavar="DIR", help="records and caches (LAUNCHER_STATE, or XDG state directory)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)

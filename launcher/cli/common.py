@@ -1,0 +1,123 @@
+"""What the commands share: the session of their arguments, and the benchmarks that were selected."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import os
+
+from launcher.benchmark import FIXED, Benchmark, Role
+from launcher.errors import ConfigError
+from launcher.session import Session
+from launcher.srtctl.recipe import RecipeFacts, RoleFacts, facts, variants
+from launcher.sweep.selection import Selection
+
+
+def session(arguments: argparse.Namespace, *, look: bool = False) -> Session:
+    """The session that the command's flags and the environment describe."""
+    return Session.open(
+        os.environ,
+        workspace=arguments.workspace,
+        state=arguments.state,
+        srt_slurm=arguments.srt_slurm,
+        runners=arguments.runners,
+        recipes=arguments.recipes,
+        look=look,
+    )
+
+
+def selected(arguments: argparse.Namespace, of: Session) -> list[Benchmark]:
+    """The benchmarks that the flags select: rows of a matrix, or the one that a recipe describes."""
+    if arguments.recipe:
+        return [_from_recipe(arguments, of)]
+    if not arguments.key:
+        raise ConfigError("no benchmark is selected", hint="-k KEY (globs are taken), or --recipe FILE")
+    chosen = Selection(
+        keys=arguments.key,
+        frameworks=arguments.framework,
+        precisions=arguments.precision,
+        sequences=arguments.seq,
+        scenarios=[arguments.scenario] if arguments.scenario else [],
+        concurrencies=arguments.conc,
+        nodes="multi",
+        evals="only" if arguments.evals else "none",
+    )
+    found = [entry.benchmark for entry in of.matrix(arguments.matrix).entries(chosen)]
+    if arguments.topology:
+        kept = [b for b in found if any(fnmatch.fnmatchcase(b.topology.lower(), t.lower()) for t in arguments.topology)]
+        if not kept:
+            there = ", ".join(dict.fromkeys(b.topology for b in found))
+            raise ConfigError(f"no entry has topology {' or '.join(arguments.topology)}", hint=f"there are: {there}")
+        found = kept
+    return found
+
+
+def _from_recipe(arguments: argparse.Namespace, of: Session) -> Benchmark:
+    """A benchmark out of a recipe alone: it measures what the recipe says."""
+    recipe = of.finder.find(arguments.recipe)
+    if recipe is None:
+        raise ConfigError(f"no recipe {arguments.recipe}", where="--recipe", hint="recipes/…/name.yaml[:selector]")
+    found = variants(recipe.document, recipe.selector, where=recipe.file.where())
+    if len(found) != 1:
+        names = ", ".join(v.selector or "" for v in found)
+        raise ConfigError(f"{arguments.recipe} has {len(found)} variants", where="--recipe", hint=f"name one: {names}")
+    seen = facts(found[0].document)
+    missing = [
+        flag
+        for flag, value in (
+            ("--model ID", arguments.model),
+            ("--model-prefix KEY", arguments.model_prefix),
+            ("--runner NAME", arguments.runner),
+            ("--conc N …", arguments.conc or seen.concurrencies),
+            ("--image REF", arguments.image or seen.container),
+            ("--precision NAME", arguments.precision or seen.precision),
+        )
+        if not value
+    ]
+    if missing:
+        raise ConfigError(f"a benchmark from a recipe alone also needs {', '.join(missing)}", where="--recipe")
+    prefix = arguments.model_prefix
+    return Benchmark(
+        exp_name=f"{prefix}_{seen.isl}x{seen.osl}" if seen.isl else prefix,
+        image=arguments.image or seen.container,
+        model=arguments.model,
+        model_prefix=prefix,
+        precision=(arguments.precision or [seen.precision])[0],
+        framework=(arguments.framework or [_framework(seen)])[0],
+        runner=of.fleet.get(arguments.runner).runner.name,
+        concurrencies=tuple(arguments.conc or seen.concurrencies or ()),
+        isl=seen.isl,
+        osl=seen.osl,
+        max_model_len=seen.isl + seen.osl + 256 if seen.isl and seen.osl else None,
+        disagg=seen.prefill is not None,
+        prefill=_role(seen.prefill or seen.aggregated),
+        decode=_role(seen.decode) if seen.decode else None,
+        settings={"CONFIG_FILE": arguments.recipe},
+        scenario=arguments.scenario or FIXED,
+        source="--recipe",
+    )
+
+
+def _framework(seen: RecipeFacts) -> str:
+    return f"dynamo-{'trt' if seen.engine == 'trtllm' else seen.engine}"
+
+
+def _role(side: RoleFacts | None) -> Role | None:
+    if side is None:
+        return None
+    said = side.as_role()
+    return said or Role(workers=side.workers or 1, tp=side.gpus_per_worker or 1)
+
+
+def narrowed(arguments: argparse.Namespace) -> bool:
+    """Whether the concurrencies were chosen by hand."""
+    return bool(arguments.conc)
+
+
+def existing_run(arguments: argparse.Namespace, of: Session) -> str:
+    """The id of the run that a command is about: named, or that of this GitHub job."""
+    if arguments.run:
+        return str(arguments.run)
+    if getattr(arguments, "from_env", False):
+        return of.run_id_from_environment()
+    raise ConfigError("which run?", hint="RUN, or --from-env in a GitHub job; `launcher status` lists them")

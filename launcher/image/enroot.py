@@ -1,0 +1,177 @@
+"""`enroot import`: running it, and telling what its messages mean.
+
+enroot writes everything to stderr and ends with 1 for nearly all of it, or with curl's, tar's or mksquashfs's code, so
+only the words tell what happened (recorded from enroot 4.1.2; the HTTP line is from its src/common.sh).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.errors import ImageError
+from launcher.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, Completed, run
+
+ATTEMPTS = 4
+_QUERY_TIMEOUT = 60.0
+_WRONG_ARCHITECTURE = "Image architecture doesn't match"
+_CREDENTIALS = "put the registry's credentials into ~/.config/enroot/.credentials of this user on this host"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why an import failed: ``what`` in one line, ``hint`` for a person, ``may_pass`` if trying again makes sense."""
+
+    what: str
+    hint: str
+    may_pass: bool = False
+
+
+class _MayPass(ImageError):
+    """A failure of the network or the registry that another attempt may not meet."""
+
+
+class Enroot:
+    """The enroot of this host. ``command`` is how it is called; the rehearsal gives another one.
+
+    ``environment`` of each method is the program's whole environment.
+    """
+
+    def __init__(
+        self,
+        runner: CommandRunner = run,
+        command: Sequence[str] = ("enroot",),
+        *,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._run, self._command, self._say, self._clock, self._sleep = runner, tuple(command), say, clock, sleep
+
+    def version(self, environment: Mapping[str, str]) -> str | None:
+        """What `enroot version` prints, or None."""
+        return self._query("version", environment=environment)
+
+    def digest(self, uri: str, environment: Mapping[str, str]) -> str | None:
+        """The digest of the image's manifest, from the registry; None from an enroot before 4.1, or when it fails."""
+        answer = self._query("digest", uri, environment=environment)
+        return answer if answer and re.fullmatch(r"sha256:[0-9a-f]{64}", answer) else None
+
+    def fetch(self, uri: str, output: Path, *, environment: Mapping[str, str], timeout: float, where: str) -> list[str]:
+        """Import an image into ``output``, a name of our own, within ``timeout`` seconds for all attempts together.
+
+        What may pass (rate limits, 5xx, the network, ESTALE) is tried up to four times with growing pauses. Returns
+        enroot's warnings. Raises ImageError, with ``where``.
+        """
+        from tenacity import (
+            RetryCallState,
+            Retrying,
+            retry_if_exception_type,
+            stop_after_attempt,
+            wait_exponential_jitter,
+        )
+
+        def pause(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            seconds = state.next_action.sleep if state.next_action else 0.0
+            message = error.message if isinstance(error, ImageError) else str(error)
+            self._say(f"attempt {state.attempt_number} of {ATTEMPTS}: {message}; next one in {seconds:.0f} s")
+
+        deadline = self._clock() + timeout
+        attempts = Retrying(
+            retry=retry_if_exception_type(_MayPass),
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=wait_exponential_jitter(initial=5, max=60, jitter=5),
+            sleep=self._sleep,
+            before_sleep=pause,
+            reraise=True,
+        )
+        return attempts(self._attempt, uri, output, environment, timeout, deadline, where)
+
+    def _attempt(
+        self, uri: str, output: Path, environment: Mapping[str, str], timeout: float, deadline: float, where: str
+    ) -> list[str]:
+        output.unlink(missing_ok=True)  # enroot refuses an output that exists, as a failed attempt may leave one
+        argv = [*self._command, "import", "-o", str(output), uri]
+        done = self._run(argv, timeout=max(1.0, deadline - self._clock()), env=environment)
+        if done.timed_out:
+            raise ImageError(
+                f"enroot import of {uri} did not end within {timeout:.0f} s",
+                where=where,
+                hint="give it more time (images.import_timeout in the runner file), or find out what is slow:\n"
+                + done.tail(),
+            )
+        if not done.ok:
+            fault = diagnose(done)
+            message = f"enroot import of {uri} failed: {fault.what}"
+            raise (_MayPass if fault.may_pass else ImageError)(message, where=where, hint=fault.hint)
+        return [line for line in done.stderr.splitlines() if _WRONG_ARCHITECTURE in line]
+
+    def _query(self, *words: str, environment: Mapping[str, str]) -> str | None:
+        done = self._run([*self._command, *words], timeout=_QUERY_TIMEOUT, env=environment)
+        return done.stdout.strip() or None if done.ok else None
+
+
+_SPACE = "free space there, or name another directory (images.directory, images.temporary in the runner file)"
+_IMAGE = "correct the image in the matrix entry or recipe"
+
+_BY_STATUS = {
+    401: Fault("401, the registry wants credentials", f"{_CREDENTIALS}; Docker Hub says so of names it lacks, too"),
+    403: Fault("403, the registry forbids it", f"{_CREDENTIALS}, of an account that may read the image"),
+    404: Fault("404, the registry has no such image", f"{_IMAGE}: the tag may have been removed, as nightly ones are"),
+    408: Fault("408, the registry did not answer in time", "try again later", may_pass=True),
+    429: Fault("429, the registry's rate limit", f"try again later, or {_CREDENTIALS}", may_pass=True),
+}
+
+_BY_WORDS: tuple[tuple[str, Fault], ...] = (
+    (r"No space left on device|Failed to write to output filesystem", Fault("no space left", _SPACE)),
+    (r"Disk quota exceeded", Fault("the disk quota is used up", _SPACE)),
+    (r"Read-only file system", Fault("a file system is read-only", _SPACE)),
+    (r"Invalid image reference|Invalid argument: ", Fault("enroot does not accept the reference", _IMAGE)),
+    (
+        r"wrong version number|SSL routines.*packet length",
+        Fault("the registry does not speak TLS", "set ENROOT_ALLOW_HTTP=y in enroot's environment, if that is meant"),
+    ),
+    (
+        r"Connection|Could not resolve host|name resolution|Failed to connect|[Tt]imed? ?-?out|Network is unreachable"
+        r"|transfer closed|Empty reply|Recv failure|Send failure|HTTP/2 |unexpected eof",
+        Fault("the network or the registry failed", "try again later; see whether this host reaches it", may_pass=True),
+    ),
+    (r"Checksum mismatch", Fault("a layer arrived damaged", "try again later", may_pass=True)),
+    (
+        r"Stale file handle",
+        Fault("a file went stale under it", "put enroot's temporaries on a node-local disk (images.temporary)", True),
+    ),
+    (
+        r"Operation not permitted|Permission denied",
+        Fault("something may not be written", "put enroot's temporaries on a node-local disk (images.temporary)"),
+    ),
+    (
+        r"Command not found: (\S+)",
+        Fault("a program that enroot needs is missing", "install it on the host that imports"),
+    ),
+    (r"\bKilled\b", Fault("it was killed", "give it more memory, or import on another host (images.import_on)")),
+)
+
+
+def diagnose(done: Completed) -> Fault:
+    """Why this `enroot import` failed. What is not known is not tried again."""
+    said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("[INFO]")]
+    text = "\n".join(said)
+    if done.returncode in (NOT_FOUND, NOT_EXECUTABLE) and text.startswith(f"{done.argv[0]}: "):
+        return Fault("enroot is not there", "install it on this host, or import on compute nodes (images.import_on)")
+    status = [int(code) for code in re.findall(r"returned error(?: code)?: (\d{3})\b", text)]
+    faults = [_by_status(code) for code in status] or [fault for words, fault in _BY_WORDS if re.search(words, text)]
+    lasting = [fault for fault in faults if not fault.may_pass]
+    fault = (lasting or faults or [Fault(f"exit {done.returncode}", "read what it said")])[0]
+    return Fault(fault.what + "".join(f"\n  {line}" for line in said[-4:]), fault.hint, fault.may_pass)
+
+
+def _by_status(code: int) -> Fault:
+    if code in _BY_STATUS:
+        return _BY_STATUS[code]
+    what = f"HTTP status {code} from the registry"
+    return Fault(what, "try again later", may_pass=True) if code >= 500 else Fault(what, _IMAGE)

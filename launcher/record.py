@@ -1,0 +1,209 @@
+"""A run's record on disk: what it is, what it did, and what it holds, so that any other process can take over.
+
+``runs/<run id>/`` holds ``run.json`` (replaced atomically), ``plan.json``, ``events.jsonl`` (appended), and what the
+stages keep there. A stage's outcome is in the record before the next stage begins; the job's id is there before
+anything waits for the job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.document import nearest
+from launcher.errors import ConfigError
+from launcher.plan import Plan
+from launcher.publish import write_json
+
+SCHEMA = 1
+
+ENDED = ("succeeded", "failed", "cancelled")
+"""States of a run after which nothing more happens by itself."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a run: when (epoch seconds), which kind (``stage``, ``job``, ``note``, …), what."""
+
+    time: float
+    run: str
+    kind: str
+    text: str
+    data: Mapping[str, Any]
+
+
+Listener = Callable[[Event], None]
+"""Sees every event as it is recorded: a terminal, a CI log, a test."""
+
+
+class RunRecord:
+    """One run's directory. Fields are read with `get` and changed with `update`; each change is on disk at once."""
+
+    def __init__(self, directory: Path, fields: dict[str, Any], clock: Callable[[], float] = time.time) -> None:
+        self.directory = directory
+        self._fields = fields
+        self._clock = clock
+        self.listeners: list[Listener] = []
+
+    @classmethod
+    def create(cls, runs: Path, plan: Plan, *, clock: Callable[[], float] = time.time) -> RunRecord:
+        """Make the record of a new run.
+
+        Raises ConfigError when a run with this id is there already: the caller resumes that one instead.
+        """
+        directory = runs / check_run_id(plan.run_key)
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+            directory.mkdir()
+        except FileExistsError:
+            raise ConfigError(
+                f"run {plan.run_key} exists already", where=str(directory), hint=f"launcher resume {plan.run_key}"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"the run's record cannot be made: {error.strerror}", where=str(directory)) from None
+        write_json(directory / "plan.json", plan.as_dict())
+        record = cls(directory, {"schema": SCHEMA, "id": plan.run_key, "runner": plan.runner}, clock)
+        record.update(state="new", created=clock(), stages={}, owner=owner())
+        return record
+
+    @classmethod
+    def load(cls, runs: Path, run_id: str, *, clock: Callable[[], float] = time.time) -> RunRecord:
+        """Read a run's record. Raises ConfigError naming the nearest run, or what is wrong with the file."""
+        directory = runs / check_run_id(run_id)
+        path = directory / "run.json"
+        try:
+            fields = json.loads(path.read_text())
+        except FileNotFoundError:
+            known = [p.name for p in runs.iterdir()] if runs.is_dir() else []
+            near = nearest(run_id, known)
+            hint = f"did you mean {near}?" if near else f"launcher status lists the runs below {runs}"
+            raise ConfigError(f"there is no run {run_id}", where=str(runs), hint=hint) from None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"the run's record cannot be read: {error}", where=str(path)) from None
+        if fields.get("schema") != SCHEMA:
+            raise ConfigError(f"record schema {fields.get('schema')!r} is not {SCHEMA}", where=str(path))
+        return cls(directory, fields, clock)
+
+    @property
+    def id(self) -> str:
+        return str(self._fields["id"])
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of this run. Raises ConfigError when it cannot be read."""
+        return Plan.read(self.directory / "plan.json")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._fields.get(name, default)
+
+    def replan(self, plan: Plan) -> None:
+        """Replace the plan, as when the recipe was read from the checkout."""
+        write_json(self.directory / "plan.json", plan.as_dict())
+
+    def update(self, **fields: Any) -> None:
+        """Change fields, durably."""
+        self._fields = {**self._fields, **fields, "updated": self._clock()}
+        write_json(self.directory / "run.json", self._fields)
+
+    def stage(self, name: str) -> Mapping[str, Any]:
+        """What is known of a stage: ``state`` (running, done, failed), ``at``, what it kept. Empty if not begun."""
+        found: Mapping[str, Any] = self._fields.get("stages", {}).get(name, {})
+        return found
+
+    def set_stage(self, name: str, state: str, **kept: Any) -> None:
+        """Write a stage's state and what later stages and other processes need of it."""
+        now = self._clock()
+        before = self.stage(name)
+        entry = {"began": now, **before, **kept, "state": state, "at": now}
+        if state == "running":
+            entry["began"] = now
+        self.update(stages={**self._fields.get("stages", {}), name: entry})
+
+    def event(self, kind: str, text: str, **data: Any) -> None:
+        """Append an event, and show it to the listeners."""
+        event = Event(self._clock(), self.id, kind, text, data)
+        line = json.dumps({"time": event.time, "kind": kind, "text": text, **data}, ensure_ascii=False, default=str)
+        with (self.directory / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        for listener in self.listeners:
+            listener(event)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """The recorded events; a last line that a killed launcher left unfinished is passed over."""
+        try:
+            lines = (self.directory / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+    @property
+    def ended(self) -> bool:
+        return self.get("state") in ENDED
+
+    @property
+    def owned_by_another(self) -> bool:
+        """Whether another launcher process that still lives drives this run (as far as this host can tell)."""
+        its = self.get("owner") or {}
+        me = owner()
+        if its == me or not its:
+            return False
+        if (its.get("host"), its.get("boot")) != (me["host"], me["boot"]):
+            return False
+        return process_start(int(its["pid"])) == its.get("start")
+
+
+def records(runs: Path) -> list[RunRecord]:
+    """All readable runs, oldest first. A directory that holds no record (yet) is passed over."""
+    found = []
+    for directory in sorted(runs.iterdir()) if runs.is_dir() else ():
+        if (directory / "run.json").is_file():
+            try:
+                found.append(RunRecord.load(runs, directory.name))
+            except ConfigError:
+                continue
+    return sorted(found, key=lambda r: r.get("created", 0.0))
+
+
+def check_run_id(run_id: str) -> str:
+    """The id itself, if it can be a directory's name and a job's comment. Raises ConfigError when not."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}", run_id):
+        raise ConfigError(f"{run_id!r} cannot be a run's id", hint="letters, digits, '.', '_' and '-', at most 120")
+    return run_id
+
+
+def owner() -> dict[str, Any]:
+    """This process, told apart from every other: host, boot, pid, and when the pid began."""
+    return {
+        "host": socket.gethostname(),
+        "boot": boot_id(),
+        "pid": os.getpid(),
+        "start": process_start(os.getpid()),
+    }
+
+
+def boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def process_start(pid: int) -> str | None:
+    """When a process of this host began (in clock ticks since boot), or None when it is not there or a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else fields[19]

@@ -1,0 +1,284 @@
+"""From a benchmark, a runner and a recipe to a plan: pure decisions. No socket, no process, no clock."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from launcher import derive
+from launcher.benchmark import Benchmark
+from launcher.check import Subject, check
+from launcher.derive import Context
+from launcher.environment import environment_of, result_filename
+from launcher.errors import ConfigError
+from launcher.image.reference import same_image
+from launcher.plan import Expected, Plan, PlannedPatch, PlannedRecipe, SchedulerPlan, SrtSlurm, Submit, WorkspacePlan
+from launcher.runner.file import RunnerFile
+from launcher.srtctl.locate import FoundRecipe, RecipeFinder, variants_or_none
+from launcher.srtctl.recipe import Edit, RecipeFacts, Variant, apply_edits, facts, with_comment
+
+__all__ = ["Context", "plan_benchmark", "resolve", "run_key"]
+
+
+def plan_benchmark(benchmark: Benchmark, file: RunnerFile, finder: RecipeFinder, context: Context) -> Plan:
+    """Find the recipe of a benchmark as far as it is at hand, and resolve.
+
+    The workspace's copy is looked at before the lane is known, since what it asks for (power telemetry) can decide the
+    lane. Raises ConfigError when the runner supports no such benchmark, or when it names no recipe.
+    """
+    config_file = benchmark.config_file
+    if not config_file:
+        raise ConfigError(
+            "no recipe: CONFIG_FILE is not set, and lanes that srtctl does not run are not supported",
+            where=benchmark.source,
+            hint="additional-settings: [CONFIG_FILE=recipes/…]",
+        )
+    recipe, passed_over = _choose(finder, benchmark, config_file, ())
+    power = recipe is not None and _asks_for_power(recipe.document)
+    lane = file.lane(benchmark, power=power)
+    refs = tuple(r for r in (lane.rule.sha, lane.rule.ref) if r)
+    if recipe is None:
+        recipe, passed_over = _choose(finder, benchmark, config_file, refs)
+    script = derive.setup_script(file, lane, benchmark, power)
+    return resolve(
+        benchmark,
+        file,
+        recipe,
+        context,
+        power=power,
+        passed_over=passed_over,
+        tree_at_hand=finder.tree_at_hand(refs) is not None,
+        setup_directory=str(found) if script and (found := finder.setup_script(script)) else None,
+    )
+
+
+def _choose(
+    finder: RecipeFinder, benchmark: Benchmark, config_file: str, refs: tuple[str, ...]
+) -> tuple[FoundRecipe | None, FoundRecipe | None]:
+    """The copy of a recipe that belongs to the benchmark's row, and the one before it that does not.
+
+    A row and a recipe are one pair: of several copies the first that runs the row's image is meant. When none does the
+    first is taken, and `check` says what is wrong with it.
+    """
+    first = None
+    for recipe in finder.all(config_file, refs):
+        found, _ = variants_or_none(recipe.document, recipe.selector)
+        container = facts(found[0].document).container if found else None
+        if container is None or container == benchmark.image or not _is_another_image(container, benchmark.image):
+            return recipe, first
+        first = first or recipe
+    return first, None
+
+
+def _is_another_image(container: str, image: str) -> bool:
+    """Whether a recipe's container is an image by name, and not the row's; an alias is none."""
+    return ("/" in container or ":" in container) and not same_image(container, image)
+
+
+def resolve(
+    benchmark: Benchmark,
+    file: RunnerFile,
+    recipe: FoundRecipe | None,
+    context: Context,
+    *,
+    power: bool = False,
+    passed_over: FoundRecipe | None = None,
+    tree_at_hand: bool = False,
+    setup_directory: str | None = None,
+) -> Plan:
+    """Decide everything that a run will do.
+
+    ``tree_at_hand`` tells whether the lane's own srt-slurm tree was searched too; ``setup_directory`` is this
+    repository's directory that holds the lane's container set-up script, when it has it.
+    """
+    runner = file.runner
+    model_rule = file.model(benchmark, power=power)
+    lane = file.lane(benchmark, power=power)
+    adjustments = file.adjustments(benchmark, power=power)
+    config_file = benchmark.config_file or ""
+    path, _, selector = config_file.partition(":")
+    found_variants, selector_problem = (
+        variants_or_none(recipe.document, recipe.selector) if recipe is not None else ([], None)
+    )
+    variant = found_variants[0] if found_variants else None
+    seen = facts(variant.document) if variant is not None else None
+
+    model_path = derive.model_path(model_rule.rule, benchmark, context)
+    aliases = derive.model_aliases(model_rule.rule, seen)
+    images, containers = derive.images(benchmark, file, seen, context)
+    job_name = runner.scheduler.job_name.format(runner=context.runner_name)
+    shared = derive.shared_workspace(file, context)
+    root = derive.fill(runner.checkout.directory, context) + f"/srt-slurm-{context.run_key}"
+    partition, account = derive.partition_and_account(file, benchmark, context)
+    filename = benchmark.result_filename or result_filename(benchmark, context.runner_name)
+    setup_script = derive.setup_script(file, lane, benchmark, power)
+
+    narrowed = variant is not None and _narrows(benchmark, context, seen)
+    document = _edited(recipe, variant, benchmark, file, context, power, seen) if recipe is not None else None
+    srtslurm: dict[str, Any] = {
+        "default_account": account,
+        "default_partition": partition,
+        "default_time_limit": derive.last(
+            [lane.rule.time_limit, *(a.rule.time_limit for a in adjustments)], runner.scheduler.time_limit
+        ),
+        "gpus_per_node": runner.node.gpus,
+        **runner.srtslurm,
+    }
+    for adjustment in adjustments:
+        srtslurm.update(adjustment.rule.srtslurm)
+    srtslurm = {key: value for key, value in srtslurm.items() if value is not None}
+    srtslurm["srtctl_root"] = root
+    srtslurm["model_paths"] = dict.fromkeys(aliases, model_path)
+    srtslurm["containers"] = containers
+    mounts = {k: v for a in adjustments for k, v in a.rule.mounts.items()}
+    if mounts:
+        srtslurm["default_mounts"] = mounts
+
+    exports = {
+        "MODEL_PATH": model_path,
+        "SRT_SLURM_MODEL_PREFIX": next(iter(aliases), model_rule.rule.alias),
+        runner.workspace.variable: shared or context.workspace,
+        "RUNNER_NAME": job_name,
+        "RESULT_FILENAME": filename,
+    }
+    if model_rule.rule.served:
+        exports["SERVED_MODEL_NAME"] = model_rule.rule.served.format(model=benchmark.model)
+    for adjustment in adjustments:
+        exports.update(adjustment.rule.exports)
+
+    submitted = path if narrowed or not selector else f"{path}:{selector}"
+    argv = ["srtctl", "apply", "-f", submitted, "--tags", derive.tags(file, adjustments, benchmark, context)]
+    if setup_script:
+        argv += ["--setup-script", setup_script]
+    if not derive.last([lane.rule.preflight, *(a.rule.preflight for a in adjustments)], True):
+        argv.append("--no-preflight")
+
+    findings = check(
+        Subject(
+            benchmark=benchmark,
+            file=file,
+            model=model_rule,
+            lane=lane,
+            recipe=recipe,
+            variant=variant,
+            variants=len(found_variants),
+            selector_problem=selector_problem,
+            facts=seen,
+            tree_at_hand=tree_at_hand,
+            aliases=aliases,
+            containers=containers,
+            filename=filename,
+            setup_script=setup_script,
+            setup_found=setup_directory is not None,
+            narrowed=narrowed,
+            passed_over=passed_over,
+        )
+    )
+    return Plan(
+        runner=runner.name,
+        runner_name=context.runner_name,
+        job_name=job_name,
+        run_key=context.run_key,
+        sku=runner.sku,
+        tools=runner.tools,
+        benchmark=benchmark,
+        scheduler=SchedulerPlan(runner.scheduler.kind, partition, account),
+        workspace=WorkspacePlan(context.workspace, shared),
+        images=images,
+        models=dict.fromkeys(aliases, model_path),
+        model=derive.planned_model(file, model_path, benchmark),
+        srt_slurm=SrtSlurm(
+            repository=derive.fill(runner.repositories[lane.rule.repository], context),
+            ref=lane.rule.ref,
+            sha=lane.rule.sha,
+            overlays=derive.overlays(lane, context, setup_directory),
+            patches=tuple(PlannedPatch(p.commit, p.path) for p in lane.rule.patches),
+            setup=tuple(tuple(w.format(arch=runner.node.arch or "") for w in argv) for argv in runner.checkout.setup),
+            setup_timeout=runner.checkout.setup_timeout,
+            root=root,
+            cache=derive.fill(runner.checkout.cache, context),
+        ),
+        srtslurm=srtslurm,
+        recipe=PlannedRecipe(
+            path=path,
+            selector=None if narrowed else selector or None,
+            document=document,
+            origin=recipe.origin if recipe is not None else "not at hand",
+        ),
+        submit=Submit(tuple(argv), {**environment_of(benchmark), **exports}),
+        results=Expected(
+            concurrencies=benchmark.concurrencies,
+            filename=filename,
+            mode="eval" if benchmark.eval_only else "agentic" if benchmark.agentic else "fixed",
+            run_eval=benchmark.run_eval,
+            isl=benchmark.isl,
+            osl=benchmark.osl,
+        ),
+        rules={"model": model_rule.where, "lane": lane.where},
+        findings=tuple(findings),
+        narrow=context.narrow,
+    )
+
+
+def run_key(benchmark: Benchmark, runner_name: str, run: str, attempt: str) -> str:
+    """The identity of a run: ``<run>-<attempt>-<12 hex digits>`` of what is measured and where.
+
+    Two rows of one workflow run on one runner differ by their result names, hence by the digits.
+    """
+    name = benchmark.result_filename or result_filename(benchmark, runner_name)
+    digest = hashlib.sha1(f"{runner_name}\0{name}\0{benchmark.eval_only}".encode(), usedforsecurity=False)
+    return f"{run}-{attempt}-{digest.hexdigest()[:12]}"
+
+
+def _asks_for_power(document: Mapping[str, Any]) -> bool:
+    holders = [document, document.get("base")]
+    telemetry = [h.get("telemetry") for h in holders if isinstance(h, Mapping)]
+    return any(
+        isinstance(t, Mapping) and t.get("provider") == "dcgm-power" and t.get("enabled") is True for t in telemetry
+    )
+
+
+def _narrows(benchmark: Benchmark, context: Context, seen: RecipeFacts | None) -> bool:
+    asked = set(benchmark.concurrencies)
+    return context.narrow and seen is not None and bool(seen.concurrencies) and asked < set(seen.concurrencies or ())
+
+
+def _edited(
+    recipe: FoundRecipe,
+    variant: Variant | None,
+    benchmark: Benchmark,
+    file: RunnerFile,
+    context: Context,
+    power: bool,
+    seen: RecipeFacts | None,
+) -> dict[str, Any]:
+    """The recipe as it will be submitted: the runner's edits, excluded nodes, chosen concurrencies, our token."""
+    document = recipe.document
+    edits = [
+        Edit(**msgspec.structs.asdict(e))
+        for adjustment in file.adjustments(benchmark, power=power)
+        for e in adjustment.rule.edits
+    ]
+    if _narrows(benchmark, context, seen) and variant is not None:
+        document = variant.document
+        edits.append(Edit(("benchmark", "concurrencies"), "x".join(str(c) for c in benchmark.concurrencies)))
+    nodes = _excluded_nodes(file, benchmark, context, power)
+    already = (seen.sbatch_directives.get("exclude") if seen is not None else None) or ""
+    nodes = [n for n in nodes if not any(fnmatch.fnmatchcase(n, a) for a in str(already).split(","))]
+    if nodes:
+        edits.append(Edit(("sbatch_directives", "exclude"), ",".join([*filter(None, [str(already)]), *nodes])))
+    return with_comment(apply_edits(document, edits), context.run_key)
+
+
+def _excluded_nodes(file: RunnerFile, benchmark: Benchmark, context: Context, power: bool) -> list[str]:
+    nodes: list[str] = []
+    for rule in file.excluded(benchmark, power=power):
+        if rule.rule.variable is not None and rule.rule.variable in context.host:
+            nodes += [n for n in context.host[rule.rule.variable].split(",") if n]
+        else:
+            nodes.append(rule.rule.node)
+    return nodes

@@ -1,0 +1,277 @@
+"""Is this result file believable? Nothing is written here.
+
+What a file must hold is what InferenceX needs next: `utils/process_result.py` reads `max_concurrency`, `model_id` and
+both throughputs, divides every key ending in ``ms`` by 1000, and 1000 by every key that contains ``tpot``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+_FILE_NAME = re.compile(r"results_concurrency_(\d+)_gpus_(\d+)(?:_ctx_(\d+)_gen_(\d+))?\.json")
+_AGENTIC_NAME = re.compile(r".*_conc(\d+)\.json")
+_LENGTHS = re.compile(r"isl_(\d+)_osl_(\d+)")
+_NOT_FINITE = re.compile(rb'(?:"([^"]{1,80})"\s*:|[\[,])\s*[-+]?(NaN|Infinity)\b')
+_NEEDED = ("max_concurrency", "total_token_throughput", "output_throughput", "completed")
+
+
+@dataclass(frozen=True)
+class FileName:
+    """What sa-bench says in a result's file name; ``prefill_gpus`` and ``decode_gpus`` only when disaggregated."""
+
+    concurrency: int
+    gpus: int
+    prefill_gpus: int | None = None
+    decode_gpus: int | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> FileName | None:
+        """The parts of ``results_concurrency_N_gpus_G[_ctx_C_gen_D].json``, or None for another name."""
+        found = _FILE_NAME.fullmatch(name)
+        return cls(*(None if part is None else int(part) for part in found.groups())) if found else None  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measured concurrency. Throughputs are tokens per second, latencies milliseconds; None is «not said».
+
+    ``throughput_per_gpu`` and ``output_throughput_per_gpu`` are `tput_per_gpu` and `output_tput_per_gpu` as
+    process_result.py computes them. ``doubts`` are things to look at that do not make the point invalid.
+    """
+
+    concurrency: int
+    completed: int
+    path: Path
+    requests: int | None = None
+    gpus: int | None = None
+    prefill_gpus: int | None = None
+    decode_gpus: int | None = None
+    total_throughput: float | None = None
+    output_throughput: float | None = None
+    throughput_per_gpu: float | None = None
+    output_throughput_per_gpu: float | None = None
+    ttft_median_ms: float | None = None
+    ttft_p99_ms: float | None = None
+    tpot_median_ms: float | None = None
+    tpot_p99_ms: float | None = None
+    itl_median_ms: float | None = None
+    itl_p99_ms: float | None = None
+    e2el_median_ms: float | None = None
+    e2el_p99_ms: float | None = None
+    duration_s: float | None = None
+    rehearsal: bool = False
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Invalid:
+    """A result file that cannot be used, and why."""
+
+    path: Path
+    reason: str
+
+
+class _Unusable(Exception):
+    """Why a document is no result."""
+
+
+def read_result(path: Path, *, expected_concurrency: int, isl: int | None, osl: int | None) -> Point | Invalid:
+    """Read one sa-bench result, ``…/sa-bench_isl_I_osl_O/results_concurrency_N_gpus_G[_ctx_C_gen_D].json``.
+
+    ``expected_concurrency`` must be the one of the file name and of the document, ``isl`` and ``osl`` (None: not
+    checked) those of its directory's name. Never raises for what the file holds or for a file that cannot be read.
+    """
+    try:
+        name = FileName.parse(path.name)
+        if name is None:
+            raise _Unusable("its name is not results_concurrency_N_gpus_G[_ctx_C_gen_D].json")
+        if name.concurrency != expected_concurrency:
+            raise _Unusable(f"its name says concurrency {name.concurrency}, expected was {expected_concurrency}")
+        _check_lengths(path, isl, osl)
+        return _fixed_point(path, name, _load(path), osl)
+    except _Unusable as unusable:
+        return Invalid(path, str(unusable))
+
+
+def read_agentic_result(path: Path, *, expected_concurrency: int) -> Point | Invalid:
+    """Read one agentic result, ``<RESULT_FILENAME>_conc<N>.json``, as InferenceX aggregates it from AIPerf's records.
+
+    Valid is what the workflow takes: ``num_requests_successful`` of at least 1. Its seconds become milliseconds here;
+    it has no 99th percentiles.
+    """
+    try:
+        named = _AGENTIC_NAME.fullmatch(path.name)
+        if named is None or int(named[1]) != expected_concurrency:
+            raise _Unusable(f"its name does not end in _conc{expected_concurrency}.json")
+        return _agentic_point(path, expected_concurrency, _load(path))
+    except _Unusable as unusable:
+        return Invalid(path, str(unusable))
+
+
+def _load(path: Path) -> Mapping[str, msgspec.Raw]:
+    """The top level of a JSON object, its values unparsed: `itls` alone can hold twenty million numbers."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _Unusable(f"cannot be read: {error.strerror}") from None
+    if not data.strip():
+        raise _Unusable("the file is empty")
+    try:
+        return msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except msgspec.ValidationError:
+        raise _Unusable("it is JSON, but not an object") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if found := _NOT_FINITE.search(data):
+            holder = found[1].decode(errors="replace") if found[1] else "an element of a list"
+            raise _Unusable(f"{holder} is {found[2].decode()}") from None
+        text = str(error)
+        raise _Unusable("truncated JSON" if "truncated" in text else f"not JSON: {text}") from None
+
+
+def _number(document: Mapping[str, msgspec.Raw], key: str) -> float:
+    raw = document.get(key)
+    if raw is None:
+        raise _Unusable(f"{key} is missing")
+    return _finite(key, _value(raw))
+
+
+def _value(raw: msgspec.Raw) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _Unusable(f"not JSON: {error}") from None
+
+
+def _finite(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _Unusable(f"{key} is {value!r}, not a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise _Unusable(f"{key} is not finite")
+    return number
+
+
+def _check_lengths(path: Path, isl: int | None, osl: int | None) -> None:
+    found = _LENGTHS.search(path.parent.name)
+    if found is None:
+        return
+    said = int(found[1]), int(found[2])
+    asked = said[0] if isl is None else isl, said[1] if osl is None else osl
+    if said != asked:
+        raise _Unusable(f"it was measured with ISL/OSL {said[0]}/{said[1]}, asked was {asked[0]}/{asked[1]}")
+
+
+def _fixed_point(path: Path, name: FileName, document: Mapping[str, msgspec.Raw], osl: int | None) -> Point:
+    if not (raw := document.get("model_id")) or not isinstance(_value(raw), str):
+        raise _Unusable("model_id is missing" if raw is None else "model_id is not text")
+    concurrency, total, output, completed = (_number(document, key) for key in _NEEDED)
+    numbers = {key: _number(document, key) for key in document if key.endswith("ms") or "tpot" in key}
+    if concurrency != name.concurrency:
+        raise _Unusable(f"max_concurrency is {concurrency:g}, its file name says {name.concurrency}")
+    if completed <= 0:
+        raise _Unusable("no request was completed")
+    tokens = _number(document, "total_output_tokens") if "total_output_tokens" in document else None
+    if output <= 0 or total <= 0 or tokens == 0:
+        raise _Unusable("no output token was generated")
+    if zero := [key for key, value in numbers.items() if "tpot" in key and value == 0]:
+        raise _Unusable(f"{zero[0]} is 0, and process_result.py divides by it")
+    prefill, decode = (name.gpus, 0) if name.prefill_gpus is None else (name.prefill_gpus, name.decode_gpus or 0)
+    if prefill <= 0:
+        raise _Unusable("its file name says no prefill GPU, and process_result.py divides by them")
+    requests = int(_number(document, "num_prompts")) if "num_prompts" in document else None
+    return Point(
+        concurrency=name.concurrency,
+        completed=int(completed),
+        path=path,
+        requests=requests,
+        gpus=name.gpus,
+        prefill_gpus=name.prefill_gpus,
+        decode_gpus=name.decode_gpus,
+        total_throughput=total,
+        output_throughput=output,
+        throughput_per_gpu=total / (prefill + decode),
+        output_throughput_per_gpu=output / (decode or prefill),
+        **{
+            f"{metric}_{which}_ms": numbers.get(f"{which}_{metric}_ms")
+            for metric in ("ttft", "tpot", "itl", "e2el")
+            for which in ("median", "p99")
+        },
+        duration_s=_number(document, "duration") if "duration" in document else None,
+        rehearsal=_is_rehearsal(document),
+        doubts=tuple(_doubts(name, int(completed), requests, tokens, osl, numbers)),
+    )
+
+
+def _doubts(
+    name: FileName,
+    completed: int,
+    requests: int | None,
+    tokens: float | None,
+    osl: int | None,
+    numbers: Mapping[str, float],
+) -> list[str]:
+    doubts = [f"{key} is negative" for key, value in numbers.items() if key.startswith("median") and value < 0]
+    if requests is not None and completed < requests:
+        doubts.append(f"{completed} of {requests} requests completed")
+    if osl and tokens and not osl / 2 <= tokens / completed <= osl:
+        doubts.append(f"{tokens / completed:.0f} output tokens a request, where OSL is {osl}")
+    if name.prefill_gpus is not None and name.prefill_gpus + (name.decode_gpus or 0) != name.gpus:
+        doubts.append(f"its file name says {name.gpus} GPUs, and {name.prefill_gpus}+{name.decode_gpus} of them")
+    return doubts
+
+
+def _is_rehearsal(document: Mapping[str, msgspec.Raw]) -> bool:
+    raw = document.get("rehearsal")
+    return raw is not None and bool(_value(raw))
+
+
+def _agentic_point(path: Path, concurrency: int, document: Mapping[str, msgspec.Raw]) -> Point:
+    completed = _number(document, "num_requests_successful")
+    if completed <= 0:
+        raise _Unusable("no request succeeded")
+    if "conc" in document and (said := _number(document, "conc")) != concurrency:
+        raise _Unusable(f"conc is {said:g}, its file name says {concurrency}")
+    accounting = _value(document["request_accounting"]) if "request_accounting" in document else {}
+    failed = _within(accounting, "records_error_dropped")
+    metrics = _value(document["request_metrics"]) if "request_metrics" in document else {}
+    prefill, decode = (
+        int(_number(document, key)) if key in document else None for key in ("num_prefill_gpu", "num_decode_gpu")
+    )
+    latency = {
+        f"{metric}_median_ms": None if seconds is None else seconds * 1000
+        for metric in ("ttft", "tpot", "itl", "e2el")
+        for seconds in (_within(metrics, "latency", metric, "p50"),)
+    }
+    return Point(
+        concurrency=concurrency,
+        completed=int(completed),
+        path=path,
+        requests=None if failed is None else int(completed + failed),
+        gpus=None if prefill is None else prefill + (decode or 0),
+        prefill_gpus=prefill,
+        decode_gpus=decode,
+        total_throughput=_within(metrics, "throughput", "total", "tokens_per_second"),
+        output_throughput=_within(metrics, "throughput", "output", "tokens_per_second"),
+        throughput_per_gpu=_within(metrics, "throughput", "per_gpu", "total_tput_tps"),
+        output_throughput_per_gpu=_within(metrics, "throughput", "per_gpu", "output_tput_tps"),
+        **latency,
+        duration_s=_within(metrics, "throughput", "duration_seconds"),
+        rehearsal=_is_rehearsal(document),
+        doubts=(f"{failed:g} requests failed",) if failed else (),
+    )
+
+
+def _within(metrics: Any, *keys: str) -> float | None:
+    for key in keys:
+        metrics = metrics.get(key) if isinstance(metrics, dict) else None
+    return None if metrics is None else _finite(".".join(keys), metrics)

@@ -1,0 +1,171 @@
+"""A runner file as read: its rules, which one applies to a benchmark, and where that rule stands."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+
+from launcher.benchmark import Benchmark
+from launcher.boundary import schema_error
+from launcher.document import Document, Key, nearest
+from launcher.errors import ConfigError
+from launcher.runner.schema import (
+    Adjustment,
+    ExcludedNode,
+    LaneRule,
+    ModelRule,
+    Pattern,
+    Rule,
+    Runner,
+    Storage,
+    When,
+)
+
+R = TypeVar("R", bound=Rule)
+
+
+def _matches(pattern: Pattern | None, value: str) -> bool:
+    if pattern is None:
+        return True
+    patterns = [pattern] if isinstance(pattern, str) else pattern
+    return any(fnmatch.fnmatchcase(value, p) for p in patterns)
+
+
+def applies(when: When, benchmark: Benchmark, *, power: bool = False) -> bool:
+    """Whether a rule with this ``when`` is for this benchmark."""
+    config_file = (benchmark.config_file or "").partition(":")[0]
+    return (
+        _matches(when.prefix, benchmark.model_prefix)
+        and _matches(when.precision, benchmark.precision)
+        and _matches(when.framework, benchmark.framework)
+        and _matches(when.model, benchmark.model)
+        and _matches(when.scenario, benchmark.scenario)
+        and _matches(when.spec_decoding, benchmark.spec_decoding)
+        and _matches(when.config_file, config_file)
+        and when.eval_only in (None, benchmark.eval_only)
+        and when.power in (None, power)
+    )
+
+
+class Applied(Generic[R]):
+    """A rule that applies, and where it stands. The line is looked up only when asked: it costs a second parse."""
+
+    def __init__(self, file: RunnerFile, table: str, index: int, rule: R) -> None:
+        self.rule = rule
+        self._place = (file, table, index)
+
+    @cached_property
+    def where(self) -> str:
+        """``file:line`` of the rule."""
+        file, table, index = self._place
+        return file.where(table, index)
+
+
+class RunnerFile:
+    """A runner and the file it was read from, so that every decision can name its line."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        data = document.mapping()
+        try:
+            self.runner = msgspec.convert(data, Runner, strict=True)
+        except msgspec.ValidationError as error:
+            raise schema_error(document, error, Runner) from None
+        self._check()
+
+    @classmethod
+    def read(cls, path: Path) -> RunnerFile:
+        """Read and validate a runner file. Raises ConfigError with file and line."""
+        return cls(Document.read(path))
+
+    @property
+    def path(self) -> str:
+        return self.document.path
+
+    def where(self, *keys: Key) -> str:
+        return self.document.where(keys)
+
+    def model(self, benchmark: Benchmark, *, power: bool = False) -> Applied[ModelRule]:
+        """The model rule for a benchmark. Raises ConfigError, listing what is supported, when there is none."""
+        return self._first("models", self.runner.models, benchmark, power)
+
+    def lane(self, benchmark: Benchmark, *, power: bool = False) -> Applied[LaneRule]:
+        """The lane for a benchmark. Raises ConfigError, listing what is supported, when there is none."""
+        return self._first("lanes", self.runner.lanes, benchmark, power)
+
+    def adjustments(self, benchmark: Benchmark, *, power: bool = False) -> list[Applied[Adjustment]]:
+        """Every adjustment for a benchmark, in the file's order."""
+        return self._all("adjust", self.runner.adjust, benchmark, power)
+
+    def excluded(self, benchmark: Benchmark, *, power: bool = False) -> list[Applied[ExcludedNode]]:
+        """The nodes that this benchmark's job must not get."""
+        return self._all("exclude-nodes", self.runner.exclude_nodes, benchmark, power)
+
+    def _all(self, table: str, rules: Sequence[R], benchmark: Benchmark, power: bool) -> list[Applied[R]]:
+        return [
+            Applied(self, table, i, rule) for i, rule in enumerate(rules) if applies(rule.when, benchmark, power=power)
+        ]
+
+    def _first(self, table: str, rules: Sequence[R], benchmark: Benchmark, power: bool) -> Applied[R]:
+        for i, rule in enumerate(rules):
+            if applies(rule.when, benchmark, power=power):
+                return Applied(self, table, i, rule)
+        asked = f"{benchmark.model_prefix}/{benchmark.precision}/{benchmark.framework} ({benchmark.scenario})"
+        supported = "; ".join(dict.fromkeys(describe_when(r.when) for r in rules)) or "nothing"
+        raise ConfigError(
+            f"runner {self.runner.name} has no rule in `{table}` for {asked}",
+            where=self.where(table),
+            hint=f"supported: {supported}",
+        )
+
+    def storage_of(self, path: str) -> Storage | None:
+        """The storage that a path lies on: the longest declared prefix, or None when the file does not say."""
+        found = [s for s in self.runner.storage if path == s.path or path.startswith(s.path.rstrip("/") + "/")]
+        return max(found, key=lambda s: len(s.path), default=None)
+
+    def _check(self) -> None:
+        runner = self.runner
+        for i, lane in enumerate(runner.lanes):
+            if lane.repository not in runner.repositories:
+                near = nearest(lane.repository, runner.repositories)
+                raise ConfigError(
+                    f"repository {lane.repository!r} is not in `repositories`",
+                    where=self.where("lanes", i, "repository"),
+                    hint=f"did you mean {near!r}?" if near else f"known: {', '.join(runner.repositories)}",
+                )
+            if lane.sha is not None and not re.fullmatch(r"[0-9a-f]{40}", lane.sha):
+                raise ConfigError(
+                    f"sha {lane.sha!r} is not a full commit id of 40 hexadecimal digits",
+                    where=self.where("lanes", i, "sha"),
+                )
+        for i, storage in enumerate(runner.storage):
+            if not storage.path.startswith("/"):
+                raise ConfigError(f"{storage.path!r} is not absolute", where=self.where("storage", i, "path"))
+
+
+def describe_when(when: When) -> str:
+    """A rule's condition as a person would say it: ``minimaxm3/fp8/dynamo-vllm``."""
+
+    def one(pattern: Pattern | None) -> str:
+        return "*" if pattern is None else pattern if isinstance(pattern, str) else "|".join(pattern)
+
+    text = f"{one(when.prefix)}/{one(when.precision)}/{one(when.framework)}"
+    extra = [
+        f"{name}={one(value) if not isinstance(value, bool) else str(value).lower()}"
+        for name, value in (
+            ("model", when.model),
+            ("scenario", when.scenario),
+            ("spec-decoding", when.spec_decoding),
+            ("config-file", when.config_file),
+            ("eval-only", when.eval_only),
+            ("power", when.power),
+        )
+        if value is not None
+    ]
+    return text + (f" [{', '.join(extra)}]" if extra else "")

@@ -1,0 +1,74 @@
+"""All runner files that can be found, and which of them is meant by a name, a RUNNER_NAME or a matrix label."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from launcher.document import nearest
+from launcher.errors import ConfigError
+from launcher.runner.file import RunnerFile
+
+
+class Fleet:
+    """The runner files of some directories; an earlier directory's file hides a later one of the same name."""
+
+    def __init__(self, directories: Sequence[Path]) -> None:
+        self.directories = [d for d in directories if d.is_dir()]
+        self._read: dict[Path, RunnerFile] = {}
+
+    @cached_property
+    def paths(self) -> dict[str, Path]:
+        """Runner name (the file's stem) → file."""
+        found: dict[str, Path] = {}
+        for directory in self.directories:
+            for path in sorted(directory.glob("*.yaml")):
+                found.setdefault(path.stem, path)
+        return found
+
+    def get(self, name: str) -> RunnerFile:
+        """The runner of this name. Raises ConfigError naming the nearest one."""
+        if name not in self.paths:
+            near = nearest(name, self.paths)
+            raise ConfigError(
+                f"there is no runner {name!r}",
+                where=os.pathsep.join(str(d) for d in self.directories) or "no runner directory",
+                hint=f"did you mean {near!r}?" if near else f"known: {', '.join(self.paths) or 'none'}",
+            )
+        path = self.paths[name]
+        if path not in self._read:
+            file = RunnerFile.read(path)
+            if file.runner.name != name:
+                raise ConfigError(
+                    f"name {file.runner.name!r} is not the file's own", where=file.where("name"), hint=f"name: {name}"
+                )
+            self._read[path] = file
+        return self._read[path]
+
+    def all(self) -> list[RunnerFile]:
+        return [self.get(name) for name in self.paths]
+
+    def for_runner_name(self, runner_name: str) -> RunnerFile:
+        """The cluster of a physical runner (``b300-nv_07``): its name up to the first underscore."""
+        prefix = runner_name.partition("_")[0]
+        for file in self.all():
+            if prefix in file.runner.runners:
+                return file
+        known = [p for f in self.all() for p in f.runner.runners]
+        near = nearest(prefix, known)
+        raise ConfigError(
+            f"no runner file claims the prefix {prefix!r} of RUNNER_NAME={runner_name}",
+            where="RUNNER_NAME",
+            hint=f"did you mean {near!r}?" if near else f"known prefixes: {', '.join(known)}",
+        )
+
+    @cached_property
+    def by_label(self) -> Mapping[str, RunnerFile]:
+        """Matrix label → the first cluster that serves it (several may)."""
+        found: dict[str, RunnerFile] = {}
+        for file in self.all():
+            for label in file.runner.labels:
+                found.setdefault(label, file)
+        return found

@@ -1,0 +1,110 @@
+"""What squeue, sacct and scontrol print, read into records. Other lines are passed over: sites print banners."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from launcher.slurm import states
+from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.states import Phase
+
+# The comment is last in both: it is free text, and may hold the separator.
+SQUEUE_FORMAT = "%A|%T|%V|%S|%e|%r|%N|%k"
+SACCT_FIELDS = "JobIDRaw,State,ExitCode,Submit,Start,End,NodeList,Reason,Comment"
+
+_NOTHING = frozenset({"", "N/A", "None", "(null)", "Unknown", "None assigned", "NONE"})
+_SCONTROL_PAIR = re.compile(r"(?:^| )([A-Z][\w/:&]*)=(\S*)")
+_SCONTROL_KEYS = ("JobId", "JobState", "ExitCode", "SubmitTime", "StartTime", "EndTime", "NodeList", "Reason")
+_SCONTROL_COMMENT = re.compile(r" Comment=(.*?)(?= +[A-Z]\w*=|$)")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One job as one source shows it. A requeued or reused id has several records in accounting."""
+
+    id: str
+    state: JobState
+    comment: str
+
+
+def squeue_records(text: str) -> list[Record]:
+    """The records in what ``squeue -h -o SQUEUE_FORMAT`` printed."""
+    found = []
+    for line in text.splitlines():
+        fields = line.strip().split("|", 7)
+        if len(fields) == 8 and fields[0].isdigit():
+            job, word, submit, start, end, reason, nodes, comment = fields
+            found.append(_record("squeue", job, word, "", submit, start, end, nodes, reason, comment))
+    return found
+
+
+def sacct_records(text: str) -> list[Record]:
+    """The records in what ``sacct -X -D -n -P -o SACCT_FIELDS`` printed."""
+    found = []
+    for line in text.splitlines():
+        fields = line.strip().split("|", 8)
+        if len(fields) == 9 and fields[0].isdigit():
+            found.append(_record("sacct", *fields))
+    return found
+
+
+def scontrol_records(text: str) -> list[Record]:
+    """The records in what ``scontrol show job -o ID`` printed."""
+    found = []
+    for line in text.splitlines():
+        pairs: dict[str, str] = defaultdict(str)
+        for key, value in _SCONTROL_PAIR.findall(line):
+            pairs.setdefault(key, value)
+        if pairs["JobId"].isdigit() and pairs["JobState"]:
+            words = [pairs[key] for key in _SCONTROL_KEYS]
+            comment = _SCONTROL_COMMENT.search(line)
+            found.append(_record("scontrol", *words, comment[1].strip() if comment else ""))
+    return found
+
+
+def own_record(job: JobKey, records: Iterable[Record]) -> Record | None:
+    """The record of this very job among those with its id, the latest when it was requeued; None when none is its.
+
+    The record that follows one that ends in REQUEUED belongs to the same job: its submit time is another, and its
+    comment may not be shown (`JobKey.matches`).
+    """
+    own: Record | None = None
+    for record in sorted(records, key=lambda r: r.state.submitted or 0.0):
+        again = own is not None and own.state.word == "REQUEUED"
+        if again or job.matches(record.state.submitted, record.comment):
+            own = record
+    return own
+
+
+def timestamp(text: str) -> float | None:
+    """Seconds since the epoch: from ``%s`` (the clients are asked for it), or from Slurm's own local ISO form."""
+    if text.isdigit():
+        return float(text)
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
+
+
+def _record(source: str, *fields: str) -> Record:
+    """From id, state, exit code, submit, start and end time, nodes, reason and comment: sacct's order."""
+    job, word, code, submit, start, end, nodes, reason, comment = fields
+    phase = states.phase(word)
+    bare = states.normal(word)
+    exit_code = re.fullmatch(r"(\d+):(\d+)", code)
+    state = JobState(
+        phase,
+        bare,
+        exit_code=(int(exit_code[1]), int(exit_code[2])) if exit_code and phase is Phase.TERMINAL else None,
+        reason="" if reason in _NOTHING else reason,
+        nodes="" if nodes in _NOTHING else nodes,
+        submitted=timestamp(submit),
+        started=None if bare == "PENDING" else timestamp(start),  # of a pending job it is the scheduler's guess
+        ended=timestamp(end) if phase is Phase.TERMINAL else None,
+        source=source,
+    )
+    return Record(job, state, "" if comment in _NOTHING else comment)

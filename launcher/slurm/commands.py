@@ -1,0 +1,254 @@
+"""Slurm by its own commands: squeue, then sacct, then scontrol; scancel.
+
+Formats, options and messages are those that 20.02 and later share, tried on 22.05. Never ``--json``: 22.05 ignores
+every filter with it, and its shape changes with each release.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from launcher.errors import JobError
+from launcher.process import CommandRunner, Completed, clean_environment, run
+from launcher.slurm import answers, states
+from launcher.slurm.answers import Record, own_record
+from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, unknown
+from launcher.slurm.states import Phase
+
+IDS_A_CALL = 500
+"""Job ids in one argv. A thousand seven-digit ids are 8 kB; the kernel takes 128 kB for one argument."""
+
+SHOWN_A_ROUND = 20
+"""At most so many `scontrol show job` in one round: it takes one id a call."""
+
+LOOK_BEFORE_CANCEL = 3.0
+"""Seconds that looking whose an id is may take before scancel; GitHub leaves 10 s in all after a cancel."""
+
+_NOT_KNOWN = re.compile(r"invalid job id", re.IGNORECASE)
+_NOTHING_TO_CANCEL = re.compile(r"invalid job id|already completing or completed", re.IGNORECASE)
+_REFUSED = re.compile(r"access/permission denied|invalid user", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """Records by job id, or why there was no answer (``silence``, "" when there was one)."""
+
+    records: Mapping[str, list[Record]]
+    silence: str = ""
+
+
+class SlurmCommands:
+    """The Scheduler over Slurm's command line tools. Holds no state; may be used by several threads."""
+
+    name = "slurm"
+
+    def __init__(
+        self,
+        *,
+        runner: CommandRunner = run,
+        environ: Mapping[str, str] | None = None,
+        timeout: float = 30.0,
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """``timeout`` in seconds for each call. ``environ`` is os.environ when not given."""
+        self._runner = runner
+        self._timeout = timeout
+        self._now = now
+        self._sleep = sleep
+        self._plain = _client_environment(os.environ if environ is None else environ)
+        # Honoured by squeue, sacct and scontrol (22.05): times as seconds, free of zones and of summer time.
+        self._environment = {**self._plain, "SLURM_TIME_FORMAT": "%s"}
+
+    def poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
+        """One squeue for all; then sacct, and then scontrol, for those that are not seen alive."""
+        found: dict[JobKey, JobState] = {}
+        for start in range(0, len(jobs), IDS_A_CALL):
+            found.update(self._poll(jobs[start : start + IDS_A_CALL]))
+        return found
+
+    def _poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
+        queue = self._squeue([job.id for job in jobs])
+        found: dict[JobKey, JobState] = {}
+        for job in jobs:
+            record = own_record(job, queue.records.get(job.id, ()))
+            if record is not None and record.state.phase is Phase.ALIVE:
+                found[job] = record.state
+        rest = [job for job in jobs if job not in found]
+        if not rest:
+            return found
+        accounts = self._sacct([job.id for job in rest])
+        for job in rest:
+            record = own_record(job, accounts.records.get(job.id, ()))
+            if record is not None and _is_end(record.state, controller_answered=not queue.silence):
+                found[job] = record.state
+        rest = [job for job in rest if job not in found]
+        shown = self._scontrol([job.id for job in rest[:SHOWN_A_ROUND]])
+        for job in rest:
+            found[job] = _settle(job, queue, accounts, shown.get(job.id))
+        return found
+
+    def find(self, token: str) -> list[JobKey]:
+        """By the comment, in squeue and then in sacct since yesterday.
+
+        The token is in the comment and not in the job's name, because workflows cancel what a dead launcher left by
+        the runner's name, which the job has to bear. An answer of squeue alone is enough to say "none": it holds every
+        job for MinJobAge, and the question comes moments after the submission. Silence of squeue is not made good by
+        an empty sacct, which lags, and may hold no comments.
+        """
+        user = str(os.getuid())
+        queue = self._ask(
+            ["squeue", "-h", "--states=all", "-u", user, "-o", answers.SQUEUE_FORMAT], answers.squeue_records
+        )
+        since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self._now() - 86400))
+        accounts = self._ask(
+            ["sacct", "-X", "-D", "-n", "-P", "-u", user, "-S", since, "-o", answers.SACCT_FIELDS],
+            answers.sacct_records,
+        )
+        keys: dict[str, JobKey] = {}
+        for answer in (accounts, queue):
+            for job_id, records in answer.records.items():
+                for record in records:
+                    key = JobKey(job_id, record.state.submitted, token)
+                    if JobKey(job_id, None, token).matches(None, record.comment):
+                        keys[job_id] = key
+        if not keys and queue.silence:
+            raise SchedulerUnreachable(
+                f"nobody could say whether a job with the token {token} exists: {queue.silence}",
+                hint="look with `squeue --me -o '%i %k'` before submitting again",
+            )
+        return sorted(keys.values(), key=lambda key: key.submitted or 0.0)
+
+    def cancel(self, jobs: Sequence[JobKey]) -> None:
+        """A short look whose the ids are, then scancel; three tries.
+
+        An id is left out only when squeue shows it as another's or as over. What squeue does not show, or when it is
+        silent, is cancelled all the same: a running job must not be left because of a bad answer, scancel of an
+        unknown id does nothing (exit 0, no message in 22.05), and nobody else's jobs can be cancelled.
+        Raises JobError when Slurm refuses.
+        """
+        queue = self._squeue([job.id for job in jobs], timeout=min(LOOK_BEFORE_CANCEL, self._timeout))
+        ids = [job.id for job in jobs if _may_cancel(job, queue.records.get(job.id, ()))]
+        for start in range(0, len(ids), IDS_A_CALL):
+            self._scancel(ids[start : start + IDS_A_CALL])
+
+    def describe(self, job: JobKey) -> dict[str, str]:
+        """The answers of squeue, scontrol and sacct with all its steps, for a person: times are local."""
+        fields = (
+            "JobID,JobName,State,ExitCode,DerivedExitCode,Submit,Start,End,Elapsed,Timelimit,NodeList,Reason,Comment"
+        )
+        asked = {
+            "squeue": ["squeue", "--states=all", "-j", job.id],
+            "scontrol": ["scontrol", "show", "job", "-d", job.id],
+            "sacct": ["sacct", "-D", "-P", "-j", job.id, "-o", fields],
+        }
+        said = {name: self._runner(argv, timeout=self._timeout, env=self._plain) for name, argv in asked.items()}
+        return {name: answer.stdout if answer.ok else str(answer) for name, answer in said.items()}
+
+    def _squeue(self, ids: Sequence[str], timeout: float | None = None) -> _Answer:
+        argv = ["squeue", "-h", "--states=all", "-j", ",".join(ids), "-o", answers.SQUEUE_FORMAT]
+        return self._ask(argv, answers.squeue_records, timeout)
+
+    def _sacct(self, ids: Sequence[str]) -> _Answer:
+        # -D shows every record of an id that was given out twice, or requeued. With -j the window begins at the epoch.
+        argv = ["sacct", "-X", "-D", "-n", "-P", "-j", ",".join(ids), "-o", answers.SACCT_FIELDS]
+        return self._ask(argv, answers.sacct_records)
+
+    def _scontrol(self, ids: Sequence[str]) -> dict[str, _Answer]:
+        """One call an id, no more of them after the first silence: each costs 9 s while the controller is down."""
+        shown: dict[str, _Answer] = {}
+        for job_id in ids:
+            shown[job_id] = self._ask(["scontrol", "show", "job", "-o", job_id], answers.scontrol_records)
+            if shown[job_id].silence:
+                break
+        return shown
+
+    def _ask(self, argv: list[str], read: Callable[[str], list[Record]], timeout: float | None = None) -> _Answer:
+        said = self._runner(argv, timeout=timeout or self._timeout, env=self._environment)
+        records: dict[str, list[Record]] = defaultdict(list)
+        if said.ok:
+            for record in read(said.stdout):
+                records[record.id].append(record)
+        elif said.timed_out or not _NOT_KNOWN.search(said.stderr):
+            # squeue of a single unknown id and scontrol exit with 1 as they do when the controller is away; only this
+            # message makes it an answer.
+            return _Answer({}, str(said))
+        return _Answer(records)
+
+    def _scancel(self, ids: Sequence[str]) -> None:
+        from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_fixed
+
+        retrying = Retrying(
+            stop=stop_after_attempt(3),
+            wait=wait_fixed(0.5),
+            sleep=self._sleep,
+            retry=retry_if_result(lambda said: not _cancelled(said) and not _REFUSED.search(said.stderr)),
+            retry_error_callback=lambda attempts: attempts.outcome.result() if attempts.outcome else None,
+        )
+        said: Completed = retrying(lambda: self._runner(["scancel", *ids], timeout=self._timeout, env=self._plain))
+        where = f"job {','.join(ids)}"
+        if _REFUSED.search(said.stderr):
+            raise JobError(f"Slurm refuses to cancel: {said}", where=where, hint="whose is the job?")
+        if not _cancelled(said):
+            raise SchedulerUnreachable(
+                f"the cancel did not go through: {said}", where=where, hint=f"run `scancel {' '.join(ids)}` later"
+            )
+
+
+def _client_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without what changes what the clients print or ask: ``SQUEUE_FORMAT``, ``SACCT_FORMAT``, ``SLURM_CLUSTERS``…"""
+    prefixes = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")
+    return {k: v for k, v in clean_environment(environ).items() if not k.startswith(prefixes)}
+
+
+def _is_end(state: JobState, *, controller_answered: bool) -> bool:
+    """Whether an accounting record is the job's end. Accounting is believed about ends only: of a job that the
+    controller lost it says PENDING or RUNNING for ever, and it lags behind by a second and more (22.05)."""
+    if state.phase is not Phase.TERMINAL:
+        return False
+    return controller_answered or state.word not in states.MAY_BE_REQUEUED
+
+
+def _settle(job: JobKey, queue: _Answer, accounts: _Answer, shown: _Answer | None) -> JobState:
+    """The state of a job that squeue does not show alive and of whose end accounting has no record (yet)."""
+    record = own_record(job, shown.records.get(job.id, ())) if shown is not None else None
+    if record is not None and record.state.phase is not Phase.UNKNOWN:
+        return record.state
+    last = own_record(job, queue.records.get(job.id, ()))
+    if last is not None and last.state.phase is Phase.TERMINAL and last.state.word != states.SUCCESS:
+        return last.state  # a failure without its exit code; a success is none without it
+    parts = [
+        _told("squeue", job, queue),
+        _told("sacct", job, accounts),
+        "scontrol: not asked" if shown is None else _told("scontrol", job, shown),
+    ]
+    return unknown("; ".join(parts), source="squeue, sacct, scontrol")
+
+
+def _told(who: str, job: JobKey, answer: _Answer) -> str:
+    if answer.silence:
+        return answer.silence if answer.silence.startswith(who) else f"{who}: {answer.silence}"
+    records = answer.records.get(job.id, ())
+    own = own_record(job, records)
+    if own is not None:
+        return f"{who}: says {own.state.word}"
+    return f"{who}: knows another job with this id" if records else f"{who}: does not know the job"
+
+
+def _may_cancel(job: JobKey, records: Sequence[Record]) -> bool:
+    own = own_record(job, records)
+    if own is not None:
+        return own.state.phase is not Phase.TERMINAL
+    return not any(job.matches(record.state.submitted, record.comment) is False for record in records)
+
+
+def _cancelled(said: Completed) -> bool:
+    if said.ok:
+        return True
+    complaints = [line for line in said.stderr.splitlines() if line.strip()]
+    return bool(complaints) and all(_NOTHING_TO_CANCEL.search(line) for line in complaints)

@@ -1,0 +1,288 @@
+"""The embedded scheduler, for machines without Slurm: Python functions as jobs that outlive who submitted them.
+
+A jobs directory holds one directory a job, named by its id:
+
+    job.json      what was asked for, and which process keeps the job; written last by `submit`, it makes the job exist
+    state.json    how the job stands; written by its keeper only; not there while it is pending
+    cancel.json   somebody asked for its end
+    call.pkl      the function and its arguments
+    submitit/     what submitit needs
+    keeper.log    what the keeper and submitit had to say; normally next to nothing
+
+Every file is published by rename, so any process that sees the directory can find, poll and cancel the jobs. States
+are in Slurm's words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher import publish
+from launcher.errors import SubmissionError
+from launcher.process import run
+from launcher.slurm import states
+from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, unknown
+from launcher.slurm.states import Phase
+
+SOURCE = "embedded scheduler"
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process by more than its id, which is given out again: also when it started, and in which boot."""
+
+    host: str
+    boot: str
+    pid: int
+    started: str
+
+    @classmethod
+    def of(cls, pid: int) -> Process:
+        """The process with this id on this machine, now."""
+        return cls(socket.gethostname(), _boot_id(), pid, _start_of(pid))
+
+    def alive(self) -> bool | None:
+        """Whether it still runs; None when it is on another machine, of which nothing can be seen from here."""
+        if self.host != socket.gethostname():
+            return None
+        return self.boot == _boot_id() and self.started != "" and _start_of(self.pid) == self.started
+
+
+@dataclass(frozen=True)
+class Job:
+    """What ``job.json`` says. Times in seconds since the epoch, ``time_limit`` in seconds."""
+
+    id: str
+    name: str
+    token: str
+    log: str
+    submitted: float
+    time_limit: float | None
+    slots: int
+    keeper: Process
+
+
+def submit(
+    directory: Path,
+    function: Callable[..., object],
+    *args: object,
+    name: str,
+    token: str,
+    log: Path,
+    time_limit: float | None = None,
+    slots: int | None = None,
+) -> JobKey:
+    """Run ``function(*args)`` as a job of the jobs directory, in processes that go on when this one ends.
+
+    The job runs with the working directory and environment of now, and SLURM_JOB_ID and SLURM_JOB_NAME. What the
+    function needs must be importable for a fresh Python started here. It succeeds by returning; ``SystemExit(n)``
+    gives exit code n, any other exception 1. Its output is appended to ``log``, in which ``%j`` stands for the id, as
+    in Slurm. ``time_limit`` in seconds. ``slots``: it starts when fewer of the directory's earlier jobs are
+    unfinished; the number of CPUs when not given. Raises SubmissionError.
+    """
+    import cloudpickle  # type: ignore[import-untyped]  # submitit's own
+
+    with _submission_errors(directory):
+        place = _new_place(directory)
+        publish.write_bytes(place / "call.pkl", cloudpickle.dumps((function, args)))
+        with (place / "keeper.log").open("ab") as said:
+            keeper = subprocess.Popen(
+                [sys.executable, "-c", "from launcher.slurm.keeper import main; main()", os.fspath(place.absolute())],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+            )
+        # Its end is nobody's news here, but has to be collected while this process lives.
+        threading.Thread(target=keeper.wait, daemon=True, name=f"keeper of {place.name}").start()
+        job = Job(
+            id=place.name,
+            name=name,
+            token=token,
+            log=os.fspath(log.absolute()).replace("%j", place.name),
+            submitted=round(time.time(), 3),
+            time_limit=time_limit,
+            slots=slots or os.cpu_count() or 1,
+            keeper=Process.of(keeper.pid),
+        )
+        publish.write_json(place / "job.json", asdict(job))
+    return JobKey(job.id, job.submitted, job.token)
+
+
+class LocalScheduler:
+    """The Scheduler over a jobs directory. Holds no state; any process that sees the directory may have one."""
+
+    name = SOURCE
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
+        return {key: self._state(key) for key in jobs}
+
+    def _state(self, key: JobKey) -> JobState:
+        place = self.directory / key.id
+        try:
+            job = read_job(place)
+            if job is None:
+                return unknown(f"no such job in {self.directory}", SOURCE)
+            if not key.matches(job.submitted, job.token):
+                return unknown("another job has this id", SOURCE)
+            return observe(place, job)
+        except (OSError, ValueError) as error:
+            return unknown(f"{place}: {error}", SOURCE)
+
+    def find(self, token: str) -> list[JobKey]:
+        try:
+            found = [job for place in places(self.directory) if (job := read_job(place)) and job.token == token]
+        except (OSError, ValueError) as error:
+            raise SchedulerUnreachable(f"the jobs cannot be read: {error}", where=str(self.directory)) from None
+        return [JobKey(job.id, job.submitted, token) for job in found]
+
+    def cancel(self, jobs: Sequence[JobKey]) -> None:
+        """Ask each job's keeper to end it. Returns at once; the keeper sends SIGTERM to the job's processes, SIGKILL
+        after `keeper.GRACE` seconds, and publishes CANCELLED."""
+        for key in jobs:
+            place = self.directory / key.id
+            if self._state(key).phase is not Phase.ALIVE:
+                continue
+            job = read_job(place)
+            if job is None or not job.keeper.alive():
+                continue
+            try:
+                publish.write_json(place / "cancel.json", {"uid": os.getuid(), "host": socket.gethostname()})
+                os.kill(job.keeper.pid, signal.SIGTERM)
+            except ProcessLookupError:
+                continue
+            except OSError as error:
+                raise SchedulerUnreachable(f"cannot be cancelled: {error}", where=str(key)) from None
+
+    def describe(self, job: JobKey) -> dict[str, str]:
+        names = ("job.json", "state.json", "cancel.json", "keeper.log")
+        said = {}
+        for name in names:
+            with contextlib.suppress(OSError):
+                said[name] = (self.directory / job.id / name).read_text(errors="replace")
+        return said
+
+
+def observe(place: Path, job: Job) -> JobState:
+    """How a job stands, from its files and from its keeper being there. Raises OSError, ValueError."""
+    for last_look in (False, True):
+        state = _read_state(place, job)
+        if state.phase is Phase.TERMINAL:
+            return state
+        alive = job.keeper.alive()
+        if alive is None:
+            return unknown(f"it runs on {job.keeper.host}, and is not seen from here", SOURCE)
+        if alive:
+            return state
+        if last_look:  # the keeper may publish the end and go between two looks; not after it was seen gone
+            break
+    cancelled = (place / "cancel.json").exists()  # the request came before the keeper was ready for it
+    return JobState(
+        Phase.TERMINAL,
+        "CANCELLED" if cancelled else "NODE_FAIL",
+        reason="" if cancelled else "its processes are gone without an end: killed, or the machine was restarted",
+        nodes=job.keeper.host,
+        submitted=job.submitted,
+        started=state.started,
+        source=SOURCE,
+    )
+
+
+def read_job(place: Path) -> Job | None:
+    """What ``job.json`` says; None while it is not there. Raises OSError, ValueError (not JSON, not a job)."""
+    try:
+        document = json.loads((place / "job.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    try:
+        return Job(**{**document, "keeper": Process(**document["keeper"])})
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"job.json: {error}") from None
+
+
+def places(directory: Path) -> list[Path]:
+    """The directories of the jobs, by rising id. Raises OSError; a jobs directory that is not there has no jobs."""
+    try:
+        return sorted((path for path in directory.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    except FileNotFoundError:
+        return []
+
+
+def _read_state(place: Path, job: Job) -> JobState:
+    seen: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError):
+        seen = json.loads((place / "state.json").read_text(encoding="utf-8"))
+    word = seen.get("word", "PENDING")
+    return JobState(
+        states.phase(word),
+        word,
+        exit_code=(seen["exit_code"], seen.get("signal", 0)) if seen.get("exit_code") is not None else None,
+        reason=seen.get("reason", "" if seen else "Resources"),
+        nodes=job.keeper.host if seen else "",
+        submitted=job.submitted,
+        started=seen.get("started"),
+        ended=seen.get("ended"),
+        source=SOURCE,
+    )
+
+
+def _new_place(directory: Path) -> Path:
+    """A directory with the next id: mkdir is atomic, who comes second takes the number after it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    taken = places(directory)
+    number = int(taken[-1].name) + 1 if taken else 1
+    while True:
+        place = directory / str(number)
+        try:
+            place.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return place
+
+
+@contextlib.contextmanager
+def _submission_errors(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SubmissionError(f"the job could not be started: {error}", where=str(directory)) from error
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _start_of(pid: int) -> str:
+    """When the process started, in words that only compare; "" when it is gone, or a zombie."""
+    if not Path("/proc/self/stat").exists():
+        return _start_by_ps(pid)
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]  # field 22 of the file: clock ticks since boot (proc(5))
+
+
+def _start_by_ps(pid: int) -> str:
+    """The same on a laptop without /proc."""
+    state, _, started = run(["ps", "-o", "state=,lstart=", "-p", str(pid)], timeout=10).stdout.strip().partition(" ")
+    return "" if state.startswith("Z") else started.strip()

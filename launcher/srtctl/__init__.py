@@ -1,0 +1,1 @@
+"""Driving srtctl: the pinned checkout, its configuration, the recipe, the submission."""

@@ -1,0 +1,351 @@
+"""What a recipe says, as typed values: read from one resolved variant, and nothing guessed.
+
+A value that the recipe does not say is None. Where a number follows from what it says by a rule of srtctl or of the
+engine (GPUs of a worker, width of an expert group), the rule stands at the place that applies it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.benchmark import Role
+from launcher.errors import ConfigError
+
+KeyPath = tuple[str, ...]
+
+VLLM, SGLANG, TRTLLM = "vllm", "sglang", "trtllm"
+
+
+def _spellings(*flags: str) -> tuple[str, ...]:
+    """A flag as recipes write it: engines take ``max-model-len`` and ``max_model_len`` alike."""
+    return tuple(s for f in flags for s in dict.fromkeys((f, f.replace("-", "_"), f.replace("_", "-"))))
+
+
+_TP = _spellings("tensor-parallel-size", "tp-size", "tp")
+_PP = _spellings("pipeline-parallel-size", "pp-size")
+_DP = _spellings("data-parallel-size", "dp-size")
+_EP = _spellings("expert-parallel-size", "ep-size", "moe-expert-parallel-size")
+_EP_SWITCH = _spellings("enable-expert-parallel")
+_DP_ATTENTION = _spellings("enable-dp-attention", "enable-attention-dp")
+_DCP = _spellings("decode-context-parallel-size")
+_PCP = _spellings("prefill-context-parallel-size", "attn-cp-size")
+_MAX_MODEL_LEN = _spellings("max-model-len", "context-length", "max-seq-len")
+_SERVED = _spellings("served-model-name")
+
+_CONTAINER_PATHS: tuple[KeyPath, ...] = (
+    ("model", "container"),
+    ("frontend", "nginx_container"),
+    ("benchmark", "container_image"),
+    ("telemetry", "dcgm_exporter", "container_image"),
+    ("observability", "tachometer", "dcgm_exporter", "container_image"),
+    ("observability", "tachometer", "node_exporter", "container_image"),
+)
+"""Where srtctl resolves container aliases (`resolve_config_with_defaults`, src/srtctl/core/config.py at c88ef731)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parallelism:
+    """One role's parallelism, in the words of its engine's flags; None is a flag that is not given.
+
+    ``ep`` is a size. vLLM has a switch instead: on, the experts spread over ``tp * dp * pcp`` GPUs, off is 1.
+    ``dp_attention`` is likewise a switch of sglang and TensorRT-LLM, and for vLLM means a ``dp`` above 1.
+    """
+
+    engine: str
+    tp: int | None
+    pp: int | None
+    dp: int | None
+    ep: int | None
+    dp_attention: bool | None
+    dcp: int | None
+    pcp: int | None
+
+    def matrix(self) -> tuple[int, int, bool] | None:
+        """(tp, ep, dp-attn) in the words of a matrix, with the engines' defaults of 1 and off; None when not certain.
+
+        A matrix calls the GPUs of one worker ``tp``: DEP8 of vLLM (tp 1, dp 8) is tp 8 with dp-attn. For tp *and* dp
+        above 1, and for sglang's plain data parallelism, the matrices know no single way to say it: None.
+        """
+        if self.tp is None:
+            return None
+        dp, pcp = self.dp or 1, self.pcp or 1
+        if self.engine == VLLM:
+            if self.tp > 1 and dp > 1:
+                return None
+            return self.tp * dp, self.ep or 1, dp > 1
+        if self.engine == SGLANG:
+            if dp > 1 and not self.dp_attention:
+                return None
+            # sglang's attn-cp-size divides its tp, where a matrix multiplies tp by pcp-size
+            return self.tp // pcp, self.ep or 1, bool(self.dp_attention)
+        return self.tp, self.ep or 1, bool(self.dp_attention)
+
+
+@dataclass(frozen=True, slots=True)
+class RoleFacts:
+    """One side of a topology: its nodes and workers, its GPUs per worker, and what its engine is told."""
+
+    nodes: int | None
+    workers: int | None
+    gpus_per_worker: int | None
+    max_model_len: int | None
+    served_model_name: str | None
+    parallelism: Parallelism
+
+    def as_role(self) -> Role | None:
+        """This side as a matrix would write it, to be compared; None when that is not certain."""
+        words, p = self.parallelism.matrix(), self.parallelism
+        if words is None or self.workers is None:
+            return None
+        tp, ep, dp_attention = words
+        return Role(self.workers, tp, ep, dp_attention, p.pp or 1, p.dcp or 1, p.pcp or 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerUse:
+    """A container string of a recipe, and every place of the document that says it."""
+
+    alias: str
+    paths: tuple[KeyPath, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeFacts:
+    """What one resolved recipe says.
+
+    ``nodes`` is what srtctl asks Slurm for: workers' nodes and those set aside for infrastructure. ``time_limit`` is
+    Slurm's notation; None also when YAML has made a number of it (an unquoted 4:00:00 is 14400).
+    """
+
+    name: str | None
+    model_path: str | None
+    container: str | None
+    precision: str | None
+    engine: str
+    nginx_container: str | None
+    multiple_frontends: bool | None
+    benchmark_container: str | None
+    exporter_images: tuple[str, ...]
+    container_aliases: tuple[ContainerUse, ...]
+    benchmark_type: str | None
+    isl: int | None
+    osl: int | None
+    concurrencies: tuple[int, ...] | None
+    gpu_type: str | None
+    gpus_per_node: int | None
+    prefill: RoleFacts | None
+    decode: RoleFacts | None
+    aggregated: RoleFacts | None
+    nodes: int | None
+    time_limit: str | None
+    health_attempts: int | None
+    health_interval: int | None
+    setup_script: str | None
+    sbatch_directives: Mapping[str, Any]
+
+    @property
+    def roles(self) -> dict[str, RoleFacts]:
+        """The roles that the recipe has, by the names that engine configurations use."""
+        sides = {"prefill": self.prefill, "decode": self.decode, "aggregated": self.aggregated}
+        return {name: side for name, side in sides.items() if side is not None}
+
+    @property
+    def served_model_name(self) -> str | None:
+        """The name under which all roles serve the model; None when they say none, or different ones."""
+        names = {side.served_model_name for side in self.roles.values()}
+        return names.pop() if len(names) == 1 else None
+
+    @property
+    def nginx_by_default(self) -> bool:
+        """Whether srtctl starts an nginx that the recipe does not name.
+
+        Several frontends are its default, on more than one node. The schema then fills in ``nginx:1.27.4`` *after*
+        aliases were resolved, so that this string reaches the cluster as it is.
+        """
+        return self.multiple_frontends is not False and self.nginx_container is None and self.nodes != 1
+
+    @property
+    def health_seconds(self) -> int | None:
+        """How long srtctl waits for the servers, in seconds, when the recipe says both factors."""
+        if self.health_attempts is None or self.health_interval is None:
+            return None
+        return self.health_attempts * self.health_interval
+
+
+def facts(document: Mapping[str, Any]) -> RecipeFacts:
+    """Read the facts of one resolved recipe (a variant's document, not a file of the ``base:`` form).
+
+    Raises ConfigError for concurrencies that srtctl could not read either.
+    """
+    model, frontend, benchmark = (_mapping(document, key) for key in ("model", "frontend", "benchmark"))
+    resources, health = _mapping(document, "resources"), _mapping(document, "health_check")
+    backend = _mapping(document, "backend")
+    engine = _text(backend, "type") or SGLANG  # the schema's own default backend
+    aliases = _aliases(document)
+    prefill = _role(resources, backend, engine, "prefill")
+    decode = _role(resources, backend, engine, "decode", sharing=prefill)
+    aggregated = _role(resources, backend, engine, "agg")
+    exporters = [use.alias for use in aliases for path in use.paths if path[0] in ("telemetry", "observability")]
+    multiple = frontend.get("enable_multiple_frontends")
+    return RecipeFacts(
+        name=_text(document, "name"),
+        model_path=_text(model, "path"),
+        container=_text(model, "container"),
+        precision=_text(model, "precision"),
+        engine=engine,
+        nginx_container=_text(frontend, "nginx_container"),
+        multiple_frontends=multiple if isinstance(multiple, bool) else None,
+        benchmark_container=_text(benchmark, "container_image"),
+        exporter_images=tuple(dict.fromkeys(exporters)),
+        container_aliases=aliases,
+        benchmark_type=_text(benchmark, "type"),
+        isl=_number(benchmark.get("isl")),
+        osl=_number(benchmark.get("osl")),
+        concurrencies=_concurrencies(benchmark.get("concurrencies")),
+        gpu_type=_text(resources, "gpu_type"),
+        gpus_per_node=_number(resources.get("gpus_per_node")),
+        prefill=prefill,
+        decode=decode,
+        aggregated=aggregated,
+        nodes=_nodes(document, resources, backend, engine, (prefill, decode, aggregated)),
+        time_limit=_text(_mapping(document, "slurm"), "time_limit"),
+        health_attempts=_number(health.get("max_attempts")),
+        health_interval=_number(health.get("interval_seconds")),
+        setup_script=_text(document, "setup_script"),
+        sbatch_directives=dict(_mapping(document, "sbatch_directives")),
+    )
+
+
+def _aliases(document: Mapping[str, Any]) -> tuple[ContainerUse, ...]:
+    found: dict[str, list[KeyPath]] = {}
+    for path in _CONTAINER_PATHS:
+        value: Any = document
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if isinstance(value, str) and value:
+            found.setdefault(value, []).append(path)
+    return tuple(ContainerUse(alias, tuple(paths)) for alias, paths in found.items())
+
+
+def _role(
+    resources: Mapping[str, Any],
+    backend: Mapping[str, Any],
+    engine: str,
+    side: str,
+    sharing: RoleFacts | None = None,
+) -> RoleFacts | None:
+    nodes, workers = _number(resources.get(f"{side}_nodes")), _number(resources.get(f"{side}_workers"))
+    config = _mapping(_mapping(backend, f"{engine}_config"), "aggregated" if side == "agg" else side)
+    if nodes is None and workers is None and not config:
+        return None
+    gpus, per_node = _number(resources.get(f"gpus_per_{side}")), _number(resources.get("gpus_per_node"))
+    # srtctl's ResourceConfig: said, else an even share of the side's nodes, else prefill's width on shared nodes
+    if gpus is None and nodes and workers and per_node:
+        gpus = nodes * per_node // workers
+    elif gpus is None and nodes == 0 and workers and sharing is not None:
+        gpus = sharing.gpus_per_worker
+    served = _first(config, _SERVED)
+    return RoleFacts(
+        nodes=nodes,
+        workers=workers,
+        gpus_per_worker=gpus,
+        max_model_len=_number(_first(config, _MAX_MODEL_LEN)),
+        served_model_name=served if isinstance(served, str) else None,
+        parallelism=_parallelism(engine, config),
+    )
+
+
+def _parallelism(engine: str, config: Mapping[str, Any]) -> Parallelism:
+    tp, pp, dp, ep, dcp, pcp = (_number(_first(config, names)) for names in (_TP, _PP, _DP, _EP, _DCP, _PCP))
+    attention = _first(config, _DP_ATTENTION)
+    if engine == VLLM:
+        switch = _first(config, _EP_SWITCH)
+        ep = None if not isinstance(switch, bool) else (tp or 1) * (dp or 1) * (pcp or 1) if switch else 1
+        attention = None if dp is None else dp > 1
+    return Parallelism(engine, tp, pp, dp, ep, attention if isinstance(attention, bool) else None, dcp, pcp)
+
+
+def _nodes(
+    document: Mapping[str, Any],
+    resources: Mapping[str, Any],
+    backend: Mapping[str, Any],
+    engine: str,
+    sides: tuple[RoleFacts | None, RoleFacts | None, RoleFacts | None],
+) -> int | None:
+    prefill, decode, aggregated = sides
+    if resources.get("prefill_nodes") is not None or resources.get("decode_nodes") is not None:
+        nodes = (_number(resources.get("prefill_nodes")) or 0) + (_number(resources.get("decode_nodes")) or 0)
+        nodes = _packed(nodes, resources, backend, engine, prefill, decode)
+    elif aggregated is not None and aggregated.nodes is not None:
+        nodes = aggregated.nodes or 1
+    else:
+        return None
+    benchmark, frontend, infra = (_mapping(document, key) for key in ("benchmark", "frontend", "infra"))
+    set_aside = [
+        infra.get("etcd_nats_dedicated_node"),
+        frontend.get("dedicated_node"),
+        benchmark.get("client_dedicated_node"),
+    ]
+    extra = sum(1 for wanted in set_aside if wanted is True)
+    return nodes + (min(extra, 1) if benchmark.get("colocate_with_frontend", True) else extra)
+
+
+def _packed(
+    nodes: int,
+    resources: Mapping[str, Any],
+    backend: Mapping[str, Any],
+    engine: str,
+    prefill: RoleFacts | None,
+    decode: RoleFacts | None,
+) -> int:
+    """vLLM with ``allow_prefill_decode_colocation`` packs both sides when they fit on one node, or may span several."""
+    per_node = _number(resources.get("gpus_per_node"))
+    if engine != VLLM or backend.get("allow_prefill_decode_colocation") is not True or not per_node:
+        return nodes
+    total = 0
+    for side in (prefill, decode):
+        if side is None or not side.workers or not side.gpus_per_worker:
+            return nodes
+        total += side.workers * side.gpus_per_worker
+    fits = total <= per_node or backend.get("allow_prefill_decode_colocation_across_nodes") is True
+    return -(-total // per_node) if fits else nodes
+
+
+def _concurrencies(said: Any) -> tuple[int, ...] | None:
+    if said is None:
+        return None
+    parts = said.split("x") if isinstance(said, str) else said if isinstance(said, (list, tuple)) else [said]
+    numbers = [_number(part) for part in parts]
+    if not numbers or any(n is None or n < 1 for n in numbers):
+        raise ConfigError(
+            f"benchmark.concurrencies: {said!r} is neither a number, a list of numbers, nor numbers joined by 'x'",
+            hint='write "4x8x16" or [4, 8, 16]',
+        )
+    return tuple(n for n in numbers if n is not None)
+
+
+def _mapping(holder: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = holder.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(holder: Mapping[str, Any], key: str) -> str | None:
+    value = holder.get(key)
+    return value if isinstance(value, str) and value else None
+
+
+def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    for name in names:
+        if name in config:
+            return config[name]
+    return None
+
+
+def _number(value: Any) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    return int(value) if isinstance(value, str) and value.strip().isdecimal() else None

@@ -1,0 +1,299 @@
+"""`srtctl apply`, once, and knowing for certain which job is ours afterwards.
+
+A submission that failed or timed out may have reached Slurm all the same: sbatch can lose the answer after the
+controller took the job, and srtctl does more work after sbatch returned. So before anything else the scheduler is asked
+for a job that carries our token. Nothing here ever submits twice.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import SubmissionError
+from launcher.process import CommandRunner, Completed, run
+from launcher.slurm.client import Scheduler, SchedulerUnreachable
+from launcher.srtctl.config import dropped_warning
+
+ASKED = 3
+"""How often the scheduler is asked about a submission whose answer was lost."""
+
+BETWEEN = 5.0
+"""Seconds between two such questions: slurmctld may still be working on the request when its client is gone."""
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_JOB = re.compile(r"\bJob\s+(\S+)\s+submitted!")
+_OUTPUT = re.compile(r"Logs: (?P<directory>/.*)/logs\s*$", re.MULTILINE)
+
+_SUMMARY = re.compile(r"^Running:\n(?:(?!🚀|❌|Error|Traceback|\d{4}-).*\n?)*", re.MULTILINE)
+"""What srtctl prints after a submission: what runs, and advice about identity blocks."""
+
+_HINTS = (
+    (
+        r"is not defined in srtslurm\.yaml",
+        "register the alias in the runner file; `launcher check` finds such names before a submission",
+    ),
+    (
+        r"resolved to .*, but that (path|file) is unavailable",
+        "this machine cannot see it: stage it, or set `preflight: false` where only compute nodes can",
+    ),
+    (r"Unknown field", "this commit of srt-slurm does not know that key: is the lane pinned to the commit it needs?"),
+    (
+        r"Required binaries not found",
+        "the base was set up incompletely: the runner's `checkout.setup` has to make them",
+    ),
+    (
+        r"no-submissions|No YAML files found",
+        "the recipe has no variant to submit: name one with a selector (recipe.yaml:override_x)",
+    ),
+    (r"No such file or directory: 'sbatch'", "sbatch is not on PATH: is this the cluster's login node?"),
+    (r"unrecognized option '--segment", "this Slurm has no --segment: set use_segment_sbatch_directive: false"),
+    (
+        r"[Ii]nvalid (partition|account|qos)|Invalid account or account/partition",
+        "correct partition and account in the runner file (sacctmgr show assoc user=$USER)",
+    ),
+    (r"QOSMaxSubmit|AssocMaxSubmit|AssocGrpSubmit", "too many jobs are queued already: wait, or cancel some"),
+    (
+        r"Socket timed out|Unable to contact slurm controller",
+        "slurmctld did not answer; it has no job of ours, so that trying again is safe",
+    ),
+    (r"Config not found", "the recipe is not in the checkout: is the overlay complete and CONFIG_FILE right?"),
+    (r"unrecognized arguments|expected one argument", "this srtctl has other options than its checkout said"),
+)
+
+
+class SubmissionUnknown(SubmissionError):
+    """Whether a job exists could not be learnt. It must not be submitted again before somebody has looked."""
+
+
+class JobsExist(SubmissionError):
+    """Jobs were submitted that are not what was asked for; ``job_ids`` names them so that they can be cancelled."""
+
+    def __init__(self, message: str, *, job_ids: tuple[str, ...], hint: str | None = None) -> None:
+        super().__init__(message, where=", ".join(f"job {i}" for i in job_ids), hint=hint)
+        self.job_ids = job_ids
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One `srtctl apply`.
+
+    ``argv`` begins ``srtctl apply``; options that this srtctl lacks are left out, and ``--json`` is added where it
+    exists (``options``: see `checkout.Checkout`). ``root`` is the work tree, the working directory of the command.
+    ``environment`` is complete and clean (`process.clean_environment`): all of it reaches the job. ``token`` is what
+    the recipe's job comment carries. ``timeout`` is in seconds.
+    """
+
+    argv: tuple[str, ...]
+    root: Path
+    environment: Mapping[str, str]
+    token: str
+    options: frozenset[str]
+    timeout: float = 300.0
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """The job of this submission.
+
+    ``submitted`` is its submit time in seconds since the epoch when the scheduler told it. ``adopted`` says that srtctl
+    failed and the scheduler had the job nevertheless. ``said`` is everything srtctl said, without colours.
+    """
+
+    job_id: str
+    submitted: float | None
+    output_dir: Path | None
+    adopted: bool
+    said: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What one run of srtctl said: job ids in order, its own error, where the job writes, how many it began."""
+
+    ids: tuple[str, ...]
+    error: str | None
+    output_dir: str | None
+    begun: int
+    said: str
+
+
+def apply(
+    submission: Submission,
+    *,
+    scheduler: Scheduler,
+    run: CommandRunner = run,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Submitted:
+    """Submit exactly one job.
+
+    Raises SubmissionError when there is no job; SubmissionUnknown when that cannot be said; JobsExist when there are
+    jobs that have to go: several, or one that srtctl submitted after it had dropped srtslurm.yaml.
+    """
+    argv, notes = _argv(submission)
+    done = run(argv, timeout=submission.timeout, cwd=submission.root, env=_environment(submission))
+    answer = _read(done)
+    failed = not done.ok or answer.error is not None or len(answer.ids) != 1 or not answer.ids[0].isdecimal()
+    trouble = _trouble(done, answer, submission.timeout) if failed else ""
+    try:
+        found = _ask(submission.token, scheduler, sleep, patiently=failed and _may_come(done, answer))
+    except SchedulerUnreachable as error:
+        if failed:
+            raise SubmissionUnknown(
+                f"whether a job was submitted is unknown.\n{trouble}\nThe scheduler: {error.message}",
+                where=f"token {submission.token}",
+                hint="not submitted again; resume the run when the scheduler answers: it looks for this token first",
+            ) from None
+        found = {}
+    ids = _ours(answer, found, failed, trouble)
+    dropped = dropped_warning(answer.said)
+    if not ids:
+        words = " ".join(trouble.split())
+        raise SubmissionError(
+            trouble + (f"\nsrtctl had dropped srtslurm.yaml: {dropped}" if dropped else ""),
+            where=_recipe(argv),
+            hint=next((hint for pattern, hint in _HINTS if re.search(pattern, words)), None),
+        )
+    if dropped:
+        raise JobsExist(
+            f"the job was submitted without srtslurm.yaml, hence without aliases and defaults: {dropped}",
+            job_ids=ids,
+            hint="cancel it and correct the runner file's `srtslurm` table",
+        )
+    return Submitted(
+        job_id=ids[0],
+        submitted=found.get(ids[0]),
+        output_dir=_output_dir(answer, submission.root, ids[0]),
+        adopted=failed,
+        said=answer.said,
+        notes=(*notes, f"srtctl failed, and the job exists: {trouble}") if failed else tuple(notes),
+    )
+
+
+def _ours(answer: _Answer, found: Mapping[str, float | None], failed: bool, trouble: str) -> tuple[str, ...]:
+    """The job that this submission made, or none. Raises JobsExist when it made several.
+
+    After a success srtctl's own word counts. After a failure what it printed and what the scheduler has count together:
+    an id that srtctl printed exists, whether or not the scheduler shows comments yet.
+    """
+    if not failed:
+        return answer.ids
+    ids = tuple(dict.fromkeys([i for i in answer.ids if i.isdecimal()] + list(found)))
+    if len(ids) > 1 or (ids and answer.begun > 1):
+        raise JobsExist(
+            f"one job was asked for, and srtctl submitted {', '.join(ids)}.\n{trouble}",
+            job_ids=ids,
+            hint="cancel them; the selector must name exactly one variant",
+        )
+    return ids
+
+
+def _argv(submission: Submission) -> tuple[list[str], list[str]]:
+    """The argv as this srtctl takes it, and what had to be changed."""
+    argv, notes = list(submission.argv), []
+    if not _recipe(argv):
+        raise SubmissionError(
+            "no recipe is given", hint="srtctl takes an empty -f for the current directory and submits all of it"
+        )
+    if "--no-preflight" in argv and "--no-preflight" not in submission.options:
+        argv.remove("--no-preflight")
+        notes.append("--no-preflight is left out: this srtctl has no preflight checks and no such option")
+    if "--json" in submission.options and "--json" not in argv:
+        argv.append("--json")
+    for option in (a.partition("=")[0] for a in argv if a.startswith("--") and a != "--file"):
+        if option not in submission.options:
+            raise SubmissionError(f"this srtctl's apply has no option {option}", where=_recipe(argv))
+    return argv, notes
+
+
+def _recipe(argv: list[str] | tuple[str, ...]) -> str | None:
+    for word, value in zip(argv, [*argv[1:], ""], strict=True):
+        if word in ("-f", "--file"):
+            return value or None
+        if word.startswith("--file="):
+            return word.removeprefix("--file=") or None
+    return None
+
+
+def _environment(submission: Submission) -> dict[str, str]:
+    """Wide and plain, because srtctl prints through rich, which wraps at COLUMNS (seen to break ``Job 4242`` apart at
+    15) and colours under FORCE_COLOR; the tree's own Python environment first on PATH."""
+    kept = {k: v for k, v in submission.environment.items() if k not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
+    programs = submission.root / ".venv/bin"
+    path = kept.get("PATH", "/usr/local/bin:/usr/bin:/bin")
+    return {**kept, "COLUMNS": "500", "NO_COLOR": "1", "PATH": f"{programs}:{path}" if programs.is_dir() else path}
+
+
+def _read(done: Completed) -> _Answer:
+    out, err = _ANSI.sub("", done.stdout), _ANSI.sub("", done.stderr)
+    records = [r for line in out.splitlines() if line.startswith("{") and (r := _record(line))]
+    submitted = [r for r in records if r.get("status") == "submitted"]
+    errors = [str(r.get("error", "")) for r in records if r.get("status") == "error"]
+    errors += ["no-submissions: there was nothing to submit" for r in records if r.get("status") == "no-submissions"]
+    said = "\n".join(text.strip() for text in (out, err) if text.strip())
+    directory = _OUTPUT.search(said)
+    ids = [str(r.get("slurm_job_id")) for r in submitted] + _JOB.findall(said)
+    return _Answer(
+        ids=tuple(dict.fromkeys(ids)),
+        error="\n".join(errors) if errors else None,
+        output_dir=str(submitted[0]["output_dir"])
+        if submitted and submitted[0].get("output_dir")
+        else (directory["directory"] if directory else None),
+        begun=said.count("Submitting: "),
+        said=said,
+    )
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _may_come(done: Completed, answer: _Answer) -> bool:
+    """Whether sbatch was reached, so that a job can still appear."""
+    return done.timed_out or (done.returncode or 0) < 0 or answer.begun > 0
+
+
+def _ask(
+    token: str, scheduler: Scheduler, sleep: Callable[[float], None], *, patiently: bool
+) -> dict[str, float | None]:
+    """The jobs that carry the token, with their submit times. Raises SchedulerUnreachable."""
+    for attempt in range(ASKED if patiently else 1):
+        if attempt:
+            sleep(BETWEEN)
+        if found := scheduler.find(token):
+            return {job.id: job.submitted for job in found}
+    return {}
+
+
+def _trouble(done: Completed, answer: _Answer, timeout: float) -> str:
+    """What went wrong, whole: srtctl's own error, and its prose without log lines and advice."""
+    if done.timed_out:
+        first = f"srtctl apply did not end within {timeout:.0f} s and was stopped"
+    elif done.ok:
+        first = f"srtctl apply exited with 0 and named {', '.join(answer.ids) or 'no job'}"
+    else:
+        first = f"srtctl apply exited with {done.returncode}"
+    prose = [
+        line
+        for line in _SUMMARY.sub("", answer.said).splitlines()
+        if line.strip() and " | INFO | " not in line and not line.startswith("{")
+    ]
+    return "\n".join([first, *([answer.error] if answer.error else []), *prose])
+
+
+def _output_dir(answer: _Answer, root: Path, job_id: str) -> Path | None:
+    """Where the job writes: as srtctl said, made absolute (``-o`` keeps a relative path relative), else as it is."""
+    if answer.output_dir and Path(answer.output_dir).name == job_id:
+        return root / answer.output_dir
+    usual = root / "outputs" / job_id
+    return usual if usual.is_dir() else None
