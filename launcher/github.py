@@ -244,7 +244,7 @@ def _fit(text: bytes, room: int) -> bytes:
     """``text``, or as many of its lines as leave space in ``room`` bytes for a note on what was cut."""
     if len(text) <= room:
         return text
-    note = "\n\n*Cut here: GitHub shows no summary above 1 MiB; {} bytes are left out.*\n"
+    note = "\n*Cut here: GitHub shows no summary above 1 MiB; {} bytes are left out.*\n"
     budget = room - len(note) - len(str(len(text)))
     if budget < 0:
         return b""

@@ -7,13 +7,18 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from launcher.errors import Cancelled
+
 NOT_FOUND = 127
 """Return code when the program is not on PATH, as a shell gives it."""
+
+_LOOK = 0.2
+"""Seconds between two looks at whether to stop."""
 
 NOT_EXECUTABLE = 126
 """Return code when the program is there and may not be run."""
@@ -68,8 +73,11 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     input: str | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Completed:
     """Run ``argv`` in its own session; after ``timeout`` seconds end the whole process group (TERM, then KILL).
+
+    When ``should_stop`` answers true meanwhile, the group is ended and Cancelled raised.
 
     Its own session, because `enroot import` killed by its top pid alone leaves mksquashfs writing as an orphan
     (seen with enroot 4.1.2), and because Ctrl-C in a terminal must reach the launcher, which decides what to stop.
@@ -96,7 +104,7 @@ def run(
     except PermissionError as error:
         return Completed(words, NOT_EXECUTABLE, "", f"{words[0]}: {error.strerror}", 0.0)
     try:
-        out, err = child.communicate(input, timeout=timeout)
+        out, err = _communicate(child, input, began + timeout, should_stop)
     except subprocess.TimeoutExpired:
         out, err = _end_group(child)
         return Completed(words, None, out, err, time.monotonic() - began)
@@ -104,6 +112,38 @@ def run(
         _end_group(child)
         raise
     return Completed(words, child.returncode, out, err, time.monotonic() - began)
+
+
+def _communicate(
+    child: subprocess.Popen[str], input: str | None, deadline: float, should_stop: Callable[[], bool] | None
+) -> tuple[str, str]:
+    """Wait for the child, looking at ``should_stop`` now and then. Raises TimeoutExpired at the deadline, Cancelled."""
+    while should_stop is not None and not should_stop():
+        try:
+            return child.communicate(input, timeout=min(_LOOK, max(0.0, deadline - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            input = None
+            if time.monotonic() >= deadline:
+                raise
+    if should_stop is not None:
+        raise Cancelled(f"stopped while process {child.pid} ran")
+    return child.communicate(input, timeout=max(0.0, deadline - time.monotonic()))
+
+
+def stoppable(should_stop: Callable[[], bool]) -> CommandRunner:
+    """A `run` that ends its program and raises Cancelled as soon as ``should_stop`` answers true."""
+
+    def runner(
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        input: str | None = None,
+    ) -> Completed:
+        return run(argv, timeout=timeout, cwd=cwd, env=env, input=input, should_stop=should_stop)
+
+    return runner
 
 
 def _end_group(child: subprocess.Popen[str], grace: float = 2.0) -> tuple[str, str]:

@@ -142,8 +142,10 @@ def resolve(
         "MODEL_PATH": model_path,
         "SRT_SLURM_MODEL_PREFIX": next(iter(aliases), model_rule.rule.alias),
         runner.workspace.variable: shared or context.workspace,
+        "GITHUB_WORKSPACE": context.workspace,
         "RUNNER_NAME": job_name,
         "RESULT_FILENAME": filename,
+        "SRTSLURM_CONFIG": f"{root}/srtslurm.yaml",
     }
     if model_rule.rule.served:
         exports["SERVED_MODEL_NAME"] = model_rule.rule.served.format(model=benchmark.model)

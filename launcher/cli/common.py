@@ -79,7 +79,7 @@ def _from_recipe(arguments: argparse.Namespace, of: Session) -> Benchmark:
     prefix = arguments.model_prefix
     return Benchmark(
         exp_name=f"{prefix}_{seen.isl}x{seen.osl}" if seen.isl else prefix,
-        image=arguments.image or seen.container,
+        image=arguments.image or seen.container or "",
         model=arguments.model,
         model_prefix=prefix,
         precision=(arguments.precision or [seen.precision])[0],

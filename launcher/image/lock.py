@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -186,6 +187,8 @@ class Lock:
             self._on_wait(owner)
 
     def _beat_on(self, handle: int) -> None:
+        # A signal that the kernel gives to this thread would not wake the main one, where its handler has to run.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while not self._ended.wait(self._beat):
             with contextlib.suppress(OSError):
                 os.utime(handle)  # by handle: the name may be somebody else's by now

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -103,7 +104,10 @@ def _parse(uri: str) -> re.Match[str]:
 def _import(uri: str, output: str, environ: Mapping[str, str]) -> None:
     for name in ("CACHE", "DATA", "RUNTIME"):
         if path := environ.get(f"ENROOT_{name}_PATH"):
-            Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise _Failed(f"mkdir: cannot create directory '{path}': {error.strerror}") from None
     found = _parse(uri)
     target = Path(os.path.realpath(output))
     if not target.parent.is_dir():
@@ -134,12 +138,12 @@ def _write(target: Path, image: bytes, fail: str, slow: float) -> None:
     head, body = image[:96], image[96:]
     with _removed_when_terminated(target):
         try:
-            with target.open("xb") as file:
+            with target.open("wb") as file:  # no O_EXCL: two imports into one name both "succeed", as recorded
                 for part in (bytes(96), body[: len(body) // 2]):
                     file.write(part)
                 file.flush()
                 if fail == "nospace":
-                    raise OSError(28, "No space left on device")
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 time.sleep(slow)
                 file.write(body[len(body) // 2 :])
                 file.seek(0)
@@ -155,10 +159,8 @@ def _write(target: Path, image: bytes, fail: str, slow: float) -> None:
 
 def _files(uri: str, size: int) -> dict[str, bytes]:
     note = {"rehearsal": True, "uri": uri, "made_by": f"launcher.rehearsal.enroot {VERSION}"}
-    files = {
-        "rc": f"# enroot-provenance: {uri}\necho 'this image is a rehearsal and holds no program' >&2\nexit 1\n".encode(),
-        "rehearsal.json": json.dumps(note, indent=2).encode() + b"\n",
-    }
+    rc = f"# enroot-provenance: {uri}\necho 'this image is a rehearsal and holds no program' >&2\nexit 1\n"
+    files = {"rc": rc.encode(), "rehearsal.json": json.dumps(note, indent=2).encode() + b"\n"}
     return {**files, "filler": bytes(size)} if size else files
 
 
@@ -167,7 +169,8 @@ def _now(environ: Mapping[str, str]) -> int:
 
 
 def _faults(environ: Mapping[str, str]) -> dict[str, str]:
-    faults = dict(part.split("=", 1) for part in environ.get(FAULTS, "").split(",") if "=" in part)
+    parts = (part.partition("=") for part in environ.get(FAULTS, "").split(",") if part)
+    faults = {key: value for key, _, value in parts}
     if not (set(faults) <= _KEYS and faults.get("fail", "empty") in _FAILS):
         raise _Failed(f"[ERROR] {FAULTS}: {environ[FAULTS]!r} asks for what this stand-in does not know")
     if "fail_times" in faults and "counter" not in faults:
@@ -186,7 +189,10 @@ def _fails_now(faults: Mapping[str, str]) -> bool:
 
 @contextlib.contextmanager
 def _temporary(parent: str | None) -> Iterator[None]:
-    directory = tempfile.mkdtemp(prefix="enroot.", dir=parent)
+    try:
+        directory = tempfile.mkdtemp(prefix="enroot.", dir=parent)
+    except OSError as error:
+        raise _Failed(f"mktemp: failed to create directory in '{parent}': {error.strerror}") from None
     try:
         yield
     finally:

@@ -6,10 +6,9 @@ next step of the workflow takes a file that exists for a result. Everything is l
 
 from __future__ import annotations
 
-import errno
-import hashlib
+import fnmatch
 import math
-import shutil
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,23 +19,15 @@ from typing import Literal
 import msgspec
 
 from launcher.errors import ResultError
-from launcher.publish import publish_new, publishing, temporary_name
-from launcher.result.bundle import Bundle, bundle_logs, copy_logs, log_files
+from launcher.result.bundle import Bundle, bundle_logs, log_files
 from launcher.result.validate import FileName, Invalid, Point, read_agentic_result, read_result
+from launcher.result.workspace import LOGS, NAME_MAX, check_target, digest_of, publish_file, replace_logs
 
-NAME_MAX = 255
-"""Bytes of a file name, on every file system met here."""
-
-LOGS = "LOGS"
 TARBALL = "multinode_server_logs.tar.gz"
 STAMPS = ("exporter-image.sha256", "power-producer-sha.txt")
 """Left in the workspace by the power lane; they travel with the logs, for the audit of power measurements."""
 
-_OWNER = ".launcher-job"
-_AGGREGATE_PREFIX = "agg_"
 _INTERVAL = 5.0
-
-Mode = Literal["fixed", "agentic", "eval"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,7 @@ class CollectRequest:
     ``started`` is when the run began (Unix seconds): older files are of another run. ``agentic_source`` is where the
     job writes ``<result_filename>_conc<N>.json``, the workspace itself when None. ``published`` is what an earlier
     collection of this run published, name to sha256, from its record. ``patience`` is for how many seconds to wait for
-    files that are missing or truncated: NFS can show them up to a minute late.
+    results that are missing or invalid: NFS can show a file, or its end, up to a minute late.
     """
 
     logs_dir: Path
@@ -56,7 +47,7 @@ class CollectRequest:
     concurrencies: tuple[int, ...]
     job_id: str
     started: float
-    mode: Mode = "fixed"
+    mode: Literal["fixed", "agentic", "eval"] = "fixed"
     isl: int | None = None
     osl: int | None = None
     run_eval: bool = False
@@ -74,7 +65,7 @@ class Problem:
     kind: Literal["missing", "invalid"] = "missing"
 
     def __str__(self) -> str:
-        return self.text
+        return self.text if self.concurrency is None else f"concurrency {self.concurrency}: {self.text}"
 
 
 @dataclass(frozen=True)
@@ -91,21 +82,30 @@ class Collected:
         """Raise ResultError listing every problem, when there is one."""
         if self.problems:
             listed = "\n".join(f"  {problem}" for problem in self.problems)
-            count = f"{len(self.problems)} result{'s are' if len(self.problems) > 1 else ' is'}"
             raise ResultError(
-                f"{count} missing or invalid:\n{listed}",
+                f"{len(self.problems)} of the results asked for are missing or invalid:\n{listed}",
                 hint=f"look into {TARBALL}, or {LOGS}/, of the workspace",
             )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Found:
-    """What lies there: points and problems, and the files to publish, target name to (source, sha256)."""
+    """What lies there; ``files`` are to be published: target name to source and sha256."""
 
-    points: tuple[Point, ...] = ()
-    problems: tuple[Problem, ...] = ()
-    doubts: tuple[str, ...] = ()
-    files: Mapping[str, tuple[Path, str]] = field(default_factory=dict)
+    points: dict[int, Point] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+    files: dict[str, tuple[Path, str]] = field(default_factory=dict)
+
+    def add(self, target: str, source: Path) -> None:
+        """Take a file. Raises ResultError when another content has that name already."""
+        digest = digest_of(source)
+        known, other = self.files.setdefault(target, (source, digest))
+        if other != digest:
+            raise ResultError(
+                f"two results would both be {target}: {known} and {source}",
+                hint="the job wrote one result twice; correct the recipe",
+            )
 
 
 def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sleep) -> Collected:
@@ -115,19 +115,37 @@ def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sl
     cannot be met as it is: a logs directory of another job, a name longer than 255 bytes, two results of one name, a
     file of another run in the way; and when a result cannot be written.
     """
-    _check_request(request)
-    found = _look(request)
-    for _ in range(math.ceil(request.patience / _INTERVAL)):
-        if not found.problems:
-            break
-        sleep(_INTERVAL)
-        found = _look(request)
-    doubts = [*found.doubts, *(f"concurrency {p.concurrency}: {doubt}" for p in found.points for doubt in p.doubts)]
-    for name in found.files:
-        _check_target(request, name, found.files[name][1], doubts)
-    published = {name: _publish(request, name, *found.files[name]) for name in found.files}
+    from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attempt, wait_fixed
+
+    def last(state: RetryCallState) -> _Found:
+        assert state.outcome is not None
+        found: _Found = state.outcome.result()
+        return found
+
+    _check(request)
+    look = Retrying(
+        stop=stop_after_attempt(1 + math.ceil(request.patience / _INTERVAL)),
+        wait=wait_fixed(_INTERVAL),
+        retry=retry_if_result(lambda found: bool(found.problems)),
+        retry_error_callback=last,
+        sleep=sleep,
+    )
+    found = look(_look, request)
+    doubts = [*found.doubts, *(f"concurrency {at}: {doubt}" for at, p in found.points.items() for doubt in p.doubts)]
+    for name, (_, digest) in found.files.items():
+        check_target(request.workspace / name, digest, request.published.get(name))
+        if request.mode == "fixed" and len(os.fsencode(f"agg_{name}")) > NAME_MAX:
+            doubts.append(f"agg_{name} is longer than {NAME_MAX} bytes: process_result.py cannot write it")
+    for name, (source, digest) in found.files.items():
+        publish_file(source, request.workspace / name, digest, request.published.get(name))
     bundle = _keep_logs(request, doubts)
-    return Collected(found.points, found.problems, tuple(doubts), {**request.published, **published}, bundle)
+    return Collected(
+        points=tuple(found.points[at] for at in sorted(found.points)),
+        problems=tuple(found.problems),
+        doubts=tuple(doubts),
+        published={**request.published, **{name: digest for name, (_, digest) in found.files.items()}},
+        bundle=bundle,
+    )
 
 
 def result_name(result_filename: str, directory: str, name: FileName) -> str:
@@ -141,10 +159,10 @@ def agentic_name(result_filename: str, concurrency: int) -> str:
     return f"{result_filename}_conc{concurrency}.json"
 
 
-def _check_request(request: CollectRequest) -> None:
+def _check(request: CollectRequest) -> None:
     if not request.result_filename or "/" in request.result_filename:
         raise ResultError(f"{request.result_filename!r} cannot begin a file name")
-    if request.logs_dir.absolute().parent.name != request.job_id:
+    if request.logs_dir.resolve().parent.name != request.job_id:
         raise ResultError(
             f"these are not the logs of job {request.job_id}",
             where=str(request.logs_dir),
@@ -155,107 +173,99 @@ def _check_request(request: CollectRequest) -> None:
 
 
 def _look(request: CollectRequest) -> _Found:
-    found = {"fixed": _look_fixed, "agentic": _look_agentic, "eval": lambda _: _Found()}[request.mode](request)
-    return _look_eval(request, found) if request.run_eval or request.mode == "eval" else found
+    found = _Found()
+    try:
+        if request.mode == "fixed":
+            _look_fixed(request, found)
+        elif request.mode == "agentic":
+            _look_agentic(request, found)
+        if request.run_eval or request.mode == "eval":
+            _look_eval(request, found)
+    except OSError as error:
+        found.problems.append(Problem(f"{error.filename} cannot be read: {error.strerror}"))
+    return found
 
 
-def _look_fixed(request: CollectRequest) -> _Found:
+def _look_fixed(request: CollectRequest, found: _Found) -> None:
     """Results of sa-bench: every ``results_concurrency_*.json`` below the directories ``*isl*osl*`` of the logs."""
-    points: dict[int, Point] = {}
-    problems: dict[int, Problem] = {}
-    doubts: list[str] = []
-    files: dict[str, tuple[Path, str]] = {}
-    for path, status in sorted(log_files(request.logs_dir)):
-        name = FileName.parse(path.name)
-        folder = path.relative_to(request.logs_dir).parts[0]
-        if name is None or folder == path.name or "isl" not in folder.partition("osl")[0]:
-            continue
-        shown = path.relative_to(request.logs_dir)
-        if status.st_mtime < request.started:
-            problems[name.concurrency] = _invalid(name.concurrency, f"{shown} is older than this run")
-            continue
-        point = read_result(path, expected_concurrency=name.concurrency, isl=request.isl, osl=request.osl)
-        if isinstance(point, Invalid):
-            problems[name.concurrency] = _invalid(name.concurrency, f"{shown}: {point.reason}")
-            continue
-        target, digest = result_name(request.result_filename, folder, name), _digest(path)
-        if (other := files.get(target)) and other[1] != digest:
-            raise ResultError(
-                f"two results would both be {target}: {other[0]} and {path}",
-                hint="the job measured one concurrency twice; correct the recipe",
-            )
-        if target in files:
-            continue
-        if (first := points.get(name.concurrency)) is not None:
-            problems[name.concurrency] = _invalid(
-                name.concurrency, f"measured twice, {first.path.name} and {path.name}: which one counts is not known"
-            )
-        points.setdefault(name.concurrency, point)
-        files[target] = path, digest
-        if name.concurrency not in request.concurrencies:
-            doubts.append(f"{shown} was not asked for")
+    rejected: dict[int, list[str]] = {}
+    for folder in sorted(request.logs_dir.glob("*isl*osl*")):
+        for path, status in () if folder.is_symlink() else log_files(folder):
+            if (name := FileName.parse(path.name)) is None:
+                continue
+            shown = path.relative_to(request.logs_dir)
+            point = read_result(path, expected_concurrency=name.concurrency, isl=request.isl, osl=request.osl)
+            if status.st_mtime < request.started:
+                rejected.setdefault(name.concurrency, []).append(f"{shown} is older than this run")
+            elif isinstance(point, Invalid):
+                rejected.setdefault(name.concurrency, []).append(f"{shown}: {point.reason}")
+            else:
+                first = found.points.setdefault(name.concurrency, point)
+                target = result_name(request.result_filename, folder.name, name)
+                if first is not point and target not in found.files:
+                    twice = f"measured twice, as {first.path.name} and {path.name}: which one counts is not known"
+                    found.problems.append(Problem(twice, name.concurrency, "invalid"))
+                found.add(target, path)
+                if name.concurrency not in request.concurrencies:
+                    found.doubts.append(f"{shown} was not asked for")
     for concurrency in request.concurrencies:
-        if concurrency not in points and concurrency not in problems:
-            problems[concurrency] = Problem(f"concurrency {concurrency}: no result in {request.logs_dir}", concurrency)
-    return _Found(
-        tuple(points[key] for key in sorted(points)),
-        tuple(problems[key] for key in sorted(problems)),
-        tuple(doubts),
-        files,
-    )
+        reasons = rejected.pop(concurrency, None) if concurrency not in found.points else None
+        if reasons:
+            found.problems.append(Problem("; ".join(reasons), concurrency, "invalid"))
+        elif concurrency not in found.points:
+            found.problems.append(Problem(f"no result below {request.logs_dir}", concurrency))
+    found.doubts += [reason for reasons in rejected.values() for reason in reasons]
 
 
-def _look_agentic(request: CollectRequest) -> _Found:
+def _look_agentic(request: CollectRequest, found: _Found) -> None:
     """Agentic results; one that was not asked for makes the workflow's count fail, so it is a problem."""
     source = request.agentic_source or request.workspace
     asked = {agentic_name(request.result_filename, concurrency): concurrency for concurrency in request.concurrencies}
-    points: list[Point] = []
-    problems: list[Problem] = []
-    files: dict[str, tuple[Path, str]] = {}
     for name, concurrency in asked.items():
         path = source / name
-        try:
-            modified = path.stat().st_mtime
-        except OSError as error:
-            why = "no result" if error.errno == errno.ENOENT else str(error.strerror)
-            problems.append(Problem(f"concurrency {concurrency}: {why}: {path}", concurrency))
-            continue
-        if modified < request.started:
-            problems.append(_invalid(concurrency, f"{path} is older than this run"))
+        if not path.exists():
+            found.problems.append(Problem(f"no result at {path}", concurrency))
             continue
         point = read_agentic_result(path, expected_concurrency=concurrency)
-        if isinstance(point, Invalid):
-            problems.append(_invalid(concurrency, f"{path}: {point.reason}"))
-            continue
-        points.append(point)
-        files[name] = path, _digest(path)
-    there = {path.name for path in request.workspace.glob("*_conc*.json")}
-    for name in sorted(each for each in there if each.startswith(f"{request.result_filename}_conc")):
-        if name not in asked:
-            problems.append(Problem(f"{name} in the workspace is not of this run, and the workflow would count it"))
-    return _Found(tuple(points), tuple(problems), (), files)
+        if path.stat().st_mtime < request.started:
+            found.problems.append(Problem(f"{path} is older than this run", concurrency, "invalid"))
+        elif isinstance(point, Invalid):
+            found.problems.append(Problem(f"{path}: {point.reason}", concurrency, "invalid"))
+        else:
+            found.points[concurrency] = point
+            found.add(name, path)
+    counted = [path.name for path in request.workspace.iterdir()]
+    pattern = _literally(request.result_filename) + "_conc*.json"
+    for name in sorted(set(fnmatch.filter(counted, pattern)) - asked.keys()):
+        found.problems.append(
+            Problem(f"{name} is in the workspace, was not asked for, and the workflow would count it")
+        )
 
 
-def _look_eval(request: CollectRequest, found: _Found) -> _Found:
-    """Eval files. After a benchmark they are extra, as srt-slurm sees it (do_sweep.py): missing ones are a doubt."""
+def _look_eval(request: CollectRequest, found: _Found) -> None:
+    """Eval files. After a benchmark they are extra, as srt-slurm has it (do_sweep.py): a missing one is a doubt."""
     folder = request.logs_dir / "eval_results"
-    files = {path.name: path for path, _ in log_files(folder) if path.parent == folder}
-    bad = [
-        f"{name} is not a JSON object" for name, path in files.items() if name.endswith(".json") and not _is_json(path)
-    ]
-    if not any(name.startswith("results") and name.endswith(".json") for name in files):
+    files = [] if folder.is_symlink() else [entry for entry in log_files(folder) if entry[0].parent == folder]
+    bad: list[str] = []
+    results = 0
+    for path in sorted(path for path, status in files if status.st_mtime >= request.started):
+        is_result = fnmatch.fnmatch(path.name, "results*.json")
+        if (is_result or path.name == "meta_env.json") and not _is_json(path):
+            bad.append(f"eval: {path.name} is not a JSON object")
+            continue
+        results += is_result
+        found.add(path.name, path)
+    if not results:
         bad.append(f"eval: no results*.json in {folder}")
-    problems = tuple(Problem(text) for text in bad) if request.mode == "eval" else ()
-    return _Found(
-        found.points,
-        found.problems + problems,
-        found.doubts if problems else (*found.doubts, *bad),
-        {**found.files, **{name: (path, _digest(path)) for name, path in sorted(files.items())}},
-    )
+    if request.mode == "eval":
+        found.problems += [Problem(text) for text in bad]
+    else:
+        found.doubts += bad
 
 
-def _invalid(concurrency: int, text: str) -> Problem:
-    return Problem(f"concurrency {concurrency}: {text}", concurrency, "invalid")
+def _literally(text: str) -> str:
+    """``text`` as a glob that matches itself only."""
+    return "".join(f"[{char}]" if char in "*?[" else char for char in text)
 
 
 def _is_json(path: Path) -> bool:
@@ -266,97 +276,16 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _check_target(request: CollectRequest, name: str, digest: str, doubts: list[str]) -> None:
-    """Refuse a name that cannot be, and a file in the way that is not ours."""
-    length = len(name.encode(errors="surrogateescape"))
-    if length > NAME_MAX:
-        raise ResultError(
-            f"the name of a result is {length} bytes long, and a file name may have {NAME_MAX}: {name}",
-            hint="shorten EXP_NAME or the runner's name, of which the workflow makes RESULT_FILENAME",
-        )
-    if request.mode == "fixed" and length + len(_AGGREGATE_PREFIX) > NAME_MAX:
-        doubts.append(f"{_AGGREGATE_PREFIX}{name} is too long for a file name: process_result.py will fail")
-    target = request.workspace / name
-    if not target.exists() or (there := _digest(target)) == digest or there == request.published.get(name):
-        return
-    raise ResultError(
-        f"a file of another run is in the way: {name}",
-        where=str(target),
-        hint="remove it, or collect into an empty workspace",
-    )
-
-
-def _publish(request: CollectRequest, name: str, source: Path, digest: str) -> str:
-    """Publish a copy of ``source``, which must still be what was looked at, in place of nothing or of our own."""
-    target = request.workspace / name
-    try:
-        if target.exists() and _digest(target) == digest:
-            return digest
-        temporary = temporary_name(target)
-        shutil.copyfile(source, temporary)
-        try:
-            if _digest(temporary) != digest:
-                raise ResultError(
-                    "a result changed while it was collected", where=str(source), hint="is the job still running?"
-                )
-            if name in request.published:
-                temporary.replace(target)
-            elif not publish_new(temporary, target):
-                raise ResultError("a file of another run came in the way", where=str(target))
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ResultError(f"a result cannot be published: {error.strerror}", where=str(target)) from None
-    return digest
-
-
 def _keep_logs(request: CollectRequest, doubts: list[str]) -> Bundle | None:
     """``LOGS/`` and the tarball. They are evidence: what goes wrong with them is a doubt, not a failure."""
-    stamps = [
-        (f"power/{name}", path) for name in STAMPS if _is_fresh(path := request.workspace / name, request.started)
-    ]
+    stamps = [(f"power/{path.name}", path) for path in (request.workspace / name for name in STAMPS) if path.is_file()]
+    fresh = [(name, path) for name, path in stamps if path.stat().st_mtime >= request.started]
     try:
-        bundle = bundle_logs(request.logs_dir, request.workspace / TARBALL, extra=stamps)
+        bundle = bundle_logs(request.logs_dir, request.workspace / TARBALL, extra=fresh)
         if bundle is not None:
             doubts += [f"{TARBALL}: {line}" for line in bundle.left_out]
-            doubts += _replace_logs(request, stamps)
+            doubts += replace_logs(request.logs_dir, request.workspace, request.job_id, fresh)
     except OSError as error:
         doubts.append(f"the logs could not be kept: {error.strerror}")
         return None
     return bundle
-
-
-def _replace_logs(request: CollectRequest, stamps: list[tuple[str, Path]]) -> list[str]:
-    """Put a copy of the logs at ``LOGS/``, in place of nothing or of an earlier copy of a launcher's."""
-    final = request.workspace / LOGS
-    if final.exists() and not (final / _OWNER).is_file():
-        return [f"{LOGS}/ was there and is not a launcher's: the logs are only in {TARBALL}"]
-    temporary, old = temporary_name(final), temporary_name(final)
-    try:
-        failed = copy_logs(request.logs_dir, temporary)
-        for name, path in stamps:
-            (temporary / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, temporary / name)
-        (temporary / _OWNER).write_text(f"{request.job_id}\n", encoding="utf-8")
-        if final.exists():
-            final.rename(old)
-        temporary.rename(final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-    return [f"{LOGS}/{line}" for line in failed]
-
-
-def _is_fresh(path: Path, started: float) -> bool:
-    try:
-        return path.stat().st_mtime >= started
-    except OSError:
-        return False

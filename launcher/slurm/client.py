@@ -141,6 +141,7 @@ class Scheduler(Protocol):
 def open_scheduler(kind: str, *, directory: Path | None = None, runner: CommandRunner = run) -> Scheduler:
     """The scheduler of a kind: ``slurm`` (its commands, by ``runner``) or ``local`` (its jobs lie in ``directory``).
 
+    The runner must go on when the launcher was asked to stop: scancel is what it then has to run.
     Raises ConfigError for another word, and for ``local`` without a directory.
     """
     if kind == "slurm":

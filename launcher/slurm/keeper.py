@@ -131,6 +131,8 @@ class _Keeping:
 
 def perform(directory: str) -> int:
     """In the job's own process: call the function with its output in the log. Gives the exit code."""
+    import logging
+
     import cloudpickle  # type: ignore[import-untyped]  # submitit's own
 
     place = Path(directory)
@@ -143,6 +145,7 @@ def perform(directory: str) -> int:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
+    logging.getLogger("submitit").setLevel(logging.WARNING)  # its "completed successfully" is not the job's word
     os.environ.update(SLURM_JOB_ID=job.id, SLURM_JOB_NAME=job.name)
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_follow_keeper, args=(job.keeper,), daemon=True, name="keeper watch").start()

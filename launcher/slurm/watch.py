@@ -168,10 +168,10 @@ class Watcher:
             try:
                 return answer.get(timeout=_LOOK)
             except queue.Empty:
+                if self._wait(0) or self._should_stop():
+                    return None
                 if not thread.is_alive() and answer.empty():
                     raise RuntimeError(f"{self._scheduler.name}: poll ended without an answer") from None
-            if self._wait(0) or self._should_stop():
-                return None
             if self._clock() - last >= self._pace.tick:
                 last = self._clock()
                 self._call_idle()

@@ -68,40 +68,49 @@ def _wanted(value: str, wanted: Sequence[str]) -> bool:
 
 
 def why_empty(selection: Selection, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, str]:
-    """(what is wrong, what would match) of a selection that leaves nothing of ``rows``: (key, entry) of its keys."""
-    entries = [entry for _, entry in rows]
-    fields: dict[str, tuple[Sequence[str | int], set[str | int]]] = {
-        "runner": (selection.runners, {e["runner"] for e in entries}),
-        "framework": (selection.frameworks, {e["framework"] for e in entries}),
-        "precision": (selection.precisions, {e["precision"] for e in entries}),
-        "model prefix": (selection.model_prefixes, {e["model-prefix"] for e in entries}),
-        "sequence": (selection.sequences, {sequence_name(e["isl"], e["osl"]) for e in entries if "isl" in e}),
-        "scenario": (selection.scenarios, {e.get("scenario-type", FIXED) for e in entries}),
-        "concurrency": (selection.concurrencies, {c for e in entries for c in _concurrencies(e)}),
-        "nodes": (
-            [selection.nodes] if selection.nodes else [],
-            {"multi" if "prefill" in e else "single" for e in entries},
-        ),
+    """(what is wrong, what comes near) of a selection that leaves nothing of ``rows``: (key, entry) of its keys."""
+    wanted: dict[str, Sequence[str | int]] = {
+        "runner": selection.runners,
+        "framework": selection.frameworks,
+        "precision": selection.precisions,
+        "model prefix": selection.model_prefixes,
+        "sequence": selection.sequences,
+        "scenario": selection.scenarios,
+        "nodes": [selection.nodes] if selection.nodes else [],
+        "concurrency": selection.concurrencies,
     }
-    for name, (wanted, known) in fields.items():
-        if wanted and not known.intersection(wanted):
-            values = [str(value) for value in sorted(known, key=lambda v: (str(type(v)), v))]
-            near = [n for value in wanted if isinstance(value, str) and (n := nearest(value, values))]
-            asked = " or ".join(str(value) for value in wanted)
-            hint = f"did you mean {', '.join(near)}?" if near else f"there are: {some(values)}"
-            return f"no entry of the selected keys has {name} {asked}", hint
-    near = [key for key, _ in rows if selection.model_prefixes and key.startswith(tuple(selection.model_prefixes))]
-    return (
-        "no entry has all that is selected together",
-        f"keys: {some(list(dict.fromkeys(near or [k for k, _ in rows])))}",
-    )
+    rows_values = [(key, _values(entry)) for key, entry in rows]
+    for name, asked in wanted.items():
+        known = {value for _, values in rows_values for value in values[name]}
+        if asked and not known.intersection(asked):
+            there = [str(value) for value in sorted(known, key=lambda value: (isinstance(value, str), value))]
+            near = [n for value in asked if isinstance(value, str) and (n := nearest(value, there))]
+            hint = f"did you mean {', '.join(near)}?" if near else f"there are: {some(there)}"
+            return f"no entry of the selected keys has {name} {' or '.join(map(str, asked))}", hint
+    misses = [
+        (sum(bool(asked) and not set(values[name]).intersection(asked) for name, asked in wanted.items()), key)
+        for key, values in rows_values
+    ]
+    fewest = min(count for count, _ in misses)
+    nearest_keys = dict.fromkeys(key for count, key in misses if count == fewest)
+    return "no entry has all that is selected together", f"near keys: {some(list(nearest_keys))}"
+
+
+def _values(entry: Mapping[str, Any]) -> dict[str, list[str | int]]:
+    """What each filter looks at in an entry."""
+    conc = entry["conc"]
+    return {
+        "runner": [entry["runner"]],
+        "framework": [entry["framework"]],
+        "precision": [entry["precision"]],
+        "model prefix": [entry["model-prefix"]],
+        "sequence": [sequence_name(entry["isl"], entry["osl"])] if "isl" in entry else [],
+        "scenario": [entry.get("scenario-type", FIXED)],
+        "nodes": ["multi" if "prefill" in entry else "single"],
+        "concurrency": conc if isinstance(conc, list) else [conc],
+    }
 
 
 def some(words: Sequence[str], most: int = 12) -> str:
     """A list for a message, cut after ``most``."""
     return ", ".join(words[:most]) + (f", and {len(words) - most} more" if len(words) > most else "")
-
-
-def _concurrencies(entry: Mapping[str, Any]) -> list[int]:
-    conc = entry["conc"]
-    return conc if isinstance(conc, list) else [conc]

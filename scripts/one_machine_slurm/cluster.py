@@ -114,11 +114,11 @@ class Cluster:
         """End jobs, then daemons, each by its pid file. Files stay: `up` in the same directory goes on from there."""
         with self._locked():
             if self._slurmctld.pid() is not None:
-                self._end_jobs()
-            daemons.stop([self._slurmctld, *self._slurmds])
-            for pid in daemons.job_processes(self.settings.slurm_conf):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                self._ask("scancel", "-Q", f"--partition={PARTITION}")
+            # A slurmd that is asked to end first waits for its jobs; there is nothing in it worth that.
+            daemons.stop(self._slurmds, signal.SIGKILL)
+            daemons.kill_jobs(self.settings.slurm_conf)
+            daemons.stop([self._slurmctld])
             daemons.stop([self._slurmdbd])
             daemons.stop([self._database, self._munged])
 
@@ -206,14 +206,6 @@ class Cluster:
             answer = self._run("sacctmgr", "-iQ", "add", *words)
             if answer.returncode != 0:
                 raise ClusterError(f"sacctmgr add {words[0]}: {answer.stderr.strip() or answer.stdout.strip()}")
-
-    def _end_jobs(self) -> None:
-        """Cancel every job: TERM to none, since nothing that it would save is wanted, and KillWait would be waited for."""
-        if not self._ask("squeue", "-h", "-o", "%i"):
-            return
-        self._ask("scancel", "-Q", "--full", "--signal=KILL", "--state=RUNNING", f"--partition={PARTITION}")
-        self._ask("scancel", "-Q", "--state=PENDING", f"--partition={PARTITION}")
-        wait_until(lambda: self._ask("squeue", "-h", "-o", "%i") == "", 8.0)
 
     def _await(self, daemon: Daemon, answers: Callable[[], bool]) -> None:
         """Wait until a daemon answers. Raises `ClusterError` with its last words when it ends, or stays silent."""

@@ -5,7 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .settings import ACCOUNT, CLUSTER, CPUS_PER_NODE, FIRST_NODE_PORT, MEMORY_PER_NODE_MIB, PARTITION, Settings, user_name
+from .settings import (
+    ACCOUNT,
+    CLUSTER,
+    CPUS_PER_NODE,
+    FIRST_NODE_PORT,
+    MEMORY_PER_NODE_MIB,
+    PARTITION,
+    Settings,
+    user_name,
+)
 
 
 def write(settings: Settings, host: str, address: str) -> None:
@@ -52,7 +61,7 @@ def slurm_conf(settings: Settings, host: str, address: str) -> str:
         "SelectType=select/cons_tres",
         "SelectTypeParameters=CR_Core",
         "# The defaults put seconds between a submission and its start.",
-        "SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf_interval=2",
+        "SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf_interval=1",
         "PriorityType=priority/basic",
         "ReturnToService=2",
         "KillWait=5",
@@ -73,7 +82,7 @@ def _accounting(settings: Settings, address: str) -> list[str]:
     return [
         "AccountingStorageType=accounting_storage/slurmdbd",
         f"AccountingStorageHost={address}",
-        f"AccountingStoragePort={settings.port + 2}",
+        f"AccountingStoragePort={settings.port + 1}",
         "# Connections to slurmdbd ignore AuthInfo and look for munge in /run/munge (22.05).",
         f"AccountingStoragePass={settings.munge_socket}",
         "# Without it a job of a wrong account or QOS is accepted.",
@@ -101,12 +110,12 @@ def gres_conf(settings: Settings) -> str:
 
 
 def slurmdbd_conf(settings: Settings, host: str, address: str) -> str:
-    """slurmdbd.conf. The database has no port and no password: its socket lies in a directory that only we can enter."""
+    """slurmdbd.conf. The database has no port and no password: only we can enter the directory of its socket."""
     directory = settings.directory
     lines = [
         f"DbdHost={host}",
         f"DbdAddr={address}",
-        f"DbdPort={settings.port + 2}",
+        f"DbdPort={settings.port + 1}",
         "CommunicationParameters=NoInAddrAny",
         f"SlurmUser={user_name()}",
         "AuthType=auth/munge",

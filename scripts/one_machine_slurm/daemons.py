@@ -80,10 +80,10 @@ class Daemon:
         return "nothing"
 
 
-def stop(daemons: Sequence[Daemon], seconds: float = 10.0) -> None:
-    """End daemons together: TERM, and KILL for those that are still there after ``seconds``."""
+def stop(daemons: Sequence[Daemon], number: signal.Signals = signal.SIGTERM, seconds: float = 10.0) -> None:
+    """End daemons together: the signal, and KILL for those that are still there after ``seconds``."""
     for daemon in daemons:
-        daemon.signal(signal.SIGTERM)
+        daemon.signal(number)
     if not wait_until(lambda: all(d.pid() is None for d in daemons), seconds):
         for daemon in daemons:
             daemon.signal(signal.SIGKILL)
@@ -104,23 +104,23 @@ def wait_until(condition: Callable[[], bool], seconds: float, interval: float = 
     return True
 
 
-def job_processes(slurm_conf: Path) -> list[int]:
-    """Pids of steps and job scripts of the cluster with this slurm.conf, known by their environment.
+def kill_jobs(slurm_conf: Path) -> None:
+    """Kill the job steps and job scripts of the cluster with this slurm.conf, known by their environment.
 
-    Needed where slurmctld or a slurmd died before its jobs did: their pids are in no pid file.
+    No pid file names them, and a slurmstepd goes on without its slurmd.
     """
-    ours, found = f"SLURM_CONF={slurm_conf}".encode(), []
+    ours = f"SLURM_CONF={slurm_conf}".encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             variables = (entry / "environ").read_bytes().split(b"\0")
-            step = (entry / "comm").read_text().startswith("slurmstepd")
+            is_step = (entry / "comm").read_text().startswith("slurmstepd")
         except OSError:
             continue
-        if ours in variables and (step or any(v.startswith(b"SLURM_JOB_ID=") for v in variables)):
-            found.append(int(entry.name))
-    return found
+        if ours in variables and (is_step or any(v.startswith(b"SLURM_JOB_ID=") for v in variables)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(entry.name), signal.SIGKILL)
 
 
 def _identity(pid: int) -> str | None:

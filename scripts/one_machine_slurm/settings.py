@@ -18,8 +18,8 @@ PARTITION = "batch"
 ACCOUNT = "benchmark"
 CPUS_PER_NODE = 64
 MEMORY_PER_NODE_MIB = 512_000
-FIRST_NODE_PORT = 10
-"""Ports of a cluster, counted from its base: 0 slurmctld, 1 spare, 2 slurmdbd, 10 and up one for each slurmd."""
+FIRST_NODE_PORT = 2
+"""Ports of a cluster, counted from its base: 0 slurmctld, 1 slurmdbd, 2 and up one for each slurmd."""
 
 _SOCKET_PATH_LIMIT = 107
 """Bytes of a Unix socket's path (sockaddr_un, unix(7))."""

@@ -1,0 +1,80 @@
+"""`launcher runner list | show`: what the runner files say, and which rule applies."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from launcher.benchmark import AGENTIC, FIXED, Benchmark
+from launcher.cli.common import session
+from launcher.errors import ConfigError
+from launcher.runner.file import RunnerFile, describe_when
+
+
+def listing(arguments: argparse.Namespace) -> int:
+    """One line for each runner."""
+    from launcher.cli.render import table
+
+    fleet = session(arguments).fleet
+    rows = []
+    for file in fleet.all():
+        r = file.runner
+        rows.append([r.name, r.sku, f"{r.node.gpus}", r.scheduler.partition or "-", " ".join(r.labels), r.description])
+    table(["runner", "sku", "GPUs", "partition", "labels", ""], rows, sys.stdout)
+    return 0
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """One runner: its tables, or the rules that apply to a case, each with its line."""
+    file = session(arguments).fleet.get(arguments.name)
+    if arguments.case:
+        _case(file, _benchmark(arguments.case))
+        return 0
+    r = file.runner
+    print(f"{r.name}: {r.description}\n{file.path}")
+    print(f"scheduler  {r.scheduler.kind}, partition {r.scheduler.partition}, account {r.scheduler.account}")
+    print(f"nodes      {r.node.gpus} GPUs, {r.node.arch or 'any architecture'}")
+    print(f"images     {r.images.directory}, imported on the {r.images.import_on} node")
+    for title, rules in (("models", r.models), ("lanes", r.lanes)):
+        print(title)
+        for i, rule in enumerate(rules):
+            what = getattr(rule, "path", None) or f"{getattr(rule, 'repository', '')}@{getattr(rule, 'ref', '')}"
+            print(f"  {describe_when(rule.when):40} {what}   {file.where(title, i)}")
+    for i, node in enumerate(r.exclude_nodes):
+        print(f"excluded   {node.node}: {node.reason}   {file.where('exclude-nodes', i)}")
+    return 0
+
+
+def _case(file: RunnerFile, benchmark: Benchmark) -> None:
+    model, lane = file.model(benchmark), file.lane(benchmark)
+    r = lane.rule
+    print(f"model      {model.rule.path} as {model.rule.alias}   {model.where}")
+    print(f"srt-slurm  {file.runner.repositories[r.repository]} {r.ref} ({r.sha or 'not pinned'})   {lane.where}")
+    for overlay in r.overlays:
+        print(f"overlay    {overlay.source} → {overlay.destination or 'recipes/' + overlay.source}")
+    if r.setup_script:
+        print(f"set-up     {r.setup_script}")
+    for applied in file.adjustments(benchmark):
+        what = ", ".join(k for k in ("mounts", "exports", "edits", "srtslurm") if getattr(applied.rule, k))
+        print(f"adjusts    {what or 'settings'}: {applied.rule.reason or '-'}   {applied.where}")
+    for excluded in file.excluded(benchmark):
+        print(f"excludes   {excluded.rule.node}: {excluded.rule.reason}   {excluded.where}")
+
+
+def _benchmark(case: str) -> Benchmark:
+    """A benchmark as far as rules look at it: ``prefix/precision/framework[/agentic]``."""
+    parts = case.split("/")
+    if len(parts) not in (3, 4) or (len(parts) == 4 and parts[3] not in ("agentic", "fixed")):
+        raise ConfigError(f"{case!r} is not PREFIX/PRECISION/FRAMEWORK[/agentic]", where="--for")
+    return Benchmark(
+        exp_name=parts[0],
+        image="any/image:any",
+        model="any/model",
+        model_prefix=parts[0],
+        precision=parts[1],
+        framework=parts[2],
+        runner="",
+        concurrencies=(),
+        scenario=AGENTIC if parts[3:] == ["agentic"] else FIXED,
+        source="--for",
+    )

@@ -1,0 +1,183 @@
+"""`launcher run`, `sweep` and `ci`: from plans to outcomes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from launcher.benchmark import Benchmark
+from launcher.cli.common import narrowed, selected, session
+from launcher.cli.voice import Voice
+from launcher.errors import Cancelled, ConfigError
+from launcher.execute import Execution, Outcome, refuse
+from launcher.github import GitHub, Signals
+from launcher.plan import Plan
+from launcher.process import stoppable
+from launcher.record import RunRecord
+from launcher.session import Session, new_run_id
+from launcher.slurm.client import open_scheduler
+from launcher.slurm.watch import Pace
+from launcher.stages import Effects, rehearsal_tools
+from launcher.sweep.drive import Drive, Stop
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the one benchmark that is selected."""
+    of = session(arguments, look=True)
+    chosen = selected(arguments, of)
+    if len(chosen) > 1:
+        titles = "\n".join(f"  {b.title} conc {' '.join(map(str, b.concurrencies))}" for b in chosen)
+        raise ConfigError(
+            f"{len(chosen)} benchmarks are selected, and `run` runs one:\n{titles}",
+            hint="narrow it by --topology, --seq or --conc, or use `launcher sweep`",
+        )
+    plans = [_by_hand(of, arguments, benchmark) for benchmark in chosen]
+    return _exit_code(_drive(of, plans, arguments, max_jobs=1))
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    """Run all benchmarks that are selected; the exit code is that of the first that did not succeed."""
+    if arguments.run_id:
+        raise ConfigError("a sweep has many runs", where="--run-id", hint="launcher run --run-id ID")
+    of = session(arguments, look=True)
+    plans = [_by_hand(of, arguments, benchmark) for benchmark in selected(arguments, of)]
+    outcomes = _drive(of, plans, arguments, max_jobs=arguments.max_jobs, fail_fast=arguments.fail_fast)
+    return _exit_code(outcomes)
+
+
+def ci(arguments: argparse.Namespace) -> int:
+    """Run what this GitHub job's environment asks for; results go where the workflow looks."""
+    of = session(arguments, look=True)
+    arguments.annotated = True
+    with GitHub.from_environment(os.environ, sys.stdout) as github:
+        github.mask_secrets(os.environ)
+        try:
+            plan = of.plan_from_environment(arguments.run_id)
+            for finding in plan.findings:
+                say = github.error if finding.severity == "error" else github.warning
+                say(f"{finding.message} [{finding.rule}]", title=f"launcher: {finding.rule}")
+            github.output("run-id", plan.run_key)
+            outcomes = _drive(of, [plan], arguments, max_jobs=1, github=github)
+        except ConfigError as error:
+            github.error(str(error), title="launcher: configuration")
+            raise
+        _report_to(github, of, outcomes)
+    return _exit_code(outcomes)
+
+
+def _by_hand(of: Session, arguments: argparse.Namespace, benchmark: Benchmark) -> Plan:
+    run_id = arguments.run_id or new_run_id(benchmark, time.time())
+    return of.plan_by_hand(benchmark, arguments.runner, narrow=narrowed(arguments), run_id=run_id)
+
+
+def _drive(
+    of: Session,
+    plans: Sequence[Plan],
+    arguments: argparse.Namespace,
+    *,
+    max_jobs: int,
+    fail_fast: bool = False,
+    github: GitHub | None = None,
+) -> list[Outcome]:
+    for plan in plans:
+        refuse(plan, arguments.accept)
+    records = [RunRecord.create(of.runs, plan) for plan in plans]
+    for record in records:
+        record.update(accepted=list(arguments.accept), results="workspace" if github is not None else "run")
+    return drive_records(
+        of,
+        list(zip(records, plans, strict=True)),
+        quiet=arguments.quiet,
+        max_jobs=max_jobs,
+        fail_fast=fail_fast,
+        github=github,
+    )
+
+
+def drive_records(
+    of: Session,
+    runs: Sequence[tuple[RunRecord, Plan]],
+    *,
+    quiet: bool = False,
+    max_jobs: int = 1,
+    fail_fast: bool = False,
+    github: GitHub | None = None,
+) -> list[Outcome]:
+    """Bring recorded runs to their ends, and show how they ended."""
+    voice = Voice(sys.stdout, os.environ, quiet=quiet, github=github, several=len(runs) > 1)
+    first = runs[0][1]
+    if any(p.scheduler != first.scheduler or p.tools != first.tools for _, p in runs):
+        raise ConfigError("the selected benchmarks are of several clusters", hint="--runner NAME picks one")
+    with _stopping() as stop:
+        effects = make_effects(of, first, stop)
+        executions = []
+        for record, plan in runs:
+            record.listeners.append(voice.event)
+            executions.append(Execution(record, plan, effects_for(effects, record), of.replan))
+        drive = Drive(
+            executions,
+            effects.scheduler,
+            stop,
+            max_jobs=max_jobs,
+            fail_fast=fail_fast,
+            pace=pace(first),
+            log_lines=None if quiet else voice.log,
+        )
+        outcomes = drive.run()
+    voice.outcomes(of.runs, outcomes)
+    return outcomes
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[Stop]:
+    """Signals as a request to stop; the first one decides the exit code."""
+    with Signals() as signals:
+
+        def reason() -> Cancelled:
+            name = signals.first.name if signals.first is not None else "request"
+            return Cancelled(f"stopped by {name}", exit_code=signals.exit_code or 130)
+
+        yield Stop(signals.event.wait, reason)
+
+
+def make_effects(of: Session, plan: Plan, stop: Stop | None = None) -> Effects:
+    """How runs of this plan's cluster reach the world, from this process."""
+    stopping = stop.asked if stop is not None else lambda: False
+    tools = rehearsal_tools(of.state, plan.scheduler.kind, of.environ) if plan.tools == "rehearsal" else {}
+    scheduler = open_scheduler(plan.scheduler.kind, directory=of.state / "jobs")
+    return Effects(scheduler=scheduler, environ=of.environ, stopping=stopping, run=stoppable(stopping), tools=tools)
+
+
+def effects_for(effects: Effects, record: RunRecord) -> Effects:
+    """The same effects, with what they say going into the run's events."""
+    return dataclasses.replace(effects, say=lambda text: record.event("note", text))
+
+
+def pace(plan: Plan) -> Pace:
+    """A cluster is asked rarely; the embedded scheduler is a few files on this machine."""
+    return Pace(first=0.2, running=1.0, pending=1.0, tick=0.2) if plan.scheduler.kind == "local" else Pace()
+
+
+def _exit_code(outcomes: Sequence[Outcome]) -> int:
+    return next((o.exit_code for o in outcomes if o.exit_code), 0)
+
+
+def _report_to(github: GitHub, of: Session, outcomes: Sequence[Outcome]) -> None:
+    from launcher.result.report import markdown
+
+    summaries = []
+    for outcome in outcomes:
+        github.output("state", outcome.state)
+        path = of.runs / outcome.run / "summary.json"
+        if path.is_file():
+            summaries.append(json.loads(path.read_text()))
+        if outcome.error is not None:
+            github.error(str(outcome.error), title=f"launcher: {outcome.error.layer}")
+    if summaries:
+        github.summary(markdown(summaries))

@@ -1,0 +1,89 @@
+"""What a person or a CI log sees of runs while they go on: plain lines, prefixed when there are several."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from launcher.execute import Outcome
+from launcher.github import GitHub
+from launcher.record import Event
+from launcher.redact import redact
+
+Writer = Callable[[str], None]
+
+
+class Voice:
+    """Writes events and job logs to a stream. Job logs go between ``::stop-commands::`` marks where GitHub reads."""
+
+    def __init__(
+        self, stream: TextIO, environ: Mapping[str, str], *, quiet: bool, github: GitHub | None, several: bool
+    ) -> None:
+        self._stream = stream
+        self._environ = environ
+        self._quiet = quiet
+        self._github = github
+        self._several = several
+        self._colour = stream.isatty() and not environ.get("NO_COLOR")
+        self._began: float | None = None
+
+    def event(self, event: Event) -> None:
+        """Show an event as a line: seconds since the first one, run, text."""
+        self._began = event.time if self._began is None else self._began
+        if event.kind == "stage" and event.data.get("state") == "done":
+            return
+        run = f"{_short(event.run)}  " if self._several else ""
+        mark = {"error": "error: ", "warning": "warning: "}.get(event.kind, "")
+        self._line(f"{event.time - self._began:7.1f}s  {run}{mark}{redact(event.text, self._environ)}", event.kind)
+
+    def log(self, run: str, lines: Sequence[str]) -> None:
+        """Show new lines of a job's log."""
+        if self._quiet or not lines:
+            return
+        prefix = f"{_short(run)} | " if self._several else "  | "
+        with self._raw() as write:
+            for line in lines:
+                write(redact(f"{prefix}{line}", self._environ))
+
+    def outcomes(self, runs: Path, outcomes: Sequence[Outcome]) -> None:
+        """Show how runs ended: the table of results, where they are, and what to try next."""
+        from launcher.result.report import write_table
+
+        paths = [runs / o.run / "summary.json" for o in outcomes]
+        summaries = [json.loads(p.read_text()) for p in paths if p.is_file()]
+        self._stream.write("\n")
+        write_table(summaries, self._stream, self._environ)
+        for outcome in outcomes:
+            if outcome.error is not None:
+                self._line(f"{_short(outcome.run)}: {redact(str(outcome.error), self._environ)}", "error")
+        good = [o for o in outcomes if o.error is None]
+        self._stream.write(f"\n{len(good)} of {len(outcomes)} runs succeeded. Records and results: {runs}\n")
+        if outcomes:
+            chosen = next((o for o in outcomes if o.error is not None), outcomes[0])
+            self._stream.write(f"Next: launcher status {chosen.run}   (or: launcher logs {chosen.run})\n")
+        self._stream.flush()
+
+    @contextlib.contextmanager
+    def _raw(self) -> Iterator[Writer]:
+        if self._github is not None:
+            with self._github.job_log() as write:
+                yield write
+        else:
+            yield self._plain
+
+    def _plain(self, line: str) -> None:
+        self._stream.write(f"\033[2m{line}\033[0m\n" if self._colour else f"{line}\n")
+        self._stream.flush()
+
+    def _line(self, text: str, kind: str) -> None:
+        colour = {"error": "31", "warning": "33", "job": "36", "end": "1"}.get(kind) if self._colour else None
+        self._stream.write(f"\033[{colour}m{text}\033[0m\n" if colour else f"{text}\n")
+        self._stream.flush()
+
+
+def _short(run: str) -> str:
+    """A run's id as far as it tells one from another on a screen."""
+    return run if len(run) <= 44 else f"{run[:28]}…{run[-14:]}"

@@ -1,0 +1,315 @@
+"""One run, from its plan to its outcome: the stages in order, each written down before the next begins.
+
+`Execution` is driven from outside (`launcher.sweep.drive`): `prepare` brings the run to a submitted job, `finish` takes
+the job's end and collects, `cancel` ends what it holds. Each can be called in another process than the one before,
+because everything they need of each other is in the record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher import stages
+from launcher.errors import Cancelled, ConfigError, JobError, LauncherError, ResultError
+from launcher.plan import Plan
+from launcher.publish import write_json
+from launcher.record import RunRecord, owner
+from launcher.result.bundle import bundle_logs
+from launcher.result.collect import TARBALL, Collected, CollectRequest, collect
+from launcher.result.summary import summary
+from launcher.result.validate import Point
+from launcher.slurm.client import JobKey, JobState
+from launcher.srtctl.checkout import Checkout
+from launcher.srtctl.submit import JobsExist
+from launcher.stages import Effects
+
+RESULT_PATIENCE = 60.0
+"""Seconds to wait for results that are not there yet: NFS shows another node's files up to a minute late."""
+
+Replan = Callable[[Plan, Path], Plan]
+"""(plan, checkout's root) → the plan again, with the recipe that the checkout holds."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. ``state`` is ``succeeded``, ``failed`` or ``cancelled``; ``error`` says what was wrong."""
+
+    run: str
+    state: str
+    points: tuple[Point, ...] = ()
+    error: LauncherError | None = None
+
+    @property
+    def exit_code(self) -> int:
+        return self.error.exit_code if self.error is not None else 0
+
+
+class Execution:
+    """The doing of one run. ``record`` holds what is done already; nothing that is done is done again."""
+
+    def __init__(self, record: RunRecord, plan: Plan, effects: Effects, replan: Replan) -> None:
+        self.record = record
+        self.plan = plan
+        self.effects = effects
+        self._replan = replan
+        record.update(owner=owner())
+
+    @property
+    def job(self) -> JobKey | None:
+        """The job of this run, once there is one."""
+        kept = self.record.get("job")
+        return JobKey(kept["id"], kept.get("submitted"), self.record.id) if kept else None
+
+    @property
+    def log(self) -> Path | None:
+        """The job's log; it may not exist yet."""
+        return log_of(self.record)
+
+    def prepare(self) -> JobKey:
+        """Bring the run to a submitted job. Raises LauncherError; what went wrong is in the record then."""
+        if (job := self.job) is not None:
+            return job
+        self.record.update(state="preparing")
+        if self.plan.recipe.document is None:
+            # The recipe decides images and model: it is read before anything that takes long or is shared.
+            checkout = self._workspace()
+            self.plan = self._replan(self.plan, checkout.root)
+            self.record.replan(self.plan)
+            refuse(self.plan, self.record.get("accepted", ()))
+            self._stage("images", stages.images)
+            self._stage("model", stages.model)
+        else:
+            self._stage("images", stages.images)
+            self._stage("model", stages.model)
+            checkout = self._workspace()
+        return self._submit(checkout)
+
+    def _stage(self, name: str, stage: Callable[[Plan, Effects], dict[str, Any]]) -> None:
+        with self._recorded(name) as keep:
+            keep(stage(self.plan, self.effects))
+
+    def _workspace(self) -> Checkout:
+        with self._recorded("workspace") as keep:
+            checkout, kept = stages.workspace(self.plan, self.effects)
+            keep(kept)
+        return checkout
+
+    def _submit(self, checkout: Checkout) -> JobKey:
+        if self.effects.stopping():
+            raise Cancelled("stopped before the submission")
+        # An earlier launcher of this run may have submitted and died before it could say so.
+        if self.record.stage("submit").get("state") == "running":
+            found = self.effects.scheduler.find(self.record.id)
+            if len(found) == 1:
+                return self._submitted(found[0], None, ["found by its token: an earlier launcher submitted it"])
+        with self._recorded("submit") as keep:
+            stages.write_inputs(self.plan, checkout)
+            try:
+                done = stages.submit(self.plan, checkout, self.effects)
+            except JobsExist as error:
+                self._cancel_strays(error.job_ids)
+                raise
+            keep({"notes": list(done.notes), "adopted": done.adopted})
+            write_json(self.record.directory / "srtctl.json", {"said": done.said})
+            return self._submitted(JobKey(done.job_id, done.submitted, self.record.id), done.output_dir, done.notes)
+
+    def _submitted(self, job: JobKey, output: Path | None, notes: Any) -> JobKey:
+        """The job's id is on disk before anybody waits for it."""
+        root = Path(self.plan.srt_slurm.root)
+        output = output or root / "outputs" / job.id
+        self.record.update(
+            state="submitted",
+            job={"id": job.id, "submitted": job.submitted or self.effects.clock(), "output": str(output)},
+        )
+        for note in notes:
+            self.record.event("note", note)
+        self.record.event("job", f"job {job.id} submitted", job=job.id)
+        return JobKey(job.id, self.record.get("job")["submitted"], self.record.id)
+
+    def _cancel_strays(self, ids: tuple[str, ...]) -> None:
+        with contextlib.suppress(LauncherError):
+            self.effects.scheduler.cancel([JobKey(i, None, self.record.id) for i in ids])
+            self.record.event("note", f"cancelled {', '.join(ids)}: not what was asked for")
+
+    def saw(self, state: JobState) -> None:
+        """Write down how the job stands."""
+        told = "running" if state.word == "RUNNING" else self.record.get("state")
+        self.record.update(state=told, job={**self.record.get("job"), "state": state.word, "says": state.describe()})
+        self.record.event("job", state.describe(), job=self.record.get("job")["id"], state=state.word)
+
+    def saw_after_cancel(self, state: JobState) -> None:
+        """Write down what became of the job that we asked to end."""
+        kept = {**self.record.get("job"), "state": state.word, "says": state.describe()}
+        self.record.update(job=kept)
+        self.record.event("job", f"after cancelling: {state.describe()}", job=kept["id"], state=state.word)
+
+    def finish(self, state: JobState) -> Outcome:
+        """Collect and judge: good is a job that COMPLETED with 0:0 *and* every result that was asked for."""
+        self.record.update(state="collecting", job={**self.record.get("job"), "says": state.describe()})
+        job_error = None if state.succeeded else self._job_error(state)
+        self._keep_evidence()
+        collected, error = Collected(), None
+        try:
+            collected = self.collect(patience=self._result_patience if state.succeeded else 0.0)
+            collected.raise_if_bad()
+        except ResultError as trouble:
+            error = trouble
+            self.record.event("error", str(trouble))
+        return self._end(job_error or error, collected, state)
+
+    def collect(self, patience: float = 0.0) -> Collected:
+        """Collect results and logs of our job into the workspace. Raises ResultError when that cannot be done."""
+        expected, kept = self.plan.results, self.record.get("job")
+        if not kept:
+            raise ResultError("this run has no job, hence no results", where=f"run {self.record.id}")
+        workspace = Path(self.plan.workspace.path)
+        shared = self.plan.workspace.shared
+        with self._recorded("collect") as keep:
+            collected = collect(
+                CollectRequest(
+                    logs_dir=Path(kept["output"]) / "logs",
+                    workspace=self.results_directory,
+                    result_filename=expected.filename,
+                    concurrencies=expected.concurrencies,
+                    job_id=kept["id"],
+                    started=kept["submitted"],
+                    mode=expected.mode,
+                    isl=expected.isl,
+                    osl=expected.osl,
+                    run_eval=expected.run_eval,
+                    agentic_source=Path(shared) if shared else workspace,
+                    published=self.record.stage("collect").get("published", {}),
+                    patience=patience,
+                ),
+                sleep=self.effects.sleep,
+            )
+            keep({"published": dict(collected.published), "problems": [str(p) for p in collected.problems]})
+        for doubt in collected.doubts:
+            self.record.event("warning", doubt)
+        return collected
+
+    @property
+    def _result_patience(self) -> float:
+        """Jobs of the embedded scheduler write to this machine's own disk: what is not there will not come."""
+        return 0.0 if self.plan.scheduler.kind == "local" else RESULT_PATIENCE
+
+    @property
+    def results_directory(self) -> Path:
+        """Where results go: the workflow's workspace, or the run's own directory for runs by hand."""
+        if self.record.get("results") == "workspace":
+            return Path(self.plan.workspace.path)
+        own = self.record.directory / "results"
+        own.mkdir(exist_ok=True)
+        return own
+
+    def cancel(self) -> bool:
+        """Ask for the job's end, by id; True when the request was taken or there is no job. Says what it did."""
+        job = self.job
+        if job is None:
+            return True
+        try:
+            self.effects.scheduler.cancel([job])
+        except LauncherError as error:
+            self.record.event("error", f"cancelling {job} failed: {error}")
+            return False
+        self.record.event("job", f"asked for the end of {job}", job=job.id)
+        return True
+
+    def cancelled(self, why: Cancelled) -> Outcome:
+        """End as cancelled: bundle what there is, within the seconds that a workflow leaves."""
+        if (log := self.log) is not None:
+            with contextlib.suppress(OSError):
+                bundle_logs(log.parent, self.results_directory / TARBALL, seconds=2.0)
+        return self._end(why, Collected(), None)
+
+    def failed(self, error: LauncherError) -> Outcome:
+        """End as failed for a reason that is not the job's or its results'."""
+        self.record.event("error", str(error))
+        return self._end(error, Collected(), None)
+
+    def _end(self, error: LauncherError | None, collected: Collected, state: JobState | None) -> Outcome:
+        name = "succeeded" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed"
+        outcome = Outcome(self.record.id, name, collected.points, error)
+        fields: dict[str, Any] = {"state": name, "ended": self.effects.clock(), "exit_code": outcome.exit_code}
+        if error is not None:
+            fields["error"] = {
+                "layer": error.layer,
+                "message": error.message,
+                "where": error.where,
+                "hint": error.hint,
+            }
+        self.record.update(**fields)
+        write_json(self.record.directory / "summary.json", self._summary(collected, state))
+        self.record.event("end", f"{name}" if error is None else f"{name}: {error.layer}: {error.message}")
+        return outcome
+
+    def _summary(self, collected: Collected, state: JobState | None) -> dict[str, Any]:
+        record, job, error = self.record, self.record.get("job") or {}, self.record.get("error")
+        return summary(
+            run_id=record.id,
+            runner=self.plan.runner,
+            benchmark=self.plan.benchmark,
+            state=state.word if state is not None else record.get("state"),
+            job_id=job.get("id"),
+            srt_slurm_sha=record.stage("workspace").get("sha"),
+            images=record.stage("images").get("images", ()),
+            model={k: v for k, v in record.stage("model").items() if k not in ("began", "at", "state")} or None,
+            collected=collected,
+            times={
+                "started": record.get("created"),
+                "submitted": job.get("submitted"),
+                "ended": record.get("ended"),
+            },
+            rehearsal=self.plan.tools == "rehearsal",
+            problems=[f"{error['layer']}: {error['message']}"] if error and error["layer"] != "results" else [],
+        )
+
+    def _job_error(self, state: JobState) -> JobError:
+        kept = self.record.get("job")
+        return JobError(
+            f"the job ended as {state.describe()}",
+            where=f"job {kept['id']}",
+            hint=f"its log: {self.log}",
+        )
+
+    def _keep_evidence(self) -> None:
+        job = self.job
+        if job is not None:
+            with contextlib.suppress(LauncherError):
+                write_json(self.record.directory / "scheduler.json", self.effects.scheduler.describe(job))
+
+    @contextlib.contextmanager
+    def _recorded(self, name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """Write a stage's beginning and end, whatever the end is."""
+        kept: dict[str, Any] = {}
+        self.record.set_stage(name, "running")
+        self.record.event("stage", f"{name} …", stage=name, state="running")
+        try:
+            yield kept.update
+        except LauncherError as error:
+            self.record.set_stage(name, "failed", error=error.message)
+            raise
+        self.record.set_stage(name, "done", **kept)
+        self.record.event("stage", f"{name} done", stage=name, state="done")
+
+
+def log_of(record: RunRecord) -> Path | None:
+    """The log of a run's job (``sweep_<id>.log``), or None while there is no job."""
+    kept = record.get("job")
+    return Path(kept["output"]) / "logs" / f"sweep_{kept['id']}.log" if kept else None
+
+
+def refuse(plan: Plan, accepted: Any = ()) -> None:
+    """Raise ConfigError when the plan has errors among its findings that nobody accepted."""
+    bad = [f for f in plan.errors if f.rule not in accepted]
+    if bad:
+        listed = "\n".join(f"  {f.where}: {f.message} [{f.rule}]" for f in bad)
+        raise ConfigError(
+            f"the plan would fail or mismeasure:\n{listed}",
+            where=f"run {plan.run_key}",
+            hint="mend it, or go on with --accept RULE",
+        )

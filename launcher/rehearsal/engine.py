@@ -1,0 +1,324 @@
+"""A job's body in a rehearsal: what srt-slurm's orchestrator leaves behind, in a second instead of hours.
+
+``python -m launcher.rehearsal.engine OUTPUT_DIR [CONFIG_NAME]`` inside a batch job, or `run_embedded` under the
+embedded scheduler. Its standard output is the job's ``sweep_<job>.log``, with the lines that a real one has (recorded
+with srt-slurm c88ef731). It starts no server: results come from `launcher.rehearsal.queueing` and say so.
+
+Environment: LAUNCHER_REHEARSAL_SECONDS (each concurrency takes that long, 0.3), LAUNCHER_REHEARSAL_FAULTS (`faults`),
+and what real jobs read: SLURM_JOB_ID, SLURM_JOB_NODELIST, EVAL_ONLY, RUN_EVAL, EVAL_CONC, INFMAX_WORKSPACE,
+RESULT_FILENAME.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher import process
+from launcher.rehearsal import results
+from launcher.rehearsal.contract import load_cluster, resolve
+from launcher.rehearsal.faults import faults
+from launcher.rehearsal.queueing import Topology
+from launcher.srtctl import recipe
+
+RULE = "=" * 42
+CONFIG_PATIENCE = 20.0
+"""Seconds to wait for the configuration: srtctl writes it after the submission, and a job may start before."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a job's body. Returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return run_job(Path(words[0]), words[1] if len(words) > 1 else "config.yaml", os.environ)
+
+
+def run_embedded(output_base: str, config_name: str) -> None:
+    """The same as a function job of the embedded scheduler, whose id is known only inside. Exits with the job's code."""
+    code = run_job(Path(output_base) / os.environ["SLURM_JOB_ID"], config_name, os.environ)
+    if code:
+        raise SystemExit(code)
+
+
+def run_job(output: Path, config_name: str, environ: Mapping[str, str]) -> int:
+    """The whole job: banner, orchestrator, banner. Returns the exit code, as the batch script of srt-slurm does."""
+    job_id = environ.get("SLURM_JOB_ID", output.name)
+    (output / "logs").mkdir(parents=True, exist_ok=True)
+    config = _await(output / config_name)
+    _say(RULE, "🚀 srtctl Sweep Orchestrator (rehearsal: no GPU, nothing is measured)", RULE, f"Job ID: {job_id}")
+    _say(f"Config: {config}", f"Nodes: {environ.get('SLURM_JOB_NUM_NODES', 1)}", f"Start: {time.ctime()}", RULE, "")
+    _say(f"Runtime config: {config}", "", "Preparing srtctl environment...")
+    _say("Running orchestrator on host (with srun access)...", "")
+    try:
+        code = _Sweep(output, config, job_id, environ).run()
+    except Exception as error:  # noqa: BLE001 - as the orchestrator does: every job says how it failed
+        _log("ERROR", "Fatal error")
+        _say(f"{type(error).__name__}: {error}")
+        code = 1
+    verdict = f"✗ Sweep failed (exit code: {code})" if code else "✓ Sweep completed successfully"
+    _say("", RULE, verdict, f"End: {time.ctime()}", RULE)
+    return code
+
+
+def _await(config: Path) -> Path:
+    deadline = time.monotonic() + CONFIG_PATIENCE
+    while not config.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return config
+
+
+def _say(*lines: str) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
+
+
+def _log(level: str, text: str) -> None:
+    _say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{level}] {text}")
+
+
+@dataclass(frozen=True)
+class _Worker:
+    role: str
+    index: int
+    node: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.role}_{self.index}_{self.node}"
+
+    @property
+    def log(self) -> str:
+        return f"{self.node}_{self.role}_w{self.index}.out"
+
+
+class _Sweep:
+    def __init__(self, output: Path, config: Path, job_id: str, environ: Mapping[str, str]) -> None:
+        self.output, self.logs, self.config, self.job_id, self.environ = (
+            output,
+            output / "logs",
+            config,
+            job_id,
+            environ,
+        )
+        cluster, warning = load_cluster(environ, Path.cwd())
+        if warning:
+            _log("WARNING", warning)
+        self.text = config.read_text()
+        self.document = resolve(yaml.safe_load(self.text), cluster)
+        self.facts = recipe.facts(self.document)
+        self.faults = faults(environ)
+        self.seconds = float(environ.get("LAUNCHER_REHEARSAL_SECONDS") or 0.3)
+        self.per_node = self.facts.gpus_per_node or 4
+        self.topology = self._topology()
+        self.nodes = self._nodes()
+        self.workers = self._place()
+        self.model = self.facts.served_model_name or Path(str(self.facts.model_path)).name
+
+    def run(self) -> int:
+        name = self.facts.name or "unnamed"
+        _log("INFO", f"Loaded config: {name}")
+        self._check_paths()
+        _log("INFO", "Sweep Orchestrator")
+        _log("INFO", f"Job ID: {self.job_id}")
+        _log("INFO", f"Run name: {name}_{self.job_id}")
+        _log("INFO", f"Head node: {self.nodes[0]}")
+        _log("INFO", f"Worker nodes: {', '.join(self.nodes)}")
+        self._write_lock()
+        for worker in self.workers:
+            _log("INFO", f"Starting {worker.role} worker {worker.index} on {worker.node}")
+            _log("INFO", f"Log: {self.logs / worker.log}")
+            (self.logs / worker.log).write_text(f"rehearsal: {worker.role} worker {worker.index} is ready\n")
+            fingerprint = {"arch": os.uname().machine, **results.MARK}
+            self._json(f"fingerprint_{worker.role}_w{worker.index}.json", fingerprint)
+        _log("INFO", f"Started {len(self.workers)} worker processes")
+        (self.logs / f"{self.nodes[0]}_frontend_0.out").write_text("rehearsal: frontend is ready\n")
+        (self.logs / "infra.out").write_text("rehearsal: nats and etcd are ready\n")
+        _log("INFO", "Waiting for workers to be ready...")
+        time.sleep(float(self.faults.get("slow-start") or min(self.seconds, 0.1)))
+        _log("INFO", f"Model is ready. Have {self._count('prefill')} prefills and {self._count('decode')} decodes.")
+        _log("INFO", "Server is healthy - starting benchmark")
+        code = self._measure()
+        _log("INFO", "Cleanup")
+        self._postprocess()
+        return code or int(self.faults.get("exit") or 0)
+
+    def _measure(self) -> int:
+        only = self.environ.get("EVAL_ONLY", "").lower() == "true"
+        if only:
+            _log("INFO", "EVAL_ONLY=true: Skipping benchmark stage and running lm-eval evaluation...")
+        else:
+            agentic = self.facts.benchmark_type != "sa-bench"
+            _log("INFO", f"Running {'Custom' if agentic else 'SA-Bench'} benchmark")
+            _log("INFO", f"Log: {self.logs / 'benchmark.out'}")
+            if not self._benchmark(agentic):
+                return 1
+            _log("INFO", "Benchmark completed successfully")
+        if only or self.environ.get("RUN_EVAL", "").lower() == "true":
+            self._evaluate()
+        return 0
+
+    def _benchmark(self, agentic: bool) -> bool:
+        """Every concurrency in turn; False when a worker died meanwhile."""
+        concurrencies = self._agentic_concurrencies() if agentic else (self.facts.concurrencies or ())
+        with (self.logs / "benchmark.out").open("a") as out:
+            for number, concurrency in enumerate(concurrencies):
+                last = number == len(concurrencies) - 1
+                out.write(f"Running benchmark with concurrency: {concurrency}\n")
+                out.flush()
+                time.sleep(self.seconds)
+                if not (last and "partial-results" in self.faults):
+                    self._result(concurrency, agentic, last)
+                out.write(f"Completed benchmark with concurrency: {concurrency}\n{'-' * 41}\n")
+                if "worker-death" in self.faults:
+                    self._die(self.workers[-1])
+                    return False
+                while "hang" in self.faults:
+                    time.sleep(1)
+            out.write("SA-Bench complete.\n" if not agentic else "")
+        return True
+
+    def _result(self, concurrency: int, agentic: bool, last: bool) -> None:
+        seed = self.facts.name or ""
+        if agentic:
+            document = results.agentic_result(self.topology, concurrency=concurrency, model=self.model, seed=seed)
+            directory = Path(self.environ.get("INFMAX_WORKSPACE") or self.logs / "agentic")
+            path = directory / f"{self.environ.get('RESULT_FILENAME', 'result')}_conc{concurrency}.json"
+            (self.logs / f"agentic/conc_{concurrency}").mkdir(parents=True, exist_ok=True)
+        else:
+            isl, osl = self.facts.isl or 1024, self.facts.osl or 1024
+            mult = (self.document.get("benchmark") or {}).get("num_prompts_mult")
+            document = results.benchmark_result(
+                self.topology,
+                concurrency=concurrency,
+                isl=isl,
+                osl=osl,
+                model=self.model,
+                prompts_each=mult if isinstance(mult, int) else 10,
+                seed=seed,
+            )
+            path = self.logs / f"sa-bench_isl_{isl}_osl_{osl}" / self._result_name(concurrency)
+        if "zero-tokens" in self.faults:
+            document |= {"total_output_tokens": 0, "output_throughput": 0.0}
+        if last and "nan" in self.faults:
+            document |= {"mean_ttft_ms": float("nan"), "num_requests_successful": float("nan")}
+        text = json.dumps(document)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text[: len(text) // 2] if last and "truncated-json" in self.faults else text)
+
+    def _result_name(self, concurrency: int) -> str:
+        t = self.topology
+        if t.aggregated:  # sa-bench is told the nodes' GPUs here, not the workers'
+            nodes = self.facts.aggregated.nodes if self.facts.aggregated else None
+            return f"results_concurrency_{concurrency}_gpus_{(nodes or 1) * self.per_node}.json"
+        prefill, decode = t.prefill_workers * t.prefill_gpus, t.decode_workers * t.decode_gpus
+        return f"results_concurrency_{concurrency}_gpus_{t.gpus}_ctx_{prefill}_gen_{decode}.json"
+
+    def _agentic_concurrencies(self) -> tuple[int, ...]:
+        own = (self.document.get("benchmark") or {}).get("env") or {}
+        said = {**self.environ, **{k: str(v) for k, v in own.items()}}
+        return tuple(int(n) for n in re.findall(r"\d+", said.get("CONC_LIST") or said.get("CONC") or ""))
+
+    def _evaluate(self) -> None:
+        asked = re.findall(r"\d+", self.environ.get("EVAL_CONC", ""))
+        concurrencies = [int(n) for n in asked] or [max(self.facts.concurrencies or (1,))]
+        _log("INFO", f"Eval concurrency: {' '.join(map(str, concurrencies))}")
+        time.sleep(self.seconds)
+        directory = self.logs / "eval_results"
+        directory.mkdir(exist_ok=True)
+        for name, document in results.eval_documents(self.environ, concurrencies, self.model).items():
+            (directory / name).write_text(json.dumps(document) + "\n")
+        (self.logs / "eval.out").write_text("rehearsal: evaluated\n")
+        _log("INFO", "Eval completed successfully")
+
+    def _die(self, worker: _Worker) -> None:
+        with (self.logs / worker.log).open("a") as out:
+            out.write("rehearsal: torch.OutOfMemoryError: CUDA out of memory\n")
+        _log("ERROR", f"Critical process '{worker.name}' exited with code 137")
+        _log("ERROR", "Critical process failure detected!")
+        _log("ERROR", "FAILURE DETAILS")
+        _log("ERROR", f"--- Process: {worker.name} ---\nExit code: 137\nNode: {worker.node}")
+        _log("ERROR", f"Log file: {self.logs / worker.log}")
+
+    def _check_paths(self) -> None:
+        model, container = str(self.facts.model_path), str(self.facts.container)
+        if not model.startswith("hf:") and not Path(model).exists():
+            raise FileNotFoundError(f"Model path does not exist: {Path(model).resolve()}")
+        if container.startswith(("/", "./")) and not Path(container).is_file():
+            raise FileNotFoundError(f"Container image path does not exist: {container}")
+        if not container.startswith(("/", "./")):
+            _log("WARNING", f"rehearsal: pyxis would pull {container} from a registry")
+
+    def _topology(self) -> Topology:
+        facts = self.facts
+        if facts.aggregated is not None and facts.aggregated.workers:
+            side = facts.aggregated
+            workers, gpus = side.workers or 1, side.gpus_per_worker or self.per_node
+            return Topology(workers, gpus, workers, gpus, aggregated=True)
+        prefill, decode = facts.prefill, facts.decode
+        if prefill is None or decode is None:
+            raise ValueError("the recipe has neither aggregated workers nor prefill and decode ones")
+        return Topology(
+            prefill.workers or 1,
+            prefill.gpus_per_worker or self.per_node,
+            decode.workers or 1,
+            decode.gpus_per_worker or self.per_node,
+        )
+
+    def _nodes(self) -> list[str]:
+        listed = self.environ.get("SLURM_JOB_NODELIST", "")
+        if listed:
+            done = process.run(["scontrol", "show", "hostnames", listed], timeout=60)
+            if done.ok and done.stdout.split():
+                return done.stdout.split()
+        return [f"node{i + 1:02d}" for i in range(self.facts.nodes or 1)]
+
+    def _place(self) -> list[_Worker]:
+        """Workers on nodes in order, by GPUs; one that does not fit on the rest of a node begins on the next."""
+        t = self.topology
+        sides = [("agg", t.decode_workers, t.decode_gpus)] if t.aggregated else []
+        if not t.aggregated:
+            sides = [("prefill", t.prefill_workers, t.prefill_gpus), ("decode", t.decode_workers, t.decode_gpus)]
+        workers, used = [], 0
+        for role, count, gpus in sides:
+            used = -(-used // self.per_node) * self.per_node
+            for index in range(count):
+                if used % self.per_node and used % self.per_node + gpus > self.per_node:
+                    used = -(-used // self.per_node) * self.per_node
+                workers.append(_Worker(role, index, self.nodes[used // self.per_node % len(self.nodes)]))
+                used += gpus
+        return workers
+
+    def _count(self, role: str) -> int:
+        return sum(worker.role == role or (role == "decode" and worker.role == "agg") for worker in self.workers)
+
+    def _write_lock(self) -> None:
+        lock = {"lock": {"job_id": self.job_id, "nodes": self.nodes, **results.MARK}}
+        (self.output / "recipe.lock.yaml").write_text(f"{self.text}\n{yaml.safe_dump(lock, sort_keys=False)}")
+        _log("INFO", f"Wrote lockfile: {self.output / 'recipe.lock.yaml'}")
+        self._json("resource_snapshot.json", {"nodes": self.nodes, "gpus": self.topology.gpus, **results.MARK})
+
+    def _postprocess(self) -> None:
+        for name in ("config.yaml", "sbatch_script.sh", f"{self.job_id}.json", self.config.name):
+            if (self.output / name).is_file():
+                shutil.copy(self.output / name, self.logs / name)
+                _log("INFO", f"Copied {name} to log directory")
+        benchmark = {"model": self.model, "isl": self.facts.isl, "osl": self.facts.osl}
+        self._json(
+            "benchmark-rollup.json", {"benchmark_type": self.facts.benchmark_type, "config": benchmark, **results.MARK}
+        )
+
+    def _json(self, name: str, document: Mapping[str, Any]) -> None:
+        (self.logs / name).write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,255 @@
+"""The stages of a run: each takes its part of the plan, does it, and says what it kept for the record.
+
+A stage is idempotent: done again it finds what is there and does nothing twice. `execute` gives them their order.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import Cancelled, ConfigError, ModelError, SubmissionError
+from launcher.image.store import ImageRecord, ImageRequest, ImageStore
+from launcher.model.checkpoint import examine, require
+from launcher.plan import Plan, PlannedImage
+from launcher.process import CommandRunner, clean_environment, run
+from launcher.publish import write_text
+from launcher.slurm.client import Scheduler
+from launcher.srtctl.checkout import Checkout, Checkouts, CommitPatch, Pin
+from launcher.srtctl.config import FILE_NAME, dump_srtslurm
+from launcher.srtctl.recipe import dump
+from launcher.srtctl.submit import Submission, Submitted, apply
+from launcher.srtctl.tree import Overlay
+
+_NOT_COPIED = (".git", "srt-slurm*", "outputs", "LOGS", "*.sqsh")
+"""What the compute nodes' copy of the workspace leaves out."""
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Effects:
+    """How a run reaches the world. ``environ`` is what child processes and the job get beside what the plan exports.
+
+    ``stopping`` answers whether somebody asked to stop; long stages look at it. ``sleep`` raises Cancelled then.
+    """
+
+    scheduler: Scheduler
+    environ: Mapping[str, str]
+    say: Callable[[str], None] = lambda text: None
+    stopping: Callable[[], bool] = _never
+    run: CommandRunner = run
+    clock: Callable[[], float] = time.time
+    tools: Mapping[str, str] = field(default_factory=dict)
+    """What rehearsal tools need in their environment: PATH, and where the embedded scheduler keeps its jobs."""
+
+    def sleep(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if self.stopping():
+                raise Cancelled("stopped while waiting")
+            time.sleep(min(left, 0.2))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For child processes: clean, with the rehearsal's tools when they are meant."""
+        return {**clean_environment(self.environ), **self.tools}
+
+
+def images(plan: Plan, effects: Effects) -> dict[str, Any]:
+    """Have every image of the plan as a whole squash file."""
+    return {"images": [_image(plan, image, effects) for image in plan.images]}
+
+
+def _image(plan: Plan, image: PlannedImage, effects: Effects) -> dict[str, Any]:
+    squash = Path(image.squash)
+    if plan.tools == "rehearsal":
+        squash.parent.mkdir(parents=True, exist_ok=True)
+    store = ImageStore(
+        effects.run,
+        say=effects.say,
+        enroot=_importer(plan, image),
+        sleep=effects.sleep,
+    )
+    here = image.import_on == "login" or plan.scheduler.kind == "local"
+    request = ImageRequest(
+        reference=image.reference,
+        uri=image.uri,
+        squash=squash,
+        flock_path=Path(image.lock),
+        lock_wait=image.lock_wait,
+        import_timeout=image.import_timeout,
+        temp_directory=Path(image.temporary) if image.temporary and here else None,
+        enroot_environment=effects.tools if here else _on_node(image.temporary or "/tmp", plan.run_key),
+    )
+    record = store.ensure(request)
+    effects.say(f"image {image.reference}: {record.how} in {record.seconds:.3f} s ({record.size / 1e6:.1f} MB)")
+    return _image_fields(record)
+
+
+def _on_node(temporary: str, run_key: str) -> dict[str, str]:
+    """enroot's directories for an import on a compute node; it makes all of them itself but the first."""
+    own = f"{temporary}/launcher-{run_key}"
+    return {
+        "ENROOT_TEMP_PATH": temporary,
+        "ENROOT_CACHE_PATH": f"{own}/cache",
+        "ENROOT_DATA_PATH": f"{own}/data",
+        "ENROOT_RUNTIME_PATH": f"{own}/runtime",
+    }
+
+
+def _image_fields(record: ImageRecord) -> dict[str, Any]:
+    return {
+        "reference": record.reference,
+        "squash": str(record.squash),
+        "how": record.how,
+        "bytes": record.size,
+        "digest": record.digest,
+        "seconds": round(record.seconds, 3),
+        "facts": list(record.facts),
+    }
+
+
+def _importer(plan: Plan, image: PlannedImage) -> tuple[str, ...]:
+    """The enroot command: here, or by srun on a compute node, where the login node is of another architecture."""
+    if image.import_on == "login" or plan.scheduler.kind == "local":
+        return ("enroot",)
+    where = [f"--partition={plan.scheduler.partition}"] if plan.scheduler.partition else []
+    account = [f"--account={plan.scheduler.account}"] if plan.scheduler.account else []
+    minutes = max(1, image.import_timeout // 60)
+    return (
+        "srun",
+        *where,
+        *account,
+        "--nodes=1",
+        "--ntasks=1",
+        f"--time={minutes}",
+        f"--job-name={plan.job_name}",
+        f"--comment={plan.run_key}-import",
+        "enroot",
+    )
+
+
+def model(plan: Plan, effects: Effects) -> dict[str, Any]:
+    """Look at the checkpoint from here, or say why that cannot be."""
+    planned = plan.model
+    if planned.path.startswith("hf:"):
+        effects.say(f"model {planned.path}: from the Hugging Face hub, on the compute nodes")
+        return {"path": planned.path, "checked": False, "why": "from the Hugging Face hub"}
+    if "login" not in planned.seen_by:
+        why = f"{planned.storage} storage that the login node does not see (runner {plan.runner})"
+        effects.say(f"model {planned.path}: not checked from here: {why}")
+        return {"path": planned.path, "checked": False, "why": why}
+    path = Path(planned.path)
+    rehearsal = plan.tools == "rehearsal"
+    if rehearsal:
+        from launcher.rehearsal.model import ensure_model
+
+        ensure_model(path, planned.precision)
+    if not path.is_dir():
+        from launcher.model.checkpoint import nearest_sibling
+
+        near = nearest_sibling(path)
+        hint = f"there is {near}: is that the one?" if near else "stage it, or correct the path in the runner file"
+        raise ModelError("the checkpoint is not there", where=planned.path, hint=hint)
+    verdict = require(examine(path, precision=planned.precision), rehearsal=rehearsal)
+    said = verdict.identity if verdict.identity_reason is None else f"{verdict.identity} ({verdict.identity_reason})"
+    effects.say(f"model {planned.path}: whole, {verdict.shards} shards, {verdict.quantisation}; declared one: {said}")
+    return {"checked": True, **verdict.as_dict()}
+
+
+def workspace(plan: Plan, effects: Effects) -> tuple[Checkout, dict[str, Any]]:
+    """The srt-slurm tree of this run, with its overlays; and the compute nodes' copy of the workspace."""
+    wanted = plan.srt_slurm
+    if plan.tools == "rehearsal":
+        from launcher.rehearsal.checkout import ensure_repository
+
+        ensure_repository(Path(wanted.repository))
+    pin = Pin(wanted.repository, wanted.ref, wanted.sha, tuple(CommitPatch(p.commit, p.path) for p in wanted.patches))
+    overlays = []
+    for overlay in wanted.overlays:
+        source = Path(overlay.source)
+        if source.exists():
+            overlays.append(Overlay(source, overlay.destination))
+        elif plan.recipe.document is not None:
+            effects.say(f"overlay {source} is not in the workspace; the recipe comes from {plan.recipe.origin}")
+        else:
+            raise ConfigError("the lane's overlay is not in the workspace", where=overlay.source)
+    checkout = Checkouts(Path(wanted.cache), run=effects.run, environ=effects.environment, sleep=effects.sleep).prepare(
+        pin,
+        into=Path(wanted.root),
+        setup=wanted.setup,
+        setup_environment=effects.tools,
+        setup_timeout=wanted.setup_timeout,
+        overlays=overlays,
+    )
+    for note in checkout.notes:
+        effects.say(note)
+    if plan.workspace.shared:
+        _copy_workspace(Path(plan.workspace.path), Path(plan.workspace.shared), effects)
+    effects.say(f"srt-slurm {wanted.ref} ({checkout.sha[:12]}) at {checkout.root}")
+    return checkout, {"root": str(checkout.root), "sha": checkout.sha, "notes": list(checkout.notes)}
+
+
+def _copy_workspace(source: Path, destination: Path, effects: Effects) -> None:
+    """Copy what jobs need of the workspace to where compute nodes see it."""
+    if effects.stopping():
+        raise Cancelled("stopped before the workspace was copied")
+    try:
+        shutil.copytree(
+            source, destination, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_NOT_COPIED)
+        )
+    except (OSError, shutil.Error) as error:
+        raise SubmissionError(
+            f"the workspace cannot be copied for the compute nodes: {error}", where=str(destination)
+        ) from None
+    effects.say(f"workspace copied to {destination}")
+
+
+def write_inputs(plan: Plan, checkout: Checkout) -> None:
+    """Write the recipe and srtslurm.yaml into the tree. Raises SubmissionError for keys that this srtctl lacks."""
+    unknown = sorted(set(plan.srtslurm) - checkout.cluster_keys) if checkout.cluster_keys else []
+    if unknown:
+        raise SubmissionError(
+            f"srt-slurm {plan.srt_slurm.ref} does not know {', '.join(unknown)} in srtslurm.yaml, and would drop the "
+            "whole file with a warning",
+            where=f"runner {plan.runner}",
+            hint="take the key out of the runner file's srtslurm or adjust, or pin a commit that knows it",
+        )
+    if plan.recipe.document is None:
+        raise ConfigError(f"recipe {plan.recipe.path} was not found in srt-slurm {plan.srt_slurm.ref} either")
+    recipe = checkout.root / plan.recipe.path
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    write_text(recipe, dump(plan.recipe.document))
+    write_text(checkout.root / FILE_NAME, dump_srtslurm(plan.srtslurm))
+
+
+def submit(plan: Plan, checkout: Checkout, effects: Effects) -> Submitted:
+    """Submit the job, exactly one.
+
+    Not stoppable: a submission that is cut off leaves the question whether a job exists, and takes seconds at most.
+    """
+    submission = Submission(
+        argv=plan.submit.argv,
+        root=checkout.root,
+        environment={**effects.environment, **plan.submit.environment},
+        token=plan.run_key,
+        options=checkout.options,
+    )
+    return apply(submission, scheduler=effects.scheduler, run=run, sleep=time.sleep)
+
+
+def rehearsal_tools(state: Path, scheduler_kind: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """What has to be in the environment for the stand-ins to be found in the place of enroot and srtctl."""
+    from launcher.rehearsal.tools import tools_directory
+
+    path = f"{tools_directory(state / 'rehearsal/bin')}{os.pathsep}{environ.get('PATH', os.defpath)}"
+    jobs = {"LAUNCHER_LOCAL_JOBS": str(state / "jobs")} if scheduler_kind == "local" else {}
+    return {"PATH": path, **jobs}

@@ -1,0 +1,206 @@
+"""Driving runs to their ends: how many at once, one poller for all jobs, what to do when asked to stop.
+
+Runs are prepared one after the other in a thread of their own, since an import can take half an hour, and watched in
+the caller's thread, which is the one that signals reach. The scheduler is asked once a round for all jobs.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from launcher.errors import Cancelled, JobError, LauncherError
+from launcher.execute import Execution, Outcome
+from launcher.slurm.client import JobKey, JobState, Scheduler
+from launcher.slurm.logs import LogFollower
+from launcher.slurm.states import Phase
+from launcher.slurm.watch import Pace, Watcher
+
+CANCEL_BOUND = 5.0
+"""Seconds to see cancelled jobs gone, and for a run in preparation to stop: GitHub leaves 10 s in all."""
+
+LogLines = Callable[[str, Sequence[str]], None]
+"""(run id, lines): new lines of a run's job log."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """How a drive is asked to stop: ``wait(seconds)`` returns True at once when it was; ``reason`` says by what."""
+
+    wait: Callable[[float], bool]
+    reason: Callable[[], Cancelled]
+
+    def asked(self) -> bool:
+        return self.wait(0)
+
+
+class Drive:
+    """Runs some executions, at most ``max_jobs`` jobs at once; `run` gives their outcomes in the order given."""
+
+    def __init__(
+        self,
+        executions: Sequence[Execution],
+        scheduler: Scheduler,
+        stop: Stop,
+        *,
+        max_jobs: int = 1,
+        fail_fast: bool = False,
+        pace: Pace = Pace(),
+        log_lines: LogLines | None = None,
+    ) -> None:
+        self._executions = list(executions)
+        self._waiting = list(executions)
+        self._preparing: Execution | None = None
+        self._stop = stop
+        self._max_jobs = max_jobs
+        self._fail_fast = fail_fast
+        self._log_lines = log_lines
+        self._outcomes: dict[str, Outcome] = {}
+        self._watched: dict[JobKey, Execution] = {}
+        self._followers: dict[str, LogFollower] = {}
+        self._ready: queue.SimpleQueue[tuple[Execution, JobKey | LauncherError]] = queue.SimpleQueue()
+        self._failing = threading.Event()
+        self._scheduler = scheduler
+        self._watcher = Watcher(
+            scheduler,
+            wait=self._rest,
+            pace=pace,
+            on_change=lambda job, old, new: self._watched[job].saw(new),
+            idle=self._idle,
+        )
+
+    def run(self) -> list[Outcome]:
+        """Run all to their ends. Never raises for a run; asked to stop, it cancels every job first."""
+        while self._waiting or self._preparing or self._watched:
+            if self._giving_up():
+                self._abandon()
+                break
+            if self._can_begin():
+                self._preparing = self._waiting.pop(0)
+                threading.Thread(target=self._prepare, args=(self._preparing,), daemon=True, name="prepare").start()
+            if not self._ready.empty():
+                self._preparing = None
+                self._take(*self._ready.get())
+            elif self._watched:
+                self._watch()
+            else:
+                self._stop.wait(0.05)
+        return [self._outcomes[e.record.id] for e in self._executions]
+
+    def _prepare(self, execution: Execution) -> None:
+        try:
+            self._ready.put((execution, execution.prepare()))
+        except LauncherError as error:
+            self._ready.put((execution, error))
+        except OSError as error:
+            self._ready.put((execution, LauncherError(f"{error.strerror}", where=str(error.filename))))
+
+    def _take(self, execution: Execution, prepared: JobKey | LauncherError) -> None:
+        if isinstance(prepared, JobKey):
+            self._watched[prepared] = execution
+            self._watcher.add([prepared])
+        elif isinstance(prepared, Cancelled):
+            self._outcomes[execution.record.id] = execution.cancelled(prepared)
+        else:
+            self._ended(execution, execution.failed(prepared))
+
+    def _watch(self) -> None:
+        """Ask round after round until something is to be done: a run is ready, another can begin, or we are to stop."""
+        for states in self._watcher.rounds(should_stop=self._interrupted):
+            for job, execution in list(self._watched.items()):
+                state = states.get(job)
+                if job in self._watcher.given_up:
+                    self._give_up(job, execution)
+                elif state is not None and state.phase is Phase.TERMINAL:
+                    del self._watched[job]
+                    self._follow(execution, last=True)
+                    self._finish(execution, state)
+            if self._interrupted() or self._can_begin():
+                return
+
+    def _finish(self, execution: Execution, state: JobState) -> None:
+        try:
+            self._ended(execution, execution.finish(state))
+        except Cancelled as why:  # stopped while waiting for results to appear
+            self._outcomes[execution.record.id] = execution.cancelled(why)
+
+    def _can_begin(self) -> bool:
+        return self._preparing is None and bool(self._waiting) and len(self._watched) < self._max_jobs
+
+    def _giving_up(self) -> bool:
+        return self._stop.asked() or (self._fail_fast and self._failing.is_set())
+
+    def _give_up(self, job: JobKey, execution: Execution) -> None:
+        error: JobError = self._watcher.given_up[job]
+        execution.cancel()
+        del self._watched[job]
+        self._ended(execution, execution.failed(error))
+
+    def _ended(self, execution: Execution, outcome: Outcome) -> None:
+        self._outcomes[execution.record.id] = outcome
+        if outcome.error is not None:
+            self._failing.set()
+
+    def _interrupted(self) -> bool:
+        return self._giving_up() or not self._ready.empty()
+
+    def _rest(self, seconds: float) -> bool:
+        """The watcher's pause, cut short when a prepared run is waiting to be watched."""
+        return self._stop.wait(min(seconds, 0.2) if seconds else 0) or not self._ready.empty()
+
+    def _idle(self) -> None:
+        for execution in self._watched.values():
+            self._follow(execution)
+
+    def _follow(self, execution: Execution, last: bool = False) -> None:
+        log = execution.log
+        if self._log_lines is None or log is None:
+            return
+        follower = self._followers.setdefault(execution.record.id, LogFollower(log))
+        while lines := follower.read_new():
+            self._log_lines(execution.record.id, lines)
+        if last:
+            self._log_lines(execution.record.id, follower.flush())
+            follower.close()
+
+    def _abandon(self) -> None:
+        """Cancel every job first; then wait for what is being prepared, whose job may be there any moment."""
+        why = self._stop.reason() if self._stop.asked() else Cancelled("another run of the sweep failed")
+        for execution in self._watched.values():
+            execution.cancel()
+        if self._preparing is not None:
+            self._abandon_preparation(self._preparing, why)
+        for execution in [*self._watched.values(), *self._waiting]:
+            self._outcomes[execution.record.id] = execution.cancelled(why)
+        states = until_gone(self._scheduler, list(self._watched), bound=CANCEL_BOUND, sleep=time.sleep)
+        for job, state in states.items():
+            self._watched[job].saw_after_cancel(state)
+
+    def _abandon_preparation(self, execution: Execution, why: Cancelled) -> None:
+        try:
+            _, prepared = self._ready.get(timeout=CANCEL_BOUND)
+        except queue.Empty:
+            prepared = why  # its record says how far it was; `launcher cleanup` looks for its job by its token
+        if isinstance(prepared, JobKey):
+            execution.cancel()
+            self._watched[prepared] = execution
+        elif isinstance(prepared, Cancelled):
+            self._outcomes[execution.record.id] = execution.cancelled(prepared)
+        else:
+            self._outcomes[execution.record.id] = execution.failed(prepared)
+
+
+def until_gone(
+    scheduler: Scheduler, jobs: Sequence[JobKey], *, bound: float = CANCEL_BOUND, sleep: Callable[[float], None]
+) -> dict[JobKey, JobState]:
+    """Ask until every job has ended or the bound is reached; the last states, in which a job may still be alive."""
+    deadline = time.monotonic() + bound
+    while jobs:
+        states = scheduler.poll(jobs)
+        if all(s.phase is Phase.TERMINAL for s in states.values()) or time.monotonic() >= deadline:
+            return states
+        sleep(0.5)
+    return {}

@@ -1,0 +1,107 @@
+"""What all tests share: a real Slurm cluster on this machine, and the rule that nothing is skipped in CI."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+CLUSTER = Path(__file__).resolve().parents[1] / "scripts" / "cluster"
+NOT_INSTALLED = 3
+"""Exit code of scripts/cluster where Slurm's programs are missing."""
+
+IN_CI = os.environ.get("CI") == "true"
+
+
+@dataclass(frozen=True)
+class SlurmCluster:
+    """A running cluster. ``env`` is a whole environment for its client programs."""
+
+    env: dict[str, str]
+    directory: Path
+    nodes: int
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """One cluster of 18 nodes with accounting for all tests, started when the first one asks for it."""
+    directory, nodes = tmp_path_factory.mktemp("slurm"), 18
+    start_cluster(directory, nodes)
+    try:
+        yield SlurmCluster(cluster_environment(directory), directory, nodes)
+    finally:
+        cluster("down", directory)
+
+
+def start_cluster(directory: Path, nodes: int, *options: str) -> None:
+    """`scripts/cluster up` on free ports; skips the test, or fails it in CI, where Slurm is not installed."""
+    port = free_ports(nodes + 2)
+    answer = cluster("up", directory, "--nodes", str(nodes), "--port", str(port), *options)
+    if answer.returncode == NOT_INSTALLED:
+        (pytest.fail if IN_CI else pytest.skip)(answer.stderr.strip())
+    assert answer.returncode == 0, answer.stderr
+
+
+def cluster(command: str, directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run `scripts/cluster`, and take what it says."""
+    argv = [sys.executable, str(CLUSTER), command, "--dir", str(directory), *options]
+    return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180)
+
+
+def cluster_environment(directory: Path) -> dict[str, str]:
+    """Our environment without another cluster's variables, and with those of the cluster in ``directory``."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH_"))}
+    exports = cluster("env", directory).stdout.splitlines()
+    return {**kept, **dict(line.removeprefix("export ").split("=", 1) for line in exports)}
+
+
+def free_ports(count: int) -> int:
+    """The first of ``count`` ports in a row that nobody listens on, below the range that the kernel hands out."""
+    for _ in range(100):
+        first = random.randrange(20000, 32000 - count)
+        if all(_is_free(port) for port in range(first, first + count)):
+            return first
+    pytest.fail(f"no {count} free ports in a row")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+# In CI a skipped test would be a test that nobody knows is not run.
+_skipped: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _skipped.append(report.nodeid)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.skipped:
+        _skipped.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if IN_CI and _skipped and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if IN_CI and _skipped:
+        terminalreporter.section("skipped, which fails the session in CI", red=True)
+        for nodeid in _skipped:
+            terminalreporter.line(f"SKIPPED {nodeid}")
+        terminalreporter.line(f"{len(_skipped)} skipped")

@@ -1,0 +1,112 @@
+"""What the tests of images share: real squash files, requests, and a lock that looks often."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.image.lock import Lock
+from launcher.image.reference import Reference
+from launcher.image.store import ImageRequest
+from launcher.process import Completed
+from launcher.rehearsal.squashfs import squashfs
+
+ENROOT = (sys.executable, "-m", "launcher.rehearsal.enroot")
+REFERENCE = "nvcr.io#nvidia/ai-dynamo/vllm-runtime:1.0.1"
+NAME = "nvcr.io_nvidia_ai-dynamo_vllm-runtime_1.0.1.sqsh"
+
+needs_squashfs_tools = pytest.mark.skipif(
+    not (shutil.which("mksquashfs") and shutil.which("unsquashfs")), reason="squashfs-tools are not installed"
+)
+
+
+class EagerLock(Lock):
+    """The real lock, looking fifty times a second, for tests that wait for it."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        super().__init__(path, **{"poll": 0.02, **options})
+
+
+def request(directory: Path, *, reference: str = REFERENCE, **more: Any) -> ImageRequest:
+    """A request as a plan makes it, with everything below ``directory``."""
+    given: dict[str, Any] = {"temp_directory": directory / "tmp", "lock_wait": 20.0, "import_timeout": 20.0, **more}
+    return ImageRequest(reference, Reference.parse(reference).uri, directory / "images" / NAME, **given)
+
+
+def small_image(path: Path, note: str = "") -> Path:
+    """A small whole squash file."""
+    path.write_bytes(squashfs("etc", {"rc": b"# " + note.encode()}, created=1_700_000_000))
+    return path
+
+
+def mksquashfs(path: Path, *options: str, size: int = 300_000) -> Path:
+    """A real squash file with ``size`` bytes in it that do not compress."""
+    tree = path.with_name(f"{path.name}.tree")
+    (tree / "etc").mkdir(parents=True)
+    (tree / "etc" / "rc").write_text("# enroot-provenance: docker://x\n")
+    (tree / "data").write_bytes(os.urandom(size))
+    subprocess.run(
+        ["mksquashfs", str(tree), str(path), "-noappend", "-no-progress", "-quiet", *options],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+    )
+    return path
+
+
+class Scripted:
+    """A command runner that answers what it was told to, and remembers what it was asked."""
+
+    def __init__(self, answer: Callable[[Sequence[str]], Completed]) -> None:
+        self.asked: list[tuple[str, ...]] = []
+        self._answer = answer
+
+    def __call__(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        input: str | None = None,
+    ) -> Completed:
+        self.asked.append(tuple(argv))
+        return self._answer(argv)
+
+
+def never(argv: Sequence[str]) -> Completed:
+    raise AssertionError(f"no process should have been started: {argv}")
+
+
+def completed(argv: Sequence[str], returncode: int | None, stderr: str = "", stdout: str = "") -> Completed:
+    return Completed(tuple(argv), returncode, stdout, stderr, 0.1)
+
+
+def until(what: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """Wait until ``what()`` is true, and give it; fail when it does not come."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := what():
+            return found
+        time.sleep(0.005)
+    pytest.fail(f"did not happen within {seconds} s")
+
+
+@contextmanager
+def process(*argv: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process of our own, ended with the block."""
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, text=True, **options) as child:
+        try:
+            yield child
+        finally:
+            child.kill()

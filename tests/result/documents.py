@@ -1,0 +1,81 @@
+"""Results as sa-bench and AIPerf's aggregation write them, and a job's directory to put them in."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def fixed(concurrency: int = 4, **changes: Any) -> dict[str, Any]:
+    """A result of sa-bench; a change to None removes the key."""
+    document: dict[str, Any] = {
+        "date": "20261121-183233",
+        "backend": "dynamo",
+        "model_id": "model",
+        "num_prompts": 40,
+        "request_rate": "inf",
+        "max_concurrency": concurrency,
+        "duration": 10.0,
+        "completed": 40,
+        "total_input_tokens": 5000,
+        "total_output_tokens": 4600,
+        "request_goodput": None,
+        "output_throughput": 460.0,
+        "total_token_throughput": 960.0,
+        "ttfts": [0.1, 0.2],
+        "itls": [[0.01], []],
+        "errors": ["", ""],
+        "median_ttft_ms": 84.0,
+        "p99_ttft_ms": 124.0,
+        "mean_tpot_ms": 8.5,
+        "median_tpot_ms": 8.25,
+        "std_tpot_ms": 0.5,
+        "p99_tpot_ms": 9.5,
+        "median_itl_ms": 8.0,
+        "p99_itl_ms": 12.0,
+        "median_e2el_ms": 1100.0,
+        "p99_e2el_ms": 1500.0,
+    }
+    return changed(document, changes)
+
+
+def agentic(concurrency: int = 8, **changes: Any) -> dict[str, Any]:
+    """An agentic result, as process_agentic_result.py aggregates it (seconds)."""
+    document: dict[str, Any] = {
+        "conc": concurrency,
+        "num_requests_total": 120,
+        "num_requests_successful": 100,
+        "request_accounting": {"records_total": 120, "records_warmup_dropped": 20, "records_error_dropped": 0},
+        "num_prefill_gpu": 8,
+        "num_decode_gpu": 8,
+        "request_metrics": {
+            "latency": {"ttft": {"p50": 0.5}, "tpot": {"p50": 0.02}, "itl": {"p50": 0.019}, "e2el": {"p50": 12.0}},
+            "throughput": {
+                "output": {"tokens_per_second": 900.0},
+                "total": {"tokens_per_second": 16000.0},
+                "duration_seconds": 3600.0,
+                "per_gpu": {"total_tput_tps": 1000.0, "output_tput_tps": 56.25},
+            },
+        },
+    }
+    return changed(document, changes)
+
+
+def changed(document: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in {**document, **changes}.items() if value is not None or key not in changes}
+
+
+def write(path: Path, document: Any) -> Path:
+    """Write a document, or text as it is, making the directories above."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
+    return path
+
+
+def age(path: Path, seconds: float) -> Path:
+    """Make a file that much older."""
+    then = path.stat().st_mtime - seconds
+    os.utime(path, (then, then))
+    return path

@@ -1,0 +1,311 @@
+"""SlurmCommands against answers recorded from Slurm 22.05.8, whole and broken."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from launcher.errors import JobError
+from launcher.slurm.answers import sacct_records, scontrol_records, squeue_records, timestamp
+from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
+from launcher.slurm.commands import SlurmCommands
+from launcher.slurm.states import Phase
+from tests.slurm.fakes import DOWN, NO_DATABASE, NOT_KNOWN, TIMED_OUT, Replay, Reply
+
+SQUEUE = """\
+4|CANCELLED|1795289084|1795289084|1795289086|None|node01|tok-e
+1|COMPLETED|1795289084|1795289084|1795289085|None|node[01-02]|run-abc token
+2|FAILED|1795289084|1795289084|1795289084|NonZeroExitCode|node01|tok-b|with|pipes
+5|PENDING|1795289084|N/A|N/A|PartitionNodeLimit||(null)
+6|PENDING|1795289084|N/A|N/A|DependencyNeverSatisfied||(null)
+3|PENDING|1795289084|N/A|N/A|JobHeldUser||tok-c
+7|COMPLETING|1795289357|1795289359|1795303759|None|node01|tok-rq
+"""
+
+SACCT = """\
+1|COMPLETED|0:0|1795289084|1795289084|1795289085|node[01-02]|None|run-abc token
+2|FAILED|3:0|1795289084|1795289084|1795289084|node01|None|tok-b|with|pipes
+3|PENDING|0:0|1795289084|Unknown|Unknown|None assigned|JobHeldUser|
+4|CANCELLED by 0|0:0|1795289084|1795289084|1795289086|node01|None|tok-e
+"""
+
+REQUEUED = """\
+7|REQUEUED|0:0|1795289357|1795289357|1795289359|node01|None|tok-rq
+7|CANCELLED by 0|0:0|1795289359|None|1795289369|None assigned|BeginTime|
+"""
+
+SCONTROL = (
+    "JobId=2 JobName=job3.sh UserId=root(0) GroupId=root(0) MCS_label=N/A Priority=4294901758 Nice=0 "
+    "Account=benchmark QOS=normal JobState=FAILED Reason=NonZeroExitCode Dependency=(null) Requeue=1 Restarts=0 "
+    "BatchFlag=1 Reboot=0 ExitCode=3:0 RunTime=00:00:00 TimeLimit=04:00:00 TimeMin=N/A SubmitTime=1795289084 "
+    "EligibleTime=1795289084 AccrueTime=1795289084 StartTime=1795289084 EndTime=1795289084 Deadline=N/A "
+    "SuspendTime=None SecsPreSuspend=0 LastSchedEval=1795289084 Scheduler=Main Partition=batch "
+    "AllocNode:Sid=localhost:4447 ReqNodeList=(null) ExcNodeList=(null) NodeList=node01 BatchHost=node01 NumNodes=1 "
+    "NumCPUs=1 NumTasks=1 CPUs/Task=1 ReqB:S:C:T=0:0:*:* TRES=cpu=1,node=1,billing=1 Command=../job3.sh "
+    "WorkDir=/tmp/out Comment=tok-b|with|pipes  StdErr=/tmp/out/slurm-2.out StdIn=/dev/null "
+    "StdOut=/tmp/out/slurm-2.out Power= \n"
+)
+
+SUBMITTED = 1795289084.0
+FAILED = JobKey("2", SUBMITTED, "tok-b")
+DONE = JobKey("1", SUBMITTED, "run-abc")
+HELD = JobKey("3", SUBMITTED, "tok-c")
+GONE = JobKey("9999", SUBMITTED, "tok-g")
+
+
+def poll(job: JobKey, **replies: Reply) -> tuple[JobState, Replay]:
+    runner = Replay(**{"squeue": "", "sacct": "", "scontrol": NOT_KNOWN, **replies})
+    return SlurmCommands(runner=runner, environ={}).poll([job])[job], runner
+
+
+def test_reading_squeue() -> None:
+    records = {record.id: record for record in squeue_records(SQUEUE)}
+    assert len(records) == 7
+    assert records["2"].comment == "tok-b|with|pipes"
+    assert records["5"].comment == ""
+    assert records["5"].state.hopeless
+    assert records["1"].state.nodes == "node[01-02]"
+    assert records["1"].state.ended == 1795289085
+    assert records["7"].state.ended is None, "the end of a job that is alive is its time limit"
+    assert records["3"].state.started is None, "the start of a pending job is a guess"
+
+
+def test_reading_sacct() -> None:
+    records = {record.id: record for record in sacct_records(SACCT)}
+    assert records["2"].state.exit_code == (3, 0)
+    assert records["4"].state.word == "CANCELLED"
+    assert records["3"].state.nodes == ""
+    assert records["3"].state.exit_code is None
+
+
+def test_reading_scontrol() -> None:
+    (record,) = scontrol_records(SCONTROL)
+    assert record.comment == "tok-b|with|pipes"
+    assert (record.state.word, record.state.exit_code, record.state.nodes) == ("FAILED", (3, 0), "node01")
+    assert record.state.submitted == SUBMITTED
+
+
+def test_banners_and_torn_lines_are_no_records() -> None:
+    banner = "Welcome to the cluster | please read | the | message | of | the | day |\n*** 12 ***\n\n"
+    assert squeue_records(banner + "3|PENDING|17952\n") == []
+    assert len(squeue_records(banner + SQUEUE)) == 7
+    assert sacct_records(banner + "2|FAILED|3:0") == []
+    assert scontrol_records(banner + "slurm_load_jobs error") == []
+
+
+def test_times_without_the_format_are_local_iso() -> None:
+    assert timestamp("1795289084") == 1795289084
+    assert timestamp("2026-11-21T19:24:44") is not None
+    assert [timestamp(text) for text in ("Unknown", "N/A", "None", "")] == [None] * 4
+
+
+def test_an_alive_job_costs_one_call() -> None:
+    state, runner = poll(HELD, squeue=SQUEUE)
+    assert (state.phase, state.word, state.reason) == (Phase.ALIVE, "PENDING", "JobHeldUser")
+    assert runner.programs() == ["squeue"]
+    assert runner.environments[0] == {"SLURM_TIME_FORMAT": "%s"}
+
+
+def test_a_thousand_jobs_cost_two_calls() -> None:
+    jobs = [JobKey(str(n), SUBMITTED, "t") for n in range(1, 1001)]
+
+    def squeue(argv: Sequence[str]) -> str:
+        ids = argv[argv.index("-j") + 1].split(",")
+        return "".join(f"{n}|RUNNING|1795289084|1795289085|1795289999|None|node01|t\n" for n in ids)
+
+    runner = Replay(squeue=squeue)
+    states = SlurmCommands(runner=runner, environ={}).poll(jobs)
+    assert len(states) == 1000 and all(state.phase is Phase.ALIVE for state in states.values())
+    assert runner.programs() == ["squeue", "squeue"]
+
+
+def test_the_exit_code_of_an_ended_job_is_accountings() -> None:
+    state, runner = poll(FAILED, squeue=SQUEUE, sacct=SACCT)
+    assert (state.word, state.exit_code, state.source) == ("FAILED", (3, 0), "sacct")
+    assert runner.programs() == ["squeue", "sacct"]
+
+
+def test_scontrol_tells_while_accounting_lags() -> None:
+    state, _ = poll(FAILED, squeue=SQUEUE, sacct="2|RUNNING|0:0|1795289084|1795289084|Unknown|node01|None|\n")
+    assert (state.word, state.exit_code, state.source) == ("FAILED", None, "squeue"), "a failure, its code not known"
+    state, _ = poll(FAILED, squeue=SQUEUE, sacct=NO_DATABASE, scontrol=SCONTROL)
+    assert (state.word, state.exit_code, state.source) == ("FAILED", (3, 0), "scontrol")
+
+
+def test_no_success_without_its_exit_code() -> None:
+    state, _ = poll(DONE, squeue=SQUEUE, sacct=NO_DATABASE, scontrol=TIMED_OUT)
+    assert state.phase is Phase.UNKNOWN
+    assert "squeue: says COMPLETED" in state.reason
+    state, _ = poll(DONE, squeue=SQUEUE, sacct=SACCT)
+    assert state.succeeded
+
+
+@pytest.mark.parametrize("squeue", [NOT_KNOWN, "", "Maintenance on Tuesday\n"])
+def test_absence_is_not_an_end(squeue: Reply) -> None:
+    state, runner = poll(GONE, squeue=squeue)
+    assert state.phase is Phase.UNKNOWN
+    assert state.reason == (
+        "squeue: does not know the job; sacct: does not know the job; scontrol: does not know the job"
+    )
+    assert runner.programs() == ["squeue", "sacct", "scontrol"]
+
+
+@pytest.mark.parametrize("squeue", [DOWN, TIMED_OUT, (127, "squeue: No such file or directory"), (0, "")])
+def test_a_silent_controller_leaves_the_end_to_accounting(squeue: Reply) -> None:
+    state, _ = poll(FAILED, squeue=squeue, sacct=SACCT, scontrol=DOWN)
+    assert (state.phase, state.word) == (Phase.TERMINAL, "FAILED")
+    state, _ = poll(HELD, squeue=squeue, sacct=SACCT, scontrol=DOWN)
+    assert state.phase is Phase.UNKNOWN, "accounting is believed about ends only"
+    assert "sacct: says PENDING" in state.reason
+
+
+def test_a_job_the_controller_lost_is_not_alive_because_accounting_says_so() -> None:
+    lost = "9999|RUNNING|0:0|1795289084|1795289084|Unknown|node01|None|\n"
+    state, _ = poll(GONE, squeue=NOT_KNOWN, sacct=lost)
+    assert state.phase is Phase.UNKNOWN
+
+
+def test_nobody_answers() -> None:
+    state, _ = poll(FAILED, squeue=DOWN, sacct=NO_DATABASE, scontrol=DOWN)
+    assert state.phase is Phase.UNKNOWN
+    for part in ("Unable to contact slurm controller", "Connection refused"):
+        assert part in state.reason
+
+
+def test_a_silent_scontrol_is_asked_once_a_round() -> None:
+    runner = Replay(squeue=DOWN, sacct="", scontrol=DOWN)
+    states = SlurmCommands(runner=runner, environ={}).poll([JobKey(str(n), 1.0, "t") for n in range(1, 51)])
+    assert len(states) == 50
+    assert runner.programs() == ["squeue", "sacct", "scontrol"]
+
+
+@pytest.mark.parametrize("word", ["NODE_FAIL", "PREEMPTED", "BOOT_FAIL"])
+def test_what_may_be_requeued_is_an_end_only_by_the_controllers_leave(word: str) -> None:
+    record = f"9999|{word}|0:0|1795289084|1795289084|1795289090|node01|None|tok-g\n"
+    state, _ = poll(GONE, squeue=DOWN, sacct=record, scontrol=DOWN)
+    assert state.phase is Phase.UNKNOWN
+    state, _ = poll(GONE, squeue=NOT_KNOWN, sacct=record)
+    assert (state.phase, state.word) == (Phase.TERMINAL, word)
+    state, _ = poll(GONE, squeue="9999|PENDING|1795289100|N/A|N/A|BeginTime||tok-g\n", sacct=record)
+    assert state.phase is Phase.ALIVE
+
+
+def test_another_job_with_the_same_id_is_not_ours() -> None:
+    other = "2|COMPLETED|1795299999|1795299999|1795299999|None|node01|tok-z\n"
+    finished = "2|COMPLETED|0:0|1795299999|1795299999|1795299999|node01|None|tok-z\n"
+    state, _ = poll(FAILED, squeue=other, sacct=finished, scontrol=NOT_KNOWN)
+    assert state.phase is Phase.UNKNOWN
+    assert "squeue: knows another job with this id" in state.reason
+    state, _ = poll(FAILED, squeue=other, sacct=SACCT + finished)
+    assert (state.word, state.exit_code) == ("FAILED", (3, 0)), "accounting keeps both; ours is the older one"
+
+
+def test_a_requeued_job_is_followed_over_its_new_submit_time() -> None:
+    job = JobKey("7", 1795289357.0, "tok-rq")
+    state, _ = poll(job, squeue=NOT_KNOWN, sacct=REQUEUED)
+    assert state.word == "CANCELLED"
+    state, _ = poll(job, squeue="7|PENDING|1795289359|N/A|N/A|BeginTime||tok-rq\n", sacct=REQUEUED)
+    assert state.phase is Phase.ALIVE
+
+
+@pytest.mark.parametrize("word", ["LAUNCH_FAILED", "HIBERNATING", "?"])
+def test_a_word_that_is_not_known_is_unknown(word: str) -> None:
+    state, _ = poll(FAILED, squeue=f"2|{word}|1795289084|1795289084|N/A|None|node01|tok-b\n")
+    assert state.phase is Phase.UNKNOWN
+
+
+def test_under_faults_no_job_is_ever_called_finished_wrongly() -> None:
+    rng = random.Random(5)
+    faults: list[Reply] = [DOWN, TIMED_OUT, "", "Welcome!\n", (1, "slurm_load_jobs error: Socket timed out"), (1, "")]
+    told = 0
+
+    def squeue(argv: Sequence[str]) -> Reply:
+        nonlocal told
+        if rng.random() < 0.3:
+            return rng.choice(faults)
+        told += 1
+        return "2|RUNNING|1795289084|1795289085|1795299999|None|node01|tok-b\n"
+
+    def sacct(argv: Sequence[str]) -> Reply:
+        running = "2|RUNNING|0:0|1795289084|1795289084|Unknown|node01|None|\n"
+        return rng.choice([running, "", NO_DATABASE, TIMED_OUT])
+
+    scheduler = SlurmCommands(runner=Replay(squeue=squeue, sacct=sacct, scontrol=DOWN), environ={})
+    states = [scheduler.poll([FAILED])[FAILED] for _ in range(2000)]
+    assert sum(state.phase is Phase.ALIVE for state in states) == told
+    assert not any(state.phase is Phase.TERMINAL for state in states)
+
+
+def test_the_clients_environment_is_cleaned() -> None:
+    runner = Replay(squeue=SQUEUE)
+    environ = {"PATH": "/bin", "SQUEUE_FORMAT": "%i", "SLURM_CLUSTERS": "x", "SLURM_CONF": "/c", "SACCT_FORMAT": "x"}
+    SlurmCommands(runner=runner, environ=environ).poll([HELD])
+    assert runner.environments == [{"PATH": "/bin", "SLURM_CONF": "/c", "SLURM_TIME_FORMAT": "%s"}]
+
+
+def test_finding_a_job_by_its_token() -> None:
+    runner = Replay(squeue=SQUEUE, sacct=SACCT)
+    assert SlurmCommands(runner=runner, environ={}).find("tok-b") == [FAILED]
+    assert SlurmCommands(runner=runner, environ={}).find("tok") == []
+    assert "-j" not in runner.calls[0]
+
+
+def test_finding_says_none_only_by_somebody_who_knows() -> None:
+    with pytest.raises(SchedulerUnreachable, match="Unable to contact"):
+        SlurmCommands(runner=Replay(squeue=DOWN, sacct=SACCT), environ={}).find("tok-x")
+    by_accounting = SlurmCommands(runner=Replay(squeue=DOWN, sacct=SACCT), environ={}).find("tok-b")
+    assert by_accounting == [FAILED]
+    assert SlurmCommands(runner=Replay(squeue="", sacct=NO_DATABASE), environ={}).find("tok-x") == []
+
+
+def test_cancelling_looks_whose_it_is() -> None:
+    other = "2|RUNNING|1795299999|1795299999|1795299999|None|node01|tok-z\n"
+    ended = "1|COMPLETED|1795289084|1795289084|1795289085|None|node01|run-abc\n"
+    runner = Replay(squeue=other + ended + SQUEUE.splitlines()[5] + "\n", scancel="")
+    SlurmCommands(runner=runner, environ={}).cancel([FAILED, DONE, HELD])
+    assert runner.calls[-1] == ("scancel", "3")
+
+
+def test_nothing_to_cancel_is_no_call() -> None:
+    runner = Replay(squeue=SQUEUE)
+    SlurmCommands(runner=runner, environ={}).cancel([FAILED, DONE])
+    assert runner.programs() == ["squeue"]
+
+
+@pytest.mark.parametrize("squeue", [DOWN, TIMED_OUT, "", NOT_KNOWN])
+def test_a_bad_answer_does_not_leave_a_job_running(squeue: Reply) -> None:
+    runner = Replay(squeue=squeue, scancel="")
+    SlurmCommands(runner=runner, environ={}).cancel([HELD])
+    assert runner.calls[-1] == ("scancel", "3")
+
+
+def test_cancelling_is_tried_again() -> None:
+    answers: list[Reply] = [(8, "scancel: error: Kill job error on job id 3: Unable to contact"), ""]
+    slept: list[float] = []
+    runner = Replay(squeue=SQUEUE, scancel=lambda argv: answers.pop(0))
+    SlurmCommands(runner=runner, environ={}, sleep=slept.append).cancel([HELD])
+    assert runner.programs() == ["squeue", "scancel", "scancel"]
+    assert slept == [0.5]
+
+
+def test_cancelling_in_vain_is_said() -> None:
+    runner = Replay(squeue=SQUEUE, scancel=(8, "scancel: error: Kill job error on job id 3: Unable to contact"))
+    with pytest.raises(SchedulerUnreachable, match="did not go through"):
+        SlurmCommands(runner=runner, environ={}, sleep=lambda seconds: None).cancel([HELD])
+    refused = (210, "scancel: error: Kill job error on job id 3: Access/permission denied")
+    runner = Replay(squeue=SQUEUE, scancel=refused)
+    with pytest.raises(JobError, match="refuses"):
+        SlurmCommands(runner=runner, environ={}).cancel([HELD])
+    assert runner.programs() == ["squeue", "scancel"]
+    over = (1, "scancel: error: Kill job error on job id 3: Job/step already completing or completed")
+    SlurmCommands(runner=Replay(squeue=SQUEUE, scancel=over), environ={}).cancel([HELD])
+
+
+def test_evidence_holds_answers_and_silences() -> None:
+    runner = Replay(squeue="JOBID…\n", scontrol=SCONTROL, sacct=NO_DATABASE)
+    said = SlurmCommands(runner=runner, environ={}).describe(FAILED)
+    assert said["scontrol"] == SCONTROL
+    assert "Connection refused" in said["sacct"]
+    assert runner.environments[0] == {}, "for a person: no seconds since the epoch"

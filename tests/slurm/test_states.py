@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.errors import ConfigError, SubmissionError
+from launcher.slurm import states
+from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, open_scheduler, unknown
+from launcher.slurm.states import Phase
+
+
+@pytest.mark.parametrize("word", ["PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED"])
+def test_alive_words(word: str) -> None:
+    assert states.phase(word) is Phase.ALIVE
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["COMPLETED", "FAILED", "CANCELLED by 1000", "CANCELLED+", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE"],
+)
+def test_words_of_an_end(word: str) -> None:
+    assert states.phase(word) is Phase.TERMINAL
+
+
+@pytest.mark.parametrize("word", ["", "?", "FINISHED", "DONE", "LAUNCH_FAILED", "OUT_OF_ME+", "error:"])
+def test_a_word_that_is_not_known_is_unknown(word: str) -> None:
+    assert states.phase(word) is Phase.UNKNOWN
+
+
+def test_no_word_has_two_meanings() -> None:
+    assert not states.ALIVE & states.FAILURE
+    assert states.SUCCESS not in states.ALIVE | states.FAILURE
+    assert states.MAY_BE_REQUEUED <= states.FAILURE
+
+
+@pytest.mark.parametrize(
+    ("word", "reason", "expected"),
+    [
+        ("PENDING", "PartitionNodeLimit", True),
+        ("PENDING", "DependencyNeverSatisfied", True),
+        ("PENDING", "JobHeldUser", True),
+        ("PENDING", "(JobHeldAdmin)", True),
+        ("PENDING", "AssocMaxWallDurationPerJobLimit", True),
+        ("PENDING", "QOSMaxGRESPerNode", True),
+        ("PENDING", "QOSMinGRES", True),
+        ("PENDING", "job requeued in held state", True),
+        ("SPECIAL_EXIT", "", True),
+        ("PENDING", "Priority", False),
+        ("PENDING", "Resources", False),
+        ("PENDING", "QOSMaxNodePerUserLimit", False),
+        ("PENDING", "AssocGrpGRES", False),
+        ("PENDING", "ReqNodeNotAvail, UnavailableNodes:node01", False),
+        ("PENDING", "", False),
+        ("RUNNING", "JobHeldUser", False),
+    ],
+)
+def test_what_waiting_does_not_bring(word: str, reason: str, expected: bool) -> None:
+    assert states.hopeless(word, reason) is expected
+
+
+@pytest.mark.parametrize("text", ["", "12_3", "12;cluster", "-1", "1 2", "abc", "12\n"])
+def test_a_job_id_is_a_plain_number(text: str) -> None:
+    with pytest.raises(SubmissionError):
+        JobKey(text)
+
+
+@pytest.mark.parametrize(
+    ("key", "submitted", "comment", "expected"),
+    [
+        (JobKey("7", 100.0, "tok"), 100.0, "tok", True),
+        (JobKey("7", 100.0, "tok"), 250.0, "site=x;tok", True),  # requeued: the token says it is ours
+        (JobKey("7", 100.0, "tok"), 101.0, "", True),
+        (JobKey("7", 100.0, "tok"), 101.0, "the site's own words", True),
+        (JobKey("7", 100.0, "tok"), 250.0, "", False),
+        (JobKey("7", 100.0, "tok"), 250.0, "tok2", False),
+        (JobKey("7", None, "tok"), 250.0, "", None),
+        (JobKey("7", 100.0, ""), None, "", None),
+        (JobKey("7"), 250.0, "anything", True),  # nothing but the id is known: it is all there is
+    ],
+)
+def test_a_job_is_more_than_its_id(key: JobKey, submitted: float | None, comment: str, expected: bool | None) -> None:
+    assert key.matches(submitted, comment) is expected
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (JobState(Phase.TERMINAL, "COMPLETED", (0, 0)), True),
+        (JobState(Phase.TERMINAL, "COMPLETED"), False),
+        (JobState(Phase.TERMINAL, "COMPLETED", (0, 9)), False),
+        (JobState(Phase.TERMINAL, "OUT_OF_MEMORY", (0, 0)), False),
+        (JobState(Phase.TERMINAL, "CANCELLED", (0, 0)), False),
+        (JobState(Phase.UNKNOWN, "COMPLETED", (0, 0)), False),
+    ],
+)
+def test_only_completed_with_exit_code_zero_is_success(state: JobState, expected: bool) -> None:
+    assert state.succeeded is expected
+
+
+def test_a_state_is_described_for_a_person() -> None:
+    failed = JobState(
+        Phase.TERMINAL, "FAILED", (3, 0), "NonZeroExitCode", "node01", submitted=90.0, started=100.0, ended=112.0
+    )
+    assert failed.describe() == "FAILED, exit code 3 (NonZeroExitCode) on node01 after 12 s"
+    assert "signal 9" in JobState(Phase.TERMINAL, "FAILED", (0, 9)).describe()
+    assert "working directory" in JobState(Phase.TERMINAL, "FAILED", (0, 53)).describe()
+    assert unknown("squeue: timed out").describe() == "unknown: squeue: timed out"
+
+
+def test_choosing_a_scheduler(tmp_path: Path) -> None:
+    assert open_scheduler("slurm").name == "slurm"
+    assert open_scheduler("local", directory=tmp_path).name == "embedded scheduler"
+    with pytest.raises(ConfigError, match="needs a directory"):
+        open_scheduler("local")
+    with pytest.raises(ConfigError, match="did you mean 'slurm'"):
+        open_scheduler("slrum")
+
+
+def test_nobody_to_ask_is_a_submission_error() -> None:
+    assert SchedulerUnreachable("x").exit_code == 5
