@@ -174,8 +174,10 @@ def _lengths(s: Subject) -> Iterator[Finding]:
     if b.isl is None or b.osl is None:
         return
     for name, side in f.roles.items():
-        if side.max_model_len is not None and side.max_model_len < b.isl + b.osl:
-            message = f"{name} takes at most {side.max_model_len} tokens, and a request has up to {b.isl + b.osl}"
+        # A prefill worker hands over after the first token: it never sees the output (TensorRT-LLM recipes say 8232).
+        needed = b.isl if name == "prefill" else b.isl + b.osl
+        if side.max_model_len is not None and side.max_model_len < needed:
+            message = f"{name} takes at most {side.max_model_len} tokens, and a request has up to {needed}"
             yield Finding("max-model-len", "error", message, s.place("backend"))
 
 
@@ -206,14 +208,19 @@ def _topology(s: Subject) -> Iterator[Finding]:
 
 
 def _role(s: Subject, name: str, asked: Role, side: RoleFacts) -> Iterator[Finding]:
+    has = side.as_role()
+    if name == "agg" and _same_replicas(asked, side):
+        return
     if side.workers is not None and side.workers != asked.workers:
         message = f"the recipe starts {side.workers} {name} workers, and the matrix says {asked.workers}"
         yield Finding("workers", "error", message, s.place("resources", f"{name}_workers"))
-    has = side.as_role()
     if has is None:
         return
+    tp = has.tp
+    if asked.dp_attention and has.dp_attention and asked.tp == 1 and asked.ep == has.tp:
+        tp = 1  # DEP8 stands in the matrices as tp 8 and as tp 1, ep 8 alike
     pairs = (
-        ("TP", has.tp, asked.tp),
+        ("TP", tp, asked.tp),
         ("PP", has.pp, asked.pp),
         ("EP", has.ep, asked.ep),
         ("DP attention", _on(has.dp_attention), _on(asked.dp_attention)),
@@ -221,6 +228,12 @@ def _role(s: Subject, name: str, asked: Role, side: RoleFacts) -> Iterator[Findi
     if different := [f"{what} {its} against {wanted}" for what, its, wanted in pairs if its != wanted]:
         message = f"{name} parallelism of the recipe is not the matrix's: {', '.join(different)}"
         yield Finding("parallelism", "error", message, s.place("backend"))
+
+
+def _same_replicas(asked: Role, side: RoleFacts) -> bool:
+    """Whether one aggregated worker of dp replicas is what the matrix counts as that many workers."""
+    p = side.parallelism
+    return asked.workers > 1 and asked.workers == (p.dp or 1) * (side.workers or 1) and asked.tp == p.tp
 
 
 def _capacity(s: Subject) -> Iterator[Finding]:
@@ -242,9 +255,13 @@ def _capacity(s: Subject) -> Iterator[Finding]:
             yield Finding("capacity", "error", message, s.place("resources"))
 
 
+_FAMILY = {"nvfp4": "fp4", "mxfp4": "fp4", "mxfp8": "fp8"}
+"""Formats by the word that matrices have for them."""
+
+
 def _precision(s: Subject) -> Iterator[Finding]:
     has = s.facts.precision if s.facts else None
-    if has is not None and has.lower() != s.benchmark.precision.lower():
+    if has is not None and _FAMILY.get(has.lower(), has.lower()) != s.benchmark.precision.lower():
         message = f"the recipe says precision {has}, and the matrix says {s.benchmark.precision}"
         yield Finding("precision", "warning", message, s.place("model", "precision"))
 

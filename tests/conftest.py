@@ -33,17 +33,15 @@ class SlurmCluster:
 def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
     """One cluster of 18 nodes with accounting for all tests, started when the first one asks for it."""
     directory, nodes = tmp_path_factory.mktemp("slurm"), 18
-    start_cluster(directory, nodes)
+    require_up(cluster("up", directory, "--nodes", str(nodes), "--port", str(free_ports(nodes + 2))))
     try:
         yield SlurmCluster(cluster_environment(directory), directory, nodes)
     finally:
         cluster("down", directory)
 
 
-def start_cluster(directory: Path, nodes: int, *options: str) -> None:
-    """`scripts/cluster up` on free ports; skips the test, or fails it in CI, where Slurm is not installed."""
-    port = free_ports(nodes + 2)
-    answer = cluster("up", directory, "--nodes", str(nodes), "--port", str(port), *options)
+def require_up(answer: subprocess.CompletedProcess[str]) -> None:
+    """Go on after a `scripts/cluster up` that did it; skip the test, or fail it in CI, where Slurm is not installed."""
     if answer.returncode == NOT_INSTALLED:
         (pytest.fail if IN_CI else pytest.skip)(answer.stderr.strip())
     assert answer.returncode == 0, answer.stderr

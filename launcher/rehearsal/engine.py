@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from launcher import process
+from launcher.errors import LauncherError
 from launcher.rehearsal import results
 from launcher.rehearsal.contract import load_cluster, resolve
 from launcher.rehearsal.faults import faults
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_embedded(output_base: str, config_name: str) -> None:
-    """The same as a function job of the embedded scheduler, whose id is known only inside. Exits with the job's code."""
+    """The same as a function job of the embedded scheduler, whose id is known only inside. Exits as the job does."""
     code = run_job(Path(output_base) / os.environ["SLURM_JOB_ID"], config_name, os.environ)
     if code:
         raise SystemExit(code)
@@ -60,7 +61,7 @@ def run_job(output: Path, config_name: str, environ: Mapping[str, str]) -> int:
     _say("Running orchestrator on host (with srun access)...", "")
     try:
         code = _Sweep(output, config, job_id, environ).run()
-    except Exception as error:  # noqa: BLE001 - as the orchestrator does: every job says how it failed
+    except (LauncherError, OSError, ValueError, TypeError, yaml.YAMLError) as error:
         _log("ERROR", "Fatal error")
         _say(f"{type(error).__name__}: {error}")
         code = 1

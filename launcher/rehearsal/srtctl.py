@@ -1,0 +1,297 @@
+"""A stand-in for srtctl that keeps its recorded contract: ``python -m launcher.rehearsal.srtctl apply|dry-run|preflight``.
+
+Kept, from transcripts of srt-slurm c88ef731: the options of `apply`, prose on stdout (with ``--json`` on stderr, and one
+JSON line a submission on stdout once all are made), wrapping and colours by rich, exit codes, selectors, what preflight
+and sbatch's failures look like, the layout of ``outputs/<job>``, the job's name from RUNNER_NAME. Jobs are real: by
+`sbatch`, or by the embedded scheduler when LAUNCHER_LOCAL_JOBS names its directory. What they do is
+`launcher.rehearsal.engine`. Not kept: sweeps, identity checks, ``--bash``, ``--mock``, the other subcommands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.errors import ConfigError
+from launcher.rehearsal import contract, jobs
+from launcher.rehearsal.contract import Refused
+from launcher.rehearsal.faults import faults
+from launcher.srtctl import recipe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MADE_BY_SETUP = (
+    ("configs/nats-server", "configs/nats-server"),
+    ("configs/etcd", "configs/etcd"),
+    ("bin/uv", "bin/uv (compute-arch uv)"),
+    ("bin/tachometer-scraper", "bin/tachometer-scraper (compute-arch Tachometer scraper)"),
+)
+"""What `apply` demands of `make setup`, and how it names it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code; 2 for a wrong command line is raised as SystemExit by argparse."""
+    from rich.console import Console
+
+    wrong = faults()
+    arguments = _parser(wrong).parse_args(argv)
+    json_mode = bool(getattr(arguments, "json_output", False))
+    console = Console(file=sys.stderr) if json_mode else Console()
+    path, selector = _parse_config(arguments.config)
+    command = _Command(console, arguments, wrong)
+    try:
+        code = command.run(path, selector)
+    except (Refused, OSError) as error:
+        if json_mode:
+            sys.stdout.write(json.dumps({"status": "error", "error": str(error)}) + "\n")
+        else:
+            console.print(f"[bold red]Error:[/] {error}")
+        return 1
+    if json_mode and not code:
+        records = command.records or [{"status": "no-submissions"}]
+        sys.stdout.write("".join(json.dumps(record) + "\n" for record in records))
+    return code
+
+
+def _parser(wrong: dict[str, str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="srtctl", description="srtctl - SLURM job submission (rehearsal)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    apply = commands.add_parser("apply", help="Submit job(s) to SLURM")
+    for each in (apply, commands.add_parser("dry-run", help="Validate without submitting")):
+        each.add_argument("-f", "--file", required=True, dest="config", metavar="CONFIG", help="file, or file:selector")
+        each.add_argument("-o", "--output", type=Path, dest="output_dir", help="Custom output directory for job logs")
+        each.add_argument("--sweep", action="store_true", help="Force sweep mode")
+        each.add_argument("-y", "--yes", action="store_true", help="Skip confirmation prompts")
+    apply.add_argument("--setup-script", help="Custom setup script in configs/")
+    apply.add_argument("--tags", help="Comma-separated tags")
+    if "no-json" not in wrong:
+        apply.add_argument("--json", action="store_true", dest="json_output", help="One JSON line per submission")
+    if "no-no-preflight" not in wrong:
+        apply.add_argument("--no-preflight", action="store_true", help="Skip the pre-submit file system checks")
+    preflight = commands.add_parser("preflight", help="Check model and container availability without submitting")
+    preflight.add_argument(
+        "-f", "--file", required=True, dest="config", metavar="CONFIG", help="file, or file:selector"
+    )
+    return parser
+
+
+def _parse_config(word: str) -> tuple[Path, str | None]:
+    """Path and selector. A wrong selector is a traceback in srtctl, so it is one here."""
+    try:
+        path, selector = recipe.split_selector(word)
+    except ConfigError:
+        raise ValueError(
+            f"Invalid selector '{word.rpartition(':')[2]}'. Must be 'base', 'override_<name>', 'zip_override_<name>', "
+            "'zip_override_<name>[N]', or a glob pattern like '*mtp*'."
+        ) from None
+    return Path(path), selector
+
+
+class _Command:
+    def __init__(self, console: Console, arguments: argparse.Namespace, wrong: dict[str, str]) -> None:
+        self.console, self.arguments, self.wrong = console, arguments, wrong
+        self.records: list[dict[str, Any]] = []
+        self.cluster: dict[str, Any] = {}
+
+    def run(self, path: Path, selector: str | None) -> int:
+        if str(path) in ("-", "/dev/stdin"):
+            text = sys.stdin.read()
+            if not text.strip():
+                raise Refused("No YAML received on stdin")
+            with tempfile.NamedTemporaryFile("w", prefix="srtctl_stdin_", suffix=".yaml") as staged:
+                staged.write(text)
+                staged.flush()
+                return self._file(Path(staged.name), selector)
+        if not path.exists():
+            self.console.print(f"[bold red]Config not found:[/] {path}")
+            return 1
+        return self._directory(path) if path.is_dir() else self._file(path, selector)
+
+    def _directory(self, directory: Path) -> int:
+        """Every YAML file below. A file that fails is only told, as srtctl does: the exit code is 0."""
+        if self.arguments.command == "preflight":
+            raise Refused("preflight currently expects a file, not a directory")
+        files = sorted({*directory.rglob("*.yaml"), *directory.rglob("*.yml")})
+        if not files:
+            self.console.print(f"[bold yellow]⚠️  No YAML files found in:[/] {directory}")
+            return 0
+        self.console.print(f"[bold cyan]📁 Found {len(files)} YAML file(s) in:[/] {directory}")
+        for number, file in enumerate(files, 1):
+            self.console.print(f"[bold]({number}/{len(files)})[/] Processing: {file.relative_to(directory)}")
+            try:
+                self._file(file, None)
+            except (Refused, OSError) as error:
+                self.console.print(f"[bold red]  ❌ Error:[/] {error}")
+        return 0
+
+    def _file(self, path: Path, selector: str | None) -> int:
+        document = contract.load_recipe(path)
+        self.cluster, warning = contract.load_cluster(os.environ, Path.cwd())
+        if warning:
+            _log("WARNING", warning)
+        plain = "base" not in document
+        if plain and selector:
+            _log("WARNING", f"Selector ':{selector}' ignored — config is not an override file")
+        variants = [recipe.Variant("", None, (), document)] if plain else _variants(document, selector)
+        if self.arguments.command == "preflight":
+            return self._preflight(path, variants)
+        for number, variant in enumerate(variants, 1):
+            raw = {key: value for key, value in variant.document.items() if key != "lock"}
+            if not plain:
+                label = "base" if variant.suffix == "base" else f"override_{variant.suffix}"
+                if self.arguments.command == "dry-run":
+                    self.console.print(f"[bold cyan]\\[{number}/{len(variants)}][/] {label}: {raw.get('name')}")
+                _log("INFO", f"Override variant: {label} -> {raw.get('name', 'unnamed')}")
+            resolved = contract.resolve(raw, self.cluster)
+            if "sweep" in raw and plain:
+                raise Refused("sweeps are not rehearsed")
+            if said := contract.recipe_complaints(resolved):
+                raise Refused(f"Invalid config in {path}: {said}" if plain else str(said))
+            if plain:
+                _log("INFO", f"Loaded config: {resolved['name']}")
+            self._one(path, variant, raw, resolved)
+        return 0
+
+    def _preflight(self, path: Path, variants: list[recipe.Variant]) -> int:
+        failed: list[str] = []
+        for variant in variants:
+            model, container, errors = contract.preflight(variant.document, self.cluster)
+            self.console.print(f"{'[red]✗[/]' if errors else '[green]✓[/]'} {variant.suffix or 'base'}")
+            self.console.print(f"  model.path: {model}")
+            self.console.print(f"  model.container: {container}")
+            failed += errors
+        if failed:
+            raise Refused(_preflight_failed(path, failed))
+        return 0
+
+    def _one(self, path: Path, variant: recipe.Variant, raw: dict[str, Any], resolved: dict[str, Any]) -> None:
+        dry = self.arguments.command == "dry-run"
+        skipped = dry or "no_preflight" not in self.arguments or self.arguments.no_preflight
+        if not skipped and (errors := contract.preflight(raw, self.cluster)[2]):
+            raise Refused(_preflight_failed(path, errors))
+        root = Path(self.cluster.get("srtctl_root") or Path.cwd())
+        base = self.arguments.output_dir
+        if base is None:
+            configured = self.cluster.get("output_dir")
+            base = Path(os.path.expandvars(configured)) if configured else root / "outputs"
+        config_name = f"config_{variant.suffix}.yaml" if variant.suffix else "config.yaml"
+        job = jobs.Job(
+            name=os.environ.get("RUNNER_NAME") or resolved["name"],
+            resolved=resolved,
+            cluster=self.cluster,
+            root=root,
+            output_base=base.resolve(),
+            config_name=config_name,
+            setup_script=getattr(self.arguments, "setup_script", None),
+            log=None if "no-log" in self.wrong else base.resolve() / "%j/logs/sweep_%j.log",
+        )
+        if dry:
+            self.console.print(f"[bold]🔍 DRY-RUN[/] {resolved['name']}")
+            self.console.print(jobs.batch_script(job), markup=False, highlight=False)
+            self._summary(resolved)
+            return
+        self._check_setup(root)
+        for _ in range(2 if "two-ids" in self.wrong else 1):
+            self._submit(job, path, variant, base)
+
+    def _check_setup(self, root: Path) -> None:
+        missing = [label for name, label in MADE_BY_SETUP if not (root / name).exists()]
+        if missing:
+            self.console.print(f"\n[red bold]ERROR:[/] Required binaries not found in {root}:")
+            for label in missing:
+                self.console.print(f"  [red]✗[/] {label}")
+            self.console.print("\nRun [bold]make setup ARCH=<compute_arch>[/] first:")
+            raise SystemExit(1)
+
+    def _submit(self, job: jobs.Job, path: Path, variant: recipe.Variant, base: Path) -> None:
+        silent = "silent" in self.wrong
+        if not silent:
+            self.console.print(f"[bold cyan]🚀 Submitting:[/] {job.resolved['name']}")
+        try:
+            if "fail" in self.wrong:
+                raise jobs.SbatchFailed("/tmp/rehearsal.slurm", "sbatch: error: rehearsal: refused on request")
+            job_id = jobs.submit(job, os.environ)
+        except jobs.SbatchFailed as failed:
+            self.console.print(f"[bold red]❌ sbatch failed:[/] {failed.stderr}\n")
+            raise Refused(
+                f"Command '['sbatch', '{failed.script}']' returned non-zero exit status {failed.returncode}."
+            ) from None
+        place = base / job_id
+        tags = [t.strip() for t in (self.arguments.tags or "").split(",") if t.strip()] or None
+        jobs.write_output(job, place, job_id, path, variant, tags)
+        if silent:
+            raise SystemExit(0)
+        self.records.append(
+            {
+                "status": "submitted",
+                "slurm_job_id": job_id,
+                "job_name": job.name,
+                "output_dir": str(place),
+                "metadata_path": str(place / f"{job_id}.json"),
+                "config_path": str(path),
+                "tags": tags,
+            }
+        )
+        log = place / f"logs/sweep_{job_id}.log"
+        if job.log is not None:
+            log.touch()
+        self.console.print(f"[bold green]✅ Job {job_id} submitted![/]")
+        self.console.print(f"[dim]📁 Logs:[/] {log.parent}")
+        self.console.print(f"[dim]📋 Monitor:[/] tail -f {log}")
+        self.console.print(f"[dim]📊 Queue:[/] squeue --job {job_id}")
+        self._summary(job.resolved)
+
+    def _summary(self, resolved: dict[str, Any]) -> None:
+        self.console.print("\n[bold]Running:[/]")
+        self.console.print(f"  Model:     {resolved['model']['path']}")
+        self.console.print(f"  Container: {resolved['model']['container']}")
+        self.console.print(f"  Backend:   {(resolved.get('backend') or {}).get('type', 'sglang')}")
+        self.console.print(f"  Benchmark: {(resolved.get('benchmark') or {}).get('type', 'manual')}")
+        if not resolved.get("identity"):
+            self.console.print("\n[yellow]Tip:[/] an [bold]identity:[/] block lets others repeat this run.")
+
+
+def _variants(document: dict[str, Any], selector: str | None) -> list[recipe.Variant]:
+    """The variants of a selector, refused in srtctl's words. Its ``[i]`` after zip groups is lost to rich's markup."""
+    overrides = sorted(k for k in document if k.startswith(recipe.OVERRIDE))
+    zips = sorted(k for k in document if k.startswith(recipe.ZIP))
+    key, _, index = (selector or "").partition("[")
+    every = ", ".join([*overrides, *(f"{z}[i]" for z in zips)]) or "(none)"
+    if selector and selector != "base" and key not in document:
+        if "*" not in selector and "?" not in selector:
+            if index:
+                groups = ", ".join(f"{z}[i]" for z in zips) or "(none)"
+                raise Refused(f"'{key}' not found in config. Available zip groups: {groups}")
+            if selector.startswith(recipe.ZIP):
+                raise Refused(f"'{selector}' not found in config. Available: {', '.join(zips) or '(none)'}")
+            raise Refused(f"Override '{selector}' not found in config. Available: {every}")
+    try:
+        if index:
+            count = len(recipe.variants(document, key))
+            if int(index.rstrip("]")) >= count:
+                raise Refused(f"Index [{index} out of range for '{key}' (has {count} variants, valid: 0–{count - 1})")
+        return recipe.variants(document, selector)
+    except ConfigError as error:
+        if selector and ("*" in selector or "?" in selector):
+            raise Refused(f"No variants match '{selector}'. Available: {every}") from None
+        raise Refused(error.message) from None
+
+
+def _preflight_failed(path: Path, errors: Sequence[str]) -> str:
+    return "\n".join([f"Preflight failed for {path}:", *(f"- {error}" for error in errors)])
+
+
+def _log(level: str, text: str) -> None:
+    sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} | {level} | {text}\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
