@@ -6,11 +6,12 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from launcher.errors import Cancelled
 
@@ -86,17 +87,18 @@ def run(
     began = time.monotonic()
     words = tuple(os.fspath(a) for a in argv)
     try:
-        child = subprocess.Popen(
-            words,
-            cwd=cwd,
-            env=dict(env) if env is not None else None,
-            stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            text=True,
-            errors="replace",
-        )
+        with _standard_input(input) as stdin:
+            child = subprocess.Popen(
+                words,
+                cwd=cwd,
+                env=dict(env) if env is not None else None,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                text=True,
+                errors="replace",
+            )
     except FileNotFoundError as error:
         if cwd is not None and not Path(cwd).is_dir():
             return Completed(words, NOT_FOUND, "", f"no such directory: {cwd}", 0.0)
@@ -104,7 +106,7 @@ def run(
     except PermissionError as error:
         return Completed(words, NOT_EXECUTABLE, "", f"{words[0]}: {error.strerror}", 0.0)
     try:
-        out, err = _communicate(child, input, began + timeout, should_stop)
+        out, err = _communicate(child, began + timeout, should_stop)
     except subprocess.TimeoutExpired:
         out, err = _end_group(child)
         return Completed(words, None, out, err, time.monotonic() - began)
@@ -114,20 +116,31 @@ def run(
     return Completed(words, child.returncode, out, err, time.monotonic() - began)
 
 
+@contextlib.contextmanager
+def _standard_input(text: str | None) -> Iterator[IO[bytes] | int]:
+    """A file with the text, not a pipe: `communicate` forgets to go on writing when it is called a second time."""
+    if text is None:
+        yield subprocess.DEVNULL
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(text.encode())
+        file.seek(0)
+        yield file
+
+
 def _communicate(
-    child: subprocess.Popen[str], input: str | None, deadline: float, should_stop: Callable[[], bool] | None
+    child: subprocess.Popen[str], deadline: float, should_stop: Callable[[], bool] | None
 ) -> tuple[str, str]:
     """Wait for the child, looking at ``should_stop`` now and then. Raises TimeoutExpired at the deadline, Cancelled."""
     while should_stop is not None and not should_stop():
         try:
-            return child.communicate(input, timeout=min(_LOOK, max(0.0, deadline - time.monotonic())))
+            return child.communicate(timeout=min(_LOOK, max(0.0, deadline - time.monotonic())))
         except subprocess.TimeoutExpired:
-            input = None
             if time.monotonic() >= deadline:
                 raise
     if should_stop is not None:
         raise Cancelled(f"stopped while process {child.pid} ran")
-    return child.communicate(input, timeout=max(0.0, deadline - time.monotonic()))
+    return child.communicate(timeout=max(0.0, deadline - time.monotonic()))
 
 
 def stoppable(should_stop: Callable[[], bool]) -> CommandRunner:

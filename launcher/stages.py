@@ -171,7 +171,7 @@ def workspace(plan: Plan, effects: Effects) -> tuple[Checkout, dict[str, Any]]:
     if plan.tools == "rehearsal":
         from launcher.rehearsal.checkout import ensure_repository
 
-        ensure_repository(Path(wanted.repository))
+        ensure_repository(Path(wanted.repository).parent)
     pin = Pin(wanted.repository, wanted.ref, wanted.sha, tuple(CommitPatch(p.commit, p.path) for p in wanted.patches))
     overlays = []
     for overlay in wanted.overlays:

@@ -71,7 +71,8 @@ class Enroot:
             Retrying,
             retry_if_exception_type,
             stop_after_attempt,
-            wait_exponential_jitter,
+            wait_exponential,
+            wait_random,
         )
 
         def pause(state: RetryCallState) -> None:
@@ -84,7 +85,7 @@ class Enroot:
         attempts = Retrying(
             retry=retry_if_exception_type(_MayPass),
             stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_exponential_jitter(initial=5, max=60, jitter=5),
+            wait=wait_exponential(multiplier=5, max=60) + wait_random(0, 3),
             sleep=self._sleep,
             before_sleep=pause,
             reraise=True,
@@ -164,7 +165,7 @@ def diagnose(done: Completed) -> Fault:
     if done.returncode in (NOT_FOUND, NOT_EXECUTABLE) and text.startswith(f"{done.argv[0]}: "):
         return Fault("enroot is not there", "install it on this host, or import on compute nodes (images.import_on)")
     status = [int(code) for code in re.findall(r"returned error(?: code)?: (\d{3})\b", text)]
-    faults = [_by_status(code) for code in status] or [fault for words, fault in _BY_WORDS if re.search(words, text)]
+    faults = [_by_status(code) for code in status] + [fault for words, fault in _BY_WORDS if re.search(words, text)]
     lasting = [fault for fault in faults if not fault.may_pass]
     fault = (lasting or faults or [Fault(f"exit {done.returncode}", "read what it said")])[0]
     return Fault(fault.what + "".join(f"\n  {line}" for line in said[-4:]), fault.hint, fault.may_pass)

@@ -22,8 +22,8 @@ _SUPERBLOCK = struct.Struct("<5I6H8Q")
 _MAGIC = 0x73717368
 _ABSENT = 0xFFFF_FFFF_FFFF_FFFF
 _COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
-_PADDING = 1024
-"""mksquashfs fills up to a multiple of 4096 bytes, gensquashfs to one of at least 1024, `-nopad` not at all."""
+_PADDING = 4096
+"""mksquashfs fills its files up to a multiple of this (unless `-nopad`), so another length is that of a cut copy."""
 
 
 class MissingImage(ImageError):

@@ -121,7 +121,7 @@ def _formats(method: str, quant: Mapping[str, Any]) -> Iterator[str]:
     elif isinstance(quant.get("config_groups"), dict):
         for group in quant["config_groups"].values():
             yield from _group(group, str(quant.get("format") or ""))
-    elif isinstance(bits := quant.get("bits") or quant.get("w_bit"), int):
+    elif (bits := quant.get("bits") or quant.get("w_bit")) in (2, 3, 4, 8):
         yield f"int{bits}"
     elif method == "fp8" and quant.get("weight_block_size") == [1, 32]:
         yield "mxfp8"

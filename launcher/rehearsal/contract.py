@@ -120,13 +120,13 @@ def complaints(document: Any, fields: Mapping[str, Kind], required: tuple[str, .
     """What marshmallow says about a mapping, by field; {} when nothing."""
     if not isinstance(document, Mapping):
         return {"_schema": ["Invalid input type."]}
-    wrong: dict[str, Any] = {name: ["Missing data for required field."] for name in required if name not in document}
-    for name, value in document.items():
-        if name not in fields:
-            wrong[name] = ["Unknown field."]
-        elif value is not None and (complaint := _complaint(value, fields[name])):
+    wrong: dict[str, Any] = {}
+    for name, kind in fields.items():
+        if name in required and name not in document:
+            wrong[name] = ["Missing data for required field."]
+        elif document.get(name) is not None and (complaint := _complaint(document[name], kind)):
             wrong[name] = complaint
-    return wrong
+    return wrong | {name: ["Unknown field."] for name in document if name not in fields}
 
 
 def _complaint(value: Any, kind: Kind) -> Any:

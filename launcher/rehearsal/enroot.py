@@ -154,7 +154,7 @@ def _write(target: Path, image: bytes, fail: str, slow: float) -> None:
                 f"Write failed because {error.strerror}\nFATAL ERROR: Failed to write to output filesystem"
             ) from None
     if fail in ("truncate", "empty"):
-        os.truncate(target, len(image) // 2 if fail == "truncate" else 0)
+        os.truncate(target, len(image.rstrip(b"\0")) // 2 if fail == "truncate" else 0)
 
 
 def _files(uri: str, size: int) -> dict[str, bytes]:

@@ -27,7 +27,7 @@ LOCAL_JOBS = "LAUNCHER_LOCAL_JOBS"
 
 @dataclass(frozen=True)
 class Job:
-    """One job to be: ``resolved`` is the recipe with defaults and aliases, ``log`` a path with ``%j``, None for none."""
+    """One job to be: ``resolved`` is the recipe with defaults and aliases, ``log`` a path with ``%j`` or None."""
 
     name: str
     resolved: Mapping[str, Any]
@@ -56,8 +56,7 @@ def batch_script(job: Job) -> str:
     slurm, resources = job.resolved.get("slurm") or {}, job.resolved.get("resources") or {}
     nodes = recipe.facts(job.resolved).nodes or 1
     per_node = resources.get("gpus_per_node", 4)
-    flags = {f"use_{name}_directive": default for name, default in _FLAGS.items()}
-    on = {name: job.cluster.get(name, default) for name, default in flags.items()}
+    on = {name: job.cluster.get(name, default) for name, default in _SWITCHES.items()}
     directives = [
         f"job-name={job.name}",
         f"output={job.log or '/dev/null'}",
@@ -89,7 +88,12 @@ def batch_script(job: Job) -> str:
     )
 
 
-_FLAGS = {"gpus_per_node": True, "segment_sbatch": True, "exclusive_sbatch": False}
+_SWITCHES = {
+    "use_gpus_per_node_directive": True,
+    "use_segment_sbatch_directive": True,
+    "use_exclusive_sbatch_directive": False,
+}
+"""Keys of srtslurm.yaml that switch a directive, with srtctl's defaults."""
 
 
 def submit(job: Job, environ: Mapping[str, str]) -> str:
@@ -154,7 +158,8 @@ def write_output(
     job: Job, place: Path, job_id: str, source: Path, variant: recipe.Variant, tags: Sequence[str] | None
 ) -> None:
     """Fill ``outputs/<job>``: the recipe as it came, the variant that runs, the script, the metadata."""
-    (place / "logs").mkdir(parents=True, exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "logs").mkdir(exist_ok=True)
     if variant.suffix:
         _whole(place / job.config_name, recipe.dump(variant.document))
     _whole(place / "config.yaml", source.read_text())

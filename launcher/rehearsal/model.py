@@ -41,20 +41,18 @@ def ensure_model(directory: Path, precision: str) -> Path:
         raise ModelError(f"no rehearsal checkpoint of precision {precision!r}: there are {', '.join(_DECLARED)}")
     if _usable(examine(directory, precision=precision)):
         return directory
-    directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(directory)
-    temporary.mkdir()
     try:
+        temporary.mkdir(parents=True)
         _write(temporary, precision)
         temporary.rename(directory)
         fsync_directory(directory.parent)
     except OSError as error:
-        verdict = examine(directory, precision=precision)
-        if not _usable(verdict):
+        if not _usable(examine(directory, precision=precision)):
             raise ModelError(
                 f"a rehearsal checkpoint cannot be put here: {error.strerror}",
                 where=str(directory),
-                hint="something else lies there; name another directory",
+                hint="name a directory that is not there yet",
             ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

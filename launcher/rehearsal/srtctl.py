@@ -1,10 +1,12 @@
-"""A stand-in for srtctl that keeps its recorded contract: ``python -m launcher.rehearsal.srtctl apply|dry-run|preflight``.
+"""A stand-in for srtctl that keeps its recorded contract: ``python -m launcher.rehearsal.srtctl apply -f recipe.yaml``.
 
-Kept, from transcripts of srt-slurm c88ef731: the options of `apply`, prose on stdout (with ``--json`` on stderr, and one
-JSON line a submission on stdout once all are made), wrapping and colours by rich, exit codes, selectors, what preflight
-and sbatch's failures look like, the layout of ``outputs/<job>``, the job's name from RUNNER_NAME. Jobs are real: by
-`sbatch`, or by the embedded scheduler when LAUNCHER_LOCAL_JOBS names its directory. What they do is
-`launcher.rehearsal.engine`. Not kept: sweeps, identity checks, ``--bash``, ``--mock``, the other subcommands.
+Also ``dry-run`` and ``preflight``. Kept, from transcripts of srt-slurm c88ef731: the options of `apply`; prose on
+stdout, or with ``--json`` on stderr and then one JSON line a submission on stdout once all are made; wrapping and
+colours by rich; exit codes; selectors; what preflight and sbatch's failures look like; the layout of ``outputs/<job>``;
+the job's name from RUNNER_NAME. Not kept: sweeps, identity checks, ``--bash``, ``--mock``, the other subcommands.
+
+Jobs are real: by `sbatch`, or by the embedded scheduler when LAUNCHER_LOCAL_JOBS names its directory. What they do is
+`launcher.rehearsal.engine`. LAUNCHER_REHEARSAL_FAULTS makes things go wrong (`faults`).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,12 +126,19 @@ class _Command:
             self.console.print(f"[bold yellow]⚠️  No YAML files found in:[/] {directory}")
             return 0
         self.console.print(f"[bold cyan]📁 Found {len(files)} YAML file(s) in:[/] {directory}")
+        failed = 0
         for number, file in enumerate(files, 1):
             self.console.print(f"[bold]({number}/{len(files)})[/] Processing: {file.relative_to(directory)}")
             try:
                 self._file(file, None)
             except (Refused, OSError) as error:
                 self.console.print(f"[bold red]  ❌ Error:[/] {error}")
+                failed += 1
+        done = "Validated {} config(s)" if self.arguments.command == "dry-run" else "Submitted {} job(s)"
+        self.console.print(
+            f"[bold green]✅ {done.format(len(files) - failed)}[/]"
+            + (f" [bold red]({failed} failed)[/]" if failed else "")
+        )
         return 0
 
     def _file(self, path: Path, selector: str | None) -> int:
@@ -249,7 +258,7 @@ class _Command:
         self.console.print(f"[dim]📊 Queue:[/] squeue --job {job_id}")
         self._summary(job.resolved)
 
-    def _summary(self, resolved: dict[str, Any]) -> None:
+    def _summary(self, resolved: Mapping[str, Any]) -> None:
         self.console.print("\n[bold]Running:[/]")
         self.console.print(f"  Model:     {resolved['model']['path']}")
         self.console.print(f"  Container: {resolved['model']['container']}")
@@ -259,30 +268,33 @@ class _Command:
             self.console.print("\n[yellow]Tip:[/] an [bold]identity:[/] block lets others repeat this run.")
 
 
-def _variants(document: dict[str, Any], selector: str | None) -> list[recipe.Variant]:
+def _variants(document: Mapping[str, Any], selector: str | None) -> list[recipe.Variant]:
     """The variants of a selector, refused in srtctl's words. Its ``[i]`` after zip groups is lost to rich's markup."""
-    overrides = sorted(k for k in document if k.startswith(recipe.OVERRIDE))
-    zips = sorted(k for k in document if k.startswith(recipe.ZIP))
-    key, _, index = (selector or "").partition("[")
-    every = ", ".join([*overrides, *(f"{z}[i]" for z in zips)]) or "(none)"
-    if selector and selector != "base" and key not in document:
-        if "*" not in selector and "?" not in selector:
-            if index:
-                groups = ", ".join(f"{z}[i]" for z in zips) or "(none)"
-                raise Refused(f"'{key}' not found in config. Available zip groups: {groups}")
-            if selector.startswith(recipe.ZIP):
-                raise Refused(f"'{selector}' not found in config. Available: {', '.join(zips) or '(none)'}")
-            raise Refused(f"Override '{selector}' not found in config. Available: {every}")
     try:
-        if index:
-            count = len(recipe.variants(document, key))
-            if int(index.rstrip("]")) >= count:
-                raise Refused(f"Index [{index} out of range for '{key}' (has {count} variants, valid: 0–{count - 1})")
         return recipe.variants(document, selector)
     except ConfigError as error:
-        if selector and ("*" in selector or "?" in selector):
-            raise Refused(f"No variants match '{selector}'. Available: {every}") from None
-        raise Refused(error.message) from None
+        raise Refused(_refusal(document, selector or "") or error.message) from None
+
+
+def _refusal(document: Mapping[str, Any], selector: str) -> str | None:
+    """How srtctl says that a selector picks nothing; None when the recipe itself is at fault."""
+    overrides = sorted(k for k in document if k.startswith(recipe.OVERRIDE))
+    zips = sorted(k for k in document if k.startswith(recipe.ZIP))
+    every = ", ".join([*overrides, *(f"{z}[i]" for z in zips)]) or "(none)"
+    key, indexed, index = selector.rstrip("]").partition("[")
+    if "*" in selector or "?" in selector:
+        return f"No variants match '{selector}'. Available: {every}"
+    if key in document and indexed:
+        count = len(recipe.variants(document, key))
+        return f"Index [{index}] out of range for '{key}' (has {count} variants, valid: 0–{count - 1})"
+    if key in document or not selector:
+        return None
+    if indexed:
+        groups = ", ".join(f"{z}[i]" for z in zips) or "(none)"
+        return f"'{key}' not found in config. Available zip groups: {groups}"
+    if selector.startswith(recipe.ZIP):
+        return f"'{selector}' not found in config. Available: {', '.join(zips) or '(none)'}"
+    return f"Override '{selector}' not found in config. Available: {every}"
 
 
 def _preflight_failed(path: Path, errors: Sequence[str]) -> str:

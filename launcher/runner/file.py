@@ -45,6 +45,7 @@ def applies(when: When, benchmark: Benchmark, *, power: bool = False) -> bool:
         and _matches(when.precision, benchmark.precision)
         and _matches(when.framework, benchmark.framework)
         and _matches(when.model, benchmark.model)
+        and _matches(when.image, benchmark.image)
         and _matches(when.scenario, benchmark.scenario)
         and _matches(when.spec_decoding, benchmark.spec_decoding)
         and _matches(when.config_file, config_file)
@@ -160,6 +161,7 @@ def describe_when(when: When) -> str:
         f"{name}={one(value) if not isinstance(value, bool) else str(value).lower()}"
         for name, value in (
             ("model", when.model),
+            ("image", when.image),
             ("scenario", when.scenario),
             ("spec-decoding", when.spec_decoding),
             ("config-file", when.config_file),

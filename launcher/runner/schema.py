@@ -28,6 +28,8 @@ class When(_Struct, frozen=True):
     framework: Pattern | None = None
     model: Pattern | None = None
     """The Hugging Face id of the matrix row."""
+    image: Pattern | None = None
+    """The image of the matrix row, as it is spelt there."""
     scenario: Pattern | None = None
     spec_decoding: Pattern | None = None
     config_file: Pattern | None = None

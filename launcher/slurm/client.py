@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from launcher.document import nearest
 from launcher.errors import ConfigError, SubmissionError
 from launcher.process import CommandRunner, run
 from launcher.slurm import states
@@ -88,7 +87,7 @@ class JobState:
         if self.phase is Phase.UNKNOWN:
             return f"unknown: {self.reason}" if self.reason else "unknown"
         text = self.word
-        if self.phase is Phase.TERMINAL and self.exit_code is not None:
+        if self.phase is Phase.TERMINAL and self.exit_code not in (None, (0, 0)):
             status, signal = self.exit_code
             text += f", signal {signal}" if signal else f", exit code {status}"
             if self.word == "FAILED" and signal == _NO_FILES:
@@ -154,5 +153,7 @@ def open_scheduler(kind: str, *, directory: Path | None = None, runner: CommandR
         if directory is None:
             raise ConfigError("the embedded scheduler needs a directory for its jobs")
         return LocalScheduler(directory)
+    from launcher.document import nearest
+
     near = nearest(kind, ("slurm", "local"))
     raise ConfigError(f"unknown scheduler {kind!r}", hint=f"did you mean {near!r}?" if near else "slurm or local")

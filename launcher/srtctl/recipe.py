@@ -259,8 +259,7 @@ _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class _RecipeDumper(_Dumper):  # type: ignore[misc]
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
+    """The safe dumper, with strings quoted by our own rule."""
 
 
 def _represent_text(dumper: Any, text: str) -> Any:

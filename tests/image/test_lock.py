@@ -90,7 +90,7 @@ def test_a_held_lock_is_not_had_and_its_owner_is_named(path: Path) -> None:
 def test_it_is_had_as_soon_as_the_owner_lets_go(path: Path) -> None:
     with quick(path), process(sys.executable, "-c", HOLD, str(path), stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
-        assert select.select([other.stdout], [], [], 0.5)[0] == [], "it waits"
+        assert select.select([other.stdout], [], [], 0.3)[0] == [], "it waits"
         assert Owner.from_json(path.read_bytes()).pid == os.getpid()
         path.unlink()
         assert other.stdout.readline() == "held\n"
@@ -134,7 +134,7 @@ def test_an_owner_that_cannot_be_read_is_broken_by_its_lease_only(path: Path, co
 
 
 def test_a_living_owner_keeps_the_lock_beyond_any_lease(path: Path) -> None:
-    with holder(path), quick(path, wait=1.0, lease=0.5) as held:
+    with holder(path), quick(path, wait=0.6, lease=0.3) as held:
         assert not held.acquired
 
 

@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import ConfigError
@@ -142,6 +142,7 @@ def spellings(reference: Reference) -> list[str]:
     return texts + [f"docker://{text}" for text in texts]
 
 
+@settings(max_examples=60)
 @given(_references)
 def test_every_spelling_means_the_same_and_its_uri_reads_back(reference: Reference) -> None:
     for text in spellings(reference):

@@ -22,6 +22,7 @@ SQUEUE = """\
 6|PENDING|1795289084|N/A|N/A|DependencyNeverSatisfied||(null)
 3|PENDING|1795289084|N/A|N/A|JobHeldUser||tok-c
 7|COMPLETING|1795289357|1795289359|1795303759|None|node01|tok-rq
+8|PENDING|1795289359|1795289480|1795303880|BeginTime||tok-rh
 """
 
 SACCT = """\
@@ -33,7 +34,7 @@ SACCT = """\
 
 REQUEUED = """\
 7|REQUEUED|0:0|1795289357|1795289357|1795289359|node01|None|tok-rq
-7|CANCELLED by 0|0:0|1795289359|None|1795289369|None assigned|BeginTime|
+7|CANCELLED by 0|0:0|1795289480|None|1795289490|None assigned|BeginTime|
 """
 
 SCONTROL = (
@@ -62,14 +63,14 @@ def poll(job: JobKey, **replies: Reply) -> tuple[JobState, Replay]:
 
 def test_reading_squeue() -> None:
     records = {record.id: record for record in squeue_records(SQUEUE)}
-    assert len(records) == 7
+    assert len(records) == 8
     assert records["2"].comment == "tok-b|with|pipes"
     assert records["5"].comment == ""
     assert records["5"].state.hopeless
     assert records["1"].state.nodes == "node[01-02]"
     assert records["1"].state.ended == 1795289085
     assert records["7"].state.ended is None, "the end of a job that is alive is its time limit"
-    assert records["3"].state.started is None, "the start of a pending job is a guess"
+    assert records["8"].state.started is None, "the start of a pending job is a guess"
 
 
 def test_reading_sacct() -> None:
@@ -90,7 +91,7 @@ def test_reading_scontrol() -> None:
 def test_banners_and_torn_lines_are_no_records() -> None:
     banner = "Welcome to the cluster | please read | the | message | of | the | day |\n*** 12 ***\n\n"
     assert squeue_records(banner + "3|PENDING|17952\n") == []
-    assert len(squeue_records(banner + SQUEUE)) == 7
+    assert len(squeue_records(banner + SQUEUE)) == 8
     assert sacct_records(banner + "2|FAILED|3:0") == []
     assert scontrol_records(banner + "slurm_load_jobs error") == []
 
@@ -206,7 +207,7 @@ def test_a_requeued_job_is_followed_over_its_new_submit_time() -> None:
     job = JobKey("7", 1795289357.0, "tok-rq")
     state, _ = poll(job, squeue=NOT_KNOWN, sacct=REQUEUED)
     assert state.word == "CANCELLED"
-    state, _ = poll(job, squeue="7|PENDING|1795289359|N/A|N/A|BeginTime||tok-rq\n", sacct=REQUEUED)
+    state, _ = poll(job, squeue="7|PENDING|1795289480|N/A|N/A|BeginTime||tok-rq\n", sacct=REQUEUED)
     assert state.phase is Phase.ALIVE
 
 
@@ -219,6 +220,8 @@ def test_a_word_that_is_not_known_is_unknown(word: str) -> None:
 def test_under_faults_no_job_is_ever_called_finished_wrongly() -> None:
     rng = random.Random(5)
     faults: list[Reply] = [DOWN, TIMED_OUT, "", "Welcome!\n", (1, "slurm_load_jobs error: Socket timed out"), (1, "")]
+    running = "2|RUNNING|0:0|1795289084|1795289084|Unknown|node01|None|\n"
+    accounts: list[Reply] = [running, "", NO_DATABASE, TIMED_OUT]
     told = 0
 
     def squeue(argv: Sequence[str]) -> Reply:
@@ -229,8 +232,7 @@ def test_under_faults_no_job_is_ever_called_finished_wrongly() -> None:
         return "2|RUNNING|1795289084|1795289085|1795299999|None|node01|tok-b\n"
 
     def sacct(argv: Sequence[str]) -> Reply:
-        running = "2|RUNNING|0:0|1795289084|1795289084|Unknown|node01|None|\n"
-        return rng.choice([running, "", NO_DATABASE, TIMED_OUT])
+        return rng.choice(accounts)
 
     scheduler = SlurmCommands(runner=Replay(squeue=squeue, sacct=sacct, scontrol=DOWN), environ={})
     states = [scheduler.poll([FAILED])[FAILED] for _ in range(2000)]

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,10 +60,8 @@ def until(condition: Callable[[], object], seconds: float = 15.0) -> None:
         time.sleep(0.02)
 
 
-def start(place: Path, function: Callable[..., object] = work, *args: object, **more: object) -> JobKey:
-    return submit(  # type: ignore[arg-type]
-        place / "jobs", function, *args, name="test", token=f"tok-{place.name}", log=place / "%j.log", **more
-    )
+def start(place: Path, function: Callable[..., object] = work, *args: object, **more: Any) -> JobKey:
+    return submit(place / "jobs", function, *args, name="test", token=f"tok-{place.name}", log=place / "%j.log", **more)
 
 
 def end_of(place: Path, key: JobKey) -> JobState:

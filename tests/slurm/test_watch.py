@@ -202,6 +202,18 @@ def test_idle_is_called_often_while_the_scheduler_is_asked_rarely(clock: Clock) 
     assert len(calls) >= 600 > 10 * len(script.times)
 
 
+def test_idle_is_called_while_the_scheduler_hangs() -> None:
+    calls: list[float] = []
+
+    def slow(job: JobKey, t: float) -> JobState:
+        time.sleep(0.6)
+        return DONE
+
+    pace = Pace(tick=0.1)
+    Watcher(Script(time.monotonic, slow), pace=pace, idle=lambda: calls.append(time.monotonic())).watch([JOB])
+    assert len(calls) >= 3
+
+
 def test_should_stop_ends_the_watch_with_what_is_known(clock: Clock) -> None:
     script = Script(clock, lambda job, t: RUNNING)
     states = Watcher(script, clock=clock, wait=clock.wait).watch([JOB], should_stop=lambda: clock() > 1100)

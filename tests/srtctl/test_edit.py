@@ -99,6 +99,12 @@ class TestBaseForm:
         changed = edited(BASED, Edit(("benchmark", "concurrencies"), [1, 2, 3]))
         assert [v.document["benchmark"]["concurrencies"] for v in variants(changed)] == [[1, 2, 3]] * 4
 
+    def test_a_zip_group_keeps_its_number_of_variants(self) -> None:
+        text = "{base: {}, zip_override_c: {benchmark: {concurrencies: [[4], [8]]}}}"
+        for value in (16, [16]):
+            changed = edited(text, Edit(("benchmark", "concurrencies"), value))
+            assert [v.document["benchmark"]["concurrencies"] for v in variants(changed)] == [value, value]
+
     def test_environments(self) -> None:
         changed = edited(BASED, Edit(("backend", "*_environment", "V"), "1"))
         assert changed["base"]["backend"] == {

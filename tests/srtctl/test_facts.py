@@ -70,7 +70,8 @@ class TestParallelism:
         assert engine(kind, "decode", flags) is None
 
     def test_flags_are_kept_as_given(self) -> None:
-        text = "backend: {type: vllm, vllm_config: {prefill: {tensor-parallel-size: 2, data-parallel-size: 4, enable-expert-parallel: true}}}"
+        flags = "{tensor-parallel-size: 2, data-parallel-size: 4, enable-expert-parallel: true}"
+        text = f"backend: {{type: vllm, vllm_config: {{prefill: {flags}}}}}"
         side = of(text).prefill
         assert side is not None
         p = side.parallelism
@@ -200,7 +201,8 @@ class TestRest:
         assert (found.model_path, found.nodes, found.time_limit, found.isl, found.osl) == (None, None, None, None, None)
 
     def test_served_name_only_when_the_roles_agree(self) -> None:
-        both = "backend: {{type: vllm, vllm_config: {{prefill: {{served-model-name: a}}, decode: {{served-model-name: {}}}}}}}"
+        roles = "{{prefill: {{served-model-name: a}}, decode: {{served-model-name: {}}}}}"
+        both = f"backend: {{{{type: vllm, vllm_config: {roles}}}}}"
         assert of(both.format("a")).served_model_name == "a"
         assert of(both.format("b")).served_model_name is None
 

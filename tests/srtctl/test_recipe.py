@@ -1,4 +1,4 @@
-"""Recipes as srtctl reads them. The expectations of `TestAsSrtctl` are srtctl's own answers, recorded with the real thing."""
+"""Recipes as srtctl reads them. What `TestAsSrtctl` expects are srtctl's own answers, recorded with the real thing."""
 
 from __future__ import annotations
 
@@ -166,11 +166,12 @@ class TestFamily:
         assert family_member("x.yaml") is None
 
 
-# What may not stand bare, by the specifications: YAML 1.1 (bool, int with base 60, float, null, merge, value, timestamp)
-# and YAML 1.2's core schema.
+# What may not stand bare, by the specifications: YAML 1.1 (bool, int with base 60, float, null, merge, value, and
+# timestamp) and YAML 1.2's core schema.
 _NOT_BARE = re.compile(
     r"""(?ix) y|yes|n|no|true|false|on|off | ~|null| | <<|=
-    | [-+]?0b[01_]+ | [-+]?0o?[0-7_]+ | [-+]?[0-9][0-9_]* | [-+]?0x[0-9a-f_]+ | [-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?
+    | [-+]?0b[01_]+ | [-+]?0o?[0-7_]+ | [-+]?[0-9][0-9_]* | [-+]?0x[0-9a-f_]+
+    | [-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?
     | [-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)(e[-+]?[0-9]+)? | [-+]?\.inf | \.nan
     | [0-9]{4}-[0-9][0-9]?-[0-9][0-9]?([Tt \t].*)?"""
 )
@@ -244,7 +245,7 @@ class TestDump:
             assert yaml.safe_load(dump(data)) == data, file
 
 
-def _scalars(node: yaml.Node) -> list[yaml.ScalarNode]:
+def _scalars(node: yaml.Node | None) -> list[yaml.ScalarNode]:
     if isinstance(node, yaml.MappingNode):
         return [s for pair in node.value for part in pair for s in _scalars(part)]
     if isinstance(node, yaml.SequenceNode):

@@ -12,6 +12,8 @@ from tests.shared import SHARED
 @dataclass(frozen=True)
 class Transcript:
     name: str
+    cwd: str
+    environ: tuple[tuple[str, str], ...]
     command: tuple[str, ...]
     exit: int
     stdout: str
@@ -24,12 +26,14 @@ def transcript(name: str) -> Transcript:
     text = (SHARED / "reference/srtctl-transcripts" / f"{name}.txt").read_text()
     head, _, rest = text.partition("# --- stdout")
     out, _, err = rest.partition("\n# --- stderr")
-    command, exit_code = re.search(r"^# cmd: (.*)$", head, re.M), re.search(r"^# exit: (\d+)$", head, re.M)
-    assert command and exit_code
+    said = dict(re.findall(r"^# (cwd|env|cmd|exit): (.*)$", head, re.MULTILINE))
+    environ = () if said["env"] == "(none)" else said["env"].split()
     return Transcript(
         name,
-        tuple(shlex.split(command[1])),
-        int(exit_code[1]),
+        said["cwd"],
+        tuple((word.partition("=")[0], word.partition("=")[2]) for word in environ),
+        tuple(shlex.split(said["cmd"].replace("-f  ", "-f '' "))),
+        int(said["exit"]),
         out.partition("\n")[2],
         err.partition("\n")[2].removesuffix("# --- end ---\n"),
     )

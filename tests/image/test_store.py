@@ -1,0 +1,598 @@
+"""Having an image in place: hits for nothing, imports that are checked, and every way in which they fail."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from launcher.errors import ImageError
+from launcher.image.store import ImageRequest, ImageStore, stale_parts
+from launcher.process import CommandRunner, Completed, run
+from launcher.publish import TEMPORARY_SUFFIX
+from launcher.rehearsal.enroot import FAULTS
+from tests.image.support import (
+    ENROOT,
+    NAME,
+    REFERENCE,
+    EagerLock,
+    Scripted,
+    completed,
+    needs_squashfs_tools,
+    never,
+    process,
+    request,
+    small_image,
+)
+
+URI = "docker://nvcr.io#nvidia/ai-dynamo/vllm-runtime:1.0.1"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def final(place: Path) -> Path:
+    return place / "images" / NAME
+
+
+class Log(list[str]):
+    """What the store said and slept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slept: list[float] = []
+
+    def store(self, runner: CommandRunner = run, **more: Any) -> ImageStore:
+        return ImageStore(runner, say=self.append, enroot=ENROOT, lock=EagerLock, **more)
+
+    def impatient(self, runner: CommandRunner = run) -> ImageStore:
+        """A store that sleeps by noting it."""
+        return self.store(runner, sleep=self.slept.append)
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+def note(final: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(final.with_name(f"{final.name}.json").read_text())
+    return found
+
+
+def parts(place: Path) -> list[Path]:
+    return [path for path in place.rglob("*") if path.name.endswith(TEMPORARY_SUFFIX)]
+
+
+# Opening files raises an audit event; a hook cannot be removed again, so there is one, with a switch.
+_opened: list[str] | None = None
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if _opened is not None and event == "open":
+        _opened.append(os.fsdecode(arguments[0]) if isinstance(arguments[0], (str, bytes)) else str(arguments[0]))
+
+
+sys.addaudithook(_hook)
+
+
+@contextmanager
+def opened() -> Iterator[list[str]]:
+    global _opened
+    found: list[str] = []
+    _opened = found
+    try:
+        yield found
+    finally:
+        _opened = None
+
+
+def test_an_import_leaves_a_whole_file_and_its_record(place: Path, final: Path, log: Log) -> None:
+    before = os.umask(0o077)
+    try:
+        record = log.store().ensure(request(place))
+    finally:
+        os.umask(before)
+    assert (record.how, record.uri, record.squash) == ("imported", URI, final)
+    assert record.enroot_version == "4.1.2-rehearsal"
+    assert record.digest is not None
+    assert record.facts == ()
+    assert record.size == final.stat().st_size
+    assert log == [f"importing {REFERENCE} to {final}: no squash file: No such file or directory"]
+    assert sorted(path.name for path in final.parent.iterdir()) == [NAME, f"{NAME}.json"]
+    assert list((place / "tmp").iterdir()) == []
+    assert final.stat().st_mode & 0o444 == 0o444
+    written = note(final)
+    assert written["mtime_ns"] == final.stat().st_mtime_ns
+    expected = {"reference": REFERENCE, "uri": URI, "how": "imported", "size": record.size, "listing": record.listing}
+    assert expected.items() <= written.items()
+    assert {"host", "user", "job", "written", "seconds", "superblock_time", "digest"} <= set(written)
+
+
+@needs_squashfs_tools
+def test_what_was_imported_is_a_real_image_that_says_it_is_a_rehearsal(place: Path, final: Path, log: Log) -> None:
+    assert log.store().ensure(request(place)).listing == "whole"
+    said = subprocess.run(["unsquashfs", "-cat", str(final), "etc/rc"], capture_output=True, text=True, check=True)
+    assert said.stdout.startswith(f"# enroot-provenance: {URI}\n")
+
+
+def test_a_hit_starts_no_process_takes_no_lock_and_opens_two_files(place: Path, final: Path, log: Log) -> None:
+    log.store().ensure(request(place))
+    log.clear()
+    store = ImageStore(Scripted(never), say=log.append, lock=EagerLock)
+    wanted = request(place, flock_path=place / "images" / "bash.lock")
+    before = final.parent.stat().st_mtime_ns
+    with opened() as files:
+        record = store.ensure(wanted)
+    assert record.how == "hit"
+    assert record.digest == note(final)["digest"]
+    assert files == [str(final), f"{final}.json"]
+    assert final.parent.stat().st_mtime_ns == before, "nothing was made or removed beside it"
+    assert log == []
+
+
+def test_a_hit_costs_a_fraction_of_a_millisecond(place: Path, log: Log) -> None:
+    log.store().ensure(request(place))
+    store, wanted = ImageStore(Scripted(never)), request(place)
+    seconds = min(_timed(store, wanted) for _ in range(200))
+    assert seconds < 0.002
+    print(f"hit: {seconds * 1e6:.0f} µs")
+
+
+def _timed(store: ImageStore, wanted: ImageRequest) -> float:
+    began = time.perf_counter()
+    store.ensure(wanted)
+    return time.perf_counter() - began
+
+
+def test_a_file_that_bash_made_is_adopted_without_a_process(place: Path, final: Path) -> None:
+    small_image(final)
+    store = ImageStore(Scripted(never))
+    assert store.ensure(request(place)).how == "adopted"
+    assert note(final)["how"] == "adopted"
+    assert store.ensure(request(place)).how == "hit"
+
+
+def test_it_is_adopted_where_no_record_can_be_written(place: Path, final: Path) -> None:
+    small_image(final)
+    final.with_name(f"{NAME}.json").mkdir()
+    assert ImageStore(Scripted(never)).ensure(request(place)).how == "adopted"
+    assert parts(place) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"uri": 1}', "{}", '{"size": "x"}'])
+def test_a_record_that_cannot_be_read_says_nothing(place: Path, final: Path, content: str) -> None:
+    small_image(final)
+    final.with_name(f"{NAME}.json").write_text(content)
+    assert ImageStore(Scripted(never)).ensure(request(place)).how == "adopted"
+
+
+def test_a_file_replaced_since_it_was_recorded_is_listed_and_adopted(place: Path, final: Path, log: Log) -> None:
+    log.store().ensure(request(place))
+    small_image(final, "made by a bash launcher")
+    whole = Scripted(lambda argv: completed(argv, 0))
+    assert log.store(whole).ensure(request(place)).how == "adopted"
+    assert whole.asked == [("unsquashfs", "-l", str(final))]
+    assert (note(final)["how"], note(final)["listing"]) == ("adopted", "whole")
+    assert log.store(Scripted(never)).ensure(request(place)).how == "hit"
+
+
+def test_two_images_of_one_name_are_an_error(place: Path, log: Log) -> None:
+    log.store().ensure(request(place))
+    other = "nvcr.io/nvidia_ai-dynamo/vllm-runtime:1.0.1"  # the same name once '/' and '_' are alike
+    with pytest.raises(ImageError, match="would have the same name") as caught:
+        log.store().ensure(request(place, reference=other))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("content", [b"", bytes(8192), b"garbage" * 1000, "half"])
+def test_a_damaged_file_is_replaced_by_rename(place: Path, final: Path, log: Log, content: bytes | str) -> None:
+    whole = small_image(final).read_bytes()
+    final.write_bytes(whole[: len(whole) // 2] if isinstance(content, str) else content)
+    with final.open("rb") as reader:  # a job that maps it keeps what it has
+        before = reader.read()
+        assert log.store().ensure(request(place)).how == "imported"
+        reader.seek(0)
+        assert reader.read() == before
+    assert log[0].startswith(f"importing {REFERENCE} to {final}: not a whole squash file")
+    assert log.store(Scripted(never)).ensure(request(place)).how == "hit"
+
+
+def test_a_file_whose_lists_are_damaged_is_replaced(place: Path, final: Path, log: Log) -> None:
+    log.store().ensure(request(place))
+    small_image(final, "changed")
+    damaged = final.read_bytes()
+
+    def answer(argv: Sequence[str]) -> Completed:
+        if argv[0] == "unsquashfs":
+            is_damaged = Path(argv[2]).read_bytes() == damaged
+            return completed(argv, 1 if is_damaged else 0)
+        return run(argv, timeout=20)
+
+    assert log.store(Scripted(answer)).ensure(request(place)).how == "imported"
+    assert final.read_bytes() != damaged
+    assert parts(place) == []
+
+
+def test_a_whole_file_that_came_meanwhile_stays(place: Path, final: Path, log: Log) -> None:
+    """A bash launcher publishes while we import: ours is dropped, and its file is not touched."""
+
+    def answer(argv: Sequence[str]) -> Completed:
+        if "import" in argv:
+            small_image(final, "the other's")
+        return run(argv, timeout=20)
+
+    record = log.store(Scripted(answer)).ensure(request(place))
+    assert record.how == "adopted"
+    assert record.facts == ("another process published it first; ours was dropped",)
+    assert b"the other's" in final.read_bytes()
+    assert parts(place) == []
+
+
+def test_an_import_in_place_that_began_meanwhile_is_replaced(place: Path, final: Path, log: Log) -> None:
+    def answer(argv: Sequence[str]) -> Completed:
+        if "import" in argv:
+            final.write_bytes(bytes(5000))
+        return run(argv, timeout=20)
+
+    assert log.store(Scripted(answer)).ensure(request(place)).how == "imported"
+    assert log.store(Scripted(never)).ensure(request(place)).how == "hit"
+
+
+@pytest.mark.parametrize(
+    ("fail", "says", "hint"),
+    [
+        ("401", "401, the registry wants credentials", "credentials"),
+        ("403", "403, the registry forbids it", "credentials"),
+        ("404", "404, the registry has no such image", "correct the image"),
+        ("nospace", "no space left", "free space"),
+    ],
+)
+def test_what_will_not_pass_is_not_tried_again(
+    place: Path, log: Log, monkeypatch: pytest.MonkeyPatch, fail: str, says: str, hint: str
+) -> None:
+    monkeypatch.setenv(FAULTS, f"fail={fail}")
+    with pytest.raises(ImageError, match=says) as caught:
+        log.impatient().ensure(request(place, where="nvidia-master.yaml:12"))
+    assert log.slept == []
+    assert caught.value.exit_code == 3
+    assert caught.value.where == "nvidia-master.yaml:12"
+    assert caught.value.hint is not None
+    assert hint in caught.value.hint
+    assert list((place / "images").iterdir()) == []
+    assert list((place / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("fail", ["429", "503", "refused"])
+def test_what_may_pass_is_tried_again(place: Path, log: Log, monkeypatch: pytest.MonkeyPatch, fail: str) -> None:
+    monkeypatch.setenv(FAULTS, f"fail={fail},fail_times=2,counter={place / 'count'}")
+    assert log.impatient().ensure(request(place)).how == "imported"
+    assert len(log.slept) == 2
+    assert 5 <= log.slept[0] < log.slept[1] <= 20
+    assert [line.split(":")[0] for line in log[1:]] == ["attempt 1 of 4", "attempt 2 of 4"]
+
+
+def test_trying_again_ends(place: Path, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FAULTS, "fail=429")
+    with pytest.raises(ImageError, match="429, the registry's rate limit"):
+        log.impatient().ensure(request(place))
+    assert len(log.slept) == 3
+    assert list((place / "images").iterdir()) == []
+
+
+@pytest.mark.parametrize("fail", ["truncate", "empty"])
+def test_an_import_that_only_says_it_went_well_is_not_published(
+    place: Path, final: Path, log: Log, monkeypatch: pytest.MonkeyPatch, fail: str
+) -> None:
+    monkeypatch.setenv(FAULTS, f"fail={fail}")
+    with pytest.raises(ImageError, match="left no whole squash file"):
+        log.store().ensure(request(place))
+    assert list(final.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("returncode", "stderr", "says", "hint", "tries"),
+    [
+        (0, "", "left no whole squash file: no squash file", "run again", 1),
+        (127, "{enroot}: No such file or directory", "enroot is not there", "images.import_on", 1),
+        (1, "[ERROR] Invalid image reference: docker://x", "does not accept the reference", "correct the image", 1),
+        (1, "[ERROR] Command not found: mksquashfs", "a program that enroot needs is missing", "install it", 1),
+        (1, "mv: cannot stat: Stale file handle", "went stale", "node-local", 4),
+        (1, "tar: x: Cannot unlink: Operation not permitted", "may not be written", "node-local", 1),
+        (1, "Write failed because Disk quota exceeded\nFATAL ERROR", "quota", "free space", 1),
+        (35, "curl: (35) error:0A00010B:SSL routines::wrong version number", "TLS", "ENROOT_ALLOW_HTTP", 1),
+        (6, "curl: (6) Could not resolve host: nvcr.io", "the network or the registry failed", "try again", 4),
+        (28, "curl: (28) Operation timed out after 30000 ms", "the network or the registry failed", "try again", 4),
+        (56, "curl: (56) Recv failure: Connection reset by peer", "the network or the registry", "try again", 4),
+        (18, "curl: (18) transfer closed with 77 bytes remaining to read", "the network", "try again", 4),
+        (22, "curl: (22) The requested URL returned error: 502", "HTTP status 502", "try again later", 4),
+        (22, "curl: (22) The requested URL returned error: 416", "HTTP status 416", "correct the image", 1),
+        (1, "Checksum mismatch: 0123", "a layer arrived damaged", "try again later", 4),
+        (
+            1,
+            "[ERROR] URL https://x returned error code: 503 Service Unavailable\nNo space left on device",
+            "no space left",
+            "",
+            1,
+        ),
+        (9, "[INFO] Connection is fine\nsomething new", "exit 9\n  something new\n", "read what it said", 1),
+    ],
+)
+def test_enroots_words_are_understood(
+    place: Path, log: Log, returncode: int, stderr: str, says: str, hint: str, tries: int
+) -> None:
+    def answer(argv: Sequence[str]) -> Completed:
+        return completed(argv, returncode, stderr.format(enroot=argv[0]))
+
+    runner = Scripted(answer)
+    with pytest.raises(ImageError, match=says) as caught:
+        log.impatient(runner).ensure(request(place))
+    assert hint in (caught.value.hint or "")
+    assert sum("import" in argv for argv in runner.asked) == tries
+
+
+def test_an_import_beyond_its_time_is_ended_and_not_tried_again(
+    place: Path, final: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FAULTS, "slow=30")
+    with pytest.raises(ImageError, match="did not end within 1 s") as caught:
+        log.impatient().ensure(request(place, import_timeout=1.0))
+    assert "images.import_timeout" in (caught.value.hint or "")
+    assert log.slept == []
+    assert list(final.parent.iterdir()) == []
+    assert list((place / "tmp").iterdir()) == []
+
+
+def test_the_wrong_architecture_is_a_stated_fact(place: Path, log: Log) -> None:
+    warning = "[WARN] Image architecture doesn't match the requested one: amd64 != arm64"
+
+    def answer(argv: Sequence[str]) -> Completed:
+        done = run(argv, timeout=20)
+        return completed(argv, 0, warning) if "import" in argv else done
+
+    assert log.store(Scripted(answer)).ensure(request(place)).facts == (warning,)
+    assert log[-1] == warning
+
+
+def test_enroot_gets_private_temporaries_english_and_the_runners_environment(place: Path, log: Log) -> None:
+    environments: list[dict[str, str]] = []
+
+    def runner(argv: Sequence[str], *, timeout: float, env: Any = None, **_: Any) -> Completed:
+        if "import" in argv:
+            environments.append(dict(env))
+            assert Path(env["ENROOT_TEMP_PATH"]).is_dir()
+        return run(argv, timeout=timeout, env=env)
+
+    given = MappingProxyType({"ENROOT_CACHE_PATH": "/tmp/shared-cache", "ENROOT_SQUASH_OPTIONS": "-comp zstd"})
+    log.store(runner).ensure(request(place, enroot_environment=given))
+    (environment,) = environments
+    for name in ("ENROOT_TEMP_PATH", "ENROOT_RUNTIME_PATH", "ENROOT_DATA_PATH", "TMPDIR"):
+        assert environment[name].startswith(f"{place / 'tmp'}/.enroot.")
+        assert not Path(environment[name]).exists()
+    assert given.items() <= environment.items()
+    assert environment["LC_ALL"] == "C"
+    assert environment["PATH"] == os.environ["PATH"]
+
+
+def test_temporaries_that_their_owner_may_not_write_are_removed(place: Path, log: Log) -> None:
+    def runner(argv: Sequence[str], *, timeout: float, env: Any = None, **_: Any) -> Completed:
+        if "import" in argv:
+            layer = Path(env["ENROOT_TEMP_PATH"], "enroot.x", "0", "usr")
+            layer.mkdir(parents=True)
+            (layer / "link").symlink_to(place)
+            layer.chmod(0o555)
+            layer.parent.chmod(0)
+        return run(argv, timeout=timeout, env=env)
+
+    log.store(runner).ensure(request(place))
+    assert list((place / "tmp").iterdir()) == []
+
+
+def test_a_digest_in_the_reference_is_recorded_without_asking(place: Path, log: Log) -> None:
+    digest = "sha256:" + "ab" * 32
+    runner = Scripted(lambda argv: run(argv, timeout=20))
+    record = log.store(runner).ensure(request(place, reference=f"a/b:c@{digest}"))
+    assert record.digest == digest
+    assert not any("digest" in argv for argv in runner.asked)
+
+
+def test_an_enroot_without_digest_or_a_machine_without_unsquashfs_is_recorded(place: Path, log: Log) -> None:
+    def answer(argv: Sequence[str]) -> Completed:
+        if "digest" in argv:
+            return completed(argv, 1, "Usage: enroot COMMAND [ARG...]")
+        return completed(argv, 127) if argv[0] == "unsquashfs" else run(argv, timeout=20)
+
+    record = log.store(Scripted(answer)).ensure(request(place))
+    assert record.digest is None
+    assert record.listing == "not checked: unsquashfs is not installed"
+
+
+# --- places that cannot be written
+
+
+def test_a_directory_in_place_of_the_file_is_an_error(place: Path, final: Path, log: Log) -> None:
+    final.mkdir()
+    with pytest.raises(ImageError, match="a directory, where a squash file belongs"):
+        log.store(Scripted(never)).ensure(request(place))
+    assert final.is_dir()
+
+
+def test_a_missing_image_directory_is_named(tmp_path: Path, log: Log) -> None:
+    with pytest.raises(ImageError, match=f"{tmp_path / 'images'}: No such file") as caught:
+        log.store(Scripted(never)).ensure(request(tmp_path))
+    assert "images.directory" in (caught.value.hint or "")
+
+
+def test_an_image_directory_that_is_a_file_is_named(tmp_path: Path, log: Log) -> None:
+    (tmp_path / "images").touch()
+    with pytest.raises(ImageError, match="Not a directory") as caught:
+        log.store(Scripted(never)).ensure(request(tmp_path))
+    assert "a part of it is a file" in (caught.value.hint or "")
+
+
+def test_a_read_only_directory_fails_before_anything_is_imported(
+    place: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def refuse(path: Any, flags: int, *more: Any, **options: Any) -> int:
+        if flags & os.O_CREAT and str(path).startswith(str(place / "images")):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, flags, *more, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ImageError, match=f"{place / 'images'}: Read-only file system") as caught:
+        log.store(Scripted(never)).ensure(request(place))
+    assert "images.import_on" in (caught.value.hint or "")
+
+
+def test_too_little_space_is_said_before_the_import_with_what_killed_ones_left(place: Path, log: Log) -> None:
+    left = place / "images" / f".x.sqsh.{os.uname().nodename[:32]}.{2**22 + 1}.0123abcd{TEMPORARY_SUFFIX}"
+    left.write_bytes(bytes(1000))
+    with pytest.raises(ImageError, match=r"not enough space .* 1048576.0 GiB wanted") as caught:
+        log.store(Scripted(never)).ensure(request(place, space=2**50))
+    assert left.name in (caught.value.hint or "")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    mounted = tmp_path / "images"
+    mounted.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mounted)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("cannot mount a tmpfs")
+    try:
+        yield mounted
+    finally:
+        subprocess.run(["umount", str(mounted)], check=True)
+
+
+def test_a_disk_that_gets_full_during_the_import(
+    small_disk: Path, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FAULTS, "size=1000000")
+    with pytest.raises(ImageError, match="no space left"):
+        log.impatient().ensure(request(tmp_path))
+    assert log.slept == []
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_full_disk(small_disk: Path, tmp_path: Path, log: Log) -> None:
+    with (small_disk / "full").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        while True:
+            file.write(bytes(4096))
+    with pytest.raises(ImageError, match=r"not enough space for an import: 0\.0 GiB free") as caught:
+        log.store(Scripted(never)).ensure(request(tmp_path))
+    assert "free space" in (caught.value.hint or "")
+    assert [path.name for path in small_disk.iterdir()] == ["full"]
+
+
+def test_temporaries_that_cannot_be_made_are_named(place: Path, log: Log) -> None:
+    (place / "file").touch()
+    with pytest.raises(ImageError, match=f"{place / 'file'}"):
+        log.store(Scripted(never)).ensure(request(place, temp_directory=place / "file" / "tmp"))
+    assert list((place / "images").iterdir()) == []
+
+
+# --- locks that are not to be had
+
+
+def test_a_lock_that_is_not_had_is_said_with_its_owner_and_the_import_goes_on(
+    place: Path, final: Path, log: Log
+) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from launcher.image.lock import Lock\n"
+        "with Lock(Path(sys.argv[1]), what='an import that hangs', wait=1): print('held', flush=True); time.sleep(60)"
+    )
+    owner = final.with_name(f".{NAME}.owner")
+    with process(sys.executable, "-c", program, str(owner), stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "held\n"
+        record = log.store().ensure(request(place, lock_wait=0.2))
+    assert record.how == "imported"
+    assert record.facts[0].startswith(f"no lock in 0 s, going on without it: pid {child.pid} on ")
+    assert log[0] == f"waiting for {NAME}: {record.facts[0].partition(': ')[2]}"
+
+
+def test_who_waited_for_another_import_takes_its_image(place: Path, final: Path, log: Log) -> None:
+    lock = final.with_name("bash.lock")
+    script = 'exec 9>"$1"; flock 9; echo locked; sleep 0.5; cat "$2" > "$3"'
+    image = small_image(place / "made-by-bash")
+    with process("bash", "-c", script, "-", str(lock), str(image), str(final), stdout=subprocess.PIPE) as bash:
+        assert bash.stdout is not None
+        assert bash.stdout.readline() == "locked\n"
+        record = log.store(Scripted(never)).ensure(request(place, flock_path=lock))
+    assert record.how == "adopted"
+    assert log == [f"waiting for {NAME}: an unnamed process with flock on {lock}"]
+
+
+def test_a_lock_that_cannot_be_had_at_all_is_said(place: Path, final: Path, log: Log) -> None:
+    class Broken(EagerLock):
+        def __init__(self, path: Path, **options: Any) -> None:
+            super().__init__(path.with_name("none") / path.name, **options)
+
+    record = ImageStore(enroot=ENROOT, lock=Broken, say=log.append).ensure(request(place))
+    assert record.how == "imported"
+    assert record.facts[0].startswith("no lock file can be made")
+    assert record.facts[1] == "no lock can be had, going on without it"
+    assert log[:2] == list(record.facts)
+
+
+# --- what is left behind, and what is sent away
+
+
+def test_an_interrupted_import_removes_its_own_temporaries_only(place: Path, final: Path, log: Log) -> None:
+    other = final.with_name(f".{NAME}.login-2.77.0123abcd{TEMPORARY_SUFFIX}")
+    other.write_bytes(b"live")
+
+    def answer(argv: Sequence[str]) -> Completed:
+        if "import" in argv:
+            Path(argv[argv.index("-o") + 1]).write_bytes(bytes(100))
+            raise KeyboardInterrupt
+        return completed(argv, 0, stdout="4.1.2")
+
+    with pytest.raises(KeyboardInterrupt):
+        log.store(Scripted(answer)).ensure(request(place))
+    assert list(final.parent.iterdir()) == [other]
+    assert list((place / "tmp").iterdir()) == []
+
+
+def test_only_what_dead_processes_of_this_host_left_is_stale(tmp_path: Path) -> None:
+    host = os.uname().nodename[:32]
+    dead, alive = 2**22 + 1, os.getpid()
+    names = [
+        f".x.sqsh.{host}.{dead}.0123abcd.part",
+        f".x.sqsh.{host}.{alive}.0123abcd.part",
+        f".x.sqsh.login-2.{dead}.0123abcd.part",
+        f".x.sqsh.{host}.{dead}.0123abcd.part.json",
+        "x.sqsh.part",
+        "x.sqsh",
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / f".enroot.{host}.{dead}.89abcdef.part").mkdir()
+    assert [path.name for path in stale_parts(tmp_path)] == [f".enroot.{host}.{dead}.89abcdef.part", names[0]]
+
+
+def test_a_request_can_be_pickled_and_carried_out_elsewhere(place: Path) -> None:
+    wanted = request(place, enroot_environment=MappingProxyType({"A": "b"}))
+    again = pickle.loads(pickle.dumps((ImageStore(enroot=ENROOT), wanted)))
+    record = again[0].ensure(again[1])
+    assert pickle.loads(pickle.dumps(record)) == record
+    assert record.how == "imported"

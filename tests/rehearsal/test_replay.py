@@ -1,0 +1,257 @@
+"""The rehearsal's srtctl against what the real one was recorded to say (srt-slurm c88ef731)."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.rehearsal import srtctl
+from tests.rehearsal.lab import Lab
+from tests.shared import needs_shared
+from tests.srtctl.transcripts import Transcript, transcript
+
+RECORDED = [
+    "apply-json",
+    "apply-ok",
+    "apply-ok-preflight",
+    "config-not-found-apply",
+    "config-not-found-apply-json",
+    "directory-apply-json",
+    "empty-directory-json",
+    "empty-yaml-dryrun",
+    "bad-type-dryrun",
+    "force-color-apply",
+    "hf-model-apply",
+    "hf-model-preflight",
+    "int-in-string-map-dryrun",
+    "invalid-yaml-apply",
+    "invalid-yaml-apply-json",
+    "list-yaml-dryrun",
+    "missing-container-abspath-apply",
+    "missing-container-alias-apply",
+    "missing-container-alias-apply-nopreflight",
+    "missing-container-alias-target-apply",
+    "missing-container-registry-alias-apply",
+    "missing-model-dir-apply",
+    "missing-model-dir-apply-nopreflight",
+    "missing-name-dryrun",
+    "narrow-columns-apply",
+    "output-dir-unwritable",
+    "override-apply-all",
+    "override-apply-all-json",
+    "override-base-only-json",
+    "override-dryrun-zip3-outofrange",
+    "override-preflight-all",
+    "override-second-sbatch-fails-json",
+    "preflight-ok",
+    "relative-output-dir",
+    "sbatch-fails-apply",
+    "sbatch-fails-apply-json",
+    "sbatch-missing-apply",
+    "sbatch-odd-cluster",
+    "sbatch-odd-empty",
+    "sbatch-odd-warn",
+    "selector-glob-nomatch",
+    "selector-out-of-range",
+    "selector-out-of-range-json",
+    "selector-unknown-override",
+    "selector-unknown-zip",
+    "stdin-apply-json",
+    "stdin-empty",
+    "stdin-selector-dash-eq",
+    "stdin-selector-devstdin",
+    "topology-bad-apply",
+    "unknown-alias-apply",
+    "unknown-alias-apply-json",
+    "unknown-alias-apply-nopreflight",
+    "unknown-alias-preflight",
+    "unknown-backend-type-dryrun",
+    "unknown-field-nested-dryrun",
+    "unknown-field-top-apply-json",
+    "unknown-field-top-dryrun",
+    "unquoted-time-limit-dryrun",
+]
+
+_FIRST_IDS = {"directory-apply-json": "5029", "override-apply-all": "5006", "override-apply-all-json": "5001"}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return Lab(tmp_path_factory.mktemp("srv"))
+
+
+def _stand_in(lab: Lab, recorded: Transcript, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Put the process where the recorded one was: directory, environment, standard input. Returns its arguments."""
+    words = [lab.here(word) for word in recorded.command]
+    start = next(i for i, word in enumerate(words) if word in ("apply", "dry-run", "preflight"))
+    environ = dict(recorded.environ)
+    stubs = re.findall(r"/srv/wk/(stub[\w-]*)", environ.pop("PATH", "/srv/wk/stub"))
+    for name in ("SRTSLURM_CONFIG", "RUNNER_NAME", "COLUMNS", "FORCE_COLOR", "NO_COLOR", "LAUNCHER_LOCAL_JOBS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, lab.here(value))
+    monkeypatch.setenv("PATH", lab.path(stubs[0] if stubs else None))
+    monkeypatch.setenv("TMPDIR", str(lab.root))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    if stubs:
+        counter = lab.root / "wk" / stubs[0] / "sbatch.n"
+        counter.unlink(missing_ok=True)
+        if first := _FIRST_IDS.get(recorded.name):
+            counter.write_text(first)
+    monkeypatch.chdir(lab.here(recorded.cwd))
+    fed = "" if recorded.name == "stdin-empty" else "wk/rec/ov.yaml" if "devstdin" in recorded.name else ""
+    if recorded.name == "stdin-selector-dash-eq":
+        fed = "wk/rec/ov.yaml"
+    if recorded.name == "stdin-apply-json":
+        fed = "srt-slurm/recipes/vllm/minimax-m3-gb200-fp8/1k1k/1p1d-dep4-tep8-1k1k.yaml"
+    monkeypatch.setattr("sys.stdin", io.StringIO((lab.root / fed).read_text() if fed else ""))
+    return words[start:]
+
+
+def _run(argv: list[str]) -> int:
+    try:
+        return srtctl.main(argv)
+    except SystemExit as ended:
+        assert isinstance(ended.code, int)
+        return ended.code
+
+
+def _essence(text: str) -> str:
+    """Text without white space (wrapping depends on the length of paths), times, temporary names and advice."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME", text)
+    text = re.sub(r"^Tip:(?:(?!🚀|❌|✅|\(\d|TIME|Error).*\n?)*", "", text, flags=re.M)
+    text = re.sub(r"^\s*Configs to submit\s*$|^[┏┃┡│└].*$", "", text, flags=re.M)
+    text = "".join(text.split())
+    return re.sub(r"[\w./-]*/(srtctl_(?:stdin_)?)\w+\.(\w{4,5})", r"\1X.\2", text)
+
+
+def _records(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.splitlines() if line.startswith('{"')]
+
+
+@needs_shared
+@pytest.mark.parametrize("name", RECORDED)
+def test_it_says_what_srtctl_said(
+    name: str, lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = transcript(name)
+    argv = _stand_in(lab, recorded, monkeypatch)
+    code = _run(argv)
+    said = capsys.readouterr()
+    assert code == recorded.exit
+    out, err = lab.here(recorded.stdout), lab.here(recorded.stderr)
+    assert [list(r) for r in _records(said.out)] == [list(r) for r in _records(out)]
+    assert _essence(said.out) == _essence(out)
+    assert _essence(said.err) == _essence(err)
+
+
+@needs_shared
+def test_narrow_columns_break_the_line_with_the_job_id(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = _stand_in(lab, transcript("narrow-columns-apply"), monkeypatch)
+    assert _run(argv) == 0
+    assert "✅ Job 4242 \nsubmitted!" in capsys.readouterr().out
+
+
+@needs_shared
+def test_forced_colours_split_the_job_id(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = transcript("force-color-apply")
+    assert _run(_stand_in(lab, recorded, monkeypatch)) == 0
+    line = next(line for line in recorded.stdout.splitlines() if "✅" in line)
+    assert line in capsys.readouterr().out
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["no-file-arg", "stdin-selector-dash", "unknown-subcommand"])
+def test_a_wrong_command_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    recorded = transcript(name)
+    start = next(i for i, word in enumerate(recorded.command) if word in ("apply", "submit"))
+    assert _run(list(recorded.command[start:])) == recorded.exit == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    complaint = recorded.stderr.splitlines()[-1].partition(" (choose")[0]
+    assert complaint in said.err
+
+
+@needs_shared
+def test_a_wrong_selector_is_a_traceback(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = transcript("bad-selector-syntax")
+    with pytest.raises(ValueError) as caught:
+        srtctl.main(_stand_in(lab, recorded, monkeypatch))
+    assert f"ValueError: {caught.value}" == recorded.stderr.splitlines()[-1]
+
+
+@needs_shared
+def test_missing_programs_are_told_and_json_stays_silent(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = transcript("apply-no-binaries-json")
+    argv = _stand_in(lab, recorded, monkeypatch)
+    programs = [lab.tree / "bin/uv", lab.tree / "bin/tachometer-scraper"]
+    for program in programs:
+        program.unlink()
+    try:
+        assert _run(argv) == recorded.exit == 1
+    finally:
+        for program in programs:
+            program.touch()
+    said = capsys.readouterr()
+    assert said.out == recorded.stdout == ""
+    for line in ("ERROR: Required binaries not found in", "✗ bin/uv (compute-arch uv)", "Run make setup ARCH="):
+        assert line in said.err and line in recorded.stderr
+    assert "nats" not in said.err
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["srtslurm-bogus", "srtslurm-sexa", "srtslurm-empty"])
+def test_a_bad_srtslurm_yaml_is_dropped_whole(
+    name: str, lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = _stand_in(lab, transcript("apply-json"), monkeypatch)
+    monkeypatch.setenv("SRTSLURM_CONFIG", str(lab.root / "wk/rec" / f"{name}.yaml"))
+    assert _run(argv) == 0
+    said = capsys.readouterr()
+    assert "| WARNING | Failed to load or validate srtslurm.yaml: {" in said.err
+    assert "Model:     minimax-m3-mxfp8" in said.err, "no alias was resolved"
+
+
+def _written(lab: Lab, job: str) -> Path:
+    return lab.tree / "outputs" / job
+
+
+@needs_shared
+def test_the_output_directory_and_the_batch_script(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = _stand_in(lab, transcript("apply-json"), monkeypatch)
+    monkeypatch.setenv("RUNNER_NAME", "gb200-nv_3")
+    assert _run(argv) == 0
+    (record,) = _records(capsys.readouterr().out)
+    assert record["job_name"] == "gb200-nv_3", "RUNNER_NAME goes before the recipe's name"
+    place = _written(lab, "4242")
+    assert {p.name for p in place.iterdir()} >= {"4242.json", "config.yaml", "sbatch_script.sh", "logs"}
+    assert (place / "config.yaml").read_text() == (lab.tree / argv[argv.index("-f") + 1]).read_text()
+    script = (place / "sbatch_script.sh").read_text()
+    for directive in (
+        "job-name=gb200-nv_3",
+        f"output={lab.tree}/outputs/%j/logs/sweep_%j.log",
+        "nodes=3",
+        "gpus-per-node=4",
+        "account=benchmark",
+        "partition=batch",
+        "time=6:00:00",
+        "mem=0",
+    ):
+        assert f"#SBATCH --{directive}\n" in script
+    assert "segment" not in script and "exclusive" not in script
+    assert json.loads((place / "4242.json").read_text())["tags"] == ["a", "b"]
+    assert (place / "logs/sweep_4242.log").stat().st_size == 0

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launcher.rehearsal.queueing import Topology
+from launcher.rehearsal.results import agentic_result, benchmark_result, eval_documents
+from launcher.result.validate import Point, read_agentic_result, read_result
+from tests.shared import SHARED, needs_shared
+
+TOPOLOGY = Topology(1, 4, 2, 4)
+SAMPLE = "reference/one-machine/samples/srtctl-disagg-job3/logs/sa-bench_isl_128_osl_128"
+
+
+@needs_shared
+def test_a_result_has_every_key_of_a_real_one_with_the_same_kinds_of_value() -> None:
+    assert SHARED is not None
+    real = json.loads((SHARED / SAMPLE / "results_concurrency_4_gpus_12_ctx_4_gen_8.json").read_text())
+    made = benchmark_result(TOPOLOGY, concurrency=4, isl=128, osl=128, model="m")
+    assert list(made)[: len(real)] == list(real)
+    assert {k: type(v) for k, v in made.items() if k in real} == {k: type(v) for k, v in real.items()}
+    assert made["rehearsal"] is True and "queueing network" in made["rehearsal_note"]
+    assert made["completed"] == real["completed"] == 40
+
+
+def test_results_are_the_same_each_time_and_grow_with_concurrency() -> None:
+    def made(concurrency: int, seed: str = "a") -> dict[str, object]:
+        document = benchmark_result(TOPOLOGY, concurrency=concurrency, isl=1024, osl=1024, model="m", seed=seed)
+        document.pop("date")
+        return document
+
+    assert made(8) == made(8) and made(8) != made(8, "b")
+    rows = [made(n) for n in (1, 4, 16, 64, 256, 1024)]
+    for key in ("output_throughput", "mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms"):
+        values = [row[key] for row in rows]
+        assert values == sorted(values), key  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 512])
+def test_the_launcher_takes_a_result_without_a_doubt(tmp_path: Path, concurrency: int) -> None:
+    file = tmp_path / "sa-bench_isl_1024_osl_1024" / f"results_concurrency_{concurrency}_gpus_12_ctx_4_gen_8.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(benchmark_result(TOPOLOGY, concurrency=concurrency, isl=1024, osl=1024, model="m")))
+    point = read_result(file, expected_concurrency=concurrency, isl=1024, osl=1024)
+    assert isinstance(point, Point), point
+    assert point.rehearsal and point.doubts == ()
+    assert point.ttft_median_ms and point.tpot_p99_ms and point.throughput_per_gpu > 0
+
+
+def test_the_launcher_takes_an_agentic_result(tmp_path: Path) -> None:
+    for topology, gpus in ((TOPOLOGY, 12), (Topology(1, 8, 1, 8, aggregated=True), 8)):
+        file = tmp_path / "x_conc16.json"
+        file.write_text(json.dumps(agentic_result(topology, concurrency=16, model="m")))
+        point = read_agentic_result(file, expected_concurrency=16)
+        assert isinstance(point, Point), point
+        assert point.rehearsal and point.gpus == gpus and point.ttft_median_ms
+
+
+def test_eval_files_of_one_and_of_several_concurrencies() -> None:
+    environ = {"IS_MULTINODE": "true", "PREFILL_TP": "4", "PREFILL_DP_ATTN": "true", "MODEL_PREFIX": "dsr1"}
+    one = eval_documents(environ, [16], "m")
+    (results,) = [name for name in one if name.startswith("results_")]
+    assert "lm_eval_version" in one[results] and "_conc" not in results
+    assert one["meta_env.json"]["conc"] == 16 and "eval_concs" not in one["meta_env.json"]
+    assert one["meta_env.json"]["prefill_tp"] == 4 and one["meta_env.json"]["prefill_dp_attention"] is True
+    several = eval_documents(environ, [16, 32], "m")
+    assert sorted(n.rpartition("_")[2] for n in several if n.startswith("results_")) == ["conc16.json", "conc32.json"]
+    assert several["meta_env.json"]["completed_eval_concs"] == [16, 32]
+    assert all(document["rehearsal"] for document in several.values())

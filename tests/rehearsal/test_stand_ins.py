@@ -1,0 +1,178 @@
+"""The stand-in for the srt-slurm repository, the programs on PATH, and a whole submission with both."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launcher.errors import SubmissionError
+from launcher.process import clean_environment, run
+from launcher.rehearsal import checkout
+from launcher.rehearsal.contract import CLUSTER
+from launcher.rehearsal.tools import tools_directory
+from launcher.result.validate import Point, read_result
+from launcher.slurm.client import JobKey
+from launcher.slurm.local import LocalScheduler
+from launcher.slurm.states import Phase
+from launcher.srtctl.checkout import Checkout, Checkouts, Pin
+from launcher.srtctl.config import known_keys, write_srtslurm
+from launcher.srtctl.submit import JobsExist, Submission, Submitted, apply
+
+
+def test_the_commit_is_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    settings = (
+        "[user]\nname=x\n[commit]\ngpgsign=true\n[core]\nautocrlf=true\nhooksPath=/nowhere\n[init]\ndefaultBranch=z\n"
+    )
+    (home / ".gitconfig").write_text(settings)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    before = os.umask(0o077)
+    try:
+        repository = checkout.ensure_repository(tmp_path / "a")
+    finally:
+        os.umask(before)
+    monkeypatch.delenv("GIT_DIR")
+    assert run(["git", "rev-parse", "HEAD"], timeout=9, cwd=repository).stdout.strip() == checkout.SHA
+    assert repository == checkout.repository_path(tmp_path / "a")
+    stamp = repository.stat().st_mtime_ns
+    assert checkout.ensure_repository(tmp_path / "a") == repository and repository.stat().st_mtime_ns == stamp
+
+
+def test_several_processes_may_make_it_at_once(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    makers = [fork.Process(target=checkout.ensure_repository, args=(tmp_path,)) for _ in range(4)]
+    for maker in makers:
+        maker.start()
+    for maker in makers:
+        maker.join(20)
+        assert maker.exitcode == 0
+    assert [p.name for p in tmp_path.iterdir()] == [checkout.repository_path(tmp_path).name]
+
+
+def test_a_git_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(SubmissionError, match="cannot be made"):
+        checkout.ensure_repository(tmp_path / "x")
+    assert list((tmp_path / "x").iterdir()) == []
+
+
+def test_the_tree_declares_the_keys_that_the_stand_in_checks(tmp_path: Path) -> None:
+    assert known_keys(checkout.ensure_repository(tmp_path)) == set(CLUSTER)
+
+
+def test_the_programs_start(tmp_path: Path) -> None:
+    tools = tools_directory(tmp_path / "tools with space")
+    environ = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    done = subprocess.run(["srtctl", "apply", "--help"], env=environ, capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0 and "--no-preflight" in done.stdout
+    done = subprocess.run(["enroot", "version"], env=environ, capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0 and "rehearsal" in done.stdout
+    assert tools_directory(tmp_path / "tools with space") == tools
+
+
+class Desk:
+    """A prepared work tree, with a recipe, ready to be submitted to the embedded scheduler."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.jobs = root / "jobs"
+        tools = tools_directory(root / "tools")
+        self.environ = clean_environment(os.environ) | {
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "LAUNCHER_LOCAL_JOBS": str(self.jobs),
+            "LAUNCHER_REHEARSAL_SECONDS": "0.01",
+            "RUNNER_NAME": "local_0",
+        }
+        self.tree = self.prepare({})
+        self.scheduler = LocalScheduler(self.jobs)
+        (root / "model").mkdir()
+        (root / "image.sqsh").touch()
+        document = {
+            "default_partition": "p",
+            "default_time_limit": "4:00:00",
+            "srtctl_root": str(self.tree.root),
+            "model_paths": {"m": str(root / "model")},
+            "containers": {"c": str(root / "image.sqsh")},
+        }
+        write_srtslurm(self.tree.root / "srtslurm.yaml", document, self.tree.cluster_keys)
+        recipe = {
+            "name": "small",
+            "model": {"path": "m", "container": "c", "precision": "fp8"},
+            "resources": {"gpu_type": "h200", "agg_nodes": 1, "agg_workers": 1},
+            "benchmark": {"type": "sa-bench", "isl": 64, "osl": 64, "concurrencies": "1x2"},
+            "sbatch_directives": {"comment": "run-7"},
+        }
+        (self.tree.root / "recipes/small.yaml").write_text(yaml.safe_dump(recipe))
+
+    def prepare(self, extra: dict[str, str]) -> Checkout:
+        repository = checkout.ensure_repository(self.root / "rehearsal")
+        checkouts = Checkouts(self.root / "cache", environ={**self.environ, **extra})
+        return checkouts.prepare(
+            Pin(str(repository), checkout.REF, checkout.SHA), setup=[["make", "setup"]], into=self.root / "run"
+        )
+
+    def submit(self, faults: str = "", *argv: str) -> Submitted:
+        extra = {"LAUNCHER_REHEARSAL_FAULTS": faults}
+        options = self.prepare(extra).options
+        submission = Submission(
+            ("srtctl", "apply", "-f", "recipes/small.yaml", *argv),
+            self.tree.root,
+            self.environ | extra,
+            "run-7",
+            options,
+        )
+        return apply(submission, scheduler=self.scheduler)
+
+    def wait(self, job: JobKey) -> str:
+        deadline = time.monotonic() + 15
+        while (state := self.scheduler.poll([job])[job]).phase is not Phase.TERMINAL and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return state.word
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_a_whole_rehearsal(desk: Desk) -> None:
+    done = desk.submit("", "--no-preflight", "--tags", "a")
+    assert done.output_dir == desk.tree.root / "outputs" / done.job_id and not done.adopted
+    assert done.submitted is not None and abs(done.submitted - time.time()) < 60
+    assert desk.wait(JobKey(done.job_id, done.submitted, "run-7")) == "COMPLETED"
+    logs = done.output_dir / "logs"
+    assert "✓ Sweep completed successfully" in (logs / f"sweep_{done.job_id}.log").read_text()
+    for concurrency in (1, 2):
+        file = logs / f"sa-bench_isl_64_osl_64/results_concurrency_{concurrency}_gpus_4.json"
+        assert isinstance(read_result(file, expected_concurrency=concurrency, isl=64, osl=64), Point)
+
+
+def test_faults_of_a_submission(desk: Desk) -> None:
+    lost = desk.submit("silent")
+    assert lost.adopted and lost.output_dir is not None
+    old = desk.submit("no-json,no-no-preflight", "--no-preflight")
+    assert "--no-preflight is left out" in old.notes[0] and old.job_id != lost.job_id
+    with pytest.raises(JobsExist) as caught:
+        desk.submit("two-ids")
+    assert len(caught.value.job_ids) >= 2
+    for job in desk.scheduler.find("run-7"):
+        desk.wait(job)
+
+
+def test_a_refused_submission_leaves_no_job(desk: Desk) -> None:
+    with pytest.raises(SubmissionError, match="refused on request"):
+        desk.submit("fail")
+    assert desk.scheduler.find("run-7") == []
+    (desk.root / "image.sqsh").unlink()
+    with pytest.raises(SubmissionError, match="Container alias 'c' resolved to") as caught:
+        desk.submit()
+    assert "preflight: false" in (caught.value.hint or "")

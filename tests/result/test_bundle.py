@@ -1,0 +1,206 @@
+"""Logs that are kept while everything about them changes."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import socket
+import tarfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher.result.bundle import LEFT_OUT, bundle_logs, copy_logs, log_files
+from tests.shared import SHARED, needs_shared
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    directory = tmp_path / "outputs" / "3" / "logs"
+    (directory / "agentic" / "conc_8").mkdir(parents=True)
+    (directory / "sweep_3.log").write_text("one\ntwo\n")
+    (directory / "empty.out").write_text("")
+    (directory / "agentic" / "conc_8" / "profile.jsonl").write_text("{}\n")
+    return directory
+
+
+def contents(tarball: Path) -> dict[str, bytes]:
+    with tarfile.open(tarball) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+
+
+def test_a_tarball_holds_every_file_under_its_relative_name(logs: Path, tmp_path: Path) -> None:
+    bundle = bundle_logs(logs, tmp_path / "logs.tar.gz", extra=[("power/sha.txt", logs / "sweep_3.log")])
+    assert bundle is not None
+    assert (bundle.files, bundle.bytes, bundle.left_out) == (4, 19, ())
+    assert contents(bundle.path) == {
+        "sweep_3.log": b"one\ntwo\n",
+        "empty.out": b"",
+        "agentic/conc_8/profile.jsonl": b"{}\n",
+        "power/sha.txt": b"one\ntwo\n",
+    }
+
+
+@needs_shared
+def test_the_logs_of_a_real_job_come_back_as_they_were(tmp_path: Path) -> None:
+    assert SHARED is not None
+    logs = SHARED / "reference/one-machine/samples/srtctl-disagg-job3/logs"
+    bundle = bundle_logs(logs, tmp_path / "logs.tar.gz", seconds=5)
+    assert bundle is not None
+    shutil.unpack_archive(bundle.path, tmp_path / "out", filter="data")
+    assert copy_logs(logs, tmp_path / "copy") == []
+    for path, _ in log_files(logs):
+        content = path.read_bytes()
+        assert (tmp_path / "out" / path.relative_to(logs)).read_bytes() == content
+        assert (tmp_path / "copy" / path.relative_to(logs)).read_bytes() == content
+
+
+def test_without_logs_there_is_no_tarball(tmp_path: Path) -> None:
+    (tmp_path / "logs" / "deep").mkdir(parents=True)
+    assert bundle_logs(tmp_path / "logs", tmp_path / "x.tar.gz") is None
+    assert bundle_logs(tmp_path / "nowhere", tmp_path / "x.tar.gz") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+def test_sockets_pipes_and_links_that_lead_out_are_skipped(logs: Path, tmp_path: Path) -> None:
+    (tmp_path / "other-job.json").write_text("not ours")
+    (logs / "out.json").symlink_to(tmp_path / "other-job.json")
+    (logs / "nothing.json").symlink_to("gone")
+    (logs / "latest.log").symlink_to("sweep_3.log")
+    (logs / "folder").symlink_to(tmp_path)
+    os.mkfifo(logs / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = Path.cwd()
+        os.chdir(logs)  # a socket's path may have 107 bytes
+        try:
+            listener.bind("s")
+        finally:
+            os.chdir(here)
+        bundle = bundle_logs(logs, tmp_path / "logs.tar.gz", seconds=5)
+        copy_logs(logs, tmp_path / "copy")
+    assert bundle is not None
+    kept = {"sweep_3.log", "latest.log", "empty.out", "agentic/conc_8/profile.jsonl"}
+    assert contents(bundle.path).keys() == kept
+    assert {str(path.relative_to(tmp_path / "copy")) for path, _ in log_files(tmp_path / "copy")} == kept
+
+
+def test_files_that_grow_shrink_and_vanish_while_they_are_read(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    for number in range(60):
+        (logs / f"{number}.out").write_bytes(random.randbytes(20_000 * (number % 7 + 1)))
+    done = threading.Event()
+
+    def disturb() -> None:
+        chaos = random.Random(1)
+        while not done.is_set():
+            path = logs / f"{chaos.randrange(60)}.out"
+            match chaos.randrange(3):
+                case 0:
+                    with path.open("ab") as file:
+                        file.write(b"x" * 50_000)
+                case 1:
+                    path.write_bytes(b"")
+                case 2:
+                    path.unlink(missing_ok=True)
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        for number in range(15):
+            bundle = bundle_logs(logs, tmp_path / f"{number}.tar.gz", seconds=5)
+            if bundle is not None:
+                found = contents(bundle.path)
+                assert len(found) == bundle.files + bool(bundle.left_out)
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_file_that_shrinks_is_padded_to_the_size_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "a.out").write_bytes(b"a" * 3_000_000)
+    (logs / "b.out").write_bytes(b"after" * 1_000_000)
+    real = os.fstat
+
+    def shrink_after(descriptor: int) -> os.stat_result:
+        status = real(descriptor)
+        if status.st_size == 3_000_000:
+            os.truncate(logs / "a.out", 1000)
+        return status
+
+    monkeypatch.setattr(os, "fstat", shrink_after)
+    bundle = bundle_logs(logs, tmp_path / "x.tar.gz")
+    monkeypatch.undo()
+    assert bundle is not None
+    found = contents(bundle.path)
+    assert len(found["a.out"]) == 3_000_000
+    assert found["a.out"].strip(b"\0") == b"a" * 1000
+    assert found["b.out"] == b"after" * 1_000_000
+
+
+def test_what_cannot_be_read_is_listed(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.open
+
+    def stale(self: Path, *args: object, **options: object) -> object:
+        if self.name == "sweep_3.log":
+            raise OSError(116, "Stale file handle", str(self))
+        return real(self, *args, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", stale)
+    bundle = bundle_logs(logs, tmp_path / "x.tar.gz")
+    failed = copy_logs(logs, tmp_path / "copy")
+    monkeypatch.undo()
+    assert bundle is not None
+    assert bundle.left_out == ("sweep_3.log: Stale file handle",) == tuple(failed)
+    assert contents(bundle.path)[LEFT_OUT] == b"sweep_3.log: Stale file handle\n"
+    assert "agentic/conc_8/profile.jsonl" in contents(bundle.path)
+
+
+def test_within_its_time_the_small_files_and_the_end_of_the_large_one(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "a_raw.jsonl").write_bytes(random.randbytes(1 << 20) * 100 + b"the end")
+    (logs / "sweep.log").write_text("why it failed")
+    began = time.monotonic()
+    bundle = bundle_logs(logs, tmp_path / "x.tar.gz", seconds=0.5)
+    assert time.monotonic() - began < 4
+    assert bundle is not None
+    found = contents(bundle.path)
+    assert found["sweep.log"] == b"why it failed"
+    assert found["a_raw.jsonl"].endswith(b"the end")
+    assert 1_000_000 < len(found["a_raw.jsonl"]) < 100 << 20
+    assert b"a_raw.jsonl: " in found[LEFT_OUT] and b"for want of time" in found[LEFT_OUT]
+
+
+def test_a_directory_that_takes_too_long_to_read_is_read_in_part(logs: Path, tmp_path: Path) -> None:
+    now = iter(range(1000))
+    bundle = bundle_logs(logs, tmp_path / "x.tar.gz", seconds=10, clock=lambda: next(now) * 3.0)
+    assert bundle is not None
+    assert any("not read to its end" in line for line in bundle.left_out)
+    assert 0 < bundle.files < 3
+
+
+def test_a_tarball_that_cannot_be_written_leaves_the_old_one(logs: Path, tmp_path: Path) -> None:
+    tarball = tmp_path / "x.tar.gz"
+    tarball.write_text("old")
+    with pytest.raises(OSError):
+        bundle_logs(logs, tmp_path / "nowhere" / "x.tar.gz")
+    full = Path("/dev/full")
+    assert full.exists()
+    real = tarfile.open
+
+    def on_a_full_disk(name: Path, mode: str, **options: int) -> tarfile.TarFile:
+        name.symlink_to(full)
+        return real(name, mode, **options)  # type: ignore[call-overload, no-any-return]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tarfile, "open", on_a_full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            bundle_logs(logs, tarball)
+    assert tarball.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "x.tar.gz"]

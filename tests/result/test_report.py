@@ -1,0 +1,106 @@
+"""The table, as a terminal, a pipe and a step summary see it."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from launcher.result.collect import Collected
+from launcher.result.report import REHEARSAL, markdown, rows, write_table
+from tests.result.test_summary import BENCHMARK, GOOD, made
+
+MISSING = ("-",) * 5
+
+
+def test_a_missing_point_is_shown_as_missing() -> None:
+    table = rows([made(), made(collected=None, state="TIMEOUT")])
+    head = ("gb200-nv", "minimaxm3_8k1k", "2P(TP4 EP4 DPA) + 1D(TP8)", "8192/1024")
+    assert [row.cells for row in table] == [
+        (*head, "4", "960", "-", "84.2", "-", "-", "ok"),
+        (*head, "16", *MISSING, "invalid"),
+        (*head, "64", *MISSING, "missing"),
+        *((*head, str(at), *MISSING, "missing, job TIMEOUT") for at in (4, 16, 64)),
+    ]
+    assert [row.good for row in table] == [True] + [False] * 5
+
+
+def test_a_point_of_a_job_that_failed_is_not_good() -> None:
+    row = rows([made(collected=Collected(points=(GOOD,)), state="NODE_FAIL")])[0]
+    assert (row.cells[-1], row.good) == ("ok, job NODE_FAIL", False)
+
+
+@pytest.mark.parametrize(("problems", "state"), [((), "ok"), (("no results*.json",), "failed")])
+def test_a_run_without_points_has_one_row(problems: tuple[str, ...], state: str) -> None:
+    document = made(benchmark=replace(BENCHMARK, eval_only=True), collected=None, problems=problems)
+    assert [(row.cells[4], row.cells[-1]) for row in rows([document])] == [("-", state)]
+
+
+def test_markdown_is_a_table_with_what_is_wrong_below() -> None:
+    text = markdown([made(runner="a|b", problems=("line one\nline two <b>",))])
+    lines = text.splitlines()
+    assert lines[0].startswith("| runner | benchmark | topology | ISL/OSL | conc | tok/s | tok/s/GPU | TTFT ms |")
+    assert all(line.count("|") - line.count("\\|") == 12 for line in lines[:5])
+    assert lines[2].startswith("| a\\|b | minimaxm3_8k1k |") and lines[2].endswith("| ok |")
+    assert lines[4].endswith("| **missing** |")
+    assert "- line one line two &lt;b>" in lines
+    assert "- concurrency 64: no result below /logs" in lines
+    assert "- (doubt) odd" in lines
+    assert "REHEARSAL" not in text
+
+
+def test_a_rehearsal_is_said_in_every_form() -> None:
+    document = made(rehearsal=True)
+    assert all(row.cells[-1].startswith("REHEARSAL, ") for row in rows([document]))
+    assert markdown([document]).startswith(f"> [!WARNING]\n> **{REHEARSAL}**")
+    assert REHEARSAL in plain([document])
+
+
+def plain(summaries: list[dict[str, Any]]) -> str:
+    stream = io.StringIO()
+    write_table(summaries, stream, {})
+    return stream.getvalue()
+
+
+def test_a_pipe_gets_plain_text_with_one_line_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    text = plain([made(benchmark=replace(BENCHMARK, exp_name="x" * 150))])
+    assert text.isascii() and "\x1b" not in text
+    lines = text.splitlines()
+    assert len(lines) == 4
+    assert lines[1].split()[-7:] == ["4", "960", "-", "84.2", "-", "-", "ok"]
+
+
+def on_a_terminal(environ: dict[str, str]) -> bytes:
+    """What a real terminal is sent."""
+    ours, theirs = pty.openpty()
+    try:
+        with os.fdopen(theirs, "w", encoding="utf-8") as stream:
+            write_table([made(collected=Collected(points=(GOOD,)))], stream, environ)
+            stream.flush()
+            return os.read(ours, 1 << 20)
+    finally:
+        os.close(ours)
+
+
+def test_a_terminal_gets_colours_and_none_with_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert b"\x1b[32mok" in on_a_terminal({})
+    assert b"\x1b[3" not in on_a_terminal({"NO_COLOR": "1"})
+
+
+def test_nothing_of_rich_is_loaded_before_it_is_used() -> None:
+    code = "import sys, launcher.result.report; sys.exit('rich' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_markup_in_a_name_is_text() -> None:
+    assert "[bold]x[/bold]" in plain([made(runner="[bold]x[/bold]")])
