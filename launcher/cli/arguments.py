@@ -51,19 +51,19 @@ def _planning(commands: _Commands) -> None:
 def _running(commands: _Commands) -> None:
     run = commands.add_parser("run", help="run one benchmark to its results")
     _selection(run)
-    _execution(run)
+    _execution(run, logs=True)
     run.set_defaults(command="running:run")
 
     sweep = commands.add_parser("sweep", help="run every selected benchmark, several at once")
     _selection(sweep)
-    _execution(sweep)
+    _execution(sweep, logs=False)
     sweep.add_argument("--max-jobs", type=_positive, default=4, metavar="N", help="jobs at once (default 4)")
     sweep.add_argument("--fail-fast", action="store_true", help="cancel the rest when one fails")
     sweep.set_defaults(command="running:sweep")
 
     ci = commands.add_parser("ci", help="GitHub Actions entrypoint: everything from the environment")
     _places(ci)
-    _execution(ci)
+    _execution(ci, logs=True)
     ci.set_defaults(command="running:ci")
 
 
@@ -134,11 +134,16 @@ def _selection(command: argparse.ArgumentParser) -> None:
     _places(command)
 
 
-def _execution(command: argparse.ArgumentParser) -> None:
+def _execution(command: argparse.ArgumentParser, *, logs: bool) -> None:
     how = command.add_argument_group("how")
     how.add_argument("--run-id", metavar="ID", help="the run's id (default: made from the time and the benchmark)")
     how.add_argument("--accept", nargs="+", default=[], metavar="RULE", help="run in spite of these findings")
-    how.add_argument("--quiet", action="store_true", help="no job logs")
+    how.add_argument(
+        "--logs",
+        action=argparse.BooleanOptionalAction,
+        default=logs,
+        help=f"stream the job's log (default: {'yes' if logs else 'no'})",
+    )
 
 
 def _places(command: argparse.ArgumentParser) -> None:

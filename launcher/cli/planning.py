@@ -27,7 +27,7 @@ def plan(arguments: argparse.Namespace) -> int:
 def check(arguments: argparse.Namespace) -> int:
     """Print the findings of the selected benchmarks' plans; exit 1 when there is an error among them."""
     if arguments.from_env:
-        plans, unsupported = _plans(arguments), []
+        plans, unsupported = _plans(arguments), list[Finding]()
     else:
         plans, unsupported = _plans_and_refusals(arguments)
     found = [*unsupported, *(f for p in plans for f in p.findings)]

@@ -93,7 +93,7 @@ def _drive(
     return drive_records(
         of,
         list(zip(records, plans, strict=True)),
-        quiet=arguments.quiet,
+        quiet=not arguments.logs,
         max_jobs=max_jobs,
         fail_fast=fail_fast,
         github=github,
@@ -110,7 +110,7 @@ def drive_records(
     github: GitHub | None = None,
 ) -> list[Outcome]:
     """Bring recorded runs to their ends, and show how they ended."""
-    voice = Voice(sys.stdout, os.environ, quiet=quiet, github=github, several=len(runs) > 1)
+    voice = Voice(sys.stdout, os.environ, labels=_labels(runs), quiet=quiet, github=github)
     first = runs[0][1]
     if any(p.scheduler != first.scheduler or p.tools != first.tools for _, p in runs):
         raise ConfigError("the selected benchmarks are of several clusters", hint="--runner NAME picks one")
@@ -132,6 +132,16 @@ def drive_records(
         outcomes = drive.run()
     voice.outcomes(of.runs, outcomes)
     return outcomes
+
+
+def _labels(runs: Sequence[tuple[RunRecord, Plan]]) -> dict[str, str]:
+    """A short name for each run: its number, topology and lengths."""
+    names = {}
+    for i, (record, plan) in enumerate(runs, 1):
+        b = plan.benchmark
+        lengths = b.scenario if b.isl is None else f"{b.isl}/{b.osl}"
+        names[record.id] = f"{i}. {b.topology} {lengths}"
+    return names
 
 
 @contextlib.contextmanager

@@ -17,16 +17,25 @@ Writer = Callable[[str], None]
 
 
 class Voice:
-    """Writes events and job logs to a stream. Job logs go between ``::stop-commands::`` marks where GitHub reads."""
+    """Writes events and job logs to a stream. Job logs go between ``::stop-commands::`` marks where GitHub reads.
+
+    ``labels`` names runs for people; with a single run no label is shown.
+    """
 
     def __init__(
-        self, stream: TextIO, environ: Mapping[str, str], *, quiet: bool, github: GitHub | None, several: bool
+        self,
+        stream: TextIO,
+        environ: Mapping[str, str],
+        *,
+        labels: Mapping[str, str],
+        quiet: bool = False,
+        github: GitHub | None = None,
     ) -> None:
         self._stream = stream
         self._environ = environ
         self._quiet = quiet
         self._github = github
-        self._several = several
+        self._labels = labels
         self._colour = stream.isatty() and not environ.get("NO_COLOR")
         self._began: float | None = None
 
@@ -35,7 +44,7 @@ class Voice:
         self._began = event.time if self._began is None else self._began
         if event.kind == "stage" and event.data.get("state") == "done":
             return
-        run = f"{_short(event.run)}  " if self._several else ""
+        run = self._label(event.run, "  ")
         mark = {"error": "error: ", "warning": "warning: "}.get(event.kind, "")
         self._line(f"{event.time - self._began:7.1f}s  {run}{mark}{redact(event.text, self._environ)}", event.kind)
 
@@ -43,7 +52,7 @@ class Voice:
         """Show new lines of a job's log."""
         if self._quiet or not lines:
             return
-        prefix = f"{_short(run)} | " if self._several else "  | "
+        prefix = self._label(run, "") + "  | "
         with self._raw() as write:
             for line in lines:
                 write(redact(f"{prefix}{line}", self._environ))
@@ -58,13 +67,20 @@ class Voice:
         write_table(summaries, self._stream, self._environ)
         for outcome in outcomes:
             if outcome.error is not None:
-                self._line(f"{_short(outcome.run)}: {redact(str(outcome.error), self._environ)}", "error")
+                label = self._label(outcome.run, ": ").lstrip()
+                self._line(f"{label}{redact(str(outcome.error), self._environ)}", "error")
         good = [o for o in outcomes if o.error is None]
         self._stream.write(f"\n{len(good)} of {len(outcomes)} runs succeeded. Records and results: {runs}\n")
         if outcomes:
             chosen = next((o for o in outcomes if o.error is not None), outcomes[0])
             self._stream.write(f"Next: launcher status {chosen.run}   (or: launcher logs {chosen.run})\n")
         self._stream.flush()
+
+    def _label(self, run: str, after: str) -> str:
+        if len(self._labels) < 2:
+            return ""
+        width = max(len(label) for label in self._labels.values())
+        return f"{self._labels.get(run, run):{width}}{after}"
 
     @contextlib.contextmanager
     def _raw(self) -> Iterator[Writer]:
@@ -82,8 +98,3 @@ class Voice:
         colour = {"error": "31", "warning": "33", "job": "36", "end": "1"}.get(kind) if self._colour else None
         self._stream.write(f"\033[{colour}m{text}\033[0m\n" if colour else f"{text}\n")
         self._stream.flush()
-
-
-def _short(run: str) -> str:
-    """A run's id as far as it tells one from another on a screen."""
-    return run if len(run) <= 44 else f"{run[:28]}…{run[-14:]}"

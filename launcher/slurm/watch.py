@@ -22,7 +22,7 @@ class Pace:
     """Seconds between rounds, and of patience.
 
     From ``first``, the pause grows by half each round, up to ``running``, or ``pending`` when every job waits; it falls
-    back when a job is added or one's state word changes. MinJobAge, for which the controller remembers a finished job,
+    back when a job is added, or one that lives changes its state word. MinJobAge, for which the controller remembers a finished job,
     is 300 s by default: the pauses stay well below it. ``tick`` is the pause between two calls of ``idle``.
     """
 
@@ -191,12 +191,13 @@ class Watcher:
                 self._give_up(job, _no_answer(self._scheduler.name, job, watched, now))
             return
         watched.since, watched.unanswered = now, 0
-        if watched.word != state.word:
-            watched.word = state.word
-            self._pause = self._pace.first
+        changed, watched.word = watched.word != state.word, state.word
         if state.phase is Phase.TERMINAL:
             del self._active[job]
-        elif not state.hopeless:
+            return
+        if changed:
+            self._pause = self._pace.first
+        if not state.hopeless:
             watched.hopeless_since = None
         elif watched.hopeless_since is None:
             watched.hopeless_since = now

@@ -86,7 +86,7 @@ class Submission:
     ``argv`` begins ``srtctl apply``; options that this srtctl lacks are left out, and ``--json`` is added where it
     exists (``options``: see `checkout.Checkout`). ``root`` is the work tree, the working directory of the command.
     ``environment`` is complete and clean (`process.clean_environment`): all of it reaches the job. ``token`` is what
-    the recipe's job comment carries. ``timeout`` is in seconds.
+    the recipe's job comment carries; ``earlier`` are jobs that carry it already, from before. ``timeout`` is in seconds.
     """
 
     argv: tuple[str, ...]
@@ -95,6 +95,7 @@ class Submission:
     token: str
     options: frozenset[str]
     timeout: float = 300.0
+    earlier: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def apply(
     failed = not done.ok or answer.error is not None or len(answer.ids) != 1 or not answer.ids[0].isdecimal()
     trouble = _trouble(done, answer, submission.timeout) if failed else ""
     try:
-        found = _ask(submission.token, scheduler, sleep, patiently=failed and _may_come(done, answer))
+        found = _ask(submission, scheduler, sleep, patiently=failed and _may_come(done, answer))
     except SchedulerUnreachable as error:
         if failed:
             raise SubmissionUnknown(
@@ -264,14 +265,15 @@ def _may_come(done: Completed, answer: _Answer) -> bool:
 
 
 def _ask(
-    token: str, scheduler: Scheduler, sleep: Callable[[float], None], *, patiently: bool
+    submission: Submission, scheduler: Scheduler, sleep: Callable[[float], None], *, patiently: bool
 ) -> dict[str, float | None]:
-    """The jobs that carry the token, with their submit times. Raises SchedulerUnreachable."""
+    """The new jobs that carry the token, with their submit times. Raises SchedulerUnreachable."""
     for attempt in range(ASKED if patiently else 1):
         if attempt:
             sleep(BETWEEN)
-        if found := scheduler.find(token):
-            return {job.id: job.submitted for job in found}
+        found = {job.id: job.submitted for job in scheduler.find(submission.token)}
+        if new := {job: when for job, when in found.items() if job not in submission.earlier}:
+            return new
     return {}
 
 

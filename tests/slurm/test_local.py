@@ -100,6 +100,17 @@ def test_failures_keep_their_exit_code_and_reason(tmp_path: Path) -> None:
     assert "without a result" in state.describe()
 
 
+def leave_a_child(place: str) -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    (Path(place) / "child").write_text(str(child.pid))
+
+
+def test_nothing_of_a_job_outlives_it(tmp_path: Path) -> None:
+    key = start(tmp_path, leave_a_child, str(tmp_path))
+    assert end_of(tmp_path, key).succeeded
+    until(lambda: has_gone(int((tmp_path / "child").read_text())), 5)
+
+
 SUBMITTER = """
 import sys
 from pathlib import Path

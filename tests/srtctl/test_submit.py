@@ -232,6 +232,16 @@ def test_a_time_out_ends_srtctl_and_asks_slurm(desk: Desk) -> None:
     assert caught.value.job_ids == ("78", "79")
 
 
+def test_a_job_of_an_earlier_submission_is_not_taken_for_this_one(desk: Desk) -> None:
+    desk.says(1, "🚀 Submitting: a\n")
+    words = ("srtctl", "apply", "-f", "a.yaml")
+    environ = {"PATH": os.environ["PATH"]}
+    submission = Submission(words, desk.root, environ, TOKEN, MODERN, earlier=frozenset({"77"}))
+    assert apply(submission, scheduler=Slurm(["77"], ["77", "78"]), sleep=desk.slept.append).job_id == "78"
+    with pytest.raises(SubmissionError, match="exited with 1"):
+        apply(submission, scheduler=Slurm(["77"]), sleep=desk.slept.append)
+
+
 def test_when_nobody_can_be_asked_the_state_is_unknown_and_said_so(desk: Desk) -> None:
     desk.says(1, "", "slurmctld is away\n")
     scheduler = Slurm(None)
