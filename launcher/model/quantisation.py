@@ -110,10 +110,9 @@ def _bits(name: str) -> int:
 def _formats(method: str, quant: Mapping[str, Any]) -> Iterator[str]:
     algorithm = quant.get("quant_algo")
     if isinstance(algorithm, str) and algorithm:
-        layers = quant.get("quantized_layers")
-        mixed = algorithm.upper() == "MIXED_PRECISION" and isinstance(layers, dict)
-        for each in layers.values() if mixed and isinstance(layers, dict) else ({"quant_algo": algorithm},):
-            yield from _algorithm(str(each.get("quant_algo")) if isinstance(each, dict) else "")
+        layers = quant.get("quantized_layers") if algorithm.upper() == "MIXED_PRECISION" else None
+        for layer in layers.values() if isinstance(layers, dict) else [quant]:
+            yield from _algorithm(str(layer.get("quant_algo")) if isinstance(layer, dict) else "")
     elif method == "quark":
         layered = quant.get("layer_quant_config")
         for part in (quant.get("global_quant_config"), *(layered.values() if isinstance(layered, dict) else ())):

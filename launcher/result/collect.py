@@ -188,32 +188,36 @@ def _look(request: CollectRequest) -> _Found:
 
 def _look_fixed(request: CollectRequest, found: _Found) -> None:
     """Results of sa-bench: every ``results_concurrency_*.json`` below the directories ``*isl*osl*`` of the logs."""
+    valid: dict[int, dict[str, Point]] = {}
     rejected: dict[int, list[str]] = {}
     for folder in sorted(request.logs_dir.glob("*isl*osl*")):
         for path, status in () if folder.is_symlink() else log_files(folder):
             if (name := FileName.parse(path.name)) is None:
                 continue
-            shown = path.relative_to(request.logs_dir)
-            point = read_result(path, expected_concurrency=name.concurrency, isl=request.isl, osl=request.osl)
+            at, shown = name.concurrency, path.relative_to(request.logs_dir)
+            point = read_result(path, expected_concurrency=at, isl=request.isl, osl=request.osl)
             if status.st_mtime < request.started:
-                rejected.setdefault(name.concurrency, []).append(f"{shown} is older than this run")
+                rejected.setdefault(at, []).append(f"{shown} is older than this run")
             elif isinstance(point, Invalid):
-                rejected.setdefault(name.concurrency, []).append(f"{shown}: {point.reason}")
+                rejected.setdefault(at, []).append(f"{shown}: {point.reason}")
             else:
-                first = found.points.setdefault(name.concurrency, point)
                 target = result_name(request.result_filename, folder.name, name)
-                if first is not point and target not in found.files:
-                    twice = f"measured twice, as {first.path.name} and {path.name}: which one counts is not known"
-                    found.problems.append(Problem(twice, name.concurrency, "invalid"))
                 found.add(target, path)
-                if name.concurrency not in request.concurrencies:
-                    found.doubts.append(f"{shown} was not asked for")
-    for concurrency in request.concurrencies:
-        reasons = rejected.pop(concurrency, None) if concurrency not in found.points else None
-        if reasons:
-            found.problems.append(Problem("; ".join(reasons), concurrency, "invalid"))
-        elif concurrency not in found.points:
-            found.problems.append(Problem(f"no result below {request.logs_dir}", concurrency))
+                valid.setdefault(at, {}).setdefault(target, point)
+    for at in sorted(valid):
+        if len(valid[at]) == 1:
+            found.points[at] = next(iter(valid[at].values()))
+            continue
+        for target in valid[at]:
+            del found.files[target]
+        names = " and ".join(sorted(point.path.name for point in valid[at].values()))
+        rejected.setdefault(at, []).append(f"measured twice, {names}: which one counts is not known")
+    for at in request.concurrencies:
+        if at not in found.points and at in rejected:
+            found.problems.append(Problem("; ".join(rejected.pop(at)), at, "invalid"))
+        elif at not in found.points:
+            found.problems.append(Problem(f"no result below {request.logs_dir}", at))
+    found.doubts += [f"concurrency {at} was not asked for" for at in found.points if at not in request.concurrencies]
     found.doubts += [reason for reasons in rejected.values() for reason in reasons]
 
 

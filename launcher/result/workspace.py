@@ -39,7 +39,11 @@ def check_target(target: Path, digest: str, ours: str | None) -> None:
         )
     if not target.is_symlink() and not target.exists():
         return
-    if not target.is_file() or digest_of(target) not in (digest, ours):
+    try:
+        same = target.is_file() and digest_of(target) in (digest, ours)
+    except OSError as error:
+        raise ResultError(f"what is there cannot be read: {error.strerror}", where=str(target)) from None
+    if not same:
         raise ResultError(
             f"a file of another run is in the way: {target.name}",
             where=str(target),

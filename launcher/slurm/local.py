@@ -154,20 +154,21 @@ class LocalScheduler:
     def cancel(self, jobs: Sequence[JobKey]) -> None:
         """Ask each job's keeper to end it. Returns at once; the keeper sends SIGTERM to the job's processes, SIGKILL
         after `keeper.GRACE` seconds, and publishes CANCELLED."""
+        refused = []
         for key in jobs:
             place = self.directory / key.id
-            if self._state(key).phase is not Phase.ALIVE:
+            if self._state(key).phase is not Phase.ALIVE or (job := read_job(place)) is None or not job.keeper.alive():
                 continue
-            job = read_job(place)
-            if job is None or not job.keeper.alive():
-                continue
-            try:
+            with contextlib.suppress(OSError):  # it only tells a cancel that came early from a node failure
                 publish.write_json(place / "cancel.json", {"uid": os.getuid(), "host": socket.gethostname()})
+            try:
                 os.kill(job.keeper.pid, signal.SIGTERM)
             except ProcessLookupError:
                 continue
-            except OSError as error:
-                raise SchedulerUnreachable(f"cannot be cancelled: {error}", where=str(key)) from None
+            except PermissionError as error:
+                refused.append(f"{key}: {error.strerror}")
+        if refused:
+            raise SchedulerUnreachable(f"cannot be cancelled: {', '.join(refused)}", where=str(self.directory))
 
     def describe(self, job: JobKey) -> dict[str, str]:
         names = ("job.json", "state.json", "cancel.json", "keeper.log")
@@ -180,17 +181,17 @@ class LocalScheduler:
 
 def observe(place: Path, job: Job) -> JobState:
     """How a job stands, from its files and from its keeper being there. Raises OSError, ValueError."""
-    for last_look in (False, True):
-        state = _read_state(place, job)
-        if state.phase is Phase.TERMINAL:
-            return state
-        alive = job.keeper.alive()
-        if alive is None:
-            return unknown(f"it runs on {job.keeper.host}, and is not seen from here", SOURCE)
-        if alive:
-            return state
-        if last_look:  # the keeper may publish the end and go between two looks; not after it was seen gone
-            break
+    state = _read_state(place, job)
+    if state.phase is Phase.TERMINAL:
+        return state
+    alive = job.keeper.alive()
+    if alive is None:
+        return unknown(f"it runs on {job.keeper.host}, and is not seen from here", SOURCE)
+    if alive:
+        return state
+    state = _read_state(place, job)  # it may have published the end and gone between the two looks
+    if state.phase is Phase.TERMINAL:
+        return state
     cancelled = (place / "cancel.json").exists()  # the request came before the keeper was ready for it
     return JobState(
         Phase.TERMINAL,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import queue
 import random
-import select
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,8 +19,9 @@ class Pace:
     """Seconds between rounds, and of patience.
 
     From ``first``, the pause grows by half each round, up to ``running``, or ``pending`` when every job waits; it falls
-    back when a job is added, or one that lives changes its state word. MinJobAge, for which the controller remembers a finished job,
-    is 300 s by default: the pauses stay well below it. ``tick`` is the pause between two calls of ``idle``.
+    back when a job is added, or one that lives changes its state word. MinJobAge, for which the controller remembers a
+    finished job, is 300 s by default: the pauses stay well below it. ``tick`` is the pause between two calls of
+    ``idle``.
     """
 
     first: float = 2.0
@@ -43,37 +41,6 @@ _FACTOR = 1.5
 _LOOK = 0.05
 
 
-class Stop:
-    """A request to stop that a signal handler may make, and that ends a `wait` at once.
-
-    `threading.Event` is not for that: its ``set`` in a handler waits for ever when the signal came while the same
-    thread was just inside ``wait`` and held the event's lock.
-    """
-
-    def __init__(self) -> None:
-        self._requested = False
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
-
-    def set(self) -> None:
-        self._requested = True
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._writer, b".")
-
-    def is_set(self) -> bool:
-        return self._requested
-
-    def wait(self, seconds: float) -> bool:
-        """Pause for so long, or until the request is there; True when it is."""
-        if not self._requested:
-            select.select([self._reader], [], [], seconds)
-        return self._requested
-
-    def close(self) -> None:
-        os.close(self._reader)
-        os.close(self._writer)
-
-
 @dataclass
 class _Watched:
     since: float
@@ -87,7 +54,8 @@ class _Watched:
 class Watcher:
     """Follows jobs to their end, or until it is asked to stop.
 
-    ``wait(seconds)`` pauses, and returns True, at once, when the watcher shall stop: `Stop.wait`. A poll runs in a
+    ``wait(seconds)`` pauses, and returns True, at once, when the watcher shall stop: as
+    `launcher.github.StopEvent.wait` does. A poll runs in a
     thread of its own, so that a scheduler that hangs delays neither the stop nor the log. ``on_change(job, old, new)``
     is called whenever phase, word, reason or nodes change (old is None at first); ``idle`` about every `Pace.tick`
     seconds, to follow logs. ``marker(job)`` reads the exit marker that a job itself left behind, the last resort when

@@ -86,7 +86,7 @@ class Submission:
     ``argv`` begins ``srtctl apply``; options that this srtctl lacks are left out, and ``--json`` is added where it
     exists (``options``: see `checkout.Checkout`). ``root`` is the work tree, the working directory of the command.
     ``environment`` is complete and clean (`process.clean_environment`): all of it reaches the job. ``token`` is what
-    the recipe's job comment carries; ``earlier`` are jobs that carry it already, from before. ``timeout`` is in seconds.
+    the recipe's job comment carries; ``earlier`` are jobs that carried it before. ``timeout`` is in seconds.
     """
 
     argv: tuple[str, ...]
@@ -140,7 +140,8 @@ def apply(
     argv, notes = _argv(submission)
     done = run(argv, timeout=submission.timeout, cwd=submission.root, env=_environment(submission))
     answer = _read(done)
-    failed = not done.ok or answer.error is not None or len(answer.ids) != 1 or not answer.ids[0].isdecimal()
+    one = len(answer.ids) == 1 and answer.ids[0].isdecimal() and answer.begun <= 1
+    failed = not done.ok or answer.error is not None or not one
     trouble = _trouble(done, answer, submission.timeout) if failed else ""
     try:
         found = _ask(submission, scheduler, sleep, patiently=failed and _may_come(done, answer))
@@ -223,7 +224,7 @@ def _recipe(argv: list[str] | tuple[str, ...]) -> str | None:
 
 
 def _environment(submission: Submission) -> dict[str, str]:
-    """Wide and plain, because srtctl prints through rich, which wraps at COLUMNS (seen to break ``Job 4242`` apart at
+    """Wide and plain, because srtctl prints through rich, which wraps at COLUMNS (seen to break the job's line at
     15) and colours under FORCE_COLOR; the tree's own Python environment first on PATH."""
     kept = {k: v for k, v in submission.environment.items() if k not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
     programs = submission.root / ".venv/bin"

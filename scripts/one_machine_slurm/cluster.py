@@ -45,7 +45,6 @@ class Cluster:
                 f"--key-file={directory}/etc/munge.key",
                 f"--socket={settings.munge_socket}",
                 f"--pid-file={directory}/run/munged.pid",
-                f"--log-file={directory}/log/munged.log",
                 f"--seed-file={directory}/run/munge.seed",
             ),
             directory,
@@ -97,8 +96,8 @@ class Cluster:
         require_programs(self.settings.accounting)
         host, address = own_address()
         with self._locked():
-            running = [d for d in self.daemons if d.pid() is not None]
-            saved = Settings.load(self.settings.directory)
+            saved = Settings.load(self.settings.directory) or self.settings
+            running = [d for d in Cluster(saved).daemons if d.pid() is not None]
             if running and saved != self.settings:
                 raise ClusterError(f"the cluster in {self.settings.directory} runs with other settings: {saved}")
             if not running:

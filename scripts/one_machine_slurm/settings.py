@@ -16,7 +16,7 @@ from pathlib import Path
 CLUSTER = "fake"
 PARTITION = "batch"
 ACCOUNT = "benchmark"
-CPUS_PER_NODE = 64
+CPUS_PER_NODE = 144
 MEMORY_PER_NODE_MIB = 512_000
 FIRST_NODE_PORT = 2
 """Ports of a cluster, counted from its base: 0 slurmctld, 1 slurmdbd, 2 and up one for each slurmd."""

@@ -146,6 +146,8 @@ def test_a_concurrency_measured_twice_is_a_problem(job: Job) -> None:
     collected = collect(job.request)
     assert [problem.concurrency for problem in collected.problems] == [4]
     assert "measured twice" in str(collected.problems[0])
+    assert [point.concurrency for point in collected.points] == [16]
+    assert job.published == {f"RF_{FOLDER}_conc16_gpus_12_ctx_4_gen_8.json"}
 
 
 def test_a_result_that_nobody_asked_for_is_kept_and_said(job: Job) -> None:
@@ -155,7 +157,7 @@ def test_a_result_that_nobody_asked_for_is_kept_and_said(job: Job) -> None:
     collected = collect(job.request)
     collected.raise_if_bad()
     assert [point.concurrency for point in collected.points] == [4, 16, 64]
-    assert sum("_64_" in doubt and "not asked for" in doubt for doubt in collected.doubts) == 1
+    assert "concurrency 64 was not asked for" in collected.doubts
     assert sum("_99_" in doubt and "no request was completed" in doubt for doubt in collected.doubts) == 1
 
 
@@ -251,6 +253,22 @@ def test_what_is_no_file_is_in_the_way_too(job: Job, kind: str) -> None:
     with pytest.raises(ResultError, match="in the way"):
         collect(job.request)
     assert len(list(job.workspace.iterdir())) == 1
+
+
+def test_a_file_in_the_way_that_cannot_be_read(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    job.result(4)
+    job.result(16)
+    theirs = write(job.workspace / f"RF_{FOLDER}_conc16_gpus_12_ctx_4_gen_8.json", "theirs")
+    real = Path.open
+
+    def forbidden(self: Path, *args: Any, **options: Any) -> Any:
+        if self == theirs:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(ResultError, match="cannot be read: Permission denied"):
+        collect(job.request)
 
 
 def test_our_own_earlier_file_is_replaced(job: Job) -> None:

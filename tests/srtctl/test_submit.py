@@ -194,6 +194,12 @@ def test_several_jobs_are_named_so_that_they_can_go(desk: Desk) -> None:
     assert caught.value.job_ids == ("5007", "5008", "5009", "5010", "5011")
 
 
+def test_several_submissions_under_one_id_are_several(desk: Desk) -> None:
+    desk.says(0, ok() + ok(), "🚀 Submitting: a\n✅ Job 4242 submitted!\n" * 2)
+    with pytest.raises(JobsExist):
+        desk.apply(Slurm(["4242"]))
+
+
 @needs_shared
 def test_the_first_of_several_is_not_adopted_when_the_second_fails(desk: Desk) -> None:
     desk.replays("override-second-sbatch-fails-json")
