@@ -282,7 +282,7 @@ def _resolve(mirror: Mirror, pin: Pin) -> tuple[str, list[str]]:
     if pin.sha is None:
         tip = mirror.tip(pin.ref, fresh=True)
         if tip is None:
-            raise SubmissionError(f"the repository has no branch or tag {pin.ref!r}", where=pin.repository)
+            raise SubmissionError(f"the repository has no branch or tag {pin.ref!r}", where=mirror.repository)
         return tip, [f"srt-slurm is not pinned: {pin.ref} is {tip} at this moment"]
     sha = mirror.commit(pin.sha)
     tip = mirror.tip(pin.ref)

@@ -31,15 +31,27 @@ _PERMANENT = re.compile(
 )
 
 
-class Git:
-    """Runs git without prompting, in English, and blind to the repository that the caller stands in.
+_OF_A_REPOSITORY = frozenset(
+    {
+        "GIT_DIR",
+        "GIT_WORK_TREE",
+        "GIT_INDEX_FILE",
+        "GIT_OBJECT_DIRECTORY",
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+        "GIT_COMMON_DIR",
+        "GIT_NAMESPACE",
+        "GIT_PREFIX",
+    }
+)
+"""Variables that git sets for hooks; inherited, they would send our commands to another repository."""
 
-    An inherited GIT_DIR or GIT_INDEX_FILE (git sets them for hooks) would send our commands to another repository.
-    """
+
+class Git:
+    """Runs git without prompting, in English, and blind to the repository that the caller stands in."""
 
     def __init__(self, runner: CommandRunner = run, environ: Mapping[str, str] | None = None) -> None:
         inherited = os.environ if environ is None else environ
-        kept = {k: v for k, v in inherited.items() if not k.startswith("GIT_") or k.startswith("GIT_SSL_")}
+        kept = {k: v for k, v in inherited.items() if k not in _OF_A_REPOSITORY}
         self.environ = {**kept, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
         self._run = runner
 
@@ -77,10 +89,11 @@ class Mirror:
     """
 
     def __init__(self, cache: Path, repository: str, git: Git, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", repository.rstrip("/").removesuffix(".git").rpartition("/")[2])
-        self.repository = repository
+        self.repository = re.sub(r"://[^/@\s]+@", "://", repository)  # for messages and names: without credentials
         self.notes: list[str] = []
-        self.path = cache / "mirrors" / f"{stem}-{hashlib.sha256(repository.encode()).hexdigest()[:12]}.git"
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", self.repository.rstrip("/").removesuffix(".git").rpartition("/")[2])
+        self.path = cache / "mirrors" / f"{stem}-{hashlib.sha256(self.repository.encode()).hexdigest()[:12]}.git"
+        self._url = repository
         self._git = git
         self._sleep = sleep
 
@@ -153,7 +166,7 @@ class Mirror:
                 return
             temporary = temporary_name(self.path)
             try:
-                self._network(self.path.parent, "clone", "--quiet", "--mirror", self.repository, temporary)
+                self._network(self.path.parent, "clone", "--quiet", "--mirror", self._url, temporary)
                 self._git.text("config", "gc.auto", "0", cwd=temporary)
                 self._publish(temporary)
             finally:
@@ -201,7 +214,7 @@ class Mirror:
         done: Completed = attempts(self._git, *words, cwd=cwd, timeout=NETWORK_TIMEOUT)
         if not done.ok:
             raise SubmissionError(
-                f"git {words[0]} failed: {done}",
+                f"git {words[0]} failed: {done}".replace(self._url, self.repository),
                 where=self.repository,
                 hint="is the repository's address right, and can this machine reach it (proxy, credentials)?",
             )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from launcher.errors import ModelError
-from launcher.model.checkpoint import Verdict, examine, nearest_sibling, require
+from launcher.model.checkpoint import REHEARSAL_KEY, Verdict, examine, nearest_sibling, require
 from launcher.model.safetensors import LFS_POINTER
 from tests.model.checkpoints import checkpoint, put, safetensors
 
@@ -96,6 +96,11 @@ def shorten(path: Path, by: int) -> None:
         (lambda m: (m / SHARD).write_bytes(bytes(4096)), f"{SHARD} is not a safetensors file"),
         (lambda m: safetensors(m / SHARD, {"other": ("BF16", 4)}), f"{SHARD} lacks 2 tensors"),
         (lambda m: put(m, "model.safetensors.index.json", "{"), "model.safetensors.index.json cannot be parsed"),
+        (lambda m: put(m, "model.safetensors.index.json", {"weight_map": {}}), "model.safetensors.index.json holds no"),
+        (
+            lambda m: put(m, "model.safetensors.index.json", {"weight_map": [1]}),
+            "model.safetensors.index.json holds no",
+        ),
         (lambda m: put(m, "model.safetensors.index.json", "{}"), "model.safetensors.index.json holds no weight_map"),
         (lambda m: (m / "model.safetensors.index.json").unlink(), "3 shards without model.safetensors.index.json"),
         (lambda m: [p.unlink() for p in m.glob("*.safetensors")], "a stub: the index names 3 shards and none"),
@@ -198,6 +203,15 @@ def test_many_problems_are_shown_in_part(tmp_path: Path) -> None:
         require(examine(model, precision="bf16"))
     assert raised.value.exit_code == 4
     assert "model-000" in str(raised.value) and "and 19 more" in str(raised.value)
+
+
+def test_a_checkpoint_for_rehearsals_serves_nothing_else(model: Path) -> None:
+    put(model, "config.json", {REHEARSAL_KEY: True, "torch_dtype": "bfloat16"})
+    verdict = examine(model, precision="bf16")
+    assert verdict.rehearsal
+    assert require(verdict, rehearsal=True) == verdict
+    with pytest.raises(ModelError, match="rehearsals"):
+        require(verdict)
 
 
 def test_a_directory_that_is_not_there(model: Path) -> None:

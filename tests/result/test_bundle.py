@@ -177,6 +177,23 @@ def test_within_its_time_the_small_files_and_the_end_of_the_large_one(tmp_path: 
     assert b"a_raw.jsonl: " in found[LEFT_OUT] and b"for want of time" in found[LEFT_OUT]
 
 
+@pytest.mark.parametrize(("spent", "packed"), [(0.0, 20_000_000), (0.4, 6_000_000), (2.0, None)])
+def test_what_fits_is_reckoned_by_the_speed_so_far(tmp_path: Path, spent: float, packed: int | None) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "a.out").write_bytes(bytes(4_000_000))
+    (logs / "b.out").write_bytes(bytes(30_000_000))
+    clock = iter([0.0, 0.0, 0.0, 0.0, spent])
+    bundle = bundle_logs(logs, tmp_path / "x.tar.gz", seconds=1, clock=lambda: next(clock))
+    assert bundle is not None
+    with tarfile.open(bundle.path) as tar:
+        sizes = {member.name: member.size for member in tar}
+    assert sizes["a.out"] == 4_000_000
+    assert sizes.get("b.out") == packed
+    assert bundle.left_out == (f"b.out: {30_000_000 - (packed or 0)} of 30000000 bytes, for want of time",)
+    assert (bundle.files, bundle.bytes) == ((2, 4_000_000 + packed) if packed else (1, 4_000_000))
+
+
 def test_a_directory_that_takes_too_long_to_read_is_read_in_part(logs: Path, tmp_path: Path) -> None:
     now = iter(range(1000))
     bundle = bundle_logs(logs, tmp_path / "x.tar.gz", seconds=10, clock=lambda: next(now) * 3.0)

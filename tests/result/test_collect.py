@@ -196,6 +196,11 @@ def test_the_outputs_may_lie_behind_a_link(job: Job, tmp_path: Path) -> None:
     collect(replace(job.request, logs_dir=tmp_path / "lustre" / "3" / "logs")).raise_if_bad()
 
 
+def test_a_workspace_that_is_not_there(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match="no such directory"):
+        collect(replace(job.request, workspace=tmp_path / "nowhere"))
+
+
 def test_a_result_that_nfs_shows_late_is_waited_for(job: Job) -> None:
     job.result(4)
     waits: list[float] = []

@@ -286,6 +286,16 @@ def test_a_repository_that_cannot_be_cloned(bench: Bench) -> None:
     assert [p.name for p in (bench.tmp / "cache/mirrors").iterdir()] == []
 
 
+def test_credentials_in_an_address_are_not_printed(bench: Bench) -> None:
+    def deaf(argv: Sequence[str], **kwargs: object) -> Completed:
+        return Completed(tuple(argv), 128, "", f"fatal: repository '{argv[-2]}' not found", 0.1)
+
+    checkouts = Checkouts(bench.tmp / "cache", run=deaf, environ=bench.environ)
+    with pytest.raises(SubmissionError) as caught:
+        checkouts.prepare(Pin("https://me:s3cret@example.invalid/x.git", "main", "0" * 40), into=bench.tmp / "run1")
+    assert "s3cret" not in str(caught.value) and "https://example.invalid/x.git" in str(caught.value)
+
+
 def test_a_network_that_fails_twice_is_asked_again(bench: Bench) -> None:
     failures = ["Could not resolve host: github.com", "The requested URL returned error: 502"]
 
