@@ -24,7 +24,7 @@ from launcher.result.summary import summary
 from launcher.result.validate import Point
 from launcher.slurm.client import JobKey, JobState
 from launcher.srtctl.checkout import Checkout
-from launcher.srtctl.submit import JobsExist
+from launcher.srtctl.submit import JobsExist, jobs_of
 from launcher.stages import Effects
 
 RESULT_PATIENCE = 60.0
@@ -103,7 +103,7 @@ class Execution:
             raise Cancelled("stopped before the submission")
         # An earlier launcher of this run may have submitted and died before it could say so.
         if self.record.stage("submit").get("state") == "running":
-            found = self.effects.scheduler.find(self.record.id)
+            found = jobs_of(self.record.id, self.effects.scheduler)
             if len(found) == 1:
                 return self._submitted(found[0], None, ["found by its token: an earlier launcher submitted it"])
         with self._recorded("submit") as keep:

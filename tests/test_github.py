@@ -171,6 +171,8 @@ def test_at_most_ten_annotations_of_a_kind_and_none_is_lost(runner: Runner, coun
             github.error(f"point {number} is missing", file="recipe.yaml", line=number)
     assert len(runner.lines) == written
     assert all(f"point {number} is missing" in runner.stream.getvalue() for number in range(count))
+    if count == 10:
+        assert runner.lines[-1] == "::error file=recipe.yaml,line=9::point 9 is missing"
     if count > 10:
         assert runner.lines[-1].startswith(
             f"::error title={count - 9} more::recipe.yaml:9: point 9 is missing%0Arecipe.yaml:10:"

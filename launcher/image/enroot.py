@@ -78,7 +78,7 @@ class Enroot:
         def pause(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
             seconds = state.next_action.sleep if state.next_action else 0.0
-            message = error.message if isinstance(error, ImageError) else str(error)
+            message = error.message.partition("\n")[0] if isinstance(error, ImageError) else str(error)
             self._say(f"attempt {state.attempt_number} of {ATTEMPTS}: {message}; next one in {seconds:.0f} s")
 
         deadline = self._clock() + timeout

@@ -122,8 +122,6 @@ def _formats(method: str, quant: Mapping[str, Any]) -> Iterator[str]:
             yield from _group(group, str(quant.get("format") or ""))
     elif (bits := quant.get("bits") or quant.get("w_bit")) in (2, 3, 4, 8):
         yield f"int{bits}"
-    elif method == "fp8" and quant.get("weight_block_size") == [1, 32]:
-        yield "mxfp8"
     else:
         yield from _algorithm(method)
 
@@ -148,8 +146,7 @@ def _group(group: Any, overall: str) -> Iterator[str]:
     if kind == "int" and bits in (4, 8):
         yield f"int{bits}"
     elif kind == "float" and bits in (4, 8):
-        by_group = {"4/16": "nvfp4", "4/32": "mxfp4", "8/32": "mxfp8"}.get(f"{bits}/{weights.get('group_size')}")
-        yield named[0] if named and _bits(named[0]) == bits else by_group or f"fp{bits}"
+        yield named[0] if named and _bits(named[0]) == bits else f"fp{bits}"
 
 
 def _quark(part: Any) -> Iterator[str]:

@@ -126,8 +126,6 @@ def _embedded(job: Job, directory: Path) -> str:
 
     slurm = job.resolved.get("slurm") or {}
     try:
-        if job.root.is_dir():
-            os.chdir(job.root)
         key = submit_embedded(
             directory,
             run_embedded,

@@ -17,7 +17,8 @@ from typing import Any
 
 from launcher.errors import SubmissionError
 from launcher.process import CommandRunner, Completed, run
-from launcher.slurm.client import Scheduler, SchedulerUnreachable
+from launcher.slurm.client import JobKey, JobState, Scheduler, SchedulerUnreachable
+from launcher.slurm.states import Phase
 from launcher.srtctl.config import dropped_warning
 
 ASKED = 3
@@ -178,6 +179,21 @@ def apply(
     )
 
 
+def jobs_of(token: str, scheduler: Scheduler) -> list[JobKey]:
+    """The jobs that carry a token and were not refused. Raises SchedulerUnreachable.
+
+    slurmctld 22.05 keeps a record of a job that sbatch was told it cannot have ("Requested node configuration is not
+    available"): FAILED, without a node, under the comment of the submission. That is an answer, not a job.
+    """
+    found = scheduler.find(token)
+    states = scheduler.poll(found) if found else {}
+    return [job for job in found if not _refused(states.get(job))]
+
+
+def _refused(state: JobState | None) -> bool:
+    return state is not None and state.phase is Phase.TERMINAL and not state.succeeded and not state.nodes
+
+
 def _ours(answer: _Answer, found: Mapping[str, float | None], failed: bool, trouble: str) -> tuple[str, ...]:
     """The job that this submission made, or none. Raises JobsExist when it made several.
 
@@ -272,7 +288,7 @@ def _ask(
     for attempt in range(ASKED if patiently else 1):
         if attempt:
             sleep(BETWEEN)
-        found = {job.id: job.submitted for job in scheduler.find(submission.token)}
+        found = {job.id: job.submitted for job in jobs_of(submission.token, scheduler)}
         if new := {job: when for job, when in found.items() if job not in submission.earlier}:
             return new
     return {}

@@ -82,6 +82,32 @@ KNOWN: list[tuple[str, dict[str, Any], dict[str, str]]] = [
         {"quantization_config": group(4, "float", 16, format="nvfp4-pack-quantized")},
         {"fp4": "match", "nvfp4": "match"},
     ),
+    (
+        "a compressed-tensors of two formats",
+        {
+            "quantization_config": {
+                "quant_method": "compressed-tensors",
+                "format": "mixed-precision",
+                "config_groups": {
+                    "group_0": {"weights": {"num_bits": 4, "type": "float"}, "format": "nvfp4-pack-quantized"},
+                    "group_1": {"weights": {"num_bits": 8, "type": "float"}, "format": "float-quantized"},
+                },
+            }
+        },
+        {"fp4": "match", "nvfp4": "match", "fp8": "unknown", "mxfp8": "mismatch"},
+    ),
+    (
+        "a compressed-tensors whose format is of other groups",
+        {"quantization_config": group(8, "float", None, format="nvfp4-pack-quantized")},
+        {"fp8": "match", "fp4": "mismatch"},
+    ),
+    ("a compressed-tensors of a new kind", {"quantization_config": group(6, "float", 32)}, {"fp4": "unknown"}),
+    ("a compressed-tensors of another kind", {"quantization_config": group(4, "nf", 32)}, {"fp4": "unknown"}),
+    (
+        "a modelopt of mixed precision that names no layer",
+        {"quantization_config": {"quant_algo": "MIXED_PRECISION"}},
+        {"fp4": "unknown"},
+    ),
     ("a compressed-tensors FP8", {"quantization_config": group(8, "float", None)}, {"fp8": "match", "fp4": "mismatch"}),
     ("a compressed-tensors INT8", {"quantization_config": group(8, "int", None)}, {"int8": "match", "fp8": "mismatch"}),
     (
@@ -166,6 +192,7 @@ def test_what_is_stored_overrules_what_is_declared() -> None:
     assert identity("fp4", nvfp4, {"BF16": 1000, "U8": 4})[0] == "match"
     assert identity("bf16", plain, {"BF16": 10, "F8_E4M3": 1000})[0] == "unknown"
     assert identity("bf16", plain, {"BF16": 1000, "I64": 8})[0] == "match"
+    assert identity("fp4", nvfp4, {"BF16": 10, "U8": 1000})[0] == "match"
 
 
 KEYS = [

@@ -98,6 +98,14 @@ def test_aggregated_workers_are_named_and_counted_as_srtctl_does(desk: Desk) -> 
     assert (desk.logs / "sa-bench_isl_128_osl_128/results_concurrency_4_gpus_16.json").exists()
 
 
+def test_the_two_sides_share_no_node(desk: Desk) -> None:
+    resources = {**RECIPE["resources"], "gpus_per_prefill": 2, "gpus_per_decode": 2}  # type: ignore[dict-item]
+    assert desk.run({"resources": resources}) == 0
+    names = {p.name for p in desk.logs.iterdir()}
+    assert {"node01_prefill_w0.out", "node02_decode_w0.out", "node02_decode_w1.out"} <= names
+    assert (desk.logs / "sa-bench_isl_128_osl_128/results_concurrency_4_gpus_6_ctx_2_gen_4.json").exists()
+
+
 def test_aliases_are_resolved_in_the_job_and_an_unknown_one_ends_it(
     desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:

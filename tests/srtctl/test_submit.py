@@ -11,6 +11,7 @@ import pytest
 
 from launcher.errors import SubmissionError
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
+from launcher.slurm.states import Phase
 from launcher.srtctl.submit import BETWEEN, JobsExist, Submission, SubmissionUnknown, Submitted, apply
 from tests.shared import needs_shared
 from tests.srtctl.transcripts import transcript
@@ -24,6 +25,7 @@ class Slurm:
     """A scheduler that knows the jobs of one token; each answer is used once, the last one for ever."""
 
     name = "fake"
+    state = JobState(Phase.ALIVE, "PENDING")
 
     def __init__(self, *answers: Sequence[str] | None) -> None:
         self.answers = list(answers) or [[]]
@@ -38,7 +40,7 @@ class Slurm:
         return [JobKey(i, 1000.0, token) for i in answer]
 
     def poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
-        raise AssertionError
+        return dict.fromkeys(jobs, self.state)
 
     def cancel(self, jobs: Sequence[JobKey]) -> None:
         raise AssertionError
@@ -262,6 +264,17 @@ def test_a_failure_after_the_submission_keeps_the_job(desk: Desk) -> None:
     desk.says(1, "🚀 Submitting: a\n✅ Job 4242 submitted!\nError: [Errno 28] No space left on device\n")
     done = desk.apply(Slurm([]))
     assert (done.job_id, done.adopted) == ("4242", True) and "No space left" in done.notes[0]
+
+
+def test_a_record_of_what_slurm_refused_is_not_a_job(desk: Desk) -> None:
+    desk.says(1, "", "🚀 Submitting: x\n❌ sbatch failed: Requested node configuration is not available\n")
+    scheduler = Slurm(["7"])
+    scheduler.state = JobState(Phase.TERMINAL, "FAILED", exit_code=(1, 0))
+    with pytest.raises(SubmissionError, match="Requested node configuration") as caught:
+        desk.apply(scheduler)
+    assert not isinstance(caught.value, JobsExist)
+    scheduler.state = JobState(Phase.TERMINAL, "FAILED", exit_code=(1, 0), nodes="node01")
+    assert desk.apply(scheduler).adopted
 
 
 def test_a_job_without_srtslurm_yaml_must_not_stay(desk: Desk) -> None:
