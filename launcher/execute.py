@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import stages
-from launcher.errors import Cancelled, ConfigError, JobError, LauncherError, ResultError
+from launcher.errors import Cancelled, ConfigError, JobError, LauncherError, ResultError, SubmissionError
 from launcher.plan import Plan
 from launcher.publish import write_json
 from launcher.record import RunRecord, owner
@@ -22,7 +22,8 @@ from launcher.result.bundle import bundle_logs
 from launcher.result.collect import TARBALL, Collected, CollectRequest, collect
 from launcher.result.summary import summary
 from launcher.result.validate import Point
-from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.client import SAME_SECONDS, JobKey, JobState, SchedulerUnreachable
+from launcher.slurm.states import Phase
 from launcher.srtctl.checkout import Checkout
 from launcher.srtctl.submit import JobsExist, jobs_of
 from launcher.stages import Effects
@@ -101,21 +102,46 @@ class Execution:
     def _submit(self, checkout: Checkout) -> JobKey:
         if self.effects.stopping():
             raise Cancelled("stopped before the submission")
-        # An earlier launcher of this run may have submitted and died before it could say so.
-        if self.record.stage("submit").get("state") == "running":
-            found = jobs_of(self.record.id, self.effects.scheduler)
-            if len(found) == 1:
-                return self._submitted(found[0], None, ["found by its token: an earlier launcher submitted it"])
+        earlier = self._jobs_before()
+        if isinstance(earlier, JobKey):
+            return self._submitted(earlier, None, ["found by its token: an earlier launcher submitted it"])
         with self._recorded("submit") as keep:
             stages.write_inputs(self.plan, checkout)
             try:
-                done = stages.submit(self.plan, checkout, self.effects)
+                done = stages.submit(self.plan, checkout, self.effects, earlier)
             except JobsExist as error:
                 self._cancel_strays(error.job_ids)
                 raise
             keep({"notes": list(done.notes), "adopted": done.adopted})
             write_json(self.record.directory / "srtctl.json", {"said": done.said})
             return self._submitted(JobKey(done.job_id, done.submitted, self.record.id), done.output_dir, done.notes)
+
+    def _jobs_before(self) -> JobKey | frozenset[str]:
+        """The job that an earlier launcher of this run submitted and had no time to write down; or the ids that carry
+        our token already and are over, for it to be told from theirs.
+
+        Raises SubmissionError when a job of another record with the same id is alive, and SchedulerUnreachable when
+        there may be a job of ours and nobody can be asked.
+        """
+        stage = self.record.stage("submit")
+        interrupted = stage.get("state") == "running"
+        try:
+            found = jobs_of(self.record.id, self.effects.scheduler)
+        except SchedulerUnreachable:
+            if interrupted:
+                raise
+            return frozenset()
+        ours = [job for job in found if interrupted and (job.submitted or 0) >= stage["began"] - SAME_SECONDS]
+        if len(ours) == 1:
+            return ours[0]
+        states = self.effects.scheduler.poll(found) if found else {}
+        if alive := [job for job, state in states.items() if state.phase is not Phase.TERMINAL]:
+            raise SubmissionError(
+                f"{', '.join(map(str, alive))} already carries this run's id",
+                where=f"run {self.record.id}",
+                hint="another launcher has this run; choose another --run-id",
+            )
+        return frozenset(job.id for job in found)
 
     def _submitted(self, job: JobKey, output: Path | None, notes: Any) -> JobKey:
         """The job's id is on disk before anybody waits for it."""

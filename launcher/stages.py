@@ -21,7 +21,7 @@ from launcher.process import CommandRunner, clean_environment, run
 from launcher.publish import write_text
 from launcher.slurm.client import Scheduler
 from launcher.srtctl.checkout import Checkout, Checkouts, CommitPatch, Pin
-from launcher.srtctl.config import FILE_NAME, dump_srtslurm
+from launcher.srtctl.config import FILE_NAME, write_srtslurm
 from launcher.srtctl.recipe import dump
 from launcher.srtctl.submit import Submission, Submitted, apply
 from launcher.srtctl.tree import Overlay
@@ -214,25 +214,17 @@ def _copy_workspace(source: Path, destination: Path, effects: Effects) -> None:
 
 
 def write_inputs(plan: Plan, checkout: Checkout) -> None:
-    """Write the recipe and srtslurm.yaml into the tree. Raises SubmissionError for keys that this srtctl lacks."""
-    unknown = sorted(set(plan.srtslurm) - checkout.cluster_keys) if checkout.cluster_keys else []
-    if unknown:
-        raise SubmissionError(
-            f"srt-slurm {plan.srt_slurm.ref} does not know {', '.join(unknown)} in srtslurm.yaml, and would drop the "
-            "whole file with a warning",
-            where=f"runner {plan.runner}",
-            hint="take the key out of the runner file's srtslurm or adjust, or pin a commit that knows it",
-        )
+    """Write the recipe and srtslurm.yaml into the tree. Raises ConfigError for keys that this srtctl does not know."""
     if plan.recipe.document is None:
         raise ConfigError(f"recipe {plan.recipe.path} was not found in srt-slurm {plan.srt_slurm.ref} either")
     recipe = checkout.root / plan.recipe.path
     recipe.parent.mkdir(parents=True, exist_ok=True)
     write_text(recipe, dump(plan.recipe.document))
-    write_text(checkout.root / FILE_NAME, dump_srtslurm(plan.srtslurm))
+    write_srtslurm(checkout.root / FILE_NAME, plan.srtslurm, checkout.cluster_keys)
 
 
-def submit(plan: Plan, checkout: Checkout, effects: Effects) -> Submitted:
-    """Submit the job, exactly one.
+def submit(plan: Plan, checkout: Checkout, effects: Effects, earlier: frozenset[str]) -> Submitted:
+    """Submit the job, exactly one; ``earlier`` are jobs that carry this run's id and are not of this submission.
 
     Not stoppable: a submission that is cut off leaves the question whether a job exists, and takes seconds at most.
     """
@@ -242,6 +234,7 @@ def submit(plan: Plan, checkout: Checkout, effects: Effects) -> Submitted:
         environment={**effects.environment, **plan.submit.environment},
         token=plan.run_key,
         options=checkout.options,
+        earlier=earlier,
     )
     return apply(submission, scheduler=effects.scheduler, run=run, sleep=time.sleep)
 

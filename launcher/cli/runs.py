@@ -139,7 +139,7 @@ def _end(of: Session, record: RunRecord, why: str) -> int:
     left: list[JobKey] = []
     if alive:
         scheduler.cancel(alive)
-        states = until_gone(scheduler, alive, bound=CANCEL_PATIENCE, sleep=time.sleep)
+        states = until_gone(scheduler, alive, bound=CANCEL_PATIENCE)
         left = [job for job, state in states.items() if state.phase is not Phase.TERMINAL]
         for job, state in states.items():
             print(f"run {record.id}: {job}: {state.describe()}")

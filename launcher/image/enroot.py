@@ -100,7 +100,7 @@ class Enroot:
         done = self._run(argv, timeout=max(1.0, deadline - self._clock()), env=environment)
         if done.timed_out:
             raise ImageError(
-                f"enroot import of {uri} did not end within {timeout:.0f} s",
+                f"enroot import of {uri} did not end within {timeout:g} s",
                 where=where,
                 hint="give it more time (images.import_timeout in the runner file), or find out what is slow:\n"
                 + done.tail(),
@@ -128,7 +128,7 @@ _BY_STATUS = {
 }
 
 _BY_WORDS: tuple[tuple[str, Fault], ...] = (
-    (r"No space left on device|Failed to write to output filesystem", Fault("no space left", _SPACE)),
+    (r"No space left on device|Failed to write to output filesystem|Is the disk full", Fault("no space left", _SPACE)),
     (r"Disk quota exceeded", Fault("the disk quota is used up", _SPACE)),
     (r"Read-only file system", Fault("a file system is read-only", _SPACE)),
     (r"Invalid image reference|Invalid argument: ", Fault("enroot does not accept the reference", _IMAGE)),

@@ -160,7 +160,7 @@ class ImageStore:
         with lock as held:
             facts = [self._said(fact) for fact in held.facts]
             if held.owner:
-                facts.append(self._said(f"no lock in {request.lock_wait:.0f} s, going on without it: {held.owner}"))
+                facts.append(self._said(f"no lock in {request.lock_wait:g} s, going on without it: {held.owner}"))
             elif not held.acquired:
                 facts.append(self._said("no lock can be had, going on without it"))
             found = self._look(request, began, facts)

@@ -21,6 +21,11 @@ class SchedulerUnreachable(SubmissionError):
     """Nobody who knows the jobs could be asked. Says nothing about any job."""
 
 
+def carries(comment: str, token: str) -> bool:
+    """Whether a job's comment has this token as one of its words; the empty token is in none."""
+    return token != "" and token in re.split(r"[\s,;|]+", comment)
+
+
 @dataclass(frozen=True)
 class JobKey:
     """Which job is meant: its id, and what tells it from another job that is given the same id.
@@ -48,7 +53,7 @@ class JobKey:
         nothing alone: sacct shows a job's comment only after its end, and only where AccountingStoreFlags has
         ``job_comment``; sites rewrite comments too.
         """
-        if self.token and self.token in re.split(r"[\s,;|]+", comment):
+        if carries(comment, self.token):
             return True
         if self.submitted is not None and submitted is not None:
             return abs(self.submitted - submitted) <= SAME_SECONDS

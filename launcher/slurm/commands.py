@@ -17,7 +17,7 @@ from launcher.errors import JobError
 from launcher.process import CommandRunner, Completed, clean_environment, run
 from launcher.slurm import answers, states
 from launcher.slurm.answers import Record, own_record
-from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, unknown
+from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, carries, unknown
 from launcher.slurm.states import Phase
 
 IDS_A_CALL = 500
@@ -114,9 +114,8 @@ class SlurmCommands:
         for answer in (accounts, queue):
             for job_id, records in answer.records.items():
                 for record in records:
-                    key = JobKey(job_id, record.state.submitted, token)
-                    if JobKey(job_id, None, token).matches(None, record.comment):
-                        keys[job_id] = key
+                    if carries(record.comment, token):
+                        keys[job_id] = JobKey(job_id, record.state.submitted, token)
         if not keys and queue.silence:
             raise SchedulerUnreachable(
                 f"nobody could say whether a job with the token {token} exists: {queue.silence}",

@@ -33,7 +33,7 @@ from launcher import publish
 from launcher.errors import SubmissionError
 from launcher.process import run
 from launcher.slurm import states
-from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, unknown
+from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, carries, unknown
 from launcher.slurm.states import Phase
 
 SOURCE = "embedded scheduler"
@@ -146,10 +146,10 @@ class LocalScheduler:
 
     def find(self, token: str) -> list[JobKey]:
         try:
-            found = [job for place in places(self.directory) if (job := read_job(place)) and job.token == token]
+            jobs = [read_job(place) for place in places(self.directory)]
         except (OSError, ValueError) as error:
             raise SchedulerUnreachable(f"the jobs cannot be read: {error}", where=str(self.directory)) from None
-        return [JobKey(job.id, job.submitted, token) for job in found]
+        return [JobKey(job.id, job.submitted, token) for job in jobs if job is not None and carries(job.token, token)]
 
     def cancel(self, jobs: Sequence[JobKey]) -> None:
         """Ask each job's keeper to end it. Returns at once; the keeper sends SIGTERM to the job's processes, SIGKILL

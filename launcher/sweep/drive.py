@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from launcher.errors import Cancelled, JobError, LauncherError
 from launcher.execute import Execution, Outcome
-from launcher.slurm.client import JobKey, JobState, Scheduler
+from launcher.slurm.client import JobKey, JobState, Scheduler, unknown
 from launcher.slurm.logs import LogFollower
 from launcher.slurm.states import Phase
 from launcher.slurm.watch import Pace, Watcher
@@ -175,7 +175,7 @@ class Drive:
             self._abandon_preparation(self._preparing, why)
         for execution in [*self._watched.values(), *self._waiting]:
             self._outcomes[execution.record.id] = execution.cancelled(why)
-        states = until_gone(self._scheduler, list(self._watched), bound=CANCEL_BOUND, sleep=time.sleep)
+        states = until_gone(self._scheduler, list(self._watched), bound=CANCEL_BOUND)
         for job, state in states.items():
             self._watched[job].saw_after_cancel(state)
 
@@ -193,14 +193,17 @@ class Drive:
             self._outcomes[execution.record.id] = execution.failed(prepared)
 
 
-def until_gone(
-    scheduler: Scheduler, jobs: Sequence[JobKey], *, bound: float = CANCEL_BOUND, sleep: Callable[[float], None]
-) -> dict[JobKey, JobState]:
-    """Ask until every job has ended or the bound is reached; the last states, in which a job may still be alive."""
+def until_gone(scheduler: Scheduler, jobs: Sequence[JobKey], *, bound: float) -> dict[JobKey, JobState]:
+    """Ask until every job has ended or ``bound`` seconds are over; the last states, in which a job may still be alive.
+
+    A scheduler that hangs does not stretch the bound: what it has not answered is unknown.
+    """
     deadline = time.monotonic() + bound
-    while jobs:
-        states = scheduler.poll(jobs)
-        if all(s.phase is Phase.TERMINAL for s in states.values()) or time.monotonic() >= deadline:
-            return states
-        sleep(0.5)
-    return {}
+
+    def wait(seconds: float) -> bool:
+        time.sleep(max(0.0, min(seconds, deadline - time.monotonic())))
+        return time.monotonic() >= deadline
+
+    watcher = Watcher(scheduler, wait=wait, pace=Pace(first=0.3, running=1.0, pending=1.0))
+    states = watcher.watch(jobs)
+    return {job: states.get(job) or unknown("no answer in time") for job in jobs}

@@ -92,6 +92,12 @@ def completed(argv: Sequence[str], returncode: int | None, stderr: str = "", std
     return Completed(tuple(argv), returncode, stdout, stderr, 0.1)
 
 
+def as_root(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as root: ourselves, or by sudo that asks nothing."""
+    command = list(argv) if os.geteuid() == 0 or not shutil.which("sudo") else ["sudo", "-n", *argv]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+
+
 def until(what: Callable[[], Any], seconds: float = 10.0) -> Any:
     """Wait until ``what()`` is true, and give it; fail when it does not come."""
     deadline = time.monotonic() + seconds

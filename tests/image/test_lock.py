@@ -119,16 +119,16 @@ def test_a_pid_given_out_again_is_not_its_owner(path: Path) -> None:
 )
 def test_a_pid_of_another_machine_proves_nothing(path: Path, elsewhere: dict[str, str]) -> None:
     write_owner(path, pid=2**22 + 1, **elsewhere)
-    with quick(path, wait=0.2) as held:
+    with quick(path, wait=0.05) as held:
         assert not held.acquired
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"7", b"{", b'{"pid": "x", "host": 3}', b"\xff\xfe"])
 def test_an_owner_that_cannot_be_read_is_broken_by_its_lease_only(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    with quick(path, wait=0.1) as held:
+    with quick(path, wait=0.03) as held:
         assert not held.acquired
-    with quick(path, lease=0.2) as held:
+    with quick(path, lease=0.06) as held:
         assert held.acquired
         assert "no heartbeat" in held.facts[0]
 

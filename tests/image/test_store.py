@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pickle
@@ -28,6 +27,7 @@ from tests.image.support import (
     REFERENCE,
     EagerLock,
     Scripted,
+    as_root,
     completed,
     needs_squashfs_tools,
     never,
@@ -314,6 +314,13 @@ def test_an_import_that_only_says_it_went_well_is_not_published(
         (1, "[ERROR] Command not found: mksquashfs", "a program that enroot needs is missing", "install it", 1),
         (1, "mv: cannot stat: Stale file handle", "went stale", "node-local", 4),
         (1, "tar: x: Cannot unlink: Operation not permitted", "may not be written", "node-local", 1),
+        (
+            255,
+            "parallel: Error: Output is incomplete.\nparallel: Error: Is the disk full?",
+            "no space",
+            "free space",
+            1,
+        ),
         (1, "Write failed because Disk quota exceeded\nFATAL ERROR", "quota", "free space", 1),
         (35, "curl: (35) error:0A00010B:SSL routines::wrong version number", "TLS", "ENROOT_ALLOW_HTTP", 1),
         (6, "curl: (6) Could not resolve host: nvcr.io", "the network or the registry failed", "try again", 4),
@@ -445,22 +452,6 @@ def test_an_image_directory_that_is_a_file_is_named(tmp_path: Path, log: Log) ->
     assert "a part of it is a file" in (caught.value.hint or "")
 
 
-def test_a_read_only_directory_fails_before_anything_is_imported(
-    place: Path, log: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = os.open
-
-    def refuse(path: Any, flags: int, *more: Any, **options: Any) -> int:
-        if flags & os.O_CREAT and str(path).startswith(str(place / "images")):
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
-        return real(path, flags, *more, **options)
-
-    monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(ImageError, match=f"{place / 'images'}: Read-only file system") as caught:
-        log.store(Scripted(never)).ensure(request(place))
-    assert "images.import_on" in (caught.value.hint or "")
-
-
 def test_too_little_space_is_said_before_the_import_with_what_killed_ones_left(place: Path, log: Log) -> None:
     left = place / "images" / f".x.sqsh.{os.uname().nodename[:32]}.{2**22 + 1}.0123abcd{TEMPORARY_SUFFIX}"
     left.write_bytes(bytes(1000))
@@ -471,16 +462,29 @@ def test_too_little_space_is_said_before_the_import_with_what_killed_ones_left(p
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
+    """A file system of 256 KiB, mounted as root or by sudo."""
     mounted = tmp_path / "images"
     mounted.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mounted)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("cannot mount a tmpfs")
+    done = as_root("mount", "-t", "tmpfs", "-o", f"size=256k,uid={os.geteuid()}", "tmpfs", str(mounted))
+    if done.returncode != 0:
+        pytest.skip(f"cannot mount a tmpfs: {done.stderr}")
     try:
         yield mounted
     finally:
-        subprocess.run(["umount", str(mounted)], check=True)
+        assert as_root("umount", str(mounted)).returncode == 0
+
+
+def test_a_read_only_directory_fails_before_anything_is_imported(small_disk: Path, tmp_path: Path, log: Log) -> None:
+    assert as_root("mount", "-o", "remount,ro", str(small_disk)).returncode == 0
+    with pytest.raises(ImageError, match=f"{small_disk}: Read-only file system") as caught:
+        log.store(Scripted(never)).ensure(request(tmp_path))
+    assert "images.import_on" in (caught.value.hint or "")
+
+
+def test_a_whole_file_in_a_read_only_directory_is_a_hit(small_disk: Path, tmp_path: Path, log: Log) -> None:
+    small_image(small_disk / NAME)
+    assert as_root("mount", "-o", "remount,ro", str(small_disk)).returncode == 0
+    assert log.store(Scripted(never)).ensure(request(tmp_path)).how == "adopted"
 
 
 def test_a_disk_that_gets_full_during_the_import(
@@ -526,7 +530,7 @@ def test_a_lock_that_is_not_had_is_said_with_its_owner_and_the_import_goes_on(
         assert child.stdout.readline() == "held\n"
         record = log.store().ensure(request(place, lock_wait=0.2))
     assert record.how == "imported"
-    assert record.facts[0].startswith(f"no lock in 0 s, going on without it: pid {child.pid} on ")
+    assert record.facts[0].startswith(f"no lock in 0.2 s, going on without it: pid {child.pid} on ")
     assert log[0] == f"waiting for {NAME}: {record.facts[0].partition(': ')[2]}"
 
 

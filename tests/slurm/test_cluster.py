@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -10,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,6 +19,8 @@ from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.states import Phase
 from launcher.slurm.watch import Pace, Watcher
+from tests.conftest import SlurmCluster
+from tests.conftest import cluster as cluster_script
 
 pytestmark = pytest.mark.slurm
 
@@ -44,9 +46,10 @@ class Counting:
 
 
 class Cluster:
-    def __init__(self, given: Any, work: Path) -> None:
-        self.environ = {**os.environ, **given.env}
+    def __init__(self, given: SlurmCluster, work: Path) -> None:
+        self.environ = dict(given.env)
         self.directory: Path = given.directory
+        self.nodes: int = given.nodes
         self.work = work
         self.runner = Counting()
         self.scheduler = SlurmCommands(runner=self.runner, environ=self.environ)
@@ -78,7 +81,7 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(slurm_cluster: Any, tmp_path: Path) -> Iterator[Cluster]:
+def cluster(slurm_cluster: SlurmCluster, tmp_path: Path) -> Iterator[Cluster]:
     cluster = Cluster(slurm_cluster, tmp_path)
     yield cluster
     for job in cluster.submitted:
@@ -194,6 +197,12 @@ def _controller(cluster: Cluster) -> int:
     return int((cluster.directory / "run" / "slurmctld.pid").read_text())
 
 
+def _port(cluster: Cluster) -> str:
+    found = re.search(r"^SlurmctldPort=(\d+)$", (cluster.directory / "etc" / "slurm.conf").read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
 def test_a_controller_that_hangs_is_unknown_and_then_right(cluster: Cluster) -> None:
     job = cluster.submit("sleep 2")
     cluster.until(job, lambda state: state.word == "RUNNING")
@@ -230,5 +239,6 @@ def test_a_controller_that_is_restarted_loses_no_job(cluster: Cluster) -> None:
         assert "squeue: timed out" in state.reason  # it tries for 9 s and more
         assert "sacct: says" in state.reason
     finally:
-        cluster.command("slurmctld")
+        restarted = cluster_script("up", cluster.directory, "--nodes", str(cluster.nodes), "--port", _port(cluster))
+    assert restarted.returncode == 0, restarted.stderr
     assert cluster.end(job).succeeded

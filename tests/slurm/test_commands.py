@@ -250,7 +250,8 @@ def test_the_clients_environment_is_cleaned() -> None:
 def test_finding_a_job_by_its_token() -> None:
     runner = Replay(squeue=SQUEUE, sacct=SACCT)
     assert SlurmCommands(runner=runner, environ={}).find("tok-b") == [FAILED]
-    assert SlurmCommands(runner=runner, environ={}).find("tok") == []
+    for token in ("tok", ""):
+        assert SlurmCommands(runner=runner, environ={}).find(token) == []
     assert "-j" not in runner.calls[0]
 
 

@@ -25,7 +25,7 @@ from launcher.slurm.states import Phase
 def work(place: str, seconds: float, code: int | None = None) -> None:
     """Runs for so long, or until the file ``go`` is there; tells when it begins and how it was ended."""
     directory = Path(place)
-    (directory / "began").write_text(f"{os.getpid()} {os.environ['SLURM_JOB_ID']} {Path.cwd()}")
+    publish.write_text(directory / "began", f"{os.getpid()} {os.environ['SLURM_JOB_ID']} {Path.cwd()}")
     print("begin")
     print("a warning", file=sys.stderr)
     until = time.monotonic() + seconds
@@ -49,7 +49,7 @@ def vanish() -> None:
 
 def stubborn(place: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    (Path(place) / "began").write_text(str(os.getpid()))
+    publish.write_text(Path(place) / "began", str(os.getpid()))
     time.sleep(60)
 
 
@@ -260,7 +260,7 @@ def test_who_is_not_there_is_unknown(tmp_path: Path) -> None:
 def test_finding(tmp_path: Path) -> None:
     key = fake_job(tmp_path)
     assert LocalScheduler(tmp_path).find("t") == [key]
-    assert LocalScheduler(tmp_path).find("u") == []
+    assert LocalScheduler(tmp_path).find("u") == LocalScheduler(tmp_path).find("") == []
     assert LocalScheduler(tmp_path / "never").find("t") == []
     (tmp_path / "5" / "job.json").write_text(json.dumps({"id": "5"}))
     (tmp_path / "5").rename(tmp_path / "7")

@@ -1,0 +1,113 @@
+"""The command line: what it costs, what it says, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.cli import main
+
+HEAVY = ("asyncio", "msgspec", "paramiko", "rich", "submitit", "tenacity", "yaml")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from launcher.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        f"sys.exit([m for m in {HEAVY!r} if m in sys.modules] or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_costs_less_than_a_tenth_of_a_second_of_cpu() -> None:
+    best = min(_cpu_of([sys.executable, "-m", "launcher", "--help"]) for _ in range(5))
+    assert best < 0.1
+
+
+def _cpu_of(argv: list[str]) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_a_plan_as_json_has_the_contracts_keys(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    key = "minimaxm3-fp8-gb200-dynamo-vllm"
+    assert main(["plan", "-k", key, "--seq", "1k1k", "--json", "--state", str(tmp_path)]) == 0
+    plans = json.loads(capsys.readouterr().out)
+    assert len(plans) > 1
+    assert {"runner", "job_name", "run_key", "images", "models", "srt_slurm", "srtslurm", "recipe", "submit",
+            "results", "findings"} <= set(plans[0])  # fmt: skip
+    assert list(tmp_path.iterdir()) == []  # a dry run writes nothing
+
+
+def test_check_prints_a_line_a_finding_and_exits_with_1_on_errors(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["check", "-k", "minimaxm3*"]) == 0
+    assert main(["check", "-k", "minimaxm3-fp8-gb200-dynamo-vllm", "--runner", "b200-dgxc"]) == 1
+    out = capsys.readouterr().out
+    assert "gpus-per-node error " in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["plan"], "no benchmark is selected"),
+        (["plan", "-k", "minimaxm3-fp8-gb200-dynamo-vlm"], "near keys: minimaxm3-fp8-gb200-dynamo-vllm"),
+        (["plan", "-k", "minimaxm3-fp8-*", "--runner", "gb200"], "did you mean 'gb200-nv'?"),
+        (["plan", "-k", "minimaxm3-fp8-*", "--topology", "9P*"], "there are: "),
+        (["plan", "-k", "minimaxm3-fp8-*", "--conc", "3"], "there are: "),
+        (["plan", "-k", "x", "--matrix", "none.yaml"], "none.yaml"),
+        (["plan", "-k", "x", "--workspace", "/no/such/directory"], "is not a directory"),
+        (["run", "-k", "minimaxm3-fp8-gb200-dynamo-vllm", "--runner", "local"], "`run` runs one"),
+        (["runner", "show", "local", "--for", "minimaxm3"], "PREFIX/PRECISION/FRAMEWORK"),
+        (["runner", "show", "gb200-nv", "--for", "dsr9/fp4/x"], "supported:"),
+        (["status", "nothing"], "there is no run nothing"),
+        (["cancel"], "which run?"),
+        (["plan", "--from-env"], "RUNNER_NAME"),
+    ],
+)
+def test_bad_input_gets_a_clear_error(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAUNCHER_STATE", str(tmp_path))
+    for name in ("RUNNER_NAME", "GITHUB_ACTIONS"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err and "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_a_recipe_alone_can_be_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = "recipes/vllm/minimax-m3-gb200-fp8/1k1k.yaml:override_disagg-gb200-1p1d-dep4-tep8-3n"
+    argv = ["plan", "--recipe", recipe, "--runner", "gb200-nv", "--model", "MiniMaxAI/MiniMax-M3-MXFP8"]
+    assert main([*argv, "--model-prefix", "minimaxm3", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["benchmark"]["concurrencies"] == [4, 16, 64, 128, 4096]
+    assert plan["findings"] == []
+    assert main(argv) == 2
+    assert "--model-prefix KEY" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    script = f"{sys.executable} -m launcher plan -k 'minimaxm3*' | head -1"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60, env=dict(os.environ))
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+def test_runners_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runner", "list"]) == 0
+    assert "gb200-nv" in capsys.readouterr().out
+    assert main(["runner", "show", "gb200-nv", "--for", "minimaxm3/fp8/dynamo-vllm"]) == 0
+    assert "sa-submission-q2-2026" in capsys.readouterr().out
