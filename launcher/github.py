@@ -201,7 +201,7 @@ class GitHub:
             for kind, held in self._held.items():
                 if len(held) == 1:
                     self._command(held[0].command(kind))
-                elif held:
+                else:
                     self._command(_Annotation("\n".join(map(str, held)), title=f"{len(held)} more").command(kind))
             self._held.clear()
 

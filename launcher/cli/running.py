@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from launcher.benchmark import Benchmark
 from launcher.cli.common import narrowed, selected, session
@@ -59,9 +60,7 @@ def ci(arguments: argparse.Namespace) -> int:
         github.mask_secrets(os.environ)
         try:
             plan = of.plan_from_environment(arguments.run_id)
-            for finding in plan.findings:
-                say = github.error if finding.severity == "error" else github.warning
-                say(f"{finding.message} [{finding.rule}]", title=f"launcher: {finding.rule}")
+            _announce(github, plan, of.workspace)
             github.output("run-id", plan.run_key)
             outcomes = _drive(of, [plan], arguments, max_jobs=1, github=github)
         except ConfigError as error:
@@ -176,6 +175,25 @@ def pace(plan: Plan) -> Pace:
 
 def _exit_code(outcomes: Sequence[Outcome]) -> int:
     return next((o.exit_code for o in outcomes if o.exit_code), 0)
+
+
+def _announce(github: GitHub, plan: Plan, workspace: Path) -> None:
+    """The plan, folded, and its findings as annotations at their lines of the checkout."""
+    from launcher.cli.render import show_plans
+
+    with github.group(f"Plan: {plan.benchmark.title} on {plan.runner}"):
+        show_plans([plan])
+        sys.stdout.flush()
+    for finding in plan.findings:
+        say = github.error if finding.severity == "error" else github.warning
+        path, _, line = finding.where.rpartition(":")
+        inside = line.isdecimal() and Path(path).is_relative_to(workspace)
+        say(
+            f"{finding.message} [{finding.rule}]" + ("" if inside else f" ({finding.where})"),
+            title=f"launcher: {finding.rule}",
+            file=str(Path(path).relative_to(workspace)) if inside else None,
+            line=int(line) if inside else None,
+        )
 
 
 def _report_to(github: GitHub, of: Session, outcomes: Sequence[Outcome]) -> None:

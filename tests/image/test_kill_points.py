@@ -26,7 +26,7 @@ CALLS = (
     "openat,write,rename,renameat,renameat2,link,linkat,unlink,unlinkat,fsync,chmod,fchmod,fchmodat,utimensat,mkdir,"
     "mkdirat,rmdir,close,newfstatat,lseek,exit_group"
 )
-SAMPLE = 3
+SAMPLE = 2
 
 IMPORT = """
 import getpass, json, os, sys, tenacity
