@@ -8,18 +8,17 @@ anything waits for the job.
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.document import nearest
 from launcher.errors import ConfigError
 from launcher.plan import Plan
+from launcher.processid import ProcessId
 from launcher.publish import write_json
 
 SCHEMA = 1
@@ -154,13 +153,13 @@ class RunRecord:
     @property
     def owned_by_another(self) -> bool:
         """Whether another launcher process that still lives drives this run (as far as this host can tell)."""
-        its = self.get("owner") or {}
-        me = owner()
-        if its == me or not its:
-            return False
-        if (its.get("host"), its.get("boot")) != (me["host"], me["boot"]):
-            return False
-        return process_start(int(its["pid"])) == its.get("start")
+        its = self.get("owner")
+        return its is not None and its != owner() and ProcessId(**its).alive() is True
+
+
+def owner() -> dict[str, Any]:
+    """The calling process, as a record names it."""
+    return asdict(ProcessId.mine())
 
 
 def records(runs: Path) -> list[RunRecord]:
@@ -180,30 +179,3 @@ def check_run_id(run_id: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}", run_id):
         raise ConfigError(f"{run_id!r} cannot be a run's id", hint="letters, digits, '.', '_' and '-', at most 120")
     return run_id
-
-
-def owner() -> dict[str, Any]:
-    """This process, told apart from every other: host, boot, pid, and when the pid began."""
-    return {
-        "host": socket.gethostname(),
-        "boot": boot_id(),
-        "pid": os.getpid(),
-        "start": process_start(os.getpid()),
-    }
-
-
-def boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def process_start(pid: int) -> str | None:
-    """When a process of this host began (in clock ticks since boot), or None when it is not there or a zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else fields[19]

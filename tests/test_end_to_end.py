@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from launcher.environment import environment_of
-from launcher.record import process_start
+from launcher.processid import ProcessId
 from launcher.session import Session
 from launcher.sweep.selection import Selection
 from tests.driving import KEY, ONE, Desk
@@ -257,6 +257,6 @@ def alive_jobs(desk: Desk) -> list[str]:
         except OSError:
             continue
         ours = str(desk.state / "jobs") in text and "launcher" in command and int(entry.name) != os.getpid()
-        if ours and process_start(int(entry.name)) is not None:
+        if ours and ProcessId.of(int(entry.name)).alive():
             found.append(command.replace("\0", " "))
     return found

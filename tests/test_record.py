@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,8 @@ import pytest
 from launcher.derive import Context
 from launcher.errors import ConfigError
 from launcher.plan import Plan
-from launcher.record import RunRecord, check_run_id, process_start, records
+from launcher.processid import ProcessId
+from launcher.record import RunRecord, check_run_id, records
 from launcher.resolve import plan_benchmark
 from launcher.runner import Fleet
 from launcher.shipped import shipped
@@ -77,16 +78,17 @@ def test_whose_a_run_is(tmp_path: Path, plan: Plan) -> None:
     record = RunRecord.create(tmp_path, plan)
     assert not record.owned_by_another
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        mine = record.get("owner")
-        record.update(owner={**mine, "pid": other.pid, "start": process_start(other.pid)})
+        its = asdict(ProcessId.of(other.pid))
+        record.update(owner=its)
         assert record.owned_by_another
-        record.update(owner={**mine, "pid": other.pid, "start": "1"})  # the pid was given out again
+        record.update(owner={**its, "started": "1"})  # the pid was given out again
         assert not record.owned_by_another
-        record.update(owner={**mine, "pid": other.pid, "start": process_start(other.pid)})
+        record.update(owner={**its, "host": "elsewhere"})
+        assert not record.owned_by_another
+        record.update(owner=its)
         other.kill()
         other.wait()
     assert not record.owned_by_another
-    assert process_start(os.getpid()) is not None
 
 
 def test_a_runs_directory_that_cannot_be_made(tmp_path: Path, plan: Plan) -> None:

@@ -31,33 +31,12 @@ from typing import Any
 
 from launcher import publish
 from launcher.errors import SubmissionError
-from launcher.process import run
+from launcher.processid import ProcessId
 from launcher.slurm import states
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, carries, unknown
 from launcher.slurm.states import Phase
 
 SOURCE = "embedded scheduler"
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process by more than its id, which is given out again: also when it started, and in which boot."""
-
-    host: str
-    boot: str
-    pid: int
-    started: str
-
-    @classmethod
-    def of(cls, pid: int) -> Process:
-        """The process with this id on this machine, now."""
-        return cls(socket.gethostname(), _boot_id(), pid, _start_of(pid))
-
-    def alive(self) -> bool | None:
-        """Whether it still runs; None when it is on another machine, of which nothing can be seen from here."""
-        if self.host != socket.gethostname():
-            return None
-        return self.boot == _boot_id() and self.started != "" and _start_of(self.pid) == self.started
 
 
 @dataclass(frozen=True)
@@ -71,7 +50,7 @@ class Job:
     submitted: float
     time_limit: float | None
     slots: int
-    keeper: Process
+    keeper: ProcessId
 
 
 def submit(
@@ -115,7 +94,7 @@ def submit(
             submitted=round(time.time(), 3),
             time_limit=time_limit,
             slots=slots or os.cpu_count() or 1,
-            keeper=Process.of(keeper.pid),
+            keeper=ProcessId.of(keeper.pid),
         )
         publish.write_json(place / "job.json", asdict(job))
     return JobKey(job.id, job.submitted, job.token)
@@ -211,7 +190,7 @@ def read_job(place: Path) -> Job | None:
     except FileNotFoundError:
         return None
     try:
-        return Job(**{**document, "keeper": Process(**document["keeper"])})
+        return Job(**{**document, "keeper": ProcessId(**document["keeper"])})
     except (TypeError, KeyError) as error:
         raise ValueError(f"job.json: {error}") from None
 
@@ -263,27 +242,3 @@ def _submission_errors(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SubmissionError(f"the job could not be started: {error}", where=str(directory)) from error
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except FileNotFoundError:
-        return ""
-
-
-def _start_of(pid: int) -> str:
-    """When the process started, in words that only compare; "" when it is gone, or a zombie."""
-    if not Path("/proc/self/stat").exists():
-        return _start_by_ps(pid)
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]  # field 22 of the file: clock ticks since boot (proc(5))
-
-
-def _start_by_ps(pid: int) -> str:
-    """The same on a laptop without /proc."""
-    state, _, started = run(["ps", "-o", "state=,lstart=", "-p", str(pid)], timeout=10).stdout.strip().partition(" ")
-    return "" if state.startswith("Z") else started.strip()

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from launcher import publish
+from launcher import processid, publish
 from launcher.errors import SubmissionError
+from launcher.processid import ProcessId
 from launcher.slurm import local
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
 from launcher.slurm.local import LocalScheduler, submit
@@ -71,7 +72,7 @@ def end_of(place: Path, key: JobKey) -> JobState:
 
 
 def has_gone(pid: int) -> bool:
-    return local.Process.of(pid).alive() is False
+    return ProcessId.of(pid).alive() is False
 
 
 def test_a_job_that_ends_well(tmp_path: Path) -> None:
@@ -214,7 +215,7 @@ def test_a_cancel_before_the_keeper_is_ready(tmp_path: Path) -> None:
 
 def fake_job(place: Path, **changes: object) -> JobKey:
     """A job directory as an earlier boot, or another machine, left it."""
-    process = local.Process.of(os.getpid())
+    process = ProcessId.of(os.getpid())
     keeper = {"host": process.host, "boot": process.boot, "pid": process.pid, "started": process.started}
     job = {
         "id": "5",
@@ -280,9 +281,9 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_processes_are_told_apart_without_proc_too() -> None:
-    mine = local._start_by_ps(os.getpid())
-    assert mine and mine == local._start_by_ps(os.getpid())
+    mine = processid._start_by_ps(os.getpid())
+    assert mine and mine == processid._start_by_ps(os.getpid())
     child = subprocess.Popen(["true"])
-    until(lambda: local._start_by_ps(child.pid) == "")  # a zombie is gone
+    until(lambda: processid._start_by_ps(child.pid) == "")  # a zombie is gone
     child.wait()
-    assert local._start_by_ps(child.pid) == ""
+    assert processid._start_by_ps(child.pid) == ""
