@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from launcher.benchmark import Benchmark
+from launcher.errors import ConfigError
 from launcher.image.reference import Reference, same_image, squash_name
 from launcher.plan import PlannedImage, PlannedModel, PlannedOverlay
 from launcher.runner.file import Applied, RunnerFile
@@ -70,15 +71,25 @@ def images(
         return (main,), {benchmark.image: main.squash}
     for use in seen.container_aliases:
         name, role = use.alias, use.paths[0][0]
-        if role == "model" and (name == benchmark.image or name in rule.aliases or same_image(name, benchmark.image)):
+        if role == "model" and (name in rule.aliases or is_image(name, benchmark.image)):
             containers[name] = main.squash
             continue
-        helper = rule.helpers.get(name) or next((h for h in rule.helpers.values() if same_image(h, name)), None)
+        helper = rule.helpers.get(name) or next((h for h in rule.helpers.values() if is_image(name, h)), None)
         if helper is not None:
             image = _planned_image(helper, role, file, context)
             planned.setdefault(image.squash, image)
             containers[name] = image.squash
     return tuple(planned.values()), containers
+
+
+def is_image(name: str, image: str) -> bool:
+    """Whether a container name of a recipe is this image, in whatever notation; an alias is none."""
+    if name == image:
+        return True
+    try:
+        return same_image(name, image)
+    except ConfigError:
+        return False
 
 
 def _planned_image(reference: str, role: str, file: RunnerFile, context: Context) -> PlannedImage:

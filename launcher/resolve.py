@@ -11,11 +11,10 @@ import msgspec
 
 from launcher import derive
 from launcher.benchmark import Benchmark
-from launcher.check import Subject, check
+from launcher.check import Subject, check, names_an_image
 from launcher.derive import Context
 from launcher.environment import environment_of, result_filename
 from launcher.errors import ConfigError
-from launcher.image.reference import same_image
 from launcher.plan import Expected, Plan, PlannedPatch, PlannedRecipe, SchedulerPlan, SrtSlurm, Submit, WorkspacePlan
 from launcher.runner.file import RunnerFile
 from launcher.srtctl.locate import FoundRecipe, RecipeFinder, variants_or_none
@@ -68,15 +67,10 @@ def _choose(
     for recipe in finder.all(config_file, refs):
         found, _ = variants_or_none(recipe.document, recipe.selector)
         container = facts(found[0].document).container if found else None
-        if container is None or container == benchmark.image or not _is_another_image(container, benchmark.image):
+        if container is None or not names_an_image(container) or derive.is_image(container, benchmark.image):
             return recipe, first
         first = first or recipe
     return first, None
-
-
-def _is_another_image(container: str, image: str) -> bool:
-    """Whether a recipe's container is an image by name, and not the row's; an alias is none."""
-    return ("/" in container or ":" in container) and not same_image(container, image)
 
 
 def resolve(

@@ -289,11 +289,25 @@ def test_the_first_signal_is_remembered(number: signal.Signals, code: int) -> No
 
 
 def test_the_handlers_before_come_back() -> None:
-    before = [signal.getsignal(number) for number in Signals.HANDLED]
-    with pytest.raises(ValueError), Signals():
-        assert signal.getsignal(signal.SIGTERM) not in before
-        raise ValueError
-    assert [signal.getsignal(number) for number in Signals.HANDLED] == before
+    heard: list[int] = []
+    real = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        before = [signal.getsignal(number) for number in Signals.HANDLED]
+        with pytest.raises(ValueError), Signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise ValueError
+        assert heard == []
+        assert [signal.getsignal(number) for number in Signals.HANDLED] == before
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, real)
+
+
+def test_a_wait_costs_no_processor_time() -> None:
+    began = time.process_time()
+    StopEvent().wait(0.3)
+    assert time.process_time() - began < 0.1
 
 
 def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:

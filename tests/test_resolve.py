@@ -247,6 +247,7 @@ def decode(key: str, value: Any) -> Change:
         (put("model", "path", value="nvidia/MiniMax-M3-NVFP4"), "alias-unregistered", "error", "path:"),
         (put("model", "container", value="vllm/vllm-openai:other"), "image-mismatch", "error", "container:"),
         (put("model", "container", value="some-alias"), "container-unresolved", "error", "container:"),
+        (put("model", "container", value="Odd-Alias"), "container-unresolved", "error", "container:"),
         (put("frontend", "nginx_container", value="ngnix-sqsh"), "container-unresolved", "error", "nginx_container:"),
         (put("benchmark", "container_image", value="nemo"), "container-unresolved", "error", "container_image:"),
         (put("frontend", value={}), "nginx-by-default", "warning", "frontend:"),

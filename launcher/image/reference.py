@@ -52,7 +52,12 @@ class Reference:
         A registry before ``/`` has a dot or a port, or is ``localhost``, as Docker has it; before ``#`` it is any host.
         Raises ConfigError, which names what is wrong; ``where`` is the place it points to.
         """
-        return _parse(text, where)
+        if not text.strip():
+            raise ConfigError("the image is empty", where=where, hint="name one, as in vllm/vllm-openai:v0.25.1")
+        try:
+            return _read(text.removeprefix("docker://"))
+        except _Wrong as wrong:
+            raise ConfigError(f"image {_shown(text)}: {wrong.what}", where=where, hint=wrong.hint) from None
 
     @property
     def uri(self) -> str:
@@ -91,15 +96,6 @@ def squash_name(text: str, rule: NameRule, *, where: str | None = None) -> str:
             hint="refer to the image by a shorter tag, or by digest without the tag",
         )
     return name
-
-
-def _parse(text: str, where: str | None) -> Reference:
-    if not text.strip():
-        raise ConfigError("the image is empty", where=where, hint="name one, as in vllm/vllm-openai:v0.25.1")
-    try:
-        return _read(text.removeprefix("docker://"))
-    except _Wrong as wrong:
-        raise ConfigError(f"image {_shown(text)}: {wrong.what}", where=where, hint=wrong.hint) from None
 
 
 class _Wrong(ValueError):
