@@ -35,9 +35,11 @@ class Role:
         return self.tp * self.pp * self.pcp
 
     def __str__(self) -> str:
-        """As people write it: ``DEP8``, ``TEP4``, ``TP4``."""
-        experts = "EP" if self.ep > 1 else "P"
-        return f"{'D' if self.dp_attention else 'T'}{experts}{self.tp}" + (f"PP{self.pp}" if self.pp > 1 else "")
+        """As people write it: ``DEP8``, ``TEP4``, ``TP4``, ``TP8-PP2-DCP4``; ``DP1-EP8`` where EP is not the width."""
+        wide = self.ep > 1 and self.ep == self.tp
+        name = f"{'D' if self.dp_attention else 'T'}{'E' if wide else ''}P{self.tp}"
+        more = (("EP", 1 if wide else self.ep), ("PP", self.pp), ("DCP", self.dcp), ("PCP", self.pcp))
+        return "-".join([name, *(f"{what}{value}" for what, value in more if value > 1)])
 
 
 @dataclass(frozen=True, slots=True)

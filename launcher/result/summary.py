@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher.benchmark import Benchmark, Role
+from launcher.benchmark import Benchmark
 from launcher.result.collect import Collected
 from launcher.result.validate import Point
 
@@ -51,7 +51,7 @@ def summary(
             "framework": benchmark.framework,
             "scenario": benchmark.scenario,
             "spec_decoding": benchmark.spec_decoding,
-            "topology": topology(benchmark),
+            "topology": benchmark.topology,
             "isl": benchmark.isl,
             "osl": benchmark.osl,
             "concurrencies": list(benchmark.concurrencies),
@@ -67,23 +67,6 @@ def summary(
         "doubts": list(found.doubts),
         "times": dict(times or {}),
     }
-
-
-def topology(benchmark: Benchmark) -> str:
-    """A topology for people: ``1P(TP4 EP4 DPA) + 2D(TP8)``, or ``1×(TP8)`` when prefill and decode share GPUs."""
-    prefill, decode = benchmark.prefill, benchmark.decode
-    if prefill is None:
-        return "-"
-    if not benchmark.disagg or decode is None or decode.workers == 0:
-        return f"{prefill.workers}×({_role(prefill)})"
-    return f"{prefill.workers}P({_role(prefill)}) + {decode.workers}D({_role(decode)})"
-
-
-def _role(role: Role) -> str:
-    parts = [f"TP{role.tp}"]
-    parts += [f"{name}{value}" for name, value in (("EP", role.ep), ("PP", role.pp)) if value > 1]
-    parts += [f"{name}{value}" for name, value in (("DCP", role.dcp), ("PCP", role.pcp)) if value > 1]
-    return " ".join(parts + (["DPA"] if role.dp_attention else []))
 
 
 def _points(benchmark: Benchmark, collected: Collected) -> list[dict[str, Any]]:

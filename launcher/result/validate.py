@@ -178,7 +178,7 @@ def _fixed_point(path: Path, name: FileName, document: Mapping[str, msgspec.Raw]
     numbers = {key: _number(document, key) for key in document if key.endswith("ms") or "tpot" in key}
     if concurrency != name.concurrency:
         raise _Unusable(f"max_concurrency is {concurrency:g}, its file name says {name.concurrency}")
-    if completed <= 0:
+    if completed < 1:
         raise _Unusable("no request was completed")
     tokens = _number(document, "total_output_tokens") if "total_output_tokens" in document else None
     if output <= 0 or total <= 0 or tokens == 0:
@@ -237,7 +237,7 @@ def _is_rehearsal(document: Mapping[str, msgspec.Raw]) -> bool:
 
 def _agentic_point(path: Path, concurrency: int, document: Mapping[str, msgspec.Raw]) -> Point:
     completed = _number(document, "num_requests_successful")
-    if completed <= 0:
+    if completed < 1:
         raise _Unusable("no request succeeded")
     if "conc" in document and (said := _number(document, "conc")) != concurrency:
         raise _Unusable(f"conc is {said:g}, its file name says {concurrency}")

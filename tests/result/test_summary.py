@@ -7,13 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from launcher.benchmark import Benchmark, Role
 from launcher.model.checkpoint import examine
 from launcher.rehearsal.model import ensure_model
 from launcher.result.collect import Collected, Problem
-from launcher.result.summary import SCHEMA_VERSION, summary, topology
+from launcher.result.summary import SCHEMA_VERSION, summary
 from launcher.result.validate import Point
 
 BENCHMARK = Benchmark(
@@ -85,7 +83,7 @@ def test_it_is_json_and_says_what_ran(tmp_path: Path) -> None:
     assert document["srt_slurm"] == {"sha": "a" * 40}
     assert document["images"][0]["digest"] == "sha256:ab"
     assert (document["model"]["path"], document["model"]["identity"]) == (str(tmp_path / "model"), "match")
-    assert document["benchmark"]["topology"] == "2P(TP4 EP4 DPA) + 1D(TP8)"
+    assert document["benchmark"]["topology"] == "2P1D DEP4/TP8"
     assert document["benchmark"]["recipe"] == "recipes/x.yaml"
     assert document["problems"][0] == "the job was preempted once"
     assert "concurrency 16: completed is 0" in document["problems"]
@@ -104,17 +102,3 @@ def test_a_point_measured_twice_is_not_shown_as_good() -> None:
 
 def test_an_eval_alone_asks_for_no_points() -> None:
     assert made(benchmark=replace(BENCHMARK, eval_only=True), collected=None)["points"] == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({}, "2P(TP4 EP4 DPA) + 1D(TP8)"),
-        ({"disagg": False}, "2×(TP4 EP4 DPA)"),
-        ({"decode": Role(workers=0, tp=8)}, "2×(TP4 EP4 DPA)"),
-        ({"decode": Role(workers=3, tp=8, pp=2, dcp=4, pcp=2)}, "2P(TP4 EP4 DPA) + 3D(TP8 PP2 DCP4 PCP2)"),
-        ({"prefill": None}, "-"),
-    ],
-)
-def test_topologies_for_people(changes: dict[str, Any], text: str) -> None:
-    assert topology(replace(BENCHMARK, **changes)) == text

@@ -119,6 +119,7 @@ def test_a_file_that_is_no_result(tmp_path: Path, text: str, said: str) -> None:
         ({"mean_ttft_ms": [1]}, "mean_ttft_ms is [1], not a number"),
         ({"completed": 0}, "no request was completed"),
         ({"completed": -1}, "no request was completed"),
+        ({"completed": 0.5}, "no request was completed"),
         ({"total_output_tokens": 0}, "no output token was generated"),
         ({"output_throughput": 0.0}, "no output token was generated"),
         ({"median_tpot_ms": 0.0}, "median_tpot_ms is 0"),
@@ -218,6 +219,7 @@ def test_failed_requests_of_an_agentic_result_are_a_doubt(tmp_path: Path) -> Non
     ("name", "document", "said"),
     [
         ("RF_conc8.json", agentic(num_requests_successful=0), "no request succeeded"),
+        ("RF_conc8.json", agentic(num_requests_successful=0.5), "no request succeeded"),
         ("RF_conc8.json", agentic(num_requests_successful=None), "num_requests_successful is missing"),
         ("RF_conc8.json", agentic(conc=16), "conc is 16, its file name says 8"),
         ("RF_conc80.json", agentic(), "its name does not end in _conc8.json"),
