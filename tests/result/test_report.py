@@ -21,7 +21,7 @@ MISSING = ("-",) * 5
 
 def test_a_missing_point_is_shown_as_missing() -> None:
     table = rows([made(), made(collected=None, state="TIMEOUT")])
-    head = ("gb200-nv", "minimaxm3_8k1k", "2P(TP4 EP4 DPA) + 1D(TP8)", "8192/1024")
+    head = ("gb200-nv", "minimaxm3_8k1k", "2P1D DEP4/TP8", "8192/1024")
     assert [row.cells for row in table] == [
         (*head, "4", "960", "-", "84.2", "-", "-", "ok"),
         (*head, "16", *MISSING, "invalid"),
