@@ -8,6 +8,7 @@ because everything they need of each other is in the record.
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from launcher.result.bundle import bundle_logs
 from launcher.result.collect import TARBALL, Collected, CollectRequest, collect
 from launcher.result.summary import summary
 from launcher.result.validate import Point
+from launcher.result.workspace import LOGS
 from launcher.slurm.client import SAME_SECONDS, JobKey, JobState, SchedulerUnreachable
 from launcher.slurm.states import Phase
 from launcher.srtctl.checkout import Checkout
@@ -57,7 +59,10 @@ class Execution:
         self.plan = plan
         self.effects = effects
         self._replan = replan
-        record.update(owner=owner())
+
+    def take_over(self) -> None:
+        """Write down that this process drives the run from now on."""
+        self.record.update(owner=owner())
 
     @property
     def job(self) -> JobKey | None:
@@ -185,7 +190,9 @@ class Execution:
         except ResultError as trouble:
             error = trouble
             self.record.event("error", str(trouble))
-        return self._end(job_error or error, collected, state)
+        outcome = self._end(job_error or error, collected, state)
+        self._tidy(collected)
+        return outcome
 
     def collect(self, patience: float = 0.0) -> Collected:
         """Collect results and logs of our job into the workspace. Raises ResultError when that cannot be done."""
@@ -231,6 +238,20 @@ class Execution:
         own = self.record.directory / "results"
         own.mkdir(exist_ok=True)
         return own
+
+    def _tidy(self, collected: Collected) -> None:
+        """Remove the run's tree and its copy of the workspace once their logs are in the workflow's hands.
+
+        On a shared file system nobody else ever would, and leftovers of NFS in a workspace block the next checkout. A
+        run by hand keeps its tree, to be looked at.
+        """
+        if self.record.get("results") != "workspace" or collected.bundle is None:
+            return
+        for path in (self.plan.srt_slurm.root, self.plan.workspace.shared):
+            if path:
+                shutil.rmtree(path, ignore_errors=True)
+                if Path(path).exists():
+                    self.record.event("warning", f"{path} could not be removed whole")
 
     def cancel(self) -> bool:
         """Ask for the job's end, by id; True when the request was taken or there is no job. Says what it did."""
@@ -324,9 +345,15 @@ class Execution:
 
 
 def log_of(record: RunRecord) -> Path | None:
-    """The log of a run's job (``sweep_<id>.log``), or None while there is no job."""
+    """The log of a run's job, where the job writes it or where it was collected to; None while there is no job."""
     kept = record.get("job")
-    return Path(kept["output"]) / "logs" / f"sweep_{kept['id']}.log" if kept else None
+    if not kept:
+        return None
+    name = f"sweep_{kept['id']}.log"
+    own = Path(kept["output"], "logs", name)
+    if record.get("results") == "workspace" and record.ended and not own.exists():
+        return Path(record.plan.workspace.path, LOGS, name)
+    return own
 
 
 def refuse(plan: Plan, accepted: Any = ()) -> None:

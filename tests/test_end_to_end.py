@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +14,17 @@ from typing import Any
 
 import pytest
 
+from launcher.document import Document
 from launcher.environment import environment_of
 from launcher.processid import ProcessId
+from launcher.rehearsal.checkout import SHA, ensure_repository
 from launcher.session import Session
+from launcher.shipped import shipped
+from launcher.srtctl.recipe import dump, variants
 from launcher.sweep.selection import Selection
 from tests.driving import KEY, ONE, Desk
+
+NAME = "override_disagg-gb200-1p1d-dep4-tp4-marlin-2n"
 
 
 @pytest.fixture
@@ -160,6 +168,72 @@ def test_a_driven_run_is_left_alone_and_can_be_followed_and_cancelled(desk: Desk
     assert process.returncode == 6, out
     assert "CANCELLED" in out
     assert "Sweep Orchestrator" in desk.launcher("logs", "r")
+
+
+def test_results_of_a_job_that_outlived_its_launcher_are_collected(desk: Desk) -> None:
+    process = desk.start("run", *ONE, "--runner", "local", "--run-id", "r", LAUNCHER_REHEARSAL_FAULTS="slow-start=2")
+    desk.wait_for(running)
+    process.kill()
+    process.communicate()
+    assert "the job has not ended" in desk.launcher("collect", "r", code=6)
+    for _ in range(100):
+        if not alive_jobs(desk):
+            break
+        time.sleep(0.1)
+    assert desk.launcher("collect", "r") == "run r: succeeded\n"
+    assert [p["state"] for p in desk.summary()["points"]] == ["ok"] * 4
+
+
+def test_a_signal_ends_every_job_of_a_sweep(desk: Desk) -> None:
+    arguments = ("sweep", "-k", KEY, "--runner", "local", "--seq", "1k1k", "--topology", "1P1D*", "--conc", "4")
+    process = desk.start(*arguments, "--max-jobs", "2", LAUNCHER_REHEARSAL_FAULTS="hang")
+    for _ in range(300):
+        found = list((desk.state / "runs").iterdir()) if (desk.state / "runs").is_dir() else []
+        if len(found) == 2 and all(desk.record(r.name).get("job") for r in found):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 143, out
+    assert not alive_jobs(desk)
+    assert {desk.record(r.name)["state"] for r in (desk.state / "runs").iterdir()} == {"cancelled"}
+
+
+def test_a_sweep_that_fails_fast_ends_the_rest(desk: Desk) -> None:
+    arguments = ("sweep", "-k", KEY, "--runner", "local", "--seq", "1k1k", "--topology", "1P1D*", "--conc", "4")
+    said = desk.launcher(*arguments, "--max-jobs", "1", "--fail-fast", code=6, LAUNCHER_REHEARSAL_FAULTS="exit=3")
+    assert "another run of the sweep failed" in said
+    states = sorted(desk.record(r.name)["state"] for r in (desk.state / "runs").iterdir())
+    assert states == ["cancelled", "failed"]
+
+
+def test_a_recipe_that_only_the_checkout_holds_is_read_there_and_checked(desk: Desk) -> None:
+    tree = ensure_repository(desk.root / "upstream")
+    document = variants(Document.read(shipped("recipes") / "vllm/minimax-m3-gb200-fp8/1k1k.yaml").mapping(), NAME)[0]
+    (tree / "recipes/only-here.yaml").write_text(dump(document.document))
+    for words in (["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "recipe"]):
+        subprocess.run(["git", *words], cwd=tree, check=True, timeout=60)
+    sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tree, capture_output=True, text=True, timeout=60).stdout
+    text = (shipped("runners") / "local.yaml").read_text().replace(SHA, sha.strip())
+    runners = desk.root / "runners"
+    runners.mkdir()
+    (runners / "local.yaml").write_text(re.sub(r"rehearsal: .*\.?", f"rehearsal: {tree}", text, count=1))
+    environment = {
+        **github_environment(desk),
+        "CONFIG_FILE": "recipes/only-here.yaml",
+        "LAUNCHER_RUNNERS": str(runners),
+    }
+    planned = json.loads(desk.launcher("plan", "--from-env", "--json", **environment))
+    assert planned["recipe"]["document"] is None
+    assert [f["rule"] for f in planned["findings"]] == ["recipe-unread"]
+    desk.launcher("ci", **environment)
+    (run,) = (desk.state / "runs").iterdir()
+    assert json.loads((run / "plan.json").read_text())["recipe"]["origin"] == "checkout"
+    assert not (desk.state / "srt-slurm" / f"srt-slurm-{run.name}").exists()  # the workflow has its logs
+    assert "Sweep Orchestrator" in desk.launcher("logs", run.name)
+    wrong = desk.launcher("ci", code=2, **{**environment, "OSL": "512", "GITHUB_RUN_ID": "78"})
+    assert "[sequence-length]" in wrong
+    assert not any(desk.record(r.name).get("job") for r in (desk.state / "runs").glob("78-*"))
 
 
 def test_an_id_that_is_taken_is_refused(desk: Desk) -> None:

@@ -119,6 +119,7 @@ def drive_records(
         for record, plan in runs:
             record.listeners.append(voice.event)
             executions.append(Execution(record, plan, effects_for(effects, record), of.replan))
+            executions[-1].take_over()
         drive = Drive(
             executions,
             effects.scheduler,

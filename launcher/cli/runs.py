@@ -97,7 +97,10 @@ def collect(arguments: argparse.Namespace) -> int:
     """Collect and check a run's results again."""
     of = session(arguments)
     record = RunRecord.load(of.runs, existing_run(arguments, of))
+    if record.owned_by_another:
+        raise ConfigError("another launcher drives this run, and will collect", where=f"run {record.id}")
     execution = _execution(of, record)
+    execution.take_over()
     job = execution.job
     if job is None:
         raise ConfigError("this run has no job, hence no results", where=f"run {record.id}")
@@ -129,7 +132,11 @@ def resume(arguments: argparse.Namespace) -> int:
 
 
 def _end(of: Session, record: RunRecord, why: str) -> int:
-    """End what a run holds: its job by id, or by its token when the id was lost. 0 when nothing is left."""
+    """End what a run holds: its job by id, or by its token when the id was lost. 0 when nothing is left.
+
+    A launcher that drives the run sees its job end and writes the record; without one it is written here.
+    """
+    driven = record.owned_by_another
     execution = _execution(of, record)
     scheduler = execution.effects.scheduler
     jobs = [execution.job] if execution.job else []
@@ -152,7 +159,8 @@ def _end(of: Session, record: RunRecord, why: str) -> int:
             where=f"run {record.id}",
             hint=f"scancel {' '.join(job.id for job in left)}",
         )
-    if not record.ended:
+    if not record.ended and not driven:
+        execution.take_over()
         execution.cancelled(Cancelled(why))
     return 0
 
