@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +126,14 @@ class RunRecord:
         self.update(stages={**self._fields.get("stages", {}), name: entry})
 
     def event(self, kind: str, text: str, **data: Any) -> None:
-        """Append an event, and show it to the listeners."""
+        """Append an event, and show it to the listeners: that, too, when the file cannot be written (a full disk)."""
         event = Event(self._clock(), self.id, kind, text, data)
         line = json.dumps({"time": event.time, "kind": kind, "text": text, **data}, ensure_ascii=False, default=str)
-        with (self.directory / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with (self.directory / "events.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            event = replace(event, text=f"{text} (not recorded: {error.strerror})")
         for listener in self.listeners:
             listener(event)
 

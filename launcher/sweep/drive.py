@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from launcher.errors import Cancelled, JobError, LauncherError
+from launcher.errors import Cancelled, JobError, LauncherError, ResultError
 from launcher.execute import Execution, Outcome
 from launcher.slurm.client import JobKey, JobState, Scheduler, unknown
 from launcher.slurm.logs import LogFollower
@@ -68,12 +68,23 @@ class Drive:
             scheduler,
             wait=self._rest,
             pace=pace,
-            on_change=lambda job, old, new: self._watched[job].saw(new),
+            on_change=self._saw,
             idle=self._idle,
         )
 
     def run(self) -> list[Outcome]:
-        """Run all to their ends. Never raises for a run; asked to stop, it cancels every job first."""
+        """Run all to their ends. Never raises for a run; asked to stop, it cancels every job first.
+
+        Whatever else is raised (a bug, a full disk under the records), no job is left behind.
+        """
+        try:
+            return self._run()
+        except BaseException:
+            for execution in self._watched.values():
+                execution.cancel()
+            raise
+
+    def _run(self) -> list[Outcome]:
         while self._waiting or self._preparing or self._watched:
             if self._giving_up():
                 self._abandon()
@@ -126,6 +137,17 @@ class Drive:
             self._ended(execution, execution.finish(state))
         except Cancelled as why:  # stopped while waiting for results to appear
             self._outcomes[execution.record.id] = execution.cancelled(why)
+        except OSError as error:
+            trouble = ResultError(f"results or records cannot be written: {error.strerror}", where=str(error.filename))
+            self._ended(execution, Outcome(execution.record.id, "failed", error=trouble))
+
+    def _saw(self, job: JobKey, old: JobState | None, new: JobState) -> None:
+        """Write down a change; that a record cannot be written (a full disk) is no reason to let go of a job."""
+        execution = self._watched[job]
+        try:
+            execution.saw(new)
+        except OSError as error:
+            execution.record.event("warning", f"the record cannot be written: {error.strerror}", job=job.id)
 
     def _can_begin(self) -> bool:
         return self._preparing is None and bool(self._waiting) and len(self._watched) < self._max_jobs
