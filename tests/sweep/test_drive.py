@@ -38,6 +38,7 @@ class Jobs:
 
     def cancel(self, jobs: Sequence[JobKey]) -> None:
         self.cancelled += [job.id for job in jobs]
+        self.states.update({job.id: JobState(Phase.TERMINAL, "CANCELLED", exit_code=(0, 15)) for job in jobs})
 
     def describe(self, job: JobKey) -> dict[str, str]:
         return {}
