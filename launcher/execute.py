@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import stages
+from launcher import evidence, stages
 from launcher.errors import Cancelled, ConfigError, JobError, LauncherError, ResultError, SubmissionError
+from launcher.evidence import Verdict
 from launcher.plan import Plan
 from launcher.publish import write_json
-from launcher.record import RunRecord, owner
+from launcher.record import RunRecord
+from launcher.redact import redact
 from launcher.result.bundle import bundle_logs
 from launcher.result.collect import TARBALL, Collected, CollectRequest, collect
 from launcher.result.summary import summary
@@ -27,11 +30,18 @@ from launcher.result.workspace import LOGS
 from launcher.slurm.client import SAME_SECONDS, JobKey, JobState, SchedulerUnreachable
 from launcher.slurm.states import Phase
 from launcher.srtctl.checkout import Checkout
+from launcher.srtctl.config import FILE_NAME
 from launcher.srtctl.submit import JobsExist, jobs_of
 from launcher.stages import Effects
 
 RESULT_PATIENCE = 60.0
 """Seconds to wait for results that are not there yet: NFS shows another node's files up to a minute late."""
+
+LOOK_FOR_UNWRITTEN = 0.4
+"""Seconds between two looks for a job that is being submitted while we are asked to stop."""
+
+EVIDENCE_SECONDS = 10.0
+"""How long logs are searched for what failed first."""
 
 Replan = Callable[[Plan, Path], Plan]
 """(plan, checkout's root) → the plan again, with the recipe that the checkout holds."""
@@ -45,6 +55,7 @@ class Outcome:
     state: str
     points: tuple[Point, ...] = ()
     error: LauncherError | None = None
+    verdict: Verdict | None = None
 
     @property
     def exit_code(self) -> int:
@@ -61,8 +72,8 @@ class Execution:
         self._replan = replan
 
     def take_over(self) -> None:
-        """Write down that this process drives the run from now on."""
-        self.record.update(owner=owner())
+        """Write down that this process drives the run from now on. Raises ConfigError when another one does."""
+        self.record.take()
 
     @property
     def job(self) -> JobKey | None:
@@ -86,10 +97,10 @@ class Execution:
             self.plan = self._replan(self.plan, checkout.root)
             self.record.replan(self.plan)
             refuse(self.plan, self.record.get("accepted", ()))
-            self._stage("images", stages.images)
+            self._images()
             self._stage("model", stages.model)
         else:
-            self._stage("images", stages.images)
+            self._images()
             self._stage("model", stages.model)
             checkout = self._workspace()
         return self._submit(checkout)
@@ -97,6 +108,15 @@ class Execution:
     def _stage(self, name: str, stage: Callable[[Plan, Effects], dict[str, Any]]) -> None:
         with self._recorded(name) as keep:
             keep(stage(self.plan, self.effects))
+
+    def _images(self) -> None:
+        """Have the images; one that was refreshed lies elsewhere than planned, and the plan is to say so."""
+        self._stage("images", stages.images)
+        images = self.record.stage("images").get("images", ())
+        used = {i["planned"]: i["squash"] for i in images if i["planned"] != i["squash"]}
+        if used:
+            self.plan = self.plan.with_squash(used)
+            self.record.replan(self.plan)
 
     def _workspace(self) -> Checkout:
         with self._recorded("workspace") as keep:
@@ -107,13 +127,19 @@ class Execution:
     def _submit(self, checkout: Checkout) -> JobKey:
         if self.effects.stopping():
             raise Cancelled("stopped before the submission")
+        with self.record.submitting(self.effects.sleep) as handle:
+            return self._submit_alone(checkout, handle)
+
+    def _submit_alone(self, checkout: Checkout, handle: int) -> JobKey:
         earlier = self._jobs_before()
+        if self.effects.stopping() and not isinstance(earlier, JobKey):
+            raise Cancelled("stopped before the submission")
         if isinstance(earlier, JobKey):
             return self._submitted(earlier, None, ["found by its token: an earlier launcher submitted it"])
         with self._recorded("submit") as keep:
             stages.write_inputs(self.plan, checkout)
             try:
-                done = stages.submit(self.plan, checkout, self.effects, earlier)
+                done = stages.submit(self.plan, checkout, self.effects, earlier, [handle])
             except JobsExist as error:
                 self._cancel_strays(error.job_ids)
                 raise
@@ -169,18 +195,26 @@ class Execution:
     def saw(self, state: JobState) -> None:
         """Write down how the job stands."""
         told = "running" if state.word == "RUNNING" else self.record.get("state")
-        self.record.update(state=told, job={**self.record.get("job"), "state": state.word, "says": state.describe()})
+        self.record.update(state=told, job=self._job_as(state))
         self.record.event("job", state.describe(), job=self.record.get("job")["id"], state=state.word)
 
     def saw_after_cancel(self, state: JobState) -> None:
         """Write down what became of the job that we asked to end."""
-        kept = {**self.record.get("job"), "state": state.word, "says": state.describe()}
+        kept = self._job_as(state)
         self.record.update(job=kept)
         self.record.event("job", f"after cancelling: {state.describe()}", job=kept["id"], state=state.word)
+        if state.phase is Phase.TERMINAL:  # who does not answer now would only cost the time that is left
+            self._keep_evidence()
+
+    def _job_as(self, state: JobState) -> dict[str, Any]:
+        """The record's ``job`` with how it stands; ``over`` once Slurm has said so, whatever it says later."""
+        kept = self.record.get("job")
+        over = kept.get("over", False) or state.phase is Phase.TERMINAL
+        return {**kept, "state": state.word, "says": state.describe(), "over": over}
 
     def finish(self, state: JobState) -> Outcome:
         """Collect and judge: good is a job that COMPLETED with 0:0 *and* every result that was asked for."""
-        self.record.update(state="collecting", job={**self.record.get("job"), "says": state.describe()})
+        self.record.update(state="collecting", job=self._job_as(state))
         job_error = None if state.succeeded else self._job_error(state)
         self._keep_evidence()
         collected, error = Collected(), None
@@ -202,6 +236,7 @@ class Execution:
         workspace = Path(self.plan.workspace.path)
         shared = self.plan.workspace.shared
         with self._recorded("collect") as keep:
+            stages.stamp_power(self.plan, self.record.stage("workspace").get("sha"), self.results_directory)
             collected = collect(
                 CollectRequest(
                     logs_dir=Path(kept["output"]) / "logs",
@@ -261,10 +296,26 @@ class Execution:
         try:
             self.effects.scheduler.cancel([job])
         except LauncherError as error:
-            self.record.event("error", f"cancelling {job} failed: {error}")
+            self.asked_to_end(error)
             return False
-        self.record.event("job", f"asked for the end of {job}", job=job.id)
+        self.asked_to_end()
         return True
+
+    def cancel_unwritten(self, done: threading.Event) -> None:
+        """While a submission goes on, and until ``done``, end the job that it makes as soon as Slurm shows it."""
+        while not done.wait(LOOK_FOR_UNWRITTEN):
+            if self.record.stage("submit").get("state") == "running":
+                with contextlib.suppress(LauncherError):
+                    if jobs := jobs_of(self.record.id, self.effects.scheduler):
+                        self.effects.scheduler.cancel(jobs)
+
+    def asked_to_end(self, error: LauncherError | None = None) -> None:
+        """Write down that the job's end was asked for, or why it could not be."""
+        job = self.job
+        if error is not None:
+            self.record.event("error", f"cancelling {job} failed: {error}")
+        elif job is not None:
+            self.record.event("job", f"asked for the end of {job}", job=job.id)
 
     def cancelled(self, why: Cancelled) -> Outcome:
         """End as cancelled: bundle what there is, within the seconds that a workflow leaves."""
@@ -280,8 +331,10 @@ class Execution:
 
     def _end(self, error: LauncherError | None, collected: Collected, state: JobState | None) -> Outcome:
         name = "succeeded" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed"
-        outcome = Outcome(self.record.id, name, collected.points, error)
+        ruling = self._judge(error, state)
+        outcome = Outcome(self.record.id, name, collected.points, error, ruling)
         fields: dict[str, Any] = {"state": name, "ended": self.effects.clock(), "exit_code": outcome.exit_code}
+        fields["verdict"] = {"layer": ruling.layer, "text": ruling.text}
         if error is not None:
             fields["error"] = {
                 "layer": error.layer,
@@ -292,7 +345,33 @@ class Execution:
         self.record.update(**fields)
         write_json(self.record.directory / "summary.json", self._summary(collected, state))
         self.record.event("end", f"{name}" if error is None else f"{name}: {error.layer}: {error.message}")
+        self.record.event("verdict", str(ruling))
         return outcome
+
+    def _judge(self, error: LauncherError | None, state: JobState | None) -> Verdict:
+        """The verdict, with what it rests on in the run's ``evidence/``. A workflow's cancel leaves little time."""
+        log = self.log
+        failures: list[evidence.Failure] = []
+        if error is not None and log is not None and not isinstance(error, Cancelled):
+            failures = evidence.first_failures(log.parent, seconds=EVIDENCE_SECONDS)
+        ruling = evidence.verdict(error, state, failures)
+        ruling = Verdict(ruling.layer, redact(ruling.text, self.effects.environ))
+        tree, kept = Path(self.plan.srt_slurm.root), self.record.get("job")
+        papers = {"recipe.yaml": tree / self.plan.recipe.path, FILE_NAME: tree / FILE_NAME}
+        if kept:
+            output = Path(kept["output"])
+            papers |= {name: output / name for name in ("sbatch_script.sh", "config.yaml", "recipe.lock.yaml")}
+        with contextlib.suppress(OSError):  # a full disk must not change how the run ends
+            evidence.keep(
+                self.record.directory / "evidence",
+                ruling=ruling,
+                failures=failures,
+                events=self.record.events(),
+                log=log,
+                papers=papers,
+                environ=self.effects.environ,
+            )
+        return ruling
 
     def _summary(self, collected: Collected, state: JobState | None) -> dict[str, Any]:
         record, job, error = self.record, self.record.get("job") or {}, self.record.get("error")
@@ -326,8 +405,10 @@ class Execution:
     def _keep_evidence(self) -> None:
         job = self.job
         if job is not None:
-            with contextlib.suppress(LauncherError):
-                write_json(self.record.directory / "scheduler.json", self.effects.scheduler.describe(job))
+            with contextlib.suppress(LauncherError, OSError):
+                directory = self.record.directory / "evidence"
+                directory.mkdir(exist_ok=True)
+                write_json(directory / "scheduler.json", self.effects.scheduler.describe(job))
 
     @contextlib.contextmanager
     def _recorded(self, name: str) -> Iterator[Callable[[dict[str, Any]], None]]:

@@ -19,7 +19,7 @@ from launcher.errors import ConfigError
 
 SCHEMA = 1
 
-Severity = Literal["error", "warning"]
+Severity = Literal["error", "warning", "note"]
 
 
 class Finding:
@@ -57,6 +57,15 @@ class PlannedImage:
     lock_wait: int
     import_timeout: int
     temporary: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    """For enroot, beside its own."""
+    where: str | None = None
+    """Where the image is named, for errors."""
+    architecture: str | None = None
+    moved_tag: Literal["keep", "refresh", "fail"] = "keep"
+    processors: int | None = None
+    import_partition: str | None = None
+    import_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,12 +73,16 @@ class PlannedModel:
     """The checkpoint: a directory (``path``), or a Hugging Face repository (``hf:…``).
 
     ``seen_by`` says which nodes can look at it: a login node that cannot is a fact here, never a skipped check.
+    ``source`` is what a run stages it from when it is not there (None: a run does not), ``striping`` how its files are
+    laid out on Lustre, as (at least so many bytes, targets, stripe size); None: by default.
     """
 
     path: str
     precision: str
     storage: str
     seen_by: tuple[str, ...]
+    source: str | None = None
+    striping: tuple[tuple[int, int, str], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,12 +116,17 @@ class SrtSlurm:
 
 @dataclass(frozen=True)
 class PlannedRecipe:
-    """The recipe as it will be submitted; ``document`` is None until the checkout that holds it is there."""
+    """The recipe as it will be submitted; ``document`` is None until the checkout that holds it is there.
+
+    ``file`` is the file that it was read from, ``section`` the part of a file of several variants that it is.
+    """
 
     path: str
     selector: str | None
     document: dict[str, Any] | None
     origin: str
+    file: str | None = None
+    section: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +154,7 @@ class SchedulerPlan:
     kind: Literal["slurm", "local"]
     partition: str | None
     account: str | None
+    backend: Literal["auto", "commands", "pyslurm"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -175,7 +194,27 @@ class Plan:
     """Which rule of the runner file decided what, as ``file:line``."""
     findings: tuple[Finding, ...] = ()
     narrow: bool = False
+    power: bool = False
+    """The recipe asks for DCGM power telemetry; then the exporter's image and srt-slurm's commit are stamped."""
     schema: int = SCHEMA
+
+    def with_squash(self, used: Mapping[str, str]) -> Plan:
+        """The plan with other squash files (planned path → the one that was used), wherever it names them."""
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {key: changed(v) for key, v in value.items()}
+            if isinstance(value, (list, tuple)):
+                return type(value)(changed(v) for v in value)
+            return used.get(value, value) if isinstance(value, str) else value
+
+        return dataclasses.replace(
+            self,
+            images=tuple(dataclasses.replace(i, squash=used.get(i.squash, i.squash)) for i in self.images),
+            srtslurm=changed(self.srtslurm),
+            recipe=dataclasses.replace(self.recipe, document=changed(self.recipe.document)),
+            submit=dataclasses.replace(self.submit, environment=changed(self.submit.environment)),
+        )
 
     @property
     def errors(self) -> tuple[Finding, ...]:

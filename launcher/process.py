@@ -75,10 +75,12 @@ def run(
     env: Mapping[str, str] | None = None,
     input: str | None = None,
     should_stop: Callable[[], bool] | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> Completed:
     """Run ``argv`` in its own session; after ``timeout`` seconds end the whole process group (TERM, then KILL).
 
-    When ``should_stop`` answers true meanwhile, the group is ended and Cancelled raised.
+    When ``should_stop`` answers true meanwhile, the group is ended and Cancelled raised. ``pass_fds`` stay open in the
+    program: a lock on one of them is held as long as it lives, whatever becomes of us.
 
     Its own session, because `enroot import` killed by its top pid alone leaves mksquashfs writing as an orphan
     (seen with enroot 4.1.2), and because Ctrl-C in a terminal must reach the launcher, which decides what to stop.
@@ -96,6 +98,7 @@ def run(
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
+                pass_fds=pass_fds,
                 text=True,
                 errors="replace",
             )

@@ -7,8 +7,13 @@ anything waits for the job.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
+import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher.document import nearest
-from launcher.errors import ConfigError
+from launcher.errors import ConfigError, SubmissionError
 from launcher.plan import Plan
 from launcher.processid import ProcessId
-from launcher.publish import write_json
+from launcher.publish import temporary_name, write_json
 
 SCHEMA = 1
 
@@ -38,6 +43,9 @@ class Event:
     data: Mapping[str, Any]
 
 
+SUBMISSION_PATIENCE = 330.0
+"""Seconds to wait for the submission of a launcher that was killed: its srtctl goes on for 300 at most."""
+
 Listener = Callable[[Event], None]
 """Sees every event as it is recorded: a terminal, a CI log, a test."""
 
@@ -50,6 +58,7 @@ class RunRecord:
         self._fields = fields
         self._clock = clock
         self.listeners: list[Listener] = []
+        self._held: int | None = None
 
     @classmethod
     def create(cls, runs: Path, plan: Plan, *, clock: Callable[[], float] = time.time) -> RunRecord:
@@ -58,18 +67,26 @@ class RunRecord:
         Raises ConfigError when a run with this id is there already: the caller resumes that one instead.
         """
         directory = runs / check_run_id(plan.run_key)
+        taken = ConfigError(
+            f"run {plan.run_key} exists already", where=str(directory), hint=f"launcher resume {plan.run_key}"
+        )
+        if (directory / "run.json").exists():
+            raise taken
+        # Made whole under another name: a run whose launcher was killed here could neither be begun nor be resumed.
+        temporary = temporary_name(directory)
         try:
-            runs.mkdir(parents=True, exist_ok=True)
-            directory.mkdir()
-        except FileExistsError:
-            raise ConfigError(
-                f"run {plan.run_key} exists already", where=str(directory), hint=f"launcher resume {plan.run_key}"
-            ) from None
+            temporary.mkdir(parents=True)
+            write_json(temporary / "plan.json", plan.as_dict())
+            record = cls(temporary, {"schema": SCHEMA, "id": plan.run_key, "runner": plan.runner}, clock)
+            record.update(state="new", created=clock(), stages={}, owner=owner())
+            record.take()
+            temporary.rename(directory)
         except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise taken from None
             raise ConfigError(f"the run's record cannot be made: {error.strerror}", where=str(directory)) from None
-        write_json(directory / "plan.json", plan.as_dict())
-        record = cls(directory, {"schema": SCHEMA, "id": plan.run_key, "runner": plan.runner}, clock)
-        record.update(state="new", created=clock(), stages={}, owner=owner())
+        record.directory = directory
         return record
 
     @classmethod
@@ -149,9 +166,50 @@ class RunRecord:
             except ValueError:
                 continue
 
+    def take(self) -> None:
+        """Make this process the one that drives the run, until it ends, and read what the record says by then.
+
+        Of two processes on one machine that try, one succeeds. Raises ConfigError when another one drives it.
+        """
+        if self._held is None:
+            self._held = _locked(self.directory / "driver.lock")
+        if self._held is None or self.owned_by_another:
+            raise ConfigError("another launcher drives this run", where=f"run {self.id}", hint="launcher logs -f RUN")
+        self.reload()
+        self.update(owner=owner())
+
+    def reload(self) -> None:
+        """Read the fields again, as another process may have written them."""
+        self._fields = json.loads((self.directory / "run.json").read_text())
+
+    @contextlib.contextmanager
+    def submitting(self, sleep: Callable[[float], None] = time.sleep) -> Iterator[int]:
+        """Hold what only one submission of this run may hold; gives its descriptor, for srtctl to hold it too.
+
+        A srtctl whose launcher was killed goes on, and may submit at any moment: whoever asks Slurm for the run's job
+        before it has ended is told that there is none. Raises SubmissionError when that lasts too long.
+        """
+        deadline = time.monotonic() + SUBMISSION_PATIENCE
+        while (handle := _locked(self.directory / "submit.lock")) is None:
+            if time.monotonic() > deadline:
+                raise SubmissionError("an earlier submission of this run still goes on", where=f"run {self.id}")
+            sleep(0.2)
+        try:
+            yield handle
+        finally:
+            os.close(handle)
+
     @property
     def ended(self) -> bool:
         return self.get("state") in ENDED
+
+    @property
+    def settled(self) -> bool:
+        """Whether the run has ended, and so has its job: one that was cancelled in vain, or submitted while its
+        launcher left, is still to be ended."""
+        job = self.get("job")
+        over = job.get("over", False) if job else self.stage("submit").get("state") != "running"
+        return self.ended and bool(over)
 
     @property
     def owned_by_another(self) -> bool:
@@ -159,10 +217,33 @@ class RunRecord:
         its = self.get("owner")
         return its is not None and its != owner() and ProcessId(**its).alive() is True
 
+    @property
+    def abandoned(self) -> bool | None:
+        """Whether the run may hold a job and nobody drives it; None when only its launcher's own host could say."""
+        its = self.get("owner")
+        if self.settled:
+            return False
+        alive = ProcessId(**its).alive() if its is not None else False
+        return None if alive is None else not alive
+
 
 def owner() -> dict[str, Any]:
     """The calling process, as a record names it."""
     return asdict(ProcessId.mine())
+
+
+def _locked(path: Path) -> int | None:
+    """A descriptor that holds ``path`` for itself; None when another process does. Where the file system knows no
+    locks, everybody gets one: the record's ``owner`` and the job's comment are what is then left to tell."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            return handle
+        os.close(handle)
+        return None
+    return handle
 
 
 def records(runs: Path) -> list[RunRecord]:

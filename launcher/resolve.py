@@ -17,6 +17,7 @@ from launcher.environment import environment_of, result_filename
 from launcher.errors import ConfigError
 from launcher.plan import Expected, Plan, PlannedPatch, PlannedRecipe, SchedulerPlan, SrtSlurm, Submit, WorkspacePlan
 from launcher.runner.file import RunnerFile
+from launcher.srtctl.acceptance import acceptance_edits
 from launcher.srtctl.locate import FoundRecipe, RecipeFinder, variants_or_none
 from launcher.srtctl.recipe import Edit, RecipeFacts, Variant, apply_edits, facts, with_comment
 
@@ -52,6 +53,7 @@ def plan_benchmark(benchmark: Benchmark, file: RunnerFile, finder: RecipeFinder,
         passed_over=passed_over,
         tree_at_hand=finder.tree_at_hand(refs) is not None,
         setup_directory=str(found) if script and (found := finder.setup_script(script)) else None,
+        setup_in_tree=script is not None and finder.setup_in_tree(script, refs),
     )
 
 
@@ -66,8 +68,9 @@ def _choose(
     first = None
     for recipe in finder.all(config_file, refs):
         found, _ = variants_or_none(recipe.document, recipe.selector)
-        container = facts(found[0].document).container if found else None
-        if container is None or not names_an_image(container) or derive.is_image(container, benchmark.image):
+        model = found[0].document.get("model") if found else None
+        container = model.get("container") if isinstance(model, dict) else None
+        if not isinstance(container, str) or not names_an_image(container) or derive.is_image(container, benchmark.image):
             return recipe, first
         first = first or recipe
     return first, None
@@ -83,11 +86,13 @@ def resolve(
     passed_over: FoundRecipe | None = None,
     tree_at_hand: bool = False,
     setup_directory: str | None = None,
+    setup_in_tree: bool = False,
 ) -> Plan:
     """Decide everything that a run will do.
 
     ``tree_at_hand`` tells whether the lane's own srt-slurm tree was searched too; ``setup_directory`` is this
-    repository's directory that holds the lane's container set-up script, when it has it.
+    repository's directory that holds the lane's container set-up script, when it has it; ``setup_in_tree`` says that
+    srt-slurm itself has it, as far as that can be told.
     """
     runner = file.runner
     model_rule = file.model(benchmark, power=power)
@@ -103,9 +108,10 @@ def resolve(
 
     model_path = derive.model_path(model_rule.rule, benchmark, context)
     aliases = derive.model_aliases(model_rule.rule, seen)
-    images, containers = derive.images(benchmark, file, seen, context)
+    own_image = file.image(benchmark, power=power)
+    images, containers = derive.images(benchmark, file, seen, context, own_image.rule if own_image else None)
     job_name = runner.scheduler.job_name.format(runner=context.runner_name)
-    shared = derive.shared_workspace(file, context)
+    shared = derive.shared_workspace(file, benchmark, context)
     root = derive.fill(runner.checkout.directory, context) + f"/srt-slurm-{context.run_key}"
     partition, account = derive.partition_and_account(file, benchmark, context)
     filename = benchmark.result_filename or result_filename(benchmark, context.runner_name)
@@ -169,11 +175,18 @@ def resolve(
             containers=containers,
             filename=filename,
             setup_script=setup_script,
-            setup_found=setup_directory is not None,
+            setup_found=setup_directory is not None or setup_in_tree,
             narrowed=narrowed,
             passed_over=passed_over,
+            model_path=model_path,
+            time_limit=srtslurm.get("default_time_limit"),
+            preflight="--no-preflight" not in argv,
+            edited=document,
+            verdicts=context.verdicts,
         )
     )
+    findings += derive.known([model_rule, lane, *([own_image] if own_image else []), *adjustments])
+    findings += derive.replaced(benchmark, model_rule, model_path, own_image)
     return Plan(
         runner=runner.name,
         runner_name=context.runner_name,
@@ -182,11 +195,11 @@ def resolve(
         sku=runner.sku,
         tools=runner.tools,
         benchmark=benchmark,
-        scheduler=SchedulerPlan(runner.scheduler.kind, partition, account),
+        scheduler=SchedulerPlan(runner.scheduler.kind, partition, account, runner.scheduler.backend),
         workspace=WorkspacePlan(context.workspace, shared),
         images=images,
         models=dict.fromkeys(aliases, model_path),
-        model=derive.planned_model(file, model_path, benchmark),
+        model=derive.planned_model(file, model_path, benchmark, model_rule.rule, context),
         srt_slurm=SrtSlurm(
             repository=derive.fill(runner.repositories[lane.rule.repository], context),
             ref=lane.rule.ref,
@@ -204,6 +217,8 @@ def resolve(
             selector=None if narrowed else selector or None,
             document=document,
             origin=recipe.origin if recipe is not None else "not at hand",
+            file=recipe.file.path if recipe is not None else None,
+            section=next(iter(recipe.section), variant and variant.selector) if recipe is not None else None,
         ),
         submit=Submit(tuple(argv), {**environment_of(benchmark), **exports}),
         results=Expected(
@@ -217,6 +232,7 @@ def resolve(
         rules={"model": model_rule.where, "lane": lane.where},
         findings=tuple(findings),
         narrow=context.narrow,
+        power=power,
     )
 
 
@@ -259,6 +275,7 @@ def _edited(
         for adjustment in file.adjustments(benchmark, power=power)
         for e in adjustment.rule.edits
     ]
+    edits += acceptance_edits(benchmark, document)
     if _narrows(benchmark, context, seen) and variant is not None:
         document = variant.document
         edits.append(Edit(("benchmark", "concurrencies"), "x".join(str(c) for c in benchmark.concurrencies)))

@@ -10,10 +10,12 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 
 from launcher.benchmark import Benchmark
+from launcher.check.fields import Schemas
+from launcher.check.judge import Verdicts
 from launcher.derive import Context
 from launcher.environment import GithubJob, benchmark_from_environment, github_job
 from launcher.errors import ConfigError
@@ -39,6 +41,8 @@ class Session:
     recipes: Path | None = None
     look: bool = False
     """Whether paths of runner files are looked up on this machine: true when it will run, false for a dry run."""
+    slurm_backend: str | None = None
+    """How Slurm is asked, when not as the runner file says."""
 
     @classmethod
     def open(
@@ -51,6 +55,7 @@ class Session:
         runners: str | None = None,
         recipes: str | None = None,
         look: bool = False,
+        slurm_backend: str | None = None,
     ) -> Session:
         """Settle where things are. Raises ConfigError for a directory that was named and is not there."""
         named = {
@@ -74,6 +79,7 @@ class Session:
             runners=found["--runners"],
             recipes=found["--recipes"],
             look=look,
+            slurm_backend=slurm_backend,
         )
 
     @property
@@ -90,6 +96,17 @@ class Session:
         ours = [self.recipes] if self.recipes else []
         trees = [self.srt_slurm] if self.srt_slurm else []
         return RecipeFinder(self.workspace, [*ours, shipped("recipes")], trees)
+
+    @property
+    def caches(self) -> list[Path]:
+        """Where the runner files keep mirrors of srt-slurm; most lie on other machines."""
+        said = [f.runner.checkout.cache for f in self.fleet.readable()]
+        own = {"{workspace}": str(self.workspace), "{state}": str(self.state)}
+        return [Path(reduce(lambda text, key: text.replace(key, own[key]), own, text)) for text in dict.fromkeys(said)]
+
+    @cached_property
+    def verdicts(self) -> Verdicts:
+        return Verdicts(Schemas(self.finder.trees))
 
     def matrix(self, files: Sequence[str] = ()) -> Matrix:
         """The matrix of the files named, else of this repository together with the workspace's masters."""
@@ -145,6 +162,10 @@ class Session:
         key = check_run_id(run_id or run_key(benchmark, job.runner_name, job.run_id, job.attempt))
         return plan_benchmark(benchmark, file, self.finder, self._context(job.runner_name, key, narrow))
 
+    def context(self, key: str) -> Context:
+        """What paths of runner files depend on, for a command that is about no run."""
+        return self._context("launcher", key, False)
+
     def _context(self, runner_name: str, key: str, narrow: bool) -> Context:
         return Context(
             workspace=str(self.workspace),
@@ -155,6 +176,7 @@ class Session:
             is_directory=_is_directory if self.look else lambda path, holding: False,
             narrow=narrow,
             state=str(self.state),
+            verdicts=self.verdicts,
         )
 
 

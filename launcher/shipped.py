@@ -1,4 +1,4 @@
-"""Where the runner files and recipes lie that come with the launcher: in its repository, or in its wheel."""
+"""Where runner files, recipes and rules' pages lie that come with the launcher: in its repository, or in its wheel."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def shipped(name: str) -> Path:
-    """The shipped directory ``runners`` or ``recipes``: beside the package in a checkout, inside it in a wheel."""
+    """A shipped directory (``runners``, ``recipes``, ``docs/rules``): beside the package, or inside it in a wheel."""
     inside = _PACKAGE / "shipped_data" / name
     return inside if inside.is_dir() else _PACKAGE.parent / name

@@ -5,20 +5,23 @@ A stage is idempotent: done again it finds what is there and does nothing twice.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import Cancelled, ConfigError, ModelError, SubmissionError
-from launcher.image.store import ImageRecord, ImageRequest, ImageStore
+from launcher.errors import Cancelled, ConfigError, ModelError, ResultError, SubmissionError
+from launcher.importing import Importing, have_image
 from launcher.model.checkpoint import examine, require
 from launcher.plan import Plan, PlannedImage
 from launcher.process import CommandRunner, clean_environment, run
 from launcher.publish import write_text
+from launcher.result.collect import EXPORTER_STAMP, PRODUCER_STAMP
 from launcher.slurm.client import Scheduler
 from launcher.srtctl.checkout import Checkout, Checkouts, CommitPatch, Pin
 from launcher.srtctl.config import FILE_NAME, write_srtslurm
@@ -69,45 +72,11 @@ def images(plan: Plan, effects: Effects) -> dict[str, Any]:
 
 
 def _image(plan: Plan, image: PlannedImage, effects: Effects) -> dict[str, Any]:
-    squash = Path(image.squash)
-    if plan.tools == "rehearsal":
-        squash.parent.mkdir(parents=True, exist_ok=True)
-    store = ImageStore(
-        effects.run,
-        say=effects.say,
-        enroot=_importer(plan, image),
-        sleep=effects.sleep,
-    )
-    here = image.import_on == "login" or plan.scheduler.kind == "local"
-    request = ImageRequest(
-        reference=image.reference,
-        uri=image.uri,
-        squash=squash,
-        flock_path=Path(image.lock),
-        lock_wait=image.lock_wait,
-        import_timeout=image.import_timeout,
-        temp_directory=Path(image.temporary) if image.temporary and here else None,
-        enroot_environment=effects.tools if here else _on_node(image.temporary or "/tmp", plan.run_key),
-    )
-    record = store.ensure(request)
-    effects.say(f"image {image.reference}: {record.how} in {record.seconds:.3f} s ({record.size / 1e6:.1f} MB)")
-    return _image_fields(record)
-
-
-def _on_node(temporary: str, run_key: str) -> dict[str, str]:
-    """enroot's directories for an import on a compute node; it makes all of them itself but the first."""
-    own = f"{temporary}/launcher-{run_key}"
-    return {
-        "ENROOT_TEMP_PATH": temporary,
-        "ENROOT_CACHE_PATH": f"{own}/cache",
-        "ENROOT_DATA_PATH": f"{own}/data",
-        "ENROOT_RUNTIME_PATH": f"{own}/runtime",
-    }
-
-
-def _image_fields(record: ImageRecord) -> dict[str, Any]:
+    how = Importing(plan.tools, plan.scheduler.kind, plan.scheduler.partition, plan.scheduler.account)
+    record = have_image(image, how, plan.run_key, effects, job_name=plan.job_name)
     return {
         "reference": record.reference,
+        "planned": image.squash,
         "squash": str(record.squash),
         "how": record.how,
         "bytes": record.size,
@@ -115,26 +84,6 @@ def _image_fields(record: ImageRecord) -> dict[str, Any]:
         "seconds": round(record.seconds, 3),
         "facts": list(record.facts),
     }
-
-
-def _importer(plan: Plan, image: PlannedImage) -> tuple[str, ...]:
-    """The enroot command: here, or by srun on a compute node, where the login node is of another architecture."""
-    if image.import_on == "login" or plan.scheduler.kind == "local":
-        return ("enroot",)
-    where = [f"--partition={plan.scheduler.partition}"] if plan.scheduler.partition else []
-    account = [f"--account={plan.scheduler.account}"] if plan.scheduler.account else []
-    minutes = max(1, image.import_timeout // 60)
-    return (
-        "srun",
-        *where,
-        *account,
-        "--nodes=1",
-        "--ntasks=1",
-        f"--time={minutes}",
-        f"--job-name={plan.job_name}",
-        f"--comment={plan.run_key}-import",
-        "enroot",
-    )
 
 
 def model(plan: Plan, effects: Effects) -> dict[str, Any]:
@@ -153,16 +102,40 @@ def model(plan: Plan, effects: Effects) -> dict[str, Any]:
         from launcher.rehearsal.model import ensure_model
 
         ensure_model(path, planned.precision)
+    staged = _stage(plan, path, effects) if planned.source else {}
     if not path.is_dir():
         from launcher.model.checkpoint import nearest_sibling
 
         near = nearest_sibling(path)
         hint = f"there is {near}: is that the one?" if near else "stage it, or correct the path in the runner file"
         raise ModelError("the checkpoint is not there", where=planned.path, hint=hint)
-    verdict = require(examine(path, precision=planned.precision), rehearsal=rehearsal)
+    verdict = require(examine(path, precision=planned.precision), rehearsal=rehearsal, precision=planned.precision)
     said = verdict.identity if verdict.identity_reason is None else f"{verdict.identity} ({verdict.identity_reason})"
     effects.say(f"model {planned.path}: whole, {verdict.shards} shards, {verdict.quantisation}; declared one: {said}")
-    return {"checked": True, **verdict.as_dict()}
+    return {"checked": True, **verdict.as_dict(), **staged}
+
+
+def _stage(plan: Plan, path: Path, effects: Effects) -> dict[str, Any]:
+    """Bring the checkpoint from its source, when what is at its path is not whole."""
+    from launcher.model.source import source_of
+    from launcher.model.stage import stage
+    from launcher.model.striping import DEFAULT, Stripe, striping
+
+    planned = plan.model
+    if planned.source is None or examine(path, precision=planned.precision).whole:
+        return {}
+    policy = DEFAULT if planned.striping is None else [Stripe(*layout) for layout in planned.striping]
+    effects.say(f"model {planned.path}: staging from {planned.source}")
+    done = stage(
+        source_of(planned.source),
+        path,
+        say=effects.say,
+        should_stop=effects.stopping,
+        stripe=striping(policy, say=effects.say, run=effects.run) if planned.storage == "lustre" else None,
+        sleep=effects.sleep,
+    )
+    effects.say(f"model {planned.path}: {done.how}, {done.copied / 1e9:.1f} GB in {done.seconds:.0f} s")
+    return {"staged": {"how": done.how, "from": planned.source, "copied": done.copied, "resumed": done.resumed}}
 
 
 def workspace(plan: Plan, effects: Effects) -> tuple[Checkout, dict[str, Any]]:
@@ -223,8 +196,11 @@ def write_inputs(plan: Plan, checkout: Checkout) -> None:
     write_srtslurm(checkout.root / FILE_NAME, plan.srtslurm, checkout.cluster_keys)
 
 
-def submit(plan: Plan, checkout: Checkout, effects: Effects, earlier: frozenset[str]) -> Submitted:
+def submit(
+    plan: Plan, checkout: Checkout, effects: Effects, earlier: frozenset[str], held: Sequence[int] = ()
+) -> Submitted:
     """Submit the job, exactly one; ``earlier`` are jobs that carry this run's id and are not of this submission.
+    ``held`` are descriptors that srtctl keeps open as long as it lives.
 
     Not stoppable: a submission that is cut off leaves the question whether a job exists, and takes seconds at most.
     """
@@ -236,7 +212,26 @@ def submit(plan: Plan, checkout: Checkout, effects: Effects, earlier: frozenset[
         options=checkout.options,
         earlier=earlier,
     )
-    return apply(submission, scheduler=effects.scheduler, run=run, sleep=time.sleep)
+    return apply(submission, scheduler=effects.scheduler, run=partial(run, pass_fds=held), sleep=time.sleep)
+
+
+def stamp_power(plan: Plan, sha: str | None, directory: Path) -> None:
+    """Leave in ``directory`` what the workflow's audit of a power measurement reads: which exporter, which srt-slurm.
+
+    InferenceX's names and formats. Nothing for a run without power telemetry. Raises ResultError.
+    """
+    exporter = next((image for image in plan.images if image.role == "telemetry"), None)
+    if not plan.power or exporter is None or sha is None:
+        return
+    try:
+        with Path(exporter.squash).open("rb") as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        write_text(directory / EXPORTER_STAMP, f"{digest.hexdigest()}  {exporter.squash}\n")
+        write_text(directory / PRODUCER_STAMP, f"{sha}\n")
+    except OSError as error:
+        raise ResultError(f"the power stamps cannot be written: {error}", where=str(directory)) from None
 
 
 def rehearsal_tools(state: Path, scheduler_kind: str, environ: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import socket
@@ -98,6 +99,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for said in ("passed", "failed") for report in terminalreporter.getreports(said)]
+    if any("test_contract.py" in report.nodeid for report in reports) and not importlib.util.find_spec("pyslurm"):
+        terminalreporter.line("pyslurm is not importable: the backends' contract was tested by Slurm's commands only")
     if IN_CI and _skipped:
         terminalreporter.section("skipped, which fails the session in CI", red=True)
         for nodeid in _skipped:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -57,11 +58,27 @@ def test_a_sweep_through_sbatch(desk: Desk) -> None:
         assert [p["state"] for p in desk.summary(run.name)["points"]] == ["ok", "ok"]
 
 
+@pytest.mark.parametrize("backend", ["pyslurm", "commands"])
+def test_how_slurm_is_asked_is_chosen_and_said_and_shared(desk: Desk, backend: str) -> None:
+    said = desk.run("--conc", "4", "--slurm-backend", backend)
+    if backend == "commands":
+        words = "Slurm is asked by its commands: as asked for"
+    elif importlib.util.find_spec("pyslurm"):
+        words = "Slurm is asked by pyslurm 2"
+    else:
+        words = "Slurm is asked by its commands: pyslurm is not installed"
+    assert said.count(words) == 1
+    assert words in (desk.state / "runs/r/events.jsonl").read_text()
+    (place,) = (desk.state / "poller").iterdir()
+    assert (place / "answer.json").is_file()
+    assert not list((place / "wants").iterdir()), "its job has ended"
+
+
 def test_a_failed_job_is_a_failure_with_results_on_disk(desk: Desk) -> None:
     said = desk.run("--conc", "4", code=6, LAUNCHER_REHEARSAL_FAULTS="exit=3")
     assert "FAILED, exit code 3" in said
     assert list((desk.state / "runs/r/results").glob("*_conc4_*.json"))
-    assert (desk.state / "runs/r/scheduler.json").is_file()
+    assert "ExitCode=3:0" in (desk.state / "runs/r/evidence/scheduler.json").read_text()
 
 
 def test_what_sbatch_refuses_is_a_submission_error_with_its_words(desk: Desk) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,3 +103,80 @@ def test_a_runs_directory_that_cannot_be_made(tmp_path: Path, plan: Plan) -> Non
 def test_the_record_is_plain_json(tmp_path: Path, plan: Plan) -> None:
     record = RunRecord.create(tmp_path, plan)
     assert json.loads((record.directory / "run.json").read_text())["state"] == "new"
+
+
+_TRY = """
+import sys
+from pathlib import Path
+from launcher.errors import ConfigError
+from launcher.record import RunRecord
+record = RunRecord.load(Path(sys.argv[1]), "r1")
+try:
+    record.take()
+except ConfigError as error:
+    sys.exit(str(error))
+"""
+
+
+def _take(runs: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", _TRY, str(runs)], capture_output=True, text=True, timeout=60)
+
+
+def test_one_process_drives_a_run(tmp_path: Path, plan: Plan) -> None:
+    record = RunRecord.create(tmp_path, plan)
+    record.take()  # it has it already
+    assert "another launcher drives this run" in _take(tmp_path).stderr
+
+
+def test_a_run_is_taken_over_as_it_is_by_then(tmp_path: Path, plan: Plan) -> None:
+    code = _TRY.replace("record.take()", "record.take(); record.update(job={'id': '7'})")
+    RunRecord.create(tmp_path / "a", plan)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    stale = RunRecord.load(tmp_path / "b", "r1")
+    stale.update(owner=None)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "b")], check=True, timeout=60)
+    stale.take()
+    assert stale.get("job") == {"id": "7"}
+
+
+def test_a_submission_goes_on_until_its_program_ends(tmp_path: Path, plan: Plan) -> None:
+    record = RunRecord.create(tmp_path, plan)
+    with record.submitting() as handle:
+        program = subprocess.Popen(["sleep", "1"], pass_fds=[handle])
+    began = time.monotonic()
+    with RunRecord.load(tmp_path, "r1").submitting():
+        assert program.poll() is not None or time.monotonic() - began > 0.8
+    program.wait()
+
+
+@pytest.mark.parametrize(
+    ("fields", "settled"),
+    [
+        ({"state": "running", "job": {"id": "7"}}, False),
+        ({"state": "cancelled", "job": {"id": "7"}}, False),
+        ({"state": "cancelled", "job": {"id": "7", "over": True}}, True),
+        ({"state": "cancelled", "stages": {"submit": {"state": "running"}}}, False),
+        ({"state": "failed", "stages": {"submit": {"state": "failed"}}}, True),
+        ({"state": "cancelled"}, True),
+    ],
+)
+def test_a_run_is_settled_when_nothing_of_it_can_be_left(
+    tmp_path: Path, plan: Plan, fields: dict[str, Any], settled: bool
+) -> None:
+    record = RunRecord.create(tmp_path, plan)
+    record.update(**fields)
+    assert record.settled is settled
+    assert record.abandoned is False, "we live"
+    record.update(owner={**asdict(ProcessId.mine()), "started": "0"})
+    assert record.abandoned is (not settled)
+    record.update(owner={**asdict(ProcessId.mine()), "host": "elsewhere"})
+    assert record.abandoned is (False if settled else None)
+
+
+def test_a_launcher_that_is_killed_while_it_makes_a_record_leaves_none(tmp_path: Path, plan: Plan) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", lambda self, target: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            RunRecord.create(tmp_path, plan)
+    assert records(tmp_path) == []
+    assert RunRecord.create(tmp_path, plan).id == "r1"

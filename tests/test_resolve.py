@@ -42,8 +42,10 @@ lanes:
   - when: {power: true}
     repository: nvidia
     ref: powered
+    sha: "1111111111111111111111111111111111111111"
   - repository: nvidia
     ref: v1
+    sha: "2222222222222222222222222222222222222222"
     overlays: [{source: vllm/x}]
     setup-script: fixes.sh
     preflight: false
@@ -103,7 +105,7 @@ def test_a_plan_names_everything(bench: Bench) -> None:
     assert value["job_name"] == "x-tiny_1"
     assert value["images"][0]["uri"] == "docker://registry-1.docker.io#vllm/vllm-openai:tag"
     assert value["images"][0]["squash"] == "/squash/vllm_vllm-openai_tag.sqsh"
-    assert value["images"][0]["lock"] == "/squash/.locks/vllm_vllm-openai_tag.sqsh.lock"
+    assert value["images"][0]["lock"] == "/squash/.locks/vllm_vllm-openai_tag.lock"
     assert value["models"] == {"minimax-m3-mxfp8": "/lustre/A"}
     assert value["srtslurm"] == {
         "default_account": "a",
@@ -125,7 +127,7 @@ def test_a_plan_names_everything(bench: Bench) -> None:
     assert environment["INFMAX_WORKSPACE"] == "/lustre/runs/infmax-workspace-77-1-abc"
     assert value["recipe"]["document"]["health_check"] == {"max_attempts": 720}
     assert value["recipe"]["document"]["sbatch_directives"] == {"exclude": "bad-01", "comment": "77-1-abc"}
-    assert value["rules"] == {"model": "tiny.yaml:12", "lane": "tiny.yaml:22"}
+    assert value["rules"] == {"model": "tiny.yaml:12", "lane": "tiny.yaml:23"}
 
 
 def test_a_plan_survives_json(bench: Bench) -> None:
@@ -299,7 +301,7 @@ def test_aliases_and_helpers_that_are_known_are_no_finding(bench: Bench) -> None
     recipe["frontend"] = {"enable_multiple_frontends": True, "nginx_container": "nginx-sqsh"}
     bench.write("r.yaml", recipe)
     plan = bench.plan()
-    assert {f.rule for f in plan.findings} <= {"setup-script"}
+    assert {f.rule for f in plan.findings} <= {"setup-script", "alias-by-accident"}
     assert [i.reference for i in plan.images] == [IMAGE, "nginx:1.27.4"]
     assert set(plan.srtslurm["containers"]) == {"dynamo-vllm", "nginx-sqsh"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from launcher import stages
 from launcher.derive import Context
-from launcher.errors import Cancelled
+from launcher.errors import Cancelled, ModelError
 from launcher.plan import Plan
 from launcher.process import Completed
 from launcher.resolve import plan_benchmark
@@ -19,6 +20,7 @@ from launcher.slurm.client import Scheduler
 from launcher.srtctl.locate import RecipeFinder
 from launcher.stages import Effects
 from tests.benchmarks import a_benchmark
+from tests.model.checkpoints import checkpoint
 
 
 class Nobody:
@@ -46,7 +48,8 @@ def test_nothing_of_an_outer_job_reaches_the_submission() -> None:
     assert found == {"PATH": "/tools:/bin", "SLURM_CONF": "/c"}
 
 
-def test_a_compute_node_imports_what_its_login_node_cannot(tmp_path: Path) -> None:
+def test_a_compute_node_imports_what_its_login_node_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no test asks a registry of the world
     seen: list[tuple[list[str], dict[str, str]]] = []
 
     def runner(argv, *, timeout, cwd=None, env=None, input=None):  # type: ignore[no-untyped-def]
@@ -72,6 +75,23 @@ def test_storage_that_the_login_node_does_not_see_is_a_stated_fact(tmp_path: Pat
     kept = stages.model(plan_on("b300-nv", tmp_path, precision="fp4"), effects(say=said.append))
     assert kept["checked"] is False and "node-local storage" in kept["why"]
     assert "not checked from here" in said[0]
+
+
+def test_a_checkpoint_is_staged_where_its_rule_says_so(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "archive" / "M", {"quantization_config": {"quant_method": "fp8"}}, dtype="F8_E4M3")
+    planned = plan_on("b200-dgxc", tmp_path, precision="fp8")
+    at = dataclasses.replace(planned.model, path=str(tmp_path / "lustre" / "M"))
+    with pytest.raises(ModelError, match="is not there"):
+        stages.model(dataclasses.replace(planned, model=at), effects())
+    staging = dataclasses.replace(planned, model=dataclasses.replace(at, source=str(source)))
+    said: list[str] = []
+    kept = stages.model(staging, effects(say=said.append))
+    assert kept["whole"] and kept["identity"] == "match"
+    assert kept["staged"]["how"] == "staged"
+    assert "staged" not in stages.model(staging, effects())
+    with pytest.raises(Cancelled):
+        moved = dataclasses.replace(staging, model=dataclasses.replace(staging.model, path=str(tmp_path / "x/M")))
+        stages.model(moved, effects(stopping=lambda: True))
 
 
 def test_waiting_ends_when_somebody_asks_to_stop() -> None:

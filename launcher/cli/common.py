@@ -7,6 +7,7 @@ import fnmatch
 import os
 
 from launcher.benchmark import FIXED, Benchmark, Role
+from launcher.document import Place
 from launcher.errors import ConfigError
 from launcher.session import Session
 from launcher.srtctl.recipe import RecipeFacts, RoleFacts, facts, variants
@@ -23,16 +24,22 @@ def session(arguments: argparse.Namespace, *, look: bool = False) -> Session:
         runners=arguments.runners,
         recipes=arguments.recipes,
         look=look,
+        slurm_backend=getattr(arguments, "slurm_backend", None),
     )
 
 
 def selected(arguments: argparse.Namespace, of: Session) -> list[Benchmark]:
     """The benchmarks that the flags select: rows of a matrix, or the one that a recipe describes."""
+    return [benchmark for benchmark, _ in chosen(arguments, of)]
+
+
+def chosen(arguments: argparse.Namespace, of: Session) -> list[tuple[Benchmark, Place | str]]:
+    """The benchmarks that the flags select, each with the place of its row."""
     if arguments.recipe:
-        return [_from_recipe(arguments, of)]
+        return [(_from_recipe(arguments, of), "--recipe")]
     if not arguments.key:
         raise ConfigError("no benchmark is selected", hint="-k KEY (globs are taken), or --recipe FILE")
-    chosen = Selection(
+    selection = Selection(
         keys=arguments.key,
         frameworks=arguments.framework,
         precisions=arguments.precision,
@@ -42,11 +49,13 @@ def selected(arguments: argparse.Namespace, of: Session) -> list[Benchmark]:
         nodes="multi",
         evals="only" if arguments.evals else "none",
     )
-    found = [entry.benchmark for entry in of.matrix(arguments.matrix).entries(chosen)]
+    found: list[tuple[Benchmark, Place | str]]
+    found = [(entry.benchmark, entry.place) for entry in of.matrix(arguments.matrix).entries(selection)]
     if arguments.topology:
-        kept = [b for b in found if any(fnmatch.fnmatchcase(b.topology.lower(), t.lower()) for t in arguments.topology)]
+        globs = [t.lower() for t in arguments.topology]
+        kept = [(b, place) for b, place in found if any(fnmatch.fnmatchcase(b.topology.lower(), g) for g in globs)]
         if not kept:
-            there = ", ".join(dict.fromkeys(b.topology for b in found))
+            there = ", ".join(dict.fromkeys(b.topology for b, _ in found))
             raise ConfigError(f"no entry has topology {' or '.join(arguments.topology)}", hint=f"there are: {there}")
         found = kept
     return found

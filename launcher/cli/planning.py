@@ -1,4 +1,4 @@
-"""`launcher plan` and `launcher check`: decide, and say what was decided."""
+"""`launcher plan`: decide, and say what was decided."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import argparse
 import json
 
 from launcher.cli.common import narrowed, selected, session
-from launcher.errors import ConfigError
-from launcher.plan import Finding, Plan
+from launcher.plan import Plan
 from launcher.session import Session
 
 
@@ -24,25 +23,6 @@ def plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def check(arguments: argparse.Namespace) -> int:
-    """Print the findings of the selected benchmarks' plans; exit 1 when there is an error among them."""
-    if arguments.from_env:
-        plans, unsupported = _plans(arguments), list[Finding]()
-    else:
-        plans, unsupported = _plans_and_refusals(arguments)
-    found = [*unsupported, *(f for p in plans for f in p.findings)]
-    findings = list({(f.rule, f.where, f.message): f for f in found}.values())
-    if arguments.json:
-        print(json.dumps([f.as_dict() for f in findings], indent=2, ensure_ascii=False))
-    else:
-        for f in findings:
-            print(f"{f.rule} {f.severity} {f.where} {f.message}")
-        errors = sum(f.severity == "error" for f in findings)
-        checked = len(plans) + len(unsupported)
-        print(f"{checked} benchmarks: {errors} errors, {len(findings) - errors} warnings")
-    return 1 if any(f.severity == "error" for f in findings) else 0
-
-
 def _plans(arguments: argparse.Namespace) -> list[Plan]:
     of: Session = session(arguments)
     if arguments.from_env:
@@ -50,15 +30,3 @@ def _plans(arguments: argparse.Namespace) -> list[Plan]:
     narrow = narrowed(arguments)
     return [of.plan_by_hand(b, arguments.runner, narrow=narrow) for b in selected(arguments, of)]
 
-
-def _plans_and_refusals(arguments: argparse.Namespace) -> tuple[list[Plan], list[Finding]]:
-    """The plans of all that can be planned, and a finding for each benchmark that no runner supports."""
-    of: Session = session(arguments)
-    narrow = narrowed(arguments)
-    plans, refused = [], []
-    for benchmark in selected(arguments, of):
-        try:
-            plans.append(of.plan_by_hand(benchmark, arguments.runner, narrow=narrow))
-        except ConfigError as error:
-            refused.append(Finding("unsupported", "error", error.message, error.where or benchmark.source))
-    return plans, refused

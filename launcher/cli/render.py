@@ -93,7 +93,10 @@ def show_runs(found: Sequence[RunRecord], runs: Path) -> None:
         state = record.get("state")
         if not record.ended and not record.owned_by_another:
             state = f"{state} (nobody drives it)"
+        verdict = record.get("verdict") or {}
         said = f"{error['layer']}: {str(error['message']).splitlines()[0]}" if error else job.get("says", "")
+        if verdict.get("layer"):
+            said = f"{verdict['layer']}: {verdict['text']}"
         rows.append([record.id, record.get("runner"), _when(record.get("created")), state, job.get("id", "-"), said])
     table(["run", "runner", "began", "state", "job", ""], rows, sys.stdout)
 
@@ -115,6 +118,10 @@ def show_run(record: RunRecord) -> None:
         console.print(f"  {error['layer']}: {error['message']}", style="red")
         if error.get("hint"):
             console.print(f"  hint: {error['hint']}")
+    if verdict := record.get("verdict"):
+        said = f"{verdict['layer']}: {verdict['text']}" if verdict["layer"] else verdict["text"]
+        console.print(f"  verdict    {said}", style="red" if verdict["layer"] else "green")
+        console.print(f"  evidence   {record.directory / 'evidence'}")
     console.print(f"  record     {record.directory}")
 
 

@@ -7,6 +7,7 @@ import sys
 
 from launcher.benchmark import AGENTIC, FIXED, Benchmark
 from launcher.cli.common import session
+from launcher.derive import known
 from launcher.errors import ConfigError
 from launcher.runner.file import RunnerFile, describe_when
 
@@ -45,20 +46,28 @@ def show(arguments: argparse.Namespace) -> int:
     return 0
 
 
+_ADJUSTS = ("mounts", "exports", "edits", "srtslurm", "time_limit", "preflight", "setup_script", "tags")
+
+
 def _case(file: RunnerFile, benchmark: Benchmark) -> None:
     model, lane = file.model(benchmark), file.lane(benchmark)
     r = lane.rule
     print(f"model      {model.rule.path} as {model.rule.alias}   {model.where}")
+    if own := file.image(benchmark):
+        what = own.rule.image or f"in {own.rule.directory or file.runner.images.directory}"
+        print(f"image      {what}   {own.where}")
     print(f"srt-slurm  {file.runner.repositories[r.repository]} {r.ref} ({r.sha or 'not pinned'})   {lane.where}")
     for overlay in r.overlays:
         print(f"overlay    {overlay.source} → {overlay.destination or 'recipes/' + overlay.source}")
     if r.setup_script:
         print(f"set-up     {r.setup_script}")
     for applied in file.adjustments(benchmark):
-        what = ", ".join(k for k in ("mounts", "exports", "edits", "srtslurm") if getattr(applied.rule, k))
-        print(f"adjusts    {what or 'settings'}: {applied.rule.reason or '-'}   {applied.where}")
+        what = ", ".join(name for name in _ADJUSTS if getattr(applied.rule, name) not in (None, {}, []))
+        print(f"adjusts    {what.replace('_', '-')}: {applied.rule.reason or '-'}   {applied.where}")
     for excluded in file.excluded(benchmark):
         print(f"excludes   {excluded.rule.node}: {excluded.rule.reason}   {excluded.where}")
+    for finding in known([model, lane, *([own] if own else []), *file.adjustments(benchmark)]):
+        print(f"known      {finding.severity}: {finding.message}   {finding.where}")
 
 
 def _benchmark(case: str) -> Benchmark:

@@ -9,20 +9,23 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from launcher.benchmark import Benchmark
 from launcher.cli.common import narrowed, selected, session
 from launcher.cli.voice import Voice
-from launcher.errors import Cancelled, ConfigError
+from launcher.errors import Cancelled, ConfigError, LauncherError
 from launcher.execute import Execution, Outcome, refuse
 from launcher.github import GitHub, Signals
+from launcher.leftovers import adopt as take_job
+from launcher.leftovers import end_run, left_by_earlier_jobs
 from launcher.plan import Plan
 from launcher.process import stoppable
 from launcher.record import RunRecord
 from launcher.session import Session, new_run_id
 from launcher.slurm.client import open_scheduler
+from launcher.slurm.shared import SharedPoller
 from launcher.slurm.watch import Pace
 from launcher.stages import Effects, rehearsal_tools
 from launcher.sweep.drive import Drive, Stop
@@ -31,15 +34,34 @@ from launcher.sweep.drive import Drive, Stop
 def run(arguments: argparse.Namespace) -> int:
     """Run the one benchmark that is selected."""
     of = session(arguments, look=True)
+    return _exit_code(_drive(of, [_one_by_hand(of, arguments)], arguments, max_jobs=1))
+
+
+def adopt(arguments: argparse.Namespace) -> int:
+    """Take over a job that was started by hand: from here on it is this run's, to follow, to cancel, to collect."""
+    of = session(arguments, look=True)
+    by_environment = arguments.from_env
+    plan = of.plan_from_environment(arguments.run_id) if by_environment else _one_by_hand(of, arguments)
+    record = RunRecord.create(of.runs, plan)
+    record.update(results="workspace" if by_environment else "run")
+    output = Path(arguments.output).resolve() if arguments.output else None
+    try:
+        take_job(record, arguments.job, execution_of(of, record), output, of.runs)
+    except LauncherError as error:
+        record.update(state="failed", error={"layer": error.layer, "message": error.message})
+        raise
+    return _exit_code(drive_records(of, [(record, plan)], quiet=not arguments.logs))
+
+
+def _one_by_hand(of: Session, arguments: argparse.Namespace) -> Plan:
     chosen = selected(arguments, of)
     if len(chosen) > 1:
         titles = "\n".join(f"  {b.title} conc {' '.join(map(str, b.concurrencies))}" for b in chosen)
         raise ConfigError(
-            f"{len(chosen)} benchmarks are selected, and `run` runs one:\n{titles}",
+            f"{len(chosen)} benchmarks are selected, and one job measures one:\n{titles}",
             hint="narrow it by --topology, --seq or --conc, or use `launcher sweep`",
         )
-    plans = [_by_hand(of, arguments, benchmark) for benchmark in chosen]
-    return _exit_code(_drive(of, plans, arguments, max_jobs=1))
+    return _by_hand(of, arguments, chosen[0])
 
 
 def sweep(arguments: argparse.Namespace) -> int:
@@ -62,12 +84,30 @@ def ci(arguments: argparse.Namespace) -> int:
             plan = of.plan_from_environment(arguments.run_id)
             _announce(github, plan, of.workspace)
             github.output("run-id", plan.run_key)
+            _end_leftovers(of, plan, github)
             outcomes = _drive(of, [plan], arguments, max_jobs=1, github=github)
         except ConfigError as error:
             github.error(str(error), title="launcher: configuration")
             raise
         _report_to(github, of, outcomes)
     return _exit_code(outcomes)
+
+
+def _end_leftovers(of: Session, plan: Plan, github: GitHub) -> None:
+    """End what a launcher that was killed left of an earlier job of this GitHub runner, and say so."""
+    for record in left_by_earlier_jobs(of.runs, plan.job_name):
+        github.warning(f"run {record.id} was left behind by an earlier job of this runner; ending it")
+        try:
+            end_run(execution_of(of, record), "the next launcher on this runner", print)
+        except LauncherError as error:
+            github.warning(str(error), title="launcher: left behind")
+
+
+def execution_of(of: Session, record: RunRecord) -> Execution:
+    """A recorded run, to be ended or collected by this process."""
+    plan = record.plan
+    effects = make_effects(of, plan, say=lambda text: record.event("note", text))
+    return Execution(record, plan, effects_for(effects, record), of.replan)
 
 
 def _by_hand(of: Session, arguments: argparse.Namespace, benchmark: Benchmark) -> Plan:
@@ -114,10 +154,16 @@ def drive_records(
     if any(p.scheduler != first.scheduler or p.tools != first.tools for _, p in runs):
         raise ConfigError("the selected benchmarks are of several clusters", hint="--runner NAME picks one")
     with _stopping() as stop:
-        effects = make_effects(of, first, stop)
-        executions = []
+        said: list[str] = []
+        effects = make_effects(of, first, stop, say=said.append)
+        executions: list[Execution] = []
         for record, plan in runs:
-            record.listeners.append(voice.event)
+            if not executions:  # how Slurm is asked is in every record, and said once
+                record.listeners.append(voice.event)
+            for text in said:
+                record.event("note", text)
+            if executions:
+                record.listeners.append(voice.event)
             executions.append(Execution(record, plan, effects_for(effects, record), of.replan))
             executions[-1].take_over()
         drive = Drive(
@@ -156,11 +202,17 @@ def _stopping() -> Iterator[Stop]:
         yield Stop(signals.event.wait, reason)
 
 
-def make_effects(of: Session, plan: Plan, stop: Stop | None = None) -> Effects:
-    """How runs of this plan's cluster reach the world, from this process."""
+def make_effects(
+    of: Session, plan: Plan, stop: Stop | None = None, *, say: Callable[[str], None] = lambda text: None
+) -> Effects:
+    """How runs of this plan's cluster reach the world, from this process; ``say`` is told how Slurm is asked."""
     stopping = stop.asked if stop is not None else lambda: False
     tools = rehearsal_tools(of.state, plan.scheduler.kind, of.environ) if plan.tools == "rehearsal" else {}
-    scheduler = open_scheduler(plan.scheduler.kind, directory=of.state / "jobs")
+    asked = plan.scheduler
+    backend = of.slurm_backend or asked.backend
+    scheduler = open_scheduler(asked.kind, backend=backend, directory=of.state / "jobs", say=say)
+    if asked.kind == "slurm":
+        scheduler = SharedPoller(scheduler, of.state / "poller", cluster=of.environ.get("SLURM_CONF", ""))
     return Effects(scheduler=scheduler, environ=of.environ, stopping=stopping, run=stoppable(stopping), tools=tools)
 
 
@@ -207,6 +259,6 @@ def _report_to(github: GitHub, of: Session, outcomes: Sequence[Outcome]) -> None
         if path.is_file():
             summaries.append(json.loads(path.read_text()))
         if outcome.error is not None:
-            github.error(str(outcome.error), title=f"launcher: {outcome.error.layer}")
+            github.error(f"{outcome.verdict}\n{outcome.error}", title=f"launcher: {outcome.error.layer}")
     if summaries:
         github.summary(markdown(summaries))

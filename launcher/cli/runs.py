@@ -8,18 +8,13 @@ import sys
 import time
 
 from launcher.cli.common import existing_run, session
-from launcher.cli.running import drive_records, effects_for, make_effects
-from launcher.errors import Cancelled, ConfigError, JobError
-from launcher.execute import Execution, log_of
+from launcher.cli.running import drive_records, execution_of
+from launcher.errors import ConfigError, JobError, LauncherError
+from launcher.execute import log_of
+from launcher.leftovers import end_run, left_behind
 from launcher.record import RunRecord, records
-from launcher.session import Session
-from launcher.slurm.client import JobKey
 from launcher.slurm.logs import LogFollower
 from launcher.slurm.states import Phase
-from launcher.sweep.drive import until_gone
-
-CANCEL_PATIENCE = 60.0
-"""Seconds that `cancel` waits to see the job gone."""
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -73,7 +68,8 @@ def cancel(arguments: argparse.Namespace) -> int:
     """Cancel a run's job and wait until the scheduler says that it is gone."""
     of = session(arguments)
     record = RunRecord.load(of.runs, existing_run(arguments, of))
-    return _end(of, record, "launcher cancel")
+    end_run(execution_of(of, record), "launcher cancel", print)
+    return 0
 
 
 def cleanup(arguments: argparse.Namespace) -> int:
@@ -84,13 +80,24 @@ def cleanup(arguments: argparse.Namespace) -> int:
         if not (of.runs / run_id / "run.json").is_file():
             print(f"run {run_id} has no record: it never began")
             return 0
-        return _end(of, RunRecord.load(of.runs, run_id), "launcher cleanup")
-    code = 0
-    left = [r for r in records(of.runs) if not r.ended and not r.owned_by_another]
+        end_run(execution_of(of, RunRecord.load(of.runs, run_id)), "launcher cleanup", print)
+        return 0
+    left, elsewhere = left_behind(of.runs)
+    wrong: list[LauncherError] = []
     for record in left:
-        code = _end(of, record, "launcher cleanup") or code
+        try:
+            end_run(execution_of(of, record), "launcher cleanup", print)
+        except LauncherError as error:
+            wrong.append(error)
+    for record in elsewhere:
+        host = record.get("owner")["host"]
+        print(f"run {record.id}: only {host} can tell whether it is driven; `launcher cleanup {record.id}` ends it")
     print(f"{len(left)} runs were left behind" if left else "no run was left behind")
-    return code
+    for other in wrong[1:]:
+        print(other)
+    if wrong:
+        raise wrong[0]
+    return 0
 
 
 def collect(arguments: argparse.Namespace) -> int:
@@ -99,7 +106,7 @@ def collect(arguments: argparse.Namespace) -> int:
     record = RunRecord.load(of.runs, existing_run(arguments, of))
     if record.owned_by_another:
         raise ConfigError("another launcher drives this run, and will collect", where=f"run {record.id}")
-    execution = _execution(of, record)
+    execution = execution_of(of, record)
     execution.take_over()
     job = execution.job
     if job is None:
@@ -129,43 +136,3 @@ def resume(arguments: argparse.Namespace) -> int:
         raise ConfigError("another launcher drives this run", where=f"run {record.id}", hint="launcher logs -f RUN")
     outcomes = drive_records(of, [(record, record.plan)])
     return outcomes[0].exit_code
-
-
-def _end(of: Session, record: RunRecord, why: str) -> int:
-    """End what a run holds: its job by id, or by its token when the id was lost. 0 when nothing is left.
-
-    A launcher that drives the run sees its job end and writes the record; without one it is written here.
-    """
-    driven = record.owned_by_another
-    execution = _execution(of, record)
-    scheduler = execution.effects.scheduler
-    jobs = [execution.job] if execution.job else []
-    if not jobs and record.stage("submit").get("state") == "running":
-        jobs = scheduler.find(record.id)
-    alive = [job for job, state in scheduler.poll(jobs).items() if state.phase is not Phase.TERMINAL] if jobs else []
-    left: list[JobKey] = []
-    if alive:
-        scheduler.cancel(alive)
-        states = until_gone(scheduler, alive, bound=CANCEL_PATIENCE)
-        left = [job for job, state in states.items() if state.phase is not Phase.TERMINAL]
-        for job, state in states.items():
-            print(f"run {record.id}: {job}: {state.describe()}")
-            record.event("job", f"{why}: {state.describe()}", job=job.id)
-    else:
-        print(f"run {record.id}: no job is left")
-    if left:
-        raise JobError(
-            f"still not seen to end after {CANCEL_PATIENCE:.0f} s: {', '.join(map(str, left))}",
-            where=f"run {record.id}",
-            hint=f"scancel {' '.join(job.id for job in left)}",
-        )
-    if not record.ended and not driven:
-        execution.take_over()
-        execution.cancelled(Cancelled(why))
-    return 0
-
-
-def _execution(of: Session, record: RunRecord) -> Execution:
-    plan = record.plan
-    effects = make_effects(of, plan)
-    return Execution(record, plan, effects_for(effects, record), of.replan)

@@ -30,14 +30,23 @@ class Fault:
     may_pass: bool = False
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """What came of an import: enroot's warnings, and its version if that was said."""
+
+    warnings: tuple[str, ...]
+    version: str | None
+
+
 class _MayPass(ImageError):
     """A failure of the network or the registry that another attempt may not meet."""
 
 
 class Enroot:
-    """The enroot of this host. ``command`` is how it is called; the rehearsal gives another one.
+    """An enroot. ``command`` is how it is called; the rehearsal gives another one, and imports on nodes go by srun.
 
-    ``environment`` of each method is the program's whole environment.
+    With ``asked`` false it is only asked to import: by srun each question would be a job. Its version is then what the
+    import's output begins with, if it does. ``environment`` of each method is the program's whole environment.
     """
 
     def __init__(
@@ -45,11 +54,13 @@ class Enroot:
         runner: CommandRunner = run,
         command: Sequence[str] = ("enroot",),
         *,
+        asked: bool = True,
         say: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._run, self._command, self._say, self._clock, self._sleep = runner, tuple(command), say, clock, sleep
+        self._asked = asked
 
     def version(self, environment: Mapping[str, str]) -> str | None:
         """What `enroot version` prints, or None."""
@@ -60,11 +71,11 @@ class Enroot:
         answer = self._query("digest", uri, environment=environment)
         return answer if answer and re.fullmatch(r"sha256:[0-9a-f]{64}", answer) else None
 
-    def fetch(self, uri: str, output: Path, *, environment: Mapping[str, str], timeout: float, where: str) -> list[str]:
+    def fetch(self, uri: str, output: Path, *, environment: Mapping[str, str], timeout: float, where: str) -> Fetched:
         """Import an image into ``output``, a name of our own, within ``timeout`` seconds for all attempts together.
 
-        What may pass (rate limits, 5xx, the network, ESTALE) is tried up to four times with growing pauses. Returns
-        enroot's warnings. Raises ImageError, with ``where``.
+        What may pass (rate limits, 5xx, the network, ESTALE) is tried up to four times with growing pauses.
+        Raises ImageError, with ``where``.
         """
         from tenacity import (
             RetryCallState,
@@ -94,7 +105,7 @@ class Enroot:
 
     def _attempt(
         self, uri: str, output: Path, environment: Mapping[str, str], timeout: float, deadline: float, where: str
-    ) -> list[str]:
+    ) -> Fetched:
         output.unlink(missing_ok=True)  # enroot refuses an output that exists, as a failed attempt may leave one
         argv = [*self._command, "import", "-o", str(output), uri]
         done = self._run(argv, timeout=max(1.0, deadline - self._clock()), env=environment)
@@ -109,9 +120,13 @@ class Enroot:
             fault = diagnose(done)
             message = f"enroot import of {uri} failed: {fault.what}"
             raise (_MayPass if fault.may_pass else ImageError)(message, where=where, hint=fault.hint)
-        return [line for line in done.stderr.splitlines() if _WRONG_ARCHITECTURE in line]
+        version = re.match(r"\d+\.\d+(\.\d+)?\S*", done.stdout)
+        warnings = tuple(line for line in done.stderr.splitlines() if _WRONG_ARCHITECTURE in line)
+        return Fetched(warnings, version.group() if version else None)
 
     def _query(self, *words: str, environment: Mapping[str, str]) -> str | None:
+        if not self._asked:
+            return None
         done = self._run([*self._command, *words], timeout=_QUERY_TIMEOUT, env=environment)
         return done.stdout.strip() or None if done.ok else None
 
@@ -165,13 +180,16 @@ def diagnose(done: Completed) -> Fault:
     if done.returncode in (NOT_FOUND, NOT_EXECUTABLE) and text.startswith(f"{done.argv[0]}: "):
         return Fault("enroot is not there", "install it on this host, or import on compute nodes (images.import_on)")
     status = [int(code) for code in re.findall(r"returned error(?: code)?: (\d{3})\b", text)]
-    faults = [_by_status(code) for code in status] + [fault for words, fault in _BY_WORDS if re.search(words, text)]
+    faults = [fault_of_status(code) for code in status] + [
+        fault for words, fault in _BY_WORDS if re.search(words, text)
+    ]
     lasting = [fault for fault in faults if not fault.may_pass]
     fault = (lasting or faults or [Fault(f"exit {done.returncode}", "read what it said")])[0]
     return Fault(fault.what + "".join(f"\n  {line}" for line in said[-4:]), fault.hint, fault.may_pass)
 
 
-def _by_status(code: int) -> Fault:
+def fault_of_status(code: int) -> Fault:
+    """What an HTTP status of a registry means for an import."""
     if code in _BY_STATUS:
         return _BY_STATUS[code]
     what = f"HTTP status {code} from the registry"

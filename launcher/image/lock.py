@@ -137,7 +137,7 @@ class Lock:
         seen: tuple[bytes, int] | None = None
         unmoved, looked = 0.0, self._clock()
         while not _linked(temporary, self.path):
-            found = _look(self.path)
+            found = look(self.path)
             now = self._clock()
             # No look counts for more than two polls: an observer that was itself stopped has observed nothing.
             unmoved = unmoved + min(now - looked, 2 * self._poll) if found == seen else 0.0
@@ -147,7 +147,7 @@ class Lock:
                 why = "its process is dead" if owner.is_dead() else None
                 if why is None and unmoved >= self._lease:
                     why = f"no heartbeat for {unmoved:.0f} s"
-                if why and _take_away(self.path, found):
+                if why and take_away(self.path, found):
                     self._facts.append(f"broke the lock of {owner}: {why}")
                     continue
                 if now >= deadline:
@@ -200,8 +200,8 @@ class Lock:
             self._heart = None
         if self._handle is not None:
             with contextlib.suppress(OSError):
-                if not self.lost and (found := _look(self.path)) and found[0] == self._mine:
-                    _take_away(self.path, found)
+                if not self.lost and (found := look(self.path)) and found[0] == self._mine:
+                    take_away(self.path, found)
             os.close(self._handle)
             self._handle = None
         if self._flock is not None:
@@ -222,7 +222,7 @@ def _linked(temporary: Path, path: Path) -> bool:
     return True
 
 
-def _look(path: Path) -> tuple[bytes, int] | None:
+def look(path: Path) -> tuple[bytes, int] | None:
     """Content and heartbeat of an owner file; None when it is gone.
 
     It is opened anew each time: NFS clients ask the server for a file's times when they open it (nfs(5),
@@ -239,7 +239,7 @@ def _look(path: Path) -> tuple[bytes, int] | None:
         return None
 
 
-def _take_away(path: Path, judged: tuple[bytes, int]) -> bool:
+def take_away(path: Path, judged: tuple[bytes, int]) -> bool:
     """Remove the owner file that was judged, and no other. False when it could not be, or was another by then.
 
     Between the judgement and the removal another process may have broken the lock and taken it. So the file is renamed
@@ -252,7 +252,7 @@ def _take_away(path: Path, judged: tuple[bytes, int]) -> bool:
         return True
     except OSError:
         return False
-    if _look(aside) == judged:
+    if look(aside) == judged:
         with contextlib.suppress(OSError):
             aside.unlink()
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from launcher.errors import ImageError
 from launcher.image.owner import pid_exists
+from launcher.image.request import ImageRequest
 from launcher.publish import TEMPORARY_SUFFIX, temporary_name
 
 
@@ -77,3 +79,31 @@ def stale_parts(directory: Path) -> tuple[Path, ...]:
     name = re.compile(rf"\..*\.{host}\.(\d+)\.[0-9a-f]{{8}}{re.escape(TEMPORARY_SUFFIX)}", re.DOTALL)
     found = ((path, name.fullmatch(path.name)) for path in directory.iterdir())
     return tuple(sorted(path for path, match in found if match and not pid_exists(int(match.group(1)))))
+
+
+def check_directory(final: Path) -> None:
+    """Make a file where ``final`` will be, since access(2) knows nothing of root-squash. Raises OSError."""
+    probe = temporary_name(final)
+    os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC))
+    probe.unlink()
+
+
+def storage_error(error: OSError, request: ImageRequest) -> ImageError:
+    """What the file system refused during an import, and what to do."""
+    place = Path(error.filename or request.squash.parent)
+    if place.name.endswith(TEMPORARY_SUFFIX):
+        place = place.parent
+    hints = {
+        errno.ENOENT: "create the directory, or correct images.directory in the runner file",
+        errno.ENOTDIR: "correct images.directory in the runner file: a part of it is a file",
+        errno.EACCES: "make the directory writable for the user who imports",
+        errno.EPERM: "make the directory writable for the user who imports",
+        errno.EROFS: "import on a host that may write there (images.import_on in the runner file)",
+        errno.ENOSPC: "free space there",
+        errno.EDQUOT: "free space there, or have the quota raised",
+    }
+    return ImageError(
+        f"cannot import {request.reference}: {place}: {error.strerror}",
+        where=request.where or str(request.squash),
+        hint=hints.get(error.errno or 0, "try again; look at the log of the file system"),
+    )

@@ -6,15 +6,17 @@ nothing, because the file was replaced since.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
 import socket
+import time
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from launcher.image.squash import Superblock
+from launcher.image.squash import Superblock, open_unnoticed
 from launcher.publish import publish_new, publishing, temporary_name
 
 
@@ -29,9 +31,11 @@ def _user() -> str:
 class Sidecar:
     """What is recorded of a squash file.
 
-    ``reference`` as it was given, ``uri`` as enroot was asked; ``digest`` is the registry's manifest digest just before
-    the import, when it could be had. ``size`` in bytes, ``mtime_ns`` and ``superblock_time`` (seconds) from the epoch;
-    ``seconds`` is what the import took. ``how`` is ``imported``, or ``adopted`` for a file of somebody else.
+    ``reference`` as it was given, ``uri`` its canonical form. ``digest`` is that of the manifest that was imported,
+    when it could be had, ``index`` that of the index that named it; ``architecture`` is Debian's name. ``size`` in
+    bytes, ``mtime_ns`` and ``superblock_time`` (seconds) from the epoch; ``seconds`` is what the import took.
+    ``how`` is ``imported``, or ``adopted`` for a file of somebody else. ``hash`` is of all content (see `file_hash`),
+    ``options`` what mksquashfs was given. The record's own mtime is when the image was last used (see `touch`).
     """
 
     reference: str
@@ -43,6 +47,10 @@ class Sidecar:
     listing: str | None = None
     enroot_version: str | None = None
     digest: str | None = None
+    index: str | None = None
+    architecture: str | None = None
+    hash: str | None = None
+    options: str | None = None
     seconds: float | None = None
     user: str = field(default_factory=_user)
     host: str = field(default_factory=socket.gethostname)
@@ -84,11 +92,38 @@ def write(squash: Path, note: Sidecar, *, replace: bool = True) -> OSError | Non
                 _fill(temporary, content)
         else:
             temporary = temporary_name(final)
-            _fill(temporary, content)
-            publish_new(temporary, final)
+            try:
+                _fill(temporary, content)
+                publish_new(temporary, final)
+            finally:
+                temporary.unlink(missing_ok=True)
     except OSError as error:
         return error
     return None
+
+
+_USED = 600.0
+"""Seconds that a use may be recorded too early: not every hit has to change the file system."""
+
+
+def touch(squash: Path) -> None:
+    """Note that the image is used, in the time of its record. Others' records may not be touched; then runs tell."""
+    path = beside(squash)
+    with contextlib.suppress(OSError):
+        if time.time() - path.stat().st_mtime > _USED:
+            os.utime(path)
+
+
+def file_hash(path: Path) -> str:
+    """``xxh3-128:…`` of the content: against decay, not against malice, at several GiB/s. Raises OSError."""
+    import xxhash
+
+    value = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(4 << 20))
+    with open(open_unnoticed(path), "rb", buffering=0) as file:  # noqa: PTH123
+        while size := file.readinto(buffer):
+            value.update(buffer[:size])
+    return f"xxh3-128:{value.hexdigest()}"
 
 
 def _fill(path: Path, content: str) -> None:

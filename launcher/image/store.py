@@ -8,77 +8,30 @@ or removed. The lock in front of it only keeps two from doing the same work (lau
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from launcher.errors import ImageError
 from launcher.image import sidecar
 from launcher.image.enroot import Enroot
 from launcher.image.lock import Lock
 from launcher.image.reference import Reference
-from launcher.image.scratch import check_space, private_directory, stale_parts
+from launcher.image.request import How, ImageRecord, ImageRequest
+from launcher.image.scratch import check_directory, check_space, private_directory, stale_parts, storage_error
 from launcher.image.sidecar import Sidecar
 from launcher.image.squash import DamagedImage, Listing, MissingImage, Superblock, inspect, listing_ok
+from launcher.image.upstream import Moved, before_import, compare, enough_space
 from launcher.process import CommandRunner, run
-from launcher.publish import TEMPORARY_SUFFIX, publish_new, temporary_name
+from launcher.publish import publish_new, temporary_name
+
+if TYPE_CHECKING:  # urllib is for those who import
+    from launcher.image.registry import Manifest, Registry
 
 __all__ = ["ImageRecord", "ImageRequest", "ImageStore", "silent", "stale_parts"]
-
-
-How = Literal["hit", "adopted", "imported"]
-
-
-@dataclass(frozen=True)
-class ImageRequest:
-    """One image to have as a squash file. Can be pickled, to be carried out on a compute node.
-
-    ``uri`` is the canonical one (`Reference.uri`). ``flock_path`` is what the bash launchers flock. ``lock_wait`` and
-    ``import_timeout`` are in seconds. ``enroot_environment`` is added to the environment of enroot and wins over
-    everything. ``temp_directory`` (node-local: aufs whiteouts cannot be removed over NFS) gets enroot's temporaries;
-    the system's temporary directory when None. ``space`` is how many bytes must be free in both directories before an
-    import begins. ``where`` is the place that errors point to (``file:line`` of the image), else the squash file.
-    """
-
-    reference: str
-    uri: str
-    squash: Path
-    flock_path: Path | None = None
-    lock_wait: float = 1800.0
-    enroot_environment: Mapping[str, str] = field(default_factory=dict)
-    import_timeout: float = 3600.0
-    temp_directory: Path | None = None
-    space: int = 0
-    where: str | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "enroot_environment", dict(self.enroot_environment))  # a mappingproxy has no pickle
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """What was done for an image, and what it is.
-
-    ``how``: ``hit`` (a record of ours fits the file), ``adopted`` (whole, and made by somebody else), ``imported``.
-    ``size`` in bytes, ``created`` (by mksquashfs) and ``seconds`` (all of it, waiting included) in seconds. ``facts``
-    are one-line statements of what was not as it should be.
-    """
-
-    reference: str
-    uri: str
-    squash: Path
-    how: How
-    size: int
-    created: int
-    seconds: float
-    digest: str | None = None
-    enroot_version: str | None = None
-    listing: str | None = None
-    facts: tuple[str, ...] = ()
 
 
 def silent(message: str) -> None:
@@ -88,7 +41,8 @@ def silent(message: str) -> None:
 class ImageStore:
     """Has images in place. Everything it does to the world goes through what it is given here.
 
-    ``say`` gets one line at a time, as things happen. ``enroot`` is the command, ``lock`` the class of lock.
+    ``say`` gets one line at a time, as things happen. ``enroot`` is the command and ``asked`` as `Enroot` has it, ``lock``
+    the class of lock. Without a ``registry`` nobody is asked before an import, and of a tag that moved nothing is known.
     """
 
     def __init__(
@@ -97,25 +51,42 @@ class ImageStore:
         *,
         say: Callable[[str], None] = silent,
         enroot: Sequence[str] = ("enroot",),
+        asked: bool = True,
         lock: type[Lock] = Lock,
+        registry: Registry | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._run, self._say, self._lock, self._clock, self._sleep = runner, say, lock, clock, sleep
-        self._enroot = Enroot(runner, enroot, say=say, clock=clock, sleep=sleep)
+        self._registry = registry
+        self._enroot = Enroot(runner, enroot, asked=asked, say=say, clock=clock, sleep=sleep)
 
     def ensure(self, request: ImageRequest) -> ImageRecord:
         """Have the image at ``request.squash``, whole.
 
-        A whole file costs a stat, a read of 96 bytes and the record beside it: no lock and no process. Otherwise it is
-        imported under the lock, or without it when that is not to be had. Raises ImageError.
+        A whole file costs a stat, a read of 96 bytes and the record beside it: no lock and no process, and no network
+        unless ``request.moved_tag`` wants it. Otherwise it is imported under the lock, or without it when that is not
+        to be had. Raises ImageError.
         """
         began = self._clock()
         try:
             found = self._look(request, began)
-            return found if isinstance(found, ImageRecord) else self._have(request, began)
+            if not isinstance(found, ImageRecord):
+                return self._have(request, began)
+            if self._registry is None or request.moved_tag == "keep":
+                return found
+            return self._up_to_date(request, found, self._registry)
         except OSError as error:
-            raise _storage_error(error, request) from error
+            raise storage_error(error, request) from error
+
+    def _up_to_date(self, request: ImageRequest, found: ImageRecord, registry: Registry) -> ImageRecord:
+        """The image that is there, or the one that the tag names now, under a name of its own."""
+        after = compare(request, found.digest, found.index, registry)
+        if not isinstance(after, Moved):
+            return replace(found, facts=(*found.facts, *map(self._said, after)))
+        self._said(after.what)
+        newer = self.ensure(replace(request, squash=after.squash, moved_tag="keep"))
+        return replace(newer, facts=(after.what, *newer.facts))
 
     def _look(self, request: ImageRequest, began: float, facts: Sequence[str] = ()) -> ImageRecord | str:
         """The image if it is there and whole, else why an import is needed.
@@ -143,11 +114,12 @@ class ImageStore:
                 hint="spell one of the two images another way (registry#…, digest), or move the file away",
             )
         else:
+            sidecar.touch(request.squash)
             return _record(request, note, "hit", self._clock() - began, facts)
         return _record(request, note, "adopted", self._clock() - began, facts)
 
     def _have(self, request: ImageRequest, began: float) -> ImageRecord:
-        _check_directory(request)
+        check_directory(request.squash)
         lock = self._lock(
             request.squash.with_name(f".{request.squash.name}.owner"),
             what=f"import of {request.reference}",
@@ -177,18 +149,22 @@ class ImageStore:
         where = request.where or str(request.squash)
         started = self._clock()
         temporary = temporary_name(request.squash)
+        manifest = before_import(request, self._registry, where, lambda fact: facts.append(self._said(fact)))
         with private_directory(request.temp_directory) as (private, own):
             for directory in (request.squash.parent, private):
                 check_space(directory, request.space, where)
+            if manifest is not None:
+                enough_space(manifest, request.squash.parent, private, where)
             environment = {**os.environ, **own, **request.enroot_environment}
             version = self._enroot.version(environment)
-            digest = Reference.parse(request.uri).digest or self._enroot.digest(request.uri, environment)
+            uri, digest = self._source(request, manifest, environment)
             try:
-                warnings = self._enroot.fetch(
-                    request.uri, temporary, environment=environment, timeout=request.import_timeout, where=where
+                fetched = self._enroot.fetch(
+                    uri, temporary, environment=environment, timeout=request.import_timeout, where=where
                 )
-                facts += [self._said(warning) for warning in warnings]
+                facts += [self._said(warning) for warning in fetched.warnings]
                 block, listing = self._verify(temporary, where)
+                content = sidecar.file_hash(temporary)
                 if lock.lost:
                     facts.append(self._said("the lock was taken over during the import; publishing all the same"))
                 ours = publish_new(temporary, request.squash, whole=self._whole)
@@ -204,13 +180,26 @@ class ImageStore:
         note = replace(
             _note(request, block, "imported"),
             listing=listing.value,
-            enroot_version=version,
+            enroot_version=version or fetched.version,
             digest=digest,
+            index=manifest.index if manifest else None,
+            architecture=manifest.architecture if manifest else None,
+            hash=content,
+            options=environment.get("ENROOT_SQUASH_OPTIONS"),
             seconds=round(self._clock() - started, 3),
         )
         if error := sidecar.write(request.squash, note):
             facts.append(self._said(f"no record could be written beside it: {error.strerror}"))
         return _record(request, note, "imported", self._clock() - began, facts)
+
+    def _source(
+        self, request: ImageRequest, manifest: Manifest | None, environment: dict[str, str]
+    ) -> tuple[str, str | None]:
+        """What to import, and its digest: by digest where the registry told it, so that a tag cannot move meanwhile."""
+        reference = Reference.parse(request.uri)
+        if manifest is not None:
+            return replace(reference, tag=None, digest=manifest.digest).uri, manifest.digest
+        return request.uri, reference.digest or self._enroot.digest(request.uri, environment)
 
     def _verify(self, temporary: Path, where: str) -> tuple[Superblock, Listing]:
         """What enroot left must be whole before it gets its name. Raises ImageError."""
@@ -261,35 +250,8 @@ def _record(request: ImageRequest, note: Sidecar, how: How, seconds: float, fact
         created=note.superblock_time,
         seconds=seconds,
         digest=note.digest,
+        index=note.index,
         enroot_version=note.enroot_version,
         listing=note.listing,
         facts=tuple(facts),
-    )
-
-
-def _check_directory(request: ImageRequest) -> None:
-    """Make a file in the image directory, since access(2) knows nothing of root-squash. Raises OSError."""
-    probe = temporary_name(request.squash)
-    os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC))
-    probe.unlink()
-
-
-def _storage_error(error: OSError, request: ImageRequest) -> ImageError:
-    """What the file system refused, and what to do."""
-    place = Path(error.filename or request.squash.parent)
-    if place.name.endswith(TEMPORARY_SUFFIX):
-        place = place.parent
-    hints = {
-        errno.ENOENT: "create the directory, or correct images.directory in the runner file",
-        errno.ENOTDIR: "correct images.directory in the runner file: a part of it is a file",
-        errno.EACCES: "make the directory writable for the user who imports",
-        errno.EPERM: "make the directory writable for the user who imports",
-        errno.EROFS: "import on a host that may write there (images.import_on in the runner file)",
-        errno.ENOSPC: "free space there",
-        errno.EDQUOT: "free space there, or have the quota raised",
-    }
-    return ImageError(
-        f"cannot import {request.reference}: {place}: {error.strerror}",
-        where=request.where or str(request.squash),
-        hint=hints.get(error.errno or 0, "try again; look at the log of the file system"),
     )

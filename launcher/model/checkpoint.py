@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from launcher.errors import ModelError
+from launcher.model.manifest import NAME, STAGING_NAME, WORK, Manifest
 from launcher.model.quantisation import Identity, declared, identity
 from launcher.model.safetensors import DamagedFile, Header, open_regular, read_header
 
@@ -54,10 +55,11 @@ class Verdict:
         return {**dataclasses.asdict(self), "path": str(self.path)}
 
 
-def examine(path: Path, *, precision: str | None) -> Verdict:
-    """Look at a checkpoint directory: one listing, and one small read for each shard.
+def examine(path: Path, *, precision: str | None, unfinished: bool = False) -> Verdict:
+    """Look at a checkpoint directory: one listing, a small read for each shard, a stat for each file of a manifest.
 
-    ``precision`` is what the benchmark declares (``fp4 fp8 bf16 int4``). Never raises for what lies there.
+    ``precision`` is what the benchmark declares (``fp4 fp8 bf16 int4``). ``unfinished``: it is being staged by the
+    caller, and may look so. Never raises for what lies there.
     """
     try:
         names = frozenset(entry.name for entry in path.iterdir())
@@ -65,12 +67,15 @@ def examine(path: Path, *, precision: str | None) -> Verdict:
         reason = "no such directory" if isinstance(error, FileNotFoundError) else str(error.strerror).lower()
         return Verdict(path, False, "unknown", reason, "not known", 0, 0, (reason,))
     problems: list[str] = []
+    doubts: list[str] = []
+    if not unfinished:
+        _check_manifest(path, names, problems, doubts)
     config = _mapping(path / "config.json", problems) if "config.json" in names else None
     if "config.json" not in names:
         hub = "; this is a cache entry, the checkpoint is below snapshots/" if "snapshots" in names else ""
         problems.append(f"config.json is missing{hub}")
     _check_tokenizer(path, names, problems)
-    doubts = [f"{name} is left over from a copy" for name in sorted(_leftovers(path, names))]
+    doubts += [f"{name} is left over from a copy" for name in sorted(_leftovers(path, names))]
     headers = _check_shards(path, names, problems, doubts)
     by_dtype: Counter[str] = Counter()
     for header in headers.values():
@@ -92,11 +97,12 @@ def examine(path: Path, *, precision: str | None) -> Verdict:
     )
 
 
-def require(verdict: Verdict, *, rehearsal: bool = False) -> Verdict:
+def require(verdict: Verdict, *, rehearsal: bool = False, precision: str | None = None) -> Verdict:
     """Give the verdict back when the checkpoint may be served; raise ModelError when it may not.
 
     Refused are checkpoints that are not whole, those that are certainly another one, and, unless ``rehearsal``, those
-    made for rehearsals. An unknown identity passes and stays in the verdict as unknown: say it where it is shown.
+    made for rehearsals. An unknown identity passes and stays in the verdict as unknown: say it where it is shown. With
+    ``precision`` the hint names a sibling only if that is whole and of this precision.
     """
     where = str(verdict.path)
     if not verdict.whole:
@@ -104,16 +110,19 @@ def require(verdict: Verdict, *, rehearsal: bool = False) -> Verdict:
             *verdict.problems[:10],
             *([f"and {len(verdict.problems) - 10} more"] if len(verdict.problems) > 10 else []),
         ]
-        near = nearest_sibling(verdict.path)
+        near = right_sibling(verdict.path, precision)
         hint = (
             f"there is {near}: is that the one?" if near else "stage it again, or correct the path in the runner file"
         )
         raise ModelError("the checkpoint is not whole: " + "; ".join(shown), where=where, hint=hint)
     if verdict.identity == "mismatch":
+        near = right_sibling(verdict.path, precision)
         raise ModelError(
             f"this is another checkpoint than the one declared: {verdict.identity_reason}",
             where=where,
-            hint="correct the model's rule in the runner file, or the precision in the matrix",
+            hint=f"there is {near}: is that the one?"
+            if near
+            else "correct the model's rule in the runner file, or the precision in the matrix",
         )
     if verdict.rehearsal and not rehearsal:
         raise ModelError("this checkpoint was made for rehearsals and holds no weights", where=where)
@@ -138,10 +147,39 @@ def nearest_sibling(path: Path) -> Path | None:
     return None
 
 
+def right_sibling(path: Path, precision: str | None) -> Path | None:
+    """The checkpoint beside a wrong one that would be right: of a name that differs in case or suffix only, whole, and
+    by its own files of the ``precision`` asked for. Like `nearest_sibling` a suggestion."""
+    try:
+        entries = [entry.name for entry in os.scandir(path.parent) if entry.is_dir() and entry.name != path.name]
+    except OSError:
+        return None
+    near = [name for name in entries if _stem(name) == _stem(path.name)]
+    for name in sorted(near, key=lambda name: (name.casefold() != path.name.casefold(), name)):
+        verdict = examine(path.with_name(name), precision=precision)
+        if verdict.whole and verdict.identity != "mismatch":
+            return verdict.path
+    return None
+
+
 def _stem(name: str) -> str:
     while found := _SUFFIX.search(name):
         name = name[: found.start()]
     return name.casefold()
+
+
+def _check_manifest(path: Path, names: frozenset[str], problems: list[str], doubts: list[str]) -> None:
+    """Compare with `.complete.json` by names and sizes; a directory whose staging never ended is no checkpoint."""
+    try:
+        manifest = Manifest.read(path)
+    except ModelError as error:
+        problems.append(f"{NAME}: {error.message}")
+        return
+    if manifest is not None:
+        problems += manifest.differences(path)
+        doubts += [f"{name} came after the checkpoint was staged" for name in manifest.extra(path)]
+    elif WORK in names or STAGING_NAME.fullmatch(path.name):
+        problems.append("half staged: its staging has not ended, or was killed")
 
 
 def _mapping(path: Path, problems: list[str]) -> Mapping[str, Any] | None:

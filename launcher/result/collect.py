@@ -24,7 +24,7 @@ from launcher.result.validate import FileName, Invalid, Point, read_agentic_resu
 from launcher.result.workspace import LOGS, NAME_MAX, check_target, digest_of, publish_file, replace_logs
 
 TARBALL = "multinode_server_logs.tar.gz"
-STAMPS = ("exporter-image.sha256", "power-producer-sha.txt")
+EXPORTER_STAMP, PRODUCER_STAMP = STAMPS = ("exporter-image.sha256", "power-producer-sha.txt")
 """Left in the workspace by the power lane; they travel with the logs, for the audit of power measurements."""
 
 _INTERVAL = 5.0

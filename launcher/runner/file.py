@@ -13,11 +13,12 @@ import msgspec
 
 from launcher.benchmark import Benchmark
 from launcher.boundary import schema_error
-from launcher.document import Document, Key, nearest
+from launcher.document import Document, Key, Place, nearest
 from launcher.errors import ConfigError
 from launcher.runner.schema import (
     Adjustment,
     ExcludedNode,
+    ImageRule,
     LaneRule,
     ModelRule,
     Pattern,
@@ -33,22 +34,27 @@ R = TypeVar("R", bound=Rule)
 def _matches(pattern: Pattern | None, value: str) -> bool:
     if pattern is None:
         return True
+    if isinstance(pattern, str) and not pattern.startswith("!"):
+        return fnmatch.fnmatchcase(value, pattern)
     patterns = [pattern] if isinstance(pattern, str) else pattern
-    return any(fnmatch.fnmatchcase(value, p) for p in patterns)
+    wanted = [p for p in patterns if not p.startswith("!")]
+    return not any(fnmatch.fnmatchcase(value, p[1:]) for p in patterns if p.startswith("!")) and (
+        not wanted or any(fnmatch.fnmatchcase(value, p) for p in wanted)
+    )
 
 
 def applies(when: When, benchmark: Benchmark, *, power: bool = False) -> bool:
     """Whether a rule with this ``when`` is for this benchmark."""
-    config_file = (benchmark.config_file or "").partition(":")[0]
+    # Most conditions are not given, and all rules are asked for every row: hence the looks before the calls.
     return (
-        _matches(when.prefix, benchmark.model_prefix)
-        and _matches(when.precision, benchmark.precision)
-        and _matches(when.framework, benchmark.framework)
-        and _matches(when.model, benchmark.model)
-        and _matches(when.image, benchmark.image)
-        and _matches(when.scenario, benchmark.scenario)
-        and _matches(when.spec_decoding, benchmark.spec_decoding)
-        and _matches(when.config_file, config_file)
+        (when.prefix is None or _matches(when.prefix, benchmark.model_prefix))
+        and (when.precision is None or _matches(when.precision, benchmark.precision))
+        and (when.framework is None or _matches(when.framework, benchmark.framework))
+        and (when.model is None or _matches(when.model, benchmark.model))
+        and (when.image is None or _matches(when.image, benchmark.image))
+        and (when.scenario is None or _matches(when.scenario, benchmark.scenario))
+        and (when.spec_decoding is None or _matches(when.spec_decoding, benchmark.spec_decoding))
+        and (when.config_file is None or _matches(when.config_file, (benchmark.config_file or "").partition(":")[0]))
         and when.eval_only in (None, benchmark.eval_only)
         and when.power in (None, power)
     )
@@ -57,15 +63,14 @@ def applies(when: When, benchmark: Benchmark, *, power: bool = False) -> bool:
 class Applied(Generic[R]):
     """A rule that applies, and where it stands. The line is looked up only when asked: it costs a second parse."""
 
-    def __init__(self, file: RunnerFile, table: str, index: int, rule: R) -> None:
+    def __init__(self, file: RunnerFile, table: Sequence[str], index: int, rule: R) -> None:
         self.rule = rule
-        self._place = (file, table, index)
+        self.place = Place(file.document, *table, index)
 
     @cached_property
     def where(self) -> str:
         """``file:line`` of the rule."""
-        file, table, index = self._place
-        return file.where(table, index)
+        return str(self.place)
 
 
 class RunnerFile:
@@ -100,6 +105,10 @@ class RunnerFile:
         """The lane for a benchmark. Raises ConfigError, listing what is supported, when there is none."""
         return self._first("lanes", self.runner.lanes, benchmark, power)
 
+    def image(self, benchmark: Benchmark, *, power: bool = False) -> Applied[ImageRule] | None:
+        """The rule for where the benchmark's image lies, or None when it lies where all do."""
+        return self._find(("images", "rules"), self.runner.images.rules, benchmark, power)
+
     def adjustments(self, benchmark: Benchmark, *, power: bool = False) -> list[Applied[Adjustment]]:
         """Every adjustment for a benchmark, in the file's order."""
         return self._all("adjust", self.runner.adjust, benchmark, power)
@@ -110,13 +119,18 @@ class RunnerFile:
 
     def _all(self, table: str, rules: Sequence[R], benchmark: Benchmark, power: bool) -> list[Applied[R]]:
         return [
-            Applied(self, table, i, rule) for i, rule in enumerate(rules) if applies(rule.when, benchmark, power=power)
+            Applied(self, (table,), i, rule)
+            for i, rule in enumerate(rules)
+            if applies(rule.when, benchmark, power=power)
         ]
 
+    def _find(self, table: Sequence[str], rules: Sequence[R], benchmark: Benchmark, power: bool) -> Applied[R] | None:
+        found = ((i, rule) for i, rule in enumerate(rules) if applies(rule.when, benchmark, power=power))
+        return next((Applied(self, table, i, rule) for i, rule in found), None)
+
     def _first(self, table: str, rules: Sequence[R], benchmark: Benchmark, power: bool) -> Applied[R]:
-        for i, rule in enumerate(rules):
-            if applies(rule.when, benchmark, power=power):
-                return Applied(self, table, i, rule)
+        if applied := self._find((table,), rules, benchmark, power):
+            return applied
         asked = f"{benchmark.model_prefix}/{benchmark.precision}/{benchmark.framework} ({benchmark.scenario})"
         supported = "; ".join(dict.fromkeys(describe_when(r.when) for r in rules)) or "nothing"
         raise ConfigError(
@@ -145,6 +159,9 @@ class RunnerFile:
                     f"sha {lane.sha!r} is not a full commit id of 40 hexadecimal digits",
                     where=self.where("lanes", i, "sha"),
                 )
+        for i, model in enumerate(runner.models):
+            if model.stage and model.source is None:
+                raise ConfigError("`stage: true` needs a `source`", where=self.where("models", i, "stage"))
         for i, storage in enumerate(runner.storage):
             if not storage.path.startswith("/"):
                 raise ConfigError(f"{storage.path!r} is not absolute", where=self.where("storage", i, "path"))

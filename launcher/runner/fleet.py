@@ -50,6 +50,17 @@ class Fleet:
     def all(self) -> list[RunnerFile]:
         return [self.get(name) for name in self.paths]
 
+    def readable(self, broken: list[ConfigError] | None = None) -> list[RunnerFile]:
+        """The files that can be read; what is wrong with the others is added to ``broken``."""
+        found = []
+        for name in self.paths:
+            try:
+                found.append(self.get(name))
+            except ConfigError as error:
+                if broken is not None:
+                    broken.append(error)
+        return found
+
     def for_runner_name(self, runner_name: str) -> RunnerFile:
         """The cluster of a physical runner (``b300-nv_07``): its name up to the first underscore."""
         prefix = runner_name.partition("_")[0]

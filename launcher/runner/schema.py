@@ -2,7 +2,8 @@
 
 A table (`models`, `lanes`) is an ordered list of rules, each with a ``when:``; the first match wins, and no match is an
 error that lists what is supported. `adjust` and `exclude-nodes` are the lists of which every matching rule applies, in
-order: mounts, exports and recipe edits that cut across lanes.
+order: mounts, exports and recipe edits that cut across lanes. `images.rules` is for images that do not lie where the
+others do: the first match wins, and without one the image is as `images` says.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from typing import Any, Literal
 import msgspec
 
 Pattern = str | list[str]
-"""A glob, or several of which one must match; matching is case-sensitive."""
+"""A glob, or several of which one must match; matching is case-sensitive.
+
+A glob behind ``!`` excludes: ``["dynamo-*", "!dynamo-trt"]`` is any dynamo but that one, ``"!dsv4"`` anything else.
+"""
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -39,21 +43,32 @@ class When(_Struct, frozen=True):
     """Whether the recipe asks for DCGM power telemetry."""
 
 
+class Known(_Struct, frozen=True, kw_only=True):
+    """Something that is known to be wrong where a rule applies: every plan of it says so, as a finding there."""
+
+    message: str
+    severity: Literal["error", "warning"] = "warning"
+
+
 class Rule(_Struct, frozen=True):
     """Base of a table's rows."""
 
     when: When = When()
+    known: Known | None = None
 
 
 class ModelRule(Rule, frozen=True, kw_only=True):
     """Where a checkpoint lies.
 
-    ``path`` is one directory, or candidates of which the first that exists counts (the first one where this machine
-    cannot see them). ``alias`` is the key of `model_paths` that this fleet's recipes use, ``also`` further spellings.
-    ``variable`` names an environment variable of the runner's host that overrides the path when it is set.
+    ``path`` is one directory, or candidates of which the first that exists counts. ``otherwise`` (a directory, or
+    ``hf:ORGANISATION/NAME``; the first candidate when it is not given) is taken when none does, hence also by a machine
+    that sees none of them, as in a dry run elsewhere. ``alias`` is the key of `model_paths` that this fleet's recipes
+    use, ``also`` further spellings. ``variable`` names an environment variable of the runner's host that overrides the
+    path when it is set.
     """
 
     path: str | list[str]
+    otherwise: str | None = None
     alias: str
     also: list[str] = []
     variable: str | None = None
@@ -61,10 +76,14 @@ class ModelRule(Rule, frozen=True, kw_only=True):
     """SERVED_MODEL_NAME for the job; ``{model}`` is the row's model. It changes agentic requests: only where said."""
     holding: str | None = None
     """A glob that a candidate must hold to count as existing (stub directories have been met)."""
+    source: str | None = None
+    """Where the checkpoint can be staged from: a directory (archive tier), or ``hf:ORGANISATION/NAME@COMMIT``."""
+    stage: bool = False
+    """Whether a run stages it when it is not there; otherwise that is for `launcher model stage`."""
 
 
 class Overlay(_Struct, frozen=True, kw_only=True):
-    """Recipes of the workspace that are laid over the checkout.
+    """Recipes of the workspace that are laid over the checkout: a directory, or one file.
 
     ``source`` is below ``benchmarks/multi_node/srt-slurm-recipes``; ``destination`` below the checkout, and is
     ``recipes/<source>`` unless said.
@@ -85,7 +104,8 @@ class LaneRule(Rule, frozen=True, kw_only=True):
     """Which srt-slurm runs a benchmark, and how it is called.
 
     ``sha`` is what is checked out, always the full 40 digits; ``ref`` is the name that people know it by, and a moved
-    ref is said, not followed.
+    ref is said, not followed. Without a sha (a branch of a repository that nobody here can read) the ref is followed,
+    which is said too.
     """
 
     repository: str
@@ -139,6 +159,8 @@ class Scheduler(_Struct, frozen=True, kw_only=True):
     """``kind`` is ``slurm``, or ``local`` for the embedded one."""
 
     kind: Literal["slurm", "local"] = "slurm"
+    backend: Literal["auto", "commands", "pyslurm"] = "auto"
+    """How Slurm is asked; ``auto`` is pyslurm where it is installed and of this Slurm's release, else its commands."""
     partition: str | None = None
     partition_variable: str | None = None
     """A matrix setting or host variable that may replace the partition (``SLURM_PARTITION``)."""
@@ -159,12 +181,35 @@ class Node(_Struct, frozen=True, kw_only=True):
     """Nodes of the partition, where it is known: a recipe that needs more can never start."""
 
 
+class Stripe(_Struct, frozen=True, kw_only=True):
+    """Layout of a checkpoint's files of at least ``at_least`` bytes: on ``count`` targets (-1: all), ``size`` on each
+    in turn, as `lfs setstripe` takes it."""
+
+    at_least: int = 0
+    count: int
+    size: str = "4M"
+
+
 class Storage(_Struct, frozen=True, kw_only=True):
     """A file system, and who can see what lies below ``path``."""
 
     path: str
     kind: Literal["lustre", "nfs", "node-local", "local"]
     seen_by: tuple[Literal["login", "compute"], ...] = ("login", "compute")
+    striping: list[Stripe] | None = None
+    """On Lustre: layouts of staged checkpoints, by size (default: launcher/model/striping.py); ``[]`` sets none."""
+
+
+class ImageRule(Rule, frozen=True, kw_only=True):
+    """Where the benchmark's own image lies when it does not lie where the others do; helpers always do.
+
+    What is not given is as `images` says. ``image`` is run in the place of the row's: a finding says so, because
+    results are published under the row's.
+    """
+
+    directory: str | None = None
+    name: Literal["underscore", "plus", "plus-nv"] | None = None
+    image: str | None = None
 
 
 class Images(_Struct, frozen=True, kw_only=True):
@@ -177,12 +222,28 @@ class Images(_Struct, frozen=True, kw_only=True):
     directory: str
     name: Literal["underscore", "plus", "plus-nv"] = "underscore"
     lock: str = "{squash}.lock"
-    """The path that the bash launchers flock; ``{squash}``, ``{directory}`` and ``{name}`` are filled in."""
+    """The path that the bash launchers flock; ``{squash}``, ``{directory}`` and ``{name}`` (of the squash file, without
+    ``.sqsh``) are filled in."""
     lock_wait: int = 1800
     import_on: Literal["login", "compute"] = "login"
     import_timeout: int = 3600
     temporary: str | None = None
     """Node-local directory for enroot's own temporaries; the system's temporary directory when not given."""
+    moved_tag: Literal["keep", "refresh", "fail"] = "keep"
+    """What is done when a tag names another image than the one that is there: nothing (and no registry is asked), an
+    import under a name with the new digest, or an error."""
+    squash_options: str = "-comp zstd -Xcompression-level 3 -b 1M -exit-on-error"
+    """For mksquashfs. The default gives smaller files than enroot's own, and costs less (docs/images.md)."""
+    processors: int | None = None
+    """For an import; all that the host gives when not said. On a compute node they are asked of Slurm."""
+    transfer_retries: int = 3
+    import_partition: str | None = None
+    """For imports on compute nodes: one without GPUs, where there is one. No GPU is asked for anyway."""
+    import_options: list[str] = []
+    """More words for that srun."""
+    environment: dict[str, str] = {}
+    """For enroot: ``{home}`` is the home directory of who imports (``ENROOT_CACHE_PATH: "{home}/.cache/enroot"``)."""
+    rules: list[ImageRule] = []
     aliases: list[str] = []
     """Container names in recipes that mean the benchmark's own image on this cluster."""
     helpers: dict[str, str] = {}
@@ -203,9 +264,13 @@ class Checkout(_Struct, frozen=True, kw_only=True):
 
 
 class Workspace(_Struct, frozen=True, kw_only=True):
-    """How the job sees the workspace: below ``shared`` a copy is made when compute nodes cannot see the original."""
+    """How the job sees the workspace: below ``shared`` a copy is made when compute nodes cannot see the original.
+
+    ``only`` names the benchmarks that need that (one of its conditions must hold); without it all do.
+    """
 
     shared: str | None = None
+    only: list[When] = []
     variable: str = "INFMAX_WORKSPACE"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -64,6 +64,11 @@ def scontrol_records(text: str) -> list[Record]:
             comment = _SCONTROL_COMMENT.search(line)
             found.append(_record("scontrol", *words, comment[1].strip() if comment else ""))
     return found
+
+
+def controller_records(rows: Iterable[Sequence[str]], source: str) -> list[Record]:
+    """The records in rows of `launcher.slurm.native_worker`: the fields of SACCT_FIELDS, in that order."""
+    return [_record(source, *row) for row in rows]
 
 
 def own_record(job: JobKey, records: Iterable[Record]) -> Record | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,10 @@ from launcher.slurm.states import Phase
 
 SAME_SECONDS = 2.0
 """Submit times that differ by no more are one: Slurm keeps whole seconds, other clocks are read a moment later."""
+
+
+BACKENDS = ("auto", "commands", "pyslurm")
+"""How Slurm can be asked."""
 
 
 class SchedulerUnreachable(SubmissionError):
@@ -116,7 +120,7 @@ def unknown(reason: str, source: str = "") -> JobState:
 
 
 class Scheduler(Protocol):
-    """Where jobs live. Implementations: Slurm's commands, the embedded one; pyslurm fits the same four calls."""
+    """Where jobs live. Implementations: Slurm's commands, pyslurm, the embedded one."""
 
     @property
     def name(self) -> str: ...
@@ -142,15 +146,35 @@ class Scheduler(Protocol):
         """Everything the scheduler says about a job, by who says it, as evidence for the run's record."""
 
 
-def open_scheduler(kind: str, *, directory: Path | None = None, runner: CommandRunner = run) -> Scheduler:
-    """The scheduler of a kind: ``slurm`` (its commands, by ``runner``) or ``local`` (its jobs lie in ``directory``).
+def open_scheduler(
+    kind: str,
+    *,
+    backend: str = "auto",
+    directory: Path | None = None,
+    runner: CommandRunner = run,
+    say: Callable[[str], None] = lambda text: None,
+) -> Scheduler:
+    """The scheduler of a kind: ``slurm`` or ``local`` (its jobs lie in ``directory``).
 
-    The runner must go on when the launcher was asked to stop: scancel is what it then has to run.
+    Slurm is asked by its commands (``backend`` ``commands``), or by pyslurm where that can be used (``pyslurm``,
+    ``auto``) and by its commands elsewhere; ``say`` is told which and why. All programs are run by ``runner``, which
+    must go on when the launcher was asked to stop: scancel is what it then has to run.
     Raises ConfigError for another word, and for ``local`` without a directory.
     """
     if kind == "slurm":
         from launcher.slurm.commands import SlurmCommands
 
+        if backend not in BACKENDS:
+            raise ConfigError(f"unknown Slurm backend {backend!r}", hint=" or ".join(BACKENDS))
+        why = "as asked for"
+        if backend != "commands":
+            from launcher.slurm.native import choose
+
+            native, why = choose(runner=runner)
+            if native is not None:
+                say(f"Slurm is asked by {why}")
+                return native
+        say(f"Slurm is asked by its commands: {why}")
         return SlurmCommands(runner=runner)
     if kind == "local":
         from launcher.slurm.local import LocalScheduler

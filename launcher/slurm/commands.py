@@ -35,11 +35,12 @@ _REFUSED = re.compile(r"access/permission denied|invalid user", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """Records by job id, or why there was no answer (``silence``, "" when there was one)."""
+class Answer:
+    """Records by job id, or why there was no answer (``silence``, "" when there was one). ``by`` is who was asked."""
 
     records: Mapping[str, list[Record]]
     silence: str = ""
+    by: str = ""
 
 
 class SlurmCommands:
@@ -73,7 +74,10 @@ class SlurmCommands:
         return found
 
     def _poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
-        queue = self._squeue([job.id for job in jobs])
+        return self._judge(jobs, self._squeue([job.id for job in jobs]))
+
+    def _judge(self, jobs: Sequence[JobKey], queue: Answer) -> dict[JobKey, JobState]:
+        """The states that follow from the controller's answer, and from accounting for who is not alive by it."""
         found: dict[JobKey, JobState] = {}
         for job in jobs:
             record = own_record(job, queue.records.get(job.id, ()))
@@ -102,9 +106,7 @@ class SlurmCommands:
         an empty sacct, which lags, and may hold no comments.
         """
         user = str(os.getuid())
-        queue = self._ask(
-            ["squeue", "-h", "--states=all", "-u", user, "-o", answers.SQUEUE_FORMAT], answers.squeue_records
-        )
+        queue = self._queue_of(user)
         since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self._now() - 86400))
         accounts = self._ask(
             ["sacct", "-X", "-D", "-n", "-P", "-u", user, "-S", since, "-o", answers.SACCT_FIELDS],
@@ -149,25 +151,29 @@ class SlurmCommands:
         said = {name: self._runner(argv, timeout=self._timeout, env=self._plain) for name, argv in asked.items()}
         return {name: answer.stdout if answer.ok else str(answer) for name, answer in said.items()}
 
-    def _squeue(self, ids: Sequence[str], timeout: float | None = None) -> _Answer:
+    def _squeue(self, ids: Sequence[str], timeout: float | None = None) -> Answer:
         argv = ["squeue", "-h", "--states=all", "-j", ",".join(ids), "-o", answers.SQUEUE_FORMAT]
         return self._ask(argv, answers.squeue_records, timeout)
 
-    def _sacct(self, ids: Sequence[str]) -> _Answer:
+    def _queue_of(self, user: str) -> Answer:
+        argv = ["squeue", "-h", "--states=all", "-u", user, "-o", answers.SQUEUE_FORMAT]
+        return self._ask(argv, answers.squeue_records)
+
+    def _sacct(self, ids: Sequence[str]) -> Answer:
         # -D shows every record of an id that was given out twice, or requeued. With -j the window begins at the epoch.
         argv = ["sacct", "-X", "-D", "-n", "-P", "-j", ",".join(ids), "-o", answers.SACCT_FIELDS]
         return self._ask(argv, answers.sacct_records)
 
-    def _scontrol(self, ids: Sequence[str]) -> dict[str, _Answer]:
+    def _scontrol(self, ids: Sequence[str]) -> dict[str, Answer]:
         """One call an id, no more of them after the first silence: each costs 9 s while the controller is down."""
-        shown: dict[str, _Answer] = {}
+        shown: dict[str, Answer] = {}
         for job_id in ids:
             shown[job_id] = self._ask(["scontrol", "show", "job", "-o", job_id], answers.scontrol_records)
             if shown[job_id].silence:
                 break
         return shown
 
-    def _ask(self, argv: list[str], read: Callable[[str], list[Record]], timeout: float | None = None) -> _Answer:
+    def _ask(self, argv: list[str], read: Callable[[str], list[Record]], timeout: float | None = None) -> Answer:
         said = self._runner(argv, timeout=timeout or self._timeout, env=self._environment)
         records: dict[str, list[Record]] = defaultdict(list)
         if said.ok:
@@ -176,8 +182,8 @@ class SlurmCommands:
         elif said.timed_out or not _NOT_KNOWN.search(said.stderr):
             # squeue of a single unknown id and scontrol exit with 1 as they do when the controller is away; only this
             # message makes it an answer.
-            return _Answer({}, str(said))
-        return _Answer(records)
+            return Answer({}, str(said))
+        return Answer(records)
 
     def _scancel(self, ids: Sequence[str]) -> None:
         from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_fixed
@@ -213,7 +219,7 @@ def _is_end(state: JobState, *, controller_answered: bool) -> bool:
     return controller_answered or state.word not in states.MAY_BE_REQUEUED
 
 
-def _settle(job: JobKey, queue: _Answer, accounts: _Answer, shown: _Answer | None) -> JobState:
+def _settle(job: JobKey, queue: Answer, accounts: Answer, shown: Answer | None) -> JobState:
     """The state of a job that squeue does not show alive and of whose end accounting has no record (yet)."""
     record = own_record(job, shown.records.get(job.id, ())) if shown is not None else None
     if record is not None and record.state.phase is not Phase.UNKNOWN:
@@ -222,14 +228,14 @@ def _settle(job: JobKey, queue: _Answer, accounts: _Answer, shown: _Answer | Non
     if last is not None and last.state.phase is Phase.TERMINAL and last.state.word != states.SUCCESS:
         return last.state  # a failure without its exit code; a success is none without it
     parts = [
-        _told("squeue", job, queue),
+        _told(queue.by or "squeue", job, queue),
         _told("sacct", job, accounts),
         "scontrol: not asked" if shown is None else _told("scontrol", job, shown),
     ]
     return unknown("; ".join(parts), source="squeue, sacct, scontrol")
 
 
-def _told(who: str, job: JobKey, answer: _Answer) -> str:
+def _told(who: str, job: JobKey, answer: Answer) -> str:
     if answer.silence:
         return answer.silence if answer.silence.startswith(who) else f"{who}: {answer.silence}"
     records = answer.records.get(job.id, ())

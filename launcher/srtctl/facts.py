@@ -223,7 +223,7 @@ def _aliases(document: Mapping[str, Any]) -> tuple[ContainerUse, ...]:
     for path in _CONTAINER_PATHS:
         value: Any = document
         for key in path:
-            value = value.get(key) if isinstance(value, Mapping) else None
+            value = value.get(key) if isinstance(value, dict) else None
         if isinstance(value, str) and value:
             found.setdefault(value, []).append(path)
     return tuple(ContainerUse(alias, tuple(paths)) for alias, paths in found.items())
@@ -328,7 +328,7 @@ def _concurrencies(said: Any) -> tuple[int, ...] | None:
 
 def _mapping(holder: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = holder.get(key)
-    return value if isinstance(value, Mapping) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _text(holder: Mapping[str, Any], key: str) -> str | None:

@@ -84,10 +84,30 @@ class RecipeFinder:
             return self.checkout
         return next((t / ref for t in self.trees for ref in refs if ref and (t / ref).is_dir()), None)
 
+    def files(self) -> Iterator[tuple[Path, str | None]]:
+        """Every recipe file of the trees at hand, with the ref of the srt-slurm tree that it belongs to, if it does."""
+        places: list[tuple[Path, str | None]] = []
+        if self.workspace is not None:
+            places.append((self.workspace / OVERLAY, None))
+        places += [(d / engine.name, None) for d in self.repository for engine in sorted(d.glob("*/"))]
+        for tree in self.trees:
+            places += [(ref / "recipes", ref.name) for ref in sorted(tree.glob("*/"))]
+        for place, ref in places:
+            yield from ((path, ref) for path in sorted(place.rglob("*.yaml")))
+
+    def read(self, path: Path) -> Document | None:
+        """A recipe file as it stands, read once; None when there is none. Raises ConfigError when it is not YAML."""
+        return self._read(path)
+
     def setup_script(self, name: str) -> Path | None:
         """The directory of the workspace or of this repository that holds the set-up script ``name``, or None."""
         overlay = [self.workspace / OVERLAY / "configs"] if self.workspace is not None else []
         return next((d for d in [*overlay, *(r / "setup" for r in self.repository)] if (d / name).is_file()), None)
+
+    def setup_in_tree(self, name: str, refs: Sequence[str]) -> bool:
+        """Whether the lane's srt-slurm tree is here and has the set-up script ``name``, or holds recipes alone."""
+        tree = self.tree_at_hand(refs)
+        return tree is not None and ((tree / "configs" / name).is_file() or not (tree / "configs").is_dir())
 
     def _places(self, refs: Sequence[str]) -> Iterator[tuple[Callable[[str], Path], str]]:
         """Functions from a srt-slurm-relative path to where it would lie, in the order in which they count."""

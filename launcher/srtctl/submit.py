@@ -7,10 +7,11 @@ for a job that carries our token. Nothing here ever submits twice.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from launcher.process import CommandRunner, Completed, run
 from launcher.slurm.client import JobKey, JobState, Scheduler, SchedulerUnreachable
 from launcher.slurm.states import Phase
 from launcher.srtctl.config import dropped_warning
+from launcher.srtctl.sbatch import beside
 
 ASKED = 3
 """How often the scheduler is asked about a submission whose answer was lost."""
@@ -139,7 +141,8 @@ def apply(
     jobs that have to go: several, or one that srtctl submitted after it had dropped srtslurm.yaml.
     """
     argv, notes = _argv(submission)
-    done = run(argv, timeout=submission.timeout, cwd=submission.root, env=_environment(submission))
+    with _environment(submission) as environment:
+        done = run(argv, timeout=submission.timeout, cwd=submission.root, env=environment)
     answer = _read(done)
     one = len(answer.ids) == 1 and answer.ids[0].isdecimal() and answer.begun <= 1
     failed = not done.ok or answer.error is not None or not one
@@ -156,6 +159,12 @@ def apply(
         found = {}
     ids = _ours(answer, found, failed, trouble)
     dropped = dropped_warning(answer.said)
+    if len(ids) == 1 and (first := _first_of_all(ids[0], found)) != ids[0]:
+        raise JobsExist(
+            f"another launcher submitted job {first} under this run's id just before",
+            job_ids=ids,
+            hint="that one goes on; choose another --run-id for this one",
+        )
     if not ids:
         words = " ".join(trouble.split())
         raise SubmissionError(
@@ -212,6 +221,12 @@ def _ours(answer: _Answer, found: Mapping[str, float | None], failed: bool, trou
     return ids
 
 
+def _first_of_all(ours: str, found: Mapping[str, float | None]) -> str:
+    """Of several jobs with one token the one that was there first: two launchers that look find the same, so that one
+    of them goes on. Ids are given out in order, but for the turn after MaxJobId, where the submit time tells."""
+    return min({*found, ours}, key=lambda job: (found.get(job) or 0.0, int(job))) if ours in found else ours
+
+
 def _argv(submission: Submission) -> tuple[list[str], list[str]]:
     """The argv as this srtctl takes it, and what had to be changed."""
     argv, notes = list(submission.argv), []
@@ -239,13 +254,15 @@ def _recipe(argv: list[str] | tuple[str, ...]) -> str | None:
     return None
 
 
-def _environment(submission: Submission) -> dict[str, str]:
+@contextlib.contextmanager
+def _environment(submission: Submission) -> Iterator[dict[str, str]]:
     """Wide and plain, because srtctl prints through rich, which wraps at COLUMNS (seen to break the job's line at
-    15) and colours under FORCE_COLOR; the tree's own Python environment first on PATH."""
+    15) and colours under FORCE_COLOR; the tree's own Python environment first on PATH, then the sure sbatch."""
     kept = {k: v for k, v in submission.environment.items() if k not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
     programs = submission.root / ".venv/bin"
-    path = kept.get("PATH", "/usr/local/bin:/usr/bin:/bin")
-    return {**kept, "COLUMNS": "500", "NO_COLOR": "1", "PATH": f"{programs}:{path}" if programs.is_dir() else path}
+    with beside(submission.token, submission.earlier, kept.get("PATH", "/usr/local/bin:/usr/bin:/bin")) as sure:
+        path = f"{programs}:{sure['PATH']}" if programs.is_dir() else sure["PATH"]
+        yield {**kept, **sure, "COLUMNS": "500", "NO_COLOR": "1", "PATH": path}
 
 
 def _read(done: Completed) -> _Answer:

@@ -6,6 +6,7 @@ the caller's thread, which is the one that signals reach. The scheduler is asked
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -21,6 +22,9 @@ from launcher.slurm.watch import Pace, Watcher
 
 CANCEL_BOUND = 5.0
 """Seconds to see cancelled jobs gone, and for a run in preparation to stop: GitHub leaves 10 s in all."""
+
+CANCEL_AGAIN = 2.5
+"""Seconds after which a job that does not seem to end is cancelled once more."""
 
 LogLines = Callable[[str, Sequence[str]], None]
 """(run id, lines): new lines of a run's job log."""
@@ -191,8 +195,7 @@ class Drive:
     def _abandon(self) -> None:
         """Cancel every job first; then wait for what is being prepared, whose job may be there any moment."""
         why = self._stop.reason() if self._stop.asked() else Cancelled("another run of the sweep failed")
-        for execution in self._watched.values():
-            execution.cancel()
+        self._cancel_watched()
         if self._preparing is not None:
             self._abandon_preparation(self._preparing, why)
         for execution in [*self._watched.values(), *self._waiting]:
@@ -201,11 +204,35 @@ class Drive:
         for job, state in states.items():
             self._watched[job].saw_after_cancel(state)
 
+    def _cancel_watched(self) -> None:
+        """One request for all jobs. A scheduler that hangs must not hold up what else there is to do."""
+        if not self._watched:
+            return
+        errors: list[LauncherError | None] = []
+
+        def ask() -> None:
+            try:
+                self._scheduler.cancel(list(self._watched))
+                errors.append(None)
+            except LauncherError as error:
+                errors.append(error)
+
+        asking = threading.Thread(target=ask, daemon=True, name="cancel")
+        asking.start()
+        asking.join(CANCEL_BOUND)
+        answer = errors[0] if errors else LauncherError(f"no answer within {CANCEL_BOUND:.0f} s")
+        for execution in self._watched.values():
+            execution.asked_to_end(answer)
+
     def _abandon_preparation(self, execution: Execution, why: Cancelled) -> None:
+        """Wait for a run in preparation. Its job may be there before srtctl says so, and is then looked for."""
+        done = threading.Event()
+        threading.Thread(target=execution.cancel_unwritten, args=(done,), daemon=True, name="cancel by token").start()
         try:
             _, prepared = self._ready.get(timeout=CANCEL_BOUND)
         except queue.Empty:
             prepared = why  # its record says how far it was; `launcher cleanup` looks for its job by its token
+        done.set()
         if isinstance(prepared, JobKey):
             execution.cancel()
             self._watched[prepared] = execution
@@ -218,7 +245,8 @@ class Drive:
 def until_gone(scheduler: Scheduler, jobs: Sequence[JobKey], *, bound: float) -> dict[JobKey, JobState]:
     """Ask until every job has ended or ``bound`` seconds are over; the last states, in which a job may still be alive.
 
-    A scheduler that hangs does not stretch the bound: what it has not answered is unknown.
+    The request to end is made again every few seconds for those that are not ending. A scheduler that hangs does not
+    stretch the bound: what it has not answered is unknown.
     """
     deadline = time.monotonic() + bound
 
@@ -227,5 +255,21 @@ def until_gone(scheduler: Scheduler, jobs: Sequence[JobKey], *, bound: float) ->
         return time.monotonic() >= deadline
 
     watcher = Watcher(scheduler, wait=wait, pace=Pace(first=0.3, running=1.0, pending=1.0))
-    states = watcher.watch(jobs)
+    done = threading.Event()
+
+    def insist() -> None:
+        while not done.wait(CANCEL_AGAIN):
+            if left := [job for job in jobs if not _ending(watcher.states.get(job))]:
+                with contextlib.suppress(LauncherError):
+                    scheduler.cancel(left)
+
+    threading.Thread(target=insist, daemon=True, name="cancel again").start()
+    try:
+        states = watcher.watch(jobs)
+    finally:
+        done.set()
     return {job: states.get(job) or unknown("no answer in time") for job in jobs}
+
+
+def _ending(state: JobState | None) -> bool:
+    return state is not None and (state.phase is Phase.TERMINAL or state.word == "COMPLETING")

@@ -66,6 +66,7 @@ def slurm_conf(settings: Settings, host: str, address: str) -> str:
         "ReturnToService=2",
         "KillWait=5",
         f"EnforcePartLimits={settings.enforce_part_limits}",
+        *settings.extra,
         *_accounting(settings, address),
         "GresTypes=gpu",
         f"NodeName=DEFAULT CPUs={CPUS_PER_NODE} Boards=1 Sockets=2 CoresPerSocket={CPUS_PER_NODE // 2} "

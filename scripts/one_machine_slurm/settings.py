@@ -43,8 +43,13 @@ class Settings:
     gpus: int = 4
     accounting: bool = True
     enforce_part_limits: str = "NO"
+    extra: tuple[str, ...] = ()
+    """More lines of slurm.conf, each ``Name=value``."""
 
     def __post_init__(self) -> None:
+        for line in self.extra:
+            if not re.fullmatch(r"[A-Za-z]+=\S+", line):
+                raise ClusterError(f"--set {line}: Name=value, as slurm.conf has it")
         if not 1 <= self.nodes <= 999:
             raise ClusterError(f"--nodes {self.nodes}: from 1 to 999")
         if not 0 <= self.gpus <= 64:
@@ -100,7 +105,8 @@ class Settings:
             text = (directory / "cluster.json").read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return cls(directory=directory, **json.loads(text))
+        values = json.loads(text)
+        return cls(directory=directory, **{**values, "extra": tuple(values.get("extra", ()))})
 
 
 def own_address() -> tuple[str, str]:

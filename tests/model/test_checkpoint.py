@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from launcher.errors import ModelError
-from launcher.model.checkpoint import REHEARSAL_KEY, Verdict, examine, nearest_sibling, require
+from launcher.model.checkpoint import REHEARSAL_KEY, Verdict, examine, nearest_sibling, require, right_sibling
 from launcher.model.safetensors import LFS_POINTER
 from tests.model.checkpoints import checkpoint, put, safetensors
 
@@ -257,3 +257,24 @@ def test_near_names(tmp_path: Path, there: list[str], asked: str, near: str | No
 
 def test_a_near_name_where_nothing_can_be_read(tmp_path: Path) -> None:
     assert nearest_sibling(tmp_path / "nowhere" / "MiniMax-M3") is None
+
+
+def test_a_wrong_one_names_the_right_one_beside_it(tmp_path: Path) -> None:
+    """The layout of failures that have happened: a re-quantised copy, a lower-case sibling, a stub beside the whole."""
+    base = checkpoint(tmp_path / "DeepSeek-V4-Pro")
+    requantised = checkpoint(
+        tmp_path / "DeepSeek-V4-Pro-NVFP4",
+        {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}},
+        dtype="U8",
+    )
+    with pytest.raises(ModelError, match="another checkpoint") as wrong:
+        require(examine(requantised, precision="bf16"), precision="bf16")
+    assert wrong.value.hint == f"there is {base}: is that the one?"
+    lower = tmp_path / "deepseek-v4-pro"
+    lower.mkdir()
+    put(lower, "config.json", {"model_type": "x"})
+    with pytest.raises(ModelError, match="not whole") as stub:
+        require(examine(lower, precision="bf16"), precision="bf16")
+    assert stub.value.hint == f"there is {base}: is that the one?"
+    assert right_sibling(lower, "fp4") == requantised
+    assert right_sibling(tmp_path / "other", "bf16") is None

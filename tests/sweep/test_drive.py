@@ -82,6 +82,12 @@ class Scripted:
         self._jobs.cancel([self.key])
         return True
 
+    def cancel_unwritten(self, done: threading.Event) -> None:
+        done.wait(10)
+
+    def asked_to_end(self, error: LauncherError | None = None) -> None:
+        self.record.event("job", f"asked: {error}")
+
     def cancelled(self, why: Cancelled) -> Outcome:
         return Outcome(self.record.id, "cancelled", error=why)
 
@@ -166,6 +172,38 @@ def test_results_that_cannot_be_written_fail_the_run_only() -> None:
     bad.finish = full  # type: ignore[method-assign]
     outcomes = drive([bad, good], jobs).run()
     assert [(o.state, o.exit_code) for o in outcomes] == [("failed", 7), ("succeeded", 0)]
+
+
+def test_a_job_that_does_not_end_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.sweep.drive.CANCEL_AGAIN", 0.1)
+    jobs = Jobs()
+    jobs.states = {"0": RUNNING, "1": JobState(Phase.ALIVE, "COMPLETING")}
+    asked: list[str] = []
+
+    def cancel(wanted: Sequence[JobKey]) -> None:
+        asked.extend(job.id for job in wanted)
+        if len(asked) == 1:
+            raise JobError("Unable to contact slurm controller")
+        jobs.states = {}
+
+    jobs.cancel = cancel  # type: ignore[method-assign]
+    states = until_gone(jobs, [JobKey("0"), JobKey("1")], bound=10)
+    assert all(state == DONE for state in states.values())
+    assert set(asked) == {"0"} and len(asked) >= 2
+
+
+def test_a_scheduler_that_hangs_does_not_hold_up_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.sweep.drive.CANCEL_BOUND", 0.3)
+    jobs, stop, release = Jobs(), threading.Event(), threading.Event()
+    jobs.states = {"0": RUNNING}
+    jobs.cancel = lambda wanted: release.wait(20) and None  # type: ignore[method-assign]
+    execution = Scripted(0, jobs)
+    threading.Timer(0.2, stop.set).start()
+    began = time.monotonic()
+    outcomes = drive([execution], jobs, stop).run()
+    release.set()
+    assert outcomes[0].state == "cancelled" and time.monotonic() - began < 5
+    assert any("no answer within" in event for event in execution.record.events)
 
 
 def test_waiting_for_the_end_of_cancelled_jobs_is_bounded() -> None:

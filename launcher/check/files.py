@@ -1,0 +1,103 @@
+"""Rules about recipe files, whether a row runs them or not: their form, their variants, their keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from launcher.check.engine import Found, Rule, reached, rule
+from launcher.check.fields import Schema
+from launcher.check.judge import Complaint, judge
+from launcher.check.rows import Everything, RecipeFile
+from launcher.document import Document, Place
+from launcher.errors import ConfigError
+from launcher.srtctl.recipe import Variant, variants
+
+
+@rule("recipe-invalid", "error", "a recipe file cannot be read")
+def recipe_invalid(every: Everything) -> Iterator[Found]:
+    for recipe in every.recipes:
+        if recipe.broken is not None:
+            yield recipe.broken.message, recipe.broken.where or str(recipe.path)
+
+
+@rule("recipe-variants", "error", "a section of the recipe cannot be expanded")
+def recipe_variants(every: Everything) -> Iterator[Found]:
+    for recipe in every.recipes:
+        if recipe.document is not None:
+            for key, error in _expanded(recipe.document)[1]:
+                yield error.message, Place(recipe.document, *key)
+
+
+@rule("key-twice", "warning", "a key stands twice in one mapping")
+def key_twice(every: Everything) -> Iterator[Found]:
+    for recipe in every.recipes:
+        document = recipe.document
+        if document is None:
+            continue
+        for key, line in document.repeated:
+            message = f"{key} is said twice here, and srtctl takes the second"
+            if isinstance(document.data, dict) and "base" in document.data:
+                # Variants are submitted through ruamel.yaml, which refuses such a file (`load_yaml_with_comments`).
+                yield f"{key} is said twice here, and srtctl refuses the file", f"{document.path}:{line}", "error"
+            else:
+                yield message, f"{document.path}:{line}"
+
+
+@rule("recipe-refused", "warning", "no known srt-slurm accepts a recipe that no row runs")
+def recipe_refused(every: Everything) -> Iterator[Found]:
+    for recipe in every.recipes:
+        document = recipe.document
+        if document is None:
+            continue
+        for variant in _expanded(document)[0]:
+            if variant.selector in recipe.used:
+                continue
+            schema, complaints = _least(every, recipe, variant)
+            for complaint in complaints:
+                place = Place(document, *_keys(document, variant, complaint))
+                yield f"srt-slurm {schema.name} refuses the recipe: {complaint.message}", place
+
+
+def _least(every: Everything, recipe: RecipeFile, variant: Variant) -> tuple[Schema, list[Complaint]]:
+    """The version that complains least of a variant, and what of: the newest of those that are equal."""
+    if recipe.schema is not None:
+        return recipe.schema, judge(recipe.schema, variant.document)
+    best: tuple[Schema, list[Complaint]] | None = None
+    for name in every.verdicts.schemas.versions:
+        schema = every.verdicts.schemas.get(name, None)
+        if schema is None:
+            continue
+        complaints = judge(schema, variant.document)
+        if best is None or len(complaints) < len(best[1]):
+            best = schema, complaints
+        if not complaints:
+            break
+    assert best is not None
+    return best
+
+
+def _expanded(document: Document) -> tuple[list[Variant], list[tuple[tuple[str, ...], ConfigError]]]:
+    """The variants of a recipe file, and the sections that cannot be expanded."""
+    data = document.data
+    if not isinstance(data, dict) or not isinstance(data.get("base", {}), dict):
+        return [], [((), ConfigError("the recipe is no mapping"))]
+    if "base" not in data:
+        return variants(data), []
+    found: list[Variant] = []
+    wrong: list[tuple[tuple[str, ...], ConfigError]] = []
+    for key in data:
+        if isinstance(key, str) and key.startswith(("override_", "zip_override_")):
+            try:
+                found += variants(data, key)
+            except ConfigError as error:
+                wrong.append(((key,), error))
+    return found, wrong
+
+
+def _keys(document: Document, variant: Variant, complaint: Complaint) -> tuple[str | int, ...]:
+    """Where in the file a complaint's keys stand, as near as the file has them."""
+    places = variant.places(complaint.keys)
+    return max(places, key=lambda keys: reached(document.data, keys))
+
+
+WHOLE: Sequence[Rule[Everything]] = (recipe_invalid, recipe_variants, key_twice, recipe_refused)

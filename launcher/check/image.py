@@ -1,0 +1,87 @@
+"""Rules about images: whether what the recipe runs is what the row publishes, and whether the cluster can run it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from launcher.check.engine import Found, Rule, Subject, names_an_image, rule
+from launcher.document import Place, nearest
+from launcher.srtctl.recipe import ContainerUse
+
+
+def _unresolved(s: Subject) -> Iterator[ContainerUse]:
+    """Container strings of the recipe that would reach the cluster as they are."""
+    for use in s.facts.container_aliases if s.facts is not None else ():
+        if use.alias not in s.containers and not use.alias.startswith(("/", "./")):
+            yield use
+
+
+def _is_engine(use: ContainerUse) -> bool:
+    return use.paths[0][0] == "model"
+
+
+@rule("image-mismatch", "error", "the recipe runs another image than the row publishes")
+def image_mismatch(s: Subject) -> Iterator[Found]:
+    for use in _unresolved(s):
+        if _is_engine(use) and names_an_image(use.alias):
+            message = f"the recipe runs {use.alias}, and the matrix publishes its numbers as {s.benchmark.image}"
+            yield message, s.place(*use.paths[0])
+
+
+@rule("container-unresolved", "error", "a container name of the recipe is no image that the run stages")
+def container_unresolved(s: Subject) -> Iterator[Found]:
+    for use in _unresolved(s):
+        path = use.paths[0]
+        if _is_engine(use) and names_an_image(use.alias):
+            continue
+        what = "container" if _is_engine(use) else ".".join(path)
+        who = "this run" if _is_engine(use) else f"runner {s.file.runner.name}"
+        near = nearest(use.alias, s.containers)
+        rest = f" (near: {near})" if near else "; every node would pull it by itself"
+        yield f"{what} {use.alias!r} is no image that {who} stages{rest}", s.place(*path)
+
+
+@rule("image-spelling", "warning", "the recipe spells the row's image otherwise")
+def image_spelling(s: Subject) -> Iterator[Found]:
+    for use in s.facts.container_aliases if s.facts is not None else ():
+        name = use.alias
+        if _is_engine(use) and name in s.containers and names_an_image(name) and name != s.benchmark.image:
+            message = (
+                f"the recipe spells the row's image {s.benchmark.image} as {name}: srtctl compares names as they are, "
+                f"so only this launcher finds the squash file"
+            )
+            yield message, s.place(*use.paths[0])
+
+
+@rule("nginx-by-default", "warning", "several frontends, and no container for their nginx")
+def nginx_by_default(s: Subject) -> Iterator[Found]:
+    if s.facts is not None and s.facts.nginx_by_default:
+        message = "several frontends and no frontend.nginx_container: srtctl's default image is looked up by no alias"
+        yield message, s.place("frontend")
+
+
+_MAKES = {"arm64": "aarch64", "aarch64": "aarch64", "amd64": "x86_64", "x86_64": "x86_64", "x86-64": "x86_64"}
+_MAKE = re.compile(r"(?<![a-z0-9])(arm64|aarch64|amd64|x86[_-]64)(?![a-z0-9])")
+
+
+@rule("image-architecture", "error", "the image's tag names another make of processor than the nodes have")
+def image_architecture(s: Subject) -> Iterator[Found]:
+    arch = s.file.runner.node.arch
+    images: list[tuple[str, Place | str]] = [(s.benchmark.image, s.benchmark.source)]
+    if s.facts is not None and s.facts.container and s.facts.container != s.benchmark.image:
+        images.append((s.facts.container, s.place("model", "container")))
+    for image, place in images:
+        makes = {_MAKES[found] for found in _MAKE.findall(image.lower())}
+        if arch is not None and makes and arch not in makes:
+            message = f"{image} is built for {', '.join(sorted(makes))}, and {s.file.runner.name} has {arch} nodes"
+            yield message, place
+
+
+RULES: Sequence[Rule[Subject]] = (
+    image_mismatch,
+    container_unresolved,
+    image_spelling,
+    nginx_by_default,
+    image_architecture,
+)

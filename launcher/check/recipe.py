@@ -1,0 +1,238 @@
+"""Rules about the recipe that a row names: whether it can be had, and whether it measures what the row publishes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from launcher.check.engine import Found, Rule, Subject, rule
+from launcher.document import Place
+
+
+@rule("recipe-missing", "error", "the recipe is in none of the trees")
+def recipe_missing(s: Subject) -> Iterator[Found]:
+    if s.recipe is None and s.tree_at_hand:
+        path = (s.benchmark.config_file or "").partition(":")[0]
+        yield f"{path} is neither in the workspace, nor in this repository, nor in {s.refs}", s.benchmark.source
+
+
+@rule("recipe-unread", "warning", "the recipe is not at hand, and nothing of it could be checked")
+def recipe_unread(s: Subject) -> Iterator[Found]:
+    if s.recipe is None and not s.tree_at_hand:
+        path = (s.benchmark.config_file or "").partition(":")[0]
+        message = f"{path} is not at hand; it is read from {s.refs} after the checkout, and all is checked again"
+        yield message, s.benchmark.source
+
+
+@rule("recipe-elsewhere", "warning", "of several copies of the recipe a later one is taken")
+def recipe_elsewhere(s: Subject) -> Iterator[Found]:
+    if s.passed_over is not None and s.recipe is not None:
+        message = (
+            f"the copy of {s.recipe.path} in the {s.passed_over.origin} runs another image than the matrix row; "
+            f"the one of {s.recipe.origin} runs the row's, and is taken"
+        )
+        yield message, Place(s.passed_over.file)
+
+
+@rule("selector-none", "error", "the selector picks no variant of the recipe")
+def selector_none(s: Subject) -> Iterator[Found]:
+    if s.recipe is None:
+        return
+    if s.selector_problem is not None:
+        yield s.selector_problem, Place(s.recipe.file)
+    elif s.variants == 0:
+        yield "the recipe has only a base and no variant; srtctl submits nothing", Place(s.recipe.file)
+
+
+@rule("selector-several", "error", "the recipe gives several variants, hence several jobs")
+def selector_several(s: Subject) -> Iterator[Found]:
+    if s.recipe is not None and s.variants > 1:
+        asked = f"selector {s.recipe.selector!r}" if s.recipe.selector else "a recipe of variants without a selector"
+        yield f"{asked} gives {s.variants} variants, and srtctl would submit a job for each", Place(s.recipe.file)
+
+
+@rule("alias-unregistered", "error", "the runner registers no such model alias")
+def alias_unregistered(s: Subject) -> Iterator[Found]:
+    path = s.facts.model_path if s.facts else None
+    if path is None or s.aliases or path.startswith(("/", "hf:")):
+        return
+    rule = s.model.rule
+    message = (
+        f"model alias {path!r} is not registered: runner {s.file.runner.name} registers "
+        f"{', '.join([rule.alias, *rule.also])} for {s.benchmark.model}"
+    )
+    yield message, s.place("model", "path")
+
+
+@rule("alias-by-accident", "warning", "the model alias is not the lane's own, and resolves by another spelling")
+def alias_by_accident(s: Subject) -> Iterator[Found]:
+    rule = s.model.rule
+    path = s.facts.model_path if s.facts else None
+    if path is not None and path != rule.alias and path in rule.also:
+        message = (
+            f"model alias {path!r} is a further spelling of {rule.alias!r}: without it, srtctl would take the alias "
+            f"itself for a directory"
+        )
+        yield message, s.place("model", "path")
+
+
+@rule("model-from-hub", "warning", "the recipe takes its model from the hub, not from the cluster")
+def model_from_hub(s: Subject) -> Iterator[Found]:
+    path = s.facts.model_path if s.facts else None
+    if path is not None and path.startswith("hf:"):
+        said = s.model.rule.path
+        there = said if isinstance(said, str) else " or ".join(said)
+        yield f"the recipe takes its model from {path}, whatever lies at {there}", s.place("model", "path")
+
+
+@rule("preflight-blind", "error", "srtctl looks for the model where it cannot be seen")
+def preflight_blind(s: Subject) -> Iterator[Found]:
+    # Versions with the option look before they submit; of those without, none does for a plain recipe (517d3c37).
+    looks = s.preflight and s.schema is not None and "--no-preflight" in s.schema.options
+    if not looks or not s.aliases:
+        return
+    storage = s.file.storage_of(s.model_path)
+    if storage is not None and "login" not in storage.seen_by:
+        message = f"{s.refs} looks for {s.model_path} before it submits, and only compute nodes see {storage.path}"
+        yield message, s.lane.place
+
+
+@rule("sequence-length", "error", "the recipe measures other lengths than the row")
+def sequence_length(s: Subject) -> Iterator[Found]:
+    b, f = s.benchmark, s.facts
+    if f is None or b.agentic:
+        return
+    for name, asked, has in (("isl", b.isl, f.isl), ("osl", b.osl, f.osl)):
+        if asked is not None and has is not None and asked != has:
+            yield f"the recipe measures {name} {has}, and the matrix asks for {asked}", s.place("benchmark", name)
+
+
+@rule("max-model-len", "error", "a worker takes fewer tokens than a request has")
+def max_model_len(s: Subject) -> Iterator[Found]:
+    b, f = s.benchmark, s.facts
+    if f is None or b.agentic or b.isl is None or b.osl is None:
+        return
+    for name, side in f.roles.items():
+        # A prefill worker hands over after the first token: it never sees the output (TensorRT-LLM recipes say 8232).
+        needed = b.isl if name == "prefill" else b.isl + b.osl
+        if side.max_model_len is not None and side.max_model_len < needed:
+            message = f"{name} takes at most {side.max_model_len} tokens, and a request has up to {needed}"
+            yield message, s.place("backend")
+
+
+def _concurrencies(s: Subject) -> tuple[set[int], set[int]]:
+    """What the row asks for and the recipe lacks, and the other way round."""
+    f = s.facts
+    if f is None or not f.concurrencies or s.benchmark.agentic or s.benchmark.eval_only:
+        return set(), set()
+    asked, has = set(s.benchmark.concurrencies), set(f.concurrencies)
+    return asked - has, has - asked
+
+
+@rule("concurrency", "error", "the recipe does not run a concurrency that the row asks for")
+def concurrency(s: Subject) -> Iterator[Found]:
+    missing, more = _concurrencies(s)
+    if missing:
+        instead = f" (it runs {_several(more)} beside)" if more else ""
+        message = f"the recipe does not run concurrency {_several(missing)}, which the matrix asks for{instead}"
+        yield message, s.place("benchmark", "concurrencies")
+
+
+@rule("concurrency-extra", "warning", "the recipe runs a concurrency that the row does not ask for")
+def concurrency_extra(s: Subject) -> Iterator[Found]:
+    missing, more = _concurrencies(s)
+    if more and not missing and not s.narrowed:
+        message = f"the recipe also runs concurrency {_several(more)}, which the matrix does not ask for"
+        yield message, s.place("benchmark", "concurrencies")
+
+
+def _several(numbers: set[int]) -> str:
+    return ", ".join(str(n) for n in sorted(numbers))
+
+
+_FAMILY = {"nvfp4": "fp4", "mxfp4": "fp4", "mxfp8": "fp8"}
+"""Formats by the word that matrices have for them."""
+
+
+@rule("precision", "warning", "the recipe says another precision than the row")
+def precision(s: Subject) -> Iterator[Found]:
+    has = s.facts.precision if s.facts else None
+    if has is not None and _FAMILY.get(has.lower(), has.lower()) != s.benchmark.precision.lower():
+        message = f"the recipe says precision {has}, and the matrix says {s.benchmark.precision}"
+        yield message, s.place("model", "precision")
+
+
+CI_MINUTES = {True: 780, False: 480}
+"""The workflow's limit of a job (benchmark-multinode-tmpl.yml), which covers the queue too, by "is it agentic"."""
+
+_HEALTH = (180, 10)
+"""srtctl's own attempts and seconds between them, where a recipe does not say."""
+
+
+@rule("time-budget", "warning", "waiting for the servers and the job's limit exceed the workflow's")
+def time_budget(s: Subject) -> Iterator[Found]:
+    if s.facts is None:
+        return
+    limit = minutes(s.facts.time_limit or s.time_limit)
+    if limit is None:
+        return
+    attempts, interval = _health(s)
+    waiting, most = attempts * interval / 60, CI_MINUTES[s.benchmark.agentic]
+    place = s.place("slurm", "time_limit") if s.facts.time_limit else s.place("slurm")
+    if waiting > limit:
+        message = f"srtctl waits {waiting:g} min for the servers, and the job may run {limit:g} min"
+        yield message, s.place("health_check")
+    if limit + waiting > most:
+        message = (
+            f"a time limit of {limit:g} min and {waiting:g} min of waiting for the servers are together more than the "
+            f"{most} min after which the workflow ends, queue included"
+        )
+        yield message, place
+
+
+def _health(s: Subject) -> tuple[float, float]:
+    """Attempts and seconds between them, after the runner file's edits."""
+    said: dict[str, Any] = {}
+    edited = s.edited or {}
+    keys = s.variant.keys[:1] if s.variant is not None else ()
+    for holder in (edited, edited.get("base"), *(edited.get(str(k)) for k in keys)):
+        part = holder.get("health_check") if isinstance(holder, dict) else None
+        said.update(part if isinstance(part, dict) else {})
+    values = [said.get("max_attempts", _HEALTH[0]), said.get("interval_seconds", _HEALTH[1])]
+    attempts, interval = (v if isinstance(v, (int, float)) else d for v, d in zip(values, _HEALTH, strict=True))
+    return attempts, interval
+
+
+def minutes(limit: str | None) -> float | None:
+    """Slurm's notation of a time limit (``MM``, ``MM:SS``, ``HH:MM:SS``, ``D-HH[:MM[:SS]]``); None for another one."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit or "")
+    if found is None:
+        return None
+    days, *parts = found.groups()
+    numbers = [int(p) for p in parts if p is not None]
+    if days is not None:
+        hours, mins, seconds = [*numbers, 0, 0][:3]
+        return int(days) * 1440 + hours * 60 + mins + seconds / 60
+    if len(numbers) == 3:
+        return numbers[0] * 60 + numbers[1] + numbers[2] / 60
+    return numbers[0] + (numbers[1] / 60 if len(numbers) == 2 else 0)
+
+
+RULES: Sequence[Rule[Subject]] = (
+    recipe_missing,
+    recipe_unread,
+    recipe_elsewhere,
+    selector_none,
+    selector_several,
+    alias_unregistered,
+    alias_by_accident,
+    model_from_hub,
+    preflight_blind,
+    sequence_length,
+    max_model_len,
+    concurrency,
+    concurrency_extra,
+    precision,
+    time_budget,
+)

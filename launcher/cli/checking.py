@@ -1,0 +1,124 @@
+"""`launcher check`: look at rows, recipes and runner files, and say what is wrong with them."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+from datetime import date, datetime, timezone
+from pathlib import Path
+
+from launcher import publish
+from launcher.check import formats, gather
+from launcher.check.baseline import Baseline, written
+from launcher.check.registry import RULES, check_everything
+from launcher.check.report import Reported, Roots
+from launcher.check.rows import Everything, HasCommit, Row
+from launcher.cli.common import chosen, narrowed, session
+from launcher.document import nearest
+from launcher.errors import ConfigError
+from launcher.session import Session
+from launcher.shipped import shipped
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Print findings; exit 1 when there is an error among them."""
+    # A quarter of the time would go into looking for garbage among documents that all stay until the end.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return _check(arguments)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    if arguments.explain is not None:
+        return _explain(arguments.explain)
+    wanted = {_known(rule) for rule in arguments.rule}
+    of = session(arguments)
+    roots = Roots([*filter(None, (of.workspace, of.srt_slurm)), shipped("runners").parent, Path.cwd()])
+    every = _gathered(arguments, of)
+    found = check_everything(every)
+    if arguments.write_baseline:
+        chosen_ones = [one for one in found if not wanted or one.rule in wanted]
+        return _write(arguments.write_baseline, chosen_ones, roots, every.today)
+    if arguments.baseline:
+        baseline = Baseline.read(Path(arguments.baseline))
+        found = baseline.apply(found, roots, every.today, whole=every.whole)
+    found = [one for one in found if not wanted or one.rule in wanted]
+    _show(found, arguments.format, roots)
+    counts = {s: sum(one.severity == s for one in found) for s in ("error", "warning", "note")}
+    looked = f"{len(every.rows)} rows, {len(every.recipes)} recipe files, {len(every.files)} runner files"
+    print(f"{looked}: {', '.join(f'{n} {s}s' for s, n in counts.items())}", file=sys.stderr)
+    return 1 if counts["error"] else 0
+
+
+def _gathered(arguments: argparse.Namespace, of: Session) -> Everything:
+    """What to look at: this job's benchmark, the selected rows, or everything."""
+    today = datetime.now(timezone.utc).date()
+    has_commit = _commits(of)
+    if arguments.from_env:
+        plan = of.plan_from_environment()
+        row = Row(plan.benchmark, plan.benchmark.source, of.fleet.get(plan.runner), plan)
+        return Everything([row], files=[of.fleet.get(plan.runner)], verdicts=of.verdicts, today=today, whole=False)
+    if _selects(arguments):
+        return gather.selected(of, chosen(arguments, of), arguments.runner, today, has_commit, narrowed(arguments))
+    return gather.everything(of, today, has_commit, arguments.matrix)
+
+
+def _selects(arguments: argparse.Namespace) -> bool:
+    names = ("key", "runner", "framework", "precision", "seq", "scenario", "conc", "topology", "evals", "recipe")
+    return any(getattr(arguments, name) for name in names)
+
+
+def _commits(of: Session) -> HasCommit:
+    from launcher.srtctl.commits import Commits
+
+    asked: list[Commits] = []
+
+    def has_commit(repository: str, sha: str) -> bool | None:
+        if not asked:
+            asked.append(Commits(of.caches))
+        return asked[0](repository, sha)
+
+    return has_commit
+
+
+def _known(rule: str) -> str:
+    if rule not in RULES:
+        near = nearest(rule, RULES)
+        raise ConfigError(
+            f"there is no rule {rule!r}", where="--rule", hint=f"did you mean {near!r}?" if near else ", ".join(RULES)
+        )
+    return rule
+
+
+def _explain(rule: str) -> int:
+    """Print a rule's page, or a line for each rule."""
+    if rule:
+        print((shipped("docs/rules") / f"{_known(rule)}.md").read_text(encoding="utf-8"), end="")
+        return 0
+    for one in sorted(RULES.values(), key=lambda one: one.id):
+        print(f"{one.id} {one.severity} {one.title}")
+    return 0
+
+
+def _write(path: str, found: list[Reported], roots: Roots, today: date) -> int:
+    try:
+        publish.write_text(Path(path), written(found, roots, today))
+    except OSError as error:
+        raise ConfigError(f"the baseline cannot be written: {error.strerror}", where=path) from None
+    print(f"{path}: accepts what is found today; give each entry its reason", file=sys.stderr)
+    return 0
+
+
+def _show(found: list[Reported], how: str, roots: Roots) -> None:
+    if how == "json":
+        print(formats.as_json(found))
+    elif how == "sarif":
+        print(formats.sarif(found, roots))
+    else:
+        lines = formats.github(found, roots) if how == "github" else formats.text(found)
+        sys.stdout.writelines(f"{line}\n" for line in lines)

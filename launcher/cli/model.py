@@ -1,0 +1,250 @@
+"""`launcher model`: checkpoints looked at, staged, verified, and what dead stagings left."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.cli.common import session
+from launcher.cli.progress import showing
+from launcher.cli.render import table
+from launcher.errors import Cancelled, ConfigError, ModelError
+from launcher.model.checkpoint import Verdict, examine, nearest_sibling, right_sibling
+from launcher.model.gc import Leftover, collect, leftovers
+from launcher.model.manifest import NAME, STAGING_NAME, Manifest, as_dict
+from launcher.runner.file import RunnerFile, describe_when
+
+if TYPE_CHECKING:
+    from launcher.model.striping import Stripe
+
+
+def listing(arguments: argparse.Namespace) -> int:
+    """Checkpoints of a runner's table, or below directories."""
+    found = [_row(path, said) for path, said in _asked(arguments, below=True)]
+    if arguments.json:
+        print(json.dumps([row[1] for row in found], indent=2))
+    else:
+        table(["checkpoint", "state", "size", "stored as", "staged from", ""], [row[0] for row in found], sys.stdout)
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Whether checkpoints are whole and the declared ones; exit code 4 when one is not."""
+    good, verdicts = True, []
+    for path, said in _asked(arguments, below=False):
+        verdict = examine(path, precision=arguments.precision)
+        verdicts.append(verdict.as_dict())
+        good = good and verdict.whole and verdict.identity != "mismatch"
+        if not arguments.json:
+            _show(verdict, said, arguments.precision)
+    if arguments.json:
+        print(json.dumps(verdicts, indent=2))
+    return 0 if good else ModelError.exit_code
+
+
+def stage(arguments: argparse.Namespace) -> int:
+    """Bring a checkpoint to a path, whole; or write the manifest of the one that is there."""
+    from launcher.model.nodes import on_this_node
+    from launcher.model.source import source_of
+    from launcher.model.stage import adopt
+    from launcher.model.stage import stage as stage_to
+    from launcher.model.striping import striping
+
+    if arguments.nodes or arguments.job:
+        return _stage_on_nodes(arguments)
+    destination = Path(on_this_node(arguments.destination))
+    with _signals() as stopped, showing(sys.stderr) as progress:
+        if arguments.source is None:
+            manifest = adopt(destination, progress=progress)
+            _say(f"{destination}: {len(manifest.files)} files, {manifest.bytes / 1e9:.1f} GB; manifest {NAME}")
+            return 0
+        done = stage_to(
+            source_of(arguments.source),
+            destination,
+            workers=arguments.workers,
+            progress=progress,
+            say=_say,
+            should_stop=lambda: bool(stopped),
+            stripe=striping(_layouts(arguments, destination), say=_say),
+        )
+    how = {"staged": "staged", "there": "is there already", "lost": "was staged by another process"}[done.how]
+    rate = f", {done.copied / done.seconds / 1e9:.2f} GB/s" if done.copied else ""
+    resumed = f", {done.resumed / 1e9:.1f} GB were there" if done.resumed else ""
+    _say(f"{destination} {how}: {done.manifest.bytes / 1e9:.1f} GB in {done.seconds:.1f} s{rate}{resumed}")
+    return 0
+
+
+def _layouts(arguments: argparse.Namespace, destination: Path) -> Sequence[Stripe]:
+    """The runner's layouts for the storage of a destination, or the default ones."""
+    from launcher.model.striping import DEFAULT, Stripe
+
+    storage = session(arguments).fleet.get(arguments.runner).storage_of(str(destination)) if arguments.runner else None
+    if storage is None or storage.striping is None:
+        return DEFAULT
+    return [Stripe(layout.at_least, layout.count, layout.size) for layout in storage.striping]
+
+
+def _stage_on_nodes(arguments: argparse.Namespace) -> int:
+    from launcher.model.nodes import Allocation, stage_on_nodes
+
+    if arguments.source is None:
+        raise ConfigError("nodes stage from somewhere", where="--from")
+    where = Allocation(
+        arguments.job,
+        arguments.nodes,
+        arguments.partition,
+        arguments.account,
+        exclude=tuple(name for name in arguments.exclude.split(",") if name),
+    )
+    verdicts = stage_on_nodes(arguments.source, arguments.destination, where, workers=arguments.workers)
+    if arguments.json:
+        print(json.dumps([verdict.as_dict() for verdict in verdicts], indent=2))
+    else:
+        rows = [[v.node, "ok" if v.ok else "failed", v.how, f"{v.seconds:.1f} s", v.error or ""] for v in verdicts]
+        table(["node", "", "how", "took", "why"], rows, sys.stdout)
+    if bad := [verdict.node for verdict in verdicts if not verdict.ok]:
+        _say(f"to go on without them: --exclude={','.join(bad)}")
+        return ModelError.exit_code
+    return 0
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Compare a checkpoint with its manifest; ``--deep`` reads every byte."""
+    path = Path(arguments.path)
+    manifest = Manifest.read(path)
+    if manifest is None:
+        near = nearest_sibling(path)
+        hint = (
+            f"there is {near}: is that the one?" if near else f"`launcher model stage {path}` reads it and writes one"
+        )
+        raise ModelError(f"there is no {NAME}", where=str(path), hint=hint)
+    if not arguments.deep:
+        found = manifest.differences(path)
+    else:
+        sizes = {entry.path: entry.size for entry in manifest.files}
+        with _signals() as stopped, showing(sys.stderr, "verifying") as progress:
+            progress.begin(len(manifest.files), manifest.bytes)
+            found = manifest.deep_differences(
+                path,
+                workers=arguments.workers,
+                advance=lambda name, count: progress.advance(name, sizes[name], count),
+                should_stop=lambda: bool(stopped),
+            )
+    for line in found:
+        print(line)
+    if found:
+        raise ModelError(f"{len(found)} of {len(manifest.files)} files differ from the manifest", where=str(path))
+    how = "every byte" if arguments.deep else "names and sizes"
+    print(
+        f"{path}: {len(manifest.files)} files, {manifest.bytes / 1e9:.1f} GB as staged from {manifest.source} ({how})"
+    )
+    return 0
+
+
+def gc(arguments: argparse.Namespace) -> int:
+    """Show what dead stagings left; with ``--apply`` remove it."""
+    directories = sorted({path.parent for path, _ in _asked(arguments, below=False)} if arguments.runner else set())
+    directories += [Path(path) for path in arguments.paths]
+    if not directories:
+        raise ConfigError("which directories?", hint="name those that hold checkpoints, or --runner NAME")
+    found: list[Leftover] = []
+    for directory in directories:
+        if arguments.runner and not directory.is_dir():
+            continue
+        found += collect(directory, say=lambda text: None) if arguments.apply else leftovers(directory)
+    rows = []
+    for item in found:
+        what = "kept" if item.keep else "removed" if arguments.apply else "would go"
+        rows.append(
+            [str(item.path), f"{item.bytes / 1e9:.3f} GB", item.owner, f"{what}: {item.keep}" if item.keep else what]
+        )
+    if rows:
+        table(["what", "size", "whose", ""], rows, sys.stdout)
+    free = sum(item.bytes for item in found if not item.keep)
+    print(f"{free / 1e9:.1f} GB {'removed' if arguments.apply else 'to remove; --apply does it'}")
+    return 0
+
+
+def _asked(arguments: argparse.Namespace, *, below: bool) -> Iterator[tuple[Path, str]]:
+    """Paths to look at with where they were said: given ones, or all of a runner's table."""
+    for given in arguments.paths:
+        path = Path(given)
+        if below and not (path / "config.json").exists() and path.is_dir():
+            for entry in sorted(path.iterdir()):
+                if entry.is_dir() and not entry.name.startswith("."):
+                    yield entry, ""
+        else:
+            yield path, ""
+    if arguments.runner:
+        of = session(arguments)
+        yield from _of_runner(of.fleet.get(arguments.runner))
+    elif not arguments.paths:
+        raise ConfigError("which checkpoints?", hint="PATH …, or --runner NAME for those of a runner's table")
+
+
+def _of_runner(file: RunnerFile) -> Iterator[tuple[Path, str]]:
+    seen = set()
+    for rule in file.runner.models:
+        for path in [rule.path] if isinstance(rule.path, str) else rule.path:
+            if "{" not in path and not path.startswith("hf:") and path not in seen:
+                seen.add(path)
+                storage = file.storage_of(path)
+                hidden = storage is not None and "login" not in storage.seen_by
+                yield Path(path), describe_when(rule.when) + (", seen by compute nodes only" if hidden else "")
+
+
+def _row(path: Path, said: str) -> tuple[list[str], dict[str, object]]:
+    verdict = examine(path, precision=None)
+    manifest = None
+    with contextlib.suppress(ModelError):
+        manifest = Manifest.read(path)
+    state = "whole" if verdict.whole else "staging" if STAGING_NAME.fullmatch(path.name) else verdict.problems[0]
+    origin = f"{manifest.source}{'@' + manifest.revision[:12] if manifest.revision else ''}" if manifest else "-"
+    size = f"{verdict.bytes / 1e9:.1f} GB" if verdict.bytes else "-"
+    row = [str(path), state, size, verdict.quantisation, origin, said]
+    return row, {**verdict.as_dict(), "manifest": as_dict(manifest) if manifest else None}
+
+
+def _show(verdict: Verdict, said: str, precision: str | None) -> None:
+    what = f"whole, {verdict.shards} shards, {verdict.bytes / 1e9:.1f} GB" if verdict.whole else "not whole"
+    reason = f" ({verdict.identity_reason})" if verdict.identity_reason else ""
+    print(f"{verdict.path}: {what}, {verdict.quantisation}; declared one: {verdict.identity}{reason}  {said}".rstrip())
+    for problem in verdict.problems:
+        print(f"  {problem}")
+    for doubt in verdict.doubts:
+        print(f"  doubt: {doubt}")
+    if not verdict.whole or verdict.identity == "mismatch":
+        near = right_sibling(verdict.path, precision) or nearest_sibling(verdict.path)
+        if near:
+            print(f"  there is {near}: is that the one?")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Sequence[int]]:
+    """Signals asked for meanwhile: the copy ends at its next piece, and says how to go on."""
+    import signal
+
+    from launcher.errors import LauncherError
+
+    stopped: list[int] = []
+    before = {
+        s: signal.signal(s, lambda number, frame: stopped.append(number)) for s in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stopped
+    except LauncherError as error:
+        if stopped and isinstance(error, Cancelled):
+            raise Cancelled(error.message, exit_code=128 + stopped[0], hint=error.hint) from None
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

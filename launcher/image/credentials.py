@@ -1,0 +1,56 @@
+"""Credentials for registries, from the file that enroot reads: lines of netrc(5)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launcher.errors import ImageError
+
+_LINE = re.compile(r"\s*machine\s+(\S+)\s+login\s+(\S+)\s+password\s+(.*\S)\s*")
+_VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """An account of a registry. ``password`` is never shown."""
+
+    login: str
+    password: str = field(repr=False)
+
+
+class MadeByCommand(ImageError):
+    """A password that enroot has a shell make (``$(…)``), which nothing else does."""
+
+
+def credentials_file(environ: Mapping[str, str]) -> Path:
+    """Where enroot looks (enroot 4.1.2, enroot.in: ENROOT_CONFIG_PATH, and what it defaults to)."""
+    if own := environ.get("ENROOT_CONFIG_PATH"):
+        return Path(own, ".credentials")
+    config = environ.get("XDG_CONFIG_HOME") or f"{environ.get('HOME') or Path.home()}/.config"
+    return Path(config, "enroot", ".credentials")
+
+
+def credentials(host: str, environ: Mapping[str, str]) -> Credentials | None:
+    """The first account of ``host`` (``:port`` does not count, as in enroot); None when the file has none.
+
+    Raises MadeByCommand.
+    """
+    path = credentials_file(environ)
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    for line in lines:
+        found = _LINE.fullmatch(line)
+        if found is None or found[1] != host.partition(":")[0]:
+            continue
+        login, password = found[2], found[3]
+        if not password.startswith("$"):  # as enroot's common.sh has it: only such a password goes through a shell
+            return Credentials(login, password)
+        if variable := _VARIABLE.fullmatch(password):
+            return Credentials(login, environ.get(variable[1] or variable[2], ""))
+        raise MadeByCommand(f"the password for {host} is made by a command, which only enroot runs", where=str(path))
+    return None

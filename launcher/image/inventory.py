@@ -1,0 +1,277 @@
+"""What lies in an image directory: images and how they are, who uses them, and what nobody needs any more.
+
+Only what can be proven is removed. An image goes when no live run has it and nobody used it for longer than the grace;
+what killed imports left goes when its process is dead, or, from another host, after the grace of temporaries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from launcher.errors import ImageError
+from launcher.image import sidecar
+from launcher.image.lock import Lock, look, take_away
+from launcher.image.owner import Owner
+from launcher.image.scratch import stale_parts
+from launcher.image.sidecar import Sidecar
+from launcher.image.squash import Listing, Superblock, inspect, listing_ok
+from launcher.process import CommandRunner, run
+from launcher.publish import TEMPORARY_SUFFIX, temporary_name
+
+GRACE = 30 * 86400.0
+"""Seconds for which an unused image is kept."""
+
+GRACE_OF_PARTS = 2 * 86400.0
+"""Seconds after which a temporary that no longer changes is taken for a dead process's of another host."""
+
+_SUFFIX = ".sqsh"
+_OWNER = ".owner"
+
+
+@dataclass(frozen=True)
+class Image:
+    """A squash file. ``problem`` says why it is not whole, ``note`` is the record that fits it, ``users`` live runs.
+
+    ``size`` in bytes, ``used`` (the last use that left a trace) in seconds from the epoch, by the file server's clock.
+    """
+
+    squash: Path
+    size: int
+    used: float
+    problem: str | None = None
+    block: Superblock | None = None
+    note: Sidecar | None = None
+    users: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What nobody needs: ``why`` is the proof."""
+
+    path: Path
+    size: int
+    why: str
+
+
+def images(directory: Path, users: Mapping[str, Sequence[str]] | None = None) -> list[Image]:
+    """The images of a directory, by name. ``users``: path of a squash file → live runs that have it.
+
+    Raises ImageError when the directory cannot be read.
+    """
+    live = {os.path.realpath(path): tuple(runs) for path, runs in (users or {}).items()}
+    return [
+        _image(path, live.get(os.path.realpath(path), ()))
+        for path in _entries(directory)
+        if path.name.endswith(_SUFFIX) and not path.name.startswith(".")
+    ]
+
+
+def _image(squash: Path, users: tuple[str, ...]) -> Image:
+    try:
+        status = squash.stat()
+    except OSError as error:
+        return Image(squash, 0, time.time(), problem=f"cannot be read: {error.strerror}", users=users)
+    times = [status.st_mtime, status.st_atime]
+    with contextlib.suppress(OSError):
+        times.append(sidecar.beside(squash).stat().st_mtime)
+    try:
+        block = inspect(squash)
+    except ImageError as error:
+        return Image(squash, status.st_size, max(times), problem=error.message, users=users)
+    note = sidecar.read(squash)
+    return Image(
+        squash, block.size, max(times), None, block, note if note is not None and note.fits(block) else None, users
+    )
+
+
+class Check(str, Enum):
+    """How a verified image is: a level's verdict."""
+
+    WHOLE = "whole"
+    DAMAGED = "damaged"
+    UNKNOWN = "not known"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What verifying an image gave. ``said`` has a line for each level, the cheapest first."""
+
+    image: Image
+    check: Check
+    said: tuple[str, ...]
+
+
+def verify(image: Image, *, deep: bool = False, runner: CommandRunner = run) -> Verdict:
+    """Superblock, the lists of inodes and directories, and with ``deep`` the recorded hash of every byte."""
+    if image.block is None:
+        return Verdict(image, Check.DAMAGED, (image.problem or "not whole",))
+    listing = listing_ok(image.squash, runner)
+    said = [f"lists: {listing.value}"]
+    if listing is Listing.DAMAGED:
+        return Verdict(image, Check.DAMAGED, tuple(said))
+    check = Check.WHOLE if listing is Listing.WHOLE else Check.UNKNOWN
+    if deep:
+        recorded = image.note.hash if image.note else None
+        try:
+            actual = sidecar.file_hash(image.squash)
+        except OSError as error:
+            return Verdict(image, Check.DAMAGED, (*said, f"content: cannot be read: {error.strerror}"))
+        if recorded is None:
+            said.append("content: readable; no hash was recorded (`launcher image adopt` records one)")
+        elif recorded != actual:
+            return Verdict(image, Check.DAMAGED, (*said, f"content: {actual}, and {recorded} was recorded"))
+        else:
+            check = Check.WHOLE
+            said.append("content: as recorded")
+    return Verdict(image, check, tuple(said))
+
+
+def adopt(squash: Path, reference: str, uri: str, *, runner: CommandRunner = run) -> Sidecar:
+    """Write the record of an image that somebody else made, with its hash. Raises ImageError when it is not whole."""
+    block = inspect(squash)
+    listing = listing_ok(squash, runner)
+    if listing is Listing.DAMAGED:
+        raise ImageError("its lists cannot be read", where=str(squash), hint="launcher image import makes it anew")
+    before = sidecar.read(squash)
+    if before is not None and before.fits(block) and before.uri != uri:
+        raise ImageError(
+            f"it is recorded as {before.reference}", where=str(squash), hint=f"remove {sidecar.beside(squash)} first"
+        )
+    note = Sidecar(
+        reference=reference,
+        uri=uri,
+        how="adopted",
+        size=block.size,
+        mtime_ns=block.mtime_ns,
+        superblock_time=block.created,
+        listing=listing.value,
+        hash=sidecar.file_hash(squash),
+    )
+    if before is not None and before.fits(block) and before.hash is not None:
+        return before
+    if error := sidecar.write(squash, note):
+        raise ImageError(f"no record can be written: {error.strerror}", where=str(sidecar.beside(squash)))
+    return note
+
+
+def garbage(
+    directory: Path, found: Iterable[Image], *, grace: float = GRACE, parts: float = GRACE_OF_PARTS
+) -> list[Garbage]:
+    """What `collect` would remove. Ages are by the file server's clock. Raises ImageError."""
+    now = _server_time(directory)
+    gone = []
+    for image in found:
+        idle = now - image.used
+        limit = grace if image.problem is None else parts
+        if not image.users and idle > limit:
+            what = "unused" if image.problem is None else f"{image.problem}; unchanged"
+            gone.append(Garbage(image.squash, image.size, f"{what} for {_days(idle)}"))
+    entries = _entries(directory)
+    try:
+        dead = set(stale_parts(directory))
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror}", where=str(directory)) from None
+    for path in entries:
+        if why := _left(path, path in dead, now, parts):
+            gone.append(Garbage(path, _size(path), why))
+    return gone
+
+
+def leftover(path: Path) -> Garbage:
+    """What `stale_parts` found, as something to collect."""
+    return Garbage(path, _size(path), "its process is dead")
+
+
+def _left(path: Path, dead: bool, now: float, parts: float) -> str | None:
+    """Why an entry is a leftover; None when it is none, or not proven."""
+    name = path.name
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    idle = now - status.st_mtime
+    if name.startswith(".") and name.endswith(TEMPORARY_SUFFIX):
+        if dead:
+            return "its process is dead"
+        return f"unchanged for {_days(idle)}" if idle > parts else None
+    if name.startswith(".") and name.endswith(_SUFFIX + _OWNER):
+        with contextlib.suppress(OSError):
+            if Owner.from_json(path.read_bytes()).is_dead():
+                return "a lock whose process is dead"
+        return f"a lock without a heartbeat for {_days(idle)}" if idle > parts else None
+    if name.endswith(f"{_SUFFIX}.json") and not path.with_name(name.removesuffix(".json")).exists():
+        return "a record without its image" if idle > min(parts, 3600.0) else None
+    return None
+
+
+def collect(item: Garbage) -> bool:
+    """Remove one thing, if it is still garbage. An image only under its lock, and not when it was used meanwhile.
+
+    Raises ImageError when it cannot be removed.
+    """
+    try:
+        if item.path.name.endswith(_OWNER):
+            seen = look(item.path)
+            return seen is None or (
+                _left(item.path, False, time.time(), 0.0) is not None and take_away(item.path, seen)
+            )
+        if not item.path.name.endswith(_SUFFIX):
+            if item.path.is_dir() and not item.path.is_symlink():
+                shutil.rmtree(item.path)
+            else:
+                item.path.unlink(missing_ok=True)
+            return True
+        before = _image(item.path, ())
+        with Lock(item.path.with_name(f".{item.path.name}{_OWNER}"), what="gc", wait=0.0) as held:
+            after = _image(item.path, ())
+            if not held.acquired or after.used > before.used or after.size != item.size:
+                return False
+            item.path.unlink()
+            sidecar.beside(item.path).unlink(missing_ok=True)
+        return True
+    except OSError as error:
+        raise ImageError(f"cannot be removed: {error.strerror}", where=str(item.path)) from None
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.iterdir())
+    except OSError as error:
+        raise ImageError(
+            f"the image directory cannot be read: {error.strerror}", where=str(directory), hint="correct the directory"
+        ) from None
+
+
+def _server_time(directory: Path) -> float:
+    """The clock that gave the files their times: an hour between it and ours must not remove anything."""
+    probe = temporary_name(directory / "clock")
+    try:
+        probe.touch(exist_ok=False)
+        now = probe.stat().st_mtime
+        probe.unlink()
+    except OSError:
+        return time.time()
+    return now
+
+
+def _size(path: Path) -> int:
+    """Bytes on disk, of a file or of all below a directory."""
+    total = 0
+    with contextlib.suppress(OSError):
+        total = path.lstat().st_size
+    for where, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += Path(where, name).lstat().st_size
+    return total
+
+
+def _days(seconds: float) -> str:
+    return f"{seconds / 86400:.1f} days" if seconds >= 86400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,227 @@
+"""Do locks hold in a directory? Two processes try it: one takes them, the other asks for them too.
+
+``python -m launcher.image.probe DIRECTORY TOKEN [RANK]`` is one of the two; without a rank it is the Slurm task's. Rank
+1 prints what it found. They talk by files in the directory, so the same two can stand on two nodes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import ImageError
+from launcher.image.lock import Lock
+from launcher.process import CommandRunner, Completed, run
+from launcher.publish import write_json
+
+HOLDS, NO_OP = "holds", "is granted to both: a no-op"
+_WAIT = 30.0
+_BEAT = 0.3
+_KINDS: dict[str, Callable[[int, int], Any]] = {"flock": fcntl.flock, "lockf": fcntl.lockf}
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What two processes found. Each kind of lock ``holds``, is a no-op, or failed in the words of the system.
+
+    ``heartbeat`` is after how many seconds the owner's was seen, None for never; ``clocks`` by how many they differ.
+    """
+
+    where: str
+    flock: str
+    lockf: str
+    owner_file: str
+    heartbeat: float | None
+    clocks: float
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether two importers keep out of each other's way, by either of the locks that an import takes."""
+        return HOLDS in (self.flock, self.owner_file)
+
+
+def between_processes(directory: Path, runner: CommandRunner = run) -> Probed:
+    """Try it with two processes of this host. Raises ImageError when the directory cannot be used."""
+    with _Place(directory) as token, ThreadPoolExecutor(2) as pool:
+        command = [sys.executable, "-m", __name__, str(directory), token]
+        done = list(pool.map(lambda rank: runner([*command, str(rank)], timeout=3 * _WAIT), range(2)))
+    return _read(done, directory)
+
+
+def between_nodes(directory: Path, options: Sequence[str], runner: CommandRunner = run) -> Probed:
+    """Try it with two nodes by srun; ``options`` are srun's. Raises ImageError when there are none, too."""
+    with _Place(directory) as token:
+        command = ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--time=5", "--job-name=launcher-doctor"]
+        argv = [*command, *options, sys.executable, "-m", __name__, str(directory), token]
+        done = [runner(argv, timeout=300.0)]
+    return _read(done, directory)
+
+
+class _Place:
+    """A directory of our own below the one in question, gone afterwards."""
+
+    def __init__(self, directory: Path) -> None:
+        self._token = secrets.token_hex(4)
+        self._path = _meeting(directory, self._token)
+
+    def __enter__(self) -> str:
+        try:
+            self._path.mkdir()
+        except OSError as error:
+            raise ImageError(f"cannot be used: {error.strerror}", where=str(self._path.parent)) from None
+        return self._token
+
+    def __exit__(self, *error: object) -> None:
+        shutil.rmtree(self._path, ignore_errors=True)
+
+
+def _read(done: Sequence[Completed], directory: Path) -> Probed:
+    for answer in done:
+        for line in answer.stdout.splitlines():
+            if line.startswith("{"):
+                return Probed(**json.loads(line))
+    failed = next((answer for answer in done if not answer.ok), done[-1])
+    raise ImageError(f"the locks could not be tried: {failed}", where=str(directory))
+
+
+def file_system(directory: Path) -> str:
+    """What the directory lies on, as mounted: type, source, options (proc_pid_mountinfo(5))."""
+    best, found = "", "unknown"
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return found
+    real = os.path.realpath(directory)
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        point = before.split()[4].replace("\\040", " ")
+        inside = real == point or real.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            kind, source, options = after.split()[:3]
+            best, found = point, f"{kind} from {source} on {point} ({options})"
+    return found
+
+
+def _meeting(directory: Path, token: str) -> Path:
+    return directory / f".launcher-locks-{token}"
+
+
+def main(directory: str, token: str, rank: str | None = None) -> None:
+    """Be one of the two."""
+    place = _meeting(Path(directory), token)
+    if (rank or os.environ.get("SLURM_PROCID", "0")) == "0":
+        _take(place)
+    else:
+        print(json.dumps(asdict(_ask(place))), flush=True)
+
+
+def _take(place: Path) -> None:
+    """Rank 0: take every lock and keep it until the other one has looked."""
+    handles, said = [], {}
+    for kind, take in _KINDS.items():
+        handles.append(os.open(place / kind, os.O_RDWR | os.O_CREAT, 0o666))
+        said[kind] = _attempt(take, handles[-1])
+    with Lock(place / "owner", what="a probe", wait=0.0, beat=_BEAT) as held:
+        said["owner"] = "" if held.acquired else "; ".join(held.facts) or str(held.owner)
+        write_json(place / "taken", {**said, "name": _name(), "skew": _skew(place / "clock-0")})
+        _await(place / "asked")
+    for handle in handles:
+        os.close(handle)
+    write_json(place / "released", {})
+    _await(place / "done")
+
+
+def _ask(place: Path) -> Probed:
+    """Rank 1: ask for every lock while the other one has it, and once more when it was let go."""
+    taken = _await(place / "taken")
+    during = {kind: _try(kind, place) for kind in _KINDS}
+    with Lock(place / "owner", what="a second probe", wait=0.0) as held:
+        owned = held.acquired
+    began, first, heartbeat = time.monotonic(), None, None
+    while not taken["owner"] and not owned and time.monotonic() - began < 10 and heartbeat is None:
+        with (place / "owner").open("rb") as file:  # opened anew: close-to-open, as nfs(5) has it
+            beat = os.fstat(file.fileno()).st_mtime_ns
+        first = first or beat
+        heartbeat = round(time.monotonic() - began, 3) if beat != first else None
+        time.sleep(0.02)
+    write_json(place / "asked", {})
+    _await(place / "released")
+    after = {kind: _try(kind, place) for kind in _KINDS}
+    with Lock(place / "owner", what="a second probe", wait=5.0, poll=0.05) as held:
+        again = held.acquired
+    write_json(place / "done", {})
+    names = sorted({str(taken["name"]), _name()})
+    skew = _skew(place / "clock-1") - float(taken["skew"])
+    return Probed(
+        where=" and ".join(names) if len(names) == 2 else f"two processes of {names[0]}",
+        flock=_judge(str(taken["flock"]), during["flock"], after["flock"]),
+        lockf=_judge(str(taken["lockf"]), during["lockf"], after["lockf"]),
+        owner_file=_judge(str(taken["owner"]), "" if owned else "refused", "" if again else "refused"),
+        heartbeat=heartbeat,
+        clocks=round(abs(skew), 2),
+    )
+
+
+def _judge(first: str, during: str, after: str) -> str:
+    """Of the words of three attempts, each empty when the lock was granted."""
+    if first:
+        return f"does not work: {first}"
+    if not during:
+        return NO_OP
+    if during != "refused":
+        return f"does not work for the second: {during}"
+    return HOLDS if not after else "holds, and was not granted after its release"
+
+
+def _try(kind: str, place: Path) -> str:
+    handle = os.open(place / kind, os.O_RDWR)
+    try:
+        return _attempt(_KINDS[kind], handle)
+    finally:
+        os.close(handle)
+
+
+def _attempt(take: Callable[[int, int], Any], handle: int) -> str:
+    """Empty when granted, ``refused``, or what the system says."""
+    try:
+        take(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return "refused" if error.errno in (errno.EAGAIN, errno.EACCES) else str(error.strerror)
+    return ""
+
+
+def _name() -> str:
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def _skew(path: Path) -> float:
+    """This host's clock against the file server's, in seconds."""
+    path.touch()
+    return time.time() - path.stat().st_mtime
+
+
+def _await(path: Path) -> dict[str, Any]:
+    deadline = time.monotonic() + _WAIT
+    while time.monotonic() < deadline:
+        sorted(path.parent.iterdir())  # an NFS client looks a missing name up again when the directory was read
+        if path.exists():
+            value: dict[str, Any] = json.loads(path.read_text())
+            return value
+        time.sleep(0.02)
+    raise ImageError(f"the other process did not come within {_WAIT:.0f} s", where=str(path))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,347 @@
+"""What a registry says of an image before anything is downloaded: its digest, its architecture, its size.
+
+The HTTP API of OCI registries (distribution-spec v1.1): a manifest, or an index of them by platform; a token from the
+realm that a 401 names. Wrong names, missing permission and the wrong architecture are errors at once; a registry that
+does not answer is `Unreachable`, and the caller knows what that means to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import platform
+import re
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.message import Message
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from launcher.errors import ImageError
+from launcher.image.credentials import MadeByCommand, credentials, credentials_file
+from launcher.image.enroot import fault_of_status
+from launcher.image.reference import Reference
+
+ATTEMPTS = 4
+PATIENCE = 300.0
+"""Seconds that a registry may make us wait (``Retry-After``) in all."""
+
+_INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
+_MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
+_ACCEPT = ", ".join((*_INDEXES, *_MANIFESTS))
+_LARGEST = 16 << 20
+"""A manifest or an image's configuration of more bytes is none."""
+_DEBIAN = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+class Unreachable(ImageError):
+    """The registry did not answer, or not in a way that says anything of the image."""
+
+
+class _MayPass(ImageError):
+    """``pause``: the seconds after which the registry said to come again."""
+
+    def __init__(self, message: str, *, where: str | None, hint: str, pause: float | None = None) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.pause = pause
+
+
+class _NoAnswer(_MayPass):
+    """A status of 500 and more, or an answer that was cut."""
+
+
+class _NoWay(_NoAnswer):
+    """Nobody there: asked once more only, since a host without a way out is no rare one."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An image for one platform.
+
+    ``digest`` is that of the platform's manifest, which `enroot digest` prints too; ``index`` that of the index by
+    which it was found, None for an image of one platform. ``architecture`` is Debian's name (amd64, arm64), ``size``
+    the bytes of its layers as they are downloaded.
+    """
+
+    digest: str
+    index: str | None
+    architecture: str
+    size: int
+
+    def is_named(self, digest: str | None) -> bool:
+        """Whether a digest means this image."""
+        return digest is not None and digest in (self.digest, self.index)
+
+
+def debian_architecture(machine: str | None = None) -> str:
+    """``x86_64`` → ``amd64``; of this machine when none is given."""
+    machine = machine or platform.machine()
+    return _DEBIAN.get(machine, machine)
+
+
+class Registry:
+    """Asks registries. ``environ`` names enroot's credentials file, proxies, and ENROOT_ALLOW_HTTP.
+
+    ``timeout`` is in seconds, for each request.
+    """
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *,
+        say: Callable[[str], None] = lambda message: None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        timeout: float = 10.0,
+    ) -> None:
+        self._environ, self._say, self._clock, self._sleep, self._timeout = environ, say, clock, sleep, timeout
+        self._scheme = "http" if environ.get("ENROOT_ALLOW_HTTP", "n")[:1] in "yYtT1" else "https"
+        self._opener = urllib.request.build_opener(_Redirects)
+        self._authorization: dict[tuple[str, str], str] = {}
+
+    def manifest(self, reference: Reference, architecture: str | None = None, *, where: str) -> Manifest:
+        """Look up the image for ``architecture`` (``x86_64``, ``aarch64``, or Debian's names; this machine's if None).
+
+        Raises Unreachable; ImageError for what will not pass: 401, 403, 404, no such architecture, a digest that does
+        not fit, a rate limit that lasts longer than we wait. ``where`` is the place that errors point to.
+        """
+        wanted = debian_architecture(architecture)
+        body, digest = self._fetch(reference, f"manifests/{_version(reference)}", where)
+        index = None
+        if "manifests" in body:
+            index, digest = digest, _of_platform(body, wanted, reference, where)
+            body, _ = self._fetch(reference, f"manifests/{digest}", where)
+            found = wanted
+        else:
+            found = self._architecture(body, reference, where)
+        if found != wanted:
+            raise _wrong_architecture(reference, [found], wanted, where)
+        try:
+            size = sum(int(layer["size"]) for layer in body["layers"])
+        except (KeyError, TypeError, ValueError):
+            raise _not_understood(reference, where) from None
+        return Manifest(digest, index, found, size)
+
+    def tag_digest(self, reference: Reference, *, where: str) -> str | None:
+        """The digest that the tag names now (of the index, if there is one): one HEAD, which no rate limit counts.
+
+        None when the registry does not say. Raises as `manifest` does.
+        """
+        url = self._url(reference, f"manifests/{_version(reference)}")
+        _, headers = self._patiently(url, reference, where, "HEAD")
+        return headers.get("Docker-Content-Digest")
+
+    def _architecture(self, body: Mapping[str, Any], reference: Reference, where: str) -> str:
+        try:
+            configuration, _ = self._fetch(reference, f"blobs/{body['config']['digest']}", where)
+            return str(configuration["architecture"])
+        except (KeyError, TypeError):
+            raise _not_understood(reference, where) from None
+
+    def _url(self, reference: Reference, what: str) -> str:
+        host = "registry-1.docker.io" if reference.registry == "docker.io" else reference.registry
+        return f"{self._scheme}://{host}/v2/{reference.repository}/{what}"
+
+    def _fetch(self, reference: Reference, what: str, where: str) -> tuple[dict[str, Any], str]:
+        """A JSON document and its digest, checked against what was asked for and what the registry says."""
+        url = self._url(reference, what)
+        content, _ = self._patiently(url, reference, where, "GET")
+        try:
+            value = json.loads(content)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise _not_understood(reference, where)
+        return value, f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+    def _patiently(self, url: str, reference: Reference, where: str, method: str) -> tuple[bytes, Message]:
+        from tenacity import RetryCallState, Retrying, retry_if_exception_type
+
+        deadline = self._clock() + PATIENCE
+
+        def wait(state: RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            asked = error.pause if isinstance(error, _MayPass) else None
+            return asked if asked is not None else float(2 ** (state.attempt_number - 1))
+
+        def stop(state: RetryCallState) -> bool:
+            nobody = state.outcome is not None and isinstance(state.outcome.exception(), _NoWay)
+            return (
+                state.attempt_number >= (2 if nobody else ATTEMPTS) or self._clock() + state.upcoming_sleep > deadline
+            )
+
+        def pause(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            said = error.message if isinstance(error, ImageError) else str(error)
+            self._say(f"attempt {state.attempt_number} of {ATTEMPTS}: {said}; next one in {state.upcoming_sleep:.0f} s")
+
+        attempts = Retrying(
+            retry=retry_if_exception_type(_MayPass),
+            stop=stop,
+            wait=wait,
+            sleep=self._sleep,
+            before_sleep=pause,
+            reraise=True,
+        )
+        try:
+            return attempts(self._ask, url, reference, where, method)
+        except _NoAnswer as error:
+            raise Unreachable(error.message, where=where, hint=error.hint) from None
+
+    def _ask(self, url: str, reference: Reference, where: str, method: str) -> tuple[bytes, Message]:
+        account = (reference.registry, reference.repository)
+        try:
+            try:
+                answer = self._send(url, method, self._authorization.get(account))
+            except urllib.error.HTTPError as error:
+                if error.code != 401 or account in self._authorization:
+                    raise
+                self._authorization[account] = self._permission(error.headers.get("WWW-Authenticate"), reference)
+                answer = self._send(url, method, self._authorization[account])
+        except MadeByCommand as error:
+            raise Unreachable(f"{reference.registry} was not asked: {error.message}", where=where) from None
+        except urllib.error.HTTPError as error:
+            raise self._status(error, reference, where) from None
+        except (OSError, http.client.HTTPException) as error:  # URLError, time-outs, resets, a cut answer
+            reason = getattr(error, "reason", None) or error
+            kind = _NoAnswer if isinstance(error, http.client.HTTPException) else _NoWay
+            raise kind(
+                f"the registry {reference.registry} cannot be reached: {reason}",
+                where=where,
+                hint="try again later; see whether this host reaches it",
+            ) from None
+        _check(answer, url, reference, where, method)
+        return answer
+
+    def _send(self, url: str, method: str, authorization: str | None) -> tuple[bytes, Message]:
+        request = urllib.request.Request(url, headers={"Accept": _ACCEPT}, method=method)
+        if authorization:
+            # Not redirected: blobs lie with others, who refuse a second authorisation and are not to have ours.
+            request.add_unredirected_header("Authorization", authorization)
+        with self._opener.open(request, timeout=self._timeout) as response:
+            content = response.read(_LARGEST)
+            if method != "HEAD" and (response.length or 0) > 0:  # read(n) does not say that the connection was cut
+                raise http.client.IncompleteRead(content, response.length)
+            return content, response.headers
+
+    def _permission(self, challenge: str | None, reference: Reference) -> str:
+        """The Authorization header that a 401's challenge asks for. Raises HTTPError when the realm refuses."""
+        kind, _, rest = (challenge or "").partition(" ")
+        said = dict(re.findall(r'(\w+)="([^"]*)"', rest))
+        realm = said.pop("realm", "")
+        host = urllib.parse.urlsplit(realm).netloc if kind.lower() == "bearer" else ""
+        names = (host, "registry-1.docker.io" if reference.registry == "docker.io" else reference.registry)
+        account = next((found for name in names if name and (found := credentials(name, self._environ))), None)
+        basic = None
+        if account is not None:
+            basic = "Basic " + b64encode(f"{account.login}:{account.password}".encode()).decode()
+        if kind.lower() == "bearer" and urllib.parse.urlsplit(realm).scheme in {"https", self._scheme}:
+            query = {"scope": f"repository:{reference.repository}:pull", **said}
+            content, _ = self._send(f"{realm}?{urllib.parse.urlencode(query)}", "GET", basic)
+            try:
+                answer = json.loads(content)
+                return f"Bearer {answer.get('token') or answer['access_token']}"
+            except (ValueError, KeyError, AttributeError):
+                raise urllib.error.URLError(f"{host} gave no token") from None
+        if basic is not None:
+            return basic
+        raise urllib.error.HTTPError(realm, 401, "Unauthorized", http.client.HTTPMessage(), None)
+
+    def _status(self, error: urllib.error.HTTPError, reference: Reference, where: str) -> ImageError:
+        fault = fault_of_status(error.code)
+        message = f"{reference.registry}: {_name(reference)}: {fault.what}"
+        hint = fault.hint
+        if error.code in (401, 403):
+            hint = f"correct the image, or the line for {reference.registry} in {credentials_file(self._environ)}"
+        if not fault.may_pass:
+            return ImageError(message, where=where, hint=hint)
+        pause = _retry_after(error.headers.get("Retry-After"))
+        if pause is not None:
+            message += f", which says to come again in {pause:.0f} s"
+        kind = _NoAnswer if error.code >= 500 else _MayPass
+        return kind(message, where=where, hint=hint, pause=pause)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """A HEAD stays one, which Python before 3.13 forgets; and what was asked by TLS is not fetched without."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if req.type == "https" and not newurl.startswith("https:"):
+            raise urllib.error.URLError(f"a redirection from https to {urllib.parse.urlsplit(newurl).scheme}")
+        following = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if following is not None and req.get_method() == "HEAD":
+            following.method = "HEAD"
+        return following
+
+
+def _check(answer: tuple[bytes, Message], url: str, reference: Reference, where: str, method: str) -> None:
+    """The content must be what its name says. Raises _MayPass: a proxy may have cut or mixed it up."""
+    content, headers = answer
+    if method == "HEAD":
+        return
+    actual = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    last = url.rpartition("/")[2]
+    for said in (last, headers.get("Docker-Content-Digest", "")):
+        if said.startswith("sha256:") and said != actual:
+            raise _MayPass(
+                f"{reference.registry} answered with {actual[:19]}… where it says {said[:19]}…",
+                where=where,
+                hint="try again later; look at a proxy in between",
+            )
+
+
+def _of_platform(index: Mapping[str, Any], wanted: str, reference: Reference, where: str) -> str:
+    there: dict[str, str] = {}
+    try:
+        for entry in index["manifests"]:
+            if entry.get("platform", {}).get("os", "linux") == "linux":
+                there.setdefault(str(entry["platform"]["architecture"]), str(entry["digest"]))
+    except (KeyError, TypeError, AttributeError):
+        raise _not_understood(reference, where) from None
+    if wanted not in there:
+        raise _wrong_architecture(reference, [name for name in there if name != "unknown"], wanted, where)
+    return there[wanted]
+
+
+def _version(reference: Reference) -> str:
+    return reference.digest or reference.tag or "latest"
+
+
+def _name(reference: Reference) -> str:
+    return f"{reference.repository}:{_version(reference)}"
+
+
+def _wrong_architecture(reference: Reference, there: list[str], wanted: str, where: str) -> ImageError:
+    return ImageError(
+        f"{_name(reference)} is for {', '.join(there) or 'no Linux'}, and the nodes need {wanted}",
+        where=where,
+        hint=f"name an image that has {wanted}; or correct node.arch in the runner file",
+    )
+
+
+def _not_understood(reference: Reference, where: str) -> ImageError:
+    return ImageError(
+        f"{reference.registry} has something for {reference.repository} that is no image manifest",
+        where=where,
+        hint="name a container image; manifests of schema 1 and of charts or models are none",
+    )
+
+
+def _retry_after(text: str | None) -> float | None:
+    """Seconds, from seconds or a date (RFC 9110, 10.2.3)."""
+    if not text:
+        return None
+    if text.strip().isdecimal():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,305 @@
+"""Copying a checkpoint's files: in parallel across files and within them, hashed in the same pass, resumable by parts.
+
+A part is read once, hashed, written, and asked back from the destination, whose answer is hashed too (it comes from the
+page cache: this finds short writes and broken copies, not a failing disk; `launcher model verify --deep` reads again).
+Memory is one buffer a worker.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import xxhash
+
+from launcher.errors import Cancelled, ModelError
+from launcher.model.journal import Journal
+from launcher.model.manifest import BUFFER, FileEntry, combine, forget, hash_part, part_count
+from launcher.model.source import Reader, Source, SourceFile
+
+WORKERS = 8
+_NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM}
+
+
+class Progress(Protocol):
+    """Told of a copy as it goes on, from many threads."""
+
+    def begin(self, files: int, size: int) -> None: ...
+
+    def advance(self, path: str, size: int, count: int, *, resumed: bool = False) -> None:
+        """``count`` more bytes of the file ``path`` of ``size`` bytes are there."""
+
+
+class Silent:
+    """A Progress that says nothing."""
+
+    def begin(self, files: int, size: int) -> None:
+        pass
+
+    def advance(self, path: str, size: int, count: int, *, resumed: bool = False) -> None:
+        pass
+
+
+@dataclass
+class Copied:
+    """What a copy did: entries for the manifest, and how many bytes were copied and found there."""
+
+    files: list[FileEntry] = field(default_factory=list)
+    copied: int = 0
+    resumed: int = 0
+
+
+class Copier:
+    """Copies all files of a source into a directory. For one use."""
+
+    def __init__(
+        self,
+        source: Source,
+        into: Path,
+        journals: Path,
+        *,
+        part_size: int,
+        workers: int = WORKERS,
+        progress: Progress | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        create: Callable[[Path, int], None] = lambda path, size: None,
+    ) -> None:
+        """``journals`` is where finished parts are noted. ``create`` may make a file (path, size) before it is opened,
+        as `lfs setstripe` does."""
+        self._source, self._into, self._journals = source, into, journals
+        self._part_size, self._workers = part_size, workers
+        self._progress: Progress = progress or Silent()
+        self._should_stop, self._create = should_stop, create
+        self._stopped = threading.Event()
+        self._error: BaseException | None = None
+        self._open: set[_FileCopy] = set()
+        self._lock = threading.Lock()
+        self._buffers = threading.local()
+        self._kernel_copies = hasattr(os, "copy_file_range")
+        self._done = Copied()
+
+    def copy(self) -> Copied:
+        """Copy what is not there yet; every file is synced to storage. Raises OSError, ModelError, Cancelled."""
+        files = sorted(self._source.files, key=lambda file: -file.size)
+        self._progress.begin(len(files), sum(file.size for file in files))
+        try:
+            with ThreadPoolExecutor(self._workers, "copy") as pool:
+                try:
+                    self._drive(pool, files)
+                finally:
+                    self._stopped.set()
+                    pool.shutdown(wait=True, cancel_futures=True)
+        finally:
+            for copy in list(self._open):
+                copy.close()
+        self._done.files.sort(key=lambda entry: entry.path)
+        return self._done
+
+    def _drive(self, pool: ThreadPoolExecutor, files: list[SourceFile]) -> None:
+        """Hand out parts file by file, with not many more files open than there are workers."""
+        running: set[Future[None]] = set()
+        for part in self._parts(files):
+            running.add(pool.submit(part))
+            if len(running) >= 2 * self._workers:
+                running = self._finished(running, all_of_them=False)
+        while running:
+            running = self._finished(running, all_of_them=True)
+
+    def _finished(self, running: set[Future[None]], *, all_of_them: bool) -> set[Future[None]]:
+        how = FIRST_EXCEPTION if all_of_them else FIRST_COMPLETED
+        done, left = wait(running, timeout=0.5, return_when=how)
+        if self._should_stop():
+            raise Cancelled("stopped while the checkpoint was copied", hint="the same command goes on from here")
+        if self._error is not None:
+            raise self._error
+        for future in done:
+            future.result()
+        return left
+
+    def _parts(self, files: list[SourceFile]) -> Iterator[Callable[[], None]]:
+        for file in files:
+            copy = _FileCopy(self, file)
+            for index in range(copy.count):
+                yield functools.partial(copy.part, index)
+
+    def failed(self, error: BaseException) -> None:
+        """Stop all workers; the first error is the one that is raised, what it brings about in others is not."""
+        with self._lock:
+            self._error = self._error or error
+        self._stopped.set()
+
+    def buffer(self) -> memoryview:
+        """The calling worker's own buffer."""
+        if not hasattr(self._buffers, "own"):
+            self._buffers.own = memoryview(bytearray(BUFFER))
+        own: memoryview = self._buffers.own
+        return own
+
+
+class _FileCopy:
+    """One file on its way: opened by the first of its parts, finished and closed by the last."""
+
+    def __init__(self, of: Copier, file: SourceFile) -> None:
+        self._of, self.file = of, file
+        self.count = part_count(file.size, of._part_size)
+        self._left = self.count
+        self._digests: dict[int, bytes] = {}
+        self._lock = threading.Lock()
+        self._reader: Reader | None = None
+        self._descriptor = -1
+        self._journal: Journal | None = None
+        self._noted: Mapping[int, bytes] = {}
+
+    def part(self, index: int) -> None:
+        """Have one part at the destination; the last one makes the file durable."""
+        if self._of._stopped.is_set():
+            return
+        try:
+            with self._lock:
+                if self._reader is None:
+                    self._open()
+            self._digests[index] = self._part(index)
+            with self._lock:
+                self._left -= 1
+                last = self._left == 0
+            if last:
+                self._finish()
+        except BaseException as error:
+            self._of.failed(error)
+            raise
+
+    def _open(self) -> None:
+        self._of._open.add(self)
+        path = self._of._into / self.file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._journal = Journal.open(self._of._journals, self.file, self._of._part_size)
+        if not path.exists():
+            self._journal.discard()
+            self._of._create(path, self.file.size)
+        self._noted = self._journal.parts
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        os.ftruncate(self._descriptor, self.file.size)
+        self._reader = self._of._source.open(self.file)
+
+    def _part(self, index: int) -> bytes:
+        offset = index * self._of._part_size
+        length = min(self._of._part_size, self.file.size - offset)
+        noted = self._noted.get(index)
+        if noted is not None and hash_part(self._descriptor, offset, length) == noted:
+            forget(self._descriptor, offset, length)
+            self._tell(length, resumed=True)
+            return noted
+        digest = self._copy(offset, length)
+        if hash_part(self._descriptor, offset, length) != digest:
+            raise ModelError(
+                f"part {index} reads back as other bytes than were written", where=str(self._of._into / self.file.path)
+            )
+        assert self._journal is not None and self._reader is not None
+        self._journal.note(index, digest)
+        forget(self._descriptor, offset, length)
+        self._reader.forget(offset, length)
+        return digest
+
+    def _copy(self, offset: int, length: int) -> bytes:
+        assert self._reader is not None
+        state = xxhash.xxh3_128()
+        by_kernel = self._of._kernel_copies and self._reader.descriptor is not None
+        at = offset
+        for chunk in self._reader.chunks(offset, length, self._of.buffer()):
+            if self._of._stopped.is_set():
+                raise Cancelled("stopped while the checkpoint was copied")
+            state.update(chunk)
+            if not by_kernel:
+                _write(self._descriptor, chunk, at)
+                self._tell(len(chunk))
+            at += len(chunk)
+        if at != offset + length:
+            raise ModelError(f"{self.file.path} ends after {at} of {self.file.size} bytes", where=self._of._source.name)
+        if by_kernel:
+            if not self._by_kernel(offset, length):
+                return self._copy(offset, length)
+            self._tell(length)
+        return state.digest()
+
+    def _by_kernel(self, offset: int, length: int) -> bool:
+        """copy_file_range(2): shares blocks on XFS and btrfs, stays on the server with NFS 4.2. False: not here."""
+        assert self._reader is not None and self._reader.descriptor is not None
+        end = offset + length
+        while offset < end:
+            try:
+                count = os.copy_file_range(self._reader.descriptor, self._descriptor, end - offset, offset, offset)
+            except OSError as error:
+                if error.errno not in _NO_KERNEL_COPY:
+                    raise
+                count = 0
+            if count == 0:
+                self._of._kernel_copies = False
+                return False
+            offset += count
+        return True
+
+    def _tell(self, count: int, *, resumed: bool = False) -> None:
+        with self._of._lock:
+            if resumed:
+                self._of._done.resumed += count
+            else:
+                self._of._done.copied += count
+        self._of._progress.advance(self.file.path, self.file.size, count, resumed=resumed)
+
+    def _finish(self) -> None:
+        assert self._reader is not None and self._journal is not None
+        found = combine(self._digests[index] for index in range(self.count))
+        try:
+            self._reader.check_unchanged()
+            self._check_known(found)
+            os.fsync(self._descriptor)
+        except BaseException:
+            # After a failed fsync the kernel takes pages for clean that never reached storage (fsync(2)), and what has
+            # another hash than it must have is worth nothing: either way the parts are not to be resumed from.
+            self._journal.discard()
+            raise
+        forget(self._descriptor, 0, self.file.size)
+        with self._of._lock:
+            self._of._done.files.append(FileEntry(self.file.path, self.file.size, found, self.file.sha256))
+        self.close()
+
+    def _check_known(self, found: str) -> None:
+        """Compare with what the source states of the content."""
+        where = f"{self._of._source.name}: {self.file.path}"
+        if self.file.hash and self._of._source.part_size == self._of._part_size and found != self.file.hash:
+            raise ModelError("the source's content is not what its manifest says", where=where)
+        for stated, state in (
+            (self.file.sha256 if not self.file.hash else None, hashlib.sha256()),
+            (self.file.git_sha1, hashlib.sha1(f"blob {self.file.size}\0".encode(), usedforsecurity=False)),
+        ):
+            if stated is None:
+                continue
+            for offset in range(0, self.file.size, BUFFER):
+                buffer = self._of.buffer()
+                state.update(buffer[: os.preadv(self._descriptor, [buffer], offset)])
+            if state.hexdigest() != stated:
+                raise ModelError(f"{state.name} is {state.hexdigest()}, and {stated} was stated", where=where)
+
+    def close(self) -> None:
+        self._of._open.discard(self)
+        if self._reader is not None:
+            self._reader.close()
+        if self._journal is not None:
+            self._journal.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _write(descriptor: int, chunk: memoryview, offset: int) -> None:
+    while chunk:
+        count = os.pwrite(descriptor, chunk, offset)
+        chunk, offset = chunk[count:], offset + count

@@ -1,0 +1,207 @@
+"""A Hugging Face repository at a pinned revision as a source. huggingface_hub (the extra ``hub``) lists and signs the
+requests; the bytes are fetched by ranges here, so that they are hashed, resumed and verified as any other source's."""
+
+from __future__ import annotations
+
+import email.utils
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from launcher.errors import ConfigError, ModelError
+from launcher.model.source import Reader, SourceFile
+
+PREFIX = "hf:"
+ATTEMPTS = 6
+"""Requests for one range without any byte in between, before it is given up."""
+
+LONGEST_WAIT = 600.0
+"""Seconds that a Retry-After may ask for."""
+
+_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class _Again(Exception):
+    """Worth another request after ``wait`` seconds, or when the caller sees fit."""
+
+    def __init__(self, why: str, wait: float | None = None) -> None:
+        super().__init__(why)
+        self.wait = wait
+
+
+class HubSource:
+    """``ORGANISATION/NAME`` at a commit, tag or branch; a branch is resolved to its commit, which is the revision.
+
+    The token is the environment's (HF_TOKEN), the endpoint too (HF_ENDPOINT). Raises ModelError for what cannot be had,
+    ConfigError without huggingface_hub.
+    """
+
+    part_size: int | None = None
+
+    def __init__(self, repository: str, revision: str | None = None, *, sleep: Callable[[float], None] = time.sleep):
+        try:
+            from huggingface_hub import HfApi
+        except ImportError:
+            raise ConfigError("huggingface_hub is not installed", hint="pip install 'launcher[hub]'") from None
+        self.name = PREFIX + repository
+        self.repository = repository
+        self._sleep = sleep
+        self._endpoint = os.environ.get("HF_ENDPOINT") or None
+        api = HfApi(endpoint=self._endpoint)
+        info = _patiently(lambda: _answer(api, repository, revision, self.name), self._sleep, self.name)
+        self.revision: str | None = info.sha
+        self.files = tuple(
+            _file(sibling) for sibling in info.siblings or () if sibling.rfilename not in (".gitattributes",)
+        )
+        if not self.files:
+            raise ModelError("the repository holds no files", where=self.name)
+
+    def open(self, file: SourceFile) -> Reader:
+        """A reader by HTTP ranges."""
+        from huggingface_hub import hf_hub_url
+
+        url = hf_hub_url(self.repository, file.path, revision=self.revision, endpoint=self._endpoint)
+        return _HttpReader(url, f"{self.name}: {file.path}", self._sleep)
+
+
+class _HttpReader:
+    descriptor: int | None = None
+
+    def __init__(self, url: str, where: str, sleep: Callable[[float], None]) -> None:
+        self._url, self._where, self._sleep = url, where, sleep
+
+    def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+        end, attempt = offset + length, 0
+        while offset < end:
+            try:
+                for piece in self._request(offset, end):
+                    yield piece
+                    offset += len(piece)
+                    attempt = 0
+                if offset < end:
+                    raise _Again("the connection was cut")
+            except _Again as again:
+                attempt += 1
+                _pause(again, attempt, self._sleep, self._where)
+
+    def _request(self, offset: int, end: int) -> Iterator[memoryview]:
+        from huggingface_hub import get_session
+        from huggingface_hub.utils._headers import build_hf_headers
+
+        session = get_session()
+        errors = _transport_errors()
+        headers = {**build_hf_headers(), "Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity"}
+        try:
+            with session.stream("GET", self._url, headers=headers, follow_redirects=True, timeout=60) as response:
+                _judge(response, self._where)
+                if response.status_code == 200 and offset > 0:
+                    raise ModelError("the server does not answer ranges", where=self._where)
+                left = end - offset
+                for piece in response.iter_raw():
+                    yield memoryview(piece)[:left]
+                    left -= len(piece)
+                    if left <= 0:
+                        return
+        except errors as error:
+            raise _Again(f"{type(error).__name__}: {error}") from None
+
+    def forget(self, offset: int, length: int) -> None:
+        pass
+
+    def check_unchanged(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _answer(api: Any, repository: str, revision: str | None, where: str) -> Any:
+    """The repository's listing with sizes and hashes."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return api.model_info(repository, revision=revision, files_metadata=True)
+    except HFValidationError as error:
+        raise ModelError(str(error).splitlines()[0], where=where) from None
+    except HfHubHTTPError as error:
+        _judge(error.response, where, revision)
+        raise ModelError(str(error).splitlines()[0], where=where) from None
+    except _transport_errors() as error:
+        raise _Again(f"{type(error).__name__}: {error}") from None
+
+
+def _judge(response: Any, where: str, revision: str | None = None) -> None:
+    """Raise _Again for what passes, ModelError for what does not."""
+    status = response.status_code
+    if status in _BUSY:
+        raise _Again(f"HTTP {status}", _asked_wait(response.headers))
+    if status in (401, 403):
+        hint = "set HF_TOKEN to a token that may read it, and accept its terms on the hub"
+        raise ModelError(
+            f"the hub refuses (HTTP {status}): no such repository, or not for this token", where=where, hint=hint
+        )
+    if status == 404:
+        at = f" at revision {revision}" if revision else ""
+        raise ModelError(f"the hub does not have it{at} (HTTP 404)", where=where)
+    if status >= 400:
+        raise ModelError(f"the hub answers HTTP {status}", where=where)
+
+
+def _asked_wait(headers: Any) -> float | None:
+    """Seconds of a Retry-After (a number, or a date), or of the hub's own ``RateLimit: "api";r=0;t=55``."""
+    said = headers.get("retry-after")
+    if said is not None:
+        if said.strip().isdecimal():
+            return float(said)
+        try:
+            return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
+        except ValueError:
+            return None
+    found = re.search(r"\bt=(\d+)", headers.get("ratelimit") or "")
+    return float(found[1]) if found else None
+
+
+def _patiently(ask: Callable[[], Any], sleep: Callable[[float], None], where: str) -> Any:
+    attempt = 0
+    while True:
+        try:
+            return ask()
+        except _Again as again:
+            attempt += 1
+            _pause(again, attempt, sleep, where)
+
+
+def _pause(again: _Again, attempt: int, sleep: Callable[[float], None], where: str) -> None:
+    """Wait as long as was asked for, or longer each time. Raises ModelError when it is enough."""
+    if attempt >= ATTEMPTS or (again.wait or 0) > LONGEST_WAIT:
+        asked = f", which asks for {again.wait:.0f} s" if again.wait else ""
+        raise ModelError(
+            f"gave up after {attempt} requests: {again}{asked}", where=where, hint="the same command goes on from here"
+        )
+    sleep(again.wait if again.wait is not None else min(2.0**attempt, 60.0))
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub's client raises when a connection fails: httpx's, under either of its two names."""
+    import importlib
+
+    for name in ("httpx2", "httpx"):
+        try:
+            found = importlib.import_module(name)
+        except ImportError:
+            continue
+        return (found.TransportError, OSError)
+    return (OSError,)
+
+
+def _file(sibling: Any) -> SourceFile:
+    lfs = sibling.lfs
+    return SourceFile(
+        sibling.rfilename,
+        (lfs.size if lfs else sibling.size) or 0,
+        str(lfs.sha256 if lfs else sibling.blob_id),
+        sha256=lfs.sha256 if lfs else None,
+        git_sha1=None if lfs else sibling.blob_id,
+    )

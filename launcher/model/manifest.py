@@ -1,0 +1,222 @@
+"""`.complete.json`: what a staged checkpoint consists of, written last; and the hash that it speaks of.
+
+The hash of a file is a tree of one level, so that parts can be copied, hashed and resumed in any order: the file is cut
+into parts of ``part_size`` bytes (the last one shorter), each part has its XXH3-128 (big-endian, as `xxhsum -H128`
+prints it); a file of one part has that part's hash, a longer one the XXH3-128 of its parts' 16-byte digests in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+import xxhash
+
+from launcher.errors import Cancelled, ModelError
+from launcher.publish import write_json
+
+NAME = ".complete.json"
+"""The manifest's name in a checkpoint's directory. It is there once everything else is."""
+
+WORK = ".staging"
+"""What a directory holds while it is staged: owner, journals, the manifest to be. A directory with it is no checkpoint
+unless it has its manifest too."""
+
+STAGING_NAME = re.compile(r"(?P<name>.+)\.staging\.(?P<token>[0-9a-f]{12})")
+"""Names of directories that are being staged, or were when their process ended."""
+
+PART_SIZE = 64 << 20
+BUFFER = 1 << 20
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file: path below the checkpoint ('/' between parts), size in bytes, hash, and the hub's sha256 if stated."""
+
+    path: str
+    size: int
+    hash: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``source`` is a directory or ``hf:ORGANISATION/NAME``; ``revision`` the hub's commit, handed on by copies."""
+
+    source: str
+    revision: str | None
+    files: tuple[FileEntry, ...]
+    part_size: int = PART_SIZE
+    created: str = ""
+    algorithm: str = "xxh3-128"
+    schema: int = SCHEMA
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.size for entry in self.files)
+
+    def write(self, path: Path) -> None:
+        """Write atomically and durably. Raises OSError."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def read(cls, directory: Path) -> Manifest | None:
+        """The manifest of a checkpoint, or None without one. Raises ModelError when it is no manifest of ours."""
+        return cls.read_file(directory / NAME)
+
+    @classmethod
+    def read_file(cls, path: Path) -> Manifest | None:
+        """As `read`, of a file by any name."""
+        try:
+            content = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise ModelError(f"the manifest cannot be read: {error.strerror}", where=str(path)) from None
+        try:
+            found = msgspec.json.decode(content, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ModelError(f"not a manifest: {error}", where=str(path)) from None
+        if found.schema != SCHEMA or found.algorithm != "xxh3-128" or found.part_size < 1:
+            raise ModelError("a manifest of another version", where=str(path))
+        if any(not is_below(entry.path) for entry in found.files):
+            raise ModelError("the manifest names files outside of the checkpoint", where=str(path))
+        return found
+
+    def differences(self, directory: Path) -> list[str]:
+        """What is not as the manifest says, by names and sizes alone: one stat a file, nothing is read."""
+        found = []
+        for entry in self.files:
+            try:
+                status = (directory / entry.path).stat()
+            except OSError as error:
+                found.append(f"{entry.path} is {_missing(error)}")
+                continue
+            if status.st_size != entry.size:
+                by = status.st_size - entry.size
+                found.append(f"{entry.path} is {abs(by)} bytes too {'long' if by > 0 else 'short'}")
+        return found
+
+    def deep_differences(
+        self,
+        directory: Path,
+        *,
+        workers: int = 8,
+        advance: Callable[[str, int], None] = lambda path, count: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> list[str]:
+        """What is not as the manifest says, by content: every byte is read and hashed.
+
+        ``advance`` is told path and bytes as they are read. Raises Cancelled when ``should_stop`` says so.
+        """
+
+        def check(entry: FileEntry) -> str | None:
+            try:
+                same = hash_file(directory / entry.path, self.part_size, entry.path, advance, should_stop) == entry.hash
+            except OSError as error:
+                return f"{entry.path} cannot be read: {error.strerror}"
+            return None if same else f"{entry.path} has another content than was staged"
+
+        if found := self.differences(directory):
+            return found
+        with ThreadPoolExecutor(workers, "verify") as pool:
+            return [said for said in pool.map(check, self.files) if said]
+
+    def extra(self, directory: Path) -> list[str]:
+        """Files at the top of the directory that the manifest does not name."""
+        known = {PurePosixPath(entry.path).parts[0] for entry in self.files} | {NAME, WORK}
+        return sorted(entry.name for entry in os.scandir(directory) if entry.name not in known)
+
+
+def combine(digests: Iterable[bytes]) -> str:
+    """The hash of a file from its parts' digests, in order."""
+    parts = list(digests)
+    return parts[0].hex() if len(parts) == 1 else xxhash.xxh3_128(b"".join(parts)).hexdigest()
+
+
+def part_count(size: int, part_size: int) -> int:
+    """How many parts a file has; an empty one has one, which is empty."""
+    return max(1, -(-size // part_size))
+
+
+def hash_part(descriptor: int, offset: int, length: int, tell: Callable[[int], None] = lambda count: None) -> bytes:
+    """Read and hash a part of an open file; a file that ends early gives the hash of what there is. Raises OSError."""
+    state = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(min(BUFFER, max(length, 1))))
+    end = offset + length
+    while offset < end:
+        count = os.preadv(descriptor, [buffer[: end - offset]], offset)
+        if count == 0:
+            break
+        state.update(buffer[:count])
+        offset += count
+        tell(count)
+    return state.digest()
+
+
+def hash_file(
+    path: Path,
+    part_size: int,
+    name: str = "",
+    advance: Callable[[str, int], None] = lambda path, count: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> str:
+    """The hash of a file, whose pages do not stay in the cache. Raises OSError, Cancelled."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        digests = []
+        for index in range(part_count(os.fstat(descriptor).st_size, part_size)):
+            if should_stop():
+                raise Cancelled("stopped while verifying")
+            length = min(part_size, os.fstat(descriptor).st_size - index * part_size)
+            digests.append(hash_part(descriptor, index * part_size, length, lambda count: advance(name, count)))
+            forget(descriptor, index * part_size, length)
+        return combine(digests)
+    finally:
+        os.close(descriptor)
+
+
+def forget(descriptor: int, offset: int, length: int) -> None:
+    """Drop clean pages of a range from the page cache, and begin to write dirty ones (which Linux does on this
+    advice: mm/fadvise.c): a checkpoint of 700 GB must not push out what others need."""
+    if length and hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+def is_below(path: str) -> bool:
+    """Whether a relative path names something below its directory."""
+    pure = PurePosixPath(path)
+    return bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and "\0" not in path
+
+
+def _missing(error: OSError) -> str:
+    return "missing" if isinstance(error, FileNotFoundError) else str(error.strerror).lower()
+
+
+def as_dict(manifest: Manifest) -> dict[str, Any]:
+    """For records and JSON output: without the list of files."""
+    return {
+        "source": manifest.source,
+        "revision": manifest.revision,
+        "files": len(manifest.files),
+        "bytes": manifest.bytes,
+        "created": manifest.created,
+    }
+
+
+def size_of(path: Path) -> int:
+    """Bytes that a file or tree occupies; what is not there, or vanishes meanwhile, counts nothing."""
+    found = [path] if not path.is_dir() else [Path(root, name) for root, _, names in os.walk(path) for name in names]
+    total = 0
+    for file in found:
+        with contextlib.suppress(OSError):
+            total += file.lstat().st_blocks * 512
+    return total

@@ -1,0 +1,169 @@
+"""Where a checkpoint comes from: what it consists of, and how its bytes are read, in any order, from many threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from launcher.errors import ModelError
+from launcher.model.manifest import NAME, WORK, FileEntry, Manifest, forget
+
+_NOT_TAKEN = (".git", ".cache", WORK)
+"""Directories at any depth that are no part of a checkpoint: of git, of huggingface_hub's downloads, our own."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source. ``stamp`` changes when its content does (a modification time, a blob's id).
+
+    What is known of the content beforehand: ``hash`` as in a manifest with the source's ``part_size``, ``sha256``,
+    ``git_sha1`` (git's blob id).
+    """
+
+    path: str
+    size: int
+    stamp: str
+    hash: str | None = None
+    sha256: str | None = None
+    git_sha1: str | None = None
+
+
+class Reader(Protocol):
+    """An open file of a source. ``descriptor`` is there when the kernel can copy from it."""
+
+    descriptor: int | None
+
+    def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+        """The bytes of a range, in order; each piece is valid until the next is asked for. ``buffer`` may be used.
+
+        Fewer come when the file ends. Raises OSError, ModelError.
+        """
+
+    def forget(self, offset: int, length: int) -> None:
+        """The range is not needed any more."""
+
+    def check_unchanged(self) -> None:
+        """Raises ModelError when the file is not what it was when it was listed."""
+
+    def close(self) -> None: ...
+
+
+class Source(Protocol):
+    """``name`` and ``revision`` go into the manifest; ``part_size`` is that of known hashes, if there are any."""
+
+    name: str
+    revision: str | None
+    part_size: int | None
+    files: tuple[SourceFile, ...]
+
+    def open(self, file: SourceFile) -> Reader: ...
+
+
+class DirectorySource:
+    """A directory: an archive tier, another mount, a hub cache's snapshot (its links are followed).
+
+    Raises ModelError when it cannot be listed or a link in it leads nowhere. A manifest in it is what the copy must
+    agree with.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.absolute()
+        self.name = str(self.directory)
+        manifest = Manifest.read(self.directory)
+        if manifest and (found := manifest.differences(self.directory)):
+            raise ModelError("the source is not as its manifest says: " + "; ".join(found[:10]), where=self.name)
+        self.revision = manifest.revision if manifest else None
+        self.part_size = manifest.part_size if manifest else None
+        known = {entry.path: entry for entry in manifest.files} if manifest else {}
+        try:
+            listed = sorted(_walk(self.directory, ""))
+        except OSError as error:
+            raise ModelError(f"cannot be listed: {error.strerror}", where=error.filename or self.name) from None
+        if known:
+            listed = [name for name in listed if name in known]
+        self.files = tuple(self._describe(name, known.get(name)) for name in listed)
+        if not self.files:
+            raise ModelError("no files to stage", where=self.name)
+
+    def _describe(self, name: str, entry: FileEntry | None) -> SourceFile:
+        path = self.directory / name
+        try:
+            status = path.stat()
+        except OSError as error:
+            why = "a link to nothing" if path.is_symlink() else str(error.strerror).lower()
+            raise ModelError(f"{name} is {why}", where=self.name) from None
+        return SourceFile(
+            name,
+            status.st_size,
+            str(status.st_mtime_ns),
+            hash=entry.hash if entry else None,
+            sha256=entry.sha256 if entry else None,
+        )
+
+    def open(self, file: SourceFile) -> Reader:
+        """Open one of ``files``. Raises OSError, ModelError when it is another by now."""
+        return _FileReader(self.directory / file.path, file)
+
+
+class _FileReader:
+    def __init__(self, path: Path, file: SourceFile) -> None:
+        self._path, self._file = path, file
+        self.descriptor: int | None = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    @property
+    def _open(self) -> int:
+        assert self.descriptor is not None
+        return self.descriptor
+
+    def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+        end = offset + length
+        while offset < end:
+            count = os.preadv(self._open, [buffer[: end - offset]], offset)
+            if count == 0:
+                return
+            yield buffer[:count]
+            offset += count
+
+    def forget(self, offset: int, length: int) -> None:
+        forget(self._open, offset, length)
+
+    def check_unchanged(self) -> None:
+        status = os.fstat(self._open)
+        if (status.st_size, str(status.st_mtime_ns)) != (self._file.size, self._file.stamp):
+            raise ModelError("the file changed while it was copied", where=str(self._path))
+
+    def close(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+
+def _walk(directory: Path, prefix: str) -> Iterator[str]:
+    """Relative paths of all files, links followed; what downloads left behind is no file of the checkpoint."""
+    with _scan(directory) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                if entry.name not in _NOT_TAKEN:
+                    yield from _walk(directory / entry.name, f"{prefix}{entry.name}/")
+            elif entry.name != NAME and not entry.name.endswith((".incomplete", ".part", ".lock")):
+                yield prefix + entry.name
+
+
+@contextmanager
+def _scan(directory: Path) -> Iterator[list[os.DirEntry[str]]]:
+    with os.scandir(directory) as found:
+        yield list(found)
+
+
+def source_of(given: str) -> Source:
+    """What a person means: a directory, or ``hf:ORGANISATION/NAME[@REVISION]``. Raises ModelError, ConfigError."""
+    if not given.startswith("hf:"):
+        return DirectorySource(Path(given))
+    from launcher.model.hub import HubSource
+
+    repository, _, revision = given.removeprefix("hf:").partition("@")
+    return HubSource(repository, revision or None)

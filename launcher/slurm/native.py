@@ -1,0 +1,280 @@
+"""Slurm by pyslurm: the controller is asked through its library, in a child process; sacct and scancel do the rest.
+
+In a child process, because of what pyslurm 22.5.3 was seen to do: it holds Python's lock while the controller is asked,
+so that one that hangs stops every thread for 10 s; and its import ends the process where slurm.conf cannot be read.
+Accounting is asked by sacct: pyslurm keeps one record of an id, so that a requeued job and its like are not told
+apart, and takes 176 ms where sacct takes 92. Jobs are cancelled by scancel, which also works when the child does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
+
+import msgspec
+
+from launcher.errors import SubmissionError
+from launcher.process import CommandRunner, run
+from launcher.slurm import answers
+from launcher.slurm.answers import Record, own_record
+from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.commands import Answer, SlurmCommands
+from launcher.slurm.states import Phase
+
+CONTROLLER = "slurmctld"
+"""How the controller is named as a source where it is asked by its library."""
+
+WORKER = (sys.executable, "-c", "import sys; from launcher.slurm.native_worker import main; sys.exit(main())")
+
+_Row = tuple[str, str, str, str, str, str, str, str, str]
+
+START = 10.0
+"""Seconds that importing pyslurm may take; it takes 0.03. libslurm looks for a missing slurm.conf for 60."""
+
+
+class WorkerFailed(SubmissionError):
+    """The child process is gone, or says what it should not. Says nothing about any job, nor about the controller."""
+
+
+class WorkerSilent(WorkerFailed):
+    """The child process did not answer in time: the controller hangs, most likely."""
+
+
+class SlurmNative(SlurmCommands):
+    """The Scheduler over pyslurm. What is believed of the answers is as with the commands, and so is what they tell.
+
+    A terminal state of the controller comes with its exit code here, and is taken: squeue cannot show it. May be used
+    by several threads; each question that finds no idle child starts one, so that nobody waits behind a hang.
+    """
+
+    def __init__(
+        self,
+        version: str,
+        *,
+        runner: CommandRunner = run,
+        environ: Mapping[str, str] | None = None,
+        timeout: float = 30.0,
+        worker: Sequence[str] = WORKER,
+    ) -> None:
+        super().__init__(runner=runner, environ=environ, timeout=timeout)
+        self.version = version
+        self._workers = _Workers(worker, self._plain)
+
+    def _poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
+        """One question to the controller for all; the commands for those of whom it knows nothing definite."""
+        controller = self._squeue([job.id for job in jobs])
+        found: dict[JobKey, JobState] = {}
+        for job in jobs:
+            record = own_record(job, controller.records.get(job.id, ()))
+            if record is not None and record.state.source == CONTROLLER and record.state.phase is not Phase.UNKNOWN:
+                found[job] = record.state
+        rest = [job for job in jobs if job not in found]
+        return {**found, **self._judge(rest, controller)} if rest else found
+
+    def _squeue(self, ids: Sequence[str], timeout: float | None = None) -> Answer:
+        answer = self._controller({"ids": list(ids)}, timeout)
+        return super()._squeue(ids, timeout) if answer is None else answer
+
+    def _queue_of(self, user: str) -> Answer:
+        answer = self._controller({"user": int(user)})
+        return super()._queue_of(user) if answer is None else answer
+
+    def _controller(self, question: Mapping[str, Any], timeout: float | None = None) -> Answer | None:
+        """What the controller says, or its silence; None when the child failed, which squeue may not."""
+        try:
+            said = self._workers.ask(question, timeout or self._timeout)
+        except WorkerSilent as error:
+            return Answer({}, f"{CONTROLLER}: {error.message}", CONTROLLER)
+        except WorkerFailed:
+            return None
+        if "error" in said:
+            return Answer({}, f"{CONTROLLER}: {said['error']}", CONTROLLER)
+        try:
+            rows = msgspec.convert(said.get("rows"), list[_Row])
+        except msgspec.ValidationError:
+            return None
+        records: dict[str, list[Record]] = defaultdict(list)
+        for record in answers.controller_records(rows, CONTROLLER):
+            records[record.id].append(record)
+        return Answer(records, by=CONTROLLER)
+
+
+def choose(
+    *,
+    runner: CommandRunner = run,
+    environ: Mapping[str, str] | None = None,
+    worker: Sequence[str] = WORKER,
+    installed: bool | None = None,
+) -> tuple[SlurmNative | None, str]:
+    """The backend and its version in words; or None and the reason why it cannot be used here.
+
+    It is used when pyslurm is importable and of the release (``22.5`` for 22.05) of the Slurm that is installed on this
+    machine, by ``scontrol --version``. A library of another release may misread the controller's answers.
+    """
+    if installed is None:
+        installed = importlib.util.find_spec("pyslurm") is not None
+    if not installed:
+        return None, "pyslurm is not installed"
+    said = runner(["scontrol", "--version"], timeout=START, env=environ)
+    slurm = _release(said.stdout)
+    if not said.ok or slurm is None:
+        return None, f"Slurm's release cannot be told: {said}"
+    native = SlurmNative("", runner=runner, environ=environ, worker=worker)
+    try:
+        native.version = native._workers.version()
+    except WorkerFailed as error:
+        return None, error.message
+    if _release(native.version) != slurm:
+        return None, f"pyslurm {native.version} is of another release than {said.stdout.strip()}"
+    return native, f"pyslurm {native.version} for {said.stdout.strip()}"
+
+
+def _release(text: str) -> tuple[int, int] | None:
+    found = re.search(r"\b(\d{2})\.(\d{1,2})\b", text)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+class _Workers:
+    """Child processes that are asked one question at a time; one is kept for the next question."""
+
+    def __init__(self, argv: Sequence[str], environ: Mapping[str, str]) -> None:
+        self._argv = list(argv)
+        self._environ = dict(environ)
+        self._idle: list[_Worker] = []
+        self._guard = threading.Lock()
+
+    def version(self) -> str:
+        """The version of pyslurm. Raises WorkerFailed."""
+        with self._one() as worker:
+            return worker.version
+
+    def ask(self, question: Mapping[str, Any], timeout: float) -> Mapping[str, Any]:
+        """The answer to a question, in ``timeout`` seconds. Raises WorkerFailed, WorkerSilent.
+
+        A child that reported an error is not kept: slurm.conf may have changed since it was started.
+        """
+        with self._one() as worker:
+            said = worker.ask(question, timeout)
+            worker.fit = "error" not in said
+            return said
+
+    @contextlib.contextmanager
+    def _one(self) -> Iterator[_Worker]:
+        with self._guard:
+            worker = self._idle.pop() if self._idle else None
+        if worker is None or not worker.running:
+            worker = _Worker(self._argv, self._environ)
+        try:
+            yield worker
+        except BaseException:
+            worker.end()
+            raise
+        with self._guard:
+            keep = worker.fit and not self._idle
+            if keep:
+                self._idle.append(worker)
+        if not keep:
+            worker.end()
+
+
+class _Worker:
+    """One child process."""
+
+    def __init__(self, argv: Sequence[str], environ: Mapping[str, str]) -> None:
+        """Start it and take its greeting. Raises WorkerFailed."""
+        self.fit = True
+        self._held = b""
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end`
+        try:
+            self._child = subprocess.Popen(
+                argv,
+                env=environ,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._complaints,
+                start_new_session=True,  # Ctrl-C in a terminal is the launcher's to act on
+                bufsize=0,
+            )
+        except OSError as error:
+            self._complaints.close()
+            raise WorkerFailed(f"pyslurm's process cannot be started: {error}") from None
+        self.end = weakref.finalize(self, _end, self._child, self._complaints)
+        try:
+            try:
+                said = self._line(START)
+            except WorkerSilent as error:
+                raise WorkerFailed(f"pyslurm's import: {error.message}") from None
+            if "version" not in said:
+                raise WorkerFailed(str(said.get("error", said)))
+            self.version = str(said["version"])
+        except BaseException:
+            self.end()
+            raise
+
+    @property
+    def running(self) -> bool:
+        if self._child.poll() is None:
+            return True
+        self.end()
+        return False
+
+    def ask(self, question: Mapping[str, Any], timeout: float) -> Mapping[str, Any]:
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(json.dumps(question).encode() + b"\n")
+        except OSError:
+            raise self._failed() from None
+        return self._line(timeout)
+
+    def _line(self, timeout: float) -> Mapping[str, Any]:
+        assert self._child.stdout is not None
+        handle = self._child.stdout.fileno()
+        ready = select.poll()
+        ready.register(handle, select.POLLIN)
+        deadline = time.monotonic() + timeout
+        while b"\n" not in self._held:
+            if not ready.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise WorkerSilent(f"timed out after {timeout:.0f} s")
+            chunk = os.read(handle, 1 << 16)
+            if not chunk:
+                raise self._failed()
+            self._held += chunk
+        line, self._held = self._held.split(b"\n", 1)
+        try:
+            said = json.loads(line)
+        except ValueError:
+            said = None
+        if not isinstance(said, dict):
+            raise WorkerFailed(f"pyslurm's process says {line[:80]!r}")
+        return said
+
+    def _failed(self) -> WorkerFailed:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(timeout=1.0)
+        self._complaints.seek(0)
+        said = self._complaints.read().decode(errors="replace").strip().splitlines()
+        how = f"exit {self._child.returncode}"
+        return WorkerFailed(f"pyslurm's process ended, {how}" + (f": {said[-1]}" if said else ""))
+
+
+def _end(child: subprocess.Popen[bytes], complaints: IO[bytes]) -> None:
+    """Kill and collect the child: it holds nothing that could be lost, and nobody is left to ask it."""
+    child.kill()
+    child.wait()
+    for stream in (child.stdin, child.stdout, complaints):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()

@@ -1,0 +1,54 @@
+"""What runs in the child process of `launcher.slurm.native`: pyslurm, asked by one line of JSON, answering by one.
+
+Standard input   {"ids": ["1", …]} or {"user": 1000}: which jobs
+Standard output  {"version": "22.5.3"} at first, {"error": "…"} when pyslurm cannot be had; then for each question
+                 {"rows": [[…], …]}, fields in the order of `answers.SACCT_FIELDS`, or {"error": "…"}
+
+It ends at the end of its input, and so never outlives who asks by more than one question.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+
+def main() -> int:
+    """Answer questions until there are no more; 1 when pyslurm cannot be imported."""
+    # libslurm prints as it likes; the answers get a descriptor of their own, and everything else goes to stderr.
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as out:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+        def answer(value: Mapping[str, Any]) -> None:
+            out.write(json.dumps(value) + "\n")
+            out.flush()
+
+        try:
+            import pyslurm
+        except ImportError as error:
+            answer({"error": f"pyslurm cannot be imported: {error}"})
+            return 1
+        answer({"version": pyslurm.__version__})
+        for line in sys.stdin:
+            try:
+                answer({"rows": rows(pyslurm, json.loads(line))})
+            except pyslurm.PyslurmError as error:
+                answer({"error": str(error)})
+    return 0
+
+
+def rows(pyslurm: Any, question: Mapping[str, Any]) -> list[list[str]]:
+    """The fields of the jobs that are asked for, out of one call to the controller for all jobs that it knows."""
+    wanted = set(question.get("ids", ()))
+    user = question.get("user")
+    jobs = pyslurm.Jobs.load().values()
+    return [_row(job) for job in jobs if str(job.id) in wanted or (user is not None and job.user_id == user)]
+
+
+def _row(job: Any) -> list[str]:
+    fields = (job.state, f"{job.exit_code}:{job.exit_code_signal}", job.submit_time, job.start_time, job.end_time)
+    texts = (job.allocated_nodes, job.state_reason, job.comment)
+    return ["" if value is None else str(value) for value in (job.id, *fields, *texts)]

@@ -1,0 +1,91 @@
+"""(3) Several importers of one image at once, with a reader that looks all the time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from launcher.image.lock import Held, Lock
+from launcher.image.squash import DamagedImage, Listing, MissingImage, inspect, listing_ok
+from launcher.image.store import ImageStore
+from launcher.publish import TEMPORARY_SUFFIX
+from launcher.rehearsal.enroot import FAULTS
+from tests.faults.image import Count
+from tests.image.support import ENROOT, NAME, EagerLock, request
+
+
+class NoOpLock(Lock):
+    """As some file systems give it: had by everybody at once."""
+
+    def __enter__(self) -> Held:
+        return Held(acquired=True)
+
+
+class NeverLock(Lock):
+    """As it is where an owner hangs for ever: nobody gets it."""
+
+    def __enter__(self) -> Held:
+        return Held(acquired=False, owner="a process that hangs")
+
+
+LOCKS: dict[str, type[Lock]] = {"working": EagerLock, "a no-op": NoOpLock, "never granted": NeverLock}
+
+
+def races(place: Path, trials: int) -> list[Count]:
+    """4 and 16 importers, ``trials`` times for each kind of lock."""
+    return [_race(place, importers, kind, trials) for importers in (4, 16) for kind in LOCKS]
+
+
+def _import(place: Path, kind: str, said: Any) -> None:
+    try:
+        said.put(ImageStore(enroot=ENROOT, lock=LOCKS[kind]).ensure(request(place, lock_wait=60.0)).how)
+    except BaseException as error:
+        said.put(f"failed: {error}")
+        raise
+
+
+def _race(place: Path, importers: int, kind: str, trials: int) -> Count:
+    count = Count(f"{importers} importers, lock {kind}")
+    fork = multiprocessing.get_context("fork")
+    for _ in range(trials):
+        own = place / "race"
+        shutil.rmtree(own, ignore_errors=True)
+        (own / "images").mkdir(parents=True)
+        final = own / "images" / NAME
+        os.environ[FAULTS] = "slow=0.1,size=200000"
+        said = fork.SimpleQueue()
+        children = [fork.Process(target=_import, args=(own, kind, said)) for _ in range(importers)]
+        for child in children:
+            child.start()
+        looks = torn = 0
+        while any(child.is_alive() for child in children):
+            looks += 1
+            try:
+                inspect(final)
+            except MissingImage:
+                pass
+            except DamagedImage:
+                torn += 1
+            time.sleep(0.001)
+        how = [said.get() for child in children]
+        del os.environ[FAULTS]
+        count.seen["looks of the reader"] += looks
+        wrong = []
+        if torn:
+            wrong.append(f"torn in {torn} of {looks} looks")
+        if failed := [text for text in how if text.startswith("failed")]:
+            wrong.append(f"{len(failed)} importers failed: {failed[0]}")
+        if kind == "working" and how.count("imported") != 1:
+            wrong.append(f"{how.count('imported')} imports in place of one")
+        if how.count("imported") != 1:
+            wrong.append(f"{how.count('imported')} were published")
+        if listing_ok(final) is Listing.DAMAGED:
+            wrong.append("what was published is damaged")
+        if left := [p.name for p in own.rglob("*") if p.name.endswith((TEMPORARY_SUFFIX, ".owner"))]:
+            wrong.append(f"left {left}")
+        count.add("whole and published once", "; ".join(wrong) or None)
+    return count

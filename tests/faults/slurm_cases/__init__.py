@@ -1,0 +1,1 @@
+"""What `scripts/faults slurm` tries, by subject; `tests.faults.slurm` runs it."""

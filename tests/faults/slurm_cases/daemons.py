@@ -1,0 +1,100 @@
+"""Slurm's daemons ended and started again under running jobs."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Sequence
+
+from launcher.slurm.states import Phase
+from tests.faults.slurm_cases.lab import BAD, FATES, GOOD, Fate, Lab
+from tests.faults.slurm_cases.tally import Case, Tally
+
+
+def _controller(lab: Lab, trials: int) -> Sequence[Tally]:
+    """Jobs that ran for a while before: what was accepted within the last seconds may be lost by Slurm itself."""
+    tally = Tally("slurmctld killed by -9 and restarted")
+    while tally.trials < trials:
+        jobs = [lab.submit(12 + n % 4, FATES[n % 3]) for n in range(min(10, trials - tally.trials))]
+        time.sleep(7)  # it saves its state every five seconds
+        lab.kill("slurmctld")
+        time.sleep(1)
+        lab.restart()
+        for complaints in lab.watch(jobs).values():
+            tally.trial(*complaints)
+    return [tally]
+
+
+def _just_accepted(lab: Lab, trials: int) -> Sequence[Tally]:
+    """A job that the controller forgets, its id given to the next one: unknown, or its own end, never the other's."""
+    tally = Tally("slurmctld killed by -9 within a second of an sbatch")
+    lost = 0
+    for number in range(trials):
+        job = lab.submit(4, GOOD)
+        time.sleep(0.2 * (number % 5))
+        lab.kill("slurmctld")
+        lab.restart()
+        other = lab.submit(1, BAD)
+        state = lab.until(other, lambda s: s.phase is Phase.TERMINAL or s.hopeless, seconds=30)
+        # Slurm may hold the second job: the node still runs the first one under the same id.
+        fitting = state.hopeless or (state.word, state.exit_code) in (("FAILED", (3, 0)), ("FAILED", None))
+        wrong = "" if fitting else f"{other}: {state.describe()}"
+        state = lab.until(job, lambda s: s.phase is Phase.TERMINAL, seconds=10)
+        lost += state.phase is Phase.UNKNOWN
+        fitting = state.phase is not Phase.TERMINAL or state.succeeded or state.word == "REQUEUED"
+        tally.trial(wrong, "" if fitting else f"{job} (its id went to {other}): {state.describe()}")
+        lab.command("scancel", "-u", lab.command("id", "-un"))
+        lab.command("scontrol", "update", "nodename=ALL", "state=resume", check=False)
+    tally.note = f"{lost} jobs were lost by Slurm itself, and said to be unknown"
+    return [tally]
+
+
+def _database(lab: Lab, trials: int) -> Sequence[Tally]:
+    tally = Tally("slurmdbd down for the whole life of the jobs")
+    with lab.without("slurmdbd", signal.SIGTERM):
+        while tally.trials < trials:
+            jobs = [lab.submit(1 + n % 3, FATES[n % 3]) for n in range(min(20, trials - tally.trials))]
+            for complaints in lab.watch(jobs).values():
+                tally.trial(*complaints)
+    return [tally]
+
+
+def _munge(lab: Lab, trials: int) -> Sequence[Tally]:
+    tally = Tally("munge down for five seconds and more")
+    while tally.trials < trials:
+        jobs = [lab.submit(3 + n % 3, FATES[n % 3]) for n in range(min(10, trials - tally.trials))]
+        time.sleep(1)
+        lab.kill("munged", signal.SIGTERM)
+        state = lab.scheduler().poll(jobs)
+        told = [f"{job} without munge: {s.describe()}" for job, s in state.items() if s.phase is Phase.TERMINAL]
+        time.sleep(5)
+        lab.restart()
+        for complaints in lab.watch(jobs).values():
+            tally.trial(*complaints, *told)
+            told = []
+    return [tally]
+
+
+def _node(lab: Lab, trials: int) -> Sequence[Tally]:
+    """The node's slurmd is killed with its job: a job that must not be requeued ends as NODE_FAIL."""
+    tally = Tally("slurmd of the job's node killed")
+    fate = Fate("exit 0", "NODE_FAIL", (1, 0))
+    for _ in range(trials):
+        job = lab.submit(600, fate, "--no-requeue", "--nodes=1")
+        node = lab.until(job, lambda s: s.word == "RUNNING" and bool(s.nodes)).nodes
+        lab.kill(node)
+        state = lab.until(job, lambda s: s.phase is Phase.TERMINAL, seconds=90)
+        said = "" if state.word == "NODE_FAIL" and not state.succeeded else f"{job} on {node}: {state.describe()}"
+        tally.trial(said)
+        lab.restart()
+        lab.command("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+    return [tally]
+
+
+CASES = (
+    Case("slurmctld killed and restarted", _controller, trials=20, short=0),
+    Case("slurmctld killed right after an sbatch", _just_accepted, trials=10),
+    Case("slurmdbd down", _database, trials=60, short=3),
+    Case("munge down", _munge, trials=20),
+    Case("slurmd killed", _node, trials=5, cluster=("--nodes", "3", "--set", "SlurmdTimeout=5", "MessageTimeout=2")),
+)

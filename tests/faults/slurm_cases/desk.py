@@ -1,0 +1,66 @@
+"""Launchers as processes, on a lab's cluster: what they left is read from disk and asked of Slurm itself."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+from tests.driving import ONE, Desk
+from tests.faults.slurm_cases.lab import Lab, alive
+
+RUN = (*ONE, "--runner", "one-machine", "--conc", "4")
+
+
+class LabDesk(Desk):
+    """A user's desk on the lab's cluster, with the lab's programs on PATH."""
+
+    lab: Lab
+
+    @classmethod
+    def at(cls, lab: Lab, name: str = "desk") -> LabDesk:
+        root = lab.directory / name
+        root.mkdir(exist_ok=True)
+        extra = {k: v for k, v in lab.environ.items() if k.startswith("SLURM") or k == "PATH"}
+        desk = cls(root, runner="one-machine", extra={**extra, "LAUNCHER_REHEARSAL_SECONDS": "0.1"})
+        desk.lab = lab
+        return desk
+
+    def prepared(self) -> LabDesk:
+        """After one run, which has made images, model and checkout, as they are on a cluster that is in use."""
+        if not (self.state / "squash").is_dir():
+            run_id = self.new_id()
+            self.run("--conc", "4", run_id=run_id)
+        return self
+
+    @staticmethod
+    def new_id() -> str:
+        return f"f-{secrets.token_hex(5)}"
+
+    def has_record(self, run_id: str) -> bool:
+        return (self.state / "runs" / run_id / "run.json").is_file()
+
+    def results(self, run_id: str) -> list[tuple[Any, ...]]:
+        """What a run measured, without what differs between two runs."""
+        points = self.summary(run_id)["points"]
+        return [(p["concurrency"], p["state"]) for p in points]
+
+    def one_good_job(self, run_id: str) -> list[str]:
+        """What is wrong with a run that has to have had one job, and its results."""
+        complaints = []
+        jobs = self.lab.jobs_of(run_id)
+        if len(jobs) != 1:
+            complaints.append(f"{run_id} has {len(jobs)} jobs: {jobs}")
+        record = self.record(run_id)
+        if record["state"] != "succeeded":
+            complaints.append(f"{run_id} is {record['state']}: {json.dumps(record.get('error'))}")
+        elif self.results(run_id) != [(4, "ok")]:
+            complaints.append(f"{run_id}: {self.results(run_id)}")
+        elif len(list(Path(self.state, "runs", run_id, "results").glob("*_conc4_*.json"))) != 1:
+            complaints.append(f"{run_id}: not one result")
+        return complaints
+
+    def alive(self, run_id: str) -> list[str]:
+        """Jobs of a run that have not ended."""
+        return alive(self.lab.jobs_of(run_id))

@@ -1,0 +1,194 @@
+"""Launchers that are killed, cancelled, or started twice."""
+
+from __future__ import annotations
+
+import os
+import pty
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from tests.faults.slurm_cases.desk import RUN, LabDesk
+from tests.faults.slurm_cases.lab import Lab
+from tests.faults.slurm_cases.tally import Case, Tally
+
+LIFE = 6.0
+"""Seconds that a run takes when four go on at once: moments are chosen within."""
+
+SENT_WITHIN = 2.0
+"""Seconds from the first signal, or from Slurm's taking the job when that is later, to scancel."""
+
+
+def _killed(lab: Lab, trials: int) -> Sequence[Tally]:
+    """SIGKILL at a random moment, then `launcher resume` by another process; `run` again where no record was made."""
+    desk = LabDesk.at(lab).prepared()
+    rng = random.Random(trials)
+    moments = [rng.uniform(0.1, LIFE) for _ in range(trials)]
+    before: list[str] = []
+
+    def one(number: int) -> Sequence[str]:
+        run_id = desk.new_id()
+        process = desk.start("run", *RUN, "--run-id", run_id)
+        time.sleep(moments[number])
+        process.kill()
+        process.communicate()
+        if desk.has_record(run_id):
+            state = desk.record(run_id)["state"]
+            before.append(state)
+            desk.launcher("resume", run_id)
+        else:
+            before.append("no record")
+            desk.run("--conc", "4", run_id=run_id)
+        return [f"{c} (killed after {moments[number]:.2f} s)" for c in desk.one_good_job(run_id)]
+
+    tally = Tally("launcher SIGKILLed at a random moment, and resumed").each(trials, one)
+    tally.note = ", ".join(f"{before.count(s)} {s}" for s in dict.fromkeys(before))
+    return [tally]
+
+
+def _cancelled(lab: Lab, trials: int) -> Sequence[Tally]:
+    """As GitHub cancels: SIGINT, SIGTERM after 7.5 s, SIGKILL after 2.5 s more; then its clean-up step."""
+    desk = LabDesk.at(lab).prepared()
+    rng = random.Random(trials)
+    moments = [rng.uniform(0.1, LIFE) for _ in range(trials)]
+    delays: list[float] = []
+    killed: list[str] = []
+
+    def one(number: int) -> Sequence[str]:
+        run_id = desk.new_id()
+        process = desk.start("run", *RUN, "--run-id", run_id, LAUNCHER_REHEARSAL_FAULTS="hang")
+        time.sleep(moments[number])
+        asked = time.time()
+        if not _github_cancels(process):
+            killed.append(run_id)
+        complaints = []
+        if desk.has_record(run_id):
+            desk.launcher("cleanup", run_id)
+            complaints += _sent_in_time(desk, run_id, asked, delays)
+        if left := desk.alive(run_id):
+            complaints.append(f"{run_id}: jobs {left} are left (SIGINT after {moments[number]:.2f} s)")
+        return complaints
+
+    tally = Tally("cancelled as GitHub does at a random moment, then cleanup").each(trials, one)
+    delays.sort()
+    if delays:
+        middle, last = delays[len(delays) // 2], delays[-1]
+        tally.note = f"{len(delays)} scancels sent {middle:.2f} s after (median; most {last:.2f} s)"
+    tally.note += f", {len(killed)} needed SIGKILL"
+    return [tally]
+
+
+def _github_cancels(process: subprocess.Popen[str]) -> bool:
+    """False when it had to be killed."""
+    for number, patience in ((signal.SIGINT, 7.5), (signal.SIGTERM, 2.5)):
+        process.send_signal(number)
+        try:
+            process.communicate(timeout=patience)
+            return True
+        except subprocess.TimeoutExpired:
+            continue
+    process.kill()
+    process.communicate()
+    return False
+
+
+def _sent_in_time(desk: LabDesk, run_id: str, asked: float, delays: list[float]) -> list[str]:
+    jobs = desk.lab.jobs_of(run_id)
+    if len(jobs) > 1:
+        return [f"{run_id} has {len(jobs)} jobs"]
+    if not jobs:
+        return []
+    job, calls = jobs[0][0], desk.lab.programs.calls(asked - 60)
+    mine = [c.time for c in calls if c.name == "scancel" and job in c.arguments.split()]
+    taken = next((c.time for c in calls if c.name == "accepted" and c.arguments.endswith(f" {job}")), asked)
+    if not mine:
+        return [f"{run_id}: no scancel of job {job}"]
+    delays.append(mine[0] - max(asked, taken))
+    late = delays[-1] > SENT_WITHIN
+    return [f"{run_id}: scancel of job {job} came {delays[-1]:.2f} s after"] if late else []
+
+
+def _terminal(lab: Lab, trials: int) -> Sequence[Tally]:
+    """The terminal is closed: SIGHUP, and every further word is an error (EIO)."""
+    desk = LabDesk.at(lab).prepared()
+
+    def one(number: int) -> Sequence[str]:
+        run_id = desk.new_id()
+        ours, theirs = pty.openpty()
+        argv = [sys.executable, "-c", _IN_TERMINAL, "run", *RUN, "--run-id", run_id]
+        environ = desk.environment(LAUNCHER_REHEARSAL_FAULTS="hang")
+        process = subprocess.Popen(
+            argv, cwd=desk.workspace, env=environ, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        )
+        os.close(theirs)
+        desk.wait_for(lambda r: bool(r.get("job")), run_id)
+        os.close(ours)
+        code = process.wait(timeout=30)
+        wrong = [] if code == 129 else [f"{run_id} ended with exit code {code}"]
+        if left := desk.alive(run_id):
+            wrong.append(f"{run_id}: jobs {left} are left")
+        return wrong
+
+    return [Tally("terminal closed").each(trials, one)]
+
+
+_IN_TERMINAL = """
+import fcntl, runpy, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+runpy.run_module("launcher", run_name="__main__")
+"""
+
+
+def _twice(lab: Lab, trials: int) -> Sequence[Tally]:
+    """Two launchers begin one run id at the same moment: by one state directory, by two, and by two resumes."""
+    desk, other = LabDesk.at(lab).prepared(), LabDesk.at(lab, "other").prepared()
+
+    def both(first: subprocess.Popen[str], second: subprocess.Popen[str]) -> list[str]:
+        said = [p.communicate(timeout=120)[0] for p in (first, second)]
+        good = [p.returncode for p in (first, second)].count(0)
+        if good == 1:
+            return []
+        ends = [f"exit {p.returncode}: {s.strip()[-300:]}" for p, s in zip((first, second), said, strict=True)]
+        return [f"{good} of two launchers succeeded: {' | '.join(ends)}"]
+
+    def same(number: int) -> Sequence[str]:
+        run_id = desk.new_id()
+        start = ("run", *RUN, "--run-id", run_id)
+        return [*both(desk.start(*start), desk.start(*start)), *desk.one_good_job(run_id)]
+
+    def apart(number: int) -> Sequence[str]:
+        run_id = desk.new_id()
+        start = ("run", *RUN, "--run-id", run_id)
+        complaints = both(desk.start(*start), other.start(*start))
+        good = [d for d in (desk, other) if d.record(run_id)["state"] == "succeeded"]
+        ended = [job for job, state in lab.jobs_of(run_id) if state == "COMPLETED"]
+        if len(good) != 1 or len(ended) != 1:
+            complaints.append(f"{run_id}: {len(good)} runs succeeded, jobs {lab.jobs_of(run_id)}")
+        return complaints
+
+    def resumed(number: int) -> Sequence[str]:
+        run_id = desk.new_id()
+        process = desk.start("run", *RUN, "--run-id", run_id)
+        desk.wait_for(lambda r: "submit" in r.get("stages", {}) or "workspace" in r.get("stages", {}), run_id)
+        process.kill()
+        process.communicate()
+        complaints = both(desk.start("resume", run_id), desk.start("resume", run_id))
+        return [*complaints, *desk.one_good_job(run_id)]
+
+    each = max(1, trials // 3)
+    return [
+        Tally("two launchers, one run id, one state directory").each(each, same, 2),
+        Tally("two launchers, one run id, two state directories").each(each, apart, 2),
+        Tally("two launchers resume one run").each(each, resumed, 2),
+    ]
+
+
+CASES = (
+    Case("launcher killed and resumed", _killed, trials=200, short=3),
+    Case("cancelled as GitHub does", _cancelled, trials=200, short=3),
+    Case("terminal closed", _terminal, trials=20, short=1),
+    Case("two launchers of one run", _twice, trials=60, short=3),
+)

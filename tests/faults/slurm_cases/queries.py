@@ -1,0 +1,58 @@
+"""squeue, sacct and scontrol that fail now and then, or for minutes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from threading import Timer
+
+from tests.faults.slurm_cases.lab import FATES, Lab
+from tests.faults.slurm_cases.tally import Case, Tally
+
+OUTAGE = 300.0
+SHORT_OUTAGE = 5.0
+
+
+def _some(per_mille: int, name: str) -> Case:
+    def attempt(lab: Lab, trials: int) -> Sequence[Tally]:
+        tally = Tally(name)
+        began = time.time()
+        while tally.trials < trials:
+            jobs = [lab.submit(1 + n % 4, FATES[n % 3]) for n in range(min(50, trials - tally.trials))]
+            with lab.programs.failing(per_mille):
+                for complaints in lab.watch(jobs).values():
+                    tally.trial(*complaints)
+        tally.note = f"{len(lab.programs.calls(began))} calls of Slurm's programs"
+        return [tally]
+
+    return Case(name, attempt, trials=200, short=6 if per_mille > 100 else 0)
+
+
+def _outage(lab: Lab, trials: int) -> Sequence[Tally]:
+    seconds = OUTAGE if trials > 10 else SHORT_OUTAGE
+    tally = Tally(f"nobody answers for {seconds:.0f} s")
+    jobs = [lab.submit(2 + n % 4, FATES[n % 3]) for n in range(trials)]
+    back: list[float] = []
+    with lab.programs.failing(1000):
+        rates = list(lab.programs.directory.glob("*.rate"))
+
+        def restore() -> None:
+            back.append(time.time())
+            for rate in rates:
+                rate.write_text("0\n")
+
+        timer = Timer(seconds, restore)
+        timer.start()
+        answers = lab.watch(jobs, seconds=seconds + 120, early=lambda job: not back)
+        timer.cancel()
+    for complaints in answers.values():
+        tally.trial(*complaints)
+    tally.note = f"known {time.time() - back[0]:.1f} s after the first answers" if back else ""
+    return [tally]
+
+
+CASES = (
+    _some(10, "squeue, sacct and scontrol fail 1 % of calls"),
+    _some(300, "squeue, sacct and scontrol fail 30 % of calls"),
+    Case("squeue and sacct fail for five minutes", _outage, trials=20, short=6),
+)

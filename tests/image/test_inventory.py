@@ -1,0 +1,189 @@
+"""What lies in an image directory, what of it is whole, and what may go."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher.cli import main
+from launcher.errors import ImageError
+from launcher.image import inventory, sidecar
+from launcher.image.inventory import Check, adopt, collect, garbage, images, verify
+from launcher.image.lock import Lock
+from launcher.image.store import ImageStore
+from tests.image.support import ENROOT, REFERENCE, mksquashfs, needs_squashfs_tools, process, request, small_image
+
+DAY = 86400.0
+DEAD = 2**22 + 1
+URI = "docker://registry-1.docker.io#a/b:1"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    found = tmp_path / "images"
+    found.mkdir()
+    return found
+
+
+def old(path: Path, days: float = 40) -> Path:
+    then = time.time() - days * DAY
+    os.utime(path, (then, then))
+    return path
+
+
+def names(found: list[inventory.Garbage]) -> list[str]:
+    return sorted(item.path.name for item in found)
+
+
+def test_images_are_listed_with_what_is_known_of_them(tmp_path: Path, directory: Path) -> None:
+    record = ImageStore(enroot=ENROOT).ensure(request(tmp_path))
+    small_image(directory / "bash.sqsh")
+    (directory / "torn.sqsh").write_bytes(bytes(5000))
+    (directory / "notes.txt").touch()
+    bash, mine, torn = images(directory, {str(record.squash): ["run-1"]})
+    assert (mine.squash, mine.users, mine.problem) == (record.squash, ("run-1",), None)
+    assert mine.note is not None and mine.note.reference == REFERENCE
+    assert (bash.note, bash.problem) == (None, None)
+    assert "begins with zeros" in (torn.problem or "")
+
+
+def test_a_look_is_no_use(directory: Path) -> None:
+    image = old(small_image(directory / "x.sqsh"))
+    for _ in range(2):
+        (found,) = images(directory)
+        assert time.time() - found.used > 39 * DAY
+    assert time.time() - image.stat().st_atime > 39 * DAY
+
+
+def test_a_hit_is_a_use(tmp_path: Path, directory: Path) -> None:
+    record = ImageStore(enroot=ENROOT).ensure(request(tmp_path))
+    old(record.squash), old(sidecar.beside(record.squash))
+    note = sidecar.read(record.squash)
+    assert note is not None
+    sidecar.write(record.squash, sidecar.Sidecar(**{**vars(note), "mtime_ns": record.squash.stat().st_mtime_ns}))
+    old(sidecar.beside(record.squash))
+    assert names(garbage(directory, images(directory))) == [record.squash.name]
+    assert ImageStore(enroot=ENROOT).ensure(request(tmp_path)).how == "hit"
+    assert garbage(directory, images(directory)) == []
+
+
+def test_what_a_live_run_has_stays_and_what_is_young_stays(directory: Path) -> None:
+    used, unused = (old(small_image(directory / name)) for name in ("used.sqsh", "unused.sqsh"))
+    small_image(directory / "young.sqsh")
+    found = garbage(directory, images(directory, {str(used): ["run-1"]}))
+    assert names(found) == [unused.name]
+    assert found[0].why == "unused for 40.0 days"
+
+
+def test_an_image_goes_with_its_record_unless_it_came_into_use(directory: Path) -> None:
+    image = old(small_image(directory / "x.sqsh"))
+    adopt(image, "a/b:1", URI)
+    old(sidecar.beside(image)), old(image)
+    (item,) = garbage(directory, images(directory))
+    with Lock(directory / ".x.sqsh.owner", what="an import", wait=0):
+        assert not collect(item), "somebody imports it"
+    assert image.exists()
+    assert collect(item)
+    assert list(directory.iterdir()) == []
+
+
+def test_what_dead_processes_left_goes_and_what_may_live_stays(directory: Path) -> None:
+    host = os.uname().nodename[:32]
+    dead = directory / f".x.sqsh.{host}.{DEAD}.0123abcd.part"
+    dead.mkdir()
+    (dead / "layer").write_bytes(bytes(1000))
+    for name in (f".x.sqsh.{host}.{os.getpid()}.0123abcd.part", ".x.sqsh.login-2.7.0123abcd.part", "x.sqsh"):
+        (directory / name).write_bytes(bytes(10))
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as child:
+        child.wait()
+    lock = directory / ".y.sqsh.owner"
+    with process(
+        sys.executable,
+        "-c",
+        "import sys, os; from pathlib import Path; from launcher.image.lock import Lock\n"
+        "Lock(Path(sys.argv[1]), what='x', wait=1).__enter__(); os._exit(0)",
+        str(lock),
+    ) as owner:
+        assert owner.wait() == 0
+    orphan = directory / "gone.sqsh.json"
+    orphan.touch()
+    old(orphan)
+    found = garbage(directory, images(directory))
+    assert names(found) == sorted([dead.name, lock.name, orphan.name])
+    assert next(item.size for item in found if item.path == dead) >= 1000
+    assert all(collect(item) for item in found)
+    assert len(list(directory.iterdir())) == 3
+    assert names(garbage(directory, images(directory), parts=-1.0)) == sorted(p.name for p in directory.iterdir())
+
+
+def test_another_hosts_clock_removes_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ages are by the file server: a host whose clock is a year ahead sees the same."""
+    small_image(directory / "x.sqsh")
+    now = time.time() + 365 * DAY
+    monkeypatch.setattr(time, "time", lambda: now)
+    assert garbage(directory, images(directory)) == []
+
+
+@needs_squashfs_tools
+def test_each_level_of_a_check_says_what_it_found(directory: Path) -> None:
+    image = mksquashfs(directory / "x.sqsh")
+    (found,) = images(directory)
+    assert verify(found, deep=True).said == (
+        "lists: whole",
+        "content: readable; no hash was recorded (`launcher image adopt` records one)",
+    )
+    adopt(image, "a/b:1", URI)
+    assert verify(images(directory)[0], deep=True).said == ("lists: whole", "content: as recorded")
+    before = image.stat()
+    with image.open("r+b") as file:  # a data block, whose damage neither superblock nor lists show
+        file.seek(5000)
+        file.write(b"\xff" * 16)
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    (found,) = images(directory)
+    assert verify(found).check is Check.WHOLE
+    verdict = verify(found, deep=True)
+    assert verdict.check is Check.DAMAGED
+    assert "was recorded" in verdict.said[-1]
+
+
+def test_adopting_twice_keeps_the_record_and_another_image_is_refused(directory: Path) -> None:
+    image = small_image(directory / "x.sqsh")
+    first = adopt(image, "a/b:1", URI)
+    assert first.hash == sidecar.file_hash(image)
+    assert adopt(image, "a/b:1", URI) == first
+    with pytest.raises(ImageError, match="it is recorded as a/b:1"):
+        adopt(image, "c/d:1", "docker://registry-1.docker.io#c/d:1")
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--runner", "local", "--state", str(tmp_path / "state")]
+    assert main(["image", "import", "nginx:1.27.4", *where]) == 0
+    squash = Path(capsys.readouterr().out.strip())
+    assert main(["image", "list", "--json", *where]) == 0
+    (said,) = json.loads(capsys.readouterr().out)
+    assert (said["squash"], said["reference"], said["live_runs"]) == (str(squash), "nginx:1.27.4", [])
+    assert main(["image", "list", *where]) == 0
+    assert main(["image", "verify", "--deep", *where]) == 0
+    assert "content: as recorded" in capsys.readouterr().out
+    torn = squash.with_name("torn.sqsh")
+    torn.write_bytes(bytes(100))
+    assert main(["image", "verify", "--offline", *where]) == 3
+    assert "1 of 2 are not whole: torn.sqsh" in capsys.readouterr().err
+    old(torn)
+    there = ["--directory", str(squash.parent)]
+    assert main(["image", "gc", *there]) == 0
+    assert f"would remove: {torn}" in capsys.readouterr().out
+    assert torn.exists()
+    assert main(["image", "gc", "--apply", *there]) == 0
+    assert not torn.exists()
+    assert squash.exists()
+    assert main(["image", "list"]) == 2
+    assert main(["image", "adopt", str(squash), "nginx:1.27.4", *there]) == 0
+    assert main(["image", "gc", "--grace", "0", "--apply", *there]) == 0
+    assert not squash.exists()

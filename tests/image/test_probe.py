@@ -1,0 +1,76 @@
+"""Do locks hold? Told apart from a lock that everybody gets, and one that nobody gets, which strace makes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.cli import main
+from launcher.errors import ImageError
+from launcher.image.probe import HOLDS, NO_OP, between_nodes, between_processes, file_system
+from launcher.process import Completed, run
+
+needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+
+
+def spoiled(inject: str) -> Any:
+    def runner(argv: Sequence[str], *, timeout: float, **_: Any) -> Completed:
+        return run(["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={inject}", *argv], timeout=timeout)
+
+    return runner
+
+
+def test_locks_hold_between_processes_of_a_local_file_system(tmp_path: Path) -> None:
+    found = between_processes(tmp_path)
+    assert (found.flock, found.lockf, found.owner_file) == (HOLDS, HOLDS, HOLDS)
+    assert found.heartbeat is not None and found.heartbeat < 5
+    assert found.one_at_a_time
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_strace
+@pytest.mark.parametrize(
+    ("inject", "flock", "one"),
+    [("flock:retval=0", NO_OP, True), ("flock:error=ENOSYS", "does not work: Function not implemented", True)],
+)
+def test_a_flock_that_is_none_is_told(tmp_path: Path, inject: str, flock: str, one: bool) -> None:
+    found = between_processes(tmp_path, spoiled(inject))
+    assert (found.flock, found.owner_file, found.one_at_a_time) == (flock, HOLDS, one)
+
+
+@needs_strace
+def test_a_file_system_without_links_is_told(tmp_path: Path) -> None:
+    found = between_processes(tmp_path, spoiled("link,linkat:error=EOPNOTSUPP"))
+    assert found.owner_file.startswith("does not work: no lock file can be made")
+    assert (found.flock, found.heartbeat, found.one_at_a_time) == (HOLDS, None, True)
+
+
+def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="No such file"):
+        between_processes(tmp_path / "none")
+
+
+def test_nodes_that_are_not_given_are_said(tmp_path: Path) -> None:
+    def refused(argv: Sequence[str], **_: Any) -> Completed:
+        assert argv[:4] == ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
+        return Completed(tuple(argv), 1, "", "srun: error: invalid partition", 0.1)
+
+    with pytest.raises(ImageError, match="invalid partition"):
+        between_nodes(tmp_path, ["--partition=x"], refused)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_system_is_named(tmp_path: Path) -> None:
+    assert file_system(Path("/proc/self")).startswith("proc from ")
+    assert " on " in file_system(tmp_path)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "locks", str(tmp_path), "--no-nodes", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["probes"][0]["flock"] == HOLDS

@@ -1,0 +1,429 @@
+"""SharedPoller: who asks, who reads the others' answer, and that no answer is believed that does not count."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from launcher.slurm import shared
+from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, unknown
+from launcher.slurm.shared import SharedPoller
+from launcher.slurm.states import Phase
+from tests.slurm.fakes import Clock
+
+ROOT = Path(__file__).resolve().parents[2]
+
+RUNNING = JobState(Phase.ALIVE, "RUNNING", nodes="node01", submitted=5.0, started=6.0, source="squeue")
+DONE = JobState(Phase.TERMINAL, "COMPLETED", (0, 0), submitted=5.0, started=6.0, ended=9.0, source="sacct")
+
+
+def key(number: int, token: str = "t") -> JobKey:
+    return JobKey(str(number), 5.0, token)
+
+
+class Slurm:
+    """A scheduler that keeps what it was asked."""
+
+    name = "slurm"
+
+    def __init__(self) -> None:
+        self.states: dict[JobKey, JobState] = {}
+        self.asked: list[set[JobKey]] = []
+        self.before: Callable[[], None] = lambda: None
+        self.refuses = False
+
+    def poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
+        self.asked.append(set(jobs))
+        self.before()
+        return {job: self.states.get(job, RUNNING) for job in jobs}
+
+    def find(self, token: str) -> list[JobKey]:
+        return [key(7, token)]
+
+    def cancel(self, jobs: Sequence[JobKey]) -> None:
+        if self.refuses:
+            raise SchedulerUnreachable("no")
+
+    def describe(self, job: JobKey) -> dict[str, str]:
+        return {"slurm": str(job)}
+
+
+class Desk:
+    """Launchers on one machine, in one process, with one clock."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.clock = Clock()
+        self.slurm = Slurm()
+
+    def launcher(self, **options: object) -> SharedPoller:
+        return SharedPoller(self.slurm, self.directory, clock=self.clock, **options)  # type: ignore[arg-type]
+
+    def news(self) -> list[set[JobKey]]:
+        """What Slurm was asked since the last call."""
+        asked, self.slurm.asked = self.slurm.asked, []
+        return asked
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path / "poller")
+
+
+def test_one_question_serves_all(desk: Desk) -> None:
+    launchers = [desk.launcher() for _ in range(20)]
+    for n, launcher in enumerate(launchers):
+        launcher.poll([key(n)])
+        desk.clock.wait(0.1)
+    desk.news()
+    for _ in range(10):
+        desk.clock.wait(10)
+        for n, launcher in enumerate(launchers):
+            assert launcher.poll([key(n)]) == {key(n): RUNNING}
+        assert desk.news() == [{key(n) for n in range(20)}]
+
+
+def test_a_launcher_alone_asks_each_time(desk: Desk) -> None:
+    launcher = desk.launcher()
+    for _ in range(5):
+        launcher.poll([key(1), key(2)])
+        desk.clock.wait(0.5)
+    assert desk.news() == [{key(1), key(2)}] * 5
+
+
+def test_nobody_is_told_the_same_twice(desk: Desk) -> None:
+    one, two = desk.launcher(), desk.launcher()
+    for launcher in (one, two):
+        launcher.poll([key(1)])
+        desk.clock.wait(1)
+    desk.news()
+    one.poll([key(1)])
+    assert desk.news() == [], "the other's answer"
+    desk.clock.wait(1)
+    one.poll([key(1)])
+    assert len(desk.news()) == 1, "it was told that one already"
+
+
+def test_an_answer_from_before_the_first_question_does_not_count(desk: Desk) -> None:
+    one, two = desk.launcher(), desk.launcher()
+    desk.slurm.states[key(1)] = DONE
+    assert one.poll([key(1)]) == {key(1): DONE}
+    desk.clock.wait(1)
+    desk.slurm.states[key(1)] = RUNNING
+    assert two.poll([key(1)]) == {key(1): RUNNING}
+    assert len(desk.news()) == 2
+
+
+def test_an_answer_about_a_job_with_the_same_id_does_not_count(desk: Desk) -> None:
+    one, two = desk.launcher(), desk.launcher()
+    desk.slurm.states[key(1, "theirs")] = DONE
+    two.poll([key(1)])
+    desk.clock.wait(1)
+    one.poll([key(1, "theirs"), key(2)])
+    answer = json.loads((two.place / "answer.json").read_text())
+    assert {job["token"] for job, _ in answer["states"]} == {"t", "theirs"}
+    desk.clock.wait(1)
+    assert two.poll([key(1)]) == {key(1): RUNNING}
+
+
+def test_an_old_answer_does_not_count(desk: Desk) -> None:
+    one, two = desk.launcher(max_age=15.0), desk.launcher(max_age=15.0)
+    for launcher in (one, two):
+        launcher.poll([key(1)])
+        desk.clock.wait(1)
+    desk.news()
+    desk.clock.wait(14.5)
+    one.poll([key(1)])
+    assert len(desk.news()) == 1
+
+
+def test_an_answer_of_the_future_does_not_count(desk: Desk) -> None:
+    one, two = desk.launcher(), desk.launcher()
+    for launcher in (one, two):
+        launcher.poll([key(1)])
+        desk.clock.wait(1)
+    desk.news()
+    desk.clock.now -= 500
+    one.poll([key(1)])
+    assert len(desk.news()) == 1
+
+
+def test_what_nobody_knew_is_not_shared(desk: Desk) -> None:
+    one, two = desk.launcher(), desk.launcher()
+    desk.slurm.states[key(1)] = unknown("squeue: timed out")
+    for launcher in (one, two):
+        launcher.poll([key(1)])
+        desk.clock.wait(1)
+    desk.news()
+    assert one.poll([key(1)])[key(1)].phase is Phase.UNKNOWN
+    assert len(desk.news()) == 1
+
+
+def test_ended_jobs_are_asked_for_no_more(desk: Desk) -> None:
+    one, two = desk.launcher(), desk.launcher()
+    one.poll([key(1), key(2)])
+    desk.slurm.states[key(1)] = DONE
+    one.poll([key(1), key(2)])
+    desk.news()
+    two.poll([key(3)])
+    assert desk.news() == [{key(2), key(3)}]
+    desk.slurm.states[key(2)] = DONE
+    desk.clock.wait(1)
+    one.poll([key(2)])
+    desk.news()
+    two.poll([key(3)])
+    two.poll([key(3)])
+    assert desk.news()[-1] == {key(3)}
+    assert len(list((one.place / "wants").iterdir())) == 1
+
+
+def test_after_a_cancel_it_asks_at_once_and_for_itself(desk: Desk) -> None:
+    one, two = desk.launcher(), desk.launcher()
+    for launcher, job in ((one, 1), (two, 2), (one, 1)):
+        launcher.poll([key(job)])
+        desk.clock.wait(1)
+    desk.slurm.refuses = True
+    with pytest.raises(SchedulerUnreachable):
+        one.cancel([key(1)])
+    desk.news()
+    two.poll([key(2)])
+    for _ in range(3):
+        one.poll([key(1)])
+    assert desk.news()[-3:] == [{key(1)}] * 3
+    desk.clock.wait(shared.ALONE + 1)
+    one.poll([key(1)])
+    assert desk.news() == [{key(1), key(2)}]
+
+
+def test_all_else_goes_straight_to_slurm(desk: Desk) -> None:
+    launcher = desk.launcher()
+    assert launcher.name == "slurm"
+    assert launcher.find("x") == [key(7, "x")]
+    assert launcher.describe(key(1)) == {"slurm": "job 1"}
+    assert launcher.poll([]) == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b'{"asked": 1, "states": [], "schema": 2}', b'{"asked": 1, "states": [[{"id": "x"}]]}'],
+)
+def test_what_cannot_be_read_is_asked(desk: Desk, content: bytes) -> None:
+    one, two = desk.launcher(), desk.launcher()
+    two.poll([key(2)])
+    (one.place / "answer.json").write_bytes(content)
+    (one.place / "wants" / "0-0.json").write_bytes(content)
+    desk.clock.wait(1)
+    assert one.poll([key(1)]) == {key(1): RUNNING}
+    assert desk.news()[-1] == {key(1), key(2)}
+    desk.clock.wait(1)
+    two.poll([key(2)])
+    assert desk.news() == [], "the file is a good one again"
+
+
+def test_where_nothing_can_be_written_everybody_asks(desk: Desk) -> None:
+    desk.directory.write_text("a file in the place of the directory")
+    one, two = desk.launcher(), desk.launcher()
+    for launcher in (one, two, one):
+        assert launcher.poll([key(1)]) == {key(1): RUNNING}
+    assert desk.news() == [{key(1)}] * 3
+
+
+def test_a_directory_of_another_user_is_not_used(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = desk.launcher()
+    launcher.place.mkdir(parents=True)
+    monkeypatch.setattr(os, "getuid", lambda: 4242)
+    assert launcher.poll([key(1)]) == {key(1): RUNNING}
+    assert not (launcher.place / "answer.json").exists()
+
+
+def test_clusters_do_not_mix(desk: Desk) -> None:
+    one, two = desk.launcher(cluster="/etc/a.conf"), desk.launcher(cluster="/etc/b.conf")
+    for launcher in (one, two, one, two):
+        launcher.poll([key(1)])
+        desk.clock.wait(1)
+    assert len(desk.news()) == 4
+
+
+def test_an_older_answer_does_not_replace_a_newer_one(desk: Desk) -> None:
+    launcher = desk.launcher()
+    launcher.poll([key(1)])
+    newer = shared._Answer(desk.clock.now + 2, [(key(1), RUNNING)])
+
+    def meanwhile() -> None:
+        desk.clock.wait(5)
+        shared._write(launcher.place / "answer.json", newer)
+
+    desk.clock.wait(1)
+    desk.slurm.before = meanwhile
+    launcher.poll([key(1)])
+    assert shared._read(launcher.place / "answer.json", shared._Answer) == newer
+
+
+def test_a_wish_that_nobody_renews_is_forgotten(desk: Desk) -> None:
+    one, two = desk.launcher(), desk.launcher()
+    two.poll([key(2)])
+    desk.clock.wait(shared.WANTED + 1)
+    desk.news()
+    one.poll([key(1)])
+    assert desk.news() == [{key(1)}]
+    assert len(list((one.place / "wants").iterdir())) == 1
+
+
+def test_who_waits_too_long_asks_alone(desk: Desk) -> None:
+    slow, quick = desk.launcher(), desk.launcher(patience=0.3)
+    release, inside = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        if not inside.is_set():
+            inside.set()
+            release.wait(20)
+
+    desk.slurm.before = hang
+    thread = threading.Thread(target=slow.poll, args=([key(1)],))
+    thread.start()
+    assert inside.wait(5)
+    began = time.monotonic()
+    assert quick.poll([key(2)]) == {key(2): RUNNING}
+    assert time.monotonic() - began < 2
+    assert desk.slurm.asked == [{key(1)}, {key(2)}]
+    assert not (quick.place / "answer.json").exists(), "an answer for one launcher is not published"
+    release.set()
+    thread.join()
+
+
+# With real processes: each is a launcher whose Slurm is a clock. Job n ends n/10 s after the start.
+
+LAUNCHER = """
+import os, sys, time, random
+from pathlib import Path
+from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.shared import SharedPoller
+from launcher.slurm.states import Phase
+from launcher.slurm.watch import Pace, Watcher
+
+directory, start, first, count, pause, hang = sys.argv[1:7]
+directory, start, pause = Path(directory), float(start), float(pause)
+
+class Slurm:
+    name = "slurm"
+    def poll(self, jobs):
+        with open(directory / "asked", "a") as file:
+            file.write(f"{os.getpid()} {len(jobs)}\\n")
+        now = time.monotonic()
+        if hang != "0":
+            print("asking", flush=True)
+            time.sleep(float(hang))
+        time.sleep(0.02)
+        return {job: self.state(job, now) for job in jobs}
+    def state(self, job, now):
+        if now - start < int(job.id) / 10:
+            return JobState(Phase.ALIVE, "RUNNING", submitted=1.0)
+        return JobState(Phase.TERMINAL, "COMPLETED", (0, 0), submitted=1.0)
+
+jobs = [JobKey(str(n), 1.0, "t") for n in range(int(first), int(first) + int(count))]
+late = []
+def change(job, old, new):
+    if new.phase is Phase.TERMINAL:
+        late.append(time.monotonic() - start - int(job.id) / 10)
+poller = SharedPoller(Slurm(), directory / "poller")
+states = Watcher(poller, pace=Pace(first=pause, running=pause, tick=pause), on_change=change).watch(jobs)
+assert len(late) == len(jobs) and all(s.succeeded for s in states.values()), states
+print(min(late), max(late), flush=True)
+"""
+
+
+def start(
+    directory: Path, began: float, first: int, *, count: int = 5, pause: float = 0.3, hang: float = 0
+) -> Launcher:
+    arguments = [str(directory), str(began), str(first), str(count), str(pause), str(hang)]
+    return subprocess.Popen([sys.executable, "-c", LAUNCHER, *arguments], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+Launcher = subprocess.Popen[str]
+
+
+def delays(launcher: Launcher) -> tuple[float, float]:
+    out, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0
+    first, last = out.split()[-2:]
+    return float(first), float(last)
+
+
+def questions(directory: Path) -> int:
+    return len((directory / "asked").read_text().splitlines())
+
+
+def test_four_launchers_ask_as_often_as_one(tmp_path: Path) -> None:
+    counts = {}
+    for number in (1, 4):
+        place = tmp_path / str(number)
+        place.mkdir()
+        began = time.monotonic()
+        launchers = [start(place, began, 6 + 6 * n, count=6) for n in range(4 - number, 4)]
+        for launcher in launchers:
+            earliest, latest = delays(launcher)
+            assert earliest >= 0, "no end is told before it is there"
+            assert latest < 2.0, "two pauses, and a busy machine"
+        counts[number] = questions(place)
+    assert counts[4] <= counts[1] * 1.5 + 4, counts
+
+
+def test_killed_launchers_hold_up_nobody(tmp_path: Path) -> None:
+    began = time.monotonic()
+    launchers = [start(tmp_path, began, 20 + n) for n in range(6)]
+    victims = random.sample(launchers, 3)
+    for victim in victims:
+        time.sleep(random.uniform(0.1, 0.6))
+        victim.kill()
+    for launcher in launchers:
+        if launcher in victims:
+            launcher.communicate(timeout=10)
+            continue
+        earliest, latest = delays(launcher)
+        assert earliest >= 0 and latest < 2.0
+
+
+def asking(directory: Path) -> Launcher:
+    """A launcher that holds the lease, and will for a minute."""
+    launcher = start(directory, time.monotonic(), 1, hang=60)
+    assert launcher.stdout is not None and launcher.stdout.readline() == "asking\n"
+    return launcher
+
+
+def test_a_lease_of_the_dead_is_no_lease(tmp_path: Path) -> None:
+    dead = asking(tmp_path)
+    dead.kill()
+    dead.communicate()
+    slurm = Slurm()
+    began = time.monotonic()
+    SharedPoller(slurm, tmp_path / "poller").poll([key(50)])
+    assert time.monotonic() - began < 1
+    assert slurm.asked == [{key(50)}], "nor are its wishes"
+
+
+def test_a_lease_of_the_stopped_costs_one_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "LEASE", 1.0)
+    stopped = asking(tmp_path)
+    try:
+        stopped.send_signal(signal.SIGSTOP)
+        poller = SharedPoller(Slurm(), tmp_path / "poller")
+        waits = []
+        for _ in range(3):
+            began = time.monotonic()
+            poller.poll([key(50)])
+            waits.append(time.monotonic() - began)
+        assert 1.0 <= waits[0] < 3
+        assert max(waits[1:]) < 0.5
+    finally:
+        stopped.kill()
+        stopped.communicate()
