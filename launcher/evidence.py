@@ -158,10 +158,12 @@ def first_failures(logs: Path, *, seconds: float, clock: Callable[[], float] = t
     tells what happened elsewhere. Stops looking after ``seconds``. Never raises for a file."""
     found: list[Failure] = []
     until = clock() + seconds
-    for number, (path, status) in enumerate(log_files(logs)):
-        if number >= FILES or clock() > until:
+    looked = 0
+    for path, status in log_files(logs):
+        if looked >= FILES or clock() > until:
             break
         if path.suffix in (".out", ".log", ".err"):
+            looked += 1
             failure = _failure(path, str(path.relative_to(logs)), status.st_mtime)
             if failure is not None:
                 found.append(failure)

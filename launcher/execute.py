@@ -31,7 +31,7 @@ from launcher.slurm.client import SAME_SECONDS, JobKey, JobState, SchedulerUnrea
 from launcher.slurm.states import Phase
 from launcher.srtctl.checkout import Checkout
 from launcher.srtctl.config import FILE_NAME
-from launcher.srtctl.submit import JobsExist, jobs_of
+from launcher.srtctl.submit import JobsExist, SubmissionUnknown, jobs_of
 from launcher.stages import Effects
 
 RESULT_PATIENCE = 60.0
@@ -155,7 +155,7 @@ class Execution:
         there may be a job of ours and nobody can be asked.
         """
         stage = self.record.stage("submit")
-        interrupted = stage.get("state") == "running"
+        interrupted = self.record.in_doubt
         try:
             found = jobs_of(self.record.id, self.effects.scheduler)
         except SchedulerUnreachable:
@@ -304,7 +304,7 @@ class Execution:
     def cancel_unwritten(self, done: threading.Event) -> None:
         """While a submission goes on, and until ``done``, end the job that it makes as soon as Slurm shows it."""
         while not done.wait(LOOK_FOR_UNWRITTEN):
-            if self.record.stage("submit").get("state") == "running":
+            if self.record.in_doubt:
                 with contextlib.suppress(LauncherError):
                     if jobs := jobs_of(self.record.id, self.effects.scheduler):
                         self.effects.scheduler.cancel(jobs)
@@ -419,7 +419,8 @@ class Execution:
         try:
             yield kept.update
         except LauncherError as error:
-            self.record.set_stage(name, "failed", error=error.message)
+            unknown = isinstance(error, SubmissionUnknown)
+            self.record.set_stage(name, "unknown" if unknown else "failed", error=error.message)
             raise
         self.record.set_stage(name, "done", **kept)
         self.record.event("stage", f"{name} done", stage=name, state="done")

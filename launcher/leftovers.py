@@ -84,7 +84,7 @@ def end_run(execution: Execution, why: str, say: Say) -> None:
     if execution.job is not None:
         for state in states.values():
             execution.saw_after_cancel(state)
-    elif record.stage("submit").get("state") == "running":
+    elif record.in_doubt:
         record.set_stage("submit", "failed", error=why)
     if not record.ended:
         execution.cancelled(Cancelled(why))
@@ -93,7 +93,7 @@ def end_run(execution: Execution, why: str, say: Say) -> None:
 def _jobs(execution: Execution) -> list[JobKey]:
     """The run's job by its record, else by its token, once no submission of the run goes on any more."""
     record = execution.record
-    if execution.job is None and record.stage("submit").get("state") == "running":
+    if record.in_doubt:
         with record.submitting(execution.effects.sleep):
             record.reload()
             if execution.job is None:
@@ -122,6 +122,8 @@ def adopt(record: RunRecord, job_id: str, execution: Execution, output: Path | N
         mine = its is not None and its["id"] == job_id and seen_at(its) == int(state.submitted)
         if other.id != record.id and (mine or other.id in words.split()):
             raise ConfigError(f"{job} belongs to run {other.id}", where=str(runs), hint=f"launcher resume {other.id}")
+    if "ArrayJobId=" in said or "HetJobId=" in said:
+        raise ConfigError("the job is one of several under one id", where=str(job), hint="srtctl submits single jobs")
     place = output or _place(said, job_id)
     if place is None:
         raise ConfigError("where the job writes is not known", where=str(job), hint="--output DIR: outputs/<job id>")

@@ -129,7 +129,8 @@ class RunRecord:
         write_json(self.directory / "run.json", self._fields)
 
     def stage(self, name: str) -> Mapping[str, Any]:
-        """What is known of a stage: ``state`` (running, done, failed), ``at``, what it kept. Empty if not begun."""
+        """What is known of a stage: ``state`` (running, done, failed; of a submission also unknown), ``at``, what it
+        kept. Empty if not begun."""
         found: Mapping[str, Any] = self._fields.get("stages", {}).get(name, {})
         return found
 
@@ -208,8 +209,12 @@ class RunRecord:
         """Whether the run has ended, and so has its job: one that was cancelled in vain, or submitted while its
         launcher left, is still to be ended."""
         job = self.get("job")
-        over = job.get("over", False) if job else self.stage("submit").get("state") != "running"
-        return self.ended and bool(over)
+        return self.ended and bool(job.get("over", False) if job else not self.in_doubt)
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a submission was begun and nobody wrote down how it ended: there may be a job."""
+        return not self.get("job") and self.stage("submit").get("state") in ("running", "unknown")
 
     @property
     def owned_by_another(self) -> bool:

@@ -127,7 +127,7 @@ def _stage(plan: Plan, path: Path, effects: Effects) -> dict[str, Any]:
     policy = DEFAULT if planned.striping is None else [Stripe(*layout) for layout in planned.striping]
     effects.say(f"model {planned.path}: staging from {planned.source}")
     done = stage(
-        source_of(planned.source),
+        source_of(planned.source, sleep=effects.sleep),
         path,
         say=effects.say,
         should_stop=effects.stopping,

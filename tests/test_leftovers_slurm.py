@@ -50,6 +50,17 @@ def test_a_job_started_by_hand_is_taken_over_to_its_results(desk: Desk) -> None:
     assert "nobody can say" in desk.launcher("adopt", "9999999", *RUN, "--run-id", "fourth", code=6)
 
 
+@pytest.mark.parametrize("words", [("--array=0-1", "--wrap=sleep 60"), ("--wrap=sleep 60", ":", "-N1")])
+def test_a_job_of_several_is_not_taken_over(desk: Desk, words: tuple[str, ...]) -> None:
+    argv = ["sbatch", "--parsable", "--output=/dev/null", *words]
+    done = subprocess.run(argv, env=desk.environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.strip()
+    said = desk.launcher("adopt", job, *RUN, "--run-id", "r", code=2)
+    subprocess.run(["scancel", job], env=desk.environment(), timeout=60)
+    assert "one of several under one id" in said
+
+
 def test_the_next_job_of_a_github_runner_ends_what_the_last_one_left(desk: Desk) -> None:
     github = {**github_environment(desk), "RUNNER_NAME": "one-machine"}
     process = desk.start("ci", **github, LAUNCHER_REHEARSAL_FAULTS="hang")

@@ -156,6 +156,7 @@ def test_a_submission_goes_on_until_its_program_ends(tmp_path: Path, plan: Plan)
         ({"state": "cancelled", "job": {"id": "7"}}, False),
         ({"state": "cancelled", "job": {"id": "7", "over": True}}, True),
         ({"state": "cancelled", "stages": {"submit": {"state": "running"}}}, False),
+        ({"state": "failed", "stages": {"submit": {"state": "unknown"}}}, False),
         ({"state": "failed", "stages": {"submit": {"state": "failed"}}}, True),
         ({"state": "cancelled"}, True),
     ],

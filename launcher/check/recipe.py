@@ -134,7 +134,7 @@ def _concurrencies(s: Subject) -> tuple[set[int], set[int]]:
 def concurrency(s: Subject) -> Iterator[Found]:
     missing, more = _concurrencies(s)
     if missing:
-        instead = f" (it runs {_several(more)} beside)" if more else ""
+        instead = f"; it runs {_several(more)}" if more else ""
         message = f"the recipe does not run concurrency {_several(missing)}, which the matrix asks for{instead}"
         yield message, s.place("benchmark", "concurrencies")
 
@@ -183,7 +183,7 @@ def time_budget(s: Subject) -> Iterator[Found]:
     if waiting > limit:
         message = f"srtctl waits {waiting:g} min for the servers, and the job may run {limit:g} min"
         yield message, s.place("health_check")
-    if limit + waiting > most:
+    elif limit + waiting > most:
         message = (
             f"a time limit of {limit:g} min and {waiting:g} min of waiting for the servers are together more than the "
             f"{most} min after which the workflow ends, queue included"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
+from collections.abc import Mapping
 from datetime import date, datetime, timezone
 from pathlib import Path
 
@@ -50,9 +51,13 @@ def _check(arguments: argparse.Namespace) -> int:
     found = [one for one in found if not wanted or one.rule in wanted]
     _show(found, arguments.format, roots)
     counts = {s: sum(one.severity == s for one in found) for s in ("error", "warning", "note")}
-    looked = f"{len(every.rows)} rows, {len(every.recipes)} recipe files, {len(every.files)} runner files"
-    print(f"{looked}: {', '.join(f'{n} {s}s' for s, n in counts.items())}", file=sys.stderr)
+    looked = {"row": len(every.rows), "recipe file": len(every.recipes), "runner file": len(every.files)}
+    print(f"{_counted(looked)}: {_counted(counts)}", file=sys.stderr)
     return 1 if counts["error"] else 0
+
+
+def _counted(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for word, n in numbers.items())
 
 
 def _gathered(arguments: argparse.Namespace, of: Session) -> Everything:

@@ -207,12 +207,11 @@ def gc(arguments: argparse.Namespace) -> int:
         gone += inventory.garbage(directory, inventory.images(directory, users), grace=arguments.grace * 86400)
     if where.temporary.is_dir():
         gone += [inventory.leftover(path) for path in stale_parts(where.temporary)]
-    freed = 0
+    freed, left = 0, "kept, it is in use or its lock is not to be had" if arguments.apply else "would remove"
     for item in gone:
         removed = arguments.apply and inventory.collect(item)
         freed += item.size if removed or not arguments.apply else 0
-        word = "removed" if removed else "kept, it came into use" if arguments.apply else "would remove"
-        print(f"{word}: {item.path} ({item.size / 1e6:.1f} MB): {item.why}")
+        print(f"{'removed' if removed else left}: {item.path} ({item.size / 1e6:.1f} MB): {item.why}")
     print(f"{'freed' if arguments.apply else 'would free'} {freed / 1e9:.3f} GB in {len(gone)} entries")
     if not arguments.apply and gone:
         print("this was a dry run; --apply removes them. Runs of other users and of bash launchers are not known here.")

@@ -6,7 +6,8 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,11 +61,11 @@ def stage(arguments: argparse.Namespace) -> int:
     destination = Path(on_this_node(arguments.destination))
     with _signals() as stopped, showing(sys.stderr) as progress:
         if arguments.source is None:
-            manifest = adopt(destination, progress=progress)
+            manifest = adopt(destination, progress=progress, should_stop=lambda: bool(stopped))
             _say(f"{destination}: {len(manifest.files)} files, {manifest.bytes / 1e9:.1f} GB; manifest {NAME}")
             return 0
         done = stage_to(
-            source_of(arguments.source),
+            source_of(arguments.source, sleep=_sleeper(stopped)),
             destination,
             workers=arguments.workers,
             progress=progress,
@@ -244,6 +245,19 @@ def _signals() -> Iterator[Sequence[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _sleeper(stopped: Sequence[int]) -> Callable[[float], None]:
+    """A sleep that ends when a signal came."""
+
+    def sleep(seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if stopped:
+                raise Cancelled("stopped while waiting for the hub", hint="the same command goes on from here")
+            time.sleep(min(left, 0.2))
+
+    return sleep
 
 
 def _say(text: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +27,30 @@ class MadeByCommand(ImageError):
     """A password that enroot has a shell make (``$(…)``), which nothing else does."""
 
 
+def setting(name: str, environ: Mapping[str, str]) -> str | None:
+    """A setting of enroot: the environment's, else the first in its configuration files (enroot 4.1.2, enroot.in).
+
+    They hold shell text; ``$HOME`` and the like are filled in, and what is made by a command stays as it is written.
+    """
+    if environ.get(name):
+        return environ[name]
+    place = Path(environ.get("ENROOT_SYSCONF_PATH") or "/etc/enroot")
+    for path in (place / "enroot.conf", *sorted(place.glob("enroot.conf.d/*.conf"))):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if found := re.search(rf"^{name}[ \t=]+(.+?)[ \t]*$", path.read_text(), re.MULTILINE):
+                return string.Template(found[1].strip("\"'")).safe_substitute(environ)
+    return None
+
+
+def allows_http(environ: Mapping[str, str]) -> bool:
+    """Whether enroot asks registries without TLS: ENROOT_ALLOW_HTTP is set, and not to a word for no."""
+    value = setting("ENROOT_ALLOW_HTTP", environ)
+    return bool(value) and not re.fullmatch(r"no?|N[oO]?|[fF](alse)?|FALSE", value or "")
+
+
 def credentials_file(environ: Mapping[str, str]) -> Path:
-    """Where enroot looks (enroot 4.1.2, enroot.in: ENROOT_CONFIG_PATH, and what it defaults to)."""
-    if own := environ.get("ENROOT_CONFIG_PATH"):
+    """Where enroot looks: below ENROOT_CONFIG_PATH, or what it defaults to."""
+    if own := setting("ENROOT_CONFIG_PATH", environ):
         return Path(own, ".credentials")
     config = environ.get("XDG_CONFIG_HOME") or f"{environ.get('HOME') or Path.home()}/.config"
     return Path(config, "enroot", ".credentials")

@@ -24,7 +24,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from launcher.errors import ImageError
-from launcher.image.credentials import MadeByCommand, credentials, credentials_file
+from launcher.image.credentials import MadeByCommand, allows_http, credentials, credentials_file
 from launcher.image.enroot import fault_of_status
 from launcher.image.reference import Reference
 
@@ -101,7 +101,7 @@ class Registry:
         timeout: float = 10.0,
     ) -> None:
         self._environ, self._say, self._clock, self._sleep, self._timeout = environ, say, clock, sleep, timeout
-        self._scheme = "http" if environ.get("ENROOT_ALLOW_HTTP", "n")[:1] in "yYtT1" else "https"
+        self._scheme = "http" if allows_http(environ) else "https"
         self._opener = urllib.request.build_opener(_Redirects)
         self._authorization: dict[tuple[str, str], str] = {}
 
@@ -179,7 +179,7 @@ class Registry:
         def pause(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
             said = error.message if isinstance(error, ImageError) else str(error)
-            self._say(f"attempt {state.attempt_number} of {ATTEMPTS}: {said}; next one in {state.upcoming_sleep:.0f} s")
+            self._say(f"attempt {state.attempt_number}: {said}; next one in {state.upcoming_sleep:.0f} s")
 
         attempts = Retrying(
             retry=retry_if_exception_type(_MayPass),
@@ -210,6 +210,7 @@ class Registry:
             raise self._status(error, reference, where) from None
         except (OSError, http.client.HTTPException) as error:  # URLError, time-outs, resets, a cut answer
             reason = getattr(error, "reason", None) or error
+            reason = getattr(reason, "strerror", None) or reason
             kind = _NoAnswer if isinstance(error, http.client.HTTPException) else _NoWay
             raise kind(
                 f"the registry {reference.registry} cannot be reached: {reason}",

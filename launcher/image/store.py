@@ -41,8 +41,9 @@ def silent(message: str) -> None:
 class ImageStore:
     """Has images in place. Everything it does to the world goes through what it is given here.
 
-    ``say`` gets one line at a time, as things happen. ``enroot`` is the command and ``asked`` as `Enroot` has it, ``lock``
-    the class of lock. Without a ``registry`` nobody is asked before an import, and of a tag that moved nothing is known.
+    ``say`` gets one line at a time, as things happen. ``enroot`` is the command and ``asked`` as `Enroot` has it,
+    ``lock`` the class of lock. Without a ``registry`` nobody is asked before an import, and of a tag that moved nothing
+    is known.
     """
 
     def __init__(

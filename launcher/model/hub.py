@@ -73,6 +73,7 @@ class _HttpReader:
         self._url, self._where, self._sleep = url, where, sleep
 
     def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+        # Not tenacity's: the count begins anew with every byte that came.
         end, attempt = offset + length, 0
         while offset < end:
             try:

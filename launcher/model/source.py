@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,11 +160,14 @@ def _scan(directory: Path) -> Iterator[list[os.DirEntry[str]]]:
         yield list(found)
 
 
-def source_of(given: str) -> Source:
-    """What a person means: a directory, or ``hf:ORGANISATION/NAME[@REVISION]``. Raises ModelError, ConfigError."""
+def source_of(given: str, *, sleep: Callable[[float], None] = time.sleep) -> Source:
+    """What a person means: a directory, or ``hf:ORGANISATION/NAME[@REVISION]``.
+
+    ``sleep`` (seconds) is how a busy hub is waited for; it may raise Cancelled. Raises ModelError, ConfigError.
+    """
     if not given.startswith("hf:"):
         return DirectorySource(Path(given))
     from launcher.model.hub import HubSource
 
     repository, _, revision = given.removeprefix("hf:").partition("@")
-    return HubSource(repository, revision or None)
+    return HubSource(repository, revision or None, sleep=sleep)

@@ -23,7 +23,7 @@ from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from launcher.errors import ModelError
+from launcher.errors import Cancelled, ModelError
 from launcher.image.lock import Lock
 from launcher.model.checkpoint import examine
 from launcher.model.copy import WORKERS, Copied, Copier, Progress
@@ -97,14 +97,15 @@ def stage(
             return Staged(destination, "there", found)
         destination.parent.mkdir(parents=True, exist_ok=True)
         what = f"staging {source.name} to {destination}"
-        lock = Lock(lock_path(destination), what=what, wait=lock_wait, on_wait=_teller(say), sleep=sleep)
+        waiting = _stoppable(sleep, should_stop)
+        lock = Lock(lock_path(destination), what=what, wait=lock_wait, on_wait=_teller(say), sleep=waiting)
         with lock as held:
             for fact in held.facts:
                 say(fact)
             if held.owner:
                 raise ModelError(f"still being staged by {held.owner}", where=str(destination))
             if found := settle(destination, source):
-                return Staged(destination, "lost" if held.facts else "there", found, facts=held.facts)
+                return Staged(destination, "there", found, facts=held.facts)
             copy = _Staging(source, destination, _directory(source, destination, adopt=held.acquired, say=say))
             done, how = copy.run(workers, progress, should_stop, stripe, say)
             return Staged(
@@ -117,10 +118,12 @@ def stage(
         ) from error
 
 
-def adopt(destination: Path, *, progress: Progress | None = None) -> Manifest:
+def adopt(
+    destination: Path, *, progress: Progress | None = None, should_stop: Callable[[], bool] = lambda: False
+) -> Manifest:
     """Write the manifest of a checkpoint that is there already, after looking at it and reading all of it.
 
-    Raises ModelError when it is not whole.
+    Raises ModelError when it is not whole, Cancelled.
     """
     destination = destination.absolute()
     if found := Manifest.read(destination):
@@ -139,7 +142,7 @@ def adopt(destination: Path, *, progress: Progress | None = None) -> Manifest:
                 if progress:
                     progress.advance(path, size, count)
 
-            found_hash = hash_file(destination / file.path, PART_SIZE, file.path, advance)
+            found_hash = hash_file(destination / file.path, PART_SIZE, file.path, advance, should_stop)
             source.open(file).check_unchanged()
             entries.append(FileEntry(file.path, file.size, found_hash))
         manifest = Manifest(str(destination), None, tuple(entries), created=_now())
@@ -266,6 +269,17 @@ def _listing(source: Source) -> str:
 
     text = "\n".join(f"{file.path}\0{file.size}" for file in sorted(source.files, key=lambda file: file.path))
     return str(xxhash.xxh3_128(text.encode()).hexdigest())
+
+
+def _stoppable(sleep: Callable[[float], None], should_stop: Callable[[], bool]) -> Callable[[float], None]:
+    """A sleep that raises Cancelled when somebody asked to stop."""
+
+    def patient(seconds: float) -> None:
+        if should_stop():
+            raise Cancelled("stopped while another process stages")
+        sleep(seconds)
+
+    return patient
 
 
 def _teller(say: Callable[[str], None]) -> Callable[[str], None]:

@@ -20,8 +20,8 @@ from launcher.slurm.answers import Record, own_record
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, carries, unknown
 from launcher.slurm.states import Phase
 
-IDS_A_CALL = 500
-"""Job ids in one argv. A thousand seven-digit ids are 8 kB; the kernel takes 128 kB for one argument."""
+IDS_A_CALL = 2000
+"""Job ids in one argv. Two thousand seven-digit ids are 16 kB; the kernel takes 128 kB for one argument."""
 
 SHOWN_A_ROUND = 20
 """At most so many `scontrol show job` in one round: it takes one id a call."""

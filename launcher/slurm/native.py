@@ -50,7 +50,7 @@ class WorkerFailed(SubmissionError):
 
 
 class WorkerSilent(WorkerFailed):
-    """The child process did not answer in time: the controller hangs, most likely."""
+    """The child process did not answer or greet in time: the controller hangs, most likely."""
 
 
 class SlurmNative(SlurmCommands):
@@ -135,6 +135,8 @@ def choose(
     native = SlurmNative("", runner=runner, environ=environ, worker=worker)
     try:
         native.version = native._workers.version()
+    except WorkerSilent as error:
+        return None, f"pyslurm's import {error.message}"
     except WorkerFailed as error:
         return None, error.message
     if _release(native.version) != slurm:
@@ -158,7 +160,7 @@ class _Workers:
 
     def version(self) -> str:
         """The version of pyslurm. Raises WorkerFailed."""
-        with self._one() as worker:
+        with self._one(START) as worker:
             return worker.version
 
     def ask(self, question: Mapping[str, Any], timeout: float) -> Mapping[str, Any]:
@@ -166,17 +168,19 @@ class _Workers:
 
         A child that reported an error is not kept: slurm.conf may have changed since it was started.
         """
-        with self._one() as worker:
-            said = worker.ask(question, timeout)
+        deadline = time.monotonic() + timeout
+        with self._one(min(timeout, START)) as worker:
+            said = worker.ask(question, deadline - time.monotonic())
             worker.fit = "error" not in said
             return said
 
     @contextlib.contextmanager
-    def _one(self) -> Iterator[_Worker]:
+    def _one(self, start: float) -> Iterator[_Worker]:
+        """An idle child, or a new one that has ``start`` seconds to greet."""
         with self._guard:
             worker = self._idle.pop() if self._idle else None
         if worker is None or not worker.running:
-            worker = _Worker(self._argv, self._environ)
+            worker = _Worker(self._argv, self._environ, start)
         try:
             yield worker
         except BaseException:
@@ -193,8 +197,8 @@ class _Workers:
 class _Worker:
     """One child process."""
 
-    def __init__(self, argv: Sequence[str], environ: Mapping[str, str]) -> None:
-        """Start it and take its greeting. Raises WorkerFailed."""
+    def __init__(self, argv: Sequence[str], environ: Mapping[str, str], timeout: float) -> None:
+        """Start it and take its greeting. Raises WorkerFailed, WorkerSilent."""
         self.fit = True
         self._held = b""
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end`
@@ -213,10 +217,7 @@ class _Worker:
             raise WorkerFailed(f"pyslurm's process cannot be started: {error}") from None
         self.end = weakref.finalize(self, _end, self._child, self._complaints)
         try:
-            try:
-                said = self._line(START)
-            except WorkerSilent as error:
-                raise WorkerFailed(f"pyslurm's import: {error.message}") from None
+            said = self._line(timeout)
             if "version" not in said:
                 raise WorkerFailed(str(said.get("error", said)))
             self.version = str(said["version"])

@@ -170,7 +170,7 @@ class Cluster:
     def _install_database(self) -> None:
         if self.settings.database.exists():
             return
-        half_made = self.settings.database.with_suffix(".part")
+        directory, half_made = self.settings.directory, self.settings.database.with_suffix(".part")
         shutil.rmtree(half_made, ignore_errors=True)
         answer = self._run(
             "mariadb-install-db",
@@ -179,6 +179,7 @@ class Cluster:
             f"--user={user_name()}",
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
+            f"--tmpdir={directory}",  # in /tmp two of them that start at once were seen to fail on their tables
         )
         if answer.returncode != 0:
             raise ClusterError(f"mariadb-install-db: {(answer.stderr or answer.stdout).strip()[-500:]}")

@@ -29,7 +29,7 @@ def areas(short: bool) -> dict[int, Callable[[Path], list[Count]]]:
         3: lambda place: races.races(place, 1 if short else 40),
         4: lambda place: owners.owners(place, 1 if short else 10),
         5: lambda place: registries.registries(place),
-        6: lambda place: damage.damage(place, 16 if short else 2000),
+        6: lambda place: damage.damage(place, 16 if short else 400),
     }
 
 

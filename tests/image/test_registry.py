@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import ImageError
-from launcher.image.credentials import MadeByCommand, credentials, credentials_file
+from launcher.image.credentials import MadeByCommand, allows_http, credentials, credentials_file
 from launcher.image.reference import Reference
 from launcher.image.registry import Registry, Unreachable
 from tests.image.registries import FakeRegistry, fake_registry
@@ -114,7 +114,7 @@ def test_429_waits_as_long_as_it_is_told(served: FakeRegistry) -> None:
     asking = Asking(served)
     assert asking.manifest(reference(served), "x86_64", where="x").size == 1500
     assert asking.slept == [7, 2]
-    assert asking.said[0].startswith("attempt 1 of 4: 127.0.0.1")
+    assert asking.said[0].startswith("attempt 1: 127.0.0.1")
     assert "to come again in 7 s; next one in 7 s" in asking.said[0]
 
 
@@ -161,8 +161,9 @@ def test_what_is_no_manifest_is_said(served: FakeRegistry, content: bytes) -> No
 
 
 def test_the_file_of_credentials_is_enroots(tmp_path: Path) -> None:
-    assert credentials_file({"HOME": "/h"}) == Path("/h/.config/enroot/.credentials")
-    assert credentials_file({"HOME": "/h", "XDG_CONFIG_HOME": "/c"}) == Path("/c/enroot/.credentials")
+    nothing = {"HOME": "/h", "ENROOT_SYSCONF_PATH": str(tmp_path)}
+    assert credentials_file(nothing) == Path("/h/.config/enroot/.credentials")
+    assert credentials_file({**nothing, "XDG_CONFIG_HOME": "/c"}) == Path("/c/enroot/.credentials")
     environ = {"ENROOT_CONFIG_PATH": str(tmp_path), "PASS": "word"}
     (tmp_path / ".credentials").write_text(
         "machine nvcr.io login $oauthtoken password key\n"
@@ -178,3 +179,15 @@ def test_the_file_of_credentials_is_enroots(tmp_path: Path) -> None:
     assert credentials("io", environ) is None
     with pytest.raises(MadeByCommand):
         credentials("gcr.io", environ)
+
+
+def test_settings_of_enroots_own_files_count(tmp_path: Path) -> None:
+    environ = {"HOME": "/h", "ENROOT_SYSCONF_PATH": str(tmp_path)}
+    assert not allows_http(environ)
+    (tmp_path / "enroot.conf").write_text("#ENROOT_CONFIG_PATH /no\nENROOT_CONFIG_PATH  ${HOME}/conf \n")
+    (tmp_path / "enroot.conf.d").mkdir()
+    (tmp_path / "enroot.conf.d" / "a.conf").write_text("ENROOT_ALLOW_HTTP=yes\nENROOT_CONFIG_PATH=/later\n")
+    assert credentials_file(environ) == Path("/h/conf/.credentials")
+    assert allows_http(environ)
+    assert not allows_http({**environ, "ENROOT_ALLOW_HTTP": "no"})
+    assert credentials_file({**environ, "ENROOT_CONFIG_PATH": "/own"}) == Path("/own/.credentials")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pytest
 import xxhash
 
 from launcher.errors import Cancelled, ModelError
+from launcher.image.lock import Lock
 from launcher.model import copy as copying
 from launcher.model.checkpoint import examine
 from launcher.model.destination import lock_path, staging_directories
@@ -281,6 +283,31 @@ def test_gc_removes_what_is_dead_and_nothing_else(source: Path, destination: Pat
     assert all(item.keep is None for item in collect(destination.parent, wait=0))
     assert os.listdir(destination.parent) == ["other"]
     assert content(destination.with_name("other")) == before
+
+
+def test_a_staging_of_another_host_is_dead_when_its_lock_can_be_had(destination: Path) -> None:
+    staging = destination.with_name(f"{destination.name}.staging.0123456789ab")
+    (staging / WORK).mkdir(parents=True)
+    process = {"host": "elsewhere", "boot": "b", "pid": 1, "started": "1"}
+    owner = {"process": process, "source": "/archive/M", "revision": None, "listing": "x", "began": "then"}
+    (staging / WORK / "owner.json").write_text(json.dumps(owner))
+    lock_path(destination).write_text(json.dumps({"host": "elsewhere", "pid": 1, "what": "staging", "started": "then"}))
+    kept = {item.path: item.keep for item in collect(destination.parent, wait=0)}
+    assert kept[staging] == "held by pid 1 on elsewhere, since then: staging"
+    assert staging.is_dir()
+    lock_path(destination).unlink()
+    assert collect(destination.parent, wait=0)[0].keep is None
+    assert list(destination.parent.iterdir()) == []
+
+
+def test_waiting_for_another_staging_can_be_stopped(source: Path, destination: Path) -> None:
+    destination.parent.mkdir()
+    said: list[str] = []
+    with Lock(lock_path(destination), what="staging for ever", wait=0), pytest.raises(Cancelled):
+        stage(DirectorySource(source), destination, say=said.append, should_stop=lambda: bool(said))
+    assert "staging for ever" in said[0]
+    with Lock(lock_path(destination), what="staging for ever", wait=0), pytest.raises(ModelError, match="still being"):
+        stage(DirectorySource(source), destination, lock_wait=0)
 
 
 def test_sixteen_at_once_copy_once(source: Path, destination: Path) -> None:

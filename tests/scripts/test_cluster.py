@@ -208,3 +208,8 @@ def listening(first: int, end: int) -> set[str]:
                 raw = bytes.fromhex(match[1])[::-1]
                 addresses.add(".".join(map(str, raw)) if len(raw) == 4 else raw.hex())
     return addresses
+
+
+def test_a_setting_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
+    answer = cluster("up", tmp_path, "--set", "MaxJobId 40")
+    assert answer.returncode == 1 and "--set MaxJobId 40" in answer.stderr

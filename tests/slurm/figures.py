@@ -21,7 +21,7 @@ from pathlib import Path
 from launcher.process import Completed, run
 from launcher.slurm.client import JobKey, JobState, Scheduler
 from launcher.slurm.commands import SlurmCommands
-from launcher.slurm.native import choose
+from launcher.slurm.native import SlurmNative, choose
 from launcher.slurm.shared import SharedPoller
 from launcher.slurm.states import Phase
 from launcher.slurm.watch import Watcher
@@ -123,16 +123,19 @@ def cost() -> int:
 
 
 def _timed(scheduler: Scheduler, jobs: Sequence[JobKey]) -> tuple[float, float]:
-    """Seconds, and CPU seconds of ours and of the programs that ended; not of pyslurm's process, which goes on."""
-    began, cpu = time.perf_counter(), _cpu()
+    """Seconds, and CPU seconds of ours, of the programs that ended, and of pyslurm's process, which goes on."""
+    cpu, began = _cpu(scheduler), time.perf_counter()
     states = scheduler.poll(jobs)
+    seconds = time.perf_counter() - began
     assert all(state.word == "PENDING" for state in states.values()), states
-    return time.perf_counter() - began, _cpu() - cpu
+    return seconds, _cpu(scheduler) - cpu
 
 
-def _cpu() -> float:
+def _cpu(scheduler: Scheduler) -> float:
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    idle = scheduler._workers._idle if isinstance(scheduler, SlurmNative) else []
+    workers = [int(Path(f"/proc/{worker._child.pid}/schedstat").read_text().split()[0]) / 1e9 for worker in idle]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages) + sum(workers)
 
 
 if __name__ == "__main__":

@@ -109,8 +109,9 @@ def test_an_alive_job_costs_one_call() -> None:
     assert runner.environments[0] == {"SLURM_TIME_FORMAT": "%s"}
 
 
-def test_a_thousand_jobs_cost_two_calls() -> None:
-    jobs = [JobKey(str(n), SUBMITTED, "t") for n in range(1, 1001)]
+@pytest.mark.parametrize(("count", "calls"), [(1, 1), (1000, 1), (2000, 1), (2001, 2)])
+def test_a_thousand_jobs_cost_one_call(count: int, calls: int) -> None:
+    jobs = [JobKey(str(n), SUBMITTED, "t") for n in range(1, count + 1)]
 
     def squeue(argv: Sequence[str]) -> str:
         ids = argv[argv.index("-j") + 1].split(",")
@@ -118,8 +119,8 @@ def test_a_thousand_jobs_cost_two_calls() -> None:
 
     runner = Replay(squeue=squeue)
     states = SlurmCommands(runner=runner, environ={}).poll(jobs)
-    assert len(states) == 1000 and all(state.phase is Phase.ALIVE for state in states.values())
-    assert runner.programs() == ["squeue", "squeue"]
+    assert len(states) == count and all(state.phase is Phase.ALIVE for state in states.values())
+    assert runner.programs() == ["squeue"] * calls
 
 
 def test_the_exit_code_of_an_ended_job_is_accountings() -> None:

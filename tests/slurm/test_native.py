@@ -67,6 +67,25 @@ def test_one_child_serves_all_rounds_and_ends_with_us(tmp_path: Path) -> None:
     _gone(int(pid))
 
 
+def test_a_child_that_was_killed_while_idle_is_replaced() -> None:
+    scheduler, runner = native()
+    scheduler.poll([DONE])
+    os.kill(scheduler._workers._idle[0]._child.pid, 9)
+    time.sleep(0.1)
+    assert scheduler.poll([DONE])[DONE].source == "slurmctld"
+    assert runner.calls == []
+
+
+def test_a_child_that_reported_an_error_is_not_kept(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    scheduler, _ = native(
+        f"open({str(pids)!r}, 'a').write(f'{{os.getpid()}} '); print('{{\"error\": \"no\"}}', flush=True)"
+    )
+    for _ in range(3):
+        scheduler.poll([DONE])
+    assert len(set(pids.read_text().split())) == 3
+
+
 def test_the_child_of_a_killed_launcher_ends() -> None:
     code = (
         "from tests.slurm.test_native import *\n"
@@ -151,6 +170,16 @@ def test_when_the_child_fails_squeue_is_asked(body: str) -> None:
         assert scheduler.poll([FAILED])[FAILED].exit_code == (3, 0)
     assert runner.programs() == ["squeue", "sacct"] * 2
     assert [job.id for job in scheduler.find("tok-b")] == ["2"]
+
+
+def test_a_child_that_does_not_greet_delays_a_cancel_by_no_more_than_a_look() -> None:
+    worker = [sys.executable, "-c", "import time; time.sleep(60)"]
+    runner = Replay(scancel="")
+    scheduler = SlurmNative("22.5.3", runner=runner, environ=dict(os.environ), timeout=1.0, worker=worker)
+    began = time.monotonic()
+    scheduler.cancel([DONE])
+    assert time.monotonic() - began < 3
+    assert runner.calls == [("scancel", "1")]
 
 
 def test_what_is_ours_is_cancelled_by_scancel() -> None:

@@ -301,6 +301,34 @@ def test_who_waits_too_long_asks_alone(desk: Desk) -> None:
     thread.join()
 
 
+def test_who_waited_takes_the_answer_that_came_meanwhile(desk: Desk) -> None:
+    one, two = desk.launcher(), desk.launcher()
+    for launcher, job in ((one, 1), (two, 2), (one, 1)):
+        launcher.poll([key(job)])
+        desk.clock.wait(1)
+    desk.news()
+    inside, release = threading.Event(), threading.Event()
+
+    def slowly() -> None:
+        inside.set()
+        release.wait(10)
+
+    desk.slurm.before = slowly
+    desk.clock.wait(shared.MAX_AGE)
+    threads = [threading.Thread(target=one.poll, args=([key(1)],)), threading.Thread(target=two.poll, args=([key(2)],))]
+    threads[0].start()
+    assert inside.wait(5)
+    threads[1].start()
+    while threads[1].is_alive() and not (two.place / "lease").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert threads[1].is_alive()
+    release.set()
+    for thread in threads:
+        thread.join()
+    assert desk.news() == [{key(1), key(2)}]
+
+
 # With real processes: each is a launcher whose Slurm is a clock. Job n ends n/10 s after the start.
 
 LAUNCHER = """
@@ -334,7 +362,8 @@ jobs = [JobKey(str(n), 1.0, "t") for n in range(int(first), int(first) + int(cou
 late = []
 def change(job, old, new):
     if new.phase is Phase.TERMINAL:
-        late.append(time.monotonic() - start - int(job.id) / 10)
+        late.append(time.monotonic() - max(start + int(job.id) / 10, watching))
+watching = time.monotonic()
 poller = SharedPoller(Slurm(), directory / "poller")
 states = Watcher(poller, pace=Pace(first=pause, running=pause, tick=pause), on_change=change).watch(jobs)
 assert len(late) == len(jobs) and all(s.succeeded for s in states.values()), states
@@ -373,7 +402,7 @@ def test_four_launchers_ask_as_often_as_one(tmp_path: Path) -> None:
         for launcher in launchers:
             earliest, latest = delays(launcher)
             assert earliest >= 0, "no end is told before it is there"
-            assert latest < 2.0, "two pauses, and a busy machine"
+            assert latest < 4.0, "two pauses, and a busy machine"
         counts[number] = questions(place)
     assert counts[4] <= counts[1] * 1.5 + 4, counts
 
@@ -390,7 +419,7 @@ def test_killed_launchers_hold_up_nobody(tmp_path: Path) -> None:
             launcher.communicate(timeout=10)
             continue
         earliest, latest = delays(launcher)
-        assert earliest >= 0 and latest < 2.0
+        assert earliest >= 0 and latest < 4.0
 
 
 def asking(directory: Path) -> Launcher:

@@ -56,7 +56,10 @@ def place(tmp_path: Path) -> Place:
 )
 def test_an_answer_in_any_form_is_given_in_one(place: Place, says: str) -> None:
     place.program("sbatch", says)
-    done = place.sbatch("script")
+    script = place.root / "job.slurm"
+    script.write_text(f"#!/bin/bash\n#SBATCH --output={place.root}/outputs/%j/logs/sweep_%j.log\n")
+    done = place.sbatch(str(script))
+    assert (place.root / "outputs/4242/logs").is_dir()
     assert (done.returncode, done.stdout) == (0, "Submitted batch job 4242\n")
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.errors import Cancelled, ImageError, LauncherError
+import pytest
+
+from launcher.errors import Cancelled, ImageError, JobError, LauncherError
 from launcher.execute import Outcome
 from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.states import Phase

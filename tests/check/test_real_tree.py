@@ -1,0 +1,78 @@
+"""`launcher check` on the matrices and recipes of InferenceX as they were on 2026-08-22, and what it costs."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.shared import SHARED, needs_shared
+
+pytestmark = needs_shared
+
+# Findings of the tree by rule, and how many rows they are true of; those that hang on runner files are in the second
+# table, which changes with them.
+OF_THE_TREE = {
+    "alias-by-accident": (33, 33),
+    "concurrency": (14, 14),
+    "concurrency-extra": (2, 2),
+    "container-unresolved": (37, 37),
+    "disaggregation": (1, 2),
+    "image-mismatch": (1, 2),
+    "image-spelling": (54, 54),
+    "key-twice": (8, 0),
+    "model-from-hub": (1, 3),
+    "name-duplicate": (16, 0),
+    "nginx-by-default": (113, 137),
+    "precision": (6, 6),
+    "recipe-unread": (34, 34),
+    "unknown-field": (4, 18),
+    "workflow-name-too-long": (9, 0),
+}
+"""Rule → (findings, rows). Of reference/launchers.md §4.1: 18 rows that v1.0.53 refuses, 16 of other concurrencies."""
+
+
+@pytest.fixture(scope="module")
+def checked() -> tuple[list[dict[str, object]], float]:
+    """The findings in the workspace and its srt-slurm trees, and the seconds of CPU."""
+    assert SHARED is not None
+    argv = [sys.executable, "-m", "launcher", "check", "--json", "--workspace", str(SHARED / "inferencex")]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [*argv, "--srt-slurm", str(SHARED / "srt-slurm")], capture_output=True, text=True, timeout=120, check=False
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 1, done.stderr
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return json.loads(done.stdout), seconds
+
+
+def test_every_defect_of_the_tree_is_found_and_nothing_else(checked: tuple[list[dict[str, object]], float]) -> None:
+    found = [one for one in checked[0] if str(one["where"]).startswith(f"{SHARED}/")]
+    counts = Counter(str(one["rule"]) for one in found)
+    rows = Counter[str]()
+    for one in found:
+        rows[str(one["rule"])] += int(str(one["rows"]))
+    hang_on_runner_files = {"audit-name-too-long", "outside", "time-budget", "recipe-missing"}
+    assert {r: (counts[r], rows[r]) for r in sorted(counts) if r not in hang_on_runner_files} == OF_THE_TREE
+
+
+def test_every_place_is_a_line_of_a_file(checked: tuple[list[dict[str, object]], float]) -> None:
+    for one in checked[0]:
+        path, _, line = str(one["where"]).rpartition(":")
+        assert 1 <= int(line) <= len(Path(path).read_text().splitlines()), one
+
+
+def test_what_is_unknown_is_said_once_for_each_version(checked: tuple[list[dict[str, object]], float]) -> None:
+    unknown = [str(one["message"]) for one in checked[0] if one["rule"] == "schema-unknown"]
+    assert len(unknown) == len({m.partition(" run")[2] for m in unknown}) == 3
+
+
+def test_everything_costs_a_second_and_a_half(checked: tuple[list[dict[str, object]], float]) -> None:
+    """Measured 1.2 s on an idle machine of two cores; a machine that is busy is given some more."""
+    assert checked[1] < 3.0
