@@ -167,9 +167,7 @@ def _enroot_environment(rule: Images, context: Context) -> dict[str, str]:
     }
 
 
-def planned_model(
-    file: RunnerFile, path: str, benchmark: Benchmark, rule: ModelRule, context: Context
-) -> PlannedModel:
+def planned_model(file: RunnerFile, path: str, benchmark: Benchmark, rule: ModelRule, context: Context) -> PlannedModel:
     storage = file.storage_of(path)
     if path.startswith("hf:"):
         return PlannedModel(path, benchmark.precision, "hub", ("login", "compute"))

@@ -306,8 +306,8 @@ class Execution:
         while not done.wait(LOOK_FOR_UNWRITTEN):
             if self.record.in_doubt:
                 with contextlib.suppress(LauncherError):
-                    if jobs := jobs_of(self.record.id, self.effects.scheduler):
-                        self.effects.scheduler.cancel(jobs)
+                    if jobs := self.effects.scheduler.find(self.record.id):
+                        self.effects.scheduler.cancel(jobs)  # leaves out what is over
 
     def asked_to_end(self, error: LauncherError | None = None) -> None:
         """Write down that the job's end was asked for, or why it could not be."""

@@ -69,8 +69,8 @@ def _choose(
     for recipe in finder.all(config_file, refs):
         found, _ = variants_or_none(recipe.document, recipe.selector)
         model = found[0].document.get("model") if found else None
-        container = model.get("container") if isinstance(model, dict) else None
-        if not isinstance(container, str) or not names_an_image(container) or derive.is_image(container, benchmark.image):
+        runs = model.get("container") if isinstance(model, dict) else None
+        if not isinstance(runs, str) or not names_an_image(runs) or derive.is_image(runs, benchmark.image):
             return recipe, first
         first = first or recipe
     return first, None

@@ -163,8 +163,9 @@ def runner_invalid(every: Everything) -> Iterator[Found]:
 
 @rule("unsupported", "error", "the runner cannot run the row")
 def unsupported(every: Everything) -> Iterator[Found]:
+    broken = {recipe.broken.where for recipe in every.recipes if recipe.broken is not None}
     for row in every.rows:
-        if row.refused is not None:
+        if row.refused is not None and (row.refused.where is None or row.refused.where not in broken):
             yield row.refused.message, row.place
 
 
@@ -196,7 +197,8 @@ def schema_unknown(every: Everything) -> Iterator[Found]:
             first.setdefault(key, row.plan.rules["lane"])
     for (repository, ref, sha), count in rows.items():
         at = f"{ref} ({sha[:12]})" if sha and not sha.startswith(ref) else ref
-        message = f"{count} rows run their recipes at {repository} {at}, whose schema is not known here"
+        whose = "a row's recipe runs" if count == 1 else f"recipes of {count} rows run"
+        message = f"{whose} at {repository} {at}, and what they may say there is not known here"
         yield message, first[repository, ref, sha]
 
 

@@ -127,7 +127,7 @@ class _Judge:
 def _takes(kind: Type, value: Any) -> bool:
     """Whether marshmallow's field of a type takes a value that is not null."""
     if kind.kind in ("str", "path"):
-        return isinstance(value, str) or (kind.kind == "str" and isinstance(value, bytes))
+        return isinstance(value, str)
     if kind.kind in ("int", "float"):
         return _is_number(value, whole=kind.kind == "int")
     if kind.kind == "bool":

@@ -115,10 +115,17 @@ def _power_benchmark(r: Recipe) -> Iterator[Unmet]:
         yield ("benchmark", "client_placement"), "power telemetry needs benchmark.client_placement head"
     if r.is_on(r.part("infra"), "etcd_nats_dedicated_node"):
         yield ("infra", "etcd_nats_dedicated_node"), "power telemetry needs infra.etcd_nats_dedicated_node false"
-    said = benchmark.get("concurrencies")
-    numbers = said.split("x") if isinstance(said, str) else [str(n) for n in said or ()]
-    if not numbers or len(set(numbers)) != len(numbers) or any(int(n) <= 0 for n in numbers):
+    numbers = _numbers(benchmark.get("concurrencies"))
+    if not numbers or len(set(numbers)) != len(numbers) or any(n <= 0 for n in numbers):
         yield ("benchmark", "concurrencies"), "power telemetry needs benchmark.concurrencies, all different and above 0"
+
+
+def _numbers(said: str | list[Any] | None) -> list[int]:
+    """Concurrencies as srtctl reads them; none for a text that holds something else."""
+    try:
+        return [int(part) for part in (said.split("x") if isinstance(said, str) else said or ())]
+    except ValueError:
+        return []
 
 
 def _exporter(exporter: Mapping[str, Any], at: tuple[str, ...]) -> Iterator[Unmet]:

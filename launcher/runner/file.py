@@ -31,16 +31,20 @@ from launcher.runner.schema import (
 R = TypeVar("R", bound=Rule)
 
 
-def _matches(pattern: Pattern | None, value: str) -> bool:
-    if pattern is None:
-        return True
+def _matches(pattern: Pattern, value: str) -> bool:
     if isinstance(pattern, str) and not pattern.startswith("!"):
-        return fnmatch.fnmatchcase(value, pattern)
+        return _fits(value, pattern)
     patterns = [pattern] if isinstance(pattern, str) else pattern
     wanted = [p for p in patterns if not p.startswith("!")]
-    return not any(fnmatch.fnmatchcase(value, p[1:]) for p in patterns if p.startswith("!")) and (
-        not wanted or any(fnmatch.fnmatchcase(value, p) for p in wanted)
+    return not any(_fits(value, p[1:]) for p in patterns if p.startswith("!")) and (
+        not wanted or any(_fits(value, p) for p in wanted)
     )
+
+
+def _fits(value: str, pattern: str) -> bool:
+    if "*" in pattern or "?" in pattern or "[" in pattern:
+        return fnmatch.fnmatchcase(value, pattern)
+    return value == pattern
 
 
 def applies(when: When, benchmark: Benchmark, *, power: bool = False) -> bool:

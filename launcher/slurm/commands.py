@@ -26,8 +26,8 @@ IDS_A_CALL = 2000
 SHOWN_A_ROUND = 20
 """At most so many `scontrol show job` in one round: it takes one id a call."""
 
-LOOK_BEFORE_CANCEL = 3.0
-"""Seconds that looking whose an id is may take before scancel; GitHub leaves 10 s in all after a cancel."""
+LOOK_BEFORE_CANCEL = 1.0
+"""Seconds that looking whose an id is may take before scancel, which is to be sent within two of a cancel."""
 
 _NOT_KNOWN = re.compile(r"invalid job id", re.IGNORECASE)
 _NOTHING_TO_CANCEL = re.compile(r"invalid job id|already completing or completed", re.IGNORECASE)

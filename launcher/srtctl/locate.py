@@ -66,12 +66,11 @@ class RecipeFinder:
         """
         path, selector = split_selector(config_file)
         refuse_escape(path)
-        member = family_member(path) if selector is None else None
         for locate, origin in self._places(refs):
             document = self._read(locate(path))
             if document is not None:
                 yield FoundRecipe(path, selector, document, document.mapping(), origin)
-            elif member is not None:
+            elif selector is None and (member := family_member(path)) is not None:
                 family, override = member
                 document = self._read(locate(family))
                 if document is not None and override in document.mapping():

@@ -70,7 +70,7 @@ def test_every_place_is_a_line_of_a_file(checked: tuple[list[dict[str, object]],
 
 def test_what_is_unknown_is_said_once_for_each_version(checked: tuple[list[dict[str, object]], float]) -> None:
     unknown = [str(one["message"]) for one in checked[0] if one["rule"] == "schema-unknown"]
-    assert len(unknown) == len({m.partition(" run")[2] for m in unknown}) == 3
+    assert len(unknown) == len({m.partition(" at ")[2] for m in unknown}) == 3
 
 
 def test_everything_costs_a_second_and_a_half(checked: tuple[list[dict[str, object]], float]) -> None:

@@ -200,6 +200,18 @@ def test_an_unreadable_runner_file_does_not_hide_the_others(world: World) -> Non
     assert world.rules() == {"runner-invalid"}
 
 
+def test_a_recipe_that_no_one_can_read_is_said_once(world: World) -> None:
+    another_key("other", a=("conc-list: [4, 16]", "conc-list: [4]"))(world)
+    world.write(f"{world.overlay}/r.yaml", "a: [1, 2\nb: 3\n")
+    assert [one.rule for one in world.check()] == ["recipe-invalid"]
+
+
+def test_a_recipe_that_cannot_be_planned_is_said_at_its_rows(world: World) -> None:
+    world.recipe("r.yaml", {**a_recipe(), "benchmark": {**a_recipe()["benchmark"], "concurrencies": "4xmany"}})
+    (found,) = world.check()
+    assert found.rule == "unsupported" and "4xmany" in found.message
+
+
 def test_a_day_that_is_none(world: World) -> None:
     runner("lanes:", "exclude-nodes: [{node: n1, reason: x, expires: soon}]\nlanes:")(world)
     (found,) = world.check()

@@ -96,7 +96,8 @@ class Place:
         try:
             if os.read(ready, 1):
                 tracer = self._trace(child, expressions)
-                os.write(go, b"g")
+                with contextlib.suppress(BrokenPipeError):  # the read that it waits in can be its last
+                    os.write(go, b"g")
             _, status = os.waitpid(child, 0)
         finally:
             for descriptor in (ready, go):
@@ -114,9 +115,11 @@ class Place:
             tracer = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
             deadline = time.monotonic() + 60
             while tracer.poll() is None and time.monotonic() < deadline:
-                if "TracerPid:\t0\n" not in Path(f"/proc/{pid}/status").read_text():
+                if _attached(pid):
                     return tracer
                 time.sleep(0.001)
+            if _attached(pid):
+                return tracer
             tracer.kill()
             said = tracer.communicate()[1].decode(errors="replace")
         os.kill(pid, signal.SIGKILL)
@@ -180,6 +183,12 @@ class Place:
         if published and contents(self.destination, everything=True).keys() != {*self.wanted, NAME}:
             left += ["something in the checkpoint"]
         return f"gc leaves {', '.join(left)}" if left else None
+
+
+def _attached(pid: int) -> bool:
+    """Whether it is traced, or was killed by its tracer already."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return "TracerPid:\t0\n" not in status or "State:\tZ" in status
 
 
 def contents(directory: Path, *, everything: bool = False) -> dict[str, bytes]:

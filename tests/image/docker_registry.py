@@ -47,7 +47,7 @@ class RealRegistry:
     def skopeo(self, command: str, *words: str) -> bytes:
         account = "--dest-creds" if command == "copy" else "--creds"
         argv = ["skopeo", "--insecure-policy", command, account, "me:right", *words]
-        return subprocess.run(argv, check=True, capture_output=True, timeout=60).stdout
+        return subprocess.run(argv, check=True, capture_output=True, timeout=600).stdout
 
 
 def _layout(layout: Path, architectures: tuple[str, ...], content: bytes) -> dict[str, object]:

@@ -109,6 +109,6 @@ def _rss() -> float:
 CASES = (
     Case("1,000 short jobs watched at once", _thousand, trials=1000),
     # Each of a thousand step daemons would read all of /proc every 30 s: that is not what is measured.
-    Case("cost of watching", _cost, trials=1, cluster=("--nodes", "18", "--set", "JobAcctGatherFrequency=0")),
+    Case("cost of watching", _cost, trials=1, cluster=("--nodes", "9", "--set", "JobAcctGatherFrequency=0")),
     Case("delay of knowing", _delay, trials=200),
 )

@@ -66,4 +66,4 @@ class Case:
     attempt: Callable[[Lab, int], Sequence[Tally]]
     trials: int
     short: int = 0
-    cluster: tuple[str, ...] = ("--nodes", "18")
+    cluster: tuple[str, ...] = ("--nodes", "9")
