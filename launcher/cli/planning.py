@@ -29,4 +29,3 @@ def _plans(arguments: argparse.Namespace) -> list[Plan]:
         return [of.plan_from_environment()]
     narrow = narrowed(arguments)
     return [of.plan_by_hand(b, arguments.runner, narrow=narrow) for b in selected(arguments, of)]
-
