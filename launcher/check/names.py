@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from launcher.benchmark import Benchmark
 from launcher.check.engine import Found, Rule, Subject, rule
 from launcher.check.rows import Everything, Row
 from launcher.environment import result_filename
+from launcher.errors import ConfigError
 
 NAME_MAX = 255
 """Bytes of a directory entry's name on every file system that the fleets use."""
@@ -42,9 +44,12 @@ def _bytes(name: str) -> int:
 
 
 def _workflow_name(row: Row, runners: Mapping[str, Sequence[str]], *, fingerprint: bool) -> str:
-    """RESULT_FILENAME in a workflow, on the runner of the row's label whose name is longest."""
+    """RESULT_FILENAME in a workflow, on the runner of the row's label whose name is longest.
+
+    Raises ConfigError for a row that cannot have one, and so has no plan either.
+    """
     b = row.benchmark
-    physical = runners.get(b.runner) or [f"{row.file.runner.runners[0]}_0" if row.file else f"{b.runner}_0"]
+    physical = runners.get(b.runner) or [f"{p}_0" for p in (row.file.runner.runners if row.file else ())] or [b.runner]
     if fingerprint:
         b = dataclasses.replace(b, recipe_fingerprint="f" * 64)
     return result_filename(b, max(physical, key=len))
@@ -91,7 +96,8 @@ def name_duplicate(every: Everything) -> Iterator[Found]:
     for rows, kind in ((every.rows, "without a fingerprint (an end-to-end run)"), (every.evaluations, "of evaluation")):
         named: dict[str, list[Row]] = defaultdict(list)
         for row in rows:
-            named[_workflow_name(row, every.runners, fingerprint=False)].append(row)
+            with contextlib.suppress(ConfigError):
+                named[_workflow_name(row, every.runners, fingerprint=False)].append(row)
         for shared in named.values():
             first, *others = shared
             for row in others:

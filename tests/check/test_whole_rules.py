@@ -212,6 +212,18 @@ def test_a_recipe_that_cannot_be_planned_is_said_at_its_rows(world: World) -> No
     assert found.rule == "unsupported" and "4xmany" in found.message
 
 
+def test_a_row_whose_result_can_have_no_name_is_said_once(world: World) -> None:
+    world.write("configs/t-master.yaml", MATRIX.replace("model-prefix: minimaxm3", "model-prefix: mini/maxm3"))
+    runner("prefix: minimaxm3", "prefix: mini/maxm3")(world)
+    (found,) = world.check()
+    assert found.rule == "unsupported" and "no file name" in found.message
+
+
+def test_a_cluster_without_runners_of_its_own_is_checked_too(world: World) -> None:
+    runner("runners: [tiny]\n", "")(world)
+    assert world.check() == []
+
+
 def test_a_day_that_is_none(world: World) -> None:
     runner("lanes:", "exclude-nodes: [{node: n1, reason: x, expires: soon}]\nlanes:")(world)
     (found,) = world.check()
