@@ -129,6 +129,7 @@ class Desk:
             self.environ | extra,
             "run-7",
             options,
+            earlier=frozenset(job.id for job in self.scheduler.find("run-7")),
         )
         return apply(submission, scheduler=self.scheduler, sleep=lambda seconds: None)
 
