@@ -213,12 +213,6 @@ def tail(path: Path, size: int = TAIL) -> list[str]:
     return lines[1:] if length > size else lines
 
 
-def node_of(failure: Failure | None, nodes: str) -> str:
-    """The node whose server failed first, by its log's name (``node03_decode_w0.out``); else the job's nodes."""
-    found = re.match(r"(?:.*/)?([\w.-]+?)_(?:prefill|decode|agg|frontend)_", failure.file) if failure else None
-    return found[1] if found else nodes
-
-
 def seen(events: Iterable[Mapping[str, object]]) -> str:
     """The scheduler's events as we saw them, one line each, with local times."""
     lines = []
