@@ -1,15 +1,15 @@
 """YAML files as input: read fast, and when something is wrong in one, say where.
 
 libyaml parses ten times faster than PyYAML, but what PyYAML then makes of it in Python costs more than the parsing. So
-values are built here, without positions, and a document is composed a second time only when an error or a finding wants
-to name a line.
+values are built here, with nothing but the line of each key and item beside them, which is what an error or a finding
+wants to name.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,22 @@ class _Composer(_Loader):  # type: ignore[misc]
 
     def resolve(self, kind: type[yaml.Node], value: str, implicit: tuple[bool, bool]) -> str:
         if kind is yaml.ScalarNode:
-            return _meant(value, implicit)
+            return _meant(value) if implicit[0] else _TEXT  # what is quoted is text
         return _MAPPING if kind is yaml.MappingNode else _SEQUENCE
+
+    def descend_resolver(self, parent: yaml.Node | None, index: object) -> None:
+        """Nothing: it is for rules that depend on a node's path, of which there are none."""
+
+    def ascend_resolver(self) -> None:
+        """Nothing, as above."""
 
 
 _RULES: Any = yaml.resolver.Resolver()
 
 
 @lru_cache(maxsize=2**16)
-def _meant(value: str, implicit: tuple[bool, bool]) -> str:
-    tag: str = _RULES.resolve(yaml.ScalarNode, value, implicit)
+def _meant(value: str) -> str:
+    tag: str = _RULES.resolve(yaml.ScalarNode, value, (True, False))
     return tag
 
 
@@ -53,11 +59,13 @@ def _scalar(tag: str, value: str) -> Any:
 class _Built:
     """A node as plain values: what SafeConstructor makes of it, in half its time.
 
-    ``repeated`` are the keys that stand twice in one mapping, the last of which counts, with their lines.
+    ``repeated`` are the keys that stand twice in one mapping, the last of which counts, with their lines. ``lines`` has
+    the lines (from 0) of each mapping's keys and each sequence's items, in their order, by the identity of the value.
     """
 
     def __init__(self, root: yaml.Node | None) -> None:
         self.repeated: list[tuple[str, yaml.Mark]] = []
+        self.lines: dict[int, list[int]] = {}
         self._shared: dict[int, Any] = {}
         self.value: Any = None if root is None else self._of(root)
 
@@ -78,6 +86,7 @@ class _Built:
             value: Any = self._mapping(node)
         elif node.tag == _SEQUENCE:
             value = [self._of(item) for item in node.value]
+            self.lines[id(value)] = [item.start_mark.line for item in node.value]
         else:
             value = yaml.constructor.SafeConstructor().construct_document(node)
         self._shared[id(node)] = value
@@ -85,7 +94,7 @@ class _Built:
 
     def _mapping(self, node: yaml.MappingNode) -> dict[Any, Any]:
         pairs = node.value
-        if any(key.tag == _MERGE for key, _ in pairs):
+        if _MERGE in [key.tag for key, _ in pairs]:
             pairs = [*pairs]
             yaml.constructor.SafeConstructor().flatten_mapping(node)
         values = {}
@@ -93,7 +102,12 @@ class _Built:
             if key.__class__ is not yaml.ScalarNode:
                 raise _wrong("found unhashable key", key)
             values[self._of(key)] = self._of(held)
-        if len(values) != len(node.value):
+        if len(values) == len(node.value):
+            self.lines[id(values)] = [key.start_mark.line for key, _ in node.value]
+        else:
+            # Keys that stand twice, or again in what is merged: where the one that counts stands.
+            lines = {self._of(key): key.start_mark.line for key, _ in node.value}
+            self.lines[id(values)] = [lines[key] for key in values]
             seen: set[str] = set()
             for key, _ in pairs:
                 if key.value in seen and key.tag != _MERGE:
@@ -125,6 +139,7 @@ class Document:
         except yaml.YAMLError as error:
             raise _yaml_error(self.path, error) from None
         self.data: Any = built.value
+        self._lines = built.lines
         self.repeated = [(key, mark.line + 1) for key, mark in built.repeated]
 
     @classmethod
@@ -147,24 +162,23 @@ class Document:
             raise ConfigError(f"a mapping is expected here, and the document is {kind}", where=f"{self.path}:1")
         return self.data
 
-    @cached_property
-    def _root(self) -> yaml.Node | None:
-        node: yaml.Node | None = yaml.compose(self.text, _Composer)
-        return node
-
     def where(self, keys: Sequence[Key] = ()) -> str:
-        """``file:line`` (lines from 1) of the value under ``keys``, as near as the document allows."""
-        node, line = self._root, 1
+        """``file:line`` (lines from 1) of the value under ``keys``, as near as the document allows.
+
+        ``data`` must be as it was read.
+        """
+        value, line = self.data, 0
         for key in keys:
-            step = _step(node, key)
-            if step is None:
+            step = _position(value, key)
+            if step is None or id(value) not in self._lines:
                 break
-            node, line = step
-        return f"{self.path}:{line}"
+            line = self._lines[id(value)][step[0]]
+            value = step[1]
+        return f"{self.path}:{line + 1}"
 
 
 class Place:
-    """A place in a document; its line is looked up only when somebody asks, because that costs a second parse."""
+    """A place in a document; its line is looked up only when somebody asks."""
 
     def __init__(self, document: Document, *keys: Key) -> None:
         self.document = document
@@ -174,19 +188,13 @@ class Place:
         return self.document.where(self.keys)
 
 
-def _step(node: yaml.Node | None, key: Key) -> tuple[yaml.Node, int] | None:
-    if isinstance(node, yaml.MappingNode):
-        merged: list[tuple[yaml.Node, int]] = []
-        for key_node, value in node.value:
-            if key_node.value == str(key):
-                return value, key_node.start_mark.line + 1
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
-                merged += [found for source in sources if (found := _step(source, key))]
-        return merged[0] if merged else None
-    if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-        value = node.value[key]
-        return value, value.start_mark.line + 1
+def _position(value: Any, key: Key) -> tuple[int, Any] | None:
+    """What stands under a key, and as the how-manieth; a key of another type is meant by its text."""
+    if isinstance(value, dict):
+        word = str(key)
+        return next(((i, held) for i, (name, held) in enumerate(value.items()) if str(name) == word), None)
+    if isinstance(value, list) and isinstance(key, int) and key < len(value):
+        return key, value[key]
     return None
 
 

@@ -7,7 +7,6 @@ line of failure among the job's logs. Logs are read in bounded pieces: a worker'
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from datetime import datetime
 from pathlib import Path
 
 from launcher.errors import Cancelled, LauncherError
-from launcher.publish import write_text
-from launcher.redact import redact
+from launcher.publish import write_bytes, write_json, write_text
+from launcher.redact import redact, redact_bytes
 from launcher.result.bundle import log_files
 from launcher.slurm.client import JobState
-from launcher.slurm.states import Phase
+from launcher.slurm.states import LOST, Phase
 
 LAYERS = ("configuration", "image", "model", "scheduler", "node", "server", "benchmark", "results")
 
@@ -31,6 +30,13 @@ FILES = 400
 
 LINES = 40
 """Lines that are kept of what failed first."""
+
+FOLDER = "launcher-evidence"
+"""Where the evidence lies in a tarball of logs: no workflow takes what is below it for a result."""
+
+PAPER = 512 * 1024
+"""Bytes that are kept of any one file: of a text its beginning, of a log and of the events the end. With the twelve
+names that there are, evidence has at most 6 MiB."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ _SCHEDULERS = {
     "CANCELLED": "somebody else cancelled it",
     "PREEMPTED": "another job took its place",
     "REVOKED": "another cluster of the federation runs it",
+    LOST: "Slurm lost the job, and confirms no end of it",
 }
 _NODES = {"NODE_FAIL": "a node failed", "BOOT_FAIL": "a node did not boot"}
 
@@ -114,7 +121,8 @@ def verdict(
     """Whose fault an end is. ``failures`` are in the order of `first_failures`."""
     first = failures[0] if failures else None
     if error is None:
-        return Verdict("", "good: the job COMPLETED with 0:0, and every result is there and valid")
+        doubt = f"; {job.failed_step}" if job is not None and job.failed_step else ""
+        return Verdict("", f"good: the job COMPLETED with 0:0, and every result is there and valid{doubt}")
     if isinstance(error, Cancelled):
         return Verdict("cancelled", _line(error.message))
     if error.layer in ("configuration", "image", "model", "results"):
@@ -122,7 +130,7 @@ def verdict(
             return Verdict("results", f"{_line(error.message)}; first failure in {first.file}: {first.text}")
         return Verdict(error.layer, _line(error.message))
     if error.layer == "submission":
-        return Verdict(_layer_of(error.message) or "scheduler", _line(error.message))
+        return Verdict(_layer_of(error.message) or "scheduler", _line(_telling(error.message)))
     if job is None or job.phase is not Phase.TERMINAL:
         return Verdict("scheduler", _line(error.message))
     return _of_job(job, first)
@@ -132,7 +140,8 @@ def _of_job(job: JobState, first: Failure | None) -> Verdict:
     where = f" on {job.nodes}" if job.nodes else ""
     if job.word in _NODES:
         return Verdict("node", f"{_NODES[job.word]}{where} ({job.word})")
-    if job.word in _SCHEDULERS and job.word != "TIMEOUT":
+    failed = job.word == LOST and job.exit_code != (0, 0)  # then its logs tell more than that it was lost
+    if job.word in _SCHEDULERS and job.word != "TIMEOUT" and not failed:
         return Verdict("scheduler", f"{_SCHEDULERS[job.word]} ({job.describe()})")
     if job.exit_code is not None and job.exit_code[1] == 53:
         return Verdict("node", f"the job's output file or directory could not be opened{where}")
@@ -146,6 +155,15 @@ def _of_job(job: JobState, first: Failure | None) -> Verdict:
 
 def _layer_of(text: str) -> str | None:
     return next((layer for layer, pattern in _BY_TEXT if re.search(pattern, text)), None)
+
+
+def _telling(message: str) -> str:
+    """The line of a submission's message that says why: sbatch's own before srtctl's words about it."""
+    lines = message.splitlines()
+    for words in ("sbatch: error:", "rror: ", "❌"):
+        if told := next((line for line in lines if words in line), None):
+            return told
+    return message
 
 
 def _line(text: str, width: int = 240) -> str:
@@ -214,13 +232,14 @@ def tail(path: Path, size: int = TAIL) -> list[str]:
 
 
 def seen(events: Iterable[Mapping[str, object]]) -> str:
-    """The scheduler's events as we saw them, one line each, with local times."""
+    """What happened to the run and its job as we saw it, one line each, with local times; the last PAPER bytes."""
     lines = []
     for event in events:
-        if event.get("kind") == "job":
+        if event.get("kind") in ("job", "stage", "warning", "error"):
             when = datetime.fromtimestamp(float(str(event["time"]))).isoformat(sep=" ", timespec="milliseconds")
             lines.append(f"{when}  {event.get('text', '')}\n")
-    return "".join(lines)
+    text = "".join(lines)
+    return text if len(text) <= PAPER else text[-PAPER:].partition("\n")[2]
 
 
 def keep(
@@ -230,22 +249,55 @@ def keep(
     failures: Sequence[Failure],
     events: Iterable[Mapping[str, object]],
     log: Path | None,
-    papers: Mapping[str, Path],
+    papers: Mapping[str, Path | str],
     environ: Mapping[str, str],
+    error: LauncherError | None = None,
+    job: str = "",
 ) -> None:
-    """Write the evidence of a run: verdict.txt, events.txt, first-failure.txt, job.log (its end), and copies of
-    ``papers`` (name to file; those that are not there are left out). Without the secrets of ``environ``. Raises OSError
-    when the directory cannot be written."""
+    """Write the evidence of a run: verdict.txt, events.txt, first-failure.txt, job.log (its end), and ``papers`` by
+    name: files to be copied (those that are not there are left out), or texts.
+
+    ``error`` is said as first failure where no log has one; ``job`` is how the job ended. Nothing of it holds a secret
+    of ``environ`` or the shape of one. Raises OSError when the directory cannot be written.
+    """
     directory.mkdir(exist_ok=True)
-    texts = {"verdict.txt": f"{ruling}\n", "events.txt": seen(events)}
+    texts = {"verdict.txt": "".join(f"{line}\n" for line in (str(ruling), job) if line)}
     if failures:
         told = [f"{failures[0].file}:", *failures[0].lines, ""]
         others = [f"then {f.file}: {f.text}" for f in failures[1:20]]
         texts["first-failure.txt"] = "\n".join([*told, *others, ""])
+    elif error is not None:
+        texts["first-failure.txt"] = f"{error}\n"
     if log is not None and (lines := tail(log)):
-        texts["job.log"] = "\n".join(lines)
+        texts["job.log"] = "\n".join([*lines, ""])
     for name, text in texts.items():
-        write_text(directory / name, redact(text, environ))
-    for name, path in papers.items():
-        if path.is_file():
-            shutil.copyfile(path, directory / name)
+        write_text(directory / name, redact(text, environ)[:PAPER])
+    keep_events(directory, events, environ)
+    for name, paper in papers.items():
+        content = _beginning(paper) if isinstance(paper, Path) else paper.encode()
+        if content is not None:
+            write_bytes(directory / name, redact_bytes(content, environ)[:PAPER])
+
+
+def keep_events(directory: Path, events: Iterable[Mapping[str, object]], environ: Mapping[str, str]) -> None:
+    """Write events.txt. Raises OSError."""
+    directory.mkdir(exist_ok=True)
+    write_text(directory / "events.txt", redact(seen(events), environ))
+
+
+def keep_answers(directory: Path, answers: Mapping[str, str], environ: Mapping[str, str]) -> None:
+    """Write what the scheduler says of the job, by who says it. Raises OSError."""
+    directory.mkdir(exist_ok=True)
+    write_json(directory / "scheduler.json", {k: redact(v, environ)[:PAPER] for k, v in answers.items()})
+
+
+def _beginning(path: Path) -> bytes | None:
+    """A file up to its last whole line within PAPER bytes; None when it cannot be read."""
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            content = file.read(PAPER + 1)
+    except OSError:
+        return None
+    return content if len(content) <= PAPER else content[: content.rfind(b"\n", 0, PAPER) + 1]

@@ -12,25 +12,27 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launcher import evidence, stages
+from launcher import stages
 from launcher.errors import Cancelled, ConfigError, JobError, LauncherError, ResultError, SubmissionError
 from launcher.evidence import Verdict
+from launcher.hold import Hold
+from launcher.importing import marking, unmark
+from launcher.papers import Papers
 from launcher.plan import Plan
 from launcher.publish import write_json
 from launcher.record import RunRecord
-from launcher.redact import redact
-from launcher.result.bundle import bundle_logs
-from launcher.result.collect import TARBALL, Collected, CollectRequest, collect
+from launcher.redact import redact, redacted
+from launcher.result.collect import Collected, CollectRequest, collect
 from launcher.result.summary import summary
 from launcher.result.validate import Point
 from launcher.result.workspace import LOGS
 from launcher.slurm.client import SAME_SECONDS, JobKey, JobState, SchedulerUnreachable
 from launcher.slurm.states import Phase
 from launcher.srtctl.checkout import Checkout
-from launcher.srtctl.config import FILE_NAME
 from launcher.srtctl.submit import JobsExist, SubmissionUnknown, jobs_of
 from launcher.stages import Effects
 
@@ -39,9 +41,6 @@ RESULT_PATIENCE = 60.0
 
 LOOK_FOR_UNWRITTEN = 0.4
 """Seconds between two looks for a job that is being submitted while we are asked to stop."""
-
-EVIDENCE_SECONDS = 10.0
-"""How long logs are searched for what failed first."""
 
 Replan = Callable[[Plan, Path], Plan]
 """(plan, checkout's root) → the plan again, with the recipe that the checkout holds."""
@@ -70,6 +69,9 @@ class Execution:
         self.plan = plan
         self.effects = effects
         self._replan = replan
+        self.hold = Hold(record)
+        self.papers = Papers(record, effects)
+        record.hide = partial(redact, environ=effects.environ)
 
     def take_over(self) -> None:
         """Write down that this process drives the run from now on. Raises ConfigError when another one does."""
@@ -111,7 +113,7 @@ class Execution:
 
     def _images(self) -> None:
         """Have the images; one that was refreshed lies elsewhere than planned, and the plan is to say so."""
-        self._stage("images", stages.images)
+        self._stage("images", partial(stages.images, mark=marking(self.record)))
         images = self.record.stage("images").get("images", ())
         used = {i["planned"]: i["squash"] for i in images if i["planned"] != i["squash"]}
         if used:
@@ -143,8 +145,8 @@ class Execution:
             except JobsExist as error:
                 self._cancel_strays(error.job_ids)
                 raise
-            keep({"notes": list(done.notes), "adopted": done.adopted})
-            write_json(self.record.directory / "srtctl.json", {"said": done.said})
+            keep({"notes": [self.record.hide(note) for note in done.notes], "adopted": done.adopted})
+            write_json(self.record.directory / "srtctl.json", {"said": self.record.hide(done.said)})
             return self._submitted(JobKey(done.job_id, done.submitted, self.record.id), done.output_dir, done.notes)
 
     def _jobs_before(self) -> JobKey | frozenset[str]:
@@ -180,7 +182,12 @@ class Execution:
         output = output or root / "outputs" / job.id
         self.record.update(
             state="submitted",
-            job={"id": job.id, "submitted": job.submitted or self.effects.clock(), "output": str(output)},
+            job={
+                "id": job.id,
+                "submitted": job.submitted or self.effects.clock(),
+                "output": str(output),
+                "held": stages.holds(self.plan),
+            },
         )
         for note in notes:
             self.record.event("note", note)
@@ -204,32 +211,40 @@ class Execution:
         self.record.update(job=kept)
         self.record.event("job", f"after cancelling: {state.describe()}", job=kept["id"], state=state.word)
         if state.phase is Phase.TERMINAL:  # who does not answer now would only cost the time that is left
-            self._keep_evidence()
+            self.papers.ask(JobKey(kept["id"], kept.get("submitted"), self.record.id), soon=True)
+            unmark(self.record)
 
     def _job_as(self, state: JobState) -> dict[str, Any]:
         """The record's ``job`` with how it stands; ``over`` once Slurm has said so, whatever it says later."""
         kept = self.record.get("job")
         over = kept.get("over", False) or state.phase is Phase.TERMINAL
-        return {**kept, "state": state.word, "says": state.describe(), "over": over}
+        held = kept.get("held", False) and not over
+        return {**kept, "state": state.word, "says": state.describe(), "over": over, "held": held}
 
     def finish(self, state: JobState) -> Outcome:
         """Collect and judge: good is a job that COMPLETED with 0:0 *and* every result that was asked for."""
         self.record.update(state="collecting", job=self._job_as(state))
         job_error = None if state.succeeded else self._job_error(state)
-        self._keep_evidence()
+        if state.succeeded and state.failed_step:
+            self.record.event("warning", f"the job COMPLETED, but {state.failed_step}")
+        if self.job is not None:
+            self.papers.ask(self.job)
         collected, error = Collected(), None
+        taken = False
         try:
             collected = self.collect(patience=self._result_patience if state.succeeded else 0.0)
+            taken = True
             collected.raise_if_bad()
         except ResultError as trouble:
             error = trouble
             self.record.event("error", str(trouble))
-        outcome = self._end(job_error or error, collected, state)
-        self._tidy(collected)
+        outcome, delivered = self._end(job_error or error, collected, state)
+        if taken and delivered:
+            self._tidy()
         return outcome
 
     def collect(self, patience: float = 0.0) -> Collected:
-        """Collect results and logs of our job into the workspace. Raises ResultError when that cannot be done."""
+        """Collect the results of our job into the workspace. Raises ResultError when that cannot be done."""
         expected, kept = self.plan.results, self.record.get("job")
         if not kept:
             raise ResultError("this run has no job, hence no results", where=f"run {self.record.id}")
@@ -274,13 +289,13 @@ class Execution:
         own.mkdir(exist_ok=True)
         return own
 
-    def _tidy(self, collected: Collected) -> None:
+    def _tidy(self) -> None:
         """Remove the run's tree and its copy of the workspace once their logs are in the workflow's hands.
 
         On a shared file system nobody else ever would, and leftovers of NFS in a workspace block the next checkout. A
         run by hand keeps its tree, to be looked at.
         """
-        if self.record.get("results") != "workspace" or collected.bundle is None:
+        if self.record.get("results") != "workspace":
             return
         for path in (self.plan.srt_slurm.root, self.plan.workspace.shared):
             if path:
@@ -304,10 +319,12 @@ class Execution:
     def cancel_unwritten(self, done: threading.Event) -> None:
         """While a submission goes on, and until ``done``, end the job that it makes as soon as Slurm shows it."""
         while not done.wait(LOOK_FOR_UNWRITTEN):
-            if self.record.in_doubt:
-                with contextlib.suppress(LauncherError):
-                    if jobs := self.effects.scheduler.find(self.record.id):
-                        self.effects.scheduler.cancel(jobs)  # leaves out what is over
+            with contextlib.suppress(LauncherError):
+                if (job := self.job) is not None:
+                    self.effects.scheduler.cancel([job])
+                    return
+                if self.record.in_doubt and (jobs := self.effects.scheduler.find(self.record.id)):
+                    self.effects.scheduler.cancel(jobs)  # leaves out what is over
 
     def asked_to_end(self, error: LauncherError | None = None) -> None:
         """Write down that the job's end was asked for, or why it could not be."""
@@ -319,59 +336,30 @@ class Execution:
 
     def cancelled(self, why: Cancelled) -> Outcome:
         """End as cancelled: bundle what there is, within the seconds that a workflow leaves."""
-        if (log := self.log) is not None:
-            with contextlib.suppress(OSError):
-                bundle_logs(log.parent, self.results_directory / TARBALL, seconds=2.0)
-        return self._end(why, Collected(), None)
+        return self._end(why, Collected(), None)[0]
 
     def failed(self, error: LauncherError) -> Outcome:
         """End as failed for a reason that is not the job's or its results'."""
         self.record.event("error", str(error))
-        return self._end(error, Collected(), None)
+        return self._end(error, Collected(), None)[0]
 
-    def _end(self, error: LauncherError | None, collected: Collected, state: JobState | None) -> Outcome:
+    def _end(self, error: LauncherError | None, collected: Collected, state: JobState | None) -> tuple[Outcome, bool]:
+        """The outcome, written down; and whether logs and evidence are where the workflow looks."""
         name = "succeeded" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed"
-        ruling = self._judge(error, state)
+        ruling = self.papers.judge(self.plan, self.log, error, state)
+        delivered = self.papers.deliver(self.results_directory, soon=isinstance(error, Cancelled))
         outcome = Outcome(self.record.id, name, collected.points, error, ruling)
         fields: dict[str, Any] = {"state": name, "ended": self.effects.clock(), "exit_code": outcome.exit_code}
         fields["verdict"] = {"layer": ruling.layer, "text": ruling.text}
         if error is not None:
-            fields["error"] = {
-                "layer": error.layer,
-                "message": error.message,
-                "where": error.where,
-                "hint": error.hint,
-            }
+            said = {"layer": error.layer, "message": error.message, "where": error.where, "hint": error.hint}
+            fields["error"] = redacted(said, self.effects.environ)
         self.record.update(**fields)
         write_json(self.record.directory / "summary.json", self._summary(collected, state))
         self.record.event("end", f"{name}" if error is None else f"{name}: {error.layer}: {error.message}")
         self.record.event("verdict", str(ruling))
-        return outcome
-
-    def _judge(self, error: LauncherError | None, state: JobState | None) -> Verdict:
-        """The verdict, with what it rests on in the run's ``evidence/``. A workflow's cancel leaves little time."""
-        log = self.log
-        failures: list[evidence.Failure] = []
-        if error is not None and log is not None and not isinstance(error, Cancelled):
-            failures = evidence.first_failures(log.parent, seconds=EVIDENCE_SECONDS)
-        ruling = evidence.verdict(error, state, failures)
-        ruling = Verdict(ruling.layer, redact(ruling.text, self.effects.environ))
-        tree, kept = Path(self.plan.srt_slurm.root), self.record.get("job")
-        papers = {"recipe.yaml": tree / self.plan.recipe.path, FILE_NAME: tree / FILE_NAME}
-        if kept:
-            output = Path(kept["output"])
-            papers |= {name: output / name for name in ("sbatch_script.sh", "config.yaml", "recipe.lock.yaml")}
-        with contextlib.suppress(OSError):  # a full disk must not change how the run ends
-            evidence.keep(
-                self.record.directory / "evidence",
-                ruling=ruling,
-                failures=failures,
-                events=self.record.events(),
-                log=log,
-                papers=papers,
-                environ=self.effects.environ,
-            )
-        return ruling
+        unmark(self.record)
+        return outcome, delivered
 
     def _summary(self, collected: Collected, state: JobState | None) -> dict[str, Any]:
         record, job, error = self.record, self.record.get("job") or {}, self.record.get("error")
@@ -396,19 +384,10 @@ class Execution:
 
     def _job_error(self, state: JobState) -> JobError:
         kept = self.record.get("job")
-        return JobError(
-            f"the job ended as {state.describe()}",
-            where=f"job {kept['id']}",
-            hint=f"its log: {self.log}",
-        )
-
-    def _keep_evidence(self) -> None:
-        job = self.job
-        if job is not None:
-            with contextlib.suppress(LauncherError, OSError):
-                directory = self.record.directory / "evidence"
-                directory.mkdir(exist_ok=True)
-                write_json(directory / "scheduler.json", self.effects.scheduler.describe(job))
+        log = self.log
+        if log is not None and self.record.get("results") == "workspace":
+            log = Path(self.plan.workspace.path, LOGS, log.name)  # the job's own directory goes with its tree
+        return JobError(f"the job ended as {state.describe()}", where=f"job {kept['id']}", hint=f"its log: {log}")
 
     @contextlib.contextmanager
     def _recorded(self, name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
@@ -420,7 +399,8 @@ class Execution:
             yield kept.update
         except LauncherError as error:
             unknown = isinstance(error, SubmissionUnknown)
-            self.record.set_stage(name, "unknown" if unknown else "failed", error=error.message)
+            state = "unknown" if unknown else "failed"
+            self.record.set_stage(name, state, error=self.record.hide(error.message))
             raise
         self.record.set_stage(name, "done", **kept)
         self.record.event("stage", f"{name} done", stage=name, state="done")

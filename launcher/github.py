@@ -16,13 +16,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TextIO
 
 from launcher.errors import Cancelled, ConfigError, LauncherError
-from launcher.redact import secret_values
+from launcher.redact import redact, secret_values
 
 SUMMARY_LIMIT = 1024 * 1024
 """Bytes of a step summary; one byte more and GitHub shows none of it."""
@@ -70,12 +71,20 @@ class GitHub:
     """
 
     def __init__(
-        self, stream: TextIO, *, active: bool = True, output: Path | None = None, summary: Path | None = None
+        self,
+        stream: TextIO,
+        *,
+        active: bool = True,
+        output: Path | None = None,
+        summary: Path | None = None,
+        hide: Callable[[str], str] = str,
     ) -> None:
+        """``hide`` takes secrets out of annotations and the summary: the runner masks only what it was told of."""
         self.active = active
         self._stream = stream
         self._output = output
         self._summary = summary
+        self._hide = hide
         self._lock = threading.RLock()
         self._stopped: str | None = None
         self._written: dict[str, int] = {}
@@ -94,6 +103,7 @@ class GitHub:
             active=active,
             output=Path(output) if active and output else None,
             summary=Path(summary) if active and summary else None,
+            hide=partial(redact, environ=environ),
         )
 
     def __enter__(self) -> GitHub:
@@ -132,7 +142,7 @@ class GitHub:
         """
         if self._summary is None:
             return
-        text = markdown if markdown.endswith("\n") else markdown + "\n"
+        text = self._hide(markdown if markdown.endswith("\n") else markdown + "\n")
         try:
             there = self._summary.stat().st_size if self._summary.exists() else 0
             _append(self._summary, _fit(text.encode(), SUMMARY_LIMIT - there))
@@ -206,6 +216,7 @@ class GitHub:
             self._held.clear()
 
     def _annotate(self, kind: str, annotation: _Annotation) -> None:
+        annotation = replace(annotation, message=self._hide(annotation.message))
         with self._lock:
             if self._written.get(kind, 0) < ANNOTATIONS_SHOWN - 1:
                 self._written[kind] = self._written.get(kind, 0) + 1

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from launcher.errors import Cancelled, ConfigError, JobError
 from launcher.execute import Execution
+from launcher.importing import import_comment
 from launcher.record import RunRecord, records
 from launcher.slurm.client import JobKey
 from launcher.slurm.states import Phase
@@ -56,6 +60,7 @@ def end_run(execution: Execution, why: str, say: Say) -> None:
     JobError when a job is not seen to end in time, SchedulerUnreachable when nobody can say whether there is one.
     """
     record = execution.record
+    check_owner(record, os.getuid())
     driven = record.owned_by_another
     if not driven:
         execution.take_over()
@@ -90,14 +95,41 @@ def end_run(execution: Execution, why: str, say: Say) -> None:
         execution.cancelled(Cancelled(why))
 
 
+def check_owner(record: RunRecord, uid: int) -> None:
+    """Raise ConfigError when the run is another user's, whose job is not ours to end (root may)."""
+    theirs = record.directory.stat().st_uid
+    if uid not in (0, theirs):
+        try:
+            name = pwd.getpwuid(theirs).pw_name
+        except KeyError:
+            name = f"user {theirs}"
+        job = record.get("job")
+        raise ConfigError(
+            f"the run belongs to {name}, and so does its job",
+            where=f"run {record.id}",
+            hint=f"ask {name} to end it" + (f": scancel {job['id']}" if job else ""),
+        )
+
+
 def _jobs(execution: Execution) -> list[JobKey]:
-    """The run's job by its record, else by its token, once no submission of the run goes on any more."""
+    """The run's job by its record, else by its token, once no submission of the run goes on any more.
+
+    Before there is one: the job of an import, whose launcher was killed together with its srun.
+    """
     record = execution.record
+    importing = record.stage("images").get("state") == "running" and execution.job is None
+    if importing and any(image.import_on == "compute" for image in execution.plan.images):
+        return jobs_of(import_comment(record.id), execution.effects.scheduler)
     if record.in_doubt:
-        with record.submitting(execution.effects.sleep):
-            record.reload()
-            if execution.job is None:
-                return jobs_of(record.id, execution.effects.scheduler)
+        done = threading.Event()  # its srtctl may work on for minutes: its job is ended as soon as Slurm shows it
+        threading.Thread(target=execution.cancel_unwritten, args=(done,), daemon=True, name="cancel by token").start()
+        try:
+            with record.submitting(execution.effects.sleep):
+                record.reload()
+                if execution.job is None:
+                    return jobs_of(record.id, execution.effects.scheduler)
+        finally:
+            done.set()
     return [execution.job] if execution.job is not None else []
 
 

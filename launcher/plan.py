@@ -151,10 +151,13 @@ class Expected:
 
 @dataclass(frozen=True)
 class SchedulerPlan:
+    """``time_limit`` is the job's: the recipe's own before the runner file's; None while neither is known."""
+
     kind: Literal["slurm", "local"]
     partition: str | None
     account: str | None
     backend: Literal["auto", "commands", "pyslurm"] = "auto"
+    time_limit: str | None = None
 
 
 @dataclass(frozen=True)

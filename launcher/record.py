@@ -58,6 +58,8 @@ class RunRecord:
         self._fields = fields
         self._clock = clock
         self.listeners: list[Listener] = []
+        self.hide: Callable[[str], str] = str
+        """Takes secrets out of a text before it is an event; whoever knows the environment sets it."""
         self._held: int | None = None
 
     @classmethod
@@ -145,6 +147,7 @@ class RunRecord:
 
     def event(self, kind: str, text: str, **data: Any) -> None:
         """Append an event, and show it to the listeners: that, too, when the file cannot be written (a full disk)."""
+        text = self.hide(text)
         event = Event(self._clock(), self.id, kind, text, data)
         line = json.dumps({"time": event.time, "kind": kind, "text": text, **data}, ensure_ascii=False, default=str)
         try:

@@ -1,35 +1,215 @@
-"""Secrets out of text, before it is printed or recorded."""
+"""Secrets out of text and files, before they are printed, recorded or packed.
+
+Two kinds are known: the values of this environment's secret variables, and what has the shape of somebody's token
+(Hugging Face, GitHub, Docker, NVIDIA, AWS, Slack, GitLab, OpenAI; ``NAME_TOKEN=…``, docker's config, a password in a
+URL, a private key). What is compressed is not looked into.
+"""
 
 from __future__ import annotations
 
+import base64
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import IO
+from urllib.parse import quote
 
-_SECRET_NAME = re.compile(r"(^MODAL_TOKEN_.*|^TOKEN|_TOKEN|_SECRET|_KEY|PASSWORD)$", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"(^MODAL_TOKEN_.*|^TOKEN|_TOKEN|_SECRET|_KEY|PASSWORD|PASSWD|PASSPHRASE|_PASS|_PAT|_AUTH_CONFIG)$",
+    re.IGNORECASE,
+)
 
 SHORTEST = 6
 """A value shorter than this is not taken for a secret: masking ``1`` or ``true`` would eat the log."""
 
 MASK = "***"
 
+_VALUE = r"[\"']?[ \t]{0,4}[=:][ \t]{0,4}[\"']?([^\s\"',;}{$<*\\]{8,1000})"
+
+# Each begins with letters, which is ten times as fast as one that begins with \b; what must not stand before them is
+# asked for behind them. A group is the secret within.
+_SHAPES = (
+    r"hf_(?<![A-Za-z0-9]hf_)[A-Za-z0-9]{24,200}",
+    r"api_org_[A-Za-z0-9]{24,200}",
+    r"gh[opusr]_(?<![A-Za-z0-9]....)[A-Za-z0-9]{30,255}",
+    r"github_pat_[A-Za-z0-9_]{30,255}",
+    r"dckr_[po]at_[A-Za-z0-9_-]{20,200}",
+    r"nvapi-[A-Za-z0-9_-]{30,200}",
+    r"glpat-[A-Za-z0-9_-]{20,200}",
+    r"sk-(?<![A-Za-z0-9]sk-)(?:(?:proj|ant|svcacct)-[A-Za-z0-9_-]{32,250}|[A-Za-z0-9]{40,64})",
+    r"xox[abeprs]-[A-Za-z0-9-]{10,250}",
+    r"AKIA[A-Z0-9]{16}(?![A-Z0-9])",
+    r"eyJ[A-Za-z0-9_-]{10,4000}\.eyJ[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]{10,1000}",
+    r"-----BEGIN (?:[A-Z]+ ){0,4}PRIVATE KEY-----(?s:(.{1,16000}?))(?:-----END |\Z)",
+    "_TOKEN" + _VALUE,
+    "_SECRET" + _VALUE,
+    "PASSWORD" + _VALUE,
+    "_API_KEY" + _VALUE,
+    "_ACCESS_KEY" + _VALUE,
+    "_SECRET_KEY" + _VALUE,
+    r"auth\"[ \t]{0,4}:[ \t]{0,4}\"([^\"\s*]{8,4000})",
+    r"password\"[ \t]{0,4}:[ \t]{0,4}\"([^\"\s*]{8,4000})",
+    r"token\"[ \t]{0,4}:[ \t]{0,4}\"([^\"\s*]{8,4000})",
+    r"uthorization[\"']?[ \t]{0,4}[:=][ \t]{0,4}[\"']?(?i:bearer|basic|token)[ \t]{1,4}([^\s\"',*]{8,4000})",
+    r"--password[= ]([^\s\"'$*-][^\s\"']{5,1000})",
+    r"://[^/\s:@\"']{1,200}:([^/\s@\"'*]{3,500})@",
+)
+_TEXT = tuple(map(re.compile, _SHAPES))
+_BYTES = tuple(re.compile(shape.encode()) for shape in _SHAPES)
+
+_PIECE = 1 << 20
+_KEY_SPAN = 1 << 14
+"""Bytes that a private key may be spread over."""
+
 
 def secret_values(environ: Mapping[str, str]) -> tuple[str, ...]:
     """The values that must not be shown, longest first, so that a secret within another leaves no rest behind.
 
-    Secret are HF_TOKEN, GITHUB_TOKEN, MODAL_TOKEN_*, and every name that ends in _TOKEN, _SECRET, _KEY or PASSWORD.
-    A value of several lines (a private key) counts line by line as well: logs show lines.
+    Secret are HF_TOKEN, GITHUB_TOKEN, MODAL_TOKEN_*, and every name that ends in _TOKEN, _SECRET, _KEY, PASSWORD,
+    _PASS, _PAT or _AUTH_CONFIG. A value of several lines (a private key) counts line by line as well:
+    logs show lines. So do the parts of a JSON value (docker's configuration), and the password within its base64.
     """
-    values: set[str] = set()
-    for name, value in environ.items():
-        if _SECRET_NAME.search(name):
-            values.update(
-                part for part in (value.strip(), *map(str.strip, value.splitlines())) if len(part) >= SHORTEST
-            )
+    return _values(_named(environ))[0]
+
+
+def _named(environ: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(sorted(value for name, value in environ.items() if _SECRET_NAME.search(name)))
+
+
+@lru_cache(maxsize=8)
+def _values(named: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The secrets within some values; and these as they can be spelled: as they are, in a URL, in JSON."""
+    plain: set[str] = set()
+    for value in named:
+        parts = (value.strip(), *map(str.strip, value.splitlines()), *_within(value))
+        plain |= {part for part in parts if len(part) >= SHORTEST}
+    spelled = plain | {quote(part, safe="", errors="replace") for part in plain} | {json.dumps(p)[1:-1] for p in plain}
+    return _longest_first(plain), _longest_first(spelled)
+
+
+def _longest_first(values: set[str]) -> tuple[str, ...]:
     return tuple(sorted(values, key=lambda value: (-len(value), value)))
 
 
+def _within(value: str) -> Iterator[str]:
+    """The strings of a JSON document's ``auth``, ``password`` and token members, and what is behind ``auth``."""
+    if not value.lstrip().startswith("{"):
+        return
+    try:
+        left: list[object] = [json.loads(value)]
+    except (ValueError, RecursionError):
+        return
+    while left:
+        at = left.pop()
+        if isinstance(at, dict):
+            for name, inner in at.items():
+                if isinstance(inner, str) and (name in ("auth", "password") or name.endswith("token")):
+                    yield inner
+                    if name == "auth":
+                        try:
+                            yield base64.b64decode(inner).decode().partition(":")[2]
+                        except ValueError:
+                            continue
+                else:
+                    left.append(inner)
+        elif isinstance(at, list):
+            left.extend(at)
+
+
 def redact(text: str, environ: Mapping[str, str]) -> str:
-    """``text`` with every secret value of ``environ`` replaced by ``***``."""
-    for value in secret_values(environ):
+    """``text`` with every secret value of ``environ``, and whatever looks like a token, replaced by ``***``."""
+    for value in _values(_named(environ))[1]:
         text = text.replace(value, MASK)
+    for shape in _TEXT:
+        text = shape.sub(_hide_text, text)
     return text
+
+
+def redacted(value: object, environ: Mapping[str, str]) -> object:
+    """A JSON value with the secrets out of every string in it, keys aside."""
+    if isinstance(value, str):
+        return redact(value, environ)
+    if isinstance(value, Mapping):
+        return {key: redacted(inner, environ) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redacted(inner, environ) for inner in value]
+    return value
+
+
+def redact_bytes(data: bytes, environ: Mapping[str, str]) -> bytes:
+    """``data``, of any content, with every secret overwritten by as many asterisks: no byte changes its place."""
+    for value in _values(_named(environ))[1]:
+        raw = value.encode(errors="surrogateescape")
+        if raw in data:
+            data = data.replace(raw, b"*" * len(raw))
+    for shape in _BYTES:
+        data = shape.sub(_hide_bytes, data)
+    return data
+
+
+def _hide_text(found: re.Match[str]) -> str:
+    if found.lastindex is None:
+        return MASK
+    return found[0][: found.start(1) - found.start()] + MASK + found[0][found.end(1) - found.start() :]
+
+
+def _hide_bytes(found: re.Match[bytes]) -> bytes:
+    whole = found[0]
+    if found.lastindex is None:
+        return b"*" * len(whole)
+    first, last = found.start(1) - found.start(), found.end(1) - found.start()
+    return whole[:first] + b"*" * (last - first) + whole[last:]
+
+
+class Redacting:
+    """Reads a file as it is, but for its secrets: `read` as of a binary file, each byte at its place.
+
+    A secret that two pieces of reading would share is kept together: pieces end at a line's end, or, in what has no
+    lines, at a byte that no secret contains.
+    """
+
+    def __init__(self, file: IO[bytes], environ: Mapping[str, str]) -> None:
+        self._file = file
+        self._environ = environ
+        self._raw = b""
+        self._ready = memoryview(b"")
+        self._ended = False
+
+    def read(self, size: int = -1) -> bytes:
+        parts: list[bytes] = []
+        left = size
+        while left and (self._ready or self._fill()):
+            part = self._ready if left < 0 else self._ready[:left]
+            self._ready = self._ready[len(part) :]
+            parts.append(bytes(part))
+            left = left if left < 0 else left - len(part)
+        return b"".join(parts)
+
+    def _fill(self) -> bool:
+        while not self._ended:
+            piece = self._file.read(_PIECE)
+            self._ended = not piece
+            self._raw += piece
+            end = len(self._raw) if self._ended else _whole(self._raw)
+            if end:
+                self._ready = memoryview(redact_bytes(self._raw[:end], self._environ))
+                self._raw = self._raw[end:]
+                return True
+        return False
+
+
+_BETWEEN = re.compile(rb"[^\x20-\x7e][\x20-\x7e]*\Z")
+
+
+def _whole(data: bytes) -> int:
+    """Up to where ``data`` can be looked at without what follows it; 0 when more has to be read first."""
+    end = data.rfind(b"\n") + 1
+    if not end and len(data) >= _PIECE:
+        tail = data[-_KEY_SPAN:]
+        found = _BETWEEN.search(tail)
+        end = len(data) - len(tail) + found.start() + 1 if found else len(data)
+    begun = data.rfind(b"-----BEGIN ", max(0, end - _KEY_SPAN), end)
+    if begun >= 0 and b"-----END " not in data[begun:end] and len(data) < 2 * _PIECE:
+        return begun
+    return end

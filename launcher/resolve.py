@@ -17,9 +17,18 @@ from launcher.environment import environment_of, result_filename
 from launcher.errors import ConfigError
 from launcher.plan import Expected, Plan, PlannedPatch, PlannedRecipe, SchedulerPlan, SrtSlurm, Submit, WorkspacePlan
 from launcher.runner.file import RunnerFile
+from launcher.runner.schema import LaneRule
 from launcher.srtctl.acceptance import acceptance_edits
 from launcher.srtctl.locate import FoundRecipe, RecipeFinder, variants_or_none
-from launcher.srtctl.recipe import Edit, RecipeFacts, Variant, apply_edits, facts, with_comment
+from launcher.srtctl.recipe import (
+    Edit,
+    RecipeFacts,
+    Variant,
+    apply_edits,
+    facts,
+    family_member,
+    with_comment,
+)
 
 __all__ = ["Context", "plan_benchmark", "resolve", "run_key"]
 
@@ -51,10 +60,36 @@ def plan_benchmark(benchmark: Benchmark, file: RunnerFile, finder: RecipeFinder,
         context,
         power=power,
         passed_over=passed_over,
-        tree_at_hand=finder.tree_at_hand(refs) is not None,
+        tree_at_hand=finder.tree_at_hand(refs) is not None
+        or (recipe is None and _lacks(lane.rule, config_file, finder, context)),
         setup_directory=str(found) if script and (found := finder.setup_script(script)) else None,
-        setup_in_tree=script is not None and finder.setup_in_tree(script, refs),
+        setup_in_tree=script is not None and _setup_in_tree(lane.rule, script, refs, finder, context),
     )
+
+
+def _setup_in_tree(
+    lane: LaneRule, script: str, refs: tuple[str, ...], finder: RecipeFinder, context: Context
+) -> bool | None:
+    """Whether the lane's srt-slurm has a set-up script; None when that, or what the workspace adds, is not known."""
+    if finder.tree_at_hand(refs) is not None:
+        return finder.setup_in_tree(script, refs)
+    has = _has(lane, f"configs/{script}", context)
+    return None if has is False and not finder.has_setup_scripts else has
+
+
+def _has(lane: LaneRule, path: str, context: Context) -> bool | None:
+    return context.verdicts.schemas.has_file(lane.ref, lane.sha, path)
+
+
+def _lacks(lane: LaneRule, config_file: str, finder: RecipeFinder, context: Context) -> bool:
+    """Whether a recipe that is in no tree at hand is known to be in the lane's srt-slurm neither.
+
+    Only where the workspace was searched, which lays recipes over it; a member of a family may be there as well.
+    """
+    path = config_file.partition(":")[0]
+    family = (member := family_member(path)) is not None and _has(lane, member[0], context)
+    patched = any(patch.path == path for patch in lane.patches)
+    return finder.overlays is not None and not family and not patched and _has(lane, path, context) is False
 
 
 def _choose(
@@ -86,13 +121,13 @@ def resolve(
     passed_over: FoundRecipe | None = None,
     tree_at_hand: bool = False,
     setup_directory: str | None = None,
-    setup_in_tree: bool = False,
+    setup_in_tree: bool | None = False,
 ) -> Plan:
     """Decide everything that a run will do.
 
-    ``tree_at_hand`` tells whether the lane's own srt-slurm tree was searched too; ``setup_directory`` is this
-    repository's directory that holds the lane's container set-up script, when it has it; ``setup_in_tree`` says that
-    srt-slurm itself has it, as far as that can be told.
+    ``tree_at_hand`` tells whether it is known what the lane's own srt-slurm tree holds; ``setup_directory`` is this
+    repository's directory that holds the lane's container set-up script, when it has it; ``setup_in_tree`` says whether
+    srt-slurm itself has it, and None that this cannot be told.
     """
     runner = file.runner
     model_rule = file.model(benchmark, power=power)
@@ -175,7 +210,7 @@ def resolve(
             containers=containers,
             filename=filename,
             setup_script=setup_script,
-            setup_found=setup_directory is not None or setup_in_tree,
+            setup_found=True if setup_directory is not None else setup_in_tree,
             narrowed=narrowed,
             passed_over=passed_over,
             model_path=model_path,
@@ -195,7 +230,13 @@ def resolve(
         sku=runner.sku,
         tools=runner.tools,
         benchmark=benchmark,
-        scheduler=SchedulerPlan(runner.scheduler.kind, partition, account, runner.scheduler.backend),
+        scheduler=SchedulerPlan(
+            runner.scheduler.kind,
+            partition,
+            account,
+            runner.scheduler.backend,
+            str(own) if (own := seen and seen.time_limit) else srtslurm.get("default_time_limit"),
+        ),
         workspace=WorkspacePlan(context.workspace, shared),
         images=images,
         models=dict.fromkeys(aliases, model_path),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import Cancelled, ConfigError, ModelError, ResultError, SubmissionError
+from launcher.image.store import unmarked
 from launcher.importing import Importing, have_image
 from launcher.model.checkpoint import examine, require
 from launcher.plan import Plan, PlannedImage
@@ -26,6 +27,7 @@ from launcher.slurm.client import Scheduler
 from launcher.srtctl.checkout import Checkout, Checkouts, CommitPatch, Pin
 from launcher.srtctl.config import FILE_NAME, write_srtslurm
 from launcher.srtctl.recipe import dump
+from launcher.srtctl.sbatch import asks_for_hold
 from launcher.srtctl.submit import Submission, Submitted, apply
 from launcher.srtctl.tree import Overlay
 
@@ -66,14 +68,14 @@ class Effects:
         return {**clean_environment(self.environ), **self.tools}
 
 
-def images(plan: Plan, effects: Effects) -> dict[str, Any]:
-    """Have every image of the plan as a whole squash file."""
-    return {"images": [_image(plan, image, effects) for image in plan.images]}
+def images(plan: Plan, effects: Effects, mark: Callable[[Path], None] = unmarked) -> dict[str, Any]:
+    """Have every image of the plan as a whole squash file; ``mark`` is told of each before it is looked for."""
+    return {"images": [_image(plan, image, effects, mark) for image in plan.images]}
 
 
-def _image(plan: Plan, image: PlannedImage, effects: Effects) -> dict[str, Any]:
+def _image(plan: Plan, image: PlannedImage, effects: Effects, mark: Callable[[Path], None]) -> dict[str, Any]:
     how = Importing(plan.tools, plan.scheduler.kind, plan.scheduler.partition, plan.scheduler.account)
-    record = have_image(image, how, plan.run_key, effects, job_name=plan.job_name)
+    record = have_image(image, how, plan.run_key, effects, job_name=plan.job_name, mark=mark)
     return {
         "reference": record.reference,
         "planned": image.squash,
@@ -211,8 +213,26 @@ def submit(
         token=plan.run_key,
         options=checkout.options,
         earlier=earlier,
+        hold=holds(plan),
     )
     return apply(submission, scheduler=effects.scheduler, run=partial(run, pass_fds=held), sleep=time.sleep)
+
+
+def holds(plan: Plan) -> bool:
+    """Whether the job of this plan is submitted held, for the launcher to release."""
+    return plan.scheduler.kind == "slurm" and not asks_for_hold(plan.recipe.document, plan.srtslurm)
+
+
+def complete(plan: Plan, output: Path) -> None:
+    """Give a job's directory what srtctl writes into it after sbatch returned, when it had no time to. Raises OSError.
+
+    The configuration is a copy of the recipe (srt-slurm c88ef731, cli/submit.py); of a recipe with variants srtctl
+    makes another file, which is not made up for.
+    """
+    (output / "logs").mkdir(parents=True, exist_ok=True)
+    config, recipe = output / "config.yaml", Path(plan.srt_slurm.root, plan.recipe.path)
+    if plan.recipe.selector is None and not config.exists() and recipe.is_file():
+        write_text(config, recipe.read_text())
 
 
 def stamp_power(plan: Plan, sha: str | None, directory: Path) -> None:

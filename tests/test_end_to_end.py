@@ -103,7 +103,7 @@ def test_an_image_that_cannot_be_had_ends_the_run_before_a_job(desk: Desk) -> No
     assert "job" not in desk.record()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_cancels_the_job_first(desk: Desk, number: signal.Signals, code: int) -> None:
     process = desk.start("run", *ONE, "--runner", "local", "--run-id", "r", LAUNCHER_REHEARSAL_FAULTS="hang")
     desk.wait_for(running)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from launcher.derive import Context, planned_image
-from launcher.importing import Importing, _on_node, _registry, _srun, have_image, images_in_use
+from launcher.errors import ImageError
+from launcher.importing import Importing, _line_of, _on_node, _registry, _srun, have_image, images_in_use
 from launcher.plan import Plan, PlannedImage
-from launcher.process import run
+from launcher.process import Completed, run
 from launcher.record import RunRecord
 from launcher.resolve import plan_benchmark
 from launcher.runner import Fleet
@@ -64,9 +65,7 @@ def test_an_import_on_a_node_leaves_nothing_there(tmp_path: Path) -> None:
     tools = rehearsal_tools(tmp_path, "slurm", os.environ)
     directory = Path(tools["PATH"].partition(os.pathsep)[0])
     srun = directory / "srun"
-    srun.write_text(
-        '#!/bin/sh\nwhile [ "$1" != sh ]; do shift; done\nmkdir -p "$LAUNCHER_ENROOT_DIRECTORY"\nexec "$@"\n'
-    )
+    srun.write_text('#!/bin/sh\nwhile [ "$1" != sh ]; do shift; done\nexec "$@"\n')
     srun.chmod(0o755)
     node = tmp_path / "node"
     node.mkdir()
@@ -80,7 +79,7 @@ def test_an_import_on_a_node_leaves_nothing_there(tmp_path: Path) -> None:
     asked = Scripted(lambda argv: run(argv, timeout=30, env={**os.environ, **tools, **_on_node(str(node), "r1")}))
     record = have_image(planned, Importing("rehearsal", "slurm", None, None), "r1", effects(run=asked))
     assert (record.how, record.enroot_version) == ("imported", "4.1.2-rehearsal")
-    assert [argv[0] for argv in asked.asked] == ["srun", "unsquashfs"], "one job, and no question"
+    assert ["srun" in argv for argv in asked.asked] == [True, False], "one job, and no question"
     assert list(node.iterdir()) == []
 
 
@@ -124,3 +123,23 @@ def test_a_refreshed_image_is_what_the_plan_says_everywhere(tmp_path: Path) -> N
 @pytest.mark.parametrize("policy", ["keep", "refresh", "fail"])
 def test_the_policy_of_moved_tags_is_the_runners(tmp_path: Path, policy: str) -> None:
     assert image(tmp_path, moved_tag=policy).moved_tag == policy
+
+
+def test_an_error_names_the_line_of_the_image(tmp_path: Path) -> None:
+    matrix = tmp_path / "matrix.yaml"
+    matrix.write_text("other: {image: a/b:1}\nkey-1:\n  framework: x\n  image: a/b:1\n")
+    runner = tmp_path / "x.yaml"
+    runner.write_text("name: x\nimages:\n  directory: /d\n  helpers:\n    nginx: nginx:1\n    other: a/b:1\n")
+    assert _line_of(f"{matrix} (key-1)", "a/b:1") == f"{matrix}:4"
+    assert _line_of(f"{matrix} (key-1)", "c/d:1") == f"{matrix}:2"
+    assert _line_of(f"{runner} (images.helpers)", "a/b:1") == f"{runner}:6"
+    for where in (f"{matrix}:7", f"{tmp_path}/gone.yaml (key-1)", f"{matrix} (no-such)", "environment (IMAGE)"):
+        assert _line_of(where, "a/b:1") == where
+    (tmp_path / "sq").mkdir()
+    planned = dataclasses.replace(
+        image(tmp_path), squash=str(tmp_path / "sq/x.sqsh"), lock=str(tmp_path / "sq/x.lock"), where=f"{matrix} (key-1)"
+    )
+    answer = Scripted(lambda argv: Completed(tuple(argv), 1, "", "[ERROR] Invalid image reference: x", 0.0))
+    with pytest.raises(ImageError) as caught:
+        have_image(planned, Importing("rehearsal", "local", None, None), "r1", effects(run=answer))
+    assert caught.value.where == f"{matrix}:4"

@@ -26,7 +26,7 @@ def desk(tmp_path: Path, slurm_cluster: SlurmCluster) -> Desk:
 def abandoned(desk: Desk, run_id: str, faults: str) -> str:
     """The id of a job whose launcher was killed."""
     process = desk.start("run", *RUN, "--run-id", run_id, LAUNCHER_REHEARSAL_FAULTS=faults)
-    desk.wait_for(lambda r: bool(r.get("job")), run_id)
+    desk.wait_for(lambda r: bool(r.get("job", {}).get("released")), run_id)
     process.kill()
     process.communicate()
     return str(desk.record(run_id)["job"]["id"])

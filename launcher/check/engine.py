@@ -66,7 +66,8 @@ class Subject:
     containers: Mapping[str, str]
     filename: str
     setup_script: str | None
-    setup_found: bool
+    setup_found: bool | None
+    """Whether the set-up script is there; None when that cannot be told before the checkout."""
     narrowed: bool
     passed_over: FoundRecipe | None
     model_path: str = ""

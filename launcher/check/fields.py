@@ -1,13 +1,14 @@
 """What recipes may say, by srt-slurm version: the tables of srtctl_fields.json, or a checkout's own source.
 
-The tables are facts about released versions. One is loaded when a recipe is judged for it, and not before.
+The tables are facts about released versions. One is loaded when a recipe is judged for it, and not before. Which files
+a version has, srtctl_files.json tells: read when a recipe or a set-up script is not at hand.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -195,6 +196,26 @@ class Schemas:
     @cached_property
     def _order(self) -> Mapping[str, int]:
         return {name: i for i, name in enumerate(self._tables["versions"])}
+
+    def has_file(self, ref: str, sha: str | None, path: str) -> bool | None:
+        """Whether a lane's srt-slurm has a recipe or a set-up script; None when the tables lack the version.
+
+        A branch that is followed may have got or lost it since they were made.
+        """
+        name = self.name(ref, sha) if sha is not None or is_tag(ref) else None
+        if name is None:
+            return None
+        return any(_holds(where, name, self._order) for where in self._files.get(path, ()))
+
+    @cached_property
+    def _files(self) -> Mapping[str, Sequence[str]]:
+        """Recipe or set-up script → the versions that have it (srtctl_files.json)."""
+        files: dict[str, list[str]] = json.loads(Path(__file__).with_name("srtctl_files.json").read_text())["files"]
+        found: dict[str, list[str]] = {}
+        for where, paths in files.items():
+            for path in paths:
+                found.setdefault(path, []).append(where)
+        return found
 
     def known_at(self, owner: str, key: str) -> str | None:
         """The versions at which a class has a key, as people would say it; None when none has."""

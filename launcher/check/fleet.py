@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
 
 from launcher.check.engine import Found, Rule, Subject, rule
 from launcher.check.fields import Schemas, is_tag
@@ -23,6 +24,7 @@ class Cluster:
     schemas: Schemas = field(default_factory=Schemas)
     today: date = date.min
     has_commit: HasCommit = lambda url, sha: None
+    overlays: Path | None = None
 
     def place(self, *keys: str | int) -> Place:
         return Place(self.file.document, *keys)
@@ -70,19 +72,22 @@ def sha_missing(c: Cluster) -> Iterator[Found]:
             yield f"{url} has no commit {lane.sha}", c.place("lanes", i, "sha")
 
 
+@rule("overlay-missing", "error", "the workspace lacks a directory that the lane lays over srt-slurm")
+def overlay_missing(c: Cluster) -> Iterator[Found]:
+    if c.overlays is None:
+        return
+    for i, lane in c.lanes():
+        for j, overlay in enumerate(lane.overlays):
+            if not (source := c.overlays / overlay.source).exists():
+                yield f"there is no {source}", c.place("lanes", i, "overlays", j)
+
+
 @rule("exclusion-expired", "warning", "the time to look at an excluded node again has come")
 def exclusion_expired(c: Cluster) -> Iterator[Found]:
     for i, node in enumerate(c.file.runner.exclude_nodes):
-        if node.expires is None:
-            continue
-        place = c.place("exclude-nodes", i, "expires")
-        try:
-            expires = date.fromisoformat(node.expires)
-        except ValueError:
-            yield f"{node.expires!r} is not a date as 2026-01-31", place, "error"
-            continue
-        if expires < c.today:
-            yield f"{node.node} was excluded until {node.expires} ({node.reason})", place
+        if node.expires is not None and node.expires < c.today:
+            message = f"{node.node} was excluded until {node.expires} ({node.reason})"
+            yield message, c.place("exclude-nodes", i, "expires")
 
 
 @rule("model-shared", "error", "two precisions share a model directory")
@@ -139,8 +144,8 @@ def setup_script(s: Subject) -> Iterator[Found]:
     if s.setup_script is None or s.setup_found:
         return
     message = f"set-up script {s.setup_script} is not in this repository"
-    if s.tree_at_hand:
-        yield message, s.lane.place
+    if s.setup_found is False:
+        yield f"{message}, nor in {s.refs}", s.lane.place
     else:
         yield f"{message}; whether the checkout has it is not known yet", s.lane.place, "warning"
 
@@ -231,6 +236,7 @@ CLUSTER: Sequence[Rule[Cluster]] = (
     _moving_lanes,
     sha_other,
     sha_missing,
+    overlay_missing,
     exclusion_expired,
     model_shared,
     rule_unreachable,

@@ -47,7 +47,16 @@ def everything(of: Session, today: date, has_commit: HasCommit, matrix_files: Se
         verdicts=of.verdicts,
         today=today,
         has_commit=has_commit,
+        overlays=of.finder.overlays,
     )
+
+
+def served_by(of: Session, runner: str, matrix_files: Sequence[str] = ()) -> Iterator[Chosen]:
+    """The multi-node rows whose label a runner serves."""
+    labels = of.fleet.get(runner).runner.labels
+    for entry in of.matrix(matrix_files).entries(Selection(nodes="multi", evals="none")):
+        if entry.benchmark.runner in labels and not _outside(entry.benchmark):
+            yield entry.benchmark, entry.place
 
 
 def selected(
@@ -66,7 +75,13 @@ def selected(
     rows = list(_rows(of, chosen, files, runner, narrow))
     serving = {id(row.file): row.file for row in rows if row.file is not None}
     return Everything(
-        rows=rows, files=list(serving.values()), verdicts=of.verdicts, today=today, has_commit=has_commit, whole=False
+        rows=rows,
+        files=files if runner is not None else list(serving.values()),
+        verdicts=of.verdicts,
+        today=today,
+        has_commit=has_commit,
+        overlays=of.finder.overlays,
+        whole=False,
     )
 
 

@@ -61,6 +61,23 @@ def nginx_by_default(s: Subject) -> Iterator[Found]:
         yield message, s.place("frontend")
 
 
+_VERSION = re.compile(r"(?<![0-9.])v?([0-9]+\.[0-9]+\.[0-9]+(?:[.-]?(?:post|rc|dev|a|b)\.?[0-9]+)?)(?![0-9.])")
+
+
+@rule("alias-version", "warning", "a container alias names another version than the image that it stands for")
+def alias_version(s: Subject) -> Iterator[Found]:
+    helpers = s.file.runner.images.helpers
+    for use in s.facts.container_aliases if s.facts is not None else ():
+        image = s.benchmark.image if _is_engine(use) else helpers.get(use.alias, "")
+        said, tag = _VERSION.findall(use.alias), image.partition("@")[0].rpartition(":")[2]
+        if use.alias not in s.containers or names_an_image(use.alias) or not said:
+            continue
+        # A tag without a version (`latest`, a digest alone) may be any; a nightly build is no release.
+        has = _VERSION.findall(tag)
+        if not set(said) & set(has) and (has or "nightly" in tag):
+            yield f"container {use.alias!r} stands for {image} here", s.place(*use.paths[0])
+
+
 _MAKES = {"arm64": "aarch64", "aarch64": "aarch64", "amd64": "x86_64", "x86_64": "x86_64", "x86-64": "x86_64"}
 _MAKE = re.compile(r"(?<![a-z0-9])(arm64|aarch64|amd64|x86[_-]64)(?![a-z0-9])")
 
@@ -82,6 +99,7 @@ RULES: Sequence[Rule[Subject]] = (
     image_mismatch,
     container_unresolved,
     image_spelling,
+    alias_version,
     nginx_by_default,
     image_architecture,
 )

@@ -98,6 +98,45 @@ def preflight_blind(s: Subject) -> Iterator[Found]:
         yield message, s.lane.place
 
 
+_READ = frozenset(
+    {
+        "CONFIG_FILE",
+        "EVAL_CONFIG_FILE",
+        "NUM_SPEC_TOKENS",
+        "SYNTHETIC_ACCEPTANCE",
+        "SYNTHETIC_ACCEPTANCE_LENGTH",
+        "THINKING_MODE",
+    }
+)
+"""Settings of a row that mean something where srtctl runs it; the others are for the lanes of AMD, llm-d and tilert.
+
+THINKING_MODE and NUM_SPEC_TOKENS describe the acceptance that is simulated (reference/launchers.md, section 2.8).
+"""
+
+
+@rule("setting-ignored", "warning", "the row sets what nothing of its lane reads")
+def setting_ignored(s: Subject) -> Iterator[Found]:
+    scheduler = s.file.runner.scheduler
+    read = {*_READ, scheduler.partition_variable, scheduler.account_variable}
+    for key, value in s.benchmark.settings.items():
+        # Every setting is exported to the job: commands of the recipe may use it.
+        if key not in read and not (s.recipe is None or key in s.recipe.file.text):
+            where = _INSTEAD.get(key)
+            message = f"{key}={value} is set, and neither srtctl nor the recipe reads it"
+            yield message + (f": that is said by {where}" if where else ""), s.benchmark.source
+
+
+_INSTEAD = {
+    "TIME_LIMIT": "slurm.time_limit of the recipe",
+    "SLURM_EXCLUDE_NODES": "`exclude-nodes` of the runner file",
+    "GPUS_PER_NODE": "resources.gpus_per_node of the recipe",
+    "PREFILL_NODES": "resources.prefill_nodes of the recipe",
+    "DECODE_NODES": "resources.decode_nodes of the recipe",
+    "PREFILL_WORKERS": "resources.prefill_workers of the recipe",
+    "DECODE_WORKERS": "resources.decode_workers of the recipe",
+}
+
+
 @rule("sequence-length", "error", "the recipe measures other lengths than the row")
 def sequence_length(s: Subject) -> Iterator[Found]:
     b, f = s.benchmark, s.facts
@@ -170,25 +209,25 @@ _HEALTH = (180, 10)
 """srtctl's own attempts and seconds between them, where a recipe does not say."""
 
 
-@rule("time-budget", "warning", "waiting for the servers and the job's limit exceed the workflow's")
+@rule("time-budget", "warning", "a wait is as long as what contains it")
 def time_budget(s: Subject) -> Iterator[Found]:
-    if s.facts is None:
-        return
-    limit = minutes(s.facts.time_limit or s.time_limit)
-    if limit is None:
+    """The wait for the servers lies inside the job's limit, and the job inside the workflow's, with the queue."""
+    limit = minutes(s.facts.time_limit or s.time_limit) if s.facts is not None else None
+    if s.facts is None or limit is None:
         return
     attempts, interval = _health(s)
     waiting, most = attempts * interval / 60, CI_MINUTES[s.benchmark.agentic]
-    place = s.place("slurm", "time_limit") if s.facts.time_limit else s.place("slurm")
-    if waiting > limit:
-        message = f"srtctl waits {waiting:g} min for the servers, and the job may run {limit:g} min"
-        yield message, s.place("health_check")
-    elif limit + waiting > most:
+    if waiting >= limit:
         message = (
-            f"a time limit of {limit:g} min and {waiting:g} min of waiting for the servers are together more than the "
-            f"{most} min after which the workflow ends, queue included"
+            f"srtctl waits up to {waiting:g} min for the servers, and the job may run {limit:g} min: Slurm ends it "
+            f"before servers that never come up are given up"
         )
-        yield message, place
+        yield message, s.place("health_check")
+    if limit >= most:
+        message = (
+            f"the job may run {limit:g} min, and the workflow ends after {most} min, the time in Slurm's queue included"
+        )
+        yield message, s.place("slurm", "time_limit") if s.facts.time_limit else s.lane.place
 
 
 def _health(s: Subject) -> tuple[float, float]:
@@ -229,6 +268,7 @@ RULES: Sequence[Rule[Subject]] = (
     alias_by_accident,
     model_from_hub,
     preflight_blind,
+    setting_ignored,
     sequence_length,
     max_model_len,
     concurrency,

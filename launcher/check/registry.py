@@ -49,6 +49,9 @@ def check_everything(every: Everything) -> list[Reported]:
         if row.plan is not None
         for f in row.plan.findings
     )
-    clusters = (fleet.Cluster(file, every.verdicts.schemas, every.today, every.has_commit) for file in every.files)
+    clusters = (
+        fleet.Cluster(file, every.verdicts.schemas, every.today, every.has_commit, every.overlays)
+        for file in every.files
+    )
     found = [finding for cluster in clusters for finding in apply(fleet.CLUSTER, cluster)]
     return once(planned, [*found, *apply(WHOLE, every)])

@@ -40,7 +40,7 @@ class Reported:
 
     @cached_property
     def where(self) -> str:
-        """``file:line``. Asking costs a second parse of the file, once for all its findings."""
+        """``file:line``, looked up when asked."""
         return str(self.finding.place)
 
     @property

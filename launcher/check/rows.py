@@ -65,5 +65,7 @@ class Everything:
     verdicts: Verdicts = field(default_factory=Verdicts)
     today: date = date.min
     has_commit: HasCommit = lambda url, sha: None
+    overlays: Path | None = None
+    """The workspace's recipes, which lanes lay over srt-slurm's; None when it has none."""
     whole: bool = True
     """Whether nothing was left out: then what is not used by anything is known to be unused."""

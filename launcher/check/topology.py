@@ -50,9 +50,17 @@ def disaggregation(s: Subject) -> Iterator[Found]:
 @rule("workers", "error", "the recipe starts another number of workers than the row says")
 def workers(s: Subject) -> Iterator[Found]:
     for name, asked, side in _pairs(s):
-        if side.workers is not None and side.workers != asked.workers and not _same_replicas(name, asked, side):
-            message = f"the recipe starts {side.workers} {name} workers, and the matrix says {asked.workers}"
-            yield message, s.place("resources", f"{name}_workers")
+        if side.workers is None or side.workers == asked.workers:
+            continue
+        place = s.place("resources", f"{name}_workers")
+        if _same_replicas(name, asked, side):
+            message = (
+                f"the recipe starts {side.workers} {name} worker of {side.parallelism.dp} data-parallel replicas, and "
+                f"the matrix publishes {asked.workers} workers"
+            )
+            yield message, place, "warning"
+        else:
+            yield f"the recipe starts {side.workers} {name} workers, and the matrix says {asked.workers}", place
 
 
 @rule("parallelism", "error", "the recipe's parallelism is not the row's")

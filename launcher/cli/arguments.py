@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from launcher import __version__
-from launcher.cli import image_arguments
+from launcher.cli import image_arguments, site_arguments
 
 SUMMARY = "Puts LLM-inference benchmarks onto Slurm clusters, and says truthfully how they ended."
 
@@ -135,6 +135,9 @@ def _runner(commands: _Commands) -> None:
     )
     _places(show)
     show.set_defaults(command="runner:show")
+    site_arguments.add(verbs, _places)
+    schema = verbs.add_parser("schema", help="JSON Schema of runner files, for editors")
+    schema.set_defaults(command="runner:schema")
 
 
 def _model(commands: _Commands) -> None:
@@ -159,11 +162,15 @@ def _model(commands: _Commands) -> None:
     )
     stage.add_argument("--workers", type=_positive, default=8, metavar="N", help="parts at once (default 8)")
     nodes = stage.add_argument_group("on nodes, each for itself")
-    nodes.add_argument("--nodes", metavar="LIST", help="these nodes, in an allocation of its own")
     nodes.add_argument("--job", metavar="ID", help="the nodes of this allocation")
-    nodes.add_argument("--partition", metavar="NAME")
+    nodes.add_argument("--nodes", metavar="LIST", help="these nodes; without a job, in an allocation of its own")
+    nodes.add_argument("--count", type=_positive, default=0, metavar="N", help="N nodes that Slurm picks")
+    nodes.add_argument("--partition", metavar="NAME", help="there; without --nodes and --count all of its nodes")
     nodes.add_argument("--account", metavar="NAME")
     nodes.add_argument("--exclude", metavar="NODE[,NODE…]", default="", help="not on these")
+    nodes.add_argument("--cpus", type=_positive, metavar="N", help="processors on each node (default: Slurm's own)")
+    nodes.add_argument("--minutes", type=_positive, default=240, metavar="N", help="its time limit (default 240)")
+    nodes.add_argument("--python", metavar="PATH", help="the interpreter on the nodes (default: this one's path)")
     nodes.add_argument("--json", action="store_true", help="the nodes' verdicts as JSON")
     stage.add_argument("--runner", metavar="NAME", help="lay files out on Lustre as this runner's file says")
     _places(stage)

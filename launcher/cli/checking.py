@@ -61,20 +61,23 @@ def _counted(numbers: Mapping[str, int]) -> str:
 
 
 def _gathered(arguments: argparse.Namespace, of: Session) -> Everything:
-    """What to look at: this job's benchmark, the selected rows, or everything."""
+    """What to look at: this job's benchmark, the selected rows, a runner with all its rows, or everything."""
     today = datetime.now(timezone.utc).date()
     has_commit = _commits(of)
     if arguments.from_env:
         plan = of.plan_from_environment()
         row = Row(plan.benchmark, plan.benchmark.source, of.fleet.get(plan.runner), plan)
         return Everything([row], files=[of.fleet.get(plan.runner)], verdicts=of.verdicts, today=today, whole=False)
+    if arguments.runner and not _selects(arguments):
+        rows = gather.served_by(of, arguments.runner, arguments.matrix)
+        return gather.selected(of, rows, arguments.runner, today, has_commit)
     if _selects(arguments):
         return gather.selected(of, chosen(arguments, of), arguments.runner, today, has_commit, narrowed(arguments))
     return gather.everything(of, today, has_commit, arguments.matrix)
 
 
 def _selects(arguments: argparse.Namespace) -> bool:
-    names = ("key", "runner", "framework", "precision", "seq", "scenario", "conc", "topology", "evals", "recipe")
+    names = ("key", "framework", "precision", "seq", "scenario", "conc", "topology", "evals", "recipe")
     return any(getattr(arguments, name) for name in names)
 
 

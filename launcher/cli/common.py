@@ -65,7 +65,9 @@ def _from_recipe(arguments: argparse.Namespace, of: Session) -> Benchmark:
     """A benchmark out of a recipe alone: it measures what the recipe says."""
     recipe = of.finder.find(arguments.recipe)
     if recipe is None:
-        raise ConfigError(f"no recipe {arguments.recipe}", where="--recipe", hint="recipes/…/name.yaml[:selector]")
+        places = " and ".join(map(str, (of.finder.overlays, *of.finder.repository)[of.finder.overlays is None :]))
+        hint = f"recipes/DIR/NAME.yaml[:SELECTOR] is DIR/NAME.yaml below {places}; --recipes DIR, --workspace DIR"
+        raise ConfigError(f"no recipe {arguments.recipe}", where="--recipe", hint=hint)
     found = variants(recipe.document, recipe.selector, where=recipe.file.where())
     if len(found) != 1:
         names = ", ".join(v.selector or "" for v in found)

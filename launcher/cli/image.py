@@ -22,7 +22,7 @@ from launcher.image.reference import Reference
 from launcher.image.request import ImageRequest
 from launcher.image.scratch import stale_parts
 from launcher.image.upstream import Moved, compare
-from launcher.importing import Importing, have_image, images_in_use
+from launcher.importing import Importing, have_image, images_in_use, run_is_over
 from launcher.plan import PlannedImage
 from launcher.process import CommandRunner, run
 from launcher.redact import redact
@@ -47,7 +47,7 @@ class _Where:
 
     def images(self) -> list[Image]:
         users = images_in_use(self.of.runs)
-        return [image for directory in self.directories for image in inventory.images(directory, users)]
+        return [image for directory in self.directories for image in inventory.images(directory, users, run_is_over)]
 
 
 def _where(arguments: argparse.Namespace) -> _Where:
@@ -204,15 +204,16 @@ def gc(arguments: argparse.Namespace) -> int:
     users = images_in_use(where.of.runs)
     gone: list[Garbage] = []
     for directory in where.directories:
-        gone += inventory.garbage(directory, inventory.images(directory, users), grace=arguments.grace * 86400)
+        found = inventory.images(directory, users, run_is_over)
+        gone += inventory.garbage(directory, found, grace=arguments.grace * 86400, over=run_is_over)
     if where.temporary.is_dir():
         gone += [inventory.leftover(path) for path in stale_parts(where.temporary)]
     freed, left = 0, "kept, it is in use or its lock is not to be had" if arguments.apply else "would remove"
     for item in gone:
-        removed = arguments.apply and inventory.collect(item)
+        removed = arguments.apply and inventory.collect(item, run_is_over)
         freed += item.size if removed or not arguments.apply else 0
         print(f"{'removed' if removed else left}: {item.path} ({item.size / 1e6:.1f} MB): {item.why}")
     print(f"{'freed' if arguments.apply else 'would free'} {freed / 1e9:.3f} GB in {len(gone)} entries")
     if not arguments.apply and gone:
-        print("this was a dry run; --apply removes them. Runs of other users and of bash launchers are not known here.")
+        print("this was a dry run; --apply removes them. Runs of bash launchers are not known here.")
     return 0

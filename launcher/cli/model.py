@@ -56,7 +56,7 @@ def stage(arguments: argparse.Namespace) -> int:
     from launcher.model.stage import stage as stage_to
     from launcher.model.striping import striping
 
-    if arguments.nodes or arguments.job:
+    if arguments.nodes or arguments.job or arguments.count or arguments.partition:
         return _stage_on_nodes(arguments)
     destination = Path(on_this_node(arguments.destination))
     with _signals() as stopped, showing(sys.stderr) as progress:
@@ -91,18 +91,46 @@ def _layouts(arguments: argparse.Namespace, destination: Path) -> Sequence[Strip
 
 
 def _stage_on_nodes(arguments: argparse.Namespace) -> int:
+    import functools
+
+    from launcher.model.node_job import reap
     from launcher.model.nodes import Allocation, stage_on_nodes
+    from launcher.process import run
+    from launcher.slurm.client import Scheduler, open_scheduler
 
     if arguments.source is None:
         raise ConfigError("nodes stage from somewhere", where="--from")
+    if arguments.count and (arguments.nodes or arguments.job):
+        raise ConfigError("Slurm picks the nodes, or they are named", where="--count")
     where = Allocation(
         arguments.job,
         arguments.nodes,
         arguments.partition,
         arguments.account,
         exclude=tuple(name for name in arguments.exclude.split(",") if name),
+        count=arguments.count,
+        cpus=arguments.cpus,
+        minutes=arguments.minutes,
+        python=arguments.python,
     )
-    verdicts = stage_on_nodes(arguments.source, arguments.destination, where, workers=arguments.workers)
+    state = session(arguments).state
+
+    def scheduler() -> Scheduler:
+        return open_scheduler("slurm", backend="commands")
+
+    with _signals() as stopped:
+        reap(state, scheduler, _say)
+        verdicts = stage_on_nodes(
+            arguments.source,
+            arguments.destination,
+            where,
+            workers=arguments.workers,
+            run=functools.partial(run, should_stop=lambda: bool(stopped)),
+            state=state,
+            scheduler=scheduler,
+            say=_say,
+            should_stop=lambda: bool(stopped),
+        )
     if arguments.json:
         print(json.dumps([verdict.as_dict() for verdict in verdicts], indent=2))
     else:
@@ -212,17 +240,29 @@ def _row(path: Path, said: str) -> tuple[list[str], dict[str, object]]:
 
 
 def _show(verdict: Verdict, said: str, precision: str | None) -> None:
-    what = f"whole, {verdict.shards} shards, {verdict.bytes / 1e9:.1f} GB" if verdict.whole else "not whole"
-    reason = f" ({verdict.identity_reason})" if verdict.identity_reason else ""
-    print(f"{verdict.path}: {what}, {verdict.quantisation}; declared one: {verdict.identity}{reason}  {said}".rstrip())
+    there = verdict.path.exists()
+    parts = [f"whole, {verdict.shards} shards, {verdict.bytes / 1e9:.1f} GB" if verdict.whole else "not whole"]
+    if there:
+        parts.append(verdict.quantisation)
+    if verdict.identity == "mismatch":
+        parts.append(f"not the declared one: {verdict.identity_reason}")
+    elif verdict.whole and verdict.identity == "match":
+        parts.append("the declared one")
+    elif verdict.whole:
+        parts.append(f"the declared one or not: not known ({verdict.identity_reason})")
+    print(f"{verdict.path}: {', '.join(parts)}  {said}".rstrip())
     for problem in verdict.problems:
         print(f"  {problem}")
     for doubt in verdict.doubts:
         print(f"  doubt: {doubt}")
-    if not verdict.whole or verdict.identity == "mismatch":
-        near = right_sibling(verdict.path, precision) or nearest_sibling(verdict.path)
-        if near:
-            print(f"  there is {near}: is that the one?")
+    if verdict.whole and verdict.identity != "mismatch":
+        return
+    if right := right_sibling(verdict.path, precision):
+        print(f"  there is {right}: is that the one?")
+    elif near := nearest_sibling(verdict.path):
+        other = examine(near, precision=precision)
+        why = other.problems[0] if other.problems else other.identity_reason
+        print(f"  near by name is {near}, and it is not the one either: {why}")
 
 
 @contextlib.contextmanager
@@ -234,7 +274,8 @@ def _signals() -> Iterator[Sequence[int]]:
 
     stopped: list[int] = []
     before = {
-        s: signal.signal(s, lambda number, frame: stopped.append(number)) for s in (signal.SIGINT, signal.SIGTERM)
+        s: signal.signal(s, lambda number, frame: stopped.append(number))
+        for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
     try:
         yield stopped

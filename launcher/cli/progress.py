@@ -59,7 +59,7 @@ class Lines:
             self._resumed += count if resumed else 0
             there = self._by_file.get(path, 0) + count
             self._by_file[path] = there
-            self._done += there >= size
+            self._done += there >= size > there - count or size == 0
             now = self._clock()
             if now - self._told >= self._every or self._there >= self._size > 0:
                 self._told = now
@@ -90,17 +90,21 @@ class _InTerminal:
         with self._lock:
             self._bars.advance(self._total, count)
             if path not in self._tasks:
-                self._tasks[path] = self._bars.add_task(path, total=size, visible=len(self._tasks) < _SHOWN)
-            task = self._tasks[path]
+                self._tasks[path] = self._bars.add_task(path, total=size, visible=self._shown() < _SHOWN)
+            if (task := self._tasks[path]) is None:
+                return  # it is finished
             self._bars.advance(task, count)
             if self._bars.tasks[self._bars.task_ids.index(task)].finished:
-                self._bars.remove_task(self._tasks[path])
+                self._bars.remove_task(task)
+                self._tasks[path] = None
                 self._next()
 
     def _next(self) -> None:
         """Show a file that waited for room."""
-        shown = sum(task.visible for task in self._bars.tasks)
         for task in self._bars.tasks:
-            if shown <= _SHOWN and not task.visible:
+            if not task.visible and self._shown() < _SHOWN:
                 self._bars.update(task.id, visible=True)
                 return
+
+    def _shown(self) -> int:
+        return sum(1 for task in self._bars.tasks if task.visible) - 1  # one is the total's

@@ -59,13 +59,13 @@ def show_plans(plans: Sequence[Plan]) -> None:
 
 
 def _lines(plan: Plan) -> list[tuple[str, str]]:
-    b, srt = plan.benchmark, plan.srt_slurm
-    seen = "seen from here" if "login" in plan.model.seen_by else "seen by compute nodes only"
+    b, srt, slurm = plan.benchmark, plan.srt_slurm, plan.scheduler
+    seen = " and ".join(plan.model.seen_by)
     return [
         ("measures", f"concurrency {' '.join(map(str, b.concurrencies)) or '-'}   {b.key or b.source}"),
         ("recipe", f"{plan.recipe.path}{':' + plan.recipe.selector if plan.recipe.selector else ''}"),
         ("", f"from {plan.recipe.origin}"),
-        ("model", f"{plan.model.path} ({plan.model.storage}, {seen})"),
+        ("model", f"{plan.model.path} ({plan.model.storage}, for {seen} nodes)"),
         *((("alias", f"{alias} → {path}") for alias, path in plan.models.items())),
         *(
             ("image", f"{image.reference}\n             {image.squash} (imported on the {image.import_on} node)")
@@ -74,7 +74,7 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
         ("srt-slurm", f"{srt.repository} {srt.ref} ({srt.sha or 'not pinned'})"),
         *(("overlay", f"{o.source} → {o.destination}") for o in srt.overlays),
         ("tree", srt.root),
-        ("job", f"{plan.job_name}, partition {plan.scheduler.partition}, account {plan.scheduler.account}"),
+        ("job", f"{plan.job_name}, partition {slurm.partition}, account {slurm.account}, at most {slurm.time_limit}"),
         ("submit", " ".join(plan.submit.argv)),
         ("results", f"{plan.results.filename}_*.json"),
         ("decided by", f"{plan.rules.get('model', '-')}, {plan.rules.get('lane', '-')}"),

@@ -1,4 +1,4 @@
-"""`launcher runner list | show`: what the runner files say, and which rule applies."""
+"""`launcher runner list | show | schema`: what the runner files say, which rule applies, what they may say."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 from launcher.benchmark import AGENTIC, FIXED, Benchmark
 from launcher.cli.common import session
-from launcher.derive import known
+from launcher.derive import known, last
 from launcher.errors import ConfigError
 from launcher.runner.file import RunnerFile, describe_when
 
@@ -46,6 +46,14 @@ def show(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def schema(arguments: argparse.Namespace) -> int:
+    """The JSON Schema of runner files: ``runners/runner.schema.json`` is this output."""
+    from launcher.runner.json_schema import text
+
+    sys.stdout.write(text())
+    return 0
+
+
 _ADJUSTS = ("mounts", "exports", "edits", "srtslurm", "time_limit", "preflight", "setup_script", "tags")
 
 
@@ -61,6 +69,8 @@ def _case(file: RunnerFile, benchmark: Benchmark) -> None:
         print(f"overlay    {overlay.source} → {overlay.destination or 'recipes/' + overlay.source}")
     if r.setup_script:
         print(f"set-up     {r.setup_script}")
+    limit = last([r.time_limit, *(a.rule.time_limit for a in file.adjustments(benchmark))], None)
+    print(f"time limit {limit or file.runner.scheduler.time_limit}, where the recipe says none")
     for applied in file.adjustments(benchmark):
         what = ", ".join(name for name in _ADJUSTS if getattr(applied.rule, name) not in (None, {}, []))
         print(f"adjusts    {what.replace('_', '-')}: {applied.rule.reason or '-'}   {applied.where}")

@@ -45,10 +45,11 @@ def adopt(arguments: argparse.Namespace) -> int:
     record = RunRecord.create(of.runs, plan)
     record.update(results="workspace" if by_environment else "run")
     output = Path(arguments.output).resolve() if arguments.output else None
+    execution = execution_of(of, record)
     try:
-        take_job(record, arguments.job, execution_of(of, record), output, of.runs)
+        take_job(record, arguments.job, execution, output, of.runs)
     except LauncherError as error:
-        record.update(state="failed", error={"layer": error.layer, "message": error.message})
+        execution.failed(error)
         raise
     return _exit_code(drive_records(of, [(record, plan)], quiet=not arguments.logs))
 
@@ -89,7 +90,7 @@ def ci(arguments: argparse.Namespace) -> int:
         except ConfigError as error:
             github.error(str(error), title="launcher: configuration")
             raise
-        _report_to(github, of, outcomes)
+        report_to(github, of.runs, outcomes)
     return _exit_code(outcomes)
 
 
@@ -249,13 +250,14 @@ def _announce(github: GitHub, plan: Plan, workspace: Path) -> None:
         )
 
 
-def _report_to(github: GitHub, of: Session, outcomes: Sequence[Outcome]) -> None:
+def report_to(github: GitHub, runs: Path, outcomes: Sequence[Outcome]) -> None:
+    """How runs ended: the step's output, an annotation with the verdict of each that failed, the table of points."""
     from launcher.result.report import markdown
 
     summaries = []
     for outcome in outcomes:
         github.output("state", outcome.state)
-        path = of.runs / outcome.run / "summary.json"
+        path = runs / outcome.run / "summary.json"
         if path.is_file():
             summaries.append(json.loads(path.read_text()))
         if outcome.error is not None:

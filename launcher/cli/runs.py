@@ -12,7 +12,9 @@ from launcher.cli.running import drive_records, execution_of
 from launcher.errors import ConfigError, JobError, LauncherError
 from launcher.execute import log_of
 from launcher.leftovers import end_run, left_behind
+from launcher.model.node_job import reap
 from launcher.record import RunRecord, records
+from launcher.slurm.client import open_scheduler
 from launcher.slurm.logs import LogFollower
 from launcher.slurm.states import Phase
 
@@ -93,6 +95,10 @@ def cleanup(arguments: argparse.Namespace) -> int:
         host = record.get("owner")["host"]
         print(f"run {record.id}: only {host} can tell whether it is driven; `launcher cleanup {record.id}` ends it")
     print(f"{len(left)} runs were left behind" if left else "no run was left behind")
+    try:
+        reap(of.state, lambda: open_scheduler("slurm", backend="commands"), print)
+    except LauncherError as error:
+        wrong.append(error)
     for other in wrong[1:]:
         print(other)
     if wrong:
@@ -121,6 +127,7 @@ def collect(arguments: argparse.Namespace) -> int:
             raise outcome.error
         return 0
     collected = execution.collect()
+    execution.papers.deliver(execution.results_directory)
     collected.raise_if_bad()
     return 0
 

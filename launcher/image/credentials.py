@@ -17,10 +17,11 @@ _VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Credentials:
-    """An account of a registry. ``password`` is never shown."""
+    """An account of a registry, and the line that has it (``file:line``). ``password`` is never shown."""
 
     login: str
     password: str = field(repr=False)
+    place: str = ""
 
 
 class MadeByCommand(ImageError):
@@ -61,19 +62,40 @@ def credentials(host: str, environ: Mapping[str, str]) -> Credentials | None:
 
     Raises MadeByCommand.
     """
+    found = _line(host, environ)
+    if found is None:
+        return None
+    login, password, place = found
+    if not password.startswith("$"):  # as enroot's common.sh has it: only such a password goes through a shell
+        return Credentials(login, password, place)
+    if variable := _VARIABLE.fullmatch(password):
+        return Credentials(login, environ.get(variable[1] or variable[2], ""), place)
+    raise MadeByCommand(f"the password for {host} is made by a command, which only enroot runs", where=place)
+
+
+def account_line(registry: str, environ: Mapping[str, str], realm: str = "") -> str:
+    """What to correct when ``registry`` refuses: the line of its account, or the one that is missing.
+
+    ``realm`` is the host that gives its tokens, if that is known: enroot takes the line of the host that asks.
+    """
+    hub = registry == "docker.io"
+    realm = realm or ("auth.docker.io" if hub else registry)
+    for host in (realm, "registry-1.docker.io" if hub else registry):
+        if found := _line(host, environ):
+            return f"the line of machine {host.partition(':')[0]}, login {found[0]} in {found[2]}"
+    line = f"machine {realm.partition(':')[0]} login … password …"
+    return f"add the line `{line}` to {credentials_file(environ)}, which has none for it"
+
+
+def _line(host: str, environ: Mapping[str, str]) -> tuple[str, str, str] | None:
+    """Login, password as it is written, and ``file:line`` of the first account of a host."""
     path = credentials_file(environ)
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError):
         return None
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         found = _LINE.fullmatch(line)
-        if found is None or found[1] != host.partition(":")[0]:
-            continue
-        login, password = found[2], found[3]
-        if not password.startswith("$"):  # as enroot's common.sh has it: only such a password goes through a shell
-            return Credentials(login, password)
-        if variable := _VARIABLE.fullmatch(password):
-            return Credentials(login, environ.get(variable[1] or variable[2], ""))
-        raise MadeByCommand(f"the password for {host} is made by a command, which only enroot runs", where=str(path))
+        if found is not None and found[1] == host.partition(":")[0]:
+            return found[2], found[3], f"{path}:{number}"
     return None

@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.errors import ImageError
+from launcher.image.credentials import account_line
+from launcher.image.reference import Reference
 from launcher.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, Completed, run
 
 ATTEMPTS = 4
@@ -113,11 +115,11 @@ class Enroot:
             raise ImageError(
                 f"enroot import of {uri} did not end within {timeout:g} s",
                 where=where,
-                hint="give it more time (images.import_timeout in the runner file), or find out what is slow:\n"
+                hint="give it more time (images.import-timeout in the runner file), or find out what is slow:\n"
                 + done.tail(),
             )
-        if not done.ok:
-            fault = diagnose(done)
+        if not done.ok or _NODE_FAILED.search(done.stderr):
+            fault = _with_account(diagnose(done), uri, environment)
             message = f"enroot import of {uri} failed: {fault.what}"
             raise (_MayPass if fault.may_pass else ImageError)(message, where=where, hint=fault.hint)
         version = re.match(r"\d+\.\d+(\.\d+)?\S*", done.stdout)
@@ -130,6 +132,33 @@ class Enroot:
         done = self._run([*self._command, *words], timeout=_QUERY_TIMEOUT, env=environment)
         return done.stdout.strip() or None if done.ok else None
 
+
+_NODE_FAILED = re.compile(r"^srun: error: Node failure on \S+", re.MULTILINE)
+"""srun's exit code is 0 then (Slurm 22.05)."""
+
+_JOB = "see images.import-partition and images.import-options in the runner file"
+
+_BY_SRUN: tuple[tuple[str, Fault], ...] = (
+    (_NODE_FAILED.pattern, Fault("its node failed", "try again; --exclude the node in images.import-options", True)),
+    (
+        r"DUE TO TIME LIMIT",
+        Fault("its job reached its time limit", "more time: images.import-timeout in the runner file"),
+    ),
+    (
+        r"srun: .*(Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted)",
+        Fault("Slurm does not answer", "try again later", may_pass=True),
+    ),
+    (
+        r"srun: (Job has been cancelled|Job allocation \d+ has been revoked)",
+        Fault("its job did not start in time, or was cancelled while it waited for a node", f"try again later; {_JOB}"),
+    ),
+    (r"srun: error: Unable to allocate resources", Fault("Slurm gives it no job", _JOB)),
+    (r"\*\*\* (STEP|JOB) .* CANCELLED AT", Fault("its job was cancelled", "somebody ended it; run again")),
+)
+"""What becomes of the job of an import (recorded from Slurm 22.05). It says more than what enroot says of its end."""
+
+_UNSAID = re.compile(r"Authenticating with user: .*(\n\[INFO\] Using credentials.*)?\Z")
+"""The last that enroot 4.1.2 says when Basic authentication fails: it throws away what curl says, and ends with 1."""
 
 _SPACE = "free space there, or name another directory (images.directory, images.temporary in the runner file)"
 _IMAGE = "correct the image in the matrix entry or recipe"
@@ -169,7 +198,7 @@ _BY_WORDS: tuple[tuple[str, Fault], ...] = (
         r"Command not found: (\S+)",
         Fault("a program that enroot needs is missing", "install it on the host that imports"),
     ),
-    (r"\bKilled\b", Fault("it was killed", "give it more memory, or import on another host (images.import_on)")),
+    (r"\bKilled\b", Fault("it was killed", "give it more memory, or import on another host (images.import-on)")),
 )
 
 
@@ -177,15 +206,33 @@ def diagnose(done: Completed) -> Fault:
     """Why this `enroot import` failed. What is not known is not tried again."""
     said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("[INFO]")]
     text = "\n".join(said)
-    if done.returncode in (NOT_FOUND, NOT_EXECUTABLE) and text.startswith(f"{done.argv[0]}: "):
-        return Fault("enroot is not there", "install it on this host, or import on compute nodes (images.import_on)")
+    missing = re.match(r"(enroot|srun|\S*/enroot): ", text) or re.match(re.escape(f"{done.argv[0]}: "), text)
+    if done.returncode in (NOT_FOUND, NOT_EXECUTABLE) and missing:
+        name = "srun" if missing.group().startswith("srun") else "enroot"
+        return Fault(f"{name} is not there", "install it on this host, or import elsewhere (images.import-on)")
+    for words, fault in _BY_SRUN:
+        if re.search(words, text, re.MULTILINE):
+            return _saying(fault, said)
+    if not said and _UNSAID.search(done.stderr.rstrip()):
+        return Fault("401 or 404, enroot does not say which", f"{_IMAGE}, or the credentials")
     status = [int(code) for code in re.findall(r"returned error(?: code)?: (\d{3})\b", text)]
     faults = [fault_of_status(code) for code in status] + [
         fault for words, fault in _BY_WORDS if re.search(words, text)
     ]
     lasting = [fault for fault in faults if not fault.may_pass]
     fault = (lasting or faults or [Fault(f"exit {done.returncode}", "read what it said")])[0]
-    return Fault(fault.what + "".join(f"\n  {line}" for line in said[-4:]), fault.hint, fault.may_pass)
+    return _saying(fault, said)
+
+
+def _saying(fault: Fault, said: Sequence[str]) -> Fault:
+    return replace(fault, what=fault.what + "".join(f"\n  {line}" for line in said[-4:]))
+
+
+def _with_account(fault: Fault, uri: str, environment: Mapping[str, str]) -> Fault:
+    """A registry's refusal, with the line of the credentials that it refused or that is missing."""
+    if not fault.what.startswith(("401", "403")):
+        return fault
+    return replace(fault, hint=f"correct the image, or {account_line(Reference.parse(uri).registry, environment)}")
 
 
 def fault_of_status(code: int) -> Fault:

@@ -16,14 +16,15 @@ from enum import Enum
 from pathlib import Path
 
 from launcher.errors import ImageError
-from launcher.image import sidecar
+from launcher.image import sidecar, uses
 from launcher.image.lock import Lock, look, take_away
 from launcher.image.owner import Owner
 from launcher.image.scratch import stale_parts
 from launcher.image.sidecar import Sidecar
 from launcher.image.squash import Listing, Superblock, inspect, listing_ok
+from launcher.image.uses import Over, nobody_knows
 from launcher.process import CommandRunner, run
-from launcher.publish import TEMPORARY_SUFFIX, temporary_name
+from launcher.publish import TEMPORARY_SUFFIX, publish_new, temporary_name
 
 GRACE = 30 * 86400.0
 """Seconds for which an unused image is kept."""
@@ -60,17 +61,28 @@ class Garbage:
     why: str
 
 
-def images(directory: Path, users: Mapping[str, Sequence[str]] | None = None) -> list[Image]:
+def images(directory: Path, users: Mapping[str, Sequence[str]] | None = None, over: Over = nobody_knows) -> list[Image]:
     """The images of a directory, by name. ``users``: path of a squash file → live runs that have it.
 
-    Raises ImageError when the directory cannot be read.
+    To these come the runs that marked an image in the directory itself, but those that are ``over``. Raises ImageError
+    when the directory cannot be read.
     """
     live = {os.path.realpath(path): tuple(runs) for path, runs in (users or {}).items()}
-    return [
-        _image(path, live.get(os.path.realpath(path), ()))
-        for path in _entries(directory)
-        if path.name.endswith(_SUFFIX) and not path.name.startswith(".")
-    ]
+    now = _server_time(directory)
+    found = []
+    for path in _entries(directory):
+        if path.name.endswith(_SUFFIX) and not path.name.startswith("."):
+            ours = live.get(os.path.realpath(path), ())
+            found.append(_image(path, (*ours, *_marked(path, ours, now, over))))
+    return found
+
+
+def _marked(squash: Path, known: Sequence[str], now: float, over: Over = nobody_knows) -> tuple[str, ...]:
+    """Live runs that marked the image, beside those that are known."""
+    try:
+        return tuple(str(use) for use in uses.live(squash, now, over) if use.run not in known)
+    except OSError as error:
+        return (f"marks that cannot be read ({error.strerror})",)
 
 
 def _image(squash: Path, users: tuple[str, ...]) -> Image:
@@ -78,7 +90,7 @@ def _image(squash: Path, users: tuple[str, ...]) -> Image:
         status = squash.stat()
     except OSError as error:
         return Image(squash, 0, time.time(), problem=f"cannot be read: {error.strerror}", users=users)
-    times = [status.st_mtime, status.st_atime]
+    times = [status.st_mtime, status.st_atime, uses.last_use(squash)]
     with contextlib.suppress(OSError):
         times.append(sidecar.beside(squash).stat().st_mtime)
     try:
@@ -162,7 +174,12 @@ def adopt(squash: Path, reference: str, uri: str, *, runner: CommandRunner = run
 
 
 def garbage(
-    directory: Path, found: Iterable[Image], *, grace: float = GRACE, parts: float = GRACE_OF_PARTS
+    directory: Path,
+    found: Iterable[Image],
+    *,
+    grace: float = GRACE,
+    parts: float = GRACE_OF_PARTS,
+    over: Over = nobody_knows,
 ) -> list[Garbage]:
     """What `collect` would remove. Ages are by the file server's clock. Raises ImageError."""
     now = _server_time(directory)
@@ -181,6 +198,10 @@ def garbage(
     for path in entries:
         if why := _left(path, path in dead, now, parts):
             gone.append(Garbage(path, _size(path), why))
+    for squash in uses.marked(directory):
+        with contextlib.suppress(OSError):
+            stale = ((use, uses.stale(use, now, over)) for use in uses.marks(squash))
+            gone += [Garbage(use.path, use.path.stat().st_size, f"a mark of {use}: {why}") for use, why in stale if why]
     return gone
 
 
@@ -211,7 +232,7 @@ def _left(path: Path, dead: bool, now: float, parts: float) -> str | None:
     return None
 
 
-def collect(item: Garbage) -> bool:
+def collect(item: Garbage, over: Over = nobody_knows) -> bool:
     """Remove one thing, if it is still garbage. An image only under its lock, and not when it was used meanwhile.
 
     Raises ImageError when it cannot be removed.
@@ -222,22 +243,40 @@ def collect(item: Garbage) -> bool:
             return seen is None or (
                 _left(item.path, False, time.time(), 0.0) is not None and take_away(item.path, seen)
             )
+        if item.path.parent.parent.name == uses.DIRECTORY:
+            item.path.unlink(missing_ok=True)
+            if not (squash := item.path.parents[2] / item.path.parent.name).exists():
+                uses.tidy(squash)
+            return True
         if not item.path.name.endswith(_SUFFIX):
             if item.path.is_dir() and not item.path.is_symlink():
                 shutil.rmtree(item.path)
             else:
                 item.path.unlink(missing_ok=True)
             return True
-        before = _image(item.path, ())
-        with Lock(item.path.with_name(f".{item.path.name}{_OWNER}"), what="gc", wait=0.0) as held:
-            after = _image(item.path, ())
-            if not held.acquired or after.used > before.used or after.size != item.size:
-                return False
-            item.path.unlink()
-            sidecar.beside(item.path).unlink(missing_ok=True)
-        return True
+        return _collect_image(item, over)
     except OSError as error:
         raise ImageError(f"cannot be removed: {error.strerror}", where=str(item.path)) from None
+
+
+def _collect_image(item: Garbage, over: Over) -> bool:
+    """A run marks an image first and looks for it then; so it is taken out of sight first, and then marks are read."""
+    before = _image(item.path, ())
+    now = _server_time(item.path.parent)
+    with Lock(item.path.with_name(f".{item.path.name}{_OWNER}"), what="gc", wait=0.0) as held:
+        after = _image(item.path, ())
+        used = after.used > before.used or after.size != item.size or _marked(item.path, (), now, over)
+        if not held.acquired or used:
+            return False
+        aside = temporary_name(item.path)
+        item.path.rename(aside)
+        if _marked(item.path, (), now, over):
+            publish_new(aside, item.path)
+            return False
+        aside.unlink()
+        sidecar.beside(item.path).unlink(missing_ok=True)
+        uses.tidy(item.path)
+    return True
 
 
 def _entries(directory: Path) -> list[Path]:

@@ -69,6 +69,25 @@ def between_nodes(directory: Path, options: Sequence[str], runner: CommandRunner
     return _read(done, directory)
 
 
+def between_hosts(directory: Path, options: Sequence[str], wait: float = 60.0, runner: CommandRunner = run) -> Probed:
+    """Try it with this host and one node by srun; ``wait`` is how many seconds a node is waited for.
+
+    Raises ImageError when there is no node, or when it has not this Python. This host waits as long as it would for
+    another process: a job that starts later finds nobody, which is an error too.
+    """
+    with _Place(directory) as token, ThreadPoolExecutor(2) as pool:
+        command = [sys.executable, "-m", __name__, str(directory), token]
+        one = ["srun", "--nodes=1", "--ntasks=1", "--time=2", f"--immediate={max(1, round(min(wait, _WAIT)))}"]
+        argvs = [[*command, "0"], [*one, "--job-name=launcher-doctor", *options, *command, "1"]]
+        here = pool.submit(runner, argvs[0], timeout=3 * _WAIT)
+        there = runner(argvs[1], timeout=3 * _WAIT)
+        if not there.ok:  # nobody will come: the one here need not wait
+            for step in ("asked", "done"):
+                write_json(_meeting(directory, token) / step, {})
+        done = [there, here.result()]
+    return _read(done, directory)
+
+
 class _Place:
     """A directory of our own below the one in question, gone afterwards."""
 

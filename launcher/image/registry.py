@@ -24,7 +24,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from launcher.errors import ImageError
-from launcher.image.credentials import MadeByCommand, allows_http, credentials, credentials_file
+from launcher.image.credentials import MadeByCommand, account_line, allows_http, credentials
 from launcher.image.enroot import fault_of_status
 from launcher.image.reference import Reference
 
@@ -104,6 +104,14 @@ class Registry:
         self._scheme = "http" if allows_http(environ) else "https"
         self._opener = urllib.request.build_opener(_Redirects)
         self._authorization: dict[tuple[str, str], str] = {}
+        self._realms: dict[str, str] = {}
+        self._attempts = ATTEMPTS
+
+    def once(self, timeout: float) -> Registry:
+        """The same, which tries nothing twice and says nothing meanwhile. ``timeout`` is in seconds."""
+        brief = Registry(self._environ, clock=self._clock, sleep=self._sleep, timeout=timeout)
+        brief._attempts = 1
+        return brief
 
     def manifest(self, reference: Reference, architecture: str | None = None, *, where: str) -> Manifest:
         """Look up the image for ``architecture`` (``x86_64``, ``aarch64``, or Debian's names; this machine's if None).
@@ -173,7 +181,8 @@ class Registry:
         def stop(state: RetryCallState) -> bool:
             nobody = state.outcome is not None and isinstance(state.outcome.exception(), _NoWay)
             return (
-                state.attempt_number >= (2 if nobody else ATTEMPTS) or self._clock() + state.upcoming_sleep > deadline
+                state.attempt_number >= (min(2, self._attempts) if nobody else self._attempts)
+                or self._clock() + state.upcoming_sleep > deadline
             )
 
         def pause(state: RetryCallState) -> None:
@@ -237,6 +246,7 @@ class Registry:
         said = dict(re.findall(r'(\w+)="([^"]*)"', rest))
         realm = said.pop("realm", "")
         host = urllib.parse.urlsplit(realm).netloc if kind.lower() == "bearer" else ""
+        self._realms[reference.registry] = host
         names = (host, "registry-1.docker.io" if reference.registry == "docker.io" else reference.registry)
         account = next((found for name in names if name and (found := credentials(name, self._environ))), None)
         basic = None
@@ -259,7 +269,8 @@ class Registry:
         message = f"{reference.registry}: {_name(reference)}: {fault.what}"
         hint = fault.hint
         if error.code in (401, 403):
-            hint = f"correct the image, or the line for {reference.registry} in {credentials_file(self._environ)}"
+            line = account_line(reference.registry, self._environ, self._realms.get(reference.registry, ""))
+            hint = f"correct the image, or {line}"
         if not fault.may_pass:
             return ImageError(message, where=where, hint=hint)
         pause = _retry_after(error.headers.get("Retry-After"))

@@ -17,7 +17,7 @@ class ImageRequest:
 
     ``uri`` is the canonical one (`Reference.uri`). ``architecture`` (``x86_64``, ``aarch64``) is what the nodes need;
     None asks for that of the host. ``moved_tag`` says what a tag that names another image by now means for one that is
-    there: ``keep`` asks no registry at all, ``refresh`` imports the new one beside it, ``fail`` is an error.
+    there: ``keep`` says so and uses it, ``refresh`` imports the new one beside it, ``fail`` is an error.
     ``flock_path`` is what the bash launchers flock. ``lock_wait`` and
     ``import_timeout`` are in seconds. ``enroot_environment`` is added to the environment of enroot and wins over
     everything. ``temp_directory`` (node-local: aufs whiteouts cannot be removed over NFS) gets enroot's temporaries;

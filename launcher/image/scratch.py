@@ -98,7 +98,7 @@ def storage_error(error: OSError, request: ImageRequest) -> ImageError:
         errno.ENOTDIR: "correct images.directory in the runner file: a part of it is a file",
         errno.EACCES: "make the directory writable for the user who imports",
         errno.EPERM: "make the directory writable for the user who imports",
-        errno.EROFS: "import on a host that may write there (images.import_on in the runner file)",
+        errno.EROFS: "import on a host that may write there (images.import-on in the runner file)",
         errno.ENOSPC: "free space there",
         errno.EDQUOT: "free space there, or have the quota raised",
     }

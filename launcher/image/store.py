@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from launcher.image.scratch import check_directory, check_space, private_directo
 from launcher.image.sidecar import Sidecar
 from launcher.image.squash import DamagedImage, Listing, MissingImage, Superblock, inspect, listing_ok
 from launcher.image.upstream import Moved, before_import, compare, enough_space
-from launcher.process import CommandRunner, run
+from launcher.process import CommandRunner, clean_environment, run
 from launcher.publish import publish_new, temporary_name
 
 if TYPE_CHECKING:  # urllib is for those who import
@@ -38,12 +39,24 @@ def silent(message: str) -> None:
     """Say nothing."""
 
 
+def unmarked(squash: Path) -> None:
+    """Leave no mark of use."""
+
+
+GLANCE = 2.0
+"""Seconds that a registry has to say what a tag names now, where that changes nothing."""
+
+SHOWN = 60
+"""Seconds after which an NFS client shows a file that another host made, at a name that was looked for before (nfs(5):
+acdirmax)."""
+
+
 class ImageStore:
     """Has images in place. Everything it does to the world goes through what it is given here.
 
     ``say`` gets one line at a time, as things happen. ``enroot`` is the command and ``asked`` as `Enroot` has it,
     ``lock`` the class of lock. Without a ``registry`` nobody is asked before an import, and of a tag that moved nothing
-    is known.
+    is known. ``mark`` is told of each path before it is looked for.
     """
 
     def __init__(
@@ -55,28 +68,35 @@ class ImageStore:
         asked: bool = True,
         lock: type[Lock] = Lock,
         registry: Registry | None = None,
+        mark: Callable[[Path], None] = unmarked,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._run, self._say, self._lock, self._clock, self._sleep = runner, say, lock, clock, sleep
-        self._registry = registry
+        self._registry, self._mark = registry, mark
+        self._shown = 1 if asked else SHOWN // 2
         self._enroot = Enroot(runner, enroot, asked=asked, say=say, clock=clock, sleep=sleep)
 
     def ensure(self, request: ImageRequest) -> ImageRecord:
         """Have the image at ``request.squash``, whole.
 
-        A whole file costs a stat, a read of 96 bytes and the record beside it: no lock and no process, and no network
-        unless ``request.moved_tag`` wants it. Otherwise it is imported under the lock, or without it when that is not
-        to be had. Raises ImageError.
+        A whole file costs a stat, a read of 96 bytes and the record beside it: no lock and no process. What its tag
+        names now is asked of the registry, at the cost of `GLANCE` seconds at most where ``request.moved_tag`` is
+        ``keep``. Otherwise it is imported under the lock, or without it when that is not to be had. Raises ImageError.
         """
+        found = self._ensure(request)
+        if self._registry is None or found.how == "imported":
+            return found
+        if request.moved_tag == "keep":
+            return self._glance(request, found, self._registry)
+        return self._up_to_date(request, found, self._registry)
+
+    def _ensure(self, request: ImageRequest) -> ImageRecord:
         began = self._clock()
+        self._mark(request.squash)
         try:
             found = self._look(request, began)
-            if not isinstance(found, ImageRecord):
-                return self._have(request, began)
-            if self._registry is None or request.moved_tag == "keep":
-                return found
-            return self._up_to_date(request, found, self._registry)
+            return found if isinstance(found, ImageRecord) else self._have(request, began)
         except OSError as error:
             raise storage_error(error, request) from error
 
@@ -86,8 +106,20 @@ class ImageStore:
         if not isinstance(after, Moved):
             return replace(found, facts=(*found.facts, *map(self._said, after)))
         self._said(after.what)
-        newer = self.ensure(replace(request, squash=after.squash, moved_tag="keep"))
+        newer = self._ensure(replace(request, squash=after.squash))
         return replace(newer, facts=(after.what, *newer.facts))
+
+    def _glance(self, request: ImageRequest, found: ImageRecord, registry: Registry) -> ImageRecord:
+        """The image that is there, and what its tag names now, if the registry says so at once."""
+        said: list[Moved | tuple[str, ...]] = []
+        asking = threading.Thread(
+            target=lambda: said.append(compare(request, found.digest, found.index, registry.once(GLANCE))), daemon=True
+        )
+        asking.start()
+        asking.join(GLANCE)
+        after = said[0] if said else (f"the registry did not say within {GLANCE:g} s what the tag names now",)
+        facts = (f"{after.what}; it is kept (images.moved-tag)",) if isinstance(after, Moved) else after
+        return replace(found, facts=(*found.facts, *map(self._said, facts)))
 
     def _look(self, request: ImageRequest, began: float, facts: Sequence[str] = ()) -> ImageRecord | str:
         """The image if it is there and whole, else why an import is needed.
@@ -156,7 +188,7 @@ class ImageStore:
                 check_space(directory, request.space, where)
             if manifest is not None:
                 enough_space(manifest, request.squash.parent, private, where)
-            environment = {**os.environ, **own, **request.enroot_environment}
+            environment = {**clean_environment(os.environ), **own, **request.enroot_environment}
             version = self._enroot.version(environment)
             uri, digest = self._source(request, manifest, environment)
             try:
@@ -204,14 +236,7 @@ class ImageStore:
 
     def _verify(self, temporary: Path, where: str) -> tuple[Superblock, Listing]:
         """What enroot left must be whole before it gets its name. Raises ImageError."""
-        try:
-            block = inspect(temporary)
-        except (MissingImage, DamagedImage) as error:
-            raise ImageError(
-                f"enroot import ended well, and left no whole squash file: {error.message}",
-                where=where,
-                hint="look at the free space and at the log of the file system, then run again",
-            ) from None
+        block = self._left(temporary, where)
         listing = listing_ok(temporary, self._run)
         if listing is Listing.DAMAGED:
             raise ImageError(
@@ -221,6 +246,21 @@ class ImageStore:
             )
         temporary.chmod(temporary.stat().st_mode | 0o444)  # enroot works under umask 077
         return block, listing
+
+    def _left(self, temporary: Path, where: str) -> Superblock:
+        """The superblock of what enroot left, on a node perhaps: then it may take a while to be seen from here."""
+        for left in reversed(range(self._shown)):
+            try:
+                return inspect(temporary)
+            except (MissingImage, DamagedImage) as error:
+                why = error.message
+            if left:
+                self._sleep(2.0)
+        raise ImageError(
+            f"enroot import ended well, and left no whole squash file: {why}",
+            where=where,
+            hint="look at the free space and at the log of the file system, then run again",
+        )
 
     def _whole(self, path: Path) -> bool:
         try:

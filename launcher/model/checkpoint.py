@@ -170,6 +170,9 @@ def _stem(name: str) -> str:
 
 def _check_manifest(path: Path, names: frozenset[str], problems: list[str], doubts: list[str]) -> None:
     """Compare with `.complete.json` by names and sizes; a directory whose staging never ended is no checkpoint."""
+    if STAGING_NAME.fullmatch(path.name) or (WORK in names and NAME not in names):
+        problems.append("half staged: its staging has not ended, or was killed")
+        return
     try:
         manifest = Manifest.read(path)
     except ModelError as error:
@@ -178,8 +181,6 @@ def _check_manifest(path: Path, names: frozenset[str], problems: list[str], doub
     if manifest is not None:
         problems += manifest.differences(path)
         doubts += [f"{name} came after the checkpoint was staged" for name in manifest.extra(path)]
-    elif WORK in names or STAGING_NAME.fullmatch(path.name):
-        problems.append("half staged: its staging has not ended, or was killed")
 
 
 def _mapping(path: Path, problems: list[str]) -> Mapping[str, Any] | None:

@@ -2,15 +2,17 @@
 
 A part is read once, hashed, written, and asked back from the destination, whose answer is hashed too (it comes from the
 page cache: this finds short writes and broken copies, not a failing disk; `launcher model verify --deep` reads again).
-Memory is one buffer a worker.
+Memory is two buffers a worker. Where the file system shares blocks, nothing is written.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import hashlib
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -22,11 +24,17 @@ import xxhash
 
 from launcher.errors import Cancelled, ModelError
 from launcher.model.journal import Journal
-from launcher.model.manifest import BUFFER, FileEntry, combine, forget, hash_part, part_count
+from launcher.model.manifest import BUFFER, FileEntry, combine, forget, hash_part, part_count, pieces
 from launcher.model.source import Reader, Source, SourceFile
 
 WORKERS = 8
-_NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM}
+WINDOW = 8 << 20
+"""Bytes after which the disk is told to begin, so that a file's fsync finds little left to write."""
+
+FICLONERANGE = 0x4020940D
+"""As in linux/fs.h, of the architectures that machines with GPUs have."""
+
+_NO_CLONE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
 
 
 class Progress(Protocol):
@@ -83,7 +91,7 @@ class Copier:
         self._open: set[_FileCopy] = set()
         self._lock = threading.Lock()
         self._buffers = threading.local()
-        self._kernel_copies = hasattr(os, "copy_file_range")
+        self._clones = True
         self._done = Copied()
 
     def copy(self) -> Copied:
@@ -136,11 +144,11 @@ class Copier:
             self._error = self._error or error
         self._stopped.set()
 
-    def buffer(self) -> memoryview:
-        """The calling worker's own buffer."""
+    def buffers(self) -> tuple[memoryview, memoryview]:
+        """The calling worker's own two."""
         if not hasattr(self._buffers, "own"):
-            self._buffers.own = memoryview(bytearray(BUFFER))
-        own: memoryview = self._buffers.own
+            self._buffers.own = memoryview(bytearray(BUFFER)), memoryview(bytearray(BUFFER))
+        own: tuple[memoryview, memoryview] = self._buffers.own
         return own
 
 
@@ -197,54 +205,67 @@ class _FileCopy:
             forget(self._descriptor, offset, length)
             self._tell(length, resumed=True)
             return noted
-        digest = self._copy(offset, length)
-        if hash_part(self._descriptor, offset, length) != digest:
-            raise ModelError(
-                f"part {index} reads back as other bytes than were written", where=str(self._of._into / self.file.path)
-            )
+        digest = self._cloned(offset, length) or self._copied(offset, length)
         assert self._journal is not None and self._reader is not None
         self._journal.note(index, digest)
         forget(self._descriptor, offset, length)
         self._reader.forget(offset, length)
         return digest
 
-    def _copy(self, offset: int, length: int) -> bytes:
+    def _copied(self, offset: int, length: int) -> bytes:
+        """Copy a part through the worker's buffer. What the destination gives back is asked for while the processor's
+        caches still hold it, so it costs little, and a buffer at a time: a page that is half written is not read."""
         assert self._reader is not None
-        state = xxhash.xxh3_128()
-        by_kernel = self._of._kernel_copies and self._reader.descriptor is not None
-        at = offset
-        for chunk in self._reader.chunks(offset, length, self._of.buffer()):
+        read, back = xxhash.xxh3_128(), xxhash.xxh3_128()
+        buffer, second = self._of.buffers()
+        at = seen = begun = offset
+        for chunk in self._reader.chunks(offset, length, buffer):
             if self._of._stopped.is_set():
                 raise Cancelled("stopped while the checkpoint was copied")
-            state.update(chunk)
-            if not by_kernel:
-                _write(self._descriptor, chunk, at)
-                self._tell(len(chunk))
+            read.update(chunk)
+            _write(self._descriptor, chunk, at)
             at += len(chunk)
+            if at - seen >= BUFFER:
+                seen = self._read_back(back, seen, seen + BUFFER, second)
+            if at - begun >= WINDOW:
+                forget(self._descriptor, begun, at - begun)
+                self._tell(at - begun)
+                begun = at
         if at != offset + length:
             raise ModelError(f"{self.file.path} ends after {at} of {self.file.size} bytes", where=self._of._source.name)
-        if by_kernel:
-            if not self._by_kernel(offset, length):
-                return self._copy(offset, length)
-            self._tell(length)
-        return state.digest()
+        self._read_back(back, seen, at, second)
+        if at > begun or not length:
+            self._tell(at - begun)
+        if back.digest() != read.digest():
+            where = str(self._of._into / self.file.path)
+            raise ModelError(f"bytes {offset} to {at} read back as others than were written", where=where)
+        return read.digest()
 
-    def _by_kernel(self, offset: int, length: int) -> bool:
-        """copy_file_range(2): shares blocks on XFS and btrfs, stays on the server with NFS 4.2. False: not here."""
-        assert self._reader is not None and self._reader.descriptor is not None
-        end = offset + length
-        while offset < end:
-            try:
-                count = os.copy_file_range(self._reader.descriptor, self._descriptor, end - offset, offset, offset)
-            except OSError as error:
-                if error.errno not in _NO_KERNEL_COPY:
-                    raise
-                count = 0
-            if count == 0:
-                self._of._kernel_copies = False
-                return False
-            offset += count
-        return True
+    def _read_back(self, state: xxhash.xxh3_128, start: int, end: int, buffer: memoryview) -> int:
+        for piece in pieces(self._descriptor, start, end - start, buffer):
+            state.update(piece)
+        return end
+
+    def _cloned(self, offset: int, length: int) -> bytes | None:
+        """Share a part's blocks with the source (ioctl_ficlonerange(2): XFS, btrfs, NFS 4.2 on such) and hash them.
+
+        None: not here. One block is one truth, so it is read once.
+        """
+        assert self._reader is not None
+        if not self._of._clones or self._reader.descriptor is None or not length:
+            return None
+        try:
+            fcntl.ioctl(
+                self._descriptor, FICLONERANGE, struct.pack("qQQQ", self._reader.descriptor, offset, length, offset)
+            )
+        except OSError as error:
+            if error.errno not in _NO_CLONE:
+                raise
+            self._of._clones = False
+            return None
+        digest = hash_part(self._descriptor, offset, length)
+        self._tell(length)
+        return digest
 
     def _tell(self, count: int, *, resumed: bool = False) -> None:
         with self._of._lock:
@@ -282,9 +303,8 @@ class _FileCopy:
         ):
             if stated is None:
                 continue
-            for offset in range(0, self.file.size, BUFFER):
-                buffer = self._of.buffer()
-                state.update(buffer[: os.preadv(self._descriptor, [buffer], offset)])
+            for piece in pieces(self._descriptor, 0, self.file.size, self._of.buffers()[0]):
+                state.update(piece)
             if state.hexdigest() != stated:
                 raise ModelError(f"{state.name} is {state.hexdigest()}, and {stated} was stated", where=where)
 

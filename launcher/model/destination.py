@@ -14,7 +14,6 @@ from launcher.model.checkpoint import examine
 from launcher.model.manifest import NAME, STAGING_NAME, WORK, Manifest
 from launcher.model.source import Source
 from launcher.processid import ProcessId
-from launcher.publish import fsync_directory
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class StagingOwner:
 def settle(destination: Path, source: Source) -> Manifest | None:
     """The manifest of what is at the destination if it is what the source holds; None when there is nothing.
 
-    Finishes a publication that was cut off between its two renames. Raises ModelError when something else is there.
+    Raises ModelError when something else is there.
     """
     if not os.path.lexists(destination):
         return None
@@ -78,15 +77,9 @@ def _other(manifest: Manifest, source: Source) -> str | None:
 
 
 def finish(destination: Path) -> None:
-    """Do what is left of a publication after its first rename. Raises OSError. Several may do it at once."""
-    work = destination / WORK
-    try:
-        (work / NAME).rename(destination / NAME)
-        fsync_directory(destination)
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    if (destination / NAME).exists() and work.is_dir():
-        shutil.rmtree(work, ignore_errors=True)
+    """Remove what is of no use after a publication. Several may do it at once; what is left, `gc` removes."""
+    if (destination / NAME).exists():
+        shutil.rmtree(destination / WORK, ignore_errors=True)
 
 
 def lock_path(destination: Path) -> Path:

@@ -4,11 +4,13 @@ requests; the bytes are fetched by ranges here, so that they are hashed, resumed
 from __future__ import annotations
 
 import email.utils
+import functools
+import itertools
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from launcher.errors import ConfigError, ModelError
 from launcher.model.source import Reader, SourceFile
@@ -20,6 +22,10 @@ ATTEMPTS = 6
 LONGEST_WAIT = 600.0
 """Seconds that a Retry-After may ask for."""
 
+FIRST_WAIT = 2.0
+"""Seconds before the second request, where the hub does not say; then twice as long each time, up to 60."""
+
+_T = TypeVar("_T")
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -73,27 +79,34 @@ class _HttpReader:
         self._url, self._where, self._sleep = url, where, sleep
 
     def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        # Not tenacity's: the count begins anew with every byte that came.
-        end, attempt = offset + length, 0
+        end = offset + length
         while offset < end:
+            pieces = _patiently(functools.partial(self._begun, offset, end), self._sleep, self._where)
             try:
-                for piece in self._request(offset, end):
+                for piece in pieces:
                     yield piece
                     offset += len(piece)
-                    attempt = 0
                 if offset < end:
                     raise _Again("the connection was cut")
-            except _Again as again:
-                attempt += 1
-                _pause(again, attempt, self._sleep, self._where)
+            except _Again:
+                self._sleep(FIRST_WAIT)  # bytes came: the count of requests begins anew
+
+    def _begun(self, offset: int, end: int) -> Iterator[memoryview]:
+        """A range's pieces, of which the first has come."""
+        pieces = self._request(offset, end)
+        first = next(pieces, None)
+        if first is None:
+            raise _Again("the connection was cut")
+        return itertools.chain((first,), pieces)
 
     def _request(self, offset: int, end: int) -> Iterator[memoryview]:
-        from huggingface_hub import get_session
-        from huggingface_hub.utils._headers import build_hf_headers
+        from huggingface_hub import get_session, get_token
 
         session = get_session()
         errors = _transport_errors()
-        headers = {**build_hf_headers(), "Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity"}
+        headers = {"Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity", "User-Agent": "launcher"}
+        if token := get_token():
+            headers["Authorization"] = f"Bearer {token}"
         try:
             with session.stream("GET", self._url, headers=headers, follow_redirects=True, timeout=60) as response:
                 _judge(response, self._where)
@@ -164,24 +177,40 @@ def _asked_wait(headers: Any) -> float | None:
     return float(found[1]) if found else None
 
 
-def _patiently(ask: Callable[[], Any], sleep: Callable[[float], None], where: str) -> Any:
-    attempt = 0
-    while True:
-        try:
-            return ask()
-        except _Again as again:
-            attempt += 1
-            _pause(again, attempt, sleep, where)
+def _patiently(ask: Callable[[], _T], sleep: Callable[[float], None], where: str) -> _T:
+    """Ask again while that may help, waiting as long as was asked for, or longer each time. Raises ModelError when it
+    is enough, and what ``sleep`` raises."""
+    from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
+    patience = wait_exponential(multiplier=FIRST_WAIT, max=60)
 
-def _pause(again: _Again, attempt: int, sleep: Callable[[float], None], where: str) -> None:
-    """Wait as long as was asked for, or longer each time. Raises ModelError when it is enough."""
-    if attempt >= ATTEMPTS or (again.wait or 0) > LONGEST_WAIT:
+    def last(state: RetryCallState) -> _Again:
+        error = state.outcome.exception() if state.outcome else None
+        assert isinstance(error, _Again)
+        return error
+
+    def pause(state: RetryCallState) -> float:
+        asked = last(state).wait
+        return patience(state) if asked is None else asked
+
+    def give_up(state: RetryCallState) -> None:
+        again = last(state)
         asked = f", which asks for {again.wait:.0f} s" if again.wait else ""
         raise ModelError(
-            f"gave up after {attempt} requests: {again}{asked}", where=where, hint="the same command goes on from here"
+            f"gave up after {state.attempt_number} requests: {again}{asked}",
+            where=where,
+            hint="the same command goes on from here",
         )
-    sleep(again.wait if again.wait is not None else min(2.0**attempt, 60.0))
+
+    enough = stop_after_attempt(ATTEMPTS)
+    retrying = Retrying(
+        stop=lambda state: enough(state) or (last(state).wait or 0) > LONGEST_WAIT,
+        wait=pause,
+        sleep=sleep,
+        retry=retry_if_exception_type(_Again),
+        retry_error_callback=give_up,
+    )
+    return retrying(ask)
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:

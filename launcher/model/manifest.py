@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -26,14 +26,14 @@ NAME = ".complete.json"
 """The manifest's name in a checkpoint's directory. It is there once everything else is."""
 
 WORK = ".staging"
-"""What a directory holds while it is staged: owner, journals, the manifest to be. A directory with it is no checkpoint
-unless it has its manifest too."""
+"""What a directory holds while it is staged: owner and journals. A directory with it is no checkpoint unless it has its
+manifest too."""
 
 STAGING_NAME = re.compile(r"(?P<name>.+)\.staging\.(?P<token>[0-9a-f]{12})")
 """Names of directories that are being staged, or were when their process ended."""
 
 PART_SIZE = 64 << 20
-BUFFER = 1 << 20
+BUFFER = 256 << 10
 SCHEMA = 1
 
 
@@ -102,7 +102,8 @@ class Manifest:
                 continue
             if status.st_size != entry.size:
                 by = status.st_size - entry.size
-                found.append(f"{entry.path} is {abs(by)} bytes too {'long' if by > 0 else 'short'}")
+                much = "1 byte" if abs(by) == 1 else f"{abs(by)} bytes"
+                found.append(f"{entry.path} is {much} too {'long' if by > 0 else 'short'}")
         return found
 
     def deep_differences(
@@ -150,16 +151,21 @@ def part_count(size: int, part_size: int) -> int:
 def hash_part(descriptor: int, offset: int, length: int, tell: Callable[[int], None] = lambda count: None) -> bytes:
     """Read and hash a part of an open file; a file that ends early gives the hash of what there is. Raises OSError."""
     state = xxhash.xxh3_128()
-    buffer = memoryview(bytearray(min(BUFFER, max(length, 1))))
+    for piece in pieces(descriptor, offset, length, memoryview(bytearray(min(BUFFER, length)))):
+        state.update(piece)
+        tell(len(piece))
+    return state.digest()
+
+
+def pieces(descriptor: int, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+    """What an open file holds of a range, in order, through one buffer; less when the file ends. Raises OSError."""
     end = offset + length
     while offset < end:
         count = os.preadv(descriptor, [buffer[: end - offset]], offset)
         if count == 0:
-            break
-        state.update(buffer[:count])
+            return
+        yield buffer[:count]
         offset += count
-        tell(count)
-    return state.digest()
 
 
 def hash_file(

@@ -91,7 +91,9 @@ def read_header(path: Path) -> Header:
         raise DamagedFile("not a safetensors file: its header is not the JSON it should be") from None
     expected = 8 + length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
     if size != expected:
-        raise DamagedFile(f"{abs(size - expected)} bytes too {'short' if size < expected else 'long'} ({size} bytes)")
+        by = abs(size - expected)
+        much = "1 byte" if by == 1 else f"{by} bytes"
+        raise DamagedFile(f"{much} too {'short' if size < expected else 'long'} ({size} bytes)")
     by_dtype: Counter[str] = Counter()
     for tensor in tensors.values():
         by_dtype[tensor.dtype] += tensor.data_offsets[1] - tensor.data_offsets[0]

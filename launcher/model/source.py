@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from launcher.errors import ModelError
-from launcher.model.manifest import NAME, WORK, FileEntry, Manifest, forget
+from launcher.model.manifest import NAME, WORK, FileEntry, Manifest, forget, pieces
 
 _NOT_TAKEN = (".git", ".cache", WORK)
 """Directories at any depth that are no part of a checkpoint: of git, of huggingface_hub's downloads, our own."""
@@ -121,13 +121,7 @@ class _FileReader:
         return self.descriptor
 
     def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        end = offset + length
-        while offset < end:
-            count = os.preadv(self._open, [buffer[: end - offset]], offset)
-            if count == 0:
-                return
-            yield buffer[:count]
-            offset += count
+        return pieces(self._open, offset, length, buffer)
 
     def forget(self, offset: int, length: int) -> None:
         forget(self._open, offset, length)

@@ -1,9 +1,9 @@
 """Staging: a checkpoint comes to its destination whole, or not at all.
 
     <name>.staging.<token>/            everything is written here; nobody takes it for a checkpoint
-    <name>.staging.<token>/.staging/   owner.json, journals of parts, at last the manifest to be
-    <name>/                            by one rename, when all of it was verified and synced
-    <name>/.complete.json              last, by a rename out of <name>/.staging/
+    <name>.staging.<token>/.staging/   owner.json, journals of parts
+    <name>.staging.<token>/.complete.json   the manifest, last, when all of it was verified
+    <name>/                            by one rename, when all of it was synced
 
 A process that is killed leaves a staging directory; the next one for the same source and destination takes it over, and
 copies only the parts that are not there. What lies at the destination already is never overwritten or removed. The lock
@@ -206,7 +206,8 @@ class _Staging:
             self._source.name, self._source.revision, tuple(copied.files), part_size, created=_now()
         )
         self._verify()
-        self.manifest.write(self._directory / WORK / NAME)
+        self.manifest.write(self._directory / WORK / NAME)  # there, because a kill leaves what it is written to
+        (self._directory / WORK / NAME).rename(self._directory / NAME)
         for directory, _, _ in os.walk(self._directory, topdown=False):
             fsync_directory(Path(directory))
         return copied, self._publish(say)

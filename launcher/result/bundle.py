@@ -1,7 +1,9 @@
 """A job's logs, kept: as one tarball within seconds, and as a plain copy.
 
-Both survive logs that are still being written: a file that grows is cut at the size it had, one that shrinks is padded,
-one that vanishes is left out. Sockets, pipes and links that lead out of the directory are never followed.
+Neither holds the secrets of our environment, nor what looks like anybody's token (`launcher.redact`): a workflow
+uploads them. Both survive logs that are still being written: a file that grows is cut at the size it had, one that
+shrinks is padded, one that vanishes is left out. Sockets, pipes and links that lead out of the directory are never
+followed.
 """
 
 from __future__ import annotations
@@ -11,15 +13,17 @@ import shutil
 import stat
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from launcher.publish import publishing
+from launcher.redact import Redacting
 
 _CHUNK = 1 << 20
+_LINE = 1 << 16
 _FIRST_GUESS = 20e6
 """Bytes a second that are assumed until the first measurement."""
 
@@ -59,13 +63,15 @@ def bundle_logs(
     *,
     seconds: float | None = None,
     extra: Sequence[tuple[str, Path]] = (),
+    environ: Mapping[str, str] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Bundle | None:
     """Pack ``logs_dir`` into ``tarball`` (gzip), published whole; None when there is nothing to pack.
 
     ``seconds`` bounds it: small files come first, a file that would take too long is there with its end only, and what
-    is left out is listed in the member `launcher-left-out.txt`. ``extra`` adds files under names of their own. Raises
-    OSError when the tarball cannot be written; what cannot be read is left out.
+    is left out is listed in the member `launcher-left-out.txt`. ``extra`` adds files, first, under names of their own.
+    Secrets of ``environ`` are overwritten by asterisks. Raises OSError when the tarball cannot be written; what cannot
+    be read is left out.
     """
     began = clock()
     left_out: list[str] = []
@@ -77,8 +83,8 @@ def bundle_logs(
             break
     found.sort(key=lambda entry: entry[1].st_size)
     members = [
-        *((str(path.relative_to(logs_dir)), path) for path, _ in found),
         *(each for each in extra if each[1].is_file()),
+        *((str(path.relative_to(logs_dir)), path) for path, _ in found),
     ]
     if not members:
         return None
@@ -96,13 +102,14 @@ def bundle_logs(
                 if seconds is not None:
                     take = min(take, _room(seconds, clock() - began, packed))
                 if take < status.st_size:
+                    take -= _half_a_line(file, status.st_size - take, take)
                     left_out.append(f"{name}: {status.st_size - take} of {status.st_size} bytes, for want of time")
                     if take == 0:
                         continue
                 file.seek(status.st_size - take)
                 member = tarfile.TarInfo(name)
                 member.size, member.mtime, member.mode = take, int(status.st_mtime), status.st_mode & 0o777
-                tar.addfile(member, _Exactly(file, take))
+                tar.addfile(member, _Exactly(Redacting(file, environ or {}), take))
             packed += take
             files += 1
         if left_out:
@@ -113,14 +120,21 @@ def bundle_logs(
     return Bundle(tarball, files, packed, tuple(left_out))
 
 
+def _half_a_line(file: IO[bytes], offset: int, size: int) -> int:
+    """Bytes from ``offset`` to where a line begins: half a line could be half a secret."""
+    file.seek(offset - 1)
+    return len(file.readline(min(size, _LINE) + 1)) - 1
+
+
 def _room(seconds: float, spent: float, packed: int) -> int:
     """Bytes that can still be packed, by the speed so far."""
     rate = packed / spent if packed > _CHUNK and spent > 0.05 else _FIRST_GUESS
     return max(0, int((seconds - spent) * rate))
 
 
-def copy_logs(logs_dir: Path, destination: Path) -> list[str]:
-    """Copy the files of ``logs_dir`` below ``destination`` (made when missing); say what could not be read.
+def copy_logs(logs_dir: Path, destination: Path, environ: Mapping[str, str] | None = None) -> list[str]:
+    """Copy the files of ``logs_dir`` below ``destination`` (made when missing), secrets of ``environ`` overwritten by
+    asterisks; say what could not be read.
 
     Raises OSError when the copy cannot be written.
     """
@@ -135,14 +149,18 @@ def copy_logs(logs_dir: Path, destination: Path) -> list[str]:
             failed.append(f"{path.relative_to(logs_dir)}: {error.strerror}")
             continue
         with source, target.open("wb") as copy:
-            shutil.copyfileobj(source, copy, _CHUNK)
+            shutil.copyfileobj(Redacting(source, environ or {}), copy, _CHUNK)
     return failed
+
+
+class _Reader(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
 
 
 class _Exactly:
     """Reads exactly ``size`` bytes of a file, zeros where it has become shorter: the tar header is written already."""
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
+    def __init__(self, file: _Reader, size: int) -> None:
         self._file = file
         self._left = size
 

@@ -10,7 +10,7 @@ import fnmatch
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -76,7 +76,6 @@ class Collected:
     problems: tuple[Problem, ...] = ()
     doubts: tuple[str, ...] = ()
     published: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    bundle: Bundle | None = None
 
     def raise_if_bad(self) -> None:
         """Raise ResultError listing every problem, when there is one."""
@@ -109,7 +108,7 @@ class _Found:
 
 
 def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sleep) -> Collected:
-    """Collect the results, the eval files, a copy of the logs (``LOGS/``) and their tarball.
+    """Collect the results and the eval files. The logs are kept by `keep_logs`, once it is known how the run ended.
 
     Missing and invalid results are told in ``problems``. Raises ResultError, with nothing written, when the request
     cannot be met as it is: a logs directory of another job, a name longer than 255 bytes, two results of one name, a
@@ -138,13 +137,11 @@ def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sl
             doubts.append(f"agg_{name} is longer than {NAME_MAX} bytes: process_result.py cannot write it")
     for name, (source, digest) in found.files.items():
         publish_file(source, request.workspace / name, digest, request.published.get(name))
-    bundle = _keep_logs(request, doubts)
     return Collected(
         points=tuple(found.points[at] for at in sorted(found.points)),
         problems=tuple(found.problems),
         doubts=tuple(doubts),
         published={**request.published, **{name: digest for name, (_, digest) in found.files.items()}},
-        bundle=bundle,
     )
 
 
@@ -280,16 +277,28 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def _keep_logs(request: CollectRequest, doubts: list[str]) -> Bundle | None:
-    """``LOGS/`` and the tarball. They are evidence: what goes wrong with them is a doubt, not a failure."""
-    stamps = [(f"power/{path.name}", path) for path in (request.workspace / name for name in STAMPS) if path.is_file()]
-    fresh = [(name, path) for name, path in stamps if path.stat().st_mtime >= request.started]
+def keep_logs(
+    logs_dir: Path,
+    workspace: Path,
+    job_id: str,
+    started: float,
+    *,
+    papers: Sequence[tuple[str, Path]] = (),
+    environ: Mapping[str, str] | None = None,
+) -> tuple[Bundle | None, list[str]]:
+    """A copy of a job's logs (``LOGS/``), and their tarball, in which ``papers`` lie too; and what went wrong there.
+
+    They are evidence: what goes wrong is a doubt, not a failure. Secrets of ``environ`` are in neither.
+    """
+    stamps = [(f"power/{path.name}", path) for path in (workspace / name for name in STAMPS) if path.is_file()]
+    fresh = [(name, path) for name, path in stamps if path.stat().st_mtime >= started]
     try:
-        bundle = bundle_logs(request.logs_dir, request.workspace / TARBALL, extra=fresh)
-        if bundle is not None:
-            doubts += [f"{TARBALL}: {line}" for line in bundle.left_out]
-            doubts += replace_logs(request.logs_dir, request.workspace, request.job_id, fresh)
+        bundle = bundle_logs(logs_dir, workspace / TARBALL, extra=[*fresh, *papers], environ=environ)
+        if bundle is None:
+            return None, []
+        doubts = [f"{TARBALL}: {line}" for line in bundle.left_out]
+        if logs_dir.is_dir():
+            doubts += replace_logs(logs_dir, workspace, job_id, fresh, environ or {})
     except OSError as error:
-        doubts.append(f"the logs could not be kept: {error.strerror}")
-        return None
-    return bundle
+        return None, [f"the logs could not be kept: {error.strerror}"]
+    return bundle, doubts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.errors import ResultError
@@ -83,17 +83,24 @@ def _copy(source: Path, temporary: Path, digest: str) -> None:
         raise ResultError("a result changed while it was collected", where=str(source), hint="does the job still run?")
 
 
-def replace_logs(logs_dir: Path, workspace: Path, job_id: str, extra: Sequence[tuple[str, Path]]) -> list[str]:
+def replace_logs(
+    logs_dir: Path,
+    workspace: Path,
+    job_id: str,
+    extra: Sequence[tuple[str, Path]],
+    environ: Mapping[str, str],
+) -> list[str]:
     """Put a copy of a job's logs at ``LOGS/``, in place of nothing or of an earlier copy of a launcher's.
 
-    ``extra`` adds files by relative name. Returns what could not be copied. Raises OSError when it cannot be written.
+    Secrets of ``environ`` are overwritten. ``extra`` adds files by relative name. Returns what could not be copied.
+    Raises OSError when it cannot be written.
     """
     final = workspace / LOGS
     if final.exists() and not (final / _OWNER).is_file():
         return [f"{LOGS}/ was there and no launcher made it: it is left alone"]
     temporary, old = temporary_name(final), temporary_name(final)
     try:
-        failed = copy_logs(logs_dir, temporary)
+        failed = copy_logs(logs_dir, temporary, environ)
         for name, path in extra:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, temporary / name)

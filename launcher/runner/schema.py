@@ -4,19 +4,40 @@ A table (`models`, `lanes`) is an ordered list of rules, each with a ``when:``; 
 error that lists what is supported. `adjust` and `exclude-nodes` are the lists of which every matching rule applies, in
 order: mounts, exports and recipe edits that cut across lanes. `images.rules` is for images that do not lie where the
 others do: the first match wins, and without one the image is as `images` says.
+
+An editor shows the sentence under a field (launcher/runner/json_schema.py): it speaks of keys as files spell them.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from datetime import date
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 Pattern = str | list[str]
 """A glob, or several of which one must match; matching is case-sensitive.
 
 A glob behind ``!`` excludes: ``["dynamo-*", "!dynamo-trt"]`` is any dynamo but that one, ``"!dsv4"`` anything else.
 """
+
+
+Sha = Annotated[str, Meta(pattern="^[0-9a-f]{40}$", description="a full commit id of 40 hexadecimal digits")]
+
+TimeLimit = Annotated[
+    str,
+    Meta(
+        pattern=r"^([0-9]+-[0-9]+(:[0-9]+){0,2}|[0-9]+(:[0-9]+){0,2})$",
+        description="a time limit as Slurm writes it (90, 4:00:00, 2-00:00:00)",
+    ),
+]
+
+Absolute = Annotated[str, Meta(pattern="^/", description="absolute")]
+
+Day = Annotated[date, Meta(extra_json_schema={"pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"})]
+
+Positive = Annotated[int, Meta(ge=1)]
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -29,16 +50,21 @@ class When(_Struct, frozen=True):
     prefix: Pattern | None = None
     """MODEL_PREFIX, the short family key (``minimaxm3``)."""
     precision: Pattern | None = None
+    """PRECISION of the matrix row (``fp4``)."""
     framework: Pattern | None = None
+    """FRAMEWORK of the matrix row (``dynamo-sglang``)."""
     model: Pattern | None = None
     """The Hugging Face id of the matrix row."""
     image: Pattern | None = None
     """The image of the matrix row, as it is spelt there."""
     scenario: Pattern | None = None
+    """``fixed-seq-len`` or ``agentic-coding``."""
     spec_decoding: Pattern | None = None
+    """SPEC_DECODING of the matrix row (``mtp``, ``draft_model``, ``none``)."""
     config_file: Pattern | None = None
     """The recipe as the row names it, without its selector."""
     eval_only: bool | None = None
+    """Whether the benchmark only runs evaluations."""
     power: bool | None = None
     """Whether the recipe asks for DCGM power telemetry."""
 
@@ -47,31 +73,34 @@ class Known(_Struct, frozen=True, kw_only=True):
     """Something that is known to be wrong where a rule applies: every plan of it says so, as a finding there."""
 
     message: str
+    """What is wrong, in a sentence."""
     severity: Literal["error", "warning"] = "warning"
+    """With ``error`` nothing is submitted unless that is allowed."""
 
 
 class Rule(_Struct, frozen=True):
     """Base of a table's rows."""
 
     when: When = When()
+    """Which benchmarks the rule is for; all when it is not given."""
     known: Known | None = None
+    """What is known to be wrong where the rule applies."""
 
 
 class ModelRule(Rule, frozen=True, kw_only=True):
-    """Where a checkpoint lies.
-
-    ``path`` is one directory, or candidates of which the first that exists counts. ``otherwise`` (a directory, or
-    ``hf:ORGANISATION/NAME``; the first candidate when it is not given) is taken when none does, hence also by a machine
-    that sees none of them, as in a dry run elsewhere. ``alias`` is the key of `model_paths` that this fleet's recipes
-    use, ``also`` further spellings. ``variable`` names an environment variable of the runner's host that overrides the
-    path when it is set.
-    """
+    """Where a checkpoint lies."""
 
     path: str | list[str]
+    """One directory, or candidates of which the first that exists counts."""
     otherwise: str | None = None
+    """Taken when no candidate exists, hence also by a machine that sees none of them, as in a dry run elsewhere: a
+    directory, or ``hf:ORGANISATION/NAME``; the first candidate when it is not given."""
     alias: str
+    """The key of `model_paths` that this fleet's recipes use."""
     also: list[str] = []
+    """Further spellings of the alias."""
     variable: str | None = None
+    """An environment variable of the runner's host that overrides the path when it is set."""
     served: str | None = None
     """SERVED_MODEL_NAME for the job; ``{model}`` is the row's model. It changes agentic requests: only where said."""
     holding: str | None = None
@@ -83,119 +112,156 @@ class ModelRule(Rule, frozen=True, kw_only=True):
 
 
 class Overlay(_Struct, frozen=True, kw_only=True):
-    """Recipes of the workspace that are laid over the checkout: a directory, or one file.
-
-    ``source`` is below ``benchmarks/multi_node/srt-slurm-recipes``; ``destination`` below the checkout, and is
-    ``recipes/<source>`` unless said.
-    """
+    """Recipes of the workspace that are laid over the checkout: a directory, or one file."""
 
     source: str
+    """Below ``benchmarks/multi_node/srt-slurm-recipes``."""
     destination: str | None = None
+    """Below the checkout; ``recipes/<source>`` unless said."""
 
 
 class Patch(_Struct, frozen=True, kw_only=True):
     """A later commit's change of one file, applied to the checkout: ``git show commit -- path | git apply``."""
 
     commit: str
+    """The commit that has the change."""
     path: str
+    """The file, as the commit names it."""
 
 
 class LaneRule(Rule, frozen=True, kw_only=True):
-    """Which srt-slurm runs a benchmark, and how it is called.
-
-    ``sha`` is what is checked out, always the full 40 digits; ``ref`` is the name that people know it by, and a moved
-    ref is said, not followed. Without a sha (a branch of a repository that nobody here can read) the ref is followed,
-    which is said too.
-    """
+    """Which srt-slurm runs a benchmark, and how it is called."""
 
     repository: str
+    """A key of `repositories`."""
     ref: str
-    sha: str | None = None
+    """The name that people know the commit by; a moved ref is said, not followed."""
+    sha: Sha | None = None
+    """What is checked out, in full. Without it (a branch of a repository that nobody here can read) the ref is
+    followed, which is said too."""
     overlays: list[Overlay] = []
+    """Recipes of the workspace that are laid over the checkout, in order."""
     patches: list[Patch] = []
+    """Changes of later commits that this one needs."""
     preflight: bool = True
+    """Whether srtctl looks for model and image before it submits; ``false`` passes ``--no-preflight``."""
     setup_script: str | None = None
-    time_limit: str | None = None
+    """The script that srtctl runs in each container first (``--setup-script``)."""
+    time_limit: TimeLimit | None = None
+    """The job's limit where the recipe says none; the scheduler's unless said."""
 
 
 class Edit(_Struct, frozen=True, kw_only=True):
     """A change of the recipe as parsed YAML; the fields are those of `launcher.srtctl.edit.Edit`."""
 
     path: tuple[str, ...]
+    """Keys from the top of the recipe; a step with ``*`` stands for every key that it matches."""
     value: Any = None
+    """What the key is set to."""
     remove: bool = False
+    """Whether the key is taken away instead."""
     only_if_present: bool = False
+    """Only where the key is said already."""
     beside: str | None = None
+    """Only in mappings that have this key as well."""
     into_json: bool = False
+    """The key holds a JSON object as text, and the mapping `value` is merged into it."""
     base_form: bool = True
+    """Whether recipes of the ``base:`` form are changed too."""
     required: bool = False
+    """Whether changing nothing is an error."""
 
 
 class Adjustment(Rule, frozen=True, kw_only=True):
     """Settings for every benchmark that matches; all matching rules apply, later ones win."""
 
     reason: str | None = None
+    """Why it is needed."""
     mounts: dict[str, str] = {}
+    """Host path → path in the container."""
     exports: dict[str, str] = {}
+    """Environment variables for the job."""
     edits: list[Edit] = []
+    """Changes of the recipe."""
     srtslurm: dict[str, Any] = {}
-    time_limit: str | None = None
+    """More keys of srtslurm.yaml."""
+    time_limit: TimeLimit | None = None
+    """In place of the lane's."""
     preflight: bool | None = None
+    """In place of the lane's."""
     setup_script: str | None = None
+    """In place of the lane's."""
     tags: str | None = None
+    """In place of the runner's."""
 
 
 class ExcludedNode(Rule, frozen=True, kw_only=True):
-    """A node that jobs must not get: why, and until when one has to look again (ISO date)."""
+    """A node that jobs must not get: why, and until when one has to look again."""
 
     node: str
+    """Its name in Slurm."""
     reason: str
-    expires: str | None = None
+    """Why jobs must not get it."""
+    expires: Day | None = None
+    """The last day on which this is believed; `launcher check` says when it is over."""
     variable: str | None = None
     """An environment variable of the host that replaces the node list; empty disables the rule."""
 
 
 class Scheduler(_Struct, frozen=True, kw_only=True):
-    """``kind`` is ``slurm``, or ``local`` for the embedded one."""
+    """Who runs jobs, and what is asked for them."""
 
     kind: Literal["slurm", "local"] = "slurm"
+    """``slurm``, or ``local`` for the embedded one, which runs jobs on this machine."""
     backend: Literal["auto", "commands", "pyslurm"] = "auto"
     """How Slurm is asked; ``auto`` is pyslurm where it is installed and of this Slurm's release, else its commands."""
     partition: str | None = None
+    """Slurm's own default when it is not given."""
     partition_variable: str | None = None
     """A matrix setting or host variable that may replace the partition (``SLURM_PARTITION``)."""
     account: str | None = None
+    """Slurm's own default when it is not given."""
     account_variable: str | None = None
-    time_limit: str = "4:00:00"
+    """A matrix setting or host variable that may replace the account."""
+    time_limit: TimeLimit = "4:00:00"
+    """Of a job, where neither its recipe nor its lane says one."""
     job_name: str = "{runner}"
     """Template of the job's name; ``{runner}`` is RUNNER_NAME, by which the workflow's clean-up finds the job."""
 
 
 class Node(_Struct, frozen=True, kw_only=True):
-    """What a compute node has. ``login_arch`` differs where the login node is of another make."""
+    """What a compute node has."""
 
-    gpus: int
+    gpus: Positive
+    """GPUs of a node."""
     arch: Literal["x86_64", "aarch64"] | None = None
+    """Architecture of the compute nodes; images must be of it. Any when it is not given."""
     login_arch: Literal["x86_64", "aarch64"] | None = None
-    count: int | None = None
+    """Architecture of the login node, where it is of another make."""
+    count: Positive | None = None
     """Nodes of the partition, where it is known: a recipe that needs more can never start."""
 
 
 class Stripe(_Struct, frozen=True, kw_only=True):
-    """Layout of a checkpoint's files of at least ``at_least`` bytes: on ``count`` targets (-1: all), ``size`` on each
-    in turn, as `lfs setstripe` takes it."""
+    """Layout on Lustre of a checkpoint's files from a size on."""
 
     at_least: int = 0
+    """Bytes from which a file gets this layout."""
     count: int
+    """Targets that hold a part of it; -1 is all."""
     size: str = "4M"
+    """Bytes on each in turn, as `lfs setstripe` takes it."""
 
 
 class Storage(_Struct, frozen=True, kw_only=True):
     """A file system, and who can see what lies below ``path``."""
 
-    path: str
+    path: Absolute
+    """Where it is mounted; a path lies on the storage with the longest such prefix."""
     kind: Literal["lustre", "nfs", "node-local", "local"]
+    """``node-local``: each node has its own; ``local``: of this one machine."""
     seen_by: tuple[Literal["login", "compute"], ...] = ("login", "compute")
+    """Which nodes see it."""
     striping: list[Stripe] | None = None
     """On Lustre: layouts of staged checkpoints, by size (default: launcher/model/striping.py); ``[]`` sets none."""
 
@@ -203,13 +269,15 @@ class Storage(_Struct, frozen=True, kw_only=True):
 class ImageRule(Rule, frozen=True, kw_only=True):
     """Where the benchmark's own image lies when it does not lie where the others do; helpers always do.
 
-    What is not given is as `images` says. ``image`` is run in the place of the row's: a finding says so, because
-    results are published under the row's.
+    What is not given is as `images` says.
     """
 
     directory: str | None = None
+    """In place of that of `images`."""
     name: Literal["underscore", "plus", "plus-nv"] | None = None
+    """In place of that of `images`."""
     image: str | None = None
+    """Run in the place of the row's: a finding says so, because results are published under the row's."""
 
 
 class Images(_Struct, frozen=True, kw_only=True):
@@ -220,23 +288,29 @@ class Images(_Struct, frozen=True, kw_only=True):
     """
 
     directory: str
+    """Where squash files lie, seen by login and compute nodes."""
     name: Literal["underscore", "plus", "plus-nv"] = "underscore"
+    """How the file of an image is named (docs/images.md)."""
     lock: str = "{squash}.lock"
     """The path that the bash launchers flock; ``{squash}``, ``{directory}`` and ``{name}`` (of the squash file, without
     ``.sqsh``) are filled in."""
     lock_wait: int = 1800
+    """Seconds to wait for another's import of the same image."""
     import_on: Literal["login", "compute"] = "login"
+    """Where enroot runs: on this machine, or by srun on a compute node."""
     import_timeout: int = 3600
+    """Seconds for one import."""
     temporary: str | None = None
     """Node-local directory for enroot's own temporaries; the system's temporary directory when not given."""
     moved_tag: Literal["keep", "refresh", "fail"] = "keep"
-    """What is done when a tag names another image than the one that is there: nothing (and no registry is asked), an
+    """What is done when a tag names another image than the one that is there, beside saying both digests: nothing, an
     import under a name with the new digest, or an error."""
     squash_options: str = "-comp zstd -Xcompression-level 3 -b 1M -exit-on-error"
     """For mksquashfs. The default gives smaller files than enroot's own, and costs less (docs/images.md)."""
     processors: int | None = None
     """For an import; all that the host gives when not said. On a compute node they are asked of Slurm."""
     transfer_retries: int = 3
+    """How often enroot tries a transfer again."""
     import_partition: str | None = None
     """For imports on compute nodes: one without GPUs, where there is one. No GPU is asked for anyway."""
     import_options: list[str] = []
@@ -244,6 +318,7 @@ class Images(_Struct, frozen=True, kw_only=True):
     environment: dict[str, str] = {}
     """For enroot: ``{home}`` is the home directory of who imports (``ENROOT_CACHE_PATH: "{home}/.cache/enroot"``)."""
     rules: list[ImageRule] = []
+    """Images that do not lie where the others do; the first match wins."""
     aliases: list[str] = []
     """Container names in recipes that mean the benchmark's own image on this cluster."""
     helpers: dict[str, str] = {}
@@ -251,35 +326,38 @@ class Images(_Struct, frozen=True, kw_only=True):
 
 
 class Checkout(_Struct, frozen=True, kw_only=True):
-    """Where srt-slurm trees live and how one is made ready.
-
-    ``directory`` holds one work tree per run, ``cache`` what runs share. ``setup`` are argv lists run once per commit
-    in a prepared tree; ``{arch}`` is the compute nodes' architecture.
-    """
+    """Where srt-slurm trees live and how one is made ready."""
 
     directory: str
+    """Holds one work tree per run; seen by compute nodes."""
     cache: str
+    """Holds what runs share: mirrors and prepared tools."""
     setup: list[list[str]] = []
+    """Commands (argv lists) run once per commit in a prepared tree; ``{arch}`` is the compute nodes' architecture."""
     setup_timeout: int = 1800
+    """Seconds for one of them."""
 
 
 class Workspace(_Struct, frozen=True, kw_only=True):
-    """How the job sees the workspace: below ``shared`` a copy is made when compute nodes cannot see the original.
-
-    ``only`` names the benchmarks that need that (one of its conditions must hold); without it all do.
-    """
+    """How the job sees the workspace."""
 
     shared: str | None = None
+    """A directory below which a copy is made, because compute nodes cannot see the original."""
     only: list[When] = []
+    """The benchmarks that need the copy (one of these must hold); without it all do."""
     variable: str = "INFMAX_WORKSPACE"
+    """The environment variable that tells the job where the workspace is."""
 
 
 class Runner(_Struct, frozen=True, kw_only=True):
     """One runner file."""
 
     name: str
+    """The file's own name, without ``.yaml``."""
     description: str = ""
+    """One line for people."""
     sku: str
+    """The GPU as results name it (``gb300``)."""
     runners: list[str] = []
     """Prefixes of RUNNER_NAME (up to its first underscore) that are this cluster."""
     labels: list[str] = []
@@ -289,13 +367,21 @@ class Runner(_Struct, frozen=True, kw_only=True):
     scheduler: Scheduler
     node: Node
     storage: list[Storage] = []
+    """File systems, and who sees them: what is not declared is taken to be seen by all."""
     images: Images
     checkout: Checkout
     workspace: Workspace = Workspace()
     repositories: dict[str, str]
+    """Name → URL of the srt-slurm repositories that lanes use."""
     models: list[ModelRule]
+    """Where checkpoints lie: the first rule that matches wins."""
     lanes: list[LaneRule]
+    """Which srt-slurm runs a benchmark: the first rule that matches wins."""
     srtslurm: dict[str, Any] = {}
+    """More keys of every srtslurm.yaml."""
     tags: str = "{sku},{prefix},{precision},{isl}x{osl},infmax-{date}"
+    """What `srtctl apply --tags` gets."""
     adjust: list[Adjustment] = []
+    """Settings that cut across lanes: every rule that matches applies, in order."""
     exclude_nodes: list[ExcludedNode] = []
+    """Nodes that jobs must not get."""

@@ -14,11 +14,14 @@ from launcher.slurm.states import Phase
 
 # The comment is last in both: it is free text, and may hold the separator.
 SQUEUE_FORMAT = "%A|%T|%V|%S|%e|%r|%N|%k"
-SACCT_FIELDS = "JobIDRaw,State,ExitCode,Submit,Start,End,NodeList,Reason,Comment"
+SACCT_FIELDS = "JobIDRaw,State,ExitCode,DerivedExitCode,Submit,Start,End,NodeList,Reason,Comment"
 
 _NOTHING = frozenset({"", "N/A", "None", "(null)", "Unknown", "None assigned", "NONE"})
 _SCONTROL_PAIR = re.compile(r"(?:^| )([A-Z][\w/:&]*)=(\S*)")
-_SCONTROL_KEYS = ("JobId", "JobState", "ExitCode", "SubmitTime", "StartTime", "EndTime", "NodeList", "Reason")
+_SCONTROL_KEYS = (
+    *("JobId", "JobState", "ExitCode", "DerivedExitCode"),
+    *("SubmitTime", "StartTime", "EndTime", "NodeList", "Reason"),
+)
 _SCONTROL_COMMENT = re.compile(r" Comment=(.*?)(?= +[A-Z]\w*=|$)")
 
 
@@ -38,7 +41,7 @@ def squeue_records(text: str) -> list[Record]:
         fields = line.strip().split("|", 7)
         if len(fields) == 8 and fields[0].isdigit():
             job, word, submit, start, end, reason, nodes, comment = fields
-            found.append(_record("squeue", job, word, "", submit, start, end, nodes, reason, comment))
+            found.append(_record("squeue", job, word, "", "", submit, start, end, nodes, reason, comment))
     return found
 
 
@@ -46,24 +49,33 @@ def sacct_records(text: str) -> list[Record]:
     """The records in what ``sacct -X -D -n -P -o SACCT_FIELDS`` printed."""
     found = []
     for line in text.splitlines():
-        fields = line.strip().split("|", 8)
-        if len(fields) == 9 and fields[0].isdigit():
+        fields = line.strip().split("|", 9)
+        if len(fields) == 10 and fields[0].isdigit():
             found.append(_record("sacct", *fields))
     return found
 
 
 def scontrol_records(text: str) -> list[Record]:
-    """The records in what ``scontrol show job -o ID`` printed."""
+    """The records in what ``scontrol show job -d -o ID`` printed."""
     found = []
     for line in text.splitlines():
-        pairs: dict[str, str] = defaultdict(str)
-        for key, value in _SCONTROL_PAIR.findall(line):
-            pairs.setdefault(key, value)
+        pairs = scontrol_pairs(line)
         if pairs["JobId"].isdigit() and pairs["JobState"]:
             words = [pairs[key] for key in _SCONTROL_KEYS]
             comment = _SCONTROL_COMMENT.search(line)
             found.append(_record("scontrol", *words, comment[1].strip() if comment else ""))
     return found
+
+
+def scontrol_pairs(line: str) -> defaultdict[str, str]:
+    """The ``Key=value`` pairs of one line of ``scontrol show … -o``, "" for a key that is not there.
+
+    Of a key that stands twice the first counts: free text (comment, reason) comes later. A value ends at a space.
+    """
+    pairs: defaultdict[str, str] = defaultdict(str)
+    for key, value in _SCONTROL_PAIR.findall(line):
+        pairs.setdefault(key, value)
+    return pairs
 
 
 def controller_records(rows: Iterable[Sequence[str]], source: str) -> list[Record]:
@@ -96,20 +108,26 @@ def timestamp(text: str) -> float | None:
 
 
 def _record(source: str, *fields: str) -> Record:
-    """From id, state, exit code, submit, start and end time, nodes, reason and comment: sacct's order."""
-    job, word, code, submit, start, end, nodes, reason, comment = fields
+    """From id, state, exit code, derived exit code, submit, start and end time, nodes, reason and comment: sacct's
+    order."""
+    job, word, code, derived, submit, start, end, nodes, reason, comment = fields
     phase = states.phase(word)
     bare = states.normal(word)
-    exit_code = re.fullmatch(r"(\d+):(\d+)", code)
     state = JobState(
         phase,
         bare,
-        exit_code=(int(exit_code[1]), int(exit_code[2])) if exit_code and phase is Phase.TERMINAL else None,
+        exit_code=_code(code) if phase is Phase.TERMINAL else None,
         reason="" if reason in _NOTHING else reason,
         nodes="" if nodes in _NOTHING else nodes,
         submitted=timestamp(submit),
         started=None if bare == "PENDING" else timestamp(start),  # of a pending job it is the scheduler's guess
         ended=timestamp(end) if phase is Phase.TERMINAL else None,
         source=source,
+        derived=_code(derived) if phase is Phase.TERMINAL else None,
     )
     return Record(job, state, "" if comment in _NOTHING else comment)
+
+
+def _code(text: str) -> tuple[int, int] | None:
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else None

@@ -68,8 +68,10 @@ class JobKey:
 class JobState:
     """How a job stands, by whom. ``word`` is Slurm's own and "" when nobody could say; then ``reason`` says why.
 
-    ``exit_code`` is (exit status, signal), None when not known. Times are seconds since the epoch. ``nodes`` is Slurm's
-    host list expression. ``source`` names who answered.
+    ``exit_code`` is (exit status, signal), None when not known; ``derived`` is the highest of the job's steps: with
+    22.05 the controller counts steps that were cancelled, as srtctl ends its servers, with their signal, and
+    accounting leaves them out. Times are seconds since the epoch. ``nodes`` is Slurm's host list expression.
+    ``source`` names who answered.
     """
 
     phase: Phase
@@ -81,10 +83,22 @@ class JobState:
     started: float | None = None
     ended: float | None = None
     source: str = ""
+    derived: tuple[int, int] | None = None
 
     @property
     def succeeded(self) -> bool:
         return self.phase is Phase.TERMINAL and self.word == states.SUCCESS and self.exit_code == (0, 0)
+
+    @property
+    def failed_step(self) -> str:
+        """That a step of the job failed, whatever the job made of it; "" when none is known to have. A signal alone
+        is how steps are ended on purpose."""
+        if self.phase is not Phase.TERMINAL or self.derived is None:
+            return ""
+        status, signal = self.derived
+        if signal == _OUT_OF_MEMORY:
+            return "a step of it ran out of memory"
+        return f"a step of it ended with exit code {status}" if status else ""
 
     @property
     def hopeless(self) -> bool:
@@ -107,11 +121,16 @@ class JobState:
             text += f" on {self.nodes}"
         if self.started is not None and self.ended is not None and self.phase is Phase.TERMINAL:
             text += f" after {self.ended - self.started:.0f} s"
+        if self.succeeded and self.failed_step:
+            text += f"; {self.failed_step}"
         return text
 
 
 _NO_FILES = 53
 """Slurm's exit code 0:53: seen with 22.05 for an --output that cannot be written and a --chdir that is not there."""
+
+_OUT_OF_MEMORY = 125
+"""With it sacct shows a step that the memory limit ended (OUT_OF_MEMORY, 0:125)."""
 
 
 def unknown(reason: str, source: str = "") -> JobState:
@@ -141,6 +160,10 @@ class Scheduler(Protocol):
         Returns when the request is taken; the end itself is seen by `poll`. Raises SchedulerUnreachable when the
         request could not be made.
         """
+
+    def release(self, job: JobKey) -> None:
+        """Let a job start that was submitted held. Returns when the request is taken, or when there is nothing to
+        release. Raises JobError when it is refused, SchedulerUnreachable when it could not be made."""
 
     def describe(self, job: JobKey) -> dict[str, str]:
         """Everything the scheduler says about a job, by who says it, as evidence for the run's record."""

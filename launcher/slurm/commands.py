@@ -29,9 +29,16 @@ SHOWN_A_ROUND = 20
 LOOK_BEFORE_CANCEL = 1.0
 """Seconds that looking whose an id is may take before scancel, which is to be sent within two of a cancel."""
 
+RELEASE_TRIES, RELEASE_WITHIN = 10, 20.0
+"""How often, and for how many seconds, `scontrol release` is tried again."""
+
 _NOT_KNOWN = re.compile(r"invalid job id", re.IGNORECASE)
 _NOTHING_TO_CANCEL = re.compile(r"invalid job id|already completing or completed", re.IGNORECASE)
+_NOTHING_TO_RELEASE = re.compile(r"invalid job id|already finished", re.IGNORECASE)
 _REFUSED = re.compile(r"access/permission denied|invalid user", re.IGNORECASE)
+
+
+_FINAL = re.compile(f"{_NOTHING_TO_RELEASE.pattern}|{_REFUSED.pattern}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,30 @@ class SlurmCommands:
         for start in range(0, len(ids), IDS_A_CALL):
             self._scancel(ids[start : start + IDS_A_CALL])
 
+    def release(self, job: JobKey) -> None:
+        """`scontrol release`, tried again every second; by the leader's id for all of an array or a heterogeneous job
+        (22.05)."""
+        from tenacity import Retrying, retry_if_result, stop_after_attempt, stop_after_delay, wait_fixed
+
+        retrying = Retrying(
+            stop=stop_after_attempt(RELEASE_TRIES) | stop_after_delay(RELEASE_WITHIN),
+            wait=wait_fixed(1.0),
+            sleep=self._sleep,
+            retry=retry_if_result(lambda said: not said.ok and not _FINAL.search(said.stderr)),
+            retry_error_callback=lambda attempts: attempts.outcome.result() if attempts.outcome else None,
+        )
+        argv = ["scontrol", "release", job.id]
+        timeout = min(10.0, self._timeout)
+        said: Completed = retrying(lambda: self._runner(argv, timeout=timeout, env=self._plain))
+        if _REFUSED.search(said.stderr):
+            raise JobError(f"Slurm refuses to release the job: {said}", where=str(job), hint="who holds it?")
+        if not said.ok and not _NOTHING_TO_RELEASE.search(said.stderr):
+            raise SchedulerUnreachable(
+                f"the release did not go through: {said}",
+                where=str(job),
+                hint=f"it is tried again while the run is watched; by hand: scontrol release {job.id}",
+            )
+
     def describe(self, job: JobKey) -> dict[str, str]:
         """The answers of squeue, scontrol and sacct with all its steps, for a person: times are local."""
         fields = (
@@ -168,7 +199,7 @@ class SlurmCommands:
         """One call an id, no more of them after the first silence: each costs 9 s while the controller is down."""
         shown: dict[str, Answer] = {}
         for job_id in ids:
-            shown[job_id] = self._ask(["scontrol", "show", "job", "-o", job_id], answers.scontrol_records)
+            shown[job_id] = self._ask(["scontrol", "show", "job", "-d", "-o", job_id], answers.scontrol_records)
             if shown[job_id].silence:
                 break
         return shown

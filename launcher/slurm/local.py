@@ -130,6 +130,9 @@ class LocalScheduler:
             raise SchedulerUnreachable(f"the jobs cannot be read: {error}", where=str(self.directory)) from None
         return [JobKey(job.id, job.submitted, token) for job in jobs if job is not None and carries(job.token, token)]
 
+    def release(self, job: JobKey) -> None:
+        """Nothing: no job of this scheduler is held."""
+
     def cancel(self, jobs: Sequence[JobKey]) -> None:
         """Ask each job's keeper to end it. Returns at once; the keeper sends SIGTERM to the job's processes, SIGKILL
         after `keeper.GRACE` seconds, and publishes CANCELLED."""

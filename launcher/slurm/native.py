@@ -39,7 +39,7 @@ CONTROLLER = "slurmctld"
 
 WORKER = (sys.executable, "-c", "import sys; from launcher.slurm.native_worker import main; sys.exit(main())")
 
-_Row = tuple[str, str, str, str, str, str, str, str, str]
+_Row = tuple[str, str, str, str, str, str, str, str, str, str]
 
 START = 10.0
 """Seconds that importing pyslurm may take; it takes 0.03. libslurm looks for a missing slurm.conf for 60."""

@@ -49,6 +49,7 @@ def rows(pyslurm: Any, question: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _row(job: Any) -> list[str]:
-    fields = (job.state, f"{job.exit_code}:{job.exit_code_signal}", job.submit_time, job.start_time, job.end_time)
+    codes = (f"{job.exit_code}:{job.exit_code_signal}", f"{job.derived_exit_code}:{job.derived_exit_code_signal}")
+    fields = (job.state, *codes, job.submit_time, job.start_time, job.end_time)
     texts = (job.allocated_nodes, job.state_reason, job.comment)
     return ["" if value is None else str(value) for value in (job.id, *fields, *texts)]

@@ -108,6 +108,9 @@ class SharedPoller:
         finally:
             self._alone_until = self._clock() + ALONE
 
+    def release(self, job: JobKey) -> None:
+        self.inner.release(job)
+
     def describe(self, job: JobKey) -> dict[str, str]:
         return self.inner.describe(job)
 

@@ -59,6 +59,10 @@ FAILURE = frozenset(
     }
 )
 
+LOST = "LOST"
+"""No word of Slurm's, but ours: the job has ended by its own word, and Slurm, asked for long enough, knows of no end.
+No success, whatever the job says: a limit, a dead node and a cancel are for Slurm to tell."""
+
 MAY_BE_REQUEUED = frozenset({"BOOT_FAIL", "NODE_FAIL", "PREEMPTED"})
 """Ends after which Slurm itself may put a requeueable job back into the queue.
 

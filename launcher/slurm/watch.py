@@ -34,7 +34,10 @@ class Pace:
     hopeless: float = 600.0
     """Pending for a reason that waiting does not change for so long, a job is given up."""
     marker: float = 120.0
-    """Without a definite answer for so long, the job's own exit marker is believed."""
+    """Without a definite answer for so long, the job's own exit marker is believed. Accounting may lag by minutes where
+    slurmdbd is busy, and the controller's memory be short."""
+    hurried: float = 0.5
+    """From here the pause grows once a job's marker is seen."""
 
 
 _FACTOR = 1.5
@@ -48,6 +51,7 @@ class _Watched:
     state: JobState | None = None
     word: str = ""
     hopeless_since: float | None = None
+    marked: bool = False
     unanswered: int = 0
 
 
@@ -55,11 +59,12 @@ class Watcher:
     """Follows jobs to their end, or until it is asked to stop.
 
     ``wait(seconds)`` pauses, and returns True, at once, when the watcher shall stop: as
-    `launcher.github.StopEvent.wait` does. A poll runs in a
-    thread of its own, so that a scheduler that hangs delays neither the stop nor the log. ``on_change(job, old, new)``
-    is called whenever phase, word, reason or nodes change (old is None at first); ``idle`` about every `Pace.tick`
-    seconds, to follow logs. ``marker(job)`` reads the exit marker that a job itself left behind, the last resort when
-    nobody answers. All three are called in the thread that watches.
+    `launcher.github.StopEvent.wait` does. A poll runs in a thread of its own, so that a scheduler that hangs delays
+    neither the stop nor the log. ``on_change(job, old, new)`` is called whenever phase, word, reason or nodes
+    change (old is None at first); ``idle`` about every `Pace.tick` seconds, to follow logs. ``marker(job)`` reads
+    the exit marker that a job itself left behind: Slurm is asked as soon as it is there, and it is the last resort
+    when nobody answers. ``held(job)`` says that the job waits because we hold it: it is then given up no sooner
+    than for silence. All are called in the thread that watches.
 
     ``states`` holds the last state of every job; ``given_up`` the jobs that are watched no more though they have not
     ended: they may still hold nodes, and it is the caller's to cancel them.
@@ -75,6 +80,7 @@ class Watcher:
         on_change: Callable[[JobKey, JobState | None, JobState], None] | None = None,
         idle: Callable[[], None] | None = None,
         marker: Callable[[JobKey], JobState | None] | None = None,
+        held: Callable[[JobKey], bool] | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._wait = wait or threading.Event().wait
@@ -83,6 +89,7 @@ class Watcher:
         self._on_change = on_change
         self._idle = idle
         self._marker = marker
+        self._held = held
         self._active: dict[JobKey, _Watched] = {}
         self._pause = pace.first
         self._should_stop: Callable[[], bool] = lambda: False
@@ -169,8 +176,12 @@ class Watcher:
             watched.hopeless_since = None
         elif watched.hopeless_since is None:
             watched.hopeless_since = now
-        elif now - watched.hopeless_since >= self._pace.hopeless:
+        elif now - watched.hopeless_since >= self._hopeless_patience(job):
             self._give_up(job, _never_starts(job, state, now - watched.hopeless_since))
+
+    def _hopeless_patience(self, job: JobKey) -> float:
+        ours = self._held is not None and self._held(job)
+        return self._pace.patience if ours else self._pace.hopeless
 
     def _give_up(self, job: JobKey, error: JobError) -> None:
         self.given_up[job] = error
@@ -191,7 +202,19 @@ class Watcher:
             if self._wait(min(left, self._pace.tick)) or self._should_stop():
                 return True
             self._call_idle()
+            if self._newly_marked():
+                self._pause = self._pace.hurried
+                return False
         return False
+
+    def _newly_marked(self) -> bool:
+        """Whether a job says of itself, since the last look, that it has ended."""
+        if self._marker is None:
+            return False
+        new = [job for job, w in self._active.items() if not w.marked and self._marker(job) is not None]
+        for job in new:
+            self._active[job].marked = True
+        return bool(new)
 
     def _call_idle(self) -> None:
         if self._idle is not None:

@@ -83,6 +83,17 @@ class RecipeFinder:
             return self.checkout
         return next((t / ref for t in self.trees for ref in refs if ref and (t / ref).is_dir()), None)
 
+    @property
+    def overlays(self) -> Path | None:
+        """The workspace's recipes, which are laid over srt-slurm's; None when it has none."""
+        found = self.workspace / OVERLAY if self.workspace is not None else None
+        return found if found is not None and found.is_dir() else None
+
+    @property
+    def has_setup_scripts(self) -> bool:
+        """Whether there is a workspace with set-up scripts of its own."""
+        return self.workspace is not None and (self.workspace / OVERLAY / "configs").is_dir()
+
     def files(self) -> Iterator[tuple[Path, str | None]]:
         """Every recipe file of the trees at hand, with the ref of the srt-slurm tree that it belongs to, if it does."""
         places: list[tuple[Path, str | None]] = []

@@ -2,8 +2,9 @@
 
 srtctl takes the last word that sbatch prints for the job's id, and writes the job's configuration only afterwards
 (srt-slurm c88ef731, cli/submit.py). So a lost answer, a banner or ``id;cluster`` costs more than the id: a job that
-starts without its configuration and its log directory, and fails. `beside` puts this program before the real one on
-srtctl's PATH; the job itself sees nothing of it.
+starts without its configuration and its log directory, and fails (0:53). `beside` puts this program before the real
+one on srtctl's PATH. It submits the job held, and whoever drives the run releases it (`launcher.execute`): not before
+the run's record has its id, and its directory is whole.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import launcher
 from launcher.errors import LauncherError
@@ -29,7 +31,8 @@ from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.states import Phase
 
 VARIABLE = "LAUNCHER_SBATCH"
-"""What the program has to know, as JSON: ``token``, ``earlier`` (job ids that carried it before), ``directory``."""
+"""What the program has to know, as JSON: ``token``, ``earlier`` (job ids that carried it before), ``hold``,
+``directory``."""
 
 TIMEOUT = 240.0
 """Seconds for sbatch itself; `submit.Submission.timeout` is longer."""
@@ -41,10 +44,11 @@ _LOOKS, _BETWEEN = 3, 2.0
 
 
 @contextlib.contextmanager
-def beside(token: str, earlier: frozenset[str], path: str) -> Iterator[dict[str, str]]:
+def beside(token: str, earlier: frozenset[str], path: str, *, hold: bool = False) -> Iterator[dict[str, str]]:
     """Variables with which ``sbatch`` means this program: PATH in front of ``path``, and what it has to know.
 
-    Nothing where there is no sbatch on ``path``: its absence is then said by srtctl itself.
+    With ``hold`` jobs are submitted held. Nothing where there is no sbatch on ``path``: its absence is then said by
+    srtctl itself.
     """
     if shutil.which("sbatch", path=path) is None:
         yield {"PATH": path}
@@ -56,8 +60,16 @@ def beside(token: str, earlier: frozenset[str], path: str) -> Iterator[dict[str,
         code = f"import sys; sys.path.insert(0, {package!r}); from launcher.srtctl.sbatch import main; sys.exit(main())"
         program.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-c", code])} "$@"\n')
         program.chmod(0o755)
-        told = {"token": token, "earlier": sorted(earlier), "directory": directory}
+        told = {"token": token, "earlier": sorted(earlier), "hold": hold, "directory": directory}
         yield {"PATH": f"{directory}:{path}", VARIABLE: json.dumps(told)}
+
+
+def asks_for_hold(recipe: Mapping[str, Any] | None, srtslurm: Mapping[str, Any]) -> bool:
+    """Whether a recipe (or one of its variants), or the cluster's defaults, have the job held: then it is their
+    author's to release."""
+    sections = [recipe or {}, *(v for v in (recipe or {}).values() if isinstance(v, Mapping))]
+    tables = [section.get("sbatch_directives") for section in sections] + [srtslurm.get("default_sbatch_directives")]
+    return any("hold" in table for table in tables if isinstance(table, Mapping))
 
 
 def main() -> int:
@@ -79,7 +91,9 @@ def submit(
     told = json.loads(environ[VARIABLE])
     path = os.pathsep.join(p for p in environ["PATH"].split(os.pathsep) if p != told["directory"])
     real = {**{k: v for k, v in environ.items() if k != VARIABLE}, "PATH": path}
-    done = runner(["sbatch", *arguments], timeout=TIMEOUT, env=real)
+    # Options come before the script: what follows it is the script's own.
+    held = ["--hold"] if told["hold"] else []
+    done = runner(["sbatch", *held, *arguments], timeout=TIMEOUT, env=real)
     ids = _ID.findall(done.stdout)
     if done.ok and len(ids) == 1:
         _make_place(arguments, ids[0])
@@ -107,8 +121,8 @@ def _seen(token: str, earlier: frozenset[str], environ: Mapping[str, str], runne
 
 
 def _make_place(arguments: list[str], job: str) -> None:
-    """Make the directory of the ``--output`` that the script names: the job may start at any moment and fails without
-    it (0:53; seen on a busy machine, 5 of 200), and srtctl makes it only when it has heard of the id."""
+    """Make the directory of the ``--output`` that the script names, for a job that is not held: it may start at any
+    moment, fails without it, and srtctl makes it only when it has heard of the id."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         for script in (Path(a) for a in arguments if not a.startswith("-")):
             if script.is_file() and (output := _OUTPUT.search(script.read_text())):

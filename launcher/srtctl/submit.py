@@ -89,7 +89,8 @@ class Submission:
     ``argv`` begins ``srtctl apply``; options that this srtctl lacks are left out, and ``--json`` is added where it
     exists (``options``: see `checkout.Checkout`). ``root`` is the work tree, the working directory of the command.
     ``environment`` is complete and clean (`process.clean_environment`): all of it reaches the job. ``token`` is what
-    the recipe's job comment carries; ``earlier`` are jobs that carried it before. ``timeout`` is in seconds.
+    the recipe's job comment carries; ``earlier`` are jobs that carried it before. With ``hold`` the job is submitted
+    held, and is the caller's to release. ``timeout`` is in seconds.
     """
 
     argv: tuple[str, ...]
@@ -99,6 +100,7 @@ class Submission:
     options: frozenset[str]
     timeout: float = 300.0
     earlier: frozenset[str] = frozenset()
+    hold: bool = False
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,8 @@ def _environment(submission: Submission) -> Iterator[dict[str, str]]:
     15) and colours under FORCE_COLOR; the tree's own Python environment first on PATH, then the sure sbatch."""
     kept = {k: v for k, v in submission.environment.items() if k not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
     programs = submission.root / ".venv/bin"
-    with beside(submission.token, submission.earlier, kept.get("PATH", "/usr/local/bin:/usr/bin:/bin")) as sure:
+    usual = kept.get("PATH", "/usr/local/bin:/usr/bin:/bin")
+    with beside(submission.token, submission.earlier, usual, hold=submission.hold) as sure:
         path = f"{programs}:{sure['PATH']}" if programs.is_dir() else sure["PATH"]
         yield {**kept, **sure, "COLUMNS": "500", "NO_COLOR": "1", "PATH": path}
 

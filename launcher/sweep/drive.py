@@ -10,21 +10,25 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from launcher.errors import Cancelled, JobError, LauncherError, ResultError
+from launcher.evidence import verdict
 from launcher.execute import Execution, Outcome
 from launcher.slurm.client import JobKey, JobState, Scheduler, unknown
 from launcher.slurm.logs import LogFollower
 from launcher.slurm.states import Phase
 from launcher.slurm.watch import Pace, Watcher
+from launcher.srtctl.marker import Markers
 
 CANCEL_BOUND = 5.0
 """Seconds to see cancelled jobs gone, and for a run in preparation to stop: GitHub leaves 10 s in all."""
 
 CANCEL_AGAIN = 2.5
 """Seconds after which a job that does not seem to end is cancelled once more."""
+
+_LOOK = 0.5
 
 LogLines = Callable[[str, Sequence[str]], None]
 """(run id, lines): new lines of a run's job log."""
@@ -66,7 +70,17 @@ class Drive:
         self._watched: dict[JobKey, Execution] = {}
         self._followers: dict[str, LogFollower] = {}
         self._ready: queue.SimpleQueue[tuple[Execution, JobKey | LauncherError]] = queue.SimpleQueue()
+        self._releasing: set[JobKey] = set()
+        self._answered: set[JobKey] = set()
+        self._released: queue.SimpleQueue[tuple[JobKey, LauncherError | None]] = queue.SimpleQueue()
+        self._markers = Markers()
         self._failing = threading.Event()
+        self._over = threading.Event()
+        self._prepared = threading.Event()
+        self._looked_after: Execution | None = None
+        self._asking: threading.Thread | None = None
+        self._asked: dict[JobKey, LauncherError | None] = {}
+        self._guard = threading.Lock()
         self._scheduler = scheduler
         self._watcher = Watcher(
             scheduler,
@@ -74,6 +88,8 @@ class Drive:
             pace=pace,
             on_change=self._saw,
             idle=self._idle,
+            marker=self._marker,
+            held=lambda job: job in self._watched and self._watched[job].hold.ours,
         )
 
     def run(self) -> list[Outcome]:
@@ -81,12 +97,43 @@ class Drive:
 
         Whatever else is raised (a bug, a full disk under the records), no job is left behind.
         """
+        threading.Thread(target=self._cancel_at_once, daemon=True, name="cancel at once").start()
         try:
             return self._run()
         except BaseException:
             for execution in self._watched.values():
                 execution.cancel()
             raise
+        finally:
+            self._over.set()
+
+    def _cancel_at_once(self) -> None:
+        """Ask for the end of all jobs the moment that we are to stop, whatever the driving thread is busy with: logs
+        of a gigabyte being packed, a terminal that nobody reads, a disk that hangs."""
+        while not self._over.is_set():
+            if self._stop.wait(_LOOK):
+                self._ask_for_ends()
+                return
+
+    def _ask_for_ends(self) -> threading.Thread:
+        """One request for all jobs of which it was not made yet; and what is being prepared is looked after."""
+        with self._guard:
+            coming = self._preparing
+            if coming is not None and coming is not self._looked_after:
+                self._looked_after = coming
+                threading.Thread(target=coming.cancel_unwritten, args=(self._prepared,), daemon=True).start()
+            if self._asking is None or not self._asking.is_alive():
+                self._asking = threading.Thread(target=self._ask, daemon=True, name="cancel")
+                self._asking.start()
+            return self._asking
+
+    def _ask(self) -> None:
+        if jobs := [job for job in list(self._watched) if job not in self._asked]:
+            try:
+                self._scheduler.cancel(jobs)
+                self._asked.update(dict.fromkeys(jobs))
+            except LauncherError as error:
+                self._asked.update(dict.fromkeys(jobs, error))
 
     def _run(self) -> list[Outcome]:
         while self._waiting or self._preparing or self._watched:
@@ -125,6 +172,7 @@ class Drive:
     def _watch(self) -> None:
         """Ask round after round until something is to be done: a run is ready, another can begin, or we are to stop."""
         for states in self._watcher.rounds(should_stop=self._interrupted):
+            self._note_released()
             for job, execution in list(self._watched.items()):
                 state = states.get(job)
                 if job in self._watcher.given_up:
@@ -133,8 +181,46 @@ class Drive:
                     del self._watched[job]
                     self._follow(execution, last=True)
                     self._finish(execution, state)
+                elif state is not None and job not in self._releasing and not self._giving_up():
+                    self._let_start(job, execution, state)
+            self._releasing -= self._answered  # this round may have been asked before the release, the next one is not
+            self._answered.clear()
             if self._interrupted() or self._can_begin():
                 return
+
+    def _let_start(self, job: JobKey, execution: Execution, state: JobState) -> None:
+        """Release a job that waits because we hold it. In a thread: a hanging scheduler must not hold up a cancel."""
+        with self._writing(execution):
+            if execution.hold.may_end(state):
+                self._releasing.add(job)
+                threading.Thread(target=self._release, args=(job,), daemon=True, name="release").start()
+
+    def _release(self, job: JobKey) -> None:
+        try:
+            self._scheduler.release(job)
+            self._released.put((job, None))
+        except LauncherError as error:
+            self._released.put((job, error))
+
+    def _marker(self, job: JobKey) -> JobState | None:
+        execution = self._watched.get(job)
+        return self._markers.read(job, execution.log) if execution is not None and execution.log is not None else None
+
+    def _note_released(self) -> None:
+        while not self._released.empty():
+            job, error = self._released.get()
+            self._answered.add(job)
+            if (execution := self._watched.get(job)) is not None:
+                with self._writing(execution):
+                    execution.hold.ended(error)
+
+    @contextlib.contextmanager
+    def _writing(self, execution: Execution) -> Iterator[None]:
+        """That a record cannot be written (a full disk) is no reason to let go of a job."""
+        try:
+            yield
+        except OSError as error:
+            execution.record.event("warning", f"the record cannot be written: {error.strerror}")
 
     def _finish(self, execution: Execution, state: JobState) -> None:
         try:
@@ -143,15 +229,12 @@ class Drive:
             self._outcomes[execution.record.id] = execution.cancelled(why)
         except OSError as error:
             trouble = ResultError(f"results or records cannot be written: {error.strerror}", where=str(error.filename))
-            self._ended(execution, Outcome(execution.record.id, "failed", error=trouble))
+            self._ended(execution, Outcome(execution.record.id, "failed", error=trouble, verdict=verdict(trouble)))
 
     def _saw(self, job: JobKey, old: JobState | None, new: JobState) -> None:
-        """Write down a change; that a record cannot be written (a full disk) is no reason to let go of a job."""
         execution = self._watched[job]
-        try:
+        with self._writing(execution):
             execution.saw(new)
-        except OSError as error:
-            execution.record.event("warning", f"the record cannot be written: {error.strerror}", job=job.id)
 
     def _can_begin(self) -> bool:
         return self._preparing is None and bool(self._waiting) and len(self._watched) < self._max_jobs
@@ -178,6 +261,7 @@ class Drive:
         return self._stop.wait(min(seconds, 0.2) if seconds else 0) or not self._ready.empty()
 
     def _idle(self) -> None:
+        self._note_released()
         for execution in self._watched.values():
             self._follow(execution)
 
@@ -205,34 +289,24 @@ class Drive:
             self._watched[job].saw_after_cancel(state)
 
     def _cancel_watched(self) -> None:
-        """One request for all jobs. A scheduler that hangs must not hold up what else there is to do."""
-        if not self._watched:
-            return
-        errors: list[LauncherError | None] = []
-
-        def ask() -> None:
-            try:
-                self._scheduler.cancel(list(self._watched))
-                errors.append(None)
-            except LauncherError as error:
-                errors.append(error)
-
-        asking = threading.Thread(target=ask, daemon=True, name="cancel")
-        asking.start()
-        asking.join(CANCEL_BOUND)
-        answer = errors[0] if errors else LauncherError(f"no answer within {CANCEL_BOUND:.0f} s")
-        for execution in self._watched.values():
-            execution.asked_to_end(answer)
+        """See that all jobs are asked to end. A scheduler that hangs must not hold up what else there is to do."""
+        deadline = time.monotonic() + CANCEL_BOUND
+        while left := [job for job in self._watched if job not in self._asked]:
+            self._ask_for_ends().join(max(0.0, deadline - time.monotonic()))
+            if time.monotonic() >= deadline:
+                silent = LauncherError(f"no answer within {CANCEL_BOUND:.0f} s")
+                self._asked.update(dict.fromkeys(left, silent))
+        for job, execution in self._watched.items():
+            execution.asked_to_end(self._asked[job])
 
     def _abandon_preparation(self, execution: Execution, why: Cancelled) -> None:
         """Wait for a run in preparation. Its job may be there before srtctl says so, and is then looked for."""
-        done = threading.Event()
-        threading.Thread(target=execution.cancel_unwritten, args=(done,), daemon=True, name="cancel by token").start()
+        self._ask_for_ends()
         try:
             _, prepared = self._ready.get(timeout=CANCEL_BOUND)
         except queue.Empty:
             prepared = why  # its record says how far it was; `launcher cleanup` looks for its job by its token
-        done.set()
+        self._prepared.set()
         if isinstance(prepared, JobKey):
             execution.cancel()
             self._watched[prepared] = execution

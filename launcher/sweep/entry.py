@@ -25,7 +25,7 @@ class Entry:
 
     @property
     def where(self) -> str:
-        """``file:line`` of its row. Asking costs a second parse of the file, once for all entries."""
+        """``file:line`` of its row."""
         return str(self.place)
 
     @cached_property

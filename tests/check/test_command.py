@@ -156,3 +156,13 @@ def test_a_mirror_tells_which_commits_there_are(world: World, capsys: pytest.Cap
         check(world, "-k", "minimaxm3*", "--rule", "sha-missing", "sha-unknown")
         out = capsys.readouterr().out
         assert out.startswith(expected) if expected else out == ""
+
+
+def test_a_runner_alone_is_checked_with_the_rows_that_it_serves(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(world, "--runner", "tiny")
+    assert "1 runner file" in (said := capsys.readouterr().err) and not said.startswith("0 rows")
+    world.write("runners/tiny.yaml", (world.root / "runners/tiny.yaml").read_text().replace("tiny-rack", "of-nobody"))
+    check(world, "--runner", "tiny")
+    assert capsys.readouterr().err.startswith("0 rows, 0 recipe files, 1 runner file")

@@ -32,6 +32,26 @@ def aggregated(recipe: dict[str, Any]) -> None:
     recipe["backend"]["vllm_config"] = {"aggregated": engine["decode"]}
 
 
+def replicas(recipe: dict[str, Any]) -> None:
+    """One aggregated worker of two data-parallel replicas."""
+    aggregated(recipe)
+    recipe["resources"].update(agg_nodes=2, gpus_per_agg=8)
+    recipe["backend"]["vllm_config"]["aggregated"].update({"tensor-parallel-size": 4, "data-parallel-size": 2})
+
+
+def budget(limit: str, attempts: int) -> Change:
+    """A time limit, and as many attempts of ten seconds at the servers' health."""
+
+    def change(recipe: dict[str, Any]) -> None:
+        recipe["slurm"] = {"time_limit": limit}
+        recipe["health_check"] = {"max_attempts": attempts, "interval_seconds": 10}
+
+    return change
+
+
+ALIASES = RUNNER.replace("[dynamo-vllm]", "[v0.5.11, sglang-v0.5.11-cu130]").replace(
+    "helpers: {", 'helpers: {nginx-1.25.0: "nginx:1.27.4", nginx-1.27.4: "nginx:1.27.4", '
+)
 NVME = RUNNER.replace("path: /lustre/A", "path: /nvme/A")
 ON_Q2 = f"    ref: sa-submission-q2-2026\n    sha: {Q2}\n"
 
@@ -52,6 +72,34 @@ FIRES: list[tuple[str, str, str, dict[str, Any]]] = [
         "warning",
         "health_check:",
         {"change": put("health_check", value={"max_attempts": 2000, "interval_seconds": 10})},
+    ),
+    ("time-budget", "warning", "health_check:", {"change": budget("4:00:00", 1440)}),
+    ("time-budget", "warning", "repository:", {"runner": RUNNER + "    time-limit: '8:00:00'\n"}),
+    (
+        "alias-version",
+        "warning",
+        "container:",
+        {
+            "change": put("model", "container", value="sglang-v0.5.11-cu130"),
+            "runner": ALIASES,
+            "image": "lmsysorg/sglang:v0.5.11.post1-cu130",
+        },
+    ),
+    (
+        "alias-version",
+        "warning",
+        "container:",
+        {
+            "change": put("model", "container", value="v0.5.11"),
+            "runner": ALIASES,
+            "image": "lmsysorg/sglang:nightly-dev-cu13-20260805-211ee642",
+        },
+    ),
+    (
+        "alias-version",
+        "warning",
+        "nginx_container:",
+        {"change": put("frontend", "nginx_container", value="nginx-1.25.0"), "runner": ALIASES},
     ),
     ("image-mismatch", "error", "container:", {"change": put("model", "container", value="vllm/vllm-openai:other")}),
     ("container-unresolved", "error", "container:", {"change": put("model", "container", value="some-alias")}),
@@ -94,6 +142,13 @@ FIRES: list[tuple[str, str, str, dict[str, Any]]] = [
         {"runner": lane(f"    ref: v1.0.50\n    sha: {V50}\n    setup-script: none.sh\n")},
     ),
     (
+        "setup-script",
+        "warning",
+        "repository:",
+        {"runner": lane(f"    ref: mine\n    sha: '{'7' * 40}'\n    setup-script: none.sh\n")},
+    ),
+    ("workers", "warning", "agg_workers:", {"change": replicas, "decode": Role(0, 1), "prefill": Role(2, 4, ep=8)}),
+    (
         "known-problem",
         "warning",
         "path: /lustre/A",
@@ -135,6 +190,7 @@ def half_nodes(recipe: dict[str, Any]) -> None:
     recipe["backend"]["vllm_config"]["decode"]["tensor-parallel-size"] = 2
 
 
+CONFIG = "recipes/vllm/r.yaml"
 BLIND = f"    ref: v1.0.50\n    sha: {V50}\n    preflight: false\n"
 UNKNOWN = f"    ref: mine\n    sha: '{'7' * 40}'\n"
 SHORT_PREFILL = put("backend", "vllm_config", "prefill", "max-model-len", value=1024)
@@ -143,6 +199,24 @@ NGINX = {"enable_multiple_frontends": True, "nginx_container": "nginx-sqsh"}
 LEAVES: dict[str, dict[str, Any]] = {
     "nothing is changed": {},
     "the aliases that the runner has": container("dynamo-vllm"),
+    "an alias of the row's own version": container(
+        "sglang-v0.5.11-cu130", runner=ALIASES, image="lmsysorg/sglang:v0.5.11-cu130-arm64"
+    ),
+    "an image that does not say its version": container("v0.5.11", runner=ALIASES, image="lmsysorg/sglang:latest"),
+    "an image by its digest": container("v0.5.11", runner=ALIASES, image=f"lmsysorg/sglang@sha256:{'1' * 64}"),
+    "a helper's alias of its version": {
+        "change": put("frontend", value={"enable_multiple_frontends": True, "nginx_container": "nginx-1.27.4"}),
+        "runner": ALIASES,
+    },
+    "a wait that the job's limit contains": {"change": budget("7:59:00", 2873)},
+    "settings that mean something": {
+        "settings": {"CONFIG_FILE": CONFIG, "SLURM_PARTITION": "q", "SYNTHETIC_ACCEPTANCE": "false"},
+        "runner": RUNNER.replace("partition: p", "partition: p, partition-variable: SLURM_PARTITION"),
+    },
+    "a setting that the recipe uses": {
+        "settings": {"CONFIG_FILE": CONFIG, "DECODE_NODES": "2"},
+        "change": put("environment", value={"MINE": "of $DECODE_NODES"}),
+    },
     "a helper image by its alias": {"change": put("frontend", value=NGINX)},
     "a container that is a file": container("/squash/mine.sqsh"),
     "formats of one family": {"change": put("model", "precision", value="mxfp8")},
@@ -162,6 +236,9 @@ LEAVES: dict[str, dict[str, Any]] = {
     "an engine's own flags": {"change": decode("anything-goes", {"deep": [1]})},
     "numbers as text": {"change": put("health_check", "max_attempts", value="360")},
     "a lock that srtctl wrote": {"change": put("lock", value={"anything": 1})},
+    "a set-up script that the version has": {
+        "runner": lane(f"    ref: v1.0.50\n    sha: {V50}\n    setup-script: install-torchao.sh\n")
+    },
     "an option that the version has": {"runner": lane(BLIND)},
     "a version that nobody knows": {
         "runner": lane(UNKNOWN),
@@ -209,6 +286,29 @@ def test_a_complaint_about_a_variant_names_the_section_that_says_it(tmp_path: Pa
 def test_a_recipe_that_is_not_at_hand(tmp_path: Path) -> None:
     plan = a_plan(tmp_path, settings={"CONFIG_FILE": "recipes/gone.yaml"})
     assert [(f.rule, f.severity) for f in plan.findings] == [("recipe-unread", "warning")]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "instead"),
+    [
+        ("TIME_LIMIT", "08:00:00", "slurm.time_limit of the recipe"),
+        ("SLURM_EXCLUDE_NODES", "n1", "`exclude-nodes` of the runner file"),
+        ("DECODE_MTP_SIZE", "3", "nor the recipe reads it"),
+        ("SLURM_PARTITION", "batch_3", "nor the recipe reads it"),
+    ],
+)
+def test_a_setting_for_lanes_of_others_is_said_where_the_row_says_it(
+    tmp_path: Path, key: str, value: str, instead: str
+) -> None:
+    plan = a_plan(tmp_path, settings={"CONFIG_FILE": CONFIG, key: value}, source="m.yaml:7")
+    (found,) = plan.findings
+    assert (found.rule, found.severity, found.where) == ("setting-ignored", "warning", "m.yaml:7")
+    assert f"{key}={value}" in found.message and found.message.endswith(instead)
+
+
+def test_both_limits_can_be_too_long(tmp_path: Path) -> None:
+    plan = a_plan(tmp_path, budget("8:00:00", 2880))
+    assert [f.rule for f in plan.findings] == ["time-budget"] * 2
 
 
 def test_an_agentic_row_has_more_time_and_no_lengths(tmp_path: Path) -> None:

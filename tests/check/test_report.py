@@ -53,13 +53,6 @@ def test_an_anchor_brings_two_keys_to_one_line() -> None:
     assert found.rows == 2
 
 
-def test_lines_are_looked_up_for_what_is_said_and_nothing_else() -> None:
-    document = Document("/ws/x.yaml", "a: 1\n")
-    (found,) = once([finding(place=Place(document, "a"))])
-    assert found.file == "/ws/x.yaml"
-    assert "_root" not in vars(document), "a second parse, and nobody asked for the line"
-
-
 def test_text_is_a_line_a_finding() -> None:
     lines = list(formats.text(once([finding(message="two\n  lines")])))
     assert lines == ["precision warning /ws/m.yaml:7 two lines"]

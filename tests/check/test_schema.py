@@ -346,3 +346,18 @@ def test_a_tree_whose_schema_is_not_what_it_was(tmp_path: Path, source: str) -> 
 )
 def test_a_type_is_said_as_a_person_would(text: str, said: str) -> None:
     assert str(parse(text)) == said
+
+
+@pytest.mark.parametrize(
+    ("ref", "sha", "path", "has"),
+    [
+        ("v1.0.50", None, "configs/install-torchao.sh", True),
+        ("v1.0.36", None, "recipes/vllm/deepseek-v4/agentic/disagg-gb300-1p6d-dep4-tp4-agentic.yaml", False),
+        ("any name", SCHEMAS.sha("v1.0.25"), "recipes/h200/1k1k/bs128-agg-tp.yaml", True),
+        ("main", None, "recipes/none.yaml", None),  # it is followed, and may have it by now
+        ("main", SCHEMAS.sha("main"), "recipes/none.yaml", False),
+        ("mine", "7" * 40, "configs/install-torchao.sh", None),
+    ],
+)
+def test_which_files_a_version_has(ref: str, sha: str | None, path: str, has: bool | None) -> None:
+    assert SCHEMAS.has_file(ref, sha, path) is has

@@ -46,6 +46,7 @@ def family(**sections: Any) -> Callable[[World], object]:
     return lambda w: w.recipe("family.yaml", {"base": a_recipe(), **sections})
 
 
+OF_V50 = "recipes/h200/1k1k/bs128-agg-tp.yaml"
 SECOND_LANE = f"    sha: {V50}\n  - {{when: {{prefix: glm5}}, repository: nvidia, ref: v1.0.45, sha: {V50}}}\n"
 FP4 = MODEL.replace("precision: fp8", "precision: fp4").replace(", also: [mm3]", "")
 LONG = "conc-list: [4, 16]", "conc-list: [" + ", ".join(str(2**i) for i in range(1, 11)) + "]"
@@ -65,6 +66,13 @@ FIRES: list[tuple[str, str, str, Callable[[World], object], dict[str, Any]]] = [
     ("moving-ref", "warning", "repository", runner(f"    sha: {V50}\n", ""), {}),
     ("sha-other", "error", "sha", runner(f"    sha: {V50}\n", SECOND_LANE), {}),
     ("sha-missing", "error", "sha", runner(V50, UNKNOWN_SHA), {"has_commit": lambda url, sha: False}),
+    (
+        "overlay-missing",
+        "error",
+        "vllm/typo",
+        runner(f"    sha: {V50}\n", f"    sha: {V50}\n    overlays: [{{source: vllm}}, {{source: vllm/typo}}]\n"),
+        {},
+    ),
     ("sha-unknown", "note", "sha:", runner(V50, UNKNOWN_SHA), {}),
     ("schema-unknown", "note", "repository", runner(V50, UNKNOWN_SHA), {}),
     (
@@ -97,6 +105,13 @@ FIRES: list[tuple[str, str, str, Callable[[World], object], dict[str, Any]]] = [
     ),
     ("name-duplicate", "warning", "conc-list", another_key("other"), {}),
     (
+        "setting-ignored",
+        "warning",
+        "conc-list",
+        matrix('"CONFIG_FILE=recipes/vllm/r.yaml"', '"CONFIG_FILE=recipes/vllm/r.yaml", TIME_LIMIT=08:00:00'),
+        {},
+    ),
+    (
         "recipe-missing",
         "error",
         "conc-list",
@@ -105,6 +120,27 @@ FIRES: list[tuple[str, str, str, Callable[[World], object], dict[str, Any]]] = [
             w.write(f"trees/{V50}/recipes/x.yaml", dump(a_recipe())),
         ),
         {"trees": "trees"},
+    ),
+    ("recipe-missing", "error", "conc-list", matrix("vllm/r.yaml", "vllm/gone.yaml"), {}),
+    (
+        "setup-script",
+        "error",
+        "repository",
+        lambda w: (
+            runner(f"sha: {V50}\n", f"sha: {V50}\n    setup-script: none.sh\n")(w),
+            w.write(f"{w.overlay}/../configs/another.sh", ""),
+        ),
+        {},
+    ),
+    ("recipe-unread", "warning", "conc-list", matrix("recipes/vllm/r.yaml", OF_V50), {}),
+    # its family is there, and may have it
+    ("recipe-unread", "warning", "conc-list", matrix("vllm/r.yaml", f"{OF_V50[8:-5]}/member.yaml"), {}),
+    (
+        "recipe-unread",
+        "warning",
+        "conc-list",
+        lambda w: (matrix("vllm/r.yaml", "vllm/gone.yaml")(w), runner(f"v1.0.50\n    sha: {V50}", "main")(w)),
+        {},
     ),
     (
         "recipe-elsewhere",
@@ -226,8 +262,8 @@ def test_a_cluster_without_runners_of_its_own_is_checked_too(world: World) -> No
 
 def test_a_day_that_is_none(world: World) -> None:
     runner("lanes:", "exclude-nodes: [{node: n1, reason: x, expires: soon}]\nlanes:")(world)
-    (found,) = world.check()
-    assert (found.rule, found.severity) == ("exclusion-expired", "error")
+    (found,) = [one for one in world.check() if one.rule == "runner-invalid"]
+    assert found.severity == "error" and "'soon' is not a date" in found.message
 
 
 def test_twice_in_a_recipe_of_variants_is_an_error(world: World) -> None:

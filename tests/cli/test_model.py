@@ -126,5 +126,6 @@ def test_bars_in_a_terminal() -> None:
         time.sleep(0.3)
         for number in range(30):
             progress.advance(f"shard-{number}", 100, 50)
+        progress.advance("shard-0", 100, 0)  # a bar that is gone does not end a copy
     assert "staging, 30 files" in stream.getvalue()
     assert "shard-0" in stream.getvalue()

@@ -162,22 +162,18 @@ class Place:
         return self._collected()
 
     def _torn(self) -> str | None:
-        """Whether something at the destination is neither absent nor whole; a reader that asks us is meant.
-
-        Between the two renames of a publication all bytes are there and the manifest is not: we say it is none yet.
-        """
+        """Whether something at the destination is neither absent nor whole with its manifest."""
         if not self.destination.exists():
             return None
         if Manifest.read(self.destination) is None:
-            whole = examine(self.destination, precision="bf16").whole
-            return "taken for a checkpoint without its manifest" if whole else self._bytes()
+            return "there without its manifest"
         return self._bytes() or (None if examine(self.destination, precision="bf16").whole else "not whole")
 
     def _bytes(self) -> str | None:
         return None if contents(self.destination) == self.wanted else "published without all of its bytes"
 
     def _collected(self) -> str | None:
-        published = Manifest.read(self.destination) is not None
+        published = self.destination.exists()
         collect(self.destination.parent, wait=0)
         left = [path.name for path in self.destination.parent.iterdir() if path != self.destination]
         if published and contents(self.destination, everything=True).keys() != {*self.wanted, NAME}:

@@ -31,13 +31,21 @@ class RealRegistry:
     place: Path
     environment: dict[str, str]
 
-    def push(self, name: str, *architectures: str, content: bytes = b"hello") -> None:
-        """Push an image for these architectures as ``name`` (repository:tag)."""
+    def push(self, name: str, *architectures: str, content: bytes = b"hello", kind: str = "oci") -> None:
+        """Push an image for these architectures as ``name`` (repository:tag); as ``v2s2`` if enroot is to get it."""
         layout = self.place / "layout"
         shutil.rmtree(layout, ignore_errors=True)
         entry = _layout(layout, architectures, content)
         (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-        self.skopeo("copy", "--all", "--dest-tls-verify=false", f"oci:{layout}:x", f"docker://{self.address}/{name}")
+        self.skopeo(
+            "copy",
+            "--all",
+            "--format",
+            kind,
+            "--dest-tls-verify=false",
+            f"oci:{layout}:x",
+            f"docker://{self.address}/{name}",
+        )
 
     def digest(self, name: str) -> str:
         """The digest that a tag names, by skopeo."""

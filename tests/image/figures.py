@@ -1,6 +1,9 @@
-"""Figures of docs/images.md: ``python -m tests.image.figures [hit|compressors|import] TREE [ROUNDS]``.
+"""Figures of docs/images.md: ``python -m tests.image.figures hit|compressors|import [TREE [ROUNDS]]``.
 
-``import`` needs enroot, docker-registry and skopeo. CPU seconds are of all child processes; of rounds the best counts.
+``import`` alternates a bare `enroot import`, the same followed by fsync of its file, and `launcher image import`; it
+needs docker-registry and skopeo, and enroot on PATH: without it the rehearsal's stand-in is used, and that is said.
+What each spends beside its own `enroot import` is the steadier figure: mksquashfs varies by 10 % from one to the next.
+CPU seconds (user and system) are of all child processes; medians of the rounds.
 """
 
 from __future__ import annotations
@@ -17,12 +20,14 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 from launcher.image.inventory import adopt
 from launcher.image.reference import Reference
 from launcher.image.request import ImageRequest
 from launcher.image.store import ImageStore
 from launcher.runner.schema import Images
+from launcher.stages import rehearsal_tools
 from tests.image.docker_registry import RealRegistry, real_registry
 from tests.image.support import Scripted, never
 
@@ -65,35 +70,89 @@ def hit(place: Path, tree: str, rounds: int) -> None:
 
 def compressors(place: Path, tree: str, rounds: int) -> None:
     """The same tree by enroot's default and by ours."""
-    for title, options in OPTIONS.items():
-        path = place / "x.sqsh"
-        best = min((squash(tree, path, options) for _ in range(rounds)), key=lambda pair: pair[1])
-        print(f"{title} ({options}): wall {best[0]:.1f} s, CPU {best[1]:.1f} s, {path.stat().st_size / 1e6:.0f} MB")
+    found: dict[str, list[tuple[float, float]]] = {title: [] for title in OPTIONS}
+    sizes = {}
+    for _ in range(rounds):
+        for title, options in OPTIONS.items():
+            path = place / "x.sqsh"
+            found[title].append(squash(tree, path, options))
+            sizes[title] = path.stat().st_size
+    for title, pairs in found.items():
+        print(f"{title} ({OPTIONS[title]}): {middle(pairs)}, {sizes[title] / 1e6:.0f} MB")
+
+
+def middle(pairs: Sequence[tuple[float, float]]) -> str:
+    """Medians of wall and CPU seconds."""
+    walls, processor = zip(*pairs, strict=True)
+    return f"wall {median(walls):.2f} s, CPU {median(processor):.2f} s"
+
+
+_TIMED = """#!/bin/bash
+if [ "$1" != import ]; then exec {enroot} "$@"; fi
+TIMEFORMAT='%R %U %S'
+{{ time {enroot} "$@" 2>&3; }} 3>&2 2>>{times}
+"""
+
+
+def shim(place: Path, path: str) -> tuple[str, Path]:
+    """A PATH with an enroot that writes down what each import took, and that file."""
+    directory, times = place / "shim", place / "times"
+    directory.mkdir()
+    text = _TIMED.format(enroot=shutil.which("enroot", path=path), times=times)
+    (directory / "enroot").write_text(text)
+    (directory / "enroot").chmod(0o755)
+    return f"{directory}{os.pathsep}{path}", times
+
+
+def beside(pair: tuple[float, float], times: Path) -> tuple[float, float]:
+    """Wall and CPU seconds of a trial without those of the import in it, which was the last."""
+    wall, user, system = map(float, times.read_text().splitlines()[-1].split())
+    return pair[0] - wall, pair[1] - user - system
+
+
+BARE, SYNCED, OURS = "enroot import", "enroot import && sync FILE", "launcher image import"
 
 
 def overhead(place: Path, tree: str, rounds: int) -> None:
     """`launcher image import` against `enroot import`: same image, same registry, same options."""
+    environ = dict(os.environ)
+    if shutil.which("enroot") is None:
+        print("enroot is not on PATH: its stand-in, which compresses nothing, so that shares say nothing")
+        environ["PATH"] = rehearsal_tools(place, "slurm", environ)["PATH"]
+    environ["PATH"], times = shim(place, environ["PATH"])
     with real_registry(place / "registry", account=False) as served:
         push(served, tree)
         reference = f"{served.address}/{REFERENCE}"
-        found: dict[str, list[tuple[float, float]]] = {"enroot import": [], "launcher image import": []}
-        for n in range(2 * rounds):
-            what = list(found)[n % 2]
-            work = place / "work"
-            shutil.rmtree(work, ignore_errors=True)
-            for name in ("images", "temp", "cache", "data", "runtime"):
-                (work / name).mkdir(parents=True)
-            own = {f"ENROOT_{x.upper()}_PATH": str(work / x) for x in ("temp", "cache", "data", "runtime")}
-            environ = {**os.environ, **served.environment, **own, "TMPDIR": str(work / "temp")}
-            environ["ENROOT_SQUASH_OPTIONS"] = OPTIONS["ours"]
-            if what == "enroot import":
-                argv = ["enroot", "import", "-o", str(work / "images/x.sqsh"), Reference.parse(reference).uri]
-            else:
-                argv = [sys.executable, "-m", "launcher", "image", "import", reference]
-                argv += ["--directory", str(work / "images"), "--state", str(place / "state")]
-            found[what].append(timed(argv, environ))
+        found: dict[str, list[tuple[float, float]]] = {BARE: [], SYNCED: [], OURS: []}
+        extra: dict[str, list[tuple[float, float]]] = {BARE: [], SYNCED: [], OURS: []}
+        for n in range(rounds):
+            order = list(found) if n % 2 else list(reversed(found))
+            for what in order:
+                work = place / "work"
+                shutil.rmtree(work, ignore_errors=True)
+                for name in ("images", "temp", "cache", "data", "runtime"):
+                    (work / name).mkdir(parents=True)
+                own = {f"ENROOT_{x.upper()}_PATH": str(work / x) for x in ("temp", "cache", "data", "runtime")}
+                given = {**environ, **served.environment, **own, "TMPDIR": str(work / "temp")}
+                given |= {"ENROOT_SQUASH_OPTIONS": OPTIONS["ours"], "ENROOT_TRANSFER_RETRIES": "3"}
+                squashed, uri = str(work / "images/x.sqsh"), Reference.parse(reference).uri
+                argv = ["enroot", "import", "-o", squashed, uri]
+                if what == SYNCED:
+                    argv = ["sh", "-c", '"$@" && sync "$0"', squashed, *argv]
+                elif what == OURS:
+                    argv = [sys.executable, "-m", "launcher", "image", "import", reference]
+                    argv += ["--directory", str(work / "images"), "--state", str(place / "state")]
+                os.sync()
+                found[what].append(timed(argv, given))
+                extra[what].append(beside(found[what][-1], times))
+                print(f"  {what}: {middle(found[what][-1:])}; beside enroot {middle(extra[what][-1:])}", flush=True)
         for what, pairs in found.items():
-            print(f"{what}: wall {min(w for w, _ in pairs):.2f} s, CPU {min(c for _, c in pairs):.2f} s")
+            print(f"{what}: {middle(pairs)}; beside enroot {middle(extra[what])}")
+        part = [median(x[i] for x in extra[OURS]) / median(x[i] for x in found[BARE]) for i in (0, 1)]
+        print(f"{OURS}, beside its enroot, of `{BARE}`: wall {part[0]:.1%}, CPU {part[1]:.1%}")
+        for what in (BARE, SYNCED):
+            share = [median(x[i] for x in found[OURS]) / median(x[i] for x in found[what]) - 1 for i in (0, 1)]
+            print(f"over `{what}`: wall {share[0]:+.1%}, CPU {share[1]:+.1%}")
 
 
 def push(served: RealRegistry, tree: str) -> None:
@@ -148,7 +207,7 @@ def push(served: RealRegistry, tree: str) -> None:
     shutil.rmtree(place)
 
 
-def main(what: str, tree: str = "/usr/lib/x86_64-linux-gnu", rounds: str = "1") -> None:
+def main(what: str, tree: str = "/usr/lib/x86_64-linux-gnu", rounds: str = "3") -> None:
     """Print one figure."""
     place = Path(tempfile.mkdtemp(prefix="launcher-figures-"))
     try:

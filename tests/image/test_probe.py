@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from launcher.cli import main
 from launcher.errors import ImageError
-from launcher.image.probe import HOLDS, NO_OP, between_nodes, between_processes, file_system
+from launcher.image.probe import HOLDS, NO_OP, between_hosts, between_nodes, between_processes, file_system
 from launcher.process import Completed, run
 
 needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
@@ -62,6 +63,20 @@ def test_nodes_that_are_not_given_are_said(tmp_path: Path) -> None:
 
     with pytest.raises(ImageError, match="invalid partition"):
         between_nodes(tmp_path, ["--partition=x"], refused)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_node_that_is_not_given_is_said_at_once(tmp_path: Path) -> None:
+    def refused(argv: Sequence[str], *, timeout: float, **_: Any) -> Completed:
+        if argv[0] == "srun":
+            assert {"--nodes=1", "--immediate=30", "--partition=x"} <= set(argv)
+            return Completed(tuple(argv), 1, "", "srun: error: invalid partition", 0.1)
+        return run(argv, timeout=timeout)
+
+    began = time.monotonic()
+    with pytest.raises(ImageError, match="invalid partition"):
+        between_hosts(tmp_path, ["--partition=x"], runner=refused)
+    assert time.monotonic() - began < 20
     assert list(tmp_path.iterdir()) == []
 
 

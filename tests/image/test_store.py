@@ -309,7 +309,7 @@ def test_an_import_that_only_says_it_went_well_is_not_published(
     ("returncode", "stderr", "says", "hint", "tries"),
     [
         (0, "", "left no whole squash file: no squash file", "run again", 1),
-        (127, "{enroot}: No such file or directory", "enroot is not there", "images.import_on", 1),
+        (127, "{enroot}: No such file or directory", "enroot is not there", "images.import-on", 1),
         (1, "[ERROR] Invalid image reference: docker://x", "does not accept the reference", "correct the image", 1),
         (1, "[ERROR] Command not found: mksquashfs", "a program that enroot needs is missing", "install it", 1),
         (1, "mv: cannot stat: Stale file handle", "went stale", "node-local", 4),
@@ -359,7 +359,7 @@ def test_an_import_beyond_its_time_is_ended_and_not_tried_again(
     monkeypatch.setenv(FAULTS, "slow=30")
     with pytest.raises(ImageError, match="did not end within 1 s") as caught:
         log.impatient().ensure(request(place, import_timeout=1.0))
-    assert "images.import_timeout" in (caught.value.hint or "")
+    assert "images.import-timeout" in (caught.value.hint or "")
     assert log.slept == []
     assert list(final.parent.iterdir()) == []
     assert list((place / "tmp").iterdir()) == []
@@ -478,7 +478,7 @@ def test_a_read_only_directory_fails_before_anything_is_imported(small_disk: Pat
     assert as_root("mount", "-o", "remount,ro", str(small_disk)).returncode == 0
     with pytest.raises(ImageError, match=f"{small_disk}: Read-only file system") as caught:
         log.store(Scripted(never)).ensure(request(tmp_path))
-    assert "images.import_on" in (caught.value.hint or "")
+    assert "images.import-on" in (caught.value.hint or "")
 
 
 def test_a_whole_file_in_a_read_only_directory_is_a_hit(small_disk: Path, tmp_path: Path, log: Log) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import ImageError
-from launcher.image import sidecar
+from launcher.image import sidecar, store
 from launcher.image.reference import Reference
 from launcher.image.registry import Registry
 from launcher.image.request import ImageRequest
@@ -69,14 +71,28 @@ def test_an_image_is_imported_by_the_digest_that_the_registry_told(served: FakeR
     assert note.hash == sidecar.file_hash(wanted.squash)
 
 
-def test_a_hit_asks_nobody_unless_the_runner_wants_it(served: FakeRegistry, wanted: ImageRequest) -> None:
+def test_a_hit_costs_one_question(served: FakeRegistry, wanted: ImageRequest) -> None:
     served.add("a/b", "1", "amd64")
     Store(served).ensure(wanted)
-    served.asked.clear()
-    assert Store(served, Scripted(never)).ensure(wanted).how == "hit"
-    assert served.asked == []
-    assert Store(served, Scripted(never)).ensure(replace(wanted, moved_tag="fail")).facts == ()
-    assert served.asked == ["HEAD /v2/a/b/manifests/1"]
+    for policy in ("keep", "refresh", "fail"):
+        served.asked.clear()
+        found = Store(served, Scripted(never)).ensure(replace(wanted, moved_tag=policy))
+        assert (found.how, found.facts) == ("hit", ())
+        assert served.asked == ["HEAD /v2/a/b/manifests/1"]
+
+
+def test_a_kept_image_does_not_wait_for_its_registry(
+    served: FakeRegistry, wanted: ImageRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "GLANCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and says nothing
+        reference = f"127.0.0.1:{silent.getsockname()[1]}/a/b:1"
+        small_image(wanted.squash)
+        asked = replace(wanted, reference=reference, uri=Reference.parse(reference).uri)
+        began = time.monotonic()
+        found = Store(served, Scripted(never)).ensure(asked)
+        assert 0.2 <= time.monotonic() - began < 1
+        assert found.facts == ("the registry did not say within 0.2 s what the tag names now",)
 
 
 @pytest.mark.parametrize(

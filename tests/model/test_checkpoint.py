@@ -91,7 +91,7 @@ def shorten(path: Path, by: int) -> None:
         (lambda m: (m / SHARD).unlink(), f"{SHARD} is missing"),
         (lambda m: put(m, SHARD, ""), f"{SHARD} is empty"),
         (lambda m: put(m, SHARD, POINTER), f"{SHARD} is a Git-LFS pointer"),
-        (lambda m: shorten(m / SHARD, 1), f"{SHARD} is 1 bytes too short"),
+        (lambda m: shorten(m / SHARD, 1), f"{SHARD} is 1 byte too short"),
         (lambda m: shorten(m / SHARD, 100), f"{SHARD} is 100 bytes too short"),
         (lambda m: (m / SHARD).write_bytes(bytes(4096)), f"{SHARD} is not a safetensors file"),
         (lambda m: safetensors(m / SHARD, {"other": ("BF16", 4)}), f"{SHARD} lacks 2 tensors"),

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launcher.model.manifest import Manifest
+from launcher.model.node_job import DIRECTORY, reap
 from launcher.model.nodes import Allocation, NodeVerdict, stage_on_nodes, this_node
 from launcher.process import Completed, run
+from launcher.slurm.commands import SlurmCommands
+from launcher.slurm.watch import Pace
 from tests.conftest import SlurmCluster
 from tests.model.checkpoints import checkpoint
 from tests.model.test_stage import content
@@ -29,37 +38,221 @@ def cluster(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Slu
     return slurm_cluster
 
 
-@pytest.mark.slurm
-def test_every_node_gets_its_own_copy(cluster: SlurmCluster, tmp_path: Path) -> None:
-    source = checkpoint(tmp_path / "archive" / "M")
+@dataclass
+class Place:
+    """A source, a directory for each of three nodes, a state directory."""
+
+    root: Path
+    nodes: list[str]
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def template(self) -> str:
+        return str(self.root / "{node}" / "nvme" / "M")
+
+    @property
+    def listed(self) -> str:
+        return ",".join(self.nodes)
+
+    def of(self, node: str) -> Path:
+        return self.root / node / "nvme" / "M"
+
+    def stage(self, where: Allocation | None = None, **options: Any) -> list[NodeVerdict]:
+        return stage_on_nodes(
+            str(self.root / "archive" / "M"),
+            self.template,
+            where or Allocation(nodes=self.listed),
+            timeout=120,
+            state=self.root / "state",
+            scheduler=SlurmCommands,
+            say=self.said.append,
+            **options,
+        )
+
+    def left(self) -> list[str]:
+        """Jobs of stagings that live, and what they left in the state directory."""
+        shown = subprocess.run(["squeue", "-h", "-o", "%i %k"], capture_output=True, text=True, timeout=60).stdout
+        jobs = [line for line in shown.splitlines() if "launcher-stage-" in line]
+        return jobs + [path.name for path in (self.root / "state" / DIRECTORY).iterdir()]
+
+
+@pytest.fixture
+def place(cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setattr("launcher.model.node_job._PACE", Pace(first=0.3, running=1.0, pending=0.5))
+    monkeypatch.setattr("launcher.model.node_job._LATE", 2.0)
+    checkpoint(tmp_path / "archive" / "M")
     names = subprocess.run(["sinfo", "-h", "-N", "-o", "%N"], capture_output=True, text=True, timeout=60).stdout.split()
     nodes = sorted(set(names))[1:4]
-    template = str(tmp_path / "{node}" / "nvme" / "M")
     for node in nodes:
         (tmp_path / node).mkdir()
+    return Place(tmp_path, nodes)
+
+
+@pytest.mark.slurm
+def test_every_node_gets_its_own_copy(place: Place, tmp_path: Path) -> None:
+    nodes, source = place.nodes, tmp_path / "archive" / "M"
     (tmp_path / nodes[1] / "nvme").write_text("a file in the place of the directory")
-    where = Allocation(nodes=",".join(nodes))
-    first = stage_on_nodes(str(source), template, where, timeout=120)
+    first = place.stage()
     assert [(v.node, v.ok) for v in first] == [(nodes[0], True), (nodes[1], False), (nodes[2], True)]
     assert "nvme" in (first[1].error or "")
     for node in (nodes[0], nodes[2]):
-        assert content(tmp_path / node / "nvme" / "M") == content(source)
-        assert Manifest.read(tmp_path / node / "nvme" / "M") is not None
+        assert content(place.of(node)) == content(source)
+        assert Manifest.read(place.of(node)) is not None
+    assert place.left() == []
 
     (tmp_path / nodes[1] / "nvme").unlink()
     job = subprocess.run(
-        ["sbatch", "--parsable", "--nodes=3", f"--nodelist={where.nodes}", "--output=/dev/null", "--wrap", "sleep 60"],
+        ["sbatch", "--parsable", "--nodes=3", f"--nodelist={place.listed}", "--output=/dev/null", "--wrap", "sleep 60"],
         capture_output=True, text=True, timeout=60, check=True,
     ).stdout.strip().partition(";")[0]  # fmt: skip
     try:
         run(["sh", "-c", f'until [ -n "$(squeue -h -j {job} -t RUNNING)" ]; do sleep 0.1; done'], timeout=60)
-        again = stage_on_nodes(str(source), template, Allocation(job=job), timeout=120)
+        again = place.stage(Allocation(), environ={"SLURM_JOB_ID": job})
         assert [(v.node, v.how) for v in again] == [(nodes[0], "there"), (nodes[1], "staged"), (nodes[2], "there")]
-        some = stage_on_nodes(str(source), template, Allocation(job=job, exclude=(nodes[0],)), timeout=120)
+        some = place.stage(Allocation(job=job, exclude=(nodes[0],)))
         assert [(v.node, v.ok, v.copied) for v in some] == [(nodes[1], True, 0), (nodes[2], True, 0)]
     finally:
         subprocess.run(["scancel", job], timeout=60)
-    shutil.rmtree(tmp_path / nodes[0])
+
+
+@pytest.mark.slurm
+def test_slurm_picks_nodes_that_are_fit(place: Place) -> None:
+    broken = place.nodes[0]
+    with out_of_service(broken, "drain"):
+        found = place.stage()
+        assert [(v.node, v.ok) for v in found] == [(broken, False), (place.nodes[1], True), (place.nodes[2], True)]
+        assert "Slurm says that it is drain" in (found[0].error or "")
+        picked = place.stage(Allocation(count=2, exclude=tuple(place.nodes)))
+        assert len(picked) == 2
+        assert all(v.ok and v.node not in place.nodes for v in picked)
+
+
+@contextlib.contextmanager
+def out_of_service(node: str, state: str) -> Iterator[None]:
+    """Have a node drained or down meanwhile."""
+    update = ["scontrol", "update", f"nodename={node}"]
+    look = ["sinfo", "-h", "-n", node, "-o", "%T"]
+    subprocess.run([*update, f"state={state}", "reason=test"], check=True, timeout=60)
+    try:
+        yield
+    finally:
+        subprocess.run([*update, "state=resume"], timeout=60)  # one that was down comes back by itself
+        until(lambda: subprocess.run(look, capture_output=True, text=True, timeout=60).stdout.strip() == "idle")
+
+
+@contextlib.contextmanager
+def slow(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
+    """Let every node's staging wait, while a file is there, after it made its directory; gives whether all did."""
+    hold = place.root / "hold"
+    hold.touch()
+    code = f"""
+import pathlib, time
+import launcher.model.stage as stage
+check = stage._Staging._check_space
+def patient(self):
+    while pathlib.Path({str(hold)!r}).exists():
+        time.sleep(0.05)
+    check(self)
+stage._Staging._check_space = patient
+"""
+    (place.root / "site").mkdir()
+    (place.root / "site" / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(place.root / "site"))
+    try:
+        yield lambda: len(list(place.root.glob("*/nvme/M.staging.*"))) == len(place.nodes)
+    finally:
+        hold.unlink(missing_ok=True)
+
+
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slurm
+def test_a_node_that_dies_midway_has_not_staged_and_the_others_have(
+    place: Place, cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying = place.nodes[1]
+    with ThreadPoolExecutor(1) as pool, slow(place, monkeypatch) as all_are_there:
+        staging = pool.submit(place.stage)
+        until(all_are_there)
+        for pid in processes_of(dying, place.root):
+            os.kill(pid, signal.SIGKILL)
+        with out_of_service(dying, "down"):
+            (place.root / "hold").unlink()
+            found = staging.result(timeout=60)
+    assert [(v.node, v.ok) for v in found] == [(n, n != dying) for n in place.nodes]
+    assert found[1].how == "unknown"
+    assert "no result of it" in (found[1].error or "")
+    assert not place.of(dying).exists()
+    assert place.left() == []
+    again = place.stage()
+    assert [v.how for v in again] == ["there", "staged", "there"]
+
+
+def processes_of(node: str, root: Path) -> list[int]:
+    """The task of a staging on a node of the cluster, and its slurmstepd: what a dying node takes with it."""
+    found = []
+    for place in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            environ = (place / "environ").read_bytes().split(b"\0") if place.name.isdigit() else []
+            if f"SLURMD_NODENAME={node}".encode() in environ and str(root).encode() in (place / "cmdline").read_bytes():
+                found += [int(place.name), int((place / "stat").read_text().rpartition(")")[2].split()[1])]
+    return found
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_launcher_that_is_stopped_leaves_no_job(
+    place: Place, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    state, source = place.root / "state", place.root / "archive" / "M"
+    argv = [sys.executable, "-m", "launcher", "model", "stage", place.template, "--from", str(source)]
+    argv += [f"--nodes={place.listed}", f"--state={state}"]
+    with slow(place, monkeypatch) as all_are_there, subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            until(all_are_there)
+        finally:
+            child.send_signal(number)
+        _, said = child.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert len(place.left()) == 2  # a job and its directory
+        assert reap(state, SlurmCommands, place.said.append) == 1
+    else:
+        assert child.returncode == 128 + number, said
+    assert place.left() == []
+    assert all(v.ok for v in place.stage())
+
+
+@pytest.mark.slurm
+def test_stopped_within_a_job_it_leaves_no_step(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = [
+        "sbatch",
+        "--parsable",
+        "--nodes=3",
+        f"--nodelist={place.listed}",
+        "--output=/dev/null",
+        "--wrap",
+        "sleep 60",
+    ]
+    job = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout.strip().partition(";")[0]
+    steps = ["squeue", "-h", "-s", "-j", job, "-o", "%i %j"]
+    try:
+        run(["sh", "-c", f'until [ -n "$(squeue -h -j {job} -t RUNNING)" ]; do sleep 0.1; done'], timeout=60)
+        argv = [sys.executable, "-m", "launcher", "model", "stage", place.template, f"--job={job}"]
+        argv += ["--from", str(place.root / "archive" / "M"), f"--state={place.root / 'state'}"]
+        with slow(place, monkeypatch) as all_are_there, subprocess.Popen(argv, stderr=subprocess.PIPE) as child:
+            try:
+                until(all_are_there)
+            finally:
+                child.send_signal(signal.SIGTERM)
+            assert child.wait(30) == 128 + signal.SIGTERM
+            until(lambda: "launcher-stage" not in run(steps, timeout=60).stdout)
+    finally:
+        subprocess.run(["scancel", job], timeout=60)
 
 
 class Fake:
@@ -86,13 +279,11 @@ class Fake:
 
 def test_a_node_that_says_nothing_has_failed() -> None:
     fake = Fake()
-    found = stage_on_nodes("/archive/M", "/nvme/M", Allocation(nodes="node[02-03,05]", partition="batch"), run=fake)
+    found = stage_on_nodes("/archive/M", "/nvme/M", Allocation(job="7", nodes="node[02-03,05]"), run=fake)
     assert found[:2] == [NodeVerdict("node02", True, "staged"), NodeVerdict("node03", True, "staged")]
     assert not found[2].ok
     assert "node05: task 2: Killed" in (found[2].error or "")
-    assert {"--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--partition=batch"} <= set(
-        fake.argv
-    )
+    assert {"--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--jobid=7"} <= set(fake.argv)
 
 
 def test_slurms_name_of_this_node_comes_before_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:

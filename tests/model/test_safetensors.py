@@ -50,7 +50,7 @@ def test_one_byte_short_or_long_or_cut_anywhere_is_found(
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     whole = safetensors(path, {"w": ("U8", 100)}).read_bytes()
-    assert damaged(path, whole[:-1]) == f"1 bytes too short ({len(whole) - 1} bytes)"
+    assert damaged(path, whole[:-1]) == f"1 byte too short ({len(whole) - 1} bytes)"
     assert damaged(path, whole + b"12") == f"2 bytes too long ({len(whole) + 2} bytes)"
     assert "within its header" in damaged(path, whole[:20])
     assert damaged(path, b"") == "empty"

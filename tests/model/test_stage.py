@@ -82,13 +82,13 @@ def test_the_hash_of_many_parts(tmp_path: Path) -> None:
     assert hash_file(tmp_path / "f", 10) == xxhash.xxh3_128(b"0123456789").hexdigest()
 
 
-@pytest.mark.parametrize("kernel", [True, False], ids=["copy_file_range", "read and write"])
+@pytest.mark.parametrize("buffer", [copying.BUFFER, 48, 7])
 def test_parts_of_a_file_come_in_any_order(
-    source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch, kernel: bool
+    source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch, buffer: int
 ) -> None:
     small_parts(monkeypatch)
-    if not kernel:
-        monkeypatch.delattr(os, "copy_file_range")
+    monkeypatch.setattr(copying, "BUFFER", buffer)
+    monkeypatch.setattr(copying, "WINDOW", 2 * buffer)
     stage(DirectorySource(source), destination, workers=5)
     assert content(destination) == content(source)
     found = Manifest.read(destination)
@@ -96,8 +96,35 @@ def test_parts_of_a_file_come_in_any_order(
     assert found.deep_differences(destination) == []
 
 
+class Told:
+    """A Progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, list[int]] = {}
+
+    def begin(self, files: int, size: int) -> None:
+        self.files = files
+
+    def advance(self, path: str, size: int, count: int, *, resumed: bool = False) -> None:
+        self.counts.setdefault(path, []).append(count)
+
+
+@pytest.mark.parametrize("window", [8, 7, 1 << 20])
+def test_progress_is_told_every_byte_once_and_nothing_after_a_files_end(
+    source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    monkeypatch.setattr(copying, "BUFFER", window)
+    monkeypatch.setattr(copying, "WINDOW", window)
+    told = Told()
+    stage(DirectorySource(source), destination, progress=told)
+    assert {path: sum(counts) for path, counts in told.counts.items()} == {
+        file.path: file.size for file in DirectorySource(source).files
+    }
+    assert [path for path, counts in told.counts.items() if 0 in counts] == ["empty.txt"]
+
+
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no second file system here")
-def test_another_file_system_is_written_to_without_the_kernels_copy(source: Path) -> None:
+def test_another_file_system_is_written_to(source: Path) -> None:
     place = Path("/dev/shm") / f"launcher-test-{os.getpid()}"
     try:
         if place.parent.stat().st_dev == source.stat().st_dev:
@@ -363,14 +390,31 @@ class _NoLock:
         pass
 
 
-def test_a_publication_cut_off_between_its_renames_is_finished(source: Path, destination: Path) -> None:
-    stage(DirectorySource(source), destination)
-    (destination / WORK).mkdir()
-    (destination / NAME).rename(destination / WORK / NAME)
-    assert examine(destination, precision="bf16").problems[0].startswith("half staged")
-    assert stage(DirectorySource(source), destination).how == "there"
+def test_a_publication_that_was_cut_off_is_whole_and_gc_or_the_next_one_cleans_up(
+    source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.model.stage.finish", _cut_off)
+    with pytest.raises(Cancelled):
+        stage(DirectorySource(source), destination)
+    assert (destination / WORK).is_dir()
     assert examine(destination, precision="bf16").whole
+    collect(destination.parent, wait=0)
     assert not (destination / WORK).exists()
+    (destination / WORK).mkdir()
+    assert stage(DirectorySource(source), destination).how == "there"
+    assert not (destination / WORK).exists()
+
+
+def test_before_its_rename_a_staging_is_no_checkpoint_for_all_its_manifest(
+    source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.model.stage._Staging._publish", _cut_off)
+    with pytest.raises(Cancelled):
+        stage(DirectorySource(source), destination)
+    (staging,) = staging_directories(destination)
+    assert (staging / NAME).exists()
+    assert examine(staging, precision="bf16").problems == ("half staged: its staging has not ended, or was killed",)
+    assert not destination.exists()
 
 
 def test_a_shard_one_byte_short_and_one_gone_are_told_by_the_manifest(source: Path, destination: Path) -> None:
@@ -378,7 +422,7 @@ def test_a_shard_one_byte_short_and_one_gone_are_told_by_the_manifest(source: Pa
     os.truncate(destination / "figures/a.png", 2)
     (destination / "empty.txt").unlink()
     assert set(examine(destination, precision="bf16").problems) == {
-        "figures/a.png is 1 bytes too short",
+        "figures/a.png is 1 byte too short",
         "empty.txt is missing",
     }
     with pytest.raises(ModelError, match="staged, and damaged since"):
@@ -397,10 +441,9 @@ def test_deep_verification_finds_a_flipped_bit(source: Path, destination: Path) 
 def test_a_copy_that_comes_out_wrong_is_not_published(
     source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(os, "copy_file_range")
     write = copying._write
     monkeypatch.setattr(copying, "_write", lambda fd, chunk, at: write(fd, memoryview(bytes(len(chunk))), at))
-    with pytest.raises(ModelError, match="reads back as other bytes"):
+    with pytest.raises(ModelError, match="read back as others than were written"):
         stage(DirectorySource(source), destination)
     assert not destination.exists()
 

@@ -182,7 +182,7 @@ def test_what_fits_is_reckoned_by_the_speed_so_far(tmp_path: Path, spent: float,
     logs = tmp_path / "logs"
     logs.mkdir()
     (logs / "a.out").write_bytes(bytes(4_000_000))
-    (logs / "b.out").write_bytes(bytes(30_000_000))
+    (logs / "b.out").write_bytes((b"x" * 63 + b"\n") * (30_000_000 // 64))
     clock = iter([0.0, 0.0, 0.0, 0.0, spent])
     bundle = bundle_logs(logs, tmp_path / "x.tar.gz", seconds=1, clock=lambda: next(clock))
     assert bundle is not None

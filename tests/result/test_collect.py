@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from launcher.errors import ResultError
-from launcher.result.collect import TARBALL, CollectRequest, collect
+from launcher.result.collect import TARBALL, CollectRequest, collect, keep_logs
 from launcher.result.workspace import LOGS
 from tests.result.documents import age, agentic, fixed, write
 from tests.shared import SHARED, needs_shared
@@ -66,6 +66,7 @@ def test_results_come_under_the_names_of_the_workflow(job: Job) -> None:
     assert job.published == {f"RF_{FOLDER}_conc4_gpus_12_ctx_4_gen_8.json", f"RF_{FOLDER}_conc16_gpus_8.json"}
     for name, digest in collected.published.items():
         assert hashlib.sha256((job.workspace / name).read_bytes()).hexdigest() == digest
+    assert kept(job) == []
     assert (job.workspace / LOGS / "sweep_3.log").read_text() == "log\n"
     assert (job.workspace / LOGS / FOLDER / "results_concurrency_16_gpus_8.json").is_file()
     with tarfile.open(job.workspace / TARBALL) as tar:
@@ -355,13 +356,21 @@ def test_a_full_disk_publishes_nothing_half(job: Job, monkeypatch: pytest.Monkey
 # Logs and stamps
 
 
+def kept(job: Job) -> list[str]:
+    """Keep the logs; what went wrong with them."""
+    request = job.request
+    _, doubts = keep_logs(request.logs_dir, request.workspace, request.job_id, request.started)
+    return doubts
+
+
 def test_the_logs_of_an_earlier_launcher_are_replaced_and_not_mixed(job: Job) -> None:
     job.result(4)
     job.result(16)
     (job.logs / "early.out").write_text("x")
-    collect(job.request)
+    kept(job)
+    assert (job.workspace / LOGS / "early.out").exists()
     (job.logs / "early.out").unlink()
-    collect(job.request)
+    kept(job)
     assert not (job.workspace / LOGS / "early.out").exists()
     assert (job.workspace / LOGS / "sweep_3.log").exists()
     assert sorted(path.name for path in job.workspace.iterdir() if not path.name.startswith("RF")) == [LOGS, TARBALL]
@@ -371,9 +380,7 @@ def test_a_logs_directory_that_no_launcher_made_is_left_alone(job: Job) -> None:
     job.result(4)
     job.result(16)
     write(job.workspace / LOGS / "precious.txt", "theirs")
-    collected = collect(job.request)
-    collected.raise_if_bad()
-    assert any("left alone" in doubt for doubt in collected.doubts)
+    assert any("left alone" in doubt for doubt in kept(job))
     assert [path.name for path in (job.workspace / LOGS).iterdir()] == ["precious.txt"]
 
 
@@ -382,7 +389,7 @@ def test_power_stamps_of_this_run_travel_with_the_logs(job: Job) -> None:
     job.result(16)
     write(job.workspace / "exporter-image.sha256", "aa")
     age(write(job.workspace / "power-producer-sha.txt", "an earlier run's"), 3600)
-    collect(job.request).raise_if_bad()
+    assert kept(job) == []
     assert (job.workspace / LOGS / "power" / "exporter-image.sha256").read_text() == "aa"
     assert not (job.workspace / LOGS / "power" / "power-producer-sha.txt").exists()
     with tarfile.open(job.workspace / TARBALL) as tar:

@@ -1,6 +1,9 @@
-"""Figures of asking Slurm, on a real cluster: ``python -m tests.slurm.figures queries|cost`` with SLURM_CONF set.
+"""Figures of asking Slurm, on a real cluster: ``python -m tests.slurm.figures NAME …`` with SLURM_CONF set.
 
-queries  1, 5 and 20 launcher processes that each watch a job, with and without a shared poller: questions a minute, and
+queries  questions an hour for 1, 50 and 1,000 jobs, beside a loop of squeue (tests/slurm/watching.py, --help)
+watch    CPU and memory of watching 1,000 jobs for 10 minutes
+delay    from a job's end to our knowing it: both backends, own and shared poller, with and without an exit marker
+shared   1, 5 and 20 launcher processes that each watch a job, with and without a shared poller: questions a minute, and
          how long after a job's end its launcher knows it
 cost     one poll of 1, 100 and 1000 jobs, by the commands and by pyslurm (with 1000 jobs held in the cluster)
 """
@@ -25,6 +28,7 @@ from launcher.slurm.native import SlurmNative, choose
 from launcher.slurm.shared import SharedPoller
 from launcher.slurm.states import Phase
 from launcher.slurm.watch import Watcher
+from tests.slurm import watching
 
 COUNTED = (90.0, 150.0)
 """Seconds after the start in which questions are counted: the pauses have grown, and no job has ended."""
@@ -33,8 +37,10 @@ ENDS = (160.0, 220.0)
 
 
 def main(argv: list[str]) -> int:
-    commands = {"queries": queries, "cost": cost, "watch": watch}
-    return commands[argv[0]](*argv[1:])
+    with_options = {"queries": watching.queries, "watch": watching.watch, "delay": watching.delay}
+    if argv[0] in with_options:
+        return with_options[argv[0]](argv[1:])
+    return {"shared": shared, "cost": cost, "one": one}[argv[0]](*argv[1:])
 
 
 def submit(script: str, *options: str, cwd: Path) -> JobKey:
@@ -43,7 +49,7 @@ def submit(script: str, *options: str, cwd: Path) -> JobKey:
     return JobKey(said.stdout.strip(), time.time(), token)
 
 
-def queries() -> int:
+def shared() -> int:
     """All cases at once, each with files of its own."""
     with tempfile.TemporaryDirectory() as name:
         directory, start = Path(name), time.time()
@@ -56,7 +62,7 @@ def queries() -> int:
                 seconds = random.uniform(*ENDS)
                 job = submit(f"sleep {seconds}; date +%s.%N > {place}/end-{n}", cwd=place)
                 arguments = [job.id, job.token, str(place), str(n), how]
-                launchers.append(subprocess.Popen([sys.executable, "-m", __spec__.name, "watch", *arguments]))
+                launchers.append(subprocess.Popen([sys.executable, "-m", __spec__.name, "one", *arguments]))
         for launcher in launchers:
             launcher.wait()
         print(f"{'launchers':>9} {'':7} {'squeue/min':>10} {'sacct/min':>9}   end to known, median and longest")
@@ -78,7 +84,7 @@ def queries() -> int:
     return 0
 
 
-def watch(job: str, token: str, place: str, number: str, how: str) -> int:
+def one(job: str, token: str, place: str, number: str, how: str) -> int:
     """One launcher: it watches one job at the pace of real runs."""
 
     def runner(

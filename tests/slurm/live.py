@@ -51,9 +51,11 @@ class Cluster:
         assert done.ok, done
         return done.stdout.strip()
 
-    def submit(self, script: str, *options: str) -> JobKey:
+    def submit(self, script: str, *options: str, component: str = "") -> JobKey:
+        """Submit a script; with the option of a second component as a heterogeneous job."""
         token = f"run-{secrets.token_hex(4)}"
-        job = self.command("sbatch", "--parsable", f"--comment={token}", *options, "--wrap", script)
+        second = [":", component] if component else []
+        job = self.command("sbatch", "--parsable", f"--comment={token}", *options, "--wrap", script, *second)
         self.submitted.append(JobKey(job, time.time(), token))
         return self.submitted[-1]
 

@@ -26,21 +26,22 @@ SQUEUE = """\
 """
 
 SACCT = """\
-1|COMPLETED|0:0|1795289084|1795289084|1795289085|node[01-02]|None|run-abc token
-2|FAILED|3:0|1795289084|1795289084|1795289084|node01|None|tok-b|with|pipes
-3|PENDING|0:0|1795289084|Unknown|Unknown|None assigned|JobHeldUser|
-4|CANCELLED by 0|0:0|1795289084|1795289084|1795289086|node01|None|tok-e
+1|COMPLETED|0:0|0:0|1795289084|1795289084|1795289085|node[01-02]|None|run-abc token
+2|FAILED|3:0|0:0|1795289084|1795289084|1795289084|node01|None|tok-b|with|pipes
+3|PENDING|0:0|0:0|1795289084|Unknown|Unknown|None assigned|JobHeldUser|
+4|CANCELLED by 0|0:0|0:0|1795289084|1795289084|1795289086|node01|None|tok-e
 """
 
 REQUEUED = """\
-7|REQUEUED|0:0|1795289357|1795289357|1795289359|node01|None|tok-rq
-7|CANCELLED by 0|0:0|1795289480|None|1795289490|None assigned|BeginTime|
+7|REQUEUED|0:0|0:0|1795289357|1795289357|1795289359|node01|None|tok-rq
+7|CANCELLED by 0|0:0|0:0|1795289480|None|1795289490|None assigned|BeginTime|
 """
 
 SCONTROL = (
     "JobId=2 JobName=job3.sh UserId=root(0) GroupId=root(0) MCS_label=N/A Priority=4294901758 Nice=0 "
     "Account=benchmark QOS=normal JobState=FAILED Reason=NonZeroExitCode Dependency=(null) Requeue=1 Restarts=0 "
-    "BatchFlag=1 Reboot=0 ExitCode=3:0 RunTime=00:00:00 TimeLimit=04:00:00 TimeMin=N/A SubmitTime=1795289084 "
+    "BatchFlag=1 Reboot=0 ExitCode=3:0 DerivedExitCode=5:0 "
+    "RunTime=00:00:00 TimeLimit=04:00:00 TimeMin=N/A SubmitTime=1795289084 "
     "EligibleTime=1795289084 AccrueTime=1795289084 StartTime=1795289084 EndTime=1795289084 Deadline=N/A "
     "SuspendTime=None SecsPreSuspend=0 LastSchedEval=1795289084 Scheduler=Main Partition=batch "
     "AllocNode:Sid=localhost:4447 ReqNodeList=(null) ExcNodeList=(null) NodeList=node01 BatchHost=node01 NumNodes=1 "
@@ -130,7 +131,7 @@ def test_the_exit_code_of_an_ended_job_is_accountings() -> None:
 
 
 def test_scontrol_tells_while_accounting_lags() -> None:
-    state, _ = poll(FAILED, squeue=SQUEUE, sacct="2|RUNNING|0:0|1795289084|1795289084|Unknown|node01|None|\n")
+    state, _ = poll(FAILED, squeue=SQUEUE, sacct="2|RUNNING|0:0|0:0|1795289084|1795289084|Unknown|node01|None|\n")
     assert (state.word, state.exit_code, state.source) == ("FAILED", None, "squeue"), "a failure, its code not known"
     state, _ = poll(FAILED, squeue=SQUEUE, sacct=NO_DATABASE, scontrol=SCONTROL)
     assert (state.word, state.exit_code, state.source) == ("FAILED", (3, 0), "scontrol")
@@ -164,7 +165,7 @@ def test_a_silent_controller_leaves_the_end_to_accounting(squeue: Reply) -> None
 
 
 def test_a_job_the_controller_lost_is_not_alive_because_accounting_says_so() -> None:
-    lost = "9999|RUNNING|0:0|1795289084|1795289084|Unknown|node01|None|\n"
+    lost = "9999|RUNNING|0:0|0:0|1795289084|1795289084|Unknown|node01|None|\n"
     state, _ = poll(GONE, squeue=NOT_KNOWN, sacct=lost)
     assert state.phase is Phase.UNKNOWN
 
@@ -185,7 +186,7 @@ def test_a_silent_scontrol_is_asked_once_a_round() -> None:
 
 @pytest.mark.parametrize("word", ["NODE_FAIL", "PREEMPTED", "BOOT_FAIL"])
 def test_what_may_be_requeued_is_an_end_only_by_the_controllers_leave(word: str) -> None:
-    record = f"9999|{word}|0:0|1795289084|1795289084|1795289090|node01|None|tok-g\n"
+    record = f"9999|{word}|0:0|0:0|1795289084|1795289084|1795289090|node01|None|tok-g\n"
     state, _ = poll(GONE, squeue=DOWN, sacct=record, scontrol=DOWN)
     assert state.phase is Phase.UNKNOWN
     state, _ = poll(GONE, squeue=NOT_KNOWN, sacct=record)
@@ -196,7 +197,7 @@ def test_what_may_be_requeued_is_an_end_only_by_the_controllers_leave(word: str)
 
 def test_another_job_with_the_same_id_is_not_ours() -> None:
     other = "2|COMPLETED|1795299999|1795299999|1795299999|None|node01|tok-z\n"
-    finished = "2|COMPLETED|0:0|1795299999|1795299999|1795299999|node01|None|tok-z\n"
+    finished = "2|COMPLETED|0:0|0:0|1795299999|1795299999|1795299999|node01|None|tok-z\n"
     state, _ = poll(FAILED, squeue=other, sacct=finished, scontrol=NOT_KNOWN)
     assert state.phase is Phase.UNKNOWN
     assert "squeue: knows another job with this id" in state.reason
@@ -221,7 +222,7 @@ def test_a_word_that_is_not_known_is_unknown(word: str) -> None:
 def test_under_faults_no_job_is_ever_called_finished_wrongly() -> None:
     rng = random.Random(5)
     faults: list[Reply] = [DOWN, TIMED_OUT, "", "Welcome!\n", (1, "slurm_load_jobs error: Socket timed out"), (1, "")]
-    running = "2|RUNNING|0:0|1795289084|1795289084|Unknown|node01|None|\n"
+    running = "2|RUNNING|0:0|0:0|1795289084|1795289084|Unknown|node01|None|\n"
     accounts: list[Reply] = [running, "", NO_DATABASE, TIMED_OUT]
     told = 0
 
@@ -313,3 +314,28 @@ def test_evidence_holds_answers_and_silences() -> None:
     assert said["scontrol"] == SCONTROL
     assert "Connection refused" in said["sacct"]
     assert runner.environments[0] == {}, "for a person: no seconds since the epoch"
+
+
+def test_a_release_is_tried_again() -> None:
+    replies = iter([DOWN, TIMED_OUT, ""])
+    slept: list[float] = []
+    runner = Replay(scontrol=lambda argv: next(replies))
+    SlurmCommands(runner=runner, environ={}, sleep=slept.append).release(DONE)
+    assert runner.calls == [("scontrol", "release", DONE.id)] * 3
+    assert slept == [1.0, 1.0]
+
+
+def test_a_release_of_what_is_over_is_none() -> None:
+    for said in ("Job has already finished for job 1\nslurm_suspend error: Job has already finished", NOT_KNOWN[1]):
+        SlurmCommands(runner=Replay(scontrol=(1, said)), environ={}).release(DONE)
+
+
+def test_a_release_that_is_refused_or_never_goes_through() -> None:
+    refused = Replay(scontrol=(1, "Access/permission denied for job 1"))
+    with pytest.raises(JobError, match="refuses"):
+        SlurmCommands(runner=refused, environ={}).release(DONE)
+    assert len(refused.calls) == 1
+    away = Replay(scontrol=DOWN)
+    with pytest.raises(SchedulerUnreachable, match="did not go through"):
+        SlurmCommands(runner=away, environ={}, sleep=lambda seconds: None).release(DONE)
+    assert len(away.calls) == 10

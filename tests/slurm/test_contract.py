@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import threading
 import time
@@ -96,6 +97,79 @@ def test_held_and_hopeless_jobs(cluster: Cluster) -> None:
     assert cluster.until(wide, lambda state: state.hopeless).reason in ("PartitionNodeLimit", "PartitionConfig")
     cluster.command("scontrol", "release", held.id)
     assert cluster.end(held).succeeded
+
+
+def test_our_hold_is_released(cluster: Cluster) -> None:
+    job = cluster.submit("true", "--hold", f"--dependency=afterany:{cluster.submit('true').id}")
+    assert cluster.until(job, lambda state: state.word == "PENDING").reason == "JobHeldUser"
+    cluster.scheduler.release(job)
+    assert cluster.end(job).succeeded
+    cluster.scheduler.release(job)
+    cluster.scheduler.release(JobKey("99999999"))
+
+
+def test_a_failed_step_of_a_good_job_is_seen(cluster: Cluster) -> None:
+    """Not so of steps that are cancelled, as srtctl ends its servers."""
+    bad = cluster.submit("srun -n1 sh -c 'exit 5'; exit 0", "--output=/dev/null")
+    ended = cluster.submit("srun -n1 --overlap sleep 60 & sleep 1; kill $!; wait; exit 0", "--output=/dev/null")
+    state = cluster.end(bad)
+    assert state.succeeded and state.derived == (5, 0)
+    assert "a step of it ended with exit code 5" in state.describe()
+    state = cluster.end(ended)
+    assert state.succeeded and state.derived in ((0, 9), (0, 0)) and state.failed_step == ""
+
+
+def test_the_tasks_of_an_array(cluster: Cluster) -> None:
+    """Each has an id of its own; the array's is that of its last task, and stands for all of them until they start."""
+    script = "sleep 1; [ $SLURM_ARRAY_TASK_ID != 2 ] || exit 3"
+    last = cluster.submit(script, "--array=0-3", "--hold", "--output=/dev/null")
+    assert cluster.state(last).hopeless
+    cluster.scheduler.release(last)
+    end = time.monotonic() + 20
+    while len(tasks := cluster.scheduler.find(last.token)) < 4:
+        assert time.monotonic() < end, tasks
+        time.sleep(0.1)
+    assert last.id in [task.id for task in tasks]
+    states = Watcher(cluster.scheduler, pace=Pace(first=0.3, running=0.5)).watch(tasks)
+    assert sorted((s.word, s.exit_code) for s in states.values()) == [("COMPLETED", (0, 0))] * 3 + [("FAILED", (3, 0))]
+    (bad,) = [task for task, state in states.items() if not state.succeeded]
+    assert task_of(cluster, bad) == "2" and task_of(cluster, last) == "3"
+
+
+def task_of(cluster: Cluster, job: JobKey) -> str:
+    found = re.search(r"\bArrayTaskId=(\d+)", cluster.command("scontrol", "show", "job", "-o", job.id))
+    assert found is not None
+    return found[1]
+
+
+def test_a_task_that_is_requeued_stays_itself(cluster: Cluster) -> None:
+    array = cluster.submit("sleep 100", "--array=0-1", "--requeue", "--output=/dev/null")
+    cluster.until(array, lambda state: state.word == "RUNNING")
+    tasks = cluster.scheduler.find(array.token)
+    time.sleep(2.5)  # beyond the tolerance of submit times
+    cluster.command("scontrol", "requeue", f"{array.id}_1")
+    for _ in range(10):
+        assert {state.phase for state in cluster.scheduler.poll(tasks).values()} == {Phase.ALIVE}
+        time.sleep(0.1)
+    assert {task.id for task in cluster.scheduler.find(array.token)} == {task.id for task in tasks}
+    cluster.scheduler.cancel(tasks)
+    assert {state.word for state in Watcher(cluster.scheduler).watch(tasks).values()} == {"CANCELLED"}
+
+
+def test_the_components_of_a_heterogeneous_job(cluster: Cluster) -> None:
+    """They start and end with their leader, whose id sbatch prints; to release or cancel it is enough."""
+    leader = cluster.submit("sleep 1; exit 4", "--hold", "--output=/dev/null", "-N1", component="-N2")
+    both = cluster.scheduler.find(leader.token)
+    assert sorted(int(job.id) for job in both) == [int(leader.id), int(leader.id) + 1]
+    assert all(state.hopeless for state in cluster.scheduler.poll(both).values())
+    cluster.scheduler.release(leader)
+    states = Watcher(cluster.scheduler, pace=Pace(first=0.3, running=0.5)).watch(both)
+    assert [(state.word, state.exit_code) for state in states.values()] == [("FAILED", (4, 0))] * 2
+    other = cluster.submit("sleep 100", "--output=/dev/null", "-N1", component="-N1")
+    both = cluster.scheduler.find(other.token)
+    cluster.until(other, lambda state: state.word == "RUNNING")
+    cluster.scheduler.cancel([other])
+    assert {state.word for state in Watcher(cluster.scheduler).watch(both).values()} == {"CANCELLED"}
 
 
 def test_a_lost_id_is_found_by_its_token(cluster: Cluster) -> None:

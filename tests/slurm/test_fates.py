@@ -22,7 +22,7 @@ def squeue(word: str, reason: str = "None", nodes: str = "node01") -> str:
 
 
 def sacct(word: str, code: str) -> str:
-    return f"7|{word}|{code}|1795289084|1795289085|1795289099|node01|None|tok-a\n"
+    return f"7|{word}|{code}|0:0|1795289084|1795289085|1795289099|node01|None|tok-a\n"
 
 
 def scontrol(word: str, code: str) -> str:

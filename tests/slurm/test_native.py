@@ -25,9 +25,20 @@ from tests.slurm.test_commands import SACCT, SQUEUE, SUBMITTED
 DONE = JobKey("1", SUBMITTED, "run-abc")
 FAILED = JobKey("2", SUBMITTED, "tok-b")
 ROWS = [
-    ["1", "COMPLETED", "0:0", "1795289084", "1795289084", "1795289085", "node[01-02]", "None", "run-abc token"],
-    ["2", "FAILED", "3:0", "1795289084", "1795289084", "1795289084", "node01", "NonZeroExitCode", "tok-b|with|pipes"],
-    ["3", "PENDING", "0:0", "1795289084", "", "", "", "JobHeldUser", "tok-c"],
+    ["1", "COMPLETED", "0:0", "0:0", "1795289084", "1795289084", "1795289085", "node[01-02]", "None", "run-abc token"],
+    [
+        "2",
+        "FAILED",
+        "3:0",
+        "0:0",
+        "1795289084",
+        "1795289084",
+        "1795289084",
+        "node01",
+        "NonZeroExitCode",
+        "tok-b|with|pipes",
+    ],
+    ["3", "PENDING", "0:0", "0:0", "1795289084", "", "", "", "JobHeldUser", "tok-c"],
 ]
 
 
@@ -195,6 +206,8 @@ def test_the_row_of_a_job() -> None:
         state="FAILED",
         exit_code=1,
         exit_code_signal=9,
+        derived_exit_code=5,
+        derived_exit_code_signal=0,
         submit_time=10,
         start_time=None,
         end_time=30,
@@ -204,7 +217,7 @@ def test_the_row_of_a_job() -> None:
     )
     other = SimpleNamespace(**{**vars(job), "id": 8, "user_id": None})
     library = SimpleNamespace(Jobs=SimpleNamespace(load=lambda: {7: job, 8: other}))
-    assert rows(library, {"ids": ["7", "9"]}) == [["7", "FAILED", "1:9", "10", "", "30", "", "None", "a|b"]]
+    assert rows(library, {"ids": ["7", "9"]}) == [["7", "FAILED", "1:9", "5:0", "10", "", "30", "", "None", "a|b"]]
     assert [row[0] for row in rows(library, {"user": 1000})] == ["7"]
     assert rows(library, {"ids": []}) == []
 

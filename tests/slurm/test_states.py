@@ -119,3 +119,20 @@ def test_choosing_a_scheduler(tmp_path: Path) -> None:
 
 def test_nobody_to_ask_is_a_submission_error() -> None:
     assert SchedulerUnreachable("x").exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("derived", "said"),
+    [
+        (None, ""),
+        ((0, 0), ""),
+        ((0, 9), ""),
+        ((0, 15), ""),
+        ((5, 0), "a step of it ended with exit code 5"),
+        ((0, 125), "a step of it ran out of memory"),
+    ],
+)
+def test_a_failed_step_is_no_failure_and_is_told(derived: tuple[int, int] | None, said: str) -> None:
+    good = JobState(Phase.TERMINAL, "COMPLETED", (0, 0), derived=derived)
+    assert good.succeeded and good.failed_step == said and good.describe() == "COMPLETED" + (said and f"; {said}")
+    assert "step" not in JobState(Phase.TERMINAL, "FAILED", (3, 0), derived=derived).describe()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -170,18 +171,43 @@ def test_one_job_given_up_does_not_end_the_watch_over_the_others(clock: Clock) -
     assert list(watcher.given_up) == [JOB]
 
 
-def test_the_jobs_own_marker_is_the_last_resort(clock: Clock) -> None:
-    asked: list[float] = []
-
+@pytest.mark.parametrize("appears", [0, 150, 500])
+def test_the_jobs_own_marker_is_the_last_resort(clock: Clock, appears: float) -> None:
     def marker(job: JobKey) -> JobState | None:
-        asked.append(clock() - 1000)
-        return FAILED if clock() > 1500 else None
+        return FAILED if clock() >= 1000 + appears else None
 
     script = Script(clock, lambda job, t: RUNNING if t < 100 else SILENT)
     watcher = Watcher(script, clock=clock, wait=clock.wait, pace=EXACT, marker=marker)
     assert watcher.watch([JOB]) == {JOB: FAILED}
     last_answer = max(at for at in script.times if at < 1100)
-    assert clock() > 1500 and min(asked) + 1000 >= last_answer + 120, "not while the silence is young"
+    soonest = max(last_answer + 120, 1000 + appears)
+    assert soonest <= clock() <= soonest + 32, "not while the silence is young, and with the next question after"
+
+
+def test_a_marker_has_slurm_asked_at_once_and_then_often(clock: Clock) -> None:
+    script = Script(clock, lambda job, t: RUNNING if t < 1003 else DONE)
+    marked: list[float] = []
+
+    def marker(job: JobKey) -> JobState | None:
+        if clock() < 2000:
+            return None
+        marked.append(clock())
+        return FAILED
+
+    watcher = Watcher(script, clock=clock, wait=clock.wait, pace=EXACT, marker=marker)
+    assert watcher.watch([JOB])[JOB].succeeded, "Slurm's word counts"
+    assert len(marked) == 1 and clock() <= 2003 + 2
+    assert next(at for at in script.times if at >= 2000) <= 2001
+
+
+def test_our_own_hold_is_no_reason_to_give_a_job_up_before_silence_would_be(clock: Clock) -> None:
+    script = Script(clock, lambda job, t: HELD)
+    watcher = Watcher(script, clock=clock, wait=clock.wait, held=lambda job: job == JOB)
+    with pytest.raises(JobError, match="will not start by waiting"):
+        watcher.watch([JOB, OTHER])
+    minutes = [re.search(r"for (\d+) min", watcher.given_up[job].message) for job in (JOB, OTHER)]
+    ours, other = (int(found[1]) for found in minutes if found is not None)
+    assert 30 <= ours <= 32 and 10 <= other <= 12
 
 
 def test_jobs_may_be_added_between_rounds(clock: Clock) -> None:

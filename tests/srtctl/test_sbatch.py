@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.srtctl.sbatch import VARIABLE, beside
+from launcher.srtctl.sbatch import VARIABLE, asks_for_hold, beside
 
 LINE = "4242|PENDING|1795289084|N/A|N/A|None||tok-a\n"
 
@@ -28,8 +28,10 @@ class Place:
         file.write_text(f"#!/bin/sh\n{body}\n")
         file.chmod(0o755)
 
-    def sbatch(self, *argv: str, earlier: frozenset[str] = frozenset()) -> subprocess.CompletedProcess[str]:
-        with beside("tok-a", earlier, self.path) as environment:
+    def sbatch(
+        self, *argv: str, earlier: frozenset[str] = frozenset(), hold: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        with beside("tok-a", earlier, self.path, hold=hold) as environment:
             return subprocess.run(
                 ["sbatch", *argv],
                 env={**os.environ, **environment},
@@ -107,6 +109,21 @@ def test_the_real_one_sees_nothing_of_us(place: Place) -> None:
     assert VARIABLE not in seen
     assert seen["PATH"] == place.path
     assert (place.root / "argv").read_text() == "--parsable\na b\n"
+
+
+def test_a_job_is_submitted_held_by_an_option_before_the_script(place: Place) -> None:
+    place.program("sbatch", f'printf "%s\\n" "$@" > "{place.root}/argv"; echo 7')
+    place.sbatch("--parsable", "job.slurm", hold=True)
+    assert (place.root / "argv").read_text().split() == ["--hold", "--parsable", "job.slurm"]
+
+
+def test_a_hold_that_the_recipe_or_the_cluster_asks_for_is_theirs() -> None:
+    held: dict[str, dict[str, str]] = {"sbatch_directives": {"hold": ""}}
+    assert asks_for_hold(held, {})
+    assert asks_for_hold({"base": {}, "override_x": held}, {})
+    assert asks_for_hold({}, {"default_sbatch_directives": {"hold": ""}})
+    assert not asks_for_hold({"sbatch_directives": {"comment": "hold"}}, {"default_sbatch_directives": None})
+    assert not asks_for_hold(None, {})
 
 
 def test_nothing_is_put_before_an_sbatch_that_is_not_there(tmp_path: Path) -> None:

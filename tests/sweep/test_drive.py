@@ -12,7 +12,7 @@ import pytest
 
 from launcher.errors import Cancelled, ImageError, JobError, LauncherError
 from launcher.execute import Outcome
-from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
 from launcher.slurm.states import Phase
 from launcher.slurm.watch import Pace
 from launcher.sweep.drive import Drive, Stop, until_gone
@@ -31,6 +31,14 @@ class Jobs:
         self.states: dict[str, JobState] = {}
         self.polls: list[int] = []
         self.cancelled: list[str] = []
+        self.released: list[str] = []
+        self.release_fails: list[LauncherError] = []
+
+    def release(self, job: JobKey) -> None:
+        self.released.append(job.id)
+        if self.release_fails:
+            raise self.release_fails.pop()
+        self.states[job.id] = DONE
 
     def poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
         self.polls.append(len(jobs))
@@ -64,6 +72,7 @@ class Scripted:
         self.key = JobKey(str(number))
         self._jobs, self._prepare = jobs, prepare
         self.log = None
+        self.held = False
         self.full = False
         self.finished: list[JobState] = []
 
@@ -76,6 +85,21 @@ class Scripted:
             raise OSError(28, "No space left on device", "run.json")
 
     saw_after_cancel = saw
+
+    @property
+    def hold(self) -> Scripted:
+        return self
+
+    @property
+    def ours(self) -> bool:
+        return self.held
+
+    def may_end(self, state: JobState) -> bool:
+        return self.held
+
+    def ended(self, error: LauncherError | None = None) -> None:
+        self.record.event("job", f"released: {error}")
+        self.held = error is not None
 
     def finish(self, state: JobState) -> Outcome:
         self.finished.append(state)
@@ -102,6 +126,23 @@ def drive(executions: Sequence[Scripted], jobs: Jobs, stop: threading.Event | No
     event = stop or threading.Event()
     asked = Stop(event.wait, lambda: Cancelled("asked"))
     return Drive(executions, jobs, asked, pace=FAST, **options)  # type: ignore[arg-type]
+
+
+def test_a_job_that_we_hold_is_released_until_that_went_through() -> None:
+    jobs = Jobs()
+    held = JobState(Phase.ALIVE, "PENDING", reason="JobHeldUser")
+    jobs.states = {"1": held, "2": held}
+    jobs.release_fails = [SchedulerUnreachable("away"), SchedulerUnreachable("away")]
+    ours, theirs = Scripted(1, jobs), Scripted(2, jobs)
+    ours.held = True
+    stop = threading.Event()
+    timer = threading.Timer(1.5, stop.set)
+    timer.start()
+    outcomes = drive([ours, theirs], jobs, stop, max_jobs=2).run()
+    timer.cancel()
+    assert jobs.released == ["1"] * 3, "and the one that is held by its recipe never"
+    assert next(e for e in ours.record.events if "released" in e) == "released: away"
+    assert [o.state for o in outcomes] == ["succeeded", "cancelled"]
 
 
 def test_outcomes_come_in_the_order_given_and_a_failed_preparation_is_one() -> None:
@@ -216,3 +257,60 @@ def test_waiting_for_the_end_of_cancelled_jobs_is_bounded() -> None:
     jobs.states = {}
     assert until_gone(jobs, [JobKey("0")], bound=5)[JobKey("0")] == DONE
     assert until_gone(jobs, [], bound=5) == {}
+
+
+def test_a_stop_is_acted_on_while_the_driver_is_busy_with_another_run() -> None:
+    """Its logs may be gigabytes, its terminal may not read: the other jobs are asked to end all the same."""
+    jobs, stop, busy = Jobs(), threading.Event(), threading.Event()
+    jobs.states = {"2": RUNNING}
+    cancelled_at: list[float] = []
+
+    class Slow(Scripted):
+        def finish(self, state: JobState) -> Outcome:
+            stop.set()
+            began = time.monotonic()
+            while time.monotonic() - began < 5 and not jobs.cancelled:
+                time.sleep(0.01)
+            cancelled_at.append(time.monotonic() - began)
+            busy.set()
+            return super().finish(state)
+
+    class Late(Scripted):
+        def prepare(self) -> JobKey:
+            threading.Timer(0.3, lambda: jobs.states.update({"1": DONE})).start()
+            return super().prepare()
+
+    first, second = Slow(1, jobs), Late(2, jobs)
+    jobs.states["1"] = RUNNING
+    outcomes = drive([first, second], jobs, stop, max_jobs=2).run()
+    assert busy.is_set() and cancelled_at[0] < 2.0
+    assert jobs.cancelled == ["2"], "and asked only once"
+    assert [o.state for o in outcomes] == ["succeeded", "cancelled"]
+
+
+def test_a_submission_is_looked_after_while_the_driver_is_busy() -> None:
+    jobs, stop = Jobs(), threading.Event()
+    looked: list[float] = []
+
+    class Submitting(Scripted):
+        def prepare(self) -> JobKey:
+            jobs.states["1"] = DONE
+            time.sleep(2)
+            return self.key
+
+        def cancel_unwritten(self, done: threading.Event) -> None:
+            looked.append(time.monotonic())
+            done.wait(10)
+
+    class Slow(Scripted):
+        def finish(self, state: JobState) -> Outcome:
+            stop.set()
+            began = time.monotonic()
+            while time.monotonic() - began < 3 and not looked:
+                time.sleep(0.01)
+            return super().finish(state)
+
+    jobs.states["1"] = RUNNING
+    drive([Slow(1, jobs), Submitting(2, jobs)], jobs, stop, max_jobs=2).run()
+    assert len(looked) == 1
+    assert jobs.cancelled == ["2"]

@@ -5,9 +5,14 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.states import Phase
-from tests.faults.slurm_cases.lab import BAD, FATES, GOOD, Fate, Lab
+from launcher.slurm.watch import Watcher
+from launcher.srtctl.marker import Markers
+from tests.faults.slurm_cases.lab import BAD, FATES, GOOD, QUICK, Fate, Lab
 from tests.faults.slurm_cases.tally import Case, Tally
 
 
@@ -47,6 +52,42 @@ def _just_accepted(lab: Lab, trials: int) -> Sequence[Tally]:
         lab.command("scontrol", "update", "nodename=ALL", "state=resume", check=False)
     tally.note = f"{lost} jobs were lost by Slurm itself, and said to be unknown"
     return [tally]
+
+
+def _lost(lab: Lab, trials: int) -> Sequence[Tally]:
+    """A job that ends while the controller that forgets it is away: known by the end of its log, and never as good."""
+    tally = Tally("jobs that slurmctld -9 lost, by their own exit marker")
+    lost = 0
+    for number in range(trials):
+        code = (0, 3)[number % 2]
+        said = "✓ Sweep completed successfully" if code == 0 else f"✗ Sweep failed (exit code: {code})"
+        log = lab.directory / f"lost-{number}.log"
+        fate = Fate(f"printf '%s\\nEnd: %s\\n====\\n' '{said}' \"$(date)\" > {log}; exit {code}", "LOST", (code, 0))
+        job = lab.submit(2, fate)
+        time.sleep(0.4 + 0.2 * (number % 4))
+        lab.kill("slurmctld")
+        time.sleep(4)
+        ended = lab.marked(job)
+        lab.restart()
+        state = _watched(lab, job, log, 40 if ended else 10)
+        lost += state.word == "LOST"
+        # Slurm may also have kept it, or never begun it; and it kills what it does not know when it comes back.
+        wrong = ended and state.phase is not Phase.TERMINAL
+        wrong = wrong or (state.word == "LOST" and (state.exit_code != (code, 0) or state.succeeded or not ended))
+        tally.trial(f"{job}: {state.describe()}" if wrong else "")
+        lab.command("scancel", "-u", lab.command("id", "-un"))
+        lab.command("scontrol", "update", "nodename=ALL", "state=resume", check=False)
+    tally.note = f"{lost} were lost by Slurm"
+    return [tally]
+
+
+def _watched(lab: Lab, job: JobKey, log: Path, seconds: float) -> JobState:
+    markers, deadline = Markers(), time.monotonic() + seconds
+    watcher = Watcher(lab.scheduler(), pace=replace(QUICK, marker=6.0), marker=lambda job: markers.read(job, log))
+    watcher.add([job])
+    for _ in watcher.rounds(should_stop=lambda: time.monotonic() > deadline):
+        pass
+    return watcher.states[job]
 
 
 def _database(lab: Lab, trials: int) -> Sequence[Tally]:
@@ -94,6 +135,7 @@ def _node(lab: Lab, trials: int) -> Sequence[Tally]:
 CASES = (
     Case("slurmctld killed and restarted", _controller, trials=20, short=0),
     Case("slurmctld killed right after an sbatch", _just_accepted, trials=10),
+    Case("lost by slurmctld", _lost, trials=10),
     Case("slurmdbd down", _database, trials=60, short=3),
     Case("munge down", _munge, trials=20),
     Case("slurmd killed", _node, trials=5, cluster=("--nodes", "3", "--set", "SlurmdTimeout=5", "MessageTimeout=2")),

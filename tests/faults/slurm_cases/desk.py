@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import secrets
+import threading
 from pathlib import Path
 from typing import Any
 
+from launcher.shipped import shipped
 from tests.driving import ONE, Desk
 from tests.faults.slurm_cases.lab import Lab, alive
 
@@ -17,21 +19,30 @@ class LabDesk(Desk):
     """A user's desk on the lab's cluster, with the lab's programs on PATH."""
 
     lab: Lab
+    preparing: threading.Lock
 
     @classmethod
     def at(cls, lab: Lab, name: str = "desk") -> LabDesk:
         root = lab.directory / name
         root.mkdir(exist_ok=True)
         extra = {k: v for k, v in lab.environ.items() if k.startswith("SLURM") or k == "PATH"}
-        desk = cls(root, runner="one-machine", extra={**extra, "LAUNCHER_REHEARSAL_SECONDS": "0.1"})
+        runners = root / "runners"
+        runners.mkdir(exist_ok=True)
+        text = (shipped("runners") / "one-machine.yaml").read_text()
+        text = text.replace("scheduler:\n", f"scheduler:\n  backend: {lab.backend}\n", 1)
+        (runners / "one-machine.yaml").write_text(text)
+        extra |= {"LAUNCHER_REHEARSAL_SECONDS": "0.1", "LAUNCHER_RUNNERS": str(runners)}
+        desk = cls(root, runner="one-machine", extra=extra)
         desk.lab = lab
+        desk.preparing = lab.preparing[name]
         return desk
 
     def prepared(self) -> LabDesk:
         """After one run, which has made images, model and checkout, as they are on a cluster that is in use."""
-        if not (self.state / "squash").is_dir():
-            run_id = self.new_id()
-            self.run("--conc", "4", run_id=run_id)
+        with self.preparing:
+            if not (self.state / "squash").is_dir():
+                run_id = self.new_id()
+                self.run("--conc", "4", run_id=run_id)
         return self
 
     @staticmethod

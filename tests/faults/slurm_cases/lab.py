@@ -7,7 +7,9 @@ import re
 import secrets
 import signal
 import subprocess
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.commands import SlurmCommands
+from launcher.slurm.native import SlurmNative, choose
 from launcher.slurm.states import Phase
 from launcher.slurm.watch import Pace, Watcher
 from tests.conftest import cluster, cluster_environment, free_ports
@@ -41,8 +44,14 @@ FATES = (GOOD, BAD, KILLED)
 class Lab:
     """One cluster in one directory, until `down`."""
 
-    def __init__(self, directory: Path, options: Sequence[str]) -> None:
+    def __init__(self, directory: Path, options: Sequence[str], backend: str = "commands", at_once: int = 4) -> None:
+        """``backend`` is how Slurm is asked, by the watcher here and by launchers; ``at_once`` how many of these go on
+        together. Raises RuntimeError where the cluster does not start, or the backend cannot be used, with the reason.
+        """
         self.directory = directory
+        self.backend = backend
+        self.at_once = at_once
+        self.preparing: dict[str, threading.Lock] = defaultdict(threading.Lock)
         nodes = int(options[options.index("--nodes") + 1])
         self._options = [*options, "--port", str(free_ports(nodes + 2))]
         self.cluster = directory / "cluster"
@@ -54,6 +63,13 @@ class Lab:
         self.programs = Programs(directory / "programs", real)
         self.real = real
         self.environ = {**real, "PATH": f"{self.programs.directory}:{real['PATH']}"}
+        self._version = ""
+        if backend == "pyslurm":
+            native, why = choose(environ=self.environ)
+            if native is None:
+                self.down()
+                raise RuntimeError(f"not by pyslurm: {why}")
+            self._version = native.version
 
     def restart(self) -> None:
         """Start what of the cluster does not run."""
@@ -102,7 +118,9 @@ class Lab:
         return job
 
     def scheduler(self, timeout: float = 3.0) -> SlurmCommands:
-        """What is tried: through the programs on PATH."""
+        """What is tried: through the programs on PATH, or through pyslurm, for what of it goes that way."""
+        if self._version:
+            return SlurmNative(self._version, environ=self.environ, timeout=timeout)
         return SlurmCommands(environ=self.environ, timeout=timeout)
 
     def marked(self, job: JobKey) -> bool:

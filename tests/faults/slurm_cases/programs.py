@@ -26,7 +26,7 @@ if [ "$rate" -gt 0 ]; then
       1) echo "$name: error: Problem talking to the database: Connection refused" >&2; exit 1 ;;
       2) exit 1 ;;
       3) exit 0 ;;
-      4) exec sleep 20 ;;
+      4) exec sleep 4 ;;
       5) "$real" "$@" | head -c 60; exit 0 ;;
     esac
   fi
@@ -44,6 +44,10 @@ case "${{LAB_SBATCH:-}}" in
   banner) echo "*** Maintenance on Tuesday, 12 nodes ***"; "$real" "$@"; echo "Welcome to the cluster"; exit 0 ;;
   cluster) id=$("$real" --parsable "$@") || exit 1; echo "$id;fake" ;;
   nothing) "$real" "$@" >/dev/null ;;
+  shim) "$real" "$@" >/dev/null; kill -9 $PPID; exit 1 ;;
+  everybody) "$real" "$@" >/dev/null
+        srtctl=$(ps -o ppid= -p $PPID); launcher=$(ps -o ppid= -p $srtctl)
+        kill -9 $launcher $srtctl $PPID; exit 1 ;;
   *) out=$("$real" "$@"); code=$?
      printf '%s accepted %s\\n' "$(date +%s.%N)" "$out" >> "$here/calls"
      printf '%s\\n' "$out"; exit $code ;;

@@ -10,7 +10,7 @@ from tests.faults.slurm_cases.lab import FATES, Lab
 from tests.faults.slurm_cases.tally import Case, Tally
 
 OUTAGE = 300.0
-SHORT_OUTAGE = 5.0
+SHORT_OUTAGE = 3.0
 
 
 def _some(per_mille: int, name: str) -> Case:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.faults.slurm_cases.desk import LabDesk
+from tests.faults.slurm_cases.desk import RUN, LabDesk
 from tests.faults.slurm_cases.lab import Lab
 from tests.faults.slurm_cases.tally import Case, Tally
 
@@ -30,9 +30,48 @@ def _sbatch(way: str, trials: int, short: int) -> Case:
     return Case(SAID[way], attempt, trials=trials, short=short)
 
 
+def _killed(lab: Lab, trials: int) -> Sequence[Tally]:
+    """Who stands between sbatch and the job's release is killed; what is left lets one job run to its results."""
+    desk = LabDesk.at(lab).prepared()
+
+    def shim(number: int) -> Sequence[str]:
+        run_id = desk.new_id()
+        desk.run("--conc", "4", run_id=run_id, LAB_SBATCH="shim")
+        return [*desk.one_good_job(run_id), *_released_once(desk, run_id)]
+
+    def everybody(number: int) -> Sequence[str]:
+        run_id = desk.new_id()
+        code = desk.start("run", *RUN, "--run-id", run_id, LAB_SBATCH="everybody").wait(timeout=60)
+        held = [state for _, state in lab.jobs_of(run_id)]
+        desk.launcher("resume", run_id)
+        wrong = [] if (code, held) == (-9, ["PENDING"]) else [f"{run_id}: launcher ended with {code}, jobs {held}"]
+        return [*wrong, *desk.one_good_job(run_id), *_released_once(desk, run_id)]
+
+    def scontrol(number: int) -> Sequence[str]:
+        run_id = desk.new_id()
+        with lab.programs.failing(600, "scontrol"):
+            desk.run("--conc", "4", run_id=run_id)
+        return desk.one_good_job(run_id)
+
+    each = max(1, trials // 3)
+    return [
+        Tally("sbatch of ours killed after the job was accepted").each(each, shim, 2),
+        Tally("launcher, srtctl and sbatch killed then, and resumed").each(each, everybody, 2),
+        Tally("scontrol fails 60 % while the job is released").each(each, scontrol, 1),
+    ]
+
+
+def _released_once(desk: LabDesk, run_id: str) -> list[str]:
+    job = desk.record(run_id)["job"]
+    calls = [c for c in desk.lab.programs.calls() if c.name == "scontrol" and c.arguments == f"release {job['id']}"]
+    right = len(calls) == 1 and job["held"] is False
+    return [] if right else [f"{run_id}: job {job['id']} was released {len(calls)} times, held is {job['held']}"]
+
+
 CASES = (
     _sbatch("lost", 200, 2),
     _sbatch("banner", 30, 0),
     _sbatch("cluster", 30, 0),
     _sbatch("nothing", 30, 2),
+    Case("killed between sbatch and release", _killed, trials=60, short=3),
 )

@@ -60,10 +60,12 @@ class Tally:
 @dataclass(frozen=True)
 class Case:
     """Something to try. ``trials`` in a full run, ``short`` in CI (0: not there); ``cluster`` are options of
-    `scripts/cluster up`. ``attempt(lab, trials)`` gives one line or several."""
+    `scripts/cluster up`. ``attempt(lab, trials)`` gives one line or several. One that is ``alone`` makes Slurm fail for
+    everybody, or counts what is asked of it: in CI the others go two at once."""
 
     name: str
     attempt: Callable[[Lab, int], Sequence[Tally]]
     trials: int
     short: int = 0
     cluster: tuple[str, ...] = ("--nodes", "9")
+    alone: bool = True

@@ -1,0 +1,165 @@
+"""Who uses an image: marks in the image directory itself, where every launcher of every user and host sees them.
+
+``<directory>/.uses/<squash file>/<run>@<host>~<hash of the record's path>`` is made before a run looks for the image,
+and removed when the run is settled. The name alone says that there is a use: a mark that was torn, or cannot be read,
+counts. A directory that may not be written has no marks; whoever collects garbage there must be able to write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from launcher.image import sidecar
+
+LONGEST = 21 * 86400.0
+"""Seconds after which a mark is taken for that of a run that is long over. No partition that we know of lets a job run
+for more than 14 days."""
+
+DIRECTORY = ".uses"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+@dataclass(frozen=True)
+class Use:
+    """A mark: ``run`` on ``host`` uses the image; ``record`` is the run's directory there.
+
+    ``path`` is the mark's own, ``since`` when it was made or renewed, by the file server's clock.
+    """
+
+    run: str
+    host: str = field(default_factory=socket.gethostname)
+    user: str = field(default_factory=_user)
+    record: str = ""
+    path: Path = Path()
+    since: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.run}@{self.host}"
+
+
+Over = Callable[[Use], bool]
+"""Whether the run of a mark is proven to be over."""
+
+
+def nobody_knows(use: Use) -> bool:
+    """No run is proven to be over."""
+    return False
+
+
+def mark(squash: Path, run: str, record: Path) -> OSError | None:
+    """Say that a run uses an image, there or not yet. Returns what went wrong."""
+    use = Use(run, record=str(record.absolute()))
+    path = _marks(squash) / f"{use}~{_of(record)}"
+    content = json.dumps({k: v for k, v in asdict(use).items() if k not in ("path", "since")}) + "\n"
+    try:
+        try:
+            path.write_text(content)
+        except FileNotFoundError:
+            _make(path.parent, squash.parent)
+            path.write_text(content)
+    except OSError as error:
+        return error
+    return None
+
+
+def _make(directory: Path, images: Path) -> None:
+    """Whoever may put images there may put marks there, whatever the umask."""
+    mode = images.stat().st_mode & 0o7777
+    for path in (directory.parent, directory):
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            path.chmod(mode)
+
+
+def release(directory: Path, run: str, record: Path) -> None:
+    """Remove the marks of a run that is settled, wherever it was made; the time of that is a last use."""
+    for squash in marked(directory):
+        for path in _marks(squash).glob("*"):
+            if path.name.startswith(f"{run}@") and path.name.endswith(f"~{_of(record)}"):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    sidecar.touch(squash)
+        if not squash.exists():
+            tidy(squash)
+
+
+def _of(record: Path) -> str:
+    """Two runs of one name, of two users or two state directories, are not one."""
+    return hashlib.sha256(str(record.absolute()).encode()).hexdigest()[:8]
+
+
+def marks(squash: Path) -> list[Use]:
+    """All marks of an image, oldest first. Raises OSError when they are there and cannot be listed."""
+    try:
+        paths = list(_marks(squash).iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found.append(_read(path))
+    return sorted(found, key=lambda use: use.since)
+
+
+def live(squash: Path, now: float, over: Over = nobody_knows) -> list[Use]:
+    """The marks that count: neither proven to be over nor older than any run can be. Raises OSError as `marks`."""
+    return [use for use in marks(squash) if not stale(use, now, over)]
+
+
+def stale(use: Use, now: float, over: Over = nobody_knows) -> str | None:
+    """Why a mark does not count; None when it does."""
+    if over(use):
+        return "its run is over"
+    return f"its run is older than {LONGEST / 86400:.0f} days" if now - use.since > LONGEST else None
+
+
+def last_use(squash: Path) -> float:
+    """When a mark was last made or removed, by the file server's clock; 0 when there was none."""
+    try:
+        return _marks(squash).stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def marked(directory: Path) -> list[Path]:
+    """The squash files of a directory that have marks, or had some; they may be gone."""
+    try:
+        return sorted(directory / path.name for path in (directory / DIRECTORY).iterdir())
+    except OSError:
+        return []
+
+
+def tidy(squash: Path) -> None:
+    """Remove the place of an image's marks, if it is empty."""
+    for directory in (_marks(squash), _marks(squash).parent):
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+
+
+def _marks(squash: Path) -> Path:
+    return squash.parent / DIRECTORY / squash.name
+
+
+def _read(path: Path) -> Use:
+    run, _, host = path.name.rpartition("~")[0].rpartition("@")
+    given = {}
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads(path.read_bytes())
+        given = content if isinstance(content, dict) else {}
+    return Use(
+        run, host, str(given.get("user", "")), str(given.get("record", "")), path=path, since=path.stat().st_mtime
+    )

@@ -1,0 +1,217 @@
+"""What is known of a live cluster: every fact is a value, or `Unknown` with the reason. Nothing is guessed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, TypeVar
+
+Side = Literal["login", "compute"]
+
+NETWORK = frozenset(
+    {"lustre", "nfs", "nfs4", "gpfs", "beegfs", "ceph", "wekafs", "cifs", "9p", "panfs", "pvfs2", "afs"}
+)
+"""Types of file systems, as `findmnt` names them, that several hosts can mount at once."""
+
+
+_OWN = frozenset({"fuse.lxcfs", "fuse.snapfuse", "fuse.squashfuse", "fuse.gvfsd-fuse", "fuse.portal"})
+"""FUSE file systems of one host; others are clients of servers."""
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Why something is not known: the words of the program that was asked, or what was not asked at all."""
+
+    why: str
+
+    def __str__(self) -> str:
+        return self.why
+
+
+T = TypeVar("T")
+Fact: TypeAlias = T | Unknown
+
+
+@dataclass(frozen=True)
+class Gres:
+    """One generic resource of a node: ``gpu:gb200:4(S:0-1)`` is Gres("gpu", "gb200", 4)."""
+
+    name: str
+    type: str | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as the controller describes it. ``arch`` is None until its slurmd has registered once."""
+
+    name: str
+    arch: str | None
+    gres: tuple[Gres, ...]
+    state: str
+    partitions: tuple[str, ...]
+
+    @property
+    def gpus(self) -> int:
+        return sum(g.count for g in self.gres if g.name == "gpu")
+
+    @property
+    def usable(self) -> bool:
+        """Whether jobs can be started on it, now or when it is free: what is after ``*`` or ``+`` says why not."""
+        return not re.search(r"DOWN|DRAIN|FAIL|MAINT|UNKNOWN|FUTURE|NOT_RESPONDING|\*", self.state)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition. ``max_time`` is in seconds, None for no limit; ``nodes`` counts them."""
+
+    name: str
+    default: bool
+    hidden: bool
+    state: str
+    max_time: float | None
+    nodes: int
+
+
+@dataclass(frozen=True)
+class Association:
+    """What accounting lets a user do: jobs of ``account``, in ``partition`` only when that is not empty."""
+
+    account: str
+    partition: str
+    qos: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What `sbatch --test-only` said to some options. ``accepted`` is None when nobody answered."""
+
+    options: tuple[str, ...]
+    accepted: bool | None
+    said: str
+
+
+@dataclass(frozen=True)
+class Mount:
+    """What a directory lies on. ``free`` is in bytes, for those who are not root."""
+
+    target: str
+    source: str
+    type: str
+    options: str = ""
+
+    @property
+    def network(self) -> bool:
+        if self.type.startswith("fuse."):
+            return self.type not in _OWN
+        return self.type in NETWORK
+
+    def __str__(self) -> str:
+        return f"{self.type} from {self.source} on {self.target}"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A directory as one host sees it.
+
+    ``at`` is the directory itself, or the nearest place above it that is there. ``refused`` is why nothing could be
+    written at that place, "" when a file could be; ``shared`` whether the file that the login host wrote there is seen
+    (None on the login host, and when it could write none), ``back`` whether the login host then saw this one's.
+    """
+
+    at: str
+    readable: bool
+    refused: str
+    mount: Fact[Mount]
+    free: int | None = None
+    shared: bool | None = None
+    back: bool | None = None
+
+    def is_at(self, path: str) -> bool:
+        """Whether the directory itself is there."""
+        return self.at == path
+
+    @property
+    def writable(self) -> bool:
+        return not self.refused
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host, by what it said itself. ``enroot`` and ``lustre`` are versions; ``devices`` counts /dev/nvidia<n>."""
+
+    name: str
+    arch: Fact[str]
+    enroot: Fact[str]
+    lustre: Fact[str]
+    devices: Fact[int]
+    directories: Mapping[str, Seen] = field(default_factory=dict)
+    unseen: str = ""
+    """Why directories are missing that were asked about."""
+    disks: tuple[Mount, ...] = ()
+    """Mounted local disks (NVMe, RAID) beside the system's own."""
+    shares: tuple[Mount, ...] = ()
+    """Mounted network file systems."""
+
+    def directory(self, path: str) -> Fact[Seen]:
+        return self.directories.get(path) or Unknown(self.unseen or f"{self.name} was not asked about {path}")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What Slurm says. ``config`` is slurm.conf as the controller has it, ``user`` who asked."""
+
+    user: str
+    version: Fact[str]
+    config: Fact[Mapping[str, str]]
+    partitions: Fact[tuple[Partition, ...]]
+    nodes: Fact[tuple[Node, ...]]
+    associations: Fact[tuple[Association, ...]]
+    default_account: Fact[str]
+
+    def partition(self, name: str | None) -> Partition | None:
+        """The partition of this name, the default one without a name; None when it is not there or nobody answered."""
+        found: Iterable[Partition] = () if isinstance(self.partitions, Unknown) else self.partitions
+        return next((p for p in found if (p.default if name is None else p.name == name)), None)
+
+    def nodes_of(self, partition: str) -> Fact[tuple[Node, ...]]:
+        if isinstance(self.nodes, Unknown):
+            return self.nodes
+        return tuple(node for node in self.nodes if partition in node.partitions)
+
+    def setting(self, name: str) -> Fact[str]:
+        if isinstance(self.config, Unknown):
+            return self.config
+        return self.config.get(name) or Unknown(f"`scontrol show config` shows no {name}")
+
+    @property
+    def accounting(self) -> Fact[bool]:
+        """Whether accounting is kept, hence whether an account means anything."""
+        kind = self.setting("AccountingStorageType")
+        return kind if isinstance(kind, Unknown) else not kind.endswith("/none") and kind != "(null)"
+
+
+@dataclass(frozen=True)
+class Locks:
+    """What was found of the locks in a directory, and between whom; see `launcher.image.probe`."""
+
+    where: str
+    one_at_a_time: bool
+    said: str
+
+
+@dataclass(frozen=True)
+class Site:
+    """All that was asked. ``tried`` are submissions that Slurm was asked about, by name; ``locks`` those in the image
+    directory, between processes and between hosts; ``refs`` those of repositories by URL (name → commit)."""
+
+    cluster: Cluster
+    login: Host
+    compute: Fact[Host]
+    tried: Mapping[str, Tried] = field(default_factory=dict)
+    locks: tuple[Fact[Locks], ...] = ()
+    refs: Mapping[str, Fact[Mapping[str, str]]] = field(default_factory=dict)
+
+    def side(self, side: Side) -> Fact[Host]:
+        return self.login if side == "login" else self.compute

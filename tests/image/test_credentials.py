@@ -1,0 +1,90 @@
+"""Accounts: a registry that answers Basic, and which line is to change when one is refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from launcher.errors import ImageError
+from launcher.image.credentials import account_line, credentials
+from launcher.image.enroot import diagnose
+from launcher.image.reference import Reference
+from launcher.image.registry import Registry
+from launcher.image.request import ImageRequest
+from launcher.image.store import ImageStore
+from launcher.process import Completed
+from tests.image.docker_registry import INSTALLED, real_registry
+from tests.image.support import ENROOT
+
+
+def environ(tmp_path: Path, *lines: str) -> dict[str, str]:
+    (tmp_path / ".credentials").write_text("".join(f"{line}\n" for line in lines))
+    return {"ENROOT_CONFIG_PATH": str(tmp_path)}
+
+
+def test_the_line_to_change_is_named(tmp_path: Path) -> None:
+    given = environ(
+        tmp_path, "# ours", "", "machine nvcr.io login $oauthtoken password x", "machine a.b login me password y"
+    )
+    found = credentials("nvcr.io", given)
+    assert found is not None and found.place == f"{tmp_path}/.credentials:3"
+    assert (
+        account_line("nvcr.io", given) == f"the line of machine nvcr.io, login $oauthtoken in {tmp_path}/.credentials:3"
+    )
+    assert account_line("x.y:5000", given, "a.b") == f"the line of machine a.b, login me in {tmp_path}/.credentials:4"
+    missing = account_line("x.y:5000", given)
+    assert missing == f"add the line `machine x.y login … password …` to {tmp_path}/.credentials, which has none for it"
+    assert "machine auth.docker.io login" in account_line("docker.io", given)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "says", "may_pass"),
+    [
+        ("[INFO] Authenticating with user: me\n[INFO] Using credentials from file: /x\n", "401 or 404", False),
+        ("srun: error: Node failure on node01\nsrun: Job step aborted: Waiting", "its node failed", True),
+        ("slurmstepd: error: *** STEP 1.0 ON n CANCELLED AT 2026 DUE TO TIME LIMIT ***", "time limit", False),
+        ("srun: Job has been cancelled\nsrun: error: Unable to allocate resources: x", "did not start in time", False),
+        ("srun: error: Unable to allocate resources: Invalid account", "Slurm gives it no job", False),
+        ("srun: error: Unable to allocate resources: Socket timed out on send/recv", "does not answer", True),
+        ("slurmstepd-n: error: *** STEP 9.0 ON n CANCELLED AT 2026-11-21T22:26:55 ***", "was cancelled", False),
+    ],
+)  # fmt: skip
+def test_what_enroot_and_srun_leave_unsaid_is_understood(stderr: str, says: str, may_pass: bool) -> None:
+    fault = diagnose(Completed(("srun",), 1, "", stderr, 1.0))
+    assert says in fault.what and fault.may_pass is may_pass
+
+
+@pytest.mark.skipif(not INSTALLED, reason="docker-registry or skopeo is not installed")
+def test_a_registry_with_basic_accounts(tmp_path: Path) -> None:
+    """Debian's registry with htpasswd; and enroot itself where it is installed."""
+    real = shutil.which("enroot") is not None
+    (tmp_path / "images").mkdir()
+    with real_registry(tmp_path / "registry") as served:
+        served.push("a/b:1", "amd64", kind="v2s2")
+        given = {**os.environ, **served.environment}
+        reference = f"{served.address}/a/b:1"
+        wanted = ImageRequest(
+            *(reference, Reference.parse(reference).uri, tmp_path / "images/x.sqsh"),
+            enroot_environment=served.environment,
+            temp_directory=tmp_path / "tmp",
+            architecture="x86_64",
+            where="matrix.yaml:7",
+        )
+        store = ImageStore(registry=Registry(given), enroot=("enroot",) if real else ENROOT)
+        record = store.ensure(wanted)
+        assert (record.how, record.digest) == ("imported", served.digest("a/b:1"))
+
+        credentials_file = served.place / "enroot/.credentials"
+        credentials_file.write_text("# of this test\nmachine 127.0.0.1 login me password wrong\n")
+        with pytest.raises(ImageError, match="401, the registry wants credentials") as caught:
+            Registry(given).manifest(Reference.parse(reference), "x86_64", where="matrix.yaml:7")
+        line = f"the line of machine 127.0.0.1, login me in {credentials_file}:2"
+        assert (caught.value.where, caught.value.hint) == ("matrix.yaml:7", f"correct the image, or {line}")
+        if real:  # without our own question before
+            (tmp_path / "images/x.sqsh").unlink()
+            with pytest.raises(ImageError, match="401 or 404") as caught:
+                ImageStore(enroot=("enroot",)).ensure(wanted)
+            assert line in (caught.value.hint or "")

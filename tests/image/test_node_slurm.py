@@ -1,0 +1,192 @@
+"""Imports on compute nodes, by a real srun: the stand-in enroot, and what becomes of the job when something goes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launcher import importing
+from launcher.derive import Context, planned_image
+from launcher.errors import ImageError
+from launcher.image.request import ImageRecord
+from launcher.importing import Importing, have_image
+from launcher.plan import PlannedImage
+from launcher.runner.schema import Images
+from launcher.shipped import shipped
+from launcher.stages import Effects, rehearsal_tools
+from tests.conftest import SlurmCluster
+from tests.driving import ONE, Desk
+
+pytestmark = pytest.mark.slurm
+HOW = Importing("rehearsal", "slurm", "batch", "benchmark")
+
+
+@pytest.fixture
+def desk(tmp_path: Path, slurm_cluster: SlurmCluster) -> Desk:
+    """A runner whose images are imported on nodes."""
+    extra = {k: v for k, v in slurm_cluster.env.items() if k.startswith(("SLURM", "MUNGE"))}
+    desk = Desk(tmp_path, runner="one-machine", extra=extra)
+    text = (shipped("runners") / "one-machine.yaml").read_text()
+    (desk.root / "runners").mkdir()
+    changed = text.replace("import-on: login", f"import-on: compute\n  temporary: {desk.root}/node")
+    (desk.root / "runners/one-machine.yaml").write_text(changed)
+    (desk.root / "node").mkdir()
+    return desk
+
+
+def slurm(desk: Desk, *argv: str) -> str:
+    return subprocess.run(argv, env=desk.environment(), capture_output=True, text=True, timeout=60).stdout.strip()
+
+
+def imports(desk: Desk, name: str, states: str = "R,PD,CG") -> list[list[str]]:
+    """Id, node, comment and time limit of the imports' jobs of that name."""
+    said = slurm(desk, "squeue", "-h", "-t", states, "-n", name, "-o", "%i|%N|%k|%l")
+    return [line.split("|") for line in said.splitlines()]
+
+
+def until(what: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.1)
+
+
+def planned(desk: Desk, **rule: object) -> PlannedImage:
+    context = Context(workspace=str(desk.root), runner_name="x_0", run_key="r", today="20260101")
+    rules = Images(directory=str(desk.root / "squash"), import_on="compute", temporary=str(desk.root / "node"), **rule)  # type: ignore[arg-type]
+    return planned_image("a/b:1", "image", rules, "x86_64", context)
+
+
+class Quick(Effects):
+    """Effects that do not sleep."""
+
+    def sleep(self, seconds: float) -> None:
+        pass
+
+
+def effects(desk: Desk, said: list[str], monkeypatch: pytest.MonkeyPatch, **more: str) -> Effects:
+    for name, value in {**desk.extra, **more}.items():
+        monkeypatch.setenv(name, value)
+    tools = rehearsal_tools(desk.state, "slurm", os.environ)
+    return Quick(scheduler=None, environ=os.environ, say=said.append, tools=tools)  # type: ignore[arg-type]
+
+
+def test_two_who_need_an_image_make_one_job_without_a_gpu(desk: Desk) -> None:
+    arguments = ("image", "import", "a/b:1", "--runner", "one-machine", "--runners", str(desk.root / "runners"))
+    began = time.strftime("%Y-%m-%dT%H:%M:%S")
+    both = [desk.start(*arguments, LAUNCHER_REHEARSAL_ENROOT="slow=1.5") for _ in range(2)]
+    said = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sum("imported in" in text for text in said) == 1
+    assert sum("hit in" in text for text in said) == 1
+    (squash,) = (desk.state / "squash").glob("*.sqsh")
+    assert str(squash) in said[0] and str(squash) in said[1]
+    fields = "JobName,State,AllocTRES,TimelimitRaw,Comment,User"
+    mine: list[list[str]] = []
+
+    def accounted() -> bool:
+        lines = slurm(desk, "sacct", "-X", "-n", "-P", "-S", began, "-o", fields).splitlines()
+        mine[:] = [line.split("|") for line in lines if "-import|" in line and line.startswith("launcher|")]
+        return bool(mine) and all(job[1] == "COMPLETED" for job in mine)
+
+    until(accounted)
+    assert len(mine) == 1
+    name, _, resources, minutes, comment, _ = mine[0]
+    assert (name, minutes) == ("launcher", "60")
+    assert comment.startswith("image-") and comment.endswith("-import")
+    assert "gpu" not in resources and "cpu=" in resources
+    assert list((desk.root / "node").iterdir()) == [], "layers are of no use there"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_launcher_that_goes_leaves_no_job(desk: Desk, how: signal.Signals) -> None:
+    more = ("--runners", str(desk.root / "runners"), "--run-id", f"gone-{how.name}")
+    process = desk.start("run", *ONE, "--runner", "one-machine", *more, LAUNCHER_REHEARSAL_ENROOT="slow=60")
+    comment = f"gone-{how.name}-import"
+
+    def ours(states: str) -> list[list[str]]:
+        said = slurm(desk, "squeue", "-h", "-t", states, "-o", "%i|%N|%k|%l").splitlines()
+        return [line.split("|") for line in said if f"|{comment}|" in line]
+
+    until(lambda: ours("R"))
+    ((_, _, _, limit),) = ours("R")
+    assert limit == "1:00:00"
+    process.send_signal(how)
+    process.communicate(timeout=30)
+    until(lambda: not ours("R,PD"), 8)
+    assert not list((desk.state / "squash").glob("*.sqsh"))
+
+
+def test_what_is_left_when_srun_dies_too_is_ended_by_cleanup(desk: Desk) -> None:
+    more = ("--runners", str(desk.root / "runners"), "--run-id", "lost")
+    process = desk.start("run", *ONE, "--runner", "one-machine", *more, LAUNCHER_REHEARSAL_ENROOT="slow=60")
+
+    def ours() -> bool:
+        return "lost-import" in slurm(desk, "squeue", "-h", "-t", "R", "-o", "%k").splitlines()
+
+    until(ours)
+    children = Path(f"/proc/{process.pid}/task").glob("*/children")
+    sruns = [int(pid) for path in children for pid in path.read_text().split()]
+    process.send_signal(signal.SIGSTOP)
+    for pid in sruns:
+        os.killpg(pid, signal.SIGKILL)
+    process.kill()
+    process.communicate(timeout=30)
+    assert ours(), "nobody told Slurm"
+    assert "lost" in desk.launcher("cleanup", "--runners", str(desk.root / "runners"))
+    assert not ours()
+    assert desk.record("lost")["state"] == "cancelled"
+
+
+def test_a_node_that_fails_and_one_that_never_comes(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "PATIENCE", 1)
+    said: list[str] = []
+    world = effects(desk, said, monkeypatch, LAUNCHER_REHEARSAL_ENROOT="slow=2.5")
+    slurm(desk, "scontrol", "update", "nodename=node18", "state=drain", "reason=test")
+    failing = dataclasses.replace(planned(desk), reference="a/c:1", squash=str(desk.root / "squash/c.sqsh"))
+    waiting = planned(desk, import_options=["--nodelist=node18"], import_timeout=60)
+    done: list[ImageRecord | ImageError] = []
+
+    def wait() -> None:
+        try:
+            done.append(have_image(waiting, HOW, "waits", world, job_name="waits"))
+        except ImageError as error:
+            done.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    down: list[str] = []
+
+    def fail() -> None:
+        until(lambda: imports(desk, "fails", "R"))
+        down.append(imports(desk, "fails", "R")[0][1])
+        slurm(desk, "scontrol", "update", f"nodename={down[0]}", "state=down", "reason=test")
+
+    killer = threading.Thread(target=fail)
+    killer.start()
+    try:
+        assert have_image(failing, HOW, "fails", world, job_name="fails").how == "imported"
+        killer.join()
+        assert any("attempt 1 of 4" in line and "its node failed" in line for line in said), said
+        thread.join(30)
+    finally:
+        slurm(desk, "scontrol", "update", f"nodename=node18,{down[0] if down else 'node18'}", "state=resume")
+    (error,) = done
+    assert isinstance(error, ImageError)
+    assert "did not start in time" in error.message and "images.import-partition" in (error.hint or "")
+    assert not imports(desk, "waits", "R,PD")
+
+
+def test_what_slurm_refuses_is_said_in_its_words(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = effects(desk, [], monkeypatch)
+    with pytest.raises(ImageError, match="Slurm gives it no job") as caught:
+        have_image(planned(desk, import_partition="nowhere"), HOW, "r", world)
+    assert "nvalid partition" in caught.value.message
