@@ -51,7 +51,8 @@ def adopt(arguments: argparse.Namespace) -> int:
     except LauncherError as error:
         execution.failed(error)
         raise
-    return _exit_code(drive_records(of, [(record, plan)], quiet=not arguments.logs))
+    with stopping() as stop:
+        return _exit_code(drive_records(of, [(record, plan)], stop, quiet=not arguments.logs))
 
 
 def _one_by_hand(of: Session, arguments: argparse.Namespace) -> Plan:
@@ -127,22 +128,25 @@ def _drive(
 ) -> list[Outcome]:
     for plan in plans:
         refuse(plan, arguments.accept)
-    records = [RunRecord.create(of.runs, plan) for plan in plans]
-    for record in records:
-        record.update(accepted=list(arguments.accept), results="workspace" if github is not None else "run")
-    return drive_records(
-        of,
-        list(zip(records, plans, strict=True)),
-        quiet=not arguments.logs,
-        max_jobs=max_jobs,
-        fail_fast=fail_fast,
-        github=github,
-    )
+    with stopping() as stop:
+        records = [RunRecord.create(of.runs, plan) for plan in plans]
+        for record in records:
+            record.update(accepted=list(arguments.accept), results="workspace" if github is not None else "run")
+        return drive_records(
+            of,
+            list(zip(records, plans, strict=True)),
+            stop,
+            quiet=not arguments.logs,
+            max_jobs=max_jobs,
+            fail_fast=fail_fast,
+            github=github,
+        )
 
 
 def drive_records(
     of: Session,
     runs: Sequence[tuple[RunRecord, Plan]],
+    stop: Stop,
     *,
     quiet: bool = False,
     max_jobs: int = 1,
@@ -154,29 +158,28 @@ def drive_records(
     first = runs[0][1]
     if any(p.scheduler != first.scheduler or p.tools != first.tools for _, p in runs):
         raise ConfigError("the selected benchmarks are of several clusters", hint="--runner NAME picks one")
-    with _stopping() as stop:
-        said: list[str] = []
-        effects = make_effects(of, first, stop, say=said.append)
-        executions: list[Execution] = []
-        for record, plan in runs:
-            if not executions:  # how Slurm is asked is in every record, and said once
-                record.listeners.append(voice.event)
-            for text in said:
-                record.event("note", text)
-            if executions:
-                record.listeners.append(voice.event)
-            executions.append(Execution(record, plan, effects_for(effects, record), of.replan))
-            executions[-1].take_over()
-        drive = Drive(
-            executions,
-            effects.scheduler,
-            stop,
-            max_jobs=max_jobs,
-            fail_fast=fail_fast,
-            pace=pace(first),
-            log_lines=None if quiet else voice.log,
-        )
-        outcomes = drive.run()
+    said: list[str] = []
+    effects = make_effects(of, first, stop, say=said.append)
+    executions: list[Execution] = []
+    for record, plan in runs:
+        if not executions:  # how Slurm is asked is in every record, and said once
+            record.listeners.append(voice.event)
+        for text in said:
+            record.event("note", text)
+        if executions:
+            record.listeners.append(voice.event)
+        executions.append(Execution(record, plan, effects_for(effects, record), of.replan))
+        executions[-1].take_over()
+    drive = Drive(
+        executions,
+        effects.scheduler,
+        stop,
+        max_jobs=max_jobs,
+        fail_fast=fail_fast,
+        pace=pace(first),
+        log_lines=None if quiet else voice.log,
+    )
+    outcomes = drive.run()
     voice.outcomes(of.runs, outcomes)
     return outcomes
 
@@ -192,7 +195,7 @@ def _labels(runs: Sequence[tuple[RunRecord, Plan]]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _stopping() -> Iterator[Stop]:
+def stopping() -> Iterator[Stop]:
     """Signals as a request to stop; the first one decides the exit code."""
     with Signals() as signals:
 

@@ -8,7 +8,7 @@ import sys
 import time
 
 from launcher.cli.common import existing_run, session
-from launcher.cli.running import drive_records, execution_of
+from launcher.cli.running import drive_records, execution_of, stopping
 from launcher.errors import ConfigError, JobError, LauncherError
 from launcher.execute import log_of
 from launcher.leftovers import end_run, left_behind
@@ -141,5 +141,6 @@ def resume(arguments: argparse.Namespace) -> int:
         return 0
     if record.owned_by_another:
         raise ConfigError("another launcher drives this run", where=f"run {record.id}", hint="launcher logs -f RUN")
-    outcomes = drive_records(of, [(record, record.plan)])
+    with stopping() as stop:
+        outcomes = drive_records(of, [(record, record.plan)], stop)
     return outcomes[0].exit_code

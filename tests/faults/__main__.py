@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] not in areas:
         print(f"usage: scripts/faults {{{','.join(areas)}}} [options]", file=sys.stderr)
         return 2
+    # A shell's background job ignores SIGINT, and so would every launcher that we start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return int(importlib.import_module(f"tests.faults.{argv[0]}").main(argv[1:]))
 
 
