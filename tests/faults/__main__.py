@@ -14,8 +14,11 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] not in areas:
         print(f"usage: scripts/faults {{{','.join(areas)}}} [options]", file=sys.stderr)
         return 2
-    # A shell's background job ignores SIGINT, and so would every launcher that we start and interrupt.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell's background job ignores SIGINT, one of nohup SIGHUP, and so would every launcher that is started here:
+    # what a handler takes is not inherited.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
     return int(importlib.import_module(f"tests.faults.{argv[0]}").main(argv[1:]))
 
 

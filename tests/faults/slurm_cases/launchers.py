@@ -143,7 +143,11 @@ def _terminal(lab: Lab, trials: int) -> Sequence[Tally]:
         os.close(theirs)
         desk.wait_for(lambda r: bool(r.get("job")), run_id)
         os.close(ours)
-        code = process.wait(timeout=30)
+        try:
+            code = process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
         wrong = [] if code == 129 else [f"{run_id} ended with exit code {code}"]
         if left := desk.alive(run_id):
             wrong.append(f"{run_id}: jobs {left} are left")

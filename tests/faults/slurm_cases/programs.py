@@ -21,6 +21,7 @@ if [ "$rate" -gt 0 ]; then
   set -- "$(od -An -N4 -tu4 /dev/urandom)" "$@"
   roll=$(($1)); shift
   if [ $((roll % 1000)) -lt "$rate" ]; then
+    printf '%s failed %s\\n' "$(date +%s.%N)" "$name" >> "$here/calls"
     case $((roll / 1000 % 6)) in
       0) echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1 ;;
       1) echo "$name: error: Problem talking to the database: Connection refused" >&2; exit 1 ;;
@@ -57,7 +58,8 @@ esac
 
 @dataclass(frozen=True)
 class Call:
-    """One start of a program: when (epoch seconds), which, with what; ``accepted`` is what an sbatch printed."""
+    """One start of a program: when (epoch seconds), which, with what; ``accepted`` is what an sbatch printed,
+    and ``failed`` says that the program called just before did so by our doing."""
 
     time: float
     name: str
@@ -98,6 +100,6 @@ class Programs:
         for line in (self.directory / "calls").read_text(errors="replace").splitlines():
             when, _, rest = line.partition(" ")
             name, _, arguments = rest.partition(" ")
-            if name in (*QUERIES, "scancel", "sbatch", "accepted") and float(when) >= since:
+            if name in (*QUERIES, "scancel", "sbatch", "accepted", "failed") and float(when) >= since:
                 found.append(Call(float(when), name, arguments))
         return found
