@@ -8,6 +8,7 @@ CPU seconds (user and system) are of all child processes; medians of the rounds.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import hashlib
 import json
@@ -207,14 +208,20 @@ def push(served: RealRegistry, tree: str) -> None:
     shutil.rmtree(place)
 
 
-def main(what: str, tree: str = "/usr/lib/x86_64-linux-gnu", rounds: str = "3") -> None:
+def main() -> None:
     """Print one figure."""
+    figures = {"hit": hit, "compressors": compressors, "import": overhead}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("figure", choices=figures)
+    parser.add_argument("tree", nargs="?", default="/usr/lib/x86_64-linux-gnu")
+    parser.add_argument("rounds", nargs="?", type=int, default=3)
+    asked = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="launcher-figures-"))
     try:
-        {"hit": hit, "compressors": compressors, "import": overhead}[what](place, tree, int(rounds))
+        figures[asked.figure](place, asked.tree, asked.rounds)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
