@@ -1,7 +1,7 @@
 """The wheel's contents; everything else about the project is in pyproject.toml.
 
 The top-level directories runners/ and recipes/ and the rules' pages go into the wheel as data of the package, so that
-an ordinary ``pip install .`` finds them (launcher/shipped.py).
+an ordinary ``pip install .`` finds them (launcher/core/shipped.py).
 """
 
 from setuptools import find_packages, setup

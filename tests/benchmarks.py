@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.benchmark import Benchmark, Role
+from launcher.benchmark.benchmark import Benchmark, Role
 
 IMAGE = "vllm/vllm-openai:tag"
 

@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 import yaml
 
-from launcher.boundary import schema_error
 from launcher.check.registry import RULES
 from launcher.check.report import Reported, Roots
-from launcher.document import Document, Place, nearest
-from launcher.errors import ConfigError
-from launcher.plan import Finding
+from launcher.core.errors import ConfigError
+from launcher.core.validation import schema_error
+from launcher.core.yaml_source import Document, Place, nearest
+from launcher.plan.plan import Finding
 
 DAYS = 90
 """How long what `--write-baseline` accepts stays accepted."""

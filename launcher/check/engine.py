@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from launcher.benchmark import Benchmark
-from launcher.check.fields import Schema
-from launcher.check.judge import Complaint, Verdicts
-from launcher.document import Key, Place
-from launcher.plan import Finding, Severity
+from launcher.benchmark.benchmark import Benchmark
+from launcher.check.schema_validation import Complaint, Verdicts
+from launcher.check.srtctl_schema import Schema
+from launcher.core.yaml_source import Key, Place
+from launcher.plan.plan import Finding, Severity
 from launcher.runner.file import Applied, RunnerFile
 from launcher.runner.schema import LaneRule, ModelRule
 from launcher.srtctl.locate import FoundRecipe

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from launcher.check.engine import Found, Rule, reached, rule
-from launcher.check.fields import Schema
-from launcher.check.judge import Complaint, judge
-from launcher.check.rows import Everything, RecipeFile
-from launcher.document import Document, Place
-from launcher.errors import ConfigError
+from launcher.check.inputs import Everything, RecipeFile
+from launcher.check.schema_validation import Complaint, judge
+from launcher.check.srtctl_schema import Schema
+from launcher.core.errors import ConfigError
+from launcher.core.yaml_source import Document, Place
 from launcher.srtctl.recipe import Variant, variants
 
 

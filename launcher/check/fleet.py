@@ -9,9 +9,9 @@ from datetime import date
 from pathlib import Path
 
 from launcher.check.engine import Found, Rule, Subject, rule
-from launcher.check.fields import Schemas, is_tag
-from launcher.check.rows import Everything, HasCommit
-from launcher.document import Place, nearest
+from launcher.check.inputs import Everything, HasCommit
+from launcher.check.srtctl_schema import Schemas, is_tag
+from launcher.core.yaml_source import Place, nearest
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import LaneRule, ModelRule, Pattern, When
 

@@ -27,7 +27,7 @@ def as_json(found: Sequence[Reported]) -> str:
 
 def github(found: Iterable[Reported], roots: Roots) -> Iterator[str]:
     """Workflow commands. GitHub shows ten of a kind in a step's summary, and all in its log."""
-    from launcher.github import escape_data, escape_property
+    from launcher.core.github import escape_data, escape_property
 
     for one in found:
         said = {"file": roots.short(one.file), "line": one.line, "title": one.rule}

@@ -7,14 +7,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 
-from launcher.benchmark import Benchmark
-from launcher.check.rows import Everything, HasCommit, RecipeFile, Row
-from launcher.document import Place
-from launcher.errors import ConfigError
+from launcher.benchmark.benchmark import Benchmark
+from launcher.benchmark.matrix import Matrix
+from launcher.benchmark.selection import Selection
+from launcher.check.inputs import Everything, HasCommit, RecipeFile, Row
+from launcher.core.errors import ConfigError
+from launcher.core.yaml_source import Place
+from launcher.project import Session
 from launcher.runner.file import RunnerFile
-from launcher.session import Session
-from launcher.sweep.matrix import Matrix
-from launcher.sweep.selection import Selection
 
 OUTSIDE = ("tilert", "llmd-*", "*-disagg")
 """Frameworks that srtctl does not run, and so neither does this launcher."""

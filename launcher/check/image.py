@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from launcher.check.engine import Found, Rule, Subject, names_an_image, rule
-from launcher.document import Place, nearest
+from launcher.core.yaml_source import Place, nearest
 from launcher.srtctl.recipe import ContainerUse
 
 

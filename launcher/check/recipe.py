@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from launcher.check.engine import Found, Rule, Subject, rule
-from launcher.document import Place
+from launcher.core.yaml_source import Place
 
 
 @rule("recipe-missing", "error", "the recipe is in none of the trees")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher.check import files, fleet, image, names, recipe, schema, topology
+from launcher.check import files, fleet, image, recipe, result_name_rules, schema, topology
 from launcher.check.engine import Rule, Subject, apply
+from launcher.check.inputs import Everything
 from launcher.check.report import Reported, once
-from launcher.check.rows import Everything
-from launcher.plan import Finding
+from launcher.plan.plan import Finding
 
 PLAN: Sequence[Rule[Subject]] = (
     *recipe.RULES,
@@ -17,11 +17,11 @@ PLAN: Sequence[Rule[Subject]] = (
     *topology.RULES,
     *schema.RULES,
     *fleet.RULES,
-    *names.RULES,
+    *result_name_rules.RULES,
 )
 """The rules of one plan."""
 
-WHOLE: Sequence[Rule[Everything]] = (*files.WHOLE, *fleet.WHOLE, *names.WHOLE)
+WHOLE: Sequence[Rule[Everything]] = (*files.WHOLE, *fleet.WHOLE, *result_name_rules.WHOLE)
 
 ELSEWHERE: Sequence[Rule[Any]] = (
     Rule("known-problem", "warning", "the runner file says what is wrong with a rule that applies"),
@@ -30,7 +30,7 @@ ELSEWHERE: Sequence[Rule[Any]] = (
     Rule("baseline-expired", "warning", "an accepted finding is to be looked at again"),
     Rule("baseline-unused", "warning", "an accepted finding is found no more"),
 )
-"""Rules that have no function here: `launcher.derive` and the baseline report by these ids."""
+"""Rules that have no function here: `launcher.plan.derive` and the baseline report by these ids."""
 
 RULES: Mapping[str, Rule[Any]] = {one.id: one for one in (*ELSEWHERE, *fleet.CLUSTER, *WHOLE, *PLAN)}
 """Every rule by its id."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from launcher.check.engine import Found, Rule, Subject, rule
-from launcher.check.judge import Verdict
+from launcher.check.schema_validation import Verdict
 
 
 def _complaints(verdict: Verdict) -> Callable[[Subject], Iterator[Found]]:

@@ -1,4 +1,4 @@
-"""What the demands of `launcher.check.demands` look at, and those about telemetry."""
+"""What the demands of `launcher.check.cross_field_rules` look at, and those about telemetry."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from launcher.document import Key
+from launcher.core.yaml_source import Key
 
 Unmet = tuple[tuple[Key, ...], str]
 """The keys that a demand is about, and what is wrong."""

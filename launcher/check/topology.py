@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from launcher.benchmark import Benchmark, Role
+from launcher.benchmark.benchmark import Benchmark, Role
 from launcher.check.engine import Found, Rule, Subject, rule
 from launcher.srtctl.recipe import RoleFacts
 

@@ -18,13 +18,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     module, _, function = arguments.command.partition(":")
     try:
-        from launcher.errors import LauncherError
+        from launcher.core.errors import LauncherError
 
         command = getattr(importlib.import_module(f"launcher.cli.{module}"), function)
         try:
             return int(command(arguments) or 0)
         except LauncherError as error:
-            from launcher.cli.complaint import complain
+            from launcher.cli.report_error import complain
 
             return complain(error, arguments)
     except KeyboardInterrupt:

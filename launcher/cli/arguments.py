@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from launcher import __version__
-from launcher.cli import image_arguments, site_arguments
+from launcher.cli import image_arguments, runner_doctor_arguments
 
 SUMMARY = "Puts LLM-inference benchmarks onto Slurm clusters, and says truthfully how they ended."
 
@@ -135,7 +135,7 @@ def _runner(commands: _Commands) -> None:
     )
     _places(show)
     show.set_defaults(command="runner:show")
-    site_arguments.add(verbs, _places)
+    runner_doctor_arguments.add(verbs, _places)
     schema = verbs.add_parser("schema", help="JSON Schema of runner files, for editors")
     schema.set_defaults(command="runner:schema")
 

@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from datetime import date, datetime, timezone
 from pathlib import Path
 
-from launcher import publish
 from launcher.check import formats, gather
 from launcher.check.baseline import Baseline, written
+from launcher.check.inputs import Everything, HasCommit, Row
 from launcher.check.registry import RULES, check_everything
 from launcher.check.report import Reported, Roots
-from launcher.check.rows import Everything, HasCommit, Row
 from launcher.cli.common import chosen, narrowed, session
-from launcher.document import nearest
-from launcher.errors import ConfigError
-from launcher.session import Session
-from launcher.shipped import shipped
+from launcher.core import publish
+from launcher.core.errors import ConfigError
+from launcher.core.shipped import shipped
+from launcher.core.yaml_source import nearest
+from launcher.project import Session
 
 
 def check(arguments: argparse.Namespace) -> int:

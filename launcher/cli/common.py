@@ -6,12 +6,12 @@ import argparse
 import fnmatch
 import os
 
-from launcher.benchmark import FIXED, Benchmark, Role
-from launcher.document import Place
-from launcher.errors import ConfigError
-from launcher.session import Session
+from launcher.benchmark.benchmark import FIXED, Benchmark, Role
+from launcher.benchmark.selection import Selection
+from launcher.core.errors import ConfigError
+from launcher.core.yaml_source import Place
+from launcher.project import Session
 from launcher.srtctl.recipe import RecipeFacts, RoleFacts, facts, variants
-from launcher.sweep.selection import Selection
 
 
 def session(arguments: argparse.Namespace, *, look: bool = False) -> Session:

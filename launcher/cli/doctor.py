@@ -8,7 +8,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from launcher.errors import ImageError
+from launcher.core.errors import ImageError
 from launcher.image.probe import Probed, between_nodes, between_processes, file_system
 
 

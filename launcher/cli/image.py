@@ -13,21 +13,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher import derive
 from launcher.cli.common import session
-from launcher.errors import ConfigError, ImageError
+from launcher.core.errors import ConfigError, ImageError
+from launcher.core.process import CommandRunner, run
+from launcher.core.redact import redact
 from launcher.image import inventory
 from launcher.image.inventory import Check, Garbage, Image
 from launcher.image.reference import Reference
 from launcher.image.request import ImageRequest
 from launcher.image.scratch import stale_parts
-from launcher.image.upstream import Moved, compare
-from launcher.importing import Importing, have_image, images_in_use, run_is_over
-from launcher.plan import PlannedImage
-from launcher.process import CommandRunner, run
-from launcher.redact import redact
+from launcher.image.tag_check import Moved, compare
+from launcher.plan import derive
+from launcher.plan.plan import PlannedImage
+from launcher.project import Session
+from launcher.run.image_import import Importing, have_image, images_in_use, run_is_over
 from launcher.runner.schema import Images
-from launcher.session import Session
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def having(arguments: argparse.Namespace) -> int:
     where = _where(arguments)
     tools: Mapping[str, str] = {}
     if where.how.tools == "rehearsal":
-        from launcher.stages import rehearsal_tools
+        from launcher.run.stages import rehearsal_tools
 
         tools = rehearsal_tools(where.of.state, where.how.kind, os.environ)
     effects = _Effects(os.environ, tools)

@@ -6,9 +6,9 @@ import argparse
 import json
 import sys
 
+from launcher.benchmark.matrix_entry import Entry
+from launcher.benchmark.selection import Selection
 from launcher.cli.common import session
-from launcher.sweep.entry import Entry
-from launcher.sweep.selection import Selection
 
 
 def entries(arguments: argparse.Namespace) -> int:

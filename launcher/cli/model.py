@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from launcher.cli.common import session
 from launcher.cli.progress import showing
 from launcher.cli.render import table
-from launcher.errors import Cancelled, ConfigError, ModelError
+from launcher.core.errors import Cancelled, ConfigError, ModelError
 from launcher.model.checkpoint import Verdict, examine, nearest_sibling, right_sibling
 from launcher.model.gc import Leftover, collect, leftovers
 from launcher.model.manifest import NAME, STAGING_NAME, Manifest, as_dict
@@ -93,9 +93,9 @@ def _layouts(arguments: argparse.Namespace, destination: Path) -> Sequence[Strip
 def _stage_on_nodes(arguments: argparse.Namespace) -> int:
     import functools
 
+    from launcher.core.process import run
     from launcher.model.node_job import reap
     from launcher.model.nodes import Allocation, stage_on_nodes
-    from launcher.process import run
     from launcher.slurm.client import Scheduler, open_scheduler
 
     if arguments.source is None:
@@ -270,7 +270,7 @@ def _signals() -> Iterator[Sequence[int]]:
     """Signals asked for meanwhile: the copy ends at its next piece, and says how to go on."""
     import signal
 
-    from launcher.errors import LauncherError
+    from launcher.core.errors import LauncherError
 
     stopped: list[int] = []
     before = {

@@ -6,8 +6,8 @@ import argparse
 import json
 
 from launcher.cli.common import narrowed, selected, session
-from launcher.plan import Plan
-from launcher.session import Session
+from launcher.plan.plan import Plan
+from launcher.project import Session
 
 
 def plan(arguments: argparse.Namespace) -> int:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from launcher.plan import Plan
-from launcher.record import RunRecord
+from launcher.plan.plan import Plan
+from launcher.run.record import RunRecord
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO) -> None:

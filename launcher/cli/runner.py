@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from launcher.benchmark import AGENTIC, FIXED, Benchmark
+from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark
 from launcher.cli.common import session
-from launcher.derive import known, last
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.plan.derive import known, last
 from launcher.runner.file import RunnerFile, describe_when
 
 

@@ -12,23 +12,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from launcher.benchmark import Benchmark
+from launcher.benchmark.benchmark import Benchmark
 from launcher.cli.common import narrowed, selected, session
-from launcher.cli.voice import Voice
-from launcher.errors import Cancelled, ConfigError, LauncherError
-from launcher.execute import Execution, Outcome, refuse
-from launcher.github import GitHub, Signals
-from launcher.leftovers import adopt as take_job
-from launcher.leftovers import end_run, left_by_earlier_jobs
-from launcher.plan import Plan
-from launcher.process import stoppable
-from launcher.record import RunRecord
-from launcher.session import Session, new_run_id
+from launcher.cli.console import Voice
+from launcher.core.errors import Cancelled, ConfigError, LauncherError
+from launcher.core.github import GitHub, Signals
+from launcher.core.process import stoppable
+from launcher.plan.plan import Plan
+from launcher.project import Session, new_run_id
+from launcher.run.execute import Execution, Outcome, refuse
+from launcher.run.loop import Drive, Stop
+from launcher.run.orphans import adopt as take_job
+from launcher.run.orphans import end_run, left_by_earlier_jobs
+from launcher.run.record import RunRecord
+from launcher.run.stages import Effects, rehearsal_tools
 from launcher.slurm.client import open_scheduler
 from launcher.slurm.shared import SharedPoller
 from launcher.slurm.watch import Pace
-from launcher.stages import Effects, rehearsal_tools
-from launcher.sweep.drive import Drive, Stop
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -9,11 +9,11 @@ import time
 
 from launcher.cli.common import existing_run, session
 from launcher.cli.running import drive_records, execution_of, stopping
-from launcher.errors import ConfigError, JobError, LauncherError
-from launcher.execute import log_of
-from launcher.leftovers import end_run, left_behind
+from launcher.core.errors import ConfigError, JobError, LauncherError
 from launcher.model.node_job import reap
-from launcher.record import RunRecord, records
+from launcher.run.execute import log_of
+from launcher.run.orphans import end_run, left_behind
+from launcher.run.record import RunRecord, records
 from launcher.slurm.client import open_scheduler
 from launcher.slurm.logs import LogFollower
 from launcher.slurm.states import Phase

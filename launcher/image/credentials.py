@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.errors import ImageError
+from launcher.core.errors import ImageError
 
 _LINE = re.compile(r"\s*machine\s+(\S+)\s+login\s+(\S+)\s+password\s+(.*\S)\s*")
 _VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)\}")

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher.errors import ImageError
+from launcher.core.errors import ImageError
+from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, Completed, run
 from launcher.image.credentials import account_line
 from launcher.image.reference import Reference
-from launcher.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, Completed, run
 
 ATTEMPTS = 4
 _QUERY_TIMEOUT = 60.0

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from launcher.errors import ImageError
-from launcher.image import sidecar, uses
-from launcher.image.lock import Lock, look, take_away
-from launcher.image.owner import Owner
+from launcher.core.errors import ImageError
+from launcher.core.lease import Lock, look, take_away
+from launcher.core.lock_owner import Owner
+from launcher.core.process import CommandRunner, run
+from launcher.core.publish import TEMPORARY_SUFFIX, publish_new, temporary_name
+from launcher.image import sidecar, usage
 from launcher.image.scratch import stale_parts
 from launcher.image.sidecar import Sidecar
 from launcher.image.squash import Listing, Superblock, inspect, listing_ok
-from launcher.image.uses import Over, nobody_knows
-from launcher.process import CommandRunner, run
-from launcher.publish import TEMPORARY_SUFFIX, publish_new, temporary_name
+from launcher.image.usage import Over, nobody_knows
 
 GRACE = 30 * 86400.0
 """Seconds for which an unused image is kept."""
@@ -80,7 +80,7 @@ def images(directory: Path, users: Mapping[str, Sequence[str]] | None = None, ov
 def _marked(squash: Path, known: Sequence[str], now: float, over: Over = nobody_knows) -> tuple[str, ...]:
     """Live runs that marked the image, beside those that are known."""
     try:
-        return tuple(str(use) for use in uses.live(squash, now, over) if use.run not in known)
+        return tuple(str(use) for use in usage.live(squash, now, over) if use.run not in known)
     except OSError as error:
         return (f"marks that cannot be read ({error.strerror})",)
 
@@ -90,7 +90,7 @@ def _image(squash: Path, users: tuple[str, ...]) -> Image:
         status = squash.stat()
     except OSError as error:
         return Image(squash, 0, time.time(), problem=f"cannot be read: {error.strerror}", users=users)
-    times = [status.st_mtime, status.st_atime, uses.last_use(squash)]
+    times = [status.st_mtime, status.st_atime, usage.last_use(squash)]
     with contextlib.suppress(OSError):
         times.append(sidecar.beside(squash).stat().st_mtime)
     try:
@@ -198,9 +198,9 @@ def garbage(
     for path in entries:
         if why := _left(path, path in dead, now, parts):
             gone.append(Garbage(path, _size(path), why))
-    for squash in uses.marked(directory):
+    for squash in usage.marked(directory):
         with contextlib.suppress(OSError):
-            stale = ((use, uses.stale(use, now, over)) for use in uses.marks(squash))
+            stale = ((use, usage.stale(use, now, over)) for use in usage.marks(squash))
             gone += [Garbage(use.path, use.path.stat().st_size, f"a mark of {use}: {why}") for use, why in stale if why]
     return gone
 
@@ -243,10 +243,10 @@ def collect(item: Garbage, over: Over = nobody_knows) -> bool:
             return seen is None or (
                 _left(item.path, False, time.time(), 0.0) is not None and take_away(item.path, seen)
             )
-        if item.path.parent.parent.name == uses.DIRECTORY:
+        if item.path.parent.parent.name == usage.DIRECTORY:
             item.path.unlink(missing_ok=True)
             if not (squash := item.path.parents[2] / item.path.parent.name).exists():
-                uses.tidy(squash)
+                usage.tidy(squash)
             return True
         if not item.path.name.endswith(_SUFFIX):
             if item.path.is_dir() and not item.path.is_symlink():
@@ -275,7 +275,7 @@ def _collect_image(item: Garbage, over: Over) -> bool:
             return False
         aside.unlink()
         sidecar.beside(item.path).unlink(missing_ok=True)
-        uses.tidy(item.path)
+        usage.tidy(item.path)
     return True
 
 

@@ -21,10 +21,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import ImageError
-from launcher.image.lock import Lock
-from launcher.process import CommandRunner, Completed, run
-from launcher.publish import write_json
+from launcher.core.errors import ImageError
+from launcher.core.lease import Lock
+from launcher.core.process import CommandRunner, Completed, run
+from launcher.core.publish import write_json
 
 HOLDS, NO_OP = "holds", "is granted to both: a no-op"
 _WAIT = 30.0

@@ -23,7 +23,7 @@ from email.message import Message
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from launcher.errors import ImageError
+from launcher.core.errors import ImageError
 from launcher.image.credentials import MadeByCommand, account_line, allows_http, credentials
 from launcher.image.enroot import fault_of_status
 from launcher.image.reference import Reference

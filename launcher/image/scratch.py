@@ -12,10 +12,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.errors import ImageError
-from launcher.image.owner import pid_exists
+from launcher.core.errors import ImageError
+from launcher.core.lock_owner import pid_exists
+from launcher.core.publish import TEMPORARY_SUFFIX, temporary_name
 from launcher.image.request import ImageRequest
-from launcher.publish import TEMPORARY_SUFFIX, temporary_name
 
 
 @contextlib.contextmanager

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
+from launcher.core.publish import publish_new, publishing, temporary_name
 from launcher.image.squash import Superblock, open_unnoticed
-from launcher.publish import publish_new, publishing, temporary_name
 
 
 def _user() -> str:

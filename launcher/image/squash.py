@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from launcher.errors import ImageError
-from launcher.process import CommandRunner, run
+from launcher.core.errors import ImageError
+from launcher.core.process import CommandRunner, run
 
 _SUPERBLOCK = struct.Struct("<5I6H8Q")
 _MAGIC = 0x73717368

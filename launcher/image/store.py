@@ -2,7 +2,7 @@
 
 Readers of the final name (pyxis, srtctl, the bash launchers, jobs that run) take no lock. So an import writes under a
 name of its own in the same directory, is checked there, and is renamed when it is whole; a whole file is never replaced
-or removed. The lock in front of it only keeps two from doing the same work (launcher/image/lock.py).
+or removed. The lock in front of it only keeps two from doing the same work (launcher/core/lease.py).
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.errors import ImageError
+from launcher.core.errors import ImageError
+from launcher.core.lease import Lock
+from launcher.core.process import CommandRunner, clean_environment, run
+from launcher.core.publish import publish_new, temporary_name
 from launcher.image import sidecar
 from launcher.image.enroot import Enroot
-from launcher.image.lock import Lock
 from launcher.image.reference import Reference
 from launcher.image.request import How, ImageRecord, ImageRequest
 from launcher.image.scratch import check_directory, check_space, private_directory, stale_parts, storage_error
 from launcher.image.sidecar import Sidecar
 from launcher.image.squash import DamagedImage, Listing, MissingImage, Superblock, inspect, listing_ok
-from launcher.image.upstream import Moved, before_import, compare, enough_space
-from launcher.process import CommandRunner, clean_environment, run
-from launcher.publish import publish_new, temporary_name
+from launcher.image.tag_check import Moved, before_import, compare, enough_space
 
 if TYPE_CHECKING:  # urllib is for those who import
     from launcher.image.registry import Manifest, Registry

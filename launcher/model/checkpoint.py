@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from launcher.errors import ModelError
+from launcher.core.errors import ModelError
 from launcher.model.manifest import NAME, STAGING_NAME, WORK, Manifest
 from launcher.model.quantisation import Identity, declared, identity
 from launcher.model.safetensors import DamagedFile, Header, open_regular, read_header

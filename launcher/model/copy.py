@@ -22,7 +22,7 @@ from typing import Protocol
 
 import xxhash
 
-from launcher.errors import Cancelled, ModelError
+from launcher.core.errors import Cancelled, ModelError
 from launcher.model.journal import Journal
 from launcher.model.manifest import BUFFER, FileEntry, combine, forget, hash_part, part_count, pieces
 from launcher.model.source import Reader, Source, SourceFile

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import msgspec
 
-from launcher.errors import ModelError
+from launcher.core.errors import ModelError
+from launcher.core.process_identity import ProcessId
 from launcher.model.checkpoint import examine
 from launcher.model.manifest import NAME, STAGING_NAME, WORK, Manifest
 from launcher.model.source import Source
-from launcher.processid import ProcessId
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.errors import ModelError
-from launcher.image.lock import LEASE, Lock
-from launcher.image.owner import Owner, pid_exists
+from launcher.core.errors import ModelError
+from launcher.core.lease import LEASE, Lock
+from launcher.core.lock_owner import Owner, pid_exists
 from launcher.model.destination import lock_path, owner_of
 from launcher.model.manifest import NAME, STAGING_NAME, WORK, size_of
 

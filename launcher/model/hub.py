@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from launcher.errors import ConfigError, ModelError
+from launcher.core.errors import ConfigError, ModelError
 from launcher.model.source import Reader, SourceFile
 
 PREFIX = "hf:"

@@ -19,8 +19,8 @@ from typing import Any
 import msgspec
 import xxhash
 
-from launcher.errors import Cancelled, ModelError
-from launcher.publish import write_json
+from launcher.core.errors import Cancelled, ModelError
+from launcher.core.publish import write_json
 
 NAME = ".complete.json"
 """The manifest's name in a checkpoint's directory. It is there once everything else is."""

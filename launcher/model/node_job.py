@@ -23,11 +23,11 @@ from typing import Any
 
 import msgspec
 
-from launcher.errors import Cancelled, SubmissionError
+from launcher.core.errors import Cancelled, SubmissionError
+from launcher.core.process import CommandRunner, run
+from launcher.core.process_identity import ProcessId
+from launcher.core.publish import write_json
 from launcher.model.nodes import Allocation, NodeVerdict, names_of, on_node
-from launcher.process import CommandRunner, run
-from launcher.processid import ProcessId
-from launcher.publish import write_json
 from launcher.slurm.client import JobKey, JobState, Scheduler
 from launcher.slurm.states import Phase
 from launcher.slurm.watch import Pace, Watcher

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import ConfigError, LauncherError, ModelError, SubmissionError
-from launcher.process import CommandRunner, run
+from launcher.core.errors import ConfigError, LauncherError, ModelError, SubmissionError
+from launcher.core.process import CommandRunner, run
 from launcher.slurm.client import Scheduler
 
 _MARK = "launcher-node-verdict "

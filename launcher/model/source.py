@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from launcher.errors import ModelError
+from launcher.core.errors import ModelError
 from launcher.model.manifest import NAME, WORK, FileEntry, Manifest, forget, pieces
 
 _NOT_TAKEN = (".git", ".cache", WORK)

@@ -23,8 +23,10 @@ from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from launcher.errors import Cancelled, ModelError
-from launcher.image.lock import Lock
+from launcher.core.errors import Cancelled, ModelError
+from launcher.core.lease import Lock
+from launcher.core.process_identity import ProcessId
+from launcher.core.publish import fsync_directory, write_json
 from launcher.model.checkpoint import examine
 from launcher.model.copy import WORKERS, Copied, Copier, Progress
 from launcher.model.destination import StagingOwner, finish, lock_path, owner_of, settle, staging_directories
@@ -39,8 +41,6 @@ from launcher.model.manifest import (
     size_of,
 )
 from launcher.model.source import DirectorySource, Source
-from launcher.processid import ProcessId
-from launcher.publish import fsync_directory, write_json
 
 LOCK_WAIT = 6 * 3600.0
 """Seconds to wait for another process that stages to the same destination."""

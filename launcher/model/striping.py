@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.core.process import CommandRunner, run
 from launcher.model.source import Source
-from launcher.process import CommandRunner, run
 
 TIMEOUT = 60.0
 

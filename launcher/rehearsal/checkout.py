@@ -10,9 +10,9 @@ import os
 import shutil
 from pathlib import Path
 
-from launcher.errors import SubmissionError
-from launcher.process import CommandRunner, run
-from launcher.publish import fsync_directory, temporary_name
+from launcher.core.errors import SubmissionError
+from launcher.core.process import CommandRunner, run
+from launcher.core.publish import fsync_directory, temporary_name
 from launcher.rehearsal.contract import CLUSTER, Kind
 
 REF = "rehearsal-v1"

@@ -24,8 +24,8 @@ from typing import Any
 
 import yaml
 
-from launcher import process
-from launcher.errors import LauncherError
+from launcher.core import process
+from launcher.core.errors import LauncherError
 from launcher.rehearsal import results
 from launcher.rehearsal.contract import load_cluster, resolve
 from launcher.rehearsal.faults import faults

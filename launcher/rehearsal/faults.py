@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from launcher.document import nearest
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.yaml_source import nearest
 
 VARIABLE = "LAUNCHER_REHEARSAL_FAULTS"
 

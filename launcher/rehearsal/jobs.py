@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import launcher
-from launcher import process
-from launcher.errors import LauncherError
+from launcher.core import process
+from launcher.core.errors import LauncherError
 from launcher.rehearsal.results import MARK
 from launcher.srtctl import recipe
 

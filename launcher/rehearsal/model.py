@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import ModelError
+from launcher.core.errors import ModelError
+from launcher.core.publish import fsync_directory, fsync_file, temporary_name
 from launcher.model.checkpoint import REHEARSAL_KEY, Verdict, examine
-from launcher.publish import fsync_directory, fsync_file, temporary_name
 
 _VOCABULARY = ("[UNK]", "[BOS]", "[EOS]", *(f"word{number}" for number in range(61)))
 

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.rehearsal import contract, jobs
 from launcher.rehearsal.contract import Refused
 from launcher.rehearsal.faults import faults

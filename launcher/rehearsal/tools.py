@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import launcher
-from launcher.publish import publishing
+from launcher.core.publish import publishing
 
 TOOLS = {"srtctl": "launcher.rehearsal.srtctl", "enroot": "launcher.rehearsal.enroot"}
 

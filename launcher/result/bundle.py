@@ -1,6 +1,6 @@
 """A job's logs, kept: as one tarball within seconds, and as a plain copy.
 
-Neither holds the secrets of our environment, nor what looks like anybody's token (`launcher.redact`): a workflow
+Neither holds the secrets of our environment, nor what looks like anybody's token (`launcher.core.redact`): a workflow
 uploads them. Both survive logs that are still being written: a file that grows is cut at the size it had, one that
 shrinks is padded, one that vanishes is left out. Sockets, pipes and links that lead out of the directory are never
 followed.
@@ -19,8 +19,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Protocol
 
-from launcher.publish import publishing
-from launcher.redact import Redacting
+from launcher.core.publish import publishing
+from launcher.core.redact import Redacting
 
 _CHUNK = 1 << 20
 _LINE = 1 << 16

@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from launcher.errors import ResultError
+from launcher.core.errors import ResultError
 from launcher.result.bundle import Bundle, bundle_logs, log_files
 from launcher.result.validate import FileName, Invalid, Point, read_agentic_result, read_result
 from launcher.result.workspace import LOGS, NAME_MAX, check_target, digest_of, publish_file, replace_logs

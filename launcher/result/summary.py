@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher.benchmark import Benchmark
+from launcher.benchmark.benchmark import Benchmark
 from launcher.result.collect import Collected
 from launcher.result.validate import Point
 

@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher.errors import ResultError
-from launcher.publish import publish_new, publishing, temporary_name
+from launcher.core.errors import ResultError
+from launcher.core.publish import publish_new, publishing, temporary_name
 from launcher.result.bundle import copy_logs
 
 NAME_MAX = 255

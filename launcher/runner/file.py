@@ -10,10 +10,10 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from launcher.benchmark import Benchmark
-from launcher.boundary import schema_error
-from launcher.document import Document, Key, Place, nearest
-from launcher.errors import ConfigError
+from launcher.benchmark.benchmark import Benchmark
+from launcher.core.errors import ConfigError
+from launcher.core.validation import schema_error
+from launcher.core.yaml_source import Document, Key, Place, nearest
 from launcher.runner.schema import (
     Adjustment,
     ExcludedNode,

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from launcher.document import nearest
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.yaml_source import nearest
 from launcher.runner.file import RunnerFile
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from launcher.errors import ConfigError, SubmissionError
-from launcher.process import CommandRunner, run
+from launcher.core.errors import ConfigError, SubmissionError
+from launcher.core.process import CommandRunner, run
 from launcher.slurm import states
 from launcher.slurm.states import Phase
 
@@ -205,7 +205,7 @@ def open_scheduler(
         if directory is None:
             raise ConfigError("the embedded scheduler needs a directory for its jobs")
         return LocalScheduler(directory)
-    from launcher.document import nearest
+    from launcher.core.yaml_source import nearest
 
     near = nearest(kind, ("slurm", "local"))
     raise ConfigError(f"unknown scheduler {kind!r}", hint=f"did you mean {near!r}?" if near else "slurm or local")

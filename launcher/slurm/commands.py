@@ -13,8 +13,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from launcher.errors import JobError
-from launcher.process import CommandRunner, Completed, clean_environment, run
+from launcher.core.errors import JobError
+from launcher.core.process import CommandRunner, Completed, clean_environment, run
 from launcher.slurm import answers, states
 from launcher.slurm.answers import Record, own_record
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, carries, unknown

@@ -29,9 +29,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import publish
-from launcher.errors import SubmissionError
-from launcher.processid import ProcessId
+from launcher.core import publish
+from launcher.core.errors import SubmissionError
+from launcher.core.process_identity import ProcessId
 from launcher.slurm import states
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, carries, unknown
 from launcher.slurm.states import Phase
@@ -78,7 +78,12 @@ def submit(
         publish.write_bytes(place / "call.pkl", cloudpickle.dumps((function, args)))
         with (place / "keeper.log").open("ab") as said:
             keeper = subprocess.Popen(
-                [sys.executable, "-c", "from launcher.slurm.keeper import main; main()", os.fspath(place.absolute())],
+                [
+                    sys.executable,
+                    "-c",
+                    "from launcher.slurm.supervisor import main; main()",
+                    os.fspath(place.absolute()),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,

@@ -26,8 +26,8 @@ from typing import IO, Any
 
 import msgspec
 
-from launcher.errors import SubmissionError
-from launcher.process import CommandRunner, run
+from launcher.core.errors import SubmissionError
+from launcher.core.process import CommandRunner, run
 from launcher.slurm import answers
 from launcher.slurm.answers import Record, own_record
 from launcher.slurm.client import JobKey, JobState

@@ -3,7 +3,7 @@
     <directory>/<host>-<boot>-<user>-<cluster>/
         wants/<pid>-<n>.json   the jobs that one launcher wants to know about, and when it last said so
         answer.json            the last answer, and when its question began
-        lease                  whoever asks just now (launcher/image/lock.py)
+        lease                  whoever asks just now (launcher/core/lease.py)
 
 There is no daemon. Times are of the machine's monotonic clock, which all its processes share; the directory may lie on
 a file system that other machines see, and they have their own. The files only save questions: whoever cannot read or
@@ -25,10 +25,10 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from launcher.errors import SubmissionError
-from launcher.image.lock import Lock
-from launcher.processid import ProcessId
-from launcher.publish import temporary_name
+from launcher.core.errors import SubmissionError
+from launcher.core.lease import Lock
+from launcher.core.process_identity import ProcessId
+from launcher.core.publish import temporary_name
 from launcher.slurm.client import JobKey, JobState, Scheduler
 from launcher.slurm.states import Phase
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from launcher.errors import JobError
+from launcher.core.errors import JobError
 from launcher.slurm.client import JobKey, JobState, Scheduler
 from launcher.slurm.states import Phase
 
@@ -59,8 +59,8 @@ class Watcher:
     """Follows jobs to their end, or until it is asked to stop.
 
     ``wait(seconds)`` pauses, and returns True, at once, when the watcher shall stop: as
-    `launcher.github.StopEvent.wait` does. A poll runs in a thread of its own, so that a scheduler that hangs delays
-    neither the stop nor the log. ``on_change(job, old, new)`` is called whenever phase, word, reason or nodes
+    `launcher.core.github.StopEvent.wait` does. A poll runs in a thread of its own, so that a scheduler that hangs
+    delays neither the stop nor the log. ``on_change(job, old, new)`` is called whenever phase, word, reason or nodes
     change (old is None at first); ``idle`` about every `Pace.tick` seconds, to follow logs. ``marker(job)`` reads
     the exit marker that a job itself left behind: Slurm is asked as soon as it is there, and it is the last resort
     when nobody answers. ``held(job)`` says that the job waits because we hold it: it is then given up no sooner

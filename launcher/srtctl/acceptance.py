@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from launcher.benchmark import Benchmark
-from launcher.errors import ConfigError
+from launcher.benchmark.benchmark import Benchmark
+from launcher.core.errors import ConfigError
 from launcher.srtctl.edit import Edit
 
 SWITCH, LENGTH = "SYNTHETIC_ACCEPTANCE", "SYNTHETIC_ACCEPTANCE_LENGTH"

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import SubmissionError
-from launcher.process import CommandRunner, clean_environment, run
-from launcher.publish import TEMPORARY_SUFFIX, fsync_directory, temporary_name, write_json
+from launcher.core.errors import SubmissionError
+from launcher.core.process import CommandRunner, clean_environment, run
+from launcher.core.publish import TEMPORARY_SUFFIX, fsync_directory, temporary_name, write_json
 from launcher.srtctl.config import FILE_NAME, known_keys
 from launcher.srtctl.mirror import LOCAL_TIMEOUT, Git, Mirror, saving_work
 from launcher.srtctl.tree import Overlay as Overlay

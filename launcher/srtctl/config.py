@@ -14,9 +14,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher import publish
-from launcher.document import nearest
-from launcher.errors import ConfigError, SubmissionError
+from launcher.core import publish
+from launcher.core.errors import ConfigError, SubmissionError
+from launcher.core.yaml_source import nearest
 from launcher.srtctl import recipe
 
 FILE_NAME = "srtslurm.yaml"

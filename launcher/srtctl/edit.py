@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 _COMMENT = re.compile(r"[A-Za-z0-9_.:/=@+-]+")
 

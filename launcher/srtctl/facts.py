@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.benchmark import Role
-from launcher.errors import ConfigError
+from launcher.benchmark.benchmark import Role
+from launcher.core.errors import ConfigError
 
 KeyPath = tuple[str, ...]
 

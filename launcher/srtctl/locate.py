@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from launcher.document import Document
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.yaml_source import Document
 from launcher.srtctl.recipe import family_member, split_selector, variants
 
 OVERLAY = "benchmarks/multi_node/srt-slurm-recipes"

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from launcher.errors import SubmissionError
-from launcher.image.lock import Lock
-from launcher.process import CommandRunner, Completed, run
-from launcher.publish import fsync_directory, temporary_name
+from launcher.core.errors import SubmissionError
+from launcher.core.lease import Lock
+from launcher.core.process import CommandRunner, Completed, run
+from launcher.core.publish import fsync_directory, temporary_name
 
 NETWORK_TIMEOUT = 900.0
 """Seconds for one clone or fetch; srt-slurm with all its refs is 16 MB."""

@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
-from launcher.document import Key, nearest
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.yaml_source import Key, nearest
 from launcher.srtctl.edit import Edit, apply_edits, unshared, with_comment
 from launcher.srtctl.facts import ContainerUse, Parallelism, RecipeFacts, RoleFacts, facts
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import SubmissionError
-from launcher.process import CommandRunner, Completed, run
+from launcher.core.errors import SubmissionError
+from launcher.core.process import CommandRunner, Completed, run
 from launcher.slurm.client import JobKey, JobState, Scheduler, SchedulerUnreachable
 from launcher.slurm.states import Phase
 from launcher.srtctl.config import dropped_warning
-from launcher.srtctl.sbatch import beside
+from launcher.srtctl.sbatch_wrapper import beside
 
 ASKED = 3
 """How often the scheduler is asked about a submission whose answer was lost."""

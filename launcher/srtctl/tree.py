@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.errors import SubmissionError
+from launcher.core.errors import SubmissionError
 
 
 @dataclass(frozen=True)

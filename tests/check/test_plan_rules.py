@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from launcher.benchmark import AGENTIC, Role
+from launcher.benchmark.benchmark import AGENTIC, Role
 from launcher.check.recipe import minutes
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.srtctl.recipe import dump
 from tests.benchmarks import IMAGE, a_recipe
 from tests.check.world import Q2, RUNNER, V50, Change, a_plan, put

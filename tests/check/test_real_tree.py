@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.check.names import _result_names
-from launcher.environment import result_filename
-from launcher.session import Session
-from launcher.sweep.selection import Selection
+from launcher.benchmark.environment import result_filename
+from launcher.benchmark.selection import Selection
+from launcher.check.result_name_rules import _result_names
+from launcher.project import Session
 from tests.shared import SHARED, needs_shared
 
 pytestmark = needs_shared

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.check.fields import Schema, Schemas, parse
-from launcher.check.judge import judge
-from launcher.check.source import read_checkout
-from launcher.errors import ConfigError
+from launcher.check.schema_reader import read_checkout
+from launcher.check.schema_validation import judge
+from launcher.check.srtctl_schema import Schema, Schemas, parse
+from launcher.core.errors import ConfigError
 from tests.benchmarks import a_recipe
 from tests.check.world import Q2, V50, put
 

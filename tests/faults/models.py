@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import LauncherError
+from launcher.core.errors import LauncherError
 from launcher.model import stage as staging
 from launcher.model.checkpoint import examine
 from launcher.model.gc import collect

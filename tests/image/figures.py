@@ -27,8 +27,8 @@ from launcher.image.inventory import adopt
 from launcher.image.reference import Reference
 from launcher.image.request import ImageRequest
 from launcher.image.store import ImageStore
+from launcher.run.stages import rehearsal_tools
 from launcher.runner.schema import Images
-from launcher.stages import rehearsal_tools
 from tests.image.docker_registry import RealRegistry, real_registry
 from tests.image.support import Scripted, never
 

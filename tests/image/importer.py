@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launcher.image.lock import Held, Lock
+from launcher.core.lease import Held, Lock
 from launcher.image.store import ImageStore
 from launcher.rehearsal import enroot
 from tests.image.support import ENROOT, EagerLock, request

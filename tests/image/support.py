@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from launcher.image.lock import Lock
+from launcher.core.lease import Lock
+from launcher.core.process import Completed
 from launcher.image.reference import Reference
 from launcher.image.store import ImageRequest
-from launcher.process import Completed
 from launcher.rehearsal.squashfs import squashfs
 
 ENROOT = (sys.executable, "-m", "launcher.rehearsal.enroot")

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import ImageError
+from launcher.core.errors import ImageError
+from launcher.core.process import Completed
 from launcher.image.credentials import account_line, credentials
 from launcher.image.enroot import diagnose
 from launcher.image.reference import Reference
 from launcher.image.registry import Registry
 from launcher.image.request import ImageRequest
 from launcher.image.store import ImageStore
-from launcher.process import Completed
 from tests.image.docker_registry import INSTALLED, real_registry
 from tests.image.support import ENROOT
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.errors import ImageError
+from launcher.core.errors import ImageError
+from launcher.core.lease import Lock
 from launcher.image import inventory, sidecar
 from launcher.image.inventory import Check, adopt, collect, garbage, images, verify
-from launcher.image.lock import Lock
 from launcher.image.store import ImageStore
 from tests.image.support import ENROOT, REFERENCE, mksquashfs, needs_squashfs_tools, process, request, small_image
 
@@ -106,7 +106,7 @@ def test_what_dead_processes_left_goes_and_what_may_live_stays(directory: Path) 
     with process(
         sys.executable,
         "-c",
-        "import sys, os; from pathlib import Path; from launcher.image.lock import Lock\n"
+        "import sys, os; from pathlib import Path; from launcher.core.lease import Lock\n"
         "Lock(Path(sys.argv[1]), what='x', wait=1).__enter__(); os._exit(0)",
         str(lock),
     ) as owner:

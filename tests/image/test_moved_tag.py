@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launcher.core.shipped import shipped
 from launcher.image import sidecar
-from launcher.image.upstream import refreshed_name
-from launcher.shipped import shipped
-from tests.driving import KEY, Desk
+from launcher.image.tag_check import refreshed_name
 from tests.image.registries import FakeRegistry, fake_registry
+from tests.run.driving import KEY, Desk
 
 
 @pytest.fixture

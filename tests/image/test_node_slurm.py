@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from launcher import importing
-from launcher.derive import Context, planned_image
-from launcher.errors import ImageError
+from launcher.core.errors import ImageError
+from launcher.core.shipped import shipped
 from launcher.image.request import ImageRecord
-from launcher.importing import Importing, have_image
-from launcher.plan import PlannedImage
+from launcher.plan.derive import Context, planned_image
+from launcher.plan.plan import PlannedImage
+from launcher.run import image_import
+from launcher.run.image_import import Importing, have_image
+from launcher.run.stages import Effects, rehearsal_tools
 from launcher.runner.schema import Images
-from launcher.shipped import shipped
-from launcher.stages import Effects, rehearsal_tools
 from tests.conftest import SlurmCluster
-from tests.driving import ONE, Desk
+from tests.run.driving import ONE, Desk
 
 pytestmark = pytest.mark.slurm
 HOW = Importing("rehearsal", "slurm", "batch", "benchmark")
@@ -147,7 +147,7 @@ def test_what_is_left_when_srun_dies_too_is_ended_by_cleanup(desk: Desk) -> None
 
 
 def test_a_node_that_fails_and_one_that_never_comes(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "PATIENCE", 1)
+    monkeypatch.setattr(image_import, "PATIENCE", 1)
     said: list[str] = []
     world = effects(desk, said, monkeypatch, LAUNCHER_REHEARSAL_ENROOT="slow=2.5")
     slurm(desk, "scontrol", "update", "nodename=node18", "state=drain", "reason=test")

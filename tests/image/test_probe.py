@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from launcher.cli import main
-from launcher.errors import ImageError
+from launcher.core.errors import ImageError
+from launcher.core.process import Completed, run
 from launcher.image.probe import HOLDS, NO_OP, between_hosts, between_nodes, between_processes, file_system
-from launcher.process import Completed, run
 
 needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
 

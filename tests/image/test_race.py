@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.core.publish import TEMPORARY_SUFFIX
 from launcher.image.squash import DamagedImage, Listing, MissingImage, inspect, listing_ok
 from launcher.image.store import ImageStore, stale_parts
-from launcher.publish import TEMPORARY_SUFFIX
 from launcher.rehearsal.enroot import FAULTS
 from tests.image.support import ENROOT, NAME, EagerLock, request, until
 

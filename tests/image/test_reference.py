@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.image.reference import NameRule, Reference, same_image, squash_name
 from tests.shared import SHARED, needs_shared
 

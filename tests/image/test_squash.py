@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import ImageError
+from launcher.core.errors import ImageError
+from launcher.core.process import run
 from launcher.image.squash import DamagedImage, Listing, MissingImage, inspect, listing_ok
-from launcher.process import run
 from tests.image.support import Scripted, completed, mksquashfs, needs_squashfs_tools, small_image
 
 

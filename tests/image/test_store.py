@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from launcher.errors import ImageError
+from launcher.core.errors import ImageError
+from launcher.core.process import CommandRunner, Completed, run
+from launcher.core.publish import TEMPORARY_SUFFIX
 from launcher.image.store import ImageRequest, ImageStore, stale_parts
-from launcher.process import CommandRunner, Completed, run
-from launcher.publish import TEMPORARY_SUFFIX
 from launcher.rehearsal.enroot import FAULTS
 from tests.image.support import (
     ENROOT,
@@ -521,7 +521,7 @@ def test_a_lock_that_is_not_had_is_said_with_its_owner_and_the_import_goes_on(
     place: Path, final: Path, log: Log
 ) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from launcher.image.lock import Lock\n"
+        "import sys, time; from pathlib import Path; from launcher.core.lease import Lock\n"
         "with Lock(Path(sys.argv[1]), what='an import that hangs', wait=1): print('held', flush=True); time.sleep(60)"
     )
     owner = final.with_name(f".{NAME}.owner")

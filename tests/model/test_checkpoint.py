@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher.errors import ModelError
+from launcher.core.errors import ModelError
 from launcher.model.checkpoint import REHEARSAL_KEY, Verdict, examine, nearest_sibling, require, right_sibling
 from launcher.model.safetensors import LFS_POINTER
 from tests.model.checkpoints import checkpoint, put, safetensors

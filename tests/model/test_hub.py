@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import ModelError
+from launcher.core.errors import ModelError
 from launcher.model.destination import staging_directories
 from launcher.model.hub import ATTEMPTS, HubSource
 from launcher.model.manifest import Manifest

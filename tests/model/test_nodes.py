@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
+from launcher.core.process import Completed, run
 from launcher.model.manifest import Manifest
 from launcher.model.node_job import DIRECTORY, reap
 from launcher.model.nodes import Allocation, NodeVerdict, stage_on_nodes, this_node
-from launcher.process import Completed, run
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.watch import Pace
 from tests.conftest import SlurmCluster

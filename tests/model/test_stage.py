@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from launcher.errors import Cancelled, ModelError
-from launcher.image.lock import Lock
+from launcher.core.errors import Cancelled, ModelError
+from launcher.core.lease import Lock
 from launcher.model import copy as copying
 from launcher.model.checkpoint import examine
 from launcher.model.destination import lock_path, staging_directories
@@ -382,7 +382,7 @@ class _NoLock:
         pass
 
     def __enter__(self) -> object:
-        from launcher.image.lock import Held
+        from launcher.core.lease import Held
 
         return Held(False, None, ("locks do not work here",))
 

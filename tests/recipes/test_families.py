@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from launcher.document import Document
+from launcher.benchmark.matrix import load_matrix
+from launcher.core.yaml_source import Document
 from launcher.srtctl.recipe import RecipeFacts, Variant, dump, facts, family_member, split_selector, variants
-from launcher.sweep.matrix import load_matrix
 from tests.shared import SHARED, needs_shared
 
 ROOT = Path(__file__).resolve().parents[2]

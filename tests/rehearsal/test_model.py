@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import ModelError
+from launcher.core.errors import ModelError
 from launcher.model.checkpoint import examine, require
 from launcher.rehearsal.model import ensure_model
 from tests.model.checkpoints import checkpoint

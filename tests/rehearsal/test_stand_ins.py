@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.errors import SubmissionError
-from launcher.process import clean_environment, run
+from launcher.core.errors import SubmissionError
+from launcher.core.process import clean_environment, run
 from launcher.rehearsal import checkout
 from launcher.rehearsal.contract import CLUSTER
 from launcher.rehearsal.tools import tools_directory

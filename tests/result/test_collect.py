@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from launcher.errors import ResultError
+from launcher.core.errors import ResultError
 from launcher.result.collect import TARBALL, CollectRequest, collect, keep_logs
 from launcher.result.workspace import LOGS
 from tests.result.documents import age, agentic, fixed, write

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher.benchmark import Benchmark, Role
+from launcher.benchmark.benchmark import Benchmark, Role
 from launcher.model.checkpoint import examine
 from launcher.rehearsal.model import ensure_model
 from launcher.result.collect import Collected, Problem

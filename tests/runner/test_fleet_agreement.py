@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from launcher.benchmark import Benchmark
-from launcher.plan import Plan
+from launcher.benchmark.benchmark import Benchmark
+from launcher.benchmark.selection import Selection
+from launcher.plan.plan import Plan
+from launcher.project import Session
 from launcher.runner.file import RunnerFile
-from launcher.session import Session
-from launcher.sweep.selection import Selection
 from tests.shared import SHARED, needs_shared
 
 pytestmark = needs_shared

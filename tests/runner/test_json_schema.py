@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from launcher.cli import main
-from launcher.document import Document
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.shipped import shipped
+from launcher.core.yaml_source import Document
 from launcher.runner import RunnerFile, json_schema
-from launcher.shipped import shipped
 from tests.runner.test_runner import MINIMAL
 
 FILES = sorted(shipped("runners").glob("*.yaml"))

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher.benchmark import AGENTIC
-from launcher.plan import Plan
+from launcher.benchmark.benchmark import AGENTIC
+from launcher.plan.plan import Plan
+from launcher.run.stages import stamp_power
 from launcher.runner.file import applies
 from launcher.runner.schema import When
-from launcher.stages import stamp_power
 from tests.benchmarks import IMAGE, a_benchmark, a_recipe
-from tests.test_resolve import RUNNER, Bench
+from tests.srtctl.test_resolve import RUNNER, Bench
 
 Edited = Callable[[str, str], Bench]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.document import Document
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.shipped import shipped
+from launcher.core.yaml_source import Document
 from launcher.runner import Fleet, RunnerFile
-from launcher.shipped import shipped
 from tests.benchmarks import a_benchmark
 
 MINIMAL = """\

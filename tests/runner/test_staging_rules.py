@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.derive import Context, planned_model
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.shipped import shipped
+from launcher.plan.derive import Context, planned_model
 from launcher.runner.file import RunnerFile
-from launcher.shipped import shipped
 from tests.benchmarks import a_benchmark
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from launcher.process import Completed
+from launcher.core.process import Completed
 
 Reply = str | tuple[int | None, str]
 """Stdout of an exit 0, or (exit code, stderr); exit code None is a time-out."""

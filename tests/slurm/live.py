@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from launcher.process import Completed, run
+from launcher.core.process import Completed, run
 from launcher.slurm.client import JobKey, JobState, Scheduler
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.states import Phase

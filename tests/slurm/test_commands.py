@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from launcher.errors import JobError
+from launcher.core.errors import JobError
 from launcher.slurm.answers import sacct_records, scontrol_records, squeue_records, timestamp
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
 from launcher.slurm.commands import SlurmCommands

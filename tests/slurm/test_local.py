@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from launcher import processid, publish
-from launcher.errors import SubmissionError
-from launcher.processid import ProcessId
+from launcher.core import process_identity, publish
+from launcher.core.errors import SubmissionError
+from launcher.core.process_identity import ProcessId
 from launcher.slurm import local
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
 from launcher.slurm.local import LocalScheduler, submit
@@ -281,9 +281,9 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_processes_are_told_apart_without_proc_too() -> None:
-    mine = processid._start_by_ps(os.getpid())
-    assert mine and mine == processid._start_by_ps(os.getpid())
+    mine = process_identity._start_by_ps(os.getpid())
+    assert mine and mine == process_identity._start_by_ps(os.getpid())
     child = subprocess.Popen(["true"])
-    until(lambda: processid._start_by_ps(child.pid) == "")  # a zombie is gone
+    until(lambda: process_identity._start_by_ps(child.pid) == "")  # a zombie is gone
     child.wait()
-    assert processid._start_by_ps(child.pid) == ""
+    assert process_identity._start_by_ps(child.pid) == ""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import ConfigError, SubmissionError
+from launcher.core.errors import ConfigError, SubmissionError
 from launcher.slurm import states
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, open_scheduler, unknown
 from launcher.slurm.states import Phase

@@ -21,14 +21,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from launcher.process import run
+from launcher.core.process import run
 from launcher.slurm.client import JobKey, JobState, Scheduler
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.native import choose
 from launcher.slurm.shared import SharedPoller
 from launcher.slurm.states import Phase
 from launcher.slurm.watch import Watcher
-from launcher.srtctl.marker import Markers
+from launcher.srtctl.exit_marker import Markers
 from tests.slurm.live import Counting
 
 MARKER = "printf '✓ Sweep completed successfully\\nEnd: %s\\n====\\n' \"$(date)\""

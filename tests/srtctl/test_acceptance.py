@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.srtctl.acceptance import acceptance_edits
 from launcher.srtctl.edit import apply_edits
 from tests.benchmarks import a_benchmark

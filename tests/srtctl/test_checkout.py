@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import SubmissionError
-from launcher.process import Completed, run
+from launcher.core.errors import SubmissionError
+from launcher.core.process import Completed, run
 from launcher.srtctl.checkout import Checkouts, CommitPatch, FilePatch, Overlay, Pin
 
 SCHEMA = "class ClusterConfig:\n    default_account: str\n    containers: dict[str, str]\n"

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.errors import ConfigError, SubmissionError
+from launcher.core.errors import ConfigError, SubmissionError
 from launcher.srtctl import config
 
 DOCUMENT = {

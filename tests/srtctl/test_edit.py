@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.document import Document
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.yaml_source import Document
 from launcher.srtctl.recipe import Edit, apply_edits, variants, with_comment
 from tests.shared import SHARED, needs_shared
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.benchmark import Role
-from launcher.document import Document
-from launcher.errors import ConfigError
+from launcher.benchmark.benchmark import Role
+from launcher.core.errors import ConfigError
+from launcher.core.yaml_source import Document
 from launcher.srtctl.recipe import RecipeFacts, facts, split_selector, variants
 from tests.shared import SHARED, needs_shared
 

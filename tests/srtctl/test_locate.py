@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.srtctl.locate import OVERLAY, RecipeFinder
 
 

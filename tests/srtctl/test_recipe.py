@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.document import Document
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.yaml_source import Document
 from launcher.srtctl.recipe import Variant, dump, family_member, split_selector, variants
 from tests.shared import SHARED, needs_shared
 

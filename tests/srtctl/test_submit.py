@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import SubmissionError
+from launcher.core.errors import SubmissionError
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
 from launcher.slurm.states import Phase
 from launcher.srtctl.submit import BETWEEN, JobsExist, Submission, SubmissionUnknown, Submitted, apply

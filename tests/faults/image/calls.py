@@ -35,9 +35,9 @@ BEFORE: dict[str, bytes | None] = {"nothing there": None, "a torn file there": b
 IMPORT = """
 import getpass, json, os, sys, tenacity, xxhash
 from pathlib import Path
-from launcher.errors import ImageError
+from launcher.core.errors import ImageError
 from launcher.image.store import ImageStore
-from launcher.process import Completed
+from launcher.core.process import Completed
 from launcher.rehearsal.squashfs import squashfs
 from tests.image.support import request
 

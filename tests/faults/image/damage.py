@@ -8,11 +8,11 @@ import struct
 from collections import Counter
 from pathlib import Path
 
-from launcher.errors import ImageError
+from launcher.core.errors import ImageError
+from launcher.core.process import run
 from launcher.image import sidecar
 from launcher.image.inventory import adopt
 from launcher.image.squash import Listing, inspect, listing_ok
-from launcher.process import run
 from tests.faults.image import Count
 
 COMPRESSORS = {

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher.image.lock import Lock
-from launcher.image.owner import this_process
+from launcher.core.lease import Lock
+from launcher.core.lock_owner import this_process
 from tests.faults.image import Count
 
 LEASE, BEAT, POLL = 1.0, 0.1, 0.02

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher.image.lock import Held, Lock
+from launcher.core.lease import Held, Lock
+from launcher.core.publish import TEMPORARY_SUFFIX
 from launcher.image.squash import DamagedImage, Listing, MissingImage, inspect, listing_ok
 from launcher.image.store import ImageStore
-from launcher.publish import TEMPORARY_SUFFIX
 from launcher.rehearsal.enroot import FAULTS
 from tests.faults.image import Count
 from tests.image.support import ENROOT, NAME, EagerLock, request

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from launcher.errors import ImageError
+from launcher.core.errors import ImageError
+from launcher.core.process import Completed, run
 from launcher.image.reference import Reference
 from launcher.image.registry import Registry
 from launcher.image.request import ImageRequest
 from launcher.image.store import ImageStore
-from launcher.image.upstream import Moved, compare
-from launcher.process import Completed, run
+from launcher.image.tag_check import Moved, compare
 from tests.faults.image import Count
 from tests.image.docker_registry import INSTALLED, real_registry
 from tests.image.registries import fake_registry

@@ -8,9 +8,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from launcher.shipped import shipped
-from tests.driving import ONE, Desk
+from launcher.core.shipped import shipped
 from tests.faults.slurm_cases.lab import Lab, alive
+from tests.run.driving import ONE, Desk
 
 RUN = (*ONE, "--runner", "one-machine", "--conc", "4")
 

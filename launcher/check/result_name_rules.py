@@ -1,0 +1,109 @@
+"""Rules about the names of result files: how long they get, and whether two rows share one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+from launcher.benchmark.benchmark import Benchmark
+from launcher.benchmark.environment import result_filename
+from launcher.check.engine import Found, Rule, Subject, rule
+from launcher.check.inputs import Everything, Row
+from launcher.core.errors import ConfigError
+
+NAME_MAX = 255
+"""Bytes of a directory entry's name on every file system that the fleets use."""
+
+_AGGREGATE, _AUDIT = "agg_", "power_validation_"
+"""What the workflow's process_result.py puts before the name of a result of fixed lengths."""
+
+
+@rule("name-too-long", "error", "a result file's name is longer than a name may be")
+def name_too_long(s: Subject) -> Iterator[Found]:
+    # A benchmark that came with its result's name is a workflow's, which aggregates each result under a longer name.
+    before = _AGGREGATE if s.benchmark.result_filename and not s.benchmark.agentic else ""
+    longest = max((before + name for name in _result_names(s.benchmark, s.filename)), key=_bytes)
+    if _bytes(longest) > NAME_MAX:
+        yield f"{longest} has {_bytes(longest)} bytes, and a name may have {NAME_MAX}", s.benchmark.source
+
+
+def _result_names(b: Benchmark, stem: str) -> Iterator[str]:
+    gpus = [r.workers * r.gpus_per_worker if r else 0 for r in (b.prefill, b.decode)]
+    for concurrency in b.concurrencies or (0,):
+        if b.agentic:
+            yield f"{stem}_conc{concurrency}.json"
+        else:
+            tail = f"_gpus_{sum(gpus)}" + (f"_ctx_{gpus[0]}_gen_{gpus[1]}" if b.disagg else "")
+            yield f"{stem}_sa-bench_isl_{b.isl}_osl_{b.osl}_conc{concurrency}{tail}.json"
+
+
+def _bytes(name: str) -> int:
+    return len(name.encode())
+
+
+def _workflow_name(row: Row, runners: Mapping[str, Sequence[str]], *, fingerprint: bool) -> str:
+    """RESULT_FILENAME in a workflow, on the runner of the row's label whose name is longest.
+
+    Raises ConfigError for a row that cannot have one, and so has no plan either.
+    """
+    b = row.benchmark
+    physical = runners.get(b.runner) or [f"{p}_0" for p in (row.file.runner.runners if row.file else ())] or [b.runner]
+    if fingerprint:
+        b = dataclasses.replace(b, recipe_fingerprint="f" * 64)
+    return result_filename(b, max(physical, key=len))
+
+
+@rule("workflow-name-too-long", "error", "a name that the workflow makes of a result's is longer than a name may be")
+def workflow_name_too_long(every: Everything) -> Iterator[Found]:
+    for row in every.rows:
+        longest = _longest(every, row, _AGGREGATE)
+        if longest is not None and _bytes(longest) > NAME_MAX:
+            yield f"in a workflow, {longest} would have {_bytes(longest)} bytes of {NAME_MAX}", row.place
+
+
+@rule("audit-name-too-long", "warning", "the power audit's name is longer than a name may be")
+def audit_name_too_long(every: Everything) -> Iterator[Found]:
+    """The audit is lost then, and nothing else: so the rows of a key are said together, where no power is measured."""
+    harmless: dict[str | None, list[tuple[Row, int]]] = defaultdict(list)
+    for row in every.rows:
+        name, longest = _longest(every, row, _AGGREGATE), _longest(every, row, _AUDIT)
+        if name is None or longest is None or _bytes(name) > NAME_MAX or _bytes(longest) <= NAME_MAX:
+            continue
+        if row.plan is not None and row.plan.power:
+            yield f"in a workflow, {longest} would have {_bytes(longest)} bytes of {NAME_MAX}", row.place, "error"
+        else:
+            harmless[row.benchmark.key].append((row, _bytes(longest)))
+    for rows in harmless.values():
+        most = max(length for _, length in rows)
+        who = "a row" if len(rows) == 1 else f"{len(rows)} rows"
+        message = f"in a workflow, {_AUDIT}… of {who} of this key would have up to {most} bytes of {NAME_MAX}"
+        yield f"{message}, and be lost", rows[0][0].place
+
+
+def _longest(every: Everything, row: Row, before: str) -> str | None:
+    """The longest name that begins so; None for a row whose results the workflow does not process."""
+    if row.benchmark.agentic or row.benchmark.eval_only or row.plan is None:
+        return None
+    stem = _workflow_name(row, every.runners, fingerprint=True)
+    return max((before + name for name in _result_names(row.benchmark, stem)), key=_bytes)
+
+
+@rule("name-duplicate", "warning", "rows share the name of their results")
+def name_duplicate(every: Everything) -> Iterator[Found]:
+    """Throughput rows get a fingerprint in a sweep, and so collide only in an end-to-end run; evaluations get none."""
+    for rows, kind in ((every.rows, "without a fingerprint (an end-to-end run)"), (every.evaluations, "of evaluation")):
+        named: dict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            with contextlib.suppress(ConfigError):
+                named[_workflow_name(row, every.runners, fingerprint=False)].append(row)
+        for shared in named.values():
+            first, *others = shared
+            for row in others:
+                message = f"results {kind} have the name of those of {first.benchmark.key}'s row at {first.place}"
+                yield message, row.place, "error" if row.benchmark.eval_only else "warning"
+
+
+RULES: Sequence[Rule[Subject]] = (name_too_long,)
+WHOLE: Sequence[Rule[Everything]] = (workflow_name_too_long, audit_name_too_long, name_duplicate)

@@ -1,0 +1,177 @@
+"""Judge a recipe as one srt-slurm version would: which keys it refuses, and which values.
+
+The verdicts are those of marshmallow, which srtctl loads its recipes with: a whole number may be written as text or
+with a fraction, text may be nothing but text, and a null only stands where a version has a default of nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any, Literal
+
+from launcher.check.cross_field_rules import unmet
+from launcher.check.srtctl_schema import ROOT, Schema, Schemas, Type
+from launcher.core.yaml_source import Key
+
+Verdict = Literal["unknown-field", "wrong-type", "missing-field", "value-refused"]
+Keys = tuple[Key, ...]
+
+_WORDS_OF_TRUTH = frozenset({"t", "true", "on", "y", "yes", "1", "f", "false", "off", "n", "no", "0"})
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """One thing that a version refuses, and where. ``owner`` is the class that lacks the key, when one is unknown."""
+
+    rule: Verdict
+    keys: Keys
+    message: str
+    owner: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.owner, str(self.keys[-1])
+
+
+@dataclass
+class Verdicts:
+    """Judges recipes, each once for a version, however many rows run it."""
+
+    schemas: Schemas = field(default_factory=Schemas)
+    _given: dict[tuple[int, tuple[str, ...]], list[Complaint]] = field(default_factory=dict)
+
+    def of(self, schema: Schema, said_in: tuple[str, ...], recipe: Mapping[str, Any]) -> list[Complaint]:
+        """What a version refuses in a resolved recipe. ``said_in`` names the recipe: file, section, selector."""
+        key = (id(schema), said_in)
+        if key not in self._given:
+            self._given[key] = judge(schema, recipe)
+        return self._given[key]
+
+
+def judge(schema: Schema, recipe: Mapping[str, Any]) -> list[Complaint]:
+    """What a version refuses in one resolved recipe (a variant's document); empty when it takes it.
+
+    As in srtctl, what a version demands of values together is looked at only when the values by themselves are right.
+    """
+    recipe = {key: value for key, value in recipe.items() if key != "lock"}  # srtctl's own record of an earlier run
+    found = list(_Judge(schema).mapping(ROOT, recipe, ()))
+    return found or [Complaint("value-refused", keys, message) for keys, message in unmet(schema, recipe)]
+
+
+class _Judge:
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+
+    def mapping(self, owner: str, value: Any, at: Keys) -> Iterator[Complaint]:
+        """Complaints of a mapping that is to be of a class."""
+        if not isinstance(value, dict):
+            yield _wrong(at, value, "a mapping")
+            return
+        known = self.schema.classes[owner]
+        for key, held in value.items():
+            kind = known.get(key)
+            if kind is None:
+                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.75)
+                hint = f" (near: {near[0]})" if near else ""
+                yield Complaint("unknown-field", (*at, key), f"{_said((*at, key))} is no key of it{hint}", owner)
+            else:
+                yield from self.value(kind, held, (*at, key))
+        for key, kind in known.items():
+            if kind.required and key not in value:
+                yield Complaint("missing-field", at, f"{_said((*at, key))} is missing")
+
+    def value(self, kind: Type, value: Any, at: Keys) -> Iterator[Complaint]:
+        if kind.kind == "str" and isinstance(value, str):
+            return
+        if value is None:
+            if not kind.nullable and kind.kind != "any":
+                yield _wrong(at, value, str(kind))
+        elif kind.kind == "class":
+            yield from self.mapping(kind.of[0], value, at)
+        elif kind.kind == "backend":
+            yield from self.backend(value, at)
+        elif kind.kind == "list" and isinstance(value, list):
+            for i, item in enumerate(value):
+                yield from self.value(kind.of[0], item, (*at, i))
+        elif kind.kind == "dict" and isinstance(value, dict):
+            if kind.of[1].kind == "any" and all(isinstance(key, str) for key in value):
+                return
+            for key, held in value.items():
+                if not _takes(kind.of[0], key):
+                    yield Complaint("wrong-type", (*at, key), f"key {key!r} of {_said(at)} is not {kind.of[0]}")
+                yield from self.value(kind.of[1], held, (*at, key))
+        elif kind.kind == "sweep":
+            yield from _sweep(value, at)
+        elif not _takes(kind, value):
+            if kind.kind == "one of":
+                yield Complaint("value-refused", at, f"{_said(at)} is {value!r}, and may be {kind}")
+            else:
+                yield _wrong(at, value, str(kind))
+
+    def backend(self, value: Any, at: Keys) -> Iterator[Complaint]:
+        if not isinstance(value, dict):
+            yield _wrong(at, value, "a mapping")
+            return
+        name = value.get("type", "sglang")
+        owner = self.schema.backends.get(name) if isinstance(name, str) else None
+        if owner is None:
+            words = ", ".join(self.schema.backends)
+            yield Complaint("value-refused", (*at, "type"), f"{_said((*at, 'type'))} is {name!r}, and may be {words}")
+        else:
+            yield from self.mapping(owner, value, at)
+
+
+def _takes(kind: Type, value: Any) -> bool:
+    """Whether marshmallow's field of a type takes a value that is not null."""
+    if kind.kind in ("str", "path"):
+        return isinstance(value, str)
+    if kind.kind in ("int", "float"):
+        return _is_number(value, whole=kind.kind == "int")
+    if kind.kind == "bool":
+        if isinstance(value, str):
+            return value in _WORDS_OF_TRUTH or value in {w.capitalize() for w in _WORDS_OF_TRUTH} | _SHOUTED
+        return isinstance(value, (bool, int, float)) and value in (0, 1)
+    if kind.kind == "one of":
+        return isinstance(value, str) and value in kind.of
+    if kind.kind == "choice":
+        return any(_takes(t, value) for t in kind.of)
+    if kind.kind == "list":
+        return isinstance(value, list) and all(v is not None and _takes(kind.of[0], v) for v in value)
+    if kind.kind == "dict":
+        return isinstance(value, dict) and all(_takes(kind.of[0], k) for k in value)
+    return kind.kind == "any"
+
+
+_SHOUTED = {"TRUE", "ON", "YES", "FALSE", "OFF", "NO", "T", "Y", "F", "N"}
+
+
+def _is_number(value: Any, *, whole: bool) -> bool:
+    if isinstance(value, (bool, date)) or not isinstance(value, (int, float, str)):
+        return False
+    try:
+        number = int(value) if whole else float(value)
+    except (ValueError, OverflowError):
+        return False
+    return whole or (number == number and abs(number) != float("inf"))
+
+
+def _sweep(value: Any, at: Keys) -> Iterator[Complaint]:
+    if not isinstance(value, dict):
+        yield _wrong(at, value, "a mapping")
+        return
+    parameters = value.get("parameters", {k: v for k, v in value.items() if k != "mode"})
+    for key, held in parameters.items() if isinstance(parameters, dict) else ():
+        if not isinstance(held, list):
+            yield _wrong((*at, key), held, "a list")
+
+
+def _wrong(at: Keys, value: Any, wanted: str) -> Complaint:
+    shown = {type(None): "null", dict: "a mapping", list: "a list"}.get(type(value)) or repr(value)
+    return Complaint("wrong-type", at, f"{_said(at)} is {shown}, and must be {wanted}")
+
+
+def _said(at: Keys) -> str:
+    return ".".join(map(str, at)) or "the recipe"

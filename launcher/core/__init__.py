@@ -1,0 +1,1 @@
+"""What every room uses: errors, running programs, atomic files, YAML with lines, secrets, GitHub's own formats."""

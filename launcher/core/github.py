@@ -1,0 +1,352 @@
+"""What a GitHub Actions runner reads of us: outputs, the step summary, annotations, groups, masks; and its signals.
+
+Limits are GitHub's: a step summary above 1 MiB is dropped whole, so it is cut here; ten annotations of a kind are shown
+per step, so the rest goes into one. Outside of Actions everything is a no-op, except that log lines still reach the
+stream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, TextIO
+
+from launcher.core.errors import Cancelled, ConfigError, LauncherError
+from launcher.core.redact import redact, secret_values
+
+SUMMARY_LIMIT = 1024 * 1024
+"""Bytes of a step summary; one byte more and GitHub shows none of it."""
+
+OUTPUT_LIMIT = 1024 * 1024
+"""Bytes of a job's outputs."""
+
+ANNOTATIONS_SHOWN = 10
+"""Annotations of one kind that GitHub shows for a step."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
+
+
+def escape_data(text: str) -> str:
+    """Text as the message of a workflow command."""
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def escape_property(text: str) -> str:
+    """Text as a property of a workflow command (``file=``, ``title=``)."""
+    return escape_data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+@dataclass(frozen=True)
+class _Annotation:
+    message: str
+    file: str | None = None
+    line: int | None = None
+    title: str | None = None
+
+    def command(self, kind: str) -> str:
+        given = {"file": self.file, "line": None if self.line is None else str(self.line), "title": self.title}
+        properties = ",".join(f"{key}={escape_property(value)}" for key, value in given.items() if value is not None)
+        return f"::{kind}{' ' if properties else ''}{properties}::{escape_data(self.message)}"
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.file and self.line is not None else self.file
+        return ": ".join(part for part in (where, self.title, self.message) if part)
+
+
+class GitHub:
+    """The runner's side of a step. Use as a context manager: leaving it writes the annotations that were held back.
+
+    Writes from several threads do not mix within a line.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        active: bool = True,
+        output: Path | None = None,
+        summary: Path | None = None,
+        hide: Callable[[str], str] = str,
+    ) -> None:
+        """``hide`` takes secrets out of annotations and the summary: the runner masks only what it was told of."""
+        self.active = active
+        self._stream = stream
+        self._output = output
+        self._summary = summary
+        self._hide = hide
+        self._lock = threading.RLock()
+        self._stopped: str | None = None
+        self._written: dict[str, int] = {}
+        self._held: dict[str, list[_Annotation]] = {}
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str], stream: TextIO) -> GitHub:
+        """The step that this process is, or a no-op when GITHUB_ACTIONS is not ``true``.
+
+        The single-node workflow sets GITHUB_STEP_SUMMARY to the empty string; then there is no summary.
+        """
+        active = environ.get("GITHUB_ACTIONS") == "true"
+        output, summary = environ.get("GITHUB_OUTPUT"), environ.get("GITHUB_STEP_SUMMARY")
+        return cls(
+            stream,
+            active=active,
+            output=Path(output) if active and output else None,
+            summary=Path(summary) if active and summary else None,
+            hide=partial(redact, environ=environ),
+        )
+
+    def __enter__(self) -> GitHub:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.flush()
+
+    def output(self, name: str, value: str) -> None:
+        """Set an output of the step. Raises ConfigError for an impossible name or more than 1 MiB, and LauncherError
+        when the runner's file cannot be written."""
+        if not _NAME.match(name):
+            raise ConfigError(f"{name!r} cannot be the name of a step's output")
+        if self._output is None:
+            return
+        if "\n" in value or "\r" in value:
+            delimiter = _delimiter(value)
+            entry = f"{name}<<{delimiter}\n{value}\n{delimiter}\n"
+        else:
+            entry = f"{name}={value}\n"
+        if len(entry.encode()) > OUTPUT_LIMIT:
+            raise ConfigError(f"the output {name} is larger than GitHub's {OUTPUT_LIMIT} bytes")
+        try:
+            _append(self._output, entry.encode())
+        except OSError as error:
+            raise LauncherError(
+                f"the output {name} cannot be written: {error.strerror}", where=str(self._output)
+            ) from None
+
+    def summary(self, markdown: str) -> None:
+        """Append to the step summary; what would pass 1 MiB is cut at a line, and the cut is said in its place.
+
+        A summary that cannot be written is a warning: it must not fail a run whose results are good.
+        """
+        if self._summary is None:
+            return
+        text = self._hide(markdown if markdown.endswith("\n") else markdown + "\n")
+        try:
+            there = self._summary.stat().st_size if self._summary.exists() else 0
+            _append(self._summary, _fit(text.encode(), SUMMARY_LIMIT - there))
+        except OSError as error:
+            self.warning(f"the step summary cannot be written: {error.strerror}")
+
+    def error(
+        self, message: str, *, file: str | None = None, line: int | None = None, title: str | None = None
+    ) -> None:
+        """Annotate the run with an error."""
+        self._annotate("error", _Annotation(message, file, line, title))
+
+    def warning(
+        self, message: str, *, file: str | None = None, line: int | None = None, title: str | None = None
+    ) -> None:
+        """Annotate the run with a warning."""
+        self._annotate("warning", _Annotation(message, file, line, title))
+
+    def notice(
+        self, message: str, *, file: str | None = None, line: int | None = None, title: str | None = None
+    ) -> None:
+        """Annotate the run with a notice."""
+        self._annotate("notice", _Annotation(message, file, line, title))
+
+    def mask(self, value: str) -> None:
+        """Have the runner replace ``value`` by ``***`` in everything the job prints from now on, line by line."""
+        for part in value.splitlines():
+            if part.strip():
+                self._command(f"::add-mask::{escape_data(part.strip())}")
+
+    def mask_secrets(self, environ: Mapping[str, str]) -> None:
+        """Mask what `launcher.core.redact` takes for a secret."""
+        for value in secret_values(environ):
+            self.mask(value)
+
+    @contextlib.contextmanager
+    def group(self, title: str) -> Iterator[None]:
+        """Fold what is printed within the block under ``title``."""
+        self._command(f"::group::{escape_data(title)}")
+        try:
+            yield
+        finally:
+            self._command("::endgroup::")
+
+    @contextlib.contextmanager
+    def job_log(self) -> Iterator[Callable[[str], None]]:
+        """Give a writer for lines of a job's log, which the runner shows and never obeys.
+
+        Without this a line of a benchmark's log could set outputs or hide text. Commands of our own that are written
+        meanwhile (annotations, masks) still take effect. The runner listens again however the block ends.
+        """
+        token = f"launcher-{secrets.token_hex(16)}"
+        with self._lock:
+            self._command(f"::stop-commands::{token}")
+            self._stopped = token if self.active else None
+        try:
+            yield self._line
+        finally:
+            with self._lock:
+                self._stopped = None
+                self._command(f"::{token}::")
+
+    def flush(self) -> None:
+        """Write the annotations that were held back: a single one as it is, several as one with all their texts."""
+        with self._lock:
+            for kind, held in self._held.items():
+                if len(held) == 1:
+                    self._command(held[0].command(kind))
+                else:
+                    self._command(_Annotation("\n".join(map(str, held)), title=f"{len(held)} more").command(kind))
+            self._held.clear()
+
+    def _annotate(self, kind: str, annotation: _Annotation) -> None:
+        annotation = replace(annotation, message=self._hide(annotation.message))
+        with self._lock:
+            if self._written.get(kind, 0) < ANNOTATIONS_SHOWN - 1:
+                self._written[kind] = self._written.get(kind, 0) + 1
+                self._command(annotation.command(kind))
+            else:
+                self._held.setdefault(kind, []).append(annotation)
+
+    def _command(self, command: str) -> None:
+        if not self.active:
+            return
+        with self._lock:
+            if self._stopped:
+                command = f"::{self._stopped}::\n{command}\n::stop-commands::{self._stopped}"
+            self._stream.write(command + "\n")
+            self._stream.flush()
+
+    def _line(self, line: str) -> None:
+        with self._lock:
+            self._stream.write(line.rstrip("\n") + "\n")
+            self._stream.flush()
+
+
+def _delimiter(value: str) -> str:
+    while True:
+        delimiter = f"launcher_{secrets.token_hex(16)}"
+        if delimiter not in value:
+            return delimiter
+
+
+def _append(path: Path, content: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(content)
+
+
+def _fit(text: bytes, room: int) -> bytes:
+    """``text``, or as many of its lines as leave space in ``room`` bytes for a note on what was cut."""
+    if len(text) <= room:
+        return text
+    note = "\n*Cut here: GitHub shows no summary above 1 MiB; {} bytes are left out.*\n"
+    budget = room - len(note) - len(str(len(text)))
+    if budget < 0:
+        return b""
+    kept = text[: text.rfind(b"\n", 0, budget + 1) + 1]
+    return kept + note.format(len(text) - len(kept)).encode()
+
+
+class StopEvent(threading.Event):
+    """A threading.Event that a signal handler may set.
+
+    The standard one takes a lock, and a handler runs in the main thread between two bytecodes: when that thread is
+    just then inside `wait`, `set` waits for a lock that its own thread holds. Here a pipe wakes whoever waits.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._raised = False
+        self._read_end, self._write_end = os.pipe()
+        os.set_blocking(self._write_end, False)
+        weakref.finalize(self, _close, self._read_end, self._write_end)
+
+    def is_set(self) -> bool:
+        return self._raised
+
+    def set(self) -> None:
+        if not self._raised:
+            self._raised = True
+            os.write(self._write_end, b"!")
+
+    def clear(self) -> None:
+        """Not for this event: who has been asked to stop stays asked."""
+        raise RuntimeError("a request to stop is not taken back")
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait up to ``timeout`` seconds (for ever without one) until the event is set; say whether it is."""
+        import select
+
+        poll = select.poll()
+        poll.register(self._read_end, select.POLLIN)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._raised:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if poll.poll(None if left is None else left * 1000) or left == 0.0:
+                break
+        return self._raised
+
+
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+class Signals:
+    """Within the block SIGINT, SIGTERM and SIGHUP set ``event`` and nothing else; ``first`` is the one that came first.
+
+    GitHub cancels a step by SIGINT, 7.5 s later SIGTERM, 2.5 s later SIGKILL, all to the step's own process only.
+    SIGHUP stays ignored where it is ignored already, as under nohup. Python allows this in the main thread only.
+    """
+
+    HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.event = StopEvent()
+        self.first: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def exit_code(self) -> int | None:
+        """130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP; None when no signal came."""
+        return None if self.first is None else 128 + self.first
+
+    def check(self) -> None:
+        """Raise Cancelled, with the signal's exit code, when a signal has come."""
+        if self.first is not None:
+            raise Cancelled(f"stopped by {self.first.name}", exit_code=128 + self.first)
+
+    def __enter__(self) -> Signals:
+        for number in self.HANDLED:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.first is None:
+            self.first = signal.Signals(number)
+        self.event.set()

@@ -1,0 +1,279 @@
+"""A lock that saves work: who holds it is written down, and it is broken only on proof.
+
+`flock` is a silent no-op on some shared file systems (an NFS mount of a real cluster let every rank in), so the lock is
+an *owner file*, made by link(2), which is atomic everywhere. Its owner touches it every few seconds. Whoever finds it
+takes it away when its owner is provably dead, or when it was not touched for `lease` seconds of the finder's own clock.
+Beside it the `flock` of the bash launchers is taken, so that they and this program keep out of each other's way.
+
+Nothing here makes an artifact correct; publishing does (launcher/core/publish.py). A lock that cannot be had is a fact
+for the caller to state, and work to do twice at worst.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from launcher.core.lock_owner import Owner, this_process
+from launcher.core.publish import temporary_name
+
+LEASE = 120.0
+"""Seconds without a heartbeat that prove an owner gone. An NFS client may see a touch 60 s late (nfs(5), acregmax)."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What came of asking for a lock.
+
+    ``owner`` says in words who holds it instead of us (who, where, since when, what), when it was not acquired because
+    of somebody. ``facts`` are one-line statements for the log: what could not be locked, what was broken and why.
+    """
+
+    acquired: bool
+    owner: str | None = None
+    facts: tuple[str, ...] = ()
+
+
+class Lock:
+    """``with Lock(path, what=…, wait=…) as held:`` the lock is held in the block if ``held.acquired``. For one use.
+
+    ``path`` is the owner file; ``flock_path`` the file that others flock, if any. ``wait`` bounds the waiting for both
+    together. ``beat`` is the time between heartbeats, ``poll`` that between looks at somebody else's; all in seconds.
+    ``on_wait`` is told who holds the lock, at first and when that changes. Raises no OSError: what a file system
+    refuses is in ``held.facts``; one of the two locks is enough to have acquired it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        what: str,
+        wait: float,
+        flock_path: Path | None = None,
+        lease: float = LEASE,
+        beat: float = 10.0,
+        poll: float = 1.0,
+        on_wait: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.path = path
+        self.flock_path = flock_path
+        self._what, self._wait, self._lease, self._beat, self._poll = what, wait, lease, beat, poll
+        self._on_wait, self._clock, self._sleep = on_wait, clock, sleep
+        self._facts: list[str] = []
+        self._told: str | None = None
+        self._mine = b""
+        self._handle: int | None = None
+        self._flock: int | None = None
+        self._ended = threading.Event()
+        self._heart: threading.Thread | None = None
+
+    def __enter__(self) -> Held:
+        deadline = self._clock() + self._wait
+        try:
+            owner = self._take_owner_file(deadline) or self._take_flock(deadline)
+            acquired = owner is None and (self._handle is not None or self._flock is not None)
+            if not acquired:
+                self._release()
+        except BaseException:
+            self._release()
+            raise
+        return Held(acquired, owner, tuple(self._facts))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._release()
+
+    @property
+    def lost(self) -> bool:
+        """Whether somebody took our lock away in good faith, because we were stopped for longer than the lease."""
+        if self._handle is None:
+            return False
+        try:
+            return not os.path.samestat(os.fstat(self._handle), self.path.stat())
+        except OSError:
+            return True
+
+    def _take_owner_file(self, deadline: float) -> str | None:
+        """Take it, or say who keeps it until the deadline. Where no such file can be made, that is a fact."""
+        self._mine = this_process(self._what, secrets.token_hex(8)).to_json()
+        temporary = temporary_name(self.path)
+        try:
+            handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            try:
+                os.fchmod(handle, 0o644)  # whatever the umask: others must be able to read who holds it
+                os.write(handle, self._mine)
+                owner = self._compete(temporary, deadline)
+            except BaseException:
+                os.close(handle)
+                raise
+        except OSError as error:
+            self._facts.append(f"no lock file can be made at {self.path}: {error.strerror}")
+            return None
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        if owner is not None:
+            os.close(handle)
+            return owner
+        self._handle = handle
+        self._heart = threading.Thread(target=self._beat_on, args=(handle,), daemon=True, name=f"lock {self.path.name}")
+        self._heart.start()
+        return None
+
+    def _compete(self, temporary: Path, deadline: float) -> str | None:
+        """Link our file to the lock's name, waiting for its owner and breaking what is stale. None, or the owner."""
+        seen: tuple[bytes, int] | None = None
+        unmoved, looked = 0.0, self._clock()
+        while not _linked(temporary, self.path):
+            found = look(self.path)
+            now = self._clock()
+            # No look counts for more than two polls: an observer that was itself stopped has observed nothing.
+            unmoved = unmoved + min(now - looked, 2 * self._poll) if found == seen else 0.0
+            seen, looked = found, now
+            if found is not None:
+                owner = Owner.from_json(found[0])
+                why = "its process is dead" if owner.is_dead() else None
+                if why is None and unmoved >= self._lease:
+                    why = f"no heartbeat for {unmoved:.0f} s"
+                if why and take_away(self.path, found):
+                    self._facts.append(f"broke the lock of {owner}: {why}")
+                    continue
+                if now >= deadline:
+                    return str(owner)
+                self._tell(str(owner))
+            elif now >= deadline:
+                return f"whoever comes and goes at {self.path}"
+            self._sleep(max(0.0, min(self._poll, deadline - now)))
+        return None
+
+    def _take_flock(self, deadline: float) -> str | None:
+        """Take it on the bash launchers' path, or say that somebody keeps it. Where it fails, that is a fact."""
+        if self.flock_path is None:
+            return None
+        somebody = f"an unnamed process with flock on {self.flock_path}"
+        handle = None
+        try:
+            self.flock_path.parent.mkdir(exist_ok=True)  # some of them keep their locks in DIRECTORY/.locks
+            handle = _open_to_lock(self.flock_path)
+            while not _flocked(handle):
+                now = self._clock()
+                if now >= deadline:
+                    return somebody
+                self._tell(somebody)
+                self._sleep(max(0.0, min(self._poll, deadline - now)))
+            self._flock, handle = handle, None
+        except OSError as error:
+            self._facts.append(f"flock does not work on {self.flock_path}: {error.strerror}")
+        finally:
+            if handle is not None:
+                os.close(handle)
+        return None
+
+    def _tell(self, owner: str) -> None:
+        if self._on_wait and owner != self._told:
+            self._told = owner
+            self._on_wait(owner)
+
+    def _beat_on(self, handle: int) -> None:
+        # A signal that the kernel gives to this thread would not wake the main one, where its handler has to run.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        while not self._ended.wait(self._beat):
+            with contextlib.suppress(OSError):
+                os.utime(handle)  # by handle: the name may be somebody else's by now
+
+    def _release(self) -> None:
+        self._ended.set()
+        if self._heart is not None:
+            self._heart.join()
+            self._heart = None
+        if self._handle is not None:
+            with contextlib.suppress(OSError):
+                if not self.lost and (found := look(self.path)) and found[0] == self._mine:
+                    take_away(self.path, found)
+            os.close(self._handle)
+            self._handle = None
+        if self._flock is not None:
+            os.close(self._flock)
+            self._flock = None
+
+
+def _linked(temporary: Path, path: Path) -> bool:
+    """Link, and ask the file itself: NFS can lose the reply to a link(2) that was done (open(2), under O_EXCL)."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return temporary.stat().st_nlink == 2
+    except OSError:
+        if temporary.stat().st_nlink == 2:
+            return True
+        raise
+    return True
+
+
+def look(path: Path) -> tuple[bytes, int] | None:
+    """Content and heartbeat of an owner file; None when it is gone.
+
+    It is opened anew each time: NFS clients ask the server for a file's times when they open it (nfs(5),
+    close-to-open), and may answer a mere stat from their cache. A file that may not be read still has its times.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(65536), os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return None
+    except OSError:
+        with contextlib.suppress(OSError):
+            return b"", path.stat().st_mtime_ns
+        return None
+
+
+def take_away(path: Path, judged: tuple[bytes, int]) -> bool:
+    """Remove the owner file that was judged, and no other. False when it could not be, or was another by then.
+
+    Between the judgement and the removal another process may have broken the lock and taken it. So the file is renamed
+    to a name of our own, looked at again, and put back when it is not the one, or beats after all.
+    """
+    aside = temporary_name(path)
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    if look(aside) == judged:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        return True
+    with contextlib.suppress(OSError):
+        os.link(aside, path)  # never over a file that came meanwhile
+    with contextlib.suppress(OSError):
+        aside.unlink()
+    return False
+
+
+def _open_to_lock(path: Path) -> int:
+    """Open for flock. For writing if possible, which NFS wants of an exclusive lock; never truncated, never removed."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _flocked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

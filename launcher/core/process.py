@@ -1,0 +1,186 @@
+"""Running other programs: an argv list, a time-out, and the whole answer. Nothing here goes through a shell."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+from launcher.core.errors import Cancelled
+
+NOT_FOUND = 127
+"""Return code when the program is not on PATH, as a shell gives it."""
+
+_LOOK = 0.2
+"""Seconds between two looks at whether to stop."""
+
+NOT_EXECUTABLE = 126
+"""Return code when the program is there and may not be run."""
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a program answered. ``returncode`` is None after a time-out, negative when a signal ended it."""
+
+    argv: tuple[str, ...]
+    returncode: int | None
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        return self.returncode == 0
+
+    @property
+    def timed_out(self) -> bool:
+        return self.returncode is None
+
+    def tail(self, lines: int = 5) -> str:
+        """The last lines of what it said, stderr first: what a person wants to see of a failure."""
+        said = (self.stderr.strip() or self.stdout.strip()).splitlines()
+        return "\n".join(said[-lines:])
+
+    def __str__(self) -> str:
+        how = "timed out" if self.timed_out else f"exit {self.returncode}"
+        return f"{self.argv[0]}: {how} after {self.seconds:.1f} s" + (f": {self.tail()}" if self.tail() else "")
+
+
+class CommandRunner(Protocol):
+    """Runs a program to its end. Tests pass one that fails on purpose; everything else passes `run`."""
+
+    def __call__(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        input: str | None = None,
+    ) -> Completed: ...
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    input: str | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> Completed:
+    """Run ``argv`` in its own session; after ``timeout`` seconds end the whole process group (TERM, then KILL).
+
+    When ``should_stop`` answers true meanwhile, the group is ended and Cancelled raised. ``pass_fds`` stay open in the
+    program: a lock on one of them is held as long as it lives, whatever becomes of us.
+
+    Its own session, because `enroot import` killed by its top pid alone leaves mksquashfs writing as an orphan
+    (seen with enroot 4.1.2), and because Ctrl-C in a terminal must reach the launcher, which decides what to stop.
+    A program that is not there gives return code 127, never an exception.
+    """
+    began = time.monotonic()
+    words = tuple(os.fspath(a) for a in argv)
+    try:
+        with _standard_input(input) as stdin:
+            child = subprocess.Popen(
+                words,
+                cwd=cwd,
+                env=dict(env) if env is not None else None,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                pass_fds=pass_fds,
+                text=True,
+                errors="replace",
+            )
+    except FileNotFoundError as error:
+        if cwd is not None and not Path(cwd).is_dir():
+            return Completed(words, NOT_FOUND, "", f"no such directory: {cwd}", 0.0)
+        return Completed(words, NOT_FOUND, "", f"{words[0]}: {error.strerror}", 0.0)
+    except PermissionError as error:
+        return Completed(words, NOT_EXECUTABLE, "", f"{words[0]}: {error.strerror}", 0.0)
+    try:
+        out, err = _communicate(child, began + timeout, should_stop)
+    except subprocess.TimeoutExpired:
+        out, err = _end_group(child)
+        return Completed(words, None, out, err, time.monotonic() - began)
+    except BaseException:
+        _end_group(child)
+        raise
+    return Completed(words, child.returncode, out, err, time.monotonic() - began)
+
+
+@contextlib.contextmanager
+def _standard_input(text: str | None) -> Iterator[IO[bytes] | int]:
+    """A file with the text, not a pipe: `communicate` forgets to go on writing when it is called a second time."""
+    if text is None:
+        yield subprocess.DEVNULL
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(text.encode())
+        file.seek(0)
+        yield file
+
+
+def _communicate(
+    child: subprocess.Popen[str], deadline: float, should_stop: Callable[[], bool] | None
+) -> tuple[str, str]:
+    """Wait for the child, looking at ``should_stop`` now and then. Raises TimeoutExpired at the deadline, Cancelled."""
+    while should_stop is not None and not should_stop():
+        try:
+            return child.communicate(timeout=min(_LOOK, max(0.0, deadline - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            if time.monotonic() >= deadline:
+                raise
+    if should_stop is not None:
+        raise Cancelled(f"stopped while process {child.pid} ran")
+    return child.communicate(timeout=max(0.0, deadline - time.monotonic()))
+
+
+def stoppable(should_stop: Callable[[], bool]) -> CommandRunner:
+    """A `run` that ends its program and raises Cancelled as soon as ``should_stop`` answers true."""
+
+    def runner(
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        input: str | None = None,
+    ) -> Completed:
+        return run(argv, timeout=timeout, cwd=cwd, env=env, input=input, should_stop=should_stop)
+
+    return runner
+
+
+def _end_group(child: subprocess.Popen[str], grace: float = 2.0) -> tuple[str, str]:
+    """End the child's process group and take what it still had to say."""
+    for sig in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, sig)
+        try:
+            return child.communicate(timeout=grace)
+        except subprocess.TimeoutExpired:
+            continue
+    return "", ""
+
+
+def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what would leak into a submission.
+
+    ``SBATCH_*`` and ``SLURM_*`` beat what the script says (sbatch(1), INPUT ENVIRONMENT VARIABLES); an inherited
+    ``VIRTUAL_ENV`` breaks `uv run` on compute nodes. ``SLURM_CONF`` stays: it says which cluster is meant.
+    """
+    kept = {k: v for k, v in environ.items() if not k.startswith(("SBATCH_", "SLURM_")) and k != "VIRTUAL_ENV"}
+    if "SLURM_CONF" in environ:
+        kept["SLURM_CONF"] = environ["SLURM_CONF"]
+    return kept

@@ -1,0 +1,212 @@
+"""YAML files as input: read fast, and when something is wrong in one, say where.
+
+libyaml parses ten times faster than PyYAML, but what PyYAML then makes of it in Python costs more than the parsing. So
+values are built here, with nothing but the line of each key and item beside them, which is what an error or a finding
+wants to name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.core.errors import ConfigError
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+Key = str | int
+"""One step of a path into a document: a mapping's key or a sequence's index."""
+
+
+_MAPPING, _SEQUENCE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
+_TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+
+
+class _Composer(_Loader):  # type: ignore[misc]
+    """The safe loader's nodes, and its own rules for what a word means, but each word looked up once."""
+
+    def resolve(self, kind: type[yaml.Node], value: str, implicit: tuple[bool, bool]) -> str:
+        if kind is yaml.ScalarNode:
+            return _meant(value) if implicit[0] else _TEXT  # what is quoted is text
+        return _MAPPING if kind is yaml.MappingNode else _SEQUENCE
+
+    def descend_resolver(self, parent: yaml.Node | None, index: object) -> None:
+        """Nothing: it is for rules that depend on a node's path, of which there are none."""
+
+    def ascend_resolver(self) -> None:
+        """Nothing, as above."""
+
+
+_RULES: Any = yaml.resolver.Resolver()
+
+
+@lru_cache(maxsize=2**16)
+def _meant(value: str) -> str:
+    tag: str = _RULES.resolve(yaml.ScalarNode, value, (True, False))
+    return tag
+
+
+@lru_cache(maxsize=2**16)
+def _scalar(tag: str, value: str) -> Any:
+    return yaml.constructor.SafeConstructor().construct_object(yaml.ScalarNode(tag, value))
+
+
+class _Built:
+    """A node as plain values: what SafeConstructor makes of it, in half its time.
+
+    ``repeated`` are the keys that stand twice in one mapping, the last of which counts, with their lines. ``lines`` has
+    the lines (from 0) of each mapping's keys and each sequence's items, in their order, by the identity of the value.
+    """
+
+    def __init__(self, root: yaml.Node | None) -> None:
+        self.repeated: list[tuple[str, yaml.Mark]] = []
+        self.lines: dict[int, list[int]] = {}
+        self._shared: dict[int, Any] = {}
+        self.value: Any = None if root is None else self._of(root)
+
+    def _of(self, node: yaml.Node) -> Any:
+        if node.__class__ is yaml.ScalarNode:
+            if node.tag == _TEXT:
+                return node.value
+            try:
+                return _scalar(node.tag, node.value)
+            except yaml.constructor.ConstructorError as error:
+                raise yaml.constructor.ConstructorError(None, None, error.problem, node.start_mark) from None
+        if id(node) in self._shared:
+            if self._shared[id(node)] is _Built:
+                raise _wrong("a node that holds itself", node)
+            return self._shared[id(node)]
+        self._shared[id(node)] = _Built
+        if node.tag == _MAPPING and isinstance(node, yaml.MappingNode):
+            value: Any = self._mapping(node)
+        elif node.tag == _SEQUENCE:
+            value = [self._of(item) for item in node.value]
+            self.lines[id(value)] = [item.start_mark.line for item in node.value]
+        else:
+            value = yaml.constructor.SafeConstructor().construct_document(node)
+        self._shared[id(node)] = value
+        return value
+
+    def _mapping(self, node: yaml.MappingNode) -> dict[Any, Any]:
+        pairs = node.value
+        if _MERGE in [key.tag for key, _ in pairs]:
+            pairs = [*pairs]
+            yaml.constructor.SafeConstructor().flatten_mapping(node)
+        values = {}
+        for key, held in node.value:
+            if key.__class__ is not yaml.ScalarNode:
+                raise _wrong("found unhashable key", key)
+            values[self._of(key)] = self._of(held)
+        if len(values) == len(node.value):
+            self.lines[id(values)] = [key.start_mark.line for key, _ in node.value]
+        else:
+            # Keys that stand twice, or again in what is merged: where the one that counts stands.
+            lines = {self._of(key): key.start_mark.line for key, _ in node.value}
+            self.lines[id(values)] = [lines[key] for key in values]
+            seen: set[str] = set()
+            for key, _ in pairs:
+                if key.value in seen and key.tag != _MERGE:
+                    self.repeated.append((key.value, key.start_mark))
+                seen.add(key.value)
+        return values
+
+
+def _wrong(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+class Document:
+    """A YAML document and where it came from.
+
+    ``data`` is what the file says, as plain dicts, lists and scalars. ``where(path)`` gives ``file:line`` for a path of
+    keys into it, or the nearest enclosing place when the path leads nowhere (as for a missing key). ``repeated`` are
+    the keys that are given twice in one mapping, with their lines; a strict document has none.
+    """
+
+    def __init__(self, path: Path | str, text: str, *, strict: bool = True) -> None:
+        self.path = str(path)
+        self.text = text
+        try:
+            built = _Built(yaml.compose(text, _Composer))
+            if strict and built.repeated:
+                key, mark = built.repeated[0]
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", mark)
+        except yaml.YAMLError as error:
+            raise _yaml_error(self.path, error) from None
+        self.data: Any = built.value
+        self._lines = built.lines
+        self.repeated = [(key, mark.line + 1) for key, mark in built.repeated]
+
+    @classmethod
+    def read(cls, path: Path, *, strict: bool = True) -> Document:
+        """Read a file. Raises ConfigError when it cannot be read or is not YAML.
+
+        ``strict=False`` lets a key stand twice, the last one winning: as srtctl reads recipes of others.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ConfigError(f"cannot be read: {reason}", where=str(path)) from None
+        return cls(path, text, strict=strict)
+
+    def mapping(self) -> dict[str, Any]:
+        """The document, which must be a mapping. Raises ConfigError when it is not."""
+        if not isinstance(self.data, dict):
+            kind = "empty" if self.data is None else f"a {type(self.data).__name__}"
+            raise ConfigError(f"a mapping is expected here, and the document is {kind}", where=f"{self.path}:1")
+        return self.data
+
+    def where(self, keys: Sequence[Key] = ()) -> str:
+        """``file:line`` (lines from 1) of the value under ``keys``, as near as the document allows.
+
+        ``data`` must be as it was read.
+        """
+        value, line = self.data, 0
+        for key in keys:
+            step = _position(value, key)
+            if step is None or id(value) not in self._lines:
+                break
+            line = self._lines[id(value)][step[0]]
+            value = step[1]
+        return f"{self.path}:{line + 1}"
+
+
+class Place:
+    """A place in a document; its line is looked up only when somebody asks."""
+
+    def __init__(self, document: Document, *keys: Key) -> None:
+        self.document = document
+        self.keys = keys
+
+    def __str__(self) -> str:
+        return self.document.where(self.keys)
+
+
+def _position(value: Any, key: Key) -> tuple[int, Any] | None:
+    """What stands under a key, and as the how-manieth; a key of another type is meant by its text."""
+    if isinstance(value, dict):
+        word = str(key)
+        return next(((i, held) for i, (name, held) in enumerate(value.items()) if str(name) == word), None)
+    if isinstance(value, list) and isinstance(key, int) and key < len(value):
+        return key, value[key]
+    return None
+
+
+def _yaml_error(path: str, error: yaml.YAMLError) -> ConfigError:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    context = getattr(error, "context", None)
+    message = f"not valid YAML: {problem}" + (f" ({context})" if context else "")
+    return ConfigError(message, where=f"{path}:{mark.line + 1}" if mark else path)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that ``word`` was most likely meant to be, or None."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return found[0] if found else None

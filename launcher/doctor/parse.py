@@ -1,0 +1,99 @@
+"""What Slurm's and the system's programs print, read into facts. Lines that are something else are passed over."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from launcher.doctor.facts import Association, Gres, Mount, Node, Partition
+from launcher.doctor.slurm_notation import seconds
+from launcher.slurm.answers import scontrol_pairs
+
+_CONFIG = re.compile(r"^(\w+)\s*= (.*?)\s*$", re.MULTILINE)
+_GRES = re.compile(r"(?P<name>[^:]+)(?::(?P<type>[^:]+))?:(?P<count>\d+)(?P<unit>[KMGT]?)")
+_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+
+
+def config(text: str) -> dict[str, str]:
+    """`scontrol show config`: one ``Name = value`` a line (plugins' own sections follow in the same form)."""
+    return dict(_CONFIG.findall(text))
+
+
+def partitions(text: str) -> tuple[Partition, ...]:
+    """`scontrol --all show partition -o`."""
+    found = []
+    for line in text.splitlines():
+        pairs = scontrol_pairs(line)
+        if pairs["PartitionName"]:
+            found.append(
+                Partition(
+                    name=pairs["PartitionName"],
+                    default=pairs["Default"] == "YES",
+                    hidden=pairs["Hidden"] == "YES",
+                    state=pairs["State"],
+                    max_time=seconds(pairs["MaxTime"]),
+                    nodes=int(pairs["TotalNodes"]) if pairs["TotalNodes"].isdigit() else 0,
+                )
+            )
+    return tuple(found)
+
+
+def nodes(text: str) -> tuple[Node, ...]:
+    """`scontrol --all show node -o`: ``Arch`` stands only where the node's slurmd has registered."""
+    found = []
+    for line in text.splitlines():
+        pairs = scontrol_pairs(line)
+        if pairs["NodeName"]:
+            found.append(
+                Node(
+                    name=pairs["NodeName"],
+                    arch=pairs["Arch"] or None,
+                    gres=gres(pairs["Gres"]),
+                    state=pairs["State"],
+                    partitions=tuple(p for p in pairs["Partitions"].split(",") if p),
+                )
+            )
+    return tuple(found)
+
+
+def associations(text: str) -> tuple[Association, ...]:
+    """`sacctmgr -nP show assoc format=Account,Partition,QOS`."""
+    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 2]
+    return tuple(Association(a, p, tuple(q for q in qos.split(",") if q)) for a, p, qos in rows if a)
+
+
+def gres(text: str) -> tuple[Gres, ...]:
+    """Slurm's list of resources: ``gpu:gb200:4(S:0-1),nvme:1``, ``gpu:4``, ``(null)``."""
+    found = []
+    for part in re.split(r",(?![^(]*\))", text):
+        if match := _GRES.fullmatch(part.partition("(")[0]):
+            count = int(match["count"]) * _UNITS[match["unit"]]
+            found.append(Gres(match["name"], match["type"], count))
+    return tuple(found)
+
+
+def mounts(text: str) -> tuple[Mount, ...]:
+    """`findmnt -J` with the columns TARGET,SOURCE,FSTYPE,OPTIONS, nested or not. Raises ValueError for no JSON."""
+    value = json.loads(text)
+    found: list[Mount] = []
+
+    def walk(entries: object) -> None:
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, Mapping):
+                words = [str(entry.get(k) or "") for k in ("target", "source", "fstype", "options")]
+                found.append(Mount(*words))
+                walk(entry.get("children"))
+
+    walk(value.get("filesystems") if isinstance(value, dict) else None)
+    return tuple(found)
+
+
+def refs(text: str) -> dict[str, str]:
+    """`git ls-remote`: ref → commit; an annotated tag is what it points at (the line with ``^{}``, after its own)."""
+    found = {}
+    for line in text.splitlines():
+        commit, tab, name = line.partition("\t")
+        if tab and re.fullmatch(r"[0-9a-f]{40}", commit):
+            found[name.removesuffix("^{}")] = commit
+    return found

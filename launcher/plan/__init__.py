@@ -1,0 +1,1 @@
+"""The plan: a value that names everything that a run will do."""

@@ -1,0 +1,193 @@
+"""What a command works with: the fleet, the recipes, the state directory; found by flag, environment, workspace.
+
+A directory given by flag comes first, then one of the environment (LAUNCHER_RUNNERS, LAUNCHER_RECIPES), then the
+workspace's own, then what is shipped.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from pathlib import Path
+
+from launcher.benchmark.benchmark import Benchmark
+from launcher.benchmark.environment import GithubJob, benchmark_from_environment, github_job
+from launcher.benchmark.matrix import Matrix, load_matrix
+from launcher.check.schema_validation import Verdicts
+from launcher.check.srtctl_schema import Schemas
+from launcher.core.errors import ConfigError
+from launcher.core.shipped import shipped
+from launcher.plan.derive import Context
+from launcher.plan.plan import Plan
+from launcher.run.record import check_run_id
+from launcher.runner.file import RunnerFile
+from launcher.runner.fleet import Fleet
+from launcher.srtctl.locate import RecipeFinder
+from launcher.srtctl.resolve import plan_benchmark, run_key
+
+
+@dataclass(frozen=True)
+class Session:
+    """``workspace`` is the InferenceX checkout or the current directory; ``state`` holds records and caches."""
+
+    workspace: Path
+    state: Path
+    environ: Mapping[str, str]
+    srt_slurm: Path | None = None
+    runners: Path | None = None
+    recipes: Path | None = None
+    look: bool = False
+    """Whether paths of runner files are looked up on this machine: true when it will run, false for a dry run."""
+    slurm_backend: str | None = None
+    """How Slurm is asked, when not as the runner file says."""
+
+    @classmethod
+    def open(
+        cls,
+        environ: Mapping[str, str],
+        *,
+        workspace: str | None = None,
+        state: str | None = None,
+        srt_slurm: str | None = None,
+        runners: str | None = None,
+        recipes: str | None = None,
+        look: bool = False,
+        slurm_backend: str | None = None,
+    ) -> Session:
+        """Settle where things are. Raises ConfigError for a directory that was named and is not there."""
+        named = {
+            "--workspace": workspace,
+            "--srt-slurm": srt_slurm,
+            "--runners": runners or environ.get("LAUNCHER_RUNNERS"),
+            "--recipes": recipes or environ.get("LAUNCHER_RECIPES"),
+        }
+        found: dict[str, Path | None] = {}
+        for flag, text in named.items():
+            found[flag] = Path(text).resolve() if text else None
+            if text and not Path(text).is_dir():
+                raise ConfigError(f"{text} is not a directory", where=flag)
+        home = Path(environ.get("HOME") or Path.home())
+        default = Path(environ.get("XDG_STATE_HOME") or home / ".local/state") / "launcher"
+        return cls(
+            workspace=found["--workspace"] or Path(environ.get("GITHUB_WORKSPACE") or ".").resolve(),
+            state=Path(state or environ.get("LAUNCHER_STATE") or default).resolve(),
+            environ=environ,
+            srt_slurm=found["--srt-slurm"],
+            runners=found["--runners"],
+            recipes=found["--recipes"],
+            look=look,
+            slurm_backend=slurm_backend,
+        )
+
+    @property
+    def runs(self) -> Path:
+        return self.state / "runs"
+
+    @cached_property
+    def fleet(self) -> Fleet:
+        ours = [self.runners] if self.runners else []
+        return Fleet([*ours, self.workspace / "runners", shipped("runners")])
+
+    @cached_property
+    def finder(self) -> RecipeFinder:
+        ours = [self.recipes] if self.recipes else []
+        trees = [self.srt_slurm] if self.srt_slurm else []
+        return RecipeFinder(self.workspace, [*ours, shipped("recipes")], trees)
+
+    @property
+    def caches(self) -> list[Path]:
+        """Where the runner files keep mirrors of srt-slurm; most lie on other machines."""
+        said = [f.runner.checkout.cache for f in self.fleet.readable()]
+        own = {"{workspace}": str(self.workspace), "{state}": str(self.state)}
+        return [Path(reduce(lambda text, key: text.replace(key, own[key]), own, text)) for text in dict.fromkeys(said)]
+
+    @cached_property
+    def verdicts(self) -> Verdicts:
+        return Verdicts(Schemas(self.finder.trees))
+
+    def matrix(self, files: Sequence[str] = ()) -> Matrix:
+        """The matrix of the files named, else of this repository together with the workspace's masters."""
+        masters = self.workspace / "configs"
+        hardware = masters / "runners.yaml"
+        if files:
+            paths = [Path(f) for f in files]
+        else:
+            own = [d / "matrix.yaml" for d in self.finder.repository]
+            paths = [p for p in [*own, *sorted(masters.glob("*-master.yaml"))] if p.is_file()]
+        if not paths:
+            raise ConfigError("no matrix file was found", hint="--matrix FILE, or --workspace INFERENCEX_CHECKOUT")
+        return load_matrix(paths, hardware if hardware.is_file() else None)
+
+    def runner_for(self, benchmark: Benchmark, name: str | None) -> RunnerFile:
+        """The cluster by name, else the one that serves the benchmark's label."""
+        if name is not None:
+            return self.fleet.get(name)
+        if benchmark.runner in self.fleet.by_label:
+            return self.fleet.by_label[benchmark.runner]
+        raise ConfigError(
+            f"no runner file serves the label {benchmark.runner!r}",
+            where=benchmark.source,
+            hint=f"--runner NAME, or one of the labels {', '.join(self.fleet.by_label)}",
+        )
+
+    def plan_by_hand(
+        self, benchmark: Benchmark, runner: str | None, *, narrow: bool = False, run_id: str | None = None
+    ) -> Plan:
+        """Plan a benchmark that was chosen by hand, as the GitHub job of the same row would be planned."""
+        file = self.runner_for(benchmark, runner)
+        job = GithubJob(runner_name=f"{file.runner.name}_manual")
+        return self._plan(benchmark, file, job, run_id, narrow)
+
+    def plan_from_environment(self, run_id: str | None = None) -> Plan:
+        """Plan what this GitHub job's environment asks for."""
+        job = github_job(self.environ)
+        file = self.fleet.for_runner_name(job.runner_name)
+        return self._plan(benchmark_from_environment(self.environ), file, job, run_id, False)
+
+    def replan(self, plan: Plan, tree: Path) -> Plan:
+        """The plan again, now that the checkout at ``tree`` is there and its recipe can be read."""
+        finder = RecipeFinder(self.workspace, self.finder.repository, checkout=tree)
+        context = self._context(plan.runner_name, plan.run_key, plan.narrow)
+        return plan_benchmark(plan.benchmark, self.fleet.get(plan.runner), finder, context)
+
+    def run_id_from_environment(self) -> str:
+        """The id that `plan_from_environment` gives its run: what the clean-up step of the same job looks for."""
+        job = github_job(self.environ)
+        return run_key(benchmark_from_environment(self.environ), job.runner_name, job.run_id, job.attempt)
+
+    def _plan(self, benchmark: Benchmark, file: RunnerFile, job: GithubJob, run_id: str | None, narrow: bool) -> Plan:
+        key = check_run_id(run_id or run_key(benchmark, job.runner_name, job.run_id, job.attempt))
+        return plan_benchmark(benchmark, file, self.finder, self._context(job.runner_name, key, narrow))
+
+    def context(self, key: str) -> Context:
+        """What paths of runner files depend on, for a command that is about no run."""
+        return self._context("launcher", key, False)
+
+    def _context(self, runner_name: str, key: str, narrow: bool) -> Context:
+        return Context(
+            workspace=str(self.workspace),
+            runner_name=runner_name,
+            run_key=key,
+            today=time.strftime("%Y%m%d", time.gmtime()),
+            host=self.environ,
+            is_directory=_is_directory if self.look else lambda path, holding: False,
+            narrow=narrow,
+            state=str(self.state),
+            verdicts=self.verdicts,
+        )
+
+
+def _is_directory(path: str, holding: str | None) -> bool:
+    directory = Path(path)
+    return directory.is_dir() and (holding is None or any(directory.glob(holding)))
+
+
+def new_run_id(benchmark: Benchmark, now: float) -> str:
+    """An id for a run by hand: readable, sortable, and one of its kind."""
+    stamp = time.strftime("%m%d-%H%M%S", time.localtime(now))
+    name = f"{benchmark.exp_name}-{benchmark.topology}".lower()
+    slug = "".join(c if c.isalnum() else "-" for c in name).strip("-")
+    return f"{stamp}-{slug[:60]}-{secrets.token_hex(2)}"

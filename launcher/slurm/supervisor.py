@@ -1,0 +1,191 @@
+"""The process beside each job of the embedded scheduler: waits for its turn, runs it through submitit, says its end.
+
+It leads a session and process group of its own, in which the whole job runs: submitit's controller, the function's
+process, and theirs. (What the job itself starts in a new session is not reached by a kill.)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from launcher.core import publish
+from launcher.core.process_identity import ProcessId
+from launcher.slurm import local
+from launcher.slurm.states import Phase
+
+GRACE = 5.0
+"""Seconds between SIGTERM and SIGKILL."""
+
+LOOK = 0.1
+"""Seconds between two looks: at the job, and for a free slot."""
+
+_SUBMITTER_PATIENCE = 10.0
+_TEN_YEARS = 10 * 365 * 24 * 60  # minutes; submitit wants a limit, and its own kills without saying so
+
+
+def main() -> None:
+    """``python -c 'from launcher.slurm.supervisor import main; main()' JOB_DIRECTORY``"""
+    keep(Path(sys.argv[1]))
+
+
+def keep(place: Path) -> None:
+    """Bring the job of this directory to its end. Ends with a SIGKILL to its own process group: nothing of a job
+    outlives it."""
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    job = _await_job(place)
+    if job is None:
+        return  # its submitter died before the job existed
+    _Keeping(place, job, lambda: bool(asked)).run()
+    os.killpg(0, signal.SIGKILL)
+
+
+class _Keeping:
+    def __init__(self, place: Path, job: local.Job, cancelled: Callable[[], bool]) -> None:
+        self.place = place
+        self.job = job
+        self.cancelled = cancelled
+        self.started: float | None = None
+
+    def run(self) -> None:
+        if not self._turn():
+            self._publish("CANCELLED", reason="before it started")
+            return
+        self.started = time.time()
+        self._publish("RUNNING")
+        deadline = time.monotonic() + self.job.time_limit if self.job.time_limit is not None else None
+        handle = self._start()
+        while not handle.done():
+            if self.cancelled():
+                self._end(handle)
+                self._publish("CANCELLED", exit_code=0, signal=int(signal.SIGTERM))
+                return
+            if deadline is not None and time.monotonic() >= deadline:
+                self._end(handle)
+                self._publish("TIMEOUT", exit_code=0, signal=int(signal.SIGTERM))
+                return
+            time.sleep(LOOK)
+        self._publish_result(handle)
+
+    def _turn(self) -> bool:
+        """Wait until fewer than ``slots`` earlier jobs are unfinished; False when cancelled meanwhile.
+
+        Needs no lock: it looks at lower ids only, and those only ever end.
+        """
+        over: set[Path] = set()
+        while not self.cancelled():
+            ahead = 0
+            for place in local.places(self.place.parent):
+                if int(place.name) >= int(self.job.id) or ahead >= self.job.slots:
+                    break
+                if place not in over:
+                    if _unfinished(place):
+                        ahead += 1
+                    else:
+                        over.add(place)
+            if ahead < self.job.slots:
+                return True
+            time.sleep(LOOK)
+        return False
+
+    def _start(self) -> Any:
+        import submitit
+
+        executor = submitit.LocalExecutor(folder=self.place / "submitit")
+        executor.update_parameters(timeout_min=_TEN_YEARS, signal_delay_s=0, stderr_to_stdout=True)
+        return executor.submit(perform, os.fspath(self.place))
+
+    def _end(self, handle: Any) -> None:
+        os.killpg(0, signal.SIGTERM)  # this process counts it as one more request
+        until = time.monotonic() + GRACE
+        while not handle.done() and time.monotonic() < until:
+            time.sleep(LOOK)
+
+    def _publish_result(self, handle: Any) -> None:
+        from submitit.core.utils import FailedJobError
+
+        if not handle.paths.result_pickle.exists():
+            self._publish("FAILED", reason="the function's process ended without a result, by a signal or os._exit")
+            return
+        try:
+            code = handle.result()
+        except FailedJobError:  # an exception; its traceback is in the log
+            code = 1
+        if code:
+            self._publish("FAILED", exit_code=code, reason="NonZeroExitCode")
+        else:
+            self._publish("COMPLETED", exit_code=0)
+
+    def _publish(self, word: str, **more: object) -> None:
+        ended = None if word == "RUNNING" else time.time()
+        state = {"word": word, "started": self.started, "ended": ended, **more}
+        publish.write_json(self.place / "state.json", state)
+
+
+def perform(directory: str) -> int:
+    """In the job's own process: call the function with its output in the log. Gives the exit code."""
+    import logging
+
+    import cloudpickle  # type: ignore[import-untyped]  # submitit's own
+
+    place = Path(directory)
+    job = _await_job(place)
+    if job is None:
+        raise FileNotFoundError(f"{place}: no job.json")
+    log = Path(job.log)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    logging.getLogger("submitit").setLevel(logging.WARNING)  # its "completed successfully" is not the job's word
+    os.environ.update(SLURM_JOB_ID=job.id, SLURM_JOB_NAME=job.name)
+    signal.signal(signal.SIGTERM, _leave)
+    threading.Thread(target=_follow_keeper, args=(job.keeper,), daemon=True, name="keeper watch").start()
+    function, args = cloudpickle.loads((place / "call.pkl").read_bytes())
+    try:
+        function(*args)
+    except SystemExit as leaving:
+        if leaving.code is None or isinstance(leaving.code, int):
+            return (leaving.code or 0) & 0xFF
+        sys.stderr.write(f"{leaving.code}\n")
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return 0
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """SIGTERM unwinds the function, so that it can end its own children. submitit would ignore it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the second one, forwarded by submitit's controller
+    raise SystemExit(128 + number)
+
+
+def _follow_keeper(keeper: ProcessId) -> None:
+    """A job whose keeper was killed has no one to say its end: it shall not go on unseen."""
+    while keeper.alive():
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _await_job(place: Path) -> local.Job | None:
+    until = time.monotonic() + _SUBMITTER_PATIENCE
+    while (job := local.read_job(place)) is None and time.monotonic() < until:
+        time.sleep(0.02)
+    return job
+
+
+def _unfinished(place: Path) -> bool:
+    job = local.read_job(place)
+    if job is None:  # being submitted just now, or never was
+        return time.time() - place.stat().st_mtime < _SUBMITTER_PATIENCE
+    return local.observe(place, job).phase is not Phase.TERMINAL

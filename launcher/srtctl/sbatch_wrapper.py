@@ -1,0 +1,145 @@
+"""`sbatch` as srtctl meets it: the real one, with an answer that can be relied on.
+
+srtctl takes the last word that sbatch prints for the job's id, and writes the job's configuration only afterwards
+(srt-slurm c88ef731, cli/submit.py). So a lost answer, a banner or ``id;cluster`` costs more than the id: a job that
+starts without its configuration and its log directory, and fails (0:53). `beside` puts this program before the real
+one on srtctl's PATH. It submits the job held, and whoever drives the run releases it (`launcher.run.execute`): not
+before the run's record has its id, and its directory is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import launcher
+from launcher.core.errors import LauncherError
+from launcher.core.process import CommandRunner, clean_environment, run
+from launcher.slurm import answers
+from launcher.slurm.client import carries
+from launcher.slurm.commands import SlurmCommands
+from launcher.slurm.states import Phase
+
+VARIABLE = "LAUNCHER_SBATCH"
+"""What the program has to know, as JSON: ``token``, ``earlier`` (job ids that carried it before), ``hold``,
+``directory``."""
+
+TIMEOUT = 240.0
+"""Seconds for sbatch itself; `submit.Submission.timeout` is longer."""
+
+_ID = re.compile(r"^(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?\s*$", re.MULTILINE)
+_IN_DOUBT = re.compile(r"timed out|[Uu]nable to contact|connect failure|Zero Bytes|Unexpected message")
+_OUTPUT = re.compile(r"^#SBATCH --output=(\S+%j\S*)$", re.MULTILINE)
+_LOOKS, _BETWEEN = 3, 2.0
+
+
+@contextlib.contextmanager
+def beside(token: str, earlier: frozenset[str], path: str, *, hold: bool = False) -> Iterator[dict[str, str]]:
+    """Variables with which ``sbatch`` means this program: PATH in front of ``path``, and what it has to know.
+
+    With ``hold`` jobs are submitted held. Nothing where there is no sbatch on ``path``: its absence is then said by
+    srtctl itself.
+    """
+    if shutil.which("sbatch", path=path) is None:
+        yield {"PATH": path}
+        return
+    with tempfile.TemporaryDirectory(prefix="launcher-sbatch-") as directory:
+        program = Path(directory, "sbatch")
+        # A directory in front of sys.path, not PYTHONPATH, which sbatch would hand on to the job.
+        package = str(Path(launcher.__file__).parents[1])
+        start = "from launcher.srtctl.sbatch_wrapper import main; sys.exit(main())"
+        code = f"import sys; sys.path.insert(0, {package!r}); {start}"
+        program.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-c", code])} "$@"\n')
+        program.chmod(0o755)
+        told = {"token": token, "earlier": sorted(earlier), "hold": hold, "directory": directory}
+        yield {"PATH": f"{directory}:{path}", VARIABLE: json.dumps(told)}
+
+
+def asks_for_hold(recipe: Mapping[str, Any] | None, srtslurm: Mapping[str, Any]) -> bool:
+    """Whether a recipe (or one of its variants), or the cluster's defaults, have the job held: then it is their
+    author's to release."""
+    sections = [recipe or {}, *(v for v in (recipe or {}).values() if isinstance(v, Mapping))]
+    tables = [section.get("sbatch_directives") for section in sections] + [srtslurm.get("default_sbatch_directives")]
+    return any("hold" in table for table in tables if isinstance(table, Mapping))
+
+
+def main() -> int:
+    """Run the real sbatch with our arguments, and print ``Submitted batch job ID`` when there is exactly one job."""
+    code, out, err = submit(sys.argv[1:], os.environ)
+    os.write(2, err.encode())
+    os.write(1, out.encode())
+    os._exit(code)  # tidying up would only hold up srtctl, and the job may be starting
+
+
+def submit(
+    arguments: list[str],
+    environ: Mapping[str, str],
+    *,
+    runner: CommandRunner = run,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[int, str, str]:
+    """Exit code, standard output and error of the submission. Submits once, whatever the answer is."""
+    told = json.loads(environ[VARIABLE])
+    path = os.pathsep.join(p for p in environ["PATH"].split(os.pathsep) if p != told["directory"])
+    real = {**{k: v for k, v in environ.items() if k != VARIABLE}, "PATH": path}
+    # Options come before the script: what follows it is the script's own.
+    held = ["--hold"] if told["hold"] else []
+    done = runner(["sbatch", *held, *arguments], timeout=TIMEOUT, env=real)
+    ids = _ID.findall(done.stdout)
+    if done.ok and len(ids) == 1:
+        _make_place(arguments, ids[0])
+        return 0, f"Submitted batch job {ids[0]}\n", done.stderr
+    earlier = frozenset(told["earlier"])
+    found = _seen(told["token"], earlier, real, runner)
+    if len(found) == 1:
+        _make_place(arguments, found[0])
+    elif not found:
+        patient = done.ok or done.timed_out or bool(_IN_DOUBT.search(done.stderr))
+        found = _found(told["token"], earlier, real, _LOOKS if patient else 1, sleep)
+    if len(found) == 1:
+        said = done.stderr + f"sbatch did not tell the job's id ({done}); Slurm has it as {found[0]}\n"
+        return 0, f"Submitted batch job {found[0]}\n", said
+    return done.returncode or 1, done.stdout, done.stderr
+
+
+def _seen(token: str, earlier: frozenset[str], environ: Mapping[str, str], runner: CommandRunner) -> list[str]:
+    """The jobs that squeue alone shows under the token, within milliseconds; none when it is silent."""
+    clean = {k: v for k, v in clean_environment(environ).items() if not k.startswith("SQUEUE_")}
+    argv = ["squeue", "-h", "--states=all", "-u", str(os.getuid()), "-o", answers.SQUEUE_FORMAT]
+    said = runner(argv, timeout=5.0, env=clean)
+    ours = [r for r in answers.squeue_records(said.stdout) if carries(r.comment, token) and r.id not in earlier]
+    return [r.id for r in ours if r.state.phase is not Phase.TERMINAL or r.state.nodes]
+
+
+def _make_place(arguments: list[str], job: str) -> None:
+    """Make the directory of the ``--output`` that the script names, for a job that is not held: it may start at any
+    moment, fails without it, and srtctl makes it only when it has heard of the id."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for script in (Path(a) for a in arguments if not a.startswith("-")):
+            if script.is_file() and (output := _OUTPUT.search(script.read_text())):
+                Path(output[1].replace("%j", job)).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _found(
+    token: str, earlier: frozenset[str], environ: Mapping[str, str], looks: int, sleep: Callable[[float], None]
+) -> list[str]:
+    """The same by all that the scheduler knows, several times while it may still be taking the job."""
+    from launcher.srtctl.submit import jobs_of
+
+    for look in range(looks):
+        if look:
+            sleep(_BETWEEN)
+        with contextlib.suppress(LauncherError):
+            if found := [j.id for j in jobs_of(token, SlurmCommands(environ=environ)) if j.id not in earlier]:
+                return found
+    return []

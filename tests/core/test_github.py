@@ -1,0 +1,414 @@
+"""The bytes that a GitHub runner reads, and real signals to real processes."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.core.errors import Cancelled, ConfigError, LauncherError
+from launcher.core.github import OUTPUT_LIMIT, SUMMARY_LIMIT, GitHub, Signals, StopEvent, escape_data, escape_property
+
+
+class Runner:
+    """A runner's side: the files it gives to a step, and its log."""
+
+    def __init__(self, directory: Path) -> None:
+        self.output, self.summary, self.stream = directory / "output", directory / "summary", io.StringIO()
+        self.environ = {
+            "GITHUB_ACTIONS": "true",
+            "GITHUB_OUTPUT": str(self.output),
+            "GITHUB_STEP_SUMMARY": str(self.summary),
+        }
+        self.github = GitHub.from_environment(self.environ, self.stream)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.stream.getvalue().splitlines()
+
+    def outputs(self) -> dict[str, str]:
+        """Read the output file as the runner's file-command parser does."""
+        found, lines = {}, self.output.read_bytes().decode().split("\n")
+        while lines:
+            line = lines.pop(0)
+            equals, heredoc = line.find("="), line.find("<<")
+            if heredoc >= 0 and (equals < 0 or heredoc < equals):
+                name, delimiter = line.split("<<", 1)
+                end = lines.index(delimiter)
+                found[name], lines = "\n".join(lines[:end]), lines[end + 1 :]
+            elif equals >= 0:
+                found[line[:equals]] = line[equals + 1 :]
+            else:
+                assert line == "", f"the runner rejects {line!r}"
+        return found
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Runner:
+    return Runner(tmp_path)
+
+
+# Outputs
+
+
+def test_outputs_of_one_line_and_of_several(runner: Runner) -> None:
+    runner.github.output("job_id", "4711")
+    runner.github.output("log", "one\ntwo=2\nEOF\nlast<<x")
+    runner.github.output("odd", "a=b<<c")
+    assert runner.outputs() == {"job_id": "4711", "log": "one\ntwo=2\nEOF\nlast<<x", "odd": "a=b<<c"}
+
+
+@given(value=st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\r")))
+def test_any_value_comes_back_and_no_other_output_appears(value: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    runner = Runner(tmp_path_factory.mktemp("runner"))
+    runner.github.output("value", value)
+    assert runner.outputs() == {"value": value}
+
+
+def test_the_delimiter_cannot_be_known_beforehand(runner: Runner) -> None:
+    runner.github.output("a", "x\ny")
+    runner.github.output("b", "x\ny")
+    first, second = re.findall(r"<<(\S+)", runner.output.read_text())
+    assert first != second
+
+
+@pytest.mark.parametrize("name", ["", "a=b", "a\nb", "a<<b", "1a"])
+def test_an_impossible_name_is_refused(runner: Runner, name: str) -> None:
+    with pytest.raises(ConfigError):
+        runner.github.output(name, "x")
+
+
+def test_an_output_above_the_limit_is_refused(runner: Runner) -> None:
+    with pytest.raises(ConfigError, match="larger"):
+        runner.github.output("big", "x" * OUTPUT_LIMIT)
+    assert not runner.output.exists()
+
+
+def test_an_output_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    github = GitHub(io.StringIO(), output=tmp_path / "nowhere" / "output")
+    with pytest.raises(LauncherError, match="cannot be written"):
+        github.output("a", "b")
+
+
+# Step summary
+
+
+def test_a_summary_is_appended(runner: Runner) -> None:
+    runner.github.summary("# One")
+    runner.github.summary("two\n")
+    assert runner.summary.read_text() == "# One\ntwo\n"
+
+
+def test_a_summary_above_the_limit_is_cut_at_a_line_and_says_so(runner: Runner) -> None:
+    runner.summary.write_text("from another tool\n")
+    lines = "".join(f"| row {number} – ü |\n" for number in range(100_000))
+    runner.github.summary(lines)
+    runner.github.summary("this comes too late\n" * 100)
+    content = runner.summary.read_bytes()
+    assert len(content) <= SUMMARY_LIMIT
+    assert len(content) > SUMMARY_LIMIT - 200
+    text = content.decode()
+    kept, note = text.split("\n\n*Cut here")
+    assert kept.endswith("|")
+    left_out = int(re.search(r"(\d+) bytes are left out", note).group(1))  # type: ignore[union-attr]
+    assert left_out == len(lines.encode()) - len(kept.removeprefix("from another tool\n").encode()) - 1
+
+
+def test_a_single_huge_line_is_cut_whole(runner: Runner) -> None:
+    runner.github.summary("x" * (SUMMARY_LIMIT + 1))
+    assert "bytes are left out" in runner.summary.read_text()
+    assert runner.summary.stat().st_size < 200
+
+
+def test_a_summary_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    GitHub(stream, summary=tmp_path / "nowhere" / "summary").summary("# x")
+    assert stream.getvalue().startswith("::warning::the step summary cannot be written")
+
+
+def test_the_empty_summary_variable_of_the_single_node_workflow(tmp_path: Path) -> None:
+    github = GitHub.from_environment({"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": ""}, io.StringIO())
+    github.summary("# x")
+
+
+# Annotations
+
+
+def test_an_annotation_is_escaped(runner: Runner) -> None:
+    runner.github.error("100% wrong\r\n::set-output", file="a,b:c.yaml", line=7, title="what: now, 50%")
+    assert runner.lines == [
+        "::error file=a%2Cb%3Ac.yaml,line=7,title=what%3A now%2C 50%25::100%25 wrong%0D%0A::set-output",
+    ]
+
+
+def test_an_annotation_without_properties(runner: Runner) -> None:
+    runner.github.warning("careful")
+    runner.github.notice("by the way")
+    assert runner.lines == ["::warning::careful", "::notice::by the way"]
+
+
+@given(st.text())
+def test_escaping_leaves_no_line_and_no_separator(text: str) -> None:
+    assert not set("\r\n") & set(escape_data(text))
+    assert not set("\r\n:,") & set(escape_property(text))
+
+
+@pytest.mark.parametrize(("count", "written"), [(1, 1), (9, 9), (10, 10), (11, 10), (500, 10)])
+def test_at_most_ten_annotations_of_a_kind_and_none_is_lost(runner: Runner, count: int, written: int) -> None:
+    with runner.github as github:
+        for number in range(count):
+            github.error(f"point {number} is missing", file="recipe.yaml", line=number)
+    assert len(runner.lines) == written
+    assert all(f"point {number} is missing" in runner.stream.getvalue() for number in range(count))
+    if count == 10:
+        assert runner.lines[-1] == "::error file=recipe.yaml,line=9::point 9 is missing"
+    if count > 10:
+        assert runner.lines[-1].startswith(
+            f"::error title={count - 9} more::recipe.yaml:9: point 9 is missing%0Arecipe.yaml:10:"
+        )
+
+
+def test_each_kind_has_its_own_ten(runner: Runner) -> None:
+    with runner.github as github:
+        for number in range(20):
+            github.error(f"e{number}")
+            github.warning(f"w{number}")
+    assert sum(line.startswith("::error") for line in runner.lines) == 10
+    assert sum(line.startswith("::warning") for line in runner.lines) == 10
+
+
+# Groups, masks, logs
+
+
+def test_a_group_is_closed_when_its_block_fails(runner: Runner) -> None:
+    with pytest.raises(ValueError), runner.github.group("images\nfirst"):
+        raise ValueError
+    assert runner.lines == ["::group::images%0Afirst", "::endgroup::"]
+
+
+def test_secrets_are_masked_line_by_line(runner: Runner) -> None:
+    runner.github.mask_secrets({"HF_TOKEN": "hf_0123456789", "SSH_KEY": "first-line\nsecond%line"})
+    assert set(runner.lines) == {"::add-mask::hf_0123456789", "::add-mask::first-line", "::add-mask::second%25line"}
+
+
+def obeyed(lines: list[str]) -> list[str]:
+    """The commands that a runner would obey: it ignores all but the token between stop and resume."""
+    token, found = None, []
+    for line in lines:
+        if token is not None:
+            token = None if line == f"::{token}::" else token
+        elif line.startswith("::stop-commands::"):
+            token = line.removeprefix("::stop-commands::")
+        elif line.startswith("::"):
+            found.append(line)
+    assert token is None, "the runner was left deaf"
+    return found
+
+
+def test_a_line_of_a_job_log_is_shown_and_never_obeyed(runner: Runner) -> None:
+    with runner.github.job_log() as write:
+        write("::set-output name=x::y\n")
+        write("::stop-commands::mine")
+        write("::mine::")
+        write("ordinary")
+    assert "::set-output name=x::y" in runner.lines
+    assert obeyed(runner.lines) == []
+
+
+def test_own_annotations_take_effect_within_a_job_log(runner: Runner) -> None:
+    with runner.github.job_log() as write:
+        write("::error::not ours")
+        runner.github.error("ours")
+        write("::error::not ours either")
+    assert obeyed(runner.lines) == ["::error::ours"]
+
+
+def test_the_runner_listens_again_when_the_log_fails(runner: Runner) -> None:
+    with pytest.raises(KeyboardInterrupt), runner.github.job_log() as write:
+        write("x")
+        raise KeyboardInterrupt
+    runner.github.error("heard")
+    assert obeyed(runner.lines) == ["::error::heard"]
+
+
+def test_threads_do_not_mix_within_a_line(runner: Runner) -> None:
+    def talk(word: str) -> None:
+        for _ in range(200):
+            runner.github.notice(word)
+            write(word)
+
+    with runner.github.job_log() as write:
+        threads = [threading.Thread(target=talk, args=(word * 20,)) for word in "abcd"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert {line for line in runner.lines if not line.startswith("::")} == {word * 20 for word in "abcd"}
+    assert len(obeyed(runner.lines)) == 9
+
+
+def test_outside_of_actions_nothing_is_written_but_the_log(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    environ = {"GITHUB_OUTPUT": str(tmp_path / "o"), "GITHUB_STEP_SUMMARY": str(tmp_path / "s")}
+    with GitHub.from_environment(environ, stream) as github, github.group("x"), github.job_log() as write:
+        github.output("a", "b")
+        github.summary("# c")
+        github.error("d")
+        github.mask("secret")
+        write("a line of the log")
+    assert stream.getvalue() == "a line of the log\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+# Signals
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_the_first_signal_is_remembered(number: signal.Signals, code: int) -> None:
+    with Signals() as signals:
+        assert signals.exit_code is None
+        signals.check()
+        os.kill(os.getpid(), number)
+        assert signals.event.wait(2)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert (signals.first, signals.exit_code) == (number, code)
+    with pytest.raises(Cancelled) as raised:
+        signals.check()
+    assert raised.value.exit_code == code
+
+
+def test_the_handlers_before_come_back() -> None:
+    heard: list[int] = []
+    real = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        before = [signal.getsignal(number) for number in Signals.HANDLED]
+        with pytest.raises(ValueError), Signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise ValueError
+        assert heard == []
+        assert [signal.getsignal(number) for number in Signals.HANDLED] == before
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, real)
+
+
+def test_a_wait_costs_no_processor_time() -> None:
+    began = time.process_time()
+    StopEvent().wait(0.3)
+    assert time.process_time() - began < 0.1
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not signals.event.wait(0.05)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_wait_ends_at_once_when_a_signal_comes() -> None:
+    with Signals() as signals:
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        began = time.monotonic()
+        assert signals.event.wait(10)
+        assert time.monotonic() - began < 2
+        timer.join()
+
+
+def test_the_event_is_an_event() -> None:
+    event = StopEvent()
+    assert isinstance(event, threading.Event)
+    assert not event.is_set()
+    began = time.monotonic()
+    assert not event.wait(0.1)
+    assert 0.09 < time.monotonic() - began < 1
+    waiting = [threading.Thread(target=event.wait) for _ in range(3)]
+    for thread in waiting:
+        thread.start()
+    event.set()
+    event.set()
+    for thread in waiting:
+        thread.join(2)
+        assert not thread.is_alive()
+    assert event.wait(0) and event.is_set()
+
+
+STORM = """
+import os, sys, time
+end = time.monotonic() + 0.8
+while time.monotonic() < end:
+    os.kill(int(sys.argv[1]), 15)
+    time.sleep(0.0005)
+"""
+
+SHELTER = """
+import os, subprocess, sys
+from launcher.core.github import Signals, StopEvent
+
+with Signals() as signals:
+    storm = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())])
+    waits = 0
+    while storm.poll() is None:
+        signals.event = StopEvent()
+        assert signals.event.wait(2) or storm.poll() is not None, "a signal was lost"
+        waits += 1
+print(waits)
+"""
+
+
+def test_a_storm_of_signals_neither_blocks_nor_is_lost() -> None:
+    """Every wait in a storm of signals ends by one of them, wherever within the wait the handler runs."""
+    done = subprocess.run([sys.executable, "-c", SHELTER, STORM], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 100
+
+
+def test_a_handler_never_waits_for_the_thread_that_it_interrupts() -> None:
+    """That thread may just then hold the lock inside of the event, and threading.Event's `set` would wait for it."""
+    event = StopEvent()
+    with event._cond:
+        setter = threading.Thread(target=event.set, daemon=True)
+        setter.start()
+        setter.join(2)
+        assert not setter.is_alive()
+    assert event.is_set()
+
+
+CANCELLED = """
+    import sys
+    from launcher.core.errors import Cancelled
+    from launcher.core.github import Signals
+
+    with Signals() as signals:
+        print("ready", flush=True)
+        signals.event.wait(10)
+        print("scancel", flush=True)
+    sys.exit(signals.exit_code)
+"""
+
+
+def test_a_process_that_github_cancels_ends_with_the_code_of_the_first_signal() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(CANCELLED)], stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGTERM)
+        assert child.stdout.readline() == "scancel\n"
+        assert child.wait(5) == 130

@@ -1,0 +1,50 @@
+"""Publishing: whole or absent, and never in anyone's way."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from launcher.core.publish import publish_new, publishing, temporary_name, write_json, write_text
+
+
+def test_a_block_that_fails_publishes_nothing_and_leaves_nothing(tmp_path: Path) -> None:
+    final = tmp_path / "f"
+    final.write_text("old")
+    with pytest.raises(RuntimeError), publishing(final) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert final.read_text() == "old"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_a_document_is_replaced_whole(tmp_path: Path) -> None:
+    write_json(tmp_path / "d.json", {"a": 1})
+    write_json(tmp_path / "d.json", {"b": "ü"})
+    assert json.loads((tmp_path / "d.json").read_text()) == {"b": "ü"}
+    assert os.listdir(tmp_path) == ["d.json"]
+
+
+def test_names_of_temporaries_are_unique_hidden_and_short_enough(tmp_path: Path) -> None:
+    final = tmp_path / ("ü" * 127)
+    names = {temporary_name(final).name for _ in range(100)}
+    assert len(names) == 100
+    assert all(name.startswith(".") and len(name.encode()) <= 255 for name in names)
+
+
+def test_the_first_to_publish_wins(tmp_path: Path) -> None:
+    final, mine, theirs = tmp_path / "f", tmp_path / "a", tmp_path / "b"
+    mine.write_text("first")
+    theirs.write_text("second")
+    assert publish_new(mine, final) is True
+    assert publish_new(theirs, final) is False
+    assert final.read_text() == "first"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_text(tmp_path / "none" / "f", "x")

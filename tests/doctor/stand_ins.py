@@ -1,0 +1,99 @@
+"""A recording stand-in for every program that is asked, and a site made by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.core.process import NOT_FOUND, Completed
+from launcher.doctor.facts import Association, Cluster, Gres, Host, Mount, Node, Partition, Seen, Site, Tried
+
+Answer = Completed | str
+
+
+class StandIn:
+    """Answers by a program's name (or its name and its first word that is no option); all others are not there."""
+
+    def __init__(self, answers: Mapping[str, Any]) -> None:
+        self.answers = answers
+        self.asked: list[tuple[str, ...]] = []
+
+    def __call__(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        input: str | None = None,
+    ) -> Completed:
+        self.asked.append(tuple(argv))
+        answer = self.answers.get(argv[0])
+        if callable(answer):
+            answer = answer(argv)
+        if answer is None:
+            return Completed(tuple(argv), NOT_FOUND, "", f"{argv[0]}: No such file or directory", 0.0)
+        return answer if isinstance(answer, Completed) else Completed(tuple(argv), 0, answer, "", 0.0)
+
+
+def failed(text: str, code: int | None = 1) -> Any:
+    return lambda argv: Completed(tuple(argv), code, "", text, 20.0)
+
+
+LOCAL = Mount("/", "/dev/sda1", "ext4")
+LUSTRE = Mount("/lustre", "10.0.0.2@o2ib:/fs", "lustre")
+NFS = Mount("/home", "filer:/home", "nfs4")
+WEKA = Mount("/weka data", "backend0/fs", "wekafs")
+NVME = Mount("/raid", "/dev/nvme0n1", "xfs")
+GPU = (Gres("gpu", "gb200", 4),)
+
+
+def node(name: str, gres: tuple[Gres, ...] = GPU, arch: str | None = "aarch64", state: str = "IDLE") -> Node:
+    return Node(name, arch, gres, state, ("batch",))
+
+
+def cluster(**changes: Any) -> Cluster:
+    """Two nodes of four GPUs in one partition with a MaxTime of eight hours, and accounting that is enforced."""
+    config = {
+        "AccountingStorageType": "accounting_storage/slurmdbd",
+        "AccountingStorageEnforce": "associations,limits",
+        "AccountingStoreFlags": "job_comment",
+        "MinJobAge": "300 sec",
+        "PreemptMode": "OFF",
+        "ClusterName": "stand-in",
+    }
+    made = Cluster(
+        user="runner",
+        version="24.11.5",
+        config={**config, **changes.pop("config", {})},
+        partitions=(Partition("batch", True, False, "UP", 8 * 3600.0, 2),),
+        nodes=(node("gb200-001"), node("gb200-002")),
+        associations=(Association("benchmark", "", ("normal",)),),
+        default_account="benchmark",
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def seen(path: str, **changes: Any) -> Seen:
+    on = next((m for m in (LUSTRE, NFS, WEKA, NVME) if path.startswith(m.target)), LOCAL)
+    made = Seen(path, True, "", on, 10**12, None, None)
+    return dataclasses.replace(made, **changes)
+
+
+def site(paths: Sequence[str] = (), **changes: Any) -> Site:
+    """A login host and a node that see all of ``paths``, shared and writable; Slurm takes every job."""
+    directories = {path: seen(path) for path in paths}
+    shared = {path: seen(path, shared=True, back=True) for path in paths}
+    login = Host("login1", "x86_64", "4.1.2", "lfs 2.15", 0, directories, shares=(LUSTRE, NFS))
+    compute = Host("gb200-001", "aarch64", "4.1.2", "lfs 2.15", 4, shared, shares=(LUSTRE, NFS))
+    return dataclasses.replace(Site(cluster(), login, compute), **changes)
+
+
+def taken(*options: str) -> Tried:
+    return Tried(options, True, "Job 1 to start at …")
+
+
+def refused(said: str, *options: str) -> Tried:
+    return Tried(options, False, said)

@@ -1,0 +1,163 @@
+"""Drafts of clusters of many kinds: each loads, claims only what was found, and says what is to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.core.yaml_source import Document
+from launcher.doctor import required_paths, scheduling
+from launcher.doctor.compare import compare
+from launcher.doctor.draft import Wanted, draft, is_rehearsal, todos
+from launcher.doctor.facts import Gres, Host, Partition, Site, Tried, Unknown
+from launcher.rehearsal.checkout import SHA
+from launcher.runner.file import RunnerFile
+from tests.doctor.stand_ins import NFS, NVME, WEKA, cluster, node, refused, seen, site, taken
+
+STATE, DIRECTORY = "/home/runner/.local/state/launcher", "/lustre/images"
+
+
+def tried(on: Site, *refuse: str) -> Mapping[str, Tried]:
+    """What `survey` asks, taken but for what has one of these words."""
+    small = scheduling.base("batch", "benchmark")
+    asked = {"job": small, **{form: [*small, form] for form in scheduling.gpu_forms(on.cluster.nodes_of("batch"))}}
+    asked |= {key: [*small, option] for key, (_, option) in scheduling.SWITCHES.items()}
+    return {
+        name: refused("not here", *options) if any(word in options[-1] for word in refuse) else taken(*options)
+        for name, options in asked.items()
+    }
+
+
+def made(*refuse: str, **changes: Any) -> Site:
+    on = site([STATE, DIRECTORY, "/lustre", "/raid", "/home", "/weka data"], **changes)
+    return dataclasses.replace(on, tried=tried(on, *refuse))
+
+
+def of_login(on: Site, **changes: Any) -> Site:
+    return dataclasses.replace(on, login=dataclasses.replace(on.login, **changes))
+
+
+def of_compute(on: Site, **changes: Any) -> Site:
+    assert isinstance(on.compute, Host)
+    return dataclasses.replace(on, compute=dataclasses.replace(on.compute, **changes))
+
+
+def load(on: Site, **changes: Any) -> tuple[RunnerFile, str]:
+    wanted = dataclasses.replace(Wanted("mine", "batch", "benchmark", DIRECTORY, STATE), **changes)
+    text = draft(wanted, on)
+    return RunnerFile(Document("mine.yaml", text)), text
+
+
+def differing(file: RunnerFile, on: Site) -> list[str]:
+    """What the doctor would find otherwise, had it looked at the same cluster."""
+    paths = [
+        path for need in required_paths.needs(file, lambda text: text.replace("{state}", STATE)) for path in need.paths
+    ]
+    full = made(cluster=on.cluster)
+    directories = {p: on.login.directories.get(p) or seen(p) for p in paths}
+    on = of_login(on, directories=directories)
+    if isinstance(on.compute, Host):
+        there = {p: dataclasses.replace(s, shared=True, back=True) for p, s in directories.items() if "weka" not in p}
+        on = of_compute(on, directories=there)
+    asked = scheduling.questions(file, on.cluster)
+    answers = {name: on.tried.get(name) or full.tried.get(name) or taken(*options) for name, options in asked.items()}
+    on = dataclasses.replace(on, tried=answers)
+    fill = lambda text: text.replace("{state}", STATE)  # noqa: E731
+    return [f"{c.key}: {c.found}" for c in compare(file, on, fill) if c.verdict == "differ"]
+
+
+SITES: dict[str, Site] = {
+    "plain": made(),
+    "typed GRES only": made("--gpus-per-node", "--gres=gpu:1", "--segment"),
+    "no node": made(compute=Unknown("no node was free within 60 s")),
+    "no GRES": made(cluster=cluster(nodes=(node("a", ()), node("b", ())))),
+    "mixed GPUs": made(cluster=cluster(nodes=(node("a"), node("b", (Gres("gpu", "h100", 8),)), node("c", ())))),
+    "mixed architectures": made(cluster=cluster(nodes=(node("a"), node("b", arch="x86_64")))),
+    "strange architecture": of_compute(made(cluster=cluster(nodes=(node("a", arch="ppc64le"),))), arch="ppc64le"),
+    "no limit": made(cluster=cluster(partitions=(Partition("batch", True, False, "UP", None, 2),))),
+    "a short limit": made(cluster=cluster(partitions=(Partition("batch", True, False, "UP", 1800.0, 2),))),
+    "no accounting": made(cluster=cluster(config={"AccountingStorageType": "accounting_storage/none"})),
+    "sbatch is silent": dataclasses.replace(made(), tried={"job": Tried((), None, "sbatch did not answer")}),
+    "sbatch refuses": dataclasses.replace(made(), tried={"job": refused("Invalid qos specification")}),
+    "no enroot": of_compute(of_login(made(), enroot=Unknown("none")), enroot=Unknown("none")),
+    "enroot on nodes": of_login(made(), enroot=Unknown("none")),
+    "many file systems": of_compute(of_login(made(), shares=(NFS, WEKA)), shares=(NFS,), disks=(NVME,)),
+    "down nodes": made(cluster=cluster(nodes=(node("a", state="DOWN*"), node("b", state="IDLE+DRAIN")))),
+}
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_a_draft_loads_and_claims_nothing_that_differs(name: str) -> None:
+    on = SITES[name]
+    for changes in ({}, {"directory": None}, {"account": None}):
+        file, _ = load(on, **changes)
+        assert file.runner.scheduler.partition == "batch"
+        if name not in ("sbatch refuses",):
+            assert differing(file, on) == []
+
+
+def test_what_is_not_known_is_to_do_and_not_claimed() -> None:
+    mixed, text = load(SITES["mixed architectures"])
+    assert mixed.runner.node.arch is None and "TODO arch" in text
+    none, text = load(SITES["no accounting"], account=None)
+    assert none.runner.scheduler.account is None and "takes a job of any account" in text
+    two, text = load(SITES["mixed GPUs"])
+    assert two.runner.node.gpus == 4 and "TODO the partition is mixed: 4 on 1 nodes" in text
+    bare = of_compute(SITES["no GRES"], devices=0)
+    assert "TODO how many?" in load(bare)[1]
+    alone, text = load(SITES["no node"])
+    assert alone.runner.tools == "system" and "on no node: no node was free within 60 s" in text
+    quiet, text = load(SITES["sbatch is silent"])
+    assert set(quiet.runner.srtslurm) == {"network_interface"} and "TODO nothing could be tried" in text
+
+
+def test_what_is_known_is_in_the_file() -> None:
+    runner = load(SITES["plain"])[0].runner
+    assert (runner.node.gpus, runner.node.arch, runner.node.login_arch) == (4, "aarch64", "x86_64")
+    assert (runner.images.directory, runner.images.import_on) == (DIRECTORY, "login")
+    assert [(s.path, s.kind) for s in runner.storage] == [("/lustre", "lustre"), ("/home", "nfs")]
+    typed = load(SITES["typed GRES only"])[0].runner.srtslurm
+    assert typed["use_gpus_per_node_directive"] is False and typed["use_segment_sbatch_directive"] is False
+    assert typed["default_sbatch_directives"] == {"gres": "gpu:gb200:4"}
+    assert load(SITES["a short limit"])[0].runner.scheduler.time_limit == "0:30:00"
+    assert load(SITES["enroot on nodes"])[0].runner.images.import_on == "compute"
+    assert is_rehearsal(SITES["no enroot"]) and load(SITES["no enroot"])[0].runner.tools == "rehearsal"
+    kinds = {s.path: (s.kind, s.seen_by) for s in load(SITES["many file systems"])[0].runner.storage}
+    assert kinds == {
+        "/home": ("nfs", ("login", "compute")),
+        "/weka data": ("nfs", ("login",)),
+        "/raid": ("node-local", ("compute",)),
+    }
+
+
+def test_what_is_to_do_is_listed_with_its_line() -> None:
+    text = load(SITES["plain"])[1]
+    lines = text.splitlines()
+    assert todos(text) and all(
+        "TODO" in lines[number - 1] and what in lines[number - 1] for number, what in todos(text)
+    )
+
+
+def test_the_examples_in_the_comments_are_valid_rules() -> None:
+    """Taken out of their comments, they load: an admin will do just that."""
+    text = load(SITES["plain"])[1]
+    block = text[text.index("# Which checkpoint") : text.index("# Keys of srtslurm")]
+    rows = [line.removeprefix("#") for line in block.splitlines() if line.startswith("#   ")]
+    models, lanes = "\n".join(rows[:3]), "\n".join(rows[3:])
+    filled = text.replace("models: []", f"models:\n{models}").replace("lanes: []", f"lanes:\n{lanes}")
+    runner = RunnerFile(Document("mine.yaml", filled)).runner
+    assert (runner.models[0].alias, runner.lanes[0].ref) == ("minimax-m3-mxfp8", "v1.0.53")
+
+
+def test_the_tables_of_the_handbook_are_valid_rules() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "new-cluster.md").read_text(encoding="utf-8")
+    tables = page[page.index("```yaml\nmodels:") :].removeprefix("```yaml\n").partition("```")[0]
+    models, _, lanes = tables.partition("\nlanes:")
+    text = load(SITES["no enroot"])[1].replace("models: []", models).replace("lanes: []", f"lanes:{lanes}")
+    runner = RunnerFile(Document("mine.yaml", text)).runner
+    assert (runner.models[0].alias, runner.lanes[0].repository) == ("minimax-m3-mxfp8", "rehearsal")
+    assert runner.lanes[0].sha == SHA

@@ -1,0 +1,144 @@
+"""Programs that are missing, fail, hang or print garbage: an unknown with the reason, and never a traceback."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launcher.core.process import Completed
+from launcher.doctor import host_probe, queries
+from launcher.doctor.facts import Host, Unknown
+from launcher.doctor.queries import Asking
+from tests.doctor.stand_ins import StandIn, failed
+
+SLURM = ["sinfo", "scontrol", "sacctmgr", "sbatch"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (None, "there is no {} here"),
+        (failed("slurm_load: Unable to contact slurm controller (connect failure)"), "connect failure"),
+        (failed("", None), "{} did not answer within 20 s"),
+        ("\x00garbage <html>", "printed nothing that could be read"),
+        ("", "printed nothing that could be read"),
+    ],
+)
+def test_a_slurm_that_cannot_be_asked_is_all_unknown(answer: object, why: str) -> None:
+    found = queries.cluster(Asking(StandIn(dict.fromkeys(SLURM, answer)), {"PATH": "/bin"}))
+    for fact, program in ((found.config, "scontrol"), (found.partitions, "scontrol"), (found.nodes, "scontrol")):
+        assert isinstance(fact, Unknown)
+        assert why.format(program) in fact.why
+    assert found.partition("batch") is None
+    assert isinstance(found.accounting, Unknown)
+
+
+def test_accounting_may_be_silent_while_the_controller_answers() -> None:
+    down = "sacctmgr: error: slurm_persist_conn_open: failed to open persistent connection: Connection refused"
+    stand_in = StandIn({"scontrol": "PartitionName=batch State=UP\n", "sacctmgr": failed(down)})
+    found = queries.cluster(Asking(stand_in, {}))
+    assert found.partition("batch") is not None
+    assert isinstance(found.associations, Unknown) and "Connection refused" in found.associations.why
+
+
+def test_the_environment_is_clean_and_names_the_cluster() -> None:
+    environ = {"SINFO_FORMAT": "%N", "SBATCH_PARTITION": "x", "SLURM_CONF": "/c", "SRUN_DEBUG": "3", "PATH": "/bin"}
+    kept = Asking(environ=environ).environment
+    assert kept == {"SLURM_CONF": "/c", "PATH": "/bin", "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
+
+
+@pytest.mark.parametrize(
+    ("stderr", "accepted"),
+    [
+        ("allocation failure: Invalid account or account/partition combination specified", False),
+        ("sbatch: unrecognized option '--segment=1'\nTry \"sbatch --help\" for more information", False),
+        ("allocation failure: Unable to contact slurm controller (connect failure)", None),
+        ("sbatch: fatal: Could not establish a configuration source", None),
+    ],
+)
+def test_a_refusal_is_told_from_silence(stderr: str, accepted: bool | None) -> None:
+    tried = queries.tried(Asking(StandIn({"sbatch": failed(stderr)}), {}), {"job": ["--nodes=1"]})["job"]
+    assert tried.accepted is accepted
+    assert "Try" not in tried.said
+
+
+def test_refs_of_a_real_repository_and_of_none(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", tmp_path / "r"], check=True)
+    commit = ["git", "-C", tmp_path / "r", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty"]
+    subprocess.run([*commit, "-m", "x"], check=True)
+    subprocess.run(["git", "-C", tmp_path / "r", "tag", "v1"], check=True)
+    found = queries.refs(Asking(), [str(tmp_path / "r"), str(tmp_path / "none")])
+    here, none = found[str(tmp_path / "r")], found[str(tmp_path / "none")]
+    assert not isinstance(here, Unknown) and len(here["refs/tags/v1"]) == 40
+    assert isinstance(none, Unknown) and "none" in none.why
+
+
+def test_a_look_at_this_host(tmp_path: Path) -> None:
+    (tmp_path / "with space").mkdir()
+    (tmp_path / "file").touch()
+    paths = [str(tmp_path / name) for name in ("with space", "not/yet", "file/below")] + ["/proc/launcher"]
+    login, compute = host_probe.look(Asking(), paths)
+    assert isinstance(compute, Unknown) and "--no-node" in compute.why
+    spaced, new, below, proc = (login.directories[path] for path in paths)
+    assert spaced.is_at(paths[0]) and spaced.writable and spaced.readable and spaced.free
+    assert (new.at, new.writable) == (str(tmp_path), True)
+    assert below.refused == f"{tmp_path}/file is not a directory"
+    assert proc.at == "/proc" and not proc.writable
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "with space"]  # nothing of ours is left
+
+
+def test_a_look_that_is_cut_off_keeps_what_was_seen(tmp_path: Path) -> None:
+    def hangs(argv: list[str]) -> Completed:
+        token = argv[4]
+        if argv[2] == host_probe._AFTER:
+            return Completed(tuple(argv), 0, "", "", 0.0)
+        lines = [
+            "a banner",
+            f"{token}\tname\tlogin1",
+            f"{token}\tarch\taarch64",
+            f"{token}\t0.at\t/a",
+            f"{token}\t0.end\t",
+        ]
+        return Completed(tuple(argv), None, "\n".join(lines), "", 60.0)  # fmt: skip
+
+    login, _ = host_probe.look(Asking(StandIn({"sh": hangs}), {}), ["/a", "/dead"])
+    assert (login.name, login.arch, list(login.directories)) == ("login1", "aarch64", ["/a"])
+    dead = login.directory("/dead")
+    assert isinstance(dead, Unknown) and "did not answer within 60 s" in dead.why
+
+
+@pytest.mark.parametrize(
+    ("stderr", "code", "tries"),
+    [
+        ("srun: error: Unable to allocate resources: Requested nodes are busy", 1, 1),
+        ("srun: error: Unable to allocate resources: Requested GPUs needed", 1, 2),  # the partition wants a GPU
+        ("", None, 1),
+    ],
+)
+def test_no_node_is_an_unknown_with_the_reason(stderr: str, code: int | None, tries: int) -> None:
+    stand_in = StandIn({"srun": failed(stderr, code)})
+    _, compute = host_probe.look(Asking(stand_in, {}), [], [["--partition=p"], ["--partition=p", "--gpus-per-node=1"]])
+    assert isinstance(compute, Unknown) and (stderr[-20:] in compute.why)
+    assert ("no node was free within 60 s" in compute.why) == ("busy" in stderr)
+    asked = [argv for argv in stand_in.asked if argv[0] == "srun"]
+    assert len(asked) == tries
+    assert {"--nodes=1", "--immediate=60", "--time=2"} <= set(asked[0])
+
+
+def test_a_node_whose_prolog_prints(tmp_path: Path) -> None:
+    """The node's part by the real script, behind noise, in a directory that the login host wrote into."""
+
+    def srun(argv: list[str]) -> Completed:
+        script = argv[argv.index("sh") :]
+        said = subprocess.run(script, capture_output=True, text=True, check=True, timeout=30)
+        return Completed(tuple(argv), 0, f"Welcome to node01!\n{said.stdout}\nepilog: done", "", 0.1)
+
+    from launcher.core.process import run
+
+    stand_in = StandIn({"srun": srun, "sh": lambda argv: run(argv, timeout=30)})
+    _, compute = host_probe.look(Asking(stand_in, {"PATH": "/usr/bin:/bin"}), [str(tmp_path)], [["--partition=p"]])
+    assert isinstance(compute, Host)
+    assert (compute.directories[str(tmp_path)].shared, compute.directories[str(tmp_path)].back) == (True, True)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,160 @@
+"""Marks of use in the image directory: whose image stays, for whoever collects garbage there."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from launcher.image import sidecar, usage
+from launcher.image.inventory import adopt, collect, garbage, images
+from launcher.image.squash import inspect
+from launcher.run.image_import import marking, run_is_over, unmark
+from launcher.run.record import RunRecord
+from tests.image.support import small_image
+from tests.run.driving import ONE, Desk
+from tests.run.test_image_import import a_plan
+
+DAY = 86400.0
+
+
+@pytest.fixture
+def squash(tmp_path: Path) -> Path:
+    """An image that nobody used for 40 days."""
+    (tmp_path / "images").mkdir()
+    squash = small_image(tmp_path / "images/x.sqsh")
+    adopt(squash, "a/b:1", "docker://registry-1.docker.io#a/b:1")
+    for path in (squash, sidecar.beside(squash)):
+        aged(path, 40)
+    note = sidecar.read(squash)
+    assert note is not None
+    sidecar.write(squash, dataclasses.replace(note, mtime_ns=inspect(squash).mtime_ns))
+    aged(sidecar.beside(squash), 40)
+    return squash
+
+
+def aged(path: Path, days: float) -> None:
+    then = time.time() - days * DAY
+    os.utime(path, (then, then))
+
+
+def forgotten(squash: Path, days: float = 40) -> None:
+    """As if its marks had been made long ago."""
+    for path in (squash.parent / ".uses").rglob("*"):
+        aged(path, days)
+
+
+def gone(squash: Path) -> list[str]:
+    found = images(squash.parent, over=run_is_over)
+    return [item.path.name for item in garbage(squash.parent, found, over=run_is_over)]
+
+
+def test_a_mark_of_anybody_keeps_an_image_until_it_is_released(squash: Path, tmp_path: Path) -> None:
+    assert gone(squash) == ["x.sqsh"]
+    assert usage.mark(squash, "r1", tmp_path / "theirs/r1") is None
+    assert usage.mark(squash, "r1", tmp_path / "another/r1") is None
+    forgotten(squash, 20)
+    assert gone(squash) == []
+    (image,) = images(squash.parent)
+    assert [name.partition("@")[0] for name in image.users] == ["r1", "r1"]
+    usage.release(squash.parent, "r1", tmp_path / "theirs/r1")
+    (image,) = images(squash.parent)
+    assert len(image.users) == 1, "a run of the same name is another one's"
+    usage.release(squash.parent, "r1", tmp_path / "another/r1")
+    assert images(squash.parent)[0].users == ()
+    assert gone(squash) == [], "its use has just ended"
+    forgotten(squash)
+    aged(sidecar.beside(squash), 40)
+    assert gone(squash) == ["x.sqsh"]
+
+
+def test_a_mark_that_was_torn_counts_and_one_that_is_too_old_does_not(squash: Path, tmp_path: Path) -> None:
+    usage.mark(squash, "r1", tmp_path / "runs/r1")
+    (mark,) = (squash.parent / ".uses/x.sqsh").iterdir()
+    mark.write_bytes(b'{"run": ')
+    forgotten(squash, 20)
+    assert gone(squash) == []
+    forgotten(squash, 22)
+    assert gone(squash) == [mark.name]
+    aged(squash.parent / ".uses/x.sqsh", 40)
+    assert gone(squash) == ["x.sqsh", mark.name]
+    for item in garbage(squash.parent, images(squash.parent)):
+        assert collect(item)
+    assert list(squash.parent.iterdir()) == []
+
+
+def test_a_run_marks_what_it_uses_until_it_is_settled(squash: Path, tmp_path: Path) -> None:
+    plan = a_plan(tmp_path, "r1")
+    moved = dataclasses.replace(plan, images=(dataclasses.replace(plan.images[0], squash=str(squash)),))
+    record = RunRecord.create(tmp_path / "runs", moved)
+    marking(record)(squash)
+    forgotten(squash)
+    aged(next((squash.parent / ".uses/x.sqsh").iterdir()), 1)
+    record.update(state="failed", job={"id": "7", "over": False})
+    unmark(record)
+    assert gone(squash) == [], "its job may still map the image"
+    record.update(job={"id": "7", "over": True})
+    assert [name.partition("@")[0] for name in gone(squash)] == ["x.sqsh", "r1"], "the record proves it over"
+    unmark(record)
+    assert list((squash.parent / ".uses/x.sqsh").iterdir()) == []
+
+
+def test_where_no_mark_can_be_made_that_is_said(tmp_path: Path) -> None:
+    record = RunRecord.create(tmp_path / "runs", a_plan(tmp_path, "r1"))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/.uses").touch()
+    marking(record)(tmp_path / "images/x.sqsh")
+    said = [event["text"] for event in record.events()]
+    assert said == ["x.sqsh cannot be marked as used by this run: File exists; gc of others may remove it"] or (
+        "Not a directory" in said[0]
+    )
+
+
+def test_a_run_that_comes_between_a_look_and_the_removal_keeps_its_image(
+    squash: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run marks first and looks then. It looked while the image was there; so its mark is seen."""
+    (item,) = garbage(squash.parent, images(squash.parent))
+    content, asked = squash.read_bytes(), 0
+    live = usage.live
+
+    def comes(path: Path, now: float, over: usage.Over = usage.nobody_knows) -> Sequence[usage.Use]:
+        nonlocal asked
+        found, asked = live(path, now, over), asked + 1
+        if asked == 1:
+            usage.mark(squash, "r1", tmp_path / "runs/r1")
+        return found
+
+    monkeypatch.setattr(usage, "live", comes)
+    assert not collect(item)
+    assert asked == 2
+    assert squash.read_bytes() == content
+    assert [path.name for path in squash.parent.iterdir() if path.name.endswith(".part")] == []
+    note = sidecar.read(squash)
+    assert note is not None and note.fits(inspect(squash))
+
+
+def test_gc_of_another_user_keeps_what_a_run_maps_until_its_job_is_over(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    process = desk.start("run", *ONE, "--runner", "local", "--run-id", "r", LAUNCHER_REHEARSAL_FAULTS="hang")
+    try:
+        desk.wait_for(lambda record: bool(record["state"] == "running"))
+        directory = desk.state / "squash"
+        theirs = ("--directory", str(directory), "--state", str(tmp_path / "another"))
+        mine = sorted(path.name for path in directory.glob("*.sqsh"))
+        assert mine
+        assert f"r@{socket.gethostname()}" in desk.launcher("image", "list", *theirs)
+        desk.launcher("image", "gc", "--grace", "0", "--apply", *theirs)
+        assert sorted(path.name for path in directory.glob("*.sqsh")) == mine
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    desk.launcher("image", "gc", "--grace", "0", "--apply", *theirs)
+    assert list(directory.glob("*.sqsh")) == []
+    assert not (directory / ".uses").exists()

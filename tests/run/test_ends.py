@@ -1,0 +1,271 @@
+"""Every end of a run: its verdict, its evidence, what GitHub is told, and that no secret is in any of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.cli.running import report_to
+from launcher.core.errors import (
+    Cancelled,
+    ConfigError,
+    ImageError,
+    JobError,
+    LauncherError,
+    ModelError,
+    SubmissionError,
+)
+from launcher.core.github import GitHub
+from launcher.result.collect import TARBALL
+from launcher.run.evidence import FOLDER, PAPER
+from launcher.run.execute import Execution, Outcome
+from launcher.run.record import RunRecord
+from launcher.run.stages import Effects
+from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.states import Phase
+from launcher.srtctl.submit import SubmissionUnknown
+from tests.benchmarks import a_recipe
+from tests.core.test_redact import TOKENS
+from tests.result.documents import fixed
+from tests.run.test_stages import plan_on
+
+SECRETS = {
+    "HF_TOKEN": "hf_" + "q8Wm3ZtR7x" * 3 + "Lk2p",
+    "GH_TOKEN": "ghp_" + "Zx9Yw8Vu7T" * 3 + "s6Rq5p",
+    "DOCKER_PASSWORD": "correct horse/battery",
+}
+OTHERS = TOKENS["nvidia"]
+"""A token that no variable of ours holds."""
+
+SPILLED = f"token {SECRETS['HF_TOKEN']} {SECRETS['GH_TOKEN']} login {SECRETS['DOCKER_PASSWORD']} {OTHERS}\n"
+ALWAYS = {"verdict.txt", "events.txt", "recipe.yaml", "srtslurm.yaml"}
+OF_A_JOB = {"job.log", "scheduler.json", "sbatch_script.sh", "config.yaml"}
+
+
+class Slurm:
+    """Says of a job what it is asked to print, with a secret in its comment."""
+
+    name = "slurm"
+
+    def describe(self, job: JobKey) -> dict[str, str]:
+        return {"scontrol": f"JobId={job.id} Comment={SPILLED}", "sacct": "x" * (2 * PAPER)}
+
+    def __getattr__(self, name: str) -> object:
+        raise AssertionError(name)
+
+
+@dataclass
+class Case:
+    """A run of which the job has begun, in a directory of its own, as `launcher ci` would drive it."""
+
+    root: Path
+    execution: Execution
+
+    @property
+    def record(self) -> RunRecord:
+        return self.execution.record
+
+    @property
+    def output(self) -> Path:
+        return self.root / "tree/outputs/7"
+
+    def submitted(self, log: str = "", worker: str = "", results: tuple[int, ...] = ()) -> None:
+        """As after a submission: srtctl's files, and logs."""
+        logs = self.output / "logs"
+        logs.mkdir(parents=True)
+        (self.output / "sbatch_script.sh").write_text(f"#!/bin/bash\nexport HF_TOKEN={SPILLED}")
+        (self.output / "config.yaml").write_text(f"environment: {{HF_TOKEN: {SPILLED.strip()!r}}}\n")
+        (logs / "sweep_7.log").write_text(f"{SPILLED}{log}")
+        (logs / "core").write_bytes(b"\0\xff" + SPILLED.encode() * 3 + b"\xfe")
+        if worker:
+            (logs / "node02_decode_w0.out").write_text(f"2026-11-21 10:00:05 ready {SPILLED}{worker}\n")
+        now = time.time()
+        job = {"id": "7", "submitted": now - 5, "output": str(self.output)}
+        self.record.update(state="running", job=job)
+        for at in results:
+            path = logs / "sa-bench_isl_1024_osl_1024" / f"results_concurrency_{at}_gpus_8_ctx_4_gen_4.json"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(fixed(at)))
+        self.record.event("job", f"RUNNING on node[01-02] {SPILLED}")
+
+    def annotation(self, outcome: Outcome) -> str:
+        """What GitHub reads of the end."""
+        said = io.StringIO()
+        environ = {**SECRETS, "GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(self.root / "summary.md")}
+        with GitHub.from_environment(environ, said) as github:
+            report_to(github, self.record.directory.parent, [outcome])
+        return said.getvalue()
+
+    def evidence(self) -> dict[str, str]:
+        return {p.name: p.read_text() for p in (self.record.directory / "evidence").iterdir()}
+
+    def packed(self) -> dict[str, bytes]:
+        """The members of the tarball that the workflow uploads."""
+        with tarfile.open(self.root / "workspace" / TARBALL) as tar:
+            return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+
+    def everything(self) -> Iterator[tuple[str, bytes]]:
+        """Whatever lies below the run's directory and in the workspace, tarballs opened."""
+        for top in (self.record.directory, self.root / "workspace", self.root / "summary.md"):
+            for path in [top, *top.rglob("*")] if top.exists() else ():
+                if path.is_file() and path.name != TARBALL:
+                    yield str(path), path.read_bytes()
+        yield from self.packed().items()
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    (tmp_path / "workspace").mkdir()
+    plan = plan_on("local", tmp_path / "workspace")
+    tree = dataclasses.replace(plan.srt_slurm, root=str(tmp_path / "tree"))
+    plan = dataclasses.replace(plan, srt_slurm=tree, recipe=dataclasses.replace(plan.recipe, document=a_recipe()))
+    record = RunRecord.create(tmp_path / "runs", plan)
+    record.update(results="workspace")
+    scheduler: Any = Slurm()
+    effects = Effects(scheduler=scheduler, environ=SECRETS)
+    return Case(tmp_path, Execution(record, plan, effects, lambda plan, root: plan))
+
+
+def leaks(case: Case, said: str) -> list[str]:
+    """Where a secret survived."""
+    values = [*SECRETS.values(), OTHERS]
+    found = [where for where, data in case.everything() if any(v.encode() in data for v in values)]
+    return found + ["the annotation" for v in values if v in said]
+
+
+OOM = "torch.OutOfMemoryError: CUDA out of memory"
+
+
+@dataclass(frozen=True)
+class End:
+    """How a job ended, what its logs say, and what is to be said of it."""
+
+    word: str
+    code: tuple[int, int]
+    layer: str
+    text: str
+    worker: str = ""
+    results: tuple[int, ...] = ()
+    exit_code: int = 6
+
+
+JOBS = {
+    "good": End("COMPLETED", (0, 0), "", "good:", results=(4, 16), exit_code=0),
+    "out of memory, exit code 0": End("OUT_OF_MEMORY", (0, 0), "server", "OUT_OF_MEMORY"),
+    "out of memory": End("OUT_OF_MEMORY", (0, 125), "server", "oom-kill", worker="slurmstepd: error: oom-kill event"),
+    "time limit": End("TIMEOUT", (0, 0), "scheduler", "the time limit was reached"),
+    "time limit, after a failure": End("TIMEOUT", (0, 0), "server", OOM, worker=OOM),
+    "deadline": End("DEADLINE", (0, 0), "scheduler", "its deadline"),
+    "node failure": End("NODE_FAIL", (1, 0), "node", "a node failed on node[01-02]", worker=OOM),
+    "boot failure": End("BOOT_FAIL", (0, 0), "node", "did not boot"),
+    "cancelled by another": End("CANCELLED", (0, 15), "scheduler", "somebody else cancelled it"),
+    "preempted": End("PREEMPTED", (0, 15), "scheduler", "another job took its place"),
+    "a server fails": End("FAILED", (1, 0), "server", f"node02_decode_w0.out: {OOM}", worker=OOM),
+    "an image that pyxis cannot mount": End(
+        "FAILED", (1, 0), "image", "pyxis", worker="pyxis: failed to create container filesystem"
+    ),
+    "a node that lost its GPU": End("FAILED", (1, 0), "node", "Xid", worker="NVRM: Xid (PCI:0009): 79"),
+    "no log can be written": End("FAILED", (0, 53), "node", "could not be opened"),
+    "the script fails": End("FAILED", (3, 0), "benchmark", "exit code 3"),
+    "results are missing": End("COMPLETED", (0, 0), "results", "concurrency 16", results=(4,), exit_code=7),
+    "no results at all": End("COMPLETED", (0, 0), "results", "2 of the results", exit_code=7),
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_end_of_a_job(case: Case, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    end = JOBS[name]
+    monkeypatch.setattr(Execution, "_result_patience", 0.0)
+    case.submitted(worker=end.worker, results=end.results)
+    state = JobState(Phase.TERMINAL, end.word, exit_code=end.code, nodes="node[01-02]")
+    outcome = case.execution.finish(state)
+    said = case.annotation(outcome)
+    assert leaks(case, said) == []
+    assert outcome.exit_code == end.exit_code
+    kept = json.loads((case.record.directory / "run.json").read_text())
+    assert kept["verdict"]["layer"] == end.layer and end.text in kept["verdict"]["text"], kept["verdict"]
+    evidence = case.evidence()
+    assert evidence.keys() >= ALWAYS | OF_A_JOB | ({"first-failure.txt"} if end.exit_code else set())
+    assert f"job 7: {state.describe()}" in evidence["verdict.txt"] and "RUNNING on node" in evidence["events.txt"]
+    assert all(len(text) <= 2 * PAPER for text in evidence.values())
+    assert {n.removeprefix(f"{FOLDER}/") for n in case.packed() if n.startswith(FOLDER)} == evidence.keys()
+    if end.layer:
+        assert f"::{end.layer}: " in said and end.text in said
+    else:
+        assert "::error" not in said
+    if end.worker:
+        assert end.worker in evidence["first-failure.txt"] or end.word == "NODE_FAIL"
+
+
+EARLY = {
+    "configuration": (ConfigError(f"a key is wrong {SPILLED}", where="x.yaml:3"), "configuration", 2),
+    "image": (ImageError("404, the registry has no such image"), "image", 3),
+    "model": (ModelError("3 shards are missing"), "model", 4),
+    "checkout": (SubmissionError("fatal: unable to access git"), "scheduler", 5),
+    "refused": (
+        SubmissionError("srtctl apply exited with 1\nsaid\nsbatch: error: invalid partition specified: nowhere"),
+        "scheduler",
+        5,
+    ),
+    "refused by srtctl": (SubmissionError("srtctl apply exited with 1\nUnknown field 'x'"), "configuration", 5),
+    "lost": (SubmissionUnknown("whether a job was submitted is unknown."), "scheduler", 5),
+    "given up": (JobError("no definite answer for 30 min"), "scheduler", 6),
+    "cancelled": (Cancelled("stopped by SIGINT"), "cancelled", 130),
+}
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_an_end_before_the_job(case: Case, name: str) -> None:
+    error, layer, code = EARLY[name]
+    assert isinstance(error, LauncherError)
+    case.record.event("stage", "images …")
+    ended = case.execution.cancelled(error) if isinstance(error, Cancelled) else case.execution.failed(error)
+    said = case.annotation(ended)
+    assert leaks(case, said) == []
+    assert ended.exit_code == code
+    assert case.record.get("verdict")["layer"] == layer
+    last = error.message.split("***")[0].splitlines()[-1].split(" token")[0]
+    assert last in case.record.get("verdict")["text"]
+    assert f"::{layer}: " in said and last in said
+    evidence = case.evidence()
+    assert evidence.keys() == ALWAYS | {"first-failure.txt"}
+    assert "images …" in evidence["events.txt"] and a_recipe()["name"] in evidence["recipe.yaml"]
+    assert {n.removeprefix(f"{FOLDER}/") for n in case.packed()} == evidence.keys()
+
+
+def test_a_cancelled_job_leaves_its_logs_and_evidence_and_then_what_became_of_it(case: Case) -> None:
+    case.submitted(worker=OOM)
+    outcome = case.execution.cancelled(Cancelled("stopped by SIGTERM", exit_code=143))
+    assert case.record.get("verdict") == {"layer": "cancelled", "text": "stopped by SIGTERM"}
+    assert {
+        "sweep_7.log",
+        f"{FOLDER}/job.log",
+        f"{FOLDER}/verdict.txt",
+        f"{FOLDER}/config.yaml",
+    } <= case.packed().keys()
+    case.execution.saw_after_cancel(JobState(Phase.TERMINAL, "CANCELLED", exit_code=(0, 15)))
+    assert "after cancelling: CANCELLED" in case.evidence()["events.txt"]
+    assert case.evidence().keys() == ALWAYS | OF_A_JOB | {"first-failure.txt"}
+    assert leaks(case, case.annotation(outcome)) == []
+
+
+def test_what_lies_in_the_tarball_is_bounded_and_no_result(case: Case) -> None:
+    case.submitted(log="x" * 79 + "\n" + "a line of a long log\n" * 100_000)
+    for name in ("sbatch_script.sh", "config.yaml"):
+        (case.output / name).write_text("# a line of a long file\n" * 100_000)
+    for number in range(20_000):
+        case.record.event("job", f"event {number} " + "x" * 60)
+    case.execution.finish(JobState(Phase.TERMINAL, "FAILED", exit_code=(1, 0)))
+    packed = {name: data for name, data in case.packed().items() if name.startswith(FOLDER)}
+    assert 0 < max(map(len, packed.values())) <= PAPER + 4096, {n: len(d) for n, d in packed.items()}
+    assert not any(Path(name).suffix == ".json" and "result" in name for name in packed)
+    assert b"event 19999 " in packed[f"{FOLDER}/events.txt"] and packed[f"{FOLDER}/config.yaml"].endswith(b"file\n")

@@ -1,0 +1,158 @@
+"""Verdicts from facts, and the first failure among logs of real shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.core.errors import (
+    Cancelled,
+    ConfigError,
+    ImageError,
+    JobError,
+    LauncherError,
+    ModelError,
+    ResultError,
+    SubmissionError,
+)
+from launcher.run.evidence import FILES, LINES, TAIL, Failure, first_failures, keep, tail, verdict
+from launcher.slurm.client import JobState
+from launcher.slurm.states import Phase
+
+ENDED = JobError("the job ended as it did")
+
+
+def ended(word: str, code: tuple[int, int] | None = (1, 0), nodes: str = "node[01-02]") -> JobState:
+    return JobState(Phase.TERMINAL, word, exit_code=code, nodes=nodes)
+
+
+def failure(text: str, file: str = "node02_decode_w0.out", source: str = "server") -> Failure:
+    return Failure(file, source, text, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "layer"),
+    [
+        (ConfigError("unknown key"), "configuration"),
+        (ImageError("404"), "image"),
+        (ModelError("3 shards are missing"), "model"),
+        (ResultError("concurrency 4: no result"), "results"),
+        (SubmissionError("sbatch: error: invalid partition specified: nowhere"), "scheduler"),
+        (SubmissionError("Unknown field 'x'"), "configuration"),
+        (JobError("no definite answer from slurm for 30 min"), "scheduler"),
+        (Cancelled("stopped by SIGINT"), "cancelled"),
+    ],
+)
+def test_what_ends_before_or_after_the_job_names_its_own_layer(error: LauncherError, layer: str) -> None:
+    ruling = verdict(error)
+    assert ruling.layer == layer
+    assert error.message in str(ruling)
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "layer"),
+    [
+        ("NODE_FAIL", (1, 0), "node"),
+        ("BOOT_FAIL", (0, 0), "node"),
+        ("FAILED", (0, 53), "node"),
+        ("TIMEOUT", (0, 15), "scheduler"),
+        ("DEADLINE", (0, 0), "scheduler"),
+        ("CANCELLED", (0, 15), "scheduler"),
+        ("PREEMPTED", (0, 0), "scheduler"),
+        ("REVOKED", (0, 0), "scheduler"),
+        ("OUT_OF_MEMORY", (0, 0), "server"),
+        ("OUT_OF_MEMORY", (0, 125), "server"),
+        ("FAILED", (3, 0), "benchmark"),
+    ],
+)
+def test_without_a_log_slurms_word_decides(word: str, code: tuple[int, int], layer: str) -> None:
+    assert verdict(ENDED, ended(word, code)).layer == layer
+
+
+@pytest.mark.parametrize(
+    ("text", "layer"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "server"),
+        ("RuntimeError: NCCL error: unhandled system error", "server"),
+        ("pyxis: failed to create container filesystem for image: /x.sqsh", "image"),
+        ("FileNotFoundError: [Errno 2] No such file or directory: '/m/model.safetensors.index.json'", "model"),
+        ("KeyError: 'layers.0.w13_input_scale'", "model"),
+        ("NVRM: Xid (PCI:0009:01:00): 79, GPU has fallen off the bus.", "node"),
+        ("OSError: [Errno 116] Stale file handle: '/home/x'", "node"),
+        ("vllm serve: error: unrecognized arguments: --moe-backendd", "configuration"),
+    ],
+)
+def test_the_first_failure_of_a_server_decides_by_its_words(text: str, layer: str) -> None:
+    ruling = verdict(ENDED, ended("FAILED"), [failure(text), failure("RuntimeError: later", source="benchmark")])
+    assert ruling.layer == layer
+    assert ruling.text.startswith(f"node02_decode_w0.out: {text}") and "FAILED, exit code 1" in ruling.text
+
+
+def test_a_benchmark_that_fails_first_is_the_benchmarks() -> None:
+    first = failure("ValueError: no prompt", "benchmark.out", "benchmark")
+    assert verdict(ENDED, ended("FAILED"), [first]).layer == "benchmark"
+
+
+def test_a_node_failure_is_no_servers_fault_though_servers_complain() -> None:
+    assert verdict(ENDED, ended("NODE_FAIL"), [failure("RuntimeError: peer is gone")]).layer == "node"
+
+
+def test_a_success_has_no_layer() -> None:
+    assert verdict(None, ended("COMPLETED", (0, 0))).layer == ""
+
+
+def test_the_first_failure_is_the_earliest_and_the_orchestrator_comes_last(tmp_path: Path) -> None:
+    (tmp_path / "sweep_7.log").write_text(
+        "2026-11-21 10:00:00 [ERROR] Critical process 'decode_0' exited with code 1\n"
+    )
+    (tmp_path / "node01_prefill_w0.out").write_text(
+        "2026-11-21 10:00:09 INFO up\nTraceback (most recent call last):\n  File x\nConnectionError: peer\n"
+    )
+    (tmp_path / "node02_decode_w0.out").write_text("2026-11-21 10:00:05 ERROR CUDA error: out of memory\nlast words\n")
+    (tmp_path / "benchmark.out").write_text("2026-11-21 10:00:01 INFO 0 errors so far\n")
+    found = first_failures(tmp_path, seconds=5)
+    assert [f.file for f in found] == ["node02_decode_w0.out", "node01_prefill_w0.out", "sweep_7.log"]
+    assert found[1].text == "ConnectionError: peer"
+    assert "last words" in found[0].lines
+
+
+def test_what_slurm_says_at_a_cancel_is_no_failure_of_a_log(tmp_path: Path) -> None:
+    (tmp_path / "sweep_7.log").write_text("slurmstepd: error: *** JOB 7 ON node01 CANCELLED AT 2026-11-21T10:00 ***\n")
+    assert first_failures(tmp_path, seconds=5) == []
+
+
+def test_logs_are_read_in_bounded_pieces(tmp_path: Path) -> None:
+    log = tmp_path / "node01_decode_w0.out"
+    with log.open("wb") as file:
+        file.seek(50 << 30)  # a sparse file of 50 GiB
+        file.write(b"\nERROR at the end\n" + b"after\n" * 100)
+    (failure_,) = first_failures(tmp_path, seconds=5)
+    assert failure_.text == "ERROR at the end" and len(failure_.lines) <= LINES
+    assert sum(map(len, tail(log))) <= TAIL
+    ticks = iter([0.0, 1.0, 9.0])
+    assert first_failures(tmp_path, seconds=5, clock=lambda: next(ticks)) == [failure_]
+    for number in range(FILES + 5):
+        (tmp_path / f"x{number}.out").write_text("ERROR\n")
+    assert len(first_failures(tmp_path, seconds=60)) <= FILES
+
+
+def test_evidence_is_kept_without_secrets(tmp_path: Path) -> None:
+    log = tmp_path / "sweep_1.log"
+    log.write_text("token hf_secretsecret\n")
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\n")
+    first = failure("ERROR hf_secretsecret")
+    keep(
+        tmp_path / "evidence",
+        ruling=verdict(ENDED, ended("FAILED"), [first]),
+        failures=[first],
+        events=[{"kind": "job", "time": 1.5, "text": "RUNNING"}, {"kind": "note", "time": 2, "text": "no"}],
+        log=log,
+        papers={"sbatch_script.sh": script, "config.yaml": tmp_path / "absent"},
+        environ={"HF_TOKEN": "hf_secretsecret"},
+    )
+    texts = {p.name: p.read_text() for p in (tmp_path / "evidence").iterdir()}
+    assert set(texts) == {"verdict.txt", "events.txt", "first-failure.txt", "job.log", "sbatch_script.sh"}
+    assert not any("hf_secret" in text for text in texts.values())
+    assert texts["events.txt"].endswith("RUNNING\n") and "no" not in texts["events.txt"].split()

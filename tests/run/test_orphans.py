@@ -1,0 +1,112 @@
+"""Ending what a run holds, from another process: whose it is, and a submission that still goes on."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.core.errors import ConfigError, LauncherError
+from launcher.run.execute import Execution
+from launcher.run.orphans import check_owner, end_run
+from launcher.run.record import RunRecord
+from launcher.run.stages import Effects
+from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.states import Phase
+from tests.run.test_stages import plan_on
+
+NOBODY = 65534
+
+
+class Slurm:
+    """Shows a job by its token from the start, and ends what it is asked to."""
+
+    name = "slurm"
+
+    def __init__(self) -> None:
+        self.cancelled: list[float] = []
+
+    def find(self, token: str) -> list[JobKey]:
+        return [JobKey("7", time.time(), token)]
+
+    def cancel(self, jobs: Sequence[JobKey]) -> None:
+        self.cancelled.append(time.monotonic())
+
+    def poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
+        ended = JobState(Phase.TERMINAL, "CANCELLED", exit_code=(0, 15), nodes="node01")
+        return dict.fromkeys(jobs, ended if self.cancelled else JobState(Phase.ALIVE, "PENDING"))
+
+    def describe(self, job: JobKey) -> dict[str, str]:
+        return {}
+
+
+def execution(root: Path, scheduler: Slurm) -> Execution:
+    plan = plan_on("local", root)
+    record = RunRecord.create(root / "runs", plan)
+    effects: Any = Effects(scheduler=scheduler, environ={})  # type: ignore[arg-type]
+    return Execution(record, plan, effects, lambda plan, root: plan)
+
+
+def test_a_submission_that_goes_on_does_not_hold_up_the_cancel(tmp_path: Path) -> None:
+    """srtctl of a killed launcher holds submit.lock for minutes; its job is ended as soon as Slurm shows it."""
+    slurm = Slurm()
+    run = execution(tmp_path, slurm)
+    run.record.set_stage("submit", "running")
+    submitting = threading.Event()
+
+    def srtctl() -> None:
+        with run.record.submitting():
+            submitting.set()
+            time.sleep(2.5)
+
+    thread = threading.Thread(target=srtctl)
+    thread.start()
+    submitting.wait(5)
+    began = time.monotonic()
+    end_run(run, "launcher cancel", lambda text: None)
+    thread.join()
+    assert slurm.cancelled and slurm.cancelled[0] - began < 1.5
+    assert run.record.get("state") == "cancelled"
+    assert run.record.get("verdict") == {"layer": "cancelled", "text": "launcher cancel"}
+
+
+def test_a_run_is_its_users_to_end(tmp_path: Path) -> None:
+    record = execution(tmp_path, Slurm()).record
+    record.update(job={"id": "7", "submitted": 1.0, "output": "/x"})
+    check_owner(record, record.directory.stat().st_uid)
+    check_owner(record, 0)
+    with pytest.raises(ConfigError, match=r"the run belongs to .*, and so does its job") as told:
+        check_owner(record, NOBODY)
+    assert "scancel 7" in str(told.value)
+
+
+@pytest.mark.parametrize("uid", [NOBODY] if os.getuid() == 0 else [])
+def test_another_user_is_told_whose_run_it_is(uid: int) -> None:
+    """In a process of that user, which may read all of the record and write none of it."""
+    reader, writer = os.pipe()
+    with tempfile.TemporaryDirectory() as name:  # pytest's own is nobody else's to read
+        run = execution(Path(name), Slurm())
+        for path in (Path(name), run.record.directory):
+            path.chmod(0o755)
+        run.record.update(job={"id": "7", "submitted": 1.0, "output": "/x"})
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setgid(uid)
+                os.setuid(uid)
+                end_run(run, "launcher cancel", lambda text: None)
+            except (LauncherError, OSError) as error:
+                os.write(writer, f"{type(error).__name__}: {error}".encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        text = said.read()
+    assert text.startswith("ConfigError: ") and "the run belongs to root" in text and "scancel 7" in text

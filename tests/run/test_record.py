@@ -1,0 +1,183 @@
+"""Run records: on disk at once, readable by anyone, and whose they are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.core.errors import ConfigError
+from launcher.core.process_identity import ProcessId
+from launcher.core.shipped import shipped
+from launcher.plan.derive import Context
+from launcher.plan.plan import Plan
+from launcher.run.record import RunRecord, check_run_id, records
+from launcher.runner import Fleet
+from launcher.srtctl.locate import RecipeFinder
+from launcher.srtctl.resolve import plan_benchmark
+from tests.benchmarks import a_benchmark
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    context = Context(workspace=str(tmp_path), runner_name="gb200-nv_0", run_key="r1", today="20260101")
+    return plan_benchmark(a_benchmark(), Fleet([shipped("runners")]).get("gb200-nv"), RecipeFinder(), context)
+
+
+def test_what_is_written_is_there_for_another_process(tmp_path: Path, plan: Plan) -> None:
+    record = RunRecord.create(tmp_path / "runs", plan)
+    record.update(job={"id": "7"})
+    record.set_stage("images", "running")
+    record.set_stage("images", "done", images=[1])
+    record.event("note", "ü", extra=1)
+    other = RunRecord.load(tmp_path / "runs", "r1")
+    assert other.get("job") == {"id": "7"}
+    assert other.stage("images")["state"] == "done" and other.stage("images")["images"] == [1]
+    assert other.stage("none") == {}
+    assert [(e["kind"], e["text"], e["extra"]) for e in other.events()] == [("note", "ü", 1)]
+    assert other.plan.as_dict() == plan.as_dict()
+    assert [r.id for r in records(tmp_path / "runs")] == ["r1"]
+
+
+def test_an_event_that_a_killed_launcher_left_half_is_passed_over(tmp_path: Path, plan: Plan) -> None:
+    record = RunRecord.create(tmp_path, plan)
+    record.event("note", "whole")
+    with (record.directory / "events.jsonl").open("a") as file:
+        file.write('{"time": 1, "ki')
+    assert [e["text"] for e in record.events()] == ["whole"]
+
+
+def test_a_run_is_made_once(tmp_path: Path, plan: Plan) -> None:
+    RunRecord.create(tmp_path, plan)
+    with pytest.raises(ConfigError, match="exists already"):
+        RunRecord.create(tmp_path, plan)
+
+
+def test_a_run_that_is_not_there_names_the_nearest(tmp_path: Path, plan: Plan) -> None:
+    RunRecord.create(tmp_path, plan)
+    with pytest.raises(ConfigError) as error:
+        RunRecord.load(tmp_path, "r11")
+    assert error.value.hint == "did you mean r1?"
+    (tmp_path / "r1/run.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        RunRecord.load(tmp_path, "r1")
+    assert records(tmp_path) == []
+
+
+@pytest.mark.parametrize("run_id", ["../x", "", "a b", "x" * 121, ".hidden", "a/b"])
+def test_ids_that_cannot_be_names(run_id: str) -> None:
+    with pytest.raises(ConfigError):
+        check_run_id(run_id)
+
+
+def test_whose_a_run_is(tmp_path: Path, plan: Plan) -> None:
+    record = RunRecord.create(tmp_path, plan)
+    assert not record.owned_by_another
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        its = asdict(ProcessId.of(other.pid))
+        record.update(owner=its)
+        assert record.owned_by_another
+        record.update(owner={**its, "started": "1"})  # the pid was given out again
+        assert not record.owned_by_another
+        record.update(owner={**its, "host": "elsewhere"})
+        assert not record.owned_by_another
+        record.update(owner=its)
+        other.kill()
+        other.wait()
+    assert not record.owned_by_another
+
+
+def test_a_runs_directory_that_cannot_be_made(tmp_path: Path, plan: Plan) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be made"):
+        RunRecord.create(tmp_path / "file" / "runs", plan)
+
+
+def test_the_record_is_plain_json(tmp_path: Path, plan: Plan) -> None:
+    record = RunRecord.create(tmp_path, plan)
+    assert json.loads((record.directory / "run.json").read_text())["state"] == "new"
+
+
+_TRY = """
+import sys
+from pathlib import Path
+from launcher.core.errors import ConfigError
+from launcher.run.record import RunRecord
+record = RunRecord.load(Path(sys.argv[1]), "r1")
+try:
+    record.take()
+except ConfigError as error:
+    sys.exit(str(error))
+"""
+
+
+def _take(runs: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", _TRY, str(runs)], capture_output=True, text=True, timeout=60)
+
+
+def test_one_process_drives_a_run(tmp_path: Path, plan: Plan) -> None:
+    record = RunRecord.create(tmp_path, plan)
+    record.take()  # it has it already
+    assert "another launcher drives this run" in _take(tmp_path).stderr
+
+
+def test_a_run_is_taken_over_as_it_is_by_then(tmp_path: Path, plan: Plan) -> None:
+    code = _TRY.replace("record.take()", "record.take(); record.update(job={'id': '7'})")
+    RunRecord.create(tmp_path / "a", plan)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    stale = RunRecord.load(tmp_path / "b", "r1")
+    stale.update(owner=None)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "b")], check=True, timeout=60)
+    stale.take()
+    assert stale.get("job") == {"id": "7"}
+
+
+def test_a_submission_goes_on_until_its_program_ends(tmp_path: Path, plan: Plan) -> None:
+    record = RunRecord.create(tmp_path, plan)
+    with record.submitting() as handle:
+        program = subprocess.Popen(["sleep", "1"], pass_fds=[handle])
+    began = time.monotonic()
+    with RunRecord.load(tmp_path, "r1").submitting():
+        assert program.poll() is not None or time.monotonic() - began > 0.8
+    program.wait()
+
+
+@pytest.mark.parametrize(
+    ("fields", "settled"),
+    [
+        ({"state": "running", "job": {"id": "7"}}, False),
+        ({"state": "cancelled", "job": {"id": "7"}}, False),
+        ({"state": "cancelled", "job": {"id": "7", "over": True}}, True),
+        ({"state": "cancelled", "stages": {"submit": {"state": "running"}}}, False),
+        ({"state": "failed", "stages": {"submit": {"state": "unknown"}}}, False),
+        ({"state": "failed", "stages": {"submit": {"state": "failed"}}}, True),
+        ({"state": "cancelled"}, True),
+    ],
+)
+def test_a_run_is_settled_when_nothing_of_it_can_be_left(
+    tmp_path: Path, plan: Plan, fields: dict[str, Any], settled: bool
+) -> None:
+    record = RunRecord.create(tmp_path, plan)
+    record.update(**fields)
+    assert record.settled is settled
+    assert record.abandoned is False, "we live"
+    record.update(owner={**asdict(ProcessId.mine()), "started": "0"})
+    assert record.abandoned is (not settled)
+    record.update(owner={**asdict(ProcessId.mine()), "host": "elsewhere"})
+    assert record.abandoned is (False if settled else None)
+
+
+def test_a_launcher_that_is_killed_while_it_makes_a_record_leaves_none(tmp_path: Path, plan: Plan) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", lambda self, target: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            RunRecord.create(tmp_path, plan)
+    assert records(tmp_path) == []
+    assert RunRecord.create(tmp_path, plan).id == "r1"

@@ -1,0 +1,81 @@
+"""What the logs of real jobs of srtctl say of their ends, and logs that only look like it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher.slurm.client import JobKey
+from launcher.slurm.states import LOST, Phase
+from launcher.srtctl.exit_marker import Markers
+from tests.shared import SHARED, needs_shared
+
+RULE = "=" * 42
+GOOD = f"work\n\n{RULE}\n✓ Sweep completed successfully\nEnd: Sat Nov 21 17:41:17 UTC 2026\n{RULE}\n"
+BAD = GOOD.replace("✓ Sweep completed successfully", "✗ Sweep failed (exit code: 3)")
+JOB = JobKey("7")
+
+
+def code(log: Path, job: JobKey = JOB) -> int | None:
+    state = Markers().read(job, log)
+    if state is None:
+        return None
+    assert (state.phase, state.word, state.succeeded) == (Phase.TERMINAL, LOST, False)
+    assert state.exit_code is not None and state.exit_code[1] == 0
+    return state.exit_code[0]
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("srtctl-transcripts/lab/custom-ok.sweep.log", 0),
+        ("srtctl-transcripts/lab/bench-exit3.sweep.log", 3),
+        ("srtctl-transcripts/lab/manual-sigterm.sweep.log", 1),
+        ("one-machine/samples/srtctl-disagg-job3/logs/sweep_3.log", 0),
+    ],
+)
+def test_recorded_ends(name: str, expected: int) -> None:
+    assert SHARED is not None
+    assert code(SHARED / "reference" / name) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (GOOD, 0),
+        (BAD, 3),
+        ("x" * 9000 + "\n" + BAD, 3),
+        (BAD + "slurmstepd: error: *** JOB 7 ON node01 CANCELLED AT 2026-11-21 ***\n", 3),
+        (BAD + GOOD, 0),
+        (GOOD + f"{RULE}\n🚀 srtctl Sweep Orchestrator\n{RULE}\n", None),
+        (GOOD[: -len(RULE) - 1], None),
+        (GOOD.replace("✓ Sweep", "2026 [INFO] ✓ Sweep"), None),
+        ("", None),
+    ],
+)
+def test_ends_by_their_text(tmp_path: Path, text: str, expected: int | None) -> None:
+    log = tmp_path / "sweep_7.log"
+    log.write_text(text)
+    assert code(log) == expected
+
+
+def test_a_log_that_is_older_than_the_job_is_anothers(tmp_path: Path) -> None:
+    log = tmp_path / "sweep_7.log"
+    log.write_text(GOOD)
+    os.utime(log, (time.time() - 500,) * 2)
+    assert code(log, JobKey("7", time.time())) is None
+    assert code(log, JobKey("7", time.time() - 600)) == 0
+
+
+def test_a_log_is_read_again_when_it_has_changed(tmp_path: Path) -> None:
+    markers, log = Markers(), tmp_path / "sweep_7.log"
+    assert markers.read(JOB, log) is None
+    log.write_text("work\n")
+    assert markers.read(JOB, log) is None
+    with log.open("a") as file:
+        file.write(GOOD)
+    assert markers.read(JOB, log) is not None
