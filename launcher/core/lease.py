@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
 import signal
@@ -20,14 +21,90 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 
-from launcher.core.lock_owner import Owner, this_process
+from launcher.core.process_identity import ProcessIdentity
 from launcher.core.publish import temporary_name
 
 LEASE = 120.0
 """Seconds without a heartbeat that prove an owner gone. An NFS client may see a touch 60 s late (nfs(5), acregmax)."""
+
+
+@dataclass(frozen=True)
+class LockOwner:
+    """Who holds a lock: what its owner file says, for other processes and for people.
+
+    ``job`` is the Slurm job in which it runs, if any; ``started`` when the lock was asked for (ISO 8601, by the owner's
+    clock); ``token`` tells two locks of one process apart. An owner file that cannot be read is an owner of whom
+    nothing is known: its ``process`` is None.
+    """
+
+    process: ProcessIdentity | None = None
+    job: str | None = None
+    started: str = ""
+    what: str = ""
+    token: str = ""
+
+    @classmethod
+    def here(cls, what: str) -> LockOwner:
+        """The calling process as an owner, now."""
+        return cls(
+            ProcessIdentity.mine(),
+            os.environ.get("SLURM_JOB_ID"),
+            datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            what,
+            secrets.token_hex(8),
+        )
+
+    @classmethod
+    def from_json(cls, content: bytes) -> LockOwner:
+        """Read an owner file; one of an older launcher lacks some keys."""
+        try:
+            given = json.loads(content)
+            process = ProcessIdentity(
+                given["host"],
+                given.get("boot_id", ""),
+                int(given["pid"]),
+                str(given.get("pid_started") or ""),
+                given.get("pid_namespace", ""),
+            )
+            return cls(process, **{name: given[name] for name in ("job", "started", "what", "token") if name in given})
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return cls()
+
+    def to_json(self) -> bytes:
+        """The owner file's content: one flat object, as launchers of every version read it."""
+        process = self.process or ProcessIdentity("", "", 0, "")
+        value = {
+            "host": process.host,
+            "boot_id": process.boot,
+            "pid_namespace": process.pid_namespace,
+            "pid": process.pid,
+            "pid_started": int(process.started) if process.started else None,
+            "job": self.job,
+            "started": self.started,
+            "what": self.what,
+            "token": self.token,
+        }
+        return json.dumps(value).encode() + b"\n"
+
+    def __str__(self) -> str:
+        if self.process is None:
+            return "an unknown process"
+        job = f" (Slurm job {self.job})" if self.job else ""
+        return f"pid {self.process.pid} on {self.process.host}{job}, since {self.started}: {self.what}"
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it is proven that the process does not run any more.
+
+        A lock asks for more proof than a record does: machines that share a host name have different boots, and the
+        lease breaks what is left soon enough.
+        """
+        process = self.process
+        return process is not None and process.boot == ProcessIdentity.mine().boot and process.alive() is False
 
 
 @dataclass(frozen=True)
@@ -107,7 +184,7 @@ class Lock:
 
     def _take_owner_file(self, deadline: float) -> str | None:
         """Take it, or say who keeps it until the deadline. Where no such file can be made, that is a fact."""
-        self._mine = this_process(self._what, secrets.token_hex(8)).to_json()
+        self._mine = LockOwner.here(self._what).to_json()
         temporary = temporary_name(self.path)
         try:
             handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -143,8 +220,8 @@ class Lock:
             unmoved = unmoved + min(now - looked, 2 * self._poll) if found == seen else 0.0
             seen, looked = found, now
             if found is not None:
-                owner = Owner.from_json(found[0])
-                why = "its process is dead" if owner.is_dead() else None
+                owner = LockOwner.from_json(found[0])
+                why = "its process is dead" if owner.is_dead else None
                 if why is None and unmoved >= self._lease:
                     why = f"no heartbeat for {unmoved:.0f} s"
                 if why and take_away(self.path, found):

@@ -10,10 +10,11 @@ import contextlib
 import json
 import os
 import secrets
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from launcher.core.process_identity import host_label
 
 TEMPORARY_SUFFIX = ".part"
 
@@ -24,7 +25,7 @@ def temporary_name(final: Path) -> Path:
     The pid alone is not enough: two hosts of a shared file system can have the same one. A name that would be longer
     than a directory entry may be (255 bytes) is cut in the part that repeats the final name.
     """
-    tail = f".{socket.gethostname()[:32]}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    tail = f".{host_label()}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
     stem = final.name.encode()[: 254 - len(tail)].decode(errors="ignore")
     return final.with_name(f".{stem}{tail}")
 

@@ -16,8 +16,7 @@ from enum import Enum
 from pathlib import Path
 
 from launcher.core.errors import ImageError
-from launcher.core.lease import Lock, look, take_away
-from launcher.core.lock_owner import Owner
+from launcher.core.lease import Lock, LockOwner, look, take_away
 from launcher.core.process import CommandRunner, run
 from launcher.core.publish import TEMPORARY_SUFFIX, publish_new, temporary_name
 from launcher.image import sidecar, usage
@@ -224,7 +223,7 @@ def _left(path: Path, dead: bool, now: float, parts: float) -> str | None:
         return f"unchanged for {_days(idle)}" if idle > parts else None
     if name.startswith(".") and name.endswith(_SUFFIX + _OWNER):
         with contextlib.suppress(OSError):
-            if Owner.from_json(path.read_bytes()).is_dead():
+            if LockOwner.from_json(path.read_bytes()).is_dead:
                 return "a lock whose process is dead"
         return f"a lock without a heartbeat for {_days(idle)}" if idle > parts else None
     if name.endswith(f"{_SUFFIX}.json") and not path.with_name(name.removesuffix(".json")).exists():

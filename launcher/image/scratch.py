@@ -7,13 +7,12 @@ import errno
 import os
 import re
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.core.errors import ImageError
-from launcher.core.lock_owner import pid_exists
+from launcher.core.process_identity import host_label, pid_exists
 from launcher.core.publish import TEMPORARY_SUFFIX, temporary_name
 from launcher.image.request import ImageRequest
 
@@ -75,7 +74,7 @@ def stale_parts(directory: Path) -> tuple[Path, ...]:
 
     Those of other hosts are nobody's to judge from here. Raises OSError when the directory cannot be read.
     """
-    host = re.escape(socket.gethostname()[:32])
+    host = re.escape(host_label())
     name = re.compile(rf"\..*\.{host}\.(\d+)\.[0-9a-f]{{8}}{re.escape(TEMPORARY_SUFFIX)}", re.DOTALL)
     found = ((path, name.fullmatch(path.name)) for path in directory.iterdir())
     return tuple(sorted(path for path, match in found if match and not pid_exists(int(match.group(1)))))

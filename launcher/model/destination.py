@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from launcher.core.errors import ModelError
-from launcher.core.process_identity import ProcessId
+from launcher.core.process_identity import ProcessIdentity
 from launcher.model.checkpoint import examine
 from launcher.model.manifest import NAME, STAGING_NAME, WORK, Manifest
 from launcher.model.source import Source
@@ -20,7 +20,7 @@ from launcher.model.source import Source
 class StagingOwner:
     """``owner.json``: who stages, and what. ``listing`` is the files' paths and sizes, hashed."""
 
-    process: ProcessId
+    process: ProcessIdentity
     source: str
     revision: str | None
     listing: str

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.core.errors import ModelError
-from launcher.core.lease import LEASE, Lock
-from launcher.core.lock_owner import Owner, pid_exists
+from launcher.core.lease import LEASE, Lock, LockOwner
+from launcher.core.process_identity import host_label, pid_exists
 from launcher.model.destination import lock_path, owner_of
 from launcher.model.manifest import NAME, STAGING_NAME, WORK, size_of
 
@@ -120,15 +120,16 @@ def _staging(path: Path) -> Leftover:
 
 def _lock(path: Path) -> Leftover:
     try:
-        owner = Owner.from_json(path.read_bytes())
+        owner = LockOwner.from_json(path.read_bytes())
     except OSError:
-        owner = Owner()
-    live = owner.host == socket.gethostname() and not owner.is_dead()
+        owner = LockOwner()
+    here = owner.process is not None and owner.process.host == socket.gethostname()
+    live = here and not owner.is_dead
     return Leftover(path, size_of(path), str(owner), "it is running" if live else None)
 
 
 def _part(path: Path, host: str, pid: int) -> Leftover:
     """A lock's temporary: dead with its process, or after a day where that is of another host."""
-    here = host == socket.gethostname()[:32]
+    here = host == host_label()
     live = pid_exists(pid) if here else time.time() - path.lstat().st_mtime < _DAY
     return Leftover(path, size_of(path), f"pid {pid} on {host}", "it may be running" if live else None)

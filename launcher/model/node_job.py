@@ -25,7 +25,7 @@ import msgspec
 
 from launcher.core.errors import Cancelled, SubmissionError
 from launcher.core.process import CommandRunner, run
-from launcher.core.process_identity import ProcessId
+from launcher.core.process_identity import ProcessIdentity
 from launcher.core.publish import write_json
 from launcher.model.nodes import Allocation, NodeVerdict, names_of, on_node
 from launcher.slurm.client import JobKey, JobState, Scheduler
@@ -48,7 +48,7 @@ _PACE = Pace(first=0.5, running=10.0, pending=30.0)
 
 @dataclass(frozen=True)
 class _Owner:
-    process: ProcessId
+    process: ProcessIdentity
     token: str
 
 
@@ -72,7 +72,7 @@ def stage_in_own_job(
     token = f"launcher-stage-{secrets.token_hex(6)}"
     folder = state / DIRECTORY / token
     folder.mkdir(parents=True, mode=0o700)
-    write_json(folder / "owner.json", asdict(_Owner(ProcessId.mine(), token)))
+    write_json(folder / "owner.json", asdict(_Owner(ProcessIdentity.mine(), token)))
     submission = _Submission(folder, token, task, nodes, where)
     ended = False
     try:

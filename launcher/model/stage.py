@@ -25,7 +25,7 @@ from typing import Literal
 
 from launcher.core.errors import Cancelled, ModelError
 from launcher.core.lease import Lock
-from launcher.core.process_identity import ProcessId
+from launcher.core.process_identity import ProcessIdentity
 from launcher.core.publish import fsync_directory, write_json
 from launcher.model.checkpoint import examine
 from launcher.model.copy import WORKERS, Copied, Copier, Progress
@@ -159,7 +159,7 @@ def _directory(source: Source, destination: Path, *, adopt: bool, say: Callable[
 
     The rename is what takes it over. Whoever had it and was only stopped finds its paths gone.
     """
-    mine = StagingOwner(ProcessId.mine(), source.name, source.revision, _listing(source), _now())
+    mine = StagingOwner(ProcessIdentity.mine(), source.name, source.revision, _listing(source), _now())
     new = destination.with_name(f"{destination.name}.staging.{secrets.token_hex(6)}")
     for old in staging_directories(destination) if adopt else ():
         its = owner_of(old)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.errors import ConfigError, SubmissionError
-from launcher.core.process_identity import ProcessId
+from launcher.core.process_identity import ProcessIdentity
 from launcher.core.publish import temporary_name, write_json
 from launcher.core.yaml_source import nearest
 from launcher.plan.plan import Plan
@@ -223,7 +223,7 @@ class RunRecord:
     def owned_by_another(self) -> bool:
         """Whether another launcher process that still lives drives this run (as far as this host can tell)."""
         its = self.get("owner")
-        return its is not None and its != owner() and ProcessId(**its).alive() is True
+        return its is not None and its != owner() and ProcessIdentity(**its).alive() is True
 
     @property
     def abandoned(self) -> bool | None:
@@ -231,13 +231,13 @@ class RunRecord:
         its = self.get("owner")
         if self.settled:
             return False
-        alive = ProcessId(**its).alive() if its is not None else False
+        alive = ProcessIdentity(**its).alive() if its is not None else False
         return None if alive is None else not alive
 
 
 def owner() -> dict[str, Any]:
     """The calling process, as a record names it."""
-    return asdict(ProcessId.mine())
+    return asdict(ProcessIdentity.mine())
 
 
 def _locked(path: Path) -> int | None:

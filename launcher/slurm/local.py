@@ -31,7 +31,7 @@ from typing import Any
 
 from launcher.core import publish
 from launcher.core.errors import SubmissionError
-from launcher.core.process_identity import ProcessId
+from launcher.core.process_identity import ProcessIdentity
 from launcher.slurm import states
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, carries, unknown
 from launcher.slurm.states import Phase
@@ -50,7 +50,7 @@ class Job:
     submitted: float
     time_limit: float | None
     slots: int
-    keeper: ProcessId
+    keeper: ProcessIdentity
 
 
 def submit(
@@ -99,7 +99,7 @@ def submit(
             submitted=round(time.time(), 3),
             time_limit=time_limit,
             slots=slots or os.cpu_count() or 1,
-            keeper=ProcessId.of(keeper.pid),
+            keeper=ProcessIdentity.of(keeper.pid),
         )
         publish.write_json(place / "job.json", asdict(job))
     return JobKey(job.id, job.submitted, job.token)
@@ -198,7 +198,7 @@ def read_job(place: Path) -> Job | None:
     except FileNotFoundError:
         return None
     try:
-        return Job(**{**document, "keeper": ProcessId(**document["keeper"])})
+        return Job(**{**document, "keeper": ProcessIdentity(**document["keeper"])})
     except (TypeError, KeyError) as error:
         raise ValueError(f"job.json: {error}") from None
 

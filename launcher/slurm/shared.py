@@ -27,7 +27,7 @@ import msgspec
 
 from launcher.core.errors import SubmissionError
 from launcher.core.lease import Lock
-from launcher.core.process_identity import ProcessId
+from launcher.core.process_identity import ProcessIdentity
 from launcher.core.publish import temporary_name
 from launcher.slurm.client import JobKey, JobState, Scheduler
 from launcher.slurm.states import Phase
@@ -52,7 +52,7 @@ WANTED = 180.0
 
 @dataclass(frozen=True)
 class _Wants:
-    process: ProcessId
+    process: ProcessIdentity
     at: float
     jobs: list[JobKey]
 
@@ -83,7 +83,7 @@ class SharedPoller:
         patience: float = PATIENCE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        me = ProcessId.mine()
+        me = ProcessIdentity.mine()
         digest = hashlib.sha256(cluster.encode()).hexdigest()[:8]
         self.inner = inner
         self.place = directory / f"{me.host}-{me.boot[:8]}-{os.getuid()}-{digest}"

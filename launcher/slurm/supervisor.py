@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from launcher.core import publish
-from launcher.core.process_identity import ProcessId
+from launcher.core.process_identity import ProcessIdentity
 from launcher.slurm import local
 from launcher.slurm.states import Phase
 
@@ -170,7 +170,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _follow_keeper(keeper: ProcessId) -> None:
+def _follow_keeper(keeper: ProcessIdentity) -> None:
     """A job whose keeper was killed has no one to say its end: it shall not go on unseen."""
     while keeper.alive():
         time.sleep(0.5)

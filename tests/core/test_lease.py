@@ -20,8 +20,7 @@ from typing import Any
 import pytest
 
 from launcher.core import lease as lock_module
-from launcher.core.lease import Lock
-from launcher.core.lock_owner import Owner, this_process
+from launcher.core.lease import Lock, LockOwner
 from tests.image.support import process, until
 
 HOLD = """
@@ -54,7 +53,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def write_owner(path: Path, **changes: Any) -> None:
-    owner = json.loads(this_process("something", "t").to_json())
+    owner = json.loads(LockOwner.here("something").to_json())
     path.write_text(json.dumps({**owner, **changes}))
 
 
@@ -62,9 +61,10 @@ def test_the_owner_file_says_who_and_goes_away(path: Path) -> None:
     with quick(path) as held:
         assert held.acquired
         assert held.owner is None
-        owner = Owner.from_json(path.read_bytes())
-        assert (owner.pid, owner.what) == (os.getpid(), "this test")
-        assert not owner.is_dead()
+        owner = LockOwner.from_json(path.read_bytes())
+        assert owner.process is not None
+        assert (owner.process.pid, owner.what) == (os.getpid(), "this test")
+        assert not owner.is_dead
         assert path.stat().st_mode & 0o777 == 0o644
     assert list(path.parent.iterdir()) == []
 
@@ -84,14 +84,14 @@ def test_a_held_lock_is_not_had_and_its_owner_is_named(path: Path) -> None:
             assert f"pid {other.pid} on " in held.owner
             assert held.owner.endswith(": a test")
         assert told == [held.owner], "told once, not at every look"
-        assert Owner.from_json(path.read_bytes()).pid == other.pid, "what is not ours stays"
+        assert LockOwner.from_json(path.read_bytes()).process.pid == other.pid, "what is not ours stays"
 
 
 def test_it_is_had_as_soon_as_the_owner_lets_go(path: Path) -> None:
     with quick(path), process(sys.executable, "-c", HOLD, str(path), stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert select.select([other.stdout], [], [], 0.3)[0] == [], "it waits"
-        assert Owner.from_json(path.read_bytes()).pid == os.getpid()
+        assert LockOwner.from_json(path.read_bytes()).process.pid == os.getpid()
         path.unlink()
         assert other.stdout.readline() == "held\n"
 
@@ -148,7 +148,7 @@ def test_a_stopped_owner_loses_it_after_the_lease_and_does_no_harm_when_it_goes_
             os.kill(other.pid, signal.SIGCONT)
             other.terminate()  # it leaves its block and releases what it believes to hold
             other.wait(10)
-            assert Owner.from_json(path.read_bytes()).pid == os.getpid()
+            assert LockOwner.from_json(path.read_bytes()).process.pid == os.getpid()
     assert not path.exists()
 
 

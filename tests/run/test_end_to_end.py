@@ -16,7 +16,7 @@ import pytest
 
 from launcher.benchmark.environment import environment_of
 from launcher.benchmark.selection import Selection
-from launcher.core.process_identity import ProcessId
+from launcher.core.process_identity import ProcessIdentity
 from launcher.core.shipped import shipped
 from launcher.core.yaml_source import Document
 from launcher.project import Session
@@ -331,6 +331,6 @@ def alive_jobs(desk: Desk) -> list[str]:
         except OSError:
             continue
         ours = str(desk.state / "jobs") in text and "launcher" in command and int(entry.name) != os.getpid()
-        if ours and ProcessId.of(int(entry.name)).alive():
+        if ours and ProcessIdentity.of(int(entry.name)).alive():
             found.append(command.replace("\0", " "))
     return found

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from launcher.core.errors import ConfigError
-from launcher.core.process_identity import ProcessId
+from launcher.core.process_identity import ProcessIdentity
 from launcher.core.shipped import shipped
 from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
@@ -81,7 +81,7 @@ def test_whose_a_run_is(tmp_path: Path, plan: Plan) -> None:
     record = RunRecord.create(tmp_path, plan)
     assert not record.owned_by_another
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        its = asdict(ProcessId.of(other.pid))
+        its = asdict(ProcessIdentity.of(other.pid))
         record.update(owner=its)
         assert record.owned_by_another
         record.update(owner={**its, "started": "1"})  # the pid was given out again
@@ -168,9 +168,9 @@ def test_a_run_is_settled_when_nothing_of_it_can_be_left(
     record.update(**fields)
     assert record.settled is settled
     assert record.abandoned is False, "we live"
-    record.update(owner={**asdict(ProcessId.mine()), "started": "0"})
+    record.update(owner={**asdict(ProcessIdentity.mine()), "started": "0"})
     assert record.abandoned is (not settled)
-    record.update(owner={**asdict(ProcessId.mine()), "host": "elsewhere"})
+    record.update(owner={**asdict(ProcessIdentity.mine()), "host": "elsewhere"})
     assert record.abandoned is (False if settled else None)
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from launcher.core import process_identity, publish
+from launcher.core import publish
 from launcher.core.errors import SubmissionError
-from launcher.core.process_identity import ProcessId
+from launcher.core.process_identity import ProcessIdentity
 from launcher.slurm import local
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
 from launcher.slurm.local import LocalScheduler, submit
@@ -72,7 +72,7 @@ def end_of(place: Path, key: JobKey) -> JobState:
 
 
 def has_gone(pid: int) -> bool:
-    return ProcessId.of(pid).alive() is False
+    return ProcessIdentity.of(pid).alive() is False
 
 
 def test_a_job_that_ends_well(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_cancel_before_the_keeper_is_ready(tmp_path: Path) -> None:
 
 def fake_job(place: Path, **changes: object) -> JobKey:
     """A job directory as an earlier boot, or another machine, left it."""
-    process = ProcessId.of(os.getpid())
+    process = ProcessIdentity.of(os.getpid())
     keeper = {"host": process.host, "boot": process.boot, "pid": process.pid, "started": process.started}
     job = {
         "id": "5",
@@ -278,12 +278,3 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "jobs").write_text("a file")
     with pytest.raises(SubmissionError, match="could not be started"):
         start(tmp_path, work, str(tmp_path), 0.0)
-
-
-def test_processes_are_told_apart_without_proc_too() -> None:
-    mine = process_identity._start_by_ps(os.getpid())
-    assert mine and mine == process_identity._start_by_ps(os.getpid())
-    child = subprocess.Popen(["true"])
-    until(lambda: process_identity._start_by_ps(child.pid) == "")  # a zombie is gone
-    child.wait()
-    assert process_identity._start_by_ps(child.pid) == ""

@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher.core.lease import Lock
-from launcher.core.lock_owner import this_process
+from launcher.core.lease import Lock, LockOwner
 from tests.faults.image import Count
 
 LEASE, BEAT, POLL = 1.0, 0.1, 0.02
@@ -96,7 +95,7 @@ def _stopped(path: Path) -> str | None:
 
 def _clock(path: Path, offset: float, beats: bool) -> str | None:
     """An owner on another host, whose heartbeats have times of another clock."""
-    value = json.loads(this_process("an import", "token").to_json())
+    value = json.loads(LockOwner.here("an import").to_json())
     path.write_text(json.dumps({**value, "host": "elsewhere", "boot_id": "another"}))
     ended = threading.Event()
 
