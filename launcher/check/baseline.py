@@ -14,9 +14,9 @@ import yaml
 from launcher.check.registry import RULES
 from launcher.check.report import Reported, Roots
 from launcher.core.errors import ConfigError
+from launcher.core.finding import Finding
 from launcher.core.validation import schema_error
 from launcher.core.yaml_source import Document, Place, nearest
-from launcher.plan.plan import Finding
 
 DAYS = 90
 """How long what `--write-baseline` accepts stays accepted."""

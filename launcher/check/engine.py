@@ -10,8 +10,8 @@ from typing import Any, Generic, TypeVar
 from launcher.benchmark.benchmark import Benchmark
 from launcher.check.schema_validation import Complaint, Verdicts
 from launcher.check.srtctl_schema import Schema
+from launcher.core.finding import Finding, Severity
 from launcher.core.yaml_source import Key, Place
-from launcher.plan.plan import Finding, Severity
 from launcher.runner.file import Applied, RunnerFile
 from launcher.runner.schema import LaneRule, ModelRule
 from launcher.srtctl.locate import FoundRecipe

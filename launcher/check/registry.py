@@ -9,7 +9,7 @@ from launcher.check import files, fleet, image, recipe, result_name_rules, schem
 from launcher.check.engine import Rule, Subject, apply
 from launcher.check.inputs import Everything
 from launcher.check.report import Reported, once
-from launcher.plan.plan import Finding
+from launcher.core.finding import Finding
 
 PLAN: Sequence[Rule[Subject]] = (
     *recipe.RULES,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from launcher.core.finding import Finding, Severity
 from launcher.core.yaml_source import Place
-from launcher.plan.plan import Finding, Severity
 
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 

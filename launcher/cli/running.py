@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.cli.common import narrowed, selected, session
 from launcher.cli.console import Voice
-from launcher.core.errors import Cancelled, ConfigError, LauncherError
-from launcher.core.github import GitHub, Signals
+from launcher.core.errors import ConfigError, LauncherError
+from launcher.core.github import GitHub
 from launcher.core.process import stoppable
+from launcher.core.stop import Stop, stop_on_signals
 from launcher.plan.plan import Plan
 from launcher.project import Session, new_run_id
 from launcher.run.execute import Execution, Outcome, refuse
-from launcher.run.loop import Drive, Stop
+from launcher.run.loop import Drive
 from launcher.run.orphans import adopt as take_job
 from launcher.run.orphans import end_run, left_by_earlier_jobs
 from launcher.run.record import RunRecord
@@ -51,7 +51,7 @@ def adopt(arguments: argparse.Namespace) -> int:
     except LauncherError as error:
         execution.failed(error)
         raise
-    with stopping() as stop:
+    with stop_on_signals() as stop:
         return _exit_code(drive_records(of, [(record, plan)], stop, quiet=not arguments.logs))
 
 
@@ -128,7 +128,7 @@ def _drive(
 ) -> list[Outcome]:
     for plan in plans:
         refuse(plan, arguments.accept)
-    with stopping() as stop:
+    with stop_on_signals() as stop:
         records = [RunRecord.create(of.runs, plan) for plan in plans]
         for record in records:
             record.update(accepted=list(arguments.accept), results="workspace" if github is not None else "run")
@@ -194,23 +194,11 @@ def _labels(runs: Sequence[tuple[RunRecord, Plan]]) -> dict[str, str]:
     return names
 
 
-@contextlib.contextmanager
-def stopping() -> Iterator[Stop]:
-    """Signals as a request to stop; the first one decides the exit code."""
-    with Signals() as signals:
-
-        def reason() -> Cancelled:
-            name = signals.first.name if signals.first is not None else "request"
-            return Cancelled(f"stopped by {name}", exit_code=signals.exit_code or 130)
-
-        yield Stop(signals.event.wait, reason)
-
-
 def make_effects(
     of: Session, plan: Plan, stop: Stop | None = None, *, say: Callable[[str], None] = lambda text: None
 ) -> Effects:
     """How runs of this plan's cluster reach the world, from this process; ``say`` is told how Slurm is asked."""
-    stopping = stop.asked if stop is not None else lambda: False
+    stopping = stop.requested if stop is not None else lambda: False
     tools = rehearsal_tools(of.state, plan.scheduler.kind, of.environ) if plan.tools == "rehearsal" else {}
     asked = plan.scheduler
     backend = of.slurm_backend or asked.backend

@@ -8,8 +8,9 @@ import sys
 import time
 
 from launcher.cli.common import existing_run, session
-from launcher.cli.running import drive_records, execution_of, stopping
+from launcher.cli.running import drive_records, execution_of
 from launcher.core.errors import ConfigError, JobError, LauncherError
+from launcher.core.stop import stop_on_signals
 from launcher.model.node_job import reap
 from launcher.run.execute import log_of
 from launcher.run.orphans import end_run, left_behind
@@ -141,6 +142,6 @@ def resume(arguments: argparse.Namespace) -> int:
         return 0
     if record.owned_by_another:
         raise ConfigError("another launcher drives this run", where=f"run {record.id}", hint="launcher logs -f RUN")
-    with stopping() as stop:
+    with stop_on_signals() as stop:
         outcomes = drive_records(of, [(record, record.plan)], stop)
     return outcomes[0].exit_code

@@ -8,21 +8,17 @@ stream.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import secrets
-import signal
 import threading
-import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, TextIO
+from types import TracebackType
+from typing import TextIO
 
-from launcher.core.errors import Cancelled, ConfigError, LauncherError
+from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.redact import redact, secret_values
 
 SUMMARY_LIMIT = 1024 * 1024
@@ -261,92 +257,3 @@ def _fit(text: bytes, room: int) -> bytes:
         return b""
     kept = text[: text.rfind(b"\n", 0, budget + 1) + 1]
     return kept + note.format(len(text) - len(kept)).encode()
-
-
-class StopEvent(threading.Event):
-    """A threading.Event that a signal handler may set.
-
-    The standard one takes a lock, and a handler runs in the main thread between two bytecodes: when that thread is
-    just then inside `wait`, `set` waits for a lock that its own thread holds. Here a pipe wakes whoever waits.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._raised = False
-        self._read_end, self._write_end = os.pipe()
-        os.set_blocking(self._write_end, False)
-        weakref.finalize(self, _close, self._read_end, self._write_end)
-
-    def is_set(self) -> bool:
-        return self._raised
-
-    def set(self) -> None:
-        if not self._raised:
-            self._raised = True
-            os.write(self._write_end, b"!")
-
-    def clear(self) -> None:
-        """Not for this event: who has been asked to stop stays asked."""
-        raise RuntimeError("a request to stop is not taken back")
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait up to ``timeout`` seconds (for ever without one) until the event is set; say whether it is."""
-        import select
-
-        poll = select.poll()
-        poll.register(self._read_end, select.POLLIN)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._raised:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if poll.poll(None if left is None else left * 1000) or left == 0.0:
-                break
-        return self._raised
-
-
-def _close(*descriptors: int) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
-
-
-class Signals:
-    """Within the block SIGINT, SIGTERM and SIGHUP set ``event`` and nothing else; ``first`` is the one that came first.
-
-    GitHub cancels a step by SIGINT, 7.5 s later SIGTERM, 2.5 s later SIGKILL, all to the step's own process only.
-    SIGHUP stays ignored where it is ignored already, as under nohup. Python allows this in the main thread only.
-    """
-
-    HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def __init__(self) -> None:
-        self.event = StopEvent()
-        self.first: signal.Signals | None = None
-        self._previous: dict[signal.Signals, Any] = {}
-
-    @property
-    def exit_code(self) -> int | None:
-        """130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP; None when no signal came."""
-        return None if self.first is None else 128 + self.first
-
-    def check(self) -> None:
-        """Raise Cancelled, with the signal's exit code, when a signal has come."""
-        if self.first is not None:
-            raise Cancelled(f"stopped by {self.first.name}", exit_code=128 + self.first)
-
-    def __enter__(self) -> Signals:
-        for number in self.HANDLED:
-            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                continue
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._previous.clear()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.first is None:
-            self.first = signal.Signals(number)
-        self.event.set()

@@ -10,8 +10,9 @@ from typing import Any
 from launcher.benchmark.benchmark import Benchmark
 from launcher.check.schema_validation import Verdicts
 from launcher.core.errors import ConfigError
+from launcher.core.finding import Finding
 from launcher.image.reference import Reference, same_image, squash_name
-from launcher.plan.plan import Finding, PlannedImage, PlannedModel, PlannedOverlay
+from launcher.plan.plan import PlannedImage, PlannedModel, PlannedOverlay
 from launcher.runner.file import Applied, RunnerFile, applies
 from launcher.runner.schema import ImageRule, Images, LaneRule, ModelRule
 from launcher.srtctl.locate import OVERLAY

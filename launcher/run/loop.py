@@ -11,9 +11,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from launcher.core.errors import Cancelled, JobError, LauncherError, ResultError
+from launcher.core.stop import Stop
 from launcher.run.evidence import verdict
 from launcher.run.execute import Execution, Outcome
 from launcher.slurm.client import JobKey, JobState, Scheduler, unknown
@@ -32,17 +32,6 @@ _LOOK = 0.5
 
 LogLines = Callable[[str, Sequence[str]], None]
 """(run id, lines): new lines of a run's job log."""
-
-
-@dataclass(frozen=True)
-class Stop:
-    """How a drive is asked to stop: ``wait(seconds)`` returns True at once when it was; ``reason`` says by what."""
-
-    wait: Callable[[float], bool]
-    reason: Callable[[], Cancelled]
-
-    def asked(self) -> bool:
-        return self.wait(0)
 
 
 class Drive:
@@ -240,7 +229,7 @@ class Drive:
         return self._preparing is None and bool(self._waiting) and len(self._watched) < self._max_jobs
 
     def _giving_up(self) -> bool:
-        return self._stop.asked() or (self._fail_fast and self._failing.is_set())
+        return self._stop.requested() or (self._fail_fast and self._failing.is_set())
 
     def _give_up(self, job: JobKey, execution: Execution) -> None:
         error: JobError = self._watcher.given_up[job]
@@ -278,7 +267,7 @@ class Drive:
 
     def _abandon(self) -> None:
         """Cancel every job first; then wait for what is being prepared, whose job may be there any moment."""
-        why = self._stop.reason() if self._stop.asked() else Cancelled("another run of the sweep failed")
+        why = self._stop.reason() if self._stop.requested() else Cancelled("another run of the sweep failed")
         self._cancel_watched()
         if self._preparing is not None:
             self._abandon_preparation(self._preparing, why)

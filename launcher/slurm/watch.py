@@ -59,7 +59,7 @@ class Watcher:
     """Follows jobs to their end, or until it is asked to stop.
 
     ``wait(seconds)`` pauses, and returns True, at once, when the watcher shall stop: as
-    `launcher.core.github.StopEvent.wait` does. A poll runs in a thread of its own, so that a scheduler that hangs
+    `launcher.core.stop.StopEvent.wait` does. A poll runs in a thread of its own, so that a scheduler that hangs
     delays neither the stop nor the log. ``on_change(job, old, new)`` is called whenever phase, word, reason or nodes
     change (old is None at first); ``idle`` about every `Pace.tick` seconds, to follow logs. ``marker(job)`` reads
     the exit marker that a job itself left behind: Slurm is asked as soon as it is there, and it is the last resort

@@ -14,8 +14,8 @@ from launcher.check.baseline import DAYS, Baseline, written
 from launcher.check.registry import RULES
 from launcher.check.report import Reported, Roots, once
 from launcher.core.errors import ConfigError
+from launcher.core.finding import Finding, Severity
 from launcher.core.yaml_source import Document, Place
-from launcher.plan.plan import Finding, Severity
 from tests.check.world import TODAY
 
 RECIPE = Document("/ws/recipes/a b.yaml", "model:\n  path: x\nslurm: &s {time_limit: 1}\nagain: {slurm: *s}\n")

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from launcher.core.errors import Cancelled, ImageError, JobError, LauncherError
+from launcher.core.stop import Stop
 from launcher.run.execute import Outcome
-from launcher.run.loop import Drive, Stop, until_gone
+from launcher.run.loop import Drive, until_gone
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
 from launcher.slurm.states import Phase
 from launcher.slurm.watch import Pace

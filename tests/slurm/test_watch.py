@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from launcher.core.errors import JobError
-from launcher.core.github import StopEvent
+from launcher.core.stop import StopEvent
 from launcher.slurm.client import JobKey, JobState, unknown
 from launcher.slurm.states import Phase
 from launcher.slurm.watch import Pace, Watcher

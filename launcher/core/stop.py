@@ -1,0 +1,148 @@
+"""Being asked to stop: by a signal, and by whoever waits for a long piece of work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any
+
+from launcher.core.errors import Cancelled
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A request to stop, which may come at any moment, for everything that takes long.
+
+    ``wait(seconds)`` waits that long, or returns True at once when the request has come. ``reason`` says by what.
+    """
+
+    wait: Callable[[float], bool]
+    reason: Callable[[], Cancelled] = lambda: Cancelled("stopped")
+
+    @classmethod
+    def never(cls, sleep: Callable[[float], None] = time.sleep) -> Stop:
+        """A request that never comes: for a library's callers, and tests that move the clock by ``sleep``."""
+
+        def wait(seconds: float) -> bool:
+            if seconds > 0:
+                sleep(seconds)
+            return False
+
+        return cls(wait)
+
+    def requested(self) -> bool:
+        """Whether the request has come."""
+        return self.wait(0)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait. Raises Cancelled as soon as the request comes."""
+        if self.wait(seconds):
+            raise self.reason()
+
+    def check(self) -> None:
+        """Raise Cancelled when the request has come."""
+        if self.requested():
+            raise self.reason()
+
+
+class StopEvent(threading.Event):
+    """A threading.Event that a signal handler may set.
+
+    The standard one takes a lock, and a handler runs in the main thread between two bytecodes: when that thread is
+    just then inside `wait`, `set` waits for a lock that its own thread holds. Here a pipe wakes whoever waits.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._raised = False
+        self._read_end, self._write_end = os.pipe()
+        os.set_blocking(self._write_end, False)
+        weakref.finalize(self, _close, self._read_end, self._write_end)
+
+    def is_set(self) -> bool:
+        return self._raised
+
+    def set(self) -> None:
+        if not self._raised:
+            self._raised = True
+            os.write(self._write_end, b"!")
+
+    def clear(self) -> None:
+        """Not for this event: who has been asked to stop stays asked."""
+        raise RuntimeError("a request to stop is not taken back")
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait up to ``timeout`` seconds (for ever without one) until the event is set; say whether it is."""
+        import select
+
+        poll = select.poll()
+        poll.register(self._read_end, select.POLLIN)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._raised:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if poll.poll(None if left is None else left * 1000) or left == 0.0:
+                break
+        return self._raised
+
+
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+class Signals:
+    """Within the block SIGINT, SIGTERM and SIGHUP set ``event`` and nothing else; ``first`` is the one that came first.
+
+    GitHub cancels a step by SIGINT, 7.5 s later SIGTERM, 2.5 s later SIGKILL, all to the step's own process only.
+    SIGHUP stays ignored where it is ignored already, as under nohup. Python allows this in the main thread only.
+    """
+
+    HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.event = StopEvent()
+        self.first: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def exit_code(self) -> int | None:
+        """130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP; None when no signal came."""
+        return None if self.first is None else 128 + self.first
+
+    def __enter__(self) -> Signals:
+        for number in self.HANDLED:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.first is None:
+            self.first = signal.Signals(number)
+        self.event.set()
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Within the block SIGINT, SIGTERM and SIGHUP are requests to stop; the first one decides the exit code."""
+    with Signals() as signals:
+
+        def reason() -> Cancelled:
+            name = signals.first.name if signals.first is not None else "request"
+            return Cancelled(f"stopped by {name}", exit_code=signals.exit_code or 130)
+
+        yield Stop(signals.event.wait, reason)

@@ -1,0 +1,164 @@
+"""Requests to stop, by real signals to real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+
+from launcher.core.errors import Cancelled
+from launcher.core.stop import Signals, Stop, StopEvent, stop_on_signals
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_the_first_signal_is_remembered(number: signal.Signals, code: int) -> None:
+    with stop_on_signals() as stop:
+        stop.check()
+        os.kill(os.getpid(), number)
+        assert stop.wait(2)
+        os.kill(os.getpid(), signal.SIGTERM)
+        for ask in (stop.check, lambda: stop.sleep(30)):
+            with pytest.raises(Cancelled, match=f"stopped by {number.name}") as raised:
+                ask()
+            assert raised.value.exit_code == code
+
+
+def test_a_request_that_never_comes() -> None:
+    waited: list[float] = []
+    stop = Stop.never(waited.append)
+    stop.sleep(3)
+    stop.check()
+    assert not stop.requested()
+    assert waited == [3]
+
+
+def test_the_handlers_before_come_back() -> None:
+    heard: list[int] = []
+    real = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        before = [signal.getsignal(number) for number in Signals.HANDLED]
+        with pytest.raises(ValueError), Signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise ValueError
+        assert heard == []
+        assert [signal.getsignal(number) for number in Signals.HANDLED] == before
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, real)
+
+
+def test_a_wait_costs_no_processor_time() -> None:
+    began = time.process_time()
+    StopEvent().wait(0.3)
+    assert time.process_time() - began < 0.1
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not signals.event.wait(0.05)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_wait_ends_at_once_when_a_signal_comes() -> None:
+    with Signals() as signals:
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        began = time.monotonic()
+        assert signals.event.wait(10)
+        assert time.monotonic() - began < 2
+        timer.join()
+
+
+def test_the_event_is_an_event() -> None:
+    event = StopEvent()
+    assert isinstance(event, threading.Event)
+    assert not event.is_set()
+    began = time.monotonic()
+    assert not event.wait(0.1)
+    assert 0.09 < time.monotonic() - began < 1
+    waiting = [threading.Thread(target=event.wait) for _ in range(3)]
+    for thread in waiting:
+        thread.start()
+    event.set()
+    event.set()
+    for thread in waiting:
+        thread.join(2)
+        assert not thread.is_alive()
+    assert event.wait(0) and event.is_set()
+
+
+STORM = """
+import os, sys, time
+end = time.monotonic() + 0.8
+while time.monotonic() < end:
+    os.kill(int(sys.argv[1]), 15)
+    time.sleep(0.0005)
+"""
+
+SHELTER = """
+import os, subprocess, sys
+from launcher.core.stop import Signals, StopEvent
+
+with Signals() as signals:
+    storm = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())])
+    waits = 0
+    while storm.poll() is None:
+        signals.event = StopEvent()
+        assert signals.event.wait(2) or storm.poll() is not None, "a signal was lost"
+        waits += 1
+print(waits)
+"""
+
+
+def test_a_storm_of_signals_neither_blocks_nor_is_lost() -> None:
+    """Every wait in a storm of signals ends by one of them, wherever within the wait the handler runs."""
+    done = subprocess.run([sys.executable, "-c", SHELTER, STORM], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 100
+
+
+def test_a_handler_never_waits_for_the_thread_that_it_interrupts() -> None:
+    """That thread may just then hold the lock inside of the event, and threading.Event's `set` would wait for it."""
+    event = StopEvent()
+    with event._cond:
+        setter = threading.Thread(target=event.set, daemon=True)
+        setter.start()
+        setter.join(2)
+        assert not setter.is_alive()
+    assert event.is_set()
+
+
+CANCELLED = """
+    import sys
+    from launcher.core.errors import Cancelled
+    from launcher.core.stop import Signals
+
+    with Signals() as signals:
+        print("ready", flush=True)
+        signals.event.wait(10)
+        print("scancel", flush=True)
+    sys.exit(signals.exit_code)
+"""
+
+
+def test_a_process_that_github_cancels_ends_with_the_code_of_the_first_signal() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(CANCELLED)], stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGTERM)
+        assert child.stdout.readline() == "scancel\n"
+        assert child.wait(5) == 130
