@@ -1,303 +1,151 @@
-"""Why a run ended as it did: a verdict by layer, and the papers that it rests on, in the run's ``evidence/``.
+"""What a run leaves when it ends: its verdict with the evidence for it, and the logs where a workflow looks for them.
 
-The verdict is a pure function of what is known: the launcher's own error, how Slurm says the job ended, and the first
-line of failure among the job's logs. Logs are read in bounded pieces: a worker's log can have gigabytes.
+Nothing of it holds a secret of the environment, or the shape of one.
 """
 
 from __future__ import annotations
 
-import re
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import contextlib
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from launcher.core.errors import Cancelled, LauncherError
 from launcher.core.publish import write_bytes, write_json, write_text
 from launcher.core.redact import redact, redact_bytes
-from launcher.result.bundle import log_files
+from launcher.result.bundle import bundle_logs
+from launcher.result.collect import TARBALL, keep_logs
+from launcher.run.run import Run
+from launcher.run.verdict import Failure, Verdict, first_failures, tail, verdict
 from launcher.slurm.client import JobState
-from launcher.slurm.states import LOST, Phase
-
-LAYERS = ("configuration", "image", "model", "scheduler", "node", "server", "benchmark", "results")
-
-TAIL = 256 * 1024
-"""Bytes that are read of the end of each log."""
-
-FILES = 400
-"""Logs that are looked at: 72 nodes leave some three each."""
-
-LINES = 40
-"""Lines that are kept of what failed first."""
 
 FOLDER = "launcher-evidence"
 """Where the evidence lies in a tarball of logs: no workflow takes what is below it for a result."""
 
-PAPER = 512 * 1024
+LARGEST = 512 * 1024
 """Bytes that are kept of any one file: of a text its beginning, of a log and of the events the end. With the twelve
 names that there are, evidence has at most 6 MiB."""
 
+SEARCH_SECONDS = 10.0
+"""How long logs are searched for what failed first."""
 
-@dataclass(frozen=True)
-class Failure:
-    """A line of failure in a log. ``source`` is what wrote it: server, benchmark, or orchestrator. ``at`` is when, in
-    seconds since the epoch, by the line or one before it, else by the file. ``lines`` are those around it."""
-
-    file: str
-    source: str
-    text: str
-    at: float
-    lines: tuple[str, ...] = ()
+STOP_SECONDS = 2.0
+"""How long logs are packed, and how long the scheduler is waited for, when we were asked to stop."""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Which layer it was, and what, in one line. ``layer`` is one of LAYERS, or ``cancelled``, or "" for a success."""
+def judge(run: Run, error: LauncherError | None, state: JobState | None) -> Verdict:
+    """The verdict on a run's end, with its evidence written down. ``state`` is how the job ended, if it did.
 
-    layer: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.layer}: {self.text}" if self.layer else self.text
-
-
-# Orchestrators repeat what killed a worker; such lines are told from the worker's own by their file.
-_FAILED = re.compile(
-    r"Traceback \(most recent call last\)|^\s*(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception)\b|CUDA error|out of memory"
-    r"|\bOOM\b|oom-kill|Xid|NCCL (?:error|WARN .*(?:timeout|failed))|Segmentation fault|core dumped|\bFATAL\b"
-    r"|\b(?:ERROR|CRITICAL)\b|\[ERROR\]|error:|No such file or directory|Killed|pyxis: (?:failed|couldn)"
-    r"|slurmstepd: error|exited with (?:exit )?code [1-9]",
-)
-# Of a traceback the last line is what happened.
-_NAMED = re.compile(r"^\s*(?:[\w.]+\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b.*")
-_HARMLESS = re.compile(r"CANCELLED AT|error: \*\*\*|0 errors?\b|errors?[=:] *0\b|error_rate|DUE TO TIME LIMIT", re.I)
-
-_BY_TEXT: tuple[tuple[str, str], ...] = (
-    (
-        "image",
-        r"pyxis: (?:failed|couldn).*(?:container|image|squash|filesystem)|enroot|[Ii]nvalid image format|\.sqsh"
-        r"|[Cc]ontainer image|registry-1\.docker|manifests/|File system corruption",
-    ),
-    (
-        "node",
-        r"\bXid\b|uncorrectable|ECC error|NVLink|fell off the bus|No space left on device|[Ss]tale file handle"
-        r"|Input/output error|Too many levels of symbolic links|Duplicate jobid|CUDA-capable device"
-        r"|system not yet initialized|Node failure|node failure|Permission denied.*/(?:raid|scratch|tmp)",
-    ),
-    (
-        "model",
-        r"[Mm]odel (?:path|directory).*(?:not exist|not found)|safetensors|config\.json|tokenizer|[Cc]heckpoint"
-        r"|weight_scale|input_scale|huggingface|hf_hub|HTTPError.*huggingface|KeyError: '(?:model|layers)\.",
-    ),
-    (
-        "configuration",
-        r"unrecognized arguments|invalid choice|ValidationError|Unknown field|unexpected keyword argument|ConfigError"
-        r"|argument --|No module named|selector",
-    ),
-)
-
-_STAMPS = (
-    (re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)"), "%Y-%m-%d %H:%M:%S"),
-    (re.compile(r"\b(\d\d/\d\d/\d{4})-(\d\d:\d\d:\d\d)"), "%m/%d/%Y %H:%M:%S"),
-)
-
-_SCHEDULERS = {
-    "TIMEOUT": "the time limit was reached",
-    "DEADLINE": "its deadline was reached",
-    "CANCELLED": "somebody else cancelled it",
-    "PREEMPTED": "another job took its place",
-    "REVOKED": "another cluster of the federation runs it",
-    LOST: "Slurm lost the job, and confirms no end of it",
-}
-_NODES = {"NODE_FAIL": "a node failed", "BOOT_FAIL": "a node did not boot"}
+    After a request to stop the logs are not searched: a workflow's cancel leaves little time.
+    """
+    failures: list[Failure] = []
+    job = run.record.job
+    if error is not None and job is not None and not isinstance(error, Cancelled):
+        failures = first_failures(Path(job.log).parent, seconds=SEARCH_SECONDS)
+    found = verdict(error, state, failures)
+    found = Verdict(found.layer, redact(found.text, run.services.environ))
+    with contextlib.suppress(OSError):  # a full disk must not change how the run ends
+        _keep(run, found, failures, error)
+    return found
 
 
-def verdict(
-    error: LauncherError | None,
-    job: JobState | None = None,
-    failures: Sequence[Failure] = (),
-) -> Verdict:
-    """Whose fault an end is. ``failures`` are in the order of `first_failures`."""
-    first = failures[0] if failures else None
-    if error is None:
-        doubt = f"; {job.failed_step}" if job is not None and job.failed_step else ""
-        return Verdict("", f"good: the job COMPLETED with 0:0, and every result is there and valid{doubt}")
-    if isinstance(error, Cancelled):
-        return Verdict("cancelled", _line(error.message))
-    if error.layer in ("configuration", "image", "model", "results"):
-        if error.layer == "results" and first is not None:
-            return Verdict("results", f"{_line(error.message)}; first failure in {first.file}: {first.text}")
-        return Verdict(error.layer, _line(error.message))
-    if error.layer == "submission":
-        return Verdict(_layer_of(error.message) or "scheduler", _line(_telling(error.message)))
-    if job is None or job.phase is not Phase.TERMINAL:
-        return Verdict("scheduler", _line(error.message))
-    return _of_job(job, first)
+def _keep(run: Run, found: Verdict, failures: Sequence[Failure], error: LauncherError | None) -> None:
+    """Write verdict.txt, first-failure.txt, job.log (its end), events.txt and the job's own files. Raises OSError."""
+    directory, environ, job = run.evidence_directory, run.services.environ, run.record.job
+    directory.mkdir(exist_ok=True)
+    ended = f"job {job.id}: {job.says}" if job is not None and job.says else ""
+    texts = {"verdict.txt": "".join(f"{line}\n" for line in (str(found), ended) if line)}
+    if failures:
+        first = [f"{failures[0].file}:", *failures[0].lines, ""]
+        others = [f"then {f.file}: {f.text}" for f in failures[1:20]]
+        texts["first-failure.txt"] = "\n".join([*first, *others, ""])
+    elif error is not None:
+        texts["first-failure.txt"] = f"{error}\n"
+    if job is not None and (lines := tail(Path(job.log))):
+        texts["job.log"] = "\n".join([*lines, ""])
+    for name, text in texts.items():
+        write_text(directory / name, redact(text, environ)[:LARGEST])
+    _keep_events(run)
+    for name, source in run.kind.evidence(run).items():
+        content = _beginning(source) if isinstance(source, Path) else source.encode()
+        if content is not None:
+            write_bytes(directory / name, redact_bytes(content, environ)[:LARGEST])
 
 
-def _of_job(job: JobState, first: Failure | None) -> Verdict:
-    where = f" on {job.nodes}" if job.nodes else ""
-    if job.word in _NODES:
-        return Verdict("node", f"{_NODES[job.word]}{where} ({job.word})")
-    failed = job.word == LOST and job.exit_code != (0, 0)  # then its logs tell more than that it was lost
-    if job.word in _SCHEDULERS and job.word != "TIMEOUT" and not failed:
-        return Verdict("scheduler", f"{_SCHEDULERS[job.word]} ({job.describe()})")
-    if job.exit_code is not None and job.exit_code[1] == 53:
-        return Verdict("node", f"the job's output file or directory could not be opened{where}")
-    if first is None:
-        layer = "scheduler" if job.word == "TIMEOUT" else "server" if job.word == "OUT_OF_MEMORY" else "benchmark"
-        said = _SCHEDULERS.get(job.word, "no log says why")
-        return Verdict(layer, f"{job.describe()}: {said}")
-    layer = _layer_of(first.text) or {"server": "server", "benchmark": "benchmark"}.get(first.source, "server")
-    return Verdict(layer, f"{first.file}: {first.text} (the job ended as {job.describe()})")
+def _keep_events(run: Run) -> None:
+    """Write events.txt. Raises OSError."""
+    run.evidence_directory.mkdir(exist_ok=True)
+    write_text(run.evidence_directory / "events.txt", redact(_shown(run.record.events()), run.services.environ))
 
 
-def _layer_of(text: str) -> str | None:
-    return next((layer for layer, pattern in _BY_TEXT if re.search(pattern, text)), None)
-
-
-def _telling(message: str) -> str:
-    """The line of a submission's message that says why: sbatch's own before srtctl's words about it."""
-    lines = message.splitlines()
-    for words in ("sbatch: error:", "rror: ", "❌"):
-        if told := next((line for line in lines if words in line), None):
-            return told
-    return message
-
-
-def _line(text: str, width: int = 240) -> str:
-    words = " ".join(text.split())
-    return words if len(words) <= width else f"{words[: width - 1]}…"
-
-
-def first_failures(logs: Path, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> list[Failure]:
-    """Every log's first line of failure, in the order of their times; those of the orchestrator last, which only
-    tells what happened elsewhere. Stops looking after ``seconds``. Never raises for a file."""
-    found: list[Failure] = []
-    until = clock() + seconds
-    looked = 0
-    for path, status in log_files(logs):
-        if looked >= FILES or clock() > until:
-            break
-        if path.suffix in (".out", ".log", ".err"):
-            looked += 1
-            failure = _failure(path, str(path.relative_to(logs)), status.st_mtime)
-            if failure is not None:
-                found.append(failure)
-    return sorted(found, key=lambda f: (f.source == "orchestrator", f.at, f.file))
-
-
-def _failure(path: Path, name: str, changed: float) -> Failure | None:
-    lines = tail(path)
-    at: float | None = None
-    for number, line in enumerate(lines):
-        at = _stamp(line) or at
-        if _FAILED.search(line) and not _HARMLESS.search(line):
-            text = line
-            if "Traceback" in line:
-                text = next((later for later in lines[number + 1 : number + 200] if _NAMED.match(later)), line)
-            around = tuple(lines[max(0, number - 5) : number - 5 + LINES])
-            return Failure(name, _source(path.name), _line(text, 200), at if at is not None else changed, around)
-    return None
-
-
-def _source(name: str) -> str:
-    if name.startswith(("sweep_", "slurm-")):
-        return "orchestrator"
-    return "benchmark" if name.startswith(("benchmark", "eval", "bench_")) else "server"
-
-
-def _stamp(line: str) -> float | None:
-    for pattern, form in _STAMPS:
-        if found := pattern.search(line[:120]):
-            try:
-                return datetime.strptime(f"{found[1]} {found[2]}", form).timestamp()
-            except ValueError:
-                continue
-    return None
-
-
-def tail(path: Path, size: int = TAIL) -> list[str]:
-    """The last lines of a file, whole ones, of at most ``size`` bytes; none when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            length = file.seek(0, 2)
-            file.seek(max(0, length - size))
-            text = file.read(size).decode(errors="replace")
-    except OSError:
-        return []
-    lines = [line.rpartition("\r")[2].rstrip() for line in text.replace("\r\n", "\n").split("\n")]
-    return lines[1:] if length > size else lines
-
-
-def seen(events: Iterable[Mapping[str, object]]) -> str:
-    """What happened to the run and its job as we saw it, one line each, with local times; the last PAPER bytes."""
+def _shown(events: Iterable[Mapping[str, Any]]) -> str:
+    """What happened to the run and its job as we saw it, a line each, with local times; the last LARGEST bytes."""
     lines = []
     for event in events:
         if event.get("kind") in ("job", "stage", "warning", "error"):
-            when = datetime.fromtimestamp(float(str(event["time"]))).isoformat(sep=" ", timespec="milliseconds")
+            when = datetime.fromtimestamp(float(event["time"])).isoformat(sep=" ", timespec="milliseconds")
             lines.append(f"{when}  {event.get('text', '')}\n")
     text = "".join(lines)
-    return text if len(text) <= PAPER else text[-PAPER:].partition("\n")[2]
-
-
-def keep(
-    directory: Path,
-    *,
-    ruling: Verdict,
-    failures: Sequence[Failure],
-    events: Iterable[Mapping[str, object]],
-    log: Path | None,
-    papers: Mapping[str, Path | str],
-    environ: Mapping[str, str],
-    error: LauncherError | None = None,
-    job: str = "",
-) -> None:
-    """Write the evidence of a run: verdict.txt, events.txt, first-failure.txt, job.log (its end), and ``papers`` by
-    name: files to be copied (those that are not there are left out), or texts.
-
-    ``error`` is said as first failure where no log has one; ``job`` is how the job ended. Nothing of it holds a secret
-    of ``environ`` or the shape of one. Raises OSError when the directory cannot be written.
-    """
-    directory.mkdir(exist_ok=True)
-    texts = {"verdict.txt": "".join(f"{line}\n" for line in (str(ruling), job) if line)}
-    if failures:
-        told = [f"{failures[0].file}:", *failures[0].lines, ""]
-        others = [f"then {f.file}: {f.text}" for f in failures[1:20]]
-        texts["first-failure.txt"] = "\n".join([*told, *others, ""])
-    elif error is not None:
-        texts["first-failure.txt"] = f"{error}\n"
-    if log is not None and (lines := tail(log)):
-        texts["job.log"] = "\n".join([*lines, ""])
-    for name, text in texts.items():
-        write_text(directory / name, redact(text, environ)[:PAPER])
-    keep_events(directory, events, environ)
-    for name, paper in papers.items():
-        content = _beginning(paper) if isinstance(paper, Path) else paper.encode()
-        if content is not None:
-            write_bytes(directory / name, redact_bytes(content, environ)[:PAPER])
-
-
-def keep_events(directory: Path, events: Iterable[Mapping[str, object]], environ: Mapping[str, str]) -> None:
-    """Write events.txt. Raises OSError."""
-    directory.mkdir(exist_ok=True)
-    write_text(directory / "events.txt", redact(seen(events), environ))
-
-
-def keep_answers(directory: Path, answers: Mapping[str, str], environ: Mapping[str, str]) -> None:
-    """Write what the scheduler says of the job, by who says it. Raises OSError."""
-    directory.mkdir(exist_ok=True)
-    write_json(directory / "scheduler.json", {k: redact(v, environ)[:PAPER] for k, v in answers.items()})
+    return text if len(text) <= LARGEST else text[-LARGEST:].partition("\n")[2]
 
 
 def _beginning(path: Path) -> bytes | None:
-    """A file up to its last whole line within PAPER bytes; None when it cannot be read."""
+    """A file up to its last whole line within LARGEST bytes; None when it cannot be read."""
     if not path.is_file():
         return None
     try:
         with path.open("rb") as file:
-            content = file.read(PAPER + 1)
+            content = file.read(LARGEST + 1)
     except OSError:
         return None
-    return content if len(content) <= PAPER else content[: content.rfind(b"\n", 0, PAPER) + 1]
+    return content if len(content) <= LARGEST else content[: content.rfind(b"\n", 0, LARGEST) + 1]
+
+
+def keep_answers(run: Run, *, soon: bool = False) -> None:
+    """Keep what the scheduler says of the job now, by who says it, and the events until now.
+
+    With ``soon`` a scheduler that hangs is left to itself after a while.
+    """
+    job, environ = run.record.job_key, run.services.environ
+    if job is None:
+        return
+
+    def answers() -> None:
+        with contextlib.suppress(LauncherError, OSError):
+            said = run.services.scheduler.describe(job)
+            run.evidence_directory.mkdir(exist_ok=True)
+            shown = {name: redact(text, environ)[:LARGEST] for name, text in said.items()}
+            write_json(run.evidence_directory / "scheduler.json", shown)
+
+    if soon:
+        asking = threading.Thread(target=answers, daemon=True, name="evidence")
+        asking.start()
+        asking.join(STOP_SECONDS)
+    else:
+        answers()
+    with contextlib.suppress(OSError):
+        _keep_events(run)
+
+
+def deliver(run: Run, *, soon: bool = False) -> bool:
+    """Put the tarball of logs and evidence, and a copy of the logs, where results go; whether they are all there.
+
+    A run that has no job leaves a tarball of its evidence to a workflow, and nothing to a person, who has the record.
+    ``soon`` is for when we were asked to stop: the tarball alone, and of that what can be had in time.
+    """
+    job, into, environ = run.record.job, run.results_directory, run.services.environ
+    if job is None and run.record.fields.results != "workspace":
+        return False
+    logs = Path(job.log).parent if job is not None else run.evidence_directory / "no logs"
+    files = [(f"{FOLDER}/{path.name}", path) for path in sorted(run.evidence_directory.glob("*"))]
+    if soon:
+        with contextlib.suppress(OSError):
+            bundle_logs(logs, into / TARBALL, seconds=STOP_SECONDS, extra=files, environ=environ)
+        return False
+    job_id, began = (job.id, job.submitted or 0.0) if job is not None else ("", 0.0)
+    bundle, doubts = keep_logs(logs, into, job_id, began, papers=files, environ=environ)
+    for doubt in doubts:
+        run.record.event("warning", doubt)
+    return bundle is not None

@@ -1,7 +1,7 @@
-"""A run's record on disk: what it is, what it did, and what it holds, so that any other process can take over.
+"""A run's record on disk: what the run is, what it did and what it holds, so that any other process can take over.
 
 ``runs/<run id>/`` holds ``run.json`` (replaced atomically), ``plan.json``, ``events.jsonl`` (appended), and what the
-stages keep there. A stage's outcome is in the record before the next stage begins; the job's id is there before
+steps of the run keep there. A step's outcome is in the record before the next step begins; the job's id is there before
 anything waits for the job.
 """
 
@@ -16,20 +16,20 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.core.errors import ConfigError, SubmissionError
+from launcher.core.errors import ConfigError, LauncherError, SubmissionError, SubmissionUnknown
 from launcher.core.process_identity import ProcessIdentity
 from launcher.core.publish import temporary_name, write_json
 from launcher.core.yaml_source import nearest
 from launcher.plan.plan import Plan
+from launcher.run.record_fields import ENDED, SCHEMA, RecordedJob, RunFields, Step
+from launcher.slurm.client import JobKey
 
-SCHEMA = 1
-
-ENDED = ("succeeded", "failed", "cancelled")
-"""States of a run after which nothing more happens by itself."""
+SUBMISSION_PATIENCE = 330.0
+"""Seconds to wait for the submission of a launcher that was killed: its srtctl goes on for 300 at most."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,16 @@ class Event:
     data: Mapping[str, Any]
 
 
-SUBMISSION_PATIENCE = 330.0
-"""Seconds to wait for the submission of a launcher that was killed: its srtctl goes on for 300 at most."""
-
 Listener = Callable[[Event], None]
 """Sees every event as it is recorded: a terminal, a CI log, a test."""
 
 
 class RunRecord:
-    """One run's directory. Fields are read with `get` and changed with `update`; each change is on disk at once."""
+    """One run's directory. ``fields`` is what the record says; `update` changes it, at once on disk too."""
 
-    def __init__(self, directory: Path, fields: dict[str, Any], clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, directory: Path, fields: RunFields, clock: Callable[[], float] = time.time) -> None:
         self.directory = directory
-        self._fields = fields
+        self.fields = fields
         self._clock = clock
         self.listeners: list[Listener] = []
         self.hide: Callable[[str], str] = str
@@ -74,13 +71,13 @@ class RunRecord:
         )
         if (directory / "run.json").exists():
             raise taken
-        # Made whole under another name: a run whose launcher was killed here could neither be begun nor be resumed.
+        # It is made whole under another name: a run whose launcher was killed here could neither be begun nor resumed.
         temporary = temporary_name(directory)
         try:
             temporary.mkdir(parents=True)
             write_json(temporary / "plan.json", plan.as_dict())
-            record = cls(temporary, {"schema": SCHEMA, "id": plan.run_key, "runner": plan.runner}, clock)
-            record.update(state="new", created=clock(), stages={}, owner=owner())
+            record = cls(temporary, RunFields(plan.run_key, plan.runner), clock)
+            record.update(created=clock(), owner=ProcessIdentity.mine())
             record.take()
             temporary.rename(directory)
         except OSError as error:
@@ -95,55 +92,74 @@ class RunRecord:
     def load(cls, runs: Path, run_id: str, *, clock: Callable[[], float] = time.time) -> RunRecord:
         """Read a run's record. Raises ConfigError naming the nearest run, or what is wrong with the file."""
         directory = runs / check_run_id(run_id)
-        path = directory / "run.json"
         try:
-            fields = json.loads(path.read_text())
+            return cls(directory, _read(directory / "run.json"), clock)
         except FileNotFoundError:
             known = [p.name for p in runs.iterdir()] if runs.is_dir() else []
             near = nearest(run_id, known)
             hint = f"did you mean {near}?" if near else f"launcher status lists the runs below {runs}"
             raise ConfigError(f"there is no run {run_id}", where=str(runs), hint=hint) from None
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"the run's record cannot be read: {error}", where=str(path)) from None
-        if fields.get("schema") != SCHEMA:
-            raise ConfigError(f"record schema {fields.get('schema')!r} is not {SCHEMA}", where=str(path))
-        return cls(directory, fields, clock)
 
     @property
     def id(self) -> str:
-        return str(self._fields["id"])
+        return self.fields.id
+
+    @property
+    def job(self) -> RecordedJob | None:
+        return self.fields.job
+
+    @property
+    def job_key(self) -> JobKey | None:
+        """The run's job as a scheduler knows it, once there is one."""
+        job = self.fields.job
+        return JobKey(job.id, job.submitted, self.id) if job is not None else None
 
     @property
     def plan(self) -> Plan:
         """The plan of this run. Raises ConfigError when it cannot be read."""
         return Plan.read(self.directory / "plan.json")
 
-    def get(self, name: str, default: Any = None) -> Any:
-        return self._fields.get(name, default)
-
     def replan(self, plan: Plan) -> None:
         """Replace the plan, as when the recipe was read from the checkout."""
         write_json(self.directory / "plan.json", plan.as_dict())
 
-    def update(self, **fields: Any) -> None:
+    def update(self, **changes: Any) -> None:
         """Change fields, durably."""
-        self._fields = {**self._fields, **fields, "updated": self._clock()}
-        write_json(self.directory / "run.json", self._fields)
+        self.fields = replace(self.fields, **changes, updated=self._clock())
+        write_json(self.directory / "run.json", self.fields.as_json())
 
-    def stage(self, name: str) -> Mapping[str, Any]:
-        """What is known of a stage: ``state`` (running, done, failed; of a submission also unknown), ``at``, what it
-        kept. Empty if not begun."""
-        found: Mapping[str, Any] = self._fields.get("stages", {}).get(name, {})
-        return found
+    def update_job(self, **changes: Any) -> RecordedJob:
+        """Change what the record says of its job, durably. The run must have one."""
+        assert self.fields.job is not None
+        job = replace(self.fields.job, **changes)
+        self.update(job=job)
+        return job
 
-    def set_stage(self, name: str, state: str, **kept: Any) -> None:
-        """Write a stage's state and what later stages and other processes need of it."""
-        now = self._clock()
-        before = self.stage(name)
-        entry = {"began": now, **before, **kept, "state": state, "at": now}
-        if state == "running":
-            entry["began"] = now
-        self.update(stages={**self._fields.get("stages", {}), name: entry})
+    def step(self, name: str) -> Step:
+        """What is known of a step; its ``state`` is "" while it has not begun."""
+        return self.fields.steps.get(name, Step())
+
+    def set_step(self, name: str, state: str, *, error: str | None = None, **facts: Any) -> None:
+        """Write a step's state, and the facts that later steps and other processes need of it."""
+        now, before = self._clock(), self.step(name)
+        began = now if state == "running" or not before.began else before.began
+        step = Step(state, began, now, error, {**before.facts, **facts})
+        self.update(steps={**self.fields.steps, name: step})
+
+    @contextlib.contextmanager
+    def doing(self, name: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """Write a step's beginning, and its end whatever that is; gives a function that keeps facts of it."""
+        facts: dict[str, Any] = {}
+        self.set_step(name, "running")
+        self.event("stage", f"{name} …", stage=name, state="running")
+        try:
+            yield facts.update
+        except LauncherError as error:
+            state = "unknown" if isinstance(error, SubmissionUnknown) else "failed"
+            self.set_step(name, state, error=self.hide(error.message))
+            raise
+        self.set_step(name, "done", **facts)
+        self.event("stage", f"{name} done", stage=name, state="done")
 
     def event(self, kind: str, text: str, **data: Any) -> None:
         """Append an event, and show it to the listeners: that, too, when the file cannot be written (a full disk)."""
@@ -180,11 +196,11 @@ class RunRecord:
         if self._held is None or self.owned_by_another:
             raise ConfigError("another launcher drives this run", where=f"run {self.id}", hint="launcher logs -f RUN")
         self.reload()
-        self.update(owner=owner())
+        self.update(owner=ProcessIdentity.mine())
 
     def reload(self) -> None:
-        """Read the fields again, as another process may have written them."""
-        self._fields = json.loads((self.directory / "run.json").read_text())
+        """Read the fields again, as another process may have written them. Raises ConfigError, FileNotFoundError."""
+        self.fields = _read(self.directory / "run.json")
 
     @contextlib.contextmanager
     def submitting(self, sleep: Callable[[float], None] = time.sleep) -> Iterator[int]:
@@ -205,39 +221,50 @@ class RunRecord:
 
     @property
     def ended(self) -> bool:
-        return self.get("state") in ENDED
+        """Whether nothing more happens to the run by itself."""
+        return self.fields.state in ENDED
 
     @property
     def settled(self) -> bool:
-        """Whether the run has ended, and so has its job: one that was cancelled in vain, or submitted while its
-        launcher left, is still to be ended."""
-        job = self.get("job")
-        return self.ended and bool(job.get("over", False) if job else not self.in_doubt)
+        """Whether the run has ended and so has its job.
+
+        A job that was cancelled without effect, or that was submitted while its launcher left, is still to be ended.
+        """
+        job = self.fields.job
+        return self.ended and (job.over if job is not None else not self.in_doubt)
 
     @property
     def in_doubt(self) -> bool:
-        """Whether a submission was begun and nobody wrote down how it ended: there may be a job."""
-        return not self.get("job") and self.stage("submit").get("state") in ("running", "unknown")
+        """Whether sbatch may have been started and its outcome is unknown, so that there may be a job."""
+        return self.fields.job is None and self.step("submit").state in ("running", "unknown")
 
     @property
     def owned_by_another(self) -> bool:
-        """Whether another launcher process that still lives drives this run (as far as this host can tell)."""
-        its = self.get("owner")
-        return its is not None and its != owner() and ProcessIdentity(**its).alive() is True
+        """Whether another launcher process that still lives drives this run, as far as this host can tell."""
+        owner = self.fields.owner
+        return owner is not None and owner != ProcessIdentity.mine() and owner.alive() is True
 
     @property
     def abandoned(self) -> bool | None:
-        """Whether the run may hold a job and nobody drives it; None when only its launcher's own host could say."""
-        its = self.get("owner")
+        """Whether the run may hold a job and nobody drives it; None when that cannot be told from here."""
         if self.settled:
             return False
-        alive = ProcessIdentity(**its).alive() if its is not None else False
+        alive = self.fields.owner.alive() if self.fields.owner is not None else False
         return None if alive is None else not alive
 
 
-def owner() -> dict[str, Any]:
-    """The calling process, as a record names it."""
-    return asdict(ProcessIdentity.mine())
+def _read(path: Path) -> RunFields:
+    """The fields in a run.json. Raises FileNotFoundError; ConfigError when it cannot be understood."""
+    try:
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+            schema = value.get("schema") if isinstance(value, dict) else None
+            raise ConfigError(f"expected record schema {SCHEMA}, and it is {schema!r}", where=str(path))
+        return RunFields.read(value)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # msgspec.ValidationError is a ValueError
+        raise ConfigError(f"the run's record cannot be read: {error}", where=str(path)) from None
 
 
 def _locked(path: Path) -> int | None:
@@ -263,7 +290,7 @@ def records(runs: Path) -> list[RunRecord]:
                 found.append(RunRecord.load(runs, directory.name))
             except ConfigError:
                 continue
-    return sorted(found, key=lambda r: r.get("created", 0.0))
+    return sorted(found, key=lambda record: record.fields.created)
 
 
 def check_run_id(run_id: str) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.core.errors import SubmissionError
+from launcher.core.errors import JobsExist, SubmissionError, SubmissionUnknown
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.slurm.client import JobKey, JobState, Scheduler, SchedulerUnreachable
 from launcher.slurm.states import Phase
@@ -68,18 +68,6 @@ _HINTS = (
     (r"Config not found", "the recipe is not in the checkout: is the overlay complete and CONFIG_FILE right?"),
     (r"unrecognized arguments|expected one argument", "this srtctl has other options than its checkout said"),
 )
-
-
-class SubmissionUnknown(SubmissionError):
-    """Whether a job exists could not be learnt. It must not be submitted again before somebody has looked."""
-
-
-class JobsExist(SubmissionError):
-    """Jobs were submitted that are not what was asked for; ``job_ids`` names them so that they can be cancelled."""
-
-    def __init__(self, message: str, *, job_ids: tuple[str, ...], hint: str | None = None) -> None:
-        super().__init__(message, where=", ".join(f"job {i}" for i in job_ids), hint=hint)
-        self.job_ids = job_ids
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,117 @@
+"""A kind of job: what it plans, prepares, submits and collects. Everything else in this room is the same for all.
+
+A runner file names the kind of each lane, and a plan has it as ``kind``; `launcher.project` knows which kinds there
+are. The first one is srtctl's (`launcher.srtctl.kind`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from launcher.benchmark.benchmark import Benchmark
+from launcher.plan.derive import Context
+from launcher.plan.plan import Plan
+from launcher.result.collect import Collected
+from launcher.run.run import Run
+from launcher.runner.file import RunnerFile
+from launcher.slurm.client import JobKey, JobState
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run needs beside images and model, ready to be submitted. ``facts`` belong into the record, ``held`` is
+    the kind's own."""
+
+    root: Path
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    own: Any = None
+
+
+@dataclass(frozen=True)
+class Submission:
+    """How a job is to be submitted so that it can be told apart and found again.
+
+    The job carries the run's id as its comment. ``earlier`` are ids of jobs that carried it before and are over.
+    ``keep_open`` are descriptors that the submitting program keeps open as long as it lives.
+    """
+
+    earlier: frozenset[str] = frozenset()
+    keep_open: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """The one job of a submission.
+
+    ``submitted`` is its submit time in seconds since the epoch when the scheduler told it, ``output`` its own directory
+    and ``log`` its log. With ``held`` it starts once the launcher releases it. ``adopted``: the submitting program
+    failed, and the scheduler had the job nevertheless. ``said`` is everything the program said.
+    """
+
+    job_id: str
+    submitted: float | None
+    output: Path
+    log: Path
+    held: bool = False
+    adopted: bool = False
+    said: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class JobKind(Protocol):
+    """One way of running a benchmark as a job."""
+
+    @property
+    def name(self) -> str:
+        """As runner files and plans name it."""
+
+    def plan(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> Plan:
+        """Decide everything that a run will do, with findings. Opens no socket and starts no process.
+
+        Raises ConfigError when the runner serves no such benchmark.
+        """
+
+    def describe(self, plan: Plan) -> list[tuple[str, str]]:
+        """The kind's part of a plan for a person: a name and a value a line."""
+
+    def is_complete(self, plan: Plan) -> bool:
+        """Whether the plan can be carried out as it is; else `complete` needs what `prepare` made."""
+
+    def complete(self, plan: Plan, prepared: Prepared) -> Plan:
+        """The whole plan, by what was prepared. Raises ConfigError."""
+
+    def prepare(self, run: Run) -> Prepared:
+        """Make ready what the job needs beside images and model. Idempotent. Raises LauncherError."""
+
+    def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
+        """Submit exactly one job. It does not stop half-way when asked to stop: it takes seconds.
+
+        Raises SubmissionError when there is no job, SubmissionUnknown when that cannot be told, JobsExist when there
+        are jobs that have to go.
+        """
+
+    def holds(self, plan: Plan) -> bool:
+        """Whether `submit` submits the job of this plan held, for the launcher to release."""
+
+    def output_of(self, run: Run, job_id: str, log: Path | None) -> tuple[Path, Path] | None:
+        """Directory and log of a job of this kind: by the log that the scheduler names, or (None) as `submit` makes
+        them; None when the log is not where this kind has it."""
+
+    def make_whole(self, run: Run) -> None:
+        """Give the directory of a held job what it needs, before the job is released. Raises LauncherError, OSError."""
+
+    def end_by_log(self, job: JobKey, log: Path) -> JobState | None:
+        """How a job ended by the last lines of its own log; None while it does not say."""
+
+    def evidence(self, run: Run) -> Mapping[str, Path | str]:
+        """What tells how the job was made, by name: files, or texts. Files that are not there are left out."""
+
+    def collect(self, run: Run, patience: float) -> Collected:
+        """Collect the results of the run's job into `Run.results_directory`, waiting ``patience`` seconds for those
+        that are missing. Raises ResultError when that cannot be done."""
+
+    def own_directories(self, plan: Plan) -> Sequence[Path]:
+        """What `prepare` made for this run alone, to be removed once its logs are delivered."""

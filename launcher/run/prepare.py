@@ -1,0 +1,235 @@
+"""From a plan to a submitted job: images, model, what the kind of job needs beside them, submission.
+
+Each step is written down before the next one begins, and is idempotent: done again, it finds what is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from launcher.core.errors import (
+    Cancelled,
+    ConfigError,
+    JobsExist,
+    LauncherError,
+    ModelError,
+    SubmissionError,
+)
+from launcher.core.publish import write_json
+from launcher.image.import_policy import ImportPolicy, ensure_image
+from launcher.model.checkpoint import examine, require
+from launcher.plan.plan import Plan
+from launcher.run.image_usage import mark_used_by
+from launcher.run.kind import Prepared, Submission
+from launcher.run.record_fields import RecordedJob
+from launcher.run.run import Run
+from launcher.slurm.client import SAME_SECONDS, JobKey, SchedulerUnreachable
+from launcher.slurm.end_jobs import jobs_with_token
+from launcher.slurm.states import Phase
+
+_NOT_COPIED = (".git", "srt-slurm*", "outputs", "LOGS", "*.sqsh")
+"""What the compute nodes' copy of the workspace leaves out."""
+
+Preparation = JobKey | LauncherError
+"""What came of preparing a run: its job, or why there is none."""
+
+
+def prepare_in_thread(run: Run, done: SimpleQueue[tuple[Run, Preparation]]) -> None:
+    """Prepare a run and hand on what came of it, whatever that is: the loop waits for it."""
+    try:
+        answer: Preparation = prepare(run)
+    except LauncherError as error:
+        answer = error
+    except OSError as error:
+        answer = LauncherError(str(error.strerror), where=str(error.filename))
+    except Exception as error:  # noqa: BLE001  # a fault of ours in one run must not hang the others
+        answer = LauncherError(f"unexpected {type(error).__name__}: {error}", where=f"run {run.id}")
+    done.put((run, answer))
+
+
+def prepare(run: Run) -> JobKey:
+    """Bring the run to a submitted job. Raises LauncherError; what went wrong is in the record then."""
+    if (job := run.record.job_key) is not None:
+        return job
+    run.record.update(state="preparing")
+    prepared = None
+    if not run.kind.is_complete(run.plan):
+        # What is prepared decides about images and model, so it comes before anything that takes long or is shared.
+        prepared = _prepare_workspace(run)
+        run.replan(run.kind.complete(run.plan, prepared))
+        refuse(run.plan, run.record.fields.accepted)
+    with run.record.doing("images") as keep:
+        images = []
+        for image in run.plan.images:
+            images.append(ensure_image(image, ImportPolicy.of(run.plan, run.services), mark_used_by(run.record)).as_fact())
+        keep({"images": images})
+    used = {image["planned"]: image["squash"] for image in images if image["planned"] != image["squash"]}
+    if used:  # a refreshed image lies elsewhere than planned
+        run.replan(run.plan.with_squash(used))
+    with run.record.doing("model") as keep:
+        keep(_check_model(run))
+    return _submit(run, prepared or _prepare_workspace(run))
+
+
+def refuse(plan: Plan, accepted: Sequence[str] = ()) -> None:
+    """Raise ConfigError when the plan has errors among its findings whose rules nobody accepted."""
+    bad = [f for f in plan.errors if f.rule not in accepted]
+    if bad:
+        listed = "\n".join(f"  {f.where}: {f.message} [{f.rule}]" for f in bad)
+        raise ConfigError(
+            f"the plan would fail or mismeasure:\n{listed}",
+            where=f"run {plan.run_key}",
+            hint="fix it, or go on with --accept RULE",
+        )
+
+
+def _check_model(run: Run) -> dict[str, Any]:
+    """Look at the checkpoint from here, after staging it where the plan says so; or say why that cannot be."""
+    planned = run.plan.model
+    if planned.path.startswith("hf:"):
+        run.log(f"model {planned.path}: from the Hugging Face hub, on the compute nodes")
+        return {"path": planned.path, "checked": False, "why": "from the Hugging Face hub"}
+    if "login" not in planned.seen_by:
+        why = f"{planned.storage} storage that the login node does not see (runner {run.plan.runner})"
+        run.log(f"model {planned.path}: not checked from here: {why}")
+        return {"path": planned.path, "checked": False, "why": why}
+    path = Path(planned.path)
+    staged = _stage_model(run, path)
+    if not path.is_dir():
+        from launcher.model.checkpoint import nearest_sibling
+
+        near = nearest_sibling(path)
+        hint = f"there is {near}: is that the one?" if near else "stage it, or correct the path in the runner file"
+        raise ModelError("the checkpoint is not there", where=planned.path, hint=hint)
+    report = require(
+        examine(path, precision=planned.precision),
+        rehearsal=run.services.tools.stand_ins,
+        precision=planned.precision,
+    )
+    identity = report.identity + (f" ({report.identity_reason})" if report.identity_reason is not None else "")
+    run.log(f"model {path}: whole, {report.shards} shards, {report.quantisation}; declared one: {identity}")
+    return {"checked": True, **report.as_dict(), **staged}
+
+
+def _stage_model(run: Run, path: Path) -> dict[str, Any]:
+    """Bring the checkpoint from its source where the plan names one and what is at its path is not whole."""
+    planned = run.plan.model
+    if planned.source is None or examine(path, precision=planned.precision).whole:
+        return {}
+    from launcher.model.source import source_of
+    from launcher.model.stage import stage
+    from launcher.model.striping import DEFAULT, Stripe, striping
+
+    stop, policy = run.services.stop, DEFAULT
+    if planned.striping is not None:
+        policy = [Stripe(*layout) for layout in planned.striping]
+    run.log(f"model {path}: staging from {planned.source}")
+    done = stage(
+        source_of(planned.source, sleep=stop.sleep),
+        path,
+        say=run.log,
+        should_stop=stop.requested,
+        stripe=striping(policy, say=run.log, run=run.services.run) if planned.storage == "lustre" else None,
+        sleep=stop.sleep,
+    )
+    run.log(f"model {path}: {done.how}, {done.copied / 1e9:.1f} GB in {done.seconds:.0f} s")
+    return {"staged": {"how": done.how, "from": planned.source, "copied": done.copied, "resumed": done.resumed}}
+
+
+def _prepare_workspace(run: Run) -> Prepared:
+    """What the kind of job needs, and the compute nodes' copy of the workspace."""
+    with run.record.doing("workspace") as keep:
+        prepared = run.kind.prepare(run)
+        if run.plan.workspace.shared:
+            _copy_workspace(run, Path(run.plan.workspace.path), Path(run.plan.workspace.shared))
+        keep(prepared.facts)
+    return prepared
+
+
+def _copy_workspace(run: Run, source: Path, destination: Path) -> None:
+    """Copy what jobs need of the workspace to where compute nodes see it."""
+    run.services.stop.check()
+    ignore = shutil.ignore_patterns(*_NOT_COPIED)
+    try:
+        shutil.copytree(source, destination, symlinks=True, dirs_exist_ok=True, ignore=ignore)
+    except (OSError, shutil.Error) as error:
+        message = f"the workspace cannot be copied for the compute nodes: {error}"
+        raise SubmissionError(message, where=str(destination)) from None
+    run.log(f"workspace copied to {destination}")
+
+
+def _submit(run: Run, prepared: Prepared) -> JobKey:
+    """Submit the job, unless an earlier launcher of this run did. Raises SubmissionError, Cancelled."""
+    run.services.stop.check()
+    with run.record.submitting(run.services.stop.sleep) as lock:
+        earlier = _jobs_before(run)
+        if isinstance(earlier, JobKey):
+            return _take_earlier(run, earlier)
+        run.services.stop.check()
+        with run.record.doing("submit") as keep:
+            try:
+                done = run.kind.submit(run, prepared, Submission(earlier, [lock]))
+            except JobsExist as error:
+                _cancel_strays(run, error.job_ids)
+                raise
+            hide = run.record.hide
+            keep({"notes": [hide(note) for note in done.notes], "adopted": done.adopted})
+            write_json(run.record.directory / "srtctl.json", {"said": hide(done.said)})
+            submitted = done.submitted or run.services.clock()
+            job = RecordedJob(done.job_id, submitted, str(done.output), str(done.log), held=done.held)
+            return _record(run, job, done.notes)
+
+
+def _jobs_before(run: Run) -> JobKey | frozenset[str]:
+    """The job that an earlier launcher of this run submitted and could not write down, or the ids of finished jobs
+    that carry our token, so that a new job can be told from them.
+
+    Raises SubmissionError when a job of another record with the same id is alive, and SchedulerUnreachable when there
+    may be a job of ours and nobody can be asked.
+    """
+    step, interrupted, scheduler = run.record.step("submit"), run.record.in_doubt, run.services.scheduler
+    try:
+        found = jobs_with_token(run.id, scheduler)
+    except SchedulerUnreachable:
+        if interrupted:
+            raise
+        return frozenset()
+    ours = [job for job in found if interrupted and (job.submitted or 0) >= step.began - SAME_SECONDS]
+    if len(ours) == 1:
+        return ours[0]
+    states = scheduler.poll(found) if found else {}
+    if alive := [job for job, state in states.items() if state.phase is not Phase.TERMINAL]:
+        raise SubmissionError(
+            f"{', '.join(map(str, alive))} already carries this run's id",
+            where=f"run {run.id}",
+            hint="another launcher has this run; choose another --run-id",
+        )
+    return frozenset(job.id for job in found)
+
+
+def _take_earlier(run: Run, job: JobKey) -> JobKey:
+    files = run.kind.output_of(run, job.id, None)
+    output, log = files if files is not None else (Path(), Path())
+    held = run.kind.holds(run.plan)
+    recorded = RecordedJob(job.id, job.submitted or run.services.clock(), str(output), str(log), held=held)
+    return _record(run, recorded, ["found by its token: an earlier launcher submitted it"])
+
+
+def _record(run: Run, job: RecordedJob, notes: Sequence[str]) -> JobKey:
+    """Write the job's id to disk, before anybody waits for the job."""
+    run.record.update(state="submitted", job=job)
+    for note in notes:
+        run.log(note)
+    run.record.event("job", f"job {job.id} submitted", job=job.id)
+    return JobKey(job.id, job.submitted, run.id)
+
+
+def _cancel_strays(run: Run, ids: Sequence[str]) -> None:
+    with contextlib.suppress(LauncherError):
+        run.services.scheduler.cancel([JobKey(i, None, run.id) for i in ids])
+        run.log(f"cancelled {', '.join(ids)}: not what was asked for")
