@@ -96,7 +96,8 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
     from launcher.core.process import run
     from launcher.model.node_job import reap
     from launcher.model.nodes import Allocation, stage_on_nodes
-    from launcher.slurm.client import Scheduler, open_scheduler
+    from launcher.slurm.backends import open_scheduler
+    from launcher.slurm.client import Scheduler
 
     if arguments.source is None:
         raise ConfigError("nodes stage from somewhere", where="--from")

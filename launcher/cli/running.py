@@ -26,7 +26,7 @@ from launcher.run.orphans import adopt as take_job
 from launcher.run.orphans import end_run, left_by_earlier_jobs
 from launcher.run.record import RunRecord
 from launcher.run.stages import Effects, rehearsal_tools
-from launcher.slurm.client import open_scheduler
+from launcher.slurm.backends import open_scheduler
 from launcher.slurm.shared import SharedPoller
 from launcher.slurm.watch import Pace
 

@@ -15,7 +15,7 @@ from launcher.model.node_job import reap
 from launcher.run.execute import log_of
 from launcher.run.orphans import end_run, left_behind
 from launcher.run.record import RunRecord, records
-from launcher.slurm.client import open_scheduler
+from launcher.slurm.backends import open_scheduler
 from launcher.slurm.logs import LogFollower
 from launcher.slurm.states import Phase
 

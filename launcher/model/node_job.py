@@ -16,7 +16,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from launcher.core.process import CommandRunner, run
 from launcher.core.process_identity import ProcessIdentity
 from launcher.core.publish import write_json
 from launcher.model.nodes import Allocation, NodeVerdict, names_of, on_node
-from launcher.slurm.client import JobKey, JobState, Scheduler
+from launcher.slurm.client import JobKey, JobState, Scheduler, unknown
+from launcher.slurm.end_jobs import end_jobs
+from launcher.slurm.poller import JobPoller, Pace
 from launcher.slurm.states import Phase
-from launcher.slurm.watch import Pace, Watcher
 
 DIRECTORY = "stagings"
 _NODES = "nodes"
@@ -44,6 +45,7 @@ _GONE = 60.0
 """Seconds in which a job that was cancelled has to be seen gone."""
 
 _PACE = Pace(first=0.5, running=10.0, pending=30.0)
+_LOOK = 0.5
 
 
 @dataclass(frozen=True)
@@ -114,16 +116,17 @@ def end_job(token: str, scheduler: Scheduler, say: Callable[[str], None]) -> boo
 
     Raises SchedulerUnreachable.
     """
-    deadline = time.monotonic() + _GONE
-    while True:
-        alive = [job for job, how in scheduler.poll(scheduler.find(token)).items() if how.phase is not Phase.TERMINAL]
-        if not alive:
-            return True
-        if time.monotonic() > deadline:
-            say(f"{alive[0]} was cancelled and is not seen to end; `launcher cleanup` looks again")
-            return False
+    alive = _not_ended(scheduler.poll(scheduler.find(token)))
+    if alive:
         scheduler.cancel(alive)
-        time.sleep(1.0)
+        alive = _not_ended(end_jobs(scheduler, alive, bound=_GONE))
+    if alive:
+        say(f"{alive[0]} was cancelled and is not seen to end; `launcher cleanup` looks again")
+    return not alive
+
+
+def _not_ended(states: Mapping[JobKey, JobState]) -> list[JobKey]:
+    return [job for job, state in states.items() if state.phase is not Phase.TERMINAL]
 
 
 class _Submission:
@@ -229,18 +232,23 @@ def _follow(
     should_stop: Callable[[], bool],
 ) -> JobState:
     """Watch the job to its end. Raises Cancelled, JobError."""
-
-    def tell(key: JobKey, old: JobState | None, new: JobState) -> None:
-        say(f"{key}: {new.describe()}")
-
-    def marker(key: JobKey) -> JobState | None:
-        return JobState(Phase.TERMINAL, "COMPLETED", source="its results") if submission.complete else None
-
-    watcher = Watcher(scheduler, pace=_PACE, on_change=tell, marker=marker)
-    states = watcher.watch([job], should_stop=should_stop)
+    done = JobState(Phase.TERMINAL, "COMPLETED", source="its results")
+    poller = JobPoller(scheduler, pace=_PACE)
+    poller.watch(job)
+    state = unknown("not asked yet")
+    while poller.watched and not should_stop():
+        answer = poller.poll(markers={job: done} if submission.complete else {})
+        if answer is None:
+            time.sleep(_LOOK)
+            continue
+        state = answer.states[job]
+        for change in answer.changes:
+            say(f"{job}: {change.state.describe()}")
+            if change.given_up is not None:
+                raise change.given_up
     if should_stop():
         raise Cancelled("stopped while nodes staged", hint="the same command goes on from there, on each node")
-    return states[job]
+    return state
 
 
 def _verdicts(submission: _Submission, nodes: Sequence[str], final: JobState) -> list[NodeVerdict]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -128,9 +129,7 @@ def _embedded(job: Job, directory: Path) -> str:
     try:
         key = submit_embedded(
             directory,
-            run_embedded,
-            str(job.output_base),
-            job.config_name,
+            functools.partial(run_embedded, str(job.output_base), job.config_name),
             name=job.name,
             token=str(job.directives.get("comment") or ""),
             log=job.log or Path("/dev/null"),

@@ -1,24 +1,18 @@
-"""What the launcher needs of a scheduler, whoever it is: the words, the interface, and the choice of one."""
+"""What the launcher needs of a scheduler, whichever it is: how a job is named, how its state is told, what is asked."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from launcher.core.errors import ConfigError, SubmissionError
-from launcher.core.process import CommandRunner, run
+from launcher.core.errors import SubmissionError
 from launcher.slurm import states
 from launcher.slurm.states import Phase
 
 SAME_SECONDS = 2.0
 """Submit times that differ by no more are one: Slurm keeps whole seconds, other clocks are read a moment later."""
-
-
-BACKENDS = ("auto", "commands", "pyslurm")
-"""How Slurm can be asked."""
 
 
 class SchedulerUnreachable(SubmissionError):
@@ -167,45 +161,3 @@ class Scheduler(Protocol):
 
     def describe(self, job: JobKey) -> dict[str, str]:
         """Everything the scheduler says about a job, by who says it, as evidence for the run's record."""
-
-
-def open_scheduler(
-    kind: str,
-    *,
-    backend: str = "auto",
-    directory: Path | None = None,
-    runner: CommandRunner = run,
-    say: Callable[[str], None] = lambda text: None,
-) -> Scheduler:
-    """The scheduler of a kind: ``slurm`` or ``local`` (its jobs lie in ``directory``).
-
-    Slurm is asked by its commands (``backend`` ``commands``), or by pyslurm where that can be used (``pyslurm``,
-    ``auto``) and by its commands elsewhere; ``say`` is told which and why. All programs are run by ``runner``, which
-    must go on when the launcher was asked to stop: scancel is what it then has to run.
-    Raises ConfigError for another word, and for ``local`` without a directory.
-    """
-    if kind == "slurm":
-        from launcher.slurm.commands import SlurmCommands
-
-        if backend not in BACKENDS:
-            raise ConfigError(f"unknown Slurm backend {backend!r}", hint=" or ".join(BACKENDS))
-        why = "as asked for"
-        if backend != "commands":
-            from launcher.slurm.native import choose
-
-            native, why = choose(runner=runner)
-            if native is not None:
-                say(f"Slurm is asked by {why}")
-                return native
-        say(f"Slurm is asked by its commands: {why}")
-        return SlurmCommands(runner=runner)
-    if kind == "local":
-        from launcher.slurm.local import LocalScheduler
-
-        if directory is None:
-            raise ConfigError("the embedded scheduler needs a directory for its jobs")
-        return LocalScheduler(directory)
-    from launcher.core.yaml_source import nearest
-
-    near = nearest(kind, ("slurm", "local"))
-    raise ConfigError(f"unknown scheduler {kind!r}", hint=f"did you mean {near!r}?" if near else "slurm or local")

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from launcher.core import retry
 from launcher.core.errors import JobError
 from launcher.core.process import CommandRunner, Completed, clean_environment, run
 from launcher.slurm import answers, states
@@ -148,18 +149,16 @@ class SlurmCommands:
     def release(self, job: JobKey) -> None:
         """`scontrol release`, tried again every second; by the leader's id for all of an array or a heterogeneous job
         (22.05)."""
-        from tenacity import Retrying, retry_if_result, stop_after_attempt, stop_after_delay, wait_fixed
+        from tenacity import stop_after_attempt, stop_after_delay, wait_fixed
 
-        retrying = Retrying(
+        argv = ["scontrol", "release", job.id]
+        said = retry.until(
+            lambda said: said.ok or _FINAL.search(said.stderr) is not None,
+            lambda: self._runner(argv, timeout=min(10.0, self._timeout), env=self._plain),
             stop=stop_after_attempt(RELEASE_TRIES) | stop_after_delay(RELEASE_WITHIN),
             wait=wait_fixed(1.0),
             sleep=self._sleep,
-            retry=retry_if_result(lambda said: not said.ok and not _FINAL.search(said.stderr)),
-            retry_error_callback=lambda attempts: attempts.outcome.result() if attempts.outcome else None,
         )
-        argv = ["scontrol", "release", job.id]
-        timeout = min(10.0, self._timeout)
-        said: Completed = retrying(lambda: self._runner(argv, timeout=timeout, env=self._plain))
         if _REFUSED.search(said.stderr):
             raise JobError(f"Slurm refuses to release the job: {said}", where=str(job), hint="who holds it?")
         if not said.ok and not _NOTHING_TO_RELEASE.search(said.stderr):
@@ -217,16 +216,15 @@ class SlurmCommands:
         return Answer(records)
 
     def _scancel(self, ids: Sequence[str]) -> None:
-        from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_fixed
+        from tenacity import stop_after_attempt, wait_fixed
 
-        retrying = Retrying(
+        said = retry.until(
+            lambda said: _cancelled(said) or _REFUSED.search(said.stderr) is not None,
+            lambda: self._runner(["scancel", *ids], timeout=self._timeout, env=self._plain),
             stop=stop_after_attempt(3),
             wait=wait_fixed(0.5),
             sleep=self._sleep,
-            retry=retry_if_result(lambda said: not _cancelled(said) and not _REFUSED.search(said.stderr)),
-            retry_error_callback=lambda attempts: attempts.outcome.result() if attempts.outcome else None,
         )
-        said: Completed = retrying(lambda: self._runner(["scancel", *ids], timeout=self._timeout, env=self._plain))
         where = f"job {','.join(ids)}"
         if _REFUSED.search(said.stderr):
             raise JobError(f"Slurm refuses to cancel: {said}", where=where, hint="whose is the job?")

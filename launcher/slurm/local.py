@@ -38,6 +38,8 @@ from launcher.slurm.states import Phase
 
 SOURCE = "embedded scheduler"
 
+_SUPERVISOR = (sys.executable, "-c", "from launcher.slurm.supervisor import main; main()")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -55,15 +57,15 @@ class Job:
 
 def submit(
     directory: Path,
-    function: Callable[..., object],
-    *args: object,
+    function: Callable[[], object],
+    *,
     name: str,
     token: str,
     log: Path,
     time_limit: float | None = None,
     slots: int | None = None,
 ) -> JobKey:
-    """Run ``function(*args)`` as a job of the jobs directory, in processes that go on when this one ends.
+    """Run ``function`` as a job of the jobs directory, in processes that go on when this one ends.
 
     The job runs with the working directory and environment of now, and SLURM_JOB_ID and SLURM_JOB_NAME. What the
     function needs must be importable for a fresh Python started here. It succeeds by returning; ``SystemExit(n)``
@@ -75,15 +77,10 @@ def submit(
 
     with _submission_errors(directory):
         place = _new_place(directory)
-        publish.write_bytes(place / "call.pkl", cloudpickle.dumps((function, args)))
+        publish.write_bytes(place / "call.pkl", cloudpickle.dumps((function, ())))
         with (place / "keeper.log").open("ab") as said:
             keeper = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    "from launcher.slurm.supervisor import main; main()",
-                    os.fspath(place.absolute()),
-                ],
+                [*_SUPERVISOR, os.fspath(place.absolute())],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,

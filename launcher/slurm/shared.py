@@ -202,7 +202,7 @@ class SharedPoller:
             if now - wants.at > WANTED:
                 with contextlib.suppress(OSError):
                     file.unlink()
-            elif wants.process.alive():
+            elif wants.process.alive() is not False:  # None: it is in another PID namespace; WANTED bounds its wish
                 yield from wants.jobs
 
 

@@ -11,34 +11,8 @@ from dataclasses import dataclass
 
 from launcher.core.errors import JobError
 from launcher.slurm.client import JobKey, JobState, Scheduler
+from launcher.slurm.poller import Pace as Pace
 from launcher.slurm.states import Phase
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Seconds between rounds, and of patience.
-
-    From ``first``, the pause grows by half each round, up to ``running``, or ``pending`` when every job waits; it falls
-    back when a job is added, or one that lives changes its state word. MinJobAge, for which the controller remembers a
-    finished job, is 300 s by default: the pauses stay well below it. ``tick`` is the pause between two calls of
-    ``idle``.
-    """
-
-    first: float = 2.0
-    running: float = 30.0
-    pending: float = 60.0
-    jitter: float = 0.2
-    tick: float = 1.0
-    patience: float = 1800.0
-    """Without a definite answer about a job for so long, it is given up."""
-    hopeless: float = 600.0
-    """Pending for a reason that waiting does not change for so long, a job is given up."""
-    marker: float = 120.0
-    """Without a definite answer for so long, the job's own exit marker is believed. Accounting may lag by minutes where
-    slurmdbd is busy, and the controller's memory be short."""
-    hurried: float = 0.5
-    """From here the pause grows once a job's marker is seen."""
-
 
 _FACTOR = 1.5
 _LOOK = 0.05

@@ -28,6 +28,7 @@ from launcher.core.process import CommandRunner, clean_environment, run
 from launcher.slurm import answers
 from launcher.slurm.client import carries
 from launcher.slurm.commands import SlurmCommands
+from launcher.slurm.end_jobs import jobs_with_token
 from launcher.slurm.states import Phase
 
 VARIABLE = "LAUNCHER_SBATCH"
@@ -134,12 +135,10 @@ def _found(
     token: str, earlier: frozenset[str], environ: Mapping[str, str], looks: int, sleep: Callable[[float], None]
 ) -> list[str]:
     """The same by all that the scheduler knows, several times while it may still be taking the job."""
-    from launcher.srtctl.submit import jobs_of
-
     for look in range(looks):
         if look:
             sleep(_BETWEEN)
         with contextlib.suppress(LauncherError):
-            if found := [j.id for j in jobs_of(token, SlurmCommands(environ=environ)) if j.id not in earlier]:
+            if found := [j.id for j in jobs_with_token(token, SlurmCommands(environ=environ)) if j.id not in earlier]:
                 return found
     return []

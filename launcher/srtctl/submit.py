@@ -18,8 +18,8 @@ from typing import Any
 
 from launcher.core.errors import JobsExist, SubmissionError, SubmissionUnknown
 from launcher.core.process import CommandRunner, Completed, run
-from launcher.slurm.client import JobKey, JobState, Scheduler, SchedulerUnreachable
-from launcher.slurm.states import Phase
+from launcher.slurm.client import Scheduler, SchedulerUnreachable
+from launcher.slurm.end_jobs import jobs_with_token
 from launcher.srtctl.config import dropped_warning
 from launcher.srtctl.sbatch_wrapper import beside
 
@@ -28,6 +28,9 @@ ASKED = 3
 
 BETWEEN = 5.0
 """Seconds between two such questions: slurmctld may still be working on the request when its client is gone."""
+
+jobs_of = jobs_with_token
+"""Its name for launcher.run, until that imports it from launcher.slurm."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _JOB = re.compile(r"\bJob\s+(\S+)\s+submitted!")
@@ -178,21 +181,6 @@ def apply(
     )
 
 
-def jobs_of(token: str, scheduler: Scheduler) -> list[JobKey]:
-    """The jobs that carry a token and were not refused. Raises SchedulerUnreachable.
-
-    slurmctld 22.05 keeps a record of a job that sbatch was told it cannot have ("Requested node configuration is not
-    available"): FAILED, without a node, under the comment of the submission. That is an answer, not a job.
-    """
-    found = scheduler.find(token)
-    states = scheduler.poll(found) if found else {}
-    return [job for job in found if not _refused(states.get(job))]
-
-
-def _refused(state: JobState | None) -> bool:
-    return state is not None and state.phase is Phase.TERMINAL and not state.succeeded and not state.nodes
-
-
 def _ours(answer: _Answer, found: Mapping[str, float | None], failed: bool, trouble: str) -> tuple[str, ...]:
     """The job that this submission made, or none. Raises JobsExist when it made several.
 
@@ -296,7 +284,7 @@ def _ask(
     for attempt in range(ASKED if patiently else 1):
         if attempt:
             sleep(BETWEEN)
-        found = {job.id: job.submitted for job in jobs_of(submission.token, scheduler)}
+        found = {job.id: job.submitted for job in jobs_with_token(submission.token, scheduler)}
         if new := {job: when for job, when in found.items() if job not in submission.earlier}:
             return new
     return {}

@@ -21,7 +21,7 @@ from launcher.model.manifest import Manifest
 from launcher.model.node_job import DIRECTORY, reap
 from launcher.model.nodes import Allocation, NodeVerdict, stage_on_nodes, this_node
 from launcher.slurm.commands import SlurmCommands
-from launcher.slurm.watch import Pace
+from launcher.slurm.poller import Pace
 from tests.conftest import SlurmCluster
 from tests.model.checkpoints import checkpoint
 from tests.model.test_stage import content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -62,7 +63,8 @@ def until(condition: Callable[[], object], seconds: float = 15.0) -> None:
 
 
 def start(place: Path, function: Callable[..., object] = work, *args: object, **more: Any) -> JobKey:
-    return submit(place / "jobs", function, *args, name="test", token=f"tok-{place.name}", log=place / "%j.log", **more)
+    call = functools.partial(function, *args)
+    return submit(place / "jobs", call, name="test", token=f"tok-{place.name}", log=place / "%j.log", **more)
 
 
 def end_of(place: Path, key: JobKey) -> JobState:

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from launcher.slurm.client import JobKey, SchedulerUnreachable, open_scheduler
+from launcher.slurm.backends import open_scheduler
+from launcher.slurm.client import JobKey, SchedulerUnreachable
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.native import SlurmNative, choose
 from launcher.slurm.native_worker import rows

@@ -6,7 +6,8 @@ import pytest
 
 from launcher.core.errors import ConfigError, SubmissionError
 from launcher.slurm import states
-from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, open_scheduler, unknown
+from launcher.slurm.backends import open_scheduler
+from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, unknown
 from launcher.slurm.states import Phase
 
 

@@ -1,0 +1,55 @@
+"""The choice of a scheduler: Slurm by its commands, Slurm by pyslurm, or the embedded one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from launcher.core.errors import ConfigError
+from launcher.core.process import CommandRunner, run
+from launcher.core.yaml_source import nearest
+from launcher.slurm.client import Scheduler
+from launcher.slurm.commands import SlurmCommands
+from launcher.slurm.local import LocalScheduler
+from launcher.slurm.native import choose
+
+BACKENDS = ("auto", "commands", "pyslurm")
+"""How Slurm can be asked."""
+
+
+def open_scheduler(
+    kind: str,
+    *,
+    backend: str = "auto",
+    directory: Path | None = None,
+    runner: CommandRunner = run,
+    say: Callable[[str], None] = lambda text: None,
+) -> Scheduler:
+    """The scheduler of a kind: ``slurm`` or ``local`` (its jobs lie in ``directory``).
+
+    Slurm is asked by its commands (``backend`` ``commands``), or by pyslurm where that can be used (``pyslurm``,
+    ``auto``) and by its commands elsewhere; ``say`` is told which and why. All programs are run by ``runner``, which
+    must go on when the launcher was asked to stop: scancel is what it then has to run.
+    Raises ConfigError for another word, and for ``local`` without a directory.
+    """
+    if kind == "slurm":
+        return _open_slurm(backend, runner, say)
+    if kind == "local":
+        if directory is None:
+            raise ConfigError("the embedded scheduler needs a directory for its jobs")
+        return LocalScheduler(directory)
+    near = nearest(kind, ("slurm", "local"))
+    raise ConfigError(f"unknown scheduler {kind!r}", hint=f"did you mean {near!r}?" if near else "slurm or local")
+
+
+def _open_slurm(backend: str, runner: CommandRunner, say: Callable[[str], None]) -> Scheduler:
+    if backend not in BACKENDS:
+        raise ConfigError(f"unknown Slurm backend {backend!r}", hint=" or ".join(BACKENDS))
+    why = "as asked for"
+    if backend != "commands":
+        native, why = choose(runner=runner)
+        if native is not None:
+            say(f"Slurm is asked by {why}")
+            return native
+    say(f"Slurm is asked by its commands: {why}")
+    return SlurmCommands(runner=runner)

@@ -1,0 +1,256 @@
+"""Following any number of jobs with one question at a time: asks rarely, returns what changed, gives up only late."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from launcher.core.errors import JobError
+from launcher.slurm.client import JobKey, JobState, Scheduler, unknown
+from launcher.slurm.states import Phase
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds between questions, and seconds of patience.
+
+    From ``first``, the pause grows by half after each question, up to ``running``, or up to ``pending`` when every job
+    waits; it falls back to ``first`` when a job is added, or when a living job changes its state word. slurmctld
+    remembers a finished job for MinJobAge, 300 s by default: the pauses stay well below that.
+    """
+
+    first: float = 2.0
+    running: float = 30.0
+    pending: float = 60.0
+    jitter: float = 0.2
+    """Each pause is longer or shorter by up to this part of it, so that launchers do not ask in step."""
+    tick: float = 1.0
+    """Seconds between two looks at logs, by whoever follows them beside the jobs."""
+    patience: float = 1800.0
+    """A job is given up after so long without a definite answer about it."""
+    hopeless: float = 600.0
+    """A job is given up when it has been pending for so long for a reason that waiting does not change."""
+    marker: float = 120.0
+    """A job's own exit marker is believed after so long without a definite answer. Accounting may lag by minutes where
+    slurmdbd is busy, and the controller may forget a job soon."""
+    hurried: float = 0.5
+    """The pause, growing from here, once a job's marker is seen."""
+
+
+_GROWTH = 1.5
+
+
+@dataclass(frozen=True)
+class JobChange:
+    """A job stands otherwise than at the last answer. ``before`` is None for the first answer about it.
+
+    ``given_up`` says why the poller watches the job no more though it has not ended: it may still hold nodes, and it
+    is the caller's to cancel it.
+    """
+
+    job: JobKey
+    state: JobState
+    before: JobState | None
+    given_up: JobError | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state.phase is Phase.TERMINAL
+
+
+@dataclass(frozen=True)
+class PollRound:
+    """The answer to one question: the state of every job that was asked about and is still wanted, and the changes.
+
+    ``began`` is when the question began, by the poller's clock: effects of a later act (a release, a cancel) may be
+    missing in the answer.
+    """
+
+    began: float
+    states: Mapping[JobKey, JobState]
+    changes: tuple[JobChange, ...]
+
+
+@dataclass
+class _Watched:
+    known_at: float
+    """When it was last known for certain how the job stands; at first, when it was added."""
+    state: JobState | None = None
+    word: str = ""
+    hopeless_since: float | None = None
+    marked: bool = False
+    unanswered: int = 0
+
+
+@dataclass
+class _Question:
+    began: float
+    jobs: tuple[JobKey, ...]
+    answer: Future[dict[JobKey, JobState]] = field(default_factory=Future)
+
+
+class JobPoller:
+    """Follows jobs until they have ended or are given up. Its methods are for one thread, and none of them waits.
+
+    Call `poll` about every second, or more often. The scheduler is asked in a thread of its own, so that one that
+    hangs delays nobody; a thread whose answer is not wanted any more is left to the scheduler's time-outs.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, *, pace: Pace = Pace(), clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._scheduler = scheduler
+        self._pace = pace
+        self._clock = clock
+        self._watched: dict[JobKey, _Watched] = {}
+        self._question: _Question | None = None
+        self._pause = pace.first
+        self._due = clock()
+
+    @property
+    def watched(self) -> tuple[JobKey, ...]:
+        """The jobs that have neither ended, as far as is known, nor been given up."""
+        return tuple(self._watched)
+
+    @property
+    def asking(self) -> bool:
+        """Whether the scheduler is being asked, or its answer waits for `poll` to take it."""
+        return self._question is not None
+
+    def watch(self, job: JobKey) -> None:
+        """Follow this job too. The next question is due at once, and the pauses grow anew from ``pace.first``."""
+        if job not in self._watched:
+            self._watched[job] = _Watched(known_at=self._clock())
+            self._ask_soon(self._pace.first)
+
+    def forget(self, job: JobKey) -> None:
+        """Do not follow this job any more; nothing happens when it is not followed."""
+        self._watched.pop(job, None)
+
+    def poll(self, *, markers: Mapping[JobKey, JobState] = {}, held: Collection[JobKey] = ()) -> PollRound | None:
+        """The next answer when there is a new one, else None. Asks when a question is due and none is under way.
+
+        ``markers`` says how jobs ended by their own logs. The next question follows at once when a job is in it for the
+        first time; the marker is the job's state only when nobody has answered for ``pace.marker`` seconds. ``held``
+        are jobs that wait because we hold them: those are given up no sooner than for silence.
+        Raises RuntimeError when the scheduler's `poll` raised, which it never should.
+        """
+        if self._question is not None:
+            return self._take_answer(self._question, markers, held)
+        for job, watched in self._watched.items():
+            if job in markers and not watched.marked:
+                watched.marked = True
+                self._ask_soon(self._pace.hurried)
+        if self._watched and self._clock() >= self._due:
+            self._ask()
+        return None
+
+    def _ask_soon(self, pause: float) -> None:
+        """Have the next question due at once, and the pause after it be this long."""
+        self._due = self._clock()
+        self._pause = pause
+
+    def _ask(self) -> None:
+        question = _Question(self._clock(), self.watched)
+
+        def ask() -> None:
+            try:
+                question.answer.set_result(self._scheduler.poll(question.jobs))
+            except BaseException as error:  # noqa: BLE001  # raised again in the caller's thread
+                question.answer.set_exception(error)
+
+        self._question = question
+        # No executor: it would wait for a scheduler that hangs when the interpreter ends.
+        threading.Thread(target=ask, daemon=True, name="poll").start()
+
+    def _take_answer(
+        self, question: _Question, markers: Mapping[JobKey, JobState], held: Collection[JobKey]
+    ) -> PollRound | None:
+        if not question.answer.done():
+            return None
+        self._question = None
+        if (error := question.answer.exception()) is not None:
+            raise RuntimeError(f"{self._scheduler.name}: poll ended without an answer") from error
+        answers = question.answer.result()
+        states: dict[JobKey, JobState] = {}
+        changes: list[JobChange] = []
+        for job in question.jobs:
+            if job not in self._watched:  # forgotten meanwhile
+                continue
+            change = self._take_state(
+                job, answers.get(job) or unknown("no answer about this job"), markers.get(job), job in held
+            )
+            states[job] = change.state
+            if change.before is None or change.given_up or _looks(change.before) != _looks(change.state):
+                changes.append(change)
+        added_meanwhile = any(job not in states for job in self._watched)
+        self._due = self._clock() + (0.0 if added_meanwhile else self._next_pause())
+        return PollRound(question.began, states, tuple(changes))
+
+    def _take_state(self, job: JobKey, state: JobState, marker: JobState | None, held: bool) -> JobChange:
+        """Note how the job stands now, and stop watching it when it has ended or is given up."""
+        watched, now = self._watched[job], self._clock()
+        if state.phase is Phase.UNKNOWN and marker is not None and now - watched.known_at >= self._pace.marker:
+            state = marker
+        before, watched.state = watched.state, state
+        given_up: JobError | None = None
+        if state.phase is Phase.UNKNOWN:
+            watched.unanswered += 1
+            if now - watched.known_at >= self._pace.patience:
+                given_up = _no_answer(self._scheduler.name, job, watched, now)
+        else:
+            watched.known_at, watched.unanswered = now, 0
+            changed, watched.word = watched.word != state.word, state.word
+            if changed and state.phase is Phase.ALIVE:
+                self._pause = self._pace.first
+            given_up = self._give_up_hopeless(job, watched, state, held)
+        if given_up is not None or state.phase is Phase.TERMINAL:
+            del self._watched[job]
+        return JobChange(job, state, before, given_up)
+
+    def _give_up_hopeless(self, job: JobKey, watched: _Watched, state: JobState, held: bool) -> JobError | None:
+        now = self._clock()
+        if not state.hopeless:
+            watched.hopeless_since = None
+            return None
+        if watched.hopeless_since is None:
+            watched.hopeless_since = now
+        seconds = now - watched.hopeless_since
+        patience = self._pace.patience if held else self._pace.hopeless
+        return _never_starts(job, state, seconds) if seconds >= patience else None
+
+    def _next_pause(self) -> float:
+        """How long to wait before the next question; the pause after it is longer."""
+        waiting = all(watched.word == "PENDING" for watched in self._watched.values())
+        limit = self._pace.pending if waiting else self._pace.running
+        pause = min(self._pause, limit)
+        self._pause = min(pause * _GROWTH, limit)
+        return pause * (1 + random.uniform(-self._pace.jitter, self._pace.jitter))
+
+
+def _looks(state: JobState) -> tuple[Phase, str, str, str]:
+    """What of a state is worth telling. Why a job's state is unknown is told once, not in each wording."""
+    return state.phase, state.word, "" if state.phase is Phase.UNKNOWN else state.reason, state.nodes
+
+
+def _no_answer(scheduler: str, job: JobKey, watched: _Watched, now: float) -> JobError:
+    reason = watched.state.reason if watched.state else ""
+    last = f"last known as {watched.word}" if watched.word else "never seen"
+    return JobError(
+        f"no definite answer from {scheduler} for {(now - watched.known_at) / 60:.0f} min, {last}; "
+        f"asked {watched.unanswered} times in that time; just now: {reason}",
+        where=str(job),
+        hint=f"the job may still hold nodes: look with `sacct -j {job.id}`, end it with `scancel {job.id}`",
+    )
+
+
+def _never_starts(job: JobKey, state: JobState, seconds: float) -> JobError:
+    return JobError(
+        f"the job will not start by waiting: {state.describe()} for {seconds / 60:.0f} min",
+        where=str(job),
+        hint=f"change what it asks for, or release it; `scontrol show job {job.id}` tells more",
+    )
