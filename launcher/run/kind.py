@@ -96,9 +96,14 @@ class JobKind(Protocol):
     def holds(self, plan: Plan) -> bool:
         """Whether `submit` submits the job of this plan held, for the launcher to release."""
 
-    def output_of(self, run: Run, job_id: str, log: Path | None) -> tuple[Path, Path] | None:
-        """Directory and log of a job of this kind: by the log that the scheduler names, or (None) as `submit` makes
-        them; None when the log is not where this kind has it."""
+    def output_directory(self, plan: Plan, job_id: str) -> Path:
+        """The own directory of a job that `submit` made."""
+
+    def output_of_log(self, log: Path) -> Path | None:
+        """The own directory of a job by its log; None when this kind of job has no log there."""
+
+    def log_in(self, output: Path, job_id: str) -> Path:
+        """The log of the job whose own directory this is."""
 
     def make_whole(self, run: Run) -> None:
         """Give the directory of a held job what it needs, before the job is released. Raises LauncherError, OSError."""

@@ -1,4 +1,4 @@
-"""Runs that nobody drives any more: which they are, ending what they hold, and taking over a job begun by hand."""
+"""Runs that nobody drives any more: which they are, ending what they hold, and adopting a job begun by hand."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import os
 import pwd
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launcher.core.errors import Cancelled, ConfigError, JobError
-from launcher.run.execute import Execution
-from launcher.run.image_import import import_comment
-from launcher.run.loop import until_gone
+from launcher.image.import_policy import import_comment
+from launcher.run import finish
+from launcher.run.ending import end_unrecorded
 from launcher.run.record import RunRecord, records
-from launcher.slurm.client import JobKey
+from launcher.run.record_fields import RecordedJob
+from launcher.run.run import Run
+from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.end_jobs import end_jobs, jobs_with_token
 from launcher.slurm.states import Phase
-from launcher.srtctl.submit import jobs_of
 
 END_PATIENCE = 60.0
 """Seconds in which a job that is asked to end has to be seen gone."""
@@ -24,27 +26,27 @@ END_PATIENCE = 60.0
 _COMMENT = re.compile(r"^ *Comment=(.*)$", re.MULTILINE)
 _LOG = re.compile(r"^ *StdOut=(\S+)", re.MULTILINE)
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-def left_behind(runs: Path) -> tuple[list[RunRecord], list[RunRecord]]:
-    """Runs that nobody drives and that may hold a job; and those of which only another host could tell."""
-    left: list[RunRecord] = []
-    elsewhere: list[RunRecord] = []
+def find_orphans(runs: Path) -> tuple[list[RunRecord], list[RunRecord]]:
+    """Runs that nobody drives and that may hold a job; and those of which that cannot be told from here."""
+    orphans: list[RunRecord] = []
+    unknown: list[RunRecord] = []
     for record in records(runs):
         abandoned = record.abandoned
         if abandoned:
-            left.append(record)
+            orphans.append(record)
         elif abandoned is None:
-            elsewhere.append(record)
-    return left, elsewhere
+            unknown.append(record)
+    return orphans, unknown
 
 
-def left_by_earlier_jobs(runs: Path, job_name: str) -> list[RunRecord]:
+def orphans_of_job_name(runs: Path, job_name: str) -> list[RunRecord]:
     """What earlier GitHub jobs of this runner left behind. A run by hand is its person's, to be resumed or ended."""
     found = []
-    for record in left_behind(runs)[0]:
-        if record.get("results") == "workspace":
+    for record in find_orphans(runs)[0]:
+        if record.fields.results == "workspace":
             try:
                 if record.plan.job_name == job_name:
                     found.append(record)
@@ -53,46 +55,49 @@ def left_by_earlier_jobs(runs: Path, job_name: str) -> list[RunRecord]:
     return found
 
 
-def end_run(execution: Execution, why: str, say: Say) -> None:
+def end_run(run: Run, why: str, log: Log) -> None:
     """End what a run holds: its job by id, or by its token when the id was lost, asked again until it is gone.
 
     A launcher that drives the run sees its job end and writes the record; without one it is written here. Raises
     JobError when a job is not seen to end in time, SchedulerUnreachable when nobody can say whether there is one.
     """
-    record = execution.record
+    record, scheduler = run.record, run.services.scheduler
     check_owner(record, os.getuid())
     driven = record.owned_by_another
     if not driven:
-        execution.take_over()
-    scheduler = execution.effects.scheduler
-    jobs = _jobs(execution)
+        record.take()
+    jobs = _jobs_to_end(run)
     states = scheduler.poll(jobs) if jobs else {}
     alive = [job for job, state in states.items() if state.phase is not Phase.TERMINAL]
-    left: list[JobKey] = []
     if alive:
         scheduler.cancel(alive)
-        states = until_gone(scheduler, alive, bound=END_PATIENCE)
-        left = [job for job, state in states.items() if state.phase is not Phase.TERMINAL]
+        states = end_jobs(scheduler, alive, bound=END_PATIENCE)
         for job, state in states.items():
-            say(f"run {record.id}: {job}: {state.describe()}")
+            log(f"run {run.id}: {job}: {state.describe()}")
             record.event("job", f"{why}: {state.describe()}", job=job.id)
+        _check_gone(run, states)
     else:
-        say(f"run {record.id}: no job is left")
+        log(f"run {run.id}: no job is left")
+    if driven:
+        return
+    if record.job is not None:
+        for state in states.values():
+            finish.note_after_cancel(run, state)
+    elif record.in_doubt:
+        record.set_step("submit", "failed", error=why)
+    if not record.ended:
+        finish.cancelled(run, Cancelled(why))
+
+
+def _check_gone(run: Run, states: dict[JobKey, JobState]) -> None:
+    """Raise JobError for jobs that are not seen to have ended."""
+    left = [job for job, state in states.items() if state.phase is not Phase.TERMINAL]
     if left:
         raise JobError(
             f"still not seen to end after {END_PATIENCE:.0f} s: {', '.join(map(str, left))}",
-            where=f"run {record.id}",
+            where=f"run {run.id}",
             hint=f"scancel {' '.join(job.id for job in left)}",
         )
-    if driven:
-        return
-    if execution.job is not None:
-        for state in states.values():
-            execution.saw_after_cancel(state)
-    elif record.in_doubt:
-        record.set_stage("submit", "failed", error=why)
-    if not record.ended:
-        execution.cancelled(Cancelled(why))
 
 
 def check_owner(record: RunRecord, uid: int) -> None:
@@ -103,83 +108,76 @@ def check_owner(record: RunRecord, uid: int) -> None:
             name = pwd.getpwuid(theirs).pw_name
         except KeyError:
             name = f"user {theirs}"
-        job = record.get("job")
         raise ConfigError(
             f"the run belongs to {name}, and so does its job",
             where=f"run {record.id}",
-            hint=f"ask {name} to end it" + (f": scancel {job['id']}" if job else ""),
+            hint=f"ask {name} to end it" + (f": scancel {record.job.id}" if record.job is not None else ""),
         )
 
 
-def _jobs(execution: Execution) -> list[JobKey]:
+def _jobs_to_end(run: Run) -> Sequence[JobKey]:
     """The run's job by its record, else by its token, once no submission of the run goes on any more.
 
     Before there is one: the job of an import, whose launcher was killed together with its srun.
     """
-    record = execution.record
-    importing = record.stage("images").get("state") == "running" and execution.job is None
-    if importing and any(image.import_on == "compute" for image in execution.plan.images):
-        return jobs_of(import_comment(record.id), execution.effects.scheduler)
+    record, scheduler = run.record, run.services.scheduler
+    importing = record.step("images").state == "running" and record.job is None
+    if importing and any(image.import_on == "compute" for image in run.plan.images):
+        return jobs_with_token(import_comment(run.id), scheduler)
     if record.in_doubt:
         done = threading.Event()  # its srtctl may work on for minutes: its job is ended as soon as Slurm shows it
-        threading.Thread(target=execution.cancel_unwritten, args=(done,), daemon=True, name="cancel by token").start()
+        threading.Thread(target=end_unrecorded, args=(run, done), daemon=True, name="cancel by token").start()
         try:
-            with record.submitting(execution.effects.sleep):
+            with record.submitting(run.services.stop.sleep):
                 record.reload()
-                if execution.job is None:
-                    return jobs_of(record.id, execution.effects.scheduler)
+                if record.job is None:
+                    return jobs_with_token(run.id, scheduler)
         finally:
             done.set()
-    return [execution.job] if execution.job is not None else []
+    return [record.job_key] if record.job_key is not None else []
 
 
-def adopt(record: RunRecord, job_id: str, execution: Execution, output: Path | None, runs: Path) -> JobKey:
+def adopt(run: Run, job_id: str, output: Path | None, runs: Path) -> JobKey:
     """Make a job that was started by hand the job of this run, which has none yet.
 
     Its submit time tells it from others with the same id, and Slurm is asked to add the run's id to its comment.
-    ``output`` is the directory that srtctl made for it, by default what the path of its log says. Raises ConfigError
-    when another run has the job or its output is not known, JobError when nobody knows the job.
+    ``output`` is the job's own directory, by default what the path of its log says. Raises ConfigError when another
+    run has the job or its output is not known, JobError when nobody knows the job.
     """
-    scheduler = execution.effects.scheduler
+    record, scheduler = run.record, run.services.scheduler
     seen = JobKey(job_id)
     state = scheduler.poll([seen])[seen]
     if state.phase is Phase.UNKNOWN or state.submitted is None:
         raise JobError(f"nobody can say how the job stands: {state.describe()}", where=str(seen))
-    job = JobKey(job_id, state.submitted, record.id)
-    said = scheduler.describe(seen).get("scontrol", "")
-    comment = _COMMENT.search(said)
+    job = JobKey(job_id, state.submitted, run.id)
+    shown = scheduler.describe(seen).get("scontrol", "")
+    comment = _COMMENT.search(shown)
     words = comment[1].strip() if comment else ""
-    for other in records(runs):
-        its = other.get("job")
-        mine = its is not None and its["id"] == job_id and seen_at(its) == int(state.submitted)
-        if other.id != record.id and (mine or other.id in words.split()):
-            raise ConfigError(f"{job} belongs to run {other.id}", where=str(runs), hint=f"launcher resume {other.id}")
-    if "ArrayJobId=" in said or "HetJobId=" in said:
+    _refuse_taken(run, job, words.split(), runs)
+    if "ArrayJobId=" in shown or "HetJobId=" in shown:
         raise ConfigError("the job is one of several under one id", where=str(job), hint="srtctl submits single jobs")
-    place = output or _place(said, job_id)
-    if place is None:
+    log = _LOG.search(shown)
+    if output is None and log is not None:
+        output = run.kind.output_of_log(Path(log[1].replace("%j", job_id)))
+    if output is None:
         raise ConfigError("where the job writes is not known", where=str(job), hint="--output DIR: outputs/<job id>")
-    record.set_stage("submit", "done", adopted=True, by_hand=True)
-    record.update(
-        state="submitted", job={"id": job_id, "submitted": state.submitted, "output": str(place), "by_hand": True}
-    )
+    record.set_step("submit", "done", adopted=True, by_hand=True)
+    path = run.kind.log_in(output, job_id)
+    recorded = RecordedJob(job_id, state.submitted, str(output), str(path), by_hand=True)
+    record.update(state="submitted", job=recorded)
     record.event("job", f"took over {job}, started by hand: {state.describe()}", job=job_id)
-    if state.phase is Phase.ALIVE and said:
-        text = f"{words} {record.id}".strip()
-        done = execution.effects.run(["scontrol", "update", f"JobId={job_id}", f"Comment={text}"], timeout=30)
+    if state.phase is Phase.ALIVE and shown:
+        text = f"{words} {run.id}".strip()
+        done = run.services.run(["scontrol", "update", f"JobId={job_id}", f"Comment={text}"], timeout=30)
         if not done.ok:
             record.event("warning", f"its comment could not be changed, so that a requeue would hide it: {done}")
     return job
 
 
-def seen_at(job: Mapping[str, object]) -> int:
-    """The submit time of a record's job, in whole seconds, as Slurm keeps it."""
-    return int(float(str(job.get("submitted") or 0)))
-
-
-def _place(said: str, job_id: str) -> Path | None:
-    found = _LOG.search(said)
-    if found is None:
-        return None
-    log = Path(found[1].replace("%j", job_id))
-    return log.parent.parent if log.parent.name == "logs" else None
+def _refuse_taken(run: Run, job: JobKey, comment: Sequence[str], runs: Path) -> None:
+    """Raise ConfigError when the job is another run's: by that run's record, or by the job's comment."""
+    for other in records(runs):
+        its = other.job
+        same = its is not None and its.id == job.id and int(its.submitted or 0) == int(job.submitted or 0)
+        if other.id != run.id and (same or other.id in comment):
+            raise ConfigError(f"{job} belongs to run {other.id}", where=str(runs), hint=f"launcher resume {other.id}")

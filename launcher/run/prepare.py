@@ -23,11 +23,13 @@ from launcher.core.errors import (
 from launcher.core.publish import write_json
 from launcher.image.import_policy import ImportPolicy, ensure_image
 from launcher.model.checkpoint import examine, require
+from launcher.image.request import PlannedImage
+from launcher.image.store import ImageRecord
 from launcher.plan.plan import Plan
 from launcher.run.image_usage import mark_used_by
 from launcher.run.kind import Prepared, Submission
 from launcher.run.record_fields import RecordedJob
-from launcher.run.run import Run
+from launcher.run.run import Run, Tools
 from launcher.slurm.client import SAME_SECONDS, JobKey, SchedulerUnreachable
 from launcher.slurm.end_jobs import jobs_with_token
 from launcher.slurm.states import Phase
@@ -57,6 +59,7 @@ def prepare(run: Run) -> JobKey:
     if (job := run.record.job_key) is not None:
         return job
     run.record.update(state="preparing")
+    run.services.tools.make_inputs(run.plan)
     prepared = None
     if not run.kind.is_complete(run.plan):
         # What is prepared decides about images and model, so it comes before anything that takes long or is shared.
@@ -64,9 +67,19 @@ def prepare(run: Run) -> JobKey:
         run.replan(run.kind.complete(run.plan, prepared))
         refuse(run.plan, run.record.fields.accepted)
     with run.record.doing("images") as keep:
+        policy, services = import_policy(run.plan, run.services.tools), run.services
         images = []
-        for image in run.plan.images:
-            images.append(ensure_image(image, ImportPolicy.of(run.plan, run.services), mark_used_by(run.record)).as_fact())
+        for planned in run.plan.images:
+            image = ensure_image(
+                planned,
+                policy,
+                services.environment,
+                run=services.run,
+                log=run.log,
+                sleep=services.stop.sleep,
+                mark=mark_used_by(run.record),
+            )
+            images.append(_image_facts(planned, image))
         keep({"images": images})
     used = {image["planned"]: image["squash"] for image in images if image["planned"] != image["squash"]}
     if used:  # a refreshed image lies elsewhere than planned
@@ -74,6 +87,33 @@ def prepare(run: Run) -> JobKey:
     with run.record.doing("model") as keep:
         keep(_check_model(run))
     return _submit(run, prepared or _prepare_workspace(run))
+
+
+def import_policy(plan: Plan, tools: Tools) -> ImportPolicy:
+    """How the images of a plan are imported."""
+    return ImportPolicy(
+        scheduler=plan.scheduler.kind,
+        partition=plan.scheduler.partition,
+        account=plan.scheduler.account,
+        job_name=plan.job_name,
+        token=plan.run_key,
+        registries=tools.registries,
+        make_directory=tools.stand_ins,
+    )
+
+
+def _image_facts(planned: PlannedImage, image: ImageRecord) -> dict[str, Any]:
+    """What the record keeps of an image: which one really runs, and where it came from."""
+    return {
+        "reference": planned.reference,
+        "planned": planned.squash,
+        "squash": str(image.squash),
+        "how": image.how,
+        "bytes": image.sidecar.size,
+        "digest": image.sidecar.digest,
+        "seconds": round(image.seconds, 3),
+        "facts": list(image.facts),
+    }
 
 
 def refuse(plan: Plan, accepted: Sequence[str] = ()) -> None:
@@ -213,10 +253,14 @@ def _jobs_before(run: Run) -> JobKey | frozenset[str]:
 
 
 def _take_earlier(run: Run, job: JobKey) -> JobKey:
-    files = run.kind.output_of(run, job.id, None)
-    output, log = files if files is not None else (Path(), Path())
-    held = run.kind.holds(run.plan)
-    recorded = RecordedJob(job.id, job.submitted or run.services.clock(), str(output), str(log), held=held)
+    output = run.kind.output_directory(run.plan, job.id)
+    recorded = RecordedJob(
+        job.id,
+        job.submitted or run.services.clock(),
+        str(output),
+        str(run.kind.log_in(output, job.id)),
+        held=run.kind.holds(run.plan),
+    )
     return _record(run, recorded, ["found by its token: an earlier launcher submitted it"])
 
 

@@ -29,12 +29,16 @@ class Tools:
     """Which programs a run meets: those of the system, or stand-ins (`launcher.services` decides, and nobody else).
 
     ``environment`` is what they need of child processes' environment: PATH, and where the embedded scheduler keeps its
-    jobs. ``stand_ins`` says that results are not of a real engine: they are marked so, and no registry of the world
-    knows the images.
+    jobs. ``stand_ins`` says that checkpoints and results are not real ones, and are marked so. ``registries`` are the
+    hosts whose registries may be asked about images, None for all.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
     stand_ins: bool = False
+    registries: frozenset[str] | None = None
+
+    def make_inputs(self, plan: Plan) -> None:
+        """Make what stand-ins work on; the tools of the system work on what is there. Raises LauncherError."""
 
 
 @dataclass(frozen=True)

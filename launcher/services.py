@@ -1,0 +1,52 @@
+"""The composition: which programs, scheduler and kinds of job a command meets.
+
+Nothing else in the launcher asks whether a run is a rehearsal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from launcher.core.process import stoppable
+from launcher.core.stop import Stop
+from launcher.plan.plan import Plan
+from launcher.project import Project
+from launcher.run.record import RunRecord
+from launcher.run.run import Run, Services, Tools
+from launcher.slurm.backends import open_scheduler
+from launcher.slurm.poller import Pace
+from launcher.slurm.shared import SharedPoller
+
+
+def open_tools(name: str, scheduler_kind: str, state: Path, environ: Mapping[str, str]) -> Tools:
+    """The tools of a runner file: ``system``, or ``rehearsal``."""
+    if name != "rehearsal":
+        return Tools()
+    from launcher.rehearsal.stand_ins import StandIns
+
+    return StandIns.below(state, scheduler_kind, environ)
+
+
+def open_services(project: Project, plan: Plan, stop: Stop, *, log: Callable[[str], None]) -> Services:
+    """How runs of this plan's cluster reach the world, from this process; ``log`` is told how Slurm is asked."""
+    planned = plan.scheduler
+    backend = project.slurm_backend or planned.backend
+    scheduler = open_scheduler(planned.kind, backend=backend, directory=project.state / "jobs", say=log)
+    if planned.kind == "slurm":
+        scheduler = SharedPoller(scheduler, project.state / "poller", cluster=project.environ.get("SLURM_CONF", ""))
+    tools = open_tools(plan.tools, planned.kind, project.state, project.environ)
+    return Services(scheduler, project.environ, stop, tools, run=stoppable(stop.requested))
+
+
+def open_run(project: Project, record: RunRecord, services: Services | None = None) -> Run:
+    """A recorded run, for this process to go on with, to end or to collect. Raises ConfigError."""
+    plan = record.plan
+    if services is None:
+        services = open_services(project, plan, Stop.never(), log=lambda text: record.event("note", text))
+    return Run(record, plan, project.kind(plan.kind), services)
+
+
+def pace_of(plan: Plan) -> Pace:
+    """A cluster is asked rarely; the embedded scheduler is a few files on this machine."""
+    return Pace(first=0.2, running=1.0, pending=1.0, tick=0.2) if plan.scheduler.kind == "local" else Pace()

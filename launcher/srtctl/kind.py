@@ -1,0 +1,263 @@
+"""Jobs that srtctl submits, as a kind of job: a pinned srt-slurm tree, a recipe, `srtctl apply`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.benchmark.benchmark import Benchmark
+from launcher.core.errors import ConfigError, ResultError
+from launcher.plan.derive import Context
+from launcher.plan.plan import SRTCTL, Plan
+from launcher.runner.file import RunnerFile
+from launcher.slurm.client import JobKey, JobState
+from launcher.srtctl.planned import SrtctlJob
+
+if TYPE_CHECKING:  # a dry run pays for none of them
+    from launcher.result.collect import Collected
+    from launcher.run.kind import Prepared, Submission, Submitted
+    from launcher.run.run import Run
+    from launcher.srtctl.checkout import Checkout
+    from launcher.srtctl.exit_marker import Markers
+
+PlanRow = Callable[[Benchmark, RunnerFile, Context], Plan]
+Complete = Callable[[Plan, Path], Plan]
+
+FROM_SRTCTL = ("sbatch_script.sh", "config.yaml", "recipe.lock.yaml")
+"""What srtctl leaves beside a job's logs, and what tells how the job was made."""
+
+
+class SrtctlKind:
+    """The kind ``srtctl`` (`launcher.run.kind.JobKind`)."""
+
+    name = SRTCTL
+
+    def __init__(self, plan_row: PlanRow, complete: Complete) -> None:
+        self.plan = plan_row
+        self._complete = complete
+        self._markers: Markers | None = None
+
+    def describe(self, plan: Plan) -> list[tuple[str, str]]:
+        """The recipe, the aliases, the srt-slurm tree, and the command that submits."""
+        job = SrtctlJob.of(plan)
+        tree = job.srt_slurm
+        return [
+            ("recipe", f"{job.recipe.path}{':' + job.recipe.selector if job.recipe.selector else ''}"),
+            ("", f"from {job.recipe.origin}"),
+            *(("alias", f"{alias} → {path}") for alias, path in job.models.items()),
+            ("srt-slurm", f"{tree.repository} {tree.ref} ({tree.sha or 'not pinned'})"),
+            *(("overlay", f"{o.source} → {o.destination}") for o in tree.overlays),
+            ("tree", tree.root),
+            ("submit", " ".join(job.submit.argv)),
+        ]
+
+    def is_complete(self, plan: Plan) -> bool:
+        """Whether the recipe was at hand: it decides about images and model."""
+        return SrtctlJob.of(plan).recipe.document is not None
+
+    def complete(self, plan: Plan, prepared: Prepared) -> Plan:
+        """The plan again, with the recipe that the checkout holds."""
+        return self._complete(plan, prepared.root)
+
+    def prepare(self, run: Run) -> Prepared:
+        """The srt-slurm tree of this run, with its overlays."""
+        from launcher.run.kind import Prepared
+        from launcher.srtctl.checkout import Checkouts, CommitPatch, Pin
+        from launcher.srtctl.tree import Overlay
+
+        job, services = SrtctlJob.of(run.plan), run.services
+        wanted = job.srt_slurm
+        patches = tuple(CommitPatch(patch.commit, patch.path) for patch in wanted.patches)
+        overlays = []
+        for overlay in wanted.overlays:
+            source = Path(overlay.source)
+            if source.exists():
+                overlays.append(Overlay(source, overlay.destination))
+            elif job.recipe.document is not None:
+                run.log(f"overlay {source} is not in the workspace; the recipe comes from {job.recipe.origin}")
+            else:
+                raise ConfigError("the lane's overlay is not in the workspace", where=overlay.source)
+        checkouts = Checkouts(
+            Path(wanted.cache), run=services.run, environ=services.environment, sleep=services.stop.sleep
+        )
+        checkout = checkouts.prepare(
+            Pin(wanted.repository, wanted.ref, wanted.sha, patches),
+            into=Path(wanted.root),
+            setup=wanted.setup,
+            setup_environment=services.tools.environment,
+            setup_timeout=wanted.setup_timeout,
+            overlays=overlays,
+        )
+        for note in checkout.notes:
+            run.log(note)
+        run.log(f"srt-slurm {wanted.ref} ({checkout.sha[:12]}) at {checkout.root}")
+        facts = {"root": str(checkout.root), "sha": checkout.sha, "notes": list(checkout.notes)}
+        return Prepared(checkout.root, facts, checkout)
+
+    def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
+        """Write recipe and srtslurm.yaml into the tree, and run `srtctl apply`."""
+        import time
+
+        from launcher.core.process import run as run_program
+        from launcher.run.kind import Submitted
+        from launcher.srtctl.submit import Submission as Apply
+        from launcher.srtctl.submit import apply
+
+        job, checkout = SrtctlJob.of(run.plan), prepared.own
+        _write_inputs(job, checkout)
+        held = self.holds(run.plan)
+        done = apply(
+            Apply(
+                argv=job.submit.argv,
+                root=checkout.root,
+                environment={**run.services.environment, **job.submit.environment},
+                token=run.id,
+                options=checkout.options,
+                earlier=submission.earlier,
+                hold=held,
+            ),
+            scheduler=run.services.scheduler,
+            # Not ended when we are asked to stop: a submission that is cut off leaves open whether there is a job.
+            run=partial(run_program, pass_fds=submission.keep_open),
+            sleep=time.sleep,
+        )
+        output = done.output_dir or self.output_directory(run.plan, done.job_id)
+        return Submitted(
+            job_id=done.job_id,
+            submitted=done.submitted,
+            output=output,
+            log=self.log_in(output, done.job_id),
+            held=held,
+            adopted=done.adopted,
+            said=done.said,
+            notes=done.notes,
+        )
+
+    def holds(self, plan: Plan) -> bool:
+        """Slurm's jobs are submitted held, unless the recipe asks for a hold of its own."""
+        from launcher.srtctl.sbatch_wrapper import asks_for_hold
+
+        job = SrtctlJob.of(plan)
+        return plan.scheduler.kind == "slurm" and not asks_for_hold(job.recipe.document, job.srtslurm)
+
+    def output_directory(self, plan: Plan, job_id: str) -> Path:
+        """``outputs/<job id>`` of the run's tree."""
+        return Path(SrtctlJob.of(plan).srt_slurm.root, "outputs", job_id)
+
+    def output_of_log(self, log: Path) -> Path | None:
+        """The directory above ``logs``."""
+        return log.parent.parent if log.parent.name == "logs" else None
+
+    def log_in(self, output: Path, job_id: str) -> Path:
+        """What srtctl's orchestrator writes."""
+        return output / "logs" / f"sweep_{job_id}.log"
+
+    def make_whole(self, run: Run) -> None:
+        """Give the job's directory what srtctl writes into it after sbatch returned, when it had no time to.
+
+        The configuration is a copy of the recipe (srt-slurm c88ef731, cli/submit.py); of a recipe with variants srtctl
+        makes another file, which is not made up for. Raises OSError.
+        """
+        from launcher.core.publish import write_text
+
+        job, recorded = SrtctlJob.of(run.plan), run.record.job
+        assert recorded is not None
+        output = Path(recorded.output)
+        (output / "logs").mkdir(parents=True, exist_ok=True)
+        config, recipe = output / "config.yaml", Path(job.srt_slurm.root, job.recipe.path)
+        if job.recipe.selector is None and not config.exists() and recipe.is_file():
+            write_text(config, recipe.read_text())
+
+    def end_by_log(self, job: JobKey, log: Path) -> JobState | None:
+        """By the lines that srtctl's script writes last."""
+        if self._markers is None:
+            from launcher.srtctl.exit_marker import Markers
+
+            self._markers = Markers()
+        return self._markers.read(job, log)
+
+    def evidence(self, run: Run) -> Mapping[str, Path | str]:
+        """Recipe and srtslurm.yaml as submitted, before that as planned; and what srtctl gave to the job."""
+        from launcher.srtctl.config import FILE_NAME
+        from launcher.srtctl.recipe import dump
+
+        job, recorded = SrtctlJob.of(run.plan), run.record.job
+        tree = Path(job.srt_slurm.root)
+        found: dict[str, Path | str] = {}
+        for name, path, document in (
+            ("recipe.yaml", tree / job.recipe.path, job.recipe.document),
+            (FILE_NAME, tree / FILE_NAME, job.srtslurm),
+        ):
+            found[name] = path if path.is_file() or document is None else dump(document)
+        if recorded is not None:
+            found.update({name: Path(recorded.output) / name for name in FROM_SRTCTL})
+        return found
+
+    def collect(self, run: Run, patience: float) -> Collected:
+        """Results below ``outputs/<job id>/logs``; agentic ones where the job writes them, in the workspace."""
+        from launcher.result.collect import CollectRequest, collect
+
+        plan, recorded = run.plan, run.record.job
+        assert recorded is not None
+        expected, into = plan.results, run.results_directory
+        _stamp_power(run, into)
+        request = CollectRequest(
+            logs_dir=Path(recorded.output) / "logs",
+            workspace=into,
+            result_filename=expected.filename,
+            concurrencies=expected.concurrencies,
+            job_id=recorded.id,
+            started=recorded.submitted or 0.0,
+            mode=expected.mode,
+            isl=expected.isl,
+            osl=expected.osl,
+            run_eval=expected.run_eval,
+            agentic_source=Path(plan.workspace.shared or plan.workspace.path),
+            published=run.record.step("collect").facts.get("published", {}),
+            patience=patience,
+        )
+        return collect(request, sleep=run.services.stop.sleep)
+
+    def own_directories(self, plan: Plan) -> Sequence[Path]:
+        """The run's tree."""
+        return [Path(SrtctlJob.of(plan).srt_slurm.root)]
+
+
+def _write_inputs(job: SrtctlJob, checkout: Checkout) -> None:
+    """Write the recipe and srtslurm.yaml into the tree. Raises ConfigError for keys that this srtctl does not know."""
+    from launcher.core.publish import write_text
+    from launcher.srtctl.config import FILE_NAME, write_srtslurm
+    from launcher.srtctl.recipe import dump
+
+    if job.recipe.document is None:
+        raise ConfigError(f"recipe {job.recipe.path} was not found in srt-slurm {job.srt_slurm.ref} either")
+    recipe = checkout.root / job.recipe.path
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    write_text(recipe, dump(job.recipe.document))
+    write_srtslurm(checkout.root / FILE_NAME, job.srtslurm, checkout.cluster_keys)
+
+
+def _stamp_power(run: Run, directory: Path) -> None:
+    """Leave what the workflow's audit of a power measurement reads: which exporter, which srt-slurm.
+
+    Names and formats are InferenceX's. Nothing for a run without power telemetry. Raises ResultError.
+    """
+    from launcher.core.publish import write_text
+    from launcher.result.collect import EXPORTER_STAMP, PRODUCER_STAMP
+
+    exporter = next((image for image in run.plan.images if image.role == "telemetry"), None)
+    sha = run.record.step("workspace").facts.get("sha")
+    if not SrtctlJob.of(run.plan).power or exporter is None or sha is None:
+        return
+    try:
+        with Path(exporter.squash).open("rb") as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        write_text(directory / EXPORTER_STAMP, f"{digest.hexdigest()}  {exporter.squash}\n")
+        write_text(directory / PRODUCER_STAMP, f"{sha}\n")
+    except OSError as error:
+        raise ResultError(f"the power stamps cannot be written: {error}", where=str(directory)) from None
