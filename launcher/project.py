@@ -6,6 +6,7 @@ workspace's own, then what is shipped.
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -16,17 +17,18 @@ from pathlib import Path
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import GithubJob, benchmark_from_environment, github_job
 from launcher.benchmark.matrix import Matrix, load_matrix
+from launcher.check.registry import check_plan
 from launcher.check.schema_validation import Verdicts
 from launcher.check.srtctl_schema import Schemas
 from launcher.core.errors import ConfigError
 from launcher.core.shipped import shipped
-from launcher.plan.derive import Context
+from launcher.plan.derive import Context, run_key
 from launcher.plan.plan import Plan
 from launcher.run.record import check_run_id
 from launcher.runner.file import RunnerFile
 from launcher.runner.fleet import Fleet
 from launcher.srtctl.locate import RecipeFinder
-from launcher.srtctl.resolve import plan_benchmark, run_key
+from launcher.srtctl.resolve import SrtctlPlanner
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class Session:
         """The plan again, now that the checkout at ``tree`` is there and its recipe can be read."""
         finder = RecipeFinder(self.workspace, self.finder.repository, checkout=tree)
         context = self._context(plan.runner_name, plan.run_key, plan.narrow)
-        return plan_benchmark(plan.benchmark, self.fleet.get(plan.runner), finder, context)
+        return plan_benchmark(plan.benchmark, self.fleet.get(plan.runner), finder, context, self.verdicts)
 
     def run_id_from_environment(self) -> str:
         """The id that `plan_from_environment` gives its run: what the clean-up step of the same job looks for."""
@@ -160,7 +162,8 @@ class Session:
 
     def _plan(self, benchmark: Benchmark, file: RunnerFile, job: GithubJob, run_id: str | None, narrow: bool) -> Plan:
         key = check_run_id(run_id or run_key(benchmark, job.runner_name, job.run_id, job.attempt))
-        return plan_benchmark(benchmark, file, self.finder, self._context(job.runner_name, key, narrow))
+        context = self._context(job.runner_name, key, narrow)
+        return plan_benchmark(benchmark, file, self.finder, context, self.verdicts)
 
     def context(self, key: str) -> Context:
         """What paths of runner files depend on, for a command that is about no run."""
@@ -176,8 +179,16 @@ class Session:
             is_directory=_is_directory if self.look else lambda path, holding: False,
             narrow=narrow,
             state=str(self.state),
-            verdicts=self.verdicts,
         )
+
+
+def plan_benchmark(
+    benchmark: Benchmark, file: RunnerFile, finder: RecipeFinder, context: Context, verdicts: Verdicts | None = None
+) -> Plan:
+    """Plan a benchmark on a runner, and check the plan. Raises ConfigError when it cannot be planned."""
+    verdicts = verdicts or Verdicts()
+    resolved = SrtctlPlanner(finder, verdicts.schemas.has_file).plan(benchmark, file, context)
+    return dataclasses.replace(resolved.plan, findings=check_plan(resolved, verdicts))
 
 
 def _is_directory(path: str, holding: str | None) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from launcher.check.engine import Found, Rule, reached, rule
+from launcher.check.engine import Found, Rule, rule
 from launcher.check.inputs import Everything, RecipeFile
 from launcher.check.schema_validation import Complaint, judge
 from launcher.check.srtctl_schema import Schema
 from launcher.core.errors import ConfigError
-from launcher.core.yaml_source import Document, Place
+from launcher.core.yaml_source import Document, Place, reached
 from launcher.srtctl.recipe import Variant, variants
 
 

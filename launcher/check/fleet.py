@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
-from launcher.check.engine import Found, Rule, Subject, rule
+from launcher.check.engine import Found, Rule, rule
 from launcher.check.inputs import Everything, HasCommit
 from launcher.check.srtctl_schema import Schemas, is_tag
 from launcher.core.yaml_source import Place, nearest
+from launcher.plan.derive import Resolved, known
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import LaneRule, ModelRule, Pattern, When
 from launcher.srtctl.planned import SrtctlJob
+from launcher.srtctl.resolved import SrtctlResolved
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,12 @@ class Cluster:
         return iter(enumerate(self.file.runner.lanes))
 
 
+@rule("known-problem", "warning", "the runner file says what is wrong with a rule that applies")
+def known_problem(r: Resolved) -> Iterator[Found]:
+    for finding in known(r.rules.all):
+        yield finding.message, finding.place, finding.severity
+
+
 def _moving(name: str, lane: LaneRule) -> str | None:
     if lane.sha is not None:
         return None
@@ -42,9 +50,9 @@ def _moving(name: str, lane: LaneRule) -> str | None:
 
 
 @rule("moving-ref", "warning", "the lane names a branch where a commit belongs")
-def moving_ref(s: Subject) -> Iterator[Found]:
-    if message := _moving(s.file.runner.name, s.lane.rule):
-        yield message, s.lane.place
+def moving_ref(s: SrtctlResolved) -> Iterator[Found]:
+    if message := _moving(s.file.runner.name, s.rules.lane.rule):
+        yield message, s.rules.lane.place
 
 
 @rule("moving-ref", "warning", moving_ref.title)
@@ -141,14 +149,14 @@ def _words(pattern: Pattern) -> str:
 
 
 @rule("setup-script", "error", "the lane's set-up script is not there")
-def setup_script(s: Subject) -> Iterator[Found]:
-    if s.setup_script is None or s.setup_found:
+def setup_script(s: SrtctlResolved) -> Iterator[Found]:
+    if s.setup is None or s.setup.found:
         return
-    message = f"set-up script {s.setup_script} is not in this repository"
-    if s.setup_found is False:
-        yield f"{message}, nor in {s.refs}", s.lane.place
+    message = f"set-up script {s.setup.name} is not in this repository"
+    if s.setup.found is False:
+        yield f"{message}, nor in {s.refs}", s.rules.lane.place
     else:
-        yield f"{message}; whether the checkout has it is not known yet", s.lane.place, "warning"
+        yield f"{message}; whether the checkout has it is not known yet", s.rules.lane.place, "warning"
 
 
 @rule("runner-missing", "error", "no runner file serves the row's label")
@@ -232,7 +240,7 @@ def outside(every: Everything) -> Iterator[Found]:
         yield message, every.single_node[0]
 
 
-RULES: Sequence[Rule[Subject]] = (moving_ref, setup_script)
+RULES: Sequence[Rule[SrtctlResolved]] = (moving_ref, setup_script)
 CLUSTER: Sequence[Rule[Cluster]] = (
     _moving_lanes,
     sha_other,

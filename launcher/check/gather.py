@@ -6,16 +6,38 @@ import fnmatch
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
+from typing import Protocol
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.matrix import Matrix
 from launcher.benchmark.selection import Selection
 from launcher.check.inputs import Everything, HasCommit, RecipeFile, Row
+from launcher.check.schema_validation import Verdicts
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Place
-from launcher.project import Session
+from launcher.plan.plan import Plan
 from launcher.runner.file import RunnerFile
+from launcher.runner.fleet import Fleet
+from launcher.srtctl.locate import RecipeFinder
 from launcher.srtctl.planned import SrtctlJob
+
+
+class Project(Protocol):
+    """Where rows, recipes and runner files are found, and how a row is planned."""
+
+    @property
+    def fleet(self) -> Fleet: ...
+
+    @property
+    def finder(self) -> RecipeFinder: ...
+
+    @property
+    def verdicts(self) -> Verdicts: ...
+
+    def matrix(self, files: Sequence[str] = ()) -> Matrix: ...
+
+    def plan_by_hand(self, benchmark: Benchmark, runner: str | None, *, narrow: bool = False) -> Plan: ...
+
 
 OUTSIDE = ("tilert", "llmd-*", "*-disagg")
 """Frameworks that srtctl does not run, and so neither does this launcher."""
@@ -24,7 +46,7 @@ Chosen = tuple[Benchmark, Place | str]
 """A benchmark and the place of its row."""
 
 
-def everything(of: Session, today: date, has_commit: HasCommit, matrix_files: Sequence[str] = ()) -> Everything:
+def everything(of: Project, today: date, has_commit: HasCommit, matrix_files: Sequence[str] = ()) -> Everything:
     """All multi-node rows, recipe files at hand and runner files. Raises ConfigError for a matrix that is wrong."""
     matrix = of.matrix(matrix_files)
     chosen = [(e.benchmark, e.place) for e in matrix.entries(Selection(nodes="multi", evals="none"))]
@@ -52,7 +74,7 @@ def everything(of: Session, today: date, has_commit: HasCommit, matrix_files: Se
     )
 
 
-def served_by(of: Session, runner: str, matrix_files: Sequence[str] = ()) -> Iterator[Chosen]:
+def served_by(of: Project, runner: str, matrix_files: Sequence[str] = ()) -> Iterator[Chosen]:
     """The multi-node rows whose label a runner serves."""
     labels = of.fleet.get(runner).runner.labels
     for entry in of.matrix(matrix_files).entries(Selection(nodes="multi", evals="none")):
@@ -61,7 +83,7 @@ def served_by(of: Session, runner: str, matrix_files: Sequence[str] = ()) -> Ite
 
 
 def selected(
-    of: Session,
+    of: Project,
     chosen: Iterable[Chosen],
     runner: str | None,
     today: date,
@@ -91,7 +113,7 @@ def _outside(benchmark: Benchmark) -> bool:
 
 
 def _rows(
-    of: Session,
+    of: Project,
     chosen: Iterable[Chosen],
     files: Sequence[RunnerFile],
     runner: str | None = None,
@@ -128,7 +150,7 @@ def _single_node(matrix: Matrix) -> list[Place | str]:
         return []
 
 
-def _recipes(of: Session, rows: Sequence[Row]) -> Iterator[RecipeFile]:
+def _recipes(of: Project, rows: Sequence[Row]) -> Iterator[RecipeFile]:
     used: dict[str, set[str | None]] = defaultdict(set)
     for row in rows:
         recipe = SrtctlJob.of(row.plan).recipe if row.plan is not None else None

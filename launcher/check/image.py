@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from launcher.check.engine import Found, Rule, Subject, names_an_image, rule
+from launcher.check.engine import Found, Rule, rule
 from launcher.core.yaml_source import Place, nearest
+from launcher.image.reference import names_an_image
+from launcher.plan.derive import Resolved, is_image
 from launcher.srtctl.recipe import ContainerUse
+from launcher.srtctl.resolved import SrtctlResolved
 
 
-def _unresolved(s: Subject) -> Iterator[ContainerUse]:
+def _unresolved(s: SrtctlResolved) -> Iterator[ContainerUse]:
     """Container strings of the recipe that would reach the cluster as they are."""
     for use in s.facts.container_aliases if s.facts is not None else ():
         if use.alias not in s.containers and not use.alias.startswith(("/", "./")):
@@ -22,15 +25,22 @@ def _is_engine(use: ContainerUse) -> bool:
 
 
 @rule("image-mismatch", "error", "the recipe runs another image than the row publishes")
-def image_mismatch(s: Subject) -> Iterator[Found]:
+def image_mismatch(s: SrtctlResolved) -> Iterator[Found]:
     for use in _unresolved(s):
         if _is_engine(use) and names_an_image(use.alias):
             message = f"the recipe runs {use.alias}, and the matrix publishes its numbers as {s.benchmark.image}"
             yield message, s.place(*use.paths[0])
 
 
+@rule("image-replaced", "error", "another image is run than the row's")
+def image_replaced(r: Resolved) -> Iterator[Found]:
+    own, published = r.rules.image, r.rules.benchmark.image
+    if own is not None and own.rule.image and not is_image(own.rule.image, published):
+        yield f"{own.rule.image} is run, and the numbers are published as {published}'s", own.place
+
+
 @rule("container-unresolved", "error", "a container name of the recipe is no image that the run stages")
-def container_unresolved(s: Subject) -> Iterator[Found]:
+def container_unresolved(s: SrtctlResolved) -> Iterator[Found]:
     for use in _unresolved(s):
         path = use.paths[0]
         if _is_engine(use) and names_an_image(use.alias):
@@ -43,7 +53,7 @@ def container_unresolved(s: Subject) -> Iterator[Found]:
 
 
 @rule("image-spelling", "warning", "the recipe spells the row's image otherwise")
-def image_spelling(s: Subject) -> Iterator[Found]:
+def image_spelling(s: SrtctlResolved) -> Iterator[Found]:
     for use in s.facts.container_aliases if s.facts is not None else ():
         name = use.alias
         if _is_engine(use) and name in s.containers and names_an_image(name) and name != s.benchmark.image:
@@ -55,7 +65,7 @@ def image_spelling(s: Subject) -> Iterator[Found]:
 
 
 @rule("nginx-by-default", "warning", "several frontends, and no container for their nginx")
-def nginx_by_default(s: Subject) -> Iterator[Found]:
+def nginx_by_default(s: SrtctlResolved) -> Iterator[Found]:
     if s.facts is not None and s.facts.nginx_by_default:
         message = "several frontends and no frontend.nginx_container: srtctl's default image is looked up by no alias"
         yield message, s.place("frontend")
@@ -65,7 +75,7 @@ _VERSION = re.compile(r"(?<![0-9.])v?([0-9]+\.[0-9]+\.[0-9]+(?:[.-]?(?:post|rc|d
 
 
 @rule("alias-version", "warning", "a container alias names another version than the image that it stands for")
-def alias_version(s: Subject) -> Iterator[Found]:
+def alias_version(s: SrtctlResolved) -> Iterator[Found]:
     helpers = s.file.runner.images.helpers
     for use in s.facts.container_aliases if s.facts is not None else ():
         image = s.benchmark.image if _is_engine(use) else helpers.get(use.alias, "")
@@ -83,7 +93,7 @@ _MAKE = re.compile(r"(?<![a-z0-9])(arm64|aarch64|amd64|x86[_-]64)(?![a-z0-9])")
 
 
 @rule("image-architecture", "error", "the image's tag names another make of processor than the nodes have")
-def image_architecture(s: Subject) -> Iterator[Found]:
+def image_architecture(s: SrtctlResolved) -> Iterator[Found]:
     arch = s.file.runner.node.arch
     images: list[tuple[str, Place | str]] = [(s.benchmark.image, s.benchmark.source)]
     if s.facts is not None and s.facts.container and s.facts.container != s.benchmark.image:
@@ -95,7 +105,7 @@ def image_architecture(s: Subject) -> Iterator[Found]:
             yield message, place
 
 
-RULES: Sequence[Rule[Subject]] = (
+RULES: Sequence[Rule[SrtctlResolved]] = (
     image_mismatch,
     container_unresolved,
     image_spelling,

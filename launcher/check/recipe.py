@@ -6,58 +6,60 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launcher.check.engine import Found, Rule, Subject, rule
+from launcher.check.engine import Found, Rule, rule
 from launcher.core.yaml_source import Place
+from launcher.plan.derive import Resolved
+from launcher.srtctl.resolved import SrtctlResolved
 
 
 @rule("recipe-missing", "error", "the recipe is in none of the trees")
-def recipe_missing(s: Subject) -> Iterator[Found]:
-    if s.recipe is None and s.tree_at_hand:
+def recipe_missing(s: SrtctlResolved) -> Iterator[Found]:
+    if s.recipe.found is None and s.recipe.tree_at_hand:
         path = (s.benchmark.config_file or "").partition(":")[0]
         yield f"{path} is neither in the workspace, nor in this repository, nor in {s.refs}", s.benchmark.source
 
 
 @rule("recipe-unread", "warning", "the recipe is not at hand, and nothing of it could be checked")
-def recipe_unread(s: Subject) -> Iterator[Found]:
-    if s.recipe is None and not s.tree_at_hand:
+def recipe_unread(s: SrtctlResolved) -> Iterator[Found]:
+    if s.recipe.found is None and not s.recipe.tree_at_hand:
         path = (s.benchmark.config_file or "").partition(":")[0]
         message = f"{path} is not at hand; it is read from {s.refs} after the checkout, and all is checked again"
         yield message, s.benchmark.source
 
 
 @rule("recipe-elsewhere", "warning", "of several copies of the recipe a later one is taken")
-def recipe_elsewhere(s: Subject) -> Iterator[Found]:
-    if s.passed_over is not None and s.recipe is not None:
+def recipe_elsewhere(s: SrtctlResolved) -> Iterator[Found]:
+    found, passed_over = s.recipe.found, s.recipe.passed_over
+    if passed_over is not None and found is not None:
         message = (
-            f"the copy of {s.recipe.path} in the {s.passed_over.origin} runs another image than the matrix row; "
-            f"the one of {s.recipe.origin} runs the row's, and is taken"
+            f"the copy of {found.path} in the {passed_over.origin} runs another image than the matrix row; "
+            f"the one of {found.origin} runs the row's, and is taken"
         )
-        yield message, Place(s.passed_over.file)
+        yield message, Place(passed_over.file)
 
 
 @rule("selector-none", "error", "the selector picks no variant of the recipe")
-def selector_none(s: Subject) -> Iterator[Found]:
-    if s.recipe is None:
+def selector_none(s: SrtctlResolved) -> Iterator[Found]:
+    if s.recipe.found is None or s.recipe.variants:
         return
-    if s.selector_problem is not None:
-        yield s.selector_problem, Place(s.recipe.file)
-    elif s.variants == 0:
-        yield "the recipe has only a base and no variant; srtctl submits nothing", Place(s.recipe.file)
+    message = s.recipe.selector_problem or "the recipe has only a base and no variant; srtctl submits nothing"
+    yield message, Place(s.recipe.found.file)
 
 
 @rule("selector-several", "error", "the recipe gives several variants, hence several jobs")
-def selector_several(s: Subject) -> Iterator[Found]:
-    if s.recipe is not None and s.variants > 1:
-        asked = f"selector {s.recipe.selector!r}" if s.recipe.selector else "a recipe of variants without a selector"
-        yield f"{asked} gives {s.variants} variants, and srtctl would submit a job for each", Place(s.recipe.file)
+def selector_several(s: SrtctlResolved) -> Iterator[Found]:
+    found, count = s.recipe.found, len(s.recipe.variants)
+    if found is not None and count > 1:
+        asked = f"selector {found.selector!r}" if found.selector else "a recipe of variants without a selector"
+        yield f"{asked} gives {count} variants, and srtctl would submit a job for each", Place(found.file)
 
 
 @rule("alias-unregistered", "error", "the runner registers no such model alias")
-def alias_unregistered(s: Subject) -> Iterator[Found]:
+def alias_unregistered(s: SrtctlResolved) -> Iterator[Found]:
     path = s.facts.model_path if s.facts else None
-    if path is None or s.aliases or path.startswith(("/", "hf:")):
+    if path is None or s.job.models or path.startswith(("/", "hf:")):
         return
-    rule = s.model.rule
+    rule = s.rules.model.rule
     message = (
         f"model alias {path!r} is not registered: runner {s.file.runner.name} registers "
         f"{', '.join([rule.alias, *rule.also])} for {s.benchmark.model}"
@@ -66,8 +68,8 @@ def alias_unregistered(s: Subject) -> Iterator[Found]:
 
 
 @rule("alias-by-accident", "warning", "the model alias is not the lane's own, and resolves by another spelling")
-def alias_by_accident(s: Subject) -> Iterator[Found]:
-    rule = s.model.rule
+def alias_by_accident(s: SrtctlResolved) -> Iterator[Found]:
+    rule = s.rules.model.rule
     path = s.facts.model_path if s.facts else None
     if path is not None and path != rule.alias and path in rule.also:
         message = (
@@ -78,24 +80,19 @@ def alias_by_accident(s: Subject) -> Iterator[Found]:
 
 
 @rule("model-from-hub", "warning", "the recipe takes its model from the hub, not from the cluster")
-def model_from_hub(s: Subject) -> Iterator[Found]:
+def model_from_hub(s: SrtctlResolved) -> Iterator[Found]:
     path = s.facts.model_path if s.facts else None
     if path is not None and path.startswith("hf:"):
-        said = s.model.rule.path
+        said = s.rules.model.rule.path
         there = said if isinstance(said, str) else " or ".join(said)
         yield f"the recipe takes its model from {path}, whatever lies at {there}", s.place("model", "path")
 
 
-@rule("preflight-blind", "error", "srtctl looks for the model where it cannot be seen")
-def preflight_blind(s: Subject) -> Iterator[Found]:
-    # Versions with the option look before they submit; of those without, none does for a plain recipe (517d3c37).
-    looks = s.preflight and s.schema is not None and "--no-preflight" in s.schema.options
-    if not looks or not s.aliases:
-        return
-    storage = s.file.storage_of(s.model_path)
-    if storage is not None and "login" not in storage.seen_by:
-        message = f"{s.refs} looks for {s.model_path} before it submits, and only compute nodes see {storage.path}"
-        yield message, s.lane.place
+@rule("model-otherwise", "warning", "the checkpoint is not seen from here, and would be downloaded")
+def model_otherwise(r: Resolved) -> Iterator[Found]:
+    path, model = r.plan.model.path, r.rules.model
+    if path.startswith("hf:") and path == model.rule.otherwise:
+        yield f"no directory of {model.rule.path} is seen from here: every node would download {path}", model.place
 
 
 _READ = frozenset(
@@ -115,12 +112,12 @@ THINKING_MODE and NUM_SPEC_TOKENS describe the acceptance that is simulated (ref
 
 
 @rule("setting-ignored", "warning", "the row sets what nothing of its lane reads")
-def setting_ignored(s: Subject) -> Iterator[Found]:
+def setting_ignored(s: SrtctlResolved) -> Iterator[Found]:
     scheduler = s.file.runner.scheduler
     read = {*_READ, scheduler.partition_variable, scheduler.account_variable}
     for key, value in s.benchmark.settings.items():
         # Every setting is exported to the job: commands of the recipe may use it.
-        if key not in read and not (s.recipe is None or key in s.recipe.file.text):
+        if key not in read and not (s.recipe.found is None or key in s.recipe.found.file.text):
             where = _INSTEAD.get(key)
             message = f"{key}={value} is set, and neither srtctl nor the recipe reads it"
             yield message + (f": that is said by {where}" if where else ""), s.benchmark.source
@@ -138,7 +135,7 @@ _INSTEAD = {
 
 
 @rule("sequence-length", "error", "the recipe measures other lengths than the row")
-def sequence_length(s: Subject) -> Iterator[Found]:
+def sequence_length(s: SrtctlResolved) -> Iterator[Found]:
     b, f = s.benchmark, s.facts
     if f is None or b.agentic:
         return
@@ -148,7 +145,7 @@ def sequence_length(s: Subject) -> Iterator[Found]:
 
 
 @rule("max-model-len", "error", "a worker takes fewer tokens than a request has")
-def max_model_len(s: Subject) -> Iterator[Found]:
+def max_model_len(s: SrtctlResolved) -> Iterator[Found]:
     b, f = s.benchmark, s.facts
     if f is None or b.agentic or b.isl is None or b.osl is None:
         return
@@ -160,7 +157,7 @@ def max_model_len(s: Subject) -> Iterator[Found]:
             yield message, s.place("backend")
 
 
-def _concurrencies(s: Subject) -> tuple[set[int], set[int]]:
+def _concurrencies(s: SrtctlResolved) -> tuple[set[int], set[int]]:
     """What the row asks for and the recipe lacks, and the other way round."""
     f = s.facts
     if f is None or not f.concurrencies or s.benchmark.agentic or s.benchmark.eval_only:
@@ -170,7 +167,7 @@ def _concurrencies(s: Subject) -> tuple[set[int], set[int]]:
 
 
 @rule("concurrency", "error", "the recipe does not run a concurrency that the row asks for")
-def concurrency(s: Subject) -> Iterator[Found]:
+def concurrency(s: SrtctlResolved) -> Iterator[Found]:
     missing, more = _concurrencies(s)
     if missing:
         instead = f"; it runs {_several(more)}" if more else ""
@@ -179,7 +176,7 @@ def concurrency(s: Subject) -> Iterator[Found]:
 
 
 @rule("concurrency-extra", "warning", "the recipe runs a concurrency that the row does not ask for")
-def concurrency_extra(s: Subject) -> Iterator[Found]:
+def concurrency_extra(s: SrtctlResolved) -> Iterator[Found]:
     missing, more = _concurrencies(s)
     if more and not missing and not s.narrowed:
         message = f"the recipe also runs concurrency {_several(more)}, which the matrix does not ask for"
@@ -195,7 +192,7 @@ _FAMILY = {"nvfp4": "fp4", "mxfp4": "fp4", "mxfp8": "fp8"}
 
 
 @rule("precision", "warning", "the recipe says another precision than the row")
-def precision(s: Subject) -> Iterator[Found]:
+def precision(s: SrtctlResolved) -> Iterator[Found]:
     has = s.facts.precision if s.facts else None
     if has is not None and _FAMILY.get(has.lower(), has.lower()) != s.benchmark.precision.lower():
         message = f"the recipe says precision {has}, and the matrix says {s.benchmark.precision}"
@@ -210,9 +207,9 @@ _HEALTH = (180, 10)
 
 
 @rule("time-budget", "warning", "a wait is as long as what contains it")
-def time_budget(s: Subject) -> Iterator[Found]:
+def time_budget(s: SrtctlResolved) -> Iterator[Found]:
     """The wait for the servers lies inside the job's limit, and the job inside the workflow's, with the queue."""
-    limit = minutes(s.facts.time_limit or s.time_limit) if s.facts is not None else None
+    limit = minutes(s.facts.time_limit or s.job.srtslurm.get("default_time_limit")) if s.facts is not None else None
     if s.facts is None or limit is None:
         return
     attempts, interval = _health(s)
@@ -227,14 +224,14 @@ def time_budget(s: Subject) -> Iterator[Found]:
         message = (
             f"the job may run {limit:g} min, and the workflow ends after {most} min, the time in Slurm's queue included"
         )
-        yield message, s.place("slurm", "time_limit") if s.facts.time_limit else s.lane.place
+        yield message, s.place("slurm", "time_limit") if s.facts.time_limit else s.rules.lane.place
 
 
-def _health(s: Subject) -> tuple[float, float]:
+def _health(s: SrtctlResolved) -> tuple[float, float]:
     """Attempts and seconds between them, after the runner file's edits."""
     said: dict[str, Any] = {}
-    edited = s.edited or {}
-    keys = s.variant.keys[:1] if s.variant is not None else ()
+    edited = s.job.recipe.document or {}
+    keys = s.recipe.variant.keys[:1] if s.recipe.variant is not None else ()
     for holder in (edited, edited.get("base"), *(edited.get(str(k)) for k in keys)):
         part = holder.get("health_check") if isinstance(holder, dict) else None
         said.update(part if isinstance(part, dict) else {})
@@ -258,7 +255,7 @@ def minutes(limit: str | None) -> float | None:
     return numbers[0] + (numbers[1] / 60 if len(numbers) == 2 else 0)
 
 
-RULES: Sequence[Rule[Subject]] = (
+RULES: Sequence[Rule[SrtctlResolved]] = (
     recipe_missing,
     recipe_unread,
     recipe_elsewhere,
@@ -267,7 +264,6 @@ RULES: Sequence[Rule[Subject]] = (
     alias_unregistered,
     alias_by_accident,
     model_from_hub,
-    preflight_blind,
     setting_ignored,
     sequence_length,
     max_model_len,

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import result_filename
-from launcher.check.engine import Found, Rule, Subject, rule
+from launcher.check.engine import Found, Rule, rule
 from launcher.check.inputs import Everything, Row
 from launcher.core.errors import ConfigError
 from launcher.srtctl.planned import SrtctlJob
+from launcher.srtctl.resolved import SrtctlResolved
 
 NAME_MAX = 255
 """Bytes of a directory entry's name on every file system that the fleets use."""
@@ -22,10 +23,10 @@ _AGGREGATE, _AUDIT = "agg_", "power_validation_"
 
 
 @rule("name-too-long", "error", "a result file's name is longer than a name may be")
-def name_too_long(s: Subject) -> Iterator[Found]:
+def name_too_long(s: SrtctlResolved) -> Iterator[Found]:
     # A benchmark that came with its result's name is a workflow's, which aggregates each result under a longer name.
     before = _AGGREGATE if s.benchmark.result_filename and not s.benchmark.agentic else ""
-    longest = max((before + name for name in _result_names(s.benchmark, s.filename)), key=_bytes)
+    longest = max((before + name for name in _result_names(s.benchmark, s.plan.results.filename)), key=_bytes)
     if _bytes(longest) > NAME_MAX:
         yield f"{longest} has {_bytes(longest)} bytes, and a name may have {NAME_MAX}", s.benchmark.source
 
@@ -106,5 +107,5 @@ def name_duplicate(every: Everything) -> Iterator[Found]:
                 yield message, row.place, "error" if row.benchmark.eval_only else "warning"
 
 
-RULES: Sequence[Rule[Subject]] = (name_too_long,)
+RULES: Sequence[Rule[SrtctlResolved]] = (name_too_long,)
 WHOLE: Sequence[Rule[Everything]] = (workflow_name_too_long, audit_name_too_long, name_duplicate)

@@ -1,21 +1,48 @@
-"""Rules about the recipe's keys and values: what the srt-slurm that will run it refuses."""
+"""Rules about what the srt-slurm that will run a recipe refuses: keys and values of the recipe, options of `apply`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
-from launcher.check.engine import Found, Rule, Subject, rule
-from launcher.check.schema_validation import Verdict
+from launcher.check.engine import Found, Rule, rule
+from launcher.check.schema_validation import Complaint, Verdict, Verdicts
+from launcher.check.srtctl_schema import Schema
+from launcher.srtctl.resolved import SrtctlResolved
 
 
-def _complaints(verdict: Verdict) -> Callable[[Subject], Iterator[Found]]:
-    def look(s: Subject) -> Iterator[Found]:
-        for complaint in s.complaints:
+@dataclass(frozen=True)
+class Judged:
+    """A plan of srtctl, and what the srt-slurm of its lane says to it."""
+
+    plan: SrtctlResolved
+    verdicts: Verdicts
+
+    @cached_property
+    def schema(self) -> Schema | None:
+        """What recipes may say at the lane's srt-slurm, or None when that is not known."""
+        lane = self.plan.rules.lane.rule
+        return self.verdicts.schemas.get(lane.ref, lane.sha)
+
+    @cached_property
+    def complaints(self) -> Sequence[Complaint]:
+        """What the lane's srt-slurm refuses in the recipe."""
+        recipe, variant = self.plan.recipe.found, self.plan.recipe.variant
+        if variant is None or self.schema is None or recipe is None:
+            return ()
+        said_in = (recipe.file.path, *recipe.section, variant.selector or "")
+        return self.verdicts.of(self.schema, said_in, variant.document)
+
+
+def _complaints(verdict: Verdict) -> Callable[[Judged], Iterator[Found]]:
+    def look(j: Judged) -> Iterator[Found]:
+        for complaint in j.complaints:
             if complaint.rule == verdict:
-                message = f"{s.refs} refuses the recipe: {complaint.message}"
-                if verdict == "unknown-field" and (there := s.verdicts.schemas.known_at(*complaint.key)):
+                message = f"{j.plan.refs} refuses the recipe: {complaint.message}"
+                if verdict == "unknown-field" and (there := j.verdicts.schemas.known_at(*complaint.key)):
                     message += f"; known at {there}"
-                yield message, s.place(*complaint.keys)
+                yield message, j.plan.place(*complaint.keys)
 
     return look
 
@@ -33,13 +60,34 @@ value_refused = Rule(
 
 
 @rule("option-unknown", "error", "the lane's srt-slurm has no such option")
-def option_unknown(s: Subject) -> Iterator[Found]:
-    if s.schema is None or not s.schema.options:
+def option_unknown(j: Judged) -> Iterator[Found]:
+    if j.schema is None or not j.schema.options:
         return
-    asked = {"--tags": True, "--setup-script": bool(s.setup_script), "--no-preflight": not s.preflight}
+    asked = {"--tags": True, "--setup-script": j.plan.setup is not None, "--no-preflight": not j.plan.preflight}
     for option, is_asked in asked.items():
-        if is_asked and option not in s.schema.options:
-            yield f"`srtctl apply` of {s.refs} has no {option}, and ends with exit code 2", s.lane.place
+        if is_asked and option not in j.schema.options:
+            message = f"`srtctl apply` of {j.plan.refs} has no {option}, and ends with exit code 2"
+            yield message, j.plan.rules.lane.place
 
 
-RULES: tuple[Rule[Subject], ...] = (unknown_field, wrong_type, missing_field, value_refused, option_unknown)
+@rule("preflight-blind", "error", "srtctl looks for the model where it cannot be seen")
+def preflight_blind(j: Judged) -> Iterator[Found]:
+    # Versions with the option look before they submit; of those without, none does for a plain recipe (517d3c37).
+    looks = j.plan.preflight and j.schema is not None and "--no-preflight" in j.schema.options
+    if not looks or not j.plan.job.models:
+        return
+    path = j.plan.plan.model.path
+    storage = j.plan.file.storage_of(path)
+    if storage is not None and "login" not in storage.seen_by:
+        message = f"{j.plan.refs} looks for {path} before it submits, and only compute nodes see {storage.path}"
+        yield message, j.plan.rules.lane.place
+
+
+RULES: Sequence[Rule[Judged]] = (
+    unknown_field,
+    wrong_type,
+    missing_field,
+    value_refused,
+    option_unknown,
+    preflight_blind,
+)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from launcher.benchmark.benchmark import Benchmark, Role
-from launcher.check.engine import Found, Rule, Subject, rule
+from launcher.check.engine import Found, Rule, rule
 from launcher.srtctl.recipe import RoleFacts
+from launcher.srtctl.resolved import SrtctlResolved
 
 
-def _pairs(s: Subject) -> Iterator[tuple[str, Role, RoleFacts]]:
+def _pairs(s: SrtctlResolved) -> Iterator[tuple[str, Role, RoleFacts]]:
     """The sides that both the row and the recipe have."""
     b, f = s.benchmark, s.facts
     if f is None:
@@ -36,7 +37,7 @@ def _same_replicas(name: str, asked: Role, side: RoleFacts) -> bool:
 
 
 @rule("disaggregation", "warning", "the row and the recipe differ in whether prefill and decode are apart")
-def disaggregation(s: Subject) -> Iterator[Found]:
+def disaggregation(s: SrtctlResolved) -> Iterator[Found]:
     f = s.facts
     if f is None or (f.prefill is None) == (f.aggregated is None):
         return
@@ -48,7 +49,7 @@ def disaggregation(s: Subject) -> Iterator[Found]:
 
 
 @rule("workers", "error", "the recipe starts another number of workers than the row says")
-def workers(s: Subject) -> Iterator[Found]:
+def workers(s: SrtctlResolved) -> Iterator[Found]:
     for name, asked, side in _pairs(s):
         if side.workers is None or side.workers == asked.workers:
             continue
@@ -64,7 +65,7 @@ def workers(s: Subject) -> Iterator[Found]:
 
 
 @rule("parallelism", "error", "the recipe's parallelism is not the row's")
-def parallelism(s: Subject) -> Iterator[Found]:
+def parallelism(s: SrtctlResolved) -> Iterator[Found]:
     for name, asked, side in _pairs(s):
         has = side.as_role()
         if has is None or _same_replicas(name, asked, side):
@@ -88,7 +89,7 @@ def _on(flag: bool) -> str:
 
 
 @rule("gpus-per-node", "error", "the recipe counts other GPUs per node than the cluster has")
-def gpus_per_node(s: Subject) -> Iterator[Found]:
+def gpus_per_node(s: SrtctlResolved) -> Iterator[Found]:
     node, f = s.file.runner.node, s.facts
     if f is None or f.gpus_per_node is None or f.gpus_per_node == node.gpus:
         return
@@ -100,14 +101,14 @@ def gpus_per_node(s: Subject) -> Iterator[Found]:
 
 
 @rule("nodes", "error", "the recipe needs more nodes than the partition has")
-def nodes(s: Subject) -> Iterator[Found]:
+def nodes(s: SrtctlResolved) -> Iterator[Found]:
     count = s.file.runner.node.count
     if s.facts is not None and s.facts.nodes is not None and count is not None and s.facts.nodes > count:
         yield f"the recipe needs {s.facts.nodes} nodes, and the partition has {count}", s.place("resources")
 
 
 @rule("capacity", "error", "the recipe's nodes cannot hold its workers")
-def capacity(s: Subject) -> Iterator[Found]:
+def capacity(s: SrtctlResolved) -> Iterator[Found]:
     gpus = s.file.runner.node.gpus
     for name, side in s.facts.roles.items() if s.facts is not None else ():
         if not (side.nodes and side.workers and side.gpus_per_worker):
@@ -117,4 +118,4 @@ def capacity(s: Subject) -> Iterator[Found]:
             yield f"{side.nodes} nodes of {gpus} GPUs cannot hold {held}", s.place("resources")
 
 
-RULES: Sequence[Rule[Subject]] = (disaggregation, workers, parallelism, gpus_per_node, nodes, capacity)
+RULES: Sequence[Rule[SrtctlResolved]] = (disaggregation, workers, parallelism, gpus_per_node, nodes, capacity)

@@ -198,6 +198,16 @@ def _position(value: Any, key: Key) -> tuple[int, Any] | None:
     return None
 
 
+def reached(data: Any, keys: Sequence[Key]) -> int:
+    """How many steps of a path lead somewhere in a document."""
+    for depth, key in enumerate(keys):
+        in_list = isinstance(data, list) and isinstance(key, int) and key < len(data)
+        if not in_list and not (isinstance(data, dict) and key in data):
+            return depth
+        data = data[key]
+    return len(keys)
+
+
 def _yaml_error(path: str, error: yaml.YAMLError) -> ConfigError:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error)

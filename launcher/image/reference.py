@@ -75,6 +75,11 @@ def same_image(a: Reference | str, b: Reference | str) -> bool:
     return a.uri == b.uri
 
 
+def names_an_image(name: str) -> bool:
+    """Whether a container name is an image reference and no alias: an alias has neither a slash nor a colon."""
+    return "/" in name or ":" in name
+
+
 def squash_name(text: str, rule: NameRule, *, where: str | None = None) -> str:
     """The file name that a cluster gives to the image spelled ``text``, by its rule.
 

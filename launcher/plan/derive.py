@@ -1,23 +1,23 @@
-"""Parts of a plan that follow from the runner file and the recipe: model, images, workspace, partition, tags."""
+"""What every kind of job plans alike, from benchmark and runner file: model, images, workspace, partition, tags.
+
+A kind of job decides the rest itself, and puts its plan together with `whole_plan`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.check.schema_validation import Verdicts
+from launcher.benchmark.environment import result_filename
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
 from launcher.image.reference import Reference, same_image, squash_name
-from launcher.plan.plan import PlannedImage, PlannedModel
+from launcher.plan.plan import Expected, Plan, PlannedImage, PlannedModel, SchedulerPlan, WorkspacePlan
 from launcher.runner.file import Applied, RunnerFile, applies
-from launcher.runner.schema import ImageRule, Images, LaneRule, ModelRule
-from launcher.srtctl.locate import OVERLAY
-from launcher.srtctl.planned import PlannedOverlay
-from launcher.srtctl.recipe import RecipeFacts
+from launcher.runner.schema import Adjustment, ImageRule, Images, LaneRule, ModelRule
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,7 @@ class Context:
     ``runner_name`` is RUNNER_NAME or a stand-in for runs by hand; ``run_key`` names the run; ``today`` is YYYYMMDD;
     ``host`` the environment variables by which a runner file lets its host override it; ``is_directory`` answers
     whether this machine sees a path (a dry run elsewhere answers no to all); ``narrow`` says that the concurrencies
-    were chosen by hand, so that the recipe is to run just those; ``state`` is the launcher's own directory;
-    ``verdicts`` knows what recipes may say at which srt-slurm.
+    were chosen by hand, so that the recipe is to run just those; ``state`` is the launcher's own directory.
     """
 
     workspace: str
@@ -39,33 +38,53 @@ class Context:
     is_directory: Callable[[str, str | None], bool] = lambda path, holding: False
     narrow: bool = False
     state: str = "."
-    verdicts: Verdicts = field(default_factory=Verdicts)
+
+
+@dataclass(frozen=True)
+class AppliedRules:
+    """A benchmark on a runner, and the rules of the runner file that apply to it.
+
+    ``power`` says that the benchmark measures power, which rules may ask for. ``image`` is None when no rule is about
+    the place of the benchmark's image.
+    """
+
+    benchmark: Benchmark
+    file: RunnerFile
+    power: bool
+    model: Applied[ModelRule]
+    lane: Applied[LaneRule]
+    image: Applied[ImageRule] | None
+    adjustments: Sequence[Applied[Adjustment]]
+
+    @classmethod
+    def of(cls, benchmark: Benchmark, file: RunnerFile, *, power: bool = False) -> AppliedRules:
+        """Look the rules up. Raises ConfigError when the runner has no lane or no model for the benchmark."""
+        lane = file.lane(benchmark, power=power)
+        model = file.model(benchmark, power=power)
+        image = file.image(benchmark, power=power)
+        return cls(benchmark, file, power, model, lane, image, file.adjustments(benchmark, power=power))
+
+    @property
+    def all(self) -> list[Applied[Any]]:
+        """Every rule that applies: of the model, the lane, the image, then the adjustments."""
+        return [self.model, self.lane, *([self.image] if self.image is not None else []), *self.adjustments]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A plan without findings, and the rules that it follows from: what `launcher.check` judges.
+
+    A kind of job that has rules of its own in `launcher.check` extends this with what those look at.
+    """
+
+    plan: Plan
+    rules: AppliedRules
 
 
 def known(applied: Sequence[Applied[Any]]) -> list[Finding]:
     """What the runner file itself says is wrong with the rules that apply."""
     said = [(a.rule.known, a.place) for a in applied]
     return [Finding("known-problem", k.severity, k.message, place) for k, place in said if k is not None]
-
-
-def replaced(
-    benchmark: Benchmark, model: Applied[ModelRule], path: str, image: Applied[ImageRule] | None
-) -> list[Finding]:
-    """That another image is run than the row's, or the hub's weights than the cluster's."""
-    found = []
-    if image is not None and image.rule.image and not is_image(image.rule.image, benchmark.image):
-        message = f"{image.rule.image} is run, and the numbers are published as {benchmark.image}'s"
-        found.append(Finding("image-replaced", "error", message, image.place))
-    if path.startswith("hf:") and path == model.rule.otherwise:
-        message = f"no directory of {model.rule.path} is seen from here: every node would download {path}"
-        found.append(Finding("model-otherwise", "warning", message, model.place))
-    return found
-
-
-def setup_script(file: RunnerFile, lane: Applied[LaneRule], benchmark: Benchmark, power: bool) -> str | None:
-    later = [a.rule.setup_script for a in file.adjustments(benchmark, power=power)]
-    script: str | None = last([lane.rule.setup_script, *later], None)
-    return script
 
 
 def model_path(rule: ModelRule, benchmark: Benchmark, context: Context) -> str:
@@ -80,42 +99,6 @@ def model_path(rule: ModelRule, benchmark: Benchmark, context: Context) -> str:
     return next((c for c in candidates if context.is_directory(c, rule.holding)), otherwise)
 
 
-def model_aliases(rule: ModelRule, seen: RecipeFacts | None) -> list[str]:
-    """The aliases to register: the one that the recipe uses if it means this checkpoint; the lane's own if unread."""
-    if seen is None:
-        return [rule.alias]
-    return [seen.model_path] if seen.model_path in (rule.alias, *rule.also) and seen.model_path else []
-
-
-def images(
-    benchmark: Benchmark, file: RunnerFile, seen: RecipeFacts | None, context: Context, own: ImageRule | None = None
-) -> tuple[tuple[PlannedImage, ...], dict[str, str]]:
-    """The images to have, and the container names of the recipe that they answer.
-
-    ``own`` is the rule for the benchmark's own image, when it has one.
-    """
-    rule = file.runner.images
-    arch = file.runner.node.arch
-    main = planned_image(
-        (own and own.image) or benchmark.image, "benchmark", rule, arch, context, benchmark.source, own
-    )
-    planned: dict[str, PlannedImage] = {main.squash: main}
-    containers: dict[str, str] = {}
-    if seen is None:
-        return (main,), {benchmark.image: main.squash}
-    for use in seen.container_aliases:
-        name, role = use.alias, use.paths[0][0]
-        if role == "model" and (name in rule.aliases or is_image(name, benchmark.image)):
-            containers[name] = main.squash
-            continue
-        helper = rule.helpers.get(name) or next((h for h in rule.helpers.values() if is_image(name, h)), None)
-        if helper is not None:
-            image = planned_image(helper, role, rule, arch, context, f"{file.path} (images.helpers)")
-            planned.setdefault(image.squash, image)
-            containers[name] = image.squash
-    return tuple(planned.values()), containers
-
-
 def is_image(name: str, image: str) -> bool:
     """Whether a container name of a recipe is this image, in whatever notation; an alias is none."""
     if name == image:
@@ -124,6 +107,13 @@ def is_image(name: str, image: str) -> bool:
         return same_image(name, image)
     except ConfigError:
         return False
+
+
+def benchmark_image(rules: AppliedRules, context: Context) -> PlannedImage:
+    """The image that the benchmark is measured with: its own, where no rule of the runner file puts another there."""
+    own, runner = rules.image.rule if rules.image is not None else None, rules.file.runner
+    reference = (own and own.image) or rules.benchmark.image
+    return planned_image(reference, "benchmark", runner.images, runner.node.arch, context, rules.benchmark.source, own)
 
 
 def planned_image(
@@ -180,22 +170,24 @@ def planned_model(file: RunnerFile, path: str, benchmark: Benchmark, rule: Model
     return PlannedModel(path, benchmark.precision, kind, seen_by, source, layouts)
 
 
-def shared_workspace(file: RunnerFile, benchmark: Benchmark, context: Context) -> str | None:
+def shared_workspace(rules: AppliedRules, context: Context) -> str | None:
     """The copy of the workspace for compute nodes, or None when they see the original or the benchmark needs none."""
-    shared, only = file.runner.workspace.shared, file.runner.workspace.only
-    if shared is None or (only and not any(applies(when, benchmark) for when in only)):
+    workspace = rules.file.runner.workspace
+    only = workspace.only
+    if workspace.shared is None or (only and not any(applies(when, rules.benchmark) for when in only)):
         return None
-    storage = file.storage_of(context.workspace)
+    storage = rules.file.storage_of(context.workspace)
     if storage is not None and "compute" in storage.seen_by:
         return None
-    return f"{shared.rstrip('/')}/infmax-workspace-{context.run_key}"
+    return f"{workspace.shared.rstrip('/')}/infmax-workspace-{context.run_key}"
 
 
-def partition_and_account(file: RunnerFile, benchmark: Benchmark, context: Context) -> tuple[str | None, str | None]:
-    scheduler = file.runner.scheduler
+def partition_and_account(rules: AppliedRules, context: Context) -> tuple[str | None, str | None]:
+    """Slurm's partition and account: the row's setting, else the host's variable, else the runner file's own."""
+    scheduler, settings = rules.file.runner.scheduler, rules.benchmark.settings
 
     def choose(variable: str | None, default: str | None) -> str | None:
-        return (variable and (benchmark.settings.get(variable) or context.host.get(variable))) or default
+        return (variable and (settings.get(variable) or context.host.get(variable))) or default
 
     return (
         choose(scheduler.partition_variable, scheduler.partition),
@@ -203,10 +195,12 @@ def partition_and_account(file: RunnerFile, benchmark: Benchmark, context: Conte
     )
 
 
-def tags(file: RunnerFile, adjustments: Sequence[Applied[Any]], benchmark: Benchmark, context: Context) -> str:
-    template: str = last([a.rule.tags for a in adjustments], file.runner.tags)
+def tags(rules: AppliedRules, context: Context) -> str:
+    """The runner file's tags for the job, filled in; a comma stands between two."""
+    benchmark, runner = rules.benchmark, rules.file.runner
+    template: str = last([a.rule.tags for a in rules.adjustments], runner.tags)
     return template.format(
-        sku=file.runner.sku,
+        sku=runner.sku,
         prefix=benchmark.model_prefix,
         precision=benchmark.precision,
         isl="" if benchmark.isl is None else benchmark.isl,
@@ -215,14 +209,9 @@ def tags(file: RunnerFile, adjustments: Sequence[Applied[Any]], benchmark: Bench
     )
 
 
-def overlays(lane: Applied[LaneRule], context: Context, setup_directory: str | None) -> tuple[PlannedOverlay, ...]:
-    planned = [
-        PlannedOverlay(str(PurePosixPath(context.workspace, OVERLAY, o.source)), o.destination or f"recipes/{o.source}")
-        for o in lane.rule.overlays
-    ]
-    if setup_directory:
-        planned.append(PlannedOverlay(setup_directory, "configs"))
-    return tuple(planned)
+def result_stem(benchmark: Benchmark, context: Context) -> str:
+    """The name of the benchmark's results without what each concurrency adds: the workflow's, else our own."""
+    return benchmark.result_filename or result_filename(benchmark, context.runner_name)
 
 
 def fill(template: str, context: Context) -> str:
@@ -231,4 +220,60 @@ def fill(template: str, context: Context) -> str:
 
 
 def last(values: Sequence[Any], default: Any) -> Any:
+    """The last value that is not None, else ``default``: a later rule of a runner file wins."""
     return next((v for v in reversed(values) if v is not None), default)
+
+
+def run_key(benchmark: Benchmark, runner_name: str, run: str, attempt: str) -> str:
+    """The identity of a run: ``<run>-<attempt>-<12 hex digits>`` of what is measured and where.
+
+    Two rows of one workflow run on one runner differ by their result names, hence by the digits.
+    """
+    name = benchmark.result_filename or result_filename(benchmark, runner_name)
+    digest = hashlib.sha1(f"{runner_name}\0{name}\0{benchmark.eval_only}".encode(), usedforsecurity=False)
+    return f"{run}-{attempt}-{digest.hexdigest()[:12]}"
+
+
+def whole_plan(
+    kind: str,
+    rules: AppliedRules,
+    context: Context,
+    *,
+    images: Sequence[PlannedImage],
+    model_path: str,
+    time_limit: str | None,
+    details: dict[str, Any],
+) -> Plan:
+    """The plan of a job of some kind, without findings.
+
+    ``time_limit`` is in Slurm's notation, None when it is not known yet; ``details`` are what only this kind plans, in
+    JSON values.
+    """
+    benchmark, runner = rules.benchmark, rules.file.runner
+    partition, account = partition_and_account(rules, context)
+    scheduler = runner.scheduler
+    return Plan(
+        kind=kind,
+        runner=runner.name,
+        runner_name=context.runner_name,
+        job_name=scheduler.job_name.format(runner=context.runner_name),
+        run_key=context.run_key,
+        sku=runner.sku,
+        tools=runner.tools,
+        benchmark=benchmark,
+        scheduler=SchedulerPlan(scheduler.kind, partition, account, scheduler.backend, time_limit),
+        workspace=WorkspacePlan(context.workspace, shared_workspace(rules, context)),
+        images=tuple(images),
+        model=planned_model(rules.file, model_path, benchmark, rules.model.rule, context),
+        results=Expected(
+            concurrencies=benchmark.concurrencies,
+            filename=result_stem(benchmark, context),
+            mode="eval" if benchmark.eval_only else "agentic" if benchmark.agentic else "fixed",
+            run_eval=benchmark.run_eval,
+            isl=benchmark.isl,
+            osl=benchmark.osl,
+        ),
+        rules={"model": rules.model.where, "lane": rules.lane.where},
+        narrow=context.narrow,
+        details=details,
+    )

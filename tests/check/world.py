@@ -12,12 +12,12 @@ from launcher.check import gather
 from launcher.check.inputs import HasCommit
 from launcher.check.registry import check_everything
 from launcher.check.report import Reported
+from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
-from launcher.project import Session
+from launcher.project import Session, plan_benchmark
 from launcher.runner.file import RunnerFile
 from launcher.srtctl.locate import RecipeFinder
 from launcher.srtctl.recipe import dump
-from launcher.srtctl.resolve import Context, plan_benchmark
 from tests.benchmarks import IMAGE, a_benchmark, a_recipe
 
 V50 = "e4019633c9e2bc25f38c44b81edf52bb0504d937"

@@ -11,6 +11,7 @@ import pytest
 from launcher.core.shipped import shipped
 from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
+from launcher.project import plan_benchmark
 from launcher.run.held_job import Hold
 from launcher.run.record import RunRecord
 from launcher.run.stages import holds
@@ -19,7 +20,6 @@ from launcher.slurm.client import JobState, SchedulerUnreachable, unknown
 from launcher.slurm.states import Phase
 from launcher.srtctl.locate import RecipeFinder
 from launcher.srtctl.planned import SrtctlJob
-from launcher.srtctl.resolve import plan_benchmark
 from tests.benchmarks import a_benchmark
 from tests.plans import with_job
 

@@ -13,6 +13,7 @@ from launcher.core.process import Completed, run
 from launcher.core.shipped import shipped
 from launcher.plan.derive import Context, planned_image
 from launcher.plan.plan import Plan, PlannedImage
+from launcher.project import plan_benchmark
 from launcher.run.image_import import Importing, _line_of, _on_node, _registry, _srun, have_image, images_in_use
 from launcher.run.record import RunRecord
 from launcher.run.stages import rehearsal_tools
@@ -20,7 +21,6 @@ from launcher.runner import Fleet
 from launcher.runner.schema import Images
 from launcher.srtctl.locate import RecipeFinder
 from launcher.srtctl.planned import SrtctlJob
-from launcher.srtctl.resolve import plan_benchmark
 from tests.benchmarks import a_benchmark
 from tests.image.support import Scripted
 from tests.plans import with_job

@@ -18,10 +18,10 @@ from launcher.core.process_identity import ProcessIdentity
 from launcher.core.shipped import shipped
 from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
+from launcher.project import plan_benchmark
 from launcher.run.record import RunRecord, check_run_id, records
 from launcher.runner import Fleet
 from launcher.srtctl.locate import RecipeFinder
-from launcher.srtctl.resolve import plan_benchmark
 from tests.benchmarks import a_benchmark
 
 

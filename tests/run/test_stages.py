@@ -13,12 +13,12 @@ from launcher.core.process import Completed
 from launcher.core.shipped import shipped
 from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
+from launcher.project import plan_benchmark
 from launcher.run import stages
 from launcher.run.stages import Effects
 from launcher.runner import Fleet
 from launcher.slurm.client import Scheduler
 from launcher.srtctl.locate import RecipeFinder
-from launcher.srtctl.resolve import plan_benchmark
 from tests.benchmarks import a_benchmark
 from tests.model.checkpoints import checkpoint
 

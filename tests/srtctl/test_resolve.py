@@ -12,13 +12,13 @@ import pytest
 from launcher.benchmark.benchmark import Role
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Document
-from launcher.plan.derive import Context
+from launcher.plan.derive import Context, run_key
 from launcher.plan.plan import Plan
+from launcher.project import plan_benchmark
 from launcher.runner import RunnerFile
 from launcher.srtctl.locate import RecipeFinder
 from launcher.srtctl.planned import SrtctlJob
 from launcher.srtctl.recipe import dump
-from launcher.srtctl.resolve import plan_benchmark, run_key
 from tests.benchmarks import IMAGE, a_benchmark, a_recipe
 
 RUNNER = """\
