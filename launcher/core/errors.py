@@ -5,6 +5,8 @@ LauncherError                1    something that no layer claims
 ├── ImageError               3    a container image that cannot be had, or is not whole
 ├── ModelError               4    a checkpoint that is missing, incomplete, or another one
 ├── SubmissionError          5    srt-slurm checkout, srtctl, sbatch
+│   ├── SubmissionUnknown    5    whether a job exists could not be learnt
+│   └── JobsExist            5    jobs exist that are not what was asked for
 ├── JobError                 6    the job ended, and not well
 ├── ResultError              7    results missing, partial, or not believable
 └── Cancelled                130  by a signal (143 for SIGTERM)
@@ -62,6 +64,18 @@ class SubmissionError(LauncherError):
 
     exit_code = 5
     layer = "submission"
+
+
+class SubmissionUnknown(SubmissionError):
+    """Whether a job exists could not be learnt. Somebody has to look before it is submitted again."""
+
+
+class JobsExist(SubmissionError):
+    """Jobs were submitted that are not what was asked for; ``job_ids`` names them so that they can be cancelled."""
+
+    def __init__(self, message: str, *, job_ids: tuple[str, ...], hint: str | None = None) -> None:
+        super().__init__(message, where=", ".join(f"job {i}" for i in job_ids), hint=hint)
+        self.job_ids = job_ids
 
 
 class JobError(LauncherError):

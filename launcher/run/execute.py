@@ -16,7 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launcher.core.errors import Cancelled, ConfigError, JobError, LauncherError, ResultError, SubmissionError
+from launcher.core.errors import (
+    Cancelled,
+    ConfigError,
+    JobError,
+    JobsExist,
+    LauncherError,
+    ResultError,
+    SubmissionError,
+    SubmissionUnknown,
+)
 from launcher.core.publish import write_json
 from launcher.core.redact import redact, redacted
 from launcher.plan.plan import Plan
@@ -34,7 +43,7 @@ from launcher.run.stages import Effects
 from launcher.slurm.client import SAME_SECONDS, JobKey, JobState, SchedulerUnreachable
 from launcher.slurm.states import Phase
 from launcher.srtctl.checkout import Checkout
-from launcher.srtctl.submit import JobsExist, SubmissionUnknown, jobs_of
+from launcher.srtctl.submit import jobs_of
 
 RESULT_PATIENCE = 60.0
 """Seconds to wait for results that are not there yet: NFS shows another node's files up to a minute late."""

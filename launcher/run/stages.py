@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,11 @@ from launcher.plan.plan import Plan, PlannedImage
 from launcher.result.collect import EXPORTER_STAMP, PRODUCER_STAMP
 from launcher.run.image_import import Importing, have_image
 from launcher.slurm.client import Scheduler
-from launcher.srtctl.checkout import Checkout, Checkouts, CommitPatch, Pin
+from launcher.srtctl.checkout import Checkout, Checkouts
 from launcher.srtctl.config import FILE_NAME, write_srtslurm
 from launcher.srtctl.recipe import dump
 from launcher.srtctl.sbatch_wrapper import asks_for_hold
 from launcher.srtctl.submit import Submission, Submitted, apply
-from launcher.srtctl.tree import Overlay
 
 _NOT_COPIED = (".git", "srt-slurm*", "outputs", "LOGS", "*.sqsh")
 """What the compute nodes' copy of the workspace leaves out."""
@@ -147,24 +146,19 @@ def workspace(plan: Plan, effects: Effects) -> tuple[Checkout, dict[str, Any]]:
         from launcher.rehearsal.checkout import ensure_repository
 
         ensure_repository(Path(wanted.repository).parent)
-    pin = Pin(wanted.repository, wanted.ref, wanted.sha, tuple(CommitPatch(p.commit, p.path) for p in wanted.patches))
     overlays = []
     for overlay in wanted.overlays:
         source = Path(overlay.source)
         if source.exists():
-            overlays.append(Overlay(source, overlay.destination))
+            overlays.append(overlay)
         elif plan.recipe.document is not None:
             effects.say(f"overlay {source} is not in the workspace; the recipe comes from {plan.recipe.origin}")
         else:
             raise ConfigError("the lane's overlay is not in the workspace", where=overlay.source)
-    checkout = Checkouts(Path(wanted.cache), run=effects.run, environ=effects.environment, sleep=effects.sleep).prepare(
-        pin,
-        into=Path(wanted.root),
-        setup=wanted.setup,
-        setup_environment=effects.tools,
-        setup_timeout=wanted.setup_timeout,
-        overlays=overlays,
+    checkouts = Checkouts(
+        environ=effects.environment, setup_environment=effects.tools, run=effects.run, sleep=effects.sleep
     )
+    checkout = checkouts.prepare(replace(wanted, overlays=tuple(overlays)))
     for note in checkout.notes:
         effects.say(note)
     if plan.workspace.shared:

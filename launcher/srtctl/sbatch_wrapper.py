@@ -26,7 +26,7 @@ import launcher
 from launcher.core.errors import LauncherError
 from launcher.core.process import CommandRunner, clean_environment, run
 from launcher.slurm import answers
-from launcher.slurm.client import carries
+from launcher.slurm.client import JobKey, JobState, Scheduler, carries
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.states import Phase
 
@@ -133,9 +133,7 @@ def _make_place(arguments: list[str], job: str) -> None:
 def _found(
     token: str, earlier: frozenset[str], environ: Mapping[str, str], looks: int, sleep: Callable[[float], None]
 ) -> list[str]:
-    """The same by all that the scheduler knows, several times while it may still be taking the job."""
-    from launcher.srtctl.submit import jobs_of
-
+    """The same from all that the scheduler knows; several looks while it may still be taking the job."""
     for look in range(looks):
         if look:
             sleep(_BETWEEN)
@@ -143,3 +141,18 @@ def _found(
             if found := [j.id for j in jobs_of(token, SlurmCommands(environ=environ)) if j.id not in earlier]:
                 return found
     return []
+
+
+def jobs_of(token: str, scheduler: Scheduler) -> list[JobKey]:
+    """The jobs that carry a token and were not refused. Raises SchedulerUnreachable.
+
+    slurmctld 22.05 keeps a record of a job that sbatch was told it cannot have ("Requested node configuration is not
+    available"): FAILED, without a node, under the comment of the submission. That is an answer, not a job.
+    """
+    found = scheduler.find(token)
+    states = scheduler.poll(found) if found else {}
+    return [job for job in found if not _refused(states.get(job))]
+
+
+def _refused(state: JobState | None) -> bool:
+    return state is not None and state.phase is Phase.TERMINAL and not state.succeeded and not state.nodes

@@ -16,18 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.core.errors import SubmissionError
+from launcher.core.errors import JobsExist, SubmissionError, SubmissionUnknown
 from launcher.core.process import CommandRunner, Completed, run
-from launcher.slurm.client import JobKey, JobState, Scheduler, SchedulerUnreachable
-from launcher.slurm.states import Phase
+from launcher.slurm.client import Scheduler, SchedulerUnreachable
 from launcher.srtctl.config import dropped_warning
 from launcher.srtctl.sbatch_wrapper import beside
+from launcher.srtctl.sbatch_wrapper import jobs_of as jobs_of
 
 ASKED = 3
 """How often the scheduler is asked about a submission whose answer was lost."""
 
 BETWEEN = 5.0
 """Seconds between two such questions: slurmctld may still be working on the request when its client is gone."""
+
+HELP_TIMEOUT = 120.0
+"""Seconds for ``srtctl apply --help``: importing srtctl from a shared file system can take long."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _JOB = re.compile(r"\bJob\s+(\S+)\s+submitted!")
@@ -68,18 +71,6 @@ _HINTS = (
     (r"Config not found", "the recipe is not in the checkout: is the overlay complete and CONFIG_FILE right?"),
     (r"unrecognized arguments|expected one argument", "this srtctl has other options than its checkout said"),
 )
-
-
-class SubmissionUnknown(SubmissionError):
-    """Whether a job exists could not be learnt. It must not be submitted again before somebody has looked."""
-
-
-class JobsExist(SubmissionError):
-    """Jobs were submitted that are not what was asked for; ``job_ids`` names them so that they can be cancelled."""
-
-    def __init__(self, message: str, *, job_ids: tuple[str, ...], hint: str | None = None) -> None:
-        super().__init__(message, where=", ".join(f"job {i}" for i in job_ids), hint=hint)
-        self.job_ids = job_ids
 
 
 @dataclass(frozen=True)
@@ -128,6 +119,21 @@ class _Answer:
     output_dir: str | None
     begun: int
     said: str
+
+
+def apply_options(program: str, tree: Path, environment: Mapping[str, str], run: CommandRunner = run) -> set[str]:
+    """The long options that ``program apply`` takes, from its help; ``tree`` is its work tree.
+
+    The version number does not tell them (srt-slurm has said 0.3.0 for long): sa-submission-q2-2026 lacks ``--json``
+    and ``--no-preflight``, aflowers/vllm-gb200-v0.20.0 only the latter. Raises SubmissionError when srtctl does not
+    start.
+    """
+    done = run([program, "apply", "--help"], timeout=HELP_TIMEOUT, cwd=tree, env={**environment, "COLUMNS": "200"})
+    if not done.ok:
+        raise SubmissionError(
+            f"srtctl does not start: {done}", where=str(tree), hint="does the runner's set-up install it?"
+        )
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", _ANSI.sub("", done.stdout)))
 
 
 def apply(
@@ -188,21 +194,6 @@ def apply(
         said=answer.said,
         notes=(*notes, f"srtctl failed, and the job exists: {trouble}") if failed else tuple(notes),
     )
-
-
-def jobs_of(token: str, scheduler: Scheduler) -> list[JobKey]:
-    """The jobs that carry a token and were not refused. Raises SchedulerUnreachable.
-
-    slurmctld 22.05 keeps a record of a job that sbatch was told it cannot have ("Requested node configuration is not
-    available"): FAILED, without a node, under the comment of the submission. That is an answer, not a job.
-    """
-    found = scheduler.find(token)
-    states = scheduler.poll(found) if found else {}
-    return [job for job in found if not _refused(states.get(job))]
-
-
-def _refused(state: JobState | None) -> bool:
-    return state is not None and state.phase is Phase.TERMINAL and not state.succeeded and not state.nodes
 
 
 def _ours(answer: _Answer, found: Mapping[str, float | None], failed: bool, trouble: str) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from launcher.core.errors import (
     LauncherError,
     ModelError,
     SubmissionError,
+    SubmissionUnknown,
 )
 from launcher.core.github import GitHub
 from launcher.result.collect import TARBALL
@@ -32,7 +33,6 @@ from launcher.run.record import RunRecord
 from launcher.run.stages import Effects
 from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.states import Phase
-from launcher.srtctl.submit import SubmissionUnknown
 from tests.benchmarks import a_recipe
 from tests.core.test_redact import TOKENS
 from tests.result.documents import fixed
