@@ -14,8 +14,9 @@ from launcher.core.finding import Finding, Severity
 from launcher.core.yaml_source import Key, Place
 from launcher.runner.file import Applied, RunnerFile
 from launcher.runner.schema import LaneRule, ModelRule
+from launcher.srtctl.facts import RecipeFacts
 from launcher.srtctl.locate import FoundRecipe
-from launcher.srtctl.recipe import RecipeFacts, Variant
+from launcher.srtctl.recipe import Variant
 
 S = TypeVar("S")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from launcher.check.engine import Found, Rule, Subject, names_an_image, rule
 from launcher.core.yaml_source import Place, nearest
-from launcher.srtctl.recipe import ContainerUse
+from launcher.srtctl.facts import ContainerUse
 
 
 def _unresolved(s: Subject) -> Iterator[ContainerUse]:

@@ -15,8 +15,8 @@ from launcher.image.reference import Reference, same_image, squash_name
 from launcher.plan.plan import PlannedImage, PlannedModel, PlannedOverlay
 from launcher.runner.file import Applied, RunnerFile, applies
 from launcher.runner.schema import ImageRule, Images, LaneRule, ModelRule
+from launcher.srtctl.facts import RecipeFacts
 from launcher.srtctl.locate import OVERLAY
-from launcher.srtctl.recipe import RecipeFacts
 
 
 @dataclass(frozen=True)

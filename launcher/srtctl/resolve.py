@@ -28,16 +28,10 @@ from launcher.plan.plan import (
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import LaneRule
 from launcher.srtctl.acceptance import acceptance_edits
+from launcher.srtctl.edit import Edit, apply_edits, with_comment
+from launcher.srtctl.facts import RecipeFacts, facts
 from launcher.srtctl.locate import FoundRecipe, RecipeFinder, variants_or_none
-from launcher.srtctl.recipe import (
-    Edit,
-    RecipeFacts,
-    Variant,
-    apply_edits,
-    facts,
-    family_member,
-    with_comment,
-)
+from launcher.srtctl.recipe import Variant, family_member
 
 __all__ = ["Context", "plan_benchmark", "resolve", "run_key"]
 
