@@ -9,7 +9,7 @@ from launcher.check.engine import Found, Rule, rule
 from launcher.core.yaml_source import Place, nearest
 from launcher.image.reference import names_an_image
 from launcher.plan.derive import Resolved, is_image
-from launcher.srtctl.recipe import ContainerUse
+from launcher.srtctl.facts import ContainerUse
 from launcher.srtctl.resolved import SrtctlResolved
 
 

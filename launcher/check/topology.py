@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from launcher.benchmark.benchmark import Benchmark, Role
 from launcher.check.engine import Found, Rule, rule
-from launcher.srtctl.recipe import RoleFacts
+from launcher.srtctl.facts import RoleFacts
 from launcher.srtctl.resolved import SrtctlResolved
 
 

@@ -82,7 +82,7 @@ def _selects(arguments: argparse.Namespace) -> bool:
 
 
 def _commits(of: Session) -> HasCommit:
-    from launcher.srtctl.commits import Commits
+    from launcher.srtctl.mirror import Commits
 
     asked: list[Commits] = []
 

@@ -11,7 +11,8 @@ from launcher.benchmark.selection import Selection
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Place
 from launcher.project import Session
-from launcher.srtctl.recipe import RecipeFacts, RoleFacts, facts, variants
+from launcher.srtctl.facts import RecipeFacts, RoleFacts, facts
+from launcher.srtctl.recipe import variants
 
 
 def session(arguments: argparse.Namespace, *, look: bool = False) -> Session:

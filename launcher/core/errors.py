@@ -5,8 +5,8 @@ LauncherError                1    something that no layer claims
 ├── ImageError               3    a container image that cannot be had, or is not whole
 ├── ModelError               4    a checkpoint that is missing, incomplete, or another one
 ├── SubmissionError          5    srt-slurm checkout, srtctl, sbatch
-│   ├── SubmissionUnknown    5    there may be a job
-│   └── JobsExist            5    there are jobs, and not as asked for
+│   ├── SubmissionUnknown    5    whether a job exists could not be learnt
+│   └── JobsExist            5    jobs exist that are not what was asked for
 ├── JobError                 6    the job ended, and not well
 ├── ResultError              7    results missing, partial, or not believable
 └── Cancelled                130  by a signal (143 for SIGTERM)
@@ -67,7 +67,7 @@ class SubmissionError(LauncherError):
 
 
 class SubmissionUnknown(SubmissionError):
-    """Whether a job exists could not be learnt. It must not be submitted again before somebody has looked."""
+    """Whether a job exists could not be learnt. Somebody has to look before it is submitted again."""
 
 
 class JobsExist(SubmissionError):

@@ -30,7 +30,7 @@ from launcher.rehearsal import results
 from launcher.rehearsal.contract import load_cluster, resolve
 from launcher.rehearsal.faults import faults
 from launcher.rehearsal.queueing import Topology
-from launcher.srtctl import recipe
+from launcher.srtctl.facts import facts
 
 RULE = "=" * 42
 CONFIG_PATIENCE = 20.0
@@ -115,7 +115,7 @@ class _Sweep:
             _log("WARNING", warning)
         self.text = config.read_text()
         self.document = resolve(yaml.safe_load(self.text), cluster)
-        self.facts = recipe.facts(self.document)
+        self.facts = facts(self.document)
         self.faults = faults(environ)
         self.seconds = float(environ.get("LAUNCHER_REHEARSAL_SECONDS") or 0.3)
         self.per_node = self.facts.gpus_per_node or 4

@@ -21,6 +21,7 @@ from launcher.core import process
 from launcher.core.errors import LauncherError
 from launcher.rehearsal.results import MARK
 from launcher.srtctl import recipe
+from launcher.srtctl.facts import facts as recipe_facts
 
 LOCAL_JOBS = "LAUNCHER_LOCAL_JOBS"
 """Names the jobs directory of the embedded scheduler; without it jobs go to Slurm."""
@@ -55,7 +56,7 @@ class SbatchFailed(Exception):
 def batch_script(job: Job) -> str:
     """The script that sbatch gets: srt-slurm's directives in its order, and the rehearsal's engine as its body."""
     slurm, resources = job.resolved.get("slurm") or {}, job.resolved.get("resources") or {}
-    nodes = recipe.facts(job.resolved).nodes or 1
+    nodes = recipe_facts(job.resolved).nodes or 1
     per_node = resources.get("gpus_per_node", 4)
     on = {name: job.cluster.get(name, default) for name, default in _SWITCHES.items()}
     directives = [
@@ -161,7 +162,7 @@ def write_output(
         _whole(place / job.config_name, recipe.dump(variant.document))
     _whole(place / "config.yaml", source.read_text())
     (place / "sbatch_script.sh").write_text(batch_script(job))
-    facts = recipe.facts(job.resolved)
+    facts = recipe_facts(job.resolved)
     resources = job.resolved.get("resources") or {}
     sides = {"prefill": facts.prefill, "decode": facts.decode, "agg": facts.aggregated}
     metadata: dict[str, Any] = {

@@ -110,9 +110,7 @@ def _job_error(run: Run, state: JobState) -> JobError:
     return JobError(f"the job ended as {state.describe()}", where=f"job {job.id}", hint=f"its log: {log}")
 
 
-def _end(
-    run: Run, error: LauncherError | None, collected: Collected, state: JobState | None
-) -> tuple[Outcome, bool]:
+def _end(run: Run, error: LauncherError | None, collected: Collected, state: JobState | None) -> tuple[Outcome, bool]:
     """The outcome, written down; and whether logs and evidence are where the workflow looks."""
     name = "succeeded" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed"
     verdict = evidence.judge(run, error, state)

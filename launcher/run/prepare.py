@@ -13,7 +13,6 @@ from queue import SimpleQueue
 from typing import Any
 
 from launcher.core.errors import (
-    Cancelled,
     ConfigError,
     JobsExist,
     LauncherError,
@@ -22,9 +21,9 @@ from launcher.core.errors import (
 )
 from launcher.core.publish import write_json
 from launcher.image.import_policy import ImportPolicy, ensure_image
-from launcher.model.checkpoint import examine, require
 from launcher.image.request import PlannedImage
 from launcher.image.store import ImageRecord
+from launcher.model.checkpoint import examine, require
 from launcher.plan.plan import Plan
 from launcher.run.image_usage import mark_used_by
 from launcher.run.kind import Prepared, Submission

@@ -151,8 +151,8 @@ class LaneRule(Rule, frozen=True, kw_only=True):
     """The job's limit where the recipe says none; the scheduler's unless said."""
 
 
-class Edit(_Struct, frozen=True, kw_only=True):
-    """A change of the recipe as parsed YAML; the fields are those of `launcher.srtctl.edit.Edit`."""
+class Edit(_Struct, frozen=True):
+    """A change of the recipe as parsed YAML: `value` is set at `path`, unless another field says otherwise."""
 
     path: tuple[str, ...]
     """Keys from the top of the recipe; a step with ``*`` stands for every key that it matches."""

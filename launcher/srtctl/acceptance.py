@@ -12,7 +12,7 @@ from typing import Any
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
-from launcher.srtctl.edit import Edit
+from launcher.runner.schema import Edit
 
 SWITCH, LENGTH = "SYNTHETIC_ACCEPTANCE", "SYNTHETIC_ACCEPTANCE_LENGTH"
 

@@ -1,7 +1,7 @@
-"""What a recipe says, as typed values: read from one resolved variant, and nothing guessed.
+"""What a recipe says, as typed values that are read from one resolved variant. Nothing is guessed.
 
-A value that the recipe does not say is None. Where a number follows from what it says by a rule of srtctl or of the
-engine (GPUs of a worker, width of an expert group), the rule stands at the place that applies it.
+A value that the recipe does not give is None. Some numbers follow from others by a rule of srtctl or of the engine
+(GPUs of a worker, width of an expert group); each rule stands at the line that applies it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from launcher.core.errors import ConfigError
 
 KeyPath = tuple[str, ...]
 
-VLLM, SGLANG, TRTLLM = "vllm", "sglang", "trtllm"
+VLLM, SGLANG = "vllm", "sglang"
 
 
 def _spellings(*flags: str) -> tuple[str, ...]:
@@ -62,26 +62,6 @@ class Parallelism:
     dcp: int | None
     pcp: int | None
 
-    def matrix(self) -> tuple[int, int, bool] | None:
-        """(tp, ep, dp-attn) in the words of a matrix, with the engines' defaults of 1 and off; None when not certain.
-
-        A matrix calls the GPUs of one worker ``tp``: DEP8 of vLLM (tp 1, dp 8) is tp 8 with dp-attn. For tp *and* dp
-        above 1, and for sglang's plain data parallelism, the matrices know no single way to say it: None.
-        """
-        if self.tp is None:
-            return None
-        dp, pcp = self.dp or 1, self.pcp or 1
-        if self.engine == VLLM:
-            if self.tp > 1 and dp > 1:
-                return None
-            return self.tp * dp, self.ep or 1, dp > 1
-        if self.engine == SGLANG:
-            if dp > 1 and not self.dp_attention:
-                return None
-            # sglang's attn-cp-size divides its tp, where a matrix multiplies tp by pcp-size
-            return self.tp // pcp, self.ep or 1, bool(self.dp_attention)
-        return self.tp, self.ep or 1, bool(self.dp_attention)
-
 
 @dataclass(frozen=True, slots=True)
 class RoleFacts:
@@ -95,12 +75,24 @@ class RoleFacts:
     parallelism: Parallelism
 
     def as_role(self) -> Role | None:
-        """This side as a matrix would write it, to be compared; None when that is not certain."""
-        words, p = self.parallelism.matrix(), self.parallelism
-        if words is None or self.workers is None:
+        """This side as a matrix would write it, with the engines' defaults of 1 and off; None when not certain.
+
+        A matrix calls the GPUs of one worker ``tp``: DEP8 of vLLM (tp 1, dp 8) is tp 8 with dp-attn. For tp *and* dp
+        above 1, and for sglang's plain data parallelism, the matrices know no single way to say it: None.
+        """
+        p = self.parallelism
+        if self.workers is None or p.tp is None:
             return None
-        tp, ep, dp_attention = words
-        return Role(self.workers, tp, ep, dp_attention, p.pp or 1, p.dcp or 1, p.pcp or 1)
+        tp, dp, pcp, dp_attention = p.tp, p.dp or 1, p.pcp or 1, bool(p.dp_attention)
+        if p.engine == VLLM:
+            if tp > 1 and dp > 1:
+                return None
+            tp *= dp
+        elif p.engine == SGLANG:
+            if dp > 1 and not dp_attention:
+                return None
+            tp //= pcp  # sglang's attn-cp-size divides its tp, where a matrix multiplies tp by pcp-size
+        return Role(self.workers, tp, p.ep or 1, dp_attention, p.pp or 1, p.dcp or 1, pcp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +118,6 @@ class RecipeFacts:
     engine: str
     nginx_container: str | None
     multiple_frontends: bool | None
-    benchmark_container: str | None
-    exporter_images: tuple[str, ...]
     container_aliases: tuple[ContainerUse, ...]
     benchmark_type: str | None
     isl: int | None
@@ -140,9 +130,6 @@ class RecipeFacts:
     aggregated: RoleFacts | None
     nodes: int | None
     time_limit: str | None
-    health_attempts: int | None
-    health_interval: int | None
-    setup_script: str | None
     sbatch_directives: Mapping[str, Any]
 
     @property
@@ -166,13 +153,6 @@ class RecipeFacts:
         """
         return self.multiple_frontends is not False and self.nginx_container is None and self.nodes != 1
 
-    @property
-    def health_seconds(self) -> int | None:
-        """How long srtctl waits for the servers, in seconds, when the recipe says both factors."""
-        if self.health_attempts is None or self.health_interval is None:
-            return None
-        return self.health_attempts * self.health_interval
-
 
 def facts(document: Mapping[str, Any]) -> RecipeFacts:
     """Read the facts of one resolved recipe (a variant's document, not a file of the ``base:`` form).
@@ -180,14 +160,11 @@ def facts(document: Mapping[str, Any]) -> RecipeFacts:
     Raises ConfigError for concurrencies that srtctl could not read either.
     """
     model, frontend, benchmark = (_mapping(document, key) for key in ("model", "frontend", "benchmark"))
-    resources, health = _mapping(document, "resources"), _mapping(document, "health_check")
-    backend = _mapping(document, "backend")
+    resources, backend = _mapping(document, "resources"), _mapping(document, "backend")
     engine = _text(backend, "type") or SGLANG  # the schema's own default backend
-    aliases = _aliases(document)
     prefill = _role(resources, backend, engine, "prefill")
     decode = _role(resources, backend, engine, "decode", sharing=prefill)
     aggregated = _role(resources, backend, engine, "agg")
-    exporters = [use.alias for use in aliases for path in use.paths if path[0] in ("telemetry", "observability")]
     multiple = frontend.get("enable_multiple_frontends")
     return RecipeFacts(
         name=_text(document, "name"),
@@ -197,9 +174,7 @@ def facts(document: Mapping[str, Any]) -> RecipeFacts:
         engine=engine,
         nginx_container=_text(frontend, "nginx_container"),
         multiple_frontends=multiple if isinstance(multiple, bool) else None,
-        benchmark_container=_text(benchmark, "container_image"),
-        exporter_images=tuple(dict.fromkeys(exporters)),
-        container_aliases=aliases,
+        container_aliases=_aliases(document),
         benchmark_type=_text(benchmark, "type"),
         isl=_number(benchmark.get("isl")),
         osl=_number(benchmark.get("osl")),
@@ -209,11 +184,8 @@ def facts(document: Mapping[str, Any]) -> RecipeFacts:
         prefill=prefill,
         decode=decode,
         aggregated=aggregated,
-        nodes=_nodes(document, resources, backend, engine, (prefill, decode, aggregated)),
+        nodes=_nodes(document, engine, prefill, decode, aggregated),
         time_limit=_text(_mapping(document, "slurm"), "time_limit"),
-        health_attempts=_number(health.get("max_attempts")),
-        health_interval=_number(health.get("interval_seconds")),
-        setup_script=_text(document, "setup_script"),
         sbatch_directives=dict(_mapping(document, "sbatch_directives")),
     )
 
@@ -269,15 +241,17 @@ def _parallelism(engine: str, config: Mapping[str, Any]) -> Parallelism:
 
 def _nodes(
     document: Mapping[str, Any],
-    resources: Mapping[str, Any],
-    backend: Mapping[str, Any],
     engine: str,
-    sides: tuple[RoleFacts | None, RoleFacts | None, RoleFacts | None],
+    prefill: RoleFacts | None,
+    decode: RoleFacts | None,
+    aggregated: RoleFacts | None,
 ) -> int | None:
-    prefill, decode, aggregated = sides
+    """The nodes of the workers, and those that are set aside for etcd and NATS, the frontend and the client."""
+    resources, backend = _mapping(document, "resources"), _mapping(document, "backend")
     if resources.get("prefill_nodes") is not None or resources.get("decode_nodes") is not None:
         nodes = (_number(resources.get("prefill_nodes")) or 0) + (_number(resources.get("decode_nodes")) or 0)
-        nodes = _packed(nodes, resources, backend, engine, prefill, decode)
+        if engine == VLLM and backend.get("allow_prefill_decode_colocation") is True:
+            nodes = _packed(resources, backend, prefill, decode) or nodes
     elif aggregated is not None and aggregated.nodes is not None:
         nodes = aggregated.nodes or 1
     else:
@@ -293,24 +267,15 @@ def _nodes(
 
 
 def _packed(
-    nodes: int,
-    resources: Mapping[str, Any],
-    backend: Mapping[str, Any],
-    engine: str,
-    prefill: RoleFacts | None,
-    decode: RoleFacts | None,
-) -> int:
-    """vLLM with ``allow_prefill_decode_colocation`` packs both sides when they fit on one node, or may span several."""
+    resources: Mapping[str, Any], backend: Mapping[str, Any], prefill: RoleFacts | None, decode: RoleFacts | None
+) -> int | None:
+    """The nodes that both sides of vLLM share: when they fit on one node, or are allowed to span several."""
     per_node = _number(resources.get("gpus_per_node"))
-    if engine != VLLM or backend.get("allow_prefill_decode_colocation") is not True or not per_node:
-        return nodes
-    total = 0
-    for side in (prefill, decode):
-        if side is None or not side.workers or not side.gpus_per_worker:
-            return nodes
-        total += side.workers * side.gpus_per_worker
-    fits = total <= per_node or backend.get("allow_prefill_decode_colocation_across_nodes") is True
-    return -(-total // per_node) if fits else nodes
+    if not per_node or prefill is None or decode is None:
+        return None
+    gpus = [(side.workers or 0) * (side.gpus_per_worker or 0) for side in (prefill, decode)]
+    fits = sum(gpus) <= per_node or backend.get("allow_prefill_decode_colocation_across_nodes") is True
+    return -(-sum(gpus) // per_node) if all(gpus) and fits else None
 
 
 def _concurrencies(said: Any) -> tuple[int, ...] | None:

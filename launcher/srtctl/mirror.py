@@ -8,13 +8,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from launcher.core.errors import SubmissionError
 from launcher.core.lease import Lock
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import fsync_directory, temporary_name
+from launcher.core.retry import until
 
 NETWORK_TIMEOUT = 900.0
 """Seconds for one clone or fetch; srt-slurm with all its refs is 16 MB."""
@@ -22,14 +23,12 @@ NETWORK_TIMEOUT = 900.0
 LOCAL_TIMEOUT = 120.0
 """Seconds for a git command that stays on this machine's file systems."""
 
-FULL_SHA = re.compile(r"[0-9a-f]{40}")
-_SHORT_SHA = re.compile(r"[0-9a-f]{4,39}")
+_SHA = re.compile(r"[0-9a-f]{4,40}")
 _PERMANENT = re.compile(
     r"not found|does not appear to be a git repository|does not exist|could not read Username|Authentication failed"
     r"|Permission denied|not our ref|couldn't find remote ref",
     re.IGNORECASE,
 )
-
 
 _OF_A_REPOSITORY = frozenset(
     {
@@ -47,7 +46,7 @@ _OF_A_REPOSITORY = frozenset(
 
 
 class Git:
-    """Runs git without prompting, in English, and blind to the repository that the caller stands in."""
+    """Runs git without prompts, in English, and without the variables that name the caller's own repository."""
 
     def __init__(self, runner: CommandRunner = run, environ: Mapping[str, str] | None = None) -> None:
         inherited = os.environ if environ is None else environ
@@ -72,12 +71,13 @@ class Git:
 def saving_work(path: Path, *, what: str, wait: float, notes: list[str]) -> Iterator[None]:
     """Hold the lock at ``path`` in the block, so that work is not done twice; go on without it after ``wait`` seconds.
 
-    What is done in the block is published whole, so that doing it twice harms nobody. That is stated in ``notes``.
+    The block must publish its result as a whole, so that doing the work twice does no harm. ``notes`` gets a line for
+    everything that happened to the lock.
     """
     with Lock(path, what=what, wait=wait) as held:
         notes.extend(held.facts)
         if not held.acquired and held.owner:
-            notes.append(f"{what}: done beside {held.owner}, who did not end within {wait:.0f} s")
+            notes.append(f"{what}: done at the same time as {held.owner}, which did not end within {wait:.0f} s")
         yield
 
 
@@ -97,40 +97,39 @@ class Mirror:
         self._git = git
         self._sleep = sleep
 
-    def commit(self, wanted: str) -> str:
-        """The full sha of a commit given by its full or short sha; fetched when the mirror lacks it.
+    def commit(self, sha: str) -> str:
+        """The full sha of a commit, which is fetched when the mirror lacks it.
 
-        Raises SubmissionError when the repository does not have it, or has several that begin like this.
+        Raises SubmissionError when the repository does not have it.
         """
-        if not FULL_SHA.fullmatch(wanted) and not _SHORT_SHA.fullmatch(wanted):
-            raise SubmissionError(f"{wanted!r} is not a commit's sha", where=self.repository)
-        self._ensure_cloned()
-        found = self._known(wanted)
-        if not found:
-            self._fetch(exactly=wanted if FULL_SHA.fullmatch(wanted) else None)
-            found = self._known(wanted)
-        if len(found) > 1:
+        if not _SHA.fullmatch(sha):
+            raise SubmissionError(f"{sha!r} is not a commit's sha", where=self.repository)
+        self._clone_once()
+        found = self._rev_parse(sha)
+        if found is None:
+            with self._lock():
+                self._network("fetch", "--quiet", "origin", cwd=self.path)
+                found = self._rev_parse(sha)
+                if found is None and len(sha) == 40:
+                    # GitHub gives a commit by its full sha also when no ref reaches it any more.
+                    reference = f"{sha}:refs/launcher/{sha}"
+                    self._git("fetch", "--quiet", "origin", reference, cwd=self.path, timeout=NETWORK_TIMEOUT)
+                    found = self._rev_parse(sha)
+        if found is None:
             raise SubmissionError(
-                f"{wanted} is ambiguous: {', '.join(found)}", where=self.repository, hint="pin the full 40 digits"
-            )
-        if not found:
-            raise SubmissionError(
-                f"the repository has no commit {wanted}",
+                f"the repository has no commit {sha}",
                 where=self.repository,
-                hint="a sha of another fork, or one that was force-pushed away: correct the lane's repository or sha",
+                hint="it belongs to another fork, or was force-pushed away: correct the lane's repository or sha",
             )
-        return found[0]
+        return found
 
     def tip(self, ref: str, *, fresh: bool = False) -> str | None:
         """The commit that a branch or tag names (as of the last fetch, or now with ``fresh``); None when unknown."""
-        self._ensure_cloned()
+        self._clone_once()
         if fresh:
-            self._fetch()
-        for name in (f"refs/tags/{ref}", f"refs/heads/{ref}"):
-            done = self._git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}", cwd=self.path)
-            if done.ok:
-                return done.stdout.strip()
-        return None
+            with self._lock():
+                self._network("fetch", "--quiet", "origin", cwd=self.path)
+        return self._rev_parse(f"refs/tags/{ref}") or self._rev_parse(f"refs/heads/{ref}")
 
     def change(self, commit: str, path: str) -> str:
         """What one commit changed in one file, as a patch. Raises SubmissionError when it changed nothing there."""
@@ -140,24 +139,25 @@ class Mirror:
             raise SubmissionError(f"commit {sha} does not change {path}", where=self.repository)
         return text
 
-    def work_tree(self, directory: Path, sha: str) -> None:
-        """Check ``sha`` out into ``directory`` (made here), detached, its objects borrowed from the mirror."""
+    def work_tree(self, directory: Path, sha: str, patches: Sequence[str] = ()) -> None:
+        """Check ``sha`` out into ``directory`` (made here), detached, and apply ``patches``; HEAD stays at ``sha``.
+
+        The tree has no objects of its own: it borrows the mirror's.
+        """
         directory.mkdir(parents=True)
         self._git.text("init", "--quiet", "--template=", ".", cwd=directory)
         alternates = directory / ".git/objects/info/alternates"
         alternates.parent.mkdir(parents=True, exist_ok=True)
         alternates.write_text(f"{(self.path / 'objects').resolve()}\n")
         self._git.text("checkout", "--quiet", "--detach", sha, cwd=directory)
+        for patch in patches:
+            self._git.text("apply", "--whitespace=nowarn", "-", cwd=directory, input=patch)
 
-    def _known(self, wanted: str) -> list[str]:
-        """The commits of the mirror whose sha begins with ``wanted``. A tree or blob may begin so too."""
-        if not self.path.is_dir():
-            return []
-        names = self._git("rev-parse", f"--disambiguate={wanted}", cwd=self.path).stdout
-        kinds = self._git("cat-file", "--batch-check=%(objectname) %(objecttype)", cwd=self.path, input=names).stdout
-        return [line.split()[0] for line in kinds.splitlines() if line.endswith(" commit")]
+    def _rev_parse(self, name: str) -> str | None:
+        done = self._git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}", cwd=self.path)
+        return done.stdout.strip() if done.ok else None
 
-    def _ensure_cloned(self) -> None:
+    def _clone_once(self) -> None:
         if self.path.is_dir():
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,55 +166,52 @@ class Mirror:
                 return
             temporary = temporary_name(self.path)
             try:
-                self._network(self.path.parent, "clone", "--quiet", "--mirror", self._url, temporary)
+                self._network("clone", "--quiet", "--mirror", self._url, temporary, cwd=self.path.parent)
                 self._git.text("config", "gc.auto", "0", cwd=temporary)
-                self._publish(temporary)
+                try:
+                    temporary.rename(self.path)
+                except OSError:
+                    if not self.path.is_dir():  # otherwise another process was first, and its mirror is as good
+                        raise
+                fsync_directory(self.path.parent)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-
-    def _publish(self, temporary: Path) -> None:
-        try:
-            temporary.rename(self.path)
-        except OSError:
-            if not self.path.is_dir():  # else another process was first, and its mirror is as good
-                raise
-        fsync_directory(self.path.parent)
-
-    def _fetch(self, exactly: str | None = None) -> None:
-        """Fetch every ref; then one commit by its sha, which GitHub also gives when no ref reaches it any more."""
-        with self._lock():
-            self._network(self.path, "fetch", "--quiet", "origin")
-            if exactly and not self._known(exactly):
-                keep = f"{exactly}:refs/launcher/{exactly}"
-                self._git("fetch", "--quiet", "origin", keep, cwd=self.path, timeout=NETWORK_TIMEOUT)
 
     def _lock(self) -> contextlib.AbstractContextManager[None]:
         what = f"fetching {self.repository}"
         return saving_work(self.path.with_suffix(".lock"), what=what, wait=NETWORK_TIMEOUT, notes=self.notes)
 
-    def _network(self, cwd: Path, *words: str | Path) -> None:
+    def _network(self, *words: str | Path, cwd: Path) -> None:
         """Run a git command that needs the network, up to three times. Raises SubmissionError."""
-        from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attempt, wait_exponential
+        from tenacity import stop_after_attempt, wait_exponential
 
-        def transient(done: Completed) -> bool:
-            return not done.ok and not done.timed_out and not _PERMANENT.search(done.stderr)
-
-        def last(state: RetryCallState) -> Completed:
-            assert state.outcome is not None
-            result: Completed = state.outcome.result()
-            return result
-
-        attempts = Retrying(
+        done = until(
+            lambda done: done.ok or done.timed_out or _PERMANENT.search(done.stderr) is not None,
+            lambda: self._git(*words, cwd=cwd, timeout=NETWORK_TIMEOUT),
             stop=stop_after_attempt(3),
             wait=wait_exponential(multiplier=2, max=30),
-            retry=retry_if_result(transient),
-            retry_error_callback=last,
             sleep=self._sleep,
         )
-        done: Completed = attempts(self._git, *words, cwd=cwd, timeout=NETWORK_TIMEOUT)
         if not done.ok:
             raise SubmissionError(
                 f"git {words[0]} failed: {done}".replace(self._url, self.repository),
                 where=self.repository,
                 hint="is the repository's address right, and can this machine reach it (proxy, credentials)?",
             )
+
+
+class Commits:
+    """Tells whether a repository has a commit, from the mirrors below some cache directories, without the network."""
+
+    def __init__(self, caches: Sequence[Path]) -> None:
+        self._caches = caches
+        self._git = Git()
+        self._known: dict[tuple[str, str], bool | None] = {}
+
+    def __call__(self, repository: str, sha: str) -> bool | None:
+        """Whether a mirror of ``repository`` (a URL) has the commit; None when there is no mirror of it."""
+        if (repository, sha) not in self._known:
+            mirrors = [m for c in self._caches if (m := Mirror(c, repository, self._git).path).is_dir()]
+            held = (self._git("cat-file", "-e", f"{sha}^{{commit}}", cwd=mirror).ok for mirror in mirrors)
+            self._known[repository, sha] = any(held) if mirrors else None
+        return self._known[repository, sha]

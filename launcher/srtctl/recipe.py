@@ -1,10 +1,8 @@
-"""Recipes as srtctl reads them: a file and a selector give variants; edits are data; the result is written back.
+"""Recipes as srtctl reads them: a file and a selector give variants, and a document is written back as YAML.
 
 A recipe file is either *plain*, or has the ``base:`` form: ``base:`` and sections ``override_<name>:`` and
 ``zip_override_<name>:`` that are merged into it. The rules are srtctl's own (`generate_override_configs` in
 ``src/srtctl/core/config.py``, the same at every ref in use, 517d3c37 to c88ef731). Nothing here touches a file.
-
-This module is the room's door: `facts` and `apply_edits` live in modules of their own and are reached through it.
 """
 
 from __future__ import annotations
@@ -20,24 +18,6 @@ import yaml
 
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Key, nearest
-from launcher.srtctl.edit import Edit, apply_edits, unshared, with_comment
-from launcher.srtctl.facts import ContainerUse, Parallelism, RecipeFacts, RoleFacts, facts
-
-__all__ = [
-    "ContainerUse",
-    "Edit",
-    "Parallelism",
-    "RecipeFacts",
-    "RoleFacts",
-    "Variant",
-    "apply_edits",
-    "dump",
-    "facts",
-    "family_member",
-    "split_selector",
-    "variants",
-    "with_comment",
-]
 
 BASE, OVERRIDE, ZIP = "base", "override_", "zip_override_"
 
@@ -210,6 +190,19 @@ class _Sections:
                     hint="rename one of them",
                 )
         return picked
+
+
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+
+
+def unshared(value: Any) -> Any:
+    """A deep copy in which no two places are one object, as `copy.deepcopy` would keep YAML aliases (``*name``)."""
+    # Most values are scalars, and a recipe is copied for every row: so scalars are sorted out before the call.
+    if isinstance(value, Mapping):
+        return {key: item if type(item) in _SCALARS else unshared(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [item if type(item) in _SCALARS else unshared(item) for item in value]
+    return value
 
 
 def deep_merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,17 +19,11 @@ from launcher.plan.plan import SRTCTL, PlannedImage
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import LaneRule, ModelRule
 from launcher.srtctl.acceptance import acceptance_edits
+from launcher.srtctl.edit import Edit, apply_edits, with_comment
+from launcher.srtctl.facts import RecipeFacts, facts
 from launcher.srtctl.locate import OVERLAY, FoundRecipe, RecipeFinder, variants_or_none
 from launcher.srtctl.planned import PlannedOverlay, PlannedPatch, PlannedRecipe, SrtctlJob, SrtSlurm, Submit
-from launcher.srtctl.recipe import (
-    Edit,
-    RecipeFacts,
-    Variant,
-    apply_edits,
-    facts,
-    family_member,
-    with_comment,
-)
+from launcher.srtctl.recipe import Variant, family_member
 from launcher.srtctl.resolved import RecipeLookup, SetupScript, SrtctlResolved
 
 HasFile = Callable[[str, str | None, str], bool | None]

@@ -9,9 +9,10 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.core.yaml_source import Key, Place, reached
 from launcher.plan.derive import Resolved
 from launcher.runner.file import RunnerFile
+from launcher.srtctl.facts import RecipeFacts
 from launcher.srtctl.locate import FoundRecipe
 from launcher.srtctl.planned import SrtctlJob
-from launcher.srtctl.recipe import RecipeFacts, Variant
+from launcher.srtctl.recipe import Variant
 
 
 @dataclass(frozen=True)

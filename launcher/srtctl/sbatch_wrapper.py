@@ -134,7 +134,7 @@ def _make_place(arguments: list[str], job: str) -> None:
 def _found(
     token: str, earlier: frozenset[str], environ: Mapping[str, str], looks: int, sleep: Callable[[float], None]
 ) -> list[str]:
-    """The same by all that the scheduler knows, several times while it may still be taking the job."""
+    """The same from all that the scheduler knows; several looks while it may still be taking the job."""
     for look in range(looks):
         if look:
             sleep(_BETWEEN)

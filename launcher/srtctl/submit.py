@@ -1,8 +1,8 @@
-"""`srtctl apply`, once, and knowing for certain which job is ours afterwards.
+"""`srtctl apply`, run once, and the certainty about which job is ours afterwards.
 
 A submission that failed or timed out may have reached Slurm all the same: sbatch can lose the answer after the
-controller took the job, and srtctl does more work after sbatch returned. So before anything else the scheduler is asked
-for a job that carries our token. Nothing here ever submits twice.
+controller took the job, and srtctl does more work after sbatch returned. So the scheduler is asked for a job that
+carries our token before a submission counts as failed. Nothing here ever submits twice.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.core.errors import JobsExist, SubmissionError, SubmissionUnknown
 from launcher.core.process import CommandRunner, Completed, run
+from launcher.core.retry import until
 from launcher.slurm.client import Scheduler, SchedulerUnreachable
 from launcher.slurm.end_jobs import jobs_with_token
 from launcher.srtctl.config import dropped_warning
@@ -29,8 +30,8 @@ ASKED = 3
 BETWEEN = 5.0
 """Seconds between two such questions: slurmctld may still be working on the request when its client is gone."""
 
-jobs_of = jobs_with_token
-"""Its name for launcher.run, until that imports it from launcher.slurm."""
+HELP_TIMEOUT = 120.0
+"""Seconds for ``srtctl apply --help``: importing srtctl from a shared file system can take long."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _JOB = re.compile(r"\bJob\s+(\S+)\s+submitted!")
@@ -80,8 +81,8 @@ class Submission:
     ``argv`` begins ``srtctl apply``; options that this srtctl lacks are left out, and ``--json`` is added where it
     exists (``options``: see `checkout.Checkout`). ``root`` is the work tree, the working directory of the command.
     ``environment`` is complete and clean (`process.clean_environment`): all of it reaches the job. ``token`` is what
-    the recipe's job comment carries; ``earlier`` are jobs that carried it before. With ``hold`` the job is submitted
-    held, and is the caller's to release. ``timeout`` is in seconds.
+    the recipe's job comment carries; ``earlier`` are the ids of jobs that carried it before. With ``hold`` the job is
+    submitted held, and the caller has to release it. ``timeout`` is in seconds.
     """
 
     argv: tuple[str, ...]
@@ -99,7 +100,7 @@ class Submitted:
     """The job of this submission.
 
     ``submitted`` is its submit time in seconds since the epoch when the scheduler told it. ``adopted`` says that srtctl
-    failed and the scheduler had the job nevertheless. ``said`` is everything srtctl said, without colours.
+    failed and the scheduler had the job nevertheless. ``said`` is everything that srtctl printed, without colours.
     """
 
     job_id: str
@@ -112,13 +113,32 @@ class Submitted:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What one run of srtctl said: job ids in order, its own error, where the job writes, how many it began."""
+    """What one run of srtctl printed.
+
+    ``ids`` are job ids in their order, ``error`` is srtctl's own error, ``output_dir`` where the job writes, ``begun``
+    how many submissions it began, ``said`` the whole text.
+    """
 
     ids: tuple[str, ...]
     error: str | None
     output_dir: str | None
     begun: int
     said: str
+
+
+def apply_options(program: str, tree: Path, environment: Mapping[str, str], run: CommandRunner = run) -> set[str]:
+    """The long options that ``program apply`` takes, from its help; ``tree`` is its work tree.
+
+    The version number does not tell them (srt-slurm has said 0.3.0 for long): sa-submission-q2-2026 lacks ``--json``
+    and ``--no-preflight``, aflowers/vllm-gb200-v0.20.0 only the latter. Raises SubmissionError when srtctl does not
+    start.
+    """
+    done = run([program, "apply", "--help"], timeout=HELP_TIMEOUT, cwd=tree, env={**environment, "COLUMNS": "200"})
+    if not done.ok:
+        raise SubmissionError(
+            f"srtctl does not start: {done}", where=str(tree), hint="does the runner's set-up install it?"
+        )
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", _ANSI.sub("", done.stdout)))
 
 
 def apply(
@@ -140,8 +160,10 @@ def apply(
     one = len(answer.ids) == 1 and answer.ids[0].isdecimal() and answer.begun <= 1
     failed = not done.ok or answer.error is not None or not one
     trouble = _trouble(done, answer, submission.timeout) if failed else ""
+    # Once sbatch was reached, a job can still appear.
+    may_come = done.timed_out or (done.returncode or 0) < 0 or answer.begun > 0
     try:
-        found = _ask(submission, scheduler, sleep, patiently=failed and _may_come(done, answer))
+        found = _new_jobs(submission, scheduler, ASKED if failed and may_come else 1, sleep)
     except SchedulerUnreachable as error:
         if failed:
             raise SubmissionUnknown(
@@ -152,18 +174,18 @@ def apply(
         found = {}
     ids = _ours(answer, found, failed, trouble)
     dropped = dropped_warning(answer.said)
-    if len(ids) == 1 and (first := _first_of_all(ids[0], found)) != ids[0]:
-        raise JobsExist(
-            f"another launcher submitted job {first} under this run's id just before",
-            job_ids=ids,
-            hint="that one goes on; choose another --run-id for this one",
-        )
     if not ids:
         words = " ".join(trouble.split())
         raise SubmissionError(
             trouble + (f"\nsrtctl had dropped srtslurm.yaml: {dropped}" if dropped else ""),
             where=_recipe(argv),
             hint=next((hint for pattern, hint in _HINTS if re.search(pattern, words)), None),
+        )
+    if (first := _earliest(ids[0], found)) != ids[0]:
+        raise JobsExist(
+            f"another launcher submitted job {first} under this run's id just before",
+            job_ids=ids,
+            hint="that one goes on; choose another --run-id for this one",
         )
     if dropped:
         raise JobsExist(
@@ -181,11 +203,11 @@ def apply(
     )
 
 
-def _ours(answer: _Answer, found: Mapping[str, float | None], failed: bool, trouble: str) -> tuple[str, ...]:
-    """The job that this submission made, or none. Raises JobsExist when it made several.
+def _ours(answer: _Answer, found: Collection[str], failed: bool, trouble: str) -> tuple[str, ...]:
+    """The id of the job that this submission made, or nothing. Raises JobsExist when it made several.
 
-    After a success srtctl's own word counts. After a failure what it printed and what the scheduler has count together:
-    an id that srtctl printed exists, whether or not the scheduler shows comments yet.
+    After a success the id that srtctl printed counts. After a failure the printed ids and those that the scheduler has
+    count together: a printed job exists, whether or not the scheduler shows comments yet.
     """
     if not failed:
         return answer.ids
@@ -199,14 +221,16 @@ def _ours(answer: _Answer, found: Mapping[str, float | None], failed: bool, trou
     return ids
 
 
-def _first_of_all(ours: str, found: Mapping[str, float | None]) -> str:
-    """Of several jobs with one token the one that was there first: two launchers that look find the same, so that one
-    of them goes on. Ids are given out in order, but for the turn after MaxJobId, where the submit time tells."""
-    return min({*found, ours}, key=lambda job: (found.get(job) or 0.0, int(job))) if ours in found else ours
+def _earliest(ours: str, found: Mapping[str, float | None]) -> str:
+    """The earliest job with this token. Every launcher picks the same one, so only one continues."""
+    if ours not in found:
+        return ours
+    # Ids grow, except where they start again after MaxJobId: there the submit time decides.
+    return min(found, key=lambda job: (found[job] or 0.0, int(job)))
 
 
 def _argv(submission: Submission) -> tuple[list[str], list[str]]:
-    """The argv as this srtctl takes it, and what had to be changed."""
+    """The argv as this srtctl takes it, and notes about what had to be changed."""
     argv, notes = list(submission.argv), []
     if not _recipe(argv):
         raise SubmissionError(
@@ -223,7 +247,8 @@ def _argv(submission: Submission) -> tuple[list[str], list[str]]:
     return argv, notes
 
 
-def _recipe(argv: list[str] | tuple[str, ...]) -> str | None:
+def _recipe(argv: Sequence[str]) -> str | None:
+    """The value of ``-f`` or ``--file``; None when it is missing or empty."""
     for word, value in zip(argv, [*argv[1:], ""], strict=True):
         if word in ("-f", "--file"):
             return value or None
@@ -234,64 +259,58 @@ def _recipe(argv: list[str] | tuple[str, ...]) -> str | None:
 
 @contextlib.contextmanager
 def _environment(submission: Submission) -> Iterator[dict[str, str]]:
-    """Wide and plain, because srtctl prints through rich, which wraps at COLUMNS (seen to break the job's line at
-    15) and colours under FORCE_COLOR; the tree's own Python environment first on PATH, then the sure sbatch."""
+    """The environment of srtctl: wide lines, no colours, the tree's own Python first on PATH, then our sbatch."""
+    # srtctl prints through rich, which wraps at COLUMNS (15 was seen to break the job's line) and colours under
+    # FORCE_COLOR.
     kept = {k: v for k, v in submission.environment.items() if k not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
     programs = submission.root / ".venv/bin"
     usual = kept.get("PATH", "/usr/local/bin:/usr/bin:/bin")
-    with beside(submission.token, submission.earlier, usual, hold=submission.hold) as sure:
-        path = f"{programs}:{sure['PATH']}" if programs.is_dir() else sure["PATH"]
-        yield {**kept, **sure, "COLUMNS": "500", "NO_COLOR": "1", "PATH": path}
+    with beside(submission.token, submission.earlier, usual, hold=submission.hold) as sbatch:
+        path = f"{programs}:{sbatch['PATH']}" if programs.is_dir() else sbatch["PATH"]
+        yield {**kept, **sbatch, "COLUMNS": "500", "NO_COLOR": "1", "PATH": path}
 
 
 def _read(done: Completed) -> _Answer:
+    """Read srtctl's records (one JSON object per line, with ``--json``) and its prose."""
     out, err = _ANSI.sub("", done.stdout), _ANSI.sub("", done.stderr)
-    records = [r for line in out.splitlines() if line.startswith("{") and (r := _record(line))]
+    records: list[dict[str, Any]] = []
+    for line in out.splitlines():
+        if line.startswith("{"):
+            with contextlib.suppress(json.JSONDecodeError):
+                records.append(json.loads(line))
     submitted = [r for r in records if r.get("status") == "submitted"]
     errors = [str(r.get("error", "")) for r in records if r.get("status") == "error"]
     errors += ["no-submissions: there was nothing to submit" for r in records if r.get("status") == "no-submissions"]
     said = "\n".join(text.strip() for text in (out, err) if text.strip())
-    directory = _OUTPUT.search(said)
-    ids = [str(r.get("slurm_job_id")) for r in submitted] + _JOB.findall(said)
+    logs = _OUTPUT.search(said)
+    directory = submitted[0].get("output_dir") if submitted else None
     return _Answer(
-        ids=tuple(dict.fromkeys(ids)),
+        ids=tuple(dict.fromkeys([*(str(r.get("slurm_job_id")) for r in submitted), *_JOB.findall(said)])),
         error="\n".join(errors) if errors else None,
-        output_dir=str(submitted[0]["output_dir"])
-        if submitted and submitted[0].get("output_dir")
-        else (directory["directory"] if directory else None),
+        output_dir=str(directory) if directory else logs and logs["directory"],
         begun=said.count("Submitting: "),
         said=said,
     )
 
 
-def _record(line: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _may_come(done: Completed, answer: _Answer) -> bool:
-    """Whether sbatch was reached, so that a job can still appear."""
-    return done.timed_out or (done.returncode or 0) < 0 or answer.begun > 0
-
-
-def _ask(
-    submission: Submission, scheduler: Scheduler, sleep: Callable[[float], None], *, patiently: bool
+def _new_jobs(
+    submission: Submission, scheduler: Scheduler, times: int, sleep: Callable[[float], None]
 ) -> dict[str, float | None]:
-    """The new jobs that carry the token, with their submit times. Raises SchedulerUnreachable."""
-    for attempt in range(ASKED if patiently else 1):
-        if attempt:
-            sleep(BETWEEN)
-        found = {job.id: job.submitted for job in jobs_with_token(submission.token, scheduler)}
-        if new := {job: when for job, when in found.items() if job not in submission.earlier}:
-            return new
-    return {}
+    """The new jobs that carry the token, with their submit times; asked ``times`` times until there is one.
+
+    Raises SchedulerUnreachable.
+    """
+    from tenacity import stop_after_attempt, wait_fixed
+
+    def ask() -> dict[str, float | None]:
+        jobs = jobs_with_token(submission.token, scheduler)
+        return {job.id: job.submitted for job in jobs if job.id not in submission.earlier}
+
+    return until(bool, ask, stop=stop_after_attempt(times), wait=wait_fixed(BETWEEN), sleep=sleep)
 
 
 def _trouble(done: Completed, answer: _Answer, timeout: float) -> str:
-    """What went wrong, whole: srtctl's own error, and its prose without log lines and advice."""
+    """What went wrong, in full: srtctl's own error, and its prose without log lines and advice."""
     if done.timed_out:
         first = f"srtctl apply did not end within {timeout:.0f} s and was stopped"
     elif done.ok:
@@ -307,8 +326,8 @@ def _trouble(done: Completed, answer: _Answer, timeout: float) -> str:
 
 
 def _output_dir(answer: _Answer, root: Path, job_id: str) -> Path | None:
-    """Where the job writes: as srtctl said, made absolute (``-o`` keeps a relative path relative), else as it is."""
+    """Where the job writes: the directory that srtctl printed, made absolute, else the usual one if it exists."""
     if answer.output_dir and Path(answer.output_dir).name == job_id:
-        return root / answer.output_dir
+        return root / answer.output_dir  # a relative ``-o`` is printed as it was given
     usual = root / "outputs" / job_id
     return usual if usual.is_dir() else None

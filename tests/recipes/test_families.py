@@ -13,7 +13,8 @@ import pytest
 
 from launcher.benchmark.matrix import load_matrix
 from launcher.core.yaml_source import Document
-from launcher.srtctl.recipe import RecipeFacts, Variant, dump, facts, family_member, split_selector, variants
+from launcher.srtctl.facts import RecipeFacts, facts
+from launcher.srtctl.recipe import Variant, dump, family_member, split_selector, variants
 from tests.shared import SHARED, needs_shared
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,7 +184,8 @@ class TestNames:
             has = facts(document)
             assert has.concurrencies == concurrencies, name
             assert (has.container, has.model_path, has.time_limit) == (PERFORMANCE, "minimax-m3-mxfp8", "8:00:00")
-            assert has.health_seconds == 7200
+            health = document["health_check"]
+            assert health["max_attempts"] * health["interval_seconds"] == 7200
             assert document["dynamo"] == {"install": True, "wheel": "1.2.0.dev20260526"}
             for side in ("prefill_environment", "decode_environment"):
                 assert document["backend"][side]["UCX_MEMTYPE_CACHE"] == "n"

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.core.errors import SubmissionError
+from launcher.core.errors import JobsExist, SubmissionError
 from launcher.core.process import clean_environment, run
+from launcher.plan.plan import SrtSlurm
 from launcher.rehearsal import checkout
 from launcher.rehearsal.contract import CLUSTER
 from launcher.rehearsal.tools import tools_directory
@@ -20,9 +21,9 @@ from launcher.result.validate import Point, read_result
 from launcher.slurm.client import JobKey
 from launcher.slurm.local import LocalScheduler
 from launcher.slurm.states import Phase
-from launcher.srtctl.checkout import Checkout, Checkouts, Pin
+from launcher.srtctl.checkout import Checkout, Checkouts
 from launcher.srtctl.config import known_keys, write_srtslurm
-from launcher.srtctl.submit import JobsExist, Submission, Submitted, apply
+from launcher.srtctl.submit import Submission, Submitted, apply
 
 
 def test_the_commit_is_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,10 +116,18 @@ class Desk:
 
     def prepare(self, extra: dict[str, str]) -> Checkout:
         repository = checkout.ensure_repository(self.root / "rehearsal")
-        checkouts = Checkouts(self.root / "cache", environ={**self.environ, **extra})
-        return checkouts.prepare(
-            Pin(str(repository), checkout.REF, checkout.SHA), setup=[["make", "setup"]], into=self.root / "run"
+        wanted = SrtSlurm(
+            repository=str(repository),
+            ref=checkout.REF,
+            sha=checkout.SHA,
+            overlays=(),
+            patches=(),
+            setup=(("make", "setup"),),
+            setup_timeout=1800,
+            root=str(self.root / "run"),
+            cache=str(self.root / "cache"),
         )
+        return Checkouts(environ={**self.environ, **extra}).prepare(wanted)
 
     def submit(self, faults: str = "", *argv: str) -> Submitted:
         extra = {"LAUNCHER_REHEARSAL_FAULTS": faults}

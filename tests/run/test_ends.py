@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launcher.run.execute import Execution, Outcome
+from launcher.run.stages import Effects
 
 from launcher.cli.running import report_to
 from launcher.core.errors import (
@@ -23,13 +25,12 @@ from launcher.core.errors import (
     LauncherError,
     ModelError,
     SubmissionError,
+    SubmissionUnknown,
 )
 from launcher.core.github import GitHub
 from launcher.result.collect import TARBALL
 from launcher.run.evidence import FOLDER, PAPER
-from launcher.run.execute import Execution, Outcome
 from launcher.run.record import RunRecord
-from launcher.run.stages import Effects
 from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.states import Phase
 from launcher.srtctl.planned import SrtctlJob

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launcher.run.stages import holds
 
 from launcher.core.shipped import shipped
 from launcher.plan.derive import Context
@@ -14,7 +15,6 @@ from launcher.plan.plan import Plan
 from launcher.project import plan_benchmark
 from launcher.run.held_job import Hold
 from launcher.run.record import RunRecord
-from launcher.run.stages import holds
 from launcher.runner import Fleet
 from launcher.slurm.client import JobState, SchedulerUnreachable, unknown
 from launcher.slurm.states import Phase

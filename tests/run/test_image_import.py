@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from launcher.run.stages import rehearsal_tools
 
 from launcher.core.errors import ImageError
 from launcher.core.process import Completed, run
@@ -16,7 +17,6 @@ from launcher.plan.plan import Plan, PlannedImage
 from launcher.project import plan_benchmark
 from launcher.run.image_import import Importing, _line_of, _on_node, _registry, _srun, have_image, images_in_use
 from launcher.run.record import RunRecord
-from launcher.run.stages import rehearsal_tools
 from launcher.runner import Fleet
 from launcher.runner.schema import Images
 from launcher.srtctl.locate import RecipeFinder

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from launcher.run.stages import Effects
 
 from launcher.core.errors import Cancelled, ModelError
 from launcher.core.process import Completed
@@ -15,7 +16,6 @@ from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
 from launcher.project import plan_benchmark
 from launcher.run import stages
-from launcher.run.stages import Effects
 from launcher.runner import Fleet
 from launcher.slurm.client import Scheduler
 from launcher.srtctl.locate import RecipeFinder

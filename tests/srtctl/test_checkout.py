@@ -9,27 +9,30 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launcher.core.errors import SubmissionError
 from launcher.core.process import Completed, run
-from launcher.srtctl.checkout import Checkouts, CommitPatch, FilePatch, Overlay, Pin
+from launcher.plan.plan import PlannedOverlay, PlannedPatch, SrtSlurm
+from launcher.srtctl.checkout import Checkout, Checkouts
 
 SCHEMA = "class ClusterConfig:\n    default_account: str\n    containers: dict[str, str]\n"
 HELP = "usage: srtctl apply [-h] -f CONFIG [--json]\n  --tags TAGS  Comma-separated --not-an-option"
 
-SETUP = [
-    [
+SETUP = (
+    (
         "sh",
         "-euc",
         f"""echo $$ > "$COUNT.pid"; echo once >> "$COUNT"; test -f srtslurm.yaml; mkdir -p .venv/bin bin logs/x
         printf 'home=x\\n' > .venv/pyvenv.cfg
         printf '#!/bin/sh\\ncat <<E\\n{HELP}\\nE\\n' > .venv/bin/srtctl; chmod +x .venv/bin/srtctl
         echo binary > bin/uv; echo binary > configs/nats-server; sleep "${{NAP:-0}}"; eval "${{EXTRA:-}}" """,
-    ]
-]
+    ),
+)
 
 DATES = {"GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z"}
 
@@ -79,10 +82,25 @@ class Bench:
         self.count = tmp_path / "count"
         self.environ = {**os.environ, "COUNT": str(self.count), "GIT_DIR": "/nowhere", "GIT_INDEX_FILE": "/nowhere"}
         self.slept: list[float] = []
-        self.checkouts = Checkouts(tmp_path / "cache", environ=self.environ, sleep=self.slept.append)
 
-    def pin(self, sha: str | None = None, **changes: object) -> Pin:
-        return Pin(str(self.origin), "main", sha or head(self.origin), **changes)  # type: ignore[arg-type]
+    def wanted(self, into: str, **changes: Any) -> SrtSlurm:
+        """The origin's head with `SETUP`, to be checked out at ``into``."""
+        wanted = SrtSlurm(
+            repository=str(self.origin),
+            ref="main",
+            sha=head(self.origin),
+            overlays=(),
+            patches=(),
+            setup=SETUP,
+            setup_timeout=1800,
+            root=str(self.tmp / into),
+            cache=str(self.tmp / "cache"),
+        )
+        return replace(wanted, **changes)
+
+    def prepare(self, into: str, setup_environment: Mapping[str, str] | None = None, **changes: Any) -> Checkout:
+        checkouts = Checkouts(environ=self.environ, setup_environment=setup_environment, sleep=self.slept.append)
+        return checkouts.prepare(self.wanted(into, **changes))
 
     def setups(self) -> int:
         return len(self.count.read_text().splitlines()) if self.count.exists() else 0
@@ -97,7 +115,7 @@ def bench(tmp_path: Path, origin: Path) -> Bench:
 
 
 def test_a_run_gets_its_own_tree_with_what_the_set_up_made(bench: Bench) -> None:
-    made = bench.checkouts.prepare(bench.pin(), setup=SETUP, into=bench.tmp / "run1")
+    made = bench.prepare("run1")
     assert made.sha == head(bench.origin) == git("rev-parse", "HEAD", cwd=made.root)
     assert made.srtctl == made.root / ".venv/bin/srtctl" and made.srtctl.exists()
     assert {"--json", "--tags"} <= made.options and "--no-preflight" not in made.options
@@ -110,9 +128,9 @@ def test_a_run_gets_its_own_tree_with_what_the_set_up_made(bench: Bench) -> None
 
 
 def test_the_second_run_costs_little_and_shares_nothing_that_it_may_change(bench: Bench) -> None:
-    first = bench.checkouts.prepare(bench.pin(), setup=SETUP, into=bench.tmp / "run1")
+    first = bench.prepare("run1")
     began = time.monotonic()
-    second = bench.checkouts.prepare(bench.pin(), setup=SETUP, into=bench.tmp / "run2")
+    second = bench.prepare("run2")
     assert time.monotonic() - began < 1.0
     assert bench.setups() == 1
     assert (first.root / "bin/uv").samefile(second.root / "bin/uv")
@@ -121,19 +139,19 @@ def test_the_second_run_costs_little_and_shares_nothing_that_it_may_change(bench
 
 
 def test_a_pinned_commit_that_is_there_needs_no_network(bench: Bench) -> None:
-    pin = bench.pin()
-    bench.checkouts.prepare(pin, setup=SETUP, into=bench.tmp / "run1")
+    sha = head(bench.origin)
+    bench.prepare("run1")
+    later = bench.wanted("run2")
     bench.origin.rename(bench.tmp / "gone")
-    assert bench.checkouts.prepare(pin, setup=SETUP, into=bench.tmp / "run2").sha == pin.sha
+    assert Checkouts(environ=bench.environ).prepare(later).sha == sha
 
 
 def test_another_set_up_or_commit_is_another_base(bench: Bench) -> None:
-    pin = bench.pin()
-    bench.checkouts.prepare(pin, setup=SETUP, into=bench.tmp / "run1")
-    bench.checkouts.prepare(pin, setup=SETUP, setup_environment={"EXTRA": "echo y > bin/y"}, into=bench.tmp / "run2")
+    bench.prepare("run1")
+    bench.prepare("run2", setup_environment={"EXTRA": "echo y > bin/y"})
     assert (bench.tmp / "run2/bin/y").exists() and not (bench.tmp / "run1/bin/y").exists()
     newer = commit(bench.origin, {"recipes/b.yaml": "name: b\n"})
-    made = bench.checkouts.prepare(bench.pin(newer), setup=SETUP, into=bench.tmp / "run3")
+    made = bench.prepare("run3", sha=newer)
     assert (made.root / "recipes/b.yaml").exists()
     assert bench.setups() == 3
 
@@ -141,60 +159,54 @@ def test_another_set_up_or_commit_is_another_base(bench: Bench) -> None:
 def test_a_moved_ref_is_said_and_not_followed(bench: Bench) -> None:
     old = head(bench.origin)
     new = commit(bench.origin, {"recipes/b.yaml": "name: b\n"})
-    made = bench.checkouts.prepare(bench.pin(old[:9]), setup=SETUP, into=bench.tmp / "run1")
+    made = bench.prepare("run1", sha=old)
     assert made.sha == old
     assert made.notes == (f"main has moved to {new}; the pinned {old} is used",)
 
 
 def test_an_unpinned_ref_is_taken_as_it_is_now_and_said(bench: Bench) -> None:
-    pin = Pin(str(bench.origin), "main")
-    bench.checkouts.prepare(pin, setup=SETUP, into=bench.tmp / "run1")
+    bench.prepare("run1", sha=None)
     new = commit(bench.origin, {"recipes/b.yaml": "name: b\n"})
-    made = bench.checkouts.prepare(pin, setup=SETUP, into=bench.tmp / "run2")
+    made = bench.prepare("run2", sha=None)
     assert made.sha == new and "not pinned" in made.notes[0]
     with pytest.raises(SubmissionError, match="no branch or tag 'nope'"):
-        bench.checkouts.prepare(Pin(str(bench.origin), "nope"), into=bench.tmp / "run3")
+        bench.prepare("run3", ref="nope", sha=None)
 
 
 def test_a_commit_that_the_repository_lacks(bench: Bench) -> None:
     with pytest.raises(SubmissionError, match="has no commit 0123456789") as caught:
-        bench.checkouts.prepare(bench.pin("0123456789" * 4), into=bench.tmp / "run1")
+        bench.prepare("run1", sha="0123456789" * 4)
     assert "force-pushed" in (caught.value.hint or "")
     with pytest.raises(SubmissionError, match="not a commit's sha"):
-        bench.checkouts.prepare(bench.pin("v1.0.38"), into=bench.tmp / "run1")
+        bench.prepare("run1", sha="v1.0.38")
     assert not (bench.tmp / "run1").exists()
 
 
-def test_a_short_sha_must_be_unique(bench: Bench) -> None:
+def test_a_short_sha_of_a_patch_must_be_unique(bench: Bench) -> None:
     stream = "".join(
         f"commit refs/heads/many\ncommitter t <t@t> {1767225600 + i} +0000\ndata 1\nx\n\n" for i in range(700)
     )
     git("fast-import", "--quiet", cwd=bench.origin, input=stream)
     shas = git("rev-list", "many", cwd=bench.origin).split()
     twins = next(s[:4] for s in sorted(shas) if sum(t.startswith(s[:4]) for t in shas) > 1)
-    with pytest.raises(SubmissionError, match=f"{twins} is ambiguous"):
-        bench.checkouts.prepare(bench.pin(twins), into=bench.tmp / "run1")
+    with pytest.raises(SubmissionError, match=f"has no commit {twins}"):
+        bench.prepare("run1", patches=(PlannedPatch(twins, "recipes/a.yaml"),))
 
 
 def test_patches_are_applied_and_the_head_stays(bench: Bench) -> None:
     sha = head(bench.origin)
     later = commit(bench.origin, {"recipes/a.yaml": "name: patched\n", "recipes/other.yaml": "x: 1\n"})
-    by_hand = bench.tmp / "p.patch"
-    by_hand.write_text("--- a/configs/kept.json\n+++ b/configs/kept.json\n@@ -1 +1 @@\n-{}\n+{1}\n")
-    pin = bench.pin(sha, patches=(CommitPatch(later, "recipes/a.yaml"), FilePatch(by_hand)))
-    made = bench.checkouts.prepare(pin, setup=SETUP, into=bench.tmp / "run1")
+    again = commit(bench.origin, {"configs/kept.json": "{1}\n"})
+    patches = (PlannedPatch(later, "recipes/a.yaml"), PlannedPatch(again[:12], "configs/kept.json"))
+    made = bench.prepare("run1", sha=sha, patches=patches)
     assert made.sha == sha
     assert (made.root / "recipes/a.yaml").read_text() == "name: patched\n"
     assert (made.root / "configs/kept.json").read_text() == "{1}\n"
     assert not (made.root / "recipes/other.yaml").exists()
     with pytest.raises(SubmissionError, match="git apply failed"):
-        bench.checkouts.prepare(
-            bench.pin(later, patches=(CommitPatch(later, "recipes/a.yaml"),)), setup=SETUP, into=bench.tmp / "run2"
-        )
+        bench.prepare("run2", sha=later, patches=patches)
     with pytest.raises(SubmissionError, match="does not change"):
-        bench.checkouts.prepare(bench.pin(sha, patches=(CommitPatch(later, "nope"),)), into=bench.tmp / "run3")
-    with pytest.raises(SubmissionError, match="patch cannot be read"):
-        bench.checkouts.prepare(bench.pin(sha, patches=(FilePatch(bench.tmp / "no"),)), into=bench.tmp / "run4")
+        bench.prepare("run3", sha=sha, patches=(PlannedPatch(later, "nope"),))
 
 
 def test_overlays_are_merged_and_do_not_reach_the_base(bench: Bench) -> None:
@@ -203,84 +215,78 @@ def test_overlays_are_merged_and_do_not_reach_the_base(bench: Bench) -> None:
     (source / "a.yaml").write_text("name: overlaid\n")
     (source / "deep/new.yaml").write_text("name: new\n")
     (source / "nats-server").write_text("other\n")
-    made = bench.checkouts.prepare(
-        bench.pin(),
-        setup=SETUP,
-        into=bench.tmp / "run1",
-        overlays=[
-            Overlay(source, "recipes"),
-            Overlay(source / "nats-server", "configs/nats-server"),
-            Overlay(source, "src/x"),
-        ],
+    overlays = (
+        PlannedOverlay(str(source), "recipes"),
+        PlannedOverlay(f"{source}/nats-server", "configs/nats-server"),
+        PlannedOverlay(str(source), "src/x"),
     )
+    made = bench.prepare("run1", overlays=overlays)
     assert (made.root / "recipes/a.yaml").read_text() == "name: overlaid\n"
     assert (made.root / "recipes/deep/new.yaml").exists()
     assert (made.root / "configs/nats-server").read_text() == "other\n"
     assert any("src/" in note for note in made.notes)
-    other = bench.checkouts.prepare(bench.pin(), setup=SETUP, into=bench.tmp / "run2")
+    other = bench.prepare("run2")
     assert (other.root / "configs/nats-server").read_text() == "binary\n"
     assert bench.setups() == 1
 
 
-@pytest.mark.parametrize("destination", ["../out", "/tmp/out", "link-out/x", "recipes/../../out", ".venv/bin", ".git"])
+@pytest.mark.parametrize(
+    "destination", ["../out", "/tmp/out", "link-out/x", "recipes/../../out", ".venv/bin", ".git", "src/../.git"]
+)
 def test_an_overlay_cannot_leave_the_tree(bench: Bench, destination: str) -> None:
     source = bench.tmp / "overlay"
     source.mkdir()
     (source / "f").write_text("x")
-    for overlay in (Overlay(source, destination), Overlay(source / "f", f"{destination}/f")):
-        with pytest.raises(SubmissionError, match=r"outside of the checkout|must not go to"):
-            bench.checkouts.prepare(bench.pin(), setup=SETUP, into=bench.tmp / "run1", overlays=[overlay])
+    for overlay in (PlannedOverlay(str(source), destination), PlannedOverlay(f"{source}/f", f"{destination}/f")):
+        with pytest.raises(SubmissionError, match="must not go to"):
+            bench.prepare("run1", overlays=(overlay,))
     assert not (bench.tmp / "run1").exists() and not (bench.tmp / "out").exists()
     assert not list(bench.tmp.glob(".run1*")), "a failed tree leaves nothing behind"
 
 
 def test_an_overlay_that_is_missing_or_does_not_fit(bench: Bench) -> None:
     with pytest.raises(SubmissionError, match="source does not exist"):
-        bench.checkouts.prepare(
-            bench.pin(), setup=SETUP, into=bench.tmp / "run1", overlays=[Overlay(bench.tmp / "nope", "recipes")]
-        )
+        bench.prepare("run1", overlays=(PlannedOverlay(f"{bench.tmp}/nope", "recipes"),))
     (bench.tmp / "recipes").write_text("a file")
     with pytest.raises(SubmissionError, match="puts a file where"):
-        bench.checkouts.prepare(
-            bench.pin(), setup=SETUP, into=bench.tmp / "run1", overlays=[Overlay(bench.tmp / "recipes", "recipes")]
-        )
+        bench.prepare("run1", overlays=(PlannedOverlay(f"{bench.tmp}/recipes", "recipes"),))
 
 
 def test_a_tree_that_is_there_already(bench: Bench) -> None:
     into = bench.tmp / "run1"
-    bench.checkouts.prepare(bench.pin(), setup=SETUP, into=into)
+    bench.prepare("run1")
     (into / "recipes/a.yaml").write_text("edited by this run")
-    bench.checkouts.prepare(bench.pin(), setup=SETUP, into=into)
+    bench.prepare("run1")
     assert (into / "recipes/a.yaml").read_text() == "edited by this run"
     with pytest.raises(SubmissionError, match="not this run's work tree"):
-        bench.checkouts.prepare(bench.pin(), setup=SETUP, into=into, overlays=[Overlay(bench.origin, "x")])
+        bench.prepare("run1", overlays=(PlannedOverlay(str(bench.origin), "x"),))
     foreign = bench.tmp / "foreign"
     foreign.mkdir()
     with pytest.raises(SubmissionError, match="not this run's work tree"):
-        bench.checkouts.prepare(bench.pin(), setup=SETUP, into=foreign)
+        bench.prepare("foreign")
     git("checkout", "-q", "-f", "--orphan", "elsewhere", cwd=into)
     git("commit", "-q", "--allow-empty", "-m", "y", cwd=into)
     with pytest.raises(SubmissionError, match="HEAD is"):
-        bench.checkouts.prepare(bench.pin(), setup=SETUP, into=into)
+        bench.prepare("run1")
 
 
 def test_a_failing_set_up_names_the_command_and_publishes_nothing(bench: Bench) -> None:
-    setup = [["sh", "-c", "echo first"], ["sh", "-c", "echo no network >&2; test -e $FLAG"]]
+    setup = (("sh", "-c", "echo first"), ("sh", "-c", "echo no network >&2; test -e $FLAG"))
     flag = bench.tmp / "flag"
-    kwargs = {"setup": setup, "setup_environment": {"FLAG": str(flag), "PATH": os.environ["PATH"]}}
+    environment = {"FLAG": str(flag), "PATH": os.environ["PATH"]}
     with pytest.raises(SubmissionError, match=r"test -e \$FLAG` failed \(exit 1\):\nno network") as caught:
-        bench.checkouts.prepare(bench.pin(), into=bench.tmp / "run1", **kwargs)  # type: ignore[arg-type]
+        bench.prepare("run1", setup_environment=environment, setup=setup)
     assert "first" in Path(caught.value.where or "").read_text()
     assert bench.bases() == []
     with pytest.raises(SubmissionError, match=r"did not end within 0 s"):
-        bench.checkouts.prepare(bench.pin(), into=bench.tmp / "run1", setup=[["sleep", "9"]], setup_timeout=0.1)
+        bench.prepare("run1", setup=(("sleep", "9"),), setup_timeout=0.1)
     with pytest.raises(SubmissionError, match=r"failed \(exit 127\)"):
-        bench.checkouts.prepare(bench.pin(), into=bench.tmp / "run1", setup=[["no-such-program"]])
+        bench.prepare("run1", setup=(("no-such-program",),))
 
 
 def test_a_repository_that_cannot_be_cloned(bench: Bench) -> None:
     with pytest.raises(SubmissionError, match="git clone failed") as caught:
-        bench.checkouts.prepare(Pin(str(bench.tmp / "nope"), "main", "0" * 40), into=bench.tmp / "run1")
+        bench.prepare("run1", repository=f"{bench.tmp}/nope", sha="0" * 40)
     assert caught.value.where == str(bench.tmp / "nope")
     assert bench.slept == [], "a repository that does not exist is not asked again"
     assert [p.name for p in (bench.tmp / "cache/mirrors").iterdir()] == []
@@ -290,9 +296,10 @@ def test_credentials_in_an_address_are_not_printed(bench: Bench) -> None:
     def deaf(argv: Sequence[str], **kwargs: object) -> Completed:
         return Completed(tuple(argv), 128, "", f"fatal: repository '{argv[-2]}' not found", 0.1)
 
-    checkouts = Checkouts(bench.tmp / "cache", run=deaf, environ=bench.environ)
+    checkouts = Checkouts(run=deaf, environ=bench.environ)
+    wanted = bench.wanted("run1", repository="https://me:s3cret@example.invalid/x.git", sha="0" * 40)
     with pytest.raises(SubmissionError) as caught:
-        checkouts.prepare(Pin("https://me:s3cret@example.invalid/x.git", "main", "0" * 40), into=bench.tmp / "run1")
+        checkouts.prepare(wanted)
     assert "s3cret" not in str(caught.value) and "https://example.invalid/x.git" in str(caught.value)
 
 
@@ -304,8 +311,8 @@ def test_a_network_that_fails_twice_is_asked_again(bench: Bench) -> None:
             return Completed(tuple(argv), 128, "", f"fatal: unable to access: {failures.pop()}", 0.1)
         return run(argv, **kwargs)  # type: ignore[arg-type]
 
-    checkouts = Checkouts(bench.tmp / "cache", run=flaky, environ=bench.environ, sleep=bench.slept.append)
-    made = checkouts.prepare(bench.pin(), setup=SETUP, into=bench.tmp / "run1")
+    checkouts = Checkouts(run=flaky, environ=bench.environ, sleep=bench.slept.append)
+    made = checkouts.prepare(bench.wanted("run1"))
     assert made.sha == head(bench.origin)
     assert len(bench.slept) == 2 and all(s >= 1 for s in bench.slept)
 
@@ -313,7 +320,7 @@ def test_a_network_that_fails_twice_is_asked_again(bench: Bench) -> None:
 def test_an_srtctl_that_does_not_start_is_found_at_once(bench: Bench) -> None:
     broken = {"EXTRA": "printf '#!/bin/sh\\necho no module named rich >&2; exit 1\\n' > .venv/bin/srtctl"}
     with pytest.raises(SubmissionError, match=r"does not start: (?s:.*)no module named rich"):
-        bench.checkouts.prepare(bench.pin(), setup=SETUP, setup_environment=broken, into=bench.tmp / "run1")
+        bench.prepare("run1", setup_environment=broken)
     assert bench.bases() == []
 
 
@@ -323,20 +330,19 @@ def test_srtctl_from_path_is_asked_where_the_tree_has_none(bench: Bench) -> None
     (tools / "srtctl").write_text("#!/bin/sh\necho ' --from-path'\n")
     (tools / "srtctl").chmod(0o755)
     path = {"PATH": f"{tools}:{os.environ['PATH']}"}
-    made = bench.checkouts.prepare(bench.pin(), setup_environment=path, into=bench.tmp / "run1")
+    made = bench.prepare("run1", setup_environment=path, setup=())
     assert made.srtctl is None and made.options == {"--from-path"}
 
 
-def _prepare(bench: Bench, into: Path, nap: float) -> None:
-    checkouts = Checkouts(bench.tmp / "cache", environ={**bench.environ, "NAP": str(nap)})
-    checkouts.prepare(bench.pin(), setup=SETUP, into=into)
+def _prepare(bench: Bench, into: str, nap: float) -> None:
+    Checkouts(environ={**bench.environ, "NAP": str(nap)}).prepare(bench.wanted(into))
 
 
 def test_two_processes_do_the_work_once(bench: Bench) -> None:
     other = {"EXTRA": "true"}  # another base, made first so that nobody waits for the mirror
-    bench.checkouts.prepare(bench.pin(), setup=SETUP, setup_environment=other, into=bench.tmp / "run")
+    bench.prepare("run", setup_environment=other)
     fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=_prepare, args=(bench, bench.tmp / f"run{i}", 0.5)) for i in range(3)]
+    processes = [fork.Process(target=_prepare, args=(bench, f"run{i}", 0.5)) for i in range(3)]
     for process in processes:
         process.start()
     for process in processes:
@@ -347,7 +353,7 @@ def test_two_processes_do_the_work_once(bench: Bench) -> None:
 
 
 def test_a_killed_build_is_never_taken_and_goes_away(bench: Bench) -> None:
-    process = multiprocessing.get_context("fork").Process(target=_prepare, args=(bench, bench.tmp / "run1", 60))
+    process = multiprocessing.get_context("fork").Process(target=_prepare, args=(bench, "run1", 60))
     process.start()
     deadline = time.monotonic() + 10
     while bench.setups() == 0 and time.monotonic() < deadline:
@@ -358,14 +364,14 @@ def test_a_killed_build_is_never_taken_and_goes_away(bench: Bench) -> None:
     os.killpg(int(bench.count.with_suffix(".pid").read_text()), signal.SIGKILL)  # its set-up, alone in the world now
     (half,) = bench.bases()
     assert not (bench.tmp / "run1").exists()
-    made = bench.checkouts.prepare(bench.pin(), setup=SETUP, into=bench.tmp / "run1")
+    made = bench.prepare("run1")
     assert (made.root / "bin/uv").exists() and bench.setups() == 2
     assert len(bench.bases()) == 1 and half not in bench.bases()
     assert any("broke the lock" in note for note in made.notes)
 
 
 def test_a_cache_that_was_emptied_by_hand_is_filled_again(bench: Bench) -> None:
-    bench.checkouts.prepare(bench.pin(), setup=SETUP, into=bench.tmp / "run1")
+    bench.prepare("run1")
     shutil.rmtree(bench.tmp / "cache/bases" / bench.bases()[0])
-    bench.checkouts.prepare(bench.pin(), setup=SETUP, into=bench.tmp / "run2")
+    bench.prepare("run2")
     assert bench.setups() == 2

@@ -12,7 +12,8 @@ import yaml
 from launcher.benchmark.benchmark import Role
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Document
-from launcher.srtctl.recipe import RecipeFacts, facts, split_selector, variants
+from launcher.srtctl.facts import RecipeFacts, facts
+from launcher.srtctl.recipe import split_selector, variants
 from tests.shared import SHARED, needs_shared
 
 OVERLAY = Path("benchmarks/multi_node/srt-slurm-recipes")
@@ -171,8 +172,7 @@ class TestContainers:
         """)
         assert [use.alias for use in found.container_aliases] == ["engine", "nginx", "dcgm", "node"]
         assert found.container_aliases[0].paths == (("model", "container"), ("benchmark", "container_image"))
-        assert found.exporter_images == ("dcgm", "node")
-        assert (found.container, found.nginx_container, found.benchmark_container) == ("engine", "nginx", "engine")
+        assert (found.container, found.nginx_container) == ("engine", "nginx")
 
     @pytest.mark.parametrize(
         ("text", "expected"),
@@ -194,7 +194,6 @@ class TestRest:
         assert found.roles == {}
         unknown = {name for name in RecipeFacts.__dataclass_fields__ if getattr(found, name) is None}
         assert {"model_path", "container", "concurrencies", "nodes", "time_limit", "multiple_frontends"} <= unknown
-        assert found.health_seconds is None
 
     def test_odd_types_are_not_taken_for_values(self) -> None:
         found = of("model: text\nresources: [1]\nslurm: {time_limit: 4:00:00}\nbenchmark: {isl: true, osl: 1k}")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.core.errors import SubmissionError
+from launcher.core.errors import JobsExist, SubmissionError, SubmissionUnknown
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
 from launcher.slurm.states import Phase
-from launcher.srtctl.submit import BETWEEN, JobsExist, Submission, SubmissionUnknown, Submitted, apply
+from launcher.srtctl.submit import BETWEEN, Submission, Submitted, apply
 from tests.shared import needs_shared
 from tests.srtctl.transcripts import transcript
 
