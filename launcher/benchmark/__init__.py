@@ -1,1 +1,8 @@
-"""What is to be measured: rows of a matrix, or the environment of a GitHub job, become `Benchmark`s."""
+"""What is to be measured: the environment of a GitHub job, or the rows of a matrix, become `Benchmark`s.
+
+Start with `benchmark` (the value that everything behind this room works on) and `fields` (one table: attribute,
+variable of a job, key of a matrix entry). `environment` reads a job's variables, and writes them for the job that is
+submitted. `matrix` reads InferenceX's matrix files and gives the entries that a `Selection` wants, each with its
+benchmark. `matrix_schema` and `expand` stay apart from it because each follows a file of InferenceX's, its validation
+and its generator, and is to be compared with that.
+"""

@@ -13,6 +13,11 @@ FIXED = "fixed-seq-len"
 AGENTIC = "agentic-coding"
 
 
+def max_model_len(isl: int, osl: int) -> int:
+    """The context that requests of fixed lengths need: both, and 256 tokens, as InferenceX's generator has it."""
+    return isl + osl + 256
+
+
 @dataclass(frozen=True, slots=True)
 class Role:
     """One side of a topology (prefill or decode; the prefill side alone when aggregated) and its parallelism.

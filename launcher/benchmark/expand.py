@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import msgspec
 
-from launcher.benchmark.benchmark import AGENTIC, FIXED
+from launcher.benchmark.benchmark import AGENTIC, FIXED, max_model_len
 from launcher.benchmark.matrix_schema import (
+    Agentic,
+    AgenticRow,
+    Config,
+    Fixed,
     Hardware,
     KvBackendSpec,
-    MultiAgentic,
-    MultiAgenticRow,
     MultiConfig,
-    MultiFixed,
     MultiRow,
-    SingleAgentic,
-    SingleAgenticRow,
-    SingleConfig,
-    SingleFixed,
+    Path,
     SingleRow,
     Worker,
 )
 from launcher.benchmark.selection import Selection, sequence_name
-from launcher.core.yaml_source import Key
 
 AGENTIC_SECONDS = 3600
 """Length of an agentic trace replay; InferenceX has one for all."""
@@ -33,46 +33,49 @@ AGENTIC_SECONDS = 3600
 _LARGEST_DRAM_MIB = 2_861_022
 """3 TB (10^12 bytes) in MiB: no node is credited with more, whatever it has (InferenceX's generator)."""
 
-Path = tuple[Key, ...]
-Config = SingleConfig | MultiConfig
-AgenticRow = SingleAgenticRow | MultiAgenticRow
-Budget = Callable[[AgenticRow, float | None, Path], int]
-"""(row, dram-utilization, path of the row below its key) → GB for KV offloading."""
+
+@dataclass(frozen=True)
+class SelectedRow:
+    """A row of which something is wanted: its path below the key, its scenario, and the wanted concurrencies."""
+
+    path: Path
+    scenario: Fixed[Any] | Agentic[Any]
+    row: SingleRow | MultiRow
+    concurrencies: list[int]
+
+    @property
+    def dram_utilization(self) -> float | None:
+        return self.scenario.dram_utilization if isinstance(self.scenario, Agentic) else None
 
 
-def expand(config: Config, selection: Selection, budget: Budget) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The wanted entries of a configuration, each with the path of its row below the key.
+def selected_rows(config: Config, selection: Selection) -> Iterator[SelectedRow]:
+    """The rows of a configuration that the selection wants something of."""
+    for path, scenario, row in config.rows():
+        name, sequence = AGENTIC, None
+        if isinstance(scenario, Fixed):
+            name, sequence = FIXED, sequence_name(scenario.isl, scenario.osl)
+        if selection.wants_scenario(name, sequence) and (wanted := selection.narrow(row.concurrencies)):
+            yield SelectedRow(path, scenario, row, wanted)
 
-    ``run-eval`` is False on entries of fixed lengths and absent on agentic ones, until `evals.mark` has its say.
+
+def entries_of(config: Config, selected: SelectedRow, dram: int) -> Iterator[dict[str, Any]]:
+    """The entries of a row; ``dram`` is what KV offloading may take of a node, in GB.
+
+    ``run-eval`` is False on entries of fixed lengths and absent on agentic ones, until `mark_evaluations` sets it.
     """
-    fixed_scenarios: Sequence[SingleFixed | MultiFixed] = config.scenarios.fixed_seq_len
-    for i, fixed in enumerate(fixed_scenarios):
-        sequence = sequence_name(fixed.isl, fixed.osl)
-        if not selection.wants_scenario(FIXED, sequence):
-            continue
-        lengths = {"isl": fixed.isl, "osl": fixed.osl, "max-model-len": fixed.isl + fixed.osl + 256}
-        own = {"exp-name": f"{config.model_prefix}_{sequence}", "disagg": config.disagg, "run-eval": False}
-        rows: Sequence[SingleRow | MultiRow] = fixed.search_space
-        for j, row in enumerate(rows):
-            if not (concurrencies := selection.narrow(row.concurrencies)):
-                continue
-            path: Path = ("scenarios", FIXED, i, "search-space", j)
-            common = {**_common(config, row), **lengths, **own}
-            # Several concurrencies share one multi-node allocation; a single-node job has one each.
-            for conc in [concurrencies] if isinstance(row, MultiRow) else concurrencies:
-                yield path, {**common, "conc": conc}
-    agentic_scenarios: Sequence[SingleAgentic | MultiAgentic] = config.scenarios.agentic_coding
-    for i, agentic in enumerate(agentic_scenarios):
-        if not selection.wants_scenario(AGENTIC, None):
-            continue
-        agentic_rows: Sequence[AgenticRow] = agentic.search_space
-        for j, agentic_row in enumerate(agentic_rows):
-            if not (concurrencies := selection.narrow(agentic_row.concurrencies)):
-                continue
-            path = ("scenarios", AGENTIC, i, "search-space", j)
-            gigabytes = budget(agentic_row, agentic.dram_utilization, path)
-            for conc in concurrencies:
-                yield path, _agentic_entry(config, agentic_row, conc, gigabytes)
+    scenario, row = selected.scenario, selected.row
+    common = _common(config, row)
+    if isinstance(scenario, Fixed):
+        isl, osl = scenario.isl, scenario.osl
+        common |= {"isl": isl, "osl": osl, "max-model-len": max_model_len(isl, osl)}
+        common |= {"exp-name": f"{config.model_prefix}_{sequence_name(isl, osl)}"}
+        common |= {"disagg": config.disagg, "run-eval": False}
+        # Several concurrencies share one multi-node allocation; a single-node job has one each.
+        for conc in [selected.concurrencies] if isinstance(row, MultiRow) else selected.concurrencies:
+            yield {**common, "conc": conc}
+    elif isinstance(row, AgenticRow):
+        for conc in selected.concurrencies:
+            yield {**common, **_agentic(config, row, conc, dram)}
 
 
 def dram_budget(row: AgenticRow, utilization: float, hardware: Hardware) -> int:
@@ -119,12 +122,12 @@ def _common(config: Config, row: SingleRow | MultiRow) -> dict[str, Any]:
     return entry
 
 
-def _agentic_entry(config: Config, row: AgenticRow, conc: int, gigabytes: int) -> dict[str, Any]:
-    """An agentic entry: one concurrency each, on multi-node too."""
+def _agentic(config: Config, row: AgenticRow, conc: int, dram: int) -> dict[str, Any]:
+    """What an agentic entry has beside: one concurrency each, on multi-node too."""
     backend = row.kv_offload_backend
-    entry = _common(config, row) | {
+    entry: dict[str, Any] = {
         "kv-offloading": row.kv_offloading,
-        "total-cpu-dram-gb": gigabytes,
+        "total-cpu-dram-gb": dram,
         "duration": AGENTIC_SECONDS,
         "scenario-type": AGENTIC,
     }
@@ -146,3 +149,55 @@ def _offload_suffix(offloading: str, backend: KvBackendSpec | None) -> str:
 def _role_tag(letter: str, worker: Worker) -> str:
     ep = f"ep{worker.ep}" if worker.ep != 1 else ""
     return f"{letter}{worker.num_worker}x{worker.tp}{ep}{'dpa' if worker.dp_attn else ''}"
+
+
+SMALLEST_EVALUATED = 16
+"""Concurrency below which nothing is evaluated, single-node agentic entries excepted."""
+EVALUATED_SEQUENCE = (8192, 1024)
+
+_NOT_TOPOLOGY = {"conc", "exp-name", "run-eval", "eval-only", "eval-conc", "eval-all-concs"}
+
+
+def mark_evaluations(entries: Sequence[dict[str, Any]], *, agentic: bool) -> None:
+    """Set ``run-eval`` on every entry, and ``eval-conc`` on the multi-node ones that are chosen.
+
+    This is the policy of InferenceX's generator (`mark_eval_entries`, commit 843c6254f):
+
+    - Single-node, 8k1k: of each (model, runner, framework, precision, spec-decoding, dp-attn), the entries at the
+      highest and at the median concurrency, of those of at least 16.
+    - Multi-node, 8k1k: of each topology, the entry with the highest concurrency, when that is at least 16.
+    - With ``agentic`` also agentic ones: single-node, the highest concurrency of each (model, runner, framework,
+      precision); multi-node as above.
+    """
+    groups: dict[tuple[Any, ...], list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+    for entry in entries:
+        entry["run-eval"] = False
+        multinode, replay = "prefill" in entry, entry.get("scenario-type") == AGENTIC
+        highest = max(entry["conc"]) if multinode else entry["conc"]
+        if replay:
+            eligible = agentic and (highest >= SMALLEST_EVALUATED or not multinode)
+        else:
+            sequence = entry.get("isl"), entry.get("osl")
+            eligible = sequence == EVALUATED_SEQUENCE and highest >= SMALLEST_EVALUATED
+        if eligible:
+            groups[_evaluation_group(entry, multinode, replay)].append((highest, entry))
+    for (multinode, replay, *_), members in groups.items():
+        values = sorted({concurrency for concurrency, _ in members})
+        if not multinode and not replay:
+            wanted = {values[-1], values[len(values) // 2]}
+            chosen = [entry for concurrency, entry in members if concurrency in wanted]
+        else:
+            chosen = [next(entry for concurrency, entry in members if concurrency == values[-1])]
+        for entry in chosen:
+            entry["run-eval"] = True
+            if multinode:
+                entry["eval-conc"] = values[-1]
+
+
+def _evaluation_group(entry: dict[str, Any], multinode: bool, replay: bool) -> tuple[Any, ...]:
+    """The entries that are compared with this one have the same."""
+    if multinode:
+        topology = {key: value for key, value in entry.items() if key not in _NOT_TOPOLOGY}
+        return True, replay, json.dumps(topology, sort_keys=True)
+    family = entry["model"], entry["runner"], entry["framework"], entry["precision"]
+    return (False, True, *family) if replay else (False, False, *family, entry["spec-decoding"], entry["dp-attn"])

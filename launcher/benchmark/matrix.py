@@ -1,29 +1,80 @@
-"""Matrix files: read and validate them, and expand what is selected of them into entries."""
+"""Matrix files: read and validate them, expand what is selected into entries, and what an entry means to measure."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path as FilePath
 from typing import Any
 
 import msgspec
 
-from launcher.benchmark import evals
-from launcher.benchmark.benchmark import AGENTIC, FIXED
-from launcher.benchmark.expand import AgenticRow, Config, Path, dram_budget, expand
-from launcher.benchmark.matrix_entry import Entry
-from launcher.benchmark.matrix_schema import MultiAgentic, MultiConfig, MultiFixed, RunnerLabels, SingleConfig
+from launcher.benchmark.benchmark import Benchmark, Role
+from launcher.benchmark.expand import SelectedRow, dram_budget, entries_of, mark_evaluations, selected_rows
+from launcher.benchmark.fields import DECODE, FIELDS, PREFILL, parse_setting, read_entry
+from launcher.benchmark.matrix_schema import AgenticRow, Config, MultiConfig, MultiRow, RunnerLabels, SingleConfig
 from launcher.benchmark.selection import Selection, some, why_empty
-from launcher.benchmark.settings import parse_setting
 from launcher.core.errors import ConfigError
 from launcher.core.validation import schema_error
 from launcher.core.yaml_source import Document, Key, Place
 
 RUNNERS_FILE = "runners.yaml"
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """An entry as InferenceX's generator gives it (``data``), its key in the matrix, and where it stands.
+
+    ``data`` shares parts with other entries of its row: read it, do not change it.
+    """
+
+    key: str
+    data: Mapping[str, Any]
+    place: Place = field(repr=False)
+
+    @property
+    def where(self) -> str:
+        """``file:line`` of its row."""
+        return str(self.place)
+
+    @cached_property
+    def benchmark(self) -> Benchmark:
+        """What a job measures for this entry.
+
+        A row that is only *marked* (``run-eval`` without ``eval-only``) gives the throughput job: InferenceX's
+        workflows run its evaluation as a second job, which is the entry that ``Selection(evals="only")`` gives.
+        """
+        source = f"{self.place.document.path} ({self.key})"
+        return benchmark_of(self.data, key=self.key, source=source, place=self.place)
+
+
+def benchmark_of(data: Mapping[str, Any], *, key: str | None, source: str, place: Place | str) -> Benchmark:
+    """The benchmark that an entry in InferenceX's JSON shape means; ``place`` is where an error is said to be.
+
+    A single-node entry has its topology on the prefill side. Raises ConfigError for an additional setting that is not
+    acceptable.
+    """
+    values = read_entry(data, FIELDS)
+    values["concurrencies"] = tuple(data["conc"]) if isinstance(data["conc"], list) else (data["conc"],)
+    multinode = "prefill" in data
+    if multinode:
+        sides = [data["prefill"], data["decode"]]
+        values["prefill"] = Role(**read_entry(data["prefill"], PREFILL))
+        values["decode"] = Role(**read_entry(data["decode"], DECODE))
+    else:
+        sides = []
+        values["prefill"] = Role(workers=1, **read_entry(data, PREFILL))
+    if values.get("eval_only"):
+        values["run_eval"] = True
+        if multinode:
+            all_of_them = data.get("eval-all-concs")
+            values["eval_concurrencies"] = values["concurrencies"] if all_of_them else (data["eval-conc"],)
+    # Where both sides have a setting, that of decode counts, as in the workflow's shell line.
+    settings = dict(parse_setting(text, place) for side in sides for text in side.get("additional-settings") or ())
+    return Benchmark(**values, multinode=multinode, settings=settings, key=key, source=source)
 
 
 @dataclass(frozen=True)
@@ -55,19 +106,26 @@ class Matrix:
         selection = selection or Selection()
         families = self._families(selection)
         found = [
-            (family, path, data)
+            (family, selected, data)
             for family in families
             if selection.wants_config(family.config)
-            for path, data in expand(family.config, selection, partial(self._budget, family))
+            for selected in selected_rows(family.config, selection)
+            for data in entries_of(family.config, selected, self._dram(family, selected))
         ]
         if not found:
-            wrong, hint = why_empty(selection, [(f.key, data) for f in families for data in _every_entry(f.config)])
+            there = [
+                (family.key, data)
+                for family in families
+                for every in selected_rows(family.config, Selection())
+                for data in entries_of(family.config, every, dram=0)
+            ]
+            wrong, hint = why_empty(selection, there)
             raise ConfigError(wrong, where=self._where, hint=hint)
         if selection.evals != "none":
-            evals.mark([data for _, _, data in found], agentic=selection.evals == "only")
+            mark_evaluations([data for _, _, data in found], agentic=selection.evals == "only")
         if selection.evals == "only":
             found = self._marked(found)
-        return [Entry(family.key, data, family.place(*path)) for family, path, data in found]
+        return [Entry(family.key, data, family.place(*selected.path)) for family, selected, data in found]
 
     @property
     def _where(self) -> str:
@@ -93,28 +151,30 @@ class Matrix:
             data["eval-only"] = True
         return marked
 
-    def _budget(self, family: Family, row: AgenticRow, utilization: float | None, path: Path) -> int:
-        if row.kv_offloading == "none" or utilization is None:  # the schema refuses dram without a utilization
+    def _dram(self, family: Family, selected: SelectedRow) -> int:
+        """GB of a node's DRAM that KV offloading of this row may take; 0 where it takes none.
+
+        Raises ConfigError where the node's DRAM is not known, or the row's GPUs do not fit the nodes.
+        """
+        row, utilization = selected.row, selected.dram_utilization
+        # The schema refuses dram without a utilization.
+        if not isinstance(row, AgenticRow) or row.kv_offloading == "none" or utilization is None:
             return 0
-        runner = family.config.runner
-        hardware = self.labels.hardware.get(runner) if self.labels else None
-        if hardware is None:
-            known = ", ".join(sorted(self.labels.hardware)) if self.labels else ""
-            raise ConfigError(
-                f"kv-offloading: dram needs the DRAM and the GPUs of a node of {runner!r}"
-                + (", which the runners file does not tell" if self.labels else ", and no runners file is read"),
-                where=str(family.place(*path)),
-                hint=f"it tells of: {known}"
-                if known
-                else f"name a runners file, or put {RUNNERS_FILE} beside the matrix",
-            )
+        runner, place = family.config.runner, family.place(*selected.path)
+        needs = f"kv-offloading: dram needs the DRAM and the GPUs of a node of {runner!r}"
+        if self.labels is None:
+            hint = f"name a runners file, or put {RUNNERS_FILE} beside the matrix"
+            raise ConfigError(f"{needs}, and no runners file was read", where=str(place), hint=hint)
+        if (hardware := self.labels.hardware.get(runner)) is None:
+            hint = f"it has: {', '.join(sorted(self.labels.hardware)) or 'none'}"
+            raise ConfigError(f"{needs}, which the runners file does not have", where=str(place), hint=hint)
         try:
             return dram_budget(row, utilization, hardware)
         except ValueError as error:
-            raise ConfigError(f"{error} (runner {runner})", where=str(family.place(*path))) from None
+            raise ConfigError(f"{error} (runner {runner})", where=str(place)) from None
 
 
-Found = tuple[Family, Path, dict[str, Any]]
+Found = tuple[Family, SelectedRow, dict[str, Any]]
 
 
 def load_matrix(paths: Sequence[FilePath | str], runners_file: FilePath | str | None = None) -> Matrix:
@@ -150,23 +210,16 @@ def _family(document: Document, key: Any, data: Any) -> Family:
         family = Family(key, msgspec.convert(data, kind), document)
     except msgspec.ValidationError as error:
         raise schema_error(document, error, kind, under=(key,)) from None
-    if isinstance(family.config, MultiConfig):
-        _check_settings(family, family.config)
+    _check_settings(family)
     return family
 
 
-def _check_settings(family: Family, config: MultiConfig) -> None:
-    groups: tuple[tuple[str, Sequence[MultiFixed | MultiAgentic]], ...] = (
-        (FIXED, config.scenarios.fixed_seq_len),
-        (AGENTIC, config.scenarios.agentic_coding),
-    )
-    for scenario, group in groups:
-        for i, space in enumerate(group):
-            for j, row in enumerate(space.search_space):
-                for role, worker in (("prefill", row.prefill), ("decode", row.decode)):
-                    for k, text in enumerate(worker.additional_settings or ()):
-                        place = ("scenarios", scenario, i, "search-space", j, role, "additional-settings", k)
-                        parse_setting(text, family.place(*place))
+def _check_settings(family: Family) -> None:
+    for path, _, row in family.config.rows():
+        if isinstance(row, MultiRow):
+            for role, worker in (("prefill", row.prefill), ("decode", row.decode)):
+                for k, text in enumerate(worker.additional_settings or ()):
+                    parse_setting(text, family.place(*path, role, "additional-settings", k))
 
 
 def _labels(path: FilePath) -> RunnerLabels:
@@ -175,8 +228,3 @@ def _labels(path: FilePath) -> RunnerLabels:
         return msgspec.convert(document.mapping(), RunnerLabels)
     except msgspec.ValidationError as error:
         raise schema_error(document, error, RunnerLabels) from None
-
-
-def _every_entry(config: Config) -> Iterator[dict[str, Any]]:
-    """All entries of a configuration, with no look at hardware: to tell what could have been selected."""
-    return (data for _, data in expand(config, Selection(), lambda row, utilization, path: 0))

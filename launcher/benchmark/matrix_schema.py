@@ -6,31 +6,27 @@ in quotes is a string here, and so an error.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
+
+from launcher.benchmark.benchmark import AGENTIC, FIXED
+from launcher.core.yaml_source import Key
 
 CLUSTER_PREFIX = "cluster:"
 
 Positive = Annotated[int, Meta(gt=0)]
 Text = Annotated[str, Meta(min_length=1)]
+Path = tuple[Key, ...]
+"""Keys and indices below the key of a family."""
 SpecDecoding = Literal["mtp", "draft_model", "none"]
 KvOffloading = Literal["none", "dram"]
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """Base of the schema: immutable, and an unknown key is an error."""
-
-
-class ComponentSpec(_Struct, frozen=True, kw_only=True):
-    """A component and its own version: a release, a package version or a commit."""
-
-    name: Text
-    version: Text
-
-    def __post_init__(self) -> None:
-        _no_image_version(self.version)
 
 
 class KvBackendSpec(_Struct, frozen=True, kw_only=True):
@@ -40,7 +36,14 @@ class KvBackendSpec(_Struct, frozen=True, kw_only=True):
     version: Text | UnsetType = UNSET
 
     def __post_init__(self) -> None:
-        _no_image_version(self.version)
+        if self.version is not UNSET and self.version.startswith("image:"):
+            raise ValueError("version names an image: give a release, a package version or a commit")
+
+
+class ComponentSpec(KvBackendSpec, frozen=True, kw_only=True):
+    """A component and its own version: a release, a package version or a commit."""
+
+    version: Text
 
 
 class Worker(_Struct, frozen=True, kw_only=True):
@@ -142,62 +145,43 @@ class MultiAgenticRow(MultiRow, frozen=True, kw_only=True):
         _kv_pair(self.kv_offloading, self.kv_offload_backend)
 
 
-class _Fixed(_Struct, frozen=True, kw_only=True):
+AgenticRow = SingleAgenticRow | MultiAgenticRow
+
+RowT = TypeVar("RowT", bound=SingleRow | MultiRow)
+AgenticRowT = TypeVar("AgenticRowT", bound=AgenticRow)
+
+
+class Fixed(_Struct, Generic[RowT], frozen=True, kw_only=True):
     """Requests of fixed lengths: input and output tokens."""
 
     isl: Positive
     osl: Positive
+    search_space: Annotated[list[RowT], Meta(min_length=1)]
 
 
-class SingleFixed(_Fixed, frozen=True, kw_only=True):
-    search_space: Annotated[list[SingleRow], Meta(min_length=1)]
-
-
-class MultiFixed(_Fixed, frozen=True, kw_only=True):
-    search_space: Annotated[list[MultiRow], Meta(min_length=1)]
-
-
-class _Agentic(_Struct, frozen=True, kw_only=True):
+class Agentic(_Struct, Generic[AgenticRowT], frozen=True, kw_only=True):
     """Replay of agentic traces. ``dram_utilization`` is the share of a node's DRAM that KV offloading may take."""
 
     dram_utilization: Annotated[float, Meta(gt=0, le=1)] | None = None
+    search_space: Annotated[list[AgenticRowT], Meta(min_length=1)]
 
-    def _check_dram(self, rows: list[SingleAgenticRow] | list[MultiAgenticRow]) -> None:
-        if self.dram_utilization is None and any(row.kv_offloading == "dram" for row in rows):
+    def __post_init__(self) -> None:
+        if self.dram_utilization is None and any(row.kv_offloading == "dram" for row in self.search_space):
             raise ValueError("kv-offloading: dram needs dram-utilization beside the search-space")
 
 
-class SingleAgentic(_Agentic, frozen=True, kw_only=True):
-    search_space: Annotated[list[SingleAgenticRow], Meta(min_length=1)]
+class Scenarios(_Struct, Generic[RowT, AgenticRowT], frozen=True, kw_only=True):
+    """What is measured under one key."""
+
+    fixed_seq_len: list[Fixed[RowT]] = []
+    agentic_coding: list[Agentic[AgenticRowT]] = []
 
     def __post_init__(self) -> None:
-        self._check_dram(self.search_space)
+        if not self.fixed_seq_len and not self.agentic_coding:
+            raise ValueError("no scenario is given: fixed-seq-len, agentic-coding, or both")
 
 
-class MultiAgentic(_Agentic, frozen=True, kw_only=True):
-    search_space: Annotated[list[MultiAgenticRow], Meta(min_length=1)]
-
-    def __post_init__(self) -> None:
-        self._check_dram(self.search_space)
-
-
-class SingleScenarios(_Struct, frozen=True, kw_only=True):
-    fixed_seq_len: list[SingleFixed] = []
-    agentic_coding: list[SingleAgentic] = []
-
-    def __post_init__(self) -> None:
-        _some_scenario(self.fixed_seq_len, self.agentic_coding)
-
-
-class MultiScenarios(_Struct, frozen=True, kw_only=True):
-    fixed_seq_len: list[MultiFixed] = []
-    agentic_coding: list[MultiAgentic] = []
-
-    def __post_init__(self) -> None:
-        _some_scenario(self.fixed_seq_len, self.agentic_coding)
-
-
-class _Config(_Struct, frozen=True, kw_only=True):
+class _Config(_Struct, Generic[RowT, AgenticRowT], frozen=True, kw_only=True):
     """What stands under one key of a matrix file."""
 
     image: str
@@ -209,29 +193,48 @@ class _Config(_Struct, frozen=True, kw_only=True):
     multinode: bool
     disagg: bool = False
     router: ComponentSpec | None = None
+    scenarios: Scenarios[RowT, AgenticRowT]
+
+    def __post_init__(self) -> None:
+        if self.scenarios.agentic_coding and not self.runner.startswith(CLUSTER_PREFIX):
+            raise ValueError(
+                f"agentic-coding needs a runner {CLUSTER_PREFIX}<name> (one exact fleet), and runner is {self.runner!r}"
+            )
+        _one_place("router", self.router, [row.router for _, _, row in self.rows()])
+
+    def rows(self) -> Iterator[tuple[Path, Fixed[RowT] | Agentic[AgenticRowT], RowT | AgenticRowT]]:
+        """Every row with its scenario, and its path below the key."""
+        for i, fixed in enumerate(self.scenarios.fixed_seq_len):
+            for j, row in enumerate(fixed.search_space):
+                yield ("scenarios", FIXED, i, "search-space", j), fixed, row
+        for i, agentic in enumerate(self.scenarios.agentic_coding):
+            for j, agentic_row in enumerate(agentic.search_space):
+                yield ("scenarios", AGENTIC, i, "search-space", j), agentic, agentic_row
 
 
-class SingleConfig(_Config, frozen=True, kw_only=True):
-    scenarios: SingleScenarios
+class SingleConfig(_Config[SingleRow, SingleAgenticRow], frozen=True, kw_only=True):
+    """A family of single-node benchmarks."""
 
     def __post_init__(self) -> None:
         if self.disagg:
             raise ValueError("disagg: true needs multinode: true")
-        _agentic_on_cluster(self.runner, self.scenarios.agentic_coding)
-        _one_place("router", self.router, [row.router for row in _rows(self.scenarios)])
+        super().__post_init__()
 
 
-class MultiConfig(_Config, frozen=True, kw_only=True):
-    scenarios: MultiScenarios
+class MultiConfig(_Config[MultiRow, MultiAgenticRow], frozen=True, kw_only=True):
+    """A family of multi-node benchmarks."""
+
     kv_p2p_transfer: Text | None = None
 
     def __post_init__(self) -> None:
-        _agentic_on_cluster(self.runner, self.scenarios.agentic_coding)
-        _one_place("router", self.router, [row.router for row in _rows(self.scenarios)])
-        transfers = [row.kv_p2p_transfer for row in _rows(self.scenarios)]
+        super().__post_init__()
+        transfers = [row.kv_p2p_transfer for _, _, row in self.rows()]
         _one_place("kv-p2p-transfer", self.kv_p2p_transfer, transfers)
         if self.disagg and self.kv_p2p_transfer is None and None in transfers:
             raise ValueError("disagg: true needs kv-p2p-transfer, at the top level or in every row")
+
+
+Config = SingleConfig | MultiConfig
 
 
 class Hardware(_Struct, frozen=True, kw_only=True):
@@ -248,17 +251,6 @@ class RunnerLabels(_Struct, frozen=True, kw_only=True):
     hardware: dict[str, Hardware] = {}
 
 
-def _rows(scenarios: SingleScenarios | MultiScenarios) -> list[Any]:
-    return [
-        row for group in (scenarios.fixed_seq_len, scenarios.agentic_coding) for s in group for row in s.search_space
-    ]
-
-
-def _no_image_version(version: str | UnsetType) -> None:
-    if version is not UNSET and version.startswith("image:"):
-        raise ValueError("version names an image: give a release, a package version or a commit")
-
-
 def _divisible(tp: int, dcp_size: int) -> None:
     if tp % dcp_size:
         raise ValueError(f"tp ({tp}) is not divisible by dcp-size ({dcp_size})")
@@ -271,18 +263,6 @@ def _kv_pair(offloading: str, backend: KvBackendSpec | None) -> None:
         raise ValueError(f"kv-offloading: {offloading} needs kv-offload-backend")
 
 
-def _some_scenario(fixed: list[Any], agentic: list[Any]) -> None:
-    if not fixed and not agentic:
-        raise ValueError("no scenario is given: fixed-seq-len, agentic-coding, or both")
-
-
-def _agentic_on_cluster(runner: str, agentic: list[Any]) -> None:
-    if agentic and not runner.startswith(CLUSTER_PREFIX):
-        raise ValueError(
-            f"agentic-coding needs a runner {CLUSTER_PREFIX}<name> (one exact fleet), and runner is {runner!r}"
-        )
-
-
-def _one_place(key: str, top: object, in_rows: list[Any]) -> None:
+def _one_place(key: str, top: object, in_rows: Sequence[object]) -> None:
     if top is not None and any(value is not None for value in in_rows):
         raise ValueError(f"{key} is given at the top level and in rows: use one")

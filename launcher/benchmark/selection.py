@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from launcher.benchmark.benchmark import FIXED
-from launcher.benchmark.matrix_schema import MultiConfig, SingleConfig
+from launcher.benchmark.matrix_schema import Config
 from launcher.core.yaml_source import nearest
 
 SEQUENCES = {(1024, 1024): "1k1k", (8192, 1024): "8k1k"}
@@ -46,7 +46,7 @@ class Selection:
     def wants_key(self, key: str) -> bool:
         return not self.keys or any(fnmatch.fnmatchcase(key, pattern) for pattern in self.keys)
 
-    def wants_config(self, config: SingleConfig | MultiConfig) -> bool:
+    def wants_config(self, config: Config) -> bool:
         return (
             _wanted(config.runner, self.runners)
             and _wanted(config.framework, self.frameworks)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from launcher.check.engine import Found, Rule, rule
+from launcher.core.slurm_time import limit_seconds
 from launcher.core.yaml_source import Place
 from launcher.plan.derive import Resolved
 from launcher.srtctl.resolved import SrtctlResolved
@@ -209,9 +209,11 @@ _HEALTH = (180, 10)
 @rule("time-budget", "warning", "a wait is as long as what contains it")
 def time_budget(s: SrtctlResolved) -> Iterator[Found]:
     """The wait for the servers lies inside the job's limit, and the job inside the workflow's, with the queue."""
-    limit = minutes(s.facts.time_limit or s.job.srtslurm.get("default_time_limit")) if s.facts is not None else None
-    if s.facts is None or limit is None:
+    own = s.facts.time_limit if s.facts is not None else None
+    seconds = limit_seconds(own or s.job.srtslurm.get("default_time_limit"))
+    if s.facts is None or seconds is None:
         return
+    limit = seconds / 60
     attempts, interval = _health(s)
     waiting, most = attempts * interval / 60, CI_MINUTES[s.benchmark.agentic]
     if waiting >= limit:
@@ -238,21 +240,6 @@ def _health(s: SrtctlResolved) -> tuple[float, float]:
     values = [said.get("max_attempts", _HEALTH[0]), said.get("interval_seconds", _HEALTH[1])]
     attempts, interval = (v if isinstance(v, (int, float)) else d for v, d in zip(values, _HEALTH, strict=True))
     return attempts, interval
-
-
-def minutes(limit: str | None) -> float | None:
-    """Slurm's notation of a time limit (``MM``, ``MM:SS``, ``HH:MM:SS``, ``D-HH[:MM[:SS]]``); None for another one."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit or "")
-    if found is None:
-        return None
-    days, *parts = found.groups()
-    numbers = [int(p) for p in parts if p is not None]
-    if days is not None:
-        hours, mins, seconds = [*numbers, 0, 0][:3]
-        return int(days) * 1440 + hours * 60 + mins + seconds / 60
-    if len(numbers) == 3:
-        return numbers[0] * 60 + numbers[1] + numbers[2] / 60
-    return numbers[0] + (numbers[1] / 60 if len(numbers) == 2 else 0)
 
 
 RULES: Sequence[Rule[SrtctlResolved]] = (

@@ -6,12 +6,12 @@ import argparse
 import fnmatch
 import os
 
-from launcher.benchmark.benchmark import FIXED, Benchmark, Role
+from launcher.benchmark.benchmark import FIXED, Benchmark, Role, max_model_len
 from launcher.benchmark.selection import Selection
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Place
 from launcher.project import Session
-from launcher.srtctl.facts import RecipeFacts, RoleFacts, facts
+from launcher.srtctl.facts import RoleFacts, facts
 from launcher.srtctl.recipe import variants
 
 
@@ -74,51 +74,38 @@ def _from_recipe(arguments: argparse.Namespace, of: Session) -> Benchmark:
         names = ", ".join(v.selector or "" for v in found)
         raise ConfigError(f"{arguments.recipe} has {len(found)} variants", where="--recipe", hint=f"name one: {names}")
     seen = facts(found[0].document)
-    missing = [
-        flag
-        for flag, value in (
-            ("--model ID", arguments.model),
-            ("--model-prefix KEY", arguments.model_prefix),
-            ("--runner NAME", arguments.runner),
-            ("--conc N …", arguments.conc or seen.concurrencies),
-            ("--image REF", arguments.image or seen.container),
-            ("--precision NAME", arguments.precision or seen.precision),
-        )
-        if not value
-    ]
-    if missing:
+    # Attribute → the flag that gives it, and its value by flag or recipe.
+    needed = {
+        "model": ("--model ID", arguments.model),
+        "model_prefix": ("--model-prefix KEY", arguments.model_prefix),
+        "runner": ("--runner NAME", arguments.runner),
+        "concurrencies": ("--conc N …", tuple(arguments.conc or seen.concurrencies or ())),
+        "image": ("--image REF", arguments.image or seen.container),
+        "precision": ("--precision NAME", (arguments.precision or [seen.precision])[0]),
+    }
+    if missing := [flag for flag, value in needed.values() if not value]:
         raise ConfigError(f"a benchmark from a recipe alone also needs {', '.join(missing)}", where="--recipe")
-    prefix = arguments.model_prefix
+    of.fleet.get(arguments.runner)  # raises for a runner that there is not
     return Benchmark(
-        exp_name=f"{prefix}_{seen.isl}x{seen.osl}" if seen.isl else prefix,
-        image=arguments.image or seen.container or "",
-        model=arguments.model,
-        model_prefix=prefix,
-        precision=(arguments.precision or [seen.precision])[0],
-        framework=(arguments.framework or [_framework(seen)])[0],
-        runner=of.fleet.get(arguments.runner).runner.name,
-        concurrencies=tuple(arguments.conc or seen.concurrencies or ()),
+        **{attribute: value for attribute, (_, value) in needed.items()},
+        exp_name=arguments.model_prefix + (f"_{seen.isl}x{seen.osl}" if seen.isl else ""),
+        framework=(arguments.framework or [f"dynamo-{'trt' if seen.engine == 'trtllm' else seen.engine}"])[0],
         isl=seen.isl,
         osl=seen.osl,
-        max_model_len=seen.isl + seen.osl + 256 if seen.isl and seen.osl else None,
+        max_model_len=max_model_len(seen.isl, seen.osl) if seen.isl and seen.osl else None,
         disagg=seen.prefill is not None,
         prefill=_role(seen.prefill or seen.aggregated),
-        decode=_role(seen.decode) if seen.decode else None,
+        decode=_role(seen.decode),
         settings={"CONFIG_FILE": arguments.recipe},
         scenario=arguments.scenario or FIXED,
         source="--recipe",
     )
 
 
-def _framework(seen: RecipeFacts) -> str:
-    return f"dynamo-{'trt' if seen.engine == 'trtllm' else seen.engine}"
-
-
 def _role(side: RoleFacts | None) -> Role | None:
     if side is None:
         return None
-    said = side.as_role()
-    return said or Role(workers=side.workers or 1, tp=side.gpus_per_worker or 1)
+    return side.as_role() or Role(workers=side.workers or 1, tp=side.gpus_per_worker or 1)
 
 
 def narrowed(arguments: argparse.Namespace) -> bool:

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from launcher.benchmark.matrix_entry import Entry
+from launcher.benchmark.matrix import Entry
 from launcher.benchmark.selection import Selection
 from launcher.cli.common import session
 

@@ -6,8 +6,8 @@ import json
 import re
 from collections.abc import Mapping
 
+from launcher.core.slurm_time import limit_seconds
 from launcher.doctor.facts import Association, Gres, Mount, Node, Partition
-from launcher.doctor.slurm_notation import seconds
 from launcher.slurm.answers import scontrol_pairs
 
 _CONFIG = re.compile(r"^(\w+)\s*= (.*?)\s*$", re.MULTILINE)
@@ -32,7 +32,7 @@ def partitions(text: str) -> tuple[Partition, ...]:
                     default=pairs["Default"] == "YES",
                     hidden=pairs["Hidden"] == "YES",
                     state=pairs["State"],
-                    max_time=seconds(pairs["MaxTime"]),
+                    max_time=limit_seconds(pairs["MaxTime"]),
                     nodes=int(pairs["TotalNodes"]) if pairs["TotalNodes"].isdigit() else 0,
                 )
             )

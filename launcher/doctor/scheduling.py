@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from launcher.core.slurm_time import limit_seconds
 from launcher.core.yaml_source import Key, nearest
 from launcher.doctor.comparison import Claims
 from launcher.doctor.facts import Cluster, Fact, Host, Node, Site, Tried, Unknown
-from launcher.doctor.slurm_notation import node_names, seconds
+from launcher.doctor.slurm_notation import node_names
 from launcher.runner.file import RunnerFile
 
 SWITCHES: Mapping[str, tuple[bool, str]] = {
@@ -135,7 +136,7 @@ def _limits(file: RunnerFile, site: Site, claims: Claims) -> None:
     named += [(("adjust", i, "time-limit"), rule.time_limit) for i, rule in enumerate(runner.adjust) if rule.time_limit]
     partition = site.cluster.partition(runner.scheduler.partition)
     for keys, text in named:
-        limit = seconds(text)
+        limit = limit_seconds(text)
         if partition is None:
             claims.unknown(keys, text, _no_partition(site.cluster))
         elif partition.max_time is None:

@@ -1,28 +1,10 @@
-"""Slurm's own notation: time limits and host lists."""
+"""Slurm's notation of host lists."""
 
 from __future__ import annotations
 
 import re
 
 _GROUP = re.compile(r"\[([^]]*)\]")
-
-
-def seconds(text: str) -> float | None:
-    """A time limit as Slurm writes it (sbatch(1), --time); None for none, or what is no time at all.
-
-    ``90`` is minutes, ``4:00`` minutes and seconds, ``2-4`` days and hours.
-    """
-    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
-        return None
-    days, dash, rest = text.rpartition("-")
-    parts = [int(part) for part in rest.split(":")]
-    if dash:
-        hours, minutes, secs = (*parts, 0, 0)[:3]
-    elif len(parts) == 3:
-        hours, minutes, secs = parts
-    else:
-        hours, (minutes, secs) = 0, (*parts, 0)[:2]
-    return float(int(days or 0) * 86400 + hours * 3600 + minutes * 60 + secs)
 
 
 def node_names(expression: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import launcher
 from launcher.core import process
 from launcher.core.errors import LauncherError
+from launcher.core.slurm_time import limit_seconds
 from launcher.rehearsal.results import MARK
 from launcher.srtctl import recipe
 from launcher.srtctl.facts import facts as recipe_facts
@@ -134,22 +134,11 @@ def _embedded(job: Job, directory: Path) -> str:
             name=job.name,
             token=str(job.directives.get("comment") or ""),
             log=job.log or Path("/dev/null"),
-            time_limit=_seconds(str(slurm.get("time_limit") or "01:00:00")),
+            time_limit=limit_seconds(str(slurm.get("time_limit") or "01:00:00")),
         )
     except LauncherError as error:
         raise SbatchFailed("(embedded)", f"sbatch: error: {error.message}") from None
     return key.id
-
-
-def _seconds(limit: str) -> float:
-    """Slurm's ``[days-]hours:minutes:seconds`` in seconds; a bare number is minutes."""
-    days, _, clock = limit.rpartition("-")
-    parts = [int(part) for part in re.findall(r"\d+", clock)]
-    if days:
-        hours, minutes, seconds = (*parts, 0, 0, 0)[:3]
-    else:
-        hours, minutes, seconds = {1: (0, *parts, 0), 2: (0, *parts), 3: (*parts,)}[len(parts)]
-    return float(int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds)
 
 
 def write_output(

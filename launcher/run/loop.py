@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -40,7 +40,7 @@ class Limits:
 
     max_jobs: int = 1
     fail_fast: bool = False
-    pace: Pace = Pace()
+    pace: Pace = field(default_factory=Pace)
 
 
 def run_all(

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from launcher.core import slurm_time
+
 Pattern = str | list[str]
 """A glob, or several of which one must match; matching is case-sensitive.
 
@@ -28,7 +30,7 @@ Sha = Annotated[str, Meta(pattern="^[0-9a-f]{40}$", description="a full commit i
 TimeLimit = Annotated[
     str,
     Meta(
-        pattern=r"^([0-9]+-[0-9]+(:[0-9]+){0,2}|[0-9]+(:[0-9]+){0,2})$",
+        pattern=slurm_time.PATTERN,
         description="a time limit as Slurm writes it (90, 4:00:00, 2-00:00:00)",
     ),
 ]
@@ -132,6 +134,8 @@ class Patch(_Struct, frozen=True, kw_only=True):
 class LaneRule(Rule, frozen=True, kw_only=True):
     """Which srt-slurm runs a benchmark, and how it is called."""
 
+    kind: str = "srtctl"
+    """Which kind of job serves the lane."""
     repository: str
     """A key of `repositories`."""
     ref: str

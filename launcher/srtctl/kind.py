@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,32 +66,22 @@ class SrtctlKind:
     def prepare(self, run: Run) -> Prepared:
         """The srt-slurm tree of this run, with its overlays."""
         from launcher.run.kind import Prepared
-        from launcher.srtctl.checkout import Checkouts, CommitPatch, Pin
-        from launcher.srtctl.tree import Overlay
+        from launcher.srtctl.checkout import Checkouts
 
         job, services = SrtctlJob.of(run.plan), run.services
-        wanted = job.srt_slurm
-        patches = tuple(CommitPatch(patch.commit, patch.path) for patch in wanted.patches)
         overlays = []
-        for overlay in wanted.overlays:
-            source = Path(overlay.source)
-            if source.exists():
-                overlays.append(Overlay(source, overlay.destination))
+        for overlay in job.srt_slurm.overlays:
+            if Path(overlay.source).exists():
+                overlays.append(overlay)
             elif job.recipe.document is not None:
-                run.log(f"overlay {source} is not in the workspace; the recipe comes from {job.recipe.origin}")
+                run.log(f"overlay {overlay.source} is not in the workspace; the recipe comes from {job.recipe.origin}")
             else:
                 raise ConfigError("the lane's overlay is not in the workspace", where=overlay.source)
+        wanted = replace(job.srt_slurm, overlays=tuple(overlays))
         checkouts = Checkouts(
             Path(wanted.cache), run=services.run, environ=services.environment, sleep=services.stop.sleep
         )
-        checkout = checkouts.prepare(
-            Pin(wanted.repository, wanted.ref, wanted.sha, patches),
-            into=Path(wanted.root),
-            setup=wanted.setup,
-            setup_environment=services.tools.environment,
-            setup_timeout=wanted.setup_timeout,
-            overlays=overlays,
-        )
+        checkout = checkouts.prepare(wanted)
         for note in checkout.notes:
             run.log(note)
         run.log(f"srt-slurm {wanted.ref} ({checkout.sha[:12]}) at {checkout.root}")

@@ -15,8 +15,7 @@ from launcher.benchmark.environment import (
     github_job,
     result_filename,
 )
-from launcher.benchmark.matrix import load_matrix
-from launcher.benchmark.matrix_entry import benchmark_of
+from launcher.benchmark.matrix import benchmark_of, load_matrix
 from launcher.benchmark.selection import Selection
 from launcher.core.errors import ConfigError
 from tests.shared import SHARED, needs_shared
@@ -149,7 +148,7 @@ def test_all_missing_variables_are_named_at_once() -> None:
 )
 def test_a_variable_that_means_nothing_is_named_with_what_is_expected(name: str, value: str, expected: str) -> None:
     message = refused(**{name: value}).message
-    assert message.startswith(f"{name} is {value!r}; expected is ")
+    assert message.startswith(f"{name} is {value!r}; expected ")
     assert expected in message
 
 

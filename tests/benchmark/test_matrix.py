@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.benchmark.matrix import Matrix, load_matrix
-from launcher.benchmark.matrix_entry import Entry, benchmark_of
+from launcher.benchmark.matrix import Entry, Matrix, benchmark_of, load_matrix
 from launcher.benchmark.selection import Selection
 from launcher.core.errors import ConfigError
 from tests.benchmark.matrices import AGENTIC, FIXED, RUNNERS, SINGLE, write
@@ -225,7 +224,7 @@ def test_a_missing_file_and_a_key_in_two_files_are_refused(tmp_path: Path) -> No
 def test_without_a_runners_file_only_what_needs_a_nodes_memory_is_refused(tmp_path: Path) -> None:
     matrix = load(tmp_path, FIXED + AGENTIC + SINGLE, runners=None)
     assert len(matrix.entries(Selection(keys=["m-fp4-gb200", "m-fp8-*"]))) == 7
-    with pytest.raises(ConfigError, match="no runners file is read") as caught:
+    with pytest.raises(ConfigError, match="no runners file was read") as caught:
         matrix.entries()
     assert line(caught.value) == number_of(FIXED + AGENTIC, "kv-offloading: dram")
 
@@ -244,9 +243,9 @@ def test_a_runners_file_is_named_or_found_beside_and_validated(tmp_path: Path) -
     elsewhere.write_text(RUNNERS)
     assert load_matrix([path], elsewhere).entries()
     elsewhere.write_text(RUNNERS.replace("cluster:gb300-nv:\n    avail", "cluster:other:\n    avail"))
-    with pytest.raises(ConfigError, match="the runners file does not tell") as caught:
+    with pytest.raises(ConfigError, match="the runners file does not have") as caught:
         load_matrix([path], elsewhere).entries()
-    assert caught.value.hint == "it tells of: cluster:other"
+    assert caught.value.hint == "it has: cluster:other"
     elsewhere.write_text(RUNNERS.replace("gpus-per-node", "gpu-per-node"))
     with pytest.raises(ConfigError, match="unknown key 'gpu-per-node'") as caught:
         load_matrix([path], elsewhere)

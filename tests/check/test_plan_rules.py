@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from launcher.benchmark.benchmark import AGENTIC, Role
-from launcher.check.recipe import minutes
 from launcher.core.errors import ConfigError
 from launcher.srtctl.recipe import dump
 from tests.benchmarks import IMAGE, a_recipe
@@ -340,19 +339,3 @@ def test_what_a_version_knows_is_told(tmp_path: Path) -> None:
 def test_a_row_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         a_plan(tmp_path, put("benchmark", "concurrencies", value="4xmany"))
-
-
-@pytest.mark.parametrize(
-    ("limit", "means"),
-    [
-        ("30", 30),
-        ("30:30", 30.5),
-        ("8:00:00", 480),
-        ("1-0", 1440),
-        ("1-02:30", 1590),
-        ("UNLIMITED", None),
-        (None, None),
-    ],
-)
-def test_slurms_notations_of_a_time_limit(limit: str | None, means: float | None) -> None:
-    assert minutes(limit) == means

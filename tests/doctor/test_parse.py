@@ -35,19 +35,6 @@ def test_gres(text: str, found: list[Gres]) -> None:
     assert list(parse.gres(text)) == found
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("90", 5400), ("4:30", 270), ("1:00:00", 3600), ("2-4", 187200), ("1-00:30", 88200), ("1-00:00:01", 86401)],
-)
-def test_a_time_limit(text: str, seconds: float) -> None:
-    assert slurm_notation.seconds(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["UNLIMITED", "INFINITE", "NONE", "", "4h", "::", "-"])
-def test_what_is_no_time_limit(text: str) -> None:
-    assert slurm_notation.seconds(text) is None
-
-
 def test_a_node_and_the_free_text_behind_it() -> None:
     line = NODE.format(gres="gpu:gb200:4(S:0-1)", state="IDLE+CLOUD")
     (node,) = parse.nodes(f"a banner\n{line}\n")

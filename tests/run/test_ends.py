@@ -34,7 +34,6 @@ from launcher.run.record import RunRecord
 from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.states import Phase
 from launcher.srtctl.planned import SrtctlJob
-from launcher.srtctl.submit import SubmissionUnknown
 from tests.benchmarks import a_recipe
 from tests.core.test_redact import TOKENS
 from tests.plans import with_job

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.benchmark.evals import mark
+from launcher.benchmark.expand import mark_evaluations
 
 FAMILY = {"model": "acme/M", "runner": "r", "framework": "vllm", "precision": "fp4"}
 EIGHT = {"isl": 8192, "osl": 1024}
@@ -21,7 +21,7 @@ def agentic(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def marked(entries: list[dict[str, Any]], *, include: bool = False) -> list[int]:
-    mark(entries, agentic=include)
+    mark_evaluations(entries, agentic=include)
     assert all("run-eval" in entry for entry in entries)
     return [i for i, entry in enumerate(entries) if entry["run-eval"]]
 

@@ -1,0 +1,253 @@
+"""The fields of a `Benchmark`, one row each: its attribute, the variable of a GitHub job, the key of a matrix entry.
+
+`environment` reads and writes the variables of a job by this table, and `matrix` reads entries by it. They put together
+what takes more than one variable or key: roles, evaluations and additional settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark, Component, Role
+from launcher.core.errors import ConfigError
+from launcher.core.yaml_source import Place, nearest
+
+WHERE = "environment"
+"""The place that errors about variables give."""
+
+
+def unexpected(variable: str, found: str, expected: str) -> ConfigError:
+    """The error for a variable whose text means nothing."""
+    return ConfigError(f"{variable} is {found!r}; expected {expected}", where=WHERE)
+
+
+Reader = Callable[[str, str], Any]
+"""(variable, its text, which is not empty) → the value. Raises ConfigError for a text that means nothing."""
+
+
+def as_text(variable: str, text: str) -> str:
+    """The text as it stands."""
+    return text
+
+
+def matching(pattern: str, expected: str) -> Reader:
+    """A text that the pattern matches whole; ``expected`` says the pattern in words."""
+
+    def read(variable: str, text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise unexpected(variable, text, expected)
+        return text
+
+    return read
+
+
+def one_of(*words: str) -> Reader:
+    """One of some words."""
+    return matching("|".join(map(re.escape, words)), " or ".join(map(repr, words)))
+
+
+def truth(variable: str, text: str) -> bool:
+    """``true`` or ``false``."""
+    if text not in ("true", "false"):
+        raise unexpected(variable, text, "'true', 'false' or nothing")
+    return text == "true"
+
+
+def whole(least: int = 1) -> Reader:
+    """A whole number of at least ``least``."""
+    return lambda variable, text: _number(variable, text, text, least)
+
+
+def whole_or_zero_for_none(variable: str, text: str) -> int | None:
+    """A whole number, where 0 says that there is none."""
+    return _number(variable, text, text, least=0) or None
+
+
+def wholes(variable: str, text: str) -> tuple[int, ...]:
+    """Whole numbers of at least 1, with spaces between them."""
+    return tuple(_number(variable, word, text, least=1) for word in text.split())
+
+
+def _number(variable: str, word: str, text: str, least: int) -> int:
+    # The length is limited because int() refuses a text of some thousand digits with an error of its own.
+    if not re.fullmatch(r"[0-9]{1,12}", word) or int(word) < least:
+        numbers = "a whole number" if word == text else "whole numbers"
+        raise unexpected(variable, text, f"{numbers} of at least {least}")
+    return int(word)
+
+
+def component(variable: str, text: str) -> Component:
+    """JSON with a name and perhaps a version."""
+    try:
+        data: Any = json.loads(text)
+    except json.JSONDecodeError:
+        data = None
+    if not (
+        isinstance(data, dict)
+        and isinstance(data.get("name"), str)
+        and isinstance(data.get("version", ""), str)
+        and data.keys() <= {"name", "version"}
+    ):
+        raise unexpected(variable, text, 'JSON of the form {"name": …, "version": …}')
+    return Component(**data)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One attribute of a `Benchmark` (or of another dataclass), and where it stands outside."""
+
+    attribute: str
+    variable: str
+    key: str | None
+    """In a matrix entry; None when entries have no such key."""
+    read: Reader = as_text
+    required: bool = False
+    """Whether a job must have the variable."""
+    scenario: str | None = None
+    """The scenario of which the variable is read, where it is one only."""
+    unset: str = ""
+    """What the workflow exports when there is no value."""
+
+
+FILE_NAME = r"[^/\x00-\x1f\x7f]+"
+_FINGERPRINT = matching(r"[0-9a-f]{64}", "64 hexadecimal digits")
+
+FIELDS = (
+    Field("exp_name", "EXP_NAME", "exp-name", required=True),
+    Field("image", "IMAGE", "image", required=True),
+    Field("model", "MODEL", "model", required=True),
+    Field("model_prefix", "MODEL_PREFIX", "model-prefix", required=True),
+    Field("precision", "PRECISION", "precision", required=True),
+    Field("framework", "FRAMEWORK", "framework", required=True),
+    Field("runner", "RUNNER_TYPE", "runner", required=True),
+    Field("concurrencies", "CONC_LIST", "conc", wholes, required=True),
+    Field("isl", "ISL", "isl", whole(), required=True, scenario=FIXED),
+    Field("osl", "OSL", "osl", whole(), required=True, scenario=FIXED),
+    Field("max_model_len", "MAX_MODEL_LEN", "max-model-len", whole_or_zero_for_none),
+    Field("disagg", "DISAGG", "disagg", truth),
+    Field("spec_decoding", "SPEC_DECODING", "spec-decoding", one_of("none", "mtp", "draft_model")),
+    Field("scenario", "SCENARIO_TYPE", "scenario-type", one_of(FIXED, AGENTIC)),
+    Field("run_eval", "RUN_EVAL", None, truth),
+    Field("eval_only", "EVAL_ONLY", "eval-only", truth),
+    Field("eval_concurrencies", "EVAL_CONC", None, wholes),
+    Field("kv_offloading", "KV_OFFLOADING", "kv-offloading", one_of("none", "dram"), scenario=AGENTIC),
+    Field("kv_offload_backend", "KV_OFFLOAD_BACKEND_METADATA", "kv-offload-backend", component),
+    Field("kv_p2p_transfer", "KV_P2P_TRANSFER", "kv-p2p-transfer"),
+    Field("router", "ROUTER_METADATA", "router", component),
+    Field("total_cpu_dram_gb", "TOTAL_CPU_DRAM_GB", "total-cpu-dram-gb", whole(least=0), scenario=AGENTIC, unset="600"),
+    Field("duration", "DURATION", "duration", whole(), scenario=AGENTIC, unset="3600"),
+    Field("result_filename", "RESULT_FILENAME", None, matching(FILE_NAME, "a file name, not a path")),
+    Field("recipe_fingerprint", "RECIPE_FINGERPRINT", "recipe-fingerprint", _FINGERPRINT),
+)
+
+
+def _role_fields(side: str, least_workers: int) -> tuple[Field, ...]:
+    return (
+        Field("workers", f"{side}_NUM_WORKERS", "num-worker", whole(least_workers), required=True),
+        Field("tp", f"{side}_TP", "tp", whole(), required=True),
+        Field("ep", f"{side}_EP", "ep", whole(), required=True),
+        Field("dp_attention", f"{side}_DP_ATTN", "dp-attn", truth),
+        Field("pp", f"{side}_PP_SIZE", "pp", whole()),
+        Field("dcp", f"{side}_DCP_SIZE", "dcp-size", whole()),
+        Field("pcp", f"{side}_PCP_SIZE", "pcp-size", whole()),
+        Field("hardware", f"{side}_HARDWARE", "hardware"),
+    )
+
+
+PREFILL, DECODE = _role_fields("PREFILL", 1), _role_fields("DECODE", 0)
+"""The fields of a `Role`, by side."""
+
+
+def require(environ: Mapping[str, str], fields: Iterable[Field]) -> None:
+    """Raise ConfigError that names all required variables of ``fields`` that are not set, or blank."""
+    missing = [f.variable for f in fields if f.required and not environ.get(f.variable, "").strip()]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        hint = "the launch step of the multi-node workflow sets them; by hand, select a matrix entry instead"
+        raise ConfigError(f"{', '.join(missing)} {verb} not set, or empty", where=WHERE, hint=hint)
+
+
+def read_variables(environ: Mapping[str, str], fields: Iterable[Field]) -> dict[str, Any]:
+    """Attribute → value of the variables that are set and not empty."""
+    return {f.attribute: f.read(f.variable, text) for f in fields if (text := environ.get(f.variable))}
+
+
+def write_variables(holder: Benchmark | Role, fields: Iterable[Field]) -> dict[str, str]:
+    """Variable → text of all ``fields``."""
+    values = ((f, getattr(holder, f.attribute)) for f in fields)
+    return {f.variable: f.unset if value is None else exported(value) for f, value in values}
+
+
+def exported(value: bool | int | str | tuple[int, ...] | Component) -> str:
+    """A value as the workflow exports it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    if isinstance(value, Component):
+        # GitHub's toJson writes over several lines.
+        return json.dumps({k: v for k, v in dataclasses.asdict(value).items() if v is not None}, indent=2)
+    return str(value)
+
+
+def read_entry(data: Mapping[str, Any], fields: Iterable[Field]) -> dict[str, Any]:
+    """Attribute → value of the keys that a matrix entry has."""
+    values = {f.attribute: data[f.key] for f in fields if f.key and data.get(f.key) is not None}
+    return {name: Component(**value) if isinstance(value, dict) else value for name, value in values.items()}
+
+
+SETTING_KEYS = frozenset(
+    {
+        "CLIENT_IMAGE",
+        "CONFIG_FILE",
+        "DECODE_GPU_MEM_FRACTION",
+        "DECODE_IMAGE",
+        "DECODE_MAX_BATCH_SIZE",
+        "DECODE_MAX_NUM_TOKENS",
+        "DECODE_MTP_SIZE",
+        "DECODE_NODES",
+        "DECODE_WORKERS",
+        "EVAL_CONFIG_FILE",
+        "GPUS_PER_NODE",
+        "NUM_SPEC_TOKENS",
+        "PREFILL_IMAGE",
+        "PREFILL_MAX_BATCH_SIZE",
+        "PREFILL_MAX_NUM_TOKENS",
+        "PREFILL_NODES",
+        "PREFILL_WORKERS",
+        "SLURM_EXCLUDE_NODES",
+        "SLURM_PARTITION",
+        "SYNTHETIC_ACCEPTANCE",
+        "SYNTHETIC_ACCEPTANCE_LENGTH",
+        "THINKING_MODE",
+        "TIME_LIMIT",
+    }
+)
+"""What a row may set beside its own keys. Any other key (``PATH``, ``LD_PRELOAD``, a variable of `FIELDS`) is refused.
+
+InferenceX's workflow pastes these KEY=VALUE texts into a shell line, where spaces, globs and ``$()`` are interpreted.
+Here they are data.
+"""
+
+
+def parse_setting(text: str, place: Place | str) -> tuple[str, str]:
+    """Key and value of one additional setting (``KEY=VALUE``); the value is taken literally, with its spaces.
+
+    Raises ConfigError, with ``place`` as the place, for a text without ``=``, a key that is not in `SETTING_KEYS`, or a
+    value with control characters.
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"additional setting {text!r} is not KEY=VALUE", where=str(place))
+    if key not in SETTING_KEYS:
+        near = nearest(key, SETTING_KEYS)
+        hint = f"did you mean {near!r}?" if near else f"known settings: {', '.join(sorted(SETTING_KEYS))}"
+        raise ConfigError(f"additional setting {key!r} is not known", where=str(place), hint=hint)
+    if re.search(r"[\x00-\x1f\x7f]", value):
+        raise ConfigError(f"additional setting {key} has a control character in its value {value!r}", where=str(place))
+    return key, value
