@@ -6,10 +6,11 @@ workspace's own, then what is shipped.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
@@ -22,11 +23,14 @@ from launcher.check.schema_validation import Verdicts
 from launcher.check.srtctl_schema import Schemas
 from launcher.core.errors import ConfigError
 from launcher.core.shipped import shipped
+from launcher.core.yaml_source import nearest
 from launcher.plan.derive import Context, run_key
-from launcher.plan.plan import Plan
+from launcher.plan.plan import SRTCTL, Plan
+from launcher.run.kind import JobKind
 from launcher.run.record import check_run_id
 from launcher.runner.file import RunnerFile
 from launcher.runner.fleet import Fleet
+from launcher.srtctl.kind import SrtctlKind
 from launcher.srtctl.locate import RecipeFinder
 from launcher.srtctl.resolve import SrtctlPlanner
 
@@ -106,6 +110,15 @@ class Session:
         own = {"{workspace}": str(self.workspace), "{state}": str(self.state)}
         return [Path(reduce(lambda text, key: text.replace(key, own[key]), own, text)) for text in dict.fromkeys(said)]
 
+    def kind(self, name: str) -> JobKind:
+        """A kind of job by its name in runner files and plans. Raises ConfigError."""
+        try:
+            return KINDS[name](self)
+        except KeyError:
+            near = nearest(name, KINDS)
+            hint = f"did you mean {near}?" if near else f"there are: {', '.join(KINDS)}"
+            raise ConfigError(f"no kind of job is called {name}", hint=hint) from None
+
     @cached_property
     def verdicts(self) -> Verdicts:
         return Verdicts(Schemas(self.finder.trees))
@@ -149,6 +162,10 @@ class Session:
         file = self.fleet.for_runner_name(job.runner_name)
         return self._plan(benchmark_from_environment(self.environ), file, job, run_id, False)
 
+    def plan_srtctl(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> Plan:
+        """Plan a benchmark that srtctl runs."""
+        return plan_benchmark(benchmark, file, self.finder, context, self.verdicts)
+
     def replan(self, plan: Plan, tree: Path) -> Plan:
         """The plan again, now that the checkout at ``tree`` is there and its recipe can be read."""
         finder = RecipeFinder(self.workspace, self.finder.repository, checkout=tree)
@@ -162,8 +179,8 @@ class Session:
 
     def _plan(self, benchmark: Benchmark, file: RunnerFile, job: GithubJob, run_id: str | None, narrow: bool) -> Plan:
         key = check_run_id(run_id or run_key(benchmark, job.runner_name, job.run_id, job.attempt))
-        context = self._context(job.runner_name, key, narrow)
-        return plan_benchmark(benchmark, file, self.finder, context, self.verdicts)
+        kind = self.kind(_kind_of_lane(benchmark, file))
+        return kind.plan(benchmark, file, self._context(job.runner_name, key, narrow))
 
     def context(self, key: str) -> Context:
         """What paths of runner files depend on, for a command that is about no run."""
@@ -182,6 +199,12 @@ class Session:
         )
 
 
+KINDS: dict[str, Callable[[Session], JobKind]] = {
+    SRTCTL: lambda project: SrtctlKind(project.plan_srtctl, project.replan),
+}
+"""The kinds of job that there are."""
+
+
 def plan_benchmark(
     benchmark: Benchmark, file: RunnerFile, finder: RecipeFinder, context: Context, verdicts: Verdicts | None = None
 ) -> Plan:
@@ -189,6 +212,14 @@ def plan_benchmark(
     verdicts = verdicts or Verdicts()
     resolved = SrtctlPlanner(finder, verdicts.schemas.has_file).plan(benchmark, file, context)
     return dataclasses.replace(resolved.plan, findings=check_plan(resolved, verdicts))
+
+
+def _kind_of_lane(benchmark: Benchmark, file: RunnerFile) -> str:
+    """The kind of job that serves a benchmark. Where no lane does, the first kind says what is supported."""
+    for power in (False, True):  # a recipe that asks for power telemetry can have a lane of its own
+        with contextlib.suppress(ConfigError):
+            return file.lane(benchmark, power=power).rule.kind
+    return SRTCTL
 
 
 def _is_directory(path: str, holding: str | None) -> bool:

@@ -10,13 +10,13 @@ from typing import TextIO
 
 from launcher.core.github import GitHub
 from launcher.core.redact import redact
-from launcher.run.execute import Outcome
 from launcher.run.record import Event
+from launcher.run.run import Outcome
 
 Writer = Callable[[str], None]
 
 
-class Voice:
+class Console:
     """Writes events and job logs to a stream. Job logs go between ``::stop-commands::`` marks where GitHub reads.
 
     ``labels`` names runs for people; with a single run no label is shown.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from launcher.plan.plan import Plan
+from launcher.run.kind import JobKind
 from launcher.run.record import RunRecord
-from launcher.srtctl.planned import SrtctlJob
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO) -> None:
@@ -41,7 +41,7 @@ def _console(stream: TextIO) -> Any:
     )
 
 
-def show_plans(plans: Sequence[Plan]) -> None:
+def show_plans(plans: Sequence[Plan], kinds: Callable[[str], JobKind]) -> None:
     """Each plan as a person reads it: what, where, with what, and what is wrong with it."""
     console = _console(sys.stdout)
     for i, plan in enumerate(plans):
@@ -49,7 +49,7 @@ def show_plans(plans: Sequence[Plan]) -> None:
             console.print()
         b = plan.benchmark
         console.print(f"{b.title}   on {plan.runner}", style="bold")
-        for name, value in _lines(plan):
+        for name, value in _lines(plan, kinds(plan.kind)):
             console.print(f"  {name:10} {value}")
         for f in plan.findings:
             style = "red" if f.severity == "error" else "yellow"
@@ -59,25 +59,17 @@ def show_plans(plans: Sequence[Plan]) -> None:
         console.print(f"\n{len(plans)} plans, {errors} with errors")
 
 
-def _lines(plan: Plan) -> list[tuple[str, str]]:
-    b, slurm, job = plan.benchmark, plan.scheduler, SrtctlJob.of(plan)
-    srt = job.srt_slurm
-    seen = " and ".join(plan.model.seen_by)
+def _lines(plan: Plan, kind: JobKind) -> list[tuple[str, str]]:
+    b, slurm, seen = plan.benchmark, plan.scheduler, " and ".join(plan.model.seen_by)
     return [
         ("measures", f"concurrency {' '.join(map(str, b.concurrencies)) or '-'}   {b.key or b.source}"),
-        ("recipe", f"{job.recipe.path}{':' + job.recipe.selector if job.recipe.selector else ''}"),
-        ("", f"from {job.recipe.origin}"),
         ("model", f"{plan.model.path} ({plan.model.storage}, for {seen} nodes)"),
-        *((("alias", f"{alias} → {path}") for alias, path in job.models.items())),
         *(
             ("image", f"{image.reference}\n             {image.squash} (imported on the {image.import_on} node)")
             for image in plan.images
         ),
-        ("srt-slurm", f"{srt.repository} {srt.ref} ({srt.sha or 'not pinned'})"),
-        *(("overlay", f"{o.source} → {o.destination}") for o in srt.overlays),
-        ("tree", srt.root),
+        *kind.describe(plan),
         ("job", f"{plan.job_name}, partition {slurm.partition}, account {slurm.account}, at most {slurm.time_limit}"),
-        ("submit", " ".join(job.submit.argv)),
         ("results", f"{plan.results.filename}_*.json"),
         ("decided by", f"{plan.rules.get('model', '-')}, {plan.rules.get('lane', '-')}"),
     ]
@@ -90,39 +82,36 @@ def show_runs(found: Sequence[RunRecord], runs: Path) -> None:
         return
     rows = []
     for record in found:
-        job = record.get("job") or {}
-        error = record.get("error") or {}
-        state = record.get("state")
+        fields = record.fields
+        state = fields.state
         if not record.ended and not record.owned_by_another:
             state = f"{state} (nobody drives it)"
-        verdict = record.get("verdict") or {}
-        said = f"{error['layer']}: {str(error['message']).splitlines()[0]}" if error else job.get("says", "")
-        if verdict.get("layer"):
-            said = f"{verdict['layer']}: {verdict['text']}"
-        rows.append([record.id, record.get("runner"), _when(record.get("created")), state, job.get("id", "-"), said])
+        text = fields.job.says if fields.job is not None else ""
+        if fields.error is not None:
+            text = f"{fields.error.layer}: {fields.error.message.splitlines()[0]}"
+        if fields.verdict is not None and fields.verdict.layer:
+            text = str(fields.verdict)
+        job = fields.job.id if fields.job is not None else "-"
+        rows.append([record.id, fields.runner, _when(fields.created), state, job, text])
     table(["run", "runner", "began", "state", "job", ""], rows, sys.stdout)
 
 
 def show_run(record: RunRecord) -> None:
-    """One run: its stages, its job, its end, and where its files are."""
-    console = _console(sys.stdout)
-    plan = record.plan
-    console.print(f"{record.id}   {record.get('state')}", style="bold")
-    console.print(f"  {plan.benchmark.title} on {record.get('runner')}")
-    stages = record.get("stages", {})
-    for name, stage in stages.items():
-        seconds = stage.get("at", 0) - stage.get("began", 0)
-        console.print(f"  {name:10} {stage['state']:8} {seconds:7.1f} s   {stage.get('error', '')}")
-    if job := record.get("job"):
-        console.print(f"  job        {job['id']}   {job.get('says', '')}")
-        console.print(f"  output     {job['output']}")
-    if error := record.get("error"):
-        console.print(f"  {error['layer']}: {error['message']}", style="red")
-        if error.get("hint"):
-            console.print(f"  hint: {error['hint']}")
-    if verdict := record.get("verdict"):
-        said = f"{verdict['layer']}: {verdict['text']}" if verdict["layer"] else verdict["text"]
-        console.print(f"  verdict    {said}", style="red" if verdict["layer"] else "green")
+    """One run: its steps, its job, its end, and where its files are."""
+    console, fields = _console(sys.stdout), record.fields
+    console.print(f"{record.id}   {fields.state}", style="bold")
+    console.print(f"  {record.plan.benchmark.title} on {fields.runner}")
+    for name, step in fields.steps.items():
+        console.print(f"  {name:10} {step.state:8} {step.at - step.began:7.1f} s   {step.error or ''}")
+    if fields.job is not None:
+        console.print(f"  job        {fields.job.id}   {fields.job.says}")
+        console.print(f"  output     {fields.job.output}")
+    if fields.error is not None:
+        console.print(f"  {fields.error.layer}: {fields.error.message}", style="red")
+        if fields.error.hint:
+            console.print(f"  hint: {fields.error.hint}")
+    if fields.verdict is not None:
+        console.print(f"  verdict    {fields.verdict}", style="red" if fields.verdict.layer else "green")
         console.print(f"  evidence   {record.directory / 'evidence'}")
     console.print(f"  record     {record.directory}")
 

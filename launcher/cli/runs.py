@@ -8,13 +8,15 @@ import sys
 import time
 
 from launcher.cli.common import existing_run, session
-from launcher.cli.running import drive_records, execution_of
+from launcher.cli.running import drive_records
 from launcher.core.errors import ConfigError, JobError, LauncherError
 from launcher.core.stop import stop_on_signals
 from launcher.model.node_job import reap
-from launcher.run.execute import log_of
-from launcher.run.orphans import end_run, left_behind
+from launcher.run import evidence, finish
+from launcher.run.orphans import end_run, find_orphans
 from launcher.run.record import RunRecord, records
+from launcher.run.run import log_path
+from launcher.services import open_run
 from launcher.slurm.backends import open_scheduler
 from launcher.slurm.logs import LogFollower
 from launcher.slurm.states import Phase
@@ -47,13 +49,13 @@ def logs(arguments: argparse.Namespace) -> int:
     """Print the job's log; with --follow until the run has ended."""
     of = session(arguments)
     record = RunRecord.load(of.runs, arguments.run)
-    path = log_of(record)
+    path = log_path(record)
     if path is None and not arguments.follow:
         raise ConfigError("this run has no job yet, hence no log", where=f"run {record.id}")
     follower = None
     while True:
         record = RunRecord.load(of.runs, arguments.run)
-        path = path or log_of(record)
+        path = path or log_path(record)
         if follower is None and path is not None:
             follower = LogFollower(path)
         ended = record.ended
@@ -71,7 +73,7 @@ def cancel(arguments: argparse.Namespace) -> int:
     """Cancel a run's job and wait until the scheduler says that it is gone."""
     of = session(arguments)
     record = RunRecord.load(of.runs, existing_run(arguments, of))
-    end_run(execution_of(of, record), "launcher cancel", print)
+    end_run(open_run(of, record), "launcher cancel", print)
     return 0
 
 
@@ -83,17 +85,18 @@ def cleanup(arguments: argparse.Namespace) -> int:
         if not (of.runs / run_id / "run.json").is_file():
             print(f"run {run_id} has no record: it never began")
             return 0
-        end_run(execution_of(of, RunRecord.load(of.runs, run_id)), "launcher cleanup", print)
+        end_run(open_run(of, RunRecord.load(of.runs, run_id)), "launcher cleanup", print)
         return 0
-    left, elsewhere = left_behind(of.runs)
+    left, elsewhere = find_orphans(of.runs)
     wrong: list[LauncherError] = []
     for record in left:
         try:
-            end_run(execution_of(of, record), "launcher cleanup", print)
+            end_run(open_run(of, record), "launcher cleanup", print)
         except LauncherError as error:
             wrong.append(error)
     for record in elsewhere:
-        host = record.get("owner")["host"]
+        owner = record.fields.owner
+        host = owner.host if owner is not None else "its own host"
         print(f"run {record.id}: only {host} can tell whether it is driven; `launcher cleanup {record.id}` ends it")
     print(f"{len(left)} runs were left behind" if left else "no run was left behind")
     try:
@@ -113,22 +116,22 @@ def collect(arguments: argparse.Namespace) -> int:
     record = RunRecord.load(of.runs, existing_run(arguments, of))
     if record.owned_by_another:
         raise ConfigError("another launcher drives this run, and will collect", where=f"run {record.id}")
-    execution = execution_of(of, record)
-    execution.take_over()
-    job = execution.job
+    run = open_run(of, record)
+    record.take()
+    job = record.job_key
     if job is None:
         raise ConfigError("this run has no job, hence no results", where=f"run {record.id}")
-    state = execution.effects.scheduler.poll([job])[job]
+    state = run.services.scheduler.poll([job])[job]
     if state.phase is not Phase.TERMINAL and not record.ended:
         raise JobError(f"the job has not ended: {state.describe()}", where=str(job), hint="launcher logs -f RUN")
     if state.phase is Phase.TERMINAL:
-        outcome = execution.finish(state)
+        outcome = finish.finish(run, state)
         print(f"run {record.id}: {outcome.state}")
         if outcome.error is not None:
             raise outcome.error
         return 0
-    collected = execution.collect()
-    execution.papers.deliver(execution.results_directory)
+    collected = finish.collect(run)
+    evidence.deliver(run)
     collected.raise_if_bad()
     return 0
 
@@ -137,7 +140,7 @@ def resume(arguments: argparse.Namespace) -> int:
     """Continue a run where it stopped, in this process."""
     of = session(arguments, look=True)
     record = RunRecord.load(of.runs, arguments.run)
-    if record.get("state") == "succeeded":
+    if record.fields.state == "succeeded":
         print(f"run {record.id} has succeeded already")
         return 0
     if record.owned_by_another:

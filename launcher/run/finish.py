@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from launcher.core.errors import Cancelled, JobError, LauncherError, ResultError
 from launcher.core.publish import write_json
-from launcher.core.redact import redacted
+from launcher.core.redact import redact
 from launcher.result.collect import Collected
 from launcher.result.summary import summary
 from launcher.result.workspace import LOGS
@@ -118,8 +119,13 @@ def _end(run: Run, error: LauncherError | None, collected: Collected, state: Job
     outcome = Outcome(run.id, name, collected.points, error, verdict)
     recorded = None
     if error is not None:
-        shown = {"layer": error.layer, "message": error.message, "where": error.where, "hint": error.hint}
-        recorded = RecordedError(**redacted(shown, run.services.environ))
+        hide = partial(redact, environ=run.services.environ)
+        recorded = RecordedError(
+            error.layer,
+            hide(error.message),
+            hide(error.where) if error.where is not None else None,
+            hide(error.hint) if error.hint is not None else None,
+        )
     run.record.update(
         state=name, ended=run.services.clock(), exit_code=outcome.exit_code, verdict=verdict, error=recorded
     )

@@ -164,9 +164,8 @@ def _stage_model(run: Run, path: Path) -> dict[str, Any]:
     from launcher.model.stage import stage
     from launcher.model.striping import DEFAULT, Stripe, striping
 
-    stop, policy = run.services.stop, DEFAULT
-    if planned.striping is not None:
-        policy = [Stripe(*layout) for layout in planned.striping]
+    stop = run.services.stop
+    policy = DEFAULT if planned.striping is None else [Stripe(*layout) for layout in planned.striping]
     run.log(f"model {path}: staging from {planned.source}")
     done = stage(
         source_of(planned.source, sleep=stop.sleep),

@@ -29,9 +29,9 @@ import msgspec
 from launcher.core.errors import SubmissionError
 from launcher.core.process import CommandRunner, clean_environment, run
 from launcher.core.publish import TEMPORARY_SUFFIX, fsync_directory, temporary_name, write_json
-from launcher.plan.plan import PlannedOverlay, SrtSlurm
 from launcher.srtctl.config import FILE_NAME, known_keys
 from launcher.srtctl.mirror import Git, Mirror, saving_work
+from launcher.srtctl.planned import PlannedOverlay, SrtSlurm
 from launcher.srtctl.submit import apply_options
 
 FACTS = Path(".git/launcher.json")

@@ -79,7 +79,10 @@ class SrtctlKind:
                 raise ConfigError("the lane's overlay is not in the workspace", where=overlay.source)
         wanted = replace(job.srt_slurm, overlays=tuple(overlays))
         checkouts = Checkouts(
-            Path(wanted.cache), run=services.run, environ=services.environment, sleep=services.stop.sleep
+            environ=services.environment,
+            setup_environment=services.tools.environment,
+            run=services.run,
+            sleep=services.stop.sleep,
         )
         checkout = checkouts.prepare(wanted)
         for note in checkout.notes:
