@@ -10,11 +10,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from launcher.run.execute import Execution, Outcome
-from launcher.run.stages import Effects
 
 from launcher.cli.running import report_to
 from launcher.core.errors import (
@@ -29,8 +26,12 @@ from launcher.core.errors import (
 )
 from launcher.core.github import GitHub
 from launcher.result.collect import TARBALL
-from launcher.run.evidence import FOLDER, PAPER
+from launcher.run import finish
+from launcher.run.evidence import FOLDER, LARGEST
 from launcher.run.record import RunRecord
+from launcher.run.record_fields import RecordedJob
+from launcher.run.run import Outcome, Run
+from launcher.run.verdict import Verdict
 from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.states import Phase
 from launcher.srtctl.planned import SrtctlJob
@@ -38,7 +39,7 @@ from tests.benchmarks import a_recipe
 from tests.core.test_redact import TOKENS
 from tests.plans import with_job
 from tests.result.documents import fixed
-from tests.run.test_stages import plan_on
+from tests.run.runs import a_run, plan_on, services
 
 SECRETS = {
     "HF_TOKEN": "hf_" + "q8Wm3ZtR7x" * 3 + "Lk2p",
@@ -59,7 +60,7 @@ class Slurm:
     name = "slurm"
 
     def describe(self, job: JobKey) -> dict[str, str]:
-        return {"scontrol": f"JobId={job.id} Comment={SPILLED}", "sacct": "x" * (2 * PAPER)}
+        return {"scontrol": f"JobId={job.id} Comment={SPILLED}", "sacct": "x" * (2 * LARGEST)}
 
     def __getattr__(self, name: str) -> object:
         raise AssertionError(name)
@@ -70,11 +71,16 @@ class Case:
     """A run of which the job has begun, in a directory of its own, as `launcher ci` would drive it."""
 
     root: Path
-    execution: Execution
+    run: Run
 
     @property
     def record(self) -> RunRecord:
-        return self.execution.record
+        return self.run.record
+
+    @property
+    def verdict(self) -> Verdict:
+        assert self.record.fields.verdict is not None
+        return self.record.fields.verdict
 
     @property
     def output(self) -> Path:
@@ -91,7 +97,7 @@ class Case:
         if worker:
             (logs / "node02_decode_w0.out").write_text(f"2026-11-21 10:00:05 ready {SPILLED}{worker}\n")
         now = time.time()
-        job = {"id": "7", "submitted": now - 5, "output": str(self.output)}
+        job = RecordedJob("7", now - 5, str(self.output), str(self.output / "logs/sweep_7.log"))
         self.record.update(state="running", job=job)
         for at in results:
             path = logs / "sa-bench_isl_1024_osl_1024" / f"results_concurrency_{at}_gpus_8_ctx_4_gen_4.json"
@@ -130,11 +136,9 @@ def case(tmp_path: Path) -> Case:
     plan = plan_on("local", tmp_path / "workspace")
     tree = dataclasses.replace(SrtctlJob.of(plan).srt_slurm, root=str(tmp_path / "tree"))
     plan = with_job(plan, srt_slurm=tree, recipe=dataclasses.replace(SrtctlJob.of(plan).recipe, document=a_recipe()))
-    record = RunRecord.create(tmp_path / "runs", plan)
-    record.update(results="workspace")
-    scheduler: Any = Slurm()
-    effects = Effects(scheduler=scheduler, environ=SECRETS)
-    return Case(tmp_path, Execution(record, plan, effects, lambda plan, root: plan))
+    run = a_run(tmp_path, plan, services(Slurm(), SECRETS))
+    run.record.update(results="workspace")
+    return Case(tmp_path, run)
 
 
 def leaks(case: Case, said: str) -> list[str]:
@@ -186,10 +190,10 @@ JOBS = {
 @pytest.mark.parametrize("name", JOBS)
 def test_the_end_of_a_job(case: Case, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     end = JOBS[name]
-    monkeypatch.setattr(Execution, "_result_patience", 0.0)
+    monkeypatch.setattr(finish, "RESULT_PATIENCE", 0.0)
     case.submitted(worker=end.worker, results=end.results)
     state = JobState(Phase.TERMINAL, end.word, exit_code=end.code, nodes="node[01-02]")
-    outcome = case.execution.finish(state)
+    outcome = finish.finish(case.run, state)
     said = case.annotation(outcome)
     assert leaks(case, said) == []
     assert outcome.exit_code == end.exit_code
@@ -198,7 +202,7 @@ def test_the_end_of_a_job(case: Case, name: str, monkeypatch: pytest.MonkeyPatch
     evidence = case.evidence()
     assert evidence.keys() >= ALWAYS | OF_A_JOB | ({"first-failure.txt"} if end.exit_code else set())
     assert f"job 7: {state.describe()}" in evidence["verdict.txt"] and "RUNNING on node" in evidence["events.txt"]
-    assert all(len(text) <= 2 * PAPER for text in evidence.values())
+    assert all(len(text) <= 2 * LARGEST for text in evidence.values())
     assert {n.removeprefix(f"{FOLDER}/") for n in case.packed() if n.startswith(FOLDER)} == evidence.keys()
     if end.layer:
         assert f"::{end.layer}: " in said and end.text in said
@@ -230,13 +234,13 @@ def test_an_end_before_the_job(case: Case, name: str) -> None:
     error, layer, code = EARLY[name]
     assert isinstance(error, LauncherError)
     case.record.event("stage", "images …")
-    ended = case.execution.cancelled(error) if isinstance(error, Cancelled) else case.execution.failed(error)
+    ended = finish.cancelled(case.run, error) if isinstance(error, Cancelled) else finish.failed(case.run, error)
     said = case.annotation(ended)
     assert leaks(case, said) == []
     assert ended.exit_code == code
-    assert case.record.get("verdict")["layer"] == layer
+    assert case.verdict.layer == layer
     last = error.message.split("***")[0].splitlines()[-1].split(" token")[0]
-    assert last in case.record.get("verdict")["text"]
+    assert last in case.verdict.text
     assert f"::{layer}: " in said and last in said
     evidence = case.evidence()
     assert evidence.keys() == ALWAYS | {"first-failure.txt"}
@@ -246,15 +250,15 @@ def test_an_end_before_the_job(case: Case, name: str) -> None:
 
 def test_a_cancelled_job_leaves_its_logs_and_evidence_and_then_what_became_of_it(case: Case) -> None:
     case.submitted(worker=OOM)
-    outcome = case.execution.cancelled(Cancelled("stopped by SIGTERM", exit_code=143))
-    assert case.record.get("verdict") == {"layer": "cancelled", "text": "stopped by SIGTERM"}
+    outcome = finish.cancelled(case.run, Cancelled("stopped by SIGTERM", exit_code=143))
+    assert case.verdict == Verdict("cancelled", "stopped by SIGTERM")
     assert {
         "sweep_7.log",
         f"{FOLDER}/job.log",
         f"{FOLDER}/verdict.txt",
         f"{FOLDER}/config.yaml",
     } <= case.packed().keys()
-    case.execution.saw_after_cancel(JobState(Phase.TERMINAL, "CANCELLED", exit_code=(0, 15)))
+    finish.note_after_cancel(case.run, JobState(Phase.TERMINAL, "CANCELLED", exit_code=(0, 15)))
     assert "after cancelling: CANCELLED" in case.evidence()["events.txt"]
     assert case.evidence().keys() == ALWAYS | OF_A_JOB | {"first-failure.txt"}
     assert leaks(case, case.annotation(outcome)) == []
@@ -266,8 +270,8 @@ def test_what_lies_in_the_tarball_is_bounded_and_no_result(case: Case) -> None:
         (case.output / name).write_text("# a line of a long file\n" * 100_000)
     for number in range(20_000):
         case.record.event("job", f"event {number} " + "x" * 60)
-    case.execution.finish(JobState(Phase.TERMINAL, "FAILED", exit_code=(1, 0)))
+    finish.finish(case.run, JobState(Phase.TERMINAL, "FAILED", exit_code=(1, 0)))
     packed = {name: data for name, data in case.packed().items() if name.startswith(FOLDER)}
-    assert 0 < max(map(len, packed.values())) <= PAPER + 4096, {n: len(d) for n, d in packed.items()}
+    assert 0 < max(map(len, packed.values())) <= LARGEST + 4096, {n: len(d) for n, d in packed.items()}
     assert not any(Path(name).suffix == ".json" and "result" in name for name in packed)
     assert b"event 19999 " in packed[f"{FOLDER}/events.txt"] and packed[f"{FOLDER}/config.yaml"].endswith(b"file\n")

@@ -4,35 +4,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from launcher.run.stages import holds
 
-from launcher.core.shipped import shipped
-from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
-from launcher.project import plan_benchmark
-from launcher.run.held_job import Hold
+from launcher.run.held_job import is_ours, released, should_release
 from launcher.run.record import RunRecord
-from launcher.runner import Fleet
+from launcher.run.record_fields import RecordedJob
+from launcher.run.run import Run
 from launcher.slurm.client import JobState, SchedulerUnreachable, unknown
 from launcher.slurm.states import Phase
-from launcher.srtctl.locate import RecipeFinder
 from launcher.srtctl.planned import SrtctlJob
-from tests.benchmarks import a_benchmark
 from tests.plans import with_job
+from tests.run.runs import HELD, RUNNING, a_run, events, plan_on, srtctl_kind
 
-HELD = JobState(Phase.ALIVE, "PENDING", reason="JobHeldUser")
 WAITING = JobState(Phase.ALIVE, "PENDING", reason="Priority")
-RUNNING = JobState(Phase.ALIVE, "RUNNING")
 BY_ADMIN = JobState(Phase.ALIVE, "PENDING", reason="JobHeldAdmin")
 
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    context = Context(workspace=str(tmp_path), runner_name="gb200-nv_0", run_key="r1", today="20260101")
-    plan = plan_benchmark(a_benchmark(), Fleet([shipped("runners")]).get("gb200-nv"), RecipeFinder(), context)
+    plan = plan_on("gb200-nv", tmp_path)
     root, recipe = tmp_path / "tree", replace(SrtctlJob.of(plan).recipe, path="recipes/one.yaml", selector=None)
     (root / "recipes").mkdir(parents=True)
     (root / "recipes/one.yaml").write_text("name: one\n")
@@ -40,71 +32,66 @@ def plan(tmp_path: Path) -> Plan:
 
 
 @pytest.fixture
-def record(tmp_path: Path, plan: Plan) -> RunRecord:
-    record = RunRecord.create(tmp_path / "runs", plan)
-    record.update(job={"id": "7", "submitted": 1.0, "output": str(tmp_path / "outputs/7"), "held": True})
-    return record
+def run(tmp_path: Path, plan: Plan) -> Run:
+    run = a_run(tmp_path, plan)
+    run.record.update(job=RecordedJob("7", 1.0, str(tmp_path / "outputs/7"), held=True))
+    return run
 
 
-def told(record: RunRecord) -> list[str]:
-    return [e["text"] for e in record.events()]
-
-
-def test_a_job_goes_on_with_what_srtctl_had_no_time_to_write(record: RunRecord, tmp_path: Path) -> None:
-    hold = Hold(record)
-    assert hold.may_end(HELD)
+def test_a_job_goes_on_with_what_srtctl_had_no_time_to_write(run: Run, tmp_path: Path) -> None:
+    assert should_release(run, HELD)
     assert (tmp_path / "outputs/7/logs").is_dir()
     assert (tmp_path / "outputs/7/config.yaml").read_text() == "name: one\n"
     (tmp_path / "outputs/7/config.yaml").write_text("srtctl's own")
-    assert hold.may_end(HELD)
+    assert should_release(run, HELD)
     assert (tmp_path / "outputs/7/config.yaml").read_text() == "srtctl's own"
 
 
-def test_a_release_counts_once_slurm_shows_it(record: RunRecord) -> None:
-    hold = Hold(record)
-    assert hold.may_end(HELD)
-    hold.ended(SchedulerUnreachable("away"))
-    assert hold.may_end(HELD) and "is still held: away" in told(record)[-1]
-    hold.ended()
-    assert hold.may_end(HELD), "a controller that was killed has forgotten it"
-    hold.ended()
-    assert told(record)[-2:] == ["job 7 released", "job 7 released again"]
-    assert not hold.may_end(WAITING) and not hold.ours
-    assert not hold.may_end(HELD), "somebody else's hold"
-    assert not Hold(RunRecord.load(record.directory.parent, "r1")).ours
+def test_a_release_counts_once_slurm_shows_it(run: Run) -> None:
+    assert should_release(run, HELD)
+    released(run, SchedulerUnreachable("away"))
+    assert should_release(run, HELD) and "is still held: away" in events(run.record)[-1]
+    released(run)
+    assert should_release(run, HELD), "a controller that was killed has forgotten it"
+    released(run)
+    assert events(run.record)[-2:] == ["job 7 released", "job 7 released again"]
+    assert not should_release(run, WAITING) and not is_ours(run)
+    assert not should_release(run, HELD), "somebody else's hold"
+    job = RunRecord.load(run.record.directory.parent, "r1").job
+    assert job is not None and not job.held
 
 
 @pytest.mark.parametrize("state", [RUNNING, BY_ADMIN])
-def test_what_runs_or_an_administrator_holds_is_not_released(record: RunRecord, state: JobState) -> None:
-    assert not Hold(record).may_end(state)
-    assert not Hold(record).ours and "the hold is not ours" in told(record)[-1]
+def test_what_runs_or_an_administrator_holds_is_not_released(run: Run, state: JobState) -> None:
+    assert not should_release(run, state)
+    assert not is_ours(run) and "the hold is not ours" in events(run.record)[-1]
 
 
-def test_a_job_that_waits_for_something_else_too_is_released(record: RunRecord) -> None:
-    assert Hold(record).may_end(replace(HELD, reason="Dependency"))
+def test_a_job_that_waits_for_something_else_too_is_released(run: Run) -> None:
+    assert should_release(run, replace(HELD, reason="Dependency"))
 
 
 @pytest.mark.parametrize("state", [unknown("silence"), JobState(Phase.TERMINAL, "CANCELLED")])
-def test_without_a_living_job_nothing_changes(record: RunRecord, state: JobState) -> None:
-    assert not Hold(record).may_end(state)
-    assert Hold(record).ours
+def test_without_a_living_job_nothing_changes(run: Run, state: JobState) -> None:
+    assert not should_release(run, state)
+    assert is_ours(run)
 
 
-@pytest.mark.parametrize("job", [None, {"id": "7", "output": "/x"}])
-def test_a_run_without_a_hold(tmp_path: Path, plan: Plan, job: dict[str, Any] | None) -> None:
-    record = RunRecord.create(tmp_path / "runs", plan)
-    record.update(job=job)
-    assert not Hold(record).ours and not Hold(record).may_end(HELD)
+@pytest.mark.parametrize("job", [None, RecordedJob("7", 1.0, "/x")])
+def test_a_run_without_a_hold(run: Run, job: RecordedJob | None) -> None:
+    run.record.update(job=job)
+    assert not is_ours(run) and not should_release(run, HELD)
 
 
-def test_a_directory_that_cannot_be_made_whole_keeps_the_job_held(record: RunRecord, tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_made_whole_keeps_the_job_held(run: Run, tmp_path: Path) -> None:
     (tmp_path / "outputs").write_text("a file")
-    assert not Hold(record).may_end(HELD)
-    assert Hold(record).ours and "not released yet" in told(record)[-1]
+    assert not should_release(run, HELD)
+    assert is_ours(run) and "not released yet" in events(run.record)[-1]
 
 
 def test_which_plans_hold(plan: Plan) -> None:
-    assert holds(plan)
-    assert not holds(replace(plan, scheduler=replace(plan.scheduler, kind="local")))
+    kind = srtctl_kind()
+    assert kind.holds(plan)
+    assert not kind.holds(replace(plan, scheduler=replace(plan.scheduler, kind="local")))
     document = {"sbatch_directives": {"hold": ""}}
-    assert not holds(with_job(plan, recipe=replace(SrtctlJob.of(plan).recipe, document=document)))
+    assert not kind.holds(with_job(plan, recipe=replace(SrtctlJob.of(plan).recipe, document=document)))

@@ -1,169 +1,136 @@
-"""Driving runs: what the scheduler, the disk and the user do meanwhile. Executions are scripted, jobs are not real."""
+"""The loop: what the scheduler, the disk and the user do meanwhile. Runs are on disk, their jobs are not real."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launcher.core.errors import Cancelled, ImageError, JobError, LauncherError
 from launcher.core.stop import Stop
-from launcher.run.execute import Outcome
-from launcher.run.loop import Drive, until_gone
+from launcher.run import ending, finish, loop
+from launcher.run.loop import Limits, run_all
+from launcher.run.prepare import Preparation
+from launcher.run.record_fields import RecordedJob
+from launcher.run.run import Outcome, Run
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
+from launcher.slurm.end_jobs import end_jobs
+from launcher.slurm.poller import Pace
 from launcher.slurm.states import Phase
-from launcher.slurm.watch import Pace
+from tests.run.runs import DONE, HELD, RUNNING, ScriptedScheduler, a_run, events, plan_on, services
 
-DONE = JobState(Phase.TERMINAL, "COMPLETED", exit_code=(0, 0))
-RUNNING = JobState(Phase.ALIVE, "RUNNING")
 FAST = Pace(first=0.01, running=0.02, pending=0.02, tick=0.01)
 
 
-class Jobs:
-    """A scheduler whose jobs end when they are told to; counts its polls and remembers what was cancelled."""
+class Kind:
+    """A kind whose jobs' directories are whole, and which leaves nothing and collects nothing."""
 
     name = "scripted"
 
-    def __init__(self) -> None:
-        self.states: dict[str, JobState] = {}
-        self.polls: list[int] = []
-        self.cancelled: list[str] = []
-        self.released: list[str] = []
-        self.release_fails: list[LauncherError] = []
+    def make_whole(self, run: Run) -> None:
+        pass
 
-    def release(self, job: JobKey) -> None:
-        self.released.append(job.id)
-        if self.release_fails:
-            raise self.release_fails.pop()
-        self.states[job.id] = DONE
+    def end_by_log(self, job: JobKey, log: Path) -> None:
+        return None
 
-    def poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
-        self.polls.append(len(jobs))
-        return {job: self.states.get(job.id, DONE) for job in jobs}
-
-    def find(self, token: str) -> list[JobKey]:
-        return []
-
-    def cancel(self, jobs: Sequence[JobKey]) -> None:
-        self.cancelled += [job.id for job in jobs]
-        self.states.update({job.id: JobState(Phase.TERMINAL, "CANCELLED", exit_code=(0, 15)) for job in jobs})
-
-    def describe(self, job: JobKey) -> dict[str, str]:
+    def evidence(self, run: Run) -> dict[str, str]:
         return {}
 
 
-@dataclass
-class Record:
-    id: str
-    events: list[str] = field(default_factory=list)
+class Runs:
+    """Runs whose preparation is a function, on a scheduler with one job for each: the job's id is the run's number."""
 
-    def event(self, kind: str, text: str, **data: Any) -> None:
-        self.events.append(text)
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.jobs = ScriptedScheduler()
+        self.finished: dict[str, JobState] = {}
+        self._root = root
+        self._prepare: dict[str, Callable[[], None]] = {}
+        self._held: set[str] = set()
+        monkeypatch.setattr(loop, "prepare_in_thread", self._prepared)
+        monkeypatch.setattr(finish, "finish", self._finish)
 
+    def add(self, number: int, prepare: Callable[[], None] = lambda: None, *, held: bool = False) -> Run:
+        run_id = f"r{number}"
+        plan = plan_on("local", self._root, run_key=run_id)
+        run = a_run(self._root, plan, services(self.jobs), Kind())  # type: ignore[arg-type]
+        self._prepare[run_id] = prepare
+        if held:
+            self._held.add(run_id)
+        return run
 
-class Scripted:
-    """What `Drive` needs of an Execution."""
+    def _prepared(self, run: Run, done: Any) -> None:
+        answer: Preparation
+        try:
+            self._prepare[run.id]()
+            job = RecordedJob(run.id[1:], 1.0, str(self._root / run.id), held=run.id in self._held)
+            run.record.update(state="submitted", job=job)
+            answer = JobKey(job.id, job.submitted, run.id)
+        except LauncherError as error:
+            answer = error
+        done.put((run, answer))
 
-    def __init__(self, number: int, jobs: Jobs, prepare: Callable[[], None] = lambda: None) -> None:
-        self.record = Record(str(number))
-        self.key = JobKey(str(number))
-        self._jobs, self._prepare = jobs, prepare
-        self.log = None
-        self.held = False
-        self.full = False
-        self.finished: list[JobState] = []
+    def _finish(self, run: Run, state: JobState) -> Outcome:
+        self.finished[run.id] = state
+        return Outcome(run.id, "succeeded")
 
-    def prepare(self) -> JobKey:
-        self._prepare()
-        return self.key
-
-    def saw(self, state: JobState) -> None:
-        if self.full:
-            raise OSError(28, "No space left on device", "run.json")
-
-    saw_after_cancel = saw
-
-    @property
-    def hold(self) -> Scripted:
-        return self
-
-    @property
-    def ours(self) -> bool:
-        return self.held
-
-    def may_end(self, state: JobState) -> bool:
-        return self.held
-
-    def ended(self, error: LauncherError | None = None) -> None:
-        self.record.event("job", f"released: {error}")
-        self.held = error is not None
-
-    def finish(self, state: JobState) -> Outcome:
-        self.finished.append(state)
-        return Outcome(self.record.id, "succeeded")
-
-    def cancel(self) -> bool:
-        self._jobs.cancel([self.key])
-        return True
-
-    def cancel_unwritten(self, done: threading.Event) -> None:
-        done.wait(10)
-
-    def asked_to_end(self, error: LauncherError | None = None) -> None:
-        self.record.event("job", f"asked: {error}")
-
-    def cancelled(self, why: Cancelled) -> Outcome:
-        return Outcome(self.record.id, "cancelled", error=why)
-
-    def failed(self, error: LauncherError) -> Outcome:
-        return Outcome(self.record.id, "failed", error=error)
+    def drive(self, runs: Sequence[Run], stop: threading.Event | None = None, max_jobs: int = 1) -> list[Outcome]:
+        requested = Stop((stop or threading.Event()).wait, lambda: Cancelled("asked"))
+        return run_all(runs, self.jobs, requested, Limits(max_jobs, pace=FAST))
 
 
-def drive(executions: Sequence[Scripted], jobs: Jobs, stop: threading.Event | None = None, **options: Any) -> Drive:
-    event = stop or threading.Event()
-    asked = Stop(event.wait, lambda: Cancelled("asked"))
-    return Drive(executions, jobs, asked, pace=FAST, **options)  # type: ignore[arg-type]
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    return Runs(tmp_path, monkeypatch)
 
 
-def test_a_job_that_we_hold_is_released_until_that_went_through() -> None:
-    jobs = Jobs()
-    held = JobState(Phase.ALIVE, "PENDING", reason="JobHeldUser")
-    jobs.states = {"1": held, "2": held}
-    jobs.release_fails = [SchedulerUnreachable("away"), SchedulerUnreachable("away")]
-    ours, theirs = Scripted(1, jobs), Scripted(2, jobs)
-    ours.held = True
+def test_a_job_that_we_hold_is_released_until_that_went_through(runs: Runs) -> None:
+    jobs = runs.jobs
+    jobs.states = {"1": HELD, "2": HELD}
+    fails = [SchedulerUnreachable("away"), SchedulerUnreachable("away")]
+    release = jobs.release
+
+    def failing(job: JobKey) -> None:
+        if fails:
+            jobs.released.append(job.id)
+            raise fails.pop()
+        release(job)
+
+    jobs.release = failing  # type: ignore[method-assign]
+    ours, theirs = runs.add(1, held=True), runs.add(2)
     stop = threading.Event()
-    timer = threading.Timer(1.5, stop.set)
-    timer.start()
-    outcomes = drive([ours, theirs], jobs, stop, max_jobs=2).run()
-    timer.cancel()
+
+    def stop_once_ours_has_ended() -> None:
+        while "r1" not in runs.finished:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        stop.set()
+
+    threading.Thread(target=stop_once_ours_has_ended, daemon=True).start()
+    outcomes = runs.drive([ours, theirs], stop, max_jobs=2)
     assert jobs.released == ["1"] * 3, "and the one that is held by its recipe never"
-    assert next(e for e in ours.record.events if "released" in e) == "released: away"
+    assert next(e for e in events(ours.record) if "held" in e) == "job 1 is still held: away"
     assert [o.state for o in outcomes] == ["succeeded", "cancelled"]
 
 
-def test_outcomes_come_in_the_order_given_and_a_failed_preparation_is_one() -> None:
-    jobs = Jobs()
-
+def test_outcomes_come_in_the_order_given_and_a_failed_preparation_is_one(runs: Runs) -> None:
     def fail() -> None:
         raise ImageError("no such image")
 
-    outcomes = drive([Scripted(1, jobs), Scripted(2, jobs, fail), Scripted(3, jobs)], jobs, max_jobs=2).run()
-    assert [(o.run, o.state) for o in outcomes] == [("1", "succeeded"), ("2", "failed"), ("3", "succeeded")]
+    outcomes = runs.drive([runs.add(1), runs.add(2, fail), runs.add(3)], max_jobs=2)
+    assert [(o.run, o.state) for o in outcomes] == [("r1", "succeeded"), ("r2", "failed"), ("r3", "succeeded")]
     assert outcomes[1].exit_code == 3
 
 
-def test_no_more_jobs_than_asked_for_and_one_question_for_all() -> None:
-    jobs = Jobs()
-    began: list[int] = []
-    executions = []
+def test_no_more_jobs_than_asked_for_and_one_question_for_all(runs: Runs) -> None:
+    jobs, began = runs.jobs, []
+    several = []
     for i in range(6):
         jobs.states[str(i)] = RUNNING
-        executions.append(Scripted(i, jobs, lambda i=i: began.append(i)))  # type: ignore[misc]
+        several.append(runs.add(i, lambda i=i: began.append(i)))  # type: ignore[misc]
 
     def end_one() -> None:
         if jobs.states:
@@ -172,56 +139,71 @@ def test_no_more_jobs_than_asked_for_and_one_question_for_all() -> None:
             threading.Timer(0.1, end_one).start()
 
     threading.Timer(0.2, end_one).start()
-    outcomes = drive(executions, jobs, max_jobs=2).run()
+    outcomes = runs.drive(several, max_jobs=2)
     assert {o.state for o in outcomes} == {"succeeded"}
     assert max(jobs.polls) == 2
 
 
-def test_asked_to_stop_it_cancels_every_job_and_begins_no_other() -> None:
-    jobs, stop = Jobs(), threading.Event()
-    executions = [Scripted(i, jobs) for i in range(3)]
+def test_asked_to_stop_it_cancels_every_job_and_begins_no_other(runs: Runs) -> None:
+    jobs, stop = runs.jobs, threading.Event()
     jobs.states = {"0": RUNNING, "1": RUNNING}
-    threading.Timer(0.3, stop.set).start()
-    outcomes = drive(executions, jobs, stop, max_jobs=2).run()
+    several = [runs.add(0), runs.add(1, lambda: threading.Timer(0.5, stop.set).start()), runs.add(2)]
+    outcomes = runs.drive(several, stop, max_jobs=2)
     assert jobs.cancelled == ["0", "1"]
     assert {o.state for o in outcomes} == {"cancelled"}
+    assert several[2].record.job is None
 
 
-def test_a_job_that_appears_while_stopping_is_cancelled_too() -> None:
-    jobs, stop = Jobs(), threading.Event()
+def test_a_job_that_appears_while_stopping_is_cancelled_too(runs: Runs) -> None:
+    jobs, stop, gate = runs.jobs, threading.Event(), threading.Event()
     jobs.states = {"0": RUNNING}
-    gate = threading.Event()
-    executions = [Scripted(0, jobs, lambda: gate.wait(5) and None)]
+    run = runs.add(0, lambda: gate.wait(5) and None)
     threading.Timer(0.1, stop.set).start()
     threading.Timer(0.4, gate.set).start()
-    outcomes = drive(executions, jobs, stop).run()
-    assert jobs.cancelled == ["0"] and outcomes[0].state == "cancelled"
+    outcomes = runs.drive([run], stop)
+    assert jobs.cancelled[0] == "0" and outcomes[0].state == "cancelled"
 
 
-def test_a_full_disk_under_the_record_lets_go_of_no_job() -> None:
-    jobs = Jobs()
-    execution = Scripted(0, jobs)
-    execution.full = True
-    outcomes = drive([execution], jobs).run()
+def test_a_full_disk_under_the_record_lets_go_of_no_job(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runs.add(0)
+
+    def full(run: Run, state: JobState) -> None:
+        raise OSError(28, "No space left on device", "run.json")
+
+    monkeypatch.setattr(finish, "note_state", full)
+    outcomes = runs.drive([run])
     assert outcomes[0].state == "succeeded"
-    assert "the record cannot be written: No space left on device" in execution.record.events
+    assert "the record cannot be written: No space left on device" in events(run.record)
 
 
-def test_results_that_cannot_be_written_fail_the_run_only() -> None:
-    jobs = Jobs()
-    bad, good = Scripted(0, jobs), Scripted(1, jobs)
+def test_results_that_cannot_be_written_fail_the_run_only(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad, good = runs.add(0), runs.add(1)
+    whole = finish.finish
 
-    def full(state: JobState) -> Outcome:
-        raise OSError(28, "No space left on device", "summary.json")
+    def full(run: Run, state: JobState) -> Outcome:
+        if run is bad:
+            raise OSError(28, "No space left on device", "summary.json")
+        return whole(run, state)
 
-    bad.finish = full  # type: ignore[method-assign]
-    outcomes = drive([bad, good], jobs).run()
+    monkeypatch.setattr(finish, "finish", full)
+    outcomes = runs.drive([bad, good])
     assert [(o.state, o.exit_code) for o in outcomes] == [("failed", 7), ("succeeded", 0)]
 
 
-def test_a_job_that_does_not_end_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.run.loop.CANCEL_AGAIN", 0.1)
-    jobs = Jobs()
+def test_a_fault_of_ours_in_one_preparation_fails_that_run(tmp_path: Path) -> None:
+    jobs = ScriptedScheduler()
+
+    class Faulty(Kind):
+        def is_complete(self, plan: object) -> bool:
+            raise UnicodeEncodeError("ascii", "…", 0, 1, "ordinal not in range(128)")
+
+    run = a_run(tmp_path, None, services(jobs), Faulty())  # type: ignore[arg-type]
+    outcomes = run_all([run], jobs, Stop.never(), Limits(pace=FAST))
+    assert outcomes[0].state == "failed" and "unexpected UnicodeEncodeError" in str(outcomes[0].error)
+
+
+def test_a_job_that_does_not_end_is_cancelled_again() -> None:
+    jobs = ScriptedScheduler()
     jobs.states = {"0": RUNNING, "1": JobState(Phase.ALIVE, "COMPLETING")}
     asked: list[str] = []
 
@@ -232,86 +214,71 @@ def test_a_job_that_does_not_end_is_cancelled_again(monkeypatch: pytest.MonkeyPa
         jobs.states = {}
 
     jobs.cancel = cancel  # type: ignore[method-assign]
-    states = until_gone(jobs, [JobKey("0"), JobKey("1")], bound=10)
+    states = end_jobs(jobs, [JobKey("0"), JobKey("1")], bound=60, again=0.1)
     assert all(state == DONE for state in states.values())
     assert set(asked) == {"0"} and len(asked) >= 2
 
 
-def test_a_scheduler_that_hangs_does_not_hold_up_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.run.loop.CANCEL_BOUND", 0.3)
-    jobs, stop, release = Jobs(), threading.Event(), threading.Event()
+def test_a_scheduler_that_hangs_does_not_hold_up_the_stop(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "CANCEL_BOUND", 0.3)
+    jobs, stop, release = runs.jobs, threading.Event(), threading.Event()
     jobs.states = {"0": RUNNING}
-    jobs.cancel = lambda wanted: release.wait(20) and None  # type: ignore[method-assign]
-    execution = Scripted(0, jobs)
+    jobs.cancel = lambda wanted: release.wait(60) and None  # type: ignore[method-assign]
+    run = runs.add(0)
     threading.Timer(0.2, stop.set).start()
-    began = time.monotonic()
-    outcomes = drive([execution], jobs, stop).run()
+    outcomes = runs.drive([run], stop)
+    assert not release.is_set(), "scancel still hangs"
     release.set()
-    assert outcomes[0].state == "cancelled" and time.monotonic() - began < 5
-    assert any("no answer within" in event for event in execution.record.events)
+    assert outcomes[0].state == "cancelled"
+    assert any("no answer within" in event for event in events(run.record))
 
 
-def test_waiting_for_the_end_of_cancelled_jobs_is_bounded() -> None:
-    jobs = Jobs()
-    jobs.states = {"0": RUNNING}
-    assert until_gone(jobs, [JobKey("0")], bound=0.3)[JobKey("0")] == RUNNING
-    jobs.states = {}
-    assert until_gone(jobs, [JobKey("0")], bound=5)[JobKey("0")] == DONE
-    assert until_gone(jobs, [], bound=5) == {}
-
-
-def test_a_stop_is_acted_on_while_the_driver_is_busy_with_another_run() -> None:
+def test_a_stop_is_acted_on_while_the_loop_is_busy_with_another_run(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its logs may be gigabytes, its terminal may not read: the other jobs are asked to end all the same."""
-    jobs, stop, busy = Jobs(), threading.Event(), threading.Event()
-    jobs.states = {"2": RUNNING}
-    cancelled_at: list[float] = []
+    jobs, stop = runs.jobs, threading.Event()
+    jobs.states = {"1": RUNNING, "2": RUNNING}
+    cancelled: list[bool] = []
 
-    class Slow(Scripted):
-        def finish(self, state: JobState) -> Outcome:
-            stop.set()
-            began = time.monotonic()
-            while time.monotonic() - began < 5 and not jobs.cancelled:
-                time.sleep(0.01)
-            cancelled_at.append(time.monotonic() - began)
-            busy.set()
-            return super().finish(state)
+    def slow(run: Run, state: JobState) -> Outcome:
+        stop.set()
+        deadline = time.monotonic() + 30
+        while not jobs.cancelled and time.monotonic() < deadline:
+            time.sleep(0.01)
+        cancelled.append(bool(jobs.cancelled))
+        return Outcome(run.id, "succeeded")
 
-    class Late(Scripted):
-        def prepare(self) -> JobKey:
-            threading.Timer(0.3, lambda: jobs.states.update({"1": DONE})).start()
-            return super().prepare()
-
-    first, second = Slow(1, jobs), Late(2, jobs)
-    jobs.states["1"] = RUNNING
-    outcomes = drive([first, second], jobs, stop, max_jobs=2).run()
-    assert busy.is_set() and cancelled_at[0] < 2.0
+    monkeypatch.setattr(finish, "finish", slow)
+    first = runs.add(1)
+    second = runs.add(2, lambda: threading.Timer(0.3, lambda: jobs.states.update({"1": DONE})).start())
+    outcomes = runs.drive([first, second], stop, max_jobs=2)
+    assert cancelled == [True]
     assert jobs.cancelled == ["2"], "and asked only once"
     assert [o.state for o in outcomes] == ["succeeded", "cancelled"]
 
 
-def test_a_submission_is_looked_after_while_the_driver_is_busy() -> None:
-    jobs, stop = Jobs(), threading.Event()
-    looked: list[float] = []
+def test_a_submission_is_looked_after_while_the_loop_is_busy(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs, stop = runs.jobs, threading.Event()
+    jobs.states = {"1": RUNNING}
+    looked, submitting = threading.Event(), threading.Event()
 
-    class Submitting(Scripted):
-        def prepare(self) -> JobKey:
-            jobs.states["1"] = DONE
-            time.sleep(2)
-            return self.key
+    def end_unrecorded(run: Run, done: threading.Event) -> None:
+        looked.set()
+        done.wait(30)
 
-        def cancel_unwritten(self, done: threading.Event) -> None:
-            looked.append(time.monotonic())
-            done.wait(10)
+    def slow(run: Run, state: JobState) -> Outcome:
+        stop.set()
+        looked.wait(30)
+        return Outcome(run.id, "succeeded")
 
-    class Slow(Scripted):
-        def finish(self, state: JobState) -> Outcome:
-            stop.set()
-            began = time.monotonic()
-            while time.monotonic() - began < 3 and not looked:
-                time.sleep(0.01)
-            return super().finish(state)
+    def submit() -> None:
+        submitting.set()
+        jobs.states["1"] = DONE
+        looked.wait(30)
 
-    jobs.states["1"] = RUNNING
-    drive([Slow(1, jobs), Submitting(2, jobs)], jobs, stop, max_jobs=2).run()
-    assert len(looked) == 1
-    assert jobs.cancelled == ["2"]
+    monkeypatch.setattr(ending, "end_unrecorded", end_unrecorded)
+    monkeypatch.setattr(finish, "finish", slow)
+    runs.drive([runs.add(1), runs.add(2, submit)], stop, max_jobs=2)
+    assert looked.is_set() and submitting.is_set()
+    assert jobs.cancelled[0] == "2"

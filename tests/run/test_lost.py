@@ -8,44 +8,43 @@ from pathlib import Path
 
 import pytest
 
-from launcher.run.execute import Execution
+from launcher.run.finish import finish
 from launcher.run.record import RunRecord
-from launcher.run.stages import Effects
+from launcher.run.run import Run, log_path
 from launcher.slurm.client import JobState
 from launcher.slurm.local import LocalScheduler
 from launcher.slurm.states import LOST, Phase
-from launcher.srtctl.exit_marker import Markers
 from tests.run.driving import Desk
+from tests.run.runs import services, srtctl_kind
 
 
 @pytest.fixture
-def execution(tmp_path: Path) -> Execution:
+def run(tmp_path: Path) -> Run:
     desk = Desk(tmp_path)
     desk.run("--conc", "4")
     record = RunRecord.load(desk.state / "runs", "r")
-    effects = Effects(LocalScheduler(desk.state / "jobs"), dict(os.environ))
-    return Execution(record, record.plan, effects, lambda plan, root: plan)
+    return Run(record, record.plan, srtctl_kind(), services(LocalScheduler(desk.state / "jobs"), dict(os.environ)))
 
 
-def test_an_end_by_the_jobs_own_word(execution: Execution) -> None:
-    job, log = execution.job, execution.log
+def test_an_end_by_the_jobs_own_word(run: Run) -> None:
+    job, log = run.record.job_key, log_path(run.record)
     assert job is not None and log is not None
-    state = Markers().read(job, log)
+    state = run.kind.end_by_log(job, log)
     assert state is not None and (state.word, state.exit_code) == (LOST, (0, 0))
-    outcome = execution.finish(state)
+    outcome = finish(run, state)
     assert (outcome.state, outcome.exit_code) == ("failed", 6)
     assert [point.concurrency for point in outcome.points] == [4]
     assert outcome.verdict is not None and outcome.verdict.layer == "scheduler"
     assert "Slurm lost the job" in outcome.verdict.text and "exit code 0" in outcome.verdict.text
-    assert execution.record.get("state") == "failed" and execution.record.settled
+    assert run.record.fields.state == "failed" and run.record.settled
     # What it says is no help where it says that it failed: then its logs tell why.
-    outcome = execution.finish(replace(state, exit_code=(3, 0), reason="…"))
+    outcome = finish(run, replace(state, exit_code=(3, 0), reason="…"))
     assert outcome.verdict is not None and outcome.verdict.layer == "benchmark"
     assert outcome.exit_code == 6
     # A step that failed takes nothing from a good end, and is told.
     good = JobState(Phase.TERMINAL, "COMPLETED", (0, 0), derived=(5, 0))
-    outcome = execution.finish(good)
+    outcome = finish(run, good)
     assert outcome.exit_code == 0 and outcome.verdict is not None
     assert "a step of it ended with exit code 5" in outcome.verdict.text
-    warnings = [e["text"] for e in execution.record.events() if e["kind"] == "warning"]
+    warnings = [e["text"] for e in run.record.events() if e["kind"] == "warning"]
     assert "the job COMPLETED, but a step of it ended with exit code 5" in warnings

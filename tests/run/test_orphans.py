@@ -8,18 +8,17 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from launcher.core.errors import ConfigError, LauncherError
-from launcher.run.execute import Execution
 from launcher.run.orphans import check_owner, end_run
-from launcher.run.record import RunRecord
-from launcher.run.stages import Effects
+from launcher.run.record_fields import RecordedJob
+from launcher.run.run import Run
+from launcher.run.verdict import Verdict
 from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.states import Phase
-from tests.run.test_stages import plan_on
+from tests.run.runs import a_run, services
 
 NOBODY = 65534
 
@@ -46,18 +45,15 @@ class Slurm:
         return {}
 
 
-def execution(root: Path, scheduler: Slurm) -> Execution:
-    plan = plan_on("local", root)
-    record = RunRecord.create(root / "runs", plan)
-    effects: Any = Effects(scheduler=scheduler, environ={})  # type: ignore[arg-type]
-    return Execution(record, plan, effects, lambda plan, root: plan)
+def a_run_of(root: Path, scheduler: Slurm) -> Run:
+    return a_run(root, given=services(scheduler))
 
 
 def test_a_submission_that_goes_on_does_not_hold_up_the_cancel(tmp_path: Path) -> None:
     """srtctl of a killed launcher holds submit.lock for minutes; its job is ended as soon as Slurm shows it."""
     slurm = Slurm()
-    run = execution(tmp_path, slurm)
-    run.record.set_stage("submit", "running")
+    run = a_run_of(tmp_path, slurm)
+    run.record.set_step("submit", "running")
     submitting = threading.Event()
 
     def srtctl() -> None:
@@ -72,13 +68,13 @@ def test_a_submission_that_goes_on_does_not_hold_up_the_cancel(tmp_path: Path) -
     end_run(run, "launcher cancel", lambda text: None)
     thread.join()
     assert slurm.cancelled and slurm.cancelled[0] - began < 1.5
-    assert run.record.get("state") == "cancelled"
-    assert run.record.get("verdict") == {"layer": "cancelled", "text": "launcher cancel"}
+    assert run.record.fields.state == "cancelled"
+    assert run.record.fields.verdict == Verdict("cancelled", "launcher cancel")
 
 
 def test_a_run_is_its_users_to_end(tmp_path: Path) -> None:
-    record = execution(tmp_path, Slurm()).record
-    record.update(job={"id": "7", "submitted": 1.0, "output": "/x"})
+    record = a_run_of(tmp_path, Slurm()).record
+    record.update(job=RecordedJob("7", 1.0, "/x"))
     check_owner(record, record.directory.stat().st_uid)
     check_owner(record, 0)
     with pytest.raises(ConfigError, match=r"the run belongs to .*, and so does its job") as told:
@@ -91,10 +87,10 @@ def test_another_user_is_told_whose_run_it_is(uid: int) -> None:
     """In a process of that user, which may read all of the record and write none of it."""
     reader, writer = os.pipe()
     with tempfile.TemporaryDirectory() as name:  # pytest's own is nobody else's to read
-        run = execution(Path(name), Slurm())
+        run = a_run_of(Path(name), Slurm())
         for path in (Path(name), run.record.directory):
             path.chmod(0o755)
-        run.record.update(job={"id": "7", "submitted": 1.0, "output": "/x"})
+        run.record.update(job=RecordedJob("7", 1.0, "/x"))
         child = os.fork()
         if child == 0:
             try:

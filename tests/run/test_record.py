@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +15,27 @@ import pytest
 
 from launcher.core.errors import ConfigError
 from launcher.core.process_identity import ProcessIdentity
-from launcher.core.shipped import shipped
-from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
-from launcher.project import plan_benchmark
 from launcher.run.record import RunRecord, check_run_id, records
-from launcher.runner import Fleet
-from launcher.srtctl.locate import RecipeFinder
-from tests.benchmarks import a_benchmark
+from launcher.run.record_fields import RecordedJob, RunFields
+from tests.run.runs import plan_on
 
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    context = Context(workspace=str(tmp_path), runner_name="gb200-nv_0", run_key="r1", today="20260101")
-    return plan_benchmark(a_benchmark(), Fleet([shipped("runners")]).get("gb200-nv"), RecipeFinder(), context)
+    return plan_on("gb200-nv", tmp_path)
 
 
 def test_what_is_written_is_there_for_another_process(tmp_path: Path, plan: Plan) -> None:
     record = RunRecord.create(tmp_path / "runs", plan)
-    record.update(job={"id": "7"})
-    record.set_stage("images", "running")
-    record.set_stage("images", "done", images=[1])
+    record.update(job=RecordedJob("7", log="/l"))
+    record.set_step("images", "running")
+    record.set_step("images", "done", images=[1])
     record.event("note", "ü", extra=1)
     other = RunRecord.load(tmp_path / "runs", "r1")
-    assert other.get("job") == {"id": "7"}
-    assert other.stage("images")["state"] == "done" and other.stage("images")["images"] == [1]
-    assert other.stage("none") == {}
+    assert other.job == RecordedJob("7", log="/l")
+    assert other.step("images").state == "done" and other.step("images").facts == {"images": [1]}
+    assert other.step("none").state == ""
     assert [(e["kind"], e["text"], e["extra"]) for e in other.events()] == [("note", "ü", 1)]
     assert other.plan.as_dict() == plan.as_dict()
     assert [r.id for r in records(tmp_path / "runs")] == ["r1"]
@@ -81,12 +76,12 @@ def test_whose_a_run_is(tmp_path: Path, plan: Plan) -> None:
     record = RunRecord.create(tmp_path, plan)
     assert not record.owned_by_another
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        its = asdict(ProcessIdentity.of(other.pid))
+        its = ProcessIdentity.of(other.pid)
         record.update(owner=its)
         assert record.owned_by_another
-        record.update(owner={**its, "started": "1"})  # the pid was given out again
+        record.update(owner=replace(its, started="1"))  # the pid was given out again
         assert not record.owned_by_another
-        record.update(owner={**its, "host": "elsewhere"})
+        record.update(owner=replace(its, host="elsewhere"))
         assert not record.owned_by_another
         record.update(owner=its)
         other.kill()
@@ -110,6 +105,7 @@ import sys
 from pathlib import Path
 from launcher.core.errors import ConfigError
 from launcher.run.record import RunRecord
+from launcher.run.record_fields import RecordedJob
 record = RunRecord.load(Path(sys.argv[1]), "r1")
 try:
     record.take()
@@ -129,14 +125,14 @@ def test_one_process_drives_a_run(tmp_path: Path, plan: Plan) -> None:
 
 
 def test_a_run_is_taken_over_as_it_is_by_then(tmp_path: Path, plan: Plan) -> None:
-    code = _TRY.replace("record.take()", "record.take(); record.update(job={'id': '7'})")
+    code = _TRY.replace("record.take()", "record.take(); record.update(job=RecordedJob('7'))")
     RunRecord.create(tmp_path / "a", plan)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     stale = RunRecord.load(tmp_path / "b", "r1")
     stale.update(owner=None)
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "b")], check=True, timeout=60)
     stale.take()
-    assert stale.get("job") == {"id": "7"}
+    assert stale.job is not None and stale.job.id == "7"
 
 
 def test_a_submission_goes_on_until_its_program_ends(tmp_path: Path, plan: Plan) -> None:
@@ -165,12 +161,12 @@ def test_a_run_is_settled_when_nothing_of_it_can_be_left(
     tmp_path: Path, plan: Plan, fields: dict[str, Any], settled: bool
 ) -> None:
     record = RunRecord.create(tmp_path, plan)
-    record.update(**fields)
+    record.fields = replace(RunFields.read({"id": "r1", "runner": "x", **fields}), owner=ProcessIdentity.mine())
     assert record.settled is settled
     assert record.abandoned is False, "we live"
-    record.update(owner={**asdict(ProcessIdentity.mine()), "started": "0"})
+    record.update(owner=replace(ProcessIdentity.mine(), started="0"))
     assert record.abandoned is (not settled)
-    record.update(owner={**asdict(ProcessIdentity.mine()), "host": "elsewhere"})
+    record.update(owner=replace(ProcessIdentity.mine(), host="elsewhere"))
     assert record.abandoned is (False if settled else None)
 
 

@@ -1,0 +1,101 @@
+"""Preparing a run: what child processes are given, which command imports an image, what is told of the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.core.errors import Cancelled, ModelError, SubmissionError
+from launcher.core.process import Completed
+from launcher.core.stop import Stop
+from launcher.plan.plan import Plan
+from launcher.run.kind import Prepared
+from launcher.run.prepare import prepare
+from launcher.run.run import Run, Tools
+from tests.model.checkpoints import checkpoint
+from tests.run.runs import a_run, events, plan_on, services
+
+
+def test_nothing_of_an_outer_job_reaches_the_submission() -> None:
+    environ = {"SLURM_JOB_ID": "1", "SBATCH_QOS": "x", "VIRTUAL_ENV": "/v", "PATH": "/bin", "SLURM_CONF": "/c"}
+    found = services(environ=environ, tools=Tools({"PATH": "/tools:/bin"})).environment
+    assert found == {"PATH": "/tools:/bin", "SLURM_CONF": "/c"}
+
+
+def test_a_compute_node_imports_what_its_login_node_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no test asks a registry of the world
+    seen: list[tuple[list[str], dict[str, str]]] = []
+
+    def runner(argv, *, timeout, cwd=None, env=None, input=None):  # type: ignore[no-untyped-def]
+        seen.append((list(argv), dict(env or {})))
+        return Completed(tuple(argv), 1, "", "[ERROR] Invalid image reference: x", 0.0)
+
+    plan = plan_on("gb300-nv", tmp_path, precision="fp8")
+    image = plan.images[0]
+    (tmp_path / "squash").mkdir()
+    moved = {**plan.as_dict(), "findings": []}
+    moved["images"][0]["squash"] = str(tmp_path / "squash" / Path(image.squash).name)
+    moved["images"][0]["lock"] = str(tmp_path / "squash/lock")
+    with pytest.raises(Exception, match="Invalid image reference"):
+        prepare(a_run(tmp_path, Plan.from_dict(moved), services(run=runner)))
+    argv, env = next((a, e) for a, e in seen if "import" in a)
+    assert "srun" in argv and "--partition=batch_1" in argv and "--nodes=1" in argv
+    assert argv[argv.index("enroot") + 1] == "import"
+    assert env["ENROOT_TEMP_PATH"] == "/tmp/launcher-enroot-r1/temp" and env["TMPDIR"] == env["ENROOT_TEMP_PATH"]
+
+
+def model_facts(run: Run) -> Mapping[str, Any]:
+    """What the record says of the model, of a run that gets no further."""
+    with pytest.raises((Cancelled, SubmissionError)):
+        prepare(run)
+    return run.record.step("model").facts
+
+
+class NoJobs:
+    """A kind of job that nobody gets to submit."""
+
+    name = "none"
+
+    def is_complete(self, plan: Plan) -> bool:
+        return True
+
+    def prepare(self, run: Run) -> Prepared:
+        raise SubmissionError("that is all")
+
+
+def without_images(plan: Plan, **model: Any) -> Plan:
+    return dataclasses.replace(plan, images=(), model=dataclasses.replace(plan.model, **model))
+
+
+def stop_now() -> Stop:
+    return Stop(lambda seconds: True)
+
+
+def test_storage_that_the_login_node_does_not_see_is_a_stated_fact(tmp_path: Path) -> None:
+    run = a_run(tmp_path, without_images(plan_on("b300-nv", tmp_path, precision="fp4")), kind=NoJobs())  # type: ignore[arg-type]
+    facts = model_facts(run)
+    assert facts["checked"] is False and "node-local storage" in facts["why"]
+    assert any("not checked from here" in text for text in events(run.record))
+
+
+def test_a_checkpoint_is_staged_where_its_rule_says_so(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "archive" / "M", {"quantization_config": {"quant_method": "fp8"}}, dtype="F8_E4M3")
+    planned = plan_on("b200-dgxc", tmp_path, precision="fp8")
+
+    def run_with(number: int, stop: Stop | None = None, **model: Any) -> Run:
+        plan = dataclasses.replace(without_images(planned, **model), run_key=f"r{number}")
+        return a_run(tmp_path, plan, services(stop=stop or Stop.never()), NoJobs())  # type: ignore[arg-type]
+
+    path = str(tmp_path / "lustre" / "M")
+    with pytest.raises(ModelError, match="is not there"):
+        prepare(run_with(1, path=path))
+    facts = model_facts(run_with(2, path=path, source=str(source)))
+    assert facts["whole"] and facts["identity"] == "match"
+    assert facts["staged"]["how"] == "staged"
+    assert "staged" not in model_facts(run_with(3, path=path, source=str(source)))
+    with pytest.raises(Cancelled):
+        prepare(run_with(4, stop_now(), path=str(tmp_path / "x/M"), source=str(source)))
