@@ -129,7 +129,7 @@ def test_the_tasks_of_an_array(cluster: Cluster) -> None:
     last = cluster.submit(script, "--array=0-3", "--hold", "--output=/dev/null")
     assert cluster.state(last).hopeless
     cluster.scheduler.release(last)
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while len(tasks := cluster.scheduler.find(last.token)) < 4:
         assert time.monotonic() < end, tasks
         time.sleep(0.1)
