@@ -82,14 +82,11 @@ class SlurmCommands:
         return found
 
     def _poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
-        return self._judge(jobs, self._squeue([job.id for job in jobs]))
-
-    def _judge(self, jobs: Sequence[JobKey], queue: Answer) -> dict[JobKey, JobState]:
-        """The states that follow from the controller's answer, and from accounting for who is not alive by it."""
+        queue = self._squeue([job.id for job in jobs])
         found: dict[JobKey, JobState] = {}
         for job in jobs:
             record = own_record(job, queue.records.get(job.id, ()))
-            if record is not None and record.state.phase is Phase.ALIVE:
+            if record is not None and _is_definite(record.state):
                 found[job] = record.state
         rest = [job for job in jobs if job not in found]
         if not rest:
@@ -238,6 +235,12 @@ def _client_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Without what changes what the clients print or ask: ``SQUEUE_FORMAT``, ``SACCT_FORMAT``, ``SLURM_CLUSTERS``…"""
     prefixes = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")
     return {k: v for k, v in clean_environment(environ).items() if not k.startswith(prefixes)}
+
+
+def _is_definite(state: JobState) -> bool:
+    """Whether the controller's word is enough. squeue shows no exit codes, so that an end by it is not; the
+    controller's own library shows them."""
+    return state.phase is Phase.ALIVE or (state.phase is Phase.TERMINAL and state.exit_code is not None)
 
 
 def _is_end(state: JobState, *, controller_answered: bool) -> bool:

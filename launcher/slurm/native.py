@@ -29,10 +29,8 @@ import msgspec
 from launcher.core.errors import SubmissionError
 from launcher.core.process import CommandRunner, run
 from launcher.slurm import answers
-from launcher.slurm.answers import Record, own_record
-from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.answers import Record
 from launcher.slurm.commands import Answer, SlurmCommands
-from launcher.slurm.states import Phase
 
 CONTROLLER = "slurmctld"
 """How the controller is named as a source where it is asked by its library."""
@@ -72,17 +70,6 @@ class SlurmNative(SlurmCommands):
         super().__init__(runner=runner, environ=environ, timeout=timeout)
         self.version = version
         self._workers = _Workers(worker, self._plain)
-
-    def _poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
-        """One question to the controller for all; the commands for those of whom it knows nothing definite."""
-        controller = self._squeue([job.id for job in jobs])
-        found: dict[JobKey, JobState] = {}
-        for job in jobs:
-            record = own_record(job, controller.records.get(job.id, ()))
-            if record is not None and record.state.source == CONTROLLER and record.state.phase is not Phase.UNKNOWN:
-                found[job] = record.state
-        rest = [job for job in jobs if job not in found]
-        return {**found, **self._judge(rest, controller)} if rest else found
 
     def _squeue(self, ids: Sequence[str], timeout: float | None = None) -> Answer:
         answer = self._controller({"ids": list(ids)}, timeout)
