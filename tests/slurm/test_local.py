@@ -159,12 +159,12 @@ def test_a_job_is_cancelled_from_another_process(tmp_path: Path, foreign: JobKey
     assert "end\n" not in (tmp_path / "1.log").read_text()
 
 
-def test_a_keeper_that_is_killed_is_a_node_failure(tmp_path: Path, foreign: JobKey) -> None:
+def test_a_supervisor_that_is_killed_is_a_node_failure(tmp_path: Path, foreign: JobKey) -> None:
     place = tmp_path / "jobs" / "1"
     job = local.read_job(place)
     assert job is not None
     pid = int((tmp_path / "began").read_text().split()[0])
-    os.kill(job.keeper.pid, signal.SIGKILL)
+    os.kill(job.supervisor.pid, signal.SIGKILL)
     state = end_of(tmp_path, foreign)
     assert state.word == "NODE_FAIL" and not state.succeeded
     until(lambda: has_gone(pid))  # nothing goes on unseen
@@ -209,7 +209,7 @@ def test_jobs_wait_for_a_slot_in_order(tmp_path: Path) -> None:
     assert not (gates[1] / "began").exists()
 
 
-def test_a_cancel_before_the_keeper_is_ready(tmp_path: Path) -> None:
+def test_a_cancel_before_the_supervisor_is_ready(tmp_path: Path) -> None:
     key = start(tmp_path, work, str(tmp_path), 30.0)
     LocalScheduler(tmp_path / "jobs").cancel([key])
     assert end_of(tmp_path, key).word == "CANCELLED"
@@ -255,7 +255,7 @@ def test_who_is_not_there_is_unknown(tmp_path: Path) -> None:
     scheduler = LocalScheduler(tmp_path)
     for key in (JobKey("6", 1000.0, "t"), JobKey("5", 2000.0, "other")):
         assert scheduler.poll([key])[key].phase is Phase.UNKNOWN
-        scheduler.cancel([key])  # and is not touched: the keeper of this fake is the test itself
+        scheduler.cancel([key])  # and is not touched: the supervisor of this fake is the test itself
     (tmp_path / "5" / "state.json").write_text("{ torn")
     assert scheduler.poll([JobKey("5", 1000.0, "t")]).popitem()[1].phase is Phase.UNKNOWN
 
