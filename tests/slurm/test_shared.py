@@ -290,9 +290,9 @@ def test_a_launcher_in_another_pid_namespace_is_asked_for_too(desk: Desk) -> Non
         (two, replace(ProcessIdentity.mine(), pid_namespace="pid:[1]")),
         (dead, replace(ProcessIdentity.mine(), started="1")),
     ):
-        wants = shared._read(launcher._mine, shared._Wants)
+        wants = shared._read(launcher._request_file, shared._Request)
         assert wants is not None
-        shared._write(launcher._mine, replace(wants, process=process))
+        shared._write(launcher._request_file, replace(wants, process=process))
     desk.news()
     one.poll([key(1)])
     assert desk.news() == [{key(1), key(2)}]
