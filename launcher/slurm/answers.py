@@ -1,11 +1,11 @@
-"""What squeue, sacct and scontrol print, read into records. Other lines are passed over: sites print banners."""
+"""What squeue, sacct and scontrol print, read into records. Lines of another form are skipped: sites print banners."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from launcher.slurm import states
@@ -32,6 +32,53 @@ class Record:
     id: str
     state: JobState
     comment: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one source answered: its records by job id, or why it gave no answer (``error``, "" when it gave one).
+
+    ``by`` names the source, and ``error`` begins with that name.
+    """
+
+    by: str
+    records: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+    error: str = ""
+
+    @classmethod
+    def of(cls, by: str, records: Iterable[Record]) -> Answer:
+        by_id: dict[str, list[Record]] = defaultdict(list)
+        for record in records:
+            by_id[record.id].append(record)
+        return cls(by, by_id)
+
+    def state(self, job: JobKey) -> JobState | None:
+        """The state in the record of this very job, the latest one when it was requeued; None without such a record.
+
+        Other records may have its id. The record that follows one that ends in REQUEUED belongs to the same job: its
+        submit time is another, and its comment may not be shown (`JobKey.matches`).
+        """
+        own: JobState | None = None
+        for record in sorted(self.records.get(job.id, ()), key=lambda r: r.state.submitted or 0.0):
+            again = own is not None and own.word == "REQUEUED"
+            if again or job.matches(record.state.submitted, record.comment):
+                own = record.state
+        return own
+
+    def shows_another(self, job: JobKey) -> bool:
+        """Whether a record with this job's id is certainly another job's."""
+        records = self.records.get(job.id, ())
+        return any(job.matches(record.state.submitted, record.comment) is False for record in records)
+
+    def describe(self, job: JobKey) -> str:
+        """What the source says of the job, for a message."""
+        if self.error:
+            return self.error
+        if (state := self.state(job)) is not None:
+            return f"{self.by}: says {state.word}"
+        if self.records.get(job.id):
+            return f"{self.by}: knows another job with this id"
+        return f"{self.by}: does not know the job"
 
 
 def squeue_records(text: str) -> list[Record]:
@@ -70,7 +117,7 @@ def scontrol_records(text: str) -> list[Record]:
 def scontrol_pairs(line: str) -> defaultdict[str, str]:
     """The ``Key=value`` pairs of one line of ``scontrol show … -o``, "" for a key that is not there.
 
-    Of a key that stands twice the first counts: free text (comment, reason) comes later. A value ends at a space.
+    The first counts when a key occurs twice: free text (comment, reason) comes later. A value ends at a space.
     """
     pairs: defaultdict[str, str] = defaultdict(str)
     for key, value in _SCONTROL_PAIR.findall(line):
@@ -83,22 +130,8 @@ def controller_records(rows: Iterable[Sequence[str]], source: str) -> list[Recor
     return [_record(source, *row) for row in rows]
 
 
-def own_record(job: JobKey, records: Iterable[Record]) -> Record | None:
-    """The record of this very job among those with its id, the latest when it was requeued; None when none is its.
-
-    The record that follows one that ends in REQUEUED belongs to the same job: its submit time is another, and its
-    comment may not be shown (`JobKey.matches`).
-    """
-    own: Record | None = None
-    for record in sorted(records, key=lambda r: r.state.submitted or 0.0):
-        again = own is not None and own.state.word == "REQUEUED"
-        if again or job.matches(record.state.submitted, record.comment):
-            own = record
-    return own
-
-
 def timestamp(text: str) -> float | None:
-    """Seconds since the epoch: from ``%s`` (the clients are asked for it), or from Slurm's own local ISO form."""
+    """Seconds since the epoch, from that number (the clients are asked for ``%s``) or from Slurm's local ISO form."""
     if text.isdigit():
         return float(text)
     try:
@@ -108,8 +141,8 @@ def timestamp(text: str) -> float | None:
 
 
 def _record(source: str, *fields: str) -> Record:
-    """From id, state, exit code, derived exit code, submit, start and end time, nodes, reason and comment: sacct's
-    order."""
+    """A record of id, state, exit code, derived exit code, submit, start and end time, nodes, reason and comment, in
+    this order (`SACCT_FIELDS`)."""
     job, word, code, derived, submit, start, end, nodes, reason, comment = fields
     phase = states.phase(word)
     bare = states.normal(word)
@@ -120,7 +153,7 @@ def _record(source: str, *fields: str) -> Record:
         reason="" if reason in _NOTHING else reason,
         nodes="" if nodes in _NOTHING else nodes,
         submitted=timestamp(submit),
-        started=None if bare == "PENDING" else timestamp(start),  # of a pending job it is the scheduler's guess
+        started=None if bare == "PENDING" else timestamp(start),  # for a pending job the scheduler guesses
         ended=timestamp(end) if phase is Phase.TERMINAL else None,
         source=source,
         derived=_code(derived) if phase is Phase.TERMINAL else None,

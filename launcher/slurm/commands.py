@@ -9,15 +9,13 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from launcher.core import retry
 from launcher.core.errors import JobError
 from launcher.core.process import CommandRunner, Completed, clean_environment, run
 from launcher.slurm import answers, states
-from launcher.slurm.answers import Record, own_record
+from launcher.slurm.answers import Answer, Record
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, carries, unknown
 from launcher.slurm.states import Phase
 
@@ -40,15 +38,6 @@ _REFUSED = re.compile(r"access/permission denied|invalid user", re.IGNORECASE)
 
 
 _FINAL = re.compile(f"{_NOTHING_TO_RELEASE.pattern}|{_REFUSED.pattern}", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Records by job id, or why there was no answer (``silence``, "" when there was one). ``by`` is who was asked."""
-
-    records: Mapping[str, list[Record]]
-    silence: str = ""
-    by: str = ""
 
 
 class SlurmCommands:
@@ -82,23 +71,16 @@ class SlurmCommands:
         return found
 
     def _poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
-        return self._judge(jobs, self._squeue([job.id for job in jobs]))
-
-    def _judge(self, jobs: Sequence[JobKey], queue: Answer) -> dict[JobKey, JobState]:
-        """The states that follow from the controller's answer, and from accounting for who is not alive by it."""
-        found: dict[JobKey, JobState] = {}
-        for job in jobs:
-            record = own_record(job, queue.records.get(job.id, ()))
-            if record is not None and record.state.phase is Phase.ALIVE:
-                found[job] = record.state
+        queue = self._squeue([job.id for job in jobs])
+        found = {job: state for job in jobs if (state := queue.state(job)) and _is_definite(state)}
         rest = [job for job in jobs if job not in found]
         if not rest:
             return found
         accounts = self._sacct([job.id for job in rest])
         for job in rest:
-            record = own_record(job, accounts.records.get(job.id, ()))
-            if record is not None and _is_end(record.state, controller_answered=not queue.silence):
-                found[job] = record.state
+            state = accounts.state(job)
+            if state is not None and _is_end(state, controller_answered=not queue.error):
+                found[job] = state
         rest = [job for job in rest if job not in found]
         shown = self._scontrol([job.id for job in rest[:SHOWN_A_ROUND]])
         for job in rest:
@@ -126,9 +108,9 @@ class SlurmCommands:
                 for record in records:
                     if carries(record.comment, token):
                         keys[job_id] = JobKey(job_id, record.state.submitted, token)
-        if not keys and queue.silence:
+        if not keys and queue.error:
             raise SchedulerUnreachable(
-                f"nobody could say whether a job with the token {token} exists: {queue.silence}",
+                f"nobody could say whether a job with the token {token} exists: {queue.error}",
                 hint="look with `squeue --me -o '%i %k'` before submitting again",
             )
         return sorted(keys.values(), key=lambda key: key.submitted or 0.0)
@@ -142,7 +124,7 @@ class SlurmCommands:
         Raises JobError when Slurm refuses.
         """
         queue = self._squeue([job.id for job in jobs], timeout=min(LOOK_BEFORE_CANCEL, self._timeout))
-        ids = [job.id for job in jobs if _may_cancel(job, queue.records.get(job.id, ()))]
+        ids = [job.id for job in jobs if _may_cancel(job, queue)]
         for start in range(0, len(ids), IDS_A_CALL):
             self._scancel(ids[start : start + IDS_A_CALL])
 
@@ -199,21 +181,19 @@ class SlurmCommands:
         shown: dict[str, Answer] = {}
         for job_id in ids:
             shown[job_id] = self._ask(["scontrol", "show", "job", "-d", "-o", job_id], answers.scontrol_records)
-            if shown[job_id].silence:
+            if shown[job_id].error:
                 break
         return shown
 
     def _ask(self, argv: list[str], read: Callable[[str], list[Record]], timeout: float | None = None) -> Answer:
         said = self._runner(argv, timeout=timeout or self._timeout, env=self._environment)
-        records: dict[str, list[Record]] = defaultdict(list)
         if said.ok:
-            for record in read(said.stdout):
-                records[record.id].append(record)
-        elif said.timed_out or not _NOT_KNOWN.search(said.stderr):
-            # squeue of a single unknown id and scontrol exit with 1 as they do when the controller is away; only this
+            return Answer.of(argv[0], read(said.stdout))
+        if not said.timed_out and _NOT_KNOWN.search(said.stderr):
+            # squeue of a single unknown id and scontrol exit with 1, as they do when the controller is away; only this
             # message makes it an answer.
-            return Answer({}, str(said))
-        return Answer(records)
+            return Answer(argv[0])
+        return Answer(argv[0], error=str(said))
 
     def _scancel(self, ids: Sequence[str]) -> None:
         from tenacity import stop_after_attempt, wait_fixed
@@ -240,6 +220,12 @@ def _client_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in clean_environment(environ).items() if not k.startswith(prefixes)}
 
 
+def _is_definite(state: JobState) -> bool:
+    """Whether the controller's word is enough. squeue shows no exit codes, so that an end by it is not; the
+    controller's own library shows them."""
+    return state.phase is Phase.ALIVE or (state.phase is Phase.TERMINAL and state.exit_code is not None)
+
+
 def _is_end(state: JobState, *, controller_answered: bool) -> bool:
     """Whether an accounting record is the job's end. Accounting is believed about ends only: of a job that the
     controller lost it says PENDING or RUNNING for ever, and it lags behind by a second and more (22.05)."""
@@ -250,35 +236,20 @@ def _is_end(state: JobState, *, controller_answered: bool) -> bool:
 
 def _settle(job: JobKey, queue: Answer, accounts: Answer, shown: Answer | None) -> JobState:
     """The state of a job that squeue does not show alive and of whose end accounting has no record (yet)."""
-    record = own_record(job, shown.records.get(job.id, ())) if shown is not None else None
-    if record is not None and record.state.phase is not Phase.UNKNOWN:
-        return record.state
-    last = own_record(job, queue.records.get(job.id, ()))
-    if last is not None and last.state.phase is Phase.TERMINAL and last.state.word != states.SUCCESS:
-        return last.state  # a failure without its exit code; a success is none without it
-    parts = [
-        _told(queue.by or "squeue", job, queue),
-        _told("sacct", job, accounts),
-        "scontrol: not asked" if shown is None else _told("scontrol", job, shown),
-    ]
-    return unknown("; ".join(parts), source="squeue, sacct, scontrol")
+    state = shown.state(job) if shown is not None else None
+    if state is not None and state.phase is not Phase.UNKNOWN:
+        return state
+    last = queue.state(job)
+    if last is not None and last.phase is Phase.TERMINAL and last.word != states.SUCCESS:
+        return last  # a failure without its exit code; without one nothing is a success
+    scontrol = "scontrol: not asked" if shown is None else shown.describe(job)
+    reason = "; ".join([queue.describe(job), accounts.describe(job), scontrol])
+    return unknown(reason, source="squeue, sacct, scontrol")
 
 
-def _told(who: str, job: JobKey, answer: Answer) -> str:
-    if answer.silence:
-        return answer.silence if answer.silence.startswith(who) else f"{who}: {answer.silence}"
-    records = answer.records.get(job.id, ())
-    own = own_record(job, records)
-    if own is not None:
-        return f"{who}: says {own.state.word}"
-    return f"{who}: knows another job with this id" if records else f"{who}: does not know the job"
-
-
-def _may_cancel(job: JobKey, records: Sequence[Record]) -> bool:
-    own = own_record(job, records)
-    if own is not None:
-        return own.state.phase is not Phase.TERMINAL
-    return not any(job.matches(record.state.submitted, record.comment) is False for record in records)
+def _may_cancel(job: JobKey, queue: Answer) -> bool:
+    state = queue.state(job)
+    return not queue.shows_another(job) if state is None else state.phase is not Phase.TERMINAL
 
 
 def _cancelled(said: Completed) -> bool:

@@ -2,15 +2,16 @@
 
 A jobs directory holds one directory a job, named by its id:
 
-    job.json      what was asked for, and which process keeps the job; written last by `submit`, it makes the job exist
-    state.json    how the job stands; written by its keeper only; not there while it is pending
-    cancel.json   somebody asked for its end
+    job.json      what was asked for, and which process supervises the job (``keeper``); `submit` writes it last, and
+                  the job exists from then on
+    state.json    how the job stands; only its supervisor writes it; it is missing while the job is pending
+    cancel.json   somebody asked for the job's end
     call.pkl      the function and its arguments
     submitit/     what submitit needs
-    keeper.log    what the keeper and submitit had to say; normally next to nothing
+    keeper.log    messages of the supervisor and of submitit; normally next to nothing
 
-Every file is published by rename, so any process that sees the directory can find, poll and cancel the jobs. States
-are in Slurm's words.
+Every file is published by rename, so any process that sees the directory can find, poll and cancel the jobs. The words
+for states are Slurm's.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from launcher.core import publish
 from launcher.core.errors import SubmissionError
@@ -41,8 +43,7 @@ SOURCE = "embedded scheduler"
 _SUPERVISOR = (sys.executable, "-c", "from launcher.slurm.supervisor import main; main()")
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(msgspec.Struct, frozen=True, rename={"supervisor": "keeper"}):
     """What ``job.json`` says. Times in seconds since the epoch, ``time_limit`` in seconds."""
 
     id: str
@@ -52,7 +53,7 @@ class Job:
     submitted: float
     time_limit: float | None
     slots: int
-    keeper: ProcessIdentity
+    supervisor: ProcessIdentity
 
 
 def submit(
@@ -79,15 +80,15 @@ def submit(
         place = _new_place(directory)
         publish.write_bytes(place / "call.pkl", cloudpickle.dumps((function, ())))
         with (place / "keeper.log").open("ab") as said:
-            keeper = subprocess.Popen(
+            supervisor = subprocess.Popen(
                 [*_SUPERVISOR, os.fspath(place.absolute())],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
                 start_new_session=True,
             )
-        # Its end is nobody's news here, but has to be collected while this process lives.
-        threading.Thread(target=keeper.wait, daemon=True, name=f"keeper of {place.name}").start()
+        # Nobody here wants to know its exit code, but while this process lives it has to be waited for.
+        threading.Thread(target=supervisor.wait, daemon=True, name=f"supervisor of {place.name}").start()
         job = Job(
             id=place.name,
             name=name,
@@ -96,9 +97,9 @@ def submit(
             submitted=round(time.time(), 3),
             time_limit=time_limit,
             slots=slots or os.cpu_count() or 1,
-            keeper=ProcessIdentity.of(keeper.pid),
+            supervisor=ProcessIdentity.of(supervisor.pid),
         )
-        publish.write_json(place / "job.json", asdict(job))
+        publish.write_json(place / "job.json", msgspec.to_builtins(job))
     return JobKey(job.id, job.submitted, job.token)
 
 
@@ -136,17 +137,20 @@ class LocalScheduler:
         """Nothing: no job of this scheduler is held."""
 
     def cancel(self, jobs: Sequence[JobKey]) -> None:
-        """Ask each job's keeper to end it. Returns at once; the keeper sends SIGTERM to the job's processes, SIGKILL
-        after `keeper.GRACE` seconds, and publishes CANCELLED."""
+        """Ask each job's supervisor to end it. Returns at once; the supervisor sends SIGTERM to the job's processes,
+        SIGKILL after `supervisor.GRACE` seconds, and publishes CANCELLED."""
         refused = []
         for key in jobs:
             place = self.directory / key.id
-            if self._state(key).phase is not Phase.ALIVE or (job := read_job(place)) is None or not job.keeper.alive():
+            if self._state(key).phase is not Phase.ALIVE:
+                continue
+            job = read_job(place)
+            if job is None or not job.supervisor.alive():
                 continue
             with contextlib.suppress(OSError):  # it only tells a cancel that came early from a node failure
                 publish.write_json(place / "cancel.json", {"uid": os.getuid(), "host": socket.gethostname()})
             try:
-                os.kill(job.keeper.pid, signal.SIGTERM)
+                os.kill(job.supervisor.pid, signal.SIGTERM)
             except ProcessLookupError:
                 continue
             except PermissionError as error:
@@ -164,24 +168,24 @@ class LocalScheduler:
 
 
 def observe(place: Path, job: Job) -> JobState:
-    """How a job stands, from its files and from its keeper being there. Raises OSError, ValueError."""
+    """How a job stands, from its files and from whether its supervisor lives. Raises OSError, ValueError."""
     state = _read_state(place, job)
     if state.phase is Phase.TERMINAL:
         return state
-    alive = job.keeper.alive()
+    alive = job.supervisor.alive()
     if alive is None:
-        return unknown(f"it runs on {job.keeper.host}, and is not seen from here", SOURCE)
+        return unknown(f"it runs on {job.supervisor.host}, and is not seen from here", SOURCE)
     if alive:
         return state
-    state = _read_state(place, job)  # it may have published the end and gone between the two looks
+    state = _read_state(place, job)  # the supervisor may have published the end and left between the two looks
     if state.phase is Phase.TERMINAL:
         return state
-    cancelled = (place / "cancel.json").exists()  # the request came before the keeper was ready for it
+    cancelled = (place / "cancel.json").exists()  # the request came before the supervisor was ready for it
     return JobState(
         Phase.TERMINAL,
         "CANCELLED" if cancelled else "NODE_FAIL",
         reason="" if cancelled else "its processes are gone without an end: killed, or the machine was restarted",
-        nodes=job.keeper.host,
+        nodes=job.supervisor.host,
         submitted=job.submitted,
         started=state.started,
         source=SOURCE,
@@ -191,12 +195,10 @@ def observe(place: Path, job: Job) -> JobState:
 def read_job(place: Path) -> Job | None:
     """What ``job.json`` says; None while it is not there. Raises OSError, ValueError (not JSON, not a job)."""
     try:
-        document = json.loads((place / "job.json").read_text(encoding="utf-8"))
+        return msgspec.json.decode((place / "job.json").read_bytes(), type=Job)
     except FileNotFoundError:
         return None
-    try:
-        return Job(**{**document, "keeper": ProcessIdentity(**document["keeper"])})
-    except (TypeError, KeyError) as error:
+    except msgspec.DecodeError as error:
         raise ValueError(f"job.json: {error}") from None
 
 
@@ -218,7 +220,7 @@ def _read_state(place: Path, job: Job) -> JobState:
         word,
         exit_code=(seen["exit_code"], seen.get("signal", 0)) if seen.get("exit_code") is not None else None,
         reason=seen.get("reason", "" if seen else "Resources"),
-        nodes=job.keeper.host if seen else "",
+        nodes=job.supervisor.host if seen else "",
         submitted=job.submitted,
         started=seen.get("started"),
         ended=seen.get("ended"),

@@ -20,7 +20,6 @@ import tempfile
 import threading
 import time
 import weakref
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
@@ -29,10 +28,8 @@ import msgspec
 from launcher.core.errors import SubmissionError
 from launcher.core.process import CommandRunner, run
 from launcher.slurm import answers
-from launcher.slurm.answers import Record, own_record
-from launcher.slurm.client import JobKey, JobState
-from launcher.slurm.commands import Answer, SlurmCommands
-from launcher.slurm.states import Phase
+from launcher.slurm.answers import Answer
+from launcher.slurm.commands import SlurmCommands
 
 CONTROLLER = "slurmctld"
 """How the controller is named as a source where it is asked by its library."""
@@ -73,17 +70,6 @@ class SlurmNative(SlurmCommands):
         self.version = version
         self._workers = _Workers(worker, self._plain)
 
-    def _poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
-        """One question to the controller for all; the commands for those of whom it knows nothing definite."""
-        controller = self._squeue([job.id for job in jobs])
-        found: dict[JobKey, JobState] = {}
-        for job in jobs:
-            record = own_record(job, controller.records.get(job.id, ()))
-            if record is not None and record.state.source == CONTROLLER and record.state.phase is not Phase.UNKNOWN:
-                found[job] = record.state
-        rest = [job for job in jobs if job not in found]
-        return {**found, **self._judge(rest, controller)} if rest else found
-
     def _squeue(self, ids: Sequence[str], timeout: float | None = None) -> Answer:
         answer = self._controller({"ids": list(ids)}, timeout)
         return super()._squeue(ids, timeout) if answer is None else answer
@@ -93,23 +79,20 @@ class SlurmNative(SlurmCommands):
         return super()._queue_of(user) if answer is None else answer
 
     def _controller(self, question: Mapping[str, Any], timeout: float | None = None) -> Answer | None:
-        """What the controller says, or its silence; None when the child failed, which squeue may not."""
+        """What the controller says, or why it gave no answer; None when the child failed: squeue may still succeed."""
         try:
             said = self._workers.ask(question, timeout or self._timeout)
         except WorkerSilent as error:
-            return Answer({}, f"{CONTROLLER}: {error.message}", CONTROLLER)
+            return Answer(CONTROLLER, error=f"{CONTROLLER}: {error.message}")
         except WorkerFailed:
             return None
         if "error" in said:
-            return Answer({}, f"{CONTROLLER}: {said['error']}", CONTROLLER)
+            return Answer(CONTROLLER, error=f"{CONTROLLER}: {said['error']}")
         try:
             rows = msgspec.convert(said.get("rows"), list[_Row])
         except msgspec.ValidationError:
             return None
-        records: dict[str, list[Record]] = defaultdict(list)
-        for record in answers.controller_records(rows, CONTROLLER):
-            records[record.id].append(record)
-        return Answer(records, by=CONTROLLER)
+        return Answer.of(CONTROLLER, answers.controller_records(rows, CONTROLLER))
 
 
 def choose(

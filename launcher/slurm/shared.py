@@ -1,13 +1,13 @@
-"""One poller for all launchers of a user on a machine: who needs news asks for everybody, the others read the answer.
+"""One question to Slurm for all launchers of a user on a machine: one of them asks for all, the others read the answer.
 
     <directory>/<host>-<boot>-<user>-<cluster>/
-        wants/<pid>-<n>.json   the jobs that one launcher wants to know about, and when it last said so
+        wants/<pid>-<n>.json   the request of one launcher: the jobs it wants to know about, and when it last said so
         answer.json            the last answer, and when its question began
-        lease                  whoever asks just now (launcher/core/lease.py)
+        lease                  the lock of the launcher that is asking (launcher/core/lease.py)
 
-There is no daemon. Times are of the machine's monotonic clock, which all its processes share; the directory may lie on
-a file system that other machines see, and they have their own. The files only save questions: whoever cannot read or
-write them asks for itself.
+There is no daemon. Times are of the machine's monotonic clock, which all its processes share. Each machine has a
+directory of its own, because other machines may see the same file system. The files only save questions: a launcher
+that cannot read or write them asks for itself.
 """
 
 from __future__ import annotations
@@ -33,25 +33,26 @@ from launcher.slurm.client import JobKey, JobState, Scheduler
 from launcher.slurm.states import Phase
 
 MAX_AGE = 15.0
-"""Seconds since its question began after which an answer is news for nobody; half of the longest pause of a watch over
-running jobs. It is what sharing may add to the delay until an end is known, and bounds the questions to 4 a minute,
-or to those of the launcher that asks most often."""
+"""Answers whose question began more seconds ago are ignored. This is half of the longest pause between questions about
+running jobs: sharing adds no more than this to the delay until an end is known, and Slurm is asked 4 times a minute,
+or as often as the launcher that asks most."""
 
 PATIENCE = 15.0
-"""Seconds to wait for another launcher's answer before asking alone."""
+"""Seconds to wait for the answer of a launcher that is asking, before asking without it."""
 
 LEASE = 5.0
-"""Seconds without a heartbeat after which the lease of a stopped launcher is broken; that of a dead one is at once."""
+"""Seconds without a heartbeat after which the lease of a stopped launcher is broken. That of a dead one is broken at
+once."""
 
 ALONE = 60.0
-"""Seconds after a cancel in which a launcher asks for itself: it may have seconds left to see its jobs gone."""
+"""Seconds after a cancel in which a launcher asks only for itself: it may have seconds left to see its jobs gone."""
 
 WANTED = 180.0
-"""Seconds for which a wish holds: three of the longest pauses of a watch."""
+"""Seconds for which a request holds: three of the longest pauses between questions."""
 
 
 @dataclass(frozen=True)
-class _Wants:
+class _Request:
     process: ProcessIdentity
     at: float
     jobs: list[JobKey]
@@ -65,12 +66,12 @@ class _Answer:
 
 
 class SharedPoller:
-    """A Scheduler that asks ``inner`` only for what no other launcher's answer tells. For several threads.
+    """A Scheduler that asks ``inner`` only what no other launcher's answer tells. Several threads may use it.
 
-    A shared answer counts for a job when its question named this very job (`JobKey`), began after this launcher first
-    asked about it and after the question of the last answer that it was given, and at most ``max_age`` seconds ago.
-    An answer that nobody knew is not taken from others. All but `poll` goes straight to ``inner``.
-    ``cluster`` tells clusters apart whose job ids have nothing to do with each other (SLURM_CONF).
+    A shared answer counts for a job when its question named this very job (`JobKey`), and began after this launcher
+    first asked about the job, later than the question of the last answer that it took, and at most ``max_age`` seconds
+    ago. UNKNOWN is never taken from another launcher. Everything but `poll` goes straight to ``inner``.
+    ``cluster`` (SLURM_CONF) keeps clusters apart, whose job ids have nothing to do with each other.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class SharedPoller:
         self.inner = inner
         self.place = directory / f"{me.host}-{me.boot[:8]}-{os.getuid()}-{digest}"
         self._me = me
-        self._mine = self.place / "wants" / f"{me.pid}-{secrets.token_hex(4)}.json"
+        self._request_file = self.place / "wants" / f"{me.pid}-{secrets.token_hex(4)}.json"
         self._max_age, self._patience, self._clock = max_age, patience, clock
         self._since: dict[JobKey, float] = {}
         self._alone_until = 0.0
@@ -102,7 +103,7 @@ class SharedPoller:
         return self.inner.find(token)
 
     def cancel(self, jobs: Sequence[JobKey]) -> None:
-        """As ``inner`` does; then `poll` asks without the others for a while."""
+        """Cancel by ``inner``. For `ALONE` seconds after that `poll` asks without the others."""
         try:
             self.inner.cancel(jobs)
         finally:
@@ -115,41 +116,45 @@ class SharedPoller:
         return self.inner.describe(job)
 
     def poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
-        """The states of all jobs: out of the others' answer, or else by one question for all launchers."""
+        """The states of all jobs: from another launcher's answer, or else by one question for all launchers."""
         began = self._clock()
         with self._guard:
             for job in jobs:
                 self._since.setdefault(job, began)
-        if not jobs or began < self._alone_until or not self._want(jobs):
-            return self._give(jobs, _Answer(began, list(self.inner.poll(jobs).items())))
-        answer = self._news(jobs)
+        if not jobs or began < self._alone_until or not self._publish_request(jobs):
+            return self._take_answers(jobs, _Answer(began, list(self.inner.poll(jobs).items())))
+        answer = self._published_answer(jobs)
         if answer is None:
             lease = Lock(
                 self.place / "lease", what="asks Slurm", wait=self._patience, lease=LEASE, beat=LEASE / 5, poll=0.05
             )
             with lease as held:
-                answer = self._news(jobs) or self._ask(jobs, for_all=held.acquired)
-        states = self._give(jobs, answer)
+                answer = self._published_answer(jobs) or self._ask(jobs, for_all=held.acquired)
+        states = self._take_answers(jobs, answer)
         left = [job for job in jobs if job not in states or states[job].phase is not Phase.TERMINAL]
         if len(left) < len(jobs):
-            self._want(left)
+            self._publish_request(left)
         return states
 
     def _ask(self, jobs: Sequence[JobKey], *, for_all: bool) -> _Answer:
-        """Ask ``inner``: for everybody and to everybody's knowledge, or in silence when somebody else has the lease."""
+        """Ask ``inner``: for all launchers and publish the answer, or only for this one when another has the lease."""
         wanted = dict.fromkeys(jobs)
         if for_all:
-            wanted.update(dict.fromkeys(self._wanted_by_others()))
+            wanted.update(dict.fromkeys(self._requested_by_others()))
         asked = self._clock()
         answer = _Answer(asked, list(self.inner.poll(list(wanted)).items()))
         if for_all:
-            there = _read(self.place / "answer.json", _Answer)
-            if there is None or not asked < there.asked <= self._clock():
-                _write(self.place / "answer.json", answer)
+            self._publish_answer(answer)
         return answer
 
-    def _news(self, jobs: Sequence[JobKey]) -> _Answer | None:
-        """The shared answer, when it tells something new and certain about every one of these jobs."""
+    def _publish_answer(self, answer: _Answer) -> None:
+        """Replace the published answer, unless that is the newer one."""
+        published = _read(self.place / "answer.json", _Answer)
+        if published is None or not answer.asked < published.asked <= self._clock():
+            _write(self.place / "answer.json", answer)
+
+    def _published_answer(self, jobs: Sequence[JobKey]) -> _Answer | None:
+        """The published answer, when it tells something new and certain about every one of these jobs; else None."""
         answer = _read(self.place / "answer.json", _Answer)
         now = self._clock()
         if answer is None or not now - self._max_age <= answer.asked <= now:
@@ -162,8 +167,8 @@ class SharedPoller:
                     return None
         return answer
 
-    def _give(self, jobs: Sequence[JobKey], answer: _Answer) -> dict[JobKey, JobState]:
-        """What the answer says of these jobs; who is told is not told the same again."""
+    def _take_answers(self, jobs: Sequence[JobKey], answer: _Answer) -> dict[JobKey, JobState]:
+        """What the answer says of these jobs. It is noted, so that the same answer is not taken a second time."""
         wanted = set(jobs)
         states = {job: state for job, state in answer.states if job in wanted}
         with self._guard:
@@ -174,43 +179,43 @@ class SharedPoller:
                     self._since[job] = max(answer.asked, self._since.get(job, answer.asked))
         return states
 
-    def _want(self, jobs: Sequence[JobKey]) -> bool:
-        """Say which jobs this launcher wants to know about; False when that cannot be said."""
+    def _publish_request(self, jobs: Sequence[JobKey]) -> bool:
+        """Publish which jobs this launcher wants to know about; False when that cannot be written."""
         if not jobs:
             with contextlib.suppress(OSError):
-                self._mine.unlink()
+                self._request_file.unlink()
             return True
         try:
-            self._mine.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._request_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.place.stat().st_uid != os.getuid():
                 return False
         except OSError:
             return False
-        return _write(self._mine, _Wants(self._me, self._clock(), list(jobs)))
+        return _write(self._request_file, _Request(self._me, self._clock(), list(jobs)))
 
-    def _wanted_by_others(self) -> Iterable[JobKey]:
-        """What living launchers want; wishes that nobody renewed are removed."""
+    def _requested_by_others(self) -> Iterable[JobKey]:
+        """The jobs that other living launchers want to know about; requests that nobody renewed are removed."""
         try:
-            files = sorted(self._mine.parent.glob("*.json"))
+            files = sorted(self._request_file.parent.glob("*.json"))
         except OSError:
             return
         now = self._clock()
         for file in files:
-            wants = _read(file, _Wants)
-            if file == self._mine or wants is None:
+            request = _read(file, _Request)
+            if file == self._request_file or request is None:
                 continue
-            if now - wants.at > WANTED:
+            if now - request.at > WANTED:
                 with contextlib.suppress(OSError):
                     file.unlink()
-            elif wants.process.alive() is not False:  # None: it is in another PID namespace; WANTED bounds its wish
-                yield from wants.jobs
+            elif request.process.alive() is not False:  # None: in another PID namespace, where WANTED is the bound
+                yield from request.jobs
 
 
 _T = TypeVar("_T")
 
 
 def _read(path: Path, kind: type[_T]) -> _T | None:
-    """What a file says; None when it is not there, or not to be understood."""
+    """What a file says; None when it is missing or cannot be understood."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, SubmissionError):
@@ -218,7 +223,7 @@ def _read(path: Path, kind: type[_T]) -> _T | None:
 
 
 def _write(path: Path, value: object) -> bool:
-    """Replace a file; whether that went well. Not forced to storage: after a crash of the machine nobody wants it."""
+    """Replace a file; False when that failed. It is not forced to storage: nobody needs it after a crash."""
     temporary = temporary_name(path)
     try:
         temporary.write_bytes(msgspec.json.encode(value))

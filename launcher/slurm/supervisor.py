@@ -1,7 +1,7 @@
-"""The process beside each job of the embedded scheduler: waits for its turn, runs it through submitit, says its end.
+"""The process beside each job of the embedded scheduler: waits for the job's turn, runs it by submitit, tells its end.
 
 It leads a session and process group of its own, in which the whole job runs: submitit's controller, the function's
-process, and theirs. (What the job itself starts in a new session is not reached by a kill.)
+process, and what they start. (A kill does not reach what the job itself starts in a new session.)
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ _TEN_YEARS = 10 * 365 * 24 * 60  # minutes; submitit wants a limit, and its own 
 
 
 def main() -> None:
-    """``python -c 'from launcher.slurm.supervisor import main; main()' JOB_DIRECTORY``"""
-    keep(Path(sys.argv[1]))
+    """Bring a job to its end: ``python -c 'from launcher.slurm.supervisor import main; main()' JOB_DIRECTORY``.
 
-
-def keep(place: Path) -> None:
-    """Bring the job of this directory to its end. Ends with a SIGKILL to its own process group: nothing of a job
-    outlives it."""
+    Ends with a SIGKILL to its own process group, so that no process of the job outlives it.
+    """
+    place = Path(sys.argv[1])
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
     job = _await_job(place)
     if job is None:
         return  # its submitter died before the job existed
-    _Keeping(place, job, lambda: bool(asked)).run()
+    _Supervisor(place, job, lambda: bool(asked)).run()
     os.killpg(0, signal.SIGKILL)
 
 
-class _Keeping:
+class _Supervisor:
+    """Runs one job. ``cancelled`` says whether somebody asked for its end."""
+
     def __init__(self, place: Path, job: local.Job, cancelled: Callable[[], bool]) -> None:
         self.place = place
         self.job = job
@@ -78,7 +78,7 @@ class _Keeping:
     def _turn(self) -> bool:
         """Wait until fewer than ``slots`` earlier jobs are unfinished; False when cancelled meanwhile.
 
-        Needs no lock: it looks at lower ids only, and those only ever end.
+        It needs no lock: it looks at lower ids only, and those only ever end.
         """
         over: set[Path] = set()
         while not self.cancelled():
@@ -149,7 +149,7 @@ def perform(directory: str) -> int:
     logging.getLogger("submitit").setLevel(logging.WARNING)  # its "completed successfully" is not the job's word
     os.environ.update(SLURM_JOB_ID=job.id, SLURM_JOB_NAME=job.name)
     signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_follow_keeper, args=(job.keeper,), daemon=True, name="keeper watch").start()
+    threading.Thread(target=_die_with, args=(job.supervisor,), daemon=True, name="supervisor watch").start()
     function, args = cloudpickle.loads((place / "call.pkl").read_bytes())
     try:
         function(*args)
@@ -165,14 +165,14 @@ def perform(directory: str) -> int:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """SIGTERM unwinds the function, so that it can end its own children. submitit would ignore it."""
+    """Let SIGTERM unwind the function, so that it can end its own children. submitit would ignore the signal."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the second one, forwarded by submitit's controller
     raise SystemExit(128 + number)
 
 
-def _follow_keeper(keeper: ProcessIdentity) -> None:
-    """A job whose keeper was killed has no one to say its end: it shall not go on unseen."""
-    while keeper.alive():
+def _die_with(supervisor: ProcessIdentity) -> None:
+    """End this job when its supervisor was killed: nobody would tell its end, nor act on a cancel."""
+    while supervisor.alive():
         time.sleep(0.5)
     os.killpg(0, signal.SIGKILL)
 

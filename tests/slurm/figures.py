@@ -22,13 +22,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.core.process import Completed, run
-from launcher.slurm.client import JobKey, JobState, Scheduler
+from launcher.slurm.client import JobKey, Scheduler
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.native import SlurmNative, choose
 from launcher.slurm.shared import SharedPoller
-from launcher.slurm.states import Phase
-from launcher.slurm.watch import Watcher
 from tests.slurm import watching
+from tests.slurm.following import follow
 
 COUNTED = (90.0, 150.0)
 """Seconds after the start in which questions are counted: the pauses have grown, and no job has ended."""
@@ -103,11 +102,8 @@ def one(job: str, token: str, place: str, number: str, how: str) -> int:
     if how == "shared":
         scheduler = SharedPoller(scheduler, Path(place) / "poller", cluster=os.environ["SLURM_CONF"])
 
-    def changed(job: JobKey, old: JobState | None, new: JobState) -> None:
-        if new.phase is Phase.TERMINAL:
-            (Path(place) / f"known-{number}").write_text(str(time.time()))
-
-    Watcher(scheduler, on_change=changed).watch([JobKey(job, None, token)])
+    follow(scheduler, [JobKey(job, None, token)])
+    (Path(place) / f"known-{number}").write_text(str(time.time()))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
@@ -16,10 +17,13 @@ def rounds(
     tick: float = 0.02,
     markers: Callable[[], Mapping[JobKey, JobState]] = dict,
     held: Collection[JobKey] = (),
+    seconds: float = math.inf,
 ) -> Iterator[PollRound]:
-    """Every answer, until no job is watched any more. ``wait`` passes the time between two looks, by ``tick`` seconds;
-    it is not called while the scheduler is being asked, which happens in real time."""
-    while poller.watched:
+    """Every answer, until no job is watched any more, or ``seconds`` of real time are over. ``wait`` passes the time
+    between two looks, by ``tick`` seconds; it is not called while the scheduler is being asked, which happens in real
+    time."""
+    deadline = time.monotonic() + seconds
+    while poller.watched and time.monotonic() < deadline:
         if (answer := poller.poll(markers=markers(), held=held)) is not None:
             yield answer
         elif poller.asking:

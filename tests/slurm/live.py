@@ -62,7 +62,7 @@ class Cluster:
     def state(self, job: JobKey) -> JobState:
         return self.scheduler.poll([job])[job]
 
-    def until(self, job: JobKey, condition: Callable[[JobState], bool], seconds: float = 40.0) -> JobState:
+    def until(self, job: JobKey, condition: Callable[[JobState], bool], seconds: float = 120.0) -> JobState:
         end = time.monotonic() + seconds
         while not condition(state := self.state(job)):
             assert time.monotonic() < end, state.describe()

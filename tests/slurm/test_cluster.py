@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.slurm.watch import Watcher
 from tests.conftest import SlurmCluster
+from tests.slurm.following import follow
 from tests.slurm.live import Cluster
 
 pytestmark = pytest.mark.slurm
@@ -26,7 +26,7 @@ def test_fifty_jobs_cost_few_calls(cluster: Cluster, capsys: pytest.CaptureFixtu
     jobs = [cluster.submit(f"sleep {n % 10}; exit {n % 2}") for n in range(50)]
     cluster.runner.calls.clear()
     began = time.monotonic()
-    states = Watcher(cluster.scheduler).watch(jobs)
+    states = follow(cluster.scheduler, jobs)
     seconds = time.monotonic() - began
     programs = [call.argv[0] for call in cluster.runner.calls]
     with capsys.disabled():

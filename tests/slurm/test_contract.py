@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from launcher.slurm.client import JobKey, JobState, Scheduler, SchedulerUnreachable
+from launcher.slurm.client import JobKey, Scheduler, SchedulerUnreachable
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.native import SlurmNative, choose
+from launcher.slurm.poller import JobPoller, Pace
 from launcher.slurm.states import Phase
-from launcher.slurm.watch import Pace, Watcher
 from tests.conftest import SlurmCluster
 from tests.conftest import cluster as cluster_script
+from tests.slurm.following import follow, rounds
 from tests.slurm.live import Cluster
 
 pytestmark = pytest.mark.slurm
@@ -129,12 +130,12 @@ def test_the_tasks_of_an_array(cluster: Cluster) -> None:
     last = cluster.submit(script, "--array=0-3", "--hold", "--output=/dev/null")
     assert cluster.state(last).hopeless
     cluster.scheduler.release(last)
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while len(tasks := cluster.scheduler.find(last.token)) < 4:
         assert time.monotonic() < end, tasks
         time.sleep(0.1)
     assert last.id in [task.id for task in tasks]
-    states = Watcher(cluster.scheduler, pace=Pace(first=0.3, running=0.5)).watch(tasks)
+    states = follow(cluster.scheduler, tasks, pace=Pace(first=0.3, running=0.5))
     assert sorted((s.word, s.exit_code) for s in states.values()) == [("COMPLETED", (0, 0))] * 3 + [("FAILED", (3, 0))]
     (bad,) = [task for task, state in states.items() if not state.succeeded]
     assert task_of(cluster, bad) == "2" and task_of(cluster, last) == "3"
@@ -157,7 +158,7 @@ def test_a_task_that_is_requeued_stays_itself(cluster: Cluster) -> None:
         time.sleep(0.1)
     assert {task.id for task in cluster.scheduler.find(array.token)} == {task.id for task in tasks}
     cluster.scheduler.cancel(tasks)
-    assert {state.word for state in Watcher(cluster.scheduler).watch(tasks).values()} == {"CANCELLED"}
+    assert {state.word for state in follow(cluster.scheduler, tasks).values()} == {"CANCELLED"}
 
 
 def test_the_components_of_a_heterogeneous_job(cluster: Cluster) -> None:
@@ -167,13 +168,13 @@ def test_the_components_of_a_heterogeneous_job(cluster: Cluster) -> None:
     assert sorted(int(job.id) for job in both) == [int(leader.id), int(leader.id) + 1]
     assert all(state.hopeless for state in cluster.scheduler.poll(both).values())
     cluster.scheduler.release(leader)
-    states = Watcher(cluster.scheduler, pace=Pace(first=0.3, running=0.5)).watch(both)
+    states = follow(cluster.scheduler, both, pace=Pace(first=0.3, running=0.5))
     assert [(state.word, state.exit_code) for state in states.values()] == [("FAILED", (4, 0))] * 2
     other = cluster.submit("sleep 100", "--output=/dev/null", "-N1", component="-N1")
     both = cluster.scheduler.find(other.token)
     cluster.until(other, lambda state: state.word == "RUNNING")
     cluster.scheduler.cancel([other])
-    assert {state.word for state in Watcher(cluster.scheduler).watch(both).values()} == {"CANCELLED"}
+    assert {state.word for state in follow(cluster.scheduler, both).values()} == {"CANCELLED"}
 
 
 def test_a_lost_id_is_found_by_its_token(cluster: Cluster) -> None:
@@ -220,7 +221,6 @@ def test_a_controller_that_hangs_is_unknown_and_then_right(cluster: Cluster) -> 
     cluster.until(job, lambda state: state.word == "RUNNING")
     hasty = hasty_backend(cluster, 1.0)
     pid = cluster.controller
-    seen: list[JobState] = []
     os.kill(pid, signal.SIGSTOP)
     timer = threading.Timer(8, os.kill, (pid, signal.SIGCONT))
     timer.start()
@@ -229,12 +229,13 @@ def test_a_controller_that_hangs_is_unknown_and_then_right(cluster: Cluster) -> 
         assert state.phase is Phase.UNKNOWN and "timed out" in state.reason
         with pytest.raises(SchedulerUnreachable):
             hasty.find("run-that-never-was")
-        watcher = Watcher(hasty, pace=Pace(first=0.5, running=1), on_change=lambda job, old, new: seen.append(new))
-        assert watcher.watch([job])[job].succeeded
+        poller = JobPoller(hasty, pace=Pace(first=0.5, running=1))
+        poller.watch(job)
+        seen = [change for answer in rounds(poller) for change in answer.changes]
     finally:
         timer.cancel()
         os.kill(pid, signal.SIGCONT)
-    assert seen[0].phase is Phase.UNKNOWN
+    assert seen[0].state.phase is Phase.UNKNOWN and seen[-1].state.succeeded
 
 
 def test_a_controller_that_is_restarted_loses_no_job(cluster: Cluster) -> None:

@@ -22,6 +22,7 @@ from launcher.slurm import local
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
 from launcher.slurm.local import LocalScheduler, submit
 from launcher.slurm.states import Phase
+from launcher.slurm.supervisor import GRACE
 
 
 def work(place: str, seconds: float, code: int | None = None) -> None:
@@ -55,7 +56,7 @@ def stubborn(place: str) -> None:
     time.sleep(60)
 
 
-def until(condition: Callable[[], object], seconds: float = 15.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -118,23 +119,22 @@ SUBMITTER = """
 import sys
 from pathlib import Path
 from tests.slurm.test_local import work, start
-print(start(Path(sys.argv[1]), work, sys.argv[1], 30.0).id)
+print(start(Path(sys.argv[1]), work, sys.argv[1], 120.0).id)
 """
 
 
 @pytest.fixture
 def foreign(tmp_path: Path) -> JobKey:
-    """A job whose submitter, another process with captured output, is gone."""
-    began = time.monotonic()
+    """A job whose submitter, another process with captured output, is gone. The job does not hold its submitter's
+    pipes open: its output would then not end before the time-out."""
     done = subprocess.run(
         [sys.executable, "-c", SUBMITTER, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=True,
         start_new_session=True,
     )
-    assert time.monotonic() - began < 10, "the job must not hold its submitter's pipes open"
     assert done.stdout == "1\n"
     (key,) = LocalScheduler(tmp_path / "jobs").find(f"tok-{tmp_path.name}")
     until((tmp_path / "began").exists)
@@ -151,9 +151,7 @@ def test_a_job_goes_on_after_its_submitter(tmp_path: Path, foreign: JobKey) -> N
 
 def test_a_job_is_cancelled_from_another_process(tmp_path: Path, foreign: JobKey) -> None:
     pid = int((tmp_path / "began").read_text().split()[0])
-    began = time.monotonic()
     LocalScheduler(tmp_path / "jobs").cancel([foreign])
-    assert time.monotonic() - began < 1, "cancel does not wait"
     state = end_of(tmp_path, foreign)
     assert state.word == "CANCELLED"
     until(lambda: has_gone(pid))
@@ -161,12 +159,12 @@ def test_a_job_is_cancelled_from_another_process(tmp_path: Path, foreign: JobKey
     assert "end\n" not in (tmp_path / "1.log").read_text()
 
 
-def test_a_keeper_that_is_killed_is_a_node_failure(tmp_path: Path, foreign: JobKey) -> None:
+def test_a_supervisor_that_is_killed_is_a_node_failure(tmp_path: Path, foreign: JobKey) -> None:
     place = tmp_path / "jobs" / "1"
     job = local.read_job(place)
     assert job is not None
     pid = int((tmp_path / "began").read_text().split()[0])
-    os.kill(job.keeper.pid, signal.SIGKILL)
+    os.kill(job.supervisor.pid, signal.SIGKILL)
     state = end_of(tmp_path, foreign)
     assert state.word == "NODE_FAIL" and not state.succeeded
     until(lambda: has_gone(pid))  # nothing goes on unseen
@@ -177,25 +175,27 @@ def test_a_function_that_does_not_heed_sigterm_is_killed(tmp_path: Path, monkeyp
     key = start(tmp_path, stubborn, str(tmp_path))
     until((tmp_path / "began").exists)
     pid = int((tmp_path / "began").read_text())
+    began = time.monotonic()
     LocalScheduler(tmp_path / "jobs").cancel([key])
+    assert time.monotonic() - began < GRACE, "cancel does not wait for the end"
     time.sleep(1)
     assert LocalScheduler(tmp_path / "jobs").poll([key])[key].phase is Phase.ALIVE
     assert end_of(tmp_path, key).word == "CANCELLED"
-    until(lambda: has_gone(pid), 2)
+    until(lambda: has_gone(pid))
 
 
 def test_the_time_limit(tmp_path: Path) -> None:
     key = start(tmp_path, work, str(tmp_path), 60.0, time_limit=1.5)
     state = end_of(tmp_path, key)
     assert state.word == "TIMEOUT"
-    assert state.started is not None and state.ended is not None and 1.4 < state.ended - state.started < 8
+    assert state.started is not None and state.ended is not None and 1.4 < state.ended - state.started < 30
 
 
 def test_jobs_wait_for_a_slot_in_order(tmp_path: Path) -> None:
     gates = [tmp_path / name for name in "abc"]
     for gate in gates:
         gate.mkdir()
-    keys = [start(tmp_path, work, str(gate), 30.0, slots=1) for gate in gates]
+    keys = [start(tmp_path, work, str(gate), 120.0, slots=1) for gate in gates]
     scheduler = LocalScheduler(tmp_path / "jobs")
     until((gates[0] / "began").exists)
     time.sleep(0.5)
@@ -209,7 +209,7 @@ def test_jobs_wait_for_a_slot_in_order(tmp_path: Path) -> None:
     assert not (gates[1] / "began").exists()
 
 
-def test_a_cancel_before_the_keeper_is_ready(tmp_path: Path) -> None:
+def test_a_cancel_before_the_supervisor_is_ready(tmp_path: Path) -> None:
     key = start(tmp_path, work, str(tmp_path), 30.0)
     LocalScheduler(tmp_path / "jobs").cancel([key])
     assert end_of(tmp_path, key).word == "CANCELLED"
@@ -255,7 +255,7 @@ def test_who_is_not_there_is_unknown(tmp_path: Path) -> None:
     scheduler = LocalScheduler(tmp_path)
     for key in (JobKey("6", 1000.0, "t"), JobKey("5", 2000.0, "other")):
         assert scheduler.poll([key])[key].phase is Phase.UNKNOWN
-        scheduler.cancel([key])  # and is not touched: the keeper of this fake is the test itself
+        scheduler.cancel([key])  # and is not touched: the supervisor of this fake is the test itself
     (tmp_path / "5" / "state.json").write_text("{ torn")
     assert scheduler.poll([JobKey("5", 1000.0, "t")]).popitem()[1].phase is Phase.UNKNOWN
 

@@ -11,10 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from launcher.core.process_identity import ProcessIdentity
 from launcher.slurm import shared
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, unknown
 from launcher.slurm.shared import SharedPoller
@@ -279,6 +281,23 @@ def test_a_wish_that_nobody_renews_is_forgotten(desk: Desk) -> None:
     assert len(list((one.place / "wants").iterdir())) == 1
 
 
+def test_a_launcher_in_another_pid_namespace_is_asked_for_too(desk: Desk) -> None:
+    """Whether it lives cannot be told from here; its wish counts until it is too old."""
+    one, two, dead = desk.launcher(), desk.launcher(), desk.launcher()
+    for launcher, number in ((two, 2), (dead, 3)):
+        launcher.poll([key(number)])
+    for launcher, process in (
+        (two, replace(ProcessIdentity.mine(), pid_namespace="pid:[1]")),
+        (dead, replace(ProcessIdentity.mine(), started="1")),
+    ):
+        wants = shared._read(launcher._request_file, shared._Request)
+        assert wants is not None
+        shared._write(launcher._request_file, replace(wants, process=process))
+    desk.news()
+    one.poll([key(1)])
+    assert desk.news() == [{key(1), key(2)}]
+
+
 def test_who_waits_too_long_asks_alone(desk: Desk) -> None:
     slow, quick = desk.launcher(), desk.launcher(patience=0.3)
     release, inside = threading.Event(), threading.Event()
@@ -286,15 +305,14 @@ def test_who_waits_too_long_asks_alone(desk: Desk) -> None:
     def hang() -> None:
         if not inside.is_set():
             inside.set()
-            release.wait(20)
+            release.wait(120)
 
     desk.slurm.before = hang
     thread = threading.Thread(target=slow.poll, args=([key(1)],))
     thread.start()
-    assert inside.wait(5)
-    began = time.monotonic()
+    assert inside.wait(60)
     assert quick.poll([key(2)]) == {key(2): RUNNING}
-    assert time.monotonic() - began < 2
+    assert thread.is_alive(), "nobody waited for the first to be answered"
     assert desk.slurm.asked == [{key(1)}, {key(2)}]
     assert not (quick.place / "answer.json").exists(), "an answer for one launcher is not published"
     release.set()
@@ -311,13 +329,13 @@ def test_who_waited_takes_the_answer_that_came_meanwhile(desk: Desk) -> None:
 
     def slowly() -> None:
         inside.set()
-        release.wait(10)
+        release.wait(120)
 
     desk.slurm.before = slowly
     desk.clock.wait(shared.MAX_AGE)
     threads = [threading.Thread(target=one.poll, args=([key(1)],)), threading.Thread(target=two.poll, args=([key(2)],))]
     threads[0].start()
-    assert inside.wait(5)
+    assert inside.wait(60)
     threads[1].start()
     while threads[1].is_alive() and not (two.place / "lease").exists():
         time.sleep(0.01)
@@ -334,10 +352,14 @@ def test_who_waited_takes_the_answer_that_came_meanwhile(desk: Desk) -> None:
 LAUNCHER = """
 import os, sys, time, random
 from pathlib import Path
+from launcher.slurm import shared
 from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.poller import JobPoller, Pace
 from launcher.slurm.shared import SharedPoller
 from launcher.slurm.states import Phase
-from launcher.slurm.watch import Pace, Watcher
+from tests.slurm.following import rounds
+
+shared.LEASE = 60.0  # waiting for a lease of the dead to expire would be seen
 
 directory, start, first, count, pause, hang = sys.argv[1:7]
 directory, start, pause = Path(directory), float(start), float(pause)
@@ -360,13 +382,17 @@ class Slurm:
 
 jobs = [JobKey(str(n), 1.0, "t") for n in range(int(first), int(first) + int(count))]
 late = []
-def change(job, old, new):
-    if new.phase is Phase.TERMINAL:
-        late.append(time.monotonic() - max(start + int(job.id) / 10, watching))
 watching = time.monotonic()
-poller = SharedPoller(Slurm(), directory / "poller")
-states = Watcher(poller, pace=Pace(first=pause, running=pause, tick=pause), on_change=change).watch(jobs)
-assert len(late) == len(jobs) and all(s.succeeded for s in states.values()), states
+scheduler = SharedPoller(Slurm(), directory / "poller", patience=60.0)
+poller = JobPoller(scheduler, pace=Pace(first=pause, running=pause))
+for job in jobs:
+    poller.watch(job)
+for answer in rounds(poller):
+    for change in answer.changes:
+        if change.ended:
+            assert change.state.succeeded, change
+            late.append(time.monotonic() - max(start + int(change.job.id) / 10, watching))
+assert len(late) == len(jobs), late
 print(min(late), max(late), flush=True)
 """
 
@@ -380,9 +406,13 @@ def start(
 
 Launcher = subprocess.Popen[str]
 
+HELD_UP = 30.0
+"""Seconds after which an end that is known so late was held up: by far more than two pauses on a busy machine, and by
+less than a lease that expires (`LEASE` in the script above)."""
+
 
 def delays(launcher: Launcher) -> tuple[float, float]:
-    out, _ = launcher.communicate(timeout=60)
+    out, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == 0
     first, last = out.split()[-2:]
     return float(first), float(last)
@@ -402,7 +432,7 @@ def test_four_launchers_ask_as_often_as_one(tmp_path: Path) -> None:
         for launcher in launchers:
             earliest, latest = delays(launcher)
             assert earliest >= 0, "no end is told before it is there"
-            assert latest < 4.0, "two pauses, and a busy machine"
+            assert latest < HELD_UP
         counts[number] = questions(place)
     assert counts[4] <= counts[1] * 1.5 + 4, counts
 
@@ -419,7 +449,7 @@ def test_killed_launchers_hold_up_nobody(tmp_path: Path) -> None:
             launcher.communicate(timeout=10)
             continue
         earliest, latest = delays(launcher)
-        assert earliest >= 0 and latest < 4.0
+        assert earliest >= 0 and latest < HELD_UP
 
 
 def asking(directory: Path) -> Launcher:
@@ -429,30 +459,31 @@ def asking(directory: Path) -> Launcher:
     return launcher
 
 
-def test_a_lease_of_the_dead_is_no_lease(tmp_path: Path) -> None:
+def test_a_lease_of_the_dead_is_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "LEASE", 60.0)
     dead = asking(tmp_path)
     dead.kill()
     dead.communicate()
     slurm = Slurm()
     began = time.monotonic()
-    SharedPoller(slurm, tmp_path / "poller").poll([key(50)])
-    assert time.monotonic() - began < 1
+    SharedPoller(slurm, tmp_path / "poller", patience=60.0).poll([key(50)])
+    assert time.monotonic() - began < HELD_UP
     assert slurm.asked == [{key(50)}], "nor are its wishes"
 
 
 def test_a_lease_of_the_stopped_costs_one_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "LEASE", 1.0)
+    monkeypatch.setattr(shared, "LEASE", 3.0)
     stopped = asking(tmp_path)
     try:
         stopped.send_signal(signal.SIGSTOP)
-        poller = SharedPoller(Slurm(), tmp_path / "poller")
+        poller = SharedPoller(Slurm(), tmp_path / "poller", patience=60.0)
         waits = []
         for _ in range(3):
             began = time.monotonic()
             poller.poll([key(50)])
             waits.append(time.monotonic() - began)
-        assert 1.0 <= waits[0] < 3
-        assert max(waits[1:]) < 0.5
+        assert 3.0 <= waits[0] < HELD_UP
+        assert max(waits[1:]) < 3.0
     finally:
         stopped.kill()
         stopped.communicate()

@@ -25,10 +25,11 @@ from launcher.core.process import run
 from launcher.slurm.client import JobKey, JobState, Scheduler
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.native import choose
+from launcher.slurm.poller import JobPoller
 from launcher.slurm.shared import SharedPoller
 from launcher.slurm.states import Phase
-from launcher.slurm.watch import Watcher
 from launcher.srtctl.exit_marker import Markers
+from tests.slurm.following import rounds
 from tests.slurm.live import Counting
 
 MARKER = "printf '✓ Sweep completed successfully\\nEnd: %s\\n====\\n' \"$(date)\""
@@ -148,11 +149,13 @@ def _watched(backend: str, jobs: Sequence[JobKey], seconds: float) -> Counter[st
     polls = _Polls(scheduler_of(backend, runner))
     until = time.monotonic() + seconds
     # Held jobs are not to be given up.
-    watcher = Watcher(polls, held=lambda job: True)  # type: ignore[arg-type]
-    watcher.add(jobs)
-    for _ in watcher.rounds(should_stop=lambda: time.monotonic() >= until):
-        pass
-    assert not watcher.given_up and len(watcher.states) == len(jobs)
+    poller = JobPoller(polls)  # type: ignore[arg-type]
+    for job in jobs:
+        poller.watch(job)
+    while time.monotonic() < until:
+        poller.poll(held=jobs)
+        time.sleep(1.0)
+    assert len(poller.watched) == len(jobs)
     counts = Counter(call.argv[0] for call in runner.calls)
     if backend == "pyslurm":
         counts["slurmctld"] = polls.number
@@ -189,8 +192,11 @@ def _delays(backend: str, shared: bool, marked: bool, number: int, seconds: Sequ
             if shared:
                 scheduler = SharedPoller(scheduler, place / "poller", cluster=os.environ["SLURM_CONF"])
             markers = Markers()
-            watcher = Watcher(scheduler, marker=(lambda job: markers.read(job, log)) if marked else None)
-            state = watcher.watch([job])[job]
+            poller = JobPoller(scheduler)
+            poller.watch(job)
+            read = markers.read if marked else lambda job, log: None
+            for answer in rounds(poller, markers=lambda: {job: end} if (end := read(job, log)) else {}):
+                state = answer.states[job]
             assert state.phase is Phase.TERMINAL and state.succeeded, state
             late[n] = time.time() - float((place / f"end-{n}").read_text())
 

@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.poller import JobPoller
 from launcher.slurm.states import Phase
-from launcher.slurm.watch import Watcher
 from launcher.srtctl.exit_marker import Markers
 from tests.faults.slurm_cases.lab import BAD, FATES, GOOD, QUICK, Fate, Lab
 from tests.faults.slurm_cases.tally import Case, Tally
+from tests.slurm.following import rounds
 
 
 def _controller(lab: Lab, trials: int) -> Sequence[Tally]:
@@ -82,12 +83,15 @@ def _lost(lab: Lab, trials: int) -> Sequence[Tally]:
 
 
 def _watched(lab: Lab, job: JobKey, log: Path, seconds: float) -> JobState:
-    markers, deadline = Markers(), time.monotonic() + seconds
-    watcher = Watcher(lab.scheduler(), pace=replace(QUICK, marker=6.0), marker=lambda job: markers.read(job, log))
-    watcher.add([job])
-    for _ in watcher.rounds(should_stop=lambda: time.monotonic() > deadline):
-        pass
-    return watcher.states[job]
+    markers = Markers()
+    poller = JobPoller(lab.scheduler(), pace=replace(QUICK, marker=6.0))
+    poller.watch(job)
+
+    def marked() -> dict[JobKey, JobState]:
+        end = markers.read(job, log)
+        return {} if end is None else {job: end}
+
+    return [answer.states[job] for answer in rounds(poller, markers=marked, seconds=seconds)][-1]
 
 
 def _database(lab: Lab, trials: int) -> Sequence[Tally]:

@@ -18,12 +18,13 @@ from pathlib import Path
 from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.native import SlurmNative, choose
+from launcher.slurm.poller import JobPoller, Pace
 from launcher.slurm.states import Phase
-from launcher.slurm.watch import Pace, Watcher
 from tests.conftest import cluster, cluster_environment, free_ports
 from tests.faults.slurm_cases.programs import Programs
+from tests.slurm.following import rounds
 
-QUICK = Pace(first=0.3, running=1.0, pending=1.0, tick=0.2)
+QUICK = Pace(first=0.3, running=1.0, pending=1.0)
 
 
 @dataclass(frozen=True)
@@ -142,18 +143,17 @@ class Lab:
         """
         too_early = early or (lambda job: not self.marked(job))
         wrong: dict[JobKey, list[str]] = {job: [] for job in jobs}
-
-        def saw(job: JobKey, old: JobState | None, new: JobState) -> None:
-            if new.phase is Phase.TERMINAL and too_early(job):
-                wrong[job].append(f"{job} was told {new.describe()} before its end")
-
-        deadline = time.monotonic() + seconds
-        watcher = Watcher(self.scheduler(timeout), pace=pace, on_change=saw)
-        watcher.add(jobs)
-        for _ in watcher.rounds(should_stop=lambda: time.monotonic() > deadline):
-            pass
+        states: dict[JobKey, JobState] = {}
+        poller = JobPoller(self.scheduler(timeout), pace=pace)
         for job in jobs:
-            state, fate = watcher.states.get(job), self.fates[job]
+            poller.watch(job)
+        for answer in rounds(poller, seconds=seconds):
+            states.update(answer.states)
+            for change in answer.changes:
+                if change.ended and too_early(change.job):
+                    wrong[change.job].append(f"{change.job} was told {change.state.describe()} before its end")
+        for job in jobs:
+            state, fate = states.get(job), self.fates[job]
             if state is None or state.phase is not Phase.TERMINAL:
                 wrong[job].append(f"{job} had no end within {seconds:.0f} s: {state and state.describe()}")
             elif state.word != fate.word or state.exit_code not in (fate.code, None):

@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.poller import JobPoller, Pace
 from launcher.slurm.states import Phase
-from launcher.slurm.watch import Pace, Watcher
 from tests.faults.slurm_cases.lab import FATES, Lab
 from tests.faults.slurm_cases.tally import Case, Tally
+from tests.slurm.following import rounds
 
 WINDOWS = {1: 120.0, 50: 120.0, 1000: 300.0}
 """Jobs, and the seconds for which they are watched: most of the questions of a job's first minute come in it."""
@@ -62,9 +63,18 @@ def _cost(lab: Lab, trials: int) -> Sequence[Tally]:
 
 
 def _watch_for(lab: Lab, jobs: list[JobKey], seconds: float) -> dict[JobKey, JobState]:
-    deadline = time.monotonic() + seconds
-    watcher = Watcher(lab.scheduler(30), pace=Pace())
-    return watcher.watch(jobs, should_stop=lambda: time.monotonic() > deadline)
+    states: dict[JobKey, JobState] = {}
+    for answer in rounds(_poller(lab, jobs), seconds=seconds):
+        states.update(answer.states)
+    return states
+
+
+def _poller(lab: Lab, jobs: list[JobKey]) -> JobPoller:
+    """At the pace of a real cluster."""
+    poller = JobPoller(lab.scheduler(30))
+    for job in jobs:
+        poller.watch(job)
+    return poller
 
 
 def _loop(lab: Lab, jobs: list[JobKey]) -> float:
@@ -80,13 +90,8 @@ def _delay(lab: Lab, trials: int) -> Sequence[Tally]:
     tally = Tally("delay from a job's end to our knowing it")
     jobs = _submit(lab, [20 + (60 if trials > 20 else 10) * n / trials for n in range(trials)])
     known: dict[JobKey, float] = {}
-
-    def saw(job: JobKey, old: JobState | None, new: JobState) -> None:
-        if new.phase is Phase.TERMINAL:
-            known[job] = time.time()
-
-    watcher = Watcher(lab.scheduler(30), pace=Pace(), on_change=saw)
-    watcher.watch(jobs)
+    for answer in rounds(_poller(lab, jobs)):
+        known.update({change.job: time.time() for change in answer.changes if change.ended})
     delays = sorted(known[job] - (lab.marks / job.token).stat().st_mtime for job in jobs)
     for delay in delays:
         tally.trial("" if 0 <= delay < 60 else f"known {delay:.1f} s after the end")
