@@ -1,7 +1,7 @@
-"""srtslurm.yaml: written so that srtctl cannot misread it, and never written with a key that srtctl does not know.
+"""srtslurm.yaml: written so that srtctl cannot misread it, and never with a key that srtctl does not know.
 
-srtctl validates the file as a whole. When one key is unknown or one value has the wrong type it logs a warning, drops
-the *whole* file and submits with no default and no alias at all (`load_cluster_config` in srt-slurm's
+srtctl validates the file as a whole. When one key is unknown or one value has the wrong type, it logs a warning, drops
+the *whole* file and submits without any default or alias (`load_cluster_config` in srt-slurm's
 ``src/srtctl/core/config.py``, the same from sa-submission-q2-2026 to v1.0.68). So the keys are read from the checkout
 before the file is written, and the warning is looked for afterwards.
 """
@@ -36,28 +36,27 @@ _DROPPED = (
 def dump_srtslurm(document: Mapping[str, Any]) -> str:
     """The document as YAML text, keys in the given order.
 
-    Strings that a YAML reader could take for something else are quoted (bare, ``4:00:00`` is 14400). Raises
-    ConfigError for a value that srtctl would refuse (a number in a map of strings) or that YAML cannot hold.
+    Raises ConfigError for a value that srtctl would refuse (a number in a map of strings) or that YAML cannot hold.
     """
     for key in STRING_MAPS:
         entries = document.get(key)
         if entries is None:
             continue
         if not isinstance(entries, Mapping):
-            raise ConfigError(f"{key} must be a map of strings, not a {type(entries).__name__}", where=FILE_NAME)
+            raise ConfigError(f"{key}: expected a map of strings, not a {type(entries).__name__}", where=FILE_NAME)
         for name, value in entries.items():
             if not isinstance(name, str) or not isinstance(value, str):
-                raise ConfigError(f"{key}: {name!r} and {value!r} must both be strings", where=FILE_NAME)
+                raise ConfigError(f"{key}: expected strings, not {name!r} and {value!r}", where=FILE_NAME)
     try:
         return recipe.dump(document)
     except ConfigError as error:
-        raise ConfigError("cannot be written as YAML: a value is none of YAML's", where=FILE_NAME) from error
+        raise ConfigError(error.message, where=FILE_NAME) from error
 
 
 def known_keys(checkout: Path) -> frozenset[str]:
-    """The keys of srtslurm.yaml that this checkout's srtctl knows; its source is parsed, never imported.
+    """The keys of srtslurm.yaml that this checkout's srtctl knows, from its source, which is parsed and not imported.
 
-    Raises SubmissionError when the tree has no such declaration: then it is not srt-slurm.
+    Raises SubmissionError when the tree has no such declaration, because it is not srt-slurm then.
     """
     schema = checkout / SCHEMA_FILE
     try:
@@ -96,9 +95,9 @@ def write_srtslurm(path: Path, document: Mapping[str, Any], known: Collection[st
 
 
 def dropped_warning(text: str) -> str | None:
-    """Why srtctl ran without its srtslurm.yaml, from what it said; None when it did not complain.
+    """Why srtctl dropped its srtslurm.yaml, from what it printed; None when it did not.
 
-    It goes on and submits with exit code 0 in that case.
+    srtctl goes on without the file, submits and exits with 0.
     """
     for pattern in _DROPPED:
         if found := pattern.search(text):

@@ -63,14 +63,14 @@ def with_comment(document: Mapping[str, Any], token: str) -> dict[str, Any]:
     if BASE not in document:
         return _commented(document, token)
     if not isinstance(document[BASE], Mapping):
-        raise ConfigError("section 'base' must be a mapping")
+        raise ConfigError("section 'base': expected a mapping")
     return {**document, BASE: _commented(document[BASE], token)}
 
 
 def _commented(holder: Mapping[str, Any], token: str) -> dict[str, Any]:
     directives = holder.get("sbatch_directives") or {}
     if not isinstance(directives, Mapping):
-        raise ConfigError(f"sbatch_directives must be a mapping, not {directives!r}")
+        raise ConfigError(f"sbatch_directives: expected a mapping, not {directives!r}")
     own = {} if "comment" in directives else {"comment": token}
     return {**holder, "sbatch_directives": {**directives, **own}}
 

@@ -1,8 +1,8 @@
-"""What a job of srtctl says of its own end, in the last lines of its log.
+"""How a job of srtctl ended by its own word: the marker in the last lines of its log.
 
-The batch script prints them after the orchestrator ended, and exits with the same code (srt-slurm, every release from
+The batch script prints the marker after the orchestrator ended, and exits with the same code (every srt-slurm from
 v1.0.0 to v1.0.68, templates/job_script_minimal.j2): ``✓ Sweep completed successfully`` or ``✗ Sweep failed (exit code:
-N)``, then ``End: …`` and a rule.
+N)``, then ``End: …`` and a line of ``=``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.states import LOST, Phase
 
 TAIL = 4096
-"""Bytes of the log's end that are read: what Slurm's own daemons say of a job's end comes after the marker."""
+"""Bytes of the log's end that are read: lines of Slurm's own daemons about the job's end follow the marker."""
 
 SLACK = 60.0
-"""Seconds by which the clock of a node that writes may be behind ours."""
+"""Seconds by which the clock of the node that writes the log may be behind that of Slurm."""
 
 _BEGIN = "srtctl Sweep Orchestrator"
 _END = re.compile(
@@ -27,7 +27,7 @@ _END = re.compile(
 
 
 class Markers:
-    """Reads the logs of some jobs again only when they have changed."""
+    """Reads jobs' logs for the marker; a log is read again only when it has changed."""
 
     def __init__(self) -> None:
         self._seen: dict[Path, tuple[tuple[int, int], JobState | None]] = {}
@@ -35,15 +35,15 @@ class Markers:
     def read(self, job: JobKey, log: Path) -> JobState | None:
         """The job's end by its own word, as a state that is LOST; None while its log does not tell it.
 
-        A log that was last written before the job was submitted is another's.
+        A log that was last written before the job was submitted belongs to another job.
         """
         try:
             status = log.stat()
-            mark = status.st_mtime_ns, status.st_size
+            version = status.st_mtime_ns, status.st_size
             known = self._seen.get(log)
-            if known is None or known[0] != mark:
-                late = job.submitted is None or status.st_mtime >= job.submitted - SLACK
-                known = self._seen[log] = mark, _state(log, status.st_size, status.st_mtime) if late else None
+            if known is None or known[0] != version:
+                is_ours = job.submitted is None or status.st_mtime >= job.submitted - SLACK
+                known = self._seen[log] = version, _state(log, status.st_size, status.st_mtime) if is_ours else None
         except OSError:
             return None
         return known[1]
@@ -54,14 +54,14 @@ def _state(log: Path, size: int, written: float) -> JobState | None:
         file.seek(max(0, size - TAIL))
         text = file.read(TAIL).decode(errors="replace")
     found = list(_END.finditer(text))
-    if not found or _BEGIN in text[found[-1].end() :]:  # it was requeued, and has begun again
+    if not found or _BEGIN in text[found[-1].end() :]:  # the job was requeued and has begun again
         return None
     code = 0 if found[-1]["good"] else int(found[-1]["code"])
     return JobState(
         Phase.TERMINAL,
         LOST,
         exit_code=(code, 0),
-        reason=f"Slurm does not say how it ended; by its own log it did, with exit code {code}",
+        reason=f"Slurm does not tell how the job ended; its log says that it ended with exit code {code}",
         ended=written,
         source=log.name,
     )

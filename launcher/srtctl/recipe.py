@@ -30,8 +30,8 @@ class Variant:
     """One configuration that a recipe file holds.
 
     ``suffix`` is what srtctl appends to the name ("" for a plain recipe), ``selector`` the one that picks this variant
-    alone (None for a plain recipe), ``keys`` where its section stands in the file. ``document`` is the whole resolved
-    recipe; it may share parts with the file's document, so treat it as read-only (`apply_edits` copies).
+    alone (None for a plain recipe), ``keys`` the path of its section in the file. ``document`` is the whole resolved
+    recipe; it may share parts with the file's document, so it must not be changed in place (`edit.apply_edits` copies).
     """
 
     suffix: str
@@ -40,7 +40,7 @@ class Variant:
     document: Mapping[str, Any]
 
     def places(self, path: Sequence[Key]) -> tuple[tuple[Key, ...], ...]:
-        """Where in the *file* a value of this document may be said, the place that wins first."""
+        """The paths in the *file* that may give a value of this document; the one that wins comes first."""
         here = (*self.keys, *path)
         return (here, (BASE, *path)) if self.selector not in (None, BASE) else (here,)
 
@@ -48,7 +48,7 @@ class Variant:
 def split_selector(config_file: str) -> tuple[str, str | None]:
     """Split ``path[:selector]`` as `srtctl apply -f` does (`parse_config_arg`): at the last colon.
 
-    Raises ConfigError when what follows the colon is no selector, which is also what a path with a colon runs into.
+    Raises ConfigError when what follows the colon is no selector, as in a path that contains a colon.
     """
     path, colon, selector = config_file.rpartition(":")
     if not colon:
@@ -65,12 +65,12 @@ def split_selector(config_file: str) -> tuple[str, str | None]:
 
 
 def family_member(path: str) -> tuple[str, str] | None:
-    """Where a recipe lies when no file has its name: ``DIR/NAME.yaml`` is variant ``override_NAME`` of ``DIR.yaml``.
+    """The family file and section that stand in for a missing file: variant ``override_NAME`` of ``DIR.yaml`` for
+    ``DIR/NAME.yaml``.
 
-    So one family file in the ``base:`` form answers for the one-file-per-variant paths that matrices name:
-    ``…/8k1k/3p2d-dep4-dep8-8k1k.yaml`` is ``…/8k1k.yaml:override_3p2d-dep4-dep8-8k1k``. A rule about names only: the
-    caller looks whether ``path`` is absent, and whether the family is there and has that section. None for a path
-    without a directory.
+    Matrices name one file per variant, and one family file in the ``base:`` form holds them all:
+    ``…/8k1k/3p2d-dep4-dep8-8k1k.yaml`` is ``…/8k1k.yaml:override_3p2d-dep4-dep8-8k1k``. No file is looked at: the
+    caller checks that ``path`` is missing and that the family has that section. None for a path without a directory.
     """
     member = PurePosixPath(path)
     family = member.parent
@@ -83,19 +83,19 @@ def variants(document: Mapping[str, Any], selector: str | None = None, *, where:
     """Resolve a recipe file's document to the variants that ``selector`` picks, as srtctl would submit them.
 
     Without a selector: a plain recipe is one variant; of the ``base:`` form, all overrides and zip groups, sorted by
-    name, without the base. Raises ConfigError (at ``where``) listing what there is when the selector picks nothing,
-    when a zip group cannot be zipped, and when a plain recipe is given a selector: srtctl ignores it there with a
-    warning in its log, and the benchmark would measure something else than was asked for.
+    name, without the base. Raises ConfigError (at ``where``) when the selector picks nothing, when a zip group cannot
+    be zipped, and when a plain recipe is given a selector: srtctl ignores it with a warning in its log, and the
+    benchmark would measure something else than was asked for.
 
     One quirk is not imitated: srtctl submits zip variants through a second merge (`resolve_override_yaml`), which
-    brings a key back that a ``null`` in a *zip* section had deleted, and drops a ``null`` of the base.
+    restores a key that a ``null`` in a *zip* section had deleted, and drops a ``null`` of the base.
     """
     if BASE not in document:
         if selector is not None:
             raise ConfigError(
-                f"selector {selector!r} on a plain recipe: it has no 'base', hence no variants",
+                f"selector {selector!r} on a plain recipe, which has no 'base' and so no variants",
                 where=where,
-                hint="drop the selector",
+                hint="remove the selector",
             )
         return [Variant("", None, (), document)]
     sections = _Sections(document, where)
@@ -116,11 +116,11 @@ class _Sections:
     def _section(self, key: str) -> Mapping[str, Any]:
         section = self.document[key]
         if not isinstance(section, Mapping):
-            raise ConfigError(f"section {key!r} must be a mapping, not {section!r}", where=self.where)
+            raise ConfigError(f"section {key!r}: expected a mapping, not {section!r}", where=self.where)
         return section
 
     def pick(self, selector: str | None) -> Iterator[tuple[str, int | None]]:
-        """The keys of the sections that a selector means, each with an index into it or None for all of it."""
+        """The keys of the sections that a selector picks, each with an index into it, or None for all of it."""
         every = sorted(self.overrides + self.zips)
         if selector is None:
             yield from ((key, None) for key in self.overrides + self.zips)
@@ -174,13 +174,13 @@ class _Sections:
         longer = sorted(lengths - {1})
         if len(longer) > 1:
             raise ConfigError(
-                f"{key!r} holds lists of different lengths {longer}; one length, or 1 (taken for all), is possible",
+                f"{key!r} holds lists of different lengths {longer}; expected one length, or 1 (used for all variants)",
                 where=self.where,
             )
         return longer[0] if longer else 1
 
     def without_collision(self, picked: list[Variant]) -> list[Variant]:
-        """Refuse ``zip_override_x[0]`` beside ``override_x_0``: srtctl takes the latter's content for both."""
+        """Refuse ``zip_override_x[0]`` beside ``override_x_0``: srtctl would run the latter's content for both."""
         for variant in picked:
             twin = OVERRIDE + variant.suffix
             if variant.keys != (twin,) and twin in self.overrides:
@@ -196,7 +196,7 @@ _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 def unshared(value: Any) -> Any:
-    """A deep copy in which no two places are one object, as `copy.deepcopy` would keep YAML aliases (``*name``)."""
+    """A deep copy in which no two places share an object; `copy.deepcopy` would keep those of YAML's ``*name``."""
     # Most values are scalars, and a recipe is copied for every row: so scalars are sorted out before the call.
     if isinstance(value, Mapping):
         return {key: item if type(item) in _SCALARS else unshared(item) for key, item in value.items()}
@@ -246,7 +246,7 @@ def _is_glob(selector: str) -> bool:
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 _RESERVED = frozenset(["y", "n", "yes", "no", "on", "off", "true", "false", "null", "inf", "nan", "infinity"])
-"""Words that some YAML (1.1, 1.2, or a reader between them) takes for a boolean, null or number."""
+"""Words that some YAML reader (of 1.1, 1.2 or something between) takes for a boolean, null or number."""
 
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -274,5 +274,5 @@ def dump(document: Mapping[str, Any]) -> str:
             unshared(document), Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True, width=2**20
         )
     except yaml.representer.RepresenterError as error:
-        raise ConfigError(f"the recipe cannot be written as YAML: {error.args}") from None
+        raise ConfigError(f"cannot be written as YAML: {error.args}") from None
     return text

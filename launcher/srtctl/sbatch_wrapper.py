@@ -1,10 +1,10 @@
-"""`sbatch` as srtctl meets it: the real one, with an answer that can be relied on.
+"""The `sbatch` that srtctl finds: it runs the real one and gives an answer that can be relied on.
 
 srtctl takes the last word that sbatch prints for the job's id, and writes the job's configuration only afterwards
-(srt-slurm c88ef731, cli/submit.py). So a lost answer, a banner or ``id;cluster`` costs more than the id: a job that
-starts without its configuration and its log directory, and fails (0:53). `beside` puts this program before the real
-one on srtctl's PATH. It submits the job held, and whoever drives the run releases it (`launcher.run.execute`): not
-before the run's record has its id, and its directory is whole.
+(srt-slurm c88ef731, cli/submit.py). So a lost answer, a banner or ``id;cluster`` costs more than the id: the job starts
+without its configuration and its log directory, and fails (0:53). `beside` puts this program before the real one on
+srtctl's PATH. It submits the job held. The launcher releases it once the run's record has its id and its directory is
+complete (`launcher.run.execute`).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from launcher.slurm.end_jobs import jobs_with_token
 from launcher.slurm.states import Phase
 
 VARIABLE = "LAUNCHER_SBATCH"
-"""What the program has to know, as JSON: ``token``, ``earlier`` (job ids that carried it before), ``hold``,
-``directory``."""
+"""The program's input, as JSON: ``token``, ``earlier`` (ids of jobs that carried it before), ``hold``, ``directory``
+(where the program itself lies)."""
 
 TIMEOUT = 240.0
 """Seconds for sbatch itself; `submit.Submission.timeout` is longer."""
@@ -46,12 +46,11 @@ _LOOKS, _BETWEEN = 3, 2.0
 
 @contextlib.contextmanager
 def beside(token: str, earlier: frozenset[str], path: str, *, hold: bool = False) -> Iterator[dict[str, str]]:
-    """Variables with which ``sbatch`` means this program: PATH in front of ``path``, and what it has to know.
+    """Variables under which ``sbatch`` is this program: a PATH that begins with it, and its input.
 
-    With ``hold`` jobs are submitted held. Nothing where there is no sbatch on ``path``: its absence is then said by
-    srtctl itself.
+    With ``hold`` jobs are submitted held.
     """
-    if shutil.which("sbatch", path=path) is None:
+    if shutil.which("sbatch", path=path) is None:  # srtctl's own message says that there is none
         yield {"PATH": path}
         return
     with tempfile.TemporaryDirectory(prefix="launcher-sbatch-") as directory:
@@ -67,8 +66,7 @@ def beside(token: str, earlier: frozenset[str], path: str, *, hold: bool = False
 
 
 def asks_for_hold(recipe: Mapping[str, Any] | None, srtslurm: Mapping[str, Any]) -> bool:
-    """Whether a recipe (or one of its variants), or the cluster's defaults, have the job held: then it is their
-    author's to release."""
+    """Whether a recipe (or a variant of it) or the cluster's defaults ask for a held job, which its author releases."""
     sections = [recipe or {}, *(v for v in (recipe or {}).values() if isinstance(v, Mapping))]
     tables = [section.get("sbatch_directives") for section in sections] + [srtslurm.get("default_sbatch_directives")]
     return any("hold" in table for table in tables if isinstance(table, Mapping))
@@ -79,7 +77,7 @@ def main() -> int:
     code, out, err = submit(sys.argv[1:], os.environ)
     os.write(2, err.encode())
     os.write(1, out.encode())
-    os._exit(code)  # tidying up would only hold up srtctl, and the job may be starting
+    os._exit(code)  # Python's own clean-up would only delay srtctl, and the job may be starting
 
 
 def submit(
@@ -90,51 +88,53 @@ def submit(
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[int, str, str]:
     """Exit code, standard output and error of the submission. Submits once, whatever the answer is."""
-    told = json.loads(environ[VARIABLE])
-    path = os.pathsep.join(p for p in environ["PATH"].split(os.pathsep) if p != told["directory"])
+    given = json.loads(environ[VARIABLE])
+    token, earlier = given["token"], frozenset(given["earlier"])
+    path = os.pathsep.join(p for p in environ["PATH"].split(os.pathsep) if p != given["directory"])
     real = {**{k: v for k, v in environ.items() if k != VARIABLE}, "PATH": path}
-    # Options come before the script: what follows it is the script's own.
-    held = ["--hold"] if told["hold"] else []
+    # Options come before the script: what follows it belongs to the script.
+    held = ["--hold"] if given["hold"] else []
     done = runner(["sbatch", *held, *arguments], timeout=TIMEOUT, env=real)
     ids = _ID.findall(done.stdout)
     if done.ok and len(ids) == 1:
-        _make_place(arguments, ids[0])
+        _make_output_directory(arguments, ids[0])
         return 0, f"Submitted batch job {ids[0]}\n", done.stderr
-    earlier = frozenset(told["earlier"])
-    found = _seen(told["token"], earlier, real, runner)
+    found = _in_queue(token, earlier, real, runner)
     if len(found) == 1:
-        _make_place(arguments, found[0])
+        _make_output_directory(arguments, found[0])
     elif not found:
-        patient = done.ok or done.timed_out or bool(_IN_DOUBT.search(done.stderr))
-        found = _found(told["token"], earlier, real, _LOOKS if patient else 1, sleep)
+        may_come = done.ok or done.timed_out or bool(_IN_DOUBT.search(done.stderr))
+        found = _in_scheduler(token, earlier, real, _LOOKS if may_come else 1, sleep)
     if len(found) == 1:
-        said = done.stderr + f"sbatch did not tell the job's id ({done}); Slurm has it as {found[0]}\n"
-        return 0, f"Submitted batch job {found[0]}\n", said
+        error = done.stderr + f"sbatch did not print the job's id ({done}); Slurm has it as {found[0]}\n"
+        return 0, f"Submitted batch job {found[0]}\n", error
     return done.returncode or 1, done.stdout, done.stderr
 
 
-def _seen(token: str, earlier: frozenset[str], environ: Mapping[str, str], runner: CommandRunner) -> list[str]:
-    """The jobs that squeue alone shows under the token, within milliseconds; none when it is silent."""
+def _in_queue(token: str, earlier: frozenset[str], environ: Mapping[str, str], runner: CommandRunner) -> list[str]:
+    """The ids of new jobs with this token that squeue shows, which takes milliseconds; none when it does not answer."""
     clean = {k: v for k, v in clean_environment(environ).items() if not k.startswith("SQUEUE_")}
     argv = ["squeue", "-h", "--states=all", "-u", str(os.getuid()), "-o", answers.SQUEUE_FORMAT]
-    said = runner(argv, timeout=5.0, env=clean)
-    ours = [r for r in answers.squeue_records(said.stdout) if carries(r.comment, token) and r.id not in earlier]
+    done = runner(argv, timeout=5.0, env=clean)
+    ours = [r for r in answers.squeue_records(done.stdout) if carries(r.comment, token) and r.id not in earlier]
     return [r.id for r in ours if r.state.phase is not Phase.TERMINAL or r.state.nodes]
 
 
-def _make_place(arguments: list[str], job: str) -> None:
-    """Make the directory of the ``--output`` that the script names, for a job that is not held: it may start at any
-    moment, fails without it, and srtctl makes it only when it has heard of the id."""
+def _make_output_directory(arguments: list[str], job: str) -> None:
+    """Make the directory of the ``--output`` that the script names.
+
+    A job that is not held may start at any moment and fails without it, and srtctl makes it only once it has the id.
+    """
     with contextlib.suppress(OSError, UnicodeDecodeError):
         for script in (Path(a) for a in arguments if not a.startswith("-")):
             if script.is_file() and (output := _OUTPUT.search(script.read_text())):
                 Path(output[1].replace("%j", job)).parent.mkdir(parents=True, exist_ok=True)
 
 
-def _found(
+def _in_scheduler(
     token: str, earlier: frozenset[str], environ: Mapping[str, str], looks: int, sleep: Callable[[float], None]
 ) -> list[str]:
-    """The same from all that the scheduler knows; several looks while it may still be taking the job."""
+    """The same from squeue and accounting together, up to ``looks`` times, because slurmctld may still be at work."""
     for look in range(looks):
         if look:
             sleep(_BETWEEN)

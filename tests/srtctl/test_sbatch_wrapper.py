@@ -77,7 +77,7 @@ def test_a_lost_answer_is_found_by_the_token_and_submitted_once(place: Place, sa
     assert (done.returncode, done.stdout) == (0, "Submitted batch job 4242\n"), done
     assert (place.root / "calls").read_text() == "x\n"
     assert (place.root / "outputs/4242/logs").is_dir()
-    assert "did not tell the job's id" in done.stderr
+    assert "did not print the job's id" in done.stderr
 
 
 @pytest.mark.parametrize(
