@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+TIME_LIMIT = r"^([0-9]+-)?[0-9]+(:[0-9]+){0,2}$"
+"""The form of a time limit, also for a JSON Schema."""
+
 _GROUP = re.compile(r"\[([^]]*)\]")
 
 
@@ -12,7 +15,7 @@ def seconds(text: str) -> float | None:
 
     ``90`` is minutes, ``4:00`` minutes and seconds, ``4:00:00`` hours, ``2-4`` days and hours (``D-HH[:MM[:SS]]``).
     """
-    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
+    if not re.fullmatch(TIME_LIMIT, text):
         return None
     days, dash, rest = text.rpartition("-")
     parts = [int(part) for part in rest.split(":")]

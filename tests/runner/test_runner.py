@@ -54,6 +54,11 @@ def test_the_first_rule_that_matches_wins_and_says_where_it_stands() -> None:
     assert file.lane(a_benchmark(scenario="agentic-coding")).where == "tiny.yaml:21"
 
 
+def test_a_lane_names_the_kind_of_job_that_serves_it() -> None:
+    file = parse(MINIMAL.replace("    ref: v1\n", "    ref: v1\n    kind: container\n"))
+    assert [lane.kind for lane in file.runner.lanes] == ["container", "srtctl"]
+
+
 def test_no_match_lists_what_is_supported() -> None:
     with pytest.raises(ConfigError) as error:
         parse(MINIMAL).model(a_benchmark(model_prefix="dsr1"))
