@@ -20,13 +20,13 @@ from launcher.benchmark.fields import (
     SETTING_KEYS,
     WHERE,
     Field,
+    boolean,
     exported,
     matching,
     parse_setting,
     read_variables,
     require,
-    truth,
-    unexpected,
+    unexpected_value,
     write_variables,
 )
 from launcher.core.errors import ConfigError
@@ -89,8 +89,8 @@ def benchmark_from_environment(environ: Mapping[str, str]) -> Benchmark:
     variable, what was found and what is expected; all missing variables at once.
     """
     multinode = environ.get("IS_MULTINODE") or "true"
-    if not truth("IS_MULTINODE", multinode):
-        raise unexpected("IS_MULTINODE", multinode, "'true': single-node jobs have other variables")
+    if not boolean("IS_MULTINODE", multinode):
+        raise unexpected_value("IS_MULTINODE", multinode, "'true': single-node jobs have other variables")
     scenario = read_variables(environ, [f for f in FIELDS if f.attribute == "scenario"]).get("scenario", FIXED)
     fields = [f for f in FIELDS if f.scenario in (None, scenario)]
     require(environ, [*fields, *PREFILL, *DECODE])

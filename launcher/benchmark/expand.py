@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import msgspec
 
-from launcher.benchmark.benchmark import AGENTIC, FIXED, max_model_len
+from launcher.benchmark.benchmark import AGENTIC, max_model_len
 from launcher.benchmark.matrix_schema import (
-    Agentic,
     AgenticRow,
     Config,
     Fixed,
@@ -21,41 +19,16 @@ from launcher.benchmark.matrix_schema import (
     KvBackendSpec,
     MultiConfig,
     MultiRow,
-    Path,
     SingleRow,
     Worker,
 )
-from launcher.benchmark.selection import Selection, sequence_name
+from launcher.benchmark.selection import SelectedRow, sequence_name
 
 AGENTIC_SECONDS = 3600
 """Length of an agentic trace replay; InferenceX has one for all."""
 
 _LARGEST_DRAM_MIB = 2_861_022
 """3 TB (10^12 bytes) in MiB: no node is credited with more, whatever it has (InferenceX's generator)."""
-
-
-@dataclass(frozen=True)
-class SelectedRow:
-    """A row of which something is wanted: its path below the key, its scenario, and the wanted concurrencies."""
-
-    path: Path
-    scenario: Fixed[Any] | Agentic[Any]
-    row: SingleRow | MultiRow
-    concurrencies: list[int]
-
-    @property
-    def dram_utilization(self) -> float | None:
-        return self.scenario.dram_utilization if isinstance(self.scenario, Agentic) else None
-
-
-def selected_rows(config: Config, selection: Selection) -> Iterator[SelectedRow]:
-    """The rows of a configuration that the selection wants something of."""
-    for path, scenario, row in config.rows():
-        name, sequence = AGENTIC, None
-        if isinstance(scenario, Fixed):
-            name, sequence = FIXED, sequence_name(scenario.isl, scenario.osl)
-        if selection.wants_scenario(name, sequence) and (wanted := selection.narrow(row.concurrencies)):
-            yield SelectedRow(path, scenario, row, wanted)
 
 
 def entries_of(config: Config, selected: SelectedRow, dram: int) -> Iterator[dict[str, Any]]:

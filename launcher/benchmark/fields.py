@@ -21,7 +21,7 @@ WHERE = "environment"
 """The place that errors about variables give."""
 
 
-def unexpected(variable: str, found: str, expected: str) -> ConfigError:
+def unexpected_value(variable: str, found: str, expected: str) -> ConfigError:
     """The error for a variable whose text means nothing."""
     return ConfigError(f"{variable} is {found!r}; expected {expected}", where=WHERE)
 
@@ -40,7 +40,7 @@ def matching(pattern: str, expected: str) -> Reader:
 
     def read(variable: str, text: str) -> str:
         if not re.fullmatch(pattern, text):
-            raise unexpected(variable, text, expected)
+            raise unexpected_value(variable, text, expected)
         return text
 
     return read
@@ -51,24 +51,24 @@ def one_of(*words: str) -> Reader:
     return matching("|".join(map(re.escape, words)), " or ".join(map(repr, words)))
 
 
-def truth(variable: str, text: str) -> bool:
+def boolean(variable: str, text: str) -> bool:
     """``true`` or ``false``."""
     if text not in ("true", "false"):
-        raise unexpected(variable, text, "'true', 'false' or nothing")
+        raise unexpected_value(variable, text, "'true', 'false' or nothing")
     return text == "true"
 
 
-def whole(least: int = 1) -> Reader:
+def integer(least: int = 1) -> Reader:
     """A whole number of at least ``least``."""
     return lambda variable, text: _number(variable, text, text, least)
 
 
-def whole_or_zero_for_none(variable: str, text: str) -> int | None:
+def integer_or_zero_for_none(variable: str, text: str) -> int | None:
     """A whole number, where 0 says that there is none."""
     return _number(variable, text, text, least=0) or None
 
 
-def wholes(variable: str, text: str) -> tuple[int, ...]:
+def integers(variable: str, text: str) -> tuple[int, ...]:
     """Whole numbers of at least 1, with spaces between them."""
     return tuple(_number(variable, word, text, least=1) for word in text.split())
 
@@ -77,7 +77,7 @@ def _number(variable: str, word: str, text: str, least: int) -> int:
     # The length is limited because int() refuses a text of some thousand digits with an error of its own.
     if not re.fullmatch(r"[0-9]{1,12}", word) or int(word) < least:
         numbers = "a whole number" if word == text else "whole numbers"
-        raise unexpected(variable, text, f"{numbers} of at least {least}")
+        raise unexpected_value(variable, text, f"{numbers} of at least {least}")
     return int(word)
 
 
@@ -93,7 +93,7 @@ def component(variable: str, text: str) -> Component:
         and isinstance(data.get("version", ""), str)
         and data.keys() <= {"name", "version"}
     ):
-        raise unexpected(variable, text, 'JSON of the form {"name": …, "version": …}')
+        raise unexpected_value(variable, text, 'JSON of the form {"name": …, "version": …}')
     return Component(**data)
 
 
@@ -125,22 +125,22 @@ FIELDS = (
     Field("precision", "PRECISION", "precision", required=True),
     Field("framework", "FRAMEWORK", "framework", required=True),
     Field("runner", "RUNNER_TYPE", "runner", required=True),
-    Field("concurrencies", "CONC_LIST", "conc", wholes, required=True),
-    Field("isl", "ISL", "isl", whole(), required=True, scenario=FIXED),
-    Field("osl", "OSL", "osl", whole(), required=True, scenario=FIXED),
-    Field("max_model_len", "MAX_MODEL_LEN", "max-model-len", whole_or_zero_for_none),
-    Field("disagg", "DISAGG", "disagg", truth),
+    Field("concurrencies", "CONC_LIST", "conc", integers, required=True),
+    Field("isl", "ISL", "isl", integer(), required=True, scenario=FIXED),
+    Field("osl", "OSL", "osl", integer(), required=True, scenario=FIXED),
+    Field("max_model_len", "MAX_MODEL_LEN", "max-model-len", integer_or_zero_for_none),
+    Field("disagg", "DISAGG", "disagg", boolean),
     Field("spec_decoding", "SPEC_DECODING", "spec-decoding", one_of("none", "mtp", "draft_model")),
     Field("scenario", "SCENARIO_TYPE", "scenario-type", one_of(FIXED, AGENTIC)),
-    Field("run_eval", "RUN_EVAL", None, truth),
-    Field("eval_only", "EVAL_ONLY", "eval-only", truth),
-    Field("eval_concurrencies", "EVAL_CONC", None, wholes),
+    Field("run_eval", "RUN_EVAL", None, boolean),
+    Field("eval_only", "EVAL_ONLY", "eval-only", boolean),
+    Field("eval_concurrencies", "EVAL_CONC", None, integers),
     Field("kv_offloading", "KV_OFFLOADING", "kv-offloading", one_of("none", "dram"), scenario=AGENTIC),
     Field("kv_offload_backend", "KV_OFFLOAD_BACKEND_METADATA", "kv-offload-backend", component),
     Field("kv_p2p_transfer", "KV_P2P_TRANSFER", "kv-p2p-transfer"),
     Field("router", "ROUTER_METADATA", "router", component),
-    Field("total_cpu_dram_gb", "TOTAL_CPU_DRAM_GB", "total-cpu-dram-gb", whole(least=0), scenario=AGENTIC, unset="600"),
-    Field("duration", "DURATION", "duration", whole(), scenario=AGENTIC, unset="3600"),
+    Field("total_cpu_dram_gb", "TOTAL_CPU_DRAM_GB", "total-cpu-dram-gb", integer(0), scenario=AGENTIC, unset="600"),
+    Field("duration", "DURATION", "duration", integer(), scenario=AGENTIC, unset="3600"),
     Field("result_filename", "RESULT_FILENAME", None, matching(FILE_NAME, "a file name, not a path")),
     Field("recipe_fingerprint", "RECIPE_FINGERPRINT", "recipe-fingerprint", _FINGERPRINT),
 )
@@ -148,13 +148,13 @@ FIELDS = (
 
 def _role_fields(side: str, least_workers: int) -> tuple[Field, ...]:
     return (
-        Field("workers", f"{side}_NUM_WORKERS", "num-worker", whole(least_workers), required=True),
-        Field("tp", f"{side}_TP", "tp", whole(), required=True),
-        Field("ep", f"{side}_EP", "ep", whole(), required=True),
-        Field("dp_attention", f"{side}_DP_ATTN", "dp-attn", truth),
-        Field("pp", f"{side}_PP_SIZE", "pp", whole()),
-        Field("dcp", f"{side}_DCP_SIZE", "dcp-size", whole()),
-        Field("pcp", f"{side}_PCP_SIZE", "pcp-size", whole()),
+        Field("workers", f"{side}_NUM_WORKERS", "num-worker", integer(least_workers), required=True),
+        Field("tp", f"{side}_TP", "tp", integer(), required=True),
+        Field("ep", f"{side}_EP", "ep", integer(), required=True),
+        Field("dp_attention", f"{side}_DP_ATTN", "dp-attn", boolean),
+        Field("pp", f"{side}_PP_SIZE", "pp", integer()),
+        Field("dcp", f"{side}_DCP_SIZE", "dcp-size", integer()),
+        Field("pcp", f"{side}_PCP_SIZE", "pcp-size", integer()),
         Field("hardware", f"{side}_HARDWARE", "hardware"),
     )
 

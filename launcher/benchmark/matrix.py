@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 
 from launcher.benchmark.benchmark import Benchmark, Role
-from launcher.benchmark.expand import SelectedRow, dram_budget, entries_of, mark_evaluations, selected_rows
+from launcher.benchmark.expand import dram_budget, entries_of, mark_evaluations
 from launcher.benchmark.fields import DECODE, FIELDS, PREFILL, parse_setting, read_entry
 from launcher.benchmark.matrix_schema import AgenticRow, Config, MultiConfig, MultiRow, RunnerLabels, SingleConfig
-from launcher.benchmark.selection import Selection, some, why_empty
+from launcher.benchmark.selection import SelectedRow, Selection, selected_rows, some, why_empty
 from launcher.core.errors import ConfigError
 from launcher.core.validation import schema_error
 from launcher.core.yaml_source import Document, Key, Place
@@ -108,18 +108,11 @@ class Matrix:
         found = [
             (family, selected, data)
             for family in families
-            if selection.wants_config(family.config)
             for selected in selected_rows(family.config, selection)
             for data in entries_of(family.config, selected, self._dram(family, selected))
         ]
         if not found:
-            there = [
-                (family.key, data)
-                for family in families
-                for every in selected_rows(family.config, Selection())
-                for data in entries_of(family.config, every, dram=0)
-            ]
-            wrong, hint = why_empty(selection, there)
+            wrong, hint = why_empty(selection, {family.key: family.config for family in families})
             raise ConfigError(wrong, where=self._where, hint=hint)
         if selection.evals != "none":
             mark_evaluations([data for _, _, data in found], agentic=selection.evals == "only")

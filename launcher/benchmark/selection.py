@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from launcher.benchmark.benchmark import FIXED
-from launcher.benchmark.matrix_schema import Config
+from launcher.benchmark.benchmark import AGENTIC, FIXED
+from launcher.benchmark.matrix_schema import Agentic, Config, Fixed, MultiRow, Path, SingleRow
 from launcher.core.yaml_source import nearest
 
 SEQUENCES = {(1024, 1024): "1k1k", (8192, 1024): "8k1k"}
@@ -43,72 +43,88 @@ class Selection:
     nodes: Literal["single", "multi"] | None = None
     evals: Literal["marked", "none", "only"] = "marked"
 
+    @property
+    def filters(self) -> dict[str, Sequence[str | int]]:
+        """What is asked of a row, by the names that messages use; `row_values` has the same names."""
+        return {
+            "runner": self.runners,
+            "framework": self.frameworks,
+            "precision": self.precisions,
+            "model prefix": self.model_prefixes,
+            "sequence": self.sequences,
+            "scenario": self.scenarios,
+            "nodes": [self.nodes] if self.nodes else [],
+            "concurrency": self.concurrencies,
+        }
+
     def wants_key(self, key: str) -> bool:
         return not self.keys or any(fnmatch.fnmatchcase(key, pattern) for pattern in self.keys)
 
-    def wants_config(self, config: Config) -> bool:
-        return (
-            _wanted(config.runner, self.runners)
-            and _wanted(config.framework, self.frameworks)
-            and _wanted(config.precision, self.precisions)
-            and _wanted(config.model_prefix, self.model_prefixes)
-            and (self.nodes is None or config.multinode == (self.nodes == "multi"))
-        )
 
-    def wants_scenario(self, scenario: str, sequence: str | None) -> bool:
-        return _wanted(scenario, self.scenarios) and (not self.sequences or sequence in self.sequences)
+@dataclass(frozen=True)
+class SelectedRow:
+    """A row of a matrix file: its path below the key, its scenario, and those of its concurrencies that are wanted."""
 
-    def narrow(self, concurrencies: Iterable[int]) -> list[int]:
-        """The wanted ones, in the order given."""
-        return [c for c in concurrencies if not self.concurrencies or c in self.concurrencies]
+    path: Path
+    scenario: Fixed[Any] | Agentic[Any]
+    row: SingleRow | MultiRow
+    concurrencies: list[int]
+
+    @property
+    def dram_utilization(self) -> float | None:
+        return self.scenario.dram_utilization if isinstance(self.scenario, Agentic) else None
 
 
-def _wanted(value: str, wanted: Sequence[str]) -> bool:
-    return not wanted or value in wanted
+def selected_rows(config: Config, selection: Selection) -> list[SelectedRow]:
+    """The rows of a configuration that the selection wants something of."""
+    found = []
+    filters = selection.filters
+    for path, scenario, row in config.rows():
+        values = row_values(config, scenario, row)
+        if all(not asked or not values[name].isdisjoint(asked) for name, asked in filters.items()):
+            wanted = [c for c in row.concurrencies if not selection.concurrencies or c in selection.concurrencies]
+            found.append(SelectedRow(path, scenario, row, wanted))
+    return found
 
 
-def why_empty(selection: Selection, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, str]:
-    """(what is wrong, what comes near) of a selection that leaves nothing of ``rows``: (key, entry) of its keys."""
-    wanted: dict[str, Sequence[str | int]] = {
-        "runner": selection.runners,
-        "framework": selection.frameworks,
-        "precision": selection.precisions,
-        "model prefix": selection.model_prefixes,
-        "sequence": selection.sequences,
-        "scenario": selection.scenarios,
-        "nodes": [selection.nodes] if selection.nodes else [],
-        "concurrency": selection.concurrencies,
+def row_values(
+    config: Config, scenario: Fixed[Any] | Agentic[Any], row: SingleRow | MultiRow
+) -> dict[str, set[str | int]]:
+    """What each filter looks at in a row."""
+    return {
+        "runner": {config.runner},
+        "framework": {config.framework},
+        "precision": {config.precision},
+        "model prefix": {config.model_prefix},
+        "sequence": {sequence_name(scenario.isl, scenario.osl)} if isinstance(scenario, Fixed) else set(),
+        "scenario": {FIXED if isinstance(scenario, Fixed) else AGENTIC},
+        "nodes": {"multi" if config.multinode else "single"},
+        "concurrency": set(row.concurrencies),
     }
-    rows_values = [(key, _values(entry)) for key, entry in rows]
-    for name, asked in wanted.items():
-        known = {value for _, values in rows_values for value in values[name]}
-        if asked and not known.intersection(asked):
+
+
+def why_empty(selection: Selection, configs: Mapping[str, Config]) -> tuple[str, str]:
+    """Message and hint for a selection that wants no row of ``configs``, which are those of its keys."""
+    rows = [
+        (key, row_values(config, scenario, row))
+        for key, config in configs.items()
+        for _, scenario, row in config.rows()
+    ]
+    filters = selection.filters
+    for name, asked in filters.items():
+        known = {value for _, values in rows for value in values[name]}
+        if asked and known.isdisjoint(asked):
             there = [str(value) for value in sorted(known, key=lambda value: (isinstance(value, str), value))]
             near = [n for value in asked if isinstance(value, str) and (n := nearest(value, there))]
             hint = f"did you mean {', '.join(near)}?" if near else f"there are: {some(there)}"
             return f"no entry of the selected keys has {name} {' or '.join(map(str, asked))}", hint
     misses = [
-        (sum(bool(asked) and not set(values[name]).intersection(asked) for name, asked in wanted.items()), key)
-        for key, values in rows_values
+        (sum(bool(asked) and values[name].isdisjoint(asked) for name, asked in filters.items()), key)
+        for key, values in rows
     ]
     fewest = min(count for count, _ in misses)
     nearest_keys = dict.fromkeys(key for count, key in misses if count == fewest)
     return "no entry has all that is selected together", f"near keys: {some(list(nearest_keys))}"
-
-
-def _values(entry: Mapping[str, Any]) -> dict[str, list[str | int]]:
-    """What each filter looks at in an entry."""
-    conc = entry["conc"]
-    return {
-        "runner": [entry["runner"]],
-        "framework": [entry["framework"]],
-        "precision": [entry["precision"]],
-        "model prefix": [entry["model-prefix"]],
-        "sequence": [sequence_name(entry["isl"], entry["osl"])] if "isl" in entry else [],
-        "scenario": [entry.get("scenario-type", FIXED)],
-        "nodes": ["multi" if "prefill" in entry else "single"],
-        "concurrency": conc if isinstance(conc, list) else [conc],
-    }
 
 
 def some(words: Sequence[str], most: int = 12) -> str:

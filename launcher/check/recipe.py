@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from launcher.check.engine import Found, Rule, rule
-from launcher.core.slurm_time import limit_seconds
+from launcher.core.slurm_notation import limit_seconds
 from launcher.core.yaml_source import Place
 from launcher.plan.derive import Resolved
 from launcher.srtctl.resolved import SrtctlResolved

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from launcher.core.slurm_time import limit_seconds
+from launcher.core.slurm_notation import limit_seconds
 from launcher.doctor.facts import Association, Gres, Mount, Node, Partition
 from launcher.slurm.answers import scontrol_pairs
 

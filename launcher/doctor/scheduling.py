@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from launcher.core.slurm_time import limit_seconds
+from launcher.core.slurm_notation import limit_seconds, node_names
 from launcher.core.yaml_source import Key, nearest
 from launcher.doctor.comparison import Claims
 from launcher.doctor.facts import Cluster, Fact, Host, Node, Site, Tried, Unknown
-from launcher.doctor.slurm_notation import node_names
 from launcher.runner.file import RunnerFile
 
 SWITCHES: Mapping[str, tuple[bool, str]] = {

@@ -18,7 +18,7 @@ from typing import Any
 import launcher
 from launcher.core import process
 from launcher.core.errors import LauncherError
-from launcher.core.slurm_time import limit_seconds
+from launcher.core.slurm_notation import limit_seconds
 from launcher.rehearsal.results import MARK
 from launcher.srtctl import recipe
 from launcher.srtctl.facts import facts as recipe_facts
@@ -43,6 +43,10 @@ class Job:
     @property
     def directives(self) -> Mapping[str, Any]:
         return self.resolved.get("sbatch_directives") or {}
+
+    @property
+    def time_limit(self) -> str:
+        return str((self.resolved.get("slurm") or {}).get("time_limit") or "01:00:00")
 
 
 class SbatchFailed(Exception):
@@ -69,7 +73,7 @@ def batch_script(job: Job) -> str:
         *([f"segment={nodes}"] if on["use_segment_sbatch_directive"] else []),
         *(["exclusive"] if on["use_exclusive_sbatch_directive"] else []),
         f"account={slurm.get('account') or 'default'}",
-        f"time={slurm.get('time_limit') or '01:00:00'}",
+        f"time={job.time_limit}",
         f"partition={slurm.get('partition') or 'default'}",
         *(f"{key}={value}" if value else key for key, value in job.directives.items()),
     ]
@@ -126,7 +130,9 @@ def _embedded(job: Job, directory: Path) -> str:
     from launcher.rehearsal.engine import run_embedded
     from launcher.slurm.local import submit as submit_embedded
 
-    slurm = job.resolved.get("slurm") or {}
+    limit = limit_seconds(job.time_limit)
+    if limit is None:
+        raise SbatchFailed("(embedded)", "sbatch: error: Invalid --time specification")
     try:
         key = submit_embedded(
             directory,
@@ -134,7 +140,7 @@ def _embedded(job: Job, directory: Path) -> str:
             name=job.name,
             token=str(job.directives.get("comment") or ""),
             log=job.log or Path("/dev/null"),
-            time_limit=limit_seconds(str(slurm.get("time_limit") or "01:00:00")),
+            time_limit=limit,
         )
     except LauncherError as error:
         raise SbatchFailed("(embedded)", f"sbatch: error: {error.message}") from None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -63,16 +64,16 @@ def applies(when: When, benchmark: Benchmark, *, power: bool = False) -> bool:
     )
 
 
+@dataclass
 class Applied(Generic[R]):
-    """A rule that applies, and where it stands. The line is looked up only when asked."""
+    """A rule that applies, and where it stands."""
 
-    def __init__(self, file: RunnerFile, table: Sequence[str], index: int, rule: R) -> None:
-        self.rule = rule
-        self.place = Place(file.document, *table, index)
+    rule: R
+    place: Place
 
     @cached_property
     def where(self) -> str:
-        """``file:line`` of the rule."""
+        """``file:line`` of the rule. The line is looked up when this is asked, which most rules never are."""
         return str(self.place)
 
 
@@ -110,34 +111,30 @@ class RunnerFile:
 
     def image(self, benchmark: Benchmark, *, power: bool = False) -> Applied[ImageRule] | None:
         """The rule for where the benchmark's image lies, or None when it lies where all do."""
-        return self._find(("images", "rules"), self.runner.images.rules, benchmark, power)
+        return next(self._matching(("images", "rules"), self.runner.images.rules, benchmark, power), None)
 
     def adjustments(self, benchmark: Benchmark, *, power: bool = False) -> list[Applied[Adjustment]]:
         """Every adjustment for a benchmark, in the file's order."""
-        return self._all("adjust", self.runner.adjust, benchmark, power)
+        return list(self._matching(("adjust",), self.runner.adjust, benchmark, power))
 
     def excluded(self, benchmark: Benchmark, *, power: bool = False) -> list[Applied[ExcludedNode]]:
         """The nodes that this benchmark's job must not get."""
-        return self._all("exclude-nodes", self.runner.exclude_nodes, benchmark, power)
+        return list(self._matching(("exclude-nodes",), self.runner.exclude_nodes, benchmark, power))
 
-    def _all(self, table: str, rules: Sequence[R], benchmark: Benchmark, power: bool) -> list[Applied[R]]:
-        return [
-            Applied(self, (table,), i, rule)
-            for i, rule in enumerate(rules)
-            if applies(rule.when, benchmark, power=power)
-        ]
-
-    def _find(self, table: Sequence[str], rules: Sequence[R], benchmark: Benchmark, power: bool) -> Applied[R] | None:
-        found = ((i, rule) for i, rule in enumerate(rules) if applies(rule.when, benchmark, power=power))
-        return next((Applied(self, table, i, rule) for i, rule in found), None)
+    def _matching(
+        self, table: tuple[str, ...], rules: Sequence[R], benchmark: Benchmark, power: bool
+    ) -> Iterator[Applied[R]]:
+        for i, rule in enumerate(rules):
+            if applies(rule.when, benchmark, power=power):
+                yield Applied(rule, Place(self.document, *table, i))
 
     def _first(self, table: str, rules: Sequence[R], benchmark: Benchmark, power: bool) -> Applied[R]:
-        if applied := self._find((table,), rules, benchmark, power):
+        if applied := next(self._matching((table,), rules, benchmark, power), None):
             return applied
-        asked = f"{benchmark.model_prefix}/{benchmark.precision}/{benchmark.framework} ({benchmark.scenario})"
+        wanted = f"{benchmark.model_prefix}/{benchmark.precision}/{benchmark.framework} ({benchmark.scenario})"
         supported = "; ".join(dict.fromkeys(describe_when(r.when) for r in rules)) or "nothing"
         raise ConfigError(
-            f"runner {self.runner.name} has no rule in `{table}` for {asked}",
+            f"runner {self.runner.name} has no rule in `{table}` for {wanted}",
             where=self.where(table),
             hint=f"supported: {supported}",
         )
@@ -165,21 +162,16 @@ class RunnerFile:
 def describe_when(when: When) -> str:
     """A rule's condition as a person would say it: ``minimaxm3/fp8/dynamo-vllm``."""
 
-    def one(pattern: Pattern | None) -> str:
-        return "*" if pattern is None else pattern if isinstance(pattern, str) else "|".join(pattern)
+    def one(value: Pattern | bool | None) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()
+        return "*" if value is None else value if isinstance(value, str) else "|".join(value)
 
-    text = f"{one(when.prefix)}/{one(when.precision)}/{one(when.framework)}"
+    names = zip(When.__struct_fields__, When.__struct_encode_fields__, strict=True)
     extra = [
-        f"{name}={one(value) if not isinstance(value, bool) else str(value).lower()}"
-        for name, value in (
-            ("model", when.model),
-            ("image", when.image),
-            ("scenario", when.scenario),
-            ("spec-decoding", when.spec_decoding),
-            ("config-file", when.config_file),
-            ("eval-only", when.eval_only),
-            ("power", when.power),
-        )
-        if value is not None
+        f"{key}={one(value)}"
+        for field, key in names
+        if field not in ("prefix", "precision", "framework") and (value := getattr(when, field)) is not None
     ]
+    text = f"{one(when.prefix)}/{one(when.precision)}/{one(when.framework)}"
     return text + (f" [{', '.join(extra)}]" if extra else "")

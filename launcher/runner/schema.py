@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from launcher.core import slurm_time
+from launcher.core import slurm_notation
 
 Pattern = str | list[str]
 """A glob, or several of which one must match; matching is case-sensitive.
@@ -30,7 +30,7 @@ Sha = Annotated[str, Meta(pattern="^[0-9a-f]{40}$", description="a full commit i
 TimeLimit = Annotated[
     str,
     Meta(
-        pattern=slurm_time.PATTERN,
+        pattern=slurm_notation.TIME_LIMIT,
         description="a time limit as Slurm writes it (90, 4:00:00, 2-00:00:00)",
     ),
 ]
@@ -40,6 +40,9 @@ Absolute = Annotated[str, Meta(pattern="^/", description="absolute")]
 Day = Annotated[date, Meta(extra_json_schema={"pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"})]
 
 Positive = Annotated[int, Meta(ge=1)]
+
+Architecture = Literal["x86_64", "aarch64"]
+"""As the kernel names it (``uname -m``)."""
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -238,9 +241,9 @@ class Node(_Struct, frozen=True, kw_only=True):
 
     gpus: Positive
     """GPUs of a node."""
-    arch: Literal["x86_64", "aarch64"] | None = None
+    arch: Architecture | None = None
     """Architecture of the compute nodes; images must be of it. Any when it is not given."""
-    login_arch: Literal["x86_64", "aarch64"] | None = None
+    login_arch: Architecture | None = None
     """Architecture of the login node, where it is of another make."""
     count: Positive | None = None
     """Nodes of the partition, where it is known: a recipe that needs more can never start."""

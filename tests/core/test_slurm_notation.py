@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.core.slurm_time import limit_seconds
+from launcher.core.slurm_notation import limit_seconds
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,31 @@
-"""Slurm's notation of host lists."""
+"""Slurm's own notation for time limits and host lists."""
 
 from __future__ import annotations
 
 import re
 
+TIME_LIMIT = r"^([0-9]+-)?[0-9]+(:[0-9]+){0,2}$"
+"""The form of a time limit, also for a JSON Schema."""
+
 _GROUP = re.compile(r"\[([^]]*)\]")
+
+
+def limit_seconds(text: str | None) -> float | None:
+    """The seconds of a time limit as Slurm writes it (sbatch(1), --time); None for a text that is not one.
+
+    ``90`` is minutes, ``4:00`` minutes and seconds, ``4:00:00`` hours, ``2-4`` days and hours (``D-HH[:MM[:SS]]``).
+    """
+    if text is None or not re.fullmatch(TIME_LIMIT, text):
+        return None
+    days, dash, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, secs = (*parts, 0, 0)[:3]
+    elif len(parts) == 3:
+        hours, minutes, secs = parts
+    else:
+        hours, (minutes, secs) = 0, (*parts, 0)[:2]
+    return float(int(days or 0) * 86400 + hours * 3600 + minutes * 60 + secs)
 
 
 def node_names(expression: str) -> list[str]:
