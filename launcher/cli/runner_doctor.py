@@ -16,14 +16,14 @@ from launcher.core.errors import ConfigError
 from launcher.core.publish import publish_new, temporary_name
 from launcher.core.yaml_source import Document, nearest
 from launcher.doctor import queries
-from launcher.doctor.collect_cluster_facts import inquire, survey
-from launcher.doctor.compare import compare, notes
-from launcher.doctor.comparison import Claim
+from launcher.doctor.commands import Asking
+from launcher.doctor.comparison import Claim, compare, notes
 from launcher.doctor.draft import Wanted, draft, todos
 from launcher.doctor.facts import Cluster, Unknown
-from launcher.doctor.queries import Asking
+from launcher.doctor.queries import inquire, survey
 from launcher.plan import derive
 from launcher.project import Session
+from launcher.rehearsal import checkout
 from launcher.runner.file import RunnerFile
 
 
@@ -44,7 +44,9 @@ def new(arguments: argparse.Namespace) -> int:
     cluster = queries.cluster(asking)
     partition = _partition(cluster, arguments.partition)
     account = arguments.account or _account(cluster)
-    wanted = Wanted(name, partition, account, directory, str(of.state))
+    stand_in = f"{{state}}/rehearsal/{checkout.repository_path(Path()).name}"
+    commit = f"ref {checkout.REF}, sha {checkout.SHA}"
+    wanted = Wanted(name, partition, account, directory, str(of.state), (stand_in, commit))
     paths = [*([directory] if directory else []), str(of.state)]
     site = survey(asking, cluster, partition, account, paths, node=not arguments.no_node, wait=arguments.timeout)
     text = draft(wanted, site)
@@ -107,9 +109,7 @@ def _account(cluster: Cluster) -> str | None:
     """The user's default account, or the only one there is."""
     if isinstance(cluster.default_account, str):
         return cluster.default_account
-    known = cluster.associations
-    accounts = [] if isinstance(known, Unknown) else list(dict.fromkeys(a.account for a in known))
-    return accounts[0] if len(accounts) == 1 else None
+    return cluster.accounts[0] if len(cluster.accounts) == 1 else None
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -125,7 +125,9 @@ def doctor(arguments: argparse.Namespace) -> int:
         print(text, file=sys.stderr)
 
     asking = Asking(environ=of.environ)
-    site = inquire(file, fill, asking, node=not arguments.no_node, wait=arguments.timeout, say=say)
+    # What a rehearsal runs are the launcher's own programs: this cluster has nothing to say about them.
+    stand_ins = ("enroot", "srtctl") if file.runner.tools == "rehearsal" else ()
+    site = inquire(file, fill, asking, node=not arguments.no_node, wait=arguments.timeout, say=say, stand_ins=stand_ins)
     claims, said = compare(file, site, fill), notes(site)
     counts = {v: sum(c.verdict == v for c in claims) for v in ("agree", "differ", "unknown")}
     if arguments.json:

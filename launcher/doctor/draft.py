@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from launcher.doctor.facts import Fact, Host, Mount, Node, Seen, Site, Unknown
 from launcher.doctor.scheduling import SWITCHES
-from launcher.rehearsal.checkout import REF, SHA
 from launcher.runner.json_schema import MODELINE
 
 SRT_SLURM = "https://github.com/NVIDIA/srt-slurm.git"
@@ -38,13 +37,18 @@ lanes: []
 
 @dataclass(frozen=True)
 class Wanted:
-    """What was asked for: ``directory`` is where squash files may go; ``state`` the launcher's own directory."""
+    """What was asked for.
+
+    ``directory`` is where squash files may go, ``state`` the launcher's own directory. ``stand_in`` is the repository
+    that stands in for srt-slurm where nothing real can run: its URL, and the commit that lanes name.
+    """
 
     name: str
     partition: str
     account: str | None
     directory: str | None
     state: str
+    stand_in: tuple[str, str]
 
 
 def draft(wanted: Wanted, site: Site) -> str:
@@ -60,12 +64,6 @@ def todos(text: str) -> list[tuple[int, str]]:
     return [(i, line.partition("TODO")[2].strip()) for i, line in lines if "TODO" in line]
 
 
-def is_rehearsal(site: Site) -> bool:
-    """Whether no enroot was found, here and on a node: then only a rehearsal can run."""
-    compute = site.compute
-    return isinstance(site.login.enroot, Unknown) and isinstance(compute, Host) and isinstance(compute.enroot, Unknown)
-
-
 def _head(wanted: Wanted, site: Site) -> Iterator[str]:
     cluster = site.cluster
     looked = f"from {site.login.name} as {cluster.user}, and on node {site.compute.name}" if isinstance(
@@ -79,7 +77,7 @@ def _head(wanted: Wanted, site: Site) -> Iterator[str]:
     yield f"sku: {wanted.name}   # TODO the accelerator as results are published under it: gb200, h200, …"
     yield f"runners: [{wanted.name}]   # GitHub runners named {wanted.name}_01, {wanted.name}_02 … are this cluster"
     yield f"labels: [{wanted.name}]   # TODO the `runner:` values of matrix rows that it serves"
-    if is_rehearsal(site):
+    if site.no_enroot:
         yield f"# TODO no enroot on {site.login.name}, nor on {_name(site.compute)}: install it, then take out `tools`."
         yield "# Until then images, srtctl and the engine are stand-ins, and results say so."
         yield "tools: rehearsal"
@@ -213,10 +211,9 @@ def _paths(wanted: Wanted) -> list[str]:
 
 
 def _directories(wanted: Wanted, site: Site) -> Iterator[str]:
-    rehearsal = is_rehearsal(site)
     root = wanted.directory
     enroot_here = isinstance(site.login.enroot, str)
-    side = "login" if enroot_here or rehearsal else "compute"
+    side = "login" if enroot_here or site.no_enroot else "compute"
     why = f"enroot {site.login.enroot} on {site.login.name}" if enroot_here else f"no enroot on {site.login.name}"
     yield "images:"
     if root is None:
@@ -224,7 +221,7 @@ def _directories(wanted: Wanted, site: Site) -> Iterator[str]:
         yield f"  # TODO squash files lie where compute nodes see them; network file systems here: {shares}"
     yield f"  directory: {_text(root or '{state}/squash')}{_state_of(root or wanted.state, site)}"
     yield f"  import-on: {side}   # {why}"
-    if rehearsal:
+    if site.no_enroot:
         yield "  helpers: {nginx-sqsh: nginx:1.27.4}"
     else:
         yield '  # TODO helpers: images that recipes name by an alias, such as {nginx-sqsh: "nginx:1.27.4"}'
@@ -235,7 +232,7 @@ def _directories(wanted: Wanted, site: Site) -> Iterator[str]:
     yield "checkout:"
     yield f"  directory: {_text(f'{base}/srt-slurm')}"
     yield f"  cache: {_text(f'{base}/cache/srt-slurm')}"
-    if rehearsal:
+    if site.no_enroot:
         yield "  setup: [[sh, setup]]   # the stand-in's own"
     else:
         yield "  # TODO once for each commit, in its tree; the interpreter must be there on compute nodes too"
@@ -246,8 +243,9 @@ def _directories(wanted: Wanted, site: Site) -> Iterator[str]:
     yield ""
     yield "repositories:"
     yield f"  nvidia: {SRT_SLURM}"
-    if rehearsal:
-        yield f'  rehearsal: "{{state}}/rehearsal/srt-slurm-{SHA[:12]}"   # the stand-in: ref {REF}, sha {SHA}'
+    if site.no_enroot:
+        url, commit = wanted.stand_in
+        yield f"  rehearsal: {json.dumps(url)}   # the stand-in: {commit}"
 
 
 def _state_of(path: str, site: Site) -> str:

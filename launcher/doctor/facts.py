@@ -1,4 +1,7 @@
-"""What is known of a live cluster: every fact is a value, or `Unknown` with the reason. Nothing is guessed."""
+"""What is known of a live cluster: every fact is a value, or `Unknown` with the reason. Nothing is guessed.
+
+Also what comparing a runner file's value with a fact comes to: `Agree`, `Differ` or `Unknown`.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,11 @@ _OWN = frozenset({"fuse.lxcfs", "fuse.snapfuse", "fuse.squashfuse", "fuse.gvfsd-
 
 @dataclass(frozen=True)
 class Unknown:
-    """Why something is not known: the words of the program that was asked, or what was not asked at all."""
+    """Why something is not known: the words of the program that was asked, or that nothing was asked."""
 
     why: str
+    hint: str = ""
+    """How to make it known, where that can be said."""
 
     def __str__(self) -> str:
         return self.why
@@ -31,6 +36,24 @@ class Unknown:
 
 T = TypeVar("T")
 Fact: TypeAlias = T | Unknown
+
+
+@dataclass(frozen=True)
+class Agree:
+    """The cluster is as the runner file says; ``found`` is what the cluster says."""
+
+    found: str
+
+
+@dataclass(frozen=True)
+class Differ:
+    """The cluster is not as the runner file says: ``found`` is what it says, ``hint`` how to fix the file or it."""
+
+    found: str
+    hint: str
+
+
+Outcome: TypeAlias = Agree | Differ | Unknown
 
 
 @dataclass(frozen=True)
@@ -60,6 +83,11 @@ class Node:
     def usable(self) -> bool:
         """Whether jobs can be started on it, now or when it is free: what is after ``*`` or ``+`` says why not."""
         return not re.search(r"DOWN|DRAIN|FAIL|MAINT|UNKNOWN|FUTURE|NOT_RESPONDING|\*", self.state)
+
+
+def gpu_types(nodes: Iterable[Node]) -> list[str]:
+    """The types of GPUs on these nodes, as their GRES names them, each once."""
+    return list(dict.fromkeys(g.type for node in nodes for g in node.gres if g.name == "gpu" and g.type))
 
 
 @dataclass(frozen=True)
@@ -186,6 +214,12 @@ class Cluster:
         return self.config.get(name) or Unknown(f"`scontrol show config` shows no {name}")
 
     @property
+    def accounts(self) -> list[str]:
+        """The accounts that accounting lets the user name; empty when they are not known."""
+        known: Iterable[Association] = () if isinstance(self.associations, Unknown) else self.associations
+        return list(dict.fromkeys(each.account for each in known))
+
+    @property
     def accounting(self) -> Fact[bool]:
         """Whether accounting is kept, hence whether an account means anything."""
         kind = self.setting("AccountingStorageType")
@@ -203,8 +237,13 @@ class Locks:
 
 @dataclass(frozen=True)
 class Site:
-    """All that was asked. ``tried`` are submissions that Slurm was asked about, by name; ``locks`` those in the image
-    directory, between processes and between hosts; ``refs`` those of repositories by URL (name → commit)."""
+    """Everything that was asked of a cluster.
+
+    ``tried`` are submissions that Slurm was asked about, by name (see `launcher.doctor.scheduling.questions`).
+    ``locks`` are those in the image directory: between two processes, then between two hosts where that could be
+    tried. ``refs`` are those of repositories (ref → commit), by the URL as the runner file writes it. ``stand_ins``
+    are the programs that runs start in place of the cluster's own, which then do not matter.
+    """
 
     cluster: Cluster
     login: Host
@@ -212,6 +251,15 @@ class Site:
     tried: Mapping[str, Tried] = field(default_factory=dict)
     locks: tuple[Fact[Locks], ...] = ()
     refs: Mapping[str, Fact[Mapping[str, str]]] = field(default_factory=dict)
+    stand_ins: tuple[str, ...] = ()
+
+    @property
+    def no_enroot(self) -> bool:
+        """Whether enroot was looked for here and on a node, and is on neither."""
+        compute = self.compute
+        return (
+            isinstance(self.login.enroot, Unknown) and isinstance(compute, Host) and isinstance(compute.enroot, Unknown)
+        )
 
     def side(self, side: Side) -> Fact[Host]:
         return self.login if side == "login" else self.compute

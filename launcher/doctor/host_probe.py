@@ -14,8 +14,8 @@ from dataclasses import replace
 
 from launcher.core.process import Completed
 from launcher.doctor import parse
+from launcher.doctor.commands import Asking, silence
 from launcher.doctor.facts import Fact, Host, Mount, Seen, Unknown
-from launcher.doctor.queries import Asking, silence
 
 PATIENCE = 60.0
 """Seconds that the script may take: a dead NFS server makes a look at its directory hang."""

@@ -10,8 +10,7 @@ import pytest
 
 from launcher.core.yaml_source import Document
 from launcher.doctor import scheduling
-from launcher.doctor.compare import compare, notes
-from launcher.doctor.comparison import Claim
+from launcher.doctor.comparison import Claim, compare, notes
 from launcher.doctor.facts import Gres, Host, Locks, Site, Unknown
 from launcher.runner.file import RunnerFile
 from tests.doctor.stand_ins import LOCAL, LUSTRE, cluster, node, refused, seen, site, taken
