@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import TypeVar
 
 from launcher.core.process import NOT_FOUND, CommandRunner, Completed, clean_environment, run
@@ -32,17 +32,10 @@ class Asking:
         kept = {k: v for k, v in clean_environment(self.environ).items() if not k.startswith(_PREFIXES)}
         return {**kept, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
 
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        timeout: float,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        input: str | None = None,
-    ) -> Completed:
+    @property
+    def run(self) -> CommandRunner:
         """A `CommandRunner` of this environment."""
-        return self.runner(argv, timeout=timeout, cwd=cwd, env=env or self.environment, input=input)
+        return partial(self.runner, env=self.environment)
 
     def say(self, argv: Sequence[str], timeout: float | None = None) -> Completed:
         return self.run(argv, timeout=timeout or self.timeout)

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from launcher.core.yaml_source import nearest
 from launcher.doctor import required_paths, scheduling
-from launcher.doctor.facts import Agree, Differ, Fact, Host, Locks, Outcome, Side, Site, Unknown
+from launcher.doctor.facts import Agree, Differ, Fact, Host, Outcome, Side, Site, Unknown
 from launcher.doctor.required_paths import Fill
 from launcher.doctor.statements import Statement, dotted, statements
+from launcher.image.probe import Probed
 from launcher.runner.file import RunnerFile
 
 
@@ -36,13 +37,13 @@ class Claim:
 class Row:
     """A key of runner files, the fact that speaks about it, and how its value is compared with that fact.
 
-    ``pattern`` is read by `statements`. No claim is made where ``fact`` is None: nothing was asked about it; where it
-    is Unknown, so is the claim. ``compare`` gets what the fact is otherwise, and may return None for no claim, too.
-    ``says`` is the value as a person is shown it.
+    ``pattern`` is read by `statements`. A fact that is Unknown makes the claim unknown; where it is None, nothing was
+    asked, and no claim is made. ``compare`` gets any other fact, and may return None for no claim, too. ``says`` is the
+    value as a person is shown it.
     """
 
     pattern: str
-    fact: Callable[[Statement, RunnerFile, Site], Any]
+    fact: Callable[[Site], Any]
     compare: Callable[[Statement, Any], Outcome | None]
     says: Callable[[Statement, Any], str] = lambda stated, fact: _word(stated.value)
     default: object = None
@@ -60,7 +61,7 @@ def compare(file: RunnerFile, site: Site, fill: Fill) -> list[Claim]:
 def _compared(rows: Sequence[Row], file: RunnerFile, site: Site) -> Iterator[Claim]:
     for row in rows:
         for stated in statements(file, row.pattern, row.default):
-            fact = row.fact(stated, file, site)
+            fact = row.fact(site)
             if fact is None:
                 continue
             outcome = fact if isinstance(fact, Unknown) else row.compare(stated, fact)
@@ -81,48 +82,39 @@ def _word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _importer(stated: Statement, file: RunnerFile, site: Site) -> Fact[tuple[Host, Side | None]] | None:
-    """The host that imports images, and the other side when that one has enroot. None when enroot is a stand-in."""
+def _compare_importer(stated: Statement, site: Site) -> Outcome | None:
     if site.stand_ins:
         return None
-    side: Side = stated.value
-    other: Side = "compute" if side == "login" else "login"
-    host, elsewhere = site.side(side), site.side(other)
+    other: Side = "compute" if stated.value == "login" else "login"
+    host, elsewhere = site.side(stated.value), site.side(other)
     if isinstance(host, Unknown):
         return host
-    return host, other if isinstance(elsewhere, Host) and isinstance(elsewhere.enroot, str) else None
-
-
-def _compare_importer(stated: Statement, fact: tuple[Host, Side | None]) -> Outcome:
-    host, elsewhere = fact
     if isinstance(host.enroot, str):
         return Agree(f"enroot {host.enroot} on {host.name}")
-    instead = f"import-on: {elsewhere}, where enroot is" if elsewhere else ""
-    return Differ(str(host.enroot), instead or "install enroot, or put it on the runner's PATH")
+    if isinstance(elsewhere, Host) and isinstance(elsewhere.enroot, str):
+        return Differ(str(host.enroot), f"import-on: {other}, where enroot is")
+    return Differ(str(host.enroot), "install enroot, or put it on the runner's PATH")
 
 
-def _lock(number: int) -> Row:
-    """A row for one of the pairs of processes between which locks were tried."""
-    return Row(
-        "images.lock",
-        lambda stated, file, site: site.locks[number] if number < len(site.locks) else None,
-        _compare_lock,
-        says=lambda stated, fact: f"holds ({fact.where})" if isinstance(fact, Locks) else "holds",
-    )
-
-
-def _compare_lock(stated: Statement, locks: Locks) -> Outcome:
-    if locks.one_at_a_time:
-        return Agree(locks.said)
+def _compare_locks(stated: Statement, probed: Probed) -> Outcome:
+    late = "" if probed.clocks < 5 else f"; the clocks differ by {probed.clocks:g} s"
+    found = f"flock {probed.flock}, owner file {probed.owner_file}{late}"
+    if probed.one_at_a_time:
+        return Agree(found)
     hint = "images may be imported twice at once; what is published is whole all the same (docs/images.md)"
-    return Differ(locks.said, hint)
+    return Differ(found, hint)
 
 
-def _compare_ref(stated: Statement, refs: Mapping[str, str]) -> Outcome | None:
-    ref, sha = stated.value, stated.table.sha
+def _compare_repository(stated: Statement, repositories: Mapping[str, Fact[Mapping[str, str]]]) -> Outcome:
+    refs = repositories.get(str(stated.keys[-1]), Unknown("not asked"))
+    return refs if isinstance(refs, Unknown) else Agree(f"answers, {len(refs)} refs")
+
+
+def _compare_ref(stated: Statement, repositories: Mapping[str, Fact[Mapping[str, str]]]) -> Outcome | None:
+    ref, sha, refs = stated.value, stated.table.sha, repositories.get(stated.table.repository)
+    if refs is None or isinstance(refs, Unknown) or re.fullmatch(r"[0-9a-f]{40}", ref):
+        return None  # the repository has its own line; a commit is in no list of refs
     tag, branch = refs.get(f"refs/tags/{ref}"), refs.get(f"refs/heads/{ref}")
-    if re.fullmatch(r"[0-9a-f]{40}", ref):
-        return None  # a commit is in no list of refs
     if tag is None and branch is None:
         near = nearest(ref, [name.split("/", 2)[-1] for name in refs])
         hint = f"did you mean {near}?" if near else "`git ls-remote` lists what there is"
@@ -134,102 +126,55 @@ def _compare_ref(stated: Statement, refs: Mapping[str, str]) -> Outcome | None:
     return Agree(f"{'tag' if tag else 'branch'} at {tag or branch}")
 
 
-def _refs_of_lane(stated: Statement, file: RunnerFile, site: Site) -> Mapping[str, str] | None:
-    refs = site.refs.get(file.runner.repositories[stated.table.repository])
-    return None if isinstance(refs, Unknown) else refs  # the repository has its own line
+def _stand_ins(stated: Statement, fact: object) -> Outcome:
+    return Unknown("enroot, srtctl and the engine are stand-ins: nothing to ask about")
 
 
-def _partitions(stated: Statement, file: RunnerFile, site: Site) -> object:
-    return site.cluster.partitions
+def _job(stated: Statement, fact: object) -> str:
+    return "a job of one node"
 
 
-def _partition(stated: Statement, file: RunnerFile, site: Site) -> object:
-    return scheduling.partition_of(file, site.cluster)
-
-
-def _count(stated: Statement, file: RunnerFile, site: Site) -> object:
-    partition = scheduling.partition_of(file, site.cluster)
-    return partition if isinstance(partition, Unknown) else (partition, scheduling.nodes_of(file, site.cluster))
-
-
-def _excluded(stated: Statement, file: RunnerFile, site: Site) -> object:
-    nodes = site.cluster.nodes
-    return nodes if isinstance(nodes, Unknown) else (nodes, scheduling.partition_of(file, site.cluster))
-
-
-def _directive(stated: Statement, file: RunnerFile, site: Site) -> object:
-    return scheduling.directive_answers(stated, site)
+def _option(stated: Statement, fact: object) -> str:
+    return scheduling.directive(stated)
 
 
 def _on_login(stated: Statement, fact: object) -> str:
     return f"{stated.value} on login"
 
 
+def _between(stated: Statement, fact: Fact[Probed]) -> str:
+    return "holds" if isinstance(fact, Unknown) else f"holds ({fact.where})"
+
+
 _SLURM: Sequence[Row] = (
-    Row("scheduler.partition", _partitions, scheduling.compare_partition),
-    Row("images.import-partition", _partitions, scheduling.compare_partition),
-    Row("scheduler.account", lambda stated, file, site: site, scheduling.compare_account),
-    Row("scheduler.time-limit", _partition, scheduling.compare_time_limit),
-    Row("lanes.[].time-limit", _partition, scheduling.compare_time_limit),
-    Row("adjust.[].time-limit", _partition, scheduling.compare_time_limit),
-    Row(
-        "scheduler",
-        lambda stated, file, site: site.tried,
-        scheduling.compare_job,
-        says=lambda stated, fact: "a job of one node",
-    ),
+    Row("scheduler.partition", lambda site: site.cluster.partitions, scheduling.compare_partition),
+    Row("images.import-partition", lambda site: site.cluster.partitions, scheduling.compare_partition),
+    Row("scheduler.account", lambda site: site, scheduling.compare_account),
+    Row("scheduler.time-limit", lambda site: site.partition, scheduling.compare_time_limit),
+    Row("lanes.[].time-limit", lambda site: site.partition, scheduling.compare_time_limit),
+    Row("adjust.[].time-limit", lambda site: site.partition, scheduling.compare_time_limit),
+    Row("scheduler", lambda site: site, scheduling.compare_job, says=_job),
     *(
-        Row(f"srtslurm.{key}", _directive, scheduling.compare_directive, default=default)
+        Row(f"srtslurm.{key}", lambda site: site, scheduling.compare_directive, default=default)
         for key, (default, _) in scheduling.SWITCHES.items()
     ),
-    Row(
-        f"srtslurm.{scheduling.DIRECTIVES}.*",
-        _directive,
-        scheduling.compare_directive,
-        says=lambda stated, fact: scheduling.directive(stated),
-    ),
-    Row(
-        "node.gpus",
-        lambda stated, file, site: scheduling.gpus_of(scheduling.nodes_of(file, site.cluster), site.compute),
-        scheduling.compare_gpus,
-    ),
-    Row(
-        "node.arch",
-        lambda stated, file, site: scheduling.architectures(scheduling.nodes_of(file, site.cluster), site.compute),
-        scheduling.compare_architecture,
-    ),
-    Row(
-        "node.arch",
-        lambda stated, file, site: None if stated.table.login_arch else site.login,
-        scheduling.compare_login_architecture,
-        says=_on_login,
-    ),
-    Row(
-        "node.login-arch",
-        lambda stated, file, site: site.login,
-        scheduling.compare_login_architecture,
-        says=_on_login,
-    ),
-    Row("node.count", _count, scheduling.compare_count),
-    Row("exclude-nodes.[].node", _excluded, scheduling.compare_excluded),
+    Row(f"srtslurm.{scheduling.DIRECTIVES}.*", lambda site: site, scheduling.compare_directive, says=_option),
+    Row("node.gpus", scheduling.gpus, scheduling.compare_gpus),
+    Row("node.arch", scheduling.architectures, scheduling.compare_architecture),
+    Row("node.arch", lambda site: site.login, scheduling.compare_login_architecture, says=_on_login),
+    Row("node.login-arch", lambda site: site.login, scheduling.compare_login_architecture, says=_on_login),
+    Row("node.count", lambda site: site, scheduling.compare_count),
+    Row("exclude-nodes.[].node", lambda site: site, scheduling.compare_excluded),
 )
 """Claims about Slurm and its nodes."""
 
 _ROWS: Sequence[Row] = (
-    Row(
-        "tools",
-        lambda stated, file, site: site.stand_ins or None,
-        lambda stated, fact: Unknown("enroot, srtctl and the engine are stand-ins: nothing to ask about"),
-    ),
-    Row("images.import-on", _importer, _compare_importer),
-    _lock(0),
-    _lock(1),
-    Row(
-        "repositories.*",
-        lambda stated, file, site: site.refs.get(stated.value, Unknown("not asked")),
-        lambda stated, refs: Agree(f"answers, {len(refs)} refs"),
-    ),
-    Row("lanes.[].ref", _refs_of_lane, _compare_ref),
+    Row("tools", lambda site: site.stand_ins or None, _stand_ins),
+    Row("images.import-on", lambda site: site, _compare_importer),
+    Row("images.lock", lambda site: site.locks, _compare_locks, says=_between),
+    Row("images.lock", lambda site: site.locks_with_node, _compare_locks, says=_between),
+    Row("repositories.*", lambda site: site.refs, _compare_repository),
+    Row("lanes.[].ref", lambda site: site.refs, _compare_ref),
 )
 """Claims about enroot, locks and repositories."""
 

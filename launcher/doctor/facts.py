@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, TypeVar
 
+from launcher.image.probe import Probed
+
 Side = Literal["login", "compute"]
 
 NETWORK = frozenset(
@@ -108,7 +110,6 @@ class Association:
 
     account: str
     partition: str
-    qos: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,6 @@ class Mount:
     target: str
     source: str
     type: str
-    options: str = ""
 
     @property
     def network(self) -> bool:
@@ -167,12 +167,11 @@ class Seen:
 
 @dataclass(frozen=True)
 class Host:
-    """A host, by what it said itself. ``enroot`` and ``lustre`` are versions; ``devices`` counts /dev/nvidia<n>."""
+    """A host, by what it said itself. ``enroot`` is its version, ``devices`` counts /dev/nvidia<n>."""
 
     name: str
     arch: Fact[str]
     enroot: Fact[str]
-    lustre: Fact[str]
     devices: Fact[int]
     directories: Mapping[str, Seen] = field(default_factory=dict)
     unseen: str = ""
@@ -227,39 +226,48 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Locks:
-    """What was found of the locks in a directory, and between whom; see `launcher.image.probe`."""
-
-    where: str
-    one_at_a_time: bool
-    said: str
-
-
-@dataclass(frozen=True)
 class Site:
     """Everything that was asked of a cluster.
 
     ``tried`` are submissions that Slurm was asked about, by name (see `launcher.doctor.scheduling.questions`).
-    ``locks`` are those in the image directory: between two processes, then between two hosts where that could be
-    tried. ``refs`` are those of repositories (ref → commit), by the URL as the runner file writes it. ``stand_ins``
-    are the programs that runs start in place of the cluster's own, which then do not matter.
+    ``locks`` are those in the image directory between two processes, ``locks_with_node`` between two hosts where that
+    could be tried. ``refs`` are those of repositories (ref → commit), by the repository's name in the runner file.
     """
 
     cluster: Cluster
     login: Host
     compute: Fact[Host]
+    partition_name: str | None
+    """The partition that was asked about; None for the default one."""
     tried: Mapping[str, Tried] = field(default_factory=dict)
-    locks: tuple[Fact[Locks], ...] = ()
+    locks: Fact[Probed] | None = None
+    locks_with_node: Fact[Probed] | None = None
     refs: Mapping[str, Fact[Mapping[str, str]]] = field(default_factory=dict)
     stand_ins: tuple[str, ...] = ()
+    """The programs that runs start in place of the cluster's own, which then do not matter."""
+
+    def side(self, side: Side) -> Fact[Host]:
+        return self.login if side == "login" else self.compute
+
+    @property
+    def partition(self) -> Fact[Partition]:
+        if isinstance(self.cluster.partitions, Unknown):
+            return self.cluster.partitions
+        return self.cluster.partition(self.partition_name) or Unknown("the partition is not there")
+
+    @property
+    def nodes(self) -> Fact[tuple[Node, ...]]:
+        """The nodes of the partition."""
+        partition = self.partition
+        return partition if isinstance(partition, Unknown) else self.cluster.nodes_of(partition.name)
+
+    @property
+    def job(self) -> Tried:
+        """The smallest job, as it was tried."""
+        return self.tried.get("job", Tried((), None, "sbatch was not asked"))
 
     @property
     def no_enroot(self) -> bool:
         """Whether enroot was looked for here and on a node, and is on neither."""
-        compute = self.compute
-        return (
-            isinstance(self.login.enroot, Unknown) and isinstance(compute, Host) and isinstance(compute.enroot, Unknown)
-        )
-
-    def side(self, side: Side) -> Fact[Host]:
-        return self.login if side == "login" else self.compute
+        there = self.compute
+        return isinstance(self.login.enroot, Unknown) and isinstance(there, Host) and isinstance(there.enroot, Unknown)

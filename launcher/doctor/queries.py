@@ -16,10 +16,11 @@ from launcher.core.errors import ImageError
 from launcher.core.process import NOT_FOUND
 from launcher.doctor import host_probe, parse, required_paths, scheduling
 from launcher.doctor.commands import Asking, silence
-from launcher.doctor.facts import Cluster, Fact, Host, Locks, Site, Tried, Unknown
+from launcher.doctor.facts import Cluster, Fact, Host, Site, Tried, Unknown
 from launcher.doctor.required_paths import Fill
 from launcher.doctor.slurm_notation import node_names
 from launcher.image import probe
+from launcher.image.probe import Probed
 from launcher.runner.file import RunnerFile
 
 _SILENT = re.compile(
@@ -50,7 +51,7 @@ def inquire(
     slurm = scheduler.kind == "slurm"
     facts = cluster(asking) if slurm else _no_slurm()
     paths = [path for _, need in required_paths.needs(file, fill) for path in need.paths]
-    urls = {url: fill(url) for url in runner.repositories.values()}
+    urls = {name: fill(url) for name, url in runner.repositories.items()}
     options = srun_options(facts, scheduler.partition, scheduler.account, _excluded(file, facts))
     with ThreadPoolExecutor(1) as pool:
         answers = pool.submit(refs, asking, urls.values())
@@ -65,9 +66,8 @@ def inquire(
         elif node and not slurm:
             compute = login  # the embedded scheduler runs its jobs on this very machine
         locks = _locks(asking, fill(runner.images.directory), login, compute, options[0], wait)
-    found = answers.result()
-    by_url = {url: found[filled] for url, filled in urls.items()}
-    return Site(facts, login, compute, accepted, locks, by_url, stand_ins)
+    by_name = {name: answers.result()[url] for name, url in urls.items()}
+    return Site(facts, login, compute, scheduler.partition, accepted, *locks, by_name, stand_ins)
 
 
 def survey(
@@ -83,7 +83,7 @@ def survey(
     answers = tried(asking, questions)
     options = srun_options(cluster, partition, account) if node else ()
     login, compute = host_probe.look(asking, paths, options, wait=wait)
-    return Site(cluster, login, compute, answers)
+    return Site(cluster, login, compute, partition, answers)
 
 
 def srun_options(
@@ -114,56 +114,49 @@ def _no_slurm() -> Cluster:
 
 def _locks(
     asking: Asking, path: str, login: Host, compute: Fact[Host], options: list[str], wait: float
-) -> tuple[Fact[Locks], ...]:
-    """Whether locks hold in the image directory: between two processes here, and between here and a node."""
+) -> tuple[Fact[Probed], Fact[Probed] | None]:
+    """Whether locks hold in the image directory: between two processes here, and between here and a node.
+
+    The second is None where the node does not see the directory.
+    """
     seen = login.directory(path)
     if isinstance(seen, Unknown) or not seen.writable:
-        return (Unknown("the image directory cannot be written from here"),)
+        return Unknown("the image directory cannot be written from here"), None
     directory = Path(seen.at)
     try:
-        here: Fact[Locks] = _lock_facts(probe.between_processes(directory, asking.run))
+        here: Fact[Probed] = probe.between_processes(directory, asking.run)
     except ImageError as error:
         here = Unknown(error.message)
     there = compute.directory(path) if isinstance(compute, Host) else compute
     if isinstance(there, Unknown) or not there.shared:
-        return (here,)
+        return here, None
     try:
-        return here, _lock_facts(probe.between_hosts(directory, options, wait, asking.run))
+        return here, probe.between_hosts(directory, options, wait, asking.run)
     except ImageError as error:
         return here, Unknown(f"between this host and a node: {error.message}")
-
-
-def _lock_facts(probed: probe.Probed) -> Locks:
-    late = "" if probed.clocks < 5 else f"; the clocks differ by {probed.clocks:g} s"
-    return Locks(probed.where, probed.one_at_a_time, f"flock {probed.flock}, owner file {probed.owner_file}{late}")
 
 
 def cluster(asking: Asking) -> Cluster:
     """Everything that Slurm says of itself and of the user who asks. At most as slow as its slowest program."""
     user = pwd.getpwuid(os.getuid()).pw_name
-    show = ["scontrol", "--all", "--oneliner", "show"]
-    associations = ["sacctmgr", "-nP", "show", "assoc", f"user={user}"]
+    show, accounting = ["scontrol", "--all", "--oneliner", "show"], ["sacctmgr", "-nP", "show"]
     with ThreadPoolExecutor(6) as pool:
         version = pool.submit(asking.fact, ["sinfo", "--version"], _version)
         config = pool.submit(asking.fact, ["scontrol", "show", "config"], lambda text: parse.config(text) or None)
         partitions = pool.submit(asking.fact, [*show, "partition"], lambda text: parse.partitions(text) or None)
         nodes = pool.submit(asking.fact, [*show, "node"], lambda text: parse.nodes(text) or None)
+        default = pool.submit(asking.fact, [*accounting, "user", user, "format=DefaultAccount"], _first_line)
         settings = config.result()
         name = settings.get("ClusterName") if isinstance(settings, Mapping) else None
-        here = [f"cluster={name}"] if name else []
-        allowed = pool.submit(
-            asking.fact, [*associations, *here, "format=Account,Partition,QOS"], lambda text: parse.associations(text)
-        )
-        default = pool.submit(
-            asking.fact, ["sacctmgr", "-nP", "show", "user", user, "format=DefaultAccount"], _first_line
-        )
+        mine = [f"user={user}", *([f"cluster={name}"] if name else []), "format=Account,Partition"]
+        associations = pool.submit(asking.fact, [*accounting, "assoc", *mine], parse.associations)
     return Cluster(
         user=user,
         version=version.result(),
         config=settings,
         partitions=partitions.result(),
         nodes=nodes.result(),
-        associations=allowed.result(),
+        associations=associations.result(),
         default_account=default.result(),
     )
 

@@ -79,19 +79,6 @@ def directive(stated: Statement) -> str:
     return f"--{stated.keys[-1]}={stated.value}" if stated.value else f"--{stated.keys[-1]}"
 
 
-def partition_of(file: RunnerFile, cluster: Cluster) -> Fact[Partition]:
-    """The partition that the file's jobs go to."""
-    if isinstance(cluster.partitions, Unknown):
-        return cluster.partitions
-    return cluster.partition(file.runner.scheduler.partition) or Unknown("the partition is not there")
-
-
-def nodes_of(file: RunnerFile, cluster: Cluster) -> Fact[tuple[Node, ...]]:
-    """The nodes of that partition."""
-    partition = partition_of(file, cluster)
-    return partition if isinstance(partition, Unknown) else cluster.nodes_of(partition.name)
-
-
 def compare_partition(stated: Statement, partitions: tuple[Partition, ...]) -> Outcome:
     found = next((p for p in partitions if p.name == stated.value), None)
     if found is None:
@@ -106,20 +93,20 @@ def compare_partition(stated: Statement, partitions: tuple[Partition, ...]) -> O
 
 
 def compare_account(stated: Statement, site: Site) -> Outcome:
-    cluster, account, job = site.cluster, stated.value, site.tried.get("job")
+    cluster, account, job = site.cluster, stated.value, site.job
     enforced = cluster.setting("AccountingStorageEnforce")
     enforces = isinstance(enforced, str) and "associations" in enforced
     known, accounts = cluster.associations, ", ".join(cluster.accounts)
-    of_partition = ("", stated.table.partition)
     if cluster.accounting is False:
         return Unknown("this Slurm keeps no accounting, and takes every account")
-    if job is not None and job.accepted is False and "account" in job.said.lower():
+    if job.accepted is False and "account" in job.said.lower():
         # Before the associations: a partition may refuse an account (AllowAccounts) that the user may use elsewhere.
         hint = f"{cluster.user} may use {accounts}" if accounts else "`sacctmgr add user … account=…`"
         return Differ(f"sbatch --test-only: {job.said}", hint)
+    of_partition = ("", stated.table.partition)
     if not isinstance(known, Unknown) and any(a.account == account and a.partition in of_partition for a in known):
         return Agree(f"{cluster.user} may use it")
-    if job is not None and job.accepted and enforces:
+    if job.accepted and enforces:
         return Agree("sbatch --test-only takes it, and associations are enforced")
     if isinstance(known, Unknown):
         return known
@@ -134,61 +121,51 @@ def compare_time_limit(stated: Statement, partition: Partition) -> Outcome:
     # By MaxTime itself: with EnforcePartLimits=NO sbatch takes a job that is too long, and never starts it (22.05).
     if partition.max_time is None:
         return Agree(f"{partition.name} has no MaxTime")
-    limit, most = seconds(stated.value), _duration(partition.max_time)
+    limit, most = seconds(stated.value), duration(partition.max_time)
     found = f"MaxTime of {partition.name} is {most}"
     if limit is None or limit > partition.max_time:
         return Differ(found, f'at most "{most}", or another partition')
     return Agree(found)
 
 
-def _duration(limit: float) -> str:
+def duration(limit: float) -> str:
     days, rest = divmod(int(limit), 86400)
     clock = f"{rest // 3600}:{rest % 3600 // 60:02}:{rest % 60:02}"
     return f"{days}-{clock}" if days else clock
 
 
-def compare_job(stated: Statement, tried: Mapping[str, Tried]) -> Outcome | None:
+def compare_job(stated: Statement, site: Site) -> Outcome | None:
     """What `sbatch --test-only` says of the smallest job, and of the whole one."""
-    job = tried.get("job", Tried((), None, "sbatch was not asked"))
+    job, whole = site.job, site.tried.get("whole")
     if job.accepted is None:
         return Unknown(job.said)
     if not job.accepted:
         found = f"sbatch --test-only {' '.join(job.options)}: {job.said}"
         return Differ(found, "see partition, account and limits below")
-    whole = tried.get("whole")
     if whole is None:
         return None
     found = f"sbatch --test-only {' '.join(whole.options)}"
     if whole.accepted:
         return Agree(f"{found}: taken")
-    if any(not t.accepted for name, t in tried.items() if name != "whole" and not name.startswith("--")):
+    if any(not t.accepted for name, t in site.tried.items() if name != "whole" and not name.startswith("--")):
         return None  # the directive that is refused by itself has its own line
     return Differ(f"{found}: {whole.said}", "has a node as many GPUs, and all of this at once?")
 
 
-def directive_answers(stated: Statement, site: Site) -> Mapping[str, Tried] | None:
-    """All submissions that were tried; None when this directive was not, or not even the smallest job is taken."""
-    job = site.tried.get("job")
-    return site.tried if job is not None and job.accepted and _name(stated) in site.tried else None
-
-
-def compare_directive(stated: Statement, tried: Mapping[str, Tried]) -> Outcome:
-    key, answer = stated.keys[-1], tried[_name(stated)]
-    option = answer.options[-1]
-    if answer.accepted is None:
-        return Unknown(answer.said)
-    if answer.accepted:
+def compare_directive(stated: Statement, site: Site) -> Outcome | None:
+    key, tried = stated.keys[-1], site.tried.get(".".join(map(str, stated.keys[1:])))
+    if tried is None or not site.job.accepted:
+        return None  # not asked, or the smallest job is refused, which has its own line
+    option = tried.options[-1]
+    if tried.accepted is None:
+        return Unknown(tried.said)
+    if tried.accepted:
         return Agree(f"sbatch --test-only takes {option}")
     if key in ("use_gpus_per_node_directive", "gres"):
-        hint = _gpu_hint(tried)
+        hint = _gpu_hint(site.tried)
     else:
         hint = f"{key}: false" if key in SWITCHES else "what does `sbatch --help` of this release know?"
-    return Differ(f"sbatch --test-only {option}: {answer.said}", hint)
-
-
-def _name(stated: Statement) -> str:
-    """The name of a directive's question (see `questions`)."""
-    return ".".join(str(key) for key in stated.keys[1:])
+    return Differ(f"sbatch --test-only {option}: {tried.said}", hint)
 
 
 def _gpu_hint(tried: Mapping[str, Tried]) -> str:
@@ -203,11 +180,12 @@ def _gpu_hint(tried: Mapping[str, Tried]) -> str:
     return f'use_gpus_per_node_directive: false, {DIRECTIVES}: {{gres: "{kind}:<GPUs of a node>"}}'
 
 
-def gpus_of(nodes: Fact[tuple[Node, ...]], compute: Fact[Host]) -> Fact[tuple[str, Counter[int]]]:
+def gpus(site: Site) -> Fact[tuple[str, Counter[int]]]:
     """Where the number of GPUs is known from, and on how many nodes each number was found.
 
     By Slurm's GRES; in a partition without any by the devices of the node that was looked at.
     """
+    nodes, compute = site.nodes, site.compute
     if isinstance(nodes, Unknown):
         return nodes
     counts = Counter(node.gpus for node in nodes)
@@ -230,8 +208,9 @@ def compare_gpus(stated: Statement, fact: tuple[str, Counter[int]]) -> Outcome:
     return Agree(found)
 
 
-def architectures(nodes: Fact[tuple[Node, ...]], compute: Fact[Host]) -> Fact[dict[str, str]]:
+def architectures(site: Site) -> Fact[dict[str, str]]:
     """The architectures of the compute nodes, each with who says so."""
+    nodes, compute = site.nodes, site.compute
     found: dict[str, str] = {}
     if not isinstance(nodes, Unknown):
         counts = Counter(n.arch for n in nodes if n.arch)
@@ -255,15 +234,19 @@ def compare_architecture(stated: Statement, found: dict[str, str]) -> Outcome:
     return Agree(text)
 
 
-def compare_login_architecture(stated: Statement, login: Host) -> Outcome:
+def compare_login_architecture(stated: Statement, login: Host) -> Outcome | None:
+    if stated.keys[-1] == "arch" and stated.table.login_arch is not None:
+        return None  # the file gives the login node another one
     if isinstance(login.arch, Unknown):
         return login.arch
     found = f"{login.name} is {login.arch}"
     return Agree(found) if login.arch == stated.value else Differ(found, f"login-arch: {login.arch}")
 
 
-def compare_count(stated: Statement, fact: tuple[Partition, Fact[tuple[Node, ...]]]) -> Outcome:
-    partition, nodes = fact
+def compare_count(stated: Statement, site: Site) -> Outcome:
+    partition, nodes = site.partition, site.nodes
+    if isinstance(partition, Unknown):
+        return partition
     if partition.nodes != stated.value:
         return Differ(f"{partition.name} has {partition.nodes} nodes", f"count: {partition.nodes}")
     bad = [] if isinstance(nodes, Unknown) else [f"{n.name} {n.state}" for n in nodes if not n.usable]
@@ -271,8 +254,10 @@ def compare_count(stated: Statement, fact: tuple[Partition, Fact[tuple[Node, ...
     return Agree(f"{partition.name} has as many{out}")
 
 
-def compare_excluded(stated: Statement, fact: tuple[tuple[Node, ...], Fact[Partition]]) -> Outcome:
-    nodes, partition = fact
+def compare_excluded(stated: Statement, site: Site) -> Outcome:
+    nodes, partition = site.cluster.nodes, site.partition
+    if isinstance(nodes, Unknown):
+        return nodes
     by_name = {node.name: node for node in nodes}
     names = node_names(stated.value)
     if missing := [name for name in names if name not in by_name]:
