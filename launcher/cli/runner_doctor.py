@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from launcher.cli.common import session
@@ -36,7 +37,7 @@ def new(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{name!r} cannot be a runner's name", where="NAME", hint=hint)
     target = _target(arguments, of)
     if target is not None and target.exists():
-        raise ConfigError("is there already, and is not replaced", where=str(target), hint="--output FILE, or - to see")
+        raise ConfigError("exists; use --output to write another file", where=str(target), hint="--output - prints it")
     directory = arguments.directory
     if directory is not None and not directory.startswith("/"):
         raise ConfigError(f"{directory!r} is not absolute", where="--directory")
@@ -85,7 +86,7 @@ def _publish(target: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         raise ConfigError(f"cannot be written: {error.strerror}", where=str(target)) from None
     if not ours:
-        raise ConfigError("is there by now, and is not replaced", where=str(target))
+        raise ConfigError("exists; use --output to write another file", where=str(target))
 
 
 def _partition(cluster: Cluster, asked: str | None) -> str:
@@ -113,46 +114,41 @@ def _account(cluster: Cluster) -> str | None:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    """One line for each claim of the file. Raises ConfigError when the cluster is otherwise in one of them."""
+    """Print one line for each claim of the file. Raises ConfigError when one of them differs from the cluster."""
     of = session(arguments)
     file = of.fleet.get(arguments.name)
-    context = of.context("doctor")
-
-    def fill(template: str) -> str:
-        return derive.fill(template, context)
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
+    fill = partial(derive.fill, context=of.context("doctor"))
+    say = partial(print, file=sys.stderr)
 
     asking = Asking(environ=of.environ)
     # What a rehearsal runs are the launcher's own programs: this cluster has nothing to say about them.
     stand_ins = ("enroot", "srtctl") if file.runner.tools == "rehearsal" else ()
     site = inquire(file, fill, asking, node=not arguments.no_node, wait=arguments.timeout, say=say, stand_ins=stand_ins)
-    claims, said = compare(file, site, fill), notes(site)
+    claims, remarks = compare(file, site, fill), notes(site)
     counts = {v: sum(c.verdict == v for c in claims) for v in ("agree", "differ", "unknown")}
     if arguments.json:
         value = {"runner": arguments.name, "file": file.path, **counts, "claims": [asdict(c) for c in claims]}
-        print(json.dumps({**value, "notes": said}, indent=2))
+        print(json.dumps({**value, "notes": remarks}, indent=2))
     else:
-        _show(claims, said)
+        _show(claims, remarks)
     text = f"{len(claims)} claims: {counts['agree']} agree, {counts['differ']} differ, {counts['unknown']} unknown"
     if not counts["differ"]:
         print(text, file=sys.stderr if arguments.json else sys.stdout)
         return 0
     sys.stdout.flush()
-    hint = "each line that differs says how to mend it"
-    raise ConfigError(f"the cluster is otherwise: {text}", where=file.path, hint=hint)
+    hint = "each line that differs says how to fix it"
+    raise ConfigError(f"the runner file does not match the cluster: {text}", where=file.path, hint=hint)
 
 
-def _show(claims: Sequence[Claim], said: Sequence[str]) -> None:
+def _show(claims: Sequence[Claim], remarks: Sequence[str]) -> None:
     here = Path.cwd()
     for claim in claims:
         path, _, line = claim.where.rpartition(":")
         inside = Path(path).is_absolute() and Path(path).is_relative_to(here)
         where = f"{os.path.relpath(path, here) if inside else path}:{line}"
         print(f"{claim.verdict:7}  {f'{claim.key} {claim.says}':45}  {where}")
-        for word, text in (("found", claim.found), ("why", claim.why), ("mend", claim.hint)):
+        for word, text in (("found", claim.found), ("why", claim.why), ("fix", claim.hint)):
             if text and (claim.verdict != "agree" or word != "found"):
                 print(f"           {word}: {text}")
-    for text in said:
+    for text in remarks:
         print(f"note     {text}")
