@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from launcher.cli.common import session
@@ -16,14 +17,14 @@ from launcher.core.errors import ConfigError
 from launcher.core.publish import publish_new, temporary_name
 from launcher.core.yaml_source import Document, nearest
 from launcher.doctor import queries
-from launcher.doctor.collect_cluster_facts import inquire, survey
-from launcher.doctor.compare import compare, notes
-from launcher.doctor.comparison import Claim
+from launcher.doctor.commands import Asking
+from launcher.doctor.comparison import Claim, compare, notes
 from launcher.doctor.draft import Wanted, draft, todos
 from launcher.doctor.facts import Cluster, Unknown
-from launcher.doctor.queries import Asking
+from launcher.doctor.queries import inquire, survey
 from launcher.plan import derive
 from launcher.project import Session
+from launcher.rehearsal import checkout
 from launcher.runner.file import RunnerFile
 
 
@@ -36,7 +37,7 @@ def new(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{name!r} cannot be a runner's name", where="NAME", hint=hint)
     target = _target(arguments, of)
     if target is not None and target.exists():
-        raise ConfigError("is there already, and is not replaced", where=str(target), hint="--output FILE, or - to see")
+        raise ConfigError("exists; use --output to write another file", where=str(target), hint="--output - prints it")
     directory = arguments.directory
     if directory is not None and not directory.startswith("/"):
         raise ConfigError(f"{directory!r} is not absolute", where="--directory")
@@ -44,7 +45,9 @@ def new(arguments: argparse.Namespace) -> int:
     cluster = queries.cluster(asking)
     partition = _partition(cluster, arguments.partition)
     account = arguments.account or _account(cluster)
-    wanted = Wanted(name, partition, account, directory, str(of.state))
+    stand_in = f"{{state}}/rehearsal/{checkout.repository_path(Path()).name}"
+    commit = f"ref {checkout.REF}, sha {checkout.SHA}"
+    wanted = Wanted(name, partition, account, directory, str(of.state), (stand_in, commit))
     paths = [*([directory] if directory else []), str(of.state)]
     site = survey(asking, cluster, partition, account, paths, node=not arguments.no_node, wait=arguments.timeout)
     text = draft(wanted, site)
@@ -83,7 +86,7 @@ def _publish(target: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         raise ConfigError(f"cannot be written: {error.strerror}", where=str(target)) from None
     if not ours:
-        raise ConfigError("is there by now, and is not replaced", where=str(target))
+        raise ConfigError("exists; use --output to write another file", where=str(target))
 
 
 def _partition(cluster: Cluster, asked: str | None) -> str:
@@ -107,50 +110,45 @@ def _account(cluster: Cluster) -> str | None:
     """The user's default account, or the only one there is."""
     if isinstance(cluster.default_account, str):
         return cluster.default_account
-    known = cluster.associations
-    accounts = [] if isinstance(known, Unknown) else list(dict.fromkeys(a.account for a in known))
-    return accounts[0] if len(accounts) == 1 else None
+    return cluster.accounts[0] if len(cluster.accounts) == 1 else None
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    """One line for each claim of the file. Raises ConfigError when the cluster is otherwise in one of them."""
+    """Print one line for each claim of the file. Raises ConfigError when one of them differs from the cluster."""
     of = session(arguments)
     file = of.fleet.get(arguments.name)
-    context = of.context("doctor")
-
-    def fill(template: str) -> str:
-        return derive.fill(template, context)
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
+    fill = partial(derive.fill, context=of.context("doctor"))
+    say = partial(print, file=sys.stderr)
 
     asking = Asking(environ=of.environ)
-    site = inquire(file, fill, asking, node=not arguments.no_node, wait=arguments.timeout, say=say)
-    claims, said = compare(file, site, fill), notes(site)
+    # What a rehearsal runs are the launcher's own programs: this cluster has nothing to say about them.
+    stand_ins = ("enroot", "srtctl") if file.runner.tools == "rehearsal" else ()
+    site = inquire(file, fill, asking, node=not arguments.no_node, wait=arguments.timeout, say=say, stand_ins=stand_ins)
+    claims, remarks = compare(file, site, fill), notes(site)
     counts = {v: sum(c.verdict == v for c in claims) for v in ("agree", "differ", "unknown")}
     if arguments.json:
         value = {"runner": arguments.name, "file": file.path, **counts, "claims": [asdict(c) for c in claims]}
-        print(json.dumps({**value, "notes": said}, indent=2))
+        print(json.dumps({**value, "notes": remarks}, indent=2))
     else:
-        _show(claims, said)
+        _show(claims, remarks)
     text = f"{len(claims)} claims: {counts['agree']} agree, {counts['differ']} differ, {counts['unknown']} unknown"
     if not counts["differ"]:
         print(text, file=sys.stderr if arguments.json else sys.stdout)
         return 0
     sys.stdout.flush()
-    hint = "each line that differs says how to mend it"
-    raise ConfigError(f"the cluster is otherwise: {text}", where=file.path, hint=hint)
+    hint = "each line that differs says how to fix it"
+    raise ConfigError(f"the runner file does not match the cluster: {text}", where=file.path, hint=hint)
 
 
-def _show(claims: Sequence[Claim], said: Sequence[str]) -> None:
+def _show(claims: Sequence[Claim], remarks: Sequence[str]) -> None:
     here = Path.cwd()
     for claim in claims:
         path, _, line = claim.where.rpartition(":")
         inside = Path(path).is_absolute() and Path(path).is_relative_to(here)
         where = f"{os.path.relpath(path, here) if inside else path}:{line}"
         print(f"{claim.verdict:7}  {f'{claim.key} {claim.says}':45}  {where}")
-        for word, text in (("found", claim.found), ("why", claim.why), ("mend", claim.hint)):
+        for word, text in (("found", claim.found), ("why", claim.why), ("fix", claim.hint)):
             if text and (claim.verdict != "agree" or word != "found"):
                 print(f"           {word}: {text}")
-    for text in said:
+    for text in remarks:
         print(f"note     {text}")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def add(verbs: _Verbs, places: Callable[[argparse.ArgumentParser], None]) -> None:
     """Add both verbs of `launcher runner`; ``places`` adds the flags that say where things are."""
-    new = verbs.add_parser("new", help="ask this cluster about itself, and write a first runner file")
+    new = verbs.add_parser("new", help="draft a runner file from what this cluster says of itself")
     new.add_argument("name", metavar="NAME", help="also of its GitHub runners, up to their first underscore")
     new.add_argument("--partition", metavar="NAME", help="default: Slurm's own default")
     new.add_argument("--account", metavar="NAME", help="default: this user's default account")
@@ -20,11 +20,11 @@ def add(verbs: _Verbs, places: Callable[[argparse.ArgumentParser], None]) -> Non
     new.add_argument(
         "--output",
         metavar="FILE",
-        help="default: NAME.yaml among the runner files; - is standard output; never replaced",
+        help="default: NAME.yaml among the runner files; - prints it; an existing file is never replaced",
     )
     new.set_defaults(command="runner_doctor:new")
 
-    doctor = verbs.add_parser("doctor", help="ask this cluster whether it is as its runner file says")
+    doctor = verbs.add_parser("doctor", help="compare a runner file with the cluster that it describes")
     doctor.add_argument("name", metavar="NAME")
     doctor.add_argument("--json", action="store_true", help="claims and notes as JSON")
     doctor.set_defaults(command="runner_doctor:doctor")

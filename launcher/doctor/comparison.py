@@ -1,60 +1,209 @@
-"""A claim of a runner file, and what became of it."""
+"""A runner file against what its cluster says: one row for each key, one loop, one claim for each value. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from launcher.core.yaml_source import Key
+from launcher.core.yaml_source import nearest
+from launcher.doctor import required_paths, scheduling
+from launcher.doctor.facts import Agree, Differ, Fact, Host, Outcome, Side, Site, Unknown
+from launcher.doctor.required_paths import Fill
+from launcher.doctor.statements import Statement, dotted, statements
+from launcher.image.probe import Probed
 from launcher.runner.file import RunnerFile
-
-Verdict = Literal["agree", "differ", "unknown"]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """``says`` is the file's word, ``found`` the cluster's; ``why`` says what is not known, ``hint`` how to mend it."""
+    """A value of a runner file, and what became of it.
+
+    ``key`` and ``where`` (``file:line``) say where the file has it, ``says`` is the file's word, ``found`` the
+    cluster's; ``why`` says what is not known, ``hint`` how to fix it.
+    """
 
     key: str
     where: str
     says: str
-    verdict: Verdict
+    verdict: Literal["agree", "differ", "unknown"]
     found: str = ""
     why: str = ""
     hint: str = ""
 
 
-class Claims:
-    """Claims of one file, as they are judged."""
+@dataclass(frozen=True)
+class Row:
+    """A key of runner files, the fact that speaks about it, and how its value is compared with that fact.
 
-    def __init__(self, file: RunnerFile) -> None:
-        self.file = file
-        self.made: list[Claim] = []
+    ``pattern`` is read by `statements`. A fact that is Unknown makes the claim unknown; where it is None, nothing was
+    asked, and no claim is made. ``compare`` gets any other fact, and may return None for no claim, too. ``says`` is the
+    value as a person is shown it.
+    """
 
-    def agree(self, keys: Sequence[Key], says: object, found: str) -> None:
-        self._add(keys, says, "agree", found=found)
-
-    def differ(self, keys: Sequence[Key], says: object, found: str, hint: str) -> None:
-        self._add(keys, says, "differ", found=found, hint=hint)
-
-    def unknown(self, keys: Sequence[Key], says: object, why: object, hint: str = "") -> None:
-        self._add(keys, says, "unknown", why=str(why), hint=hint)
-
-    def sorted(self) -> list[Claim]:
-        """In the order of the file's lines."""
-        return sorted(self.made, key=lambda claim: int(claim.where.rpartition(":")[2]))
-
-    def _add(
-        self, keys: Sequence[Key], says: object, verdict: Verdict, found: str = "", why: str = "", hint: str = ""
-    ) -> None:
-        word = {True: "true", False: "false"}.get(says, str(says)) if isinstance(says, bool) else str(says)
-        self.made.append(Claim(dotted(keys), self.file.where(*keys), word, verdict, found, why, hint))
+    pattern: str
+    fact: Callable[[Site], Any]
+    compare: Callable[[Statement, Any], Outcome | None]
+    says: Callable[[Statement, Any], str] = lambda stated, fact: _word(stated.value)
+    default: object = None
 
 
-def dotted(keys: Sequence[Key]) -> str:
-    """Keys as a person writes them: ``models[2].path``."""
-    text = ""
-    for key in keys:
-        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
-    return text
+def compare(file: RunnerFile, site: Site, fill: Fill) -> list[Claim]:
+    """Every claim of the file, in the order of its lines. ``fill`` puts values for the placeholders of paths."""
+    claims = list(_compared(_SLURM, file, site)) if file.runner.scheduler.kind == "slurm" else []
+    for stated, need in required_paths.needs(file, fill, models_are_made=bool(site.stand_ins)):
+        claims.append(_claim(file, stated, need.says, required_paths.compare_path(need, site)))
+    claims += _compared(_ROWS, file, site)
+    return sorted(claims, key=lambda claim: int(claim.where.rpartition(":")[2]))
+
+
+def _compared(rows: Sequence[Row], file: RunnerFile, site: Site) -> Iterator[Claim]:
+    for row in rows:
+        for stated in statements(file, row.pattern, row.default):
+            fact = row.fact(site)
+            if fact is None:
+                continue
+            outcome = fact if isinstance(fact, Unknown) else row.compare(stated, fact)
+            if outcome is not None:
+                yield _claim(file, stated, row.says(stated, fact), outcome)
+
+
+def _claim(file: RunnerFile, stated: Statement, says: str, outcome: Outcome) -> Claim:
+    key, where = dotted(stated.keys), file.where(*stated.keys)
+    if isinstance(outcome, Agree):
+        return Claim(key, where, says, "agree", found=outcome.found)
+    if isinstance(outcome, Differ):
+        return Claim(key, where, says, "differ", found=outcome.found, hint=outcome.hint)
+    return Claim(key, where, says, "unknown", why=outcome.why, hint=outcome.hint)
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _compare_importer(stated: Statement, site: Site) -> Outcome | None:
+    if site.stand_ins:
+        return None
+    other: Side = "compute" if stated.value == "login" else "login"
+    host, elsewhere = site.side(stated.value), site.side(other)
+    if isinstance(host, Unknown):
+        return host
+    if isinstance(host.enroot, str):
+        return Agree(f"enroot {host.enroot} on {host.name}")
+    if isinstance(elsewhere, Host) and isinstance(elsewhere.enroot, str):
+        return Differ(str(host.enroot), f"import-on: {other}, where enroot is")
+    return Differ(str(host.enroot), "install enroot, or put it on the runner's PATH")
+
+
+def _compare_locks(stated: Statement, probed: Probed) -> Outcome:
+    late = "" if probed.clocks < 5 else f"; the clocks differ by {probed.clocks:g} s"
+    found = f"flock {probed.flock}, owner file {probed.owner_file}{late}"
+    if probed.one_at_a_time:
+        return Agree(found)
+    hint = "images may be imported twice at once; what is published is whole all the same (docs/images.md)"
+    return Differ(found, hint)
+
+
+def _compare_repository(stated: Statement, repositories: Mapping[str, Fact[Mapping[str, str]]]) -> Outcome:
+    refs = repositories.get(str(stated.keys[-1]), Unknown("not asked"))
+    return refs if isinstance(refs, Unknown) else Agree(f"answers, {len(refs)} refs")
+
+
+def _compare_ref(stated: Statement, repositories: Mapping[str, Fact[Mapping[str, str]]]) -> Outcome | None:
+    ref, sha, refs = stated.value, stated.table.sha, repositories.get(stated.table.repository)
+    if refs is None or isinstance(refs, Unknown) or re.fullmatch(r"[0-9a-f]{40}", ref):
+        return None  # the repository has its own line; a commit is in no list of refs
+    tag, branch = refs.get(f"refs/tags/{ref}"), refs.get(f"refs/heads/{ref}")
+    if tag is None and branch is None:
+        near = nearest(ref, [name.split("/", 2)[-1] for name in refs])
+        hint = f"did you mean {near}?" if near else "`git ls-remote` lists what there is"
+        return Differ("the repository has no such tag or branch", hint)
+    if tag is not None and sha not in (None, tag):
+        return Differ(f"the tag is {tag}, the lane's sha {sha}", f"sha: {tag}, if that is meant")
+    if tag is None and sha not in (None, branch):
+        return Agree(f"the branch has moved on to {branch}; the lane stays at its sha")
+    return Agree(f"{'tag' if tag else 'branch'} at {tag or branch}")
+
+
+def _stand_ins(stated: Statement, fact: object) -> Outcome:
+    return Unknown("enroot, srtctl and the engine are stand-ins: nothing to ask about")
+
+
+def _job(stated: Statement, fact: object) -> str:
+    return "a job of one node"
+
+
+def _option(stated: Statement, fact: object) -> str:
+    return scheduling.directive(stated)
+
+
+def _on_login(stated: Statement, fact: object) -> str:
+    return f"{stated.value} on login"
+
+
+def _between(stated: Statement, fact: Fact[Probed]) -> str:
+    return "holds" if isinstance(fact, Unknown) else f"holds ({fact.where})"
+
+
+_SLURM: Sequence[Row] = (
+    Row("scheduler.partition", lambda site: site.cluster.partitions, scheduling.compare_partition),
+    Row("images.import-partition", lambda site: site.cluster.partitions, scheduling.compare_partition),
+    Row("scheduler.account", lambda site: site, scheduling.compare_account),
+    Row("scheduler.time-limit", lambda site: site.partition, scheduling.compare_time_limit),
+    Row("lanes.[].time-limit", lambda site: site.partition, scheduling.compare_time_limit),
+    Row("adjust.[].time-limit", lambda site: site.partition, scheduling.compare_time_limit),
+    Row("scheduler", lambda site: site, scheduling.compare_job, says=_job),
+    *(
+        Row(f"srtslurm.{key}", lambda site: site, scheduling.compare_directive, default=default)
+        for key, (default, _) in scheduling.SWITCHES.items()
+    ),
+    Row(f"srtslurm.{scheduling.DIRECTIVES}.*", lambda site: site, scheduling.compare_directive, says=_option),
+    Row("node.gpus", scheduling.gpus, scheduling.compare_gpus),
+    Row("node.arch", scheduling.architectures, scheduling.compare_architecture),
+    Row("node.arch", lambda site: site.login, scheduling.compare_login_architecture, says=_on_login),
+    Row("node.login-arch", lambda site: site.login, scheduling.compare_login_architecture, says=_on_login),
+    Row("node.count", lambda site: site, scheduling.compare_count),
+    Row("exclude-nodes.[].node", lambda site: site, scheduling.compare_excluded),
+)
+"""Claims about Slurm and its nodes."""
+
+_ROWS: Sequence[Row] = (
+    Row("tools", lambda site: site.stand_ins or None, _stand_ins),
+    Row("images.import-on", lambda site: site, _compare_importer),
+    Row("images.lock", lambda site: site.locks, _compare_locks, says=_between),
+    Row("images.lock", lambda site: site.locks_with_node, _compare_locks, says=_between),
+    Row("repositories.*", lambda site: site.refs, _compare_repository),
+    Row("lanes.[].ref", lambda site: site.refs, _compare_ref),
+)
+"""Claims about enroot, locks and repositories."""
+
+
+def notes(site: Site) -> list[str]:
+    """What the file does not claim and a person should know of this cluster."""
+    cluster = site.cluster
+    if isinstance(cluster.config, Unknown):
+        return []
+    config, notes = cluster.config, []
+    if cluster.accounting and "job_comment" not in config.get("AccountingStoreFlags", ""):
+        notes.append(
+            "AccountingStoreFlags has no job_comment: a job that was lost is found by its comment only as long as the "
+            f"controller keeps it (MinJobAge {config.get('MinJobAge', 'unknown')}); accounting will not know it"
+        )
+    if cluster.accounting is False:
+        notes.append(
+            "no accounting: how a job ended is known only from the controller, for MinJobAge, and its exit marker"
+        )
+    age = re.match(r"\d+", config.get("MinJobAge", ""))
+    if age and int(age[0]) < 60:
+        notes.append(f"MinJobAge is {age[0]} s: a finished job leaves the controller before the launcher may ask again")
+    if config.get("PreemptMode", "OFF") not in ("OFF", "(null)"):
+        notes.append(f"PreemptMode is {config['PreemptMode']}: jobs may be ended for others")
+    if config.get("ConstrainRAMSpace") == "yes":
+        notes.append(
+            "ConstrainRAMSpace is on: without --mem=0 or --exclusive an engine may be killed at its memory limit"
+        )
+    there = [h for h in (site.login, site.compute) if isinstance(h, Host) and isinstance(h.enroot, str)]
+    if len({host.enroot for host in there}) > 1:
+        notes.append(", ".join(f"enroot is {host.enroot} on {host.name}" for host in there))
+    return notes

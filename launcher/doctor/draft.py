@@ -4,21 +4,54 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from string import Template
 
-from launcher.doctor.facts import Fact, Host, Mount, Node, Seen, Site, Unknown
-from launcher.doctor.scheduling import SWITCHES
-from launcher.rehearsal.checkout import REF, SHA
+from launcher.doctor.facts import Host, Mount, Site, Unknown
+from launcher.doctor.scheduling import SWITCHES, architectures, duration, gpus
 from launcher.runner.json_schema import MODELINE
 
-SRT_SLURM = "https://github.com/NVIDIA/srt-slurm.git"
+_TEMPLATE = """\
+$modeline
+# Written by `launcher runner new $name`: asked $asked.
+# Slurm $version, cluster $cluster. `launcher runner doctor $name` compares it again.
+name: $name
+description: $description   # TODO what this cluster is
+sku: $name   # TODO the accelerator as results are published under it: gb200, h200, …
+runners: [$name]   # GitHub runners named ${name}_01, ${name}_02 … are this cluster
+labels: [$name]   # TODO the `runner:` values of matrix rows that it serves
+$tools
 
-_PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
-_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})
+scheduler:
+  partition: $partition
+$account
+  time-limit: $time_limit
 
-_EXAMPLES = """\
+node:
+  gpus: $gpus
+$architectures
+$count
+
+# Which file systems there are, and who sees them: it decides what is checked and staged from where.
+$storage
+
+images:
+$image_hint
+  directory: $images
+  import-on: $import_on
+$helpers
+
+# One work tree of srt-slurm for each run, seen by compute nodes, and what runs share.
+checkout:
+  directory: $trees
+  cache: $cache
+$setup
+
+repositories:
+  nvidia: https://github.com/NVIDIA/srt-slurm.git
+$stand_in
+
 # Which checkpoint a benchmark reads: the first rule whose `when` matches. docs/new-cluster.md explains both tables.
 # TODO a rule for each model that is to run here, such as:
 #   - when: {prefix: minimaxm3, precision: fp8}   # MODEL_PREFIX and PRECISION of the matrix row
@@ -33,25 +66,84 @@ models: []
 #     ref: v1.0.53                                # the name that people know the commit by
 #     sha: 217f94387abeddfed7149a71955dc523e07cd765   # what is checked out, in full
 lanes: []
+
+# Keys of srtslurm.yaml; what sbatch takes here was tried with `sbatch --test-only`.
+srtslurm:
+$srtslurm
 """
+"""The file. A line that is nothing but a name stands for the lines of that value, and is left out when it has none."""
+
+_HELPERS = """\
+  # TODO helpers: images that recipes name by an alias, such as {nginx-sqsh: "nginx:1.27.4"}
+  # TODO aliases: names in recipes that mean the benchmark's own image, such as [dynamo-sglang]"""
+
+_SETUP = """\
+  # TODO once for each commit, in its tree; the interpreter must be there on compute nodes too
+  setup:
+    - [uv, venv, --python, /usr/bin/python3, --seed, .venv]
+    - [uv, pip, install, --python, .venv/bin/python, -e, .]
+    - [make, setup, "ARCH={arch}"]"""
+
+_INTERFACE = """\
+  network_interface: ""   # TODO eth0, bond0 …: by which nodes find each other; empty, srtctl looks for one"""
+
+_PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
+_ARCHITECTURES = ("x86_64", "aarch64")
+_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What was asked for: ``directory`` is where squash files may go; ``state`` the launcher's own directory."""
+    """What was asked for.
+
+    ``directory`` is where squash files may go, ``state`` the launcher's own directory. ``stand_in`` is the repository
+    that stands in for srt-slurm where nothing real can run: its URL, and the commit that lanes name.
+    """
 
     name: str
     partition: str
     account: str | None
     directory: str | None
     state: str
+    stand_in: tuple[str, str]
 
 
 def draft(wanted: Wanted, site: Site) -> str:
     """The file's text. It loads, and claims only what was found; what is to be decided stands behind ``TODO``."""
-    return "\n".join([*_head(wanted, site), "", *_slurm(wanted, site), "", *_node(wanted, site), "",
-                      *_storage(wanted, site), "", *_directories(wanted, site), "", _EXAMPLES,
-                      *_srtslurm(wanted, site)]) + "\n"  # fmt: skip
+    cluster, login, compute = site.cluster, site.login, site.compute
+    root = wanted.directory
+    trees = f"{root.rstrip('/')}/launcher" if root else "{state}"
+    on_node = f", and on node {compute.name}" if isinstance(compute, Host) else f"; on no node: {compute}"
+    enroot = f"enroot {login.enroot}" if isinstance(login.enroot, str) else "no enroot"
+    side = "login" if isinstance(login.enroot, str) or site.no_enroot else "compute"
+    values = {
+        "modeline": MODELINE,
+        "name": wanted.name,
+        "asked": f"from {login.name} as {cluster.user}{on_node}",
+        "version": str(cluster.version),
+        "cluster": str(cluster.setting("ClusterName")),
+        "description": _text(f"partition {wanted.partition}"),
+        "partition": _partition(wanted, site),
+        "account": _account(wanted, site),
+        "time_limit": _time_limit(site),
+        "gpus": "{}   # {}".format(*_gpus(site)),
+        "architectures": _architectures(site),
+        "count": _count(site),
+        "storage": _storage(wanted, site),
+        "images": f"{_text(root or '{state}/squash')}   # {_state_of(root or wanted.state, site)}",
+        "image_hint": "" if root else _image_hint(site),
+        "import_on": f"{side}   # {enroot} on {login.name}",
+        "trees": _text(f"{trees}/srt-slurm"),
+        "cache": _text(f"{trees}/cache/srt-slurm"),
+        "srtslurm": "\n".join(_srtslurm(site)),
+        **(_rehearsal(wanted, site) if site.no_enroot else _real()),
+    }
+    lines = []
+    for line in _TEMPLATE.splitlines():
+        text = Template(line).substitute(values)
+        if text or not line:
+            lines.append(text)
+    return "\n".join(lines) + "\n"
 
 
 def todos(text: str) -> list[tuple[int, str]]:
@@ -60,219 +152,149 @@ def todos(text: str) -> list[tuple[int, str]]:
     return [(i, line.partition("TODO")[2].strip()) for i, line in lines if "TODO" in line]
 
 
-def is_rehearsal(site: Site) -> bool:
-    """Whether no enroot was found, here and on a node: then only a rehearsal can run."""
-    compute = site.compute
-    return isinstance(site.login.enroot, Unknown) and isinstance(compute, Host) and isinstance(compute.enroot, Unknown)
+def _real() -> dict[str, str]:
+    return {"tools": "", "helpers": _HELPERS, "setup": _SETUP, "stand_in": ""}
 
 
-def _head(wanted: Wanted, site: Site) -> Iterator[str]:
-    cluster = site.cluster
-    looked = f"from {site.login.name} as {cluster.user}, and on node {site.compute.name}" if isinstance(
-        site.compute, Host) else f"from {site.login.name} as {cluster.user}; on no node: {site.compute}"  # fmt: skip
-    named = cluster.setting("ClusterName")
-    yield MODELINE
-    yield f"# Written by `launcher runner new {wanted.name}`: asked {looked}."
-    yield f"# Slurm {cluster.version}, cluster {named}. `launcher runner doctor {wanted.name}` compares it again."
-    yield f"name: {wanted.name}"
-    yield f"description: {_text(f'partition {wanted.partition}')}   # TODO what this cluster is"
-    yield f"sku: {wanted.name}   # TODO the accelerator as results are published under it: gb200, h200, …"
-    yield f"runners: [{wanted.name}]   # GitHub runners named {wanted.name}_01, {wanted.name}_02 … are this cluster"
-    yield f"labels: [{wanted.name}]   # TODO the `runner:` values of matrix rows that it serves"
-    if is_rehearsal(site):
-        yield f"# TODO no enroot on {site.login.name}, nor on {_name(site.compute)}: install it, then take out `tools`."
-        yield "# Until then images, srtctl and the engine are stand-ins, and results say so."
-        yield "tools: rehearsal"
+def _rehearsal(wanted: Wanted, site: Site) -> dict[str, str]:
+    """What the file says where enroot is nowhere, so that only a rehearsal can run."""
+    node = site.compute.name if isinstance(site.compute, Host) else "a node"
+    url, commit = wanted.stand_in
+    return {
+        "tools": f"# TODO no enroot on {site.login.name}, nor on {node}: install it, then take out `tools`.\n"
+        "# Until then images, srtctl and the engine are stand-ins, and results say so.\n"
+        "tools: rehearsal",
+        "helpers": "  helpers: {nginx-sqsh: nginx:1.27.4}",
+        "setup": "  setup: [[sh, setup]]   # the stand-in's own",
+        "stand_in": f"  rehearsal: {json.dumps(url)}   # the stand-in: {commit}",
+    }
 
 
-def _slurm(wanted: Wanted, site: Site) -> Iterator[str]:
-    cluster = site.cluster
-    found = cluster.partition(wanted.partition)
-    yield "scheduler:"
-    others = [] if isinstance(cluster.partitions, Unknown) else [
-        p.name for p in cluster.partitions if p.name != wanted.partition]  # fmt: skip
-    note = (
-        f"{found.nodes} nodes, {found.state.lower()}" + (", Slurm's default" if found.default else "") if found else ""
-    )
-    note += f"; there are also {', '.join(others[:8])}{' …' if len(others) > 8 else ''}" if others else ""
-    yield f"  partition: {_text(wanted.partition)}   # {note}"
-    accounts = [] if isinstance(cluster.associations, Unknown) else list(
-        dict.fromkeys(a.account for a in cluster.associations))  # fmt: skip
+def _partition(wanted: Wanted, site: Site) -> str:
+    found, partitions = site.partition, site.cluster.partitions
+    others = [] if isinstance(partitions, Unknown) else [p.name for p in partitions if p.name != wanted.partition]
+    note = ""
+    if not isinstance(found, Unknown):
+        note = f"{found.nodes} nodes, {found.state.lower()}" + (", Slurm's default" if found.default else "")
+    if others:
+        note += f"; there are also {', '.join(others[:8])}{' …' if len(others) > 8 else ''}"
+    return f"{_text(wanted.partition)}   # {note}"
+
+
+def _account(wanted: Wanted, site: Site) -> str:
+    cluster, accounts = site.cluster, ", ".join(site.cluster.accounts)
     if wanted.account is not None:
-        yield f"  account: {_text(wanted.account)}   # " + (
-            f"{cluster.user} may use {', '.join(accounts)}" if accounts else "as asked for"
-        )
-    elif cluster.accounting is False:
-        yield "  # No accounting here: Slurm takes a job of any account. srtctl always names one."
-    else:
-        why = cluster.associations if isinstance(cluster.associations, Unknown) else f"one of {', '.join(accounts)}"
-        yield f"  # TODO account: {why}"
-    limit = found.max_time if found is not None else None
+        why = f"{cluster.user} may use {accounts}" if accounts else "as asked for"
+        return f"  account: {_text(wanted.account)}   # {why}"
+    if cluster.accounting is False:
+        return "  # No accounting here: Slurm takes a job of any account. srtctl always names one."
+    known = cluster.associations
+    return f"  # TODO account: {known if isinstance(known, Unknown) else f'one of {accounts}'}"
+
+
+def _time_limit(site: Site) -> str:
+    limit = None if isinstance(site.partition, Unknown) else site.partition.max_time
     if limit is not None and limit < 4 * 3600:
-        minutes = int(limit // 60)
-        yield f'  time-limit: "{minutes // 60}:{minutes % 60:02}:00"   # MaxTime of the partition'
-    else:
-        of = "the partition has no MaxTime" if limit is None else f"MaxTime is {limit / 3600:g} h"
-        yield f'  time-limit: "4:00:00"   # {of}'
+        return f'"{duration(limit)}"   # MaxTime of the partition'
+    return '"4:00:00"   # ' + ("the partition has no MaxTime" if limit is None else f"MaxTime is {limit / 3600:g} h")
 
 
-def _node(wanted: Wanted, site: Site) -> Iterator[str]:
-    found = site.cluster.nodes_of(wanted.partition)
-    nodes: Sequence[Node] = () if isinstance(found, Unknown) else found
-    gpus, note = _gpus(nodes, found, site.compute)
-    yield "node:"
-    yield f"  gpus: {gpus}   # {note}"
-    archs = Counter(node.arch for node in nodes if node.arch)
-    if isinstance(site.compute, Host) and isinstance(site.compute.arch, str):
-        archs[site.compute.arch] += 1
-    login = site.login.arch if isinstance(site.login.arch, str) else None
-    known = [arch for arch in archs if arch in ("x86_64", "aarch64")]
-    if len(known) == 1 and len(archs) == 1:
-        yield f"  arch: {known[0]}   # of the compute nodes"
-        if login in ("x86_64", "aarch64") and login != known[0]:
-            yield f"  login-arch: {login}   # {site.login.name}"
-    else:
+def _gpus(site: Site) -> tuple[int, str]:
+    """The GPUs of a node, and how that is known."""
+    known = gpus(site)
+    if isinstance(known, Unknown):
+        return 1, f"TODO how many? {known}; 1 is a place-holder"
+    found, counts = known
+    likely = max(counts, key=lambda number: (number > 0, counts[number]))
+    return likely, found if len(counts) == 1 else f"TODO the partition is mixed: {found}"
+
+
+def _architectures(site: Site) -> str:
+    found = architectures(site)
+    archs, login = [] if isinstance(found, Unknown) else list(found), site.login
+    if len(archs) != 1 or archs[0] not in _ARCHITECTURES:
         what = ", ".join(archs) or "not known"
-        yield f"  # TODO arch: x86_64 or aarch64; the nodes of the partition: {what}; {site.login.name}: {login}"
-    partition = site.cluster.partition(wanted.partition)
-    if partition is not None and partition.nodes:
-        out = [node.name for node in nodes if not node.usable]
-        yield f"  count: {partition.nodes}" + (f"   # out of use now: {', '.join(out[:8])}" if out else "")
+        return f"  # TODO arch: x86_64 or aarch64; the nodes of the partition: {what}; {login.name}: {login.arch}"
+    line = f"  arch: {archs[0]}   # of the compute nodes"
+    other = login.arch in _ARCHITECTURES and login.arch != archs[0]
+    return f"{line}\n  login-arch: {login.arch}   # {login.name}" if other else line
 
 
-def _gpus(nodes: Sequence[Node], found: Fact[tuple[Node, ...]], compute: Fact[Host]) -> tuple[int, str]:
-    counts = Counter(node.gpus for node in nodes)
-    types = ", ".join(dict.fromkeys(g.type for n in nodes for g in n.gres if g.name == "gpu" and g.type))
-    if len(counts) == 1 and (only := next(iter(counts))):
-        return only, f"by Slurm's GRES, on each of {len(nodes)} nodes" + (f" ({types})" if types else "")
-    if any(counts):
-        each = ", ".join(f"{gpus} on {count} nodes" for gpus, count in counts.most_common())
-        return max(counts, key=lambda gpus: (gpus > 0, counts[gpus])), f"TODO the partition is mixed: {each}"
-    if isinstance(compute, Host) and isinstance(compute.devices, int) and compute.devices:
-        return compute.devices, f"/dev/nvidia devices of {compute.name}; Slurm has no GRES for them"
-    why = found if isinstance(found, Unknown) else "Slurm shows no GRES, and no /dev/nvidia was seen"
-    return 1, f"TODO how many? {why}; 1 is a place-holder"
+def _count(site: Site) -> str:
+    partition, nodes = site.partition, site.nodes
+    if isinstance(partition, Unknown) or not partition.nodes:
+        return ""
+    out = [] if isinstance(nodes, Unknown) else [node.name for node in nodes if not node.usable]
+    return f"  count: {partition.nodes}" + (f"   # out of use now: {', '.join(out[:8])}" if out else "")
 
 
-def _storage(wanted: Wanted, site: Site) -> Iterator[str]:
-    """The file systems: those that both sides see, and the disks of a node."""
-    rows = list(_storage_rows(wanted, site))
-    yield "# Which file systems there are, and who sees them: it decides what is checked and staged from where."
-    if rows:
-        yield "storage:"
-        yield from rows
-    else:
-        yield "# TODO storage, such as:  - {path: /lustre, kind: lustre}"
+def _storage(wanted: Wanted, site: Site) -> str:
+    """The file systems that hosts share, the disks of a node, and where both are one machine its own."""
+    rows = _network(site)
+    if isinstance(site.compute, Host):
+        for disk in site.compute.disks:
+            why = f"{disk.type} on {disk.source} of {site.compute.name}"
+            rows.setdefault(disk.target, ("node-local, seen-by: [compute]", why))
+    for path in filter(None, (wanted.directory, wanted.state)):
+        if not any(path == target or path.startswith(target.rstrip("/") + "/") for target in rows):
+            rows.update(_one_machine(path, site))
+    if not rows:
+        return "# TODO storage, such as:  - {path: /lustre, kind: lustre}"
+    lines = [f"  - {{path: {_text(target)}, kind: {kind}}}   # {why}" for target, (kind, why) in rows.items()]
+    return "\n".join(["storage:", *lines])
 
 
-def _storage_rows(wanted: Wanted, site: Site) -> Iterator[str]:
-    compute = site.compute
-    seen = isinstance(compute, Host)
-    there = {m.target: m for m in compute.shares} if isinstance(compute, Host) else {}
-    mine = {m.target: m for m in site.login.shares}
-    rows: dict[str, tuple[str, str, str]] = {}
-    for target in dict.fromkeys([*mine, *there]):
-        mount = mine.get(target) or there[target]
+def _network(site: Site) -> dict[str, tuple[str, str]]:
+    """Network file systems: where each is mounted, its kind with who sees it, and what it is."""
+    here = {mount.target: mount for mount in site.login.shares}
+    there = {mount.target: mount for mount in site.compute.shares} if isinstance(site.compute, Host) else here
+    rows = {}
+    for target in {**here, **there}:
+        mount = here.get(target) or there[target]
         kind = "lustre" if mount.type == "lustre" else "nfs"
-        names = [s for s, on in (("login", target in mine), ("compute", not seen or target in there)) if on]
-        word = "" if kind == mount.type.rstrip("4") else f", as which {mount.type} counts here"
-        rows[target] = (
-            kind,
-            f"[{', '.join(names)}]",
-            f"{mount.source}{word}" + ("" if seen else "; TODO no node was looked at"),
-        )
-    if isinstance(compute, Host):
-        for disk in compute.disks:
-            if disk.target not in rows:
-                rows[disk.target] = "node-local", "[compute]", f"{disk.type} on {disk.source} of {compute.name}"
-        for path in _paths(wanted):
-            row = _local_row(path, site.login.directory(path), compute.directory(path))
-            if row is not None and not _below(path, rows):
-                rows.setdefault(row[0], row[1])
-    for target, (kind, sides, why) in rows.items():
-        more = "" if sides == "[login, compute]" else f", seen-by: {sides}"
-        yield f"  - {{path: {_text(target)}, kind: {kind}{more}}}   # {why}"
+        why = mount.source if kind == mount.type.rstrip("4") else f"{mount.source}, as which {mount.type} counts here"
+        alone = "" if target in here and target in there else "login" if target in here else "compute"
+        unsure = "" if isinstance(site.compute, Host) else "; TODO no node was looked at"
+        rows[target] = kind + (f", seen-by: [{alone}]" if alone else ""), why + unsure
+    return rows
 
 
-def _local_row(path: str, login: Fact[Seen], compute: Fact[Seen]) -> tuple[str, tuple[str, str, str]] | None:
-    """A local file system that both sides share: they are one machine."""
-    if isinstance(login, Unknown) or isinstance(compute, Unknown) or not compute.shared:
-        return None
-    if not isinstance(login.mount, Mount) or login.mount.network:
-        return None
-    why = f"{login.mount.type} on {login.mount.source}; the node sees what is written here: one machine"
-    return login.mount.target, ("local", "[login, compute]", why)
+def _one_machine(path: str, site: Site) -> dict[str, tuple[str, str]]:
+    """The local file system below ``path``, where a node sees what the login host writes there."""
+    here = site.login.directory(path)
+    there = site.compute.directory(path) if isinstance(site.compute, Host) else site.compute
+    if isinstance(here, Unknown) or isinstance(there, Unknown) or not there.shared:
+        return {}
+    if not isinstance(here.mount, Mount) or here.mount.network:
+        return {}
+    why = f"{here.mount.type} on {here.mount.source}; the node sees what is written here: one machine"
+    return {here.mount.target: ("local", why)}
 
 
-def _below(path: str, targets: dict[str, tuple[str, str, str]]) -> bool:
-    return any(path == t or path.startswith(t.rstrip("/") + "/") for t in targets)
-
-
-def _paths(wanted: Wanted) -> list[str]:
-    return [*([wanted.directory] if wanted.directory else []), wanted.state]
-
-
-def _directories(wanted: Wanted, site: Site) -> Iterator[str]:
-    rehearsal = is_rehearsal(site)
-    root = wanted.directory
-    enroot_here = isinstance(site.login.enroot, str)
-    side = "login" if enroot_here or rehearsal else "compute"
-    why = f"enroot {site.login.enroot} on {site.login.name}" if enroot_here else f"no enroot on {site.login.name}"
-    yield "images:"
-    if root is None:
-        shares = ", ".join(m.target for m in site.login.shares) or "none was seen"
-        yield f"  # TODO squash files lie where compute nodes see them; network file systems here: {shares}"
-    yield f"  directory: {_text(root or '{state}/squash')}{_state_of(root or wanted.state, site)}"
-    yield f"  import-on: {side}   # {why}"
-    if rehearsal:
-        yield "  helpers: {nginx-sqsh: nginx:1.27.4}"
-    else:
-        yield '  # TODO helpers: images that recipes name by an alias, such as {nginx-sqsh: "nginx:1.27.4"}'
-        yield "  # TODO aliases: names in recipes that mean the benchmark's own image, such as [dynamo-sglang]"
-    yield ""
-    base = f"{root.rstrip('/')}/launcher" if root else "{state}"
-    yield "# One work tree of srt-slurm for each run, seen by compute nodes, and what runs share."
-    yield "checkout:"
-    yield f"  directory: {_text(f'{base}/srt-slurm')}"
-    yield f"  cache: {_text(f'{base}/cache/srt-slurm')}"
-    if rehearsal:
-        yield "  setup: [[sh, setup]]   # the stand-in's own"
-    else:
-        yield "  # TODO once for each commit, in its tree; the interpreter must be there on compute nodes too"
-        yield "  setup:"
-        yield "    - [uv, venv, --python, /usr/bin/python3, --seed, .venv]"
-        yield "    - [uv, pip, install, --python, .venv/bin/python, -e, .]"
-        yield '    - [make, setup, "ARCH={arch}"]'
-    yield ""
-    yield "repositories:"
-    yield f"  nvidia: {SRT_SLURM}"
-    if rehearsal:
-        yield f'  rehearsal: "{{state}}/rehearsal/srt-slurm-{SHA[:12]}"   # the stand-in: ref {REF}, sha {SHA}'
+def _image_hint(site: Site) -> str:
+    shares = ", ".join(mount.target for mount in site.login.shares) or "none was seen"
+    return f"  # TODO squash files lie where compute nodes see them; network file systems here: {shares}"
 
 
 def _state_of(path: str, site: Site) -> str:
-    found = site.login.directory(path)
-    if isinstance(found, Unknown):
-        return f"   # TODO not looked at: {found}"
-    if not found.writable:
-        return f"   # TODO cannot be written from here: {found.refused}"
-    free = "" if found.free is None else f"{found.free / 1024**3:.0f} GiB free"
+    here = site.login.directory(path)
+    if isinstance(here, Unknown):
+        return f"TODO not looked at: {here}"
+    if not here.writable:
+        return f"TODO cannot be written from here: {here.refused}"
+    free = "" if here.free is None else f"{here.free / 1024**3:.0f} GiB free"
     there = site.compute.directory(path) if isinstance(site.compute, Host) else site.compute
     if isinstance(there, Unknown):
-        return f"   # {free}; TODO whether compute nodes see it is not known: {there}"
-    return f"   # {free}, " + ("seen by compute nodes" if there.shared else "TODO not what compute nodes see there")
+        return f"{free}; TODO whether compute nodes see it is not known: {there}"
+    return f"{free}, " + ("seen by compute nodes" if there.shared else "TODO not what compute nodes see there")
 
 
-def _srtslurm(wanted: Wanted, site: Site) -> Iterator[str]:
+def _srtslurm(site: Site) -> Iterator[str]:
     """The switches, as `sbatch --test-only` took them."""
-    job = site.tried.get("job")
-    yield "# Keys of srtslurm.yaml; what sbatch takes here was tried with `sbatch --test-only`."
-    yield "srtslurm:"
-    if job is None or not job.accepted:
-        said = job.said if job is not None else "sbatch was not asked"
-        yield f"  # TODO nothing could be tried: {said}"
-    yield '  network_interface: ""   # TODO eth0, bond0 …: by which nodes find each other; empty, srtctl looks for one'
-    if job is None or not job.accepted:
+    if not site.job.accepted:
+        yield f"  # TODO nothing could be tried: {site.job.said}"
+    yield _INTERFACE
+    if not site.job.accepted:
         return
     for key in SWITCHES:
         tried = site.tried.get(key)
@@ -281,29 +303,20 @@ def _srtslurm(wanted: Wanted, site: Site) -> Iterator[str]:
         elif tried is None or tried.accepted is None:
             yield f"  # TODO {key}: {tried.said if tried else 'not asked'}"
         else:
-            yield f"  {key}: {'true' if tried.accepted else 'false'}   # {_one_line(tried.options[-1], tried.said)}"
+            taken = tried.said.startswith("Job ") or not tried.said
+            why = f"takes {tried.options[-1]}" if taken else f"{tried.options[-1]}: {tried.said}"
+            yield f"  {key}: {'true' if tried.accepted else 'false'}   # sbatch {why}"
             if "gpus" in key and not tried.accepted:
-                yield from _gres(wanted, site)
+                yield _gres(site)
 
 
-def _gres(wanted: Wanted, site: Site) -> Iterator[str]:
-    found = site.cluster.nodes_of(wanted.partition)
-    gpus, _ = _gpus(() if isinstance(found, Unknown) else found, found, site.compute)
+def _gres(site: Site) -> str:
+    gpus, _ = _gpus(site)
     form = next((name for name, t in site.tried.items() if name.startswith("--gres=") and t.accepted), None)
-    if form is not None:
-        value = f"{form.removeprefix('--gres=').rpartition(':')[0]}:{gpus}"
-        yield f"  default_sbatch_directives: {{gres: {json.dumps(value)}}}   # sbatch takes {form}"
-    else:
-        yield "  # No GRES is taken either: nodes are had whole."
-
-
-def _one_line(option: str, said: str) -> str:
-    taken = f"takes {option}" if said.startswith("Job ") or not said else f"{option}: {said}"
-    return f"sbatch {taken}"
-
-
-def _name(host: Fact[Host]) -> str:
-    return host.name if isinstance(host, Host) else "a node"
+    if form is None:
+        return "  # No GRES is taken either: nodes are had whole."
+    value = f"{form.removeprefix('--gres=').rpartition(':')[0]}:{gpus}"
+    return f"  default_sbatch_directives: {{gres: {json.dumps(value)}}}   # sbatch takes {form}"
 
 
 def _text(value: str) -> str:

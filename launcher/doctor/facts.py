@@ -1,4 +1,7 @@
-"""What is known of a live cluster: every fact is a value, or `Unknown` with the reason. Nothing is guessed."""
+"""What is known of a live cluster: every fact is a value, or `Unknown` with the reason. Nothing is guessed.
+
+Also what comparing a runner file's value with a fact comes to: `Agree`, `Differ` or `Unknown`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, TypeVar
+
+from launcher.image.probe import Probed
 
 Side = Literal["login", "compute"]
 
@@ -21,9 +26,11 @@ _OWN = frozenset({"fuse.lxcfs", "fuse.snapfuse", "fuse.squashfuse", "fuse.gvfsd-
 
 @dataclass(frozen=True)
 class Unknown:
-    """Why something is not known: the words of the program that was asked, or what was not asked at all."""
+    """Why something is not known: the words of the program that was asked, or that nothing was asked."""
 
     why: str
+    hint: str = ""
+    """How to make it known, where that can be said."""
 
     def __str__(self) -> str:
         return self.why
@@ -31,6 +38,24 @@ class Unknown:
 
 T = TypeVar("T")
 Fact: TypeAlias = T | Unknown
+
+
+@dataclass(frozen=True)
+class Agree:
+    """The cluster is as the runner file says; ``found`` is what the cluster says."""
+
+    found: str
+
+
+@dataclass(frozen=True)
+class Differ:
+    """The cluster is not as the runner file says: ``found`` is what it says, ``hint`` how to fix the file or it."""
+
+    found: str
+    hint: str
+
+
+Outcome: TypeAlias = Agree | Differ | Unknown
 
 
 @dataclass(frozen=True)
@@ -62,6 +87,11 @@ class Node:
         return not re.search(r"DOWN|DRAIN|FAIL|MAINT|UNKNOWN|FUTURE|NOT_RESPONDING|\*", self.state)
 
 
+def gpu_types(nodes: Iterable[Node]) -> list[str]:
+    """The types of GPUs on these nodes, as their GRES names them, each once."""
+    return list(dict.fromkeys(g.type for node in nodes for g in node.gres if g.name == "gpu" and g.type))
+
+
 @dataclass(frozen=True)
 class Partition:
     """A partition. ``max_time`` is in seconds, None for no limit; ``nodes`` counts them."""
@@ -80,7 +110,6 @@ class Association:
 
     account: str
     partition: str
-    qos: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -99,7 +128,6 @@ class Mount:
     target: str
     source: str
     type: str
-    options: str = ""
 
     @property
     def network(self) -> bool:
@@ -139,12 +167,11 @@ class Seen:
 
 @dataclass(frozen=True)
 class Host:
-    """A host, by what it said itself. ``enroot`` and ``lustre`` are versions; ``devices`` counts /dev/nvidia<n>."""
+    """A host, by what it said itself. ``enroot`` is its version, ``devices`` counts /dev/nvidia<n>."""
 
     name: str
     arch: Fact[str]
     enroot: Fact[str]
-    lustre: Fact[str]
     devices: Fact[int]
     directories: Mapping[str, Seen] = field(default_factory=dict)
     unseen: str = ""
@@ -186,6 +213,12 @@ class Cluster:
         return self.config.get(name) or Unknown(f"`scontrol show config` shows no {name}")
 
     @property
+    def accounts(self) -> list[str]:
+        """The accounts that accounting lets the user name; empty when they are not known."""
+        known: Iterable[Association] = () if isinstance(self.associations, Unknown) else self.associations
+        return list(dict.fromkeys(each.account for each in known))
+
+    @property
     def accounting(self) -> Fact[bool]:
         """Whether accounting is kept, hence whether an account means anything."""
         kind = self.setting("AccountingStorageType")
@@ -193,25 +226,48 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Locks:
-    """What was found of the locks in a directory, and between whom; see `launcher.image.probe`."""
-
-    where: str
-    one_at_a_time: bool
-    said: str
-
-
-@dataclass(frozen=True)
 class Site:
-    """All that was asked. ``tried`` are submissions that Slurm was asked about, by name; ``locks`` those in the image
-    directory, between processes and between hosts; ``refs`` those of repositories by URL (name → commit)."""
+    """Everything that was asked of a cluster.
+
+    ``tried`` are submissions that Slurm was asked about, by name (see `launcher.doctor.scheduling.questions`).
+    ``locks`` are those in the image directory between two processes, ``locks_with_node`` between two hosts where that
+    could be tried. ``refs`` are those of repositories (ref → commit), by the repository's name in the runner file.
+    """
 
     cluster: Cluster
     login: Host
     compute: Fact[Host]
+    partition_name: str | None
+    """The partition that was asked about; None for the default one."""
     tried: Mapping[str, Tried] = field(default_factory=dict)
-    locks: tuple[Fact[Locks], ...] = ()
+    locks: Fact[Probed] | None = None
+    locks_with_node: Fact[Probed] | None = None
     refs: Mapping[str, Fact[Mapping[str, str]]] = field(default_factory=dict)
+    stand_ins: tuple[str, ...] = ()
+    """The programs that runs start in place of the cluster's own, which then do not matter."""
 
     def side(self, side: Side) -> Fact[Host]:
         return self.login if side == "login" else self.compute
+
+    @property
+    def partition(self) -> Fact[Partition]:
+        if isinstance(self.cluster.partitions, Unknown):
+            return self.cluster.partitions
+        return self.cluster.partition(self.partition_name) or Unknown("the partition is not there")
+
+    @property
+    def nodes(self) -> Fact[tuple[Node, ...]]:
+        """The nodes of the partition."""
+        partition = self.partition
+        return partition if isinstance(partition, Unknown) else self.cluster.nodes_of(partition.name)
+
+    @property
+    def job(self) -> Tried:
+        """The smallest job, as it was tried."""
+        return self.tried.get("job", Tried((), None, "sbatch was not asked"))
+
+    @property
+    def no_enroot(self) -> bool:
+        """Whether enroot was looked for here and on a node, and is on neither."""
+        there = self.compute
+        return isinstance(self.login.enroot, Unknown) and isinstance(there, Host) and isinstance(there.enroot, Unknown)

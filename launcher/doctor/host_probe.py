@@ -14,8 +14,8 @@ from dataclasses import replace
 
 from launcher.core.process import Completed
 from launcher.doctor import parse
+from launcher.doctor.commands import Asking, silence
 from launcher.doctor.facts import Fact, Host, Mount, Seen, Unknown
-from launcher.doctor.queries import Asking, silence
 
 PATIENCE = 60.0
 """Seconds that the script may take: a dead NFS server makes a look at its directory hang."""
@@ -40,15 +40,14 @@ version() {
 say name "${SLURMD_NODENAME:-$(uname -n)}"
 say arch "$(uname -m)"
 version enroot version
-version lfs --version
 n=0; for d in /dev/nvidia[0-9] /dev/nvidia[0-9][0-9]; do [ -e "$d" ] && n=$((n + 1)); done; say devices "$n"
-say mounts "$(findmnt -J -o TARGET,SOURCE,FSTYPE,OPTIONS 2>/dev/null | flat)"
+say mounts "$(findmnt -J -o TARGET,SOURCE,FSTYPE 2>/dev/null | flat)"
 i=0
 for wanted in "$@"; do
   at=$wanted
   while [ ! -e "$at" ] && [ "$at" != / ]; do at=$(dirname "$at"); done
   say "$i.at" "$at"
-  say "$i.mount" "$(findmnt -J -T "$at" -o TARGET,SOURCE,FSTYPE,OPTIONS 2>&1 | flat)"
+  say "$i.mount" "$(findmnt -J -T "$at" -o TARGET,SOURCE,FSTYPE 2>&1 | flat)"
   say "$i.space" "$(stat -f -c '%a %S' "$at" 2>/dev/null)"
   if [ -d "$at" ]; then
     ls -a "$at" >/dev/null 2>&1
@@ -96,7 +95,7 @@ def look(
     here = asking.say(["sh", "-c", _SCRIPT, "sh", token, "login", *wanted], PATIENCE)
     login = _host(here, token, wanted)
     if isinstance(login, Unknown):
-        login = Host("this host", login, login, login, login, unseen=login.why)
+        login = Host("this host", login, login, login, unseen=login.why)
     compute: Fact[Host] = Unknown("no job was started to look (--no-node)")
     try:
         for options in srun:
@@ -140,7 +139,6 @@ def _host(said: Completed, token: str, wanted: Sequence[str]) -> Fact[Host]:
         name=told["name"],
         arch=fact("arch"),
         enroot=fact("enroot"),
-        lustre=fact("lfs"),
         devices=int(devices) if devices.isdigit() else Unknown("not seen"),
         directories=seen,
         unseen="" if "end" in told else f"{told['name']} did not come to it: {silence(said).why}",

@@ -58,9 +58,9 @@ def nodes(text: str) -> tuple[Node, ...]:
 
 
 def associations(text: str) -> tuple[Association, ...]:
-    """`sacctmgr -nP show assoc format=Account,Partition,QOS`."""
-    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 2]
-    return tuple(Association(a, p, tuple(q for q in qos.split(",") if q)) for a, p, qos in rows if a)
+    """`sacctmgr -nP show assoc format=Account,Partition`."""
+    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 1]
+    return tuple(Association(account, partition) for account, partition in rows if account)
 
 
 def gres(text: str) -> tuple[Gres, ...]:
@@ -74,14 +74,14 @@ def gres(text: str) -> tuple[Gres, ...]:
 
 
 def mounts(text: str) -> tuple[Mount, ...]:
-    """`findmnt -J` with the columns TARGET,SOURCE,FSTYPE,OPTIONS, nested or not. Raises ValueError for no JSON."""
+    """`findmnt -J` with the columns TARGET,SOURCE,FSTYPE, nested or not. Raises ValueError for no JSON."""
     value = json.loads(text)
     found: list[Mount] = []
 
     def walk(entries: object) -> None:
         for entry in entries if isinstance(entries, list) else ():
             if isinstance(entry, Mapping):
-                words = [str(entry.get(k) or "") for k in ("target", "source", "fstype", "options")]
+                words = [str(entry.get(k) or "") for k in ("target", "source", "fstype")]
                 found.append(Mount(*words))
                 walk(entry.get("children"))
 

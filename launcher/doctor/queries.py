@@ -1,4 +1,4 @@
-"""Asking a cluster about itself, from its login node: Slurm's commands and git. Silence is an unknown, with its words.
+"""Asking a cluster about itself, from its login node: all that a runner file, or the draft of one, wants to know.
 
 Formats are those of Slurm 20.02 and later, tried on 22.05; never ``--json`` (see launcher/slurm/commands.py).
 """
@@ -10,15 +10,18 @@ import pwd
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
-from launcher.core.process import NOT_FOUND, CommandRunner, Completed, clean_environment, run
-from launcher.doctor import parse
-from launcher.doctor.facts import Cluster, Fact, Tried, Unknown
-
-T = TypeVar("T")
+from launcher.core.errors import ImageError
+from launcher.core.process import NOT_FOUND
+from launcher.core.slurm_notation import node_names
+from launcher.doctor import host_probe, parse, required_paths, scheduling
+from launcher.doctor.commands import Asking, silence
+from launcher.doctor.facts import Cluster, Fact, Host, Site, Tried, Unknown
+from launcher.doctor.required_paths import Fill
+from launcher.image import probe
+from launcher.image.probe import Probed
+from launcher.runner.file import RunnerFile
 
 _SILENT = re.compile(
     r"unable to contact slurm controller|connection (refused|timed out)|socket timed out|unable to establish config"
@@ -27,88 +30,133 @@ _SILENT = re.compile(
 )
 """What sbatch says when nobody judged the job. Everything else with a non-zero exit is a refusal."""
 
-_TELLING = re.compile(r"error|fatal|unable|denied|cannot", re.IGNORECASE)
 
-_PREFIXES = ("SINFO_", "SACCTMGR_", "SCONTROL_", "SRUN_")
+def inquire(
+    file: RunnerFile,
+    fill: Fill,
+    asking: Asking,
+    *,
+    node: bool = True,
+    wait: float = 60.0,
+    say: Callable[[str], None] = lambda text: None,
+    stand_ins: tuple[str, ...] = (),
+) -> Site:
+    """Ask the cluster about all that the file claims.
 
-
-@dataclass(frozen=True)
-class Asking:
-    """How programs are run: with which environment (a clean one), and how many seconds each may take."""
-
-    runner: CommandRunner = run
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    timeout: float = 20.0
-
-    @property
-    def environment(self) -> dict[str, str]:
-        kept = {k: v for k, v in clean_environment(self.environ).items() if not k.startswith(_PREFIXES)}
-        return {**kept, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
-
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        timeout: float,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        input: str | None = None,
-    ) -> Completed:
-        """A `CommandRunner` of this environment."""
-        return self.runner(argv, timeout=timeout, cwd=cwd, env=env or self.environment, input=input)
-
-    def say(self, argv: Sequence[str], timeout: float | None = None) -> Completed:
-        return self.run(argv, timeout=timeout or self.timeout)
-
-    def fact(self, argv: Sequence[str], read: Callable[[str], T | None]) -> Fact[T]:
-        """What ``read`` makes of the program's output; unknown when it fails, or when nothing can be read."""
-        said = self.say(argv)
-        if not said.ok:
-            return silence(said)
-        value = read(said.stdout)
-        if value is None:
-            return Unknown(f"`{' '.join(argv[:4])}` printed nothing that could be read: {said.tail(1)[:200]!r}")
-        return value
+    At most two short jobs of one node are started, none without ``node``; ``wait`` is how many seconds each may wait
+    for its node. ``say`` is told before the first is. ``stand_ins`` are the programs that runs of this file start in
+    place of the cluster's own.
+    """
+    scheduler, runner = file.runner.scheduler, file.runner
+    slurm = scheduler.kind == "slurm"
+    facts = cluster(asking) if slurm else _no_slurm()
+    paths = [path for _, need in required_paths.needs(file, fill) for path in need.paths]
+    urls = {name: fill(url) for name, url in runner.repositories.items()}
+    options = srun_options(facts, scheduler.partition, scheduler.account, _excluded(file, facts))
+    with ThreadPoolExecutor(1) as pool:
+        answers = pool.submit(refs, asking, urls.values())
+        accepted = tried(asking, scheduling.questions(file, facts)) if slurm else {}
+        job = accepted.get("job")
+        start = node and job is not None and job.accepted is True
+        if start:
+            say(f"looking from a node of {scheduler.partition or 'the default partition'} (a job of at most 2 minutes)")
+        login, compute = host_probe.look(asking, paths, options if start else (), wait=wait)
+        if node and not start and job is not None:
+            compute = Unknown(f"no job was started to look: sbatch --test-only: {job.said}")
+        elif node and not slurm:
+            compute = login  # the embedded scheduler runs its jobs on this very machine
+        locks = _locks(asking, fill(runner.images.directory), login, compute, options[0], wait)
+    by_name = {name: answers.result()[url] for name, url in urls.items()}
+    return Site(facts, login, compute, scheduler.partition, accepted, *locks, by_name, stand_ins)
 
 
-def silence(said: Completed) -> Unknown:
-    """Why a program gave no answer, in a line."""
-    if said.returncode == NOT_FOUND:
-        return Unknown(f"there is no {said.argv[0]} here")
-    lines = (said.stderr.strip() or said.stdout.strip()).splitlines()
-    told = [line for line in lines if _TELLING.search(line)][:2] or lines[-2:]
-    words = " ".join(" ".join(told).split())[:300]
-    if said.timed_out:
-        return Unknown(f"{said.argv[0]} did not answer within {said.seconds:.0f} s" + (f": {words}" if words else ""))
-    return Unknown(f"{said.argv[0]} failed (exit {said.returncode})" + (f": {words}" if words else ""))
+def survey(
+    asking: Asking, cluster: Cluster, partition: str, account: str | None, paths: list[str], *, node: bool, wait: float
+) -> Site:
+    """Ask what a draft wants to know of one partition: its nodes, the forms of a GPU request, the directives."""
+    small = scheduling.base(partition, account)
+    questions = {"job": small}
+    for form in scheduling.gpu_forms(cluster.nodes_of(partition)):
+        questions[form] = [*small, form]
+    for key, (_, option) in scheduling.SWITCHES.items():
+        questions[key] = [*small, option]
+    answers = tried(asking, questions)
+    options = srun_options(cluster, partition, account) if node else ()
+    login, compute = host_probe.look(asking, paths, options, wait=wait)
+    return Site(cluster, login, compute, partition, answers)
+
+
+def srun_options(
+    cluster: Cluster, partition: str | None, account: str | None, exclude: tuple[str, ...] = ()
+) -> tuple[list[str], ...]:
+    """srun's options for one node: without a GPU, and with one for a partition that refuses jobs without."""
+    words = [f"--{name}={value}" for name, value in (("partition", partition), ("account", account)) if value]
+    words += [f"--exclude={','.join(exclude)}"] if exclude else []
+    found = cluster.partition(partition)
+    nodes = Unknown("") if found is None else cluster.nodes_of(found.name)
+    forms = scheduling.gpu_forms(nodes) if not isinstance(nodes, Unknown) and any(n.gpus for n in nodes) else []
+    return (words, *([*words, form] for form in forms[:1] + forms[-1:]))
+
+
+def _excluded(file: RunnerFile, cluster: Cluster) -> tuple[str, ...]:
+    """The nodes that jobs must not get, as far as they exist: srun refuses a job that excludes another."""
+    if isinstance(cluster.nodes, Unknown):
+        return ()
+    known = {node.name for node in cluster.nodes}
+    named = [name for rule in file.runner.exclude_nodes for name in node_names(rule.node)]
+    return tuple(dict.fromkeys(name for name in named if name in known))
+
+
+def _no_slurm() -> Cluster:
+    why = Unknown("the runner's scheduler is the embedded one")
+    return Cluster("", why, why, why, why, why, why)
+
+
+def _locks(
+    asking: Asking, path: str, login: Host, compute: Fact[Host], options: list[str], wait: float
+) -> tuple[Fact[Probed], Fact[Probed] | None]:
+    """Whether locks hold in the image directory: between two processes here, and between here and a node.
+
+    The second is None where the node does not see the directory.
+    """
+    seen = login.directory(path)
+    if isinstance(seen, Unknown) or not seen.writable:
+        return Unknown("the image directory cannot be written from here"), None
+    directory = Path(seen.at)
+    try:
+        here: Fact[Probed] = probe.between_processes(directory, asking.run)
+    except ImageError as error:
+        here = Unknown(error.message)
+    there = compute.directory(path) if isinstance(compute, Host) else compute
+    if isinstance(there, Unknown) or not there.shared:
+        return here, None
+    try:
+        return here, probe.between_hosts(directory, options, wait, asking.run)
+    except ImageError as error:
+        return here, Unknown(f"between this host and a node: {error.message}")
 
 
 def cluster(asking: Asking) -> Cluster:
     """Everything that Slurm says of itself and of the user who asks. At most as slow as its slowest program."""
     user = pwd.getpwuid(os.getuid()).pw_name
-    show = ["scontrol", "--all", "--oneliner", "show"]
-    associations = ["sacctmgr", "-nP", "show", "assoc", f"user={user}"]
+    show, accounting = ["scontrol", "--all", "--oneliner", "show"], ["sacctmgr", "-nP", "show"]
     with ThreadPoolExecutor(6) as pool:
         version = pool.submit(asking.fact, ["sinfo", "--version"], _version)
         config = pool.submit(asking.fact, ["scontrol", "show", "config"], lambda text: parse.config(text) or None)
         partitions = pool.submit(asking.fact, [*show, "partition"], lambda text: parse.partitions(text) or None)
         nodes = pool.submit(asking.fact, [*show, "node"], lambda text: parse.nodes(text) or None)
+        default = pool.submit(asking.fact, [*accounting, "user", user, "format=DefaultAccount"], _first_line)
         settings = config.result()
         name = settings.get("ClusterName") if isinstance(settings, Mapping) else None
-        here = [f"cluster={name}"] if name else []
-        allowed = pool.submit(
-            asking.fact, [*associations, *here, "format=Account,Partition,QOS"], lambda text: parse.associations(text)
-        )
-        default = pool.submit(
-            asking.fact, ["sacctmgr", "-nP", "show", "user", user, "format=DefaultAccount"], _first_line
-        )
+        mine = [f"user={user}", *([f"cluster={name}"] if name else []), "format=Account,Partition"]
+        associations = pool.submit(asking.fact, [*accounting, "assoc", *mine], parse.associations)
     return Cluster(
         user=user,
         version=version.result(),
         config=settings,
         partitions=partitions.result(),
         nodes=nodes.result(),
-        associations=allowed.result(),
+        associations=associations.result(),
         default_account=default.result(),
     )
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from launcher.core.yaml_source import Key
-from launcher.doctor.comparison import Claims
-from launcher.doctor.facts import Fact, Host, Mount, Seen, Side, Site, Unknown
+from launcher.doctor.facts import Agree, Differ, Fact, Host, Mount, Outcome, Seen, Side, Site, Unknown
+from launcher.doctor.statements import Statement, statements
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import Storage
 
@@ -25,7 +24,6 @@ class Need:
     makes it when it is not there; ``storage`` is what the file says of the file system below it.
     """
 
-    keys: tuple[Key, ...]
     says: str
     paths: tuple[str, ...]
     seen: tuple[Side, ...]
@@ -36,47 +34,43 @@ class Need:
     """Whether this is `storage` itself, so that its kind is compared."""
 
 
-def needs(file: RunnerFile, fill: Fill) -> list[Need]:
-    """Every directory that the file names, in the file's order of tables."""
-    return list(_needs(file, fill))
+def needs(file: RunnerFile, fill: Fill, *, models_are_made: bool = False) -> Iterator[tuple[Statement, Need]]:
+    """Every directory that the file names, with where it names it, in the file's order of tables.
 
-
-def _needs(file: RunnerFile, fill: Fill) -> Iterator[Need]:
+    ``models_are_made`` says that runs make a checkpoint that is not there.
+    """
     runner = file.runner
-    for i, storage in enumerate(runner.storage):
-        keys: tuple[Key, ...] = ("storage", i)
-        yield Need(keys, storage.path, (storage.path,), storage.seen_by, storage=storage, mounted=True)
-
-    def need(keys: Sequence[Key], says: str, seen: tuple[Side, ...], written: tuple[Side, ...]) -> Need:
-        path = fill(says)
-        return Need(tuple(keys), says, (path,), seen, written, made=True, storage=file.storage_of(path))
-
-    importer: Side = "login" if runner.images.import_on == "login" else "compute"
-    # The login host looks at what a compute node imported, too: a hit is decided there.
-    yield need(("images", "directory"), runner.images.directory, _BOTH, (importer,))
-    if runner.images.temporary is not None:
-        yield need(("images", "temporary"), runner.images.temporary, (importer,), (importer,))
-    for i, rule in enumerate(runner.images.rules):
-        if rule.directory is not None:
-            yield need(("images", "rules", i, "directory"), rule.directory, _BOTH, (importer,))
-    yield need(("checkout", "directory"), runner.checkout.directory, _BOTH, _BOTH)
-    yield need(("checkout", "cache"), runner.checkout.cache, ("login",), ("login",))
-    if runner.workspace.shared is not None:
-        yield need(("workspace", "shared"), runner.workspace.shared, _BOTH, ("login",))
-    for i, model in enumerate(runner.models):
-        candidates = [p for p in ([model.path] if isinstance(model.path, str) else model.path) if p[:3] != "hf:"]
+    for stated in statements(file, "storage.[]"):
+        storage: Storage = stated.value
+        yield stated, Need(storage.path, (storage.path,), storage.seen_by, storage=storage, mounted=True)
+    importer: tuple[Side, ...] = (runner.images.import_on,)
+    for pattern, seen, written in (
+        # The login host looks at what a compute node imported, too: whether an image is there is decided there.
+        ("images.directory", _BOTH, importer),
+        ("images.temporary", importer, importer),
+        ("images.rules.[].directory", _BOTH, importer),
+        ("checkout.directory", _BOTH, _BOTH),
+        ("checkout.cache", ("login",), ("login",)),
+        ("workspace.shared", _BOTH, ("login",)),
+    ):
+        for stated in statements(file, pattern):
+            path = fill(stated.value)
+            yield stated, Need(stated.value, (path,), seen, written, made=True, storage=file.storage_of(path))
+    for stated in statements(file, "models.[].path"):
+        model, written_paths = stated.table, [stated.value] if isinstance(stated.value, str) else stated.value
+        candidates = [path for path in written_paths if not path.startswith("hf:")]
         if candidates:
             # {model} is another directory for each benchmark: what is above it is what can be asked about.
-            paths = tuple(fill(p.partition("{model}")[0]).rstrip("/") or "/" for p in candidates)
-            made = (model.stage and model.source is not None) or runner.tools == "rehearsal"
+            paths = tuple(fill(path.partition("{model}")[0]).rstrip("/") or "/" for path in candidates)
+            made = (model.stage and model.source is not None) or models_are_made
             on = file.storage_of(paths[0])
-            seen: tuple[Side, ...] = on.seen_by if on is not None else _BOTH
-            written: tuple[Side, ...] = ("login",) if made and "login" in seen else ()
-            yield Need(("models", i, "path"), " or ".join(candidates), paths, seen, written, made, on)
+            seen = on.seen_by if on is not None else _BOTH
+            written = ("login",) if made and "login" in seen else ()
+            yield stated, Need(" or ".join(candidates), paths, seen, written, made, on)
 
 
-def judge(need: Need, site: Site, claims: Claims) -> None:
-    """Add the claim of one directory: agree only when every side that must see and write it does."""
+def compare_path(need: Need, site: Site) -> Outcome:
+    """One directory: it agrees only when every side that must see and write it does."""
     good: list[str] = []
     bad: list[str] = []
     open_: list[str] = []
@@ -98,11 +92,10 @@ def judge(need: Need, site: Site, claims: Claims) -> None:
         bad.append(extra)
         hint = hint or "add the side to seen-by, or say which part of it is not shared"
     if bad:
-        claims.differ(need.keys, need.says, "; ".join(bad), hint)
-    elif open_:
-        claims.unknown(need.keys, need.says, "; ".join([*open_, *good]))
-    else:
-        claims.agree(need.keys, need.says, "; ".join(good))
+        return Differ("; ".join(bad), hint)
+    if open_:
+        return Unknown("; ".join([*open_, *good]))
+    return Agree("; ".join(good))
 
 
 def _on(host: Fact[Host], paths: Sequence[str]) -> Fact[tuple[str, Seen]]:

@@ -70,7 +70,7 @@ def cluster(**changes: Any) -> Cluster:
         config={**config, **changes.pop("config", {})},
         partitions=(Partition("batch", True, False, "UP", 8 * 3600.0, 2),),
         nodes=(node("gb200-001"), node("gb200-002")),
-        associations=(Association("benchmark", "", ("normal",)),),
+        associations=(Association("benchmark", ""),),
         default_account="benchmark",
     )
     return dataclasses.replace(made, **changes)
@@ -86,9 +86,9 @@ def site(paths: Sequence[str] = (), **changes: Any) -> Site:
     """A login host and a node that see all of ``paths``, shared and writable; Slurm takes every job."""
     directories = {path: seen(path) for path in paths}
     shared = {path: seen(path, shared=True, back=True) for path in paths}
-    login = Host("login1", "x86_64", "4.1.2", "lfs 2.15", 0, directories, shares=(LUSTRE, NFS))
-    compute = Host("gb200-001", "aarch64", "4.1.2", "lfs 2.15", 4, shared, shares=(LUSTRE, NFS))
-    return dataclasses.replace(Site(cluster(), login, compute), **changes)
+    login = Host("login1", "x86_64", "4.1.2", 0, directories, shares=(LUSTRE, NFS))
+    compute = Host("gb200-001", "aarch64", "4.1.2", 4, shared, shares=(LUSTRE, NFS))
+    return dataclasses.replace(Site(cluster(), login, compute, "batch"), **changes)
 
 
 def taken(*options: str) -> Tried:

@@ -10,9 +10,9 @@ import pytest
 
 from launcher.core.yaml_source import Document
 from launcher.doctor import scheduling
-from launcher.doctor.compare import compare, notes
-from launcher.doctor.comparison import Claim
-from launcher.doctor.facts import Gres, Host, Locks, Site, Unknown
+from launcher.doctor.comparison import Claim, compare, notes
+from launcher.doctor.facts import Gres, Host, Site, Unknown
+from launcher.image.probe import NO_OP, Probed
 from launcher.runner.file import RunnerFile
 from tests.doctor.stand_ins import LOCAL, LUSTRE, cluster, node, refused, seen, site, taken
 
@@ -50,16 +50,20 @@ exclude-nodes:
 """
 PATHS = ["/lustre", "/raid", "/lustre/images", "/lustre/runs", "/lustre/cache", "/lustre/models/a", "/raid/models/b"]
 SHA = "217f94387abeddfed7149a71955dc523e07cd765"
-REFS = {"https://example.org/srt-slurm.git": {"refs/tags/v1.0.53": SHA, "refs/heads/main": "c" * 40}}
+REFS = {"nvidia": {"refs/tags/v1.0.53": SHA, "refs/heads/main": "c" * 40}}
 
 
 def file(text: str = TEXT) -> RunnerFile:
     return RunnerFile(Document("x.yaml", text))
 
 
+def probed(where: str, flock: str) -> Probed:
+    return Probed(where, flock, flock, "is not seen", None, 0.0)
+
+
 def whole(of: RunnerFile, **changes: Any) -> Site:
     """A site where all of the file holds."""
-    made = site(PATHS, refs=REFS, locks=(Locks("two processes", True, "flock holds"),))
+    made = site(PATHS, refs=REFS, locks=probed("two processes", "holds"))
     login = dataclasses.replace(
         made.login, directories={p: s for p, s in made.login.directories.items() if "raid" not in p}
     )
@@ -68,6 +72,7 @@ def whole(of: RunnerFile, **changes: Any) -> Site:
 
 
 def judged(of: RunnerFile, on: Site) -> dict[str, Claim]:
+    on = dataclasses.replace(on, partition_name=of.runner.scheduler.partition)
     return {claim.key: claim for claim in compare(of, on, str)}
 
 
@@ -255,7 +260,7 @@ def test_enroot_is_where_images_are_imported(login: Any, compute: Any, verdict: 
 
 
 def test_locks_that_do_not_hold_differ() -> None:
-    on = whole(file(), locks=(Locks("two hosts", False, "flock is granted to both: a no-op"), Unknown("no node")))
+    on = whole(file(), locks=probed("two hosts", NO_OP), locks_with_node=Unknown("no node"))
     claims = [c for c in compare(file(), on, str) if c.key == "images.lock"]
     assert [c.verdict for c in claims] == ["differ", "unknown"]
 

@@ -11,14 +11,15 @@ import pytest
 
 from launcher.core.yaml_source import Document
 from launcher.doctor import required_paths, scheduling
-from launcher.doctor.compare import compare
-from launcher.doctor.draft import Wanted, draft, is_rehearsal, todos
+from launcher.doctor.comparison import compare
+from launcher.doctor.draft import Wanted, draft, todos
 from launcher.doctor.facts import Gres, Host, Partition, Site, Tried, Unknown
 from launcher.rehearsal.checkout import SHA
 from launcher.runner.file import RunnerFile
 from tests.doctor.stand_ins import NFS, NVME, WEKA, cluster, node, refused, seen, site, taken
 
 STATE, DIRECTORY = "/home/runner/.local/state/launcher", "/lustre/images"
+STAND_IN = ("{state}/rehearsal/srt-slurm-49b19c200d5b", f"ref rehearsal-v1, sha {SHA}")
 
 
 def tried(on: Site, *refuse: str) -> Mapping[str, Tried]:
@@ -47,7 +48,7 @@ def of_compute(on: Site, **changes: Any) -> Site:
 
 
 def load(on: Site, **changes: Any) -> tuple[RunnerFile, str]:
-    wanted = dataclasses.replace(Wanted("mine", "batch", "benchmark", DIRECTORY, STATE), **changes)
+    wanted = dataclasses.replace(Wanted("mine", "batch", "benchmark", DIRECTORY, STATE, STAND_IN), **changes)
     text = draft(wanted, on)
     return RunnerFile(Document("mine.yaml", text)), text
 
@@ -55,7 +56,9 @@ def load(on: Site, **changes: Any) -> tuple[RunnerFile, str]:
 def differing(file: RunnerFile, on: Site) -> list[str]:
     """What the doctor would find otherwise, had it looked at the same cluster."""
     paths = [
-        path for need in required_paths.needs(file, lambda text: text.replace("{state}", STATE)) for path in need.paths
+        path
+        for _, need in required_paths.needs(file, lambda text: text.replace("{state}", STATE))
+        for path in need.paths
     ]
     full = made(cluster=on.cluster)
     directories = {p: on.login.directories.get(p) or seen(p) for p in paths}
@@ -65,7 +68,8 @@ def differing(file: RunnerFile, on: Site) -> list[str]:
         on = of_compute(on, directories=there)
     asked = scheduling.questions(file, on.cluster)
     answers = {name: on.tried.get(name) or full.tried.get(name) or taken(*options) for name, options in asked.items()}
-    on = dataclasses.replace(on, tried=answers)
+    stand_ins = ("enroot",) if file.runner.tools == "rehearsal" else ()
+    on = dataclasses.replace(on, tried=answers, stand_ins=stand_ins)
     fill = lambda text: text.replace("{state}", STATE)  # noqa: E731
     return [f"{c.key}: {c.found}" for c in compare(file, on, fill) if c.verdict == "differ"]
 
@@ -106,7 +110,7 @@ def test_what_is_not_known_is_to_do_and_not_claimed() -> None:
     none, text = load(SITES["no accounting"], account=None)
     assert none.runner.scheduler.account is None and "takes a job of any account" in text
     two, text = load(SITES["mixed GPUs"])
-    assert two.runner.node.gpus == 4 and "TODO the partition is mixed: 4 on 1 nodes" in text
+    assert two.runner.node.gpus == 4 and "TODO the partition is mixed: GRES: 4 on 1 nodes" in text
     bare = of_compute(SITES["no GRES"], devices=0)
     assert "TODO how many?" in load(bare)[1]
     alone, text = load(SITES["no node"])
@@ -125,7 +129,7 @@ def test_what_is_known_is_in_the_file() -> None:
     assert typed["default_sbatch_directives"] == {"gres": "gpu:gb200:4"}
     assert load(SITES["a short limit"])[0].runner.scheduler.time_limit == "0:30:00"
     assert load(SITES["enroot on nodes"])[0].runner.images.import_on == "compute"
-    assert is_rehearsal(SITES["no enroot"]) and load(SITES["no enroot"])[0].runner.tools == "rehearsal"
+    assert SITES["no enroot"].no_enroot and load(SITES["no enroot"])[0].runner.tools == "rehearsal"
     kinds = {s.path: (s.kind, s.seen_by) for s in load(SITES["many file systems"])[0].runner.storage}
     assert kinds == {
         "/home": ("nfs", ("login", "compute")),

@@ -186,7 +186,7 @@ def test_the_lines_for_a_person(place: Path, capsys: pytest.CaptureFixture[str])
     assert main(["runner", "doctor", "mine", "--no-node"]) == 2
     said = capsys.readouterr()
     assert re.search(r"^agree    scheduler\.partition batch +runners/mine\.yaml:\d+$", said.out, re.MULTILINE)
-    assert re.search(r"^differ   node\.gpus 8 +runners/mine\.yaml:\d+\n +found: GRES: 4 on 18 nodes\n +mend: gpus: 4$",
+    assert re.search(r"^differ   node\.gpus 8 +runners/mine\.yaml:\d+\n +found: GRES: 4 on 18 nodes\n +fix: gpus: 4$",
                      said.out, re.MULTILINE)  # fmt: skip
     assert re.search(r"\d+ agree, \d+ differ, \d+ unknown", said.err)
 

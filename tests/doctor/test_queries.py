@@ -9,8 +9,8 @@ import pytest
 
 from launcher.core.process import Completed
 from launcher.doctor import host_probe, queries
+from launcher.doctor.commands import Asking
 from launcher.doctor.facts import Host, Unknown
-from launcher.doctor.queries import Asking
 from tests.doctor.stand_ins import StandIn, failed
 
 SLURM = ["sinfo", "scontrol", "sacctmgr", "sbatch"]
