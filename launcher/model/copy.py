@@ -1,12 +1,14 @@
 """Copying a checkpoint's files: in parallel across files and within them, hashed in the same pass, resumable by parts.
 
-A part is read once, hashed, written, and asked back from the destination, whose answer is hashed too (it comes from the
-page cache: this finds short writes and broken copies, not a failing disk; `launcher model verify --deep` reads again).
-Memory is two buffers a worker. Where the file system shares blocks, nothing is written.
+A part is read once, hashed and written. Then it is read back from the destination and hashed again. That answer comes
+from the page cache: it finds short writes and broken copies, not a failing disk (`launcher model verify --deep` reads
+again later). Finished parts are written to a journal, so that the next copy resumes after a kill. Each worker needs two
+buffers of memory. Where the file system can share blocks, nothing is written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import functools
@@ -15,7 +17,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -23,8 +25,8 @@ from typing import Protocol
 import xxhash
 
 from launcher.core.errors import Cancelled, ModelError
-from launcher.model.journal import Journal
-from launcher.model.manifest import BUFFER, FileEntry, combine, forget, hash_part, part_count, pieces
+from launcher.core.stop import Stop
+from launcher.model.manifest import BUFFER, WORK, FileEntry, combine, forget, hash_part, part_count, pieces
 from launcher.model.source import Reader, Source, SourceFile
 
 WORKERS = 8
@@ -33,6 +35,9 @@ WINDOW = 8 << 20
 
 FICLONERANGE = 0x4020940D
 """As in linux/fs.h, of the architectures that machines with GPUs have."""
+
+CreateFile = Callable[[Path, int], None]
+"""Creates a file (path, size in bytes) before it is opened for writing."""
 
 _NO_CLONE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
 
@@ -66,26 +71,26 @@ class Copied:
 
 
 class Copier:
-    """Copies all files of a source into a directory. For one use."""
+    """Copies all files of a source into a directory. For one use.
+
+    The directory and the `journal_directory` below it have to exist. ``create`` is for file systems where a file's
+    layout is fixed when it is created, as by `lfs setstripe`.
+    """
 
     def __init__(
         self,
         source: Source,
         into: Path,
-        journals: Path,
         *,
         part_size: int,
         workers: int = WORKERS,
-        progress: Progress | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
-        create: Callable[[Path, int], None] = lambda path, size: None,
+        progress: Progress = Silent(),
+        stop: Stop = Stop.never(),
+        create: CreateFile | None = None,
     ) -> None:
-        """``journals`` is where finished parts are noted. ``create`` may make a file (path, size) before it is opened,
-        as `lfs setstripe` does."""
-        self._source, self._into, self._journals = source, into, journals
+        self._source, self._into = source, into
         self._part_size, self._workers = part_size, workers
-        self._progress: Progress = progress or Silent()
-        self._should_stop, self._create = should_stop, create
+        self._progress, self._stop, self._create = progress, stop, create
         self._stopped = threading.Event()
         self._error: BaseException | None = None
         self._open: set[_FileCopy] = set()
@@ -116,16 +121,15 @@ class Copier:
         running: set[Future[None]] = set()
         for part in self._parts(files):
             running.add(pool.submit(part))
-            if len(running) >= 2 * self._workers:
-                running = self._finished(running, all_of_them=False)
+            while len(running) >= 2 * self._workers:
+                running = self._without_finished(running)
         while running:
-            running = self._finished(running, all_of_them=True)
+            running = self._without_finished(running)
 
-    def _finished(self, running: set[Future[None]], *, all_of_them: bool) -> set[Future[None]]:
-        how = FIRST_EXCEPTION if all_of_them else FIRST_COMPLETED
-        done, left = wait(running, timeout=0.5, return_when=how)
-        if self._should_stop():
-            raise Cancelled("stopped while the checkpoint was copied", hint="the same command goes on from here")
+    def _without_finished(self, running: set[Future[None]]) -> set[Future[None]]:
+        """Wait a moment; the parts that are still being copied. Raises what a part raised, and Cancelled."""
+        done, left = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+        self._stop.check()
         if self._error is not None:
             raise self._error
         for future in done:
@@ -139,13 +143,13 @@ class Copier:
                 yield functools.partial(copy.part, index)
 
     def failed(self, error: BaseException) -> None:
-        """Stop all workers; the first error is the one that is raised, what it brings about in others is not."""
+        """Stop all workers. The first error is the one that is raised; later ones may be its consequences."""
         with self._lock:
             self._error = self._error or error
         self._stopped.set()
 
     def buffers(self) -> tuple[memoryview, memoryview]:
-        """The calling worker's own two."""
+        """The two buffers of the calling worker thread."""
         if not hasattr(self._buffers, "own"):
             self._buffers.own = memoryview(bytearray(BUFFER)), memoryview(bytearray(BUFFER))
         own: tuple[memoryview, memoryview] = self._buffers.own
@@ -163,7 +167,7 @@ class _FileCopy:
         self._lock = threading.Lock()
         self._reader: Reader | None = None
         self._descriptor = -1
-        self._journal: Journal | None = None
+        self._journal: _Journal | None = None
         self._noted: Mapping[int, bytes] = {}
 
     def part(self, index: int) -> None:
@@ -188,10 +192,11 @@ class _FileCopy:
         self._of._open.add(self)
         path = self._of._into / self.file.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._journal = Journal.open(self._of._journals, self.file, self._of._part_size)
+        self._journal = _Journal.open(journal_directory(self._of._into), self.file, self._of._part_size)
         if not path.exists():
             self._journal.discard()
-            self._of._create(path, self.file.size)
+            if self._of._create:
+                self._of._create(path, self.file.size)
         self._noted = self._journal.parts
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         os.ftruncate(self._descriptor, self.file.size)
@@ -213,8 +218,11 @@ class _FileCopy:
         return digest
 
     def _copied(self, offset: int, length: int) -> bytes:
-        """Copy a part through the worker's buffer. What the destination gives back is asked for while the processor's
-        caches still hold it, so it costs little, and a buffer at a time: a page that is half written is not read."""
+        """Copy a part through the worker's buffer, and hash what was read and what the destination gives back.
+
+        It is read back one buffer at a time, soon after it was written: the processor's caches still hold it, so this
+        costs little, and no page is read that is only half written.
+        """
         assert self._reader is not None
         read, back = xxhash.xxh3_128(), xxhash.xxh3_128()
         buffer, second = self._of.buffers()
@@ -249,7 +257,7 @@ class _FileCopy:
     def _cloned(self, offset: int, length: int) -> bytes | None:
         """Share a part's blocks with the source (ioctl_ficlonerange(2): XFS, btrfs, NFS 4.2 on such) and hash them.
 
-        None: not here. One block is one truth, so it is read once.
+        None when that is not possible here. Source and destination are the same blocks, so they are read once.
         """
         assert self._reader is not None
         if not self._of._clones or self._reader.descriptor is None or not length:
@@ -283,8 +291,8 @@ class _FileCopy:
             self._check_known(found)
             os.fsync(self._descriptor)
         except BaseException:
-            # After a failed fsync the kernel takes pages for clean that never reached storage (fsync(2)), and what has
-            # another hash than it must have is worth nothing: either way the parts are not to be resumed from.
+            # After a failed fsync the kernel marks pages as clean that never reached storage (fsync(2)), and a file
+            # with a wrong hash is worth nothing. In both cases nobody may resume from these parts.
             self._journal.discard()
             raise
         forget(self._descriptor, 0, self.file.size)
@@ -317,6 +325,64 @@ class _FileCopy:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+class _Journal:
+    """Which parts of a file are at the destination: one line each, with the digest (16 bytes), in a file of its own.
+
+    A line is a claim, not a proof: it can survive a crash that its data did not. Who resumes reads the part again and
+    compares.
+    """
+
+    def __init__(self, head: bytes, parts: dict[int, bytes], descriptor: int) -> None:
+        self.parts = parts
+        self._head, self._descriptor = head, descriptor
+
+    @classmethod
+    def open(cls, directory: Path, file: SourceFile, part_size: int) -> _Journal:
+        """Open or begin the file's journal. One of another size, stamp or part size begins anew. Raises OSError."""
+        path = directory / xxhash.xxh3_128(file.path.encode()).hexdigest()
+        head = f"{file.size} {file.stamp} {part_size}\n".encode()
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            content = b""
+        if not content.startswith(head):
+            path.unlink(missing_ok=True)
+            content = b""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        if not content:
+            os.write(descriptor, head)
+        elif not content.endswith(b"\n"):
+            os.write(descriptor, b"\n")  # after a line that was cut off
+        return cls(head, dict(_claims(content[len(head) :])), descriptor)
+
+    def note(self, index: int, digest: bytes) -> None:
+        """Note a finished part, in one write: lines of several threads do not mix (open(2), O_APPEND)."""
+        os.write(self._descriptor, f"{index} {digest.hex()}\n".encode())
+
+    def discard(self) -> None:
+        """Forget all parts."""
+        self.parts = {}
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, self._head)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def _claims(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Index and digest of each line of a journal that is complete."""
+    for line in content.split(b"\n"):
+        number, _, digest = line.partition(b" ")
+        if number.isdigit() and len(digest) == 32:
+            with contextlib.suppress(ValueError):
+                yield int(number), bytes.fromhex(digest.decode(errors="replace"))
+
+
+def journal_directory(staging: Path) -> Path:
+    """Where the journals of a staging directory lie."""
+    return staging / WORK / "parts"
 
 
 def _write(descriptor: int, chunk: memoryview, offset: int) -> None:

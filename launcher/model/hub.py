@@ -1,10 +1,14 @@
-"""A Hugging Face repository at a pinned revision as a source. huggingface_hub (the extra ``hub``) lists and signs the
-requests; the bytes are fetched by ranges here, so that they are hashed, resumed and verified as any other source's."""
+"""A Hugging Face repository at a pinned revision as a source.
+
+huggingface_hub (the extra ``hub``) lists the repository and gives URLs, token and session. The bytes are fetched by
+HTTP ranges here, so that they are hashed, resumed and verified as those of any other source.
+"""
 
 from __future__ import annotations
 
 import email.utils
 import functools
+import importlib
 import itertools
 import os
 import re
@@ -13,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from launcher.core.errors import ConfigError, ModelError
+from launcher.core.stop import Stop
 from launcher.model.source import Reader, SourceFile
 
 PREFIX = "hf:"
@@ -30,7 +35,7 @@ _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class _Again(Exception):
-    """Worth another request after ``wait`` seconds, or when the caller sees fit."""
+    """Another request may succeed, after ``wait`` seconds if the hub said how many."""
 
     def __init__(self, why: str, wait: float | None = None) -> None:
         super().__init__(why)
@@ -38,25 +43,25 @@ class _Again(Exception):
 
 
 class HubSource:
-    """``ORGANISATION/NAME`` at a commit, tag or branch; a branch is resolved to its commit, which is the revision.
+    """``ORGANISATION/NAME`` at a commit, tag or branch. A branch is resolved to its commit, which is the revision.
 
-    The token is the environment's (HF_TOKEN), the endpoint too (HF_ENDPOINT). Raises ModelError for what cannot be had,
-    ConfigError without huggingface_hub.
+    Token and endpoint come from the environment (HF_TOKEN, HF_ENDPOINT). A busy hub is waited for, until ``stop``
+    comes. Raises ModelError when the repository cannot be had, ConfigError without huggingface_hub, Cancelled.
     """
 
     part_size: int | None = None
 
-    def __init__(self, repository: str, revision: str | None = None, *, sleep: Callable[[float], None] = time.sleep):
+    def __init__(self, repository: str, revision: str | None = None, *, stop: Stop = Stop.never()) -> None:
         try:
             from huggingface_hub import HfApi
         except ImportError:
             raise ConfigError("huggingface_hub is not installed", hint="pip install 'launcher[hub]'") from None
         self.name = PREFIX + repository
         self.repository = repository
-        self._sleep = sleep
+        self._stop = stop
         self._endpoint = os.environ.get("HF_ENDPOINT") or None
         api = HfApi(endpoint=self._endpoint)
-        info = _patiently(lambda: _answer(api, repository, revision, self.name), self._sleep, self.name)
+        info = _patiently(lambda: _answer(api, repository, revision, self.name), stop, self.name)
         self.revision: str | None = info.sha
         self.files = tuple(
             _file(sibling) for sibling in info.siblings or () if sibling.rfilename not in (".gitattributes",)
@@ -69,19 +74,19 @@ class HubSource:
         from huggingface_hub import hf_hub_url
 
         url = hf_hub_url(self.repository, file.path, revision=self.revision, endpoint=self._endpoint)
-        return _HttpReader(url, f"{self.name}: {file.path}", self._sleep)
+        return _HttpReader(url, f"{self.name}: {file.path}", self._stop)
 
 
 class _HttpReader:
     descriptor: int | None = None
 
-    def __init__(self, url: str, where: str, sleep: Callable[[float], None]) -> None:
-        self._url, self._where, self._sleep = url, where, sleep
+    def __init__(self, url: str, where: str, stop: Stop) -> None:
+        self._url, self._where, self._stop = url, where, stop
 
     def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         end = offset + length
         while offset < end:
-            pieces = _patiently(functools.partial(self._begun, offset, end), self._sleep, self._where)
+            pieces = _patiently(functools.partial(self._begun, offset, end), self._stop, self._where)
             try:
                 for piece in pieces:
                     yield piece
@@ -89,10 +94,10 @@ class _HttpReader:
                 if offset < end:
                     raise _Again("the connection was cut")
             except _Again:
-                self._sleep(FIRST_WAIT)  # bytes came: the count of requests begins anew
+                self._stop.sleep(FIRST_WAIT)  # bytes came: the count of requests begins anew
 
     def _begun(self, offset: int, end: int) -> Iterator[memoryview]:
-        """A range's pieces, of which the first has come."""
+        """The pieces of a range, once the first one has come."""
         pieces = self._request(offset, end)
         first = next(pieces, None)
         if first is None:
@@ -147,7 +152,7 @@ def _answer(api: Any, repository: str, revision: str | None, where: str) -> Any:
 
 
 def _judge(response: Any, where: str, revision: str | None = None) -> None:
-    """Raise _Again for what passes, ModelError for what does not."""
+    """Raise _Again for a status that may change soon, ModelError for one that stays."""
     status = response.status_code
     if status in _BUSY:
         raise _Again(f"HTTP {status}", _asked_wait(response.headers))
@@ -177,46 +182,28 @@ def _asked_wait(headers: Any) -> float | None:
     return float(found[1]) if found else None
 
 
-def _patiently(ask: Callable[[], _T], sleep: Callable[[float], None], where: str) -> _T:
-    """Ask again while that may help, waiting as long as was asked for, or longer each time. Raises ModelError when it
-    is enough, and what ``sleep`` raises."""
-    from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+def _patiently(ask: Callable[[], _T], stop: Stop, where: str) -> _T:
+    """Ask again while that may help, waiting as long as the hub asks for, or else longer each time.
 
-    patience = wait_exponential(multiplier=FIRST_WAIT, max=60)
-
-    def last(state: RetryCallState) -> _Again:
-        error = state.outcome.exception() if state.outcome else None
-        assert isinstance(error, _Again)
-        return error
-
-    def pause(state: RetryCallState) -> float:
-        asked = last(state).wait
-        return patience(state) if asked is None else asked
-
-    def give_up(state: RetryCallState) -> None:
-        again = last(state)
-        asked = f", which asks for {again.wait:.0f} s" if again.wait else ""
-        raise ModelError(
-            f"gave up after {state.attempt_number} requests: {again}{asked}",
-            where=where,
-            hint="the same command goes on from here",
-        )
-
-    enough = stop_after_attempt(ATTEMPTS)
-    retrying = Retrying(
-        stop=lambda state: enough(state) or (last(state).wait or 0) > LONGEST_WAIT,
-        wait=pause,
-        sleep=sleep,
-        retry=retry_if_exception_type(_Again),
-        retry_error_callback=give_up,
-    )
-    return retrying(ask)
+    Raises ModelError when it does not help, Cancelled.
+    """
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            return ask()
+        except _Again as again:
+            if attempt == ATTEMPTS or (again.wait or 0) > LONGEST_WAIT:
+                wish = f", which asks for {again.wait:.0f} s" if again.wait else ""
+                hint = "the same command goes on from here"
+                message = f"gave up after {attempt} requests: {again}{wish}"
+                raise ModelError(message, where=where, hint=hint) from None
+            own_wait = min(FIRST_WAIT * 2 ** (attempt - 1), 60)
+            stop.sleep(own_wait if again.wait is None else again.wait)
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub's client raises when a connection fails: httpx's, under either of its two names."""
-    import importlib
-
+    """What huggingface_hub's client raises when a connection fails: httpx's error, under either of its two names."""
     for name in ("httpx2", "httpx"):
         try:
             found = importlib.import_module(name)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -138,30 +136,10 @@ class _FileReader:
 
 
 def _walk(directory: Path, prefix: str) -> Iterator[str]:
-    """Relative paths of all files, links followed; what downloads left behind is no file of the checkpoint."""
-    with _scan(directory) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                if entry.name not in _NOT_TAKEN:
-                    yield from _walk(directory / entry.name, f"{prefix}{entry.name}/")
-            elif entry.name != NAME and not entry.name.endswith((".incomplete", ".part", ".lock")):
-                yield prefix + entry.name
-
-
-@contextmanager
-def _scan(directory: Path) -> Iterator[list[os.DirEntry[str]]]:
-    with os.scandir(directory) as found:
-        yield list(found)
-
-
-def source_of(given: str, *, sleep: Callable[[float], None] = time.sleep) -> Source:
-    """What a person means: a directory, or ``hf:ORGANISATION/NAME[@REVISION]``.
-
-    ``sleep`` (seconds) is how a busy hub is waited for; it may raise Cancelled. Raises ModelError, ConfigError.
-    """
-    if not given.startswith("hf:"):
-        return DirectorySource(Path(given))
-    from launcher.model.hub import HubSource
-
-    repository, _, revision = given.removeprefix("hf:").partition("@")
-    return HubSource(repository, revision or None, sleep=sleep)
+    """Relative paths of all files; links are followed. Leftovers of downloads are no files of the checkpoint."""
+    for entry in list(os.scandir(directory)):  # no directory stays open while those below are listed
+        if entry.is_dir():
+            if entry.name not in _NOT_TAKEN:
+                yield from _walk(directory / entry.name, f"{prefix}{entry.name}/")
+        elif entry.name != NAME and not entry.name.endswith((".incomplete", ".part", ".lock")):
+            yield prefix + entry.name

@@ -119,8 +119,8 @@ def model(plan: Plan, effects: Effects) -> dict[str, Any]:
 
 def _stage(plan: Plan, path: Path, effects: Effects) -> dict[str, Any]:
     """Bring the checkpoint from its source, when what is at its path is not whole."""
-    from launcher.model.source import source_of
-    from launcher.model.stage import stage
+    from launcher.core.stop import Stop
+    from launcher.model.stage import source_of, stage
     from launcher.model.striping import DEFAULT, Stripe, striping
 
     planned = plan.model
@@ -128,13 +128,19 @@ def _stage(plan: Plan, path: Path, effects: Effects) -> dict[str, Any]:
         return {}
     policy = DEFAULT if planned.striping is None else [Stripe(*layout) for layout in planned.striping]
     effects.say(f"model {planned.path}: staging from {planned.source}")
+
+    def wait(seconds: float) -> bool:
+        if seconds > 0:
+            effects.sleep(seconds)
+        return effects.stopping()
+
+    stop = Stop(wait)
     done = stage(
-        source_of(planned.source, sleep=effects.sleep),
+        source_of(planned.source, stop=stop),
         path,
         say=effects.say,
-        should_stop=effects.stopping,
+        stop=stop,
         stripe=striping(policy, say=effects.say, run=effects.run) if planned.storage == "lustre" else None,
-        sleep=effects.sleep,
     )
     effects.say(f"model {planned.path}: {done.how}, {done.copied / 1e9:.1f} GB in {done.seconds:.0f} s")
     return {"staged": {"how": done.how, "from": planned.source, "copied": done.copied, "resumed": done.resumed}}
