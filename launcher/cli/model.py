@@ -14,7 +14,7 @@ from launcher.cli.common import session
 from launcher.cli.render import progress_shown, table
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.stop import stop_on_signals
-from launcher.model.checkpoint import Verdict, examine, nearest_sibling, right_sibling
+from launcher.model.checkpoint import Verdict, examine, nearest_sibling, right_sibling, suggestion
 from launcher.model.gc import Leftover, collect, leftovers
 from launcher.model.manifest import NAME, STAGING_NAME, Manifest
 from launcher.runner.file import RunnerFile, describe_when
@@ -135,10 +135,7 @@ def verify(arguments: argparse.Namespace) -> int:
     path = Path(arguments.path)
     manifest = Manifest.read(path)
     if manifest is None:
-        near = nearest_sibling(path)
-        hint = (
-            f"there is {near}: is that the one?" if near else f"`launcher model stage {path}` reads it and writes one"
-        )
+        hint = suggestion(nearest_sibling(path), f"`launcher model stage {path}` reads it and writes one")
         raise ModelError(f"there is no {NAME}", where=str(path), hint=hint)
     if not arguments.deep:
         found = manifest.differences(path)

@@ -19,7 +19,7 @@ from launcher.core.errors import Cancelled, ConfigError, ModelError, ResultError
 from launcher.core.process import CommandRunner, clean_environment, run
 from launcher.core.publish import write_text
 from launcher.image.store import unmarked
-from launcher.model.checkpoint import examine, require
+from launcher.model.checkpoint import examine, nearest_sibling, require, suggestion
 from launcher.plan.plan import Plan, PlannedImage
 from launcher.result.collect import EXPORTER_STAMP, PRODUCER_STAMP
 from launcher.run.image_import import Importing, have_image
@@ -106,12 +106,11 @@ def model(plan: Plan, effects: Effects) -> dict[str, Any]:
         ensure_model(path, planned.precision)
     staged = _stage(plan, path, effects) if planned.source else {}
     if not path.is_dir():
-        from launcher.model.checkpoint import nearest_sibling
-
-        near = nearest_sibling(path)
-        hint = f"there is {near}: is that the one?" if near else "stage it, or correct the path in the runner file"
+        hint = suggestion(nearest_sibling(path), "stage it, or correct the path in the runner file")
         raise ModelError("the checkpoint is not there", where=planned.path, hint=hint)
-    verdict = require(examine(path, precision=planned.precision), rehearsal=rehearsal, precision=planned.precision)
+    verdict = require(
+        examine(path, precision=planned.precision), precision=planned.precision, accept_stand_in=rehearsal
+    )
     said = verdict.identity if verdict.identity_reason is None else f"{verdict.identity} ({verdict.identity_reason})"
     effects.say(f"model {planned.path}: whole, {verdict.shards} shards, {verdict.quantisation}; declared one: {said}")
     return {"checked": True, **verdict.as_dict(), **staged}
