@@ -164,7 +164,7 @@ def gc(arguments: argparse.Namespace) -> int:
     for directory in directories:
         if arguments.runner and not directory.is_dir():
             continue
-        found += collect(directory, say=lambda text: None) if arguments.apply else leftovers(directory)
+        found += collect(directory) if arguments.apply else leftovers(directory)
     rows = []
     for item in found:
         what = "kept" if item.keep else "removed" if arguments.apply else "would go"

@@ -1,13 +1,12 @@
-"""`.complete.json`: what a staged checkpoint consists of, written last; and the hash that it speaks of.
+"""`.complete.json`: what a staged checkpoint consists of, written last; and the hash that is in it.
 
-The hash of a file is a tree of one level, so that parts can be copied, hashed and resumed in any order: the file is cut
-into parts of ``part_size`` bytes (the last one shorter), each part has its XXH3-128 (big-endian, as `xxhsum -H128`
-prints it); a file of one part has that part's hash, a longer one the XXH3-128 of its parts' 16-byte digests in order.
+A file is cut into parts of ``part_size`` bytes (the last one is shorter), so that they can be copied, hashed and resumed
+in any order. Each part has its XXH3-128 (big-endian, as `xxhsum -H128` prints it). The hash of a file of one part is
+that of the part. The hash of a longer file is the XXH3-128 of its parts' 16-byte digests in order.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import re
@@ -26,14 +25,14 @@ from launcher.core.stop import Stop
 from launcher.model.safetensors import wrong_size
 
 NAME = ".complete.json"
-"""The manifest's name in a checkpoint's directory. It is there once everything else is."""
+"""The manifest's name in a checkpoint's directory. It is there only when everything else is."""
 
 WORK = ".staging"
-"""What a directory holds while it is staged: owner and journals. A directory with it is no checkpoint unless it has its
-manifest too."""
+"""The directory of owner and journals in a directory that is being staged. Where it is without the manifest, there is
+no checkpoint."""
 
 STAGING_NAME = re.compile(r"(?P<name>.+)\.staging\.(?P<token>[0-9a-f]{12})")
-"""Names of directories that are being staged, or were when their process ended."""
+"""Names of directories that are being staged, or that a process left when it was killed."""
 
 PART_SIZE = 64 << 20
 BUFFER = 256 << 10
@@ -82,7 +81,7 @@ class Manifest:
 
     @classmethod
     def read(cls, directory: Path) -> Manifest | None:
-        """The manifest of a checkpoint, or None without one. Raises ModelError when it is no manifest of ours."""
+        """The manifest of a checkpoint, or None without one. Raises ModelError when the file is not one of ours."""
         path = directory / NAME
         try:
             content = path.read_bytes()
@@ -101,7 +100,7 @@ class Manifest:
         return found
 
     def differences(self, directory: Path) -> list[str]:
-        """What is not as the manifest says, by names and sizes alone: one stat a file, nothing is read."""
+        """How the directory differs from the manifest, by names and sizes alone: one stat a file, nothing is read."""
         found = []
         for entry in self.files:
             try:
@@ -122,7 +121,7 @@ class Manifest:
         advance: Callable[[str, int, int], None] = lambda path, size, count: None,
         stop: Stop = Stop.never(),
     ) -> list[str]:
-        """What is not as the manifest says, by content: every byte is read and hashed.
+        """How the directory differs from the manifest, by content: every byte is read and hashed.
 
         ``advance`` is told path, size of the file, and bytes as they are read. Raises Cancelled.
         """
@@ -158,7 +157,7 @@ def part_count(size: int, part_size: int) -> int:
 
 
 def hash_part(descriptor: int, offset: int, length: int, tell: Callable[[int], None] = lambda count: None) -> bytes:
-    """Read and hash a part of an open file; a file that ends early gives the hash of what there is. Raises OSError."""
+    """Read and hash a part of an open file, up to its end if that comes earlier. Raises OSError."""
     state = xxhash.xxh3_128()
     for piece in pieces(descriptor, offset, length, memoryview(bytearray(min(BUFFER, length)))):
         state.update(piece)
@@ -167,7 +166,7 @@ def hash_part(descriptor: int, offset: int, length: int, tell: Callable[[int], N
 
 
 def pieces(descriptor: int, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-    """What an open file holds of a range, in order, through one buffer; less when the file ends. Raises OSError."""
+    """The bytes of a range of an open file, in order, through one buffer; fewer when the file ends. Raises OSError."""
     end = offset + length
     while offset < end:
         count = os.preadv(descriptor, [buffer[: end - offset]], offset)
@@ -199,8 +198,11 @@ def hash_file(
 
 
 def forget(descriptor: int, offset: int, length: int) -> None:
-    """Drop clean pages of a range from the page cache, and begin to write dirty ones (which Linux does on this
-    advice: mm/fadvise.c): a checkpoint of 700 GB must not push out what others need."""
+    """Drop clean pages of a range from the page cache, and begin to write dirty ones.
+
+    A checkpoint of 700 GB must not push out what other processes need. Linux writes dirty pages on this advice
+    (mm/fadvise.c).
+    """
     if length:
         os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
@@ -209,13 +211,3 @@ def is_below(path: str) -> bool:
     """Whether a relative path names something below its directory."""
     pure = PurePosixPath(path)
     return bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and "\0" not in path
-
-
-def size_of(path: Path) -> int:
-    """Bytes that a file or tree occupies; what is not there, or vanishes meanwhile, counts nothing."""
-    found = [path] if not path.is_dir() else [Path(root, name) for root, _, names in os.walk(path) for name in names]
-    total = 0
-    for file in found:
-        with contextlib.suppress(OSError):
-            total += file.lstat().st_blocks * 512
-    return total

@@ -16,7 +16,6 @@ import contextlib
 import errno
 import functools
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -34,9 +33,18 @@ from launcher.core.publish import fsync_directory, write_json
 from launcher.core.stop import Stop
 from launcher.model.checkpoint import examine
 from launcher.model.copy import WORKERS, Copied, Copier, CreateFile, Progress, Silent, journal_directory
-from launcher.model.destination import StagingOwner, finish, lock_path, owner_of, settle, staging_directories
+from launcher.model.destination import (
+    StagingOwner,
+    finish,
+    lock_path,
+    new_staging_directory,
+    owner_of,
+    settle,
+    size_of,
+    staging_directories,
+)
 from launcher.model.hub import PREFIX, HubSource
-from launcher.model.manifest import NAME, PART_SIZE, WORK, FileEntry, Manifest, hash_file, is_below, size_of
+from launcher.model.manifest import NAME, PART_SIZE, WORK, FileEntry, Manifest, hash_file, is_below
 from launcher.model.source import DirectorySource, Source
 
 LOCK_WAIT = 6 * 3600.0
@@ -163,7 +171,7 @@ def _directory(source: Source, destination: Path, *, adopt: bool, say: Callable[
     The rename takes it over: if its process was only stopped, it finds its paths gone.
     """
     mine = StagingOwner(ProcessIdentity.mine(), source.name, source.revision, _listing(source), _now())
-    new = destination.with_name(f"{destination.name}.staging.{secrets.token_hex(6)}")
+    new = new_staging_directory(destination)
     for old in staging_directories(destination) if adopt else ():
         its = owner_of(old)
         same = its is not None and (its.source, its.revision, its.listing) == (mine.source, mine.revision, mine.listing)
