@@ -43,16 +43,17 @@ _NO_CLONE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EN
 
 
 class Progress(Protocol):
-    """Told of a copy as it goes on, from many threads."""
+    """Is told how a copy goes on, from many threads."""
 
-    def begin(self, files: int, size: int) -> None: ...
+    def begin(self, files: int, size: int) -> None:
+        """There are so many files, of ``size`` bytes together."""
 
     def advance(self, path: str, size: int, count: int, *, resumed: bool = False) -> None:
-        """``count`` more bytes of the file ``path`` of ``size`` bytes are there."""
+        """``count`` more bytes of the file ``path`` of ``size`` bytes are there; ``resumed`` if they were before."""
 
 
 class Silent:
-    """A Progress that says nothing."""
+    """A Progress that shows nothing."""
 
     def begin(self, files: int, size: int) -> None:
         pass

@@ -7,14 +7,12 @@ HTTP ranges here, so that they are hashed, resumed and verified as those of any 
 from __future__ import annotations
 
 import email.utils
-import functools
 import importlib
-import itertools
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.stop import Stop
@@ -30,7 +28,6 @@ LONGEST_WAIT = 600.0
 FIRST_WAIT = 2.0
 """Seconds before the second request, where the hub does not say; then twice as long each time, up to 60."""
 
-_T = TypeVar("_T")
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -60,14 +57,23 @@ class HubSource:
         self.repository = repository
         self._stop = stop
         self._endpoint = os.environ.get("HF_ENDPOINT") or None
-        api = HfApi(endpoint=self._endpoint)
-        info = _patiently(lambda: _answer(api, repository, revision, self.name), stop, self.name)
+        info = self._listing(HfApi(endpoint=self._endpoint), revision)
         self.revision: str | None = info.sha
         self.files = tuple(
             _file(sibling) for sibling in info.siblings or () if sibling.rfilename not in (".gitattributes",)
         )
         if not self.files:
             raise ModelError("the repository holds no files", where=self.name)
+
+    def _listing(self, api: Any, revision: str | None) -> Any:
+        """The repository's files with sizes and hashes. A busy hub is asked again."""
+        failures = 0
+        while True:
+            try:
+                return _model_info(api, self.repository, revision, self.name)
+            except _Again as again:
+                failures += 1
+                _wait(again, failures, self._stop, self.name)
 
     def open(self, file: SourceFile) -> Reader:
         """A reader by HTTP ranges."""
@@ -77,32 +83,24 @@ class HubSource:
         return _HttpReader(url, f"{self.name}: {file.path}", self._stop)
 
 
-class _HttpReader:
-    descriptor: int | None = None
-
+class _HttpReader(Reader):
     def __init__(self, url: str, where: str, stop: Stop) -> None:
         self._url, self._where, self._stop = url, where, stop
 
     def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         end = offset + length
+        failures = 0
         while offset < end:
-            pieces = _patiently(functools.partial(self._begun, offset, end), self._stop, self._where)
             try:
-                for piece in pieces:
+                for piece in self._request(offset, end):
                     yield piece
                     offset += len(piece)
+                    failures = 0
                 if offset < end:
                     raise _Again("the connection was cut")
-            except _Again:
-                self._stop.sleep(FIRST_WAIT)  # bytes came: the count of requests begins anew
-
-    def _begun(self, offset: int, end: int) -> Iterator[memoryview]:
-        """The pieces of a range, once the first one has come."""
-        pieces = self._request(offset, end)
-        first = next(pieces, None)
-        if first is None:
-            raise _Again("the connection was cut")
-        return itertools.chain((first,), pieces)
+            except _Again as again:
+                failures += 1
+                _wait(again, failures, self._stop, self._where)
 
     def _request(self, offset: int, end: int) -> Iterator[memoryview]:
         from huggingface_hub import get_session, get_token
@@ -126,18 +124,8 @@ class _HttpReader:
         except errors as error:
             raise _Again(f"{type(error).__name__}: {error}") from None
 
-    def forget(self, offset: int, length: int) -> None:
-        pass
 
-    def check_unchanged(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def _answer(api: Any, repository: str, revision: str | None, where: str) -> Any:
-    """The repository's listing with sizes and hashes."""
+def _model_info(api: Any, repository: str, revision: str | None, where: str) -> Any:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
@@ -182,24 +170,16 @@ def _asked_wait(headers: Any) -> float | None:
     return float(found[1]) if found else None
 
 
-def _patiently(ask: Callable[[], _T], stop: Stop, where: str) -> _T:
-    """Ask again while that may help, waiting as long as the hub asks for, or else longer each time.
+def _wait(again: _Again, failures: int, stop: Stop, where: str) -> None:
+    """Wait before the next request: as long as the hub asks for, or else longer each time.
 
-    Raises ModelError when it does not help, Cancelled.
+    Raises ModelError after too many ``failures`` in succession, or when the hub asks for too long a wait; Cancelled.
     """
-    attempt = 0
-    while True:
-        attempt += 1
-        try:
-            return ask()
-        except _Again as again:
-            if attempt == ATTEMPTS or (again.wait or 0) > LONGEST_WAIT:
-                wish = f", which asks for {again.wait:.0f} s" if again.wait else ""
-                hint = "the same command goes on from here"
-                message = f"gave up after {attempt} requests: {again}{wish}"
-                raise ModelError(message, where=where, hint=hint) from None
-            own_wait = min(FIRST_WAIT * 2 ** (attempt - 1), 60)
-            stop.sleep(own_wait if again.wait is None else again.wait)
+    if failures >= ATTEMPTS or (again.wait or 0) > LONGEST_WAIT:
+        wish = f", which asks for {again.wait:.0f} s" if again.wait else ""
+        message = f"gave up after {failures} requests: {again}{wish}"
+        raise ModelError(message, where=where, hint="the same command goes on from here")
+    stop.sleep(min(FIRST_WAIT * 2 ** (failures - 1), 60) if again.wait is None else again.wait)
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:

@@ -1,8 +1,8 @@
 """`.complete.json`: what a staged checkpoint consists of, written last; and the hash that is in it.
 
-A file is cut into parts of ``part_size`` bytes (the last one is shorter), so that they can be copied, hashed and resumed
-in any order. Each part has its XXH3-128 (big-endian, as `xxhsum -H128` prints it). The hash of a file of one part is
-that of the part. The hash of a longer file is the XXH3-128 of its parts' 16-byte digests in order.
+A file is cut into parts of ``part_size`` bytes (the last one is shorter), so that they can be copied, hashed and
+resumed in any order. Each part has its XXH3-128 (big-endian, as `xxhsum -H128` prints it). The hash of a file of one
+part is that of the part. The hash of a longer file is the XXH3-128 of its parts' 16-byte digests in order.
 """
 
 from __future__ import annotations

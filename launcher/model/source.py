@@ -31,24 +31,26 @@ class SourceFile:
     git_sha1: str | None = None
 
 
-class Reader(Protocol):
+class Reader:
     """An open file of a source. ``descriptor`` is there when the kernel can copy from it."""
 
-    descriptor: int | None
+    descriptor: int | None = None
 
     def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        """The bytes of a range, in order; each piece is valid until the next is asked for. ``buffer`` may be used.
+        """The bytes of a range, in order; each piece is valid until the next one is requested.
 
-        Fewer come when the file ends. Raises OSError, ModelError.
+        ``buffer`` may be used for them. Fewer bytes come when the file ends. Raises OSError, ModelError.
         """
+        raise NotImplementedError
 
     def forget(self, offset: int, length: int) -> None:
-        """The range is not needed any more."""
+        """Take note that the range is not needed any more."""
 
     def check_unchanged(self) -> None:
-        """Raises ModelError when the file is not what it was when it was listed."""
+        """Raise ModelError when the file is not what it was when it was listed."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release what the reader holds."""
 
 
 class Source(Protocol):
@@ -108,10 +110,10 @@ class DirectorySource:
         return _FileReader(self.directory / file.path, file)
 
 
-class _FileReader:
+class _FileReader(Reader):
     def __init__(self, path: Path, file: SourceFile) -> None:
         self._path, self._file = path, file
-        self.descriptor: int | None = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     @property
     def _open(self) -> int:
