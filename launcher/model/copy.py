@@ -89,30 +89,30 @@ class Copier:
         stop: Stop = Stop.never(),
         create: CreateFile | None = None,
     ) -> None:
-        self._source, self._into = source, into
-        self._part_size, self._workers = part_size, workers
-        self._progress, self._stop, self._create = progress, stop, create
-        self._stopped = threading.Event()
+        self.source, self.into = source, into
+        self.part_size, self._workers = part_size, workers
+        self._progress, self._stop, self.create = progress, stop, create
+        self.stopped = threading.Event()
         self._error: BaseException | None = None
-        self._open: set[_FileCopy] = set()
+        self.open_files: set[_FileCopy] = set()
         self._lock = threading.Lock()
         self._buffers = threading.local()
-        self._clones = True
+        self.can_clone = True
         self._done = Copied()
 
     def copy(self) -> Copied:
         """Copy what is not there yet; every file is synced to storage. Raises OSError, ModelError, Cancelled."""
-        files = sorted(self._source.files, key=lambda file: -file.size)
+        files = sorted(self.source.files, key=lambda file: -file.size)
         self._progress.begin(len(files), sum(file.size for file in files))
         try:
             with ThreadPoolExecutor(self._workers, "copy") as pool:
                 try:
                     self._drive(pool, files)
                 finally:
-                    self._stopped.set()
+                    self.stopped.set()
                     pool.shutdown(wait=True, cancel_futures=True)
         finally:
-            for copy in list(self._open):
+            for copy in list(self.open_files):
                 copy.close()
         self._done.files.sort(key=lambda entry: entry.path)
         return self._done
@@ -147,7 +147,21 @@ class Copier:
         """Stop all workers. The first error is the one that is raised; later ones may be its consequences."""
         with self._lock:
             self._error = self._error or error
-        self._stopped.set()
+        self.stopped.set()
+
+    def advance(self, file: SourceFile, count: int, *, resumed: bool = False) -> None:
+        """Count bytes that are at the destination now, and tell the progress."""
+        with self._lock:
+            if resumed:
+                self._done.resumed += count
+            else:
+                self._done.copied += count
+        self._progress.advance(file.path, file.size, count, resumed=resumed)
+
+    def finished(self, file: SourceFile, found: str) -> None:
+        """Enter a file, with its hash, into what was copied."""
+        with self._lock:
+            self._done.files.append(FileEntry(file.path, file.size, found, file.sha256))
 
     def buffers(self) -> tuple[memoryview, memoryview]:
         """The two buffers of the calling worker thread."""
@@ -160,9 +174,9 @@ class Copier:
 class _FileCopy:
     """One file on its way: opened by the first of its parts, finished and closed by the last."""
 
-    def __init__(self, of: Copier, file: SourceFile) -> None:
-        self._of, self.file = of, file
-        self.count = part_count(file.size, of._part_size)
+    def __init__(self, copier: Copier, file: SourceFile) -> None:
+        self._copier, self.file = copier, file
+        self.count = part_count(file.size, copier.part_size)
         self._left = self.count
         self._digests: dict[int, bytes] = {}
         self._lock = threading.Lock()
@@ -173,7 +187,7 @@ class _FileCopy:
 
     def part(self, index: int) -> None:
         """Have one part at the destination; the last one makes the file durable."""
-        if self._of._stopped.is_set():
+        if self._copier.stopped.is_set():
             return
         try:
             with self._lock:
@@ -186,30 +200,30 @@ class _FileCopy:
             if last:
                 self._finish()
         except BaseException as error:
-            self._of.failed(error)
+            self._copier.failed(error)
             raise
 
     def _open(self) -> None:
-        self._of._open.add(self)
-        path = self._of._into / self.file.path
+        self._copier.open_files.add(self)
+        path = self._copier.into / self.file.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._journal = _Journal.open(journal_directory(self._of._into), self.file, self._of._part_size)
+        self._journal = _Journal.open(journal_directory(self._copier.into), self.file, self._copier.part_size)
         if not path.exists():
             self._journal.discard()
-            if self._of._create:
-                self._of._create(path, self.file.size)
+            if self._copier.create:
+                self._copier.create(path, self.file.size)
         self._noted = self._journal.parts
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         os.ftruncate(self._descriptor, self.file.size)
-        self._reader = self._of._source.open(self.file)
+        self._reader = self._copier.source.open(self.file)
 
     def _part(self, index: int) -> bytes:
-        offset = index * self._of._part_size
-        length = min(self._of._part_size, self.file.size - offset)
+        offset = index * self._copier.part_size
+        length = min(self._copier.part_size, self.file.size - offset)
         noted = self._noted.get(index)
         if noted is not None and hash_part(self._descriptor, offset, length) == noted:
             forget(self._descriptor, offset, length)
-            self._tell(length, resumed=True)
+            self._copier.advance(self.file, length, resumed=True)
             return noted
         digest = self._cloned(offset, length) or self._copied(offset, length)
         assert self._journal is not None and self._reader is not None
@@ -226,10 +240,10 @@ class _FileCopy:
         """
         assert self._reader is not None
         read, back = xxhash.xxh3_128(), xxhash.xxh3_128()
-        buffer, second = self._of.buffers()
+        buffer, second = self._copier.buffers()
         at = seen = begun = offset
         for chunk in self._reader.chunks(offset, length, buffer):
-            if self._of._stopped.is_set():
+            if self._copier.stopped.is_set():
                 raise Cancelled("stopped while the checkpoint was copied")
             read.update(chunk)
             _write(self._descriptor, chunk, at)
@@ -238,15 +252,17 @@ class _FileCopy:
                 seen = self._read_back(back, seen, seen + BUFFER, second)
             if at - begun >= WINDOW:
                 forget(self._descriptor, begun, at - begun)
-                self._tell(at - begun)
+                self._copier.advance(self.file, at - begun)
                 begun = at
         if at != offset + length:
-            raise ModelError(f"{self.file.path} ends after {at} of {self.file.size} bytes", where=self._of._source.name)
+            raise ModelError(
+                f"{self.file.path} ends after {at} of {self.file.size} bytes", where=self._copier.source.name
+            )
         self._read_back(back, seen, at, second)
         if at > begun or not length:
-            self._tell(at - begun)
+            self._copier.advance(self.file, at - begun)
         if back.digest() != read.digest():
-            where = str(self._of._into / self.file.path)
+            where = str(self._copier.into / self.file.path)
             raise ModelError(f"bytes {offset} to {at} read back as others than were written", where=where)
         return read.digest()
 
@@ -261,7 +277,7 @@ class _FileCopy:
         None when that is not possible here. Source and destination are the same blocks, so they are read once.
         """
         assert self._reader is not None
-        if not self._of._clones or self._reader.descriptor is None or not length:
+        if not self._copier.can_clone or self._reader.descriptor is None or not length:
             return None
         try:
             fcntl.ioctl(
@@ -270,19 +286,11 @@ class _FileCopy:
         except OSError as error:
             if error.errno not in _NO_CLONE:
                 raise
-            self._of._clones = False
+            self._copier.can_clone = False
             return None
         digest = hash_part(self._descriptor, offset, length)
-        self._tell(length)
+        self._copier.advance(self.file, length)
         return digest
-
-    def _tell(self, count: int, *, resumed: bool = False) -> None:
-        with self._of._lock:
-            if resumed:
-                self._of._done.resumed += count
-            else:
-                self._of._done.copied += count
-        self._of._progress.advance(self.file.path, self.file.size, count, resumed=resumed)
 
     def _finish(self) -> None:
         assert self._reader is not None and self._journal is not None
@@ -297,14 +305,13 @@ class _FileCopy:
             self._journal.discard()
             raise
         forget(self._descriptor, 0, self.file.size)
-        with self._of._lock:
-            self._of._done.files.append(FileEntry(self.file.path, self.file.size, found, self.file.sha256))
+        self._copier.finished(self.file, found)
         self.close()
 
     def _check_known(self, found: str) -> None:
         """Compare with what the source states of the content."""
-        where = f"{self._of._source.name}: {self.file.path}"
-        if self.file.hash and self._of._source.part_size == self._of._part_size and found != self.file.hash:
+        where = f"{self._copier.source.name}: {self.file.path}"
+        if self.file.hash and self._copier.source.part_size == self._copier.part_size and found != self.file.hash:
             raise ModelError("the source's content is not what its manifest says", where=where)
         for stated, state in (
             (self.file.sha256 if not self.file.hash else None, hashlib.sha256()),
@@ -312,13 +319,13 @@ class _FileCopy:
         ):
             if stated is None:
                 continue
-            for piece in pieces(self._descriptor, 0, self.file.size, self._of.buffers()[0]):
+            for piece in pieces(self._descriptor, 0, self.file.size, self._copier.buffers()[0]):
                 state.update(piece)
             if state.hexdigest() != stated:
                 raise ModelError(f"{state.name} is {state.hexdigest()}, and {stated} was stated", where=where)
 
     def close(self) -> None:
-        self._of._open.discard(self)
+        self._copier.open_files.discard(self)
         if self._reader is not None:
             self._reader.close()
         if self._journal is not None:
