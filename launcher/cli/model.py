@@ -6,18 +6,17 @@ import argparse
 import contextlib
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.cli.common import session
-from launcher.cli.progress import showing
-from launcher.cli.render import table
-from launcher.core.errors import Cancelled, ConfigError, ModelError
-from launcher.model.checkpoint import Verdict, examine, nearest_sibling, right_sibling
+from launcher.cli.render import progress_shown, table
+from launcher.core.errors import ConfigError, ModelError
+from launcher.core.stop import stop_on_signals
+from launcher.model.checkpoint import Verdict, examine, nearest_sibling, right_sibling, suggestion
 from launcher.model.gc import Leftover, collect, leftovers
-from launcher.model.manifest import NAME, STAGING_NAME, Manifest, as_dict
+from launcher.model.manifest import NAME, STAGING_NAME, Manifest
 from launcher.runner.file import RunnerFile, describe_when
 
 if TYPE_CHECKING:
@@ -51,26 +50,25 @@ def check(arguments: argparse.Namespace) -> int:
 def stage(arguments: argparse.Namespace) -> int:
     """Bring a checkpoint to a path, whole; or write the manifest of the one that is there."""
     from launcher.model.nodes import on_this_node
-    from launcher.model.source import source_of
-    from launcher.model.stage import adopt
+    from launcher.model.stage import adopt, source_of
     from launcher.model.stage import stage as stage_to
     from launcher.model.striping import striping
 
     if arguments.nodes or arguments.job or arguments.count or arguments.partition:
         return _stage_on_nodes(arguments)
     destination = Path(on_this_node(arguments.destination))
-    with _signals() as stopped, showing(sys.stderr) as progress:
+    with stop_on_signals() as stop, progress_shown(sys.stderr) as progress:
         if arguments.source is None:
-            manifest = adopt(destination, progress=progress, should_stop=lambda: bool(stopped))
+            manifest = adopt(destination, progress=progress, stop=stop)
             _say(f"{destination}: {len(manifest.files)} files, {manifest.bytes / 1e9:.1f} GB; manifest {NAME}")
             return 0
         done = stage_to(
-            source_of(arguments.source, sleep=_sleeper(stopped)),
+            source_of(arguments.source, stop=stop),
             destination,
             workers=arguments.workers,
             progress=progress,
             say=_say,
-            should_stop=lambda: bool(stopped),
+            stop=stop,
             stripe=striping(_layouts(arguments, destination), say=_say),
         )
     how = {"staged": "staged", "there": "is there already", "lost": "was staged by another process"}[done.how]
@@ -91,11 +89,9 @@ def _layouts(arguments: argparse.Namespace, destination: Path) -> Sequence[Strip
 
 
 def _stage_on_nodes(arguments: argparse.Namespace) -> int:
-    import functools
-
-    from launcher.core.process import run
-    from launcher.model.node_job import reap
-    from launcher.model.nodes import Allocation, stage_on_nodes
+    from launcher.core.process import stoppable
+    from launcher.model.node_job import reap, stage_on_nodes
+    from launcher.model.nodes import Allocation, NodeTask
     from launcher.slurm.backends import open_scheduler
     from launcher.slurm.client import Scheduler
 
@@ -114,24 +110,16 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
         minutes=arguments.minutes,
         python=arguments.python,
     )
+    task = NodeTask(arguments.source, arguments.destination, arguments.workers)
     state = session(arguments).state
 
     def scheduler() -> Scheduler:
         return open_scheduler("slurm", backend="commands")
 
-    with _signals() as stopped:
+    with stop_on_signals() as stop:
         reap(state, scheduler, _say)
-        verdicts = stage_on_nodes(
-            arguments.source,
-            arguments.destination,
-            where,
-            workers=arguments.workers,
-            run=functools.partial(run, should_stop=lambda: bool(stopped)),
-            state=state,
-            scheduler=scheduler,
-            say=_say,
-            should_stop=lambda: bool(stopped),
-        )
+        run = stoppable(stop.requested)
+        verdicts = stage_on_nodes(task, where, run=run, state=state, scheduler=scheduler, say=_say, stop=stop)
     if arguments.json:
         print(json.dumps([verdict.as_dict() for verdict in verdicts], indent=2))
     else:
@@ -148,23 +136,14 @@ def verify(arguments: argparse.Namespace) -> int:
     path = Path(arguments.path)
     manifest = Manifest.read(path)
     if manifest is None:
-        near = nearest_sibling(path)
-        hint = (
-            f"there is {near}: is that the one?" if near else f"`launcher model stage {path}` reads it and writes one"
-        )
+        hint = suggestion(nearest_sibling(path), f"`launcher model stage {path}` reads it and writes one")
         raise ModelError(f"there is no {NAME}", where=str(path), hint=hint)
     if not arguments.deep:
         found = manifest.differences(path)
     else:
-        sizes = {entry.path: entry.size for entry in manifest.files}
-        with _signals() as stopped, showing(sys.stderr, "verifying") as progress:
+        with stop_on_signals() as stop, progress_shown(sys.stderr, "verifying") as progress:
             progress.begin(len(manifest.files), manifest.bytes)
-            found = manifest.deep_differences(
-                path,
-                workers=arguments.workers,
-                advance=lambda name, count: progress.advance(name, sizes[name], count),
-                should_stop=lambda: bool(stopped),
-            )
+            found = manifest.deep_differences(path, workers=arguments.workers, advance=progress.advance, stop=stop)
     for line in found:
         print(line)
     if found:
@@ -186,7 +165,7 @@ def gc(arguments: argparse.Namespace) -> int:
     for directory in directories:
         if arguments.runner and not directory.is_dir():
             continue
-        found += collect(directory, say=lambda text: None) if arguments.apply else leftovers(directory)
+        found += collect(directory) if arguments.apply else leftovers(directory)
     rows = []
     for item in found:
         what = "kept" if item.keep else "removed" if arguments.apply else "would go"
@@ -237,7 +216,7 @@ def _row(path: Path, said: str) -> tuple[list[str], dict[str, object]]:
     origin = f"{manifest.source}{'@' + manifest.revision[:12] if manifest.revision else ''}" if manifest else "-"
     size = f"{verdict.bytes / 1e9:.1f} GB" if verdict.bytes else "-"
     row = [str(path), state, size, verdict.quantisation, origin, said]
-    return row, {**verdict.as_dict(), "manifest": as_dict(manifest) if manifest else None}
+    return row, {**verdict.as_dict(), "manifest": manifest.summary() if manifest else None}
 
 
 def _show(verdict: Verdict, said: str, precision: str | None) -> None:
@@ -264,42 +243,6 @@ def _show(verdict: Verdict, said: str, precision: str | None) -> None:
         other = examine(near, precision=precision)
         why = other.problems[0] if other.problems else other.identity_reason
         print(f"  near by name is {near}, and it is not the one either: {why}")
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[Sequence[int]]:
-    """Signals asked for meanwhile: the copy ends at its next piece, and says how to go on."""
-    import signal
-
-    from launcher.core.errors import LauncherError
-
-    stopped: list[int] = []
-    before = {
-        s: signal.signal(s, lambda number, frame: stopped.append(number))
-        for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
-    try:
-        yield stopped
-    except LauncherError as error:
-        if stopped and isinstance(error, Cancelled):
-            raise Cancelled(error.message, exit_code=128 + stopped[0], hint=error.hint) from None
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _sleeper(stopped: Sequence[int]) -> Callable[[float], None]:
-    """A sleep that ends when a signal came."""
-
-    def sleep(seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            if stopped:
-                raise Cancelled("stopped while waiting for the hub", hint="the same command goes on from here")
-            time.sleep(min(left, 0.2))
-
-    return sleep
 
 
 def _say(text: str) -> None:

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
@@ -98,7 +98,7 @@ def _close(*descriptors: int) -> None:
 
 
 class Signals:
-    """Within the block SIGINT, SIGTERM and SIGHUP set ``event`` and nothing else; ``first`` is the one that came first.
+    """Within the block the signals ``numbers`` set ``event`` and nothing else; ``first`` is the one that came first.
 
     GitHub cancels a step by SIGINT, 7.5 s later SIGTERM, 2.5 s later SIGKILL, all to the step's own process only.
     SIGHUP stays ignored where it is ignored already, as under nohup. Python allows this in the main thread only.
@@ -106,9 +106,10 @@ class Signals:
 
     HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: Sequence[signal.Signals] = HANDLED) -> None:
         self.event = StopEvent()
         self.first: signal.Signals | None = None
+        self._numbers = numbers
         self._previous: dict[signal.Signals, Any] = {}
 
     @property
@@ -117,7 +118,7 @@ class Signals:
         return None if self.first is None else 128 + self.first
 
     def __enter__(self) -> Signals:
-        for number in self.HANDLED:
+        for number in self._numbers:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             self._previous[number] = signal.signal(number, self._handle)
@@ -137,12 +138,19 @@ class Signals:
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """Within the block SIGINT, SIGTERM and SIGHUP are requests to stop; the first one decides the exit code."""
-    with Signals() as signals:
+def stop_on_signals(numbers: Sequence[signal.Signals] = Signals.HANDLED) -> Iterator[Stop]:
+    """Within the block SIGINT, SIGTERM and SIGHUP (or ``numbers``) are requests to stop.
+
+    The first one decides the exit code of a Cancelled that leaves the block, whoever raised it.
+    """
+    with Signals(numbers) as signals:
 
         def reason() -> Cancelled:
             name = signals.first.name if signals.first is not None else "request"
             return Cancelled(f"stopped by {name}", exit_code=signals.exit_code or 130)
 
-        yield Stop(signals.event.wait, reason)
+        try:
+            yield Stop(signals.event.wait, reason)
+        except Cancelled as error:
+            error.exit_code = signals.exit_code or error.exit_code
+            raise

@@ -121,7 +121,7 @@ def compare_time_limit(stated: Statement, partition: Partition) -> Outcome:
     # By MaxTime itself: with EnforcePartLimits=NO sbatch takes a job that is too long, and never starts it (22.05).
     if partition.max_time is None:
         return Agree(f"{partition.name} has no MaxTime")
-    limit, most = seconds(stated.value), duration(partition.max_time)
+    limit, most = limit_seconds(stated.value), duration(partition.max_time)
     found = f"MaxTime of {partition.name} is {most}"
     if limit is None or limit > partition.max_time:
         return Differ(found, f'at most "{most}", or another partition')

@@ -1,7 +1,7 @@
 """Is a checkpoint whole, and is it the one that was declared?
 
-A directory that is there is not a checkpoint that is there: stubs of metadata, downloads that stopped, shards one byte
-short and re-quantised copies under a near name have all been measured on (docs/design.md, "What it is").
+A directory at the right path proves nothing. Benchmarks have been run on stubs of metadata, downloads that stopped,
+shards one byte short, and re-quantised copies under a similar name (docs/design.md, "What it is").
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from launcher.model.quantisation import Identity, declared, identity
 from launcher.model.safetensors import DamagedFile, Header, open_regular, read_header
 
 REHEARSAL_KEY = "launcher_rehearsal"
-"""The key of config.json that marks a checkpoint made for rehearsals: no weights worth measuring."""
+"""The key of config.json that marks a stand-in, made for rehearsals: its weights are not worth measuring."""
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "tekken.json", "vocab.json", "vocab.txt")
 _LEFTOVER = re.compile(r"\.(incomplete|part|partial|tmp|aria2)$|^\..+\.[A-Za-z0-9]{6}$")
@@ -36,7 +36,8 @@ class Verdict:
     """What is known of a checkpoint.
 
     ``problems`` keep it from being whole; ``doubts`` do not, and are worth a look. ``identity`` compares the weights
-    with the precision asked for, and ``identity_reason`` says why it is not a match. ``bytes`` counts the shards.
+    with the precision asked for, and ``identity_reason`` says why it is not a match. ``bytes`` is the size of all
+    shards together. ``rehearsal`` says that it is a stand-in, made for rehearsals (`REHEARSAL_KEY`).
     """
 
     path: Path
@@ -66,74 +67,71 @@ def examine(path: Path, *, precision: str | None, unfinished: bool = False) -> V
     except OSError as error:
         reason = "no such directory" if isinstance(error, FileNotFoundError) else str(error.strerror).lower()
         return Verdict(path, False, "unknown", reason, "not known", 0, 0, (reason,))
-    problems: list[str] = []
-    doubts: list[str] = []
+    examination = _Examination(path, names)
     if not unfinished:
-        _check_manifest(path, names, problems, doubts)
-    config = _mapping(path / "config.json", problems) if "config.json" in names else None
-    if "config.json" not in names:
-        hub = "; this is a cache entry, the checkpoint is below snapshots/" if "snapshots" in names else ""
-        problems.append(f"config.json is missing{hub}")
-    _check_tokenizer(path, names, problems)
-    doubts += [f"{name} is left over from a copy" for name in sorted(_leftovers(path, names))]
-    headers = _check_shards(path, names, problems, doubts)
+        examination.check_manifest()
+    config = examination.read_config()
+    examination.check_tokenizer()
+    examination.find_leftovers()
+    headers = examination.check_shards()
     by_dtype: Counter[str] = Counter()
     for header in headers.values():
         by_dtype.update(header.bytes_by_dtype)
-    beside = _mapping(path / "hf_quant_config.json", problems) if "hf_quant_config.json" in names else None
+    beside = examination.mapping("hf_quant_config.json") if "hf_quant_config.json" in names else None
     found = declared(config or {}, beside)
     same, why = identity(precision, found, by_dtype)
     return Verdict(
         path=path,
-        whole=not problems,
+        whole=not examination.problems,
         identity=same,
         identity_reason=why,
         quantisation=found.text,
         bytes=sum(header.size for header in headers.values()),
         shards=len(headers),
-        problems=tuple(problems),
-        doubts=tuple(doubts),
+        problems=tuple(examination.problems),
+        doubts=tuple(examination.doubts),
         rehearsal=bool(config and config.get(REHEARSAL_KEY)),
     )
 
 
-def require(verdict: Verdict, *, rehearsal: bool = False, precision: str | None = None) -> Verdict:
-    """Give the verdict back when the checkpoint may be served; raise ModelError when it may not.
+def require(verdict: Verdict, *, precision: str | None = None, accept_stand_in: bool = False) -> Verdict:
+    """Return the verdict when the checkpoint may be served; raise ModelError when it may not.
 
-    Refused are checkpoints that are not whole, those that are certainly another one, and, unless ``rehearsal``, those
-    made for rehearsals. An unknown identity passes and stays in the verdict as unknown: say it where it is shown. With
-    ``precision`` the hint names a sibling only if that is whole and of this precision.
+    Refused are checkpoints that are not whole, those that are certainly another one, and stand-ins unless they are
+    accepted. An unknown identity passes and stays unknown in the verdict: say so where it is shown. The hint names a
+    sibling only if that is whole and of this ``precision``.
     """
     where = str(verdict.path)
     if not verdict.whole:
-        shown = [
-            *verdict.problems[:10],
-            *([f"and {len(verdict.problems) - 10} more"] if len(verdict.problems) > 10 else []),
-        ]
-        near = right_sibling(verdict.path, precision)
-        hint = (
-            f"there is {near}: is that the one?" if near else "stage it again, or correct the path in the runner file"
+        shown = list(verdict.problems[:10])
+        if len(verdict.problems) > 10:
+            shown.append(f"and {len(verdict.problems) - 10} more")
+        hint = suggestion(
+            right_sibling(verdict.path, precision), "stage it again, or correct the path in the runner file"
         )
         raise ModelError("the checkpoint is not whole: " + "; ".join(shown), where=where, hint=hint)
     if verdict.identity == "mismatch":
-        near = right_sibling(verdict.path, precision)
+        otherwise = "correct the model's rule in the runner file, or the precision in the matrix"
+        hint = suggestion(right_sibling(verdict.path, precision), otherwise)
         raise ModelError(
-            f"this is another checkpoint than the one declared: {verdict.identity_reason}",
-            where=where,
-            hint=f"there is {near}: is that the one?"
-            if near
-            else "correct the model's rule in the runner file, or the precision in the matrix",
+            f"this is another checkpoint than the one declared: {verdict.identity_reason}", where=where, hint=hint
         )
-    if verdict.rehearsal and not rehearsal:
+    if verdict.rehearsal and not accept_stand_in:
         raise ModelError("this checkpoint was made for rehearsals and holds no weights", where=where)
     return verdict
 
 
-def nearest_sibling(path: Path) -> Path | None:
-    """For a directory that is missing: the one beside it whose name differs only in case, or else only in its
-    precision or version suffix (``-NVFP4``, ``-FP8``, ``-V2``). None when the directory is there, or nothing is near.
+def suggestion(near: Path | None, otherwise: str) -> str:
+    """A hint that names a checkpoint beside a wrong one, if there is one."""
+    return f"there is {near}: is that the one?" if near else otherwise
 
-    A suffix names another checkpoint: this is a suggestion for a person, never a path to take.
+
+def nearest_sibling(path: Path) -> Path | None:
+    """For a directory that is missing: the one beside it with nearly the same name.
+
+    The name differs only in case, or else only in its suffix for precision or version (``-NVFP4``, ``-FP8``, ``-V2``).
+    None when the directory is there, or nothing is near. A suffix names another checkpoint: suggest this to a person,
+    never use it.
     """
     try:
         names = sorted(entry.name for entry in os.scandir(path.parent) if entry.is_dir())
@@ -148,8 +146,10 @@ def nearest_sibling(path: Path) -> Path | None:
 
 
 def right_sibling(path: Path, precision: str | None) -> Path | None:
-    """The checkpoint beside a wrong one that would be right: of a name that differs in case or suffix only, whole, and
-    by its own files of the ``precision`` asked for. Like `nearest_sibling` a suggestion."""
+    """The checkpoint beside a wrong one that would be right: whole, and by its own files of the ``precision``.
+
+    Its name differs only as `nearest_sibling` says, and it is a suggestion too.
+    """
     try:
         entries = [entry.name for entry in os.scandir(path.parent) if entry.is_dir() and entry.name != path.name]
     except OSError:
@@ -168,96 +168,119 @@ def _stem(name: str) -> str:
     return name.casefold()
 
 
-def _check_manifest(path: Path, names: frozenset[str], problems: list[str], doubts: list[str]) -> None:
-    """Compare with `.complete.json` by names and sizes; a directory whose staging never ended is no checkpoint."""
-    if STAGING_NAME.fullmatch(path.name) or (WORK in names and NAME not in names):
-        problems.append("half staged: its staging has not ended, or was killed")
-        return
-    try:
-        manifest = Manifest.read(path)
-    except ModelError as error:
-        problems.append(f"{NAME}: {error.message}")
-        return
-    if manifest is not None:
-        problems += manifest.differences(path)
-        doubts += [f"{name} came after the checkpoint was staged" for name in manifest.extra(path)]
+class _Examination:
+    """What is found in one directory: ``problems`` and ``doubts``, in the order of the checks."""
 
+    def __init__(self, path: Path, names: frozenset[str]) -> None:
+        self.path, self.names = path, names
+        self.problems: list[str] = []
+        self.doubts: list[str] = []
 
-def _mapping(path: Path, problems: list[str]) -> Mapping[str, Any] | None:
-    """A JSON object, or None after noting what is wrong with the file."""
-    try:
-        descriptor, _ = open_regular(path)
-        with os.fdopen(descriptor, "rb") as file:
-            return msgspec.json.decode(file.read(), type=dict[str, Any])
-    except DamagedFile as damage:
-        problems.append(f"{path.name} is {damage}")
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        problems.append(f"{path.name} cannot be parsed: {error}")
-    return None
-
-
-def _check_tokenizer(path: Path, names: frozenset[str], problems: list[str]) -> None:
-    found = [name for name in _TOKENIZERS if name in names] + [name for name in names if name.endswith(".tiktoken")]
-    if found == ["vocab.json"] and "merges.txt" not in names:
-        problems.append("merges.txt is missing beside vocab.json")
-    if not found:
-        problems.append("no tokenizer (tokenizer.json, tokenizer.model, vocab.json with merges.txt)")
-    for name in found:
-        if name.endswith(".json"):
-            _mapping(path / name, problems)
-            continue
+    def check_manifest(self) -> None:
+        """Compare with `.complete.json` by names and sizes; a directory whose staging never ended is no checkpoint."""
+        if STAGING_NAME.fullmatch(self.path.name) or (WORK in self.names and NAME not in self.names):
+            self.problems.append("half staged: its staging has not ended, or was killed")
+            return
         try:
-            os.close(open_regular(path / name)[0])
-        except DamagedFile as damage:
-            problems.append(f"{name} is {damage}")
+            manifest = Manifest.read(self.path)
+        except ModelError as error:
+            self.problems.append(f"{NAME}: {error.message}")
+            return
+        if manifest is not None:
+            self.problems += manifest.differences(self.path)
+            self.doubts += [f"{name} came after the checkpoint was staged" for name in manifest.extra(self.path)]
 
+    def read_config(self) -> Mapping[str, Any] | None:
+        """The content of config.json; None when it is missing or damaged."""
+        if "config.json" in self.names:
+            return self.mapping("config.json")
+        hub = "; this is a cache entry, the checkpoint is below snapshots/" if "snapshots" in self.names else ""
+        self.problems.append(f"config.json is missing{hub}")
+        return None
 
-def _leftovers(path: Path, names: frozenset[str]) -> list[str]:
-    """Names that downloads and copies leave: huggingface_hub's ``*.incomplete``, our own and rsync's temporaries."""
-    below = [str(file.relative_to(path)) for file in (path / ".cache" / "huggingface").glob("**/*.incomplete")]
-    return below + [name for name in names if _LEFTOVER.search(name)]
-
-
-def _check_shards(path: Path, names: frozenset[str], problems: list[str], doubts: list[str]) -> dict[str, Header]:
-    """Read every shard's header; note what is missing or damaged. Returns the headers of those that are sound."""
-    present = {name for name in names if name.endswith(".safetensors")}
-    wanted: dict[str, set[str]] = {}
-    totals: list[Any] = []
-    indexed = False
-    for index in sorted(name for name in names if name.endswith(".safetensors.index.json")):
-        indexed = True
-        if (said := _mapping(path / index, problems)) is None:
-            continue
-        weights, metadata = said.get("weight_map"), said.get("metadata")
-        if not isinstance(weights, dict) or not weights:
-            problems.append(f"{index} holds no weight_map")
-            continue
-        for tensor, shard in weights.items():
-            wanted.setdefault(str(shard), set()).add(tensor)
-        totals.append(metadata.get("total_size") if isinstance(metadata, dict) else None)
-    if not indexed:
-        _check_unindexed(names, present, problems)
-    if wanted and not wanted.keys() & present:
-        problems.append(f"a stub: the index names {len(wanted)} shards and none of them is here")
-    else:
-        problems += [f"{shard} is missing" for shard in sorted(wanted.keys() - present)]
-    headers: dict[str, Header] = {}
-    for shard in sorted(present):
+    def mapping(self, name: str) -> Mapping[str, Any] | None:
+        """A JSON object, or None after noting what is wrong with the file."""
         try:
-            headers[shard] = read_header(path / shard)
+            descriptor, _ = open_regular(self.path / name)
+            with os.fdopen(descriptor, "rb") as file:
+                return msgspec.json.decode(file.read(), type=dict[str, Any])
         except DamagedFile as damage:
-            problems.append(f"{shard} is {damage}")
-            continue
-        if absent := wanted.get(shard, set()) - headers[shard].tensors:
-            problems.append(f"{shard} lacks {len(absent)} tensors that the index places there, as {min(absent)}")
-        if wanted and shard not in wanted:
-            doubts.append(f"{shard} is not in the index; engines that load every shard will read it")
-    if wanted and wanted.keys() <= headers.keys():
-        doubts += _total_doubts(totals, [headers[name] for name in wanted])
-    return headers
+            self.problems.append(f"{name} is {damage}")
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            self.problems.append(f"{name} cannot be parsed: {error}")
+        return None
+
+    def check_tokenizer(self) -> None:
+        """Note a tokenizer that is missing or damaged."""
+        found = [name for name in _TOKENIZERS if name in self.names]
+        found += [name for name in self.names if name.endswith(".tiktoken")]
+        if found == ["vocab.json"] and "merges.txt" not in self.names:
+            self.problems.append("merges.txt is missing beside vocab.json")
+        if not found:
+            self.problems.append("no tokenizer (tokenizer.json, tokenizer.model, vocab.json with merges.txt)")
+        for name in found:
+            if name.endswith(".json"):
+                self.mapping(name)
+                continue
+            try:
+                os.close(open_regular(self.path / name)[0])
+            except DamagedFile as damage:
+                self.problems.append(f"{name} is {damage}")
+
+    def find_leftovers(self) -> None:
+        """Note what downloads and copies leave: huggingface_hub's ``*.incomplete``, our and rsync's temporaries."""
+        below = (self.path / ".cache" / "huggingface").glob("**/*.incomplete")
+        left = [str(file.relative_to(self.path)) for file in below]
+        left += [name for name in self.names if _LEFTOVER.search(name)]
+        self.doubts += [f"{name} is left over from a copy" for name in sorted(left)]
+
+    def check_shards(self) -> dict[str, Header]:
+        """Read every shard's header, and note what is missing or damaged. The headers of the sound ones, by name."""
+        present = {name for name in self.names if name.endswith(".safetensors")}
+        wanted, totals = self._read_indexes(present)
+        if wanted and not wanted.keys() & present:
+            self.problems.append(f"a stub: the index names {len(wanted)} shards and none of them is here")
+        else:
+            self.problems += [f"{shard} is missing" for shard in sorted(wanted.keys() - present)]
+        headers: dict[str, Header] = {}
+        for shard in sorted(present):
+            try:
+                headers[shard] = read_header(self.path / shard)
+            except DamagedFile as damage:
+                self.problems.append(f"{shard} is {damage}")
+                continue
+            if absent := wanted.get(shard, set()) - headers[shard].tensors:
+                some = f"{len(absent)} tensors that the index places there, as {min(absent)}"
+                self.problems.append(f"{shard} lacks {some}")
+            if wanted and shard not in wanted:
+                self.doubts.append(f"{shard} is not in the index; engines that load every shard will read it")
+        if wanted and wanted.keys() <= headers.keys():
+            self.doubts += _total_doubts(totals, [headers[name] for name in wanted])
+        return headers
+
+    def _read_indexes(self, present: set[str]) -> tuple[dict[str, set[str]], list[Any]]:
+        """Which tensors the indexes place in which shard, and each index's ``total_size`` (None without one)."""
+        wanted: dict[str, set[str]] = {}
+        totals: list[Any] = []
+        indexes = sorted(name for name in self.names if name.endswith(".safetensors.index.json"))
+        for index in indexes:
+            if (content := self.mapping(index)) is None:
+                continue
+            weights, metadata = content.get("weight_map"), content.get("metadata")
+            if not isinstance(weights, dict) or not weights:
+                self.problems.append(f"{index} holds no weight_map")
+                continue
+            for tensor, shard in weights.items():
+                wanted.setdefault(str(shard), set()).add(tensor)
+            totals.append(metadata.get("total_size") if isinstance(metadata, dict) else None)
+        if not indexes:
+            self.problems += _unindexed_problems(self.names, present)
+        return wanted, totals
 
 
-def _check_unindexed(names: frozenset[str], present: set[str], problems: list[str]) -> None:
+def _unindexed_problems(names: frozenset[str], present: set[str]) -> list[str]:
+    """What is wrong with the shards of a checkpoint without an index."""
+    problems = []
     if not present:
         other = sorted(name for name in names if name.endswith((".bin", ".gguf", ".pt", ".pth")))
         problems.append(
@@ -269,12 +292,14 @@ def _check_unindexed(names: frozenset[str], present: set[str], problems: list[st
         problems.append(f"{len(present)} shards without model.safetensors.index.json")
     if len(numbered) < total and numbered:
         problems.append(f"{len(numbered)} of {total} shards are here")
+    return problems
 
 
 def _total_doubts(totals: list[Any], headers: list[Header]) -> list[str]:
-    """Whether the index's ``total_size`` agrees, which is said and never decisive: publishers do not agree on it.
+    """A doubt when the index's ``total_size`` agrees with no way of counting.
 
-    transformers counts the tensors' bytes, nvidia/DeepSeek-R1-NVFP4 (its generate_metadata.py) whole files.
+    It is never a problem, because publishers count differently: transformers counts the bytes of the tensors,
+    nvidia/DeepSeek-R1-NVFP4 (its generate_metadata.py) those of whole files.
     """
     tensors = sum(sum(header.bytes_by_dtype.values()) for header in headers)
     files = sum(header.size for header in headers)

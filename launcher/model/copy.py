@@ -1,12 +1,14 @@
 """Copying a checkpoint's files: in parallel across files and within them, hashed in the same pass, resumable by parts.
 
-A part is read once, hashed, written, and asked back from the destination, whose answer is hashed too (it comes from the
-page cache: this finds short writes and broken copies, not a failing disk; `launcher model verify --deep` reads again).
-Memory is two buffers a worker. Where the file system shares blocks, nothing is written.
+A part is read once, hashed and written. Then it is read back from the destination and hashed again. That answer comes
+from the page cache: it finds short writes and broken copies, not a failing disk (`launcher model verify --deep` reads
+again later). Finished parts are written to a journal, so that the next copy resumes after a kill. Each worker needs two
+buffers of memory. Where the file system can share blocks, nothing is written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import functools
@@ -15,7 +17,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -23,8 +25,8 @@ from typing import Protocol
 import xxhash
 
 from launcher.core.errors import Cancelled, ModelError
-from launcher.model.journal import Journal
-from launcher.model.manifest import BUFFER, FileEntry, combine, forget, hash_part, part_count, pieces
+from launcher.core.stop import Stop
+from launcher.model.manifest import BUFFER, WORK, FileEntry, combine, forget, hash_part, part_count, pieces
 from launcher.model.source import Reader, Source, SourceFile
 
 WORKERS = 8
@@ -34,20 +36,24 @@ WINDOW = 8 << 20
 FICLONERANGE = 0x4020940D
 """As in linux/fs.h, of the architectures that machines with GPUs have."""
 
+CreateFile = Callable[[Path, int], None]
+"""Creates a file (path, size in bytes) before it is opened for writing."""
+
 _NO_CLONE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
 
 
 class Progress(Protocol):
-    """Told of a copy as it goes on, from many threads."""
+    """Is told how a copy goes on, from many threads."""
 
-    def begin(self, files: int, size: int) -> None: ...
+    def begin(self, files: int, size: int) -> None:
+        """There are so many files, of ``size`` bytes together."""
 
     def advance(self, path: str, size: int, count: int, *, resumed: bool = False) -> None:
-        """``count`` more bytes of the file ``path`` of ``size`` bytes are there."""
+        """``count`` more bytes of the file ``path`` of ``size`` bytes are there; ``resumed`` if they were before."""
 
 
 class Silent:
-    """A Progress that says nothing."""
+    """A Progress that shows nothing."""
 
     def begin(self, files: int, size: int) -> None:
         pass
@@ -66,47 +72,47 @@ class Copied:
 
 
 class Copier:
-    """Copies all files of a source into a directory. For one use."""
+    """Copies all files of a source into a directory. For one use.
+
+    The directory and the `journal_directory` below it have to exist. ``create`` is for file systems where a file's
+    layout is fixed when it is created, as by `lfs setstripe`.
+    """
 
     def __init__(
         self,
         source: Source,
         into: Path,
-        journals: Path,
         *,
         part_size: int,
         workers: int = WORKERS,
-        progress: Progress | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
-        create: Callable[[Path, int], None] = lambda path, size: None,
+        progress: Progress = Silent(),
+        stop: Stop = Stop.never(),
+        create: CreateFile | None = None,
     ) -> None:
-        """``journals`` is where finished parts are noted. ``create`` may make a file (path, size) before it is opened,
-        as `lfs setstripe` does."""
-        self._source, self._into, self._journals = source, into, journals
-        self._part_size, self._workers = part_size, workers
-        self._progress: Progress = progress or Silent()
-        self._should_stop, self._create = should_stop, create
-        self._stopped = threading.Event()
+        self.source, self.into = source, into
+        self.part_size, self._workers = part_size, workers
+        self._progress, self._stop, self.create = progress, stop, create
+        self.stopped = threading.Event()
         self._error: BaseException | None = None
-        self._open: set[_FileCopy] = set()
+        self.open_files: set[_FileCopy] = set()
         self._lock = threading.Lock()
         self._buffers = threading.local()
-        self._clones = True
+        self.can_clone = True
         self._done = Copied()
 
     def copy(self) -> Copied:
         """Copy what is not there yet; every file is synced to storage. Raises OSError, ModelError, Cancelled."""
-        files = sorted(self._source.files, key=lambda file: -file.size)
+        files = sorted(self.source.files, key=lambda file: -file.size)
         self._progress.begin(len(files), sum(file.size for file in files))
         try:
             with ThreadPoolExecutor(self._workers, "copy") as pool:
                 try:
                     self._drive(pool, files)
                 finally:
-                    self._stopped.set()
+                    self.stopped.set()
                     pool.shutdown(wait=True, cancel_futures=True)
         finally:
-            for copy in list(self._open):
+            for copy in list(self.open_files):
                 copy.close()
         self._done.files.sort(key=lambda entry: entry.path)
         return self._done
@@ -116,16 +122,15 @@ class Copier:
         running: set[Future[None]] = set()
         for part in self._parts(files):
             running.add(pool.submit(part))
-            if len(running) >= 2 * self._workers:
-                running = self._finished(running, all_of_them=False)
+            while len(running) >= 2 * self._workers:
+                running = self._without_finished(running)
         while running:
-            running = self._finished(running, all_of_them=True)
+            running = self._without_finished(running)
 
-    def _finished(self, running: set[Future[None]], *, all_of_them: bool) -> set[Future[None]]:
-        how = FIRST_EXCEPTION if all_of_them else FIRST_COMPLETED
-        done, left = wait(running, timeout=0.5, return_when=how)
-        if self._should_stop():
-            raise Cancelled("stopped while the checkpoint was copied", hint="the same command goes on from here")
+    def _without_finished(self, running: set[Future[None]]) -> set[Future[None]]:
+        """Wait a moment; the parts that are still being copied. Raises what a part raised, and Cancelled."""
+        done, left = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+        self._stop.check()
         if self._error is not None:
             raise self._error
         for future in done:
@@ -139,13 +144,27 @@ class Copier:
                 yield functools.partial(copy.part, index)
 
     def failed(self, error: BaseException) -> None:
-        """Stop all workers; the first error is the one that is raised, what it brings about in others is not."""
+        """Stop all workers. The first error is the one that is raised; later ones may be its consequences."""
         with self._lock:
             self._error = self._error or error
-        self._stopped.set()
+        self.stopped.set()
+
+    def advance(self, file: SourceFile, count: int, *, resumed: bool = False) -> None:
+        """Count bytes that are at the destination now, and tell the progress."""
+        with self._lock:
+            if resumed:
+                self._done.resumed += count
+            else:
+                self._done.copied += count
+        self._progress.advance(file.path, file.size, count, resumed=resumed)
+
+    def finished(self, file: SourceFile, found: str) -> None:
+        """Enter a file, with its hash, into what was copied."""
+        with self._lock:
+            self._done.files.append(FileEntry(file.path, file.size, found, file.sha256))
 
     def buffers(self) -> tuple[memoryview, memoryview]:
-        """The calling worker's own two."""
+        """The two buffers of the calling worker thread."""
         if not hasattr(self._buffers, "own"):
             self._buffers.own = memoryview(bytearray(BUFFER)), memoryview(bytearray(BUFFER))
         own: tuple[memoryview, memoryview] = self._buffers.own
@@ -155,20 +174,20 @@ class Copier:
 class _FileCopy:
     """One file on its way: opened by the first of its parts, finished and closed by the last."""
 
-    def __init__(self, of: Copier, file: SourceFile) -> None:
-        self._of, self.file = of, file
-        self.count = part_count(file.size, of._part_size)
+    def __init__(self, copier: Copier, file: SourceFile) -> None:
+        self._copier, self.file = copier, file
+        self.count = part_count(file.size, copier.part_size)
         self._left = self.count
         self._digests: dict[int, bytes] = {}
         self._lock = threading.Lock()
         self._reader: Reader | None = None
         self._descriptor = -1
-        self._journal: Journal | None = None
+        self._journal: _Journal | None = None
         self._noted: Mapping[int, bytes] = {}
 
     def part(self, index: int) -> None:
         """Have one part at the destination; the last one makes the file durable."""
-        if self._of._stopped.is_set():
+        if self._copier.stopped.is_set():
             return
         try:
             with self._lock:
@@ -181,29 +200,30 @@ class _FileCopy:
             if last:
                 self._finish()
         except BaseException as error:
-            self._of.failed(error)
+            self._copier.failed(error)
             raise
 
     def _open(self) -> None:
-        self._of._open.add(self)
-        path = self._of._into / self.file.path
+        self._copier.open_files.add(self)
+        path = self._copier.into / self.file.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._journal = Journal.open(self._of._journals, self.file, self._of._part_size)
+        self._journal = _Journal.open(journal_directory(self._copier.into), self.file, self._copier.part_size)
         if not path.exists():
             self._journal.discard()
-            self._of._create(path, self.file.size)
+            if self._copier.create:
+                self._copier.create(path, self.file.size)
         self._noted = self._journal.parts
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         os.ftruncate(self._descriptor, self.file.size)
-        self._reader = self._of._source.open(self.file)
+        self._reader = self._copier.source.open(self.file)
 
     def _part(self, index: int) -> bytes:
-        offset = index * self._of._part_size
-        length = min(self._of._part_size, self.file.size - offset)
+        offset = index * self._copier.part_size
+        length = min(self._copier.part_size, self.file.size - offset)
         noted = self._noted.get(index)
         if noted is not None and hash_part(self._descriptor, offset, length) == noted:
             forget(self._descriptor, offset, length)
-            self._tell(length, resumed=True)
+            self._copier.advance(self.file, length, resumed=True)
             return noted
         digest = self._cloned(offset, length) or self._copied(offset, length)
         assert self._journal is not None and self._reader is not None
@@ -213,14 +233,17 @@ class _FileCopy:
         return digest
 
     def _copied(self, offset: int, length: int) -> bytes:
-        """Copy a part through the worker's buffer. What the destination gives back is asked for while the processor's
-        caches still hold it, so it costs little, and a buffer at a time: a page that is half written is not read."""
+        """Copy a part through the worker's buffer, and hash what was read and what the destination gives back.
+
+        It is read back one buffer at a time, soon after it was written: the processor's caches still hold it, so this
+        costs little, and no page is read that is only half written.
+        """
         assert self._reader is not None
         read, back = xxhash.xxh3_128(), xxhash.xxh3_128()
-        buffer, second = self._of.buffers()
+        buffer, second = self._copier.buffers()
         at = seen = begun = offset
         for chunk in self._reader.chunks(offset, length, buffer):
-            if self._of._stopped.is_set():
+            if self._copier.stopped.is_set():
                 raise Cancelled("stopped while the checkpoint was copied")
             read.update(chunk)
             _write(self._descriptor, chunk, at)
@@ -229,15 +252,17 @@ class _FileCopy:
                 seen = self._read_back(back, seen, seen + BUFFER, second)
             if at - begun >= WINDOW:
                 forget(self._descriptor, begun, at - begun)
-                self._tell(at - begun)
+                self._copier.advance(self.file, at - begun)
                 begun = at
         if at != offset + length:
-            raise ModelError(f"{self.file.path} ends after {at} of {self.file.size} bytes", where=self._of._source.name)
+            raise ModelError(
+                f"{self.file.path} ends after {at} of {self.file.size} bytes", where=self._copier.source.name
+            )
         self._read_back(back, seen, at, second)
         if at > begun or not length:
-            self._tell(at - begun)
+            self._copier.advance(self.file, at - begun)
         if back.digest() != read.digest():
-            where = str(self._of._into / self.file.path)
+            where = str(self._copier.into / self.file.path)
             raise ModelError(f"bytes {offset} to {at} read back as others than were written", where=where)
         return read.digest()
 
@@ -249,10 +274,10 @@ class _FileCopy:
     def _cloned(self, offset: int, length: int) -> bytes | None:
         """Share a part's blocks with the source (ioctl_ficlonerange(2): XFS, btrfs, NFS 4.2 on such) and hash them.
 
-        None: not here. One block is one truth, so it is read once.
+        None when that is not possible here. Source and destination are the same blocks, so they are read once.
         """
         assert self._reader is not None
-        if not self._of._clones or self._reader.descriptor is None or not length:
+        if not self._copier.can_clone or self._reader.descriptor is None or not length:
             return None
         try:
             fcntl.ioctl(
@@ -261,19 +286,11 @@ class _FileCopy:
         except OSError as error:
             if error.errno not in _NO_CLONE:
                 raise
-            self._of._clones = False
+            self._copier.can_clone = False
             return None
         digest = hash_part(self._descriptor, offset, length)
-        self._tell(length)
+        self._copier.advance(self.file, length)
         return digest
-
-    def _tell(self, count: int, *, resumed: bool = False) -> None:
-        with self._of._lock:
-            if resumed:
-                self._of._done.resumed += count
-            else:
-                self._of._done.copied += count
-        self._of._progress.advance(self.file.path, self.file.size, count, resumed=resumed)
 
     def _finish(self) -> None:
         assert self._reader is not None and self._journal is not None
@@ -283,19 +300,18 @@ class _FileCopy:
             self._check_known(found)
             os.fsync(self._descriptor)
         except BaseException:
-            # After a failed fsync the kernel takes pages for clean that never reached storage (fsync(2)), and what has
-            # another hash than it must have is worth nothing: either way the parts are not to be resumed from.
+            # After a failed fsync the kernel marks pages as clean that never reached storage (fsync(2)), and a file
+            # with a wrong hash is worth nothing. In both cases nobody may resume from these parts.
             self._journal.discard()
             raise
         forget(self._descriptor, 0, self.file.size)
-        with self._of._lock:
-            self._of._done.files.append(FileEntry(self.file.path, self.file.size, found, self.file.sha256))
+        self._copier.finished(self.file, found)
         self.close()
 
     def _check_known(self, found: str) -> None:
         """Compare with what the source states of the content."""
-        where = f"{self._of._source.name}: {self.file.path}"
-        if self.file.hash and self._of._source.part_size == self._of._part_size and found != self.file.hash:
+        where = f"{self._copier.source.name}: {self.file.path}"
+        if self.file.hash and self._copier.source.part_size == self._copier.part_size and found != self.file.hash:
             raise ModelError("the source's content is not what its manifest says", where=where)
         for stated, state in (
             (self.file.sha256 if not self.file.hash else None, hashlib.sha256()),
@@ -303,13 +319,13 @@ class _FileCopy:
         ):
             if stated is None:
                 continue
-            for piece in pieces(self._descriptor, 0, self.file.size, self._of.buffers()[0]):
+            for piece in pieces(self._descriptor, 0, self.file.size, self._copier.buffers()[0]):
                 state.update(piece)
             if state.hexdigest() != stated:
                 raise ModelError(f"{state.name} is {state.hexdigest()}, and {stated} was stated", where=where)
 
     def close(self) -> None:
-        self._of._open.discard(self)
+        self._copier.open_files.discard(self)
         if self._reader is not None:
             self._reader.close()
         if self._journal is not None:
@@ -317,6 +333,64 @@ class _FileCopy:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+class _Journal:
+    """Which parts of a file are at the destination: one line each, with the digest (16 bytes), in a file of its own.
+
+    A line is a claim, not a proof: it can survive a crash that its data did not. Who resumes reads the part again and
+    compares.
+    """
+
+    def __init__(self, head: bytes, parts: dict[int, bytes], descriptor: int) -> None:
+        self.parts = parts
+        self._head, self._descriptor = head, descriptor
+
+    @classmethod
+    def open(cls, directory: Path, file: SourceFile, part_size: int) -> _Journal:
+        """Open or begin the file's journal. One of another size, stamp or part size begins anew. Raises OSError."""
+        path = directory / xxhash.xxh3_128(file.path.encode()).hexdigest()
+        head = f"{file.size} {file.stamp} {part_size}\n".encode()
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            content = b""
+        if not content.startswith(head):
+            path.unlink(missing_ok=True)
+            content = b""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        if not content:
+            os.write(descriptor, head)
+        elif not content.endswith(b"\n"):
+            os.write(descriptor, b"\n")  # after a line that was cut off
+        return cls(head, dict(_claims(content[len(head) :])), descriptor)
+
+    def note(self, index: int, digest: bytes) -> None:
+        """Note a finished part, in one write: lines of several threads do not mix (open(2), O_APPEND)."""
+        os.write(self._descriptor, f"{index} {digest.hex()}\n".encode())
+
+    def discard(self) -> None:
+        """Forget all parts."""
+        self.parts = {}
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, self._head)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def _claims(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Index and digest of each line of a journal that is complete."""
+    for line in content.split(b"\n"):
+        number, _, digest = line.partition(b" ")
+        if number.isdigit() and len(digest) == 32:
+            with contextlib.suppress(ValueError):
+                yield int(number), bytes.fromhex(digest.decode(errors="replace"))
+
+
+def journal_directory(staging: Path) -> Path:
+    """Where the journals of a staging directory lie."""
+    return staging / WORK / "parts"
 
 
 def _write(descriptor: int, chunk: memoryview, offset: int) -> None:

@@ -1,8 +1,14 @@
-"""What is at a checkpoint's destination and beside it: the checkpoint, stagings and their owners, their lock."""
+"""What lies at a checkpoint's destination and beside it: the checkpoint, staging directories, and their lock.
+
+The names of all of these are decided here and in manifest.py.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +21,12 @@ from launcher.model.checkpoint import examine
 from launcher.model.manifest import NAME, STAGING_NAME, WORK, Manifest
 from launcher.model.source import Source
 
+_LOCK_NAME = re.compile(r"\.(?P<name>.+)\.staging\.lock")
+
 
 @dataclass(frozen=True)
 class StagingOwner:
-    """``owner.json``: who stages, and what. ``listing`` is the files' paths and sizes, hashed."""
+    """``owner.json``: which process stages, and what. ``listing`` is a hash of the files' paths and sizes."""
 
     process: ProcessIdentity
     source: str
@@ -28,7 +36,7 @@ class StagingOwner:
 
 
 def settle(destination: Path, source: Source) -> Manifest | None:
-    """The manifest of what is at the destination if it is what the source holds; None when there is nothing.
+    """The manifest of the checkpoint at the destination when it is that of the source; None when nothing is there.
 
     Raises ModelError when something else is there.
     """
@@ -39,7 +47,7 @@ def settle(destination: Path, source: Source) -> Manifest | None:
     manifest = Manifest.read(destination)
     if manifest is None:
         if not destination.is_dir():
-            raise ModelError("something else than a directory is there", where=where)
+            raise ModelError("expected a directory or nothing there, found something else", where=where)
         if not any(destination.iterdir()):
             return None  # rename(2) replaces an empty directory
         verdict = examine(destination, precision=None)
@@ -59,7 +67,7 @@ def settle(destination: Path, source: Source) -> Manifest | None:
 
 
 def _other(manifest: Manifest, source: Source) -> str | None:
-    """In what the source's checkpoint is another one than that of the manifest; None when it is the same."""
+    """How the source's checkpoint differs from that of the manifest; None when it is the same."""
     there, wanted = {e.path: e for e in manifest.files}, {f.path: f for f in source.files}
     if manifest.revision and source.revision and manifest.revision != source.revision:
         return f"revision {manifest.revision}, and {source.revision} is asked for"
@@ -77,29 +85,52 @@ def _other(manifest: Manifest, source: Source) -> str | None:
 
 
 def finish(destination: Path) -> None:
-    """Remove what is of no use after a publication. Several may do it at once; what is left, `gc` removes."""
+    """Remove what nobody needs after the publication. Several processes may do it at once; `gc` removes the rest."""
     if (destination / NAME).exists():
         shutil.rmtree(destination / WORK, ignore_errors=True)
 
 
 def lock_path(destination: Path) -> Path:
-    """Where the lock of a destination lies: beside it, hidden."""
+    """The lock of a destination: beside it, hidden."""
     return destination.with_name(f".{destination.name}.staging.lock")
 
 
+def is_lock(path: Path) -> bool:
+    """Whether the path has the name of a destination's lock."""
+    return _LOCK_NAME.fullmatch(path.name) is not None
+
+
+def new_staging_directory(destination: Path) -> Path:
+    """A name beside the destination that nobody else has."""
+    return destination.with_name(f"{destination.name}.staging.{secrets.token_hex(6)}")
+
+
+def destination_of(path: Path) -> Path | None:
+    """The destination of a staging directory or of a lock; None for other names."""
+    found = STAGING_NAME.fullmatch(path.name) or _LOCK_NAME.fullmatch(path.name)
+    return path.with_name(found["name"]) if found else None
+
+
 def staging_directories(destination: Path) -> list[Path]:
-    """Directories of stagings to this destination that are there now, running or dead."""
-    found = []
-    for entry in os.scandir(destination.parent):
-        match = STAGING_NAME.fullmatch(entry.name)
-        if match and match["name"] == destination.name and entry.is_dir(follow_symlinks=False):
-            found.append(Path(entry.path))
-    return sorted(found)
+    """The staging directories of this destination, of running and of dead processes."""
+    entries = [entry for entry in os.scandir(destination.parent) if STAGING_NAME.fullmatch(entry.name)]
+    paths = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return sorted(path for path in paths if destination_of(path) == destination)
 
 
 def owner_of(staging: Path) -> StagingOwner | None:
-    """Who makes this staging directory; None when it does not say."""
+    """Who fills this staging directory; None when its owner file is missing or damaged."""
     try:
         return msgspec.json.decode((staging / WORK / "owner.json").read_bytes(), type=StagingOwner)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+def size_of(path: Path) -> int:
+    """Bytes that a file or tree occupies. What is not there, or vanishes meanwhile, counts nothing."""
+    found = [path] if not path.is_dir() else [Path(root, name) for root, _, names in os.walk(path) for name in names]
+    total = 0
+    for file in found:
+        with contextlib.suppress(OSError):
+            total += file.lstat().st_blocks * 512  # POSIX leaves the unit open; Linux counts in 512 bytes (stat(2))
+    return total

@@ -1,4 +1,4 @@
-"""Removing what dead stagings left. Only that: a checkpoint is never removed, nor what a live process writes."""
+"""Removing what dead stagings left, and nothing else: neither a checkpoint nor what a live process writes."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.core.errors import ModelError
 from launcher.core.lease import LEASE, Lock, LockOwner
 from launcher.core.process_identity import host_label, pid_exists
-from launcher.model.destination import lock_path, owner_of
-from launcher.model.manifest import NAME, STAGING_NAME, WORK, size_of
+from launcher.model.destination import destination_of, is_lock, lock_path, owner_of, size_of
+from launcher.model.manifest import NAME, STAGING_NAME, WORK
 
-_LOCK = re.compile(r"\.(?P<name>.+)\.staging\.lock")
 _PART = re.compile(r"\..+\.staging\.lock\.(?P<host>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.part")
 _DAY = 86400.0
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """What a staging left: a path, its size in bytes, whose it was; ``keep`` says why it is not to be removed."""
+    """What a staging left: a path, its size in bytes, whose it was. ``keep`` says why it must not be removed."""
 
     path: Path
     bytes: int
@@ -33,9 +31,9 @@ class Leftover:
 
 
 def leftovers(directory: Path) -> list[Leftover]:
-    """What stagings left among the checkpoints of a directory; nothing is touched. Raises ModelError.
+    """What stagings left among the checkpoints of a directory; nothing is changed. Raises ModelError.
 
-    Whether one of another host is dead cannot be seen from here; `collect` finds out by its lock.
+    Whether a staging of another host is dead cannot be told here; `collect` learns it from the lock.
     """
     try:
         entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
@@ -46,7 +44,7 @@ def leftovers(directory: Path) -> list[Leftover]:
         path = Path(entry.path)
         if STAGING_NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
             found.append(_staging(path))
-        elif _LOCK.fullmatch(entry.name):
+        elif is_lock(path):
             found.append(_lock(path))
         elif part := _PART.fullmatch(entry.name):
             found.append(_part(path, part["host"], int(part["pid"])))
@@ -55,47 +53,33 @@ def leftovers(directory: Path) -> list[Leftover]:
     return found
 
 
-def collect(
-    directory: Path,
-    *,
-    say: Callable[[str], None] = lambda text: None,
-    wait: float = LEASE * 1.1,
-    sleep: Callable[[float], None] = time.sleep,
-) -> list[Leftover]:
-    """Remove what dead stagings left; gives what was found, with ``keep`` set where it was not removed.
+def collect(directory: Path, *, wait: float = LEASE * 1.1) -> list[Leftover]:
+    """Remove what dead stagings left; return what was found, with ``keep`` set where it was not removed.
 
-    A staging is dead when its destination's lock can be had: its owner let it go, or is proven dead, or did not touch
-    it for the lock's lease, which ``wait`` (seconds) has to exceed for stagings of other hosts. Raises ModelError.
+    A staging is dead when its destination's lock can be had: its owner released it, or is proven dead, or did not touch
+    it for the lock's lease. For stagings of other hosts ``wait`` (seconds) has to exceed that. Raises ModelError.
     """
     found = leftovers(directory)
     done: dict[Path, Leftover] = {}
-    for destination in sorted({d for item in found if (d := _destination(item.path))}):
-        mine = [item for item in found if _destination(item.path) == destination]
+    for destination in sorted({d for item in found if (d := destination_of(item.path))}):
+        mine = [item for item in found if destination_of(item.path) == destination]
         if all(item.keep for item in mine):
             continue
-        lock = Lock(lock_path(destination), what="removing dead stagings", wait=wait, sleep=sleep)
-        with lock as held:
+        with Lock(lock_path(destination), what="removing dead stagings", wait=wait) as held:
             for item in mine:
-                if STAGING_NAME.fullmatch(item.path.name):
-                    keep = f"held by {held.owner}" if held.owner else item.keep or _remove(item.path)
-                    done[item.path] = Leftover(item.path, item.bytes, item.owner, keep)
+                keep = f"held by {held.owner}" if held.owner else item.keep
+                if not is_lock(item.path):
+                    done[item.path] = replace(item, keep=keep or _remove(item.path))
                 elif held.owner:
-                    done[item.path] = Leftover(item.path, item.bytes, item.owner, f"held by {held.owner}")
-        say(f"{destination}: looked at")
+                    done[item.path] = replace(item, keep=keep)
     for item in found:
-        if item.path not in done and not item.keep and not _LOCK.fullmatch(item.path.name):
-            done[item.path] = Leftover(item.path, item.bytes, item.owner, _remove(item.path))
+        if item.path not in done and not item.keep and not is_lock(item.path):
+            done[item.path] = replace(item, keep=_remove(item.path))
     return [done.get(item.path, item) for item in found]
 
 
-def _destination(path: Path) -> Path | None:
-    """The destination that a staging directory or a lock belongs to."""
-    found = STAGING_NAME.fullmatch(path.name) or _LOCK.fullmatch(path.name)
-    return path.with_name(found["name"]) if found else None
-
-
 def _remove(path: Path) -> str | None:
-    """Remove a directory or file; why it is still there, or None. A directory goes out of its name first."""
+    """Remove a directory or file; why it is still there, or None when it is gone."""
     try:
         if path.is_dir():
             shutil.rmtree(path)
@@ -111,7 +95,7 @@ def _remove(path: Path) -> str | None:
 def _staging(path: Path) -> Leftover:
     owner = owner_of(path)
     if owner is None:
-        return Leftover(path, size_of(path), "nobody says")
+        return Leftover(path, size_of(path), "unknown")
     process = owner.process
     said = f"pid {process.pid} on {process.host}, since {owner.began}, from {owner.source}"
     alive = process.alive()

@@ -1,18 +1,21 @@
-"""A Hugging Face repository at a pinned revision as a source. huggingface_hub (the extra ``hub``) lists and signs the
-requests; the bytes are fetched by ranges here, so that they are hashed, resumed and verified as any other source's."""
+"""A Hugging Face repository at a pinned revision as a source.
+
+huggingface_hub (the extra ``hub``) lists the repository and gives URLs, token and session. The bytes are fetched by
+HTTP ranges here, so that they are hashed, resumed and verified as those of any other source.
+"""
 
 from __future__ import annotations
 
 import email.utils
-import functools
-import itertools
+import importlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 from launcher.core.errors import ConfigError, ModelError
+from launcher.core.stop import Stop
 from launcher.model.source import Reader, SourceFile
 
 PREFIX = "hf:"
@@ -25,12 +28,11 @@ LONGEST_WAIT = 600.0
 FIRST_WAIT = 2.0
 """Seconds before the second request, where the hub does not say; then twice as long each time, up to 60."""
 
-_T = TypeVar("_T")
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class _Again(Exception):
-    """Worth another request after ``wait`` seconds, or when the caller sees fit."""
+    """Another request may succeed, after ``wait`` seconds if the hub said how many."""
 
     def __init__(self, why: str, wait: float | None = None) -> None:
         super().__init__(why)
@@ -38,25 +40,24 @@ class _Again(Exception):
 
 
 class HubSource:
-    """``ORGANISATION/NAME`` at a commit, tag or branch; a branch is resolved to its commit, which is the revision.
+    """``ORGANISATION/NAME`` at a commit, tag or branch. A branch is resolved to its commit, which is the revision.
 
-    The token is the environment's (HF_TOKEN), the endpoint too (HF_ENDPOINT). Raises ModelError for what cannot be had,
-    ConfigError without huggingface_hub.
+    Token and endpoint come from the environment (HF_TOKEN, HF_ENDPOINT). A busy hub is waited for, until ``stop``
+    comes. Raises ModelError when the repository cannot be had, ConfigError without huggingface_hub, Cancelled.
     """
 
     part_size: int | None = None
 
-    def __init__(self, repository: str, revision: str | None = None, *, sleep: Callable[[float], None] = time.sleep):
+    def __init__(self, repository: str, revision: str | None = None, *, stop: Stop = Stop.never()) -> None:
         try:
             from huggingface_hub import HfApi
         except ImportError:
             raise ConfigError("huggingface_hub is not installed", hint="pip install 'launcher[hub]'") from None
         self.name = PREFIX + repository
         self.repository = repository
-        self._sleep = sleep
+        self._stop = stop
         self._endpoint = os.environ.get("HF_ENDPOINT") or None
-        api = HfApi(endpoint=self._endpoint)
-        info = _patiently(lambda: _answer(api, repository, revision, self.name), self._sleep, self.name)
+        info = self._listing(HfApi(endpoint=self._endpoint), revision)
         self.revision: str | None = info.sha
         self.files = tuple(
             _file(sibling) for sibling in info.siblings or () if sibling.rfilename not in (".gitattributes",)
@@ -64,40 +65,42 @@ class HubSource:
         if not self.files:
             raise ModelError("the repository holds no files", where=self.name)
 
+    def _listing(self, api: Any, revision: str | None) -> Any:
+        """The repository's files with sizes and hashes. A busy hub is asked again."""
+        failures = 0
+        while True:
+            try:
+                return _model_info(api, self.repository, revision, self.name)
+            except _Again as again:
+                failures += 1
+                _wait(again, failures, self._stop, self.name)
+
     def open(self, file: SourceFile) -> Reader:
         """A reader by HTTP ranges."""
         from huggingface_hub import hf_hub_url
 
         url = hf_hub_url(self.repository, file.path, revision=self.revision, endpoint=self._endpoint)
-        return _HttpReader(url, f"{self.name}: {file.path}", self._sleep)
+        return _HttpReader(url, f"{self.name}: {file.path}", self._stop)
 
 
-class _HttpReader:
-    descriptor: int | None = None
-
-    def __init__(self, url: str, where: str, sleep: Callable[[float], None]) -> None:
-        self._url, self._where, self._sleep = url, where, sleep
+class _HttpReader(Reader):
+    def __init__(self, url: str, where: str, stop: Stop) -> None:
+        self._url, self._where, self._stop = url, where, stop
 
     def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         end = offset + length
+        failures = 0
         while offset < end:
-            pieces = _patiently(functools.partial(self._begun, offset, end), self._sleep, self._where)
             try:
-                for piece in pieces:
+                for piece in self._request(offset, end):
                     yield piece
                     offset += len(piece)
+                    failures = 0
                 if offset < end:
                     raise _Again("the connection was cut")
-            except _Again:
-                self._sleep(FIRST_WAIT)  # bytes came: the count of requests begins anew
-
-    def _begun(self, offset: int, end: int) -> Iterator[memoryview]:
-        """A range's pieces, of which the first has come."""
-        pieces = self._request(offset, end)
-        first = next(pieces, None)
-        if first is None:
-            raise _Again("the connection was cut")
-        return itertools.chain((first,), pieces)
+            except _Again as again:
+                failures += 1
+                _wait(again, failures, self._stop, self._where)
 
     def _request(self, offset: int, end: int) -> Iterator[memoryview]:
         from huggingface_hub import get_session, get_token
@@ -121,18 +124,8 @@ class _HttpReader:
         except errors as error:
             raise _Again(f"{type(error).__name__}: {error}") from None
 
-    def forget(self, offset: int, length: int) -> None:
-        pass
 
-    def check_unchanged(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def _answer(api: Any, repository: str, revision: str | None, where: str) -> Any:
-    """The repository's listing with sizes and hashes."""
+def _model_info(api: Any, repository: str, revision: str | None, where: str) -> Any:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
@@ -147,7 +140,7 @@ def _answer(api: Any, repository: str, revision: str | None, where: str) -> Any:
 
 
 def _judge(response: Any, where: str, revision: str | None = None) -> None:
-    """Raise _Again for what passes, ModelError for what does not."""
+    """Raise _Again for a status that may change soon, ModelError for one that stays."""
     status = response.status_code
     if status in _BUSY:
         raise _Again(f"HTTP {status}", _asked_wait(response.headers))
@@ -177,46 +170,20 @@ def _asked_wait(headers: Any) -> float | None:
     return float(found[1]) if found else None
 
 
-def _patiently(ask: Callable[[], _T], sleep: Callable[[float], None], where: str) -> _T:
-    """Ask again while that may help, waiting as long as was asked for, or longer each time. Raises ModelError when it
-    is enough, and what ``sleep`` raises."""
-    from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+def _wait(again: _Again, failures: int, stop: Stop, where: str) -> None:
+    """Wait before the next request: as long as the hub asks for, or else longer each time.
 
-    patience = wait_exponential(multiplier=FIRST_WAIT, max=60)
-
-    def last(state: RetryCallState) -> _Again:
-        error = state.outcome.exception() if state.outcome else None
-        assert isinstance(error, _Again)
-        return error
-
-    def pause(state: RetryCallState) -> float:
-        asked = last(state).wait
-        return patience(state) if asked is None else asked
-
-    def give_up(state: RetryCallState) -> None:
-        again = last(state)
-        asked = f", which asks for {again.wait:.0f} s" if again.wait else ""
-        raise ModelError(
-            f"gave up after {state.attempt_number} requests: {again}{asked}",
-            where=where,
-            hint="the same command goes on from here",
-        )
-
-    enough = stop_after_attempt(ATTEMPTS)
-    retrying = Retrying(
-        stop=lambda state: enough(state) or (last(state).wait or 0) > LONGEST_WAIT,
-        wait=pause,
-        sleep=sleep,
-        retry=retry_if_exception_type(_Again),
-        retry_error_callback=give_up,
-    )
-    return retrying(ask)
+    Raises ModelError after too many ``failures`` in succession, or when the hub asks for too long a wait; Cancelled.
+    """
+    if failures >= ATTEMPTS or (again.wait or 0) > LONGEST_WAIT:
+        wish = f", which asks for {again.wait:.0f} s" if again.wait else ""
+        message = f"gave up after {failures} requests: {again}{wish}"
+        raise ModelError(message, where=where, hint="the same command goes on from here")
+    stop.sleep(min(FIRST_WAIT * 2 ** (failures - 1), 60) if again.wait is None else again.wait)
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub's client raises when a connection fails: httpx's, under either of its two names."""
-    import importlib
-
+    """What huggingface_hub's client raises when a connection fails: httpx's error, under either of its two names."""
     for name in ("httpx2", "httpx"):
         try:
             found = importlib.import_module(name)

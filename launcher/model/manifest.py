@@ -1,13 +1,13 @@
-"""`.complete.json`: what a staged checkpoint consists of, written last; and the hash that it speaks of.
+"""`.complete.json`: what a staged checkpoint consists of, written last; and the hash that is in it.
 
-The hash of a file is a tree of one level, so that parts can be copied, hashed and resumed in any order: the file is cut
-into parts of ``part_size`` bytes (the last one shorter), each part has its XXH3-128 (big-endian, as `xxhsum -H128`
-prints it); a file of one part has that part's hash, a longer one the XXH3-128 of its parts' 16-byte digests in order.
+A file is cut into parts of ``part_size`` bytes (the last one is shorter), so that they can be copied, hashed and
+resumed in any order. Each part has its XXH3-128 (big-endian, as `xxhsum -H128` prints it). The hash of a file of one
+part is that of the part. The hash of a longer file is the XXH3-128 of its parts' 16-byte digests in order.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -19,18 +19,20 @@ from typing import Any
 import msgspec
 import xxhash
 
-from launcher.core.errors import Cancelled, ModelError
+from launcher.core.errors import ModelError
 from launcher.core.publish import write_json
+from launcher.core.stop import Stop
+from launcher.model.safetensors import wrong_size
 
 NAME = ".complete.json"
-"""The manifest's name in a checkpoint's directory. It is there once everything else is."""
+"""The manifest's name in a checkpoint's directory. It is there only when everything else is."""
 
 WORK = ".staging"
-"""What a directory holds while it is staged: owner and journals. A directory with it is no checkpoint unless it has its
-manifest too."""
+"""The directory of owner and journals in a directory that is being staged. Where it is without the manifest, there is
+no checkpoint."""
 
 STAGING_NAME = re.compile(r"(?P<name>.+)\.staging\.(?P<token>[0-9a-f]{12})")
-"""Names of directories that are being staged, or were when their process ended."""
+"""Names of directories that are being staged, or that a process left when it was killed."""
 
 PART_SIZE = 64 << 20
 BUFFER = 256 << 10
@@ -63,18 +65,24 @@ class Manifest:
     def bytes(self) -> int:
         return sum(entry.size for entry in self.files)
 
+    def summary(self) -> dict[str, Any]:
+        """For records and JSON output: without the list of files."""
+        return {
+            "source": self.source,
+            "revision": self.revision,
+            "files": len(self.files),
+            "bytes": self.bytes,
+            "created": self.created,
+        }
+
     def write(self, path: Path) -> None:
         """Write atomically and durably. Raises OSError."""
         write_json(path, asdict(self))
 
     @classmethod
     def read(cls, directory: Path) -> Manifest | None:
-        """The manifest of a checkpoint, or None without one. Raises ModelError when it is no manifest of ours."""
-        return cls.read_file(directory / NAME)
-
-    @classmethod
-    def read_file(cls, path: Path) -> Manifest | None:
-        """As `read`, of a file by any name."""
+        """The manifest of a checkpoint, or None without one. Raises ModelError when the file is not one of ours."""
+        path = directory / NAME
         try:
             content = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -92,18 +100,17 @@ class Manifest:
         return found
 
     def differences(self, directory: Path) -> list[str]:
-        """What is not as the manifest says, by names and sizes alone: one stat a file, nothing is read."""
+        """How the directory differs from the manifest, by names and sizes alone: one stat a file, nothing is read."""
         found = []
         for entry in self.files:
             try:
                 status = (directory / entry.path).stat()
             except OSError as error:
-                found.append(f"{entry.path} is {_missing(error)}")
+                gone = isinstance(error, FileNotFoundError)
+                found.append(f"{entry.path} is {'missing' if gone else str(error.strerror).lower()}")
                 continue
             if status.st_size != entry.size:
-                by = status.st_size - entry.size
-                much = "1 byte" if abs(by) == 1 else f"{abs(by)} bytes"
-                found.append(f"{entry.path} is {much} too {'long' if by > 0 else 'short'}")
+                found.append(f"{entry.path} is {wrong_size(status.st_size, entry.size)}")
         return found
 
     def deep_differences(
@@ -111,17 +118,18 @@ class Manifest:
         directory: Path,
         *,
         workers: int = 8,
-        advance: Callable[[str, int], None] = lambda path, count: None,
-        should_stop: Callable[[], bool] = lambda: False,
+        advance: Callable[[str, int, int], None] = lambda path, size, count: None,
+        stop: Stop = Stop.never(),
     ) -> list[str]:
-        """What is not as the manifest says, by content: every byte is read and hashed.
+        """How the directory differs from the manifest, by content: every byte is read and hashed.
 
-        ``advance`` is told path and bytes as they are read. Raises Cancelled when ``should_stop`` says so.
+        ``advance`` is told path, size of the file, and bytes as they are read. Raises Cancelled.
         """
 
         def check(entry: FileEntry) -> str | None:
+            tell = functools.partial(advance, entry.path, entry.size)
             try:
-                same = hash_file(directory / entry.path, self.part_size, entry.path, advance, should_stop) == entry.hash
+                same = hash_file(directory / entry.path, self.part_size, tell=tell, stop=stop) == entry.hash
             except OSError as error:
                 return f"{entry.path} cannot be read: {error.strerror}"
             return None if same else f"{entry.path} has another content than was staged"
@@ -149,7 +157,7 @@ def part_count(size: int, part_size: int) -> int:
 
 
 def hash_part(descriptor: int, offset: int, length: int, tell: Callable[[int], None] = lambda count: None) -> bytes:
-    """Read and hash a part of an open file; a file that ends early gives the hash of what there is. Raises OSError."""
+    """Read and hash a part of an open file, up to its end if that comes earlier. Raises OSError."""
     state = xxhash.xxh3_128()
     for piece in pieces(descriptor, offset, length, memoryview(bytearray(min(BUFFER, length)))):
         state.update(piece)
@@ -158,7 +166,7 @@ def hash_part(descriptor: int, offset: int, length: int, tell: Callable[[int], N
 
 
 def pieces(descriptor: int, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-    """What an open file holds of a range, in order, through one buffer; less when the file ends. Raises OSError."""
+    """The bytes of a range of an open file, in order, through one buffer; fewer when the file ends. Raises OSError."""
     end = offset + length
     while offset < end:
         count = os.preadv(descriptor, [buffer[: end - offset]], offset)
@@ -171,19 +179,18 @@ def pieces(descriptor: int, offset: int, length: int, buffer: memoryview) -> Ite
 def hash_file(
     path: Path,
     part_size: int,
-    name: str = "",
-    advance: Callable[[str, int], None] = lambda path, count: None,
-    should_stop: Callable[[], bool] = lambda: False,
+    *,
+    tell: Callable[[int], None] = lambda count: None,
+    stop: Stop = Stop.never(),
 ) -> str:
     """The hash of a file, whose pages do not stay in the cache. Raises OSError, Cancelled."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         digests = []
         for index in range(part_count(os.fstat(descriptor).st_size, part_size)):
-            if should_stop():
-                raise Cancelled("stopped while verifying")
+            stop.check()
             length = min(part_size, os.fstat(descriptor).st_size - index * part_size)
-            digests.append(hash_part(descriptor, index * part_size, length, lambda count: advance(name, count)))
+            digests.append(hash_part(descriptor, index * part_size, length, tell))
             forget(descriptor, index * part_size, length)
         return combine(digests)
     finally:
@@ -191,9 +198,12 @@ def hash_file(
 
 
 def forget(descriptor: int, offset: int, length: int) -> None:
-    """Drop clean pages of a range from the page cache, and begin to write dirty ones (which Linux does on this
-    advice: mm/fadvise.c): a checkpoint of 700 GB must not push out what others need."""
-    if length and hasattr(os, "posix_fadvise"):
+    """Drop clean pages of a range from the page cache, and begin to write dirty ones.
+
+    A checkpoint of 700 GB must not push out what other processes need. Linux writes dirty pages on this advice
+    (mm/fadvise.c).
+    """
+    if length:
         os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
 
@@ -201,28 +211,3 @@ def is_below(path: str) -> bool:
     """Whether a relative path names something below its directory."""
     pure = PurePosixPath(path)
     return bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and "\0" not in path
-
-
-def _missing(error: OSError) -> str:
-    return "missing" if isinstance(error, FileNotFoundError) else str(error.strerror).lower()
-
-
-def as_dict(manifest: Manifest) -> dict[str, Any]:
-    """For records and JSON output: without the list of files."""
-    return {
-        "source": manifest.source,
-        "revision": manifest.revision,
-        "files": len(manifest.files),
-        "bytes": manifest.bytes,
-        "created": manifest.created,
-    }
-
-
-def size_of(path: Path) -> int:
-    """Bytes that a file or tree occupies; what is not there, or vanishes meanwhile, counts nothing."""
-    found = [path] if not path.is_dir() else [Path(root, name) for root, _, names in os.walk(path) for name in names]
-    total = 0
-    for file in found:
-        with contextlib.suppress(OSError):
-            total += file.lstat().st_blocks * 512
-    return total

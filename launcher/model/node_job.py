@@ -1,33 +1,45 @@
-"""Staging in an allocation of its own: submitit ships one function to every node, and brings back what each one said.
+"""Staging on nodes: as a step of a job that runs already, or in a job of our own.
 
-    <state>/stagings/<token>/     submitit's: the batch script, the function, a result and logs a node
-    <state>/stagings/<token>/owner.json    whose it is
+For a job of our own submitit writes the batch script, ships one function to every node and brings the results back; the
+job's state comes from Slurm, by our own client.
 
-How the job stands is Slurm's word, by our own client; of submitit's the batch script, the shipping and the results are
-used. The job carries the token as its comment, so that it is found after whoever asked for it was killed.
+    <state>/stagings/<token>/              of submitit: batch script, function, and per node a result and logs
+    <state>/stagings/<token>/owner.json    which process staged
+
+The job has the token as its comment, so that it can be found and ended after that process was killed.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
 import secrets
 import shlex
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from launcher.core.errors import Cancelled, SubmissionError
+from launcher.core.errors import Cancelled, ConfigError, SubmissionError
 from launcher.core.process import CommandRunner, run
 from launcher.core.process_identity import ProcessIdentity
 from launcher.core.publish import write_json
-from launcher.model.nodes import Allocation, NodeVerdict, names_of, on_node
+from launcher.core.stop import Stop
+from launcher.model.nodes import (
+    Allocation,
+    NodeTask,
+    NodeVerdict,
+    answers_of_step,
+    names_of,
+    on_node,
+    step_command,
+    unfit_nodes,
+)
 from launcher.slurm.client import JobKey, JobState, Scheduler, unknown
 from launcher.slurm.end_jobs import end_jobs
 from launcher.slurm.poller import JobPoller, Pace
@@ -35,6 +47,9 @@ from launcher.slurm.states import Phase
 
 DIRECTORY = "stagings"
 _NODES = "nodes"
+STEP = 24 * 3600.0
+"""Seconds that a step of a running job may take."""
+
 SUBMISSION = 120.0
 """Seconds that sbatch may take."""
 
@@ -54,21 +69,66 @@ class _Owner:
     token: str
 
 
-def stage_in_own_job(
-    task: dict[str, Any],
-    nodes: Sequence[str],
+@dataclass(frozen=True)
+class _Answers:
+    """What the nodes said, by node; why a node without an answer gave none; and the nodes of the job (a host list)."""
+
+    by_node: dict[str, NodeVerdict]
+    silence: str
+    nodes: str = ""
+
+    def of(self, node: str) -> NodeVerdict:
+        return self.by_node.get(node) or NodeVerdict.silent(node, self.silence)
+
+
+def stage_on_nodes(
+    task: NodeTask,
     where: Allocation,
     *,
+    run: CommandRunner = run,
+    state: Path | None = None,
+    scheduler: Callable[[], Scheduler] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    stop: Stop = Stop.never(),
+) -> list[NodeVerdict]:
+    """Do the task on every node; one result a node, in the nodes' order. A node that did not answer has failed.
+
+    Within a job (SLURM_JOB_ID) its nodes are meant unless ``where`` names another one. ``state`` (a directory that the
+    nodes see, at the same path) and ``scheduler`` are for a job of our own. Raises SubmissionError when the nodes
+    cannot be named or had, JobError when Slurm is silent, and Cancelled, after a job of our own was ended.
+    """
+    where = replace(where, job=where.job or os.environ.get("SLURM_JOB_ID"))
+    if where.job:
+        nodes = where.node_names(run)
+        done = run(step_command(task, where, nodes), timeout=STEP)
+        answers = _Answers(answers_of_step(done.stdout), f"no answer: {done.tail(3) or done}")
+        return [answers.of(node) for node in nodes]
+    if state is None or scheduler is None:
+        raise ConfigError("a job of its own needs a scheduler, and a directory that the nodes see")
+    nodes = [] if where.count else where.node_names(run)
+    unfit = unfit_nodes(nodes, run) if nodes else {}
+    found = {node: NodeVerdict.silent(node, f"Slurm says that it is {word}") for node, word in unfit.items()}
+    if fit := [node for node in nodes if node not in unfit]:
+        answers = _stage_in_own_job(task, fit, where, scheduler(), state, say, stop)
+        found |= {node: answers.of(node) for node in fit}
+    elif where.count:
+        answers = _stage_in_own_job(task, [], where, scheduler(), state, say, stop)
+        nodes = names_of(answers.nodes, run)
+        found = {node: answers.of(node) for node in nodes}
+    return [found[node] for node in nodes]
+
+
+def _stage_in_own_job(
+    task: NodeTask,
+    nodes: Sequence[str],
+    where: Allocation,
     scheduler: Scheduler,
     state: Path,
-    say: Callable[[str], None] = lambda text: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    run: CommandRunner = run,
-) -> list[NodeVerdict]:
-    """Stage on each of ``nodes``, or on ``where.count`` that Slurm picks; a verdict a node. A node that left no result
-    has not staged, whatever became of the job.
+    say: Callable[[str], None],
+    stop: Stop,
+) -> _Answers:
+    """Stage on ``nodes``, or on ``where.count`` that Slurm picks, in a job that is gone at the end, and its files too.
 
-    ``task`` is what `launcher.model.nodes.on_node` takes; ``state`` a directory that the nodes see, at the same path.
     Raises SubmissionError when there is no job, Cancelled after the job was ended, JobError when Slurm is silent.
     """
     token = f"launcher-stage-{secrets.token_hex(6)}"
@@ -78,13 +138,14 @@ def stage_in_own_job(
     submission = _Submission(folder, token, task, nodes, where)
     ended = False
     try:
-        job = submission.wait(should_stop)
+        job = submission.wait(stop)
         say(f"{job} stages on {len(nodes) or where.count} nodes")
-        final = _follow(scheduler, job, submission, say, should_stop)
+        final = _follow(scheduler, job, submission, say, stop.requested)
         ended = final.phase is Phase.TERMINAL
-        if not nodes and not (given := submission.allocated() or final.nodes):
+        had = submission.allocated() or final.nodes
+        if not nodes and not had:
             raise SubmissionError(f"no node was had: {final.describe()}", where=str(job))
-        return _verdicts(submission, nodes or names_of(given, run), final)
+        return _answers(submission, had, final)
     finally:
         if not ended:
             ended = end_job(token, scheduler, say)
@@ -93,9 +154,9 @@ def stage_in_own_job(
 
 
 def reap(state: Path, scheduler: Callable[[], Scheduler], say: Callable[[str], None]) -> int:
-    """End the jobs of stagings whose launcher on this host is dead; how many there were. Raises SchedulerUnreachable.
+    """End the jobs of stagings whose launcher on this host is dead; return how many there were.
 
-    ``scheduler`` is opened only when there is one to ask about.
+    ``scheduler`` is opened only when there is a job to ask about. Raises SchedulerUnreachable.
     """
     found = 0
     for folder in sorted((state / DIRECTORY).glob("launcher-stage-*")):
@@ -132,21 +193,21 @@ def _not_ended(states: Mapping[JobKey, JobState]) -> list[JobKey]:
 class _Submission:
     """submitit's job: submitted in a thread, because its sbatch has no time-out and a stop must not wait for it."""
 
-    def __init__(self, folder: Path, token: str, task: dict[str, Any], nodes: Sequence[str], where: Allocation) -> None:
+    def __init__(self, folder: Path, token: str, task: NodeTask, nodes: Sequence[str], where: Allocation) -> None:
         self._folder, self._token, self._task, self._nodes, self._where = folder, token, task, nodes, where
         self._job: Any = None
         self._error: Exception | None = None
 
-    def wait(self, should_stop: Callable[[], bool]) -> JobKey:
-        """Submit; the job. Raises SubmissionError, Cancelled."""
+    def wait(self, stop: Stop) -> JobKey:
+        """Submit, and return the job. Raises SubmissionError, Cancelled."""
         thread = threading.Thread(target=self._submit, daemon=True, name="submitit")
         deadline = time.monotonic() + SUBMISSION
         thread.start()
         while thread.is_alive():
             thread.join(0.1)
-            if should_stop():
-                thread.join(5.0)  # the job that sbatch is about to make can be found only when it is there
-                raise Cancelled("stopped while the nodes were asked for")
+            if stop.requested():
+                thread.join(5.0)  # the job that sbatch is about to create can be found only once it exists
+                raise stop.reason()
             if time.monotonic() > deadline:
                 raise SubmissionError(f"sbatch gave no answer in {SUBMISSION:.0f} s")
         if self._error is not None:
@@ -167,7 +228,7 @@ class _Submission:
             "cpus_per_task": where.cpus,
         }
         try:
-            executor = submitit.SlurmExecutor(self._folder, python=shlex.quote(where.python or sys.executable))
+            executor = submitit.SlurmExecutor(self._folder, python=shlex.quote(where.interpreter))
             executor.update_parameters(
                 **{name: value for name, value in given.items() if value},
                 job_name="launcher-stage",
@@ -176,7 +237,7 @@ class _Submission:
                 comment=self._token,
                 wckey=None,
                 setup=[f'printf "%s\\n" "$SLURM_JOB_NODELIST" > {shlex.quote(str(self._folder / _NODES))}'],
-                # A node that dies, or a task that fails, is that node's verdict and must not end the others.
+                # A node that dies, or a task that fails, must not end the others.
                 additional_parameters={"no-kill": True, "no-requeue": True},
                 srun_args=["--kill-on-bad-exit=0", "--no-kill", "--wait=0"],
             )
@@ -194,27 +255,29 @@ class _Submission:
         return [self._job.task(index) for index in range(self._job.num_tasks)]
 
     def allocated(self) -> str:
-        """The host list that the job was given, by the job itself: while it ends, Slurm names only nodes that are not
-        done yet (22.05)."""
+        """The job's nodes as a host list, written by the job itself; "" before it runs.
+
+        While a job ends, Slurm names only those of its nodes that are not done yet (22.05).
+        """
         try:
             return (self._folder / _NODES).read_text().strip()
         except FileNotFoundError:
             return ""
 
-    def results(self) -> list[NodeVerdict]:
-        """What the tasks said that came to their end, in no order."""
-        found = []
+    def results(self) -> dict[str, NodeVerdict]:
+        """What the tasks that came to their end said, by node."""
+        found = {}
         for task in self._tasks:
             try:
                 outcome, value = pickle.loads(task.paths.result_pickle.read_bytes())  # ours: the directory is 0700
             except (OSError, EOFError, pickle.UnpicklingError):
                 continue
             if outcome == "success":
-                found.append(NodeVerdict(**value))
+                found[value["node"]] = NodeVerdict(**value)
         return found
 
-    def said(self) -> str:
-        """The last line of what went wrong, of any task that left no result."""
+    def last_error(self) -> str:
+        """The last line in the tasks' logs that speaks of an error; "" without one."""
         lines = [
             line
             for path in sorted(self._folder.glob("*_log.err"))
@@ -251,10 +314,9 @@ def _follow(
     return state
 
 
-def _verdicts(submission: _Submission, nodes: Sequence[str], final: JobState) -> list[NodeVerdict]:
+def _answers(submission: _Submission, nodes: str, final: JobState) -> _Answers:
     deadline = time.monotonic() + _LATE
     while not submission.complete and final.succeeded and time.monotonic() < deadline:
         time.sleep(0.5)
-    answers = {verdict.node: verdict for verdict in submission.results()}
-    why = "; ".join(text for text in (f"no result of it: the job is {final.describe()}", submission.said()) if text)
-    return [answers.get(node) or NodeVerdict(node, False, "unknown", error=why) for node in nodes]
+    reasons = (f"no result of it: the job is {final.describe()}", submission.last_error())
+    return _Answers(submission.results(), "; ".join(filter(None, reasons)), nodes)

@@ -41,6 +41,12 @@ class Header:
     bytes_by_dtype: Mapping[str, int]
 
 
+def wrong_size(size: int, expected: int) -> str:
+    """How much a file of ``size`` bytes is too short or too long."""
+    by = abs(size - expected)
+    return f"{by} byte{'' if by == 1 else 's'} too {'short' if size < expected else 'long'}"
+
+
 def open_regular(path: Path) -> tuple[int, int]:
     """Open a regular file that has content and is no Git-LFS pointer; give descriptor and size in bytes.
 
@@ -91,9 +97,7 @@ def read_header(path: Path) -> Header:
         raise DamagedFile("not a safetensors file: its header is not the JSON it should be") from None
     expected = 8 + length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
     if size != expected:
-        by = abs(size - expected)
-        much = "1 byte" if by == 1 else f"{by} bytes"
-        raise DamagedFile(f"{much} too {'short' if size < expected else 'long'} ({size} bytes)")
+        raise DamagedFile(f"{wrong_size(size, expected)} ({size} bytes)")
     by_dtype: Counter[str] = Counter()
     for tensor in tensors.values():
         by_dtype[tensor.dtype] += tensor.data_offsets[1] - tensor.data_offsets[0]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -33,24 +31,26 @@ class SourceFile:
     git_sha1: str | None = None
 
 
-class Reader(Protocol):
+class Reader:
     """An open file of a source. ``descriptor`` is there when the kernel can copy from it."""
 
-    descriptor: int | None
+    descriptor: int | None = None
 
     def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        """The bytes of a range, in order; each piece is valid until the next is asked for. ``buffer`` may be used.
+        """The bytes of a range, in order; each piece is valid until the next one is requested.
 
-        Fewer come when the file ends. Raises OSError, ModelError.
+        ``buffer`` may be used for them. Fewer bytes come when the file ends. Raises OSError, ModelError.
         """
+        raise NotImplementedError
 
     def forget(self, offset: int, length: int) -> None:
-        """The range is not needed any more."""
+        """Take note that the range is not needed any more."""
 
     def check_unchanged(self) -> None:
-        """Raises ModelError when the file is not what it was when it was listed."""
+        """Raise ModelError when the file is not what it was when it was listed."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release what the reader holds."""
 
 
 class Source(Protocol):
@@ -110,10 +110,10 @@ class DirectorySource:
         return _FileReader(self.directory / file.path, file)
 
 
-class _FileReader:
+class _FileReader(Reader):
     def __init__(self, path: Path, file: SourceFile) -> None:
         self._path, self._file = path, file
-        self.descriptor: int | None = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     @property
     def _open(self) -> int:
@@ -138,30 +138,10 @@ class _FileReader:
 
 
 def _walk(directory: Path, prefix: str) -> Iterator[str]:
-    """Relative paths of all files, links followed; what downloads left behind is no file of the checkpoint."""
-    with _scan(directory) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                if entry.name not in _NOT_TAKEN:
-                    yield from _walk(directory / entry.name, f"{prefix}{entry.name}/")
-            elif entry.name != NAME and not entry.name.endswith((".incomplete", ".part", ".lock")):
-                yield prefix + entry.name
-
-
-@contextmanager
-def _scan(directory: Path) -> Iterator[list[os.DirEntry[str]]]:
-    with os.scandir(directory) as found:
-        yield list(found)
-
-
-def source_of(given: str, *, sleep: Callable[[float], None] = time.sleep) -> Source:
-    """What a person means: a directory, or ``hf:ORGANISATION/NAME[@REVISION]``.
-
-    ``sleep`` (seconds) is how a busy hub is waited for; it may raise Cancelled. Raises ModelError, ConfigError.
-    """
-    if not given.startswith("hf:"):
-        return DirectorySource(Path(given))
-    from launcher.model.hub import HubSource
-
-    repository, _, revision = given.removeprefix("hf:").partition("@")
-    return HubSource(repository, revision or None, sleep=sleep)
+    """Relative paths of all files; links are followed. Leftovers of downloads are no files of the checkpoint."""
+    for entry in list(os.scandir(directory)):  # no directory stays open while those below are listed
+        if entry.is_dir():
+            if entry.name not in _NOT_TAKEN:
+                yield from _walk(directory / entry.name, f"{prefix}{entry.name}/")
+        elif entry.name != NAME and not entry.name.endswith((".incomplete", ".part", ".lock")):
+            yield prefix + entry.name

@@ -2,44 +2,49 @@
 
     <name>.staging.<token>/            everything is written here; nobody takes it for a checkpoint
     <name>.staging.<token>/.staging/   owner.json, journals of parts
-    <name>.staging.<token>/.complete.json   the manifest, last, when all of it was verified
-    <name>/                            by one rename, when all of it was synced
+    <name>.staging.<token>/.complete.json   the manifest, written last, when everything was verified
+    <name>/                            by one rename, when everything was synced
 
-A process that is killed leaves a staging directory; the next one for the same source and destination takes it over, and
-copies only the parts that are not there. What lies at the destination already is never overwritten or removed. The lock
-beside it saves work twice done, nothing else.
+A process that is killed leaves a staging directory. The next one for the same source and destination takes it over and
+copies only the parts that are missing. What is at the destination already is never overwritten or removed. The lock
+beside it only saves doing the work twice.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import os
-import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+import xxhash
+
 from launcher.core.errors import Cancelled, ModelError
 from launcher.core.lease import Lock
 from launcher.core.process_identity import ProcessIdentity
 from launcher.core.publish import fsync_directory, write_json
+from launcher.core.stop import Stop
 from launcher.model.checkpoint import examine
-from launcher.model.copy import WORKERS, Copied, Copier, Progress
-from launcher.model.destination import StagingOwner, finish, lock_path, owner_of, settle, staging_directories
-from launcher.model.manifest import (
-    NAME,
-    PART_SIZE,
-    WORK,
-    FileEntry,
-    Manifest,
-    hash_file,
-    is_below,
+from launcher.model.copy import WORKERS, Copied, Copier, CreateFile, Progress, Silent, journal_directory
+from launcher.model.destination import (
+    StagingOwner,
+    finish,
+    lock_path,
+    new_staging_directory,
+    owner_of,
+    settle,
     size_of,
+    staging_directories,
 )
+from launcher.model.hub import PREFIX, HubSource
+from launcher.model.manifest import NAME, PART_SIZE, WORK, FileEntry, Manifest, hash_file, is_below
 from launcher.model.source import DirectorySource, Source
 
 LOCK_WAIT = 6 * 3600.0
@@ -57,9 +62,10 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Staged:
-    """What became of it. ``how``: ``staged`` now; ``there`` already; ``lost`` to another process, whose copy counts.
+    """The outcome of a staging.
 
-    ``copied`` and ``resumed`` are bytes; ``facts`` one-line statements for a log.
+    ``how`` is ``staged`` (by us, now), ``there`` (it was there already) or ``lost`` (another process published first,
+    and its copy is kept). ``copied`` and ``resumed`` are bytes; ``facts`` one-line statements for a log.
     """
 
     path: Path
@@ -71,34 +77,42 @@ class Staged:
     facts: tuple[str, ...] = ()
 
 
+def source_of(given: str, *, stop: Stop = Stop.never()) -> Source:
+    """The source that a person names: a directory, or ``hf:ORGANISATION/NAME[@REVISION]``.
+
+    A busy hub is waited for, until ``stop`` comes. Raises ModelError, ConfigError, Cancelled.
+    """
+    if not given.startswith(PREFIX):
+        return DirectorySource(Path(given))
+    repository, _, revision = given.removeprefix(PREFIX).partition("@")
+    return HubSource(repository, revision or None, stop=stop)
+
+
 def stage(
     source: Source,
     destination: Path,
     *,
     workers: int = WORKERS,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
     say: Callable[[str], None] = lambda text: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    stripe: Callable[[Path, Source], Callable[[Path, int], None]] | None = None,
-    lock_wait: float = LOCK_WAIT,
-    sleep: Callable[[float], None] = time.sleep,
+    stop: Stop = Stop.never(),
+    stripe: Callable[[Path], CreateFile | None] | None = None,
 ) -> Staged:
     """Have the checkpoint of ``source`` at ``destination``, whole. Idempotent: what is there costs one stat a file.
 
-    ``stripe`` is told the staging directory and gives what makes each file (launcher/model/striping.py). Raises
+    ``stripe`` gets the staging directory and returns what creates each file (launcher/model/striping.py). Raises
     ModelError, Cancelled; what was copied until then stays for the next call.
     """
     destination = destination.absolute()
     began = time.monotonic()
     _refuse_nesting(source, destination)
     _refuse_names(source)
-    try:
+    with _explained("staging", destination):
         if found := settle(destination, source):
             return Staged(destination, "there", found)
         destination.parent.mkdir(parents=True, exist_ok=True)
         what = f"staging {source.name} to {destination}"
-        waiting = _stoppable(sleep, should_stop)
-        lock = Lock(lock_path(destination), what=what, wait=lock_wait, on_wait=_teller(say), sleep=waiting)
+        lock = Lock(lock_path(destination), what=what, wait=LOCK_WAIT, on_wait=_waiting(say), sleep=stop.sleep)
         with lock as held:
             for fact in held.facts:
                 say(fact)
@@ -106,21 +120,14 @@ def stage(
                 raise ModelError(f"still being staged by {held.owner}", where=str(destination))
             if found := settle(destination, source):
                 return Staged(destination, "there", found, facts=held.facts)
-            copy = _Staging(source, destination, _directory(source, destination, adopt=held.acquired, say=say))
-            done, how = copy.run(workers, progress, should_stop, stripe, say)
-            return Staged(
-                destination, how, copy.manifest, done.copied, done.resumed, time.monotonic() - began, held.facts
-            )
-    except OSError as error:
-        where = str(error.filename or destination)
-        raise ModelError(
-            f"staging failed: {error.strerror or error}", where=where, hint=_HINTS.get(error.errno or 0)
-        ) from error
+            staging = _Staging(source, destination, _directory(source, destination, adopt=held.acquired, say=say))
+            done = staging.fill(workers, progress, stop, stripe)
+            how = staging.publish(say)
+            seconds = time.monotonic() - began
+            return Staged(destination, how, staging.manifest, done.copied, done.resumed, seconds, held.facts)
 
 
-def adopt(
-    destination: Path, *, progress: Progress | None = None, should_stop: Callable[[], bool] = lambda: False
-) -> Manifest:
+def adopt(destination: Path, *, progress: Progress = Silent(), stop: Stop = Stop.never()) -> Manifest:
     """Write the manifest of a checkpoint that is there already, after looking at it and reading all of it.
 
     Raises ModelError when it is not whole, Cancelled.
@@ -128,39 +135,43 @@ def adopt(
     destination = destination.absolute()
     if found := Manifest.read(destination):
         return found
-    verdict = examine(destination, precision=None)
-    if not verdict.whole:
-        raise ModelError("not whole: " + "; ".join(verdict.problems[:10]), where=str(destination))
+    report = examine(destination, precision=None)
+    if not report.whole:
+        raise ModelError("not whole: " + "; ".join(report.problems[:10]), where=str(destination))
     source = DirectorySource(destination)
-    if progress:
-        progress.begin(len(source.files), sum(file.size for file in source.files))
+    progress.begin(len(source.files), sum(file.size for file in source.files))
     entries = []
-    try:
+    with _explained("adopting", destination):
         for file in source.files:
-
-            def advance(path: str, count: int, size: int = file.size) -> None:
-                if progress:
-                    progress.advance(path, size, count)
-
-            found_hash = hash_file(destination / file.path, PART_SIZE, file.path, advance, should_stop)
+            tell = functools.partial(progress.advance, file.path, file.size)
+            content_hash = hash_file(destination / file.path, PART_SIZE, tell=tell, stop=stop)
             source.open(file).check_unchanged()
-            entries.append(FileEntry(file.path, file.size, found_hash))
+            entries.append(FileEntry(file.path, file.size, content_hash))
         manifest = Manifest(str(destination), None, tuple(entries), created=_now())
         manifest.write(destination / NAME)
-    except OSError as error:
-        raise ModelError(
-            f"adopting failed: {error.strerror}", where=str(destination), hint=_HINTS.get(error.errno or 0)
-        ) from error
     return manifest
 
 
-def _directory(source: Source, destination: Path, *, adopt: bool, say: Callable[[str], None]) -> Path:
-    """A staging directory that is ours: a dead one of the same source, under a new token, or a new one.
+@contextlib.contextmanager
+def _explained(what: str, destination: Path) -> Iterator[None]:
+    """Turn an OSError within the block into a ModelError, and say of both it and Cancelled what to do next."""
+    try:
+        yield
+    except OSError as error:
+        where, hint = str(error.filename or destination), _HINTS.get(error.errno or 0)
+        raise ModelError(f"{what} failed: {error.strerror or error}", where=where, hint=hint) from error
+    except Cancelled as error:
+        error.hint = error.hint or "the same command goes on from here"
+        raise
 
-    The rename is what takes it over. Whoever had it and was only stopped finds its paths gone.
+
+def _directory(source: Source, destination: Path, *, adopt: bool, say: Callable[[str], None]) -> Path:
+    """A staging directory that is ours: a dead one of the same source, under a new token, or else a new one.
+
+    The rename takes it over: if its process was only stopped, it finds its paths gone.
     """
     mine = StagingOwner(ProcessIdentity.mine(), source.name, source.revision, _listing(source), _now())
-    new = destination.with_name(f"{destination.name}.staging.{secrets.token_hex(6)}")
+    new = new_staging_directory(destination)
     for old in staging_directories(destination) if adopt else ():
         its = owner_of(old)
         same = its is not None and (its.source, its.revision, its.listing) == (mine.source, mine.revision, mine.listing)
@@ -168,7 +179,7 @@ def _directory(source: Source, destination: Path, *, adopt: bool, say: Callable[
             old.rename(new)
             say(f"going on with what pid {its.process.pid} on {its.process.host} had staged since {its.began}")
             break
-    (new / WORK / "parts").mkdir(parents=True, exist_ok=True)
+    journal_directory(new).mkdir(parents=True, exist_ok=True)
     write_json(new / WORK / "owner.json", asdict(mine))
     return new
 
@@ -181,39 +192,34 @@ class _Staging:
     def __init__(self, source: Source, destination: Path, directory: Path) -> None:
         self._source, self._destination, self._directory = source, destination, directory
 
-    def run(
-        self,
-        workers: int,
-        progress: Progress | None,
-        should_stop: Callable[[], bool],
-        stripe: Callable[[Path, Source], Callable[[Path, int], None]] | None,
-        say: Callable[[str], None],
-    ) -> tuple[Copied, Literal["staged", "lost"]]:
+    def fill(
+        self, workers: int, progress: Progress, stop: Stop, stripe: Callable[[Path], CreateFile | None] | None
+    ) -> Copied:
+        """Copy, verify and sync everything; at the end the directory needs only its name."""
         self._check_space()
-        create = stripe(self._directory, self._source) if stripe else (lambda path, size: None)
         part_size = self._source.part_size or PART_SIZE
         copied = Copier(
             self._source,
             self._directory,
-            self._directory / WORK / "parts",
             part_size=part_size,
             workers=workers,
             progress=progress,
-            should_stop=should_stop,
-            create=create,
+            stop=stop,
+            create=stripe(self._directory) if stripe else None,
         ).copy()
         self.manifest = Manifest(
             self._source.name, self._source.revision, tuple(copied.files), part_size, created=_now()
         )
         self._verify()
-        self.manifest.write(self._directory / WORK / NAME)  # there, because a kill leaves what it is written to
+        # A kill while the manifest is written leaves a temporary file; in WORK nobody takes it for a part of the model.
+        self.manifest.write(self._directory / WORK / NAME)
         (self._directory / WORK / NAME).rename(self._directory / NAME)
         for directory, _, _ in os.walk(self._directory, topdown=False):
             fsync_directory(Path(directory))
-        return copied, self._publish(say)
+        return copied
 
     def _check_space(self) -> None:
-        """Say before the first byte that it cannot fit. Blocks that an earlier process wrote count as there."""
+        """Raise ModelError before the first byte when it cannot fit, less what an earlier process has written."""
         needed = sum(max(0, file.size - size_of(self._directory / file.path)) for file in self._source.files)
         free = shutil.disk_usage(self._directory).free
         if needed > free:
@@ -224,15 +230,15 @@ class _Staging:
             )
 
     def _verify(self) -> None:
-        """A checkpoint, by what its own files say; everything that was listed, by the manifest."""
-        found = self.manifest.differences(self._directory)
-        verdict = examine(self._directory, precision=None, unfinished=True)
-        if problems := [*found, *verdict.problems]:
+        """Raise ModelError unless everything listed is there, and its own files say that the checkpoint is whole."""
+        report = examine(self._directory, precision=None, unfinished=True)
+        if problems := [*self.manifest.differences(self._directory), *report.problems]:
             raise ModelError(
                 "what the source holds is not a whole checkpoint: " + "; ".join(problems[:10]), where=self._source.name
             )
 
-    def _publish(self, say: Callable[[str], None]) -> Literal["staged", "lost"]:
+    def publish(self, say: Callable[[str], None]) -> Literal["staged", "lost"]:
+        """Rename the directory to its destination, unless another process was there first."""
         try:
             self._directory.rename(self._destination)
         except OSError as error:
@@ -251,7 +257,7 @@ class _Staging:
 
 
 def _refuse_nesting(source: Source, destination: Path) -> None:
-    """A directory is not staged into itself."""
+    """Raise ModelError when a directory would be staged into itself."""
     if isinstance(source, DirectorySource):
         inner, outer = destination.resolve(), source.directory.resolve()
         if inner == outer or outer in inner.parents or inner in outer.parents:
@@ -259,31 +265,21 @@ def _refuse_nesting(source: Source, destination: Path) -> None:
 
 
 def _refuse_names(source: Source) -> None:
-    """A hub's listing is somebody else's text: nothing of it may be written outside, or over what is ours."""
+    """Raise ModelError for a file name that leads outside of the destination or to our own files.
+
+    A hub's listing is somebody else's text.
+    """
     for file in source.files:
         if not is_below(file.path) or PurePosixPath(file.path).parts[0] in (NAME, WORK):
             raise ModelError(f"a file is named {file.path!r}, which cannot be staged", where=source.name)
 
 
 def _listing(source: Source) -> str:
-    import xxhash
-
     text = "\n".join(f"{file.path}\0{file.size}" for file in sorted(source.files, key=lambda file: file.path))
-    return str(xxhash.xxh3_128(text.encode()).hexdigest())
+    return xxhash.xxh3_128(text.encode()).hexdigest()
 
 
-def _stoppable(sleep: Callable[[float], None], should_stop: Callable[[], bool]) -> Callable[[float], None]:
-    """A sleep that raises Cancelled when somebody asked to stop."""
-
-    def patient(seconds: float) -> None:
-        if should_stop():
-            raise Cancelled("stopped while another process stages")
-        sleep(seconds)
-
-    return patient
-
-
-def _teller(say: Callable[[str], None]) -> Callable[[str], None]:
+def _waiting(say: Callable[[str], None]) -> Callable[[str], None]:
     return lambda owner: say(f"waiting for {owner}")
 
 

@@ -1,7 +1,7 @@
-"""Lustre striping: a file's layout is fixed when it is made, so it is set on the temporary before its first byte.
+"""Lustre striping: a file's layout is fixed when it is created, so it is set before the first byte is written.
 
-A checkpoint of few large shards on single stripes is read at the speed of one storage target. Defaults follow common
-advice of sites (Lustre wiki, NERSC): small files on one target, files from 1 GiB on four, from 8 GiB on eight.
+A checkpoint of few large shards with one stripe each is read at the speed of one storage target. The defaults follow
+common advice of sites (Lustre wiki, NERSC): small files on one target, files from 1 GiB on four, from 8 GiB on eight.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.core.process import CommandRunner, run
-from launcher.model.source import Source
+from launcher.model.copy import CreateFile
 
 TIMEOUT = 60.0
 
@@ -34,18 +34,19 @@ def striping(
     *,
     say: Callable[[str], None] = lambda text: None,
     run: CommandRunner = run,
-) -> Callable[[Path, Source], Callable[[Path, int], None]]:
+) -> Callable[[Path], CreateFile | None]:
     """What `launcher.model.stage.stage` takes as ``stripe``.
 
-    The staging directory gets the layout of the smallest files as its default; a larger file is made by `lfs setstripe`
-    before it is opened. Without `lfs`, or where it refuses (no Lustre there), nothing is done, which is said once.
+    The staging directory gets the layout of the smallest files as its default; a larger file is created by
+    `lfs setstripe` before it is opened. Without `lfs` nothing is done. Where `lfs` refuses (the directory is not on
+    Lustre) that is said once.
     """
     ordered = sorted(policy, key=lambda stripe: stripe.at_least)
 
-    def begin(directory: Path, source: Source) -> Callable[[Path, int], None]:
+    def begin(directory: Path) -> CreateFile | None:
         default = ordered[0] if ordered and ordered[0].at_least <= 0 else None
         if not ordered or shutil.which("lfs") is None or not (default is None or _set(default, directory)):
-            return lambda path, size: None
+            return None
 
         def create(path: Path, size: int) -> None:
             fitting = [stripe for stripe in ordered if size >= stripe.at_least]

@@ -23,7 +23,7 @@ from launcher.core.publish import write_json
 from launcher.image.import_policy import ImportPolicy, ensure_image
 from launcher.image.request import PlannedImage
 from launcher.image.store import ImageRecord
-from launcher.model.checkpoint import examine, require
+from launcher.model.checkpoint import examine, nearest_sibling, require, suggestion
 from launcher.plan.plan import Plan
 from launcher.run.image_usage import mark_used_by
 from launcher.run.kind import Prepared, Submission
@@ -140,15 +140,12 @@ def _check_model(run: Run) -> dict[str, Any]:
     path = Path(planned.path)
     staged = _stage_model(run, path)
     if not path.is_dir():
-        from launcher.model.checkpoint import nearest_sibling
-
-        near = nearest_sibling(path)
-        hint = f"there is {near}: is that the one?" if near else "stage it, or correct the path in the runner file"
+        hint = suggestion(nearest_sibling(path), "stage it, or correct the path in the runner file")
         raise ModelError("the checkpoint is not there", where=planned.path, hint=hint)
     report = require(
         examine(path, precision=planned.precision),
-        rehearsal=run.services.tools.stand_ins,
         precision=planned.precision,
+        accept_stand_in=run.services.tools.stand_ins,
     )
     identity = report.identity + (f" ({report.identity_reason})" if report.identity_reason is not None else "")
     run.log(f"model {path}: whole, {report.shards} shards, {report.quantisation}; declared one: {identity}")
@@ -160,20 +157,17 @@ def _stage_model(run: Run, path: Path) -> dict[str, Any]:
     planned = run.plan.model
     if planned.source is None or examine(path, precision=planned.precision).whole:
         return {}
-    from launcher.model.source import source_of
-    from launcher.model.stage import stage
+    from launcher.model.stage import source_of, stage
     from launcher.model.striping import DEFAULT, Stripe, striping
 
-    stop = run.services.stop
     policy = DEFAULT if planned.striping is None else [Stripe(*layout) for layout in planned.striping]
     run.log(f"model {path}: staging from {planned.source}")
     done = stage(
-        source_of(planned.source, sleep=stop.sleep),
+        source_of(planned.source, stop=run.services.stop),
         path,
         say=run.log,
-        should_stop=stop.requested,
+        stop=run.services.stop,
         stripe=striping(policy, say=run.log, run=run.services.run) if planned.storage == "lustre" else None,
-        sleep=stop.sleep,
     )
     run.log(f"model {path}: {done.how}, {done.copied / 1e9:.1f} GB in {done.seconds:.0f} s")
     return {"staged": {"how": done.how, "from": planned.source, "copied": done.copied, "resumed": done.resumed}}

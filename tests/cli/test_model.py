@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.cli.progress import Lines, showing
+from launcher.cli.render import ProgressLines, progress_shown
 from tests.model.checkpoints import checkpoint
 
 
@@ -99,7 +99,7 @@ def test_a_signal_ends_a_staging_that_can_go_on(tmp_path: Path) -> None:
 
 def test_lines_say_bytes_rate_and_what_remains() -> None:
     now, said = [0.0], io.StringIO()
-    lines = Lines(said, "staging", clock=lambda: now[0])
+    lines = ProgressLines(said, "staging", clock=lambda: now[0])
     lines.begin(2, 40 * 10**9)
     lines.advance("a", 10 * 10**9, 10 * 10**9, resumed=True)
     now[0] = 29.0
@@ -119,7 +119,7 @@ def test_bars_in_a_terminal() -> None:
             return True
 
     stream = Terminal()
-    with showing(stream) as progress:
+    with progress_shown(stream) as progress:
         progress.begin(30, 3000)
         for number in range(30):
             progress.advance(f"shard-{number}", 100, 50)

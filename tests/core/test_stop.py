@@ -54,6 +54,14 @@ def test_the_handlers_before_come_back() -> None:
         signal.signal(signal.SIGTERM, real)
 
 
+def test_a_signal_decides_the_exit_code_whoever_says_that_it_came() -> None:
+    with pytest.raises(Cancelled) as raised, stop_on_signals((signal.SIGUSR2, signal.SIGTERM)) as stop:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert stop.requested()
+        raise Cancelled("a program was ended", hint="go on")
+    assert (raised.value.exit_code, raised.value.hint) == (128 + signal.SIGUSR2, "go on")
+
+
 def test_a_wait_costs_no_processor_time() -> None:
     began = time.process_time()
     StopEvent().wait(0.3)

@@ -154,7 +154,7 @@ class Place:
         if gc_first and (left := self._collected()):
             return left
         try:
-            done = staging.stage(DirectorySource(self.source), self.destination, lock_wait=5)
+            done = staging.stage(DirectorySource(self.source), self.destination)
         except LauncherError as error:
             return f"the second run fails: {error}"
         if contents(self.destination) != self.wanted or done.manifest.deep_differences(self.destination):
@@ -220,7 +220,7 @@ def _child(place: Place, phase: str, ready: int, go: int) -> None:
 
         staging._Staging._verify = verifying  # type: ignore[method-assign]
         wait("start")
-        staging.stage(DirectorySource(place.source), place.destination, workers=2, progress=Hook(), lock_wait=5)
+        staging.stage(DirectorySource(place.source), place.destination, workers=2, progress=Hook())
         code = 0
     except LauncherError:
         code = LauncherError.exit_code  # whatever the layer: it was said
@@ -260,12 +260,13 @@ def trials(place: Place, chosen: list[Point]) -> Iterator[tuple[Point, str, str,
 @contextlib.contextmanager
 def laboratory(directory: str | None = None) -> Iterator[Place]:
     """A place, gone afterwards: on the disk, unless a directory is named."""
-    part, staging.PART_SIZE = staging.PART_SIZE, PART
+    before = staging.PART_SIZE, staging.LOCK_WAIT
+    staging.PART_SIZE, staging.LOCK_WAIT = PART, 5.0
     try:
         with tempfile.TemporaryDirectory(prefix="launcher-faults-", dir=directory) as root:
             yield Place(Path(root))
     finally:
-        staging.PART_SIZE = part
+        staging.PART_SIZE, staging.LOCK_WAIT = before
 
 
 def sample(every: list[Point], count: int | None) -> list[Point]:

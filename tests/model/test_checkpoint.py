@@ -209,7 +209,7 @@ def test_a_checkpoint_for_rehearsals_serves_nothing_else(model: Path) -> None:
     put(model, "config.json", {REHEARSAL_KEY: True, "torch_dtype": "bfloat16"})
     verdict = examine(model, precision="bf16")
     assert verdict.rehearsal
-    assert require(verdict, rehearsal=True) == verdict
+    assert require(verdict, accept_stand_in=True) == verdict
     with pytest.raises(ModelError, match="rehearsals"):
         require(verdict)
 

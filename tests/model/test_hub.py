@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher.core.errors import ModelError
+from launcher.core.stop import Stop
 from launcher.model.destination import staging_directories
 from launcher.model.hub import ATTEMPTS, HubSource
 from launcher.model.manifest import Manifest
@@ -33,8 +34,9 @@ class Naps:
     def __init__(self) -> None:
         self.taken: list[float] = []
 
-    def __call__(self, seconds: float) -> None:
+    def __call__(self, seconds: float) -> bool:
         self.taken.append(seconds)
+        return False
 
 
 def test_a_repository_at_a_commit(server: Hub, tmp_path: Path) -> None:
@@ -64,7 +66,7 @@ def test_large_files_come_by_ranges(server: Hub, tmp_path: Path, monkeypatch: py
 def test_429_is_waited_for_as_long_as_it_says(server: Hub, tmp_path: Path) -> None:
     naps = Naps()
     server.answers = [(429, {"Retry-After": "7"})]
-    source = HubSource(REPOSITORY, SHA, sleep=naps)
+    source = HubSource(REPOSITORY, SHA, stop=Stop(naps))
     server.answers = [
         (429, {"Retry-After": formatdate(usegmt=True)}),
         (429, {"RateLimit": '"resolvers";r=0;t=55'}),
@@ -82,17 +84,17 @@ def test_a_hub_that_stays_busy_is_given_up(server: Hub) -> None:
     server.answers = [(503, {})] * 100
     naps = Naps()
     with pytest.raises(ModelError, match=f"gave up after {ATTEMPTS} requests: HTTP 503"):
-        HubSource(REPOSITORY, SHA, sleep=naps)
+        HubSource(REPOSITORY, SHA, stop=Stop(naps))
     assert len(naps.taken) == ATTEMPTS - 1
     server.answers = [(429, {"Retry-After": "86400"})]
     with pytest.raises(ModelError, match="asks for 86400 s"):
-        HubSource(REPOSITORY, SHA, sleep=naps)
+        HubSource(REPOSITORY, SHA, stop=Stop(naps))
 
 
 def test_cut_connections_go_on_where_they_ended(server: Hub, tmp_path: Path) -> None:
     server.cut = 3
     naps = Naps()
-    stage(HubSource(REPOSITORY, SHA, sleep=naps), tmp_path / "M", workers=1)
+    stage(HubSource(REPOSITORY, SHA, stop=Stop(naps)), tmp_path / "M", workers=1)
     assert content(tmp_path / "M") == content(server.directory)
     assert len(naps.taken) == 3
     assert any(said and not said.startswith("bytes=0-") for _, said in server.requests)

@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from launcher.core.process import Completed, run
 from launcher.model.manifest import Manifest
-from launcher.model.node_job import DIRECTORY, reap
-from launcher.model.nodes import Allocation, NodeVerdict, stage_on_nodes, this_node
+from launcher.model.node_job import DIRECTORY, reap, stage_on_nodes
+from launcher.model.nodes import Allocation, NodeTask, NodeVerdict, this_node
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.poller import Pace
 from tests.conftest import SlurmCluster
@@ -57,16 +56,13 @@ class Place:
     def of(self, node: str) -> Path:
         return self.root / node / "nvme" / "M"
 
-    def stage(self, where: Allocation | None = None, **options: Any) -> list[NodeVerdict]:
+    def stage(self, where: Allocation | None = None) -> list[NodeVerdict]:
         return stage_on_nodes(
-            str(self.root / "archive" / "M"),
-            self.template,
+            NodeTask(str(self.root / "archive" / "M"), self.template),
             where or Allocation(nodes=self.listed),
-            timeout=120,
             state=self.root / "state",
             scheduler=SlurmCommands,
             say=self.said.append,
-            **options,
         )
 
     def left(self) -> list[str]:
@@ -89,7 +85,7 @@ def place(cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slurm
-def test_every_node_gets_its_own_copy(place: Place, tmp_path: Path) -> None:
+def test_every_node_gets_its_own_copy(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes, source = place.nodes, tmp_path / "archive" / "M"
     (tmp_path / nodes[1] / "nvme").write_text("a file in the place of the directory")
     first = place.stage()
@@ -107,7 +103,9 @@ def test_every_node_gets_its_own_copy(place: Place, tmp_path: Path) -> None:
     ).stdout.strip().partition(";")[0]  # fmt: skip
     try:
         run(["sh", "-c", f'until [ -n "$(squeue -h -j {job} -t RUNNING)" ]; do sleep 0.1; done'], timeout=60)
-        again = place.stage(Allocation(), environ={"SLURM_JOB_ID": job})
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        again = place.stage(Allocation())
+        monkeypatch.delenv("SLURM_JOB_ID")
         assert [(v.node, v.how) for v in again] == [(nodes[0], "there"), (nodes[1], "staged"), (nodes[2], "there")]
         some = place.stage(Allocation(job=job, exclude=(nodes[0],)))
         assert [(v.node, v.ok, v.copied) for v in some] == [(nodes[1], True, 0), (nodes[2], True, 0)]
@@ -279,7 +277,7 @@ class Fake:
 
 def test_a_node_that_says_nothing_has_failed() -> None:
     fake = Fake()
-    found = stage_on_nodes("/archive/M", "/nvme/M", Allocation(job="7", nodes="node[02-03,05]"), run=fake)
+    found = stage_on_nodes(NodeTask("/archive/M", "/nvme/M"), Allocation(job="7", nodes="node[02-03,05]"), run=fake)
     assert found[:2] == [NodeVerdict("node02", True, "staged"), NodeVerdict("node03", True, "staged")]
     assert not found[2].ok
     assert "node05: task 2: Killed" in (found[2].error or "")

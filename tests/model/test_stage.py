@@ -17,6 +17,7 @@ import xxhash
 
 from launcher.core.errors import Cancelled, ModelError
 from launcher.core.lease import Lock
+from launcher.core.stop import Stop
 from launcher.model import copy as copying
 from launcher.model.checkpoint import examine
 from launcher.model.destination import lock_path, staging_directories
@@ -198,7 +199,7 @@ def test_a_stopped_copy_goes_on_by_parts(source: Path, destination: Path, monkey
     total = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
     stop = StopAfter(total // 2)
     with pytest.raises(Cancelled):
-        stage(DirectorySource(source), destination, workers=1, progress=stop, should_stop=stop)
+        stage(DirectorySource(source), destination, workers=1, progress=stop, stop=Stop(stop))
     (half,) = staging_directories(destination)
     assert examine(half, precision="bf16").problems[0].startswith("half staged")
     with pytest.raises(ModelError, match="not whole: half staged"):
@@ -218,7 +219,7 @@ def test_parts_of_a_file_that_changed_since_are_copied_again(
 ) -> None:
     small_parts(monkeypatch)
     stop = StopAfter(10**9)
-    monkeypatch.setattr("launcher.model.stage._Staging._publish", _cut_off)
+    monkeypatch.setattr("launcher.model.stage._Staging.publish", _cut_off)
     with pytest.raises(Cancelled):
         stage(DirectorySource(source), destination, progress=stop)
     dead(*staging_directories(destination))
@@ -249,7 +250,7 @@ class StopAfter:
         if self.left <= 0:
             time.sleep(0.002)
 
-    def __call__(self) -> bool:
+    def __call__(self, seconds: float) -> bool:
         return self.left <= 0
 
 
@@ -327,14 +328,17 @@ def test_a_staging_of_another_host_is_dead_when_its_lock_can_be_had(destination:
     assert list(destination.parent.iterdir()) == []
 
 
-def test_waiting_for_another_staging_can_be_stopped(source: Path, destination: Path) -> None:
+def test_waiting_for_another_staging_can_be_stopped(
+    source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     destination.parent.mkdir()
     said: list[str] = []
     with Lock(lock_path(destination), what="staging for ever", wait=0), pytest.raises(Cancelled):
-        stage(DirectorySource(source), destination, say=said.append, should_stop=lambda: bool(said))
+        stage(DirectorySource(source), destination, say=said.append, stop=Stop(lambda seconds: bool(said)))
     assert "staging for ever" in said[0]
+    monkeypatch.setattr("launcher.model.stage.LOCK_WAIT", 0)
     with Lock(lock_path(destination), what="staging for ever", wait=0), pytest.raises(ModelError, match="still being"):
-        stage(DirectorySource(source), destination, lock_wait=0)
+        stage(DirectorySource(source), destination)
 
 
 def test_sixteen_at_once_copy_once(source: Path, destination: Path) -> None:
@@ -342,7 +346,7 @@ def test_sixteen_at_once_copy_once(source: Path, destination: Path) -> None:
 
     def one() -> None:
         try:
-            found.append(stage(DirectorySource(source), destination, sleep=lambda seconds: time.sleep(0.01)))
+            found.append(stage(DirectorySource(source), destination, stop=Stop.never(lambda seconds: time.sleep(0.01))))
         except ModelError as error:
             errors.append(error)
 
@@ -361,16 +365,16 @@ def test_a_lost_race_keeps_the_winner(source: Path, destination: Path, monkeypat
     monkeypatch.setattr("launcher.model.stage.Lock", _NoLock)
     from launcher.model.stage import _Staging
 
-    publish = _Staging._publish
+    publish = _Staging.publish
 
     def late(self: _Staging, say: object) -> str:
-        monkeypatch.setattr(_Staging, "_publish", publish)
+        monkeypatch.setattr(_Staging, "publish", publish)
         stage(DirectorySource(source), destination)
         winner.append(destination.stat().st_ino)
         return publish(self, lambda text: None)
 
     winner: list[int] = []
-    monkeypatch.setattr(_Staging, "_publish", late)
+    monkeypatch.setattr(_Staging, "publish", late)
     assert stage(DirectorySource(source), destination).how == "lost"
     assert destination.stat().st_ino == winner[0]
     assert os.listdir(destination.parent) == [destination.name]
@@ -408,7 +412,7 @@ def test_a_publication_that_was_cut_off_is_whole_and_gc_or_the_next_one_cleans_u
 def test_before_its_rename_a_staging_is_no_checkpoint_for_all_its_manifest(
     source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launcher.model.stage._Staging._publish", _cut_off)
+    monkeypatch.setattr("launcher.model.stage._Staging.publish", _cut_off)
     with pytest.raises(Cancelled):
         stage(DirectorySource(source), destination)
     (staging,) = staging_directories(destination)

@@ -22,7 +22,7 @@ def test_it_is_whole_and_the_one_asked_for(tmp_path: Path, precision: str) -> No
     verdict = examine(ensure_model(tmp_path / "models" / "tiny", precision), precision=precision)
     assert (verdict.problems, verdict.doubts, verdict.identity, verdict.shards) == ((), (), "match", 2)
     assert verdict.bytes < 10_000
-    assert require(verdict, rehearsal=True).rehearsal
+    assert require(verdict, accept_stand_in=True).rehearsal
     with pytest.raises(ModelError, match="rehearsals"):
         require(verdict)
     assert names(tmp_path / "models") == ["tiny"]
@@ -59,5 +59,5 @@ def test_several_at_once_make_one(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         made = [pool.submit(ensure_model, tmp_path / "tiny", "fp4") for _ in range(8)]
     assert {each.result() for each in made} == {tmp_path / "tiny"}
-    require(examine(tmp_path / "tiny", precision="fp4"), rehearsal=True)
+    require(examine(tmp_path / "tiny", precision="fp4"), accept_stand_in=True)
     assert names(tmp_path) == ["tiny"]
