@@ -18,15 +18,18 @@ from launcher.core.process_identity import host_label
 
 TEMPORARY_SUFFIX = ".part"
 
+NAME_MAX = 255
+"""Bytes of a file's name (of one path component, not of a path) on every file system that the fleets use."""
+
 
 def temporary_name(final: Path) -> Path:
     """A name beside ``final`` that no other process, host or retry uses: hidden, with host, pid and a random part.
 
     The pid alone is not enough: two hosts of a shared file system can have the same one. A name that would be longer
-    than a directory entry may be (255 bytes) is cut in the part that repeats the final name.
+    than `NAME_MAX` is cut in the part that repeats the final name.
     """
     tail = f".{host_label()}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-    stem = final.name.encode()[: 254 - len(tail)].decode(errors="ignore")
+    stem = final.name.encode()[: NAME_MAX - len(f".{tail}")].decode(errors="ignore")
     return final.with_name(f".{stem}{tail}")
 
 
