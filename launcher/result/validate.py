@@ -37,6 +37,13 @@ class FileName:
         found = _FILE_NAME.fullmatch(name)
         return cls(*(None if part is None else int(part) for part in found.groups())) if found else None  # type: ignore[arg-type]
 
+    @property
+    def split(self) -> tuple[int, int] | None:
+        """The GPUs of prefill and of decode, None when aggregated."""
+        if self.prefill_gpus is None or self.decode_gpus is None:
+            return None
+        return self.prefill_gpus, self.decode_gpus
+
 
 @dataclass(frozen=True)
 class Point:

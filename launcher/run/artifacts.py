@@ -9,8 +9,7 @@ from pathlib import Path
 from launcher.core.errors import Cancelled, LauncherError
 from launcher.core.redact import redact
 from launcher.plan.plan import Plan
-from launcher.result.bundle import bundle_logs
-from launcher.result.collect import TARBALL, keep_logs
+from launcher.result.logs import TARBALL, bundle_logs, keep_logs
 from launcher.run import evidence
 from launcher.run.evidence import Failure, Verdict
 from launcher.run.record import RunRecord

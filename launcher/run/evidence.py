@@ -16,7 +16,7 @@ from pathlib import Path
 from launcher.core.errors import Cancelled, LauncherError
 from launcher.core.publish import write_bytes, write_json, write_text
 from launcher.core.redact import redact, redact_bytes
-from launcher.result.bundle import log_files
+from launcher.result.logs import log_files
 from launcher.slurm.client import JobState
 from launcher.slurm.states import LOST, Phase
 

@@ -21,9 +21,9 @@ from launcher.core.publish import write_json
 from launcher.core.redact import redact, redacted
 from launcher.plan.plan import Plan
 from launcher.result.collect import Collected, CollectRequest, collect
+from launcher.result.logs import LOGS
 from launcher.result.summary import summary
 from launcher.result.validate import Point
-from launcher.result.workspace import LOGS
 from launcher.run import stages
 from launcher.run.artifacts import Papers
 from launcher.run.evidence import Verdict

@@ -21,7 +21,7 @@ from launcher.core.publish import write_text
 from launcher.image.store import unmarked
 from launcher.model.checkpoint import examine, require
 from launcher.plan.plan import Plan, PlannedImage
-from launcher.result.collect import EXPORTER_STAMP, PRODUCER_STAMP
+from launcher.result.logs import EXPORTER_STAMP, PRODUCER_STAMP
 from launcher.run.image_import import Importing, have_image
 from launcher.slurm.client import Scheduler
 from launcher.srtctl.checkout import Checkout, Checkouts, CommitPatch, Pin
