@@ -22,7 +22,7 @@ from launcher.core.redact import redact, redacted
 from launcher.plan.plan import Plan
 from launcher.result.collect import Collected, CollectRequest, collect
 from launcher.result.logs import LOGS
-from launcher.result.summary import summary
+from launcher.result.summary import Used, summary
 from launcher.result.validate import Point
 from launcher.run import stages
 from launcher.run.artifacts import Papers
@@ -364,21 +364,20 @@ class Execution:
     def _summary(self, collected: Collected, state: JobState | None) -> dict[str, Any]:
         record, job, error = self.record, self.record.get("job") or {}, self.record.get("error")
         return summary(
-            run_id=record.id,
-            runner=self.plan.runner,
-            benchmark=self.plan.benchmark,
+            self.plan,
+            collected,
             state=state.word if state is not None else record.get("state"),
             job_id=job.get("id"),
-            srt_slurm_sha=record.stage("workspace").get("sha"),
-            images=record.stage("images").get("images", ()),
-            model={k: v for k, v in record.stage("model").items() if k not in ("began", "at", "state")} or None,
-            collected=collected,
+            used=Used(
+                srt_slurm_sha=record.stage("workspace").get("sha"),
+                images=record.stage("images").get("images", ()),
+                model={k: v for k, v in record.stage("model").items() if k not in ("began", "at", "state")} or None,
+            ),
             times={
                 "started": record.get("created"),
                 "submitted": job.get("submitted"),
                 "ended": record.get("ended"),
             },
-            rehearsal=self.plan.tools == "rehearsal",
             problems=[f"{error['layer']}: {error['message']}"] if error and error["layer"] != "results" else [],
         )
 
