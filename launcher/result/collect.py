@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -54,7 +53,7 @@ class CollectRequest:
     osl: int | None = None
     run_eval: bool = False
     agentic_source: Path | None = None
-    published: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    published: Mapping[str, str] = field(default_factory=dict)
     patience: float = 0.0
 
 
@@ -80,7 +79,7 @@ class Collected:
     points: tuple[Point, ...] = ()
     problems: tuple[Problem, ...] = ()
     doubts: tuple[str, ...] = ()
-    published: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    published: Mapping[str, str] = field(default_factory=dict)
 
     def raise_if_bad(self) -> None:
         """Raise ResultError listing every problem, when there is one."""
@@ -108,7 +107,7 @@ class _Found:
         if other != digest:
             raise ResultError(
                 f"two results would both be {target}: {known} and {source}",
-                hint="the job wrote one result twice; correct the recipe",
+                hint="the job wrote one result twice: correct the recipe",
             )
 
 
@@ -196,7 +195,7 @@ def _look_fixed(request: CollectRequest, found: _Found) -> None:
         for target in valid[at]:
             del found.files[target]
         names = " and ".join(sorted(point.path.name for point in valid[at].values()))
-        rejected.setdefault(at, []).append(f"measured twice, {names}: which one counts is not known")
+        rejected.setdefault(at, []).append(f"measured twice, {names}: it is not known which one counts")
     for at in request.concurrencies:
         if at not in found.points and at in rejected:
             found.problems.append(Problem("; ".join(rejected.pop(at)), at, "invalid"))
@@ -207,7 +206,7 @@ def _look_fixed(request: CollectRequest, found: _Found) -> None:
 
 
 def _look_agentic(request: CollectRequest, found: _Found) -> None:
-    """Agentic results; one that was not asked for makes the workflow's count fail, so it is a problem."""
+    """Agentic results. The workflow counts what lies in the workspace, so one that was not asked for is a problem."""
     source = request.agentic_source or request.workspace
     asked = {agentic_result_name(request.result_filename, at): at for at in request.concurrencies}
     for name, concurrency in asked.items():
@@ -232,7 +231,7 @@ def _look_agentic(request: CollectRequest, found: _Found) -> None:
 
 
 def _look_eval(request: CollectRequest, found: _Found) -> None:
-    """Eval files. After a benchmark they are extra, as srt-slurm has it (do_sweep.py): a missing one is a doubt."""
+    """Eval files. After a benchmark they are extra, as in srt-slurm (do_sweep.py), so a missing one is a doubt only."""
     folder = request.logs_dir / "eval_results"
     files = [] if folder.is_symlink() else [entry for entry in log_files(folder) if entry[0].parent == folder]
     bad: list[str] = []
@@ -274,7 +273,7 @@ def _check_target(target: Path, digest: str, ours: str | None) -> None:
     try:
         same = target.is_file() and _sha256(target) in (digest, ours)
     except OSError as error:
-        raise ResultError(f"what is there cannot be read: {error.strerror}", where=str(target)) from None
+        raise ResultError(f"the file of this name cannot be read: {error.strerror}", where=str(target)) from None
     if not same:
         raise ResultError(
             f"a file of another run is in the way: {target.name}",
@@ -289,24 +288,20 @@ def _publish(source: Path, target: Path, digest: str, ours: str | None) -> None:
     Raises ResultError when it changed, when another run's file came in the way, and when it cannot be written.
     """
     _check_target(target, digest, ours)
-    try:
-        if not target.exists():
-            _publish_new(source, target, digest)
-        elif _sha256(target) != digest:
-            with publishing(target) as temporary:
-                _copy(source, temporary, digest)
-    except OSError as error:
-        raise ResultError(f"a result cannot be published: {error.strerror}", where=str(target)) from None
-
-
-def _publish_new(source: Path, target: Path, digest: str) -> None:
     temporary = temporary_name(target)
     try:
-        _copy(source, temporary, digest)
-        if not publish_new(temporary, target):
-            raise ResultError("a file of another run came in the way", where=str(target))
-    finally:
-        temporary.unlink(missing_ok=True)
+        if not target.exists():
+            try:
+                _copy(source, temporary, digest)
+                if not publish_new(temporary, target):
+                    raise ResultError("a file of another run came in the way", where=str(target))
+            finally:
+                temporary.unlink(missing_ok=True)
+        elif _sha256(target) != digest:
+            with publishing(target) as replacement:
+                _copy(source, replacement, digest)
+    except OSError as error:
+        raise ResultError(f"a result cannot be published: {error.strerror}", where=str(target)) from None
 
 
 def _copy(source: Path, temporary: Path, digest: str) -> None:
