@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,26 @@ def publish_new(temporary: Path, final: Path, *, whole: Callable[[Path], bool] =
         temporary.unlink()
     fsync_directory(final.parent)
     return True
+
+
+@contextlib.contextmanager
+def publishing_directory(final: Path, *, whole: Callable[[Path], bool] = os.path.isdir) -> Iterator[Path]:
+    """Give a temporary path where a directory is to be made; publish it under ``final`` when the block ends well.
+
+    When another process has published a ``whole`` one meanwhile, that one stays. Raises OSError when anything else is
+    in the way, and leaves nothing behind when the block fails.
+    """
+    temporary = temporary_name(final)
+    try:
+        yield temporary
+        try:
+            temporary.rename(final)
+        except OSError:
+            if not whole(final):
+                raise
+        fsync_directory(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

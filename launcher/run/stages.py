@@ -6,7 +6,6 @@ A stage is idempotent: done again it finds what is there and does nothing twice.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -101,7 +100,7 @@ def model(plan: Plan, effects: Effects) -> dict[str, Any]:
     path = Path(planned.path)
     rehearsal = plan.tools == "rehearsal"
     if rehearsal:
-        from launcher.rehearsal.model import ensure_model
+        from launcher.rehearsal.tools import ensure_model
 
         ensure_model(path, planned.precision)
     staged = _stage(plan, path, effects) if planned.source else {}
@@ -144,7 +143,7 @@ def workspace(plan: Plan, effects: Effects) -> tuple[Checkout, dict[str, Any]]:
     """The srt-slurm tree of this run, with its overlays; and the compute nodes' copy of the workspace."""
     wanted = plan.srt_slurm
     if plan.tools == "rehearsal":
-        from launcher.rehearsal.checkout import ensure_repository
+        from launcher.rehearsal.tools import ensure_repository
 
         ensure_repository(Path(wanted.repository).parent)
     pin = Pin(wanted.repository, wanted.ref, wanted.sha, tuple(CommitPatch(p.commit, p.path) for p in wanted.patches))
@@ -256,8 +255,6 @@ def stamp_power(plan: Plan, sha: str | None, directory: Path) -> None:
 
 def rehearsal_tools(state: Path, scheduler_kind: str, environ: Mapping[str, str]) -> dict[str, str]:
     """What has to be in the environment for the stand-ins to be found in the place of enroot and srtctl."""
-    from launcher.rehearsal.tools import tools_directory
+    from launcher.rehearsal.tools import environment
 
-    path = f"{tools_directory(state / 'rehearsal/bin')}{os.pathsep}{environ.get('PATH', os.defpath)}"
-    jobs = {"LAUNCHER_LOCAL_JOBS": str(state / "jobs")} if scheduler_kind == "local" else {}
-    return {"PATH": path, **jobs}
+    return environment(state, scheduler_kind, environ)
