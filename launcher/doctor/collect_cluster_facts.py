@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from launcher.core.errors import ImageError
+from launcher.core.slurm_notation import node_names
 from launcher.doctor import host_probe, queries, required_paths, scheduling
 from launcher.doctor.facts import Cluster, Fact, Host, Locks, Site, Unknown
 from launcher.doctor.queries import Asking
-from launcher.doctor.slurm_notation import node_names
 from launcher.image import probe
 from launcher.runner.file import RunnerFile
 

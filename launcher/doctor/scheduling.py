@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from launcher.core.slurm_notation import node_names, seconds
 from launcher.core.yaml_source import Key, nearest
 from launcher.doctor.comparison import Claims
 from launcher.doctor.facts import Cluster, Fact, Host, Node, Site, Tried, Unknown
-from launcher.doctor.slurm_notation import node_names, seconds
 from launcher.runner.file import RunnerFile
 
 SWITCHES: Mapping[str, tuple[bool, str]] = {
