@@ -1,4 +1,4 @@
-"""Publishing: a reader sees nothing, or the whole thing.
+"""Publishing: a reader sees nothing, or the whole file.
 
 Write under a unique name in the same directory, verify, fsync the file, rename, fsync the directory. This is what makes
 an artifact correct; a lock only saves work (docs/design.md, "Publish").
@@ -61,8 +61,8 @@ def fsync_directory(path: Path) -> None:
 def publishing(final: Path) -> Iterator[Path]:
     """Give a temporary path to write to; publish it under ``final`` when the block ends well, remove it when not.
 
-    Replaces a file that is already there: for records and summaries. Artifacts that running jobs map (squash files,
-    checkpoints) are published with `publish_new`.
+    A file of that name is replaced, which is right for records and summaries. Artifacts that running jobs have mapped
+    (squash files, checkpoints) are published with `publish_new`.
     """
     temporary = temporary_name(final)
     try:
@@ -76,11 +76,11 @@ def publishing(final: Path) -> Iterator[Path]:
 
 
 def publish_new(temporary: Path, final: Path, *, whole: Callable[[Path], bool] = os.path.lexists) -> bool:
-    """Publish ``temporary`` under ``final`` unless something ``whole`` is there already; True when ours is the one.
+    """Publish ``temporary`` under ``final`` unless something ``whole`` has that name; return whether it was published.
 
-    link(2) fails with EEXIST where rename(2) would silently replace. What is there and not whole is replaced by rename,
-    never removed first. The same happens on file systems without hard links, after a look, which can at worst replace a
-    whole artifact by another whole one.
+    link(2) fails with EEXIST where rename(2) would silently replace. Something that is not whole is replaced by rename,
+    never removed first. On file systems without hard links ``whole`` is asked and the file renamed: that can at worst
+    replace a whole artifact by another whole one.
     """
     fsync_file(temporary)
     try:
