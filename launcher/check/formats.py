@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from launcher import __version__
 from launcher.check.registry import RULES
 from launcher.check.report import Reported, Roots
+from launcher.core.finding import Severity
 
 SARIF = "2.1.0"
 _SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-_KINDS = {"error": "error", "warning": "warning", "note": "notice"}
+_KINDS: dict[Severity, Literal["error", "warning", "notice"]] = {
+    "error": "error",
+    "warning": "warning",
+    "note": "notice",
+}
 
 
 def text(found: Iterable[Reported]) -> Iterator[str]:
@@ -27,14 +32,11 @@ def as_json(found: Sequence[Reported]) -> str:
 
 def github(found: Iterable[Reported], roots: Roots) -> Iterator[str]:
     """Workflow commands. GitHub shows ten of a kind in a step's summary, and all in its log."""
-    from launcher.core.github import escape_data, escape_property
+    from launcher.core.github import Annotation
 
     for one in found:
-        said = {"file": roots.short(one.file), "line": one.line, "title": one.rule}
-        if one.line is None:
-            del said["file"]
-        properties = ",".join(f"{key}={escape_property(str(v))}" for key, v in said.items() if v is not None)
-        yield f"::{_KINDS[one.severity]} {properties}::{escape_data(one.message)}"
+        file = None if one.line is None else roots.short(one.file)
+        yield Annotation(one.message, file, one.line, one.rule).command(_KINDS[one.severity])
 
 
 def sarif(found: Sequence[Reported], roots: Roots) -> str:

@@ -9,14 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import result_filename
+from launcher.benchmark.result_names import agentic_result_name, fixed_result_name
 from launcher.check.engine import Found, Rule, rule
 from launcher.check.inputs import Everything, Row
 from launcher.core.errors import ConfigError
+from launcher.core.publish import NAME_MAX
 from launcher.srtctl.planned import SrtctlJob
 from launcher.srtctl.resolved import SrtctlResolved
-
-NAME_MAX = 255
-"""Bytes of a directory entry's name on every file system that the fleets use."""
 
 _AGGREGATE, _AUDIT = "agg_", "power_validation_"
 """What the workflow's process_result.py puts before the name of a result of fixed lengths."""
@@ -32,13 +31,13 @@ def name_too_long(s: SrtctlResolved) -> Iterator[Found]:
 
 
 def _result_names(b: Benchmark, stem: str) -> Iterator[str]:
-    gpus = [r.workers * r.gpus_per_worker if r else 0 for r in (b.prefill, b.decode)]
+    prefill, decode = (r.workers * r.gpus_per_worker if r else 0 for r in (b.prefill, b.decode))
+    split = (prefill, decode) if b.disagg else None
     for concurrency in b.concurrencies or (0,):
         if b.agentic:
-            yield f"{stem}_conc{concurrency}.json"
+            yield agentic_result_name(stem, concurrency)
         else:
-            tail = f"_gpus_{sum(gpus)}" + (f"_ctx_{gpus[0]}_gen_{gpus[1]}" if b.disagg else "")
-            yield f"{stem}_sa-bench_isl_{b.isl}_osl_{b.osl}_conc{concurrency}{tail}.json"
+            yield fixed_result_name(stem, f"sa-bench_isl_{b.isl}_osl_{b.osl}", concurrency, prefill + decode, split)
 
 
 def _bytes(name: str) -> int:

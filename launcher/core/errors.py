@@ -1,17 +1,17 @@
 """The errors of the launcher, one tree; each layer has its exit code.
 
-LauncherError                1    something that no layer claims
+LauncherError                1    an error that belongs to no layer
 ├── ConfigError              2    a runner, matrix or recipe file, a flag, an environment variable
-├── ImageError               3    a container image that cannot be had, or is not whole
-├── ModelError               4    a checkpoint that is missing, incomplete, or another one
+├── ImageError               3    a container image that cannot be imported, or is not whole
+├── ModelError               4    a checkpoint that is missing, incomplete, or not the declared one
 ├── SubmissionError          5    srt-slurm checkout, srtctl, sbatch
 │   ├── SubmissionUnknown    5    whether a job exists could not be learnt
 │   └── JobsExist            5    jobs exist that are not what was asked for
-├── JobError                 6    the job ended, and not well
+├── JobError                 6    the job failed, or its state is unknown
 ├── ResultError              7    results missing, partial, or not believable
 └── Cancelled                130  by a signal (143 for SIGTERM)
 
-A message says what was wrong; ``where`` names the place (``file:line``, node, job id); ``hint`` says what to do next.
+A message says what is wrong; ``where`` names the place (``file:line``, node, job id); ``hint`` says what to do next.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ class LauncherError(Exception):
 
 
 class ConfigError(LauncherError):
-    """A file, flag or variable that cannot mean what it says."""
+    """A file, flag or variable has a value that is not possible."""
 
     exit_code = 2
     layer = "configuration"
 
 
 class ImageError(LauncherError):
-    """An image could not be imported, or what lies there is not a whole squash file."""
+    """An image could not be imported, or its squash file is not whole."""
 
     exit_code = 3
     layer = "image"
 
 
 class ModelError(LauncherError):
-    """A checkpoint is missing, incomplete, or not the one that was declared."""
+    """A checkpoint is missing, incomplete, or not the declared one."""
 
     exit_code = 4
     layer = "model"

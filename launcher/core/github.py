@@ -1,8 +1,7 @@
-"""What a GitHub Actions runner reads of us: outputs, the step summary, annotations, groups, masks; and its signals.
+"""What a GitHub Actions runner reads: outputs, the step summary, annotations, groups and masks.
 
-Limits are GitHub's: a step summary above 1 MiB is dropped whole, so it is cut here; ten annotations of a kind are shown
-per step, so the rest goes into one. Outside of Actions everything is a no-op, except that log lines still reach the
-stream.
+GitHub drops a step summary above 1 MiB, so it is cut here. It shows ten annotations of a kind for a step, so all others
+go into the tenth. Outside of Actions nothing is written, except that log lines still reach the stream.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Literal, TextIO
 
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.redact import redact, secret_values
@@ -44,13 +43,16 @@ def escape_property(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Annotation:
+class Annotation:
+    """A message that GitHub shows beside a line of a file, or for the whole run."""
+
     message: str
     file: str | None = None
     line: int | None = None
     title: str | None = None
 
-    def command(self, kind: str) -> str:
+    def command(self, kind: Literal["error", "warning", "notice"]) -> str:
+        """The workflow command that makes the runner show it."""
         given = {"file": self.file, "line": None if self.line is None else str(self.line), "title": self.title}
         properties = ",".join(f"{key}={escape_property(value)}" for key, value in given.items() if value is not None)
         return f"::{kind}{' ' if properties else ''}{properties}::{escape_data(self.message)}"
@@ -75,7 +77,7 @@ class GitHub:
         summary: Path | None = None,
         hide: Callable[[str], str] = str,
     ) -> None:
-        """``hide`` takes secrets out of annotations and the summary: the runner masks only what it was told of."""
+        """``hide`` takes secrets out of annotations and the summary: the runner masks only values that it was told."""
         self.active = active
         self._stream = stream
         self._output = output
@@ -84,11 +86,11 @@ class GitHub:
         self._lock = threading.RLock()
         self._stopped: str | None = None
         self._written: dict[str, int] = {}
-        self._held: dict[str, list[_Annotation]] = {}
+        self._held: dict[Literal["error", "warning"], list[Annotation]] = {}
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], stream: TextIO) -> GitHub:
-        """The step that this process is, or a no-op when GITHUB_ACTIONS is not ``true``.
+        """The step that this process runs in; one that does nothing when GITHUB_ACTIONS is not ``true``.
 
         The single-node workflow sets GITHUB_STEP_SUMMARY to the empty string; then there is no summary.
         """
@@ -132,7 +134,7 @@ class GitHub:
             ) from None
 
     def summary(self, markdown: str) -> None:
-        """Append to the step summary; what would pass 1 MiB is cut at a line, and the cut is said in its place.
+        """Append to the step summary. It is cut at a line where it would pass 1 MiB, and a note says so there.
 
         A summary that cannot be written is a warning: it must not fail a run whose results are good.
         """
@@ -149,19 +151,13 @@ class GitHub:
         self, message: str, *, file: str | None = None, line: int | None = None, title: str | None = None
     ) -> None:
         """Annotate the run with an error."""
-        self._annotate("error", _Annotation(message, file, line, title))
+        self._annotate("error", Annotation(message, file, line, title))
 
     def warning(
         self, message: str, *, file: str | None = None, line: int | None = None, title: str | None = None
     ) -> None:
         """Annotate the run with a warning."""
-        self._annotate("warning", _Annotation(message, file, line, title))
-
-    def notice(
-        self, message: str, *, file: str | None = None, line: int | None = None, title: str | None = None
-    ) -> None:
-        """Annotate the run with a notice."""
-        self._annotate("notice", _Annotation(message, file, line, title))
+        self._annotate("warning", Annotation(message, file, line, title))
 
     def mask(self, value: str) -> None:
         """Have the runner replace ``value`` by ``***`` in everything the job prints from now on, line by line."""
@@ -170,13 +166,13 @@ class GitHub:
                 self._command(f"::add-mask::{escape_data(part.strip())}")
 
     def mask_secrets(self, environ: Mapping[str, str]) -> None:
-        """Mask what `launcher.core.redact` takes for a secret."""
+        """Mask the secrets that `launcher.core.redact` finds in an environment."""
         for value in secret_values(environ):
             self.mask(value)
 
     @contextlib.contextmanager
     def group(self, title: str) -> Iterator[None]:
-        """Fold what is printed within the block under ``title``."""
+        """Fold everything that is printed within the block under ``title``."""
         self._command(f"::group::{escape_data(title)}")
         try:
             yield
@@ -185,10 +181,10 @@ class GitHub:
 
     @contextlib.contextmanager
     def job_log(self) -> Iterator[Callable[[str], None]]:
-        """Give a writer for lines of a job's log, which the runner shows and never obeys.
+        """Give a function that writes lines of a job's log, which the runner shows and never obeys.
 
-        Without this a line of a benchmark's log could set outputs or hide text. Commands of our own that are written
-        meanwhile (annotations, masks) still take effect. The runner listens again however the block ends.
+        Without this a line of a benchmark's log could set outputs or hide text. Our own commands (annotations, masks)
+        still take effect within the block. After the block the runner obeys commands again, also when it fails.
         """
         token = f"launcher-{secrets.token_hex(16)}"
         with self._lock:
@@ -202,16 +198,16 @@ class GitHub:
                 self._command(f"::{token}::")
 
     def flush(self) -> None:
-        """Write the annotations that were held back: a single one as it is, several as one with all their texts."""
+        """Write the annotations that were held back: one alone as it is, several together as one."""
         with self._lock:
             for kind, held in self._held.items():
                 if len(held) == 1:
                     self._command(held[0].command(kind))
                 else:
-                    self._command(_Annotation("\n".join(map(str, held)), title=f"{len(held)} more").command(kind))
+                    self._command(Annotation("\n".join(map(str, held)), title=f"{len(held)} more").command(kind))
             self._held.clear()
 
-    def _annotate(self, kind: str, annotation: _Annotation) -> None:
+    def _annotate(self, kind: Literal["error", "warning"], annotation: Annotation) -> None:
         annotation = replace(annotation, message=self._hide(annotation.message))
         with self._lock:
             if self._written.get(kind, 0) < ANNOTATIONS_SHOWN - 1:
@@ -248,7 +244,7 @@ def _append(path: Path, content: bytes) -> None:
 
 
 def _fit(text: bytes, room: int) -> bytes:
-    """``text``, or as many of its lines as leave space in ``room`` bytes for a note on what was cut."""
+    """``text``, or as many of its lines as fit into ``room`` bytes together with a note on what was cut."""
     if len(text) <= room:
         return text
     note = "\n*Cut here: GitHub shows no summary above 1 MiB; {} bytes are left out.*\n"

@@ -1,8 +1,9 @@
-"""Running other programs: an argv list, a time-out, and the whole answer. Nothing here goes through a shell."""
+"""Running other programs: an argv list, a time-out, and the whole answer. No shell is involved."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -18,11 +19,10 @@ from launcher.core.errors import Cancelled
 NOT_FOUND = 127
 """Return code when the program is not on PATH, as a shell gives it."""
 
-_LOOK = 0.2
-"""Seconds between two looks at whether to stop."""
-
 NOT_EXECUTABLE = 126
-"""Return code when the program is there and may not be run."""
+"""Return code when the program exists and may not be executed."""
+
+_STOP_CHECK_INTERVAL = 0.2
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Completed:
         return self.returncode is None
 
     def tail(self, lines: int = 5) -> str:
-        """The last lines of what it said, stderr first: what a person wants to see of a failure."""
+        """The last lines of stderr, or of stdout when stderr is empty: what a person wants to see of a failure."""
         said = (self.stderr.strip() or self.stdout.strip()).splitlines()
         return "\n".join(said[-lines:])
 
@@ -54,7 +54,7 @@ class Completed:
 
 
 class CommandRunner(Protocol):
-    """Runs a program to its end. Tests pass one that fails on purpose; everything else passes `run`."""
+    """Runs a program to its end: `run`, or in tests one that fails on purpose."""
 
     def __call__(
         self,
@@ -79,13 +79,12 @@ def run(
 ) -> Completed:
     """Run ``argv`` in its own session; after ``timeout`` seconds end the whole process group (TERM, then KILL).
 
-    When ``should_stop`` answers true meanwhile, the group is ended and Cancelled raised. ``pass_fds`` stay open in the
-    program: a lock on one of them is held as long as it lives, whatever becomes of us.
-
-    Its own session, because `enroot import` killed by its top pid alone leaves mksquashfs writing as an orphan
-    (seen with enroot 4.1.2), and because Ctrl-C in a terminal must reach the launcher, which decides what to stop.
-    A program that is not there gives return code 127, never an exception.
+    When ``should_stop`` answers true meanwhile, end the group and raise Cancelled. ``pass_fds`` stay open in the
+    program: a lock on one of them is held for as long as the program lives, even if this process is killed.
+    A program that does not exist gives return code 127, never an exception.
     """
+    # Its own session, because `enroot import` killed by its top pid alone leaves mksquashfs writing as an orphan (seen
+    # with enroot 4.1.2), and because Ctrl-C in a terminal must reach the launcher, which decides what to stop.
     began = time.monotonic()
     words = tuple(os.fspath(a) for a in argv)
     try:
@@ -121,7 +120,7 @@ def run(
 
 @contextlib.contextmanager
 def _standard_input(text: str | None) -> Iterator[IO[bytes] | int]:
-    """A file with the text, not a pipe: `communicate` forgets to go on writing when it is called a second time."""
+    """A file with the text, not a pipe: a second communicate() after a time-out does not continue writing."""
     if text is None:
         yield subprocess.DEVNULL
         return
@@ -134,10 +133,10 @@ def _standard_input(text: str | None) -> Iterator[IO[bytes] | int]:
 def _communicate(
     child: subprocess.Popen[str], deadline: float, should_stop: Callable[[], bool] | None
 ) -> tuple[str, str]:
-    """Wait for the child, looking at ``should_stop`` now and then. Raises TimeoutExpired at the deadline, Cancelled."""
+    """Wait for the child, asking ``should_stop`` now and then. Raises TimeoutExpired at the deadline, or Cancelled."""
     while should_stop is not None and not should_stop():
         try:
-            return child.communicate(timeout=min(_LOOK, max(0.0, deadline - time.monotonic())))
+            return child.communicate(timeout=min(_STOP_CHECK_INTERVAL, max(0.0, deadline - time.monotonic())))
         except subprocess.TimeoutExpired:
             if time.monotonic() >= deadline:
                 raise
@@ -148,22 +147,11 @@ def _communicate(
 
 def stoppable(should_stop: Callable[[], bool]) -> CommandRunner:
     """A `run` that ends its program and raises Cancelled as soon as ``should_stop`` answers true."""
-
-    def runner(
-        argv: Sequence[str],
-        *,
-        timeout: float,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        input: str | None = None,
-    ) -> Completed:
-        return run(argv, timeout=timeout, cwd=cwd, env=env, input=input, should_stop=should_stop)
-
-    return runner
+    return functools.partial(run, should_stop=should_stop)
 
 
 def _end_group(child: subprocess.Popen[str], grace: float = 2.0) -> tuple[str, str]:
-    """End the child's process group and take what it still had to say."""
+    """End the child's process group and return the rest of its stdout and stderr."""
     for sig in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, sig)
@@ -175,10 +163,10 @@ def _end_group(child: subprocess.Popen[str], grace: float = 2.0) -> tuple[str, s
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what would leak into a submission.
+    """The environment without the variables that would change a submission.
 
-    ``SBATCH_*`` and ``SLURM_*`` beat what the script says (sbatch(1), INPUT ENVIRONMENT VARIABLES); an inherited
-    ``VIRTUAL_ENV`` breaks `uv run` on compute nodes. ``SLURM_CONF`` stays: it says which cluster is meant.
+    ``SBATCH_*`` and ``SLURM_*`` override the directives of a script (sbatch(1), INPUT ENVIRONMENT VARIABLES); an
+    inherited ``VIRTUAL_ENV`` breaks `uv run` on compute nodes. ``SLURM_CONF`` stays: it says which cluster is meant.
     """
     kept = {k: v for k, v in environ.items() if not k.startswith(("SBATCH_", "SLURM_")) and k != "VIRTUAL_ENV"}
     if "SLURM_CONF" in environ:

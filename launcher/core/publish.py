@@ -1,4 +1,4 @@
-"""Publishing: a reader sees nothing, or the whole thing.
+"""Publishing: a reader sees nothing, or the whole file.
 
 Write under a unique name in the same directory, verify, fsync the file, rename, fsync the directory. This is what makes
 an artifact correct; a lock only saves work (docs/design.md, "Publish").
@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,18 @@ from launcher.core.process_identity import host_label
 
 TEMPORARY_SUFFIX = ".part"
 
+NAME_MAX = 255
+"""Bytes of a file's name (of one path component, not of a path) on every file system that the fleets use."""
+
 
 def temporary_name(final: Path) -> Path:
     """A name beside ``final`` that no other process, host or retry uses: hidden, with host, pid and a random part.
 
     The pid alone is not enough: two hosts of a shared file system can have the same one. A name that would be longer
-    than a directory entry may be (255 bytes) is cut in the part that repeats the final name.
+    than `NAME_MAX` is cut in the part that repeats the final name.
     """
     tail = f".{host_label()}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-    stem = final.name.encode()[: 254 - len(tail)].decode(errors="ignore")
+    stem = final.name.encode()[: NAME_MAX - len(f".{tail}")].decode(errors="ignore")
     return final.with_name(f".{stem}{tail}")
 
 
@@ -57,8 +61,8 @@ def fsync_directory(path: Path) -> None:
 def publishing(final: Path) -> Iterator[Path]:
     """Give a temporary path to write to; publish it under ``final`` when the block ends well, remove it when not.
 
-    Replaces a file that is already there: for records and summaries. Artifacts that running jobs map (squash files,
-    checkpoints) are published with `publish_new`.
+    A file of that name is replaced, which is right for records and summaries. Artifacts that running jobs have mapped
+    (squash files, checkpoints) are published with `publish_new`.
     """
     temporary = temporary_name(final)
     try:
@@ -72,11 +76,11 @@ def publishing(final: Path) -> Iterator[Path]:
 
 
 def publish_new(temporary: Path, final: Path, *, whole: Callable[[Path], bool] = os.path.lexists) -> bool:
-    """Publish ``temporary`` under ``final`` unless something ``whole`` is there already; True when ours is the one.
+    """Publish ``temporary`` under ``final`` unless something ``whole`` has that name; return whether it was published.
 
-    link(2) fails with EEXIST where rename(2) would silently replace. What is there and not whole is replaced by rename,
-    never removed first. The same happens on file systems without hard links, after a look, which can at worst replace a
-    whole artifact by another whole one.
+    link(2) fails with EEXIST where rename(2) would silently replace. Something that is not whole is replaced by rename,
+    never removed first. On file systems without hard links ``whole`` is asked and the file renamed: that can at worst
+    replace a whole artifact by another whole one.
     """
     fsync_file(temporary)
     try:
@@ -90,6 +94,26 @@ def publish_new(temporary: Path, final: Path, *, whole: Callable[[Path], bool] =
         temporary.unlink()
     fsync_directory(final.parent)
     return True
+
+
+@contextlib.contextmanager
+def publishing_directory(final: Path, *, whole: Callable[[Path], bool] = os.path.isdir) -> Iterator[Path]:
+    """Give a temporary path where a directory is to be made; publish it under ``final`` when the block ends well.
+
+    When another process has published a ``whole`` one meanwhile, that one stays. Raises OSError when anything else is
+    in the way, and leaves nothing behind when the block fails.
+    """
+    temporary = temporary_name(final)
+    try:
+        yield temporary
+        try:
+            temporary.rename(final)
+        except OSError:
+            if not whole(final):
+                raise
+        fsync_directory(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

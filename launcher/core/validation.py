@@ -1,4 +1,4 @@
-"""Validation at the boundary: msgspec's complaints about a file, turned into ours with a line and the nearest key."""
+"""Errors of msgspec about a file, turned into ConfigErrors that name the line and the nearest valid key."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _NO_DAY, _DAY = "Invalid RFC3339 encoded date", "a date as 2026-01-31"
 def schema_error(
     document: Document, error: msgspec.ValidationError, root: type, *, under: Sequence[Key] = ()
 ) -> ConfigError:
-    """Turn msgspec's complaint about ``document`` into one that names file, line and the nearest valid key.
+    """Turn msgspec's error about ``document`` into one that names file, line and the nearest valid key.
 
-    ``root`` is the type that the value below the keys ``under`` was converted to.
+    ``root`` is the type to which the value below the keys ``under`` was to be converted.
     """
     text = str(error)
     at = _AT.search(text)
@@ -56,7 +56,7 @@ def _path_keys(path: str) -> list[Key]:
 
 
 def _value_at(data: Any, keys: Sequence[Key]) -> Any:
-    """The value below a path, or None where msgspec does not tell the path in full (``[...]``)."""
+    """The value below a path, or None where msgspec does not give the path in full (``[...]``)."""
     for key in keys:
         if not (isinstance(data, list) and isinstance(key, int)) and not (isinstance(data, dict) and key in data):
             return None
@@ -65,7 +65,7 @@ def _value_at(data: Any, keys: Sequence[Key]) -> Any:
 
 
 def _types_at(root: type, keys: Sequence[Key]) -> list[Any]:
-    """What the schema allows at a path: one type, or those of a union."""
+    """The types that the schema allows at a path: one, or those of a union."""
     info: Any = msgspec.inspect.type_info(root)
     for key in keys:
         kinds = [_bare(kind) for kind in _choices(info)]
@@ -90,19 +90,19 @@ def _below(info: Any, key: Key) -> Any:
 
 
 def _fields_at(root: type, keys: Sequence[Key]) -> list[str]:
-    """The keys that the schema knows at a path, as the file spells them."""
+    """The keys that the schema has at a path, as the file spells them."""
     structs = (kind for kind in _types_at(root, keys) if isinstance(kind, msgspec.inspect.StructType))
     return [f.encode_name for struct in structs for f in struct.fields]
 
 
 def _words_at(root: type, keys: Sequence[Key]) -> list[str]:
-    """The words of which one must stand at a path."""
+    """The words that the schema allows at a path."""
     literals = (kind for kind in map(_bare, _types_at(root, keys)) if isinstance(kind, msgspec.inspect.LiteralType))
     return [str(word) for literal in literals for word in literal.values]
 
 
 def _wanted_at(root: type, keys: Sequence[Key]) -> str | None:
-    """What a value at a path must be, as its `msgspec.Meta` describes it."""
+    """The description, from `msgspec.Meta`, of what a value at a path must be."""
     said = (
         kind.extra_json_schema or {} for kind in _types_at(root, keys) if isinstance(kind, msgspec.inspect.Metadata)
     )

@@ -1,8 +1,7 @@
-"""YAML files as input: read fast, and when something is wrong in one, say where.
+"""YAML files as input, read fast, with the line of each key and item, so that an error or a finding can name it.
 
-libyaml parses ten times faster than PyYAML, but what PyYAML then makes of it in Python costs more than the parsing. So
-values are built here, with nothing but the line of each key and item beside them, which is what an error or a finding
-wants to name.
+libyaml parses ten times faster than PyYAML, but the Python code by which PyYAML then builds values costs more than the
+parsing. So values are built here, and only the lines are kept beside them.
 """
 
 from __future__ import annotations
@@ -28,25 +27,25 @@ _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
 class _Composer(_Loader):  # type: ignore[misc]
-    """The safe loader's nodes, and its own rules for what a word means, but each word looked up once."""
+    """The safe loader's nodes, and its rules for the type of a plain word, but each word is looked up once."""
 
     def resolve(self, kind: type[yaml.Node], value: str, implicit: tuple[bool, bool]) -> str:
         if kind is yaml.ScalarNode:
-            return _meant(value) if implicit[0] else _TEXT  # what is quoted is text
+            return _tag_of_word(value) if implicit[0] else _TEXT  # a quoted word is text
         return _MAPPING if kind is yaml.MappingNode else _SEQUENCE
 
     def descend_resolver(self, parent: yaml.Node | None, index: object) -> None:
-        """Nothing: it is for rules that depend on a node's path, of which there are none."""
+        """Does nothing: it serves rules that depend on a node's path, and there are none."""
 
     def ascend_resolver(self) -> None:
-        """Nothing, as above."""
+        """Does nothing, as above."""
 
 
 _RULES: Any = yaml.resolver.Resolver()
 
 
 @lru_cache(maxsize=2**16)
-def _meant(value: str) -> str:
+def _tag_of_word(value: str) -> str:
     tag: str = _RULES.resolve(yaml.ScalarNode, value, (True, False))
     return tag
 
@@ -57,10 +56,10 @@ def _scalar(tag: str, value: str) -> Any:
 
 
 class _Built:
-    """A node as plain values: what SafeConstructor makes of it, in half its time.
+    """A node as plain values: the same as SafeConstructor builds, in half the time.
 
-    ``repeated`` are the keys that stand twice in one mapping, the last of which counts, with their lines. ``lines`` has
-    the lines (from 0) of each mapping's keys and each sequence's items, in their order, by the identity of the value.
+    ``repeated`` are the keys that a mapping has twice (the last one counts), with their lines. ``lines`` has the lines
+    (from 0) of each mapping's keys and each sequence's items, in order, by the identity of the value.
     """
 
     def __init__(self, root: yaml.Node | None) -> None:
@@ -79,7 +78,7 @@ class _Built:
                 raise yaml.constructor.ConstructorError(None, None, error.problem, node.start_mark) from None
         if id(node) in self._shared:
             if self._shared[id(node)] is _Built:
-                raise _wrong("a node that holds itself", node)
+                raise _wrong("a node that contains itself", node)
             return self._shared[id(node)]
         self._shared[id(node)] = _Built
         if node.tag == _MAPPING and isinstance(node, yaml.MappingNode):
@@ -105,7 +104,7 @@ class _Built:
         if len(values) == len(node.value):
             self.lines[id(values)] = [key.start_mark.line for key, _ in node.value]
         else:
-            # Keys that stand twice, or again in what is merged: where the one that counts stands.
+            # A key is here twice, or once more in a merged mapping: the line is that of the one that counts.
             lines = {self._of(key): key.start_mark.line for key, _ in node.value}
             self.lines[id(values)] = [lines[key] for key in values]
             seen: set[str] = set()
@@ -123,9 +122,9 @@ def _wrong(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
 class Document:
     """A YAML document and where it came from.
 
-    ``data`` is what the file says, as plain dicts, lists and scalars. ``where(path)`` gives ``file:line`` for a path of
-    keys into it, or the nearest enclosing place when the path leads nowhere (as for a missing key). ``repeated`` are
-    the keys that are given twice in one mapping, with their lines; a strict document has none.
+    ``data`` is the content as plain dicts, lists and scalars. ``where(path)`` gives ``file:line`` for a path of keys
+    into it, or of the nearest enclosing value when the path leads nowhere (as for a missing key). ``repeated`` are the
+    keys that a mapping has twice, with their lines; a strict document has none.
     """
 
     def __init__(self, path: Path | str, text: str, *, strict: bool = True) -> None:
@@ -146,7 +145,7 @@ class Document:
     def read(cls, path: Path, *, strict: bool = True) -> Document:
         """Read a file. Raises ConfigError when it cannot be read or is not YAML.
 
-        ``strict=False`` lets a key stand twice, the last one winning: as srtctl reads recipes of others.
+        ``strict=False`` allows a key twice in a mapping, and the last one counts: srtctl reads recipes like that.
         """
         try:
             text = path.read_text(encoding="utf-8")
@@ -156,16 +155,16 @@ class Document:
         return cls(path, text, strict=strict)
 
     def mapping(self) -> dict[str, Any]:
-        """The document, which must be a mapping. Raises ConfigError when it is not."""
+        """The document as a mapping. Raises ConfigError when it is something else."""
         if not isinstance(self.data, dict):
-            kind = "empty" if self.data is None else f"a {type(self.data).__name__}"
-            raise ConfigError(f"a mapping is expected here, and the document is {kind}", where=f"{self.path}:1")
+            kind = "an empty document" if self.data is None else f"a {type(self.data).__name__}"
+            raise ConfigError(f"expected a mapping, found {kind}", where=f"{self.path}:1")
         return self.data
 
     def where(self, keys: Sequence[Key] = ()) -> str:
-        """``file:line`` (lines from 1) of the value under ``keys``, as near as the document allows.
+        """``file:line`` (lines from 1) of the value under ``keys``, or of the nearest value around it.
 
-        ``data`` must be as it was read.
+        Lines are found by the identity of values, so ``data`` must not have been changed.
         """
         value, line = self.data, 0
         for key in keys:
@@ -189,7 +188,7 @@ class Place:
 
 
 def _position(value: Any, key: Key) -> tuple[int, Any] | None:
-    """What stands under a key, and as the how-manieth; a key of another type is meant by its text."""
+    """The position and the value of a key or index; keys of a mapping are compared as text."""
     if isinstance(value, dict):
         word = str(key)
         return next(((i, held) for i, (name, held) in enumerate(value.items()) if str(name) == word), None)

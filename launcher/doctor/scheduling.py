@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from launcher.core.slurm_notation import node_names
+from launcher.core.slurm_notation import limit_seconds, node_names
 from launcher.core.yaml_source import nearest
 from launcher.doctor.facts import (
     Agree,

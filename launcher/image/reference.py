@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from launcher.core.errors import ConfigError
+from launcher.core.publish import NAME_MAX
 
 HUB = "docker.io"
 _HUB_NAMES = frozenset({HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
@@ -20,7 +21,6 @@ _HUB_HOST = "registry-1.docker.io"
 NameRule = Literal["underscore", "plus", "plus-nv"]
 """How a cluster names its squash files; see `squash_name`."""
 
-_LONGEST_NAME = 255
 _LONGEST_TAG = 128
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _STRAY = re.compile(r"[^A-Za-z0-9._:/@#-]")
@@ -94,9 +94,9 @@ def squash_name(text: str, rule: NameRule, *, where: str | None = None) -> str:
     if rule == "plus-nv":
         text = re.sub(r"^nvcr\.io[/#]", "", text)
     name = re.sub(r"[/:@#]", "_" if rule == "underscore" else "+", text) + ".sqsh"
-    if len(name.encode()) > _LONGEST_NAME:
+    if len(name.encode()) > NAME_MAX:
         raise ConfigError(
-            f"the squash file of {_shown(text)} would have a name of {len(name)} bytes; {_LONGEST_NAME} are possible",
+            f"the squash file of {_shown(text)} would have a name of {len(name)} bytes; {NAME_MAX} are possible",
             where=where,
             hint="refer to the image by a shorter tag, or by digest without the tag",
         )

@@ -1,18 +1,17 @@
-"""A tiny git repository that stands in for srt-slurm: everywhere the same, so that a runner file can pin its commit.
+"""A stand-in for the srt-slurm repository: a tiny git repository, the same on every machine, so that it can be pinned.
 
-It has what the launcher and the rehearsal's srtctl look for: the keys of srtslurm.yaml, ``configs/``, and a ``setup``
-script that makes what `make setup` would download. Its one commit has fixed authors and dates, hence a fixed sha.
+It has what the launcher and the stand-in for srtctl look for: the keys of srtslurm.yaml, ``configs/``, and a ``setup``
+script that makes what `make setup` would download. Its one commit has a fixed author and date, hence a fixed sha.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 from launcher.core.errors import SubmissionError
 from launcher.core.process import CommandRunner, run
-from launcher.core.publish import fsync_directory, temporary_name
+from launcher.core.publish import publishing_directory
 from launcher.rehearsal.contract import CLUSTER, Kind
 
 REF = "rehearsal-v1"
@@ -55,33 +54,21 @@ def files() -> dict[str, str]:
     }
 
 
-def repository_path(directory: Path) -> Path:
-    """Where `ensure_repository` puts it: another version of the launcher gets another repository."""
-    return directory / f"srt-slurm-{SHA[:12]}"
-
-
 def ensure_repository(directory: Path, *, runner: CommandRunner = run) -> Path:
-    """The repository below ``directory``, made if it is not there; returns its path, which git can clone.
+    """Have the repository below ``directory``, and return its path, which git can clone.
 
-    Published whole by a rename, so that several processes may ask at once. Raises SubmissionError when git fails.
+    The path names the commit, so another version of the launcher gets another repository. Several processes may ask at
+    once. Raises SubmissionError when git fails.
     """
-    repository = repository_path(directory)
+    repository = directory / f"srt-slurm-{SHA[:12]}"
     if repository.is_dir():
         return repository
-    temporary = temporary_name(repository)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _make(temporary, runner)
-        try:
-            temporary.rename(repository)
-        except OSError:
-            if not repository.is_dir():  # else somebody was first, and theirs is the same
-                raise
-        fsync_directory(directory)
+        with publishing_directory(repository) as temporary:
+            _make(temporary, runner)
     except OSError as error:
         raise SubmissionError(f"the rehearsal's repository cannot be made: {error}", where=str(repository)) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return repository
 
 

@@ -190,22 +190,15 @@ class _Sweep:
     def _result(self, concurrency: int, agentic: bool, last: bool) -> None:
         seed = self.facts.name or ""
         if agentic:
-            document = results.agentic_result(self.topology, concurrency=concurrency, model=self.model, seed=seed)
+            document = results.agentic_result(self.topology, concurrency, model=self.model, seed=seed)
             directory = Path(self.environ.get("INFMAX_WORKSPACE") or self.logs / "agentic")
             path = directory / f"{self.environ.get('RESULT_FILENAME', 'result')}_conc{concurrency}.json"
             (self.logs / f"agentic/conc_{concurrency}").mkdir(parents=True, exist_ok=True)
         else:
             isl, osl = self.facts.isl or 1024, self.facts.osl or 1024
             mult = (self.document.get("benchmark") or {}).get("num_prompts_mult")
-            document = results.benchmark_result(
-                self.topology,
-                concurrency=concurrency,
-                isl=isl,
-                osl=osl,
-                model=self.model,
-                prompts_each=mult if isinstance(mult, int) else 10,
-                seed=seed,
-            )
+            load = results.Load(concurrency, isl, osl, prompts_each=mult if isinstance(mult, int) else 10)
+            document = results.benchmark_result(self.topology, load, model=self.model, seed=seed)
             path = self.logs / f"sa-bench_isl_{isl}_osl_{osl}" / self._result_name(concurrency)
         if "zero-tokens" in self.faults:
             document |= {"total_output_tokens": 0, "output_throughput": 0.0}

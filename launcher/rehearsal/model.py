@@ -1,16 +1,15 @@
-"""A checkpoint for rehearsals: whole by every check, a few kilobytes, and marked as nothing to measure."""
+"""A stand-in for a checkpoint: whole by every check, a few kilobytes, and marked as nothing to measure."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from launcher.core.errors import ModelError
-from launcher.core.publish import fsync_directory, fsync_file, temporary_name
-from launcher.model.checkpoint import REHEARSAL_KEY, Verdict, examine
+from launcher.core.publish import fsync_directory, fsync_file, publishing_directory
+from launcher.model.checkpoint import REHEARSAL_KEY, examine
 
 _VOCABULARY = ("[UNK]", "[BOS]", "[EOS]", *(f"word{number}" for number in range(61)))
 
@@ -31,36 +30,32 @@ _DECLARED: Mapping[str, tuple[dict[str, Any], tuple[str, int]]] = {
 
 
 def ensure_model(directory: Path, precision: str) -> Path:
-    """Have a tiny whole checkpoint of ``precision`` (``bf16 fp8 fp4 int4``) at ``directory``, and return it.
+    """Have a tiny whole checkpoint of ``precision`` (``bf16 fp8 fp4 int4``) at ``directory``, and return the directory.
 
-    It is made beside and published by rename; one that is there already is used. Its config.json says that it is for
-    rehearsals, and `launcher.model.checkpoint.require` refuses it elsewhere. Raises ModelError for another precision,
-    and when something else lies at ``directory``: that is never touched.
+    One that is there already is used. Its config.json says that it is for rehearsals, and
+    `launcher.model.checkpoint.require` refuses it in other runs. Raises ModelError for another precision, and when
+    something else is at ``directory``, which is never touched.
     """
     if precision not in _DECLARED:
         raise ModelError(f"no rehearsal checkpoint of precision {precision!r}: there are {', '.join(_DECLARED)}")
-    if _usable(examine(directory, precision=precision)):
+
+    def usable(path: Path) -> bool:
+        verdict = examine(path, precision=precision)
+        return verdict.whole and verdict.identity == "match" and verdict.rehearsal
+
+    if usable(directory):
         return directory
-    temporary = temporary_name(directory)
     try:
-        temporary.mkdir(parents=True)
-        _write(temporary, precision)
-        temporary.rename(directory)
-        fsync_directory(directory.parent)
+        with publishing_directory(directory, whole=usable) as temporary:
+            temporary.mkdir(parents=True)
+            _write(temporary, precision)
     except OSError as error:
-        if not _usable(examine(directory, precision=precision)):
-            raise ModelError(
-                f"a rehearsal checkpoint cannot be put here: {error.strerror}",
-                where=str(directory),
-                hint="name a directory that is not there yet",
-            ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise ModelError(
+            f"a rehearsal checkpoint cannot be put here: {error.strerror}",
+            where=str(directory),
+            hint="name a directory that does not exist yet",
+        ) from None
     return directory
-
-
-def _usable(verdict: Verdict) -> bool:
-    return verdict.whole and verdict.identity == "match" and verdict.rehearsal
 
 
 def _write(directory: Path, precision: str) -> None:

@@ -1,4 +1,4 @@
-"""The documents that a rehearsed job leaves: the keys of the real ones, the numbers of `queueing`, and a mark.
+"""The result files that a rehearsed job leaves: the keys of real ones, numbers of `queueing`, and a mark.
 
 Every document says ``"rehearsal": true`` and which model its numbers come from.
 """
@@ -9,6 +9,7 @@ import random
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from launcher.rehearsal.queueing import NAME, Topology, solve
@@ -24,27 +25,41 @@ LISTED = 64
 _SAMPLE = 200
 
 
-def benchmark_result(
-    topology: Topology, *, concurrency: int, isl: int, osl: int, model: str, prompts_each: int = 10, seed: str = ""
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Load:
+    """What one measurement sends: ``concurrency`` requests in flight, ``prompts_each`` times as many in all, with up to
+    ``isl`` input and ``osl`` output tokens each."""
+
+    concurrency: int
+    isl: int
+    osl: int
+    prompts_each: int = 10
+
+    @property
+    def requests(self) -> int:
+        return self.concurrency * self.prompts_each
+
+
+def benchmark_result(topology: Topology, load: Load, *, model: str, seed: str = "") -> dict[str, Any]:
     """One ``results_concurrency_N…json`` of sa-bench (every key of a recorded one, c88ef731).
 
     The numbers depend on nothing but the arguments; times of single requests scatter around the model's means, drawn
     from ``seed``, and keep them.
     """
-    draw = random.Random(f"{seed}/{isl}/{osl}/{concurrency}")
     share = (1 + SHORTEST) / 2
-    means = solve(topology, users=concurrency, input_tokens=max(1.0, isl * share), output_tokens=max(1.0, osl * share))
-    completed = concurrency * prompts_each
-    size = min(completed, _SAMPLE)
-    ttfts = _around(means.ttft, size, 0.15, draw)
-    tpots = _around(means.tpot, size, 0.03, draw)
-    outputs = [draw.randint(max(1, round(osl * SHORTEST)), osl) for _ in range(size)]
+    means = solve(
+        topology,
+        users=load.concurrency,
+        input_tokens=max(1.0, load.isl * share),
+        output_tokens=max(1.0, load.osl * share),
+    )
+    draw = random.Random(f"{seed}/{load.isl}/{load.osl}/{load.concurrency}")
+    size = min(load.requests, _SAMPLE)
+    ttfts, tpots = _around(means.ttft, size, 0.15, draw), _around(means.tpot, size, 0.03, draw)
+    outputs, inputs = _lengths(load.osl, size, draw), _lengths(load.isl, size, draw)
     e2els = [first + each * (length - 1) for first, each, length in zip(ttfts, tpots, outputs, strict=True)]
-    inputs = [draw.randint(max(1, round(isl * SHORTEST)), isl) for _ in range(size)]
-    total_input = round(completed * statistics.fmean(inputs))
-    total_output = round(completed * statistics.fmean(outputs))
-    duration = completed / means.throughput
+    total_input, total_output = (round(load.requests * statistics.fmean(lengths)) for lengths in (inputs, outputs))
+    duration = load.requests / means.throughput
     listed = min(size, LISTED)
     return {
         "date": time.strftime("%Y%m%d-%H%M%S"),
@@ -52,12 +67,12 @@ def benchmark_result(
         "model_id": model,
         "tokenizer_id": "/model",
         "best_of": 1,
-        "num_prompts": completed,
+        "num_prompts": load.requests,
         "request_rate": "inf",
         "burstiness": 1.0,
-        "max_concurrency": concurrency,
+        "max_concurrency": load.concurrency,
         "duration": duration,
-        "completed": completed,
+        "completed": load.requests,
         "total_input_tokens": total_input,
         "total_output_tokens": total_output,
         "request_throughput": means.throughput,
@@ -86,6 +101,10 @@ def _around(mean: float, size: int, sigma: float, draw: random.Random) -> list[f
     return [value * scale for value in values]
 
 
+def _lengths(longest: int, size: int, draw: random.Random) -> list[int]:
+    return [draw.randint(max(1, round(longest * SHORTEST)), longest) for _ in range(size)]
+
+
 def _spread(name: str, seconds: Sequence[float]) -> dict[str, float]:
     ordered = sorted(seconds)
     return {
@@ -96,9 +115,9 @@ def _spread(name: str, seconds: Sequence[float]) -> dict[str, float]:
     }
 
 
-def agentic_result(topology: Topology, *, concurrency: int, model: str, seed: str = "") -> dict[str, Any]:
+def agentic_result(topology: Topology, concurrency: int, *, model: str, seed: str = "") -> dict[str, Any]:
     """One ``<RESULT_FILENAME>_conc<N>.json`` of an agentic benchmark: what consumers read of it; times in seconds."""
-    plain = benchmark_result(topology, concurrency=concurrency, isl=8192, osl=512, model=model, seed=seed)
+    plain = benchmark_result(topology, Load(concurrency, isl=8192, osl=512), model=model, seed=seed)
     prefill, decode = topology.prefill_workers * topology.prefill_gpus, topology.decode_workers * topology.decode_gpus
     prefill, decode = (decode, 0) if topology.aggregated else (prefill, decode)
     total, output = plain["total_token_throughput"], plain["output_throughput"]

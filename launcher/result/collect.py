@@ -1,33 +1,34 @@
 """Collecting: a job's results into the directory where the workflow looks, under the names that the workflow uses.
 
-Nothing is taken from another job or run, nothing of anyone else's is overwritten, and nothing invalid is published: the
-next step of the workflow takes a file that exists for a result. Everything is looked at before anything is written.
+The next step of the workflow takes every file that exists for a result. So nothing is taken from another job or run,
+no file of another run is overwritten, and no invalid result is published. Everything is checked before anything is
+written.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import glob
+import hashlib
 import math
 import os
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 import msgspec
 
+from launcher.benchmark.result_names import agentic_result_name, fixed_result_name
 from launcher.core.errors import ResultError
-from launcher.result.bundle import Bundle, bundle_logs, log_files
+from launcher.core.publish import NAME_MAX, publish_new, publishing, temporary_name
+from launcher.core.retry import until
+from launcher.result.logs import LOGS, TARBALL, log_files
 from launcher.result.validate import FileName, Invalid, Point, read_agentic_result, read_result
-from launcher.result.workspace import LOGS, NAME_MAX, check_target, digest_of, publish_file, replace_logs
 
-TARBALL = "multinode_server_logs.tar.gz"
-EXPORTER_STAMP, PRODUCER_STAMP = STAMPS = ("exporter-image.sha256", "power-producer-sha.txt")
-"""Left in the workspace by the power lane; they travel with the logs, for the audit of power measurements."""
-
-_INTERVAL = 5.0
+_RETRY_INTERVAL = 5.0
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class CollectRequest:
     """What to collect.
 
     ``logs_dir`` is ``outputs/<job id>/logs`` of our job, ``workspace`` the directory where the workflow looks.
-    ``started`` is when the run began (Unix seconds): older files are of another run. ``agentic_source`` is where the
+    ``started`` is when the run began (Unix seconds): older files belong to another run. ``agentic_source`` is where the
     job writes ``<result_filename>_conc<N>.json``, the workspace itself when None. ``published`` is what an earlier
-    collection of this run published, name to sha256, from its record. ``patience`` is for how many seconds to wait for
+    collection of this run published, name to sha256, from its record. ``patience`` says how many seconds to wait for
     results that are missing or invalid: NFS can show a file, or its end, up to a minute late.
     """
 
@@ -52,13 +53,13 @@ class CollectRequest:
     osl: int | None = None
     run_eval: bool = False
     agentic_source: Path | None = None
-    published: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    published: Mapping[str, str] = field(default_factory=dict)
     patience: float = 0.0
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A result that was asked for and is not there, or is there and not believable."""
+    """A result that was asked for, and is missing or not believable."""
 
     text: str
     concurrency: int | None = None
@@ -70,12 +71,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Collected:
-    """What was collected. ``published`` (name in the workspace to sha256) belongs into the run's record."""
+    """What was collected. ``published`` (name in the workspace to sha256) belongs into the run's record.
+
+    ``problems`` make the run fail; ``doubts`` are for a person to look at.
+    """
 
     points: tuple[Point, ...] = ()
     problems: tuple[Problem, ...] = ()
     doubts: tuple[str, ...] = ()
-    published: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    published: Mapping[str, str] = field(default_factory=dict)
 
     def raise_if_bad(self) -> None:
         """Raise ResultError listing every problem, when there is one."""
@@ -83,13 +87,13 @@ class Collected:
             listed = "\n".join(f"  {problem}" for problem in self.problems)
             raise ResultError(
                 f"{len(self.problems)} of the results asked for are missing or invalid:\n{listed}",
-                hint=f"look into {TARBALL}, or {LOGS}/, of the workspace",
+                hint=f"see the job's logs in {TARBALL}, or in {LOGS}/, of the workspace",
             )
 
 
 @dataclass
 class _Found:
-    """What lies there; ``files`` are to be published: target name to source and sha256."""
+    """What one look found; ``files`` are to be published: name in the workspace to source and sha256."""
 
     points: dict[int, Point] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -97,63 +101,46 @@ class _Found:
     files: dict[str, tuple[Path, str]] = field(default_factory=dict)
 
     def add(self, target: str, source: Path) -> None:
-        """Take a file. Raises ResultError when another content has that name already."""
-        digest = digest_of(source)
+        """Take a file. Raises ResultError when a file of other content has that name already."""
+        digest = _sha256(source)
         known, other = self.files.setdefault(target, (source, digest))
         if other != digest:
             raise ResultError(
                 f"two results would both be {target}: {known} and {source}",
-                hint="the job wrote one result twice; correct the recipe",
+                hint="the job wrote one result twice: correct the recipe",
             )
 
 
 def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sleep) -> Collected:
-    """Collect the results and the eval files. The logs are kept by `keep_logs`, once it is known how the run ended.
+    """Collect the results and the eval files; `launcher.result.logs.keep_logs` keeps the logs.
 
-    Missing and invalid results are told in ``problems``. Raises ResultError, with nothing written, when the request
+    Missing and invalid results are reported in ``problems``. Raises ResultError, with nothing written, when the request
     cannot be met as it is: a logs directory of another job, a name longer than 255 bytes, two results of one name, a
     file of another run in the way; and when a result cannot be written.
     """
-    from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attempt, wait_fixed
-
-    def last(state: RetryCallState) -> _Found:
-        assert state.outcome is not None
-        found: _Found = state.outcome.result()
-        return found
+    from tenacity import stop_after_attempt, wait_fixed
 
     _check(request)
-    look = Retrying(
-        stop=stop_after_attempt(1 + math.ceil(request.patience / _INTERVAL)),
-        wait=wait_fixed(_INTERVAL),
-        retry=retry_if_result(lambda found: bool(found.problems)),
-        retry_error_callback=last,
+    found = until(
+        lambda found: not found.problems,
+        lambda: _look(request),
+        stop=stop_after_attempt(1 + math.ceil(request.patience / _RETRY_INTERVAL)),
+        wait=wait_fixed(_RETRY_INTERVAL),
         sleep=sleep,
     )
-    found = look(_look, request)
     doubts = [*found.doubts, *(f"concurrency {at}: {doubt}" for at, p in found.points.items() for doubt in p.doubts)]
     for name, (_, digest) in found.files.items():
-        check_target(request.workspace / name, digest, request.published.get(name))
+        _check_target(request.workspace / name, digest, request.published.get(name))
         if request.mode == "fixed" and len(os.fsencode(f"agg_{name}")) > NAME_MAX:
             doubts.append(f"agg_{name} is longer than {NAME_MAX} bytes: process_result.py cannot write it")
     for name, (source, digest) in found.files.items():
-        publish_file(source, request.workspace / name, digest, request.published.get(name))
+        _publish(source, request.workspace / name, digest, request.published.get(name))
     return Collected(
         points=tuple(found.points[at] for at in sorted(found.points)),
         problems=tuple(found.problems),
         doubts=tuple(doubts),
         published={**request.published, **{name: digest for name, (_, digest) in found.files.items()}},
     )
-
-
-def result_name(result_filename: str, directory: str, name: FileName) -> str:
-    """The workflow's name for a result of sa-bench: it reads the GPU counts out of it again."""
-    split = "" if name.prefill_gpus is None else f"_ctx_{name.prefill_gpus}_gen_{name.decode_gpus}"
-    return f"{result_filename}_{directory}_conc{name.concurrency}_gpus_{name.gpus}{split}.json"
-
-
-def agentic_name(result_filename: str, concurrency: int) -> str:
-    """The workflow's name for an agentic result."""
-    return f"{result_filename}_conc{concurrency}.json"
 
 
 def _check(request: CollectRequest) -> None:
@@ -198,7 +185,7 @@ def _look_fixed(request: CollectRequest, found: _Found) -> None:
             elif isinstance(point, Invalid):
                 rejected.setdefault(at, []).append(f"{shown}: {point.reason}")
             else:
-                target = result_name(request.result_filename, folder.name, name)
+                target = fixed_result_name(request.result_filename, folder.name, at, name.gpus, name.split)
                 found.add(target, path)
                 valid.setdefault(at, {}).setdefault(target, point)
     for at in sorted(valid):
@@ -208,7 +195,7 @@ def _look_fixed(request: CollectRequest, found: _Found) -> None:
         for target in valid[at]:
             del found.files[target]
         names = " and ".join(sorted(point.path.name for point in valid[at].values()))
-        rejected.setdefault(at, []).append(f"measured twice, {names}: which one counts is not known")
+        rejected.setdefault(at, []).append(f"measured twice, {names}: it is not known which one counts")
     for at in request.concurrencies:
         if at not in found.points and at in rejected:
             found.problems.append(Problem("; ".join(rejected.pop(at)), at, "invalid"))
@@ -219,9 +206,9 @@ def _look_fixed(request: CollectRequest, found: _Found) -> None:
 
 
 def _look_agentic(request: CollectRequest, found: _Found) -> None:
-    """Agentic results; one that was not asked for makes the workflow's count fail, so it is a problem."""
+    """Agentic results. The workflow counts what lies in the workspace, so one that was not asked for is a problem."""
     source = request.agentic_source or request.workspace
-    asked = {agentic_name(request.result_filename, concurrency): concurrency for concurrency in request.concurrencies}
+    asked = {agentic_result_name(request.result_filename, at): at for at in request.concurrencies}
     for name, concurrency in asked.items():
         path = source / name
         if not path.exists():
@@ -236,7 +223,7 @@ def _look_agentic(request: CollectRequest, found: _Found) -> None:
             found.points[concurrency] = point
             found.add(name, path)
     counted = [path.name for path in request.workspace.iterdir()]
-    pattern = _literally(request.result_filename) + "_conc*.json"
+    pattern = glob.escape(request.result_filename) + "_conc*.json"
     for name in sorted(set(fnmatch.filter(counted, pattern)) - asked.keys()):
         found.problems.append(
             Problem(f"{name} is in the workspace, was not asked for, and the workflow would count it")
@@ -244,7 +231,7 @@ def _look_agentic(request: CollectRequest, found: _Found) -> None:
 
 
 def _look_eval(request: CollectRequest, found: _Found) -> None:
-    """Eval files. After a benchmark they are extra, as srt-slurm has it (do_sweep.py): a missing one is a doubt."""
+    """Eval files. After a benchmark they are extra, as in srt-slurm (do_sweep.py), so a missing one is a doubt only."""
     folder = request.logs_dir / "eval_results"
     files = [] if folder.is_symlink() else [entry for entry in log_files(folder) if entry[0].parent == folder]
     bad: list[str] = []
@@ -264,11 +251,6 @@ def _look_eval(request: CollectRequest, found: _Found) -> None:
         found.doubts += bad
 
 
-def _literally(text: str) -> str:
-    """``text`` as a glob that matches itself only."""
-    return "".join(f"[{char}]" if char in "*?[" else char for char in text)
-
-
 def _is_json(path: Path) -> bool:
     try:
         msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
@@ -277,28 +259,60 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def keep_logs(
-    logs_dir: Path,
-    workspace: Path,
-    job_id: str,
-    started: float,
-    *,
-    papers: Sequence[tuple[str, Path]] = (),
-    environ: Mapping[str, str] | None = None,
-) -> tuple[Bundle | None, list[str]]:
-    """A copy of a job's logs (``LOGS/``), and their tarball, in which ``papers`` lie too; and what went wrong there.
-
-    They are evidence: what goes wrong is a doubt, not a failure. Secrets of ``environ`` are in neither.
-    """
-    stamps = [(f"power/{path.name}", path) for path in (workspace / name for name in STAMPS) if path.is_file()]
-    fresh = [(name, path) for name, path in stamps if path.stat().st_mtime >= started]
+def _check_target(target: Path, digest: str, ours: str | None) -> None:
+    """Check that a file of sha256 ``digest`` may be published as ``target``; ``ours`` is the sha256 of what this run
+    published there before. Raises ResultError when the name is too long or another run's file has it."""
+    length = len(os.fsencode(target.name))
+    if length > NAME_MAX:
+        raise ResultError(
+            f"the name of a result is {length} bytes long, and a file name may have {NAME_MAX}: {target.name}",
+            hint="shorten EXP_NAME or the runner's name, of which the workflow makes RESULT_FILENAME",
+        )
+    if not target.is_symlink() and not target.exists():
+        return
     try:
-        bundle = bundle_logs(logs_dir, workspace / TARBALL, extra=[*fresh, *papers], environ=environ)
-        if bundle is None:
-            return None, []
-        doubts = [f"{TARBALL}: {line}" for line in bundle.left_out]
-        if logs_dir.is_dir():
-            doubts += replace_logs(logs_dir, workspace, job_id, fresh, environ or {})
+        same = target.is_file() and _sha256(target) in (digest, ours)
     except OSError as error:
-        return None, [f"the logs could not be kept: {error.strerror}"]
-    return bundle, doubts
+        raise ResultError(f"the file of this name cannot be read: {error.strerror}", where=str(target)) from None
+    if not same:
+        raise ResultError(
+            f"a file of another run is in the way: {target.name}",
+            where=str(target),
+            hint="remove it, or collect into an empty workspace",
+        )
+
+
+def _publish(source: Path, target: Path, digest: str, ours: str | None) -> None:
+    """Publish a copy of ``source``, which must still have the ``digest`` that was checked, as ``target``.
+
+    Raises ResultError when it changed, when another run's file came in the way, and when it cannot be written.
+    """
+    _check_target(target, digest, ours)
+    temporary = temporary_name(target)
+    try:
+        if not target.exists():
+            try:
+                _copy(source, temporary, digest)
+                if not publish_new(temporary, target):
+                    raise ResultError("a file of another run came in the way", where=str(target))
+            finally:
+                temporary.unlink(missing_ok=True)
+        elif _sha256(target) != digest:
+            with publishing(target) as replacement:
+                _copy(source, replacement, digest)
+    except OSError as error:
+        raise ResultError(f"a result cannot be published: {error.strerror}", where=str(target)) from None
+
+
+def _copy(source: Path, temporary: Path, digest: str) -> None:
+    shutil.copyfile(source, temporary)
+    if _sha256(temporary) != digest:
+        raise ResultError("a result changed while it was collected", where=str(source), hint="does the job still run?")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

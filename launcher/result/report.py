@@ -1,6 +1,6 @@
 """Points of many runs as a table: for a terminal, and in Markdown for a step summary.
 
-Both are made from the documents of `launcher.result.summary`. A point that is missing stands there as missing.
+Both are made from the documents of `launcher.result.summary`. A missing point has a row that says so.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Row:
 
 
 def rows(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """One row for each concurrency asked for, in the order given; a run without any has one row for its state.
+    """One row for each concurrency asked for, in the order given; a run that asked for none has one row for its state.
 
-    Latencies are medians. ``state`` is ``ok``, or what is wrong: with the point, else with the job.
+    Latencies are medians. ``state`` is ``ok``, or what is wrong with the point or with the job.
     """
     found = []
     for summary in summaries:
@@ -87,8 +87,8 @@ def markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_table(summaries: Sequence[Mapping[str, Any]], stream: TextIO, environ: Mapping[str, str]) -> None:
-    """Write the table for a terminal, by rich. Plain text, one line a row, where the stream is no terminal; without
-    colours where NO_COLOR is set."""
+    """Write the table with rich: for a terminal in colours (unless NO_COLOR is set), else as plain text, one line a
+    row."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -4,68 +4,82 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from launcher.benchmark.benchmark import Benchmark
+from launcher.plan.plan import Plan
 from launcher.result.collect import Collected
 from launcher.result.validate import Point
 
 SCHEMA_VERSION = 1
 
 
+@dataclass(frozen=True)
+class Used:
+    """What the job really ran with; None or empty where a run ended before that was known.
+
+    ``srt_slurm_sha`` is the checkout's commit. ``images`` are mappings with ``reference``, ``digest``, ``squash`` and
+    ``bytes``. ``model`` is `launcher.model.checkpoint.Verdict.as_dict()`.
+    """
+
+    srt_slurm_sha: str | None = None
+    images: Sequence[Mapping[str, Any]] = ()
+    model: Mapping[str, Any] | None = None
+
+
 def summary(
+    plan: Plan,
+    collected: Collected,
     *,
-    run_id: str,
-    runner: str,
-    benchmark: Benchmark,
     state: str,
-    job_id: str | None = None,
-    srt_slurm_sha: str | None = None,
-    images: Sequence[Mapping[str, Any]] = (),
-    model: Mapping[str, Any] | None = None,
-    collected: Collected | None = None,
-    times: Mapping[str, float | None] | None = None,
-    rehearsal: bool = False,
+    job_id: str | None,
+    used: Used,
+    times: Mapping[str, float | None],
     problems: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The summary of one run, ready for JSON; what is not known is null, never left out.
+    """The summary of the plan's run, ready for JSON; what is not known is null, never left out.
 
-    ``state`` is the job's or the run's last (``COMPLETED``, ``TIMEOUT``, ``CANCELLED``, ``unknown``). ``images`` are
-    mappings with ``reference``, ``digest``, ``squash`` and ``bytes`` of what really ran; ``model`` is
-    `Verdict.as_dict()`; ``times`` are Unix seconds by name (``started``, ``submitted``, ``ended``). Every concurrency
-    that was asked for has an entry in ``points``, with ``state`` ok, missing or invalid. ``problems`` are those
-    outside of the results. A single rehearsed point makes the whole a rehearsal.
+    ``state`` is the last one of the job or of the run (``COMPLETED``, ``TIMEOUT``, ``CANCELLED``, ``unknown``).
+    ``times`` are Unix seconds by name (``started``, ``submitted``, ``ended``). Every concurrency that was asked for has
+    an entry in ``points``, with ``state`` ok, missing or invalid. ``problems`` are those that do not come from the
+    results. A single rehearsed point makes the whole a rehearsal.
     """
-    found = collected or Collected()
     return {
         "schema_version": SCHEMA_VERSION,
-        "rehearsal": rehearsal or any(point.rehearsal for point in found.points),
-        "run_id": run_id,
-        "runner": runner,
+        "rehearsal": plan.tools == "rehearsal" or any(point.rehearsal for point in collected.points),
+        "run_id": plan.run_key,
+        "runner": plan.runner,
         "job": {"id": job_id, "state": state},
-        "benchmark": {
-            "exp_name": benchmark.exp_name,
-            "model": benchmark.model,
-            "model_prefix": benchmark.model_prefix,
-            "precision": benchmark.precision,
-            "framework": benchmark.framework,
-            "scenario": benchmark.scenario,
-            "spec_decoding": benchmark.spec_decoding,
-            "topology": benchmark.topology,
-            "isl": benchmark.isl,
-            "osl": benchmark.osl,
-            "concurrencies": list(benchmark.concurrencies),
-            "recipe": benchmark.config_file,
-            "recipe_fingerprint": benchmark.recipe_fingerprint,
-            "settings": dict(benchmark.settings),
-        },
-        "srt_slurm": {"sha": srt_slurm_sha},
-        "images": [{key: image.get(key) for key in ("reference", "digest", "squash", "bytes")} for image in images],
-        "model": dict(model) if model is not None else None,
-        "points": _points(benchmark, found),
-        "problems": [*problems, *map(str, found.problems)],
-        "doubts": list(found.doubts),
-        "times": dict(times or {}),
+        "benchmark": _benchmark(plan.benchmark),
+        "srt_slurm": {"sha": used.srt_slurm_sha},
+        "images": [
+            {key: image.get(key) for key in ("reference", "digest", "squash", "bytes")} for image in used.images
+        ],
+        "model": None if used.model is None else dict(used.model),
+        "points": _points(plan.benchmark, collected),
+        "problems": [*problems, *map(str, collected.problems)],
+        "doubts": list(collected.doubts),
+        "times": dict(times),
+    }
+
+
+def _benchmark(benchmark: Benchmark) -> dict[str, Any]:
+    return {
+        "exp_name": benchmark.exp_name,
+        "model": benchmark.model,
+        "model_prefix": benchmark.model_prefix,
+        "precision": benchmark.precision,
+        "framework": benchmark.framework,
+        "scenario": benchmark.scenario,
+        "spec_decoding": benchmark.spec_decoding,
+        "topology": benchmark.topology,
+        "isl": benchmark.isl,
+        "osl": benchmark.osl,
+        "concurrencies": list(benchmark.concurrencies),
+        "recipe": benchmark.config_file,
+        "recipe_fingerprint": benchmark.recipe_fingerprint,
+        "settings": dict(benchmark.settings),
     }
 
 

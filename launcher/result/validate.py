@@ -1,6 +1,6 @@
-"""Is this result file believable? Nothing is written here.
+"""Whether a result file can be believed. Nothing is written here.
 
-What a file must hold is what InferenceX needs next: `utils/process_result.py` reads `max_concurrency`, `model_id` and
+A file must hold what InferenceX needs next: `utils/process_result.py` reads `max_concurrency`, `model_id` and
 both throughputs, divides every key ending in ``ms`` by 1000, and 1000 by every key that contains ``tpot``.
 """
 
@@ -37,13 +37,20 @@ class FileName:
         found = _FILE_NAME.fullmatch(name)
         return cls(*(None if part is None else int(part) for part in found.groups())) if found else None  # type: ignore[arg-type]
 
+    @property
+    def split(self) -> tuple[int, int] | None:
+        """The GPUs of prefill and of decode, None when aggregated."""
+        if self.prefill_gpus is None or self.decode_gpus is None:
+            return None
+        return self.prefill_gpus, self.decode_gpus
+
 
 @dataclass(frozen=True)
 class Point:
-    """One measured concurrency. Throughputs are tokens per second, latencies milliseconds; None is «not said».
+    """One measured concurrency: tokens per second and milliseconds; None where the file does not say.
 
     ``throughput_per_gpu`` and ``output_throughput_per_gpu`` are `tput_per_gpu` and `output_tput_per_gpu` as
-    process_result.py computes them. ``doubts`` are things to look at that do not make the point invalid.
+    process_result.py computes them. ``doubts`` are for a person to look at; they do not make the point invalid.
     """
 
     concurrency: int
@@ -79,21 +86,21 @@ class Invalid:
 
 
 class _Unusable(Exception):
-    """Why a document is no result."""
+    """A document cannot be used as a result; the message says why."""
 
 
 def read_result(path: Path, *, expected_concurrency: int, isl: int | None, osl: int | None) -> Point | Invalid:
     """Read one sa-bench result, ``…/sa-bench_isl_I_osl_O/results_concurrency_N_gpus_G[_ctx_C_gen_D].json``.
 
-    ``expected_concurrency`` must be the one of the file name and of the document, ``isl`` and ``osl`` (None: not
-    checked) those of its directory's name. Never raises for what the file holds or for a file that cannot be read.
+    The file name and the document must both say ``expected_concurrency``, and the directory's name must say ``isl`` and
+    ``osl`` (None: not checked). Never raises for what the file holds or for a file that cannot be read.
     """
     try:
         name = FileName.parse(path.name)
         if name is None:
             raise _Unusable("its name is not results_concurrency_N_gpus_G[_ctx_C_gen_D].json")
         if name.concurrency != expected_concurrency:
-            raise _Unusable(f"its name says concurrency {name.concurrency}, expected was {expected_concurrency}")
+            raise _Unusable(f"its name says concurrency {name.concurrency}, expected {expected_concurrency}")
         _check_lengths(path, isl, osl)
         return _fixed_point(path, name, _load(path), osl)
     except _Unusable as unusable:
@@ -103,8 +110,8 @@ def read_result(path: Path, *, expected_concurrency: int, isl: int | None, osl: 
 def read_agentic_result(path: Path, *, expected_concurrency: int) -> Point | Invalid:
     """Read one agentic result, ``<RESULT_FILENAME>_conc<N>.json``, as InferenceX aggregates it from AIPerf's records.
 
-    Valid is what the workflow takes: ``num_requests_successful`` of at least 1. Its seconds become milliseconds here;
-    it has no 99th percentiles.
+    It is valid when the workflow takes it: ``num_requests_successful`` must be at least 1. The file has seconds, the
+    point milliseconds; there are no 99th percentiles. Never raises for what the file holds.
     """
     try:
         named = _AGENTIC_NAME.fullmatch(path.name)
@@ -168,7 +175,7 @@ def _check_lengths(path: Path, isl: int | None, osl: int | None) -> None:
     said = int(found[1]), int(found[2])
     asked = said[0] if isl is None else isl, said[1] if osl is None else osl
     if said != asked:
-        raise _Unusable(f"it was measured with ISL/OSL {said[0]}/{said[1]}, asked was {asked[0]}/{asked[1]}")
+        raise _Unusable(f"it was measured with ISL/OSL {said[0]}/{said[1]}, expected {asked[0]}/{asked[1]}")
 
 
 def _fixed_point(path: Path, name: FileName, document: Mapping[str, msgspec.Raw], osl: int | None) -> Point:

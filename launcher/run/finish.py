@@ -12,8 +12,8 @@ from launcher.core.errors import Cancelled, JobError, LauncherError, ResultError
 from launcher.core.publish import write_json
 from launcher.core.redact import redact
 from launcher.result.collect import Collected
-from launcher.result.summary import summary
-from launcher.result.workspace import LOGS
+from launcher.result.logs import LOGS
+from launcher.result.summary import Used, summary
 from launcher.run import evidence
 from launcher.run.image_usage import unmark
 from launcher.run.record_fields import RecordedError, RecordedJob
@@ -140,17 +140,16 @@ def _summary(run: Run, collected: Collected, state: JobState | None) -> dict[str
     fields = run.record.fields
     job, error = fields.job, fields.error
     return summary(
-        run_id=run.id,
-        runner=run.plan.runner,
-        benchmark=run.plan.benchmark,
+        run.plan,
+        collected,
         state=state.word if state is not None else fields.state,
         job_id=job.id if job is not None else None,
-        srt_slurm_sha=run.record.step("workspace").facts.get("sha"),
-        images=run.record.step("images").facts.get("images", ()),
-        model=dict(run.record.step("model").facts) or None,
-        collected=collected,
+        used=Used(
+            srt_slurm_sha=run.record.step("workspace").facts.get("sha"),
+            images=run.record.step("images").facts.get("images", ()),
+            model=dict(run.record.step("model").facts) or None,
+        ),
         times={"started": fields.created, "submitted": job.submitted if job else None, "ended": fields.ended},
-        rehearsal=run.services.tools.stand_ins,
         problems=[f"{error.layer}: {error.message}"] if error and error.layer != "results" else [],
     )
 

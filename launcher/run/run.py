@@ -14,8 +14,8 @@ from launcher.core.process import CommandRunner, clean_environment, run
 from launcher.core.redact import redact
 from launcher.core.stop import Stop
 from launcher.plan.plan import Plan
+from launcher.result.logs import LOGS
 from launcher.result.validate import Point
-from launcher.result.workspace import LOGS
 from launcher.run.record import RunRecord
 from launcher.run.verdict import Verdict
 from launcher.slurm.client import Scheduler

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from launcher.core.errors import Cancelled, LauncherError
-from launcher.result.bundle import log_files
+from launcher.result.logs import log_files
 from launcher.slurm.client import JobState
 from launcher.slurm.states import LOST, Phase
 

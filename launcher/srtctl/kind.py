@@ -240,7 +240,7 @@ def _stamp_power(run: Run, directory: Path) -> None:
     Names and formats are InferenceX's. Nothing for a run without power telemetry. Raises ResultError.
     """
     from launcher.core.publish import write_text
-    from launcher.result.collect import EXPORTER_STAMP, PRODUCER_STAMP
+    from launcher.result.logs import EXPORTER_STAMP, PRODUCER_STAMP
 
     exporter = next((image for image in run.plan.images if image.role == "telemetry"), None)
     sha = run.record.step("workspace").facts.get("sha")

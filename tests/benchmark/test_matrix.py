@@ -195,8 +195,8 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path, text: str, old: s
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "the document is empty"),
-        ("- a\n- b\n", "the document is a list"),
+        ("", "expected a mapping, found an empty document"),
+        ("- a\n- b\n", "expected a mapping, found a list"),
         ("a: [1\nb: 2\n", "not valid YAML"),
         ("key: text\n", "a mapping is expected here"),
         ("'m-*':\n  image: x\n", "not a plain text"),

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.core.errors import ConfigError, LauncherError
-from launcher.core.github import OUTPUT_LIMIT, SUMMARY_LIMIT, GitHub, escape_data, escape_property
+from launcher.core.github import OUTPUT_LIMIT, SUMMARY_LIMIT, Annotation, GitHub, escape_data, escape_property
 
 
 class Runner:
@@ -148,8 +148,8 @@ def test_an_annotation_is_escaped(runner: Runner) -> None:
 
 def test_an_annotation_without_properties(runner: Runner) -> None:
     runner.github.warning("careful")
-    runner.github.notice("by the way")
-    assert runner.lines == ["::warning::careful", "::notice::by the way"]
+    assert runner.lines == ["::warning::careful"]
+    assert Annotation("by the way").command("notice") == "::notice::by the way"
 
 
 @given(st.text())
@@ -239,7 +239,7 @@ def test_the_runner_listens_again_when_the_log_fails(runner: Runner) -> None:
 def test_threads_do_not_mix_within_a_line(runner: Runner) -> None:
     def talk(word: str) -> None:
         for _ in range(200):
-            runner.github.notice(word)
+            runner.github.warning(word)
             write(word)
 
     with runner.github.job_log() as write:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from launcher.core.publish import publish_new, publishing, temporary_name, write_json, write_text
+from launcher.core.publish import (
+    publish_new,
+    publishing,
+    publishing_directory,
+    temporary_name,
+    write_json,
+    write_text,
+)
 
 
 def test_a_block_that_fails_publishes_nothing_and_leaves_nothing(tmp_path: Path) -> None:
@@ -43,6 +50,28 @@ def test_the_first_to_publish_wins(tmp_path: Path) -> None:
     assert publish_new(theirs, final) is False
     assert final.read_text() == "first"
     assert os.listdir(tmp_path) == ["f"]
+
+
+def test_a_directory_is_published_whole_and_the_first_one_stays(tmp_path: Path) -> None:
+    final = tmp_path / "d"
+    for content in ("first", "second"):
+        with publishing_directory(final) as temporary:
+            temporary.mkdir()
+            (temporary / "f").write_text(content)
+    assert (final / "f").read_text() == "first"
+    with pytest.raises(RuntimeError), publishing_directory(tmp_path / "e") as temporary:
+        temporary.mkdir()
+        raise RuntimeError
+    assert os.listdir(tmp_path) == ["d"]
+
+
+def test_a_directory_is_not_published_over_something_else(tmp_path: Path) -> None:
+    final = tmp_path / "d"
+    final.mkdir()
+    (final / "theirs").touch()
+    with pytest.raises(OSError), publishing_directory(final, whole=lambda path: False) as temporary:
+        temporary.mkdir()
+    assert [p.name for p in tmp_path.rglob("*")] == ["d", "theirs"]
 
 
 def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:

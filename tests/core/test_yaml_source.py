@@ -90,7 +90,7 @@ def test_recipes_of_others_may_repeat_a_key() -> None:
 
 @pytest.mark.parametrize("text", ["", "- 1\n", "word\n"])
 def test_a_document_that_must_be_a_mapping_and_is_none(text: str) -> None:
-    with pytest.raises(ConfigError, match="a mapping is expected"):
+    with pytest.raises(ConfigError, match="expected a mapping"):
         Document("f.yaml", text).mapping()
 
 

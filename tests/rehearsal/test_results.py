@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from launcher.rehearsal.queueing import Topology
-from launcher.rehearsal.results import agentic_result, benchmark_result, eval_documents
+from launcher.rehearsal.results import Load, agentic_result, benchmark_result, eval_documents
 from launcher.result.validate import Point, read_agentic_result, read_result
 from tests.shared import SHARED, needs_shared
 
@@ -18,7 +18,7 @@ SAMPLE = "reference/one-machine/samples/srtctl-disagg-job3/logs/sa-bench_isl_128
 def test_a_result_has_every_key_of_a_real_one_with_the_same_kinds_of_value() -> None:
     assert SHARED is not None
     real = json.loads((SHARED / SAMPLE / "results_concurrency_4_gpus_12_ctx_4_gen_8.json").read_text())
-    made = benchmark_result(TOPOLOGY, concurrency=4, isl=128, osl=128, model="m")
+    made = benchmark_result(TOPOLOGY, Load(4, 128, 128), model="m")
     assert list(made)[: len(real)] == list(real)
     assert {k: type(v) for k, v in made.items() if k in real} == {k: type(v) for k, v in real.items()}
     assert made["rehearsal"] is True and "queueing network" in made["rehearsal_note"]
@@ -27,7 +27,7 @@ def test_a_result_has_every_key_of_a_real_one_with_the_same_kinds_of_value() -> 
 
 def test_results_are_the_same_each_time_and_grow_with_concurrency() -> None:
     def made(concurrency: int, seed: str = "a") -> dict[str, object]:
-        document = benchmark_result(TOPOLOGY, concurrency=concurrency, isl=1024, osl=1024, model="m", seed=seed)
+        document = benchmark_result(TOPOLOGY, Load(concurrency, 1024, 1024), model="m", seed=seed)
         document.pop("date")
         return document
 
@@ -42,7 +42,7 @@ def test_results_are_the_same_each_time_and_grow_with_concurrency() -> None:
 def test_the_launcher_takes_a_result_without_a_doubt(tmp_path: Path, concurrency: int) -> None:
     file = tmp_path / "sa-bench_isl_1024_osl_1024" / f"results_concurrency_{concurrency}_gpus_12_ctx_4_gen_8.json"
     file.parent.mkdir()
-    file.write_text(json.dumps(benchmark_result(TOPOLOGY, concurrency=concurrency, isl=1024, osl=1024, model="m")))
+    file.write_text(json.dumps(benchmark_result(TOPOLOGY, Load(concurrency, 1024, 1024), model="m")))
     point = read_result(file, expected_concurrency=concurrency, isl=1024, osl=1024)
     assert isinstance(point, Point), point
     assert point.rehearsal and point.doubts == ()
@@ -52,7 +52,7 @@ def test_the_launcher_takes_a_result_without_a_doubt(tmp_path: Path, concurrency
 def test_the_launcher_takes_an_agentic_result(tmp_path: Path) -> None:
     for topology, gpus in ((TOPOLOGY, 12), (Topology(1, 8, 1, 8, aggregated=True), 8)):
         file = tmp_path / "x_conc16.json"
-        file.write_text(json.dumps(agentic_result(topology, concurrency=16, model="m")))
+        file.write_text(json.dumps(agentic_result(topology, 16, model="m")))
         point = read_agentic_result(file, expected_concurrency=16)
         assert isinstance(point, Point), point
         assert point.rehearsal and point.gpus == gpus and point.ttft_median_ms

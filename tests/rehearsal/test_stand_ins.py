@@ -16,7 +16,7 @@ from launcher.core.process import clean_environment, run
 from launcher.plan.plan import SrtSlurm
 from launcher.rehearsal import checkout
 from launcher.rehearsal.contract import CLUSTER
-from launcher.rehearsal.tools import tools_directory
+from launcher.rehearsal.tools import environment, tools_directory
 from launcher.result.validate import Point, read_result
 from launcher.slurm.client import JobKey
 from launcher.slurm.local import LocalScheduler
@@ -43,7 +43,7 @@ def test_the_commit_is_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.M
         os.umask(before)
     monkeypatch.delenv("GIT_DIR")
     assert run(["git", "rev-parse", "HEAD"], timeout=9, cwd=repository).stdout.strip() == checkout.SHA
-    assert repository == checkout.repository_path(tmp_path / "a")
+    assert repository == tmp_path / "a" / f"srt-slurm-{checkout.SHA[:12]}"
     stamp = repository.stat().st_mtime_ns
     assert checkout.ensure_repository(tmp_path / "a") == repository and repository.stat().st_mtime_ns == stamp
 
@@ -56,7 +56,7 @@ def test_several_processes_may_make_it_at_once(tmp_path: Path) -> None:
     for maker in makers:
         maker.join(20)
         assert maker.exitcode == 0
-    assert [p.name for p in tmp_path.iterdir()] == [checkout.repository_path(tmp_path).name]
+    assert [p.name for p in tmp_path.iterdir()] == [f"srt-slurm-{checkout.SHA[:12]}"]
 
 
 def test_a_git_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,16 +80,21 @@ def test_the_programs_start(tmp_path: Path) -> None:
     assert tools_directory(tmp_path / "tools with space") == tools
 
 
+def test_the_environment_names_the_jobs_of_the_embedded_scheduler_only(tmp_path: Path) -> None:
+    path = f"{tmp_path}/rehearsal/bin:/usr/bin"
+    assert environment(tmp_path, "slurm", {"PATH": "/usr/bin"}) == {"PATH": path}
+    local = {"PATH": path, "LAUNCHER_LOCAL_JOBS": str(tmp_path / "jobs")}
+    assert environment(tmp_path, "local", {"PATH": "/usr/bin"}) == local
+
+
 class Desk:
     """A prepared work tree, with a recipe, ready to be submitted to the embedded scheduler."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.jobs = root / "jobs"
-        tools = tools_directory(root / "tools")
         self.environ = clean_environment(os.environ) | {
-            "PATH": f"{tools}:{os.environ['PATH']}",
-            "LAUNCHER_LOCAL_JOBS": str(self.jobs),
+            **environment(root, "local", os.environ),
             "LAUNCHER_REHEARSAL_SECONDS": "0.01",
             "RUNNER_NAME": "local_0",
         }

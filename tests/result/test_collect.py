@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from launcher.core.errors import ResultError
-from launcher.result.collect import TARBALL, CollectRequest, collect, keep_logs
-from launcher.result.workspace import LOGS
+from launcher.result.collect import CollectRequest, collect
+from launcher.result.logs import LOGS, TARBALL, keep_logs
 from tests.result.documents import age, agentic, fixed, write
 from tests.shared import SHARED, needs_shared
 
@@ -380,7 +380,7 @@ def test_a_logs_directory_that_no_launcher_made_is_left_alone(job: Job) -> None:
     job.result(4)
     job.result(16)
     write(job.workspace / LOGS / "precious.txt", "theirs")
-    assert any("left alone" in doubt for doubt in kept(job))
+    assert any("was not replaced" in doubt for doubt in kept(job))
     assert [path.name for path in (job.workspace / LOGS).iterdir()] == ["precious.txt"]
 
 

@@ -14,13 +14,13 @@ import pytest
 
 from launcher.result.collect import Collected
 from launcher.result.report import REHEARSAL, markdown, rows, write_table
-from tests.result.test_summary import BENCHMARK, GOOD, made
+from tests.result.test_summary import BENCHMARK, GOOD, a_plan, made
 
 MISSING = ("-",) * 5
 
 
 def test_a_missing_point_is_shown_as_missing() -> None:
-    table = rows([made(), made(collected=None, state="TIMEOUT")])
+    table = rows([made(), made(Collected(), state="TIMEOUT")])
     head = ("gb200-nv", "minimaxm3_8k1k", "2P1D DEP4/TP8", "8192/1024")
     assert [row.cells for row in table] == [
         (*head, "4", "960", "-", "84.2", "-", "-", "ok"),
@@ -32,18 +32,18 @@ def test_a_missing_point_is_shown_as_missing() -> None:
 
 
 def test_a_point_of_a_job_that_failed_is_not_good() -> None:
-    row = rows([made(collected=Collected(points=(GOOD,)), state="NODE_FAIL")])[0]
+    row = rows([made(Collected(points=(GOOD,)), state="NODE_FAIL")])[0]
     assert (row.cells[-1], row.good) == ("ok, job NODE_FAIL", False)
 
 
 @pytest.mark.parametrize(("problems", "state"), [((), "ok"), (("no results*.json",), "failed")])
 def test_a_run_without_points_has_one_row(problems: tuple[str, ...], state: str) -> None:
-    document = made(benchmark=replace(BENCHMARK, eval_only=True), collected=None, problems=problems)
+    document = made(Collected(), plan=a_plan(benchmark=replace(BENCHMARK, eval_only=True)), problems=problems)
     assert [(row.cells[4], row.cells[-1]) for row in rows([document])] == [("-", state)]
 
 
 def test_markdown_is_a_table_with_what_is_wrong_below() -> None:
-    text = markdown([made(runner="a|b", problems=("line one\nline two <b>",))])
+    text = markdown([made(plan=a_plan(runner="a|b"), problems=("line one\nline two <b>",))])
     lines = text.splitlines()
     assert lines[0].startswith("| runner | benchmark | topology | ISL/OSL | conc | tok/s | tok/s/GPU | TTFT ms |")
     assert all(line.count("|") - line.count("\\|") == 12 for line in lines[:5])
@@ -56,7 +56,7 @@ def test_markdown_is_a_table_with_what_is_wrong_below() -> None:
 
 
 def test_a_rehearsal_is_said_in_every_form() -> None:
-    document = made(rehearsal=True)
+    document = made(plan=a_plan(tools="rehearsal"))
     assert all(row.cells[-1].startswith("REHEARSAL, ") for row in rows([document]))
     assert markdown([document]).startswith(f"> [!WARNING]\n> **{REHEARSAL}**")
     assert REHEARSAL in plain([document])
@@ -71,7 +71,7 @@ def plain(summaries: list[dict[str, Any]]) -> str:
 def test_a_pipe_gets_plain_text_with_one_line_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "40")
-    text = plain([made(benchmark=replace(BENCHMARK, exp_name="x" * 150))])
+    text = plain([made(plan=a_plan(benchmark=replace(BENCHMARK, exp_name="x" * 150)))])
     assert text.isascii() and "\x1b" not in text
     lines = text.splitlines()
     assert len(lines) == 4
@@ -83,7 +83,7 @@ def on_a_terminal(environ: dict[str, str]) -> bytes:
     ours, theirs = pty.openpty()
     try:
         with os.fdopen(theirs, "w", encoding="utf-8") as stream:
-            write_table([made(collected=Collected(points=(GOOD,)))], stream, environ)
+            write_table([made(Collected(points=(GOOD,)))], stream, environ)
             stream.flush()
             return os.read(ours, 1 << 20)
     finally:
@@ -103,4 +103,4 @@ def test_nothing_of_rich_is_loaded_before_it_is_used() -> None:
 
 
 def test_markup_in_a_name_is_text() -> None:
-    assert "[bold]x[/bold]" in plain([made(runner="[bold]x[/bold]")])
+    assert "[bold]x[/bold]" in plain([made(plan=a_plan(runner="[bold]x[/bold]"))])

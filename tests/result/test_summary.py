@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from launcher.benchmark.benchmark import Benchmark, Role
+from launcher.core.shipped import shipped
 from launcher.model.checkpoint import examine
+from launcher.plan.derive import Context
+from launcher.plan.plan import Plan
 from launcher.rehearsal.model import ensure_model
 from launcher.result.collect import Collected, Problem
-from launcher.result.summary import SCHEMA_VERSION, summary
+from launcher.result.summary import SCHEMA_VERSION, Used, summary
 from launcher.result.validate import Point
+from launcher.runner import Fleet
+from launcher.srtctl.locate import RecipeFinder
+from launcher.srtctl.resolve import plan_benchmark
+from tests.benchmarks import a_benchmark
 
 BENCHMARK = Benchmark(
     exp_name="minimaxm3_8k1k",
@@ -35,30 +43,39 @@ GOOD = Point(
 )
 
 
-def made(**changes: Any) -> dict[str, Any]:
-    collected = Collected(
-        points=(GOOD,),
-        problems=(
-            Problem("completed is 0", 16, "invalid"),
-            Problem("no result below /logs", 64),
-            Problem("LOGS in the way"),
-        ),
-        doubts=("odd",),
-    )
+@functools.cache
+def _plan() -> Plan:
+    context = Context("/workspace", "gb200-nv_0", run_key="20261121-1", today="20260101")
+    return plan_benchmark(a_benchmark(), Fleet([shipped("runners")]).get("gb200-nv"), RecipeFinder(), context)
+
+
+def a_plan(**changes: Any) -> Plan:
+    return replace(_plan(), **{"benchmark": BENCHMARK, **changes})
+
+
+COLLECTED = Collected(
+    points=(GOOD,),
+    problems=(
+        Problem("completed is 0", 16, "invalid"),
+        Problem("no result below /logs", 64),
+        Problem("LOGS in the way"),
+    ),
+    doubts=("odd",),
+)
+USED = Used(
+    srt_slurm_sha="a" * 40,
+    images=[{"reference": "vllm/vllm-openai:v0.23.0", "digest": "sha256:ab", "squash": "/sq/v.sqsh", "bytes": 9}],
+)
+
+
+def made(collected: Collected = COLLECTED, *, plan: Plan | None = None, **changes: Any) -> dict[str, Any]:
     given: dict[str, Any] = {
-        "run_id": "20261121-1",
-        "runner": "gb200-nv",
-        "benchmark": BENCHMARK,
         "state": "COMPLETED",
         "job_id": "4711",
-        "srt_slurm_sha": "a" * 40,
-        "images": [
-            {"reference": "vllm/vllm-openai:v0.23.0", "digest": "sha256:ab", "squash": "/sq/v.sqsh", "bytes": 9}
-        ],
-        "collected": collected,
+        "used": USED,
         "times": {"started": 1.0, "ended": 2.0},
     }
-    return summary(**{**given, **changes})
+    return summary(plan or a_plan(), collected, **{**given, **changes})
 
 
 def test_every_concurrency_asked_for_has_an_entry() -> None:
@@ -70,7 +87,7 @@ def test_every_concurrency_asked_for_has_an_entry() -> None:
 
 
 def test_without_a_collection_all_points_are_missing() -> None:
-    document = made(collected=None, state="TIMEOUT", job_id=None, images=(), model=None, times=None)
+    document = made(Collected(), used=Used(), state="TIMEOUT", job_id=None, times={})
     assert {point["state"] for point in document["points"]} == {"missing"}
     assert document["job"] == {"id": None, "state": "TIMEOUT"}
     assert (document["model"], document["images"], document["times"]) == (None, [], {})
@@ -78,8 +95,11 @@ def test_without_a_collection_all_points_are_missing() -> None:
 
 def test_it_is_json_and_says_what_ran(tmp_path: Path) -> None:
     verdict = examine(ensure_model(tmp_path / "model", "fp4"), precision="fp4")
-    document = json.loads(json.dumps(made(model=verdict.as_dict(), problems=("the job was preempted once",))))
+    document = json.loads(
+        json.dumps(made(used=replace(USED, model=verdict.as_dict()), problems=("the job was preempted once",)))
+    )
     assert document["schema_version"] == SCHEMA_VERSION
+    assert (document["run_id"], document["runner"]) == ("20261121-1", "gb200-nv")
     assert document["srt_slurm"] == {"sha": "a" * 40}
     assert document["images"][0]["digest"] == "sha256:ab"
     assert (document["model"]["path"], document["model"]["identity"]) == (str(tmp_path / "model"), "match")
@@ -91,14 +111,14 @@ def test_it_is_json_and_says_what_ran(tmp_path: Path) -> None:
 
 
 def test_a_single_rehearsed_point_makes_it_a_rehearsal() -> None:
-    assert made(collected=Collected(points=(replace(GOOD, rehearsal=True),)))["rehearsal"] is True
-    assert made(rehearsal=True)["rehearsal"] is True
+    assert made(Collected(points=(replace(GOOD, rehearsal=True),)))["rehearsal"] is True
+    assert made(plan=a_plan(tools="rehearsal"))["rehearsal"] is True
 
 
 def test_a_point_measured_twice_is_not_shown_as_good() -> None:
     collected = Collected(points=(GOOD,), problems=(Problem("measured twice", 4, "invalid"),))
-    assert made(collected=collected)["points"][0]["state"] == "invalid"
+    assert made(collected)["points"][0]["state"] == "invalid"
 
 
 def test_an_eval_alone_asks_for_no_points() -> None:
-    assert made(benchmark=replace(BENCHMARK, eval_only=True), collected=None)["points"] == []
+    assert made(Collected(), plan=a_plan(benchmark=replace(BENCHMARK, eval_only=True)))["points"] == []

@@ -145,7 +145,7 @@ def test_a_key_of_value_null_that_process_result_would_convert(tmp_path: Path) -
         ("sa-bench_isl_128_osl_128/results_concurrency_4_gpus_12.json.tmp", "its name is not"),
         ("sa-bench_isl_128_osl_128/results_concurrency_4_gpus_0.json", "no prefill GPU"),
         ("sa-bench_isl_128_osl_128/results_concurrency_4_gpus_8_ctx_0_gen_8.json", "no prefill GPU"),
-        ("sa-bench_isl_8192_osl_1024/results_concurrency_4_gpus_12.json", "ISL/OSL 8192/1024, asked was 128/128"),
+        ("sa-bench_isl_8192_osl_1024/results_concurrency_4_gpus_12.json", "ISL/OSL 8192/1024, expected 128/128"),
     ],
 )
 def test_a_name_that_is_of_another_measurement(tmp_path: Path, name: str, said: str) -> None:

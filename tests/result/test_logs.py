@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.result.bundle import LEFT_OUT, bundle_logs, copy_logs, log_files
+from launcher.result.logs import LEFT_OUT, bundle_logs, copy_logs, log_files
 from tests.shared import SHARED, needs_shared
 
 
