@@ -16,12 +16,12 @@ from pathlib import Path
 from launcher.cli.common import session
 from launcher.core.errors import ConfigError, ImageError
 from launcher.core.process import CommandRunner, run
+from launcher.core.publish import dead_temporaries
 from launcher.core.redact import redact
 from launcher.image import inventory
 from launcher.image.inventory import Check, Garbage, Image
 from launcher.image.reference import Reference
 from launcher.image.request import ImageRequest
-from launcher.image.scratch import stale_parts
 from launcher.image.tag_check import Moved, compare
 from launcher.plan import derive
 from launcher.plan.plan import PlannedImage
@@ -207,7 +207,7 @@ def gc(arguments: argparse.Namespace) -> int:
         found = inventory.images(directory, users, run_is_over)
         gone += inventory.garbage(directory, found, grace=arguments.grace * 86400, over=run_is_over)
     if where.temporary.is_dir():
-        gone += [inventory.leftover(path) for path in stale_parts(where.temporary)]
+        gone += [inventory.leftover(path) for path in dead_temporaries(where.temporary)]
     freed, left = 0, "kept, it is in use or its lock is not to be had" if arguments.apply else "would remove"
     for item in gone:
         removed = arguments.apply and inventory.collect(item, run_is_over)

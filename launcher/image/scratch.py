@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.core.errors import ImageError
-from launcher.core.process_identity import host_label, pid_exists
-from launcher.core.publish import TEMPORARY_SUFFIX, temporary_name
+from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, temporary_name
 from launcher.image.request import ImageRequest
 
 
@@ -23,7 +21,7 @@ def private_directory(parent: Path | None) -> Iterator[tuple[Path, dict[str, str
 
     Gives it and the environment that makes enroot use it. Without it imports meet in one cache, and what a killed one
     leaves (1.9 GB each time, enroot 4.1.2) cannot be told from what a live one needs: the name bears host and pid, for
-    `stale_parts`. Raises OSError.
+    `dead_temporaries`. Raises OSError.
     """
     parent = parent or Path(tempfile.gettempdir())
     parent.mkdir(parents=True, exist_ok=True)
@@ -60,24 +58,13 @@ def check_space(directory: Path, wanted: int, where: str) -> None:
     if inodes and free >= max(wanted, 1):
         return
     what = f"{free / 2**30:.1f} GiB free" if inodes else "no inode free"
-    left = stale_parts(directory)
+    left = dead_temporaries(directory)
     raise ImageError(
         f"not enough space for an import: {what} in {directory}"
         + (f", {wanted / 2**30:.1f} GiB wanted" if wanted else ""),
         where=where,
         hint="free space there" + (f"; killed imports left {', '.join(p.name for p in left)}" if left else ""),
     )
-
-
-def stale_parts(directory: Path) -> tuple[Path, ...]:
-    """Temporaries of this host's dead processes in ``directory``: what killed imports left, files and directories.
-
-    Those of other hosts are nobody's to judge from here. Raises OSError when the directory cannot be read.
-    """
-    host = re.escape(host_label())
-    name = re.compile(rf"\..*\.{host}\.(\d+)\.[0-9a-f]{{8}}{re.escape(TEMPORARY_SUFFIX)}", re.DOTALL)
-    found = ((path, name.fullmatch(path.name)) for path in directory.iterdir())
-    return tuple(sorted(path for path, match in found if match and not pid_exists(int(match.group(1)))))
 
 
 def check_directory(final: Path) -> None:

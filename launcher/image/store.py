@@ -24,7 +24,7 @@ from launcher.image import sidecar
 from launcher.image.enroot import Enroot
 from launcher.image.reference import Reference
 from launcher.image.request import How, ImageRecord, ImageRequest
-from launcher.image.scratch import check_directory, check_space, private_directory, stale_parts, storage_error
+from launcher.image.scratch import check_directory, check_space, private_directory, storage_error
 from launcher.image.sidecar import Sidecar
 from launcher.image.squash import DamagedImage, Listing, MissingImage, Superblock, inspect, listing_ok
 from launcher.image.tag_check import Moved, before_import, compare, enough_space
@@ -32,7 +32,7 @@ from launcher.image.tag_check import Moved, before_import, compare, enough_space
 if TYPE_CHECKING:  # urllib is for those who import
     from launcher.image.registry import Manifest, Registry
 
-__all__ = ["ImageRecord", "ImageRequest", "ImageStore", "silent", "stale_parts"]
+__all__ = ["ImageRecord", "ImageRequest", "ImageStore", "silent"]
 
 
 def silent(message: str) -> None:
@@ -159,7 +159,6 @@ class ImageStore:
             wait=request.lock_wait,
             flock_path=request.flock_path,
             on_wait=lambda owner: self._say(f"waiting for {request.squash.name}: {owner}"),
-            clock=self._clock,
             sleep=self._sleep,
         )
         with lock as held:

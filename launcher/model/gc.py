@@ -14,11 +14,12 @@ from pathlib import Path
 from launcher.core.errors import ModelError
 from launcher.core.lease import LEASE, Lock, LockOwner
 from launcher.core.process_identity import host_label, pid_exists
+from launcher.core.publish import temporary_pattern
 from launcher.model.destination import lock_path, owner_of
 from launcher.model.manifest import NAME, STAGING_NAME, WORK, size_of
 
 _LOCK = re.compile(r"\.(?P<name>.+)\.staging\.lock")
-_PART = re.compile(r"\..+\.staging\.lock\.(?P<host>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.part")
+_PART = temporary_pattern(r".+\.staging\.lock")
 _DAY = 86400.0
 
 

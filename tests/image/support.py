@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from launcher.core.lease import Lock
+from launcher.core.lease import Lock, LockPace
 from launcher.core.process import Completed
 from launcher.image.reference import Reference
 from launcher.image.store import ImageRequest
@@ -33,7 +33,7 @@ class EagerLock(Lock):
     """The real lock, looking fifty times a second, for tests that wait for it."""
 
     def __init__(self, path: Path, **options: Any) -> None:
-        super().__init__(path, **{"poll": 0.02, **options})
+        super().__init__(path, **{"pace": LockPace(poll=0.02), **options})
 
 
 def request(directory: Path, *, reference: str = REFERENCE, **more: Any) -> ImageRequest:

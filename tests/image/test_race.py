@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.core.publish import TEMPORARY_SUFFIX
+from launcher.core.lease import LockPace
+from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries
 from launcher.image.squash import DamagedImage, Listing, MissingImage, inspect, listing_ok
-from launcher.image.store import ImageStore, stale_parts
+from launcher.image.store import ImageStore
 from launcher.rehearsal.enroot import FAULTS
 from tests.image.support import ENROOT, NAME, EagerLock, request, until
 
@@ -125,15 +126,15 @@ def test_a_killed_importer_costs_the_next_one_nothing(place: Path, lock: str) ->
     assert (second.communicate(), second.returncode) == (("imported\n", ""), 0)
     assert time.monotonic() - began < 5
     assert torn == 0
-    assert part in stale_parts(place / "images")
-    assert stale_parts(place / "tmp"), "enroot's own temporaries, too"
+    assert part in dead_temporaries(place / "images")
+    assert dead_temporaries(place / "tmp"), "enroot's own temporaries, too"
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the child of a child in /proc")
 def test_an_importer_stopped_past_its_lease_goes_on_and_harms_nothing(place: Path) -> None:
     class Impatient(EagerLock):
         def __init__(self, path: Path, **options: object) -> None:
-            super().__init__(path, lease=0.5, **options)
+            super().__init__(path, pace=LockPace(lease=0.5, poll=0.02), **options)
 
     first = importer(place, faults="slow=1.0")
     writing(place, first)

@@ -18,8 +18,8 @@ import pytest
 
 from launcher.core.errors import ImageError
 from launcher.core.process import CommandRunner, Completed, run
-from launcher.core.publish import TEMPORARY_SUFFIX
-from launcher.image.store import ImageRequest, ImageStore, stale_parts
+from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries
+from launcher.image.store import ImageRequest, ImageStore
 from launcher.rehearsal.enroot import FAULTS
 from tests.image.support import (
     ENROOT,
@@ -591,7 +591,7 @@ def test_only_what_dead_processes_of_this_host_left_is_stale(tmp_path: Path) -> 
     for name in names:
         (tmp_path / name).touch()
     (tmp_path / f".enroot.{host}.{dead}.89abcdef.part").mkdir()
-    assert [path.name for path in stale_parts(tmp_path)] == [f".enroot.{host}.{dead}.89abcdef.part", names[0]]
+    assert [path.name for path in dead_temporaries(tmp_path)] == [f".enroot.{host}.{dead}.89abcdef.part", names[0]]
 
 
 def test_a_request_can_be_pickled_and_carried_out_elsewhere(place: Path) -> None:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from launcher.core.publish import dead_temporaries
 from launcher.image.inventory import collect, garbage, images, leftover
-from launcher.image.scratch import stale_parts
 from launcher.image.squash import DamagedImage, MissingImage, inspect
 from launcher.rehearsal.squashfs import squashfs
 from tests.faults.image import Count
@@ -117,7 +117,7 @@ def clean(place: Path) -> str | None:
     for item in garbage(directory, images(directory), parts=0.0):
         collect(item)
     if (place / "tmp").is_dir():
-        for path in stale_parts(place / "tmp"):
+        for path in dead_temporaries(place / "tmp"):
             collect(leftover(path))
     left = {p.name for p in directory.iterdir()} - {NAME, f"{NAME}.json"}
     left |= {p.name for p in (place / "tmp").glob("*")}
