@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
@@ -154,16 +154,7 @@ def adopt(squash: Path, reference: str, uri: str, *, runner: CommandRunner = run
         raise ImageError(
             f"it is recorded as {before.reference}", where=str(squash), hint=f"remove {sidecar.beside(squash)} first"
         )
-    note = Sidecar(
-        reference=reference,
-        uri=uri,
-        how="adopted",
-        size=block.size,
-        mtime_ns=block.mtime_ns,
-        superblock_time=block.created,
-        listing=listing.value,
-        hash=sidecar.file_hash(squash),
-    )
+    note = replace(Sidecar.of(block, reference, uri, "adopted"), listing=listing.value, hash=sidecar.file_hash(squash))
     if before is not None and before.fits(block) and before.hash is not None:
         return before
     if error := sidecar.write(squash, note):

@@ -12,7 +12,8 @@ from launcher.check.schema_validation import Verdicts
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
 from launcher.image.reference import Reference, same_image, squash_name
-from launcher.plan.plan import PlannedImage, PlannedModel, PlannedOverlay
+from launcher.image.request import PlannedImage
+from launcher.plan.plan import PlannedModel, PlannedOverlay
 from launcher.runner.file import Applied, RunnerFile, applies
 from launcher.runner.schema import ImageRule, Images, LaneRule, ModelRule
 from launcher.srtctl.locate import OVERLAY

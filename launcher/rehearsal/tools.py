@@ -11,6 +11,9 @@ from launcher.core.publish import publishing
 
 TOOLS = {"srtctl": "launcher.rehearsal.srtctl", "enroot": "launcher.rehearsal.enroot"}
 
+REGISTRIES = frozenset({"127.0.0.1", "localhost"})
+"""Registries that may be asked for the images of a rehearsal: a test's own. Stand-in images are in no other."""
+
 
 def tools_directory(directory: Path) -> Path:
     """Make the programs in ``directory`` (created if need be) and return it, absolute, to be put first on PATH.

@@ -28,7 +28,7 @@ from launcher.run import stages
 from launcher.run.artifacts import Papers
 from launcher.run.evidence import Verdict
 from launcher.run.held_job import Hold
-from launcher.run.image_import import marking, unmark
+from launcher.run.image_usage import mark_used_by, unmark
 from launcher.run.record import RunRecord
 from launcher.run.stages import Effects
 from launcher.slurm.client import SAME_SECONDS, JobKey, JobState, SchedulerUnreachable
@@ -113,7 +113,7 @@ class Execution:
 
     def _images(self) -> None:
         """Have the images; one that was refreshed lies elsewhere than planned, and the plan is to say so."""
-        self._stage("images", partial(stages.images, mark=marking(self.record)))
+        self._stage("images", partial(stages.images, mark=mark_used_by(self.record)))
         images = self.record.stage("images").get("images", ())
         used = {i["planned"]: i["squash"] for i in images if i["planned"] != i["squash"]}
         if used:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from launcher.core.errors import Cancelled, ConfigError, JobError
+from launcher.image.import_policy import import_comment
 from launcher.run.execute import Execution
-from launcher.run.image_import import import_comment
 from launcher.run.loop import until_gone
 from launcher.run.record import RunRecord, records
 from launcher.slurm.client import JobKey

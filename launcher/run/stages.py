@@ -18,11 +18,12 @@ from typing import Any
 from launcher.core.errors import Cancelled, ConfigError, ModelError, ResultError, SubmissionError
 from launcher.core.process import CommandRunner, clean_environment, run
 from launcher.core.publish import write_text
-from launcher.image.store import unmarked
+from launcher.image.import_policy import ImportPolicy, ensure_image
+from launcher.image.request import PlannedImage
+from launcher.image.store import no_mark
 from launcher.model.checkpoint import examine, require
-from launcher.plan.plan import Plan, PlannedImage
+from launcher.plan.plan import Plan
 from launcher.result.collect import EXPORTER_STAMP, PRODUCER_STAMP
-from launcher.run.image_import import Importing, have_image
 from launcher.slurm.client import Scheduler
 from launcher.srtctl.checkout import Checkout, Checkouts, CommitPatch, Pin
 from launcher.srtctl.config import FILE_NAME, write_srtslurm
@@ -68,21 +69,31 @@ class Effects:
         return {**clean_environment(self.environ), **self.tools}
 
 
-def images(plan: Plan, effects: Effects, mark: Callable[[Path], None] = unmarked) -> dict[str, Any]:
+def images(plan: Plan, effects: Effects, mark: Callable[[Path], None] = no_mark) -> dict[str, Any]:
     """Have every image of the plan as a whole squash file; ``mark`` is told of each before it is looked for."""
     return {"images": [_image(plan, image, effects, mark) for image in plan.images]}
 
 
 def _image(plan: Plan, image: PlannedImage, effects: Effects, mark: Callable[[Path], None]) -> dict[str, Any]:
-    how = Importing(plan.tools, plan.scheduler.kind, plan.scheduler.partition, plan.scheduler.account)
-    record = have_image(image, how, plan.run_key, effects, job_name=plan.job_name, mark=mark)
+    scheduler, registries = plan.scheduler, None
+    if rehearsal := plan.tools == "rehearsal":
+        from launcher.rehearsal.tools import REGISTRIES
+
+        registries = REGISTRIES
+    policy = ImportPolicy(
+        *(scheduler.kind, scheduler.partition, scheduler.account, plan.job_name, plan.run_key, registries),
+        make_directory=rehearsal,
+    )
+    record = ensure_image(
+        image, policy, effects.environment, run=effects.run, log=effects.say, sleep=effects.sleep, mark=mark
+    )
     return {
-        "reference": record.reference,
+        "reference": image.reference,
         "planned": image.squash,
         "squash": str(record.squash),
         "how": record.how,
-        "bytes": record.size,
-        "digest": record.digest,
+        "bytes": record.sidecar.size,
+        "digest": record.sidecar.digest,
         "seconds": round(record.seconds, 3),
         "facts": list(record.facts),
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.core.publish import publish_new, publishing, temporary_name, write_json, write_text
+from launcher.core.publish import dead_temporaries, publish_new, publishing, temporary_name, write_json, write_text
 
 
 def test_a_block_that_fails_publishes_nothing_and_leaves_nothing(tmp_path: Path) -> None:
@@ -48,3 +48,20 @@ def test_the_first_to_publish_wins(tmp_path: Path) -> None:
 def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_text(tmp_path / "none" / "f", "x")
+
+
+def test_only_what_processes_of_this_host_left_is_known_to_be_dead(tmp_path: Path) -> None:
+    host = os.uname().nodename[:32]
+    dead, alive = 2**22 + 1, os.getpid()
+    names = [
+        f".x.sqsh.{host}.{dead}.0123abcd.part",
+        f".x.sqsh.{host}.{alive}.0123abcd.part",
+        f".x.sqsh.login-2.{dead}.0123abcd.part",
+        f".x.sqsh.{host}.{dead}.0123abcd.part.json",
+        "x.sqsh.part",
+        "x.sqsh",
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / f".enroot.{host}.{dead}.89abcdef.part").mkdir()
+    assert [path.name for path in dead_temporaries(tmp_path)] == [f".enroot.{host}.{dead}.89abcdef.part", names[0]]

@@ -36,10 +36,9 @@ IMPORT = """
 import getpass, json, os, sys, tenacity, xxhash
 from pathlib import Path
 from launcher.core.errors import ImageError
-from launcher.image.store import ImageStore
 from launcher.core.process import Completed
 from launcher.rehearsal.squashfs import squashfs
-from tests.image.support import request
+from tests.image.support import image_store, request
 
 image = squashfs("etc", {"rc": b"x" * 20000}, created=1_700_000_000)
 
@@ -56,7 +55,8 @@ def runner(argv, *, timeout, cwd=None, env=None, input=None):
 
 os.access("/begin", os.F_OK)
 try:
-    how = ImageStore(runner, sleep=lambda seconds: None).ensure(request(Path(sys.argv[1]), lock_wait=5.0)).how
+    store = image_store(runner, command=("enroot",), sleep=lambda seconds: None)
+    how = store.ensure(request(Path(sys.argv[1]), lock_wait=5)).how
 except ImageError as error:
     os.access("/end", os.F_OK)
     print("refused", error.message.splitlines()[0])
