@@ -9,69 +9,72 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.cli.common import session
-from launcher.core.errors import ConfigError, ImageError
-from launcher.core.process import CommandRunner, run
+from launcher.core.errors import Cancelled, ConfigError, ImageError
+from launcher.core.process import clean_environment, stoppable
+from launcher.core.publish import dead_temporaries
 from launcher.core.redact import redact
+from launcher.core.stop import stop_on_signals
 from launcher.image import inventory
+from launcher.image.import_policy import ImportPolicy, ensure_image
 from launcher.image.inventory import Check, Garbage, Image
 from launcher.image.reference import Reference
-from launcher.image.request import ImageRequest
-from launcher.image.scratch import stale_parts
-from launcher.image.tag_check import Moved, compare
+from launcher.image.tag_check import Moved, check_tag
 from launcher.plan import derive
-from launcher.plan.plan import PlannedImage
 from launcher.project import Session
-from launcher.run.image_import import Importing, have_image, images_in_use, run_is_over
+from launcher.run.image_usage import images_in_use, is_run_over
 from launcher.runner.schema import Images
+from launcher.services import open_tools
 
 
 @dataclass(frozen=True)
 class _Where:
-    """Directories with images, and how images get there."""
+    """Directories with images, and how images get there: in jobs by ``policy``, as ``rule`` and ``environment`` say."""
 
     directories: tuple[Path, ...]
     temporary: Path
     rule: Images
     architecture: str | None
-    how: Importing
-    of: Session
-
-    def planned(self, reference: str) -> PlannedImage:
-        context = self.of.context("image")
-        return derive.planned_image(reference, "image", self.rule, self.architecture, context)
+    policy: ImportPolicy
+    environment: Mapping[str, str]
+    project: Session
 
     def images(self) -> list[Image]:
-        users = images_in_use(self.of.runs)
-        return [image for directory in self.directories for image in inventory.images(directory, users, run_is_over)]
+        users = images_in_use(self.project.runs)
+        return [image for directory in self.directories for image in inventory.images(directory, users, is_run_over)]
 
 
 def _where(arguments: argparse.Namespace) -> _Where:
     """What the flags name. Raises ConfigError when they name no directory."""
-    of = session(arguments, look=True)
+    project = session(arguments, look=True)
+    environment, token = clean_environment(os.environ), f"image-{secrets.token_hex(4)}"
     if arguments.directory:
-        directory = Path(arguments.directory).resolve()
-        rule, how, architecture = Images(directory=str(directory)), Importing("system", "local", None, None), None
-        directories = [str(directory)]
+        directory = str(Path(arguments.directory).resolve())
+        rule, architecture, directories = Images(directory=directory), None, [directory]
+        policy = ImportPolicy("local", None, None, "launcher", token)
     elif arguments.runner:
-        runner = of.fleet.get(arguments.runner).runner
-        rule, architecture = runner.images, runner.node.arch
-        s = runner.scheduler
-        how = Importing(runner.tools, s.kind, s.partition, s.account)
+        runner = project.fleet.get(arguments.runner).runner
+        rule, architecture, scheduler = runner.images, runner.node.arch, runner.scheduler
+        tools = open_tools(runner.tools, scheduler.kind, project.state, os.environ)
+        environment |= tools.environment
+        policy = ImportPolicy(
+            *(scheduler.kind, scheduler.partition, scheduler.account, "launcher", token, tools.registries),
+            make_directory=tools.stand_ins,
+        )
         directories = [rule.directory, *(r.directory for r in rule.rules if r.directory)]
     else:
         raise ConfigError("which images?", hint="--runner NAME, or --directory DIR")
-    context = of.context("image")
-    found = dict.fromkeys(Path(derive.fill(d, context)) for d in directories)
-    missing = [d for d in found if not d.is_dir()]
-    if len(missing) == len(found) and how.tools != "rehearsal":
-        raise ConfigError("no such directory on this host", where=str(missing[0]), hint="run this where it is mounted")
+    context = project.context("image")
+    directories = list(dict.fromkeys(derive.fill(directory, context) for directory in directories))
+    there = tuple(path for path in map(Path, directories) if path.is_dir())
+    if not there and not policy.make_directory:
+        raise ConfigError("no such directory on this host", where=directories[0], hint="run this where it is mounted")
     temporary = Path(derive.fill(rule.temporary, context) if rule.temporary else tempfile.gettempdir())
-    return _Where(tuple(d for d in found if d.is_dir()), temporary, rule, architecture, how, of)
+    return _Where(there, temporary, rule, architecture, policy, environment, project)
 
 
 def listing(arguments: argparse.Namespace) -> int:
@@ -114,37 +117,26 @@ def _plain(image: Image) -> dict[str, object]:
     }
 
 
-@dataclass(frozen=True)
-class _Effects:
-    """How an import by hand reaches the world."""
-
-    environ: Mapping[str, str]
-    tools: Mapping[str, str]
-    run: CommandRunner = run
-
-    @property
-    def say(self) -> Callable[[str], None]:
-        return lambda text: print(redact(text, self.environ), file=sys.stderr, flush=True)
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
-
-
 def having(arguments: argparse.Namespace) -> int:
     """Have each image there."""
     where = _where(arguments)
-    tools: Mapping[str, str] = {}
-    if where.how.tools == "rehearsal":
-        from launcher.run.stages import rehearsal_tools
 
-        tools = rehearsal_tools(where.of.state, where.how.kind, os.environ)
-    effects = _Effects(os.environ, tools)
-    for reference in arguments.references:
-        image = where.planned(reference)
-        if arguments.moved_tag:
-            image = replace(image, moved_tag=arguments.moved_tag)
-        record = have_image(image, where.how, f"image-{secrets.token_hex(4)}", effects)
-        print(record.squash)
+    def log(text: str) -> None:
+        print(redact(text, os.environ), file=sys.stderr, flush=True)
+
+    with stop_on_signals() as stop:
+        run = stoppable(stop.requested)
+        for reference in arguments.references:
+            context = where.project.context("image")
+            image = derive.planned_image(reference, "image", where.rule, where.architecture, context)
+            if arguments.moved_tag:
+                image = replace(image, moved_tag=arguments.moved_tag)
+            try:
+                record = ensure_image(image, where.policy, where.environment, run=run, log=log, sleep=stop.sleep)
+            except Cancelled:
+                stop.check()  # it knows the signal, and with it the exit code
+                raise
+            print(record.squash)
     return 0
 
 
@@ -154,13 +146,13 @@ def verify(arguments: argparse.Namespace) -> int:
     names = {Path(name).name for name in arguments.images}
     found = [image for image in where.images() if not names or image.squash.name in names]
     if missing := names - {image.squash.name for image in found}:
-        raise ConfigError(f"no such image: {', '.join(sorted(missing))}", where=str(where.directories[0]))
+        raise ConfigError(f"no such image: {', '.join(sorted(missing))}", where=", ".join(map(str, where.directories)))
     damaged = []
     for image in found:
         verdict = inventory.verify(image, deep=arguments.deep)
-        said = [*verdict.said, *([] if arguments.offline or where.how.tools == "rehearsal" else _tag(image, where))]
+        tag = [] if arguments.offline else _tag(image, where)
         print(f"{image.squash.name}: {verdict.check.value}")
-        for line in said:
+        for line in (*verdict.said, *tag):
             print(f"  {line}")
         if verdict.check is Check.DAMAGED:
             damaged.append(image.squash.name)
@@ -173,21 +165,20 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def _tag(image: Image, where: _Where) -> list[str]:
-    """What the image's tag names now, by its registry."""
+    """What the image's tag names now, by its registry, if that may be asked."""
     from launcher.image.registry import Registry
 
     note = image.note
-    if note is None:
+    if note is None or not where.policy.may_ask(note.uri):
         return []
     registry = Registry({**os.environ, **where.rule.environment})
-    request = ImageRequest(note.reference, note.uri, image.squash, architecture=note.architecture or where.architecture)
-    after = compare(request, note.digest, note.index, registry)
+    architecture = note.architecture or where.architecture
+    after = check_tag(image.squash, note, registry, architecture, where=str(image.squash))
     if isinstance(after, Moved):
         return [f"tag: {after.what}"]
-    digest = Reference.parse(note.uri).digest
-    return [f"tag: {fact}" for fact in after] or [
-        "tag: none, a digest" if digest else f"tag: names {note.digest} still"
-    ]
+    if Reference.parse(note.uri).digest:
+        return ["tag: none, a digest"]
+    return [f"tag: {fact}" for fact in after] or [f"tag: names {note.digest} still"]
 
 
 def adopt(arguments: argparse.Namespace) -> int:
@@ -201,16 +192,16 @@ def adopt(arguments: argparse.Namespace) -> int:
 def gc(arguments: argparse.Namespace) -> int:
     """Say what nobody needs, and with --apply remove it."""
     where = _where(arguments)
-    users = images_in_use(where.of.runs)
+    users = images_in_use(where.project.runs)
     gone: list[Garbage] = []
     for directory in where.directories:
-        found = inventory.images(directory, users, run_is_over)
-        gone += inventory.garbage(directory, found, grace=arguments.grace * 86400, over=run_is_over)
+        found = inventory.images(directory, users, is_run_over)
+        gone += inventory.garbage(directory, found, grace=arguments.grace * 86400, over=is_run_over)
     if where.temporary.is_dir():
-        gone += [inventory.leftover(path) for path in stale_parts(where.temporary)]
+        gone += [inventory.leftover(path) for path in dead_temporaries(where.temporary)]
     freed, left = 0, "kept, it is in use or its lock is not to be had" if arguments.apply else "would remove"
     for item in gone:
-        removed = arguments.apply and inventory.collect(item, run_is_over)
+        removed = arguments.apply and inventory.collect(item, is_run_over)
         freed += item.size if removed or not arguments.apply else 0
         print(f"{'removed' if removed else left}: {item.path} ({item.size / 1e6:.1f} MB): {item.why}")
     print(f"{'freed' if arguments.apply else 'would free'} {freed / 1e9:.3f} GB in {len(gone)} entries")

@@ -45,7 +45,7 @@ def new(arguments: argparse.Namespace) -> int:
     cluster = queries.cluster(asking)
     partition = _partition(cluster, arguments.partition)
     account = arguments.account or _account(cluster)
-    stand_in = f"{{state}}/rehearsal/{checkout.repository_path(Path()).name}"
+    stand_in = f"{{state}}/rehearsal/{checkout.DIRECTORY}"
     commit = f"ref {checkout.REF}, sha {checkout.SHA}"
     wanted = Wanted(name, partition, account, directory, str(of.state), (stand_in, commit))
     paths = [*([directory] if directory else []), str(of.state)]

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 
 from launcher.core.process_identity import ProcessIdentity
@@ -30,6 +31,19 @@ from launcher.core.publish import temporary_name
 
 LEASE = 120.0
 """Seconds without a heartbeat that prove an owner gone. An NFS client may see a touch 60 s late (nfs(5), acregmax)."""
+
+
+@dataclass(frozen=True)
+class LockPace:
+    """How often a lock is touched and looked at, in seconds.
+
+    An owner that did not touch its file for ``lease`` is taken for gone; it touches it every ``beat``. Whoever waits
+    looks at the file every ``poll``.
+    """
+
+    lease: float = LEASE
+    beat: float = 10.0
+    poll: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -123,10 +137,9 @@ class Held:
 class Lock:
     """``with Lock(path, what=…, wait=…) as held:`` the lock is held in the block if ``held.acquired``. For one use.
 
-    ``path`` is the owner file; ``flock_path`` the file that others flock, if any. ``wait`` bounds the waiting for both
-    together. ``beat`` is the time between heartbeats, ``poll`` that between looks at somebody else's; all in seconds.
-    ``on_wait`` is told who holds the lock, at first and when that changes. Raises no OSError: what a file system
-    refuses is in ``held.facts``; one of the two locks is enough to have acquired it.
+    ``path`` is the owner file; ``flock_path`` the file that others flock, if any. ``wait`` (seconds) bounds the waiting
+    for both together. ``on_wait`` is told who holds the lock, at first and when that changes. Raises no OSError: what a
+    file system refuses is in ``held.facts``; one of the two locks is enough to have acquired it.
     """
 
     def __init__(
@@ -136,17 +149,13 @@ class Lock:
         what: str,
         wait: float,
         flock_path: Path | None = None,
-        lease: float = LEASE,
-        beat: float = 10.0,
-        poll: float = 1.0,
+        pace: LockPace = LockPace(),
         on_wait: Callable[[str], None] | None = None,
-        clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.path = path
         self.flock_path = flock_path
-        self._what, self._wait, self._lease, self._beat, self._poll = what, wait, lease, beat, poll
-        self._on_wait, self._clock, self._sleep = on_wait, clock, sleep
+        self._what, self._wait, self._pace, self._on_wait, self._sleep = what, wait, pace, on_wait, sleep
         self._facts: list[str] = []
         self._told: str | None = None
         self._mine = b""
@@ -156,7 +165,7 @@ class Lock:
         self._heart: threading.Thread | None = None
 
     def __enter__(self) -> Held:
-        deadline = self._clock() + self._wait
+        deadline = monotonic() + self._wait
         try:
             owner = self._take_owner_file(deadline) or self._take_flock(deadline)
             acquired = owner is None and (self._handle is not None or self._flock is not None)
@@ -212,17 +221,17 @@ class Lock:
     def _compete(self, temporary: Path, deadline: float) -> str | None:
         """Link our file to the lock's name, waiting for its owner and breaking what is stale. None, or the owner."""
         seen: tuple[bytes, int] | None = None
-        unmoved, looked = 0.0, self._clock()
+        unmoved, looked = 0.0, monotonic()
         while not _linked(temporary, self.path):
             found = look(self.path)
-            now = self._clock()
+            now = monotonic()
             # No look counts for more than two polls: an observer that was itself stopped has observed nothing.
-            unmoved = unmoved + min(now - looked, 2 * self._poll) if found == seen else 0.0
+            unmoved = unmoved + min(now - looked, 2 * self._pace.poll) if found == seen else 0.0
             seen, looked = found, now
             if found is not None:
                 owner = LockOwner.from_json(found[0])
                 why = "its process is dead" if owner.is_dead else None
-                if why is None and unmoved >= self._lease:
+                if why is None and unmoved >= self._pace.lease:
                     why = f"no heartbeat for {unmoved:.0f} s"
                 if why and take_away(self.path, found):
                     self._facts.append(f"broke the lock of {owner}: {why}")
@@ -232,7 +241,7 @@ class Lock:
                 self._tell(str(owner))
             elif now >= deadline:
                 return f"whoever comes and goes at {self.path}"
-            self._sleep(max(0.0, min(self._poll, deadline - now)))
+            self._sleep(max(0.0, min(self._pace.poll, deadline - now)))
         return None
 
     def _take_flock(self, deadline: float) -> str | None:
@@ -245,11 +254,11 @@ class Lock:
             self.flock_path.parent.mkdir(exist_ok=True)  # some of them keep their locks in DIRECTORY/.locks
             handle = _open_to_lock(self.flock_path)
             while not _flocked(handle):
-                now = self._clock()
+                now = monotonic()
                 if now >= deadline:
                     return somebody
                 self._tell(somebody)
-                self._sleep(max(0.0, min(self._poll, deadline - now)))
+                self._sleep(max(0.0, min(self._pace.poll, deadline - now)))
             self._flock, handle = handle, None
         except OSError as error:
             self._facts.append(f"flock does not work on {self.flock_path}: {error.strerror}")
@@ -266,7 +275,7 @@ class Lock:
     def _beat_on(self, handle: int) -> None:
         # A signal that the kernel gives to this thread would not wake the main one, where its handler has to run.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        while not self._ended.wait(self._beat):
+        while not self._ended.wait(self._pace.beat):
             with contextlib.suppress(OSError):
                 os.utime(handle)  # by handle: the name may be somebody else's by now
 

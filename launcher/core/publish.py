@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.core.process_identity import host_label
+from launcher.core.process_identity import host_label, pid_exists
 
 TEMPORARY_SUFFIX = ".part"
 
@@ -32,6 +33,26 @@ def temporary_name(final: Path) -> Path:
     tail = f".{host_label()}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
     stem = final.name.encode()[: NAME_MAX - len(f".{tail}")].decode(errors="ignore")
     return final.with_name(f".{stem}{tail}")
+
+
+def temporary_pattern(final: str, host: str = ".+") -> re.Pattern[str]:
+    """The names that `temporary_name` gives to files whose own names match ``final``, with groups ``host`` and ``pid``.
+
+    Both arguments are regular expressions. Host names may have dots in them, so one of the two has to be definite.
+    """
+    tail = rf"(?P<pid>\d+)\.[0-9a-f]{{8}}{re.escape(TEMPORARY_SUFFIX)}"
+    return re.compile(rf"\.{final}\.(?P<host>{host})\.{tail}", re.DOTALL)
+
+
+def dead_temporaries(directory: Path) -> tuple[Path, ...]:
+    """Files and directories that dead processes of this host left in ``directory`` under names of `temporary_name`.
+
+    Whether a process of another host still runs cannot be seen from here, so its temporaries are not among them.
+    Raises OSError when the directory cannot be read.
+    """
+    ours = temporary_pattern(".*", re.escape(host_label()))
+    found = ((path, ours.fullmatch(path.name)) for path in directory.iterdir())
+    return tuple(sorted(path for path, match in found if match and not pid_exists(int(match["pid"]))))
 
 
 def fsync_file(path: Path) -> None:

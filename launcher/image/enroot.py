@@ -11,11 +11,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, Completed, run
 from launcher.image.credentials import account_line
 from launcher.image.reference import Reference
+
+if TYPE_CHECKING:
+    from tenacity import Retrying
 
 ATTEMPTS = 4
 _QUERY_TIMEOUT = 60.0
@@ -45,27 +49,29 @@ class _MayPass(ImageError):
 
 
 class Enroot:
-    """An enroot. ``command`` is how it is called; the rehearsal gives another one, and imports on nodes go by srun.
+    """An enroot, started as ``command``, which gets ``environment``.
 
-    With ``asked`` false it is only asked to import: by srun each question would be a job. Its version is then what the
-    import's output begins with, if it does. ``environment`` of each method is the program's whole environment.
+    On a compute node it is a job of its own, which may wait ``node_patience`` seconds for a node; None means that it
+    runs on this host. On a node it is only asked to import, since each question would be another job; its version is
+    then what the output of the import begins with, if it does. ``log`` gets a line for each failed attempt.
     """
 
     def __init__(
         self,
-        runner: CommandRunner = run,
+        environment: Mapping[str, str],
+        run: CommandRunner = run,
         command: Sequence[str] = ("enroot",),
         *,
-        asked: bool = True,
-        say: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
+        node_patience: float | None = None,
+        log: Callable[[str], None],
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._run, self._command, self._say, self._clock, self._sleep = runner, tuple(command), say, clock, sleep
-        self._asked = asked
+        self.environment, self.is_on_node = environment, node_patience is not None
+        self._patience = node_patience or 0.0
+        self._run, self._command, self._log, self._sleep = run, tuple(command), log, sleep
 
     def version(self, environment: Mapping[str, str]) -> str | None:
-        """What `enroot version` prints, or None."""
+        """What `enroot version` prints, or None. ``environment`` is the program's whole one, here and below."""
         return self._query("version", environment=environment)
 
     def digest(self, uri: str, environment: Mapping[str, str]) -> str | None:
@@ -79,6 +85,30 @@ class Enroot:
         What may pass (rate limits, 5xx, the network, ESTALE) is tried up to four times with growing pauses.
         Raises ImageError, with ``where``.
         """
+        timeout += self._patience
+        deadline = time.monotonic() + timeout
+        argv = [*self._command, "import", "-o", str(output), uri]
+        for attempt in self._attempts():
+            with attempt:
+                output.unlink(missing_ok=True)  # a failed attempt may leave one, and enroot refuses it
+                done = self._run(argv, timeout=max(1.0, deadline - time.monotonic()), env=environment)
+                if done.timed_out:
+                    raise ImageError(
+                        f"enroot import of {uri} did not end within {timeout:g} s",
+                        where=where,
+                        hint="give it more time (images.import-timeout in the runner file), or find out what is slow:\n"
+                        + done.tail(),
+                    )
+                if not done.ok or _NODE_FAILED.search(done.stderr):
+                    fault = _with_account(diagnose(done), uri, environment)
+                    message = f"enroot import of {uri} failed: {fault.what}"
+                    raise (_MayPass if fault.may_pass else ImageError)(message, where=where, hint=fault.hint)
+        version = re.match(r"\d+\.\d+(\.\d+)?\S*", done.stdout)
+        warnings = tuple(line for line in done.stderr.splitlines() if _WRONG_ARCHITECTURE in line)
+        return Fetched(warnings, version.group() if version else None)
+
+    def _attempts(self) -> Retrying:
+        """The attempts of an import, with a line for each that failed and is followed by another."""
         from tenacity import (
             RetryCallState,
             Retrying,
@@ -88,46 +118,23 @@ class Enroot:
             wait_random,
         )
 
-        def pause(state: RetryCallState) -> None:
+        def tell(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
-            seconds = state.next_action.sleep if state.next_action else 0.0
             message = error.message.partition("\n")[0] if isinstance(error, ImageError) else str(error)
-            self._say(f"attempt {state.attempt_number} of {ATTEMPTS}: {message}; next one in {seconds:.0f} s")
+            what = f"attempt {state.attempt_number} of {ATTEMPTS}: {message}"
+            self._log(f"{what}; next one in {state.upcoming_sleep:.0f} s")
 
-        deadline = self._clock() + timeout
-        attempts = Retrying(
+        return Retrying(
             retry=retry_if_exception_type(_MayPass),
             stop=stop_after_attempt(ATTEMPTS),
             wait=wait_exponential(multiplier=5, max=60) + wait_random(0, 3),
             sleep=self._sleep,
-            before_sleep=pause,
+            before_sleep=tell,
             reraise=True,
         )
-        return attempts(self._attempt, uri, output, environment, timeout, deadline, where)
-
-    def _attempt(
-        self, uri: str, output: Path, environment: Mapping[str, str], timeout: float, deadline: float, where: str
-    ) -> Fetched:
-        output.unlink(missing_ok=True)  # enroot refuses an output that exists, as a failed attempt may leave one
-        argv = [*self._command, "import", "-o", str(output), uri]
-        done = self._run(argv, timeout=max(1.0, deadline - self._clock()), env=environment)
-        if done.timed_out:
-            raise ImageError(
-                f"enroot import of {uri} did not end within {timeout:g} s",
-                where=where,
-                hint="give it more time (images.import-timeout in the runner file), or find out what is slow:\n"
-                + done.tail(),
-            )
-        if not done.ok or _NODE_FAILED.search(done.stderr):
-            fault = _with_account(diagnose(done), uri, environment)
-            message = f"enroot import of {uri} failed: {fault.what}"
-            raise (_MayPass if fault.may_pass else ImageError)(message, where=where, hint=fault.hint)
-        version = re.match(r"\d+\.\d+(\.\d+)?\S*", done.stdout)
-        warnings = tuple(line for line in done.stderr.splitlines() if _WRONG_ARCHITECTURE in line)
-        return Fetched(warnings, version.group() if version else None)
 
     def _query(self, *words: str, environment: Mapping[str, str]) -> str | None:
-        if not self._asked:
+        if self.is_on_node:
             return None
         done = self._run([*self._command, *words], timeout=_QUERY_TIMEOUT, env=environment)
         return done.stdout.strip() or None if done.ok else None

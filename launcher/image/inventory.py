@@ -11,16 +11,15 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
 from launcher.core.errors import ImageError
 from launcher.core.lease import Lock, LockOwner, look, take_away
 from launcher.core.process import CommandRunner, run
-from launcher.core.publish import TEMPORARY_SUFFIX, publish_new, temporary_name
+from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, publish_new, temporary_name
 from launcher.image import sidecar, usage
-from launcher.image.scratch import stale_parts
 from launcher.image.sidecar import Sidecar
 from launcher.image.squash import Listing, Superblock, inspect, listing_ok
 from launcher.image.usage import Over, nobody_knows
@@ -155,16 +154,7 @@ def adopt(squash: Path, reference: str, uri: str, *, runner: CommandRunner = run
         raise ImageError(
             f"it is recorded as {before.reference}", where=str(squash), hint=f"remove {sidecar.beside(squash)} first"
         )
-    note = Sidecar(
-        reference=reference,
-        uri=uri,
-        how="adopted",
-        size=block.size,
-        mtime_ns=block.mtime_ns,
-        superblock_time=block.created,
-        listing=listing.value,
-        hash=sidecar.file_hash(squash),
-    )
+    note = replace(Sidecar.of(block, reference, uri, "adopted"), listing=listing.value, hash=sidecar.file_hash(squash))
     if before is not None and before.fits(block) and before.hash is not None:
         return before
     if error := sidecar.write(squash, note):
@@ -191,7 +181,7 @@ def garbage(
             gone.append(Garbage(image.squash, image.size, f"{what} for {_days(idle)}"))
     entries = _entries(directory)
     try:
-        dead = set(stale_parts(directory))
+        dead = set(dead_temporaries(directory))
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}", where=str(directory)) from None
     for path in entries:
@@ -205,7 +195,7 @@ def garbage(
 
 
 def leftover(path: Path) -> Garbage:
-    """What `stale_parts` found, as something to collect."""
+    """What `dead_temporaries` found, as something to collect."""
     return Garbage(path, _size(path), "its process is dead")
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.errors import ImageError
-from launcher.core.lease import Lock
+from launcher.core.lease import Lock, LockPace
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import write_json
 
@@ -152,7 +152,7 @@ def _take(place: Path) -> None:
     for kind, take in _KINDS.items():
         handles.append(os.open(place / kind, os.O_RDWR | os.O_CREAT, 0o666))
         said[kind] = _attempt(take, handles[-1])
-    with Lock(place / "owner", what="a probe", wait=0.0, beat=_BEAT) as held:
+    with Lock(place / "owner", what="a probe", wait=0.0, pace=LockPace(beat=_BEAT)) as held:
         said["owner"] = "" if held.acquired else "; ".join(held.facts) or str(held.owner)
         write_json(place / "taken", {**said, "name": _name(), "skew": _skew(place / "clock-0")})
         _await(place / "asked")
@@ -178,7 +178,7 @@ def _ask(place: Path) -> Probed:
     write_json(place / "asked", {})
     _await(place / "released")
     after = {kind: _try(kind, place) for kind in _KINDS}
-    with Lock(place / "owner", what="a second probe", wait=5.0, poll=0.05) as held:
+    with Lock(place / "owner", what="a second probe", wait=5.0, pace=LockPace(poll=0.05)) as held:
         again = held.acquired
     write_json(place / "done", {})
     names = sorted({str(taken["name"]), _name()})

@@ -1,33 +1,36 @@
-"""Where an import writes what it needs for a while: enough space, a place of its own, and what killed ones left."""
+"""What an import needs of file systems: enough space, and a place of its own for enroot's temporaries."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.core.errors import ImageError
-from launcher.core.process_identity import host_label, pid_exists
-from launcher.core.publish import TEMPORARY_SUFFIX, temporary_name
-from launcher.image.request import ImageRequest
+from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, temporary_name
+from launcher.image.request import PlannedImage
+
+_LEAST_FINAL, _LEAST_TEMPORARY = 0.5, 2.0
+"""Bytes per downloaded byte that an import is sure to need. Seen with zstd-3: the squash file is as large as the layers
+or somewhat smaller; the temporaries hold the layers again compressed, and unpacked, which is twice to three times more.
+"""
 
 
 @contextlib.contextmanager
-def private_directory(parent: Path | None) -> Iterator[tuple[Path, dict[str, str]]]:
+def private_directory(parent: str | None) -> Iterator[tuple[Path, dict[str, str]]]:
     """A directory for enroot's temporaries that no other import shares, below ``parent``; gone afterwards.
 
-    Gives it and the environment that makes enroot use it. Without it imports meet in one cache, and what a killed one
-    leaves (1.9 GB each time, enroot 4.1.2) cannot be told from what a live one needs: the name bears host and pid, for
-    `stale_parts`. Raises OSError.
+    Gives it and the environment that makes enroot use it. Raises OSError.
     """
-    parent = parent or Path(tempfile.gettempdir())
-    parent.mkdir(parents=True, exist_ok=True)
-    private = temporary_name(parent / "enroot")
+    # Without it imports meet in one cache, and what a killed one leaves (1.9 GB each time, enroot 4.1.2) cannot be told
+    # from what a live one needs. The name bears host and pid, by which `dead_temporaries` knows it.
+    place = Path(parent or tempfile.gettempdir())
+    place.mkdir(parents=True, exist_ok=True)
+    private = temporary_name(place / "enroot")
     private.mkdir(mode=0o700)
     try:
         own = {f"ENROOT_{name}_PATH": private / name.lower() for name in ("TEMP", "RUNTIME", "CACHE", "DATA")}
@@ -50,34 +53,37 @@ def _remove(tree: Path) -> None:
     shutil.rmtree(tree, ignore_errors=True)
 
 
-def check_space(directory: Path, wanted: int, where: str) -> None:
-    """A free block and inode in ``directory``, and ``wanted`` bytes. Raises ImageError, or OSError from statvfs."""
-    status = os.statvfs(directory)
-    if not status.f_blocks:  # some FUSE file systems do not tell
-        return
-    free = status.f_bavail * status.f_frsize
-    inodes = status.f_favail > 0 or not status.f_files  # btrfs counts none
-    if inodes and free >= max(wanted, 1):
-        return
-    what = f"{free / 2**30:.1f} GiB free" if inodes else "no inode free"
-    left = stale_parts(directory)
-    raise ImageError(
-        f"not enough space for an import: {what} in {directory}"
-        + (f", {wanted / 2**30:.1f} GiB wanted" if wanted else ""),
-        where=where,
-        hint="free space there" + (f"; killed imports left {', '.join(p.name for p in left)}" if left else ""),
-    )
+def check_space(final: Path, temporary: Path | None, size: int | None, where: str) -> None:
+    """Refuse an import that is sure to run out of space in the directories ``final`` and ``temporary``.
 
-
-def stale_parts(directory: Path) -> tuple[Path, ...]:
-    """Temporaries of this host's dead processes in ``directory``: what killed imports left, files and directories.
-
-    Those of other hosts are nobody's to judge from here. Raises OSError when the directory cannot be read.
+    ``size`` is how many bytes are downloaded, None when that is not known; ``temporary`` is None when it is on another
+    host. Raises ImageError, or OSError from statvfs.
     """
-    host = re.escape(host_label())
-    name = re.compile(rf"\..*\.{host}\.(\d+)\.[0-9a-f]{{8}}{re.escape(TEMPORARY_SUFFIX)}", re.DOTALL)
-    found = ((path, name.fullmatch(path.name)) for path in directory.iterdir())
-    return tuple(sorted(path for path, match in found if match and not pid_exists(int(match.group(1)))))
+    wanted = {final: _LEAST_FINAL}
+    if temporary is not None:
+        shared = final.stat().st_dev == temporary.stat().st_dev
+        wanted |= {final: _LEAST_FINAL + _LEAST_TEMPORARY} if shared else {temporary: _LEAST_TEMPORARY}
+    for directory, times in wanted.items():
+        status = os.statvfs(directory)
+        if not status.f_blocks:  # some FUSE file systems do not tell
+            continue
+        free, least = status.f_bavail * status.f_frsize, times * (size or 0)
+        inodes = status.f_favail > 0 or not status.f_files  # btrfs counts none
+        if inodes and free >= max(least, 1):
+            continue
+        what = f"{free / 2**30:.1f} GiB free" if inodes else "no inode free"
+        if size:
+            need = f"needs {least / 2**30:.1f} GiB there at the least"
+            what += f" in {directory}, and an image of {size / 2**30:.1f} GiB compressed {need}"
+        else:
+            what += f" in {directory}"
+        left = ", ".join(path.name for path in dead_temporaries(directory))
+        raise ImageError(
+            f"not enough space for an import: {what}",
+            where=where,
+            hint="free space there, or name another directory (images.directory, images.temporary)"
+            + (f"; killed imports left {left}" if left else ""),
+        )
 
 
 def check_directory(final: Path) -> None:
@@ -87,9 +93,9 @@ def check_directory(final: Path) -> None:
     probe.unlink()
 
 
-def storage_error(error: OSError, request: ImageRequest) -> ImageError:
+def storage_error(error: OSError, image: PlannedImage) -> ImageError:
     """What the file system refused during an import, and what to do."""
-    place = Path(error.filename or request.squash.parent)
+    place = Path(error.filename or image.squash_path.parent)
     if place.name.endswith(TEMPORARY_SUFFIX):
         place = place.parent
     hints = {
@@ -102,7 +108,7 @@ def storage_error(error: OSError, request: ImageRequest) -> ImageError:
         errno.EDQUOT: "free space there, or have the quota raised",
     }
     return ImageError(
-        f"cannot import {request.reference}: {place}: {error.strerror}",
-        where=request.where or str(request.squash),
+        f"cannot import {image.reference}: {place}: {error.strerror}",
+        where=image.error_location,
         hint=hints.get(error.errno or 0, "try again; look at the log of the file system"),
     )

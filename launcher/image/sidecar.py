@@ -15,12 +15,14 @@ import time
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Literal
 
 from launcher.core.publish import publish_new, publishing, temporary_name
 from launcher.image.squash import Superblock, open_unnoticed
 
 
-def _user() -> str:
+def user_name() -> str:
+    """The name of the user who runs this, else the uid."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a uid without an entry in the user database, as in some containers
@@ -52,10 +54,15 @@ class Sidecar:
     hash: str | None = None
     options: str | None = None
     seconds: float | None = None
-    user: str = field(default_factory=_user)
+    user: str = field(default_factory=user_name)
     host: str = field(default_factory=socket.gethostname)
     job: str | None = field(default_factory=lambda: os.environ.get("SLURM_JOB_ID"))
     written: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    @classmethod
+    def of(cls, block: Superblock, reference: str, uri: str, how: Literal["imported", "adopted"]) -> Sidecar:
+        """The record of a file with this superblock, by this user on this host, now."""
+        return cls(reference, uri, how, block.size, block.mtime_ns, block.created)
 
     def fits(self, block: Superblock) -> bool:
         """Whether this record is of that file. Times are compared in seconds: file servers round them differently."""

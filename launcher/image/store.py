@@ -8,40 +8,29 @@ or removed. The lock in front of it only keeps two from doing the same work (lau
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from launcher.core.errors import ImageError
-from launcher.core.lease import Lock
-from launcher.core.process import CommandRunner, clean_environment, run
+from launcher.core.lease import Held, Lock
+from launcher.core.process import CommandRunner, run
 from launcher.core.publish import publish_new, temporary_name
 from launcher.image import sidecar
 from launcher.image.enroot import Enroot
 from launcher.image.reference import Reference
-from launcher.image.request import How, ImageRecord, ImageRequest
-from launcher.image.scratch import check_directory, check_space, private_directory, stale_parts, storage_error
+from launcher.image.request import PlannedImage
+from launcher.image.scratch import check_directory, check_space, private_directory, storage_error
 from launcher.image.sidecar import Sidecar
 from launcher.image.squash import DamagedImage, Listing, MissingImage, Superblock, inspect, listing_ok
-from launcher.image.tag_check import Moved, before_import, compare, enough_space
+from launcher.image.tag_check import Moved, check_tag
 
 if TYPE_CHECKING:  # urllib is for those who import
     from launcher.image.registry import Manifest, Registry
-
-__all__ = ["ImageRecord", "ImageRequest", "ImageStore", "silent", "stale_parts"]
-
-
-def silent(message: str) -> None:
-    """Say nothing."""
-
-
-def unmarked(squash: Path) -> None:
-    """Leave no mark of use."""
-
 
 GLANCE = 2.0
 """Seconds that a registry has to say what a tag names now, where that changes nothing."""
@@ -51,167 +40,186 @@ SHOWN = 60
 acdirmax)."""
 
 
-class ImageStore:
-    """Has images in place. Everything it does to the world goes through what it is given here.
+@dataclass(frozen=True)
+class ImageRecord:
+    """What was done for an image at ``squash``, and what is known of the file (``sidecar``).
 
-    ``say`` gets one line at a time, as things happen. ``enroot`` is the command and ``asked`` as `Enroot` has it,
-    ``lock`` the class of lock. Without a ``registry`` nobody is asked before an import, and of a tag that moved nothing
-    is known. ``mark`` is told of each path before it is looked for.
+    ``how``: ``hit`` (our record fits the file), ``adopted`` (whole, and made by somebody else), ``imported``.
+    ``seconds`` are for all of it, waiting included. ``facts`` are one-line statements of what was not as it should be.
+    """
+
+    squash: Path
+    how: Literal["hit", "adopted", "imported"]
+    sidecar: Sidecar
+    seconds: float = 0.0
+    facts: tuple[str, ...] = ()
+
+
+def no_log(message: str) -> None:
+    """Say nothing."""
+
+
+def no_mark(squash: Path) -> None:
+    """Leave no mark of use."""
+
+
+class ImageStore:
+    """Has images in place, by an ``enroot``.
+
+    ``run`` starts unsquashfs. ``log`` gets one line at a time, as things happen. Without a ``registry`` nobody is asked
+    before an import, and of a tag that moved nothing is known. ``mark`` is told of each path before it is looked for.
+    ``lock`` is the class of lock.
     """
 
     def __init__(
         self,
-        runner: CommandRunner = run,
+        enroot: Enroot,
+        run: CommandRunner = run,
         *,
-        say: Callable[[str], None] = silent,
-        enroot: Sequence[str] = ("enroot",),
-        asked: bool = True,
-        lock: type[Lock] = Lock,
         registry: Registry | None = None,
-        mark: Callable[[Path], None] = unmarked,
-        clock: Callable[[], float] = time.monotonic,
+        log: Callable[[str], None] = no_log,
+        mark: Callable[[Path], None] = no_mark,
+        lock: type[Lock] = Lock,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._run, self._say, self._lock, self._clock, self._sleep = runner, say, lock, clock, sleep
-        self._registry, self._mark = registry, mark
-        self._shown = 1 if asked else SHOWN // 2
-        self._enroot = Enroot(runner, enroot, asked=asked, say=say, clock=clock, sleep=sleep)
+        self._enroot, self._run, self._registry = enroot, run, registry
+        self._log, self._mark, self._lock, self._sleep = log, mark, lock, sleep
 
-    def ensure(self, request: ImageRequest) -> ImageRecord:
-        """Have the image at ``request.squash``, whole.
+    def ensure(self, image: PlannedImage) -> ImageRecord:
+        """Have the image at ``image.squash``, whole; with ``moved_tag: refresh`` perhaps beside it.
 
         A whole file costs a stat, a read of 96 bytes and the record beside it: no lock and no process. What its tag
-        names now is asked of the registry, at the cost of `GLANCE` seconds at most where ``request.moved_tag`` is
+        names now is asked of the registry, at the cost of `GLANCE` seconds at most where ``image.moved_tag`` is
         ``keep``. Otherwise it is imported under the lock, or without it when that is not to be had. Raises ImageError.
         """
-        found = self._ensure(request)
+        found = self._ensure_file(image)
         if self._registry is None or found.how == "imported":
             return found
-        if request.moved_tag == "keep":
-            return self._glance(request, found, self._registry)
-        return self._up_to_date(request, found, self._registry)
-
-    def _ensure(self, request: ImageRequest) -> ImageRecord:
-        began = self._clock()
-        self._mark(request.squash)
-        try:
-            found = self._look(request, began)
-            return found if isinstance(found, ImageRecord) else self._have(request, began)
-        except OSError as error:
-            raise storage_error(error, request) from error
-
-    def _up_to_date(self, request: ImageRequest, found: ImageRecord, registry: Registry) -> ImageRecord:
-        """The image that is there, or the one that the tag names now, under a name of its own."""
-        after = compare(request, found.digest, found.index, registry)
+        if image.moved_tag == "keep":
+            facts = self._glance(image, found, self._registry)
+            return replace(found, facts=(*found.facts, *map(self._said, facts)))
+        where = image.error_location
+        after = check_tag(found.squash, found.sidecar, self._registry, image.architecture, where=where)
         if not isinstance(after, Moved):
             return replace(found, facts=(*found.facts, *map(self._said, after)))
-        self._said(after.what)
-        newer = self._ensure(replace(request, squash=after.squash))
+        if image.moved_tag == "fail":
+            hint = f"name the digest in place of the tag, or set images.moved-tag to keep or refresh; {image.uri}"
+            raise ImageError(after.what, where=where, hint=hint)
+        self._log(after.what)
+        newer = self._ensure_file(replace(image, squash=str(after.squash)))
         return replace(newer, facts=(after.what, *newer.facts))
 
-    def _glance(self, request: ImageRequest, found: ImageRecord, registry: Registry) -> ImageRecord:
-        """The image that is there, and what its tag names now, if the registry says so at once."""
+    def _glance(self, image: PlannedImage, found: ImageRecord, registry: Registry) -> tuple[str, ...]:
+        """What the tag of an image that is kept names now, if the registry says so at once."""
         said: list[Moved | tuple[str, ...]] = []
-        asking = threading.Thread(
-            target=lambda: said.append(compare(request, found.digest, found.index, registry.once(GLANCE))), daemon=True
-        )
+
+        def ask() -> None:
+            once = registry.once(GLANCE)
+            said.append(check_tag(found.squash, found.sidecar, once, image.architecture, where=image.error_location))
+
+        asking = threading.Thread(target=ask, daemon=True)
         asking.start()
         asking.join(GLANCE)
-        after = said[0] if said else (f"the registry did not say within {GLANCE:g} s what the tag names now",)
-        facts = (f"{after.what}; it is kept (images.moved-tag)",) if isinstance(after, Moved) else after
-        return replace(found, facts=(*found.facts, *map(self._said, facts)))
+        if not said:
+            return (f"the registry did not say within {GLANCE:g} s what the tag names now",)
+        after = said[0]
+        return (f"{after.what}; it is kept (images.moved-tag)",) if isinstance(after, Moved) else after
 
-    def _look(self, request: ImageRequest, began: float, facts: Sequence[str] = ()) -> ImageRecord | str:
+    def _ensure_file(self, image: PlannedImage) -> ImageRecord:
+        """Have a whole file at ``image.squash``, whatever its tag names now."""
+        began = time.monotonic()
+        squash = image.squash_path
+        self._mark(squash)
+        facts: list[str] = []
+        try:
+            found = self._look(image)
+            if isinstance(found, str):
+                check_directory(squash)
+                lock = self._lock(
+                    squash.with_name(f".{squash.name}.owner"),
+                    what=f"import of {image.reference}",
+                    wait=image.lock_wait,
+                    flock_path=Path(image.lock),
+                    on_wait=lambda owner: self._log(f"waiting for {squash.name}: {owner}"),
+                    sleep=self._sleep,
+                )
+                with lock as held:
+                    facts += map(self._said, _facts_of(held, image.lock_wait))
+                    found = self._look(image)
+                    if isinstance(found, str):
+                        self._log(f"importing {image.reference} to {squash}: {found}")
+                        found = self._import(image, lock)
+        except OSError as error:
+            raise storage_error(error, image) from error
+        return replace(found, seconds=time.monotonic() - began, facts=(*facts, *found.facts))
+
+    def _look(self, image: PlannedImage) -> ImageRecord | str:
         """The image if it is there and whole, else why an import is needed.
 
         A file that changed since it was recorded has its lists read, too. Raises ImageError for another image's file.
         """
+        squash = image.squash_path
         try:
-            block = inspect(request.squash)
+            block = inspect(squash)
         except (MissingImage, DamagedImage) as error:
             return error.message
-        note = sidecar.read(request.squash)
-        if note is None:
-            note = _note(request, block, "adopted")
-            sidecar.write(request.squash, note, replace=False)
-        elif not note.fits(block):
-            listing = listing_ok(request.squash, self._run)
+        known = sidecar.read(squash)
+        if known is not None and known.fits(block):
+            if known.uri != image.uri:
+                raise ImageError(
+                    f"this squash file is of {known.reference}, and {image.reference} would have the same name",
+                    where=str(squash),
+                    hint="spell one of the two images another way (registry#…, digest), or move the file away",
+                )
+            sidecar.touch(squash)
+            return ImageRecord(squash, "hit", known)
+        adopted = Sidecar.of(block, image.reference, image.uri, "adopted")
+        if known is None:
+            sidecar.write(squash, adopted, replace=False)
+        else:
+            listing = listing_ok(squash, self._run)
             if listing is Listing.DAMAGED:
                 return "not a whole squash file: its lists cannot be read"
-            note = replace(_note(request, block, "adopted"), listing=listing.value)
-            sidecar.write(request.squash, note)
-        elif note.uri != request.uri:
-            raise ImageError(
-                f"this squash file is of {note.reference}, and {request.reference} would have the same name",
-                where=str(request.squash),
-                hint="spell one of the two images another way (registry#…, digest), or move the file away",
-            )
-        else:
-            sidecar.touch(request.squash)
-            return _record(request, note, "hit", self._clock() - began, facts)
-        return _record(request, note, "adopted", self._clock() - began, facts)
-
-    def _have(self, request: ImageRequest, began: float) -> ImageRecord:
-        check_directory(request.squash)
-        lock = self._lock(
-            request.squash.with_name(f".{request.squash.name}.owner"),
-            what=f"import of {request.reference}",
-            wait=request.lock_wait,
-            flock_path=request.flock_path,
-            on_wait=lambda owner: self._say(f"waiting for {request.squash.name}: {owner}"),
-            clock=self._clock,
-            sleep=self._sleep,
-        )
-        with lock as held:
-            facts = [self._said(fact) for fact in held.facts]
-            if held.owner:
-                facts.append(self._said(f"no lock in {request.lock_wait:g} s, going on without it: {held.owner}"))
-            elif not held.acquired:
-                facts.append(self._said("no lock can be had, going on without it"))
-            found = self._look(request, began, facts)
-            if isinstance(found, ImageRecord):
-                return found
-            self._say(f"importing {request.reference} to {request.squash}: {found}")
-            return self._import(request, began, facts, lock)
+            adopted = replace(adopted, listing=listing.value)
+            sidecar.write(squash, adopted)
+        return ImageRecord(squash, "adopted", adopted)
 
     def _said(self, fact: str) -> str:
-        self._say(fact)
+        self._log(fact)
         return fact
 
-    def _import(self, request: ImageRequest, began: float, facts: list[str], lock: Lock) -> ImageRecord:
-        where = request.where or str(request.squash)
-        started = self._clock()
-        temporary = temporary_name(request.squash)
-        manifest = before_import(request, self._registry, where, lambda fact: facts.append(self._said(fact)))
-        with private_directory(request.temp_directory) as (private, own):
-            for directory in (request.squash.parent, private):
-                check_space(directory, request.space, where)
-            if manifest is not None:
-                enough_space(manifest, request.squash.parent, private, where)
-            environment = {**clean_environment(os.environ), **own, **request.enroot_environment}
+    def _import(self, image: PlannedImage, lock: Lock) -> ImageRecord:
+        """Import the image under a name of our own, check it, publish it unless somebody else did, and record it."""
+        squash, where, started = image.squash_path, image.error_location, time.monotonic()
+        facts: list[str] = []
+        manifest = self._manifest(image, facts)
+        temporary = temporary_name(squash)
+        with self._temporaries(image) as (private, own):
+            check_space(squash.parent, private, manifest.size if manifest else None, where)
+            environment = {**self._enroot.environment, **own, **image.environment}
             version = self._enroot.version(environment)
-            uri, digest = self._source(request, manifest, environment)
+            uri, digest = self._source(image, manifest, environment)
             try:
                 fetched = self._enroot.fetch(
-                    uri, temporary, environment=environment, timeout=request.import_timeout, where=where
+                    uri, temporary, environment=environment, timeout=image.import_timeout, where=where
                 )
-                facts += [self._said(warning) for warning in fetched.warnings]
+                facts += map(self._said, fetched.warnings)
                 block, listing = self._verify(temporary, where)
                 content = sidecar.file_hash(temporary)
                 if lock.lost:
                     facts.append(self._said("the lock was taken over during the import; publishing all the same"))
-                ours = publish_new(temporary, request.squash, whole=self._whole)
+                ours = publish_new(temporary, squash, whole=self._whole)
             finally:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
         if not ours:
             facts.append(self._said("another process published it first; ours was dropped"))
-            found = self._look(request, began, facts)
+            found = self._look(image)
             if isinstance(found, str):
                 raise ImageError(f"another process replaced it: {found}", where=where, hint="run again")
-            return found
+            return replace(found, facts=(*facts, *found.facts))
         note = replace(
-            _note(request, block, "imported"),
+            Sidecar.of(block, image.reference, image.uri, "imported"),
             listing=listing.value,
             enroot_version=version or fetched.version,
             digest=digest,
@@ -219,20 +227,39 @@ class ImageStore:
             architecture=manifest.architecture if manifest else None,
             hash=content,
             options=environment.get("ENROOT_SQUASH_OPTIONS"),
-            seconds=round(self._clock() - started, 3),
+            seconds=round(time.monotonic() - started, 3),
         )
-        if error := sidecar.write(request.squash, note):
+        if error := sidecar.write(squash, note):
             facts.append(self._said(f"no record could be written beside it: {error.strerror}"))
-        return _record(request, note, "imported", self._clock() - began, facts)
+        return ImageRecord(squash, "imported", note, facts=tuple(facts))
+
+    def _manifest(self, image: PlannedImage, facts: list[str]) -> Manifest | None:
+        """Look the image up. None, and a fact, when the registry says nothing: enroot may still reach it.
+
+        Raises ImageError for what will not pass.
+        """
+        if self._registry is None:
+            return None
+        from launcher.image.registry import Unreachable
+
+        try:
+            return self._registry.manifest(Reference.parse(image.uri), image.architecture, where=image.error_location)
+        except Unreachable as error:
+            facts.append(self._said(f"not looked up before the import: {error.message}"))
+            return None
+
+    def _temporaries(self, image: PlannedImage) -> AbstractContextManager[tuple[Path | None, Mapping[str, str]]]:
+        """A directory for enroot's temporaries on this host, and what makes enroot use it; on a node it has its own."""
+        return nullcontext((None, {})) if self._enroot.is_on_node else private_directory(image.temporary)
 
     def _source(
-        self, request: ImageRequest, manifest: Manifest | None, environment: dict[str, str]
+        self, image: PlannedImage, manifest: Manifest | None, environment: dict[str, str]
     ) -> tuple[str, str | None]:
         """What to import, and its digest: by digest where the registry told it, so that a tag cannot move meanwhile."""
-        reference = Reference.parse(request.uri)
+        reference = Reference.parse(image.uri)
         if manifest is not None:
             return replace(reference, tag=None, digest=manifest.digest).uri, manifest.digest
-        return request.uri, reference.digest or self._enroot.digest(request.uri, environment)
+        return image.uri, reference.digest or self._enroot.digest(image.uri, environment)
 
     def _verify(self, temporary: Path, where: str) -> tuple[Superblock, Listing]:
         """What enroot left must be whole before it gets its name. Raises ImageError."""
@@ -249,7 +276,7 @@ class ImageStore:
 
     def _left(self, temporary: Path, where: str) -> Superblock:
         """The superblock of what enroot left, on a node perhaps: then it may take a while to be seen from here."""
-        for left in reversed(range(self._shown)):
+        for left in reversed(range(SHOWN // 2 if self._enroot.is_on_node else 1)):
             try:
                 return inspect(temporary)
             except (MissingImage, DamagedImage) as error:
@@ -270,29 +297,8 @@ class ImageStore:
         return listing_ok(path, self._run) is not Listing.DAMAGED
 
 
-def _note(request: ImageRequest, block: Superblock, how: str) -> Sidecar:
-    return Sidecar(
-        reference=request.reference,
-        uri=request.uri,
-        how=how,
-        size=block.size,
-        mtime_ns=block.mtime_ns,
-        superblock_time=block.created,
-    )
-
-
-def _record(request: ImageRequest, note: Sidecar, how: How, seconds: float, facts: Sequence[str]) -> ImageRecord:
-    return ImageRecord(
-        reference=request.reference,
-        uri=request.uri,
-        squash=request.squash,
-        how=how,
-        size=note.size,
-        created=note.superblock_time,
-        seconds=seconds,
-        digest=note.digest,
-        index=note.index,
-        enroot_version=note.enroot_version,
-        listing=note.listing,
-        facts=tuple(facts),
-    )
+def _facts_of(held: Held, wait: float) -> list[str]:
+    """What is to be said of how a lock was had, or was not."""
+    if held.owner:
+        return [*held.facts, f"no lock in {wait:g} s, going on without it: {held.owner}"]
+    return [*held.facts] if held.acquired else [*held.facts, "no lock can be had, going on without it"]

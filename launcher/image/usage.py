@@ -8,10 +8,8 @@ counts. A directory that may not be written has no marks; whoever collects garba
 from __future__ import annotations
 
 import contextlib
-import getpass
 import hashlib
 import json
-import os
 import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -26,13 +24,6 @@ for more than 14 days."""
 DIRECTORY = ".uses"
 
 
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
-
-
 @dataclass(frozen=True)
 class Use:
     """A mark: ``run`` on ``host`` uses the image; ``record`` is the run's directory there.
@@ -42,7 +33,7 @@ class Use:
 
     run: str
     host: str = field(default_factory=socket.gethostname)
-    user: str = field(default_factory=_user)
+    user: str = field(default_factory=sidecar.user_name)
     record: str = ""
     path: Path = Path()
     since: float = 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
 import time
@@ -13,10 +12,11 @@ from pathlib import Path
 from launcher.core.errors import ModelError
 from launcher.core.lease import LEASE, Lock, LockOwner
 from launcher.core.process_identity import host_label, pid_exists
+from launcher.core.publish import temporary_pattern
 from launcher.model.destination import destination_of, is_lock, lock_path, owner_of, size_of
 from launcher.model.manifest import NAME, STAGING_NAME, WORK
 
-_PART = re.compile(r"\..+\.staging\.lock\.(?P<host>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.part")
+_PART = temporary_pattern(r".+\.staging\.lock")
 _DAY = 86400.0
 
 

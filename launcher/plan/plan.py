@@ -16,35 +16,12 @@ from typing import Any, Literal
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
+from launcher.image.request import PlannedImage
 
 SCHEMA = 1
 
 SRTCTL = "srtctl"
 """The kind of a plan that does not say one: all were of this kind before there were several."""
-
-
-@dataclass(frozen=True)
-class PlannedImage:
-    """One image to have as a squash file. ``uri`` is enroot's; ``lock`` the path that bash launchers flock."""
-
-    reference: str
-    uri: str
-    squash: str
-    import_on: Literal["login", "compute"]
-    role: str
-    lock: str
-    lock_wait: int
-    import_timeout: int
-    temporary: str | None = None
-    environment: dict[str, str] = field(default_factory=dict)
-    """For enroot, beside its own."""
-    where: str | None = None
-    """Where the image is named, for errors."""
-    architecture: str | None = None
-    moved_tag: Literal["keep", "refresh", "fail"] = "keep"
-    processors: int | None = None
-    import_partition: str | None = None
-    import_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

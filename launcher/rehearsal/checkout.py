@@ -18,6 +18,9 @@ REF = "rehearsal-v1"
 SHA = "49b19c200d5babc3a160fcf9098fe664c621b8b6"
 """The commit. It changes with every change of the files below; runners/local.yaml pins it."""
 
+DIRECTORY = f"srt-slurm-{SHA[:12]}"
+"""The repository's name; it says the commit, so that another version of the launcher gets another repository."""
+
 DATE = "2026-01-01T00:00:00+00:00"
 
 _TYPES: dict[Kind, str] = {
@@ -60,7 +63,7 @@ def ensure_repository(directory: Path, *, runner: CommandRunner = run) -> Path:
     The path names the commit, so another version of the launcher gets another repository. Several processes may ask at
     once. Raises SubmissionError when git fails.
     """
-    repository = directory / f"srt-slurm-{SHA[:12]}"
+    repository = directory / DIRECTORY
     if repository.is_dir():
         return repository
     try:

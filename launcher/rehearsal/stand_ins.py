@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.plan.plan import Plan
-from launcher.rehearsal.checkout import ensure_repository
-from launcher.rehearsal.model import ensure_model
-from launcher.rehearsal.tools import tools_directory
+from launcher.rehearsal.tools import REGISTRIES, ensure_model, ensure_repository, environment
 from launcher.run.run import Tools
 from launcher.srtctl.planned import SrtctlJob
-
-REGISTRIES = frozenset({"127.0.0.1", "localhost"})
-"""Registries of the world know none of a rehearsal's images; one on this machine may."""
 
 
 class StandIns(Tools):
@@ -23,9 +17,7 @@ class StandIns(Tools):
     @classmethod
     def below(cls, state: Path, scheduler_kind: str, environ: Mapping[str, str]) -> StandIns:
         """Make the programs, and have them found first."""
-        path = f"{tools_directory(state / 'rehearsal/bin')}{os.pathsep}{environ.get('PATH', os.defpath)}"
-        jobs = {"LAUNCHER_LOCAL_JOBS": str(state / "jobs")} if scheduler_kind == "local" else {}
-        return cls(environment={"PATH": path, **jobs}, stand_ins=True, registries=REGISTRIES)
+        return cls(environment(state, scheduler_kind, environ), stand_ins=True, registries=REGISTRIES)
 
     def make_inputs(self, plan: Plan) -> None:
         """A checkpoint of some kilobytes, and a repository in the place of srt-slurm. Raises LauncherError."""

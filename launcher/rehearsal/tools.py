@@ -22,6 +22,9 @@ __all__ = ["ensure_model", "ensure_repository", "environment", "tools_directory"
 
 TOOLS = {"srtctl": "launcher.rehearsal.srtctl", "enroot": "launcher.rehearsal.enroot"}
 
+REGISTRIES = frozenset({"127.0.0.1", "localhost"})
+"""Registries that may be asked for the images of a rehearsal: a test's own. Stand-in images are in no other."""
+
 
 def environment(state: Path, scheduler_kind: str, environ: Mapping[str, str]) -> dict[str, str]:
     """The variables by which a run's programs find the stand-ins; ``state`` is the launcher's own directory.

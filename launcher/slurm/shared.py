@@ -26,7 +26,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from launcher.core.errors import SubmissionError
-from launcher.core.lease import Lock
+from launcher.core.lease import Lock, LockPace
 from launcher.core.process_identity import ProcessIdentity
 from launcher.core.publish import temporary_name
 from launcher.slurm.client import JobKey, JobState, Scheduler
@@ -125,9 +125,8 @@ class SharedPoller:
             return self._take_answers(jobs, _Answer(began, list(self.inner.poll(jobs).items())))
         answer = self._published_answer(jobs)
         if answer is None:
-            lease = Lock(
-                self.place / "lease", what="asks Slurm", wait=self._patience, lease=LEASE, beat=LEASE / 5, poll=0.05
-            )
+            pace = LockPace(lease=LEASE, beat=LEASE / 5, poll=0.05)
+            lease = Lock(self.place / "lease", what="asks Slurm", wait=self._patience, pace=pace)
             with lease as held:
                 answer = self._published_answer(jobs) or self._ask(jobs, for_all=held.acquired)
         states = self._take_answers(jobs, answer)

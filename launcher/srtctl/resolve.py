@@ -13,9 +13,10 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import environment_of
 from launcher.core.errors import ConfigError
 from launcher.image.reference import names_an_image
+from launcher.image.request import PlannedImage
 from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
-from launcher.plan.plan import SRTCTL, PlannedImage
+from launcher.plan.plan import SRTCTL
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import LaneRule, ModelRule
 from launcher.srtctl.acceptance import acceptance_edits

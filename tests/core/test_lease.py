@@ -20,15 +20,15 @@ from typing import Any
 import pytest
 
 from launcher.core import lease as lock_module
-from launcher.core.lease import Lock, LockOwner
+from launcher.core.lease import Lock, LockOwner, LockPace
 from tests.image.support import process, until
 
 HOLD = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 from pathlib import Path
-from launcher.core.lease import Lock
-with Lock(Path(sys.argv[1]), what="a test", wait=5, beat=0.05) as held:
+from launcher.core.lease import Lock, LockPace
+with Lock(Path(sys.argv[1]), what="a test", wait=5, pace=LockPace(beat=0.05)) as held:
     print("held" if held.acquired else held.owner, flush=True)
     time.sleep(60)
 """
@@ -44,7 +44,8 @@ def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def quick(path: Path, *, wait: float = 5.0, **more: Any) -> Lock:
-    return Lock(path, what="this test", wait=wait, poll=0.01, **more)
+    pace = LockPace(**{"poll": 0.01, **{name: more.pop(name) for name in ("lease", "beat") if name in more}})
+    return Lock(path, what="this test", wait=wait, pace=pace, **more)
 
 
 @pytest.fixture
@@ -164,15 +165,15 @@ def test_who_was_robbed_knows_it(path: Path) -> None:
     assert path.exists(), "the other's file stays"
 
 
-def test_an_observer_that_was_stopped_has_observed_nothing(path: Path) -> None:
+def test_an_observer_that_was_stopped_has_observed_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock jumps by an hour between two looks: no proof of anything."""
     write_owner(path, host="login-2")
     now = iter([0.0, 0.0, 0.0, 3600.0, 3600.01, 7200.0])
-    with Lock(path, what="x", wait=7000, lease=120, poll=1, clock=lambda: next(now), sleep=lambda _: None) as held:
+    monkeypatch.setattr(lock_module, "monotonic", lambda: next(now))
+    with Lock(path, what="x", wait=7000, sleep=lambda _: None) as held:
         assert not held.acquired
-    with Lock(
-        path, what="x", wait=7000, lease=2, poll=1, clock=iter(range(10**6)).__next__, sleep=lambda _: None
-    ) as held:
+    monkeypatch.setattr(lock_module, "monotonic", iter(range(10**6)).__next__)
+    with Lock(path, what="x", wait=7000, pace=LockPace(lease=2), sleep=lambda _: None) as held:
         assert held.acquired, "and looks that add up to the lease are one"
 
 
@@ -197,10 +198,10 @@ def test_what_was_not_judged_is_put_back(path: Path) -> None:
 def test_many_breakers_of_one_dead_owner_never_hold_it_together(path: Path) -> None:
     write_owner(path, pid=2**22 + 1)
     program = (
-        "import sys, os, time\nfrom pathlib import Path\nfrom launcher.core.lease import Lock\n"
+        "import sys, os, time\nfrom pathlib import Path\nfrom launcher.core.lease import Lock, LockPace\n"
         "path = Path(sys.argv[1])\n"
         "for _ in range(15):\n"
-        "    with Lock(path, what='x', wait=20, poll=0.001) as held:\n"
+        "    with Lock(path, what='x', wait=20, pace=LockPace(poll=0.001)) as held:\n"
         "        assert held.acquired, held\n"
         "        os.close(os.open(path.with_name('inside'), os.O_CREAT | os.O_EXCL))\n"
         "        time.sleep(0.001)\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher.core.publish import (
+    dead_temporaries,
     publish_new,
     publishing,
     publishing_directory,
@@ -77,3 +78,20 @@ def test_a_directory_is_not_published_over_something_else(tmp_path: Path) -> Non
 def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_text(tmp_path / "none" / "f", "x")
+
+
+def test_only_what_processes_of_this_host_left_is_known_to_be_dead(tmp_path: Path) -> None:
+    host = os.uname().nodename[:32]
+    dead, alive = 2**22 + 1, os.getpid()
+    names = [
+        f".x.sqsh.{host}.{dead}.0123abcd.part",
+        f".x.sqsh.{host}.{alive}.0123abcd.part",
+        f".x.sqsh.login-2.{dead}.0123abcd.part",
+        f".x.sqsh.{host}.{dead}.0123abcd.part.json",
+        "x.sqsh.part",
+        "x.sqsh",
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / f".enroot.{host}.{dead}.89abcdef.part").mkdir()
+    assert [path.name for path in dead_temporaries(tmp_path)] == [f".enroot.{host}.{dead}.89abcdef.part", names[0]]

@@ -23,14 +23,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
+from launcher.run.stages import rehearsal_tools
+
 from launcher.image.inventory import adopt
 from launcher.image.reference import Reference
-from launcher.image.request import ImageRequest
-from launcher.image.store import ImageStore
-from launcher.run.stages import rehearsal_tools
 from launcher.runner.schema import Images
 from tests.image.docker_registry import RealRegistry, real_registry
-from tests.image.support import Scripted, never
+from tests.image.support import Scripted, image_store, never, request
 
 OPTIONS = {"enroot's default": "-comp lzo -noD -exit-on-error", "ours": Images(directory="/").squash_options}
 REFERENCE = "a/b:1"
@@ -52,11 +51,11 @@ def squash(tree: str, path: Path, options: str) -> tuple[float, float]:
 
 def hit(place: Path, tree: str, rounds: int) -> None:
     """The decision that nothing has to be done, against what `unsquashfs -l` of the same file takes."""
-    path = place / "x.sqsh"
+    (place / "images").mkdir()
+    store, wanted = image_store(Scripted(never)), request(place, reference=REFERENCE)
+    path = wanted.squash_path
     squash(tree, path, OPTIONS["ours"])
-    uri = Reference.parse(REFERENCE).uri
-    adopt(path, REFERENCE, uri)
-    store, wanted = ImageStore(Scripted(never)), ImageRequest(REFERENCE, uri, path)
+    adopt(path, REFERENCE, wanted.uri)
     ours = []
     for _ in range(200 * rounds):
         began = time.perf_counter()

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.lease import Held, Lock
-from launcher.image.store import ImageStore
 from launcher.rehearsal import enroot
-from tests.image.support import ENROOT, EagerLock, request
+from tests.image.support import EagerLock, image_store, request
 
 
 class NoLock(Lock):
@@ -25,7 +24,7 @@ class NoLock(Lock):
 def main(directory: str, *options: str) -> None:
     assert enroot.VERSION.endswith("rehearsal")
     lock = NoLock if "no-lock" in options else EagerLock
-    record = ImageStore(enroot=ENROOT, lock=lock).ensure(request(Path(directory)))
+    record = image_store(lock=lock).ensure(request(Path(directory)))
     print(record.how, flush=True)
 
 

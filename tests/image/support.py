@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
-from launcher.core.lease import Lock
-from launcher.core.process import Completed
+from launcher.core.lease import Lock, LockPace
+from launcher.core.process import CommandRunner, Completed, clean_environment, run
+from launcher.image.enroot import Enroot
 from launcher.image.reference import Reference
-from launcher.image.store import ImageRequest
+from launcher.image.registry import Registry
+from launcher.image.request import PlannedImage
+from launcher.image.store import ImageStore, no_log
 from launcher.rehearsal.squashfs import squashfs
 
 ENROOT = (sys.executable, "-m", "launcher.rehearsal.enroot")
@@ -30,16 +33,46 @@ needs_squashfs_tools = pytest.mark.skipif(
 
 
 class EagerLock(Lock):
-    """The real lock, looking fifty times a second, for tests that wait for it."""
+    """The real lock, looking fifty times a second, for tests that wait for it. It has to do without flock."""
 
     def __init__(self, path: Path, **options: Any) -> None:
-        super().__init__(path, **{"poll": 0.02, **options})
+        super().__init__(path, **{"pace": LockPace(poll=0.02), **options, "flock_path": None})
 
 
-def request(directory: Path, *, reference: str = REFERENCE, **more: Any) -> ImageRequest:
-    """A request as a plan makes it, with everything below ``directory``."""
-    given: dict[str, Any] = {"temp_directory": directory / "tmp", "lock_wait": 20.0, "import_timeout": 20.0, **more}
-    return ImageRequest(reference, Reference.parse(reference).uri, directory / "images" / NAME, **given)
+class EagerLockWithFlock(Lock):
+    """The same with flock, as the bash launchers take it."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        super().__init__(path, pace=LockPace(poll=0.02), **options)
+
+
+def request(directory: Path, *, reference: str = REFERENCE, name: str = NAME, **more: Any) -> PlannedImage:
+    """An image as a plan has it, with everything below ``directory``."""
+    given = {
+        "uri": Reference.parse(reference).uri,
+        "squash": str(directory / "images" / name),
+        "import_on": "login",
+        "role": "image",
+        "lock": str(directory / "bash.lock"),
+        "lock_wait": 20,
+        "import_timeout": 20,
+        "temporary": str(directory / "tmp"),
+    }
+    return PlannedImage(reference, **{**given, **more})
+
+
+def image_store(
+    runner: CommandRunner = run,
+    *,
+    command: Sequence[str] = ENROOT,
+    registry: Registry | None = None,
+    log: Callable[[str], None] = no_log,
+    lock: type[Lock] = EagerLock,
+    sleep: Callable[[float], None] = time.sleep,
+) -> ImageStore:
+    """A store with the stand-in enroot, in the environment of the test as it is now."""
+    enroot = Enroot(clean_environment(os.environ), runner, command, log=log, sleep=sleep)
+    return ImageStore(enroot, runner, registry=registry, log=log, lock=lock, sleep=sleep)
 
 
 def small_image(path: Path, note: str = "") -> Path:

@@ -14,10 +14,8 @@ from launcher.image.credentials import account_line, credentials
 from launcher.image.enroot import diagnose
 from launcher.image.reference import Reference
 from launcher.image.registry import Registry
-from launcher.image.request import ImageRequest
-from launcher.image.store import ImageStore
 from tests.image.docker_registry import INSTALLED, real_registry
-from tests.image.support import ENROOT
+from tests.image.support import ENROOT, image_store, request
 
 
 def environ(tmp_path: Path, *lines: str) -> dict[str, str]:
@@ -66,16 +64,17 @@ def test_a_registry_with_basic_accounts(tmp_path: Path) -> None:
         served.push("a/b:1", "amd64", kind="v2s2")
         given = {**os.environ, **served.environment}
         reference = f"{served.address}/a/b:1"
-        wanted = ImageRequest(
-            *(reference, Reference.parse(reference).uri, tmp_path / "images/x.sqsh"),
-            enroot_environment=served.environment,
-            temp_directory=tmp_path / "tmp",
+        wanted = request(
+            tmp_path,
+            reference=reference,
+            name="x.sqsh",
+            environment=served.environment,
             architecture="x86_64",
             where="matrix.yaml:7",
         )
-        store = ImageStore(registry=Registry(given), enroot=("enroot",) if real else ENROOT)
+        store = image_store(registry=Registry(given), command=("enroot",) if real else ENROOT)
         record = store.ensure(wanted)
-        assert (record.how, record.digest) == ("imported", served.digest("a/b:1"))
+        assert (record.how, record.sidecar.digest) == ("imported", served.digest("a/b:1"))
 
         credentials_file = served.place / "enroot/.credentials"
         credentials_file.write_text("# of this test\nmachine 127.0.0.1 login me password wrong\n")
@@ -86,5 +85,5 @@ def test_a_registry_with_basic_accounts(tmp_path: Path) -> None:
         if real:  # without our own question before
             (tmp_path / "images/x.sqsh").unlink()
             with pytest.raises(ImageError, match="401 or 404") as caught:
-                ImageStore(enroot=("enroot",)).ensure(wanted)
+                image_store(command=("enroot",)).ensure(wanted)
             assert line in (caught.value.hint or "")

@@ -16,8 +16,7 @@ from launcher.core.errors import ImageError
 from launcher.core.lease import Lock
 from launcher.image import inventory, sidecar
 from launcher.image.inventory import Check, adopt, collect, garbage, images, verify
-from launcher.image.store import ImageStore
-from tests.image.support import ENROOT, REFERENCE, mksquashfs, needs_squashfs_tools, process, request, small_image
+from tests.image.support import REFERENCE, image_store, mksquashfs, needs_squashfs_tools, process, request, small_image
 
 DAY = 86400.0
 DEAD = 2**22 + 1
@@ -42,7 +41,7 @@ def names(found: list[inventory.Garbage]) -> list[str]:
 
 
 def test_images_are_listed_with_what_is_known_of_them(tmp_path: Path, directory: Path) -> None:
-    record = ImageStore(enroot=ENROOT).ensure(request(tmp_path))
+    record = image_store().ensure(request(tmp_path))
     small_image(directory / "bash.sqsh")
     (directory / "torn.sqsh").write_bytes(bytes(5000))
     (directory / "notes.txt").touch()
@@ -62,14 +61,14 @@ def test_a_look_is_no_use(directory: Path) -> None:
 
 
 def test_a_hit_is_a_use(tmp_path: Path, directory: Path) -> None:
-    record = ImageStore(enroot=ENROOT).ensure(request(tmp_path))
+    record = image_store().ensure(request(tmp_path))
     old(record.squash), old(sidecar.beside(record.squash))
     note = sidecar.read(record.squash)
     assert note is not None
     sidecar.write(record.squash, sidecar.Sidecar(**{**vars(note), "mtime_ns": record.squash.stat().st_mtime_ns}))
     old(sidecar.beside(record.squash))
     assert names(garbage(directory, images(directory))) == [record.squash.name]
-    assert ImageStore(enroot=ENROOT).ensure(request(tmp_path)).how == "hit"
+    assert image_store().ensure(request(tmp_path)).how == "hit"
     assert garbage(directory, images(directory)) == []
 
 

@@ -12,21 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from launcher.run.stages import rehearsal_tools
 
 from launcher.core.errors import ImageError
+from launcher.core.process import clean_environment, run
 from launcher.core.shipped import shipped
-from launcher.image.request import ImageRecord
+from launcher.image import import_policy
+from launcher.image.import_policy import ImportPolicy, ensure_image
+from launcher.image.request import PlannedImage
+from launcher.image.store import ImageRecord
 from launcher.plan.derive import Context, planned_image
-from launcher.plan.plan import PlannedImage
-from launcher.run import image_import
-from launcher.run.image_import import Importing, have_image
-from launcher.run.stages import Effects, rehearsal_tools
+from launcher.rehearsal.tools import REGISTRIES
 from launcher.runner.schema import Images
 from tests.conftest import SlurmCluster
 from tests.run.driving import ONE, Desk
 
 pytestmark = pytest.mark.slurm
-HOW = Importing("rehearsal", "slurm", "batch", "benchmark")
 
 
 @pytest.fixture
@@ -65,18 +66,20 @@ def planned(desk: Desk, **rule: object) -> PlannedImage:
     return planned_image("a/b:1", "image", rules, "x86_64", context)
 
 
-class Quick(Effects):
-    """Effects that do not sleep."""
-
-    def sleep(self, seconds: float) -> None:
-        pass
+Ensure = Callable[[PlannedImage, str], ImageRecord]
 
 
-def effects(desk: Desk, said: list[str], monkeypatch: pytest.MonkeyPatch, **more: str) -> Effects:
+def ensuring(desk: Desk, said: list[str], monkeypatch: pytest.MonkeyPatch, **more: str) -> Ensure:
+    """A function that has an image by jobs of a name, and does not sleep."""
     for name, value in {**desk.extra, **more}.items():
         monkeypatch.setenv(name, value)
-    tools = rehearsal_tools(desk.state, "slurm", os.environ)
-    return Quick(scheduler=None, environ=os.environ, say=said.append, tools=tools)  # type: ignore[arg-type]
+    environment = {**clean_environment(os.environ), **rehearsal_tools(desk.state, "slurm", os.environ)}
+
+    def ensure(image: PlannedImage, job_name: str) -> ImageRecord:
+        policy = ImportPolicy("slurm", "batch", "benchmark", job_name, job_name, REGISTRIES, make_directory=True)
+        return ensure_image(image, policy, environment, run=run, log=said.append, sleep=lambda seconds: None)
+
+    return ensure
 
 
 def test_two_who_need_an_image_make_one_job_without_a_gpu(desk: Desk) -> None:
@@ -147,9 +150,9 @@ def test_what_is_left_when_srun_dies_too_is_ended_by_cleanup(desk: Desk) -> None
 
 
 def test_a_node_that_fails_and_one_that_never_comes(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_import, "PATIENCE", 1)
+    monkeypatch.setattr(import_policy, "PATIENCE", 1)
     said: list[str] = []
-    world = effects(desk, said, monkeypatch, LAUNCHER_REHEARSAL_ENROOT="slow=2.5")
+    ensure = ensuring(desk, said, monkeypatch, LAUNCHER_REHEARSAL_ENROOT="slow=2.5")
     slurm(desk, "scontrol", "update", "nodename=node18", "state=drain", "reason=test")
     failing = dataclasses.replace(planned(desk), reference="a/c:1", squash=str(desk.root / "squash/c.sqsh"))
     waiting = planned(desk, import_options=["--nodelist=node18"], import_timeout=60)
@@ -157,7 +160,7 @@ def test_a_node_that_fails_and_one_that_never_comes(desk: Desk, monkeypatch: pyt
 
     def wait() -> None:
         try:
-            done.append(have_image(waiting, HOW, "waits", world, job_name="waits"))
+            done.append(ensure(waiting, "waits"))
         except ImageError as error:
             done.append(error)
 
@@ -173,7 +176,7 @@ def test_a_node_that_fails_and_one_that_never_comes(desk: Desk, monkeypatch: pyt
     killer = threading.Thread(target=fail)
     killer.start()
     try:
-        assert have_image(failing, HOW, "fails", world, job_name="fails").how == "imported"
+        assert ensure(failing, "fails").how == "imported"
         killer.join()
         assert any("attempt 1 of 4" in line and "its node failed" in line for line in said), said
         thread.join(30)
@@ -186,7 +189,7 @@ def test_a_node_that_fails_and_one_that_never_comes(desk: Desk, monkeypatch: pyt
 
 
 def test_what_slurm_refuses_is_said_in_its_words(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = effects(desk, [], monkeypatch)
+    ensure = ensuring(desk, [], monkeypatch)
     with pytest.raises(ImageError, match="Slurm gives it no job") as caught:
-        have_image(planned(desk, import_partition="nowhere"), HOW, "r", world)
+        ensure(planned(desk, import_partition="nowhere"), "r")
     assert "nvalid partition" in caught.value.message

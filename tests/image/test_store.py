@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -19,16 +18,18 @@ import pytest
 from launcher.core.errors import ImageError
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import TEMPORARY_SUFFIX
-from launcher.image.store import ImageRequest, ImageStore, stale_parts
+from launcher.image.request import PlannedImage
+from launcher.image.store import ImageStore
 from launcher.rehearsal.enroot import FAULTS
 from tests.image.support import (
-    ENROOT,
     NAME,
     REFERENCE,
     EagerLock,
+    EagerLockWithFlock,
     Scripted,
     as_root,
     completed,
+    image_store,
     needs_squashfs_tools,
     never,
     process,
@@ -58,7 +59,7 @@ class Log(list[str]):
         self.slept: list[float] = []
 
     def store(self, runner: CommandRunner = run, **more: Any) -> ImageStore:
-        return ImageStore(runner, say=self.append, enroot=ENROOT, lock=EagerLock, **more)
+        return image_store(runner, log=self.append, **more)
 
     def impatient(self, runner: CommandRunner = run) -> ImageStore:
         """A store that sleeps by noting it."""
@@ -108,25 +109,25 @@ def test_an_import_leaves_a_whole_file_and_its_record(place: Path, final: Path, 
         record = log.store().ensure(request(place))
     finally:
         os.umask(before)
-    assert (record.how, record.uri, record.squash) == ("imported", URI, final)
-    assert record.enroot_version == "4.1.2-rehearsal"
-    assert record.digest is not None
+    assert (record.how, record.sidecar.uri, record.squash) == ("imported", URI, final)
+    assert record.sidecar.enroot_version == "4.1.2-rehearsal"
+    assert record.sidecar.digest is not None
     assert record.facts == ()
-    assert record.size == final.stat().st_size
+    assert record.sidecar.size == final.stat().st_size
     assert log == [f"importing {REFERENCE} to {final}: no squash file: No such file or directory"]
     assert sorted(path.name for path in final.parent.iterdir()) == [NAME, f"{NAME}.json"]
     assert list((place / "tmp").iterdir()) == []
     assert final.stat().st_mode & 0o444 == 0o444
     written = note(final)
     assert written["mtime_ns"] == final.stat().st_mtime_ns
-    expected = {"reference": REFERENCE, "uri": URI, "how": "imported", "size": record.size, "listing": record.listing}
+    expected = {"reference": REFERENCE, "uri": URI, "how": "imported", "size": record.sidecar.size}
     assert expected.items() <= written.items()
     assert {"host", "user", "job", "written", "seconds", "superblock_time", "digest"} <= set(written)
 
 
 @needs_squashfs_tools
 def test_what_was_imported_is_a_real_image_that_says_it_is_a_rehearsal(place: Path, final: Path, log: Log) -> None:
-    assert log.store().ensure(request(place)).listing == "whole"
+    assert log.store().ensure(request(place)).sidecar.listing == "whole"
     said = subprocess.run(["unsquashfs", "-cat", str(final), "etc/rc"], capture_output=True, text=True, check=True)
     assert said.stdout.startswith(f"# enroot-provenance: {URI}\n")
 
@@ -134,13 +135,13 @@ def test_what_was_imported_is_a_real_image_that_says_it_is_a_rehearsal(place: Pa
 def test_a_hit_starts_no_process_takes_no_lock_and_opens_two_files(place: Path, final: Path, log: Log) -> None:
     log.store().ensure(request(place))
     log.clear()
-    store = ImageStore(Scripted(never), say=log.append, lock=EagerLock)
-    wanted = request(place, flock_path=place / "images" / "bash.lock")
+    store = log.store(Scripted(never), lock=EagerLockWithFlock)
+    wanted = request(place, lock=str(place / "images" / "bash.lock"))
     before = final.parent.stat().st_mtime_ns
     with opened() as files:
         record = store.ensure(wanted)
     assert record.how == "hit"
-    assert record.digest == note(final)["digest"]
+    assert record.sidecar.digest == note(final)["digest"]
     assert files == [str(final), f"{final}.json"]
     assert final.parent.stat().st_mtime_ns == before, "nothing was made or removed beside it"
     assert log == []
@@ -148,13 +149,13 @@ def test_a_hit_starts_no_process_takes_no_lock_and_opens_two_files(place: Path, 
 
 def test_a_hit_costs_a_fraction_of_a_millisecond(place: Path, log: Log) -> None:
     log.store().ensure(request(place))
-    store, wanted = ImageStore(Scripted(never)), request(place)
+    store, wanted = image_store(Scripted(never)), request(place)
     seconds = min(_timed(store, wanted) for _ in range(200))
     assert seconds < 0.002
     print(f"hit: {seconds * 1e6:.0f} µs")
 
 
-def _timed(store: ImageStore, wanted: ImageRequest) -> float:
+def _timed(store: ImageStore, wanted: PlannedImage) -> float:
     began = time.perf_counter()
     store.ensure(wanted)
     return time.perf_counter() - began
@@ -162,7 +163,7 @@ def _timed(store: ImageStore, wanted: ImageRequest) -> float:
 
 def test_a_file_that_bash_made_is_adopted_without_a_process(place: Path, final: Path) -> None:
     small_image(final)
-    store = ImageStore(Scripted(never))
+    store = image_store(Scripted(never))
     assert store.ensure(request(place)).how == "adopted"
     assert note(final)["how"] == "adopted"
     assert store.ensure(request(place)).how == "hit"
@@ -171,7 +172,7 @@ def test_a_file_that_bash_made_is_adopted_without_a_process(place: Path, final: 
 def test_it_is_adopted_where_no_record_can_be_written(place: Path, final: Path) -> None:
     small_image(final)
     final.with_name(f"{NAME}.json").mkdir()
-    assert ImageStore(Scripted(never)).ensure(request(place)).how == "adopted"
+    assert image_store(Scripted(never)).ensure(request(place)).how == "adopted"
     assert parts(place) == []
 
 
@@ -179,7 +180,7 @@ def test_it_is_adopted_where_no_record_can_be_written(place: Path, final: Path) 
 def test_a_record_that_cannot_be_read_says_nothing(place: Path, final: Path, content: str) -> None:
     small_image(final)
     final.with_name(f"{NAME}.json").write_text(content)
-    assert ImageStore(Scripted(never)).ensure(request(place)).how == "adopted"
+    assert image_store(Scripted(never)).ensure(request(place)).how == "adopted"
 
 
 def test_a_file_replaced_since_it_was_recorded_is_listed_and_adopted(place: Path, final: Path, log: Log) -> None:
@@ -358,7 +359,7 @@ def test_an_import_beyond_its_time_is_ended_and_not_tried_again(
 ) -> None:
     monkeypatch.setenv(FAULTS, "slow=30")
     with pytest.raises(ImageError, match="did not end within 1 s") as caught:
-        log.impatient().ensure(request(place, import_timeout=1.0))
+        log.impatient().ensure(request(place, import_timeout=1))
     assert "images.import-timeout" in (caught.value.hint or "")
     assert log.slept == []
     assert list(final.parent.iterdir()) == []
@@ -385,8 +386,8 @@ def test_enroot_gets_private_temporaries_english_and_the_runners_environment(pla
             assert Path(env["ENROOT_TEMP_PATH"]).is_dir()
         return run(argv, timeout=timeout, env=env)
 
-    given = MappingProxyType({"ENROOT_CACHE_PATH": "/tmp/shared-cache", "ENROOT_SQUASH_OPTIONS": "-comp zstd"})
-    log.store(runner).ensure(request(place, enroot_environment=given))
+    given = {"ENROOT_CACHE_PATH": "/tmp/shared-cache", "ENROOT_SQUASH_OPTIONS": "-comp zstd"}
+    log.store(runner).ensure(request(place, environment=given))
     (environment,) = environments
     for name in ("ENROOT_TEMP_PATH", "ENROOT_RUNTIME_PATH", "ENROOT_DATA_PATH", "TMPDIR"):
         assert environment[name].startswith(f"{place / 'tmp'}/.enroot.")
@@ -414,7 +415,7 @@ def test_a_digest_in_the_reference_is_recorded_without_asking(place: Path, log: 
     digest = "sha256:" + "ab" * 32
     runner = Scripted(lambda argv: run(argv, timeout=20))
     record = log.store(runner).ensure(request(place, reference=f"a/b:c@{digest}"))
-    assert record.digest == digest
+    assert record.sidecar.digest == digest
     assert not any("digest" in argv for argv in runner.asked)
 
 
@@ -425,8 +426,8 @@ def test_an_enroot_without_digest_or_a_machine_without_unsquashfs_is_recorded(pl
         return completed(argv, 127) if argv[0] == "unsquashfs" else run(argv, timeout=20)
 
     record = log.store(Scripted(answer)).ensure(request(place))
-    assert record.digest is None
-    assert record.listing == "not checked: unsquashfs is not installed"
+    assert record.sidecar.digest is None
+    assert record.sidecar.listing == "not checked: unsquashfs is not installed"
 
 
 # --- places that cannot be written
@@ -452,11 +453,15 @@ def test_an_image_directory_that_is_a_file_is_named(tmp_path: Path, log: Log) ->
     assert "a part of it is a file" in (caught.value.hint or "")
 
 
-def test_too_little_space_is_said_before_the_import_with_what_killed_ones_left(place: Path, log: Log) -> None:
+def test_too_little_space_is_said_before_the_import_with_what_killed_ones_left(
+    place: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
     left = place / "images" / f".x.sqsh.{os.uname().nodename[:32]}.{2**22 + 1}.0123abcd{TEMPORARY_SUFFIX}"
     left.write_bytes(bytes(1000))
-    with pytest.raises(ImageError, match=r"not enough space .* 1048576.0 GiB wanted") as caught:
-        log.store(Scripted(never)).ensure(request(place, space=2**50))
+    full = os.statvfs_result((4096, 4096, 1000, 0, 0, 1000, 500, 500, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    with pytest.raises(ImageError, match=r"not enough space for an import: 0\.0 GiB free in ") as caught:
+        log.store(Scripted(never)).ensure(request(place))
     assert left.name in (caught.value.hint or "")
 
 
@@ -510,7 +515,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, log: Log) -> None:
 def test_temporaries_that_cannot_be_made_are_named(place: Path, log: Log) -> None:
     (place / "file").touch()
     with pytest.raises(ImageError, match=f"{place / 'file'}"):
-        log.store(Scripted(never)).ensure(request(place, temp_directory=place / "file" / "tmp"))
+        log.store(Scripted(never)).ensure(request(place, temporary=str(place / "file" / "tmp")))
     assert list((place / "images").iterdir()) == []
 
 
@@ -541,7 +546,8 @@ def test_who_waited_for_another_import_takes_its_image(place: Path, final: Path,
     with process("bash", "-c", script, "-", str(lock), str(image), str(final), stdout=subprocess.PIPE) as bash:
         assert bash.stdout is not None
         assert bash.stdout.readline() == "locked\n"
-        record = log.store(Scripted(never)).ensure(request(place, flock_path=lock))
+        store = log.store(Scripted(never), lock=EagerLockWithFlock)
+        record = store.ensure(request(place, lock=str(lock)))
     assert record.how == "adopted"
     assert log == [f"waiting for {NAME}: an unnamed process with flock on {lock}"]
 
@@ -551,7 +557,7 @@ def test_a_lock_that_cannot_be_had_at_all_is_said(place: Path, final: Path, log:
         def __init__(self, path: Path, **options: Any) -> None:
             super().__init__(path.with_name("none") / path.name, **options)
 
-    record = ImageStore(enroot=ENROOT, lock=Broken, say=log.append).ensure(request(place))
+    record = image_store(lock=Broken, log=log.append).ensure(request(place))
     assert record.how == "imported"
     assert record.facts[0].startswith("no lock file can be made")
     assert record.facts[1] == "no lock can be had, going on without it"
@@ -577,26 +583,9 @@ def test_an_interrupted_import_removes_its_own_temporaries_only(place: Path, fin
     assert list((place / "tmp").iterdir()) == []
 
 
-def test_only_what_dead_processes_of_this_host_left_is_stale(tmp_path: Path) -> None:
-    host = os.uname().nodename[:32]
-    dead, alive = 2**22 + 1, os.getpid()
-    names = [
-        f".x.sqsh.{host}.{dead}.0123abcd.part",
-        f".x.sqsh.{host}.{alive}.0123abcd.part",
-        f".x.sqsh.login-2.{dead}.0123abcd.part",
-        f".x.sqsh.{host}.{dead}.0123abcd.part.json",
-        "x.sqsh.part",
-        "x.sqsh",
-    ]
-    for name in names:
-        (tmp_path / name).touch()
-    (tmp_path / f".enroot.{host}.{dead}.89abcdef.part").mkdir()
-    assert [path.name for path in stale_parts(tmp_path)] == [f".enroot.{host}.{dead}.89abcdef.part", names[0]]
-
-
 def test_a_request_can_be_pickled_and_carried_out_elsewhere(place: Path) -> None:
-    wanted = request(place, enroot_environment=MappingProxyType({"A": "b"}))
-    again = pickle.loads(pickle.dumps((ImageStore(enroot=ENROOT), wanted)))
+    wanted = request(place, environment={"A": "b"})
+    again = pickle.loads(pickle.dumps((image_store(), wanted)))
     record = again[0].ensure(again[1])
     assert pickle.loads(pickle.dumps(record)) == record
     assert record.how == "imported"

@@ -16,11 +16,10 @@ from launcher.core.process import Completed, run
 from launcher.image import sidecar, store
 from launcher.image.reference import Reference
 from launcher.image.registry import Registry
-from launcher.image.request import ImageRequest
-from launcher.image.store import ImageStore
+from launcher.image.request import PlannedImage
 from launcher.image.tag_check import refreshed_name
 from tests.image.registries import FakeRegistry, fake_registry
-from tests.image.support import ENROOT, EagerLock, Scripted, never, small_image
+from tests.image.support import Scripted, image_store, never, request, small_image
 
 
 @pytest.fixture
@@ -30,13 +29,10 @@ def served() -> Iterator[FakeRegistry]:
 
 
 @pytest.fixture
-def wanted(served: FakeRegistry, tmp_path: Path) -> ImageRequest:
+def wanted(served: FakeRegistry, tmp_path: Path) -> PlannedImage:
     (tmp_path / "images").mkdir()
-    reference = f"{served.address}/a/b:1"
-    squash = tmp_path / "images" / "a_b_1.sqsh"
-    uri = Reference.parse(reference).uri
-    return ImageRequest(
-        reference, uri, squash, temp_directory=tmp_path / "tmp", architecture="x86_64", where="matrix.yaml:7"
+    return request(
+        tmp_path, reference=f"{served.address}/a/b:1", name="a_b_1.sqsh", architecture="x86_64", where="matrix.yaml:7"
     )
 
 
@@ -44,34 +40,33 @@ def importing(argv: Sequence[str]) -> Completed:
     return run(argv, timeout=20)
 
 
-class Store(ImageStore):
+class Store:
     """A store that asks the served registry, and whose processes are counted."""
 
     def __init__(self, served: FakeRegistry, runner: Scripted | None = None) -> None:
         self.runner = runner or Scripted(importing)
-        self.said: list[str] = []
         registry = Registry(served.environment(), sleep=lambda seconds: None, timeout=2)
-        super().__init__(self.runner, enroot=ENROOT, lock=EagerLock, say=self.said.append, registry=registry)
+        self.ensure = image_store(self.runner, registry=registry).ensure
 
     @property
     def imported(self) -> list[str]:
         return [argv[-1] for argv in self.runner.asked if "import" in argv]
 
 
-def test_an_image_is_imported_by_the_digest_that_the_registry_told(served: FakeRegistry, wanted: ImageRequest) -> None:
+def test_an_image_is_imported_by_the_digest_that_the_registry_told(served: FakeRegistry, wanted: PlannedImage) -> None:
     index = served.add("a/b", "1", "amd64", "arm64")
     store = Store(served)
     record = store.ensure(wanted)
-    assert (record.how, record.index, record.facts) == ("imported", index, ())
-    assert store.imported == [f"docker://{served.address}#a/b:{record.digest}"]
-    assert record.digest not in (None, index)
-    note = sidecar.read(wanted.squash)
+    assert (record.how, record.sidecar.index, record.facts) == ("imported", index, ())
+    assert store.imported == [f"docker://{served.address}#a/b:{record.sidecar.digest}"]
+    assert record.sidecar.digest not in (None, index)
+    note = sidecar.read(wanted.squash_path)
     assert note is not None
-    assert (note.digest, note.architecture, note.uri) == (record.digest, "amd64", wanted.uri)
-    assert note.hash == sidecar.file_hash(wanted.squash)
+    assert (note.digest, note.architecture, note.uri) == (record.sidecar.digest, "amd64", wanted.uri)
+    assert note.hash == sidecar.file_hash(wanted.squash_path)
 
 
-def test_a_hit_costs_one_question(served: FakeRegistry, wanted: ImageRequest) -> None:
+def test_a_hit_costs_one_question(served: FakeRegistry, wanted: PlannedImage) -> None:
     served.add("a/b", "1", "amd64")
     Store(served).ensure(wanted)
     for policy in ("keep", "refresh", "fail"):
@@ -82,12 +77,12 @@ def test_a_hit_costs_one_question(served: FakeRegistry, wanted: ImageRequest) ->
 
 
 def test_a_kept_image_does_not_wait_for_its_registry(
-    served: FakeRegistry, wanted: ImageRequest, monkeypatch: pytest.MonkeyPatch
+    served: FakeRegistry, wanted: PlannedImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "GLANCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and says nothing
         reference = f"127.0.0.1:{silent.getsockname()[1]}/a/b:1"
-        small_image(wanted.squash)
+        small_image(wanted.squash_path)
         asked = replace(wanted, reference=reference, uri=Reference.parse(reference).uri)
         began = time.monotonic()
         found = Store(served, Scripted(never)).ensure(asked)
@@ -99,17 +94,17 @@ def test_a_kept_image_does_not_wait_for_its_registry(
     ("architecture", "says"), [("aarch64", "is for amd64, and the nodes need arm64"), ("x86_64", "404")]
 )
 def test_what_cannot_be_had_is_an_error_before_any_process(
-    served: FakeRegistry, wanted: ImageRequest, architecture: str, says: str
+    served: FakeRegistry, wanted: PlannedImage, architecture: str, says: str
 ) -> None:
     if says != "404":
         served.add("a/b", "1", "amd64")
     with pytest.raises(ImageError, match=says) as caught:
         Store(served, Scripted(never)).ensure(replace(wanted, architecture=architecture))
     assert (caught.value.where, caught.value.exit_code) == ("matrix.yaml:7", 3)
-    assert list(wanted.squash.parent.iterdir()) == []
+    assert list(wanted.squash_path.parent.iterdir()) == []
 
 
-def test_an_unreachable_registry_is_a_fact(served: FakeRegistry, wanted: ImageRequest) -> None:
+def test_an_unreachable_registry_is_a_fact(served: FakeRegistry, wanted: PlannedImage) -> None:
     served.faults = [(503, {})] * 99
     store = Store(served)
     record = store.ensure(wanted)
@@ -121,52 +116,53 @@ def test_an_unreachable_registry_is_a_fact(served: FakeRegistry, wanted: ImageRe
     assert again.facts[0].startswith("whether the tag names another image now is not known")
 
 
-def test_an_image_that_cannot_fit_is_refused_before_any_process(served: FakeRegistry, wanted: ImageRequest) -> None:
+def test_an_image_that_cannot_fit_is_refused_before_any_process(served: FakeRegistry, wanted: PlannedImage) -> None:
     served.add("a/b", "1", "amd64", layers=(2**50,))
     with pytest.raises(ImageError, match=r"an image of 1048576.0 GiB compressed needs 2621440.0 GiB"):
         Store(served, Scripted(never)).ensure(wanted)
 
 
-def moved(served: FakeRegistry, wanted: ImageRequest) -> tuple[str | None, bytes]:
+def moved(served: FakeRegistry, wanted: PlannedImage) -> tuple[str | None, bytes]:
     served.add("a/b", "1", "amd64", "arm64")
     before = Store(served).ensure(wanted)
     served.add("a/b", "1", "amd64", "arm64", layers=(7,))
-    return before.digest, wanted.squash.read_bytes()
+    return before.sidecar.digest, wanted.squash_path.read_bytes()
 
 
-def test_a_tag_that_moved_is_refreshed_under_a_new_name(served: FakeRegistry, wanted: ImageRequest) -> None:
+def test_a_tag_that_moved_is_refreshed_under_a_new_name(served: FakeRegistry, wanted: PlannedImage) -> None:
     old, content = moved(served, wanted)
     store = Store(served)
     record = store.ensure(replace(wanted, moved_tag="refresh"))
     assert record.how == "imported"
-    assert record.squash == refreshed_name(wanted.squash, record.digest or "")
-    assert record.facts == (f"a_b_1.sqsh is of {old}, and the tag names {record.digest} now",)
-    assert wanted.squash.read_bytes() == content, "a running job may map it"
-    assert Store(served, Scripted(never)).ensure(wanted).squash == wanted.squash
+    assert record.squash == refreshed_name(wanted.squash_path, record.sidecar.digest or "")
+    assert record.facts == (f"a_b_1.sqsh is of {old}, and the tag names {record.sidecar.digest} now",)
+    assert wanted.squash_path.read_bytes() == content, "a running job may map it"
+    assert Store(served, Scripted(never)).ensure(wanted).squash == wanted.squash_path
     again = Store(served, Scripted(never)).ensure(replace(wanted, moved_tag="refresh"))
     assert (again.how, again.squash) == ("hit", record.squash)
 
 
-def test_a_tag_that_moved_fails_where_the_runner_wants_it(served: FakeRegistry, wanted: ImageRequest) -> None:
+def test_a_tag_that_moved_fails_where_the_runner_wants_it(served: FakeRegistry, wanted: PlannedImage) -> None:
     old, _ = moved(served, wanted)
     with pytest.raises(ImageError, match=f"is of {old}, and the tag names sha256") as caught:
         Store(served, Scripted(never)).ensure(replace(wanted, moved_tag="fail"))
     assert "images.moved-tag" in (caught.value.hint or "")
 
 
-def test_an_index_that_changed_for_other_platforms_is_no_move(served: FakeRegistry, wanted: ImageRequest) -> None:
+def test_an_index_that_changed_for_other_platforms_is_no_move(served: FakeRegistry, wanted: PlannedImage) -> None:
     served.add("a/b", "1", "amd64")
     before = Store(served).ensure(wanted)
     kind, content = served.documents["a/b/manifests/1"]
-    index = json.dumps({"manifests": [{"digest": before.digest, "platform": {"architecture": "amd64"}}]}).encode()
+    digest = before.sidecar.digest
+    index = json.dumps({"manifests": [{"digest": digest, "platform": {"architecture": "amd64"}}]}).encode()
     served.documents["a/b/manifests/1"] = ("application/vnd.oci.image.index.v1+json", index)
-    served.documents[f"a/b/manifests/{before.digest}"] = (kind, content)
+    served.documents[f"a/b/manifests/{digest}"] = (kind, content)
     assert Store(served, Scripted(never)).ensure(replace(wanted, moved_tag="fail")).facts == ()
 
 
-def test_of_a_file_that_bash_made_no_digest_is_known(served: FakeRegistry, wanted: ImageRequest) -> None:
+def test_of_a_file_that_bash_made_no_digest_is_known(served: FakeRegistry, wanted: PlannedImage) -> None:
     named = served.add("a/b", "1", "amd64")
-    small_image(wanted.squash)
+    small_image(wanted.squash_path)
     record = Store(served, Scripted(never)).ensure(replace(wanted, moved_tag="refresh"))
     assert record.how == "adopted"
     assert record.facts == (f"of which digest a_b_1.sqsh is was never recorded; the tag names {named} now",)

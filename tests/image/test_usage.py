@@ -15,11 +15,11 @@ import pytest
 from launcher.image import sidecar, usage
 from launcher.image.inventory import adopt, collect, garbage, images
 from launcher.image.squash import inspect
-from launcher.run.image_import import marking, run_is_over, unmark
+from launcher.run.image_usage import is_run_over, mark_used_by, unmark
 from launcher.run.record import RunRecord
 from tests.image.support import small_image
 from tests.run.driving import ONE, Desk
-from tests.run.test_image_import import a_plan
+from tests.run.test_image_usage import a_plan
 
 DAY = 86400.0
 
@@ -51,8 +51,8 @@ def forgotten(squash: Path, days: float = 40) -> None:
 
 
 def gone(squash: Path) -> list[str]:
-    found = images(squash.parent, over=run_is_over)
-    return [item.path.name for item in garbage(squash.parent, found, over=run_is_over)]
+    found = images(squash.parent, over=is_run_over)
+    return [item.path.name for item in garbage(squash.parent, found, over=is_run_over)]
 
 
 def test_a_mark_of_anybody_keeps_an_image_until_it_is_released(squash: Path, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_run_marks_what_it_uses_until_it_is_settled(squash: Path, tmp_path: Pa
     plan = a_plan(tmp_path, "r1")
     moved = dataclasses.replace(plan, images=(dataclasses.replace(plan.images[0], squash=str(squash)),))
     record = RunRecord.create(tmp_path / "runs", moved)
-    marking(record)(squash)
+    mark_used_by(record)(squash)
     forgotten(squash)
     aged(next((squash.parent / ".uses/x.sqsh").iterdir()), 1)
     record.update(state="failed", job={"id": "7", "over": False})
@@ -109,7 +109,7 @@ def test_where_no_mark_can_be_made_that_is_said(tmp_path: Path) -> None:
     record = RunRecord.create(tmp_path / "runs", a_plan(tmp_path, "r1"))
     (tmp_path / "images").mkdir()
     (tmp_path / "images/.uses").touch()
-    marking(record)(tmp_path / "images/x.sqsh")
+    mark_used_by(record)(tmp_path / "images/x.sqsh")
     said = [event["text"] for event in record.events()]
     assert said == ["x.sqsh cannot be marked as used by this run: File exists; gc of others may remove it"] or (
         "Not a directory" in said[0]

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from launcher.core.publish import dead_temporaries
 from launcher.image.inventory import collect, garbage, images, leftover
-from launcher.image.scratch import stale_parts
 from launcher.image.squash import DamagedImage, MissingImage, inspect
 from launcher.rehearsal.squashfs import squashfs
 from tests.faults.image import Count
@@ -36,10 +36,9 @@ IMPORT = """
 import getpass, json, os, sys, tenacity, xxhash
 from pathlib import Path
 from launcher.core.errors import ImageError
-from launcher.image.store import ImageStore
 from launcher.core.process import Completed
 from launcher.rehearsal.squashfs import squashfs
-from tests.image.support import request
+from tests.image.support import image_store, request
 
 image = squashfs("etc", {"rc": b"x" * 20000}, created=1_700_000_000)
 
@@ -56,7 +55,8 @@ def runner(argv, *, timeout, cwd=None, env=None, input=None):
 
 os.access("/begin", os.F_OK)
 try:
-    how = ImageStore(runner, sleep=lambda seconds: None).ensure(request(Path(sys.argv[1]), lock_wait=5.0)).how
+    store = image_store(runner, command=("enroot",), sleep=lambda seconds: None)
+    how = store.ensure(request(Path(sys.argv[1]), lock_wait=5)).how
 except ImageError as error:
     os.access("/end", os.F_OK)
     print("refused", error.message.splitlines()[0])
@@ -117,7 +117,7 @@ def clean(place: Path) -> str | None:
     for item in garbage(directory, images(directory), parts=0.0):
         collect(item)
     if (place / "tmp").is_dir():
-        for path in stale_parts(place / "tmp"):
+        for path in dead_temporaries(place / "tmp"):
             collect(leftover(path))
     left = {p.name for p in directory.iterdir()} - {NAME, f"{NAME}.json"}
     left |= {p.name for p in (place / "tmp").glob("*")}

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher.core.lease import Lock, LockOwner
+from launcher.core.lease import Lock, LockOwner, LockPace
 from tests.faults.image import Count
 
 LEASE, BEAT, POLL = 1.0, 0.1, 0.02
@@ -39,7 +39,7 @@ def owners(place: Path, trials: int) -> list[Count]:
 
 
 def _lock(path: Path, wait: float) -> Lock:
-    return Lock(path, what="an import", wait=wait, lease=LEASE, beat=BEAT, poll=POLL)
+    return Lock(path, what="an import", wait=wait, pace=LockPace(LEASE, BEAT, POLL))
 
 
 def _hold(path: Path, held: Any, lost: Any) -> None:

@@ -12,10 +12,9 @@ from typing import Any
 from launcher.core.lease import Held, Lock
 from launcher.core.publish import TEMPORARY_SUFFIX
 from launcher.image.squash import DamagedImage, Listing, MissingImage, inspect, listing_ok
-from launcher.image.store import ImageStore
 from launcher.rehearsal.enroot import FAULTS
 from tests.faults.image import Count
-from tests.image.support import ENROOT, NAME, EagerLock, request
+from tests.image.support import NAME, EagerLock, image_store, request
 
 
 class NoOpLock(Lock):
@@ -42,7 +41,7 @@ def races(place: Path, trials: int) -> list[Count]:
 
 def _import(place: Path, kind: str, said: Any) -> None:
     try:
-        said.put(ImageStore(enroot=ENROOT, lock=LOCKS[kind]).ensure(request(place, lock_wait=60.0)).how)
+        said.put(image_store(lock=LOCKS[kind]).ensure(request(place, lock_wait=60)).how)
     except BaseException as error:
         said.put(f"failed: {error}")
         raise

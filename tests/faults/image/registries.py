@@ -11,13 +11,13 @@ from launcher.core.errors import ImageError
 from launcher.core.process import Completed, run
 from launcher.image.reference import Reference
 from launcher.image.registry import Registry
-from launcher.image.request import ImageRequest
-from launcher.image.store import ImageStore
-from launcher.image.tag_check import Moved, compare
+from launcher.image.request import PlannedImage
+from launcher.image.sidecar import Sidecar
+from launcher.image.tag_check import Moved, check_tag
 from tests.faults.image import Count
 from tests.image.docker_registry import INSTALLED, real_registry
 from tests.image.registries import fake_registry
-from tests.image.support import ENROOT, EagerLock
+from tests.image.support import image_store, request
 
 Fault = tuple[int, dict[str, str]] | str
 ONCE, FOR_EVER = 1, 99
@@ -50,23 +50,23 @@ def _spoiled(place: Path, what: str, fault: Fault, times: int, wanted: str) -> C
         shutil.rmtree(place / "spoiled", ignore_errors=True)
         with fake_registry() as served:
             served.add("a/b", "1", "amd64", "arm64")
-            request = _request(place / "spoiled", served.address)
+            image = _image(place / "spoiled", served.address)
             if position:
                 served.documents.pop("a/b/manifests/none", None)
                 served.faults = ["", *[fault] * times]
             else:
                 served.faults = [fault] * times
-            how = _ensure(request, served.environment())
+            how = _ensure(image, served.environment())
             count.add("as it should be", None if how == wanted else f"at answer {position}: {how}")
             if "imported" not in how:
                 continue
             served.faults = [fault] * times
-            again = _ensure(replace(request, moved_tag="refresh"), served.environment())
+            again = _ensure(replace(image, moved_tag="refresh"), served.environment())
             count.add("hit all the same", None if again.endswith("hit") else f"with an image there: {again}")
     return count
 
 
-def _ensure(request: ImageRequest, environ: dict[str, str]) -> str:
+def _ensure(image: PlannedImage, environ: dict[str, str]) -> str:
     """What came of it in words, with the waiting."""
     slept: list[float] = []
     ran: list[Sequence[str]] = []
@@ -77,21 +77,18 @@ def _ensure(request: ImageRequest, environ: dict[str, str]) -> str:
 
     registry = Registry(environ, sleep=slept.append, timeout=5)
     try:
-        record = ImageStore(runner, enroot=ENROOT, lock=EagerLock, registry=registry).ensure(request)
+        record = image_store(runner, registry=registry).ensure(image)
     except ImageError as error:
-        if ran or list(request.squash.parent.iterdir()):
+        if ran or list(image.squash_path.parent.iterdir()):
             return f"refused after something was done: {error}"
         return f"waited {sum(slept):.0f} s, refused" if slept else "refused at once"
     without = " without" if record.how == "imported" and record.facts else ""
     return (f"waited {sum(slept):.0f} s, " if slept else "") + record.how + without
 
 
-def _request(place: Path, address: str) -> ImageRequest:
+def _image(place: Path, address: str) -> PlannedImage:
     (place / "images").mkdir(parents=True)
-    reference = f"{address}/a/b:1"
-    uri = Reference.parse(reference).uri
-    squash = place / "images" / "a_b_1.sqsh"
-    return ImageRequest(reference, uri, squash, temp_directory=place / "tmp", architecture="x86_64")
+    return request(place, reference=f"{address}/a/b:1", name="a_b_1.sqsh", architecture="x86_64")
 
 
 def _good(place: Path) -> Count:
@@ -100,9 +97,9 @@ def _good(place: Path) -> Count:
     with real_registry(place / "registry") as served:
         served.push("a/b:1", "amd64", "arm64")
         served.push("a/c:1", "arm64")
-        request = _request(place, served.address)
+        image = _image(place, served.address)
         registry = Registry(served.environment)
-        reference = Reference.parse(request.reference)
+        reference = Reference.parse(image.reference)
         found = registry.manifest(reference, "aarch64", where="x")
         count.add("index", None if found.index == served.digest("a/b:1") else f"{found} is not skopeo's")
         same = served.digest(f"a/b@{found.digest}") == found.digest
@@ -123,6 +120,7 @@ def _good(place: Path) -> Count:
                 count.add(why, None if why in str(error) else str(error))
         amd = registry.manifest(reference, "x86_64", where="x")
         served.push("a/b:1", "amd64", "arm64", content=b"another")
-        after = compare(replace(request, moved_tag="refresh"), amd.digest, amd.index, registry)
+        known = Sidecar(image.reference, image.uri, "imported", 0, 0, 0, digest=amd.digest, index=amd.index)
+        after = check_tag(image.squash_path, known, registry, "x86_64", where="x")
         count.add("moved tag", None if isinstance(after, Moved) else f"a move was not seen: {after}")
     return count

@@ -1,0 +1,171 @@
+"""Where and how an image is imported: on this host or in a job of its own, and which registries are asked."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from launcher.core.errors import ConfigError, ImageError
+from launcher.core.process import CommandRunner
+from launcher.core.yaml_source import Document
+from launcher.image.die_with_parent import tied
+from launcher.image.enroot import Enroot
+from launcher.image.reference import Reference
+from launcher.image.request import PlannedImage
+from launcher.image.store import ImageRecord, ImageStore, no_mark
+
+if TYPE_CHECKING:
+    from launcher.image.registry import Registry
+
+PATIENCE = 1800
+"""Seconds that the job of an import may wait for a node. Slurm itself ends it then, whatever became of us."""
+
+_OWN = "LAUNCHER_ENROOT_DIRECTORY"
+_PREFIX = "launcher-enroot-"
+_ON_NODE = (
+    *("sh", "-c"),
+    f'cd "${{{_OWN}%/*}}" && find . -maxdepth 1 -user "$(id -un)" -name "{_PREFIX}*" -mtime +0 -exec rm -rf "{{}}" +\n'
+    f'mkdir -p -- "${{{_OWN}:?}}/temp" && enroot version && "$@"\n'
+    f'code=$?; rm -rf -- "${{{_OWN}:?}}"; exit "$code"',
+    "sh",
+)
+"""On the node: enroot's layers are of no use there afterwards, and nobody else would remove them. srun ends a step by
+SIGKILL, so what an ended one left is removed a day later, by the next import there; none lasts so long."""
+
+
+@dataclass(frozen=True)
+class ImportPolicy:
+    """What decides where and how images are imported.
+
+    ``scheduler`` is the kind of scheduler; with ``partition`` and ``account`` it gives jobs to imports on compute
+    nodes, which are called ``job_name`` and carry ``token`` in their comment. ``registries`` are the hosts whose
+    registries may be asked before an import, None for all. With ``make_directory`` the image directory is made if it is
+    missing; it should be missing only where the directory is our own.
+    """
+
+    scheduler: Literal["slurm", "local"]
+    partition: str | None
+    account: str | None
+    job_name: str
+    token: str
+    registries: frozenset[str] | None = None
+    make_directory: bool = False
+
+    def is_on_node(self, image: PlannedImage) -> bool:
+        """Whether enroot runs on a compute node, in a job of its own."""
+        return image.import_on == "compute" and self.scheduler == "slurm"
+
+    def may_ask(self, uri: str) -> bool:
+        """Whether the registry of an image may be asked."""
+        return self.registries is None or Reference.parse(uri).registry.partition(":")[0] in self.registries
+
+    def node_command(self, image: PlannedImage) -> tuple[str, ...]:
+        """`enroot` as a job of one task without GPUs, on a node of the architecture that the image is for."""
+        partition = image.import_partition or self.partition
+        minutes = max(1, image.import_timeout // 60)
+        srun = (
+            "srun",
+            *([f"--partition={partition}"] if partition else []),
+            *([f"--account={self.account}"] if self.account else []),
+            "--nodes=1",
+            "--ntasks=1",
+            *([f"--cpus-per-task={image.processors}"] if image.processors else []),
+            f"--time={minutes}",
+            # In place of --immediate, which a Slurm with SchedulerParameters=defer always refuses.
+            f"--deadline=now+{60 * minutes + PATIENCE}",
+            f"--job-name={self.job_name}",
+            f"--comment={import_comment(self.token)}",
+            *image.import_options,
+        )
+        return (*tied(srun), *_ON_NODE, "enroot")
+
+    def node_environment(self, image: PlannedImage) -> dict[str, str]:
+        """enroot's directories for an import on a node. It makes all of them itself, but the first two."""
+        own = f"{image.temporary or '/tmp'}/{_PREFIX}{self.token}"
+        names = ("TEMP", "CACHE", "DATA", "RUNTIME")
+        paths = {f"ENROOT_{name}_PATH": f"{own}/{name.lower()}" for name in names}
+        return {_OWN: own, "TMPDIR": f"{own}/temp", **paths, "LC_ALL": "C"}
+
+
+def import_comment(token: str) -> str:
+    """The comment of the job that imports an image for a run: not the run's own, whose job it is not."""
+    return f"{token}-import"
+
+
+def ensure_image(
+    image: PlannedImage,
+    policy: ImportPolicy,
+    environment: Mapping[str, str],
+    *,
+    run: CommandRunner,
+    log: Callable[[str], None],
+    sleep: Callable[[float], None] = time.sleep,
+    mark: Callable[[Path], None] = no_mark,
+) -> ImageRecord:
+    """Have the image as a whole squash file.
+
+    ``run`` starts programs, in ``environment``. ``log`` gets one line at a time. ``sleep`` may raise to end a wait.
+    ``mark`` is told of each squash file before it is looked for. Raises ImageError, with the line that names the image.
+    """
+    if policy.make_directory:
+        image.squash_path.parent.mkdir(parents=True, exist_ok=True)
+    if policy.is_on_node(image):
+        environment = {**environment, **policy.node_environment(image)}
+        command = policy.node_command(image)
+        enroot = Enroot(environment, run, command, node_patience=PATIENCE, log=log, sleep=sleep)
+    else:
+        enroot = Enroot(environment, run, log=log, sleep=sleep)
+    registry = _registry(image, environment, log, sleep) if policy.may_ask(image.uri) else None
+    store = ImageStore(enroot, run, registry=registry, log=log, mark=mark, sleep=sleep)
+    try:
+        record = store.ensure(image)
+    except ImageError as error:
+        if error.where == image.where is not None:
+            error.where = _line_of(image.where, image.reference)
+        raise
+    known = record.sidecar
+    digest = f", {known.digest}" if known.digest else ""
+    log(f"image {image.reference}: {record.how} in {record.seconds:.3f} s ({known.size / 1e6:.1f} MB{digest})")
+    return record
+
+
+def _registry(
+    image: PlannedImage, environment: Mapping[str, str], log: Callable[[str], None], sleep: Callable[[float], None]
+) -> Registry:
+    from launcher.image.registry import Registry  # urllib is for those who import
+
+    return Registry({**environment, **image.environment}, say=log, sleep=sleep)
+
+
+_PLACE = re.compile(r"(?P<path>.+) \((?P<key>[^()]+)\)")
+
+
+def _line_of(where: str, reference: str) -> str:
+    """``file (key)`` → ``file:line`` of the image under the key, as near as it is found."""
+    found = _PLACE.fullmatch(where)
+    if found is None:
+        return where
+    try:
+        document = Document.read(Path(found["path"]), strict=False)
+    except ConfigError:
+        return where
+    data = document.data
+    keys = [found["key"]] if isinstance(data, dict) and found["key"] in data else found["key"].split(".")
+    for key in keys:
+        data = data.get(key) if isinstance(data, dict) else None
+    return where if data is None else document.where([*keys, *(_path_to(data, reference) or ())])
+
+
+def _path_to(data: object, value: str) -> tuple[str | int, ...] | None:
+    """The keys that lead to a value in a document."""
+    if data == value:
+        return ()
+    inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, part in inner:
+        if (rest := _path_to(part, value)) is not None:
+            return (key, *rest)
+    return None
