@@ -10,8 +10,8 @@ from typing import TextIO
 
 from launcher.core.github import GitHub
 from launcher.core.redact import redact
+from launcher.run.finish import Outcome
 from launcher.run.record import Event
-from launcher.run.run import Outcome
 
 Writer = Callable[[str], None]
 

@@ -20,12 +20,13 @@ from launcher.core.stop import Stop, stop_on_signals
 from launcher.plan.plan import Plan
 from launcher.project import Session, new_run_id
 from launcher.run import finish
+from launcher.run.finish import Outcome
+from launcher.run.kind import Run
 from launcher.run.loop import Limits, run_all
 from launcher.run.orphans import adopt as adopt_job
 from launcher.run.orphans import end_run, orphans_of_job_name
 from launcher.run.prepare import refuse
 from launcher.run.record import RunRecord
-from launcher.run.run import Outcome, Run
 from launcher.services import open_run, open_services, pace_of
 
 

@@ -15,7 +15,6 @@ from launcher.model.node_job import reap
 from launcher.run import evidence, finish
 from launcher.run.orphans import end_run, find_orphans
 from launcher.run.record import RunRecord, records
-from launcher.run.run import log_path
 from launcher.services import open_run
 from launcher.slurm.backends import open_scheduler
 from launcher.slurm.logs import LogFollower
@@ -49,13 +48,13 @@ def logs(arguments: argparse.Namespace) -> int:
     """Print the job's log; with --follow until the run has ended."""
     of = session(arguments)
     record = RunRecord.load(of.runs, arguments.run)
-    path = log_path(record)
+    path = record.log_path
     if path is None and not arguments.follow:
         raise ConfigError("this run has no job yet, hence no log", where=f"run {record.id}")
     follower = None
     while True:
         record = RunRecord.load(of.runs, arguments.run)
-        path = path or log_path(record)
+        path = path or record.log_path
         if follower is None and path is not None:
             follower = LogFollower(path)
         ended = record.ended

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launcher.plan.plan import Plan
 from launcher.rehearsal.tools import REGISTRIES, ensure_model, ensure_repository, environment
-from launcher.run.run import Tools
+from launcher.run.services import Tools
 from launcher.srtctl.planned import SrtctlJob
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from launcher.core.errors import LauncherError
 from launcher.core.stop import Stop
-from launcher.run.run import Run
+from launcher.run.kind import Run
 from launcher.slurm.client import JobKey, Scheduler
 
 CANCEL_BOUND = 5.0

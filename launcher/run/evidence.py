@@ -16,7 +16,7 @@ from launcher.core.errors import Cancelled, LauncherError
 from launcher.core.publish import write_bytes, write_json, write_text
 from launcher.core.redact import redact, redact_bytes
 from launcher.result.logs import TARBALL, bundle_logs, keep_logs
-from launcher.run.run import Run
+from launcher.run.kind import Run
 from launcher.run.verdict import Failure, Verdict, first_failures, tail, verdict
 from launcher.slurm.client import JobState
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,32 @@ from launcher.core.redact import redact
 from launcher.result.collect import Collected
 from launcher.result.logs import LOGS
 from launcher.result.summary import Used, summary
+from launcher.result.validate import Point
 from launcher.run import evidence
 from launcher.run.image_usage import unmark
+from launcher.run.kind import Run
 from launcher.run.record_fields import RecordedError, RecordedJob
-from launcher.run.run import Outcome, Run
+from launcher.run.verdict import Verdict
 from launcher.slurm.client import JobState
 from launcher.slurm.states import Phase
 
 RESULT_PATIENCE = 60.0
 """Seconds to wait for results that are not there yet: NFS shows another node's files up to a minute late."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. ``state`` is ``succeeded``, ``failed`` or ``cancelled``; ``error`` says what was wrong."""
+
+    run: str
+    state: str
+    points: tuple[Point, ...] = ()
+    error: LauncherError | None = None
+    verdict: Verdict | None = None
+
+    @property
+    def exit_code(self) -> int:
+        return self.error.exit_code if self.error is not None else 0
 
 
 def note_state(run: Run, state: JobState) -> None:

@@ -8,7 +8,7 @@ release is repeated until squeue no longer shows the hold.
 from __future__ import annotations
 
 from launcher.core.errors import LauncherError
-from launcher.run.run import Run
+from launcher.run.kind import Run
 from launcher.slurm.client import JobState
 from launcher.slurm.states import Phase
 

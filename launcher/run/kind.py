@@ -1,4 +1,6 @@
-"""A kind of job: what it plans, prepares, submits and collects. Everything else in this room is the same for all.
+"""A kind of job: what it plans, prepares, submits and collects; and a run, which is of one kind.
+
+Everything else in this room is the same for all kinds.
 
 A runner file names the kind of each lane, and a plan has it as ``kind``; `launcher.project` knows which kinds there
 are. The first one is srtctl's (`launcher.srtctl.kind`).
@@ -8,14 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.benchmark.benchmark import Benchmark
+from launcher.core.redact import redact
 from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
 from launcher.result.collect import Collected
-from launcher.run.run import Run
+from launcher.run.record import RunRecord
+from launcher.run.services import Services
 from launcher.runner.file import RunnerFile
 from launcher.slurm.client import JobKey, JobState
 
@@ -120,3 +125,40 @@ class JobKind(Protocol):
 
     def own_directories(self, plan: Plan) -> Sequence[Path]:
         """What `prepare` made for this run alone, to be removed once its logs are delivered."""
+
+
+class Run:
+    """One run. What is done already is in its record, so that any process can go on with it."""
+
+    def __init__(self, record: RunRecord, plan: Plan, kind: JobKind, services: Services) -> None:
+        self.record = record
+        self.plan = plan
+        self.kind = kind
+        self.services = services
+        record.hide = partial(redact, environ=services.environ)
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    def log(self, text: str) -> None:
+        """Tell whoever follows the run."""
+        self.record.event("note", text)
+
+    def replan(self, plan: Plan) -> None:
+        """Go on with another plan, from here on also for other processes."""
+        self.plan = plan
+        self.record.replan(plan)
+
+    @property
+    def evidence_directory(self) -> Path:
+        return self.record.directory / "evidence"
+
+    @property
+    def results_directory(self) -> Path:
+        """Where results go: the workflow's workspace, or the run's own directory for runs by hand."""
+        if self.record.fields.results == "workspace":
+            return Path(self.plan.workspace.path)
+        own = self.record.directory / "results"
+        own.mkdir(exist_ok=True)
+        return own

@@ -19,8 +19,9 @@ from launcher.core.errors import Cancelled, LauncherError, ResultError
 from launcher.core.stop import Stop
 from launcher.run import ending, finish, held_job
 from launcher.run.ending import EndRequests
+from launcher.run.finish import Outcome
+from launcher.run.kind import Run
 from launcher.run.prepare import Preparation, prepare_in_thread
-from launcher.run.run import Outcome, Run
 from launcher.run.verdict import verdict
 from launcher.slurm.client import JobKey, JobState, Scheduler
 from launcher.slurm.end_jobs import end_jobs

@@ -13,9 +13,9 @@ from launcher.core.errors import Cancelled, ConfigError, JobError
 from launcher.image.import_policy import import_comment
 from launcher.run import finish
 from launcher.run.ending import end_unrecorded
+from launcher.run.kind import Run
 from launcher.run.record import RunRecord, records
 from launcher.run.record_fields import RecordedJob
-from launcher.run.run import Run
 from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.end_jobs import end_jobs, jobs_with_token
 from launcher.slurm.states import Phase

@@ -26,9 +26,9 @@ from launcher.image.store import ImageRecord
 from launcher.model.checkpoint import examine, nearest_sibling, require, suggestion
 from launcher.plan.plan import Plan
 from launcher.run.image_usage import mark_used_by
-from launcher.run.kind import Prepared, Submission
+from launcher.run.kind import Prepared, Run, Submission
 from launcher.run.record_fields import RecordedJob
-from launcher.run.run import Run, Tools
+from launcher.run.services import Tools
 from launcher.slurm.client import SAME_SECONDS, JobKey, SchedulerUnreachable
 from launcher.slurm.end_jobs import jobs_with_token
 from launcher.slurm.states import Phase

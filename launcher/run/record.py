@@ -25,6 +25,7 @@ from launcher.core.process_identity import ProcessIdentity
 from launcher.core.publish import temporary_name, write_json
 from launcher.core.yaml_source import nearest
 from launcher.plan.plan import Plan
+from launcher.result.logs import LOGS
 from launcher.run.record_fields import ENDED, SCHEMA, RecordedJob, RunFields, Step
 from launcher.slurm.client import JobKey
 
@@ -113,6 +114,17 @@ class RunRecord:
         """The run's job as a scheduler knows it, once there is one."""
         job = self.fields.job
         return JobKey(job.id, job.submitted, self.id) if job is not None else None
+
+    @property
+    def log_path(self) -> Path | None:
+        """The log of the run's job, where the job writes it or where it was collected to; None without a job."""
+        job = self.fields.job
+        if job is None:
+            return None
+        own = Path(job.log)
+        if self.fields.results == "workspace" and self.ended and not own.exists():
+            return Path(self.plan.workspace.path, LOGS, own.name)
+        return own
 
     @property
     def plan(self) -> Plan:

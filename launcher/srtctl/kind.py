@@ -19,8 +19,7 @@ from launcher.srtctl.planned import SrtctlJob
 
 if TYPE_CHECKING:  # a dry run pays for none of them
     from launcher.result.collect import Collected
-    from launcher.run.kind import Prepared, Submission, Submitted
-    from launcher.run.run import Run
+    from launcher.run.kind import Prepared, Run, Submission, Submitted
     from launcher.srtctl.checkout import Checkout
     from launcher.srtctl.exit_marker import Markers
 

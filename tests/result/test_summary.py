@@ -13,13 +13,13 @@ from launcher.core.shipped import shipped
 from launcher.model.checkpoint import examine
 from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
+from launcher.project import plan_benchmark
 from launcher.rehearsal.model import ensure_model
 from launcher.result.collect import Collected, Problem
 from launcher.result.summary import SCHEMA_VERSION, Used, summary
 from launcher.result.validate import Point
 from launcher.runner import Fleet
 from launcher.srtctl.locate import RecipeFinder
-from launcher.srtctl.resolve import plan_benchmark
 from tests.benchmarks import a_benchmark
 
 BENCHMARK = Benchmark(

@@ -10,9 +10,9 @@ from launcher.core.shipped import shipped
 from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
 from launcher.project import plan_benchmark
-from launcher.run.kind import JobKind
+from launcher.run.kind import JobKind, Run
 from launcher.run.record import RunRecord
-from launcher.run.run import Run, Services
+from launcher.run.services import Services
 from launcher.runner import Fleet
 from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.states import Phase

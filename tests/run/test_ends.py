@@ -28,9 +28,10 @@ from launcher.core.github import GitHub
 from launcher.result.collect import TARBALL
 from launcher.run import finish
 from launcher.run.evidence import FOLDER, LARGEST
+from launcher.run.finish import Outcome
+from launcher.run.kind import Run
 from launcher.run.record import RunRecord
 from launcher.run.record_fields import RecordedJob
-from launcher.run.run import Outcome, Run
 from launcher.run.verdict import Verdict
 from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.states import Phase

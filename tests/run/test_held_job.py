@@ -9,9 +9,9 @@ import pytest
 
 from launcher.plan.plan import Plan
 from launcher.run.held_job import is_ours, released, should_release
+from launcher.run.kind import Run
 from launcher.run.record import RunRecord
 from launcher.run.record_fields import RecordedJob
-from launcher.run.run import Run
 from launcher.slurm.client import JobState, SchedulerUnreachable, unknown
 from launcher.slurm.states import Phase
 from launcher.srtctl.planned import SrtctlJob

@@ -13,10 +13,11 @@ import pytest
 from launcher.core.errors import Cancelled, ImageError, JobError, LauncherError
 from launcher.core.stop import Stop
 from launcher.run import ending, finish, loop
+from launcher.run.finish import Outcome
+from launcher.run.kind import Run
 from launcher.run.loop import Limits, run_all
 from launcher.run.prepare import Preparation
 from launcher.run.record_fields import RecordedJob
-from launcher.run.run import Outcome, Run
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
 from launcher.slurm.end_jobs import end_jobs
 from launcher.slurm.poller import Pace

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from launcher.run.finish import finish
+from launcher.run.kind import Run
 from launcher.run.record import RunRecord
-from launcher.run.run import Run, log_path
 from launcher.slurm.client import JobState
 from launcher.slurm.local import LocalScheduler
 from launcher.slurm.states import LOST, Phase
@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_an_end_by_the_jobs_own_word(run: Run) -> None:
-    job, log = run.record.job_key, log_path(run.record)
+    job, log = run.record.job_key, run.record.log_path
     assert job is not None and log is not None
     state = run.kind.end_by_log(job, log)
     assert state is not None and (state.word, state.exit_code) == (LOST, (0, 0))

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from launcher.core.errors import ConfigError, LauncherError
+from launcher.run.kind import Run
 from launcher.run.orphans import check_owner, end_run
 from launcher.run.record_fields import RecordedJob
-from launcher.run.run import Run
 from launcher.run.verdict import Verdict
 from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.states import Phase

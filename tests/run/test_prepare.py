@@ -13,9 +13,9 @@ from launcher.core.errors import Cancelled, ModelError, SubmissionError
 from launcher.core.process import Completed
 from launcher.core.stop import Stop
 from launcher.plan.plan import Plan
-from launcher.run.kind import Prepared
+from launcher.run.kind import Prepared, Run
 from launcher.run.prepare import prepare
-from launcher.run.run import Run, Tools
+from launcher.run.services import Tools
 from tests.model.checkpoints import checkpoint
 from tests.run.runs import a_run, events, plan_on, services
 
@@ -41,7 +41,7 @@ def test_a_compute_node_imports_what_its_login_node_cannot(tmp_path: Path, monke
     moved["images"][0]["squash"] = str(tmp_path / "squash" / Path(image.squash).name)
     moved["images"][0]["lock"] = str(tmp_path / "squash/lock")
     with pytest.raises(Exception, match="Invalid image reference"):
-        prepare(a_run(tmp_path, Plan.from_dict(moved), services(run=runner)))
+        prepare(a_run(tmp_path, Plan.from_dict(moved), services(run=runner), NoJobs()))  # type: ignore[arg-type]
     argv, env = next((a, e) for a, e in seen if "import" in a)
     assert "srun" in argv and "--partition=batch_1" in argv and "--nodes=1" in argv
     assert argv[argv.index("enroot") + 1] == "import"

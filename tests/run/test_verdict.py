@@ -16,9 +16,13 @@ from launcher.core.errors import (
     ResultError,
     SubmissionError,
 )
-from launcher.run.evidence import FILES, LINES, TAIL, Failure, first_failures, keep, tail, verdict
+from launcher.run.evidence import judge
+from launcher.run.kind import Run
+from launcher.run.record_fields import RecordedJob
+from launcher.run.verdict import FILES, LINES, TAIL, Failure, first_failures, tail, verdict
 from launcher.slurm.client import JobState
 from launcher.slurm.states import Phase
+from tests.run.runs import a_run, services
 
 ENDED = JobError("the job ended as it did")
 
@@ -138,21 +142,24 @@ def test_logs_are_read_in_bounded_pieces(tmp_path: Path) -> None:
 
 
 def test_evidence_is_kept_without_secrets(tmp_path: Path) -> None:
-    log = tmp_path / "sweep_1.log"
-    log.write_text("token hf_secretsecret\n")
-    script = tmp_path / "script"
-    script.write_text("#!/bin/sh\n")
-    first = failure("ERROR hf_secretsecret")
-    keep(
-        tmp_path / "evidence",
-        ruling=verdict(ENDED, ended("FAILED"), [first]),
-        failures=[first],
-        events=[{"kind": "job", "time": 1.5, "text": "RUNNING"}, {"kind": "note", "time": 2, "text": "no"}],
-        log=log,
-        papers={"sbatch_script.sh": script, "config.yaml": tmp_path / "absent"},
-        environ={"HF_TOKEN": "hf_secretsecret"},
-    )
-    texts = {p.name: p.read_text() for p in (tmp_path / "evidence").iterdir()}
+    logs = tmp_path / "outputs/1/logs"
+    logs.mkdir(parents=True)
+    (logs / "sweep_1.log").write_text("ERROR hf_secretsecret\n")
+
+    class Kind:
+        """Gives one file that is there, and one that is not."""
+
+        name = "files"
+
+        def evidence(self, run: Run) -> dict[str, Path]:
+            return {"sbatch_script.sh": logs / "sweep_1.log", "config.yaml": tmp_path / "absent"}
+
+    run = a_run(tmp_path, given=services(environ={"HF_TOKEN": "hf_secretsecret"}), kind=Kind())  # type: ignore[arg-type]
+    run.record.update(job=RecordedJob("1", 1.0, str(logs.parent), str(logs / "sweep_1.log")))
+    run.record.event("job", "RUNNING")
+    run.log("a note")
+    judge(run, ENDED, ended("FAILED"))
+    texts = {p.name: p.read_text() for p in run.evidence_directory.iterdir()}
     assert set(texts) == {"verdict.txt", "events.txt", "first-failure.txt", "job.log", "sbatch_script.sh"}
     assert not any("hf_secret" in text for text in texts.values())
-    assert texts["events.txt"].endswith("RUNNING\n") and "no" not in texts["events.txt"].split()
+    assert texts["events.txt"].endswith("RUNNING\n") and "note" not in texts["events.txt"].split()
