@@ -160,7 +160,11 @@ def drive_records(
         record.take()
         runs.append(Run(record, plan, of.kind(plan.kind), services))
     limits = dataclasses.replace(limits, pace=pace_of(first))
-    outcomes = run_all(runs, services.scheduler, stop, limits, None if quiet else console.log)
+    try:
+        outcomes = run_all(runs, services.scheduler, stop, limits, None if quiet else console.log)
+    finally:
+        for record, _ in recorded:
+            record.let_go()
     console.outcomes(of.runs, outcomes)
     return outcomes
 

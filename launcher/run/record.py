@@ -210,6 +210,12 @@ class RunRecord:
         self.reload()
         self.update(owner=ProcessIdentity.mine())
 
+    def let_go(self) -> None:
+        """Drive the run no more: another process may take it."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
     def reload(self) -> None:
         """Read the fields again, as another process may have written them. Raises ConfigError, FileNotFoundError."""
         self.fields = _read(self.directory / "run.json")
