@@ -72,99 +72,95 @@ def needs(file: RunnerFile, fill: Fill, *, models_are_made: bool = False) -> Ite
 def compare_path(need: Need, site: Site) -> Outcome:
     """One directory: it agrees only when every side that must see and write it does."""
     good: list[str] = []
-    bad: list[str] = []
-    open_: list[str] = []
-    hint = ""
+    unknown: list[str] = []
+    problems: list[Differ] = []
     for side in need.seen:
         host = site.side(side)
-        found = _on(host, need.paths)
-        if isinstance(host, Unknown) or isinstance(found, Unknown):
-            open_.append(f"{side}: {found}")
+        candidate = _candidate(host, need.paths)
+        if isinstance(host, Unknown) or isinstance(candidate, Unknown):
+            unknown.append(f"{side}: {candidate}")
             continue
-        path, seen = found
-        wrong, how = _wrong(need, side, path, seen, site.cluster.user)
-        if wrong:
-            bad.append(f"{side} ({host.name}): {wrong}")
-            hint = hint or how
+        path, seen = candidate
+        problem = _access(need, side, path, seen, site.cluster.user) or _kind(need, seen) or _sharing(need, side, seen)
+        if problem is not None:
+            problems.append(Differ(f"{side} ({host.name}): {problem.found}", problem.hint))
         else:
-            good.append(f"{side} ({host.name}): {_found(path, seen)}")
-    if need.mounted and (extra := _seen_by_more(need, site)):
-        bad.append(extra)
-        hint = hint or "add the side to seen-by, or say which part of it is not shared"
-    if bad:
-        return Differ("; ".join(bad), hint)
-    if open_:
-        return Unknown("; ".join([*open_, *good]))
+            good.append(f"{side} ({host.name}): {_description(path, seen)}")
+    if (hidden := _hidden_side(need, site)) is not None:
+        problems.append(hidden)
+    if problems:
+        return Differ("; ".join(problem.found for problem in problems), problems[0].hint)
+    if unknown:
+        return Unknown("; ".join([*unknown, *good]))
     return Agree("; ".join(good))
 
 
-def _on(host: Fact[Host], paths: Sequence[str]) -> Fact[tuple[str, Seen]]:
-    """The first candidate that is there, else the first one with what is above it."""
+def _candidate(host: Fact[Host], paths: Sequence[str]) -> Fact[tuple[str, Seen]]:
+    """The first path that is there, or where none is the first one with what is above it."""
     if isinstance(host, Unknown):
         return host
-    seen = [(path, host.directory(path)) for path in paths]
-    known = [(path, s) for path, s in seen if isinstance(s, Seen)]
+    known = [(path, seen) for path in paths if isinstance(seen := host.directory(path), Seen)]
     if not known:
-        return Unknown(str(seen[0][1]))
-    return next((pair for pair in known if pair[1].is_at(pair[0])), known[0])
+        return Unknown(str(host.directory(paths[0])))
+    return next(((path, seen) for path, seen in known if seen.is_at(path)), known[0])
 
 
-def _wrong(need: Need, side: Side, path: str, seen: Seen, user: str) -> tuple[str, str]:
-    """What is wrong with a directory on one side, and how to mend it; empty when nothing is."""
+def _access(need: Need, side: Side, path: str, seen: Seen, user: str) -> Differ | None:
+    """Whether the directory is there, or can be made, and can be used as one side must use it."""
     if seen.refused.endswith("is not a directory"):
-        return seen.refused, "name a directory"
-    if not seen.is_at(path):
-        missing = f"{path} is not there; the nearest directory above it is {seen.at}"
-        if not need.made:
-            there = "mount" if need.mounted else "stage"
-            return missing, f"correct the path, {there} what belongs there, or correct `seen-by` of its storage"
-        if side in need.written and not seen.writable:
-            return (
-                f"{missing}, where {user} cannot make it: {seen.refused}",
-                "have it made, and given to the runner's user",
-            )
-    elif not seen.readable:
-        return f"{user} cannot list {path}", "chmod or chgrp it for the runner's user, or name another"
-    elif side in need.written and not seen.writable:
-        return f"{user} cannot write {path}: {seen.refused}", "give it to the runner's user, or name another"
-    if (other := _other_kind(need, seen))[0]:
-        return other
-    shared = len(need.seen) == 2 and (need.storage is None or need.storage.kind != "node-local")
-    if side == "compute" and shared and (seen.shared is False or seen.back is False):
-        hint = "name a directory on a shared file system, or say `kind: node-local` of its storage"
-        return f"what the login host writes into {seen.at} is not seen there: it is another {seen.at}", hint
-    return "", ""
+        return Differ(seen.refused, "name a directory")
+    read_only = side in need.written and not seen.writable
+    if seen.is_at(path):
+        if not seen.readable:
+            return Differ(f"{user} cannot list {path}", "chmod or chgrp it for the runner's user, or name another")
+        if read_only:
+            found = f"{user} cannot write {path}: {seen.refused}"
+            return Differ(found, "give it to the runner's user, or name another")
+        return None
+    missing = f"{path} is not there; the nearest directory above it is {seen.at}"
+    if not need.made:
+        put = "mount" if need.mounted else "stage"
+        return Differ(missing, f"correct the path, {put} what belongs there, or correct `seen-by` of its storage")
+    if read_only:
+        found = f"{missing}, where {user} cannot make it: {seen.refused}"
+        return Differ(found, "have it made, and given to the runner's user")
+    return None
 
 
-def _other_kind(need: Need, seen: Seen) -> tuple[str, str]:
+def _kind(need: Need, seen: Seen) -> Differ | None:
+    """Whether a storage is of the kind that the file gives."""
     if not need.mounted or need.storage is None or isinstance(seen.mount, Unknown):
-        return "", ""
+        return None
     kind, mount = need.storage.kind, seen.mount
-    fits = {
-        "lustre": mount.type == "lustre",
-        "nfs": mount.network and mount.type != "lustre",
-        "node-local": not mount.network,
-        "local": not mount.network,
-    }[kind]
     actual = "lustre" if mount.type == "lustre" else "nfs" if mount.network else "local or node-local"
-    return ("", "") if fits else (f"not {kind}: {mount}", f"kind: {actual}")
+    return None if kind in actual.split(" or ") else Differ(f"not {kind}: {mount}", f"kind: {actual}")
 
 
-def _seen_by_more(need: Need, site: Site) -> str:
-    """That a side sees a shared file system which the file says it does not."""
-    if need.storage is None or need.storage.kind not in ("lustre", "nfs"):
-        return ""
-    path = need.paths[0]
+def _sharing(need: Need, side: Side, seen: Seen) -> Differ | None:
+    """Whether a node sees the same directory as the login host, where both must see it."""
+    shared = len(need.seen) == 2 and (need.storage is None or need.storage.kind != "node-local")
+    if side == "login" or not shared or (seen.shared is not False and seen.back is not False):
+        return None
+    found = f"what the login host writes into {seen.at} is not seen there: it is another {seen.at}"
+    return Differ(found, "name a directory on a shared file system, or say `kind: node-local` of its storage")
+
+
+def _hidden_side(need: Need, site: Site) -> Differ | None:
+    """A side that sees a shared file system, and the file says that it does not."""
+    if not need.mounted or need.storage is None or need.storage.kind not in ("lustre", "nfs"):
+        return None
     for side in _BOTH:
-        found = _on(site.side(side), [path])
-        if side in need.seen or isinstance(found, Unknown) or not found[1].is_at(path):
+        candidate = _candidate(site.side(side), need.paths)
+        if side in need.seen or isinstance(candidate, Unknown) or not candidate[1].is_at(candidate[0]):
             continue
-        if isinstance(found[1].mount, Mount) and found[1].mount.network:
-            return f"{side} sees it too: {found[1].mount}"
-    return ""
+        mount = candidate[1].mount
+        if isinstance(mount, Mount) and mount.network:
+            hint = "add the side to seen-by, or say which part of it is not shared"
+            return Differ(f"{side} sees it too: {mount}", hint)
+    return None
 
 
-def _found(path: str, seen: Seen) -> str:
+def _description(path: str, seen: Seen) -> str:
     parts = [] if seen.is_at(path) else [f"will be made below {seen.at}"]
     if isinstance(seen.mount, Mount):
         parts.append(f"{seen.mount.type} from {seen.mount.source}")
