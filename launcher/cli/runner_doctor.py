@@ -17,11 +17,11 @@ from launcher.core.errors import ConfigError
 from launcher.core.publish import publish_new, temporary_name
 from launcher.core.yaml_source import Document, nearest
 from launcher.doctor import queries
-from launcher.doctor.commands import Asking
+from launcher.doctor.commands import Commands
 from launcher.doctor.comparison import Claim, compare, notes
-from launcher.doctor.draft import Wanted, draft, todos
-from launcher.doctor.facts import Cluster, Unknown
-from launcher.doctor.queries import inquire, survey
+from launcher.doctor.draft import DraftRequest, draft, todos
+from launcher.doctor.facts import SlurmFacts, Unknown
+from launcher.doctor.queries import collect, collect_for_draft
 from launcher.plan import derive
 from launcher.project import Session
 from launcher.rehearsal import checkout
@@ -41,16 +41,15 @@ def new(arguments: argparse.Namespace) -> int:
     directory = arguments.directory
     if directory is not None and not directory.startswith("/"):
         raise ConfigError(f"{directory!r} is not absolute", where="--directory")
-    asking = Asking(environ=of.environ)
-    cluster = queries.cluster(asking)
-    partition = _partition(cluster, arguments.partition)
-    account = arguments.account or _account(cluster)
+    commands = Commands(environ=of.environ)
+    slurm = queries.slurm_facts(commands)
+    partition = _partition(slurm, arguments.partition)
+    account = arguments.account or _account(slurm)
     stand_in = f"{{state}}/rehearsal/{checkout.repository_path(Path()).name}"
     commit = f"ref {checkout.REF}, sha {checkout.SHA}"
-    wanted = Wanted(name, partition, account, directory, str(of.state), (stand_in, commit))
-    paths = [*([directory] if directory else []), str(of.state)]
-    site = survey(asking, cluster, partition, account, paths, node=not arguments.no_node, wait=arguments.timeout)
-    text = draft(wanted, site)
+    request = DraftRequest(name, partition, account, directory, str(of.state), (stand_in, commit))
+    facts = collect_for_draft(request, slurm, commands, node=not arguments.no_node, wait=arguments.timeout)
+    text = draft(request, facts)
     RunnerFile(Document(str(target or "-"), text))  # a draft that does not load is an error of ours, said at once
     if target is None:
         sys.stdout.write(text)
@@ -89,14 +88,14 @@ def _publish(target: Path, text: str) -> None:
         raise ConfigError("exists; use --output to write another file", where=str(target))
 
 
-def _partition(cluster: Cluster, asked: str | None) -> str:
+def _partition(slurm: SlurmFacts, asked: str | None) -> str:
     """The partition asked for, or Slurm's default one. Raises ConfigError when it is not known."""
-    if isinstance(cluster.partitions, Unknown):
+    if isinstance(slurm.partitions, Unknown):
         hint = "run it on the cluster's login node, as the user of its GitHub runners; is SLURM_CONF right?"
-        raise ConfigError(f"Slurm does not say which partitions there are: {cluster.partitions}", hint=hint)
-    names = [p.name for p in cluster.partitions]
+        raise ConfigError(f"Slurm does not say which partitions there are: {slurm.partitions}", hint=hint)
+    names = [p.name for p in slurm.partitions]
     asked = asked and asked.removesuffix("*")  # as sinfo marks the default one
-    found = cluster.partition(asked)
+    found = slurm.partition(asked)
     if found is not None:
         return found.name
     if asked is None:
@@ -106,11 +105,11 @@ def _partition(cluster: Cluster, asked: str | None) -> str:
     raise ConfigError(f"Slurm shows no partition {asked!r}", where="--partition", hint=hint)
 
 
-def _account(cluster: Cluster) -> str | None:
+def _account(slurm: SlurmFacts) -> str | None:
     """The user's default account, or the only one there is."""
-    if isinstance(cluster.default_account, str):
-        return cluster.default_account
-    return cluster.accounts[0] if len(cluster.accounts) == 1 else None
+    if isinstance(slurm.default_account, str):
+        return slurm.default_account
+    return slurm.accounts[0] if len(slurm.accounts) == 1 else None
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -118,13 +117,15 @@ def doctor(arguments: argparse.Namespace) -> int:
     of = session(arguments)
     file = of.fleet.get(arguments.name)
     fill = partial(derive.fill, context=of.context("doctor"))
-    say = partial(print, file=sys.stderr)
+    log = partial(print, file=sys.stderr)
 
-    asking = Asking(environ=of.environ)
+    commands = Commands(environ=of.environ)
     # What a rehearsal runs are the launcher's own programs: this cluster has nothing to say about them.
     stand_ins = ("enroot", "srtctl") if file.runner.tools == "rehearsal" else ()
-    site = inquire(file, fill, asking, node=not arguments.no_node, wait=arguments.timeout, say=say, stand_ins=stand_ins)
-    claims, remarks = compare(file, site, fill), notes(site)
+    facts = collect(
+        file, fill, commands, node=not arguments.no_node, wait=arguments.timeout, log=log, stand_ins=stand_ins
+    )
+    claims, remarks = compare(file, facts, fill), notes(facts)
     counts = {v: sum(c.verdict == v for c in claims) for v in ("agree", "differ", "unknown")}
     if arguments.json:
         value = {"runner": arguments.name, "file": file.path, **counts, "claims": [asdict(c) for c in claims]}

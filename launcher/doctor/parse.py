@@ -1,4 +1,4 @@
-"""What Slurm's and the system's programs print, read into facts. Lines that are something else are passed over."""
+"""What Slurm's and the system's programs print, read into facts. Other lines, such as banners, are ignored."""
 
 from __future__ import annotations
 
