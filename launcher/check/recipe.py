@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from launcher.check.engine import Found, Rule, Subject, rule
+from launcher.core.slurm_notation import seconds
 from launcher.core.yaml_source import Place
 
 
@@ -244,18 +244,9 @@ def _health(s: Subject) -> tuple[float, float]:
 
 
 def minutes(limit: str | None) -> float | None:
-    """Slurm's notation of a time limit (``MM``, ``MM:SS``, ``HH:MM:SS``, ``D-HH[:MM[:SS]]``); None for another one."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit or "")
-    if found is None:
-        return None
-    days, *parts = found.groups()
-    numbers = [int(p) for p in parts if p is not None]
-    if days is not None:
-        hours, mins, seconds = [*numbers, 0, 0][:3]
-        return int(days) * 1440 + hours * 60 + mins + seconds / 60
-    if len(numbers) == 3:
-        return numbers[0] * 60 + numbers[1] + numbers[2] / 60
-    return numbers[0] + (numbers[1] / 60 if len(numbers) == 2 else 0)
+    """A time limit in Slurm's notation, in minutes; None for another text."""
+    limited = seconds(limit or "")
+    return None if limited is None else limited / 60
 
 
 RULES: Sequence[Rule[Subject]] = (

@@ -6,8 +6,8 @@ import json
 import re
 from collections.abc import Mapping
 
+from launcher.core.slurm_notation import seconds
 from launcher.doctor.facts import Association, Gres, Mount, Node, Partition
-from launcher.doctor.slurm_notation import seconds
 from launcher.slurm.answers import scontrol_pairs
 
 _CONFIG = re.compile(r"^(\w+)\s*= (.*?)\s*$", re.MULTILINE)

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_FOUND
+from launcher.core.slurm_notation import node_names
 from launcher.doctor import host_probe, parse, required_paths, scheduling
 from launcher.doctor.commands import Commands, no_answer
 from launcher.doctor.draft import DraftRequest
 from launcher.doctor.facts import ClusterFacts, Fact, Host, SlurmFacts, SubmissionCheck, Unknown
 from launcher.doctor.required_paths import Fill
-from launcher.doctor.slurm_notation import node_names
 from launcher.image import probe
 from launcher.image.probe import Probed
 from launcher.runner.file import RunnerFile

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from launcher.core.slurm_notation import node_names, seconds
 from launcher.core.yaml_source import nearest
 from launcher.doctor.facts import (
     Agree,
@@ -24,7 +25,6 @@ from launcher.doctor.facts import (
     Unknown,
     gpu_types,
 )
-from launcher.doctor.slurm_notation import node_names, seconds
 from launcher.doctor.statements import Statement, statements
 from launcher.runner.file import RunnerFile
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 import launcher
 from launcher.core import process
 from launcher.core.errors import LauncherError
+from launcher.core.slurm_notation import seconds
 from launcher.rehearsal.results import MARK
 from launcher.srtctl import recipe
 
@@ -41,6 +41,10 @@ class Job:
     @property
     def directives(self) -> Mapping[str, Any]:
         return self.resolved.get("sbatch_directives") or {}
+
+    @property
+    def time_limit(self) -> str:
+        return str((self.resolved.get("slurm") or {}).get("time_limit") or "01:00:00")
 
 
 class SbatchFailed(Exception):
@@ -67,7 +71,7 @@ def batch_script(job: Job) -> str:
         *([f"segment={nodes}"] if on["use_segment_sbatch_directive"] else []),
         *(["exclusive"] if on["use_exclusive_sbatch_directive"] else []),
         f"account={slurm.get('account') or 'default'}",
-        f"time={slurm.get('time_limit') or '01:00:00'}",
+        f"time={job.time_limit}",
         f"partition={slurm.get('partition') or 'default'}",
         *(f"{key}={value}" if value else key for key, value in job.directives.items()),
     ]
@@ -124,7 +128,9 @@ def _embedded(job: Job, directory: Path) -> str:
     from launcher.rehearsal.engine import run_embedded
     from launcher.slurm.local import submit as submit_embedded
 
-    slurm = job.resolved.get("slurm") or {}
+    limit = seconds(job.time_limit)
+    if limit is None:
+        raise SbatchFailed("(embedded)", "sbatch: error: Invalid --time specification")
     try:
         key = submit_embedded(
             directory,
@@ -134,22 +140,11 @@ def _embedded(job: Job, directory: Path) -> str:
             name=job.name,
             token=str(job.directives.get("comment") or ""),
             log=job.log or Path("/dev/null"),
-            time_limit=_seconds(str(slurm.get("time_limit") or "01:00:00")),
+            time_limit=limit,
         )
     except LauncherError as error:
         raise SbatchFailed("(embedded)", f"sbatch: error: {error.message}") from None
     return key.id
-
-
-def _seconds(limit: str) -> float:
-    """Slurm's ``[days-]hours:minutes:seconds`` in seconds; a bare number is minutes."""
-    days, _, clock = limit.rpartition("-")
-    parts = [int(part) for part in re.findall(r"\d+", clock)]
-    if days:
-        hours, minutes, seconds = (*parts, 0, 0, 0)[:3]
-    else:
-        hours, minutes, seconds = {1: (0, *parts, 0), 2: (0, *parts), 3: (*parts,)}[len(parts)]
-    return float(int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds)
 
 
 def write_output(

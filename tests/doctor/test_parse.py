@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from launcher.doctor import parse, slurm_notation
+from launcher.core import slurm_notation
+from launcher.doctor import parse
 from launcher.doctor.facts import Gres, Node
 
 NODE = (

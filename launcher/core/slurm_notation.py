@@ -1,4 +1,4 @@
-"""Slurm's own notation: time limits and host lists."""
+"""Slurm's own notation for time limits and host lists."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _GROUP = re.compile(r"\[([^]]*)\]")
 
 
 def seconds(text: str) -> float | None:
-    """A time limit as Slurm writes it (sbatch(1), --time); None for none, or what is no time at all.
+    """The seconds of a time limit as Slurm writes it (sbatch(1), --time); None for a text that is not one.
 
-    ``90`` is minutes, ``4:00`` minutes and seconds, ``2-4`` days and hours.
+    ``90`` is minutes, ``4:00`` minutes and seconds, ``4:00:00`` hours, ``2-4`` days and hours (``D-HH[:MM[:SS]]``).
     """
     if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
         return None
