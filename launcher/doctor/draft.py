@@ -73,6 +73,8 @@ $srtslurm
 """
 """The file. A line that is nothing but a name stands for the lines of that value, and is left out when it has none."""
 
+_IMAGE_HINT = "  # TODO squash files lie where compute nodes see them; network file systems here:"
+
 _HELPERS = """\
   # TODO helpers: images that recipes name by an alias, such as {nginx-sqsh: "nginx:1.27.4"}
   # TODO aliases: names in recipes that mean the benchmark's own image, such as [dynamo-sglang]"""
@@ -118,6 +120,7 @@ def draft(request: DraftRequest, facts: ClusterFacts) -> str:
     slurm, login, compute = facts.slurm, facts.login, facts.compute
     root = request.directory
     trees = f"{root.rstrip('/')}/launcher" if root else "{state}"
+    shares = ", ".join(mount.target for mount in login.shares) or "none was seen"
     on_node = f", and on node {compute.name}" if isinstance(compute, Host) else f"; on no node: {compute}"
     enroot = f"enroot {login.enroot}" if isinstance(login.enroot, str) else "no enroot"
     side = "login" if isinstance(login.enroot, str) or facts.no_enroot else "compute"
@@ -136,29 +139,25 @@ def draft(request: DraftRequest, facts: ClusterFacts) -> str:
         "count": _count(facts),
         "storage": _storage(request, facts),
         "images": f"{_text(root or '{state}/squash')}   # {_state_of(root or request.state, facts)}",
-        "image_hint": "" if root else _image_hint(facts),
+        "image_hint": "" if root else f"{_IMAGE_HINT} {shares}",
         "import_on": f"{side}   # {enroot} on {login.name}",
         "trees": _text(f"{trees}/srt-slurm"),
         "cache": _text(f"{trees}/cache/srt-slurm"),
         "srtslurm": "\n".join(_srtslurm(facts)),
-        **(_rehearsal(request, facts) if facts.no_enroot else _real()),
+        "tools": "",
+        "helpers": _HELPERS,
+        "setup": _SETUP,
+        "stand_in": "",
+        **(_rehearsal(request, facts) if facts.no_enroot else {}),
     }
-    lines = []
-    for line in _TEMPLATE.splitlines():
-        text = Template(line).substitute(values)
-        if text or not line:
-            lines.append(text)
-    return "\n".join(lines) + "\n"
+    lines = [(line, Template(line).substitute(values)) for line in _TEMPLATE.splitlines()]
+    return "".join(f"{text}\n" for line, text in lines if text or not line)
 
 
 def todos(text: str) -> list[tuple[int, str]]:
     """What a draft leaves to do: line and text."""
     lines = enumerate(text.splitlines(), 1)
     return [(i, line.partition("TODO")[2].strip()) for i, line in lines if "TODO" in line]
-
-
-def _real() -> dict[str, str]:
-    return {"tools": "", "helpers": _HELPERS, "setup": _SETUP, "stand_in": ""}
 
 
 def _rehearsal(request: DraftRequest, facts: ClusterFacts) -> dict[str, str]:
@@ -274,11 +273,6 @@ def _one_machine(path: str, facts: ClusterFacts) -> dict[str, tuple[str, str]]:
         return {}
     why = f"{here.mount.type} on {here.mount.source}; the node sees what is written here: one machine"
     return {here.mount.target: ("local", why)}
-
-
-def _image_hint(facts: ClusterFacts) -> str:
-    shares = ", ".join(mount.target for mount in facts.login.shares) or "none was seen"
-    return f"  # TODO squash files lie where compute nodes see them; network file systems here: {shares}"
 
 
 def _state_of(path: str, facts: ClusterFacts) -> str:

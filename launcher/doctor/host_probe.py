@@ -7,7 +7,6 @@ shared.
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from dataclasses import replace
 from launcher.core.process import Completed
 from launcher.doctor import parse
 from launcher.doctor.commands import Commands, no_answer
-from launcher.doctor.facts import DirectoryView, Fact, Host, Mount, Unknown
+from launcher.doctor.facts import DirectoryView, Fact, Host, Unknown
 
 SCRIPT_TIMEOUT = 60.0
 """Seconds that the script may take: looking at a directory of a dead NFS server hangs."""
@@ -135,7 +134,7 @@ def _host(answer: Completed, token: str, wanted: Sequence[str]) -> Fact[Host]:
             f"{printed['name']} has no {key} on its PATH" if f"{key}.none" in printed else no_answer(answer).why
         )
 
-    mounted = _mounts(printed.get("mounts", ""))
+    mounted = parse.mounts(printed.get("mounts", ""))
     seen = {path: _seen(printed, i) for i, path in enumerate(wanted) if f"{i}.end" in printed}
     devices = printed.get("devices", "")
     return Host(
@@ -151,7 +150,7 @@ def _host(answer: Completed, token: str, wanted: Sequence[str]) -> Fact[Host]:
 
 
 def _seen(printed: dict[str, str], i: int) -> DirectoryView:
-    found = _mounts(printed.get(f"{i}.mount", ""))
+    found = parse.mounts(printed.get(f"{i}.mount", ""))
     blocks, _, size = printed.get(f"{i}.space", "").partition(" ")
     return DirectoryView(
         at=printed.get(f"{i}.at", "/"),
@@ -161,13 +160,6 @@ def _seen(printed: dict[str, str], i: int) -> DirectoryView:
         free=int(blocks) * int(size) if blocks.isdigit() and size.isdigit() else None,
         shared={"yes": True, "no": False}.get(printed.get(f"{i}.shared", "")),
     )
-
-
-def _mounts(text: str) -> tuple[Mount, ...]:
-    try:
-        return parse.mounts(text)
-    except (json.JSONDecodeError, AttributeError):
-        return ()
 
 
 def _with_back(compute: Fact[Host], token: str, ours: Mapping[str, str], after: Completed | None) -> Fact[Host]:

@@ -148,11 +148,13 @@ def slurm_facts(commands: Commands) -> SlurmFacts:
     user = pwd.getpwuid(os.getuid()).pw_name
     show, accounting = ["scontrol", "--all", "--oneliner", "show"], ["sacctmgr", "-nP", "show"]
     with ThreadPoolExecutor(6) as pool:
-        version = pool.submit(commands.fact, ["sinfo", "--version"], _version)
+        version = pool.submit(commands.fact, ["sinfo", "--version"], lambda text: _first(r"\d+\.\d+\.\d+\S*", text))
         config = pool.submit(commands.fact, ["scontrol", "show", "config"], lambda text: parse.config(text) or None)
         partitions = pool.submit(commands.fact, [*show, "partition"], lambda text: parse.partitions(text) or None)
         nodes = pool.submit(commands.fact, [*show, "node"], lambda text: parse.nodes(text) or None)
-        default = pool.submit(commands.fact, [*accounting, "user", user, "format=DefaultAccount"], _first_line)
+        default = pool.submit(
+            commands.fact, [*accounting, "user", user, "format=DefaultAccount"], lambda text: _first(r"\S+", text)
+        )
         settings = config.result()
         name = settings.get("ClusterName") if isinstance(settings, Mapping) else None
         mine = [f"user={user}", *([f"cluster={name}"] if name else []), "format=Account,Partition"]
@@ -168,13 +170,9 @@ def slurm_facts(commands: Commands) -> SlurmFacts:
     )
 
 
-def _version(text: str) -> str | None:
-    found = re.search(r"\d+\.\d+\.\d+\S*", text)
+def _first(pattern: str, text: str) -> str | None:
+    found = re.search(pattern, text)
     return found[0] if found else None
-
-
-def _first_line(text: str) -> str | None:
-    return next((line.strip() for line in text.splitlines() if line.strip()), None)
 
 
 def check_submissions(commands: Commands, jobs: Mapping[str, Sequence[str]]) -> dict[str, SubmissionCheck]:
