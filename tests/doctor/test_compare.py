@@ -218,6 +218,15 @@ def test_a_mixed_or_bare_partition_is_said_and_not_guessed(nodes: Any, key: str,
     assert text in claim.found + claim.why
 
 
+def test_an_architecture_that_nobody_knows_is_unknown_with_the_reason() -> None:
+    nodes = (node("a", arch=None), node("b", arch=None))
+    on = whole(file(), slurm=cluster(nodes=nodes))
+    assert isinstance(on.compute, Host)
+    on = dataclasses.replace(on, compute=dataclasses.replace(on.compute, arch=Unknown("uname was not found")))
+    claim = judged(file(), on)["node.arch"]
+    assert (claim.verdict, claim.why) == ("unknown", "uname was not found")
+
+
 def test_the_gpu_form_that_works_is_named() -> None:
     typed = cluster()
     on = whole(file(), slurm=typed)
@@ -259,6 +268,14 @@ def test_enroot_is_where_images_are_imported(login: Any, compute: Any, verdict: 
     )
     claim = judged(file(), on)["images.import-on"]
     assert claim.verdict == verdict and text in claim.found + claim.hint
+
+
+def test_nothing_is_asked_about_programs_that_a_stand_in_replaces() -> None:
+    of = file(TEXT.replace("name: x\n", "name: x\ntools: rehearsal\n"))
+    claims = judged(of, whole(of, stand_ins=("enroot", "srtctl")))
+    assert claims["tools"].verdict == "unknown" and "images.import-on" not in claims
+    missing = with_seen(whole(of, stand_ins=("enroot", "srtctl")), "login", "/lustre/models/a", at="/lustre")
+    assert judged(of, missing)["models[0].path"].verdict == "agree"  # a rehearsal makes its checkpoint
 
 
 def test_locks_that_do_not_hold_differ() -> None:
