@@ -53,12 +53,12 @@ for wanted in "$@"; do
     ls -a "$at" >/dev/null 2>&1
     [ -r "$at" ] && [ -x "$at" ] && say "$i.readable" yes
     [ "$side" = compute ] && [ -e "$at/.launcher-look-$token-$i-login" ] && shared=yes || shared=no
-    said=$( (set -C; : > "$at/.launcher-look-$token-$i-$side") 2>&1 )
+    error=$( (set -C; : > "$at/.launcher-look-$token-$i-$side") 2>&1 )
     if [ $? -eq 0 ]; then
       say "$i.written" yes
       [ "$side" = compute ] && [ $shared = no ] && rm -f "$at/.launcher-look-$token-$i-$side"
     else
-      say "$i.refused" "$(printf %s "${said##*: }" | flat)"
+      say "$i.refused" "$(printf %s "${error##*: }" | flat)"
     fi
     [ "$side" = compute ] && say "$i.shared" "$shared"
   else
