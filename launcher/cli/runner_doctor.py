@@ -91,7 +91,7 @@ def _publish(target: Path, text: str) -> None:
 
 
 def _partition(slurm: SlurmFacts, requested: str | None) -> str:
-    """The partition requested for, or Slurm's default one. Raises ConfigError when it is not known."""
+    """The requested partition, or Slurm's default one. Raises ConfigError when it is not known."""
     if isinstance(slurm.partitions, Unknown):
         hint = "run it on the cluster's login node, as the user of its GitHub runners; is SLURM_CONF right?"
         raise ConfigError(f"Slurm does not say which partitions there are: {slurm.partitions}", hint=hint)

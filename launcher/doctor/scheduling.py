@@ -47,10 +47,10 @@ def smallest_job(partition: str | None, account: str | None, time_limit: str = "
     return options + ([f"--account={account}"] if account else [])
 
 
-def gpu_requests(nodes: Fact[tuple[Node, ...]], count: int = 1) -> list[str]:
-    """The ways to ask for GPUs on these nodes: by node, by GRES, by GRES with its type."""
+def gpu_requests(nodes: Fact[tuple[Node, ...]]) -> list[str]:
+    """The ways to ask for one GPU on these nodes: by node, by GRES, by GRES with its type."""
     types = [] if isinstance(nodes, Unknown) else gpu_types(nodes)
-    return [f"--gpus-per-node={count}", f"--gres=gpu:{count}", *(f"--gres=gpu:{t}:{count}" for t in types)]
+    return ["--gpus-per-node=1", "--gres=gpu:1", *(f"--gres=gpu:{each}:1" for each in types)]
 
 
 def jobs_to_check(file: RunnerFile, slurm: SlurmFacts) -> dict[str, list[str]]:
