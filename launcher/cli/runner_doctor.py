@@ -17,11 +17,11 @@ from launcher.core.errors import ConfigError
 from launcher.core.publish import publish_new, temporary_name
 from launcher.core.yaml_source import Document, nearest
 from launcher.doctor import queries
-from launcher.doctor.commands import Asking
+from launcher.doctor.commands import Commands
 from launcher.doctor.comparison import Claim, compare, notes
-from launcher.doctor.draft import Wanted, draft, todos
-from launcher.doctor.facts import Cluster, Unknown
-from launcher.doctor.queries import inquire, survey
+from launcher.doctor.draft import DraftRequest, draft, todos
+from launcher.doctor.facts import SlurmFacts, Unknown
+from launcher.doctor.queries import collect, collect_for_draft
 from launcher.plan import derive
 from launcher.project import Session
 from launcher.rehearsal import checkout
@@ -30,28 +30,29 @@ from launcher.runner.file import RunnerFile
 
 def new(arguments: argparse.Namespace) -> int:
     """Write a first runner file, and say what is left to do."""
-    of = session(arguments)
+    project = session(arguments)
     name = arguments.name
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
         hint = "small letters, digits, . and -; RUNNER_NAME is read up to its first underscore"
         raise ConfigError(f"{name!r} cannot be a runner's name", where="NAME", hint=hint)
-    target = _target(arguments, of)
+    target = _target(arguments, project)
     if target is not None and target.exists():
         raise ConfigError("exists; use --output to write another file", where=str(target), hint="--output - prints it")
     directory = arguments.directory
     if directory is not None and not directory.startswith("/"):
         raise ConfigError(f"{directory!r} is not absolute", where="--directory")
-    asking = Asking(environ=of.environ)
-    cluster = queries.cluster(asking)
-    partition = _partition(cluster, arguments.partition)
-    account = arguments.account or _account(cluster)
+    commands = Commands(environ=project.environ)
+    slurm = queries.slurm_facts(commands)
+    partition = _partition(slurm, arguments.partition)
+    account = arguments.account or _account(slurm)
     stand_in = f"{{state}}/rehearsal/{checkout.DIRECTORY}"
     commit = f"ref {checkout.REF}, sha {checkout.SHA}"
-    wanted = Wanted(name, partition, account, directory, str(of.state), (stand_in, commit))
-    paths = [*([directory] if directory else []), str(of.state)]
-    site = survey(asking, cluster, partition, account, paths, node=not arguments.no_node, wait=arguments.timeout)
-    text = draft(wanted, site)
-    RunnerFile(Document(str(target or "-"), text))  # a draft that does not load is an error of ours, said at once
+    request = DraftRequest(name, partition, account, directory, str(project.state), (stand_in, commit))
+    facts = collect_for_draft(request, slurm, commands, node=not arguments.no_node, wait=arguments.timeout)
+    text = draft(request, facts)
+    RunnerFile(
+        Document(str(target or "-"), text)
+    )  # a draft that does not load is our own error: stop before writing it
     if target is None:
         sys.stdout.write(text)
         return 0
@@ -63,13 +64,13 @@ def new(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _target(arguments: argparse.Namespace, of: Session) -> Path | None:
+def _target(arguments: argparse.Namespace, project: Session) -> Path | None:
     """The file to write; None for standard output."""
     if arguments.output == "-":
         return None
     if arguments.output:
         return Path(arguments.output)
-    directory = of.runners or of.workspace / "runners"
+    directory = project.runners or project.workspace / "runners"
     if not directory.is_dir():
         raise ConfigError(
             "there is no directory of runner files here", where=str(directory), hint="--runners DIR, or --output FILE"
@@ -89,42 +90,44 @@ def _publish(target: Path, text: str) -> None:
         raise ConfigError("exists; use --output to write another file", where=str(target))
 
 
-def _partition(cluster: Cluster, asked: str | None) -> str:
-    """The partition asked for, or Slurm's default one. Raises ConfigError when it is not known."""
-    if isinstance(cluster.partitions, Unknown):
+def _partition(slurm: SlurmFacts, requested: str | None) -> str:
+    """The requested partition, or Slurm's default one. Raises ConfigError when it is not known."""
+    if isinstance(slurm.partitions, Unknown):
         hint = "run it on the cluster's login node, as the user of its GitHub runners; is SLURM_CONF right?"
-        raise ConfigError(f"Slurm does not say which partitions there are: {cluster.partitions}", hint=hint)
-    names = [p.name for p in cluster.partitions]
-    asked = asked and asked.removesuffix("*")  # as sinfo marks the default one
-    found = cluster.partition(asked)
+        raise ConfigError(f"Slurm does not say which partitions there are: {slurm.partitions}", hint=hint)
+    names = [p.name for p in slurm.partitions]
+    requested = requested and requested.removesuffix("*")  # as sinfo marks the default one
+    found = slurm.partition(requested)
     if found is not None:
         return found.name
-    if asked is None:
+    if requested is None:
         raise ConfigError("Slurm has no default partition", where="--partition", hint=f"one of {', '.join(names)}")
-    near = nearest(asked, names)
+    near = nearest(requested, names)
     hint = f"did you mean {near!r}?" if near else f"there are {', '.join(names)}"
-    raise ConfigError(f"Slurm shows no partition {asked!r}", where="--partition", hint=hint)
+    raise ConfigError(f"Slurm shows no partition {requested!r}", where="--partition", hint=hint)
 
 
-def _account(cluster: Cluster) -> str | None:
+def _account(slurm: SlurmFacts) -> str | None:
     """The user's default account, or the only one there is."""
-    if isinstance(cluster.default_account, str):
-        return cluster.default_account
-    return cluster.accounts[0] if len(cluster.accounts) == 1 else None
+    if isinstance(slurm.default_account, str):
+        return slurm.default_account
+    return slurm.accounts[0] if len(slurm.accounts) == 1 else None
 
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Print one line for each claim of the file. Raises ConfigError when one of them differs from the cluster."""
-    of = session(arguments)
-    file = of.fleet.get(arguments.name)
-    fill = partial(derive.fill, context=of.context("doctor"))
-    say = partial(print, file=sys.stderr)
+    project = session(arguments)
+    file = project.fleet.get(arguments.name)
+    fill = partial(derive.fill, context=project.context("doctor"))
+    log = partial(print, file=sys.stderr)
 
-    asking = Asking(environ=of.environ)
+    commands = Commands(environ=project.environ)
     # What a rehearsal runs are the launcher's own programs: this cluster has nothing to say about them.
     stand_ins = ("enroot", "srtctl") if file.runner.tools == "rehearsal" else ()
-    site = inquire(file, fill, asking, node=not arguments.no_node, wait=arguments.timeout, say=say, stand_ins=stand_ins)
-    claims, remarks = compare(file, site, fill), notes(site)
+    facts = collect(
+        file, fill, commands, node=not arguments.no_node, wait=arguments.timeout, log=log, stand_ins=stand_ins
+    )
+    claims, remarks = compare(file, facts, fill), notes(facts)
     counts = {v: sum(c.verdict == v for c in claims) for v in ("agree", "differ", "unknown")}
     if arguments.json:
         value = {"runner": arguments.name, "file": file.path, **counts, "claims": [asdict(c) for c in claims]}

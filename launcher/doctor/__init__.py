@@ -1,1 +1,9 @@
-"""A live cluster beside its runner file: what is found there, what differs, and a first draft of a file."""
+"""The doctor compares a runner file with the live cluster, claim by claim, and drafts a file for a new cluster.
+
+In come a runner file and what the cluster answers: Slurm's commands, git, and a script that runs here and on one node
+(`queries` asks). Out come claims, each with the line of the file that it is about, or the text of a draft.
+Open `comparison` first: its tables say which fact speaks about which key; `facts` are all that can be known.
+
+Two modules have a single importer: `host_probe` is the script and its format, which tests run by itself; `comparison`
+is pure (a contract in pyproject.toml), so that tests can judge made-up clusters.
+"""

@@ -1,4 +1,4 @@
-"""Running the programs that are asked: a clean environment, a time-out, and silence as an unknown with its words."""
+"""Running programs that know the cluster: a clean environment, a time-out, and why a program did not answer."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _PREFIXES = ("SINFO_", "SACCTMGR_", "SCONTROL_", "SRUN_")
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How programs are run: with which environment (a clean one), and how many seconds each may take."""
+class Commands:
+    """How programs are run: in a clean environment, and for ``timeout`` seconds at most."""
 
     runner: CommandRunner = run
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
@@ -37,27 +37,29 @@ class Asking:
         """A `CommandRunner` of this environment."""
         return partial(self.runner, env=self.environment)
 
-    def say(self, argv: Sequence[str], timeout: float | None = None) -> Completed:
+    def output(self, argv: Sequence[str], timeout: float | None = None) -> Completed:
         return self.run(argv, timeout=timeout or self.timeout)
 
     def fact(self, argv: Sequence[str], read: Callable[[str], T | None]) -> Fact[T]:
         """What ``read`` makes of the program's output; unknown when it fails, or when nothing can be read."""
-        said = self.say(argv)
-        if not said.ok:
-            return silence(said)
-        value = read(said.stdout)
+        answer = self.output(argv)
+        if not answer.ok:
+            return no_answer(answer)
+        value = read(answer.stdout)
         if value is None:
-            return Unknown(f"`{' '.join(argv[:4])}` printed nothing that could be read: {said.tail(1)[:200]!r}")
+            return Unknown(f"`{' '.join(argv[:4])}` printed nothing that could be read: {answer.tail(1)[:200]!r}")
         return value
 
 
-def silence(said: Completed) -> Unknown:
+def no_answer(answer: Completed) -> Unknown:
     """Why a program gave no answer, in a line."""
-    if said.returncode == NOT_FOUND:
-        return Unknown(f"there is no {said.argv[0]} here")
-    lines = (said.stderr.strip() or said.stdout.strip()).splitlines()
-    told = [line for line in lines if _TELLING.search(line)][:2] or lines[-2:]
-    words = " ".join(" ".join(told).split())[:300]
-    if said.timed_out:
-        return Unknown(f"{said.argv[0]} did not answer within {said.seconds:.0f} s" + (f": {words}" if words else ""))
-    return Unknown(f"{said.argv[0]} failed (exit {said.returncode})" + (f": {words}" if words else ""))
+    if answer.returncode == NOT_FOUND:
+        return Unknown(f"there is no {answer.argv[0]} here")
+    lines = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
+    telling = [line for line in lines if _TELLING.search(line)][:2] or lines[-2:]
+    words = " ".join(" ".join(telling).split())[:300]
+    if answer.timed_out:
+        return Unknown(
+            f"{answer.argv[0]} did not answer within {answer.seconds:.0f} s" + (f": {words}" if words else "")
+        )
+    return Unknown(f"{answer.argv[0]} failed (exit {answer.returncode})" + (f": {words}" if words else ""))

@@ -1,4 +1,4 @@
-"""A first runner file out of what was found: every line says how it is known, or that it is to do. Pure."""
+"""A first runner file from the facts of a cluster: every line says how it is known, or what is left to do. Pure."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from string import Template
 
-from launcher.doctor.facts import Host, Mount, Site, Unknown
-from launcher.doctor.scheduling import SWITCHES, architectures, duration, gpus
+from launcher.doctor.facts import ClusterFacts, Host, Mount, Unknown
+from launcher.doctor.scheduling import DIRECTIVE_SWITCHES, architectures, duration, gpus
 from launcher.runner.json_schema import MODELINE
 
 _TEMPLATE = """\
@@ -73,6 +73,8 @@ $srtslurm
 """
 """The file. A line that is nothing but a name stands for the lines of that value, and is left out when it has none."""
 
+_IMAGE_HINT = "  # TODO squash files lie where compute nodes see them; network file systems here:"
+
 _HELPERS = """\
   # TODO helpers: images that recipes name by an alias, such as {nginx-sqsh: "nginx:1.27.4"}
   # TODO aliases: names in recipes that mean the benchmark's own image, such as [dynamo-sglang]"""
@@ -93,7 +95,7 @@ _WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DraftRequest:
     """What was asked for.
 
     ``directory`` is where squash files may go, ``state`` the launcher's own directory. ``stand_in`` is the repository
@@ -107,43 +109,49 @@ class Wanted:
     state: str
     stand_in: tuple[str, str]
 
+    @property
+    def paths(self) -> list[str]:
+        """The directories that a draft wants to know about."""
+        return [*([self.directory] if self.directory else []), self.state]
 
-def draft(wanted: Wanted, site: Site) -> str:
-    """The file's text. It loads, and claims only what was found; what is to be decided stands behind ``TODO``."""
-    cluster, login, compute = site.cluster, site.login, site.compute
-    root = wanted.directory
+
+def draft(request: DraftRequest, facts: ClusterFacts) -> str:
+    """The file's text. It loads, and claims only what was found; ``TODO`` marks what a person must decide."""
+    slurm, login, compute = facts.slurm, facts.login, facts.compute
+    root = request.directory
     trees = f"{root.rstrip('/')}/launcher" if root else "{state}"
+    shares = ", ".join(mount.target for mount in login.shares) or "none was seen"
     on_node = f", and on node {compute.name}" if isinstance(compute, Host) else f"; on no node: {compute}"
     enroot = f"enroot {login.enroot}" if isinstance(login.enroot, str) else "no enroot"
-    side = "login" if isinstance(login.enroot, str) or site.no_enroot else "compute"
+    side = "login" if isinstance(login.enroot, str) or facts.no_enroot else "compute"
     values = {
         "modeline": MODELINE,
-        "name": wanted.name,
-        "asked": f"from {login.name} as {cluster.user}{on_node}",
-        "version": str(cluster.version),
-        "cluster": str(cluster.setting("ClusterName")),
-        "description": _text(f"partition {wanted.partition}"),
-        "partition": _partition(wanted, site),
-        "account": _account(wanted, site),
-        "time_limit": _time_limit(site),
-        "gpus": "{}   # {}".format(*_gpus(site)),
-        "architectures": _architectures(site),
-        "count": _count(site),
-        "storage": _storage(wanted, site),
-        "images": f"{_text(root or '{state}/squash')}   # {_state_of(root or wanted.state, site)}",
-        "image_hint": "" if root else _image_hint(site),
+        "name": request.name,
+        "asked": f"from {login.name} as {slurm.user}{on_node}",
+        "version": str(slurm.version),
+        "cluster": str(slurm.setting("ClusterName")),
+        "description": _text(f"partition {request.partition}"),
+        "partition": _partition(request, facts),
+        "account": _account(request, facts),
+        "time_limit": _time_limit(facts),
+        "gpus": "{}   # {}".format(*_gpus(facts)),
+        "architectures": _architectures(facts),
+        "count": _count(facts),
+        "storage": _storage(request, facts),
+        "images": f"{_text(root or '{state}/squash')}   # {_state_of(root or request.state, facts)}",
+        "image_hint": "" if root else f"{_IMAGE_HINT} {shares}",
         "import_on": f"{side}   # {enroot} on {login.name}",
         "trees": _text(f"{trees}/srt-slurm"),
         "cache": _text(f"{trees}/cache/srt-slurm"),
-        "srtslurm": "\n".join(_srtslurm(site)),
-        **(_rehearsal(wanted, site) if site.no_enroot else _real()),
+        "srtslurm": "\n".join(_srtslurm(facts)),
+        "tools": "",
+        "helpers": _HELPERS,
+        "setup": _SETUP,
+        "stand_in": "",
+        **(_rehearsal(request, facts) if facts.no_enroot else {}),
     }
-    lines = []
-    for line in _TEMPLATE.splitlines():
-        text = Template(line).substitute(values)
-        if text or not line:
-            lines.append(text)
-    return "\n".join(lines) + "\n"
+    lines = [(line, Template(line).substitute(values)) for line in _TEMPLATE.splitlines()]
+    return "".join(f"{text}\n" for line, text in lines if text or not line)
 
 
 def todos(text: str) -> list[tuple[int, str]]:
@@ -152,16 +160,12 @@ def todos(text: str) -> list[tuple[int, str]]:
     return [(i, line.partition("TODO")[2].strip()) for i, line in lines if "TODO" in line]
 
 
-def _real() -> dict[str, str]:
-    return {"tools": "", "helpers": _HELPERS, "setup": _SETUP, "stand_in": ""}
-
-
-def _rehearsal(wanted: Wanted, site: Site) -> dict[str, str]:
+def _rehearsal(request: DraftRequest, facts: ClusterFacts) -> dict[str, str]:
     """What the file says where enroot is nowhere, so that only a rehearsal can run."""
-    node = site.compute.name if isinstance(site.compute, Host) else "a node"
-    url, commit = wanted.stand_in
+    node = facts.compute.name if isinstance(facts.compute, Host) else "a node"
+    url, commit = request.stand_in
     return {
-        "tools": f"# TODO no enroot on {site.login.name}, nor on {node}: install it, then take out `tools`.\n"
+        "tools": f"# TODO no enroot on {facts.login.name}, nor on {node}: install it, then take out `tools`.\n"
         "# Until then images, srtctl and the engine are stand-ins, and results say so.\n"
         "tools: rehearsal",
         "helpers": "  helpers: {nginx-sqsh: nginx:1.27.4}",
@@ -170,38 +174,38 @@ def _rehearsal(wanted: Wanted, site: Site) -> dict[str, str]:
     }
 
 
-def _partition(wanted: Wanted, site: Site) -> str:
-    found, partitions = site.partition, site.cluster.partitions
-    others = [] if isinstance(partitions, Unknown) else [p.name for p in partitions if p.name != wanted.partition]
+def _partition(request: DraftRequest, facts: ClusterFacts) -> str:
+    found, partitions = facts.partition, facts.slurm.partitions
+    others = [] if isinstance(partitions, Unknown) else [p.name for p in partitions if p.name != request.partition]
     note = ""
     if not isinstance(found, Unknown):
         note = f"{found.nodes} nodes, {found.state.lower()}" + (", Slurm's default" if found.default else "")
     if others:
         note += f"; there are also {', '.join(others[:8])}{' …' if len(others) > 8 else ''}"
-    return f"{_text(wanted.partition)}   # {note}"
+    return f"{_text(request.partition)}   # {note}"
 
 
-def _account(wanted: Wanted, site: Site) -> str:
-    cluster, accounts = site.cluster, ", ".join(site.cluster.accounts)
-    if wanted.account is not None:
-        why = f"{cluster.user} may use {accounts}" if accounts else "as asked for"
-        return f"  account: {_text(wanted.account)}   # {why}"
-    if cluster.accounting is False:
+def _account(request: DraftRequest, facts: ClusterFacts) -> str:
+    slurm, accounts = facts.slurm, ", ".join(facts.slurm.accounts)
+    if request.account is not None:
+        why = f"{slurm.user} may use {accounts}" if accounts else "as asked for"
+        return f"  account: {_text(request.account)}   # {why}"
+    if slurm.accounting is False:
         return "  # No accounting here: Slurm takes a job of any account. srtctl always names one."
-    known = cluster.associations
+    known = slurm.associations
     return f"  # TODO account: {known if isinstance(known, Unknown) else f'one of {accounts}'}"
 
 
-def _time_limit(site: Site) -> str:
-    limit = None if isinstance(site.partition, Unknown) else site.partition.max_time
+def _time_limit(facts: ClusterFacts) -> str:
+    limit = None if isinstance(facts.partition, Unknown) else facts.partition.max_time
     if limit is not None and limit < 4 * 3600:
         return f'"{duration(limit)}"   # MaxTime of the partition'
     return '"4:00:00"   # ' + ("the partition has no MaxTime" if limit is None else f"MaxTime is {limit / 3600:g} h")
 
 
-def _gpus(site: Site) -> tuple[int, str]:
+def _gpus(facts: ClusterFacts) -> tuple[int, str]:
     """The GPUs of a node, and how that is known."""
-    known = gpus(site)
+    known = gpus(facts)
     if isinstance(known, Unknown):
         return 1, f"TODO how many? {known}; 1 is a place-holder"
     found, counts = known
@@ -209,9 +213,9 @@ def _gpus(site: Site) -> tuple[int, str]:
     return likely, found if len(counts) == 1 else f"TODO the partition is mixed: {found}"
 
 
-def _architectures(site: Site) -> str:
-    found = architectures(site)
-    archs, login = [] if isinstance(found, Unknown) else list(found), site.login
+def _architectures(facts: ClusterFacts) -> str:
+    found = architectures(facts)
+    archs, login = [] if isinstance(found, Unknown) else list(found), facts.login
     if len(archs) != 1 or archs[0] not in _ARCHITECTURES:
         what = ", ".join(archs) or "not known"
         return f"  # TODO arch: x86_64 or aarch64; the nodes of the partition: {what}; {login.name}: {login.arch}"
@@ -220,49 +224,49 @@ def _architectures(site: Site) -> str:
     return f"{line}\n  login-arch: {login.arch}   # {login.name}" if other else line
 
 
-def _count(site: Site) -> str:
-    partition, nodes = site.partition, site.nodes
+def _count(facts: ClusterFacts) -> str:
+    partition, nodes = facts.partition, facts.nodes
     if isinstance(partition, Unknown) or not partition.nodes:
         return ""
     out = [] if isinstance(nodes, Unknown) else [node.name for node in nodes if not node.usable]
     return f"  count: {partition.nodes}" + (f"   # out of use now: {', '.join(out[:8])}" if out else "")
 
 
-def _storage(wanted: Wanted, site: Site) -> str:
+def _storage(request: DraftRequest, facts: ClusterFacts) -> str:
     """The file systems that hosts share, the disks of a node, and where both are one machine its own."""
-    rows = _network(site)
-    if isinstance(site.compute, Host):
-        for disk in site.compute.disks:
-            why = f"{disk.type} on {disk.source} of {site.compute.name}"
+    rows = _network(facts)
+    if isinstance(facts.compute, Host):
+        for disk in facts.compute.disks:
+            why = f"{disk.type} on {disk.source} of {facts.compute.name}"
             rows.setdefault(disk.target, ("node-local, seen-by: [compute]", why))
-    for path in filter(None, (wanted.directory, wanted.state)):
+    for path in request.paths:
         if not any(path == target or path.startswith(target.rstrip("/") + "/") for target in rows):
-            rows.update(_one_machine(path, site))
+            rows.update(_one_machine(path, facts))
     if not rows:
         return "# TODO storage, such as:  - {path: /lustre, kind: lustre}"
     lines = [f"  - {{path: {_text(target)}, kind: {kind}}}   # {why}" for target, (kind, why) in rows.items()]
     return "\n".join(["storage:", *lines])
 
 
-def _network(site: Site) -> dict[str, tuple[str, str]]:
+def _network(facts: ClusterFacts) -> dict[str, tuple[str, str]]:
     """Network file systems: where each is mounted, its kind with who sees it, and what it is."""
-    here = {mount.target: mount for mount in site.login.shares}
-    there = {mount.target: mount for mount in site.compute.shares} if isinstance(site.compute, Host) else here
+    here = {mount.target: mount for mount in facts.login.shares}
+    there = {mount.target: mount for mount in facts.compute.shares} if isinstance(facts.compute, Host) else here
     rows = {}
     for target in {**here, **there}:
         mount = here.get(target) or there[target]
         kind = "lustre" if mount.type == "lustre" else "nfs"
         why = mount.source if kind == mount.type.rstrip("4") else f"{mount.source}, as which {mount.type} counts here"
         alone = "" if target in here and target in there else "login" if target in here else "compute"
-        unsure = "" if isinstance(site.compute, Host) else "; TODO no node was looked at"
+        unsure = "" if isinstance(facts.compute, Host) else "; TODO no node was looked at"
         rows[target] = kind + (f", seen-by: [{alone}]" if alone else ""), why + unsure
     return rows
 
 
-def _one_machine(path: str, site: Site) -> dict[str, tuple[str, str]]:
+def _one_machine(path: str, facts: ClusterFacts) -> dict[str, tuple[str, str]]:
     """The local file system below ``path``, where a node sees what the login host writes there."""
-    here = site.login.directory(path)
-    there = site.compute.directory(path) if isinstance(site.compute, Host) else site.compute
+    here = facts.login.directory(path)
+    there = facts.compute.directory(path) if isinstance(facts.compute, Host) else facts.compute
     if isinstance(here, Unknown) or isinstance(there, Unknown) or not there.shared:
         return {}
     if not isinstance(here.mount, Mount) or here.mount.network:
@@ -271,48 +275,43 @@ def _one_machine(path: str, site: Site) -> dict[str, tuple[str, str]]:
     return {here.mount.target: ("local", why)}
 
 
-def _image_hint(site: Site) -> str:
-    shares = ", ".join(mount.target for mount in site.login.shares) or "none was seen"
-    return f"  # TODO squash files lie where compute nodes see them; network file systems here: {shares}"
-
-
-def _state_of(path: str, site: Site) -> str:
-    here = site.login.directory(path)
+def _state_of(path: str, facts: ClusterFacts) -> str:
+    here = facts.login.directory(path)
     if isinstance(here, Unknown):
         return f"TODO not looked at: {here}"
     if not here.writable:
         return f"TODO cannot be written from here: {here.refused}"
     free = "" if here.free is None else f"{here.free / 1024**3:.0f} GiB free"
-    there = site.compute.directory(path) if isinstance(site.compute, Host) else site.compute
+    there = facts.compute.directory(path) if isinstance(facts.compute, Host) else facts.compute
     if isinstance(there, Unknown):
         return f"{free}; TODO whether compute nodes see it is not known: {there}"
     return f"{free}, " + ("seen by compute nodes" if there.shared else "TODO not what compute nodes see there")
 
 
-def _srtslurm(site: Site) -> Iterator[str]:
+def _srtslurm(facts: ClusterFacts) -> Iterator[str]:
     """The switches, as `sbatch --test-only` took them."""
-    if not site.job.accepted:
-        yield f"  # TODO nothing could be tried: {site.job.said}"
+    if not facts.job.accepted:
+        yield f"  # TODO nothing could be tried: {facts.job.answer}"
     yield _INTERFACE
-    if not site.job.accepted:
+    if not facts.job.accepted:
         return
-    for key in SWITCHES:
-        tried = site.tried.get(key)
+    for key in DIRECTIVE_SWITCHES:
+        tried = facts.submissions.get(key)
         if key == "use_exclusive_sbatch_directive":
             yield f"  {key}: false   # TODO true where nodes are shared by jobs"
         elif tried is None or tried.accepted is None:
-            yield f"  # TODO {key}: {tried.said if tried else 'not asked'}"
+            yield f"  # TODO {key}: {tried.answer if tried else 'not asked'}"
         else:
-            taken = tried.said.startswith("Job ") or not tried.said
-            why = f"takes {tried.options[-1]}" if taken else f"{tried.options[-1]}: {tried.said}"
+            taken = tried.answer.startswith("Job ") or not tried.answer
+            why = f"takes {tried.options[-1]}" if taken else f"{tried.options[-1]}: {tried.answer}"
             yield f"  {key}: {'true' if tried.accepted else 'false'}   # sbatch {why}"
             if "gpus" in key and not tried.accepted:
-                yield _gres(site)
+                yield _gres(facts)
 
 
-def _gres(site: Site) -> str:
-    gpus, _ = _gpus(site)
-    form = next((name for name, t in site.tried.items() if name.startswith("--gres=") and t.accepted), None)
+def _gres(facts: ClusterFacts) -> str:
+    gpus, _ = _gpus(facts)
+    form = next((name for name, t in facts.submissions.items() if name.startswith("--gres=") and t.accepted), None)
     if form is None:
         return "  # No GRES is taken either: nodes are had whole."
     value = f"{form.removeprefix('--gres=').rpartition(':')[0]}:{gpus}"

@@ -83,7 +83,10 @@ class Node:
 
     @property
     def usable(self) -> bool:
-        """Whether jobs can be started on it, now or when it is free: what is after ``*`` or ``+`` says why not."""
+        """Whether jobs can be started on it, now or when it is free.
+
+        Slurm appends ``*`` to the state of a node that does not respond, and flags such as ``+DRAIN``.
+        """
         return not re.search(r"DOWN|DRAIN|FAIL|MAINT|UNKNOWN|FUTURE|NOT_RESPONDING|\*", self.state)
 
 
@@ -113,17 +116,17 @@ class Association:
 
 
 @dataclass(frozen=True)
-class Tried:
-    """What `sbatch --test-only` said to some options. ``accepted`` is None when nobody answered."""
+class SubmissionCheck:
+    """What `sbatch --test-only` answered to some options. ``accepted`` is None when nobody judged them."""
 
     options: tuple[str, ...]
     accepted: bool | None
-    said: str
+    answer: str
 
 
 @dataclass(frozen=True)
 class Mount:
-    """What a directory lies on. ``free`` is in bytes, for those who are not root."""
+    """A mounted file system, as `findmnt` shows it."""
 
     target: str
     source: str
@@ -140,12 +143,13 @@ class Mount:
 
 
 @dataclass(frozen=True)
-class Seen:
+class DirectoryView:
     """A directory as one host sees it.
 
-    ``at`` is the directory itself, or the nearest place above it that is there. ``refused`` is why nothing could be
-    written at that place, "" when a file could be; ``shared`` whether the file that the login host wrote there is seen
-    (None on the login host, and when it could write none), ``back`` whether the login host then saw this one's.
+    ``at`` is the directory itself, or the nearest directory above it that exists; everything else is about ``at``.
+    ``refused`` is why no file could be written there, "" when one could. ``free`` is in bytes, for users who are not
+    root. ``shared`` says whether this host saw the file that the login host wrote there (None on the login host, and
+    when it could not write one), ``back`` whether the login host then saw the file of this one.
     """
 
     at: str
@@ -167,13 +171,13 @@ class Seen:
 
 @dataclass(frozen=True)
 class Host:
-    """A host, by what it said itself. ``enroot`` is its version, ``devices`` counts /dev/nvidia<n>."""
+    """A host, as it describes itself. ``enroot`` is enroot's version, ``devices`` counts /dev/nvidia<n>."""
 
     name: str
     arch: Fact[str]
     enroot: Fact[str]
     devices: Fact[int]
-    directories: Mapping[str, Seen] = field(default_factory=dict)
+    directories: Mapping[str, DirectoryView] = field(default_factory=dict)
     unseen: str = ""
     """Why directories are missing that were asked about."""
     disks: tuple[Mount, ...] = ()
@@ -181,12 +185,12 @@ class Host:
     shares: tuple[Mount, ...] = ()
     """Mounted network file systems."""
 
-    def directory(self, path: str) -> Fact[Seen]:
+    def directory(self, path: str) -> Fact[DirectoryView]:
         return self.directories.get(path) or Unknown(self.unseen or f"{self.name} was not asked about {path}")
 
 
 @dataclass(frozen=True)
-class Cluster:
+class SlurmFacts:
     """What Slurm says. ``config`` is slurm.conf as the controller has it, ``user`` who asked."""
 
     user: str
@@ -226,20 +230,21 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Site:
+class ClusterFacts:
     """Everything that was asked of a cluster.
 
-    ``tried`` are submissions that Slurm was asked about, by name (see `launcher.doctor.scheduling.questions`).
-    ``locks`` are those in the image directory between two processes, ``locks_with_node`` between two hosts where that
-    could be tried. ``refs`` are those of repositories (ref → commit), by the repository's name in the runner file.
+    ``submissions`` are the jobs that Slurm was asked about, by name (see `launcher.doctor.scheduling.jobs_to_check`).
+    ``locks`` says whether locks hold in the image directory between two processes of this host, ``locks_with_node``
+    between this host and a node, where that could be tried. ``refs`` are the refs (name → commit) of each repository,
+    by its name in the runner file.
     """
 
-    cluster: Cluster
+    slurm: SlurmFacts
     login: Host
     compute: Fact[Host]
     partition_name: str | None
     """The partition that was asked about; None for the default one."""
-    tried: Mapping[str, Tried] = field(default_factory=dict)
+    submissions: Mapping[str, SubmissionCheck] = field(default_factory=dict)
     locks: Fact[Probed] | None = None
     locks_with_node: Fact[Probed] | None = None
     refs: Mapping[str, Fact[Mapping[str, str]]] = field(default_factory=dict)
@@ -251,20 +256,20 @@ class Site:
 
     @property
     def partition(self) -> Fact[Partition]:
-        if isinstance(self.cluster.partitions, Unknown):
-            return self.cluster.partitions
-        return self.cluster.partition(self.partition_name) or Unknown("the partition is not there")
+        if isinstance(self.slurm.partitions, Unknown):
+            return self.slurm.partitions
+        return self.slurm.partition(self.partition_name) or Unknown("the partition is not there")
 
     @property
     def nodes(self) -> Fact[tuple[Node, ...]]:
         """The nodes of the partition."""
         partition = self.partition
-        return partition if isinstance(partition, Unknown) else self.cluster.nodes_of(partition.name)
+        return partition if isinstance(partition, Unknown) else self.slurm.nodes_of(partition.name)
 
     @property
-    def job(self) -> Tried:
+    def job(self) -> SubmissionCheck:
         """The smallest job, as it was tried."""
-        return self.tried.get("job", Tried((), None, "sbatch was not asked"))
+        return self.submissions.get("job", SubmissionCheck((), None, "sbatch was not asked"))
 
     @property
     def no_enroot(self) -> bool:

@@ -1,12 +1,12 @@
 """What one host sees: a short sh script, run here and, by one srun, on one compute node.
 
-sh and not Python, because a compute node need not have this Python, nor see where it lies. What the login host writes
-into a directory the node looks for, and the other way round: so it is known, not assumed, which directories are shared.
+It is sh and not Python, because a compute node may not have this Python, or may not see where it lies. The node looks
+for a file that the login host wrote into a directory, and the other way round, so that we know which directories are
+shared.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,13 +14,13 @@ from dataclasses import replace
 
 from launcher.core.process import Completed
 from launcher.doctor import parse
-from launcher.doctor.commands import Asking, silence
-from launcher.doctor.facts import Fact, Host, Mount, Seen, Unknown
+from launcher.doctor.commands import Commands, no_answer
+from launcher.doctor.facts import DirectoryView, Fact, Host, Unknown
 
-PATIENCE = 60.0
-"""Seconds that the script may take: a dead NFS server makes a look at its directory hang."""
+SCRIPT_TIMEOUT = 60.0
+"""Seconds that the script may take: looking at a directory of a dead NFS server hangs."""
 
-MINUTES = 2
+JOB_MINUTES = 2
 """Time limit of the node's job; Slurm's smallest unit is a minute."""
 
 _BUSY = re.compile(r"nodes are busy|immediate execution impossible", re.IGNORECASE)
@@ -53,12 +53,12 @@ for wanted in "$@"; do
     ls -a "$at" >/dev/null 2>&1
     [ -r "$at" ] && [ -x "$at" ] && say "$i.readable" yes
     [ "$side" = compute ] && [ -e "$at/.launcher-look-$token-$i-login" ] && shared=yes || shared=no
-    said=$( (set -C; : > "$at/.launcher-look-$token-$i-$side") 2>&1 )
+    error=$( (set -C; : > "$at/.launcher-look-$token-$i-$side") 2>&1 )
     if [ $? -eq 0 ]; then
       say "$i.written" yes
       [ "$side" = compute ] && [ $shared = no ] && rm -f "$at/.launcher-look-$token-$i-$side"
     else
-      say "$i.refused" "$(printf %s "${said##*: }" | flat)"
+      say "$i.refused" "$(printf %s "${error##*: }" | flat)"
     fi
     [ "$side" = compute ] && say "$i.shared" "$shared"
   else
@@ -81,26 +81,26 @@ done
 """
 
 
-def look(
-    asking: Asking, paths: Iterable[str], srun: Sequence[Sequence[str]] = (), *, wait: float = 60.0
+def probe_hosts(
+    commands: Commands, paths: Iterable[str], srun: Sequence[Sequence[str]] = (), *, wait: float = 60.0
 ) -> tuple[Host, Fact[Host]]:
     """This host and one compute node, and the directories ``paths`` as each of them sees them.
 
-    ``srun`` are sets of srun's options, tried in turn when Slurm refuses one (a partition may want GPUs to be asked
-    for); without any no job is started. ``wait`` is how long, in seconds, a node is waited for. Leaves no file behind,
-    unless the node's job is killed in between: then an empty hidden one on a disk of that node.
+    ``srun`` are sets of srun's options: the next set is tried when Slurm refuses one, because a partition may want GPUs
+    to be asked for. Without any set no job is started. ``wait`` is how many seconds to wait for a node. No file is left
+    behind, unless the node's job is killed in between: then an empty hidden one on a disk of that node.
     """
     wanted = list(dict.fromkeys(paths))
     token = secrets.token_hex(4)
-    here = asking.say(["sh", "-c", _SCRIPT, "sh", token, "login", *wanted], PATIENCE)
+    here = commands.output(["sh", "-c", _SCRIPT, "sh", token, "login", *wanted], SCRIPT_TIMEOUT)
     login = _host(here, token, wanted)
     if isinstance(login, Unknown):
         login = Host("this host", login, login, login, unseen=login.why)
     compute: Fact[Host] = Unknown("no job was started to look (--no-node)")
     try:
         for options in srun:
-            there = asking.say(
-                [*_srun(options, wait), "sh", "-c", _SCRIPT, "sh", token, "compute", *wanted], wait + PATIENCE
+            there = commands.output(
+                [*_srun(options, wait), "sh", "-c", _SCRIPT, "sh", token, "compute", *wanted], wait + SCRIPT_TIMEOUT
             )
             compute = _host(there, token, wanted)
             if isinstance(compute, Host) or there.timed_out:
@@ -111,65 +111,62 @@ def look(
     finally:
         ours = {path: str(wanted.index(path)) for path, seen in login.directories.items() if seen.writable}
         places = [word for path, index in ours.items() for word in (index, login.directories[path].at)]
-        after = asking.say(["sh", "-c", _AFTER, "sh", token, *places], PATIENCE) if places else None
+        after = commands.output(["sh", "-c", _AFTER, "sh", token, *places], SCRIPT_TIMEOUT) if places else None
     return login, _with_back(compute, token, ours, after)
 
 
 def _srun(options: Sequence[str], wait: float) -> list[str]:
-    one = ["srun", "--nodes=1", "--ntasks=1", f"--time={MINUTES}", f"--immediate={max(1, round(wait))}"]
+    one = ["srun", "--nodes=1", "--ntasks=1", f"--time={JOB_MINUTES}", f"--immediate={max(1, round(wait))}"]
     return [*one, "--job-name=launcher-doctor", "--chdir=/", "--input=none", *options]
 
 
-def _host(said: Completed, token: str, wanted: Sequence[str]) -> Fact[Host]:
-    """A host out of the script's lines, as many as there are: it may have been cut off in a directory that hangs."""
-    lines = [line.split("\t", 2) for line in said.stdout.splitlines() if line.startswith(f"{token}\t")]
-    told = {parts[1]: parts[2].strip() for parts in lines if len(parts) == 3}
-    if "name" not in told:
-        return silence(said) if not said.ok else Unknown(f"{said.argv[0]} printed nothing that could be read")
+def _host(answer: Completed, token: str, wanted: Sequence[str]) -> Fact[Host]:
+    """A host, read from the lines that the script printed before it ended, or hung in a directory and was killed."""
+    lines = [line.split("\t", 2) for line in answer.stdout.splitlines() if line.startswith(f"{token}\t")]
+    printed = {parts[1]: parts[2].strip() for parts in lines if len(parts) == 3}
+    if "name" not in printed:
+        return no_answer(answer) if not answer.ok else Unknown(f"{answer.argv[0]} printed nothing that could be read")
 
     def fact(key: str) -> Fact[str]:
-        if told.get(key):
-            return told[key]
-        return Unknown(f"{told['name']} has no {key} on its PATH" if f"{key}.none" in told else silence(said).why)
+        if printed.get(key):
+            return printed[key]
+        return Unknown(
+            f"{printed['name']} has no {key} on its PATH" if f"{key}.none" in printed else no_answer(answer).why
+        )
 
-    mounted = _mounts(told.get("mounts", ""))
-    seen = {path: _seen(told, i) for i, path in enumerate(wanted) if f"{i}.end" in told}
-    devices = told.get("devices", "")
+    mounted = parse.mounts(printed.get("mounts", ""))
+    seen = {path: _seen(printed, i) for i, path in enumerate(wanted) if f"{i}.end" in printed}
+    devices = printed.get("devices", "")
     return Host(
-        name=told["name"],
+        name=printed["name"],
         arch=fact("arch"),
         enroot=fact("enroot"),
         devices=int(devices) if devices.isdigit() else Unknown("not seen"),
         directories=seen,
-        unseen="" if "end" in told else f"{told['name']} did not come to it: {silence(said).why}",
+        unseen="" if "end" in printed else f"{printed['name']} did not come to it: {no_answer(answer).why}",
         disks=tuple(m for m in mounted if m.source.startswith(("/dev/nvme", "/dev/md")) and m.target not in _SYSTEM),
         shares=tuple(m for m in mounted if m.network),
     )
 
 
-def _seen(told: dict[str, str], i: int) -> Seen:
-    found = _mounts(told.get(f"{i}.mount", ""))
-    blocks, _, size = told.get(f"{i}.space", "").partition(" ")
-    return Seen(
-        at=told.get(f"{i}.at", "/"),
-        readable=f"{i}.readable" in told,
-        refused="" if f"{i}.written" in told else told.get(f"{i}.refused") or "it cannot be written",
-        mount=found[-1] if found else Unknown(f"findmnt: {told.get(f'{i}.mount') or 'no answer'}"),
+def _seen(printed: dict[str, str], i: int) -> DirectoryView:
+    found = parse.mounts(printed.get(f"{i}.mount", ""))
+    blocks, _, size = printed.get(f"{i}.space", "").partition(" ")
+    return DirectoryView(
+        at=printed.get(f"{i}.at", "/"),
+        readable=f"{i}.readable" in printed,
+        refused="" if f"{i}.written" in printed else printed.get(f"{i}.refused") or "it cannot be written",
+        mount=found[-1] if found else Unknown(f"findmnt: {printed.get(f'{i}.mount') or 'no answer'}"),
         free=int(blocks) * int(size) if blocks.isdigit() and size.isdigit() else None,
-        shared={"yes": True, "no": False}.get(told.get(f"{i}.shared", "")),
+        shared={"yes": True, "no": False}.get(printed.get(f"{i}.shared", "")),
     )
 
 
-def _mounts(text: str) -> tuple[Mount, ...]:
-    try:
-        return parse.mounts(text)
-    except (json.JSONDecodeError, AttributeError):
-        return ()
-
-
 def _with_back(compute: Fact[Host], token: str, ours: Mapping[str, str], after: Completed | None) -> Fact[Host]:
-    """The compute node's directories with what both sides found of each other's files; ``ours`` are those that the
-    login host wrote into, each with its number."""
+    """The compute node with what both hosts found of each other's files in its directories.
+
+    ``ours`` are the directories that the login host wrote into, each with its number in the script.
+    """
     if isinstance(compute, Unknown):
         return compute
     lines = after.stdout.splitlines() if after is not None else []

@@ -1,10 +1,10 @@
-"""What Slurm's and the system's programs print, read into facts. Lines that are something else are passed over."""
+"""What Slurm's and the system's programs print, read into facts. Other lines, such as banners, are ignored."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from launcher.core.slurm_notation import limit_seconds
 from launcher.doctor.facts import Association, Gres, Mount, Node, Partition
@@ -22,39 +22,33 @@ def config(text: str) -> dict[str, str]:
 
 def partitions(text: str) -> tuple[Partition, ...]:
     """`scontrol --all show partition -o`."""
-    found = []
-    for line in text.splitlines():
-        pairs = scontrol_pairs(line)
-        if pairs["PartitionName"]:
-            found.append(
-                Partition(
-                    name=pairs["PartitionName"],
-                    default=pairs["Default"] == "YES",
-                    hidden=pairs["Hidden"] == "YES",
-                    state=pairs["State"],
-                    max_time=limit_seconds(pairs["MaxTime"]),
-                    nodes=int(pairs["TotalNodes"]) if pairs["TotalNodes"].isdigit() else 0,
-                )
-            )
-    return tuple(found)
+    return tuple(
+        Partition(
+            name=pairs["PartitionName"],
+            default=pairs["Default"] == "YES",
+            hidden=pairs["Hidden"] == "YES",
+            state=pairs["State"],
+            max_time=limit_seconds(pairs["MaxTime"]),
+            nodes=int(pairs["TotalNodes"]) if pairs["TotalNodes"].isdigit() else 0,
+        )
+        for pairs in map(scontrol_pairs, text.splitlines())
+        if pairs["PartitionName"]
+    )
 
 
 def nodes(text: str) -> tuple[Node, ...]:
     """`scontrol --all show node -o`: ``Arch`` stands only where the node's slurmd has registered."""
-    found = []
-    for line in text.splitlines():
-        pairs = scontrol_pairs(line)
-        if pairs["NodeName"]:
-            found.append(
-                Node(
-                    name=pairs["NodeName"],
-                    arch=pairs["Arch"] or None,
-                    gres=gres(pairs["Gres"]),
-                    state=pairs["State"],
-                    partitions=tuple(p for p in pairs["Partitions"].split(",") if p),
-                )
-            )
-    return tuple(found)
+    return tuple(
+        Node(
+            name=pairs["NodeName"],
+            arch=pairs["Arch"] or None,
+            gres=gres(pairs["Gres"]),
+            state=pairs["State"],
+            partitions=tuple(partition for partition in pairs["Partitions"].split(",") if partition),
+        )
+        for pairs in map(scontrol_pairs, text.splitlines())
+        if pairs["NodeName"]
+    )
 
 
 def associations(text: str) -> tuple[Association, ...]:
@@ -74,19 +68,19 @@ def gres(text: str) -> tuple[Gres, ...]:
 
 
 def mounts(text: str) -> tuple[Mount, ...]:
-    """`findmnt -J` with the columns TARGET,SOURCE,FSTYPE, nested or not. Raises ValueError for no JSON."""
-    value = json.loads(text)
-    found: list[Mount] = []
+    """`findmnt -J` with the columns TARGET,SOURCE,FSTYPE, nested or not; none for what is not JSON."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return ()
+    return tuple(_mounts(value.get("filesystems") if isinstance(value, dict) else None))
 
-    def walk(entries: object) -> None:
-        for entry in entries if isinstance(entries, list) else ():
-            if isinstance(entry, Mapping):
-                words = [str(entry.get(k) or "") for k in ("target", "source", "fstype")]
-                found.append(Mount(*words))
-                walk(entry.get("children"))
 
-    walk(value.get("filesystems") if isinstance(value, dict) else None)
-    return tuple(found)
+def _mounts(entries: object) -> Iterator[Mount]:
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, Mapping):
+            yield Mount(*(str(entry.get(key) or "") for key in ("target", "source", "fstype")))
+            yield from _mounts(entry.get("children"))
 
 
 def refs(text: str) -> dict[str, str]:

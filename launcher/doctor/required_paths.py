@@ -1,11 +1,11 @@
-"""The directories that a runner file names: who has to see and to write each, and what was found. Pure."""
+"""The directories that a runner file names: who must see and write each, compared with what hosts see. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from launcher.doctor.facts import Agree, Differ, Fact, Host, Mount, Outcome, Seen, Side, Site, Unknown
+from launcher.doctor.facts import Agree, ClusterFacts, Differ, DirectoryView, Fact, Host, Mount, Outcome, Side, Unknown
 from launcher.doctor.statements import Statement, statements
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import Storage
@@ -17,11 +17,11 @@ _BOTH: tuple[Side, ...] = ("login", "compute")
 
 
 @dataclass(frozen=True)
-class Need:
-    """A directory, or candidates of which one must be there. ``says`` is what the file writes.
+class RequiredPath:
+    """A directory that must be there, or candidates of which one must. ``says`` is what the file writes.
 
-    ``seen`` and ``written`` are the sides that must see it, and be able to write it; ``made`` says that the launcher
-    makes it when it is not there; ``storage`` is what the file says of the file system below it.
+    ``seen`` are the sides that must see it, ``written`` those that must be able to write it. ``made`` says that the
+    launcher makes it when it is missing; ``storage`` is what the file says of the file system below it.
     """
 
     says: str
@@ -34,15 +34,17 @@ class Need:
     """Whether this is `storage` itself, so that its kind is compared."""
 
 
-def needs(file: RunnerFile, fill: Fill, *, models_are_made: bool = False) -> Iterator[tuple[Statement, Need]]:
+def required(
+    file: RunnerFile, fill: Fill, *, models_are_made: bool = False
+) -> Iterator[tuple[Statement, RequiredPath]]:
     """Every directory that the file names, with where it names it, in the file's order of tables.
 
     ``models_are_made`` says that runs make a checkpoint that is not there.
     """
     runner = file.runner
-    for stated in statements(file, "storage.[]"):
-        storage: Storage = stated.value
-        yield stated, Need(storage.path, (storage.path,), storage.seen_by, storage=storage, mounted=True)
+    for statement in statements(file, "storage.[]"):
+        storage: Storage = statement.value
+        yield statement, RequiredPath(storage.path, (storage.path,), storage.seen_by, storage=storage, mounted=True)
     importer: tuple[Side, ...] = (runner.images.import_on,)
     for pattern, seen, written in (
         # The login host looks at what a compute node imported, too: whether an image is there is decided there.
@@ -53,12 +55,13 @@ def needs(file: RunnerFile, fill: Fill, *, models_are_made: bool = False) -> Ite
         ("checkout.cache", ("login",), ("login",)),
         ("workspace.shared", _BOTH, ("login",)),
     ):
-        for stated in statements(file, pattern):
-            path = fill(stated.value)
-            yield stated, Need(stated.value, (path,), seen, written, made=True, storage=file.storage_of(path))
-    for stated in statements(file, "models.[].path"):
-        model, written_paths = stated.table, [stated.value] if isinstance(stated.value, str) else stated.value
-        candidates = [path for path in written_paths if not path.startswith("hf:")]
+        for statement in statements(file, pattern):
+            path = fill(statement.value)
+            storage_below = file.storage_of(path)
+            yield statement, RequiredPath(statement.value, (path,), seen, written, made=True, storage=storage_below)
+    for statement in statements(file, "models.[].path"):
+        model, value = statement.table, statement.value
+        candidates = [path for path in ([value] if isinstance(value, str) else value) if not path.startswith("hf:")]
         if candidates:
             # {model} is another directory for each benchmark: what is above it is what can be asked about.
             paths = tuple(fill(path.partition("{model}")[0]).rstrip("/") or "/" for path in candidates)
@@ -66,105 +69,105 @@ def needs(file: RunnerFile, fill: Fill, *, models_are_made: bool = False) -> Ite
             on = file.storage_of(paths[0])
             seen = on.seen_by if on is not None else _BOTH
             written = ("login",) if made and "login" in seen else ()
-            yield stated, Need(" or ".join(candidates), paths, seen, written, made, on)
+            yield statement, RequiredPath(" or ".join(candidates), paths, seen, written, made, on)
 
 
-def compare_path(need: Need, site: Site) -> Outcome:
+def compare_path(required: RequiredPath, facts: ClusterFacts) -> Outcome:
     """One directory: it agrees only when every side that must see and write it does."""
     good: list[str] = []
-    bad: list[str] = []
-    open_: list[str] = []
-    hint = ""
-    for side in need.seen:
-        host = site.side(side)
-        found = _on(host, need.paths)
-        if isinstance(host, Unknown) or isinstance(found, Unknown):
-            open_.append(f"{side}: {found}")
+    unknown: list[str] = []
+    problems: list[Differ] = []
+    for side in required.seen:
+        host = facts.side(side)
+        candidate = _candidate(host, required.paths)
+        if isinstance(host, Unknown) or isinstance(candidate, Unknown):
+            unknown.append(f"{side}: {candidate}")
             continue
-        path, seen = found
-        wrong, how = _wrong(need, side, path, seen, site.cluster.user)
-        if wrong:
-            bad.append(f"{side} ({host.name}): {wrong}")
-            hint = hint or how
+        path, seen = candidate
+        problem = (
+            _access(required, side, path, seen, facts.slurm.user)
+            or _kind(required, seen)
+            or _sharing(required, side, seen)
+        )
+        if problem is not None:
+            problems.append(Differ(f"{side} ({host.name}): {problem.found}", problem.hint))
         else:
-            good.append(f"{side} ({host.name}): {_found(path, seen)}")
-    if need.mounted and (extra := _seen_by_more(need, site)):
-        bad.append(extra)
-        hint = hint or "add the side to seen-by, or say which part of it is not shared"
-    if bad:
-        return Differ("; ".join(bad), hint)
-    if open_:
-        return Unknown("; ".join([*open_, *good]))
+            good.append(f"{side} ({host.name}): {_description(path, seen)}")
+    if (hidden := _hidden_side(required, facts)) is not None:
+        problems.append(hidden)
+    if problems:
+        return Differ("; ".join(problem.found for problem in problems), problems[0].hint)
+    if unknown:
+        return Unknown("; ".join([*unknown, *good]))
     return Agree("; ".join(good))
 
 
-def _on(host: Fact[Host], paths: Sequence[str]) -> Fact[tuple[str, Seen]]:
-    """The first candidate that is there, else the first one with what is above it."""
+def _candidate(host: Fact[Host], paths: Sequence[str]) -> Fact[tuple[str, DirectoryView]]:
+    """The first path that is there, or where none is the first one with what is above it."""
     if isinstance(host, Unknown):
         return host
-    seen = [(path, host.directory(path)) for path in paths]
-    known = [(path, s) for path, s in seen if isinstance(s, Seen)]
+    known = [(path, seen) for path in paths if isinstance(seen := host.directory(path), DirectoryView)]
     if not known:
-        return Unknown(str(seen[0][1]))
-    return next((pair for pair in known if pair[1].is_at(pair[0])), known[0])
+        return Unknown(str(host.directory(paths[0])))
+    return next(((path, seen) for path, seen in known if seen.is_at(path)), known[0])
 
 
-def _wrong(need: Need, side: Side, path: str, seen: Seen, user: str) -> tuple[str, str]:
-    """What is wrong with a directory on one side, and how to mend it; empty when nothing is."""
+def _access(required: RequiredPath, side: Side, path: str, seen: DirectoryView, user: str) -> Differ | None:
+    """Whether the directory is there, or can be made, and can be used as one side must use it."""
     if seen.refused.endswith("is not a directory"):
-        return seen.refused, "name a directory"
-    if not seen.is_at(path):
-        missing = f"{path} is not there; the nearest directory above it is {seen.at}"
-        if not need.made:
-            there = "mount" if need.mounted else "stage"
-            return missing, f"correct the path, {there} what belongs there, or correct `seen-by` of its storage"
-        if side in need.written and not seen.writable:
-            return (
-                f"{missing}, where {user} cannot make it: {seen.refused}",
-                "have it made, and given to the runner's user",
-            )
-    elif not seen.readable:
-        return f"{user} cannot list {path}", "chmod or chgrp it for the runner's user, or name another"
-    elif side in need.written and not seen.writable:
-        return f"{user} cannot write {path}: {seen.refused}", "give it to the runner's user, or name another"
-    if (other := _other_kind(need, seen))[0]:
-        return other
-    shared = len(need.seen) == 2 and (need.storage is None or need.storage.kind != "node-local")
-    if side == "compute" and shared and (seen.shared is False or seen.back is False):
-        hint = "name a directory on a shared file system, or say `kind: node-local` of its storage"
-        return f"what the login host writes into {seen.at} is not seen there: it is another {seen.at}", hint
-    return "", ""
+        return Differ(seen.refused, "name a directory")
+    read_only = side in required.written and not seen.writable
+    if seen.is_at(path):
+        if not seen.readable:
+            return Differ(f"{user} cannot list {path}", "chmod or chgrp it for the runner's user, or name another")
+        if read_only:
+            found = f"{user} cannot write {path}: {seen.refused}"
+            return Differ(found, "give it to the runner's user, or name another")
+        return None
+    missing = f"{path} is not there; the nearest directory above it is {seen.at}"
+    if not required.made:
+        put = "mount" if required.mounted else "stage"
+        return Differ(missing, f"correct the path, {put} what belongs there, or correct `seen-by` of its storage")
+    if read_only:
+        found = f"{missing}, where {user} cannot make it: {seen.refused}"
+        return Differ(found, "have it made, and given to the runner's user")
+    return None
 
 
-def _other_kind(need: Need, seen: Seen) -> tuple[str, str]:
-    if not need.mounted or need.storage is None or isinstance(seen.mount, Unknown):
-        return "", ""
-    kind, mount = need.storage.kind, seen.mount
-    fits = {
-        "lustre": mount.type == "lustre",
-        "nfs": mount.network and mount.type != "lustre",
-        "node-local": not mount.network,
-        "local": not mount.network,
-    }[kind]
+def _kind(required: RequiredPath, seen: DirectoryView) -> Differ | None:
+    """Whether a storage is of the kind that the file gives."""
+    if not required.mounted or required.storage is None or isinstance(seen.mount, Unknown):
+        return None
+    kind, mount = required.storage.kind, seen.mount
     actual = "lustre" if mount.type == "lustre" else "nfs" if mount.network else "local or node-local"
-    return ("", "") if fits else (f"not {kind}: {mount}", f"kind: {actual}")
+    return None if kind in actual.split(" or ") else Differ(f"not {kind}: {mount}", f"kind: {actual}")
 
 
-def _seen_by_more(need: Need, site: Site) -> str:
-    """That a side sees a shared file system which the file says it does not."""
-    if need.storage is None or need.storage.kind not in ("lustre", "nfs"):
-        return ""
-    path = need.paths[0]
+def _sharing(required: RequiredPath, side: Side, seen: DirectoryView) -> Differ | None:
+    """Whether a node sees the same directory as the login host, where both must see it."""
+    shared = len(required.seen) == 2 and (required.storage is None or required.storage.kind != "node-local")
+    if side == "login" or not shared or (seen.shared is not False and seen.back is not False):
+        return None
+    found = f"what the login host writes into {seen.at} is not seen there: it is another {seen.at}"
+    return Differ(found, "name a directory on a shared file system, or say `kind: node-local` of its storage")
+
+
+def _hidden_side(required: RequiredPath, facts: ClusterFacts) -> Differ | None:
+    """A side that sees a shared file system, and the file says that it does not."""
+    if not required.mounted or required.storage is None or required.storage.kind not in ("lustre", "nfs"):
+        return None
     for side in _BOTH:
-        found = _on(site.side(side), [path])
-        if side in need.seen or isinstance(found, Unknown) or not found[1].is_at(path):
+        candidate = _candidate(facts.side(side), required.paths)
+        if side in required.seen or isinstance(candidate, Unknown) or not candidate[1].is_at(candidate[0]):
             continue
-        if isinstance(found[1].mount, Mount) and found[1].mount.network:
-            return f"{side} sees it too: {found[1].mount}"
-    return ""
+        mount = candidate[1].mount
+        if isinstance(mount, Mount) and mount.network:
+            hint = "add the side to seen-by, or say which part of it is not shared"
+            return Differ(f"{side} sees it too: {mount}", hint)
+    return None
 
 
-def _found(path: str, seen: Seen) -> str:
+def _description(path: str, seen: DirectoryView) -> str:
     parts = [] if seen.is_at(path) else [f"will be made below {seen.at}"]
     if isinstance(seen.mount, Mount):
         parts.append(f"{seen.mount.type} from {seen.mount.source}")

@@ -1,7 +1,7 @@
-"""Slurm and its nodes: the test submissions to ask about, and a runner file's values against the answers. Pure.
+"""Slurm and its nodes: the jobs to ask Slurm about, and a runner file's values compared with its answers. Pure.
 
-Each ``compare_…`` takes one statement of the file and the fact that speaks about it; `launcher.doctor.comparison` has
-the table of which belongs to which key.
+Each ``compare_…`` takes one statement of the file and the fact that speaks about it; the table of them is in
+`launcher.doctor.comparison`.
 """
 
 from __future__ import annotations
@@ -13,77 +13,81 @@ from launcher.core.slurm_notation import limit_seconds, node_names
 from launcher.core.yaml_source import nearest
 from launcher.doctor.facts import (
     Agree,
-    Cluster,
+    ClusterFacts,
     Differ,
     Fact,
     Host,
     Node,
     Outcome,
     Partition,
-    Site,
-    Tried,
+    SlurmFacts,
+    SubmissionCheck,
     Unknown,
     gpu_types,
 )
 from launcher.doctor.statements import Statement, statements
 from launcher.runner.file import RunnerFile
 
-SWITCHES: Mapping[str, tuple[bool, str]] = {
+DIRECTIVE_SWITCHES: Mapping[str, tuple[bool, str]] = {
     "use_gpus_per_node_directive": (True, "--gpus-per-node=1"),
     "use_segment_sbatch_directive": (True, "--segment=1"),
     "use_exclusive_sbatch_directive": (False, "--exclusive"),
 }
-"""Keys of srtslurm.yaml that switch a directive, with srtctl's default (job_script_minimal.j2 of srt-slurm), and the
-smallest job that has it."""
+"""Keys of srtslurm.yaml that switch a directive of sbatch: srtctl's default (job_script_minimal.j2 of srt-slurm), and
+the directive as small as it can be asked for."""
 
 DIRECTIVES = "default_sbatch_directives"
 """Key of srtslurm.yaml with more directives for every job: option → value, empty for an option without one."""
 
 
-def base(partition: str | None, account: str | None, time_limit: str = "1") -> list[str]:
+def smallest_job(partition: str | None, account: str | None, time_limit: str = "1") -> list[str]:
     """sbatch's options for the smallest job of a partition and an account."""
     options = ["--nodes=1", "--ntasks=1", f"--time={time_limit}"]
     options += [f"--partition={partition}"] if partition else []
     return options + ([f"--account={account}"] if account else [])
 
 
-def gpu_forms(nodes: Fact[tuple[Node, ...]], count: int = 1) -> list[str]:
-    """The ways to ask for GPUs on these nodes: by node, by GRES, by GRES with its type."""
+def gpu_requests(nodes: Fact[tuple[Node, ...]]) -> list[str]:
+    """The ways to ask for one GPU on these nodes: by node, by GRES, by GRES with its type."""
     types = [] if isinstance(nodes, Unknown) else gpu_types(nodes)
-    return [f"--gpus-per-node={count}", f"--gres=gpu:{count}", *(f"--gres=gpu:{t}:{count}" for t in types)]
+    return ["--gpus-per-node=1", "--gres=gpu:1", *(f"--gres=gpu:{each}:1" for each in types)]
 
 
-def questions(file: RunnerFile, cluster: Cluster) -> dict[str, list[str]]:
-    """The jobs to ask Slurm about, by name: the smallest one, that with each directive, and the whole one."""
+def jobs_to_check(file: RunnerFile, slurm: SlurmFacts) -> dict[str, list[str]]:
+    """The jobs to ask Slurm about (sbatch's options), by name.
+
+    They are the smallest one ("job"), the smallest one with each directive and with each form of a GPU request, and the
+    one with everything that the file gives ("whole").
+    """
     scheduler = file.runner.scheduler
-    small = base(scheduler.partition, scheduler.account, scheduler.time_limit)
-    asked = {"job": small}
+    small = smallest_job(scheduler.partition, scheduler.account, scheduler.time_limit)
+    jobs = {"job": small}
     whole = list(small)
-    for key, (default, option) in SWITCHES.items():
+    for key, (default, option) in DIRECTIVE_SWITCHES.items():
         if file.runner.srtslurm.get(key, default):
-            asked[key] = [*small, option]
+            jobs[key] = [*small, option]
             whole.append(f"--gpus-per-node={file.runner.node.gpus}" if "gpus" in key else option)
-    for stated in statements(file, f"srtslurm.{DIRECTIVES}.*"):
-        option = directive(stated)
-        asked[f"{DIRECTIVES}.{stated.keys[-1]}"] = [*small, option]
+    for statement in statements(file, f"srtslurm.{DIRECTIVES}.*"):
+        option = directive(statement)
+        jobs[f"{DIRECTIVES}.{statement.keys[-1]}"] = [*small, option]
         whole.append(option)
-    partition = cluster.partition(scheduler.partition)
+    partition = slurm.partition(scheduler.partition)
     if partition is not None:
-        for form in gpu_forms(cluster.nodes_of(partition.name)):
-            asked[form] = [*small, form]
-    return {**asked, "whole": whole}
+        for form in gpu_requests(slurm.nodes_of(partition.name)):
+            jobs[form] = [*small, form]
+    return {**jobs, "whole": whole}
 
 
-def directive(stated: Statement) -> str:
+def directive(statement: Statement) -> str:
     """A directive of `DIRECTIVES` as sbatch's option."""
-    return f"--{stated.keys[-1]}={stated.value}" if stated.value else f"--{stated.keys[-1]}"
+    return f"--{statement.keys[-1]}={statement.value}" if statement.value else f"--{statement.keys[-1]}"
 
 
-def compare_partition(stated: Statement, partitions: tuple[Partition, ...]) -> Outcome:
-    found = next((p for p in partitions if p.name == stated.value), None)
+def compare_partition(statement: Statement, partitions: tuple[Partition, ...]) -> Outcome:
+    found = next((p for p in partitions if p.name == statement.value), None)
     if found is None:
         known = [p.name for p in partitions]
-        near = nearest(stated.value, known)
+        near = nearest(statement.value, known)
         hint = f"did you mean {near}?" if near else f"there are {', '.join(known)}"
         return Differ("Slurm shows no such partition", hint)
     if found.state != "UP":
@@ -92,36 +96,37 @@ def compare_partition(stated: Statement, partitions: tuple[Partition, ...]) -> O
     return Agree(f"up, {found.nodes} nodes{kind}")
 
 
-def compare_account(stated: Statement, site: Site) -> Outcome:
-    cluster, account, job = site.cluster, stated.value, site.job
-    enforced = cluster.setting("AccountingStorageEnforce")
+def compare_account(statement: Statement, facts: ClusterFacts) -> Outcome:
+    slurm, account, job = facts.slurm, statement.value, facts.job
+    enforced = slurm.setting("AccountingStorageEnforce")
     enforces = isinstance(enforced, str) and "associations" in enforced
-    known, accounts = cluster.associations, ", ".join(cluster.accounts)
-    if cluster.accounting is False:
+    known, accounts = slurm.associations, ", ".join(slurm.accounts)
+    if slurm.accounting is False:
         return Unknown("this Slurm keeps no accounting, and takes every account")
-    if job.accepted is False and "account" in job.said.lower():
+    if job.accepted is False and "account" in job.answer.lower():
         # Before the associations: a partition may refuse an account (AllowAccounts) that the user may use elsewhere.
-        hint = f"{cluster.user} may use {accounts}" if accounts else "`sacctmgr add user … account=…`"
-        return Differ(f"sbatch --test-only: {job.said}", hint)
-    of_partition = ("", stated.table.partition)
+        hint = f"{slurm.user} may use {accounts}" if accounts else "`sacctmgr add user … account=…`"
+        return Differ(f"sbatch --test-only: {job.answer}", hint)
+    of_partition = ("", statement.table.partition)
     if not isinstance(known, Unknown) and any(a.account == account and a.partition in of_partition for a in known):
-        return Agree(f"{cluster.user} may use it")
+        return Agree(f"{slurm.user} may use it")
     if job.accepted and enforces:
         return Agree("sbatch --test-only takes it, and associations are enforced")
     if isinstance(known, Unknown):
         return known
     if enforces:
         hint = f"one of {accounts}" if accounts else "`sacctmgr add user … account=…`"
-        return Differ(f"{cluster.user} has no association with it", hint)
-    why = f"{cluster.user} has no association with it, but this Slurm takes every account"
+        return Differ(f"{slurm.user} has no association with it", hint)
+    why = f"{slurm.user} has no association with it, but this Slurm takes every account"
     return Unknown(f"{why} (AccountingStorageEnforce={enforced})")
 
 
-def compare_time_limit(stated: Statement, partition: Partition) -> Outcome:
-    # By MaxTime itself: with EnforcePartLimits=NO sbatch takes a job that is too long, and never starts it (22.05).
+def compare_time_limit(statement: Statement, partition: Partition) -> Outcome:
+    # We compare with MaxTime ourselves: with EnforcePartLimits=NO sbatch takes a job that is too long, and Slurm never
+    # starts it (22.05).
     if partition.max_time is None:
         return Agree(f"{partition.name} has no MaxTime")
-    limit, most = limit_seconds(stated.value), duration(partition.max_time)
+    limit, most = limit_seconds(statement.value), duration(partition.max_time)
     found = f"MaxTime of {partition.name} is {most}"
     if limit is None or limit > partition.max_time:
         return Differ(found, f'at most "{most}", or another partition')
@@ -129,46 +134,47 @@ def compare_time_limit(stated: Statement, partition: Partition) -> Outcome:
 
 
 def duration(limit: float) -> str:
+    """Seconds as Slurm writes a time limit."""
     days, rest = divmod(int(limit), 86400)
     clock = f"{rest // 3600}:{rest % 3600 // 60:02}:{rest % 60:02}"
     return f"{days}-{clock}" if days else clock
 
 
-def compare_job(stated: Statement, site: Site) -> Outcome | None:
+def compare_job(statement: Statement, facts: ClusterFacts) -> Outcome | None:
     """What `sbatch --test-only` says of the smallest job, and of the whole one."""
-    job, whole = site.job, site.tried.get("whole")
+    job, whole = facts.job, facts.submissions.get("whole")
     if job.accepted is None:
-        return Unknown(job.said)
+        return Unknown(job.answer)
     if not job.accepted:
-        found = f"sbatch --test-only {' '.join(job.options)}: {job.said}"
+        found = f"sbatch --test-only {' '.join(job.options)}: {job.answer}"
         return Differ(found, "see partition, account and limits below")
     if whole is None:
         return None
     found = f"sbatch --test-only {' '.join(whole.options)}"
     if whole.accepted:
         return Agree(f"{found}: taken")
-    if any(not t.accepted for name, t in site.tried.items() if name != "whole" and not name.startswith("--")):
+    if any(not t.accepted for name, t in facts.submissions.items() if name != "whole" and not name.startswith("--")):
         return None  # the directive that is refused by itself has its own line
-    return Differ(f"{found}: {whole.said}", "has a node as many GPUs, and all of this at once?")
+    return Differ(f"{found}: {whole.answer}", "has a node as many GPUs, and all of this at once?")
 
 
-def compare_directive(stated: Statement, site: Site) -> Outcome | None:
-    key, tried = stated.keys[-1], site.tried.get(".".join(map(str, stated.keys[1:])))
-    if tried is None or not site.job.accepted:
+def compare_directive(statement: Statement, facts: ClusterFacts) -> Outcome | None:
+    key, tried = statement.keys[-1], facts.submissions.get(".".join(map(str, statement.keys[1:])))
+    if tried is None or not facts.job.accepted:
         return None  # not asked, or the smallest job is refused, which has its own line
     option = tried.options[-1]
     if tried.accepted is None:
-        return Unknown(tried.said)
+        return Unknown(tried.answer)
     if tried.accepted:
         return Agree(f"sbatch --test-only takes {option}")
     if key in ("use_gpus_per_node_directive", "gres"):
-        hint = _gpu_hint(site.tried)
+        hint = _gpu_hint(facts.submissions)
     else:
-        hint = f"{key}: false" if key in SWITCHES else "what does `sbatch --help` of this release know?"
-    return Differ(f"sbatch --test-only {option}: {tried.said}", hint)
+        hint = f"{key}: false" if key in DIRECTIVE_SWITCHES else "what does `sbatch --help` of this release know?"
+    return Differ(f"sbatch --test-only {option}: {tried.answer}", hint)
 
 
-def _gpu_hint(tried: Mapping[str, Tried]) -> str:
+def _gpu_hint(tried: Mapping[str, SubmissionCheck]) -> str:
     """The form of a GPU request that works here."""
     form = next((form for form, t in tried.items() if t.accepted and form.startswith("--g")), None)
     if form is None:
@@ -180,12 +186,12 @@ def _gpu_hint(tried: Mapping[str, Tried]) -> str:
     return f'use_gpus_per_node_directive: false, {DIRECTIVES}: {{gres: "{kind}:<GPUs of a node>"}}'
 
 
-def gpus(site: Site) -> Fact[tuple[str, Counter[int]]]:
-    """Where the number of GPUs is known from, and on how many nodes each number was found.
+def gpus(facts: ClusterFacts) -> Fact[tuple[str, Counter[int]]]:
+    """What is known of the GPUs of a node, as a text, and on how many nodes each number of GPUs was found.
 
-    By Slurm's GRES; in a partition without any by the devices of the node that was looked at.
+    It is known from Slurm's GRES; in a partition without any, from the devices of the node that was looked at.
     """
-    nodes, compute = site.nodes, site.compute
+    nodes, compute = facts.nodes, facts.compute
     if isinstance(nodes, Unknown):
         return nodes
     counts = Counter(node.gpus for node in nodes)
@@ -199,18 +205,18 @@ def gpus(site: Site) -> Fact[tuple[str, Counter[int]]]:
     return found, Counter({compute.devices: 1})
 
 
-def compare_gpus(stated: Statement, fact: tuple[str, Counter[int]]) -> Outcome:
+def compare_gpus(statement: Statement, fact: tuple[str, Counter[int]]) -> Outcome:
     found, counts = fact
-    if stated.value not in counts:
+    if statement.value not in counts:
         return Differ(found, f"gpus: {counts.most_common(1)[0][0]}")
     if len(counts) > 1:
         return Unknown(f"the partition is mixed; {found}", "name a partition of one kind of node")
     return Agree(found)
 
 
-def architectures(site: Site) -> Fact[dict[str, str]]:
+def architectures(facts: ClusterFacts) -> Fact[dict[str, str]]:
     """The architectures of the compute nodes, each with who says so."""
-    nodes, compute = site.nodes, site.compute
+    nodes, compute = facts.nodes, facts.compute
     found: dict[str, str] = {}
     if not isinstance(nodes, Unknown):
         counts = Counter(n.arch for n in nodes if n.arch)
@@ -225,41 +231,41 @@ def architectures(site: Site) -> Fact[dict[str, str]]:
     return found
 
 
-def compare_architecture(stated: Statement, found: dict[str, str]) -> Outcome:
+def compare_architecture(statement: Statement, found: dict[str, str]) -> Outcome:
     text = "; ".join(found.values())
-    if stated.value not in found:
+    if statement.value not in found:
         return Differ(text, f"arch: {next(iter(found))}")
     if len(found) > 1:
         return Unknown(f"the partition is mixed: {text}", "name a partition of one architecture")
     return Agree(text)
 
 
-def compare_login_architecture(stated: Statement, login: Host) -> Outcome | None:
-    if stated.keys[-1] == "arch" and stated.table.login_arch is not None:
+def compare_login_architecture(statement: Statement, login: Host) -> Outcome | None:
+    if statement.keys[-1] == "arch" and statement.table.login_arch is not None:
         return None  # the file gives the login node another one
     if isinstance(login.arch, Unknown):
         return login.arch
     found = f"{login.name} is {login.arch}"
-    return Agree(found) if login.arch == stated.value else Differ(found, f"login-arch: {login.arch}")
+    return Agree(found) if login.arch == statement.value else Differ(found, f"login-arch: {login.arch}")
 
 
-def compare_count(stated: Statement, site: Site) -> Outcome:
-    partition, nodes = site.partition, site.nodes
+def compare_count(statement: Statement, facts: ClusterFacts) -> Outcome:
+    partition, nodes = facts.partition, facts.nodes
     if isinstance(partition, Unknown):
         return partition
-    if partition.nodes != stated.value:
+    if partition.nodes != statement.value:
         return Differ(f"{partition.name} has {partition.nodes} nodes", f"count: {partition.nodes}")
     bad = [] if isinstance(nodes, Unknown) else [f"{n.name} {n.state}" for n in nodes if not n.usable]
     out = f"; out of use now: {', '.join(bad[:5])}{' …' if len(bad) > 5 else ''}" if bad else ""
     return Agree(f"{partition.name} has as many{out}")
 
 
-def compare_excluded(stated: Statement, site: Site) -> Outcome:
-    nodes, partition = site.cluster.nodes, site.partition
+def compare_excluded(statement: Statement, facts: ClusterFacts) -> Outcome:
+    nodes, partition = facts.slurm.nodes, facts.partition
     if isinstance(nodes, Unknown):
         return nodes
     by_name = {node.name: node for node in nodes}
-    names = node_names(stated.value)
+    names = node_names(statement.value)
     if missing := [name for name in names if name not in by_name]:
         near = nearest(missing[0], by_name)
         hint = f"did you mean {near}? sbatch refuses a job that excludes an unknown node" if near else "remove it"

@@ -1,4 +1,4 @@
-"""A recording stand-in for every program that is asked, and a site made by hand."""
+"""A recording stand-in for every program that is asked, and a facts made by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.process import NOT_FOUND, Completed
-from launcher.doctor.facts import Association, Cluster, Gres, Host, Mount, Node, Partition, Seen, Site, Tried
+from launcher.doctor.facts import (
+    Association,
+    ClusterFacts,
+    DirectoryView,
+    Gres,
+    Host,
+    Mount,
+    Node,
+    Partition,
+    SlurmFacts,
+    SubmissionCheck,
+)
 
 Answer = Completed | str
 
@@ -54,7 +65,7 @@ def node(name: str, gres: tuple[Gres, ...] = GPU, arch: str | None = "aarch64", 
     return Node(name, arch, gres, state, ("batch",))
 
 
-def cluster(**changes: Any) -> Cluster:
+def cluster(**changes: Any) -> SlurmFacts:
     """Two nodes of four GPUs in one partition with a MaxTime of eight hours, and accounting that is enforced."""
     config = {
         "AccountingStorageType": "accounting_storage/slurmdbd",
@@ -64,7 +75,7 @@ def cluster(**changes: Any) -> Cluster:
         "PreemptMode": "OFF",
         "ClusterName": "stand-in",
     }
-    made = Cluster(
+    made = SlurmFacts(
         user="runner",
         version="24.11.5",
         config={**config, **changes.pop("config", {})},
@@ -76,24 +87,24 @@ def cluster(**changes: Any) -> Cluster:
     return dataclasses.replace(made, **changes)
 
 
-def seen(path: str, **changes: Any) -> Seen:
+def seen(path: str, **changes: Any) -> DirectoryView:
     on = next((m for m in (LUSTRE, NFS, WEKA, NVME) if path.startswith(m.target)), LOCAL)
-    made = Seen(path, True, "", on, 10**12, None, None)
+    made = DirectoryView(path, True, "", on, 10**12, None, None)
     return dataclasses.replace(made, **changes)
 
 
-def site(paths: Sequence[str] = (), **changes: Any) -> Site:
+def facts(paths: Sequence[str] = (), **changes: Any) -> ClusterFacts:
     """A login host and a node that see all of ``paths``, shared and writable; Slurm takes every job."""
     directories = {path: seen(path) for path in paths}
     shared = {path: seen(path, shared=True, back=True) for path in paths}
     login = Host("login1", "x86_64", "4.1.2", 0, directories, shares=(LUSTRE, NFS))
     compute = Host("gb200-001", "aarch64", "4.1.2", 4, shared, shares=(LUSTRE, NFS))
-    return dataclasses.replace(Site(cluster(), login, compute, "batch"), **changes)
+    return dataclasses.replace(ClusterFacts(cluster(), login, compute, "batch"), **changes)
 
 
-def taken(*options: str) -> Tried:
-    return Tried(options, True, "Job 1 to start at …")
+def taken(*options: str) -> SubmissionCheck:
+    return SubmissionCheck(options, True, "Job 1 to start at …")
 
 
-def refused(said: str, *options: str) -> Tried:
-    return Tried(options, False, said)
+def refused(said: str, *options: str) -> SubmissionCheck:
+    return SubmissionCheck(options, False, said)

@@ -11,10 +11,10 @@ import pytest
 from launcher.core.yaml_source import Document
 from launcher.doctor import scheduling
 from launcher.doctor.comparison import Claim, compare, notes
-from launcher.doctor.facts import Gres, Host, Site, Unknown
+from launcher.doctor.facts import ClusterFacts, Gres, Host, Unknown
 from launcher.image.probe import NO_OP, Probed
 from launcher.runner.file import RunnerFile
-from tests.doctor.stand_ins import LOCAL, LUSTRE, cluster, node, refused, seen, site, taken
+from tests.doctor.stand_ins import LOCAL, LUSTRE, cluster, facts, node, refused, seen, taken
 
 TEXT = """\
 name: x
@@ -61,17 +61,17 @@ def probed(where: str, flock: str) -> Probed:
     return Probed(where, flock, flock, "is not seen", None, 0.0)
 
 
-def whole(of: RunnerFile, **changes: Any) -> Site:
-    """A site where all of the file holds."""
-    made = site(PATHS, refs=REFS, locks=probed("two processes", "holds"))
+def whole(of: RunnerFile, **changes: Any) -> ClusterFacts:
+    """A facts where all of the file holds."""
+    made = facts(PATHS, refs=REFS, locks=probed("two processes", "holds"))
     login = dataclasses.replace(
         made.login, directories={p: s for p, s in made.login.directories.items() if "raid" not in p}
     )
-    tried = {name: taken(*options) for name, options in scheduling.questions(of, made.cluster).items()}
-    return dataclasses.replace(made, **{"login": login, "tried": tried, **changes})
+    tried = {name: taken(*options) for name, options in scheduling.jobs_to_check(of, made.slurm).items()}
+    return dataclasses.replace(made, **{"login": login, "submissions": tried, **changes})
 
 
-def judged(of: RunnerFile, on: Site) -> dict[str, Claim]:
+def judged(of: RunnerFile, on: ClusterFacts) -> dict[str, Claim]:
     on = dataclasses.replace(on, partition_name=of.runner.scheduler.partition)
     return {claim.key: claim for claim in compare(of, on, str)}
 
@@ -117,7 +117,7 @@ def test_what_is_spoiled_differs_at_its_line(right: str, wrong: str, key: str, h
     assert hint in claim.hint + claim.found
 
 
-def with_seen(on: Site, side: str, path: str, **changes: Any) -> Site:
+def with_seen(on: ClusterFacts, side: str, path: str, **changes: Any) -> ClusterFacts:
     host = getattr(on, side)
     directories = {**host.directories, path: seen(path, **changes)}
     return dataclasses.replace(on, **{side: dataclasses.replace(host, directories=directories)})
@@ -168,8 +168,8 @@ def test_without_a_node_what_only_it_could_say_is_unknown() -> None:
 def test_a_silent_slurm_is_unknown_and_never_otherwise() -> None:
     why = Unknown("Unable to contact slurm controller")
     silent = dataclasses.replace(cluster(), config=why, partitions=why, nodes=why, associations=why)
-    tried = {"job": dataclasses.replace(taken(), accepted=None, said=why.why)}
-    claims = judged(file(), whole(file(), cluster=silent, tried=tried, compute=why, refs={"": why}))
+    tried = {"job": dataclasses.replace(taken(), accepted=None, answer=why.why)}
+    claims = judged(file(), whole(file(), slurm=silent, submissions=tried, compute=why, refs={"": why}))
     assert "differ" not in {claim.verdict for claim in claims.values()}
     for key in ("scheduler", "scheduler.partition", "scheduler.account", "scheduler.time-limit", "node.gpus",
                 "node.arch", "node.count", "exclude-nodes[0].node"):  # fmt: skip
@@ -196,7 +196,9 @@ def test_a_silent_slurm_is_unknown_and_never_otherwise() -> None:
 )  # fmt: skip
 def test_an_account(changes: Any, job: Any, verdict: str, text: str) -> None:
     on = whole(file())
-    claim = judged(file(), dataclasses.replace(on, cluster=cluster(**changes), tried={**on.tried, "job": job}))
+    claim = judged(
+        file(), dataclasses.replace(on, slurm=cluster(**changes), submissions={**on.submissions, "job": job})
+    )
     assert claim["scheduler.account"].verdict == verdict
     assert text in claim["scheduler.account"].why + claim["scheduler.account"].found
 
@@ -211,20 +213,29 @@ def test_an_account(changes: Any, job: Any, verdict: str, text: str) -> None:
     ],
 )
 def test_a_mixed_or_bare_partition_is_said_and_not_guessed(nodes: Any, key: str, verdict: str, text: str) -> None:
-    claim = judged(file(), whole(file(), cluster=cluster(nodes=nodes)))[key]
+    claim = judged(file(), whole(file(), slurm=cluster(nodes=nodes)))[key]
     assert claim.verdict == verdict
     assert text in claim.found + claim.why
 
 
+def test_an_architecture_that_nobody_knows_is_unknown_with_the_reason() -> None:
+    nodes = (node("a", arch=None), node("b", arch=None))
+    on = whole(file(), slurm=cluster(nodes=nodes))
+    assert isinstance(on.compute, Host)
+    on = dataclasses.replace(on, compute=dataclasses.replace(on.compute, arch=Unknown("uname was not found")))
+    claim = judged(file(), on)["node.arch"]
+    assert (claim.verdict, claim.why) == ("unknown", "uname was not found")
+
+
 def test_the_gpu_form_that_works_is_named() -> None:
     typed = cluster()
-    on = whole(file(), cluster=typed)
+    on = whole(file(), slurm=typed)
     key = "use_gpus_per_node_directive"
     tried = {
         name: refused("Invalid generic resource (gres)", *t.options) if "gpu" in name and "gb200" not in name else t
-        for name, t in on.tried.items()
+        for name, t in on.submissions.items()
     }
-    claim = judged(file(), dataclasses.replace(on, tried=tried))[f"srtslurm.{key}"]
+    claim = judged(file(), dataclasses.replace(on, submissions=tried))[f"srtslurm.{key}"]
     assert (claim.verdict, claim.where) == ("differ", line(key))
     assert f'{key}: false, default_sbatch_directives: {{gres: "gpu:gb200:<GPUs of a node>"}}' == claim.hint
 
@@ -233,8 +244,8 @@ def test_a_directive_that_sbatch_does_not_know_differs_at_its_line() -> None:
     text = TEXT.replace("srtslurm:\n", 'srtslurm:\n  default_sbatch_directives: {mem: "0", qos: nope}\n')
     of = file(text)
     on = whole(of)
-    tried = {**on.tried, "default_sbatch_directives.qos": refused("Invalid qos specification", "--qos=nope")}
-    claims = judged(of, dataclasses.replace(on, tried=tried))
+    tried = {**on.submissions, "default_sbatch_directives.qos": refused("Invalid qos specification", "--qos=nope")}
+    claims = judged(of, dataclasses.replace(on, submissions=tried))
     assert claims["srtslurm.default_sbatch_directives.mem"].verdict == "agree"
     assert claims["srtslurm.default_sbatch_directives.qos"].verdict == "differ"
 
@@ -259,6 +270,14 @@ def test_enroot_is_where_images_are_imported(login: Any, compute: Any, verdict: 
     assert claim.verdict == verdict and text in claim.found + claim.hint
 
 
+def test_nothing_is_asked_about_programs_that_a_stand_in_replaces() -> None:
+    of = file(TEXT.replace("name: x\n", "name: x\ntools: rehearsal\n"))
+    claims = judged(of, whole(of, stand_ins=("enroot", "srtctl")))
+    assert claims["tools"].verdict == "unknown" and "images.import-on" not in claims
+    missing = with_seen(whole(of, stand_ins=("enroot", "srtctl")), "login", "/lustre/models/a", at="/lustre")
+    assert judged(of, missing)["models[0].path"].verdict == "agree"  # a rehearsal makes its checkpoint
+
+
 def test_locks_that_do_not_hold_differ() -> None:
     on = whole(file(), locks=probed("two hosts", NO_OP), locks_with_node=Unknown("no node"))
     claims = [c for c in compare(file(), on, str) if c.key == "images.lock"]
@@ -273,14 +292,14 @@ def test_notes_say_what_the_file_does_not_claim() -> None:
         "PreemptMode": "REQUEUE",
         "ConstrainRAMSpace": "yes",
     }
-    said = " ".join(notes(whole(file(), cluster=cluster(config=config))))
+    said = " ".join(notes(whole(file(), slurm=cluster(config=config))))
     for word in ("job_comment", "MinJobAge is 30 s", "PreemptMode is REQUEUE", "ConstrainRAMSpace"):
         assert word in said
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "runners").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_file_of_the_fleet_can_be_compared_with_a_cluster_that_is_not_its_own(path: Path) -> None:
-    claims = compare(RunnerFile.read(path), site(), lambda text: text.replace("{state}", "/s"))
+    claims = compare(RunnerFile.read(path), facts(), lambda text: text.replace("{state}", "/s"))
     assert claims and all(claim.where.startswith(str(path)) for claim in claims)
 
 

@@ -12,85 +12,90 @@ import pytest
 from launcher.core.yaml_source import Document
 from launcher.doctor import required_paths, scheduling
 from launcher.doctor.comparison import compare
-from launcher.doctor.draft import Wanted, draft, todos
-from launcher.doctor.facts import Gres, Host, Partition, Site, Tried, Unknown
+from launcher.doctor.draft import DraftRequest, draft, todos
+from launcher.doctor.facts import ClusterFacts, Gres, Host, Partition, SubmissionCheck, Unknown
 from launcher.rehearsal.checkout import SHA
 from launcher.runner.file import RunnerFile
-from tests.doctor.stand_ins import NFS, NVME, WEKA, cluster, node, refused, seen, site, taken
+from tests.doctor.stand_ins import NFS, NVME, WEKA, cluster, facts, node, refused, seen, taken
 
 STATE, DIRECTORY = "/home/runner/.local/state/launcher", "/lustre/images"
 STAND_IN = ("{state}/rehearsal/srt-slurm-49b19c200d5b", f"ref rehearsal-v1, sha {SHA}")
 
 
-def tried(on: Site, *refuse: str) -> Mapping[str, Tried]:
-    """What `survey` asks, taken but for what has one of these words."""
-    small = scheduling.base("batch", "benchmark")
-    asked = {"job": small, **{form: [*small, form] for form in scheduling.gpu_forms(on.cluster.nodes_of("batch"))}}
-    asked |= {key: [*small, option] for key, (_, option) in scheduling.SWITCHES.items()}
+def tried(on: ClusterFacts, *refuse: str) -> Mapping[str, SubmissionCheck]:
+    """What `collect_for_draft` asks, taken but for what has one of these words."""
+    small = scheduling.smallest_job("batch", "benchmark")
+    asked = {"job": small, **{form: [*small, form] for form in scheduling.gpu_requests(on.slurm.nodes_of("batch"))}}
+    asked |= {key: [*small, option] for key, (_, option) in scheduling.DIRECTIVE_SWITCHES.items()}
     return {
         name: refused("not here", *options) if any(word in options[-1] for word in refuse) else taken(*options)
         for name, options in asked.items()
     }
 
 
-def made(*refuse: str, **changes: Any) -> Site:
-    on = site([STATE, DIRECTORY, "/lustre", "/raid", "/home", "/weka data"], **changes)
-    return dataclasses.replace(on, tried=tried(on, *refuse))
+def made(*refuse: str, **changes: Any) -> ClusterFacts:
+    on = facts([STATE, DIRECTORY, "/lustre", "/raid", "/home", "/weka data"], **changes)
+    return dataclasses.replace(on, submissions=tried(on, *refuse))
 
 
-def of_login(on: Site, **changes: Any) -> Site:
+def of_login(on: ClusterFacts, **changes: Any) -> ClusterFacts:
     return dataclasses.replace(on, login=dataclasses.replace(on.login, **changes))
 
 
-def of_compute(on: Site, **changes: Any) -> Site:
+def of_compute(on: ClusterFacts, **changes: Any) -> ClusterFacts:
     assert isinstance(on.compute, Host)
     return dataclasses.replace(on, compute=dataclasses.replace(on.compute, **changes))
 
 
-def load(on: Site, **changes: Any) -> tuple[RunnerFile, str]:
-    wanted = dataclasses.replace(Wanted("mine", "batch", "benchmark", DIRECTORY, STATE, STAND_IN), **changes)
-    text = draft(wanted, on)
+def load(on: ClusterFacts, **changes: Any) -> tuple[RunnerFile, str]:
+    request = dataclasses.replace(DraftRequest("mine", "batch", "benchmark", DIRECTORY, STATE, STAND_IN), **changes)
+    text = draft(request, on)
     return RunnerFile(Document("mine.yaml", text)), text
 
 
-def differing(file: RunnerFile, on: Site) -> list[str]:
+def differing(file: RunnerFile, on: ClusterFacts) -> list[str]:
     """What the doctor would find otherwise, had it looked at the same cluster."""
     paths = [
         path
-        for _, need in required_paths.needs(file, lambda text: text.replace("{state}", STATE))
-        for path in need.paths
+        for _, required in required_paths.required(file, lambda text: text.replace("{state}", STATE))
+        for path in required.paths
     ]
-    full = made(cluster=on.cluster)
+    full = made(slurm=on.slurm)
     directories = {p: on.login.directories.get(p) or seen(p) for p in paths}
     on = of_login(on, directories=directories)
     if isinstance(on.compute, Host):
         there = {p: dataclasses.replace(s, shared=True, back=True) for p, s in directories.items() if "weka" not in p}
         on = of_compute(on, directories=there)
-    asked = scheduling.questions(file, on.cluster)
-    answers = {name: on.tried.get(name) or full.tried.get(name) or taken(*options) for name, options in asked.items()}
+    asked = scheduling.jobs_to_check(file, on.slurm)
+    answers = {
+        name: on.submissions.get(name) or full.submissions.get(name) or taken(*options)
+        for name, options in asked.items()
+    }
     stand_ins = ("enroot",) if file.runner.tools == "rehearsal" else ()
-    on = dataclasses.replace(on, tried=answers, stand_ins=stand_ins)
+    on = dataclasses.replace(on, submissions=answers, stand_ins=stand_ins)
     fill = lambda text: text.replace("{state}", STATE)  # noqa: E731
     return [f"{c.key}: {c.found}" for c in compare(file, on, fill) if c.verdict == "differ"]
 
 
-SITES: dict[str, Site] = {
+SITES: dict[str, ClusterFacts] = {
     "plain": made(),
     "typed GRES only": made("--gpus-per-node", "--gres=gpu:1", "--segment"),
     "no node": made(compute=Unknown("no node was free within 60 s")),
-    "no GRES": made(cluster=cluster(nodes=(node("a", ()), node("b", ())))),
-    "mixed GPUs": made(cluster=cluster(nodes=(node("a"), node("b", (Gres("gpu", "h100", 8),)), node("c", ())))),
-    "mixed architectures": made(cluster=cluster(nodes=(node("a"), node("b", arch="x86_64")))),
-    "strange architecture": of_compute(made(cluster=cluster(nodes=(node("a", arch="ppc64le"),))), arch="ppc64le"),
-    "no limit": made(cluster=cluster(partitions=(Partition("batch", True, False, "UP", None, 2),))),
-    "a short limit": made(cluster=cluster(partitions=(Partition("batch", True, False, "UP", 1800.0, 2),))),
-    "no accounting": made(cluster=cluster(config={"AccountingStorageType": "accounting_storage/none"})),
-    "sbatch is silent": dataclasses.replace(made(), tried={"job": Tried((), None, "sbatch did not answer")}),
-    "sbatch refuses": dataclasses.replace(made(), tried={"job": refused("Invalid qos specification")}),
+    "no GRES": made(slurm=cluster(nodes=(node("a", ()), node("b", ())))),
+    "mixed GPUs": made(slurm=cluster(nodes=(node("a"), node("b", (Gres("gpu", "h100", 8),)), node("c", ())))),
+    "mixed architectures": made(slurm=cluster(nodes=(node("a"), node("b", arch="x86_64")))),
+    "strange architecture": of_compute(made(slurm=cluster(nodes=(node("a", arch="ppc64le"),))), arch="ppc64le"),
+    "no limit": made(slurm=cluster(partitions=(Partition("batch", True, False, "UP", None, 2),))),
+    "a short limit": made(slurm=cluster(partitions=(Partition("batch", True, False, "UP", 1800.0, 2),))),
+    "no accounting": made(slurm=cluster(config={"AccountingStorageType": "accounting_storage/none"})),
+    "sbatch is silent": dataclasses.replace(
+        made(), submissions={"job": SubmissionCheck((), None, "sbatch did not answer")}
+    ),
+    "sbatch refuses": dataclasses.replace(made(), submissions={"job": refused("Invalid qos specification")}),
     "no enroot": of_compute(of_login(made(), enroot=Unknown("none")), enroot=Unknown("none")),
     "enroot on nodes": of_login(made(), enroot=Unknown("none")),
     "many file systems": of_compute(of_login(made(), shares=(NFS, WEKA)), shares=(NFS,), disks=(NVME,)),
-    "down nodes": made(cluster=cluster(nodes=(node("a", state="DOWN*"), node("b", state="IDLE+DRAIN")))),
+    "down nodes": made(slurm=cluster(nodes=(node("a", state="DOWN*"), node("b", state="IDLE+DRAIN")))),
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from launcher.core.process import Completed
 from launcher.doctor import host_probe, queries
-from launcher.doctor.commands import Asking
+from launcher.doctor.commands import Commands
 from launcher.doctor.facts import Host, Unknown
 from tests.doctor.stand_ins import StandIn, failed
 
@@ -27,7 +27,7 @@ SLURM = ["sinfo", "scontrol", "sacctmgr", "sbatch"]
     ],
 )
 def test_a_slurm_that_cannot_be_asked_is_all_unknown(answer: object, why: str) -> None:
-    found = queries.cluster(Asking(StandIn(dict.fromkeys(SLURM, answer)), {"PATH": "/bin"}))
+    found = queries.slurm_facts(Commands(StandIn(dict.fromkeys(SLURM, answer)), {"PATH": "/bin"}))
     for fact, program in ((found.config, "scontrol"), (found.partitions, "scontrol"), (found.nodes, "scontrol")):
         assert isinstance(fact, Unknown)
         assert why.format(program) in fact.why
@@ -38,14 +38,14 @@ def test_a_slurm_that_cannot_be_asked_is_all_unknown(answer: object, why: str) -
 def test_accounting_may_be_silent_while_the_controller_answers() -> None:
     down = "sacctmgr: error: slurm_persist_conn_open: failed to open persistent connection: Connection refused"
     stand_in = StandIn({"scontrol": "PartitionName=batch State=UP\n", "sacctmgr": failed(down)})
-    found = queries.cluster(Asking(stand_in, {}))
+    found = queries.slurm_facts(Commands(stand_in, {}))
     assert found.partition("batch") is not None
     assert isinstance(found.associations, Unknown) and "Connection refused" in found.associations.why
 
 
 def test_the_environment_is_clean_and_names_the_cluster() -> None:
     environ = {"SINFO_FORMAT": "%N", "SBATCH_PARTITION": "x", "SLURM_CONF": "/c", "SRUN_DEBUG": "3", "PATH": "/bin"}
-    kept = Asking(environ=environ).environment
+    kept = Commands(environ=environ).environment
     assert kept == {"SLURM_CONF": "/c", "PATH": "/bin", "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
 
 
@@ -59,9 +59,9 @@ def test_the_environment_is_clean_and_names_the_cluster() -> None:
     ],
 )
 def test_a_refusal_is_told_from_silence(stderr: str, accepted: bool | None) -> None:
-    tried = queries.tried(Asking(StandIn({"sbatch": failed(stderr)}), {}), {"job": ["--nodes=1"]})["job"]
+    tried = queries.check_submissions(Commands(StandIn({"sbatch": failed(stderr)}), {}), {"job": ["--nodes=1"]})["job"]
     assert tried.accepted is accepted
-    assert "Try" not in tried.said
+    assert "Try" not in tried.answer
 
 
 def test_refs_of_a_real_repository_and_of_none(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_refs_of_a_real_repository_and_of_none(tmp_path: Path) -> None:
     commit = ["git", "-C", tmp_path / "r", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty"]
     subprocess.run([*commit, "-m", "x"], check=True)
     subprocess.run(["git", "-C", tmp_path / "r", "tag", "v1"], check=True)
-    found = queries.refs(Asking(), [str(tmp_path / "r"), str(tmp_path / "none")])
+    found = queries.repository_refs(Commands(), [str(tmp_path / "r"), str(tmp_path / "none")])
     here, none = found[str(tmp_path / "r")], found[str(tmp_path / "none")]
     assert not isinstance(here, Unknown) and len(here["refs/tags/v1"]) == 40
     assert isinstance(none, Unknown) and "none" in none.why
@@ -79,7 +79,7 @@ def test_a_look_at_this_host(tmp_path: Path) -> None:
     (tmp_path / "with space").mkdir()
     (tmp_path / "file").touch()
     paths = [str(tmp_path / name) for name in ("with space", "not/yet", "file/below")] + ["/proc/launcher"]
-    login, compute = host_probe.look(Asking(), paths)
+    login, compute = host_probe.probe_hosts(Commands(), paths)
     assert isinstance(compute, Unknown) and "--no-node" in compute.why
     spaced, new, below, proc = (login.directories[path] for path in paths)
     assert spaced.is_at(paths[0]) and spaced.writable and spaced.readable and spaced.free
@@ -103,7 +103,7 @@ def test_a_look_that_is_cut_off_keeps_what_was_seen(tmp_path: Path) -> None:
         ]
         return Completed(tuple(argv), None, "\n".join(lines), "", 60.0)  # fmt: skip
 
-    login, _ = host_probe.look(Asking(StandIn({"sh": hangs}), {}), ["/a", "/dead"])
+    login, _ = host_probe.probe_hosts(Commands(StandIn({"sh": hangs}), {}), ["/a", "/dead"])
     assert (login.name, login.arch, list(login.directories)) == ("login1", "aarch64", ["/a"])
     dead = login.directory("/dead")
     assert isinstance(dead, Unknown) and "did not answer within 60 s" in dead.why
@@ -119,7 +119,9 @@ def test_a_look_that_is_cut_off_keeps_what_was_seen(tmp_path: Path) -> None:
 )
 def test_no_node_is_an_unknown_with_the_reason(stderr: str, code: int | None, tries: int) -> None:
     stand_in = StandIn({"srun": failed(stderr, code)})
-    _, compute = host_probe.look(Asking(stand_in, {}), [], [["--partition=p"], ["--partition=p", "--gpus-per-node=1"]])
+    _, compute = host_probe.probe_hosts(
+        Commands(stand_in, {}), [], [["--partition=p"], ["--partition=p", "--gpus-per-node=1"]]
+    )
     assert isinstance(compute, Unknown) and (stderr[-20:] in compute.why)
     assert ("no node was free within 60 s" in compute.why) == ("busy" in stderr)
     asked = [argv for argv in stand_in.asked if argv[0] == "srun"]
@@ -138,7 +140,9 @@ def test_a_node_whose_prolog_prints(tmp_path: Path) -> None:
     from launcher.core.process import run
 
     stand_in = StandIn({"srun": srun, "sh": lambda argv: run(argv, timeout=30)})
-    _, compute = host_probe.look(Asking(stand_in, {"PATH": "/usr/bin:/bin"}), [str(tmp_path)], [["--partition=p"]])
+    _, compute = host_probe.probe_hosts(
+        Commands(stand_in, {"PATH": "/usr/bin:/bin"}), [str(tmp_path)], [["--partition=p"]]
+    )
     assert isinstance(compute, Host)
     assert (compute.directories[str(tmp_path)].shared, compute.directories[str(tmp_path)].back) == (True, True)
     assert list(tmp_path.iterdir()) == []
