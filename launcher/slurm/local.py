@@ -68,16 +68,17 @@ def submit(
 ) -> JobKey:
     """Run ``function`` as a job of the jobs directory, in processes that go on when this one ends.
 
-    The job runs with the working directory and environment of now, and SLURM_JOB_ID and SLURM_JOB_NAME. What the
-    function needs must be importable for a fresh Python started here. It succeeds by returning; ``SystemExit(n)``
-    gives exit code n, any other exception 1. Its output is appended to ``log``, in which ``%j`` stands for the id, as
-    in Slurm. ``time_limit`` in seconds. ``slots``: it starts when fewer of the directory's earlier jobs are
-    unfinished; the number of CPUs when not given. Raises SubmissionError.
+    The job has the working directory and environment of now, and SLURM_JOB_ID and SLURM_JOB_NAME. A fresh Python that
+    is started here must be able to import what the function needs. The job succeeds when the function returns;
+    ``SystemExit(n)`` gives exit code n, any other exception 1. Its output is appended to ``log``, in which ``%j``
+    stands for the id, as in Slurm. ``time_limit`` is in seconds. The job starts when fewer than ``slots`` earlier jobs
+    of the directory are unfinished, by default the number of CPUs. Raises SubmissionError.
     """
     import cloudpickle  # type: ignore[import-untyped]  # submitit's own
 
     with _submission_errors(directory):
         place = _new_place(directory)
+        # The empty tuple is for the arguments that jobs of earlier launchers have.
         publish.write_bytes(place / "call.pkl", cloudpickle.dumps((function, ())))
         with (place / "keeper.log").open("ab") as said:
             supervisor = subprocess.Popen(
@@ -104,7 +105,7 @@ def submit(
 
 
 class LocalScheduler:
-    """The Scheduler over a jobs directory. Holds no state; any process that sees the directory may have one."""
+    """The Scheduler over a jobs directory. It holds no state; any process that sees the directory may have one."""
 
     name = SOURCE
 
@@ -147,7 +148,7 @@ class LocalScheduler:
             job = read_job(place)
             if job is None or not job.supervisor.alive():
                 continue
-            with contextlib.suppress(OSError):  # it only tells a cancel that came early from a node failure
+            with contextlib.suppress(OSError):  # the file only tells an early cancel from a node failure
                 publish.write_json(place / "cancel.json", {"uid": os.getuid(), "host": socket.gethostname()})
             try:
                 os.kill(job.supervisor.pid, signal.SIGTERM)
@@ -229,7 +230,7 @@ def _read_state(place: Path, job: Job) -> JobState:
 
 
 def _new_place(directory: Path) -> Path:
-    """A directory with the next id: mkdir is atomic, who comes second takes the number after it."""
+    """A new directory, named by the next id. mkdir is atomic: of two submitters the second takes the next number."""
     directory.mkdir(parents=True, exist_ok=True)
     taken = places(directory)
     number = int(taken[-1].name) + 1 if taken else 1

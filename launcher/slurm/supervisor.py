@@ -28,7 +28,7 @@ LOOK = 0.1
 """Seconds between two looks: at the job, and for a free slot."""
 
 _SUBMITTER_PATIENCE = 10.0
-_TEN_YEARS = 10 * 365 * 24 * 60  # minutes; submitit wants a limit, and its own kills without saying so
+_TEN_YEARS = 10 * 365 * 24 * 60  # minutes; submitit wants a limit, and does not say when it kills a job for it
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ class _Supervisor:
         self._publish_result(handle)
 
     def _turn(self) -> bool:
-        """Wait until fewer than ``slots`` earlier jobs are unfinished; False when cancelled meanwhile.
+        """Wait until fewer than ``slots`` earlier jobs are unfinished; False when the job is cancelled meanwhile.
 
         It needs no lock: it looks at lower ids only, and those only ever end.
         """
@@ -131,7 +131,7 @@ class _Supervisor:
 
 
 def perform(directory: str) -> int:
-    """In the job's own process: call the function with its output in the log. Gives the exit code."""
+    """Call the function, with its output in the log; the exit code. This runs in the job's own process."""
     import logging
 
     import cloudpickle  # type: ignore[import-untyped]  # submitit's own
