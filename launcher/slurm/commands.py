@@ -133,22 +133,22 @@ class SlurmCommands:
         from tenacity import stop_after_attempt, stop_after_delay, wait_fixed
 
         argv = ["scontrol", "release", job.id]
-        said = retry.until(
-            lambda said: said.ok or _FINAL.search(said.stderr) is not None,
+        done = retry.until(
+            lambda answer: answer.ok or _FINAL.search(answer.stderr) is not None,
             lambda: self._runner(argv, timeout=min(10.0, self._timeout), env=self._plain),
             stop=stop_after_attempt(RELEASE_TRIES) | stop_after_delay(RELEASE_WITHIN),
             wait=wait_fixed(1.0),
             sleep=self._sleep,
         )
-        if _REFUSED.search(said.stderr):
+        if _REFUSED.search(done.stderr):
             raise JobError(
-                f"Slurm refuses to release the job: {said}",
+                f"Slurm refuses to release the job: {done}",
                 where=str(job),
                 hint=f"see who holds it: scontrol show job {job.id}",
             )
-        if not said.ok and not _NOTHING_TO_RELEASE.search(said.stderr):
+        if not done.ok and not _NOTHING_TO_RELEASE.search(done.stderr):
             raise SchedulerUnreachable(
-                f"the release did not go through: {said}",
+                f"the release did not go through: {done}",
                 where=str(job),
                 hint=f"it is tried again while the run is watched; by hand: scontrol release {job.id}",
             )
@@ -163,8 +163,8 @@ class SlurmCommands:
             "scontrol": ["scontrol", "show", "job", "-d", job.id],
             "sacct": ["sacct", "-D", "-P", "-j", job.id, "-o", fields],
         }
-        said = {name: self._runner(argv, timeout=self._timeout, env=self._plain) for name, argv in asked.items()}
-        return {name: answer.stdout if answer.ok else str(answer) for name, answer in said.items()}
+        answered = {name: self._runner(argv, timeout=self._timeout, env=self._plain) for name, argv in asked.items()}
+        return {name: done.stdout if done.ok else str(done) for name, done in answered.items()}
 
     def _squeue(self, ids: Sequence[str], timeout: float | None = None) -> Answer:
         argv = ["squeue", "-h", "--states=all", "-j", ",".join(ids), "-o", answers.SQUEUE_FORMAT]
@@ -190,33 +190,33 @@ class SlurmCommands:
         return shown
 
     def _ask(self, argv: list[str], read: Callable[[str], list[Record]], timeout: float | None = None) -> Answer:
-        said = self._runner(argv, timeout=timeout or self._timeout, env=self._environment)
-        if said.ok:
-            return Answer.of(argv[0], read(said.stdout))
-        if not said.timed_out and _NOT_KNOWN.search(said.stderr):
+        done = self._runner(argv, timeout=timeout or self._timeout, env=self._environment)
+        if done.ok:
+            return Answer.of(argv[0], read(done.stdout))
+        if not done.timed_out and _NOT_KNOWN.search(done.stderr):
             # For an unknown id squeue (when it is the only one) and scontrol exit with 1, as when the controller is
             # away; only this message tells the two apart.
             return Answer(argv[0])
-        return Answer(argv[0], error=str(said))
+        return Answer(argv[0], error=str(done))
 
     def _scancel(self, ids: Sequence[str]) -> None:
         from tenacity import stop_after_attempt, wait_fixed
 
-        said = retry.until(
-            lambda said: _cancelled(said) or _REFUSED.search(said.stderr) is not None,
+        done = retry.until(
+            lambda answer: _cancelled(answer) or _REFUSED.search(answer.stderr) is not None,
             lambda: self._runner(["scancel", *ids], timeout=self._timeout, env=self._plain),
             stop=stop_after_attempt(3),
             wait=wait_fixed(0.5),
             sleep=self._sleep,
         )
         where = f"job {','.join(ids)}"
-        if _REFUSED.search(said.stderr):
+        if _REFUSED.search(done.stderr):
             raise JobError(
-                f"Slurm refuses to cancel: {said}", where=where, hint=f"see whose it is: squeue -j {','.join(ids)}"
+                f"Slurm refuses to cancel: {done}", where=where, hint=f"see whose it is: squeue -j {','.join(ids)}"
             )
-        if not _cancelled(said):
+        if not _cancelled(done):
             raise SchedulerUnreachable(
-                f"the cancel did not go through: {said}", where=where, hint=f"run `scancel {' '.join(ids)}` later"
+                f"the cancel did not go through: {done}", where=where, hint=f"run `scancel {' '.join(ids)}` later"
             )
 
 
@@ -259,8 +259,8 @@ def _may_cancel(job: JobKey, queue: Answer) -> bool:
     return not queue.shows_another(job) if state is None else state.phase is not Phase.TERMINAL
 
 
-def _cancelled(said: Completed) -> bool:
-    if said.ok:
+def _cancelled(done: Completed) -> bool:
+    if done.ok:
         return True
-    complaints = [line for line in said.stderr.splitlines() if line.strip()]
+    complaints = [line for line in done.stderr.splitlines() if line.strip()]
     return bool(complaints) and all(_NOTHING_TO_CANCEL.search(line) for line in complaints)

@@ -82,15 +82,15 @@ class SlurmNative(SlurmCommands):
     def _controller(self, question: Mapping[str, Any], timeout: float | None = None) -> Answer | None:
         """What the controller says, or why it gave no answer; None when the child failed: squeue may still succeed."""
         try:
-            said = self._workers.ask(question, timeout or self._timeout)
+            reply = self._workers.ask(question, timeout or self._timeout)
         except WorkerSilent as error:
             return Answer(CONTROLLER, error=f"{CONTROLLER}: {error.message}")
         except WorkerFailed:
             return None
-        if "error" in said:
-            return Answer(CONTROLLER, error=f"{CONTROLLER}: {said['error']}")
+        if "error" in reply:
+            return Answer(CONTROLLER, error=f"{CONTROLLER}: {reply['error']}")
         try:
-            rows = msgspec.convert(said.get("rows"), list[_Row])
+            rows = msgspec.convert(reply.get("rows"), list[_Row])
         except msgspec.ValidationError:
             return None
         return Answer.of(CONTROLLER, answers.controller_records(rows, CONTROLLER))
@@ -112,10 +112,10 @@ def choose(
         installed = importlib.util.find_spec("pyslurm") is not None
     if not installed:
         return None, "pyslurm is not installed"
-    said = runner(["scontrol", "--version"], timeout=START, env=environ)
-    slurm = _release(said.stdout)
-    if not said.ok or slurm is None:
-        return None, f"Slurm's release cannot be told: {said}"
+    done = runner(["scontrol", "--version"], timeout=START, env=environ)
+    slurm = _release(done.stdout)
+    if not done.ok or slurm is None:
+        return None, f"Slurm's release cannot be told: {done}"
     native = SlurmNative("", runner=runner, environ=environ, worker=worker)
     try:
         native.version = native._workers.version()
@@ -124,8 +124,8 @@ def choose(
     except WorkerFailed as error:
         return None, error.message
     if _release(native.version) != slurm:
-        return None, f"pyslurm {native.version} is of another release than {said.stdout.strip()}"
-    return native, f"pyslurm {native.version} for {said.stdout.strip()}"
+        return None, f"pyslurm {native.version} is of another release than {done.stdout.strip()}"
+    return native, f"pyslurm {native.version} for {done.stdout.strip()}"
 
 
 def _release(text: str) -> tuple[int, int] | None:
@@ -154,9 +154,9 @@ class _Workers:
         """
         deadline = time.monotonic() + timeout
         with self._one(min(timeout, START)) as worker:
-            said = worker.ask(question, deadline - time.monotonic())
-            worker.fit = "error" not in said
-            return said
+            reply = worker.ask(question, deadline - time.monotonic())
+            worker.fit = "error" not in reply
+            return reply
 
     @contextlib.contextmanager
     def _one(self, start: float) -> Iterator[_Worker]:
@@ -201,10 +201,10 @@ class _Worker:
             raise WorkerFailed(f"pyslurm's process cannot be started: {error}") from None
         self.end = weakref.finalize(self, _end, self._child, self._complaints)
         try:
-            said = self._line(timeout)
-            if "version" not in said:
-                raise WorkerFailed(str(said.get("error", said)))
-            self.version = str(said["version"])
+            reply = self._line(timeout)
+            if "version" not in reply:
+                raise WorkerFailed(str(reply.get("error", reply)))
+            self.version = str(reply["version"])
         except BaseException:
             self.end()
             raise
@@ -239,20 +239,20 @@ class _Worker:
             self._held += chunk
         line, self._held = self._held.split(b"\n", 1)
         try:
-            said = json.loads(line)
+            reply = json.loads(line)
         except ValueError:
-            said = None
-        if not isinstance(said, dict):
+            reply = None
+        if not isinstance(reply, dict):
             raise WorkerFailed(f"pyslurm's process says {line[:80]!r}")
-        return said
+        return reply
 
     def _failed(self) -> WorkerFailed:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(timeout=1.0)
         self._complaints.seek(0)
-        said = self._complaints.read().decode(errors="replace").strip().splitlines()
+        lines = self._complaints.read().decode(errors="replace").strip().splitlines()
         how = f"exit {self._child.returncode}"
-        return WorkerFailed(f"pyslurm's process ended, {how}" + (f": {said[-1]}" if said else ""))
+        return WorkerFailed(f"pyslurm's process ended, {how}" + (f": {lines[-1]}" if lines else ""))
 
 
 def _end(child: subprocess.Popen[bytes], complaints: IO[bytes]) -> None:
