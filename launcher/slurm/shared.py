@@ -87,9 +87,9 @@ class SharedPoller:
         me = ProcessIdentity.mine()
         digest = hashlib.sha256(cluster.encode()).hexdigest()[:8]
         self.inner = inner
-        self.directory = directory / f"{me.host}-{me.boot[:8]}-{os.getuid()}-{digest}"
+        self.place = directory / f"{me.host}-{me.boot[:8]}-{os.getuid()}-{digest}"
         self._me = me
-        self._request_file = self.directory / "wants" / f"{me.pid}-{secrets.token_hex(4)}.json"
+        self._request_file = self.place / "wants" / f"{me.pid}-{secrets.token_hex(4)}.json"
         self._max_age, self._patience, self._clock = max_age, patience, clock
         self._since: dict[JobKey, float] = {}
         self._alone_until = 0.0
@@ -126,7 +126,7 @@ class SharedPoller:
         answer = self._published_answer(jobs)
         if answer is None:
             lease = Lock(
-                self.directory / "lease", what="asks Slurm", wait=self._patience, lease=LEASE, beat=LEASE / 5, poll=0.05
+                self.place / "lease", what="asks Slurm", wait=self._patience, lease=LEASE, beat=LEASE / 5, poll=0.05
             )
             with lease as held:
                 answer = self._published_answer(jobs) or self._ask(jobs, for_all=held.acquired)
@@ -149,13 +149,13 @@ class SharedPoller:
 
     def _publish_answer(self, answer: _Answer) -> None:
         """Replace the published answer, unless that is the newer one."""
-        published = _read(self.directory / "answer.json", _Answer)
+        published = _read(self.place / "answer.json", _Answer)
         if published is None or not answer.asked < published.asked <= self._clock():
-            _write(self.directory / "answer.json", answer)
+            _write(self.place / "answer.json", answer)
 
     def _published_answer(self, jobs: Sequence[JobKey]) -> _Answer | None:
         """The published answer, when it tells something new and certain about every one of these jobs; else None."""
-        answer = _read(self.directory / "answer.json", _Answer)
+        answer = _read(self.place / "answer.json", _Answer)
         now = self._clock()
         if answer is None or not now - self._max_age <= answer.asked <= now:
             return None
@@ -187,7 +187,7 @@ class SharedPoller:
             return True
         try:
             self._request_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self.directory.stat().st_uid != os.getuid():
+            if self.place.stat().st_uid != os.getuid():
                 return False
         except OSError:
             return False
