@@ -12,25 +12,26 @@ from launcher.slurm import states
 from launcher.slurm.states import Phase
 
 SAME_SECONDS = 2.0
-"""Submit times that differ by no more are one: Slurm keeps whole seconds, other clocks are read a moment later."""
+"""Submit times that differ by no more than this are the same: Slurm keeps whole seconds, and other clocks are read a
+moment later."""
 
 
 class SchedulerUnreachable(SubmissionError):
-    """Nobody who knows the jobs could be asked. Says nothing about any job."""
+    """Nobody who knows the jobs could be asked. This says nothing about any job."""
 
 
 def carries(comment: str, token: str) -> bool:
-    """Whether a job's comment has this token as one of its words; the empty token is in none."""
+    """Whether a job's comment has this token as one of its words; no comment carries the empty token."""
     return token != "" and token in re.split(r"[\s,;|]+", comment)
 
 
 @dataclass(frozen=True)
 class JobKey:
-    """Which job is meant: its id, and what tells it from another job that is given the same id.
+    """Which job is meant: its id, and what tells it from another job with the same id.
 
-    ``submitted`` is the submit time in seconds since the epoch, None when not known; ``token`` is what the submission
-    carried as its comment, "" when it carried none. Slurm gives ids out again after MaxJobId, and at once after a
-    controller crash (seen with 22.05). Raises SubmissionError when ``id`` is not a plain number.
+    ``submitted`` is the submit time in seconds since the epoch, None when it is not known; ``token`` is a word in the
+    comment that the job was submitted with, "" when it has none. Slurm gives ids out again after MaxJobId, and at once
+    after a controller crash (seen with 22.05). Raises SubmissionError when ``id`` is not a plain number.
     """
 
     id: str
@@ -45,11 +46,11 @@ class JobKey:
         return f"job {self.id}"
 
     def matches(self, submitted: float | None, comment: str) -> bool | None:
-        """Whether a record with this submit time and comment is this job; None when neither can tell.
+        """Whether a record with this submit time and comment is this job's; None when neither can tell.
 
-        The token decides when it is there, because a requeue changes the submit time. A comment without it decides
-        nothing alone: sacct shows a job's comment only after its end, and only where AccountingStoreFlags has
-        ``job_comment``; sites rewrite comments too.
+        A comment with the token decides, because a requeue changes the submit time. A comment without it decides
+        nothing: sacct shows a job's comment only after its end, and only where AccountingStoreFlags has
+        ``job_comment``; and sites rewrite comments.
         """
         if carries(comment, self.token):
             return True
@@ -60,12 +61,12 @@ class JobKey:
 
 @dataclass(frozen=True)
 class JobState:
-    """How a job stands, by whom. ``word`` is Slurm's own and "" when nobody could say; then ``reason`` says why.
+    """How a job stands. ``word`` is Slurm's state word, "" when nobody could say: ``reason`` then says why.
 
-    ``exit_code`` is (exit status, signal), None when not known; ``derived`` is the highest of the job's steps: with
-    22.05 the controller counts steps that were cancelled, as srtctl ends its servers, with their signal, and
-    accounting leaves them out. Times are seconds since the epoch. ``nodes`` is Slurm's host list expression.
-    ``source`` names who answered.
+    ``exit_code`` is (exit status, signal), None when it is not known; ``derived`` is the highest exit code of the job's
+    steps. Of steps that were cancelled, as srtctl ends its servers, the controller counts the signal, and accounting
+    nothing (22.05). Times are seconds since the epoch. ``nodes`` is Slurm's host list expression. ``source`` names who
+    answered.
     """
 
     phase: Phase
@@ -85,8 +86,8 @@ class JobState:
 
     @property
     def failed_step(self) -> str:
-        """That a step of the job failed, whatever the job made of it; "" when none is known to have. A signal alone
-        is how steps are ended on purpose."""
+        """How a step of the job failed, whether or not the job then failed; "" when no step is known to have failed. A
+        signal alone is no failure: steps are ended so on purpose."""
         if self.phase is not Phase.TERMINAL or self.derived is None:
             return ""
         status, signal = self.derived
@@ -96,7 +97,7 @@ class JobState:
 
     @property
     def hopeless(self) -> bool:
-        """Whether the job waits for what waiting does not bring."""
+        """Whether the job waits for something that waiting does not bring (`states.hopeless`)."""
         return self.phase is Phase.ALIVE and states.hopeless(self.word, self.reason)
 
     def describe(self) -> str:
@@ -124,11 +125,11 @@ _NO_FILES = 53
 """Slurm's exit code 0:53: seen with 22.05 for an --output that cannot be written and a --chdir that is not there."""
 
 _OUT_OF_MEMORY = 125
-"""With it sacct shows a step that the memory limit ended (OUT_OF_MEMORY, 0:125)."""
+"""The signal that sacct shows for a step that the memory limit ended (OUT_OF_MEMORY, 0:125)."""
 
 
 def unknown(reason: str, source: str = "") -> JobState:
-    """The state of a job about which nobody could say anything, and why."""
+    """The state of a job of which nobody could say how it stands, and why."""
     return JobState(Phase.UNKNOWN, reason=reason, source=source)
 
 
@@ -139,19 +140,20 @@ class Scheduler(Protocol):
     def name(self) -> str: ...
 
     def poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
-        """The state of every job given, with one question for all. Never raises for a scheduler that is out of reach:
-        those jobs are UNKNOWN, with the reason."""
+        """The state of every job given, by one question for all. A scheduler that is out of reach is no error: the
+        jobs are then UNKNOWN, with the reason."""
 
     def find(self, token: str) -> list[JobKey]:
-        """The jobs of this user whose comment carries ``token``, latest last: was it submitted after all?
+        """The jobs of this user whose comment carries ``token``, the latest last.
 
-        An empty list means that somebody who would know says there is none. Raises SchedulerUnreachable otherwise.
+        An empty list means that the scheduler answered, and has none. Raises SchedulerUnreachable otherwise.
         """
 
     def cancel(self, jobs: Sequence[JobKey]) -> None:
-        """Ask for these jobs to be ended, by id, leaving out those that are positively another's or over already.
+        """Ask for the end of these jobs, by id. Ids that certainly belong to another job, or whose job has ended, are
+        left out.
 
-        Returns when the request is taken; the end itself is seen by `poll`. Raises SchedulerUnreachable when the
+        Returns when the request is taken; `poll` then shows the end itself. Raises SchedulerUnreachable when the
         request could not be made.
         """
 
@@ -160,4 +162,4 @@ class Scheduler(Protocol):
         release. Raises JobError when it is refused, SchedulerUnreachable when it could not be made."""
 
     def describe(self, job: JobKey) -> dict[str, str]:
-        """Everything the scheduler says about a job, by who says it, as evidence for the run's record."""
+        """Everything that the scheduler says about a job, by source, as evidence for the run's record."""

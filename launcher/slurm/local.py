@@ -68,43 +68,44 @@ def submit(
 ) -> JobKey:
     """Run ``function`` as a job of the jobs directory, in processes that go on when this one ends.
 
-    The job runs with the working directory and environment of now, and SLURM_JOB_ID and SLURM_JOB_NAME. What the
-    function needs must be importable for a fresh Python started here. It succeeds by returning; ``SystemExit(n)``
-    gives exit code n, any other exception 1. Its output is appended to ``log``, in which ``%j`` stands for the id, as
-    in Slurm. ``time_limit`` in seconds. ``slots``: it starts when fewer of the directory's earlier jobs are
-    unfinished; the number of CPUs when not given. Raises SubmissionError.
+    The job has the working directory and environment of now, and SLURM_JOB_ID and SLURM_JOB_NAME. A fresh Python that
+    is started here must be able to import what the function needs. The job succeeds when the function returns;
+    ``SystemExit(n)`` gives exit code n, any other exception 1. Its output is appended to ``log``, in which ``%j``
+    stands for the id, as in Slurm. ``time_limit`` is in seconds. The job starts when fewer than ``slots`` earlier jobs
+    of the directory are unfinished, by default the number of CPUs. Raises SubmissionError.
     """
     import cloudpickle  # type: ignore[import-untyped]  # submitit's own
 
     with _submission_errors(directory):
-        place = _new_place(directory)
-        publish.write_bytes(place / "call.pkl", cloudpickle.dumps((function, ())))
-        with (place / "keeper.log").open("ab") as said:
+        job_dir = _new_job_dir(directory)
+        # The empty tuple is for the arguments that jobs of earlier launchers have.
+        publish.write_bytes(job_dir / "call.pkl", cloudpickle.dumps((function, ())))
+        with (job_dir / "keeper.log").open("ab") as log_file:
             supervisor = subprocess.Popen(
-                [*_SUPERVISOR, os.fspath(place.absolute())],
+                [*_SUPERVISOR, os.fspath(job_dir.absolute())],
                 stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=log_file,
+                stderr=log_file,
                 start_new_session=True,
             )
         # Nobody here wants to know its exit code, but while this process lives it has to be waited for.
-        threading.Thread(target=supervisor.wait, daemon=True, name=f"supervisor of {place.name}").start()
+        threading.Thread(target=supervisor.wait, daemon=True, name=f"supervisor of {job_dir.name}").start()
         job = Job(
-            id=place.name,
+            id=job_dir.name,
             name=name,
             token=token,
-            log=os.fspath(log.absolute()).replace("%j", place.name),
+            log=os.fspath(log.absolute()).replace("%j", job_dir.name),
             submitted=round(time.time(), 3),
             time_limit=time_limit,
             slots=slots or os.cpu_count() or 1,
             supervisor=ProcessIdentity.of(supervisor.pid),
         )
-        publish.write_json(place / "job.json", msgspec.to_builtins(job))
+        publish.write_json(job_dir / "job.json", msgspec.to_builtins(job))
     return JobKey(job.id, job.submitted, job.token)
 
 
 class LocalScheduler:
-    """The Scheduler over a jobs directory. Holds no state; any process that sees the directory may have one."""
+    """The Scheduler over a jobs directory. It holds no state; any process that sees the directory may have one."""
 
     name = SOURCE
 
@@ -115,20 +116,20 @@ class LocalScheduler:
         return {key: self._state(key) for key in jobs}
 
     def _state(self, key: JobKey) -> JobState:
-        place = self.directory / key.id
+        job_dir = self.directory / key.id
         try:
-            job = read_job(place)
+            job = read_job(job_dir)
             if job is None:
                 return unknown(f"no such job in {self.directory}", SOURCE)
             if not key.matches(job.submitted, job.token):
                 return unknown("another job has this id", SOURCE)
-            return observe(place, job)
+            return observe(job_dir, job)
         except (OSError, ValueError) as error:
-            return unknown(f"{place}: {error}", SOURCE)
+            return unknown(f"{job_dir}: {error}", SOURCE)
 
     def find(self, token: str) -> list[JobKey]:
         try:
-            jobs = [read_job(place) for place in places(self.directory)]
+            jobs = [read_job(job_dir) for job_dir in job_dirs(self.directory)]
         except (OSError, ValueError) as error:
             raise SchedulerUnreachable(f"the jobs cannot be read: {error}", where=str(self.directory)) from None
         return [JobKey(job.id, job.submitted, token) for job in jobs if job is not None and carries(job.token, token)]
@@ -141,14 +142,14 @@ class LocalScheduler:
         SIGKILL after `supervisor.GRACE` seconds, and publishes CANCELLED."""
         refused = []
         for key in jobs:
-            place = self.directory / key.id
+            job_dir = self.directory / key.id
             if self._state(key).phase is not Phase.ALIVE:
                 continue
-            job = read_job(place)
+            job = read_job(job_dir)
             if job is None or not job.supervisor.alive():
                 continue
-            with contextlib.suppress(OSError):  # it only tells a cancel that came early from a node failure
-                publish.write_json(place / "cancel.json", {"uid": os.getuid(), "host": socket.gethostname()})
+            with contextlib.suppress(OSError):  # the file only tells an early cancel from a node failure
+                publish.write_json(job_dir / "cancel.json", {"uid": os.getuid(), "host": socket.gethostname()})
             try:
                 os.kill(job.supervisor.pid, signal.SIGTERM)
             except ProcessLookupError:
@@ -160,16 +161,16 @@ class LocalScheduler:
 
     def describe(self, job: JobKey) -> dict[str, str]:
         names = ("job.json", "state.json", "cancel.json", "keeper.log")
-        said = {}
+        contents = {}
         for name in names:
             with contextlib.suppress(OSError):
-                said[name] = (self.directory / job.id / name).read_text(errors="replace")
-        return said
+                contents[name] = (self.directory / job.id / name).read_text(errors="replace")
+        return contents
 
 
-def observe(place: Path, job: Job) -> JobState:
+def observe(job_dir: Path, job: Job) -> JobState:
     """How a job stands, from its files and from whether its supervisor lives. Raises OSError, ValueError."""
-    state = _read_state(place, job)
+    state = _read_state(job_dir, job)
     if state.phase is Phase.TERMINAL:
         return state
     alive = job.supervisor.alive()
@@ -177,10 +178,10 @@ def observe(place: Path, job: Job) -> JobState:
         return unknown(f"it runs on {job.supervisor.host}, and is not seen from here", SOURCE)
     if alive:
         return state
-    state = _read_state(place, job)  # the supervisor may have published the end and left between the two looks
+    state = _read_state(job_dir, job)  # the supervisor may have published the end and left between the two looks
     if state.phase is Phase.TERMINAL:
         return state
-    cancelled = (place / "cancel.json").exists()  # the request came before the supervisor was ready for it
+    cancelled = (job_dir / "cancel.json").exists()  # the request came before the supervisor was ready for it
     return JobState(
         Phase.TERMINAL,
         "CANCELLED" if cancelled else "NODE_FAIL",
@@ -192,17 +193,17 @@ def observe(place: Path, job: Job) -> JobState:
     )
 
 
-def read_job(place: Path) -> Job | None:
+def read_job(job_dir: Path) -> Job | None:
     """What ``job.json`` says; None while it is not there. Raises OSError, ValueError (not JSON, not a job)."""
     try:
-        return msgspec.json.decode((place / "job.json").read_bytes(), type=Job)
+        return msgspec.json.decode((job_dir / "job.json").read_bytes(), type=Job)
     except FileNotFoundError:
         return None
     except msgspec.DecodeError as error:
         raise ValueError(f"job.json: {error}") from None
 
 
-def places(directory: Path) -> list[Path]:
+def job_dirs(directory: Path) -> list[Path]:
     """The directories of the jobs, by rising id. Raises OSError; a jobs directory that is not there has no jobs."""
     try:
         return sorted((path for path in directory.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
@@ -210,10 +211,10 @@ def places(directory: Path) -> list[Path]:
         return []
 
 
-def _read_state(place: Path, job: Job) -> JobState:
+def _read_state(job_dir: Path, job: Job) -> JobState:
     seen: dict[str, Any] = {}
     with contextlib.suppress(FileNotFoundError):
-        seen = json.loads((place / "state.json").read_text(encoding="utf-8"))
+        seen = json.loads((job_dir / "state.json").read_text(encoding="utf-8"))
     word = seen.get("word", "PENDING")
     return JobState(
         states.phase(word),
@@ -228,19 +229,19 @@ def _read_state(place: Path, job: Job) -> JobState:
     )
 
 
-def _new_place(directory: Path) -> Path:
-    """A directory with the next id: mkdir is atomic, who comes second takes the number after it."""
+def _new_job_dir(directory: Path) -> Path:
+    """A new directory, named by the next id. mkdir is atomic: of two submitters the second takes the next number."""
     directory.mkdir(parents=True, exist_ok=True)
-    taken = places(directory)
+    taken = job_dirs(directory)
     number = int(taken[-1].name) + 1 if taken else 1
     while True:
-        place = directory / str(number)
+        job_dir = directory / str(number)
         try:
-            place.mkdir()
+            job_dir.mkdir()
         except FileExistsError:
             number += 1
         else:
-            return place
+            return job_dir
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Following a job's log while it grows. What the log says decides nothing about the job."""
+"""Following a job's log while it grows, for a person to read. Nothing about the job is decided by these lines."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import IO
 
 READ_AT_ONCE = 1 << 20
-"""Bytes read in one call: what bounds the memory."""
+"""Bytes read in one call; they bound the memory that is needed."""
 
 LONGEST_LINE = 1 << 16
-"""Bytes of a line before it is given out in pieces; progress bars may never send a newline."""
+"""A longer line, in bytes, is returned in pieces: progress bars may never send a newline."""
 
 
 class LogFollower:
-    """Gives the complete lines that a file gained since the last call; never blocks, never raises for the file.
+    """Returns the complete lines that a file gained since the last call; never waits, and raises nothing for the file.
 
-    The file may come late, be replaced by another (its inode changes: what the old one still held is read first), or
-    be truncated (it is read from its start). Whenever there is nothing to read it is opened anew: over NFS only an
-    open asks the server how long the file is now. A file that is truncated and grows past the old place between two
-    calls looks like one that grew: rotation by copying and truncating can lose lines.
+    The file may appear late, may be replaced by another (its inode changes: the rest of the old one is read first), or
+    be truncated (it is read from its start). It is opened anew whenever there is nothing to read: over NFS only an
+    open asks the server for the length of the file. A file that is truncated and grows past the old place between two
+    calls looks as if it only grew: log rotation that copies and truncates can lose lines.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,12 +41,12 @@ class LogFollower:
         return lines + self._cut(chunk)
 
     def flush(self) -> list[str]:
-        """The line that was held back, when the log is known to have ended."""
+        """The line that was held back; to be called when the log has ended."""
         held, self._held = self._held, b""
         return [_text(held)] if held else []
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -64,9 +64,9 @@ class LogFollower:
         return chunk
 
     def _open_anew(self) -> bool:
-        """Open what the path leads to now; True when that is another file, or a shorter one, to be read from its start.
+        """Open the path again; True when that is another file now, or a shorter one, to be read from its start.
 
-        The old file stays open until then, so that its inode cannot be given to its successor.
+        The old file stays open until then, so that the new one cannot get its inode number.
         """
         try:
             fresh = self.path.open("rb", buffering=0)
@@ -95,5 +95,5 @@ class LogFollower:
 
 
 def _text(line: bytes) -> str:
-    """A line for a person: of what a progress bar wrote over itself, the last."""
+    """A line for a person: only the last of what a progress bar wrote over itself."""
     return line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")

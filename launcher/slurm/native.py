@@ -1,9 +1,9 @@
-"""Slurm by pyslurm: the controller is asked through its library, in a child process; sacct and scancel do the rest.
+"""Slurm by pyslurm: a child process asks the controller through its library; sacct and scancel do the rest.
 
-In a child process, because of what pyslurm 22.5.3 was seen to do: it holds Python's lock while the controller is asked,
-so that one that hangs stops every thread for 10 s; and its import ends the process where slurm.conf cannot be read.
-Accounting is asked by sacct: pyslurm keeps one record of an id, so that a requeued job and its like are not told
-apart, and takes 176 ms where sacct takes 92. Jobs are cancelled by scancel, which also works when the child does not.
+pyslurm 22.5.3 is used in a child process because it holds Python's lock while it asks the controller, so that a
+controller that hangs stops every thread for 10 s, and because its import ends the process where slurm.conf cannot be
+read. Accounting is asked by sacct: pyslurm keeps one record of each id, so that it cannot tell a requeued job from its
+earlier run, and it takes 176 ms where sacct takes 92. Jobs are cancelled by scancel, which works without the child too.
 """
 
 from __future__ import annotations
@@ -32,29 +32,30 @@ from launcher.slurm.answers import Answer
 from launcher.slurm.commands import SlurmCommands
 
 CONTROLLER = "slurmctld"
-"""How the controller is named as a source where it is asked by its library."""
+"""The name of the controller as a source, where it is asked by its library."""
 
 WORKER = (sys.executable, "-c", "import sys; from launcher.slurm.native_worker import main; sys.exit(main())")
 
 _Row = tuple[str, str, str, str, str, str, str, str, str, str]
 
 START = 10.0
-"""Seconds that importing pyslurm may take; it takes 0.03. libslurm looks for a missing slurm.conf for 60."""
+"""Seconds that the import of pyslurm may take; it takes 0.03. libslurm looks 60 s for a missing slurm.conf."""
 
 
 class WorkerFailed(SubmissionError):
-    """The child process is gone, or says what it should not. Says nothing about any job, nor about the controller."""
+    """The child process ended, or its answer cannot be understood. This says nothing about jobs or the controller."""
 
 
 class WorkerSilent(WorkerFailed):
-    """The child process did not answer or greet in time: the controller hangs, most likely."""
+    """The child process did not start or answer in time: the controller hangs, most likely."""
 
 
 class SlurmNative(SlurmCommands):
-    """The Scheduler over pyslurm. What is believed of the answers is as with the commands, and so is what they tell.
+    """The Scheduler over pyslurm; its answers are judged as those of the commands.
 
-    A terminal state of the controller comes with its exit code here, and is taken: squeue cannot show it. May be used
-    by several threads; each question that finds no idle child starts one, so that nobody waits behind a hang.
+    Here the controller's answer that a job has ended is enough, since it comes with the exit code, which squeue cannot
+    show. Several threads may use it: each question that finds no idle child starts one, so that none waits for one
+    that hangs.
     """
 
     def __init__(
@@ -81,15 +82,15 @@ class SlurmNative(SlurmCommands):
     def _controller(self, question: Mapping[str, Any], timeout: float | None = None) -> Answer | None:
         """What the controller says, or why it gave no answer; None when the child failed: squeue may still succeed."""
         try:
-            said = self._workers.ask(question, timeout or self._timeout)
+            reply = self._workers.ask(question, timeout or self._timeout)
         except WorkerSilent as error:
             return Answer(CONTROLLER, error=f"{CONTROLLER}: {error.message}")
         except WorkerFailed:
             return None
-        if "error" in said:
-            return Answer(CONTROLLER, error=f"{CONTROLLER}: {said['error']}")
+        if "error" in reply:
+            return Answer(CONTROLLER, error=f"{CONTROLLER}: {reply['error']}")
         try:
-            rows = msgspec.convert(said.get("rows"), list[_Row])
+            rows = msgspec.convert(reply.get("rows"), list[_Row])
         except msgspec.ValidationError:
             return None
         return Answer.of(CONTROLLER, answers.controller_records(rows, CONTROLLER))
@@ -104,17 +105,17 @@ def choose(
 ) -> tuple[SlurmNative | None, str]:
     """The backend and its version in words; or None and the reason why it cannot be used here.
 
-    It is used when pyslurm is importable and of the release (``22.5`` for 22.05) of the Slurm that is installed on this
-    machine, by ``scontrol --version``. A library of another release may misread the controller's answers.
+    It can be used when pyslurm can be imported, and is of the same release (``22.5`` for 22.05) as this machine's Slurm
+    (``scontrol --version``). A library of another release may misread the controller's answers.
     """
     if installed is None:
         installed = importlib.util.find_spec("pyslurm") is not None
     if not installed:
         return None, "pyslurm is not installed"
-    said = runner(["scontrol", "--version"], timeout=START, env=environ)
-    slurm = _release(said.stdout)
-    if not said.ok or slurm is None:
-        return None, f"Slurm's release cannot be told: {said}"
+    done = runner(["scontrol", "--version"], timeout=START, env=environ)
+    slurm = _release(done.stdout)
+    if not done.ok or slurm is None:
+        return None, f"Slurm's release cannot be told: {done}"
     native = SlurmNative("", runner=runner, environ=environ, worker=worker)
     try:
         native.version = native._workers.version()
@@ -123,8 +124,8 @@ def choose(
     except WorkerFailed as error:
         return None, error.message
     if _release(native.version) != slurm:
-        return None, f"pyslurm {native.version} is of another release than {said.stdout.strip()}"
-    return native, f"pyslurm {native.version} for {said.stdout.strip()}"
+        return None, f"pyslurm {native.version} is of another release than {done.stdout.strip()}"
+    return native, f"pyslurm {native.version} for {done.stdout.strip()}"
 
 
 def _release(text: str) -> tuple[int, int] | None:
@@ -133,7 +134,7 @@ def _release(text: str) -> tuple[int, int] | None:
 
 
 class _Workers:
-    """Child processes that are asked one question at a time; one is kept for the next question."""
+    """Child processes that answer one question at a time; one idle child is kept for the next question."""
 
     def __init__(self, argv: Sequence[str], environ: Mapping[str, str]) -> None:
         self._argv = list(argv)
@@ -153,13 +154,13 @@ class _Workers:
         """
         deadline = time.monotonic() + timeout
         with self._one(min(timeout, START)) as worker:
-            said = worker.ask(question, deadline - time.monotonic())
-            worker.fit = "error" not in said
-            return said
+            reply = worker.ask(question, deadline - time.monotonic())
+            worker.fit = "error" not in reply
+            return reply
 
     @contextlib.contextmanager
     def _one(self, start: float) -> Iterator[_Worker]:
-        """An idle child, or a new one that has ``start`` seconds to greet."""
+        """An idle child, or a new one, which has ``start`` seconds to greet."""
         with self._guard:
             worker = self._idle.pop() if self._idle else None
         if worker is None or not worker.running:
@@ -181,7 +182,7 @@ class _Worker:
     """One child process."""
 
     def __init__(self, argv: Sequence[str], environ: Mapping[str, str], timeout: float) -> None:
-        """Start it and take its greeting. Raises WorkerFailed, WorkerSilent."""
+        """Start the process and take its greeting. Raises WorkerFailed, WorkerSilent."""
         self.fit = True
         self._held = b""
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end`
@@ -200,10 +201,10 @@ class _Worker:
             raise WorkerFailed(f"pyslurm's process cannot be started: {error}") from None
         self.end = weakref.finalize(self, _end, self._child, self._complaints)
         try:
-            said = self._line(timeout)
-            if "version" not in said:
-                raise WorkerFailed(str(said.get("error", said)))
-            self.version = str(said["version"])
+            reply = self._line(timeout)
+            if "version" not in reply:
+                raise WorkerFailed(str(reply.get("error", reply)))
+            self.version = str(reply["version"])
         except BaseException:
             self.end()
             raise
@@ -238,24 +239,24 @@ class _Worker:
             self._held += chunk
         line, self._held = self._held.split(b"\n", 1)
         try:
-            said = json.loads(line)
+            reply = json.loads(line)
         except ValueError:
-            said = None
-        if not isinstance(said, dict):
+            reply = None
+        if not isinstance(reply, dict):
             raise WorkerFailed(f"pyslurm's process says {line[:80]!r}")
-        return said
+        return reply
 
     def _failed(self) -> WorkerFailed:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(timeout=1.0)
         self._complaints.seek(0)
-        said = self._complaints.read().decode(errors="replace").strip().splitlines()
+        lines = self._complaints.read().decode(errors="replace").strip().splitlines()
         how = f"exit {self._child.returncode}"
-        return WorkerFailed(f"pyslurm's process ended, {how}" + (f": {said[-1]}" if said else ""))
+        return WorkerFailed(f"pyslurm's process ended, {how}" + (f": {lines[-1]}" if lines else ""))
 
 
 def _end(child: subprocess.Popen[bytes], complaints: IO[bytes]) -> None:
-    """Kill and collect the child: it holds nothing that could be lost, and nobody is left to ask it."""
+    """Kill the child and wait for its end: it holds nothing that could be lost."""
     child.kill()
     child.wait()
     for stream in (child.stdin, child.stdout, complaints):

@@ -1,10 +1,10 @@
-"""What runs in the child process of `launcher.slurm.native`: pyslurm, asked by one line of JSON, answering by one.
+"""The child process of `launcher.slurm.native`: it takes each question as a line of JSON, and answers with one.
 
 Standard input   {"ids": ["1", …]} or {"user": 1000}: which jobs
-Standard output  {"version": "22.5.3"} at first, {"error": "…"} when pyslurm cannot be had; then for each question
+Standard output  {"version": "22.5.3"} at first, {"error": "…"} when pyslurm cannot be imported; for each question then
                  {"rows": [[…], …]}, fields in the order of `answers.SACCT_FIELDS`, or {"error": "…"}
 
-It ends at the end of its input, and so never outlives who asks by more than one question.
+It ends at the end of its input: after its parent has ended it answers one more question at most.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 def main() -> int:
     """Answer questions until there are no more; 1 when pyslurm cannot be imported."""
-    # libslurm prints as it likes; the answers get a descriptor of their own, and everything else goes to stderr.
+    # libslurm prints messages to stdout. The answers get a descriptor of their own; everything else goes to stderr.
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as out:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def rows(pyslurm: Any, question: Mapping[str, Any]) -> list[list[str]]:
-    """The fields of the jobs that are asked for, out of one call to the controller for all jobs that it knows."""
+    """The fields of the wanted jobs, from one call to the controller, which returns all jobs that it knows."""
     wanted = set(question.get("ids", ()))
     user = question.get("user")
     jobs = pyslurm.Jobs.load().values()

@@ -10,7 +10,7 @@ from enum import Enum
 
 
 class Phase(Enum):
-    """Where a job stands. UNKNOWN is an answer too: nobody could say, so ask again; it never means "finished"."""
+    """Where a job stands. UNKNOWN means that nobody could say, and that one has to ask again; never "finished"."""
 
     ALIVE = "alive"
     TERMINAL = "terminal"
@@ -18,15 +18,15 @@ class Phase(Enum):
 
 
 SUCCESS = "COMPLETED"
-"""The only word of success, and only with exit code 0:0."""
+"""The only word for a success, and only with exit code 0:0."""
 
 ALIVE = frozenset(
     {
         "PENDING",
         "CONFIGURING",
         "RUNNING",
-        # COMPLETING hides the state below it: the work is over, but processes and nodes are not yet given back, and
-        # files may still be written.
+        # COMPLETING hides the state of the job itself: the work is over, but processes still run, nodes are not free
+        # yet, and files may still be written.
         "COMPLETING",
         "STAGE_OUT",
         "SUSPENDED",
@@ -60,18 +60,18 @@ FAILURE = frozenset(
 )
 
 LOST = "LOST"
-"""No word of Slurm's, but ours: the job has ended by its own word, and Slurm, asked for long enough, knows of no end.
-No success, whatever the job says: a limit, a dead node and a cancel are for Slurm to tell."""
+"""Our own word, not one of Slurm's: the job's log says that it has ended, and Slurm, asked for long enough, does not.
+This is no success, whatever the log says: only Slurm can tell a time limit, a dead node or a cancel."""
 
 MAY_BE_REQUEUED = frozenset({"BOOT_FAIL", "NODE_FAIL", "PREEMPTED"})
 """Ends after which Slurm itself may put a requeueable job back into the queue.
 
-An accounting record that ends so is only the job's end when the controller, asked in the same round, no longer has it
-waiting; while the controller is silent the job may come back.
+An accounting record with such an end is the job's end only when the controller, asked at the same time, does not show
+the job waiting; while the controller gives no answer the job may come back.
 """
 
-# LAUNCH_FAILED, RECONFIG_FAIL and UPDATE_DB are in none of the sets: they are flags over a state that they hide, as a
-# word that a later Slurm may bring. Both are unknown, and accounting is asked what lies below.
+# LAUNCH_FAILED, RECONFIG_FAIL and UPDATE_DB are in none of the sets: they are flags that hide the job's state. They are
+# UNKNOWN, like a word that a later Slurm may bring, and accounting is asked for the state itself.
 
 _HELD_WORDS = frozenset({"REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 
@@ -99,8 +99,8 @@ _HOPELESS_REASONS = frozenset(
     }
 )
 
-# A limit of this one job (…PerJob, …PerNode, QOSMin…) stays broken however long it waits; limits over a user, an
-# account or a group (…PerUser, AssocGrp…) end when other jobs do.
+# A job that breaks a limit for single jobs (…PerJob, …PerNode, QOSMin…) does so however long it waits; a limit for a
+# user, an account or a group (…PerUser, AssocGrp…) is kept again when other jobs end.
 _OWN_LIMIT = re.compile(r"(Assoc|QOS)Max\w*Per(Job|Node)(Limit)?|QOSMin\w+")
 
 

@@ -28,7 +28,7 @@ LOOK = 0.1
 """Seconds between two looks: at the job, and for a free slot."""
 
 _SUBMITTER_PATIENCE = 10.0
-_TEN_YEARS = 10 * 365 * 24 * 60  # minutes; submitit wants a limit, and its own kills without saying so
+_TEN_YEARS = 10 * 365 * 24 * 60  # minutes; submitit wants a limit, and does not say when it kills a job for it
 
 
 def main() -> None:
@@ -36,21 +36,21 @@ def main() -> None:
 
     Ends with a SIGKILL to its own process group, so that no process of the job outlives it.
     """
-    place = Path(sys.argv[1])
+    job_dir = Path(sys.argv[1])
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
-    job = _await_job(place)
+    job = _await_job(job_dir)
     if job is None:
         return  # its submitter died before the job existed
-    _Supervisor(place, job, lambda: bool(asked)).run()
+    _Supervisor(job_dir, job, lambda: bool(asked)).run()
     os.killpg(0, signal.SIGKILL)
 
 
 class _Supervisor:
     """Runs one job. ``cancelled`` says whether somebody asked for its end."""
 
-    def __init__(self, place: Path, job: local.Job, cancelled: Callable[[], bool]) -> None:
-        self.place = place
+    def __init__(self, job_dir: Path, job: local.Job, cancelled: Callable[[], bool]) -> None:
+        self.job_dir = job_dir
         self.job = job
         self.cancelled = cancelled
         self.started: float | None = None
@@ -76,21 +76,21 @@ class _Supervisor:
         self._publish_result(handle)
 
     def _turn(self) -> bool:
-        """Wait until fewer than ``slots`` earlier jobs are unfinished; False when cancelled meanwhile.
+        """Wait until fewer than ``slots`` earlier jobs are unfinished; False when the job is cancelled meanwhile.
 
         It needs no lock: it looks at lower ids only, and those only ever end.
         """
         over: set[Path] = set()
         while not self.cancelled():
             ahead = 0
-            for place in local.places(self.place.parent):
-                if int(place.name) >= int(self.job.id) or ahead >= self.job.slots:
+            for job_dir in local.job_dirs(self.job_dir.parent):
+                if int(job_dir.name) >= int(self.job.id) or ahead >= self.job.slots:
                     break
-                if place not in over:
-                    if _unfinished(place):
+                if job_dir not in over:
+                    if _unfinished(job_dir):
                         ahead += 1
                     else:
-                        over.add(place)
+                        over.add(job_dir)
             if ahead < self.job.slots:
                 return True
             time.sleep(LOOK)
@@ -99,9 +99,9 @@ class _Supervisor:
     def _start(self) -> Any:
         import submitit
 
-        executor = submitit.LocalExecutor(folder=self.place / "submitit")
+        executor = submitit.LocalExecutor(folder=self.job_dir / "submitit")
         executor.update_parameters(timeout_min=_TEN_YEARS, signal_delay_s=0, stderr_to_stdout=True)
-        return executor.submit(perform, os.fspath(self.place))
+        return executor.submit(perform, os.fspath(self.job_dir))
 
     def _end(self, handle: Any) -> None:
         os.killpg(0, signal.SIGTERM)  # this process counts it as one more request
@@ -127,19 +127,19 @@ class _Supervisor:
     def _publish(self, word: str, **more: object) -> None:
         ended = None if word == "RUNNING" else time.time()
         state = {"word": word, "started": self.started, "ended": ended, **more}
-        publish.write_json(self.place / "state.json", state)
+        publish.write_json(self.job_dir / "state.json", state)
 
 
 def perform(directory: str) -> int:
-    """In the job's own process: call the function with its output in the log. Gives the exit code."""
+    """Call the function, with its output in the log; the exit code. This runs in the job's own process."""
     import logging
 
     import cloudpickle  # type: ignore[import-untyped]  # submitit's own
 
-    place = Path(directory)
-    job = _await_job(place)
+    job_dir = Path(directory)
+    job = _await_job(job_dir)
     if job is None:
-        raise FileNotFoundError(f"{place}: no job.json")
+        raise FileNotFoundError(f"{job_dir}: no job.json")
     log = Path(job.log)
     log.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -150,7 +150,7 @@ def perform(directory: str) -> int:
     os.environ.update(SLURM_JOB_ID=job.id, SLURM_JOB_NAME=job.name)
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_die_with, args=(job.supervisor,), daemon=True, name="supervisor watch").start()
-    function, args = cloudpickle.loads((place / "call.pkl").read_bytes())
+    function, args = cloudpickle.loads((job_dir / "call.pkl").read_bytes())
     try:
         function(*args)
     except SystemExit as leaving:
@@ -177,15 +177,15 @@ def _die_with(supervisor: ProcessIdentity) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _await_job(place: Path) -> local.Job | None:
+def _await_job(job_dir: Path) -> local.Job | None:
     until = time.monotonic() + _SUBMITTER_PATIENCE
-    while (job := local.read_job(place)) is None and time.monotonic() < until:
+    while (job := local.read_job(job_dir)) is None and time.monotonic() < until:
         time.sleep(0.02)
     return job
 
 
-def _unfinished(place: Path) -> bool:
-    job = local.read_job(place)
+def _unfinished(job_dir: Path) -> bool:
+    job = local.read_job(job_dir)
     if job is None:  # being submitted just now, or never was
-        return time.time() - place.stat().st_mtime < _SUBMITTER_PATIENCE
-    return local.observe(place, job).phase is not Phase.TERMINAL
+        return time.time() - job_dir.stat().st_mtime < _SUBMITTER_PATIENCE
+    return local.observe(job_dir, job).phase is not Phase.TERMINAL
