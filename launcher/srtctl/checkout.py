@@ -57,18 +57,12 @@ class Checkout:
 
 
 class _Facts(msgspec.Struct, frozen=True):
-    """What was learnt of a base: the untracked files that runs share, its srtctl and what that takes."""
+    """What was learnt of a base: the untracked files that runs share, its srtctl, and what that one knows."""
 
     shared: list[str]
     srtctl: str | None
     options: list[str] | None
     cluster_keys: list[str]
-
-
-@dataclass(frozen=True)
-class _Base:
-    tree: Path
-    facts: _Facts
 
 
 class Checkouts:
@@ -102,12 +96,12 @@ class Checkouts:
         root, mirror = Path(wanted.root), Mirror(Path(wanted.cache), wanted.repository, self._git, sleep=self._sleep)
         sha, notes = _resolve(mirror, wanted)
         patches = [mirror.change(patch.commit, patch.path) for patch in wanted.patches]
-        base = self._base(mirror, sha, patches, wanted)
-        made_of = {"sha": sha, "base": base.tree.name, "overlays": [[o.source, o.destination] for o in wanted.overlays]}
+        base, facts = self._base(mirror, sha, patches, wanted)
+        made_of = {"sha": sha, "base": base.name, "overlays": [[o.source, o.destination] for o in wanted.overlays]}
         if not _is_made_of(root, made_of):
             with _new_tree(root) as tree:
                 mirror.work_tree(tree, sha, patches)
-                _share_all(base, tree)
+                _share_all(facts.shared, base, tree)
                 for overlay in wanted.overlays:
                     lay_over(overlay, tree)
                 write_json(tree / FACTS, made_of)
@@ -116,7 +110,6 @@ class Checkouts:
             raise SubmissionError(f"HEAD is {head}; expected {sha}", where=str(root))
         if any(Path(o.destination).parts[:1] == ("src",) for o in wanted.overlays):
             notes.append("an overlay changes src/: the job runs it, but srtctl on this machine runs the commit's own")
-        facts = base.facts
         options = apply_options("srtctl", root, self._environ, self._run) if facts.options is None else facts.options
         return Checkout(
             root=root,
@@ -127,8 +120,8 @@ class Checkouts:
             notes=(*notes, *mirror.notes),
         )
 
-    def _base(self, mirror: Mirror, sha: str, patches: Sequence[str], wanted: SrtSlurm) -> _Base:
-        """The base of this commit and set-up, which is built when there is none."""
+    def _base(self, mirror: Mirror, sha: str, patches: Sequence[str], wanted: SrtSlurm) -> tuple[Path, _Facts]:
+        """The base of this commit and set-up, and what was learnt of it; it is built when there is none."""
         extra = sorted(self._setup_environment.items())
         identity = [wanted.repository, sha, patches, wanted.setup, extra, platform.machine()]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
@@ -196,11 +189,11 @@ def _resolve(mirror: Mirror, wanted: SrtSlurm) -> tuple[str, list[str]]:
     return sha, [f"{wanted.ref} has moved to {tip}; the pinned {sha} is used"] if moved else []
 
 
-def _read_base(pointer: Path) -> _Base | None:
+def _read_base(pointer: Path) -> tuple[Path, _Facts] | None:
     """The published base, or None when there is none."""
     try:
         tree = pointer.resolve(strict=True)
-        return _Base(tree, msgspec.json.decode((tree / FACTS).read_bytes(), type=_Facts))
+        return tree, msgspec.json.decode((tree / FACTS).read_bytes(), type=_Facts)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 
@@ -255,14 +248,14 @@ def _new_tree(root: Path) -> Iterator[Path]:
     fsync_directory(root.parent)
 
 
-def _share_all(base: _Base, tree: Path) -> None:
+def _share_all(names: Sequence[str], base: Path, tree: Path) -> None:
     """Give a work tree what the set-up made in its base, hidden from `git status`."""
-    for name in base.facts.shared:
-        _share(base.tree / name, tree / name)
+    for name in names:
+        _share(base / name, tree / name)
     exclude = tree / ".git/info/exclude"
     exclude.parent.mkdir(exist_ok=True)
     # Without the final slash: `.venv/` does not match a symlink.
-    exclude.write_text("".join(f"/{name.rstrip('/')}\n" for name in base.facts.shared))
+    exclude.write_text("".join(f"/{name.rstrip('/')}\n" for name in names))
 
 
 def _share(source: Path, target: Path) -> None:
