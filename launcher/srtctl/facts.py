@@ -109,6 +109,7 @@ class RecipeFacts:
 
     ``nodes`` is the number that srtctl asks Slurm for: the workers' nodes and those set aside for infrastructure.
     ``time_limit`` is in Slurm's notation; None also when YAML made a number of it (an unquoted 4:00:00 is 14400).
+    ``nginx_by_default`` says that srtctl starts an nginx that the recipe does not name.
     """
 
     name: str | None
@@ -116,8 +117,7 @@ class RecipeFacts:
     container: str | None
     precision: str | None
     engine: str
-    nginx_container: str | None
-    multiple_frontends: bool | None
+    nginx_by_default: bool
     container_aliases: tuple[ContainerUse, ...]
     benchmark_type: str | None
     isl: int | None
@@ -144,15 +144,6 @@ class RecipeFacts:
         names = {side.served_model_name for side in self.roles.values()}
         return names.pop() if len(names) == 1 else None
 
-    @property
-    def nginx_by_default(self) -> bool:
-        """Whether srtctl starts an nginx that the recipe does not name.
-
-        On more than one node it starts several frontends by default, and an nginx before them. The schema fills in
-        ``nginx:1.27.4`` *after* aliases were resolved, so the cluster gets this string as it is.
-        """
-        return self.multiple_frontends is not False and self.nginx_container is None and self.nodes != 1
-
 
 def facts(document: Mapping[str, Any]) -> RecipeFacts:
     """Read the facts of one resolved recipe (a variant's document, not a file of the ``base:`` form).
@@ -165,15 +156,17 @@ def facts(document: Mapping[str, Any]) -> RecipeFacts:
     prefill = _role(resources, backend, engine, "prefill")
     decode = _role(resources, backend, engine, "decode", sharing=prefill)
     aggregated = _role(resources, backend, engine, "agg")
-    multiple = frontend.get("enable_multiple_frontends")
+    nodes = _nodes(document, engine, prefill, decode, aggregated)
+    # srtctl starts several frontends unless told otherwise, and an nginx before them, but not on one node alone. The
+    # schema fills in nginx:1.27.4 after aliases were resolved, so the cluster gets this string as it is.
+    several_frontends = frontend.get("enable_multiple_frontends") is not False and nodes != 1
     return RecipeFacts(
         name=_text(document, "name"),
         model_path=_text(model, "path"),
         container=_text(model, "container"),
         precision=_text(model, "precision"),
         engine=engine,
-        nginx_container=_text(frontend, "nginx_container"),
-        multiple_frontends=multiple if isinstance(multiple, bool) else None,
+        nginx_by_default=several_frontends and _text(frontend, "nginx_container") is None,
         container_aliases=_aliases(document),
         benchmark_type=_text(benchmark, "type"),
         isl=_number(benchmark.get("isl")),
@@ -184,7 +177,7 @@ def facts(document: Mapping[str, Any]) -> RecipeFacts:
         prefill=prefill,
         decode=decode,
         aggregated=aggregated,
-        nodes=_nodes(document, engine, prefill, decode, aggregated),
+        nodes=nodes,
         time_limit=_text(_mapping(document, "slurm"), "time_limit"),
         sbatch_directives=dict(_mapping(document, "sbatch_directives")),
     )

@@ -25,6 +25,7 @@ from typing import Any
 import launcher
 from launcher.core.errors import LauncherError
 from launcher.core.process import CommandRunner, clean_environment, run
+from launcher.core.retry import until
 from launcher.slurm import answers
 from launcher.slurm.client import JobKey, JobState, Scheduler, carries
 from launcher.slurm.commands import SlurmCommands
@@ -134,13 +135,14 @@ def _in_scheduler(
     token: str, earlier: frozenset[str], environ: Mapping[str, str], looks: int, sleep: Callable[[float], None]
 ) -> list[str]:
     """The same from squeue and accounting together, up to ``looks`` times, because slurmctld may still be at work."""
-    for look in range(looks):
-        if look:
-            sleep(_BETWEEN)
+    from tenacity import stop_after_attempt, wait_fixed
+
+    def look() -> list[str]:
         with contextlib.suppress(LauncherError):
-            if found := [j.id for j in jobs_of(token, SlurmCommands(environ=environ)) if j.id not in earlier]:
-                return found
-    return []
+            return [job.id for job in jobs_of(token, SlurmCommands(environ=environ)) if job.id not in earlier]
+        return []
+
+    return until(bool, look, stop=stop_after_attempt(looks), wait=wait_fixed(_BETWEEN), sleep=sleep)
 
 
 def jobs_of(token: str, scheduler: Scheduler) -> list[JobKey]:
