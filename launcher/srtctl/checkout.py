@@ -44,13 +44,12 @@ _NOT_SHARED = frozenset({FILE_NAME, "outputs", "logs", "__pycache__"})
 class Checkout:
     """A run's own work tree, ready for `srtctl apply`.
 
-    ``srtctl`` is the program of its Python environment, None when the one on PATH is meant. ``options`` are the long
-    options of its `apply`, ``cluster_keys`` the keys of srtslurm.yaml that it knows. ``notes`` are for the user.
+    ``options`` are the long options of its srtctl's `apply` (the one in its ``.venv``, else the one on PATH),
+    ``cluster_keys`` the keys of srtslurm.yaml that it knows. ``notes`` are for the user.
     """
 
     root: Path
     sha: str
-    srtctl: Path | None
     options: frozenset[str]
     cluster_keys: frozenset[str]
     notes: tuple[str, ...] = ()
@@ -114,7 +113,6 @@ class Checkouts:
         return Checkout(
             root=root,
             sha=sha,
-            srtctl=root / facts.srtctl if facts.srtctl else None,
             options=frozenset(options),
             cluster_keys=frozenset(facts.cluster_keys),
             notes=(*notes, *mirror.notes),

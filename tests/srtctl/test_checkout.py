@@ -117,7 +117,7 @@ def bench(tmp_path: Path, origin: Path) -> Bench:
 def test_a_run_gets_its_own_tree_with_what_the_set_up_made(bench: Bench) -> None:
     made = bench.prepare("run1")
     assert made.sha == head(bench.origin) == git("rev-parse", "HEAD", cwd=made.root)
-    assert made.srtctl == made.root / ".venv/bin/srtctl" and made.srtctl.exists()
+    assert (made.root / ".venv/bin/srtctl").exists()
     assert {"--json", "--tags"} <= made.options and "--no-preflight" not in made.options
     assert made.cluster_keys == {"default_account", "containers"}
     assert made.notes == ()
@@ -331,7 +331,7 @@ def test_srtctl_from_path_is_asked_where_the_tree_has_none(bench: Bench) -> None
     (tools / "srtctl").chmod(0o755)
     path = {"PATH": f"{tools}:{os.environ['PATH']}"}
     made = bench.prepare("run1", setup_environment=path, setup=())
-    assert made.srtctl is None and made.options == {"--from-path"}
+    assert made.options == {"--from-path"}
 
 
 def _prepare(bench: Bench, into: str, nap: float) -> None:
