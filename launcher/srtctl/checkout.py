@@ -31,7 +31,7 @@ from launcher.core.process import CommandRunner, clean_environment, run
 from launcher.core.publish import TEMPORARY_SUFFIX, fsync_directory, temporary_name, write_json
 from launcher.plan.plan import PlannedOverlay, SrtSlurm
 from launcher.srtctl.config import FILE_NAME, known_keys
-from launcher.srtctl.mirror import Git, Mirror, saving_work
+from launcher.srtctl.mirror import Git, Mirror, best_effort_lock
 from launcher.srtctl.submit import apply_options
 
 FACTS = Path(".git/launcher.json")
@@ -102,7 +102,7 @@ class Checkouts:
                 mirror.work_tree(tree, sha, patches)
                 _share_all(facts.shared, base, tree)
                 for overlay in wanted.overlays:
-                    lay_over(overlay, tree)
+                    apply_overlay(overlay, tree)
                 write_json(tree / FACTS, made_of)
         head = self._git.text("rev-parse", "HEAD", cwd=root).strip()
         if head != sha:
@@ -128,7 +128,7 @@ class Checkouts:
             return found
         pointer.parent.mkdir(parents=True, exist_ok=True)
         what, wait = f"setting up srt-slurm {sha}", float(wanted.setup_timeout * max(1, len(wanted.setup)))
-        with saving_work(pointer.with_suffix(".lock"), what=what, wait=wait, notes=mirror.notes):
+        with best_effort_lock(pointer.with_suffix(".lock"), what=what, wait=wait, notes=mirror.notes):
             if found := _read_base(pointer):
                 return found
             pointer.unlink(missing_ok=True)  # the directory that it led to is gone: somebody emptied the cache
@@ -277,7 +277,7 @@ def _share(source: Path, target: Path) -> None:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-def lay_over(overlay: PlannedOverlay, root: Path) -> None:
+def apply_overlay(overlay: PlannedOverlay, root: Path) -> None:
     """Copy an overlay into the tree at ``root``, as ``cp -rT``: directories are merged, files and symlinks replaced.
 
     Raises SubmissionError when the source is missing or the destination would leave the tree. Nothing is written
@@ -286,10 +286,10 @@ def lay_over(overlay: PlannedOverlay, root: Path) -> None:
     source = Path(overlay.source)
     if not source.exists():
         raise SubmissionError("the overlay's source does not exist", where=str(source), hint="is its path spelt right?")
-    _copy(source.resolve() if source.is_dir() else source, root / overlay.destination, root.resolve())
+    _copy_over(source.resolve() if source.is_dir() else source, root / overlay.destination, root.resolve())
 
 
-def _copy(source: Path, target: Path, top: Path) -> None:
+def _copy_over(source: Path, target: Path, top: Path) -> None:
     is_directory = source.is_dir() and not source.is_symlink()
     directory = (target if is_directory else target.parent).resolve()
     if not directory.is_relative_to(top) or directory.is_relative_to(top / ".git"):
@@ -299,7 +299,7 @@ def _copy(source: Path, target: Path, top: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if is_directory:
         for entry in source.iterdir():
-            _copy(entry, target / entry.name, top)
+            _copy_over(entry, target / entry.name, top)
     elif target.is_dir() and not target.is_symlink():
         raise SubmissionError(
             f"the overlay puts a file where the checkout has a directory: {target}", where=str(source)

@@ -2,9 +2,9 @@
 
 srtctl takes the last word that sbatch prints for the job's id, and writes the job's configuration only afterwards
 (srt-slurm c88ef731, cli/submit.py). So a lost answer, a banner or ``id;cluster`` costs more than the id: the job starts
-without its configuration and its log directory, and fails (0:53). `beside` puts this program before the real one on
-srtctl's PATH. It submits the job held. The launcher releases it once the run's record has its id and its directory is
-complete (`launcher.run.execute`).
+without its configuration and its log directory, and fails (0:53). `wrapper_on_path` puts this program before the real
+one on srtctl's PATH. It submits the job held. The launcher releases the job once the run's record has its id and its
+directory is complete (`launcher.run.execute`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _LOOKS, _BETWEEN = 3, 2.0
 
 
 @contextlib.contextmanager
-def beside(token: str, earlier: frozenset[str], path: str, *, hold: bool = False) -> Iterator[dict[str, str]]:
+def wrapper_on_path(token: str, earlier: frozenset[str], path: str, *, hold: bool = False) -> Iterator[dict[str, str]]:
     """Variables under which ``sbatch`` is this program: a PATH that begins with it, and its input.
 
     With ``hold`` jobs are submitted held.
