@@ -36,13 +36,8 @@ def apply_edits(document: Mapping[str, Any], edits: Iterable[Edit]) -> dict[str,
         if BASE not in result:
             changed = _make(edit, result, adds=True)
         elif edit.base_form:
-            sections = [
-                (key, value) for key, value in result.items() if key == BASE or str(key).startswith((OVERRIDE, ZIP))
-            ]
             changed = sum(
-                _make(edit, section, adds=key == BASE, zipped=str(key).startswith(ZIP))
-                for key, section in sections
-                if isinstance(section, dict)
+                _make(edit, result[key], adds=key == BASE, zipped=key.startswith(ZIP)) for key in _sections(result)
             )
         else:
             continue
@@ -81,8 +76,20 @@ def _commented(holder: Mapping[str, Any], token: str) -> dict[str, Any]:
     return {**holder, "sbatch_directives": {**directives, **own}}
 
 
+def _sections(document: Mapping[str, Any]) -> list[str]:
+    """The keys of the sections of a file of the ``base:`` form."""
+    return [
+        key
+        for key, value in document.items()
+        if isinstance(value, dict) and isinstance(key, str) and (key == BASE or key.startswith((OVERRIDE, ZIP)))
+    ]
+
+
 def _make(edit: Edit, root: dict[str, Any], *, adds: bool, zipped: bool = False) -> int:
-    """Make an edit in one section, a ``zipped`` one perhaps; how many places changed. Keys are added if ``adds``."""
+    """Make an edit in one section; how many places changed. Keys that the section lacks are added if ``adds``.
+
+    In a ``zipped`` section a list holds one value per variant.
+    """
     adds = adds and not (edit.remove or edit.only_if_present or edit.into_json)
     *above, last = edit.path
     holders = [root]
@@ -115,7 +122,7 @@ def _change(edit: Edit, holder: dict[str, Any], key: str, zipped: bool) -> None:
         return
     present = holder.get(key)
     if zipped and isinstance(present, list):
-        # A list in a zip group holds one value per variant, and its length says how many variants there are.
+        # The length stays: it says how many variants there are.
         holder[key] = [_changed(edit, one) for one in present]
     elif zipped and isinstance(edit.value, list):
         holder[key] = [_changed(edit, present)]
