@@ -1,8 +1,8 @@
-"""Synthetic speculative acceptance: a throughput row fixes how many draft tokens are accepted, instead of measuring it.
+"""Synthetic speculative acceptance: a throughput row sets how many draft tokens are accepted instead of measuring it.
 
 A matrix row asks for it by ``SYNTHETIC_ACCEPTANCE=true`` and ``SYNTHETIC_ACCEPTANCE_LENGTH=<mean accepted length>``.
-InferenceX edits the recipe's text for that, at each engine its own way; here it is edits of the parsed recipe. An
-evaluation keeps the real draft model.
+InferenceX edits the recipe's text, in another way for each engine; here the parsed recipe is edited. An evaluation
+keeps the real draft model.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _SGLANG = "SGLANG_SIMULATE_ACC_"
 
 
 def acceptance_edits(benchmark: Benchmark, document: Mapping[str, Any]) -> list[Edit]:
-    """The edits that a benchmark's settings ask for; none for an evaluation, and when they do not ask.
+    """The edits that a benchmark's settings ask for; none for an evaluation, and none when they do not ask.
 
-    Raises ConfigError for settings that mean nothing, a framework without a way to do it, and a recipe that simulates
-    acceptance already. A recipe with nothing to edit is an error when the edits are made (`apply_edits`): a row that
-    asks for synthetic acceptance and runs with the real one would publish numbers that are not what they are called.
+    Raises ConfigError for invalid settings, a framework that cannot do it, and a recipe that simulates acceptance
+    already. A recipe with nothing to edit is an error when the edits are made (`apply_edits`): a row that asks for
+    synthetic acceptance and runs with the real one would publish wrong numbers.
     """
     said = benchmark.settings.get(SWITCH, "false").strip().lower()
     if said not in ("true", "false"):
-        raise ConfigError(f"{SWITCH} is {said!r}; expected is 'true' or 'false'", where=benchmark.source)
+        raise ConfigError(f"{SWITCH} is {said!r}; expected 'true' or 'false'", where=benchmark.source)
     if said == "false" or benchmark.eval_only:
         return []
     length = _length(benchmark)
@@ -47,9 +47,9 @@ def acceptance_edits(benchmark: Benchmark, document: Mapping[str, Any]) -> list[
             for name, value in variables.items()
         ]
     raise ConfigError(
-        f"{SWITCH} has no meaning for framework {benchmark.framework}",
+        f"{SWITCH} does not work with framework {benchmark.framework}",
         where=benchmark.source,
-        hint="dynamo-vllm and dynamo-sglang can do it",
+        hint="it works with dynamo-vllm and dynamo-sglang",
     )
 
 
@@ -62,9 +62,9 @@ def _length(benchmark: Benchmark) -> float:
     if not 0 < length < 1000:
         found = f"is {said!r}" if said else "is not set"
         raise ConfigError(
-            f"{LENGTH} {found}; the mean accepted length is expected, as in 2.49",
+            f"{LENGTH} {found}; expected the mean accepted length, as in 2.49",
             where=benchmark.source,
-            hint="InferenceX looks a missing one up in a table that it does not have",
+            hint="set it in the row: InferenceX would look it up in a table that it does not have",
         )
     return length
 

@@ -30,7 +30,7 @@ from launcher.core.errors import SubmissionError
 from launcher.core.process import CommandRunner, clean_environment, run
 from launcher.core.publish import TEMPORARY_SUFFIX, fsync_directory, temporary_name, write_json
 from launcher.srtctl.config import FILE_NAME, known_keys
-from launcher.srtctl.mirror import Git, Mirror, saving_work
+from launcher.srtctl.mirror import Git, Mirror, best_effort_lock
 from launcher.srtctl.planned import PlannedOverlay, SrtSlurm
 from launcher.srtctl.submit import apply_options
 
@@ -44,31 +44,24 @@ _NOT_SHARED = frozenset({FILE_NAME, "outputs", "logs", "__pycache__"})
 class Checkout:
     """A run's own work tree, ready for `srtctl apply`.
 
-    ``srtctl`` is the program of its Python environment, None when the one on PATH is meant. ``options`` are the long
-    options of its `apply`, ``cluster_keys`` the keys of srtslurm.yaml that it knows. ``notes`` are for the user.
+    ``options`` are the long options of its srtctl's `apply` (the one in its ``.venv``, else the one on PATH),
+    ``cluster_keys`` the keys of srtslurm.yaml that it knows. ``notes`` are for the user.
     """
 
     root: Path
     sha: str
-    srtctl: Path | None
     options: frozenset[str]
     cluster_keys: frozenset[str]
     notes: tuple[str, ...] = ()
 
 
 class _Facts(msgspec.Struct, frozen=True):
-    """What was learnt of a base: the untracked files that runs share, its srtctl and what that takes."""
+    """What was learnt of a base: the untracked files that runs share, its srtctl, and what that one knows."""
 
     shared: list[str]
     srtctl: str | None
     options: list[str] | None
     cluster_keys: list[str]
-
-
-@dataclass(frozen=True)
-class _Base:
-    tree: Path
-    facts: _Facts
 
 
 class Checkouts:
@@ -102,33 +95,31 @@ class Checkouts:
         root, mirror = Path(wanted.root), Mirror(Path(wanted.cache), wanted.repository, self._git, sleep=self._sleep)
         sha, notes = _resolve(mirror, wanted)
         patches = [mirror.change(patch.commit, patch.path) for patch in wanted.patches]
-        base = self._base(mirror, sha, patches, wanted)
-        made_of = {"sha": sha, "base": base.tree.name, "overlays": [[o.source, o.destination] for o in wanted.overlays]}
+        base, facts = self._base(mirror, sha, patches, wanted)
+        made_of = {"sha": sha, "base": base.name, "overlays": [[o.source, o.destination] for o in wanted.overlays]}
         if not _is_made_of(root, made_of):
             with _new_tree(root) as tree:
                 mirror.work_tree(tree, sha, patches)
-                _share_all(base, tree)
+                _share_all(facts.shared, base, tree)
                 for overlay in wanted.overlays:
-                    lay_over(overlay, tree)
+                    apply_overlay(overlay, tree)
                 write_json(tree / FACTS, made_of)
         head = self._git.text("rev-parse", "HEAD", cwd=root).strip()
         if head != sha:
             raise SubmissionError(f"HEAD is {head}; expected {sha}", where=str(root))
         if any(Path(o.destination).parts[:1] == ("src",) for o in wanted.overlays):
             notes.append("an overlay changes src/: the job runs it, but srtctl on this machine runs the commit's own")
-        facts = base.facts
         options = apply_options("srtctl", root, self._environ, self._run) if facts.options is None else facts.options
         return Checkout(
             root=root,
             sha=sha,
-            srtctl=root / facts.srtctl if facts.srtctl else None,
             options=frozenset(options),
             cluster_keys=frozenset(facts.cluster_keys),
             notes=(*notes, *mirror.notes),
         )
 
-    def _base(self, mirror: Mirror, sha: str, patches: Sequence[str], wanted: SrtSlurm) -> _Base:
-        """The base of this commit and set-up, which is built when there is none."""
+    def _base(self, mirror: Mirror, sha: str, patches: Sequence[str], wanted: SrtSlurm) -> tuple[Path, _Facts]:
+        """The base of this commit and set-up, and what was learnt of it; it is built when there is none."""
         extra = sorted(self._setup_environment.items())
         identity = [wanted.repository, sha, patches, wanted.setup, extra, platform.machine()]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
@@ -137,7 +128,7 @@ class Checkouts:
             return found
         pointer.parent.mkdir(parents=True, exist_ok=True)
         what, wait = f"setting up srt-slurm {sha}", float(wanted.setup_timeout * max(1, len(wanted.setup)))
-        with saving_work(pointer.with_suffix(".lock"), what=what, wait=wait, notes=mirror.notes):
+        with best_effort_lock(pointer.with_suffix(".lock"), what=what, wait=wait, notes=mirror.notes):
             if found := _read_base(pointer):
                 return found
             pointer.unlink(missing_ok=True)  # the directory that it led to is gone: somebody emptied the cache
@@ -196,11 +187,11 @@ def _resolve(mirror: Mirror, wanted: SrtSlurm) -> tuple[str, list[str]]:
     return sha, [f"{wanted.ref} has moved to {tip}; the pinned {sha} is used"] if moved else []
 
 
-def _read_base(pointer: Path) -> _Base | None:
+def _read_base(pointer: Path) -> tuple[Path, _Facts] | None:
     """The published base, or None when there is none."""
     try:
         tree = pointer.resolve(strict=True)
-        return _Base(tree, msgspec.json.decode((tree / FACTS).read_bytes(), type=_Facts))
+        return tree, msgspec.json.decode((tree / FACTS).read_bytes(), type=_Facts)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 
@@ -255,14 +246,14 @@ def _new_tree(root: Path) -> Iterator[Path]:
     fsync_directory(root.parent)
 
 
-def _share_all(base: _Base, tree: Path) -> None:
+def _share_all(names: Sequence[str], base: Path, tree: Path) -> None:
     """Give a work tree what the set-up made in its base, hidden from `git status`."""
-    for name in base.facts.shared:
-        _share(base.tree / name, tree / name)
+    for name in names:
+        _share(base / name, tree / name)
     exclude = tree / ".git/info/exclude"
     exclude.parent.mkdir(exist_ok=True)
     # Without the final slash: `.venv/` does not match a symlink.
-    exclude.write_text("".join(f"/{name.rstrip('/')}\n" for name in base.facts.shared))
+    exclude.write_text("".join(f"/{name.rstrip('/')}\n" for name in names))
 
 
 def _share(source: Path, target: Path) -> None:
@@ -286,7 +277,7 @@ def _share(source: Path, target: Path) -> None:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-def lay_over(overlay: PlannedOverlay, root: Path) -> None:
+def apply_overlay(overlay: PlannedOverlay, root: Path) -> None:
     """Copy an overlay into the tree at ``root``, as ``cp -rT``: directories are merged, files and symlinks replaced.
 
     Raises SubmissionError when the source is missing or the destination would leave the tree. Nothing is written
@@ -295,10 +286,10 @@ def lay_over(overlay: PlannedOverlay, root: Path) -> None:
     source = Path(overlay.source)
     if not source.exists():
         raise SubmissionError("the overlay's source does not exist", where=str(source), hint="is its path spelt right?")
-    _copy(source.resolve() if source.is_dir() else source, root / overlay.destination, root.resolve())
+    _copy_over(source.resolve() if source.is_dir() else source, root / overlay.destination, root.resolve())
 
 
-def _copy(source: Path, target: Path, top: Path) -> None:
+def _copy_over(source: Path, target: Path, top: Path) -> None:
     is_directory = source.is_dir() and not source.is_symlink()
     directory = (target if is_directory else target.parent).resolve()
     if not directory.is_relative_to(top) or directory.is_relative_to(top / ".git"):
@@ -308,7 +299,7 @@ def _copy(source: Path, target: Path, top: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if is_directory:
         for entry in source.iterdir():
-            _copy(entry, target / entry.name, top)
+            _copy_over(entry, target / entry.name, top)
     elif target.is_dir() and not target.is_symlink():
         raise SubmissionError(
             f"the overlay puts a file where the checkout has a directory: {target}", where=str(source)

@@ -10,7 +10,6 @@ import fnmatch
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from launcher.core.errors import ConfigError
@@ -35,9 +34,11 @@ def apply_edits(document: Mapping[str, Any], edits: Iterable[Edit]) -> dict[str,
     result: dict[str, Any] = unshared(document)
     for edit in edits:
         if BASE not in result:
-            changed = _Site(result).make(edit)
+            changed = _make(edit, result, adds=True)
         elif edit.base_form:
-            changed = sum(site.make(edit) for site in _sites(result))
+            changed = sum(
+                _make(edit, result[key], adds=key == BASE, zipped=key.startswith(ZIP)) for key in _sections(result)
+            )
         else:
             continue
         if edit.required and not changed:
@@ -75,62 +76,58 @@ def _commented(holder: Mapping[str, Any], token: str) -> dict[str, Any]:
     return {**holder, "sbatch_directives": {**directives, **own}}
 
 
-def _sites(document: dict[str, Any]) -> Iterator[_Site]:
-    """The sections of a file of the ``base:`` form."""
-    for key, section in document.items():
-        if isinstance(section, dict) and (key == BASE or str(key).startswith((OVERRIDE, ZIP))):
-            yield _Site(section, zipped=str(key).startswith(ZIP), first=key == BASE)
+def _sections(document: Mapping[str, Any]) -> list[str]:
+    """The keys of the sections of a file of the ``base:`` form."""
+    return [
+        key
+        for key, value in document.items()
+        if isinstance(value, dict) and isinstance(key, str) and (key == BASE or key.startswith((OVERRIDE, ZIP)))
+    ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Site:
-    """A mapping in which an edit is made. Only the first (a plain recipe, or the base) gets keys that it lacked."""
+def _make(edit: Edit, root: dict[str, Any], *, adds: bool, zipped: bool = False) -> int:
+    """Make an edit in one section; how many places changed. Keys that the section lacks are added if ``adds``.
 
-    root: dict[str, Any]
-    zipped: bool = False
-    first: bool = True
-
-    def make(self, edit: Edit) -> int:
-        """Make the edit here; how many places changed."""
-        add = self.first and not (edit.remove or edit.only_if_present or edit.into_json)
-        *above, last = edit.path
-        changed = 0
-        for holder in self._mappings(self.root, above, add and edit.beside is None, edit.path):
-            if edit.beside is not None and edit.beside not in holder:
-                continue
-            for key in _matching(holder, last, add):
-                self._change(edit, holder, key)
+    In a ``zipped`` section a list holds one value per variant.
+    """
+    adds = adds and not (edit.remove or edit.only_if_present or edit.into_json)
+    *above, last = edit.path
+    holders = [root]
+    for step in above:
+        holders = [found for holder in holders for found in _below(edit, holder, step, adds and edit.beside is None)]
+    changed = 0
+    for holder in holders:
+        if edit.beside is None or edit.beside in holder:
+            for key in _matching(holder, last, adds):
+                _change(edit, holder, key, zipped)
                 changed += 1
-        return changed
+    return changed
 
-    def _mappings(
-        self, holder: dict[str, Any], steps: list[str], add: bool, path: tuple[str, ...]
-    ) -> Iterator[dict[str, Any]]:
-        if not steps:
-            yield holder
-            return
-        for key in _matching(holder, steps[0], add):
-            below = holder.get(key)
-            if below is None and add and "*" not in steps[0]:
-                below = holder[key] = {}
-            if isinstance(below, dict):
-                yield from self._mappings(below, steps[1:], add, path)
-            elif add and below is not None:
-                raise ConfigError(f"{key} on the way to {'.'.join(path)} is {below!r}, not a mapping")
 
-    def _change(self, edit: Edit, holder: dict[str, Any], key: str) -> None:
-        present: Any = holder.get(key)
-        if edit.remove:
-            del holder[key]
-        elif edit.into_json:
-            several = self.zipped and isinstance(present, list)
-            holder[key] = [_updated(one, edit) for one in present] if several else _updated(present, edit)
-        elif self.zipped and isinstance(present, list):
-            # A list in a zip group holds one value per variant, and its length says how many variants there are.
-            holder[key] = [unshared(edit.value) for _ in present]
-        else:
-            wrapped = self.zipped and isinstance(edit.value, list)
-            holder[key] = [unshared(edit.value)] if wrapped else unshared(edit.value)
+def _below(edit: Edit, holder: dict[str, Any], step: str, adds: bool) -> Iterator[dict[str, Any]]:
+    """The mappings one step below ``holder``; a missing one is made if ``adds``."""
+    for key in _matching(holder, step, adds):
+        found = holder.get(key)
+        if found is None and adds and "*" not in step:
+            found = holder[key] = {}
+        if isinstance(found, dict):
+            yield found
+        elif adds and found is not None:
+            raise ConfigError(f"{key} on the way to {'.'.join(edit.path)} is {found!r}, not a mapping")
+
+
+def _change(edit: Edit, holder: dict[str, Any], key: str, zipped: bool) -> None:
+    if edit.remove:
+        del holder[key]
+        return
+    present = holder.get(key)
+    if zipped and isinstance(present, list):
+        # The length stays: it says how many variants there are.
+        holder[key] = [_changed(edit, one) for one in present]
+    elif zipped and isinstance(edit.value, list):
+        holder[key] = [_changed(edit, present)]
+    else:
+        holder[key] = _changed(edit, present)
 
 
 def _matching(holder: dict[str, Any], step: str, add: bool) -> list[str]:
@@ -139,11 +136,14 @@ def _matching(holder: dict[str, Any], step: str, add: bool) -> list[str]:
     return [step] if add or step in holder else []
 
 
-def _updated(said: Any, edit: Edit) -> str:
+def _changed(edit: Edit, present: Any) -> Any:
+    """The new value in the place of ``present``."""
+    if not edit.into_json:
+        return unshared(edit.value)
     try:
-        parsed = json.loads(said) if isinstance(said, str) else None
+        parsed = json.loads(present) if isinstance(present, str) else None
     except ValueError:
         parsed = None
     if not isinstance(parsed, dict):
-        raise ConfigError(f"{'.'.join(edit.path)} is {said!r}, not a JSON object in a string")
+        raise ConfigError(f"{'.'.join(edit.path)} is {present!r}, not a JSON object in a string")
     return json.dumps({**parsed, **edit.value}, separators=(",", ":"), ensure_ascii=False)

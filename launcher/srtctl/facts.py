@@ -19,7 +19,7 @@ VLLM, SGLANG = "vllm", "sglang"
 
 
 def _spellings(*flags: str) -> tuple[str, ...]:
-    """A flag as recipes write it: engines take ``max-model-len`` and ``max_model_len`` alike."""
+    """Flags as recipes write them: engines take ``max-model-len`` and ``max_model_len`` alike."""
     return tuple(s for f in flags for s in dict.fromkeys((f, f.replace("-", "_"), f.replace("_", "-"))))
 
 
@@ -47,10 +47,10 @@ _CONTAINER_PATHS: tuple[KeyPath, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Parallelism:
-    """One role's parallelism, in the words of its engine's flags; None is a flag that is not given.
+    """One role's parallelism as its engine's flags give it; None stands for a flag that is not given.
 
     ``ep`` is a size. vLLM has a switch instead: on, the experts spread over ``tp * dp * pcp`` GPUs, off is 1.
-    ``dp_attention`` is likewise a switch of sglang and TensorRT-LLM, and for vLLM means a ``dp`` above 1.
+    ``dp_attention`` is a switch of sglang and TensorRT-LLM; vLLM has none, and there it is a ``dp`` above 1.
     """
 
     engine: str
@@ -75,10 +75,10 @@ class RoleFacts:
     parallelism: Parallelism
 
     def as_role(self) -> Role | None:
-        """This side as a matrix would write it, with the engines' defaults of 1 and off; None when not certain.
+        """This side as a matrix would write it, with the engines' defaults of 1 and off; None when that is not certain.
 
-        A matrix calls the GPUs of one worker ``tp``: DEP8 of vLLM (tp 1, dp 8) is tp 8 with dp-attn. For tp *and* dp
-        above 1, and for sglang's plain data parallelism, the matrices know no single way to say it: None.
+        A matrix calls the GPUs of one worker ``tp``: DEP8 of vLLM (tp 1, dp 8) is tp 8 with dp-attn. The matrices have
+        no single way to write tp *and* dp above 1, or sglang's plain data parallelism; these are None.
         """
         p = self.parallelism
         if self.workers is None or p.tp is None:
@@ -97,7 +97,7 @@ class RoleFacts:
 
 @dataclass(frozen=True, slots=True)
 class ContainerUse:
-    """A container string of a recipe, and every place of the document that says it."""
+    """A container string of a recipe, and every path of the document that holds it."""
 
     alias: str
     paths: tuple[KeyPath, ...]
@@ -107,8 +107,9 @@ class ContainerUse:
 class RecipeFacts:
     """What one resolved recipe says.
 
-    ``nodes`` is what srtctl asks Slurm for: workers' nodes and those set aside for infrastructure. ``time_limit`` is
-    Slurm's notation; None also when YAML has made a number of it (an unquoted 4:00:00 is 14400).
+    ``nodes`` is the number that srtctl asks Slurm for: the workers' nodes and those set aside for infrastructure.
+    ``time_limit`` is in Slurm's notation; None also when YAML made a number of it (an unquoted 4:00:00 is 14400).
+    ``nginx_by_default`` says that srtctl starts an nginx that the recipe does not name.
     """
 
     name: str | None
@@ -116,8 +117,7 @@ class RecipeFacts:
     container: str | None
     precision: str | None
     engine: str
-    nginx_container: str | None
-    multiple_frontends: bool | None
+    nginx_by_default: bool
     container_aliases: tuple[ContainerUse, ...]
     benchmark_type: str | None
     isl: int | None
@@ -140,18 +140,9 @@ class RecipeFacts:
 
     @property
     def served_model_name(self) -> str | None:
-        """The name under which all roles serve the model; None when they say none, or different ones."""
+        """The name under which all roles serve the model; None when they give none, or different ones."""
         names = {side.served_model_name for side in self.roles.values()}
         return names.pop() if len(names) == 1 else None
-
-    @property
-    def nginx_by_default(self) -> bool:
-        """Whether srtctl starts an nginx that the recipe does not name.
-
-        Several frontends are its default, on more than one node. The schema then fills in ``nginx:1.27.4`` *after*
-        aliases were resolved, so that this string reaches the cluster as it is.
-        """
-        return self.multiple_frontends is not False and self.nginx_container is None and self.nodes != 1
 
 
 def facts(document: Mapping[str, Any]) -> RecipeFacts:
@@ -165,15 +156,17 @@ def facts(document: Mapping[str, Any]) -> RecipeFacts:
     prefill = _role(resources, backend, engine, "prefill")
     decode = _role(resources, backend, engine, "decode", sharing=prefill)
     aggregated = _role(resources, backend, engine, "agg")
-    multiple = frontend.get("enable_multiple_frontends")
+    nodes = _nodes(document, engine, prefill, decode, aggregated)
+    # srtctl starts several frontends unless told otherwise, and an nginx before them, but not on one node alone. The
+    # schema fills in nginx:1.27.4 after aliases were resolved, so the cluster gets this string as it is.
+    several_frontends = frontend.get("enable_multiple_frontends") is not False and nodes != 1
     return RecipeFacts(
         name=_text(document, "name"),
         model_path=_text(model, "path"),
         container=_text(model, "container"),
         precision=_text(model, "precision"),
         engine=engine,
-        nginx_container=_text(frontend, "nginx_container"),
-        multiple_frontends=multiple if isinstance(multiple, bool) else None,
+        nginx_by_default=several_frontends and _text(frontend, "nginx_container") is None,
         container_aliases=_aliases(document),
         benchmark_type=_text(benchmark, "type"),
         isl=_number(benchmark.get("isl")),
@@ -184,7 +177,7 @@ def facts(document: Mapping[str, Any]) -> RecipeFacts:
         prefill=prefill,
         decode=decode,
         aggregated=aggregated,
-        nodes=_nodes(document, engine, prefill, decode, aggregated),
+        nodes=nodes,
         time_limit=_text(_mapping(document, "slurm"), "time_limit"),
         sbatch_directives=dict(_mapping(document, "sbatch_directives")),
     )
@@ -213,7 +206,7 @@ def _role(
     if nodes is None and workers is None and not config:
         return None
     gpus, per_node = _number(resources.get(f"gpus_per_{side}")), _number(resources.get("gpus_per_node"))
-    # srtctl's ResourceConfig: said, else an even share of the side's nodes, else prefill's width on shared nodes
+    # srtctl's ResourceConfig: the given number, else an even share of the side's nodes, else prefill's on shared nodes.
     if gpus is None and nodes and workers and per_node:
         gpus = nodes * per_node // workers
     elif gpus is None and nodes == 0 and workers and sharing is not None:

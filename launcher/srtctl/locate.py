@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,7 +20,8 @@ class FoundRecipe:
     """A recipe file, and what srtctl will see of it.
 
     ``path`` and ``selector`` are as the benchmark names them. ``document`` is what will lie under ``path`` in the
-    checkout: the file itself, or, for a member of a family asked for by its old one-file name, that member alone.
+    checkout: the file itself, or, for a family's member that was named by its own file (`recipe.family_member`), that
+    member alone.
     """
 
     path: str
@@ -48,10 +48,10 @@ class RecipeFinder:
         trees: Sequence[Path] = (),
         checkout: Path | None = None,
     ) -> None:
-        self.workspace = workspace
         self.repository = tuple(repository)
         self.trees = tuple(trees)
         self.checkout = checkout
+        self._overlay = workspace / OVERLAY if workspace is not None else None
         self._files: dict[Path, Document | None] = {}
 
     def find(self, config_file: str, refs: Sequence[str] = ()) -> FoundRecipe | None:
@@ -65,20 +65,33 @@ class RecipeFinder:
         that leaves the tree, and for a file that cannot be read.
         """
         path, selector = split_selector(config_file)
-        refuse_escape(path)
-        for locate, origin in self._places(refs):
-            document = self._read(locate(path))
-            if document is not None:
+        _refuse_escape(path)
+        # Without a family the same file is looked for a second time, and is as missing as at first.
+        family, override = (family_member(path) if selector is None else None) or (path, "")
+        places = zip(self._places(path, refs), self._places(family, refs), strict=True)
+        for (file, origin), (family_file, _) in places:
+            if (document := self.read(file)) is not None:
                 yield FoundRecipe(path, selector, document, document.mapping(), origin)
-            elif selector is None and (member := family_member(path)) is not None:
-                family, override = member
-                document = self._read(locate(family))
-                if document is not None and override in document.mapping():
-                    alone = variants(document.mapping(), override)[0].document
-                    yield FoundRecipe(path, None, document, alone, f"{origin}, {family}:{override}", (override,))
+            elif (document := self.read(family_file)) is not None and override in document.mapping():
+                alone = variants(document.mapping(), override)[0].document
+                yield FoundRecipe(path, None, document, alone, f"{origin}, {family}:{override}", (override,))
+
+    def read(self, path: Path) -> Document | None:
+        """A recipe file as it stands, read once; None when there is none. Raises ConfigError when it is not YAML."""
+        if path not in self._files:
+            self._files[path] = Document.read(path, strict=False) if path.is_file() else None
+        return self._files[path]
+
+    def files(self) -> Iterator[tuple[Path, str | None]]:
+        """Every recipe file of the trees at hand, with the ref of the srt-slurm tree that it belongs to, if any."""
+        places: list[tuple[Path, str | None]] = [] if self._overlay is None else [(self._overlay, None)]
+        places += [(engine, None) for d in self.repository for engine in sorted(d.glob("*/"))]
+        places += [(ref / "recipes", ref.name) for tree in self.trees for ref in sorted(tree.glob("*/"))]
+        for place, ref in places:
+            yield from ((path, ref) for path in sorted(place.rglob("*.yaml")))
 
     def tree_at_hand(self, refs: Sequence[str]) -> Path | None:
-        """The lane's srt-slurm tree if one is here, so that "it is not there" can be told from "not known"."""
+        """The lane's srt-slurm tree, or None: without it nobody knows what srt-slurm holds."""
         if self.checkout is not None:
             return self.checkout
         return next((t / ref for t in self.trees for ref in refs if ref and (t / ref).is_dir()), None)
@@ -86,32 +99,16 @@ class RecipeFinder:
     @property
     def overlays(self) -> Path | None:
         """The workspace's recipes, which are laid over srt-slurm's; None when it has none."""
-        found = self.workspace / OVERLAY if self.workspace is not None else None
-        return found if found is not None and found.is_dir() else None
+        return self._overlay if self._overlay is not None and self._overlay.is_dir() else None
 
     @property
     def has_setup_scripts(self) -> bool:
         """Whether there is a workspace with set-up scripts of its own."""
-        return self.workspace is not None and (self.workspace / OVERLAY / "configs").is_dir()
-
-    def files(self) -> Iterator[tuple[Path, str | None]]:
-        """Every recipe file of the trees at hand, with the ref of the srt-slurm tree that it belongs to, if it does."""
-        places: list[tuple[Path, str | None]] = []
-        if self.workspace is not None:
-            places.append((self.workspace / OVERLAY, None))
-        places += [(d / engine.name, None) for d in self.repository for engine in sorted(d.glob("*/"))]
-        for tree in self.trees:
-            places += [(ref / "recipes", ref.name) for ref in sorted(tree.glob("*/"))]
-        for place, ref in places:
-            yield from ((path, ref) for path in sorted(place.rglob("*.yaml")))
-
-    def read(self, path: Path) -> Document | None:
-        """A recipe file as it stands, read once; None when there is none. Raises ConfigError when it is not YAML."""
-        return self._read(path)
+        return self._overlay is not None and (self._overlay / "configs").is_dir()
 
     def setup_script(self, name: str) -> Path | None:
         """The directory of the workspace or of this repository that holds the set-up script ``name``, or None."""
-        overlay = [self.workspace / OVERLAY / "configs"] if self.workspace is not None else []
+        overlay = [] if self._overlay is None else [self._overlay / "configs"]
         return next((d for d in [*overlay, *(r / "setup" for r in self.repository)] if (d / name).is_file()), None)
 
     def setup_in_tree(self, name: str, refs: Sequence[str]) -> bool:
@@ -119,30 +116,22 @@ class RecipeFinder:
         tree = self.tree_at_hand(refs)
         return tree is not None and ((tree / "configs" / name).is_file() or not (tree / "configs").is_dir())
 
-    def _places(self, refs: Sequence[str]) -> Iterator[tuple[Callable[[str], Path], str]]:
-        """Functions from a srt-slurm-relative path to where it would lie, in the order in which they count."""
-        if self.workspace is not None:
-            yield partial(_below, self.workspace / OVERLAY), "workspace overlay"
+    def _places(self, path: str, refs: Sequence[str]) -> Iterator[tuple[Path, str]]:
+        """Where a file of srt-slurm's tree may lie, in the order in which the places count, and the place's name."""
+        inner = path.removeprefix("recipes/").removeprefix(f"{OVERLAY}/")
+        if self._overlay is not None:
+            yield self._overlay / inner, "workspace overlay"
         for directory in self.repository:
-            yield partial(_below, directory), "this repository"
+            yield directory / inner, "this repository"
         for tree in self.trees:
             for ref in refs:
-                yield tree.joinpath(ref).joinpath, f"srt-slurm {ref}"
+                yield tree / ref / path, f"srt-slurm {ref}"
         if self.checkout is not None:
-            yield self.checkout.joinpath, "checkout"
-
-    def _read(self, path: Path) -> Document | None:
-        if path not in self._files:
-            self._files[path] = Document.read(path, strict=False) if path.is_file() else None
-        return self._files[path]
+            yield self.checkout / path, "checkout"
 
 
-def _below(directory: Path, path: str) -> Path:
-    return directory / path.removeprefix("recipes/").removeprefix(f"{OVERLAY}/")
-
-
-def refuse_escape(path: str) -> None:
-    """Raise ConfigError for a path that is absolute, climbs out with ``..``, or is no YAML file's name."""
+def _refuse_escape(path: str) -> None:
+    """Raise ConfigError for a path that is absolute, has a ``..``, or does not end like a YAML file."""
     parts = PurePosixPath(path)
     if parts.is_absolute() or ".." in parts.parts or not path or "\0" in path:
         raise ConfigError(
@@ -152,12 +141,14 @@ def refuse_escape(path: str) -> None:
         )
     if parts.suffix not in (".yaml", ".yml"):
         raise ConfigError(
-            f"recipe path {path!r} is not a YAML file's", where="CONFIG_FILE", hint="recipes/…/name.yaml[:selector]"
+            f"recipe path {path!r} does not name a YAML file",
+            where="CONFIG_FILE",
+            hint="recipes/…/name.yaml[:selector]",
         )
 
 
 def variants_or_none(document: Mapping[str, Any], selector: str | None) -> tuple[list[Any], str | None]:
-    """The variants that a selector gives, or none and the reason: a bad selector is a finding, not an exception."""
+    """The variants that a selector picks, or none and the reason: callers report a bad selector as a finding."""
     try:
         return list(variants(document, selector)), None
     except ConfigError as error:

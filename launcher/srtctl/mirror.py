@@ -68,7 +68,7 @@ class Git:
 
 
 @contextlib.contextmanager
-def saving_work(path: Path, *, what: str, wait: float, notes: list[str]) -> Iterator[None]:
+def best_effort_lock(path: Path, *, what: str, wait: float, notes: list[str]) -> Iterator[None]:
     """Hold the lock at ``path`` in the block, so that work is not done twice; go on without it after ``wait`` seconds.
 
     The block must publish its result as a whole, so that doing the work twice does no harm. ``notes`` gets a line for
@@ -179,7 +179,7 @@ class Mirror:
 
     def _lock(self) -> contextlib.AbstractContextManager[None]:
         what = f"fetching {self.repository}"
-        return saving_work(self.path.with_suffix(".lock"), what=what, wait=NETWORK_TIMEOUT, notes=self.notes)
+        return best_effort_lock(self.path.with_suffix(".lock"), what=what, wait=NETWORK_TIMEOUT, notes=self.notes)
 
     def _network(self, *words: str | Path, cwd: Path) -> None:
         """Run a git command that needs the network, up to three times. Raises SubmissionError."""

@@ -119,33 +119,27 @@ class _Sections:
             raise ConfigError(f"section {key!r}: expected a mapping, not {section!r}", where=self.where)
         return section
 
-    def pick(self, selector: str | None) -> Iterator[tuple[str, int | None]]:
+    def pick(self, selector: str | None) -> list[tuple[str, int | None]]:
         """The keys of the sections that a selector picks, each with an index into it, or None for all of it."""
-        every = sorted(self.overrides + self.zips)
+        every = [*self.overrides, *self.zips]
         if selector is None:
-            yield from ((key, None) for key in self.overrides + self.zips)
-        elif indexed := _INDEXED.fullmatch(selector):
-            if indexed[1] not in self.zips:
-                raise self._nothing(selector)
-            yield indexed[1], int(indexed[2])
-        elif _is_glob(selector):
-            matching = [key for key in every if fnmatch.fnmatch(key, selector)]
-            if not matching:
-                raise self._nothing(selector)
-            yield from ((key, None) for key in matching)
-        elif selector in every:
-            yield selector, None
+            return [(key, None) for key in every]
+        indexed = _INDEXED.fullmatch(selector)
+        if indexed and indexed[1] in self.zips:
+            return [(indexed[1], int(indexed[2]))]
+        if not indexed and _is_glob(selector):
+            picked = [key for key in every if fnmatch.fnmatch(key, selector)]
         else:
-            raise self._nothing(selector)
-
-    def _nothing(self, selector: str) -> ConfigError:
-        available = [*self.overrides, *(f"{key}[i]" for key in self.zips)]
-        near = nearest(selector, [*self.overrides, *self.zips])
-        return ConfigError(
-            f"no variant {selector!r}; available: {', '.join(available) or '(only base)'}",
-            where=self.where,
-            hint=f"did you mean {near!r}?" if near else None,
-        )
+            picked = [key for key in every if key == selector]
+        if not picked:
+            available = [*self.overrides, *(f"{key}[i]" for key in self.zips)]
+            near = nearest(selector, every)
+            raise ConfigError(
+                f"no variant {selector!r}; available: {', '.join(available) or '(only base)'}",
+                where=self.where,
+                hint=f"did you mean {near!r}?" if near else None,
+            )
+        return [(key, None) for key in sorted(picked)]
 
     def expand(self, key: str, index: int | None) -> Iterator[Variant]:
         section = self._section(key)

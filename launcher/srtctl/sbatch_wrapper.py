@@ -2,9 +2,9 @@
 
 srtctl takes the last word that sbatch prints for the job's id, and writes the job's configuration only afterwards
 (srt-slurm c88ef731, cli/submit.py). So a lost answer, a banner or ``id;cluster`` costs more than the id: the job starts
-without its configuration and its log directory, and fails (0:53). `beside` puts this program before the real one on
-srtctl's PATH. It submits the job held. The launcher releases it once the run's record has its id and its directory is
-complete (`launcher.run.execute`).
+without its configuration and its log directory, and fails (0:53). `wrapper_on_path` puts this program before the real
+one on srtctl's PATH. It submits the job held. The launcher releases the job once the run's record has its id and its
+directory is complete (`launcher.run.execute`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import launcher
 from launcher.core.errors import LauncherError
 from launcher.core.process import CommandRunner, clean_environment, run
+from launcher.core.retry import until
 from launcher.slurm import answers
 from launcher.slurm.client import carries
 from launcher.slurm.commands import SlurmCommands
@@ -45,7 +46,7 @@ _LOOKS, _BETWEEN = 3, 2.0
 
 
 @contextlib.contextmanager
-def beside(token: str, earlier: frozenset[str], path: str, *, hold: bool = False) -> Iterator[dict[str, str]]:
+def wrapper_on_path(token: str, earlier: frozenset[str], path: str, *, hold: bool = False) -> Iterator[dict[str, str]]:
     """Variables under which ``sbatch`` is this program: a PATH that begins with it, and its input.
 
     With ``hold`` jobs are submitted held.
@@ -135,10 +136,11 @@ def _in_scheduler(
     token: str, earlier: frozenset[str], environ: Mapping[str, str], looks: int, sleep: Callable[[float], None]
 ) -> list[str]:
     """The same from squeue and accounting together, up to ``looks`` times, because slurmctld may still be at work."""
-    for look in range(looks):
-        if look:
-            sleep(_BETWEEN)
+    from tenacity import stop_after_attempt, wait_fixed
+
+    def look() -> list[str]:
         with contextlib.suppress(LauncherError):
-            if found := [j.id for j in jobs_with_token(token, SlurmCommands(environ=environ)) if j.id not in earlier]:
-                return found
-    return []
+            return [job.id for job in jobs_with_token(token, SlurmCommands(environ=environ)) if job.id not in earlier]
+        return []
+
+    return until(bool, look, stop=stop_after_attempt(looks), wait=wait_fixed(_BETWEEN), sleep=sleep)

@@ -22,7 +22,7 @@ from launcher.core.retry import until
 from launcher.slurm.client import Scheduler, SchedulerUnreachable
 from launcher.slurm.end_jobs import jobs_with_token
 from launcher.srtctl.config import dropped_warning
-from launcher.srtctl.sbatch_wrapper import beside
+from launcher.srtctl.sbatch_wrapper import wrapper_on_path
 
 ASKED = 3
 """How often the scheduler is asked about a submission whose answer was lost."""
@@ -265,7 +265,7 @@ def _environment(submission: Submission) -> Iterator[dict[str, str]]:
     kept = {k: v for k, v in submission.environment.items() if k not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
     programs = submission.root / ".venv/bin"
     usual = kept.get("PATH", "/usr/local/bin:/usr/bin:/bin")
-    with beside(submission.token, submission.earlier, usual, hold=submission.hold) as sbatch:
+    with wrapper_on_path(submission.token, submission.earlier, usual, hold=submission.hold) as sbatch:
         path = f"{programs}:{sbatch['PATH']}" if programs.is_dir() else sbatch["PATH"]
         yield {**kept, **sbatch, "COLUMNS": "500", "NO_COLOR": "1", "PATH": path}
 

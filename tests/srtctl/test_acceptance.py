@@ -85,7 +85,7 @@ def test_without_the_wish_or_for_an_evaluation_nothing_changes(changes: dict[str
         (vllm(decode={"speculative-config": "off"}), "dynamo-vllm", ON, "not a JSON object"),
         ({"backend": {}}, "dynamo-sglang", ON, "nothing at backend.*_environment"),
         ({"backend": {"decode_environment": {"SGLANG_SIMULATE_ACC_LEN": "2"}}}, "dynamo-sglang", ON, "sets SGLANG_"),
-        (vllm(), "dynamo-trt", ON, "no meaning for framework dynamo-trt"),
+        (vllm(), "dynamo-trt", ON, "does not work with framework dynamo-trt"),
         (vllm(), "dynamo-vllm", {"SYNTHETIC_ACCEPTANCE": "yes"}, "'yes'"),
         (vllm(), "dynamo-vllm", {"SYNTHETIC_ACCEPTANCE": "true"}, "LENGTH is not set"),
         (vllm(), "dynamo-vllm", {**ON, "SYNTHETIC_ACCEPTANCE_LENGTH": "two"}, "'two'"),

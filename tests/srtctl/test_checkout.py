@@ -74,7 +74,7 @@ def head(repository: Path) -> str:
     return git("rev-parse", "HEAD", cwd=repository)
 
 
-class Bench:
+class Origin:
     """A cache, an origin, and how often the set-up ran."""
 
     def __init__(self, tmp_path: Path, origin: Path) -> None:
@@ -110,14 +110,14 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, origin: Path) -> Bench:
-    return Bench(tmp_path, origin)
+def srt_slurm(tmp_path: Path, origin: Path) -> Origin:
+    return Origin(tmp_path, origin)
 
 
-def test_a_run_gets_its_own_tree_with_what_the_set_up_made(bench: Bench) -> None:
-    made = bench.prepare("run1")
-    assert made.sha == head(bench.origin) == git("rev-parse", "HEAD", cwd=made.root)
-    assert made.srtctl == made.root / ".venv/bin/srtctl" and made.srtctl.exists()
+def test_a_run_gets_its_own_tree_with_what_the_set_up_made(srt_slurm: Origin) -> None:
+    made = srt_slurm.prepare("run1")
+    assert made.sha == head(srt_slurm.origin) == git("rev-parse", "HEAD", cwd=made.root)
+    assert (made.root / ".venv/bin/srtctl").exists()
     assert {"--json", "--tags"} <= made.options and "--no-preflight" not in made.options
     assert made.cluster_keys == {"default_account", "containers"}
     assert made.notes == ()
@@ -127,90 +127,90 @@ def test_a_run_gets_its_own_tree_with_what_the_set_up_made(bench: Bench) -> None
     assert git("status", "--porcelain", cwd=made.root) == ""
 
 
-def test_the_second_run_costs_little_and_shares_nothing_that_it_may_change(bench: Bench) -> None:
-    first = bench.prepare("run1")
+def test_the_second_run_costs_little_and_shares_nothing_that_it_may_change(srt_slurm: Origin) -> None:
+    first = srt_slurm.prepare("run1")
     began = time.monotonic()
-    second = bench.prepare("run2")
+    second = srt_slurm.prepare("run2")
     assert time.monotonic() - began < 1.0
-    assert bench.setups() == 1
+    assert srt_slurm.setups() == 1
     assert (first.root / "bin/uv").samefile(second.root / "bin/uv")
     (first.root / "recipes/a.yaml").write_text("changed")
     assert (second.root / "recipes/a.yaml").read_text() == "name: a\n"
 
 
-def test_a_pinned_commit_that_is_there_needs_no_network(bench: Bench) -> None:
-    sha = head(bench.origin)
-    bench.prepare("run1")
-    later = bench.wanted("run2")
-    bench.origin.rename(bench.tmp / "gone")
-    assert Checkouts(environ=bench.environ).prepare(later).sha == sha
+def test_a_pinned_commit_that_is_there_needs_no_network(srt_slurm: Origin) -> None:
+    sha = head(srt_slurm.origin)
+    srt_slurm.prepare("run1")
+    later = srt_slurm.wanted("run2")
+    srt_slurm.origin.rename(srt_slurm.tmp / "gone")
+    assert Checkouts(environ=srt_slurm.environ).prepare(later).sha == sha
 
 
-def test_another_set_up_or_commit_is_another_base(bench: Bench) -> None:
-    bench.prepare("run1")
-    bench.prepare("run2", setup_environment={"EXTRA": "echo y > bin/y"})
-    assert (bench.tmp / "run2/bin/y").exists() and not (bench.tmp / "run1/bin/y").exists()
-    newer = commit(bench.origin, {"recipes/b.yaml": "name: b\n"})
-    made = bench.prepare("run3", sha=newer)
+def test_another_set_up_or_commit_is_another_base(srt_slurm: Origin) -> None:
+    srt_slurm.prepare("run1")
+    srt_slurm.prepare("run2", setup_environment={"EXTRA": "echo y > bin/y"})
+    assert (srt_slurm.tmp / "run2/bin/y").exists() and not (srt_slurm.tmp / "run1/bin/y").exists()
+    newer = commit(srt_slurm.origin, {"recipes/b.yaml": "name: b\n"})
+    made = srt_slurm.prepare("run3", sha=newer)
     assert (made.root / "recipes/b.yaml").exists()
-    assert bench.setups() == 3
+    assert srt_slurm.setups() == 3
 
 
-def test_a_moved_ref_is_said_and_not_followed(bench: Bench) -> None:
-    old = head(bench.origin)
-    new = commit(bench.origin, {"recipes/b.yaml": "name: b\n"})
-    made = bench.prepare("run1", sha=old)
+def test_a_moved_ref_is_said_and_not_followed(srt_slurm: Origin) -> None:
+    old = head(srt_slurm.origin)
+    new = commit(srt_slurm.origin, {"recipes/b.yaml": "name: b\n"})
+    made = srt_slurm.prepare("run1", sha=old)
     assert made.sha == old
     assert made.notes == (f"main has moved to {new}; the pinned {old} is used",)
 
 
-def test_an_unpinned_ref_is_taken_as_it_is_now_and_said(bench: Bench) -> None:
-    bench.prepare("run1", sha=None)
-    new = commit(bench.origin, {"recipes/b.yaml": "name: b\n"})
-    made = bench.prepare("run2", sha=None)
+def test_an_unpinned_ref_is_taken_as_it_is_now_and_said(srt_slurm: Origin) -> None:
+    srt_slurm.prepare("run1", sha=None)
+    new = commit(srt_slurm.origin, {"recipes/b.yaml": "name: b\n"})
+    made = srt_slurm.prepare("run2", sha=None)
     assert made.sha == new and "not pinned" in made.notes[0]
     with pytest.raises(SubmissionError, match="no branch or tag 'nope'"):
-        bench.prepare("run3", ref="nope", sha=None)
+        srt_slurm.prepare("run3", ref="nope", sha=None)
 
 
-def test_a_commit_that_the_repository_lacks(bench: Bench) -> None:
+def test_a_commit_that_the_repository_lacks(srt_slurm: Origin) -> None:
     with pytest.raises(SubmissionError, match="has no commit 0123456789") as caught:
-        bench.prepare("run1", sha="0123456789" * 4)
+        srt_slurm.prepare("run1", sha="0123456789" * 4)
     assert "force-pushed" in (caught.value.hint or "")
     with pytest.raises(SubmissionError, match="not a commit's sha"):
-        bench.prepare("run1", sha="v1.0.38")
-    assert not (bench.tmp / "run1").exists()
+        srt_slurm.prepare("run1", sha="v1.0.38")
+    assert not (srt_slurm.tmp / "run1").exists()
 
 
-def test_a_short_sha_of_a_patch_must_be_unique(bench: Bench) -> None:
+def test_a_short_sha_of_a_patch_must_be_unique(srt_slurm: Origin) -> None:
     stream = "".join(
         f"commit refs/heads/many\ncommitter t <t@t> {1767225600 + i} +0000\ndata 1\nx\n\n" for i in range(700)
     )
-    git("fast-import", "--quiet", cwd=bench.origin, input=stream)
-    shas = git("rev-list", "many", cwd=bench.origin).split()
+    git("fast-import", "--quiet", cwd=srt_slurm.origin, input=stream)
+    shas = git("rev-list", "many", cwd=srt_slurm.origin).split()
     twins = next(s[:4] for s in sorted(shas) if sum(t.startswith(s[:4]) for t in shas) > 1)
     with pytest.raises(SubmissionError, match=f"has no commit {twins}"):
-        bench.prepare("run1", patches=(PlannedPatch(twins, "recipes/a.yaml"),))
+        srt_slurm.prepare("run1", patches=(PlannedPatch(twins, "recipes/a.yaml"),))
 
 
-def test_patches_are_applied_and_the_head_stays(bench: Bench) -> None:
-    sha = head(bench.origin)
-    later = commit(bench.origin, {"recipes/a.yaml": "name: patched\n", "recipes/other.yaml": "x: 1\n"})
-    again = commit(bench.origin, {"configs/kept.json": "{1}\n"})
+def test_patches_are_applied_and_the_head_stays(srt_slurm: Origin) -> None:
+    sha = head(srt_slurm.origin)
+    later = commit(srt_slurm.origin, {"recipes/a.yaml": "name: patched\n", "recipes/other.yaml": "x: 1\n"})
+    again = commit(srt_slurm.origin, {"configs/kept.json": "{1}\n"})
     patches = (PlannedPatch(later, "recipes/a.yaml"), PlannedPatch(again[:12], "configs/kept.json"))
-    made = bench.prepare("run1", sha=sha, patches=patches)
+    made = srt_slurm.prepare("run1", sha=sha, patches=patches)
     assert made.sha == sha
     assert (made.root / "recipes/a.yaml").read_text() == "name: patched\n"
     assert (made.root / "configs/kept.json").read_text() == "{1}\n"
     assert not (made.root / "recipes/other.yaml").exists()
     with pytest.raises(SubmissionError, match="git apply failed"):
-        bench.prepare("run2", sha=later, patches=patches)
+        srt_slurm.prepare("run2", sha=later, patches=patches)
     with pytest.raises(SubmissionError, match="does not change"):
-        bench.prepare("run3", sha=sha, patches=(PlannedPatch(later, "nope"),))
+        srt_slurm.prepare("run3", sha=sha, patches=(PlannedPatch(later, "nope"),))
 
 
-def test_overlays_are_merged_and_do_not_reach_the_base(bench: Bench) -> None:
-    source = bench.tmp / "overlay"
+def test_overlays_are_merged_and_do_not_reach_the_base(srt_slurm: Origin) -> None:
+    source = srt_slurm.tmp / "overlay"
     (source / "deep").mkdir(parents=True)
     (source / "a.yaml").write_text("name: overlaid\n")
     (source / "deep/new.yaml").write_text("name: new\n")
@@ -220,90 +220,90 @@ def test_overlays_are_merged_and_do_not_reach_the_base(bench: Bench) -> None:
         PlannedOverlay(f"{source}/nats-server", "configs/nats-server"),
         PlannedOverlay(str(source), "src/x"),
     )
-    made = bench.prepare("run1", overlays=overlays)
+    made = srt_slurm.prepare("run1", overlays=overlays)
     assert (made.root / "recipes/a.yaml").read_text() == "name: overlaid\n"
     assert (made.root / "recipes/deep/new.yaml").exists()
     assert (made.root / "configs/nats-server").read_text() == "other\n"
     assert any("src/" in note for note in made.notes)
-    other = bench.prepare("run2")
+    other = srt_slurm.prepare("run2")
     assert (other.root / "configs/nats-server").read_text() == "binary\n"
-    assert bench.setups() == 1
+    assert srt_slurm.setups() == 1
 
 
 @pytest.mark.parametrize(
     "destination", ["../out", "/tmp/out", "link-out/x", "recipes/../../out", ".venv/bin", ".git", "src/../.git"]
 )
-def test_an_overlay_cannot_leave_the_tree(bench: Bench, destination: str) -> None:
-    source = bench.tmp / "overlay"
+def test_an_overlay_cannot_leave_the_tree(srt_slurm: Origin, destination: str) -> None:
+    source = srt_slurm.tmp / "overlay"
     source.mkdir()
     (source / "f").write_text("x")
     for overlay in (PlannedOverlay(str(source), destination), PlannedOverlay(f"{source}/f", f"{destination}/f")):
         with pytest.raises(SubmissionError, match="must not go to"):
-            bench.prepare("run1", overlays=(overlay,))
-    assert not (bench.tmp / "run1").exists() and not (bench.tmp / "out").exists()
-    assert not list(bench.tmp.glob(".run1*")), "a failed tree leaves nothing behind"
+            srt_slurm.prepare("run1", overlays=(overlay,))
+    assert not (srt_slurm.tmp / "run1").exists() and not (srt_slurm.tmp / "out").exists()
+    assert not list(srt_slurm.tmp.glob(".run1*")), "a failed tree leaves nothing behind"
 
 
-def test_an_overlay_that_is_missing_or_does_not_fit(bench: Bench) -> None:
+def test_an_overlay_that_is_missing_or_does_not_fit(srt_slurm: Origin) -> None:
     with pytest.raises(SubmissionError, match="source does not exist"):
-        bench.prepare("run1", overlays=(PlannedOverlay(f"{bench.tmp}/nope", "recipes"),))
-    (bench.tmp / "recipes").write_text("a file")
+        srt_slurm.prepare("run1", overlays=(PlannedOverlay(f"{srt_slurm.tmp}/nope", "recipes"),))
+    (srt_slurm.tmp / "recipes").write_text("a file")
     with pytest.raises(SubmissionError, match="puts a file where"):
-        bench.prepare("run1", overlays=(PlannedOverlay(f"{bench.tmp}/recipes", "recipes"),))
+        srt_slurm.prepare("run1", overlays=(PlannedOverlay(f"{srt_slurm.tmp}/recipes", "recipes"),))
 
 
-def test_a_tree_that_is_there_already(bench: Bench) -> None:
-    into = bench.tmp / "run1"
-    bench.prepare("run1")
+def test_a_tree_that_is_there_already(srt_slurm: Origin) -> None:
+    into = srt_slurm.tmp / "run1"
+    srt_slurm.prepare("run1")
     (into / "recipes/a.yaml").write_text("edited by this run")
-    bench.prepare("run1")
+    srt_slurm.prepare("run1")
     assert (into / "recipes/a.yaml").read_text() == "edited by this run"
     with pytest.raises(SubmissionError, match="not this run's work tree"):
-        bench.prepare("run1", overlays=(PlannedOverlay(str(bench.origin), "x"),))
-    foreign = bench.tmp / "foreign"
+        srt_slurm.prepare("run1", overlays=(PlannedOverlay(str(srt_slurm.origin), "x"),))
+    foreign = srt_slurm.tmp / "foreign"
     foreign.mkdir()
     with pytest.raises(SubmissionError, match="not this run's work tree"):
-        bench.prepare("foreign")
+        srt_slurm.prepare("foreign")
     git("checkout", "-q", "-f", "--orphan", "elsewhere", cwd=into)
     git("commit", "-q", "--allow-empty", "-m", "y", cwd=into)
     with pytest.raises(SubmissionError, match="HEAD is"):
-        bench.prepare("run1")
+        srt_slurm.prepare("run1")
 
 
-def test_a_failing_set_up_names_the_command_and_publishes_nothing(bench: Bench) -> None:
+def test_a_failing_set_up_names_the_command_and_publishes_nothing(srt_slurm: Origin) -> None:
     setup = (("sh", "-c", "echo first"), ("sh", "-c", "echo no network >&2; test -e $FLAG"))
-    flag = bench.tmp / "flag"
+    flag = srt_slurm.tmp / "flag"
     environment = {"FLAG": str(flag), "PATH": os.environ["PATH"]}
     with pytest.raises(SubmissionError, match=r"test -e \$FLAG` failed \(exit 1\):\nno network") as caught:
-        bench.prepare("run1", setup_environment=environment, setup=setup)
+        srt_slurm.prepare("run1", setup_environment=environment, setup=setup)
     assert "first" in Path(caught.value.where or "").read_text()
-    assert bench.bases() == []
+    assert srt_slurm.bases() == []
     with pytest.raises(SubmissionError, match=r"did not end within 0 s"):
-        bench.prepare("run1", setup=(("sleep", "9"),), setup_timeout=0.1)
+        srt_slurm.prepare("run1", setup=(("sleep", "9"),), setup_timeout=0.1)
     with pytest.raises(SubmissionError, match=r"failed \(exit 127\)"):
-        bench.prepare("run1", setup=(("no-such-program",),))
+        srt_slurm.prepare("run1", setup=(("no-such-program",),))
 
 
-def test_a_repository_that_cannot_be_cloned(bench: Bench) -> None:
+def test_a_repository_that_cannot_be_cloned(srt_slurm: Origin) -> None:
     with pytest.raises(SubmissionError, match="git clone failed") as caught:
-        bench.prepare("run1", repository=f"{bench.tmp}/nope", sha="0" * 40)
-    assert caught.value.where == str(bench.tmp / "nope")
-    assert bench.slept == [], "a repository that does not exist is not asked again"
-    assert [p.name for p in (bench.tmp / "cache/mirrors").iterdir()] == []
+        srt_slurm.prepare("run1", repository=f"{srt_slurm.tmp}/nope", sha="0" * 40)
+    assert caught.value.where == str(srt_slurm.tmp / "nope")
+    assert srt_slurm.slept == [], "a repository that does not exist is not asked again"
+    assert [p.name for p in (srt_slurm.tmp / "cache/mirrors").iterdir()] == []
 
 
-def test_credentials_in_an_address_are_not_printed(bench: Bench) -> None:
+def test_credentials_in_an_address_are_not_printed(srt_slurm: Origin) -> None:
     def deaf(argv: Sequence[str], **kwargs: object) -> Completed:
         return Completed(tuple(argv), 128, "", f"fatal: repository '{argv[-2]}' not found", 0.1)
 
-    checkouts = Checkouts(run=deaf, environ=bench.environ)
-    wanted = bench.wanted("run1", repository="https://me:s3cret@example.invalid/x.git", sha="0" * 40)
+    checkouts = Checkouts(run=deaf, environ=srt_slurm.environ)
+    wanted = srt_slurm.wanted("run1", repository="https://me:s3cret@example.invalid/x.git", sha="0" * 40)
     with pytest.raises(SubmissionError) as caught:
         checkouts.prepare(wanted)
     assert "s3cret" not in str(caught.value) and "https://example.invalid/x.git" in str(caught.value)
 
 
-def test_a_network_that_fails_twice_is_asked_again(bench: Bench) -> None:
+def test_a_network_that_fails_twice_is_asked_again(srt_slurm: Origin) -> None:
     failures = ["Could not resolve host: github.com", "The requested URL returned error: 502"]
 
     def flaky(argv: Sequence[str], **kwargs: object) -> Completed:
@@ -311,67 +311,69 @@ def test_a_network_that_fails_twice_is_asked_again(bench: Bench) -> None:
             return Completed(tuple(argv), 128, "", f"fatal: unable to access: {failures.pop()}", 0.1)
         return run(argv, **kwargs)  # type: ignore[arg-type]
 
-    checkouts = Checkouts(run=flaky, environ=bench.environ, sleep=bench.slept.append)
-    made = checkouts.prepare(bench.wanted("run1"))
-    assert made.sha == head(bench.origin)
-    assert len(bench.slept) == 2 and all(s >= 1 for s in bench.slept)
+    checkouts = Checkouts(run=flaky, environ=srt_slurm.environ, sleep=srt_slurm.slept.append)
+    made = checkouts.prepare(srt_slurm.wanted("run1"))
+    assert made.sha == head(srt_slurm.origin)
+    assert len(srt_slurm.slept) == 2 and all(s >= 1 for s in srt_slurm.slept)
 
 
-def test_an_srtctl_that_does_not_start_is_found_at_once(bench: Bench) -> None:
+def test_an_srtctl_that_does_not_start_is_found_at_once(srt_slurm: Origin) -> None:
     broken = {"EXTRA": "printf '#!/bin/sh\\necho no module named rich >&2; exit 1\\n' > .venv/bin/srtctl"}
     with pytest.raises(SubmissionError, match=r"does not start: (?s:.*)no module named rich"):
-        bench.prepare("run1", setup_environment=broken)
-    assert bench.bases() == []
+        srt_slurm.prepare("run1", setup_environment=broken)
+    assert srt_slurm.bases() == []
 
 
-def test_srtctl_from_path_is_asked_where_the_tree_has_none(bench: Bench) -> None:
-    tools = bench.tmp / "tools"
+def test_srtctl_from_path_is_asked_where_the_tree_has_none(srt_slurm: Origin) -> None:
+    tools = srt_slurm.tmp / "tools"
     tools.mkdir()
     (tools / "srtctl").write_text("#!/bin/sh\necho ' --from-path'\n")
     (tools / "srtctl").chmod(0o755)
     path = {"PATH": f"{tools}:{os.environ['PATH']}"}
-    made = bench.prepare("run1", setup_environment=path, setup=())
-    assert made.srtctl is None and made.options == {"--from-path"}
+    made = srt_slurm.prepare("run1", setup_environment=path, setup=())
+    assert made.options == {"--from-path"}
 
 
-def _prepare(bench: Bench, into: str, nap: float) -> None:
-    Checkouts(environ={**bench.environ, "NAP": str(nap)}).prepare(bench.wanted(into))
+def _prepare(srt_slurm: Origin, into: str, nap: float) -> None:
+    Checkouts(environ={**srt_slurm.environ, "NAP": str(nap)}).prepare(srt_slurm.wanted(into))
 
 
-def test_two_processes_do_the_work_once(bench: Bench) -> None:
+def test_two_processes_do_the_work_once(srt_slurm: Origin) -> None:
     other = {"EXTRA": "true"}  # another base, made first so that nobody waits for the mirror
-    bench.prepare("run", setup_environment=other)
+    srt_slurm.prepare("run", setup_environment=other)
     fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=_prepare, args=(bench, f"run{i}", 0.5)) for i in range(3)]
+    processes = [fork.Process(target=_prepare, args=(srt_slurm, f"run{i}", 0.5)) for i in range(3)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(20)
         assert process.exitcode == 0
-    assert bench.setups() == 2 and len(bench.bases()) == 2
-    assert all((bench.tmp / f"run{i}/bin/uv").exists() for i in range(3))
+    assert srt_slurm.setups() == 2 and len(srt_slurm.bases()) == 2
+    assert all((srt_slurm.tmp / f"run{i}/bin/uv").exists() for i in range(3))
 
 
-def test_a_killed_build_is_never_taken_and_goes_away(bench: Bench) -> None:
-    process = multiprocessing.get_context("fork").Process(target=_prepare, args=(bench, "run1", 60))
+def test_a_killed_build_is_never_taken_and_goes_away(srt_slurm: Origin) -> None:
+    process = multiprocessing.get_context("fork").Process(target=_prepare, args=(srt_slurm, "run1", 60))
     process.start()
     deadline = time.monotonic() + 10
-    while bench.setups() == 0 and time.monotonic() < deadline:
+    while srt_slurm.setups() == 0 and time.monotonic() < deadline:
         time.sleep(0.02)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    os.killpg(int(bench.count.with_suffix(".pid").read_text()), signal.SIGKILL)  # its set-up, alone in the world now
-    (half,) = bench.bases()
-    assert not (bench.tmp / "run1").exists()
-    made = bench.prepare("run1")
-    assert (made.root / "bin/uv").exists() and bench.setups() == 2
-    assert len(bench.bases()) == 1 and half not in bench.bases()
+    os.killpg(
+        int(srt_slurm.count.with_suffix(".pid").read_text()), signal.SIGKILL
+    )  # its set-up, alone in the world now
+    (half,) = srt_slurm.bases()
+    assert not (srt_slurm.tmp / "run1").exists()
+    made = srt_slurm.prepare("run1")
+    assert (made.root / "bin/uv").exists() and srt_slurm.setups() == 2
+    assert len(srt_slurm.bases()) == 1 and half not in srt_slurm.bases()
     assert any("broke the lock" in note for note in made.notes)
 
 
-def test_a_cache_that_was_emptied_by_hand_is_filled_again(bench: Bench) -> None:
-    bench.prepare("run1")
-    shutil.rmtree(bench.tmp / "cache/bases" / bench.bases()[0])
-    bench.prepare("run2")
-    assert bench.setups() == 2
+def test_a_cache_that_was_emptied_by_hand_is_filled_again(srt_slurm: Origin) -> None:
+    srt_slurm.prepare("run1")
+    shutil.rmtree(srt_slurm.tmp / "cache/bases" / srt_slurm.bases()[0])
+    srt_slurm.prepare("run2")
+    assert srt_slurm.setups() == 2

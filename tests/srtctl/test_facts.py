@@ -172,7 +172,7 @@ class TestContainers:
         """)
         assert [use.alias for use in found.container_aliases] == ["engine", "nginx", "dcgm", "node"]
         assert found.container_aliases[0].paths == (("model", "container"), ("benchmark", "container_image"))
-        assert (found.container, found.nginx_container) == ("engine", "nginx")
+        assert found.container == "engine"
 
     @pytest.mark.parametrize(
         ("text", "expected"),
@@ -193,7 +193,7 @@ class TestRest:
         assert found.engine == "sglang"  # the schema's default
         assert found.roles == {}
         unknown = {name for name in RecipeFacts.__dataclass_fields__ if getattr(found, name) is None}
-        assert {"model_path", "container", "concurrencies", "nodes", "time_limit", "multiple_frontends"} <= unknown
+        assert {"model_path", "container", "concurrencies", "nodes", "time_limit"} <= unknown
 
     def test_odd_types_are_not_taken_for_values(self) -> None:
         found = of("model: text\nresources: [1]\nslurm: {time_limit: 4:00:00}\nbenchmark: {isl: true, osl: 1k}")

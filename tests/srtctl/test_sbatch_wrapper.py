@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher.srtctl.sbatch_wrapper import VARIABLE, asks_for_hold, beside
+from launcher.srtctl.sbatch_wrapper import VARIABLE, asks_for_hold, wrapper_on_path
 
 LINE = "4242|PENDING|1795289084|N/A|N/A|None||tok-a\n"
 
 
-class Place:
+class ScriptedPrograms:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.bin = root / "bin"
@@ -31,7 +31,7 @@ class Place:
     def sbatch(
         self, *argv: str, earlier: frozenset[str] = frozenset(), hold: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        with beside("tok-a", earlier, self.path, hold=hold) as environment:
+        with wrapper_on_path("tok-a", earlier, self.path, hold=hold) as environment:
             return subprocess.run(
                 ["sbatch", *argv],
                 env={**os.environ, **environment},
@@ -43,8 +43,8 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def programs(tmp_path: Path) -> ScriptedPrograms:
+    return ScriptedPrograms(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -56,27 +56,27 @@ def place(tmp_path: Path) -> Place:
         'echo "*** 12 nodes are down ***"; echo "Submitted batch job 4242"; echo "Welcome"',
     ],
 )
-def test_an_answer_in_any_form_is_given_in_one(place: Place, says: str) -> None:
-    place.program("sbatch", says)
-    script = place.root / "job.slurm"
-    script.write_text(f"#!/bin/bash\n#SBATCH --output={place.root}/outputs/%j/logs/sweep_%j.log\n")
-    done = place.sbatch(str(script))
-    assert (place.root / "outputs/4242/logs").is_dir()
+def test_an_answer_in_any_form_is_given_in_one(programs: ScriptedPrograms, says: str) -> None:
+    programs.program("sbatch", says)
+    script = programs.root / "job.slurm"
+    script.write_text(f"#!/bin/bash\n#SBATCH --output={programs.root}/outputs/%j/logs/sweep_%j.log\n")
+    done = programs.sbatch(str(script))
+    assert (programs.root / "outputs/4242/logs").is_dir()
     assert (done.returncode, done.stdout) == (0, "Submitted batch job 4242\n")
 
 
 @pytest.mark.parametrize(
     "says", ["exit 0", 'echo "sbatch: error: Socket timed out on send/recv" >&2; exit 1', "exit 1"]
 )
-def test_a_lost_answer_is_found_by_the_token_and_submitted_once(place: Place, says: str) -> None:
-    place.program("sbatch", f'echo x >> "{place.root}/calls"; {says}')
-    place.program("squeue", f"printf '{LINE}'")
-    script = place.root / "job.slurm"
-    script.write_text(f"#!/bin/bash\n#SBATCH --output={place.root}/outputs/%j/logs/sweep_%j.log\n")
-    done = place.sbatch(str(script))
+def test_a_lost_answer_is_found_by_the_token_and_submitted_once(programs: ScriptedPrograms, says: str) -> None:
+    programs.program("sbatch", f'echo x >> "{programs.root}/calls"; {says}')
+    programs.program("squeue", f"printf '{LINE}'")
+    script = programs.root / "job.slurm"
+    script.write_text(f"#!/bin/bash\n#SBATCH --output={programs.root}/outputs/%j/logs/sweep_%j.log\n")
+    done = programs.sbatch(str(script))
     assert (done.returncode, done.stdout) == (0, "Submitted batch job 4242\n"), done
-    assert (place.root / "calls").read_text() == "x\n"
-    assert (place.root / "outputs/4242/logs").is_dir()
+    assert (programs.root / "calls").read_text() == "x\n"
+    assert (programs.root / "outputs/4242/logs").is_dir()
     assert "did not print the job's id" in done.stderr
 
 
@@ -88,33 +88,33 @@ def test_a_lost_answer_is_found_by_the_token_and_submitted_once(place: Place, sa
         LINE.replace("PENDING", "FAILED"),  # what was refused leaves such a record, without a node
     ],
 )
-def test_a_refusal_stays_one(place: Place, line: str) -> None:
-    place.program("sbatch", 'echo "sbatch: error: invalid partition specified: x" >&2; exit 1')
-    place.program("squeue", f"printf '{line}'")
-    done = place.sbatch("script")
+def test_a_refusal_stays_one(programs: ScriptedPrograms, line: str) -> None:
+    programs.program("sbatch", 'echo "sbatch: error: invalid partition specified: x" >&2; exit 1')
+    programs.program("squeue", f"printf '{line}'")
+    done = programs.sbatch("script")
     assert (done.returncode, done.stdout) == (1, "")
     assert "invalid partition" in done.stderr
 
 
-def test_a_job_of_an_earlier_submission_is_not_taken_for_this_one(place: Place) -> None:
-    place.program("sbatch", "exit 1")
-    place.program("squeue", f"printf '{LINE}'")
-    assert place.sbatch("script", earlier=frozenset({"4242"})).returncode == 1
+def test_a_job_of_an_earlier_submission_is_not_taken_for_this_one(programs: ScriptedPrograms) -> None:
+    programs.program("sbatch", "exit 1")
+    programs.program("squeue", f"printf '{LINE}'")
+    assert programs.sbatch("script", earlier=frozenset({"4242"})).returncode == 1
 
 
-def test_the_real_one_sees_nothing_of_us(place: Place) -> None:
-    place.program("sbatch", f'env > "{place.root}/env"; printf "%s\\n" "$@" > "{place.root}/argv"; echo 7')
-    place.sbatch("--parsable", "a b")
-    seen = dict(line.split("=", 1) for line in (place.root / "env").read_text().splitlines() if "=" in line)
+def test_the_real_one_sees_nothing_of_us(programs: ScriptedPrograms) -> None:
+    programs.program("sbatch", f'env > "{programs.root}/env"; printf "%s\\n" "$@" > "{programs.root}/argv"; echo 7')
+    programs.sbatch("--parsable", "a b")
+    seen = dict(line.split("=", 1) for line in (programs.root / "env").read_text().splitlines() if "=" in line)
     assert VARIABLE not in seen
-    assert seen["PATH"] == place.path
-    assert (place.root / "argv").read_text() == "--parsable\na b\n"
+    assert seen["PATH"] == programs.path
+    assert (programs.root / "argv").read_text() == "--parsable\na b\n"
 
 
-def test_a_job_is_submitted_held_by_an_option_before_the_script(place: Place) -> None:
-    place.program("sbatch", f'printf "%s\\n" "$@" > "{place.root}/argv"; echo 7')
-    place.sbatch("--parsable", "job.slurm", hold=True)
-    assert (place.root / "argv").read_text().split() == ["--hold", "--parsable", "job.slurm"]
+def test_a_job_is_submitted_held_by_an_option_before_the_script(programs: ScriptedPrograms) -> None:
+    programs.program("sbatch", f'printf "%s\\n" "$@" > "{programs.root}/argv"; echo 7')
+    programs.sbatch("--parsable", "job.slurm", hold=True)
+    assert (programs.root / "argv").read_text().split() == ["--hold", "--parsable", "job.slurm"]
 
 
 def test_a_hold_that_the_recipe_or_the_cluster_asks_for_is_theirs() -> None:
@@ -127,13 +127,13 @@ def test_a_hold_that_the_recipe_or_the_cluster_asks_for_is_theirs() -> None:
 
 
 def test_nothing_is_put_before_an_sbatch_that_is_not_there(tmp_path: Path) -> None:
-    with beside("t", frozenset(), str(tmp_path)) as environment:
+    with wrapper_on_path("t", frozenset(), str(tmp_path)) as environment:
         assert environment == {"PATH": str(tmp_path)}
 
 
-def test_the_program_goes_with_the_submission(place: Place) -> None:
-    place.program("sbatch", "exit 0")
-    with beside("t", frozenset({"2", "1"}), place.path) as environment:
+def test_the_program_goes_with_the_submission(programs: ScriptedPrograms) -> None:
+    programs.program("sbatch", "exit 0")
+    with wrapper_on_path("t", frozenset({"2", "1"}), programs.path) as environment:
         told = json.loads(environment[VARIABLE])
         assert told["earlier"] == ["1", "2"] and Path(told["directory"], "sbatch").is_file()
     assert not Path(told["directory"]).exists()

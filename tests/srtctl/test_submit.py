@@ -49,7 +49,7 @@ class Slurm:
         raise AssertionError
 
 
-class Desk:
+class ScriptedSrtctl:
     """A work tree whose srtctl says what it is told to say, and notes how it was called."""
 
     def __init__(self, root: Path) -> None:
@@ -93,8 +93,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+def srtctl(tmp_path: Path) -> ScriptedSrtctl:
+    return ScriptedSrtctl(tmp_path)
 
 
 def ok(job: str = "4242") -> str:
@@ -102,49 +102,49 @@ def ok(job: str = "4242") -> str:
 
 
 @needs_shared
-def test_a_modern_srtctl_is_asked_for_json(desk: Desk) -> None:
-    desk.replays("apply-json")
-    done = desk.apply(Slurm(["4242"]), "--no-preflight", "--tags", "a,b")
+def test_a_modern_srtctl_is_asked_for_json(srtctl: ScriptedSrtctl) -> None:
+    srtctl.replays("apply-json")
+    done = srtctl.apply(Slurm(["4242"]), "--no-preflight", "--tags", "a,b")
     assert (done.job_id, done.submitted, done.adopted) == ("4242", 1000.0, False)
     assert done.output_dir == Path("/srv/srt-slurm/outputs/4242")
     assert "🚀 Submitting" in done.said and done.notes == ()
-    assert desk.argv() == ["apply", "-f", "recipes/a.yaml", "--no-preflight", "--tags", "a,b", "--json"]
+    assert srtctl.argv() == ["apply", "-f", "recipes/a.yaml", "--no-preflight", "--tags", "a,b", "--json"]
 
 
 @needs_shared
 @pytest.mark.parametrize("recorded", ["apply-ok", "narrow-columns-apply", "force-color-apply"])
-def test_an_old_srtctl_is_read_in_prose(desk: Desk, recorded: str) -> None:
-    desk.replays(recorded)
-    done = desk.apply(Slurm(["4242"]), "--no-preflight", options=OLD)
+def test_an_old_srtctl_is_read_in_prose(srtctl: ScriptedSrtctl, recorded: str) -> None:
+    srtctl.replays(recorded)
+    done = srtctl.apply(Slurm(["4242"]), "--no-preflight", options=OLD)
     assert done.job_id == "4242"
     assert not done.adopted
-    assert desk.argv() == ["apply", "-f", "recipes/a.yaml"]
+    assert srtctl.argv() == ["apply", "-f", "recipes/a.yaml"]
     assert "--no-preflight is left out" in done.notes[0]
     assert "\x1b" not in done.said
     if recorded != "narrow-columns-apply":
         assert done.output_dir == Path("/srv/srt-slurm/outputs/4242")
 
 
-def test_the_command_is_run_wide_plain_and_in_its_tree(desk: Desk) -> None:
-    desk.says(0, ok())
-    desk.apply(Slurm([]), environment={"FORCE_COLOR": "1", "COLUMNS": "15", "KEPT": "yes"})
-    env = desk.environ()
+def test_the_command_is_run_wide_plain_and_in_its_tree(srtctl: ScriptedSrtctl) -> None:
+    srtctl.says(0, ok())
+    srtctl.apply(Slurm([]), environment={"FORCE_COLOR": "1", "COLUMNS": "15", "KEPT": "yes"})
+    env = srtctl.environ()
     assert env["COLUMNS"] == "500" and env["NO_COLOR"] == "1" and env["KEPT"] == "yes" and "FORCE_COLOR" not in env
-    assert env["PATH"].startswith(f"{desk.root}/.venv/bin:")
-    assert (desk.root / "pwd").read_text().strip() == str(desk.root)
+    assert env["PATH"].startswith(f"{srtctl.root}/.venv/bin:")
+    assert (srtctl.root / "pwd").read_text().strip() == str(srtctl.root)
 
 
-def test_a_job_that_slurm_does_not_show_yet_is_still_ours(desk: Desk) -> None:
-    desk.says(0, ok())
+def test_a_job_that_slurm_does_not_show_yet_is_still_ours(srtctl: ScriptedSrtctl) -> None:
+    srtctl.says(0, ok())
     for scheduler in (Slurm([]), Slurm(None)):
-        done = desk.apply(scheduler)
+        done = srtctl.apply(scheduler)
         assert (done.job_id, done.submitted, done.adopted) == ("4242", None, False)
-    assert desk.slept == []
+    assert srtctl.slept == []
 
 
-def test_a_relative_output_directory_is_below_the_tree(desk: Desk) -> None:
-    desk.says(0, json.dumps({"status": "submitted", "slurm_job_id": "9", "output_dir": "rel-out/9"}))
-    assert desk.apply(Slurm(["9"])).output_dir == desk.root / "rel-out/9"
+def test_a_relative_output_directory_is_below_the_tree(srtctl: ScriptedSrtctl) -> None:
+    srtctl.says(0, json.dumps({"status": "submitted", "slurm_job_id": "9", "output_dir": "rel-out/9"}))
+    assert srtctl.apply(Slurm(["9"])).output_dir == srtctl.root / "rel-out/9"
 
 
 @needs_shared
@@ -172,11 +172,11 @@ def test_a_relative_output_directory_is_below_the_tree(desk: Desk) -> None:
     ],
 )
 def test_a_refusal_is_passed_on_whole_and_leaves_no_doubt(
-    desk: Desk, recorded: str, text: str, hint: str | None
+    srtctl: ScriptedSrtctl, recorded: str, text: str, hint: str | None
 ) -> None:
-    desk.replays(recorded)
+    srtctl.replays(recorded)
     with pytest.raises(SubmissionError) as caught:
-        desk.apply(Slurm([]))
+        srtctl.apply(Slurm([]))
     assert not isinstance(caught.value, (SubmissionUnknown, JobsExist))
     assert text in caught.value.message.replace(" \n", " ")
     assert " | INFO | " not in caught.value.message
@@ -185,125 +185,125 @@ def test_a_refusal_is_passed_on_whole_and_leaves_no_doubt(
 
 
 @needs_shared
-def test_several_jobs_are_named_so_that_they_can_go(desk: Desk) -> None:
-    desk.replays("override-apply-all-json")
+def test_several_jobs_are_named_so_that_they_can_go(srtctl: ScriptedSrtctl) -> None:
+    srtctl.replays("override-apply-all-json")
     with pytest.raises(JobsExist, match="one job was asked for") as caught:
-        desk.apply(Slurm([]))
+        srtctl.apply(Slurm([]))
     assert caught.value.job_ids == ("5002", "5003", "5004", "5005", "5006")
-    desk.replays("override-apply-all")
+    srtctl.replays("override-apply-all")
     with pytest.raises(JobsExist) as caught:
-        desk.apply(Slurm([]), options=OLD)
+        srtctl.apply(Slurm([]), options=OLD)
     assert caught.value.job_ids == ("5007", "5008", "5009", "5010", "5011")
 
 
-def test_several_submissions_under_one_id_are_several(desk: Desk) -> None:
-    desk.says(0, ok() + ok(), "🚀 Submitting: a\n✅ Job 4242 submitted!\n" * 2)
+def test_several_submissions_under_one_id_are_several(srtctl: ScriptedSrtctl) -> None:
+    srtctl.says(0, ok() + ok(), "🚀 Submitting: a\n✅ Job 4242 submitted!\n" * 2)
     with pytest.raises(JobsExist):
-        desk.apply(Slurm(["4242"]))
+        srtctl.apply(Slurm(["4242"]))
 
 
 @needs_shared
-def test_the_first_of_several_is_not_adopted_when_the_second_fails(desk: Desk) -> None:
-    desk.replays("override-second-sbatch-fails-json")
+def test_the_first_of_several_is_not_adopted_when_the_second_fails(srtctl: ScriptedSrtctl) -> None:
+    srtctl.replays("override-second-sbatch-fails-json")
     with pytest.raises(JobsExist, match="QOSMaxSubmitJobPerUserLimit") as caught:
-        desk.apply(Slurm(["61"]))
+        srtctl.apply(Slurm(["61"]))
     assert caught.value.job_ids == ("61",)
 
 
 @needs_shared
 @pytest.mark.parametrize("recorded", ["sbatch-odd-cluster", "sbatch-odd-empty"])
-def test_a_job_id_that_srtctl_misread_is_asked_of_slurm(desk: Desk, recorded: str) -> None:
-    desk.replays(recorded)
-    done = desk.apply(Slurm(["4250"]), options=OLD)
+def test_a_job_id_that_srtctl_misread_is_asked_of_slurm(srtctl: ScriptedSrtctl, recorded: str) -> None:
+    srtctl.replays(recorded)
+    done = srtctl.apply(Slurm(["4250"]), options=OLD)
     assert (done.job_id, done.adopted) == ("4250", True)
     assert "srtctl failed, and the job exists" in done.notes[0]
 
 
-def test_an_answer_that_was_lost_is_looked_for_before_anything_else(desk: Desk) -> None:
-    desk.says(1, "🚀 Submitting: a\n❌ sbatch failed: sbatch: error: Socket timed out on send/recv operation\n")
-    done = desk.apply(Slurm([], [], ["77"]))
+def test_an_answer_that_was_lost_is_looked_for_before_anything_else(srtctl: ScriptedSrtctl) -> None:
+    srtctl.says(1, "🚀 Submitting: a\n❌ sbatch failed: sbatch: error: Socket timed out on send/recv operation\n")
+    done = srtctl.apply(Slurm([], [], ["77"]))
     assert (done.job_id, done.submitted, done.adopted) == ("77", 1000.0, True)
-    assert desk.slept == [BETWEEN, BETWEEN], "slurmctld may still be at it when sbatch has given up"
+    assert srtctl.slept == [BETWEEN, BETWEEN], "slurmctld may still be at it when sbatch has given up"
     with pytest.raises(SubmissionError) as caught:
-        desk.apply(Slurm([]))
+        srtctl.apply(Slurm([]))
     assert "trying again is safe" in (caught.value.hint or "")
 
 
-def test_a_time_out_ends_srtctl_and_asks_slurm(desk: Desk) -> None:
-    desk.says(0, "🚀 Submitting: a\n", then="sleep 30")
-    done = desk.apply(Slurm(["78"]), timeout=0.3)
+def test_a_time_out_ends_srtctl_and_asks_slurm(srtctl: ScriptedSrtctl) -> None:
+    srtctl.says(0, "🚀 Submitting: a\n", then="sleep 30")
+    done = srtctl.apply(Slurm(["78"]), timeout=0.3)
     assert (done.job_id, done.adopted) == ("78", True)
     with pytest.raises(SubmissionError, match=r"did not end within 0 s and was stopped(?s:.*)🚀 Submitting: a"):
-        desk.apply(Slurm([]), timeout=0.3)
+        srtctl.apply(Slurm([]), timeout=0.3)
     with pytest.raises(JobsExist) as caught:
-        desk.apply(Slurm(["78", "79"]), timeout=0.3)
+        srtctl.apply(Slurm(["78", "79"]), timeout=0.3)
     assert caught.value.job_ids == ("78", "79")
 
 
-def test_a_job_of_an_earlier_submission_is_not_taken_for_this_one(desk: Desk) -> None:
-    desk.says(1, "🚀 Submitting: a\n")
+def test_a_job_of_an_earlier_submission_is_not_taken_for_this_one(srtctl: ScriptedSrtctl) -> None:
+    srtctl.says(1, "🚀 Submitting: a\n")
     words = ("srtctl", "apply", "-f", "a.yaml")
     environ = {"PATH": os.environ["PATH"]}
-    submission = Submission(words, desk.root, environ, TOKEN, MODERN, earlier=frozenset({"77"}))
-    assert apply(submission, scheduler=Slurm(["77"], ["77", "78"]), sleep=desk.slept.append).job_id == "78"
+    submission = Submission(words, srtctl.root, environ, TOKEN, MODERN, earlier=frozenset({"77"}))
+    assert apply(submission, scheduler=Slurm(["77"], ["77", "78"]), sleep=srtctl.slept.append).job_id == "78"
     with pytest.raises(SubmissionError, match="exited with 1"):
-        apply(submission, scheduler=Slurm(["77"]), sleep=desk.slept.append)
+        apply(submission, scheduler=Slurm(["77"]), sleep=srtctl.slept.append)
 
 
-def test_when_nobody_can_be_asked_the_state_is_unknown_and_said_so(desk: Desk) -> None:
-    desk.says(1, "", "slurmctld is away\n")
+def test_when_nobody_can_be_asked_the_state_is_unknown_and_said_so(srtctl: ScriptedSrtctl) -> None:
+    srtctl.says(1, "", "slurmctld is away\n")
     scheduler = Slurm(None)
     with pytest.raises(SubmissionUnknown, match="slurmctld is away") as caught:
-        desk.apply(scheduler)
+        srtctl.apply(scheduler)
     assert TOKEN in (caught.value.where or "") and "not submitted again" in (caught.value.hint or "")
     assert scheduler.asked == 1
 
 
-def test_a_failure_after_the_submission_keeps_the_job(desk: Desk) -> None:
+def test_a_failure_after_the_submission_keeps_the_job(srtctl: ScriptedSrtctl) -> None:
     """srtctl works on after sbatch returned (metadata, status report), and can fail there with the job queued."""
-    desk.says(1, "🚀 Submitting: a\n✅ Job 4242 submitted!\nError: [Errno 28] No space left on device\n")
-    done = desk.apply(Slurm([]))
+    srtctl.says(1, "🚀 Submitting: a\n✅ Job 4242 submitted!\nError: [Errno 28] No space left on device\n")
+    done = srtctl.apply(Slurm([]))
     assert (done.job_id, done.adopted) == ("4242", True) and "No space left" in done.notes[0]
 
 
-def test_a_record_of_what_slurm_refused_is_not_a_job(desk: Desk) -> None:
-    desk.says(1, "", "🚀 Submitting: x\n❌ sbatch failed: Requested node configuration is not available\n")
+def test_a_record_of_what_slurm_refused_is_not_a_job(srtctl: ScriptedSrtctl) -> None:
+    srtctl.says(1, "", "🚀 Submitting: x\n❌ sbatch failed: Requested node configuration is not available\n")
     scheduler = Slurm(["7"])
     scheduler.state = JobState(Phase.TERMINAL, "FAILED", exit_code=(1, 0))
     with pytest.raises(SubmissionError, match="Requested node configuration") as caught:
-        desk.apply(scheduler)
+        srtctl.apply(scheduler)
     assert not isinstance(caught.value, JobsExist)
     scheduler.state = JobState(Phase.TERMINAL, "FAILED", exit_code=(1, 0), nodes="node01")
-    assert desk.apply(scheduler).adopted
+    assert srtctl.apply(scheduler).adopted
 
 
-def test_a_job_without_srtslurm_yaml_must_not_stay(desk: Desk) -> None:
+def test_a_job_without_srtslurm_yaml_must_not_stay(srtctl: ScriptedSrtctl) -> None:
     warning = "2026-11-21 17:13:22 | WARNING | Failed to load or validate srtslurm.yaml: {'x': ['Unknown field.']}\n"
-    desk.says(0, ok(), warning)
+    srtctl.says(0, ok(), warning)
     with pytest.raises(JobsExist, match=r"without aliases and defaults: \{'x'") as caught:
-        desk.apply(Slurm(["4242"]))
+        srtctl.apply(Slurm(["4242"]))
     assert caught.value.job_ids == ("4242",)
-    desk.says(1, '{"status": "error", "error": "no"}\n', warning)
+    srtctl.says(1, '{"status": "error", "error": "no"}\n', warning)
     with pytest.raises(SubmissionError, match=r"had dropped srtslurm\.yaml"):
-        desk.apply(Slurm([]))
+        srtctl.apply(Slurm([]))
 
 
 @pytest.mark.parametrize("argv", [("-f", ""), ("--file=",), ("--tags", "x")])
-def test_a_recipe_must_be_named(desk: Desk, argv: tuple[str, ...]) -> None:
+def test_a_recipe_must_be_named(srtctl: ScriptedSrtctl, argv: tuple[str, ...]) -> None:
     """srtctl takes ``-f ''`` for the current directory and submits every recipe in it."""
-    desk.says(0, ok())
+    srtctl.says(0, ok())
     with pytest.raises(SubmissionError, match="no recipe"):
-        apply(Submission(("srtctl", "apply", *argv), desk.root, {}, TOKEN, MODERN), scheduler=Slurm([]))
-    assert not (desk.root / "argv").exists()
+        apply(Submission(("srtctl", "apply", *argv), srtctl.root, {}, TOKEN, MODERN), scheduler=Slurm([]))
+    assert not (srtctl.root / "argv").exists()
 
 
-def test_an_option_that_this_srtctl_lacks_stops_before_the_submission(desk: Desk) -> None:
-    desk.says(0, ok())
+def test_an_option_that_this_srtctl_lacks_stops_before_the_submission(srtctl: ScriptedSrtctl) -> None:
+    srtctl.says(0, ok())
     with pytest.raises(SubmissionError, match="no option --mock"):
-        desk.apply(Slurm([]), "--mock")
-    assert not (desk.root / "argv").exists()
+        srtctl.apply(Slurm([]), "--mock")
+    assert not (srtctl.root / "argv").exists()
 
 
-def test_an_srtctl_that_is_not_there(desk: Desk) -> None:
+def test_an_srtctl_that_is_not_there(srtctl: ScriptedSrtctl) -> None:
     with pytest.raises(SubmissionError, match="exited with 127"):
-        desk.apply(Slurm([]), environment={"PATH": "/nowhere"})
+        srtctl.apply(Slurm([]), environment={"PATH": "/nowhere"})
