@@ -78,13 +78,13 @@ def _one_dynamo(r: Recipe) -> Iterator[Violation]:
     sources = [k for k in ("hash", "wheel") if dynamo.get(k) is not None]
     sources += ["top_of_tree"] if r.is_on(dynamo, "top_of_tree") else []
     if len(sources) > 1:
-        yield Violation(("dynamo",), f"dynamo is to come from {' and from '.join(sources)}; one source is allowed")
+        yield Violation(("dynamo",), f"dynamo has the sources {' and '.join(sources)}; expected one")
 
 
 def _wheel(r: Recipe) -> Iterator[Violation]:
     wheel = r.part("dynamo").get("wheel")
     if wheel is not None and (not wheel.strip() or "/" in wheel or wheel.endswith(".whl")):
-        yield Violation(("dynamo", "wheel"), f"dynamo.wheel must be a package version, and is {wheel!r}")
+        yield Violation(("dynamo", "wheel"), f"dynamo.wheel is {wheel!r}; expected a package version")
 
 
 def _patches(r: Recipe) -> Iterator[Violation]:
@@ -198,7 +198,7 @@ def _vllm_frontend(r: Recipe) -> Iterator[Violation]:
         yield Violation(where, "frontend.type vllm is for aggregated workers only")
     workers = r.resource("agg_workers")
     if workers < 1 or (workers > 1 and "vllm-frontend-one-worker" in r.demands):
-        yield Violation(where, f"frontend.type vllm needs one aggregated worker, and there are {workers}")
+        yield Violation(where, f"frontend.type vllm needs one aggregated worker, and the recipe has {workers}")
     nodes = r.resource("agg_nodes") or 1
     if nodes != 1 and "vllm-frontend-one-node" in r.demands:
         message = f"frontend.type vllm runs on one node at this version, and {nodes} are asked for"
@@ -257,7 +257,7 @@ def _power(r: Recipe) -> Iterator[Violation]:
     least = 2 * (2 * r.number(telemetry, "request_timeout_seconds", 2) + 1)
     join = r.number(telemetry, "collector_join_timeout_seconds", least + 2)
     if join <= least:
-        message = f"telemetry.collector_join_timeout_seconds is {join:g}, and must be above {least:g}"
+        message = f"telemetry.collector_join_timeout_seconds is {join:g}; expected more than {least:g}"
         yield Violation(("telemetry", "collector_join_timeout_seconds"), message)
     yield from _below_logs(telemetry.get("storage_subdir", "power"), ("telemetry", "storage_subdir"))
     yield from _power_benchmark(r)
@@ -297,7 +297,7 @@ def _exporter(exporter: Mapping[str, Any], at: tuple[str, ...]) -> Iterator[Viol
 
 def _below_logs(path: str, at: tuple[str, ...]) -> Iterator[Violation]:
     if not path or path.startswith(("/", "~")) or ".." in PurePosixPath(path).parts or not PurePosixPath(path).parts:
-        yield Violation(at, f"{'.'.join(at)} must be a path below the log directory, and is {path!r}")
+        yield Violation(at, f"{'.'.join(at)} is {path!r}; expected a path below the log directory")
 
 
 def _tachometer(r: Recipe) -> Iterator[Violation]:
@@ -309,7 +309,7 @@ def _tachometer(r: Recipe) -> Iterator[Violation]:
         yield Violation(at, "observability.tachometer needs observability.enabled true")
     if powered and tachometer.get("dcgm_exporter") is not None:
         yield Violation(
-            (*at, "dcgm_exporter"), "with power telemetry the DCGM exporter is said under telemetry, not here"
+            (*at, "dcgm_exporter"), "with power telemetry the DCGM exporter is configured under telemetry, not here"
         )
     subdir = tachometer.get("storage_subdir", "tachometer")
     if powered and subdir == r.part("telemetry").get("storage_subdir", "power"):

@@ -35,10 +35,14 @@ def key_twice(every: Everything) -> Iterator[Found]:
         if document is None:
             continue
         for key, line in document.repeated:
-            message = f"{key} is said twice here, and srtctl takes the second"
+            message = f"{key} stands twice in this mapping, and srtctl takes the second"
             if isinstance(document.data, dict) and "base" in document.data:
                 # Variants are submitted through ruamel.yaml, which refuses such a file (`load_yaml_with_comments`).
-                yield f"{key} is said twice here, and srtctl refuses the file", f"{document.path}:{line}", "error"
+                yield (
+                    f"{key} stands twice in this mapping, and srtctl refuses the file",
+                    f"{document.path}:{line}",
+                    "error",
+                )
             else:
                 yield message, f"{document.path}:{line}"
 
@@ -80,7 +84,7 @@ def _expanded(document: Document) -> tuple[list[Variant], list[tuple[tuple[str, 
     """The variants of a recipe file, and the sections that cannot be expanded."""
     data = document.data
     if not isinstance(data, dict) or not isinstance(data.get("base", {}), dict):
-        return [], [((), ConfigError("the recipe is no mapping"))]
+        return [], [((), ConfigError("the recipe is not a mapping"))]
     if "base" not in data:
         return variants(data), []
     found: list[Variant] = []
@@ -95,7 +99,7 @@ def _expanded(document: Document) -> tuple[list[Variant], list[tuple[tuple[str, 
 
 
 def _keys(document: Document, variant: Variant, violation: Violation) -> tuple[str | int, ...]:
-    """Where in the file a violation's keys stand, as near as the file has them."""
+    """The longest part of a violation's keys that stands in the file; a missing key stands in none."""
     places = variant.places(violation.keys)
     return max(places, key=lambda keys: reached(document.data, keys))
 

@@ -100,7 +100,7 @@ def model_shared(every: Everything) -> Iterator[Found]:
                 j, other = claimed.setdefault(path.rstrip("/"), (i, model))
                 one, two = other.when.precision, model.when.precision
                 if i != j and one is not None and two is not None and not set(_each(one)) & set(_each(two)):
-                    message = f"{path} is to hold {_words(two)}, and {_words(one)} by an earlier rule"
+                    message = f"this rule says that {path} holds {_words(two)}, and an earlier rule says {_words(one)}"
                     yield message, Place(file.document, "models", i, "path")
 
 
@@ -117,7 +117,7 @@ def rule_unreachable(every: Everything) -> Iterator[Found]:
 
 
 def _covers(one: When, two: When) -> bool:
-    """Whether every benchmark that ``two`` matches is matched by ``one``: certain, or no."""
+    """Whether it is certain that ``one`` matches every benchmark that ``two`` matches."""
     for name in one.__struct_fields__:
         wide, narrow = getattr(one, name), getattr(two, name)
         if wide is None or wide == narrow:
@@ -147,7 +147,7 @@ def setup_script(s: SrtctlResolved) -> Iterator[Found]:
     if s.setup.found is False:
         yield f"{message}, nor in {s.refs}", s.rules.lane.place
     else:
-        yield f"{message}; whether the checkout has it is not known yet", s.rules.lane.place, "warning"
+        yield f"{message}; whether srt-slurm has it shows after the checkout", s.rules.lane.place, "warning"
 
 
 @rule("runner-missing", "error", "no runner file serves the row's label")
@@ -203,7 +203,7 @@ def schema_unknown(every: Everything) -> Iterator[Found]:
     for (repository, ref, sha), count in rows.items():
         at = f"{ref} ({sha[:12]})" if sha and not sha.startswith(ref) else ref
         whose = "a row's recipe runs" if count == 1 else f"recipes of {count} rows run"
-        message = f"{whose} at {repository} {at}, and what they may say there is not known here"
+        message = f"{whose} at {repository} {at}, and what they may say there is not known"
         yield message, first[repository, ref, sha]
 
 
@@ -217,16 +217,19 @@ def sha_unknown(every: Everything) -> Iterator[Found]:
             continue
         asked.add((url, lane.sha))
         if every.has_commit(url, str(lane.sha)) is None:
-            yield f"whether {url} has {lane.sha} is not known here", Place(file.document, *place.keys, "sha")
+            yield (
+                f"no mirror on this machine tells whether {url} has {lane.sha}",
+                Place(file.document, *place.keys, "sha"),
+            )
 
 
 @rule("outside", "note", "rows that this launcher does not run")
 def outside(every: Everything) -> Iterator[Found]:
     for framework, places in every.outside.items():
-        message = f"{len(places)} rows of {framework} are not run by srtctl, and were not looked at"
+        message = f"{len(places)} rows of {framework} are not run by srtctl, and were not checked"
         yield message, places[0]
     if every.single_node:
-        message = f"{len(every.single_node)} single-node entries were not looked at"
+        message = f"{len(every.single_node)} single-node entries were not checked"
         yield message, every.single_node[0]
 
 

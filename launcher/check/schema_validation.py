@@ -1,7 +1,7 @@
 """Judge a recipe as one srt-slurm version would: which keys it refuses, and which values.
 
-The verdicts are those of marshmallow, which srtctl loads its recipes with: a whole number may be written as text or
-with a fraction, text may be nothing but text, and a null only stands where a version has a default of nothing.
+srtctl loads its recipes with marshmallow, so values are judged as marshmallow does: a whole number may be written as
+text or with a fraction, text must be text, and null is accepted only where a version's default is null.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ from launcher.core.yaml_source import Key
 
 Keys = tuple[Key, ...]
 
-_WORDS_OF_TRUTH = frozenset({"t", "true", "on", "y", "yes", "1", "f", "false", "off", "n", "no", "0"})
+_BOOLEANS = frozenset(
+    spelling
+    for word in ("t", "true", "on", "y", "yes", "1", "f", "false", "off", "n", "no", "0")
+    for spelling in (word, word.capitalize(), word.upper())
+)
+"""The texts that marshmallow takes for true or false."""
 
 
 @dataclass
@@ -30,7 +35,7 @@ class Verdicts:
     _given: dict[tuple[int, tuple[str, ...]], list[Violation]] = field(default_factory=dict)
 
     def of(self, schema: Schema, said_in: tuple[str, ...], recipe: Mapping[str, Any]) -> list[Violation]:
-        """What a version refuses in a resolved recipe. ``said_in`` names the recipe: file, section, selector."""
+        """What a version refuses in a resolved recipe. ``said_in`` identifies the recipe: file, section, selector."""
         key = (id(schema), said_in)
         if key not in self._given:
             self._given[key] = judge(schema, recipe)
@@ -48,11 +53,13 @@ def judge(schema: Schema, recipe: Mapping[str, Any]) -> list[Violation]:
 
 
 class _Judge:
+    """Walks through a recipe beside the classes of one version. ``at`` is always where in the recipe it is."""
+
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
 
     def mapping(self, owner: str, value: Any, at: Keys) -> Iterator[Violation]:
-        """Violations of a mapping that is to be of a class."""
+        """What is wrong with a value that has to be a mapping with the keys of the class ``owner``."""
         if not isinstance(value, dict):
             yield _wrong(at, value, "a mapping")
             return
@@ -62,7 +69,7 @@ class _Judge:
             if kind is None:
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.75)
                 hint = f" (near: {near[0]})" if near else ""
-                yield Violation((*at, key), f"{_said((*at, key))} is no key of it{hint}", "unknown-field", owner)
+                yield Violation((*at, key), f"{_said((*at, key))} is an unknown key{hint}", "unknown-field", owner)
             else:
                 yield from self.value(kind, held, (*at, key))
         for key, kind in known.items():
@@ -70,6 +77,7 @@ class _Judge:
                 yield Violation(at, f"{_said((*at, key))} is missing", "missing-field")
 
     def value(self, kind: Type, value: Any, at: Keys) -> Iterator[Violation]:
+        """What is wrong with a value that has to be of a type."""
         if kind.kind == "str" and isinstance(value, str):
             return
         if value is None:
@@ -87,17 +95,22 @@ class _Judge:
                 return
             for key, held in value.items():
                 if not _takes(kind.of[0], key):
-                    yield Violation((*at, key), f"key {key!r} of {_said(at)} is not {kind.of[0]}", "wrong-type")
+                    yield Violation(
+                        (*at, key),
+                        f"key {key!r} of {_said(at)} is of the wrong type; expected {kind.of[0]}",
+                        "wrong-type",
+                    )
                 yield from self.value(kind.of[1], held, (*at, key))
         elif kind.kind == "sweep":
             yield from _sweep(value, at)
         elif not _takes(kind, value):
             if kind.kind == "one of":
-                yield Violation(at, f"{_said(at)} is {value!r}, and may be {kind}", "value-refused")
+                yield Violation(at, f"{_said(at)} is {value!r}; expected {kind}", "value-refused")
             else:
                 yield _wrong(at, value, str(kind))
 
     def backend(self, value: Any, at: Keys) -> Iterator[Violation]:
+        """What is wrong with ``backend``, whose class depends on its ``type``."""
         if not isinstance(value, dict):
             yield _wrong(at, value, "a mapping")
             return
@@ -105,7 +118,9 @@ class _Judge:
         owner = self.schema.backends.get(name) if isinstance(name, str) else None
         if owner is None:
             words = ", ".join(self.schema.backends)
-            yield Violation((*at, "type"), f"{_said((*at, 'type'))} is {name!r}, and may be {words}", "value-refused")
+            yield Violation(
+                (*at, "type"), f"{_said((*at, 'type'))} is {name!r}; expected one of {words}", "value-refused"
+            )
         else:
             yield from self.mapping(owner, value, at)
 
@@ -118,7 +133,7 @@ def _takes(kind: Type, value: Any) -> bool:
         return _is_number(value, whole=kind.kind == "int")
     if kind.kind == "bool":
         if isinstance(value, str):
-            return value in _WORDS_OF_TRUTH or value in {w.capitalize() for w in _WORDS_OF_TRUTH} | _SHOUTED
+            return value in _BOOLEANS
         return isinstance(value, (bool, int, float)) and value in (0, 1)
     if kind.kind == "one of":
         return isinstance(value, str) and value in kind.of
@@ -129,9 +144,6 @@ def _takes(kind: Type, value: Any) -> bool:
     if kind.kind == "dict":
         return isinstance(value, dict) and all(_takes(kind.of[0], k) for k in value)
     return kind.kind == "any"
-
-
-_SHOUTED = {"TRUE", "ON", "YES", "FALSE", "OFF", "NO", "T", "Y", "F", "N"}
 
 
 def _is_number(value: Any, *, whole: bool) -> bool:
@@ -156,7 +168,7 @@ def _sweep(value: Any, at: Keys) -> Iterator[Violation]:
 
 def _wrong(at: Keys, value: Any, wanted: str) -> Violation:
     shown = {type(None): "null", dict: "a mapping", list: "a list"}.get(type(value)) or repr(value)
-    return Violation(at, f"{_said(at)} is {shown}, and must be {wanted}", "wrong-type")
+    return Violation(at, f"{_said(at)} is {shown}; expected {wanted}", "wrong-type")
 
 
 def _said(at: Keys) -> str:

@@ -153,7 +153,7 @@ def test_every_rule_has_its_page_and_every_page_its_rule() -> None:
     for id, text in pages.items():
         assert text.startswith(f"# {id}\n\n{RULES[id].severity}: {RULES[id].title}\n")
         parts = text.split("\n## ")[1:]
-        assert [part.partition("\n")[0] for part in parts] == ["What goes wrong", "Example", "How to mend it"]
+        assert [part.partition("\n")[0] for part in parts] == ["What goes wrong", "Example", "How to fix it"]
         assert all(len(part.partition("\n")[2].strip()) > 10 for part in parts), id
         assert max(map(len, text.splitlines())) <= 120
 
