@@ -12,7 +12,7 @@ import msgspec
 import yaml
 
 from launcher.check.registry import RULES
-from launcher.check.report import Reported, Roots
+from launcher.check.report import Roots
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
 from launcher.core.validation import schema_error
@@ -62,7 +62,7 @@ class Baseline:
     def _place(self, *keys: str | int) -> Place:
         return Place(self.document, "accepted", *keys)
 
-    def apply(self, found: Sequence[Reported], roots: Roots, today: date, *, whole: bool) -> list[Reported]:
+    def apply(self, found: Sequence[Finding], roots: Roots, today: date, *, whole: bool) -> list[Finding]:
         """The findings that are not accepted, and what is wrong with the entries.
 
         An expired entry accepts nothing. Only when everything was checked (``whole``) can an entry be called unused.
@@ -82,18 +82,18 @@ class Baseline:
             elif i in used and entry.expires < today:
                 message = f"{entry.rule} at {entry.place} was accepted until {entry.expires} ({entry.reason})"
                 own.append(Finding("baseline-expired", RULES["baseline-expired"].severity, message, self._place(i)))
-        return [*kept, *map(Reported, own)]
+        return [*kept, *own]
 
 
-def _accepts(entry: Accepted, one: Reported, file: str) -> bool:
+def _accepts(entry: Accepted, one: Finding, file: str) -> bool:
     return (
         entry.rule == one.rule
         and fnmatch.fnmatchcase(file, entry.place)
-        and fnmatch.fnmatchcase(one.message, entry.message)
+        and fnmatch.fnmatchcase(one.text, entry.message)
     )
 
 
-def written(found: Sequence[Reported], roots: Roots, today: date) -> str:
+def written(found: Sequence[Finding], roots: Roots, today: date) -> str:
     """The text of a baseline file that accepts errors and warnings as they are, by rule and file."""
     pairs = sorted({(one.rule, roots.short(one.file)) for one in found if one.severity != "note"})
     entries: list[dict[str, Any]] = [

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from launcher.check.engine import Found, Rule, rule
 from launcher.check.inputs import Everything, RecipeFile
-from launcher.check.schema_validation import Complaint, judge
-from launcher.check.srtctl_schema import Schema
+from launcher.check.schema_validation import judge
+from launcher.check.srtctl_schema import Schema, Violation
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Document, Place, reached
 from launcher.srtctl.recipe import Variant, variants
@@ -35,10 +35,14 @@ def key_twice(every: Everything) -> Iterator[Found]:
         if document is None:
             continue
         for key, line in document.repeated:
-            message = f"{key} is said twice here, and srtctl takes the second"
+            message = f"{key} stands twice in this mapping, and srtctl takes the second"
             if isinstance(document.data, dict) and "base" in document.data:
                 # Variants are submitted through ruamel.yaml, which refuses such a file (`load_yaml_with_comments`).
-                yield f"{key} is said twice here, and srtctl refuses the file", f"{document.path}:{line}", "error"
+                yield (
+                    f"{key} stands twice in this mapping, and srtctl refuses the file",
+                    f"{document.path}:{line}",
+                    "error",
+                )
             else:
                 yield message, f"{document.path}:{line}"
 
@@ -52,25 +56,25 @@ def recipe_refused(every: Everything) -> Iterator[Found]:
         for variant in _expanded(document)[0]:
             if variant.selector in recipe.used:
                 continue
-            schema, complaints = _least(every, recipe, variant)
-            for complaint in complaints:
-                place = Place(document, *_keys(document, variant, complaint))
-                yield f"srt-slurm {schema.name} refuses the recipe: {complaint.message}", place
+            schema, violations = _least(every, recipe, variant)
+            for violation in violations:
+                place = Place(document, *_keys(document, variant, violation))
+                yield f"srt-slurm {schema.name} refuses the recipe: {violation.message}", place
 
 
-def _least(every: Everything, recipe: RecipeFile, variant: Variant) -> tuple[Schema, list[Complaint]]:
-    """The version that complains least of a variant, and what of: the newest of those that are equal."""
+def _least(every: Everything, recipe: RecipeFile, variant: Variant) -> tuple[Schema, list[Violation]]:
+    """The newest schema version with the fewest violations, and those."""
     if recipe.schema is not None:
         return recipe.schema, judge(recipe.schema, variant.document)
-    best: tuple[Schema, list[Complaint]] | None = None
+    best: tuple[Schema, list[Violation]] | None = None
     for name in every.verdicts.schemas.versions:
         schema = every.verdicts.schemas.get(name, None)
         if schema is None:
             continue
-        complaints = judge(schema, variant.document)
-        if best is None or len(complaints) < len(best[1]):
-            best = schema, complaints
-        if not complaints:
+        violations = judge(schema, variant.document)
+        if best is None or len(violations) < len(best[1]):
+            best = schema, violations
+        if not violations:
             break
     assert best is not None
     return best
@@ -80,7 +84,7 @@ def _expanded(document: Document) -> tuple[list[Variant], list[tuple[tuple[str, 
     """The variants of a recipe file, and the sections that cannot be expanded."""
     data = document.data
     if not isinstance(data, dict) or not isinstance(data.get("base", {}), dict):
-        return [], [((), ConfigError("the recipe is no mapping"))]
+        return [], [((), ConfigError("the recipe is not a mapping"))]
     if "base" not in data:
         return variants(data), []
     found: list[Variant] = []
@@ -94,9 +98,9 @@ def _expanded(document: Document) -> tuple[list[Variant], list[tuple[tuple[str, 
     return found, wrong
 
 
-def _keys(document: Document, variant: Variant, complaint: Complaint) -> tuple[str | int, ...]:
-    """Where in the file a complaint's keys stand, as near as the file has them."""
-    places = variant.places(complaint.keys)
+def _keys(document: Document, variant: Variant, violation: Violation) -> tuple[str | int, ...]:
+    """The longest part of a violation's keys that stands in the file; a missing key stands in none."""
+    places = variant.places(violation.keys)
     return max(places, key=lambda keys: reached(document.data, keys))
 
 

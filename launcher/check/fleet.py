@@ -4,36 +4,22 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import date
-from pathlib import Path
 
 from launcher.check.engine import Found, Rule, rule
-from launcher.check.inputs import Everything, HasCommit
-from launcher.check.srtctl_schema import Schemas, is_tag
+from launcher.check.inputs import Everything
+from launcher.check.srtctl_schema import is_tag
 from launcher.core.yaml_source import Place, nearest
 from launcher.plan.derive import Resolved, known
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import LaneRule, ModelRule, Pattern, When
-from launcher.srtctl.planned import SrtctlJob
 from launcher.srtctl.resolved import SrtctlResolved
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """A runner file, and what the rules about it need to know beside it."""
-
-    file: RunnerFile
-    schemas: Schemas = field(default_factory=Schemas)
-    today: date = date.min
-    has_commit: HasCommit = lambda url, sha: None
-    overlays: Path | None = None
-
-    def place(self, *keys: str | int) -> Place:
-        return Place(self.file.document, *keys)
-
-    def lanes(self) -> Iterator[tuple[int, LaneRule]]:
-        return iter(enumerate(self.file.runner.lanes))
+def _lanes(every: Everything) -> Iterator[tuple[RunnerFile, LaneRule, Place]]:
+    """Every lane of every runner file, and where it stands."""
+    for file in every.files:
+        for i, lane in enumerate(file.runner.lanes):
+            yield file, lane, Place(file.document, "lanes", i)
 
 
 @rule("known-problem", "warning", "the runner file says what is wrong with a rule that applies")
@@ -42,91 +28,96 @@ def known_problem(r: Resolved) -> Iterator[Found]:
         yield finding.message, finding.place, finding.severity
 
 
-def _moving(name: str, lane: LaneRule) -> str | None:
-    if lane.sha is not None:
-        return None
-    kind = "a tag, which its owner can move" if is_tag(lane.ref) else "a branch"
-    return f"the lane follows {lane.ref} of {lane.repository}, {kind}: two runs may run two versions"
+def _moving(lane: LaneRule, place: Place) -> Iterator[Found]:
+    if lane.sha is None:
+        kind = "a tag, which its owner can move" if is_tag(lane.ref) else "a branch"
+        yield f"the lane follows {lane.ref} of {lane.repository}, {kind}: two runs may run two versions", place
 
 
 @rule("moving-ref", "warning", "the lane names a branch where a commit belongs")
 def moving_ref(s: SrtctlResolved) -> Iterator[Found]:
-    if message := _moving(s.file.runner.name, s.rules.lane.rule):
-        yield message, s.rules.lane.place
+    yield from _moving(s.rules.lane.rule, s.rules.lane.place)
 
 
 @rule("moving-ref", "warning", moving_ref.title)
-def _moving_lanes(c: Cluster) -> Iterator[Found]:
-    for i, lane in c.lanes():
-        if message := _moving(c.file.runner.name, lane):
-            yield message, c.place("lanes", i)
+def _moving_lanes(every: Everything) -> Iterator[Found]:
+    for _, lane, place in _lanes(every):
+        yield from _moving(lane, place)
 
 
 @rule("sha-other", "error", "the commit is not the one that the lane's tag names")
-def sha_other(c: Cluster) -> Iterator[Found]:
-    for i, lane in c.lanes():
-        tagged = c.schemas.sha(lane.ref) if is_tag(lane.ref) else None
+def sha_other(every: Everything) -> Iterator[Found]:
+    schemas = every.verdicts.schemas
+    for file, lane, place in _lanes(every):
+        tagged = schemas.sha(lane.ref) if is_tag(lane.ref) else None
         if lane.sha is not None and tagged is not None and lane.sha != tagged:
-            version = c.schemas.name(lane.ref, lane.sha)
+            version = schemas.name(lane.ref, lane.sha)
             other = f", which is {version}" if version else ""
-            yield f"{lane.ref} is {tagged}, and the lane's sha is {lane.sha}{other}", c.place("lanes", i, "sha")
+            message = f"{lane.ref} is {tagged}, and the lane's sha is {lane.sha}{other}"
+            yield message, Place(file.document, *place.keys, "sha")
 
 
 @rule("sha-missing", "error", "the repository has no such commit")
-def sha_missing(c: Cluster) -> Iterator[Found]:
-    for i, lane in c.lanes():
-        url = c.file.runner.repositories[lane.repository]
-        released = c.schemas.name(lane.ref, lane.sha) is not None
-        if lane.sha is not None and not released and c.has_commit(url, lane.sha) is False:
-            yield f"{url} has no commit {lane.sha}", c.place("lanes", i, "sha")
+def sha_missing(every: Everything) -> Iterator[Found]:
+    for file, lane, place in _lanes(every):
+        url = file.runner.repositories[lane.repository]
+        if _is_no_release(every, lane) and every.has_commit(url, str(lane.sha)) is False:
+            yield f"{url} has no commit {lane.sha}", Place(file.document, *place.keys, "sha")
+
+
+def _is_no_release(every: Everything, lane: LaneRule) -> bool:
+    """Whether a lane pins a commit that no known version of srt-slurm is."""
+    return lane.sha is not None and every.verdicts.schemas.name(lane.ref, lane.sha) is None
 
 
 @rule("overlay-missing", "error", "the workspace lacks a directory that the lane lays over srt-slurm")
-def overlay_missing(c: Cluster) -> Iterator[Found]:
-    if c.overlays is None:
+def overlay_missing(every: Everything) -> Iterator[Found]:
+    if every.overlays is None:
         return
-    for i, lane in c.lanes():
+    for file, lane, place in _lanes(every):
         for j, overlay in enumerate(lane.overlays):
-            if not (source := c.overlays / overlay.source).exists():
-                yield f"there is no {source}", c.place("lanes", i, "overlays", j)
+            if not (source := every.overlays / overlay.source).exists():
+                yield f"there is no {source}", Place(file.document, *place.keys, "overlays", j)
 
 
 @rule("exclusion-expired", "warning", "the time to look at an excluded node again has come")
-def exclusion_expired(c: Cluster) -> Iterator[Found]:
-    for i, node in enumerate(c.file.runner.exclude_nodes):
-        if node.expires is not None and node.expires < c.today:
-            message = f"{node.node} was excluded until {node.expires} ({node.reason})"
-            yield message, c.place("exclude-nodes", i, "expires")
+def exclusion_expired(every: Everything) -> Iterator[Found]:
+    for file in every.files:
+        for i, node in enumerate(file.runner.exclude_nodes):
+            if node.expires is not None and node.expires < every.today:
+                message = f"{node.node} was excluded until {node.expires} ({node.reason})"
+                yield message, Place(file.document, "exclude-nodes", i, "expires")
 
 
 @rule("model-shared", "error", "two precisions share a model directory")
-def model_shared(c: Cluster) -> Iterator[Found]:
-    claimed: dict[str, tuple[int, ModelRule]] = {}
-    for i, model in enumerate(c.file.runner.models):
-        for path in [model.path] if isinstance(model.path, str) else model.path:
-            if "{model}" in path:
-                continue  # another directory for every model
-            j, other = claimed.setdefault(path.rstrip("/"), (i, model))
-            one, two = other.when.precision, model.when.precision
-            if i != j and one is not None and two is not None and not set(_each(one)) & set(_each(two)):
-                message = f"{path} is to hold {_words(two)}, and {_words(one)} by an earlier rule"
-                yield message, c.place("models", i, "path")
+def model_shared(every: Everything) -> Iterator[Found]:
+    for file in every.files:
+        claimed: dict[str, tuple[int, ModelRule]] = {}
+        for i, model in enumerate(file.runner.models):
+            for path in [model.path] if isinstance(model.path, str) else model.path:
+                if "{model}" in path:
+                    continue  # another directory for every model
+                j, other = claimed.setdefault(path.rstrip("/"), (i, model))
+                one, two = other.when.precision, model.when.precision
+                if i != j and one is not None and two is not None and not set(_each(one)) & set(_each(two)):
+                    message = f"this rule says that {path} holds {_words(two)}, and an earlier rule says {_words(one)}"
+                    yield message, Place(file.document, "models", i, "path")
 
 
 @rule("rule-unreachable", "warning", "an earlier rule leaves nothing to this one")
-def rule_unreachable(c: Cluster) -> Iterator[Found]:
-    tables = (("models", c.file.runner.models), ("lanes", c.file.runner.lanes))
-    for table, rules in tables:
-        for i, later in enumerate(rules):
-            for j, earlier in enumerate(rules[:i]):
-                if _covers(earlier.when, later.when):
+def rule_unreachable(every: Everything) -> Iterator[Found]:
+    for file in every.files:
+        tables: dict[str, Sequence[LaneRule | ModelRule]] = {"models": file.runner.models, "lanes": file.runner.lanes}
+        for table, rules in tables.items():
+            for i, later in enumerate(rules):
+                j = next((j for j, earlier in enumerate(rules[:i]) if _covers(earlier.when, later.when)), None)
+                if j is not None:
                     message = f"rule {i + 1} of `{table}` is never reached: rule {j + 1} takes all that it would match"
-                    yield message, c.place(table, i)
-                    break
+                    yield message, Place(file.document, table, i)
 
 
 def _covers(one: When, two: When) -> bool:
-    """Whether every benchmark that ``two`` matches is matched by ``one``: certain, or no."""
+    """Whether it is certain that ``one`` matches every benchmark that ``two`` matches."""
     for name in one.__struct_fields__:
         wide, narrow = getattr(one, name), getattr(two, name)
         if wide is None or wide == narrow:
@@ -156,7 +147,7 @@ def setup_script(s: SrtctlResolved) -> Iterator[Found]:
     if s.setup.found is False:
         yield f"{message}, nor in {s.refs}", s.rules.lane.place
     else:
-        yield f"{message}; whether the checkout has it is not known yet", s.rules.lane.place, "warning"
+        yield f"{message}; whether srt-slurm has it shows after the checkout", s.rules.lane.place, "warning"
 
 
 @rule("runner-missing", "error", "no runner file serves the row's label")
@@ -202,9 +193,9 @@ def schema_unknown(every: Everything) -> Iterator[Found]:
     rows: Counter[tuple[str, str, str | None]] = Counter()
     first: dict[tuple[str, str, str | None], str] = {}
     for row in every.rows:
-        if row.plan is None:
+        if row.plan is None or row.job is None:
             continue
-        tree = SrtctlJob.of(row.plan).srt_slurm
+        tree = row.job.srt_slurm
         if every.verdicts.schemas.get(tree.ref, tree.sha) is None:
             key = (tree.repository, tree.ref, tree.sha)
             rows[key] += 1
@@ -212,36 +203,38 @@ def schema_unknown(every: Everything) -> Iterator[Found]:
     for (repository, ref, sha), count in rows.items():
         at = f"{ref} ({sha[:12]})" if sha and not sha.startswith(ref) else ref
         whose = "a row's recipe runs" if count == 1 else f"recipes of {count} rows run"
-        message = f"{whose} at {repository} {at}, and what they may say there is not known here"
+        message = f"{whose} at {repository} {at}, and what they may say there is not known"
         yield message, first[repository, ref, sha]
 
 
 @rule("sha-unknown", "note", "whether a repository has a commit is not known")
 def sha_unknown(every: Everything) -> Iterator[Found]:
-    asked = set[tuple[str, str]]()
-    for file in every.files:
-        for i, lane in enumerate(file.runner.lanes):
-            url = file.runner.repositories[lane.repository]
-            if lane.sha is None or (url, lane.sha) in asked or file.runner.tools == "rehearsal":
-                continue
-            asked.add((url, lane.sha))
-            released = every.verdicts.schemas.name(lane.ref, lane.sha) is not None
-            if not released and every.has_commit(url, lane.sha) is None:
-                yield f"whether {url} has {lane.sha} is not known here", Place(file.document, "lanes", i, "sha")
+    asked = set[tuple[str, str | None]]()
+    for file, lane, place in _lanes(every):
+        url = file.runner.repositories[lane.repository]
+        # A repository below the state directory is one that a run makes for itself.
+        if not _is_no_release(every, lane) or (url, lane.sha) in asked or url.startswith("{state}/"):
+            continue
+        asked.add((url, lane.sha))
+        if every.has_commit(url, str(lane.sha)) is None:
+            yield (
+                f"no mirror on this machine tells whether {url} has {lane.sha}",
+                Place(file.document, *place.keys, "sha"),
+            )
 
 
 @rule("outside", "note", "rows that this launcher does not run")
 def outside(every: Everything) -> Iterator[Found]:
     for framework, places in every.outside.items():
-        message = f"{len(places)} rows of {framework} are not run by srtctl, and were not looked at"
+        message = f"{len(places)} rows of {framework} are not run by srtctl, and were not checked"
         yield message, places[0]
     if every.single_node:
-        message = f"{len(every.single_node)} single-node entries were not looked at"
+        message = f"{len(every.single_node)} single-node entries were not checked"
         yield message, every.single_node[0]
 
 
 RULES: Sequence[Rule[SrtctlResolved]] = (moving_ref, setup_script)
-CLUSTER: Sequence[Rule[Cluster]] = (
+WHOLE: Sequence[Rule[Everything]] = (
     _moving_lanes,
     sha_other,
     sha_missing,
@@ -249,8 +242,6 @@ CLUSTER: Sequence[Rule[Cluster]] = (
     exclusion_expired,
     model_shared,
     rule_unreachable,
-)
-WHOLE: Sequence[Rule[Everything]] = (
     runner_missing,
     runner_invalid,
     unsupported,

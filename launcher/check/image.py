@@ -49,7 +49,7 @@ def container_unresolved(s: SrtctlResolved) -> Iterator[Found]:
         who = "this run" if _is_engine(use) else f"runner {s.file.runner.name}"
         near = nearest(use.alias, s.containers)
         rest = f" (near: {near})" if near else "; every node would pull it by itself"
-        yield f"{what} {use.alias!r} is no image that {who} stages{rest}", s.place(*path)
+        yield f"{what} {use.alias!r} is not an image that {who} stages{rest}", s.place(*path)
 
 
 @rule("image-spelling", "warning", "the recipe spells the row's image otherwise")
@@ -58,8 +58,8 @@ def image_spelling(s: SrtctlResolved) -> Iterator[Found]:
         name = use.alias
         if _is_engine(use) and name in s.containers and names_an_image(name) and name != s.benchmark.image:
             message = (
-                f"the recipe spells the row's image {s.benchmark.image} as {name}: srtctl compares names as they are, "
-                f"so only this launcher finds the squash file"
+                f"the recipe spells the row's image {s.benchmark.image} as {name}: srtctl compares the names "
+                f"letter by letter, so only this launcher finds the squash file"
             )
             yield message, s.place(*use.paths[0])
 
@@ -67,7 +67,7 @@ def image_spelling(s: SrtctlResolved) -> Iterator[Found]:
 @rule("nginx-by-default", "warning", "several frontends, and no container for their nginx")
 def nginx_by_default(s: SrtctlResolved) -> Iterator[Found]:
     if s.facts is not None and s.facts.nginx_by_default:
-        message = "several frontends and no frontend.nginx_container: srtctl's default image is looked up by no alias"
+        message = "several frontends and no frontend.nginx_container: srtctl's default image has no alias here"
         yield message, s.place("frontend")
 
 

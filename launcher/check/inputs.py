@@ -1,19 +1,28 @@
-"""What is checked beyond a single plan: all rows, recipe files and runner files, side by side."""
+"""What `launcher check` looks at beyond a single plan: rows of matrices, recipe files and runner files side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import fnmatch
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 from launcher.benchmark.benchmark import Benchmark
+from launcher.benchmark.matrix import Matrix
+from launcher.benchmark.selection import Selection
 from launcher.check.schema_validation import Verdicts
 from launcher.check.srtctl_schema import Schema
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Document, Place
 from launcher.plan.plan import Plan
 from launcher.runner.file import RunnerFile
+from launcher.runner.fleet import Fleet
+from launcher.srtctl.locate import RecipeFinder
+from launcher.srtctl.planned import SrtctlJob
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,11 @@ class Row:
     file: RunnerFile | None = None
     plan: Plan | None = None
     refused: ConfigError | None = None
+
+    @cached_property
+    def job(self) -> SrtctlJob | None:
+        """What only srtctl's jobs plan; None for a row without a plan."""
+        return SrtctlJob.of(self.plan) if self.plan is not None else None
 
 
 @dataclass(frozen=True)
@@ -69,3 +83,145 @@ class Everything:
     """The workspace's recipes, which lanes lay over srt-slurm's; None when it has none."""
     whole: bool = True
     """Whether nothing was left out: then what is not used by anything is known to be unused."""
+
+
+class Project(Protocol):
+    """Where rows, recipes and runner files are found, and how a row is planned."""
+
+    @property
+    def fleet(self) -> Fleet: ...
+
+    @property
+    def finder(self) -> RecipeFinder: ...
+
+    @property
+    def verdicts(self) -> Verdicts: ...
+
+    def matrix(self, files: Sequence[str] = ()) -> Matrix: ...
+
+    def plan_by_hand(self, benchmark: Benchmark, runner: str | None, *, narrow: bool = False) -> Plan: ...
+
+
+OUTSIDE = ("tilert", "llmd-*", "*-disagg")
+"""Frameworks that srtctl does not run, and so neither does this launcher."""
+
+Chosen = tuple[Benchmark, Place | str]
+"""A benchmark and the place of its row."""
+
+
+def everything(of: Project, today: date, has_commit: HasCommit, matrix_files: Sequence[str] = ()) -> Everything:
+    """All multi-node rows, recipe files at hand and runner files. Raises ConfigError for a matrix that is wrong."""
+    matrix = of.matrix(matrix_files)
+    chosen = [(e.benchmark, e.place) for e in matrix.entries(Selection(nodes="multi", evals="none"))]
+    inside = [(b, place) for b, place in chosen if not _outside(b)]
+    outside: dict[str, list[Place | str]] = defaultdict(list)
+    for benchmark, place in chosen:
+        if _outside(benchmark):
+            outside[benchmark.framework].append(place)
+    broken: list[ConfigError] = []
+    files = of.fleet.readable(broken)
+    rows = list(_rows(of, inside, files))
+    return Everything(
+        rows=rows,
+        evaluations=_evaluations(matrix),
+        files=files,
+        broken_files=broken,
+        recipes=list(_recipes(of, rows)),
+        outside=outside,
+        single_node=_single_node(matrix),
+        runners=matrix.labels.labels if matrix.labels is not None else {},
+        verdicts=of.verdicts,
+        today=today,
+        has_commit=has_commit,
+        overlays=of.finder.overlays,
+    )
+
+
+def served_by(of: Project, runner: str, matrix_files: Sequence[str] = ()) -> Iterator[Chosen]:
+    """The multi-node rows whose label a runner serves."""
+    labels = of.fleet.get(runner).runner.labels
+    for entry in of.matrix(matrix_files).entries(Selection(nodes="multi", evals="none")):
+        if entry.benchmark.runner in labels and not _outside(entry.benchmark):
+            yield entry.benchmark, entry.place
+
+
+def selected(
+    of: Project,
+    chosen: Iterable[Chosen],
+    runner: str | None,
+    today: date,
+    has_commit: HasCommit,
+    narrow: bool = False,
+) -> Everything:
+    """The rows that were selected, and the runner files that serve them; on ``runner`` when it is given.
+
+    ``narrow`` says that concurrencies were chosen by hand, so that recipes are to run just those.
+    """
+    files = [of.fleet.get(runner)] if runner is not None else of.fleet.readable()
+    rows = list(_rows(of, chosen, files, runner, narrow))
+    serving = {id(row.file): row.file for row in rows if row.file is not None}
+    return Everything(
+        rows=rows,
+        files=files if runner is not None else list(serving.values()),
+        verdicts=of.verdicts,
+        today=today,
+        has_commit=has_commit,
+        overlays=of.finder.overlays,
+        whole=False,
+    )
+
+
+def _outside(benchmark: Benchmark) -> bool:
+    return any(fnmatch.fnmatchcase(benchmark.framework, pattern) for pattern in OUTSIDE)
+
+
+def _rows(
+    of: Project,
+    chosen: Iterable[Chosen],
+    files: Sequence[RunnerFile],
+    runner: str | None = None,
+    narrow: bool = False,
+) -> Iterator[Row]:
+    """A row for every cluster that serves its label: a job may land on any of them."""
+    by_label: dict[str, list[RunnerFile]] = defaultdict(list)
+    for file in files:
+        for label in file.runner.labels:
+            by_label[label].append(file)
+    for benchmark, place in chosen:
+        serving = files if runner is not None else by_label.get(benchmark.runner, [])
+        if not serving:
+            yield Row(benchmark, place)
+        for file in serving:
+            try:
+                yield Row(benchmark, place, file, of.plan_by_hand(benchmark, file.runner.name, narrow=narrow))
+            except ConfigError as error:
+                yield Row(benchmark, place, file, refused=error)
+
+
+def _evaluations(matrix: Matrix) -> list[Row]:
+    try:
+        entries = matrix.entries(Selection(nodes="multi", evals="only"))
+    except ConfigError:  # a matrix without a row that is evaluated
+        return []
+    return [Row(e.benchmark, e.place) for e in entries if not _outside(e.benchmark)]
+
+
+def _single_node(matrix: Matrix) -> list[Place | str]:
+    try:
+        return [e.place for e in matrix.entries(Selection(nodes="single", evals="none"))]
+    except ConfigError:  # a matrix without one
+        return []
+
+
+def _recipes(of: Project, rows: Sequence[Row]) -> Iterator[RecipeFile]:
+    used: dict[str, set[str | None]] = defaultdict(set)
+    for row in rows:
+        if row.job is not None and row.job.recipe.file is not None:
+            used[row.job.recipe.file].add(row.job.recipe.section)
+    for path, ref in of.finder.files():
+        schema = of.verdicts.schemas.get(ref, ref) if ref is not None else None
+        run = frozenset(used.get(str(path), ()))
+        try:
+            yield RecipeFile(path, of.finder.read(path), schema=schema, used=run)
+        except ConfigError as error:
+            yield RecipeFile(path, None, broken=error, schema=schema)

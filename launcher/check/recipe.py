@@ -23,7 +23,7 @@ def recipe_missing(s: SrtctlResolved) -> Iterator[Found]:
 def recipe_unread(s: SrtctlResolved) -> Iterator[Found]:
     if s.recipe.found is None and not s.recipe.tree_at_hand:
         path = (s.benchmark.config_file or "").partition(":")[0]
-        message = f"{path} is not at hand; it is read from {s.refs} after the checkout, and all is checked again"
+        message = f"{path} is not here; it will be read from {s.refs} after the checkout, and checked then"
         yield message, s.benchmark.source
 
 
@@ -33,7 +33,7 @@ def recipe_elsewhere(s: SrtctlResolved) -> Iterator[Found]:
     if passed_over is not None and found is not None:
         message = (
             f"the copy of {found.path} in the {passed_over.origin} runs another image than the matrix row; "
-            f"the one of {found.origin} runs the row's, and is taken"
+            f"the copy of {found.origin} runs the row's image and is used"
         )
         yield message, Place(passed_over.file)
 
@@ -120,7 +120,7 @@ def setting_ignored(s: SrtctlResolved) -> Iterator[Found]:
         if key not in read and not (s.recipe.found is None or key in s.recipe.found.file.text):
             where = _INSTEAD.get(key)
             message = f"{key}={value} is set, and neither srtctl nor the recipe reads it"
-            yield message + (f": that is said by {where}" if where else ""), s.benchmark.source
+            yield message + (f"; it belongs in {where}" if where else ""), s.benchmark.source
 
 
 _INSTEAD = {
@@ -218,8 +218,8 @@ def time_budget(s: SrtctlResolved) -> Iterator[Found]:
     waiting, most = attempts * interval / 60, CI_MINUTES[s.benchmark.agentic]
     if waiting >= limit:
         message = (
-            f"srtctl waits up to {waiting:g} min for the servers, and the job may run {limit:g} min: Slurm ends it "
-            f"before servers that never come up are given up"
+            f"srtctl waits up to {waiting:g} min for the servers, and the job may run {limit:g} min: Slurm ends the "
+            f"job before srtctl gives up on servers that do not come up"
         )
         yield message, s.place("health_check")
     if limit >= most:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from launcher.check import files, fleet, image, recipe, result_name_rules, schema, topology
 from launcher.check.engine import Rule, apply
 from launcher.check.inputs import Everything
-from launcher.check.report import Reported, once
 from launcher.check.schema import Judged
 from launcher.check.schema_validation import Verdicts
 from launcher.core.finding import Finding
+from launcher.core.yaml_source import Place
 from launcher.plan.derive import Resolved
 from launcher.srtctl.resolved import SrtctlResolved
+
+_ORDER = {"error": 0, "warning": 1, "note": 2}
 
 EVERY_KIND: Sequence[Rule[Resolved]] = (fleet.known_problem, image.image_replaced, recipe.model_otherwise)
 """The rules of one plan, of whatever kind of job."""
@@ -27,7 +29,8 @@ SRTCTL: Sequence[Rule[SrtctlResolved]] = (
 )
 """The rules of one plan of srtctl; what its srt-slurm version refuses, `schema.RULES` tell."""
 
-WHOLE: Sequence[Rule[Everything]] = (*files.WHOLE, *fleet.WHOLE, *result_name_rules.WHOLE)
+WHOLE: Sequence[Rule[Everything]] = (*fleet.WHOLE, *files.WHOLE, *result_name_rules.WHOLE)
+"""The rules of rows, recipe files and runner files side by side."""
 
 BASELINE: Sequence[Rule[Any]] = (
     Rule("baseline-expired", "warning", "an accepted finding is to be looked at again"),
@@ -35,9 +38,7 @@ BASELINE: Sequence[Rule[Any]] = (
 )
 """Rules that have no function here: the baseline reports by these ids."""
 
-RULES: Mapping[str, Rule[Any]] = {
-    one.id: one for one in (*EVERY_KIND, *BASELINE, *fleet.CLUSTER, *WHOLE, *SRTCTL, *schema.RULES)
-}
+RULES: Mapping[str, Rule[Any]] = {one.id: one for one in (*EVERY_KIND, *BASELINE, *WHOLE, *SRTCTL, *schema.RULES)}
 """Every rule by its id."""
 
 
@@ -49,7 +50,7 @@ def check_plan(resolved: Resolved, verdicts: Verdicts) -> tuple[Finding, ...]:
     return (*found, *apply(EVERY_KIND, resolved))
 
 
-def check_everything(every: Everything) -> list[Reported]:
+def check_everything(every: Everything) -> list[Finding]:
     """All findings of rows, recipe files and runner files side by side, each once."""
     planned = (
         Finding(f.rule, f.severity, f.message, row.place) if f.place == row.benchmark.source else f
@@ -57,9 +58,38 @@ def check_everything(every: Everything) -> list[Reported]:
         if row.plan is not None
         for f in row.plan.findings
     )
-    clusters = (
-        fleet.Cluster(file, every.verdicts.schemas, every.today, every.has_commit, every.overlays)
-        for file in every.files
-    )
-    found = [finding for cluster in clusters for finding in apply(fleet.CLUSTER, cluster)]
-    return once(planned, [*found, *apply(WHOLE, every)])
+    return once(planned, apply(WHOLE, every))
+
+
+def once(of_rows: Iterable[Finding], others: Iterable[Finding] = ()) -> list[Finding]:
+    """Each finding once, the worst first and otherwise in their order; ``of_rows`` has one for each row."""
+    counted: dict[tuple[str, str, object, str], tuple[Finding, int]] = {}
+    for findings, one in ((of_rows, 1), (others, 0)):
+        for finding in findings:
+            key = (finding.rule, finding.severity, _identity(finding.place), finding.message)
+            first, count = counted.get(key, (finding, 0))
+            counted[key] = (first, count + one)
+    found = _merged(_counted(finding, count) for finding, count in counted.values())
+    return sorted(found, key=lambda one: _ORDER[one.severity])
+
+
+def _merged(found: Iterable[Finding]) -> list[Finding]:
+    """Findings that a YAML anchor brings to one line by several keys, made one."""
+    alike: dict[tuple[str, str, str, str], list[Finding]] = {}
+    for one in found:
+        alike.setdefault((one.rule, one.severity, one.file, one.message), []).append(one)
+    merged = []
+    for several in alike.values():
+        by_line: dict[str, list[Finding]] = {}
+        for one in several:
+            by_line.setdefault(one.where if len(several) > 1 else "", []).append(one)
+        merged += [_counted(first, first.rows + sum(o.rows for o in others)) for first, *others in by_line.values()]
+    return merged
+
+
+def _identity(place: Place | str) -> object:
+    return (place.document.path, place.keys) if isinstance(place, Place) else place
+
+
+def _counted(finding: Finding, rows: int) -> Finding:
+    return Finding(finding.rule, finding.severity, finding.message, finding.place, rows)

@@ -1,94 +1,20 @@
-"""Findings as they are reported: each once, with the number of rows that it is true of, and a path people can use."""
+"""Findings as text, JSON, GitHub annotations and SARIF."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from launcher.core.finding import Finding, Severity
-from launcher.core.yaml_source import Place
+from launcher import __version__
+from launcher.check.registry import RULES
+from launcher.core.finding import Finding
 
-_ORDER = {"error": 0, "warning": 1, "note": 2}
-
-
-@dataclass(frozen=True)
-class Reported:
-    """A finding, and how many rows it is true of (0 when it is about no row)."""
-
-    finding: Finding
-    rows: int = 0
-
-    @property
-    def rule(self) -> str:
-        return self.finding.rule
-
-    @property
-    def severity(self) -> Severity:
-        return self.finding.severity
-
-    @property
-    def message(self) -> str:
-        return self.finding.message + (f" ({self.rows} rows)" if self.rows > 1 else "")
-
-    @property
-    def file(self) -> str:
-        """The file that it is in, found without a look at lines."""
-        place = self.finding.place
-        return place.document.path if isinstance(place, Place) else place.rpartition(":")[0] or place
-
-    @cached_property
-    def where(self) -> str:
-        """``file:line``, looked up when asked."""
-        return str(self.finding.place)
-
-    @property
-    def line(self) -> int | None:
-        line = self.where.rpartition(":")[2]
-        return int(line) if line.isdigit() else None
-
-    def as_dict(self) -> dict[str, str | int]:
-        """As JSON values: the plan's four keys, and ``rows``."""
-        return {
-            "rule": self.rule,
-            "severity": self.severity,
-            "message": self.message,
-            "where": self.where,
-            "rows": self.rows,
-        }
-
-
-def once(of_rows: Iterable[Finding], others: Iterable[Finding] = ()) -> list[Reported]:
-    """Each finding once, the worst first and otherwise in their order; ``of_rows`` has one for each row."""
-    counted: dict[tuple[str, str, object, str], tuple[Finding, int]] = {}
-    for findings, one in ((of_rows, 1), (others, 0)):
-        for finding in findings:
-            key = (finding.rule, finding.severity, _identity(finding.place), finding.message)
-            first, count = counted.get(key, (finding, 0))
-            counted[key] = (first, count + one)
-    found = _merged(Reported(finding, count) for finding, count in counted.values())
-    return sorted(found, key=lambda one: _ORDER[one.severity])
-
-
-def _merged(found: Iterable[Reported]) -> list[Reported]:
-    """Findings that a YAML anchor brings to one line by several keys, made one."""
-    alike: dict[tuple[str, str, str, str], list[Reported]] = {}
-    for one in found:
-        alike.setdefault((one.rule, one.severity, one.file, one.finding.message), []).append(one)
-    merged = []
-    for several in alike.values():
-        by_line: dict[str, list[Reported]] = {}
-        for one in several:
-            by_line.setdefault(one.where if len(several) > 1 else "", []).append(one)
-        merged += [
-            Reported(first.finding, first.rows + sum(o.rows for o in others)) for first, *others in by_line.values()
-        ]
-    return merged
-
-
-def _identity(place: Place | str) -> object:
-    return (place.document.path, place.keys) if isinstance(place, Place) else place
+SARIF = "2.1.0"
+_SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+_KINDS = {"error": "error", "warning": "warning", "note": "notice"}
 
 
 @dataclass(frozen=True)
@@ -104,3 +30,68 @@ class Roots:
             if path.is_relative_to(root):
                 return path.relative_to(root).as_posix()
         return path.as_posix()
+
+
+def text(found: Iterable[Finding]) -> Iterator[str]:
+    """``rule severity file:line message``, one line a finding."""
+    for one in found:
+        yield f"{one.rule} {one.severity} {one.where} {' '.join(one.text.split())}"
+
+
+def as_json(found: Sequence[Finding]) -> str:
+    """The four keys that a plan has of a finding, and ``rows``."""
+    values = [{**one.as_dict(), "message": one.text, "rows": one.rows} for one in found]
+    return json.dumps(values, indent=2, ensure_ascii=False)
+
+
+def github(found: Iterable[Finding], roots: Roots) -> Iterator[str]:
+    """Workflow commands. GitHub shows ten of a kind in a step's summary, and all in its log."""
+    from launcher.core.github import escape_data, escape_property
+
+    for one in found:
+        said = {"file": roots.short(one.file), "line": one.line, "title": one.rule}
+        if one.line is None:
+            del said["file"]
+        properties = ",".join(f"{key}={escape_property(str(v))}" for key, v in said.items() if v is not None)
+        yield f"::{_KINDS[one.severity]} {properties}::{escape_data(one.text)}"
+
+
+def sarif(found: Sequence[Finding], roots: Roots) -> str:
+    """A SARIF log of one run, with the rules that found something."""
+    ids = list(dict.fromkeys(one.rule for one in found))
+    rules = [
+        {
+            "id": id,
+            "shortDescription": {"text": RULES[id].title},
+            "defaultConfiguration": {"level": RULES[id].severity},
+            "help": {"text": f"launcher check --explain {id}"},
+        }
+        for id in ids
+    ]
+    driver = {"name": "launcher", "version": __version__, "rules": rules}
+    results = [_result(one, ids.index(one.rule), roots) for one in found]
+    log = {
+        "$schema": _SARIF_SCHEMA,
+        "version": SARIF,
+        "runs": [{"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}],
+    }
+    return json.dumps(log, indent=2, ensure_ascii=False)
+
+
+def _result(one: Finding, index: int, roots: Roots) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "ruleId": one.rule,
+        "ruleIndex": index,
+        "level": one.severity,
+        "message": {"text": one.text},
+    }
+    if one.line is not None:
+        place = {"artifactLocation": {"uri": _uri(roots.short(one.file))}, "region": {"startLine": one.line}}
+        result["locations"] = [{"physicalLocation": place}]
+    return result
+
+
+def _uri(path: str) -> str:
+    from urllib.parse import quote
+
+    return f"file://{quote(path)}" if path.startswith("/") else quote(path)

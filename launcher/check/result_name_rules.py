@@ -14,7 +14,6 @@ from launcher.check.engine import Found, Rule, rule
 from launcher.check.inputs import Everything, Row
 from launcher.core.errors import ConfigError
 from launcher.core.publish import NAME_MAX
-from launcher.srtctl.planned import SrtctlJob
 from launcher.srtctl.resolved import SrtctlResolved
 
 _AGGREGATE, _AUDIT = "agg_", "power_validation_"
@@ -72,7 +71,7 @@ def audit_name_too_long(every: Everything) -> Iterator[Found]:
         name, longest = _longest(every, row, _AGGREGATE), _longest(every, row, _AUDIT)
         if name is None or longest is None or _bytes(name) > NAME_MAX or _bytes(longest) <= NAME_MAX:
             continue
-        if row.plan is not None and SrtctlJob.of(row.plan).power:
+        if row.job is not None and row.job.power:
             yield f"in a workflow, {longest} would have {_bytes(longest)} bytes of {NAME_MAX}", row.place, "error"
         else:
             harmless[row.benchmark.key].append((row, _bytes(longest)))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from launcher.check.engine import Found, Rule, rule
-from launcher.check.schema_validation import Complaint, Verdict, Verdicts
-from launcher.check.srtctl_schema import Schema
+from launcher.check.schema_validation import Verdicts
+from launcher.check.srtctl_schema import Schema, Violation
 from launcher.srtctl.resolved import SrtctlResolved
 
 
@@ -26,7 +26,7 @@ class Judged:
         return self.verdicts.schemas.get(lane.ref, lane.sha)
 
     @cached_property
-    def complaints(self) -> Sequence[Complaint]:
+    def violations(self) -> Sequence[Violation]:
         """What the lane's srt-slurm refuses in the recipe."""
         recipe, variant = self.plan.recipe.found, self.plan.recipe.variant
         if variant is None or self.schema is None or recipe is None:
@@ -35,27 +35,27 @@ class Judged:
         return self.verdicts.of(self.schema, said_in, variant.document)
 
 
-def _complaints(verdict: Verdict) -> Callable[[Judged], Iterator[Found]]:
+def _refused(rule: str) -> Callable[[Judged], Iterator[Found]]:
     def look(j: Judged) -> Iterator[Found]:
-        for complaint in j.complaints:
-            if complaint.rule == verdict:
-                message = f"{j.plan.refs} refuses the recipe: {complaint.message}"
-                if verdict == "unknown-field" and (there := j.verdicts.schemas.known_at(*complaint.key)):
+        for violation in j.violations:
+            if violation.rule == rule:
+                message = f"{j.plan.refs} refuses the recipe: {violation.message}"
+                if rule == "unknown-field" and (there := j.verdicts.schemas.known_at(violation)):
                     message += f"; known at {there}"
-                yield message, j.plan.place(*complaint.keys)
+                yield message, j.plan.place(*violation.keys)
 
     return look
 
 
 unknown_field = Rule(
-    "unknown-field", "error", "the recipe has a key that its srt-slurm does not know", _complaints("unknown-field")
+    "unknown-field", "error", "the recipe has a key that its srt-slurm does not know", _refused("unknown-field")
 )
-wrong_type = Rule("wrong-type", "error", "a value of the recipe is of the wrong kind", _complaints("wrong-type"))
+wrong_type = Rule("wrong-type", "error", "a value of the recipe is of the wrong kind", _refused("wrong-type"))
 missing_field = Rule(
-    "missing-field", "error", "the recipe lacks a key that its srt-slurm requires", _complaints("missing-field")
+    "missing-field", "error", "the recipe lacks a key that its srt-slurm requires", _refused("missing-field")
 )
 value_refused = Rule(
-    "value-refused", "error", "its srt-slurm does not accept a value of the recipe", _complaints("value-refused")
+    "value-refused", "error", "its srt-slurm does not accept a value of the recipe", _refused("value-refused")
 )
 
 

@@ -9,10 +9,34 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.check.srtctl_schema import PER_NODE, Declared
 from launcher.core.errors import ConfigError
+
+ROOT = "SrtConfig"
+"""The class of a whole recipe."""
+
+Classes = Mapping[str, Mapping[str, str]]
+"""Class → key of the recipe → type text.
+
+A type text is ``str``, ``int``, ``float``, ``bool``, ``any``, ``path``, ``list[T]``, ``dict[T,T]``, ``T|T``, ``=a,b``
+(one of these words), ``@Class``, ``backend`` (the class that its ``type`` names) or ``sweep``; then ``?`` when it may
+be null, and ``!`` when it must be there.
+"""
+
+PER_NODE = "vllm-per-node"
+"""Not a demand but a default: ``backend.dp_launch_mode`` is ``per_node`` where a recipe does not say."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What one version declares: keys and types, the demands it makes beyond them, the options of its command."""
+
+    classes: Classes
+    demands: frozenset[str]
+    options: frozenset[str]
+
 
 SCHEMA_FILE = "src/srtctl/core/schema.py"
 BACKENDS = "src/srtctl/backends"

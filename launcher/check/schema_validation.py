@@ -1,7 +1,7 @@
 """Judge a recipe as one srt-slurm version would: which keys it refuses, and which values.
 
-The verdicts are those of marshmallow, which srtctl loads its recipes with: a whole number may be written as text or
-with a fraction, text may be nothing but text, and a null only stands where a version has a default of nothing.
+srtctl loads its recipes with marshmallow, so values are judged as marshmallow does: a whole number may be written as
+text or with a fraction, text must be text, and null is accepted only where a version's default is null.
 """
 
 from __future__ import annotations
@@ -10,30 +10,21 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, Literal
+from typing import Any
 
 from launcher.check.cross_field_rules import unmet
-from launcher.check.srtctl_schema import ROOT, Schema, Schemas, Type
+from launcher.check.schema_reader import ROOT
+from launcher.check.srtctl_schema import Schema, Schemas, Type, Violation
 from launcher.core.yaml_source import Key
 
-Verdict = Literal["unknown-field", "wrong-type", "missing-field", "value-refused"]
 Keys = tuple[Key, ...]
 
-_WORDS_OF_TRUTH = frozenset({"t", "true", "on", "y", "yes", "1", "f", "false", "off", "n", "no", "0"})
-
-
-@dataclass(frozen=True)
-class Complaint:
-    """One thing that a version refuses, and where. ``owner`` is the class that lacks the key, when one is unknown."""
-
-    rule: Verdict
-    keys: Keys
-    message: str
-    owner: str = ""
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.owner, str(self.keys[-1])
+_BOOLEANS = frozenset(
+    spelling
+    for word in ("t", "true", "on", "y", "yes", "1", "f", "false", "off", "n", "no", "0")
+    for spelling in (word, word.capitalize(), word.upper())
+)
+"""The texts that marshmallow takes for true or false."""
 
 
 @dataclass
@@ -41,32 +32,34 @@ class Verdicts:
     """Judges recipes, each once for a version, however many rows run it."""
 
     schemas: Schemas = field(default_factory=Schemas)
-    _given: dict[tuple[int, tuple[str, ...]], list[Complaint]] = field(default_factory=dict)
+    _given: dict[tuple[int, tuple[str, ...]], list[Violation]] = field(default_factory=dict)
 
-    def of(self, schema: Schema, said_in: tuple[str, ...], recipe: Mapping[str, Any]) -> list[Complaint]:
-        """What a version refuses in a resolved recipe. ``said_in`` names the recipe: file, section, selector."""
+    def of(self, schema: Schema, said_in: tuple[str, ...], recipe: Mapping[str, Any]) -> list[Violation]:
+        """What a version refuses in a resolved recipe. ``said_in`` identifies the recipe: file, section, selector."""
         key = (id(schema), said_in)
         if key not in self._given:
             self._given[key] = judge(schema, recipe)
         return self._given[key]
 
 
-def judge(schema: Schema, recipe: Mapping[str, Any]) -> list[Complaint]:
+def judge(schema: Schema, recipe: Mapping[str, Any]) -> list[Violation]:
     """What a version refuses in one resolved recipe (a variant's document); empty when it takes it.
 
     As in srtctl, what a version demands of values together is looked at only when the values by themselves are right.
     """
     recipe = {key: value for key, value in recipe.items() if key != "lock"}  # srtctl's own record of an earlier run
     found = list(_Judge(schema).mapping(ROOT, recipe, ()))
-    return found or [Complaint("value-refused", keys, message) for keys, message in unmet(schema, recipe)]
+    return found or list(unmet(schema, recipe))
 
 
 class _Judge:
+    """Walks through a recipe beside the classes of one version. ``at`` is always where in the recipe it is."""
+
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
 
-    def mapping(self, owner: str, value: Any, at: Keys) -> Iterator[Complaint]:
-        """Complaints of a mapping that is to be of a class."""
+    def mapping(self, owner: str, value: Any, at: Keys) -> Iterator[Violation]:
+        """What is wrong with a value that has to be a mapping with the keys of the class ``owner``."""
         if not isinstance(value, dict):
             yield _wrong(at, value, "a mapping")
             return
@@ -76,14 +69,15 @@ class _Judge:
             if kind is None:
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.75)
                 hint = f" (near: {near[0]})" if near else ""
-                yield Complaint("unknown-field", (*at, key), f"{_said((*at, key))} is no key of it{hint}", owner)
+                yield Violation((*at, key), f"{_said((*at, key))} is an unknown key{hint}", "unknown-field", owner)
             else:
                 yield from self.value(kind, held, (*at, key))
         for key, kind in known.items():
             if kind.required and key not in value:
-                yield Complaint("missing-field", at, f"{_said((*at, key))} is missing")
+                yield Violation(at, f"{_said((*at, key))} is missing", "missing-field")
 
-    def value(self, kind: Type, value: Any, at: Keys) -> Iterator[Complaint]:
+    def value(self, kind: Type, value: Any, at: Keys) -> Iterator[Violation]:
+        """What is wrong with a value that has to be of a type."""
         if kind.kind == "str" and isinstance(value, str):
             return
         if value is None:
@@ -101,17 +95,22 @@ class _Judge:
                 return
             for key, held in value.items():
                 if not _takes(kind.of[0], key):
-                    yield Complaint("wrong-type", (*at, key), f"key {key!r} of {_said(at)} is not {kind.of[0]}")
+                    yield Violation(
+                        (*at, key),
+                        f"key {key!r} of {_said(at)} is of the wrong type; expected {kind.of[0]}",
+                        "wrong-type",
+                    )
                 yield from self.value(kind.of[1], held, (*at, key))
         elif kind.kind == "sweep":
             yield from _sweep(value, at)
         elif not _takes(kind, value):
             if kind.kind == "one of":
-                yield Complaint("value-refused", at, f"{_said(at)} is {value!r}, and may be {kind}")
+                yield Violation(at, f"{_said(at)} is {value!r}; expected {kind}", "value-refused")
             else:
                 yield _wrong(at, value, str(kind))
 
-    def backend(self, value: Any, at: Keys) -> Iterator[Complaint]:
+    def backend(self, value: Any, at: Keys) -> Iterator[Violation]:
+        """What is wrong with ``backend``, whose class depends on its ``type``."""
         if not isinstance(value, dict):
             yield _wrong(at, value, "a mapping")
             return
@@ -119,7 +118,9 @@ class _Judge:
         owner = self.schema.backends.get(name) if isinstance(name, str) else None
         if owner is None:
             words = ", ".join(self.schema.backends)
-            yield Complaint("value-refused", (*at, "type"), f"{_said((*at, 'type'))} is {name!r}, and may be {words}")
+            yield Violation(
+                (*at, "type"), f"{_said((*at, 'type'))} is {name!r}; expected one of {words}", "value-refused"
+            )
         else:
             yield from self.mapping(owner, value, at)
 
@@ -132,7 +133,7 @@ def _takes(kind: Type, value: Any) -> bool:
         return _is_number(value, whole=kind.kind == "int")
     if kind.kind == "bool":
         if isinstance(value, str):
-            return value in _WORDS_OF_TRUTH or value in {w.capitalize() for w in _WORDS_OF_TRUTH} | _SHOUTED
+            return value in _BOOLEANS
         return isinstance(value, (bool, int, float)) and value in (0, 1)
     if kind.kind == "one of":
         return isinstance(value, str) and value in kind.of
@@ -145,9 +146,6 @@ def _takes(kind: Type, value: Any) -> bool:
     return kind.kind == "any"
 
 
-_SHOUTED = {"TRUE", "ON", "YES", "FALSE", "OFF", "NO", "T", "Y", "F", "N"}
-
-
 def _is_number(value: Any, *, whole: bool) -> bool:
     if isinstance(value, (bool, date)) or not isinstance(value, (int, float, str)):
         return False
@@ -158,7 +156,7 @@ def _is_number(value: Any, *, whole: bool) -> bool:
     return whole or (number == number and abs(number) != float("inf"))
 
 
-def _sweep(value: Any, at: Keys) -> Iterator[Complaint]:
+def _sweep(value: Any, at: Keys) -> Iterator[Violation]:
     if not isinstance(value, dict):
         yield _wrong(at, value, "a mapping")
         return
@@ -168,9 +166,9 @@ def _sweep(value: Any, at: Keys) -> Iterator[Complaint]:
             yield _wrong((*at, key), held, "a list")
 
 
-def _wrong(at: Keys, value: Any, wanted: str) -> Complaint:
+def _wrong(at: Keys, value: Any, wanted: str) -> Violation:
     shown = {type(None): "null", dict: "a mapping", list: "a list"}.get(type(value)) or repr(value)
-    return Complaint("wrong-type", at, f"{_said(at)} is {shown}, and must be {wanted}")
+    return Violation(at, f"{_said(at)} is {shown}; expected {wanted}", "wrong-type")
 
 
 def _said(at: Keys) -> str:

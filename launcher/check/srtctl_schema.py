@@ -12,33 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-ROOT = "SrtConfig"
-
-Classes = Mapping[str, Mapping[str, str]]
-"""Class → key of the recipe → type text.
-
-A type text is ``str``, ``int``, ``float``, ``bool``, ``any``, ``path``, ``list[T]``, ``dict[T,T]``, ``T|T``, ``=a,b``
-(one of these words), ``@Class``, ``backend`` (the class that its ``type`` names) or ``sweep``; then ``?`` when it may
-be null, and ``!`` when it must be there.
-"""
-
-PER_NODE = "vllm-per-node"
-"""Not a demand but a default: ``backend.dp_launch_mode`` is ``per_node`` where a recipe does not say."""
-
-
-@dataclass(frozen=True)
-class Declared:
-    """What one version declares: keys and types, the demands it makes beyond them, the options of its command."""
-
-    classes: Classes
-    demands: frozenset[str]
-    options: frozenset[str]
+from launcher.check.schema_reader import Declared, read_checkout
+from launcher.core.yaml_source import Key
 
 
 class Type(NamedTuple):
-    """A type text (`source.Classes`), taken apart. ``of`` are a list's, mapping's or choice's parts, or its words."""
+    """A type text (`schema_reader.Classes`), taken apart: ``of`` are the parts of a list or a choice, or the words."""
 
     kind: str
     of: tuple[Any, ...]
@@ -124,6 +105,20 @@ class Schema:
         }
 
 
+@dataclass(frozen=True)
+class Violation:
+    """One thing that a version refuses in a recipe: the keys that it is about, and what is wrong.
+
+    ``rule`` is the id of the rule of `launcher check` that reports it; ``owner`` is the class that lacks the last key
+    when the rule is ``unknown-field``.
+    """
+
+    keys: tuple[Key, ...]
+    message: str
+    rule: Literal["unknown-field", "wrong-type", "missing-field", "value-refused"] = "value-refused"
+    owner: str = ""
+
+
 @dataclass
 class Schemas:
     """The schemas of all versions that are known: from the tables, and from srt-slurm trees at hand.
@@ -173,8 +168,6 @@ class Schemas:
         tree = next(found, None)
         if tree is None:
             return None
-        from launcher.check.schema_reader import read_checkout  # `ast`, for the rare version that the tables lack
-
         return Schema.of(ref, read_checkout(tree))
 
     def _declared(self, name: str) -> Declared:
@@ -217,9 +210,9 @@ class Schemas:
                 found.setdefault(path, []).append(where)
         return found
 
-    def known_at(self, owner: str, key: str) -> str | None:
-        """The versions at which a class has a key, as people would say it; None when none has."""
-        said = self._tables["classes"].get(owner, {}).get(key)
+    def known_at(self, unknown: Violation) -> str | None:
+        """The versions that know a key which one refused as unknown, as people would say it; None when none does."""
+        said = self._tables["classes"].get(unknown.owner, {}).get(str(unknown.keys[-1]))
         if said is None:
             return None
         return "other versions" if isinstance(said, str) else _spoken(" ".join(said.values()).split(), self.versions[0])

@@ -43,8 +43,8 @@ def disaggregation(s: SrtctlResolved) -> Iterator[Found]:
         return
     apart = f.prefill is not None
     if apart != s.benchmark.disagg:
-        said = ("apart", "one") if apart else ("one", "apart")
-        message = f"in the recipe prefill and decode are {said[0]}, and the matrix publishes them as {said[1]}"
+        said = ("disaggregated", "aggregated") if apart else ("aggregated", "disaggregated")
+        message = f"the recipe is {said[0]}, and the matrix publishes its numbers as {said[1]}"
         yield message, s.place("resources")
 
 

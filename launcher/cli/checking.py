@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from datetime import date, datetime, timezone
 from pathlib import Path
 
-from launcher.check import formats, gather
+from launcher.check import inputs, report
 from launcher.check.baseline import Baseline, written
 from launcher.check.inputs import Everything, HasCommit, Row
 from launcher.check.registry import RULES, check_everything
-from launcher.check.report import Reported, Roots
+from launcher.check.report import Roots
 from launcher.cli.common import chosen, narrowed, session
 from launcher.core import publish
 from launcher.core.errors import ConfigError
+from launcher.core.finding import Finding
 from launcher.core.shipped import shipped
 from launcher.core.yaml_source import nearest
 from launcher.project import Session
@@ -69,11 +70,11 @@ def _gathered(arguments: argparse.Namespace, of: Session) -> Everything:
         row = Row(plan.benchmark, plan.benchmark.source, of.fleet.get(plan.runner), plan)
         return Everything([row], files=[of.fleet.get(plan.runner)], verdicts=of.verdicts, today=today, whole=False)
     if arguments.runner and not _selects(arguments):
-        rows = gather.served_by(of, arguments.runner, arguments.matrix)
-        return gather.selected(of, rows, arguments.runner, today, has_commit)
+        rows = inputs.served_by(of, arguments.runner, arguments.matrix)
+        return inputs.selected(of, rows, arguments.runner, today, has_commit)
     if _selects(arguments):
-        return gather.selected(of, chosen(arguments, of), arguments.runner, today, has_commit, narrowed(arguments))
-    return gather.everything(of, today, has_commit, arguments.matrix)
+        return inputs.selected(of, chosen(arguments, of), arguments.runner, today, has_commit, narrowed(arguments))
+    return inputs.everything(of, today, has_commit, arguments.matrix)
 
 
 def _selects(arguments: argparse.Namespace) -> bool:
@@ -113,7 +114,7 @@ def _explain(rule: str) -> int:
     return 0
 
 
-def _write(path: str, found: list[Reported], roots: Roots, today: date) -> int:
+def _write(path: str, found: list[Finding], roots: Roots, today: date) -> int:
     try:
         publish.write_text(Path(path), written(found, roots, today))
     except OSError as error:
@@ -122,11 +123,11 @@ def _write(path: str, found: list[Reported], roots: Roots, today: date) -> int:
     return 0
 
 
-def _show(found: list[Reported], how: str, roots: Roots) -> None:
+def _show(found: list[Finding], how: str, roots: Roots) -> None:
     if how == "json":
-        print(formats.as_json(found))
+        print(report.as_json(found))
     elif how == "sarif":
-        print(formats.sarif(found, roots))
+        print(report.sarif(found, roots))
     else:
-        lines = formats.github(found, roots) if how == "github" else formats.text(found)
+        lines = report.github(found, roots) if how == "github" else report.text(found)
         sys.stdout.writelines(f"{line}\n" for line in lines)

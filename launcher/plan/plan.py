@@ -154,10 +154,13 @@ class Plan:
 
 def json_values(value: Any) -> Any:
     """A value of dataclasses, mappings and sequences as what JSON holds; `msgspec.to_builtins` keeps tuples."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: json_values(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
+    # A plan has hundreds of values, nearly all of them plain: so these are asked for first.
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, (dict, Mapping)):
         return {str(k): json_values(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [json_values(v) for v in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: json_values(getattr(value, f.name)) for f in dataclasses.fields(value)}
     return value

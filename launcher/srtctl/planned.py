@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,5 +89,8 @@ class SrtctlJob:
 
     def as_details(self) -> dict[str, Any]:
         """In JSON values, as a plan holds it."""
-        details: dict[str, Any] = json_values(self)
+        # The recipe's document is one already, and by far the largest part.
+        recipe = dataclasses.replace(self.recipe, document=None)
+        details: dict[str, Any] = json_values(dataclasses.replace(self, recipe=recipe))
+        details["recipe"]["document"] = self.recipe.document
         return details

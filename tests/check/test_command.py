@@ -130,7 +130,7 @@ def test_a_tree_tells_what_recipes_may_say(world: World, capsys: pytest.CaptureF
     source = "@dataclass\nclass SrtConfig:\n    name: str\n"
     world.write(f"trees/{sha}/src/srtctl/core/schema.py", source)
     assert check(world, "-k", "minimaxm3*", "--srt-slurm", str(world.root / "trees"), "--rule", "unknown-field") == 1
-    assert "srt-slurm mine refuses the recipe: bogus is no key of it" in capsys.readouterr().out
+    assert "srt-slurm mine refuses the recipe: bogus is an unknown key" in capsys.readouterr().out
 
 
 def test_a_mirror_tells_which_commits_there_are(world: World, capsys: pytest.CaptureFixture[str]) -> None:

@@ -331,7 +331,7 @@ def test_a_workflows_result_is_named_with_its_aggregate(tmp_path: Path) -> None:
 
 def test_what_a_version_knows_is_told(tmp_path: Path) -> None:
     (found,) = a_plan(tmp_path, put("dynamo", value={"wheel": "1.2.0"}), runner=lane(ON_Q2)).findings
-    assert "dynamo.wheel is no key of it" in found.message and "v1.0.0 and later" in found.message
+    assert "dynamo.wheel is an unknown key" in found.message and "v1.0.0 and later" in found.message
     (found,) = a_plan(tmp_path, put("benchmark", "concurencies", value="4")).findings
     assert "near: concurrencies" in found.message
 

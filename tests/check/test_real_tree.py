@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import subprocess
 import sys
 from collections import Counter
@@ -45,22 +44,30 @@ OF_THE_TREE = {
 """Rule → (findings, rows). Of reference/launchers.md §4.1: 18 rows that v1.0.53 refuses, 16 of other concurrencies."""
 
 
+COUNTED = """
+import cProfile, pstats, sys
+from launcher.cli import main
+
+profile = cProfile.Profile(builtins=False)
+code = profile.runcall(main, sys.argv[1:])
+print(pstats.Stats(profile).total_calls, file=sys.stderr)
+sys.exit(code)
+"""
+
+
 @pytest.fixture(scope="module")
-def checked() -> tuple[list[dict[str, object]], float]:
-    """The findings in the workspace and its srt-slurm trees, and the seconds of CPU."""
+def checked() -> tuple[list[dict[str, object]], int]:
+    """The findings in the workspace and its srt-slurm trees, and how many Python functions were called for them."""
     assert SHARED is not None
-    argv = [sys.executable, "-m", "launcher", "check", "--json", "--workspace", str(SHARED / "inferencex")]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    argv = ["check", "--json", "--workspace", str(SHARED / "inferencex"), "--srt-slurm", str(SHARED / "srt-slurm")]
     done = subprocess.run(
-        [*argv, "--srt-slurm", str(SHARED / "srt-slurm")], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", COUNTED, *argv], capture_output=True, text=True, timeout=120, check=False
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 1, done.stderr
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return json.loads(done.stdout), seconds
+    return json.loads(done.stdout), int(done.stderr.splitlines()[-1])
 
 
-def test_every_defect_of_the_tree_is_found_and_nothing_else(checked: tuple[list[dict[str, object]], float]) -> None:
+def test_every_defect_of_the_tree_is_found_and_nothing_else(checked: tuple[list[dict[str, object]], int]) -> None:
     found = [one for one in checked[0] if str(one["where"]).startswith(f"{SHARED}/")]
     counts = Counter(str(one["rule"]) for one in found)
     rows = Counter[str]()
@@ -70,13 +77,13 @@ def test_every_defect_of_the_tree_is_found_and_nothing_else(checked: tuple[list[
     assert {r: (counts[r], rows[r]) for r in sorted(counts) if r not in hang_on_runner_files} == OF_THE_TREE
 
 
-def test_every_place_is_a_line_of_a_file(checked: tuple[list[dict[str, object]], float]) -> None:
+def test_every_place_is_a_line_of_a_file(checked: tuple[list[dict[str, object]], int]) -> None:
     for one in checked[0]:
         path, _, line = str(one["where"]).rpartition(":")
         assert 1 <= int(line) <= len(Path(path).read_text().splitlines()), one
 
 
-def test_what_is_unknown_is_said_once_for_each_version(checked: tuple[list[dict[str, object]], float]) -> None:
+def test_what_is_unknown_is_said_once_for_each_version(checked: tuple[list[dict[str, object]], int]) -> None:
     unknown = [str(one["message"]) for one in checked[0] if one["rule"] == "schema-unknown"]
     assert len(unknown) == len({m.partition(" at ")[2] for m in unknown}) == 3
 
@@ -106,6 +113,9 @@ def test_names_that_are_too_long_are_those_of_the_reference() -> None:
     assert (len(entries), ours, theirs) == (384, [2, 9, 132], [0, 2, 21])
 
 
-def test_everything_costs_a_second_and_a_half(checked: tuple[list[dict[str, object]], float]) -> None:
-    """Measured 1.05 s on an idle machine of two cores; a machine that is busy is given some more."""
-    assert checked[1] < 2.0
+def test_everything_costs_a_second_and_a_half(checked: tuple[list[dict[str, object]], int]) -> None:
+    """Counted in calls of Python functions, since no load of the machine changes their number.
+
+    2.2 million calls were 1.05 s of CPU on an idle machine of two cores (Python 3.11), so 3 million are 1.5 s.
+    """
+    assert checked[1] < 3_000_000

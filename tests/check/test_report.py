@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from launcher.check import formats
+from launcher.check import report
 from launcher.check.baseline import DAYS, Baseline, written
-from launcher.check.registry import RULES
-from launcher.check.report import Reported, Roots, once
+from launcher.check.registry import RULES, once
+from launcher.check.report import Roots
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding, Severity
 from launcher.core.yaml_source import Document, Place
@@ -39,7 +39,7 @@ def baseline(*entries: dict[str, Any]) -> Baseline:
 def test_the_same_finding_of_several_rows_is_one() -> None:
     rows = [finding(place=Place(RECIPE, "model", "path")) for _ in range(3)]
     (found,) = once(rows, [finding(place=Place(RECIPE, "model", "path"))])
-    assert found.rows == 3 and found.message == "m (3 rows)" and found.where == "/ws/recipes/a b.yaml:2"
+    assert found.rows == 3 and found.text == "m (3 rows)" and found.where == "/ws/recipes/a b.yaml:2"
 
 
 def test_findings_that_differ_stay_apart_and_errors_come_first() -> None:
@@ -54,34 +54,34 @@ def test_an_anchor_brings_two_keys_to_one_line() -> None:
 
 
 def test_text_is_a_line_a_finding() -> None:
-    lines = list(formats.text(once([finding(message="two\n  lines")])))
+    lines = list(report.text(once([finding(message="two\n  lines")])))
     assert lines == ["precision warning /ws/m.yaml:7 two lines"]
 
 
 def test_json_has_the_plans_keys() -> None:
-    assert json.loads(formats.as_json(once([finding()]))) == [
+    assert json.loads(report.as_json(once([finding()]))) == [
         {"rule": "precision", "severity": "warning", "message": "m", "where": "/ws/m.yaml:7", "rows": 1}
     ]
 
 
 def test_annotations_are_escaped_and_relative_to_the_repository() -> None:
-    found = [Reported(finding(place=Place(RECIPE, "model"), message="50% of\n::error::x"))]
-    assert list(formats.github(found, ROOTS)) == [
+    found = [finding(place=Place(RECIPE, "model"), message="50% of\n::error::x")]
+    assert list(report.github(found, ROOTS)) == [
         "::warning file=recipes/a b.yaml,line=1,title=precision::50%25 of%0A::error::x"
     ]
-    note = Reported(finding(rule="outside", severity="note", place="--recipe"))
-    assert list(formats.github([note], ROOTS)) == ["::notice title=outside::m"]
-    comma = Reported(finding(place="/ws/a,b:c.yaml:3"))
-    assert "file=a%2Cb%3Ac.yaml,line=3" in next(formats.github([comma], ROOTS))
+    note = finding(rule="outside", severity="note", place="--recipe")
+    assert list(report.github([note], ROOTS)) == ["::notice title=outside::m"]
+    comma = finding(place="/ws/a,b:c.yaml:3")
+    assert "file=a%2Cb%3Ac.yaml,line=3" in next(report.github([comma], ROOTS))
 
 
 def test_sarif_names_rules_levels_and_places() -> None:
     found = [
-        Reported(finding(place=Place(RECIPE, "model"))),
-        Reported(finding(rule="outside", severity="note", place="nowhere")),
-        Reported(finding(place="/elsewhere/ä.yaml:3")),
+        finding(place=Place(RECIPE, "model")),
+        finding(rule="outside", severity="note", place="nowhere"),
+        finding(place="/elsewhere/ä.yaml:3"),
     ]
-    log = json.loads(formats.sarif(found, ROOTS))
+    log = json.loads(report.sarif(found, ROOTS))
     (run,) = log["runs"]
     assert log["version"] == "2.1.0" and log["$schema"].endswith("sarif-schema-2.1.0.json")
     assert [rule["id"] for rule in run["tool"]["driver"]["rules"]] == ["precision", "outside"]
@@ -153,7 +153,7 @@ def test_every_rule_has_its_page_and_every_page_its_rule() -> None:
     for id, text in pages.items():
         assert text.startswith(f"# {id}\n\n{RULES[id].severity}: {RULES[id].title}\n")
         parts = text.split("\n## ")[1:]
-        assert [part.partition("\n")[0] for part in parts] == ["What goes wrong", "Example", "How to mend it"]
+        assert [part.partition("\n")[0] for part in parts] == ["What goes wrong", "Example", "How to fix it"]
         assert all(len(part.partition("\n")[2].strip()) > 10 for part in parts), id
         assert max(map(len, text.splitlines())) <= 120
 

@@ -50,7 +50,6 @@ OF_V50 = "recipes/h200/1k1k/bs128-agg-tp.yaml"
 SECOND_LANE = f"    sha: {V50}\n  - {{when: {{prefix: glm5}}, repository: nvidia, ref: v1.0.45, sha: {V50}}}\n"
 FP4 = MODEL.replace("precision: fp8", "precision: fp4").replace(", also: [mm3]", "")
 LONG = "conc-list: [4, 16]", "conc-list: [" + ", ".join(str(2**i) for i in range(1, 11)) + "]"
-LOCAL = RUNNER.replace("name: tiny", "name: tiny\ntools: rehearsal")
 TWICE = dump({**a_recipe(), "slurm": {"time_limit": "1:00:00"}}) + "slurm:\n  time_limit: '2:00:00'\n"
 
 # rule, severity, a text of the line that is named, what is done to the world, how it is checked
@@ -215,7 +214,7 @@ def test_a_finding_of_several_rows_is_said_once_and_counted(world: World) -> Non
     another_key("other", a=("conc-list: [4, 16]", "conc-list: [4]"))(world)
     world.recipe("r.yaml", {**a_recipe(), "bogus": 1})
     (found,) = [one for one in world.check() if one.rule == "unknown-field"]
-    assert found.rows == 2 and found.message.endswith("(2 rows)")
+    assert found.rows == 2 and found.text.endswith("(2 rows)")
 
 
 def test_evaluations_with_one_name_are_an_error(world: World) -> None:
@@ -270,6 +269,14 @@ def test_twice_in_a_recipe_of_variants_is_an_error(world: World) -> None:
     world.write(f"{world.overlay}/family.yaml", dump({"base": a_recipe()}) + "override_a:\n  name: a\n  name: b\n")
     (found,) = world.check()
     assert (found.rule, found.severity) == ("key-twice", "error")
+
+
+def test_a_repository_that_a_run_makes_for_itself_is_not_said_to_be_unknown(world: World) -> None:
+    text = RUNNER.replace(V50, UNKNOWN_SHA)
+    world.write("runners/tiny.yaml", text)
+    assert "sha-unknown" in world.rules()
+    world.write("runners/tiny.yaml", text.replace("https://example.org/srt-slurm.git", "{state}/srt-slurm"))
+    assert "sha-unknown" not in world.rules()
 
 
 def test_power_makes_a_lost_audit_an_error(world: World) -> None:

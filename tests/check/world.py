@@ -8,10 +8,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from launcher.check import gather
+from launcher.check import inputs
 from launcher.check.inputs import HasCommit
 from launcher.check.registry import check_everything
-from launcher.check.report import Reported
+from launcher.core.finding import Finding
 from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
 from launcher.project import Session, plan_benchmark
@@ -126,7 +126,7 @@ class World:
         has_commit: HasCommit = lambda url, sha: None,
         trees: str | None = None,
         recipes: str | None = None,
-    ) -> list[Reported]:
+    ) -> list[Finding]:
         of = Session.open(
             {},
             workspace=str(self.root),
@@ -134,7 +134,7 @@ class World:
             srt_slurm=str(self.root / trees) if trees else None,
             recipes=str(self.root / recipes) if recipes else None,
         )
-        found = check_everything(gather.everything(of, today, has_commit, [str(self.root / "configs/t-master.yaml")]))
+        found = check_everything(inputs.everything(of, today, has_commit, [str(self.root / "configs/t-master.yaml")]))
         # what is shipped with the launcher is looked at beside the world, and is not its subject
         return [one for one in found if one.file.startswith(str(self.root))]
 
