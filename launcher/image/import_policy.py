@@ -138,7 +138,7 @@ def _registry(
 ) -> Registry:
     from launcher.image.registry import Registry  # urllib is for those who import
 
-    return Registry({**environment, **image.environment}, say=log, sleep=sleep)
+    return Registry({**environment, **image.environment}, log=log, sleep=sleep)
 
 
 _PLACE = re.compile(r"(?P<path>.+) \((?P<key>[^()]+)\)")

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -15,7 +16,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class Probed:
 
 def between_processes(directory: Path, runner: CommandRunner = run) -> Probed:
     """Try it with two processes of this host. Raises ImageError when the directory cannot be used."""
-    with _Place(directory) as token, ThreadPoolExecutor(2) as pool:
+    with _meeting_place(directory) as token, ThreadPoolExecutor(2) as pool:
         command = [sys.executable, "-m", __name__, str(directory), token]
         done = list(pool.map(lambda rank: runner([*command, str(rank)], timeout=3 * _WAIT), range(2)))
     return _read(done, directory)
@@ -62,7 +63,7 @@ def between_processes(directory: Path, runner: CommandRunner = run) -> Probed:
 
 def between_nodes(directory: Path, options: Sequence[str], runner: CommandRunner = run) -> Probed:
     """Try it with two nodes by srun; ``options`` are srun's. Raises ImageError when there are none, too."""
-    with _Place(directory) as token:
+    with _meeting_place(directory) as token:
         command = ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--time=5", "--job-name=launcher-doctor"]
         argv = [*command, *options, sys.executable, "-m", __name__, str(directory), token]
         done = [runner(argv, timeout=300.0)]
@@ -75,7 +76,7 @@ def between_hosts(directory: Path, options: Sequence[str], wait: float = 60.0, r
     Raises ImageError when there is no node, or when it has not this Python. This host waits as long as it would for
     another process: a job that starts later finds nobody, which is an error too.
     """
-    with _Place(directory) as token, ThreadPoolExecutor(2) as pool:
+    with _meeting_place(directory) as token, ThreadPoolExecutor(2) as pool:
         command = [sys.executable, "-m", __name__, str(directory), token]
         one = ["srun", "--nodes=1", "--ntasks=1", "--time=2", f"--immediate={max(1, round(min(wait, _WAIT)))}"]
         argvs = [[*command, "0"], [*one, "--job-name=launcher-doctor", *options, *command, "1"]]
@@ -88,22 +89,19 @@ def between_hosts(directory: Path, options: Sequence[str], wait: float = 60.0, r
     return _read(done, directory)
 
 
-class _Place:
-    """A directory of our own below the one in question, gone afterwards."""
-
-    def __init__(self, directory: Path) -> None:
-        self._token = secrets.token_hex(4)
-        self._path = _meeting(directory, self._token)
-
-    def __enter__(self) -> str:
-        try:
-            self._path.mkdir()
-        except OSError as error:
-            raise ImageError(f"cannot be used: {error.strerror}", where=str(self._path.parent)) from None
-        return self._token
-
-    def __exit__(self, *error: object) -> None:
-        shutil.rmtree(self._path, ignore_errors=True)
+@contextlib.contextmanager
+def _meeting_place(directory: Path) -> Iterator[str]:
+    """The token of a directory of our own below the one in question, which is gone afterwards."""
+    token = secrets.token_hex(4)
+    place = _meeting(directory, token)
+    try:
+        place.mkdir()
+    except OSError as error:
+        raise ImageError(f"cannot be used: {error.strerror}", where=str(directory)) from None
+    try:
+        yield token
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _read(done: Sequence[Completed], directory: Path) -> Probed:

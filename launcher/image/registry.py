@@ -88,30 +88,28 @@ def debian_architecture(machine: str | None = None) -> str:
 class Registry:
     """Asks registries. ``environ`` names enroot's credentials file, proxies, and ENROOT_ALLOW_HTTP.
 
-    ``timeout`` is in seconds, for each request.
+    ``timeout`` is in seconds, for each request; ``attempts`` is how often one is sent that may get another answer.
+    ``log`` gets a line for each failed attempt that is followed by another.
     """
 
     def __init__(
         self,
         environ: Mapping[str, str],
         *,
-        say: Callable[[str], None] = lambda message: None,
-        clock: Callable[[], float] = time.monotonic,
+        log: Callable[[str], None] = lambda message: None,
         sleep: Callable[[float], None] = time.sleep,
         timeout: float = 10.0,
+        attempts: int = ATTEMPTS,
     ) -> None:
-        self._environ, self._say, self._clock, self._sleep, self._timeout = environ, say, clock, sleep, timeout
+        self._environ, self._log, self._sleep, self._timeout, self._attempts = environ, log, sleep, timeout, attempts
         self._scheme = "http" if allows_http(environ) else "https"
         self._opener = urllib.request.build_opener(_Redirects)
         self._authorization: dict[tuple[str, str], str] = {}
         self._realms: dict[str, str] = {}
-        self._attempts = ATTEMPTS
 
     def once(self, timeout: float) -> Registry:
-        """The same, which tries nothing twice and says nothing meanwhile. ``timeout`` is in seconds."""
-        brief = Registry(self._environ, clock=self._clock, sleep=self._sleep, timeout=timeout)
-        brief._attempts = 1
-        return brief
+        """The same, which asks only once and says nothing meanwhile. ``timeout`` is in seconds."""
+        return Registry(self._environ, timeout=timeout, attempts=1)
 
     def manifest(self, reference: Reference, architecture: str | None = None, *, where: str) -> Manifest:
         """Look up the image for ``architecture`` (``x86_64``, ``aarch64``, or Debian's names; this machine's if None).
@@ -169,33 +167,34 @@ class Registry:
         return value, f"sha256:{hashlib.sha256(content).hexdigest()}"
 
     def _patiently(self, url: str, reference: Reference, where: str, method: str) -> tuple[bytes, Message]:
+        """Ask until there is an answer, as often and as long as that makes sense. Raises as `manifest` does."""
         from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
-        deadline = self._clock() + PATIENCE
+        deadline = time.monotonic() + PATIENCE
+
+        def error_of(state: RetryCallState) -> BaseException | None:
+            return state.outcome.exception() if state.outcome else None
 
         def wait(state: RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome else None
+            error = error_of(state)
             asked = error.pause if isinstance(error, _MayPass) else None
             return asked if asked is not None else float(2 ** (state.attempt_number - 1))
 
         def stop(state: RetryCallState) -> bool:
-            nobody = state.outcome is not None and isinstance(state.outcome.exception(), _NoWay)
-            return (
-                state.attempt_number >= (min(2, self._attempts) if nobody else self._attempts)
-                or self._clock() + state.upcoming_sleep > deadline
-            )
+            attempts = min(2, self._attempts) if isinstance(error_of(state), _NoWay) else self._attempts
+            return state.attempt_number >= attempts or time.monotonic() + state.upcoming_sleep > deadline
 
-        def pause(state: RetryCallState) -> None:
-            error = state.outcome.exception() if state.outcome else None
+        def tell(state: RetryCallState) -> None:
+            error = error_of(state)
             said = error.message if isinstance(error, ImageError) else str(error)
-            self._say(f"attempt {state.attempt_number}: {said}; next one in {state.upcoming_sleep:.0f} s")
+            self._log(f"attempt {state.attempt_number}: {said}; next one in {state.upcoming_sleep:.0f} s")
 
         attempts = Retrying(
             retry=retry_if_exception_type(_MayPass),
             stop=stop,
             wait=wait,
             sleep=self._sleep,
-            before_sleep=pause,
+            before_sleep=tell,
             reraise=True,
         )
         try:

@@ -80,13 +80,12 @@ def beside(squash: Path) -> Path:
 
 def read(squash: Path) -> Sidecar | None:
     """The record beside a squash file; None when there is none that can be read."""
+    import msgspec
+
     try:
-        given = json.loads(beside(squash).read_bytes())
-        note = Sidecar(**{name: given[name] for name in Sidecar.__dataclass_fields__ if name in given})
-        numbers = (note.size, note.mtime_ns, note.superblock_time)
-    except (OSError, ValueError, TypeError):
+        return msgspec.json.decode(beside(squash).read_bytes(), type=Sidecar)
+    except (OSError, msgspec.MsgspecError):
         return None
-    return note if isinstance(note.uri, str) and all(isinstance(number, int) for number in numbers) else None
 
 
 def write(squash: Path, note: Sidecar, *, replace: bool = True) -> OSError | None:
