@@ -3,10 +3,10 @@
 `flock` is a silent no-op on some shared file systems (an NFS mount of a real cluster let every rank in), so the lock is
 an *owner file*, made by link(2), which is atomic everywhere. Its owner touches it every few seconds. Whoever finds it
 takes it away when its owner is provably dead, or when it was not touched for `lease` seconds of the finder's own clock.
-Beside it the `flock` of the bash launchers is taken, so that they and this program keep out of each other's way.
+We also take the `flock` that the bash launchers take, so that they and this program do not work at the same time.
 
-Nothing here makes an artifact correct; publishing does (launcher/core/publish.py). A lock that cannot be had is a fact
-for the caller to state, and work to do twice at worst.
+The lock does not make an artifact correct; publishing does (launcher/core/publish.py). When a lock cannot be had, the
+caller says so and goes on: at worst the work is done twice.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class LockPace:
 class LockOwner:
     """Who holds a lock: what its owner file says, for other processes and for people.
 
-    ``job`` is the Slurm job in which it runs, if any; ``started`` when the lock was asked for (ISO 8601, by the owner's
-    clock); ``token`` tells two locks of one process apart. An owner file that cannot be read is an owner of whom
-    nothing is known: its ``process`` is None.
+    ``job`` is the Slurm job in which it runs, if any; ``started`` is when the lock was asked for (ISO 8601, by the
+    owner's clock); ``token`` tells two locks of one process apart. ``process`` is None when the owner file cannot be
+    read.
     """
 
     process: ProcessIdentity | None = None
@@ -125,8 +125,8 @@ class LockOwner:
 class Held:
     """What came of asking for a lock.
 
-    ``owner`` says in words who holds it instead of us (who, where, since when, what), when it was not acquired because
-    of somebody. ``facts`` are one-line statements for the log: what could not be locked, what was broken and why.
+    ``owner`` says in words who holds the lock (who, where, since when, what) when somebody else does. ``facts`` are
+    one-line statements for the log: what could not be locked, which lock was broken and why.
     """
 
     acquired: bool
@@ -192,7 +192,7 @@ class Lock:
             return True
 
     def _take_owner_file(self, deadline: float) -> str | None:
-        """Take it, or say who keeps it until the deadline. Where no such file can be made, that is a fact."""
+        """Take the owner file, or return who still has it at the deadline. That no file can be made is a fact."""
         self._mine = LockOwner.here(self._what).to_json()
         temporary = temporary_name(self.path)
         try:
@@ -219,13 +219,16 @@ class Lock:
         return None
 
     def _compete(self, temporary: Path, deadline: float) -> str | None:
-        """Link our file to the lock's name, waiting for its owner and breaking what is stale. None, or the owner."""
+        """Link our file to the lock's name: wait for its owner, and break the lock if it is stale.
+
+        Returns None, or who still has the lock at the deadline.
+        """
         seen: tuple[bytes, int] | None = None
         unmoved, looked = 0.0, monotonic()
         while not _linked(temporary, self.path):
             found = look(self.path)
             now = monotonic()
-            # No look counts for more than two polls: an observer that was itself stopped has observed nothing.
+            # A look counts for two polls at most: while this process was stopped itself, it has not seen anything.
             unmoved = unmoved + min(now - looked, 2 * self._pace.poll) if found == seen else 0.0
             seen, looked = found, now
             if found is not None:
@@ -245,7 +248,7 @@ class Lock:
         return None
 
     def _take_flock(self, deadline: float) -> str | None:
-        """Take it on the bash launchers' path, or say that somebody keeps it. Where it fails, that is a fact."""
+        """Take flock on the bash launchers' path, or return that somebody has it. That flock fails is a fact."""
         if self.flock_path is None:
             return None
         somebody = f"an unnamed process with flock on {self.flock_path}"
@@ -296,7 +299,10 @@ class Lock:
 
 
 def _linked(temporary: Path, path: Path) -> bool:
-    """Link, and ask the file itself: NFS can lose the reply to a link(2) that was done (open(2), under O_EXCL)."""
+    """Make the link and say whether it is ours.
+
+    The link count decides, because NFS can lose the reply to a link(2) that was done (open(2), under O_EXCL).
+    """
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -326,11 +332,9 @@ def look(path: Path) -> tuple[bytes, int] | None:
 
 
 def take_away(path: Path, judged: tuple[bytes, int]) -> bool:
-    """Remove the owner file that was judged, and no other. False when it could not be, or was another by then.
-
-    Between the judgement and the removal another process may have broken the lock and taken it. So the file is renamed
-    to a name of our own, looked at again, and put back when it is not the one, or beats after all.
-    """
+    """Remove the owner file that was ``judged`` (see `look`). False when it is another one by now, or stays there."""
+    # Another process may have broken the lock and taken it since the file was judged. So the file gets a name of our
+    # own and is read again; it is put back when it is another one, or was touched after all.
     aside = temporary_name(path)
     try:
         path.rename(aside)
@@ -350,7 +354,7 @@ def take_away(path: Path, judged: tuple[bytes, int]) -> bool:
 
 
 def _open_to_lock(path: Path) -> int:
-    """Open for flock. For writing if possible, which NFS wants of an exclusive lock; never truncated, never removed."""
+    """Open a file for flock; it is neither truncated nor removed. NFS wants it open for writing for exclusive locks."""
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except PermissionError:

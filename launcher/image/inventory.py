@@ -1,7 +1,7 @@
-"""What lies in an image directory: images and how they are, who uses them, and what nobody needs any more.
+"""What lies in an image directory: images and whether they are whole, who uses them, and what nobody needs any more.
 
-Only what can be proven is removed. An image goes when no live run has it and nobody used it for longer than the grace;
-what killed imports left goes when its process is dead, or, from another host, after the grace of temporaries.
+An image is removed when no live run has it and nobody used it for longer than `GRACE`. What killed imports left is
+removed when its process is dead, or, where that was on another host, when it did not change for `GRACE_OF_PARTS`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GRACE = 30 * 86400.0
 """Seconds for which an unused image is kept."""
 
 GRACE_OF_PARTS = 2 * 86400.0
-"""Seconds after which a temporary that no longer changes is taken for a dead process's of another host."""
+"""Seconds after which the process of a temporary that does not change is taken for dead, on whatever host it ran."""
 
 _SUFFIX = ".sqsh"
 _OWNER = ".owner"
@@ -62,8 +62,8 @@ class Garbage:
 def images(directory: Path, users: Mapping[str, Sequence[str]] | None = None, over: Over = nobody_knows) -> list[Image]:
     """The images of a directory, by name. ``users``: path of a squash file → live runs that have it.
 
-    To these come the runs that marked an image in the directory itself, but those that are ``over``. Raises ImageError
-    when the directory cannot be read.
+    The runs that marked an image in the directory itself are added, unless they are ``over``. Raises ImageError when
+    the directory cannot be read.
     """
     live = {os.path.realpath(path): tuple(runs) for path, runs in (users or {}).items()}
     now = _server_time(directory)
@@ -76,7 +76,7 @@ def images(directory: Path, users: Mapping[str, Sequence[str]] | None = None, ov
 
 
 def _marked(squash: Path, known: Sequence[str], now: float, over: Over = nobody_knows) -> tuple[str, ...]:
-    """Live runs that marked the image, beside those that are known."""
+    """Live runs that marked the image, without those that are ``known`` already."""
     try:
         return tuple(str(use) for use in usage.live(squash, now, over) if use.run not in known)
     except OSError as error:
@@ -102,7 +102,7 @@ def _image(squash: Path, users: tuple[str, ...]) -> Image:
 
 
 class Check(str, Enum):
-    """How a verified image is: a level's verdict."""
+    """What a check of an image found."""
 
     WHOLE = "whole"
     DAMAGED = "damaged"
@@ -111,7 +111,7 @@ class Check(str, Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What verifying an image gave. ``said`` has a line for each level, the cheapest first."""
+    """What verifying an image found. ``said`` has a line for each level of the check, the cheapest first."""
 
     image: Image
     check: Check
@@ -119,7 +119,7 @@ class Verdict:
 
 
 def verify(image: Image, *, deep: bool = False, runner: CommandRunner = run) -> Verdict:
-    """Superblock, the lists of inodes and directories, and with ``deep`` the recorded hash of every byte."""
+    """Check the superblock, the lists of inodes and directories, and with ``deep`` every byte by the recorded hash."""
     if image.block is None:
         return Verdict(image, Check.DAMAGED, (image.problem or "not whole",))
     listing = listing_ok(image.squash, runner)
@@ -200,7 +200,7 @@ def leftover(path: Path) -> Garbage:
 
 
 def _left(path: Path, dead: bool, now: float, parts: float) -> str | None:
-    """Why an entry is a leftover; None when it is none, or not proven."""
+    """Why an entry is known to be a leftover; None when it is not."""
     name = path.name
     try:
         status = path.lstat()
@@ -222,9 +222,10 @@ def _left(path: Path, dead: bool, now: float, parts: float) -> str | None:
 
 
 def collect(item: Garbage, over: Over = nobody_knows) -> bool:
-    """Remove one thing, if it is still garbage. An image only under its lock, and not when it was used meanwhile.
+    """Remove one thing, if it is still garbage; say whether it is gone.
 
-    Raises ImageError when it cannot be removed.
+    An image is removed under its lock, and only if nobody used it meanwhile. Raises ImageError when it cannot be
+    removed.
     """
     try:
         if item.path.name.endswith(_OWNER):
@@ -249,7 +250,9 @@ def collect(item: Garbage, over: Over = nobody_knows) -> bool:
 
 
 def _collect_image(item: Garbage, over: Over) -> bool:
-    """A run marks an image first and looks for it then; so it is taken out of sight first, and then marks are read."""
+    """Remove an image that nobody uses."""
+    # Runs mark an image before they look for it. So we hide the file first and read the marks then: a run that found
+    # the file has marked it.
     before = _image(item.path, ())
     now = _server_time(item.path.parent)
     with Lock(item.path.with_name(f".{item.path.name}{_OWNER}"), what="gc", wait=0.0) as held:
@@ -278,7 +281,7 @@ def _entries(directory: Path) -> list[Path]:
 
 
 def _server_time(directory: Path) -> float:
-    """The clock that gave the files their times: an hour between it and ours must not remove anything."""
+    """Now, by the clock that gives the files their times: it may be an hour off ours."""
     probe = temporary_name(directory / "clock")
     try:
         probe.touch(exist_ok=False)

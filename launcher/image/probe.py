@@ -1,7 +1,7 @@
 """Do locks hold in a directory? Two processes try it: one takes them, the other asks for them too.
 
-``python -m launcher.image.probe DIRECTORY TOKEN [RANK]`` is one of the two; without a rank it is the Slurm task's. Rank
-1 prints what it found. They talk by files in the directory, so the same two can stand on two nodes.
+``python -m launcher.image.probe DIRECTORY TOKEN [RANK]`` is one of the two; without RANK it takes the rank of the Slurm
+task. Rank 1 prints what it found. They talk through files in the directory, so they can also run on two nodes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _KINDS: dict[str, Callable[[int, int], Any]] = {"flock": fcntl.flock, "lockf": f
 class Probed:
     """What two processes found. Each kind of lock ``holds``, is a no-op, or failed in the words of the system.
 
-    ``heartbeat`` is after how many seconds the owner's was seen, None for never; ``clocks`` by how many they differ.
+    ``heartbeat`` is after how many seconds a heartbeat of the owner was seen, None for never; ``clocks`` is by how many
+    seconds the two clocks differ.
     """
 
     where: str
@@ -136,7 +137,7 @@ def _meeting(directory: Path, token: str) -> Path:
 
 
 def main(directory: str, token: str, rank: str | None = None) -> None:
-    """Be one of the two."""
+    """Be one of the two processes."""
     place = _meeting(Path(directory), token)
     if (rank or os.environ.get("SLURM_PROCID", "0")) == "0":
         _take(place)
@@ -145,7 +146,7 @@ def main(directory: str, token: str, rank: str | None = None) -> None:
 
 
 def _take(place: Path) -> None:
-    """Rank 0: take every lock and keep it until the other one has looked."""
+    """Rank 0: take every lock and keep it until the other process has tried them."""
     handles, said = [], {}
     for kind, take in _KINDS.items():
         handles.append(os.open(place / kind, os.O_RDWR | os.O_CREAT, 0o666))
@@ -161,7 +162,7 @@ def _take(place: Path) -> None:
 
 
 def _ask(place: Path) -> Probed:
-    """Rank 1: ask for every lock while the other one has it, and once more when it was let go."""
+    """Rank 1: try every lock while the other process has it, and once more when it was released."""
     taken = _await(place / "taken")
     during = {kind: _try(kind, place) for kind in _KINDS}
     with Lock(place / "owner", what="a second probe", wait=0.0) as held:
@@ -192,7 +193,7 @@ def _ask(place: Path) -> Probed:
 
 
 def _judge(first: str, during: str, after: str) -> str:
-    """Of the words of three attempts, each empty when the lock was granted."""
+    """A verdict from the words of three attempts, each empty when the lock was granted."""
     if first:
         return f"does not work: {first}"
     if not during:

@@ -1,8 +1,8 @@
 """What a registry says of an image before anything is downloaded: its digest, its architecture, its size.
 
 The HTTP API of OCI registries (distribution-spec v1.1): a manifest, or an index of them by platform; a token from the
-realm that a 401 names. Wrong names, missing permission and the wrong architecture are errors at once; a registry that
-does not answer is `Unreachable`, and the caller knows what that means to it.
+realm that a 401 names. Wrong names, missing permission and the wrong architecture are errors at once. A registry that
+does not answer is `Unreachable`; what follows from that is for the caller to decide.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.d
 _MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
 _ACCEPT = ", ".join((*_INDEXES, *_MANIFESTS))
 _LARGEST = 16 << 20
-"""A manifest or an image's configuration of more bytes is none."""
+"""Bytes that are read of an answer. No manifest and no image configuration is longer."""
 _DEBIAN = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -45,7 +45,7 @@ class Unreachable(ImageError):
 
 
 class _MayPass(ImageError):
-    """``pause``: the seconds after which the registry said to come again."""
+    """Another request may be answered. ``pause`` is how many seconds the registry said to wait, if it said so."""
 
     def __init__(self, message: str, *, where: str | None, hint: str, pause: float | None = None) -> None:
         super().__init__(message, where=where, hint=hint)
@@ -53,11 +53,11 @@ class _MayPass(ImageError):
 
 
 class _NoAnswer(_MayPass):
-    """A status of 500 and more, or an answer that was cut."""
+    """A status of 500 or more, or an answer that was cut."""
 
 
 class _NoWay(_NoAnswer):
-    """Nobody there: asked once more only, since a host without a way out is no rare one."""
+    """No connection. It is tried once more only, because many hosts have no way to the internet."""
 
 
 @dataclass(frozen=True)
