@@ -122,7 +122,7 @@ class LockOwner:
 
 
 @dataclass(frozen=True)
-class Held:
+class LockResult:
     """What came of asking for a lock.
 
     ``owner`` says in words who holds the lock (who, where, since when, what) when somebody else does. ``facts`` are
@@ -164,7 +164,7 @@ class Lock:
         self._ended = threading.Event()
         self._heart: threading.Thread | None = None
 
-    def __enter__(self) -> Held:
+    def __enter__(self) -> LockResult:
         deadline = monotonic() + self._wait
         try:
             owner = self._take_owner_file(deadline) or self._take_flock(deadline)
@@ -174,7 +174,7 @@ class Lock:
         except BaseException:
             self._release()
             raise
-        return Held(acquired, owner, tuple(self._facts))
+        return LockResult(acquired, owner, tuple(self._facts))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -226,7 +226,7 @@ class Lock:
         seen: tuple[bytes, int] | None = None
         unmoved, looked = 0.0, monotonic()
         while not _linked(temporary, self.path):
-            found = look(self.path)
+            found = read_owner(self.path)
             now = monotonic()
             # A look counts for two polls at most: while this process was stopped itself, it has not seen anything.
             unmoved = unmoved + min(now - looked, 2 * self._pace.poll) if found == seen else 0.0
@@ -236,7 +236,7 @@ class Lock:
                 why = "its process is dead" if owner.is_dead else None
                 if why is None and unmoved >= self._pace.lease:
                     why = f"no heartbeat for {unmoved:.0f} s"
-                if why and take_away(self.path, found):
+                if why and remove_if_unchanged(self.path, found):
                     self._facts.append(f"broke the lock of {owner}: {why}")
                     continue
                 if now >= deadline:
@@ -289,8 +289,8 @@ class Lock:
             self._heart = None
         if self._handle is not None:
             with contextlib.suppress(OSError):
-                if not self.lost and (found := look(self.path)) and found[0] == self._mine:
-                    take_away(self.path, found)
+                if not self.lost and (found := read_owner(self.path)) and found[0] == self._mine:
+                    remove_if_unchanged(self.path, found)
             os.close(self._handle)
             self._handle = None
         if self._flock is not None:
@@ -314,7 +314,7 @@ def _linked(temporary: Path, path: Path) -> bool:
     return True
 
 
-def look(path: Path) -> tuple[bytes, int] | None:
+def read_owner(path: Path) -> tuple[bytes, int] | None:
     """Content and heartbeat of an owner file; None when it is gone.
 
     It is opened anew each time: NFS clients ask the server for a file's times when they open it (nfs(5),
@@ -331,8 +331,8 @@ def look(path: Path) -> tuple[bytes, int] | None:
         return None
 
 
-def take_away(path: Path, judged: tuple[bytes, int]) -> bool:
-    """Remove the owner file that was ``judged`` (see `look`). False when it is another one by now, or stays there."""
+def remove_if_unchanged(path: Path, judged: tuple[bytes, int]) -> bool:
+    """Remove the owner file that was ``judged`` (see `read_owner`). False when it stays, perhaps as another one."""
     # Another process may have broken the lock and taken it since the file was judged. So the file gets a name of our
     # own and is read again; it is put back when it is another one, or was touched after all.
     aside = temporary_name(path)
@@ -342,7 +342,7 @@ def take_away(path: Path, judged: tuple[bytes, int]) -> bool:
         return True
     except OSError:
         return False
-    if look(aside) == judged:
+    if read_owner(aside) == judged:
         with contextlib.suppress(OSError):
             aside.unlink()
         return True

@@ -16,7 +16,7 @@ _PR_SET_PDEATHSIG = 1
 """prctl(2): the setting stays over execve(2)."""
 
 
-def tied(argv: Sequence[str]) -> tuple[str, ...]:
+def ends_with_this_process(argv: Sequence[str]) -> tuple[str, ...]:
     """The command that runs ``argv`` and ends it when this process is gone."""
     return (sys.executable, "-S", "-E", __file__, str(os.getpid()), *argv)
 

@@ -56,7 +56,7 @@ class _NoAnswer(_MayPass):
     """A status of 500 or more, or an answer that was cut."""
 
 
-class _NoWay(_NoAnswer):
+class _NoConnection(_NoAnswer):
     """No connection. It is tried once more only, because many hosts have no way to the internet."""
 
 
@@ -181,7 +181,7 @@ class Registry:
             return asked if asked is not None else float(2 ** (state.attempt_number - 1))
 
         def stop(state: RetryCallState) -> bool:
-            attempts = min(2, self._attempts) if isinstance(error_of(state), _NoWay) else self._attempts
+            attempts = min(2, self._attempts) if isinstance(error_of(state), _NoConnection) else self._attempts
             return state.attempt_number >= attempts or time.monotonic() + state.upcoming_sleep > deadline
 
         def tell(state: RetryCallState) -> None:
@@ -219,7 +219,7 @@ class Registry:
         except (OSError, http.client.HTTPException) as error:  # URLError, time-outs, resets, a cut answer
             reason = getattr(error, "reason", None) or error
             reason = getattr(reason, "strerror", None) or reason
-            kind = _NoAnswer if isinstance(error, http.client.HTTPException) else _NoWay
+            kind = _NoAnswer if isinstance(error, http.client.HTTPException) else _NoConnection
             raise kind(
                 f"the registry {reference.registry} cannot be reached: {reason}",
                 where=where,

@@ -74,7 +74,7 @@ class Sidecar:
         )
 
 
-def beside(squash: Path) -> Path:
+def sidecar_path(squash: Path) -> Path:
     """The path of a squash file's record."""
     return squash.with_name(f"{squash.name}.json")
 
@@ -84,14 +84,14 @@ def read(squash: Path) -> Sidecar | None:
     import msgspec
 
     try:
-        return msgspec.json.decode(beside(squash).read_bytes(), type=Sidecar)
+        return msgspec.json.decode(sidecar_path(squash).read_bytes(), type=Sidecar)
     except (OSError, msgspec.MsgspecError):
         return None
 
 
 def write(squash: Path, note: Sidecar, *, replace: bool = True) -> OSError | None:
     """Write the record, readable for everybody; without ``replace`` only where there is none. Returns the error."""
-    final = beside(squash)
+    final = sidecar_path(squash)
     content = json.dumps(asdict(note), indent=2) + "\n"
     try:
         if replace:
@@ -115,7 +115,7 @@ _USED = 600.0
 
 def touch(squash: Path) -> None:
     """Note that the image is used now, as the mtime of its record. Records of other users cannot be touched."""
-    path = beside(squash)
+    path = sidecar_path(squash)
     with contextlib.suppress(OSError):
         if time.time() - path.stat().st_mtime > _USED:
             os.utime(path)

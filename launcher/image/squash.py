@@ -138,7 +138,7 @@ class Listing(str, Enum):
     NO_ANSWER = "not checked: unsquashfs did not end by itself"
 
 
-def listing_ok(path: Path, runner: CommandRunner = run, timeout: float = 300.0) -> Listing:
+def check_lists(path: Path, runner: CommandRunner = run, timeout: float = 300.0) -> Listing:
     """Let `unsquashfs -l` read every inode and directory (0.1 s for 64,000 of them); ``timeout`` is in seconds."""
     # Only its own verdict counts as damage: on clusters with a default memory limit unsquashfs was killed by the cgroup
     # (exit 137), and builds without lzo or zstd refuse whole files.

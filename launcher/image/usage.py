@@ -25,7 +25,7 @@ DIRECTORY = ".uses"
 
 
 @dataclass(frozen=True)
-class Use:
+class ImageUse:
     """A mark: ``run`` on ``host`` uses the image; ``record`` is the run's directory there.
 
     ``path`` is the mark's own, ``since`` when it was made or renewed, by the file server's clock.
@@ -42,18 +42,18 @@ class Use:
         return f"{self.run}@{self.host}"
 
 
-Over = Callable[[Use], bool]
+IsOver = Callable[[ImageUse], bool]
 """Whether the run of a mark is proven to be over."""
 
 
-def nobody_knows(use: Use) -> bool:
+def assume_alive(use: ImageUse) -> bool:
     """The default: treat every run as possibly alive."""
     return False
 
 
 def mark(squash: Path, run: str, record: Path) -> OSError | None:
     """Mark that a run uses an image, which need not be there yet. Returns the error when no mark can be made."""
-    use = Use(run, record=str(record.absolute()))
+    use = ImageUse(run, record=str(record.absolute()))
     path = _marks(squash) / f"{use}~{_of(record)}"
     content = json.dumps({k: v for k, v in asdict(use).items() if k not in ("path", "since")}) + "\n"
     try:
@@ -93,7 +93,7 @@ def _of(record: Path) -> str:
     return hashlib.sha256(str(record.absolute()).encode()).hexdigest()[:8]
 
 
-def marks(squash: Path) -> list[Use]:
+def marks(squash: Path) -> list[ImageUse]:
     """All marks of an image, oldest first. Raises OSError when there are marks that cannot be listed."""
     try:
         paths = list(_marks(squash).iterdir())
@@ -106,14 +106,14 @@ def marks(squash: Path) -> list[Use]:
     return sorted(found, key=lambda use: use.since)
 
 
-def live(squash: Path, now: float, over: Over = nobody_knows) -> list[Use]:
+def live(squash: Path, now: float, is_over: IsOver = assume_alive) -> list[ImageUse]:
     """The marks that count: their run is not proven to be over, nor older than any run can be. Raises OSError."""
-    return [use for use in marks(squash) if not stale(use, now, over)]
+    return [use for use in marks(squash) if not stale(use, now, is_over)]
 
 
-def stale(use: Use, now: float, over: Over = nobody_knows) -> str | None:
+def stale(use: ImageUse, now: float, is_over: IsOver = assume_alive) -> str | None:
     """Why a mark does not count; None when it does."""
-    if over(use):
+    if is_over(use):
         return "its run is over"
     return f"its run is older than {LONGEST / 86400:.0f} days" if now - use.since > LONGEST else None
 
@@ -145,12 +145,12 @@ def _marks(squash: Path) -> Path:
     return squash.parent / DIRECTORY / squash.name
 
 
-def _read(path: Path) -> Use:
+def _read(path: Path) -> ImageUse:
     run, _, host = path.name.rpartition("~")[0].rpartition("@")
     given = {}
     with contextlib.suppress(OSError, ValueError):
         content = json.loads(path.read_bytes())
         given = content if isinstance(content, dict) else {}
-    return Use(
+    return ImageUse(
         run, host, str(given.get("user", "")), str(given.get("record", "")), path=path, since=path.stat().st_mtime
     )
