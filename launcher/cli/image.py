@@ -23,7 +23,7 @@ from launcher.image import inventory
 from launcher.image.import_policy import ImportPolicy, ensure_image
 from launcher.image.inventory import Check, Garbage, Image
 from launcher.image.reference import Reference
-from launcher.image.tag_check import Moved, check_tag
+from launcher.image.tag_check import TagMoved, check_tag
 from launcher.plan import derive
 from launcher.project import Session
 from launcher.run.image_usage import images_in_use, is_run_over
@@ -77,7 +77,7 @@ def _where(arguments: argparse.Namespace) -> _Where:
     return _Where(there, temporary, rule, architecture, policy, environment, project)
 
 
-def listing(arguments: argparse.Namespace) -> int:
+def list_images(arguments: argparse.Namespace) -> int:
     """One line for each image."""
     found = _where(arguments).images()
     if arguments.json:
@@ -89,10 +89,10 @@ def listing(arguments: argparse.Namespace) -> int:
         [
             image.squash.name,
             f"{image.size / 1e6:.1f}",
-            (image.note.digest or "-")[:19] if image.note else "-",
+            (image.sidecar.digest or "-")[:19] if image.sidecar else "-",
             time.strftime("%Y-%m-%d %H:%M", time.localtime(image.used)),
             " ".join(image.users) or "-",
-            image.problem or (image.note.how if image.note else "no record"),
+            image.problem or (image.sidecar.how if image.sidecar else "no record"),
         ]
         for image in found
     ]
@@ -103,7 +103,7 @@ def listing(arguments: argparse.Namespace) -> int:
 
 
 def _plain(image: Image) -> dict[str, object]:
-    note = image.note
+    note = image.sidecar
     return {
         "squash": str(image.squash),
         "bytes": image.size,
@@ -117,7 +117,7 @@ def _plain(image: Image) -> dict[str, object]:
     }
 
 
-def having(arguments: argparse.Namespace) -> int:
+def import_images(arguments: argparse.Namespace) -> int:
     """Have each image there."""
     where = _where(arguments)
 
@@ -168,13 +168,13 @@ def _tag(image: Image, where: _Where) -> list[str]:
     """What the image's tag names now, by its registry, if that may be asked."""
     from launcher.image.registry import Registry
 
-    note = image.note
+    note = image.sidecar
     if note is None or not where.policy.may_ask(note.uri):
         return []
     registry = Registry({**os.environ, **where.rule.environment})
     architecture = note.architecture or where.architecture
     after = check_tag(image.squash, note, registry, architecture, where=str(image.squash))
-    if isinstance(after, Moved):
+    if isinstance(after, TagMoved):
         return [f"tag: {after.what}"]
     if Reference.parse(note.uri).digest:
         return ["tag: none, a digest"]
@@ -196,7 +196,7 @@ def gc(arguments: argparse.Namespace) -> int:
     gone: list[Garbage] = []
     for directory in where.directories:
         found = inventory.images(directory, users, is_run_over)
-        gone += inventory.garbage(directory, found, grace=arguments.grace * 86400, over=is_run_over)
+        gone += inventory.garbage(directory, found, grace=arguments.grace * 86400, is_over=is_run_over)
     if where.temporary.is_dir():
         gone += [inventory.leftover(path) for path in dead_temporaries(where.temporary)]
     freed, left = 0, "kept, it is in use or its lock is not to be had" if arguments.apply else "would remove"

@@ -24,12 +24,12 @@ def add(commands: _Commands, places: Callable[[argparse.ArgumentParser], None]) 
         command.set_defaults(command=f"image:{function}")
         return command
 
-    listing = verb("list", "images: size, digest, last use, which live runs have them", "listing")
+    listing = verb("list", "images: size, digest, last use, which live runs have them", "list_images")
     listing.add_argument("--json", action="store_true")
 
-    having = verb("import", "have images there, whole; at no cost if they are", "having")
-    having.add_argument("references", nargs="+", metavar="REFERENCE")
-    having.add_argument("--moved-tag", choices=["keep", "refresh", "fail"], help="default: as the runner file says")
+    importing = verb("import", "have images there, whole; at no cost if they are", "import_images")
+    importing.add_argument("references", nargs="+", metavar="REFERENCE")
+    importing.add_argument("--moved-tag", choices=["keep", "refresh", "fail"], help="default: as the runner file says")
 
     verify = verb("verify", "are the images whole, and what do their tags name now", "verify")
     verify.add_argument("images", nargs="*", metavar="FILE", help="file names or paths (default: all)")

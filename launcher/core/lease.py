@@ -3,10 +3,10 @@
 `flock` is a silent no-op on some shared file systems (an NFS mount of a real cluster let every rank in), so the lock is
 an *owner file*, made by link(2), which is atomic everywhere. Its owner touches it every few seconds. Whoever finds it
 takes it away when its owner is provably dead, or when it was not touched for `lease` seconds of the finder's own clock.
-Beside it the `flock` of the bash launchers is taken, so that they and this program keep out of each other's way.
+We also take the `flock` that the bash launchers take, so that they and this program do not work at the same time.
 
-Nothing here makes an artifact correct; publishing does (launcher/core/publish.py). A lock that cannot be had is a fact
-for the caller to state, and work to do twice at worst.
+The lock does not make an artifact correct; publishing does (launcher/core/publish.py). When a lock cannot be had, the
+caller says so and goes on: at worst the work is done twice.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class LockPace:
 class LockOwner:
     """Who holds a lock: what its owner file says, for other processes and for people.
 
-    ``job`` is the Slurm job in which it runs, if any; ``started`` when the lock was asked for (ISO 8601, by the owner's
-    clock); ``token`` tells two locks of one process apart. An owner file that cannot be read is an owner of whom
-    nothing is known: its ``process`` is None.
+    ``job`` is the Slurm job in which it runs, if any; ``started`` is when the lock was asked for (ISO 8601, by the
+    owner's clock); ``token`` tells two locks of one process apart. ``process`` is None when the owner file cannot be
+    read.
     """
 
     process: ProcessIdentity | None = None
@@ -122,11 +122,11 @@ class LockOwner:
 
 
 @dataclass(frozen=True)
-class Held:
+class LockResult:
     """What came of asking for a lock.
 
-    ``owner`` says in words who holds it instead of us (who, where, since when, what), when it was not acquired because
-    of somebody. ``facts`` are one-line statements for the log: what could not be locked, what was broken and why.
+    ``owner`` says in words who holds the lock (who, where, since when, what) when somebody else does. ``facts`` are
+    one-line statements for the log: what could not be locked, which lock was broken and why.
     """
 
     acquired: bool
@@ -164,7 +164,7 @@ class Lock:
         self._ended = threading.Event()
         self._heart: threading.Thread | None = None
 
-    def __enter__(self) -> Held:
+    def __enter__(self) -> LockResult:
         deadline = monotonic() + self._wait
         try:
             owner = self._take_owner_file(deadline) or self._take_flock(deadline)
@@ -174,7 +174,7 @@ class Lock:
         except BaseException:
             self._release()
             raise
-        return Held(acquired, owner, tuple(self._facts))
+        return LockResult(acquired, owner, tuple(self._facts))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -192,7 +192,7 @@ class Lock:
             return True
 
     def _take_owner_file(self, deadline: float) -> str | None:
-        """Take it, or say who keeps it until the deadline. Where no such file can be made, that is a fact."""
+        """Take the owner file, or return who still has it at the deadline. That no file can be made is a fact."""
         self._mine = LockOwner.here(self._what).to_json()
         temporary = temporary_name(self.path)
         try:
@@ -219,13 +219,16 @@ class Lock:
         return None
 
     def _compete(self, temporary: Path, deadline: float) -> str | None:
-        """Link our file to the lock's name, waiting for its owner and breaking what is stale. None, or the owner."""
+        """Link our file to the lock's name: wait for its owner, and break the lock if it is stale.
+
+        Returns None, or who still has the lock at the deadline.
+        """
         seen: tuple[bytes, int] | None = None
         unmoved, looked = 0.0, monotonic()
         while not _linked(temporary, self.path):
-            found = look(self.path)
+            found = read_owner(self.path)
             now = monotonic()
-            # No look counts for more than two polls: an observer that was itself stopped has observed nothing.
+            # A look counts for two polls at most: while this process was stopped itself, it has not seen anything.
             unmoved = unmoved + min(now - looked, 2 * self._pace.poll) if found == seen else 0.0
             seen, looked = found, now
             if found is not None:
@@ -233,7 +236,7 @@ class Lock:
                 why = "its process is dead" if owner.is_dead else None
                 if why is None and unmoved >= self._pace.lease:
                     why = f"no heartbeat for {unmoved:.0f} s"
-                if why and take_away(self.path, found):
+                if why and remove_if_unchanged(self.path, found):
                     self._facts.append(f"broke the lock of {owner}: {why}")
                     continue
                 if now >= deadline:
@@ -245,7 +248,7 @@ class Lock:
         return None
 
     def _take_flock(self, deadline: float) -> str | None:
-        """Take it on the bash launchers' path, or say that somebody keeps it. Where it fails, that is a fact."""
+        """Take flock on the bash launchers' path, or return that somebody has it. That flock fails is a fact."""
         if self.flock_path is None:
             return None
         somebody = f"an unnamed process with flock on {self.flock_path}"
@@ -286,8 +289,8 @@ class Lock:
             self._heart = None
         if self._handle is not None:
             with contextlib.suppress(OSError):
-                if not self.lost and (found := look(self.path)) and found[0] == self._mine:
-                    take_away(self.path, found)
+                if not self.lost and (found := read_owner(self.path)) and found[0] == self._mine:
+                    remove_if_unchanged(self.path, found)
             os.close(self._handle)
             self._handle = None
         if self._flock is not None:
@@ -296,7 +299,10 @@ class Lock:
 
 
 def _linked(temporary: Path, path: Path) -> bool:
-    """Link, and ask the file itself: NFS can lose the reply to a link(2) that was done (open(2), under O_EXCL)."""
+    """Make the link and say whether it is ours.
+
+    The link count decides, because NFS can lose the reply to a link(2) that was done (open(2), under O_EXCL).
+    """
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -308,7 +314,7 @@ def _linked(temporary: Path, path: Path) -> bool:
     return True
 
 
-def look(path: Path) -> tuple[bytes, int] | None:
+def read_owner(path: Path) -> tuple[bytes, int] | None:
     """Content and heartbeat of an owner file; None when it is gone.
 
     It is opened anew each time: NFS clients ask the server for a file's times when they open it (nfs(5),
@@ -325,12 +331,10 @@ def look(path: Path) -> tuple[bytes, int] | None:
         return None
 
 
-def take_away(path: Path, judged: tuple[bytes, int]) -> bool:
-    """Remove the owner file that was judged, and no other. False when it could not be, or was another by then.
-
-    Between the judgement and the removal another process may have broken the lock and taken it. So the file is renamed
-    to a name of our own, looked at again, and put back when it is not the one, or beats after all.
-    """
+def remove_if_unchanged(path: Path, judged: tuple[bytes, int]) -> bool:
+    """Remove the owner file that was ``judged`` (see `read_owner`). False when it stays, perhaps as another one."""
+    # Another process may have broken the lock and taken it since the file was judged. So the file gets a name of our
+    # own and is read again; it is put back when it is another one, or was touched after all.
     aside = temporary_name(path)
     try:
         path.rename(aside)
@@ -338,7 +342,7 @@ def take_away(path: Path, judged: tuple[bytes, int]) -> bool:
         return True
     except OSError:
         return False
-    if look(aside) == judged:
+    if read_owner(aside) == judged:
         with contextlib.suppress(OSError):
             aside.unlink()
         return True
@@ -350,7 +354,7 @@ def take_away(path: Path, judged: tuple[bytes, int]) -> bool:
 
 
 def _open_to_lock(path: Path) -> int:
-    """Open for flock. For writing if possible, which NFS wants of an exclusive lock; never truncated, never removed."""
+    """Open a file for flock; it is neither truncated nor removed. NFS wants it open for writing for exclusive locks."""
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except PermissionError:

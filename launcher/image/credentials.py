@@ -1,4 +1,4 @@
-"""Credentials for registries, from the file that enroot reads: lines of netrc(5)."""
+"""Credentials for registries, from the file that enroot reads, which has lines as in netrc(5)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Credentials:
 
 
 class MadeByCommand(ImageError):
-    """A password that enroot has a shell make (``$(…)``), which nothing else does."""
+    """The password is the output of a command (``$(…)``), which enroot runs in a shell and we do not."""
 
 
 def setting(name: str, environ: Mapping[str, str]) -> str | None:
     """A setting of enroot: the environment's, else the first in its configuration files (enroot 4.1.2, enroot.in).
 
-    They hold shell text; ``$HOME`` and the like are filled in, and what is made by a command stays as it is written.
+    The files hold shell text. ``$HOME`` and other variables are filled in; commands are not run and stay as text.
     """
     if environ.get(name):
         return environ[name]
@@ -44,7 +44,7 @@ def setting(name: str, environ: Mapping[str, str]) -> str | None:
 
 
 def allows_http(environ: Mapping[str, str]) -> bool:
-    """Whether enroot asks registries without TLS: ENROOT_ALLOW_HTTP is set, and not to a word for no."""
+    """Whether enroot asks registries without TLS: ENROOT_ALLOW_HTTP is set to anything but a word for no."""
     value = setting("ENROOT_ALLOW_HTTP", environ)
     return bool(value) and not re.fullmatch(r"no?|N[oO]?|[fF](alse)?|FALSE", value or "")
 
@@ -74,9 +74,9 @@ def credentials(host: str, environ: Mapping[str, str]) -> Credentials | None:
 
 
 def account_line(registry: str, environ: Mapping[str, str], realm: str = "") -> str:
-    """What to correct when ``registry`` refuses: the line of its account, or the one that is missing.
+    """What to correct when ``registry`` refuses: which line of the file has its account, or which line is missing.
 
-    ``realm`` is the host that gives its tokens, if that is known: enroot takes the line of the host that asks.
+    ``realm`` is the host that gives the registry's tokens, if that is known: enroot takes the line of that host.
     """
     hub = registry == "docker.io"
     realm = realm or ("auth.docker.io" if hub else registry)

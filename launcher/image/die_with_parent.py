@@ -1,7 +1,7 @@
-"""``python tied.py PID PROGRAM …``: PROGRAM, which gets SIGTERM when PID, the process that starts it, is gone.
+"""``python die_with_parent.py PID PROGRAM …`` runs PROGRAM, which gets SIGTERM when its parent PID is gone.
 
-A launcher that is killed cannot end the srun of an import, whose job would go on for nobody. Needs no package: it is
-run by its path.
+A launcher that is killed cannot end the srun of an import, and the job would go on for nobody. This file is run by its
+path and needs no package.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import sys
 from collections.abc import Sequence
 
 _PR_SET_PDEATHSIG = 1
-"""prctl(2): it stays over execve(2)."""
+"""prctl(2): the setting stays over execve(2)."""
 
 
-def tied(argv: Sequence[str]) -> tuple[str, ...]:
-    """The command that runs ``argv`` as long as this process lives."""
+def ends_with_this_process(argv: Sequence[str]) -> tuple[str, ...]:
+    """The command that runs ``argv`` and ends it when this process is gone."""
     return (sys.executable, "-S", "-E", __file__, str(os.getpid()), *argv)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Become the program; a return code only when that cannot be, as a shell gives it."""
+    """Become the program. Returns only when that fails, with the code that a shell would give."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if os.getppid() != int(argv[0]):

@@ -1,7 +1,7 @@
 """`enroot import`: running it, and telling what its messages mean.
 
-enroot writes everything to stderr and ends with 1 for nearly all of it, or with curl's, tar's or mksquashfs's code, so
-only the words tell what happened (recorded from enroot 4.1.2; the HTTP line is from its src/common.sh).
+enroot writes everything to stderr and exits with 1 for nearly every failure, or with the code of curl, tar or
+mksquashfs. So only its words tell what happened (recorded from enroot 4.1.2; the HTTP line is from its src/common.sh).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CREDENTIALS = "put the registry's credentials into ~/.config/enroot/.credential
 
 @dataclass(frozen=True)
 class Fault:
-    """Why an import failed: ``what`` in one line, ``hint`` for a person, ``may_pass`` if trying again makes sense."""
+    """Why an import failed: ``what`` happened, a ``hint`` for a person, and whether another attempt ``may_pass``."""
 
     what: str
     hint: str
@@ -38,7 +38,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What came of an import: enroot's warnings, and its version if that was said."""
+    """What a successful import said: enroot's warnings, and its version if the output has it."""
 
     warnings: tuple[str, ...]
     version: str | None
@@ -82,8 +82,8 @@ class Enroot:
     def fetch(self, uri: str, output: Path, *, environment: Mapping[str, str], timeout: float, where: str) -> Fetched:
         """Import an image into ``output``, a name of our own, within ``timeout`` seconds for all attempts together.
 
-        What may pass (rate limits, 5xx, the network, ESTALE) is tried up to four times with growing pauses.
-        Raises ImageError, with ``where``.
+        After a rate limit, a 5xx, a failure of the network or ESTALE it is tried again, with growing pauses, up to four
+        times in all. Raises ImageError, with ``where``.
         """
         timeout += self._patience
         deadline = time.monotonic() + timeout
@@ -162,7 +162,7 @@ _BY_SRUN: tuple[tuple[str, Fault], ...] = (
     (r"srun: error: Unable to allocate resources", Fault("Slurm gives it no job", _JOB)),
     (r"\*\*\* (STEP|JOB) .* CANCELLED AT", Fault("its job was cancelled", "somebody ended it; run again")),
 )
-"""What becomes of the job of an import (recorded from Slurm 22.05). It says more than what enroot says of its end."""
+"""How the job of an import can end (recorded from Slurm 22.05). srun's words say more about it than enroot's."""
 
 _UNSAID = re.compile(r"Authenticating with user: .*(\n\[INFO\] Using credentials.*)?\Z")
 """The last that enroot 4.1.2 says when Basic authentication fails: it throws away what curl says, and ends with 1."""
@@ -210,7 +210,7 @@ _BY_WORDS: tuple[tuple[str, Fault], ...] = (
 
 
 def diagnose(done: Completed) -> Fault:
-    """Why this `enroot import` failed. What is not known is not tried again."""
+    """Why this `enroot import` failed. A failure that is not known is not tried again."""
     said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("[INFO]")]
     text = "\n".join(said)
     missing = re.match(r"(enroot|srun|\S*/enroot): ", text) or re.match(re.escape(f"{done.argv[0]}: "), text)
@@ -236,7 +236,7 @@ def _saying(fault: Fault, said: Sequence[str]) -> Fault:
 
 
 def _with_account(fault: Fault, uri: str, environment: Mapping[str, str]) -> Fault:
-    """A registry's refusal, with the line of the credentials that it refused or that is missing."""
+    """The fault; of a refused account with the line of the credentials file to correct or to add."""
     if not fault.what.startswith(("401", "403")):
         return fault
     return replace(fault, hint=f"correct the image, or {account_line(Reference.parse(uri).registry, environment)}")

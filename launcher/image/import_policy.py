@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from launcher.core.errors import ConfigError, ImageError
 from launcher.core.process import CommandRunner
 from launcher.core.yaml_source import Document
-from launcher.image.die_with_parent import tied
+from launcher.image.die_with_parent import ends_with_this_process
 from launcher.image.enroot import Enroot
 from launcher.image.reference import Reference
 from launcher.image.request import PlannedImage
@@ -21,7 +21,7 @@ from launcher.image.store import ImageRecord, ImageStore, no_mark
 if TYPE_CHECKING:
     from launcher.image.registry import Registry
 
-PATIENCE = 1800
+NODE_PATIENCE = 1800
 """Seconds that the job of an import may wait for a node. Slurm itself ends it then, whatever became of us."""
 
 _OWN = "LAUNCHER_ENROOT_DIRECTORY"
@@ -76,12 +76,12 @@ class ImportPolicy:
             *([f"--cpus-per-task={image.processors}"] if image.processors else []),
             f"--time={minutes}",
             # In place of --immediate, which a Slurm with SchedulerParameters=defer always refuses.
-            f"--deadline=now+{60 * minutes + PATIENCE}",
+            f"--deadline=now+{60 * minutes + NODE_PATIENCE}",
             f"--job-name={self.job_name}",
             f"--comment={import_comment(self.token)}",
             *image.import_options,
         )
-        return (*tied(srun), *_ON_NODE, "enroot")
+        return (*ends_with_this_process(srun), *_ON_NODE, "enroot")
 
     def node_environment(self, image: PlannedImage) -> dict[str, str]:
         """enroot's directories for an import on a node. It makes all of them itself, but the first two."""
@@ -116,7 +116,7 @@ def ensure_image(
     if policy.is_on_node(image):
         environment = {**environment, **policy.node_environment(image)}
         command = policy.node_command(image)
-        enroot = Enroot(environment, run, command, node_patience=PATIENCE, log=log, sleep=sleep)
+        enroot = Enroot(environment, run, command, node_patience=NODE_PATIENCE, log=log, sleep=sleep)
     else:
         enroot = Enroot(environment, run, log=log, sleep=sleep)
     registry = _registry(image, environment, log, sleep) if policy.may_ask(image.uri) else None
@@ -138,7 +138,7 @@ def _registry(
 ) -> Registry:
     from launcher.image.registry import Registry  # urllib is for those who import
 
-    return Registry({**environment, **image.environment}, say=log, sleep=sleep)
+    return Registry({**environment, **image.environment}, log=log, sleep=sleep)
 
 
 _PLACE = re.compile(r"(?P<path>.+) \((?P<key>[^()]+)\)")

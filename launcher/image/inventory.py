@@ -1,7 +1,7 @@
-"""What lies in an image directory: images and how they are, who uses them, and what nobody needs any more.
+"""What lies in an image directory: images and whether they are whole, who uses them, and what nobody needs any more.
 
-Only what can be proven is removed. An image goes when no live run has it and nobody used it for longer than the grace;
-what killed imports left goes when its process is dead, or, from another host, after the grace of temporaries.
+An image is removed when no live run has it and nobody used it for longer than `GRACE`. What killed imports left is
+removed when its process is dead, or, where that was on another host, when it did not change for `GRACE_OF_PARTS`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from enum import Enum
 from pathlib import Path
 
 from launcher.core.errors import ImageError
-from launcher.core.lease import Lock, LockOwner, look, take_away
+from launcher.core.lease import Lock, LockOwner, read_owner, remove_if_unchanged
 from launcher.core.process import CommandRunner, run
 from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, publish_new, temporary_name
 from launcher.image import sidecar, usage
 from launcher.image.sidecar import Sidecar
-from launcher.image.squash import Listing, Superblock, inspect, listing_ok
-from launcher.image.usage import Over, nobody_knows
+from launcher.image.squash import Listing, Superblock, check_lists, inspect
+from launcher.image.usage import IsOver, assume_alive
 
 GRACE = 30 * 86400.0
 """Seconds for which an unused image is kept."""
 
 GRACE_OF_PARTS = 2 * 86400.0
-"""Seconds after which a temporary that no longer changes is taken for a dead process's of another host."""
+"""Seconds after which the process of a temporary that does not change is taken for dead, on whatever host it ran."""
 
 _SUFFIX = ".sqsh"
 _OWNER = ".owner"
@@ -36,7 +36,7 @@ _OWNER = ".owner"
 
 @dataclass(frozen=True)
 class Image:
-    """A squash file. ``problem`` says why it is not whole, ``note`` is the record that fits it, ``users`` live runs.
+    """A squash file. ``problem`` says why it is not whole, ``sidecar`` is the record that fits it, ``users`` live runs.
 
     ``size`` in bytes, ``used`` (the last use that left a trace) in seconds from the epoch, by the file server's clock.
     """
@@ -46,7 +46,7 @@ class Image:
     used: float
     problem: str | None = None
     block: Superblock | None = None
-    note: Sidecar | None = None
+    sidecar: Sidecar | None = None
     users: tuple[str, ...] = ()
 
 
@@ -59,11 +59,13 @@ class Garbage:
     why: str
 
 
-def images(directory: Path, users: Mapping[str, Sequence[str]] | None = None, over: Over = nobody_knows) -> list[Image]:
+def images(
+    directory: Path, users: Mapping[str, Sequence[str]] | None = None, is_over: IsOver = assume_alive
+) -> list[Image]:
     """The images of a directory, by name. ``users``: path of a squash file → live runs that have it.
 
-    To these come the runs that marked an image in the directory itself, but those that are ``over``. Raises ImageError
-    when the directory cannot be read.
+    The runs that marked an image in the directory itself are added, unless ``is_over`` says that they are over. Raises
+    ImageError when the directory cannot be read.
     """
     live = {os.path.realpath(path): tuple(runs) for path, runs in (users or {}).items()}
     now = _server_time(directory)
@@ -71,14 +73,14 @@ def images(directory: Path, users: Mapping[str, Sequence[str]] | None = None, ov
     for path in _entries(directory):
         if path.name.endswith(_SUFFIX) and not path.name.startswith("."):
             ours = live.get(os.path.realpath(path), ())
-            found.append(_image(path, (*ours, *_marked(path, ours, now, over))))
+            found.append(_image(path, (*ours, *_marked(path, ours, now, is_over))))
     return found
 
 
-def _marked(squash: Path, known: Sequence[str], now: float, over: Over = nobody_knows) -> tuple[str, ...]:
-    """Live runs that marked the image, beside those that are known."""
+def _marked(squash: Path, known: Sequence[str], now: float, is_over: IsOver = assume_alive) -> tuple[str, ...]:
+    """Live runs that marked the image, without those that are ``known`` already."""
     try:
-        return tuple(str(use) for use in usage.live(squash, now, over) if use.run not in known)
+        return tuple(str(use) for use in usage.live(squash, now, is_over) if use.run not in known)
     except OSError as error:
         return (f"marks that cannot be read ({error.strerror})",)
 
@@ -90,7 +92,7 @@ def _image(squash: Path, users: tuple[str, ...]) -> Image:
         return Image(squash, 0, time.time(), problem=f"cannot be read: {error.strerror}", users=users)
     times = [status.st_mtime, status.st_atime, usage.last_use(squash)]
     with contextlib.suppress(OSError):
-        times.append(sidecar.beside(squash).stat().st_mtime)
+        times.append(sidecar.sidecar_path(squash).stat().st_mtime)
     try:
         block = inspect(squash)
     except ImageError as error:
@@ -102,7 +104,7 @@ def _image(squash: Path, users: tuple[str, ...]) -> Image:
 
 
 class Check(str, Enum):
-    """How a verified image is: a level's verdict."""
+    """What a check of an image found."""
 
     WHOLE = "whole"
     DAMAGED = "damaged"
@@ -111,7 +113,7 @@ class Check(str, Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What verifying an image gave. ``said`` has a line for each level, the cheapest first."""
+    """What verifying an image found. ``said`` has a line for each level of the check, the cheapest first."""
 
     image: Image
     check: Check
@@ -119,16 +121,16 @@ class Verdict:
 
 
 def verify(image: Image, *, deep: bool = False, runner: CommandRunner = run) -> Verdict:
-    """Superblock, the lists of inodes and directories, and with ``deep`` the recorded hash of every byte."""
+    """Check the superblock, the lists of inodes and directories, and with ``deep`` every byte by the recorded hash."""
     if image.block is None:
         return Verdict(image, Check.DAMAGED, (image.problem or "not whole",))
-    listing = listing_ok(image.squash, runner)
+    listing = check_lists(image.squash, runner)
     said = [f"lists: {listing.value}"]
     if listing is Listing.DAMAGED:
         return Verdict(image, Check.DAMAGED, tuple(said))
     check = Check.WHOLE if listing is Listing.WHOLE else Check.UNKNOWN
     if deep:
-        recorded = image.note.hash if image.note else None
+        recorded = image.sidecar.hash if image.sidecar else None
         try:
             actual = sidecar.file_hash(image.squash)
         except OSError as error:
@@ -146,19 +148,21 @@ def verify(image: Image, *, deep: bool = False, runner: CommandRunner = run) -> 
 def adopt(squash: Path, reference: str, uri: str, *, runner: CommandRunner = run) -> Sidecar:
     """Write the record of an image that somebody else made, with its hash. Raises ImageError when it is not whole."""
     block = inspect(squash)
-    listing = listing_ok(squash, runner)
+    listing = check_lists(squash, runner)
     if listing is Listing.DAMAGED:
         raise ImageError("its lists cannot be read", where=str(squash), hint="launcher image import makes it anew")
     before = sidecar.read(squash)
     if before is not None and before.fits(block) and before.uri != uri:
         raise ImageError(
-            f"it is recorded as {before.reference}", where=str(squash), hint=f"remove {sidecar.beside(squash)} first"
+            f"it is recorded as {before.reference}",
+            where=str(squash),
+            hint=f"remove {sidecar.sidecar_path(squash)} first",
         )
     note = replace(Sidecar.of(block, reference, uri, "adopted"), listing=listing.value, hash=sidecar.file_hash(squash))
     if before is not None and before.fits(block) and before.hash is not None:
         return before
     if error := sidecar.write(squash, note):
-        raise ImageError(f"no record can be written: {error.strerror}", where=str(sidecar.beside(squash)))
+        raise ImageError(f"no record can be written: {error.strerror}", where=str(sidecar.sidecar_path(squash)))
     return note
 
 
@@ -168,7 +172,7 @@ def garbage(
     *,
     grace: float = GRACE,
     parts: float = GRACE_OF_PARTS,
-    over: Over = nobody_knows,
+    is_over: IsOver = assume_alive,
 ) -> list[Garbage]:
     """What `collect` would remove. Ages are by the file server's clock. Raises ImageError."""
     now = _server_time(directory)
@@ -185,11 +189,11 @@ def garbage(
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}", where=str(directory)) from None
     for path in entries:
-        if why := _left(path, path in dead, now, parts):
+        if why := _why_leftover(path, path in dead, now, parts):
             gone.append(Garbage(path, _size(path), why))
     for squash in usage.marked(directory):
         with contextlib.suppress(OSError):
-            stale = ((use, usage.stale(use, now, over)) for use in usage.marks(squash))
+            stale = ((use, usage.stale(use, now, is_over)) for use in usage.marks(squash))
             gone += [Garbage(use.path, use.path.stat().st_size, f"a mark of {use}: {why}") for use, why in stale if why]
     return gone
 
@@ -199,8 +203,8 @@ def leftover(path: Path) -> Garbage:
     return Garbage(path, _size(path), "its process is dead")
 
 
-def _left(path: Path, dead: bool, now: float, parts: float) -> str | None:
-    """Why an entry is a leftover; None when it is none, or not proven."""
+def _why_leftover(path: Path, dead: bool, now: float, parts: float) -> str | None:
+    """Why an entry is known to be a leftover; None when it is not."""
     name = path.name
     try:
         status = path.lstat()
@@ -221,16 +225,17 @@ def _left(path: Path, dead: bool, now: float, parts: float) -> str | None:
     return None
 
 
-def collect(item: Garbage, over: Over = nobody_knows) -> bool:
-    """Remove one thing, if it is still garbage. An image only under its lock, and not when it was used meanwhile.
+def collect(item: Garbage, is_over: IsOver = assume_alive) -> bool:
+    """Remove one thing, if it is still garbage; say whether it is gone.
 
-    Raises ImageError when it cannot be removed.
+    An image is removed under its lock, and only if nobody used it meanwhile. Raises ImageError when it cannot be
+    removed.
     """
     try:
         if item.path.name.endswith(_OWNER):
-            seen = look(item.path)
+            seen = read_owner(item.path)
             return seen is None or (
-                _left(item.path, False, time.time(), 0.0) is not None and take_away(item.path, seen)
+                _why_leftover(item.path, False, time.time(), 0.0) is not None and remove_if_unchanged(item.path, seen)
             )
         if item.path.parent.parent.name == usage.DIRECTORY:
             item.path.unlink(missing_ok=True)
@@ -243,27 +248,29 @@ def collect(item: Garbage, over: Over = nobody_knows) -> bool:
             else:
                 item.path.unlink(missing_ok=True)
             return True
-        return _collect_image(item, over)
+        return _collect_image(item, is_over)
     except OSError as error:
         raise ImageError(f"cannot be removed: {error.strerror}", where=str(item.path)) from None
 
 
-def _collect_image(item: Garbage, over: Over) -> bool:
-    """A run marks an image first and looks for it then; so it is taken out of sight first, and then marks are read."""
+def _collect_image(item: Garbage, is_over: IsOver) -> bool:
+    """Remove an image that nobody uses."""
+    # Runs mark an image before they look for it. So we hide the file first and read the marks then: a run that found
+    # the file has marked it.
     before = _image(item.path, ())
     now = _server_time(item.path.parent)
     with Lock(item.path.with_name(f".{item.path.name}{_OWNER}"), what="gc", wait=0.0) as held:
         after = _image(item.path, ())
-        used = after.used > before.used or after.size != item.size or _marked(item.path, (), now, over)
+        used = after.used > before.used or after.size != item.size or _marked(item.path, (), now, is_over)
         if not held.acquired or used:
             return False
         aside = temporary_name(item.path)
         item.path.rename(aside)
-        if _marked(item.path, (), now, over):
+        if _marked(item.path, (), now, is_over):
             publish_new(aside, item.path)
             return False
         aside.unlink()
-        sidecar.beside(item.path).unlink(missing_ok=True)
+        sidecar.sidecar_path(item.path).unlink(missing_ok=True)
         usage.tidy(item.path)
     return True
 
@@ -278,7 +285,7 @@ def _entries(directory: Path) -> list[Path]:
 
 
 def _server_time(directory: Path) -> float:
-    """The clock that gave the files their times: an hour between it and ours must not remove anything."""
+    """Now, by the clock that gives the files their times: it may be an hour off ours."""
     probe = temporary_name(directory / "clock")
     try:
         probe.touch(exist_ok=False)

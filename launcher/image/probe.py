@@ -1,11 +1,12 @@
 """Do locks hold in a directory? Two processes try it: one takes them, the other asks for them too.
 
-``python -m launcher.image.probe DIRECTORY TOKEN [RANK]`` is one of the two; without a rank it is the Slurm task's. Rank
-1 prints what it found. They talk by files in the directory, so the same two can stand on two nodes.
+``python -m launcher.image.probe DIRECTORY TOKEN [RANK]`` is one of the two; without RANK it takes the rank of the Slurm
+task. Rank 1 prints what it found. They talk through files in the directory, so they can also run on two nodes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -15,7 +16,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ _KINDS: dict[str, Callable[[int, int], Any]] = {"flock": fcntl.flock, "lockf": f
 class Probed:
     """What two processes found. Each kind of lock ``holds``, is a no-op, or failed in the words of the system.
 
-    ``heartbeat`` is after how many seconds the owner's was seen, None for never; ``clocks`` by how many they differ.
+    ``heartbeat`` is after how many seconds a heartbeat of the owner was seen, None for never; ``clocks`` is by how many
+    seconds the two clocks differ.
     """
 
     where: str
@@ -54,7 +56,7 @@ class Probed:
 
 def between_processes(directory: Path, runner: CommandRunner = run) -> Probed:
     """Try it with two processes of this host. Raises ImageError when the directory cannot be used."""
-    with _Place(directory) as token, ThreadPoolExecutor(2) as pool:
+    with _meeting_place(directory) as token, ThreadPoolExecutor(2) as pool:
         command = [sys.executable, "-m", __name__, str(directory), token]
         done = list(pool.map(lambda rank: runner([*command, str(rank)], timeout=3 * _WAIT), range(2)))
     return _read(done, directory)
@@ -62,7 +64,7 @@ def between_processes(directory: Path, runner: CommandRunner = run) -> Probed:
 
 def between_nodes(directory: Path, options: Sequence[str], runner: CommandRunner = run) -> Probed:
     """Try it with two nodes by srun; ``options`` are srun's. Raises ImageError when there are none, too."""
-    with _Place(directory) as token:
+    with _meeting_place(directory) as token:
         command = ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--time=5", "--job-name=launcher-doctor"]
         argv = [*command, *options, sys.executable, "-m", __name__, str(directory), token]
         done = [runner(argv, timeout=300.0)]
@@ -75,7 +77,7 @@ def between_hosts(directory: Path, options: Sequence[str], wait: float = 60.0, r
     Raises ImageError when there is no node, or when it has not this Python. This host waits as long as it would for
     another process: a job that starts later finds nobody, which is an error too.
     """
-    with _Place(directory) as token, ThreadPoolExecutor(2) as pool:
+    with _meeting_place(directory) as token, ThreadPoolExecutor(2) as pool:
         command = [sys.executable, "-m", __name__, str(directory), token]
         one = ["srun", "--nodes=1", "--ntasks=1", "--time=2", f"--immediate={max(1, round(min(wait, _WAIT)))}"]
         argvs = [[*command, "0"], [*one, "--job-name=launcher-doctor", *options, *command, "1"]]
@@ -88,22 +90,19 @@ def between_hosts(directory: Path, options: Sequence[str], wait: float = 60.0, r
     return _read(done, directory)
 
 
-class _Place:
-    """A directory of our own below the one in question, gone afterwards."""
-
-    def __init__(self, directory: Path) -> None:
-        self._token = secrets.token_hex(4)
-        self._path = _meeting(directory, self._token)
-
-    def __enter__(self) -> str:
-        try:
-            self._path.mkdir()
-        except OSError as error:
-            raise ImageError(f"cannot be used: {error.strerror}", where=str(self._path.parent)) from None
-        return self._token
-
-    def __exit__(self, *error: object) -> None:
-        shutil.rmtree(self._path, ignore_errors=True)
+@contextlib.contextmanager
+def _meeting_place(directory: Path) -> Iterator[str]:
+    """The token of a directory of our own below the one in question, which is gone afterwards."""
+    token = secrets.token_hex(4)
+    place = _meeting(directory, token)
+    try:
+        place.mkdir()
+    except OSError as error:
+        raise ImageError(f"cannot be used: {error.strerror}", where=str(directory)) from None
+    try:
+        yield token
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _read(done: Sequence[Completed], directory: Path) -> Probed:
@@ -138,7 +137,7 @@ def _meeting(directory: Path, token: str) -> Path:
 
 
 def main(directory: str, token: str, rank: str | None = None) -> None:
-    """Be one of the two."""
+    """Be one of the two processes."""
     place = _meeting(Path(directory), token)
     if (rank or os.environ.get("SLURM_PROCID", "0")) == "0":
         _take(place)
@@ -147,7 +146,7 @@ def main(directory: str, token: str, rank: str | None = None) -> None:
 
 
 def _take(place: Path) -> None:
-    """Rank 0: take every lock and keep it until the other one has looked."""
+    """Rank 0: take every lock and keep it until the other process has tried them."""
     handles, said = [], {}
     for kind, take in _KINDS.items():
         handles.append(os.open(place / kind, os.O_RDWR | os.O_CREAT, 0o666))
@@ -163,7 +162,7 @@ def _take(place: Path) -> None:
 
 
 def _ask(place: Path) -> Probed:
-    """Rank 1: ask for every lock while the other one has it, and once more when it was let go."""
+    """Rank 1: try every lock while the other process has it, and once more when it was released."""
     taken = _await(place / "taken")
     during = {kind: _try(kind, place) for kind in _KINDS}
     with Lock(place / "owner", what="a second probe", wait=0.0) as held:
@@ -194,7 +193,7 @@ def _ask(place: Path) -> Probed:
 
 
 def _judge(first: str, during: str, after: str) -> str:
-    """Of the words of three attempts, each empty when the lock was granted."""
+    """A verdict from the words of three attempts, each empty when the lock was granted."""
     if first:
         return f"does not work: {first}"
     if not during:

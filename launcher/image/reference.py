@@ -1,4 +1,4 @@
-"""Image references: read in any notation of the field, written in the one that every enroot reads alike.
+"""Image references: read in every notation that is in use, written in the one that all versions of enroot read alike.
 
 enroot 3.x and 4.x disagree on most spellings: 3.x (src/docker.sh, one regular expression) takes ``nvcr.io/x/y:tag`` for
 a Docker Hub image and ``name:tag@sha256:…`` for a user ``name:tag``; 4.x takes ``localhost/x`` for a Hub image. Both

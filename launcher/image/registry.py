@@ -1,8 +1,8 @@
 """What a registry says of an image before anything is downloaded: its digest, its architecture, its size.
 
 The HTTP API of OCI registries (distribution-spec v1.1): a manifest, or an index of them by platform; a token from the
-realm that a 401 names. Wrong names, missing permission and the wrong architecture are errors at once; a registry that
-does not answer is `Unreachable`, and the caller knows what that means to it.
+realm that a 401 names. Wrong names, missing permission and the wrong architecture are errors at once. A registry that
+does not answer is `Unreachable`; what follows from that is for the caller to decide.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.d
 _MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
 _ACCEPT = ", ".join((*_INDEXES, *_MANIFESTS))
 _LARGEST = 16 << 20
-"""A manifest or an image's configuration of more bytes is none."""
+"""Bytes that are read of an answer. No manifest and no image configuration is longer."""
 _DEBIAN = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -45,7 +45,7 @@ class Unreachable(ImageError):
 
 
 class _MayPass(ImageError):
-    """``pause``: the seconds after which the registry said to come again."""
+    """Another request may be answered. ``pause`` is how many seconds the registry said to wait, if it said so."""
 
     def __init__(self, message: str, *, where: str | None, hint: str, pause: float | None = None) -> None:
         super().__init__(message, where=where, hint=hint)
@@ -53,11 +53,11 @@ class _MayPass(ImageError):
 
 
 class _NoAnswer(_MayPass):
-    """A status of 500 and more, or an answer that was cut."""
+    """A status of 500 or more, or an answer that was cut."""
 
 
-class _NoWay(_NoAnswer):
-    """Nobody there: asked once more only, since a host without a way out is no rare one."""
+class _NoConnection(_NoAnswer):
+    """No connection. It is tried once more only, because many hosts have no way to the internet."""
 
 
 @dataclass(frozen=True)
@@ -88,30 +88,28 @@ def debian_architecture(machine: str | None = None) -> str:
 class Registry:
     """Asks registries. ``environ`` names enroot's credentials file, proxies, and ENROOT_ALLOW_HTTP.
 
-    ``timeout`` is in seconds, for each request.
+    ``timeout`` is in seconds, for each request; ``attempts`` is how often one is sent that may get another answer.
+    ``log`` gets a line for each failed attempt that is followed by another.
     """
 
     def __init__(
         self,
         environ: Mapping[str, str],
         *,
-        say: Callable[[str], None] = lambda message: None,
-        clock: Callable[[], float] = time.monotonic,
+        log: Callable[[str], None] = lambda message: None,
         sleep: Callable[[float], None] = time.sleep,
         timeout: float = 10.0,
+        attempts: int = ATTEMPTS,
     ) -> None:
-        self._environ, self._say, self._clock, self._sleep, self._timeout = environ, say, clock, sleep, timeout
+        self._environ, self._log, self._sleep, self._timeout, self._attempts = environ, log, sleep, timeout, attempts
         self._scheme = "http" if allows_http(environ) else "https"
         self._opener = urllib.request.build_opener(_Redirects)
         self._authorization: dict[tuple[str, str], str] = {}
         self._realms: dict[str, str] = {}
-        self._attempts = ATTEMPTS
 
     def once(self, timeout: float) -> Registry:
-        """The same, which tries nothing twice and says nothing meanwhile. ``timeout`` is in seconds."""
-        brief = Registry(self._environ, clock=self._clock, sleep=self._sleep, timeout=timeout)
-        brief._attempts = 1
-        return brief
+        """The same, which asks only once and says nothing meanwhile. ``timeout`` is in seconds."""
+        return Registry(self._environ, timeout=timeout, attempts=1)
 
     def manifest(self, reference: Reference, architecture: str | None = None, *, where: str) -> Manifest:
         """Look up the image for ``architecture`` (``x86_64``, ``aarch64``, or Debian's names; this machine's if None).
@@ -169,33 +167,34 @@ class Registry:
         return value, f"sha256:{hashlib.sha256(content).hexdigest()}"
 
     def _patiently(self, url: str, reference: Reference, where: str, method: str) -> tuple[bytes, Message]:
+        """Ask until there is an answer, as often and as long as that makes sense. Raises as `manifest` does."""
         from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
-        deadline = self._clock() + PATIENCE
+        deadline = time.monotonic() + PATIENCE
+
+        def error_of(state: RetryCallState) -> BaseException | None:
+            return state.outcome.exception() if state.outcome else None
 
         def wait(state: RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome else None
+            error = error_of(state)
             asked = error.pause if isinstance(error, _MayPass) else None
             return asked if asked is not None else float(2 ** (state.attempt_number - 1))
 
         def stop(state: RetryCallState) -> bool:
-            nobody = state.outcome is not None and isinstance(state.outcome.exception(), _NoWay)
-            return (
-                state.attempt_number >= (min(2, self._attempts) if nobody else self._attempts)
-                or self._clock() + state.upcoming_sleep > deadline
-            )
+            attempts = min(2, self._attempts) if isinstance(error_of(state), _NoConnection) else self._attempts
+            return state.attempt_number >= attempts or time.monotonic() + state.upcoming_sleep > deadline
 
-        def pause(state: RetryCallState) -> None:
-            error = state.outcome.exception() if state.outcome else None
+        def tell(state: RetryCallState) -> None:
+            error = error_of(state)
             said = error.message if isinstance(error, ImageError) else str(error)
-            self._say(f"attempt {state.attempt_number}: {said}; next one in {state.upcoming_sleep:.0f} s")
+            self._log(f"attempt {state.attempt_number}: {said}; next one in {state.upcoming_sleep:.0f} s")
 
         attempts = Retrying(
             retry=retry_if_exception_type(_MayPass),
             stop=stop,
             wait=wait,
             sleep=self._sleep,
-            before_sleep=pause,
+            before_sleep=tell,
             reraise=True,
         )
         try:
@@ -220,7 +219,7 @@ class Registry:
         except (OSError, http.client.HTTPException) as error:  # URLError, time-outs, resets, a cut answer
             reason = getattr(error, "reason", None) or error
             reason = getattr(reason, "strerror", None) or reason
-            kind = _NoAnswer if isinstance(error, http.client.HTTPException) else _NoWay
+            kind = _NoAnswer if isinstance(error, http.client.HTTPException) else _NoConnection
             raise kind(
                 f"the registry {reference.registry} cannot be reached: {reason}",
                 where=where,

@@ -1,7 +1,7 @@
 """The record beside a squash file (``<squash>.json``): what it is, where it came from, who made it.
 
-A squash file is of use without one; bash launchers make them so. A record that does not fit the file beside it says
-nothing, because the file was replaced since.
+A squash file can be used without one, and those of the bash launchers have none. A record that does not fit the file
+beside it says nothing, because the file was replaced since.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ class Sidecar:
     ``reference`` as it was given, ``uri`` its canonical form. ``digest`` is that of the manifest that was imported,
     when it could be had, ``index`` that of the index that named it; ``architecture`` is Debian's name. ``size`` in
     bytes, ``mtime_ns`` and ``superblock_time`` (seconds) from the epoch; ``seconds`` is what the import took.
-    ``how`` is ``imported``, or ``adopted`` for a file of somebody else. ``hash`` is of all content (see `file_hash`),
-    ``options`` what mksquashfs was given. The record's own mtime is when the image was last used (see `touch`).
+    ``how`` is ``imported``, or ``adopted`` for a file that somebody else made. ``hash`` is of all content (see
+    `file_hash`), ``options`` are those of mksquashfs. The record's own mtime is when the image was last used (see
+    `touch`).
     """
 
     reference: str
@@ -73,25 +74,24 @@ class Sidecar:
         )
 
 
-def beside(squash: Path) -> Path:
-    """Where the record of a squash file lies."""
+def sidecar_path(squash: Path) -> Path:
+    """The path of a squash file's record."""
     return squash.with_name(f"{squash.name}.json")
 
 
 def read(squash: Path) -> Sidecar | None:
     """The record beside a squash file; None when there is none that can be read."""
+    import msgspec
+
     try:
-        given = json.loads(beside(squash).read_bytes())
-        note = Sidecar(**{name: given[name] for name in Sidecar.__dataclass_fields__ if name in given})
-        numbers = (note.size, note.mtime_ns, note.superblock_time)
-    except (OSError, ValueError, TypeError):
+        return msgspec.json.decode(sidecar_path(squash).read_bytes(), type=Sidecar)
+    except (OSError, msgspec.MsgspecError):
         return None
-    return note if isinstance(note.uri, str) and all(isinstance(number, int) for number in numbers) else None
 
 
 def write(squash: Path, note: Sidecar, *, replace: bool = True) -> OSError | None:
-    """Record it, readable for everybody; without ``replace``, only where no record is. Returns what went wrong."""
-    final = beside(squash)
+    """Write the record, readable for everybody; without ``replace`` only where there is none. Returns the error."""
+    final = sidecar_path(squash)
     content = json.dumps(asdict(note), indent=2) + "\n"
     try:
         if replace:
@@ -110,19 +110,19 @@ def write(squash: Path, note: Sidecar, *, replace: bool = True) -> OSError | Non
 
 
 _USED = 600.0
-"""Seconds that a use may be recorded too early: not every hit has to change the file system."""
+"""Seconds by which a recorded use may be too old, so that not every hit has to change the file system."""
 
 
 def touch(squash: Path) -> None:
-    """Note that the image is used, in the time of its record. Others' records may not be touched; then runs tell."""
-    path = beside(squash)
+    """Note that the image is used now, as the mtime of its record. Records of other users cannot be touched."""
+    path = sidecar_path(squash)
     with contextlib.suppress(OSError):
         if time.time() - path.stat().st_mtime > _USED:
             os.utime(path)
 
 
 def file_hash(path: Path) -> str:
-    """``xxh3-128:…`` of the content: against decay, not against malice, at several GiB/s. Raises OSError."""
+    """``xxh3-128:…`` of the content, at several GiB/s: it shows decay, not malice. Raises OSError."""
     import xxhash
 
     value = xxhash.xxh3_128()

@@ -1,4 +1,4 @@
-"""Is this file a whole squash file? The superblock tells in a tenth of a millisecond; its lists in a tenth of a second.
+"""Is this file a whole squash file? Reading its superblock takes 0.1 ms, reading its lists 0.1 s.
 
 A squash file begins with a superblock of 96 bytes (kernel, fs/squashfs/squashfs_fs.h). mksquashfs writes it last, so a
 killed import leaves zeros there; and it says how long the file must be, so a cut copy shows. What neither check sees is
@@ -27,11 +27,11 @@ _PADDING = 4096
 
 
 class MissingImage(ImageError):
-    """Nothing is there: an import would help."""
+    """There is no file, so an import makes sense."""
 
 
 class DamagedImage(ImageError):
-    """A file is there, and it is not a whole squash file: an import may replace it."""
+    """There is a file that is not a whole squash file; an import may replace it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def inspect(path: Path) -> Superblock:
 
 
 def open_unnoticed(path: Path) -> int:
-    """Open for reading. A look by the owner is no use: the time of access tells `image gc` of others' uses."""
+    """Open for reading without a new time of access, by which `image gc` knows that somebody else used the file."""
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
     except PermissionError:  # open(2): of others' files not
@@ -138,12 +138,10 @@ class Listing(str, Enum):
     NO_ANSWER = "not checked: unsquashfs did not end by itself"
 
 
-def listing_ok(path: Path, runner: CommandRunner = run, timeout: float = 300.0) -> Listing:
-    """Let `unsquashfs -l` read every inode and directory (0.1 s for 64,000 of them); ``timeout`` is in seconds.
-
-    Only its own verdict counts as damage: on clusters with a default memory limit unsquashfs was killed by the cgroup
-    (exit 137), and builds without lzo or zstd refuse whole files.
-    """
+def check_lists(path: Path, runner: CommandRunner = run, timeout: float = 300.0) -> Listing:
+    """Let `unsquashfs -l` read every inode and directory (0.1 s for 64,000 of them); ``timeout`` is in seconds."""
+    # Only its own verdict counts as damage: on clusters with a default memory limit unsquashfs was killed by the cgroup
+    # (exit 137), and builds without lzo or zstd refuse whole files.
     done = runner(["unsquashfs", "-l", str(path)], timeout=timeout)
     if done.ok:
         return Listing.WHOLE

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from launcher.core.errors import ImageError
-from launcher.core.lease import Held, Lock
+from launcher.core.lease import Lock, LockResult
 from launcher.core.process import CommandRunner, run
 from launcher.core.publish import publish_new, temporary_name
 from launcher.image import sidecar
@@ -26,16 +26,16 @@ from launcher.image.reference import Reference
 from launcher.image.request import PlannedImage
 from launcher.image.scratch import check_directory, check_space, private_directory, storage_error
 from launcher.image.sidecar import Sidecar
-from launcher.image.squash import DamagedImage, Listing, MissingImage, Superblock, inspect, listing_ok
-from launcher.image.tag_check import Moved, check_tag
+from launcher.image.squash import DamagedImage, Listing, MissingImage, Superblock, check_lists, inspect
+from launcher.image.tag_check import TagMoved, check_tag
 
 if TYPE_CHECKING:  # urllib is for those who import
     from launcher.image.registry import Manifest, Registry
 
-GLANCE = 2.0
+TAG_PATIENCE = 2.0
 """Seconds that a registry has to say what a tag names now, where that changes nothing."""
 
-SHOWN = 60
+NFS_VISIBLE_AFTER = 60
 """Seconds after which an NFS client shows a file that another host made, at a name that was looked for before (nfs(5):
 acdirmax)."""
 
@@ -89,19 +89,19 @@ class ImageStore:
         """Have the image at ``image.squash``, whole; with ``moved_tag: refresh`` perhaps beside it.
 
         A whole file costs a stat, a read of 96 bytes and the record beside it: no lock and no process. What its tag
-        names now is asked of the registry, at the cost of `GLANCE` seconds at most where ``image.moved_tag`` is
+        names now is asked of the registry, at the cost of `TAG_PATIENCE` seconds at most where ``image.moved_tag`` is
         ``keep``. Otherwise it is imported under the lock, or without it when that is not to be had. Raises ImageError.
         """
         found = self._ensure_file(image)
         if self._registry is None or found.how == "imported":
             return found
         if image.moved_tag == "keep":
-            facts = self._glance(image, found, self._registry)
-            return replace(found, facts=(*found.facts, *map(self._said, facts)))
+            facts = self._check_tag_quickly(image, found, self._registry)
+            return replace(found, facts=(*found.facts, *map(self._logged, facts)))
         where = image.error_location
         after = check_tag(found.squash, found.sidecar, self._registry, image.architecture, where=where)
-        if not isinstance(after, Moved):
-            return replace(found, facts=(*found.facts, *map(self._said, after)))
+        if not isinstance(after, TagMoved):
+            return replace(found, facts=(*found.facts, *map(self._logged, after)))
         if image.moved_tag == "fail":
             hint = f"name the digest in place of the tag, or set images.moved-tag to keep or refresh; {image.uri}"
             raise ImageError(after.what, where=where, hint=hint)
@@ -109,21 +109,21 @@ class ImageStore:
         newer = self._ensure_file(replace(image, squash=str(after.squash)))
         return replace(newer, facts=(after.what, *newer.facts))
 
-    def _glance(self, image: PlannedImage, found: ImageRecord, registry: Registry) -> tuple[str, ...]:
+    def _check_tag_quickly(self, image: PlannedImage, found: ImageRecord, registry: Registry) -> tuple[str, ...]:
         """What the tag of an image that is kept names now, if the registry says so at once."""
-        said: list[Moved | tuple[str, ...]] = []
+        said: list[TagMoved | tuple[str, ...]] = []
 
         def ask() -> None:
-            once = registry.once(GLANCE)
+            once = registry.once(TAG_PATIENCE)
             said.append(check_tag(found.squash, found.sidecar, once, image.architecture, where=image.error_location))
 
         asking = threading.Thread(target=ask, daemon=True)
         asking.start()
-        asking.join(GLANCE)
+        asking.join(TAG_PATIENCE)
         if not said:
-            return (f"the registry did not say within {GLANCE:g} s what the tag names now",)
+            return (f"the registry did not say within {TAG_PATIENCE:g} s what the tag names now",)
         after = said[0]
-        return (f"{after.what}; it is kept (images.moved-tag)",) if isinstance(after, Moved) else after
+        return (f"{after.what}; it is kept (images.moved-tag)",) if isinstance(after, TagMoved) else after
 
     def _ensure_file(self, image: PlannedImage) -> ImageRecord:
         """Have a whole file at ``image.squash``, whatever its tag names now."""
@@ -132,7 +132,7 @@ class ImageStore:
         self._mark(squash)
         facts: list[str] = []
         try:
-            found = self._look(image)
+            found = self._find(image)
             if isinstance(found, str):
                 check_directory(squash)
                 lock = self._lock(
@@ -144,8 +144,8 @@ class ImageStore:
                     sleep=self._sleep,
                 )
                 with lock as held:
-                    facts += map(self._said, _facts_of(held, image.lock_wait))
-                    found = self._look(image)
+                    facts += map(self._logged, _facts_of(held, image.lock_wait))
+                    found = self._find(image)
                     if isinstance(found, str):
                         self._log(f"importing {image.reference} to {squash}: {found}")
                         found = self._import(image, lock)
@@ -153,7 +153,7 @@ class ImageStore:
             raise storage_error(error, image) from error
         return replace(found, seconds=time.monotonic() - began, facts=(*facts, *found.facts))
 
-    def _look(self, image: PlannedImage) -> ImageRecord | str:
+    def _find(self, image: PlannedImage) -> ImageRecord | str:
         """The image if it is there and whole, else why an import is needed.
 
         A file that changed since it was recorded has its lists read, too. Raises ImageError for another image's file.
@@ -177,14 +177,14 @@ class ImageStore:
         if known is None:
             sidecar.write(squash, adopted, replace=False)
         else:
-            listing = listing_ok(squash, self._run)
+            listing = check_lists(squash, self._run)
             if listing is Listing.DAMAGED:
                 return "not a whole squash file: its lists cannot be read"
             adopted = replace(adopted, listing=listing.value)
             sidecar.write(squash, adopted)
         return ImageRecord(squash, "adopted", adopted)
 
-    def _said(self, fact: str) -> str:
+    def _logged(self, fact: str) -> str:
         self._log(fact)
         return fact
 
@@ -203,18 +203,18 @@ class ImageStore:
                 fetched = self._enroot.fetch(
                     uri, temporary, environment=environment, timeout=image.import_timeout, where=where
                 )
-                facts += map(self._said, fetched.warnings)
+                facts += map(self._logged, fetched.warnings)
                 block, listing = self._verify(temporary, where)
                 content = sidecar.file_hash(temporary)
                 if lock.lost:
-                    facts.append(self._said("the lock was taken over during the import; publishing all the same"))
-                ours = publish_new(temporary, squash, whole=self._whole)
+                    facts.append(self._logged("the lock was taken over during the import; publishing all the same"))
+                ours = publish_new(temporary, squash, whole=self._is_whole)
             finally:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
         if not ours:
-            facts.append(self._said("another process published it first; ours was dropped"))
-            found = self._look(image)
+            facts.append(self._logged("another process published it first; ours was dropped"))
+            found = self._find(image)
             if isinstance(found, str):
                 raise ImageError(f"another process replaced it: {found}", where=where, hint="run again")
             return replace(found, facts=(*facts, *found.facts))
@@ -230,7 +230,7 @@ class ImageStore:
             seconds=round(time.monotonic() - started, 3),
         )
         if error := sidecar.write(squash, note):
-            facts.append(self._said(f"no record could be written beside it: {error.strerror}"))
+            facts.append(self._logged(f"no record could be written beside it: {error.strerror}"))
         return ImageRecord(squash, "imported", note, facts=tuple(facts))
 
     def _manifest(self, image: PlannedImage, facts: list[str]) -> Manifest | None:
@@ -245,7 +245,7 @@ class ImageStore:
         try:
             return self._registry.manifest(Reference.parse(image.uri), image.architecture, where=image.error_location)
         except Unreachable as error:
-            facts.append(self._said(f"not looked up before the import: {error.message}"))
+            facts.append(self._logged(f"not looked up before the import: {error.message}"))
             return None
 
     def _temporaries(self, image: PlannedImage) -> AbstractContextManager[tuple[Path | None, Mapping[str, str]]]:
@@ -263,8 +263,8 @@ class ImageStore:
 
     def _verify(self, temporary: Path, where: str) -> tuple[Superblock, Listing]:
         """What enroot left must be whole before it gets its name. Raises ImageError."""
-        block = self._left(temporary, where)
-        listing = listing_ok(temporary, self._run)
+        block = self._superblock_of_import(temporary, where)
+        listing = check_lists(temporary, self._run)
         if listing is Listing.DAMAGED:
             raise ImageError(
                 "enroot import ended well, and the squash file's lists cannot be read",
@@ -274,9 +274,9 @@ class ImageStore:
         temporary.chmod(temporary.stat().st_mode | 0o444)  # enroot works under umask 077
         return block, listing
 
-    def _left(self, temporary: Path, where: str) -> Superblock:
+    def _superblock_of_import(self, temporary: Path, where: str) -> Superblock:
         """The superblock of what enroot left, on a node perhaps: then it may take a while to be seen from here."""
-        for left in reversed(range(SHOWN // 2 if self._enroot.is_on_node else 1)):
+        for left in reversed(range(NFS_VISIBLE_AFTER // 2 if self._enroot.is_on_node else 1)):
             try:
                 return inspect(temporary)
             except (MissingImage, DamagedImage) as error:
@@ -289,15 +289,15 @@ class ImageStore:
             hint="look at the free space and at the log of the file system, then run again",
         )
 
-    def _whole(self, path: Path) -> bool:
+    def _is_whole(self, path: Path) -> bool:
         try:
             inspect(path)
         except (MissingImage, DamagedImage):
             return False
-        return listing_ok(path, self._run) is not Listing.DAMAGED
+        return check_lists(path, self._run) is not Listing.DAMAGED
 
 
-def _facts_of(held: Held, wait: float) -> list[str]:
+def _facts_of(held: LockResult, wait: float) -> list[str]:
     """What is to be said of how a lock was had, or was not."""
     if held.owner:
         return [*held.facts, f"no lock in {wait:g} s, going on without it: {held.owner}"]

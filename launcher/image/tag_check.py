@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # urllib is for those who import
 
 
 @dataclass(frozen=True)
-class Moved:
+class TagMoved:
     """The tag names another image now: ``what`` says both, ``squash`` is where that one belongs."""
 
     what: str
@@ -25,7 +25,7 @@ class Moved:
 
 def check_tag(
     squash: Path, known: Sidecar, registry: Registry, architecture: str | None, *, where: str
-) -> Moved | tuple[str, ...]:
+) -> TagMoved | tuple[str, ...]:
     """Whether the tag of ``squash`` still names the image that is ``known`` to be there: facts, or that it moved.
 
     A digest cannot move. A registry that does not answer is a fact, since a whole image is there. ``where`` is the
@@ -46,7 +46,7 @@ def check_tag(
     if manifest.is_named(known.digest):
         return ()
     what = f"{squash.name} is of {known.digest}, and the tag names {manifest.digest} now"
-    return Moved(what, refreshed_name(squash, manifest.digest))
+    return TagMoved(what, refreshed_name(squash, manifest.digest))
 
 
 def refreshed_name(squash: Path, digest: str) -> Path:

@@ -1,8 +1,8 @@
 """Who uses an image: marks in the image directory itself, where every launcher of every user and host sees them.
 
-``<directory>/.uses/<squash file>/<run>@<host>~<hash of the record's path>`` is made before a run looks for the image,
-and removed when the run is settled. The name alone says that there is a use: a mark that was torn, or cannot be read,
-counts. A directory that may not be written has no marks; whoever collects garbage there must be able to write.
+A run makes ``<directory>/.uses/<squash file>/<run>@<host>~<hash of the record's path>`` before it looks for the image,
+and removes it when the run is settled. The name alone is the mark, so one whose content is torn or cannot be read
+counts, too. A run that may not write to the directory leaves no mark, and its record says so.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 from launcher.image import sidecar
 
 LONGEST = 21 * 86400.0
-"""Seconds after which a mark is taken for that of a run that is long over. No partition that we know of lets a job run
-for more than 14 days."""
+"""Seconds after which the run of a mark is taken for over. No partition that we know of lets a job run for more than 14
+days."""
 
 DIRECTORY = ".uses"
 
 
 @dataclass(frozen=True)
-class Use:
+class ImageUse:
     """A mark: ``run`` on ``host`` uses the image; ``record`` is the run's directory there.
 
     ``path`` is the mark's own, ``since`` when it was made or renewed, by the file server's clock.
@@ -42,18 +42,18 @@ class Use:
         return f"{self.run}@{self.host}"
 
 
-Over = Callable[[Use], bool]
+IsOver = Callable[[ImageUse], bool]
 """Whether the run of a mark is proven to be over."""
 
 
-def nobody_knows(use: Use) -> bool:
-    """No run is proven to be over."""
+def assume_alive(use: ImageUse) -> bool:
+    """The default: treat every run as possibly alive."""
     return False
 
 
 def mark(squash: Path, run: str, record: Path) -> OSError | None:
-    """Say that a run uses an image, there or not yet. Returns what went wrong."""
-    use = Use(run, record=str(record.absolute()))
+    """Mark that a run uses an image, which need not be there yet. Returns the error when no mark can be made."""
+    use = ImageUse(run, record=str(record.absolute()))
     path = _marks(squash) / f"{use}~{_of(record)}"
     content = json.dumps({k: v for k, v in asdict(use).items() if k not in ("path", "since")}) + "\n"
     try:
@@ -68,7 +68,7 @@ def mark(squash: Path, run: str, record: Path) -> OSError | None:
 
 
 def _make(directory: Path, images: Path) -> None:
-    """Whoever may put images there may put marks there, whatever the umask."""
+    """Make a directory for marks with the permissions of the image directory, whatever the umask."""
     mode = images.stat().st_mode & 0o7777
     for path in (directory.parent, directory):
         with contextlib.suppress(FileExistsError):
@@ -77,7 +77,7 @@ def _make(directory: Path, images: Path) -> None:
 
 
 def release(directory: Path, run: str, record: Path) -> None:
-    """Remove the marks of a run that is settled, wherever it was made; the time of that is a last use."""
+    """Remove the marks of a run that is settled, whichever host made them. This counts as a use of the image."""
     for squash in marked(directory):
         for path in _marks(squash).glob("*"):
             if path.name.startswith(f"{run}@") and path.name.endswith(f"~{_of(record)}"):
@@ -89,12 +89,12 @@ def release(directory: Path, run: str, record: Path) -> None:
 
 
 def _of(record: Path) -> str:
-    """Two runs of one name, of two users or two state directories, are not one."""
+    """What tells runs of the same name apart, of two users or two state directories."""
     return hashlib.sha256(str(record.absolute()).encode()).hexdigest()[:8]
 
 
-def marks(squash: Path) -> list[Use]:
-    """All marks of an image, oldest first. Raises OSError when they are there and cannot be listed."""
+def marks(squash: Path) -> list[ImageUse]:
+    """All marks of an image, oldest first. Raises OSError when there are marks that cannot be listed."""
     try:
         paths = list(_marks(squash).iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -106,14 +106,14 @@ def marks(squash: Path) -> list[Use]:
     return sorted(found, key=lambda use: use.since)
 
 
-def live(squash: Path, now: float, over: Over = nobody_knows) -> list[Use]:
-    """The marks that count: neither proven to be over nor older than any run can be. Raises OSError as `marks`."""
-    return [use for use in marks(squash) if not stale(use, now, over)]
+def live(squash: Path, now: float, is_over: IsOver = assume_alive) -> list[ImageUse]:
+    """The marks that count: their run is not proven to be over, nor older than any run can be. Raises OSError."""
+    return [use for use in marks(squash) if not stale(use, now, is_over)]
 
 
-def stale(use: Use, now: float, over: Over = nobody_knows) -> str | None:
+def stale(use: ImageUse, now: float, is_over: IsOver = assume_alive) -> str | None:
     """Why a mark does not count; None when it does."""
-    if over(use):
+    if is_over(use):
         return "its run is over"
     return f"its run is older than {LONGEST / 86400:.0f} days" if now - use.since > LONGEST else None
 
@@ -145,12 +145,12 @@ def _marks(squash: Path) -> Path:
     return squash.parent / DIRECTORY / squash.name
 
 
-def _read(path: Path) -> Use:
+def _read(path: Path) -> ImageUse:
     run, _, host = path.name.rpartition("~")[0].rpartition("@")
     given = {}
     with contextlib.suppress(OSError, ValueError):
         content = json.loads(path.read_bytes())
         given = content if isinstance(content, dict) else {}
-    return Use(
+    return ImageUse(
         run, host, str(given.get("user", "")), str(given.get("record", "")), path=path, since=path.stat().st_mtime
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launcher.core.errors import ConfigError
 from launcher.image import usage
-from launcher.image.usage import Use
+from launcher.image.usage import ImageUse
 from launcher.run.record import RunRecord, records
 
 
@@ -52,7 +52,7 @@ def unmark(record: RunRecord) -> None:
             usage.release(directory, record.id, record.directory)
 
 
-def is_run_over(use: Use) -> bool:
+def is_run_over(use: ImageUse) -> bool:
     """Whether the record that a mark names says that its run is over. A record that is not seen from here does not."""
     try:
         record = RunRecord.load(Path(use.record).parent, use.run)

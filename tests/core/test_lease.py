@@ -180,18 +180,18 @@ def test_an_observer_that_was_stopped_has_observed_nothing(path: Path, monkeypat
 def test_what_was_not_judged_is_put_back(path: Path) -> None:
     """Between our judging an owner dead and taking its file away, another process broke it first and took the lock."""
     write_owner(path, pid=1, token="judged")
-    judged = lock_module.look(path)
+    judged = lock_module.read_owner(path)
     assert judged is not None
     path.unlink()
     write_owner(path, token="the new one")
     inode = path.stat().st_ino
-    assert not lock_module.take_away(path, judged)
+    assert not lock_module.remove_if_unchanged(path, judged)
     assert path.stat().st_ino == inode
     assert b"the new one" in path.read_bytes()
-    found = lock_module.look(path)
+    found = lock_module.read_owner(path)
     assert found is not None
     os.utime(path)
-    assert not lock_module.take_away(path, found), "nor one that beat since"
+    assert not lock_module.remove_if_unchanged(path, found), "nor one that beat since"
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 

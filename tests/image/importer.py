@@ -1,4 +1,7 @@
-"""One importer process for the tests: ``importer.py DIRECTORY [no-lock]`` has the image there, and says how."""
+"""One importer process for the tests: ``importer.py DIRECTORY [no-lock]`` has the image there, and says how.
+
+What was not as it should be is on stderr, a line for each fact.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launcher.core.lease import Held, Lock
+from launcher.core.lease import Lock, LockResult
 from launcher.rehearsal import enroot
 from tests.image.support import EagerLock, image_store, request
 
@@ -17,8 +20,8 @@ class NoLock(Lock):
     def __init__(self, path: Path, **options: Any) -> None:
         super().__init__(path, what="", wait=0)
 
-    def __enter__(self) -> Held:
-        return Held(acquired=True)
+    def __enter__(self) -> LockResult:
+        return LockResult(acquired=True)
 
 
 def main(directory: str, *options: str) -> None:
@@ -26,6 +29,7 @@ def main(directory: str, *options: str) -> None:
     lock = NoLock if "no-lock" in options else EagerLock
     record = image_store(lock=lock).ensure(request(Path(directory)))
     print(record.how, flush=True)
+    print(*record.facts, sep="\n", end="\n" if record.facts else "", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -47,8 +47,8 @@ def test_images_are_listed_with_what_is_known_of_them(tmp_path: Path, directory:
     (directory / "notes.txt").touch()
     bash, mine, torn = images(directory, {str(record.squash): ["run-1"]})
     assert (mine.squash, mine.users, mine.problem) == (record.squash, ("run-1",), None)
-    assert mine.note is not None and mine.note.reference == REFERENCE
-    assert (bash.note, bash.problem) == (None, None)
+    assert mine.sidecar is not None and mine.sidecar.reference == REFERENCE
+    assert (bash.sidecar, bash.problem) == (None, None)
     assert "begins with zeros" in (torn.problem or "")
 
 
@@ -62,11 +62,11 @@ def test_a_look_is_no_use(directory: Path) -> None:
 
 def test_a_hit_is_a_use(tmp_path: Path, directory: Path) -> None:
     record = image_store().ensure(request(tmp_path))
-    old(record.squash), old(sidecar.beside(record.squash))
+    old(record.squash), old(sidecar.sidecar_path(record.squash))
     note = sidecar.read(record.squash)
     assert note is not None
     sidecar.write(record.squash, sidecar.Sidecar(**{**vars(note), "mtime_ns": record.squash.stat().st_mtime_ns}))
-    old(sidecar.beside(record.squash))
+    old(sidecar.sidecar_path(record.squash))
     assert names(garbage(directory, images(directory))) == [record.squash.name]
     assert image_store().ensure(request(tmp_path)).how == "hit"
     assert garbage(directory, images(directory)) == []
@@ -83,7 +83,7 @@ def test_what_a_live_run_has_stays_and_what_is_young_stays(directory: Path) -> N
 def test_an_image_goes_with_its_record_unless_it_came_into_use(directory: Path) -> None:
     image = old(small_image(directory / "x.sqsh"))
     adopt(image, "a/b:1", URI)
-    old(sidecar.beside(image)), old(image)
+    old(sidecar.sidecar_path(image)), old(image)
     (item,) = garbage(directory, images(directory))
     with Lock(directory / ".x.sqsh.owner", what="an import", wait=0):
         assert not collect(item), "somebody imports it"

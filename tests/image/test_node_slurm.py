@@ -150,7 +150,7 @@ def test_what_is_left_when_srun_dies_too_is_ended_by_cleanup(desk: Desk) -> None
 
 
 def test_a_node_that_fails_and_one_that_never_comes(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_policy, "PATIENCE", 1)
+    monkeypatch.setattr(import_policy, "NODE_PATIENCE", 1)
     said: list[str] = []
     ensure = ensuring(desk, said, monkeypatch, LAUNCHER_REHEARSAL_ENROOT="slow=2.5")
     slurm(desk, "scontrol", "update", "nodename=node18", "state=drain", "reason=test")

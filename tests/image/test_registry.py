@@ -26,7 +26,7 @@ class Asking(Registry):
     def __init__(self, served: FakeRegistry, config: str = "/nonexistent") -> None:
         self.slept: list[float] = []
         self.said: list[str] = []
-        super().__init__(served.environment(config), say=self.said.append, sleep=self.slept.append, timeout=5)
+        super().__init__(served.environment(config), log=self.said.append, sleep=self.slept.append, timeout=5)
 
 
 def reference(served: FakeRegistry, rest: str = "a/b:1") -> Reference:

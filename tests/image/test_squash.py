@@ -10,7 +10,7 @@ import pytest
 
 from launcher.core.errors import ImageError
 from launcher.core.process import run
-from launcher.image.squash import DamagedImage, Listing, MissingImage, inspect, listing_ok
+from launcher.image.squash import DamagedImage, Listing, MissingImage, check_lists, inspect
 from tests.image.support import Scripted, completed, mksquashfs, needs_squashfs_tools, small_image
 
 
@@ -44,7 +44,7 @@ def test_whole_files_of_every_kind_pass(tmp_path: Path, options: str) -> None:
     words = options.split()
     assert block.compressor == (words[words.index("-comp") + 1] if "-comp" in words else "gzip")
     assert block.block_size == (1 << 20 if "1M" in words else 1 << 17)
-    assert listing_ok(path) is Listing.WHOLE
+    assert check_lists(path) is Listing.WHOLE
 
 
 @needs_squashfs_tools
@@ -151,7 +151,7 @@ def test_the_listing_sees_what_the_superblock_does_not(tmp_path: Path, real: byt
         file.seek(tables)
         file.write(bytes(64))
     inspect(path)
-    assert listing_ok(path) is Listing.DAMAGED
+    assert check_lists(path) is Listing.DAMAGED
 
 
 @pytest.mark.parametrize(
@@ -168,10 +168,10 @@ def test_the_listing_sees_what_the_superblock_does_not(tmp_path: Path, real: byt
 )
 def test_only_unsquashfs_own_verdict_counts_as_damage(returncode: int | None, stderr: str, expected: Listing) -> None:
     runner = Scripted(lambda argv: completed(argv, returncode, stderr))
-    assert listing_ok(Path("/x.sqsh"), runner) is expected
+    assert check_lists(Path("/x.sqsh"), runner) is expected
     assert runner.asked == [("unsquashfs", "-l", "/x.sqsh")]
 
 
 def test_a_machine_without_unsquashfs_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert listing_ok(small_image(tmp_path / "x.sqsh"), run) is Listing.NO_PROGRAM
+    assert check_lists(small_image(tmp_path / "x.sqsh"), run) is Listing.NO_PROGRAM

@@ -30,12 +30,12 @@ def squash(tmp_path: Path) -> Path:
     (tmp_path / "images").mkdir()
     squash = small_image(tmp_path / "images/x.sqsh")
     adopt(squash, "a/b:1", "docker://registry-1.docker.io#a/b:1")
-    for path in (squash, sidecar.beside(squash)):
+    for path in (squash, sidecar.sidecar_path(squash)):
         aged(path, 40)
     note = sidecar.read(squash)
     assert note is not None
     sidecar.write(squash, dataclasses.replace(note, mtime_ns=inspect(squash).mtime_ns))
-    aged(sidecar.beside(squash), 40)
+    aged(sidecar.sidecar_path(squash), 40)
     return squash
 
 
@@ -51,8 +51,8 @@ def forgotten(squash: Path, days: float = 40) -> None:
 
 
 def gone(squash: Path) -> list[str]:
-    found = images(squash.parent, over=is_run_over)
-    return [item.path.name for item in garbage(squash.parent, found, over=is_run_over)]
+    found = images(squash.parent, is_over=is_run_over)
+    return [item.path.name for item in garbage(squash.parent, found, is_over=is_run_over)]
 
 
 def test_a_mark_of_anybody_keeps_an_image_until_it_is_released(squash: Path, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_mark_of_anybody_keeps_an_image_until_it_is_released(squash: Path, tmp
     assert images(squash.parent)[0].users == ()
     assert gone(squash) == [], "its use has just ended"
     forgotten(squash)
-    aged(sidecar.beside(squash), 40)
+    aged(sidecar.sidecar_path(squash), 40)
     assert gone(squash) == ["x.sqsh"]
 
 
@@ -124,9 +124,9 @@ def test_a_run_that_comes_between_a_look_and_the_removal_keeps_its_image(
     content, asked = squash.read_bytes(), 0
     live = usage.live
 
-    def comes(path: Path, now: float, over: usage.Over = usage.nobody_knows) -> Sequence[usage.Use]:
+    def comes(path: Path, now: float, is_over: usage.IsOver = usage.assume_alive) -> Sequence[usage.ImageUse]:
         nonlocal asked
-        found, asked = live(path, now, over), asked + 1
+        found, asked = live(path, now, is_over), asked + 1
         if asked == 1:
             usage.mark(squash, "r1", tmp_path / "runs/r1")
         return found

@@ -386,9 +386,9 @@ class _NoLock:
         pass
 
     def __enter__(self) -> object:
-        from launcher.core.lease import Held
+        from launcher.core.lease import LockResult
 
-        return Held(False, None, ("locks do not work here",))
+        return LockResult(False, None, ("locks do not work here",))
 
     def __exit__(self, *arguments: object) -> None:
         pass

@@ -12,7 +12,7 @@ from launcher.core.errors import ImageError
 from launcher.core.process import run
 from launcher.image import sidecar
 from launcher.image.inventory import adopt
-from launcher.image.squash import Listing, inspect, listing_ok
+from launcher.image.squash import Listing, check_lists, inspect
 from tests.faults.image import Count
 
 COMPRESSORS = {
@@ -104,7 +104,7 @@ def _levels(path: Path, place: Path, bad: bytes, content: bytes) -> dict[str, bo
     return {
         "record": note.size != len(bad) if block is None else not note.fits(block),
         "superblock": block is None,
-        "lists": listing_ok(path) is Listing.DAMAGED,
+        "lists": check_lists(path) is Listing.DAMAGED,
         "extraction": not extracted.ok or (not same and bad == content),
         "hash": sidecar.file_hash(path) != note.hash,
     }

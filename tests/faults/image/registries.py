@@ -13,7 +13,7 @@ from launcher.image.reference import Reference
 from launcher.image.registry import Registry
 from launcher.image.request import PlannedImage
 from launcher.image.sidecar import Sidecar
-from launcher.image.tag_check import Moved, check_tag
+from launcher.image.tag_check import TagMoved, check_tag
 from tests.faults.image import Count
 from tests.image.docker_registry import INSTALLED, real_registry
 from tests.image.registries import fake_registry
@@ -122,5 +122,5 @@ def _good(place: Path) -> Count:
         served.push("a/b:1", "amd64", "arm64", content=b"another")
         known = Sidecar(image.reference, image.uri, "imported", 0, 0, 0, digest=amd.digest, index=amd.index)
         after = check_tag(image.squash_path, known, registry, "x86_64", where="x")
-        count.add("moved tag", None if isinstance(after, Moved) else f"a move was not seen: {after}")
+        count.add("moved tag", None if isinstance(after, TagMoved) else f"a move was not seen: {after}")
     return count
