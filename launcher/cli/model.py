@@ -1,4 +1,4 @@
-"""`launcher model`: checkpoints looked at, staged, verified, and what dead stagings left."""
+"""`launcher model`: look at checkpoints, stage and verify them, and remove what dead stagings left."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def listing(arguments: argparse.Namespace) -> int:
     """Checkpoints of a runner's table, or below directories."""
-    found = [_row(path, said) for path, said in _asked(arguments, below=True)]
+    found = [_row(path, note) for path, note in _paths(arguments, below=True)]
     if arguments.json:
         print(json.dumps([row[1] for row in found], indent=2))
     else:
@@ -36,12 +36,12 @@ def listing(arguments: argparse.Namespace) -> int:
 def check(arguments: argparse.Namespace) -> int:
     """Whether checkpoints are whole and the declared ones; exit code 4 when one is not."""
     good, verdicts = True, []
-    for path, said in _asked(arguments, below=False):
+    for path, note in _paths(arguments, below=False):
         verdict = examine(path, precision=arguments.precision)
         verdicts.append(verdict.as_dict())
         good = good and verdict.whole and verdict.identity != "mismatch"
         if not arguments.json:
-            _show(verdict, said, arguments.precision)
+            _show(verdict, note, arguments.precision)
     if arguments.json:
         print(json.dumps(verdicts, indent=2))
     return 0 if good else ModelError.exit_code
@@ -95,9 +95,9 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
     from launcher.slurm.client import Scheduler, open_scheduler
 
     if arguments.source is None:
-        raise ConfigError("nodes stage from somewhere", where="--from")
+        raise ConfigError("staging on nodes needs a source", where="--from")
     if arguments.count and (arguments.nodes or arguments.job):
-        raise ConfigError("Slurm picks the nodes, or they are named", where="--count")
+        raise ConfigError("expected either --count or the names of the nodes (--nodes, --job)", where="--count")
     where = Allocation(
         arguments.job,
         arguments.nodes,
@@ -156,14 +156,14 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def gc(arguments: argparse.Namespace) -> int:
     """Show what dead stagings left; with ``--apply`` remove it."""
-    directories = sorted({path.parent for path, _ in _asked(arguments, below=False)} if arguments.runner else set())
-    directories += [Path(path) for path in arguments.paths]
-    if not directories:
+    if not arguments.paths and not arguments.runner:
         raise ConfigError("which directories?", hint="name those that hold checkpoints, or --runner NAME")
+    directories = {Path(path) for path in arguments.paths}
+    if arguments.runner:
+        of_table = {path.parent for path, _ in _paths_of_runner(session(arguments).fleet.get(arguments.runner))}
+        directories |= {directory for directory in of_table if directory.is_dir()}
     found: list[Leftover] = []
-    for directory in directories:
-        if arguments.runner and not directory.is_dir():
-            continue
+    for directory in sorted(directories):
         found += collect(directory) if arguments.apply else leftovers(directory)
     rows = []
     for item in found:
@@ -178,8 +178,9 @@ def gc(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _asked(arguments: argparse.Namespace, *, below: bool) -> Iterator[tuple[Path, str]]:
-    """Paths to look at with where they were said: given ones, or all of a runner's table."""
+def _paths(arguments: argparse.Namespace, *, below: bool) -> Iterator[tuple[Path, str]]:
+    """Paths to look at, each with a note on its rule: given ones (or, with ``below``, checkpoints in such a directory),
+    and all of a runner's table."""
     for given in arguments.paths:
         path = Path(given)
         if below and not (path / "config.json").exists() and path.is_dir():
@@ -189,13 +190,12 @@ def _asked(arguments: argparse.Namespace, *, below: bool) -> Iterator[tuple[Path
         else:
             yield path, ""
     if arguments.runner:
-        of = session(arguments)
-        yield from _of_runner(of.fleet.get(arguments.runner))
+        yield from _paths_of_runner(session(arguments).fleet.get(arguments.runner))
     elif not arguments.paths:
         raise ConfigError("which checkpoints?", hint="PATH …, or --runner NAME for those of a runner's table")
 
 
-def _of_runner(file: RunnerFile) -> Iterator[tuple[Path, str]]:
+def _paths_of_runner(file: RunnerFile) -> Iterator[tuple[Path, str]]:
     seen = set()
     for rule in file.runner.models:
         for path in [rule.path] if isinstance(rule.path, str) else rule.path:
@@ -206,7 +206,7 @@ def _of_runner(file: RunnerFile) -> Iterator[tuple[Path, str]]:
                 yield Path(path), describe_when(rule.when) + (", seen by compute nodes only" if hidden else "")
 
 
-def _row(path: Path, said: str) -> tuple[list[str], dict[str, object]]:
+def _row(path: Path, note: str) -> tuple[list[str], dict[str, object]]:
     verdict = examine(path, precision=None)
     manifest = None
     with contextlib.suppress(ModelError):
@@ -214,11 +214,11 @@ def _row(path: Path, said: str) -> tuple[list[str], dict[str, object]]:
     state = "whole" if verdict.whole else "staging" if STAGING_NAME.fullmatch(path.name) else verdict.problems[0]
     origin = f"{manifest.source}{'@' + manifest.revision[:12] if manifest.revision else ''}" if manifest else "-"
     size = f"{verdict.bytes / 1e9:.1f} GB" if verdict.bytes else "-"
-    row = [str(path), state, size, verdict.quantisation, origin, said]
+    row = [str(path), state, size, verdict.quantisation, origin, note]
     return row, {**verdict.as_dict(), "manifest": manifest.summary() if manifest else None}
 
 
-def _show(verdict: Verdict, said: str, precision: str | None) -> None:
+def _show(verdict: Verdict, note: str, precision: str | None) -> None:
     there = verdict.path.exists()
     parts = [f"whole, {verdict.shards} shards, {verdict.bytes / 1e9:.1f} GB" if verdict.whole else "not whole"]
     if there:
@@ -229,7 +229,7 @@ def _show(verdict: Verdict, said: str, precision: str | None) -> None:
         parts.append("the declared one")
     elif verdict.whole:
         parts.append(f"the declared one or not: not known ({verdict.identity_reason})")
-    print(f"{verdict.path}: {', '.join(parts)}  {said}".rstrip())
+    print(f"{verdict.path}: {', '.join(parts)}  {note}".rstrip())
     for problem in verdict.problems:
         print(f"  {problem}")
     for doubt in verdict.doubts:
@@ -237,11 +237,11 @@ def _show(verdict: Verdict, said: str, precision: str | None) -> None:
     if verdict.whole and verdict.identity != "mismatch":
         return
     if right := right_sibling(verdict.path, precision):
-        print(f"  there is {right}: is that the one?")
+        print(f"  {suggestion(right, '')}")
     elif near := nearest_sibling(verdict.path):
         other = examine(near, precision=precision)
         why = other.problems[0] if other.problems else other.identity_reason
-        print(f"  near by name is {near}, and it is not the one either: {why}")
+        print(f"  {near} has a similar name, but is not the declared one either: {why}")
 
 
 def _say(text: str) -> None:
