@@ -53,10 +53,10 @@ SUBMISSION = 120.0
 """Seconds that sbatch may take."""
 
 _LATE = 15.0
-"""Seconds after the job's end until a result is not waited for: a shared file system shows it late."""
+"""Seconds that a result is waited for after the job's end: a shared file system may show it late."""
 
 _GONE = 60.0
-"""Seconds in which a job that was cancelled has to be seen gone."""
+"""Seconds within which a job that was cancelled has to be gone."""
 
 _PACE = Pace(first=0.5, running=10.0, pending=30.0)
 
@@ -133,7 +133,7 @@ def _stage_in_own_job(
     folder = state / DIRECTORY / token
     folder.mkdir(parents=True, mode=0o700)
     write_json(folder / "owner.json", asdict(_Owner(ProcessIdentity.mine(), token)))
-    submission = _Submission(folder, token, task, nodes, where)
+    submission = _Submission(folder, task, nodes, where)
     ended = False
     try:
         job = submission.wait(stop)
@@ -142,7 +142,7 @@ def _stage_in_own_job(
         ended = final.phase is Phase.TERMINAL
         had = submission.allocated() or final.nodes
         if not nodes and not had:
-            raise SubmissionError(f"no node was had: {final.describe()}", where=str(job))
+            raise SubmissionError(f"the job got no nodes: {final.describe()}", where=str(job))
         return _answers(submission, had, final)
     finally:
         if not ended:
@@ -188,10 +188,13 @@ def end_job(token: str, scheduler: Scheduler, say: Callable[[str], None]) -> boo
 
 
 class _Submission:
-    """submitit's job: submitted in a thread, because its sbatch has no time-out and a stop must not wait for it."""
+    """submitit's job, whose files are in ``folder``; the folder's name is the token.
 
-    def __init__(self, folder: Path, token: str, task: NodeTask, nodes: Sequence[str], where: Allocation) -> None:
-        self._folder, self._token, self._task, self._nodes, self._where = folder, token, task, nodes, where
+    It is submitted in a thread, because submitit's sbatch has no time-out and a stop must not wait for it.
+    """
+
+    def __init__(self, folder: Path, task: NodeTask, nodes: Sequence[str], where: Allocation) -> None:
+        self._folder, self._task, self._nodes, self._where = folder, task, nodes, where
         self._job: Any = None
         self._error: Exception | None = None
 
@@ -206,10 +209,10 @@ class _Submission:
                 thread.join(5.0)  # the job that sbatch is about to create can be found only once it exists
                 raise stop.reason()
             if time.monotonic() > deadline:
-                raise SubmissionError(f"sbatch gave no answer in {SUBMISSION:.0f} s")
+                raise SubmissionError(f"sbatch did not answer within {SUBMISSION:.0f} s")
         if self._error is not None:
-            raise SubmissionError(f"no allocation to stage in: {self._error}") from self._error
-        return JobKey(str(self._job.job_id), None, self._token)
+            raise SubmissionError(f"the job that stages cannot be submitted: {self._error}") from self._error
+        return JobKey(str(self._job.job_id), None, self._folder.name)
 
     def _submit(self) -> None:
         import submitit
@@ -231,7 +234,7 @@ class _Submission:
                 job_name="launcher-stage",
                 ntasks_per_node=1,
                 time=where.minutes,
-                comment=self._token,
+                comment=self._folder.name,
                 wckey=None,
                 setup=[f'printf "%s\\n" "$SLURM_JOB_NODELIST" > {shlex.quote(str(self._folder / _NODES))}'],
                 # A node that dies, or a task that fails, must not end the others.

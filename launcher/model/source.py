@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: what it consists of, and how its bytes are read, in any order, from many threads."""
+"""Where a checkpoint comes from: which files it has, and how their bytes are read, in any order, from many threads."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from launcher.core.errors import ModelError
 from launcher.model.manifest import NAME, WORK, FileEntry, Manifest, forget, pieces
 
 _NOT_TAKEN = (".git", ".cache", WORK)
-"""Directories at any depth that are no part of a checkpoint: of git, of huggingface_hub's downloads, our own."""
+"""Directories at any depth that are not part of a checkpoint: git's, huggingface_hub's for downloads, our own."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
     """One file of a source. ``stamp`` changes when its content does (a modification time, a blob's id).
 
-    What is known of the content beforehand: ``hash`` as in a manifest with the source's ``part_size``, ``sha256``,
+    The source may state more of the content: ``hash`` (as in a manifest with the source's ``part_size``), ``sha256``,
     ``git_sha1`` (git's blob id).
     """
 
@@ -54,7 +54,7 @@ class Reader:
 
 
 class Source(Protocol):
-    """``name`` and ``revision`` go into the manifest; ``part_size`` is that of known hashes, if there are any."""
+    """``name`` and ``revision`` go into the manifest; ``part_size`` is that of the files' hashes, if they have any."""
 
     name: str
     revision: str | None
@@ -65,10 +65,10 @@ class Source(Protocol):
 
 
 class DirectorySource:
-    """A directory: an archive tier, another mount, a hub cache's snapshot (its links are followed).
+    """A directory: an archive tier, another mount, a snapshot in a hub cache (its links are followed).
 
-    Raises ModelError when it cannot be listed or a link in it leads nowhere. A manifest in it is what the copy must
-    agree with.
+    A copy must agree with the manifest of the directory, if it has one. Raises ModelError when the directory cannot be
+    listed, or a link in it leads nowhere.
     """
 
     def __init__(self, directory: Path) -> None:
