@@ -51,12 +51,12 @@ LOCK_WAIT = 6 * 3600.0
 """Seconds to wait for another process that stages to the same destination."""
 
 _HINTS = {
-    errno.ENOSPC: "free some space; the same command then goes on from here, `launcher model gc` removes what there is",
-    errno.EDQUOT: "the quota is used up; the same command goes on from here when there is some",
+    errno.ENOSPC: "free some space; the same command then goes on from here. `launcher model gc` removes leftovers",
+    errno.EDQUOT: "the quota is used up; the same command goes on from here when there is room again",
     errno.EROFS: "the file system is mounted read-only here",
     errno.EACCES: "this user may not write there",
     errno.ESTALE: "the file system lost a file handle; the same command goes on from here",
-    errno.EIO: "the storage failed; the same command goes on from here, and reads again what it had written",
+    errno.EIO: "the storage failed; the same command goes on from here, after it has read again what was written",
 }
 
 
