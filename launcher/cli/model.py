@@ -14,7 +14,7 @@ from launcher.cli.common import session
 from launcher.cli.render import progress_shown, table
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.stop import stop_on_signals
-from launcher.model.checkpoint import Verdict, examine, nearest_sibling, right_sibling, suggestion
+from launcher.model.checkpoint import CheckpointReport, examine, nearest_sibling, right_sibling, suggestion
 from launcher.model.gc import Leftover, collect, leftovers
 from launcher.model.manifest import NAME, STAGING_NAME, Manifest
 from launcher.runner.file import RunnerFile, describe_when
@@ -35,15 +35,15 @@ def listing(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """Whether checkpoints are whole and the declared ones; exit code 4 when one is not."""
-    good, verdicts = True, []
+    good, reports = True, []
     for path, note in _paths(arguments, below=False):
-        verdict = examine(path, precision=arguments.precision)
-        verdicts.append(verdict.as_dict())
-        good = good and verdict.whole and verdict.identity != "mismatch"
+        report = examine(path, precision=arguments.precision)
+        reports.append(report.as_dict())
+        good = good and report.whole and report.identity != "mismatch"
         if not arguments.json:
-            _show(verdict, note, arguments.precision)
+            _show(report, note, arguments.precision)
     if arguments.json:
-        print(json.dumps(verdicts, indent=2))
+        print(json.dumps(reports, indent=2))
     return 0 if good else ModelError.exit_code
 
 
@@ -118,13 +118,13 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
     with stop_on_signals() as stop:
         reap(state, scheduler, _say)
         run = stoppable(stop.requested)
-        verdicts = stage_on_nodes(task, where, run=run, state=state, scheduler=scheduler, say=_say, stop=stop)
+        results = stage_on_nodes(task, where, run=run, state=state, scheduler=scheduler, say=_say, stop=stop)
     if arguments.json:
-        print(json.dumps([verdict.as_dict() for verdict in verdicts], indent=2))
+        print(json.dumps([result.as_dict() for result in results], indent=2))
     else:
-        rows = [[v.node, "ok" if v.ok else "failed", v.how, f"{v.seconds:.1f} s", v.error or ""] for v in verdicts]
+        rows = [[r.node, "ok" if r.ok else "failed", r.how, f"{r.seconds:.1f} s", r.error or ""] for r in results]
         table(["node", "", "how", "took", "why"], rows, sys.stdout)
-    if bad := [verdict.node for verdict in verdicts if not verdict.ok]:
+    if bad := [result.node for result in results if not result.ok]:
         _say(f"to go on without them: --exclude={','.join(bad)}")
         return ModelError.exit_code
     return 0
@@ -207,38 +207,38 @@ def _paths_of_runner(file: RunnerFile) -> Iterator[tuple[Path, str]]:
 
 
 def _row(path: Path, note: str) -> tuple[list[str], dict[str, object]]:
-    verdict = examine(path, precision=None)
+    report = examine(path, precision=None)
     manifest = None
     with contextlib.suppress(ModelError):
         manifest = Manifest.read(path)
-    state = "whole" if verdict.whole else "staging" if STAGING_NAME.fullmatch(path.name) else verdict.problems[0]
+    state = "whole" if report.whole else "staging" if STAGING_NAME.fullmatch(path.name) else report.problems[0]
     origin = f"{manifest.source}{'@' + manifest.revision[:12] if manifest.revision else ''}" if manifest else "-"
-    size = f"{verdict.bytes / 1e9:.1f} GB" if verdict.bytes else "-"
-    row = [str(path), state, size, verdict.quantisation, origin, note]
-    return row, {**verdict.as_dict(), "manifest": manifest.summary() if manifest else None}
+    size = f"{report.bytes / 1e9:.1f} GB" if report.bytes else "-"
+    row = [str(path), state, size, report.quantisation, origin, note]
+    return row, {**report.as_dict(), "manifest": manifest.summary() if manifest else None}
 
 
-def _show(verdict: Verdict, note: str, precision: str | None) -> None:
-    there = verdict.path.exists()
-    parts = [f"whole, {verdict.shards} shards, {verdict.bytes / 1e9:.1f} GB" if verdict.whole else "not whole"]
+def _show(report: CheckpointReport, note: str, precision: str | None) -> None:
+    there = report.path.exists()
+    parts = [f"whole, {report.shards} shards, {report.bytes / 1e9:.1f} GB" if report.whole else "not whole"]
     if there:
-        parts.append(verdict.quantisation)
-    if verdict.identity == "mismatch":
-        parts.append(f"not the declared one: {verdict.identity_reason}")
-    elif verdict.whole and verdict.identity == "match":
+        parts.append(report.quantisation)
+    if report.identity == "mismatch":
+        parts.append(f"not the declared one: {report.identity_reason}")
+    elif report.whole and report.identity == "match":
         parts.append("the declared one")
-    elif verdict.whole:
-        parts.append(f"the declared one or not: not known ({verdict.identity_reason})")
-    print(f"{verdict.path}: {', '.join(parts)}  {note}".rstrip())
-    for problem in verdict.problems:
+    elif report.whole:
+        parts.append(f"the declared one or not: not known ({report.identity_reason})")
+    print(f"{report.path}: {', '.join(parts)}  {note}".rstrip())
+    for problem in report.problems:
         print(f"  {problem}")
-    for doubt in verdict.doubts:
+    for doubt in report.doubts:
         print(f"  doubt: {doubt}")
-    if verdict.whole and verdict.identity != "mismatch":
+    if report.whole and report.identity != "mismatch":
         return
-    if right := right_sibling(verdict.path, precision):
+    if right := right_sibling(report.path, precision):
         print(f"  {suggestion(right, '')}")
-    elif near := nearest_sibling(verdict.path):
+    elif near := nearest_sibling(report.path):
         other = examine(near, precision=precision)
         why = other.problems[0] if other.problems else other.identity_reason
         print(f"  {near} has a similar name, but is not the declared one either: {why}")

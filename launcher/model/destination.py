@@ -50,11 +50,11 @@ def settle(destination: Path, source: Source) -> Manifest | None:
             raise ModelError("expected a directory or nothing there, found something else", where=where)
         if not any(destination.iterdir()):
             return None  # rename(2) replaces an empty directory
-        verdict = examine(destination, precision=None)
-        if verdict.whole:
+        report = examine(destination, precision=None)
+        if report.whole:
             hint = "`launcher model stage DESTINATION` without --from reads it and writes its manifest"
             raise ModelError("a checkpoint without a manifest is there", where=where, hint=hint)
-        said = "; ".join(verdict.problems[:5])
+        said = "; ".join(report.problems[:5])
         hint = "move it away: a running job may read it, so it is not overwritten"
         raise ModelError(f"what is there was not staged by us, and is not whole: {said}", where=where, hint=hint)
     if found := manifest.differences(destination):

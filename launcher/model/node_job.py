@@ -32,8 +32,8 @@ from launcher.core.publish import write_json
 from launcher.core.stop import Stop
 from launcher.model.nodes import (
     Allocation,
+    NodeResult,
     NodeTask,
-    NodeVerdict,
     answers_of_step,
     names_of,
     on_node,
@@ -71,12 +71,12 @@ class _Owner:
 class _Answers:
     """What the nodes said, by node; why a node without an answer gave none; and the nodes of the job (a host list)."""
 
-    by_node: dict[str, NodeVerdict]
+    by_node: dict[str, NodeResult]
     silence: str
     nodes: str = ""
 
-    def of(self, node: str) -> NodeVerdict:
-        return self.by_node.get(node) or NodeVerdict.silent(node, self.silence)
+    def of(self, node: str) -> NodeResult:
+        return self.by_node.get(node) or NodeResult.silent(node, self.silence)
 
 
 def stage_on_nodes(
@@ -88,7 +88,7 @@ def stage_on_nodes(
     scheduler: Callable[[], Scheduler] | None = None,
     say: Callable[[str], None] = lambda text: None,
     stop: Stop = Stop.never(),
-) -> list[NodeVerdict]:
+) -> list[NodeResult]:
     """Do the task on every node; one result a node, in the nodes' order. A node that did not answer has failed.
 
     Within a job (SLURM_JOB_ID) its nodes are meant unless ``where`` names another one. ``state`` (a directory that the
@@ -105,7 +105,7 @@ def stage_on_nodes(
         raise ConfigError("a job of its own needs a scheduler, and a directory that the nodes see")
     nodes = [] if where.count else where.node_names(run)
     unfit = unfit_nodes(nodes, run) if nodes else {}
-    found = {node: NodeVerdict.silent(node, f"Slurm says that it is {word}") for node, word in unfit.items()}
+    found = {node: NodeResult.silent(node, f"Slurm says that it is {word}") for node, word in unfit.items()}
     if fit := [node for node in nodes if node not in unfit]:
         answers = _stage_in_own_job(task, fit, where, scheduler(), state, say, stop)
         found |= {node: answers.of(node) for node in fit}
@@ -264,7 +264,7 @@ class _Submission:
         except FileNotFoundError:
             return ""
 
-    def results(self) -> dict[str, NodeVerdict]:
+    def results(self) -> dict[str, NodeResult]:
         """What the tasks that came to their end said, by node."""
         found = {}
         for task in self._tasks:
@@ -273,7 +273,7 @@ class _Submission:
             except (OSError, EOFError, pickle.UnpicklingError):
                 continue
             if outcome == "success":
-                found[value["node"]] = NodeVerdict(**value)
+                found[value["node"]] = NodeResult(**value)
         return found
 
     def last_error(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.core.errors import ModelError
 from launcher.core.publish import fsync_directory, fsync_file, temporary_name
-from launcher.model.checkpoint import REHEARSAL_KEY, Verdict, examine
+from launcher.model.checkpoint import REHEARSAL_KEY, CheckpointReport, examine
 
 _VOCABULARY = ("[UNK]", "[BOS]", "[EOS]", *(f"word{number}" for number in range(61)))
 
@@ -59,8 +59,8 @@ def ensure_model(directory: Path, precision: str) -> Path:
     return directory
 
 
-def _usable(verdict: Verdict) -> bool:
-    return verdict.whole and verdict.identity == "match" and verdict.rehearsal
+def _usable(report: CheckpointReport) -> bool:
+    return report.whole and report.identity == "match" and report.rehearsal
 
 
 def _write(directory: Path, precision: str) -> None:

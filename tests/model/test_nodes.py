@@ -18,7 +18,7 @@ import pytest
 from launcher.core.process import Completed, run
 from launcher.model.manifest import Manifest
 from launcher.model.node_job import DIRECTORY, reap, stage_on_nodes
-from launcher.model.nodes import Allocation, NodeTask, NodeVerdict, this_node
+from launcher.model.nodes import Allocation, NodeResult, NodeTask, this_node
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.watch import Pace
 from tests.conftest import SlurmCluster
@@ -56,7 +56,7 @@ class Place:
     def of(self, node: str) -> Path:
         return self.root / node / "nvme" / "M"
 
-    def stage(self, where: Allocation | None = None) -> list[NodeVerdict]:
+    def stage(self, where: Allocation | None = None) -> list[NodeResult]:
         return stage_on_nodes(
             NodeTask(str(self.root / "archive" / "M"), self.template),
             where or Allocation(nodes=self.listed),
@@ -278,7 +278,7 @@ class Fake:
 def test_a_node_that_says_nothing_has_failed() -> None:
     fake = Fake()
     found = stage_on_nodes(NodeTask("/archive/M", "/nvme/M"), Allocation(job="7", nodes="node[02-03,05]"), run=fake)
-    assert found[:2] == [NodeVerdict("node02", True, "staged"), NodeVerdict("node03", True, "staged")]
+    assert found[:2] == [NodeResult("node02", True, "staged"), NodeResult("node03", True, "staged")]
     assert not found[2].ok
     assert "node05: task 2: Killed" in (found[2].error or "")
     assert {"--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--jobid=7"} <= set(fake.argv)
