@@ -16,7 +16,7 @@ from launcher.core.errors import ConfigError, ModelError
 from launcher.core.stop import stop_on_signals
 from launcher.model.checkpoint import CheckpointReport, examine, nearest_sibling, right_sibling, suggestion
 from launcher.model.gc import Leftover, collect, leftovers
-from launcher.model.manifest import NAME, STAGING_NAME, Manifest
+from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, Manifest
 from launcher.runner.file import RunnerFile, describe_when
 
 if TYPE_CHECKING:
@@ -49,18 +49,18 @@ def check(arguments: argparse.Namespace) -> int:
 
 def stage(arguments: argparse.Namespace) -> int:
     """Bring a checkpoint to a path, whole; or write the manifest of the one that is there."""
-    from launcher.model.nodes import on_this_node
+    from launcher.model.nodes import path_on_this_node
     from launcher.model.stage import adopt, source_of
     from launcher.model.stage import stage as stage_to
     from launcher.model.striping import striping
 
     if arguments.nodes or arguments.job or arguments.count or arguments.partition:
         return _stage_on_nodes(arguments)
-    destination = Path(on_this_node(arguments.destination))
+    destination = Path(path_on_this_node(arguments.destination))
     with stop_on_signals() as stop, progress_shown(sys.stderr) as progress:
         if arguments.source is None:
             manifest = adopt(destination, progress=progress, stop=stop)
-            _say(f"{destination}: {len(manifest.files)} files, {manifest.bytes / 1e9:.1f} GB; manifest {NAME}")
+            _say(f"{destination}: {len(manifest.files)} files, {manifest.bytes / 1e9:.1f} GB; manifest {MANIFEST_NAME}")
             return 0
         done = stage_to(
             source_of(arguments.source, stop=stop),
@@ -136,7 +136,7 @@ def verify(arguments: argparse.Namespace) -> int:
     manifest = Manifest.read(path)
     if manifest is None:
         hint = suggestion(nearest_sibling(path), f"`launcher model stage {path}` reads it and writes one")
-        raise ModelError(f"there is no {NAME}", where=str(path), hint=hint)
+        raise ModelError(f"there is no {MANIFEST_NAME}", where=str(path), hint=hint)
     if not arguments.deep:
         found = manifest.differences(path)
     else:

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from launcher.core.errors import ModelError
-from launcher.model.manifest import NAME, STAGING_NAME, WORK, Manifest
+from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest
 from launcher.model.quantisation import Identity, declared, identity
 from launcher.model.safetensors import DamagedFile, Header, open_regular, read_header
 
@@ -180,13 +180,13 @@ class _Examination:
 
     def check_manifest(self) -> None:
         """Compare with `.complete.json` by names and sizes; a directory whose staging never ended is no checkpoint."""
-        if STAGING_NAME.fullmatch(self.path.name) or (WORK in self.names and NAME not in self.names):
+        if STAGING_NAME.fullmatch(self.path.name) or (WORK_DIRECTORY in self.names and MANIFEST_NAME not in self.names):
             self.problems.append("half staged: its staging has not ended, or was killed")
             return
         try:
             manifest = Manifest.read(self.path)
         except ModelError as error:
-            self.problems.append(f"{NAME}: {error.message}")
+            self.problems.append(f"{MANIFEST_NAME}: {error.message}")
             return
         if manifest is not None:
             self.problems += manifest.differences(self.path)

@@ -14,7 +14,7 @@ from launcher.core.errors import ModelError
 from launcher.core.lease import LEASE, Lock, LockOwner
 from launcher.core.process_identity import host_label, pid_exists
 from launcher.model.destination import destination_of, is_lock, lock_path, owner_of, size_of
-from launcher.model.manifest import NAME, STAGING_NAME, WORK
+from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY
 
 _PART = re.compile(r"\..+\.staging\.lock\.(?P<host>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.part")
 _DAY = 86400.0
@@ -48,8 +48,10 @@ def leftovers(directory: Path) -> list[Leftover]:
             found.append(_lock(path))
         elif part := _PART.fullmatch(entry.name):
             found.append(_part(path, part["host"], int(part["pid"])))
-        elif entry.is_dir(follow_symlinks=False) and (path / WORK).is_dir() and (path / NAME).exists():
-            found.append(Leftover(path / WORK, size_of(path / WORK), "a finished staging"))
+        elif (
+            entry.is_dir(follow_symlinks=False) and (path / WORK_DIRECTORY).is_dir() and (path / MANIFEST_NAME).exists()
+        ):
+            found.append(Leftover(path / WORK_DIRECTORY, size_of(path / WORK_DIRECTORY), "a finished staging"))
     return found
 
 

@@ -132,7 +132,7 @@ def this_node() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
 
 
-def on_this_node(path: str) -> str:
+def path_on_this_node(path: str) -> str:
     """A path with ``{node}`` filled in."""
     return path.replace("{node}", this_node())
 
@@ -149,7 +149,7 @@ def on_node(task: NodeTask) -> dict[str, Any]:
 
 def _stage_here(task: NodeTask, stop: Stop) -> NodeResult:
     """Never raises for what can go wrong on a node: that is the node's answer."""
-    began, path = time.monotonic(), on_this_node(task.destination)
+    began, path = time.monotonic(), path_on_this_node(task.destination)
     try:
         done = stage(source_of(task.source, stop=stop), Path(path), workers=task.workers, stop=stop)
     except LauncherError as error:

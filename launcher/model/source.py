@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 from launcher.core.errors import ModelError
-from launcher.model.manifest import NAME, WORK, FileEntry, Manifest, forget, pieces
+from launcher.model.manifest import MANIFEST_NAME, WORK_DIRECTORY, FileEntry, Manifest, drop_from_cache, read_range
 
-_NOT_TAKEN = (".git", ".cache", WORK)
+_NOT_TAKEN = (".git", ".cache", WORK_DIRECTORY)
 """Directories at any depth that are not part of a checkpoint: git's, huggingface_hub's for downloads, our own."""
 
 
@@ -43,8 +43,8 @@ class Reader:
         """
         raise NotImplementedError
 
-    def forget(self, offset: int, length: int) -> None:
-        """Take note that the range is not needed any more."""
+    def drop_from_cache(self, offset: int, length: int) -> None:
+        """Keep a range that was read out of the page cache, where it came through that."""
 
     def check_unchanged(self) -> None:
         """Raise ModelError when the file is not what it was when it was listed."""
@@ -121,10 +121,10 @@ class _FileReader(Reader):
         return self.descriptor
 
     def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        return pieces(self._open, offset, length, buffer)
+        return read_range(self._open, offset, length, buffer)
 
-    def forget(self, offset: int, length: int) -> None:
-        forget(self._open, offset, length)
+    def drop_from_cache(self, offset: int, length: int) -> None:
+        drop_from_cache(self._open, offset, length)
 
     def check_unchanged(self) -> None:
         status = os.fstat(self._open)
@@ -143,5 +143,5 @@ def _walk(directory: Path, prefix: str) -> Iterator[str]:
         if entry.is_dir():
             if entry.name not in _NOT_TAKEN:
                 yield from _walk(directory / entry.name, f"{prefix}{entry.name}/")
-        elif entry.name != NAME and not entry.name.endswith((".incomplete", ".part", ".lock")):
+        elif entry.name != MANIFEST_NAME and not entry.name.endswith((".incomplete", ".part", ".lock")):
             yield prefix + entry.name

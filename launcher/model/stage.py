@@ -32,19 +32,19 @@ from launcher.core.process_identity import ProcessIdentity
 from launcher.core.publish import fsync_directory, write_json
 from launcher.core.stop import Stop
 from launcher.model.checkpoint import examine
-from launcher.model.copy import WORKERS, Copied, Copier, CreateFile, Progress, Silent, journal_directory
+from launcher.model.copy import WORKERS, Copied, Copier, CreateFile, NoProgress, Progress, journal_directory
 from launcher.model.destination import (
     StagingOwner,
-    finish,
+    existing_manifest,
     lock_path,
     new_staging_directory,
     owner_of,
-    settle,
+    remove_work_directory,
     size_of,
     staging_directories,
 )
 from launcher.model.hub import PREFIX, HubSource
-from launcher.model.manifest import NAME, PART_SIZE, WORK, FileEntry, Manifest, hash_file, is_below
+from launcher.model.manifest import MANIFEST_NAME, PART_SIZE, WORK_DIRECTORY, FileEntry, Manifest, hash_file, is_below
 from launcher.model.source import DirectorySource, Source
 
 LOCK_WAIT = 6 * 3600.0
@@ -93,7 +93,7 @@ def stage(
     destination: Path,
     *,
     workers: int = WORKERS,
-    progress: Progress = Silent(),
+    progress: Progress = NoProgress(),
     say: Callable[[str], None] = lambda text: None,
     stop: Stop = Stop.never(),
     stripe: Callable[[Path], CreateFile | None] | None = None,
@@ -108,7 +108,7 @@ def stage(
     _refuse_nesting(source, destination)
     _refuse_names(source)
     with _explained("staging", destination):
-        if found := settle(destination, source):
+        if found := existing_manifest(destination, source):
             return Staged(destination, "there", found)
         destination.parent.mkdir(parents=True, exist_ok=True)
         what = f"staging {source.name} to {destination}"
@@ -118,7 +118,7 @@ def stage(
                 say(fact)
             if held.owner:
                 raise ModelError(f"still being staged by {held.owner}", where=str(destination))
-            if found := settle(destination, source):
+            if found := existing_manifest(destination, source):
                 return Staged(destination, "there", found, facts=held.facts)
             staging = _Staging(source, destination, _directory(source, destination, adopt=held.acquired, say=say))
             done = staging.fill(workers, progress, stop, stripe)
@@ -127,7 +127,7 @@ def stage(
             return Staged(destination, how, staging.manifest, done.copied, done.resumed, seconds, held.facts)
 
 
-def adopt(destination: Path, *, progress: Progress = Silent(), stop: Stop = Stop.never()) -> Manifest:
+def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = Stop.never()) -> Manifest:
     """Write the manifest of a checkpoint that is there already, after looking at it and reading all of it.
 
     Raises ModelError when it is not whole, Cancelled.
@@ -148,7 +148,7 @@ def adopt(destination: Path, *, progress: Progress = Silent(), stop: Stop = Stop
             source.open(file).check_unchanged()
             entries.append(FileEntry(file.path, file.size, content_hash))
         manifest = Manifest(str(destination), None, tuple(entries), created=_now())
-        manifest.write(destination / NAME)
+        manifest.write(destination / MANIFEST_NAME)
     return manifest
 
 
@@ -180,7 +180,7 @@ def _directory(source: Source, destination: Path, *, adopt: bool, say: Callable[
             say(f"going on with what pid {its.process.pid} on {its.process.host} had staged since {its.began}")
             break
     journal_directory(new).mkdir(parents=True, exist_ok=True)
-    write_json(new / WORK / "owner.json", asdict(mine))
+    write_json(new / WORK_DIRECTORY / "owner.json", asdict(mine))
     return new
 
 
@@ -211,9 +211,10 @@ class _Staging:
             self._source.name, self._source.revision, tuple(copied.files), part_size, created=_now()
         )
         self._verify()
-        # A kill while the manifest is written leaves a temporary file; in WORK nobody takes it for a part of the model.
-        self.manifest.write(self._directory / WORK / NAME)
-        (self._directory / WORK / NAME).rename(self._directory / NAME)
+        # A kill while the manifest is written leaves a temporary file; in there nobody takes it for a
+        # part of the model.
+        self.manifest.write(self._directory / WORK_DIRECTORY / MANIFEST_NAME)
+        (self._directory / WORK_DIRECTORY / MANIFEST_NAME).rename(self._directory / MANIFEST_NAME)
         for directory, _, _ in os.walk(self._directory, topdown=False):
             fsync_directory(Path(directory))
         return copied
@@ -244,7 +245,7 @@ class _Staging:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
-            winner = settle(self._destination, self._source)
+            winner = existing_manifest(self._destination, self._source)
             if winner is None:
                 raise
             self.manifest = winner
@@ -252,7 +253,7 @@ class _Staging:
             say(f"{self._destination} was published by another process meanwhile; its copy is kept")
             return "lost"
         fsync_directory(self._destination.parent)
-        finish(self._destination)
+        remove_work_directory(self._destination)
         return "staged"
 
 
@@ -270,7 +271,7 @@ def _refuse_names(source: Source) -> None:
     A hub's listing is somebody else's text.
     """
     for file in source.files:
-        if not is_below(file.path) or PurePosixPath(file.path).parts[0] in (NAME, WORK):
+        if not is_below(file.path) or PurePosixPath(file.path).parts[0] in (MANIFEST_NAME, WORK_DIRECTORY):
             raise ModelError(f"a file is named {file.path!r}, which cannot be staged", where=source.name)
 
 

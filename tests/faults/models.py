@@ -35,7 +35,7 @@ from launcher.core.errors import LauncherError
 from launcher.model import stage as staging
 from launcher.model.checkpoint import examine
 from launcher.model.gc import collect
-from launcher.model.manifest import NAME, Manifest
+from launcher.model.manifest import MANIFEST_NAME, Manifest
 from launcher.model.source import DirectorySource
 from tests.model.checkpoints import checkpoint
 
@@ -176,7 +176,7 @@ class Place:
         published = self.destination.exists()
         collect(self.destination.parent, wait=0)
         left = [path.name for path in self.destination.parent.iterdir() if path != self.destination]
-        if published and contents(self.destination, everything=True).keys() != {*self.wanted, NAME}:
+        if published and contents(self.destination, everything=True).keys() != {*self.wanted, MANIFEST_NAME}:
             left += ["something in the checkpoint"]
         return f"gc leaves {', '.join(left)}" if left else None
 
