@@ -60,21 +60,21 @@ def stage(arguments: argparse.Namespace) -> int:
     with stop_on_signals() as stop, progress_shown(sys.stderr) as progress:
         if arguments.source is None:
             manifest = adopt(destination, progress=progress, stop=stop)
-            _say(f"{destination}: {len(manifest.files)} files, {manifest.bytes / 1e9:.1f} GB; manifest {MANIFEST_NAME}")
+            _log(f"{destination}: {len(manifest.files)} files, {manifest.bytes / 1e9:.1f} GB; manifest {MANIFEST_NAME}")
             return 0
         done = stage_to(
             source_of(arguments.source, stop=stop),
             destination,
             workers=arguments.workers,
             progress=progress,
-            say=_say,
+            log=_log,
             stop=stop,
-            stripe=striping(_layouts(arguments, destination), say=_say),
+            stripe=striping(_layouts(arguments, destination), log=_log),
         )
     how = {"staged": "staged", "there": "is there already", "lost": "was staged by another process"}[done.how]
     rate = f", {done.copied / done.seconds / 1e9:.2f} GB/s" if done.copied else ""
     resumed = f", {done.resumed / 1e9:.1f} GB were there" if done.resumed else ""
-    _say(f"{destination} {how}: {done.manifest.bytes / 1e9:.1f} GB in {done.seconds:.1f} s{rate}{resumed}")
+    _log(f"{destination} {how}: {done.manifest.bytes / 1e9:.1f} GB in {done.seconds:.1f} s{rate}{resumed}")
     return 0
 
 
@@ -116,16 +116,16 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
         return open_scheduler("slurm", backend="commands")
 
     with stop_on_signals() as stop:
-        reap(state, scheduler, _say)
+        reap(state, scheduler, _log)
         run = stoppable(stop.requested)
-        results = stage_on_nodes(task, where, run=run, state=state, scheduler=scheduler, say=_say, stop=stop)
+        results = stage_on_nodes(task, where, run=run, state=state, scheduler=scheduler, log=_log, stop=stop)
     if arguments.json:
         print(json.dumps([result.as_dict() for result in results], indent=2))
     else:
         rows = [[r.node, "ok" if r.ok else "failed", r.how, f"{r.seconds:.1f} s", r.error or ""] for r in results]
         table(["node", "", "how", "took", "why"], rows, sys.stdout)
     if bad := [result.node for result in results if not result.ok]:
-        _say(f"to go on without them: --exclude={','.join(bad)}")
+        _log(f"to go on without them: --exclude={','.join(bad)}")
         return ModelError.exit_code
     return 0
 
@@ -244,5 +244,5 @@ def _show(report: CheckpointReport, note: str, precision: str | None) -> None:
         print(f"  {near} has a similar name, but is not the declared one either: {why}")
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr)

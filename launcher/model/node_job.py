@@ -86,7 +86,7 @@ def stage_on_nodes(
     run: CommandRunner = run,
     state: Path | None = None,
     scheduler: Callable[[], Scheduler] | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
     stop: Stop = Stop.never(),
 ) -> list[NodeResult]:
     """Do the task on every node; one result a node, in the nodes' order. A node that did not answer has failed.
@@ -107,10 +107,10 @@ def stage_on_nodes(
     unfit = unfit_nodes(nodes, run) if nodes else {}
     found = {node: NodeResult.silent(node, f"Slurm says that it is {word}") for node, word in unfit.items()}
     if fit := [node for node in nodes if node not in unfit]:
-        answers = _stage_in_own_job(task, fit, where, scheduler(), state, say, stop)
+        answers = _stage_in_own_job(task, fit, where, scheduler(), state, log, stop)
         found |= {node: answers.of(node) for node in fit}
     elif where.count:
-        answers = _stage_in_own_job(task, [], where, scheduler(), state, say, stop)
+        answers = _stage_in_own_job(task, [], where, scheduler(), state, log, stop)
         nodes = names_of(answers.nodes, run)
         found = {node: answers.of(node) for node in nodes}
     return [found[node] for node in nodes]
@@ -122,7 +122,7 @@ def _stage_in_own_job(
     where: Allocation,
     scheduler: Scheduler,
     state: Path,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     stop: Stop,
 ) -> _Answers:
     """Stage on ``nodes``, or on ``where.count`` that Slurm picks, in a job that is gone at the end, and its files too.
@@ -137,8 +137,8 @@ def _stage_in_own_job(
     ended = False
     try:
         job = submission.wait(stop)
-        say(f"{job} stages on {len(nodes) or where.count} nodes")
-        final = _follow(scheduler, job, submission, say, stop.requested)
+        log(f"{job} stages on {len(nodes) or where.count} nodes")
+        final = _follow(scheduler, job, submission, log, stop.requested)
         ended = final.phase is Phase.TERMINAL
         had = submission.allocated() or final.nodes
         if not nodes and not had:
@@ -146,12 +146,12 @@ def _stage_in_own_job(
         return _answers(submission, had, final)
     finally:
         if not ended:
-            ended = end_job(token, scheduler, say)
+            ended = end_job(token, scheduler, log)
         if ended:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def reap(state: Path, scheduler: Callable[[], Scheduler], say: Callable[[str], None]) -> int:
+def reap(state: Path, scheduler: Callable[[], Scheduler], log: Callable[[str], None]) -> int:
     """End the jobs of stagings whose launcher on this host is dead; return how many there were.
 
     ``scheduler`` is opened only when there is a job to ask about. Raises SchedulerUnreachable.
@@ -164,8 +164,8 @@ def reap(state: Path, scheduler: Callable[[], Scheduler], say: Callable[[str], N
             continue
         if owner.process.alive() is False:
             found += 1
-            say(f"{owner.token}: pid {owner.process.pid}, which staged on nodes, is dead")
-            if end_job(owner.token, scheduler(), say):
+            log(f"{owner.token}: pid {owner.process.pid}, which staged on nodes, is dead")
+            if end_job(owner.token, scheduler(), log):
                 shutil.rmtree(folder, ignore_errors=True)
     return found
 

@@ -94,7 +94,7 @@ def stage(
     *,
     workers: int = WORKERS,
     progress: Progress = NoProgress(),
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
     stop: Stop = Stop.never(),
     stripe: Callable[[Path], CreateFile | None] | None = None,
 ) -> Staged:
@@ -112,17 +112,17 @@ def stage(
             return Staged(destination, "there", found)
         destination.parent.mkdir(parents=True, exist_ok=True)
         what = f"staging {source.name} to {destination}"
-        lock = Lock(lock_path(destination), what=what, wait=LOCK_WAIT, on_wait=_waiting(say), sleep=stop.sleep)
+        lock = Lock(lock_path(destination), what=what, wait=LOCK_WAIT, on_wait=_waiting(log), sleep=stop.sleep)
         with lock as held:
             for fact in held.facts:
-                say(fact)
+                log(fact)
             if held.owner:
                 raise ModelError(f"still being staged by {held.owner}", where=str(destination))
             if found := existing_manifest(destination, source):
                 return Staged(destination, "there", found, facts=held.facts)
-            staging = _Staging(source, destination, _directory(source, destination, adopt=held.acquired, say=say))
+            staging = _Staging(source, destination, _directory(source, destination, adopt=held.acquired, log=log))
             done = staging.fill(workers, progress, stop, stripe)
-            how = staging.publish(say)
+            how = staging.publish(log)
             seconds = time.monotonic() - began
             return Staged(destination, how, staging.manifest, done.copied, done.resumed, seconds, held.facts)
 
@@ -165,7 +165,7 @@ def _explained(what: str, destination: Path) -> Iterator[None]:
         raise
 
 
-def _directory(source: Source, destination: Path, *, adopt: bool, say: Callable[[str], None]) -> Path:
+def _directory(source: Source, destination: Path, *, adopt: bool, log: Callable[[str], None]) -> Path:
     """A staging directory that is ours: a dead one of the same source, under a new token, or else a new one.
 
     The rename takes it over: if its process was only stopped, it finds its paths gone.
@@ -177,7 +177,7 @@ def _directory(source: Source, destination: Path, *, adopt: bool, say: Callable[
         same = its is not None and (its.source, its.revision, its.listing) == (mine.source, mine.revision, mine.listing)
         if its is not None and same and its.process.alive() is not True:
             old.rename(new)
-            say(f"going on with what pid {its.process.pid} on {its.process.host} had staged since {its.began}")
+            log(f"going on with what pid {its.process.pid} on {its.process.host} had staged since {its.began}")
             break
     journal_directory(new).mkdir(parents=True, exist_ok=True)
     write_json(new / WORK_DIRECTORY / "owner.json", asdict(mine))
@@ -238,7 +238,7 @@ class _Staging:
                 "what the source holds is not a whole checkpoint: " + "; ".join(problems[:10]), where=self._source.name
             )
 
-    def publish(self, say: Callable[[str], None]) -> Literal["staged", "lost"]:
+    def publish(self, log: Callable[[str], None]) -> Literal["staged", "lost"]:
         """Rename the directory to its destination, unless another process was there first."""
         try:
             self._directory.rename(self._destination)
@@ -250,7 +250,7 @@ class _Staging:
                 raise
             self.manifest = winner
             shutil.rmtree(self._directory, ignore_errors=True)
-            say(f"{self._destination} was published by another process meanwhile; its copy is kept")
+            log(f"{self._destination} was published by another process meanwhile; its copy is kept")
             return "lost"
         fsync_directory(self._destination.parent)
         remove_work_directory(self._destination)
@@ -280,8 +280,8 @@ def _listing(source: Source) -> str:
     return xxhash.xxh3_128(text.encode()).hexdigest()
 
 
-def _waiting(say: Callable[[str], None]) -> Callable[[str], None]:
-    return lambda owner: say(f"waiting for {owner}")
+def _waiting(log: Callable[[str], None]) -> Callable[[str], None]:
+    return lambda owner: log(f"waiting for {owner}")
 
 
 def _now() -> str:

@@ -137,9 +137,9 @@ def _stage(plan: Plan, path: Path, effects: Effects) -> dict[str, Any]:
     done = stage(
         source_of(planned.source, stop=stop),
         path,
-        say=effects.say,
+        log=effects.say,
         stop=stop,
-        stripe=striping(policy, say=effects.say, run=effects.run) if planned.storage == "lustre" else None,
+        stripe=striping(policy, log=effects.say, run=effects.run) if planned.storage == "lustre" else None,
     )
     effects.say(f"model {planned.path}: {done.how}, {done.copied / 1e9:.1f} GB in {done.seconds:.0f} s")
     return {"staged": {"how": done.how, "from": planned.source, "copied": done.copied, "resumed": done.resumed}}

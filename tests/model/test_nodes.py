@@ -62,7 +62,7 @@ class Place:
             where or Allocation(nodes=self.listed),
             state=self.root / "state",
             scheduler=SlurmCommands,
-            say=self.said.append,
+            log=self.said.append,
         )
 
     def left(self) -> list[str]:

@@ -291,7 +291,7 @@ def test_a_killed_process_is_followed_by_one_that_resumes(
     assert all(item.keep is None for item in leftovers(destination.parent))
     said: list[str] = []
     small_parts(monkeypatch)
-    done = stage(DirectorySource(source), destination, say=said.append)
+    done = stage(DirectorySource(source), destination, log=said.append)
     assert done.resumed >= 5 * 64
     assert any("going on with what pid" in text for text in said)
     assert content(destination) == content(source)
@@ -334,7 +334,7 @@ def test_waiting_for_another_staging_can_be_stopped(
     destination.parent.mkdir()
     said: list[str] = []
     with Lock(lock_path(destination), what="staging for ever", wait=0), pytest.raises(Cancelled):
-        stage(DirectorySource(source), destination, say=said.append, stop=Stop(lambda seconds: bool(said)))
+        stage(DirectorySource(source), destination, log=said.append, stop=Stop(lambda seconds: bool(said)))
     assert "staging for ever" in said[0]
     monkeypatch.setattr("launcher.model.stage.LOCK_WAIT", 0)
     with Lock(lock_path(destination), what="staging for ever", wait=0), pytest.raises(ModelError, match="still being"):
@@ -367,7 +367,7 @@ def test_a_lost_race_keeps_the_winner(source: Path, destination: Path, monkeypat
 
     publish = _Staging.publish
 
-    def late(self: _Staging, say: object) -> str:
+    def late(self: _Staging, log: object) -> str:
         monkeypatch.setattr(_Staging, "publish", publish)
         stage(DirectorySource(source), destination)
         winner.append(destination.stat().st_ino)
