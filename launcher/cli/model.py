@@ -15,7 +15,7 @@ from launcher.cli.render import progress_shown, table
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.stop import stop_on_signals
 from launcher.model.checkpoint import CheckpointReport, examine, nearest_sibling, right_sibling, suggestion
-from launcher.model.gc import Leftover, collect, leftovers
+from launcher.model.gc import Leftover, leftovers, remove_leftovers
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, Manifest
 from launcher.runner.file import RunnerFile, describe_when
 
@@ -164,7 +164,7 @@ def gc(arguments: argparse.Namespace) -> int:
         directories |= {directory for directory in of_table if directory.is_dir()}
     found: list[Leftover] = []
     for directory in sorted(directories):
-        found += collect(directory) if arguments.apply else leftovers(directory)
+        found += remove_leftovers(directory) if arguments.apply else leftovers(directory)
     rows = []
     for item in found:
         what = "kept" if item.keep else "removed" if arguments.apply else "would go"

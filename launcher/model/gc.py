@@ -33,7 +33,7 @@ class Leftover:
 def leftovers(directory: Path) -> list[Leftover]:
     """What stagings left among the checkpoints of a directory; nothing is changed. Raises ModelError.
 
-    Whether a staging of another host is dead cannot be told here; `collect` learns it from the lock.
+    Whether a staging of another host is dead cannot be told here; `remove_leftovers` learns it from the lock.
     """
     try:
         entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
@@ -55,7 +55,7 @@ def leftovers(directory: Path) -> list[Leftover]:
     return found
 
 
-def collect(directory: Path, *, wait: float = LEASE * 1.1) -> list[Leftover]:
+def remove_leftovers(directory: Path, *, wait: float = LEASE * 1.1) -> list[Leftover]:
     """Remove what dead stagings left; return what was found, with ``keep`` set where it was not removed.
 
     A staging is dead when its destination's lock can be had: its owner released it, or is proven dead, or did not touch

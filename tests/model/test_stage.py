@@ -21,7 +21,7 @@ from launcher.core.stop import Stop
 from launcher.model import copy as copying
 from launcher.model.checkpoint import examine
 from launcher.model.destination import lock_path, staging_directories
-from launcher.model.gc import collect, leftovers
+from launcher.model.gc import leftovers, remove_leftovers
 from launcher.model.manifest import MANIFEST_NAME, PART_SIZE, WORK_DIRECTORY, Manifest, hash_file, hash_of_parts
 from launcher.model.source import DirectorySource, SourceFile
 from launcher.model.stage import adopt, stage
@@ -301,14 +301,14 @@ def test_gc_removes_what_is_dead_and_nothing_else(source: Path, destination: Pat
     child = subprocess.Popen([sys.executable, "-c", KILLED, source, destination], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     child.stdout.readline()
-    held = collect(destination.parent, wait=0)
+    held = remove_leftovers(destination.parent, wait=0)
     assert {item.keep for item in held} == {"it is running"}
     child.kill()
     child.wait()
     stage(DirectorySource(source), destination.with_name("other"))
     before = content(destination.with_name("other"))
     assert len(leftovers(destination.parent)) == 2
-    assert all(item.keep is None for item in collect(destination.parent, wait=0))
+    assert all(item.keep is None for item in remove_leftovers(destination.parent, wait=0))
     assert os.listdir(destination.parent) == ["other"]
     assert content(destination.with_name("other")) == before
 
@@ -320,11 +320,11 @@ def test_a_staging_of_another_host_is_dead_when_its_lock_can_be_had(destination:
     owner = {"process": process, "source": "/archive/M", "revision": None, "listing": "x", "began": "then"}
     (staging / WORK_DIRECTORY / "owner.json").write_text(json.dumps(owner))
     lock_path(destination).write_text(json.dumps({"host": "elsewhere", "pid": 1, "what": "staging", "started": "then"}))
-    kept = {item.path: item.keep for item in collect(destination.parent, wait=0)}
+    kept = {item.path: item.keep for item in remove_leftovers(destination.parent, wait=0)}
     assert kept[staging] == "held by pid 1 on elsewhere, since then: staging"
     assert staging.is_dir()
     lock_path(destination).unlink()
-    assert collect(destination.parent, wait=0)[0].keep is None
+    assert remove_leftovers(destination.parent, wait=0)[0].keep is None
     assert list(destination.parent.iterdir()) == []
 
 
@@ -402,7 +402,7 @@ def test_a_publication_that_was_cut_off_is_whole_and_gc_or_the_next_one_cleans_u
         stage(DirectorySource(source), destination)
     assert (destination / WORK_DIRECTORY).is_dir()
     assert examine(destination, precision="bf16").whole
-    collect(destination.parent, wait=0)
+    remove_leftovers(destination.parent, wait=0)
     assert not (destination / WORK_DIRECTORY).exists()
     (destination / WORK_DIRECTORY).mkdir()
     assert stage(DirectorySource(source), destination).how == "there"
