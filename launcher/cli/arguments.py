@@ -171,7 +171,7 @@ def _model(commands: _Commands) -> None:
     nodes.add_argument("--cpus", type=_positive, metavar="N", help="processors on each node (default: Slurm's own)")
     nodes.add_argument("--minutes", type=_positive, default=240, metavar="N", help="its time limit (default 240)")
     nodes.add_argument("--python", metavar="PATH", help="the interpreter on the nodes (default: this one's path)")
-    nodes.add_argument("--json", action="store_true", help="the nodes' verdicts as JSON")
+    nodes.add_argument("--json", action="store_true", help="the nodes' results as JSON")
     stage.add_argument("--runner", metavar="NAME", help="lay files out on Lustre as this runner's file says")
     _places(stage)
     stage.set_defaults(command="model:stage")

@@ -1,4 +1,4 @@
-"""`launcher model`: checkpoints looked at, staged, verified, and what dead stagings left."""
+"""`launcher model`: look at checkpoints, stage and verify them, and remove what dead stagings left."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from launcher.cli.common import session
 from launcher.cli.render import progress_shown, table
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.stop import stop_on_signals
-from launcher.model.checkpoint import Verdict, examine, nearest_sibling, right_sibling, suggestion
-from launcher.model.gc import Leftover, collect, leftovers
-from launcher.model.manifest import NAME, STAGING_NAME, Manifest
+from launcher.model.checkpoint import CheckpointReport, examine, nearest_sibling, right_sibling, suggestion
+from launcher.model.gc import Leftover, leftovers, remove_leftovers
+from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, Manifest
 from launcher.runner.file import RunnerFile, describe_when
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def listing(arguments: argparse.Namespace) -> int:
     """Checkpoints of a runner's table, or below directories."""
-    found = [_row(path, said) for path, said in _asked(arguments, below=True)]
+    found = [_row(path, note) for path, note in _paths(arguments, below=True)]
     if arguments.json:
         print(json.dumps([row[1] for row in found], indent=2))
     else:
@@ -35,46 +35,46 @@ def listing(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """Whether checkpoints are whole and the declared ones; exit code 4 when one is not."""
-    good, verdicts = True, []
-    for path, said in _asked(arguments, below=False):
-        verdict = examine(path, precision=arguments.precision)
-        verdicts.append(verdict.as_dict())
-        good = good and verdict.whole and verdict.identity != "mismatch"
+    good, reports = True, []
+    for path, note in _paths(arguments, below=False):
+        report = examine(path, precision=arguments.precision)
+        reports.append(report.as_dict())
+        good = good and report.whole and report.identity != "mismatch"
         if not arguments.json:
-            _show(verdict, said, arguments.precision)
+            _show(report, note, arguments.precision)
     if arguments.json:
-        print(json.dumps(verdicts, indent=2))
+        print(json.dumps(reports, indent=2))
     return 0 if good else ModelError.exit_code
 
 
 def stage(arguments: argparse.Namespace) -> int:
     """Bring a checkpoint to a path, whole; or write the manifest of the one that is there."""
-    from launcher.model.nodes import on_this_node
+    from launcher.model.nodes import path_on_this_node
     from launcher.model.stage import adopt, source_of
     from launcher.model.stage import stage as stage_to
     from launcher.model.striping import striping
 
     if arguments.nodes or arguments.job or arguments.count or arguments.partition:
         return _stage_on_nodes(arguments)
-    destination = Path(on_this_node(arguments.destination))
+    destination = Path(path_on_this_node(arguments.destination))
     with stop_on_signals() as stop, progress_shown(sys.stderr) as progress:
         if arguments.source is None:
             manifest = adopt(destination, progress=progress, stop=stop)
-            _say(f"{destination}: {len(manifest.files)} files, {manifest.bytes / 1e9:.1f} GB; manifest {NAME}")
+            _log(f"{destination}: {len(manifest.files)} files, {manifest.bytes / 1e9:.1f} GB; manifest {MANIFEST_NAME}")
             return 0
         done = stage_to(
             source_of(arguments.source, stop=stop),
             destination,
             workers=arguments.workers,
             progress=progress,
-            say=_say,
+            log=_log,
             stop=stop,
-            stripe=striping(_layouts(arguments, destination), say=_say),
+            stripe=striping(_layouts(arguments, destination), log=_log),
         )
     how = {"staged": "staged", "there": "is there already", "lost": "was staged by another process"}[done.how]
     rate = f", {done.copied / done.seconds / 1e9:.2f} GB/s" if done.copied else ""
     resumed = f", {done.resumed / 1e9:.1f} GB were there" if done.resumed else ""
-    _say(f"{destination} {how}: {done.manifest.bytes / 1e9:.1f} GB in {done.seconds:.1f} s{rate}{resumed}")
+    _log(f"{destination} {how}: {done.manifest.bytes / 1e9:.1f} GB in {done.seconds:.1f} s{rate}{resumed}")
     return 0
 
 
@@ -96,9 +96,9 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
     from launcher.slurm.client import Scheduler
 
     if arguments.source is None:
-        raise ConfigError("nodes stage from somewhere", where="--from")
+        raise ConfigError("staging on nodes needs a source", where="--from")
     if arguments.count and (arguments.nodes or arguments.job):
-        raise ConfigError("Slurm picks the nodes, or they are named", where="--count")
+        raise ConfigError("expected either --count or the names of the nodes (--nodes, --job)", where="--count")
     where = Allocation(
         arguments.job,
         arguments.nodes,
@@ -117,16 +117,16 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
         return open_scheduler("slurm", backend="commands")
 
     with stop_on_signals() as stop:
-        reap(state, scheduler, _say)
+        reap(state, scheduler, _log)
         run = stoppable(stop.requested)
-        verdicts = stage_on_nodes(task, where, run=run, state=state, scheduler=scheduler, say=_say, stop=stop)
+        results = stage_on_nodes(task, where, run=run, state=state, scheduler=scheduler, log=_log, stop=stop)
     if arguments.json:
-        print(json.dumps([verdict.as_dict() for verdict in verdicts], indent=2))
+        print(json.dumps([result.as_dict() for result in results], indent=2))
     else:
-        rows = [[v.node, "ok" if v.ok else "failed", v.how, f"{v.seconds:.1f} s", v.error or ""] for v in verdicts]
+        rows = [[r.node, "ok" if r.ok else "failed", r.how, f"{r.seconds:.1f} s", r.error or ""] for r in results]
         table(["node", "", "how", "took", "why"], rows, sys.stdout)
-    if bad := [verdict.node for verdict in verdicts if not verdict.ok]:
-        _say(f"to go on without them: --exclude={','.join(bad)}")
+    if bad := [result.node for result in results if not result.ok]:
+        _log(f"to go on without them: --exclude={','.join(bad)}")
         return ModelError.exit_code
     return 0
 
@@ -137,7 +137,7 @@ def verify(arguments: argparse.Namespace) -> int:
     manifest = Manifest.read(path)
     if manifest is None:
         hint = suggestion(nearest_sibling(path), f"`launcher model stage {path}` reads it and writes one")
-        raise ModelError(f"there is no {NAME}", where=str(path), hint=hint)
+        raise ModelError(f"there is no {MANIFEST_NAME}", where=str(path), hint=hint)
     if not arguments.deep:
         found = manifest.differences(path)
     else:
@@ -157,15 +157,15 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def gc(arguments: argparse.Namespace) -> int:
     """Show what dead stagings left; with ``--apply`` remove it."""
-    directories = sorted({path.parent for path, _ in _asked(arguments, below=False)} if arguments.runner else set())
-    directories += [Path(path) for path in arguments.paths]
-    if not directories:
+    if not arguments.paths and not arguments.runner:
         raise ConfigError("which directories?", hint="name those that hold checkpoints, or --runner NAME")
+    directories = {Path(path) for path in arguments.paths}
+    if arguments.runner:
+        of_table = {path.parent for path, _ in _paths_of_runner(session(arguments).fleet.get(arguments.runner))}
+        directories |= {directory for directory in of_table if directory.is_dir()}
     found: list[Leftover] = []
-    for directory in directories:
-        if arguments.runner and not directory.is_dir():
-            continue
-        found += collect(directory) if arguments.apply else leftovers(directory)
+    for directory in sorted(directories):
+        found += remove_leftovers(directory) if arguments.apply else leftovers(directory)
     rows = []
     for item in found:
         what = "kept" if item.keep else "removed" if arguments.apply else "would go"
@@ -179,8 +179,9 @@ def gc(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _asked(arguments: argparse.Namespace, *, below: bool) -> Iterator[tuple[Path, str]]:
-    """Paths to look at with where they were said: given ones, or all of a runner's table."""
+def _paths(arguments: argparse.Namespace, *, below: bool) -> Iterator[tuple[Path, str]]:
+    """Paths to look at, each with a note on its rule: given ones (or, with ``below``, checkpoints in such a directory),
+    and all of a runner's table."""
     for given in arguments.paths:
         path = Path(given)
         if below and not (path / "config.json").exists() and path.is_dir():
@@ -190,13 +191,12 @@ def _asked(arguments: argparse.Namespace, *, below: bool) -> Iterator[tuple[Path
         else:
             yield path, ""
     if arguments.runner:
-        of = session(arguments)
-        yield from _of_runner(of.fleet.get(arguments.runner))
+        yield from _paths_of_runner(session(arguments).fleet.get(arguments.runner))
     elif not arguments.paths:
         raise ConfigError("which checkpoints?", hint="PATH …, or --runner NAME for those of a runner's table")
 
 
-def _of_runner(file: RunnerFile) -> Iterator[tuple[Path, str]]:
+def _paths_of_runner(file: RunnerFile) -> Iterator[tuple[Path, str]]:
     seen = set()
     for rule in file.runner.models:
         for path in [rule.path] if isinstance(rule.path, str) else rule.path:
@@ -207,43 +207,43 @@ def _of_runner(file: RunnerFile) -> Iterator[tuple[Path, str]]:
                 yield Path(path), describe_when(rule.when) + (", seen by compute nodes only" if hidden else "")
 
 
-def _row(path: Path, said: str) -> tuple[list[str], dict[str, object]]:
-    verdict = examine(path, precision=None)
+def _row(path: Path, note: str) -> tuple[list[str], dict[str, object]]:
+    report = examine(path, precision=None)
     manifest = None
     with contextlib.suppress(ModelError):
         manifest = Manifest.read(path)
-    state = "whole" if verdict.whole else "staging" if STAGING_NAME.fullmatch(path.name) else verdict.problems[0]
+    state = "whole" if report.whole else "staging" if STAGING_NAME.fullmatch(path.name) else report.problems[0]
     origin = f"{manifest.source}{'@' + manifest.revision[:12] if manifest.revision else ''}" if manifest else "-"
-    size = f"{verdict.bytes / 1e9:.1f} GB" if verdict.bytes else "-"
-    row = [str(path), state, size, verdict.quantisation, origin, said]
-    return row, {**verdict.as_dict(), "manifest": manifest.summary() if manifest else None}
+    size = f"{report.bytes / 1e9:.1f} GB" if report.bytes else "-"
+    row = [str(path), state, size, report.quantisation, origin, note]
+    return row, {**report.as_dict(), "manifest": manifest.summary() if manifest else None}
 
 
-def _show(verdict: Verdict, said: str, precision: str | None) -> None:
-    there = verdict.path.exists()
-    parts = [f"whole, {verdict.shards} shards, {verdict.bytes / 1e9:.1f} GB" if verdict.whole else "not whole"]
+def _show(report: CheckpointReport, note: str, precision: str | None) -> None:
+    there = report.path.exists()
+    parts = [f"whole, {report.shards} shards, {report.bytes / 1e9:.1f} GB" if report.whole else "not whole"]
     if there:
-        parts.append(verdict.quantisation)
-    if verdict.identity == "mismatch":
-        parts.append(f"not the declared one: {verdict.identity_reason}")
-    elif verdict.whole and verdict.identity == "match":
+        parts.append(report.quantisation)
+    if report.identity == "mismatch":
+        parts.append(f"not the declared one: {report.identity_reason}")
+    elif report.whole and report.identity == "match":
         parts.append("the declared one")
-    elif verdict.whole:
-        parts.append(f"the declared one or not: not known ({verdict.identity_reason})")
-    print(f"{verdict.path}: {', '.join(parts)}  {said}".rstrip())
-    for problem in verdict.problems:
+    elif report.whole:
+        parts.append(f"the declared one or not: not known ({report.identity_reason})")
+    print(f"{report.path}: {', '.join(parts)}  {note}".rstrip())
+    for problem in report.problems:
         print(f"  {problem}")
-    for doubt in verdict.doubts:
+    for doubt in report.doubts:
         print(f"  doubt: {doubt}")
-    if verdict.whole and verdict.identity != "mismatch":
+    if report.whole and report.identity != "mismatch":
         return
-    if right := right_sibling(verdict.path, precision):
-        print(f"  there is {right}: is that the one?")
-    elif near := nearest_sibling(verdict.path):
+    if right := right_sibling(report.path, precision):
+        print(f"  {suggestion(right, '')}")
+    elif near := nearest_sibling(report.path):
         other = examine(near, precision=precision)
         why = other.problems[0] if other.problems else other.identity_reason
-        print(f"  near by name is {near}, and it is not the one either: {why}")
+        print(f"  {near} has a similar name, but is not the declared one either: {why}")
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr)

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from launcher.core.errors import ModelError
-from launcher.model.manifest import NAME, STAGING_NAME, WORK, Manifest
+from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest
 from launcher.model.quantisation import Identity, declared, identity
 from launcher.model.safetensors import DamagedFile, Header, open_regular, read_header
 
@@ -32,7 +32,7 @@ _SUFFIX = re.compile(r"[-_.](nvfp4|mxfp4|mxfp8|fp4|fp8|int4|int8|bf16|awq|gptq|v
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CheckpointReport:
     """What is known of a checkpoint.
 
     ``problems`` keep it from being whole; ``doubts`` do not, and are worth a look. ``identity`` compares the weights
@@ -56,7 +56,7 @@ class Verdict:
         return {**dataclasses.asdict(self), "path": str(self.path)}
 
 
-def examine(path: Path, *, precision: str | None, unfinished: bool = False) -> Verdict:
+def examine(path: Path, *, precision: str | None, unfinished: bool = False) -> CheckpointReport:
     """Look at a checkpoint directory: one listing, a small read for each shard, a stat for each file of a manifest.
 
     ``precision`` is what the benchmark declares (``fp4 fp8 bf16 int4``). ``unfinished``: it is being staged by the
@@ -66,7 +66,7 @@ def examine(path: Path, *, precision: str | None, unfinished: bool = False) -> V
         names = frozenset(entry.name for entry in path.iterdir())
     except OSError as error:
         reason = "no such directory" if isinstance(error, FileNotFoundError) else str(error.strerror).lower()
-        return Verdict(path, False, "unknown", reason, "not known", 0, 0, (reason,))
+        return CheckpointReport(path, False, "unknown", reason, "not known", 0, 0, (reason,))
     examination = _Examination(path, names)
     if not unfinished:
         examination.check_manifest()
@@ -80,7 +80,7 @@ def examine(path: Path, *, precision: str | None, unfinished: bool = False) -> V
     beside = examination.mapping("hf_quant_config.json") if "hf_quant_config.json" in names else None
     found = declared(config or {}, beside)
     same, why = identity(precision, found, by_dtype)
-    return Verdict(
+    return CheckpointReport(
         path=path,
         whole=not examination.problems,
         identity=same,
@@ -94,31 +94,33 @@ def examine(path: Path, *, precision: str | None, unfinished: bool = False) -> V
     )
 
 
-def require(verdict: Verdict, *, precision: str | None = None, accept_stand_in: bool = False) -> Verdict:
-    """Return the verdict when the checkpoint may be served; raise ModelError when it may not.
+def require(
+    report: CheckpointReport, *, precision: str | None = None, accept_stand_in: bool = False
+) -> CheckpointReport:
+    """Return the report when the checkpoint may be served; raise ModelError when it may not.
 
     Refused are checkpoints that are not whole, those that are certainly another one, and stand-ins unless they are
-    accepted. An unknown identity passes and stays unknown in the verdict: say so where it is shown. The hint names a
+    accepted. An unknown identity passes and stays unknown in the report: say so where it is shown. The hint names a
     sibling only if that is whole and of this ``precision``.
     """
-    where = str(verdict.path)
-    if not verdict.whole:
-        shown = list(verdict.problems[:10])
-        if len(verdict.problems) > 10:
-            shown.append(f"and {len(verdict.problems) - 10} more")
+    where = str(report.path)
+    if not report.whole:
+        shown = list(report.problems[:10])
+        if len(report.problems) > 10:
+            shown.append(f"and {len(report.problems) - 10} more")
         hint = suggestion(
-            right_sibling(verdict.path, precision), "stage it again, or correct the path in the runner file"
+            right_sibling(report.path, precision), "stage it again, or correct the path in the runner file"
         )
         raise ModelError("the checkpoint is not whole: " + "; ".join(shown), where=where, hint=hint)
-    if verdict.identity == "mismatch":
+    if report.identity == "mismatch":
         otherwise = "correct the model's rule in the runner file, or the precision in the matrix"
-        hint = suggestion(right_sibling(verdict.path, precision), otherwise)
+        hint = suggestion(right_sibling(report.path, precision), otherwise)
         raise ModelError(
-            f"this is another checkpoint than the one declared: {verdict.identity_reason}", where=where, hint=hint
+            f"this is another checkpoint than the one declared: {report.identity_reason}", where=where, hint=hint
         )
-    if verdict.rehearsal and not accept_stand_in:
+    if report.rehearsal and not accept_stand_in:
         raise ModelError("this checkpoint was made for rehearsals and holds no weights", where=where)
-    return verdict
+    return report
 
 
 def suggestion(near: Path | None, otherwise: str) -> str:
@@ -156,9 +158,9 @@ def right_sibling(path: Path, precision: str | None) -> Path | None:
         return None
     near = [name for name in entries if _stem(name) == _stem(path.name)]
     for name in sorted(near, key=lambda name: (name.casefold() != path.name.casefold(), name)):
-        verdict = examine(path.with_name(name), precision=precision)
-        if verdict.whole and verdict.identity != "mismatch":
-            return verdict.path
+        report = examine(path.with_name(name), precision=precision)
+        if report.whole and report.identity != "mismatch":
+            return report.path
     return None
 
 
@@ -178,13 +180,13 @@ class _Examination:
 
     def check_manifest(self) -> None:
         """Compare with `.complete.json` by names and sizes; a directory whose staging never ended is no checkpoint."""
-        if STAGING_NAME.fullmatch(self.path.name) or (WORK in self.names and NAME not in self.names):
+        if STAGING_NAME.fullmatch(self.path.name) or (WORK_DIRECTORY in self.names and MANIFEST_NAME not in self.names):
             self.problems.append("half staged: its staging has not ended, or was killed")
             return
         try:
             manifest = Manifest.read(self.path)
         except ModelError as error:
-            self.problems.append(f"{NAME}: {error.message}")
+            self.problems.append(f"{MANIFEST_NAME}: {error.message}")
             return
         if manifest is not None:
             self.problems += manifest.differences(self.path)

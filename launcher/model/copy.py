@@ -16,7 +16,7 @@ import hashlib
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,16 @@ import xxhash
 
 from launcher.core.errors import Cancelled, ModelError
 from launcher.core.stop import Stop
-from launcher.model.manifest import BUFFER, WORK, FileEntry, combine, forget, hash_part, part_count, pieces
+from launcher.model.manifest import (
+    BUFFER,
+    WORK_DIRECTORY,
+    FileEntry,
+    drop_from_cache,
+    hash_of_parts,
+    hash_part,
+    part_count,
+    read_range,
+)
 from launcher.model.source import Reader, Source, SourceFile
 
 WORKERS = 8
@@ -52,14 +61,12 @@ class Progress(Protocol):
         """``count`` more bytes of the file ``path`` of ``size`` bytes are there; ``resumed`` if they were before."""
 
 
-class Silent:
+class NoProgress:
     """A Progress that shows nothing."""
 
-    def begin(self, files: int, size: int) -> None:
-        pass
+    def begin(self, files: int, size: int) -> None: ...
 
-    def advance(self, path: str, size: int, count: int, *, resumed: bool = False) -> None:
-        pass
+    def advance(self, path: str, size: int, count: int, *, resumed: bool = False) -> None: ...
 
 
 @dataclass
@@ -85,7 +92,7 @@ class Copier:
         *,
         part_size: int,
         workers: int = WORKERS,
-        progress: Progress = Silent(),
+        progress: Progress = NoProgress(),
         stop: Stop = Stop.never(),
         create: CreateFile | None = None,
     ) -> None:
@@ -174,16 +181,18 @@ class Copier:
 class _FileCopy:
     """One file on its way: opened by the first of its parts, finished and closed by the last."""
 
+    _reader: Reader
+    _journal: _Journal
+    _descriptor: int
+
     def __init__(self, copier: Copier, file: SourceFile) -> None:
         self._copier, self.file = copier, file
         self.count = part_count(file.size, copier.part_size)
         self._left = self.count
         self._digests: dict[int, bytes] = {}
         self._lock = threading.Lock()
-        self._reader: Reader | None = None
-        self._descriptor = -1
-        self._journal: _Journal | None = None
-        self._noted: Mapping[int, bytes] = {}
+        self._resources = contextlib.ExitStack()
+        self._is_open = False
 
     def part(self, index: int) -> None:
         """Have one part at the destination; the last one makes the file durable."""
@@ -191,7 +200,7 @@ class _FileCopy:
             return
         try:
             with self._lock:
-                if self._reader is None:
+                if not self._is_open:
                     self._open()
             self._digests[index] = self._part(index)
             with self._lock:
@@ -208,28 +217,30 @@ class _FileCopy:
         path = self._copier.into / self.file.path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._journal = _Journal.open(journal_directory(self._copier.into), self.file, self._copier.part_size)
+        self._resources.callback(self._journal.close)
         if not path.exists():
             self._journal.discard()
             if self._copier.create:
                 self._copier.create(path, self.file.size)
-        self._noted = self._journal.parts
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._resources.callback(os.close, self._descriptor)
         os.ftruncate(self._descriptor, self.file.size)
         self._reader = self._copier.source.open(self.file)
+        self._resources.callback(self._reader.close)
+        self._is_open = True
 
     def _part(self, index: int) -> bytes:
         offset = index * self._copier.part_size
         length = min(self._copier.part_size, self.file.size - offset)
-        noted = self._noted.get(index)
+        noted = self._journal.parts.get(index)
         if noted is not None and hash_part(self._descriptor, offset, length) == noted:
-            forget(self._descriptor, offset, length)
+            drop_from_cache(self._descriptor, offset, length)
             self._copier.advance(self.file, length, resumed=True)
             return noted
         digest = self._cloned(offset, length) or self._copied(offset, length)
-        assert self._journal is not None and self._reader is not None
         self._journal.note(index, digest)
-        forget(self._descriptor, offset, length)
-        self._reader.forget(offset, length)
+        drop_from_cache(self._descriptor, offset, length)
+        self._reader.drop_from_cache(offset, length)
         return digest
 
     def _copied(self, offset: int, length: int) -> bytes:
@@ -238,7 +249,6 @@ class _FileCopy:
         It is read back one buffer at a time, soon after it was written: the processor's caches still hold it, so this
         costs little, and no page is read that is only half written.
         """
-        assert self._reader is not None
         read, back = xxhash.xxh3_128(), xxhash.xxh3_128()
         buffer, second = self._copier.buffers()
         at = seen = begun = offset
@@ -251,13 +261,12 @@ class _FileCopy:
             if at - seen >= BUFFER:
                 seen = self._read_back(back, seen, seen + BUFFER, second)
             if at - begun >= WINDOW:
-                forget(self._descriptor, begun, at - begun)
+                drop_from_cache(self._descriptor, begun, at - begun)
                 self._copier.advance(self.file, at - begun)
                 begun = at
         if at != offset + length:
-            raise ModelError(
-                f"{self.file.path} ends after {at} of {self.file.size} bytes", where=self._copier.source.name
-            )
+            message = f"{self.file.path} ends after {at} of {self.file.size} bytes"
+            raise ModelError(message, where=self._copier.source.name)
         self._read_back(back, seen, at, second)
         if at > begun or not length:
             self._copier.advance(self.file, at - begun)
@@ -267,7 +276,7 @@ class _FileCopy:
         return read.digest()
 
     def _read_back(self, state: xxhash.xxh3_128, start: int, end: int, buffer: memoryview) -> int:
-        for piece in pieces(self._descriptor, start, end - start, buffer):
+        for piece in read_range(self._descriptor, start, end - start, buffer):
             state.update(piece)
         return end
 
@@ -276,13 +285,11 @@ class _FileCopy:
 
         None when that is not possible here. Source and destination are the same blocks, so they are read once.
         """
-        assert self._reader is not None
         if not self._copier.can_clone or self._reader.descriptor is None or not length:
             return None
+        request = struct.pack("qQQQ", self._reader.descriptor, offset, length, offset)  # struct file_clone_range
         try:
-            fcntl.ioctl(
-                self._descriptor, FICLONERANGE, struct.pack("qQQQ", self._reader.descriptor, offset, length, offset)
-            )
+            fcntl.ioctl(self._descriptor, FICLONERANGE, request)
         except OSError as error:
             if error.errno not in _NO_CLONE:
                 raise
@@ -293,8 +300,7 @@ class _FileCopy:
         return digest
 
     def _finish(self) -> None:
-        assert self._reader is not None and self._journal is not None
-        found = combine(self._digests[index] for index in range(self.count))
+        found = hash_of_parts(self._digests[index] for index in range(self.count))
         try:
             self._reader.check_unchanged()
             self._check_known(found)
@@ -304,7 +310,7 @@ class _FileCopy:
             # with a wrong hash is worth nothing. In both cases nobody may resume from these parts.
             self._journal.discard()
             raise
-        forget(self._descriptor, 0, self.file.size)
+        drop_from_cache(self._descriptor, 0, self.file.size)
         self._copier.finished(self.file, found)
         self.close()
 
@@ -319,20 +325,14 @@ class _FileCopy:
         ):
             if stated is None:
                 continue
-            for piece in pieces(self._descriptor, 0, self.file.size, self._copier.buffers()[0]):
+            for piece in read_range(self._descriptor, 0, self.file.size, self._copier.buffers()[0]):
                 state.update(piece)
             if state.hexdigest() != stated:
                 raise ModelError(f"{state.name} is {state.hexdigest()}, and {stated} was stated", where=where)
 
     def close(self) -> None:
         self._copier.open_files.discard(self)
-        if self._reader is not None:
-            self._reader.close()
-        if self._journal is not None:
-            self._journal.close()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._resources.close()
 
 
 class _Journal:
@@ -390,7 +390,7 @@ def _claims(content: bytes) -> Iterator[tuple[int, bytes]]:
 
 def journal_directory(staging: Path) -> Path:
     """Where the journals of a staging directory lie."""
-    return staging / WORK / "parts"
+    return staging / WORK_DIRECTORY / "parts"
 
 
 def _write(descriptor: int, chunk: memoryview, offset: int) -> None:

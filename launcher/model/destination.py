@@ -18,7 +18,7 @@ import msgspec
 from launcher.core.errors import ModelError
 from launcher.core.process_identity import ProcessIdentity
 from launcher.model.checkpoint import examine
-from launcher.model.manifest import NAME, STAGING_NAME, WORK, Manifest
+from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest
 from launcher.model.source import Source
 
 _LOCK_NAME = re.compile(r"\.(?P<name>.+)\.staging\.lock")
@@ -35,14 +35,14 @@ class StagingOwner:
     began: str
 
 
-def settle(destination: Path, source: Source) -> Manifest | None:
+def existing_manifest(destination: Path, source: Source) -> Manifest | None:
     """The manifest of the checkpoint at the destination when it is that of the source; None when nothing is there.
 
     Raises ModelError when something else is there.
     """
     if not os.path.lexists(destination):
         return None
-    finish(destination)
+    remove_work_directory(destination)
     where = str(destination)
     manifest = Manifest.read(destination)
     if manifest is None:
@@ -50,11 +50,11 @@ def settle(destination: Path, source: Source) -> Manifest | None:
             raise ModelError("expected a directory or nothing there, found something else", where=where)
         if not any(destination.iterdir()):
             return None  # rename(2) replaces an empty directory
-        verdict = examine(destination, precision=None)
-        if verdict.whole:
+        report = examine(destination, precision=None)
+        if report.whole:
             hint = "`launcher model stage DESTINATION` without --from reads it and writes its manifest"
             raise ModelError("a checkpoint without a manifest is there", where=where, hint=hint)
-        said = "; ".join(verdict.problems[:5])
+        said = "; ".join(report.problems[:5])
         hint = "move it away: a running job may read it, so it is not overwritten"
         raise ModelError(f"what is there was not staged by us, and is not whole: {said}", where=where, hint=hint)
     if found := manifest.differences(destination):
@@ -84,10 +84,10 @@ def _other(manifest: Manifest, source: Source) -> str | None:
     return None
 
 
-def finish(destination: Path) -> None:
+def remove_work_directory(destination: Path) -> None:
     """Remove what nobody needs after the publication. Several processes may do it at once; `gc` removes the rest."""
-    if (destination / NAME).exists():
-        shutil.rmtree(destination / WORK, ignore_errors=True)
+    if (destination / MANIFEST_NAME).exists():
+        shutil.rmtree(destination / WORK_DIRECTORY, ignore_errors=True)
 
 
 def lock_path(destination: Path) -> Path:
@@ -121,7 +121,7 @@ def staging_directories(destination: Path) -> list[Path]:
 def owner_of(staging: Path) -> StagingOwner | None:
     """Who fills this staging directory; None when its owner file is missing or damaged."""
     try:
-        return msgspec.json.decode((staging / WORK / "owner.json").read_bytes(), type=StagingOwner)
+        return msgspec.json.decode((staging / WORK_DIRECTORY / "owner.json").read_bytes(), type=StagingOwner)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 

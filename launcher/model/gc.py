@@ -14,7 +14,7 @@ from launcher.core.lease import LEASE, Lock, LockOwner
 from launcher.core.process_identity import host_label, pid_exists
 from launcher.core.publish import temporary_pattern
 from launcher.model.destination import destination_of, is_lock, lock_path, owner_of, size_of
-from launcher.model.manifest import NAME, STAGING_NAME, WORK
+from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY
 
 _PART = temporary_pattern(r".+\.staging\.lock")
 _DAY = 86400.0
@@ -33,7 +33,7 @@ class Leftover:
 def leftovers(directory: Path) -> list[Leftover]:
     """What stagings left among the checkpoints of a directory; nothing is changed. Raises ModelError.
 
-    Whether a staging of another host is dead cannot be told here; `collect` learns it from the lock.
+    Whether a staging of another host is dead cannot be told here; `remove_leftovers` learns it from the lock.
     """
     try:
         entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
@@ -48,12 +48,14 @@ def leftovers(directory: Path) -> list[Leftover]:
             found.append(_lock(path))
         elif part := _PART.fullmatch(entry.name):
             found.append(_part(path, part["host"], int(part["pid"])))
-        elif entry.is_dir(follow_symlinks=False) and (path / WORK).is_dir() and (path / NAME).exists():
-            found.append(Leftover(path / WORK, size_of(path / WORK), "a finished staging"))
+        elif (
+            entry.is_dir(follow_symlinks=False) and (path / WORK_DIRECTORY).is_dir() and (path / MANIFEST_NAME).exists()
+        ):
+            found.append(Leftover(path / WORK_DIRECTORY, size_of(path / WORK_DIRECTORY), "a finished staging"))
     return found
 
 
-def collect(directory: Path, *, wait: float = LEASE * 1.1) -> list[Leftover]:
+def remove_leftovers(directory: Path, *, wait: float = LEASE * 1.1) -> list[Leftover]:
     """Remove what dead stagings left; return what was found, with ``keep`` set where it was not removed.
 
     A staging is dead when its destination's lock can be had: its owner released it, or is proven dead, or did not touch

@@ -24,10 +24,10 @@ from launcher.core.publish import write_json
 from launcher.core.stop import Stop
 from launcher.model.safetensors import wrong_size
 
-NAME = ".complete.json"
+MANIFEST_NAME = ".complete.json"
 """The manifest's name in a checkpoint's directory. It is there only when everything else is."""
 
-WORK = ".staging"
+WORK_DIRECTORY = ".staging"
 """The directory of owner and journals in a directory that is being staged. Where it is without the manifest, there is
 no checkpoint."""
 
@@ -82,7 +82,7 @@ class Manifest:
     @classmethod
     def read(cls, directory: Path) -> Manifest | None:
         """The manifest of a checkpoint, or None without one. Raises ModelError when the file is not one of ours."""
-        path = directory / NAME
+        path = directory / MANIFEST_NAME
         try:
             content = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -141,11 +141,11 @@ class Manifest:
 
     def extra(self, directory: Path) -> list[str]:
         """Files at the top of the directory that the manifest does not name."""
-        known = {PurePosixPath(entry.path).parts[0] for entry in self.files} | {NAME, WORK}
+        known = {PurePosixPath(entry.path).parts[0] for entry in self.files} | {MANIFEST_NAME, WORK_DIRECTORY}
         return sorted(entry.name for entry in os.scandir(directory) if entry.name not in known)
 
 
-def combine(digests: Iterable[bytes]) -> str:
+def hash_of_parts(digests: Iterable[bytes]) -> str:
     """The hash of a file from its parts' digests, in order."""
     parts = list(digests)
     return parts[0].hex() if len(parts) == 1 else xxhash.xxh3_128(b"".join(parts)).hexdigest()
@@ -159,13 +159,13 @@ def part_count(size: int, part_size: int) -> int:
 def hash_part(descriptor: int, offset: int, length: int, tell: Callable[[int], None] = lambda count: None) -> bytes:
     """Read and hash a part of an open file, up to its end if that comes earlier. Raises OSError."""
     state = xxhash.xxh3_128()
-    for piece in pieces(descriptor, offset, length, memoryview(bytearray(min(BUFFER, length)))):
+    for piece in read_range(descriptor, offset, length, memoryview(bytearray(min(BUFFER, length)))):
         state.update(piece)
         tell(len(piece))
     return state.digest()
 
 
-def pieces(descriptor: int, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+def read_range(descriptor: int, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
     """The bytes of a range of an open file, in order, through one buffer; fewer when the file ends. Raises OSError."""
     end = offset + length
     while offset < end:
@@ -191,13 +191,13 @@ def hash_file(
             stop.check()
             length = min(part_size, os.fstat(descriptor).st_size - index * part_size)
             digests.append(hash_part(descriptor, index * part_size, length, tell))
-            forget(descriptor, index * part_size, length)
-        return combine(digests)
+            drop_from_cache(descriptor, index * part_size, length)
+        return hash_of_parts(digests)
     finally:
         os.close(descriptor)
 
 
-def forget(descriptor: int, offset: int, length: int) -> None:
+def drop_from_cache(descriptor: int, offset: int, length: int) -> None:
     """Drop clean pages of a range from the page cache, and begin to write dirty ones.
 
     A checkpoint of 700 GB must not push out what other processes need. Linux writes dirty pages on this advice

@@ -32,8 +32,8 @@ from launcher.core.publish import write_json
 from launcher.core.stop import Stop
 from launcher.model.nodes import (
     Allocation,
+    NodeResult,
     NodeTask,
-    NodeVerdict,
     answers_of_step,
     names_of,
     on_node,
@@ -54,10 +54,10 @@ SUBMISSION = 120.0
 """Seconds that sbatch may take."""
 
 _LATE = 15.0
-"""Seconds after the job's end until a result is not waited for: a shared file system shows it late."""
+"""Seconds that a result is waited for after the job's end: a shared file system may show it late."""
 
 _GONE = 60.0
-"""Seconds in which a job that was cancelled has to be seen gone."""
+"""Seconds within which a job that was cancelled has to be gone."""
 
 _PACE = Pace(first=0.5, running=10.0, pending=30.0)
 _LOOK = 0.5
@@ -73,12 +73,12 @@ class _Owner:
 class _Answers:
     """What the nodes said, by node; why a node without an answer gave none; and the nodes of the job (a host list)."""
 
-    by_node: dict[str, NodeVerdict]
+    by_node: dict[str, NodeResult]
     silence: str
     nodes: str = ""
 
-    def of(self, node: str) -> NodeVerdict:
-        return self.by_node.get(node) or NodeVerdict.silent(node, self.silence)
+    def of(self, node: str) -> NodeResult:
+        return self.by_node.get(node) or NodeResult.silent(node, self.silence)
 
 
 def stage_on_nodes(
@@ -88,9 +88,9 @@ def stage_on_nodes(
     run: CommandRunner = run,
     state: Path | None = None,
     scheduler: Callable[[], Scheduler] | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
     stop: Stop = Stop.never(),
-) -> list[NodeVerdict]:
+) -> list[NodeResult]:
     """Do the task on every node; one result a node, in the nodes' order. A node that did not answer has failed.
 
     Within a job (SLURM_JOB_ID) its nodes are meant unless ``where`` names another one. ``state`` (a directory that the
@@ -107,12 +107,12 @@ def stage_on_nodes(
         raise ConfigError("a job of its own needs a scheduler, and a directory that the nodes see")
     nodes = [] if where.count else where.node_names(run)
     unfit = unfit_nodes(nodes, run) if nodes else {}
-    found = {node: NodeVerdict.silent(node, f"Slurm says that it is {word}") for node, word in unfit.items()}
+    found = {node: NodeResult.silent(node, f"Slurm says that it is {word}") for node, word in unfit.items()}
     if fit := [node for node in nodes if node not in unfit]:
-        answers = _stage_in_own_job(task, fit, where, scheduler(), state, say, stop)
+        answers = _stage_in_own_job(task, fit, where, scheduler(), state, log, stop)
         found |= {node: answers.of(node) for node in fit}
     elif where.count:
-        answers = _stage_in_own_job(task, [], where, scheduler(), state, say, stop)
+        answers = _stage_in_own_job(task, [], where, scheduler(), state, log, stop)
         nodes = names_of(answers.nodes, run)
         found = {node: answers.of(node) for node in nodes}
     return [found[node] for node in nodes]
@@ -124,7 +124,7 @@ def _stage_in_own_job(
     where: Allocation,
     scheduler: Scheduler,
     state: Path,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     stop: Stop,
 ) -> _Answers:
     """Stage on ``nodes``, or on ``where.count`` that Slurm picks, in a job that is gone at the end, and its files too.
@@ -135,25 +135,25 @@ def _stage_in_own_job(
     folder = state / DIRECTORY / token
     folder.mkdir(parents=True, mode=0o700)
     write_json(folder / "owner.json", asdict(_Owner(ProcessIdentity.mine(), token)))
-    submission = _Submission(folder, token, task, nodes, where)
+    submission = _Submission(folder, task, nodes, where)
     ended = False
     try:
         job = submission.wait(stop)
-        say(f"{job} stages on {len(nodes) or where.count} nodes")
-        final = _follow(scheduler, job, submission, say, stop.requested)
+        log(f"{job} stages on {len(nodes) or where.count} nodes")
+        final = _follow(scheduler, job, submission, log, stop.requested)
         ended = final.phase is Phase.TERMINAL
         had = submission.allocated() or final.nodes
         if not nodes and not had:
-            raise SubmissionError(f"no node was had: {final.describe()}", where=str(job))
+            raise SubmissionError(f"the job got no nodes: {final.describe()}", where=str(job))
         return _answers(submission, had, final)
     finally:
         if not ended:
-            ended = end_job(token, scheduler, say)
+            ended = end_job(token, scheduler, log)
         if ended:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def reap(state: Path, scheduler: Callable[[], Scheduler], say: Callable[[str], None]) -> int:
+def reap(state: Path, scheduler: Callable[[], Scheduler], log: Callable[[str], None]) -> int:
     """End the jobs of stagings whose launcher on this host is dead; return how many there were.
 
     ``scheduler`` is opened only when there is a job to ask about. Raises SchedulerUnreachable.
@@ -166,8 +166,8 @@ def reap(state: Path, scheduler: Callable[[], Scheduler], say: Callable[[str], N
             continue
         if owner.process.alive() is False:
             found += 1
-            say(f"{owner.token}: pid {owner.process.pid}, which staged on nodes, is dead")
-            if end_job(owner.token, scheduler(), say):
+            log(f"{owner.token}: pid {owner.process.pid}, which staged on nodes, is dead")
+            if end_job(owner.token, scheduler(), log):
                 shutil.rmtree(folder, ignore_errors=True)
     return found
 
@@ -191,10 +191,13 @@ def _not_ended(states: Mapping[JobKey, JobState]) -> list[JobKey]:
 
 
 class _Submission:
-    """submitit's job: submitted in a thread, because its sbatch has no time-out and a stop must not wait for it."""
+    """submitit's job, whose files are in ``folder``; the folder's name is the token.
 
-    def __init__(self, folder: Path, token: str, task: NodeTask, nodes: Sequence[str], where: Allocation) -> None:
-        self._folder, self._token, self._task, self._nodes, self._where = folder, token, task, nodes, where
+    It is submitted in a thread, because submitit's sbatch has no time-out and a stop must not wait for it.
+    """
+
+    def __init__(self, folder: Path, task: NodeTask, nodes: Sequence[str], where: Allocation) -> None:
+        self._folder, self._task, self._nodes, self._where = folder, task, nodes, where
         self._job: Any = None
         self._error: Exception | None = None
 
@@ -209,10 +212,10 @@ class _Submission:
                 thread.join(5.0)  # the job that sbatch is about to create can be found only once it exists
                 raise stop.reason()
             if time.monotonic() > deadline:
-                raise SubmissionError(f"sbatch gave no answer in {SUBMISSION:.0f} s")
+                raise SubmissionError(f"sbatch did not answer within {SUBMISSION:.0f} s")
         if self._error is not None:
-            raise SubmissionError(f"no allocation to stage in: {self._error}") from self._error
-        return JobKey(str(self._job.job_id), None, self._token)
+            raise SubmissionError(f"the job that stages cannot be submitted: {self._error}") from self._error
+        return JobKey(str(self._job.job_id), None, self._folder.name)
 
     def _submit(self) -> None:
         import submitit
@@ -234,7 +237,7 @@ class _Submission:
                 job_name="launcher-stage",
                 ntasks_per_node=1,
                 time=where.minutes,
-                comment=self._token,
+                comment=self._folder.name,
                 wckey=None,
                 setup=[f'printf "%s\\n" "$SLURM_JOB_NODELIST" > {shlex.quote(str(self._folder / _NODES))}'],
                 # A node that dies, or a task that fails, must not end the others.
@@ -264,7 +267,7 @@ class _Submission:
         except FileNotFoundError:
             return ""
 
-    def results(self) -> dict[str, NodeVerdict]:
+    def results(self) -> dict[str, NodeResult]:
         """What the tasks that came to their end said, by node."""
         found = {}
         for task in self._tasks:
@@ -273,7 +276,7 @@ class _Submission:
             except (OSError, EOFError, pickle.UnpicklingError):
                 continue
             if outcome == "success":
-                found[value["node"]] = NodeVerdict(**value)
+                found[value["node"]] = NodeResult(**value)
         return found
 
     def last_error(self) -> str:

@@ -102,7 +102,7 @@ class NodeTask:
 
 
 @dataclass(frozen=True)
-class NodeVerdict:
+class NodeResult:
     """What became of a node's copy.
 
     ``how`` is as in `launcher.model.stage.Staged`; ``unknown`` when the node said nothing, because it died, was cut off
@@ -118,7 +118,7 @@ class NodeVerdict:
     error: str | None = None
 
     @classmethod
-    def silent(cls, node: str, why: str) -> NodeVerdict:
+    def silent(cls, node: str, why: str) -> NodeResult:
         """Of a node that gave no answer."""
         return cls(node, False, "unknown", error=why)
 
@@ -132,13 +132,13 @@ def this_node() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
 
 
-def on_this_node(path: str) -> str:
+def path_on_this_node(path: str) -> str:
     """A path with ``{node}`` filled in."""
     return path.replace("{node}", this_node())
 
 
 def on_node(task: NodeTask) -> dict[str, Any]:
-    """Do a node's task, in a process for this alone; the `NodeVerdict` as a mapping.
+    """Do a node's task, in a process for this alone; the `NodeResult` as a mapping.
 
     SIGTERM stops the copy, and so does SIGUSR2, which Slurm sends before the time limit because submitit asks for it.
     The stop is the node's answer then, and the next staging goes on from there.
@@ -147,14 +147,14 @@ def on_node(task: NodeTask) -> dict[str, Any]:
         return _stage_here(task, stop).as_dict()
 
 
-def _stage_here(task: NodeTask, stop: Stop) -> NodeVerdict:
+def _stage_here(task: NodeTask, stop: Stop) -> NodeResult:
     """Never raises for what can go wrong on a node: that is the node's answer."""
-    began, path = time.monotonic(), on_this_node(task.destination)
+    began, path = time.monotonic(), path_on_this_node(task.destination)
     try:
         done = stage(source_of(task.source, stop=stop), Path(path), workers=task.workers, stop=stop)
     except LauncherError as error:
-        return NodeVerdict(this_node(), False, path=path, seconds=time.monotonic() - began, error=str(error))
-    return NodeVerdict(this_node(), True, done.how, path, done.copied, time.monotonic() - began)
+        return NodeResult(this_node(), False, path=path, seconds=time.monotonic() - began, error=str(error))
+    return NodeResult(this_node(), True, done.how, path, done.copied, time.monotonic() - began)
 
 
 def step_command(task: NodeTask, where: Allocation, nodes: Sequence[str]) -> list[str]:
@@ -166,11 +166,11 @@ def step_command(task: NodeTask, where: Allocation, nodes: Sequence[str]) -> lis
     return [*argv, where.interpreter, "-m", "launcher.model.nodes", json.dumps(dataclasses.asdict(task))]
 
 
-def answers_of_step(output: str) -> dict[str, NodeVerdict]:
+def answers_of_step(output: str) -> dict[str, NodeResult]:
     """What the nodes said, by node, in the output of `step_command`."""
     lines: list[Mapping[str, Any]]
     lines = [json.loads(line.partition(_MARK)[2]) for line in output.splitlines() if _MARK in line]
-    return {verdict.node: verdict for verdict in (NodeVerdict(**line) for line in lines)}
+    return {result.node: result for result in (NodeResult(**line) for line in lines)}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What a checkpoint declares about the numbers that its weights are stored in, and whether that is what was asked for.
+"""Which number formats a checkpoint declares for its weights, and whether they are of the precision asked for.
 
-Formats are named ``nvfp4 mxfp4 fp4 mxfp8 fp8 int4 int8 bf16 fp16 fp32``. Where they are declared, by producer:
+Formats are named ``nvfp4 mxfp4 fp4 mxfp8 fp8 int4 int8 bf16 fp16 fp32``. Where each producer declares them:
 
 ==================  =======================================================================================
 modelopt            ``quant_algo`` (NVFP4, MXFP8, FP8, W4A16_AWQ, MIXED_PRECISION with ``quantized_layers``), in
@@ -37,8 +37,10 @@ _FLOATS = frozenset({"BF16", "F16", "F32", "F64"})
 
 @dataclass(frozen=True)
 class Quantisation:
-    """``formats`` of the weights (empty: not known); ``experts`` when the routed experts have one of their own;
-    ``text`` is for people."""
+    """The ``formats`` of the weights (empty: not known), and the same as ``text`` for people.
+
+    ``experts`` is the format of the routed experts, where they have one of their own.
+    """
 
     formats: frozenset[str]
     text: str
@@ -46,18 +48,18 @@ class Quantisation:
 
 
 def declared(config: Mapping[str, Any], hf_quant_config: Mapping[str, Any] | None = None) -> Quantisation:
-    """What `config.json`, and modelopt's `hf_quant_config.json` where there is one, say of the weights."""
+    """What `config.json` declares of the weights, and modelopt's `hf_quant_config.json` where there is one."""
     models = [config, *(part for key in _TEXT_MODELS if isinstance(part := config.get(key), dict))]
     found = next((quant for model in models if isinstance(quant := model.get("quantization_config"), dict)), None)
     beside = hf_quant_config.get("quantization") if hf_quant_config else None
     if not found and isinstance(beside, dict):
         found = beside
     if not found:
-        said = next((str(value) for model in models if (value := model.get("torch_dtype") or model.get("dtype"))), None)
-        dtype = _DTYPES.get((said or "").removeprefix("torch."))
-        return Quantisation(frozenset({dtype}) if dtype else frozenset(), f"not quantised, {said or 'no dtype said'}")
-    method, formats = _said(found)
-    if isinstance(beside, dict) and formats and (other := _said(beside)[1]) and not formats & other:
+        name = next((str(value) for model in models if (value := model.get("torch_dtype") or model.get("dtype"))), None)
+        dtype = _DTYPES.get((name or "").removeprefix("torch."))
+        return Quantisation(frozenset({dtype}) if dtype else frozenset(), f"not quantised, {name or 'no dtype said'}")
+    method, formats = _method_and_formats(found)
+    if isinstance(beside, dict) and formats and (other := _method_and_formats(beside)[1]) and not formats & other:
         both = f"config.json says {'/'.join(formats)}, hf_quant_config.json {'/'.join(other)}"
         return Quantisation(frozenset(), both)
     experts = _experts(found, models)
@@ -75,9 +77,9 @@ def declared(config: Mapping[str, Any], hf_quant_config: Mapping[str, Any] | Non
 def identity(asked: str | None, found: Quantisation, bytes_by_dtype: Mapping[str, int]) -> tuple[Identity, str | None]:
     """Whether the weights are of the precision ``asked`` for (``fp4 fp8 bf16 int4``, or a format by its own name).
 
-    Returns the verdict and, unless it is a match, why. Of a checkpoint in several formats the experts' format counts,
-    or the narrowest; another one of them is «unknown», never a match. ``bytes_by_dtype`` is what the shards' headers
-    say is stored (empty: not known); it overrules a declaration that it contradicts.
+    Returns the identity and, unless it is a match, the reason. When a checkpoint has several formats, that of the
+    experts decides, or else the narrowest. If the precision asked for is another one of them, the identity is unknown.
+    ``bytes_by_dtype`` comes from the shards' headers (empty: not known); it overrules what contradicts it.
     """
     meant = _MEANT.get((asked or "").lower())
     if meant is None:
@@ -98,7 +100,7 @@ def identity(asked: str | None, found: Quantisation, bytes_by_dtype: Mapping[str
     return "mismatch", f"{asked} was asked for, and the weights are {found.text}"
 
 
-def _said(quant: Mapping[str, Any]) -> tuple[str, frozenset[str]]:
+def _method_and_formats(quant: Mapping[str, Any]) -> tuple[str, frozenset[str]]:
     method = str(quant.get("quant_method") or "modelopt").lower()
     return method, frozenset(_formats(method, quant))
 
@@ -127,7 +129,7 @@ def _formats(method: str, quant: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _algorithm(name: str) -> Iterator[str]:
-    """The format of a modelopt algorithm or of a quant_method that is named like one."""
+    """The format of a modelopt algorithm, or of a quant_method with the name of one."""
     upper = name.upper()
     for known in ("NVFP4", "MXFP4", "MXFP8", "INT4", "INT8", "FP4", "FP8"):
         if known in upper:

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: enough to know that the file is whole, at the cost of one small read.
+"""The header of a safetensors file: one small read tells whether the file is whole.
 
 The format (huggingface/safetensors, README): eight bytes, little-endian, the length N of the header; N bytes of JSON,
 ``{name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {…}}``; then the data, to the last byte.
@@ -19,11 +19,11 @@ HEADER_LIMIT = 100_000_000
 """Longest header that the reference reader accepts, in bytes."""
 
 LFS_POINTER = b"version https://git-lfs"
-"""How a file begins that `git clone` without git-lfs left in the place of the real one."""
+"""The beginning of a file that `git clone` without git-lfs leaves in place of the real one."""
 
 
 class DamagedFile(Exception):
-    """Why a file is not what its name promises, in a few words."""
+    """A file is not what its name promises; the message says why in a few words."""
 
 
 class _Tensor(msgspec.Struct):
@@ -34,7 +34,7 @@ class _Tensor(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says of itself: its size, the tensors' names, and the bytes per dtype."""
+    """The size of a safetensors file in bytes, the names of its tensors, and their bytes by dtype."""
 
     size: int
     tensors: frozenset[str]
@@ -48,7 +48,7 @@ def wrong_size(size: int, expected: int) -> str:
 
 
 def open_regular(path: Path) -> tuple[int, int]:
-    """Open a regular file that has content and is no Git-LFS pointer; give descriptor and size in bytes.
+    """Open a regular file that has content and is no Git-LFS pointer; return its descriptor and size in bytes.
 
     Raises DamagedFile otherwise. The caller closes the descriptor.
     """
@@ -75,8 +75,10 @@ def open_regular(path: Path) -> tuple[int, int]:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check a file's header. Raises DamagedFile when the file is truncated, longer than it says, or another
-    kind of file."""
+    """Read and check a file's header.
+
+    Raises DamagedFile when the file is truncated, longer than its header says, or another kind of file.
+    """
     descriptor, size = open_regular(path)
     try:
         length = int.from_bytes(os.pread(descriptor, 8, 0), "little")

@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: what it consists of, and how its bytes are read, in any order, from many threads."""
+"""Where a checkpoint comes from: which files it has, and how their bytes are read, in any order, from many threads."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Protocol
 
 from launcher.core.errors import ModelError
-from launcher.model.manifest import NAME, WORK, FileEntry, Manifest, forget, pieces
+from launcher.model.manifest import MANIFEST_NAME, WORK_DIRECTORY, FileEntry, Manifest, drop_from_cache, read_range
 
-_NOT_TAKEN = (".git", ".cache", WORK)
-"""Directories at any depth that are no part of a checkpoint: of git, of huggingface_hub's downloads, our own."""
+_NOT_TAKEN = (".git", ".cache", WORK_DIRECTORY)
+"""Directories at any depth that are not part of a checkpoint: git's, huggingface_hub's for downloads, our own."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
     """One file of a source. ``stamp`` changes when its content does (a modification time, a blob's id).
 
-    What is known of the content beforehand: ``hash`` as in a manifest with the source's ``part_size``, ``sha256``,
+    The source may state more of the content: ``hash`` (as in a manifest with the source's ``part_size``), ``sha256``,
     ``git_sha1`` (git's blob id).
     """
 
@@ -43,8 +43,8 @@ class Reader:
         """
         raise NotImplementedError
 
-    def forget(self, offset: int, length: int) -> None:
-        """Take note that the range is not needed any more."""
+    def drop_from_cache(self, offset: int, length: int) -> None:
+        """Keep a range that was read out of the page cache, where it came through that."""
 
     def check_unchanged(self) -> None:
         """Raise ModelError when the file is not what it was when it was listed."""
@@ -54,7 +54,7 @@ class Reader:
 
 
 class Source(Protocol):
-    """``name`` and ``revision`` go into the manifest; ``part_size`` is that of known hashes, if there are any."""
+    """``name`` and ``revision`` go into the manifest; ``part_size`` is that of the files' hashes, if they have any."""
 
     name: str
     revision: str | None
@@ -65,10 +65,10 @@ class Source(Protocol):
 
 
 class DirectorySource:
-    """A directory: an archive tier, another mount, a hub cache's snapshot (its links are followed).
+    """A directory: an archive tier, another mount, a snapshot in a hub cache (its links are followed).
 
-    Raises ModelError when it cannot be listed or a link in it leads nowhere. A manifest in it is what the copy must
-    agree with.
+    A copy must agree with the manifest of the directory, if it has one. Raises ModelError when the directory cannot be
+    listed, or a link in it leads nowhere.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -121,10 +121,10 @@ class _FileReader(Reader):
         return self.descriptor
 
     def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        return pieces(self._open, offset, length, buffer)
+        return read_range(self._open, offset, length, buffer)
 
-    def forget(self, offset: int, length: int) -> None:
-        forget(self._open, offset, length)
+    def drop_from_cache(self, offset: int, length: int) -> None:
+        drop_from_cache(self._open, offset, length)
 
     def check_unchanged(self) -> None:
         status = os.fstat(self._open)
@@ -143,5 +143,5 @@ def _walk(directory: Path, prefix: str) -> Iterator[str]:
         if entry.is_dir():
             if entry.name not in _NOT_TAKEN:
                 yield from _walk(directory / entry.name, f"{prefix}{entry.name}/")
-        elif entry.name != NAME and not entry.name.endswith((".incomplete", ".part", ".lock")):
+        elif entry.name != MANIFEST_NAME and not entry.name.endswith((".incomplete", ".part", ".lock")):
             yield prefix + entry.name

@@ -32,31 +32,31 @@ from launcher.core.process_identity import ProcessIdentity
 from launcher.core.publish import fsync_directory, write_json
 from launcher.core.stop import Stop
 from launcher.model.checkpoint import examine
-from launcher.model.copy import WORKERS, Copied, Copier, CreateFile, Progress, Silent, journal_directory
+from launcher.model.copy import WORKERS, Copied, Copier, CreateFile, NoProgress, Progress, journal_directory
 from launcher.model.destination import (
     StagingOwner,
-    finish,
+    existing_manifest,
     lock_path,
     new_staging_directory,
     owner_of,
-    settle,
+    remove_work_directory,
     size_of,
     staging_directories,
 )
 from launcher.model.hub import PREFIX, HubSource
-from launcher.model.manifest import NAME, PART_SIZE, WORK, FileEntry, Manifest, hash_file, is_below
+from launcher.model.manifest import MANIFEST_NAME, PART_SIZE, WORK_DIRECTORY, FileEntry, Manifest, hash_file, is_below
 from launcher.model.source import DirectorySource, Source
 
 LOCK_WAIT = 6 * 3600.0
 """Seconds to wait for another process that stages to the same destination."""
 
 _HINTS = {
-    errno.ENOSPC: "free some space; the same command then goes on from here, `launcher model gc` removes what there is",
-    errno.EDQUOT: "the quota is used up; the same command goes on from here when there is some",
+    errno.ENOSPC: "free some space; the same command then goes on from here. `launcher model gc` removes leftovers",
+    errno.EDQUOT: "the quota is used up; the same command goes on from here when there is room again",
     errno.EROFS: "the file system is mounted read-only here",
     errno.EACCES: "this user may not write there",
     errno.ESTALE: "the file system lost a file handle; the same command goes on from here",
-    errno.EIO: "the storage failed; the same command goes on from here, and reads again what it had written",
+    errno.EIO: "the storage failed; the same command goes on from here, after it has read again what was written",
 }
 
 
@@ -93,8 +93,8 @@ def stage(
     destination: Path,
     *,
     workers: int = WORKERS,
-    progress: Progress = Silent(),
-    say: Callable[[str], None] = lambda text: None,
+    progress: Progress = NoProgress(),
+    log: Callable[[str], None] = lambda text: None,
     stop: Stop = Stop.never(),
     stripe: Callable[[Path], CreateFile | None] | None = None,
 ) -> Staged:
@@ -108,26 +108,26 @@ def stage(
     _refuse_nesting(source, destination)
     _refuse_names(source)
     with _explained("staging", destination):
-        if found := settle(destination, source):
+        if found := existing_manifest(destination, source):
             return Staged(destination, "there", found)
         destination.parent.mkdir(parents=True, exist_ok=True)
         what = f"staging {source.name} to {destination}"
-        lock = Lock(lock_path(destination), what=what, wait=LOCK_WAIT, on_wait=_waiting(say), sleep=stop.sleep)
+        lock = Lock(lock_path(destination), what=what, wait=LOCK_WAIT, on_wait=_waiting(log), sleep=stop.sleep)
         with lock as held:
             for fact in held.facts:
-                say(fact)
+                log(fact)
             if held.owner:
                 raise ModelError(f"still being staged by {held.owner}", where=str(destination))
-            if found := settle(destination, source):
+            if found := existing_manifest(destination, source):
                 return Staged(destination, "there", found, facts=held.facts)
-            staging = _Staging(source, destination, _directory(source, destination, adopt=held.acquired, say=say))
+            staging = _Staging(source, destination, _directory(source, destination, adopt=held.acquired, log=log))
             done = staging.fill(workers, progress, stop, stripe)
-            how = staging.publish(say)
+            how = staging.publish(log)
             seconds = time.monotonic() - began
             return Staged(destination, how, staging.manifest, done.copied, done.resumed, seconds, held.facts)
 
 
-def adopt(destination: Path, *, progress: Progress = Silent(), stop: Stop = Stop.never()) -> Manifest:
+def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = Stop.never()) -> Manifest:
     """Write the manifest of a checkpoint that is there already, after looking at it and reading all of it.
 
     Raises ModelError when it is not whole, Cancelled.
@@ -148,7 +148,7 @@ def adopt(destination: Path, *, progress: Progress = Silent(), stop: Stop = Stop
             source.open(file).check_unchanged()
             entries.append(FileEntry(file.path, file.size, content_hash))
         manifest = Manifest(str(destination), None, tuple(entries), created=_now())
-        manifest.write(destination / NAME)
+        manifest.write(destination / MANIFEST_NAME)
     return manifest
 
 
@@ -165,7 +165,7 @@ def _explained(what: str, destination: Path) -> Iterator[None]:
         raise
 
 
-def _directory(source: Source, destination: Path, *, adopt: bool, say: Callable[[str], None]) -> Path:
+def _directory(source: Source, destination: Path, *, adopt: bool, log: Callable[[str], None]) -> Path:
     """A staging directory that is ours: a dead one of the same source, under a new token, or else a new one.
 
     The rename takes it over: if its process was only stopped, it finds its paths gone.
@@ -177,10 +177,10 @@ def _directory(source: Source, destination: Path, *, adopt: bool, say: Callable[
         same = its is not None and (its.source, its.revision, its.listing) == (mine.source, mine.revision, mine.listing)
         if its is not None and same and its.process.alive() is not True:
             old.rename(new)
-            say(f"going on with what pid {its.process.pid} on {its.process.host} had staged since {its.began}")
+            log(f"going on with what pid {its.process.pid} on {its.process.host} had staged since {its.began}")
             break
     journal_directory(new).mkdir(parents=True, exist_ok=True)
-    write_json(new / WORK / "owner.json", asdict(mine))
+    write_json(new / WORK_DIRECTORY / "owner.json", asdict(mine))
     return new
 
 
@@ -211,9 +211,10 @@ class _Staging:
             self._source.name, self._source.revision, tuple(copied.files), part_size, created=_now()
         )
         self._verify()
-        # A kill while the manifest is written leaves a temporary file; in WORK nobody takes it for a part of the model.
-        self.manifest.write(self._directory / WORK / NAME)
-        (self._directory / WORK / NAME).rename(self._directory / NAME)
+        # A kill while the manifest is written leaves a temporary file; in there nobody takes it for a
+        # part of the model.
+        self.manifest.write(self._directory / WORK_DIRECTORY / MANIFEST_NAME)
+        (self._directory / WORK_DIRECTORY / MANIFEST_NAME).rename(self._directory / MANIFEST_NAME)
         for directory, _, _ in os.walk(self._directory, topdown=False):
             fsync_directory(Path(directory))
         return copied
@@ -237,22 +238,22 @@ class _Staging:
                 "what the source holds is not a whole checkpoint: " + "; ".join(problems[:10]), where=self._source.name
             )
 
-    def publish(self, say: Callable[[str], None]) -> Literal["staged", "lost"]:
+    def publish(self, log: Callable[[str], None]) -> Literal["staged", "lost"]:
         """Rename the directory to its destination, unless another process was there first."""
         try:
             self._directory.rename(self._destination)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
-            winner = settle(self._destination, self._source)
+            winner = existing_manifest(self._destination, self._source)
             if winner is None:
                 raise
             self.manifest = winner
             shutil.rmtree(self._directory, ignore_errors=True)
-            say(f"{self._destination} was published by another process meanwhile; its copy is kept")
+            log(f"{self._destination} was published by another process meanwhile; its copy is kept")
             return "lost"
         fsync_directory(self._destination.parent)
-        finish(self._destination)
+        remove_work_directory(self._destination)
         return "staged"
 
 
@@ -270,7 +271,7 @@ def _refuse_names(source: Source) -> None:
     A hub's listing is somebody else's text.
     """
     for file in source.files:
-        if not is_below(file.path) or PurePosixPath(file.path).parts[0] in (NAME, WORK):
+        if not is_below(file.path) or PurePosixPath(file.path).parts[0] in (MANIFEST_NAME, WORK_DIRECTORY):
             raise ModelError(f"a file is named {file.path!r}, which cannot be staged", where=source.name)
 
 
@@ -279,8 +280,8 @@ def _listing(source: Source) -> str:
     return xxhash.xxh3_128(text.encode()).hexdigest()
 
 
-def _waiting(say: Callable[[str], None]) -> Callable[[str], None]:
-    return lambda owner: say(f"waiting for {owner}")
+def _waiting(log: Callable[[str], None]) -> Callable[[str], None]:
+    return lambda owner: log(f"waiting for {owner}")
 
 
 def _now() -> str:

@@ -32,7 +32,7 @@ DEFAULT = (Stripe(0, 1), Stripe(1 << 30, 4), Stripe(8 << 30, 8))
 def striping(
     policy: Sequence[Stripe] = DEFAULT,
     *,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
     run: CommandRunner = run,
 ) -> Callable[[Path], CreateFile | None]:
     """What `launcher.model.stage.stage` takes as ``stripe``.
@@ -58,7 +58,7 @@ def striping(
     def _set(stripe: Stripe, path: Path) -> bool:
         done = run(["lfs", "setstripe", "-c", str(stripe.count), "-S", stripe.size, str(path)], timeout=TIMEOUT)
         if not done.ok:
-            say(f"{path}: not striped: {done.tail(1) or done}")
+            log(f"{path}: not striped: {done.tail(1) or done}")
         return done.ok
 
     return begin

@@ -70,6 +70,18 @@ def test_a_runners_table_is_listed(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "minimaxm3/fp8" in capsys.readouterr().out
 
 
+def test_gc_looks_at_the_directories_that_are_named_and_at_no_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dead = tmp_path / "M.staging.0123456789ab"
+    dead.mkdir()
+    (tmp_path / "named").mkdir()
+    argv = ["model", "gc", str(tmp_path / "named"), "--runner", "b200-dgxc", "--state", str(tmp_path / "state")]
+    assert main(argv) == 0
+    assert dead.name not in capsys.readouterr().out
+    assert main(["model", "gc", "--apply"]) == 2
+
+
 def test_what_is_there_gets_its_manifest(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["model", "verify", str(source)]) == 4
     assert f"launcher model stage {source}" in capsys.readouterr().err

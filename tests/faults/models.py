@@ -34,8 +34,8 @@ from typing import Any
 from launcher.core.errors import LauncherError
 from launcher.model import stage as staging
 from launcher.model.checkpoint import examine
-from launcher.model.gc import collect
-from launcher.model.manifest import NAME, Manifest
+from launcher.model.gc import remove_leftovers
+from launcher.model.manifest import MANIFEST_NAME, Manifest
 from launcher.model.source import DirectorySource
 from tests.model.checkpoints import checkpoint
 
@@ -174,9 +174,9 @@ class Place:
 
     def _collected(self) -> str | None:
         published = self.destination.exists()
-        collect(self.destination.parent, wait=0)
+        remove_leftovers(self.destination.parent, wait=0)
         left = [path.name for path in self.destination.parent.iterdir() if path != self.destination]
-        if published and contents(self.destination, everything=True).keys() != {*self.wanted, NAME}:
+        if published and contents(self.destination, everything=True).keys() != {*self.wanted, MANIFEST_NAME}:
             left += ["something in the checkpoint"]
         return f"gc leaves {', '.join(left)}" if left else None
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from launcher.core.errors import ModelError
-from launcher.model.checkpoint import REHEARSAL_KEY, Verdict, examine, nearest_sibling, require, right_sibling
+from launcher.model.checkpoint import REHEARSAL_KEY, CheckpointReport, examine, nearest_sibling, require, right_sibling
 from launcher.model.safetensors import LFS_POINTER
 from tests.model.checkpoints import checkpoint, put, safetensors
 
@@ -24,14 +24,14 @@ def model(tmp_path: Path) -> Path:
 
 
 def problems(path: Path) -> tuple[str, ...]:
-    verdict = examine(path, precision="bf16")
-    assert verdict.whole == (not verdict.problems)
-    return verdict.problems
+    report = examine(path, precision="bf16")
+    assert report.whole == (not report.problems)
+    return report.problems
 
 
 def test_a_whole_checkpoint(model: Path) -> None:
     size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
-    assert examine(model, precision="bf16") == Verdict(
+    assert examine(model, precision="bf16") == CheckpointReport(
         path=model,
         whole=True,
         identity="match",
@@ -139,17 +139,17 @@ def test_what_copies_leave_behind_is_a_doubt(model: Path) -> None:
     for name in names[1:]:
         put(model, name, "x")
     put(downloads, names[0], "x")
-    verdict = examine(model, precision="bf16")
-    assert verdict.whole
-    assert len(verdict.doubts) == 3
-    assert all(any(name in doubt for doubt in verdict.doubts) for name in names)
+    report = examine(model, precision="bf16")
+    assert report.whole
+    assert len(report.doubts) == 3
+    assert all(any(name in doubt for doubt in report.doubts) for name in names)
 
 
 def test_a_shard_of_another_revision_is_a_doubt_and_a_damaged_one_a_problem(model: Path) -> None:
     safetensors(model / "model-00001-of-00163.safetensors", {"w": ("BF16", 4)})
-    verdict = examine(model, precision="bf16")
-    assert verdict.whole
-    assert "model-00001-of-00163.safetensors is not in the index" in verdict.doubts[0]
+    report = examine(model, precision="bf16")
+    assert report.whole
+    assert "model-00001-of-00163.safetensors is not in the index" in report.doubts[0]
     shorten(model / "model-00001-of-00163.safetensors", 1)
     assert len(problems(model)) == 1
 
@@ -159,18 +159,18 @@ def test_a_total_size_counts_tensors_or_files_and_is_otherwise_a_doubt(model: Pa
     files = sum(path.stat().st_size for path in model.glob("*.safetensors"))
     for total, doubts in ((index["metadata"]["total_size"], 0), (float(files), 0), (files + 1, 1), (None, 0), ("x", 0)):
         put(model, "model.safetensors.index.json", {**index, "metadata": {"total_size": total}})
-        verdict = examine(model, precision="bf16")
-        assert (verdict.whole, len(verdict.doubts)) == (True, doubts), total
+        report = examine(model, precision="bf16")
+        assert (report.whole, len(report.doubts)) == (True, doubts), total
 
 
 def test_another_checkpoint_under_the_same_name(tmp_path: Path) -> None:
     requantised = {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}}
     model = checkpoint(tmp_path / "DeepSeek-V4-Pro", requantised, dtype="U8")
     assert examine(model, precision="fp4").identity == "match"
-    verdict = examine(model, precision="fp8")
-    assert (verdict.whole, verdict.identity) == (True, "mismatch")
+    report = examine(model, precision="fp8")
+    assert (report.whole, report.identity) == (True, "mismatch")
     with pytest.raises(ModelError, match=r"another checkpoint.*fp8 was asked for, and the weights are nvfp4") as raised:
-        require(verdict)
+        require(report)
     assert raised.value.where == str(model)
 
 
@@ -181,10 +181,10 @@ def test_a_config_that_lies_about_the_weights(tmp_path: Path) -> None:
 
 def test_an_unknown_identity_passes_and_is_said(model: Path) -> None:
     put(model, "config.json", {"quantization_config": {"quant_method": "exl9"}})
-    verdict = require(examine(model, precision="fp4"))
-    assert verdict.identity == "unknown"
-    assert verdict.identity_reason is not None
-    assert verdict.as_dict()["identity"] == "unknown"
+    report = require(examine(model, precision="fp4"))
+    assert report.identity == "unknown"
+    assert report.identity_reason is not None
+    assert report.as_dict()["identity"] == "unknown"
 
 
 def test_modelopt_beside_the_config(tmp_path: Path) -> None:
@@ -207,18 +207,18 @@ def test_many_problems_are_shown_in_part(tmp_path: Path) -> None:
 
 def test_a_checkpoint_for_rehearsals_serves_nothing_else(model: Path) -> None:
     put(model, "config.json", {REHEARSAL_KEY: True, "torch_dtype": "bfloat16"})
-    verdict = examine(model, precision="bf16")
-    assert verdict.rehearsal
-    assert require(verdict, accept_stand_in=True) == verdict
+    report = examine(model, precision="bf16")
+    assert report.rehearsal
+    assert require(report, accept_stand_in=True) == report
     with pytest.raises(ModelError, match="rehearsals"):
-        require(verdict)
+        require(report)
 
 
 def test_a_directory_that_is_not_there(model: Path) -> None:
-    verdict = examine(model.with_name("minimax-m3"), precision="fp4")
-    assert (verdict.whole, verdict.identity, verdict.problems) == (False, "unknown", ("no such directory",))
+    report = examine(model.with_name("minimax-m3"), precision="fp4")
+    assert (report.whole, report.identity, report.problems) == (False, "unknown", ("no such directory",))
     with pytest.raises(ModelError, match=r"no such directory\n  hint: there is .*/MiniMax-M3: is that the one"):
-        require(verdict)
+        require(report)
 
 
 def test_a_path_that_cannot_be_read(model: Path, tmp_path: Path) -> None:

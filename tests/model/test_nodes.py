@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from launcher.core.process import Completed, run
+from launcher.core.stop import Stop
 from launcher.model.manifest import Manifest
 from launcher.model.node_job import DIRECTORY, reap, stage_on_nodes
-from launcher.model.nodes import Allocation, NodeTask, NodeVerdict, this_node
+from launcher.model.nodes import Allocation, NodeResult, NodeTask, on_node, this_node
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.poller import Pace
 from tests.conftest import SlurmCluster
@@ -56,13 +57,13 @@ class Place:
     def of(self, node: str) -> Path:
         return self.root / node / "nvme" / "M"
 
-    def stage(self, where: Allocation | None = None) -> list[NodeVerdict]:
+    def stage(self, where: Allocation | None = None) -> list[NodeResult]:
         return stage_on_nodes(
             NodeTask(str(self.root / "archive" / "M"), self.template),
             where or Allocation(nodes=self.listed),
             state=self.root / "state",
             scheduler=SlurmCommands,
-            say=self.said.append,
+            log=self.said.append,
         )
 
     def left(self) -> list[str]:
@@ -278,7 +279,7 @@ class Fake:
 def test_a_node_that_says_nothing_has_failed() -> None:
     fake = Fake()
     found = stage_on_nodes(NodeTask("/archive/M", "/nvme/M"), Allocation(job="7", nodes="node[02-03,05]"), run=fake)
-    assert found[:2] == [NodeVerdict("node02", True, "staged"), NodeVerdict("node03", True, "staged")]
+    assert found[:2] == [NodeResult("node02", True, "staged"), NodeResult("node03", True, "staged")]
     assert not found[2].ok
     assert "node05: task 2: Killed" in (found[2].error or "")
     assert {"--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--jobid=7"} <= set(fake.argv)
@@ -287,3 +288,18 @@ def test_a_node_that_says_nothing_has_failed() -> None:
 def test_slurms_name_of_this_node_comes_before_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURMD_NODENAME", "node07")
     assert this_node() == "node07"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_nodes_task_answers_when_slurm_asks_it_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    def asked_to_stop(source: object, destination: Path, *, workers: int, stop: Stop) -> None:
+        os.kill(os.getpid(), number)
+        stop.sleep(60)
+
+    monkeypatch.setattr("launcher.model.nodes.stage", asked_to_stop)
+    before = signal.getsignal(number)
+    answer = on_node(NodeTask(str(checkpoint(tmp_path / "M")), "/nvme/M"))
+    assert (answer["ok"], answer["path"], answer["error"]) == (False, "/nvme/M", f"stopped by {number.name}")
+    assert signal.getsignal(number) == before

@@ -160,9 +160,9 @@ KNOWN: list[tuple[str, dict[str, Any], dict[str, str]]] = [
     ],
 )
 def test_known_checkpoints(config: dict[str, Any], asked: str, answer: str) -> None:
-    verdict, why = identity(asked, declared(config), {})
-    assert verdict == answer
-    assert (why is None) == (verdict == "match")
+    found, why = identity(asked, declared(config), {})
+    assert found == answer
+    assert (why is None) == (found == "match")
 
 
 def test_modelopt_may_say_it_beside_the_config_only() -> None:

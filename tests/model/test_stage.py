@@ -21,8 +21,8 @@ from launcher.core.stop import Stop
 from launcher.model import copy as copying
 from launcher.model.checkpoint import examine
 from launcher.model.destination import lock_path, staging_directories
-from launcher.model.gc import collect, leftovers
-from launcher.model.manifest import NAME, PART_SIZE, WORK, Manifest, combine, hash_file
+from launcher.model.gc import leftovers, remove_leftovers
+from launcher.model.manifest import MANIFEST_NAME, PART_SIZE, WORK_DIRECTORY, Manifest, hash_file, hash_of_parts
 from launcher.model.source import DirectorySource, SourceFile
 from launcher.model.stage import adopt, stage
 from tests.model.checkpoints import checkpoint
@@ -45,7 +45,7 @@ def destination(tmp_path: Path) -> Path:
 
 
 def content(directory: Path) -> dict[str, bytes]:
-    files = (path for path in directory.rglob("*") if path.is_file() and path.name != NAME)
+    files = (path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
@@ -69,7 +69,7 @@ def test_a_copy_is_the_source_with_a_manifest(source: Path, destination: Path) -
 
 def test_a_second_time_nothing_is_read(source: Path, destination: Path) -> None:
     first = stage(DirectorySource(source), destination)
-    files = [path for path in destination.rglob("*") if path.name != NAME]
+    files = [path for path in destination.rglob("*") if path.name != MANIFEST_NAME]
     before = [path.stat().st_atime_ns for path in files]
     again = stage(DirectorySource(source), destination)
     assert (again.how, again.copied, again.manifest) == ("there", 0, first.manifest)
@@ -79,7 +79,7 @@ def test_a_second_time_nothing_is_read(source: Path, destination: Path) -> None:
 def test_the_hash_of_many_parts(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"0123456789")
     parts = [xxhash.xxh3_128(part).digest() for part in (b"0123", b"4567", b"89")]
-    assert hash_file(tmp_path / "f", 4) == combine(parts) == xxhash.xxh3_128(b"".join(parts)).hexdigest()
+    assert hash_file(tmp_path / "f", 4) == hash_of_parts(parts) == xxhash.xxh3_128(b"".join(parts)).hexdigest()
     assert hash_file(tmp_path / "f", 10) == xxhash.xxh3_128(b"0123456789").hexdigest()
 
 
@@ -173,7 +173,7 @@ def test_another_checkpoint_of_the_same_names_and_sizes(source: Path, destinatio
     with (source / SHARD).open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\2")
-    (source / NAME).unlink()
+    (source / MANIFEST_NAME).unlink()
     adopt(source)
     with pytest.raises(ModelError, match=f"another checkpoint is there: {SHARD} has another content"):
         stage(DirectorySource(source), destination)
@@ -259,7 +259,7 @@ def dead(*stagings: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     for staging in stagings:
-        owner = staging / WORK / "owner.json"
+        owner = staging / WORK_DIRECTORY / "owner.json"
         owner.write_text(owner.read_text().replace(f'"pid": {os.getpid()}', f'"pid": {child.pid}'))
 
 
@@ -291,7 +291,7 @@ def test_a_killed_process_is_followed_by_one_that_resumes(
     assert all(item.keep is None for item in leftovers(destination.parent))
     said: list[str] = []
     small_parts(monkeypatch)
-    done = stage(DirectorySource(source), destination, say=said.append)
+    done = stage(DirectorySource(source), destination, log=said.append)
     assert done.resumed >= 5 * 64
     assert any("going on with what pid" in text for text in said)
     assert content(destination) == content(source)
@@ -301,30 +301,30 @@ def test_gc_removes_what_is_dead_and_nothing_else(source: Path, destination: Pat
     child = subprocess.Popen([sys.executable, "-c", KILLED, source, destination], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     child.stdout.readline()
-    held = collect(destination.parent, wait=0)
+    held = remove_leftovers(destination.parent, wait=0)
     assert {item.keep for item in held} == {"it is running"}
     child.kill()
     child.wait()
     stage(DirectorySource(source), destination.with_name("other"))
     before = content(destination.with_name("other"))
     assert len(leftovers(destination.parent)) == 2
-    assert all(item.keep is None for item in collect(destination.parent, wait=0))
+    assert all(item.keep is None for item in remove_leftovers(destination.parent, wait=0))
     assert os.listdir(destination.parent) == ["other"]
     assert content(destination.with_name("other")) == before
 
 
 def test_a_staging_of_another_host_is_dead_when_its_lock_can_be_had(destination: Path) -> None:
     staging = destination.with_name(f"{destination.name}.staging.0123456789ab")
-    (staging / WORK).mkdir(parents=True)
+    (staging / WORK_DIRECTORY).mkdir(parents=True)
     process = {"host": "elsewhere", "boot": "b", "pid": 1, "started": "1"}
     owner = {"process": process, "source": "/archive/M", "revision": None, "listing": "x", "began": "then"}
-    (staging / WORK / "owner.json").write_text(json.dumps(owner))
+    (staging / WORK_DIRECTORY / "owner.json").write_text(json.dumps(owner))
     lock_path(destination).write_text(json.dumps({"host": "elsewhere", "pid": 1, "what": "staging", "started": "then"}))
-    kept = {item.path: item.keep for item in collect(destination.parent, wait=0)}
+    kept = {item.path: item.keep for item in remove_leftovers(destination.parent, wait=0)}
     assert kept[staging] == "held by pid 1 on elsewhere, since then: staging"
     assert staging.is_dir()
     lock_path(destination).unlink()
-    assert collect(destination.parent, wait=0)[0].keep is None
+    assert remove_leftovers(destination.parent, wait=0)[0].keep is None
     assert list(destination.parent.iterdir()) == []
 
 
@@ -334,7 +334,7 @@ def test_waiting_for_another_staging_can_be_stopped(
     destination.parent.mkdir()
     said: list[str] = []
     with Lock(lock_path(destination), what="staging for ever", wait=0), pytest.raises(Cancelled):
-        stage(DirectorySource(source), destination, say=said.append, stop=Stop(lambda seconds: bool(said)))
+        stage(DirectorySource(source), destination, log=said.append, stop=Stop(lambda seconds: bool(said)))
     assert "staging for ever" in said[0]
     monkeypatch.setattr("launcher.model.stage.LOCK_WAIT", 0)
     with Lock(lock_path(destination), what="staging for ever", wait=0), pytest.raises(ModelError, match="still being"):
@@ -367,7 +367,7 @@ def test_a_lost_race_keeps_the_winner(source: Path, destination: Path, monkeypat
 
     publish = _Staging.publish
 
-    def late(self: _Staging, say: object) -> str:
+    def late(self: _Staging, log: object) -> str:
         monkeypatch.setattr(_Staging, "publish", publish)
         stage(DirectorySource(source), destination)
         winner.append(destination.stat().st_ino)
@@ -397,16 +397,16 @@ class _NoLock:
 def test_a_publication_that_was_cut_off_is_whole_and_gc_or_the_next_one_cleans_up(
     source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launcher.model.stage.finish", _cut_off)
+    monkeypatch.setattr("launcher.model.stage.remove_work_directory", _cut_off)
     with pytest.raises(Cancelled):
         stage(DirectorySource(source), destination)
-    assert (destination / WORK).is_dir()
+    assert (destination / WORK_DIRECTORY).is_dir()
     assert examine(destination, precision="bf16").whole
-    collect(destination.parent, wait=0)
-    assert not (destination / WORK).exists()
-    (destination / WORK).mkdir()
+    remove_leftovers(destination.parent, wait=0)
+    assert not (destination / WORK_DIRECTORY).exists()
+    (destination / WORK_DIRECTORY).mkdir()
     assert stage(DirectorySource(source), destination).how == "there"
-    assert not (destination / WORK).exists()
+    assert not (destination / WORK_DIRECTORY).exists()
 
 
 def test_before_its_rename_a_staging_is_no_checkpoint_for_all_its_manifest(
@@ -416,7 +416,7 @@ def test_before_its_rename_a_staging_is_no_checkpoint_for_all_its_manifest(
     with pytest.raises(Cancelled):
         stage(DirectorySource(source), destination)
     (staging,) = staging_directories(destination)
-    assert (staging / NAME).exists()
+    assert (staging / MANIFEST_NAME).exists()
     assert examine(staging, precision="bf16").problems == ("half staged: its staging has not ended, or was killed",)
     assert not destination.exists()
 

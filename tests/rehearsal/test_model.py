@@ -19,12 +19,12 @@ def names(directory: Path) -> list[str]:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "fp4", "int4"])
 def test_it_is_whole_and_the_one_asked_for(tmp_path: Path, precision: str) -> None:
-    verdict = examine(ensure_model(tmp_path / "models" / "tiny", precision), precision=precision)
-    assert (verdict.problems, verdict.doubts, verdict.identity, verdict.shards) == ((), (), "match", 2)
-    assert verdict.bytes < 10_000
-    assert require(verdict, accept_stand_in=True).rehearsal
+    report = examine(ensure_model(tmp_path / "models" / "tiny", precision), precision=precision)
+    assert (report.problems, report.doubts, report.identity, report.shards) == ((), (), "match", 2)
+    assert report.bytes < 10_000
+    assert require(report, accept_stand_in=True).rehearsal
     with pytest.raises(ModelError, match="rehearsals"):
-        require(verdict)
+        require(report)
     assert names(tmp_path / "models") == ["tiny"]
 
 
