@@ -1,12 +1,13 @@
-"""A stand-in for srtctl that keeps its recorded contract: ``python -m launcher.rehearsal.srtctl apply -f recipe.yaml``.
+"""A stand-in for srtctl that behaves as recorded: ``python -m launcher.rehearsal.srtctl apply -f recipe.yaml``.
 
-Also ``dry-run`` and ``preflight``. Kept, from transcripts of srt-slurm c88ef731: the options of `apply`; prose on
-stdout, or with ``--json`` on stderr and then one JSON line a submission on stdout once all are made; wrapping and
-colours by rich; exit codes; selectors; what preflight and sbatch's failures look like; the layout of ``outputs/<job>``;
-the job's name from RUNNER_NAME. Not kept: sweeps, identity checks, ``--bash``, ``--mock``, the other subcommands.
+It has ``apply``, ``dry-run`` and ``preflight``. Kept, from transcripts of srt-slurm c88ef731, are the options of
+`apply`; text on stdout, or with ``--json`` on stderr, and then one JSON line for each submission on stdout after all of
+them; wrapping and colours by rich; exit codes; selectors; the texts of preflight and of sbatch's failures; the layout
+of ``outputs/<job>``; the job's name from RUNNER_NAME. Not kept are sweeps, identity checks, ``--bash``, ``--mock`` and
+the other subcommands.
 
-Jobs are real: by `sbatch`, or by the embedded scheduler when LAUNCHER_LOCAL_JOBS names its directory. What they do is
-`launcher.rehearsal.engine`. LAUNCHER_REHEARSAL_FAULTS makes things go wrong (`faults`).
+Its jobs are real ones: of `sbatch`, or of the embedded scheduler when LAUNCHER_LOCAL_JOBS names its directory. They run
+`launcher.rehearsal.engine`. LAUNCHER_REHEARSAL_FAULTS asks for failures (`faults`).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MADE_BY_SETUP = (
     ("bin/uv", "bin/uv (compute-arch uv)"),
     ("bin/tachometer-scraper", "bin/tachometer-scraper (compute-arch Tachometer scraper)"),
 )
-"""What `apply` demands of `make setup`, and how it names it."""
+"""The programs that `apply` wants from `make setup`, and the names that it prints."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,8 +68,11 @@ def _parser(wrong: dict[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="srtctl", description="srtctl - SLURM job submission (rehearsal)")
     commands = parser.add_subparsers(dest="command", required=True)
     apply = commands.add_parser("apply", help="Submit job(s) to SLURM")
-    for each in (apply, commands.add_parser("dry-run", help="Validate without submitting")):
+    dry_run = commands.add_parser("dry-run", help="Validate without submitting")
+    preflight = commands.add_parser("preflight", help="Check model and container availability without submitting")
+    for each in (apply, dry_run, preflight):
         each.add_argument("-f", "--file", required=True, dest="config", metavar="CONFIG", help="file, or file:selector")
+    for each in (apply, dry_run):
         each.add_argument("-o", "--output", type=Path, dest="output_dir", help="Custom output directory for job logs")
         each.add_argument("--sweep", action="store_true", help="Force sweep mode")
         each.add_argument("-y", "--yes", action="store_true", help="Skip confirmation prompts")
@@ -78,15 +82,11 @@ def _parser(wrong: dict[str, str]) -> argparse.ArgumentParser:
         apply.add_argument("--json", action="store_true", dest="json_output", help="One JSON line per submission")
     if "no-no-preflight" not in wrong:
         apply.add_argument("--no-preflight", action="store_true", help="Skip the pre-submit file system checks")
-    preflight = commands.add_parser("preflight", help="Check model and container availability without submitting")
-    preflight.add_argument(
-        "-f", "--file", required=True, dest="config", metavar="CONFIG", help="file, or file:selector"
-    )
     return parser
 
 
 def _parse_config(word: str) -> tuple[Path, str | None]:
-    """Path and selector. A wrong selector is a traceback in srtctl, so it is one here."""
+    """Path and selector. A wrong selector gives a traceback in srtctl, so it does here."""
     try:
         path, selector = recipe.split_selector(word)
     except ConfigError:
@@ -118,7 +118,7 @@ class _Command:
         return self._directory(path) if path.is_dir() else self._file(path, selector)
 
     def _directory(self, directory: Path) -> int:
-        """Every YAML file below. A file that fails is only told, as srtctl does: the exit code is 0."""
+        """Every YAML file below. As in srtctl, a file that fails is only reported: the exit code is 0."""
         if self.arguments.command == "preflight":
             raise Refused("preflight currently expects a file, not a directory")
         files = sorted({*directory.rglob("*.yaml"), *directory.rglob("*.yml")})
@@ -269,7 +269,7 @@ class _Command:
 
 
 def _variants(document: Mapping[str, Any], selector: str | None) -> list[recipe.Variant]:
-    """The variants of a selector, refused in srtctl's words. Its ``[i]`` after zip groups is lost to rich's markup."""
+    """The variants of a selector. Raises Refused in srtctl's words."""
     try:
         return recipe.variants(document, selector)
     except ConfigError as error:
@@ -277,7 +277,8 @@ def _variants(document: Mapping[str, Any], selector: str | None) -> list[recipe.
 
 
 def _refusal(document: Mapping[str, Any], selector: str) -> str | None:
-    """How srtctl says that a selector picks nothing; None when the recipe itself is at fault."""
+    """The text of srtctl for a selector that picks nothing; None when the recipe itself is wrong."""
+    # Rich takes the "[i]" after zip groups for markup and does not print it, as in the transcripts.
     overrides = sorted(k for k in document if k.startswith(recipe.OVERRIDE))
     zips = sorted(k for k in document if k.startswith(recipe.ZIP))
     every = ", ".join([*overrides, *(f"{z}[i]" for z in zips)]) or "(none)"
