@@ -24,7 +24,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -187,16 +186,11 @@ def _fails_now(faults: Mapping[str, str]) -> bool:
         return counter.tell() <= int(faults["fail_times"])
 
 
-@contextlib.contextmanager
-def _temporary(parent: str | None) -> Iterator[None]:
+def _temporary(parent: str | None) -> tempfile.TemporaryDirectory[str]:
     try:
-        directory = tempfile.mkdtemp(prefix="enroot.", dir=parent)
+        return tempfile.TemporaryDirectory(prefix="enroot.", dir=parent, ignore_cleanup_errors=True)
     except OSError as error:
         raise _Failed(f"mktemp: failed to create directory in '{parent}': {error.strerror}") from None
-    try:
-        yield
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextlib.contextmanager
