@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from launcher.benchmark.benchmark import FIXED
 from launcher.benchmark.matrix_schema import MultiConfig, SingleConfig
-from launcher.core.yaml_source import nearest
+from launcher.core.suggest import closest
 
 SEQUENCES = {(1024, 1024): "1k1k", (8192, 1024): "8k1k"}
 """(input, output) tokens → the name that people use."""
@@ -84,7 +84,7 @@ def why_empty(selection: Selection, rows: Sequence[tuple[str, Mapping[str, Any]]
         known = {value for _, values in rows_values for value in values[name]}
         if asked and not known.intersection(asked):
             there = [str(value) for value in sorted(known, key=lambda value: (isinstance(value, str), value))]
-            near = [n for value in asked if isinstance(value, str) and (n := nearest(value, there))]
+            near = [n for value in asked if isinstance(value, str) and (n := closest(value, there))]
             hint = f"did you mean {', '.join(near)}?" if near else f"there are: {some(there)}"
             return f"no entry of the selected keys has {name} {' or '.join(map(str, asked))}", hint
     misses = [

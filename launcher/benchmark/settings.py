@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 
 from launcher.core.errors import ConfigError
-from launcher.core.yaml_source import Place, nearest
+from launcher.core.suggest import suggest
+from launcher.core.yaml_source import Place
 
 SETTING_KEYS = frozenset(
     {
@@ -52,8 +53,7 @@ def parse_setting(text: str, place: Place | str) -> tuple[str, str]:
     if not equals:
         raise ConfigError(f"additional setting {text!r} is not KEY=VALUE", where=str(place))
     if key not in SETTING_KEYS:
-        near = nearest(key, SETTING_KEYS)
-        hint = f"did you mean {near!r}?" if near else f"known settings: {', '.join(sorted(SETTING_KEYS))}"
+        hint = suggest(key, SETTING_KEYS, f"known settings: {', '.join(sorted(SETTING_KEYS))}")
         raise ConfigError(f"additional setting {key!r} is not known", where=str(place), hint=hint)
     if re.search(r"[\x00-\x1f\x7f]", value):
         raise ConfigError(f"additional setting {key} has a control character in its value {value!r}", where=str(place))

@@ -11,7 +11,8 @@ from pathlib import Path
 from launcher.check.engine import Found, Rule, Subject, rule
 from launcher.check.inputs import Everything, HasCommit
 from launcher.check.srtctl_schema import Schemas, is_tag
-from launcher.core.yaml_source import Place, nearest
+from launcher.core.suggest import closest
+from launcher.core.yaml_source import Place
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import LaneRule, ModelRule, Pattern, When
 from launcher.srtctl.planned import SrtctlJob
@@ -157,7 +158,7 @@ def runner_missing(every: Everything) -> Iterator[Found]:
     for row in every.rows:
         if row.file is None and row.refused is None:
             label = row.benchmark.runner
-            near = nearest(label, labels)
+            near = closest(label, labels)
             yield f"no runner file serves the label {label!r}" + (f" (near: {near})" if near else ""), row.place
 
 

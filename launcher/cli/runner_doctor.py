@@ -14,7 +14,8 @@ from pathlib import Path
 from launcher.cli.common import session
 from launcher.core.errors import ConfigError
 from launcher.core.publish import publish_new, temporary_name
-from launcher.core.yaml_source import Document, nearest
+from launcher.core.suggest import suggest
+from launcher.core.yaml_source import Document
 from launcher.doctor import queries
 from launcher.doctor.collect_cluster_facts import inquire, survey
 from launcher.doctor.compare import compare, notes
@@ -98,9 +99,8 @@ def _partition(cluster: Cluster, asked: str | None) -> str:
         return found.name
     if asked is None:
         raise ConfigError("Slurm has no default partition", where="--partition", hint=f"one of {', '.join(names)}")
-    near = nearest(asked, names)
-    hint = f"did you mean {near!r}?" if near else f"there are {', '.join(names)}"
-    raise ConfigError(f"Slurm shows no partition {asked!r}", where="--partition", hint=hint)
+    known = suggest(asked, names, f"there are {', '.join(names)}")
+    raise ConfigError(f"Slurm shows no partition {asked!r}", where="--partition", hint=known)
 
 
 def _account(cluster: Cluster) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from launcher.core.yaml_source import nearest
+from launcher.core.suggest import closest
 from launcher.doctor import required_paths, scheduling
 from launcher.doctor.comparison import Claim, Claims
 from launcher.doctor.facts import Host, Site, Unknown
@@ -69,7 +69,7 @@ def _sources(file: RunnerFile, site: Site, fill: required_paths.Fill, claims: Cl
             continue  # the repository has its own line; a commit is in no list of refs
         keys, tag, branch = ("lanes", i, "ref"), refs.get(f"refs/tags/{lane.ref}"), refs.get(f"refs/heads/{lane.ref}")
         if tag is None and branch is None:
-            near = nearest(lane.ref, [ref.split("/", 2)[-1] for ref in refs])
+            near = closest(lane.ref, [ref.split("/", 2)[-1] for ref in refs])
             hint = f"did you mean {near}?" if near else "`git ls-remote` lists what there is"
             claims.differ(keys, lane.ref, "the repository has no such tag or branch", hint)
         elif tag is not None and lane.sha not in (None, tag):

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from launcher.core.slurm_notation import node_names, seconds
-from launcher.core.yaml_source import Key, nearest
+from launcher.core.suggest import closest
+from launcher.core.yaml_source import Key
 from launcher.doctor.comparison import Claims
 from launcher.doctor.facts import Cluster, Fact, Host, Node, Site, Tried, Unknown
 from launcher.runner.file import RunnerFile
@@ -85,7 +86,7 @@ def _partition(file: RunnerFile, site: Site, claims: Claims) -> None:
             claims.unknown(keys, name, cluster.partitions)
         elif (found := cluster.partition(name)) is None:
             known = [p.name for p in cluster.partitions]
-            near = nearest(name, known)
+            near = closest(name, known)
             hint = f"did you mean {near}?" if near else f"there are {', '.join(known)}"
             claims.differ(keys, name, "Slurm shows no such partition", hint)
         elif found.state != "UP":
@@ -301,7 +302,7 @@ def _excluded(file: RunnerFile, cluster: Cluster, claims: Claims) -> None:
         missing = [name for name in names if name not in by_name]
         outside = [n for n in names if n in by_name and partition and partition.name not in by_name[n].partitions]
         if missing:
-            near = nearest(missing[0], by_name)
+            near = closest(missing[0], by_name)
             hint = f"did you mean {near}? sbatch refuses a job that excludes an unknown node" if near else "remove it"
             claims.differ(keys, rule.node, f"Slurm knows no node {', '.join(missing)}", hint)
         elif partition and outside:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 from launcher.core.errors import ConfigError
-from launcher.core.yaml_source import nearest
+from launcher.core.suggest import suggest
 
 VARIABLE = "LAUNCHER_REHEARSAL_FAULTS"
 
@@ -39,8 +39,7 @@ def faults(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     for item in filter(None, (part.strip() for part in asked.split(","))):
         name, _, value = item.partition("=")
         if name not in known:
-            near = nearest(name, known)
-            hint = f"did you mean {near!r}?" if near else ", ".join(sorted(known))
+            hint = suggest(name, known, ", ".join(sorted(known)))
             raise ConfigError(f"no such fault {name!r}", where=VARIABLE, hint=hint)
         found[name] = value
     return found

@@ -23,7 +23,7 @@ from typing import Any
 from launcher.core.errors import ConfigError, SubmissionError
 from launcher.core.process_identity import ProcessIdentity
 from launcher.core.publish import temporary_name, write_json
-from launcher.core.yaml_source import nearest
+from launcher.core.suggest import closest
 from launcher.plan.plan import Plan
 
 SCHEMA = 1
@@ -100,7 +100,7 @@ class RunRecord:
             fields = json.loads(path.read_text())
         except FileNotFoundError:
             known = [p.name for p in runs.iterdir()] if runs.is_dir() else []
-            near = nearest(run_id, known)
+            near = closest(run_id, known)
             hint = f"did you mean {near}?" if near else f"launcher status lists the runs below {runs}"
             raise ConfigError(f"there is no run {run_id}", where=str(runs), hint=hint) from None
         except (OSError, ValueError) as error:

@@ -205,7 +205,6 @@ def open_scheduler(
         if directory is None:
             raise ConfigError("the embedded scheduler needs a directory for its jobs")
         return LocalScheduler(directory)
-    from launcher.core.yaml_source import nearest
+    from launcher.core.suggest import suggest
 
-    near = nearest(kind, ("slurm", "local"))
-    raise ConfigError(f"unknown scheduler {kind!r}", hint=f"did you mean {near!r}?" if near else "slurm or local")
+    raise ConfigError(f"unknown scheduler {kind!r}", hint=suggest(kind, ("slurm", "local"), "slurm or local"))

@@ -19,7 +19,8 @@ from typing import Any
 import yaml
 
 from launcher.core.errors import ConfigError
-from launcher.core.yaml_source import Key, nearest
+from launcher.core.suggest import suggest
+from launcher.core.yaml_source import Key
 from launcher.srtctl.edit import Edit, apply_edits, unshared, with_comment
 from launcher.srtctl.facts import ContainerUse, Parallelism, RecipeFacts, RoleFacts, facts
 
@@ -160,11 +161,10 @@ class _Sections:
 
     def _nothing(self, selector: str) -> ConfigError:
         available = [*self.overrides, *(f"{key}[i]" for key in self.zips)]
-        near = nearest(selector, [*self.overrides, *self.zips])
         return ConfigError(
             f"no variant {selector!r}; available: {', '.join(available) or '(only base)'}",
             where=self.where,
-            hint=f"did you mean {near!r}?" if near else None,
+            hint=suggest(selector, [*self.overrides, *self.zips]),
         )
 
     def expand(self, key: str, index: int | None) -> Iterator[Variant]:
