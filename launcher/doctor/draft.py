@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from launcher.doctor.facts import Fact, Host, Mount, Node, Seen, Site, Unknown
 from launcher.doctor.scheduling import SWITCHES
-from launcher.rehearsal.checkout import REF, SHA
+from launcher.rehearsal.srt_slurm_stand_in import REF, SHA
 from launcher.runner.json_schema import MODELINE
 
 SRT_SLURM = "https://github.com/NVIDIA/srt-slurm.git"

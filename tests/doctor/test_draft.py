@@ -14,7 +14,7 @@ from launcher.doctor import required_paths, scheduling
 from launcher.doctor.compare import compare
 from launcher.doctor.draft import Wanted, draft, is_rehearsal, todos
 from launcher.doctor.facts import Gres, Host, Partition, Site, Tried, Unknown
-from launcher.rehearsal.checkout import SHA
+from launcher.rehearsal.srt_slurm_stand_in import SHA
 from launcher.runner.file import RunnerFile
 from tests.doctor.stand_ins import NFS, NVME, WEKA, cluster, node, refused, seen, site, taken
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.core.lease import Held, Lock
 from launcher.image.store import ImageStore
-from launcher.rehearsal import enroot
+from launcher.rehearsal import enroot_stand_in
 from tests.image.support import ENROOT, EagerLock, request
 
 
@@ -23,7 +23,7 @@ class NoLock(Lock):
 
 
 def main(directory: str, *options: str) -> None:
-    assert enroot.VERSION.endswith("rehearsal")
+    assert enroot_stand_in.VERSION.endswith("rehearsal")
     lock = NoLock if "no-lock" in options else EagerLock
     record = ImageStore(enroot=ENROOT, lock=lock).ensure(request(Path(directory)))
     print(record.how, flush=True)

@@ -18,7 +18,7 @@ import pytest
 from launcher.core.publish import TEMPORARY_SUFFIX
 from launcher.image.squash import DamagedImage, Listing, MissingImage, inspect, listing_ok
 from launcher.image.store import ImageStore, stale_parts
-from launcher.rehearsal.enroot import FAULTS
+from launcher.rehearsal.enroot_stand_in import FAULTS
 from tests.image.support import ENROOT, NAME, EagerLock, request, until
 
 IMPORTERS = 4

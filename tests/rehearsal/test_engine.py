@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.rehearsal import engine
+from launcher.rehearsal import engine_stand_in
 from launcher.result.validate import Invalid, Point, read_result
 from tests.shared import SHARED, needs_shared
 
@@ -44,7 +44,7 @@ class Desk:
         (self.output / "config.yaml").write_text(yaml.safe_dump(document))
         (self.output / "sbatch_script.sh").write_text("#!/bin/bash\n")
         (self.output / "7.json").write_text("{}")
-        return engine.run_job(
+        return engine_stand_in.run_job(
             self.output, "config.yaml", {"SLURM_JOB_ID": "7", "LAUNCHER_REHEARSAL_SECONDS": "0.001", **environ}
         )
 
@@ -173,7 +173,7 @@ def test_a_hanging_job_hangs_until_it_is_ended(desk: Desk, tmp_path: Path) -> No
         "LAUNCHER_REHEARSAL_FAULTS": "hang",
         "LAUNCHER_REHEARSAL_SECONDS": "0",
     }
-    argv = [sys.executable, "-m", "launcher.rehearsal.engine", str(desk.output)]
+    argv = [sys.executable, "-m", "launcher.rehearsal.engine_stand_in", str(desk.output)]
     for file in desk.logs.glob("sa-bench_*/*"):
         file.unlink()
     job = subprocess.Popen(argv, env=environ, stdout=subprocess.DEVNULL)
@@ -189,7 +189,7 @@ def test_a_hanging_job_hangs_until_it_is_ended(desk: Desk, tmp_path: Path) -> No
 def test_a_job_may_start_before_its_configuration_is_there(tmp_path: Path) -> None:
     squash = tmp_path / "i.sqsh"
     squash.touch()
-    argv = [sys.executable, "-m", "launcher.rehearsal.engine", str(tmp_path / "7"), "config_x.yaml"]
+    argv = [sys.executable, "-m", "launcher.rehearsal.engine_stand_in", str(tmp_path / "7"), "config_x.yaml"]
     environ = {**os.environ, "SLURM_JOB_ID": "7", "LAUNCHER_REHEARSAL_SECONDS": "0"}
     job = subprocess.Popen(argv, env=environ, stdout=subprocess.DEVNULL, cwd=tmp_path)
     while not (tmp_path / "7/logs").is_dir():

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from launcher.rehearsal import srtctl
+from launcher.rehearsal import srtctl_stand_in
 from tests.rehearsal.lab import Lab
 from tests.shared import needs_shared
 from tests.srtctl.transcripts import Transcript, transcript
@@ -115,7 +115,7 @@ def _stand_in(lab: Lab, recorded: Transcript, monkeypatch: pytest.MonkeyPatch) -
 
 def _run(argv: list[str]) -> int:
     try:
-        return srtctl.main(argv)
+        return srtctl_stand_in.main(argv)
     except SystemExit as ended:
         assert isinstance(ended.code, int)
         return ended.code
@@ -186,7 +186,7 @@ def test_a_wrong_command_line(name: str, capsys: pytest.CaptureFixture[str]) -> 
 def test_a_wrong_selector_is_a_traceback(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = transcript("bad-selector-syntax")
     with pytest.raises(ValueError) as caught:
-        srtctl.main(_stand_in(lab, recorded, monkeypatch))
+        srtctl_stand_in.main(_stand_in(lab, recorded, monkeypatch))
     assert f"ValueError: {caught.value}" == recorded.stderr.splitlines()[-1]
 
 

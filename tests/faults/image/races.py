@@ -13,7 +13,7 @@ from launcher.core.lease import Held, Lock
 from launcher.core.publish import TEMPORARY_SUFFIX
 from launcher.image.squash import DamagedImage, Listing, MissingImage, inspect, listing_ok
 from launcher.image.store import ImageStore
-from launcher.rehearsal.enroot import FAULTS
+from launcher.rehearsal.enroot_stand_in import FAULTS
 from tests.faults.image import Count
 from tests.image.support import ENROOT, NAME, EagerLock, request
 

@@ -76,7 +76,7 @@ def batch_script(job: Job) -> str:
         *(f"{key}={value}" if value else key for key, value in job.directives.items()),
     ]
     package = shlex.quote(str(Path(launcher.__file__).parents[1]))
-    engine = shlex.join([sys.executable, "-m", "launcher.rehearsal.engine"])
+    engine = shlex.join([sys.executable, "-m", "launcher.rehearsal.engine_stand_in"])
     return "\n".join(
         [
             "#!/bin/bash",
@@ -125,7 +125,7 @@ def _sbatch(job: Job) -> str:
 
 def _embedded(job: Job, directory: Path) -> str:
     """Submit to the embedded scheduler. The recipe's comment, by which jobs are found in Slurm, is the job's token."""
-    from launcher.rehearsal.engine import run_embedded
+    from launcher.rehearsal.engine_stand_in import run_embedded
     from launcher.slurm.local import submit as submit_embedded
 
     limit = seconds(job.time_limit)

@@ -1,6 +1,6 @@
 """A stand-in for what runs inside a job: it leaves the files of srt-slurm's orchestrator, in a second instead of hours.
 
-It is started as ``python -m launcher.rehearsal.engine OUTPUT_DIR [CONFIG_NAME]`` by the batch script, or as
+It is started as ``python -m launcher.rehearsal.engine_stand_in OUTPUT_DIR [CONFIG_NAME]`` by the batch script, or as
 `run_embedded` by the embedded scheduler. Its standard output is the job's ``sweep_<job>.log``, with the lines that a
 real one has (recorded with srt-slurm c88ef731). It starts no server: results come from `launcher.rehearsal.queueing`
 and say so.
@@ -29,9 +29,9 @@ from launcher.benchmark.result_names import agentic_result_name
 from launcher.core import process
 from launcher.core.errors import LauncherError
 from launcher.rehearsal import results
-from launcher.rehearsal.contract import load_cluster, resolve
 from launcher.rehearsal.faults import faults
 from launcher.rehearsal.queueing import Topology
+from launcher.rehearsal.srtctl_contract import load_cluster, resolve
 from launcher.srtctl import recipe
 
 RULE = "=" * 42

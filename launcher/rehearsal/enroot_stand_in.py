@@ -1,8 +1,8 @@
 """A stand-in for enroot, for rehearsals and tests. It downloads nothing: its images hold a note that says so.
 
-``python -m launcher.rehearsal.enroot import -o FILE URI`` (and ``digest URI``, ``version``) behaves as enroot 4.1.2 was
-recorded: the order of its checks, its messages on stderr and its exit codes; it writes straight to the given name, the
-superblock last; SIGTERM leaves nothing, SIGKILL leaves a partial file and a directory in ENROOT_TEMP_PATH.
+``python -m launcher.rehearsal.enroot_stand_in import -o FILE URI`` (and ``digest URI``, ``version``) behaves as enroot
+4.1.2 was recorded: the order of its checks, its messages on stderr and its exit codes; it writes straight to the given
+name, the superblock last; SIGTERM leaves nothing, SIGKILL a partial file and a directory in ENROOT_TEMP_PATH.
 
 ``LAUNCHER_REHEARSAL_ENROOT`` asks for failures, as ``key=value`` joined by commas:
 
@@ -157,7 +157,7 @@ def _write(target: Path, image: bytes, fail: str, slow: float) -> None:
 
 
 def _files(uri: str, size: int) -> dict[str, bytes]:
-    note = {"rehearsal": True, "uri": uri, "made_by": f"launcher.rehearsal.enroot {VERSION}"}
+    note = {"rehearsal": True, "uri": uri, "made_by": f"launcher.rehearsal.enroot_stand_in {VERSION}"}
     rc = f"# enroot-provenance: {uri}\necho 'this image is a rehearsal and holds no program' >&2\nexit 1\n"
     files = {"rc": rc.encode(), "rehearsal.json": json.dumps(note, indent=2).encode() + b"\n"}
     return {**files, "filler": bytes(size)} if size else files

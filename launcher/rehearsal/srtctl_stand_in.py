@@ -1,13 +1,13 @@
-"""A stand-in for srtctl that behaves as recorded: ``python -m launcher.rehearsal.srtctl apply -f recipe.yaml``.
+"""A stand-in for srtctl that behaves as recorded.
 
-It has ``apply``, ``dry-run`` and ``preflight``. Kept, from transcripts of srt-slurm c88ef731, are the options of
-`apply`; text on stdout, or with ``--json`` on stderr, and then one JSON line for each submission on stdout after all of
-them; wrapping and colours by rich; exit codes; selectors; the texts of preflight and of sbatch's failures; the layout
-of ``outputs/<job>``; the job's name from RUNNER_NAME. Not kept are sweeps, identity checks, ``--bash``, ``--mock`` and
-the other subcommands.
+``python -m launcher.rehearsal.srtctl_stand_in apply -f recipe.yaml`` submits. It has ``dry-run`` and
+``preflight`` too. Kept, from transcripts of srt-slurm c88ef731, are the options of `apply`; text on stdout, or with
+``--json`` on stderr, and then one JSON line for each submission on stdout after all of them; wrapping and colours by
+rich; exit codes; selectors; the texts of preflight and of sbatch's failures; the layout of ``outputs/<job>``; the job's
+name from RUNNER_NAME. Not kept are sweeps, identity checks, ``--bash``, ``--mock`` and the other subcommands.
 
 Its jobs are real ones: of `sbatch`, or of the embedded scheduler when LAUNCHER_LOCAL_JOBS names its directory. They run
-`launcher.rehearsal.engine`. LAUNCHER_REHEARSAL_FAULTS asks for failures (`faults`).
+`launcher.rehearsal.engine_stand_in`. LAUNCHER_REHEARSAL_FAULTS asks for failures (`faults`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.core.errors import ConfigError
-from launcher.rehearsal import contract, jobs
-from launcher.rehearsal.contract import Refused
+from launcher.rehearsal import srtctl_contract, srtctl_jobs
 from launcher.rehearsal.faults import faults
+from launcher.rehearsal.srtctl_contract import Refused
 from launcher.srtctl import recipe
 
 if TYPE_CHECKING:
@@ -142,8 +142,8 @@ class _Command:
         return 0
 
     def _file(self, path: Path, selector: str | None) -> int:
-        document = contract.load_recipe(path)
-        self.cluster, warning = contract.load_cluster(os.environ, Path.cwd())
+        document = srtctl_contract.load_recipe(path)
+        self.cluster, warning = srtctl_contract.load_cluster(os.environ, Path.cwd())
         if warning:
             _log("WARNING", warning)
         plain = "base" not in document
@@ -159,10 +159,10 @@ class _Command:
                 if self.arguments.command == "dry-run":
                     self.console.print(f"[bold cyan]\\[{number}/{len(variants)}][/] {label}: {raw.get('name')}")
                 _log("INFO", f"Override variant: {label} -> {raw.get('name', 'unnamed')}")
-            resolved = contract.resolve(raw, self.cluster)
+            resolved = srtctl_contract.resolve(raw, self.cluster)
             if "sweep" in raw and plain:
                 raise Refused("sweeps are not rehearsed")
-            if said := contract.recipe_complaints(resolved):
+            if said := srtctl_contract.recipe_complaints(resolved):
                 raise Refused(f"Invalid config in {path}: {said}" if plain else str(said))
             if plain:
                 _log("INFO", f"Loaded config: {resolved['name']}")
@@ -172,7 +172,7 @@ class _Command:
     def _preflight(self, path: Path, variants: list[recipe.Variant]) -> int:
         failed: list[str] = []
         for variant in variants:
-            model, container, errors = contract.preflight(variant.document, self.cluster)
+            model, container, errors = srtctl_contract.preflight(variant.document, self.cluster)
             self.console.print(f"{'[red]✗[/]' if errors else '[green]✓[/]'} {variant.suffix or 'base'}")
             self.console.print(f"  model.path: {model}")
             self.console.print(f"  model.container: {container}")
@@ -184,7 +184,7 @@ class _Command:
     def _one(self, path: Path, variant: recipe.Variant, raw: dict[str, Any], resolved: dict[str, Any]) -> None:
         dry = self.arguments.command == "dry-run"
         skipped = dry or "no_preflight" not in self.arguments or self.arguments.no_preflight
-        if not skipped and (errors := contract.preflight(raw, self.cluster)[2]):
+        if not skipped and (errors := srtctl_contract.preflight(raw, self.cluster)[2]):
             raise Refused(_preflight_failed(path, errors))
         root = Path(self.cluster.get("srtctl_root") or Path.cwd())
         base = self.arguments.output_dir
@@ -192,7 +192,7 @@ class _Command:
             configured = self.cluster.get("output_dir")
             base = Path(os.path.expandvars(configured)) if configured else root / "outputs"
         config_name = f"config_{variant.suffix}.yaml" if variant.suffix else "config.yaml"
-        job = jobs.Job(
+        job = srtctl_jobs.Job(
             name=os.environ.get("RUNNER_NAME") or resolved["name"],
             resolved=resolved,
             cluster=self.cluster,
@@ -204,7 +204,7 @@ class _Command:
         )
         if dry:
             self.console.print(f"[bold]🔍 DRY-RUN[/] {resolved['name']}")
-            self.console.print(jobs.batch_script(job), markup=False, highlight=False)
+            self.console.print(srtctl_jobs.batch_script(job), markup=False, highlight=False)
             self._summary(resolved)
             return
         self._check_setup(root)
@@ -220,22 +220,22 @@ class _Command:
             self.console.print("\nRun [bold]make setup ARCH=<compute_arch>[/] first:")
             raise SystemExit(1)
 
-    def _submit(self, job: jobs.Job, path: Path, variant: recipe.Variant, base: Path) -> None:
+    def _submit(self, job: srtctl_jobs.Job, path: Path, variant: recipe.Variant, base: Path) -> None:
         silent = "silent" in self.wrong
         if not silent:
             self.console.print(f"[bold cyan]🚀 Submitting:[/] {job.resolved['name']}")
         try:
             if "fail" in self.wrong:
-                raise jobs.SbatchFailed("/tmp/rehearsal.slurm", "sbatch: error: rehearsal: refused on request")
-            job_id = jobs.submit(job, os.environ)
-        except jobs.SbatchFailed as failed:
+                raise srtctl_jobs.SbatchFailed("/tmp/rehearsal.slurm", "sbatch: error: rehearsal: refused on request")
+            job_id = srtctl_jobs.submit(job, os.environ)
+        except srtctl_jobs.SbatchFailed as failed:
             self.console.print(f"[bold red]❌ sbatch failed:[/] {failed.stderr}\n")
             raise Refused(
                 f"Command '['sbatch', '{failed.script}']' returned non-zero exit status {failed.returncode}."
             ) from None
         place = base / job_id
         tags = [t.strip() for t in (self.arguments.tags or "").split(",") if t.strip()] or None
-        jobs.write_output(job, place, job_id, path, variant, tags)
+        srtctl_jobs.write_output(job, place, job_id, path, variant, tags)
         if silent:
             raise SystemExit(0)
         self.records.append(
