@@ -15,7 +15,8 @@ from typing import Any
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark, Component, Role
 from launcher.core.errors import ConfigError
-from launcher.core.yaml_source import Place, nearest
+from launcher.core.suggest import closest
+from launcher.core.yaml_source import Place
 
 WHERE = "environment"
 """The place that errors about variables give."""
@@ -245,7 +246,7 @@ def parse_setting(text: str, place: Place | str) -> tuple[str, str]:
     if not equals:
         raise ConfigError(f"additional setting {text!r} is not KEY=VALUE", where=str(place))
     if key not in SETTING_KEYS:
-        near = nearest(key, SETTING_KEYS)
+        near = closest(key, SETTING_KEYS)
         hint = f"did you mean {near!r}?" if near else f"known settings: {', '.join(sorted(SETTING_KEYS))}"
         raise ConfigError(f"additional setting {key!r} is not known", where=str(place), hint=hint)
     if re.search(r"[\x00-\x1f\x7f]", value):

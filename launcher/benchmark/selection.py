@@ -8,8 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED
-from launcher.benchmark.matrix_schema import Agentic, Config, Fixed, MultiRow, Path, SingleRow
-from launcher.core.yaml_source import nearest
+from launcher.benchmark.matrix_schema import (
+    Agentic,
+    Config,
+    Fixed,
+    MultiRow,
+    Path,
+    SingleRow,
+)
+from launcher.core.suggest import closest
 
 SEQUENCES = {(1024, 1024): "1k1k", (8192, 1024): "8k1k"}
 """(input, output) tokens → the name that people use."""
@@ -115,7 +122,7 @@ def why_empty(selection: Selection, configs: Mapping[str, Config]) -> tuple[str,
         known = {value for _, values in rows for value in values[name]}
         if asked and known.isdisjoint(asked):
             there = [str(value) for value in sorted(known, key=lambda value: (isinstance(value, str), value))]
-            near = [n for value in asked if isinstance(value, str) and (n := nearest(value, there))]
+            near = [n for value in asked if isinstance(value, str) and (n := closest(value, there))]
             hint = f"did you mean {', '.join(near)}?" if near else f"there are: {some(there)}"
             return f"no entry of the selected keys has {name} {' or '.join(map(str, asked))}", hint
     misses = [

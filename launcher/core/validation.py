@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from launcher.core.errors import ConfigError
-from launcher.core.yaml_source import Document, Key, nearest
+from launcher.core.suggest import suggest
+from launcher.core.yaml_source import Document, Key
 
 _AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
 _UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]+)`")
@@ -32,16 +33,14 @@ def schema_error(
     hint = None
     if unknown := _UNKNOWN.search(message):
         known = _fields_at(root, keys)
-        near = nearest(unknown["key"], known)
         message = f"unknown key {unknown['key']!r}"
-        hint = f"did you mean {near!r}?" if near else f"valid keys here: {', '.join(sorted(known))}"
+        hint = suggest(unknown["key"], known, f"valid keys here: {', '.join(sorted(known))}")
         keys = [*keys, unknown["key"]]
     elif missing := _MISSING.search(message):
         message = f"key {missing['key']!r} is missing"
     elif enum := _ENUM.search(message):
         words = _words_at(root, keys)
-        near = nearest(enum["word"], words)
-        hint = f"did you mean {near!r}?" if near else f"one of: {', '.join(words)}" if words else None
+        hint = suggest(enum["word"], words, f"one of: {', '.join(words)}" if words else None)
     elif wanted := _DAY if message.startswith(_NO_DAY) else "regex" in message and _wanted_at(root, keys):
         message = f"{_value_at(document.data, [*under, *keys])!r} is not {wanted}"
     spot = ".".join(str(k) for k in keys)

@@ -13,8 +13,9 @@ import msgspec
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
+from launcher.core.suggest import suggest
 from launcher.core.validation import schema_error
-from launcher.core.yaml_source import Document, Key, Place, nearest
+from launcher.core.yaml_source import Document, Key, Place
 from launcher.runner.schema import (
     Adjustment,
     ExcludedNode,
@@ -148,11 +149,10 @@ class RunnerFile:
         runner = self.runner
         for i, lane in enumerate(runner.lanes):
             if lane.repository not in runner.repositories:
-                near = nearest(lane.repository, runner.repositories)
                 raise ConfigError(
                     f"repository {lane.repository!r} is not in `repositories`",
                     where=self.where("lanes", i, "repository"),
-                    hint=f"did you mean {near!r}?" if near else f"known: {', '.join(runner.repositories)}",
+                    hint=suggest(lane.repository, runner.repositories, f"known: {', '.join(runner.repositories)}"),
                 )
         for i, model in enumerate(runner.models):
             if model.stage and model.source is None:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from launcher.core.errors import ConfigError
-from launcher.core.yaml_source import nearest
+from launcher.core.suggest import suggest
 from launcher.runner.file import RunnerFile
 
 
@@ -31,11 +31,10 @@ class Fleet:
     def get(self, name: str) -> RunnerFile:
         """The runner of this name. Raises ConfigError naming the nearest one."""
         if name not in self.paths:
-            near = nearest(name, self.paths)
             raise ConfigError(
                 f"there is no runner {name!r}",
                 where=os.pathsep.join(str(d) for d in self.directories) or "no runner directory",
-                hint=f"did you mean {near!r}?" if near else f"known: {', '.join(self.paths) or 'none'}",
+                hint=suggest(name, self.paths, f"known: {', '.join(self.paths) or 'none'}"),
             )
         path = self.paths[name]
         if path not in self._read:
@@ -68,11 +67,10 @@ class Fleet:
             if prefix in file.runner.runners:
                 return file
         known = [p for f in self.all() for p in f.runner.runners]
-        near = nearest(prefix, known)
         raise ConfigError(
             f"no runner file claims the prefix {prefix!r} of RUNNER_NAME={runner_name}",
             where="RUNNER_NAME",
-            hint=f"did you mean {near!r}?" if near else f"known prefixes: {', '.join(known)}",
+            hint=suggest(prefix, known, f"known prefixes: {', '.join(known)}"),
         )
 
     @cached_property

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from launcher.run.stages import rehearsal_tools
 
 from launcher.core.errors import ImageError
 from launcher.core.process import Completed, clean_environment, run
@@ -18,6 +17,7 @@ from launcher.image.request import PlannedImage
 from launcher.image.store import no_log
 from launcher.plan.derive import Context, planned_image
 from launcher.rehearsal.tools import REGISTRIES
+from launcher.rehearsal.tools import environment as environment_of_stand_ins
 from launcher.runner.schema import Images
 from tests.image.support import Scripted
 
@@ -61,7 +61,7 @@ def test_a_compute_node_is_asked_for_processors_and_no_gpu(tmp_path: Path) -> No
 
 def test_an_import_on_a_node_leaves_nothing_there(tmp_path: Path) -> None:
     """With an srun that is here, and the rehearsal's enroot."""
-    tools = rehearsal_tools(tmp_path, "slurm", os.environ)
+    tools = environment_of_stand_ins(tmp_path, "slurm", os.environ)
     directory = Path(tools["PATH"].partition(os.pathsep)[0])
     srun = directory / "srun"
     srun.write_text('#!/bin/sh\nwhile [ "$1" != sh ]; do shift; done\nexec "$@"\n')
