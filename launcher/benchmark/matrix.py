@@ -10,15 +10,13 @@ from functools import cached_property
 from pathlib import Path as FilePath
 from typing import Any
 
-import msgspec
-
 from launcher.benchmark.benchmark import Benchmark, Role
 from launcher.benchmark.expand import dram_budget, entries_of, mark_evaluations
 from launcher.benchmark.fields import DECODE, FIELDS, PREFILL, parse_setting, read_entry
 from launcher.benchmark.matrix_schema import AgenticRow, Config, MultiConfig, MultiRow, RunnerLabels, SingleConfig
 from launcher.benchmark.selection import SelectedRow, Selection, selected_rows, some, why_empty
 from launcher.core.errors import ConfigError
-from launcher.core.validation import schema_error
+from launcher.core.validation import convert
 from launcher.core.yaml_source import Document, Key, Place
 
 RUNNERS_FILE = "runners.yaml"
@@ -190,7 +188,8 @@ def load_matrix(paths: Sequence[FilePath | str], runners_file: FilePath | str | 
             families[key] = family
     beside = [found for path in paths if (found := FilePath(path).with_name(RUNNERS_FILE)).is_file()]
     source = runners_file if runners_file is not None else next(iter(beside), None)
-    return Matrix(families, tuple(map(str, paths)), None if source is None else _labels(FilePath(source)))
+    labels = None if source is None else convert(Document.read(FilePath(source)), RunnerLabels)
+    return Matrix(families, tuple(map(str, paths)), labels)
 
 
 def _family(document: Document, key: Any, data: Any) -> Family:
@@ -199,25 +198,10 @@ def _family(document: Document, key: Any, data: Any) -> Family:
     if not isinstance(data, dict):
         raise ConfigError(f"{key}: a mapping is expected here", where=document.where((key,)))
     kind: type[Config] = MultiConfig if data.get("multinode") is True else SingleConfig
-    try:
-        family = Family(key, msgspec.convert(data, kind), document)
-    except msgspec.ValidationError as error:
-        raise schema_error(document, error, kind, under=(key,)) from None
-    _check_settings(family)
-    return family
-
-
-def _check_settings(family: Family) -> None:
+    family = Family(key, convert(document, kind, under=(key,)), document)
     for path, _, row in family.config.rows():
         if isinstance(row, MultiRow):
             for role, worker in (("prefill", row.prefill), ("decode", row.decode)):
                 for k, text in enumerate(worker.additional_settings or ()):
                     parse_setting(text, family.place(*path, role, "additional-settings", k))
-
-
-def _labels(path: FilePath) -> RunnerLabels:
-    document = Document.read(path)
-    try:
-        return msgspec.convert(document.mapping(), RunnerLabels)
-    except msgspec.ValidationError as error:
-        raise schema_error(document, error, RunnerLabels) from None
+    return family

@@ -110,6 +110,8 @@ def why_empty(selection: Selection, configs: Mapping[str, Config]) -> tuple[str,
         for key, config in configs.items()
         for _, scenario, row in config.rows()
     ]
+    if not rows:
+        return "the matrix files have no entry", "each key of a matrix file is a family of entries"
     filters = selection.filters
     for name, asked in filters.items():
         known = {value for _, values in rows for value in values[name]}

@@ -9,11 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import msgspec
-
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
-from launcher.core.validation import schema_error
+from launcher.core.validation import convert
 from launcher.core.yaml_source import Document, Key, Place, nearest
 from launcher.runner.schema import (
     Adjustment,
@@ -82,11 +80,7 @@ class RunnerFile:
 
     def __init__(self, document: Document) -> None:
         self.document = document
-        data = document.mapping()
-        try:
-            self.runner = msgspec.convert(data, Runner, strict=True)
-        except msgspec.ValidationError as error:
-            raise schema_error(document, error, Runner) from None
+        self.runner = convert(document, Runner)
         self._check()
 
     @classmethod
