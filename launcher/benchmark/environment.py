@@ -59,7 +59,7 @@ class GithubJob:
     """The job that this process runs in, or what stands for one when started by hand.
 
     ``run_id`` is ``manual`` and ``attempt`` ``0`` outside GitHub; both are safe in file names. ``workspace`` is the
-    checkout, ``user`` the account on the login node; None where the environment does not tell.
+    checkout, ``user`` the account on the login node; each is None where the environment does not have it.
     """
 
     runner_name: str
@@ -161,7 +161,7 @@ def result_filename(benchmark: Benchmark, runner_name: str) -> str:
     if benchmark.recipe_fingerprint:
         name += f"_recipe-{benchmark.recipe_fingerprint[:16]}"
     if not re.fullmatch(FILE_NAME, name):
-        raise ConfigError(f"the result's name would be no file name: {name!r}", where=benchmark.source)
+        raise ConfigError(f"the result's name is not usable as a file name: {name!r}", where=benchmark.source)
     return name
 
 

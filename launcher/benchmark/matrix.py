@@ -1,4 +1,4 @@
-"""Matrix files: read and validate them, expand what is selected into entries, and what an entry means to measure."""
+"""Matrix files: they are read and validated, what is selected becomes entries, and an entry becomes a benchmark."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class Entry:
 
 
 def benchmark_of(data: Mapping[str, Any], *, key: str | None, source: str, place: Place | str) -> Benchmark:
-    """The benchmark that an entry in InferenceX's JSON shape means; ``place`` is where an error is said to be.
+    """The benchmark that an entry in InferenceX's JSON shape means; errors name ``place``.
 
-    A single-node entry has its topology on the prefill side. Raises ConfigError for an additional setting that is not
-    acceptable.
+    A single-node entry has its topology on the prefill side. Raises ConfigError for an additional setting that is
+    refused.
     """
     values = read_entry(data, FIELDS)
     values["concurrencies"] = tuple(data["conc"]) if isinstance(data["conc"], list) else (data["conc"],)
@@ -92,7 +92,7 @@ class Family:
 class Matrix:
     """The families of some matrix files by key, in the files' order, and the hardware behind runner labels.
 
-    ``labels`` is None when no runners file is at hand; then entries that need a node's DRAM cannot be had.
+    ``labels`` is None when there is no runners file; then entries that need a node's DRAM are an error.
     """
 
     families: Mapping[str, Family]
@@ -100,7 +100,7 @@ class Matrix:
     labels: RunnerLabels | None = None
 
     def entries(self, selection: Selection | None = None) -> list[Entry]:
-        """The selected entries, in the files' order. Raises ConfigError when there are none, saying what comes near."""
+        """The selected entries, in the files' order. Raises ConfigError, with what comes near, when there are none."""
         selection = selection or Selection()
         families = self._families(selection)
         found = [
@@ -171,8 +171,8 @@ Found = tuple[Family, SelectedRow, dict[str, Any]]
 def load_matrix(paths: Sequence[FilePath | str], runners_file: FilePath | str | None = None) -> Matrix:
     """Read matrix files and a runners file: the one named, or `runners.yaml` beside the first matrix file that has it.
 
-    Raises ConfigError with file and line for anything that is not as `matrix_schema` has it, for a key that stands in
-    two files, and for additional settings that are not acceptable.
+    Raises ConfigError with file and line for whatever `matrix_schema` refuses, for a key that is in two files, and for
+    additional settings that are refused.
     """
     families: dict[str, Family] = {}
     for path in map(FilePath, paths):
@@ -181,9 +181,9 @@ def load_matrix(paths: Sequence[FilePath | str], runners_file: FilePath | str | 
             family = _family(document, key, data)
             if key in families:
                 raise ConfigError(
-                    f"key {key!r} stands in two files",
+                    f"key {key!r} is in two files",
                     where=str(family.place()),
-                    hint=f"first: {families[key].place()}",
+                    hint=f"the first is at {families[key].place()}",
                 )
             families[key] = family
     beside = [found for path in paths if (found := FilePath(path).with_name(RUNNERS_FILE)).is_file()]
@@ -194,9 +194,11 @@ def load_matrix(paths: Sequence[FilePath | str], runners_file: FilePath | str | 
 
 def _family(document: Document, key: Any, data: Any) -> Family:
     if not isinstance(key, str) or set("*?[") & set(key):
-        raise ConfigError(f"key {key!r} is not a plain text: globs are for selecting", where=document.where((key,)))
+        raise ConfigError(
+            f"key {key!r}: expected plain text without *, ? and [, which select keys", where=document.where((key,))
+        )
     if not isinstance(data, dict):
-        raise ConfigError(f"{key}: a mapping is expected here", where=document.where((key,)))
+        raise ConfigError(f"{key}: expected a mapping", where=document.where((key,)))
     kind: type[Config] = MultiConfig if data.get("multinode") is True else SingleConfig
     family = Family(key, convert(document, kind, under=(key,)), document)
     for path, _, row in family.config.rows():

@@ -1,4 +1,4 @@
-"""Which entries of a matrix are wanted."""
+"""Which rows of a matrix are wanted, and what to say when none is."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def sequence_name(isl: int, osl: int) -> str:
 
 @dataclass(frozen=True)
 class Selection:
-    """A filter; an empty field wants everything, several values of one field mean any of them.
+    """A filter. An empty field wants everything; several values of one field mean any of them.
 
-    ``keys`` are globs over the matrix's keys, each of which must match one. ``sequences`` (``8k1k``) leaves out agentic
-    entries, which have none. ``concurrencies`` keeps the entries that have one of them, narrowed to those.
+    ``keys`` are globs over the matrix's keys, and each must match at least one. ``sequences`` (``8k1k``) leaves out
+    agentic entries, which have none. ``concurrencies`` keeps the entries that have one of them, with these alone.
 
-    ``evals``, as InferenceX's generator has it: ``marked`` marks the rows that an evaluation also runs for, ``none``
-    marks nothing, ``only`` gives those rows alone, as evaluations. The marking looks at what is selected: the highest
-    concurrency of a narrowed selection is another one.
+    ``evals`` is as in InferenceX's generator: ``marked`` marks the entries that an evaluation also runs for, ``none``
+    marks nothing, ``only`` gives those entries alone, as evaluations. Entries are marked after they are selected, so
+    the highest concurrency is that of the selection.
     """
 
     keys: Sequence[str] = ()

@@ -1,4 +1,4 @@
-"""A runner file as read: its rules, which one applies to a benchmark, and where that rule stands."""
+"""A runner file: its rules, which of them applies to a benchmark, and where that rule stands."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _fits(value: str, pattern: str) -> bool:
 
 def applies(when: When, benchmark: Benchmark, *, power: bool = False) -> bool:
     """Whether a rule with this ``when`` is for this benchmark."""
-    # Most conditions are not given, and all rules are asked for every row: hence the looks before the calls.
+    # Every rule is tried for every row and most conditions are not given, so None is looked for before any call.
     return (
         (when.prefix is None or _matches(when.prefix, benchmark.model_prefix))
         and (when.precision is None or _matches(when.precision, benchmark.precision))
@@ -154,7 +154,7 @@ class RunnerFile:
 
 
 def describe_when(when: When) -> str:
-    """A rule's condition as a person would say it: ``minimaxm3/fp8/dynamo-vllm``."""
+    """A rule's condition for people: ``minimaxm3/fp8/dynamo-vllm [scenario=agentic-coding]``."""
 
     def one(value: Pattern | bool | None) -> str:
         if isinstance(value, bool):

@@ -164,7 +164,7 @@ def test_the_name_of_the_results() -> None:
     assert result_filename(FIXED, "gb300-nv_0") == stem
     fingerprinted = dataclasses.replace(FIXED, recipe_fingerprint="0123456789abcdef" * 4)
     assert result_filename(fingerprinted, "gb300-nv_0") == f"{stem}_recipe-0123456789abcdef"
-    with pytest.raises(ConfigError, match="no file name"):
+    with pytest.raises(ConfigError, match="not usable as a file name"):
         result_filename(dataclasses.replace(FIXED, framework="a/b"), "gb300-nv_0")
 
 
