@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 FIXED = "fixed-seq-len"
 AGENTIC = "agentic-coding"
+
+SpecDecoding = Literal["none", "mtp", "draft_model"]
+KvOffloading = Literal["none", "dram"]
 
 
 def max_model_len(isl: int, osl: int) -> int:

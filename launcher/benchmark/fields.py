@@ -11,9 +11,9 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
-from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark, Component, Role
+from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark, Component, KvOffloading, Role, SpecDecoding
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Place, nearest
 
@@ -130,12 +130,12 @@ FIELDS = (
     Field("osl", "OSL", "osl", integer(), required=True, scenario=FIXED),
     Field("max_model_len", "MAX_MODEL_LEN", "max-model-len", integer_or_zero_for_none),
     Field("disagg", "DISAGG", "disagg", boolean),
-    Field("spec_decoding", "SPEC_DECODING", "spec-decoding", one_of("none", "mtp", "draft_model")),
+    Field("spec_decoding", "SPEC_DECODING", "spec-decoding", one_of(*get_args(SpecDecoding))),
     Field("scenario", "SCENARIO_TYPE", "scenario-type", one_of(FIXED, AGENTIC)),
     Field("run_eval", "RUN_EVAL", None, boolean),
     Field("eval_only", "EVAL_ONLY", "eval-only", boolean),
     Field("eval_concurrencies", "EVAL_CONC", None, integers),
-    Field("kv_offloading", "KV_OFFLOADING", "kv-offloading", one_of("none", "dram"), scenario=AGENTIC),
+    Field("kv_offloading", "KV_OFFLOADING", "kv-offloading", one_of(*get_args(KvOffloading)), scenario=AGENTIC),
     Field("kv_offload_backend", "KV_OFFLOAD_BACKEND_METADATA", "kv-offload-backend", component),
     Field("kv_p2p_transfer", "KV_P2P_TRANSFER", "kv-p2p-transfer"),
     Field("router", "ROUTER_METADATA", "router", component),

@@ -7,7 +7,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 from launcher.benchmark.benchmark import Benchmark, Role
@@ -168,14 +168,14 @@ class Matrix:
 Found = tuple[Family, SelectedRow, dict[str, Any]]
 
 
-def load_matrix(paths: Sequence[FilePath | str], runners_file: FilePath | str | None = None) -> Matrix:
+def load_matrix(paths: Sequence[Path | str], runners_file: Path | str | None = None) -> Matrix:
     """Read matrix files and a runners file: the one named, or `runners.yaml` beside the first matrix file that has it.
 
     Raises ConfigError with file and line for whatever `matrix_schema` refuses, for a key that is in two files, and for
     additional settings that are refused.
     """
     families: dict[str, Family] = {}
-    for path in map(FilePath, paths):
+    for path in map(Path, paths):
         document = Document.read(path)
         for key, data in document.mapping().items():
             family = _family(document, key, data)
@@ -186,9 +186,9 @@ def load_matrix(paths: Sequence[FilePath | str], runners_file: FilePath | str | 
                     hint=f"the first is at {families[key].place()}",
                 )
             families[key] = family
-    beside = [found for path in paths if (found := FilePath(path).with_name(RUNNERS_FILE)).is_file()]
+    beside = [found for path in paths if (found := Path(path).with_name(RUNNERS_FILE)).is_file()]
     source = runners_file if runners_file is not None else next(iter(beside), None)
-    labels = None if source is None else convert(Document.read(FilePath(source)), RunnerLabels)
+    labels = None if source is None else convert(Document.read(Path(source)), RunnerLabels)
     return Matrix(families, tuple(map(str, paths)), labels)
 
 

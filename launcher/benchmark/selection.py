@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED
-from launcher.benchmark.matrix_schema import Agentic, Config, Fixed, MultiRow, Path, SingleRow
+from launcher.benchmark.matrix_schema import Agentic, Config, Fixed, MultiRow, RowPath, SingleRow
 from launcher.core.yaml_source import nearest
 
 SEQUENCES = {(1024, 1024): "1k1k", (8192, 1024): "8k1k"}
@@ -65,7 +65,7 @@ class Selection:
 class SelectedRow:
     """A row of a matrix file: its path below the key, its scenario, and those of its concurrencies that are wanted."""
 
-    path: Path
+    path: RowPath
     scenario: Fixed[Any] | Agentic[Any]
     row: SingleRow | MultiRow
     concurrencies: list[int]
