@@ -159,7 +159,7 @@ def _role_fields(side: str, least_workers: int) -> tuple[Field, ...]:
     )
 
 
-PREFILL, DECODE = _role_fields("PREFILL", 1), _role_fields("DECODE", 0)
+PREFILL_FIELDS, DECODE_FIELDS = _role_fields("PREFILL", 1), _role_fields("DECODE", 0)
 """The fields of a `Role`, by side."""
 
 

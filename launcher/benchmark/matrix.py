@@ -12,9 +12,9 @@ from typing import Any
 
 from launcher.benchmark.benchmark import Benchmark, Role
 from launcher.benchmark.expand import dram_budget, entries_of, mark_evaluations
-from launcher.benchmark.fields import DECODE, FIELDS, PREFILL, parse_setting, read_entry
+from launcher.benchmark.fields import DECODE_FIELDS, FIELDS, PREFILL_FIELDS, parse_setting, read_entry
 from launcher.benchmark.matrix_schema import AgenticRow, Config, MultiConfig, MultiRow, RunnerLabels, SingleConfig
-from launcher.benchmark.selection import SelectedRow, Selection, selected_rows, some, why_empty
+from launcher.benchmark.selection import SelectedRow, Selection, listed, selected_rows, why_empty
 from launcher.core.errors import ConfigError
 from launcher.core.validation import convert
 from launcher.core.yaml_source import Document, Key, Place
@@ -60,11 +60,11 @@ def benchmark_of(data: Mapping[str, Any], *, key: str | None, source: str, place
     multinode = "prefill" in data
     if multinode:
         sides = [data["prefill"], data["decode"]]
-        values["prefill"] = Role(**read_entry(data["prefill"], PREFILL))
-        values["decode"] = Role(**read_entry(data["decode"], DECODE))
+        values["prefill"] = Role(**read_entry(data["prefill"], PREFILL_FIELDS))
+        values["decode"] = Role(**read_entry(data["decode"], DECODE_FIELDS))
     else:
         sides = []
-        values["prefill"] = Role(workers=1, **read_entry(data, PREFILL))
+        values["prefill"] = Role(workers=1, **read_entry(data, PREFILL_FIELDS))
     if values.get("eval_only"):
         values["run_eval"] = True
         if multinode:
@@ -126,7 +126,7 @@ class Matrix:
         for pattern in selection.keys:
             if not any(fnmatch.fnmatchcase(key, pattern) for key in self.families):
                 near = difflib.get_close_matches(pattern.strip("*"), self.families, n=5, cutoff=0.4)
-                hint = f"near keys: {', '.join(near)}" if near else f"keys: {some(list(self.families))}"
+                hint = f"near keys: {', '.join(near)}" if near else f"keys: {listed(list(self.families))}"
                 raise ConfigError(f"no key matches {pattern!r}", where=self._where, hint=hint)
         return [family for family in self.families.values() if selection.wants_key(family.key)]
 

@@ -118,7 +118,7 @@ def why_empty(selection: Selection, configs: Mapping[str, Config]) -> tuple[str,
         if asked and known.isdisjoint(asked):
             there = [str(value) for value in sorted(known, key=lambda value: (isinstance(value, str), value))]
             near = [n for value in asked if isinstance(value, str) and (n := nearest(value, there))]
-            hint = f"did you mean {', '.join(near)}?" if near else f"there are: {some(there)}"
+            hint = f"did you mean {', '.join(near)}?" if near else f"there are: {listed(there)}"
             return f"no entry of the selected keys has {name} {' or '.join(map(str, asked))}", hint
     misses = [
         (sum(bool(asked) and values[name].isdisjoint(asked) for name, asked in filters.items()), key)
@@ -126,9 +126,9 @@ def why_empty(selection: Selection, configs: Mapping[str, Config]) -> tuple[str,
     ]
     fewest = min(count for count, _ in misses)
     nearest_keys = dict.fromkeys(key for count, key in misses if count == fewest)
-    return "no entry has all that is selected together", f"near keys: {some(list(nearest_keys))}"
+    return "no entry has all that is selected together", f"near keys: {listed(list(nearest_keys))}"
 
 
-def some(words: Sequence[str], most: int = 12) -> str:
+def listed(words: Sequence[str], most: int = 12) -> str:
     """A list for a message, cut after ``most``."""
     return ", ".join(words[:most]) + (f", and {len(words) - most} more" if len(words) > most else "")
