@@ -14,6 +14,7 @@ from launcher.check.srtctl_schema import Schemas, is_tag
 from launcher.core.yaml_source import Place, nearest
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import LaneRule, ModelRule, Pattern, When
+from launcher.srtctl.planned import SrtctlJob
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def schema_unknown(every: Everything) -> Iterator[Found]:
     for row in every.rows:
         if row.plan is None:
             continue
-        tree = row.plan.srt_slurm
+        tree = SrtctlJob.of(row.plan).srt_slurm
         if every.verdicts.schemas.get(tree.ref, tree.sha) is None:
             key = (tree.repository, tree.ref, tree.sha)
             rows[key] += 1

@@ -15,6 +15,7 @@ from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Place
 from launcher.project import Session
 from launcher.runner.file import RunnerFile
+from launcher.srtctl.planned import SrtctlJob
 
 OUTSIDE = ("tilert", "llmd-*", "*-disagg")
 """Frameworks that srtctl does not run, and so neither does this launcher."""
@@ -130,8 +131,9 @@ def _single_node(matrix: Matrix) -> list[Place | str]:
 def _recipes(of: Session, rows: Sequence[Row]) -> Iterator[RecipeFile]:
     used: dict[str, set[str | None]] = defaultdict(set)
     for row in rows:
-        if row.plan is not None and row.plan.recipe.file is not None:
-            used[row.plan.recipe.file].add(row.plan.recipe.section)
+        recipe = SrtctlJob.of(row.plan).recipe if row.plan is not None else None
+        if recipe is not None and recipe.file is not None:
+            used[recipe.file].add(recipe.section)
     for path, ref in of.finder.files():
         schema = of.verdicts.schemas.get(ref, ref) if ref is not None else None
         run = frozenset(used.get(str(path), ()))

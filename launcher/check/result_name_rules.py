@@ -12,6 +12,7 @@ from launcher.benchmark.environment import result_filename
 from launcher.check.engine import Found, Rule, Subject, rule
 from launcher.check.inputs import Everything, Row
 from launcher.core.errors import ConfigError
+from launcher.srtctl.planned import SrtctlJob
 
 NAME_MAX = 255
 """Bytes of a directory entry's name on every file system that the fleets use."""
@@ -71,7 +72,7 @@ def audit_name_too_long(every: Everything) -> Iterator[Found]:
         name, longest = _longest(every, row, _AGGREGATE), _longest(every, row, _AUDIT)
         if name is None or longest is None or _bytes(name) > NAME_MAX or _bytes(longest) <= NAME_MAX:
             continue
-        if row.plan is not None and row.plan.power:
+        if row.plan is not None and SrtctlJob.of(row.plan).power:
             yield f"in a workflow, {longest} would have {_bytes(longest)} bytes of {NAME_MAX}", row.place, "error"
         else:
             harmless[row.benchmark.key].append((row, _bytes(longest)))

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from launcher.plan.plan import Plan
 from launcher.run.record import RunRecord
+from launcher.srtctl.planned import SrtctlJob
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO) -> None:
@@ -59,14 +60,15 @@ def show_plans(plans: Sequence[Plan]) -> None:
 
 
 def _lines(plan: Plan) -> list[tuple[str, str]]:
-    b, srt, slurm = plan.benchmark, plan.srt_slurm, plan.scheduler
+    b, slurm, job = plan.benchmark, plan.scheduler, SrtctlJob.of(plan)
+    srt = job.srt_slurm
     seen = " and ".join(plan.model.seen_by)
     return [
         ("measures", f"concurrency {' '.join(map(str, b.concurrencies)) or '-'}   {b.key or b.source}"),
-        ("recipe", f"{plan.recipe.path}{':' + plan.recipe.selector if plan.recipe.selector else ''}"),
-        ("", f"from {plan.recipe.origin}"),
+        ("recipe", f"{job.recipe.path}{':' + job.recipe.selector if job.recipe.selector else ''}"),
+        ("", f"from {job.recipe.origin}"),
         ("model", f"{plan.model.path} ({plan.model.storage}, for {seen} nodes)"),
-        *((("alias", f"{alias} → {path}") for alias, path in plan.models.items())),
+        *((("alias", f"{alias} → {path}") for alias, path in job.models.items())),
         *(
             ("image", f"{image.reference}\n             {image.squash} (imported on the {image.import_on} node)")
             for image in plan.images
@@ -75,7 +77,7 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
         *(("overlay", f"{o.source} → {o.destination}") for o in srt.overlays),
         ("tree", srt.root),
         ("job", f"{plan.job_name}, partition {slurm.partition}, account {slurm.account}, at most {slurm.time_limit}"),
-        ("submit", " ".join(plan.submit.argv)),
+        ("submit", " ".join(job.submit.argv)),
         ("results", f"{plan.results.filename}_*.json"),
         ("decided by", f"{plan.rules.get('model', '-')}, {plan.rules.get('lane', '-')}"),
     ]

@@ -12,10 +12,11 @@ from launcher.check.schema_validation import Verdicts
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
 from launcher.image.reference import Reference, same_image, squash_name
-from launcher.plan.plan import PlannedImage, PlannedModel, PlannedOverlay
+from launcher.plan.plan import PlannedImage, PlannedModel
 from launcher.runner.file import Applied, RunnerFile, applies
 from launcher.runner.schema import ImageRule, Images, LaneRule, ModelRule
 from launcher.srtctl.locate import OVERLAY
+from launcher.srtctl.planned import PlannedOverlay
 from launcher.srtctl.recipe import RecipeFacts
 
 

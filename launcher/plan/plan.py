@@ -19,6 +19,9 @@ from launcher.core.finding import Finding
 
 SCHEMA = 1
 
+SRTCTL = "srtctl"
+"""The kind of a plan that does not say one: all were of this kind before there were several."""
+
 
 @dataclass(frozen=True)
 class PlannedImage:
@@ -62,58 +65,6 @@ class PlannedModel:
 
 
 @dataclass(frozen=True)
-class PlannedOverlay:
-    """``source`` (absolute) is laid over ``destination`` (below the checkout)."""
-
-    source: str
-    destination: str
-
-
-@dataclass(frozen=True)
-class PlannedPatch:
-    commit: str
-    path: str
-
-
-@dataclass(frozen=True)
-class SrtSlurm:
-    """The srt-slurm tree of this run: a commit, what is laid over it, how it is made ready, and where."""
-
-    repository: str
-    ref: str
-    sha: str | None
-    overlays: tuple[PlannedOverlay, ...]
-    patches: tuple[PlannedPatch, ...]
-    setup: tuple[tuple[str, ...], ...]
-    setup_timeout: int
-    root: str
-    cache: str
-
-
-@dataclass(frozen=True)
-class PlannedRecipe:
-    """The recipe as it will be submitted; ``document`` is None until the checkout that holds it is there.
-
-    ``file`` is the file that it was read from, ``section`` the part of a file of several variants that it is.
-    """
-
-    path: str
-    selector: str | None
-    document: dict[str, Any] | None
-    origin: str
-    file: str | None = None
-    section: str | None = None
-
-
-@dataclass(frozen=True)
-class Submit:
-    """``argv`` as typed in the checkout's root, ``environment`` what is exported for the job beside the caller's."""
-
-    argv: tuple[str, ...]
-    environment: dict[str, str]
-
-
-@dataclass(frozen=True)
 class Expected:
     """The results that make this run good."""
 
@@ -148,10 +99,13 @@ class WorkspacePlan:
 class Plan:
     """Everything that one run will do.
 
-    ``run_key`` is its identity: the run's id and the job's ``--comment``. ``narrow`` says that its concurrencies were
-    chosen by hand out of those of the recipe.
+    ``kind`` names the kind of job that serves the lane, ``details`` is what that kind plans beside the rest, in JSON
+    values: they are keys of the plan like all others when it is written. ``run_key`` is the plan's identity: the run's
+    id and the job's ``--comment``. ``narrow`` says that its concurrencies were chosen by hand, out of those of the
+    recipe.
     """
 
+    kind: str
     runner: str
     runner_name: str
     job_name: str
@@ -162,19 +116,13 @@ class Plan:
     scheduler: SchedulerPlan
     workspace: WorkspacePlan
     images: tuple[PlannedImage, ...]
-    models: dict[str, str]
     model: PlannedModel
-    srt_slurm: SrtSlurm
-    srtslurm: dict[str, Any]
-    recipe: PlannedRecipe
-    submit: Submit
     results: Expected
+    details: dict[str, Any]
     rules: dict[str, str] = field(default_factory=dict)
     """Which rule of the runner file decided what, as ``file:line``."""
     findings: tuple[Finding, ...] = ()
     narrow: bool = False
-    power: bool = False
-    """The recipe asks for DCGM power telemetry; then the exporter's image and srt-slurm's commit are stamped."""
     schema: int = SCHEMA
 
     def with_squash(self, used: Mapping[str, str]) -> Plan:
@@ -183,25 +131,23 @@ class Plan:
         def changed(value: Any) -> Any:
             if isinstance(value, Mapping):
                 return {key: changed(v) for key, v in value.items()}
-            if isinstance(value, (list, tuple)):
-                return type(value)(changed(v) for v in value)
+            if isinstance(value, list):
+                return [changed(v) for v in value]
             return used.get(value, value) if isinstance(value, str) else value
 
-        return dataclasses.replace(
-            self,
-            images=tuple(dataclasses.replace(i, squash=used.get(i.squash, i.squash)) for i in self.images),
-            srtslurm=changed(self.srtslurm),
-            recipe=dataclasses.replace(self.recipe, document=changed(self.recipe.document)),
-            submit=dataclasses.replace(self.submit, environment=changed(self.submit.environment)),
-        )
+        images = tuple(dataclasses.replace(i, squash=used.get(i.squash, i.squash)) for i in self.images)
+        return dataclasses.replace(self, images=images, details=changed(self.details))
 
     @property
     def errors(self) -> tuple[Finding, ...]:
+        """The findings that keep the plan from being run, unless somebody accepts their rules."""
         return tuple(f for f in self.findings if f.severity == "error")
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan as JSON values."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        """The plan as JSON values, in one object: the keys of ``details`` stand beside the others."""
+        value: dict[str, Any] = json_values(dataclasses.replace(self, findings=(), details={}))
+        del value["details"]
+        return {**value, **self.details, "findings": [finding.as_dict() for finding in self.findings]}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Plan:
@@ -210,10 +156,13 @@ class Plan:
 
         if value.get("schema") != SCHEMA:
             raise ConfigError(f"plan schema {value.get('schema')!r} is not {SCHEMA}", hint="written by another version")
-        findings = tuple(Finding(f["rule"], f["severity"], f["message"], f["where"]) for f in value["findings"])
+        own = {f.name for f in dataclasses.fields(cls)}
+        given = {"kind": SRTCTL, **{key: v for key, v in value.items() if key in own}}
         try:
-            plan: Plan = msgspec.convert({**value, "findings": ()}, cls)
-        except msgspec.ValidationError as error:
+            findings = tuple(Finding(f["rule"], f["severity"], f["message"], f["where"]) for f in value["findings"])
+            details = {key: v for key, v in value.items() if key not in own}
+            plan: Plan = msgspec.convert({**given, "findings": (), "details": details}, cls)
+        except (msgspec.ValidationError, KeyError, TypeError) as error:
             raise ConfigError(f"not a plan: {error}") from None
         return dataclasses.replace(plan, findings=findings)
 
@@ -226,13 +175,12 @@ class Plan:
             raise ConfigError(f"no readable plan: {error}", where=str(path)) from None
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Finding):
-        return value.as_dict()
+def json_values(value: Any) -> Any:
+    """A value of dataclasses, mappings and sequences as what JSON holds; `msgspec.to_builtins` keeps tuples."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: json_values(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): json_values(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [json_values(v) for v in value]
     return value

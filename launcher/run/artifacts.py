@@ -17,6 +17,7 @@ from launcher.run.record import RunRecord
 from launcher.run.stages import Effects
 from launcher.slurm.client import JobKey, JobState
 from launcher.srtctl.config import FILE_NAME
+from launcher.srtctl.planned import SrtctlJob
 from launcher.srtctl.recipe import dump
 
 EVIDENCE_SECONDS = 10.0
@@ -65,11 +66,12 @@ class Papers:
 
     def _papers(self, plan: Plan) -> dict[str, Path | str]:
         """Recipe and srtslurm.yaml as submitted, before that as planned; and what the job was given."""
-        tree, kept = Path(plan.srt_slurm.root), self._record.get("job")
+        job = SrtctlJob.of(plan)
+        tree, kept = Path(job.srt_slurm.root), self._record.get("job")
         found: dict[str, Path | str] = {}
         for name, path, document in (
-            ("recipe.yaml", tree / plan.recipe.path, plan.recipe.document),
-            (FILE_NAME, tree / FILE_NAME, plan.srtslurm),
+            ("recipe.yaml", tree / job.recipe.path, job.recipe.document),
+            (FILE_NAME, tree / FILE_NAME, job.srtslurm),
         ):
             found[name] = path if path.is_file() or document is None else dump(document)
         return {**found, **({name: Path(kept["output"]) / name for name in OF_A_JOB} if kept else {})}

@@ -34,6 +34,7 @@ from launcher.run.stages import Effects
 from launcher.slurm.client import SAME_SECONDS, JobKey, JobState, SchedulerUnreachable
 from launcher.slurm.states import Phase
 from launcher.srtctl.checkout import Checkout
+from launcher.srtctl.planned import SrtctlJob
 from launcher.srtctl.submit import JobsExist, SubmissionUnknown, jobs_of
 
 RESULT_PATIENCE = 60.0
@@ -93,7 +94,7 @@ class Execution:
         if (job := self.job) is not None:
             return job
         self.record.update(state="preparing")
-        if self.plan.recipe.document is None:
+        if SrtctlJob.of(self.plan).recipe.document is None:
             # The recipe decides images and model: it is read before anything that takes long or is shared.
             checkout = self._workspace()
             self.plan = self._replan(self.plan, checkout.root)
@@ -178,7 +179,7 @@ class Execution:
 
     def _submitted(self, job: JobKey, output: Path | None, notes: Any) -> JobKey:
         """The job's id is on disk before anybody waits for it."""
-        root = Path(self.plan.srt_slurm.root)
+        root = Path(SrtctlJob.of(self.plan).srt_slurm.root)
         output = output or root / "outputs" / job.id
         self.record.update(
             state="submitted",
@@ -297,7 +298,7 @@ class Execution:
         """
         if self.record.get("results") != "workspace":
             return
-        for path in (self.plan.srt_slurm.root, self.plan.workspace.shared):
+        for path in (SrtctlJob.of(self.plan).srt_slurm.root, self.plan.workspace.shared):
             if path:
                 shutil.rmtree(path, ignore_errors=True)
                 if Path(path).exists():

@@ -26,6 +26,7 @@ from launcher.run.image_import import Importing, have_image
 from launcher.slurm.client import Scheduler
 from launcher.srtctl.checkout import Checkout, Checkouts, CommitPatch, Pin
 from launcher.srtctl.config import FILE_NAME, write_srtslurm
+from launcher.srtctl.planned import SrtctlJob
 from launcher.srtctl.recipe import dump
 from launcher.srtctl.sbatch_wrapper import asks_for_hold
 from launcher.srtctl.submit import Submission, Submitted, apply
@@ -142,7 +143,8 @@ def _stage(plan: Plan, path: Path, effects: Effects) -> dict[str, Any]:
 
 def workspace(plan: Plan, effects: Effects) -> tuple[Checkout, dict[str, Any]]:
     """The srt-slurm tree of this run, with its overlays; and the compute nodes' copy of the workspace."""
-    wanted = plan.srt_slurm
+    job = SrtctlJob.of(plan)
+    wanted = job.srt_slurm
     if plan.tools == "rehearsal":
         from launcher.rehearsal.checkout import ensure_repository
 
@@ -153,8 +155,8 @@ def workspace(plan: Plan, effects: Effects) -> tuple[Checkout, dict[str, Any]]:
         source = Path(overlay.source)
         if source.exists():
             overlays.append(Overlay(source, overlay.destination))
-        elif plan.recipe.document is not None:
-            effects.say(f"overlay {source} is not in the workspace; the recipe comes from {plan.recipe.origin}")
+        elif job.recipe.document is not None:
+            effects.say(f"overlay {source} is not in the workspace; the recipe comes from {job.recipe.origin}")
         else:
             raise ConfigError("the lane's overlay is not in the workspace", where=overlay.source)
     checkout = Checkouts(Path(wanted.cache), run=effects.run, environ=effects.environment, sleep=effects.sleep).prepare(
@@ -190,12 +192,13 @@ def _copy_workspace(source: Path, destination: Path, effects: Effects) -> None:
 
 def write_inputs(plan: Plan, checkout: Checkout) -> None:
     """Write the recipe and srtslurm.yaml into the tree. Raises ConfigError for keys that this srtctl does not know."""
-    if plan.recipe.document is None:
-        raise ConfigError(f"recipe {plan.recipe.path} was not found in srt-slurm {plan.srt_slurm.ref} either")
-    recipe = checkout.root / plan.recipe.path
+    job = SrtctlJob.of(plan)
+    if job.recipe.document is None:
+        raise ConfigError(f"recipe {job.recipe.path} was not found in srt-slurm {job.srt_slurm.ref} either")
+    recipe = checkout.root / job.recipe.path
     recipe.parent.mkdir(parents=True, exist_ok=True)
-    write_text(recipe, dump(plan.recipe.document))
-    write_srtslurm(checkout.root / FILE_NAME, plan.srtslurm, checkout.cluster_keys)
+    write_text(recipe, dump(job.recipe.document))
+    write_srtslurm(checkout.root / FILE_NAME, job.srtslurm, checkout.cluster_keys)
 
 
 def submit(
@@ -206,10 +209,11 @@ def submit(
 
     Not stoppable: a submission that is cut off leaves the question whether a job exists, and takes seconds at most.
     """
+    job = SrtctlJob.of(plan)
     submission = Submission(
-        argv=plan.submit.argv,
+        argv=job.submit.argv,
         root=checkout.root,
-        environment={**effects.environment, **plan.submit.environment},
+        environment={**effects.environment, **job.submit.environment},
         token=plan.run_key,
         options=checkout.options,
         earlier=earlier,
@@ -220,7 +224,8 @@ def submit(
 
 def holds(plan: Plan) -> bool:
     """Whether the job of this plan is submitted held, for the launcher to release."""
-    return plan.scheduler.kind == "slurm" and not asks_for_hold(plan.recipe.document, plan.srtslurm)
+    job = SrtctlJob.of(plan)
+    return plan.scheduler.kind == "slurm" and not asks_for_hold(job.recipe.document, job.srtslurm)
 
 
 def complete(plan: Plan, output: Path) -> None:
@@ -230,8 +235,9 @@ def complete(plan: Plan, output: Path) -> None:
     makes another file, which is not made up for.
     """
     (output / "logs").mkdir(parents=True, exist_ok=True)
-    config, recipe = output / "config.yaml", Path(plan.srt_slurm.root, plan.recipe.path)
-    if plan.recipe.selector is None and not config.exists() and recipe.is_file():
+    job = SrtctlJob.of(plan)
+    config, recipe = output / "config.yaml", Path(job.srt_slurm.root, job.recipe.path)
+    if job.recipe.selector is None and not config.exists() and recipe.is_file():
         write_text(config, recipe.read_text())
 
 
@@ -241,7 +247,7 @@ def stamp_power(plan: Plan, sha: str | None, directory: Path) -> None:
     InferenceX's names and formats. Nothing for a run without power telemetry. Raises ResultError.
     """
     exporter = next((image for image in plan.images if image.role == "telemetry"), None)
-    if not plan.power or exporter is None or sha is None:
+    if not SrtctlJob.of(plan).power or exporter is None or sha is None:
         return
     try:
         with Path(exporter.squash).open("rb") as file:

@@ -16,19 +16,17 @@ from launcher.core.errors import ConfigError
 from launcher.plan import derive
 from launcher.plan.derive import Context
 from launcher.plan.plan import (
+    SRTCTL,
     Expected,
     Plan,
-    PlannedPatch,
-    PlannedRecipe,
     SchedulerPlan,
-    SrtSlurm,
-    Submit,
     WorkspacePlan,
 )
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import LaneRule
 from launcher.srtctl.acceptance import acceptance_edits
 from launcher.srtctl.locate import FoundRecipe, RecipeFinder, variants_or_none
+from launcher.srtctl.planned import PlannedPatch, PlannedRecipe, SrtctlJob, SrtSlurm, Submit
 from launcher.srtctl.recipe import (
     Edit,
     RecipeFacts,
@@ -231,25 +229,8 @@ def resolve(
     )
     findings += derive.known([model_rule, lane, *([own_image] if own_image else []), *adjustments])
     findings += derive.replaced(benchmark, model_rule, model_path, own_image)
-    return Plan(
-        runner=runner.name,
-        runner_name=context.runner_name,
-        job_name=job_name,
-        run_key=context.run_key,
-        sku=runner.sku,
-        tools=runner.tools,
-        benchmark=benchmark,
-        scheduler=SchedulerPlan(
-            runner.scheduler.kind,
-            partition,
-            account,
-            runner.scheduler.backend,
-            str(own) if (own := seen and seen.time_limit) else srtslurm.get("default_time_limit"),
-        ),
-        workspace=WorkspacePlan(context.workspace, shared),
-        images=images,
+    job = SrtctlJob(
         models=dict.fromkeys(aliases, model_path),
-        model=derive.planned_model(file, model_path, benchmark, model_rule.rule, context),
         srt_slurm=SrtSlurm(
             repository=derive.fill(runner.repositories[lane.rule.repository], context),
             ref=lane.rule.ref,
@@ -271,6 +252,27 @@ def resolve(
             section=next(iter(recipe.section), variant and variant.selector) if recipe is not None else None,
         ),
         submit=Submit(tuple(argv), {**environment_of(benchmark), **exports}),
+        power=power,
+    )
+    return Plan(
+        kind=SRTCTL,
+        runner=runner.name,
+        runner_name=context.runner_name,
+        job_name=job_name,
+        run_key=context.run_key,
+        sku=runner.sku,
+        tools=runner.tools,
+        benchmark=benchmark,
+        scheduler=SchedulerPlan(
+            runner.scheduler.kind,
+            partition,
+            account,
+            runner.scheduler.backend,
+            str(own) if (own := seen and seen.time_limit) else srtslurm.get("default_time_limit"),
+        ),
+        workspace=WorkspacePlan(context.workspace, shared),
+        images=images,
+        model=derive.planned_model(file, model_path, benchmark, model_rule.rule, context),
         results=Expected(
             concurrencies=benchmark.concurrencies,
             filename=filename,
@@ -282,7 +284,7 @@ def resolve(
         rules={"model": model_rule.where, "lane": lane.where},
         findings=tuple(findings),
         narrow=context.narrow,
-        power=power,
+        details=job.as_details(),
     )
 
 

@@ -32,9 +32,11 @@ from launcher.run.record import RunRecord
 from launcher.run.stages import Effects
 from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.states import Phase
+from launcher.srtctl.planned import SrtctlJob
 from launcher.srtctl.submit import SubmissionUnknown
 from tests.benchmarks import a_recipe
 from tests.core.test_redact import TOKENS
+from tests.plans import with_job
 from tests.result.documents import fixed
 from tests.run.test_stages import plan_on
 
@@ -126,8 +128,8 @@ class Case:
 def case(tmp_path: Path) -> Case:
     (tmp_path / "workspace").mkdir()
     plan = plan_on("local", tmp_path / "workspace")
-    tree = dataclasses.replace(plan.srt_slurm, root=str(tmp_path / "tree"))
-    plan = dataclasses.replace(plan, srt_slurm=tree, recipe=dataclasses.replace(plan.recipe, document=a_recipe()))
+    tree = dataclasses.replace(SrtctlJob.of(plan).srt_slurm, root=str(tmp_path / "tree"))
+    plan = with_job(plan, srt_slurm=tree, recipe=dataclasses.replace(SrtctlJob.of(plan).recipe, document=a_recipe()))
     record = RunRecord.create(tmp_path / "runs", plan)
     record.update(results="workspace")
     scheduler: Any = Slurm()

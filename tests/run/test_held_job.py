@@ -18,8 +18,10 @@ from launcher.runner import Fleet
 from launcher.slurm.client import JobState, SchedulerUnreachable, unknown
 from launcher.slurm.states import Phase
 from launcher.srtctl.locate import RecipeFinder
+from launcher.srtctl.planned import SrtctlJob
 from launcher.srtctl.resolve import plan_benchmark
 from tests.benchmarks import a_benchmark
+from tests.plans import with_job
 
 HELD = JobState(Phase.ALIVE, "PENDING", reason="JobHeldUser")
 WAITING = JobState(Phase.ALIVE, "PENDING", reason="Priority")
@@ -31,10 +33,10 @@ BY_ADMIN = JobState(Phase.ALIVE, "PENDING", reason="JobHeldAdmin")
 def plan(tmp_path: Path) -> Plan:
     context = Context(workspace=str(tmp_path), runner_name="gb200-nv_0", run_key="r1", today="20260101")
     plan = plan_benchmark(a_benchmark(), Fleet([shipped("runners")]).get("gb200-nv"), RecipeFinder(), context)
-    root, recipe = tmp_path / "tree", replace(plan.recipe, path="recipes/one.yaml", selector=None)
+    root, recipe = tmp_path / "tree", replace(SrtctlJob.of(plan).recipe, path="recipes/one.yaml", selector=None)
     (root / "recipes").mkdir(parents=True)
     (root / "recipes/one.yaml").write_text("name: one\n")
-    return replace(plan, recipe=recipe, srt_slurm=replace(plan.srt_slurm, root=str(root)))
+    return with_job(plan, recipe=recipe, srt_slurm=replace(SrtctlJob.of(plan).srt_slurm, root=str(root)))
 
 
 @pytest.fixture
@@ -105,4 +107,4 @@ def test_which_plans_hold(plan: Plan) -> None:
     assert holds(plan)
     assert not holds(replace(plan, scheduler=replace(plan.scheduler, kind="local")))
     document = {"sbatch_directives": {"hold": ""}}
-    assert not holds(replace(plan, recipe=replace(plan.recipe, document=document)))
+    assert not holds(with_job(plan, recipe=replace(SrtctlJob.of(plan).recipe, document=document)))

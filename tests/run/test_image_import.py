@@ -19,9 +19,11 @@ from launcher.run.stages import rehearsal_tools
 from launcher.runner import Fleet
 from launcher.runner.schema import Images
 from launcher.srtctl.locate import RecipeFinder
+from launcher.srtctl.planned import SrtctlJob
 from launcher.srtctl.resolve import plan_benchmark
 from tests.benchmarks import a_benchmark
 from tests.image.support import Scripted
+from tests.plans import with_job
 from tests.run.test_stages import effects
 
 
@@ -108,15 +110,15 @@ def test_an_image_is_in_use_until_its_run_has_ended(tmp_path: Path) -> None:
 def test_a_refreshed_image_is_what_the_plan_says_everywhere(tmp_path: Path) -> None:
     plan = a_plan(tmp_path, "r1")
     old, new = plan.images[0].squash, "/squash/x@0123456789ab.sqsh"
-    plan = dataclasses.replace(
+    plan = with_job(
         plan,
         srtslurm={"containers": {"dynamo-vllm": old, "nginx-sqsh": "/n"}},
-        recipe=dataclasses.replace(plan.recipe, document={"model": {"container": old}, "list": [old, 1]}),
+        recipe=dataclasses.replace(SrtctlJob.of(plan).recipe, document={"model": {"container": old}, "list": [old, 1]}),
     )
     used = plan.with_squash({old: new})
     assert used.images[0].squash == new
-    assert used.srtslurm == {"containers": {"dynamo-vllm": new, "nginx-sqsh": "/n"}}
-    assert used.recipe.document == {"model": {"container": new}, "list": [new, 1]}
+    assert SrtctlJob.of(used).srtslurm == {"containers": {"dynamo-vllm": new, "nginx-sqsh": "/n"}}
+    assert SrtctlJob.of(used).recipe.document == {"model": {"container": new}, "list": [new, 1]}
     assert Plan.from_dict(used.as_dict()).as_dict() == used.as_dict()
 
 

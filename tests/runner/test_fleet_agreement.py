@@ -18,6 +18,7 @@ from launcher.benchmark.selection import Selection
 from launcher.plan.plan import Plan
 from launcher.project import Session
 from launcher.runner.file import RunnerFile
+from launcher.srtctl.planned import SrtctlJob
 from tests.shared import SHARED, needs_shared
 
 pytestmark = needs_shared
@@ -135,13 +136,15 @@ def table() -> list[Row]:
 def described(plan: Plan, file: RunnerFile) -> dict[str, str]:
     """A plan in the words of the table."""
     b = plan.benchmark
-    power = " POWER" if plan.power else ""
-    argv = list(plan.submit.argv)
+    power = " POWER" if SrtctlJob.of(plan).power else ""
+    argv = list(SrtctlJob.of(plan).submit.argv)
     kept = [a for a in argv[4:] if a == "--no-preflight"]
     if "--setup-script" in argv:
         kept += ["--setup-script", argv[argv.index("--setup-script") + 1]]
     overlays = [
-        (o.source.partition("srt-slurm-recipes/")[2], o.destination) for o in plan.srt_slurm.overlays if o.source
+        (o.source.partition("srt-slurm-recipes/")[2], o.destination)
+        for o in SrtctlJob.of(plan).srt_slurm.overlays
+        if o.source
     ]
     return {
         "launcher": next(short for short, name in LAUNCHERS.items() if name == plan.runner),
@@ -149,12 +152,12 @@ def described(plan: Plan, file: RunnerFile) -> dict[str, str]:
         "prefix": f"{b.model_prefix}/{b.precision}",
         "kind": ("agentic" if b.agentic else "fixed") + power,
         "path": plan.model.path,
-        "alias": file.model(b, power=plan.power).rule.alias,
-        "srt-slurm": re.sub(r"https://github.com/(.*)\.git", r"\1", plan.srt_slurm.repository)
-        + f" @ {plan.srt_slurm.ref}",
+        "alias": file.model(b, power=SrtctlJob.of(plan).power).rule.alias,
+        "srt-slurm": re.sub(r"https://github.com/(.*)\.git", r"\1", SrtctlJob.of(plan).srt_slurm.repository)
+        + f" @ {SrtctlJob.of(plan).srt_slurm.ref}",
         "overlay": "; ".join(f"{source}→{destination}" for source, destination in overlays) or "—",
         "flags": " ".join(kept) or "—",
-        "time": str(plan.srtslurm["default_time_limit"]),
+        "time": str(SrtctlJob.of(plan).srtslurm["default_time_limit"]),
     }
 
 

@@ -13,6 +13,7 @@ from launcher.plan.plan import Plan
 from launcher.run.stages import stamp_power
 from launcher.runner.file import applies
 from launcher.runner.schema import When
+from launcher.srtctl.planned import SrtctlJob
 from tests.benchmarks import IMAGE, a_benchmark, a_recipe
 from tests.srtctl.test_resolve import RUNNER, Bench
 
@@ -73,7 +74,9 @@ def test_an_image_that_lies_elsewhere_and_is_named_otherwise(edited: Edited) -> 
     plan = bench.plan()
     assert [i.squash for i in plan.images] == ["/m/vllm+vllm-openai+tag.sqsh", "/squash/nginx_1.27.4.sqsh"]
     assert [i.lock for i in plan.images] == ["/m/.locks/vllm+vllm-openai+tag.lock", "/squash/.locks/nginx_1.27.4.lock"]
-    assert plan.srtslurm["containers"] == {i: p.squash for i, p in zip((IMAGE, "nginx-sqsh"), plan.images, strict=True)}
+    assert SrtctlJob.of(plan).srtslurm["containers"] == {
+        i: p.squash for i, p in zip((IMAGE, "nginx-sqsh"), plan.images, strict=True)
+    }
     assert "image-replaced" not in {f.rule for f in plan.findings}
 
 
@@ -82,7 +85,7 @@ def test_an_image_that_takes_the_place_of_the_rows_is_an_error(edited: Edited, i
     bench = edited(IMAGES, f'{IMAGES} rules: [{{image: "{image}"}}],')
     plan = bench.plan()
     assert plan.images[0].reference == image
-    assert plan.srtslurm["containers"] == {IMAGE: plan.images[0].squash}
+    assert SrtctlJob.of(plan).srtslurm["containers"] == {IMAGE: plan.images[0].squash}
     assert ("image-replaced" in {f.rule for f in plan.findings}) is another
     if another:
         severity, message, where = finding(plan, "image-replaced")
@@ -103,7 +106,7 @@ def test_the_hub_is_taken_when_no_candidate_is_there(edited: Edited) -> None:
     bench = edited(PATHS, f'{PATHS}\n    otherwise: "hf:org/name"')
     plan = bench.plan()
     assert (plan.model.path, plan.model.storage) == ("hf:org/name", "hub")
-    assert plan.models == {"minimax-m3-mxfp8": "hf:org/name"}
+    assert SrtctlJob.of(plan).models == {"minimax-m3-mxfp8": "hf:org/name"}
     severity, message, where = finding(plan, "model-otherwise")
     assert severity == "warning" and "hf:org/name" in message
     assert where == line_of(bench, "- when: {prefix: minimaxm3}")
@@ -126,7 +129,7 @@ def test_only_those_that_need_it_get_a_copy_of_the_workspace(edited: Edited) -> 
     assert bench.plan().workspace.shared == "/lustre/runs/infmax-workspace-77-1-abc"
     plan = bench.plan(framework="dynamo-sglang")
     assert plan.workspace.shared is None
-    assert plan.submit.environment["INFMAX_WORKSPACE"] == str(bench.root)
+    assert SrtctlJob.of(plan).submit.environment["INFMAX_WORKSPACE"] == str(bench.root)
 
 
 def test_a_lane_may_follow_a_branch_and_lay_one_file_over(edited: Edited) -> None:
@@ -135,8 +138,10 @@ def test_a_lane_may_follow_a_branch_and_lay_one_file_over(edited: Edited) -> Non
     )
     bench.runner = bench.runner.replace(f'    sha: "{"2" * 40}"\n', "")
     plan = bench.plan()
-    assert plan.srt_slurm.sha is None and plan.srt_slurm.ref == "v1"
-    overlays = [(o.source.partition("srt-slurm-recipes/")[2], o.destination) for o in plan.srt_slurm.overlays]
+    assert SrtctlJob.of(plan).srt_slurm.sha is None and SrtctlJob.of(plan).srt_slurm.ref == "v1"
+    overlays = [
+        (o.source.partition("srt-slurm-recipes/")[2], o.destination) for o in SrtctlJob.of(plan).srt_slurm.overlays
+    ]
     assert overlays == [("vllm/x/one.yaml", "recipes/vllm/x/one.yaml"), ("a", "b/c")]
 
 
@@ -146,15 +151,15 @@ def test_adjustments_name_tags_and_the_later_one_wins(edited: Edited) -> None:
         '    tags: "{sku},agentic"\n    preflight: true\n    srtslurm: {a: 1, b: 2}\n'
         "  - {when: {scenario: agentic-coding}, srtslurm: {b: 3}}\n",
     )
-    argv = bench.plan(scenario=AGENTIC, isl=None, osl=None).submit.argv
+    argv = SrtctlJob.of(bench.plan(scenario=AGENTIC, isl=None, osl=None)).submit.argv
     assert argv[argv.index("--tags") + 1] == "tiny,agentic"
-    assert "--no-preflight" not in argv and "--no-preflight" in bench.plan().submit.argv
+    assert "--no-preflight" not in argv and "--no-preflight" in SrtctlJob.of(bench.plan()).submit.argv
     plan = bench.plan(scenario=AGENTIC, isl=None, osl=None)
-    assert (plan.srtslurm["a"], plan.srtslurm["b"]) == (1, 3)
+    assert (SrtctlJob.of(plan).srtslurm["a"], SrtctlJob.of(plan).srtslurm["b"]) == (1, 3)
 
 
 def test_an_agentic_job_without_lengths_is_tagged_with_a_bare_x(edited: Edited) -> None:
-    argv = edited(PATHS, PATHS).plan(scenario=AGENTIC, isl=None, osl=None).submit.argv
+    argv = SrtctlJob.of(edited(PATHS, PATHS).plan(scenario=AGENTIC, isl=None, osl=None)).submit.argv
     assert argv[argv.index("--tags") + 1] == "tiny,minimaxm3,fp8,x,infmax-20260102"
 
 
@@ -168,10 +173,10 @@ def test_power_telemetry_brings_its_exporter_and_its_stamps(edited: Edited, tmp_
     }
     bench.write("r.yaml", {**a_recipe(), "telemetry": telemetry})
     plan = bench.plan()
-    assert plan.power and plan.srt_slurm.ref == "powered"
+    assert SrtctlJob.of(plan).power and SrtctlJob.of(plan).srt_slurm.ref == "powered"
     exporter = plan.images[1]
     assert (exporter.role, exporter.uri) == ("telemetry", "docker://nvcr.io#nvidia/k8s/dcgm-exporter:4")
-    assert plan.srtslurm["containers"]["dcgm-exporter"] == exporter.squash
+    assert SrtctlJob.of(plan).srtslurm["containers"]["dcgm-exporter"] == exporter.squash
 
     Path(exporter.squash).write_bytes(b"squash")
     stamp_power(plan, "c" * 40, tmp_path)
@@ -184,4 +189,4 @@ def test_a_run_without_power_telemetry_leaves_no_stamps(edited: Edited, tmp_path
     plan = edited(PATHS, PATHS).plan()
     before = sorted(tmp_path.iterdir())
     stamp_power(plan, "c" * 40, tmp_path)
-    assert not plan.power and sorted(tmp_path.iterdir()) == before
+    assert not SrtctlJob.of(plan).power and sorted(tmp_path.iterdir()) == before

@@ -16,6 +16,7 @@ from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
 from launcher.runner import RunnerFile
 from launcher.srtctl.locate import RecipeFinder
+from launcher.srtctl.planned import SrtctlJob
 from launcher.srtctl.recipe import dump
 from launcher.srtctl.resolve import plan_benchmark, run_key
 from tests.benchmarks import IMAGE, a_benchmark, a_recipe
@@ -141,9 +142,9 @@ def test_the_host_overrides_what_the_runner_file_lets_it(bench: Bench) -> None:
     bench.context["host"] = {"MODEL_PATH": "/lustre/mine", "SLURM_PARTITION": "other", "EXCLUDED": ""}
     plan = bench.plan()
     assert plan.model.path == "/lustre/mine"
-    assert plan.srtslurm["default_partition"] == "other"
-    assert plan.recipe.document is not None
-    assert "exclude" not in plan.recipe.document["sbatch_directives"]
+    assert SrtctlJob.of(plan).srtslurm["default_partition"] == "other"
+    assert SrtctlJob.of(plan).recipe.document is not None
+    assert "exclude" not in SrtctlJob.of(plan).recipe.document["sbatch_directives"]
     bench.context["host"] = {}
     assert bench.plan(settings={"CONFIG_FILE": "recipes/r.yaml", "SLURM_PARTITION": "row"}).scheduler.partition == "row"
 
@@ -161,38 +162,40 @@ def test_a_workspace_that_nodes_see_is_not_copied(bench: Bench) -> None:
 def test_chosen_concurrencies_narrow_the_recipe(bench: Bench) -> None:
     bench.context["narrow"] = True
     plan = bench.plan(concurrencies=(16,))
-    assert plan.recipe.document is not None
-    assert plan.recipe.document["benchmark"]["concurrencies"] == "16"
+    assert SrtctlJob.of(plan).recipe.document is not None
+    assert SrtctlJob.of(plan).recipe.document["benchmark"]["concurrencies"] == "16"
     assert "concurrency-extra" not in {f.rule for f in plan.findings}
 
 
 def test_a_recipe_of_variants_is_submitted_whole_with_its_selector(bench: Bench) -> None:
     bench.write("family.yaml", {"base": a_recipe(), "override_a": {"name": "a"}, "override_b": {"name": "b"}})
     plan = bench.plan(settings={"CONFIG_FILE": "recipes/family.yaml:override_a"})
-    assert plan.submit.argv[3] == "recipes/family.yaml:override_a"
-    assert plan.recipe.document is not None
-    assert plan.recipe.document["base"]["sbatch_directives"]["comment"] == "77-1-abc"
+    assert SrtctlJob.of(plan).submit.argv[3] == "recipes/family.yaml:override_a"
+    assert SrtctlJob.of(plan).recipe.document is not None
+    assert SrtctlJob.of(plan).recipe.document["base"]["sbatch_directives"]["comment"] == "77-1-abc"
 
 
 def test_a_member_of_a_family_answers_for_its_old_file_name(bench: Bench) -> None:
     bench.write("family.yaml", {"base": a_recipe(), "override_a": {"benchmark": {"osl": 512}}})
     plan = bench.plan(settings={"CONFIG_FILE": "recipes/family/a.yaml"})
-    assert plan.submit.argv[3] == "recipes/family/a.yaml"
-    assert plan.recipe.document is not None and plan.recipe.document["benchmark"]["osl"] == 512
+    assert SrtctlJob.of(plan).submit.argv[3] == "recipes/family/a.yaml"
+    assert (
+        SrtctlJob.of(plan).recipe.document is not None and SrtctlJob.of(plan).recipe.document["benchmark"]["osl"] == 512
+    )
     finding = next(f for f in plan.findings if f.rule == "sequence-length")
     assert finding.where.startswith(f"{bench.recipes}/family.yaml:")
 
 
 def test_what_a_recipe_asks_for_can_decide_the_lane(bench: Bench) -> None:
     bench.write("r.yaml", {**a_recipe(), "telemetry": {"provider": "dcgm-power", "enabled": True}})
-    assert bench.plan().srt_slurm.ref == "powered"
+    assert SrtctlJob.of(bench.plan()).srt_slurm.ref == "powered"
 
 
 def test_a_recipe_that_is_not_at_hand_is_said_and_the_lanes_own_alias_carried(bench: Bench) -> None:
     plan = bench.plan(settings={"CONFIG_FILE": "recipes/upstream.yaml"})
-    assert plan.recipe.document is None
-    assert plan.models == {"minimax-m3-mxfp8": "/lustre/A"}
-    assert plan.srtslurm["containers"] == {IMAGE: "/squash/vllm_vllm-openai_tag.sqsh"}
+    assert SrtctlJob.of(plan).recipe.document is None
+    assert SrtctlJob.of(plan).models == {"minimax-m3-mxfp8": "/lustre/A"}
+    assert SrtctlJob.of(plan).srtslurm["containers"] == {IMAGE: "/squash/vllm_vllm-openai_tag.sqsh"}
     assert "recipe-unread" in {f.rule for f in plan.findings} and not plan.errors
 
 
@@ -223,7 +226,7 @@ def test_the_copy_of_a_recipe_that_runs_the_rows_image_is_meant(bench: Bench) ->
     finder = RecipeFinder(bench.root / "ws", [bench.recipes])
     context = Context(workspace=str(bench.root), runner_name="t_1", run_key="k", today="20260102")
     plan = plan_benchmark(a_benchmark(), RunnerFile(Document("tiny.yaml", RUNNER)), finder, context)
-    assert plan.recipe.origin == "this repository"
+    assert SrtctlJob.of(plan).recipe.origin == "this repository"
     assert "recipe-elsewhere" in {f.rule for f in plan.findings} and not plan.errors
 
 
@@ -292,7 +295,7 @@ def test_the_users_second_document(bench: Bench) -> None:
     plan = bench.plan(model="nvidia/MiniMax-M3-NVFP4")
     found = next(f for f in plan.findings if f.rule == "alias-unregistered")
     assert "'nvidia/MiniMax-M3-NVFP4' is not registered: runner tiny registers minimax-m3-nvfp4" in found.message
-    assert plan.srtslurm["model_paths"] == {}
+    assert SrtctlJob.of(plan).srtslurm["model_paths"] == {}
 
 
 def test_aliases_and_helpers_that_are_known_are_no_finding(bench: Bench) -> None:
@@ -303,7 +306,7 @@ def test_aliases_and_helpers_that_are_known_are_no_finding(bench: Bench) -> None
     plan = bench.plan()
     assert {f.rule for f in plan.findings} <= {"setup-script", "alias-by-accident"}
     assert [i.reference for i in plan.images] == [IMAGE, "nginx:1.27.4"]
-    assert set(plan.srtslurm["containers"]) == {"dynamo-vllm", "nginx-sqsh"}
+    assert set(SrtctlJob.of(plan).srtslurm["containers"]) == {"dynamo-vllm", "nginx-sqsh"}
 
 
 @pytest.mark.parametrize(
