@@ -6,7 +6,6 @@ what takes more than one variable or key: roles, evaluations and additional sett
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -97,7 +96,7 @@ def component(variable: str, text: str) -> Component:
     return Component(**data)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Field:
     """One attribute of a `Benchmark` (or of another dataclass), and where it stands outside."""
 
@@ -179,26 +178,34 @@ def read_variables(environ: Mapping[str, str], fields: Iterable[Field]) -> dict[
 
 def write_variables(holder: Benchmark | Role, fields: Iterable[Field]) -> dict[str, str]:
     """Variable → text of all ``fields``."""
-    values = ((f, getattr(holder, f.attribute)) for f in fields)
-    return {f.variable: f.unset if value is None else exported(value) for f, value in values}
+    texts = {}
+    for field in fields:
+        value = getattr(holder, field.attribute)
+        texts[field.variable] = field.unset if value is None else exported(value)
+    return texts
 
 
 def exported(value: bool | int | str | tuple[int, ...] | Component) -> str:
     """A value as the workflow exports it."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     if isinstance(value, Component):
-        # GitHub's toJson writes over several lines.
-        return json.dumps({k: v for k, v in dataclasses.asdict(value).items() if v is not None}, indent=2)
+        parts = {"name": value.name} if value.version is None else {"name": value.name, "version": value.version}
+        return json.dumps(parts, indent=2)  # over several lines, as GitHub's toJson writes it
     return str(value)
 
 
 def read_entry(data: Mapping[str, Any], fields: Iterable[Field]) -> dict[str, Any]:
     """Attribute → value of the keys that a matrix entry has."""
-    values = {f.attribute: data[f.key] for f in fields if f.key and data.get(f.key) is not None}
-    return {name: Component(**value) if isinstance(value, dict) else value for name, value in values.items()}
+    values = {}
+    for field in fields:
+        if field.key is not None and (value := data.get(field.key)) is not None:
+            values[field.attribute] = Component(**value) if isinstance(value, dict) else value
+    return values
 
 
 SETTING_KEYS = frozenset(

@@ -78,10 +78,10 @@ class SelectedRow:
 def selected_rows(config: Config, selection: Selection) -> list[SelectedRow]:
     """The rows of a configuration that the selection wants something of."""
     found = []
-    filters = selection.filters
+    filters = {name: asked for name, asked in selection.filters.items() if asked}
     for path, scenario, row in config.rows():
         values = row_values(config, scenario, row)
-        if all(not asked or not values[name].isdisjoint(asked) for name, asked in filters.items()):
+        if not any(values[name].isdisjoint(asked) for name, asked in filters.items()):
             wanted = [c for c in row.concurrencies if not selection.concurrencies or c in selection.concurrencies]
             found.append(SelectedRow(path, scenario, row, wanted))
     return found
