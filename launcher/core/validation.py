@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -17,6 +17,20 @@ _UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]+)`")
 _MISSING = re.compile(r"missing required field `(?P<key>[^`]+)`")
 _ENUM = re.compile(r"Invalid enum value '(?P<word>.*)'")
 _NO_DAY, _DAY = "Invalid RFC3339 encoded date", "a date as 2026-01-31"
+
+
+T = TypeVar("T")
+
+
+def convert(document: Document, kind: type[T], *, under: Sequence[Key] = ()) -> T:
+    """What ``document`` has below the keys ``under``, as a ``kind``. Raises ConfigError as `schema_error` makes it."""
+    value: Any = document.mapping()
+    for key in under:
+        value = value[key]
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise schema_error(document, error, kind, under=under) from None
 
 
 def schema_error(

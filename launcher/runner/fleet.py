@@ -1,4 +1,4 @@
-"""All runner files that can be found, and which of them is meant by a name, a RUNNER_NAME or a matrix label."""
+"""The runner files of all directories, and which of them a name, a RUNNER_NAME or a matrix label means."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Fleet:
         return [self.get(name) for name in self.paths]
 
     def readable(self, broken: list[ConfigError] | None = None) -> list[RunnerFile]:
-        """The files that can be read; what is wrong with the others is added to ``broken``."""
+        """The runner files that can be read. The errors of the others are added to ``broken``."""
         found = []
         for name in self.paths:
             try:
@@ -61,7 +61,10 @@ class Fleet:
         return found
 
     def for_runner_name(self, runner_name: str) -> RunnerFile:
-        """The cluster of a physical runner (``b300-nv_07``): its name up to the first underscore."""
+        """The cluster of a physical runner (``b300-nv_07``), which its name up to the first underscore tells.
+
+        Raises ConfigError when no runner file has that prefix.
+        """
         prefix = runner_name.partition("_")[0]
         for file in self.all():
             if prefix in file.runner.runners:
