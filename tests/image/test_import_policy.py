@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,8 @@ from launcher.plan.derive import Context, planned_image
 from launcher.rehearsal.tools import REGISTRIES
 from launcher.rehearsal.tools import environment as environment_of_stand_ins
 from launcher.runner.schema import Images
-from tests.image.support import Scripted
+from tests.image.support import Scripted, until
+from tests.run.driving import Desk
 
 LOCAL = ImportPolicy("local", None, None, "job", "r1", REGISTRIES)
 SLURM = ImportPolicy("slurm", "batch", "me", "job", "r1", REGISTRIES)
@@ -128,3 +130,18 @@ def test_an_error_names_the_line_of_the_image(tmp_path: Path) -> None:
     assert refused(f"{runner} (images.helpers)") == f"{runner}:6"
     for where in (f"{matrix}:7", f"{tmp_path}/gone.yaml (key-1)", f"{matrix} (no-such)", "environment (IMAGE)"):
         assert refused(where) == where
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_import_by_hand_that_is_stopped_ends_its_enroot_and_leaves_nothing(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    desk = Desk(tmp_path)
+    squash = desk.state / "squash"
+    with desk.start("image", "import", "a/b:1", "--runner", "local", LAUNCHER_REHEARSAL_ENROOT="slow=60") as process:
+        until(lambda: next(squash.glob(".*.owner"), None) and next(squash.glob(".*.part"), None), 30)
+        process.send_signal(how)
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + how, out
+    assert [path.name for path in squash.iterdir() if path.name.startswith(".")] == []
+    assert list(squash.glob("*.sqsh")) == []
