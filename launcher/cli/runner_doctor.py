@@ -99,8 +99,8 @@ def _partition(cluster: Cluster, asked: str | None) -> str:
         return found.name
     if asked is None:
         raise ConfigError("Slurm has no default partition", where="--partition", hint=f"one of {', '.join(names)}")
-    known = suggest(asked, names, f"there are {', '.join(names)}")
-    raise ConfigError(f"Slurm shows no partition {asked!r}", where="--partition", hint=known)
+    hint = suggest(asked, names, f"there are {', '.join(names)}")
+    raise ConfigError(f"Slurm shows no partition {asked!r}", where="--partition", hint=hint)
 
 
 def _account(cluster: Cluster) -> str | None:
