@@ -93,7 +93,7 @@ def _accepts(entry: Accepted, one: Finding, file: str) -> bool:
     )
 
 
-def written(found: Sequence[Finding], roots: Roots, today: date) -> str:
+def baseline_text(found: Sequence[Finding], roots: Roots, today: date) -> str:
     """The text of a baseline file that accepts errors and warnings as they are, by rule and file."""
     pairs = sorted({(one.rule, roots.short(one.file)) for one in found if one.severity != "note"})
     entries: list[dict[str, Any]] = [

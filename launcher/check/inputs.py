@@ -14,7 +14,7 @@ from typing import Protocol
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.matrix import Matrix
 from launcher.benchmark.selection import Selection
-from launcher.check.schema_validation import Verdicts
+from launcher.check.schema_validation import RecipeValidator
 from launcher.check.srtctl_schema import Schema
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Document, Place
@@ -60,7 +60,7 @@ HasCommit = Callable[[str, str], bool | None]
 
 
 @dataclass(frozen=True)
-class Everything:
+class CheckInput:
     """All that one `launcher check` looks at.
 
     ``evaluations`` are the rows that an evaluation runs for; they have no plan. ``outside`` are the rows' places of
@@ -76,7 +76,7 @@ class Everything:
     outside: Mapping[str, Sequence[Place | str]] = field(default_factory=dict)
     single_node: Sequence[Place | str] = ()
     runners: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    verdicts: Verdicts = field(default_factory=Verdicts)
+    validator: RecipeValidator = field(default_factory=RecipeValidator)
     today: date = date.min
     has_commit: HasCommit = lambda url, sha: None
     overlays: Path | None = None
@@ -95,7 +95,7 @@ class Project(Protocol):
     def finder(self) -> RecipeFinder: ...
 
     @property
-    def verdicts(self) -> Verdicts: ...
+    def validator(self) -> RecipeValidator: ...
 
     def matrix(self, files: Sequence[str] = ()) -> Matrix: ...
 
@@ -109,7 +109,7 @@ Chosen = tuple[Benchmark, Place | str]
 """A benchmark and the place of its row."""
 
 
-def everything(of: Project, today: date, has_commit: HasCommit, matrix_files: Sequence[str] = ()) -> Everything:
+def everything(of: Project, today: date, has_commit: HasCommit, matrix_files: Sequence[str] = ()) -> CheckInput:
     """All multi-node rows, recipe files at hand and runner files. Raises ConfigError for a matrix that is wrong."""
     matrix = of.matrix(matrix_files)
     chosen = [(e.benchmark, e.place) for e in matrix.entries(Selection(nodes="multi", evals="none"))]
@@ -121,7 +121,7 @@ def everything(of: Project, today: date, has_commit: HasCommit, matrix_files: Se
     broken: list[ConfigError] = []
     files = of.fleet.readable(broken)
     rows = list(_rows(of, inside, files))
-    return Everything(
+    return CheckInput(
         rows=rows,
         evaluations=_evaluations(matrix),
         files=files,
@@ -130,7 +130,7 @@ def everything(of: Project, today: date, has_commit: HasCommit, matrix_files: Se
         outside=outside,
         single_node=_single_node(matrix),
         runners=matrix.labels.labels if matrix.labels is not None else {},
-        verdicts=of.verdicts,
+        validator=of.validator,
         today=today,
         has_commit=has_commit,
         overlays=of.finder.overlays,
@@ -152,7 +152,7 @@ def selected(
     today: date,
     has_commit: HasCommit,
     narrow: bool = False,
-) -> Everything:
+) -> CheckInput:
     """The rows that were selected, and the runner files that serve them; on ``runner`` when it is given.
 
     ``narrow`` says that concurrencies were chosen by hand, so that recipes are to run just those.
@@ -160,10 +160,10 @@ def selected(
     files = [of.fleet.get(runner)] if runner is not None else of.fleet.readable()
     rows = list(_rows(of, chosen, files, runner, narrow))
     serving = {id(row.file): row.file for row in rows if row.file is not None}
-    return Everything(
+    return CheckInput(
         rows=rows,
         files=files if runner is not None else list(serving.values()),
-        verdicts=of.verdicts,
+        validator=of.validator,
         today=today,
         has_commit=has_commit,
         overlays=of.finder.overlays,
@@ -219,7 +219,7 @@ def _recipes(of: Project, rows: Sequence[Row]) -> Iterator[RecipeFile]:
         if row.job is not None and row.job.recipe.file is not None:
             used[row.job.recipe.file].add(row.job.recipe.section)
     for path, ref in of.finder.files():
-        schema = of.verdicts.schemas.get(ref, ref) if ref is not None else None
+        schema = of.validator.schemas.get(ref, ref) if ref is not None else None
         run = frozenset(used.get(str(path), ()))
         try:
             yield RecipeFile(path, of.finder.read(path), schema=schema, used=run)
