@@ -18,7 +18,7 @@ from launcher.check.schema_validation import RecipeValidator
 from launcher.check.srtctl_schema import Schema
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Document, Place
-from launcher.plan.plan import Plan
+from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.file import RunnerFile
 from launcher.runner.fleet import Fleet
 from launcher.srtctl.locate import RecipeFinder
@@ -37,8 +37,8 @@ class Row:
 
     @cached_property
     def job(self) -> SrtctlJob | None:
-        """What only srtctl's jobs plan; None for a row without a plan."""
-        return SrtctlJob.of(self.plan) if self.plan is not None else None
+        """What only srtctl's jobs plan; None for a row without a plan, and for another kind of job."""
+        return SrtctlJob.of(self.plan) if self.plan is not None and self.plan.kind == SRTCTL else None
 
 
 @dataclass(frozen=True)

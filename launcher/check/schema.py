@@ -47,15 +47,14 @@ def _refused(rule: str) -> Callable[[VersionCheck], Iterator[Found]]:
     return look
 
 
-unknown_field = Rule(
-    "unknown-field", "error", "the recipe has a key that its srt-slurm does not know", _refused("unknown-field")
-)
-wrong_type = Rule("wrong-type", "error", "a value of the recipe is of the wrong kind", _refused("wrong-type"))
-missing_field = Rule(
-    "missing-field", "error", "the recipe lacks a key that its srt-slurm requires", _refused("missing-field")
-)
-value_refused = Rule(
-    "value-refused", "error", "its srt-slurm does not accept a value of the recipe", _refused("value-refused")
+REFUSALS: Sequence[Rule[VersionCheck]] = tuple(
+    Rule(id, "error", title, _refused(id))
+    for id, title in (
+        ("unknown-field", "the recipe has a key that its srt-slurm does not know"),
+        ("wrong-type", "a value of the recipe is of the wrong kind"),
+        ("missing-field", "the recipe lacks a key that its srt-slurm requires"),
+        ("value-refused", "its srt-slurm does not accept a value of the recipe"),
+    )
 )
 
 
@@ -83,11 +82,4 @@ def preflight_blind(check: VersionCheck) -> Iterator[Found]:
         yield message, check.plan.rules.lane.place
 
 
-RULES: Sequence[Rule[VersionCheck]] = (
-    unknown_field,
-    wrong_type,
-    missing_field,
-    value_refused,
-    option_unknown,
-    preflight_blind,
-)
+RULES: Sequence[Rule[VersionCheck]] = (*REFUSALS, option_unknown, preflight_blind)
