@@ -23,7 +23,7 @@ from launcher.check.schema_validation import RecipeValidator
 from launcher.check.srtctl_schema import Schemas
 from launcher.core.errors import ConfigError
 from launcher.core.shipped import shipped
-from launcher.core.yaml_source import nearest
+from launcher.core.suggest import closest
 from launcher.plan.derive import Context, run_key
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.run.kind import JobKind
@@ -115,7 +115,7 @@ class Session:
         try:
             return KINDS[name](self)
         except KeyError:
-            near = nearest(name, KINDS)
+            near = closest(name, KINDS)
             hint = f"did you mean {near}?" if near else f"there are: {', '.join(KINDS)}"
             raise ConfigError(f"no kind of job is called {name}", hint=hint) from None
 

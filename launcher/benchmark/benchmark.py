@@ -1,16 +1,20 @@
 """What to measure: one entry of a matrix, whichever way it came in.
 
-A `Benchmark` is the same value whether it was read from a GitHub job's environment, from a matrix file, or from flags;
-everything behind it (`plan`, `check`, `execute`) knows no other form.
+A `Benchmark` is the same value whether it was read from a GitHub job's environment, from a matrix file, or from flags.
+Planning, checking and running know no other form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 FIXED = "fixed-seq-len"
 AGENTIC = "agentic-coding"
+
+SpecDecoding = Literal["none", "mtp", "draft_model"]
+KvOffloading = Literal["none", "dram"]
 
 
 def max_model_len(isl: int, osl: int) -> int:
@@ -127,6 +131,6 @@ class Benchmark:
 
     @property
     def title(self) -> str:
-        """One line that tells this benchmark from its siblings."""
+        """One line that distinguishes this benchmark from its siblings."""
         lengths = self.scenario if self.isl is None else f"{self.isl}/{self.osl}"
         return f"{self.model_prefix} {self.precision} {self.framework} {lengths} {self.topology}"

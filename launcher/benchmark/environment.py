@@ -13,10 +13,10 @@ from pathlib import Path
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark, Component, Role
 from launcher.benchmark.fields import (
-    DECODE,
+    DECODE_FIELDS,
     FIELDS,
     FILE_NAME,
-    PREFILL,
+    PREFILL_FIELDS,
     SETTING_KEYS,
     WHERE,
     Field,
@@ -44,7 +44,7 @@ OPTIONS: Mapping[str, str] = {
 
 _RUNNER_NAME = matching(r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '.', '_' and '-'")
 _NUMBER = r"[A-Za-z0-9._-]+"
-_JOB = (
+_JOB_FIELDS = (
     Field("runner_name", "RUNNER_NAME", None, _RUNNER_NAME, required=True),
     Field("run_id", "GITHUB_RUN_ID", None, matching(_NUMBER, "a run's number")),
     Field("attempt", "GITHUB_RUN_ATTEMPT", None, matching(_NUMBER, "an attempt's number")),
@@ -59,7 +59,7 @@ class GithubJob:
     """The job that this process runs in, or what stands for one when started by hand.
 
     ``run_id`` is ``manual`` and ``attempt`` ``0`` outside GitHub; both are safe in file names. ``workspace`` is the
-    checkout, ``user`` the account on the login node; None where the environment does not tell.
+    checkout, ``user`` the account on the login node; each is None where the environment does not have it.
     """
 
     runner_name: str
@@ -77,9 +77,9 @@ class GithubJob:
 
 def github_job(environ: Mapping[str, str]) -> GithubJob:
     """The job of an environment. Raises ConfigError when RUNNER_NAME is missing, or a name is not fit for a path."""
-    require(environ, _JOB)
+    require(environ, _JOB_FIELDS)
     workspace = environ.get("GITHUB_WORKSPACE")
-    return GithubJob(workspace=Path(workspace) if workspace else None, **read_variables(environ, _JOB))
+    return GithubJob(workspace=Path(workspace) if workspace else None, **read_variables(environ, _JOB_FIELDS))
 
 
 def benchmark_from_environment(environ: Mapping[str, str]) -> Benchmark:
@@ -93,7 +93,7 @@ def benchmark_from_environment(environ: Mapping[str, str]) -> Benchmark:
         raise unexpected_value("IS_MULTINODE", multinode, "'true': single-node jobs have other variables")
     scenario = read_variables(environ, [f for f in FIELDS if f.attribute == "scenario"]).get("scenario", FIXED)
     fields = [f for f in FIELDS if f.scenario in (None, scenario)]
-    require(environ, [*fields, *PREFILL, *DECODE])
+    require(environ, [*fields, *PREFILL_FIELDS, *DECODE_FIELDS])
     values = read_variables(environ, fields)
     if scenario == AGENTIC:
         values.setdefault("kv_offloading", "none")
@@ -102,8 +102,8 @@ def benchmark_from_environment(environ: Mapping[str, str]) -> Benchmark:
         values.setdefault("kv_offload_backend", Component(name))
     return Benchmark(
         **values,
-        prefill=Role(**read_variables(environ, PREFILL)),
-        decode=Role(**read_variables(environ, DECODE)),
+        prefill=Role(**read_variables(environ, PREFILL_FIELDS)),
+        decode=Role(**read_variables(environ, DECODE_FIELDS)),
         settings=dict(
             parse_setting(f"{key}={environ[key]}", WHERE) for key in sorted(SETTING_KEYS) if environ.get(key)
         ),
@@ -121,8 +121,8 @@ def environment_of(benchmark: Benchmark) -> dict[str, str]:
     prefill, decode = _roles(benchmark)
     environment = {
         **write_variables(benchmark, FIELDS),
-        **write_variables(prefill, PREFILL),
-        **write_variables(decode, DECODE),
+        **write_variables(prefill, PREFILL_FIELDS),
+        **write_variables(decode, DECODE_FIELDS),
         "IS_MULTINODE": "true",
         "IS_AGENTIC": "0",
         "SCENARIO_SUBDIR": "fixed_seq_len/",
@@ -161,7 +161,7 @@ def result_filename(benchmark: Benchmark, runner_name: str) -> str:
     if benchmark.recipe_fingerprint:
         name += f"_recipe-{benchmark.recipe_fingerprint[:16]}"
     if not re.fullmatch(FILE_NAME, name):
-        raise ConfigError(f"the result's name would be no file name: {name!r}", where=benchmark.source)
+        raise ConfigError(f"the result's name is not usable as a file name: {name!r}", where=benchmark.source)
     return name
 
 

@@ -1,4 +1,4 @@
-"""From one configuration of a matrix file to its entries, equal to those of InferenceX's generator."""
+"""The entries of a row of a matrix file, equal to those of InferenceX's generator; which of them are evaluated."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _common(config: Config, row: SingleRow | MultiRow) -> dict[str, Any]:
 
 
 def _agentic(config: Config, row: AgenticRow, conc: int, dram: int) -> dict[str, Any]:
-    """What an agentic entry has beside: one concurrency each, on multi-node too."""
+    """What only agentic entries have. Each has one concurrency, also on several nodes."""
     backend = row.kv_offload_backend
     entry: dict[str, Any] = {
         "kv-offloading": row.kv_offloading,
@@ -168,7 +168,7 @@ def mark_evaluations(entries: Sequence[dict[str, Any]], *, agentic: bool) -> Non
 
 
 def _evaluation_group(entry: dict[str, Any], multinode: bool, replay: bool) -> tuple[Any, ...]:
-    """The entries that are compared with this one have the same."""
+    """A value that all entries have that are compared with this one."""
     if multinode:
         topology = {key: value for key, value in entry.items() if key not in _NOT_TOPOLOGY}
         return True, replay, json.dumps(topology, sort_keys=True)

@@ -6,16 +6,16 @@ what takes more than one variable or key: roles, evaluations and additional sett
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
-from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark, Component, Role
+from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark, Component, KvOffloading, Role, SpecDecoding
 from launcher.core.errors import ConfigError
-from launcher.core.yaml_source import Place, nearest
+from launcher.core.suggest import closest
+from launcher.core.yaml_source import Place
 
 WHERE = "environment"
 """The place that errors about variables give."""
@@ -97,7 +97,7 @@ def component(variable: str, text: str) -> Component:
     return Component(**data)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Field:
     """One attribute of a `Benchmark` (or of another dataclass), and where it stands outside."""
 
@@ -130,12 +130,12 @@ FIELDS = (
     Field("osl", "OSL", "osl", integer(), required=True, scenario=FIXED),
     Field("max_model_len", "MAX_MODEL_LEN", "max-model-len", integer_or_zero_for_none),
     Field("disagg", "DISAGG", "disagg", boolean),
-    Field("spec_decoding", "SPEC_DECODING", "spec-decoding", one_of("none", "mtp", "draft_model")),
+    Field("spec_decoding", "SPEC_DECODING", "spec-decoding", one_of(*get_args(SpecDecoding))),
     Field("scenario", "SCENARIO_TYPE", "scenario-type", one_of(FIXED, AGENTIC)),
     Field("run_eval", "RUN_EVAL", None, boolean),
     Field("eval_only", "EVAL_ONLY", "eval-only", boolean),
     Field("eval_concurrencies", "EVAL_CONC", None, integers),
-    Field("kv_offloading", "KV_OFFLOADING", "kv-offloading", one_of("none", "dram"), scenario=AGENTIC),
+    Field("kv_offloading", "KV_OFFLOADING", "kv-offloading", one_of(*get_args(KvOffloading)), scenario=AGENTIC),
     Field("kv_offload_backend", "KV_OFFLOAD_BACKEND_METADATA", "kv-offload-backend", component),
     Field("kv_p2p_transfer", "KV_P2P_TRANSFER", "kv-p2p-transfer"),
     Field("router", "ROUTER_METADATA", "router", component),
@@ -159,7 +159,7 @@ def _role_fields(side: str, least_workers: int) -> tuple[Field, ...]:
     )
 
 
-PREFILL, DECODE = _role_fields("PREFILL", 1), _role_fields("DECODE", 0)
+PREFILL_FIELDS, DECODE_FIELDS = _role_fields("PREFILL", 1), _role_fields("DECODE", 0)
 """The fields of a `Role`, by side."""
 
 
@@ -179,26 +179,34 @@ def read_variables(environ: Mapping[str, str], fields: Iterable[Field]) -> dict[
 
 def write_variables(holder: Benchmark | Role, fields: Iterable[Field]) -> dict[str, str]:
     """Variable → text of all ``fields``."""
-    values = ((f, getattr(holder, f.attribute)) for f in fields)
-    return {f.variable: f.unset if value is None else exported(value) for f, value in values}
+    texts = {}
+    for field in fields:
+        value = getattr(holder, field.attribute)
+        texts[field.variable] = field.unset if value is None else exported(value)
+    return texts
 
 
 def exported(value: bool | int | str | tuple[int, ...] | Component) -> str:
     """A value as the workflow exports it."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     if isinstance(value, Component):
-        # GitHub's toJson writes over several lines.
-        return json.dumps({k: v for k, v in dataclasses.asdict(value).items() if v is not None}, indent=2)
+        parts = {"name": value.name} if value.version is None else {"name": value.name, "version": value.version}
+        return json.dumps(parts, indent=2)  # over several lines, as GitHub's toJson writes it
     return str(value)
 
 
 def read_entry(data: Mapping[str, Any], fields: Iterable[Field]) -> dict[str, Any]:
     """Attribute → value of the keys that a matrix entry has."""
-    values = {f.attribute: data[f.key] for f in fields if f.key and data.get(f.key) is not None}
-    return {name: Component(**value) if isinstance(value, dict) else value for name, value in values.items()}
+    values = {}
+    for field in fields:
+        if field.key is not None and (value := data.get(field.key)) is not None:
+            values[field.attribute] = Component(**value) if isinstance(value, dict) else value
+    return values
 
 
 SETTING_KEYS = frozenset(
@@ -245,7 +253,7 @@ def parse_setting(text: str, place: Place | str) -> tuple[str, str]:
     if not equals:
         raise ConfigError(f"additional setting {text!r} is not KEY=VALUE", where=str(place))
     if key not in SETTING_KEYS:
-        near = nearest(key, SETTING_KEYS)
+        near = closest(key, SETTING_KEYS)
         hint = f"did you mean {near!r}?" if near else f"known settings: {', '.join(sorted(SETTING_KEYS))}"
         raise ConfigError(f"additional setting {key!r} is not known", where=str(place), hint=hint)
     if re.search(r"[\x00-\x1f\x7f]", value):

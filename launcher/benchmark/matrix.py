@@ -1,4 +1,4 @@
-"""Matrix files: read and validate them, expand what is selected into entries, and what an entry means to measure."""
+"""Matrix files: they are read and validated, what is selected becomes entries, and an entry becomes a benchmark."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from launcher.benchmark.benchmark import Benchmark, Role
 from launcher.benchmark.expand import dram_budget, entries_of, mark_evaluations
-from launcher.benchmark.fields import DECODE, FIELDS, PREFILL, parse_setting, read_entry
+from launcher.benchmark.fields import DECODE_FIELDS, FIELDS, PREFILL_FIELDS, parse_setting, read_entry
 from launcher.benchmark.matrix_schema import AgenticRow, Config, MultiConfig, MultiRow, RunnerLabels, SingleConfig
-from launcher.benchmark.selection import SelectedRow, Selection, selected_rows, some, why_empty
+from launcher.benchmark.selection import SelectedRow, Selection, listed, selected_rows, why_empty
 from launcher.core.errors import ConfigError
-from launcher.core.validation import schema_error
+from launcher.core.validation import convert
 from launcher.core.yaml_source import Document, Key, Place
 
 RUNNERS_FILE = "runners.yaml"
@@ -52,21 +50,21 @@ class Entry:
 
 
 def benchmark_of(data: Mapping[str, Any], *, key: str | None, source: str, place: Place | str) -> Benchmark:
-    """The benchmark that an entry in InferenceX's JSON shape means; ``place`` is where an error is said to be.
+    """The benchmark that an entry in InferenceX's JSON shape means; errors name ``place``.
 
-    A single-node entry has its topology on the prefill side. Raises ConfigError for an additional setting that is not
-    acceptable.
+    A single-node entry has its topology on the prefill side. Raises ConfigError for an additional setting that is
+    refused.
     """
     values = read_entry(data, FIELDS)
     values["concurrencies"] = tuple(data["conc"]) if isinstance(data["conc"], list) else (data["conc"],)
     multinode = "prefill" in data
     if multinode:
         sides = [data["prefill"], data["decode"]]
-        values["prefill"] = Role(**read_entry(data["prefill"], PREFILL))
-        values["decode"] = Role(**read_entry(data["decode"], DECODE))
+        values["prefill"] = Role(**read_entry(data["prefill"], PREFILL_FIELDS))
+        values["decode"] = Role(**read_entry(data["decode"], DECODE_FIELDS))
     else:
         sides = []
-        values["prefill"] = Role(workers=1, **read_entry(data, PREFILL))
+        values["prefill"] = Role(workers=1, **read_entry(data, PREFILL_FIELDS))
     if values.get("eval_only"):
         values["run_eval"] = True
         if multinode:
@@ -94,7 +92,7 @@ class Family:
 class Matrix:
     """The families of some matrix files by key, in the files' order, and the hardware behind runner labels.
 
-    ``labels`` is None when no runners file is at hand; then entries that need a node's DRAM cannot be had.
+    ``labels`` is None when there is no runners file; then entries that need a node's DRAM are an error.
     """
 
     families: Mapping[str, Family]
@@ -102,7 +100,7 @@ class Matrix:
     labels: RunnerLabels | None = None
 
     def entries(self, selection: Selection | None = None) -> list[Entry]:
-        """The selected entries, in the files' order. Raises ConfigError when there are none, saying what comes near."""
+        """The selected entries, in the files' order. Raises ConfigError, with what comes near, when there are none."""
         selection = selection or Selection()
         families = self._families(selection)
         found = [
@@ -128,7 +126,7 @@ class Matrix:
         for pattern in selection.keys:
             if not any(fnmatch.fnmatchcase(key, pattern) for key in self.families):
                 near = difflib.get_close_matches(pattern.strip("*"), self.families, n=5, cutoff=0.4)
-                hint = f"near keys: {', '.join(near)}" if near else f"keys: {some(list(self.families))}"
+                hint = f"near keys: {', '.join(near)}" if near else f"keys: {listed(list(self.families))}"
                 raise ConfigError(f"no key matches {pattern!r}", where=self._where, hint=hint)
         return [family for family in self.families.values() if selection.wants_key(family.key)]
 
@@ -170,54 +168,42 @@ class Matrix:
 Found = tuple[Family, SelectedRow, dict[str, Any]]
 
 
-def load_matrix(paths: Sequence[FilePath | str], runners_file: FilePath | str | None = None) -> Matrix:
+def load_matrix(paths: Sequence[Path | str], runners_file: Path | str | None = None) -> Matrix:
     """Read matrix files and a runners file: the one named, or `runners.yaml` beside the first matrix file that has it.
 
-    Raises ConfigError with file and line for anything that is not as `matrix_schema` has it, for a key that stands in
-    two files, and for additional settings that are not acceptable.
+    Raises ConfigError with file and line for whatever `matrix_schema` refuses, for a key that is in two files, and for
+    additional settings that are refused.
     """
     families: dict[str, Family] = {}
-    for path in map(FilePath, paths):
+    for path in map(Path, paths):
         document = Document.read(path)
         for key, data in document.mapping().items():
             family = _family(document, key, data)
             if key in families:
                 raise ConfigError(
-                    f"key {key!r} stands in two files",
+                    f"key {key!r} is in two files",
                     where=str(family.place()),
-                    hint=f"first: {families[key].place()}",
+                    hint=f"the first is at {families[key].place()}",
                 )
             families[key] = family
-    beside = [found for path in paths if (found := FilePath(path).with_name(RUNNERS_FILE)).is_file()]
+    beside = [found for path in paths if (found := Path(path).with_name(RUNNERS_FILE)).is_file()]
     source = runners_file if runners_file is not None else next(iter(beside), None)
-    return Matrix(families, tuple(map(str, paths)), None if source is None else _labels(FilePath(source)))
+    labels = None if source is None else convert(Document.read(Path(source)), RunnerLabels)
+    return Matrix(families, tuple(map(str, paths)), labels)
 
 
 def _family(document: Document, key: Any, data: Any) -> Family:
     if not isinstance(key, str) or set("*?[") & set(key):
-        raise ConfigError(f"key {key!r} is not a plain text: globs are for selecting", where=document.where((key,)))
+        raise ConfigError(
+            f"key {key!r}: expected plain text without *, ? and [, which select keys", where=document.where((key,))
+        )
     if not isinstance(data, dict):
-        raise ConfigError(f"{key}: a mapping is expected here", where=document.where((key,)))
+        raise ConfigError(f"{key}: expected a mapping", where=document.where((key,)))
     kind: type[Config] = MultiConfig if data.get("multinode") is True else SingleConfig
-    try:
-        family = Family(key, msgspec.convert(data, kind), document)
-    except msgspec.ValidationError as error:
-        raise schema_error(document, error, kind, under=(key,)) from None
-    _check_settings(family)
-    return family
-
-
-def _check_settings(family: Family) -> None:
+    family = Family(key, convert(document, kind, under=(key,)), document)
     for path, _, row in family.config.rows():
         if isinstance(row, MultiRow):
             for role, worker in (("prefill", row.prefill), ("decode", row.decode)):
                 for k, text in enumerate(worker.additional_settings or ()):
                     parse_setting(text, family.place(*path, role, "additional-settings", k))
-
-
-def _labels(path: FilePath) -> RunnerLabels:
-    document = Document.read(path)
-    try:
-        return msgspec.convert(document.mapping(), RunnerLabels)
-    except msgspec.ValidationError as error:
-        raise schema_error(document, error, RunnerLabels) from None
+    return family

@@ -7,22 +7,20 @@ in quotes is a string here, and so an error.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Generic, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from launcher.benchmark.benchmark import AGENTIC, FIXED
+from launcher.benchmark.benchmark import AGENTIC, FIXED, KvOffloading, SpecDecoding
 from launcher.core.yaml_source import Key
 
 CLUSTER_PREFIX = "cluster:"
 
 Positive = Annotated[int, Meta(gt=0)]
 Text = Annotated[str, Meta(min_length=1)]
-Path = tuple[Key, ...]
-"""Keys and indices below the key of a family."""
-SpecDecoding = Literal["mtp", "draft_model", "none"]
-KvOffloading = Literal["none", "dram"]
+RowPath = tuple[Key, ...]
+"""The keys and indices that lead to a row, below the key of its family."""
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -202,7 +200,7 @@ class _Config(_Struct, Generic[RowT, AgenticRowT], frozen=True, kw_only=True):
             )
         _one_place("router", self.router, [row.router for _, _, row in self.rows()])
 
-    def rows(self) -> Iterator[tuple[Path, Fixed[RowT] | Agentic[AgenticRowT], RowT | AgenticRowT]]:
+    def rows(self) -> Iterator[tuple[RowPath, Fixed[RowT] | Agentic[AgenticRowT], RowT | AgenticRowT]]:
         """Every row with its scenario, and its path below the key."""
         for i, fixed in enumerate(self.scenarios.fixed_seq_len):
             for j, row in enumerate(fixed.search_space):

@@ -1,4 +1,4 @@
-"""Which entries of a matrix are wanted."""
+"""Which rows of a matrix are wanted, and what to say when none is."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED
-from launcher.benchmark.matrix_schema import Agentic, Config, Fixed, MultiRow, Path, SingleRow
-from launcher.core.yaml_source import nearest
+from launcher.benchmark.matrix_schema import (
+    Agentic,
+    Config,
+    Fixed,
+    MultiRow,
+    RowPath,
+    SingleRow,
+)
+from launcher.core.suggest import closest
 
 SEQUENCES = {(1024, 1024): "1k1k", (8192, 1024): "8k1k"}
 """(input, output) tokens → the name that people use."""
@@ -22,14 +29,14 @@ def sequence_name(isl: int, osl: int) -> str:
 
 @dataclass(frozen=True)
 class Selection:
-    """A filter; an empty field wants everything, several values of one field mean any of them.
+    """A filter. An empty field wants everything; several values of one field mean any of them.
 
-    ``keys`` are globs over the matrix's keys, each of which must match one. ``sequences`` (``8k1k``) leaves out agentic
-    entries, which have none. ``concurrencies`` keeps the entries that have one of them, narrowed to those.
+    ``keys`` are globs over the matrix's keys, and each must match at least one. ``sequences`` (``8k1k``) leaves out
+    agentic entries, which have none. ``concurrencies`` keeps the entries that have one of them, with these alone.
 
-    ``evals``, as InferenceX's generator has it: ``marked`` marks the rows that an evaluation also runs for, ``none``
-    marks nothing, ``only`` gives those rows alone, as evaluations. The marking looks at what is selected: the highest
-    concurrency of a narrowed selection is another one.
+    ``evals`` is as in InferenceX's generator: ``marked`` marks the entries that an evaluation also runs for, ``none``
+    marks nothing, ``only`` gives those entries alone, as evaluations. Entries are marked after they are selected, so
+    the highest concurrency is that of the selection.
     """
 
     keys: Sequence[str] = ()
@@ -65,7 +72,7 @@ class Selection:
 class SelectedRow:
     """A row of a matrix file: its path below the key, its scenario, and those of its concurrencies that are wanted."""
 
-    path: Path
+    path: RowPath
     scenario: Fixed[Any] | Agentic[Any]
     row: SingleRow | MultiRow
     concurrencies: list[int]
@@ -78,10 +85,10 @@ class SelectedRow:
 def selected_rows(config: Config, selection: Selection) -> list[SelectedRow]:
     """The rows of a configuration that the selection wants something of."""
     found = []
-    filters = selection.filters
+    filters = {name: asked for name, asked in selection.filters.items() if asked}
     for path, scenario, row in config.rows():
         values = row_values(config, scenario, row)
-        if all(not asked or not values[name].isdisjoint(asked) for name, asked in filters.items()):
+        if not any(values[name].isdisjoint(asked) for name, asked in filters.items()):
             wanted = [c for c in row.concurrencies if not selection.concurrencies or c in selection.concurrencies]
             found.append(SelectedRow(path, scenario, row, wanted))
     return found
@@ -110,13 +117,15 @@ def why_empty(selection: Selection, configs: Mapping[str, Config]) -> tuple[str,
         for key, config in configs.items()
         for _, scenario, row in config.rows()
     ]
+    if not rows:
+        return "the matrix files have no entry", "each key of a matrix file is a family of entries"
     filters = selection.filters
     for name, asked in filters.items():
         known = {value for _, values in rows for value in values[name]}
         if asked and known.isdisjoint(asked):
             there = [str(value) for value in sorted(known, key=lambda value: (isinstance(value, str), value))]
-            near = [n for value in asked if isinstance(value, str) and (n := nearest(value, there))]
-            hint = f"did you mean {', '.join(near)}?" if near else f"there are: {some(there)}"
+            near = [n for value in asked if isinstance(value, str) and (n := closest(value, there))]
+            hint = f"did you mean {', '.join(near)}?" if near else f"there are: {listed(there)}"
             return f"no entry of the selected keys has {name} {' or '.join(map(str, asked))}", hint
     misses = [
         (sum(bool(asked) and values[name].isdisjoint(asked) for name, asked in filters.items()), key)
@@ -124,9 +133,9 @@ def why_empty(selection: Selection, configs: Mapping[str, Config]) -> tuple[str,
     ]
     fewest = min(count for count, _ in misses)
     nearest_keys = dict.fromkeys(key for count, key in misses if count == fewest)
-    return "no entry has all that is selected together", f"near keys: {some(list(nearest_keys))}"
+    return "no entry has all that is selected together", f"near keys: {listed(list(nearest_keys))}"
 
 
-def some(words: Sequence[str], most: int = 12) -> str:
+def listed(words: Sequence[str], most: int = 12) -> str:
     """A list for a message, cut after ``most``."""
     return ", ".join(words[:most]) + (f", and {len(words) - most} more" if len(words) > most else "")

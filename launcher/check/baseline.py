@@ -15,8 +15,9 @@ from launcher.check.registry import RULES
 from launcher.check.report import Roots
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
+from launcher.core.suggest import suggest
 from launcher.core.validation import schema_error
-from launcher.core.yaml_source import Document, Place, nearest
+from launcher.core.yaml_source import Document, Place
 
 DAYS = 90
 """How long what `--write-baseline` accepts stays accepted."""
@@ -47,11 +48,10 @@ class Baseline:
             raise schema_error(document, error, _File) from None
         for i, entry in enumerate(self.accepted):
             if entry.rule not in RULES:
-                near = nearest(entry.rule, RULES)
                 raise ConfigError(
                     f"there is no rule {entry.rule!r}",
                     where=str(self._place(i, "rule")),
-                    hint=f"did you mean {near!r}?" if near else "launcher check --explain lists the rules",
+                    hint=suggest(entry.rule, RULES, "launcher check --explain lists the rules"),
                 )
 
     @classmethod

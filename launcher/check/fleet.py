@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from launcher.check.engine import Found, Rule, rule
 from launcher.check.inputs import CheckInput
 from launcher.check.srtctl_schema import is_tag
-from launcher.core.yaml_source import Place, nearest
+from launcher.core.suggest import closest
+from launcher.core.yaml_source import Place
 from launcher.plan.derive import Resolved, known
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import LaneRule, ModelRule, Pattern, When
@@ -156,7 +157,7 @@ def runner_missing(given: CheckInput) -> Iterator[Found]:
     for row in given.rows:
         if row.file is None and row.refused is None:
             label = row.benchmark.runner
-            near = nearest(label, labels)
+            near = closest(label, labels)
             yield f"no runner file serves the label {label!r}" + (f" (near: {near})" if near else ""), row.place
 
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from launcher.check.engine import Found, Rule, rule
-from launcher.core.yaml_source import Place, nearest
+from launcher.core.suggest import closest
+from launcher.core.yaml_source import Place
 from launcher.image.reference import names_an_image
 from launcher.plan.derive import Resolved, is_image
 from launcher.srtctl.facts import ContainerUse
@@ -47,7 +48,7 @@ def container_unresolved(s: SrtctlResolved) -> Iterator[Found]:
             continue
         what = "container" if _is_engine(use) else ".".join(path)
         who = "this run" if _is_engine(use) else f"runner {s.file.runner.name}"
-        near = nearest(use.alias, s.containers)
+        near = closest(use.alias, s.containers)
         rest = f" (near: {near})" if near else "; every node would pull it by itself"
         yield f"{what} {use.alias!r} is not an image that {who} stages{rest}", s.place(*path)
 

@@ -19,7 +19,7 @@ from launcher.core import publish
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
 from launcher.core.shipped import shipped
-from launcher.core.yaml_source import nearest
+from launcher.core.suggest import suggest
 from launcher.project import Session
 
 
@@ -97,10 +97,7 @@ def _commits(of: Session) -> HasCommit:
 
 def _known(rule: str) -> str:
     if rule not in RULES:
-        near = nearest(rule, RULES)
-        raise ConfigError(
-            f"there is no rule {rule!r}", where="--rule", hint=f"did you mean {near!r}?" if near else ", ".join(RULES)
-        )
+        raise ConfigError(f"there is no rule {rule!r}", where="--rule", hint=suggest(rule, RULES, ", ".join(RULES)))
     return rule
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import fnmatch
 import os
 
@@ -34,22 +35,25 @@ def selected(arguments: argparse.Namespace, of: Session) -> list[Benchmark]:
     return [benchmark for benchmark, _ in chosen(arguments, of)]
 
 
-def chosen(arguments: argparse.Namespace, of: Session) -> list[tuple[Benchmark, Place | str]]:
-    """The benchmarks that the flags select, each with the place of its row."""
-    if arguments.recipe:
-        return [(_from_recipe(arguments, of), "--recipe")]
-    if not arguments.key:
-        raise ConfigError("no benchmark is selected", hint="-k KEY (globs are taken), or --recipe FILE")
-    selection = Selection(
+def filters(arguments: argparse.Namespace) -> Selection:
+    """The flags that all commands about matrices have."""
+    return Selection(
         keys=arguments.key,
         frameworks=arguments.framework,
         precisions=arguments.precision,
         sequences=arguments.seq,
         scenarios=[arguments.scenario] if arguments.scenario else [],
         concurrencies=arguments.conc,
-        nodes="multi",
-        evals="only" if arguments.evals else "none",
     )
+
+
+def chosen(arguments: argparse.Namespace, of: Session) -> list[tuple[Benchmark, Place | str]]:
+    """The benchmarks that the flags select, each with the place of its row."""
+    if arguments.recipe:
+        return [(_from_recipe(arguments, of), "--recipe")]
+    if not arguments.key:
+        raise ConfigError("no benchmark is selected", hint="-k KEY (globs are taken), or --recipe FILE")
+    selection = dataclasses.replace(filters(arguments), nodes="multi", evals="only" if arguments.evals else "none")
     found: list[tuple[Benchmark, Place | str]]
     found = [(entry.benchmark, entry.place) for entry in of.matrix(arguments.matrix).entries(selection)]
     if arguments.topology:

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 
 from launcher.benchmark.matrix import Entry
-from launcher.benchmark.selection import Selection
-from launcher.cli.common import session
+from launcher.cli.common import filters, session
 
 
 def entries(arguments: argparse.Namespace) -> int:
     """Print the selected entries: of the files named, else of the workspace's masters, else of this repository."""
     of = session(arguments)
     files = arguments.matrix or [str(path) for path in sorted((of.workspace / "configs").glob("*-master.yaml"))]
-    found = of.matrix(files).entries(
-        Selection(
-            keys=arguments.key,
-            runners=arguments.runner,
-            frameworks=arguments.framework,
-            precisions=arguments.precision,
-            model_prefixes=arguments.model_prefix,
-            sequences=arguments.seq,
-            scenarios=[arguments.scenario] if arguments.scenario else [],
-            concurrencies=arguments.conc,
-            nodes=arguments.nodes,
-            evals=arguments.evals,
-        )
+    selection = dataclasses.replace(
+        filters(arguments),
+        runners=arguments.runner,
+        model_prefixes=arguments.model_prefix,
+        nodes=arguments.nodes,
+        evals=arguments.evals,
     )
+    found = of.matrix(files).entries(selection)
     if arguments.json:
         print(json.dumps([entry.data for entry in found], ensure_ascii=False))
         return 0

@@ -15,7 +15,8 @@ from pathlib import Path
 from launcher.cli.common import session
 from launcher.core.errors import ConfigError
 from launcher.core.publish import publish_new, temporary_name
-from launcher.core.yaml_source import Document, nearest
+from launcher.core.suggest import suggest
+from launcher.core.yaml_source import Document
 from launcher.doctor import queries
 from launcher.doctor.commands import Commands
 from launcher.doctor.comparison import Claim, compare, notes
@@ -24,7 +25,7 @@ from launcher.doctor.facts import SlurmFacts, Unknown
 from launcher.doctor.queries import collect, collect_for_draft
 from launcher.plan import derive
 from launcher.project import Session
-from launcher.rehearsal import checkout
+from launcher.rehearsal import srt_slurm_stand_in
 from launcher.runner.file import RunnerFile
 
 
@@ -45,8 +46,8 @@ def new(arguments: argparse.Namespace) -> int:
     slurm = queries.slurm_facts(commands)
     partition = _partition(slurm, arguments.partition)
     account = arguments.account or _account(slurm)
-    stand_in = f"{{state}}/rehearsal/{checkout.DIRECTORY}"
-    commit = f"ref {checkout.REF}, sha {checkout.SHA}"
+    stand_in = f"{{state}}/rehearsal/{srt_slurm_stand_in.DIRECTORY}"
+    commit = f"ref {srt_slurm_stand_in.REF}, sha {srt_slurm_stand_in.SHA}"
     request = DraftRequest(name, partition, account, directory, str(project.state), (stand_in, commit))
     facts = collect_for_draft(request, slurm, commands, node=not arguments.no_node, wait=arguments.timeout)
     text = draft(request, facts)
@@ -102,8 +103,7 @@ def _partition(slurm: SlurmFacts, requested: str | None) -> str:
         return found.name
     if requested is None:
         raise ConfigError("Slurm has no default partition", where="--partition", hint=f"one of {', '.join(names)}")
-    near = nearest(requested, names)
-    hint = f"did you mean {near!r}?" if near else f"there are {', '.join(names)}"
+    hint = suggest(requested, names, f"there are {', '.join(names)}")
     raise ConfigError(f"Slurm shows no partition {requested!r}", where="--partition", hint=hint)
 
 

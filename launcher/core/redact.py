@@ -1,8 +1,8 @@
-"""Secrets out of text and files, before they are printed, recorded or packed.
+"""Takes secrets out of text and files, before they are printed, recorded or packed.
 
-Two kinds are known: the values of this environment's secret variables, and what has the shape of somebody's token
+Two kinds are known: the values of this environment's secret variables, and text with the shape of somebody's token
 (Hugging Face, GitHub, Docker, NVIDIA, AWS, Slack, GitLab, OpenAI; ``NAME_TOKEN=…``, docker's config, a password in a
-URL, a private key). What is compressed is not looked into.
+URL, a private key). Secrets in compressed data are not found.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _SECRET_NAME = re.compile(
 )
 
 SHORTEST = 6
-"""A value shorter than this is not taken for a secret: masking ``1`` or ``true`` would eat the log."""
+"""Shorter values are not treated as secrets: masking every ``1`` or ``true`` would make the log unreadable."""
 
 MASK = "***"
 
 _VALUE = r"[\"']?[ \t]{0,4}[=:][ \t]{0,4}[\"']?([^\s\"',;}{$<*\\]{8,1000})"
 
-# Each begins with letters, which is ten times as fast as one that begins with \b; what must not stand before them is
-# asked for behind them. A group is the secret within.
+# Each begins with letters, which is ten times as fast as beginning with \b. A condition on what comes before them is a
+# lookbehind after them. Where there is a group, only the group is the secret.
 _SHAPES = (
     r"hf_(?<![A-Za-z0-9]hf_)[A-Za-z0-9]{24,200}",
     r"api_org_[A-Za-z0-9]{24,200}",
@@ -64,11 +64,11 @@ _KEY_SPAN = 1 << 14
 
 
 def secret_values(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The values that must not be shown, longest first, so that a secret within another leaves no rest behind.
+    """The values that must not be shown, longest first, so that no part is left of a secret that contains another one.
 
-    Secret are HF_TOKEN, GITHUB_TOKEN, MODAL_TOKEN_*, and every name that ends in _TOKEN, _SECRET, _KEY, PASSWORD,
-    _PASS, _PAT or _AUTH_CONFIG. A value of several lines (a private key) counts line by line as well:
-    logs show lines. So do the parts of a JSON value (docker's configuration), and the password within its base64.
+    Variables are secret by name: HF_TOKEN, GITHUB_TOKEN, MODAL_TOKEN_*, and all that end in _TOKEN, _SECRET, _KEY,
+    PASSWORD, _PASS, _PAT or _AUTH_CONFIG. Each line of a value of several lines (a private key) is a secret as well,
+    because logs show lines; so are the members of a JSON value (docker's configuration) and the password in its base64.
     """
     return _values(_named(environ))[0]
 
@@ -79,7 +79,7 @@ def _named(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8)
 def _values(named: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The secrets within some values; and these as they can be spelled: as they are, in a URL, in JSON."""
+    """The secrets within some values; and all their spellings: as they are, in a URL, in JSON."""
     plain: set[str] = set()
     for value in named:
         parts = (value.strip(), *map(str.strip, value.splitlines()), *_within(value))
@@ -93,7 +93,7 @@ def _longest_first(values: set[str]) -> tuple[str, ...]:
 
 
 def _within(value: str) -> Iterator[str]:
-    """The strings of a JSON document's ``auth``, ``password`` and token members, and what is behind ``auth``."""
+    """The strings of a JSON document's ``auth``, ``password`` and token members, and the password within ``auth``."""
     if not value.lstrip().startswith("{"):
         return
     try:
@@ -118,7 +118,7 @@ def _within(value: str) -> Iterator[str]:
 
 
 def redact(text: str, environ: Mapping[str, str]) -> str:
-    """``text`` with every secret value of ``environ``, and whatever looks like a token, replaced by ``***``."""
+    """``text`` with every secret value of ``environ``, and everything that looks like a token, replaced by ``***``."""
     for value in _values(_named(environ))[1]:
         text = text.replace(value, MASK)
     for shape in _TEXT:
@@ -127,7 +127,7 @@ def redact(text: str, environ: Mapping[str, str]) -> str:
 
 
 def redacted(value: object, environ: Mapping[str, str]) -> object:
-    """A JSON value with the secrets out of every string in it, keys aside."""
+    """A JSON value with `redact` applied to every string in it, except keys."""
     if isinstance(value, str):
         return redact(value, environ)
     if isinstance(value, Mapping):
@@ -138,7 +138,7 @@ def redacted(value: object, environ: Mapping[str, str]) -> object:
 
 
 def redact_bytes(data: bytes, environ: Mapping[str, str]) -> bytes:
-    """``data``, of any content, with every secret overwritten by as many asterisks: no byte changes its place."""
+    """``data``, of any content, with every secret overwritten by as many asterisks, so that the length is the same."""
     for value in _values(_named(environ))[1]:
         raw = value.encode(errors="surrogateescape")
         if raw in data:
@@ -163,9 +163,9 @@ def _hide_bytes(found: re.Match[bytes]) -> bytes:
 
 
 class Redacting:
-    """Reads a file as it is, but for its secrets: `read` as of a binary file, each byte at its place.
+    """Reads a binary file with its secrets overwritten by `redact_bytes`.
 
-    A secret that two pieces of reading would share is kept together: pieces end at a line's end, or, in what has no
+    The file is read in pieces, and no secret is cut by them: a piece ends at the end of a line, or, in data without
     lines, at a byte that no secret contains.
     """
 
@@ -203,7 +203,7 @@ _BETWEEN = re.compile(rb"[^\x20-\x7e][\x20-\x7e]*\Z")
 
 
 def _whole(data: bytes) -> int:
-    """Up to where ``data`` can be looked at without what follows it; 0 when more has to be read first."""
+    """How many bytes of ``data`` form a piece that can be redacted alone; 0 when more has to be read first."""
     end = data.rfind(b"\n") + 1
     if not end and len(data) >= _PIECE:
         tail = data[-_KEY_SPAN:]

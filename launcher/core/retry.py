@@ -1,4 +1,4 @@
-"""Trying again: what tenacity does, with the one form that programs' answers need."""
+"""Trying again: what tenacity does, with the forms that programs' answers and their errors need."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from launcher.core.errors import LauncherError
+
 if TYPE_CHECKING:
+    from tenacity import RetryCallState
     from tenacity.stop import StopBaseT
     from tenacity.wait import WaitBaseT
 
@@ -25,7 +28,7 @@ def until(
 
     ``stop`` and ``wait`` are tenacity's. Raises what ``call`` and ``sleep`` raise.
     """
-    from tenacity import RetryCallState, Retrying, retry_if_result
+    from tenacity import Retrying, retry_if_result
 
     def last_answer(state: RetryCallState) -> T:
         assert state.outcome is not None  # tenacity calls this after an attempt
@@ -40,3 +43,22 @@ def until(
         sleep=sleep,
     )
     return attempts(call)
+
+
+def error_of(state: RetryCallState) -> BaseException | None:
+    """With what the last attempt failed; None when it did not."""
+    return state.outcome.exception() if state.outcome else None
+
+
+def telling(log: Callable[[str], None], of: str = "") -> Callable[[RetryCallState], None]:
+    """For tenacity's ``before_sleep``: log which attempt failed, with what, and when the next one comes.
+
+    ``of`` follows the number of the attempt (`` of 4``). Only the first line of an error is logged.
+    """
+
+    def tell(state: RetryCallState) -> None:
+        error = error_of(state)
+        message, _, _ = (error.message if isinstance(error, LauncherError) else str(error)).partition("\n")
+        log(f"attempt {state.attempt_number}{of}: {message}; next one in {state.upcoming_sleep:.0f} s")
+
+    return tell

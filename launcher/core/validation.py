@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from launcher.core.errors import ConfigError
-from launcher.core.yaml_source import Document, Key, nearest
+from launcher.core.suggest import suggest
+from launcher.core.yaml_source import Document, Key
 
 _AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
 _UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]+)`")
 _MISSING = re.compile(r"missing required field `(?P<key>[^`]+)`")
 _ENUM = re.compile(r"Invalid enum value '(?P<word>.*)'")
 _NO_DAY, _DAY = "Invalid RFC3339 encoded date", "a date as 2026-01-31"
+
+
+T = TypeVar("T")
+
+
+def convert(document: Document, kind: type[T], *, under: Sequence[Key] = ()) -> T:
+    """What ``document`` has below the keys ``under``, as a ``kind``. Raises ConfigError as `schema_error` makes it."""
+    value: Any = document.mapping()
+    for key in under:
+        value = value[key]
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise schema_error(document, error, kind, under=under) from None
 
 
 def schema_error(
@@ -32,16 +47,14 @@ def schema_error(
     hint = None
     if unknown := _UNKNOWN.search(message):
         known = _fields_at(root, keys)
-        near = nearest(unknown["key"], known)
         message = f"unknown key {unknown['key']!r}"
-        hint = f"did you mean {near!r}?" if near else f"valid keys here: {', '.join(sorted(known))}"
+        hint = suggest(unknown["key"], known, f"valid keys here: {', '.join(sorted(known))}")
         keys = [*keys, unknown["key"]]
     elif missing := _MISSING.search(message):
         message = f"key {missing['key']!r} is missing"
     elif enum := _ENUM.search(message):
         words = _words_at(root, keys)
-        near = nearest(enum["word"], words)
-        hint = f"did you mean {near!r}?" if near else f"one of: {', '.join(words)}" if words else None
+        hint = suggest(enum["word"], words, f"one of: {', '.join(words)}" if words else None)
     elif wanted := _DAY if message.startswith(_NO_DAY) else "regex" in message and _wanted_at(root, keys):
         message = f"{_value_at(document.data, [*under, *keys])!r} is not {wanted}"
     spot = ".".join(str(k) for k in keys)

@@ -6,8 +6,7 @@ parsing. So values are built here, and only the lines are kept beside them.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -213,9 +212,3 @@ def _yaml_error(path: str, error: yaml.YAMLError) -> ConfigError:
     context = getattr(error, "context", None)
     message = f"not valid YAML: {problem}" + (f" ({context})" if context else "")
     return ConfigError(message, where=f"{path}:{mark.line + 1}" if mark else path)
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that ``word`` was most likely meant to be, or None."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return found[0] if found else None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from launcher.core.yaml_source import nearest
+from launcher.core.suggest import closest
 from launcher.doctor import required_paths, scheduling
 from launcher.doctor.facts import Agree, ClusterFacts, Differ, Fact, Host, Outcome, Side, Unknown
 from launcher.doctor.required_paths import Fill
@@ -121,7 +121,7 @@ def _compare_ref(statement: Statement, repositories: Mapping[str, Fact[Mapping[s
         return None  # the repository has its own line; a commit is in no list of refs
     tag, branch = refs.get(f"refs/tags/{ref}"), refs.get(f"refs/heads/{ref}")
     if tag is None and branch is None:
-        near = nearest(ref, [name.split("/", 2)[-1] for name in refs])
+        near = closest(ref, [name.split("/", 2)[-1] for name in refs])
         hint = f"did you mean {near}?" if near else "`git ls-remote` lists what there is"
         return Differ("the repository has no such tag or branch", hint)
     if tag is not None and sha not in (None, tag):

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from launcher.core.slurm_notation import limit_seconds, node_names
-from launcher.core.yaml_source import nearest
+from launcher.core.suggest import closest
 from launcher.doctor.facts import (
     Agree,
     ClusterFacts,
@@ -87,7 +87,7 @@ def compare_partition(statement: Statement, partitions: tuple[Partition, ...]) -
     found = next((p for p in partitions if p.name == statement.value), None)
     if found is None:
         known = [p.name for p in partitions]
-        near = nearest(statement.value, known)
+        near = closest(statement.value, known)
         hint = f"did you mean {near}?" if near else f"there are {', '.join(known)}"
         return Differ("Slurm shows no such partition", hint)
     if found.state != "UP":
@@ -267,7 +267,7 @@ def compare_excluded(statement: Statement, facts: ClusterFacts) -> Outcome:
     by_name = {node.name: node for node in nodes}
     names = node_names(statement.value)
     if missing := [name for name in names if name not in by_name]:
-        near = nearest(missing[0], by_name)
+        near = closest(missing[0], by_name)
         hint = f"did you mean {near}? sbatch refuses a job that excludes an unknown node" if near else "remove it"
         return Differ(f"Slurm knows no node {', '.join(missing)}", hint)
     if isinstance(partition, Partition):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, Completed, run
+from launcher.core.retry import telling
 from launcher.image.credentials import account_line
 from launcher.image.reference import Reference
 
@@ -109,27 +110,14 @@ class Enroot:
 
     def _attempts(self) -> Retrying:
         """The attempts of an import, with a line for each that failed and is followed by another."""
-        from tenacity import (
-            RetryCallState,
-            Retrying,
-            retry_if_exception_type,
-            stop_after_attempt,
-            wait_exponential,
-            wait_random,
-        )
-
-        def tell(state: RetryCallState) -> None:
-            error = state.outcome.exception() if state.outcome else None
-            message = error.message.partition("\n")[0] if isinstance(error, ImageError) else str(error)
-            what = f"attempt {state.attempt_number} of {ATTEMPTS}: {message}"
-            self._log(f"{what}; next one in {state.upcoming_sleep:.0f} s")
+        from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
         return Retrying(
             retry=retry_if_exception_type(_MayPass),
             stop=stop_after_attempt(ATTEMPTS),
             wait=wait_exponential(multiplier=5, max=60) + wait_random(0, 3),
             sleep=self._sleep,
-            before_sleep=tell,
+            before_sleep=telling(self._log, f" of {ATTEMPTS}"),
             reraise=True,
         )
 

@@ -24,6 +24,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from launcher.core.errors import ImageError
+from launcher.core.retry import error_of, telling
 from launcher.image.credentials import MadeByCommand, account_line, allows_http, credentials
 from launcher.image.enroot import fault_of_status
 from launcher.image.reference import Reference
@@ -172,9 +173,6 @@ class Registry:
 
         deadline = time.monotonic() + PATIENCE
 
-        def error_of(state: RetryCallState) -> BaseException | None:
-            return state.outcome.exception() if state.outcome else None
-
         def wait(state: RetryCallState) -> float:
             error = error_of(state)
             asked = error.pause if isinstance(error, _MayPass) else None
@@ -184,17 +182,12 @@ class Registry:
             attempts = min(2, self._attempts) if isinstance(error_of(state), _NoConnection) else self._attempts
             return state.attempt_number >= attempts or time.monotonic() + state.upcoming_sleep > deadline
 
-        def tell(state: RetryCallState) -> None:
-            error = error_of(state)
-            said = error.message if isinstance(error, ImageError) else str(error)
-            self._log(f"attempt {state.attempt_number}: {said}; next one in {state.upcoming_sleep:.0f} s")
-
         attempts = Retrying(
             retry=retry_if_exception_type(_MayPass),
             stop=stop,
             wait=wait,
             sleep=self._sleep,
-            before_sleep=tell,
+            before_sleep=telling(self._log),
             reraise=True,
         )
         try:

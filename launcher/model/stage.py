@@ -145,7 +145,8 @@ def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = 
         for file in source.files:
             tell = functools.partial(progress.advance, file.path, file.size)
             content_hash = hash_file(destination / file.path, PART_SIZE, tell=tell, stop=stop)
-            source.open(file).check_unchanged()
+            with contextlib.closing(source.open(file)) as reader:
+                reader.check_unchanged()
             entries.append(FileEntry(file.path, file.size, content_hash))
         manifest = Manifest(str(destination), None, tuple(entries), created=_now())
         manifest.write(destination / MANIFEST_NAME)

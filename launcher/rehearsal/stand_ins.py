@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.plan.plan import Plan
-from launcher.rehearsal.tools import REGISTRIES, ensure_model, ensure_repository, environment
+from launcher.rehearsal.checkpoint_stand_in import ensure_model
+from launcher.rehearsal.srt_slurm_stand_in import ensure_repository
+from launcher.rehearsal.tools import REGISTRIES, environment
 from launcher.run.services import Tools
 from launcher.srtctl.planned import SrtctlJob
 

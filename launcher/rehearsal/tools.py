@@ -14,13 +14,13 @@ from pathlib import Path
 
 import launcher
 from launcher.core.publish import publishing
-from launcher.rehearsal.checkout import ensure_repository
-from launcher.rehearsal.jobs import LOCAL_JOBS
-from launcher.rehearsal.model import ensure_model
+from launcher.rehearsal.checkpoint_stand_in import ensure_model
+from launcher.rehearsal.srt_slurm_stand_in import ensure_repository
+from launcher.rehearsal.srtctl_jobs import LOCAL_JOBS
 
 __all__ = ["ensure_model", "ensure_repository", "environment", "tools_directory"]
 
-TOOLS = {"srtctl": "launcher.rehearsal.srtctl", "enroot": "launcher.rehearsal.enroot"}
+TOOLS = {"srtctl": "launcher.rehearsal.srtctl_stand_in", "enroot": "launcher.rehearsal.enroot_stand_in"}
 
 REGISTRIES = frozenset({"127.0.0.1", "localhost"})
 """Registries that may be asked for the images of a rehearsal: a test's own. Stand-in images are in no other."""

@@ -24,25 +24,20 @@ _NEEDED = ("max_concurrency", "total_token_throughput", "output_throughput", "co
 
 @dataclass(frozen=True)
 class FileName:
-    """What sa-bench says in a result's file name; ``prefill_gpus`` and ``decode_gpus`` only when disaggregated."""
+    """What a result's file name says; ``split`` are the GPUs of prefill and of decode, None when aggregated."""
 
     concurrency: int
     gpus: int
-    prefill_gpus: int | None = None
-    decode_gpus: int | None = None
+    split: tuple[int, int] | None = None
 
     @classmethod
     def parse(cls, name: str) -> FileName | None:
         """The parts of ``results_concurrency_N_gpus_G[_ctx_C_gen_D].json``, or None for another name."""
         found = _FILE_NAME.fullmatch(name)
-        return cls(*(None if part is None else int(part) for part in found.groups())) if found else None  # type: ignore[arg-type]
-
-    @property
-    def split(self) -> tuple[int, int] | None:
-        """The GPUs of prefill and of decode, None when aggregated."""
-        if self.prefill_gpus is None or self.decode_gpus is None:
+        if found is None:
             return None
-        return self.prefill_gpus, self.decode_gpus
+        concurrency, gpus, prefill, decode = found.groups()
+        return cls(int(concurrency), int(gpus), None if prefill is None else (int(prefill), int(decode)))
 
 
 @dataclass(frozen=True)
@@ -149,6 +144,10 @@ def _number(document: Mapping[str, msgspec.Raw], key: str) -> float:
     return _finite(key, _value(raw))
 
 
+def _number_if_any(document: Mapping[str, msgspec.Raw], key: str) -> float | None:
+    return _number(document, key) if key in document else None
+
+
 def _value(raw: msgspec.Raw) -> Any:
     try:
         return msgspec.json.decode(raw)
@@ -187,23 +186,24 @@ def _fixed_point(path: Path, name: FileName, document: Mapping[str, msgspec.Raw]
         raise _Unusable(f"max_concurrency is {concurrency:g}, its file name says {name.concurrency}")
     if completed < 1:
         raise _Unusable("no request was completed")
-    tokens = _number(document, "total_output_tokens") if "total_output_tokens" in document else None
+    tokens = _number_if_any(document, "total_output_tokens")
     if output <= 0 or total <= 0 or tokens == 0:
         raise _Unusable("no output token was generated")
     if zero := [key for key, value in numbers.items() if "tpot" in key and value == 0]:
         raise _Unusable(f"{zero[0]} is 0, and process_result.py divides by it")
-    prefill, decode = (name.gpus, 0) if name.prefill_gpus is None else (name.prefill_gpus, name.decode_gpus or 0)
+    prefill, decode = name.split or (name.gpus, 0)
     if prefill <= 0:
         raise _Unusable("its file name says no prefill GPU, and process_result.py divides by them")
-    requests = int(_number(document, "num_prompts")) if "num_prompts" in document else None
+    prompts = _number_if_any(document, "num_prompts")
+    requests = None if prompts is None else int(prompts)
     return Point(
         concurrency=name.concurrency,
         completed=int(completed),
         path=path,
         requests=requests,
         gpus=name.gpus,
-        prefill_gpus=name.prefill_gpus,
-        decode_gpus=name.decode_gpus,
+        prefill_gpus=name.split[0] if name.split else None,
+        decode_gpus=name.split[1] if name.split else None,
         total_throughput=total,
         output_throughput=output,
         throughput_per_gpu=total / (prefill + decode),
@@ -213,7 +213,7 @@ def _fixed_point(path: Path, name: FileName, document: Mapping[str, msgspec.Raw]
             for metric in ("ttft", "tpot", "itl", "e2el")
             for which in ("median", "p99")
         },
-        duration_s=_number(document, "duration") if "duration" in document else None,
+        duration_s=_number_if_any(document, "duration"),
         rehearsal=_is_rehearsal(document),
         doubts=tuple(_doubts(name, int(completed), requests, tokens, osl, numbers)),
     )
@@ -232,8 +232,8 @@ def _doubts(
         doubts.append(f"{completed} of {requests} requests completed")
     if osl and tokens and not osl / 2 <= tokens / completed <= osl:
         doubts.append(f"{tokens / completed:.0f} output tokens a request, where OSL is {osl}")
-    if name.prefill_gpus is not None and name.prefill_gpus + (name.decode_gpus or 0) != name.gpus:
-        doubts.append(f"its file name says {name.gpus} GPUs, and {name.prefill_gpus}+{name.decode_gpus} of them")
+    if name.split is not None and sum(name.split) != name.gpus:
+        doubts.append(f"its file name says {name.gpus} GPUs, and {name.split[0]}+{name.split[1]} of them")
     return doubts
 
 
@@ -246,14 +246,12 @@ def _agentic_point(path: Path, concurrency: int, document: Mapping[str, msgspec.
     completed = _number(document, "num_requests_successful")
     if completed < 1:
         raise _Unusable("no request succeeded")
-    if "conc" in document and (said := _number(document, "conc")) != concurrency:
+    if (said := _number_if_any(document, "conc")) not in (None, concurrency):
         raise _Unusable(f"conc is {said:g}, its file name says {concurrency}")
-    accounting = _value(document["request_accounting"]) if "request_accounting" in document else {}
-    failed = _within(accounting, "records_error_dropped")
-    metrics = _value(document["request_metrics"]) if "request_metrics" in document else {}
-    prefill, decode = (
-        int(_number(document, key)) if key in document else None for key in ("num_prefill_gpu", "num_decode_gpu")
-    )
+    parts = {key: _value(document[key]) for key in ("request_accounting", "request_metrics") if key in document}
+    failed, metrics = _within(parts.get("request_accounting"), "records_error_dropped"), parts.get("request_metrics")
+    gpus = (_number_if_any(document, key) for key in ("num_prefill_gpu", "num_decode_gpu"))
+    prefill, decode = (None if count is None else int(count) for count in gpus)
     latency = {
         f"{metric}_median_ms": None if seconds is None else seconds * 1000
         for metric in ("ttft", "tpot", "itl", "e2el")

@@ -165,9 +165,9 @@ def _stage_model(run: Run, path: Path) -> dict[str, Any]:
     done = stage(
         source_of(planned.source, stop=run.services.stop),
         path,
-        say=run.log,
+        log=run.log,
         stop=run.services.stop,
-        stripe=striping(policy, say=run.log, run=run.services.run) if planned.storage == "lustre" else None,
+        stripe=striping(policy, log=run.log, run=run.services.run) if planned.storage == "lustre" else None,
     )
     run.log(f"model {path}: {done.how}, {done.copied / 1e9:.1f} GB in {done.seconds:.0f} s")
     return {"staged": {"how": done.how, "from": planned.source, "copied": done.copied, "resumed": done.resumed}}

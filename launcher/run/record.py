@@ -23,7 +23,7 @@ from typing import Any
 from launcher.core.errors import ConfigError, LauncherError, SubmissionError, SubmissionUnknown
 from launcher.core.process_identity import ProcessIdentity
 from launcher.core.publish import temporary_name, write_json
-from launcher.core.yaml_source import nearest
+from launcher.core.suggest import closest
 from launcher.plan.plan import Plan
 from launcher.result.logs import LOGS
 from launcher.run.record_fields import ENDED, SCHEMA, RecordedJob, RunFields, Step
@@ -97,7 +97,7 @@ class RunRecord:
             return cls(directory, _read(directory / "run.json"), clock)
         except FileNotFoundError:
             known = [p.name for p in runs.iterdir()] if runs.is_dir() else []
-            near = nearest(run_id, known)
+            near = closest(run_id, known)
             hint = f"did you mean {near}?" if near else f"launcher status lists the runs below {runs}"
             raise ConfigError(f"there is no run {run_id}", where=str(runs), hint=hint) from None
 

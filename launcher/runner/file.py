@@ -1,4 +1,4 @@
-"""A runner file as read: its rules, which one applies to a benchmark, and where that rule stands."""
+"""A runner file: its rules, which of them applies to a benchmark, and where that rule stands."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import msgspec
-
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
-from launcher.core.validation import schema_error
-from launcher.core.yaml_source import Document, Key, Place, nearest
+from launcher.core.suggest import suggest
+from launcher.core.validation import convert
+from launcher.core.yaml_source import Document, Key, Place
 from launcher.runner.schema import (
     Adjustment,
     ExcludedNode,
@@ -49,7 +48,7 @@ def _fits(value: str, pattern: str) -> bool:
 
 def applies(when: When, benchmark: Benchmark, *, power: bool = False) -> bool:
     """Whether a rule with this ``when`` is for this benchmark."""
-    # Most conditions are not given, and all rules are asked for every row: hence the looks before the calls.
+    # Every rule is tried for every row and most conditions are not given, so None is looked for before any call.
     return (
         (when.prefix is None or _matches(when.prefix, benchmark.model_prefix))
         and (when.precision is None or _matches(when.precision, benchmark.precision))
@@ -82,11 +81,7 @@ class RunnerFile:
 
     def __init__(self, document: Document) -> None:
         self.document = document
-        data = document.mapping()
-        try:
-            self.runner = msgspec.convert(data, Runner, strict=True)
-        except msgspec.ValidationError as error:
-            raise schema_error(document, error, Runner) from None
+        self.runner = convert(document, Runner)
         self._check()
 
     @classmethod
@@ -148,11 +143,10 @@ class RunnerFile:
         runner = self.runner
         for i, lane in enumerate(runner.lanes):
             if lane.repository not in runner.repositories:
-                near = nearest(lane.repository, runner.repositories)
                 raise ConfigError(
                     f"repository {lane.repository!r} is not in `repositories`",
                     where=self.where("lanes", i, "repository"),
-                    hint=f"did you mean {near!r}?" if near else f"known: {', '.join(runner.repositories)}",
+                    hint=suggest(lane.repository, runner.repositories, f"known: {', '.join(runner.repositories)}"),
                 )
         for i, model in enumerate(runner.models):
             if model.stage and model.source is None:
@@ -160,7 +154,7 @@ class RunnerFile:
 
 
 def describe_when(when: When) -> str:
-    """A rule's condition as a person would say it: ``minimaxm3/fp8/dynamo-vllm``."""
+    """A rule's condition for people: ``minimaxm3/fp8/dynamo-vllm [scenario=agentic-coding]``."""
 
     def one(value: Pattern | bool | None) -> str:
         if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""All runner files that can be found, and which of them is meant by a name, a RUNNER_NAME or a matrix label."""
+"""The runner files of all directories, and which of them a name, a RUNNER_NAME or a matrix label means."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from launcher.core.errors import ConfigError
-from launcher.core.yaml_source import nearest
+from launcher.core.suggest import suggest
 from launcher.runner.file import RunnerFile
 
 
@@ -31,11 +31,10 @@ class Fleet:
     def get(self, name: str) -> RunnerFile:
         """The runner of this name. Raises ConfigError naming the nearest one."""
         if name not in self.paths:
-            near = nearest(name, self.paths)
             raise ConfigError(
                 f"there is no runner {name!r}",
                 where=os.pathsep.join(str(d) for d in self.directories) or "no runner directory",
-                hint=f"did you mean {near!r}?" if near else f"known: {', '.join(self.paths) or 'none'}",
+                hint=suggest(name, self.paths, f"known: {', '.join(self.paths) or 'none'}"),
             )
         path = self.paths[name]
         if path not in self._read:
@@ -51,7 +50,7 @@ class Fleet:
         return [self.get(name) for name in self.paths]
 
     def readable(self, broken: list[ConfigError] | None = None) -> list[RunnerFile]:
-        """The files that can be read; what is wrong with the others is added to ``broken``."""
+        """The runner files that can be read. The errors of the others are added to ``broken``."""
         found = []
         for name in self.paths:
             try:
@@ -62,17 +61,19 @@ class Fleet:
         return found
 
     def for_runner_name(self, runner_name: str) -> RunnerFile:
-        """The cluster of a physical runner (``b300-nv_07``): its name up to the first underscore."""
+        """The cluster of a physical runner (``b300-nv_07``), which its name up to the first underscore tells.
+
+        Raises ConfigError when no runner file has that prefix.
+        """
         prefix = runner_name.partition("_")[0]
         for file in self.all():
             if prefix in file.runner.runners:
                 return file
         known = [p for f in self.all() for p in f.runner.runners]
-        near = nearest(prefix, known)
         raise ConfigError(
             f"no runner file claims the prefix {prefix!r} of RUNNER_NAME={runner_name}",
             where="RUNNER_NAME",
-            hint=f"did you mean {near!r}?" if near else f"known prefixes: {', '.join(known)}",
+            hint=suggest(prefix, known, f"known prefixes: {', '.join(known)}"),
         )
 
     @cached_property

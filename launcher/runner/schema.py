@@ -1,11 +1,11 @@
 """The schema of runners/*.yaml: everything that differs between clusters, as data.
 
-A table (`models`, `lanes`) is an ordered list of rules, each with a ``when:``; the first match wins, and no match is an
-error that lists what is supported. `adjust` and `exclude-nodes` are the lists of which every matching rule applies, in
-order: mounts, exports and recipe edits that cut across lanes. `images.rules` is for images that do not lie where the
-others do: the first match wins, and without one the image is as `images` says.
+The tables `models` and `lanes` are ordered lists of rules, each with a ``when:``. The first rule that matches wins, and
+no match is an error that lists what is supported. Of `adjust` and `exclude-nodes` every rule that matches applies, in
+order: they hold mounts, exports and recipe edits that several lanes share. `images.rules` is for images that do not lie
+where the others do: the first match wins, and without one the image is as `images` says.
 
-An editor shows the sentence under a field (launcher/runner/json_schema.py): it speaks of keys as files spell them.
+Editors show the sentence under a field (launcher/runner/json_schema.py), so it names keys as the files spell them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="k
 
 
 class When(_Struct, frozen=True):
-    """What a rule asks of a benchmark. Every field that is given must match; an empty ``when`` matches all."""
+    """The benchmarks that a rule is for. Every field that is given must match; an empty ``when`` matches all."""
 
     prefix: Pattern | None = None
     """MODEL_PREFIX, the short family key (``minimaxm3``)."""
@@ -75,12 +75,12 @@ class When(_Struct, frozen=True):
 
 
 class Known(_Struct, frozen=True, kw_only=True):
-    """Something that is known to be wrong where a rule applies: every plan of it says so, as a finding there."""
+    """Something that is known to be wrong where a rule applies. Every plan made by the rule has a finding of it."""
 
     message: str
     """What is wrong, in a sentence."""
     severity: Literal["error", "warning"] = "warning"
-    """With ``error`` nothing is submitted unless that is allowed."""
+    """With ``error`` nothing is submitted unless the user allows it."""
 
 
 class Rule(_Struct, frozen=True):
@@ -96,10 +96,10 @@ class ModelRule(Rule, frozen=True, kw_only=True):
     """Where a checkpoint lies."""
 
     path: str | list[str]
-    """One directory, or candidates of which the first that exists counts."""
+    """One directory, or several candidates, of which the first that exists is used."""
     otherwise: str | None = None
-    """Taken when no candidate exists, hence also by a machine that sees none of them, as in a dry run elsewhere: a
-    directory, or ``hf:ORGANISATION/NAME``; the first candidate when it is not given."""
+    """A directory or ``hf:ORGANISATION/NAME`` that is used when no candidate exists, which is also what a machine sees
+    that has none of these file systems (a dry run elsewhere). The first candidate when it is not given."""
     alias: str
     """The key of `model_paths` that this fleet's recipes use."""
     also: list[str] = []
@@ -107,13 +107,13 @@ class ModelRule(Rule, frozen=True, kw_only=True):
     variable: str | None = None
     """An environment variable of the runner's host that overrides the path when it is set."""
     served: str | None = None
-    """SERVED_MODEL_NAME for the job; ``{model}`` is the row's model. It changes agentic requests: only where said."""
+    """SERVED_MODEL_NAME for the job; ``{model}`` is the row's model. No default: it changes agentic requests."""
     holding: str | None = None
-    """A glob that a candidate must hold to count as existing (stub directories have been met)."""
+    """A glob that must match something in a candidate, else it does not exist: some clusters have stub directories."""
     source: str | None = None
-    """Where the checkpoint can be staged from: a directory (archive tier), or ``hf:ORGANISATION/NAME@COMMIT``."""
+    """What the checkpoint can be staged from: a directory (archive tier), or ``hf:ORGANISATION/NAME@COMMIT``."""
     stage: bool = False
-    """Whether a run stages it when it is not there; otherwise that is for `launcher model stage`."""
+    """Whether a run stages the checkpoint when it is missing. Otherwise only `launcher model stage` does."""
 
 
 class Overlay(_Struct, frozen=True, kw_only=True):
@@ -122,7 +122,7 @@ class Overlay(_Struct, frozen=True, kw_only=True):
     source: str
     """Below ``benchmarks/multi_node/srt-slurm-recipes``."""
     destination: str | None = None
-    """Below the checkout; ``recipes/<source>`` unless said."""
+    """Below the checkout; ``recipes/<source>`` when it is not given."""
 
 
 class Patch(_Struct, frozen=True, kw_only=True):
@@ -142,10 +142,10 @@ class LaneRule(Rule, frozen=True, kw_only=True):
     repository: str
     """A key of `repositories`."""
     ref: str
-    """The name that people know the commit by; a moved ref is said, not followed."""
+    """The tag or branch that people know the commit by. When it has moved, a finding says so; `sha` is used."""
     sha: Sha | None = None
-    """What is checked out, in full. Without it (a branch of a repository that nobody here can read) the ref is
-    followed, which is said too."""
+    """The full id of the commit that is checked out. Without it the ref is followed, and a finding says so; this is
+    for a branch of a repository that nobody here can read."""
     overlays: list[Overlay] = []
     """Recipes of the workspace that are laid over the checkout, in order."""
     patches: list[Patch] = []
@@ -155,7 +155,7 @@ class LaneRule(Rule, frozen=True, kw_only=True):
     setup_script: str | None = None
     """The script that srtctl runs in each container first (``--setup-script``)."""
     time_limit: TimeLimit | None = None
-    """The job's limit where the recipe says none; the scheduler's unless said."""
+    """The job's limit where the recipe has none. That of `scheduler` when it is not given."""
 
 
 class Edit(_Struct, frozen=True):
@@ -168,7 +168,7 @@ class Edit(_Struct, frozen=True):
     remove: bool = False
     """Whether the key is taken away instead."""
     only_if_present: bool = False
-    """Only where the key is said already."""
+    """Whether the change is made only where the recipe has the key already."""
     beside: str | None = None
     """Only in mappings that have this key as well."""
     into_json: bool = False
@@ -210,18 +210,18 @@ class ExcludedNode(Rule, frozen=True, kw_only=True):
     reason: str
     """Why jobs must not get it."""
     expires: Day | None = None
-    """The last day on which this is believed; `launcher check` says when it is over."""
+    """The day by which somebody looks at the node again. After it `launcher check` reports the rule, which stays."""
     variable: str | None = None
     """An environment variable of the host that replaces the node list; empty disables the rule."""
 
 
 class Scheduler(_Struct, frozen=True, kw_only=True):
-    """Who runs jobs, and what is asked for them."""
+    """The scheduler that runs jobs, and what jobs ask of it."""
 
     kind: Literal["slurm", "local"] = "slurm"
     """``slurm``, or ``local`` for the embedded one, which runs jobs on this machine."""
     backend: Literal["auto", "commands", "pyslurm"] = "auto"
-    """How Slurm is asked; ``auto`` is pyslurm where it is installed and of this Slurm's release, else its commands."""
+    """How Slurm is queried. ``auto``: by pyslurm where it is installed for this Slurm's release, else by commands."""
     partition: str | None = None
     """Slurm's own default when it is not given."""
     partition_variable: str | None = None
@@ -231,7 +231,7 @@ class Scheduler(_Struct, frozen=True, kw_only=True):
     account_variable: str | None = None
     """A matrix setting or host variable that may replace the account."""
     time_limit: TimeLimit = "4:00:00"
-    """Of a job, where neither its recipe nor its lane says one."""
+    """A job's limit, where neither its recipe nor its lane has one."""
     job_name: str = "{runner}"
     """Template of the job's name; ``{runner}`` is RUNNER_NAME, by which the workflow's clean-up finds the job."""
 
@@ -244,9 +244,9 @@ class Node(_Struct, frozen=True, kw_only=True):
     arch: Architecture | None = None
     """Architecture of the compute nodes; images must be of it. Any when it is not given."""
     login_arch: Architecture | None = None
-    """Architecture of the login node, where it is of another make."""
+    """Architecture of the login node, where it is another one."""
     count: Positive | None = None
-    """Nodes of the partition, where it is known: a recipe that needs more can never start."""
+    """How many nodes the partition has, where that is known. A recipe that needs more can never start."""
 
 
 class Stripe(_Struct, frozen=True, kw_only=True):
@@ -255,9 +255,9 @@ class Stripe(_Struct, frozen=True, kw_only=True):
     at_least: int = 0
     """Bytes from which a file gets this layout."""
     count: int
-    """Targets that hold a part of it; -1 is all."""
+    """How many storage targets hold a part of the file; -1 is all."""
     size: str = "4M"
-    """Bytes on each in turn, as `lfs setstripe` takes it."""
+    """How many bytes go to each target in turn, as `lfs setstripe` takes it."""
 
 
 class Storage(_Struct, frozen=True, kw_only=True):
@@ -266,7 +266,7 @@ class Storage(_Struct, frozen=True, kw_only=True):
     path: Absolute
     """Where it is mounted; a path lies on the storage with the longest such prefix."""
     kind: Literal["lustre", "nfs", "node-local", "local"]
-    """``node-local``: each node has its own; ``local``: of this one machine."""
+    """``node-local``: each node has its own. ``local``: there is one machine, and this is its disk."""
     seen_by: tuple[Literal["login", "compute"], ...] = ("login", "compute")
     """Which nodes see it."""
     striping: list[Stripe] | None = None
@@ -274,17 +274,17 @@ class Storage(_Struct, frozen=True, kw_only=True):
 
 
 class ImageRule(Rule, frozen=True, kw_only=True):
-    """Where the benchmark's own image lies when it does not lie where the others do; helpers always do.
+    """Where the benchmark's own image lies when it does not lie where the others do. Helper images always lie there.
 
     What is not given is as `images` says.
     """
 
     directory: str | None = None
-    """In place of that of `images`."""
+    """In place of the directory of `images`."""
     name: Literal["underscore", "plus", "plus-nv"] | None = None
-    """In place of that of `images`."""
+    """In place of the naming of `images`."""
     image: str | None = None
-    """Run in the place of the row's: a finding says so, because results are published under the row's."""
+    """An image to run in place of the row's. A finding says so, because results are published under the row's."""
 
 
 class Images(_Struct, frozen=True, kw_only=True):
@@ -310,20 +310,20 @@ class Images(_Struct, frozen=True, kw_only=True):
     temporary: str | None = None
     """Node-local directory for enroot's own temporaries; the system's temporary directory when not given."""
     moved_tag: Literal["keep", "refresh", "fail"] = "keep"
-    """What is done when a tag names another image than the one that is there, beside saying both digests: nothing, an
-    import under a name with the new digest, or an error."""
+    """What to do when a tag names another image than the one that is there. Both digests are reported; then ``keep``
+    uses the file, ``refresh`` imports the new image under a name with its digest, and ``fail`` is an error."""
     squash_options: str = "-comp zstd -Xcompression-level 3 -b 1M -exit-on-error"
     """For mksquashfs. The default gives smaller files than enroot's own, and costs less (docs/images.md)."""
     processors: int | None = None
-    """For an import; all that the host gives when not said. On a compute node they are asked of Slurm."""
+    """Processors for one import; all that the host has when not given. On a compute node Slurm is asked for them."""
     transfer_retries: int = 3
     """How often enroot tries a transfer again."""
     import_partition: str | None = None
-    """For imports on compute nodes: one without GPUs, where there is one. No GPU is asked for anyway."""
+    """Partition for imports on compute nodes: one without GPUs, where there is one. No GPU is asked for anyway."""
     import_options: list[str] = []
-    """More words for that srun."""
+    """More options for the srun of an import."""
     environment: dict[str, str] = {}
-    """For enroot: ``{home}`` is the home directory of who imports (``ENROOT_CACHE_PATH: "{home}/.cache/enroot"``)."""
+    """Variables for enroot; ``{home}`` is the user's home directory (``ENROOT_CACHE_PATH: "{home}/.cache/enroot"``)."""
     rules: list[ImageRule] = []
     """Images that do not lie where the others do; the first match wins."""
     aliases: list[str] = []
@@ -333,16 +333,16 @@ class Images(_Struct, frozen=True, kw_only=True):
 
 
 class Checkout(_Struct, frozen=True, kw_only=True):
-    """Where srt-slurm trees live and how one is made ready."""
+    """Where srt-slurm trees lie, and how one is prepared."""
 
     directory: str
-    """Holds one work tree per run; seen by compute nodes."""
+    """The directory for work trees, one per run. Compute nodes must see it."""
     cache: str
-    """Holds what runs share: mirrors and prepared tools."""
+    """The directory for what runs share: mirrors and prepared tools."""
     setup: list[list[str]] = []
     """Commands (argv lists) run once per commit in a prepared tree; ``{arch}`` is the compute nodes' architecture."""
     setup_timeout: int = 1800
-    """Seconds for one of them."""
+    """Seconds that one command may take."""
 
 
 class Workspace(_Struct, frozen=True, kw_only=True):
@@ -351,7 +351,7 @@ class Workspace(_Struct, frozen=True, kw_only=True):
     shared: str | None = None
     """A directory below which a copy is made, because compute nodes cannot see the original."""
     only: list[When] = []
-    """The benchmarks that need the copy (one of these must hold); without it all do."""
+    """The benchmarks that need the copy: those that one of these matches. All, when it is not given."""
     variable: str = "INFMAX_WORKSPACE"
     """The environment variable that tells the job where the workspace is."""
 
@@ -374,7 +374,7 @@ class Runner(_Struct, frozen=True, kw_only=True):
     scheduler: Scheduler
     node: Node
     storage: list[Storage] = []
-    """File systems, and who sees them: what is not declared is taken to be seen by all."""
+    """File systems, and which nodes see them. A path on none of these is taken to be seen by all nodes."""
     images: Images
     checkout: Checkout
     workspace: Workspace = Workspace()
@@ -387,8 +387,8 @@ class Runner(_Struct, frozen=True, kw_only=True):
     srtslurm: dict[str, Any] = {}
     """More keys of every srtslurm.yaml."""
     tags: str = "{sku},{prefix},{precision},{isl}x{osl},infmax-{date}"
-    """What `srtctl apply --tags` gets."""
+    """The tags that `srtctl apply --tags` gets."""
     adjust: list[Adjustment] = []
-    """Settings that cut across lanes: every rule that matches applies, in order."""
+    """Settings that several lanes share: every rule that matches applies, in order."""
     exclude_nodes: list[ExcludedNode] = []
     """Nodes that jobs must not get."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launcher.core.errors import ConfigError
 from launcher.core.process import CommandRunner, run
-from launcher.core.yaml_source import nearest
+from launcher.core.suggest import closest
 from launcher.slurm.client import Scheduler
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.local import LocalScheduler
@@ -38,7 +38,7 @@ def open_scheduler(
         if directory is None:
             raise ConfigError("the embedded scheduler needs a directory for its jobs")
         return LocalScheduler(directory)
-    near = nearest(kind, ("slurm", "local"))
+    near = closest(kind, ("slurm", "local"))
     raise ConfigError(f"unknown scheduler {kind!r}", hint=f"did you mean {near!r}?" if near else "slurm or local")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from launcher.core import publish
 from launcher.core.errors import ConfigError, SubmissionError
-from launcher.core.yaml_source import nearest
+from launcher.core.suggest import suggest
 from launcher.srtctl import recipe
 
 FILE_NAME = "srtslurm.yaml"
@@ -80,11 +80,10 @@ def refuse_unknown(document: Mapping[str, Any], known: Collection[str]) -> None:
     unknown = [key for key in document if key not in known]
     if not unknown:
         return
-    near = nearest(unknown[0], known)
     raise ConfigError(
         f"the pinned srt-slurm does not know {', '.join(map(repr, unknown))}; it would drop the whole file",
         where=FILE_NAME,
-        hint=f"did you mean {near!r}?" if near else f"it knows {', '.join(sorted(known))}",
+        hint=suggest(unknown[0], known, f"it knows {', '.join(sorted(known))}"),
     )
 
 

@@ -196,7 +196,7 @@ class SrtctlKind:
         plan, recorded = run.plan, run.record.job
         assert recorded is not None
         expected, into = plan.results, run.results_directory
-        _stamp_power(run, into)
+        stamp_power(plan, run.record.step("workspace").facts.get("sha"), into)
         request = CollectRequest(
             logs_dir=Path(recorded.output) / "logs",
             workspace=into,
@@ -233,17 +233,16 @@ def _write_inputs(job: SrtctlJob, checkout: Checkout) -> None:
     write_srtslurm(checkout.root / FILE_NAME, job.srtslurm, checkout.cluster_keys)
 
 
-def _stamp_power(run: Run, directory: Path) -> None:
-    """Leave what the workflow's audit of a power measurement reads: which exporter, which srt-slurm.
+def stamp_power(plan: Plan, sha: str | None, directory: Path) -> None:
+    """Leave what the workflow's audit of a power measurement reads: which exporter, and which commit of srt-slurm.
 
     Names and formats are InferenceX's. Nothing for a run without power telemetry. Raises ResultError.
     """
     from launcher.core.publish import write_text
     from launcher.result.logs import EXPORTER_STAMP, PRODUCER_STAMP
 
-    exporter = next((image for image in run.plan.images if image.role == "telemetry"), None)
-    sha = run.record.step("workspace").facts.get("sha")
-    if not SrtctlJob.of(run.plan).power or exporter is None or sha is None:
+    exporter = next((image for image in plan.images if image.role == "telemetry"), None)
+    if not SrtctlJob.of(plan).power or exporter is None or sha is None:
         return
     try:
         with Path(exporter.squash).open("rb") as file:

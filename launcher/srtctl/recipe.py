@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 
 from launcher.core.errors import ConfigError
-from launcher.core.yaml_source import Key, nearest
+from launcher.core.suggest import closest
+from launcher.core.yaml_source import Key
 
 BASE, OVERRIDE, ZIP = "base", "override_", "zip_override_"
 
@@ -133,7 +134,7 @@ class _Sections:
             picked = [key for key in every if key == selector]
         if not picked:
             available = [*self.overrides, *(f"{key}[i]" for key in self.zips)]
-            near = nearest(selector, every)
+            near = closest(selector, every)
             raise ConfigError(
                 f"no variant {selector!r}; available: {', '.join(available) or '(only base)'}",
                 where=self.where,

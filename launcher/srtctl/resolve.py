@@ -18,9 +18,9 @@ from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
 from launcher.plan.plan import SRTCTL
 from launcher.runner.file import RunnerFile
-from launcher.runner.schema import LaneRule, ModelRule
+from launcher.runner.schema import Edit, LaneRule, ModelRule
 from launcher.srtctl.acceptance import acceptance_edits
-from launcher.srtctl.edit import Edit, apply_edits, with_comment
+from launcher.srtctl.edit import apply_edits, with_comment
 from launcher.srtctl.facts import RecipeFacts, facts
 from launcher.srtctl.locate import OVERLAY, FoundRecipe, RecipeFinder, variants_or_none
 from launcher.srtctl.planned import PlannedOverlay, PlannedPatch, PlannedRecipe, SrtctlJob, SrtSlurm, Submit

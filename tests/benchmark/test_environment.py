@@ -116,11 +116,24 @@ def test_empty_variables_are_as_missing_ones() -> None:
     assert (benchmark.disagg, benchmark.spec_decoding, benchmark.run_eval) == (False, "none", False)
 
 
+def test_an_agentic_job_without_offloading_has_none_and_a_backend_may_be_a_bare_name() -> None:
+    environ = environment_of(AGENTIC) | {"KV_OFFLOADING": "", "KV_OFFLOAD_BACKEND_METADATA": ""}
+    benchmark = benchmark_from_environment(environ)
+    assert (benchmark.kv_offloading, benchmark.kv_offload_backend) == ("none", Component("hicache"))
+    assert benchmark_from_environment(environ | {"KV_OFFLOAD_BACKEND": ""}).kv_offload_backend is None
+
+
+def test_what_only_agentic_jobs_have_is_not_read_for_others() -> None:
+    environ = environment_of(FIXED) | {"KV_OFFLOADING": "tape", "DURATION": "long", "TOTAL_CPU_DRAM_GB": "-1"}
+    assert benchmark_from_environment(environ) == FIXED
+
+
 def test_all_missing_variables_are_named_at_once() -> None:
     assert refused(IMAGE=None, CONC_LIST=" ", DECODE_TP="").message == (
         "IMAGE, CONC_LIST, DECODE_TP are not set, or empty"
     )
     assert refused(ISL="").message == "ISL is not set, or empty"
+    assert refused(MODEL="", OSL="").message == "MODEL, OSL are not set, or empty"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +177,7 @@ def test_the_name_of_the_results() -> None:
     assert result_filename(FIXED, "gb300-nv_0") == stem
     fingerprinted = dataclasses.replace(FIXED, recipe_fingerprint="0123456789abcdef" * 4)
     assert result_filename(fingerprinted, "gb300-nv_0") == f"{stem}_recipe-0123456789abcdef"
-    with pytest.raises(ConfigError, match="no file name"):
+    with pytest.raises(ConfigError, match="not usable as a file name"):
         result_filename(dataclasses.replace(FIXED, framework="a/b"), "gb300-nv_0")
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from launcher.benchmark.benchmark import Benchmark, Role
-from launcher.benchmark.fields import DECODE, FIELDS, PREFILL, SETTING_KEYS, Field
+from launcher.benchmark.fields import DECODE_FIELDS, FIELDS, PREFILL_FIELDS, SETTING_KEYS, Field
 
 PUT_TOGETHER = {"prefill", "decode", "settings", "options", "multinode", "key", "source"}
 """What takes more than one variable or key, or none."""
@@ -15,7 +15,7 @@ PUT_TOGETHER = {"prefill", "decode", "settings", "options", "multinode", "key", 
 
 @pytest.mark.parametrize(
     ("holder", "fields", "beside"),
-    [(Benchmark, FIELDS, PUT_TOGETHER), (Role, PREFILL, set()), (Role, DECODE, set())],
+    [(Benchmark, FIELDS, PUT_TOGETHER), (Role, PREFILL_FIELDS, set()), (Role, DECODE_FIELDS, set())],
     ids=["benchmark", "prefill", "decode"],
 )
 def test_every_attribute_has_one_row(holder: type, fields: tuple[Field, ...], beside: set[str]) -> None:
@@ -26,7 +26,7 @@ def test_every_attribute_has_one_row(holder: type, fields: tuple[Field, ...], be
 
 
 def test_no_variable_and_no_key_stands_twice() -> None:
-    variables = [field.variable for field in (*FIELDS, *PREFILL, *DECODE)]
+    variables = [field.variable for field in (*FIELDS, *PREFILL_FIELDS, *DECODE_FIELDS)]
     assert len(variables) == len(set(variables))
     assert SETTING_KEYS.isdisjoint(variables)
     keys = [field.key for field in FIELDS if field.key is not None]

@@ -198,8 +198,8 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path, text: str, old: s
         ("", "expected a mapping, found an empty document"),
         ("- a\n- b\n", "expected a mapping, found a list"),
         ("a: [1\nb: 2\n", "not valid YAML"),
-        ("key: text\n", "a mapping is expected here"),
-        ("'m-*':\n  image: x\n", "not a plain text"),
+        ("key: text\n", "expected a mapping"),
+        ("'m-*':\n  image: x\n", "expected plain text"),
         ("m:\n  image: a\n  image: b\n", "'image' is given twice"),
     ],
 )
@@ -215,10 +215,10 @@ def test_a_missing_file_and_a_key_in_two_files_are_refused(tmp_path: Path) -> No
     first = write(tmp_path, SINGLE)
     second = tmp_path / "second.yaml"
     second.write_text("\n" + SINGLE)
-    with pytest.raises(ConfigError, match="stands in two files") as caught:
+    with pytest.raises(ConfigError, match="is in two files") as caught:
         load_matrix([first, second])
     assert caught.value.where == f"{second}:2"
-    assert caught.value.hint == f"first: {first}:1"
+    assert caught.value.hint == f"the first is at {first}:1"
 
 
 def test_without_a_runners_file_only_what_needs_a_nodes_memory_is_refused(tmp_path: Path) -> None:

@@ -76,6 +76,11 @@ def test_a_selection_that_leaves_nothing_says_what_comes_near(
     assert "matrix.yaml" in str(caught.value.where)
 
 
+def test_files_without_entries_say_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="have no entry"):
+        load_matrix([write(tmp_path, "{}\n")]).entries()
+
+
 def test_sequence_names() -> None:
     assert [sequence_name(1024, 1024), sequence_name(8192, 1024), sequence_name(1024, 8192)] == [
         "1k1k",

@@ -257,7 +257,7 @@ def test_a_row_whose_result_can_have_no_name_is_said_once(world: World) -> None:
     world.write("configs/t-master.yaml", MATRIX.replace("model-prefix: minimaxm3", "model-prefix: mini/maxm3"))
     runner("prefix: minimaxm3", "prefix: mini/maxm3")(world)
     (found,) = world.check()
-    assert found.rule == "unsupported" and "no file name" in found.message
+    assert found.rule == "unsupported" and "not usable as a file name" in found.message
 
 
 def test_a_cluster_without_runners_of_its_own_is_checked_too(world: World) -> None:

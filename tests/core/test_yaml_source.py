@@ -10,7 +10,7 @@ import yaml
 
 from launcher.core.errors import ConfigError
 from launcher.core.shipped import shipped
-from launcher.core.yaml_source import Document, Place, nearest
+from launcher.core.yaml_source import Document, Place
 
 TEXT = """\
 name: x
@@ -100,8 +100,3 @@ def test_a_file_that_is_missing_or_not_text(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read"):
         Document.read(tmp_path / "binary.yaml")
-
-
-def test_nearest() -> None:
-    assert nearest("partiton", ["partition", "account"]) == "partition"
-    assert nearest("zzz", ["partition"]) is None

@@ -14,7 +14,7 @@ from launcher.doctor import required_paths, scheduling
 from launcher.doctor.comparison import compare
 from launcher.doctor.draft import DraftRequest, draft, todos
 from launcher.doctor.facts import ClusterFacts, Gres, Host, Partition, SubmissionCheck, Unknown
-from launcher.rehearsal.checkout import SHA
+from launcher.rehearsal.srt_slurm_stand_in import SHA
 from launcher.runner.file import RunnerFile
 from tests.doctor.stand_ins import NFS, NVME, WEKA, cluster, facts, node, refused, seen, taken
 

@@ -23,10 +23,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from launcher.run.stages import rehearsal_tools
-
 from launcher.image.inventory import adopt
 from launcher.image.reference import Reference
+from launcher.rehearsal.tools import environment as environment_of_stand_ins
 from launcher.runner.schema import Images
 from tests.image.docker_registry import RealRegistry, real_registry
 from tests.image.support import Scripted, image_store, never, request
@@ -118,7 +117,7 @@ def overhead(place: Path, tree: str, rounds: int) -> None:
     environ = dict(os.environ)
     if shutil.which("enroot") is None:
         print("enroot is not on PATH: its stand-in, which compresses nothing, so that shares say nothing")
-        environ["PATH"] = rehearsal_tools(place, "slurm", environ)["PATH"]
+        environ["PATH"] = environment_of_stand_ins(place, "slurm", environ)["PATH"]
     environ["PATH"], times = shim(place, environ["PATH"])
     with real_registry(place / "registry", account=False) as served:
         push(served, tree)

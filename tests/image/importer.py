@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.lease import Lock, LockResult
-from launcher.rehearsal import enroot
+from launcher.rehearsal import enroot_stand_in
 from tests.image.support import EagerLock, image_store, request
 
 
@@ -25,7 +25,7 @@ class NoLock(Lock):
 
 
 def main(directory: str, *options: str) -> None:
-    assert enroot.VERSION.endswith("rehearsal")
+    assert enroot_stand_in.VERSION.endswith("rehearsal")
     lock = NoLock if "no-lock" in options else EagerLock
     record = image_store(lock=lock).ensure(request(Path(directory)))
     print(record.how, flush=True)

@@ -23,7 +23,7 @@ from launcher.image.request import PlannedImage
 from launcher.image.store import ImageStore, no_log
 from launcher.rehearsal.squashfs import squashfs
 
-ENROOT = (sys.executable, "-m", "launcher.rehearsal.enroot")
+ENROOT = (sys.executable, "-m", "launcher.rehearsal.enroot_stand_in")
 REFERENCE = "nvcr.io#nvidia/ai-dynamo/vllm-runtime:1.0.1"
 NAME = "nvcr.io_nvidia_ai-dynamo_vllm-runtime_1.0.1.sqsh"
 

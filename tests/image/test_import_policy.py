@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from launcher.run.stages import rehearsal_tools
 
 from launcher.core.errors import ImageError
 from launcher.core.process import Completed, clean_environment, run
@@ -18,8 +18,10 @@ from launcher.image.request import PlannedImage
 from launcher.image.store import no_log
 from launcher.plan.derive import Context, planned_image
 from launcher.rehearsal.tools import REGISTRIES
+from launcher.rehearsal.tools import environment as environment_of_stand_ins
 from launcher.runner.schema import Images
-from tests.image.support import Scripted
+from tests.image.support import Scripted, until
+from tests.run.driving import Desk
 
 LOCAL = ImportPolicy("local", None, None, "job", "r1", REGISTRIES)
 SLURM = ImportPolicy("slurm", "batch", "me", "job", "r1", REGISTRIES)
@@ -61,7 +63,7 @@ def test_a_compute_node_is_asked_for_processors_and_no_gpu(tmp_path: Path) -> No
 
 def test_an_import_on_a_node_leaves_nothing_there(tmp_path: Path) -> None:
     """With an srun that is here, and the rehearsal's enroot."""
-    tools = rehearsal_tools(tmp_path, "slurm", os.environ)
+    tools = environment_of_stand_ins(tmp_path, "slurm", os.environ)
     directory = Path(tools["PATH"].partition(os.pathsep)[0])
     srun = directory / "srun"
     srun.write_text('#!/bin/sh\nwhile [ "$1" != sh ]; do shift; done\nexec "$@"\n')
@@ -128,3 +130,18 @@ def test_an_error_names_the_line_of_the_image(tmp_path: Path) -> None:
     assert refused(f"{runner} (images.helpers)") == f"{runner}:6"
     for where in (f"{matrix}:7", f"{tmp_path}/gone.yaml (key-1)", f"{matrix} (no-such)", "environment (IMAGE)"):
         assert refused(where) == where
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_import_by_hand_that_is_stopped_ends_its_enroot_and_leaves_nothing(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    desk = Desk(tmp_path)
+    squash = desk.state / "squash"
+    with desk.start("image", "import", "a/b:1", "--runner", "local", LAUNCHER_REHEARSAL_ENROOT="slow=60") as process:
+        until(lambda: next(squash.glob(".*.owner"), None) and next(squash.glob(".*.part"), None), 30)
+        process.send_signal(how)
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + how, out
+    assert [path.name for path in squash.iterdir() if path.name.startswith(".")] == []
+    assert list(squash.glob("*.sqsh")) == []

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launcher.run.stages import rehearsal_tools
 
 from launcher.core.errors import ImageError
 from launcher.core.process import clean_environment, run
@@ -23,6 +22,7 @@ from launcher.image.request import PlannedImage
 from launcher.image.store import ImageRecord
 from launcher.plan.derive import Context, planned_image
 from launcher.rehearsal.tools import REGISTRIES
+from launcher.rehearsal.tools import environment as environment_of_stand_ins
 from launcher.runner.schema import Images
 from tests.conftest import SlurmCluster
 from tests.run.driving import ONE, Desk
@@ -73,7 +73,7 @@ def ensuring(desk: Desk, said: list[str], monkeypatch: pytest.MonkeyPatch, **mor
     """A function that has an image by jobs of a name, and does not sleep."""
     for name, value in {**desk.extra, **more}.items():
         monkeypatch.setenv(name, value)
-    environment = {**clean_environment(os.environ), **rehearsal_tools(desk.state, "slurm", os.environ)}
+    environment = {**clean_environment(os.environ), **environment_of_stand_ins(desk.state, "slurm", os.environ)}
 
     def ensure(image: PlannedImage, job_name: str) -> ImageRecord:
         policy = ImportPolicy("slurm", "batch", "benchmark", job_name, job_name, REGISTRIES, make_directory=True)

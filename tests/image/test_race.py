@@ -20,7 +20,7 @@ import pytest
 from launcher.core.lease import LockPace
 from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries
 from launcher.image.squash import DamagedImage, MissingImage, inspect
-from launcher.rehearsal.enroot import FAULTS
+from launcher.rehearsal.enroot_stand_in import FAULTS
 from tests.image.support import ENROOT, NAME, EagerLock, image_store, request, until
 
 ROOT = Path(__file__).resolve().parents[2]

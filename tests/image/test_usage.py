@@ -19,7 +19,7 @@ from launcher.run.image_usage import is_run_over, mark_used_by, unmark
 from launcher.run.record import RunRecord
 from tests.image.support import small_image
 from tests.run.driving import ONE, Desk
-from tests.run.test_image_usage import a_plan
+from tests.run.runs import plan_on
 
 DAY = 86400.0
 
@@ -90,7 +90,7 @@ def test_a_mark_that_was_torn_counts_and_one_that_is_too_old_does_not(squash: Pa
 
 
 def test_a_run_marks_what_it_uses_until_it_is_settled(squash: Path, tmp_path: Path) -> None:
-    plan = a_plan(tmp_path, "r1")
+    plan = plan_on("local", tmp_path)
     moved = dataclasses.replace(plan, images=(dataclasses.replace(plan.images[0], squash=str(squash)),))
     record = RunRecord.create(tmp_path / "runs", moved)
     mark_used_by(record)(squash)
@@ -106,7 +106,7 @@ def test_a_run_marks_what_it_uses_until_it_is_settled(squash: Path, tmp_path: Pa
 
 
 def test_where_no_mark_can_be_made_that_is_said(tmp_path: Path) -> None:
-    record = RunRecord.create(tmp_path / "runs", a_plan(tmp_path, "r1"))
+    record = RunRecord.create(tmp_path / "runs", plan_on("local", tmp_path))
     (tmp_path / "images").mkdir()
     (tmp_path / "images/.uses").touch()
     mark_used_by(record)(tmp_path / "images/x.sqsh")

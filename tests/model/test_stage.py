@@ -475,7 +475,9 @@ def test_names_that_lead_elsewhere_are_refused(source: Path, destination: Path, 
 
 
 def test_adopting_what_is_there(source: Path, destination: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
     manifest = adopt(source)
+    assert len(os.listdir("/proc/self/fd")) == before
     assert manifest.part_size == PART_SIZE
     done = stage(DirectorySource(source), destination)
     assert [entry.hash for entry in done.manifest.files] == [entry.hash for entry in manifest.files]

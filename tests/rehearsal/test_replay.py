@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from launcher.rehearsal import srtctl
-from tests.rehearsal.lab import Lab
+from launcher.rehearsal import srtctl_stand_in
+from tests.rehearsal.recorded_machine import RecordedMachine
 from tests.shared import needs_shared
 from tests.srtctl.transcripts import Transcript, transcript
 
@@ -81,41 +81,41 @@ _FIRST_IDS = {"directory-apply-json": "5029", "override-apply-all": "5006", "ove
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    return Lab(tmp_path_factory.mktemp("srv"))
+def machine(tmp_path_factory: pytest.TempPathFactory) -> RecordedMachine:
+    return RecordedMachine(tmp_path_factory.mktemp("srv"))
 
 
-def _stand_in(lab: Lab, recorded: Transcript, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def _stand_in(machine: RecordedMachine, recorded: Transcript, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Put the process where the recorded one was: directory, environment, standard input. Returns its arguments."""
-    words = [lab.here(word) for word in recorded.command]
+    words = [machine.here(word) for word in recorded.command]
     start = next(i for i, word in enumerate(words) if word in ("apply", "dry-run", "preflight"))
     environ = dict(recorded.environ)
     stubs = re.findall(r"/srv/wk/(stub[\w-]*)", environ.pop("PATH", "/srv/wk/stub"))
     for name in ("SRTSLURM_CONFIG", "RUNNER_NAME", "COLUMNS", "FORCE_COLOR", "NO_COLOR", "LAUNCHER_LOCAL_JOBS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():
-        monkeypatch.setenv(name, lab.here(value))
-    monkeypatch.setenv("PATH", lab.path(stubs[0] if stubs else None))
-    monkeypatch.setenv("TMPDIR", str(lab.root))
+        monkeypatch.setenv(name, machine.here(value))
+    monkeypatch.setenv("PATH", machine.path(stubs[0] if stubs else None))
+    monkeypatch.setenv("TMPDIR", str(machine.root))
     monkeypatch.setattr("tempfile.tempdir", None)
     if stubs:
-        counter = lab.root / "wk" / stubs[0] / "sbatch.n"
+        counter = machine.root / "wk" / stubs[0] / "sbatch.n"
         counter.unlink(missing_ok=True)
         if first := _FIRST_IDS.get(recorded.name):
             counter.write_text(first)
-    monkeypatch.chdir(lab.here(recorded.cwd))
+    monkeypatch.chdir(machine.here(recorded.cwd))
     fed = "" if recorded.name == "stdin-empty" else "wk/rec/ov.yaml" if "devstdin" in recorded.name else ""
     if recorded.name == "stdin-selector-dash-eq":
         fed = "wk/rec/ov.yaml"
     if recorded.name == "stdin-apply-json":
         fed = "srt-slurm/recipes/vllm/minimax-m3-gb200-fp8/1k1k/1p1d-dep4-tep8-1k1k.yaml"
-    monkeypatch.setattr("sys.stdin", io.StringIO((lab.root / fed).read_text() if fed else ""))
+    monkeypatch.setattr("sys.stdin", io.StringIO((machine.root / fed).read_text() if fed else ""))
     return words[start:]
 
 
 def _run(argv: list[str]) -> int:
     try:
-        return srtctl.main(argv)
+        return srtctl_stand_in.main(argv)
     except SystemExit as ended:
         assert isinstance(ended.code, int)
         return ended.code
@@ -138,14 +138,14 @@ def _records(text: str) -> list[Any]:
 @needs_shared
 @pytest.mark.parametrize("name", RECORDED)
 def test_it_says_what_srtctl_said(
-    name: str, lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, machine: RecordedMachine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorded = transcript(name)
-    argv = _stand_in(lab, recorded, monkeypatch)
+    argv = _stand_in(machine, recorded, monkeypatch)
     code = _run(argv)
     said = capsys.readouterr()
     assert code == recorded.exit
-    out, err = lab.here(recorded.stdout), lab.here(recorded.stderr)
+    out, err = machine.here(recorded.stdout), machine.here(recorded.stderr)
     assert [list(r) for r in _records(said.out)] == [list(r) for r in _records(out)]
     assert _essence(said.out) == _essence(out)
     assert _essence(said.err) == _essence(err)
@@ -153,19 +153,19 @@ def test_it_says_what_srtctl_said(
 
 @needs_shared
 def test_narrow_columns_break_the_line_with_the_job_id(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    machine: RecordedMachine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = _stand_in(lab, transcript("narrow-columns-apply"), monkeypatch)
+    argv = _stand_in(machine, transcript("narrow-columns-apply"), monkeypatch)
     assert _run(argv) == 0
     assert "✅ Job 4242 \nsubmitted!" in capsys.readouterr().out
 
 
 @needs_shared
 def test_forced_colours_split_the_job_id(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    machine: RecordedMachine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorded = transcript("force-color-apply")
-    assert _run(_stand_in(lab, recorded, monkeypatch)) == 0
+    assert _run(_stand_in(machine, recorded, monkeypatch)) == 0
     line = next(line for line in recorded.stdout.splitlines() if "✅" in line)
     assert line in capsys.readouterr().out
 
@@ -183,20 +183,20 @@ def test_a_wrong_command_line(name: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @needs_shared
-def test_a_wrong_selector_is_a_traceback(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_selector_is_a_traceback(machine: RecordedMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = transcript("bad-selector-syntax")
     with pytest.raises(ValueError) as caught:
-        srtctl.main(_stand_in(lab, recorded, monkeypatch))
+        srtctl_stand_in.main(_stand_in(machine, recorded, monkeypatch))
     assert f"ValueError: {caught.value}" == recorded.stderr.splitlines()[-1]
 
 
 @needs_shared
 def test_missing_programs_are_told_and_json_stays_silent(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    machine: RecordedMachine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorded = transcript("apply-no-binaries-json")
-    argv = _stand_in(lab, recorded, monkeypatch)
-    programs = [lab.tree / "bin/uv", lab.tree / "bin/tachometer-scraper"]
+    argv = _stand_in(machine, recorded, monkeypatch)
+    programs = [machine.tree / "bin/uv", machine.tree / "bin/tachometer-scraper"]
     for program in programs:
         program.unlink()
     try:
@@ -214,36 +214,36 @@ def test_missing_programs_are_told_and_json_stays_silent(
 @needs_shared
 @pytest.mark.parametrize("name", ["srtslurm-bogus", "srtslurm-sexa", "srtslurm-empty"])
 def test_a_bad_srtslurm_yaml_is_dropped_whole(
-    name: str, lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, machine: RecordedMachine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = _stand_in(lab, transcript("apply-json"), monkeypatch)
-    monkeypatch.setenv("SRTSLURM_CONFIG", str(lab.root / "wk/rec" / f"{name}.yaml"))
+    argv = _stand_in(machine, transcript("apply-json"), monkeypatch)
+    monkeypatch.setenv("SRTSLURM_CONFIG", str(machine.root / "wk/rec" / f"{name}.yaml"))
     assert _run(argv) == 0
     said = capsys.readouterr()
     assert "| WARNING | Failed to load or validate srtslurm.yaml: {" in said.err
     assert "Model:     minimax-m3-mxfp8" in said.err, "no alias was resolved"
 
 
-def _written(lab: Lab, job: str) -> Path:
-    return lab.tree / "outputs" / job
+def _written(machine: RecordedMachine, job: str) -> Path:
+    return machine.tree / "outputs" / job
 
 
 @needs_shared
 def test_the_output_directory_and_the_batch_script(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    machine: RecordedMachine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = _stand_in(lab, transcript("apply-json"), monkeypatch)
+    argv = _stand_in(machine, transcript("apply-json"), monkeypatch)
     monkeypatch.setenv("RUNNER_NAME", "gb200-nv_3")
     assert _run(argv) == 0
     (record,) = _records(capsys.readouterr().out)
     assert record["job_name"] == "gb200-nv_3", "RUNNER_NAME goes before the recipe's name"
-    place = _written(lab, "4242")
+    place = _written(machine, "4242")
     assert {p.name for p in place.iterdir()} >= {"4242.json", "config.yaml", "sbatch_script.sh", "logs"}
-    assert (place / "config.yaml").read_text() == (lab.tree / argv[argv.index("-f") + 1]).read_text()
+    assert (place / "config.yaml").read_text() == (machine.tree / argv[argv.index("-f") + 1]).read_text()
     script = (place / "sbatch_script.sh").read_text()
     for directive in (
         "job-name=gb200-nv_3",
-        f"output={lab.tree}/outputs/%j/logs/sweep_%j.log",
+        f"output={machine.tree}/outputs/%j/logs/sweep_%j.log",
         "nodes=3",
         "gpus-per-node=4",
         "account=benchmark",

@@ -13,9 +13,8 @@ import yaml
 
 from launcher.core.errors import JobsExist, SubmissionError
 from launcher.core.process import clean_environment, run
-from launcher.plan.plan import SrtSlurm
-from launcher.rehearsal import checkout
-from launcher.rehearsal.contract import CLUSTER
+from launcher.rehearsal import srt_slurm_stand_in
+from launcher.rehearsal.srtctl_contract import CLUSTER
 from launcher.rehearsal.tools import environment, tools_directory
 from launcher.result.validate import Point, read_result
 from launcher.slurm.client import JobKey
@@ -23,6 +22,7 @@ from launcher.slurm.local import LocalScheduler
 from launcher.slurm.states import Phase
 from launcher.srtctl.checkout import Checkout, Checkouts
 from launcher.srtctl.config import known_keys, write_srtslurm
+from launcher.srtctl.planned import SrtSlurm
 from launcher.srtctl.submit import Submission, Submitted, apply
 
 
@@ -38,36 +38,36 @@ def test_the_commit_is_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     before = os.umask(0o077)
     try:
-        repository = checkout.ensure_repository(tmp_path / "a")
+        repository = srt_slurm_stand_in.ensure_repository(tmp_path / "a")
     finally:
         os.umask(before)
     monkeypatch.delenv("GIT_DIR")
-    assert run(["git", "rev-parse", "HEAD"], timeout=9, cwd=repository).stdout.strip() == checkout.SHA
-    assert repository == tmp_path / "a" / f"srt-slurm-{checkout.SHA[:12]}"
+    assert run(["git", "rev-parse", "HEAD"], timeout=9, cwd=repository).stdout.strip() == srt_slurm_stand_in.SHA
+    assert repository == tmp_path / "a" / f"srt-slurm-{srt_slurm_stand_in.SHA[:12]}"
     stamp = repository.stat().st_mtime_ns
-    assert checkout.ensure_repository(tmp_path / "a") == repository and repository.stat().st_mtime_ns == stamp
+    assert srt_slurm_stand_in.ensure_repository(tmp_path / "a") == repository and repository.stat().st_mtime_ns == stamp
 
 
 def test_several_processes_may_make_it_at_once(tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
-    makers = [fork.Process(target=checkout.ensure_repository, args=(tmp_path,)) for _ in range(4)]
+    makers = [fork.Process(target=srt_slurm_stand_in.ensure_repository, args=(tmp_path,)) for _ in range(4)]
     for maker in makers:
         maker.start()
     for maker in makers:
         maker.join(20)
         assert maker.exitcode == 0
-    assert [p.name for p in tmp_path.iterdir()] == [f"srt-slurm-{checkout.SHA[:12]}"]
+    assert [p.name for p in tmp_path.iterdir()] == [f"srt-slurm-{srt_slurm_stand_in.SHA[:12]}"]
 
 
 def test_a_git_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(SubmissionError, match="cannot be made"):
-        checkout.ensure_repository(tmp_path / "x")
+        srt_slurm_stand_in.ensure_repository(tmp_path / "x")
     assert list((tmp_path / "x").iterdir()) == []
 
 
 def test_the_tree_declares_the_keys_that_the_stand_in_checks(tmp_path: Path) -> None:
-    assert known_keys(checkout.ensure_repository(tmp_path)) == set(CLUSTER)
+    assert known_keys(srt_slurm_stand_in.ensure_repository(tmp_path)) == set(CLUSTER)
 
 
 def test_the_programs_start(tmp_path: Path) -> None:
@@ -120,11 +120,11 @@ class Desk:
         (self.tree.root / "recipes/small.yaml").write_text(yaml.safe_dump(recipe))
 
     def prepare(self, extra: dict[str, str]) -> Checkout:
-        repository = checkout.ensure_repository(self.root / "rehearsal")
+        repository = srt_slurm_stand_in.ensure_repository(self.root / "rehearsal")
         wanted = SrtSlurm(
             repository=str(repository),
-            ref=checkout.REF,
-            sha=checkout.SHA,
+            ref=srt_slurm_stand_in.REF,
+            sha=srt_slurm_stand_in.SHA,
             overlays=(),
             patches=(),
             setup=(("make", "setup"),),

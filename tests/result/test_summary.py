@@ -14,11 +14,11 @@ from launcher.model.checkpoint import examine
 from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
 from launcher.project import plan_benchmark
-from launcher.rehearsal.model import ensure_model
+from launcher.rehearsal.checkpoint_stand_in import ensure_model
 from launcher.result.collect import Collected, Problem
 from launcher.result.summary import SCHEMA_VERSION, Used, summary
 from launcher.result.validate import Point
-from launcher.runner import Fleet
+from launcher.runner.fleet import Fleet
 from launcher.srtctl.locate import RecipeFinder
 from tests.benchmarks import a_benchmark
 

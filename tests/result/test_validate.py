@@ -76,7 +76,8 @@ def test_results_of_real_jobs(directory: str) -> None:
         assert isinstance(point, Point)
         assert point.completed == document["completed"]
         assert point.throughput_per_gpu == document["total_token_throughput"] / name.gpus
-        assert point.output_throughput_per_gpu == document["output_throughput"] / (name.decode_gpus or name.gpus)
+        decode = name.split[1] if name.split else name.gpus
+        assert point.output_throughput_per_gpu == document["output_throughput"] / decode
 
 
 @pytest.mark.parametrize(
@@ -267,12 +268,14 @@ def test_whatever_a_file_holds_there_is_an_answer(content: bytes, tmp_path_facto
             assert all(math.isfinite(value) for value in vars(answer).values() if isinstance(value, float))
 
 
+NUMBERS = st.integers(0, 10**6)
+
+
 @given(
-    st.builds(FileName, *[st.integers(1, 10**6)] * 2, *[st.none()] * 2)
-    | st.builds(FileName, *[st.integers(0, 10**6)] * 4)
+    st.builds(FileName, NUMBERS, NUMBERS, st.none() | st.tuples(NUMBERS, NUMBERS)),
 )
 def test_a_file_name_is_read_as_sa_bench_writes_it(name: FileName) -> None:
     text = f"results_concurrency_{name.concurrency}_gpus_{name.gpus}"
-    if name.prefill_gpus is not None:
-        text += f"_ctx_{name.prefill_gpus}_gen_{name.decode_gpus}"
+    if name.split is not None:
+        text += f"_ctx_{name.split[0]}_gen_{name.split[1]}"
     assert FileName.parse(f"{text}.json") == name

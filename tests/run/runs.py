@@ -13,7 +13,7 @@ from launcher.project import plan_benchmark
 from launcher.run.kind import JobKind, Run
 from launcher.run.record import RunRecord
 from launcher.run.services import Services
-from launcher.runner import Fleet
+from launcher.runner.fleet import Fleet
 from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.states import Phase
 from launcher.srtctl.kind import SrtctlKind

@@ -20,7 +20,7 @@ from launcher.core.process_identity import ProcessIdentity
 from launcher.core.shipped import shipped
 from launcher.core.yaml_source import Document
 from launcher.project import Session
-from launcher.rehearsal.checkout import SHA, ensure_repository
+from launcher.rehearsal.srt_slurm_stand_in import SHA, ensure_repository
 from launcher.srtctl.recipe import dump, variants
 from tests.run.driving import KEY, ONE, Desk
 

@@ -25,7 +25,7 @@ from launcher.core.errors import (
     SubmissionUnknown,
 )
 from launcher.core.github import GitHub
-from launcher.result.collect import TARBALL
+from launcher.result.logs import TARBALL
 from launcher.run import finish
 from launcher.run.evidence import FOLDER, LARGEST
 from launcher.run.finish import Outcome

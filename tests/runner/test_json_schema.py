@@ -14,7 +14,8 @@ from launcher.cli import main
 from launcher.core.errors import ConfigError
 from launcher.core.shipped import shipped
 from launcher.core.yaml_source import Document
-from launcher.runner import RunnerFile, json_schema
+from launcher.runner import json_schema
+from launcher.runner.file import RunnerFile
 from tests.runner.test_runner import MINIMAL
 
 FILES = sorted(shipped("runners").glob("*.yaml"))

@@ -10,9 +10,9 @@ import pytest
 
 from launcher.benchmark.benchmark import AGENTIC
 from launcher.plan.plan import Plan
-from launcher.run.stages import stamp_power
 from launcher.runner.file import applies
 from launcher.runner.schema import When
+from launcher.srtctl.kind import stamp_power
 from launcher.srtctl.planned import SrtctlJob
 from tests.benchmarks import IMAGE, a_benchmark, a_recipe
 from tests.srtctl.test_resolve import RUNNER, Bench

@@ -9,7 +9,8 @@ import pytest
 from launcher.core.errors import ConfigError
 from launcher.core.shipped import shipped
 from launcher.core.yaml_source import Document
-from launcher.runner import Fleet, RunnerFile
+from launcher.runner.file import RunnerFile
+from launcher.runner.fleet import Fleet
 from tests.benchmarks import a_benchmark
 
 MINIMAL = """\

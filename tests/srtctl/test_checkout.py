@@ -17,8 +17,8 @@ import pytest
 
 from launcher.core.errors import SubmissionError
 from launcher.core.process import Completed, run
-from launcher.plan.plan import PlannedOverlay, PlannedPatch, SrtSlurm
 from launcher.srtctl.checkout import Checkout, Checkouts
+from launcher.srtctl.planned import PlannedOverlay, PlannedPatch, SrtSlurm
 
 SCHEMA = "class ClusterConfig:\n    default_account: str\n    containers: dict[str, str]\n"
 HELP = "usage: srtctl apply [-h] -f CONFIG [--json]\n  --tags TAGS  Comma-separated --not-an-option"

@@ -11,7 +11,8 @@ import yaml
 
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Document
-from launcher.srtctl.edit import Edit, apply_edits, with_comment
+from launcher.runner.schema import Edit
+from launcher.srtctl.edit import apply_edits, with_comment
 from launcher.srtctl.recipe import variants
 from tests.shared import SHARED, needs_shared
 

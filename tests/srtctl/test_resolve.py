@@ -15,7 +15,7 @@ from launcher.core.yaml_source import Document
 from launcher.plan.derive import Context, run_key
 from launcher.plan.plan import Plan
 from launcher.project import plan_benchmark
-from launcher.runner import RunnerFile
+from launcher.runner.file import RunnerFile
 from launcher.srtctl.locate import RecipeFinder
 from launcher.srtctl.planned import SrtctlJob
 from launcher.srtctl.recipe import dump

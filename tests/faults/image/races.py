@@ -12,7 +12,7 @@ from typing import Any
 from launcher.core.lease import Lock, LockResult
 from launcher.core.publish import TEMPORARY_SUFFIX
 from launcher.image.squash import DamagedImage, Listing, MissingImage, check_lists, inspect
-from launcher.rehearsal.enroot import FAULTS
+from launcher.rehearsal.enroot_stand_in import FAULTS
 from tests.faults.image import Count
 from tests.image.support import NAME, EagerLock, image_store, request
 

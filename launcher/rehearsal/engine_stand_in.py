@@ -1,8 +1,9 @@
-"""A job's body in a rehearsal: what srt-slurm's orchestrator leaves behind, in a second instead of hours.
+"""A stand-in for what runs inside a job: it leaves the files of srt-slurm's orchestrator, in a second instead of hours.
 
-``python -m launcher.rehearsal.engine OUTPUT_DIR [CONFIG_NAME]`` inside a batch job, or `run_embedded` under the
-embedded scheduler. Its standard output is the job's ``sweep_<job>.log``, with the lines that a real one has (recorded
-with srt-slurm c88ef731). It starts no server: results come from `launcher.rehearsal.queueing` and say so.
+It is started as ``python -m launcher.rehearsal.engine_stand_in OUTPUT_DIR [CONFIG_NAME]`` by the batch script, or as
+`run_embedded` by the embedded scheduler. Its standard output is the job's ``sweep_<job>.log``, with the lines that a
+real one has (recorded with srt-slurm c88ef731). It starts no server: results come from `launcher.rehearsal.queueing`
+and say so.
 
 Environment: LAUNCHER_REHEARSAL_SECONDS (each concurrency takes that long, 0.3), LAUNCHER_REHEARSAL_FAULTS (`faults`),
 and what real jobs read: SLURM_JOB_ID, SLURM_JOB_NODELIST, EVAL_ONLY, RUN_EVAL, EVAL_CONC, INFMAX_WORKSPACE,
@@ -24,34 +25,35 @@ from typing import Any
 
 import yaml
 
+from launcher.benchmark.result_names import agentic_result_name
 from launcher.core import process
 from launcher.core.errors import LauncherError
 from launcher.rehearsal import results
-from launcher.rehearsal.contract import load_cluster, resolve
 from launcher.rehearsal.faults import faults
 from launcher.rehearsal.queueing import Topology
+from launcher.rehearsal.srtctl_contract import load_cluster, resolve
 from launcher.srtctl.facts import facts
 
 RULE = "=" * 42
-CONFIG_PATIENCE = 20.0
-"""Seconds to wait for the configuration: srtctl writes it after the submission, and a job may start before."""
+CONFIG_WAIT = 20.0
+"""Seconds to wait for the configuration: srtctl writes it after the submission, when the job may already run."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a job's body. Returns its exit code."""
+    """Run the job of a command line. Returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     return run_job(Path(words[0]), words[1] if len(words) > 1 else "config.yaml", os.environ)
 
 
 def run_embedded(output_base: str, config_name: str) -> None:
-    """The same as a function job of the embedded scheduler, whose id is known only inside. Exits as the job does."""
+    """Run the job as a function of the embedded scheduler: only inside is the job's id known. Exits as the job does."""
     code = run_job(Path(output_base) / os.environ["SLURM_JOB_ID"], config_name, os.environ)
     if code:
         raise SystemExit(code)
 
 
 def run_job(output: Path, config_name: str, environ: Mapping[str, str]) -> int:
-    """The whole job: banner, orchestrator, banner. Returns the exit code, as the batch script of srt-slurm does."""
+    """Run the whole job: banner, orchestrator, banner. Returns the exit code, as srt-slurm's batch script does."""
     job_id = environ.get("SLURM_JOB_ID", output.name)
     (output / "logs").mkdir(parents=True, exist_ok=True)
     config = _await(output / config_name)
@@ -60,7 +62,7 @@ def run_job(output: Path, config_name: str, environ: Mapping[str, str]) -> int:
     _say(f"Runtime config: {config}", "", "Preparing srtctl environment...")
     _say("Running orchestrator on host (with srun access)...", "")
     try:
-        code = _Sweep(output, config, job_id, environ).run()
+        code = _Orchestrator(output, config, job_id, environ).run()
     except (LauncherError, OSError, ValueError, TypeError, yaml.YAMLError) as error:
         _log("ERROR", "Fatal error")
         _say(f"{type(error).__name__}: {error}")
@@ -71,7 +73,7 @@ def run_job(output: Path, config_name: str, environ: Mapping[str, str]) -> int:
 
 
 def _await(config: Path) -> Path:
-    deadline = time.monotonic() + CONFIG_PATIENCE
+    deadline = time.monotonic() + CONFIG_WAIT
     while not config.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     return config
@@ -82,8 +84,8 @@ def _say(*lines: str) -> None:
     sys.stdout.flush()
 
 
-def _log(level: str, text: str) -> None:
-    _say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{level}] {text}")
+def _log(level: str, *lines: str) -> None:
+    _say(*(f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{level}] {line}" for line in lines))
 
 
 @dataclass(frozen=True)
@@ -101,15 +103,12 @@ class _Worker:
         return f"{self.node}_{self.role}_w{self.index}.out"
 
 
-class _Sweep:
+class _Orchestrator:
+    """One job: ``output`` is its directory, ``config`` the recipe in it, ``environ`` the job's environment."""
+
     def __init__(self, output: Path, config: Path, job_id: str, environ: Mapping[str, str]) -> None:
-        self.output, self.logs, self.config, self.job_id, self.environ = (
-            output,
-            output / "logs",
-            config,
-            job_id,
-            environ,
-        )
+        self.output, self.logs = output, output / "logs"
+        self.config, self.job_id, self.environ = config, job_id, environ
         cluster, warning = load_cluster(environ, Path.cwd())
         if warning:
             _log("WARNING", warning)
@@ -121,22 +120,19 @@ class _Sweep:
         self.per_node = self.facts.gpus_per_node or 4
         self.topology = self._topology()
         self.nodes = self._nodes()
-        self.workers = self._place()
+        self.workers = self._workers()
         self.model = self.facts.served_model_name or Path(str(self.facts.model_path)).name
 
     def run(self) -> int:
         name = self.facts.name or "unnamed"
         _log("INFO", f"Loaded config: {name}")
         self._check_paths()
-        _log("INFO", "Sweep Orchestrator")
-        _log("INFO", f"Job ID: {self.job_id}")
-        _log("INFO", f"Run name: {name}_{self.job_id}")
-        _log("INFO", f"Head node: {self.nodes[0]}")
-        _log("INFO", f"Worker nodes: {', '.join(self.nodes)}")
+        _log("INFO", "Sweep Orchestrator", f"Job ID: {self.job_id}", f"Run name: {name}_{self.job_id}")
+        _log("INFO", f"Head node: {self.nodes[0]}", f"Worker nodes: {', '.join(self.nodes)}")
         self._write_lock()
         for worker in self.workers:
-            _log("INFO", f"Starting {worker.role} worker {worker.index} on {worker.node}")
-            _log("INFO", f"Log: {self.logs / worker.log}")
+            started = f"Starting {worker.role} worker {worker.index} on {worker.node}"
+            _log("INFO", started, f"Log: {self.logs / worker.log}")
             (self.logs / worker.log).write_text(f"rehearsal: {worker.role} worker {worker.index} is ready\n")
             fingerprint = {"arch": os.uname().machine, **results.MARK}
             self._json(f"fingerprint_{worker.role}_w{worker.index}.json", fingerprint)
@@ -158,8 +154,8 @@ class _Sweep:
             _log("INFO", "EVAL_ONLY=true: Skipping benchmark stage and running lm-eval evaluation...")
         else:
             agentic = self.facts.benchmark_type != "sa-bench"
-            _log("INFO", f"Running {'Custom' if agentic else 'SA-Bench'} benchmark")
-            _log("INFO", f"Log: {self.logs / 'benchmark.out'}")
+            kind = "Custom" if agentic else "SA-Bench"
+            _log("INFO", f"Running {kind} benchmark", f"Log: {self.logs / 'benchmark.out'}")
             if not self._benchmark(agentic):
                 return 1
             _log("INFO", "Benchmark completed successfully")
@@ -168,7 +164,7 @@ class _Sweep:
         return 0
 
     def _benchmark(self, agentic: bool) -> bool:
-        """Every concurrency in turn; False when a worker died meanwhile."""
+        """Measure every concurrency in turn; False when a worker died meanwhile."""
         concurrencies = self._agentic_concurrencies() if agentic else (self.facts.concurrencies or ())
         with (self.logs / "benchmark.out").open("a") as out:
             for number, concurrency in enumerate(concurrencies):
@@ -192,7 +188,7 @@ class _Sweep:
         if agentic:
             document = results.agentic_result(self.topology, concurrency, model=self.model, seed=seed)
             directory = Path(self.environ.get("INFMAX_WORKSPACE") or self.logs / "agentic")
-            path = directory / f"{self.environ.get('RESULT_FILENAME', 'result')}_conc{concurrency}.json"
+            path = directory / agentic_result_name(self.environ.get("RESULT_FILENAME", "result"), concurrency)
             (self.logs / f"agentic/conc_{concurrency}").mkdir(parents=True, exist_ok=True)
         else:
             isl, osl = self.facts.isl or 1024, self.facts.osl or 1024
@@ -210,7 +206,7 @@ class _Sweep:
 
     def _result_name(self, concurrency: int) -> str:
         t = self.topology
-        if t.aggregated:  # sa-bench is told the nodes' GPUs here, not the workers'
+        if t.aggregated:  # srtctl gives sa-bench the GPUs of the nodes here, not those of the workers
             nodes = self.facts.aggregated.nodes if self.facts.aggregated else None
             return f"results_concurrency_{concurrency}_gpus_{(nodes or 1) * self.per_node}.json"
         prefill, decode = t.prefill_workers * t.prefill_gpus, t.decode_workers * t.decode_gpus
@@ -218,8 +214,8 @@ class _Sweep:
 
     def _agentic_concurrencies(self) -> tuple[int, ...]:
         own = (self.document.get("benchmark") or {}).get("env") or {}
-        said = {**self.environ, **{k: str(v) for k, v in own.items()}}
-        return tuple(int(n) for n in re.findall(r"\d+", said.get("CONC_LIST") or said.get("CONC") or ""))
+        environ = {**self.environ, **{k: str(v) for k, v in own.items()}}
+        return tuple(int(n) for n in re.findall(r"\d+", environ.get("CONC_LIST") or environ.get("CONC") or ""))
 
     def _evaluate(self) -> None:
         asked = re.findall(r"\d+", self.environ.get("EVAL_CONC", ""))
@@ -236,11 +232,14 @@ class _Sweep:
     def _die(self, worker: _Worker) -> None:
         with (self.logs / worker.log).open("a") as out:
             out.write("rehearsal: torch.OutOfMemoryError: CUDA out of memory\n")
-        _log("ERROR", f"Critical process '{worker.name}' exited with code 137")
-        _log("ERROR", "Critical process failure detected!")
-        _log("ERROR", "FAILURE DETAILS")
-        _log("ERROR", f"--- Process: {worker.name} ---\nExit code: 137\nNode: {worker.node}")
-        _log("ERROR", f"Log file: {self.logs / worker.log}")
+        _log(
+            "ERROR",
+            f"Critical process '{worker.name}' exited with code 137",
+            "Critical process failure detected!",
+            "FAILURE DETAILS",
+            f"--- Process: {worker.name} ---\nExit code: 137\nNode: {worker.node}",
+            f"Log file: {self.logs / worker.log}",
+        )
 
     def _check_paths(self) -> None:
         model, container = str(self.facts.model_path), str(self.facts.container)
@@ -275,21 +274,25 @@ class _Sweep:
                 return done.stdout.split()
         return [f"node{i + 1:02d}" for i in range(self.facts.nodes or 1)]
 
-    def _place(self) -> list[_Worker]:
-        """Workers on nodes in order, by GPUs; one that does not fit on the rest of a node begins on the next."""
+    def _workers(self) -> list[_Worker]:
+        """The workers on the nodes in order. A side, and a worker that does not fit on a node, begin a new node."""
         t = self.topology
-        sides = [("agg", t.decode_workers, t.decode_gpus)] if t.aggregated else []
-        if not t.aggregated:
+        if t.aggregated:
+            sides = [("agg", t.decode_workers, t.decode_gpus)]
+        else:
             sides = [("prefill", t.prefill_workers, t.prefill_gpus), ("decode", t.decode_workers, t.decode_gpus)]
-        workers, used = [], 0
+        workers, used = [], 0  # GPUs, those left over at the ends of nodes included
         for role, count, gpus in sides:
-            used = -(-used // self.per_node) * self.per_node
+            used = self._next_node(used)
             for index in range(count):
-                if used % self.per_node and used % self.per_node + gpus > self.per_node:
-                    used = -(-used // self.per_node) * self.per_node
+                if used % self.per_node + gpus > self.per_node:
+                    used = self._next_node(used)
                 workers.append(_Worker(role, index, self.nodes[used // self.per_node % len(self.nodes)]))
                 used += gpus
         return workers
+
+    def _next_node(self, used: int) -> int:
+        return -(-used // self.per_node) * self.per_node
 
     def _count(self, role: str) -> int:
         return sum(worker.role == role or (role == "decode" and worker.role == "agg") for worker in self.workers)

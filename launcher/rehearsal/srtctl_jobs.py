@@ -1,4 +1,4 @@
-"""How the rehearsal's srtctl makes a job of a recipe: the batch script, the submission, the output directory."""
+"""How the stand-in for srtctl makes a job of a recipe: the batch script, the submission, the output directory."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from launcher.srtctl import recipe
 from launcher.srtctl.facts import facts as recipe_facts
 
 LOCAL_JOBS = "LAUNCHER_LOCAL_JOBS"
-"""Names the jobs directory of the embedded scheduler; without it jobs go to Slurm."""
+"""This variable names the jobs directory of the embedded scheduler; without it jobs go to Slurm."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job to be: ``resolved`` is the recipe with defaults and aliases, ``log`` a path with ``%j`` or None."""
+    """A job to submit: ``resolved`` is the recipe with defaults and aliases, ``log`` a path with ``%j`` or None."""
 
     name: str
     resolved: Mapping[str, Any]
@@ -50,7 +50,7 @@ class Job:
 
 
 class SbatchFailed(Exception):
-    """sbatch ended with an error; the script stays where it is, as srtctl leaves it."""
+    """sbatch ended with an error. The script is left where it is, as srtctl does."""
 
     def __init__(self, script: str, stderr: str, returncode: int = 1) -> None:
         super().__init__(stderr)
@@ -58,7 +58,7 @@ class SbatchFailed(Exception):
 
 
 def batch_script(job: Job) -> str:
-    """The script that sbatch gets: srt-slurm's directives in its order, and the rehearsal's engine as its body."""
+    """The script for sbatch: srt-slurm's directives in its order, and the stand-in for the engine as its body."""
     slurm, resources = job.resolved.get("slurm") or {}, job.resolved.get("resources") or {}
     nodes = recipe_facts(job.resolved).nodes or 1
     per_node = resources.get("gpus_per_node", 4)
@@ -78,7 +78,7 @@ def batch_script(job: Job) -> str:
         *(f"{key}={value}" if value else key for key, value in job.directives.items()),
     ]
     package = shlex.quote(str(Path(launcher.__file__).parents[1]))
-    engine = shlex.join([sys.executable, "-m", "launcher.rehearsal.engine"])
+    engine = shlex.join([sys.executable, "-m", "launcher.rehearsal.engine_stand_in"])
     return "\n".join(
         [
             "#!/bin/bash",
@@ -126,8 +126,8 @@ def _sbatch(job: Job) -> str:
 
 
 def _embedded(job: Job, directory: Path) -> str:
-    """The same job for the embedded scheduler. The comment, by which jobs are found, is its token."""
-    from launcher.rehearsal.engine import run_embedded
+    """Submit to the embedded scheduler. The recipe's comment, by which jobs are found in Slurm, is the job's token."""
+    from launcher.rehearsal.engine_stand_in import run_embedded
     from launcher.slurm.local import submit as submit_embedded
 
     limit = limit_seconds(job.time_limit)
@@ -150,7 +150,7 @@ def _embedded(job: Job, directory: Path) -> str:
 def write_output(
     job: Job, place: Path, job_id: str, source: Path, variant: recipe.Variant, tags: Sequence[str] | None
 ) -> None:
-    """Fill ``outputs/<job>``: the recipe as it came, the variant that runs, the script, the metadata."""
+    """Fill ``outputs/<job>``: the recipe as it was given, the variant that runs, the script, the metadata."""
     place.mkdir(parents=True, exist_ok=True)
     (place / "logs").mkdir(exist_ok=True)
     if variant.suffix:
@@ -184,7 +184,7 @@ def write_output(
 
 
 def _whole(path: Path, text: str) -> None:
-    """Write a file that the job waits for: it must not be seen half-written."""
+    """Write a file that the job waits for: the job must not see it half-written."""
     partial = path.with_suffix(".part")
     partial.write_text(text)
     shutil.move(partial, path)

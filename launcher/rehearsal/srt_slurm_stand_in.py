@@ -12,7 +12,7 @@ from pathlib import Path
 from launcher.core.errors import SubmissionError
 from launcher.core.process import CommandRunner, run
 from launcher.core.publish import publishing_directory
-from launcher.rehearsal.contract import CLUSTER, Kind
+from launcher.rehearsal.srtctl_contract import CLUSTER, Kind
 
 REF = "rehearsal-v1"
 SHA = "49b19c200d5babc3a160fcf9098fe664c621b8b6"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.rehearsal.enroot import FAULTS
+from launcher.rehearsal.enroot_stand_in import FAULTS
 from launcher.rehearsal.squashfs import squashfs
 from tests.image.support import as_root
 
@@ -23,7 +23,7 @@ needs_unsquashfs = pytest.mark.skipif(not shutil.which("unsquashfs"), reason="sq
 
 
 def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "launcher.rehearsal.enroot", *words]
+    return [sys.executable, "-m", "launcher.rehearsal.enroot_stand_in", *words]
 
 
 def enroot(*words: str, faults: str = "", **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,9 +1,9 @@
-"""What srtctl reads, refuses and resolves: the part of its contract that a rehearsal keeps.
+"""The files that srtctl reads, refuses and resolves, as the stand-ins do it.
 
 Known from recorded runs of srt-slurm c88ef731 and its source (``core/config.py``, ``core/schema.py``,
-``core/validation.py``). Kept: the search for srtslurm.yaml and that one bad key drops all of it, defaults and aliases,
-the schema's complaints about top-level keys, `model`, `resources` and `slurm`, the texts of preflight. Not kept: fields
-inside `backend`, `benchmark` and `frontend`, whose names change from commit to commit; sweeps.
+``core/validation.py``). Kept are the search for srtslurm.yaml, which one bad key invalidates as a whole; defaults and
+aliases; the schema's errors about top-level keys, `model`, `resources` and `slurm`; the texts of preflight. Not kept
+are sweeps, and the fields of `backend`, `benchmark` and `frontend`, whose names change from commit to commit.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ _BACKENDS = ("sglang", "trtllm", "vllm", "mocker")
 
 
 class Refused(ValueError):
-    """What srtctl says as ``Error: …``."""
+    """srtctl would print this after ``Error: ``."""
 
 
 def load_cluster(environ: Mapping[str, str], cwd: Path) -> tuple[dict[str, Any], str | None]:
-    """srtslurm.yaml as srtctl finds it ({} when there is none), and the warning with which it was dropped."""
+    """srtslurm.yaml as srtctl finds it, and a warning when it was invalid; without a valid one {}."""
     named = environ.get("SRTSLURM_CONFIG")
     if named and not Path(named).exists():
         return {}, f"SRTSLURM_CONFIG set but file not found: {named}"
@@ -103,7 +103,7 @@ def load_cluster(environ: Mapping[str, str], cwd: Path) -> tuple[dict[str, Any],
 
 
 def load_recipe(path: Path) -> Any:
-    """A recipe file's document. Raises Refused when it is not YAML, empty, or no mapping."""
+    """A recipe file's document. Raises Refused when it is not YAML, empty, or not a mapping."""
     try:
         with path.open() as handle:
             document = yaml.safe_load(handle)
@@ -117,7 +117,7 @@ def load_recipe(path: Path) -> Any:
 
 
 def complaints(document: Any, fields: Mapping[str, Kind], required: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What marshmallow says about a mapping, by field; {} when nothing."""
+    """The errors of marshmallow about a mapping, by field; {} for a valid one."""
     if not isinstance(document, Mapping):
         return {"_schema": ["Invalid input type."]}
     wrong: dict[str, Any] = {}
@@ -148,7 +148,7 @@ def _complaint(value: Any, kind: Kind) -> Any:
 
 
 def recipe_complaints(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What the schema says about one resolved recipe, as far as it is kept here."""
+    """The schema's errors about one resolved recipe, as far as the schema is kept here."""
     wrong = complaints(document, RECIPE, _REQUIRED[""])
     for name, fields in _SECTIONS.items():
         if name in document and (said := complaints(document[name], fields, _REQUIRED.get(name, ()))):
@@ -161,7 +161,7 @@ def recipe_complaints(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolve(document: Mapping[str, Any], cluster: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe with the cluster's defaults and aliases. Aliases match as whole strings; an unknown one stays."""
+    """A recipe with the cluster's defaults and aliases. An alias must match the whole string; an unknown one stays."""
     config: dict[str, Any] = copy.deepcopy(dict(document))
     if not cluster:
         return config
@@ -183,9 +183,9 @@ def resolve(document: Mapping[str, Any], cluster: Mapping[str, Any]) -> dict[str
 
 
 def preflight(raw: Mapping[str, Any], cluster: Mapping[str, Any]) -> tuple[str, str, list[str]]:
-    """What preflight says of the model and of the container, and the errors (``field: text``), empty when it passes.
+    """The texts of preflight about the model and about the container, and its errors (``field: text``).
 
-    A container that looks like an image name with a tag passes unseen: pyxis would pull it.
+    A container that looks like an image name with a tag passes without a check, because pyxis would pull it.
     """
     model, container = (str(raw.get("model", {}).get(key) or "") for key in ("path", "container"))
     resolved = resolve(raw, cluster).get("model", {})

@@ -1,10 +1,10 @@
 """A stand-in for enroot, for rehearsals and tests. It downloads nothing: its images hold a note that says so.
 
-``python -m launcher.rehearsal.enroot import -o FILE URI`` (and ``digest URI``, ``version``) keeps what was recorded of
-enroot 4.1.2: the order of its checks, its messages on stderr and its exit codes; it writes straight to the given name,
-the superblock last; SIGTERM leaves nothing, SIGKILL a partial file and a directory in ENROOT_TEMP_PATH.
+``python -m launcher.rehearsal.enroot_stand_in import -o FILE URI`` (and ``digest URI``, ``version``) behaves as enroot
+4.1.2 was recorded: the order of its checks, its messages on stderr and its exit codes; it writes straight to the given
+name, the superblock last; SIGTERM leaves nothing, SIGKILL a partial file and a directory in ENROOT_TEMP_PATH.
 
-``LAUNCHER_REHEARSAL_ENROOT`` asks for trouble, as ``key=value`` joined by commas:
+``LAUNCHER_REHEARSAL_ENROOT`` asks for failures, as ``key=value`` joined by commas:
 
     fail=401|403|404|429|503   the registry answers so
     fail=refused               nothing listens there
@@ -24,7 +24,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -54,7 +53,7 @@ _FAILS = {*_STATUS, "refused", "nospace", "truncate", "empty"}
 
 
 class _Failed(Exception):
-    """The program ends with ``code`` after saying ``message`` on stderr."""
+    """The program ends with exit code ``code`` after printing the message to stderr."""
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
@@ -158,7 +157,7 @@ def _write(target: Path, image: bytes, fail: str, slow: float) -> None:
 
 
 def _files(uri: str, size: int) -> dict[str, bytes]:
-    note = {"rehearsal": True, "uri": uri, "made_by": f"launcher.rehearsal.enroot {VERSION}"}
+    note = {"rehearsal": True, "uri": uri, "made_by": f"launcher.rehearsal.enroot_stand_in {VERSION}"}
     rc = f"# enroot-provenance: {uri}\necho 'this image is a rehearsal and holds no program' >&2\nexit 1\n"
     files = {"rc": rc.encode(), "rehearsal.json": json.dumps(note, indent=2).encode() + b"\n"}
     return {**files, "filler": bytes(size)} if size else files
@@ -172,7 +171,7 @@ def _faults(environ: Mapping[str, str]) -> dict[str, str]:
     parts = (part.partition("=") for part in environ.get(FAULTS, "").split(",") if part)
     faults = {key: value for key, _, value in parts}
     if not (set(faults) <= _KEYS and faults.get("fail", "empty") in _FAILS):
-        raise _Failed(f"[ERROR] {FAULTS}: {environ[FAULTS]!r} asks for what this stand-in does not know")
+        raise _Failed(f"[ERROR] {FAULTS}: {environ[FAULTS]!r} asks for something that this stand-in does not know")
     if "fail_times" in faults and "counter" not in faults:
         raise _Failed(f"[ERROR] {FAULTS}: fail_times needs a counter=FILE")
     return faults
@@ -187,16 +186,11 @@ def _fails_now(faults: Mapping[str, str]) -> bool:
         return counter.tell() <= int(faults["fail_times"])
 
 
-@contextlib.contextmanager
-def _temporary(parent: str | None) -> Iterator[None]:
+def _temporary(parent: str | None) -> tempfile.TemporaryDirectory[str]:
     try:
-        directory = tempfile.mkdtemp(prefix="enroot.", dir=parent)
+        return tempfile.TemporaryDirectory(prefix="enroot.", dir=parent, ignore_cleanup_errors=True)
     except OSError as error:
         raise _Failed(f"mktemp: failed to create directory in '{parent}': {error.strerror}") from None
-    try:
-        yield
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextlib.contextmanager

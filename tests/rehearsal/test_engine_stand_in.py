@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.rehearsal import engine
+from launcher.rehearsal import engine_stand_in
 from launcher.result.validate import Invalid, Point, read_result
 from tests.shared import SHARED, needs_shared
 
@@ -33,7 +33,7 @@ RECIPE = {
 }
 
 
-class Desk:
+class JobRun:
     def __init__(self, output: Path, squash: Path) -> None:
         self.output, self.logs, self.squash = output, output / "logs", squash
 
@@ -44,7 +44,7 @@ class Desk:
         (self.output / "config.yaml").write_text(yaml.safe_dump(document))
         (self.output / "sbatch_script.sh").write_text("#!/bin/bash\n")
         (self.output / "7.json").write_text("{}")
-        return engine.run_job(
+        return engine_stand_in.run_job(
             self.output, "config.yaml", {"SLURM_JOB_ID": "7", "LAUNCHER_REHEARSAL_SECONDS": "0.001", **environ}
         )
 
@@ -60,29 +60,31 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+def job_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobRun:
     monkeypatch.chdir(tmp_path)
     squash = tmp_path / "image.sqsh"
     squash.touch()
-    return Desk(tmp_path / "7", squash)
+    return JobRun(tmp_path / "7", squash)
 
 
 @needs_shared
-def test_it_leaves_the_files_of_a_real_job(desk: Desk) -> None:
+def test_it_leaves_the_files_of_a_real_job(job_run: JobRun) -> None:
     assert SHARED is not None
     real = SHARED / "reference/one-machine/samples/srtctl-disagg-job3"
     names = {str(p.relative_to(real)).replace("3.json", "7.json") for p in real.rglob("*") if p.is_file()}
-    assert desk.run() == 0
+    assert job_run.run() == 0
     expected = {n for n in names if not n.endswith((".csv", "sweep_3.log"))}
-    assert expected <= desk.files()
-    assert "logs/sbatch_script.sh" in desk.files()
-    lock = yaml.safe_load((desk.output / "recipe.lock.yaml").read_text())
+    assert expected <= job_run.files()
+    assert "logs/sbatch_script.sh" in job_run.files()
+    lock = yaml.safe_load((job_run.output / "recipe.lock.yaml").read_text())
     assert lock["lock"]["rehearsal"] is True and lock["name"] == "small"
 
 
-def test_every_concurrency_has_a_result_that_the_launcher_takes(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
-    assert desk.run() == 0
-    results = desk.results()
+def test_every_concurrency_has_a_result_that_the_launcher_takes(
+    job_run: JobRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job_run.run() == 0
+    results = job_run.results()
     assert list(results) == [16, 4] or list(results) == [4, 16]
     assert all(isinstance(p, Point) and p.rehearsal and p.gpus == 12 for p in results.values())
     said = capsys.readouterr().out
@@ -90,51 +92,51 @@ def test_every_concurrency_has_a_result_that_the_launcher_takes(desk: Desk, caps
         assert line in said
 
 
-def test_aggregated_workers_are_named_and_counted_as_srtctl_does(desk: Desk) -> None:
+def test_aggregated_workers_are_named_and_counted_as_srtctl_does(job_run: JobRun) -> None:
     resources = {"gpu_type": "h200", "gpus_per_node": 8, "agg_nodes": 2, "agg_workers": 4}
-    assert desk.run({"resources": resources}) == 0
-    names = {p.name for p in desk.logs.iterdir()}
+    assert job_run.run({"resources": resources}) == 0
+    names = {p.name for p in job_run.logs.iterdir()}
     assert {"node01_agg_w0.out", "node01_agg_w1.out", "node02_agg_w2.out", "node02_agg_w3.out"} <= names
-    assert (desk.logs / "sa-bench_isl_128_osl_128/results_concurrency_4_gpus_16.json").exists()
+    assert (job_run.logs / "sa-bench_isl_128_osl_128/results_concurrency_4_gpus_16.json").exists()
 
 
-def test_the_two_sides_share_no_node(desk: Desk) -> None:
+def test_the_two_sides_share_no_node(job_run: JobRun) -> None:
     resources = {**RECIPE["resources"], "gpus_per_prefill": 2, "gpus_per_decode": 2}  # type: ignore[dict-item]
-    assert desk.run({"resources": resources}) == 0
-    names = {p.name for p in desk.logs.iterdir()}
+    assert job_run.run({"resources": resources}) == 0
+    names = {p.name for p in job_run.logs.iterdir()}
     assert {"node01_prefill_w0.out", "node02_decode_w0.out", "node02_decode_w1.out"} <= names
-    assert (desk.logs / "sa-bench_isl_128_osl_128/results_concurrency_4_gpus_6_ctx_2_gen_4.json").exists()
+    assert (job_run.logs / "sa-bench_isl_128_osl_128/results_concurrency_4_gpus_6_ctx_2_gen_4.json").exists()
 
 
 def test_aliases_are_resolved_in_the_job_and_an_unknown_one_ends_it(
-    desk: Desk, capsys: pytest.CaptureFixture[str]
+    job_run: JobRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = {"path": "no-such-alias", "container": "x", "precision": "fp8"}
-    assert desk.run({"model": model}) == 1
+    assert job_run.run({"model": model}) == 1
     said = capsys.readouterr().out
-    assert f"FileNotFoundError: Model path does not exist: {desk.output.parent}/no-such-alias" in said
+    assert f"FileNotFoundError: Model path does not exist: {job_run.output.parent}/no-such-alias" in said
     assert "✗ Sweep failed (exit code: 1)" in said
 
 
-def test_eval_only_leaves_eval_files_and_no_results(desk: Desk) -> None:
-    assert desk.run(EVAL_ONLY="true", EVAL_CONC="4 16", MODEL_PREFIX="dsr1") == 0
-    assert desk.results() == {}
-    meta = json.loads((desk.logs / "eval_results/meta_env.json").read_text())
+def test_eval_only_leaves_eval_files_and_no_results(job_run: JobRun) -> None:
+    assert job_run.run(EVAL_ONLY="true", EVAL_CONC="4 16", MODEL_PREFIX="dsr1") == 0
+    assert job_run.results() == {}
+    meta = json.loads((job_run.logs / "eval_results/meta_env.json").read_text())
     assert meta["eval_concs"] == [4, 16]
 
 
-def test_run_eval_comes_after_the_benchmark(desk: Desk) -> None:
-    assert desk.run(RUN_EVAL="true") == 0
-    assert len(desk.results()) == 2
-    assert json.loads((desk.logs / "eval_results/meta_env.json").read_text())["conc"] == 16
+def test_run_eval_comes_after_the_benchmark(job_run: JobRun) -> None:
+    assert job_run.run(RUN_EVAL="true") == 0
+    assert len(job_run.results()) == 2
+    assert json.loads((job_run.logs / "eval_results/meta_env.json").read_text())["conc"] == 16
 
 
-def test_an_agentic_job_writes_into_the_workspace(desk: Desk, tmp_path: Path) -> None:
+def test_an_agentic_job_writes_into_the_workspace(job_run: JobRun, tmp_path: Path) -> None:
     workspace = tmp_path / "workspace"
     benchmark = {"type": "custom", "env": {"CONC": "4"}, "command": "bash x.sh"}
-    assert desk.run({"benchmark": benchmark}, INFMAX_WORKSPACE=str(workspace), RESULT_FILENAME="r") == 0
+    assert job_run.run({"benchmark": benchmark}, INFMAX_WORKSPACE=str(workspace), RESULT_FILENAME="r") == 0
     assert [p.name for p in workspace.iterdir()] == ["r_conc4.json"]
-    assert (desk.logs / "agentic/conc_4").is_dir()
+    assert (job_run.logs / "agentic/conc_4").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -150,38 +152,38 @@ def test_an_agentic_job_writes_into_the_workspace(desk: Desk, tmp_path: Path) ->
     ],
 )
 def test_faults_do_what_they_say(
-    desk: Desk, capsys: pytest.CaptureFixture[str], fault: str, code: int, results: dict[int, type]
+    job_run: JobRun, capsys: pytest.CaptureFixture[str], fault: str, code: int, results: dict[int, type]
 ) -> None:
-    assert desk.run(LAUNCHER_REHEARSAL_FAULTS=fault) == code
-    assert {n: type(p) for n, p in desk.results().items()} == results
+    assert job_run.run(LAUNCHER_REHEARSAL_FAULTS=fault) == code
+    assert {n: type(p) for n, p in job_run.results().items()} == results
     verdict = f"✗ Sweep failed (exit code: {code})" if code else "✓ Sweep completed successfully"
     said = capsys.readouterr().out
     assert verdict in said
     assert ("Critical process 'decode_1_node03' exited with code 137" in said) == (fault == "worker-death")
 
 
-def test_an_unknown_fault_is_an_error(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
-    assert desk.run(LAUNCHER_REHEARSAL_FAULTS="worker-deaht") == 1
+def test_an_unknown_fault_is_an_error(job_run: JobRun, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job_run.run(LAUNCHER_REHEARSAL_FAULTS="worker-deaht") == 1
     assert "did you mean 'worker-death'?" in capsys.readouterr().out
 
 
-def test_a_hanging_job_hangs_until_it_is_ended(desk: Desk, tmp_path: Path) -> None:
-    assert desk.run() == 0  # makes the directory
+def test_a_hanging_job_hangs_until_it_is_ended(job_run: JobRun, tmp_path: Path) -> None:
+    assert job_run.run() == 0  # makes the directory
     environ = {
         **os.environ,
         "SLURM_JOB_ID": "7",
         "LAUNCHER_REHEARSAL_FAULTS": "hang",
         "LAUNCHER_REHEARSAL_SECONDS": "0",
     }
-    argv = [sys.executable, "-m", "launcher.rehearsal.engine", str(desk.output)]
-    for file in desk.logs.glob("sa-bench_*/*"):
+    argv = [sys.executable, "-m", "launcher.rehearsal.engine_stand_in", str(job_run.output)]
+    for file in job_run.logs.glob("sa-bench_*/*"):
         file.unlink()
     job = subprocess.Popen(argv, env=environ, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 10
-    while not desk.results() and time.monotonic() < deadline:
+    while not job_run.results() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.3)
-    assert job.poll() is None and list(desk.results()) == [4]
+    assert job.poll() is None and list(job_run.results()) == [4]
     job.send_signal(signal.SIGTERM)
     assert job.wait(5) == -signal.SIGTERM
 
@@ -189,7 +191,7 @@ def test_a_hanging_job_hangs_until_it_is_ended(desk: Desk, tmp_path: Path) -> No
 def test_a_job_may_start_before_its_configuration_is_there(tmp_path: Path) -> None:
     squash = tmp_path / "i.sqsh"
     squash.touch()
-    argv = [sys.executable, "-m", "launcher.rehearsal.engine", str(tmp_path / "7"), "config_x.yaml"]
+    argv = [sys.executable, "-m", "launcher.rehearsal.engine_stand_in", str(tmp_path / "7"), "config_x.yaml"]
     environ = {**os.environ, "SLURM_JOB_ID": "7", "LAUNCHER_REHEARSAL_SECONDS": "0"}
     job = subprocess.Popen(argv, env=environ, stdout=subprocess.DEVNULL, cwd=tmp_path)
     while not (tmp_path / "7/logs").is_dir():

@@ -1,12 +1,13 @@
-"""A stand-in for srtctl that keeps its recorded contract: ``python -m launcher.rehearsal.srtctl apply -f recipe.yaml``.
+"""A stand-in for srtctl that behaves as recorded.
 
-Also ``dry-run`` and ``preflight``. Kept, from transcripts of srt-slurm c88ef731: the options of `apply`; prose on
-stdout, or with ``--json`` on stderr and then one JSON line a submission on stdout once all are made; wrapping and
-colours by rich; exit codes; selectors; what preflight and sbatch's failures look like; the layout of ``outputs/<job>``;
-the job's name from RUNNER_NAME. Not kept: sweeps, identity checks, ``--bash``, ``--mock``, the other subcommands.
+``python -m launcher.rehearsal.srtctl_stand_in apply -f recipe.yaml`` submits. It has ``dry-run`` and
+``preflight`` too. Kept, from transcripts of srt-slurm c88ef731, are the options of `apply`; text on stdout, or with
+``--json`` on stderr, and then one JSON line for each submission on stdout after all of them; wrapping and colours by
+rich; exit codes; selectors; the texts of preflight and of sbatch's failures; the layout of ``outputs/<job>``; the job's
+name from RUNNER_NAME. Not kept are sweeps, identity checks, ``--bash``, ``--mock`` and the other subcommands.
 
-Jobs are real: by `sbatch`, or by the embedded scheduler when LAUNCHER_LOCAL_JOBS names its directory. What they do is
-`launcher.rehearsal.engine`. LAUNCHER_REHEARSAL_FAULTS makes things go wrong (`faults`).
+Its jobs are real ones: of `sbatch`, or of the embedded scheduler when LAUNCHER_LOCAL_JOBS names its directory. They run
+`launcher.rehearsal.engine_stand_in`. LAUNCHER_REHEARSAL_FAULTS asks for failures (`faults`).
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.core.errors import ConfigError
-from launcher.rehearsal import contract, jobs
-from launcher.rehearsal.contract import Refused
+from launcher.rehearsal import srtctl_contract, srtctl_jobs
 from launcher.rehearsal.faults import faults
+from launcher.rehearsal.srtctl_contract import Refused
 from launcher.srtctl import recipe
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ MADE_BY_SETUP = (
     ("bin/uv", "bin/uv (compute-arch uv)"),
     ("bin/tachometer-scraper", "bin/tachometer-scraper (compute-arch Tachometer scraper)"),
 )
-"""What `apply` demands of `make setup`, and how it names it."""
+"""The programs that `apply` wants from `make setup`, and the names that it prints."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,8 +68,11 @@ def _parser(wrong: dict[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="srtctl", description="srtctl - SLURM job submission (rehearsal)")
     commands = parser.add_subparsers(dest="command", required=True)
     apply = commands.add_parser("apply", help="Submit job(s) to SLURM")
-    for each in (apply, commands.add_parser("dry-run", help="Validate without submitting")):
+    dry_run = commands.add_parser("dry-run", help="Validate without submitting")
+    preflight = commands.add_parser("preflight", help="Check model and container availability without submitting")
+    for each in (apply, dry_run, preflight):
         each.add_argument("-f", "--file", required=True, dest="config", metavar="CONFIG", help="file, or file:selector")
+    for each in (apply, dry_run):
         each.add_argument("-o", "--output", type=Path, dest="output_dir", help="Custom output directory for job logs")
         each.add_argument("--sweep", action="store_true", help="Force sweep mode")
         each.add_argument("-y", "--yes", action="store_true", help="Skip confirmation prompts")
@@ -78,15 +82,11 @@ def _parser(wrong: dict[str, str]) -> argparse.ArgumentParser:
         apply.add_argument("--json", action="store_true", dest="json_output", help="One JSON line per submission")
     if "no-no-preflight" not in wrong:
         apply.add_argument("--no-preflight", action="store_true", help="Skip the pre-submit file system checks")
-    preflight = commands.add_parser("preflight", help="Check model and container availability without submitting")
-    preflight.add_argument(
-        "-f", "--file", required=True, dest="config", metavar="CONFIG", help="file, or file:selector"
-    )
     return parser
 
 
 def _parse_config(word: str) -> tuple[Path, str | None]:
-    """Path and selector. A wrong selector is a traceback in srtctl, so it is one here."""
+    """Path and selector. A wrong selector gives a traceback in srtctl, so it does here."""
     try:
         path, selector = recipe.split_selector(word)
     except ConfigError:
@@ -118,7 +118,7 @@ class _Command:
         return self._directory(path) if path.is_dir() else self._file(path, selector)
 
     def _directory(self, directory: Path) -> int:
-        """Every YAML file below. A file that fails is only told, as srtctl does: the exit code is 0."""
+        """Every YAML file below. As in srtctl, a file that fails is only reported: the exit code is 0."""
         if self.arguments.command == "preflight":
             raise Refused("preflight currently expects a file, not a directory")
         files = sorted({*directory.rglob("*.yaml"), *directory.rglob("*.yml")})
@@ -142,8 +142,8 @@ class _Command:
         return 0
 
     def _file(self, path: Path, selector: str | None) -> int:
-        document = contract.load_recipe(path)
-        self.cluster, warning = contract.load_cluster(os.environ, Path.cwd())
+        document = srtctl_contract.load_recipe(path)
+        self.cluster, warning = srtctl_contract.load_cluster(os.environ, Path.cwd())
         if warning:
             _log("WARNING", warning)
         plain = "base" not in document
@@ -159,10 +159,10 @@ class _Command:
                 if self.arguments.command == "dry-run":
                     self.console.print(f"[bold cyan]\\[{number}/{len(variants)}][/] {label}: {raw.get('name')}")
                 _log("INFO", f"Override variant: {label} -> {raw.get('name', 'unnamed')}")
-            resolved = contract.resolve(raw, self.cluster)
+            resolved = srtctl_contract.resolve(raw, self.cluster)
             if "sweep" in raw and plain:
                 raise Refused("sweeps are not rehearsed")
-            if said := contract.recipe_complaints(resolved):
+            if said := srtctl_contract.recipe_complaints(resolved):
                 raise Refused(f"Invalid config in {path}: {said}" if plain else str(said))
             if plain:
                 _log("INFO", f"Loaded config: {resolved['name']}")
@@ -172,7 +172,7 @@ class _Command:
     def _preflight(self, path: Path, variants: list[recipe.Variant]) -> int:
         failed: list[str] = []
         for variant in variants:
-            model, container, errors = contract.preflight(variant.document, self.cluster)
+            model, container, errors = srtctl_contract.preflight(variant.document, self.cluster)
             self.console.print(f"{'[red]✗[/]' if errors else '[green]✓[/]'} {variant.suffix or 'base'}")
             self.console.print(f"  model.path: {model}")
             self.console.print(f"  model.container: {container}")
@@ -184,7 +184,7 @@ class _Command:
     def _one(self, path: Path, variant: recipe.Variant, raw: dict[str, Any], resolved: dict[str, Any]) -> None:
         dry = self.arguments.command == "dry-run"
         skipped = dry or "no_preflight" not in self.arguments or self.arguments.no_preflight
-        if not skipped and (errors := contract.preflight(raw, self.cluster)[2]):
+        if not skipped and (errors := srtctl_contract.preflight(raw, self.cluster)[2]):
             raise Refused(_preflight_failed(path, errors))
         root = Path(self.cluster.get("srtctl_root") or Path.cwd())
         base = self.arguments.output_dir
@@ -192,7 +192,7 @@ class _Command:
             configured = self.cluster.get("output_dir")
             base = Path(os.path.expandvars(configured)) if configured else root / "outputs"
         config_name = f"config_{variant.suffix}.yaml" if variant.suffix else "config.yaml"
-        job = jobs.Job(
+        job = srtctl_jobs.Job(
             name=os.environ.get("RUNNER_NAME") or resolved["name"],
             resolved=resolved,
             cluster=self.cluster,
@@ -204,7 +204,7 @@ class _Command:
         )
         if dry:
             self.console.print(f"[bold]🔍 DRY-RUN[/] {resolved['name']}")
-            self.console.print(jobs.batch_script(job), markup=False, highlight=False)
+            self.console.print(srtctl_jobs.batch_script(job), markup=False, highlight=False)
             self._summary(resolved)
             return
         self._check_setup(root)
@@ -220,22 +220,22 @@ class _Command:
             self.console.print("\nRun [bold]make setup ARCH=<compute_arch>[/] first:")
             raise SystemExit(1)
 
-    def _submit(self, job: jobs.Job, path: Path, variant: recipe.Variant, base: Path) -> None:
+    def _submit(self, job: srtctl_jobs.Job, path: Path, variant: recipe.Variant, base: Path) -> None:
         silent = "silent" in self.wrong
         if not silent:
             self.console.print(f"[bold cyan]🚀 Submitting:[/] {job.resolved['name']}")
         try:
             if "fail" in self.wrong:
-                raise jobs.SbatchFailed("/tmp/rehearsal.slurm", "sbatch: error: rehearsal: refused on request")
-            job_id = jobs.submit(job, os.environ)
-        except jobs.SbatchFailed as failed:
+                raise srtctl_jobs.SbatchFailed("/tmp/rehearsal.slurm", "sbatch: error: rehearsal: refused on request")
+            job_id = srtctl_jobs.submit(job, os.environ)
+        except srtctl_jobs.SbatchFailed as failed:
             self.console.print(f"[bold red]❌ sbatch failed:[/] {failed.stderr}\n")
             raise Refused(
                 f"Command '['sbatch', '{failed.script}']' returned non-zero exit status {failed.returncode}."
             ) from None
         place = base / job_id
         tags = [t.strip() for t in (self.arguments.tags or "").split(",") if t.strip()] or None
-        jobs.write_output(job, place, job_id, path, variant, tags)
+        srtctl_jobs.write_output(job, place, job_id, path, variant, tags)
         if silent:
             raise SystemExit(0)
         self.records.append(
@@ -269,7 +269,7 @@ class _Command:
 
 
 def _variants(document: Mapping[str, Any], selector: str | None) -> list[recipe.Variant]:
-    """The variants of a selector, refused in srtctl's words. Its ``[i]`` after zip groups is lost to rich's markup."""
+    """The variants of a selector. Raises Refused in srtctl's words."""
     try:
         return recipe.variants(document, selector)
     except ConfigError as error:
@@ -277,7 +277,8 @@ def _variants(document: Mapping[str, Any], selector: str | None) -> list[recipe.
 
 
 def _refusal(document: Mapping[str, Any], selector: str) -> str | None:
-    """How srtctl says that a selector picks nothing; None when the recipe itself is at fault."""
+    """The text of srtctl for a selector that picks nothing; None when the recipe itself is wrong."""
+    # Rich takes the "[i]" after zip groups for markup and does not print it, as in the transcripts.
     overrides = sorted(k for k in document if k.startswith(recipe.OVERRIDE))
     zips = sorted(k for k in document if k.startswith(recipe.ZIP))
     every = ", ".join([*overrides, *(f"{z}[i]" for z in zips)]) or "(none)"

@@ -26,7 +26,7 @@ SBATCH = {
 }
 
 
-class Lab:
+class RecordedMachine:
     """Stands for the machine of the transcripts: its ``/srv`` is ``root`` here."""
 
     def __init__(self, root: Path) -> None:
@@ -63,7 +63,7 @@ class Lab:
         return path
 
     def here(self, text: str) -> str:
-        """Recorded text with this lab's paths."""
+        """Recorded text with this machine's paths."""
         return text.replace("/srv/", f"{self.root}/")
 
     def path(self, stub: str | None) -> str:

@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+from launcher.core.suggest import closest, suggest
+
+
+def test_the_closest_of_the_known_words() -> None:
+    assert closest("partiton", ["partition", "account"]) == "partition"
+    assert closest("zzz", ["partition"]) is None
+
+
+def test_a_hint_names_the_closest_word_or_says_something_else() -> None:
+    assert suggest("partiton", ["partition", "account"], "a or b") == "did you mean 'partition'?"
+    assert suggest("zzz", ["partition"], "a or b") == "a or b"
+    assert suggest("zzz", ["partition"]) is None
