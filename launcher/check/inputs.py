@@ -109,9 +109,9 @@ Chosen = tuple[Benchmark, Place | str]
 """A benchmark and the place of its row."""
 
 
-def everything(of: Project, today: date, has_commit: HasCommit, matrix_files: Sequence[str] = ()) -> CheckInput:
+def everything(project: Project, today: date, has_commit: HasCommit, matrix_files: Sequence[str] = ()) -> CheckInput:
     """All multi-node rows, recipe files at hand and runner files. Raises ConfigError for a matrix that is wrong."""
-    matrix = of.matrix(matrix_files)
+    matrix = project.matrix(matrix_files)
     chosen = [(e.benchmark, e.place) for e in matrix.entries(Selection(nodes="multi", evals="none"))]
     inside = [(b, place) for b, place in chosen if not _outside(b)]
     outside: dict[str, list[Place | str]] = defaultdict(list)
@@ -119,34 +119,34 @@ def everything(of: Project, today: date, has_commit: HasCommit, matrix_files: Se
         if _outside(benchmark):
             outside[benchmark.framework].append(place)
     broken: list[ConfigError] = []
-    files = of.fleet.readable(broken)
-    rows = list(_rows(of, inside, files))
+    files = project.fleet.readable(broken)
+    rows = list(_rows(project, inside, files))
     return CheckInput(
         rows=rows,
         evaluations=_evaluations(matrix),
         files=files,
         broken_files=broken,
-        recipes=list(_recipes(of, rows)),
+        recipes=list(_recipes(project, rows)),
         outside=outside,
         single_node=_single_node(matrix),
         runners=matrix.labels.labels if matrix.labels is not None else {},
-        validator=of.validator,
+        validator=project.validator,
         today=today,
         has_commit=has_commit,
-        overlays=of.finder.overlays,
+        overlays=project.finder.overlays,
     )
 
 
-def served_by(of: Project, runner: str, matrix_files: Sequence[str] = ()) -> Iterator[Chosen]:
+def served_by(project: Project, runner: str, matrix_files: Sequence[str] = ()) -> Iterator[Chosen]:
     """The multi-node rows whose label a runner serves."""
-    labels = of.fleet.get(runner).runner.labels
-    for entry in of.matrix(matrix_files).entries(Selection(nodes="multi", evals="none")):
+    labels = project.fleet.get(runner).runner.labels
+    for entry in project.matrix(matrix_files).entries(Selection(nodes="multi", evals="none")):
         if entry.benchmark.runner in labels and not _outside(entry.benchmark):
             yield entry.benchmark, entry.place
 
 
 def selected(
-    of: Project,
+    project: Project,
     chosen: Iterable[Chosen],
     runner: str | None,
     today: date,
@@ -157,16 +157,16 @@ def selected(
 
     ``narrow`` says that concurrencies were chosen by hand, so that recipes are to run just those.
     """
-    files = [of.fleet.get(runner)] if runner is not None else of.fleet.readable()
-    rows = list(_rows(of, chosen, files, runner, narrow))
+    files = [project.fleet.get(runner)] if runner is not None else project.fleet.readable()
+    rows = list(_rows(project, chosen, files, runner, narrow))
     serving = {id(row.file): row.file for row in rows if row.file is not None}
     return CheckInput(
         rows=rows,
         files=files if runner is not None else list(serving.values()),
-        validator=of.validator,
+        validator=project.validator,
         today=today,
         has_commit=has_commit,
-        overlays=of.finder.overlays,
+        overlays=project.finder.overlays,
         whole=False,
     )
 
@@ -176,7 +176,7 @@ def _outside(benchmark: Benchmark) -> bool:
 
 
 def _rows(
-    of: Project,
+    project: Project,
     chosen: Iterable[Chosen],
     files: Sequence[RunnerFile],
     runner: str | None = None,
@@ -193,7 +193,7 @@ def _rows(
             yield Row(benchmark, place)
         for file in serving:
             try:
-                yield Row(benchmark, place, file, of.plan_by_hand(benchmark, file.runner.name, narrow=narrow))
+                yield Row(benchmark, place, file, project.plan_by_hand(benchmark, file.runner.name, narrow=narrow))
             except ConfigError as error:
                 yield Row(benchmark, place, file, refused=error)
 
@@ -213,15 +213,15 @@ def _single_node(matrix: Matrix) -> list[Place | str]:
         return []
 
 
-def _recipes(of: Project, rows: Sequence[Row]) -> Iterator[RecipeFile]:
+def _recipes(project: Project, rows: Sequence[Row]) -> Iterator[RecipeFile]:
     used: dict[str, set[str | None]] = defaultdict(set)
     for row in rows:
         if row.job is not None and row.job.recipe.file is not None:
             used[row.job.recipe.file].add(row.job.recipe.section)
-    for path, ref in of.finder.files():
-        schema = of.validator.schemas.get(ref, ref) if ref is not None else None
+    for path, ref in project.finder.files():
+        schema = project.validator.schemas.get(ref, ref) if ref is not None else None
         run = frozenset(used.get(str(path), ()))
         try:
-            yield RecipeFile(path, of.finder.read(path), schema=schema, used=run)
+            yield RecipeFile(path, project.finder.read(path), schema=schema, used=run)
         except ConfigError as error:
             yield RecipeFile(path, None, broken=error, schema=schema)
