@@ -1,4 +1,4 @@
-"""Rules about runner files: what they pin, what they exclude, which rows they serve."""
+"""Rules about runner files and their lanes: what they pin, what they exclude, which rows they serve."""
 
 from __future__ import annotations
 

@@ -62,7 +62,10 @@ def check_everything(given: CheckInput) -> list[Finding]:
 
 
 def merged_findings(of_rows: Iterable[Finding], others: Iterable[Finding] = ()) -> list[Finding]:
-    """Each finding once, the worst first and otherwise in their order; ``of_rows`` has one for each row."""
+    """Each finding once, the worst first and otherwise in the order given.
+
+    ``of_rows`` has a finding for each row that it is true of, and these are counted; ``others`` are about no row.
+    """
     counted: dict[tuple[str, str, object, str], tuple[Finding, int]] = {}
     for findings, one in ((of_rows, 1), (others, 0)):
         for finding in findings:
@@ -74,7 +77,7 @@ def merged_findings(of_rows: Iterable[Finding], others: Iterable[Finding] = ()) 
 
 
 def _merged_by_line(found: Iterable[Finding]) -> list[Finding]:
-    """Findings that a YAML anchor brings to one line by several keys, made one."""
+    """Merge findings that stand on one line under several keys, as those of a YAML anchor and its aliases do."""
     alike: dict[tuple[str, str, str, str], list[Finding]] = {}
     for one in found:
         alike.setdefault((one.rule, one.severity, one.file, one.message), []).append(one)
@@ -92,4 +95,5 @@ def _identity(place: Place | str) -> object:
 
 
 def _counted(finding: Finding, rows: int) -> Finding:
+    """The finding, true of so many rows."""
     return Finding(finding.rule, finding.severity, finding.message, finding.place, rows)
