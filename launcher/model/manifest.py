@@ -22,7 +22,7 @@ import xxhash
 from launcher.core.errors import ModelError
 from launcher.core.publish import write_json
 from launcher.core.stop import Stop
-from launcher.model.safetensors import wrong_size
+from launcher.model.weights import wrong_size
 
 MANIFEST_NAME = ".complete.json"
 """The manifest's name in a checkpoint's directory. It is there only when everything else is."""
