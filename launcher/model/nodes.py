@@ -21,7 +21,8 @@ from typing import Any
 from launcher.core.errors import LauncherError, ModelError, SubmissionError
 from launcher.core.process import CommandRunner
 from launcher.core.stop import Stop, stop_on_signals
-from launcher.model.stage import source_of, stage
+from launcher.model.source import source_of
+from launcher.model.stage import stage
 
 _MARK = "launcher-node-verdict "
 _UNFIT = ("down", "drain", "fail", "*", "maint", "reboot", "power", "unknown", "future")

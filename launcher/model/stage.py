@@ -16,9 +16,10 @@ import contextlib
 import errno
 import functools
 import os
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
@@ -28,6 +29,7 @@ import xxhash
 
 from launcher.core.errors import Cancelled, ModelError
 from launcher.core.lease import Lock
+from launcher.core.process import CommandRunner, run
 from launcher.core.process_identity import ProcessIdentity
 from launcher.core.publish import fsync_directory, write_json
 from launcher.core.stop import Stop
@@ -37,13 +39,11 @@ from launcher.model.destination import (
     StagingOwner,
     existing_manifest,
     lock_path,
-    new_staging_directory,
     owner_of,
     remove_work_directory,
     size_of,
     staging_directories,
 )
-from launcher.model.hub import PREFIX, HubSource
 from launcher.model.manifest import MANIFEST_NAME, PART_SIZE, WORK_DIRECTORY, FileEntry, Manifest, hash_file, is_below
 from launcher.model.source import DirectorySource, Source
 
@@ -77,17 +77,6 @@ class Staged:
     facts: tuple[str, ...] = ()
 
 
-def source_of(given: str, *, stop: Stop = Stop.never()) -> Source:
-    """The source that a person names: a directory, or ``hf:ORGANISATION/NAME[@REVISION]``.
-
-    A busy hub is waited for, until ``stop`` comes. Raises ModelError, ConfigError, Cancelled.
-    """
-    if not given.startswith(PREFIX):
-        return DirectorySource(Path(given))
-    repository, _, revision = given.removeprefix(PREFIX).partition("@")
-    return HubSource(repository, revision or None, stop=stop)
-
-
 def stage(
     source: Source,
     destination: Path,
@@ -100,19 +89,24 @@ def stage(
 ) -> Staged:
     """Have the checkpoint of ``source`` at ``destination``, whole. Idempotent: what is there costs one stat a file.
 
-    ``stripe`` gets the staging directory and returns what creates each file (launcher/model/striping.py). Raises
+    ``stripe`` gets the staging directory and returns what creates each file (`striping`). Raises
     ModelError, Cancelled; what was copied until then stays for the next call.
     """
     destination = destination.absolute()
     began = time.monotonic()
-    _refuse_nesting(source, destination)
-    _refuse_names(source)
+    _refuse(source, destination)
     with _explained("staging", destination):
         if found := existing_manifest(destination, source):
             return Staged(destination, "there", found)
         destination.parent.mkdir(parents=True, exist_ok=True)
         what = f"staging {source.name} to {destination}"
-        lock = Lock(lock_path(destination), what=what, wait=LOCK_WAIT, on_wait=_waiting(log), sleep=stop.sleep)
+        lock = Lock(
+            lock_path(destination),
+            what=what,
+            wait=LOCK_WAIT,
+            on_wait=lambda owner: log(f"waiting for {owner}"),
+            sleep=stop.sleep,
+        )
         with lock as held:
             for fact in held.facts:
                 log(fact)
@@ -171,12 +165,14 @@ def _directory(source: Source, destination: Path, *, adopt: bool, log: Callable[
 
     The rename takes it over: if its process was only stopped, it finds its paths gone.
     """
-    mine = StagingOwner(ProcessIdentity.mine(), source.name, source.revision, _listing(source), _now())
-    new = new_staging_directory(destination)
+    text = "\n".join(f"{file.path}\0{file.size}" for file in sorted(source.files, key=lambda file: file.path))
+    listing = xxhash.xxh3_128(text.encode()).hexdigest()
+    mine = StagingOwner(ProcessIdentity.mine(), source.name, source.revision, listing, _now())
+    new = destination.with_name(f"{destination.name}.staging.{secrets.token_hex(6)}")
     for old in staging_directories(destination) if adopt else ():
         its = owner_of(old)
-        same = its is not None and (its.source, its.revision, its.listing) == (mine.source, mine.revision, mine.listing)
-        if its is not None and same and its.process.alive() is not True:
+        wanted = (mine.source, mine.revision, mine.listing)
+        if its and (its.source, its.revision, its.listing) == wanted and its.process.alive() is not True:
             old.rename(new)
             log(f"going on with what pid {its.process.pid} on {its.process.host} had staged since {its.began}")
             break
@@ -258,32 +254,68 @@ class _Staging:
         return "staged"
 
 
-def _refuse_nesting(source: Source, destination: Path) -> None:
-    """Raise ModelError when a directory would be staged into itself."""
+def _refuse(source: Source, destination: Path) -> None:
+    """Raise ModelError when a directory would be staged into itself, or a file's name leads to another place.
+
+    Refused are names outside of the destination and those of our own files: a hub's listing is somebody else's text.
+    """
     if isinstance(source, DirectorySource):
         inner, outer = destination.resolve(), source.directory.resolve()
         if inner == outer or outer in inner.parents or inner in outer.parents:
             raise ModelError("source and destination are one within the other", where=str(destination))
-
-
-def _refuse_names(source: Source) -> None:
-    """Raise ModelError for a file name that leads outside of the destination or to our own files.
-
-    A hub's listing is somebody else's text.
-    """
     for file in source.files:
         if not is_below(file.path) or PurePosixPath(file.path).parts[0] in (MANIFEST_NAME, WORK_DIRECTORY):
             raise ModelError(f"a file is named {file.path!r}, which cannot be staged", where=source.name)
 
 
-def _listing(source: Source) -> str:
-    text = "\n".join(f"{file.path}\0{file.size}" for file in sorted(source.files, key=lambda file: file.path))
-    return xxhash.xxh3_128(text.encode()).hexdigest()
-
-
-def _waiting(log: Callable[[str], None]) -> Callable[[str], None]:
-    return lambda owner: log(f"waiting for {owner}")
-
-
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Stripe:
+    """Files of at least ``at_least`` bytes lie on ``count`` targets (-1: all), ``size`` on each in turn."""
+
+    at_least: int
+    count: int
+    size: str = "4M"
+
+
+DEFAULT = (Stripe(0, 1), Stripe(1 << 30, 4), Stripe(8 << 30, 8))
+"""A checkpoint of few large shards with one stripe each is read at the speed of one storage target. These follow common
+advice of sites (Lustre wiki, NERSC): small files on one target, files from 1 GiB on four, from 8 GiB on eight."""
+
+
+def striping(
+    policy: Sequence[Stripe] = DEFAULT,
+    *,
+    log: Callable[[str], None] = lambda text: None,
+    run: CommandRunner = run,
+) -> Callable[[Path], CreateFile | None]:
+    """Lustre striping, as `stage` takes it: a file's layout is fixed when it is created, before its first byte.
+
+    The staging directory gets the layout of the smallest files as its default; a larger file is created by
+    `lfs setstripe` before it is opened. Without `lfs` nothing is done. Where `lfs` refuses (the directory is not on
+    Lustre) that is said once.
+    """
+    ordered = sorted(policy, key=lambda stripe: stripe.at_least)
+
+    def begin(directory: Path) -> CreateFile | None:
+        default = ordered[0] if ordered and ordered[0].at_least <= 0 else None
+        if not ordered or shutil.which("lfs") is None or not (default is None or _set(default, directory)):
+            return None
+
+        def create(path: Path, size: int) -> None:
+            fitting = [stripe for stripe in ordered if size >= stripe.at_least]
+            if fitting and fitting[-1] != default:
+                _set(fitting[-1], path)
+
+        return create
+
+    def _set(stripe: Stripe, path: Path) -> bool:
+        done = run(["lfs", "setstripe", "-c", str(stripe.count), "-S", stripe.size, str(path)], timeout=60)
+        if not done.ok:
+            log(f"{path}: not striped: {done.tail(1) or done}")
+        return done.ok
+
+    return begin
