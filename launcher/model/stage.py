@@ -34,7 +34,7 @@ from launcher.core.process_identity import ProcessIdentity
 from launcher.core.publish import fsync_directory, write_json
 from launcher.core.stop import Stop
 from launcher.model.checkpoint import examine
-from launcher.model.copy import WORKERS, Copied, Copier, CreateFile, NoProgress, Progress, journal_directory
+from launcher.model.copy import WORKERS, Copier, CreateFile, NoProgress, Progress, journal_directory
 from launcher.model.destination import (
     StagingOwner,
     existing_manifest,
@@ -191,11 +191,11 @@ class _Staging:
 
     def fill(
         self, workers: int, progress: Progress, stop: Stop, stripe: Callable[[Path], CreateFile | None] | None
-    ) -> Copied:
+    ) -> Copier:
         """Copy, verify and sync everything; at the end the directory needs only its name."""
         self._check_space()
         part_size = self._source.part_size or PART_SIZE
-        copied = Copier(
+        copier = Copier(
             self._source,
             self._directory,
             part_size=part_size,
@@ -203,10 +203,10 @@ class _Staging:
             progress=progress,
             stop=stop,
             create=stripe(self._directory) if stripe else None,
-        ).copy()
-        self.manifest = Manifest(
-            self._source.name, self._source.revision, tuple(copied.files), part_size, created=_now()
         )
+        copier.copy()
+        entries = tuple(copier.entries)
+        self.manifest = Manifest(self._source.name, self._source.revision, entries, part_size, created=_now())
         self._verify()
         # A kill while the manifest is written leaves a temporary file; in there nobody takes it for a
         # part of the model.
@@ -214,7 +214,7 @@ class _Staging:
         (self._directory / WORK_DIRECTORY / MANIFEST_NAME).rename(self._directory / MANIFEST_NAME)
         for directory, _, _ in os.walk(self._directory, topdown=False):
             fsync_directory(Path(directory))
-        return copied
+        return copier
 
     def _check_space(self) -> None:
         """Raise ModelError before the first byte when it cannot fit, less what an earlier process has written."""
