@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,7 +109,7 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
         count=arguments.count,
         cpus=arguments.cpus,
         minutes=arguments.minutes,
-        python=arguments.python,
+        python=arguments.python or sys.executable,
     )
     task = NodeTask(arguments.source, arguments.destination, arguments.workers)
     state = session(arguments).state
@@ -121,7 +122,7 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
         run = stoppable(stop.requested)
         results = stage_on_nodes(task, where, run=run, state=state, scheduler=scheduler, log=_log, stop=stop)
     if arguments.json:
-        print(json.dumps([result.as_dict() for result in results], indent=2))
+        print(json.dumps([asdict(result) for result in results], indent=2))
     else:
         rows = [[r.node, "ok" if r.ok else "failed", r.how, f"{r.seconds:.1f} s", r.error or ""] for r in results]
         table(["node", "", "how", "took", "why"], rows, sys.stdout)
