@@ -98,14 +98,14 @@ def stage_on_nodes(
     found = {node: NodeResult.silent(node, f"Slurm says that it is {word}") for node, word in unfit.items()}
     fit, silence = [node for node in nodes if node not in unfit], ""
     if fit or where.count:
-        answers, silence, had = _stage_in_own_job(_Submission(state, task, fit, where), scheduler(), log, stop)
+        answers, silence, had = _stage_in_own_job(scheduler(), _Submission(state, task, fit, where), log, stop)
         found |= answers
         nodes = nodes or names_of(had, run)
     return [found.get(node) or NodeResult.silent(node, silence) for node in nodes]
 
 
 def _stage_in_own_job(
-    submission: _Submission, scheduler: Scheduler, log: Callable[[str], None], stop: Stop
+    scheduler: Scheduler, submission: _Submission, log: Callable[[str], None], stop: Stop
 ) -> tuple[dict[str, NodeResult], str, str]:
     """Stage in a job that is gone at the end, and its files too.
 
@@ -116,7 +116,7 @@ def _stage_in_own_job(
     try:
         job = submission.wait(stop)
         log(f"{job} stages on {submission.count} nodes")
-        final = _follow(scheduler, job, submission, log, stop.requested)
+        final = _follow(scheduler, job, submission, log, stop)
         ended = final.phase is Phase.TERMINAL
         had = submission.allocated() or final.nodes
         if not submission.nodes and not had:
@@ -249,10 +249,8 @@ class _Submission:
 
         While a job ends, Slurm names only those of its nodes that are not done yet (22.05).
         """
-        try:
-            return (self.folder / _NODES).read_text().strip()
-        except FileNotFoundError:
-            return ""
+        named = self.folder / _NODES
+        return named.read_text().strip() if named.exists() else ""
 
     def results(self) -> dict[str, NodeResult]:
         """What the tasks that came to their end said, by node."""
@@ -268,28 +266,19 @@ class _Submission:
 
     def last_error(self) -> str:
         """The last line in the tasks' logs that speaks of an error; "" without one."""
-        lines = [
-            line
-            for path in sorted(self.folder.glob("*_log.err"))
-            for line in path.read_text(errors="replace").splitlines()
-            if "error" in line.lower()
-        ]
-        return lines[-1].strip() if lines else ""
+        logs = "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*_log.err")))
+        return next((line.strip() for line in reversed(logs.splitlines()) if "error" in line.lower()), "")
 
 
 def _follow(
-    scheduler: Scheduler,
-    job: JobKey,
-    submission: _Submission,
-    say: Callable[[str], None],
-    should_stop: Callable[[], bool],
+    scheduler: Scheduler, job: JobKey, submission: _Submission, say: Callable[[str], None], stop: Stop
 ) -> JobState:
     """Watch the job to its end. Raises Cancelled, JobError."""
     done = JobState(Phase.TERMINAL, "COMPLETED", source="its results")
     poller = JobPoller(scheduler, pace=_PACE)
     poller.watch(job)
     state = unknown("not asked yet")
-    while poller.watched and not should_stop():
+    while poller.watched and not stop.requested():
         answer = poller.poll(markers={job: done} if submission.complete else {})
         if answer is None:
             time.sleep(_LOOK)
@@ -299,6 +288,6 @@ def _follow(
             say(f"{job}: {change.state.describe()}")
             if change.given_up is not None:
                 raise change.given_up
-    if should_stop():
+    if stop.requested():
         raise Cancelled("stopped while nodes staged", hint="the same command goes on from there, on each node")
     return state

@@ -65,7 +65,7 @@ class Staged:
     """The outcome of a staging.
 
     ``how`` is ``staged`` (by us, now), ``there`` (it was there already) or ``lost`` (another process published first,
-    and its copy is kept). ``copied`` and ``resumed`` are bytes; ``facts`` one-line statements for a log.
+    and its copy is kept). ``copied`` and ``resumed`` are bytes.
     """
 
     path: Path
@@ -74,7 +74,6 @@ class Staged:
     copied: int = 0
     resumed: int = 0
     seconds: float = 0.0
-    facts: tuple[str, ...] = ()
 
 
 def stage(
@@ -89,8 +88,8 @@ def stage(
 ) -> Staged:
     """Have the checkpoint of ``source`` at ``destination``, whole. Idempotent: what is there costs one stat a file.
 
-    ``stripe`` gets the staging directory and returns what creates each file (`striping`). Raises
-    ModelError, Cancelled; what was copied until then stays for the next call.
+    ``stripe`` gets the staging directory and returns what creates each file (`striping`). Raises ModelError, Cancelled;
+    what was copied until then stays for the next call.
     """
     destination = destination.absolute()
     began = time.monotonic()
@@ -99,26 +98,23 @@ def stage(
         if found := existing_manifest(destination, source):
             return Staged(destination, "there", found)
         destination.parent.mkdir(parents=True, exist_ok=True)
-        what = f"staging {source.name} to {destination}"
-        lock = Lock(
+        with Lock(
             lock_path(destination),
-            what=what,
+            what=f"staging {source.name} to {destination}",
             wait=LOCK_WAIT,
             on_wait=lambda owner: log(f"waiting for {owner}"),
             sleep=stop.sleep,
-        )
-        with lock as held:
+        ) as held:
             for fact in held.facts:
                 log(fact)
             if held.owner:
                 raise ModelError(f"still being staged by {held.owner}", where=str(destination))
             if found := existing_manifest(destination, source):
-                return Staged(destination, "there", found, facts=held.facts)
+                return Staged(destination, "there", found)
             staging = _Staging(source, destination, _directory(source, destination, adopt=held.acquired, log=log))
             done = staging.fill(workers, progress, stop, stripe)
             how = staging.publish(log)
-            seconds = time.monotonic() - began
-            return Staged(destination, how, staging.manifest, done.copied, done.resumed, seconds, held.facts)
+            return Staged(destination, how, staging.manifest, done.copied, done.resumed, time.monotonic() - began)
 
 
 def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = Stop.never()) -> Manifest:
@@ -208,8 +204,7 @@ class _Staging:
         entries = tuple(copier.entries)
         self.manifest = Manifest(self._source.name, self._source.revision, entries, part_size, created=_now())
         self._verify()
-        # A kill while the manifest is written leaves a temporary file; in there nobody takes it for a
-        # part of the model.
+        # A kill while the manifest is written leaves a temporary; in there nobody takes it for a part of the model.
         self.manifest.write(self._directory / WORK_DIRECTORY / MANIFEST_NAME)
         (self._directory / WORK_DIRECTORY / MANIFEST_NAME).rename(self._directory / MANIFEST_NAME)
         for directory, _, _ in os.walk(self._directory, topdown=False):
@@ -221,19 +216,16 @@ class _Staging:
         needed = sum(max(0, file.size - size_of(self._directory / file.path)) for file in self._source.files)
         free = shutil.disk_usage(self._directory).free
         if needed > free:
-            raise ModelError(
-                f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free",
-                where=str(self._destination.parent),
-                hint="`launcher model gc` shows what dead stagings hold",
-            )
+            message = f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free"
+            hint = "`launcher model gc` shows what dead stagings hold"
+            raise ModelError(message, where=str(self._destination.parent), hint=hint)
 
     def _verify(self) -> None:
         """Raise ModelError unless everything listed is there, and its own files say that the checkpoint is whole."""
         report = examine(self._directory, precision=None, unfinished=True)
         if problems := [*self.manifest.differences(self._directory), *report.problems]:
-            raise ModelError(
-                "what the source holds is not a whole checkpoint: " + "; ".join(problems[:10]), where=self._source.name
-            )
+            message = "what the source holds is not a whole checkpoint: " + "; ".join(problems[:10])
+            raise ModelError(message, where=self._source.name)
 
     def publish(self, log: Callable[[str], None]) -> Literal["staged", "lost"]:
         """Rename the directory to its destination, unless another process was there first."""
@@ -242,8 +234,7 @@ class _Staging:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
-            winner = existing_manifest(self._destination, self._source)
-            if winner is None:
+            if (winner := existing_manifest(self._destination, self._source)) is None:
                 raise
             self.manifest = winner
             shutil.rmtree(self._directory, ignore_errors=True)
@@ -298,24 +289,26 @@ def striping(
     `lfs setstripe` before it is opened. Without `lfs` nothing is done. Where `lfs` refuses (the directory is not on
     Lustre) that is said once.
     """
-    ordered = sorted(policy, key=lambda stripe: stripe.at_least)
 
-    def begin(directory: Path) -> CreateFile | None:
-        default = ordered[0] if ordered and ordered[0].at_least <= 0 else None
-        if not ordered or shutil.which("lfs") is None or not (default is None or _set(default, directory)):
-            return None
+    def layout(size: int) -> Stripe | None:
+        fitting = sorted((one for one in policy if size >= one.at_least), key=lambda one: one.at_least)
+        return fitting[-1] if fitting else None
 
-        def create(path: Path, size: int) -> None:
-            fitting = [stripe for stripe in ordered if size >= stripe.at_least]
-            if fitting and fitting[-1] != default:
-                _set(fitting[-1], path)
-
-        return create
-
-    def _set(stripe: Stripe, path: Path) -> bool:
+    def laid_out(path: Path, stripe: Stripe) -> bool:
         done = run(["lfs", "setstripe", "-c", str(stripe.count), "-S", stripe.size, str(path)], timeout=60)
         if not done.ok:
             log(f"{path}: not striped: {done.tail(1) or done}")
         return done.ok
+
+    def begin(directory: Path) -> CreateFile | None:
+        default = layout(0)
+        if not policy or shutil.which("lfs") is None or (default and not laid_out(directory, default)):
+            return None
+
+        def create(path: Path, size: int) -> None:
+            if (stripe := layout(size)) and stripe != default:
+                laid_out(path, stripe)
+
+        return create
 
     return begin
