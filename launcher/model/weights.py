@@ -244,10 +244,8 @@ def _of_group(group: Any, overall: Any) -> str | None:
 
 
 def _experts(quant: Mapping[str, Any], models: list[Mapping[str, Any]]) -> str | None:
-    for holder in (quant, *models):
-        if isinstance(algorithm := holder.get("moe_quant_algo"), str):
-            return _named(algorithm)
-    for holder in (quant, *models):
-        if isinstance(dtype := holder.get("expert_dtype"), str):
-            return {"fp4": "mxfp4", **_DTYPES}.get(dtype) or _named(dtype)
+    for key, names in (("moe_quant_algo", {}), ("expert_dtype", {"fp4": "mxfp4", **_DTYPES})):
+        for holder in (quant, *models):
+            if isinstance(stated := holder.get(key), str):
+                return names.get(stated) or _named(stated)
     return None
