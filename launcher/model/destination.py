@@ -109,9 +109,8 @@ def _destination_of(path: Path) -> Path | None:
 
 def staging_directories(destination: Path) -> list[Path]:
     """The staging directories of this destination, of running and of dead processes."""
-    entries = [entry for entry in os.scandir(destination.parent) if STAGING_NAME.fullmatch(entry.name)]
-    paths = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
-    return sorted(path for path in paths if _destination_of(path) == destination)
+    paths = [Path(entry.path) for entry in os.scandir(destination.parent) if entry.is_dir(follow_symlinks=False)]
+    return sorted(path for path in paths if STAGING_NAME.fullmatch(path.name) and _destination_of(path) == destination)
 
 
 def owner_of(staging: Path) -> StagingOwner | None:
@@ -154,30 +153,28 @@ def leftovers(directory: Path) -> list[Leftover]:
     found = []
     for entry in entries:
         path, is_directory = Path(entry.path), entry.is_dir(follow_symlinks=False)
+        owner, keep = "unknown", None
         if STAGING_NAME.fullmatch(entry.name) and is_directory:
-            owner, alive = "unknown", None
             if its := owner_of(path):
                 owner = f"pid {its.process.pid} on {its.process.host}, since {its.began}, from {its.source}"
-                alive = its.process.alive()
-            found.append(Leftover(path, size_of(path), owner, "it is running" if alive else None))
+                keep = "it is running" if its.process.alive() else None
         elif _LOCK_NAME.fullmatch(entry.name):
             holder = LockOwner()
             with contextlib.suppress(OSError):
                 holder = LockOwner.from_json(path.read_bytes())
             here = holder.process is not None and holder.process.host == socket.gethostname()
-            live = here and not holder.is_dead
-            found.append(Leftover(path, size_of(path), str(holder), "it is running" if live else None))
+            owner, keep = str(holder), "it is running" if here and not holder.is_dead else None
         elif part := _LOCK_TEMPORARY.fullmatch(entry.name):
-            found.append(_lock_temporary(path, part["host"], int(part["pid"])))
+            # It is dead with its process, or after a day where that is of another host.
+            here = part["host"] == host_label()
+            live = pid_exists(int(part["pid"])) if here else time.time() - path.lstat().st_mtime < _DAY
+            owner, keep = f"pid {part['pid']} on {part['host']}", "it may be running" if live else None
         elif is_directory and (path / WORK_DIRECTORY).is_dir() and (path / MANIFEST_NAME).exists():
-            found.append(Leftover(path / WORK_DIRECTORY, size_of(path / WORK_DIRECTORY), "a finished staging"))
+            path, owner = path / WORK_DIRECTORY, "a finished staging"
+        else:
+            continue
+        found.append(Leftover(path, size_of(path), owner, keep))
     return found
-
-
-def _lock_temporary(path: Path, host: str, pid: int) -> Leftover:
-    """A lock's temporary: dead with its process, or after a day where that is of another host."""
-    live = pid_exists(pid) if host == host_label() else time.time() - path.lstat().st_mtime < _DAY
-    return Leftover(path, size_of(path), f"pid {pid} on {host}", "it may be running" if live else None)
 
 
 def remove_leftovers(directory: Path, *, wait: float = LEASE * 1.1) -> list[Leftover]:
