@@ -69,7 +69,7 @@ def examine(path: Path, *, precision: str | None, unfinished: bool = False) -> C
     examination = _Examination(path, names)
     if not unfinished:
         examination.check_manifest()
-    config = examination.read_config()
+    config = examination.read_config() or {}
     examination.check_tokenizer()
     examination.find_leftovers()
     headers = examination.check_shards()
@@ -77,7 +77,7 @@ def examine(path: Path, *, precision: str | None, unfinished: bool = False) -> C
     for header in headers.values():
         by_dtype.update(header.bytes_by_dtype)
     beside = examination.mapping("hf_quant_config.json") if "hf_quant_config.json" in names else None
-    found = declared(config or {}, beside)
+    found = declared(config, beside)
     same, why = identity(precision, found, by_dtype)
     return CheckpointReport(
         path=path,
@@ -89,7 +89,7 @@ def examine(path: Path, *, precision: str | None, unfinished: bool = False) -> C
         shards=len(headers),
         problems=tuple(examination.problems),
         doubts=tuple(examination.doubts),
-        rehearsal=bool(config and config.get(REHEARSAL_KEY)),
+        rehearsal=bool(config.get(REHEARSAL_KEY)),
     )
 
 
@@ -188,7 +188,6 @@ class _Examination:
             self.doubts += [f"{name} came after the checkpoint was staged" for name in manifest.extra(self.path)]
 
     def read_config(self) -> Mapping[str, Any] | None:
-        """The content of config.json; None when it is missing or damaged."""
         if "config.json" in self.names:
             return self.mapping("config.json")
         hub = "; this is a cache entry, the checkpoint is below snapshots/" if "snapshots" in self.names else ""
@@ -208,7 +207,6 @@ class _Examination:
         return None
 
     def check_tokenizer(self) -> None:
-        """Note a tokenizer that is missing or damaged."""
         found = [name for name in _TOKENIZERS if name in self.names]
         found += [name for name in self.names if name.endswith(".tiktoken")]
         if found == ["vocab.json"] and "merges.txt" not in self.names:

@@ -132,7 +132,7 @@ class DirectorySource:
             raise ModelError("no files to stage", where=self.name)
 
     def open(self, file: SourceFile) -> Reader:
-        """Open one of ``files``. Raises OSError, ModelError when it is another by now."""
+        """Open one of ``files``. Raises OSError."""
         return _FileReader(self.directory / file.path, file)
 
 
@@ -224,7 +224,6 @@ class HubSource:
                 _wait(again, failures, self._stop, self.name)
 
     def open(self, file: SourceFile) -> Reader:
-        """A reader by HTTP ranges."""
         from huggingface_hub import hf_hub_url
 
         url = hf_hub_url(self.repository, file.path, revision=self.revision, endpoint=self._endpoint)
