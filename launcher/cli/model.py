@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,12 @@ from launcher.cli.render import progress_shown, table
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.stop import stop_on_signals
 from launcher.model.checkpoint import CheckpointReport, examine, nearest_sibling, right_sibling, suggestion
-from launcher.model.gc import Leftover, leftovers, remove_leftovers
+from launcher.model.destination import Leftover, leftovers, remove_leftovers
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, Manifest
 from launcher.runner.file import RunnerFile, describe_when
 
 if TYPE_CHECKING:
-    from launcher.model.striping import Stripe
+    from launcher.model.stage import Stripe
 
 
 def listing(arguments: argparse.Namespace) -> int:
@@ -50,9 +51,9 @@ def check(arguments: argparse.Namespace) -> int:
 def stage(arguments: argparse.Namespace) -> int:
     """Bring a checkpoint to a path, whole; or write the manifest of the one that is there."""
     from launcher.model.nodes import path_on_this_node
-    from launcher.model.stage import adopt, source_of
+    from launcher.model.source import source_of
+    from launcher.model.stage import adopt, striping
     from launcher.model.stage import stage as stage_to
-    from launcher.model.striping import striping
 
     if arguments.nodes or arguments.job or arguments.count or arguments.partition:
         return _stage_on_nodes(arguments)
@@ -80,7 +81,7 @@ def stage(arguments: argparse.Namespace) -> int:
 
 def _layouts(arguments: argparse.Namespace, destination: Path) -> Sequence[Stripe]:
     """The runner's layouts for the storage of a destination, or the default ones."""
-    from launcher.model.striping import DEFAULT, Stripe
+    from launcher.model.stage import DEFAULT, Stripe
 
     storage = session(arguments).fleet.get(arguments.runner).storage_of(str(destination)) if arguments.runner else None
     if storage is None or storage.striping is None:
@@ -108,7 +109,7 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
         count=arguments.count,
         cpus=arguments.cpus,
         minutes=arguments.minutes,
-        python=arguments.python,
+        python=arguments.python or sys.executable,
     )
     task = NodeTask(arguments.source, arguments.destination, arguments.workers)
     state = session(arguments).state
@@ -121,7 +122,7 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
         run = stoppable(stop.requested)
         results = stage_on_nodes(task, where, run=run, state=state, scheduler=scheduler, log=_log, stop=stop)
     if arguments.json:
-        print(json.dumps([result.as_dict() for result in results], indent=2))
+        print(json.dumps([asdict(result) for result in results], indent=2))
     else:
         rows = [[r.node, "ok" if r.ok else "failed", r.how, f"{r.seconds:.1f} s", r.error or ""] for r in results]
         table(["node", "", "how", "took", "why"], rows, sys.stdout)

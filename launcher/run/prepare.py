@@ -157,8 +157,8 @@ def _stage_model(run: Run, path: Path) -> dict[str, Any]:
     planned = run.plan.model
     if planned.source is None or examine(path, precision=planned.precision).whole:
         return {}
-    from launcher.model.stage import source_of, stage
-    from launcher.model.striping import DEFAULT, Stripe, striping
+    from launcher.model.source import source_of
+    from launcher.model.stage import DEFAULT, Stripe, stage, striping
 
     policy = DEFAULT if planned.striping is None else [Stripe(*layout) for layout in planned.striping]
     run.log(f"model {path}: staging from {planned.source}")

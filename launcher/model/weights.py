@@ -1,4 +1,8 @@
-"""Which number formats a checkpoint declares for its weights, and whether they are of the precision asked for.
+"""What the files of a checkpoint say of its weights: are they all there, and in which number formats.
+
+The header of a safetensors file tells whether the file is whole. The format (huggingface/safetensors, README): eight
+bytes, little-endian, the length N of the header; N bytes of JSON, ``{name: {"dtype", "shape", "data_offsets": [begin,
+end]}, "__metadata__": {…}}``; then the data, to the last byte.
 
 Formats are named ``nvfp4 mxfp4 fp4 mxfp8 fp8 int4 int8 bf16 fp16 fp32``. Where each producer declares them:
 
@@ -17,10 +21,102 @@ AMD quark           ``global_quant_config.weight.dtype`` (fp4 is MXFP4)
 
 from __future__ import annotations
 
+import os
 import re
+import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+import msgspec
+
+HEADER_LIMIT = 100_000_000
+"""Longest header that the reference reader accepts, in bytes."""
+
+LFS_POINTER = b"version https://git-lfs"
+"""The beginning of a file that `git clone` without git-lfs leaves in place of the real one."""
+
+
+class DamagedFile(Exception):
+    """A file is not what its name promises; the message says why in a few words."""
+
+
+class _Tensor(msgspec.Struct):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Header:
+    """The size of a safetensors file in bytes, the names of its tensors, and their bytes by dtype."""
+
+    size: int
+    tensors: frozenset[str]
+    bytes_by_dtype: Mapping[str, int]
+
+
+def wrong_size(size: int, expected: int) -> str:
+    """How much a file of ``size`` bytes is too short or too long."""
+    by = abs(size - expected)
+    return f"{by} byte{'' if by == 1 else 's'} too {'short' if size < expected else 'long'}"
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[tuple[int, int]]:
+    """Within the block: the descriptor and the size in bytes of a file that has content and is no Git-LFS pointer.
+
+    Raises DamagedFile for another file, and for one that cannot be read within the block.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        broken = path.is_symlink() and not path.exists()
+        raise DamagedFile("a link to nothing" if broken else str(error.strerror).lower()) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise DamagedFile("not a regular file")
+        if status.st_size == 0:
+            raise DamagedFile("empty")
+        if os.pread(descriptor, len(LFS_POINTER), 0) == LFS_POINTER:
+            raise DamagedFile("a Git-LFS pointer, not the file itself")
+        yield descriptor, status.st_size
+    except OSError as error:
+        raise DamagedFile(str(error.strerror).lower()) from None
+    finally:
+        os.close(descriptor)
+
+
+def read_header(path: Path) -> Header:
+    """Read and check a file's header.
+
+    Raises DamagedFile when the file is truncated, longer than its header says, or another kind of file.
+    """
+    with open_regular(path) as (descriptor, size):
+        length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+        if size < 8 or length > HEADER_LIMIT:
+            raise DamagedFile("not a safetensors file")
+        if 8 + length > size:
+            raise DamagedFile(f"truncated within its header ({size} bytes)")
+        raw = os.pread(descriptor, length, 8)
+    try:
+        entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        entries.pop("__metadata__", None)
+        tensors = {name: msgspec.json.decode(entry, type=_Tensor) for name, entry in entries.items()}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise DamagedFile("not a safetensors file: its header is not the JSON it should be") from None
+    expected = 8 + length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
+    if size != expected:
+        raise DamagedFile(f"{wrong_size(size, expected)} ({size} bytes)")
+    by_dtype: Counter[str] = Counter()
+    for tensor in tensors.values():
+        by_dtype[tensor.dtype] += tensor.data_offsets[1] - tensor.data_offsets[0]
+    return Header(size, frozenset(tensors), by_dtype)
+
 
 Identity = Literal["match", "mismatch", "unknown"]
 
@@ -65,13 +161,11 @@ def declared(config: Mapping[str, Any], hf_quant_config: Mapping[str, Any] | Non
     experts = _experts(found, models)
     if not experts and str(config.get("model_type", "")).startswith("deepseek_v4") and "fp8" in formats:
         return Quantisation(frozenset(), "fp8, expert_dtype not said (an engine would take it for fp4)")
-    stated = " + ".join(sorted(formats)) or "of a kind not known here"
-    by = "" if method in formats else f" by {method}"
-    return Quantisation(
-        formats | ({experts} if experts else set()),
-        f"{stated}{by}" + (f", experts {experts}" if experts else ""),
-        experts,
-    )
+    text = " + ".join(sorted(formats)) or "of a kind not known here"
+    text += "" if method in formats else f" by {method}"
+    if not experts:
+        return Quantisation(formats, text)
+    return Quantisation(formats | {experts}, f"{text}, experts {experts}", experts)
 
 
 def identity(asked: str | None, found: Quantisation, bytes_by_dtype: Mapping[str, int]) -> tuple[Identity, str | None]:
@@ -102,70 +196,56 @@ def identity(asked: str | None, found: Quantisation, bytes_by_dtype: Mapping[str
 
 def _method_and_formats(quant: Mapping[str, Any]) -> tuple[str, frozenset[str]]:
     method = str(quant.get("quant_method") or "modelopt").lower()
-    return method, frozenset(_formats(method, quant))
+    return method, frozenset(name for name in _formats(method, quant) if name)
 
 
 def _bits(name: str) -> int:
     return int(re.sub(r"\D", "", name))
 
 
-def _formats(method: str, quant: Mapping[str, Any]) -> Iterator[str]:
+def _formats(method: str, quant: Mapping[str, Any]) -> Iterator[str | None]:
     algorithm = quant.get("quant_algo")
     if isinstance(algorithm, str) and algorithm:
         layers = quant.get("quantized_layers") if algorithm.upper() == "MIXED_PRECISION" else None
         for layer in layers.values() if isinstance(layers, dict) else [quant]:
-            yield from _algorithm(str(layer.get("quant_algo")) if isinstance(layer, dict) else "")
+            yield _named(layer.get("quant_algo")) if isinstance(layer, dict) else None
     elif method == "quark":
         layered = quant.get("layer_quant_config")
         for part in (quant.get("global_quant_config"), *(layered.values() if isinstance(layered, dict) else ())):
-            yield from _quark(part)
+            weights = part.get("weight") if isinstance(part, dict) else None
+            for weight in weights if isinstance(weights, list) else [weights]:
+                dtype = weight.get("dtype") if isinstance(weight, dict) else None
+                yield "mxfp4" if dtype == "fp4" else _named(dtype)
     elif isinstance(quant.get("config_groups"), dict):
         for group in quant["config_groups"].values():
-            yield from _group(group, str(quant.get("format") or ""))
+            yield _of_group(group, quant.get("format"))
     elif (bits := quant.get("bits") or quant.get("w_bit")) in (2, 3, 4, 8):
         yield f"int{bits}"
     else:
-        yield from _algorithm(method)
+        yield _named(method)
 
 
-def _algorithm(name: str) -> Iterator[str]:
-    """The format of a modelopt algorithm, or of a quant_method with the name of one."""
-    upper = name.upper()
+def _named(text: Any) -> str | None:
+    """The format of a modelopt algorithm, or of a quant_method or dtype with the name of one."""
+    upper = str(text).upper()
     for known in ("NVFP4", "MXFP4", "MXFP8", "INT4", "INT8", "FP4", "FP8"):
         if known in upper:
-            yield known.lower()
-            return
-    if upper.startswith(("W4A16", "W4A8")):
-        yield "int4"
+            return known.lower()
+    return "int4" if upper.startswith(("W4A16", "W4A8")) else None
 
 
-def _group(group: Any, overall: str) -> Iterator[str]:
+def _of_group(group: Any, overall: Any) -> str | None:
     weights = group.get("weights") if isinstance(group, dict) else None
-    if not isinstance(weights, dict):
-        return
-    bits, kind = weights.get("num_bits"), weights.get("type")
-    named = list(_algorithm(str(group.get("format") or overall)))
-    if kind == "int" and bits in (4, 8):
-        yield f"int{bits}"
-    elif kind == "float" and bits in (4, 8):
-        yield named[0] if named and _bits(named[0]) == bits else f"fp{bits}"
-
-
-def _quark(part: Any) -> Iterator[str]:
-    weights = part.get("weight") if isinstance(part, dict) else None
-    for weight in weights if isinstance(weights, list) else [weights]:
-        dtype = str(weight.get("dtype")) if isinstance(weight, dict) else ""
-        if dtype == "fp4":
-            yield "mxfp4"
-        else:
-            yield from _algorithm(dtype)
+    bits, kind = (weights.get("num_bits"), weights.get("type")) if isinstance(weights, dict) else (None, None)
+    if bits not in (4, 8) or kind not in ("int", "float"):
+        return None
+    named = _named(group.get("format") or overall)
+    return named if kind == "float" and named and _bits(named) == bits else f"{'int' if kind == 'int' else 'fp'}{bits}"
 
 
 def _experts(quant: Mapping[str, Any], models: list[Mapping[str, Any]]) -> str | None:
-    for holder in (quant, *models):
-        if isinstance(algorithm := holder.get("moe_quant_algo"), str):
-            return next(_algorithm(algorithm), None)
-    for holder in (quant, *models):
-        if isinstance(dtype := holder.get("expert_dtype"), str):
-            return {"fp4": "mxfp4", **_DTYPES}.get(dtype) or next(_algorithm(dtype), None)
+    for key, names in (("moe_quant_algo", {}), ("expert_dtype", {"fp4": "mxfp4", **_DTYPES})):
+        for holder in (quant, *models):
+            if isinstance(stated := holder.get(key), str):
+                return names.get(stated) or _named(stated)
     return None
