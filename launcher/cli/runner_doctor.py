@@ -18,10 +18,10 @@ from launcher.core.publish import publish_new, temporary_name
 from launcher.core.suggest import suggest
 from launcher.core.yaml_source import Document
 from launcher.doctor import queries
-from launcher.doctor.commands import Commands
 from launcher.doctor.comparison import Claim, compare, notes
 from launcher.doctor.draft import DraftRequest, draft, todos
 from launcher.doctor.facts import SlurmFacts, Unknown
+from launcher.doctor.programs import Commands
 from launcher.doctor.queries import collect, collect_for_draft
 from launcher.plan import derive
 from launcher.project import Session
