@@ -1,4 +1,7 @@
-"""`launcher image …`: what lies in an image directory, having more of it, and removing what nobody needs."""
+"""`launcher image`: what lies in an image directory, having more of it, and removing what nobody needs.
+
+Also `launcher doctor locks`: whether the locks that importers take hold in such a directory.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,16 @@ import argparse
 import json
 import os
 import secrets
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launcher.cli.common import session
+from launcher.cli.render import table
 from launcher.core.errors import Cancelled, ConfigError, ImageError
 from launcher.core.process import clean_environment, stoppable
 from launcher.core.publish import dead_temporaries
@@ -22,6 +27,7 @@ from launcher.core.stop import stop_on_signals
 from launcher.image import inventory
 from launcher.image.import_policy import ImportPolicy, ensure_image
 from launcher.image.inventory import Check, Garbage, Image
+from launcher.image.probe import Probed, between_nodes, between_processes, file_system
 from launcher.image.reference import Reference
 from launcher.image.tag_check import TagMoved, check_tag
 from launcher.plan import derive
@@ -83,8 +89,6 @@ def list_images(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([_plain(image) for image in found], indent=2))
         return 0
-    from launcher.cli.render import table
-
     rows = [
         [
             image.squash.name,
@@ -208,3 +212,43 @@ def gc(arguments: argparse.Namespace) -> int:
     if not arguments.apply and gone:
         print("this was a dry run; --apply removes them. Runs of bash launchers are not known here.")
     return 0
+
+
+def locks(arguments: argparse.Namespace) -> int:
+    """Print what was found between two processes of this host, and between two nodes where there is Slurm."""
+    directory = Path(arguments.directory).resolve()
+    found = [between_processes(directory)]
+    said: list[str] = []
+    if not arguments.no_nodes:
+        options = [f"--{name}={value}" for name in ("partition", "account") if (value := getattr(arguments, name))]
+        if shutil.which("srun") is None:
+            said.append("between nodes: not tried, there is no srun here")
+        else:
+            try:
+                found.append(between_nodes(directory, options))
+            except ImageError as error:
+                said.append(f"between nodes: {error.message}")
+    if arguments.json:
+        value = {"directory": str(directory), "file_system": file_system(directory), "notes": said}
+        print(json.dumps({**value, "probes": [asdict(probed) for probed in found]}, indent=2))
+        return 0
+    print(f"{directory}: {file_system(directory)}")
+    for probed in found:
+        _show_locks(probed)
+    for line in said:
+        print(line)
+    return 0
+
+
+def _show_locks(probed: Probed) -> None:
+    beat = "its heartbeat was not seen" if probed.heartbeat is None else f"heartbeat seen after {probed.heartbeat:g} s"
+    print(f"{probed.where}:")
+    print(f"  flock       {probed.flock}")
+    print(f"  lockf       {probed.lockf}")
+    print(f"  owner file  {probed.owner_file}; {beat}")
+    print(f"  clocks      differ by {probed.clocks:g} s")
+    print(
+        "  imports     one at a time"
+        if probed.one_at_a_time
+        else "  imports     may be done twice at once; what is published is whole all the same"
+    )

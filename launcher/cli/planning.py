@@ -1,31 +1,179 @@
-"""`launcher plan`: decide, and say what was decided."""
+"""`launcher plan`, `matrix` and `check`: decide, and say what was decided and what is wrong with it."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import gc
 import json
+import sys
+from collections.abc import Mapping
+from datetime import date, datetime, timezone
+from pathlib import Path
 
-from launcher.cli.common import narrowed, selected, session
-from launcher.plan.plan import Plan
+from launcher.benchmark.matrix import Entry
+from launcher.check import inputs, report
+from launcher.check.baseline import Baseline, written
+from launcher.check.inputs import Everything, HasCommit, Row
+from launcher.check.registry import RULES, check_everything
+from launcher.check.report import Roots
+from launcher.cli.common import chosen, filters, narrowed, selected, session
+from launcher.cli.render import show_plans, table
+from launcher.core import publish
+from launcher.core.errors import ConfigError
+from launcher.core.finding import Finding
+from launcher.core.shipped import shipped
+from launcher.core.suggest import suggest
 from launcher.project import Session
 
 
 def plan(arguments: argparse.Namespace) -> int:
     """Print the plans of the selected benchmarks. Exit 0, also with findings: they are part of a plan."""
     of = session(arguments)
-    plans = _plans(arguments, of)
+    if arguments.from_env:
+        plans = [of.plan_from_environment()]
+    else:
+        narrow = narrowed(arguments)
+        plans = [of.plan_by_hand(b, arguments.runner, narrow=narrow) for b in selected(arguments, of)]
     if arguments.json:
         values = [p.as_dict() for p in plans]
         print(json.dumps(values[0] if len(values) == 1 else values, indent=2, ensure_ascii=False))
-        return 0
-    from launcher.cli.render import show_plans
-
-    show_plans(plans, of.kind)
+    else:
+        show_plans(plans, of.kind)
     return 0
 
 
-def _plans(arguments: argparse.Namespace, of: Session) -> list[Plan]:
+def matrix(arguments: argparse.Namespace) -> int:
+    """Print the selected entries: of the files named, else of the workspace's masters, else of this repository."""
+    of = session(arguments)
+    files = arguments.matrix or [str(path) for path in sorted((of.workspace / "configs").glob("*-master.yaml"))]
+    selection = dataclasses.replace(
+        filters(arguments),
+        runners=arguments.runner,
+        model_prefixes=arguments.model_prefix,
+        nodes=arguments.nodes,
+        evals=arguments.evals,
+    )
+    found = of.matrix(files).entries(selection)
+    if arguments.json:
+        print(json.dumps([entry.data for entry in found], ensure_ascii=False))
+        return 0
+    columns = ["key", "runner", "framework", "precision", "measures", "topology", "concurrency", "evaluated"]
+    table(columns, [_row(entry) for entry in found], sys.stdout)
+    print(f"{len(found)} entries of {len({entry.key for entry in found})} keys")
+    return 0
+
+
+def _row(entry: Entry) -> list[str]:
+    b = entry.benchmark
+    measures = b.scenario if b.isl is None else f"{b.isl}/{b.osl}"
+    concurrencies = " ".join(map(str, b.concurrencies))
+    evaluated = str(entry.data.get("eval-conc", "yes")) if entry.data.get("run-eval") else ""
+    return [entry.key, b.runner, b.framework, b.precision, measures, b.topology, concurrencies, evaluated]
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Print findings; exit 1 when there is an error among them."""
+    # A quarter of the time would go into looking for garbage among documents that all stay until the end.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return _check(arguments)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    if arguments.explain is not None:
+        return _explain(arguments.explain)
+    wanted = {_known(rule) for rule in arguments.rule}
+    of = session(arguments)
+    roots = Roots([*filter(None, (of.workspace, of.srt_slurm)), shipped("runners").parent, Path.cwd()])
+    every = _gathered(arguments, of)
+    found = check_everything(every)
+    if arguments.write_baseline:
+        chosen_ones = [one for one in found if not wanted or one.rule in wanted]
+        return _write(arguments.write_baseline, chosen_ones, roots, every.today)
+    if arguments.baseline:
+        baseline = Baseline.read(Path(arguments.baseline))
+        found = baseline.apply(found, roots, every.today, whole=every.whole)
+    found = [one for one in found if not wanted or one.rule in wanted]
+    _show(found, arguments.format, roots)
+    counts = {s: sum(one.severity == s for one in found) for s in ("error", "warning", "note")}
+    looked = {"row": len(every.rows), "recipe file": len(every.recipes), "runner file": len(every.files)}
+    print(f"{_counted(looked)}: {_counted(counts)}", file=sys.stderr)
+    return 1 if counts["error"] else 0
+
+
+def _counted(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for word, n in numbers.items())
+
+
+def _gathered(arguments: argparse.Namespace, of: Session) -> Everything:
+    """What to look at: this job's benchmark, the selected rows, a runner with all its rows, or everything."""
+    today = datetime.now(timezone.utc).date()
+    has_commit = _commits(of)
     if arguments.from_env:
-        return [of.plan_from_environment()]
-    narrow = narrowed(arguments)
-    return [of.plan_by_hand(b, arguments.runner, narrow=narrow) for b in selected(arguments, of)]
+        plan = of.plan_from_environment()
+        row = Row(plan.benchmark, plan.benchmark.source, of.fleet.get(plan.runner), plan)
+        return Everything([row], files=[of.fleet.get(plan.runner)], verdicts=of.verdicts, today=today, whole=False)
+    if arguments.runner and not _selects(arguments):
+        rows = inputs.served_by(of, arguments.runner, arguments.matrix)
+        return inputs.selected(of, rows, arguments.runner, today, has_commit)
+    if _selects(arguments):
+        return inputs.selected(of, chosen(arguments, of), arguments.runner, today, has_commit, narrowed(arguments))
+    return inputs.everything(of, today, has_commit, arguments.matrix)
+
+
+def _selects(arguments: argparse.Namespace) -> bool:
+    names = ("key", "framework", "precision", "seq", "scenario", "conc", "topology", "evals", "recipe")
+    return any(getattr(arguments, name) for name in names)
+
+
+def _commits(of: Session) -> HasCommit:
+    from launcher.srtctl.mirror import Commits
+
+    asked: list[Commits] = []
+
+    def has_commit(repository: str, sha: str) -> bool | None:
+        if not asked:
+            asked.append(Commits(of.caches))
+        return asked[0](repository, sha)
+
+    return has_commit
+
+
+def _known(rule: str) -> str:
+    if rule not in RULES:
+        raise ConfigError(f"there is no rule {rule!r}", where="--rule", hint=suggest(rule, RULES, ", ".join(RULES)))
+    return rule
+
+
+def _explain(rule: str) -> int:
+    """Print a rule's page, or a line for each rule."""
+    if rule:
+        print((shipped("docs/rules") / f"{_known(rule)}.md").read_text(encoding="utf-8"), end="")
+        return 0
+    for one in sorted(RULES.values(), key=lambda one: one.id):
+        print(f"{one.id} {one.severity} {one.title}")
+    return 0
+
+
+def _write(path: str, found: list[Finding], roots: Roots, today: date) -> int:
+    try:
+        publish.write_text(Path(path), written(found, roots, today))
+    except OSError as error:
+        raise ConfigError(f"the baseline cannot be written: {error.strerror}", where=path) from None
+    print(f"{path}: accepts what is found today; give each entry its reason", file=sys.stderr)
+    return 0
+
+
+def _show(found: list[Finding], how: str, roots: Roots) -> None:
+    if how == "json":
+        print(report.as_json(found))
+    elif how == "sarif":
+        print(report.sarif(found, roots))
+    else:
+        lines = report.github(found, roots) if how == "github" else report.text(found)
+        sys.stdout.writelines(f"{line}\n" for line in lines)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.cli.common import narrowed, selected, session
-from launcher.cli.console import Console
+from launcher.cli.render import Console, show_plans
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.github import GitHub
 from launcher.core.stop import Stop, stop_on_signals
@@ -185,8 +185,6 @@ def _exit_code(outcomes: Sequence[Outcome]) -> int:
 
 def _announce(github: GitHub, plan: Plan, of: Session) -> None:
     """The plan, folded, and its findings as annotations at their lines of the checkout."""
-    from launcher.cli.render import show_plans
-
     with github.group(f"Plan: {plan.benchmark.title} on {plan.runner}"):
         show_plans([plan], of.kind)
         sys.stdout.flush()

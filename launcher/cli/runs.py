@@ -8,6 +8,7 @@ import sys
 import time
 
 from launcher.cli.common import existing_run, session
+from launcher.cli.render import show_run, show_runs
 from launcher.cli.running import drive_records
 from launcher.core.errors import ConfigError, JobError, LauncherError
 from launcher.core.stop import stop_on_signals
@@ -30,16 +31,12 @@ def status(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(json.dumps(fields, indent=2))
         else:
-            from launcher.cli.render import show_run
-
             show_run(record)
         return 0
     found = records(of.runs)
     if arguments.json:
         print(json.dumps([json.loads((r.directory / "run.json").read_text()) for r in found], indent=2))
         return 0
-    from launcher.cli.render import show_runs
-
     show_runs(found, of.runs)
     return 0
 
