@@ -29,24 +29,24 @@ from launcher.project import Session
 
 def plan(arguments: argparse.Namespace) -> int:
     """Print the plans of the selected benchmarks. Exit 0, also with findings: they are part of a plan."""
-    of = session(arguments)
+    project = session(arguments)
     if arguments.from_env:
-        plans = [of.plan_from_environment()]
+        plans = [project.plan_from_environment()]
     else:
         narrow = narrowed(arguments)
-        plans = [of.plan_by_hand(b, arguments.runner, narrow=narrow) for b in selected(arguments, of)]
+        plans = [project.plan_by_hand(b, arguments.runner, narrow=narrow) for b in selected(arguments, project)]
     if arguments.json:
         values = [p.as_dict() for p in plans]
         print(json.dumps(values[0] if len(values) == 1 else values, indent=2, ensure_ascii=False))
     else:
-        show_plans(plans, of.kind)
+        show_plans(plans, project.kind)
     return 0
 
 
 def matrix(arguments: argparse.Namespace) -> int:
     """Print the selected entries: of the files named, else of the workspace's masters, else of this repository."""
-    of = session(arguments)
-    files = arguments.matrix or [str(path) for path in sorted((of.workspace / "configs").glob("*-master.yaml"))]
+    project = session(arguments)
+    files = arguments.matrix or [str(path) for path in sorted((project.workspace / "configs").glob("*-master.yaml"))]
     selection = dataclasses.replace(
         filters(arguments),
         runners=arguments.runner,
@@ -54,7 +54,7 @@ def matrix(arguments: argparse.Namespace) -> int:
         nodes=arguments.nodes,
         evals=arguments.evals,
     )
-    found = of.matrix(files).entries(selection)
+    found = project.matrix(files).entries(selection)
     if arguments.json:
         print(json.dumps([entry.data for entry in found], ensure_ascii=False))
         return 0
@@ -88,9 +88,9 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.explain is not None:
         return _explain(arguments.explain)
     wanted = {_known(rule) for rule in arguments.rule}
-    of = session(arguments)
-    roots = Roots([*filter(None, (of.workspace, of.srt_slurm)), shipped("runners").parent, Path.cwd()])
-    every = _gathered(arguments, of)
+    project = session(arguments)
+    roots = Roots([*filter(None, (project.workspace, project.srt_slurm)), shipped("runners").parent, Path.cwd()])
+    every = _gathered(arguments, project)
     found = check_everything(every)
     if arguments.write_baseline:
         chosen_ones = [one for one in found if not wanted or one.rule in wanted]
@@ -110,20 +110,24 @@ def _counted(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for word, n in numbers.items())
 
 
-def _gathered(arguments: argparse.Namespace, of: Session) -> Everything:
+def _gathered(arguments: argparse.Namespace, project: Session) -> Everything:
     """What to look at: this job's benchmark, the selected rows, a runner with all its rows, or everything."""
     today = datetime.now(timezone.utc).date()
-    has_commit = _commits(of)
+    has_commit = _commits(project)
     if arguments.from_env:
-        plan = of.plan_from_environment()
-        row = Row(plan.benchmark, plan.benchmark.source, of.fleet.get(plan.runner), plan)
-        return Everything([row], files=[of.fleet.get(plan.runner)], verdicts=of.verdicts, today=today, whole=False)
+        plan = project.plan_from_environment()
+        row = Row(plan.benchmark, plan.benchmark.source, project.fleet.get(plan.runner), plan)
+        return Everything(
+            [row], files=[project.fleet.get(plan.runner)], verdicts=project.verdicts, today=today, whole=False
+        )
     if arguments.runner and not _selects(arguments):
-        rows = inputs.served_by(of, arguments.runner, arguments.matrix)
-        return inputs.selected(of, rows, arguments.runner, today, has_commit)
+        rows = inputs.served_by(project, arguments.runner, arguments.matrix)
+        return inputs.selected(project, rows, arguments.runner, today, has_commit)
     if _selects(arguments):
-        return inputs.selected(of, chosen(arguments, of), arguments.runner, today, has_commit, narrowed(arguments))
-    return inputs.everything(of, today, has_commit, arguments.matrix)
+        return inputs.selected(
+            project, chosen(arguments, project), arguments.runner, today, has_commit, narrowed(arguments)
+        )
+    return inputs.everything(project, today, has_commit, arguments.matrix)
 
 
 def _selects(arguments: argparse.Namespace) -> bool:
@@ -131,14 +135,14 @@ def _selects(arguments: argparse.Namespace) -> bool:
     return any(getattr(arguments, name) for name in names)
 
 
-def _commits(of: Session) -> HasCommit:
+def _commits(project: Session) -> HasCommit:
     from launcher.srtctl.mirror import Commits
 
     asked: list[Commits] = []
 
     def has_commit(repository: str, sha: str) -> bool | None:
         if not asked:
-            asked.append(Commits(of.caches))
+            asked.append(Commits(project.caches))
         return asked[0](repository, sha)
 
     return has_commit

@@ -32,85 +32,85 @@ from launcher.services import open_run, open_services, pace_of
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the one benchmark that is selected."""
-    of = session(arguments, look=True)
-    return _exit_code(_drive(of, [_one_by_hand(of, arguments)], arguments))
+    project = session(arguments, look=True)
+    return _exit_code(_drive(project, [_one_by_hand(project, arguments)], arguments))
 
 
 def adopt(arguments: argparse.Namespace) -> int:
     """Take over a job that was started by hand: from here on it is this run's, to follow, to cancel, to collect."""
-    of = session(arguments, look=True)
+    project = session(arguments, look=True)
     by_environment = arguments.from_env
-    plan = of.plan_from_environment(arguments.run_id) if by_environment else _one_by_hand(of, arguments)
-    record = RunRecord.create(of.runs, plan)
+    plan = project.plan_from_environment(arguments.run_id) if by_environment else _one_by_hand(project, arguments)
+    record = RunRecord.create(project.runs, plan)
     record.update(results="workspace" if by_environment else "run")
     output = Path(arguments.output).resolve() if arguments.output else None
-    run = open_run(of, record)
+    run = open_run(project, record)
     try:
-        adopt_job(run, arguments.job, output, of.runs)
+        adopt_job(run, arguments.job, output, project.runs)
     except LauncherError as error:
         finish.failed(run, error)
         raise
     with stop_on_signals() as stop:
-        return _exit_code(drive_records(of, [(record, plan)], stop, quiet=not arguments.logs))
+        return _exit_code(drive_records(project, [(record, plan)], stop, quiet=not arguments.logs))
 
 
-def _one_by_hand(of: Session, arguments: argparse.Namespace) -> Plan:
-    chosen = selected(arguments, of)
+def _one_by_hand(project: Session, arguments: argparse.Namespace) -> Plan:
+    chosen = selected(arguments, project)
     if len(chosen) > 1:
         titles = "\n".join(f"  {b.title} conc {' '.join(map(str, b.concurrencies))}" for b in chosen)
         raise ConfigError(
             f"{len(chosen)} benchmarks are selected, and one job measures one:\n{titles}",
             hint="narrow it by --topology, --seq or --conc, or use `launcher sweep`",
         )
-    return _by_hand(of, arguments, chosen[0])
+    return _by_hand(project, arguments, chosen[0])
 
 
 def sweep(arguments: argparse.Namespace) -> int:
     """Run all benchmarks that are selected; the exit code is that of the first that did not succeed."""
     if arguments.run_id:
         raise ConfigError("a sweep has many runs", where="--run-id", hint="launcher run --run-id ID")
-    of = session(arguments, look=True)
-    plans = [_by_hand(of, arguments, benchmark) for benchmark in selected(arguments, of)]
-    outcomes = _drive(of, plans, arguments, limits=Limits(arguments.max_jobs, arguments.fail_fast))
+    project = session(arguments, look=True)
+    plans = [_by_hand(project, arguments, benchmark) for benchmark in selected(arguments, project)]
+    outcomes = _drive(project, plans, arguments, limits=Limits(arguments.max_jobs, arguments.fail_fast))
     return _exit_code(outcomes)
 
 
 def ci(arguments: argparse.Namespace) -> int:
     """Run what this GitHub job's environment asks for; results go where the workflow looks."""
-    of = session(arguments, look=True)
+    project = session(arguments, look=True)
     arguments.annotated = True
     with GitHub.from_environment(os.environ, sys.stdout) as github:
         github.mask_secrets(os.environ)
         try:
-            plan = of.plan_from_environment(arguments.run_id)
-            _announce(github, plan, of)
+            plan = project.plan_from_environment(arguments.run_id)
+            _announce(github, plan, project)
             github.output("run-id", plan.run_key)
-            _end_leftovers(of, plan, github)
-            outcomes = _drive(of, [plan], arguments, github=github)
+            _end_leftovers(project, plan, github)
+            outcomes = _drive(project, [plan], arguments, github=github)
         except ConfigError as error:
             github.error(str(error), title="launcher: configuration")
             raise
-        report_to(github, of.runs, outcomes)
+        report_to(github, project.runs, outcomes)
     return _exit_code(outcomes)
 
 
-def _end_leftovers(of: Session, plan: Plan, github: GitHub) -> None:
+def _end_leftovers(project: Session, plan: Plan, github: GitHub) -> None:
     """End what a launcher that was killed left of an earlier job of this GitHub runner, and say so."""
-    for record in orphans_of_job_name(of.runs, plan.job_name):
+    for record in orphans_of_job_name(project.runs, plan.job_name):
         github.warning(f"run {record.id} was left behind by an earlier job of this runner; ending it")
         try:
-            end_run(open_run(of, record), "the next launcher on this runner", print)
+            end_run(open_run(project, record), "the next launcher on this runner", print)
         except LauncherError as error:
             github.warning(str(error), title="launcher: left behind")
 
 
-def _by_hand(of: Session, arguments: argparse.Namespace, benchmark: Benchmark) -> Plan:
+def _by_hand(project: Session, arguments: argparse.Namespace, benchmark: Benchmark) -> Plan:
     run_id = arguments.run_id or new_run_id(benchmark, time.time())
-    return of.plan_by_hand(benchmark, arguments.runner, narrow=narrowed(arguments), run_id=run_id)
+    return project.plan_by_hand(benchmark, arguments.runner, narrow=narrowed(arguments), run_id=run_id)
 
 
 def _drive(
-    of: Session,
+    project: Session,
     plans: Sequence[Plan],
     arguments: argparse.Namespace,
     *,
@@ -120,11 +120,11 @@ def _drive(
     for plan in plans:
         refuse(plan, arguments.accept)
     with stop_on_signals() as stop:
-        records = [RunRecord.create(of.runs, plan) for plan in plans]
+        records = [RunRecord.create(project.runs, plan) for plan in plans]
         for record in records:
             record.update(accepted=tuple(arguments.accept), results="workspace" if github is not None else "run")
         return drive_records(
-            of,
+            project,
             list(zip(records, plans, strict=True)),
             stop,
             quiet=not arguments.logs,
@@ -134,7 +134,7 @@ def _drive(
 
 
 def drive_records(
-    of: Session,
+    project: Session,
     recorded: Sequence[tuple[RunRecord, Plan]],
     stop: Stop,
     *,
@@ -148,7 +148,7 @@ def drive_records(
     if any(p.scheduler != first.scheduler or p.tools != first.tools for _, p in recorded):
         raise ConfigError("the selected benchmarks are of several clusters", hint="--runner NAME picks one")
     said: list[str] = []
-    services = open_services(of, first, stop, log=said.append)
+    services = open_services(project, first, stop, log=said.append)
     runs: list[Run] = []
     for record, plan in recorded:
         if not runs:  # how Slurm is asked is in every record, and shown once
@@ -158,14 +158,14 @@ def drive_records(
         if runs:
             record.listeners.append(console.event)
         record.take()
-        runs.append(Run(record, plan, of.kind(plan.kind), services))
+        runs.append(Run(record, plan, project.kind(plan.kind), services))
     limits = dataclasses.replace(limits, pace=pace_of(first))
     try:
         outcomes = run_all(runs, services.scheduler, stop, limits, None if quiet else console.log)
     finally:
         for record, _ in recorded:
             record.let_go()
-    console.outcomes(of.runs, outcomes)
+    console.outcomes(project.runs, outcomes)
     return outcomes
 
 
@@ -183,19 +183,19 @@ def _exit_code(outcomes: Sequence[Outcome]) -> int:
     return next((o.exit_code for o in outcomes if o.exit_code), 0)
 
 
-def _announce(github: GitHub, plan: Plan, of: Session) -> None:
+def _announce(github: GitHub, plan: Plan, project: Session) -> None:
     """The plan, folded, and its findings as annotations at their lines of the checkout."""
     with github.group(f"Plan: {plan.benchmark.title} on {plan.runner}"):
-        show_plans([plan], of.kind)
+        show_plans([plan], project.kind)
         sys.stdout.flush()
     for finding in plan.findings:
         say = github.error if finding.severity == "error" else github.warning
         path, _, line = finding.where.rpartition(":")
-        inside = line.isdecimal() and Path(path).is_relative_to(of.workspace)
+        inside = line.isdecimal() and Path(path).is_relative_to(project.workspace)
         say(
             f"{finding.message} [{finding.rule}]" + ("" if inside else f" ({finding.where})"),
             title=f"launcher: {finding.rule}",
-            file=str(Path(path).relative_to(of.workspace)) if inside else None,
+            file=str(Path(path).relative_to(project.workspace)) if inside else None,
             line=int(line) if inside else None,
         )
 
