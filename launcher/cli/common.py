@@ -114,11 +114,6 @@ def _role(side: RoleFacts | None) -> Role | None:
     return side.as_role() or Role(workers=side.workers or 1, tp=side.gpus_per_worker or 1)
 
 
-def narrowed(arguments: argparse.Namespace) -> bool:
-    """Whether the concurrencies were chosen by hand."""
-    return bool(arguments.conc)
-
-
 def existing_run(arguments: argparse.Namespace, project: Session) -> str:
     """The id of the run that a command is about: named, or that of this GitHub job."""
     if arguments.run:

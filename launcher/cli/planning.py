@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import gc
 import json
 import sys
@@ -14,10 +15,10 @@ from pathlib import Path
 from launcher.benchmark.matrix import Entry
 from launcher.check import inputs, report
 from launcher.check.baseline import Baseline, written
-from launcher.check.inputs import Everything, HasCommit, Row
+from launcher.check.inputs import Everything, Row
 from launcher.check.registry import RULES, check_everything
 from launcher.check.report import Roots
-from launcher.cli.common import chosen, filters, narrowed, selected, session
+from launcher.cli.common import chosen, filters, selected, session
 from launcher.cli.render import show_plans, table
 from launcher.core import publish
 from launcher.core.errors import ConfigError
@@ -25,6 +26,7 @@ from launcher.core.finding import Finding
 from launcher.core.shipped import shipped
 from launcher.core.suggest import suggest
 from launcher.project import Session
+from launcher.srtctl.mirror import Commits
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -33,7 +35,7 @@ def plan(arguments: argparse.Namespace) -> int:
     if arguments.from_env:
         plans = [project.plan_from_environment()]
     else:
-        narrow = narrowed(arguments)
+        narrow = bool(arguments.conc)
         plans = [project.plan_by_hand(b, arguments.runner, narrow=narrow) for b in selected(arguments, project)]
     if arguments.json:
         values = [p.as_dict() for p in plans]
@@ -66,10 +68,9 @@ def matrix(arguments: argparse.Namespace) -> int:
 
 def _row(entry: Entry) -> list[str]:
     b = entry.benchmark
-    measures = b.scenario if b.isl is None else f"{b.isl}/{b.osl}"
     concurrencies = " ".join(map(str, b.concurrencies))
     evaluated = str(entry.data.get("eval-conc", "yes")) if entry.data.get("run-eval") else ""
-    return [entry.key, b.runner, b.framework, b.precision, measures, b.topology, concurrencies, evaluated]
+    return [entry.key, b.runner, b.framework, b.precision, b.measures, b.topology, concurrencies, evaluated]
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -93,13 +94,19 @@ def _check(arguments: argparse.Namespace) -> int:
     every = _gathered(arguments, project)
     found = check_everything(every)
     if arguments.write_baseline:
-        chosen_ones = [one for one in found if not wanted or one.rule in wanted]
-        return _write(arguments.write_baseline, chosen_ones, roots, every.today)
+        accepted = [one for one in found if not wanted or one.rule in wanted]
+        return _write(arguments.write_baseline, accepted, roots, every.today)
     if arguments.baseline:
         baseline = Baseline.read(Path(arguments.baseline))
         found = baseline.apply(found, roots, every.today, whole=every.whole)
     found = [one for one in found if not wanted or one.rule in wanted]
-    _show(found, arguments.format, roots)
+    if arguments.format == "json":
+        print(report.as_json(found))
+    elif arguments.format == "sarif":
+        print(report.sarif(found, roots))
+    else:
+        lines = report.github(found, roots) if arguments.format == "github" else report.text(found)
+        sys.stdout.writelines(f"{line}\n" for line in lines)
     counts = {s: sum(one.severity == s for one in found) for s in ("error", "warning", "note")}
     looked = {"row": len(every.rows), "recipe file": len(every.recipes), "runner file": len(every.files)}
     print(f"{_counted(looked)}: {_counted(counts)}", file=sys.stderr)
@@ -112,40 +119,25 @@ def _counted(numbers: Mapping[str, int]) -> str:
 
 def _gathered(arguments: argparse.Namespace, project: Session) -> Everything:
     """What to look at: this job's benchmark, the selected rows, a runner with all its rows, or everything."""
-    today = datetime.now(timezone.utc).date()
-    has_commit = _commits(project)
-    if arguments.from_env:
-        plan = project.plan_from_environment()
-        row = Row(plan.benchmark, plan.benchmark.source, project.fleet.get(plan.runner), plan)
-        return Everything(
-            [row], files=[project.fleet.get(plan.runner)], verdicts=project.verdicts, today=today, whole=False
-        )
-    if arguments.runner and not _selects(arguments):
-        rows = inputs.served_by(project, arguments.runner, arguments.matrix)
-        return inputs.selected(project, rows, arguments.runner, today, has_commit)
-    if _selects(arguments):
-        return inputs.selected(
-            project, chosen(arguments, project), arguments.runner, today, has_commit, narrowed(arguments)
-        )
-    return inputs.everything(project, today, has_commit, arguments.matrix)
-
-
-def _selects(arguments: argparse.Namespace) -> bool:
-    names = ("key", "framework", "precision", "seq", "scenario", "conc", "topology", "evals", "recipe")
-    return any(getattr(arguments, name) for name in names)
-
-
-def _commits(project: Session) -> HasCommit:
-    from launcher.srtctl.mirror import Commits
-
-    asked: list[Commits] = []
+    today, runner = datetime.now(timezone.utc).date(), arguments.runner
+    commits = functools.cache(lambda: Commits(project.caches))  # looked for once a row asks
 
     def has_commit(repository: str, sha: str) -> bool | None:
-        if not asked:
-            asked.append(Commits(project.caches))
-        return asked[0](repository, sha)
+        return commits()(repository, sha)
 
-    return has_commit
+    if arguments.from_env:
+        plan = project.plan_from_environment()
+        file = project.fleet.get(plan.runner)
+        row = Row(plan.benchmark, plan.benchmark.source, file, plan)
+        return Everything([row], files=[file], verdicts=project.verdicts, today=today, whole=False)
+    names = ("key", "framework", "precision", "seq", "scenario", "conc", "topology", "evals", "recipe")
+    if any(getattr(arguments, name) for name in names):
+        rows = chosen(arguments, project)
+        return inputs.selected(project, rows, runner, today, has_commit, bool(arguments.conc))
+    if runner:
+        served = inputs.served_by(project, runner, arguments.matrix)
+        return inputs.selected(project, served, runner, today, has_commit)
+    return inputs.everything(project, today, has_commit, arguments.matrix)
 
 
 def _known(rule: str) -> str:
@@ -171,13 +163,3 @@ def _write(path: str, found: list[Finding], roots: Roots, today: date) -> int:
         raise ConfigError(f"the baseline cannot be written: {error.strerror}", where=path) from None
     print(f"{path}: accepts what is found today; give each entry its reason", file=sys.stderr)
     return 0
-
-
-def _show(found: list[Finding], how: str, roots: Roots) -> None:
-    if how == "json":
-        print(report.as_json(found))
-    elif how == "sarif":
-        print(report.sarif(found, roots))
-    else:
-        lines = report.github(found, roots) if how == "github" else report.text(found)
-        sys.stdout.writelines(f"{line}\n" for line in lines)

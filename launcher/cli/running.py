@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.cli.common import narrowed, selected, session
+from launcher.cli.common import selected, session
 from launcher.cli.render import Console, show_plans
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.github import GitHub
@@ -106,7 +106,7 @@ def _end_leftovers(project: Session, plan: Plan, github: GitHub) -> None:
 
 def _by_hand(project: Session, arguments: argparse.Namespace, benchmark: Benchmark) -> Plan:
     run_id = arguments.run_id or new_run_id(benchmark, time.time())
-    return project.plan_by_hand(benchmark, arguments.runner, narrow=narrowed(arguments), run_id=run_id)
+    return project.plan_by_hand(benchmark, arguments.runner, narrow=bool(arguments.conc), run_id=run_id)
 
 
 def _drive(
@@ -143,7 +143,9 @@ def drive_records(
     github: GitHub | None = None,
 ) -> list[Outcome]:
     """Bring recorded runs to their ends, and show how they ended."""
-    console = Console(sys.stdout, os.environ, labels=_labels(recorded), quiet=quiet, github=github)
+    # A short name for each run: its number, topology and lengths.
+    labels = {r.id: f"{i}. {p.benchmark.topology} {p.benchmark.measures}" for i, (r, p) in enumerate(recorded, 1)}
+    console = Console(sys.stdout, os.environ, labels=labels, quiet=quiet, github=github)
     first = recorded[0][1]
     if any(p.scheduler != first.scheduler or p.tools != first.tools for _, p in recorded):
         raise ConfigError("the selected benchmarks are of several clusters", hint="--runner NAME picks one")
@@ -167,16 +169,6 @@ def drive_records(
             record.let_go()
     console.outcomes(project.runs, outcomes)
     return outcomes
-
-
-def _labels(runs: Sequence[tuple[RunRecord, Plan]]) -> dict[str, str]:
-    """A short name for each run: its number, topology and lengths."""
-    names = {}
-    for i, (record, plan) in enumerate(runs, 1):
-        b = plan.benchmark
-        lengths = b.scenario if b.isl is None else f"{b.isl}/{b.osl}"
-        names[record.id] = f"{i}. {b.topology} {lengths}"
-    return names
 
 
 def _exit_code(outcomes: Sequence[Outcome]) -> int:

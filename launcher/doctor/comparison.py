@@ -66,7 +66,9 @@ class Row:
     pattern: str
     compare: Callable[[Statement, Any], Outcome | None]
     fact: Callable[[ClusterFacts], Any] = lambda facts: facts
-    says: Callable[[Statement, Any], str] = lambda statement, _: _word(statement.value)
+    says: Callable[[Statement, Any], str] = lambda statement, _: (
+        str(statement.value).lower() if isinstance(statement.value, bool) else str(statement.value)
+    )
     default: object = None
 
 
@@ -95,10 +97,6 @@ def _claim(file: RunnerFile, statement: Statement, says: str, outcome: Outcome) 
     if isinstance(outcome, Differ):
         return Claim(key, where, says, "differ", found=outcome.found, hint=outcome.hint)
     return Claim(key, where, says, "unknown", why=outcome.why, hint=outcome.hint)
-
-
-def _word(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)

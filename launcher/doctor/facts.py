@@ -297,6 +297,14 @@ class ClusterFacts:
         return self.login if side == "login" else self.compute
 
     @property
+    def node(self) -> Host | None:
+        """The compute node that was looked at, if one was."""
+        return None if isinstance(self.compute, Unknown) else self.compute
+
+    def on_node(self, path: str) -> Fact[DirectoryView]:
+        return self.compute if isinstance(self.compute, Unknown) else self.compute.directory(path)
+
+    @property
     def partition(self) -> Fact[Partition]:
         if isinstance(self.slurm.partitions, Unknown):
             return self.slurm.partitions
@@ -316,5 +324,4 @@ class ClusterFacts:
     @property
     def no_enroot(self) -> bool:
         """Whether enroot was looked for here and on a node, and is on neither."""
-        there = self.compute
-        return isinstance(self.login.enroot, Unknown) and isinstance(there, Host) and isinstance(there.enroot, Unknown)
+        return self.node is not None and all(isinstance(h.enroot, Unknown) for h in (self.login, self.node))
