@@ -118,6 +118,6 @@ def existing_run(arguments: argparse.Namespace, project: Session) -> str:
     """The id of the run that a command is about: named, or that of this GitHub job."""
     if arguments.run:
         return str(arguments.run)
-    if getattr(arguments, "from_env", False):
+    if arguments.from_env:
         return project.run_id_from_environment()
     raise ConfigError("which run?", hint="RUN, or --from-env in a GitHub job; `launcher status` lists them")

@@ -27,7 +27,7 @@ from launcher.core.stop import stop_on_signals
 from launcher.image import inventory
 from launcher.image.import_policy import ImportPolicy, ensure_image
 from launcher.image.inventory import Check, Garbage, Image
-from launcher.image.probe import Probed, between_nodes, between_processes, file_system
+from launcher.image.probe import between_nodes, between_processes, file_system
 from launcher.image.reference import Reference
 from launcher.image.tag_check import TagMoved, check_tag
 from launcher.plan import derive
@@ -87,7 +87,18 @@ def list_images(arguments: argparse.Namespace) -> int:
     """One line for each image."""
     found = _where(arguments).images()
     if arguments.json:
-        print(json.dumps([_plain(image) for image in found], indent=2))
+        values = [
+            {
+                "squash": str(image.squash),
+                "bytes": image.size,
+                "problem": image.problem,
+                **{name: getattr(image.sidecar, name, None) for name in ("reference", "digest", "hash", "how")},
+                "last_use": image.used,
+                "live_runs": list(image.users),
+            }
+            for image in found
+        ]
+        print(json.dumps(values, indent=2))
         return 0
     rows = [
         [
@@ -104,21 +115,6 @@ def list_images(arguments: argparse.Namespace) -> int:
     total = sum(image.size for image in found)
     print(f"{len(found)} images, {total / 1e9:.2f} GB, {sum(image.problem is not None for image in found)} not whole")
     return 0
-
-
-def _plain(image: Image) -> dict[str, object]:
-    note = image.sidecar
-    return {
-        "squash": str(image.squash),
-        "bytes": image.size,
-        "problem": image.problem,
-        "reference": note.reference if note else None,
-        "digest": note.digest if note else None,
-        "hash": note.hash if note else None,
-        "how": note.how if note else None,
-        "last_use": image.used,
-        "live_runs": list(image.users),
-    }
 
 
 def import_images(arguments: argparse.Namespace) -> int:
@@ -234,21 +230,15 @@ def locks(arguments: argparse.Namespace) -> int:
         return 0
     print(f"{directory}: {file_system(directory)}")
     for probed in found:
-        _show_locks(probed)
+        seen = probed.heartbeat
+        beat = "its heartbeat was not seen" if seen is None else f"heartbeat seen after {seen:g} s"
+        twice = "may be done twice at once; what is published is whole all the same"
+        print(f"{probed.where}:")
+        print(f"  flock       {probed.flock}")
+        print(f"  lockf       {probed.lockf}")
+        print(f"  owner file  {probed.owner_file}; {beat}")
+        print(f"  clocks      differ by {probed.clocks:g} s")
+        print(f"  imports     {'one at a time' if probed.one_at_a_time else twice}")
     for line in said:
         print(line)
     return 0
-
-
-def _show_locks(probed: Probed) -> None:
-    beat = "its heartbeat was not seen" if probed.heartbeat is None else f"heartbeat seen after {probed.heartbeat:g} s"
-    print(f"{probed.where}:")
-    print(f"  flock       {probed.flock}")
-    print(f"  lockf       {probed.lockf}")
-    print(f"  owner file  {probed.owner_file}; {beat}")
-    print(f"  clocks      differ by {probed.clocks:g} s")
-    print(
-        "  imports     one at a time"
-        if probed.one_at_a_time
-        else "  imports     may be done twice at once; what is published is whole all the same"
-    )

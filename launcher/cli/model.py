@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,7 +94,6 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
     from launcher.model.node_job import reap, stage_on_nodes
     from launcher.model.nodes import Allocation, NodeTask
     from launcher.slurm.backends import open_scheduler
-    from launcher.slurm.client import Scheduler
 
     if arguments.source is None:
         raise ConfigError("staging on nodes needs a source", where="--from")
@@ -112,10 +112,7 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
     )
     task = NodeTask(arguments.source, arguments.destination, arguments.workers)
     state = session(arguments).state
-
-    def scheduler() -> Scheduler:
-        return open_scheduler("slurm", backend="commands")
-
+    scheduler = partial(open_scheduler, "slurm", backend="commands")
     with stop_on_signals() as stop:
         reap(state, scheduler, _log)
         run = stoppable(stop.requested)
@@ -168,10 +165,8 @@ def gc(arguments: argparse.Namespace) -> int:
         found += remove_leftovers(directory) if arguments.apply else leftovers(directory)
     rows = []
     for item in found:
-        what = "kept" if item.keep else "removed" if arguments.apply else "would go"
-        rows.append(
-            [str(item.path), f"{item.bytes / 1e9:.3f} GB", item.owner, f"{what}: {item.keep}" if item.keep else what]
-        )
+        what = f"kept: {item.keep}" if item.keep else "removed" if arguments.apply else "would go"
+        rows.append([str(item.path), f"{item.bytes / 1e9:.3f} GB", item.owner, what])
     if rows:
         table(["what", "size", "whose", ""], rows, sys.stdout)
     free = sum(item.bytes for item in found if not item.keep)
@@ -220,9 +215,8 @@ def _row(path: Path, note: str) -> tuple[list[str], dict[str, object]]:
 
 
 def _show(report: CheckpointReport, note: str, precision: str | None) -> None:
-    there = report.path.exists()
     parts = [f"whole, {report.shards} shards, {report.bytes / 1e9:.1f} GB" if report.whole else "not whole"]
-    if there:
+    if report.path.exists():
         parts.append(report.quantisation)
     if report.identity == "mismatch":
         parts.append(f"not the declared one: {report.identity_reason}")

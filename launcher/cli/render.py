@@ -101,13 +101,14 @@ def show_runs(found: Sequence[RunRecord], runs: Path) -> None:
         state = fields.state
         if not record.ended and not record.owned_by_another:
             state = f"{state} (nobody drives it)"
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(fields.created)) if fields.created else "-"
         text = fields.job.says if fields.job is not None else ""
         if fields.error is not None:
             text = f"{fields.error.layer}: {fields.error.message.splitlines()[0]}"
         if fields.verdict is not None and fields.verdict.layer:
             text = str(fields.verdict)
         job = fields.job.id if fields.job is not None else "-"
-        rows.append([record.id, fields.runner, _when(fields.created), state, job, text])
+        rows.append([record.id, fields.runner, began, state, job, text])
     table(["run", "runner", "began", "state", "job", ""], rows, sys.stdout)
 
 
@@ -129,10 +130,6 @@ def show_run(record: RunRecord) -> None:
         console.print(f"  verdict    {fields.verdict}", style="red" if fields.verdict.layer else "green")
         console.print(f"  evidence   {record.directory / 'evidence'}")
     console.print(f"  record     {record.directory}")
-
-
-def _when(seconds: float | None) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "-"
 
 
 @contextlib.contextmanager
@@ -221,6 +218,12 @@ class _ProgressBars:
                 self._shown[path] = self._bars.add_task(path, total=size, completed=there)
 
 
+def summaries(runs: Path, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """The summaries of the runs that have one."""
+    paths = [runs / outcome.run / "summary.json" for outcome in outcomes]
+    return [json.loads(path.read_text()) for path in paths if path.is_file()]
+
+
 class Console:
     """Writes events and job logs to a stream. Job logs go between ``::stop-commands::`` marks where GitHub reads.
 
@@ -267,11 +270,9 @@ class Console:
         """Show how runs ended: the table of results, where they are, and what to try next."""
         from launcher.result.report import write_table
 
-        paths = [runs / o.run / "summary.json" for o in outcomes]
-        summaries = [json.loads(p.read_text()) for p in paths if p.is_file()]
         with self._unheard():
             self._stream.write("\n")
-            write_table(summaries, self._stream, self._environ)
+            write_table(summaries(runs, outcomes), self._stream, self._environ)
         for outcome in outcomes:
             if outcome.error is not None:
                 label = self._label(outcome.run, ": ").lstrip()

@@ -131,15 +131,15 @@ def new(arguments: argparse.Namespace) -> int:
     commands = Commands(environ=project.environ)
     slurm = queries.slurm_facts(commands)
     partition = _partition(slurm, arguments.partition)
-    account = arguments.account or _account(slurm)
+    default = slurm.default_account if isinstance(slurm.default_account, str) else None
+    account = arguments.account or default or (slurm.accounts[0] if len(slurm.accounts) == 1 else None)
     stand_in = f"{{state}}/rehearsal/{srt_slurm_stand_in.DIRECTORY}"
     commit = f"ref {srt_slurm_stand_in.REF}, sha {srt_slurm_stand_in.SHA}"
     request = DraftRequest(name, partition, account, directory, str(project.state), (stand_in, commit))
     facts = queries.collect_for_draft(request, slurm, commands, node=not arguments.no_node, wait=arguments.timeout)
     text = draft(request, facts)
-    RunnerFile(
-        Document(str(target or "-"), text)
-    )  # a draft that does not load is our own error: stop before writing it
+    # A draft that does not load is our own error: stop before writing it.
+    RunnerFile(Document(str(target or "-"), text))
     if target is None:
         sys.stdout.write(text)
         return 0
@@ -193,21 +193,12 @@ def _partition(slurm: SlurmFacts, requested: str | None) -> str:
     raise ConfigError(f"Slurm shows no partition {requested!r}", where="--partition", hint=hint)
 
 
-def _account(slurm: SlurmFacts) -> str | None:
-    """The user's default account, or the only one there is."""
-    if isinstance(slurm.default_account, str):
-        return slurm.default_account
-    return slurm.accounts[0] if len(slurm.accounts) == 1 else None
-
-
 def doctor(arguments: argparse.Namespace) -> int:
     """Print one line for each claim of the file. Raises ConfigError when one of them differs from the cluster."""
     project = session(arguments)
     file = project.fleet.get(arguments.name)
     fill = partial(derive.fill, context=project.context("doctor"))
-    log = partial(print, file=sys.stderr)
-
-    commands = Commands(environ=project.environ)
+    log, commands = partial(print, file=sys.stderr), Commands(environ=project.environ)
     # What a rehearsal runs are the launcher's own programs: this cluster has nothing to say about them.
     stand_ins = ("enroot", "srtctl") if file.runner.tools == "rehearsal" else ()
     facts = queries.collect(

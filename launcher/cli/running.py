@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import time
@@ -13,12 +12,13 @@ from pathlib import Path
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.cli.common import selected, session
-from launcher.cli.render import Console, show_plans
+from launcher.cli.render import Console, show_plans, summaries
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.github import GitHub
 from launcher.core.stop import Stop, stop_on_signals
 from launcher.plan.plan import Plan
 from launcher.project import Session, new_run_id
+from launcher.result.report import markdown
 from launcher.run import finish
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
@@ -120,17 +120,10 @@ def _drive(
     for plan in plans:
         refuse(plan, arguments.accept)
     with stop_on_signals() as stop:
-        records = [RunRecord.create(project.runs, plan) for plan in plans]
-        for record in records:
+        recorded = [(RunRecord.create(project.runs, plan), plan) for plan in plans]
+        for record, _ in recorded:
             record.update(accepted=tuple(arguments.accept), results="workspace" if github is not None else "run")
-        return drive_records(
-            project,
-            list(zip(records, plans, strict=True)),
-            stop,
-            quiet=not arguments.logs,
-            limits=limits,
-            github=github,
-        )
+        return drive_records(project, recorded, stop, quiet=not arguments.logs, limits=limits, github=github)
 
 
 def drive_records(
@@ -194,15 +187,9 @@ def _announce(github: GitHub, plan: Plan, project: Session) -> None:
 
 def report_to(github: GitHub, runs: Path, outcomes: Sequence[Outcome]) -> None:
     """How runs ended: the step's output, an annotation with the verdict of each that failed, the table of points."""
-    from launcher.result.report import markdown
-
-    summaries = []
     for outcome in outcomes:
         github.output("state", outcome.state)
-        path = runs / outcome.run / "summary.json"
-        if path.is_file():
-            summaries.append(json.loads(path.read_text()))
         if outcome.error is not None:
             github.error(f"{outcome.verdict}\n{outcome.error}", title=f"launcher: {outcome.error.layer}")
-    if summaries:
-        github.summary(markdown(summaries))
+    if found := summaries(runs, outcomes):
+        github.summary(markdown(found))

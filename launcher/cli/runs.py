@@ -24,41 +24,31 @@ from launcher.slurm.states import Phase
 
 def status(arguments: argparse.Namespace) -> int:
     """List all runs, or show one."""
-    project = session(arguments)
-    if arguments.run:
-        record = RunRecord.load(project.runs, arguments.run)
-        fields = json.loads((record.directory / "run.json").read_text())
-        if arguments.json:
-            print(json.dumps(fields, indent=2))
-        else:
-            show_run(record)
-        return 0
-    found = records(project.runs)
+    runs = session(arguments).runs
+    found = [RunRecord.load(runs, arguments.run)] if arguments.run else records(runs)
     if arguments.json:
-        print(json.dumps([json.loads((r.directory / "run.json").read_text()) for r in found], indent=2))
-        return 0
-    show_runs(found, project.runs)
+        values = [json.loads((record.directory / "run.json").read_text()) for record in found]
+        print(json.dumps(values[0] if arguments.run else values, indent=2))
+    elif arguments.run:
+        show_run(found[0])
+    else:
+        show_runs(found, runs)
     return 0
 
 
 def logs(arguments: argparse.Namespace) -> int:
     """Print the job's log; with --follow until the run has ended."""
-    project = session(arguments)
-    record = RunRecord.load(project.runs, arguments.run)
-    path = record.log_path
-    if path is None and not arguments.follow:
-        raise ConfigError("this run has no job yet, hence no log", where=f"run {record.id}")
-    follower = None
+    runs, follower = session(arguments).runs, None
     while True:
-        record = RunRecord.load(project.runs, arguments.run)
-        path = path or record.log_path
-        if follower is None and path is not None:
+        record = RunRecord.load(runs, arguments.run)
+        if follower is None and (path := record.log_path) is not None:
             follower = LogFollower(path)
-        ended = record.ended
+        if follower is None and not arguments.follow:
+            raise ConfigError("this run has no job yet, hence no log", where=f"run {record.id}")
         while follower is not None and (lines := follower.read_new()):
             sys.stdout.writelines(f"{line}\n" for line in lines)
             sys.stdout.flush()
-        if ended or not arguments.follow:
+        if record.ended or not arguments.follow:
             if follower is not None:
                 sys.stdout.writelines(f"{line}\n" for line in follower.flush())
             return 0
@@ -91,8 +81,7 @@ def cleanup(arguments: argparse.Namespace) -> int:
         except LauncherError as error:
             wrong.append(error)
     for record in elsewhere:
-        owner = record.fields.owner
-        host = owner.host if owner is not None else "its own host"
+        host = record.fields.owner.host if record.fields.owner else "its own host"
         print(f"run {record.id}: only {host} can tell whether it is driven; `launcher cleanup {record.id}` ends it")
     print(f"{len(left)} runs were left behind" if left else "no run was left behind")
     try:
