@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from launcher.core.suggest import closest
+from launcher.core.suggest import suggest
 from launcher.doctor import scheduling
 from launcher.doctor.facts import (
     Agree,
@@ -140,8 +140,7 @@ def required(
     ):
         for statement in statements(file, pattern):
             path = fill(statement.value)
-            storage_below = file.storage_of(path)
-            yield statement, RequiredPath(statement.value, (path,), seen, written, made=True, storage=storage_below)
+            yield statement, RequiredPath(statement.value, (path,), seen, written, True, file.storage_of(path))
     for statement in statements(file, "models.[].path"):
         model, value = statement.table, statement.value
         candidates = [path for path in ([value] if isinstance(value, str) else value) if not path.startswith("hf:")]
@@ -190,25 +189,21 @@ def _candidate(host: Fact[Host], paths: Sequence[str]) -> Fact[tuple[str, str, D
 
 
 def _access(required: RequiredPath, side: Side, path: str, seen: DirectoryView, user: str) -> Differ | None:
-    """Whether the directory is there, or can be made, and can be used as one side must use it."""
+    """What keeps one side from using the directory as it must."""
     if seen.refused.endswith("is not a directory"):
         return Differ(seen.refused, "name a directory")
     read_only = side in required.written and not seen.writable
+    if seen.is_at(path) and not seen.readable:
+        return Differ(f"{user} cannot list {path}", "chmod or chgrp it for the runner's user, or name another")
     if seen.is_at(path):
-        if not seen.readable:
-            return Differ(f"{user} cannot list {path}", "chmod or chgrp it for the runner's user, or name another")
-        if read_only:
-            found = f"{user} cannot write {path}: {seen.refused}"
-            return Differ(found, "give it to the runner's user, or name another")
-        return None
+        found = f"{user} cannot write {path}: {seen.refused}"
+        return Differ(found, "give it to the runner's user, or name another") if read_only else None
     missing = f"{path} is not there; the nearest directory above it is {seen.at}"
     if not required.made:
         put = "mount" if required.mounted else "stage"
         return Differ(missing, f"correct the path, {put} what belongs there, or correct `seen-by` of its storage")
-    if read_only:
-        found = f"{missing}, where {user} cannot make it: {seen.refused}"
-        return Differ(found, "have it made, and given to the runner's user")
-    return None
+    found = f"{missing}, where {user} cannot make it: {seen.refused}"
+    return Differ(found, "have it made, and given to the runner's user") if read_only else None
 
 
 def _kind(required: RequiredPath, seen: DirectoryView) -> Differ | None:
@@ -289,8 +284,7 @@ def _compare_ref(statement: Statement, facts: ClusterFacts) -> Outcome | None:
         return None  # the repository has its own line; a commit is in no list of refs
     tag, branch = refs.get(f"refs/tags/{ref}"), refs.get(f"refs/heads/{ref}")
     if tag is None and branch is None:
-        near = closest(ref, [name.split("/", 2)[-1] for name in refs])
-        hint = f"did you mean {near}?" if near else "`git ls-remote` lists what there is"
+        hint = suggest(ref, [name.split("/", 2)[-1] for name in refs], "`git ls-remote` lists what there is")
         return Differ("the repository has no such tag or branch", hint)
     if tag is not None and sha not in (None, tag):
         return Differ(f"the tag is {tag}, the lane's sha {sha}", f"sha: {tag}, if that is meant")

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from launcher.core.slurm_notation import limit_seconds, node_names
-from launcher.core.suggest import closest
+from launcher.core.suggest import suggest
 from launcher.doctor.facts import (
     Agree,
     ClusterFacts,
@@ -82,8 +82,7 @@ def compare_partition(statement: Statement, partitions: tuple[Partition, ...]) -
     by_name = {partition.name: partition for partition in partitions}
     found = by_name.get(statement.value)
     if found is None:
-        near = closest(statement.value, by_name)
-        hint = f"did you mean {near}?" if near else f"there are {', '.join(by_name)}"
+        hint = suggest(statement.value, by_name, f"there are {', '.join(by_name)}")
         return Differ("Slurm shows no such partition", hint)
     if found.state != "UP":
         return Differ(f"the partition is {found.state}", "wait, or ask for `scontrol update … State=UP`")
@@ -260,8 +259,7 @@ def compare_excluded(statement: Statement, facts: ClusterFacts) -> Outcome:
     by_name = {node.name: node for node in nodes}
     names = node_names(statement.value)
     if missing := [name for name in names if name not in by_name]:
-        near = closest(missing[0], by_name)
-        hint = f"did you mean {near}? sbatch refuses a job that excludes an unknown node" if near else "remove it"
+        hint = suggest(missing[0], by_name, "remove it;") + " sbatch refuses a job that excludes an unknown node"
         return Differ(f"Slurm knows no node {', '.join(missing)}", hint)
     inside = [node.name for node in known(facts.nodes)]
     if isinstance(partition, Partition) and (outside := [name for name in names if name not in inside]):
