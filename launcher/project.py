@@ -61,7 +61,6 @@ class Session:
         runners: str | None = None,
         recipes: str | None = None,
         look: bool = False,
-        slurm_backend: str | None = None,
     ) -> Session:
         """Settle where things are. Raises ConfigError for a directory that was named and is not there."""
         named = {
@@ -85,7 +84,6 @@ class Session:
             runners=found["--runners"],
             recipes=found["--recipes"],
             look=look,
-            slurm_backend=slurm_backend,
         )
 
     @property

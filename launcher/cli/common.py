@@ -18,7 +18,7 @@ from launcher.srtctl.recipe import variants
 
 def session(arguments: argparse.Namespace, *, look: bool = False) -> Session:
     """The session that the command's flags and the environment describe."""
-    return Session.open(
+    project = Session.open(
         os.environ,
         workspace=arguments.workspace,
         state=arguments.state,
@@ -26,8 +26,8 @@ def session(arguments: argparse.Namespace, *, look: bool = False) -> Session:
         runners=arguments.runners,
         recipes=arguments.recipes,
         look=look,
-        slurm_backend=getattr(arguments, "slurm_backend", None),
     )
+    return dataclasses.replace(project, slurm_backend=getattr(arguments, "slurm_backend", None))
 
 
 def selected(arguments: argparse.Namespace, project: Session) -> list[Benchmark]:
