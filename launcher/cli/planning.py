@@ -14,8 +14,8 @@ from pathlib import Path
 
 from launcher.benchmark.matrix import Entry
 from launcher.check import inputs, report
-from launcher.check.baseline import Baseline, written
-from launcher.check.inputs import Everything, Row
+from launcher.check.baseline import Baseline, baseline_text
+from launcher.check.inputs import CheckInput, Row
 from launcher.check.registry import RULES, check_everything
 from launcher.check.report import Roots
 from launcher.cli.common import chosen, filters, selected, session
@@ -91,14 +91,14 @@ def _check(arguments: argparse.Namespace) -> int:
     wanted = {_known(rule) for rule in arguments.rule}
     project = session(arguments)
     roots = Roots([*filter(None, (project.workspace, project.srt_slurm)), shipped("runners").parent, Path.cwd()])
-    every = _gathered(arguments, project)
-    found = check_everything(every)
+    given = _gathered(arguments, project)
+    found = check_everything(given)
     if arguments.write_baseline:
         accepted = [one for one in found if not wanted or one.rule in wanted]
-        return _write(arguments.write_baseline, accepted, roots, every.today)
+        return _write(arguments.write_baseline, accepted, roots, given.today)
     if arguments.baseline:
         baseline = Baseline.read(Path(arguments.baseline))
-        found = baseline.apply(found, roots, every.today, whole=every.whole)
+        found = baseline.apply(found, roots, given.today, whole=given.whole)
     found = [one for one in found if not wanted or one.rule in wanted]
     if arguments.format == "json":
         print(report.as_json(found))
@@ -108,7 +108,7 @@ def _check(arguments: argparse.Namespace) -> int:
         lines = report.github(found, roots) if arguments.format == "github" else report.text(found)
         sys.stdout.writelines(f"{line}\n" for line in lines)
     counts = {s: sum(one.severity == s for one in found) for s in ("error", "warning", "note")}
-    looked = {"row": len(every.rows), "recipe file": len(every.recipes), "runner file": len(every.files)}
+    looked = {"row": len(given.rows), "recipe file": len(given.recipes), "runner file": len(given.files)}
     print(f"{_counted(looked)}: {_counted(counts)}", file=sys.stderr)
     return 1 if counts["error"] else 0
 
@@ -117,7 +117,7 @@ def _counted(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for word, n in numbers.items())
 
 
-def _gathered(arguments: argparse.Namespace, project: Session) -> Everything:
+def _gathered(arguments: argparse.Namespace, project: Session) -> CheckInput:
     """What to look at: this job's benchmark, the selected rows, a runner with all its rows, or everything."""
     today, runner = datetime.now(timezone.utc).date(), arguments.runner
     commits = functools.cache(lambda: Commits(project.caches))  # looked for once a row asks
@@ -129,7 +129,7 @@ def _gathered(arguments: argparse.Namespace, project: Session) -> Everything:
         plan = project.plan_from_environment()
         file = project.fleet.get(plan.runner)
         row = Row(plan.benchmark, plan.benchmark.source, file, plan)
-        return Everything([row], files=[file], verdicts=project.verdicts, today=today, whole=False)
+        return CheckInput([row], files=[file], validator=project.validator, today=today, whole=False)
     names = ("key", "framework", "precision", "seq", "scenario", "conc", "topology", "evals", "recipe")
     if any(getattr(arguments, name) for name in names):
         rows = chosen(arguments, project)
@@ -158,7 +158,7 @@ def _explain(rule: str) -> int:
 
 def _write(path: str, found: list[Finding], roots: Roots, today: date) -> int:
     try:
-        publish.write_text(Path(path), written(found, roots, today))
+        publish.write_text(Path(path), baseline_text(found, roots, today))
     except OSError as error:
         raise ConfigError(f"the baseline cannot be written: {error.strerror}", where=path) from None
     print(f"{path}: accepts what is found today; give each entry its reason", file=sys.stderr)
