@@ -27,7 +27,6 @@ from launcher.doctor.programs import Commands
 from launcher.plan import derive
 from launcher.plan.derive import known, last
 from launcher.project import Session
-from launcher.rehearsal import srt_slurm_stand_in
 from launcher.runner import json_schema
 from launcher.runner.file import RunnerFile, describe_when
 
@@ -133,9 +132,7 @@ def new(arguments: argparse.Namespace) -> int:
     partition = _partition(slurm, arguments.partition)
     default = slurm.default_account if isinstance(slurm.default_account, str) else None
     account = arguments.account or default or (slurm.accounts[0] if len(slurm.accounts) == 1 else None)
-    stand_in = f"{{state}}/rehearsal/{srt_slurm_stand_in.DIRECTORY}"
-    commit = f"ref {srt_slurm_stand_in.REF}, sha {srt_slurm_stand_in.SHA}"
-    request = DraftRequest(name, partition, account, directory, str(project.state), (stand_in, commit))
+    request = DraftRequest(name, partition, account, directory, str(project.state))
     facts = queries.collect_for_draft(request, slurm, commands, node=not arguments.no_node, wait=arguments.timeout)
     text = draft(request, facts)
     # A draft that does not load is our own error: stop before writing it.

@@ -10,6 +10,7 @@ from string import Template
 
 from launcher.doctor.facts import ClusterFacts, Mount, Unknown, known
 from launcher.doctor.scheduling import DIRECTIVE_SWITCHES, architectures, duration, gpus
+from launcher.rehearsal import srt_slurm_stand_in
 from launcher.runner.json_schema import MODELINE
 
 _TEMPLATE = """\
@@ -93,18 +94,13 @@ _WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
 
 @dataclass(frozen=True)
 class DraftRequest:
-    """What was asked for.
-
-    ``directory`` is where squash files may go, ``state`` the launcher's own directory. ``stand_in`` is the repository
-    that stands in for srt-slurm where nothing real can run: its URL, and the commit that lanes name.
-    """
+    """What was asked for. ``directory`` is where squash files may go, ``state`` the launcher's own directory."""
 
     name: str
     partition: str
     account: str | None
     directory: str | None
     state: str
-    stand_in: tuple[str, str]
 
     @property
     def paths(self) -> list[str]:
@@ -145,7 +141,8 @@ def draft(request: DraftRequest, facts: ClusterFacts) -> str:
         "stand_in": "",
     }
     if facts.no_enroot:  # then only a rehearsal can run
-        url, commit = request.stand_in
+        url = f"{{state}}/rehearsal/{srt_slurm_stand_in.DIRECTORY}"
+        commit = f"ref {srt_slurm_stand_in.REF}, sha {srt_slurm_stand_in.SHA}"
         values |= {
             "tools": f"# TODO no enroot on {login.name}, nor on {node.name if node else 'a node'}: install it, "
             "then take out `tools`.\n"

@@ -19,7 +19,6 @@ from launcher.runner.file import RunnerFile
 from tests.doctor.stand_ins import NFS, NVME, WEKA, cluster, facts, node, refused, seen, taken
 
 STATE, DIRECTORY = "/home/runner/.local/state/launcher", "/lustre/images"
-STAND_IN = ("{state}/rehearsal/srt-slurm-49b19c200d5b", f"ref rehearsal-v1, sha {SHA}")
 
 
 def tried(on: ClusterFacts, *refuse: str) -> Mapping[str, SubmissionCheck]:
@@ -51,7 +50,7 @@ def of_compute(on: ClusterFacts, **changes: Any) -> ClusterFacts:
 
 
 def load(on: ClusterFacts, **changes: Any) -> tuple[RunnerFile, str]:
-    request = dataclasses.replace(DraftRequest("mine", "batch", "benchmark", DIRECTORY, STATE, STAND_IN), **changes)
+    request = dataclasses.replace(DraftRequest("mine", "batch", "benchmark", DIRECTORY, STATE), **changes)
     text = draft(request, on)
     return RunnerFile(Document("mine.yaml", text)), text
 
