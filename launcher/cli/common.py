@@ -1,4 +1,4 @@
-"""What the commands share: the session of their arguments, and the benchmarks that were selected."""
+"""What the commands share: the project that their arguments describe, and the benchmarks that were selected."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from launcher.benchmark.benchmark import FIXED, Benchmark, Role, max_model_len
 from launcher.benchmark.selection import Selection
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Place
-from launcher.project import Session
+from launcher.project import Project
 from launcher.srtctl.facts import RoleFacts, facts
 from launcher.srtctl.recipe import variants
 
 
-def session(arguments: argparse.Namespace, *, look: bool = False) -> Session:
-    """The session that the command's flags and the environment describe."""
-    project = Session.open(
+def open_project(arguments: argparse.Namespace, *, look: bool = False) -> Project:
+    """The project that the command's flags and the environment describe."""
+    project = Project.open(
         os.environ,
         workspace=arguments.workspace,
         state=arguments.state,
@@ -30,7 +30,7 @@ def session(arguments: argparse.Namespace, *, look: bool = False) -> Session:
     return dataclasses.replace(project, slurm_backend=getattr(arguments, "slurm_backend", None))
 
 
-def selected(arguments: argparse.Namespace, project: Session) -> list[Benchmark]:
+def selected(arguments: argparse.Namespace, project: Project) -> list[Benchmark]:
     """The benchmarks that the flags select: rows of a matrix, or the one that a recipe describes."""
     return [benchmark for benchmark, _ in chosen(arguments, project)]
 
@@ -47,7 +47,7 @@ def filters(arguments: argparse.Namespace) -> Selection:
     )
 
 
-def chosen(arguments: argparse.Namespace, project: Session) -> list[tuple[Benchmark, Place | str]]:
+def chosen(arguments: argparse.Namespace, project: Project) -> list[tuple[Benchmark, Place | str]]:
     """The benchmarks that the flags select, each with the place of its row."""
     if arguments.recipe:
         return [(_from_recipe(arguments, project), "--recipe")]
@@ -66,7 +66,7 @@ def chosen(arguments: argparse.Namespace, project: Session) -> list[tuple[Benchm
     return found
 
 
-def _from_recipe(arguments: argparse.Namespace, project: Session) -> Benchmark:
+def _from_recipe(arguments: argparse.Namespace, project: Project) -> Benchmark:
     """A benchmark out of a recipe alone: it measures what the recipe says."""
     recipe = project.finder.find(arguments.recipe)
     if recipe is None:
@@ -114,7 +114,7 @@ def _role(side: RoleFacts | None) -> Role | None:
     return side.as_role() or Role(workers=side.workers or 1, tp=side.gpus_per_worker or 1)
 
 
-def existing_run(arguments: argparse.Namespace, project: Session) -> str:
+def existing_run(arguments: argparse.Namespace, project: Project) -> str:
     """The id of the run that a command is about: named, or that of this GitHub job."""
     if arguments.run:
         return str(arguments.run)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from launcher.cli.common import session
+from launcher.cli.common import open_project
 from launcher.cli.render import table
 from launcher.core.errors import Cancelled, ConfigError, ImageError
 from launcher.core.process import clean_environment, stoppable
@@ -31,7 +31,7 @@ from launcher.image.probe import between_nodes, between_processes, file_system
 from launcher.image.reference import Reference
 from launcher.image.tag_check import TagMoved, check_tag
 from launcher.plan import derive
-from launcher.project import Session
+from launcher.project import Project
 from launcher.run.image_usage import images_in_use, is_run_over
 from launcher.runner.schema import Images
 from launcher.services import open_tools
@@ -47,7 +47,7 @@ class _Where:
     architecture: str | None
     policy: ImportPolicy
     environment: Mapping[str, str]
-    project: Session
+    project: Project
 
     def images(self) -> list[Image]:
         users = images_in_use(self.project.runs)
@@ -56,7 +56,7 @@ class _Where:
 
 def _where(arguments: argparse.Namespace) -> _Where:
     """What the flags name. Raises ConfigError when they name no directory."""
-    project = session(arguments, look=True)
+    project = open_project(arguments, look=True)
     environment, token = clean_environment(os.environ), f"image-{secrets.token_hex(4)}"
     if arguments.directory:
         directory = str(Path(arguments.directory).resolve())

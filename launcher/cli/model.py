@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.common import session
+from launcher.cli.common import open_project
 from launcher.cli.render import progress_shown, table
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.stop import stop_on_signals
@@ -83,7 +83,9 @@ def _layouts(arguments: argparse.Namespace, destination: Path) -> Sequence[Strip
     """The runner's layouts for the storage of a destination, or the default ones."""
     from launcher.model.striping import DEFAULT, Stripe
 
-    storage = session(arguments).fleet.get(arguments.runner).storage_of(str(destination)) if arguments.runner else None
+    storage = (
+        open_project(arguments).fleet.get(arguments.runner).storage_of(str(destination)) if arguments.runner else None
+    )
     if storage is None or storage.striping is None:
         return DEFAULT
     return [Stripe(layout.at_least, layout.count, layout.size) for layout in storage.striping]
@@ -111,7 +113,7 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
         python=arguments.python,
     )
     task = NodeTask(arguments.source, arguments.destination, arguments.workers)
-    state = session(arguments).state
+    state = open_project(arguments).state
     scheduler = partial(open_scheduler, "slurm", backend="commands")
     with stop_on_signals() as stop:
         reap(state, scheduler, _log)
@@ -158,7 +160,7 @@ def gc(arguments: argparse.Namespace) -> int:
         raise ConfigError("which directories?", hint="name those that hold checkpoints, or --runner NAME")
     directories = {Path(path) for path in arguments.paths}
     if arguments.runner:
-        of_table = {path.parent for path, _ in _paths_of_runner(session(arguments).fleet.get(arguments.runner))}
+        of_table = {path.parent for path, _ in _paths_of_runner(open_project(arguments).fleet.get(arguments.runner))}
         directories |= {directory for directory in of_table if directory.is_dir()}
     found: list[Leftover] = []
     for directory in sorted(directories):
@@ -186,7 +188,7 @@ def _paths(arguments: argparse.Namespace, *, below: bool) -> Iterator[tuple[Path
         else:
             yield path, ""
     if arguments.runner:
-        yield from _paths_of_runner(session(arguments).fleet.get(arguments.runner))
+        yield from _paths_of_runner(open_project(arguments).fleet.get(arguments.runner))
     elif not arguments.paths:
         raise ConfigError("which checkpoints?", hint="PATH …, or --runner NAME for those of a runner's table")
 

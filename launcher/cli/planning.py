@@ -18,20 +18,20 @@ from launcher.check.baseline import Baseline, baseline_text
 from launcher.check.inputs import CheckInput, Row
 from launcher.check.registry import RULES, check_everything
 from launcher.check.report import Roots
-from launcher.cli.common import chosen, filters, selected, session
+from launcher.cli.common import chosen, filters, open_project, selected
 from launcher.cli.render import show_plans, table
 from launcher.core import publish
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
 from launcher.core.shipped import shipped
 from launcher.core.suggest import suggest
-from launcher.project import Session
+from launcher.project import Project
 from launcher.srtctl.mirror import Commits
 
 
 def plan(arguments: argparse.Namespace) -> int:
     """Print the plans of the selected benchmarks. Exit 0, also with findings: they are part of a plan."""
-    project = session(arguments)
+    project = open_project(arguments)
     if arguments.from_env:
         plans = [project.plan_from_environment()]
     else:
@@ -47,7 +47,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def matrix(arguments: argparse.Namespace) -> int:
     """Print the selected entries: of the files named, else of the workspace's masters, else of this repository."""
-    project = session(arguments)
+    project = open_project(arguments)
     files = arguments.matrix or [str(path) for path in sorted((project.workspace / "configs").glob("*-master.yaml"))]
     selection = dataclasses.replace(
         filters(arguments),
@@ -89,7 +89,7 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.explain is not None:
         return _explain(arguments.explain)
     wanted = {_known(rule) for rule in arguments.rule}
-    project = session(arguments)
+    project = open_project(arguments)
     roots = Roots([*filter(None, (project.workspace, project.srt_slurm)), shipped("runners").parent, Path.cwd()])
     given = _gathered(arguments, project)
     found = check_everything(given)
@@ -117,7 +117,7 @@ def _counted(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for word, n in numbers.items())
 
 
-def _gathered(arguments: argparse.Namespace, project: Session) -> CheckInput:
+def _gathered(arguments: argparse.Namespace, project: Project) -> CheckInput:
     """What to look at: this job's benchmark, the selected rows, a runner with all its rows, or everything."""
     today, runner = datetime.now(timezone.utc).date(), arguments.runner
     commits = functools.cache(lambda: Commits(project.caches))  # looked for once a row asks

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark
-from launcher.cli.common import session
+from launcher.cli.common import open_project
 from launcher.cli.render import table
 from launcher.core.errors import ConfigError
 from launcher.core.publish import publish_new, temporary_name
@@ -26,14 +26,14 @@ from launcher.doctor.facts import SlurmFacts, Unknown
 from launcher.doctor.programs import Commands
 from launcher.plan import derive
 from launcher.plan.derive import known, last
-from launcher.project import Session
+from launcher.project import Project
 from launcher.runner import json_schema
 from launcher.runner.file import RunnerFile, describe_when
 
 
 def listing(arguments: argparse.Namespace) -> int:
     """One line for each runner."""
-    fleet = session(arguments).fleet
+    fleet = open_project(arguments).fleet
     rows = []
     for file in fleet.all():
         r = file.runner
@@ -44,7 +44,7 @@ def listing(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     """One runner: its tables, or the rules that apply to a case, each with its line."""
-    file = session(arguments).fleet.get(arguments.name)
+    file = open_project(arguments).fleet.get(arguments.name)
     if arguments.case:
         _case(file, _benchmark(arguments.case))
         return 0
@@ -116,7 +116,7 @@ def _benchmark(case: str) -> Benchmark:
 
 def new(arguments: argparse.Namespace) -> int:
     """Write a first runner file, and say what is left to do."""
-    project = session(arguments)
+    project = open_project(arguments)
     name = arguments.name
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
         hint = "small letters, digits, . and -; RUNNER_NAME is read up to its first underscore"
@@ -148,7 +148,7 @@ def new(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _target(arguments: argparse.Namespace, project: Session) -> Path | None:
+def _target(arguments: argparse.Namespace, project: Project) -> Path | None:
     """The file to write; None for standard output."""
     if arguments.output == "-":
         return None
@@ -192,7 +192,7 @@ def _partition(slurm: SlurmFacts, requested: str | None) -> str:
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Print one line for each claim of the file. Raises ConfigError when one of them differs from the cluster."""
-    project = session(arguments)
+    project = open_project(arguments)
     file = project.fleet.get(arguments.name)
     fill = partial(derive.fill, context=project.context("doctor"))
     log, commands = partial(print, file=sys.stderr), Commands(environ=project.environ)

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.cli.common import selected, session
+from launcher.cli.common import open_project, selected
 from launcher.cli.render import Console, show_plans, summaries
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.github import GitHub
 from launcher.core.stop import Stop, stop_on_signals
 from launcher.plan.plan import Plan
-from launcher.project import Session, new_run_id
+from launcher.project import Project, new_run_id
 from launcher.result.report import markdown
 from launcher.run import finish
 from launcher.run.finish import Outcome
@@ -32,13 +32,13 @@ from launcher.services import open_run, open_services, pace_of
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the one benchmark that is selected."""
-    project = session(arguments, look=True)
+    project = open_project(arguments, look=True)
     return _exit_code(_drive(project, [_one_by_hand(project, arguments)], arguments))
 
 
 def adopt(arguments: argparse.Namespace) -> int:
     """Take over a job that was started by hand: from here on it is this run's, to follow, to cancel, to collect."""
-    project = session(arguments, look=True)
+    project = open_project(arguments, look=True)
     by_environment = arguments.from_env
     plan = project.plan_from_environment(arguments.run_id) if by_environment else _one_by_hand(project, arguments)
     record = RunRecord.create(project.runs, plan)
@@ -54,7 +54,7 @@ def adopt(arguments: argparse.Namespace) -> int:
         return _exit_code(drive_records(project, [(record, plan)], stop, quiet=not arguments.logs))
 
 
-def _one_by_hand(project: Session, arguments: argparse.Namespace) -> Plan:
+def _one_by_hand(project: Project, arguments: argparse.Namespace) -> Plan:
     chosen = selected(arguments, project)
     if len(chosen) > 1:
         titles = "\n".join(f"  {b.title} conc {' '.join(map(str, b.concurrencies))}" for b in chosen)
@@ -69,7 +69,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     """Run all benchmarks that are selected; the exit code is that of the first that did not succeed."""
     if arguments.run_id:
         raise ConfigError("a sweep has many runs", where="--run-id", hint="launcher run --run-id ID")
-    project = session(arguments, look=True)
+    project = open_project(arguments, look=True)
     plans = [_by_hand(project, arguments, benchmark) for benchmark in selected(arguments, project)]
     outcomes = _drive(project, plans, arguments, limits=Limits(arguments.max_jobs, arguments.fail_fast))
     return _exit_code(outcomes)
@@ -77,7 +77,7 @@ def sweep(arguments: argparse.Namespace) -> int:
 
 def ci(arguments: argparse.Namespace) -> int:
     """Run what this GitHub job's environment asks for; results go where the workflow looks."""
-    project = session(arguments, look=True)
+    project = open_project(arguments, look=True)
     arguments.annotated = True
     with GitHub.from_environment(os.environ, sys.stdout) as github:
         github.mask_secrets(os.environ)
@@ -94,7 +94,7 @@ def ci(arguments: argparse.Namespace) -> int:
     return _exit_code(outcomes)
 
 
-def _end_leftovers(project: Session, plan: Plan, github: GitHub) -> None:
+def _end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
     """End what a launcher that was killed left of an earlier job of this GitHub runner, and say so."""
     for record in orphans_of_job_name(project.runs, plan.job_name):
         github.warning(f"run {record.id} was left behind by an earlier job of this runner; ending it")
@@ -104,13 +104,13 @@ def _end_leftovers(project: Session, plan: Plan, github: GitHub) -> None:
             github.warning(str(error), title="launcher: left behind")
 
 
-def _by_hand(project: Session, arguments: argparse.Namespace, benchmark: Benchmark) -> Plan:
+def _by_hand(project: Project, arguments: argparse.Namespace, benchmark: Benchmark) -> Plan:
     run_id = arguments.run_id or new_run_id(benchmark, time.time())
     return project.plan_by_hand(benchmark, arguments.runner, narrow=bool(arguments.conc), run_id=run_id)
 
 
 def _drive(
-    project: Session,
+    project: Project,
     plans: Sequence[Plan],
     arguments: argparse.Namespace,
     *,
@@ -127,7 +127,7 @@ def _drive(
 
 
 def drive_records(
-    project: Session,
+    project: Project,
     recorded: Sequence[tuple[RunRecord, Plan]],
     stop: Stop,
     *,
@@ -168,7 +168,7 @@ def _exit_code(outcomes: Sequence[Outcome]) -> int:
     return next((o.exit_code for o in outcomes if o.exit_code), 0)
 
 
-def _announce(github: GitHub, plan: Plan, project: Session) -> None:
+def _announce(github: GitHub, plan: Plan, project: Project) -> None:
     """The plan, folded, and its findings as annotations at their lines of the checkout."""
     with github.group(f"Plan: {plan.benchmark.title} on {plan.runner}"):
         show_plans([plan], project.kind)

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 
-from launcher.cli.common import existing_run, session
+from launcher.cli.common import existing_run, open_project
 from launcher.cli.render import show_run, show_runs
 from launcher.cli.running import drive_records
 from launcher.core.errors import ConfigError, JobError, LauncherError
@@ -24,7 +24,7 @@ from launcher.slurm.states import Phase
 
 def status(arguments: argparse.Namespace) -> int:
     """List all runs, or show one."""
-    runs = session(arguments).runs
+    runs = open_project(arguments).runs
     found = [RunRecord.load(runs, arguments.run)] if arguments.run else records(runs)
     if arguments.json:
         values = [json.loads((record.directory / "run.json").read_text()) for record in found]
@@ -38,7 +38,7 @@ def status(arguments: argparse.Namespace) -> int:
 
 def logs(arguments: argparse.Namespace) -> int:
     """Print the job's log; with --follow until the run has ended."""
-    runs, follower = session(arguments).runs, None
+    runs, follower = open_project(arguments).runs, None
     while True:
         record = RunRecord.load(runs, arguments.run)
         if follower is None and (path := record.log_path) is not None:
@@ -57,7 +57,7 @@ def logs(arguments: argparse.Namespace) -> int:
 
 def cancel(arguments: argparse.Namespace) -> int:
     """Cancel a run's job and wait until the scheduler says that it is gone."""
-    project = session(arguments)
+    project = open_project(arguments)
     record = RunRecord.load(project.runs, existing_run(arguments, project))
     end_run(open_run(project, record), "launcher cancel", print)
     return 0
@@ -65,7 +65,7 @@ def cancel(arguments: argparse.Namespace) -> int:
 
 def cleanup(arguments: argparse.Namespace) -> int:
     """End the jobs of runs that nobody drives any more; with RUN or --from-env, of that run."""
-    project = session(arguments)
+    project = open_project(arguments)
     if arguments.run or arguments.from_env:
         run_id = existing_run(arguments, project)
         if not (project.runs / run_id / "run.json").is_file():
@@ -97,7 +97,7 @@ def cleanup(arguments: argparse.Namespace) -> int:
 
 def collect(arguments: argparse.Namespace) -> int:
     """Collect and check a run's results again."""
-    project = session(arguments)
+    project = open_project(arguments)
     record = RunRecord.load(project.runs, existing_run(arguments, project))
     if record.owned_by_another:
         raise ConfigError("another launcher drives this run, and will collect", where=f"run {record.id}")
@@ -123,7 +123,7 @@ def collect(arguments: argparse.Namespace) -> int:
 
 def resume(arguments: argparse.Namespace) -> int:
     """Continue a run where it stopped, in this process."""
-    project = session(arguments, look=True)
+    project = open_project(arguments, look=True)
     record = RunRecord.load(project.runs, arguments.run)
     if record.fields.state == "succeeded":
         print(f"run {record.id} has succeeded already")
