@@ -36,7 +36,7 @@ from launcher.srtctl.resolve import SrtctlPlanner
 
 
 @dataclass(frozen=True)
-class Session:
+class Project:
     """``workspace`` is the InferenceX checkout or the current directory; ``state`` holds records and caches."""
 
     workspace: Path
@@ -61,8 +61,7 @@ class Session:
         runners: str | None = None,
         recipes: str | None = None,
         look: bool = False,
-        slurm_backend: str | None = None,
-    ) -> Session:
+    ) -> Project:
         """Settle where things are. Raises ConfigError for a directory that was named and is not there."""
         named = {
             "--workspace": workspace,
@@ -85,7 +84,6 @@ class Session:
             runners=found["--runners"],
             recipes=found["--recipes"],
             look=look,
-            slurm_backend=slurm_backend,
         )
 
     @property
@@ -199,7 +197,7 @@ class Session:
         )
 
 
-KINDS: dict[str, Callable[[Session], JobKind]] = {
+KINDS: dict[str, Callable[[Project], JobKind]] = {
     SRTCTL: lambda project: SrtctlKind(project.plan_srtctl, project.replan),
 }
 """The kinds of job that there are."""

@@ -8,10 +8,11 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.common import session
+from launcher.cli.common import open_project
 from launcher.cli.render import progress_shown, table
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.stop import stop_on_signals
@@ -83,7 +84,9 @@ def _layouts(arguments: argparse.Namespace, destination: Path) -> Sequence[Strip
     """The runner's layouts for the storage of a destination, or the default ones."""
     from launcher.model.stage import DEFAULT, Stripe
 
-    storage = session(arguments).fleet.get(arguments.runner).storage_of(str(destination)) if arguments.runner else None
+    storage = (
+        open_project(arguments).fleet.get(arguments.runner).storage_of(str(destination)) if arguments.runner else None
+    )
     if storage is None or storage.striping is None:
         return DEFAULT
     return [Stripe(layout.at_least, layout.count, layout.size) for layout in storage.striping]
@@ -94,7 +97,6 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
     from launcher.model.node_job import reap, stage_on_nodes
     from launcher.model.nodes import Allocation, NodeTask
     from launcher.slurm.backends import open_scheduler
-    from launcher.slurm.client import Scheduler
 
     if arguments.source is None:
         raise ConfigError("staging on nodes needs a source", where="--from")
@@ -112,11 +114,8 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
         python=arguments.python or sys.executable,
     )
     task = NodeTask(arguments.source, arguments.destination, arguments.workers)
-    state = session(arguments).state
-
-    def scheduler() -> Scheduler:
-        return open_scheduler("slurm", backend="commands")
-
+    state = open_project(arguments).state
+    scheduler = partial(open_scheduler, "slurm", backend="commands")
     with stop_on_signals() as stop:
         reap(state, scheduler, _log)
         run = stoppable(stop.requested)
@@ -162,17 +161,15 @@ def gc(arguments: argparse.Namespace) -> int:
         raise ConfigError("which directories?", hint="name those that hold checkpoints, or --runner NAME")
     directories = {Path(path) for path in arguments.paths}
     if arguments.runner:
-        of_table = {path.parent for path, _ in _paths_of_runner(session(arguments).fleet.get(arguments.runner))}
+        of_table = {path.parent for path, _ in _paths_of_runner(open_project(arguments).fleet.get(arguments.runner))}
         directories |= {directory for directory in of_table if directory.is_dir()}
     found: list[Leftover] = []
     for directory in sorted(directories):
         found += remove_leftovers(directory) if arguments.apply else leftovers(directory)
     rows = []
     for item in found:
-        what = "kept" if item.keep else "removed" if arguments.apply else "would go"
-        rows.append(
-            [str(item.path), f"{item.bytes / 1e9:.3f} GB", item.owner, f"{what}: {item.keep}" if item.keep else what]
-        )
+        what = f"kept: {item.keep}" if item.keep else "removed" if arguments.apply else "would go"
+        rows.append([str(item.path), f"{item.bytes / 1e9:.3f} GB", item.owner, what])
     if rows:
         table(["what", "size", "whose", ""], rows, sys.stdout)
     free = sum(item.bytes for item in found if not item.keep)
@@ -192,7 +189,7 @@ def _paths(arguments: argparse.Namespace, *, below: bool) -> Iterator[tuple[Path
         else:
             yield path, ""
     if arguments.runner:
-        yield from _paths_of_runner(session(arguments).fleet.get(arguments.runner))
+        yield from _paths_of_runner(open_project(arguments).fleet.get(arguments.runner))
     elif not arguments.paths:
         raise ConfigError("which checkpoints?", hint="PATH …, or --runner NAME for those of a runner's table")
 
@@ -221,9 +218,8 @@ def _row(path: Path, note: str) -> tuple[list[str], dict[str, object]]:
 
 
 def _show(report: CheckpointReport, note: str, precision: str | None) -> None:
-    there = report.path.exists()
     parts = [f"whole, {report.shards} shards, {report.bytes / 1e9:.1f} GB" if report.whole else "not whole"]
-    if there:
+    if report.path.exists():
         parts.append(report.quantisation)
     if report.identity == "mismatch":
         parts.append(f"not the declared one: {report.identity_reason}")

@@ -27,7 +27,7 @@ from launcher.core.errors import ResultError
 from launcher.core.shipped import shipped
 from launcher.plan.derive import AppliedRules, Context, whole_plan
 from launcher.plan.plan import Plan
-from launcher.project import Session
+from launcher.project import Project
 from launcher.result.collect import Collected, Problem
 from launcher.result.validate import Invalid, read_result
 from launcher.run.kind import Prepared, Run, Submission, Submitted
@@ -57,7 +57,7 @@ class ScriptKind:
 
     name = "script"
 
-    def __init__(self, of: Session) -> None:
+    def __init__(self, of: Project) -> None:
         pass
 
     def plan(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> Plan:
@@ -170,7 +170,7 @@ class Place:
         child = os.fork()
         if child == 0:
             try:
-                of = Session.open(os.environ)
+                of = Project.open(os.environ)
                 benchmark = next(
                     entry.benchmark for entry in of.matrix().entries(_selection()) if "1P1D" in entry.benchmark.topology
                 )
