@@ -17,8 +17,8 @@ from launcher.run.orphans import end_run, find_orphans
 from launcher.run.record import RunRecord, records
 from launcher.services import open_run
 from launcher.slurm.backends import open_scheduler
+from launcher.slurm.client import Phase
 from launcher.slurm.logs import LogFollower
-from launcher.slurm.states import Phase
 
 
 def status(arguments: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from launcher.core.slurm_notation import limit_seconds
 from launcher.doctor.facts import Association, Gres, Mount, Node, Partition
-from launcher.slurm.answers import scontrol_pairs
+from launcher.slurm.commands import scontrol_pairs
 
 _CONFIG = re.compile(r"^(\w+)\s*= (.*?)\s*$", re.MULTILINE)
 _GRES = re.compile(r"(?P<name>[^:]+)(?::(?P<type>[^:]+))?:(?P<count>\d+)(?P<unit>[KMGT]?)")

@@ -20,8 +20,7 @@ from launcher.run.image_usage import unmark
 from launcher.run.kind import Run
 from launcher.run.record_fields import RecordedError, RecordedJob
 from launcher.run.verdict import Verdict
-from launcher.slurm.client import JobState
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobState, Phase
 
 RESULT_PATIENCE = 60.0
 """Seconds to wait for results that are not there yet: NFS shows another node's files up to a minute late."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from launcher.core.errors import LauncherError
 from launcher.run.kind import Run
-from launcher.slurm.client import JobState
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobState, Phase
 
 BY_USER, BY_ADMIN = "JobHeldUser", "JobHeldAdmin"
 """Slurm's reasons why a held job waits."""

@@ -24,9 +24,8 @@ from launcher.run.kind import Run
 from launcher.run.prepare import Preparation, prepare_in_thread
 from launcher.run.verdict import verdict
 from launcher.slurm.client import JobKey, JobState, Scheduler
-from launcher.slurm.end_jobs import end_jobs
 from launcher.slurm.logs import LogFollower
-from launcher.slurm.poller import JobChange, JobPoller, Pace
+from launcher.slurm.poller import JobChange, JobPoller, Pace, end_jobs
 
 REST = 0.1
 """Seconds between two turns of the loop. A turn without news costs some microseconds a job."""

@@ -16,9 +16,8 @@ from launcher.run.ending import end_unrecorded
 from launcher.run.kind import Run
 from launcher.run.record import RunRecord, records
 from launcher.run.record_fields import RecordedJob
-from launcher.slurm.client import JobKey, JobState
-from launcher.slurm.end_jobs import end_jobs, jobs_with_token
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobKey, JobState, Phase, jobs_with_token
+from launcher.slurm.poller import end_jobs
 
 END_PATIENCE = 60.0
 """Seconds in which a job that is asked to end has to be seen gone."""

@@ -29,9 +29,7 @@ from launcher.run.image_usage import mark_used_by
 from launcher.run.kind import Prepared, Run, Submission
 from launcher.run.record_fields import RecordedJob
 from launcher.run.services import Tools
-from launcher.slurm.client import SAME_SECONDS, JobKey, SchedulerUnreachable
-from launcher.slurm.end_jobs import jobs_with_token
-from launcher.slurm.states import Phase
+from launcher.slurm.client import SAME_SECONDS, JobKey, Phase, SchedulerUnreachable, jobs_with_token
 
 _NOT_COPIED = (".git", "srt-slurm*", "outputs", "LOGS", "*.sqsh")
 """What the compute nodes' copy of the workspace leaves out."""

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from launcher.core.errors import Cancelled, LauncherError
 from launcher.result.logs import log_files
-from launcher.slurm.client import JobState
-from launcher.slurm.states import LOST, Phase
+from launcher.slurm.client import LOST, JobState, Phase
 
 TAIL = 256 * 1024
 """Bytes that are read of the end of each log."""

@@ -27,9 +27,7 @@ import msgspec
 
 from launcher.core.errors import SubmissionError
 from launcher.core.process import CommandRunner, run
-from launcher.slurm import answers
-from launcher.slurm.answers import Answer
-from launcher.slurm.commands import SlurmCommands
+from launcher.slurm.commands import Answer, SlurmCommands, record_of
 
 CONTROLLER = "slurmctld"
 """The name of the controller as a source, where it is asked by its library."""
@@ -71,15 +69,11 @@ class SlurmNative(SlurmCommands):
         self.version = version
         self._workers = _Workers(worker, self._plain)
 
-    def _squeue(self, ids: Sequence[str], timeout: float | None = None) -> Answer:
-        answer = self._controller({"ids": list(ids)}, timeout)
-        return super()._squeue(ids, timeout) if answer is None else answer
+    def _squeue(self, ids: Sequence[str] = (), *, user: str = "", timeout: float | None = None) -> Answer:
+        answer = self._controller({"user": int(user)} if user else {"ids": list(ids)}, timeout)
+        return super()._squeue(ids, user=user, timeout=timeout) if answer is None else answer
 
-    def _queue_of(self, user: str) -> Answer:
-        answer = self._controller({"user": int(user)})
-        return super()._queue_of(user) if answer is None else answer
-
-    def _controller(self, question: Mapping[str, Any], timeout: float | None = None) -> Answer | None:
+    def _controller(self, question: Mapping[str, Any], timeout: float | None) -> Answer | None:
         """What the controller says, or why it gave no answer; None when the child failed: squeue may still succeed."""
         try:
             reply = self._workers.ask(question, timeout or self._timeout)
@@ -93,7 +87,7 @@ class SlurmNative(SlurmCommands):
             rows = msgspec.convert(reply.get("rows"), list[_Row])
         except msgspec.ValidationError:
             return None
-        return Answer.of(CONTROLLER, answers.controller_records(rows, CONTROLLER))
+        return Answer.of(CONTROLLER, [record_of(CONTROLLER, *row) for row in rows])
 
 
 def choose(

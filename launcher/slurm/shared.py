@@ -29,8 +29,7 @@ from launcher.core.errors import SubmissionError
 from launcher.core.lease import Lock, LockPace
 from launcher.core.process_identity import ProcessIdentity
 from launcher.core.publish import temporary_name
-from launcher.slurm.client import JobKey, JobState, Scheduler
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobKey, JobState, Phase, Scheduler
 
 MAX_AGE = 15.0
 """Answers whose question began more seconds ago are ignored. This is half of the longest pause between questions about

@@ -14,8 +14,7 @@ from launcher.run.kind import JobKind, Run
 from launcher.run.record import RunRecord
 from launcher.run.services import Services
 from launcher.runner.fleet import Fleet
-from launcher.slurm.client import JobKey, JobState
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobKey, JobState, Phase
 from launcher.srtctl.kind import SrtctlKind
 from launcher.srtctl.locate import RecipeFinder
 from tests.benchmarks import a_benchmark

@@ -33,8 +33,7 @@ from launcher.run.kind import Run
 from launcher.run.record import RunRecord
 from launcher.run.record_fields import RecordedJob
 from launcher.run.verdict import Verdict
-from launcher.slurm.client import JobKey, JobState
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobKey, JobState, Phase
 from launcher.srtctl.planned import SrtctlJob
 from tests.benchmarks import a_recipe
 from tests.core.test_redact import TOKENS

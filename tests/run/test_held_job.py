@@ -12,8 +12,7 @@ from launcher.run.held_job import is_ours, released, should_release
 from launcher.run.kind import Run
 from launcher.run.record import RunRecord
 from launcher.run.record_fields import RecordedJob
-from launcher.slurm.client import JobState, SchedulerUnreachable, unknown
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobState, Phase, SchedulerUnreachable, unknown
 from launcher.srtctl.planned import SrtctlJob
 from tests.plans import with_job
 from tests.run.runs import HELD, RUNNING, a_run, events, plan_on, srtctl_kind

@@ -18,10 +18,8 @@ from launcher.run.kind import Run
 from launcher.run.loop import Limits, run_all
 from launcher.run.prepare import Preparation
 from launcher.run.record_fields import RecordedJob
-from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
-from launcher.slurm.end_jobs import end_jobs
-from launcher.slurm.poller import Pace
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
+from launcher.slurm.poller import Pace, end_jobs
 from tests.run.runs import DONE, HELD, RUNNING, ScriptedScheduler, a_run, events, plan_on, services
 
 FAST = Pace(first=0.01, running=0.02, pending=0.02, tick=0.01)

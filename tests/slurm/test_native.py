@@ -16,11 +16,10 @@ from typing import Any
 import pytest
 
 from launcher.slurm.backends import open_scheduler
-from launcher.slurm.client import JobKey, SchedulerUnreachable
+from launcher.slurm.client import JobKey, Phase, SchedulerUnreachable
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.native import START, SlurmNative, choose
 from launcher.slurm.native_worker import rows
-from launcher.slurm.states import Phase
 from tests.slurm.fakes import NOT_KNOWN, Replay
 from tests.slurm.test_commands import SACCT, SQUEUE, SUBMITTED
 

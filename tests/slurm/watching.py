@@ -22,12 +22,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from launcher.core.process import run
-from launcher.slurm.client import JobKey, JobState, Scheduler
+from launcher.slurm.client import JobKey, JobState, Phase, Scheduler
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.native import choose
 from launcher.slurm.poller import JobPoller
 from launcher.slurm.shared import SharedPoller
-from launcher.slurm.states import Phase
 from launcher.srtctl.exit_marker import Markers
 from tests.slurm.following import rounds
 from tests.slurm.live import Counting
