@@ -12,10 +12,9 @@ from pathlib import Path
 from launcher.core.errors import Cancelled, ConfigError, JobError
 from launcher.image.import_policy import import_comment
 from launcher.run import finish
-from launcher.run.ending import end_unrecorded
+from launcher.run.job_requests import end_unrecorded
 from launcher.run.kind import Run
-from launcher.run.record import RunRecord, records
-from launcher.run.record_fields import RecordedJob
+from launcher.run.record import RecordedJob, RunRecord, records
 from launcher.slurm.client import JobKey, JobState, Phase, jobs_with_token
 from launcher.slurm.poller import end_jobs
 

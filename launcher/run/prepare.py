@@ -26,9 +26,8 @@ from launcher.image.store import ImageRecord
 from launcher.model.checkpoint import examine, nearest_sibling, require, suggestion
 from launcher.plan.plan import Plan
 from launcher.run.image_usage import mark_used_by
-from launcher.run.kind import Prepared, Run, Submission
-from launcher.run.record_fields import RecordedJob
-from launcher.run.services import Tools
+from launcher.run.kind import Prepared, Run, Submission, Tools
+from launcher.run.record import RecordedJob
 from launcher.slurm.client import SAME_SECONDS, JobKey, Phase, SchedulerUnreachable, jobs_with_token
 
 _NOT_COPIED = (".git", "srt-slurm*", "outputs", "LOGS", "*.sqsh")

@@ -16,9 +16,11 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from launcher.core.errors import ConfigError, LauncherError, SubmissionError, SubmissionUnknown
 from launcher.core.process_identity import ProcessIdentity
@@ -26,11 +28,114 @@ from launcher.core.publish import temporary_name, write_json
 from launcher.core.suggest import closest
 from launcher.plan.plan import Plan
 from launcher.result.logs import LOGS
-from launcher.run.record_fields import ENDED, SCHEMA, RecordedJob, RunFields, Step
+from launcher.run.verdict import Verdict
 from launcher.slurm.client import JobKey
+
+SCHEMA = 1
+
+ENDED = ("succeeded", "failed", "cancelled")
+"""States of a run after which nothing more happens by itself."""
 
 SUBMISSION_PATIENCE = 330.0
 """Seconds to wait for the submission of a launcher that was killed: its srtctl goes on for 300 at most."""
+
+
+@dataclass(frozen=True)
+class RecordedJob:
+    """The job of a run. Times in seconds since the epoch.
+
+    ``output`` is the job's own directory, ``log`` its log (both may not exist yet). ``held``: it was submitted held and
+    has not been seen released; ``released``: Slurm took our release; ``over``: Slurm has said that it ended. ``state``
+    is Slurm's word for how it stands, ``says`` the same as a line for people. ``by_hand``: a person submitted it.
+    """
+
+    id: str
+    submitted: float | None = None
+    output: str = ""
+    log: str = ""
+    held: bool = False
+    released: bool = False
+    by_hand: bool = False
+    state: str = ""
+    says: str = ""
+    over: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a run (``images``, ``model``, ``workspace``, ``submit``, ``collect``): how it stands, and its facts.
+
+    ``state`` is running, done or failed; of a submission also unknown. ``facts`` are JSON values that later steps,
+    other processes and people need; in the file they stand beside the other keys.
+    """
+
+    state: str = ""
+    began: float = 0.0
+    at: float = 0.0
+    error: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, value: Mapping[str, Any]) -> Step:
+        """From JSON. Raises msgspec.ValidationError."""
+        own = ("state", "began", "at", "error")
+        return msgspec.convert({**value, "facts": {key: v for key, v in value.items() if key not in own}}, cls)
+
+    def as_json(self) -> dict[str, Any]:
+        error = {} if self.error is None else {"error": self.error}
+        return {"began": self.began, **self.facts, **error, "state": self.state, "at": self.at}
+
+
+@dataclass(frozen=True)
+class RecordedError:
+    """The error that ended a run (`launcher.core.errors`), without secrets."""
+
+    layer: str
+    message: str
+    where: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True)
+class RunFields:
+    """What ``run.json`` says of a run. Times in seconds since the epoch.
+
+    ``state`` is new, preparing, submitted, running, collecting, or one of ENDED. ``owner`` is the process that drives
+    the run, or did last. ``accepted`` are the rules whose findings somebody accepted. ``results`` says where results
+    go: the workflow's workspace, or the run's own directory.
+    """
+
+    id: str
+    runner: str
+    state: str = "new"
+    created: float = 0.0
+    updated: float = 0.0
+    owner: ProcessIdentity | None = None
+    accepted: tuple[str, ...] = ()
+    results: Literal["run", "workspace"] = "run"
+    steps: Mapping[str, Step] = field(default_factory=dict)
+    job: RecordedJob | None = None
+    ended: float | None = None
+    exit_code: int | None = None
+    verdict: Verdict | None = None
+    error: RecordedError | None = None
+
+    @classmethod
+    def read(cls, value: Mapping[str, Any]) -> RunFields:
+        """From JSON. Raises msgspec.ValidationError."""
+        fields = msgspec.convert({**value, "steps": {}}, cls)
+        steps = msgspec.convert(value.get("stages") or {}, dict[str, dict[str, Any]])
+        job = fields.job
+        if job is not None and not job.log:
+            # Launchers before the key `log` had jobs of srtctl only, which writes its log here.
+            job = replace(job, log=str(Path(job.output, "logs", f"sweep_{job.id}.log")))
+        return replace(fields, job=job, steps={name: Step.read(step) for name, step in steps.items()})
+
+    def as_json(self) -> dict[str, Any]:
+        value: dict[str, Any] = msgspec.to_builtins(replace(self, steps={}))
+        del value["steps"]
+        stages = {name: step.as_json() for name, step in self.steps.items()}
+        return {"schema": SCHEMA, **{k: v for k, v in value.items() if v is not None}, "stages": stages}
 
 
 @dataclass(frozen=True)

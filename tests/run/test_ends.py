@@ -27,11 +27,9 @@ from launcher.core.errors import (
 from launcher.core.github import GitHub
 from launcher.result.logs import TARBALL
 from launcher.run import finish
-from launcher.run.evidence import FOLDER, LARGEST
-from launcher.run.finish import Outcome
+from launcher.run.finish import FOLDER, LARGEST, Outcome
 from launcher.run.kind import Run
-from launcher.run.record import RunRecord
-from launcher.run.record_fields import RecordedJob
+from launcher.run.record import RecordedJob, RunRecord
 from launcher.run.verdict import Verdict
 from launcher.slurm.client import JobKey, JobState, Phase
 from launcher.srtctl.planned import SrtctlJob

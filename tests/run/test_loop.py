@@ -12,12 +12,12 @@ import pytest
 
 from launcher.core.errors import Cancelled, ImageError, JobError, LauncherError
 from launcher.core.stop import Stop
-from launcher.run import ending, finish, loop
+from launcher.run import finish, job_requests, loop
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.loop import Limits, run_all
 from launcher.run.prepare import Preparation
-from launcher.run.record_fields import RecordedJob
+from launcher.run.record import RecordedJob
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
 from launcher.slurm.poller import Pace, end_jobs
 from tests.run.runs import DONE, HELD, RUNNING, ScriptedScheduler, a_run, events, plan_on, services
@@ -219,7 +219,7 @@ def test_a_job_that_does_not_end_is_cancelled_again() -> None:
 
 
 def test_a_scheduler_that_hangs_does_not_hold_up_the_stop(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ending, "CANCEL_BOUND", 0.3)
+    monkeypatch.setattr(job_requests, "CANCEL_BOUND", 0.3)
     jobs, stop, release = runs.jobs, threading.Event(), threading.Event()
     jobs.states = {"0": RUNNING}
     jobs.cancel = lambda wanted: release.wait(60) and None  # type: ignore[method-assign]
@@ -276,7 +276,7 @@ def test_a_submission_is_looked_after_while_the_loop_is_busy(runs: Runs, monkeyp
         jobs.states["1"] = DONE
         looked.wait(30)
 
-    monkeypatch.setattr(ending, "end_unrecorded", end_unrecorded)
+    monkeypatch.setattr(job_requests, "end_unrecorded", end_unrecorded)
     monkeypatch.setattr(finish, "finish", slow)
     runs.drive([runs.add(1), runs.add(2, submit)], stop, max_jobs=2)
     assert looked.is_set() and submitting.is_set()
