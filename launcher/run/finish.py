@@ -115,14 +115,10 @@ def finish(run: Run, state: JobState) -> Outcome:
     return outcome
 
 
-def cancelled(run: Run, why: Cancelled) -> Outcome:
-    """End as cancelled: bundle what there is, within the seconds that a workflow leaves."""
-    return _end(run, why, Collected(), None)[0]
-
-
-def failed(run: Run, error: LauncherError) -> Outcome:
-    """End as failed for a reason that is not the job's or its results'."""
-    run.record.event("error", str(error))
+def end_early(run: Run, error: LauncherError) -> Outcome:
+    """End without results: as failed, or as cancelled, with what can be had in the seconds that a workflow leaves."""
+    if not isinstance(error, Cancelled):
+        run.record.event("error", str(error))
     return _end(run, error, Collected(), None)[0]
 
 

@@ -15,6 +15,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from queue import SimpleQueue
 
 from launcher.core.errors import LauncherError
@@ -177,7 +178,7 @@ def should_release(run: Run, state: JobState) -> bool:
         return False
     still_held = state.word == "PENDING" and (state.reason == BY_USER or not job.released)
     if not still_held or state.reason == BY_ADMIN:
-        run.record.update_job(held=False)
+        run.record.update(job=replace(job, held=False))
         if not job.released:
             run.record.event("job", f"job {job.id}: the hold is not ours: {state.describe()}", job=job.id)
         return False
@@ -194,7 +195,7 @@ def note_release(run: Run, error: LauncherError | None = None) -> None:
     job = run.record.job
     assert job is not None
     if error is None:
-        run.record.update_job(released=True)
+        run.record.update(job=replace(job, released=True))
         run.record.event("job", f"job {job.id} released{' again' if job.released else ''}", job=job.id)
     else:
         run.record.event("warning", f"job {job.id} is still held: {error}", job=job.id)

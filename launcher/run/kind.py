@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.process import CommandRunner, clean_environment, run
+from launcher.core.publish import write_json
 from launcher.core.redact import redact
 from launcher.core.stop import Stop
 from launcher.plan.derive import Context
@@ -187,7 +188,7 @@ class Run:
     def replan(self, plan: Plan) -> None:
         """Go on with another plan, from here on also for other processes."""
         self.plan = plan
-        self.record.replan(plan)
+        write_json(self.record.directory / "plan.json", plan.as_dict())
 
     @property
     def evidence_directory(self) -> Path:

@@ -107,10 +107,8 @@ class _Loop:
         if isinstance(answer, JobKey):
             self._watched[answer] = run
             self._poller.watch(answer)
-        elif isinstance(answer, Cancelled):
-            self._outcomes[run.id] = finish.cancelled(run, answer)
         else:
-            self._outcomes[run.id] = finish.failed(run, answer)
+            self._outcomes[run.id] = finish.end_early(run, answer)
 
     def _ask_scheduler(self) -> None:
         """Take the scheduler's newest answer, if there is one, and do what follows from it."""
@@ -139,7 +137,7 @@ class _Loop:
         if change.given_up is not None:
             job_requests.request_end(run)
             del self._watched[change.job]
-            self._outcomes[run.id] = finish.failed(run, change.given_up)
+            self._outcomes[run.id] = finish.end_early(run, change.given_up)
         elif change.ended:
             del self._watched[change.job]
             self._logs.show_last(run)
@@ -153,7 +151,7 @@ class _Loop:
         if self._ends.preparing is not None:
             self._abandon_preparation(self._ends.preparing, why)
         for run in [*self._watched.values(), *self._waiting]:
-            self._outcomes[run.id] = finish.cancelled(run, why)
+            self._outcomes[run.id] = finish.end_early(run, why)
         for job, state in end_jobs(self._scheduler, list(self._watched), bound=job_requests.CANCEL_BOUND).items():
             finish.note_after_cancel(self._watched[job], state)
 
@@ -167,10 +165,8 @@ class _Loop:
         if isinstance(answer, JobKey):
             job_requests.request_end(run)
             self._watched[answer] = run
-        elif isinstance(answer, Cancelled):
-            self._outcomes[run.id] = finish.cancelled(run, answer)
         else:
-            self._outcomes[run.id] = finish.failed(run, answer)
+            self._outcomes[run.id] = finish.end_early(run, answer)
 
 
 class _Logs:
@@ -208,19 +204,17 @@ class _Logs:
         """How jobs ended by the last lines of their own logs."""
         if time.monotonic() - self._looked >= self._tick:
             self._looked = time.monotonic()
-            self._ends = {job: end for job, run in watched.items() if (end := _end_by_log(job, run)) is not None}
+            logs = {job: (run, Path(run.record.job.log)) for job, run in watched.items() if run.record.job is not None}
+            ends = {job: run.kind.end_by_log(job, log) for job, (run, log) in logs.items()}
+            self._ends = {job: end for job, end in ends.items() if end is not None}
         return self._ends
-
-
-def _end_by_log(job: JobKey, run: Run) -> JobState | None:
-    return run.kind.end_by_log(job, Path(run.record.job.log)) if run.record.job is not None else None
 
 
 def _finish(run: Run, state: JobState) -> Outcome:
     try:
         return finish.finish(run, state)
     except Cancelled as why:  # stopped while waiting for results to appear
-        return finish.cancelled(run, why)
+        return finish.end_early(run, why)
     except OSError as error:
         trouble = ResultError(f"results or records cannot be written: {error.strerror}", where=str(error.filename))
         return Outcome(run.id, "failed", error=trouble, verdict=verdict(trouble))

@@ -81,10 +81,6 @@ class Step:
         own = ("state", "began", "at", "error")
         return msgspec.convert({**value, "facts": {key: v for key, v in value.items() if key not in own}}, cls)
 
-    def as_json(self) -> dict[str, Any]:
-        error = {} if self.error is None else {"error": self.error}
-        return {"began": self.began, **self.facts, **error, "state": self.state, "at": self.at}
-
 
 @dataclass(frozen=True)
 class RecordedError:
@@ -132,10 +128,13 @@ class RunFields:
         return replace(fields, job=job, steps={name: Step.read(step) for name, step in steps.items()})
 
     def as_json(self) -> dict[str, Any]:
-        value: dict[str, Any] = msgspec.to_builtins(replace(self, steps={}))
-        del value["steps"]
-        stages = {name: step.as_json() for name, step in self.steps.items()}
-        return {"schema": SCHEMA, **{k: v for k, v in value.items() if v is not None}, "stages": stages}
+        value = _without_none(msgspec.to_builtins(self))
+        stages = {name: {**step.pop("facts"), **_without_none(step)} for name, step in value.pop("steps").items()}
+        return {"schema": SCHEMA, **value, "stages": stages}
+
+
+def _without_none(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: v for key, v in value.items() if v is not None}
 
 
 @dataclass(frozen=True)
@@ -217,40 +216,26 @@ class RunRecord:
     @property
     def job_key(self) -> JobKey | None:
         """The run's job as a scheduler knows it, once there is one."""
-        job = self.fields.job
-        return JobKey(job.id, job.submitted, self.id) if job is not None else None
+        return JobKey(self.job.id, self.job.submitted, self.id) if self.job is not None else None
 
     @property
     def log_path(self) -> Path | None:
         """The log of the run's job, where the job writes it or where it was collected to; None without a job."""
-        job = self.fields.job
-        if job is None:
+        if self.job is None:
             return None
-        own = Path(job.log)
-        if self.fields.results == "workspace" and self.ended and not own.exists():
-            return Path(self.plan.workspace.path, LOGS, own.name)
-        return own
+        own = Path(self.job.log)
+        collected = self.fields.results == "workspace" and self.ended and not own.exists()
+        return Path(self.plan.workspace.path, LOGS, own.name) if collected else own
 
     @property
     def plan(self) -> Plan:
         """The plan of this run. Raises ConfigError when it cannot be read."""
         return Plan.read(self.directory / "plan.json")
 
-    def replan(self, plan: Plan) -> None:
-        """Replace the plan, as when the recipe was read from the checkout."""
-        write_json(self.directory / "plan.json", plan.as_dict())
-
     def update(self, **changes: Any) -> None:
         """Change fields, durably."""
         self.fields = replace(self.fields, **changes, updated=self._clock())
         write_json(self.directory / "run.json", self.fields.as_json())
-
-    def update_job(self, **changes: Any) -> RecordedJob:
-        """Change what the record says of its job, durably. The run must have one."""
-        assert self.fields.job is not None
-        job = replace(self.fields.job, **changes)
-        self.update(job=job)
-        return job
 
     def step(self, name: str) -> Step:
         """What is known of a step; its ``state`` is "" while it has not begun."""
@@ -293,15 +278,10 @@ class RunRecord:
 
     def events(self) -> Iterator[dict[str, Any]]:
         """The recorded events; a last line that a killed launcher left unfinished is passed over."""
-        try:
-            lines = (self.directory / "events.jsonl").read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return
-        for line in lines:
-            try:
+        path = self.directory / "events.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError):
                 yield json.loads(line)
-            except ValueError:
-                continue
 
     def take(self) -> None:
         """Make this process the one that drives the run, until it ends, and read what the record says by then.
@@ -353,8 +333,7 @@ class RunRecord:
 
         A job that was cancelled without effect, or that was submitted while its launcher left, is still to be ended.
         """
-        job = self.fields.job
-        return self.ended and (job.over if job is not None else not self.in_doubt)
+        return self.ended and (self.job.over if self.job is not None else not self.in_doubt)
 
     @property
     def in_doubt(self) -> bool:
@@ -379,9 +358,8 @@ class RunRecord:
 def _read(path: Path) -> RunFields:
     """The fields in a run.json. Raises FileNotFoundError; ConfigError when it cannot be understood."""
     try:
-        value = json.loads(path.read_text())
-        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-            schema = value.get("schema") if isinstance(value, dict) else None
+        value = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        if (schema := value.get("schema")) != SCHEMA:
             raise ConfigError(f"expected record schema {SCHEMA}, and it is {schema!r}", where=str(path))
         return RunFields.read(value)
     except FileNotFoundError:
@@ -409,10 +387,8 @@ def records(runs: Path) -> list[RunRecord]:
     found = []
     for directory in sorted(runs.iterdir()) if runs.is_dir() else ():
         if (directory / "run.json").is_file():
-            try:
+            with contextlib.suppress(ConfigError):
                 found.append(RunRecord.load(runs, directory.name))
-            except ConfigError:
-                continue
     return sorted(found, key=lambda record: record.fields.created)
 
 

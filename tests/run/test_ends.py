@@ -232,7 +232,7 @@ def test_an_end_before_the_job(case: Case, name: str) -> None:
     error, layer, code = EARLY[name]
     assert isinstance(error, LauncherError)
     case.record.event("stage", "images …")
-    ended = finish.cancelled(case.run, error) if isinstance(error, Cancelled) else finish.failed(case.run, error)
+    ended = finish.end_early(case.run, error)
     said = case.annotation(ended)
     assert leaks(case, said) == []
     assert ended.exit_code == code
@@ -248,7 +248,7 @@ def test_an_end_before_the_job(case: Case, name: str) -> None:
 
 def test_a_cancelled_job_leaves_its_logs_and_evidence_and_then_what_became_of_it(case: Case) -> None:
     case.submitted(worker=OOM)
-    outcome = finish.cancelled(case.run, Cancelled("stopped by SIGTERM", exit_code=143))
+    outcome = finish.end_early(case.run, Cancelled("stopped by SIGTERM", exit_code=143))
     assert case.verdict == Verdict("cancelled", "stopped by SIGTERM")
     assert {
         "sweep_7.log",
