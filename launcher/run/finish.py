@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from launcher.core.errors import Cancelled, JobError, LauncherError, ResultError
 from launcher.core.publish import write_bytes, write_json, write_text
@@ -146,20 +145,11 @@ def _end(run: Run, error: LauncherError | None, collected: Collected, state: Job
         recorded = RecordedError(error.layer, run.record.hide(error.message), where, hint)
     now, code = run.services.clock(), outcome.exit_code
     run.record.update(state=name, ended=now, exit_code=code, verdict=judged, error=recorded)
-    write_json(run.record.directory / "summary.json", _summary(run, collected, state))
-    run.record.event("end", name if error is None else f"{name}: {error.layer}: {error.message}")
-    run.record.event("verdict", str(judged))
-    unmark(run.record)
-    return outcome, delivered
-
-
-def _summary(run: Run, collected: Collected, state: JobState | None) -> dict[str, Any]:
-    fields = run.record.fields
-    job, error = fields.job, fields.error
-    return summary(
+    fields, job = run.record.fields, run.record.job
+    written = summary(
         run.plan,
         collected,
-        state=state.word if state is not None else fields.state,
+        state=state.word if state is not None else name,
         job_id=job.id if job is not None else None,
         used=Used(
             srt_slurm_sha=run.record.step("workspace").facts.get("sha"),
@@ -167,8 +157,13 @@ def _summary(run: Run, collected: Collected, state: JobState | None) -> dict[str
             model=dict(run.record.step("model").facts) or None,
         ),
         times={"started": fields.created, "submitted": job.submitted if job else None, "ended": fields.ended},
-        problems=[f"{error.layer}: {error.message}"] if error and error.layer != "results" else [],
+        problems=[f"{recorded.layer}: {recorded.message}"] if recorded and recorded.layer != "results" else [],
     )
+    write_json(run.record.directory / "summary.json", written)
+    run.record.event("end", name if error is None else f"{name}: {error.layer}: {error.message}")
+    run.record.event("verdict", str(judged))
+    unmark(run.record)
+    return outcome, delivered
 
 
 def _remove_own_directories(run: Run) -> None:

@@ -12,13 +12,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from launcher.core.errors import (
-    ConfigError,
-    JobsExist,
-    LauncherError,
-    ModelError,
-    SubmissionError,
-)
+from launcher.core.errors import ConfigError, JobsExist, LauncherError, ModelError, SubmissionError
 from launcher.core.publish import write_json
 from launcher.image.import_policy import ImportPolicy, ensure_image
 from launcher.model.checkpoint import examine, nearest_sibling, require, suggestion
@@ -166,25 +160,21 @@ def _stage_model(run: Run, path: Path) -> dict[str, Any]:
 
 
 def _prepare_workspace(run: Run) -> Prepared:
-    """What the kind of job needs, and the compute nodes' copy of the workspace."""
+    """What the kind of job needs, and a copy of what jobs need of the workspace where compute nodes see it."""
+    workspace = run.plan.workspace
     with run.record.doing("workspace") as keep:
         prepared = run.kind.prepare(run)
-        if run.plan.workspace.shared:
-            _copy_workspace(run, Path(run.plan.workspace.path), Path(run.plan.workspace.shared))
+        if workspace.shared:
+            run.services.stop.check()
+            ignore = shutil.ignore_patterns(*_NOT_COPIED)
+            try:
+                shutil.copytree(workspace.path, workspace.shared, symlinks=True, dirs_exist_ok=True, ignore=ignore)
+            except (OSError, shutil.Error) as error:
+                message = f"the workspace cannot be copied for the compute nodes: {error}"
+                raise SubmissionError(message, where=workspace.shared) from None
+            run.log(f"workspace copied to {workspace.shared}")
         keep(prepared.facts)
     return prepared
-
-
-def _copy_workspace(run: Run, source: Path, destination: Path) -> None:
-    """Copy what jobs need of the workspace to where compute nodes see it."""
-    run.services.stop.check()
-    ignore = shutil.ignore_patterns(*_NOT_COPIED)
-    try:
-        shutil.copytree(source, destination, symlinks=True, dirs_exist_ok=True, ignore=ignore)
-    except (OSError, shutil.Error) as error:
-        message = f"the workspace cannot be copied for the compute nodes: {error}"
-        raise SubmissionError(message, where=str(destination)) from None
-    run.log(f"workspace copied to {destination}")
 
 
 def _submit(run: Run, prepared: Prepared) -> JobKey:

@@ -135,7 +135,7 @@ def _timed(scheduler: Scheduler, jobs: Sequence[JobKey]) -> tuple[float, float]:
 
 def _cpu(scheduler: Scheduler) -> float:
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    idle = scheduler._workers._idle if isinstance(scheduler, SlurmNative) else []
+    idle = scheduler._idle if isinstance(scheduler, SlurmNative) else []
     workers = [int(Path(f"/proc/{worker._child.pid}/schedstat").read_text().split()[0]) / 1e9 for worker in idle]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages) + sum(workers)
 
