@@ -153,11 +153,14 @@ class Releases:
         threading.Thread(target=self._release, args=(job,), daemon=True, name="release").start()
 
     def _release(self, job: JobKey) -> None:
+        answer: LauncherError | None = None
         try:
             self._scheduler.release(job)
-            self._answers.put((job, None))
         except LauncherError as error:
-            self._answers.put((job, error))
+            answer = error
+        except Exception as error:  # noqa: BLE001  # a fault of ours must not leave the job held for good
+            answer = LauncherError(f"unexpected {type(error).__name__}: {error}", where=str(job))
+        self._answers.put((job, answer))
 
     def taken(self) -> Iterator[tuple[JobKey, LauncherError | None]]:
         """The releases that Slurm took, or refused, since the last call."""

@@ -37,7 +37,7 @@ def prepare_in_thread(run: Run, done: SimpleQueue[tuple[Run, Preparation]]) -> N
         answer = error
     except OSError as error:
         answer = LauncherError(str(error.strerror), where=str(error.filename))
-    except Exception as error:  # noqa: BLE001  # a fault of ours in one run must not hang the others
+    except BaseException as error:  # noqa: BLE001  # a fault of ours in one run must not hang the others
         answer = LauncherError(f"unexpected {type(error).__name__}: {error}", where=f"run {run.id}")
     done.put((run, answer))
 

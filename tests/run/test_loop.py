@@ -89,13 +89,13 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
 def test_a_job_that_we_hold_is_released_until_that_went_through(runs: Runs) -> None:
     jobs = runs.jobs
     jobs.states = {"1": HELD, "2": HELD}
-    fails = [SchedulerUnreachable("away"), SchedulerUnreachable("away")]
+    fails = [SchedulerUnreachable("away"), SchedulerUnreachable("away"), RuntimeError("a fault of ours")]
     release = jobs.release
 
     def failing(job: JobKey) -> None:
         if fails:
             jobs.released.append(job.id)
-            raise fails.pop()
+            raise fails.pop(0)
         release(job)
 
     jobs.release = failing  # type: ignore[method-assign]
@@ -110,7 +110,7 @@ def test_a_job_that_we_hold_is_released_until_that_went_through(runs: Runs) -> N
 
     threading.Thread(target=stop_once_ours_has_ended, daemon=True).start()
     outcomes = runs.drive([ours, theirs], stop, max_jobs=2)
-    assert jobs.released == ["1"] * 3, "and the one that is held by its recipe never"
+    assert jobs.released == ["1"] * 4, "and the one that is held by its recipe never"
     assert next(e for e in events(ours.record) if "held" in e) == "job 1 is still held: away"
     assert [o.state for o in outcomes] == ["succeeded", "cancelled"]
 
