@@ -13,8 +13,9 @@ from launcher.core.stop import Stop
 from launcher.plan.plan import Plan
 from launcher.project import Project
 from launcher.run.kind import Run
+from launcher.project import Session
+from launcher.run.kind import Run, Services, Tools
 from launcher.run.record import RunRecord
-from launcher.run.services import Services, Tools
 from launcher.slurm.backends import open_scheduler
 from launcher.slurm.poller import Pace
 from launcher.slurm.shared import SharedPoller

@@ -48,7 +48,7 @@ def adopt(arguments: argparse.Namespace) -> int:
     try:
         adopt_job(run, arguments.job, output, project.runs)
     except LauncherError as error:
-        finish.failed(run, error)
+        finish.end_early(run, error)
         raise
     with stop_on_signals() as stop:
         return _exit_code(drive_records(project, [(record, plan)], stop, quiet=not arguments.logs))

@@ -13,13 +13,13 @@ from launcher.cli.running import drive_records
 from launcher.core.errors import ConfigError, JobError, LauncherError
 from launcher.core.stop import stop_on_signals
 from launcher.model.node_job import reap
-from launcher.run import evidence, finish
+from launcher.run import finish
 from launcher.run.orphans import end_run, find_orphans
 from launcher.run.record import RunRecord, records
 from launcher.services import open_run
 from launcher.slurm.backends import open_scheduler
+from launcher.slurm.client import Phase
 from launcher.slurm.logs import LogFollower
-from launcher.slurm.states import Phase
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -116,7 +116,7 @@ def collect(arguments: argparse.Namespace) -> int:
             raise outcome.error
         return 0
     collected = finish.collect(run)
-    evidence.deliver(run)
+    finish.deliver(run)
     collected.raise_if_bad()
     return 0
 

@@ -40,10 +40,8 @@ from launcher.model.nodes import (
     step_command,
     unfit_nodes,
 )
-from launcher.slurm.client import JobKey, JobState, Scheduler, unknown
-from launcher.slurm.end_jobs import end_jobs
-from launcher.slurm.poller import JobPoller, Pace
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, unknown
+from launcher.slurm.poller import JobPoller, Pace, end_jobs
 
 DIRECTORY = "stagings"
 _NODES = "nodes"

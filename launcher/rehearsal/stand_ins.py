@@ -9,7 +9,7 @@ from launcher.plan.plan import Plan
 from launcher.rehearsal.checkpoint_stand_in import ensure_model
 from launcher.rehearsal.srt_slurm_stand_in import ensure_repository
 from launcher.rehearsal.tools import REGISTRIES, environment
-from launcher.run.services import Tools
+from launcher.run.kind import Tools
 from launcher.srtctl.planned import SrtctlJob
 
 

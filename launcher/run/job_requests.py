@@ -1,7 +1,12 @@
-"""Asking for the end of jobs: at once when we are to stop, and in threads of their own.
+"""Requests about jobs to the scheduler, in threads of their own: to end them, and to release those that we hold.
 
 Neither a Slurm that hangs nor a loop that is busy (packing logs of a gigabyte, writing to a terminal that nobody reads,
-waiting for a disk) may delay the request: GitHub leaves a cancelled step ten seconds.
+waiting for a disk) may delay the request to end jobs: GitHub leaves a cancelled step ten seconds.
+
+Jobs are submitted held, and released once the run's record has the job's id. Whoever drives the run releases the job,
+also where the launcher that submitted it was killed: the record says ``held`` from the same write that gives the job's
+id. A crash of slurmctld can lose the release of its last seconds, so the release is repeated until squeue no longer
+shows the hold.
 """
 
 from __future__ import annotations
@@ -9,12 +14,14 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from queue import SimpleQueue
 
 from launcher.core.errors import LauncherError
 from launcher.core.stop import Stop
 from launcher.run.kind import Run
-from launcher.slurm.client import JobKey, Scheduler
+from launcher.slurm.client import JobKey, JobState, Phase, Scheduler
 
 CANCEL_BOUND = 5.0
 """Seconds to see cancelled jobs gone, and for a run in preparation to stop: GitHub leaves 10 s in all."""
@@ -23,6 +30,9 @@ LOOK_FOR_UNRECORDED = 0.4
 """Seconds between two looks for a job that is being submitted while we are asked to stop."""
 
 _LOOK_FOR_STOP = 0.5
+
+BY_USER, BY_ADMIN = "JobHeldUser", "JobHeldAdmin"
+"""Slurm's reasons why a held job waits."""
 
 
 class EndRequests:
@@ -106,8 +116,7 @@ def end_unrecorded(run: Run, done: threading.Event) -> None:
 
 def request_end(run: Run) -> None:
     """Ask for the end of the run's job, by id, and write down what came of it."""
-    job = run.record.job_key
-    if job is not None:
+    if (job := run.record.job_key) is not None:
         try:
             run.services.scheduler.cancel([job])
         except LauncherError as error:
@@ -123,3 +132,73 @@ def note_request(run: Run, error: LauncherError | None = None) -> None:
         run.record.event("error", f"cancelling {job} failed: {error}")
     elif job is not None:
         run.record.event("job", f"asked for the end of {job}", job=job.id)
+
+
+class Releases:
+    """Releases of held jobs, each in a thread of its own: a scheduler that hangs must not delay a cancel."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._answers: SimpleQueue[tuple[JobKey, LauncherError | None]] = SimpleQueue()
+        self._asked: set[JobKey] = set()
+        self._answered: dict[JobKey, float] = {}
+
+    def may_ask(self, job: JobKey, began: float) -> bool:
+        """Whether a release may follow from a question that began then: not while another release is under way, and
+        not from an answer to a question that was put before the last release was taken."""
+        return job not in self._asked and began > self._answered.get(job, -1.0)
+
+    def ask(self, job: JobKey) -> None:
+        self._asked.add(job)
+        threading.Thread(target=self._release, args=(job,), daemon=True, name="release").start()
+
+    def _release(self, job: JobKey) -> None:
+        answer: LauncherError | None = None
+        try:
+            self._scheduler.release(job)
+        except LauncherError as error:
+            answer = error
+        except Exception as error:  # noqa: BLE001  # a fault of ours must not leave the job held for good
+            answer = LauncherError(f"unexpected {type(error).__name__}: {error}", where=str(job))
+        self._answers.put((job, answer))
+
+    def taken(self) -> Iterator[tuple[JobKey, LauncherError | None]]:
+        """The releases that Slurm took, or refused, since the last call."""
+        while not self._answers.empty():
+            job, error = self._answers.get()
+            self._asked.discard(job)
+            self._answered[job] = time.monotonic()
+            yield job, error
+
+
+def should_release(run: Run, state: JobState) -> bool:
+    """Whether to release the job now; first makes its directory whole, without which it would fail.
+
+    A hold that somebody set after our release, and an administrator's hold, are not ours to lift.
+    """
+    job = run.record.job
+    if job is None or not job.held or state.phase is not Phase.ALIVE:
+        return False
+    still_held = state.word == "PENDING" and (state.reason == BY_USER or not job.released)
+    if not still_held or state.reason == BY_ADMIN:
+        run.record.update(job=replace(job, held=False))
+        if not job.released:
+            run.record.event("job", f"job {job.id}: the hold is not ours: {state.describe()}", job=job.id)
+        return False
+    try:
+        run.kind.make_whole(run)
+    except (LauncherError, OSError) as error:
+        run.record.event("warning", f"not released yet, its directory is not whole: {error}", job=job.id)
+        return False
+    return True
+
+
+def note_release(run: Run, error: LauncherError | None = None) -> None:
+    """Write down that Slurm was told to release the job, or why it could not be told."""
+    job = run.record.job
+    assert job is not None
+    if error is None:
+        run.record.update(job=replace(job, released=True))
+        run.record.event("job", f"job {job.id} released{' again' if job.released else ''}", job=job.id)
+    else:
+        run.record.event("warning", f"job {job.id} is still held: {error}", job=job.id)

@@ -1,4 +1,4 @@
-"""Figures of watching jobs, on a real cluster: parts of ``python -m tests.slurm.figures`` with SLURM_CONF set.
+"""Figures of watching jobs, on a real cluster: parts of ``python -m scripts.measure_slurm`` with SLURM_CONF set.
 
 What is watched is one job that runs and others that wait (held), since a thousand running ones would measure this
 machine; the pace is that of running jobs. Jobs are this module's own, and cancelled at the end.
@@ -22,12 +22,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from launcher.core.process import run
-from launcher.slurm.client import JobKey, JobState, Scheduler
+from launcher.slurm.client import JobKey, JobState, Phase, Scheduler
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.native import choose
 from launcher.slurm.poller import JobPoller
 from launcher.slurm.shared import SharedPoller
-from launcher.slurm.states import Phase
 from launcher.srtctl.exit_marker import Markers
 from tests.slurm.following import rounds
 from tests.slurm.live import Counting
@@ -75,7 +74,7 @@ def watch(argv: list[str]) -> int:
         ids.flush()
         for backend in backends():
             words = ["--minutes", str(asked.minutes), "--child", backend, ids.name]
-            subprocess.run([sys.executable, "-m", "tests.slurm.figures", "watch", *words], check=True)
+            subprocess.run([sys.executable, "-m", "scripts.measure_slurm", "watch", *words], check=True)
     return 0
 
 

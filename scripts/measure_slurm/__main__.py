@@ -1,6 +1,6 @@
-"""Figures of asking Slurm, on a real cluster: ``python -m tests.slurm.figures NAME …`` with SLURM_CONF set.
+"""Figures of asking Slurm, on a real cluster: ``python -m scripts.measure_slurm NAME …`` with SLURM_CONF set.
 
-queries  questions an hour for 1, 50 and 1,000 jobs, beside a loop of squeue (tests/slurm/watching.py, --help)
+queries  questions an hour for 1, 50 and 1,000 jobs, beside a loop of squeue (watching.py, --help)
 watch    CPU and memory of watching 1,000 jobs for 10 minutes
 delay    from a job's end to our knowing it: both backends, own and shared poller, with and without an exit marker
 shared   1, 5 and 20 launcher processes that each watch a job, with and without a shared poller: questions a minute, and
@@ -26,7 +26,7 @@ from launcher.slurm.client import JobKey, Scheduler
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.native import SlurmNative, choose
 from launcher.slurm.shared import SharedPoller
-from tests.slurm import watching
+from scripts.measure_slurm import watching
 from tests.slurm.following import follow
 
 COUNTED = (90.0, 150.0)
@@ -135,7 +135,7 @@ def _timed(scheduler: Scheduler, jobs: Sequence[JobKey]) -> tuple[float, float]:
 
 def _cpu(scheduler: Scheduler) -> float:
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    idle = scheduler._workers._idle if isinstance(scheduler, SlurmNative) else []
+    idle = scheduler._idle if isinstance(scheduler, SlurmNative) else []
     workers = [int(Path(f"/proc/{worker._child.pid}/schedstat").read_text().split()[0]) / 1e9 for worker in idle]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages) + sum(workers)
 
