@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from launcher.benchmark.benchmark import Benchmark, Role
 from launcher.check.engine import Found, Rule, rule
 from launcher.srtctl.facts import RoleFacts
-from launcher.srtctl.resolved import SrtctlResolved
+from launcher.srtctl.planned import SrtctlResolved
 
 
 def _pairs(s: SrtctlResolved) -> Iterator[tuple[str, Role, RoleFacts]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,19 +16,33 @@ from launcher.plan.derive import Context
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.file import RunnerFile
 from launcher.slurm.client import JobKey, JobState
-from launcher.srtctl.planned import SrtctlJob
+from launcher.slurm.states import LOST, Phase
+from launcher.srtctl.planned import LOG, SrtctlJob
 
 if TYPE_CHECKING:  # a dry run pays for none of them
     from launcher.result.collect import Collected
     from launcher.run.kind import Prepared, Run, Submission, Submitted
     from launcher.srtctl.checkout import Checkout
-    from launcher.srtctl.exit_marker import Markers
 
 PlanRow = Callable[[Benchmark, RunnerFile, Context], Plan]
 Complete = Callable[[Plan, Path], Plan]
 
 FROM_SRTCTL = ("sbatch_script.sh", "config.yaml", "recipe.lock.yaml")
 """What srtctl leaves beside a job's logs, and what tells how the job was made."""
+
+TAIL = 4096
+"""Bytes of a log's end that are read: lines of Slurm's own daemons about the job's end follow the marker."""
+
+SLACK = 60.0
+"""Seconds by which the clock of the node that writes the log may be behind that of Slurm."""
+
+_BEGIN = "srtctl Sweep Orchestrator"
+_END = re.compile(
+    r"^(?:(?P<good>✓ Sweep completed successfully)|✗ Sweep failed \(exit code: (?P<code>\d+)\))\nEnd: [^\n]*\n=+\n",
+    re.MULTILINE,
+)
+"""The marker. The batch script prints it after the orchestrator ended, and exits with the same code (every srt-slurm
+from v1.0.0 to v1.0.68, templates/job_script_minimal.j2)."""
 
 
 class SrtctlKind:
@@ -38,7 +53,7 @@ class SrtctlKind:
     def __init__(self, plan_row: PlanRow, complete: Complete) -> None:
         self.plan = plan_row
         self._complete = complete
-        self._markers: Markers | None = None
+        self._markers = Markers()
 
     def describe(self, plan: Plan) -> list[tuple[str, str]]:
         """The recipe, the aliases, the srt-slurm tree, and the command that submits."""
@@ -95,14 +110,12 @@ class SrtctlKind:
         import time
 
         from launcher.core.process import run as run_program
-        from launcher.run.kind import Submitted
         from launcher.srtctl.submit import Submission as Apply
         from launcher.srtctl.submit import apply
 
         job, checkout = SrtctlJob.of(run.plan), prepared.own
         _write_inputs(job, checkout)
-        held = self.holds(run.plan)
-        done = apply(
+        return apply(
             Apply(
                 argv=job.submit.argv,
                 root=checkout.root,
@@ -110,23 +123,12 @@ class SrtctlKind:
                 token=run.id,
                 options=checkout.options,
                 earlier=submission.earlier,
-                hold=held,
+                hold=self.holds(run.plan),
             ),
             scheduler=run.services.scheduler,
             # Not ended when we are asked to stop: a submission that is cut off leaves open whether there is a job.
             run=partial(run_program, pass_fds=submission.keep_open),
             sleep=time.sleep,
-        )
-        output = done.output_dir or self.output_directory(run.plan, done.job_id)
-        return Submitted(
-            job_id=done.job_id,
-            submitted=done.submitted,
-            output=output,
-            log=self.log_in(output, done.job_id),
-            held=held,
-            adopted=done.adopted,
-            said=done.said,
-            notes=done.notes,
         )
 
     def holds(self, plan: Plan) -> bool:
@@ -146,7 +148,7 @@ class SrtctlKind:
 
     def log_in(self, output: Path, job_id: str) -> Path:
         """What srtctl's orchestrator writes."""
-        return output / "logs" / f"sweep_{job_id}.log"
+        return output / LOG.format(job_id)
 
     def make_whole(self, run: Run) -> None:
         """Give the job's directory what srtctl writes into it after sbatch returned, when it had no time to.
@@ -166,10 +168,6 @@ class SrtctlKind:
 
     def end_by_log(self, job: JobKey, log: Path) -> JobState | None:
         """By the lines that srtctl's script writes last."""
-        if self._markers is None:
-            from launcher.srtctl.exit_marker import Markers
-
-            self._markers = Markers()
         return self._markers.read(job, log)
 
     def evidence(self, run: Run) -> Mapping[str, Path | str]:
@@ -253,3 +251,44 @@ def stamp_power(plan: Plan, sha: str | None, directory: Path) -> None:
         write_text(directory / PRODUCER_STAMP, f"{sha}\n")
     except OSError as error:
         raise ResultError(f"the power stamps cannot be written: {error}", where=str(directory)) from None
+
+
+class Markers:
+    """Reads jobs' logs for how they ended by their own word; a log is read again only when it has changed."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[tuple[int, int], JobState | None]] = {}
+
+    def read(self, job: JobKey, log: Path) -> JobState | None:
+        """The job's end, as a state that is LOST; None while its log does not tell it.
+
+        A log that was last written before the job was submitted belongs to another job.
+        """
+        try:
+            status = log.stat()
+            version = status.st_mtime_ns, status.st_size
+            known = self._seen.get(log)
+            if known is None or known[0] != version:
+                is_ours = job.submitted is None or status.st_mtime >= job.submitted - SLACK
+                known = self._seen[log] = version, _state(log, status.st_size, status.st_mtime) if is_ours else None
+        except OSError:
+            return None
+        return known[1]
+
+
+def _state(log: Path, size: int, written: float) -> JobState | None:
+    with log.open("rb") as file:
+        file.seek(max(0, size - TAIL))
+        text = file.read(TAIL).decode(errors="replace")
+    found = list(_END.finditer(text))
+    if not found or _BEGIN in text[found[-1].end() :]:  # the job was requeued and has begun again
+        return None
+    code = 0 if found[-1]["good"] else int(found[-1]["code"])
+    return JobState(
+        Phase.TERMINAL,
+        LOST,
+        exit_code=(code, 0),
+        reason=f"Slurm does not tell how the job ended; its log says that it ended with exit code {code}",
+        ended=written,
+        source=log.name,
+    )

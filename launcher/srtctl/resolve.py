@@ -19,13 +19,21 @@ from launcher.plan.derive import AppliedRules, Context
 from launcher.plan.plan import SRTCTL
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import Edit, LaneRule, ModelRule
-from launcher.srtctl.acceptance import acceptance_edits
-from launcher.srtctl.edit import apply_edits, with_comment
+from launcher.srtctl.edit import acceptance_edits, apply_edits, with_comment
 from launcher.srtctl.facts import RecipeFacts, facts
 from launcher.srtctl.locate import OVERLAY, FoundRecipe, RecipeFinder, variants_or_none
-from launcher.srtctl.planned import PlannedOverlay, PlannedPatch, PlannedRecipe, SrtctlJob, SrtSlurm, Submit
+from launcher.srtctl.planned import (
+    PlannedOverlay,
+    PlannedPatch,
+    PlannedRecipe,
+    RecipeLookup,
+    SetupScript,
+    SrtctlJob,
+    SrtctlResolved,
+    SrtSlurm,
+    Submit,
+)
 from launcher.srtctl.recipe import Variant, family_member
-from launcher.srtctl.resolved import RecipeLookup, SetupScript, SrtctlResolved
 
 HasFile = Callable[[str, str | None, str], bool | None]
 """(ref, sha, path) → whether srt-slurm has the file at that version; None when that is not known."""

@@ -19,9 +19,11 @@ from typing import Any
 from launcher.core.errors import JobsExist, SubmissionError, SubmissionUnknown
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.retry import until
+from launcher.run.kind import Submitted
 from launcher.slurm.client import Scheduler, SchedulerUnreachable
 from launcher.slurm.end_jobs import jobs_with_token
 from launcher.srtctl.config import dropped_warning
+from launcher.srtctl.planned import LOG
 from launcher.srtctl.sbatch_wrapper import wrapper_on_path
 
 ASKED = 3
@@ -93,22 +95,6 @@ class Submission:
     timeout: float = 300.0
     earlier: frozenset[str] = frozenset()
     hold: bool = False
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """The job of this submission.
-
-    ``submitted`` is its submit time in seconds since the epoch when the scheduler told it. ``adopted`` says that srtctl
-    failed and the scheduler had the job nevertheless. ``said`` is everything that srtctl printed, without colours.
-    """
-
-    job_id: str
-    submitted: float | None
-    output_dir: Path | None
-    adopted: bool
-    said: str
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,10 +179,13 @@ def apply(
             job_ids=ids,
             hint="cancel it and correct the runner file's `srtslurm` table",
         )
+    output = _output(answer, submission.root, ids[0])
     return Submitted(
         job_id=ids[0],
         submitted=found.get(ids[0]),
-        output_dir=_output_dir(answer, submission.root, ids[0]),
+        output=output,
+        log=output / LOG.format(ids[0]),
+        held=submission.hold,
         adopted=failed,
         said=answer.said,
         notes=(*notes, f"srtctl failed, and the job exists: {trouble}") if failed else tuple(notes),
@@ -325,9 +314,8 @@ def _trouble(done: Completed, answer: _Answer, timeout: float) -> str:
     return "\n".join([first, *([answer.error] if answer.error else []), *prose])
 
 
-def _output_dir(answer: _Answer, root: Path, job_id: str) -> Path | None:
-    """Where the job writes: the directory that srtctl printed, made absolute, else the usual one if it exists."""
+def _output(answer: _Answer, root: Path, job_id: str) -> Path:
+    """Where the job writes: the directory that srtctl printed, made absolute, else the usual one."""
     if answer.output_dir and Path(answer.output_dir).name == job_id:
         return root / answer.output_dir  # a relative ``-o`` is printed as it was given
-    usual = root / "outputs" / job_id
-    return usual if usual.is_dir() else None
+    return root / "outputs" / job_id

@@ -28,7 +28,7 @@ from launcher.slurm.native import choose
 from launcher.slurm.poller import JobPoller
 from launcher.slurm.shared import SharedPoller
 from launcher.slurm.states import Phase
-from launcher.srtctl.exit_marker import Markers
+from launcher.srtctl.kind import Markers
 from tests.slurm.following import rounds
 from tests.slurm.live import Counting
 

@@ -10,7 +10,7 @@ import pytest
 
 from launcher.slurm.client import JobKey
 from launcher.slurm.states import LOST, Phase
-from launcher.srtctl.exit_marker import Markers
+from launcher.srtctl.kind import Markers
 from tests.shared import SHARED, needs_shared
 
 RULE = "=" * 42

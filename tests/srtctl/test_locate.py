@@ -52,7 +52,7 @@ def test_a_runs_own_checkout_answers_for_every_ref(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_recipe(finder: RecipeFinder, tmp_path: Path) -> None:
     put(tmp_path / "own/a.yaml", "- 1\n")
-    with pytest.raises(ConfigError, match="a mapping is expected"):
+    with pytest.raises(ConfigError, match="expected a mapping"):
         finder.find("recipes/a.yaml")
     put(tmp_path / "own/b.yaml", "a: [\n")
     with pytest.raises(ConfigError, match="not valid YAML"):
