@@ -27,9 +27,8 @@ SCHEMA_FILE = Path("src/srtctl/core/schema.py")
 STRING_MAPS = ("model_paths", "containers", "default_mounts", "default_sbatch_directives", "cloud")
 """Keys whose values are maps of strings: marshmallow refuses a number there ("Not a valid string")."""
 
-_DROPPED = (
-    re.compile(r"Failed to load or validate srtslurm\.yaml: (?P<why>.*)"),
-    re.compile(r"(?P<why>SRTSLURM_CONFIG set but file not found: .*)"),
+_DROPPED = re.compile(
+    r"(?:Failed to load or validate srtslurm\.yaml: |(?=SRTSLURM_CONFIG set but file not found: ))(?P<why>.*)"
 )
 
 
@@ -75,21 +74,14 @@ def known_keys(checkout: Path) -> frozenset[str]:
     raise SubmissionError("declares no class ClusterConfig: is this a checkout of srt-slurm?", where=str(schema))
 
 
-def refuse_unknown(document: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise ConfigError when the document has a key that the pinned srtctl does not know."""
-    unknown = [key for key in document if key not in known]
-    if not unknown:
-        return
-    raise ConfigError(
-        f"the pinned srt-slurm does not know {', '.join(map(repr, unknown))}; it would drop the whole file",
-        where=FILE_NAME,
-        hint=suggest(unknown[0], known, f"it knows {', '.join(sorted(known))}"),
-    )
-
-
 def write_srtslurm(path: Path, document: Mapping[str, Any], known: Collection[str]) -> None:
-    """Write ``document`` atomically, after `refuse_unknown`. Raises ConfigError, and OSError of the file system."""
-    refuse_unknown(document, known)
+    """Write ``document`` atomically. Raises OSError, and ConfigError for a key that the pinned srtctl does not know."""
+    if unknown := [key for key in document if key not in known]:
+        raise ConfigError(
+            f"the pinned srt-slurm does not know {', '.join(map(repr, unknown))}; it would drop the whole file",
+            where=FILE_NAME,
+            hint=suggest(unknown[0], known, f"it knows {', '.join(sorted(known))}"),
+        )
     publish.write_text(path, dump_srtslurm(document))
 
 
@@ -98,7 +90,5 @@ def dropped_warning(text: str) -> str | None:
 
     srtctl goes on without the file, submits and exits with 0.
     """
-    for pattern in _DROPPED:
-        if found := pattern.search(text):
-            return found["why"].strip()
-    return None
+    found = _DROPPED.search(text)
+    return found["why"].strip() if found else None

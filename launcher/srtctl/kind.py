@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError, ResultError
+from launcher.core.process import run as run_program
+from launcher.core.publish import write_text
 from launcher.plan.derive import Context
 from launcher.plan.plan import SRTCTL, Plan
+from launcher.result.collect import Collected, CollectRequest, collect
+from launcher.result.logs import EXPORTER_STAMP, PRODUCER_STAMP
+from launcher.run.kind import Prepared, Run, Submission, Submitted
 from launcher.runner.file import RunnerFile
 from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.states import LOST, Phase
+from launcher.srtctl.config import FILE_NAME, write_srtslurm
 from launcher.srtctl.planned import LOG, SrtctlJob
-
-if TYPE_CHECKING:  # a dry run pays for none of them
-    from launcher.result.collect import Collected
-    from launcher.run.kind import Prepared, Run, Submission, Submitted
-    from launcher.srtctl.checkout import Checkout
+from launcher.srtctl.recipe import dump
 
 PlanRow = Callable[[Benchmark, RunnerFile, Context], Plan]
 Complete = Callable[[Plan, Path], Plan]
@@ -79,8 +81,7 @@ class SrtctlKind:
 
     def prepare(self, run: Run) -> Prepared:
         """The srt-slurm tree of this run, with its overlays."""
-        from launcher.run.kind import Prepared
-        from launcher.srtctl.checkout import Checkouts
+        from launcher.srtctl.checkout import Checkouts  # a dry run does not pay for it, nor for `submit`
 
         job, services = SrtctlJob.of(run.plan), run.services
         overlays = []
@@ -107,14 +108,16 @@ class SrtctlKind:
 
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
         """Write recipe and srtslurm.yaml into the tree, and run `srtctl apply`."""
-        import time
-
-        from launcher.core.process import run as run_program
         from launcher.srtctl.submit import Submission as Apply
         from launcher.srtctl.submit import apply
 
         job, checkout = SrtctlJob.of(run.plan), prepared.own
-        _write_inputs(job, checkout)
+        if job.recipe.document is None:
+            raise ConfigError(f"recipe {job.recipe.path} was not found in srt-slurm {job.srt_slurm.ref} either")
+        recipe = checkout.root / job.recipe.path
+        recipe.parent.mkdir(parents=True, exist_ok=True)
+        write_text(recipe, dump(job.recipe.document))
+        write_srtslurm(checkout.root / FILE_NAME, job.srtslurm, checkout.cluster_keys)
         return apply(
             Apply(
                 argv=job.submit.argv,
@@ -132,11 +135,13 @@ class SrtctlKind:
         )
 
     def holds(self, plan: Plan) -> bool:
-        """Slurm's jobs are submitted held, unless the recipe asks for a hold of its own."""
-        from launcher.srtctl.sbatch_wrapper import asks_for_hold
-
+        """Slurm's jobs are submitted held, unless recipe, variant or cluster ask for a hold of their own."""
         job = SrtctlJob.of(plan)
-        return plan.scheduler.kind == "slurm" and not asks_for_hold(job.recipe.document, job.srtslurm)
+        recipe = job.recipe.document or {}
+        sections = [recipe, *(section for section in recipe.values() if isinstance(section, dict))]
+        tables = [s.get("sbatch_directives") for s in sections] + [job.srtslurm.get("default_sbatch_directives")]
+        asked = any("hold" in table for table in tables if isinstance(table, dict))
+        return plan.scheduler.kind == "slurm" and not asked
 
     def output_directory(self, plan: Plan, job_id: str) -> Path:
         """``outputs/<job id>`` of the run's tree."""
@@ -156,8 +161,6 @@ class SrtctlKind:
         The configuration is a copy of the recipe (srt-slurm c88ef731, cli/submit.py); of a recipe with variants srtctl
         makes another file, which is not made up for. Raises OSError.
         """
-        from launcher.core.publish import write_text
-
         job, recorded = SrtctlJob.of(run.plan), run.record.job
         assert recorded is not None
         output = Path(recorded.output)
@@ -172,9 +175,6 @@ class SrtctlKind:
 
     def evidence(self, run: Run) -> Mapping[str, Path | str]:
         """Recipe and srtslurm.yaml as submitted, before that as planned; and what srtctl gave to the job."""
-        from launcher.srtctl.config import FILE_NAME
-        from launcher.srtctl.recipe import dump
-
         job, recorded = SrtctlJob.of(run.plan), run.record.job
         tree = Path(job.srt_slurm.root)
         found: dict[str, Path | str] = {}
@@ -189,8 +189,6 @@ class SrtctlKind:
 
     def collect(self, run: Run, patience: float) -> Collected:
         """Results below ``outputs/<job id>/logs``; agentic ones where the job writes them, in the workspace."""
-        from launcher.result.collect import CollectRequest, collect
-
         plan, recorded = run.plan, run.record.job
         assert recorded is not None
         expected, into = plan.results, run.results_directory
@@ -217,28 +215,11 @@ class SrtctlKind:
         return [Path(SrtctlJob.of(plan).srt_slurm.root)]
 
 
-def _write_inputs(job: SrtctlJob, checkout: Checkout) -> None:
-    """Write the recipe and srtslurm.yaml into the tree. Raises ConfigError for keys that this srtctl does not know."""
-    from launcher.core.publish import write_text
-    from launcher.srtctl.config import FILE_NAME, write_srtslurm
-    from launcher.srtctl.recipe import dump
-
-    if job.recipe.document is None:
-        raise ConfigError(f"recipe {job.recipe.path} was not found in srt-slurm {job.srt_slurm.ref} either")
-    recipe = checkout.root / job.recipe.path
-    recipe.parent.mkdir(parents=True, exist_ok=True)
-    write_text(recipe, dump(job.recipe.document))
-    write_srtslurm(checkout.root / FILE_NAME, job.srtslurm, checkout.cluster_keys)
-
-
 def stamp_power(plan: Plan, sha: str | None, directory: Path) -> None:
     """Leave what the workflow's audit of a power measurement reads: which exporter, and which commit of srt-slurm.
 
     Names and formats are InferenceX's. Nothing for a run without power telemetry. Raises ResultError.
     """
-    from launcher.core.publish import write_text
-    from launcher.result.logs import EXPORTER_STAMP, PRODUCER_STAMP
-
     exporter = next((image for image in plan.images if image.role == "telemetry"), None)
     if not SrtctlJob.of(plan).power or exporter is None or sha is None:
         return

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-import msgspec
-
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import environment_of
 from launcher.core.errors import ConfigError
@@ -304,7 +302,7 @@ def _edited(
     ``narrowed`` is the variant to run alone, with the concurrencies of the benchmark, or None.
     """
     benchmark = rules.benchmark
-    edits = [Edit(**msgspec.structs.asdict(e)) for adjustment in rules.adjustments for e in adjustment.rule.edits]
+    edits = [edit for adjustment in rules.adjustments for edit in adjustment.rule.edits]
     edits += acceptance_edits(benchmark, document)
     if narrowed is not None:
         document = narrowed.document
