@@ -17,7 +17,6 @@ import os
 import platform
 import re
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,15 @@ import msgspec
 
 from launcher.core.errors import SubmissionError
 from launcher.core.process import CommandRunner, clean_environment, run
-from launcher.core.publish import TEMPORARY_SUFFIX, fsync_directory, temporary_name, write_json
+from launcher.core.process_identity import host_label, pid_exists
+from launcher.core.publish import (
+    TEMPORARY_SUFFIX,
+    fsync_directory,
+    publishing_directory,
+    temporary_name,
+    temporary_pattern,
+    write_json,
+)
 from launcher.srtctl.config import FILE_NAME, known_keys
 from launcher.srtctl.mirror import Git, Mirror, best_effort_lock
 from launcher.srtctl.planned import PlannedOverlay, SrtSlurm
@@ -98,12 +105,16 @@ class Checkouts:
         base, facts = self._base(mirror, sha, patches, wanted)
         made_of = {"sha": sha, "base": base.name, "overlays": [[o.source, o.destination] for o in wanted.overlays]}
         if not _is_made_of(root, made_of):
-            with _new_tree(root) as tree:
-                mirror.work_tree(tree, sha, patches)
-                _share_all(facts.shared, base, tree)
-                for overlay in wanted.overlays:
-                    apply_overlay(overlay, tree)
-                write_json(tree / FACTS, made_of)
+            root.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with publishing_directory(root, whole=lambda there: _is_made_of(there, made_of)) as tree:
+                    mirror.work_tree(tree, sha, patches)
+                    _share_all(facts.shared, base, tree)
+                    for overlay in wanted.overlays:
+                        _lay_over(overlay, tree)
+                    write_json(tree / FACTS, made_of)
+            except OSError as error:
+                raise SubmissionError(f"the work tree cannot be made: {error}", where=str(root)) from None
         head = self._git.text("rev-parse", "HEAD", cwd=root).strip()
         if head != sha:
             raise SubmissionError(f"HEAD is {head}; expected {sha}", where=str(root))
@@ -199,6 +210,7 @@ def _read_base(pointer: Path) -> tuple[Path, _Facts] | None:
 @contextlib.contextmanager
 def _building(pointer: Path) -> Iterator[Path]:
     """A new directory name for a base; the directory is removed again unless ``pointer`` leads to it at the end."""
+    # Not a name of a temporary, since it stays; `_remove_killed_builds` knows it all the same.
     name = temporary_name(pointer).name.removeprefix(".").removesuffix(TEMPORARY_SUFFIX)
     tree = pointer.with_name(name)
     try:
@@ -210,9 +222,10 @@ def _building(pointer: Path) -> Iterator[Path]:
 
 def _remove_killed_builds(pointer: Path) -> None:
     """Remove what killed builds of this host left; a build of another host might still be alive."""
-    ours = re.compile(rf"{re.escape(pointer.name)}\.{re.escape(socket.gethostname()[:32])}\.(\d+)\.[0-9a-f]{{8}}")
+    ours = temporary_pattern(re.escape(pointer.name), re.escape(host_label()))
     for entry in pointer.parent.iterdir():
-        if (found := ours.fullmatch(entry.name)) and not Path(f"/proc/{found[1]}").exists():
+        found = ours.fullmatch(f".{entry.name}{TEMPORARY_SUFFIX}")
+        if found and not pid_exists(int(found["pid"])):
             shutil.rmtree(entry, ignore_errors=True)
 
 
@@ -229,21 +242,6 @@ def _is_made_of(tree: Path, parts: Mapping[str, Any]) -> bool:
             "there is a directory here already, and it is not this run's work tree", where=str(tree), hint="remove it"
         )
     return True
-
-
-@contextlib.contextmanager
-def _new_tree(root: Path) -> Iterator[Path]:
-    """A temporary name for a work tree, which becomes ``root`` when the block ends well and is removed otherwise."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(root)
-    try:
-        yield temporary
-        temporary.rename(root)
-    except OSError as error:
-        raise SubmissionError(f"the work tree cannot be made: {error}", where=str(root)) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    fsync_directory(root.parent)
 
 
 def _share_all(names: Sequence[str], base: Path, tree: Path) -> None:
@@ -277,11 +275,10 @@ def _share(source: Path, target: Path) -> None:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-def apply_overlay(overlay: PlannedOverlay, root: Path) -> None:
+def _lay_over(overlay: PlannedOverlay, root: Path) -> None:
     """Copy an overlay into the tree at ``root``, as ``cp -rT``: directories are merged, files and symlinks replaced.
 
-    Raises SubmissionError when the source is missing or the destination would leave the tree. Nothing is written
-    through a symlink or a hard link, because both may lead into a base that other runs share.
+    Nothing is written through a symlink or a hard link, because both may lead into a base that other runs share.
     """
     source = Path(overlay.source)
     if not source.exists():
