@@ -16,7 +16,7 @@ from launcher.plan.derive import Resolved
 from launcher.plan.plan import Plan, json_values
 from launcher.runner.file import RunnerFile
 from launcher.srtctl.facts import RecipeFacts
-from launcher.srtctl.locate import FoundRecipe
+from launcher.srtctl.locate import FoundRecipe, SetupScript
 from launcher.srtctl.recipe import Variant
 
 LOG = "logs/sweep_{}.log"
@@ -128,19 +128,6 @@ class RecipeLookup:
     def variant(self) -> Variant | None:
         """The variant that will be run: the first."""
         return self.variants[0] if self.variants else None
-
-
-@dataclass(frozen=True)
-class SetupScript:
-    """The set-up script of a lane's containers.
-
-    ``directory`` is the one of the workspace or of this repository that holds it, or None. ``found`` says whether the
-    run will have it; None when that cannot be told before the checkout.
-    """
-
-    name: str
-    directory: str | None
-    found: bool | None
 
 
 @dataclass(frozen=True)

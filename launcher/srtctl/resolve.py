@@ -19,13 +19,12 @@ from launcher.runner.file import RunnerFile
 from launcher.runner.schema import Edit, LaneRule, ModelRule
 from launcher.srtctl.edit import acceptance_edits, apply_edits, with_comment
 from launcher.srtctl.facts import RecipeFacts, facts
-from launcher.srtctl.locate import OVERLAY, FoundRecipe, RecipeFinder, variants_or_none
+from launcher.srtctl.locate import OVERLAY, FoundRecipe, RecipeFinder, SetupScript, variants_or_none
 from launcher.srtctl.planned import (
     PlannedOverlay,
     PlannedPatch,
     PlannedRecipe,
     RecipeLookup,
-    SetupScript,
     SrtctlJob,
     SrtctlResolved,
     SrtSlurm,
@@ -151,16 +150,7 @@ class SrtctlPlanner:
         name: str | None = derive.last([lane.setup_script, *(a.rule.setup_script for a in rules.adjustments)], None)
         if not name:
             return None
-        directory = self.finder.setup_script(name)
-        if directory is not None:
-            return SetupScript(name, str(directory), True)
-        refs = _refs(lane)
-        if self.finder.tree_at_hand(refs) is not None:
-            return SetupScript(name, None, self.finder.setup_in_tree(name, refs))
-        has = self._has(lane, f"configs/{name}")
-        # What the workspace would add to srt-slurm's own is not known where there is no workspace.
-        unknown = has is False and not self.finder.has_setup_scripts
-        return SetupScript(name, None, None if unknown else has)
+        return self.finder.setup_script(name, _refs(lane), self._has(lane, f"configs/{name}"))
 
     def _has(self, lane: LaneRule, path: str) -> bool | None:
         return self.has_file(lane.ref, lane.sha, path)
