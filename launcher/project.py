@@ -19,7 +19,7 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import GithubJob, benchmark_from_environment, github_job
 from launcher.benchmark.matrix import Matrix, load_matrix
 from launcher.check.registry import check_plan
-from launcher.check.schema_validation import Verdicts
+from launcher.check.schema_validation import RecipeValidator
 from launcher.check.srtctl_schema import Schemas
 from launcher.core.errors import ConfigError
 from launcher.core.shipped import shipped
@@ -120,8 +120,8 @@ class Session:
             raise ConfigError(f"no kind of job is called {name}", hint=hint) from None
 
     @cached_property
-    def verdicts(self) -> Verdicts:
-        return Verdicts(Schemas(self.finder.trees))
+    def validator(self) -> RecipeValidator:
+        return RecipeValidator(Schemas(self.finder.trees))
 
     def matrix(self, files: Sequence[str] = ()) -> Matrix:
         """The matrix of the files named, else of this repository together with the workspace's masters."""
@@ -164,13 +164,13 @@ class Session:
 
     def plan_srtctl(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> Plan:
         """Plan a benchmark that srtctl runs."""
-        return plan_benchmark(benchmark, file, self.finder, context, self.verdicts)
+        return plan_benchmark(benchmark, file, self.finder, context, self.validator)
 
     def replan(self, plan: Plan, tree: Path) -> Plan:
         """The plan again, now that the checkout at ``tree`` is there and its recipe can be read."""
         finder = RecipeFinder(self.workspace, self.finder.repository, checkout=tree)
         context = self._context(plan.runner_name, plan.run_key, plan.narrow)
-        return plan_benchmark(plan.benchmark, self.fleet.get(plan.runner), finder, context, self.verdicts)
+        return plan_benchmark(plan.benchmark, self.fleet.get(plan.runner), finder, context, self.validator)
 
     def run_id_from_environment(self) -> str:
         """The id that `plan_from_environment` gives its run: what the clean-up step of the same job looks for."""
@@ -206,12 +206,16 @@ KINDS: dict[str, Callable[[Session], JobKind]] = {
 
 
 def plan_benchmark(
-    benchmark: Benchmark, file: RunnerFile, finder: RecipeFinder, context: Context, verdicts: Verdicts | None = None
+    benchmark: Benchmark,
+    file: RunnerFile,
+    finder: RecipeFinder,
+    context: Context,
+    validator: RecipeValidator | None = None,
 ) -> Plan:
     """Plan a benchmark on a runner, and check the plan. Raises ConfigError when it cannot be planned."""
-    verdicts = verdicts or Verdicts()
-    resolved = SrtctlPlanner(finder, verdicts.schemas.has_file).plan(benchmark, file, context)
-    return dataclasses.replace(resolved.plan, findings=check_plan(resolved, verdicts))
+    validator = validator or RecipeValidator()
+    resolved = SrtctlPlanner(finder, validator.schemas.has_file).plan(benchmark, file, context)
+    return dataclasses.replace(resolved.plan, findings=check_plan(resolved, validator))
 
 
 def _kind_of_lane(benchmark: Benchmark, file: RunnerFile) -> str:

@@ -10,8 +10,8 @@ from datetime import date, datetime, timezone
 from pathlib import Path
 
 from launcher.check import inputs, report
-from launcher.check.baseline import Baseline, written
-from launcher.check.inputs import Everything, HasCommit, Row
+from launcher.check.baseline import Baseline, baseline_text
+from launcher.check.inputs import CheckInput, HasCommit, Row
 from launcher.check.registry import RULES, check_everything
 from launcher.check.report import Roots
 from launcher.cli.common import chosen, narrowed, session
@@ -39,20 +39,20 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.explain is not None:
         return _explain(arguments.explain)
     wanted = {_known(rule) for rule in arguments.rule}
-    of = session(arguments)
-    roots = Roots([*filter(None, (of.workspace, of.srt_slurm)), shipped("runners").parent, Path.cwd()])
-    every = _gathered(arguments, of)
-    found = check_everything(every)
+    project = session(arguments)
+    roots = Roots([*filter(None, (project.workspace, project.srt_slurm)), shipped("runners").parent, Path.cwd()])
+    given = _gathered(arguments, project)
+    found = check_everything(given)
     if arguments.write_baseline:
         chosen_ones = [one for one in found if not wanted or one.rule in wanted]
-        return _write(arguments.write_baseline, chosen_ones, roots, every.today)
+        return _write(arguments.write_baseline, chosen_ones, roots, given.today)
     if arguments.baseline:
         baseline = Baseline.read(Path(arguments.baseline))
-        found = baseline.apply(found, roots, every.today, whole=every.whole)
+        found = baseline.apply(found, roots, given.today, whole=given.whole)
     found = [one for one in found if not wanted or one.rule in wanted]
     _show(found, arguments.format, roots)
     counts = {s: sum(one.severity == s for one in found) for s in ("error", "warning", "note")}
-    looked = {"row": len(every.rows), "recipe file": len(every.recipes), "runner file": len(every.files)}
+    looked = {"row": len(given.rows), "recipe file": len(given.recipes), "runner file": len(given.files)}
     print(f"{_counted(looked)}: {_counted(counts)}", file=sys.stderr)
     return 1 if counts["error"] else 0
 
@@ -61,20 +61,24 @@ def _counted(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for word, n in numbers.items())
 
 
-def _gathered(arguments: argparse.Namespace, of: Session) -> Everything:
+def _gathered(arguments: argparse.Namespace, project: Session) -> CheckInput:
     """What to look at: this job's benchmark, the selected rows, a runner with all its rows, or everything."""
     today = datetime.now(timezone.utc).date()
-    has_commit = _commits(of)
+    has_commit = _commits(project)
     if arguments.from_env:
-        plan = of.plan_from_environment()
-        row = Row(plan.benchmark, plan.benchmark.source, of.fleet.get(plan.runner), plan)
-        return Everything([row], files=[of.fleet.get(plan.runner)], verdicts=of.verdicts, today=today, whole=False)
+        plan = project.plan_from_environment()
+        row = Row(plan.benchmark, plan.benchmark.source, project.fleet.get(plan.runner), plan)
+        return CheckInput(
+            [row], files=[project.fleet.get(plan.runner)], validator=project.validator, today=today, whole=False
+        )
     if arguments.runner and not _selects(arguments):
-        rows = inputs.served_by(of, arguments.runner, arguments.matrix)
-        return inputs.selected(of, rows, arguments.runner, today, has_commit)
+        rows = inputs.served_by(project, arguments.runner, arguments.matrix)
+        return inputs.selected(project, rows, arguments.runner, today, has_commit)
     if _selects(arguments):
-        return inputs.selected(of, chosen(arguments, of), arguments.runner, today, has_commit, narrowed(arguments))
-    return inputs.everything(of, today, has_commit, arguments.matrix)
+        return inputs.selected(
+            project, chosen(arguments, project), arguments.runner, today, has_commit, narrowed(arguments)
+        )
+    return inputs.everything(project, today, has_commit, arguments.matrix)
 
 
 def _selects(arguments: argparse.Namespace) -> bool:
@@ -82,14 +86,14 @@ def _selects(arguments: argparse.Namespace) -> bool:
     return any(getattr(arguments, name) for name in names)
 
 
-def _commits(of: Session) -> HasCommit:
+def _commits(project: Session) -> HasCommit:
     from launcher.srtctl.mirror import Commits
 
     asked: list[Commits] = []
 
     def has_commit(repository: str, sha: str) -> bool | None:
         if not asked:
-            asked.append(Commits(of.caches))
+            asked.append(Commits(project.caches))
         return asked[0](repository, sha)
 
     return has_commit
@@ -113,7 +117,7 @@ def _explain(rule: str) -> int:
 
 def _write(path: str, found: list[Finding], roots: Roots, today: date) -> int:
     try:
-        publish.write_text(Path(path), written(found, roots, today))
+        publish.write_text(Path(path), baseline_text(found, roots, today))
     except OSError as error:
         raise ConfigError(f"the baseline cannot be written: {error.strerror}", where=path) from None
     print(f"{path}: accepts what is found today; give each entry its reason", file=sys.stderr)

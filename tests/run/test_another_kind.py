@@ -40,13 +40,15 @@ from tests.conftest import SlurmCluster
 from tests.result.documents import fixed
 from tests.run.driving import KEY, ONE
 
-RESULT = "results_concurrency_1_gpus_8_ctx_4_gen_4.json"
+
+def result_name(concurrency: int) -> str:
+    return f"results_concurrency_{concurrency}_gpus_8_ctx_4_gen_4.json"
 
 
 def script(output: str, concurrency: int, seconds: float) -> None:
     """The job: waits, writes its result, and says a word."""
     time.sleep(seconds)
-    Path(output, RESULT).write_text(json.dumps(fixed(concurrency)))
+    Path(output, result_name(concurrency)).write_text(json.dumps(fixed(concurrency)))
     sys.stdout.write("measured\n")
 
 
@@ -127,7 +129,7 @@ class ScriptKind:
     def collect(self, run: Run, patience: float) -> Collected:
         assert run.record.job is not None
         (concurrency,) = run.plan.results.concurrencies
-        path = Path(run.record.job.output, RESULT)
+        path = Path(run.record.job.output, result_name(concurrency))
         if not path.exists():
             return Collected(problems=(Problem("no result", concurrency),))
         point = read_result(path, expected_concurrency=concurrency, isl=run.plan.results.isl, osl=run.plan.results.osl)

@@ -67,7 +67,7 @@ def the_judge() -> Any:
 
 def plan_of(environment: dict[str, str]) -> Plan:
     one = Session.open(environment, workspace=str(shared() / "inferencex"), srt_slurm=str(shared() / "srt-slurm"))
-    for part in ("fleet", "finder", "verdicts"):  # files are read once, not once a case
+    for part in ("fleet", "finder", "validator"):  # files are read once, not once a case
         one.__dict__[part] = getattr(session(), part)
     return one.plan_from_environment()
 
