@@ -42,38 +42,26 @@ _OUTPUT = re.compile(r"Logs: (?P<directory>/.*)/logs\s*$", re.MULTILINE)
 _SUMMARY = re.compile(r"^Running:\n(?:(?!🚀|❌|Error|Traceback|\d{4}-).*\n?)*", re.MULTILINE)
 """What srtctl prints after a submission: what runs, and advice about identity blocks."""
 
-_HINTS = (
-    (
-        r"is not defined in srtslurm\.yaml",
-        "register the alias in the runner file; `launcher check` finds such names before a submission",
-    ),
-    (
-        r"resolved to .*, but that (path|file) is unavailable",
-        "this machine cannot see it: stage it, or set `preflight: false` where only compute nodes can",
-    ),
-    (r"Unknown field", "this commit of srt-slurm does not know that key: is the lane pinned to the commit it needs?"),
-    (
-        r"Required binaries not found",
-        "the base was set up incompletely: the runner's `checkout.setup` has to make them",
-    ),
-    (
-        r"no-submissions|No YAML files found",
-        "the recipe has no variant to submit: name one with a selector (recipe.yaml:override_x)",
-    ),
-    (r"No such file or directory: 'sbatch'", "sbatch is not on PATH: is this the cluster's login node?"),
-    (r"unrecognized option '--segment", "this Slurm has no --segment: set use_segment_sbatch_directive: false"),
-    (
-        r"[Ii]nvalid (partition|account|qos)|Invalid account or account/partition",
-        "correct partition and account in the runner file (sacctmgr show assoc user=$USER)",
-    ),
-    (r"QOSMaxSubmit|AssocMaxSubmit|AssocGrpSubmit", "too many jobs are queued already: wait, or cancel some"),
-    (
-        r"Socket timed out|Unable to contact slurm controller",
-        "slurmctld did not answer; it has no job of ours, so that trying again is safe",
-    ),
-    (r"Config not found", "the recipe is not in the checkout: is the overlay complete and CONFIG_FILE right?"),
-    (r"unrecognized arguments|expected one argument", "this srtctl has other options than its checkout said"),
-)
+_HINTS = {
+    r"is not defined in srtslurm\.yaml": "register the alias in the runner file; `launcher check` finds such names "
+    "before a submission",
+    r"resolved to .*, but that (path|file) is unavailable": "this machine cannot see it: stage it, or set "
+    "`preflight: false` where only compute nodes can",
+    r"Unknown field": "this commit of srt-slurm does not know that key: is the lane pinned to the commit it needs?",
+    r"Required binaries not found": "the base was set up incompletely: the runner's `checkout.setup` has to make them",
+    r"no-submissions|No YAML files found": "the recipe has no variant to submit: name one with a selector "
+    "(recipe.yaml:override_x)",
+    r"No such file or directory: 'sbatch'": "sbatch is not on PATH: is this the cluster's login node?",
+    r"unrecognized option '--segment": "this Slurm has no --segment: set use_segment_sbatch_directive: false",
+    r"[Ii]nvalid (partition|account|qos)|Invalid account or account/partition": "correct partition and account in the "
+    "runner file (sacctmgr show assoc user=$USER)",
+    r"QOSMaxSubmit|AssocMaxSubmit|AssocGrpSubmit": "too many jobs are queued already: wait, or cancel some",
+    r"Socket timed out|Unable to contact slurm controller": "slurmctld did not answer; it has no job of ours, so that "
+    "trying again is safe",
+    r"Config not found": "the recipe is not in the checkout: is the overlay complete and CONFIG_FILE right?",
+    r"unrecognized arguments|expected one argument": "this srtctl has other options than its checkout said",
+}
+"""What srtctl says when it fails, and what to do about it; the first that is found counts."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +153,7 @@ def apply(
         raise SubmissionError(
             trouble + (f"\nsrtctl had dropped srtslurm.yaml: {dropped}" if dropped else ""),
             where=_recipe(argv),
-            hint=next((hint for pattern, hint in _HINTS if re.search(pattern, words)), None),
+            hint=next((hint for pattern, hint in _HINTS.items() if re.search(pattern, words)), None),
         )
     if (first := _earliest(ids[0], found)) != ids[0]:
         raise JobsExist(
