@@ -16,7 +16,7 @@ from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
 from launcher.plan.plan import SRTCTL
 from launcher.runner.file import RunnerFile
-from launcher.runner.schema import Edit, LaneRule, ModelRule
+from launcher.runner.schema import Edit, LaneRule
 from launcher.srtctl.edit import acceptance_edits, apply_edits, with_comment
 from launcher.srtctl.facts import RecipeFacts, facts
 from launcher.srtctl.locate import OVERLAY, FoundRecipe, RecipeFinder, SetupScript, variants_or_none
@@ -57,8 +57,11 @@ class SrtctlPlanner:
         asked, has = set(benchmark.concurrencies), set((recipe.facts and recipe.facts.concurrencies) or ())
         narrowed = context.narrow and asked < has
 
-        model_path = derive.model_path(rules.model.rule, benchmark, context)
-        models = dict.fromkeys(_model_aliases(rules.model.rule, recipe.facts), model_path)
+        rule = rules.model.rule
+        model_path = derive.model_path(rule, benchmark, context)
+        # The alias to register is the one that the recipe uses, if it means this checkpoint; the lane's own if unread.
+        alias = rule.alias if recipe.facts is None else recipe.facts.model_path
+        models = {alias: model_path} if alias and alias in (rule.alias, *rule.also) else {}
         images, containers = _images(rules, recipe.facts, context)
         tree = _srt_slurm(rules, context, setup)
         srtslurm = _srtslurm_document(rules, context) | {
@@ -71,21 +74,21 @@ class SrtctlPlanner:
         planned_recipe = _planned_recipe(rules, recipe, context, narrowed)
         exports = {
             "MODEL_PATH": model_path,
-            "SRT_SLURM_MODEL_PREFIX": next(iter(models), rules.model.rule.alias),
+            "SRT_SLURM_MODEL_PREFIX": next(iter(models), rule.alias),
             "SRTSLURM_CONFIG": f"{tree.root}/srtslurm.yaml",
             **_exports(rules, context),
         }
         argv = _argv(rules, planned_recipe, setup, derive.tags(rules, context))
         submit = Submit(argv, {**environment_of(benchmark), **exports})
         job = SrtctlJob(models, tree, srtslurm, planned_recipe, submit, rules.power)
-        own_limit = recipe.facts.time_limit if recipe.facts is not None else None
+        own_limit = recipe.facts and recipe.facts.time_limit
         plan = derive.whole_plan(
             SRTCTL,
             rules,
             context,
             images=images,
             model_path=model_path,
-            time_limit=str(own_limit) if own_limit else srtslurm.get("default_time_limit"),
+            time_limit=own_limit or srtslurm.get("default_time_limit"),
             details=job.as_details(),
         )
         return SrtctlResolved(plan, rules, job, recipe, setup, narrowed)
@@ -169,13 +172,6 @@ def _asks_for_power(document: Mapping[str, Any]) -> bool:
     )
 
 
-def _model_aliases(rule: ModelRule, seen: RecipeFacts | None) -> list[str]:
-    """The aliases to register: the one that the recipe uses if it means this checkpoint; the lane's own if unread."""
-    if seen is None:
-        return [rule.alias]
-    return [seen.model_path] if seen.model_path in (rule.alias, *rule.also) and seen.model_path else []
-
-
 def _images(
     rules: AppliedRules, seen: RecipeFacts | None, context: Context
 ) -> tuple[tuple[PlannedImage, ...], dict[str, str]]:
@@ -247,7 +243,7 @@ def _exports(rules: AppliedRules, context: Context) -> dict[str, str]:
         runner.workspace.variable: derive.shared_workspace(rules, context) or context.workspace,
         "GITHUB_WORKSPACE": context.workspace,
         "RUNNER_NAME": runner.scheduler.job_name.format(runner=context.runner_name),
-        "RESULT_FILENAME": derive.result_stem(rules.benchmark, context),
+        "RESULT_FILENAME": derive.result_stem(rules.benchmark, context.runner_name),
     }
     if rules.model.rule.served:
         exports["SERVED_MODEL_NAME"] = rules.model.rule.served.format(model=rules.benchmark.model)
