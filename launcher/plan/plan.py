@@ -153,5 +153,6 @@ class Plan:
 
 
 def json_values(value: Any) -> Any:
-    """A value of dataclasses, mappings and sequences as what JSON holds; `msgspec.to_builtins` would keep tuples."""
+    """A value of dataclasses, dictionaries and sequences as what JSON holds."""
+    # `msgspec.to_builtins` would keep tuples.
     return msgspec.json.decode(msgspec.json.encode(value))

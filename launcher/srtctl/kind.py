@@ -9,22 +9,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError, ResultError
-from launcher.core.process import run as run_program
 from launcher.core.publish import write_text
 from launcher.plan.derive import Context
 from launcher.plan.plan import SRTCTL, Plan
-from launcher.result.collect import Collected, CollectRequest, collect
-from launcher.result.logs import EXPORTER_STAMP, PRODUCER_STAMP
-from launcher.run.kind import Prepared, Run, Submission, Submitted
 from launcher.runner.file import RunnerFile
 from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.states import LOST, Phase
 from launcher.srtctl.config import FILE_NAME, write_srtslurm
 from launcher.srtctl.planned import LOG, SrtctlJob
 from launcher.srtctl.recipe import dump
+
+if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
+    from launcher.result.collect import Collected
+    from launcher.run.kind import Prepared, Run, Submission, Submitted
 
 PlanRow = Callable[[Benchmark, RunnerFile, Context], Plan]
 Complete = Callable[[Plan, Path], Plan]
@@ -81,7 +82,8 @@ class SrtctlKind:
 
     def prepare(self, run: Run) -> Prepared:
         """The srt-slurm tree of this run, with its overlays."""
-        from launcher.srtctl.checkout import Checkouts  # a dry run does not pay for it, nor for `submit`
+        from launcher.run.kind import Prepared
+        from launcher.srtctl.checkout import Checkouts
 
         job, services = SrtctlJob.of(run.plan), run.services
         overlays = []
@@ -108,6 +110,7 @@ class SrtctlKind:
 
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
         """Write recipe and srtslurm.yaml into the tree, and run `srtctl apply`."""
+        from launcher.core.process import run as run_program
         from launcher.srtctl.submit import Submission as Apply
         from launcher.srtctl.submit import apply
 
@@ -189,6 +192,8 @@ class SrtctlKind:
 
     def collect(self, run: Run, patience: float) -> Collected:
         """Results below ``outputs/<job id>/logs``; agentic ones where the job writes them, in the workspace."""
+        from launcher.result.collect import CollectRequest, collect
+
         plan, recorded = run.plan, run.record.job
         assert recorded is not None
         expected, into = plan.results, run.results_directory
@@ -220,6 +225,8 @@ def stamp_power(plan: Plan, sha: str | None, directory: Path) -> None:
 
     Names and formats are InferenceX's. Nothing for a run without power telemetry. Raises ResultError.
     """
+    from launcher.result.logs import EXPORTER_STAMP, PRODUCER_STAMP
+
     exporter = next((image for image in plan.images if image.role == "telemetry"), None)
     if not SrtctlJob.of(plan).power or exporter is None or sha is None:
         return
