@@ -18,7 +18,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,15 +36,14 @@ from launcher.core.publish import (
     temporary_pattern,
     write_json,
 )
-from launcher.srtctl.config import FILE_NAME, known_keys
 from launcher.srtctl.mirror import Git, Mirror, best_effort_lock
-from launcher.srtctl.planned import PlannedOverlay, SrtSlurm
-from launcher.srtctl.submit import apply_options
+from launcher.srtctl.planned import SRTSLURM, PlannedOverlay, SrtSlurm
+from launcher.srtctl.submit import apply_options, known_keys
 
 FACTS = Path(".git/launcher.json")
 """In a base: what was learnt of it. In a run's work tree: what it was made of."""
 
-_NOT_SHARED = frozenset({FILE_NAME, "outputs", "logs", "__pycache__"})
+_NOT_SHARED = frozenset({SRTSLURM, "outputs", "logs", "__pycache__"})
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,12 @@ class Checkouts:
             try:
                 with publishing_directory(root, whole=lambda there: _is_made_of(there, made_of)) as tree:
                     mirror.work_tree(tree, sha, patches)
-                    _share_all(facts.shared, base, tree)
+                    for name in facts.shared:
+                        _share(base / name, tree / name)
+                    exclude = tree / ".git/info/exclude"
+                    exclude.parent.mkdir(exist_ok=True)
+                    # Hidden from `git status`. Without the final slash: `.venv/` does not match a symlink.
+                    exclude.write_text("".join(f"/{name.rstrip('/')}\n" for name in facts.shared))
                     for overlay in wanted.overlays:
                         _lay_over(overlay, tree)
                     write_json(tree / FACTS, made_of)
@@ -144,19 +148,24 @@ class Checkouts:
                 return found
             pointer.unlink(missing_ok=True)  # the directory that it led to is gone: somebody emptied the cache
             _remove_killed_builds(pointer)
-            with _building(pointer) as tree:
+            # Not a name of a temporary, since it stays; `_remove_killed_builds` knows it all the same.
+            tree = pointer.with_name(temporary_name(pointer).name.removeprefix(".").removesuffix(TEMPORARY_SUFFIX))
+            try:
                 mirror.work_tree(tree, sha, patches)
                 self._set_up(tree, wanted)
                 write_json(tree / FACTS, msgspec.to_builtins(self._facts(tree)))
                 with contextlib.suppress(FileExistsError):  # then another process was first, and its base is as good
                     pointer.symlink_to(tree.name)
                 fsync_directory(pointer.parent)
+            finally:
+                if not pointer.is_symlink() or pointer.readlink() != Path(tree.name):
+                    shutil.rmtree(tree, ignore_errors=True)
         published = _read_base(pointer)
         assert published is not None
         return published
 
     def _set_up(self, tree: Path, wanted: SrtSlurm) -> None:
-        (tree / FILE_NAME).write_text("{}\n")  # without one, srt-slurm's `make setup` asks questions and writes its own
+        (tree / SRTSLURM).write_text("{}\n")  # without one, srt-slurm's `make setup` asks questions and writes its own
         log = Path(wanted.cache, "logs", f"{tree.name}.log")
         log.parent.mkdir(parents=True, exist_ok=True)
         for argv in wanted.setup:
@@ -207,19 +216,6 @@ def _read_base(pointer: Path) -> tuple[Path, _Facts] | None:
         return None
 
 
-@contextlib.contextmanager
-def _building(pointer: Path) -> Iterator[Path]:
-    """A new directory name for a base; the directory is removed again unless ``pointer`` leads to it at the end."""
-    # Not a name of a temporary, since it stays; `_remove_killed_builds` knows it all the same.
-    name = temporary_name(pointer).name.removeprefix(".").removesuffix(TEMPORARY_SUFFIX)
-    tree = pointer.with_name(name)
-    try:
-        yield tree
-    finally:
-        if not pointer.is_symlink() or pointer.readlink() != Path(name):
-            shutil.rmtree(tree, ignore_errors=True)
-
-
 def _remove_killed_builds(pointer: Path) -> None:
     """Remove what killed builds of this host left; a build of another host might still be alive."""
     ours = temporary_pattern(re.escape(pointer.name), re.escape(host_label()))
@@ -242,16 +238,6 @@ def _is_made_of(tree: Path, parts: Mapping[str, Any]) -> bool:
             "there is a directory here already, and it is not this run's work tree", where=str(tree), hint="remove it"
         )
     return True
-
-
-def _share_all(names: Sequence[str], base: Path, tree: Path) -> None:
-    """Give a work tree what the set-up made in its base, hidden from `git status`."""
-    for name in names:
-        _share(base / name, tree / name)
-    exclude = tree / ".git/info/exclude"
-    exclude.parent.mkdir(exist_ok=True)
-    # Without the final slash: `.venv/` does not match a symlink.
-    exclude.write_text("".join(f"/{name.rstrip('/')}\n" for name in names))
 
 
 def _share(source: Path, target: Path) -> None:

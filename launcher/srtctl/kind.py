@@ -19,8 +19,7 @@ from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.file import RunnerFile
 from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.states import LOST, Phase
-from launcher.srtctl.config import FILE_NAME, write_srtslurm
-from launcher.srtctl.planned import LOG, SrtctlJob
+from launcher.srtctl.planned import LOG, SRTSLURM, SrtctlJob
 from launcher.srtctl.recipe import dump
 
 if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
@@ -112,7 +111,7 @@ class SrtctlKind:
         """Write recipe and srtslurm.yaml into the tree, and run `srtctl apply`."""
         from launcher.core.process import run as run_program
         from launcher.srtctl.submit import Submission as Apply
-        from launcher.srtctl.submit import apply
+        from launcher.srtctl.submit import apply, write_srtslurm
 
         job, checkout = SrtctlJob.of(run.plan), prepared.own
         if job.recipe.document is None:
@@ -120,7 +119,7 @@ class SrtctlKind:
         recipe = checkout.root / job.recipe.path
         recipe.parent.mkdir(parents=True, exist_ok=True)
         write_text(recipe, dump(job.recipe.document))
-        write_srtslurm(checkout.root / FILE_NAME, job.srtslurm, checkout.cluster_keys)
+        write_srtslurm(checkout.root / SRTSLURM, job.srtslurm, checkout.cluster_keys)
         return apply(
             Apply(
                 argv=job.submit.argv,
@@ -183,7 +182,7 @@ class SrtctlKind:
         found: dict[str, Path | str] = {}
         for name, path, document in (
             ("recipe.yaml", tree / job.recipe.path, job.recipe.document),
-            (FILE_NAME, tree / FILE_NAME, job.srtslurm),
+            (SRTSLURM, tree / SRTSLURM, job.srtslurm),
         ):
             found[name] = path if path.is_file() or document is None else dump(document)
         if recorded is not None:

@@ -19,6 +19,9 @@ from launcher.srtctl.facts import RecipeFacts
 from launcher.srtctl.locate import FoundRecipe, SetupScript
 from launcher.srtctl.recipe import Variant
 
+SRTSLURM = "srtslurm.yaml"
+"""srtctl's configuration of the cluster, at the top of the work tree."""
+
 LOG = "logs/sweep_{}.log"
 """What srtctl's orchestrator writes, in the own directory of the job with the id that is filled in."""
 

@@ -53,7 +53,10 @@ class SrtctlPlanner:
         recipe cannot be read or edited.
         """
         rules, recipe = self._rules_and_recipe(benchmark, file)
-        setup = self._setup_script(rules)
+        lane, adjustments = rules.lane.rule, [adjustment.rule for adjustment in rules.adjustments]
+        script: str | None = derive.last([lane.setup_script, *(a.setup_script for a in adjustments)], None)
+        listed = self._has(lane, f"configs/{script}") if script else None
+        setup = self.finder.setup_script(script, _refs(lane), listed) if script else None
         asked, has = set(benchmark.concurrencies), set((recipe.facts and recipe.facts.concurrencies) or ())
         narrowed = context.narrow and asked < has
 
@@ -69,7 +72,7 @@ class SrtctlPlanner:
             "model_paths": models,
             "containers": containers,
         }
-        if mounts := {k: v for a in rules.adjustments for k, v in a.rule.mounts.items()}:
+        if mounts := {k: v for a in adjustments for k, v in a.mounts.items()}:
             srtslurm["default_mounts"] = mounts
         planned_recipe = _planned_recipe(rules, recipe, context, narrowed)
         exports = {
@@ -146,14 +149,6 @@ class SrtctlPlanner:
         family = (member := family_member(path)) is not None and self._has(lane, member[0])
         patched = any(patch.path == path for patch in lane.patches)
         return self.finder.overlays is not None and not family and not patched and self._has(lane, path) is False
-
-    def _setup_script(self, rules: AppliedRules) -> SetupScript | None:
-        """The lane's set-up script, and whether it is there."""
-        lane = rules.lane.rule
-        name: str | None = derive.last([lane.setup_script, *(a.rule.setup_script for a in rules.adjustments)], None)
-        if not name:
-            return None
-        return self.finder.setup_script(name, _refs(lane), self._has(lane, f"configs/{name}"))
 
     def _has(self, lane: LaneRule, path: str) -> bool | None:
         return self.has_file(lane.ref, lane.sha, path)
@@ -294,21 +289,12 @@ def _edited(
         document = narrowed.document
         edits.append(Edit(("benchmark", "concurrencies"), "x".join(str(c) for c in benchmark.concurrencies)))
     already = str((recipe.facts.sbatch_directives.get("exclude") if recipe.facts is not None else None) or "")
-    nodes = [
-        n for n in _excluded_nodes(rules, context) if not any(fnmatch.fnmatchcase(n, a) for a in already.split(","))
-    ]
+    nodes: list[str] = []
+    for rule in (excluded.rule for excluded in rules.file.excluded(benchmark, power=rules.power)):
+        # The nodes in the host's variable that the rule names, else the rule's own.
+        said = context.host.get(rule.variable) if rule.variable is not None else None
+        nodes += [n for n in said.split(",") if n] if said is not None else [rule.node]
+    nodes = [n for n in nodes if not any(fnmatch.fnmatchcase(n, pattern) for pattern in already.split(","))]
     if nodes:
         edits.append(Edit(("sbatch_directives", "exclude"), ",".join([*filter(None, [already]), *nodes])))
     return with_comment(apply_edits(document, edits), context.run_key)
-
-
-def _excluded_nodes(rules: AppliedRules, context: Context) -> list[str]:
-    """The nodes that the job must not get: a rule's own, or those in the host's variable that the rule names."""
-    nodes: list[str] = []
-    for excluded in rules.file.excluded(rules.benchmark, power=rules.power):
-        node = excluded.rule
-        if node.variable is not None and node.variable in context.host:
-            nodes += [n for n in context.host[node.variable].split(",") if n]
-        else:
-            nodes.append(node.node)
-    return nodes

@@ -22,9 +22,8 @@ from launcher.slurm.client import JobKey
 from launcher.slurm.local import LocalScheduler
 from launcher.slurm.states import Phase
 from launcher.srtctl.checkout import Checkout, Checkouts
-from launcher.srtctl.config import known_keys, write_srtslurm
 from launcher.srtctl.planned import SrtSlurm
-from launcher.srtctl.submit import Submission, apply
+from launcher.srtctl.submit import Submission, apply, known_keys, write_srtslurm
 
 
 def test_the_commit_is_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
