@@ -12,8 +12,6 @@ from launcher.core.process import stoppable
 from launcher.core.stop import Stop
 from launcher.plan.plan import Plan
 from launcher.project import Project
-from launcher.run.kind import Run
-from launcher.project import Session
 from launcher.run.kind import Run, Services, Tools
 from launcher.run.record import RunRecord
 from launcher.slurm.backends import open_scheduler
