@@ -14,8 +14,7 @@ from launcher.core.process import CommandRunner
 from launcher.core.yaml_source import Document
 from launcher.image.die_with_parent import ends_with_this_process
 from launcher.image.enroot import Enroot
-from launcher.image.reference import Reference
-from launcher.image.request import PlannedImage
+from launcher.image.reference import PlannedImage, Reference
 from launcher.image.store import ImageRecord, ImageStore, no_mark
 
 if TYPE_CHECKING:

@@ -1,4 +1,6 @@
-"""Image references: read in every notation that is in use, written in the one that all versions of enroot read alike.
+"""What is asked for: an image reference in any notation that is in use, and the image that a plan names by it.
+
+References are written in the one notation that all versions of enroot read alike.
 
 enroot 3.x and 4.x disagree on most spellings: 3.x (src/docker.sh, one regular expression) takes ``nvcr.io/x/y:tag`` for
 a Docker Hub image and ``name:tag@sha256:…`` for a user ``name:tag``; 4.x takes ``localhost/x`` for a Hub image. Both
@@ -8,7 +10,8 @@ read ``docker://REGISTRY#REPOSITORY:TAG`` and ``docker://REGISTRY#REPOSITORY:sha
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
 from launcher.core.errors import ConfigError
@@ -64,6 +67,47 @@ class Reference:
         """The spelling for `enroot import` that enroot 3.x and 4.x read alike. A digest leaves no room for the tag."""
         host = _HUB_HOST if self.registry == HUB else self.registry
         return f"docker://{host}#{self.repository}:{self.digest or self.tag or 'latest'}"
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """One image to have as a squash file. The fields are those of the plan's JSON.
+
+    ``uri`` is the canonical reference (`Reference.uri`), ``lock`` the path that the bash launchers flock. ``lock_wait``
+    and ``import_timeout`` are in seconds. ``temporary`` is the directory for enroot's temporaries on the host that
+    imports: a node-local one, since aufs whiteouts cannot be removed over NFS. ``environment`` is added to enroot's
+    and wins over everything else in it. ``architecture`` (``x86_64``, ``aarch64``) is what the nodes need; None means
+    that of this host. ``moved_tag`` says what to do when an image is there and its tag names another one by now:
+    ``keep`` uses it and says so, ``refresh`` imports the new one beside it, ``fail`` is an error. ``processors``,
+    ``import_partition`` and ``import_options`` are for the job of an import on a compute node. ``where`` is the place
+    that names the image, for errors.
+    """
+
+    reference: str
+    uri: str
+    squash: str
+    import_on: Literal["login", "compute"]
+    role: str
+    lock: str
+    lock_wait: int
+    import_timeout: int
+    temporary: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    where: str | None = None
+    architecture: str | None = None
+    moved_tag: Literal["keep", "refresh", "fail"] = "keep"
+    processors: int | None = None
+    import_partition: str | None = None
+    import_options: tuple[str, ...] = ()
+
+    @property
+    def squash_path(self) -> Path:
+        return Path(self.squash)
+
+    @property
+    def error_location(self) -> str:
+        """The place that errors point to: where the image is named, else its squash file."""
+        return self.where or self.squash
 
 
 def same_image(a: Reference | str, b: Reference | str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from launcher.core.errors import ImageError
 from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, temporary_name
-from launcher.image.request import PlannedImage
+from launcher.image.reference import PlannedImage
 
 _LEAST_FINAL, _LEAST_TEMPORARY = 0.5, 2.0
 """Bytes per downloaded byte that an import is sure to need. Seen with zstd-3: the squash file is as large as the layers

@@ -22,8 +22,7 @@ from launcher.core.process import CommandRunner, run
 from launcher.core.publish import publish_new, temporary_name
 from launcher.image import sidecar
 from launcher.image.enroot import Enroot
-from launcher.image.reference import Reference
-from launcher.image.request import PlannedImage
+from launcher.image.reference import PlannedImage, Reference
 from launcher.image.scratch import check_directory, check_space, private_directory, storage_error
 from launcher.image.sidecar import Sidecar
 from launcher.image.squash import DamagedImage, Listing, MissingImage, Superblock, check_lists, inspect

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
-from launcher.image.request import PlannedImage
+from launcher.image.reference import PlannedImage
 
 SCHEMA = 1
 

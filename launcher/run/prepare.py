@@ -21,7 +21,7 @@ from launcher.core.errors import (
 )
 from launcher.core.publish import write_json
 from launcher.image.import_policy import ImportPolicy, ensure_image
-from launcher.image.request import PlannedImage
+from launcher.image.reference import PlannedImage
 from launcher.image.store import ImageRecord
 from launcher.model.checkpoint import examine, nearest_sibling, require, suggestion
 from launcher.plan.plan import Plan

@@ -17,9 +17,8 @@ import pytest
 from launcher.core.lease import Lock, LockPace
 from launcher.core.process import CommandRunner, Completed, clean_environment, run
 from launcher.image.enroot import Enroot
-from launcher.image.reference import Reference
+from launcher.image.reference import PlannedImage, Reference
 from launcher.image.registry import Registry
-from launcher.image.request import PlannedImage
 from launcher.image.store import ImageStore, no_log
 from launcher.rehearsal.squashfs import squashfs
 

@@ -14,7 +14,7 @@ import pytest
 from launcher.core.errors import ImageError
 from launcher.core.process import Completed, clean_environment, run
 from launcher.image.import_policy import ImportPolicy, ensure_image
-from launcher.image.request import PlannedImage
+from launcher.image.reference import PlannedImage
 from launcher.image.store import no_log
 from launcher.plan.derive import Context, planned_image
 from launcher.rehearsal.tools import REGISTRIES

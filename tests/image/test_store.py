@@ -18,7 +18,7 @@ import pytest
 from launcher.core.errors import ImageError
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import TEMPORARY_SUFFIX
-from launcher.image.request import PlannedImage
+from launcher.image.reference import PlannedImage
 from launcher.image.store import ImageStore
 from launcher.rehearsal.enroot_stand_in import FAULTS
 from tests.image.support import (

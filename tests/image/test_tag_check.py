@@ -14,9 +14,8 @@ import pytest
 from launcher.core.errors import ImageError
 from launcher.core.process import Completed, run
 from launcher.image import sidecar, store
-from launcher.image.reference import Reference
+from launcher.image.reference import PlannedImage, Reference
 from launcher.image.registry import Registry
-from launcher.image.request import PlannedImage
 from launcher.image.tag_check import refreshed_name
 from tests.image.registries import FakeRegistry, fake_registry
 from tests.image.support import Scripted, image_store, never, request, small_image

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from launcher.core.errors import ImageError
 from launcher.core.process import Completed, run
-from launcher.image.reference import Reference
+from launcher.image.reference import PlannedImage, Reference
 from launcher.image.registry import Registry
-from launcher.image.request import PlannedImage
 from launcher.image.sidecar import Sidecar
 from launcher.image.tag_check import TagMoved, check_tag
 from tests.faults.image import Count
