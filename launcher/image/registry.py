@@ -25,8 +25,7 @@ from typing import Any
 
 from launcher.core.errors import ImageError
 from launcher.core.retry import error_of, telling
-from launcher.image.credentials import MadeByCommand, account_line, allows_http, credentials
-from launcher.image.enroot import fault_of_status
+from launcher.image.enroot import MadeByCommand, allows_http, credentials, fault_of_status, with_account
 from launcher.image.reference import Reference
 
 ATTEMPTS = 4
@@ -257,19 +256,16 @@ class Registry:
         raise urllib.error.HTTPError(realm, 401, "Unauthorized", http.client.HTTPMessage(), None)
 
     def _status(self, error: urllib.error.HTTPError, reference: Reference, where: str) -> ImageError:
-        fault = fault_of_status(error.code)
+        realm = self._realms.get(reference.registry, "")
+        fault = with_account(fault_of_status(error.code), reference.registry, self._environ, realm)
         message = f"{reference.registry}: {_name(reference)}: {fault.what}"
-        hint = fault.hint
-        if error.code in (401, 403):
-            line = account_line(reference.registry, self._environ, self._realms.get(reference.registry, ""))
-            hint = f"correct the image, or {line}"
         if not fault.may_pass:
-            return ImageError(message, where=where, hint=hint)
+            return ImageError(message, where=where, hint=fault.hint)
         pause = _retry_after(error.headers.get("Retry-After"))
         if pause is not None:
             message += f", which says to come again in {pause:.0f} s"
         kind = _NoAnswer if error.code >= 500 else _MayPass
-        return kind(message, where=where, hint=hint, pause=pause)
+        return kind(message, where=where, hint=fault.hint, pause=pause)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

@@ -199,10 +199,10 @@ class ImageStore:
             version = self._enroot.version(environment)
             uri, digest = self._source(image, manifest, environment)
             try:
-                fetched = self._enroot.fetch(
+                warnings, said_version = self._enroot.fetch(
                     uri, temporary, environment=environment, timeout=image.import_timeout, where=where
                 )
-                facts += map(self._logged, fetched.warnings)
+                facts += map(self._logged, warnings)
                 block, listing = self._verify(temporary, where)
                 content = sidecar.file_hash(temporary)
                 if lock.lost:
@@ -220,7 +220,7 @@ class ImageStore:
         note = replace(
             Sidecar.of(block, image.reference, image.uri, "imported"),
             listing=listing.value,
-            enroot_version=version or fetched.version,
+            enroot_version=version or said_version,
             digest=digest,
             index=manifest.index if manifest else None,
             architecture=manifest.architecture if manifest else None,
