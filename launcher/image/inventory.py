@@ -19,9 +19,8 @@ from launcher.core.errors import ImageError
 from launcher.core.lease import Lock, LockOwner, read_owner, remove_if_unchanged
 from launcher.core.process import CommandRunner, run
 from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, publish_new, temporary_name
-from launcher.image import sidecar, usage
-from launcher.image.sidecar import Sidecar
-from launcher.image.squash import Listing, Superblock, check_lists, inspect
+from launcher.image import usage
+from launcher.image.squash import Listing, Sidecar, Superblock, check_lists, file_hash, inspect, sidecar_path
 from launcher.image.usage import IsOver, assume_alive
 
 GRACE = 30 * 86400.0
@@ -92,12 +91,12 @@ def _image(squash: Path, users: tuple[str, ...]) -> Image:
         return Image(squash, 0, time.time(), problem=f"cannot be read: {error.strerror}", users=users)
     times = [status.st_mtime, status.st_atime, usage.last_use(squash)]
     with contextlib.suppress(OSError):
-        times.append(sidecar.sidecar_path(squash).stat().st_mtime)
+        times.append(sidecar_path(squash).stat().st_mtime)
     try:
         block = inspect(squash)
     except ImageError as error:
         return Image(squash, status.st_size, max(times), problem=error.message, users=users)
-    note = sidecar.read(squash)
+    note = Sidecar.read(squash)
     return Image(
         squash, block.size, max(times), None, block, note if note is not None and note.fits(block) else None, users
     )
@@ -132,7 +131,7 @@ def verify(image: Image, *, deep: bool = False, runner: CommandRunner = run) -> 
     if deep:
         recorded = image.sidecar.hash if image.sidecar else None
         try:
-            actual = sidecar.file_hash(image.squash)
+            actual = file_hash(image.squash)
         except OSError as error:
             return Verdict(image, Check.DAMAGED, (*said, f"content: cannot be read: {error.strerror}"))
         if recorded is None:
@@ -151,18 +150,18 @@ def adopt(squash: Path, reference: str, uri: str, *, runner: CommandRunner = run
     listing = check_lists(squash, runner)
     if listing is Listing.DAMAGED:
         raise ImageError("its lists cannot be read", where=str(squash), hint="launcher image import makes it anew")
-    before = sidecar.read(squash)
+    before = Sidecar.read(squash)
     if before is not None and before.fits(block) and before.uri != uri:
         raise ImageError(
             f"it is recorded as {before.reference}",
             where=str(squash),
-            hint=f"remove {sidecar.sidecar_path(squash)} first",
+            hint=f"remove {sidecar_path(squash)} first",
         )
-    note = replace(Sidecar.of(block, reference, uri, "adopted"), listing=listing.value, hash=sidecar.file_hash(squash))
+    note = replace(Sidecar.of(block, reference, uri, "adopted"), listing=listing.value, hash=file_hash(squash))
     if before is not None and before.fits(block) and before.hash is not None:
         return before
-    if error := sidecar.write(squash, note):
-        raise ImageError(f"no record can be written: {error.strerror}", where=str(sidecar.sidecar_path(squash)))
+    if error := note.write(squash):
+        raise ImageError(f"no record can be written: {error.strerror}", where=str(sidecar_path(squash)))
     return note
 
 
@@ -270,7 +269,7 @@ def _collect_image(item: Garbage, is_over: IsOver) -> bool:
             publish_new(aside, item.path)
             return False
         aside.unlink()
-        sidecar.sidecar_path(item.path).unlink(missing_ok=True)
+        sidecar_path(item.path).unlink(missing_ok=True)
         usage.tidy(item.path)
     return True
 

@@ -20,12 +20,20 @@ from launcher.core.errors import ImageError
 from launcher.core.lease import Lock, LockResult
 from launcher.core.process import CommandRunner, run
 from launcher.core.publish import publish_new, temporary_name
-from launcher.image import sidecar
 from launcher.image.enroot import Enroot
 from launcher.image.reference import PlannedImage, Reference
 from launcher.image.scratch import check_directory, check_space, private_directory, storage_error
-from launcher.image.sidecar import Sidecar
-from launcher.image.squash import DamagedImage, Listing, MissingImage, Superblock, check_lists, inspect
+from launcher.image.squash import (
+    DamagedImage,
+    Listing,
+    MissingImage,
+    Sidecar,
+    Superblock,
+    check_lists,
+    file_hash,
+    inspect,
+    note_use,
+)
 from launcher.image.tag_check import TagMoved, check_tag
 
 if TYPE_CHECKING:  # urllib is for those who import
@@ -162,7 +170,7 @@ class ImageStore:
             block = inspect(squash)
         except (MissingImage, DamagedImage) as error:
             return error.message
-        known = sidecar.read(squash)
+        known = Sidecar.read(squash)
         if known is not None and known.fits(block):
             if known.uri != image.uri:
                 raise ImageError(
@@ -170,17 +178,17 @@ class ImageStore:
                     where=str(squash),
                     hint="spell one of the two images another way (registry#…, digest), or move the file away",
                 )
-            sidecar.touch(squash)
+            note_use(squash)
             return ImageRecord(squash, "hit", known)
         adopted = Sidecar.of(block, image.reference, image.uri, "adopted")
         if known is None:
-            sidecar.write(squash, adopted, replace=False)
+            adopted.write(squash, replace=False)
         else:
             listing = check_lists(squash, self._run)
             if listing is Listing.DAMAGED:
                 return "not a whole squash file: its lists cannot be read"
             adopted = replace(adopted, listing=listing.value)
-            sidecar.write(squash, adopted)
+            adopted.write(squash)
         return ImageRecord(squash, "adopted", adopted)
 
     def _logged(self, fact: str) -> str:
@@ -204,7 +212,7 @@ class ImageStore:
                 )
                 facts += map(self._logged, warnings)
                 block, listing = self._verify(temporary, where)
-                content = sidecar.file_hash(temporary)
+                content = file_hash(temporary)
                 if lock.lost:
                     facts.append(self._logged("the lock was taken over during the import; publishing all the same"))
                 ours = publish_new(temporary, squash, whole=self._is_whole)
@@ -228,7 +236,7 @@ class ImageStore:
             options=environment.get("ENROOT_SQUASH_OPTIONS"),
             seconds=round(time.monotonic() - started, 3),
         )
-        if error := sidecar.write(squash, note):
+        if error := note.write(squash):
             facts.append(self._logged(f"no record could be written beside it: {error.strerror}"))
         return ImageRecord(squash, "imported", note, facts=tuple(facts))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from launcher.core.errors import ImageError
 from launcher.image.reference import Reference
-from launcher.image.sidecar import Sidecar
+from launcher.image.squash import Sidecar
 
 if TYPE_CHECKING:  # urllib is for those who import
     from launcher.image.registry import Registry

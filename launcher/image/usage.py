@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from launcher.image import sidecar
+from launcher.image.squash import note_use, user_name
 
 LONGEST = 21 * 86400.0
 """Seconds after which the run of a mark is taken for over. No partition that we know of lets a job run for more than 14
@@ -33,7 +33,7 @@ class ImageUse:
 
     run: str
     host: str = field(default_factory=socket.gethostname)
-    user: str = field(default_factory=sidecar.user_name)
+    user: str = field(default_factory=user_name)
     record: str = ""
     path: Path = Path()
     since: float = 0.0
@@ -83,7 +83,7 @@ def release(directory: Path, run: str, record: Path) -> None:
             if path.name.startswith(f"{run}@") and path.name.endswith(f"~{_of(record)}"):
                 with contextlib.suppress(OSError):
                     path.unlink()
-                    sidecar.touch(squash)
+                    note_use(squash)
         if not squash.exists():
             tidy(squash)
 

@@ -11,7 +11,7 @@ from launcher.core.errors import ImageError
 from launcher.core.process import Completed, run
 from launcher.image.reference import PlannedImage, Reference
 from launcher.image.registry import Registry
-from launcher.image.sidecar import Sidecar
+from launcher.image.squash import Sidecar
 from launcher.image.tag_check import TagMoved, check_tag
 from tests.faults.image import Count
 from tests.image.docker_registry import INSTALLED, real_registry
