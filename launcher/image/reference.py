@@ -147,6 +147,12 @@ def squash_name(text: str, rule: NameRule, *, where: str | None = None) -> str:
     return name
 
 
+def refreshed_name(squash: Path, digest: str) -> Path:
+    """``x.sqsh`` → ``x@0123456789ab.sqsh``: the place for an image of the same tag, of that digest."""
+    stem = re.sub(r"@[0-9a-f]{12}$", "", squash.name.removesuffix(".sqsh"))
+    return squash.with_name(f"{stem}@{digest.removeprefix('sha256:')[:12]}.sqsh")
+
+
 class _Wrong(ValueError):
     def __init__(self, what: str, hint: str) -> None:
         super().__init__(what)

@@ -21,12 +21,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 
 from launcher.core.errors import ImageError
 from launcher.core.retry import error_of, telling
 from launcher.image.enroot import MadeByCommand, allows_http, credentials, fault_of_status, with_account
 from launcher.image.reference import Reference
+from launcher.image.squash import Sidecar
 
 ATTEMPTS = 4
 PATIENCE = 300.0
@@ -77,6 +79,17 @@ class Manifest:
     def is_named(self, digest: str | None) -> bool:
         """Whether a digest means this image."""
         return digest is not None and digest in (self.digest, self.index)
+
+
+@dataclass(frozen=True)
+class TagAnswer:
+    """What the tag of an image that is there names now: ``fact`` says it if it is not the recorded image for sure.
+
+    ``moved_to`` is the digest of the other image that it names, None when it is not known to name another one.
+    """
+
+    fact: str = ""
+    moved_to: str | None = None
 
 
 def debian_architecture(machine: str | None = None) -> str:
@@ -142,6 +155,31 @@ class Registry:
         url = self._url(reference, f"manifests/{_version(reference)}")
         _, headers = self._patiently(url, reference, where, "HEAD")
         return headers.get("Docker-Content-Digest")
+
+    def check_tag(self, squash: Path, known: Sidecar, architecture: str | None, *, where: str) -> TagAnswer:
+        """Whether the tag of ``squash`` still names the image that is ``known`` to be there.
+
+        A digest cannot move. A registry that does not answer is a fact, since a whole image is there. ``where`` is the
+        place that errors point to.
+        """
+        reference = Reference.parse(known.uri)
+        if reference.digest:
+            return TagAnswer()
+        try:
+            now = self.tag_digest(reference, where=where)
+            if now is not None and now in (known.digest, known.index):
+                return TagAnswer()
+            manifest = self.manifest(reference, architecture, where=where)
+        except ImageError as error:
+            return TagAnswer(f"whether the tag names another image now is not known: {error.message}")
+        if known.digest is None:
+            names = f"the tag names {manifest.digest} now"
+            return TagAnswer(f"of which digest {squash.name} is was never recorded; {names}")
+        if manifest.is_named(known.digest):
+            return TagAnswer()
+        return TagAnswer(
+            f"{squash.name} is of {known.digest}, and the tag names {manifest.digest} now", manifest.digest
+        )
 
     def _architecture(self, body: Mapping[str, Any], reference: Reference, where: str) -> str:
         try:

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from launcher.core.shipped import shipped
+from launcher.image.reference import refreshed_name
 from launcher.image.squash import Sidecar
-from launcher.image.tag_check import refreshed_name
 from tests.image.registries import FakeRegistry, fake_registry
 from tests.run.driving import KEY, Desk
 

@@ -14,10 +14,9 @@ import pytest
 from launcher.core.errors import ImageError
 from launcher.core.process import Completed, run
 from launcher.image import store
-from launcher.image.reference import PlannedImage, Reference
+from launcher.image.reference import PlannedImage, Reference, refreshed_name
 from launcher.image.registry import Registry
 from launcher.image.squash import Sidecar, file_hash
-from launcher.image.tag_check import refreshed_name
 from tests.image.registries import FakeRegistry, fake_registry
 from tests.image.support import Scripted, image_store, never, request, small_image
 
