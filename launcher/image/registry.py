@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from launcher.core.errors import ImageError
 from launcher.core.retry import error_of, telling
@@ -54,12 +56,45 @@ class _MayPass(ImageError):
         self.pause = pause
 
 
-class _NoAnswer(_MayPass):
+class _NoAnswer(_MayPass, Unreachable):
     """A status of 500 or more, or an answer that was cut."""
 
 
 class _NoConnection(_NoAnswer):
     """No connection. It is tried once more only, because many hosts have no way to the internet."""
+
+
+class _Platform(msgspec.Struct):
+    architecture: str
+    os: str = "linux"
+
+
+class _Entry(msgspec.Struct):
+    digest: str
+    platform: _Platform
+
+
+class _Config(msgspec.Struct):
+    digest: str
+
+
+class _Layer(msgspec.Struct):
+    size: int
+
+
+class _Document(msgspec.Struct):
+    """What we read of an index (``manifests``) or a manifest (``config``, ``layers``)."""
+
+    manifests: list[_Entry] | None = None
+    config: _Config | None = None
+    layers: list[_Layer] | None = None
+
+
+class _Configuration(msgspec.Struct):
+    architecture: str
+
+
+_T = TypeVar("_T", _Document, _Configuration)
 
 
 @dataclass(frozen=True)
@@ -131,29 +166,33 @@ class Registry:
         not fit, a rate limit that lasts longer than we wait. ``where`` is the place that errors point to.
         """
         wanted = debian_architecture(architecture)
-        body, digest = self._fetch(reference, f"manifests/{_version(reference)}", where)
-        index = None
-        if "manifests" in body:
-            index, digest = digest, _of_platform(body, wanted, reference, where)
-            body, _ = self._fetch(reference, f"manifests/{digest}", where)
-            found = wanted
+        body, digest = self._fetch(_Document, reference, f"manifests/{_version(reference)}", where)
+        index, found = None, wanted
+        if body.manifests is not None:
+            there: dict[str, str] = {}
+            for entry in body.manifests:
+                if entry.platform.os == "linux":
+                    there.setdefault(entry.platform.architecture, entry.digest)
+            if wanted not in there:
+                raise _wrong_architecture(reference, [name for name in there if name != "unknown"], wanted, where)
+            index, digest = digest, there[wanted]
+            body, _ = self._fetch(_Document, reference, f"manifests/{digest}", where)
+        elif body.config is None:
+            raise _not_understood(reference, where)
         else:
-            found = self._architecture(body, reference, where)
+            found = self._fetch(_Configuration, reference, f"blobs/{body.config.digest}", where)[0].architecture
+        if body.layers is None:
+            raise _not_understood(reference, where)
         if found != wanted:
             raise _wrong_architecture(reference, [found], wanted, where)
-        try:
-            size = sum(int(layer["size"]) for layer in body["layers"])
-        except (KeyError, TypeError, ValueError):
-            raise _not_understood(reference, where) from None
-        return Manifest(digest, index, found, size)
+        return Manifest(digest, index, found, sum(layer.size for layer in body.layers))
 
     def tag_digest(self, reference: Reference, *, where: str) -> str | None:
         """The digest that the tag names now (of the index, if there is one): one HEAD, which no rate limit counts.
 
         None when the registry does not say. Raises as `manifest` does.
         """
-        url = self._url(reference, f"manifests/{_version(reference)}")
-        _, headers = self._patiently(url, reference, where, "HEAD")
+        _, headers = self._patiently(reference, f"manifests/{_version(reference)}", where, "HEAD")
         return headers.get("Docker-Content-Digest")
 
     def check_tag(self, squash: Path, known: Sidecar, architecture: str | None, *, where: str) -> TagAnswer:
@@ -181,33 +220,20 @@ class Registry:
             f"{squash.name} is of {known.digest}, and the tag names {manifest.digest} now", manifest.digest
         )
 
-    def _architecture(self, body: Mapping[str, Any], reference: Reference, where: str) -> str:
+    def _fetch(self, kind: type[_T], reference: Reference, what: str, where: str) -> tuple[_T, str]:
+        """A JSON document and its digest, checked against what was asked for and what the registry says."""
+        content, _ = self._patiently(reference, what, where, "GET")
         try:
-            configuration, _ = self._fetch(reference, f"blobs/{body['config']['digest']}", where)
-            return str(configuration["architecture"])
-        except (KeyError, TypeError):
+            return msgspec.json.decode(content, type=kind), _digest(content)
+        except msgspec.MsgspecError:
             raise _not_understood(reference, where) from None
 
-    def _url(self, reference: Reference, what: str) -> str:
-        host = "registry-1.docker.io" if reference.registry == "docker.io" else reference.registry
-        return f"{self._scheme}://{host}/v2/{reference.repository}/{what}"
-
-    def _fetch(self, reference: Reference, what: str, where: str) -> tuple[dict[str, Any], str]:
-        """A JSON document and its digest, checked against what was asked for and what the registry says."""
-        url = self._url(reference, what)
-        content, _ = self._patiently(url, reference, where, "GET")
-        try:
-            value = json.loads(content)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise _not_understood(reference, where)
-        return value, f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-    def _patiently(self, url: str, reference: Reference, where: str, method: str) -> tuple[bytes, Message]:
+    def _patiently(self, reference: Reference, what: str, where: str, method: str) -> tuple[bytes, Message]:
         """Ask until there is an answer, as often and as long as that makes sense. Raises as `manifest` does."""
         from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
+        host = "registry-1.docker.io" if reference.registry == "docker.io" else reference.registry
+        url = f"{self._scheme}://{host}/v2/{reference.repository}/{what}"
         deadline = time.monotonic() + PATIENCE
 
         def wait(state: RetryCallState) -> float:
@@ -227,10 +253,7 @@ class Registry:
             before_sleep=telling(self._log),
             reraise=True,
         )
-        try:
-            return attempts(self._ask, url, reference, where, method)
-        except _NoAnswer as error:
-            raise Unreachable(error.message, where=where, hint=error.hint) from None
+        return attempts(self._ask, url, reference, where, method)
 
     def _ask(self, url: str, reference: Reference, where: str, method: str) -> tuple[bytes, Message]:
         account = (reference.registry, reference.repository)
@@ -255,7 +278,14 @@ class Registry:
                 where=where,
                 hint="try again later; see whether this host reaches it",
             ) from None
-        _check(answer, url, reference, where, method)
+        content, headers = answer
+        for said in (url.rpartition("/")[2], headers.get("Docker-Content-Digest", "")) if method == "GET" else ():
+            if said.startswith("sha256:") and said != (actual := _digest(content)):  # a proxy may have mixed it up
+                raise _MayPass(
+                    f"{reference.registry} answered with {actual[:19]}… where it says {said[:19]}…",
+                    where=where,
+                    hint="try again later; look at a proxy in between",
+                )
         return answer
 
     def _send(self, url: str, method: str, authorization: str | None) -> tuple[bytes, Message]:
@@ -320,33 +350,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return following
 
 
-def _check(answer: tuple[bytes, Message], url: str, reference: Reference, where: str, method: str) -> None:
-    """The content must be what its name says. Raises _MayPass: a proxy may have cut or mixed it up."""
-    content, headers = answer
-    if method == "HEAD":
-        return
-    actual = f"sha256:{hashlib.sha256(content).hexdigest()}"
-    last = url.rpartition("/")[2]
-    for said in (last, headers.get("Docker-Content-Digest", "")):
-        if said.startswith("sha256:") and said != actual:
-            raise _MayPass(
-                f"{reference.registry} answered with {actual[:19]}… where it says {said[:19]}…",
-                where=where,
-                hint="try again later; look at a proxy in between",
-            )
-
-
-def _of_platform(index: Mapping[str, Any], wanted: str, reference: Reference, where: str) -> str:
-    there: dict[str, str] = {}
-    try:
-        for entry in index["manifests"]:
-            if entry.get("platform", {}).get("os", "linux") == "linux":
-                there.setdefault(str(entry["platform"]["architecture"]), str(entry["digest"]))
-    except (KeyError, TypeError, AttributeError):
-        raise _not_understood(reference, where) from None
-    if wanted not in there:
-        raise _wrong_architecture(reference, [name for name in there if name != "unknown"], wanted, where)
-    return there[wanted]
+def _digest(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def _version(reference: Reference) -> str:
