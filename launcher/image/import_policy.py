@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from launcher.core.errors import ConfigError, ImageError
 from launcher.core.process import CommandRunner
@@ -16,9 +16,6 @@ from launcher.image.die_with_parent import ends_with_this_process
 from launcher.image.enroot import Enroot
 from launcher.image.reference import PlannedImage, Reference
 from launcher.image.store import ImageRecord, ImageStore, no_mark
-
-if TYPE_CHECKING:
-    from launcher.image.registry import Registry
 
 NODE_PATIENCE = 1800
 """Seconds that the job of an import may wait for a node. Slurm itself ends it then, whatever became of us."""
@@ -118,7 +115,11 @@ def ensure_image(
         enroot = Enroot(environment, run, command, node_patience=NODE_PATIENCE, log=log, sleep=sleep)
     else:
         enroot = Enroot(environment, run, log=log, sleep=sleep)
-    registry = _registry(image, environment, log, sleep) if policy.may_ask(image.uri) else None
+    registry = None
+    if policy.may_ask(image.uri):
+        from launcher.image.registry import Registry  # urllib is for those who import
+
+        registry = Registry({**environment, **image.environment}, log=log, sleep=sleep)
     store = ImageStore(enroot, run, registry=registry, log=log, mark=mark, sleep=sleep)
     try:
         record = store.ensure(image)
@@ -130,14 +131,6 @@ def ensure_image(
     digest = f", {known.digest}" if known.digest else ""
     log(f"image {image.reference}: {record.how} in {record.seconds:.3f} s ({known.size / 1e6:.1f} MB{digest})")
     return record
-
-
-def _registry(
-    image: PlannedImage, environment: Mapping[str, str], log: Callable[[str], None], sleep: Callable[[float], None]
-) -> Registry:
-    from launcher.image.registry import Registry  # urllib is for those who import
-
-    return Registry({**environment, **image.environment}, log=log, sleep=sleep)
 
 
 _PLACE = re.compile(r"(?P<path>.+) \((?P<key>[^()]+)\)")
