@@ -107,10 +107,7 @@ def _plain(image: Image) -> dict[str, object]:
         "squash": str(image.squash),
         "bytes": image.size,
         "problem": image.problem,
-        "reference": note.reference if note else None,
-        "digest": note.digest if note else None,
-        "hash": note.hash if note else None,
-        "how": note.how if note else None,
+        **{name: getattr(note, name, None) for name in ("reference", "digest", "hash", "how")},
         "last_use": image.used,
         "live_runs": list(image.users),
     }

@@ -219,15 +219,14 @@ def credentials(host: str, environ: Mapping[str, str]) -> Credentials | None:
 
     Raises MadeByCommand.
     """
-    found = _line(host, environ)
-    if found is None:
-        return None
-    login, password, place = found
-    if not password.startswith("$"):  # as enroot's common.sh has it: only such a password goes through a shell
-        return Credentials(login, password, place)
-    if variable := _VARIABLE.fullmatch(password):
-        return Credentials(login, environ.get(variable[1] or variable[2], ""), place)
-    raise MadeByCommand(f"the password for {host} is made by a command, which only enroot runs", where=place)
+    found = _account(host, environ)
+    if found is None or not found.password.startswith(
+        "$"
+    ):  # enroot's common.sh: only such passwords go through a shell
+        return found
+    if variable := _VARIABLE.fullmatch(found.password):
+        return replace(found, password=environ.get(variable[1] or variable[2], ""))
+    raise MadeByCommand(f"the password for {host} is made by a command, which only enroot runs", where=found.place)
 
 
 def account_line(registry: str, environ: Mapping[str, str], realm: str = "") -> str:
@@ -238,21 +237,18 @@ def account_line(registry: str, environ: Mapping[str, str], realm: str = "") -> 
     hub = registry == "docker.io"
     realm = realm or ("auth.docker.io" if hub else registry)
     for host in (realm, "registry-1.docker.io" if hub else registry):
-        if found := _line(host, environ):
-            return f"the line of machine {host.partition(':')[0]}, login {found[0]} in {found[2]}"
+        if found := _account(host, environ):
+            return f"the line of machine {host.partition(':')[0]}, login {found.login} in {found.place}"
     line = f"machine {realm.partition(':')[0]} login … password …"
     return f"add the line `{line}` to {credentials_file(environ)}, which has none for it"
 
 
-def _line(host: str, environ: Mapping[str, str]) -> tuple[str, str, str] | None:
-    """Login, password as it is written, and ``file:line`` of the first account of a host."""
+def _account(host: str, environ: Mapping[str, str]) -> Credentials | None:
+    """The first account of a host, with the password as it is written."""
     path = credentials_file(environ)
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError):
-        return None
-    for number, line in enumerate(lines, 1):
-        found = _LINE.fullmatch(line)
-        if found is not None and found[1] == host.partition(":")[0]:
-            return found[2], found[3], f"{path}:{number}"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            found = _LINE.fullmatch(line)
+            if found is not None and found[1] == host.partition(":")[0]:
+                return Credentials(found[2], found[3], f"{path}:{number}")
     return None

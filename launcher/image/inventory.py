@@ -75,7 +75,7 @@ def images(
     return found
 
 
-def _marked(squash: Path, known: Sequence[str], now: float, is_over: IsOver = assume_alive) -> tuple[str, ...]:
+def _marked(squash: Path, known: Sequence[str], now: float, is_over: IsOver) -> tuple[str, ...]:
     """Live runs that marked the image, without those that are ``known`` already."""
     try:
         return tuple(str(use) for use in usage.live(squash, now, is_over) if use.run not in known)
@@ -112,7 +112,6 @@ class Check(str, Enum):
 class Verdict:
     """What verifying an image found. ``said`` has a line for each level of the check, the cheapest first."""
 
-    image: Image
     check: Check
     said: tuple[str, ...]
 
@@ -120,26 +119,26 @@ class Verdict:
 def verify(image: Image, *, deep: bool = False, runner: CommandRunner = run) -> Verdict:
     """Check the superblock, the lists of inodes and directories, and with ``deep`` every byte by the recorded hash."""
     if image.problem is not None:
-        return Verdict(image, Check.DAMAGED, (image.problem,))
+        return Verdict(Check.DAMAGED, (image.problem,))
     listing = check_lists(image.squash, runner)
     said = [f"lists: {listing.value}"]
     if listing is Listing.DAMAGED:
-        return Verdict(image, Check.DAMAGED, tuple(said))
+        return Verdict(Check.DAMAGED, tuple(said))
     check = Check.WHOLE if listing is Listing.WHOLE else Check.UNKNOWN
     if deep:
         recorded = image.sidecar.hash if image.sidecar else None
         try:
             actual = file_hash(image.squash)
         except OSError as error:
-            return Verdict(image, Check.DAMAGED, (*said, f"content: cannot be read: {error.strerror}"))
+            return Verdict(Check.DAMAGED, (*said, f"content: cannot be read: {error.strerror}"))
         if recorded is None:
             said.append("content: readable; no hash was recorded (`launcher image adopt` records one)")
         elif recorded != actual:
-            return Verdict(image, Check.DAMAGED, (*said, f"content: {actual}, and {recorded} was recorded"))
+            return Verdict(Check.DAMAGED, (*said, f"content: {actual}, and {recorded} was recorded"))
         else:
             check = Check.WHOLE
             said.append("content: as recorded")
-    return Verdict(image, check, tuple(said))
+    return Verdict(check, tuple(said))
 
 
 def adopt(squash: Path, reference: str, uri: str, *, runner: CommandRunner = run) -> Sidecar:

@@ -19,7 +19,6 @@ from launcher.core.publish import NAME_MAX
 
 HUB = "docker.io"
 _HUB_NAMES = frozenset({HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
-_HUB_HOST = "registry-1.docker.io"
 
 NameRule = Literal["underscore", "plus", "plus-nv"]
 """How a cluster names its squash files; see `squash_name`."""
@@ -63,10 +62,19 @@ class Reference:
             raise ConfigError(f"image {_shown(text)}: {wrong.what}", where=where, hint=wrong.hint) from None
 
     @property
+    def host(self) -> str:
+        """Where the registry answers, with its port if it has one."""
+        return "registry-1.docker.io" if self.registry == HUB else self.registry
+
+    @property
+    def version(self) -> str:
+        """The digest, else the tag. A digest leaves no room for the tag."""
+        return self.digest or self.tag or "latest"
+
+    @property
     def uri(self) -> str:
-        """The spelling for `enroot import` that enroot 3.x and 4.x read alike. A digest leaves no room for the tag."""
-        host = _HUB_HOST if self.registry == HUB else self.registry
-        return f"docker://{host}#{self.repository}:{self.digest or self.tag or 'latest'}"
+        """The spelling for `enroot import` that enroot 3.x and 4.x read alike."""
+        return f"docker://{self.host}#{self.repository}:{self.version}"
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,15 @@ def _read(body: str) -> Reference:
 
     registry, rest = _split_registry(body)
     name, tag, digest = _split_version(rest)
-    _check_repository(name)
+    if not name:
+        raise _Wrong("the repository is empty", "write REPOSITORY:TAG, with its registry before it if need be")
+    if name != name.lower():
+        raise _Wrong(f"the repository {name!r} has upper-case letters", "registries have lower-case names only")
+    for component in name.split("/"):
+        if not component:
+            raise _Wrong(f"the repository {name!r} has an empty part", "one '/' between two names, none at the ends")
+        if not _COMPONENT.fullmatch(component):
+            raise _Wrong(f"{component!r} is not a repository name", "letters and digits, with . _ __ or - between them")
     if registry == HUB and "/" not in name:
         name = f"library/{name}"
     return Reference(registry, name, tag, digest)
@@ -220,18 +236,6 @@ def _split_version(rest: str) -> tuple[str, str | None, str | None]:
             f"{tag!r} is not a tag" if tag else "a tag should follow ':'", "tags have letters, digits and . _ -"
         )
     return name, tag, digest or None
-
-
-def _check_repository(name: str) -> None:
-    if not name:
-        raise _Wrong("the repository is empty", "write REPOSITORY:TAG, with its registry before it if need be")
-    if name != name.lower():
-        raise _Wrong(f"the repository {name!r} has upper-case letters", "registries have lower-case names only")
-    for component in name.split("/"):
-        if not component:
-            raise _Wrong(f"the repository {name!r} has an empty part", "one '/' between two names, none at the ends")
-        if not _COMPONENT.fullmatch(component):
-            raise _Wrong(f"{component!r} is not a repository name", "letters and digits, with . _ __ or - between them")
 
 
 def _shown(text: str) -> str:

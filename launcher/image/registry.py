@@ -127,12 +127,6 @@ class TagAnswer:
     moved_to: str | None = None
 
 
-def debian_architecture(machine: str | None = None) -> str:
-    """``x86_64`` → ``amd64``; of this machine when none is given."""
-    machine = machine or platform.machine()
-    return _DEBIAN.get(machine, machine)
-
-
 class Registry:
     """Asks registries. ``environ`` names enroot's credentials file, proxies, and ENROOT_ALLOW_HTTP.
 
@@ -165,8 +159,9 @@ class Registry:
         Raises Unreachable; ImageError for what will not pass: 401, 403, 404, no such architecture, a digest that does
         not fit, a rate limit that lasts longer than we wait. ``where`` is the place that errors point to.
         """
-        wanted = debian_architecture(architecture)
-        body, digest = self._fetch(_Document, reference, f"manifests/{_version(reference)}", where)
+        machine = architecture or platform.machine()
+        wanted = _DEBIAN.get(machine, machine)
+        body, digest = self._fetch(_Document, reference, f"manifests/{reference.version}", where)
         index, found = None, wanted
         if body.manifests is not None:
             there: dict[str, str] = {}
@@ -192,7 +187,7 @@ class Registry:
 
         None when the registry does not say. Raises as `manifest` does.
         """
-        _, headers = self._patiently(reference, f"manifests/{_version(reference)}", where, "HEAD")
+        _, headers = self._patiently(reference, f"manifests/{reference.version}", where, "HEAD")
         return headers.get("Docker-Content-Digest")
 
     def check_tag(self, squash: Path, known: Sidecar, architecture: str | None, *, where: str) -> TagAnswer:
@@ -232,8 +227,7 @@ class Registry:
         """Ask until there is an answer, as often and as long as that makes sense. Raises as `manifest` does."""
         from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
-        host = "registry-1.docker.io" if reference.registry == "docker.io" else reference.registry
-        url = f"{self._scheme}://{host}/v2/{reference.repository}/{what}"
+        url = f"{self._scheme}://{reference.host}/v2/{reference.repository}/{what}"
         deadline = time.monotonic() + PATIENCE
 
         def wait(state: RetryCallState) -> float:
@@ -306,8 +300,7 @@ class Registry:
         realm = said.pop("realm", "")
         host = urllib.parse.urlsplit(realm).netloc if kind.lower() == "bearer" else ""
         self._realms[reference.registry] = host
-        names = (host, "registry-1.docker.io" if reference.registry == "docker.io" else reference.registry)
-        account = next((found for name in names if name and (found := credentials(name, self._environ))), None)
+        account = (credentials(host, self._environ) if host else None) or credentials(reference.host, self._environ)
         basic = None
         if account is not None:
             basic = "Basic " + b64encode(f"{account.login}:{account.password}".encode()).decode()
@@ -326,7 +319,7 @@ class Registry:
     def _status(self, error: urllib.error.HTTPError, reference: Reference, where: str) -> ImageError:
         realm = self._realms.get(reference.registry, "")
         fault = with_account(fault_of_status(error.code), reference.registry, self._environ, realm)
-        message = f"{reference.registry}: {_name(reference)}: {fault.what}"
+        message = f"{reference.registry}: {reference.repository}:{reference.version}: {fault.what}"
         if not fault.may_pass:
             return ImageError(message, where=where, hint=fault.hint)
         pause = _retry_after(error.headers.get("Retry-After"))
@@ -354,17 +347,10 @@ def _digest(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def _version(reference: Reference) -> str:
-    return reference.digest or reference.tag or "latest"
-
-
-def _name(reference: Reference) -> str:
-    return f"{reference.repository}:{_version(reference)}"
-
-
 def _wrong_architecture(reference: Reference, there: list[str], wanted: str, where: str) -> ImageError:
+    found = ", ".join(there) or "no Linux"
     return ImageError(
-        f"{_name(reference)} is for {', '.join(there) or 'no Linux'}, and the nodes need {wanted}",
+        f"{reference.repository}:{reference.version} is for {found}, and the nodes need {wanted}",
         where=where,
         hint=f"name an image that has {wanted}; or correct node.arch in the runner file",
     )
