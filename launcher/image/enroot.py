@@ -220,9 +220,8 @@ def credentials(host: str, environ: Mapping[str, str]) -> Credentials | None:
     Raises MadeByCommand.
     """
     found = _account(host, environ)
-    if found is None or not found.password.startswith(
-        "$"
-    ):  # enroot's common.sh: only such passwords go through a shell
+    # As enroot's common.sh has it, only a password that begins with $ goes through a shell.
+    if found is None or not found.password.startswith("$"):
         return found
     if variable := _VARIABLE.fullmatch(found.password):
         return replace(found, password=environ.get(variable[1] or variable[2], ""))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +14,6 @@ from typing import Literal
 from launcher.core.errors import ConfigError, ImageError
 from launcher.core.process import CommandRunner
 from launcher.core.yaml_source import Document
-from launcher.image.die_with_parent import ends_with_this_process
 from launcher.image.enroot import Enroot
 from launcher.image.reference import PlannedImage, Reference
 from launcher.image.store import ImageRecord, ImageStore, no_mark
@@ -20,6 +21,7 @@ from launcher.image.store import ImageRecord, ImageStore, no_mark
 NODE_PATIENCE = 1800
 """Seconds that the job of an import may wait for a node. Slurm itself ends it then, whatever became of us."""
 
+_DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 _OWN = "LAUNCHER_ENROOT_DIRECTORY"
 _PREFIX = "launcher-enroot-"
 _ON_NODE = (
@@ -77,7 +79,7 @@ class ImportPolicy:
             f"--comment={import_comment(self.token)}",
             *image.import_options,
         )
-        return (*ends_with_this_process(srun), *_ON_NODE, "enroot")
+        return (sys.executable, "-S", "-E", str(_DIE_WITH_PARENT), str(os.getpid()), *srun, *_ON_NODE, "enroot")
 
     def node_environment(self, image: PlannedImage) -> dict[str, str]:
         """enroot's directories for an import on a node. It makes all of them itself, but the first two."""
