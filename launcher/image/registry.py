@@ -51,9 +51,7 @@ class Unreachable(ImageError):
 class _MayPass(ImageError):
     """Another request may be answered. ``pause`` is how many seconds the registry said to wait, if it said so."""
 
-    def __init__(self, message: str, *, where: str | None, hint: str, pause: float | None = None) -> None:
-        super().__init__(message, where=where, hint=hint)
-        self.pause = pause
+    pause: float | None = None
 
 
 class _NoAnswer(_MayPass, Unreachable):
@@ -231,9 +229,8 @@ class Registry:
         deadline = time.monotonic() + PATIENCE
 
         def wait(state: RetryCallState) -> float:
-            error = error_of(state)
-            asked = error.pause if isinstance(error, _MayPass) else None
-            return asked if asked is not None else float(2 ** (state.attempt_number - 1))
+            asked = getattr(error_of(state), "pause", None)
+            return float(2 ** (state.attempt_number - 1) if asked is None else asked)
 
         def stop(state: RetryCallState) -> bool:
             attempts = min(2, self._attempts) if isinstance(error_of(state), _NoConnection) else self._attempts
@@ -325,8 +322,9 @@ class Registry:
         pause = _retry_after(error.headers.get("Retry-After"))
         if pause is not None:
             message += f", which says to come again in {pause:.0f} s"
-        kind = _NoAnswer if error.code >= 500 else _MayPass
-        return kind(message, where=where, hint=fault.hint, pause=pause)
+        passing = (_NoAnswer if error.code >= 500 else _MayPass)(message, where=where, hint=fault.hint)
+        passing.pause = pause
+        return passing
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

@@ -78,14 +78,6 @@ class ImageRecord:
     facts: tuple[str, ...] = ()
 
 
-def no_log(message: str) -> None:
-    """Say nothing."""
-
-
-def no_mark(squash: Path) -> None:
-    """Leave no mark of use."""
-
-
 class ImageStore:
     """Has images in place, by an ``enroot``.
 
@@ -100,8 +92,8 @@ class ImageStore:
         run: CommandRunner = run,
         *,
         registry: Registry | None = None,
-        log: Callable[[str], None] = no_log,
-        mark: Callable[[Path], None] = no_mark,
+        log: Callable[[str], None] = lambda message: None,
+        mark: Callable[[Path], None] = lambda squash: None,
         lock: type[Lock] = Lock,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -374,11 +366,10 @@ def _check_space(final: Path, temporary: Path | None, size: int | None, where: s
         if inodes and free >= max(least, 1):
             continue
         what = f"{free / 2**30:.1f} GiB free" if inodes else "no inode free"
+        what += f" in {directory}"
         if size:
-            need = f"needs {least / 2**30:.1f} GiB there at the least"
-            what += f" in {directory}, and an image of {size / 2**30:.1f} GiB compressed {need}"
-        else:
-            what += f" in {directory}"
+            need = f"{least / 2**30:.1f} GiB there at the least"
+            what += f", and an image of {size / 2**30:.1f} GiB compressed needs {need}"
         left = ", ".join(path.name for path in dead_temporaries(directory))
         raise ImageError(
             f"not enough space for an import: {what}",
