@@ -14,8 +14,7 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import result_filename
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
-from launcher.image.reference import Reference, same_image, squash_name
-from launcher.image.request import PlannedImage
+from launcher.image.reference import PlannedImage, Reference, same_image, squash_name
 from launcher.plan.plan import Expected, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
 from launcher.runner.file import Applied, RunnerFile, applies
 from launcher.runner.schema import Adjustment, ImageRule, Images, LaneRule, ModelRule

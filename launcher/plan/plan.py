@@ -18,7 +18,7 @@ import msgspec
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
-from launcher.image.request import PlannedImage
+from launcher.image.reference import PlannedImage
 
 SCHEMA = 1
 

@@ -10,8 +10,7 @@ from typing import Any
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import environment_of
 from launcher.core.errors import ConfigError
-from launcher.image.reference import names_an_image
-from launcher.image.request import PlannedImage
+from launcher.image.reference import PlannedImage, names_an_image
 from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
 from launcher.plan.plan import SRTCTL
