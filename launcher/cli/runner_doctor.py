@@ -25,7 +25,7 @@ from launcher.doctor.facts import SlurmFacts, Unknown
 from launcher.doctor.queries import collect, collect_for_draft
 from launcher.plan import derive
 from launcher.project import Session
-from launcher.rehearsal import srt_slurm_stand_in
+from launcher.rehearsal import stand_ins
 from launcher.runner.file import RunnerFile
 
 
@@ -46,8 +46,8 @@ def new(arguments: argparse.Namespace) -> int:
     slurm = queries.slurm_facts(commands)
     partition = _partition(slurm, arguments.partition)
     account = arguments.account or _account(slurm)
-    stand_in = f"{{state}}/rehearsal/{srt_slurm_stand_in.DIRECTORY}"
-    commit = f"ref {srt_slurm_stand_in.REF}, sha {srt_slurm_stand_in.SHA}"
+    stand_in = f"{{state}}/rehearsal/{stand_ins.REPOSITORY_NAME}"
+    commit = f"ref {stand_ins.REPOSITORY_REF}, sha {stand_ins.REPOSITORY_SHA}"
     request = DraftRequest(name, partition, account, directory, str(project.state), (stand_in, commit))
     facts = collect_for_draft(request, slurm, commands, node=not arguments.no_node, wait=arguments.timeout)
     text = draft(request, facts)

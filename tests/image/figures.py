@@ -25,7 +25,7 @@ from statistics import median
 
 from launcher.image.inventory import adopt
 from launcher.image.reference import Reference
-from launcher.rehearsal.tools import environment as environment_of_stand_ins
+from launcher.rehearsal.stand_ins import environment as environment_of_stand_ins
 from launcher.runner.schema import Images
 from tests.image.docker_registry import RealRegistry, real_registry
 from tests.image.support import Scripted, image_store, never, request

@@ -21,7 +21,7 @@ from launcher.image.reference import Reference
 from launcher.image.registry import Registry
 from launcher.image.request import PlannedImage
 from launcher.image.store import ImageStore, no_log
-from launcher.rehearsal.squashfs import squashfs
+from launcher.rehearsal.enroot_stand_in import squashfs
 
 ENROOT = (sys.executable, "-m", "launcher.rehearsal.enroot_stand_in")
 REFERENCE = "nvcr.io#nvidia/ai-dynamo/vllm-runtime:1.0.1"
