@@ -60,7 +60,7 @@ class Console:
 
     def outcomes(self, runs: Path, outcomes: Sequence[Outcome]) -> None:
         """Show how runs ended: the table of results, where they are, and what to try next."""
-        from launcher.result.report import write_table
+        from launcher.result.summary import write_table
 
         paths = [runs / o.run / "summary.json" for o in outcomes]
         summaries = [json.loads(p.read_text()) for p in paths if p.is_file()]

@@ -204,7 +204,7 @@ def _announce(github: GitHub, plan: Plan, of: Session) -> None:
 
 def report_to(github: GitHub, runs: Path, outcomes: Sequence[Outcome]) -> None:
     """How runs ended: the step's output, an annotation with the verdict of each that failed, the table of points."""
-    from launcher.result.report import markdown
+    from launcher.result.summary import markdown
 
     summaries = []
     for outcome in outcomes:

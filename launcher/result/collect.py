@@ -19,14 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
 from launcher.benchmark.result_names import agentic_result_name, fixed_result_name
 from launcher.core.errors import ResultError
 from launcher.core.publish import NAME_MAX, publish_new, publishing, temporary_name
 from launcher.core.retry import until
 from launcher.result.logs import LOGS, TARBALL, log_files
-from launcher.result.validate import FileName, Invalid, Point, read_agentic_result, read_result
+from launcher.result.validate import FileName, Invalid, Point, is_json_object, read_agentic_result, read_result
 
 _RETRY_INTERVAL = 5.0
 
@@ -238,7 +236,7 @@ def _look_eval(request: CollectRequest, found: _Found) -> None:
     results = 0
     for path in sorted(path for path, status in files if status.st_mtime >= request.started):
         is_result = fnmatch.fnmatch(path.name, "results*.json")
-        if (is_result or path.name == "meta_env.json") and not _is_json(path):
+        if (is_result or path.name == "meta_env.json") and not is_json_object(path):
             bad.append(f"eval: {path.name} is not a JSON object")
             continue
         results += is_result
@@ -249,14 +247,6 @@ def _look_eval(request: CollectRequest, found: _Found) -> None:
         found.problems += [Problem(text) for text in bad]
     else:
         found.doubts += bad
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return True
 
 
 def _check_target(target: Path, digest: str, ours: str | None) -> None:
