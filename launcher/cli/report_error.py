@@ -17,6 +17,6 @@ def complain(error: LauncherError, arguments: argparse.Namespace) -> int:
     if os.environ.get("GITHUB_ACTIONS") == "true" and not getattr(arguments, "annotated", False):
         from launcher.core.github import GitHub
 
-        with GitHub.from_environment(os.environ, sys.stdout) as github:
+        with GitHub(os.environ, sys.stdout) as github:
             github.error(redact(error.message, os.environ), title=f"launcher: {error.layer}")
     return error.exit_code

@@ -79,7 +79,7 @@ def ci(arguments: argparse.Namespace) -> int:
     """Run what this GitHub job's environment asks for; results go where the workflow looks."""
     of = session(arguments, look=True)
     arguments.annotated = True
-    with GitHub.from_environment(os.environ, sys.stdout) as github:
+    with GitHub(os.environ, sys.stdout) as github:
         github.mask_secrets(os.environ)
         try:
             plan = of.plan_from_environment(arguments.run_id)

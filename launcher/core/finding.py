@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from launcher.core.yaml_source import Place
 
 Severity = Literal["error", "warning", "note"]
 
 
-class Finding:
+class Finding(msgspec.Struct, eq=False):
     """What `check` reports: a rule id, how bad it is, what is wrong, where, and of how many rows it is true.
 
     ``rows`` is 0 for a finding about no row, and for one of a single plan.
     """
 
-    __slots__ = ("message", "place", "rows", "rule", "severity")
-
-    def __init__(self, rule: str, severity: Severity, message: str, place: Place | str, rows: int = 0) -> None:
-        self.rule = rule
-        self.severity = severity
-        self.message = message
-        self.place = place
-        self.rows = rows
+    rule: str
+    severity: Severity
+    message: str
+    place: Place | str
+    rows: int = 0
 
     @property
     def text(self) -> str:
@@ -37,9 +36,8 @@ class Finding:
     @property
     def file(self) -> str:
         """The file that it is in, found without a look at lines."""
-        return (
-            self.place.document.path if isinstance(self.place, Place) else self.place.rpartition(":")[0] or self.place
-        )
+        place = self.place
+        return place.document.path if isinstance(place, Place) else place.rpartition(":")[0] or place
 
     @property
     def line(self) -> int | None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any, TypeVar
 
 import msgspec
 
 from launcher.core.errors import ConfigError
 from launcher.core.suggest import suggest
-from launcher.core.yaml_source import Document, Key
+from launcher.core.yaml_source import Document, Key, reached
 
 _AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
 _UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]+)`")
@@ -56,7 +58,9 @@ def schema_error(
         words = _words_at(root, keys)
         hint = suggest(enum["word"], words, f"one of: {', '.join(words)}" if words else None)
     elif wanted := _DAY if message.startswith(_NO_DAY) else "regex" in message and _wanted_at(root, keys):
-        message = f"{_value_at(document.data, [*under, *keys])!r} is not {wanted}"
+        path = [*under, *keys]  # msgspec does not give it in full below a mapping's values (``[...]``)
+        whole = reached(document.data, path) == len(path)
+        message = f"{reduce(getitem, path, document.data) if whole else None!r} is not {wanted}"
     spot = ".".join(str(k) for k in keys)
     return ConfigError(f"{message} (at {spot})" if spot else message, where=document.where([*under, *keys]), hint=hint)
 
@@ -66,15 +70,6 @@ def _path_keys(path: str) -> list[Key]:
     for name, index in re.findall(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]", path):
         keys.append(int(index) if index.isdigit() else name or index)
     return keys
-
-
-def _value_at(data: Any, keys: Sequence[Key]) -> Any:
-    """The value below a path, or None where msgspec does not give the path in full (``[...]``)."""
-    for key in keys:
-        if not (isinstance(data, list) and isinstance(key, int)) and not (isinstance(data, dict) and key in data):
-            return None
-        data = data[key]  # type: ignore[index]
-    return data
 
 
 def _types_at(root: type, keys: Sequence[Key]) -> list[Any]:

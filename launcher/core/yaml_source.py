@@ -135,7 +135,10 @@ class Document:
                 key, mark = built.repeated[0]
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", mark)
         except yaml.YAMLError as error:
-            raise _yaml_error(self.path, error) from None
+            problem, context = getattr(error, "problem", None) or str(error), getattr(error, "context", None)
+            at = getattr(error, "problem_mark", None)
+            message = f"not valid YAML: {problem}" + (f" ({context})" if context else "")
+            raise ConfigError(message, where=f"{self.path}:{at.line + 1}" if at else self.path) from None
         self.data: Any = built.value
         self._lines = built.lines
         self.repeated = [(key, mark.line + 1) for key, mark in built.repeated]
@@ -204,11 +207,3 @@ def reached(data: Any, keys: Sequence[Key]) -> int:
             return depth
         data = data[key]
     return len(keys)
-
-
-def _yaml_error(path: str, error: yaml.YAMLError) -> ConfigError:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error)
-    context = getattr(error, "context", None)
-    message = f"not valid YAML: {problem}" + (f" ({context})" if context else "")
-    return ConfigError(message, where=f"{path}:{mark.line + 1}" if mark else path)
