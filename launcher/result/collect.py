@@ -21,7 +21,7 @@ from typing import Literal
 
 from launcher.benchmark.result_names import agentic_result_name, fixed_result_name
 from launcher.core.errors import ResultError
-from launcher.core.publish import NAME_MAX, publish_new, publishing, temporary_name
+from launcher.core.publish import NAME_MAX, publish_new, temporary_name
 from launcher.core.retry import until
 from launcher.result.logs import LOGS, TARBALL, log_files
 from launcher.result.validate import FileName, Invalid, Point, is_json_object, read_agentic_result, read_result
@@ -223,9 +223,8 @@ def _look_agentic(request: CollectRequest, found: _Found) -> None:
     counted = [path.name for path in request.workspace.iterdir()]
     pattern = glob.escape(request.result_filename) + "_conc*.json"
     for name in sorted(set(fnmatch.filter(counted, pattern)) - asked.keys()):
-        found.problems.append(
-            Problem(f"{name} is in the workspace, was not asked for, and the workflow would count it")
-        )
+        text = f"{name} is in the workspace, was not asked for, and the workflow would count it"
+        found.problems.append(Problem(text))
 
 
 def _look_eval(request: CollectRequest, found: _Found) -> None:
@@ -278,26 +277,20 @@ def _publish(source: Path, target: Path, digest: str, ours: str | None) -> None:
     Raises ResultError when it changed, when another run's file came in the way, and when it cannot be written.
     """
     _check_target(target, digest, ours)
-    temporary = temporary_name(target)
+    temporary, replaces = temporary_name(target), target.exists()
     try:
-        if not target.exists():
-            try:
-                _copy(source, temporary, digest)
-                if not publish_new(temporary, target):
-                    raise ResultError("a file of another run came in the way", where=str(target))
-            finally:
-                temporary.unlink(missing_ok=True)
-        elif _sha256(target) != digest:
-            with publishing(target) as replacement:
-                _copy(source, replacement, digest)
+        if replaces and _sha256(target) == digest:
+            return
+        shutil.copyfile(source, temporary)
+        if _sha256(temporary) != digest:
+            hint = "does the job still run?"
+            raise ResultError("a result changed while it was collected", where=str(source), hint=hint)
+        if not publish_new(temporary, target, whole=lambda path: not replaces and os.path.lexists(path)):
+            raise ResultError("a file of another run came in the way", where=str(target))
     except OSError as error:
         raise ResultError(f"a result cannot be published: {error.strerror}", where=str(target)) from None
-
-
-def _copy(source: Path, temporary: Path, digest: str) -> None:
-    shutil.copyfile(source, temporary)
-    if _sha256(temporary) != digest:
-        raise ResultError("a result changed while it was collected", where=str(source), hint="does the job still run?")
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:
