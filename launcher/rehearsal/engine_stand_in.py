@@ -158,10 +158,19 @@ class _Orchestrator:
     def run(self) -> int:
         name = self.facts.name or "unnamed"
         _log("INFO", f"Loaded config: {name}")
-        self._check_paths()
+        model, container = str(self.facts.model_path), str(self.facts.container)
+        if not model.startswith("hf:") and not Path(model).exists():
+            raise FileNotFoundError(f"Model path does not exist: {Path(model).resolve()}")
+        if not container.startswith(("/", "./")):
+            _log("WARNING", f"rehearsal: pyxis would pull {container} from a registry")
+        elif not Path(container).is_file():
+            raise FileNotFoundError(f"Container image path does not exist: {container}")
         _log("INFO", "Sweep Orchestrator", f"Job ID: {self.job_id}", f"Run name: {name}_{self.job_id}")
         _log("INFO", f"Head node: {self.nodes[0]}", f"Worker nodes: {', '.join(self.nodes)}")
-        self._write_lock()
+        lock = {"lock": {"job_id": self.job_id, "nodes": self.nodes, **results.MARK}}
+        (self.output / "recipe.lock.yaml").write_text(f"{self.text}\n{yaml.safe_dump(lock, sort_keys=False)}")
+        _log("INFO", f"Wrote lockfile: {self.output / 'recipe.lock.yaml'}")
+        self._json("resource_snapshot.json", {"nodes": self.nodes, "gpus": self.topology.gpus, **results.MARK})
         for worker in self.workers:
             started = f"Starting {worker.role} worker {worker.index} on {worker.node}"
             _log("INFO", started, f"Log: {self.logs / worker.log}")
@@ -178,7 +187,13 @@ class _Orchestrator:
         _log("INFO", "Server is healthy - starting benchmark")
         code = self._measure()
         _log("INFO", "Cleanup")
-        self._postprocess()
+        for file in ("config.yaml", "sbatch_script.sh", f"{self.job_id}.json", self.config.name):
+            if (self.output / file).is_file():
+                shutil.copy(self.output / file, self.logs / file)
+                _log("INFO", f"Copied {file} to log directory")
+        benchmark = {"model": self.model, "isl": self.facts.isl, "osl": self.facts.osl}
+        rollup = {"benchmark_type": self.facts.benchmark_type, "config": benchmark, **results.MARK}
+        self._json("benchmark-rollup.json", rollup)
         return code or int(self.faults.get("exit") or 0)
 
     def _measure(self) -> int:
@@ -198,7 +213,12 @@ class _Orchestrator:
 
     def _benchmark(self, agentic: bool) -> bool:
         """Measure every concurrency in turn; False when a worker died meanwhile."""
-        concurrencies = self._agentic_concurrencies() if agentic else (self.facts.concurrencies or ())
+        concurrencies = self.facts.concurrencies or ()
+        if agentic:
+            own = (self.document.get("benchmark") or {}).get("env") or {}
+            environ = {**self.environ, **{k: str(v) for k, v in own.items()}}
+            listed = environ.get("CONC_LIST") or environ.get("CONC") or ""
+            concurrencies = tuple(int(n) for n in re.findall(r"\d+", listed))
         with (self.logs / "benchmark.out").open("a") as out:
             for number, concurrency in enumerate(concurrencies):
                 last = number == len(concurrencies) - 1
@@ -225,9 +245,9 @@ class _Orchestrator:
         _log("ERROR", f"Log file: {self.logs / worker.log}")
 
     def _result(self, concurrency: int, agentic: bool, last: bool) -> None:
-        seed = self.facts.name or ""
+        seed, t = self.facts.name or "", self.topology
         if agentic:
-            document = results.agentic_result(self.topology, concurrency, model=self.model, seed=seed)
+            document = results.agentic_result(t, concurrency, model=self.model, seed=seed)
             directory = Path(self.environ.get("INFMAX_WORKSPACE") or self.logs / "agentic")
             path = directory / agentic_result_name(self.environ.get("RESULT_FILENAME", "result"), concurrency)
             (self.logs / f"agentic/conc_{concurrency}").mkdir(parents=True, exist_ok=True)
@@ -236,9 +256,13 @@ class _Orchestrator:
             mult = (self.document.get("benchmark") or {}).get("num_prompts_mult")
             each = mult if isinstance(mult, int) else 10
             document = results.benchmark_result(
-                self.topology, concurrency, isl, osl, model=self.model, prompts_each=each, seed=seed
+                t, concurrency, isl, osl, model=self.model, prompts_each=each, seed=seed
             )
-            path = self.logs / f"sa-bench_isl_{isl}_osl_{osl}" / self._result_name(concurrency)
+            name = f"results_concurrency_{concurrency}_gpus_{t.gpus}_ctx_{t.prefill_total}_gen_{t.decode_total}.json"
+            if t.aggregated:  # srtctl gives sa-bench the GPUs of the nodes here, not those of the workers
+                nodes = self.facts.aggregated.nodes if self.facts.aggregated else None
+                name = f"results_concurrency_{concurrency}_gpus_{(nodes or 1) * self.per_node}.json"
+            path = self.logs / f"sa-bench_isl_{isl}_osl_{osl}" / name
         if "zero-tokens" in self.faults:
             document |= {"total_output_tokens": 0, "output_throughput": 0.0}
         if last and "nan" in self.faults:
@@ -246,19 +270,6 @@ class _Orchestrator:
         text = json.dumps(document)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text[: len(text) // 2] if last and "truncated-json" in self.faults else text)
-
-    def _result_name(self, concurrency: int) -> str:
-        t = self.topology
-        if t.aggregated:  # srtctl gives sa-bench the GPUs of the nodes here, not those of the workers
-            nodes = self.facts.aggregated.nodes if self.facts.aggregated else None
-            return f"results_concurrency_{concurrency}_gpus_{(nodes or 1) * self.per_node}.json"
-        prefill, decode = t.prefill_workers * t.prefill_gpus, t.decode_workers * t.decode_gpus
-        return f"results_concurrency_{concurrency}_gpus_{t.gpus}_ctx_{prefill}_gen_{decode}.json"
-
-    def _agentic_concurrencies(self) -> tuple[int, ...]:
-        own = (self.document.get("benchmark") or {}).get("env") or {}
-        environ = {**self.environ, **{k: str(v) for k, v in own.items()}}
-        return tuple(int(n) for n in re.findall(r"\d+", environ.get("CONC_LIST") or environ.get("CONC") or ""))
 
     def _evaluate(self) -> None:
         asked = re.findall(r"\d+", self.environ.get("EVAL_CONC", ""))
@@ -271,15 +282,6 @@ class _Orchestrator:
             (directory / name).write_text(json.dumps(document) + "\n")
         (self.logs / "eval.out").write_text("rehearsal: evaluated\n")
         _log("INFO", "Eval completed successfully")
-
-    def _check_paths(self) -> None:
-        model, container = str(self.facts.model_path), str(self.facts.container)
-        if not model.startswith("hf:") and not Path(model).exists():
-            raise FileNotFoundError(f"Model path does not exist: {Path(model).resolve()}")
-        if container.startswith(("/", "./")) and not Path(container).is_file():
-            raise FileNotFoundError(f"Container image path does not exist: {container}")
-        if not container.startswith(("/", "./")):
-            _log("WARNING", f"rehearsal: pyxis would pull {container} from a registry")
 
     def _topology(self) -> Topology:
         facts = self.facts
@@ -316,21 +318,6 @@ class _Orchestrator:
                 workers.append(_Worker(role, index, self.nodes[used // self.per_node % len(self.nodes)]))
                 used += gpus
         return workers
-
-    def _write_lock(self) -> None:
-        lock = {"lock": {"job_id": self.job_id, "nodes": self.nodes, **results.MARK}}
-        (self.output / "recipe.lock.yaml").write_text(f"{self.text}\n{yaml.safe_dump(lock, sort_keys=False)}")
-        _log("INFO", f"Wrote lockfile: {self.output / 'recipe.lock.yaml'}")
-        self._json("resource_snapshot.json", {"nodes": self.nodes, "gpus": self.topology.gpus, **results.MARK})
-
-    def _postprocess(self) -> None:
-        for name in ("config.yaml", "sbatch_script.sh", f"{self.job_id}.json", self.config.name):
-            if (self.output / name).is_file():
-                shutil.copy(self.output / name, self.logs / name)
-                _log("INFO", f"Copied {name} to log directory")
-        benchmark = {"model": self.model, "isl": self.facts.isl, "osl": self.facts.osl}
-        rollup = {"benchmark_type": self.facts.benchmark_type, "config": benchmark, **results.MARK}
-        self._json("benchmark-rollup.json", rollup)
 
     def _json(self, name: str, document: Mapping[str, Any]) -> None:
         (self.logs / name).write_text(json.dumps(document, indent=2) + "\n")

@@ -114,22 +114,18 @@ def _import(uri: str, output: str, environ: Mapping[str, str]) -> None:
         raise _Failed(f"mktemp: failed to create directory in '{parent}': {error.strerror}") from None
     with temporary:
         sys.stderr.write("[INFO] Querying registry for permission grant\n")
-        fail = faults.get("fail", "") if _fails_now(faults) else ""
-        _registry(found, fail)
+        registry, fail = found["registry"] or "registry-1.docker.io", faults.get("fail", "")
+        url = f"https://{registry}/v2/{found['repository']}/manifests/{found['digest'] or found['tag'] or 'latest'}"
+        if fail in _STATUS:
+            raise _Failed(f"[ERROR] URL {url} returned error code: {fail} {_STATUS[fail]}")
+        if fail == "refused":
+            text = f"Failed to connect to {registry} port 443 after 0 ms: Couldn't connect to server"
+            raise _Failed(f"curl: (7) {text}", 7)
         image = squashfs(
             "etc", _files(uri, int(faults.get("size", 0))), created=int(environ.get("SOURCE_DATE_EPOCH") or time.time())
         )
         sys.stderr.write("[INFO] Creating squashfs filesystem...\n")
         _write(target, image, fail, float(faults.get("slow", 0)))
-
-
-def _registry(found: re.Match[str], fail: str) -> None:
-    registry = found["registry"] or "registry-1.docker.io"
-    url = f"https://{registry}/v2/{found['repository']}/manifests/{found['digest'] or found['tag'] or 'latest'}"
-    if fail in _STATUS:
-        raise _Failed(f"[ERROR] URL {url} returned error code: {fail} {_STATUS[fail]}")
-    if fail == "refused":
-        raise _Failed(f"curl: (7) Failed to connect to {registry} port 443 after 0 ms: Couldn't connect to server", 7)
 
 
 def _write(target: Path, image: bytes, fail: str, slow: float) -> None:
@@ -164,22 +160,20 @@ def _files(uri: str, size: int) -> dict[str, bytes]:
 
 
 def _faults(environ: Mapping[str, str]) -> dict[str, str]:
+    """What goes wrong with this import, which is counted."""
     parts = (part.partition("=") for part in environ.get(FAULTS, "").split(",") if part)
     faults = {key: value for key, _, value in parts}
     if not (set(faults) <= _KEYS and faults.get("fail", "empty") in _FAILS):
         raise _Failed(f"[ERROR] {FAULTS}: {environ[FAULTS]!r} asks for something that this stand-in does not know")
     if "fail_times" in faults and "counter" not in faults:
         raise _Failed(f"[ERROR] {FAULTS}: fail_times needs a counter=FILE")
+    if "fail_times" in faults:
+        with Path(faults["counter"]).open("ab") as counter:
+            counter.write(b".")
+            counter.flush()
+            if counter.tell() > int(faults["fail_times"]):
+                faults.pop("fail", None)
     return faults
-
-
-def _fails_now(faults: Mapping[str, str]) -> bool:
-    if "fail_times" not in faults:
-        return True
-    with Path(faults["counter"]).open("ab") as counter:
-        counter.write(b".")
-        counter.flush()
-        return counter.tell() <= int(faults["fail_times"])
 
 
 @contextlib.contextmanager

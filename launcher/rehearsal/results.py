@@ -48,9 +48,16 @@ class Topology:
     aggregated: bool = False
 
     @property
+    def prefill_total(self) -> int:
+        return self.prefill_workers * self.prefill_gpus
+
+    @property
+    def decode_total(self) -> int:
+        return self.decode_workers * self.decode_gpus
+
+    @property
     def gpus(self) -> int:
-        own = self.decode_workers * self.decode_gpus
-        return own if self.aggregated else own + self.prefill_workers * self.prefill_gpus
+        return self.decode_total if self.aggregated else self.prefill_total + self.decode_total
 
 
 @dataclass(frozen=True)
@@ -175,8 +182,8 @@ def _spread(name: str, seconds: Sequence[float]) -> dict[str, float]:
 def agentic_result(topology: Topology, concurrency: int, *, model: str, seed: str = "") -> dict[str, Any]:
     """One ``<RESULT_FILENAME>_conc<N>.json`` of an agentic benchmark: what consumers read of it; times in seconds."""
     plain = benchmark_result(topology, concurrency, 8192, 512, model=model, seed=seed)
-    prefill, decode = topology.prefill_workers * topology.prefill_gpus, topology.decode_workers * topology.decode_gpus
-    prefill, decode = (decode, 0) if topology.aggregated else (prefill, decode)
+    gpus = (topology.decode_total, 0) if topology.aggregated else (topology.prefill_total, topology.decode_total)
+    prefill, decode = gpus
     total, output = plain["total_token_throughput"], plain["output_throughput"]
     return {
         "conc": concurrency,

@@ -52,10 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser(wrong).parse_args(argv)
     json_mode = bool(getattr(arguments, "json_output", False))
     console = Console(file=sys.stderr) if json_mode else Console()
-    path, selector = _parse_config(arguments.config)
+    try:
+        path, selector = recipe.split_selector(arguments.config)
+    except ConfigError:  # srtctl shows a traceback
+        raise ValueError(
+            f"Invalid selector '{arguments.config.rpartition(':')[2]}'. Must be 'base', 'override_<name>', "
+            "'zip_override_<name>', 'zip_override_<name>[N]', or a glob pattern like '*mtp*'."
+        ) from None
     command = _Command(console, arguments, wrong)
     try:
-        code = command.run(path, selector)
+        code = command.run(Path(path), selector)
     except (Refused, OSError) as error:
         if json_mode:
             sys.stdout.write(json.dumps({"status": "error", "error": str(error)}) + "\n")
@@ -87,18 +93,6 @@ def _parser(wrong: dict[str, str]) -> argparse.ArgumentParser:
     if "no-no-preflight" not in wrong:
         apply.add_argument("--no-preflight", action="store_true", help="Skip the pre-submit file system checks")
     return parser
-
-
-def _parse_config(word: str) -> tuple[Path, str | None]:
-    """Path and selector. A wrong selector gives a traceback in srtctl, so it does here."""
-    try:
-        path, selector = recipe.split_selector(word)
-    except ConfigError:
-        raise ValueError(
-            f"Invalid selector '{word.rpartition(':')[2]}'. Must be 'base', 'override_<name>', 'zip_override_<name>', "
-            "'zip_override_<name>[N]', or a glob pattern like '*mtp*'."
-        ) from None
-    return Path(path), selector
 
 
 class _Command:
@@ -214,18 +208,14 @@ class _Command:
             self.console.print(contract.batch_script(job), markup=False, highlight=False)
             self._summary(resolved)
             return
-        self._check_setup(root)
-        for _ in range(2 if "two-ids" in self.wrong else 1):
-            self._submit(job, path, variant, base)
-
-    def _check_setup(self, root: Path) -> None:
-        missing = [label for name, label in MADE_BY_SETUP if not (root / name).exists()]
-        if missing:
+        if missing := [label for name, label in MADE_BY_SETUP if not (root / name).exists()]:
             self.console.print(f"\n[red bold]ERROR:[/] Required binaries not found in {root}:")
             for label in missing:
                 self.console.print(f"  [red]✗[/] {label}")
             self.console.print("\nRun [bold]make setup ARCH=<compute_arch>[/] first:")
             raise SystemExit(1)
+        for _ in range(2 if "two-ids" in self.wrong else 1):
+            self._submit(job, path, variant, base)
 
     def _submit(self, job: Job, path: Path, variant: recipe.Variant, base: Path) -> None:
         silent, jobs = "silent" in self.wrong, os.environ.get(LOCAL_JOBS)
