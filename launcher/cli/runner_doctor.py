@@ -103,8 +103,8 @@ def _partition(slurm: SlurmFacts, requested: str | None) -> str:
         return found.name
     if requested is None:
         raise ConfigError("Slurm has no default partition", where="--partition", hint=f"one of {', '.join(names)}")
-    hint = suggest(requested, names, f"there are {', '.join(names)}")
-    raise ConfigError(f"Slurm shows no partition {requested!r}", where="--partition", hint=hint)
+    meant = suggest(requested, names, f"there are {', '.join(names)}")
+    raise ConfigError(f"Slurm shows no partition {requested!r}", where="--partition", hint=meant)
 
 
 def _account(slurm: SlurmFacts) -> str | None:

@@ -1,16 +1,5 @@
 """The errors of the launcher, one tree; each layer has its exit code.
 
-LauncherError                1    an error that belongs to no layer
-├── ConfigError              2    a runner, matrix or recipe file, a flag, an environment variable
-├── ImageError               3    a container image that cannot be imported, or is not whole
-├── ModelError               4    a checkpoint that is missing, incomplete, or not the declared one
-├── SubmissionError          5    srt-slurm checkout, srtctl, sbatch
-│   ├── SubmissionUnknown    5    whether a job exists could not be learnt
-│   └── JobsExist            5    jobs exist that are not what was asked for
-├── JobError                 6    the job failed, or its state is unknown
-├── ResultError              7    results missing, partial, or not believable
-└── Cancelled                130  by a signal (143 for SIGTERM)
-
 A message says what is wrong; ``where`` names the place (``file:line``, node, job id); ``hint`` says what to do next.
 """
 
@@ -18,10 +7,9 @@ from __future__ import annotations
 
 
 class LauncherError(Exception):
-    """Base of everything the launcher raises on purpose.
+    """Base of everything the launcher raises on purpose; raised itself for an error that belongs to no layer.
 
-    Attributes: ``message`` (one line or a few), ``where`` (``file:line``, a node, a job id; may be None) and ``hint``
-    (the next thing to do; may be None). ``exit_code`` is what the process ends with.
+    ``message`` has one line or a few; ``where`` and ``hint`` may be None. ``exit_code`` is what the process ends with.
     """
 
     exit_code = 1
@@ -39,7 +27,7 @@ class LauncherError(Exception):
 
 
 class ConfigError(LauncherError):
-    """A file, flag or variable has a value that is not possible."""
+    """A runner, matrix or recipe file, a flag or an environment variable has a value that is not possible."""
 
     exit_code = 2
     layer = "configuration"

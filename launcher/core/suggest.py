@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import overload
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
@@ -13,10 +12,6 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
-@overload
-def suggest(word: str, known: Iterable[str], otherwise: str) -> str: ...
-@overload
-def suggest(word: str, known: Iterable[str], otherwise: str | None = None) -> str | None: ...
 def suggest(word: str, known: Iterable[str], otherwise: str | None = None) -> str | None:
     """A hint for an error: ``did you mean '…'?`` with the closest known word, or ``otherwise`` when none is close."""
     near = closest(word, known)
