@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from typing import Literal
 
-import msgspec
-
 from launcher.core.yaml_source import Place
 
 Severity = Literal["error", "warning", "note"]
 
 
-class Finding(msgspec.Struct, eq=False):
+class Finding:
     """What `check` reports: a rule id, how bad it is, what is wrong, where, and of how many rows it is true.
 
     ``rows`` is 0 for a finding about no row, and for one of a single plan.
     """
 
-    rule: str
-    severity: Severity
-    message: str
-    place: Place | str
-    rows: int = 0
+    # No Struct and no dataclass: msgspec reads plans, looks into the types of their fields, and refuses `Place | str`.
+    __slots__ = ("message", "place", "rows", "rule", "severity")
+
+    def __init__(self, rule: str, severity: Severity, message: str, place: Place | str, rows: int = 0) -> None:
+        self.rule = rule
+        self.severity = severity
+        self.message = message
+        self.place = place
+        self.rows = rows
 
     @property
     def text(self) -> str:
