@@ -13,9 +13,8 @@ import yaml
 
 from launcher.check.registry import RULES
 from launcher.check.report import Roots
-from launcher.core.errors import ConfigError
+from launcher.core.errors import ConfigError, suggest
 from launcher.core.finding import Finding
-from launcher.core.suggest import suggest
 from launcher.core.yaml_source import Document, Place, schema_error
 
 DAYS = 90

@@ -16,10 +16,9 @@ from launcher.check.registry import RULES, check_everything
 from launcher.check.report import Roots
 from launcher.cli.common import chosen, narrowed, session
 from launcher.core import publish
-from launcher.core.errors import ConfigError
+from launcher.core.errors import ConfigError, suggest
 from launcher.core.finding import Finding
 from launcher.core.shipped import shipped
-from launcher.core.suggest import suggest
 from launcher.project import Session
 
 

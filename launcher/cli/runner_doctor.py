@@ -13,9 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from launcher.cli.common import session
-from launcher.core.errors import ConfigError
+from launcher.core.errors import ConfigError, suggest
 from launcher.core.publish import publish_new, temporary_name
-from launcher.core.suggest import suggest
 from launcher.core.yaml_source import Document
 from launcher.doctor import queries
 from launcher.doctor.commands import Commands

@@ -1,9 +1,13 @@
 """The errors of the launcher, one tree; each layer has its exit code.
 
-A message says what is wrong; ``where`` names the place (``file:line``, node, job id); ``hint`` says what to do next.
+A message says what is wrong; ``where`` names the place (``file:line``, node, job id); ``hint`` says what to do next,
+and `suggest` makes one of a word that is not known.
 """
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class LauncherError(Exception):
@@ -89,3 +93,15 @@ class Cancelled(LauncherError):
     def __init__(self, message: str, *, exit_code: int = 130, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.exit_code = exit_code
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like ``word``, or None when none is like it."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def suggest(word: str, known: Iterable[str], otherwise: str | None = None) -> str | None:
+    """A hint for an error: ``did you mean '…'?`` with the closest known word, or ``otherwise`` when none is close."""
+    near = closest(word, known)
+    return otherwise if near is None else f"did you mean {near!r}?"

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.core.process_identity import host_label, pid_exists
+from launcher.core.process import host_label, pid_exists
 
 TEMPORARY_SUFFIX = ".part"
 

@@ -20,8 +20,7 @@ import msgspec
 import yaml
 from msgspec import inspect
 
-from launcher.core.errors import ConfigError
-from launcher.core.suggest import suggest
+from launcher.core.errors import ConfigError, suggest
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

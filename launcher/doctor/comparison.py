@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from launcher.core.suggest import closest
+from launcher.core.errors import closest
 from launcher.doctor import required_paths, scheduling
 from launcher.doctor.facts import Agree, ClusterFacts, Differ, Fact, Host, Outcome, Side, Unknown
 from launcher.doctor.required_paths import Fill

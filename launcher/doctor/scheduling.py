@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from launcher.core.errors import closest
 from launcher.core.slurm_notation import limit_seconds, node_names
-from launcher.core.suggest import closest
 from launcher.doctor.facts import (
     Agree,
     ClusterFacts,

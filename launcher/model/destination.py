@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from launcher.core.errors import ModelError
-from launcher.core.process_identity import ProcessIdentity
+from launcher.core.process import ProcessIdentity
 from launcher.model.checkpoint import examine
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest
 from launcher.model.source import Source

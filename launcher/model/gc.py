@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launcher.core.errors import ModelError
 from launcher.core.lease import LEASE, Lock, LockOwner
-from launcher.core.process_identity import host_label, pid_exists
+from launcher.core.process import host_label, pid_exists
 from launcher.core.publish import temporary_pattern
 from launcher.model.destination import destination_of, is_lock, lock_path, owner_of, size_of
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY

@@ -28,8 +28,7 @@ import yaml
 
 from launcher.benchmark.result_names import agentic_result_name
 from launcher.core import process
-from launcher.core.errors import ConfigError, LauncherError
-from launcher.core.suggest import suggest
+from launcher.core.errors import ConfigError, LauncherError, suggest
 from launcher.rehearsal import results
 from launcher.rehearsal.results import Topology
 from launcher.rehearsal.srtctl_contract import load_cluster, resolve

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from launcher.core.process_identity import ProcessIdentity
+from launcher.core.process import ProcessIdentity
 from launcher.run.verdict import Verdict
 
 SCHEMA = 1

@@ -33,7 +33,7 @@ import msgspec
 
 from launcher.core import publish
 from launcher.core.errors import SubmissionError
-from launcher.core.process_identity import ProcessIdentity
+from launcher.core.process import ProcessIdentity
 from launcher.slurm import states
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, carries, unknown
 from launcher.slurm.states import Phase

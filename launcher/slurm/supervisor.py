@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from launcher.core import publish
-from launcher.core.process_identity import ProcessIdentity
+from launcher.core.process import ProcessIdentity
 from launcher.slurm import local
 from launcher.slurm.states import Phase
 

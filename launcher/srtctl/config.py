@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core import publish
-from launcher.core.errors import ConfigError, SubmissionError
-from launcher.core.suggest import suggest
+from launcher.core.errors import ConfigError, SubmissionError, suggest
 from launcher.srtctl import recipe
 
 FILE_NAME = "srtslurm.yaml"

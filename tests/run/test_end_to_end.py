@@ -16,7 +16,7 @@ import pytest
 
 from launcher.benchmark.environment import environment_of
 from launcher.benchmark.selection import Selection
-from launcher.core.process_identity import ProcessIdentity
+from launcher.core.process import ProcessIdentity
 from launcher.core.shipped import shipped
 from launcher.core.yaml_source import Document
 from launcher.project import Session
