@@ -182,8 +182,9 @@ def _spread(name: str, seconds: Sequence[float]) -> dict[str, float]:
 def agentic_result(topology: Topology, concurrency: int, *, model: str, seed: str = "") -> dict[str, Any]:
     """One ``<RESULT_FILENAME>_conc<N>.json`` of an agentic benchmark: what consumers read of it; times in seconds."""
     plain = benchmark_result(topology, concurrency, 8192, 512, model=model, seed=seed)
-    gpus = (topology.decode_total, 0) if topology.aggregated else (topology.prefill_total, topology.decode_total)
-    prefill, decode = gpus
+    prefill, decode = topology.prefill_total, topology.decode_total
+    if topology.aggregated:
+        prefill, decode = decode, 0
     total, output = plain["total_token_throughput"], plain["output_throughput"]
     return {
         "conc": concurrency,
@@ -194,10 +195,7 @@ def agentic_result(topology: Topology, concurrency: int, *, model: str, seed: st
         "request_accounting": {"records_error_dropped": 0},
         "request_metrics": {
             "latency": {
-                name: {
-                    "mean": plain[f"mean_{name}_ms"] / 1000,
-                    "p50": plain[f"median_{name}_ms"] / 1000,
-                }
+                name: {"mean": plain[f"mean_{name}_ms"] / 1000, "p50": plain[f"median_{name}_ms"] / 1000}
                 for name in ("ttft", "tpot", "itl", "e2el")
             },
             "throughput": {
@@ -221,6 +219,7 @@ def eval_documents(environ: Mapping[str, str], concurrencies: Sequence[int], mod
     """
     several = len(concurrencies) > 1
     task, stamp = "gsm8k", time.strftime("%Y-%m-%dT%H-%M-%S.000000")
+    filters = [{"name": "strict-match"}, {"name": "flexible-extract"}]
     files: dict[str, Any] = {}
     for concurrency in concurrencies:
         suffix = f"_conc{concurrency}" if several else ""
@@ -234,13 +233,7 @@ def eval_documents(environ: Mapping[str, str], concurrencies: Sequence[int], mod
                     "exact_match_stderr,flexible-extract": 0.006,
                 }
             },
-            "configs": {
-                task: {
-                    "task": task,
-                    "metric_list": [{"metric": "exact_match"}],
-                    "filter_list": [{"name": "strict-match"}, {"name": "flexible-extract"}],
-                }
-            },
+            "configs": {task: {"task": task, "metric_list": [{"metric": "exact_match"}], "filter_list": filters}},
             "n-samples": {task: {"original": 1319, "effective": 1319}},
             "model_name": model,
             "lm_eval_version": "0.0.0+rehearsal",

@@ -118,7 +118,16 @@ def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sl
     """
     from tenacity import stop_after_attempt, wait_fixed
 
-    _check(request)
+    if not request.result_filename or "/" in request.result_filename:
+        raise ResultError(f"{request.result_filename!r} cannot begin a file name")
+    if request.logs_dir.resolve().parent.name != request.job_id:
+        raise ResultError(
+            f"these are not the logs of job {request.job_id}",
+            where=str(request.logs_dir),
+            hint="results are only taken from outputs/<job id>/logs",
+        )
+    if not request.workspace.is_dir():
+        raise ResultError("no such directory", where=str(request.workspace))
     found = until(
         lambda found: not found.problems,
         lambda: _look(request),
@@ -139,19 +148,6 @@ def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sl
         doubts=tuple(doubts),
         published={**request.published, **{name: digest for name, (_, digest) in found.files.items()}},
     )
-
-
-def _check(request: CollectRequest) -> None:
-    if not request.result_filename or "/" in request.result_filename:
-        raise ResultError(f"{request.result_filename!r} cannot begin a file name")
-    if request.logs_dir.resolve().parent.name != request.job_id:
-        raise ResultError(
-            f"these are not the logs of job {request.job_id}",
-            where=str(request.logs_dir),
-            hint="results are only taken from outputs/<job id>/logs",
-        )
-    if not request.workspace.is_dir():
-        raise ResultError("no such directory", where=str(request.workspace))
 
 
 def _look(request: CollectRequest) -> _Found:
