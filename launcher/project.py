@@ -21,9 +21,8 @@ from launcher.benchmark.matrix import Matrix, load_matrix
 from launcher.check.registry import check_plan
 from launcher.check.schema_validation import RecipeValidator
 from launcher.check.srtctl_schema import Schemas
-from launcher.core.errors import ConfigError
+from launcher.core.errors import ConfigError, closest
 from launcher.core.shipped import shipped
-from launcher.core.suggest import closest
 from launcher.plan.derive import Context, run_key
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.run.kind import JobKind

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark, Component, KvOffloading, Role, SpecDecoding
-from launcher.core.errors import ConfigError
-from launcher.core.suggest import closest
+from launcher.core.errors import ConfigError, closest
 from launcher.core.yaml_source import Place
 
 WHERE = "environment"

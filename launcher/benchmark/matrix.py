@@ -16,8 +16,7 @@ from launcher.benchmark.fields import DECODE_FIELDS, FIELDS, PREFILL_FIELDS, par
 from launcher.benchmark.matrix_schema import AgenticRow, Config, MultiConfig, MultiRow, RunnerLabels, SingleConfig
 from launcher.benchmark.selection import SelectedRow, Selection, listed, selected_rows, why_empty
 from launcher.core.errors import ConfigError
-from launcher.core.validation import convert
-from launcher.core.yaml_source import Document, Key, Place
+from launcher.core.yaml_source import Document, Key, Place, convert
 
 RUNNERS_FILE = "runners.yaml"
 

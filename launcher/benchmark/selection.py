@@ -16,7 +16,7 @@ from launcher.benchmark.matrix_schema import (
     RowPath,
     SingleRow,
 )
-from launcher.core.suggest import closest
+from launcher.core.errors import closest
 
 SEQUENCES = {(1024, 1024): "1k1k", (8192, 1024): "8k1k"}
 """(input, output) tokens → the name that people use."""

@@ -13,11 +13,9 @@ import yaml
 
 from launcher.check.registry import RULES
 from launcher.check.report import Roots
-from launcher.core.errors import ConfigError
+from launcher.core.errors import ConfigError, suggest
 from launcher.core.finding import Finding
-from launcher.core.suggest import suggest
-from launcher.core.validation import schema_error
-from launcher.core.yaml_source import Document, Place
+from launcher.core.yaml_source import Document, Place, schema_error
 
 DAYS = 90
 """How long what `--write-baseline` accepts stays accepted."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from launcher.check.engine import Found, Rule, rule
 from launcher.check.inputs import CheckInput
 from launcher.check.srtctl_schema import is_tag
-from launcher.core.suggest import closest
+from launcher.core.errors import closest
 from launcher.core.yaml_source import Place
 from launcher.plan.derive import Resolved, known
 from launcher.runner.file import RunnerFile

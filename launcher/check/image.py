@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from launcher.check.engine import Found, Rule, rule
-from launcher.core.suggest import closest
+from launcher.core.errors import closest
 from launcher.core.yaml_source import Place
 from launcher.image.reference import names_an_image
 from launcher.plan.derive import Resolved, is_image

@@ -14,7 +14,6 @@ from launcher.core.finding import Finding
 
 SARIF = "2.1.0"
 _SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-_KINDS = {"error": "error", "warning": "warning", "note": "notice"}
 
 
 @dataclass(frozen=True)
@@ -46,14 +45,12 @@ def as_json(found: Sequence[Finding]) -> str:
 
 def github(found: Iterable[Finding], roots: Roots) -> Iterator[str]:
     """Workflow commands. GitHub shows ten of a kind in a step's summary, and all in its log."""
-    from launcher.core.github import escape_data, escape_property
+    from launcher.core.github import annotation
 
     for one in found:
-        said = {"file": roots.short(one.file), "line": one.line, "title": one.rule}
-        if one.line is None:
-            del said["file"]
-        properties = ",".join(f"{key}={escape_property(str(v))}" for key, v in said.items() if v is not None)
-        yield f"::{_KINDS[one.severity]} {properties}::{escape_data(one.text)}"
+        file = None if one.line is None else roots.short(one.file)
+        kind = "notice" if one.severity == "note" else one.severity
+        yield annotation(kind, one.text, file=file, line=one.line, title=one.rule)
 
 
 def sarif(found: Sequence[Finding], roots: Roots) -> str:

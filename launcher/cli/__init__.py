@@ -47,6 +47,6 @@ def _complain(error: LauncherError, arguments: argparse.Namespace) -> int:
 
     print(f"launcher: {error.layer}: {redact(str(error), os.environ)}", file=sys.stderr)
     if os.environ.get("GITHUB_ACTIONS") == "true" and not getattr(arguments, "annotated", False):
-        with GitHub.from_environment(os.environ, sys.stdout) as github:
+        with GitHub(os.environ, sys.stdout) as github:
             github.error(redact(error.message, os.environ), title=f"launcher: {error.layer}")
     return error.exit_code

@@ -21,10 +21,9 @@ from launcher.check.report import Roots
 from launcher.cli.common import chosen, filters, open_project, selected
 from launcher.cli.render import show_plans, table
 from launcher.core import publish
-from launcher.core.errors import ConfigError
+from launcher.core.errors import ConfigError, suggest
 from launcher.core.finding import Finding
 from launcher.core.shipped import shipped
-from launcher.core.suggest import suggest
 from launcher.project import Project
 from launcher.srtctl.mirror import Commits
 

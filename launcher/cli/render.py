@@ -268,7 +268,7 @@ class Console:
 
     def outcomes(self, runs: Path, outcomes: Sequence[Outcome]) -> None:
         """Show how runs ended: the table of results, where they are, and what to try next."""
-        from launcher.result.report import write_table
+        from launcher.result.summary import write_table
 
         with self._unheard():
             self._stream.write("\n")

@@ -15,9 +15,8 @@ from pathlib import Path
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark
 from launcher.cli.common import open_project
 from launcher.cli.render import table
-from launcher.core.errors import ConfigError
+from launcher.core.errors import ConfigError, suggest
 from launcher.core.publish import publish_new, temporary_name
-from launcher.core.suggest import suggest
 from launcher.core.yaml_source import Document
 from launcher.doctor import queries
 from launcher.doctor.comparison import Claim, compare, notes

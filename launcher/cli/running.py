@@ -18,7 +18,7 @@ from launcher.core.github import GitHub
 from launcher.core.stop import Stop, stop_on_signals
 from launcher.plan.plan import Plan
 from launcher.project import Project, new_run_id
-from launcher.result.report import markdown
+from launcher.result.summary import markdown
 from launcher.run import finish
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
@@ -79,7 +79,7 @@ def ci(arguments: argparse.Namespace) -> int:
     """Run what this GitHub job's environment asks for; results go where the workflow looks."""
     project = open_project(arguments, look=True)
     arguments.annotated = True
-    with GitHub.from_environment(os.environ, sys.stdout) as github:
+    with GitHub(os.environ, sys.stdout) as github:
         github.mask_secrets(os.environ)
         try:
             plan = project.plan_from_environment(arguments.run_id)
@@ -187,6 +187,7 @@ def _announce(github: GitHub, plan: Plan, project: Project) -> None:
 
 def report_to(github: GitHub, runs: Path, outcomes: Sequence[Outcome]) -> None:
     """How runs ended: the step's output, an annotation with the verdict of each that failed, the table of points."""
+
     for outcome in outcomes:
         github.output("state", outcome.state)
         if outcome.error is not None:

@@ -1,8 +1,8 @@
 """What every room uses and no room owns; nothing here imports another room.
 
-errors.py is the tree of errors with their exit codes: open it first. process.py runs programs, publish.py writes files
-that are whole or absent, lease.py locks, process_identity.py says which process on which host; stop.py and retry.py are
-for what takes long. yaml_source.py reads YAML with lines, which validation.py and finding.py name; suggest.py guesses
-what was meant. redact.py takes secrets out, github.py speaks to the Actions runner, slurm_notation.py reads Slurm's
-times and host lists, and shipped.py finds the files that come with the package.
+errors.py is the tree of errors with their exit codes: open it first. process.py runs programs, and says which process
+runs on which host; publish.py writes files that are whole or absent, lease.py locks; stop.py and retry.py are for what
+takes long. yaml_source.py reads YAML with lines, which its errors and finding.py name. redact.py takes secrets out,
+github.py speaks to the Actions runner, slurm_notation.py reads Slurm's times and host lists, and shipped.py finds the
+files that come with the package.
 """

@@ -1,27 +1,20 @@
 """The errors of the launcher, one tree; each layer has its exit code.
 
-LauncherError                1    an error that belongs to no layer
-├── ConfigError              2    a runner, matrix or recipe file, a flag, an environment variable
-├── ImageError               3    a container image that cannot be imported, or is not whole
-├── ModelError               4    a checkpoint that is missing, incomplete, or not the declared one
-├── SubmissionError          5    srt-slurm checkout, srtctl, sbatch
-│   ├── SubmissionUnknown    5    whether a job exists could not be learnt
-│   └── JobsExist            5    jobs exist that are not what was asked for
-├── JobError                 6    the job failed, or its state is unknown
-├── ResultError              7    results missing, partial, or not believable
-└── Cancelled                130  by a signal (143 for SIGTERM)
-
-A message says what is wrong; ``where`` names the place (``file:line``, node, job id); ``hint`` says what to do next.
+A message says what is wrong; ``where`` names the place (``file:line``, node, job id); ``hint`` says what to do next,
+and `suggest` makes one of a word that is not known.
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from typing import overload
+
 
 class LauncherError(Exception):
-    """Base of everything the launcher raises on purpose.
+    """Base of everything the launcher raises on purpose; raised itself for an error that belongs to no layer.
 
-    Attributes: ``message`` (one line or a few), ``where`` (``file:line``, a node, a job id; may be None) and ``hint``
-    (the next thing to do; may be None). ``exit_code`` is what the process ends with.
+    ``message`` has one line or a few; ``where`` and ``hint`` may be None. ``exit_code`` is what the process ends with.
     """
 
     exit_code = 1
@@ -39,7 +32,7 @@ class LauncherError(Exception):
 
 
 class ConfigError(LauncherError):
-    """A file, flag or variable has a value that is not possible."""
+    """A runner, matrix or recipe file, a flag or an environment variable has a value that is not possible."""
 
     exit_code = 2
     layer = "configuration"
@@ -101,3 +94,19 @@ class Cancelled(LauncherError):
     def __init__(self, message: str, *, exit_code: int = 130, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.exit_code = exit_code
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like ``word``, or None when none is like it."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+@overload
+def suggest(word: str, known: Iterable[str], otherwise: str) -> str: ...
+@overload
+def suggest(word: str, known: Iterable[str], otherwise: str | None = None) -> str | None: ...
+def suggest(word: str, known: Iterable[str], otherwise: str | None = None) -> str | None:
+    """A hint for an error: ``did you mean '…'?`` with the closest known word, or ``otherwise`` when none is close."""
+    near = closest(word, known)
+    return otherwise if near is None else f"did you mean {near!r}?"

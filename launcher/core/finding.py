@@ -15,6 +15,7 @@ class Finding:
     ``rows`` is 0 for a finding about no row, and for one of a single plan.
     """
 
+    # No Struct and no dataclass: msgspec reads plans, looks into the types of their fields, and refuses `Place | str`.
     __slots__ = ("message", "place", "rows", "rule", "severity")
 
     def __init__(self, rule: str, severity: Severity, message: str, place: Place | str, rows: int = 0) -> None:
@@ -37,9 +38,8 @@ class Finding:
     @property
     def file(self) -> str:
         """The file that it is in, found without a look at lines."""
-        return (
-            self.place.document.path if isinstance(self.place, Place) else self.place.rpartition(":")[0] or self.place
-        )
+        place = self.place
+        return place.document.path if isinstance(place, Place) else place.rpartition(":")[0] or place
 
     @property
     def line(self) -> int | None:

@@ -11,7 +11,6 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -31,78 +30,46 @@ ANNOTATIONS_SHOWN = 10
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
 
+_Kind = Literal["error", "warning", "notice"]
 
-def escape_data(text: str) -> str:
-    """Text as the message of a workflow command."""
+
+def _escaped(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def escape_property(text: str) -> str:
-    """Text as a property of a workflow command (``file=``, ``title=``)."""
-    return escape_data(text).replace(":", "%3A").replace(",", "%2C")
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """A message that GitHub shows beside a line of a file, or for the whole run."""
-
-    message: str
-    file: str | None = None
-    line: int | None = None
-    title: str | None = None
-
-    def command(self, kind: Literal["error", "warning", "notice"]) -> str:
-        """The workflow command that makes the runner show it."""
-        given = {"file": self.file, "line": None if self.line is None else str(self.line), "title": self.title}
-        properties = ",".join(f"{key}={escape_property(value)}" for key, value in given.items() if value is not None)
-        return f"::{kind}{' ' if properties else ''}{properties}::{escape_data(self.message)}"
-
-    def __str__(self) -> str:
-        where = f"{self.file}:{self.line}" if self.file and self.line is not None else self.file
-        return ": ".join(part for part in (where, self.title, self.message) if part)
+def annotation(
+    kind: _Kind, message: str, *, file: str | None = None, line: int | None = None, title: str | None = None
+) -> str:
+    """The workflow command by which GitHub shows a message beside a line of a file, or for the whole run."""
+    given = {"file": file, "line": line, "title": title}
+    properties = ",".join(
+        f"{key}={_escaped(str(value)).replace(':', '%3A').replace(',', '%2C')}"
+        for key, value in given.items()
+        if value is not None
+    )
+    return f"::{kind}{' ' if properties else ''}{properties}::{_escaped(message)}"
 
 
 class GitHub:
-    """The runner's side of a step. Use as a context manager: leaving it writes the annotations that were held back.
+    """The runner's side of the step that this process runs in; it does nothing where GITHUB_ACTIONS is not ``true``.
 
-    Writes from several threads do not mix within a line.
+    Use as a context manager: leaving it writes the annotations that were held back. Writes from several threads do not
+    mix within a line. Secrets of ``environ`` are taken out of annotations and the summary, because the runner masks
+    only values that it was told.
     """
 
-    def __init__(
-        self,
-        stream: TextIO,
-        *,
-        active: bool = True,
-        output: Path | None = None,
-        summary: Path | None = None,
-        hide: Callable[[str], str] = str,
-    ) -> None:
-        """``hide`` takes secrets out of annotations and the summary: the runner masks only values that it was told."""
-        self.active = active
+    def __init__(self, environ: Mapping[str, str], stream: TextIO) -> None:
+        # The single-node workflow sets GITHUB_STEP_SUMMARY to the empty string; then there is no summary.
+        self.active = environ.get("GITHUB_ACTIONS") == "true"
+        output, summary = (environ.get(name) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"))
+        self._output = Path(output) if self.active and output else None
+        self._summary = Path(summary) if self.active and summary else None
         self._stream = stream
-        self._output = output
-        self._summary = summary
-        self._hide = hide
+        self._hide = partial(redact, environ=environ)
         self._lock = threading.RLock()
         self._stopped: str | None = None
         self._written: dict[str, int] = {}
-        self._held: dict[Literal["error", "warning"], list[Annotation]] = {}
-
-    @classmethod
-    def from_environment(cls, environ: Mapping[str, str], stream: TextIO) -> GitHub:
-        """The step that this process runs in; one that does nothing when GITHUB_ACTIONS is not ``true``.
-
-        The single-node workflow sets GITHUB_STEP_SUMMARY to the empty string; then there is no summary.
-        """
-        active = environ.get("GITHUB_ACTIONS") == "true"
-        output, summary = environ.get("GITHUB_OUTPUT"), environ.get("GITHUB_STEP_SUMMARY")
-        return cls(
-            stream,
-            active=active,
-            output=Path(output) if active and output else None,
-            summary=Path(summary) if active and summary else None,
-            hide=partial(redact, environ=environ),
-        )
+        self._held: dict[_Kind, list[tuple[str, str]]] = {}  # each as its own command, and as text of a common one
 
     def __enter__(self) -> GitHub:
         return self
@@ -120,7 +87,7 @@ class GitHub:
         if self._output is None:
             return
         if "\n" in value or "\r" in value:
-            delimiter = _delimiter(value)
+            delimiter = f"launcher_{secrets.token_hex(16)}"
             entry = f"{name}<<{delimiter}\n{value}\n{delimiter}\n"
         else:
             entry = f"{name}={value}\n"
@@ -150,30 +117,25 @@ class GitHub:
     def error(
         self, message: str, *, file: str | None = None, line: int | None = None, title: str | None = None
     ) -> None:
-        """Annotate the run with an error."""
-        self._annotate("error", Annotation(message, file, line, title))
+        """Annotate a line of a file, or the whole run, with an error."""
+        self._annotate("error", message, file, line, title)
 
     def warning(
         self, message: str, *, file: str | None = None, line: int | None = None, title: str | None = None
     ) -> None:
-        """Annotate the run with a warning."""
-        self._annotate("warning", Annotation(message, file, line, title))
-
-    def mask(self, value: str) -> None:
-        """Have the runner replace ``value`` by ``***`` in everything the job prints from now on, line by line."""
-        for part in value.splitlines():
-            if part.strip():
-                self._command(f"::add-mask::{escape_data(part.strip())}")
+        """Annotate a line of a file, or the whole run, with a warning."""
+        self._annotate("warning", message, file, line, title)
 
     def mask_secrets(self, environ: Mapping[str, str]) -> None:
-        """Mask the secrets that `launcher.core.redact` finds in an environment."""
+        """Have the runner replace the secrets of an environment by ``***`` in everything the job prints from now on."""
         for value in secret_values(environ):
-            self.mask(value)
+            for part in filter(None, map(str.strip, value.splitlines())):  # the runner compares line by line
+                self._command(f"::add-mask::{_escaped(part)}")
 
     @contextlib.contextmanager
     def group(self, title: str) -> Iterator[None]:
         """Fold everything that is printed within the block under ``title``."""
-        self._command(f"::group::{escape_data(title)}")
+        self._command(f"::group::{_escaped(title)}")
         try:
             yield
         finally:
@@ -201,20 +163,21 @@ class GitHub:
         """Write the annotations that were held back: one alone as it is, several together as one."""
         with self._lock:
             for kind, held in self._held.items():
-                if len(held) == 1:
-                    self._command(held[0].command(kind))
-                else:
-                    self._command(Annotation("\n".join(map(str, held)), title=f"{len(held)} more").command(kind))
+                texts = "\n".join(text for _, text in held)
+                self._command(held[0][0] if len(held) == 1 else annotation(kind, texts, title=f"{len(held)} more"))
             self._held.clear()
 
-    def _annotate(self, kind: Literal["error", "warning"], annotation: Annotation) -> None:
-        annotation = replace(annotation, message=self._hide(annotation.message))
+    def _annotate(self, kind: _Kind, message: str, file: str | None, line: int | None, title: str | None) -> None:
+        message = self._hide(message)
+        command = annotation(kind, message, file=file, line=line, title=title)
         with self._lock:
             if self._written.get(kind, 0) < ANNOTATIONS_SHOWN - 1:
                 self._written[kind] = self._written.get(kind, 0) + 1
-                self._command(annotation.command(kind))
+                self._command(command)
             else:
-                self._held.setdefault(kind, []).append(annotation)
+                where = f"{file}:{line}" if file and line is not None else file
+                text = ": ".join(part for part in (where, title, message) if part)
+                self._held.setdefault(kind, []).append((command, text))
 
     def _command(self, command: str) -> None:
         if not self.active:
@@ -229,13 +192,6 @@ class GitHub:
         with self._lock:
             self._stream.write(line.rstrip("\n") + "\n")
             self._stream.flush()
-
-
-def _delimiter(value: str) -> str:
-    while True:
-        delimiter = f"launcher_{secrets.token_hex(16)}"
-        if delimiter not in value:
-            return delimiter
 
 
 def _append(path: Path, content: bytes) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from time import monotonic
 from types import TracebackType
 
-from launcher.core.process_identity import ProcessIdentity
+from launcher.core.process import ProcessIdentity
 from launcher.core.publish import temporary_name
 
 LEASE = 120.0

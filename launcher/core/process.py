@@ -1,4 +1,7 @@
-"""Running other programs: an argv list, a time-out, and the whole answer. No shell is involved."""
+"""Running other programs: an argv list, a time-out, and the whole answer. No shell is involved.
+
+And telling processes apart: a pid alone is given out again, and counts in one namespace.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import functools
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -23,6 +27,9 @@ NOT_EXECUTABLE = 126
 """Return code when the program exists and may not be executed."""
 
 _STOP_CHECK_INTERVAL = 0.2
+
+_INITIAL_NAMESPACE = "pid:[4026531836]"
+"""The PID namespace of a machine itself, the same number everywhere (Linux, include/linux/proc_ns.h)."""
 
 
 @dataclass(frozen=True)
@@ -172,3 +179,90 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
     if "SLURM_CONF" in environ:
         kept["SLURM_CONF"] = environ["SLURM_CONF"]
     return kept
+
+
+@dataclass(frozen=True)
+class ProcessIdentity:
+    """A process by host, boot, pid, when the pid began, and the PID namespace in which the pid counts.
+
+    ``started`` is in clock ticks after boot, as text that only compares; "" when it is not known. ``pid_namespace`` is
+    what ``/proc/self/ns/pid`` links to; "" in records of older launchers, which are taken to be of our own namespace.
+    """
+
+    host: str
+    boot: str
+    pid: int
+    started: str
+    pid_namespace: str = ""
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessIdentity:
+        """The process with this pid in our PID namespace, now."""
+        return cls(socket.gethostname(), _boot_id(), pid, _started(pid) or "", _pid_namespace())
+
+    @classmethod
+    def mine(cls) -> ProcessIdentity:
+        """The calling process."""
+        return cls.of(os.getpid())
+
+    def alive(self) -> bool | None:
+        """Whether it still runs; None when that cannot be told from here.
+
+        It cannot on another host, nor from another PID namespace, where its pid is another process or none: containers
+        of one machine often share its host name. After a reboot every process of the machine itself is gone; a
+        container of that host name may be on another machine.
+        """
+        if self.host != socket.gethostname():
+            return None
+        if self.boot != _boot_id():
+            return False if self.boot and self.pid_namespace in ("", _INITIAL_NAMESPACE) else None
+        if self.pid_namespace not in ("", _pid_namespace()):
+            return None
+        if self.pid <= 0 or not pid_exists(self.pid):
+            return False
+        started = _started(self.pid)
+        if started is None or not self.started:  # /proc hides the processes of others (hidepid)
+            return None
+        return started == self.started
+
+
+def host_label() -> str:
+    """How this host and PID namespace are called in names of files: a pid beside it means a process of these."""
+    host, namespace = socket.gethostname()[:32], _pid_namespace()
+    return host if namespace in ("", _INITIAL_NAMESPACE) else f"{host}-{namespace.strip('pid:[]')}"
+
+
+def pid_exists(pid: int) -> bool:
+    """Whether our PID namespace has the process; asked with signal 0, since /proc can hide others' (hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+@functools.cache
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _pid_namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str | None:
+    """When the process began, in clock ticks after boot (proc(5), stat, field 22); "" for one that has ended and is
+    not reaped yet; None when it is not seen."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return "" if fields[0] in "ZX" else fields[19]

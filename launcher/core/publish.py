@@ -7,6 +7,7 @@ an artifact correct; a lock only saves work (docs/design.md, "Publish").
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.core.process_identity import host_label, pid_exists
+from launcher.core.process import host_label, pid_exists
 
 TEMPORARY_SUFFIX = ".part"
 
@@ -70,8 +71,6 @@ def fsync_directory(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        import errno
-
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some FUSE file systems do not know fsync of a directory
             raise
     finally:

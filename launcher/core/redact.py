@@ -10,9 +10,9 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from typing import IO
+from typing import IO, AnyStr
 from urllib.parse import quote
 
 _SECRET_NAME = re.compile(
@@ -122,19 +122,8 @@ def redact(text: str, environ: Mapping[str, str]) -> str:
     for value in _values(_named(environ))[1]:
         text = text.replace(value, MASK)
     for shape in _TEXT:
-        text = shape.sub(_hide_text, text)
+        text = shape.sub(lambda found: _covered(found, lambda length: MASK), text)
     return text
-
-
-def redacted(value: object, environ: Mapping[str, str]) -> object:
-    """A JSON value with `redact` applied to every string in it, except keys."""
-    if isinstance(value, str):
-        return redact(value, environ)
-    if isinstance(value, Mapping):
-        return {key: redacted(inner, environ) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [redacted(inner, environ) for inner in value]
-    return value
 
 
 def redact_bytes(data: bytes, environ: Mapping[str, str]) -> bytes:
@@ -144,22 +133,14 @@ def redact_bytes(data: bytes, environ: Mapping[str, str]) -> bytes:
         if raw in data:
             data = data.replace(raw, b"*" * len(raw))
     for shape in _BYTES:
-        data = shape.sub(_hide_bytes, data)
+        data = shape.sub(lambda found: _covered(found, lambda length: b"*" * length), data)
     return data
 
 
-def _hide_text(found: re.Match[str]) -> str:
-    if found.lastindex is None:
-        return MASK
-    return found[0][: found.start(1) - found.start()] + MASK + found[0][found.end(1) - found.start() :]
-
-
-def _hide_bytes(found: re.Match[bytes]) -> bytes:
-    whole = found[0]
-    if found.lastindex is None:
-        return b"*" * len(whole)
-    first, last = found.start(1) - found.start(), found.end(1) - found.start()
-    return whole[:first] + b"*" * (last - first) + whole[last:]
+def _covered(found: re.Match[AnyStr], cover: Callable[[int], AnyStr]) -> AnyStr:
+    """A match whose secret, its one group or else the whole, is replaced by a ``cover`` for that length."""
+    start, end = found.span(found.lastindex or 0)
+    return found.string[found.start() : start] + cover(end - start) + found.string[end : found.end()]
 
 
 class Redacting:

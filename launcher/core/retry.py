@@ -28,21 +28,14 @@ def until(
 
     ``stop`` and ``wait`` are tenacity's. Raises what ``call`` and ``sleep`` raise.
     """
-    from tenacity import Retrying, retry_if_result
+    from tenacity import RetryError, Retrying, retry_if_result
 
-    def last_answer(state: RetryCallState) -> T:
-        assert state.outcome is not None  # tenacity calls this after an attempt
-        answer: T = state.outcome.result()
-        return answer
-
-    attempts = Retrying(
-        stop=stop,
-        wait=wait,
-        retry=retry_if_result(lambda answer: not good(answer)),
-        retry_error_callback=last_answer,
-        sleep=sleep,
-    )
-    return attempts(call)
+    attempts = Retrying(stop=stop, wait=wait, sleep=sleep, retry=retry_if_result(lambda answer: not good(answer)))
+    try:
+        return attempts(call)
+    except RetryError as error:
+        last: T = error.last_attempt.result()
+        return last
 
 
 def error_of(state: RetryCallState) -> BaseException | None:

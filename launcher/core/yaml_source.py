@@ -1,19 +1,26 @@
 """YAML files as input, read fast, with the line of each key and item, so that an error or a finding can name it.
 
+`Document` reads a file, and `convert` makes typed values of it: errors of msgspec become ConfigErrors that name the
+line and the nearest valid key.
+
 libyaml parses ten times faster than PyYAML, but the Python code by which PyYAML then builds values costs more than the
 parsing. So values are built here, and only the lines are kept beside them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import yaml
+from msgspec import inspect
 
-from launcher.core.errors import ConfigError
+from launcher.core.errors import ConfigError, suggest
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -135,7 +142,10 @@ class Document:
                 key, mark = built.repeated[0]
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", mark)
         except yaml.YAMLError as error:
-            raise _yaml_error(self.path, error) from None
+            problem, context = getattr(error, "problem", None) or str(error), getattr(error, "context", None)
+            at = getattr(error, "problem_mark", None)
+            message = f"not valid YAML: {problem}" + (f" ({context})" if context else "")
+            raise ConfigError(message, where=f"{self.path}:{at.line + 1}" if at else self.path) from None
         self.data: Any = built.value
         self._lines = built.lines
         self.repeated = [(key, mark.line + 1) for key, mark in built.repeated]
@@ -206,9 +216,84 @@ def reached(data: Any, keys: Sequence[Key]) -> int:
     return len(keys)
 
 
-def _yaml_error(path: str, error: yaml.YAMLError) -> ConfigError:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error)
-    context = getattr(error, "context", None)
-    message = f"not valid YAML: {problem}" + (f" ({context})" if context else "")
-    return ConfigError(message, where=f"{path}:{mark.line + 1}" if mark else path)
+_AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
+_UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]+)`")
+_MISSING = re.compile(r"missing required field `(?P<key>[^`]+)`")
+_ENUM = re.compile(r"Invalid enum value '(?P<word>.*)'")
+_NO_DAY, _DAY = "Invalid RFC3339 encoded date", "a date as 2026-01-31"
+
+T = TypeVar("T")
+
+
+def convert(document: Document, kind: type[T], *, under: Sequence[Key] = ()) -> T:
+    """What ``document`` has below the keys ``under``, as a ``kind``. Raises ConfigError as `schema_error` makes it."""
+    value: Any = reduce(getitem, under, document.mapping())  # type: ignore[arg-type]
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise schema_error(document, error, kind, under=under) from None
+
+
+def schema_error(
+    document: Document, error: msgspec.ValidationError, root: type, *, under: Sequence[Key] = ()
+) -> ConfigError:
+    """Turn msgspec's error about ``document`` into one that names file, line and the nearest valid key.
+
+    ``root`` is the type to which the value below the keys ``under`` was to be converted.
+    """
+    text, hint = str(error), None
+    keys: list[Key] = []
+    at = _AT.search(text)
+    message = text[: at.start()] if at else text
+    for name, index in _STEP.findall(at["path"]) if at else ():
+        keys.append(int(index) if index.isdigit() else name or index)
+    kinds = _types_at(root, keys)
+    if unknown := _UNKNOWN.search(message):
+        known = [f.encode_name for kind in kinds if isinstance(kind, inspect.StructType) for f in kind.fields]
+        message = f"unknown key {unknown['key']!r}"
+        hint = suggest(unknown["key"], known, f"valid keys here: {', '.join(sorted(known))}")
+        keys.append(unknown["key"])
+    elif missing := _MISSING.search(message):
+        message = f"key {missing['key']!r} is missing"
+    elif enum := _ENUM.search(message):
+        literals = (kind for kind in map(_bare, kinds) if isinstance(kind, inspect.LiteralType))
+        words = [str(word) for literal in literals for word in literal.values]
+        hint = suggest(enum["word"], words, f"one of: {', '.join(words)}" if words else None)
+    elif wanted := _DAY if message.startswith(_NO_DAY) else "regex" in message and _description(kinds):
+        path = [*under, *keys]  # msgspec does not give it in full below a mapping's values (``[...]``)
+        whole = reached(document.data, path) == len(path)
+        message = f"{reduce(getitem, path, document.data) if whole else None!r} is not {wanted}"
+    spot = ".".join(str(k) for k in keys)
+    return ConfigError(f"{message} (at {spot})" if spot else message, where=document.where([*under, *keys]), hint=hint)
+
+
+def _types_at(root: type, keys: Sequence[Key]) -> list[Any]:
+    """The types that the schema allows at a path: one, or those of a union."""
+    info: Any = inspect.type_info(root)
+    for key in keys:
+        kinds = [_bare(kind) for kind in _choices(info)]
+        info = next((inner for kind in kinds if (inner := _below(kind, key)) is not None), None)
+    return _choices(info)
+
+
+def _choices(info: Any) -> list[Any]:
+    return list(info.types) if isinstance(info, inspect.UnionType) else [info]
+
+
+def _bare(info: Any) -> Any:
+    return info.type if isinstance(info, inspect.Metadata) else info
+
+
+def _below(info: Any, key: Key) -> Any:
+    if isinstance(info, inspect.StructType):
+        return next((f.type for f in info.fields if f.encode_name == key), None)
+    if isinstance(info, (inspect.ListType, inspect.VarTupleType)):
+        return info.item_type
+    return info.value_type if isinstance(info, inspect.DictType) else None
+
+
+def _description(kinds: Sequence[Any]) -> str | None:
+    """What a value must be, as `msgspec.Meta` describes it."""
+    said = (kind.extra_json_schema or {} for kind in kinds if isinstance(kind, inspect.Metadata))
+    return next((str(extra["description"]) for extra in said if "description" in extra), None)

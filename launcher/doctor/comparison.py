@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from launcher.core.suggest import suggest
+from launcher.core.errors import suggest
 from launcher.doctor import scheduling
 from launcher.doctor.facts import (
     Agree,

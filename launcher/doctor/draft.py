@@ -10,7 +10,7 @@ from string import Template
 
 from launcher.doctor.facts import ClusterFacts, Mount, Unknown, known
 from launcher.doctor.scheduling import DIRECTIVE_SWITCHES, architectures, duration, gpus
-from launcher.rehearsal import srt_slurm_stand_in
+from launcher.rehearsal import stand_ins
 from launcher.runner.json_schema import MODELINE
 
 _TEMPLATE = """\
@@ -141,8 +141,8 @@ def draft(request: DraftRequest, facts: ClusterFacts) -> str:
         "stand_in": "",
     }
     if facts.no_enroot:  # then only a rehearsal can run
-        url = f"{{state}}/rehearsal/{srt_slurm_stand_in.DIRECTORY}"
-        commit = f"ref {srt_slurm_stand_in.REF}, sha {srt_slurm_stand_in.SHA}"
+        url = f"{{state}}/rehearsal/{stand_ins.REPOSITORY_NAME}"
+        commit = f"ref {stand_ins.REPOSITORY_REF}, sha {stand_ins.REPOSITORY_SHA}"
         values |= {
             "tools": f"# TODO no enroot on {login.name}, nor on {node.name if node else 'a node'}: install it, "
             "then take out `tools`.\n"

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from launcher.core.errors import suggest
 from launcher.core.slurm_notation import limit_seconds, node_names
-from launcher.core.suggest import suggest
 from launcher.doctor.facts import (
     Agree,
     ClusterFacts,

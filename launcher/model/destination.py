@@ -19,7 +19,7 @@ import msgspec
 
 from launcher.core.errors import ModelError
 from launcher.core.lease import LEASE, Lock, LockOwner
-from launcher.core.process_identity import ProcessIdentity, host_label, pid_exists
+from launcher.core.process import ProcessIdentity, host_label, pid_exists
 from launcher.core.publish import temporary_pattern
 from launcher.model.checkpoint import examine
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest

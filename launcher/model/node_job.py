@@ -26,8 +26,7 @@ from typing import Any
 import msgspec
 
 from launcher.core.errors import Cancelled, ConfigError, SubmissionError
-from launcher.core.process import CommandRunner, run
-from launcher.core.process_identity import ProcessIdentity
+from launcher.core.process import CommandRunner, ProcessIdentity, run
 from launcher.core.publish import write_json
 from launcher.core.stop import Stop
 from launcher.model.nodes import (

@@ -29,8 +29,7 @@ import xxhash
 
 from launcher.core.errors import Cancelled, ModelError
 from launcher.core.lease import Lock
-from launcher.core.process import CommandRunner, run
-from launcher.core.process_identity import ProcessIdentity
+from launcher.core.process import CommandRunner, ProcessIdentity, run
 from launcher.core.publish import fsync_directory, write_json
 from launcher.core.stop import Stop
 from launcher.model.checkpoint import examine

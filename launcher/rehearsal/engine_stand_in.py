@@ -2,7 +2,7 @@
 
 It is started as ``python -m launcher.rehearsal.engine_stand_in OUTPUT_DIR [CONFIG_NAME]`` by the batch script, or as
 `run_embedded` by the embedded scheduler. Its standard output is the job's ``sweep_<job>.log``, with the lines that a
-real one has (recorded with srt-slurm c88ef731). It starts no server: results come from `launcher.rehearsal.queueing`
+real one has (recorded with srt-slurm c88ef731). It starts no server: results come from `launcher.rehearsal.results`
 and say so.
 
 Environment: LAUNCHER_REHEARSAL_SECONDS (each concurrency takes that long, 0.3), LAUNCHER_REHEARSAL_FAULTS (`faults`),
@@ -13,6 +13,7 @@ RESULT_FILENAME.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -27,10 +28,9 @@ import yaml
 
 from launcher.benchmark.result_names import agentic_result_name
 from launcher.core import process
-from launcher.core.errors import LauncherError
+from launcher.core.errors import ConfigError, LauncherError, suggest
 from launcher.rehearsal import results
-from launcher.rehearsal.faults import faults
-from launcher.rehearsal.queueing import Topology
+from launcher.rehearsal.results import Topology
 from launcher.rehearsal.srtctl_contract import load_cluster, resolve
 from launcher.srtctl.facts import facts
 
@@ -38,11 +38,47 @@ RULE = "=" * 42
 CONFIG_WAIT = 20.0
 """Seconds to wait for the configuration: srtctl writes it after the submission, when the job may already run."""
 
+FAULTS = "LAUNCHER_REHEARSAL_FAULTS"
+
+SUBMISSION_FAULTS = {
+    "silent": "the job is submitted, srtctl prints nothing about it and exits with 0",
+    "two-ids": "the job is submitted twice",
+    "fail": "nothing is submitted, as when sbatch refuses",
+    "no-json": "an older srtctl, which does not know --json",
+    "no-no-preflight": "an older srtctl, which does not know --no-preflight",
+    "no-log": "the job's log never appears",
+}
+
+JOB_FAULTS = {
+    "slow-start": "=SECONDS: the time until the servers are healthy",
+    "worker-death": "a decode worker dies after the first concurrency",
+    "partial-results": "the last concurrency has no result, and the job exits with 0",
+    "zero-tokens": "results with no output token",
+    "exit": "=CODE: everything works, but the job ends with this exit code",
+    "truncated-json": "the last result is cut in half",
+    "nan": "the last result has a NaN",
+    "hang": "the job never ends after its first concurrency",
+}
+
+
+def faults(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The faults asked for, name to value ("" without one). Raises ConfigError for one that does not exist."""
+    asked = (os.environ if environ is None else environ).get(FAULTS, "")
+    known = SUBMISSION_FAULTS | JOB_FAULTS
+    found: dict[str, str] = {}
+    for item in filter(None, (part.strip() for part in asked.split(","))):
+        name, _, value = item.partition("=")
+        if name not in known:
+            hint = suggest(name, known, ", ".join(sorted(known)))
+            raise ConfigError(f"no such fault {name!r}", where=FAULTS, hint=hint)
+        found[name] = value
+    return found
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job of a command line. Returns its exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    return run_job(Path(words[0]), words[1] if len(words) > 1 else "config.yaml", os.environ)
+    output, config_name, *_ = [*(sys.argv[1:] if argv is None else argv), "config.yaml"]
+    return run_job(Path(output), config_name, os.environ)
 
 
 def run_embedded(output_base: str, config_name: str) -> None:
@@ -56,7 +92,9 @@ def run_job(output: Path, config_name: str, environ: Mapping[str, str]) -> int:
     """Run the whole job: banner, orchestrator, banner. Returns the exit code, as srt-slurm's batch script does."""
     job_id = environ.get("SLURM_JOB_ID", output.name)
     (output / "logs").mkdir(parents=True, exist_ok=True)
-    config = _await(output / config_name)
+    config, deadline = output / config_name, time.monotonic() + CONFIG_WAIT
+    while not config.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
     _say(RULE, "🚀 srtctl Sweep Orchestrator (rehearsal: no GPU, nothing is measured)", RULE, f"Job ID: {job_id}")
     _say(f"Config: {config}", f"Nodes: {environ.get('SLURM_JOB_NUM_NODES', 1)}", f"Start: {time.ctime()}", RULE, "")
     _say(f"Runtime config: {config}", "", "Preparing srtctl environment...")
@@ -70,13 +108,6 @@ def run_job(output: Path, config_name: str, environ: Mapping[str, str]) -> int:
     verdict = f"✗ Sweep failed (exit code: {code})" if code else "✓ Sweep completed successfully"
     _say("", RULE, verdict, f"End: {time.ctime()}", RULE)
     return code
-
-
-def _await(config: Path) -> Path:
-    deadline = time.monotonic() + CONFIG_WAIT
-    while not config.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return config
 
 
 def _say(*lines: str) -> None:
@@ -126,10 +157,19 @@ class _Orchestrator:
     def run(self) -> int:
         name = self.facts.name or "unnamed"
         _log("INFO", f"Loaded config: {name}")
-        self._check_paths()
+        model, container = str(self.facts.model_path), str(self.facts.container)
+        if not model.startswith("hf:") and not Path(model).exists():
+            raise FileNotFoundError(f"Model path does not exist: {Path(model).resolve()}")
+        if not container.startswith(("/", "./")):
+            _log("WARNING", f"rehearsal: pyxis would pull {container} from a registry")
+        elif not Path(container).is_file():
+            raise FileNotFoundError(f"Container image path does not exist: {container}")
         _log("INFO", "Sweep Orchestrator", f"Job ID: {self.job_id}", f"Run name: {name}_{self.job_id}")
         _log("INFO", f"Head node: {self.nodes[0]}", f"Worker nodes: {', '.join(self.nodes)}")
-        self._write_lock()
+        lock = {"lock": {"job_id": self.job_id, "nodes": self.nodes, **results.MARK}}
+        (self.output / "recipe.lock.yaml").write_text(f"{self.text}\n{yaml.safe_dump(lock, sort_keys=False)}")
+        _log("INFO", f"Wrote lockfile: {self.output / 'recipe.lock.yaml'}")
+        self._json("resource_snapshot.json", {"nodes": self.nodes, "gpus": self.topology.gpus, **results.MARK})
         for worker in self.workers:
             started = f"Starting {worker.role} worker {worker.index} on {worker.node}"
             _log("INFO", started, f"Log: {self.logs / worker.log}")
@@ -141,11 +181,18 @@ class _Orchestrator:
         (self.logs / "infra.out").write_text("rehearsal: nats and etcd are ready\n")
         _log("INFO", "Waiting for workers to be ready...")
         time.sleep(float(self.faults.get("slow-start") or min(self.seconds, 0.1)))
-        _log("INFO", f"Model is ready. Have {self._count('prefill')} prefills and {self._count('decode')} decodes.")
+        prefills = 0 if self.topology.aggregated else self.topology.prefill_workers
+        _log("INFO", f"Model is ready. Have {prefills} prefills and {self.topology.decode_workers} decodes.")
         _log("INFO", "Server is healthy - starting benchmark")
         code = self._measure()
         _log("INFO", "Cleanup")
-        self._postprocess()
+        for file in ("config.yaml", "sbatch_script.sh", f"{self.job_id}.json", self.config.name):
+            if (self.output / file).is_file():
+                shutil.copy(self.output / file, self.logs / file)
+                _log("INFO", f"Copied {file} to log directory")
+        benchmark = {"model": self.model, "isl": self.facts.isl, "osl": self.facts.osl}
+        rollup = {"benchmark_type": self.facts.benchmark_type, "config": benchmark, **results.MARK}
+        self._json("benchmark-rollup.json", rollup)
         return code or int(self.faults.get("exit") or 0)
 
     def _measure(self) -> int:
@@ -165,7 +212,12 @@ class _Orchestrator:
 
     def _benchmark(self, agentic: bool) -> bool:
         """Measure every concurrency in turn; False when a worker died meanwhile."""
-        concurrencies = self._agentic_concurrencies() if agentic else (self.facts.concurrencies or ())
+        concurrencies = self.facts.concurrencies or ()
+        if agentic:
+            own = (self.document.get("benchmark") or {}).get("env") or {}
+            environ = {**self.environ, **{k: str(v) for k, v in own.items()}}
+            listed = environ.get("CONC_LIST") or environ.get("CONC") or ""
+            concurrencies = tuple(int(n) for n in re.findall(r"\d+", listed))
         with (self.logs / "benchmark.out").open("a") as out:
             for number, concurrency in enumerate(concurrencies):
                 last = number == len(concurrencies) - 1
@@ -176,26 +228,40 @@ class _Orchestrator:
                     self._result(concurrency, agentic, last)
                 out.write(f"Completed benchmark with concurrency: {concurrency}\n{'-' * 41}\n")
                 if "worker-death" in self.faults:
-                    self._die(self.workers[-1])
+                    self._lose(self.workers[-1])
                     return False
                 while "hang" in self.faults:
                     time.sleep(1)
             out.write("SA-Bench complete.\n" if not agentic else "")
         return True
 
+    def _lose(self, worker: _Worker) -> None:
+        with (self.logs / worker.log).open("a") as out:
+            out.write("rehearsal: torch.OutOfMemoryError: CUDA out of memory\n")
+        critical = f"Critical process '{worker.name}' exited with code 137"
+        _log("ERROR", critical, "Critical process failure detected!", "FAILURE DETAILS")
+        _log("ERROR", f"--- Process: {worker.name} ---\nExit code: 137\nNode: {worker.node}")
+        _log("ERROR", f"Log file: {self.logs / worker.log}")
+
     def _result(self, concurrency: int, agentic: bool, last: bool) -> None:
-        seed = self.facts.name or ""
+        seed, t = self.facts.name or "", self.topology
         if agentic:
-            document = results.agentic_result(self.topology, concurrency, model=self.model, seed=seed)
+            document = results.agentic_result(t, concurrency, model=self.model, seed=seed)
             directory = Path(self.environ.get("INFMAX_WORKSPACE") or self.logs / "agentic")
             path = directory / agentic_result_name(self.environ.get("RESULT_FILENAME", "result"), concurrency)
             (self.logs / f"agentic/conc_{concurrency}").mkdir(parents=True, exist_ok=True)
         else:
             isl, osl = self.facts.isl or 1024, self.facts.osl or 1024
             mult = (self.document.get("benchmark") or {}).get("num_prompts_mult")
-            load = results.Load(concurrency, isl, osl, prompts_each=mult if isinstance(mult, int) else 10)
-            document = results.benchmark_result(self.topology, load, model=self.model, seed=seed)
-            path = self.logs / f"sa-bench_isl_{isl}_osl_{osl}" / self._result_name(concurrency)
+            each = mult if isinstance(mult, int) else 10
+            document = results.benchmark_result(
+                t, concurrency, isl, osl, model=self.model, prompts_each=each, seed=seed
+            )
+            name = f"results_concurrency_{concurrency}_gpus_{t.gpus}_ctx_{t.prefill_total}_gen_{t.decode_total}.json"
+            if t.aggregated:  # srtctl gives sa-bench the GPUs of the nodes here, not those of the workers
+                nodes = self.facts.aggregated.nodes if self.facts.aggregated else None
+                name = f"results_concurrency_{concurrency}_gpus_{(nodes or 1) * self.per_node}.json"
+            path = self.logs / f"sa-bench_isl_{isl}_osl_{osl}" / name
         if "zero-tokens" in self.faults:
             document |= {"total_output_tokens": 0, "output_throughput": 0.0}
         if last and "nan" in self.faults:
@@ -203,19 +269,6 @@ class _Orchestrator:
         text = json.dumps(document)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text[: len(text) // 2] if last and "truncated-json" in self.faults else text)
-
-    def _result_name(self, concurrency: int) -> str:
-        t = self.topology
-        if t.aggregated:  # srtctl gives sa-bench the GPUs of the nodes here, not those of the workers
-            nodes = self.facts.aggregated.nodes if self.facts.aggregated else None
-            return f"results_concurrency_{concurrency}_gpus_{(nodes or 1) * self.per_node}.json"
-        prefill, decode = t.prefill_workers * t.prefill_gpus, t.decode_workers * t.decode_gpus
-        return f"results_concurrency_{concurrency}_gpus_{t.gpus}_ctx_{prefill}_gen_{decode}.json"
-
-    def _agentic_concurrencies(self) -> tuple[int, ...]:
-        own = (self.document.get("benchmark") or {}).get("env") or {}
-        environ = {**self.environ, **{k: str(v) for k, v in own.items()}}
-        return tuple(int(n) for n in re.findall(r"\d+", environ.get("CONC_LIST") or environ.get("CONC") or ""))
 
     def _evaluate(self) -> None:
         asked = re.findall(r"\d+", self.environ.get("EVAL_CONC", ""))
@@ -229,27 +282,6 @@ class _Orchestrator:
         (self.logs / "eval.out").write_text("rehearsal: evaluated\n")
         _log("INFO", "Eval completed successfully")
 
-    def _die(self, worker: _Worker) -> None:
-        with (self.logs / worker.log).open("a") as out:
-            out.write("rehearsal: torch.OutOfMemoryError: CUDA out of memory\n")
-        _log(
-            "ERROR",
-            f"Critical process '{worker.name}' exited with code 137",
-            "Critical process failure detected!",
-            "FAILURE DETAILS",
-            f"--- Process: {worker.name} ---\nExit code: 137\nNode: {worker.node}",
-            f"Log file: {self.logs / worker.log}",
-        )
-
-    def _check_paths(self) -> None:
-        model, container = str(self.facts.model_path), str(self.facts.container)
-        if not model.startswith("hf:") and not Path(model).exists():
-            raise FileNotFoundError(f"Model path does not exist: {Path(model).resolve()}")
-        if container.startswith(("/", "./")) and not Path(container).is_file():
-            raise FileNotFoundError(f"Container image path does not exist: {container}")
-        if not container.startswith(("/", "./")):
-            _log("WARNING", f"rehearsal: pyxis would pull {container} from a registry")
-
     def _topology(self) -> Topology:
         facts = self.facts
         if facts.aggregated is not None and facts.aggregated.workers:
@@ -259,12 +291,8 @@ class _Orchestrator:
         prefill, decode = facts.prefill, facts.decode
         if prefill is None or decode is None:
             raise ValueError("the recipe has neither aggregated workers nor prefill and decode ones")
-        return Topology(
-            prefill.workers or 1,
-            prefill.gpus_per_worker or self.per_node,
-            decode.workers or 1,
-            decode.gpus_per_worker or self.per_node,
-        )
+        sides = [(side.workers or 1, side.gpus_per_worker or self.per_node) for side in (prefill, decode)]
+        return Topology(*sides[0], *sides[1])
 
     def _nodes(self) -> list[str]:
         listed = self.environ.get("SLURM_JOB_NODELIST", "")
@@ -283,35 +311,12 @@ class _Orchestrator:
             sides = [("prefill", t.prefill_workers, t.prefill_gpus), ("decode", t.decode_workers, t.decode_gpus)]
         workers, used = [], 0  # GPUs, those left over at the ends of nodes included
         for role, count, gpus in sides:
-            used = self._next_node(used)
             for index in range(count):
-                if used % self.per_node + gpus > self.per_node:
-                    used = self._next_node(used)
+                if index == 0 or used % self.per_node + gpus > self.per_node:
+                    used = math.ceil(used / self.per_node) * self.per_node
                 workers.append(_Worker(role, index, self.nodes[used // self.per_node % len(self.nodes)]))
                 used += gpus
         return workers
-
-    def _next_node(self, used: int) -> int:
-        return -(-used // self.per_node) * self.per_node
-
-    def _count(self, role: str) -> int:
-        return sum(worker.role == role or (role == "decode" and worker.role == "agg") for worker in self.workers)
-
-    def _write_lock(self) -> None:
-        lock = {"lock": {"job_id": self.job_id, "nodes": self.nodes, **results.MARK}}
-        (self.output / "recipe.lock.yaml").write_text(f"{self.text}\n{yaml.safe_dump(lock, sort_keys=False)}")
-        _log("INFO", f"Wrote lockfile: {self.output / 'recipe.lock.yaml'}")
-        self._json("resource_snapshot.json", {"nodes": self.nodes, "gpus": self.topology.gpus, **results.MARK})
-
-    def _postprocess(self) -> None:
-        for name in ("config.yaml", "sbatch_script.sh", f"{self.job_id}.json", self.config.name):
-            if (self.output / name).is_file():
-                shutil.copy(self.output / name, self.logs / name)
-                _log("INFO", f"Copied {name} to log directory")
-        benchmark = {"model": self.model, "isl": self.facts.isl, "osl": self.facts.osl}
-        self._json(
-            "benchmark-rollup.json", {"benchmark_type": self.facts.benchmark_type, "config": benchmark, **results.MARK}
-        )
 
     def _json(self, name: str, document: Mapping[str, Any]) -> None:
         (self.logs / name).write_text(json.dumps(document, indent=2) + "\n")

@@ -25,14 +25,13 @@ import json
 import os
 import re
 import signal
+import struct
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
-
-from launcher.rehearsal.squashfs import squashfs
 
 VERSION = "4.1.2-rehearsal"
 FAULTS = "LAUNCHER_REHEARSAL_ENROOT"
@@ -41,13 +40,7 @@ _URI = re.compile(
     r"docker://(?:[^@]+@)?(?:(?P<registry>[^/#@]+)[#/])?(?P<repository>[a-z0-9/._-]+)"
     r"(?::(?P<tag>[A-Za-z0-9._:-]+))?(?:@(?P<digest>sha256:[A-Za-z0-9]+))?"
 )
-_STATUS = {
-    "401": "Unauthorized",
-    "403": "Forbidden",
-    "404": "Not Found",
-    "429": "",
-    "503": "Service Unavailable",
-}
+_STATUS = {"401": "Unauthorized", "403": "Forbidden", "404": "Not Found", "429": "", "503": "Service Unavailable"}
 _KEYS = {"fail", "fail_times", "counter", "slow", "size"}
 _FAILS = {*_STATUS, "refused", "nospace", "truncate", "empty"}
 
@@ -114,22 +107,25 @@ def _import(uri: str, output: str, environ: Mapping[str, str]) -> None:
     if target.exists():
         raise _Failed(f"[ERROR] File already exists: {target}")
     faults = _faults(environ)
-    with _temporary(environ.get("ENROOT_TEMP_PATH")):
+    parent = environ.get("ENROOT_TEMP_PATH")
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="enroot.", dir=parent, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise _Failed(f"mktemp: failed to create directory in '{parent}': {error.strerror}") from None
+    with temporary:
         sys.stderr.write("[INFO] Querying registry for permission grant\n")
-        fail = faults.get("fail", "") if _fails_now(faults) else ""
-        _registry(found, fail)
-        image = squashfs("etc", _files(uri, int(faults.get("size", 0))), created=_now(environ))
+        registry, fail = found["registry"] or "registry-1.docker.io", faults.get("fail", "")
+        url = f"https://{registry}/v2/{found['repository']}/manifests/{found['digest'] or found['tag'] or 'latest'}"
+        if fail in _STATUS:
+            raise _Failed(f"[ERROR] URL {url} returned error code: {fail} {_STATUS[fail]}")
+        if fail == "refused":
+            text = f"Failed to connect to {registry} port 443 after 0 ms: Couldn't connect to server"
+            raise _Failed(f"curl: (7) {text}", 7)
+        image = squashfs(
+            "etc", _files(uri, int(faults.get("size", 0))), created=int(environ.get("SOURCE_DATE_EPOCH") or time.time())
+        )
         sys.stderr.write("[INFO] Creating squashfs filesystem...\n")
         _write(target, image, fail, float(faults.get("slow", 0)))
-
-
-def _registry(found: re.Match[str], fail: str) -> None:
-    registry = found["registry"] or "registry-1.docker.io"
-    url = f"https://{registry}/v2/{found['repository']}/manifests/{found['digest'] or found['tag'] or 'latest'}"
-    if fail in _STATUS:
-        raise _Failed(f"[ERROR] URL {url} returned error code: {fail} {_STATUS[fail]}")
-    if fail == "refused":
-        raise _Failed(f"curl: (7) Failed to connect to {registry} port 443 after 0 ms: Couldn't connect to server", 7)
 
 
 def _write(target: Path, image: bytes, fail: str, slow: float) -> None:
@@ -163,34 +159,21 @@ def _files(uri: str, size: int) -> dict[str, bytes]:
     return {**files, "filler": bytes(size)} if size else files
 
 
-def _now(environ: Mapping[str, str]) -> int:
-    return int(environ.get("SOURCE_DATE_EPOCH") or time.time())
-
-
 def _faults(environ: Mapping[str, str]) -> dict[str, str]:
+    """What goes wrong with this import, which is counted."""
     parts = (part.partition("=") for part in environ.get(FAULTS, "").split(",") if part)
     faults = {key: value for key, _, value in parts}
     if not (set(faults) <= _KEYS and faults.get("fail", "empty") in _FAILS):
         raise _Failed(f"[ERROR] {FAULTS}: {environ[FAULTS]!r} asks for something that this stand-in does not know")
     if "fail_times" in faults and "counter" not in faults:
         raise _Failed(f"[ERROR] {FAULTS}: fail_times needs a counter=FILE")
+    if "fail_times" in faults:
+        with Path(faults["counter"]).open("ab") as counter:
+            counter.write(b".")
+            counter.flush()
+            if counter.tell() > int(faults["fail_times"]):
+                faults.pop("fail", None)
     return faults
-
-
-def _fails_now(faults: Mapping[str, str]) -> bool:
-    if "fail_times" not in faults:
-        return True
-    with Path(faults["counter"]).open("ab") as counter:
-        counter.write(b".")
-        counter.flush()
-        return counter.tell() <= int(faults["fail_times"])
-
-
-def _temporary(parent: str | None) -> tempfile.TemporaryDirectory[str]:
-    try:
-        return tempfile.TemporaryDirectory(prefix="enroot.", dir=parent, ignore_cleanup_errors=True)
-    except OSError as error:
-        raise _Failed(f"mktemp: failed to create directory in '{parent}': {error.strerror}") from None
 
 
 @contextlib.contextmanager
@@ -204,6 +187,87 @@ def _removed_when_terminated(target: Path) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+# Squashfs 4.0, as the kernel has it (fs/squashfs/squashfs_fs.h). Images are written without mksquashfs, so that a
+# rehearsal needs nothing installed. `unsquashfs` 4.5.1 and Linux's own mount read them.
+
+_BLOCK = 128 * 1024
+_BLOCK_LOG = 17
+_PADDING = 4096
+_ABSENT = 0xFFFF_FFFF_FFFF_FFFF
+_SUPERBLOCK_SIZE = 96
+_METADATA_LIMIT = 8192
+_DIRECTORY, _FILE = 1, 2
+_STORED_BLOCK = 1 << 24
+_STORED_METADATA = 1 << 15
+_FLAGS = 0x001 | 0x002 | 0x008 | 0x010 | 0x200 | 0x800
+"""Inodes, data, fragments and ids uncompressed; no fragments, no extended attributes."""
+
+
+def squashfs(directory: str, files: Mapping[str, bytes], *, created: int) -> bytes:
+    """The image of a root with one ``directory`` that holds ``files`` (name → content), all owned by root.
+
+    ``created`` is the time of the file system and of everything in it, in seconds from the epoch. Raises ValueError
+    when names and sizes do not fit one metadata block (8 KiB: some hundred files, or one of 200 MB).
+    """
+    data, inodes, listing = bytearray(), bytearray(), []
+    for number, (name, content) in enumerate(sorted(files.items()), start=1):
+        listing.append((name, len(inodes), number, _FILE))
+        sizes = [len(content[at : at + _BLOCK]) | _STORED_BLOCK for at in range(0, len(content), _BLOCK)]
+        inodes += _inode(_FILE, 0o644, created, number)
+        inodes += struct.pack("<IIII", _SUPERBLOCK_SIZE + len(data), 0xFFFF_FFFF, 0, len(content))
+        inodes += struct.pack(f"<{len(sizes)}I", *sizes)
+        data += content
+
+    inner, root = len(files) + 1, len(files) + 2
+    entries = _entries(listing)
+    root_entries = _entries([(directory, len(inodes), inner, _DIRECTORY)])
+    inodes += _directory(created, inner, parent=root, links=2, size=len(entries), offset=0)
+    root_at = len(inodes)
+    inodes += _directory(created, root, parent=root + 1, links=3, size=len(root_entries), offset=len(entries))
+
+    inode_table = _SUPERBLOCK_SIZE + len(data)
+    tables = _metadata(bytes(inodes))
+    directory_table = inode_table + len(tables)
+    tables += _metadata(entries + root_entries)
+    ids = inode_table + len(tables)
+    tables += _metadata(struct.pack("<I", 0))
+    id_table = inode_table + len(tables)
+    tables += struct.pack("<Q", ids)
+    used = inode_table + len(tables)
+
+    head = struct.pack("<4sIIII", b"hsqs", root, created, _BLOCK, 0)
+    head += struct.pack("<HHHHHH", 1, _BLOCK_LOG, _FLAGS, 1, 4, 0)
+    head += struct.pack("<QQQQ", root_at, used, id_table, _ABSENT)
+    head += struct.pack("<QQQQ", inode_table, directory_table, _ABSENT, _ABSENT)
+    return head + bytes(data) + tables + bytes(-used % _PADDING)
+
+
+def _inode(kind: int, mode: int, created: int, number: int) -> bytes:
+    return struct.pack("<HHHHII", kind, mode, 0, 0, created, number)
+
+
+def _directory(created: int, number: int, *, parent: int, links: int, size: int, offset: int) -> bytes:
+    # The size of a listing counts "." and "..", which are not in it, as three bytes.
+    return _inode(_DIRECTORY, 0o755, created, number) + struct.pack("<IIHHI", 0, links, size + 3, offset, parent)
+
+
+def _entries(listing: list[tuple[str, int, int, int]]) -> bytes:
+    """A directory's listing: (name, offset of the inode, its number, its kind), sorted by name."""
+    if not listing:
+        return b""
+    first = listing[0][2]
+    out = struct.pack("<III", len(listing) - 1, 0, first)
+    for name, offset, number, kind in listing:
+        out += struct.pack("<HhHH", offset, number - first, kind, len(name.encode()) - 1) + name.encode()
+    return out
+
+
+def _metadata(content: bytes) -> bytes:
+    if len(content) > _METADATA_LIMIT:
+        raise ValueError(f"{len(content)} bytes of metadata; one block holds {_METADATA_LIMIT}")
+    return struct.pack("<H", len(content) | _STORED_METADATA) + content
 
 
 if __name__ == "__main__":

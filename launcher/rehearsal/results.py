@@ -1,6 +1,23 @@
-"""The result files that a rehearsed job leaves: the keys of real ones, numbers of `queueing`, and a mark.
+"""The numbers of a rehearsal, and the result files that its job leaves: the keys of real ones, and a mark.
 
-Every document says ``"rehearsal": true`` and which model its numbers come from.
+Every document says ``"rehearsal": true`` and which model its numbers come from. That model is a closed queueing
+network, and nothing was measured for it. N users (the concurrency) each send a request, wait for its last token and
+send the next. A request visits prefill and then decode; W_p and W_d are their workers, G_p and G_d the GPUs of one.
+
+- Prefill takes one request at a time per worker: S = I / (RATE * G_p) seconds for I input tokens. W_p workers are taken
+  as a queue of demand D = S / W_p and a delay S - D (Seidmann's approximation of several servers).
+- Decode batches: with b requests on a worker one step, a token for each, takes t(b) = t0 + t1 * b seconds, where
+  t0 = 0.004 + 0.012 / G_d is the reading of the weights and t1 = 0.0004 / G_d the work for one request more.
+- Aggregated workers do both on the same GPUs: prefill has half the rate.
+
+Mean values as of Schweitzer's approximation, O output tokens, X throughput in requests a second, a = (N - 1) / N:
+
+    Q_p(X) = X * D / (1 - a * X * D)                  R_p(X) = D * (1 + a * Q_p) + S - D
+    b(X)   = max(1, X * O * t0 / (W_d - X * O * t1))  R_d(X) = O * t(b)
+    X * (R_p(X) + R_d(X)) = N                         one solution: the left side grows with X
+
+so that X grows with N and saturates at min(1 / D, W_d / (O * t1)), and the time to the first token, R_p + t(b), grows
+with N. The constants are round numbers, of no GPU in particular.
 """
 
 from __future__ import annotations
@@ -12,9 +29,72 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.rehearsal.queueing import NAME, Topology, solve
+_NAME = "closed queueing network: prefill queue and batched decode, Schweitzer's mean values (launcher/rehearsal)"
 
-MARK: Mapping[str, Any] = {"rehearsal": True, "rehearsal_note": f"nothing was measured; numbers from a {NAME}"}
+MARK: Mapping[str, Any] = {"rehearsal": True, "rehearsal_note": f"nothing was measured; numbers from a {_NAME}"}
+
+PREFILL_RATE = 16000.0
+"""Input tokens that one GPU prefills in a second."""
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Workers and GPUs per worker of both sides; the decode side alone when ``aggregated``."""
+
+    prefill_workers: int
+    prefill_gpus: int
+    decode_workers: int
+    decode_gpus: int
+    aggregated: bool = False
+
+    @property
+    def prefill_total(self) -> int:
+        return self.prefill_workers * self.prefill_gpus
+
+    @property
+    def decode_total(self) -> int:
+        return self.decode_workers * self.decode_gpus
+
+    @property
+    def gpus(self) -> int:
+        return self.decode_total if self.aggregated else self.prefill_total + self.decode_total
+
+
+@dataclass(frozen=True)
+class Means:
+    """Mean values of one concurrency: requests a second, and seconds."""
+
+    throughput: float
+    ttft: float
+    tpot: float
+    e2el: float
+
+
+def solve(topology: Topology, *, users: int, input_tokens: float, output_tokens: float) -> Means:
+    """The means for ``users`` requests in flight. All arguments must be at least 1."""
+    rate = PREFILL_RATE * topology.prefill_gpus / (2 if topology.aggregated else 1)
+    service = input_tokens / rate
+    demand = service / topology.prefill_workers
+    step0 = 0.004 + 0.012 / topology.decode_gpus
+    step1 = 0.0004 / topology.decode_gpus
+    others = (users - 1) / users
+
+    def at(throughput: float) -> Means:
+        queue = throughput * demand / (1 - others * throughput * demand)
+        prefill = demand * (1 + others * queue) + service - demand
+        left = topology.decode_workers - throughput * output_tokens * step1
+        step = step0 + step1 * max(1.0, throughput * output_tokens * step0 / left)
+        return Means(throughput, prefill + step, step, prefill + output_tokens * step)
+
+    low, high = 0.0, min(1 / demand, topology.decode_workers / (output_tokens * step1)) * (1 - 1e-12)
+    for _ in range(100):
+        middle = (low + high) / 2
+        if middle * at(middle).e2el < users:
+            low = middle
+        else:
+            high = middle
+    return at(low)
+
 
 SHORTEST = 0.8
 """Lengths are drawn between this share of ISL and OSL and the whole, as sa-bench does (random-range-ratio)."""
@@ -25,41 +105,25 @@ LISTED = 64
 _SAMPLE = 200
 
 
-@dataclass(frozen=True)
-class Load:
-    """What one measurement sends: ``concurrency`` requests in flight, ``prompts_each`` times as many in all, with up to
-    ``isl`` input and ``osl`` output tokens each."""
-
-    concurrency: int
-    isl: int
-    osl: int
-    prompts_each: int = 10
-
-    @property
-    def requests(self) -> int:
-        return self.concurrency * self.prompts_each
-
-
-def benchmark_result(topology: Topology, load: Load, *, model: str, seed: str = "") -> dict[str, Any]:
+def benchmark_result(
+    topology: Topology, concurrency: int, isl: int, osl: int, *, model: str, prompts_each: int = 10, seed: str = ""
+) -> dict[str, Any]:
     """One ``results_concurrency_N…json`` of sa-bench (every key of a recorded one, c88ef731).
 
-    The numbers depend on nothing but the arguments; times of single requests scatter around the model's means, drawn
-    from ``seed``, and keep them.
+    ``prompts_each`` times ``concurrency`` requests are sent in all, with up to ``isl`` input and ``osl`` output tokens
+    each. The numbers depend on nothing but the arguments; times of single requests scatter around the model's means,
+    drawn from ``seed``, and keep them.
     """
-    share = (1 + SHORTEST) / 2
-    means = solve(
-        topology,
-        users=load.concurrency,
-        input_tokens=max(1.0, load.isl * share),
-        output_tokens=max(1.0, load.osl * share),
-    )
-    draw = random.Random(f"{seed}/{load.isl}/{load.osl}/{load.concurrency}")
-    size = min(load.requests, _SAMPLE)
+    share, requests = (1 + SHORTEST) / 2, concurrency * prompts_each
+    tokens = {"input_tokens": max(1.0, isl * share), "output_tokens": max(1.0, osl * share)}
+    means = solve(topology, users=concurrency, **tokens)
+    draw = random.Random(f"{seed}/{isl}/{osl}/{concurrency}")
+    size = min(requests, _SAMPLE)
     ttfts, tpots = _around(means.ttft, size, 0.15, draw), _around(means.tpot, size, 0.03, draw)
-    outputs, inputs = _lengths(load.osl, size, draw), _lengths(load.isl, size, draw)
+    outputs, inputs = _lengths(osl, size, draw), _lengths(isl, size, draw)
     e2els = [first + each * (length - 1) for first, each, length in zip(ttfts, tpots, outputs, strict=True)]
-    total_input, total_output = (round(load.requests * statistics.fmean(lengths)) for lengths in (inputs, outputs))
-    duration = load.requests / means.throughput
+    total_input, total_output = (round(requests * statistics.fmean(lengths)) for lengths in (inputs, outputs))
+    duration = requests / means.throughput
     listed = min(size, LISTED)
     return {
         "date": time.strftime("%Y%m%d-%H%M%S"),
@@ -67,12 +131,12 @@ def benchmark_result(topology: Topology, load: Load, *, model: str, seed: str = 
         "model_id": model,
         "tokenizer_id": "/model",
         "best_of": 1,
-        "num_prompts": load.requests,
+        "num_prompts": requests,
         "request_rate": "inf",
         "burstiness": 1.0,
-        "max_concurrency": load.concurrency,
+        "max_concurrency": concurrency,
         "duration": duration,
-        "completed": load.requests,
+        "completed": requests,
         "total_input_tokens": total_input,
         "total_output_tokens": total_output,
         "request_throughput": means.throughput,
@@ -117,9 +181,10 @@ def _spread(name: str, seconds: Sequence[float]) -> dict[str, float]:
 
 def agentic_result(topology: Topology, concurrency: int, *, model: str, seed: str = "") -> dict[str, Any]:
     """One ``<RESULT_FILENAME>_conc<N>.json`` of an agentic benchmark: what consumers read of it; times in seconds."""
-    plain = benchmark_result(topology, Load(concurrency, isl=8192, osl=512), model=model, seed=seed)
-    prefill, decode = topology.prefill_workers * topology.prefill_gpus, topology.decode_workers * topology.decode_gpus
-    prefill, decode = (decode, 0) if topology.aggregated else (prefill, decode)
+    plain = benchmark_result(topology, concurrency, 8192, 512, model=model, seed=seed)
+    prefill, decode = topology.prefill_total, topology.decode_total
+    if topology.aggregated:
+        prefill, decode = decode, 0
     total, output = plain["total_token_throughput"], plain["output_throughput"]
     return {
         "conc": concurrency,
@@ -130,10 +195,7 @@ def agentic_result(topology: Topology, concurrency: int, *, model: str, seed: st
         "request_accounting": {"records_error_dropped": 0},
         "request_metrics": {
             "latency": {
-                name: {
-                    "mean": plain[f"mean_{name}_ms"] / 1000,
-                    "p50": plain[f"median_{name}_ms"] / 1000,
-                }
+                name: {"mean": plain[f"mean_{name}_ms"] / 1000, "p50": plain[f"median_{name}_ms"] / 1000}
                 for name in ("ttft", "tpot", "itl", "e2el")
             },
             "throughput": {
@@ -157,6 +219,7 @@ def eval_documents(environ: Mapping[str, str], concurrencies: Sequence[int], mod
     """
     several = len(concurrencies) > 1
     task, stamp = "gsm8k", time.strftime("%Y-%m-%dT%H-%M-%S.000000")
+    filters = [{"name": "strict-match"}, {"name": "flexible-extract"}]
     files: dict[str, Any] = {}
     for concurrency in concurrencies:
         suffix = f"_conc{concurrency}" if several else ""
@@ -170,13 +233,7 @@ def eval_documents(environ: Mapping[str, str], concurrencies: Sequence[int], mod
                     "exact_match_stderr,flexible-extract": 0.006,
                 }
             },
-            "configs": {
-                task: {
-                    "task": task,
-                    "metric_list": [{"metric": "exact_match"}],
-                    "filter_list": [{"name": "strict-match"}, {"name": "flexible-extract"}],
-                }
-            },
+            "configs": {task: {"task": task, "metric_list": [{"metric": "exact_match"}], "filter_list": filters}},
             "n-samples": {task: {"original": 1319, "effective": 1319}},
             "model_name": model,
             "lm_eval_version": "0.0.0+rehearsal",

@@ -1,4 +1,4 @@
-"""The files that srtctl reads, refuses and resolves, as the stand-ins do it.
+"""The files that srtctl reads, refuses, resolves and writes, as the stand-ins do it.
 
 Known from recorded runs of srt-slurm c88ef731 and its source (``core/config.py``, ``core/schema.py``,
 ``core/validation.py``). Kept are the search for srtslurm.yaml, which one bad key invalidates as a whole; defaults and
@@ -9,12 +9,26 @@ are sweeps, and the fields of `backend`, `benchmark` and `frontend`, whose names
 from __future__ import annotations
 
 import copy
+import json
 import os
-from collections.abc import Mapping
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+
+import launcher
+from launcher.core.publish import write_text
+from launcher.rehearsal.results import MARK
+from launcher.srtctl import recipe
+from launcher.srtctl.facts import facts as recipe_facts
+
+LOCAL_JOBS = "LAUNCHER_LOCAL_JOBS"
+"""This variable names the jobs directory of the embedded scheduler; without it jobs go to Slurm."""
 
 Kind = Literal["str", "int", "bool", "strings", "ints", "any"]
 
@@ -188,35 +202,34 @@ def preflight(raw: Mapping[str, Any], cluster: Mapping[str, Any]) -> tuple[str, 
     A container that looks like an image name with a tag passes without a check, because pyxis would pull it.
     """
     model, container = (str(raw.get("model", {}).get(key) or "") for key in ("path", "container"))
-    resolved = resolve(raw, cluster).get("model", {})
-    errors: list[str] = []
+    found = resolve(raw, cluster).get("model", {})
     if model.startswith("hf:"):
-        said_model = f"HuggingFace model ID: {model[3:]}"
+        said_model, wrong_model = f"HuggingFace model ID: {model[3:]}", False
     else:
-        place = Path(os.path.expandvars(str(resolved.get("path")))).expanduser().resolve()
-        said_model = f"exists: {place}"
-        if not place.is_dir():
-            said_model = (
-                f"Model alias '{model}' resolved to '{resolved.get('path')}', but that path is unavailable. "
-                if model in cluster.get("model_paths", {})
-                else f"Model '{model}' is not a local model path and is not defined in srtslurm.yaml model_paths. "
-            ) + "Pull or register the model yourself before submitting."
-            errors.append(f"model.path: {said_model}")
+        said_model, wrong_model = _availability("Model", model, found.get("path"), cluster.get("model_paths", {}))
     if not container.startswith(("/", "./")) and ":" in container:
-        said_container = f"Container image URI: {container}"
+        said_image, wrong_image = f"Container image URI: {container}", False
     else:
-        place = Path(os.path.expandvars(str(resolved.get("container")))).expanduser().resolve()
-        said_container = f"exists: {place}"
-        if not place.is_file():
-            said_container = (
-                f"Container alias '{container}' resolved to '{resolved.get('container')}', but that file is "
-                "unavailable."
-                if container in cluster.get("containers", {})
-                else f"Container '{container}' is not a local container path and is not defined in srtslurm.yaml "
-                "containers."
-            ) + " Provide or register the container yourself before submitting."
-            errors.append(f"model.container: {said_container}")
-    return said_model, said_container, errors + _topology(raw.get("resources") or {})
+        aliases = cluster.get("containers", {})
+        said_image, wrong_image = _availability("Container", container, found.get("container"), aliases)
+    errors = [f"model.path: {said_model}"] * wrong_model + [f"model.container: {said_image}"] * wrong_image
+    return said_model, said_image, errors + _topology(raw.get("resources") or {})
+
+
+def _availability(
+    kind: Literal["Model", "Container"], given: str, resolved: Any, aliases: Mapping[str, str]
+) -> tuple[str, bool]:
+    """What preflight says about a directory (of a model) or file (of a container), and whether that is an error."""
+    place = Path(os.path.expandvars(str(resolved))).expanduser().resolve()
+    if place.is_dir() if kind == "Model" else place.is_file():
+        return f"exists: {place}", False
+    what, table, verb = ("path", "model_paths", "Pull") if kind == "Model" else ("file", "containers", "Provide")
+    name = kind.lower()
+    if given in aliases:
+        said = f"{kind} alias '{given}' resolved to '{resolved}', but that {what} is unavailable."
+    else:
+        said = f"{kind} '{given}' is not a local {name} path and is not defined in srtslurm.yaml {table}."
+    return f"{said} {verb} or register the {name} yourself before submitting.", True
 
 
 def _topology(resources: Mapping[str, Any]) -> list[str]:
@@ -237,3 +250,99 @@ def _topology(resources: Mapping[str, Any]) -> list[str]:
                 f"{nodes}, agg_workers: {workers}` (remove prefill_*/decode_*)."
             ]
     return []
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job to submit: ``resolved`` is the recipe with defaults and aliases, ``log`` a path with ``%j`` or None."""
+
+    name: str
+    resolved: Mapping[str, Any]
+    cluster: Mapping[str, Any]
+    root: Path
+    output_base: Path
+    config_name: str
+    setup_script: str | None
+    log: Path | None
+
+    @property
+    def directives(self) -> Mapping[str, Any]:
+        return self.resolved.get("sbatch_directives") or {}
+
+    @property
+    def time_limit(self) -> str:
+        return str((self.resolved.get("slurm") or {}).get("time_limit") or "01:00:00")
+
+
+def batch_script(job: Job) -> str:
+    """The script for sbatch: srt-slurm's directives in its order, and the stand-in for the engine as its body."""
+    slurm, resources = job.resolved.get("slurm") or {}, job.resolved.get("resources") or {}
+    nodes = recipe_facts(job.resolved).nodes or 1
+    per_node = resources.get("gpus_per_node", 4)
+    on = job.cluster.get
+    directives = [
+        f"job-name={job.name}",
+        f"output={job.log or '/dev/null'}",
+        f"nodes={nodes}",
+        f"ntasks={nodes}",
+        "ntasks-per-node=1",
+        *([f"gpus-per-node={per_node}"] if on("use_gpus_per_node_directive", True) else []),
+        *([f"segment={nodes}"] if on("use_segment_sbatch_directive", True) else []),
+        *(["exclusive"] if on("use_exclusive_sbatch_directive", False) else []),
+        f"account={slurm.get('account') or 'default'}",
+        f"time={job.time_limit}",
+        f"partition={slurm.get('partition') or 'default'}",
+        *(f"{key}={value}" if value else key for key, value in job.directives.items()),
+    ]
+    package = shlex.quote(str(Path(launcher.__file__).parents[1]))
+    engine = shlex.join([sys.executable, "-m", "launcher.rehearsal.engine_stand_in"])
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            *(f"#SBATCH --{directive}" for directive in directives),
+            "",
+            "exec 2>&1",
+            f"cd {shlex.quote(str(job.root))}",
+            f"export PYTHONPATH={package}${{PYTHONPATH:+:$PYTHONPATH}}",
+            *([f"export SRTCTL_SETUP_SCRIPT={shlex.quote(job.setup_script)}"] if job.setup_script else []),
+            f'exec {engine} {shlex.quote(str(job.output_base))}/"$SLURM_JOB_ID" {shlex.quote(job.config_name)}',
+            "",
+        ]
+    )
+
+
+def write_output(
+    job: Job, place: Path, job_id: str, source: Path, variant: recipe.Variant, tags: Sequence[str] | None
+) -> None:
+    """Fill ``outputs/<job>``: the recipe as it was given, the variant that runs, the script, the metadata."""
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "logs").mkdir(exist_ok=True)
+    # The job waits for its configuration, and must not see it half-written.
+    if variant.suffix:
+        write_text(place / job.config_name, recipe.dump(variant.document))
+    write_text(place / "config.yaml", source.read_text())
+    (place / "sbatch_script.sh").write_text(batch_script(job))
+    facts = recipe_facts(job.resolved)
+    resources = job.resolved.get("resources") or {}
+    sides = {"prefill": facts.prefill, "decode": facts.decode, "agg": facts.aggregated}
+    metadata: dict[str, Any] = {
+        "version": "2.0",
+        "orchestrator": True,
+        "job_id": job_id,
+        "job_name": job.name,
+        "generated_at": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "model": {key: job.resolved["model"].get(key) for key in ("path", "container", "precision")},
+        "resources": {
+            "gpu_type": facts.gpu_type,
+            "gpus_per_node": facts.gpus_per_node,
+            **{f"{name}_nodes": resources.get(f"{name}_nodes") for name in sides},
+            **{f"{name}_workers": resources.get(f"{name}_workers") or 0 for name in sides},
+            **{f"gpus_per_{name}": side.gpus_per_worker if side else None for name, side in sides.items()},
+        },
+        "backend_type": facts.engine,
+        "frontend_type": (job.resolved.get("frontend") or {}).get("type", "dynamo"),
+        "benchmark": {"type": facts.benchmark_type, "isl": facts.isl, "osl": facts.osl},
+        **({"tags": list(tags)} if tags else {}),
+        **MARK,
+    }
+    (place / f"{job_id}.json").write_text(json.dumps(metadata, indent=2))

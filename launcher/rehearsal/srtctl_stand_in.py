@@ -13,6 +13,7 @@ Its jobs are real ones: of `sbatch`, or of the embedded scheduler when LAUNCHER_
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -22,10 +23,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.core.errors import ConfigError
-from launcher.rehearsal import srtctl_contract, srtctl_jobs
-from launcher.rehearsal.faults import faults
-from launcher.rehearsal.srtctl_contract import Refused
+from launcher.core import process
+from launcher.core.errors import ConfigError, LauncherError
+from launcher.core.slurm_notation import limit_seconds
+from launcher.rehearsal import srtctl_contract as contract
+from launcher.rehearsal.engine_stand_in import faults, run_embedded
+from launcher.rehearsal.srtctl_contract import LOCAL_JOBS, Job, Refused
+from launcher.slurm.local import submit
 from launcher.srtctl import recipe
 
 if TYPE_CHECKING:
@@ -48,10 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser(wrong).parse_args(argv)
     json_mode = bool(getattr(arguments, "json_output", False))
     console = Console(file=sys.stderr) if json_mode else Console()
-    path, selector = _parse_config(arguments.config)
+    try:
+        path, selector = recipe.split_selector(arguments.config)
+    except ConfigError:  # srtctl shows a traceback
+        raise ValueError(
+            f"Invalid selector '{arguments.config.rpartition(':')[2]}'. Must be 'base', 'override_<name>', "
+            "'zip_override_<name>', 'zip_override_<name>[N]', or a glob pattern like '*mtp*'."
+        ) from None
     command = _Command(console, arguments, wrong)
     try:
-        code = command.run(path, selector)
+        code = command.run(Path(path), selector)
     except (Refused, OSError) as error:
         if json_mode:
             sys.stdout.write(json.dumps({"status": "error", "error": str(error)}) + "\n")
@@ -83,18 +93,6 @@ def _parser(wrong: dict[str, str]) -> argparse.ArgumentParser:
     if "no-no-preflight" not in wrong:
         apply.add_argument("--no-preflight", action="store_true", help="Skip the pre-submit file system checks")
     return parser
-
-
-def _parse_config(word: str) -> tuple[Path, str | None]:
-    """Path and selector. A wrong selector gives a traceback in srtctl, so it does here."""
-    try:
-        path, selector = recipe.split_selector(word)
-    except ConfigError:
-        raise ValueError(
-            f"Invalid selector '{word.rpartition(':')[2]}'. Must be 'base', 'override_<name>', 'zip_override_<name>', "
-            "'zip_override_<name>[N]', or a glob pattern like '*mtp*'."
-        ) from None
-    return Path(path), selector
 
 
 class _Command:
@@ -142,14 +140,17 @@ class _Command:
         return 0
 
     def _file(self, path: Path, selector: str | None) -> int:
-        document = srtctl_contract.load_recipe(path)
-        self.cluster, warning = srtctl_contract.load_cluster(os.environ, Path.cwd())
+        document = contract.load_recipe(path)
+        self.cluster, warning = contract.load_cluster(os.environ, Path.cwd())
         if warning:
             _log("WARNING", warning)
         plain = "base" not in document
         if plain and selector:
             _log("WARNING", f"Selector ':{selector}' ignored — config is not an override file")
-        variants = [recipe.Variant("", None, (), document)] if plain else _variants(document, selector)
+        try:
+            variants = [recipe.Variant("", None, (), document)] if plain else recipe.variants(document, selector)
+        except ConfigError as error:
+            raise Refused(_refusal(document, selector or "") or error.message) from None
         if self.arguments.command == "preflight":
             return self._preflight(path, variants)
         for number, variant in enumerate(variants, 1):
@@ -159,10 +160,10 @@ class _Command:
                 if self.arguments.command == "dry-run":
                     self.console.print(f"[bold cyan]\\[{number}/{len(variants)}][/] {label}: {raw.get('name')}")
                 _log("INFO", f"Override variant: {label} -> {raw.get('name', 'unnamed')}")
-            resolved = srtctl_contract.resolve(raw, self.cluster)
+            resolved = contract.resolve(raw, self.cluster)
             if "sweep" in raw and plain:
                 raise Refused("sweeps are not rehearsed")
-            if said := srtctl_contract.recipe_complaints(resolved):
+            if said := contract.recipe_complaints(resolved):
                 raise Refused(f"Invalid config in {path}: {said}" if plain else str(said))
             if plain:
                 _log("INFO", f"Loaded config: {resolved['name']}")
@@ -172,7 +173,7 @@ class _Command:
     def _preflight(self, path: Path, variants: list[recipe.Variant]) -> int:
         failed: list[str] = []
         for variant in variants:
-            model, container, errors = srtctl_contract.preflight(variant.document, self.cluster)
+            model, container, errors = contract.preflight(variant.document, self.cluster)
             self.console.print(f"{'[red]✗[/]' if errors else '[green]✓[/]'} {variant.suffix or 'base'}")
             self.console.print(f"  model.path: {model}")
             self.console.print(f"  model.container: {container}")
@@ -184,7 +185,7 @@ class _Command:
     def _one(self, path: Path, variant: recipe.Variant, raw: dict[str, Any], resolved: dict[str, Any]) -> None:
         dry = self.arguments.command == "dry-run"
         skipped = dry or "no_preflight" not in self.arguments or self.arguments.no_preflight
-        if not skipped and (errors := srtctl_contract.preflight(raw, self.cluster)[2]):
+        if not skipped and (errors := contract.preflight(raw, self.cluster)[2]):
             raise Refused(_preflight_failed(path, errors))
         root = Path(self.cluster.get("srtctl_root") or Path.cwd())
         base = self.arguments.output_dir
@@ -192,7 +193,7 @@ class _Command:
             configured = self.cluster.get("output_dir")
             base = Path(os.path.expandvars(configured)) if configured else root / "outputs"
         config_name = f"config_{variant.suffix}.yaml" if variant.suffix else "config.yaml"
-        job = srtctl_jobs.Job(
+        job = Job(
             name=os.environ.get("RUNNER_NAME") or resolved["name"],
             resolved=resolved,
             cluster=self.cluster,
@@ -204,38 +205,28 @@ class _Command:
         )
         if dry:
             self.console.print(f"[bold]🔍 DRY-RUN[/] {resolved['name']}")
-            self.console.print(srtctl_jobs.batch_script(job), markup=False, highlight=False)
+            self.console.print(contract.batch_script(job), markup=False, highlight=False)
             self._summary(resolved)
             return
-        self._check_setup(root)
-        for _ in range(2 if "two-ids" in self.wrong else 1):
-            self._submit(job, path, variant, base)
-
-    def _check_setup(self, root: Path) -> None:
-        missing = [label for name, label in MADE_BY_SETUP if not (root / name).exists()]
-        if missing:
+        if missing := [label for name, label in MADE_BY_SETUP if not (root / name).exists()]:
             self.console.print(f"\n[red bold]ERROR:[/] Required binaries not found in {root}:")
             for label in missing:
                 self.console.print(f"  [red]✗[/] {label}")
             self.console.print("\nRun [bold]make setup ARCH=<compute_arch>[/] first:")
             raise SystemExit(1)
+        for _ in range(2 if "two-ids" in self.wrong else 1):
+            self._submit(job, path, variant, base)
 
-    def _submit(self, job: srtctl_jobs.Job, path: Path, variant: recipe.Variant, base: Path) -> None:
-        silent = "silent" in self.wrong
+    def _submit(self, job: Job, path: Path, variant: recipe.Variant, base: Path) -> None:
+        silent, jobs = "silent" in self.wrong, os.environ.get(LOCAL_JOBS)
         if not silent:
             self.console.print(f"[bold cyan]🚀 Submitting:[/] {job.resolved['name']}")
-        try:
-            if "fail" in self.wrong:
-                raise srtctl_jobs.SbatchFailed("/tmp/rehearsal.slurm", "sbatch: error: rehearsal: refused on request")
-            job_id = srtctl_jobs.submit(job, os.environ)
-        except srtctl_jobs.SbatchFailed as failed:
-            self.console.print(f"[bold red]❌ sbatch failed:[/] {failed.stderr}\n")
-            raise Refused(
-                f"Command '['sbatch', '{failed.script}']' returned non-zero exit status {failed.returncode}."
-            ) from None
+        if "fail" in self.wrong:
+            raise self._sbatch_failed("/tmp/rehearsal.slurm", "sbatch: error: rehearsal: refused on request")
+        job_id = self._embedded(job, Path(jobs)) if jobs else self._sbatch(job)
         place = base / job_id
         tags = [t.strip() for t in (self.arguments.tags or "").split(",") if t.strip()] or None
-        srtctl_jobs.write_output(job, place, job_id, path, variant, tags)
+        contract.write_output(job, place, job_id, path, variant, tags)
         if silent:
             raise SystemExit(0)
         self.records.append(
@@ -258,6 +249,43 @@ class _Command:
         self.console.print(f"[dim]📊 Queue:[/] squeue --job {job_id}")
         self._summary(job.resolved)
 
+    def _sbatch(self, job: Job) -> str:
+        """Submit to Slurm. As with srtctl, the script of a failed submission is left where it is."""
+        handle, script = tempfile.mkstemp(suffix=".slurm", prefix="srtctl_", text=True)
+        with os.fdopen(handle, "w") as file:
+            file.write(contract.batch_script(job))
+        done = process.run(["sbatch", script], timeout=300)
+        if not done.ok and done.returncode != process.NOT_FOUND:
+            raise self._sbatch_failed(script, done.stderr, done.returncode or 1)
+        Path(script).unlink()
+        if not done.ok:
+            raise FileNotFoundError(2, "No such file or directory", "sbatch")
+        if not done.stdout.split():
+            raise OSError("list index out of range")
+        return done.stdout.split()[-1]
+
+    def _embedded(self, job: Job, directory: Path) -> str:
+        """Submit to the embedded scheduler. The recipe's comment, by which jobs are found in Slurm, is the token."""
+        limit = limit_seconds(job.time_limit)
+        if limit is None:
+            raise self._sbatch_failed("(embedded)", "sbatch: error: Invalid --time specification")
+        try:
+            key = submit(
+                directory,
+                functools.partial(run_embedded, str(job.output_base), job.config_name),
+                name=job.name,
+                token=str(job.directives.get("comment") or ""),
+                log=job.log or Path("/dev/null"),
+                time_limit=limit,
+            )
+        except LauncherError as error:
+            raise self._sbatch_failed("(embedded)", f"sbatch: error: {error.message}") from None
+        return key.id
+
+    def _sbatch_failed(self, script: str, stderr: str, returncode: int = 1) -> Refused:
+        self.console.print(f"[bold red]❌ sbatch failed:[/] {stderr}\n")
+        return Refused(f"Command '['sbatch', '{script}']' returned non-zero exit status {returncode}.")
+
     def _summary(self, resolved: Mapping[str, Any]) -> None:
         self.console.print("\n[bold]Running:[/]")
         self.console.print(f"  Model:     {resolved['model']['path']}")
@@ -266,14 +294,6 @@ class _Command:
         self.console.print(f"  Benchmark: {(resolved.get('benchmark') or {}).get('type', 'manual')}")
         if not resolved.get("identity"):
             self.console.print("\n[yellow]Tip:[/] an [bold]identity:[/] block lets others repeat this run.")
-
-
-def _variants(document: Mapping[str, Any], selector: str | None) -> list[recipe.Variant]:
-    """The variants of a selector. Raises Refused in srtctl's words."""
-    try:
-        return recipe.variants(document, selector)
-    except ConfigError as error:
-        raise Refused(_refusal(document, selector or "") or error.message) from None
 
 
 def _refusal(document: Mapping[str, Any], selector: str) -> str | None:

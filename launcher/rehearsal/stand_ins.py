@@ -1,16 +1,34 @@
-"""The tools of a rehearsal: stand-ins in the place of enroot and srtctl, and inputs that they can work on."""
+"""The tools of a rehearsal: programs in the place of enroot and srtctl, and inputs that they can work on.
+
+The programs are scripts that start a module of this room. The inputs are a checkpoint, which is whole by every check,
+and a git repository in the place of srt-slurm. Both have some kilobytes, and say that there is nothing to measure.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from launcher.plan.plan import Plan
-from launcher.rehearsal.checkpoint_stand_in import ensure_model
-from launcher.rehearsal.srt_slurm_stand_in import ensure_repository
-from launcher.rehearsal.tools import REGISTRIES, environment
+import launcher
+from launcher.core.errors import ModelError, SubmissionError
+from launcher.core.process import run
+from launcher.core.publish import fsync_directory, fsync_file, publishing, publishing_directory
+from launcher.model.checkpoint import REHEARSAL_KEY, examine
+from launcher.plan.plan import SRTCTL, Plan
+from launcher.rehearsal.srtctl_contract import CLUSTER, LOCAL_JOBS, Kind
 from launcher.run.kind import Tools
 from launcher.srtctl.planned import SrtctlJob
+
+TOOLS = {"srtctl": "launcher.rehearsal.srtctl_stand_in", "enroot": "launcher.rehearsal.enroot_stand_in"}
+
+REGISTRIES = frozenset({"127.0.0.1", "localhost"})
+"""Registries that may be asked for the images of a rehearsal: a test's own. Stand-in images are in no other."""
 
 
 class StandIns(Tools):
@@ -22,7 +40,214 @@ class StandIns(Tools):
         return cls(environment(state, scheduler_kind, environ), stand_ins=True, registries=REGISTRIES)
 
     def make_inputs(self, plan: Plan) -> None:
-        """A checkpoint of some kilobytes, and a repository in the place of srt-slurm. Raises LauncherError."""
+        """Make the plan's checkpoint, and the repository in the place of srt-slurm. Raises LauncherError."""
         if not plan.model.path.startswith("hf:") and "login" in plan.model.seen_by:
             ensure_model(Path(plan.model.path), plan.model.precision)
-        ensure_repository(Path(SrtctlJob.of(plan).srt_slurm.repository).parent)
+        if plan.kind == SRTCTL:
+            ensure_repository(Path(SrtctlJob.of(plan).srt_slurm.repository).parent)
+
+
+def environment(state: Path, scheduler_kind: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables by which a run's programs find the stand-ins; ``state`` is the launcher's own directory.
+
+    With the embedded scheduler (``scheduler_kind`` is ``local``) they also name the directory of its jobs.
+    """
+    path = f"{tools_directory(state / 'rehearsal/bin')}{os.pathsep}{environ.get('PATH', os.defpath)}"
+    return {"PATH": path, **({LOCAL_JOBS: str(state / "jobs")} if scheduler_kind == "local" else {})}
+
+
+def tools_directory(directory: Path) -> Path:
+    """Make the programs in ``directory`` (created if need be) and return it, absolute, to be put first on PATH.
+
+    A program is written anew, atomically, when the interpreter that it names has changed. Raises OSError.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    package = str(Path(launcher.__file__).parents[1])
+    for name, module in TOOLS.items():
+        program = directory / name
+        text = (
+            "#!/bin/sh\n"
+            f"PYTHONPATH={shlex.quote(package)}${{PYTHONPATH:+:$PYTHONPATH}}\n"
+            "export PYTHONPATH\n"
+            f'exec {shlex.join([sys.executable, "-m", module])} "$@"\n'
+        )
+        if not program.is_file() or program.read_text() != text:
+            with publishing(program) as temporary:
+                temporary.write_text(text)
+                temporary.chmod(0o755)
+    return directory.absolute()
+
+
+REPOSITORY_REF = "rehearsal-v1"
+REPOSITORY_SHA = "49b19c200d5babc3a160fcf9098fe664c621b8b6"
+"""The commit of the repository. It changes with every change of its files; runners/local.yaml pins it."""
+
+REPOSITORY_NAME = f"srt-slurm-{REPOSITORY_SHA[:12]}"
+"""The repository's name; it says the commit, so that another version of the launcher gets another repository."""
+
+_AUTHOR = {"NAME": "launcher", "EMAIL": "launcher@localhost", "DATE": "2026-01-01T00:00:00+00:00"}
+
+_TYPES: dict[Kind, str] = {
+    "str": "str | None",
+    "int": "int | None",
+    "bool": "bool | None",
+    "strings": "dict[str, str] | None",
+    "ints": "dict[str, int] | None",
+    "any": "dict | None",
+}
+
+_REPOSITORY_FILES = {
+    ".gitignore": "bin/\noutputs/\nsrtslurm.yaml\nconfigs/nats-server\nconfigs/etcd\n",
+    "Makefile": "ARCH ?= $(shell uname -m)\n\nsetup:\n\tsh setup $(ARCH)\n\n.PHONY: setup\n",
+    "README.md": "A rehearsal's stand-in for srt-slurm. Nothing here runs a model.\n",
+    "configs/README.md": "What `setup` makes lies beside this file.\n",
+    "recipes/README.md": "Recipes are laid over this directory.\n",
+    "setup": """#!/bin/sh
+# Makes empty stand-ins for the programs that srt-slurm's `make setup` downloads. Usage: sh setup [ARCH]
+set -eu
+mkdir -p bin configs
+for program in bin/uv bin/tachometer-scraper configs/nats-server configs/etcd; do
+    printf '#!/bin/sh\\nexit 0\\n' > "$program"
+    chmod +x "$program"
+done
+""",
+    "src/srtctl/core/schema.py": '"""The keys of srtslurm.yaml."""\n\n\nclass ClusterConfig:\n'
+    + "".join(f"    {name}: {_TYPES[kind]} = None\n" for name, kind in CLUSTER.items()),
+}
+"""What the launcher and the stand-in for srtctl look for in srt-slurm, path to text."""
+
+
+def ensure_repository(directory: Path) -> Path:
+    """Have the repository below ``directory``, and return its path, which git can clone.
+
+    Its one commit has a fixed author and date, hence the same sha on every machine, so that it can be pinned. Several
+    processes may ask at once. Raises SubmissionError when git fails.
+    """
+    repository = directory / REPOSITORY_NAME
+    if repository.is_dir():
+        return repository
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with publishing_directory(repository) as temporary:
+            _make_repository(temporary)
+    except OSError as error:
+        raise SubmissionError(f"the rehearsal's repository cannot be made: {error}", where=str(repository)) from None
+    return repository
+
+
+def _make_repository(directory: Path) -> None:
+    for name, text in _REPOSITORY_FILES.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o644)
+    # Neither the user's settings (signing, line ends, hooks) nor an enclosing repository may change the commit.
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
+        **{f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in _AUTHOR.items()},
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_CONFIG_NOSYSTEM": "1",
+    }
+    for words in (
+        ["init", "--quiet", "--template=", "--object-format=sha1", "--initial-branch=main", "."],
+        ["-c", "core.autocrlf=false", "-c", "core.fileMode=true", "add", "--all"],
+        ["commit", "--quiet", "--no-gpg-sign", "--no-verify", "--message", "Stand-in for srt-slurm"],
+        ["tag", REPOSITORY_REF],
+    ):
+        done = run(["git", *words], timeout=60, cwd=directory, env=environment)
+        if not done.ok:
+            raise SubmissionError(f"the rehearsal's repository cannot be made: {done}", where=str(directory))
+
+
+_VOCABULARY = ("[UNK]", "[BOS]", "[EOS]", *(f"word{number}" for number in range(61)))
+
+_DECLARED: Mapping[str, tuple[dict[str, Any], tuple[str, int]]] = {
+    "bf16": ({}, ("BF16", 2)),
+    "fp8": ({"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}, ("F8_E4M3", 1)),
+    "fp4": ({"quant_method": "modelopt", "quant_algo": "NVFP4", "producer": {"name": "launcher"}}, ("U8", 1)),
+    "int4": (
+        {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int", "group_size": 32}}},
+        },
+        ("I32", 4),
+    ),
+}
+"""By precision: the quantization_config, and how the weights are stored (dtype, bytes an element)."""
+
+
+def ensure_model(directory: Path, precision: str) -> Path:
+    """Have a tiny whole checkpoint of ``precision`` (``bf16 fp8 fp4 int4``) at ``directory``, and return the directory.
+
+    One that is there already is used. Its config.json says that it is for rehearsals, and
+    `launcher.model.checkpoint.require` refuses it in other runs. Raises ModelError for another precision, and when
+    something else is at ``directory``, which is never touched.
+    """
+    if precision not in _DECLARED:
+        raise ModelError(f"no rehearsal checkpoint of precision {precision!r}: there are {', '.join(_DECLARED)}")
+
+    def usable(path: Path) -> bool:
+        verdict = examine(path, precision=precision)
+        return verdict.whole and verdict.identity == "match" and verdict.rehearsal
+
+    if usable(directory):
+        return directory
+    try:
+        with publishing_directory(directory, whole=usable) as temporary:
+            temporary.mkdir(parents=True)
+            _write_model(temporary, precision)
+    except OSError as error:
+        raise ModelError(
+            f"a rehearsal checkpoint cannot be put here: {error.strerror}",
+            where=str(directory),
+            hint="name a directory that does not exist yet",
+        ) from None
+    return directory
+
+
+def _write_model(directory: Path, precision: str) -> None:
+    quantisation, (dtype, width) = _DECLARED[precision]
+    # By shard: its one tensor, with dtype, shape and bytes an element.
+    shards = {
+        "model-00001-of-00002.safetensors": ("model.embed_tokens.weight", "BF16", [len(_VOCABULARY), 16], 2),
+        "model-00002-of-00002.safetensors": ("model.layers.0.mlp.down_proj.weight", dtype, [16, 32], width),
+    }
+    documents: dict[str, Any] = {
+        "config.json": {
+            REHEARSAL_KEY: True,
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "torch_dtype": "bfloat16",
+            "vocab_size": len(_VOCABULARY),
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            **({"quantization_config": quantisation} if quantisation else {}),
+        },
+        "tokenizer.json": {
+            "version": "1.0",
+            "added_tokens": [],
+            "pre_tokenizer": {"type": "Whitespace"},
+            "model": {
+                "type": "WordLevel",
+                "vocab": {word: number for number, word in enumerate(_VOCABULARY)},
+                "unk_token": "[UNK]",
+            },
+        },
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]"},
+        "model.safetensors.index.json": {
+            "metadata": {"total_size": sum(math.prod(shape) * width for _, _, shape, width in shards.values())},
+            "weight_map": {tensor: shard for shard, (tensor, *_) in shards.items()},
+        },
+    }
+    for name, document in documents.items():
+        (directory / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    for name, (tensor, kind, shape, width) in shards.items():
+        size = math.prod(shape) * width
+        header = json.dumps({tensor: {"dtype": kind, "shape": shape, "data_offsets": [0, size]}}).encode()
+        header += b" " * (-len(header) % 8)
+        (directory / name).write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+    for file in directory.iterdir():
+        fsync_file(file)
+    fsync_directory(directory)

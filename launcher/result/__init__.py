@@ -3,5 +3,5 @@
 In comes where the job wrote, what was asked for and when the run began; out come the points measured, what is missing
 or not believable, and the job's logs without secrets. Start with collect.py. validate.py decides about one result file
 and writes nothing, which keeps it testable on recorded files; logs.py keeps the logs, also while the job still runs;
-summary.py and report.py only format.
+summary.py only formats.
 """

@@ -19,14 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
 from launcher.benchmark.result_names import agentic_result_name, fixed_result_name
 from launcher.core.errors import ResultError
-from launcher.core.publish import NAME_MAX, publish_new, publishing, temporary_name
+from launcher.core.publish import NAME_MAX, publish_new, temporary_name
 from launcher.core.retry import until
 from launcher.result.logs import LOGS, TARBALL, log_files
-from launcher.result.validate import FileName, Invalid, Point, read_agentic_result, read_result
+from launcher.result.validate import FileName, Invalid, Point, is_json_object, read_agentic_result, read_result
 
 _RETRY_INTERVAL = 5.0
 
@@ -120,7 +118,16 @@ def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sl
     """
     from tenacity import stop_after_attempt, wait_fixed
 
-    _check(request)
+    if not request.result_filename or "/" in request.result_filename:
+        raise ResultError(f"{request.result_filename!r} cannot begin a file name")
+    if request.logs_dir.resolve().parent.name != request.job_id:
+        raise ResultError(
+            f"these are not the logs of job {request.job_id}",
+            where=str(request.logs_dir),
+            hint="results are only taken from outputs/<job id>/logs",
+        )
+    if not request.workspace.is_dir():
+        raise ResultError("no such directory", where=str(request.workspace))
     found = until(
         lambda found: not found.problems,
         lambda: _look(request),
@@ -141,19 +148,6 @@ def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sl
         doubts=tuple(doubts),
         published={**request.published, **{name: digest for name, (_, digest) in found.files.items()}},
     )
-
-
-def _check(request: CollectRequest) -> None:
-    if not request.result_filename or "/" in request.result_filename:
-        raise ResultError(f"{request.result_filename!r} cannot begin a file name")
-    if request.logs_dir.resolve().parent.name != request.job_id:
-        raise ResultError(
-            f"these are not the logs of job {request.job_id}",
-            where=str(request.logs_dir),
-            hint="results are only taken from outputs/<job id>/logs",
-        )
-    if not request.workspace.is_dir():
-        raise ResultError("no such directory", where=str(request.workspace))
 
 
 def _look(request: CollectRequest) -> _Found:
@@ -225,9 +219,8 @@ def _look_agentic(request: CollectRequest, found: _Found) -> None:
     counted = [path.name for path in request.workspace.iterdir()]
     pattern = glob.escape(request.result_filename) + "_conc*.json"
     for name in sorted(set(fnmatch.filter(counted, pattern)) - asked.keys()):
-        found.problems.append(
-            Problem(f"{name} is in the workspace, was not asked for, and the workflow would count it")
-        )
+        text = f"{name} is in the workspace, was not asked for, and the workflow would count it"
+        found.problems.append(Problem(text))
 
 
 def _look_eval(request: CollectRequest, found: _Found) -> None:
@@ -238,7 +231,7 @@ def _look_eval(request: CollectRequest, found: _Found) -> None:
     results = 0
     for path in sorted(path for path, status in files if status.st_mtime >= request.started):
         is_result = fnmatch.fnmatch(path.name, "results*.json")
-        if (is_result or path.name == "meta_env.json") and not _is_json(path):
+        if (is_result or path.name == "meta_env.json") and not is_json_object(path):
             bad.append(f"eval: {path.name} is not a JSON object")
             continue
         results += is_result
@@ -249,14 +242,6 @@ def _look_eval(request: CollectRequest, found: _Found) -> None:
         found.problems += [Problem(text) for text in bad]
     else:
         found.doubts += bad
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return True
 
 
 def _check_target(target: Path, digest: str, ours: str | None) -> None:
@@ -288,26 +273,20 @@ def _publish(source: Path, target: Path, digest: str, ours: str | None) -> None:
     Raises ResultError when it changed, when another run's file came in the way, and when it cannot be written.
     """
     _check_target(target, digest, ours)
-    temporary = temporary_name(target)
+    temporary, replaces = temporary_name(target), target.exists()
     try:
-        if not target.exists():
-            try:
-                _copy(source, temporary, digest)
-                if not publish_new(temporary, target):
-                    raise ResultError("a file of another run came in the way", where=str(target))
-            finally:
-                temporary.unlink(missing_ok=True)
-        elif _sha256(target) != digest:
-            with publishing(target) as replacement:
-                _copy(source, replacement, digest)
+        if replaces and _sha256(target) == digest:
+            return
+        shutil.copyfile(source, temporary)
+        if _sha256(temporary) != digest:
+            hint = "does the job still run?"
+            raise ResultError("a result changed while it was collected", where=str(source), hint=hint)
+        if not publish_new(temporary, target, whole=lambda path: not replaces and os.path.lexists(path)):
+            raise ResultError("a file of another run came in the way", where=str(target))
     except OSError as error:
         raise ResultError(f"a result cannot be published: {error.strerror}", where=str(target)) from None
-
-
-def _copy(source: Path, temporary: Path, digest: str) -> None:
-    shutil.copyfile(source, temporary)
-    if _sha256(temporary) != digest:
-        raise ResultError("a result changed while it was collected", where=str(source), hint="does the job still run?")
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:

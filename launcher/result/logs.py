@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from launcher.core.publish import publishing, temporary_name
 from launcher.core.redact import Redacting
@@ -125,7 +125,7 @@ def bundle_logs(
                 continue
             with file:
                 status = os.fstat(file.fileno())
-                take = _bytes_to_take(file, status.st_size, pace)
+                take = pace.bytes_to_take(file, status.st_size)
                 if take < status.st_size:
                     left_out.append(f"{name}: {status.st_size - take} of {status.st_size} bytes, for want of time")
                     if take == 0:
@@ -156,14 +156,21 @@ class _Pace:
     def is_half_over(self) -> bool:
         return self._seconds is not None and self._clock() - self._began > self._seconds / 2
 
-    def fits(self, size: int) -> int:
-        """``size``, or as many bytes as there is time for, by the speed so far."""
+    def bytes_to_take(self, file: IO[bytes], size: int) -> int:
+        """How much of the end of a file of ``size`` there is time for, by the speed so far.
+
+        A cut falls on the beginning of a line: half a line could be half a secret, which is not recognised.
+        """
         if self._seconds is None:
             return size
         spent = self._clock() - self._began
         # The speed of the first few files says little: what they cost is opening and compressing the first block.
         rate = self.packed / spent if self.packed > _CHUNK and spent > 0.05 else _FIRST_GUESS
-        return min(size, max(0, int((self._seconds - spent) * rate)))
+        take = min(size, max(0, int((self._seconds - spent) * rate)))
+        if take == size:
+            return take
+        file.seek(size - take - 1)
+        return take - (len(file.readline(min(take, _LONGEST_LINE) + 1)) - 1)
 
 
 def _smallest_first(logs_dir: Path, pace: _Pace) -> tuple[list[tuple[str, Path]], list[str]]:
@@ -177,16 +184,6 @@ def _smallest_first(logs_dir: Path, pace: _Pace) -> tuple[list[tuple[str, Path]]
             break
     found.sort(key=lambda entry: entry[0])
     return [(str(path.relative_to(logs_dir)), path) for _, path in found], left_out
-
-
-def _bytes_to_take(file: IO[bytes], size: int, pace: _Pace) -> int:
-    """How much of a file's end to pack. A cut falls on the beginning of a line: half a line could be half a secret,
-    which is not recognised."""
-    take = pace.fits(size)
-    if take == size:
-        return take
-    file.seek(size - take - 1)
-    return take - (len(file.readline(min(take, _LONGEST_LINE) + 1)) - 1)
 
 
 def copy_logs(logs_dir: Path, destination: Path, environ: Mapping[str, str] | None = None) -> list[str]:
@@ -231,14 +228,10 @@ def _replace_copy(
     return [f"{final.name}/{line}" for line in failed]
 
 
-class _Reader(Protocol):
-    def read(self, size: int = -1, /) -> bytes: ...
-
-
 class _Exactly:
     """Reads exactly ``size`` bytes of a file, zeros where it has become shorter: the tar header is written already."""
 
-    def __init__(self, file: _Reader, size: int) -> None:
+    def __init__(self, file: Redacting, size: int) -> None:
         self._file = file
         self._left = size
 

@@ -19,6 +19,7 @@ _FILE_NAME = re.compile(r"results_concurrency_(\d+)_gpus_(\d+)(?:_ctx_(\d+)_gen_
 _AGENTIC_NAME = re.compile(r".*_conc(\d+)\.json")
 _LENGTHS = re.compile(r"isl_(\d+)_osl_(\d+)")
 _NOT_FINITE = re.compile(rb'(?:"([^"]{1,80})"\s*:|[\[,])\s*[-+]?(NaN|Infinity)\b')
+_FALSE = msgspec.Raw(b"false")
 _NEEDED = ("max_concurrency", "total_token_throughput", "output_throughput", "completed")
 
 
@@ -96,7 +97,12 @@ def read_result(path: Path, *, expected_concurrency: int, isl: int | None, osl: 
             raise _Unusable("its name is not results_concurrency_N_gpus_G[_ctx_C_gen_D].json")
         if name.concurrency != expected_concurrency:
             raise _Unusable(f"its name says concurrency {name.concurrency}, expected {expected_concurrency}")
-        _check_lengths(path, isl, osl)
+        if lengths := _LENGTHS.search(path.parent.name):
+            said = int(lengths[1]), int(lengths[2])
+            asked = said[0] if isl is None else isl, said[1] if osl is None else osl
+            if said != asked:
+                text = f"it was measured with ISL/OSL {said[0]}/{said[1]}, expected {asked[0]}/{asked[1]}"
+                raise _Unusable(text)
         return _fixed_point(path, name, _load(path), osl)
     except _Unusable as unusable:
         return Invalid(path, str(unusable))
@@ -115,6 +121,14 @@ def read_agentic_result(path: Path, *, expected_concurrency: int) -> Point | Inv
         return _agentic_point(path, expected_concurrency, _load(path))
     except _Unusable as unusable:
         return Invalid(path, str(unusable))
+
+
+def is_json_object(path: Path) -> bool:
+    """Whether a file can be read and holds a JSON object."""
+    try:
+        return _load(path) is not None
+    except _Unusable:
+        return False
 
 
 def _load(path: Path) -> Mapping[str, msgspec.Raw]:
@@ -167,16 +181,6 @@ def _finite(key: str, value: Any) -> float:
     return number
 
 
-def _check_lengths(path: Path, isl: int | None, osl: int | None) -> None:
-    found = _LENGTHS.search(path.parent.name)
-    if found is None:
-        return
-    said = int(found[1]), int(found[2])
-    asked = said[0] if isl is None else isl, said[1] if osl is None else osl
-    if said != asked:
-        raise _Unusable(f"it was measured with ISL/OSL {said[0]}/{said[1]}, expected {asked[0]}/{asked[1]}")
-
-
 def _fixed_point(path: Path, name: FileName, document: Mapping[str, msgspec.Raw], osl: int | None) -> Point:
     if not (raw := document.get("model_id")) or not isinstance(_value(raw), str):
         raise _Unusable("model_id is missing" if raw is None else "model_id is not text")
@@ -194,13 +198,19 @@ def _fixed_point(path: Path, name: FileName, document: Mapping[str, msgspec.Raw]
     prefill, decode = name.split or (name.gpus, 0)
     if prefill <= 0:
         raise _Unusable("its file name says no prefill GPU, and process_result.py divides by them")
-    prompts = _number_if_any(document, "num_prompts")
-    requests = None if prompts is None else int(prompts)
+    requests = _number_if_any(document, "num_prompts")
+    doubts = [f"{key} is negative" for key, value in numbers.items() if key.startswith("median") and value < 0]
+    if requests is not None and int(completed) < int(requests):
+        doubts.append(f"{int(completed)} of {int(requests)} requests completed")
+    if osl and tokens and not osl / 2 <= tokens / int(completed) <= osl:
+        doubts.append(f"{tokens / int(completed):.0f} output tokens a request, where OSL is {osl}")
+    if name.split is not None and sum(name.split) != name.gpus:
+        doubts.append(f"its file name says {name.gpus} GPUs, and {name.split[0]}+{name.split[1]} of them")
     return Point(
         concurrency=name.concurrency,
         completed=int(completed),
         path=path,
-        requests=requests,
+        requests=None if requests is None else int(requests),
         gpus=name.gpus,
         prefill_gpus=name.split[0] if name.split else None,
         decode_gpus=name.split[1] if name.split else None,
@@ -214,32 +224,9 @@ def _fixed_point(path: Path, name: FileName, document: Mapping[str, msgspec.Raw]
             for which in ("median", "p99")
         },
         duration_s=_number_if_any(document, "duration"),
-        rehearsal=_is_rehearsal(document),
-        doubts=tuple(_doubts(name, int(completed), requests, tokens, osl, numbers)),
+        rehearsal=bool(_value(document.get("rehearsal", _FALSE))),
+        doubts=tuple(doubts),
     )
-
-
-def _doubts(
-    name: FileName,
-    completed: int,
-    requests: int | None,
-    tokens: float | None,
-    osl: int | None,
-    numbers: Mapping[str, float],
-) -> list[str]:
-    doubts = [f"{key} is negative" for key, value in numbers.items() if key.startswith("median") and value < 0]
-    if requests is not None and completed < requests:
-        doubts.append(f"{completed} of {requests} requests completed")
-    if osl and tokens and not osl / 2 <= tokens / completed <= osl:
-        doubts.append(f"{tokens / completed:.0f} output tokens a request, where OSL is {osl}")
-    if name.split is not None and sum(name.split) != name.gpus:
-        doubts.append(f"its file name says {name.gpus} GPUs, and {name.split[0]}+{name.split[1]} of them")
-    return doubts
-
-
-def _is_rehearsal(document: Mapping[str, msgspec.Raw]) -> bool:
-    raw = document.get("rehearsal")
-    return raw is not None and bool(_value(raw))
 
 
 def _agentic_point(path: Path, concurrency: int, document: Mapping[str, msgspec.Raw]) -> Point:
@@ -271,7 +258,7 @@ def _agentic_point(path: Path, concurrency: int, document: Mapping[str, msgspec.
         output_throughput_per_gpu=_within(metrics, "throughput", "per_gpu", "output_tput_tps"),
         **latency,
         duration_s=_within(metrics, "throughput", "duration_seconds"),
-        rehearsal=_is_rehearsal(document),
+        rehearsal=bool(_value(document.get("rehearsal", _FALSE))),
         doubts=(f"{failed:g} requests failed",) if failed else (),
     )
 

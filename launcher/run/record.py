@@ -22,10 +22,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from launcher.core.errors import ConfigError, LauncherError, SubmissionError, SubmissionUnknown
-from launcher.core.process_identity import ProcessIdentity
+from launcher.core.errors import ConfigError, LauncherError, SubmissionError, SubmissionUnknown, closest
+from launcher.core.process import ProcessIdentity
 from launcher.core.publish import temporary_name, write_json
-from launcher.core.suggest import closest
 from launcher.plan.plan import Plan
 from launcher.result.logs import LOGS
 from launcher.run.verdict import Verdict

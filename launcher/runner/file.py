@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.core.errors import ConfigError
-from launcher.core.suggest import suggest
-from launcher.core.validation import convert
-from launcher.core.yaml_source import Document, Key, Place
+from launcher.core.errors import ConfigError, suggest
+from launcher.core.yaml_source import Document, Key, Place, convert
 from launcher.runner.schema import (
     Adjustment,
     ExcludedNode,

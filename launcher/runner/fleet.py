@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from launcher.core.errors import ConfigError
-from launcher.core.suggest import suggest
+from launcher.core.errors import ConfigError, suggest
 from launcher.runner.file import RunnerFile
 
 

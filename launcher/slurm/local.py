@@ -40,7 +40,7 @@ import msgspec
 
 from launcher.core import publish
 from launcher.core.errors import SubmissionError
-from launcher.core.process_identity import ProcessIdentity
+from launcher.core.process import ProcessIdentity
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable, carries, phase_of, unknown
 
 SOURCE = "embedded scheduler"

@@ -27,7 +27,7 @@ import msgspec
 
 from launcher.core.errors import SubmissionError
 from launcher.core.lease import Lock, LockPace
-from launcher.core.process_identity import ProcessIdentity
+from launcher.core.process import ProcessIdentity
 from launcher.core.publish import temporary_name
 from launcher.slurm.client import JobKey, JobState, Phase, Scheduler
 

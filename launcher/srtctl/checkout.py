@@ -26,8 +26,7 @@ from typing import Any
 import msgspec
 
 from launcher.core.errors import SubmissionError
-from launcher.core.process import CommandRunner, clean_environment, run
-from launcher.core.process_identity import host_label, pid_exists
+from launcher.core.process import CommandRunner, clean_environment, host_label, pid_exists, run
 from launcher.core.publish import (
     TEMPORARY_SUFFIX,
     fsync_directory,

@@ -16,8 +16,7 @@ from typing import Any
 
 import yaml
 
-from launcher.core.errors import ConfigError
-from launcher.core.suggest import closest
+from launcher.core.errors import ConfigError, closest
 from launcher.core.yaml_source import Key
 
 BASE, OVERRIDE, ZIP = "base", "override_", "zip_override_"

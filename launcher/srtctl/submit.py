@@ -22,11 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.core.errors import ConfigError, JobsExist, SubmissionError, SubmissionUnknown
+from launcher.core.errors import ConfigError, JobsExist, SubmissionError, SubmissionUnknown, suggest
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import write_text
 from launcher.core.retry import until
-from launcher.core.suggest import suggest
 from launcher.run.kind import Submitted
 from launcher.slurm.client import Scheduler, SchedulerUnreachable, jobs_with_token
 from launcher.srtctl import recipe

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.core.errors import ConfigError, LauncherError
-from launcher.core.github import OUTPUT_LIMIT, SUMMARY_LIMIT, Annotation, GitHub, escape_data, escape_property
+from launcher.core.github import OUTPUT_LIMIT, SUMMARY_LIMIT, GitHub, annotation
 
 
 class Runner:
@@ -25,7 +25,7 @@ class Runner:
             "GITHUB_OUTPUT": str(self.output),
             "GITHUB_STEP_SUMMARY": str(self.summary),
         }
-        self.github = GitHub.from_environment(self.environ, self.stream)
+        self.github = GitHub(self.environ, self.stream)
 
     @property
     def lines(self) -> list[str]:
@@ -90,7 +90,7 @@ def test_an_output_above_the_limit_is_refused(runner: Runner) -> None:
 
 
 def test_an_output_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    github = GitHub(io.StringIO(), output=tmp_path / "nowhere" / "output")
+    github = GitHub({"GITHUB_ACTIONS": "true", "GITHUB_OUTPUT": str(tmp_path / "nowhere/output")}, io.StringIO())
     with pytest.raises(LauncherError, match="cannot be written"):
         github.output("a", "b")
 
@@ -127,12 +127,12 @@ def test_a_single_huge_line_is_cut_whole(runner: Runner) -> None:
 
 def test_a_summary_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     stream = io.StringIO()
-    GitHub(stream, summary=tmp_path / "nowhere" / "summary").summary("# x")
+    GitHub({"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(tmp_path / "nowhere/s")}, stream).summary("# x")
     assert stream.getvalue().startswith("::warning::the step summary cannot be written")
 
 
 def test_the_empty_summary_variable_of_the_single_node_workflow(tmp_path: Path) -> None:
-    github = GitHub.from_environment({"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": ""}, io.StringIO())
+    github = GitHub({"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": ""}, io.StringIO())
     github.summary("# x")
 
 
@@ -149,13 +149,14 @@ def test_an_annotation_is_escaped(runner: Runner) -> None:
 def test_an_annotation_without_properties(runner: Runner) -> None:
     runner.github.warning("careful")
     assert runner.lines == ["::warning::careful"]
-    assert Annotation("by the way").command("notice") == "::notice::by the way"
+    assert annotation("notice", "by the way") == "::notice::by the way"
 
 
 @given(st.text())
 def test_escaping_leaves_no_line_and_no_separator(text: str) -> None:
-    assert not set("\r\n") & set(escape_data(text))
-    assert not set("\r\n:,") & set(escape_property(text))
+    assert not set("\r\n") & set(annotation("error", text).removeprefix("::error::"))
+    properties = annotation("error", "", file=text).removeprefix("::error file=").removesuffix("::")
+    assert not set("\r\n:,") & set(properties)
 
 
 @pytest.mark.parametrize(("count", "written"), [(1, 1), (9, 9), (10, 10), (11, 10), (500, 10)])
@@ -255,11 +256,11 @@ def test_threads_do_not_mix_within_a_line(runner: Runner) -> None:
 def test_outside_of_actions_nothing_is_written_but_the_log(tmp_path: Path) -> None:
     stream = io.StringIO()
     environ = {"GITHUB_OUTPUT": str(tmp_path / "o"), "GITHUB_STEP_SUMMARY": str(tmp_path / "s")}
-    with GitHub.from_environment(environ, stream) as github, github.group("x"), github.job_log() as write:
+    with GitHub(environ, stream) as github, github.group("x"), github.job_log() as write:
         github.output("a", "b")
         github.summary("# c")
         github.error("d")
-        github.mask("secret")
+        github.mask_secrets({"HF_TOKEN": "a-secret"})
         write("a line of the log")
     assert stream.getvalue() == "a line of the log\n"
     assert list(tmp_path.iterdir()) == []

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.core import process_identity
-from launcher.core.process_identity import ProcessIdentity, host_label
+from launcher.core import process
+from launcher.core.process import ProcessIdentity, host_label
 from launcher.core.publish import temporary_name
 
 CONTAINER = "pid:[4026532999]"
@@ -60,7 +60,7 @@ def test_what_a_record_proves(changes: dict[str, object], alive: bool | None) ->
 
 def test_a_living_process_of_another_namespace_is_never_called_dead() -> None:
     """Two containers of one machine that share its host name, as those of GitHub runners do."""
-    program = "from launcher.core.process_identity import *; print(ProcessIdentity.mine().pid_namespace); input()"
+    program = "from launcher.core.process import *; print(ProcessIdentity.mine().pid_namespace); input()"
     command = ["unshare", "--fork", "--pid", "--mount-proc", sys.executable, "-c", program]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None and child.stdin is not None
@@ -73,13 +73,13 @@ def test_a_living_process_of_another_namespace_is_never_called_dead() -> None:
 
 
 def test_processes_that_proc_hides_are_not_called_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_identity, "_started", lambda pid: None)
+    monkeypatch.setattr(process, "_started", lambda pid: None)
     assert replace(ProcessIdentity.mine(), started="7").alive() is None
 
 
 def test_a_name_of_a_file_says_the_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_identity, "_pid_namespace", lambda: MACHINE)
+    monkeypatch.setattr(process, "_pid_namespace", lambda: MACHINE)
     outside = host_label()
-    monkeypatch.setattr(process_identity, "_pid_namespace", lambda: CONTAINER)
+    monkeypatch.setattr(process, "_pid_namespace", lambda: CONTAINER)
     assert host_label() == f"{outside}-4026532999"
     assert f".{host_label()}.{os.getpid()}." in temporary_name(tmp_path / "x").name

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from launcher.core.suggest import closest, suggest
+from launcher.core.errors import closest, suggest
 
 
 def test_the_closest_of_the_known_words() -> None:

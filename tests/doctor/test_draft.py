@@ -14,11 +14,12 @@ from launcher.doctor import comparison, scheduling
 from launcher.doctor.comparison import compare
 from launcher.doctor.draft import DraftRequest, draft, todos
 from launcher.doctor.facts import ClusterFacts, Gres, Host, Partition, SubmissionCheck, Unknown, known
-from launcher.rehearsal.srt_slurm_stand_in import SHA
+from launcher.rehearsal.stand_ins import REPOSITORY_SHA
 from launcher.runner.file import RunnerFile
 from tests.doctor.stand_ins import NFS, NVME, WEKA, cluster, facts, node, refused, seen, taken
 
 STATE, DIRECTORY = "/home/runner/.local/state/launcher", "/lustre/images"
+STAND_IN = ("{state}/rehearsal/srt-slurm-49b19c200d5b", f"ref rehearsal-v1, sha {REPOSITORY_SHA}")
 
 
 def tried(on: ClusterFacts, *refuse: str) -> Mapping[str, SubmissionCheck]:
@@ -171,4 +172,4 @@ def test_the_tables_of_the_handbook_are_valid_rules() -> None:
     text = load(SITES["no enroot"])[1].replace("models: []", models).replace("lanes: []", f"lanes:{lanes}")
     runner = RunnerFile(Document("mine.yaml", text)).runner
     assert (runner.models[0].alias, runner.lanes[0].repository) == ("minimax-m3-mxfp8", "rehearsal")
-    assert runner.lanes[0].sha == SHA
+    assert runner.lanes[0].sha == REPOSITORY_SHA

@@ -16,8 +16,8 @@ from launcher.core.process import Completed, clean_environment, run
 from launcher.image.import_policy import ImportPolicy, ensure_image
 from launcher.image.reference import PlannedImage
 from launcher.plan.derive import Context, planned_image
-from launcher.rehearsal.tools import REGISTRIES
-from launcher.rehearsal.tools import environment as environment_of_stand_ins
+from launcher.rehearsal.stand_ins import REGISTRIES
+from launcher.rehearsal.stand_ins import environment as environment_of_stand_ins
 from launcher.runner.schema import Images
 from tests.image.support import Scripted, until
 from tests.run.driving import Desk

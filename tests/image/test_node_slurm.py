@@ -21,8 +21,8 @@ from launcher.image.import_policy import ImportPolicy, ensure_image
 from launcher.image.reference import PlannedImage
 from launcher.image.store import ImageRecord
 from launcher.plan.derive import Context, planned_image
-from launcher.rehearsal.tools import REGISTRIES
-from launcher.rehearsal.tools import environment as environment_of_stand_ins
+from launcher.rehearsal.stand_ins import REGISTRIES
+from launcher.rehearsal.stand_ins import environment as environment_of_stand_ins
 from launcher.runner.schema import Images
 from tests.conftest import SlurmCluster
 from tests.run.driving import ONE, Desk

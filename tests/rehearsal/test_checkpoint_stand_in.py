@@ -9,7 +9,7 @@ import pytest
 
 from launcher.core.errors import ModelError
 from launcher.model.checkpoint import examine, require
-from launcher.rehearsal.checkpoint_stand_in import ensure_model
+from launcher.rehearsal.stand_ins import ensure_model
 from tests.model.checkpoints import checkpoint
 
 

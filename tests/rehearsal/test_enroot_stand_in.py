@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.rehearsal.enroot_stand_in import FAULTS
-from launcher.rehearsal.squashfs import squashfs
+from launcher.rehearsal.enroot_stand_in import FAULTS, squashfs
 from tests.image.support import as_root
 
 URI = "docker://nvcr.io#nvidia/x:1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import subprocess
@@ -13,9 +14,9 @@ import yaml
 
 from launcher.core.errors import JobsExist, SubmissionError
 from launcher.core.process import clean_environment, run
-from launcher.rehearsal import srt_slurm_stand_in
+from launcher.rehearsal import stand_ins
 from launcher.rehearsal.srtctl_contract import CLUSTER
-from launcher.rehearsal.tools import environment, tools_directory
+from launcher.rehearsal.stand_ins import StandIns, environment, tools_directory
 from launcher.result.validate import Point, read_result
 from launcher.run.kind import Submitted
 from launcher.slurm.client import JobKey, Phase
@@ -23,6 +24,7 @@ from launcher.slurm.local import LocalScheduler
 from launcher.srtctl.checkout import Checkout, Checkouts
 from launcher.srtctl.planned import SrtSlurm
 from launcher.srtctl.submit import Submission, apply, known_keys, write_srtslurm
+from tests.run.runs import plan_on
 
 
 def test_the_commit_is_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,36 +39,36 @@ def test_the_commit_is_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     before = os.umask(0o077)
     try:
-        repository = srt_slurm_stand_in.ensure_repository(tmp_path / "a")
+        repository = stand_ins.ensure_repository(tmp_path / "a")
     finally:
         os.umask(before)
     monkeypatch.delenv("GIT_DIR")
-    assert run(["git", "rev-parse", "HEAD"], timeout=9, cwd=repository).stdout.strip() == srt_slurm_stand_in.SHA
-    assert repository == tmp_path / "a" / f"srt-slurm-{srt_slurm_stand_in.SHA[:12]}"
+    assert run(["git", "rev-parse", "HEAD"], timeout=9, cwd=repository).stdout.strip() == stand_ins.REPOSITORY_SHA
+    assert repository == tmp_path / "a" / f"srt-slurm-{stand_ins.REPOSITORY_SHA[:12]}"
     stamp = repository.stat().st_mtime_ns
-    assert srt_slurm_stand_in.ensure_repository(tmp_path / "a") == repository and repository.stat().st_mtime_ns == stamp
+    assert stand_ins.ensure_repository(tmp_path / "a") == repository and repository.stat().st_mtime_ns == stamp
 
 
 def test_several_processes_may_make_it_at_once(tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
-    makers = [fork.Process(target=srt_slurm_stand_in.ensure_repository, args=(tmp_path,)) for _ in range(4)]
+    makers = [fork.Process(target=stand_ins.ensure_repository, args=(tmp_path,)) for _ in range(4)]
     for maker in makers:
         maker.start()
     for maker in makers:
         maker.join(20)
         assert maker.exitcode == 0
-    assert [p.name for p in tmp_path.iterdir()] == [f"srt-slurm-{srt_slurm_stand_in.SHA[:12]}"]
+    assert [p.name for p in tmp_path.iterdir()] == [f"srt-slurm-{stand_ins.REPOSITORY_SHA[:12]}"]
 
 
 def test_a_git_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(SubmissionError, match="cannot be made"):
-        srt_slurm_stand_in.ensure_repository(tmp_path / "x")
+        stand_ins.ensure_repository(tmp_path / "x")
     assert list((tmp_path / "x").iterdir()) == []
 
 
 def test_the_tree_declares_the_keys_that_the_stand_in_checks(tmp_path: Path) -> None:
-    assert known_keys(srt_slurm_stand_in.ensure_repository(tmp_path)) == set(CLUSTER)
+    assert known_keys(stand_ins.ensure_repository(tmp_path)) == set(CLUSTER)
 
 
 def test_the_programs_start(tmp_path: Path) -> None:
@@ -84,6 +86,14 @@ def test_the_environment_names_the_jobs_of_the_embedded_scheduler_only(tmp_path:
     assert environment(tmp_path, "slurm", {"PATH": "/usr/bin"}) == {"PATH": path}
     local = {"PATH": path, "LAUNCHER_LOCAL_JOBS": str(tmp_path / "jobs")}
     assert environment(tmp_path, "local", {"PATH": "/usr/bin"}) == local
+
+
+def test_only_jobs_of_srtctl_get_its_repository(tmp_path: Path) -> None:
+    tools, plan = StandIns(), plan_on("local", tmp_path)
+    tools.make_inputs(dataclasses.replace(plan, kind="script", details={"script": {}}))
+    assert not (tmp_path / "rehearsal").exists() and Path(plan.model.path, "config.json").is_file()
+    tools.make_inputs(plan)
+    assert (tmp_path / "rehearsal" / stand_ins.REPOSITORY_NAME / ".git").is_dir()
 
 
 class Desk:
@@ -119,11 +129,11 @@ class Desk:
         (self.tree.root / "recipes/small.yaml").write_text(yaml.safe_dump(recipe))
 
     def prepare(self, extra: dict[str, str]) -> Checkout:
-        repository = srt_slurm_stand_in.ensure_repository(self.root / "rehearsal")
+        repository = stand_ins.ensure_repository(self.root / "rehearsal")
         wanted = SrtSlurm(
             repository=str(repository),
-            ref=srt_slurm_stand_in.REF,
-            sha=srt_slurm_stand_in.SHA,
+            ref=stand_ins.REPOSITORY_REF,
+            sha=stand_ins.REPOSITORY_SHA,
             overlays=(),
             patches=(),
             setup=(("make", "setup"),),

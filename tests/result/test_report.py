@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from launcher.result.collect import Collected
-from launcher.result.report import REHEARSAL, markdown, rows, write_table
+from launcher.result.summary import REHEARSAL, markdown, rows, write_table
 from tests.result.test_summary import BENCHMARK, GOOD, a_plan, made
 
 MISSING = ("-",) * 5
@@ -98,7 +98,7 @@ def test_a_terminal_gets_colours_and_none_with_no_color(monkeypatch: pytest.Monk
 
 
 def test_nothing_of_rich_is_loaded_before_it_is_used() -> None:
-    code = "import sys, launcher.result.report; sys.exit('rich' in sys.modules)"
+    code = "import sys, launcher.result.summary; sys.exit('rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -14,7 +14,7 @@ from launcher.model.checkpoint import examine
 from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
 from launcher.project import plan_benchmark
-from launcher.rehearsal.checkpoint_stand_in import ensure_model
+from launcher.rehearsal.stand_ins import ensure_model
 from launcher.result.collect import Collected, Problem
 from launcher.result.summary import SCHEMA_VERSION, Used, summary
 from launcher.result.validate import Point

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.core.process_identity import ProcessIdentity
+from launcher.core.process import ProcessIdentity
 from launcher.run.finish import end_early
 from launcher.run.kind import Run
 from launcher.run.orphans import end_run, find_orphans

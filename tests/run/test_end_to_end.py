@@ -16,11 +16,11 @@ import pytest
 
 from launcher.benchmark.environment import environment_of
 from launcher.benchmark.selection import Selection
-from launcher.core.process_identity import ProcessIdentity
+from launcher.core.process import ProcessIdentity
 from launcher.core.shipped import shipped
 from launcher.core.yaml_source import Document
 from launcher.project import Project
-from launcher.rehearsal.srt_slurm_stand_in import SHA, ensure_repository
+from launcher.rehearsal.stand_ins import REPOSITORY_SHA, ensure_repository
 from launcher.srtctl.recipe import dump, variants
 from tests.run.driving import KEY, ONE, Desk
 
@@ -214,7 +214,7 @@ def test_a_recipe_that_only_the_checkout_holds_is_read_there_and_checked(desk: D
     for words in (["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "recipe"]):
         subprocess.run(["git", *words], cwd=tree, check=True, timeout=60)
     sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tree, capture_output=True, text=True, timeout=60).stdout
-    text = (shipped("runners") / "local.yaml").read_text().replace(SHA, sha.strip())
+    text = (shipped("runners") / "local.yaml").read_text().replace(REPOSITORY_SHA, sha.strip())
     runners = desk.root / "runners"
     runners.mkdir()
     (runners / "local.yaml").write_text(re.sub(r"rehearsal: .*\.?", f"rehearsal: {tree}", text, count=1))

@@ -107,7 +107,7 @@ class Case:
         """What GitHub reads of the end."""
         said = io.StringIO()
         environ = {**SECRETS, "GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(self.root / "summary.md")}
-        with GitHub.from_environment(environ, said) as github:
+        with GitHub(environ, said) as github:
             report_to(github, self.record.directory.parent, [outcome])
         return said.getvalue()
 

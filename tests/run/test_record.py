@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from launcher.core.errors import ConfigError
-from launcher.core.process_identity import ProcessIdentity
+from launcher.core.process import ProcessIdentity
 from launcher.plan.plan import Plan
 from launcher.run.record import RecordedJob, RunFields, RunRecord, check_run_id, records
 from tests.run.runs import plan_on

@@ -17,7 +17,7 @@ import pytest
 
 from launcher.core import publish
 from launcher.core.errors import SubmissionError
-from launcher.core.process_identity import ProcessIdentity
+from launcher.core.process import ProcessIdentity
 from launcher.slurm import local
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
 from launcher.slurm.local import GRACE, LocalScheduler, submit

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.core.process_identity import ProcessIdentity
+from launcher.core.process import ProcessIdentity
 from launcher.slurm import shared
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable, unknown
 from launcher.slurm.shared import SharedPoller

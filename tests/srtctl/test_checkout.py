@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from launcher.core.errors import SubmissionError
-from launcher.core.process import Completed, run
-from launcher.core.process_identity import host_label
+from launcher.core.process import Completed, host_label, run
 from launcher.srtctl.checkout import Checkout, Checkouts
 from launcher.srtctl.planned import PlannedOverlay, PlannedPatch, SrtSlurm
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from launcher.core.publish import dead_temporaries
 from launcher.image.inventory import collect, garbage, images, leftover
 from launcher.image.squash import DamagedImage, MissingImage, inspect
-from launcher.rehearsal.squashfs import squashfs
+from launcher.rehearsal.enroot_stand_in import squashfs
 from tests.faults.image import Count
 from tests.image.support import NAME
 
@@ -37,7 +37,7 @@ import getpass, json, os, sys, tenacity, xxhash
 from pathlib import Path
 from launcher.core.errors import ImageError
 from launcher.core.process import Completed
-from launcher.rehearsal.squashfs import squashfs
+from launcher.rehearsal.enroot_stand_in import squashfs
 from tests.image.support import image_store, request
 
 image = squashfs("etc", {"rc": b"x" * 20000}, created=1_700_000_000)
