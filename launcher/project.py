@@ -19,7 +19,7 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import GithubJob, benchmark_from_environment, github_job
 from launcher.benchmark.matrix import Matrix, load_matrix
 from launcher.check.registry import check_plan
-from launcher.check.schema_validation import Verdicts
+from launcher.check.schema_validation import RecipeValidator
 from launcher.check.srtctl_schema import Schemas
 from launcher.core.errors import ConfigError, closest
 from launcher.core.shipped import shipped
@@ -35,7 +35,7 @@ from launcher.srtctl.resolve import SrtctlPlanner
 
 
 @dataclass(frozen=True)
-class Session:
+class Project:
     """``workspace`` is the InferenceX checkout or the current directory; ``state`` holds records and caches."""
 
     workspace: Path
@@ -60,8 +60,7 @@ class Session:
         runners: str | None = None,
         recipes: str | None = None,
         look: bool = False,
-        slurm_backend: str | None = None,
-    ) -> Session:
+    ) -> Project:
         """Settle where things are. Raises ConfigError for a directory that was named and is not there."""
         named = {
             "--workspace": workspace,
@@ -84,7 +83,6 @@ class Session:
             runners=found["--runners"],
             recipes=found["--recipes"],
             look=look,
-            slurm_backend=slurm_backend,
         )
 
     @property
@@ -119,8 +117,8 @@ class Session:
             raise ConfigError(f"no kind of job is called {name}", hint=hint) from None
 
     @cached_property
-    def verdicts(self) -> Verdicts:
-        return Verdicts(Schemas(self.finder.trees))
+    def validator(self) -> RecipeValidator:
+        return RecipeValidator(Schemas(self.finder.trees))
 
     def matrix(self, files: Sequence[str] = ()) -> Matrix:
         """The matrix of the files named, else of this repository together with the workspace's masters."""
@@ -163,13 +161,13 @@ class Session:
 
     def plan_srtctl(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> Plan:
         """Plan a benchmark that srtctl runs."""
-        return plan_benchmark(benchmark, file, self.finder, context, self.verdicts)
+        return plan_benchmark(benchmark, file, self.finder, context, self.validator)
 
     def replan(self, plan: Plan, tree: Path) -> Plan:
         """The plan again, now that the checkout at ``tree`` is there and its recipe can be read."""
         finder = RecipeFinder(self.workspace, self.finder.repository, checkout=tree)
         context = self._context(plan.runner_name, plan.run_key, plan.narrow)
-        return plan_benchmark(plan.benchmark, self.fleet.get(plan.runner), finder, context, self.verdicts)
+        return plan_benchmark(plan.benchmark, self.fleet.get(plan.runner), finder, context, self.validator)
 
     def run_id_from_environment(self) -> str:
         """The id that `plan_from_environment` gives its run: what the clean-up step of the same job looks for."""
@@ -198,19 +196,23 @@ class Session:
         )
 
 
-KINDS: dict[str, Callable[[Session], JobKind]] = {
+KINDS: dict[str, Callable[[Project], JobKind]] = {
     SRTCTL: lambda project: SrtctlKind(project.plan_srtctl, project.replan),
 }
 """The kinds of job that there are."""
 
 
 def plan_benchmark(
-    benchmark: Benchmark, file: RunnerFile, finder: RecipeFinder, context: Context, verdicts: Verdicts | None = None
+    benchmark: Benchmark,
+    file: RunnerFile,
+    finder: RecipeFinder,
+    context: Context,
+    validator: RecipeValidator | None = None,
 ) -> Plan:
     """Plan a benchmark on a runner, and check the plan. Raises ConfigError when it cannot be planned."""
-    verdicts = verdicts or Verdicts()
-    resolved = SrtctlPlanner(finder, verdicts.schemas.has_file).plan(benchmark, file, context)
-    return dataclasses.replace(resolved.plan, findings=check_plan(resolved, verdicts))
+    validator = validator or RecipeValidator()
+    resolved = SrtctlPlanner(finder, validator.schemas.has_file).plan(benchmark, file, context)
+    return dataclasses.replace(resolved.plan, findings=check_plan(resolved, validator))
 
 
 def _kind_of_lane(benchmark: Benchmark, file: RunnerFile) -> str:

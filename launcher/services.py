@@ -11,10 +11,9 @@ from pathlib import Path
 from launcher.core.process import stoppable
 from launcher.core.stop import Stop
 from launcher.plan.plan import Plan
-from launcher.project import Session
-from launcher.run.kind import Run
+from launcher.project import Project
+from launcher.run.kind import Run, Services, Tools
 from launcher.run.record import RunRecord
-from launcher.run.services import Services, Tools
 from launcher.slurm.backends import open_scheduler
 from launcher.slurm.poller import Pace
 from launcher.slurm.shared import SharedPoller
@@ -29,7 +28,7 @@ def open_tools(name: str, scheduler_kind: str, state: Path, environ: Mapping[str
     return StandIns.below(state, scheduler_kind, environ)
 
 
-def open_services(project: Session, plan: Plan, stop: Stop, *, log: Callable[[str], None]) -> Services:
+def open_services(project: Project, plan: Plan, stop: Stop, *, log: Callable[[str], None]) -> Services:
     """How runs of this plan's cluster reach the world, from this process; ``log`` is told how Slurm is asked."""
     planned = plan.scheduler
     backend = project.slurm_backend or planned.backend
@@ -40,7 +39,7 @@ def open_services(project: Session, plan: Plan, stop: Stop, *, log: Callable[[st
     return Services(scheduler, project.environ, stop, tools, run=stoppable(stop.requested))
 
 
-def open_run(project: Session, record: RunRecord, services: Services | None = None) -> Run:
+def open_run(project: Project, record: RunRecord, services: Services | None = None) -> Run:
     """A recorded run, for this process to go on with, to end or to collect. Raises ConfigError."""
     plan = record.plan
     if services is None:

@@ -132,5 +132,9 @@ class Benchmark:
     @property
     def title(self) -> str:
         """One line that distinguishes this benchmark from its siblings."""
-        lengths = self.scenario if self.isl is None else f"{self.isl}/{self.osl}"
-        return f"{self.model_prefix} {self.precision} {self.framework} {lengths} {self.topology}"
+        return f"{self.model_prefix} {self.precision} {self.framework} {self.measures} {self.topology}"
+
+    @property
+    def measures(self) -> str:
+        """The lengths of its sequences, or the scenario where it fixes none."""
+        return self.scenario if self.isl is None else f"{self.isl}/{self.osl}"

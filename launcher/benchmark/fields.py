@@ -185,18 +185,25 @@ def write_variables(holder: Benchmark | Role, fields: Iterable[Field]) -> dict[s
     return texts
 
 
-def exported(value: bool | int | str | tuple[int, ...] | Component) -> str:
+def exported(value: Any) -> str:
     """A value as the workflow exports it."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        return " ".join(map(str, value))
-    if isinstance(value, Component):
-        parts = {"name": value.name} if value.version is None else {"name": value.name, "version": value.version}
-        return json.dumps(parts, indent=2)  # over several lines, as GitHub's toJson writes it
-    return str(value)
+    return _WRITERS[type(value)](value)
+
+
+def _component_text(value: Component) -> str:
+    # Over several lines, as GitHub's toJson writes it.
+    parts = {"name": value.name} if value.version is None else {"name": value.name, "version": value.version}
+    return json.dumps(parts, indent=2)
+
+
+_WRITERS: Mapping[type, Callable[[Any], str]] = {
+    str: str,
+    int: str,
+    bool: lambda value: "true" if value else "false",
+    tuple: lambda values: " ".join(map(str, values)),
+    Component: _component_text,
+}
+"""By the type of a field's value."""
 
 
 def read_entry(data: Mapping[str, Any], fields: Iterable[Field]) -> dict[str, Any]:

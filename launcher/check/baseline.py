@@ -1,4 +1,4 @@
-"""Findings that a team has accepted: by rule and place, each with a reason and a day to look at it again."""
+"""The baseline: findings that a team accepts, by rule and place, each with a reason and a day on which that ends."""
 
 from __future__ import annotations
 
@@ -75,12 +75,15 @@ class Baseline:
         own = []
         for i, entry in enumerate(self.accepted):
             if i not in used and whole:
-                message = f"{entry.rule} is not found at {entry.place} any more: the entry can go"
-                own.append(Finding("baseline-unused", RULES["baseline-unused"].severity, message, self._place(i)))
+                message = f"{entry.rule} is no longer found at {entry.place}; remove the entry"
+                own.append(self._finding("baseline-unused", message, i))
             elif i in used and entry.expires < today:
-                message = f"{entry.rule} at {entry.place} was accepted until {entry.expires} ({entry.reason})"
-                own.append(Finding("baseline-expired", RULES["baseline-expired"].severity, message, self._place(i)))
+                until = f"{entry.rule} at {entry.place} was accepted until {entry.expires} ({entry.reason})"
+                own.append(self._finding("baseline-expired", f"{until}; fix it, or give the entry a later day", i))
         return [*kept, *own]
+
+    def _finding(self, rule: str, message: str, entry: int) -> Finding:
+        return Finding(rule, RULES[rule].severity, message, self._place(entry))
 
 
 def _accepts(entry: Accepted, one: Finding, file: str) -> bool:
@@ -91,7 +94,7 @@ def _accepts(entry: Accepted, one: Finding, file: str) -> bool:
     )
 
 
-def written(found: Sequence[Finding], roots: Roots, today: date) -> str:
+def baseline_text(found: Sequence[Finding], roots: Roots, today: date) -> str:
     """The text of a baseline file that accepts errors and warnings as they are, by rule and file."""
     pairs = sorted({(one.rule, roots.short(one.file)) for one in found if one.severity != "note"})
     entries: list[dict[str, Any]] = [

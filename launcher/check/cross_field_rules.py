@@ -65,7 +65,7 @@ class Recipe:
         return self.part("backend", f"{self.backend}_config", mode)
 
 
-def unmet(schema: Schema, recipe: Mapping[str, Any]) -> Iterator[Violation]:
+def unmet_demands(schema: Schema, recipe: Mapping[str, Any]) -> Iterator[Violation]:
     """The demands of a version that a recipe, whose types are right, does not meet."""
     seen = Recipe(schema.demands, recipe)
     for demand, look in _DEMANDS.items():

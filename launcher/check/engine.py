@@ -35,6 +35,6 @@ def rule(id: str, severity: Severity, title: str) -> Callable[[Callable[[S], Ite
     return lambda look: Rule(id, severity, title, look)
 
 
-def apply(rules: Iterable[Rule[S]], subject: S) -> list[Finding]:
+def apply_rules(rules: Iterable[Rule[S]], subject: S) -> list[Finding]:
     """What the rules find, in their order."""
     return [finding for one in rules for finding in one.findings(subject)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from launcher.check.engine import Found, Rule, rule
-from launcher.check.inputs import Everything, RecipeFile
-from launcher.check.schema_validation import judge
+from launcher.check.inputs import CheckInput, RecipeFile
+from launcher.check.schema_validation import validate
 from launcher.check.srtctl_schema import Schema, Violation
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Document, Place, reached
@@ -14,23 +14,23 @@ from launcher.srtctl.recipe import Variant, variants
 
 
 @rule("recipe-invalid", "error", "a recipe file cannot be read")
-def recipe_invalid(every: Everything) -> Iterator[Found]:
-    for recipe in every.recipes:
+def recipe_invalid(given: CheckInput) -> Iterator[Found]:
+    for recipe in given.recipes:
         if recipe.broken is not None:
             yield recipe.broken.message, recipe.broken.where or str(recipe.path)
 
 
 @rule("recipe-variants", "error", "a section of the recipe cannot be expanded")
-def recipe_variants(every: Everything) -> Iterator[Found]:
-    for recipe in every.recipes:
+def recipe_variants(given: CheckInput) -> Iterator[Found]:
+    for recipe in given.recipes:
         if recipe.document is not None:
             for key, error in _expanded(recipe.document)[1]:
                 yield error.message, Place(recipe.document, *key)
 
 
 @rule("key-twice", "warning", "a key stands twice in one mapping")
-def key_twice(every: Everything) -> Iterator[Found]:
-    for recipe in every.recipes:
+def key_twice(given: CheckInput) -> Iterator[Found]:
+    for recipe in given.recipes:
         document = recipe.document
         if document is None:
             continue
@@ -48,30 +48,30 @@ def key_twice(every: Everything) -> Iterator[Found]:
 
 
 @rule("recipe-refused", "warning", "no known srt-slurm accepts a recipe that no row runs")
-def recipe_refused(every: Everything) -> Iterator[Found]:
-    for recipe in every.recipes:
+def recipe_refused(given: CheckInput) -> Iterator[Found]:
+    for recipe in given.recipes:
         document = recipe.document
         if document is None:
             continue
         for variant in _expanded(document)[0]:
             if variant.selector in recipe.used:
                 continue
-            schema, violations = _least(every, recipe, variant)
+            schema, violations = _least(given, recipe, variant)
             for violation in violations:
                 place = Place(document, *_keys(document, variant, violation))
                 yield f"srt-slurm {schema.name} refuses the recipe: {violation.message}", place
 
 
-def _least(every: Everything, recipe: RecipeFile, variant: Variant) -> tuple[Schema, list[Violation]]:
+def _least(given: CheckInput, recipe: RecipeFile, variant: Variant) -> tuple[Schema, list[Violation]]:
     """The newest schema version with the fewest violations, and those."""
     if recipe.schema is not None:
-        return recipe.schema, judge(recipe.schema, variant.document)
+        return recipe.schema, validate(recipe.schema, variant.document)
     best: tuple[Schema, list[Violation]] | None = None
-    for name in every.verdicts.schemas.versions:
-        schema = every.verdicts.schemas.get(name, None)
+    for name in given.validator.schemas.versions:
+        schema = given.validator.schemas.get(name, None)
         if schema is None:
             continue
-        violations = judge(schema, variant.document)
+        violations = validate(schema, variant.document)
         if best is None or len(violations) < len(best[1]):
             best = schema, violations
         if not violations:
@@ -104,4 +104,4 @@ def _keys(document: Document, variant: Variant, violation: Violation) -> tuple[s
     return max(places, key=lambda keys: reached(document.data, keys))
 
 
-WHOLE: Sequence[Rule[Everything]] = (recipe_invalid, recipe_variants, key_twice, recipe_refused)
+WHOLE: Sequence[Rule[CheckInput]] = (recipe_invalid, recipe_variants, key_twice, recipe_refused)

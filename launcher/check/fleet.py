@@ -1,4 +1,4 @@
-"""Rules about runner files: what they pin, what they exclude, which rows they serve."""
+"""Rules about runner files and their lanes: what they pin, what they exclude, which rows they serve."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from launcher.check.engine import Found, Rule, rule
-from launcher.check.inputs import Everything
+from launcher.check.inputs import CheckInput
 from launcher.check.srtctl_schema import is_tag
 from launcher.core.errors import closest
 from launcher.core.yaml_source import Place
@@ -16,9 +16,9 @@ from launcher.runner.schema import LaneRule, ModelRule, Pattern, When
 from launcher.srtctl.resolved import SrtctlResolved
 
 
-def _lanes(every: Everything) -> Iterator[tuple[RunnerFile, LaneRule, Place]]:
+def _lanes(given: CheckInput) -> Iterator[tuple[RunnerFile, LaneRule, Place]]:
     """Every lane of every runner file, and where it stands."""
-    for file in every.files:
+    for file in given.files:
         for i, lane in enumerate(file.runner.lanes):
             yield file, lane, Place(file.document, "lanes", i)
 
@@ -41,15 +41,15 @@ def moving_ref(s: SrtctlResolved) -> Iterator[Found]:
 
 
 @rule("moving-ref", "warning", moving_ref.title)
-def _moving_lanes(every: Everything) -> Iterator[Found]:
-    for _, lane, place in _lanes(every):
+def _moving_lanes(given: CheckInput) -> Iterator[Found]:
+    for _, lane, place in _lanes(given):
         yield from _moving(lane, place)
 
 
 @rule("sha-other", "error", "the commit is not the one that the lane's tag names")
-def sha_other(every: Everything) -> Iterator[Found]:
-    schemas = every.verdicts.schemas
-    for file, lane, place in _lanes(every):
+def sha_other(given: CheckInput) -> Iterator[Found]:
+    schemas = given.validator.schemas
+    for file, lane, place in _lanes(given):
         tagged = schemas.sha(lane.ref) if is_tag(lane.ref) else None
         if lane.sha is not None and tagged is not None and lane.sha != tagged:
             version = schemas.name(lane.ref, lane.sha)
@@ -59,40 +59,40 @@ def sha_other(every: Everything) -> Iterator[Found]:
 
 
 @rule("sha-missing", "error", "the repository has no such commit")
-def sha_missing(every: Everything) -> Iterator[Found]:
-    for file, lane, place in _lanes(every):
+def sha_missing(given: CheckInput) -> Iterator[Found]:
+    for file, lane, place in _lanes(given):
         url = file.runner.repositories[lane.repository]
-        if _is_no_release(every, lane) and every.has_commit(url, str(lane.sha)) is False:
+        if _is_no_release(given, lane) and given.has_commit(url, str(lane.sha)) is False:
             yield f"{url} has no commit {lane.sha}", Place(file.document, *place.keys, "sha")
 
 
-def _is_no_release(every: Everything, lane: LaneRule) -> bool:
+def _is_no_release(given: CheckInput, lane: LaneRule) -> bool:
     """Whether a lane pins a commit that no known version of srt-slurm is."""
-    return lane.sha is not None and every.verdicts.schemas.name(lane.ref, lane.sha) is None
+    return lane.sha is not None and given.validator.schemas.name(lane.ref, lane.sha) is None
 
 
 @rule("overlay-missing", "error", "the workspace lacks a directory that the lane lays over srt-slurm")
-def overlay_missing(every: Everything) -> Iterator[Found]:
-    if every.overlays is None:
+def overlay_missing(given: CheckInput) -> Iterator[Found]:
+    if given.overlays is None:
         return
-    for file, lane, place in _lanes(every):
+    for file, lane, place in _lanes(given):
         for j, overlay in enumerate(lane.overlays):
-            if not (source := every.overlays / overlay.source).exists():
+            if not (source := given.overlays / overlay.source).exists():
                 yield f"there is no {source}", Place(file.document, *place.keys, "overlays", j)
 
 
 @rule("exclusion-expired", "warning", "the time to look at an excluded node again has come")
-def exclusion_expired(every: Everything) -> Iterator[Found]:
-    for file in every.files:
+def exclusion_expired(given: CheckInput) -> Iterator[Found]:
+    for file in given.files:
         for i, node in enumerate(file.runner.exclude_nodes):
-            if node.expires is not None and node.expires < every.today:
+            if node.expires is not None and node.expires < given.today:
                 message = f"{node.node} was excluded until {node.expires} ({node.reason})"
                 yield message, Place(file.document, "exclude-nodes", i, "expires")
 
 
 @rule("model-shared", "error", "two precisions share a model directory")
-def model_shared(every: Everything) -> Iterator[Found]:
-    for file in every.files:
+def model_shared(given: CheckInput) -> Iterator[Found]:
+    for file in given.files:
         claimed: dict[str, tuple[int, ModelRule]] = {}
         for i, model in enumerate(file.runner.models):
             for path in [model.path] if isinstance(model.path, str) else model.path:
@@ -106,8 +106,8 @@ def model_shared(every: Everything) -> Iterator[Found]:
 
 
 @rule("rule-unreachable", "warning", "an earlier rule leaves nothing to this one")
-def rule_unreachable(every: Everything) -> Iterator[Found]:
-    for file in every.files:
+def rule_unreachable(given: CheckInput) -> Iterator[Found]:
+    for file in given.files:
         tables: dict[str, Sequence[LaneRule | ModelRule]] = {"models": file.runner.models, "lanes": file.runner.lanes}
         for table, rules in tables.items():
             for i, later in enumerate(rules):
@@ -152,9 +152,9 @@ def setup_script(s: SrtctlResolved) -> Iterator[Found]:
 
 
 @rule("runner-missing", "error", "no runner file serves the row's label")
-def runner_missing(every: Everything) -> Iterator[Found]:
-    labels = [label for file in every.files for label in file.runner.labels]
-    for row in every.rows:
+def runner_missing(given: CheckInput) -> Iterator[Found]:
+    labels = [label for file in given.files for label in file.runner.labels]
+    for row in given.rows:
         if row.file is None and row.refused is None:
             label = row.benchmark.runner
             near = closest(label, labels)
@@ -162,23 +162,23 @@ def runner_missing(every: Everything) -> Iterator[Found]:
 
 
 @rule("runner-invalid", "error", "a runner file cannot be read")
-def runner_invalid(every: Everything) -> Iterator[Found]:
-    for error in every.broken_files:
+def runner_invalid(given: CheckInput) -> Iterator[Found]:
+    for error in given.broken_files:
         yield f"{error.message}{f' ({error.hint})' if error.hint else ''}", error.where or "runners"
 
 
 @rule("unsupported", "error", "the runner cannot run the row")
-def unsupported(every: Everything) -> Iterator[Found]:
-    broken = {recipe.broken.where for recipe in every.recipes if recipe.broken is not None}
-    for row in every.rows:
+def unsupported(given: CheckInput) -> Iterator[Found]:
+    broken = {recipe.broken.where for recipe in given.recipes if recipe.broken is not None}
+    for row in given.rows:
         if row.refused is not None and (row.refused.where is None or row.refused.where not in broken):
             yield row.refused.message, row.place
 
 
 @rule("model-split", "warning", "rows of one checkpoint take it from several directories")
-def model_split(every: Everything) -> Iterator[Found]:
+def model_split(given: CheckInput) -> Iterator[Found]:
     where: dict[tuple[str, str, str], dict[str, str]] = defaultdict(dict)
-    for row in every.rows:
+    for row in given.rows:
         if row.plan is not None and not row.plan.model.path.startswith("hf:"):
             key = (row.plan.runner, row.benchmark.model, row.benchmark.precision)
             where[key].setdefault(row.plan.model.path, row.plan.rules["model"])
@@ -190,14 +190,14 @@ def model_split(every: Everything) -> Iterator[Found]:
 
 
 @rule("schema-unknown", "note", "what recipes may say at a version is not known")
-def schema_unknown(every: Everything) -> Iterator[Found]:
+def schema_unknown(given: CheckInput) -> Iterator[Found]:
     rows: Counter[tuple[str, str, str | None]] = Counter()
     first: dict[tuple[str, str, str | None], str] = {}
-    for row in every.rows:
+    for row in given.rows:
         if row.plan is None or row.job is None:
             continue
         tree = row.job.srt_slurm
-        if every.verdicts.schemas.get(tree.ref, tree.sha) is None:
+        if given.validator.schemas.get(tree.ref, tree.sha) is None:
             key = (tree.repository, tree.ref, tree.sha)
             rows[key] += 1
             first.setdefault(key, row.plan.rules["lane"])
@@ -209,15 +209,15 @@ def schema_unknown(every: Everything) -> Iterator[Found]:
 
 
 @rule("sha-unknown", "note", "whether a repository has a commit is not known")
-def sha_unknown(every: Everything) -> Iterator[Found]:
+def sha_unknown(given: CheckInput) -> Iterator[Found]:
     asked = set[tuple[str, str | None]]()
-    for file, lane, place in _lanes(every):
+    for file, lane, place in _lanes(given):
         url = file.runner.repositories[lane.repository]
         # A repository below the state directory is one that a run makes for itself.
-        if not _is_no_release(every, lane) or (url, lane.sha) in asked or url.startswith("{state}/"):
+        if not _is_no_release(given, lane) or (url, lane.sha) in asked or url.startswith("{state}/"):
             continue
         asked.add((url, lane.sha))
-        if every.has_commit(url, str(lane.sha)) is None:
+        if given.has_commit(url, str(lane.sha)) is None:
             yield (
                 f"no mirror on this machine tells whether {url} has {lane.sha}",
                 Place(file.document, *place.keys, "sha"),
@@ -225,17 +225,17 @@ def sha_unknown(every: Everything) -> Iterator[Found]:
 
 
 @rule("outside", "note", "rows that this launcher does not run")
-def outside(every: Everything) -> Iterator[Found]:
-    for framework, places in every.outside.items():
+def outside(given: CheckInput) -> Iterator[Found]:
+    for framework, places in given.outside.items():
         message = f"{len(places)} rows of {framework} are not run by srtctl, and were not checked"
         yield message, places[0]
-    if every.single_node:
-        message = f"{len(every.single_node)} single-node entries were not checked"
-        yield message, every.single_node[0]
+    if given.single_node:
+        message = f"{len(given.single_node)} single-node entries were not checked"
+        yield message, given.single_node[0]
 
 
 RULES: Sequence[Rule[SrtctlResolved]] = (moving_ref, setup_script)
-WHOLE: Sequence[Rule[Everything]] = (
+WHOLE: Sequence[Rule[CheckInput]] = (
     _moving_lanes,
     sha_other,
     sha_missing,

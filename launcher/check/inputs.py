@@ -14,11 +14,11 @@ from typing import Protocol
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.matrix import Matrix
 from launcher.benchmark.selection import Selection
-from launcher.check.schema_validation import Verdicts
+from launcher.check.schema_validation import RecipeValidator
 from launcher.check.srtctl_schema import Schema
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Document, Place
-from launcher.plan.plan import Plan
+from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.file import RunnerFile
 from launcher.runner.fleet import Fleet
 from launcher.srtctl.locate import RecipeFinder
@@ -37,8 +37,8 @@ class Row:
 
     @cached_property
     def job(self) -> SrtctlJob | None:
-        """What only srtctl's jobs plan; None for a row without a plan."""
-        return SrtctlJob.of(self.plan) if self.plan is not None else None
+        """What only srtctl's jobs plan; None for a row without a plan, and for another kind of job."""
+        return SrtctlJob.of(self.plan) if self.plan is not None and self.plan.kind == SRTCTL else None
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ HasCommit = Callable[[str, str], bool | None]
 
 
 @dataclass(frozen=True)
-class Everything:
+class CheckInput:
     """All that one `launcher check` looks at.
 
     ``evaluations`` are the rows that an evaluation runs for; they have no plan. ``outside`` are the rows' places of
@@ -76,7 +76,7 @@ class Everything:
     outside: Mapping[str, Sequence[Place | str]] = field(default_factory=dict)
     single_node: Sequence[Place | str] = ()
     runners: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    verdicts: Verdicts = field(default_factory=Verdicts)
+    validator: RecipeValidator = field(default_factory=RecipeValidator)
     today: date = date.min
     has_commit: HasCommit = lambda url, sha: None
     overlays: Path | None = None
@@ -95,7 +95,7 @@ class Project(Protocol):
     def finder(self) -> RecipeFinder: ...
 
     @property
-    def verdicts(self) -> Verdicts: ...
+    def validator(self) -> RecipeValidator: ...
 
     def matrix(self, files: Sequence[str] = ()) -> Matrix: ...
 
@@ -109,9 +109,9 @@ Chosen = tuple[Benchmark, Place | str]
 """A benchmark and the place of its row."""
 
 
-def everything(of: Project, today: date, has_commit: HasCommit, matrix_files: Sequence[str] = ()) -> Everything:
+def everything(project: Project, today: date, has_commit: HasCommit, matrix_files: Sequence[str] = ()) -> CheckInput:
     """All multi-node rows, recipe files at hand and runner files. Raises ConfigError for a matrix that is wrong."""
-    matrix = of.matrix(matrix_files)
+    matrix = project.matrix(matrix_files)
     chosen = [(e.benchmark, e.place) for e in matrix.entries(Selection(nodes="multi", evals="none"))]
     inside = [(b, place) for b, place in chosen if not _outside(b)]
     outside: dict[str, list[Place | str]] = defaultdict(list)
@@ -119,54 +119,54 @@ def everything(of: Project, today: date, has_commit: HasCommit, matrix_files: Se
         if _outside(benchmark):
             outside[benchmark.framework].append(place)
     broken: list[ConfigError] = []
-    files = of.fleet.readable(broken)
-    rows = list(_rows(of, inside, files))
-    return Everything(
+    files = project.fleet.readable(broken)
+    rows = list(_rows(project, inside, files))
+    return CheckInput(
         rows=rows,
         evaluations=_evaluations(matrix),
         files=files,
         broken_files=broken,
-        recipes=list(_recipes(of, rows)),
+        recipes=list(_recipes(project, rows)),
         outside=outside,
         single_node=_single_node(matrix),
         runners=matrix.labels.labels if matrix.labels is not None else {},
-        verdicts=of.verdicts,
+        validator=project.validator,
         today=today,
         has_commit=has_commit,
-        overlays=of.finder.overlays,
+        overlays=project.finder.overlays,
     )
 
 
-def served_by(of: Project, runner: str, matrix_files: Sequence[str] = ()) -> Iterator[Chosen]:
+def served_by(project: Project, runner: str, matrix_files: Sequence[str] = ()) -> Iterator[Chosen]:
     """The multi-node rows whose label a runner serves."""
-    labels = of.fleet.get(runner).runner.labels
-    for entry in of.matrix(matrix_files).entries(Selection(nodes="multi", evals="none")):
+    labels = project.fleet.get(runner).runner.labels
+    for entry in project.matrix(matrix_files).entries(Selection(nodes="multi", evals="none")):
         if entry.benchmark.runner in labels and not _outside(entry.benchmark):
             yield entry.benchmark, entry.place
 
 
 def selected(
-    of: Project,
+    project: Project,
     chosen: Iterable[Chosen],
     runner: str | None,
     today: date,
     has_commit: HasCommit,
     narrow: bool = False,
-) -> Everything:
+) -> CheckInput:
     """The rows that were selected, and the runner files that serve them; on ``runner`` when it is given.
 
     ``narrow`` says that concurrencies were chosen by hand, so that recipes are to run just those.
     """
-    files = [of.fleet.get(runner)] if runner is not None else of.fleet.readable()
-    rows = list(_rows(of, chosen, files, runner, narrow))
+    files = [project.fleet.get(runner)] if runner is not None else project.fleet.readable()
+    rows = list(_rows(project, chosen, files, runner, narrow))
     serving = {id(row.file): row.file for row in rows if row.file is not None}
-    return Everything(
+    return CheckInput(
         rows=rows,
         files=files if runner is not None else list(serving.values()),
-        verdicts=of.verdicts,
+        validator=project.validator,
         today=today,
         has_commit=has_commit,
-        overlays=of.finder.overlays,
+        overlays=project.finder.overlays,
         whole=False,
     )
 
@@ -176,7 +176,7 @@ def _outside(benchmark: Benchmark) -> bool:
 
 
 def _rows(
-    of: Project,
+    project: Project,
     chosen: Iterable[Chosen],
     files: Sequence[RunnerFile],
     runner: str | None = None,
@@ -193,7 +193,7 @@ def _rows(
             yield Row(benchmark, place)
         for file in serving:
             try:
-                yield Row(benchmark, place, file, of.plan_by_hand(benchmark, file.runner.name, narrow=narrow))
+                yield Row(benchmark, place, file, project.plan_by_hand(benchmark, file.runner.name, narrow=narrow))
             except ConfigError as error:
                 yield Row(benchmark, place, file, refused=error)
 
@@ -213,15 +213,15 @@ def _single_node(matrix: Matrix) -> list[Place | str]:
         return []
 
 
-def _recipes(of: Project, rows: Sequence[Row]) -> Iterator[RecipeFile]:
+def _recipes(project: Project, rows: Sequence[Row]) -> Iterator[RecipeFile]:
     used: dict[str, set[str | None]] = defaultdict(set)
     for row in rows:
         if row.job is not None and row.job.recipe.file is not None:
             used[row.job.recipe.file].add(row.job.recipe.section)
-    for path, ref in of.finder.files():
-        schema = of.verdicts.schemas.get(ref, ref) if ref is not None else None
+    for path, ref in project.finder.files():
+        schema = project.validator.schemas.get(ref, ref) if ref is not None else None
         run = frozenset(used.get(str(path), ()))
         try:
-            yield RecipeFile(path, of.finder.read(path), schema=schema, used=run)
+            yield RecipeFile(path, project.finder.read(path), schema=schema, used=run)
         except ConfigError as error:
             yield RecipeFile(path, None, broken=error, schema=schema)

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from launcher.check import files, fleet, image, recipe, result_name_rules, schema, topology
-from launcher.check.engine import Rule, apply
-from launcher.check.inputs import Everything
-from launcher.check.schema import Judged
-from launcher.check.schema_validation import Verdicts
+from launcher.check.engine import Rule, apply_rules
+from launcher.check.inputs import CheckInput
+from launcher.check.schema import VersionCheck
+from launcher.check.schema_validation import RecipeValidator
 from launcher.core.finding import Finding
 from launcher.core.yaml_source import Place
 from launcher.plan.derive import Resolved
@@ -29,7 +29,7 @@ SRTCTL: Sequence[Rule[SrtctlResolved]] = (
 )
 """The rules of one plan of srtctl; what its srt-slurm version refuses, `schema.RULES` tell."""
 
-WHOLE: Sequence[Rule[Everything]] = (*fleet.WHOLE, *files.WHOLE, *result_name_rules.WHOLE)
+WHOLE: Sequence[Rule[CheckInput]] = (*fleet.WHOLE, *files.WHOLE, *result_name_rules.WHOLE)
 """The rules of rows, recipe files and runner files side by side."""
 
 BASELINE: Sequence[Rule[Any]] = (
@@ -42,39 +42,42 @@ RULES: Mapping[str, Rule[Any]] = {one.id: one for one in (*EVERY_KIND, *BASELINE
 """Every rule by its id."""
 
 
-def check_plan(resolved: Resolved, verdicts: Verdicts) -> tuple[Finding, ...]:
+def check_plan(resolved: Resolved, validator: RecipeValidator) -> tuple[Finding, ...]:
     """All findings of one plan, in the order of the rules."""
     found = []
     if isinstance(resolved, SrtctlResolved):
-        found += [*apply(SRTCTL, resolved), *apply(schema.RULES, Judged(resolved, verdicts))]
-    return (*found, *apply(EVERY_KIND, resolved))
+        found += [*apply_rules(SRTCTL, resolved), *apply_rules(schema.RULES, VersionCheck(resolved, validator))]
+    return (*found, *apply_rules(EVERY_KIND, resolved))
 
 
-def check_everything(every: Everything) -> list[Finding]:
+def check_everything(given: CheckInput) -> list[Finding]:
     """All findings of rows, recipe files and runner files side by side, each once."""
     planned = (
         Finding(f.rule, f.severity, f.message, row.place) if f.place == row.benchmark.source else f
-        for row in every.rows
+        for row in given.rows
         if row.plan is not None
         for f in row.plan.findings
     )
-    return once(planned, apply(WHOLE, every))
+    return merged_findings(planned, apply_rules(WHOLE, given))
 
 
-def once(of_rows: Iterable[Finding], others: Iterable[Finding] = ()) -> list[Finding]:
-    """Each finding once, the worst first and otherwise in their order; ``of_rows`` has one for each row."""
+def merged_findings(of_rows: Iterable[Finding], others: Iterable[Finding] = ()) -> list[Finding]:
+    """Each finding once, the worst first and otherwise in the order given.
+
+    ``of_rows`` has a finding for each row that it is true of, and these are counted; ``others`` are about no row.
+    """
     counted: dict[tuple[str, str, object, str], tuple[Finding, int]] = {}
     for findings, one in ((of_rows, 1), (others, 0)):
         for finding in findings:
             key = (finding.rule, finding.severity, _identity(finding.place), finding.message)
             first, count = counted.get(key, (finding, 0))
             counted[key] = (first, count + one)
-    found = _merged(_counted(finding, count) for finding, count in counted.values())
+    found = _merged_by_line(_counted(finding, count) for finding, count in counted.values())
     return sorted(found, key=lambda one: _ORDER[one.severity])
 
 
-def _merged(found: Iterable[Finding]) -> list[Finding]:
-    """Findings that a YAML anchor brings to one line by several keys, made one."""
+def _merged_by_line(found: Iterable[Finding]) -> list[Finding]:
+    """Merge findings that stand on one line under several keys, as those of a YAML anchor and its aliases do."""
     alike: dict[tuple[str, str, str, str], list[Finding]] = {}
     for one in found:
         alike.setdefault((one.rule, one.severity, one.file, one.message), []).append(one)
@@ -92,4 +95,5 @@ def _identity(place: Place | str) -> object:
 
 
 def _counted(finding: Finding, rows: int) -> Finding:
+    """The finding, true of so many rows."""
     return Finding(finding.rule, finding.severity, finding.message, finding.place, rows)

@@ -11,7 +11,7 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import result_filename
 from launcher.benchmark.result_names import agentic_result_name, fixed_result_name
 from launcher.check.engine import Found, Rule, rule
-from launcher.check.inputs import Everything, Row
+from launcher.check.inputs import CheckInput, Row
 from launcher.core.errors import ConfigError
 from launcher.core.publish import NAME_MAX
 from launcher.srtctl.resolved import SrtctlResolved
@@ -56,19 +56,19 @@ def _workflow_name(row: Row, runners: Mapping[str, Sequence[str]], *, fingerprin
 
 
 @rule("workflow-name-too-long", "error", "a name that the workflow makes of a result's is longer than a name may be")
-def workflow_name_too_long(every: Everything) -> Iterator[Found]:
-    for row in every.rows:
-        longest = _longest(every, row, _AGGREGATE)
+def workflow_name_too_long(given: CheckInput) -> Iterator[Found]:
+    for row in given.rows:
+        longest = _longest(given, row, _AGGREGATE)
         if longest is not None and _bytes(longest) > NAME_MAX:
             yield f"in a workflow, {longest} would have {_bytes(longest)} bytes of {NAME_MAX}", row.place
 
 
 @rule("audit-name-too-long", "warning", "the power audit's name is longer than a name may be")
-def audit_name_too_long(every: Everything) -> Iterator[Found]:
+def audit_name_too_long(given: CheckInput) -> Iterator[Found]:
     """The audit is lost then, and nothing else: so the rows of a key are said together, where no power is measured."""
     harmless: dict[str | None, list[tuple[Row, int]]] = defaultdict(list)
-    for row in every.rows:
-        name, longest = _longest(every, row, _AGGREGATE), _longest(every, row, _AUDIT)
+    for row in given.rows:
+        name, longest = _longest(given, row, _AGGREGATE), _longest(given, row, _AUDIT)
         if name is None or longest is None or _bytes(name) > NAME_MAX or _bytes(longest) <= NAME_MAX:
             continue
         if row.job is not None and row.job.power:
@@ -82,22 +82,22 @@ def audit_name_too_long(every: Everything) -> Iterator[Found]:
         yield f"{message}, and be lost", rows[0][0].place
 
 
-def _longest(every: Everything, row: Row, before: str) -> str | None:
+def _longest(given: CheckInput, row: Row, before: str) -> str | None:
     """The longest name that begins so; None for a row whose results the workflow does not process."""
     if row.benchmark.agentic or row.benchmark.eval_only or row.plan is None:
         return None
-    stem = _workflow_name(row, every.runners, fingerprint=True)
+    stem = _workflow_name(row, given.runners, fingerprint=True)
     return max((before + name for name in _result_names(row.benchmark, stem)), key=_bytes)
 
 
 @rule("name-duplicate", "warning", "rows share the name of their results")
-def name_duplicate(every: Everything) -> Iterator[Found]:
+def name_duplicate(given: CheckInput) -> Iterator[Found]:
     """Throughput rows get a fingerprint in a sweep, and so collide only in an end-to-end run; evaluations get none."""
-    for rows, kind in ((every.rows, "without a fingerprint (an end-to-end run)"), (every.evaluations, "of evaluation")):
+    for rows, kind in ((given.rows, "without a fingerprint (an end-to-end run)"), (given.evaluations, "of evaluation")):
         named: dict[str, list[Row]] = defaultdict(list)
         for row in rows:
             with contextlib.suppress(ConfigError):
-                named[_workflow_name(row, every.runners, fingerprint=False)].append(row)
+                named[_workflow_name(row, given.runners, fingerprint=False)].append(row)
         for shared in named.values():
             first, *others = shared
             for row in others:
@@ -106,4 +106,4 @@ def name_duplicate(every: Everything) -> Iterator[Found]:
 
 
 RULES: Sequence[Rule[SrtctlResolved]] = (name_too_long,)
-WHOLE: Sequence[Rule[Everything]] = (workflow_name_too_long, audit_name_too_long, name_duplicate)
+WHOLE: Sequence[Rule[CheckInput]] = (workflow_name_too_long, audit_name_too_long, name_duplicate)

@@ -1,8 +1,8 @@
 """Read what recipes of one srt-slurm version may say out of that version's own source, without importing it.
 
 srtctl declares its recipe as dataclasses (``src/srtctl/core/schema.py``, ``src/srtctl/backends/*.py``), from which
-marshmallow-dataclass builds the schema. The declarations are read as syntax: a checkout's code is never run. What a
-version demands beyond types stands in functions; of those only is learnt which demands they make (`DEMANDS`).
+marshmallow-dataclass builds the schema. The declarations are read as syntax: a checkout's code is never run. Demands
+beyond types are made in functions, and of those we only look which demands they make (`DEMANDS`).
 """
 
 from __future__ import annotations

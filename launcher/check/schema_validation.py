@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from launcher.check.cross_field_rules import unmet
+from launcher.check.cross_field_rules import unmet_demands
 from launcher.check.schema_reader import ROOT
 from launcher.check.srtctl_schema import Schema, Schemas, Type, Violation
 from launcher.core.yaml_source import Key
@@ -28,31 +28,31 @@ _BOOLEANS = frozenset(
 
 
 @dataclass
-class Verdicts:
+class RecipeValidator:
     """Judges recipes, each once for a version, however many rows run it."""
 
     schemas: Schemas = field(default_factory=Schemas)
-    _given: dict[tuple[int, tuple[str, ...]], list[Violation]] = field(default_factory=dict)
+    _validated: dict[tuple[int, tuple[str, ...]], list[Violation]] = field(default_factory=dict)
 
-    def of(self, schema: Schema, said_in: tuple[str, ...], recipe: Mapping[str, Any]) -> list[Violation]:
+    def violations(self, schema: Schema, said_in: tuple[str, ...], recipe: Mapping[str, Any]) -> list[Violation]:
         """What a version refuses in a resolved recipe. ``said_in`` identifies the recipe: file, section, selector."""
         key = (id(schema), said_in)
-        if key not in self._given:
-            self._given[key] = judge(schema, recipe)
-        return self._given[key]
+        if key not in self._validated:
+            self._validated[key] = validate(schema, recipe)
+        return self._validated[key]
 
 
-def judge(schema: Schema, recipe: Mapping[str, Any]) -> list[Violation]:
+def validate(schema: Schema, recipe: Mapping[str, Any]) -> list[Violation]:
     """What a version refuses in one resolved recipe (a variant's document); empty when it takes it.
 
     As in srtctl, what a version demands of values together is looked at only when the values by themselves are right.
     """
     recipe = {key: value for key, value in recipe.items() if key != "lock"}  # srtctl's own record of an earlier run
-    found = list(_Judge(schema).mapping(ROOT, recipe, ()))
-    return found or list(unmet(schema, recipe))
+    found = list(_Validation(schema).mapping(ROOT, recipe, ()))
+    return found or list(unmet_demands(schema, recipe))
 
 
-class _Judge:
+class _Validation:
     """Walks through a recipe beside the classes of one version. ``at`` is always where in the recipe it is."""
 
     def __init__(self, schema: Schema) -> None:
@@ -69,12 +69,12 @@ class _Judge:
             if kind is None:
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.75)
                 hint = f" (near: {near[0]})" if near else ""
-                yield Violation((*at, key), f"{_said((*at, key))} is an unknown key{hint}", "unknown-field", owner)
+                yield Violation((*at, key), f"{_dotted((*at, key))} is an unknown key{hint}", "unknown-field", owner)
             else:
                 yield from self.value(kind, held, (*at, key))
         for key, kind in known.items():
             if kind.required and key not in value:
-                yield Violation(at, f"{_said((*at, key))} is missing", "missing-field")
+                yield Violation(at, f"{_dotted((*at, key))} is missing", "missing-field")
 
     def value(self, kind: Type, value: Any, at: Keys) -> Iterator[Violation]:
         """What is wrong with a value that has to be of a type."""
@@ -94,18 +94,18 @@ class _Judge:
             if kind.of[1].kind == "any" and all(isinstance(key, str) for key in value):
                 return
             for key, held in value.items():
-                if not _takes(kind.of[0], key):
+                if not _accepts(kind.of[0], key):
                     yield Violation(
                         (*at, key),
-                        f"key {key!r} of {_said(at)} is of the wrong type; expected {kind.of[0]}",
+                        f"key {key!r} of {_dotted(at)} is of the wrong type; expected {kind.of[0]}",
                         "wrong-type",
                     )
                 yield from self.value(kind.of[1], held, (*at, key))
         elif kind.kind == "sweep":
             yield from _sweep(value, at)
-        elif not _takes(kind, value):
+        elif not _accepts(kind, value):
             if kind.kind == "one of":
-                yield Violation(at, f"{_said(at)} is {value!r}; expected {kind}", "value-refused")
+                yield Violation(at, f"{_dotted(at)} is {value!r}; expected {kind}", "value-refused")
             else:
                 yield _wrong(at, value, str(kind))
 
@@ -119,13 +119,13 @@ class _Judge:
         if owner is None:
             words = ", ".join(self.schema.backends)
             yield Violation(
-                (*at, "type"), f"{_said((*at, 'type'))} is {name!r}; expected one of {words}", "value-refused"
+                (*at, "type"), f"{_dotted((*at, 'type'))} is {name!r}; expected one of {words}", "value-refused"
             )
         else:
             yield from self.mapping(owner, value, at)
 
 
-def _takes(kind: Type, value: Any) -> bool:
+def _accepts(kind: Type, value: Any) -> bool:
     """Whether marshmallow's field of a type takes a value that is not null."""
     if kind.kind in ("str", "path"):
         return isinstance(value, str)
@@ -138,11 +138,11 @@ def _takes(kind: Type, value: Any) -> bool:
     if kind.kind == "one of":
         return isinstance(value, str) and value in kind.of
     if kind.kind == "choice":
-        return any(_takes(t, value) for t in kind.of)
+        return any(_accepts(t, value) for t in kind.of)
     if kind.kind == "list":
-        return isinstance(value, list) and all(v is not None and _takes(kind.of[0], v) for v in value)
+        return isinstance(value, list) and all(v is not None and _accepts(kind.of[0], v) for v in value)
     if kind.kind == "dict":
-        return isinstance(value, dict) and all(_takes(kind.of[0], k) for k in value)
+        return isinstance(value, dict) and all(_accepts(kind.of[0], k) for k in value)
     return kind.kind == "any"
 
 
@@ -168,8 +168,8 @@ def _sweep(value: Any, at: Keys) -> Iterator[Violation]:
 
 def _wrong(at: Keys, value: Any, wanted: str) -> Violation:
     shown = {type(None): "null", dict: "a mapping", list: "a list"}.get(type(value)) or repr(value)
-    return Violation(at, f"{_said(at)} is {shown}; expected {wanted}", "wrong-type")
+    return Violation(at, f"{_dotted(at)} is {shown}; expected {wanted}", "wrong-type")
 
 
-def _said(at: Keys) -> str:
+def _dotted(at: Keys) -> str:
     return ".".join(map(str, at)) or "the recipe"

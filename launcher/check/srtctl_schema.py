@@ -1,7 +1,7 @@
 """What recipes may say, by srt-slurm version: the tables of srtctl_fields.json, or a checkout's own source.
 
-The tables are facts about released versions. One is loaded when a recipe is judged for it, and not before. Which files
-a version has, srtctl_files.json tells: read when a recipe or a set-up script is not at hand.
+The tables hold facts about released versions; the schema of a version is built when the first recipe is checked for it.
+srtctl_files.json holds the files of each version; it is read only when a recipe or a set-up script is in no tree here.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _plural(kind: Type) -> str:
 
 @cache
 def parse(text: str) -> Type:
-    """Take a type text apart."""
+    """Read a type text."""
     required = text.endswith("!")
     text = text.removesuffix("!")
     nullable = text.endswith("?")

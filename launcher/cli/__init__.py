@@ -1,16 +1,23 @@
 """The command line: arguments in, text out; the decisions and effects are elsewhere.
 
-Only argparse is imported here, so that ``launcher --help`` answers at once; a command's own module is imported when
-that command runs.
+Open `arguments` first: it has every command with its flags and the ``module:function`` that runs it. There is a module
+for each group of commands; `common` has what they share, `render` what people see. Only argparse is imported here and
+in `arguments`, so that ``launcher --help`` answers at once; a command's own module is imported when that command runs.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from launcher.cli.arguments import parser
+
+if TYPE_CHECKING:
+    from launcher.core.errors import LauncherError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,12 +31,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return int(command(arguments) or 0)
         except LauncherError as error:
-            from launcher.cli.report_error import complain
-
-            return complain(error, arguments)
+            return _complain(error, arguments)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # `launcher plan | head`: the reader has gone, which is no error of ours; keep Python from saying so at exit.
         sys.stderr.close()
         return 141
+
+
+def _complain(error: LauncherError, arguments: argparse.Namespace) -> int:
+    """Print an error (what, where, what next), as an annotation too where GitHub reads along; return its exit code."""
+    from launcher.core.github import GitHub
+    from launcher.core.redact import redact
+
+    print(f"launcher: {error.layer}: {redact(str(error), os.environ)}", file=sys.stderr)
+    if os.environ.get("GITHUB_ACTIONS") == "true" and not getattr(arguments, "annotated", False):
+        with GitHub(os.environ, sys.stdout) as github:
+            github.error(redact(error.message, os.environ), title=f"launcher: {error.layer}")
+    return error.exit_code

@@ -6,28 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from launcher import __version__
-from launcher.cli import image_arguments, runner_doctor_arguments
 
 SUMMARY = "Puts LLM-inference benchmarks onto Slurm clusters, and says truthfully how they ended."
-
-
-def parser() -> argparse.ArgumentParser:
-    """The whole command line. Each command sets ``command`` to ``module:function`` below launcher.cli."""
-    top = argparse.ArgumentParser(prog="launcher", description=SUMMARY, epilog=_EPILOG, formatter_class=_Plain)
-    top.add_argument("--version", action="version", version=f"launcher {__version__}")
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
-    _planning(commands)
-    _running(commands)
-    _runs(commands)
-    _runner(commands)
-    image_arguments.add(commands, _places)
-    _model(commands)
-    return top
-
-
-class _Plain(argparse.RawDescriptionHelpFormatter):
-    pass
-
 
 _EPILOG = """\
 exit codes: 0 done, 2 configuration, 3 image, 4 model, 5 submission, 6 job, 7 results, 130/143 cancelled
@@ -37,20 +17,42 @@ if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
+def parser() -> argparse.ArgumentParser:
+    """The whole command line. Each command sets ``command`` to ``module:function`` below launcher.cli."""
+    plain = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(prog="launcher", description=SUMMARY, epilog=_EPILOG, formatter_class=plain)
+    top.add_argument("--version", action="version", version=f"launcher {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    _planning(commands)
+    _running(commands)
+    _runs(commands)
+    _runner(commands)
+    _image(commands)
+    _model(commands)
+    return top
+
+
+def _command(commands: _Commands, name: str, function: str, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text)
+    command.set_defaults(command=function)
+    return command
+
+
+def _verbs(commands: _Commands, name: str, text: str) -> _Commands:
+    return commands.add_parser(name, help=text).add_subparsers(metavar="VERB", required=True)
+
+
 def _planning(commands: _Commands) -> None:
-    plan = commands.add_parser("plan", help="say everything that a run would do; touches nothing")
+    plan = _command(commands, "plan", "planning:plan", "say everything that a run would do; touches nothing")
     _selection(plan)
-    plan.add_argument("--from-env", action="store_true", help="the benchmark of this GitHub job's environment")
+    _from_env(plan, "benchmark")
     plan.add_argument("--json", action="store_true", help="the plan itself, one JSON object per benchmark")
-    plan.set_defaults(command="planning:plan")
 
-    matrix = commands.add_parser("matrix", help="the entries that matrix files expand to")
-    _matrix(matrix)
-    matrix.set_defaults(command="matrix:entries")
+    _matrix(_command(commands, "matrix", "planning:matrix", "the entries that matrix files expand to"))
 
-    check = commands.add_parser("check", help="what would fail or mismeasure, before a GPU is held")
+    check = _command(commands, "check", "planning:check", "what would fail or mismeasure, before a GPU is held")
     _selection(check)
-    check.add_argument("--from-env", action="store_true", help="the benchmark of this GitHub job's environment")
+    _from_env(check, "benchmark")
     how = check.add_argument_group("how it is said")
     how.add_argument("--format", choices=["text", "json", "github", "sarif"], default="text", help="default: text")
     how.add_argument("--json", dest="format", action="store_const", const="json", help="same as --format json")
@@ -58,104 +60,152 @@ def _planning(commands: _Commands) -> None:
     how.add_argument("--explain", nargs="?", const="", metavar="RULE", help="a rule's page; all rules without one")
     how.add_argument("--baseline", metavar="FILE", help="leave out the findings that this file accepts")
     how.add_argument("--write-baseline", metavar="FILE", help="accept all errors and warnings as they are now")
-    check.set_defaults(command="checking:check")
 
 
 def _running(commands: _Commands) -> None:
-    run = commands.add_parser("run", help="run one benchmark to its results")
+    run = _command(commands, "run", "running:run", "run one benchmark to its results")
     _selection(run)
     _execution(run, logs=True)
-    run.set_defaults(command="running:run")
 
-    sweep = commands.add_parser("sweep", help="run every selected benchmark, several at once")
+    sweep = _command(commands, "sweep", "running:sweep", "run every selected benchmark, several at once")
     _selection(sweep)
     _execution(sweep, logs=False)
     sweep.add_argument("--max-jobs", type=_positive, default=4, metavar="N", help="jobs at once (default 4)")
     sweep.add_argument("--fail-fast", action="store_true", help="cancel the rest when one fails")
-    sweep.set_defaults(command="running:sweep")
 
-    ci = commands.add_parser("ci", help="GitHub Actions entrypoint: everything from the environment")
+    ci = _command(commands, "ci", "running:ci", "GitHub Actions entrypoint: everything from the environment")
     _places(ci)
     _execution(ci, logs=True)
-    ci.set_defaults(command="running:ci")
 
 
 def _runs(commands: _Commands) -> None:
-    status = commands.add_parser("status", help="runs and how they stand")
+    status = _command(commands, "status", "runs:status", "runs and how they stand")
     status.add_argument("run", nargs="?", metavar="RUN", help="one run in detail")
     status.add_argument("--json", action="store_true", help="the records as JSON")
-    _places(status)
-    status.set_defaults(command="runs:status")
 
-    logs = commands.add_parser("logs", help="a run's job log")
+    logs = _command(commands, "logs", "runs:logs", "a run's job log")
     logs.add_argument("run", metavar="RUN")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
-    _places(logs)
-    logs.set_defaults(command="runs:logs")
 
-    for name, text in (
-        ("cancel", "cancel a run's job, and wait until Slurm says that it is gone"),
-        ("collect", "collect and check a run's results again, from its record"),
-        ("resume", "continue a run where it stopped"),
-    ):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("run", metavar="RUN", nargs="?" if name != "resume" else None)
-        if name != "resume":
-            command.add_argument("--from-env", action="store_true", help="the run of this GitHub job's environment")
-        _backend(command)
-        _places(command)
-        command.set_defaults(command=f"runs:{name}")
+    cancel = _command(
+        commands, "cancel", "runs:cancel", "cancel a run's job, and wait until Slurm says that it is gone"
+    )
+    collect = _command(commands, "collect", "runs:collect", "collect and check a run's results again, from its record")
+    for command in (cancel, collect):
+        command.add_argument("run", metavar="RUN", nargs="?")
+        _from_env(command, "run")
+    resume = _command(commands, "resume", "runs:resume", "continue a run where it stopped")
+    resume.add_argument("run", metavar="RUN")
 
-    adopt = commands.add_parser("adopt", help="take over a job that was started by hand: follow it, and collect")
+    text = "take over a job that was started by hand: follow it, and collect"
+    adopt = _command(commands, "adopt", "running:adopt", text)
     adopt.add_argument("job", metavar="JOBID")
     _selection(adopt)
-    adopt.add_argument("--from-env", action="store_true", help="the benchmark of this GitHub job's environment")
+    _from_env(adopt, "benchmark")
     adopt.add_argument("--output", metavar="DIR", help="what srtctl made for the job (default: seen by its log's path)")
     _execution(adopt, logs=True)
-    adopt.set_defaults(command="running:adopt")
 
-    cleanup = commands.add_parser("cleanup", help="end what a killed launcher left: jobs of runs that nobody drives")
+    text = "end what a killed launcher left: jobs of runs that nobody drives"
+    cleanup = _command(commands, "cleanup", "runs:cleanup", text)
     cleanup.add_argument("run", nargs="?", metavar="RUN", help="this run only, whoever drives it")
-    cleanup.add_argument("--from-env", action="store_true", help="the run of this GitHub job's environment")
-    _backend(cleanup)
-    _places(cleanup)
-    cleanup.set_defaults(command="runs:cleanup")
+    _from_env(cleanup, "run")
+    for command in (cancel, collect, resume, cleanup):
+        _backend(command)
+    for command in (status, logs, cancel, collect, resume, cleanup):
+        _places(command)
 
 
 def _runner(commands: _Commands) -> None:
-    runner = commands.add_parser("runner", help="clusters: what the runner files say")
-    verbs = runner.add_subparsers(metavar="VERB", required=True)
-    listing = verbs.add_parser("list", help="all runners")
-    _places(listing)
-    listing.set_defaults(command="runner:listing")
-    show = verbs.add_parser("show", help="one runner, or which of its rules applies")
+    verbs = _verbs(commands, "runner", "clusters: what the runner files say")
+    listing = _command(verbs, "list", "runner:listing", "all runners")
+
+    show = _command(verbs, "show", "runner:show", "one runner, or which of its rules applies")
     show.add_argument("name", metavar="NAME")
     show.add_argument(
         "--for", dest="case", metavar="PREFIX/PRECISION/FRAMEWORK", help="e.g. minimaxm3/fp8/dynamo-vllm[/agentic]"
     )
-    _places(show)
-    show.set_defaults(command="runner:show")
-    runner_doctor_arguments.add(verbs, _places)
-    schema = verbs.add_parser("schema", help="JSON Schema of runner files, for editors")
-    schema.set_defaults(command="runner:schema")
+
+    new = _command(verbs, "new", "runner:new", "draft a runner file from what this cluster says of itself")
+    new.add_argument("name", metavar="NAME", help="also of its GitHub runners, up to their first underscore")
+    new.add_argument("--partition", metavar="NAME", help="default: Slurm's own default")
+    new.add_argument("--account", metavar="NAME", help="default: this user's default account")
+    new.add_argument("--directory", metavar="DIR", help="where squash files may go: on a shared file system")
+    new.add_argument(
+        "--output",
+        metavar="FILE",
+        help="default: NAME.yaml among the runner files; - prints it; an existing file is never replaced",
+    )
+
+    doctor = _command(verbs, "doctor", "runner:doctor", "compare a runner file with the cluster that it describes")
+    doctor.add_argument("name", metavar="NAME")
+    doctor.add_argument("--json", action="store_true", help="claims and notes as JSON")
+
+    for command in (new, doctor):
+        command.add_argument("--no-node", action="store_true", help="start no job to look from a compute node")
+        command.add_argument(
+            "--timeout", type=_seconds, default=60.0, metavar="SECONDS", help="to wait for a node (default 60)"
+        )
+    for command in (listing, show, new, doctor):
+        _places(command)
+    _command(verbs, "schema", "runner:schema", "JSON Schema of runner files, for editors")
+
+
+def _image(commands: _Commands) -> None:
+    verbs = _verbs(commands, "image", "container images as squash files: what is there, and having more")
+
+    def verb(name: str, function: str, text: str) -> argparse.ArgumentParser:
+        command = _command(verbs, name, f"image:{function}", text)
+        which = command.add_argument_group("which directory")
+        which.add_argument("--runner", metavar="NAME", help="the image directories of this runner")
+        which.add_argument("--directory", metavar="DIR", help="this one")
+        _places(command)
+        return command
+
+    listing = verb("list", "list_images", "images: size, digest, last use, which live runs have them")
+    listing.add_argument("--json", action="store_true")
+
+    importing = verb("import", "import_images", "have images there, whole; at no cost if they are")
+    importing.add_argument("references", nargs="+", metavar="REFERENCE")
+    importing.add_argument("--moved-tag", choices=["keep", "refresh", "fail"], help="default: as the runner file says")
+
+    verify = verb("verify", "verify", "are the images whole, and what do their tags name now")
+    verify.add_argument("images", nargs="*", metavar="FILE", help="file names or paths (default: all)")
+    verify.add_argument("--deep", action="store_true", help="read every byte, against the recorded hash")
+    verify.add_argument("--offline", action="store_true", help="ask no registry")
+
+    adopt = verb("adopt", "adopt", "record what an image is that somebody else made")
+    adopt.add_argument("image", metavar="FILE")
+    adopt.add_argument("reference", metavar="REFERENCE")
+
+    gc = verb("gc", "gc", "what nobody needs: unused images, what killed imports left; a dry run unless --apply")
+    gc.add_argument("--apply", action="store_true", help="remove it")
+    gc.add_argument("--grace", type=_days, default=30.0, metavar="DAYS", help="unused for so long (default 30)")
+
+    verbs = _verbs(commands, "doctor", "try out what this cluster's file systems promise")
+    text = "do locks hold in a directory, between processes and between nodes"
+    locks = _command(verbs, "locks", "image:locks", text)
+    locks.add_argument("directory", metavar="DIR")
+    locks.add_argument("--partition", metavar="NAME", help="where two nodes are taken for a minute")
+    locks.add_argument("--account", metavar="NAME")
+    locks.add_argument("--no-nodes", action="store_true", help="processes of this host only")
+    locks.add_argument("--json", action="store_true")
 
 
 def _model(commands: _Commands) -> None:
-    model = commands.add_parser("model", help="checkpoints: whole? the right one? staged where the job reads it")
-    verbs = model.add_subparsers(metavar="VERB", required=True)
+    verbs = _verbs(commands, "model", "checkpoints: whole? the right one? staged where the job reads it")
     for name, function, text in (
         ("list", "listing", "checkpoints of a runner's table, or below directories"),
         ("check", "check", "whether checkpoints are whole and the declared ones"),
     ):
-        command = verbs.add_parser(name, help=text)
+        command = _command(verbs, name, f"model:{function}", text)
         command.add_argument("paths", nargs="*", metavar="PATH")
         command.add_argument("--runner", metavar="NAME", help="all of this runner's table that can be seen from here")
         command.add_argument("--precision", metavar="NAME", help="what the benchmark declares: fp4 fp8 bf16 int4")
         command.add_argument("--json", action="store_true")
         _places(command)
-        command.set_defaults(command=f"model:{function}")
 
-    stage = verbs.add_parser("stage", help="copy a checkpoint, whole or not at all; goes on where a killed one stopped")
+    text = "copy a checkpoint, whole or not at all; goes on where a killed one stopped"
+    stage = _command(verbs, "stage", "model:stage", text)
     stage.add_argument("destination", metavar="DESTINATION", help="{node} in it stands for the node's name")
     stage.add_argument(
         "--from", dest="source", metavar="SOURCE", help="a directory, or hf:ORG/NAME@COMMIT (default: what is there)"
@@ -174,33 +224,24 @@ def _model(commands: _Commands) -> None:
     nodes.add_argument("--json", action="store_true", help="the nodes' results as JSON")
     stage.add_argument("--runner", metavar="NAME", help="lay files out on Lustre as this runner's file says")
     _places(stage)
-    stage.set_defaults(command="model:stage")
 
-    verify = verbs.add_parser("verify", help="compare a staged checkpoint with its manifest")
+    verify = _command(verbs, "verify", "model:verify", "compare a staged checkpoint with its manifest")
     verify.add_argument("path", metavar="PATH")
     verify.add_argument("--deep", action="store_true", help="read and hash every byte")
     verify.add_argument("--workers", type=_positive, default=8, metavar="N", help="files at once (default 8)")
-    verify.set_defaults(command="model:verify")
 
-    gc = verbs.add_parser("gc", help="what dead stagings left; a dry run unless --apply")
+    gc = _command(verbs, "gc", "model:gc", "what dead stagings left; a dry run unless --apply")
     gc.add_argument("paths", nargs="*", metavar="DIRECTORY", help="holds checkpoints")
     gc.add_argument("--runner", metavar="NAME", help="the directories of this runner's table")
     gc.add_argument("--apply", action="store_true", help="remove it")
     _places(gc)
-    gc.set_defaults(command="model:gc")
 
 
 def _matrix(command: argparse.ArgumentParser) -> None:
-    which = command.add_argument_group("which entries")
-    which.add_argument("-k", "--key", nargs="+", default=[], metavar="KEY", help="keys of the matrix; globs are taken")
+    which = _rows(command, "which entries")
     which.add_argument("--matrix", nargs="+", default=[], metavar="FILE", help="default: the workspace's masters")
     which.add_argument("--runner", nargs="+", default=[], metavar="LABEL", help="as the rows name it")
-    which.add_argument("--framework", nargs="+", default=[], metavar="NAME")
-    which.add_argument("--precision", nargs="+", default=[], metavar="NAME")
     which.add_argument("--model-prefix", nargs="+", default=[], metavar="NAME")
-    which.add_argument("--seq", nargs="+", default=[], metavar="1k1k", help="sequence lengths")
-    which.add_argument("--scenario", choices=["fixed-seq-len", "agentic-coding"])
-    which.add_argument("--conc", nargs="+", type=_positive, default=[], metavar="N", help="only these concurrencies")
     nodes = which.add_mutually_exclusive_group()
     nodes.add_argument("--single-node", dest="nodes", action="store_const", const="single")
     nodes.add_argument("--multi-node", dest="nodes", action="store_const", const="multi")
@@ -212,16 +253,22 @@ def _matrix(command: argparse.ArgumentParser) -> None:
     _places(command)
 
 
-def _selection(command: argparse.ArgumentParser) -> None:
-    which = command.add_argument_group("which benchmarks")
+def _rows(command: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
+    """Which rows of a matrix: the flags that all commands about matrices have (`launcher.cli.common.filters`)."""
+    which = command.add_argument_group(title)
     which.add_argument("-k", "--key", nargs="+", default=[], metavar="KEY", help="keys of the matrix; globs are taken")
-    which.add_argument("--matrix", nargs="+", default=[], metavar="FILE", help="matrix files (default: found)")
-    which.add_argument("--runner", metavar="NAME", help="the cluster (default: the one that serves the row's label)")
     which.add_argument("--framework", nargs="+", default=[], metavar="NAME")
     which.add_argument("--precision", nargs="+", default=[], metavar="NAME")
     which.add_argument("--seq", nargs="+", default=[], metavar="1k1k", help="sequence lengths")
     which.add_argument("--scenario", choices=["fixed-seq-len", "agentic-coding"])
     which.add_argument("--conc", nargs="+", type=_positive, default=[], metavar="N", help="only these concurrencies")
+    return which
+
+
+def _selection(command: argparse.ArgumentParser) -> None:
+    which = _rows(command, "which benchmarks")
+    which.add_argument("--matrix", nargs="+", default=[], metavar="FILE", help="matrix files (default: found)")
+    which.add_argument("--runner", metavar="NAME", help="the cluster (default: the one that serves the row's label)")
     which.add_argument("--topology", nargs="+", default=[], metavar="GLOB", help="e.g. '2P1D*'; as `plan` shows them")
     which.add_argument("--evals", action="store_true", help="the evaluation rows instead of the throughput rows")
     single = command.add_argument_group("a benchmark without a matrix")
@@ -262,7 +309,29 @@ def _places(command: argparse.ArgumentParser) -> None:
     where.add_argument("--state", metavar="DIR", help="records and caches (LAUNCHER_STATE, or XDG state directory)")
 
 
+def _from_env(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("--from-env", action="store_true", help=f"the {what} of this GitHub job's environment")
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)
+
+
+def _number(text: str, least: float, most: float, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of {what}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    return _number(text, 1, 86400, "seconds from 1 to 86400")
+
+
+def _days(text: str) -> float:
+    return _number(text, 0, 1e6, "days")

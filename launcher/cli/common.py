@@ -1,4 +1,4 @@
-"""What the commands share: the session of their arguments, and the benchmarks that were selected."""
+"""What the commands share: the project that their arguments describe, and the benchmarks that were selected."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from launcher.benchmark.benchmark import FIXED, Benchmark, Role, max_model_len
 from launcher.benchmark.selection import Selection
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Place
-from launcher.project import Session
+from launcher.project import Project
 from launcher.srtctl.facts import RoleFacts, facts
 from launcher.srtctl.recipe import variants
 
 
-def session(arguments: argparse.Namespace, *, look: bool = False) -> Session:
-    """The session that the command's flags and the environment describe."""
-    return Session.open(
+def open_project(arguments: argparse.Namespace, *, look: bool = False) -> Project:
+    """The project that the command's flags and the environment describe."""
+    project = Project.open(
         os.environ,
         workspace=arguments.workspace,
         state=arguments.state,
@@ -26,13 +26,13 @@ def session(arguments: argparse.Namespace, *, look: bool = False) -> Session:
         runners=arguments.runners,
         recipes=arguments.recipes,
         look=look,
-        slurm_backend=getattr(arguments, "slurm_backend", None),
     )
+    return dataclasses.replace(project, slurm_backend=getattr(arguments, "slurm_backend", None))
 
 
-def selected(arguments: argparse.Namespace, of: Session) -> list[Benchmark]:
+def selected(arguments: argparse.Namespace, project: Project) -> list[Benchmark]:
     """The benchmarks that the flags select: rows of a matrix, or the one that a recipe describes."""
-    return [benchmark for benchmark, _ in chosen(arguments, of)]
+    return [benchmark for benchmark, _ in chosen(arguments, project)]
 
 
 def filters(arguments: argparse.Namespace) -> Selection:
@@ -47,15 +47,15 @@ def filters(arguments: argparse.Namespace) -> Selection:
     )
 
 
-def chosen(arguments: argparse.Namespace, of: Session) -> list[tuple[Benchmark, Place | str]]:
+def chosen(arguments: argparse.Namespace, project: Project) -> list[tuple[Benchmark, Place | str]]:
     """The benchmarks that the flags select, each with the place of its row."""
     if arguments.recipe:
-        return [(_from_recipe(arguments, of), "--recipe")]
+        return [(_from_recipe(arguments, project), "--recipe")]
     if not arguments.key:
         raise ConfigError("no benchmark is selected", hint="-k KEY (globs are taken), or --recipe FILE")
     selection = dataclasses.replace(filters(arguments), nodes="multi", evals="only" if arguments.evals else "none")
     found: list[tuple[Benchmark, Place | str]]
-    found = [(entry.benchmark, entry.place) for entry in of.matrix(arguments.matrix).entries(selection)]
+    found = [(entry.benchmark, entry.place) for entry in project.matrix(arguments.matrix).entries(selection)]
     if arguments.topology:
         globs = [t.lower() for t in arguments.topology]
         kept = [(b, place) for b, place in found if any(fnmatch.fnmatchcase(b.topology.lower(), g) for g in globs)]
@@ -66,11 +66,13 @@ def chosen(arguments: argparse.Namespace, of: Session) -> list[tuple[Benchmark, 
     return found
 
 
-def _from_recipe(arguments: argparse.Namespace, of: Session) -> Benchmark:
+def _from_recipe(arguments: argparse.Namespace, project: Project) -> Benchmark:
     """A benchmark out of a recipe alone: it measures what the recipe says."""
-    recipe = of.finder.find(arguments.recipe)
+    recipe = project.finder.find(arguments.recipe)
     if recipe is None:
-        places = " and ".join(map(str, (of.finder.overlays, *of.finder.repository)[of.finder.overlays is None :]))
+        places = " and ".join(
+            map(str, (project.finder.overlays, *project.finder.repository)[project.finder.overlays is None :])
+        )
         hint = f"recipes/DIR/NAME.yaml[:SELECTOR] is DIR/NAME.yaml below {places}; --recipes DIR, --workspace DIR"
         raise ConfigError(f"no recipe {arguments.recipe}", where="--recipe", hint=hint)
     found = variants(recipe.document, recipe.selector, where=recipe.file.where())
@@ -89,7 +91,7 @@ def _from_recipe(arguments: argparse.Namespace, of: Session) -> Benchmark:
     }
     if missing := [flag for flag, value in needed.values() if not value]:
         raise ConfigError(f"a benchmark from a recipe alone also needs {', '.join(missing)}", where="--recipe")
-    of.fleet.get(arguments.runner)  # raises for a runner that there is not
+    project.fleet.get(arguments.runner)  # raises for a runner that there is not
     return Benchmark(
         **{attribute: value for attribute, (_, value) in needed.items()},
         exp_name=arguments.model_prefix + (f"_{seen.isl}x{seen.osl}" if seen.isl else ""),
@@ -112,15 +114,10 @@ def _role(side: RoleFacts | None) -> Role | None:
     return side.as_role() or Role(workers=side.workers or 1, tp=side.gpus_per_worker or 1)
 
 
-def narrowed(arguments: argparse.Namespace) -> bool:
-    """Whether the concurrencies were chosen by hand."""
-    return bool(arguments.conc)
-
-
-def existing_run(arguments: argparse.Namespace, of: Session) -> str:
+def existing_run(arguments: argparse.Namespace, project: Project) -> str:
     """The id of the run that a command is about: named, or that of this GitHub job."""
     if arguments.run:
         return str(arguments.run)
-    if getattr(arguments, "from_env", False):
-        return of.run_id_from_environment()
+    if arguments.from_env:
+        return project.run_id_from_environment()
     raise ConfigError("which run?", hint="RUN, or --from-env in a GitHub job; `launcher status` lists them")

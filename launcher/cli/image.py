@@ -1,4 +1,7 @@
-"""`launcher image …`: what lies in an image directory, having more of it, and removing what nobody needs."""
+"""`launcher image`: what lies in an image directory, having more of it, and removing what nobody needs.
+
+Also `launcher doctor locks`: whether the locks that importers take hold in such a directory.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,16 @@ import argparse
 import json
 import os
 import secrets
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from launcher.cli.common import session
+from launcher.cli.common import open_project
+from launcher.cli.render import table
 from launcher.core.errors import Cancelled, ConfigError, ImageError
 from launcher.core.process import clean_environment, stoppable
 from launcher.core.publish import dead_temporaries
@@ -22,10 +27,11 @@ from launcher.core.stop import stop_on_signals
 from launcher.image import inventory
 from launcher.image.import_policy import ImportPolicy, ensure_image
 from launcher.image.inventory import Check, Garbage, Image
+from launcher.image.probe import between_nodes, between_processes, file_system
 from launcher.image.reference import Reference
 from launcher.image.tag_check import TagMoved, check_tag
 from launcher.plan import derive
-from launcher.project import Session
+from launcher.project import Project
 from launcher.run.image_usage import images_in_use, is_run_over
 from launcher.runner.schema import Images
 from launcher.services import open_tools
@@ -41,7 +47,7 @@ class _Where:
     architecture: str | None
     policy: ImportPolicy
     environment: Mapping[str, str]
-    project: Session
+    project: Project
 
     def images(self) -> list[Image]:
         users = images_in_use(self.project.runs)
@@ -50,7 +56,7 @@ class _Where:
 
 def _where(arguments: argparse.Namespace) -> _Where:
     """What the flags name. Raises ConfigError when they name no directory."""
-    project = session(arguments, look=True)
+    project = open_project(arguments, look=True)
     environment, token = clean_environment(os.environ), f"image-{secrets.token_hex(4)}"
     if arguments.directory:
         directory = str(Path(arguments.directory).resolve())
@@ -81,10 +87,19 @@ def list_images(arguments: argparse.Namespace) -> int:
     """One line for each image."""
     found = _where(arguments).images()
     if arguments.json:
-        print(json.dumps([_plain(image) for image in found], indent=2))
+        values = [
+            {
+                "squash": str(image.squash),
+                "bytes": image.size,
+                "problem": image.problem,
+                **{name: getattr(image.sidecar, name, None) for name in ("reference", "digest", "hash", "how")},
+                "last_use": image.used,
+                "live_runs": list(image.users),
+            }
+            for image in found
+        ]
+        print(json.dumps(values, indent=2))
         return 0
-    from launcher.cli.render import table
-
     rows = [
         [
             image.squash.name,
@@ -100,21 +115,6 @@ def list_images(arguments: argparse.Namespace) -> int:
     total = sum(image.size for image in found)
     print(f"{len(found)} images, {total / 1e9:.2f} GB, {sum(image.problem is not None for image in found)} not whole")
     return 0
-
-
-def _plain(image: Image) -> dict[str, object]:
-    note = image.sidecar
-    return {
-        "squash": str(image.squash),
-        "bytes": image.size,
-        "problem": image.problem,
-        "reference": note.reference if note else None,
-        "digest": note.digest if note else None,
-        "hash": note.hash if note else None,
-        "how": note.how if note else None,
-        "last_use": image.used,
-        "live_runs": list(image.users),
-    }
 
 
 def import_images(arguments: argparse.Namespace) -> int:
@@ -207,4 +207,38 @@ def gc(arguments: argparse.Namespace) -> int:
     print(f"{'freed' if arguments.apply else 'would free'} {freed / 1e9:.3f} GB in {len(gone)} entries")
     if not arguments.apply and gone:
         print("this was a dry run; --apply removes them. Runs of bash launchers are not known here.")
+    return 0
+
+
+def locks(arguments: argparse.Namespace) -> int:
+    """Print what was found between two processes of this host, and between two nodes where there is Slurm."""
+    directory = Path(arguments.directory).resolve()
+    found = [between_processes(directory)]
+    said: list[str] = []
+    if not arguments.no_nodes:
+        options = [f"--{name}={value}" for name in ("partition", "account") if (value := getattr(arguments, name))]
+        if shutil.which("srun") is None:
+            said.append("between nodes: not tried, there is no srun here")
+        else:
+            try:
+                found.append(between_nodes(directory, options))
+            except ImageError as error:
+                said.append(f"between nodes: {error.message}")
+    if arguments.json:
+        value = {"directory": str(directory), "file_system": file_system(directory), "notes": said}
+        print(json.dumps({**value, "probes": [asdict(probed) for probed in found]}, indent=2))
+        return 0
+    print(f"{directory}: {file_system(directory)}")
+    for probed in found:
+        seen = probed.heartbeat
+        beat = "its heartbeat was not seen" if seen is None else f"heartbeat seen after {seen:g} s"
+        twice = "may be done twice at once; what is published is whole all the same"
+        print(f"{probed.where}:")
+        print(f"  flock       {probed.flock}")
+        print(f"  lockf       {probed.lockf}")
+        print(f"  owner file  {probed.owner_file}; {beat}")
+        print(f"  clocks      differ by {probed.clocks:g} s")
+        print(f"  imports     {'one at a time' if probed.one_at_a_time else twice}")
+    for line in said:
+        print(line)
     return 0

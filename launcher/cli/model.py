@@ -7,20 +7,22 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.common import session
+from launcher.cli.common import open_project
 from launcher.cli.render import progress_shown, table
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.stop import stop_on_signals
 from launcher.model.checkpoint import CheckpointReport, examine, nearest_sibling, right_sibling, suggestion
-from launcher.model.gc import Leftover, leftovers, remove_leftovers
+from launcher.model.destination import Leftover, leftovers, remove_leftovers
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, Manifest
 from launcher.runner.file import RunnerFile, describe_when
 
 if TYPE_CHECKING:
-    from launcher.model.striping import Stripe
+    from launcher.model.stage import Stripe
 
 
 def listing(arguments: argparse.Namespace) -> int:
@@ -50,9 +52,9 @@ def check(arguments: argparse.Namespace) -> int:
 def stage(arguments: argparse.Namespace) -> int:
     """Bring a checkpoint to a path, whole; or write the manifest of the one that is there."""
     from launcher.model.nodes import path_on_this_node
-    from launcher.model.stage import adopt, source_of
+    from launcher.model.source import source_of
+    from launcher.model.stage import adopt, striping
     from launcher.model.stage import stage as stage_to
-    from launcher.model.striping import striping
 
     if arguments.nodes or arguments.job or arguments.count or arguments.partition:
         return _stage_on_nodes(arguments)
@@ -80,9 +82,11 @@ def stage(arguments: argparse.Namespace) -> int:
 
 def _layouts(arguments: argparse.Namespace, destination: Path) -> Sequence[Stripe]:
     """The runner's layouts for the storage of a destination, or the default ones."""
-    from launcher.model.striping import DEFAULT, Stripe
+    from launcher.model.stage import DEFAULT, Stripe
 
-    storage = session(arguments).fleet.get(arguments.runner).storage_of(str(destination)) if arguments.runner else None
+    storage = (
+        open_project(arguments).fleet.get(arguments.runner).storage_of(str(destination)) if arguments.runner else None
+    )
     if storage is None or storage.striping is None:
         return DEFAULT
     return [Stripe(layout.at_least, layout.count, layout.size) for layout in storage.striping]
@@ -93,7 +97,6 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
     from launcher.model.node_job import reap, stage_on_nodes
     from launcher.model.nodes import Allocation, NodeTask
     from launcher.slurm.backends import open_scheduler
-    from launcher.slurm.client import Scheduler
 
     if arguments.source is None:
         raise ConfigError("staging on nodes needs a source", where="--from")
@@ -108,20 +111,17 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
         count=arguments.count,
         cpus=arguments.cpus,
         minutes=arguments.minutes,
-        python=arguments.python,
+        python=arguments.python or sys.executable,
     )
     task = NodeTask(arguments.source, arguments.destination, arguments.workers)
-    state = session(arguments).state
-
-    def scheduler() -> Scheduler:
-        return open_scheduler("slurm", backend="commands")
-
+    state = open_project(arguments).state
+    scheduler = partial(open_scheduler, "slurm", backend="commands")
     with stop_on_signals() as stop:
         reap(state, scheduler, _log)
         run = stoppable(stop.requested)
         results = stage_on_nodes(task, where, run=run, state=state, scheduler=scheduler, log=_log, stop=stop)
     if arguments.json:
-        print(json.dumps([result.as_dict() for result in results], indent=2))
+        print(json.dumps([asdict(result) for result in results], indent=2))
     else:
         rows = [[r.node, "ok" if r.ok else "failed", r.how, f"{r.seconds:.1f} s", r.error or ""] for r in results]
         table(["node", "", "how", "took", "why"], rows, sys.stdout)
@@ -161,17 +161,15 @@ def gc(arguments: argparse.Namespace) -> int:
         raise ConfigError("which directories?", hint="name those that hold checkpoints, or --runner NAME")
     directories = {Path(path) for path in arguments.paths}
     if arguments.runner:
-        of_table = {path.parent for path, _ in _paths_of_runner(session(arguments).fleet.get(arguments.runner))}
+        of_table = {path.parent for path, _ in _paths_of_runner(open_project(arguments).fleet.get(arguments.runner))}
         directories |= {directory for directory in of_table if directory.is_dir()}
     found: list[Leftover] = []
     for directory in sorted(directories):
         found += remove_leftovers(directory) if arguments.apply else leftovers(directory)
     rows = []
     for item in found:
-        what = "kept" if item.keep else "removed" if arguments.apply else "would go"
-        rows.append(
-            [str(item.path), f"{item.bytes / 1e9:.3f} GB", item.owner, f"{what}: {item.keep}" if item.keep else what]
-        )
+        what = f"kept: {item.keep}" if item.keep else "removed" if arguments.apply else "would go"
+        rows.append([str(item.path), f"{item.bytes / 1e9:.3f} GB", item.owner, what])
     if rows:
         table(["what", "size", "whose", ""], rows, sys.stdout)
     free = sum(item.bytes for item in found if not item.keep)
@@ -191,7 +189,7 @@ def _paths(arguments: argparse.Namespace, *, below: bool) -> Iterator[tuple[Path
         else:
             yield path, ""
     if arguments.runner:
-        yield from _paths_of_runner(session(arguments).fleet.get(arguments.runner))
+        yield from _paths_of_runner(open_project(arguments).fleet.get(arguments.runner))
     elif not arguments.paths:
         raise ConfigError("which checkpoints?", hint="PATH …, or --runner NAME for those of a runner's table")
 
@@ -220,9 +218,8 @@ def _row(path: Path, note: str) -> tuple[list[str], dict[str, object]]:
 
 
 def _show(report: CheckpointReport, note: str, precision: str | None) -> None:
-    there = report.path.exists()
     parts = [f"whole, {report.shards} shards, {report.bytes / 1e9:.1f} GB" if report.whole else "not whole"]
-    if there:
+    if report.path.exists():
         parts.append(report.quantisation)
     if report.identity == "mismatch":
         parts.append(f"not the declared one: {report.identity_reason}")

@@ -1,31 +1,164 @@
-"""`launcher plan`: decide, and say what was decided."""
+"""`launcher plan`, `matrix` and `check`: decide, and say what was decided and what is wrong with it."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
+import gc
 import json
+import sys
+from collections.abc import Mapping
+from datetime import date, datetime, timezone
+from pathlib import Path
 
-from launcher.cli.common import narrowed, selected, session
-from launcher.plan.plan import Plan
-from launcher.project import Session
+from launcher.benchmark.matrix import Entry
+from launcher.check import inputs, report
+from launcher.check.baseline import Baseline, baseline_text
+from launcher.check.inputs import CheckInput, Row
+from launcher.check.registry import RULES, check_everything
+from launcher.check.report import Roots
+from launcher.cli.common import chosen, filters, open_project, selected
+from launcher.cli.render import show_plans, table
+from launcher.core import publish
+from launcher.core.errors import ConfigError, suggest
+from launcher.core.finding import Finding
+from launcher.core.shipped import shipped
+from launcher.project import Project
+from launcher.srtctl.mirror import Commits
 
 
 def plan(arguments: argparse.Namespace) -> int:
     """Print the plans of the selected benchmarks. Exit 0, also with findings: they are part of a plan."""
-    of = session(arguments)
-    plans = _plans(arguments, of)
+    project = open_project(arguments)
+    if arguments.from_env:
+        plans = [project.plan_from_environment()]
+    else:
+        narrow = bool(arguments.conc)
+        plans = [project.plan_by_hand(b, arguments.runner, narrow=narrow) for b in selected(arguments, project)]
     if arguments.json:
         values = [p.as_dict() for p in plans]
         print(json.dumps(values[0] if len(values) == 1 else values, indent=2, ensure_ascii=False))
-        return 0
-    from launcher.cli.render import show_plans
-
-    show_plans(plans, of.kind)
+    else:
+        show_plans(plans, project.kind)
     return 0
 
 
-def _plans(arguments: argparse.Namespace, of: Session) -> list[Plan]:
+def matrix(arguments: argparse.Namespace) -> int:
+    """Print the selected entries: of the files named, else of the workspace's masters, else of this repository."""
+    project = open_project(arguments)
+    files = arguments.matrix or [str(path) for path in sorted((project.workspace / "configs").glob("*-master.yaml"))]
+    selection = dataclasses.replace(
+        filters(arguments),
+        runners=arguments.runner,
+        model_prefixes=arguments.model_prefix,
+        nodes=arguments.nodes,
+        evals=arguments.evals,
+    )
+    found = project.matrix(files).entries(selection)
+    if arguments.json:
+        print(json.dumps([entry.data for entry in found], ensure_ascii=False))
+        return 0
+    columns = ["key", "runner", "framework", "precision", "measures", "topology", "concurrency", "evaluated"]
+    table(columns, [_row(entry) for entry in found], sys.stdout)
+    print(f"{len(found)} entries of {len({entry.key for entry in found})} keys")
+    return 0
+
+
+def _row(entry: Entry) -> list[str]:
+    b = entry.benchmark
+    concurrencies = " ".join(map(str, b.concurrencies))
+    evaluated = str(entry.data.get("eval-conc", "yes")) if entry.data.get("run-eval") else ""
+    return [entry.key, b.runner, b.framework, b.precision, b.measures, b.topology, concurrencies, evaluated]
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Print findings; exit 1 when there is an error among them."""
+    # A quarter of the time would go into looking for garbage among documents that all stay until the end.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return _check(arguments)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    if arguments.explain is not None:
+        return _explain(arguments.explain)
+    wanted = {_known(rule) for rule in arguments.rule}
+    project = open_project(arguments)
+    roots = Roots([*filter(None, (project.workspace, project.srt_slurm)), shipped("runners").parent, Path.cwd()])
+    given = _gathered(arguments, project)
+    found = check_everything(given)
+    if arguments.write_baseline:
+        accepted = [one for one in found if not wanted or one.rule in wanted]
+        return _write(arguments.write_baseline, accepted, roots, given.today)
+    if arguments.baseline:
+        baseline = Baseline.read(Path(arguments.baseline))
+        found = baseline.apply(found, roots, given.today, whole=given.whole)
+    found = [one for one in found if not wanted or one.rule in wanted]
+    if arguments.format == "json":
+        print(report.as_json(found))
+    elif arguments.format == "sarif":
+        print(report.sarif(found, roots))
+    else:
+        lines = report.github(found, roots) if arguments.format == "github" else report.text(found)
+        sys.stdout.writelines(f"{line}\n" for line in lines)
+    counts = {s: sum(one.severity == s for one in found) for s in ("error", "warning", "note")}
+    looked = {"row": len(given.rows), "recipe file": len(given.recipes), "runner file": len(given.files)}
+    print(f"{_counted(looked)}: {_counted(counts)}", file=sys.stderr)
+    return 1 if counts["error"] else 0
+
+
+def _counted(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for word, n in numbers.items())
+
+
+def _gathered(arguments: argparse.Namespace, project: Project) -> CheckInput:
+    """What to look at: this job's benchmark, the selected rows, a runner with all its rows, or everything."""
+    today, runner = datetime.now(timezone.utc).date(), arguments.runner
+    commits = functools.cache(lambda: Commits(project.caches))  # looked for once a row asks
+
+    def has_commit(repository: str, sha: str) -> bool | None:
+        return commits()(repository, sha)
+
     if arguments.from_env:
-        return [of.plan_from_environment()]
-    narrow = narrowed(arguments)
-    return [of.plan_by_hand(b, arguments.runner, narrow=narrow) for b in selected(arguments, of)]
+        plan = project.plan_from_environment()
+        file = project.fleet.get(plan.runner)
+        row = Row(plan.benchmark, plan.benchmark.source, file, plan)
+        return CheckInput([row], files=[file], validator=project.validator, today=today, whole=False)
+    names = ("key", "framework", "precision", "seq", "scenario", "conc", "topology", "evals", "recipe")
+    if any(getattr(arguments, name) for name in names):
+        rows = chosen(arguments, project)
+        return inputs.selected(project, rows, runner, today, has_commit, bool(arguments.conc))
+    if runner:
+        served = inputs.served_by(project, runner, arguments.matrix)
+        return inputs.selected(project, served, runner, today, has_commit)
+    return inputs.everything(project, today, has_commit, arguments.matrix)
+
+
+def _known(rule: str) -> str:
+    if rule not in RULES:
+        raise ConfigError(f"there is no rule {rule!r}", where="--rule", hint=suggest(rule, RULES, ", ".join(RULES)))
+    return rule
+
+
+def _explain(rule: str) -> int:
+    """Print a rule's page, or a line for each rule."""
+    if rule:
+        print((shipped("docs/rules") / f"{_known(rule)}.md").read_text(encoding="utf-8"), end="")
+        return 0
+    for one in sorted(RULES.values(), key=lambda one: one.id):
+        print(f"{one.id} {one.severity} {one.title}")
+    return 0
+
+
+def _write(path: str, found: list[Finding], roots: Roots, today: date) -> int:
+    try:
+        publish.write_text(Path(path), baseline_text(found, roots, today))
+    except OSError as error:
+        raise ConfigError(f"the baseline cannot be written: {error.strerror}", where=path) from None
+    print(f"{path}: accepts what is found today; give each entry its reason", file=sys.stderr)
+    return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import time
@@ -12,13 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.cli.common import narrowed, selected, session
-from launcher.cli.console import Console
+from launcher.cli.common import open_project, selected
+from launcher.cli.render import Console, show_plans, summaries
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.github import GitHub
 from launcher.core.stop import Stop, stop_on_signals
 from launcher.plan.plan import Plan
-from launcher.project import Session, new_run_id
+from launcher.project import Project, new_run_id
+from launcher.result.summary import markdown
 from launcher.run import finish
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
@@ -32,85 +32,85 @@ from launcher.services import open_run, open_services, pace_of
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the one benchmark that is selected."""
-    of = session(arguments, look=True)
-    return _exit_code(_drive(of, [_one_by_hand(of, arguments)], arguments))
+    project = open_project(arguments, look=True)
+    return _exit_code(_drive(project, [_one_by_hand(project, arguments)], arguments))
 
 
 def adopt(arguments: argparse.Namespace) -> int:
     """Take over a job that was started by hand: from here on it is this run's, to follow, to cancel, to collect."""
-    of = session(arguments, look=True)
+    project = open_project(arguments, look=True)
     by_environment = arguments.from_env
-    plan = of.plan_from_environment(arguments.run_id) if by_environment else _one_by_hand(of, arguments)
-    record = RunRecord.create(of.runs, plan)
+    plan = project.plan_from_environment(arguments.run_id) if by_environment else _one_by_hand(project, arguments)
+    record = RunRecord.create(project.runs, plan)
     record.update(results="workspace" if by_environment else "run")
     output = Path(arguments.output).resolve() if arguments.output else None
-    run = open_run(of, record)
+    run = open_run(project, record)
     try:
-        adopt_job(run, arguments.job, output, of.runs)
+        adopt_job(run, arguments.job, output, project.runs)
     except LauncherError as error:
-        finish.failed(run, error)
+        finish.end_early(run, error)
         raise
     with stop_on_signals() as stop:
-        return _exit_code(drive_records(of, [(record, plan)], stop, quiet=not arguments.logs))
+        return _exit_code(drive_records(project, [(record, plan)], stop, quiet=not arguments.logs))
 
 
-def _one_by_hand(of: Session, arguments: argparse.Namespace) -> Plan:
-    chosen = selected(arguments, of)
+def _one_by_hand(project: Project, arguments: argparse.Namespace) -> Plan:
+    chosen = selected(arguments, project)
     if len(chosen) > 1:
         titles = "\n".join(f"  {b.title} conc {' '.join(map(str, b.concurrencies))}" for b in chosen)
         raise ConfigError(
             f"{len(chosen)} benchmarks are selected, and one job measures one:\n{titles}",
             hint="narrow it by --topology, --seq or --conc, or use `launcher sweep`",
         )
-    return _by_hand(of, arguments, chosen[0])
+    return _by_hand(project, arguments, chosen[0])
 
 
 def sweep(arguments: argparse.Namespace) -> int:
     """Run all benchmarks that are selected; the exit code is that of the first that did not succeed."""
     if arguments.run_id:
         raise ConfigError("a sweep has many runs", where="--run-id", hint="launcher run --run-id ID")
-    of = session(arguments, look=True)
-    plans = [_by_hand(of, arguments, benchmark) for benchmark in selected(arguments, of)]
-    outcomes = _drive(of, plans, arguments, limits=Limits(arguments.max_jobs, arguments.fail_fast))
+    project = open_project(arguments, look=True)
+    plans = [_by_hand(project, arguments, benchmark) for benchmark in selected(arguments, project)]
+    outcomes = _drive(project, plans, arguments, limits=Limits(arguments.max_jobs, arguments.fail_fast))
     return _exit_code(outcomes)
 
 
 def ci(arguments: argparse.Namespace) -> int:
     """Run what this GitHub job's environment asks for; results go where the workflow looks."""
-    of = session(arguments, look=True)
+    project = open_project(arguments, look=True)
     arguments.annotated = True
     with GitHub(os.environ, sys.stdout) as github:
         github.mask_secrets(os.environ)
         try:
-            plan = of.plan_from_environment(arguments.run_id)
-            _announce(github, plan, of)
+            plan = project.plan_from_environment(arguments.run_id)
+            _announce(github, plan, project)
             github.output("run-id", plan.run_key)
-            _end_leftovers(of, plan, github)
-            outcomes = _drive(of, [plan], arguments, github=github)
+            _end_leftovers(project, plan, github)
+            outcomes = _drive(project, [plan], arguments, github=github)
         except ConfigError as error:
             github.error(str(error), title="launcher: configuration")
             raise
-        report_to(github, of.runs, outcomes)
+        report_to(github, project.runs, outcomes)
     return _exit_code(outcomes)
 
 
-def _end_leftovers(of: Session, plan: Plan, github: GitHub) -> None:
+def _end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
     """End what a launcher that was killed left of an earlier job of this GitHub runner, and say so."""
-    for record in orphans_of_job_name(of.runs, plan.job_name):
+    for record in orphans_of_job_name(project.runs, plan.job_name):
         github.warning(f"run {record.id} was left behind by an earlier job of this runner; ending it")
         try:
-            end_run(open_run(of, record), "the next launcher on this runner", print)
+            end_run(open_run(project, record), "the next launcher on this runner", print)
         except LauncherError as error:
             github.warning(str(error), title="launcher: left behind")
 
 
-def _by_hand(of: Session, arguments: argparse.Namespace, benchmark: Benchmark) -> Plan:
+def _by_hand(project: Project, arguments: argparse.Namespace, benchmark: Benchmark) -> Plan:
     run_id = arguments.run_id or new_run_id(benchmark, time.time())
-    return of.plan_by_hand(benchmark, arguments.runner, narrow=narrowed(arguments), run_id=run_id)
+    return project.plan_by_hand(benchmark, arguments.runner, narrow=bool(arguments.conc), run_id=run_id)
 
 
 def _drive(
-    of: Session,
+    project: Project,
     plans: Sequence[Plan],
     arguments: argparse.Namespace,
     *,
@@ -120,21 +120,14 @@ def _drive(
     for plan in plans:
         refuse(plan, arguments.accept)
     with stop_on_signals() as stop:
-        records = [RunRecord.create(of.runs, plan) for plan in plans]
-        for record in records:
+        recorded = [(RunRecord.create(project.runs, plan), plan) for plan in plans]
+        for record, _ in recorded:
             record.update(accepted=tuple(arguments.accept), results="workspace" if github is not None else "run")
-        return drive_records(
-            of,
-            list(zip(records, plans, strict=True)),
-            stop,
-            quiet=not arguments.logs,
-            limits=limits,
-            github=github,
-        )
+        return drive_records(project, recorded, stop, quiet=not arguments.logs, limits=limits, github=github)
 
 
 def drive_records(
-    of: Session,
+    project: Project,
     recorded: Sequence[tuple[RunRecord, Plan]],
     stop: Stop,
     *,
@@ -143,12 +136,14 @@ def drive_records(
     github: GitHub | None = None,
 ) -> list[Outcome]:
     """Bring recorded runs to their ends, and show how they ended."""
-    console = Console(sys.stdout, os.environ, labels=_labels(recorded), quiet=quiet, github=github)
+    # A short name for each run: its number, topology and lengths.
+    labels = {r.id: f"{i}. {p.benchmark.topology} {p.benchmark.measures}" for i, (r, p) in enumerate(recorded, 1)}
+    console = Console(sys.stdout, os.environ, labels=labels, quiet=quiet, github=github)
     first = recorded[0][1]
     if any(p.scheduler != first.scheduler or p.tools != first.tools for _, p in recorded):
         raise ConfigError("the selected benchmarks are of several clusters", hint="--runner NAME picks one")
     said: list[str] = []
-    services = open_services(of, first, stop, log=said.append)
+    services = open_services(project, first, stop, log=said.append)
     runs: list[Run] = []
     for record, plan in recorded:
         if not runs:  # how Slurm is asked is in every record, and shown once
@@ -158,61 +153,43 @@ def drive_records(
         if runs:
             record.listeners.append(console.event)
         record.take()
-        runs.append(Run(record, plan, of.kind(plan.kind), services))
+        runs.append(Run(record, plan, project.kind(plan.kind), services))
     limits = dataclasses.replace(limits, pace=pace_of(first))
     try:
         outcomes = run_all(runs, services.scheduler, stop, limits, None if quiet else console.log)
     finally:
         for record, _ in recorded:
             record.let_go()
-    console.outcomes(of.runs, outcomes)
+    console.outcomes(project.runs, outcomes)
     return outcomes
-
-
-def _labels(runs: Sequence[tuple[RunRecord, Plan]]) -> dict[str, str]:
-    """A short name for each run: its number, topology and lengths."""
-    names = {}
-    for i, (record, plan) in enumerate(runs, 1):
-        b = plan.benchmark
-        lengths = b.scenario if b.isl is None else f"{b.isl}/{b.osl}"
-        names[record.id] = f"{i}. {b.topology} {lengths}"
-    return names
 
 
 def _exit_code(outcomes: Sequence[Outcome]) -> int:
     return next((o.exit_code for o in outcomes if o.exit_code), 0)
 
 
-def _announce(github: GitHub, plan: Plan, of: Session) -> None:
+def _announce(github: GitHub, plan: Plan, project: Project) -> None:
     """The plan, folded, and its findings as annotations at their lines of the checkout."""
-    from launcher.cli.render import show_plans
-
     with github.group(f"Plan: {plan.benchmark.title} on {plan.runner}"):
-        show_plans([plan], of.kind)
+        show_plans([plan], project.kind)
         sys.stdout.flush()
     for finding in plan.findings:
         say = github.error if finding.severity == "error" else github.warning
         path, _, line = finding.where.rpartition(":")
-        inside = line.isdecimal() and Path(path).is_relative_to(of.workspace)
+        inside = line.isdecimal() and Path(path).is_relative_to(project.workspace)
         say(
             f"{finding.message} [{finding.rule}]" + ("" if inside else f" ({finding.where})"),
             title=f"launcher: {finding.rule}",
-            file=str(Path(path).relative_to(of.workspace)) if inside else None,
+            file=str(Path(path).relative_to(project.workspace)) if inside else None,
             line=int(line) if inside else None,
         )
 
 
 def report_to(github: GitHub, runs: Path, outcomes: Sequence[Outcome]) -> None:
     """How runs ended: the step's output, an annotation with the verdict of each that failed, the table of points."""
-    from launcher.result.summary import markdown
-
-    summaries = []
     for outcome in outcomes:
         github.output("state", outcome.state)
-        path = runs / outcome.run / "summary.json"
-        if path.is_file():
-            summaries.append(json.loads(path.read_text()))
         if outcome.error is not None:
             github.error(f"{outcome.verdict}\n{outcome.error}", title=f"launcher: {outcome.error.layer}")
-    if summaries:
-        github.summary(markdown(summaries))
+    if found := summaries(runs, outcomes):
+        github.summary(markdown(found))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import overload
 
 
 class LauncherError(Exception):
@@ -101,6 +102,10 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+@overload
+def suggest(word: str, known: Iterable[str], otherwise: str) -> str: ...
+@overload
+def suggest(word: str, known: Iterable[str], otherwise: str | None = None) -> str | None: ...
 def suggest(word: str, known: Iterable[str], otherwise: str | None = None) -> str | None:
     """A hint for an error: ``did you mean '…'?`` with the closest known word, or ``otherwise`` when none is close."""
     near = closest(word, known)

@@ -4,6 +4,6 @@ In come a runner file and what the cluster answers: Slurm's commands, git, and a
 (`queries` asks). Out come claims, each with the line of the file that it is about, or the text of a draft.
 Open `comparison` first: its tables say which fact speaks about which key; `facts` are all that can be known.
 
-Two modules have a single importer: `host_probe` is the script and its format, which tests run by itself; `comparison`
-is pure (a contract in pyproject.toml), so that tests can judge made-up clusters.
+`comparison` and `scheduling` are pure (a contract in pyproject.toml), so that tests can judge made-up clusters: they
+must not import `programs`, which reads what the programs print.
 """

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from string import Template
 
-from launcher.doctor.facts import ClusterFacts, Host, Mount, Unknown
+from launcher.doctor.facts import ClusterFacts, Mount, Unknown, known
 from launcher.doctor.scheduling import DIRECTIVE_SWITCHES, architectures, duration, gpus
+from launcher.rehearsal import stand_ins
 from launcher.runner.json_schema import MODELINE
 
 _TEMPLATE = """\
@@ -86,9 +87,6 @@ _SETUP = """\
     - [uv, pip, install, --python, .venv/bin/python, -e, .]
     - [make, setup, "ARCH={arch}"]"""
 
-_INTERFACE = """\
-  network_interface: ""   # TODO eth0, bond0 …: by which nodes find each other; empty, srtctl looks for one"""
-
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
 _ARCHITECTURES = ("x86_64", "aarch64")
 _WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})
@@ -96,18 +94,13 @@ _WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
 
 @dataclass(frozen=True)
 class DraftRequest:
-    """What was asked for.
-
-    ``directory`` is where squash files may go, ``state`` the launcher's own directory. ``stand_in`` is the repository
-    that stands in for srt-slurm where nothing real can run: its URL, and the commit that lanes name.
-    """
+    """What was asked for. ``directory`` is where squash files may go, ``state`` the launcher's own directory."""
 
     name: str
     partition: str
     account: str | None
     directory: str | None
     state: str
-    stand_in: tuple[str, str]
 
     @property
     def paths(self) -> list[str]:
@@ -117,11 +110,11 @@ class DraftRequest:
 
 def draft(request: DraftRequest, facts: ClusterFacts) -> str:
     """The file's text. It loads, and claims only what was found; ``TODO`` marks what a person must decide."""
-    slurm, login, compute = facts.slurm, facts.login, facts.compute
+    slurm, login, node = facts.slurm, facts.login, facts.node
     root = request.directory
     trees = f"{root.rstrip('/')}/launcher" if root else "{state}"
     shares = ", ".join(mount.target for mount in login.shares) or "none was seen"
-    on_node = f", and on node {compute.name}" if isinstance(compute, Host) else f"; on no node: {compute}"
+    on_node = f", and on node {node.name}" if node else f"; on no node: {facts.compute}"
     enroot = f"enroot {login.enroot}" if isinstance(login.enroot, str) else "no enroot"
     side = "login" if isinstance(login.enroot, str) or facts.no_enroot else "compute"
     values = {
@@ -131,12 +124,10 @@ def draft(request: DraftRequest, facts: ClusterFacts) -> str:
         "version": str(slurm.version),
         "cluster": str(slurm.setting("ClusterName")),
         "description": _text(f"partition {request.partition}"),
-        "partition": _partition(request, facts),
         "account": _account(request, facts),
-        "time_limit": _time_limit(facts),
+        **_partition(request, facts),
         "gpus": "{}   # {}".format(*_gpus(facts)),
         "architectures": _architectures(facts),
-        "count": _count(facts),
         "storage": _storage(request, facts),
         "images": f"{_text(root or '{state}/squash')}   # {_state_of(root or request.state, facts)}",
         "image_hint": "" if root else f"{_IMAGE_HINT} {shares}",
@@ -148,8 +139,19 @@ def draft(request: DraftRequest, facts: ClusterFacts) -> str:
         "helpers": _HELPERS,
         "setup": _SETUP,
         "stand_in": "",
-        **(_rehearsal(request, facts) if facts.no_enroot else {}),
     }
+    if facts.no_enroot:  # then only a rehearsal can run
+        url = f"{{state}}/rehearsal/{stand_ins.REPOSITORY_NAME}"
+        commit = f"ref {stand_ins.REPOSITORY_REF}, sha {stand_ins.REPOSITORY_SHA}"
+        values |= {
+            "tools": f"# TODO no enroot on {login.name}, nor on {node.name if node else 'a node'}: install it, "
+            "then take out `tools`.\n"
+            "# Until then images, srtctl and the engine are stand-ins, and results say so.\n"
+            "tools: rehearsal",
+            "helpers": "  helpers: {nginx-sqsh: nginx:1.27.4}",
+            "setup": "  setup: [[sh, setup]]   # the stand-in's own",
+            "stand_in": f"  rehearsal: {json.dumps(url)}   # the stand-in: {commit}",
+        }
     lines = [(line, Template(line).substitute(values)) for line in _TEMPLATE.splitlines()]
     return "".join(f"{text}\n" for line, text in lines if text or not line)
 
@@ -160,31 +162,6 @@ def todos(text: str) -> list[tuple[int, str]]:
     return [(i, line.partition("TODO")[2].strip()) for i, line in lines if "TODO" in line]
 
 
-def _rehearsal(request: DraftRequest, facts: ClusterFacts) -> dict[str, str]:
-    """What the file says where enroot is nowhere, so that only a rehearsal can run."""
-    node = facts.compute.name if isinstance(facts.compute, Host) else "a node"
-    url, commit = request.stand_in
-    return {
-        "tools": f"# TODO no enroot on {facts.login.name}, nor on {node}: install it, then take out `tools`.\n"
-        "# Until then images, srtctl and the engine are stand-ins, and results say so.\n"
-        "tools: rehearsal",
-        "helpers": "  helpers: {nginx-sqsh: nginx:1.27.4}",
-        "setup": "  setup: [[sh, setup]]   # the stand-in's own",
-        "stand_in": f"  rehearsal: {json.dumps(url)}   # the stand-in: {commit}",
-    }
-
-
-def _partition(request: DraftRequest, facts: ClusterFacts) -> str:
-    found, partitions = facts.partition, facts.slurm.partitions
-    others = [] if isinstance(partitions, Unknown) else [p.name for p in partitions if p.name != request.partition]
-    note = ""
-    if not isinstance(found, Unknown):
-        note = f"{found.nodes} nodes, {found.state.lower()}" + (", Slurm's default" if found.default else "")
-    if others:
-        note += f"; there are also {', '.join(others[:8])}{' …' if len(others) > 8 else ''}"
-    return f"{_text(request.partition)}   # {note}"
-
-
 def _account(request: DraftRequest, facts: ClusterFacts) -> str:
     slurm, accounts = facts.slurm, ", ".join(facts.slurm.accounts)
     if request.account is not None:
@@ -192,23 +169,36 @@ def _account(request: DraftRequest, facts: ClusterFacts) -> str:
         return f"  account: {_text(request.account)}   # {why}"
     if slurm.accounting is False:
         return "  # No accounting here: Slurm takes a job of any account. srtctl always names one."
-    known = slurm.associations
-    return f"  # TODO account: {known if isinstance(known, Unknown) else f'one of {accounts}'}"
+    unknown = slurm.associations
+    return f"  # TODO account: {unknown if isinstance(unknown, Unknown) else f'one of {accounts}'}"
 
 
-def _time_limit(facts: ClusterFacts) -> str:
-    limit = None if isinstance(facts.partition, Unknown) else facts.partition.max_time
+def _partition(request: DraftRequest, facts: ClusterFacts) -> dict[str, str]:
+    """The partition, its time limit, and how many nodes it has."""
+    found, note, limit, count = facts.partition, "", None, ""
+    others = [each.name for each in known(facts.slurm.partitions) if each.name != request.partition]
+    if not isinstance(found, Unknown):
+        limit = found.max_time
+        note = f"{found.nodes} nodes, {found.state.lower()}" + (", Slurm's default" if found.default else "")
+        out = [node.name for node in known(facts.nodes) if not node.usable]
+        if found.nodes:
+            count = f"  count: {found.nodes}" + (f"   # out of use now: {', '.join(out[:8])}" if out else "")
+    if others:
+        note += f"; there are also {', '.join(others[:8])}{' …' if len(others) > 8 else ''}"
     if limit is not None and limit < 4 * 3600:
-        return f'"{duration(limit)}"   # MaxTime of the partition'
-    return '"4:00:00"   # ' + ("the partition has no MaxTime" if limit is None else f"MaxTime is {limit / 3600:g} h")
+        time_limit = f'"{duration(limit)}"   # MaxTime of the partition'
+    else:
+        why = "the partition has no MaxTime" if limit is None else f"MaxTime is {limit / 3600:g} h"
+        time_limit = f'"4:00:00"   # {why}'
+    return {"partition": f"{_text(request.partition)}   # {note}", "time_limit": time_limit, "count": count}
 
 
 def _gpus(facts: ClusterFacts) -> tuple[int, str]:
     """The GPUs of a node, and how that is known."""
-    known = gpus(facts)
-    if isinstance(known, Unknown):
-        return 1, f"TODO how many? {known}; 1 is a place-holder"
-    found, counts = known
+    fact = gpus(facts)
+    if isinstance(fact, Unknown):
+        return 1, f"TODO how many? {fact}; 1 is a place-holder"
+    found, counts = fact
     likely = max(counts, key=lambda number: (number > 0, counts[number]))
     return likely, found if len(counts) == 1 else f"TODO the partition is mixed: {found}"
 
@@ -224,65 +214,43 @@ def _architectures(facts: ClusterFacts) -> str:
     return f"{line}\n  login-arch: {login.arch}   # {login.name}" if other else line
 
 
-def _count(facts: ClusterFacts) -> str:
-    partition, nodes = facts.partition, facts.nodes
-    if isinstance(partition, Unknown) or not partition.nodes:
-        return ""
-    out = [] if isinstance(nodes, Unknown) else [node.name for node in nodes if not node.usable]
-    return f"  count: {partition.nodes}" + (f"   # out of use now: {', '.join(out[:8])}" if out else "")
-
-
 def _storage(request: DraftRequest, facts: ClusterFacts) -> str:
     """The file systems that hosts share, the disks of a node, and where both are one machine its own."""
-    rows = _network(facts)
-    if isinstance(facts.compute, Host):
-        for disk in facts.compute.disks:
-            why = f"{disk.type} on {disk.source} of {facts.compute.name}"
+    node, rows = facts.node, {}
+    here = {mount.target: mount for mount in facts.login.shares}
+    there = {mount.target: mount for mount in node.shares} if node else here
+    for target in {**here, **there}:
+        mount = here.get(target) or there[target]
+        kind = "lustre" if mount.type == "lustre" else "nfs"
+        why = mount.source if kind == mount.type.rstrip("4") else f"{mount.source}, as which {mount.type} counts here"
+        alone = "" if target in here and target in there else "login" if target in here else "compute"
+        unsure = "" if node else "; TODO no node was looked at"
+        rows[target] = kind + (f", seen-by: [{alone}]" if alone else ""), why + unsure
+    if node:
+        for disk in node.disks:
+            why = f"{disk.type} on {disk.source} of {node.name}"
             rows.setdefault(disk.target, ("node-local, seen-by: [compute]", why))
     for path in request.paths:
         if not any(path == target or path.startswith(target.rstrip("/") + "/") for target in rows):
-            rows.update(_one_machine(path, facts))
+            seen, by_node = facts.login.directory(path), facts.on_node(path)
+            if isinstance(seen, Unknown) or isinstance(by_node, Unknown) or not by_node.shared:
+                continue
+            if isinstance(seen.mount, Mount) and not seen.mount.network:
+                why = f"{seen.mount.type} on {seen.mount.source}; the node sees what is written here: one machine"
+                rows[seen.mount.target] = "local", why
     if not rows:
         return "# TODO storage, such as:  - {path: /lustre, kind: lustre}"
     lines = [f"  - {{path: {_text(target)}, kind: {kind}}}   # {why}" for target, (kind, why) in rows.items()]
     return "\n".join(["storage:", *lines])
 
 
-def _network(facts: ClusterFacts) -> dict[str, tuple[str, str]]:
-    """Network file systems: where each is mounted, its kind with who sees it, and what it is."""
-    here = {mount.target: mount for mount in facts.login.shares}
-    there = {mount.target: mount for mount in facts.compute.shares} if isinstance(facts.compute, Host) else here
-    rows = {}
-    for target in {**here, **there}:
-        mount = here.get(target) or there[target]
-        kind = "lustre" if mount.type == "lustre" else "nfs"
-        why = mount.source if kind == mount.type.rstrip("4") else f"{mount.source}, as which {mount.type} counts here"
-        alone = "" if target in here and target in there else "login" if target in here else "compute"
-        unsure = "" if isinstance(facts.compute, Host) else "; TODO no node was looked at"
-        rows[target] = kind + (f", seen-by: [{alone}]" if alone else ""), why + unsure
-    return rows
-
-
-def _one_machine(path: str, facts: ClusterFacts) -> dict[str, tuple[str, str]]:
-    """The local file system below ``path``, where a node sees what the login host writes there."""
-    here = facts.login.directory(path)
-    there = facts.compute.directory(path) if isinstance(facts.compute, Host) else facts.compute
-    if isinstance(here, Unknown) or isinstance(there, Unknown) or not there.shared:
-        return {}
-    if not isinstance(here.mount, Mount) or here.mount.network:
-        return {}
-    why = f"{here.mount.type} on {here.mount.source}; the node sees what is written here: one machine"
-    return {here.mount.target: ("local", why)}
-
-
 def _state_of(path: str, facts: ClusterFacts) -> str:
-    here = facts.login.directory(path)
+    here, there = facts.login.directory(path), facts.on_node(path)
     if isinstance(here, Unknown):
         return f"TODO not looked at: {here}"
     if not here.writable:
         return f"TODO cannot be written from here: {here.refused}"
     free = "" if here.free is None else f"{here.free / 1024**3:.0f} GiB free"
-    there = facts.compute.directory(path) if isinstance(facts.compute, Host) else facts.compute
     if isinstance(there, Unknown):
         return f"{free}; TODO whether compute nodes see it is not known: {there}"
     return f"{free}, " + ("seen by compute nodes" if there.shared else "TODO not what compute nodes see there")
@@ -292,10 +260,8 @@ def _srtslurm(facts: ClusterFacts) -> Iterator[str]:
     """The switches, as `sbatch --test-only` took them."""
     if not facts.job.accepted:
         yield f"  # TODO nothing could be tried: {facts.job.answer}"
-    yield _INTERFACE
-    if not facts.job.accepted:
-        return
-    for key in DIRECTIVE_SWITCHES:
+    yield '  network_interface: ""   # TODO eth0, bond0 …: by which nodes find each other; empty, srtctl looks for one'
+    for key in DIRECTIVE_SWITCHES if facts.job.accepted else ():
         tried = facts.submissions.get(key)
         if key == "use_exclusive_sbatch_directive":
             yield f"  {key}: false   # TODO true where nodes are shared by jobs"

@@ -1,24 +1,26 @@
-"""What is known of a live cluster: every fact is a value, or `Unknown` with the reason. Nothing is guessed.
+"""The two sides that are compared: what is known of a live cluster, and what a runner file says key by key.
 
-Also what comparing a runner file's value with a fact comes to: `Agree`, `Differ` or `Unknown`.
+Every fact is a value, or `Unknown` with the reason; nothing is guessed. Comparing a value with a fact comes to `Agree`,
+`Differ` or `Unknown`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
+from launcher.core.yaml_source import Key
 from launcher.image.probe import Probed
+from launcher.runner.file import RunnerFile
 
 Side = Literal["login", "compute"]
 
-NETWORK = frozenset(
+_NETWORK = frozenset(
     {"lustre", "nfs", "nfs4", "gpfs", "beegfs", "ceph", "wekafs", "cifs", "9p", "panfs", "pvfs2", "afs"}
 )
 """Types of file systems, as `findmnt` names them, that several hosts can mount at once."""
-
 
 _OWN = frozenset({"fuse.lxcfs", "fuse.snapfuse", "fuse.squashfuse", "fuse.gvfsd-fuse", "fuse.portal"})
 """FUSE file systems of one host; others are clients of servers."""
@@ -40,6 +42,11 @@ T = TypeVar("T")
 Fact: TypeAlias = T | Unknown
 
 
+def known(fact: Fact[tuple[T, ...]]) -> tuple[T, ...]:
+    """A list that was asked for; empty where it is unknown."""
+    return () if isinstance(fact, Unknown) else fact
+
+
 @dataclass(frozen=True)
 class Agree:
     """The cluster is as the runner file says; ``found`` is what the cluster says."""
@@ -56,6 +63,46 @@ class Differ:
 
 
 Outcome: TypeAlias = Agree | Differ | Unknown
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One value of a runner file. ``keys`` lead to it, ``table`` is the table that it stands in."""
+
+    keys: tuple[Key, ...]
+    value: Any
+    table: Any = None
+
+    @property
+    def dotted(self) -> str:
+        """Its keys as a person writes them: ``models[2].path``."""
+        return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in self.keys).removeprefix(".")
+
+
+def statements(file: RunnerFile, pattern: str, default: object = None) -> Iterator[Statement]:
+    """What the file says at each key that matches ``pattern``; nothing where it says nothing.
+
+    In a pattern ``[]`` stands for every item of a list and ``*`` for every key of a table: ``lanes.[].ref``. The value
+    is ``default`` where the key is not in its table.
+    """
+    found = [Statement((), file.runner)]
+    for step in pattern.split("."):
+        found = [
+            Statement((*one.keys, key), value, one.value)
+            for one in found
+            for key, value in _below(one.value, step, default)
+        ]
+    return (one for one in found if one.value is not None)
+
+
+def _below(table: Any, step: str, default: object) -> Iterable[tuple[Key, Any]]:
+    if step == "[]":
+        return enumerate(table)
+    if step == "*":
+        return [(str(key), value) for key, value in table.items()] if isinstance(table, Mapping) else ()
+    if isinstance(table, Mapping):
+        return [(step, table.get(step, default))]
+    return [] if table is None else [(step, getattr(table, step.replace("-", "_")))]
 
 
 @dataclass(frozen=True)
@@ -91,7 +138,7 @@ class Node:
 
 
 def gpu_types(nodes: Iterable[Node]) -> list[str]:
-    """The types of GPUs on these nodes, as their GRES names them, each once."""
+    """The types of GPUs on these nodes, as their GRES names them."""
     return list(dict.fromkeys(g.type for node in nodes for g in node.gres if g.name == "gpu" and g.type))
 
 
@@ -134,9 +181,7 @@ class Mount:
 
     @property
     def network(self) -> bool:
-        if self.type.startswith("fuse."):
-            return self.type not in _OWN
-        return self.type in NETWORK
+        return self.type not in _OWN if self.type.startswith("fuse.") else self.type in _NETWORK
 
     def __str__(self) -> str:
         return f"{self.type} from {self.source} on {self.target}"
@@ -203,13 +248,11 @@ class SlurmFacts:
 
     def partition(self, name: str | None) -> Partition | None:
         """The partition of this name, the default one without a name; None when it is not there or nobody answered."""
-        found: Iterable[Partition] = () if isinstance(self.partitions, Unknown) else self.partitions
-        return next((p for p in found if (p.default if name is None else p.name == name)), None)
+        return next((p for p in known(self.partitions) if (p.default if name is None else p.name == name)), None)
 
     def nodes_of(self, partition: str) -> Fact[tuple[Node, ...]]:
-        if isinstance(self.nodes, Unknown):
-            return self.nodes
-        return tuple(node for node in self.nodes if partition in node.partitions)
+        nodes = self.nodes
+        return nodes if isinstance(nodes, Unknown) else tuple(node for node in nodes if partition in node.partitions)
 
     def setting(self, name: str) -> Fact[str]:
         if isinstance(self.config, Unknown):
@@ -219,8 +262,7 @@ class SlurmFacts:
     @property
     def accounts(self) -> list[str]:
         """The accounts that accounting lets the user name; empty when they are not known."""
-        known: Iterable[Association] = () if isinstance(self.associations, Unknown) else self.associations
-        return list(dict.fromkeys(each.account for each in known))
+        return list(dict.fromkeys(each.account for each in known(self.associations)))
 
     @property
     def accounting(self) -> Fact[bool]:
@@ -255,6 +297,14 @@ class ClusterFacts:
         return self.login if side == "login" else self.compute
 
     @property
+    def node(self) -> Host | None:
+        """The compute node that was looked at, if one was."""
+        return None if isinstance(self.compute, Unknown) else self.compute
+
+    def on_node(self, path: str) -> Fact[DirectoryView]:
+        return self.compute if isinstance(self.compute, Unknown) else self.compute.directory(path)
+
+    @property
     def partition(self) -> Fact[Partition]:
         if isinstance(self.slurm.partitions, Unknown):
             return self.slurm.partitions
@@ -274,5 +324,4 @@ class ClusterFacts:
     @property
     def no_enroot(self) -> bool:
         """Whether enroot was looked for here and on a node, and is on neither."""
-        there = self.compute
-        return isinstance(self.login.enroot, Unknown) and isinstance(there, Host) and isinstance(there.enroot, Unknown)
+        return self.node is not None and all(isinstance(h.enroot, Unknown) for h in (self.login, self.node))

@@ -1,6 +1,10 @@
 """Asking a cluster about itself, from its login node: all that a runner file, or the draft of one, wants to know.
 
 Formats are those of Slurm 20.02 and later, tried on 22.05; never ``--json`` (see launcher/slurm/commands.py).
+
+What one host sees is printed by a short sh script, which runs here and, by one srun, on one compute node. It is sh and
+not Python, because a compute node may not have this Python, or may not see where it lies. The node looks for a file
+that the login host wrote into a directory, and the other way round, so that we know which directories are shared.
 """
 
 from __future__ import annotations
@@ -8,21 +12,29 @@ from __future__ import annotations
 import os
 import pwd
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from launcher.core.errors import ImageError
-from launcher.core.process import NOT_FOUND
+from launcher.core.process import NOT_FOUND, Completed
 from launcher.core.slurm_notation import node_names
-from launcher.doctor import host_probe, parse, required_paths, scheduling
-from launcher.doctor.commands import Commands, no_answer
+from launcher.doctor import comparison, programs, scheduling
+from launcher.doctor.comparison import Fill
 from launcher.doctor.draft import DraftRequest
-from launcher.doctor.facts import ClusterFacts, Fact, Host, SlurmFacts, SubmissionCheck, Unknown
-from launcher.doctor.required_paths import Fill
+from launcher.doctor.facts import ClusterFacts, DirectoryView, Fact, Host, SlurmFacts, SubmissionCheck, Unknown, known
+from launcher.doctor.programs import TIMEOUT, Commands, no_answer
 from launcher.image import probe
 from launcher.image.probe import Probed
 from launcher.runner.file import RunnerFile
+
+SCRIPT_TIMEOUT = 60.0
+"""Seconds that the script may take: looking at a directory of a dead NFS server hangs."""
+
+JOB_MINUTES = 2
+"""Time limit of the node's job; Slurm's smallest unit is a minute."""
 
 _SILENT = re.compile(
     r"unable to contact slurm controller|connection (refused|timed out)|socket timed out|unable to establish config"
@@ -30,6 +42,63 @@ _SILENT = re.compile(
     re.IGNORECASE,
 )
 """What sbatch says when nobody judged the job. Everything else with a non-zero exit is a refusal."""
+
+_BUSY = re.compile(r"nodes are busy|immediate execution impossible", re.IGNORECASE)
+"""What srun says when its --immediate is over (22.05 and later: the first)."""
+
+_SYSTEM = ("/", "/boot", "/boot/efi", "/var", "/usr", "/home", "/tmp", "/etc", "/run", "/proc", "/sys", "/dev")
+
+# Every line that counts bears the token: prologs and profiles print, too. `set -C` opens with O_EXCL.
+_SCRIPT = r"""
+token=$1; side=$2; shift 2
+say() { key=$1; shift; printf '%s\t%s\t%s\n' "$token" "$key" "$*"; }
+flat() { tr '\n\t' '  '; }
+version() {
+  command -v "$1" >/dev/null 2>&1 || { say "$1.none" ""; return; }
+  say "$1" "$("$@" 2>&1 | head -n 1 | flat)"
+}
+say name "${SLURMD_NODENAME:-$(uname -n)}"
+say arch "$(uname -m)"
+version enroot version
+n=0; for d in /dev/nvidia[0-9] /dev/nvidia[0-9][0-9]; do [ -e "$d" ] && n=$((n + 1)); done; say devices "$n"
+say mounts "$(findmnt -J -o TARGET,SOURCE,FSTYPE 2>/dev/null | flat)"
+i=0
+for wanted in "$@"; do
+  at=$wanted
+  while [ ! -e "$at" ] && [ "$at" != / ]; do at=$(dirname "$at"); done
+  say "$i.at" "$at"
+  say "$i.mount" "$(findmnt -J -T "$at" -o TARGET,SOURCE,FSTYPE 2>&1 | flat)"
+  say "$i.space" "$(stat -f -c '%a %S' "$at" 2>/dev/null)"
+  if [ -d "$at" ]; then
+    ls -a "$at" >/dev/null 2>&1
+    [ -r "$at" ] && [ -x "$at" ] && say "$i.readable" yes
+    [ "$side" = compute ] && [ -e "$at/.launcher-look-$token-$i-login" ] && shared=yes || shared=no
+    error=$( (set -C; : > "$at/.launcher-look-$token-$i-$side") 2>&1 )
+    if [ $? -eq 0 ]; then
+      say "$i.written" yes
+      [ "$side" = compute ] && [ $shared = no ] && rm -f "$at/.launcher-look-$token-$i-$side"
+    else
+      say "$i.refused" "$(printf %s "${error##*: }" | flat)"
+    fi
+    [ "$side" = compute ] && say "$i.shared" "$shared"
+  else
+    say "$i.refused" "$at is not a directory"
+  fi
+  say "$i.end" ""
+  i=$((i + 1))
+done
+say end ""
+"""
+
+_AFTER = r"""
+token=$1; shift
+while [ $# -gt 1 ]; do
+  i=$1; at=$2; shift 2
+  ls -a "$at" >/dev/null 2>&1
+  [ -e "$at/.launcher-look-$token-$i-compute" ] && printf '%s\t%s\tyes\n' "$token" "$i"
+  rm -f "$at/.launcher-look-$token-$i-login" "$at/.launcher-look-$token-$i-compute"
+done
+"""
 
 
 def collect(
@@ -48,12 +117,16 @@ def collect(
     ``node``; ``wait`` is how many seconds each may wait for its node. ``log`` gets a line before the first job.
     ``stand_ins`` are the programs that runs of this file start in place of the cluster's own.
     """
-    scheduler, runner = file.runner.scheduler, file.runner
+    runner, scheduler = file.runner, file.runner.scheduler
     on_slurm = scheduler.kind == "slurm"
-    slurm = slurm_facts(commands) if on_slurm else _no_slurm()
-    paths = [path for _, required in required_paths.required(file, fill) for path in required.paths]
+    why = Unknown("the runner's scheduler is the embedded one")
+    slurm = slurm_facts(commands) if on_slurm else SlurmFacts("", why, why, why, why, why, why)
+    paths = [path for _, required in comparison.required(file, fill) for path in required.paths]
     urls = {name: fill(url) for name, url in runner.repositories.items()}
-    options = _srun_options(slurm, scheduler.partition, scheduler.account, _excluded(file, slurm))
+    # Only nodes that exist are left out: srun refuses a job that excludes an unknown one.
+    there = {each.name for each in known(slurm.nodes)}
+    named = dict.fromkeys(name for rule in runner.exclude_nodes for name in node_names(rule.node) if name in there)
+    options = _srun_options(slurm, scheduler.partition, scheduler.account, exclude=",".join(named))
     with ThreadPoolExecutor(1) as pool:
         refs = pool.submit(repository_refs, commands, urls.values())
         submissions = check_submissions(commands, scheduling.jobs_to_check(file, slurm)) if on_slurm else {}
@@ -61,7 +134,7 @@ def collect(
         start = node and job is not None and job.accepted is True
         if start:
             log(f"looking from a node of {scheduler.partition or 'the default partition'} (a job of at most 2 minutes)")
-        login, compute = host_probe.probe_hosts(commands, paths, options if start else (), wait=wait)
+        login, compute = probe_hosts(commands, paths, options if start else (), wait=wait)
         if node and not start and job is not None:
             compute = Unknown(f"no job was started to look: sbatch --test-only: {job.answer}")
         elif node and not on_slurm:
@@ -79,44 +152,28 @@ def collect_for_draft(
     ``node`` and ``wait`` are as for `collect`; at most one job is started.
     """
     small = scheduling.smallest_job(request.partition, request.account)
-    jobs = {"job": small}
-    for form in scheduling.gpu_requests(slurm.nodes_of(request.partition)):
-        jobs[form] = [*small, form]
-    for key, (_, option) in scheduling.DIRECTIVE_SWITCHES.items():
-        jobs[key] = [*small, option]
+    forms = {form: form for form in scheduling.gpu_requests(known(slurm.nodes_of(request.partition)))}
+    switches = {key: option for key, (_, option) in scheduling.DIRECTIVE_SWITCHES.items()}
+    jobs = {"job": small, **{name: [*small, option] for name, option in {**forms, **switches}.items()}}
     submissions = check_submissions(commands, jobs)
     options = _srun_options(slurm, request.partition, request.account) if node else ()
-    login, compute = host_probe.probe_hosts(commands, request.paths, options, wait=wait)
+    login, compute = probe_hosts(commands, request.paths, options, wait=wait)
     return ClusterFacts(slurm, login, compute, request.partition, submissions)
 
 
 def _srun_options(
-    slurm: SlurmFacts, partition: str | None, account: str | None, exclude: tuple[str, ...] = ()
+    slurm: SlurmFacts, partition: str | None, account: str | None, exclude: str = ""
 ) -> tuple[list[str], ...]:
     """srun's options for one node, in the order to try them: without a GPU, then with one.
 
     A partition may refuse jobs that ask for no GPU.
     """
-    words = [f"--{name}={value}" for name, value in (("partition", partition), ("account", account)) if value]
-    words += [f"--exclude={','.join(exclude)}"] if exclude else []
+    given = {"partition": partition, "account": account, "exclude": exclude}
+    words = [f"--{name}={value}" for name, value in given.items() if value]
     found = slurm.partition(partition)
-    nodes = Unknown("") if found is None else slurm.nodes_of(found.name)
-    forms = scheduling.gpu_requests(nodes) if not isinstance(nodes, Unknown) and any(n.gpus for n in nodes) else []
+    nodes = () if found is None else known(slurm.nodes_of(found.name))
+    forms = scheduling.gpu_requests(nodes) if any(node.gpus for node in nodes) else []
     return (words, *([*words, form] for form in forms[:1] + forms[-1:]))
-
-
-def _excluded(file: RunnerFile, slurm: SlurmFacts) -> tuple[str, ...]:
-    """The nodes that jobs must not get. Only those that exist: srun refuses a job that excludes an unknown node."""
-    if isinstance(slurm.nodes, Unknown):
-        return ()
-    known = {node.name for node in slurm.nodes}
-    named = [name for rule in file.runner.exclude_nodes for name in node_names(rule.node)]
-    return tuple(dict.fromkeys(name for name in named if name in known))
-
-
-def _no_slurm() -> SlurmFacts:
-    why = Unknown("the runner's scheduler is the embedded one")
-    return SlurmFacts("", why, why, why, why, why, why)
 
 
 def _locks(
@@ -147,32 +204,25 @@ def slurm_facts(commands: Commands) -> SlurmFacts:
     """Everything that Slurm says of itself and of the user who asks. At most as slow as its slowest program."""
     user = pwd.getpwuid(os.getuid()).pw_name
     show, accounting = ["scontrol", "--all", "--oneliner", "show"], ["sacctmgr", "-nP", "show"]
+    default_account = [*accounting, "user", user, "format=DefaultAccount"]
     with ThreadPoolExecutor(6) as pool:
         version = pool.submit(commands.fact, ["sinfo", "--version"], lambda text: _first(r"\d+\.\d+\.\d+\S*", text))
-        config = pool.submit(commands.fact, ["scontrol", "show", "config"], lambda text: parse.config(text) or None)
-        partitions = pool.submit(commands.fact, [*show, "partition"], lambda text: parse.partitions(text) or None)
-        nodes = pool.submit(commands.fact, [*show, "node"], lambda text: parse.nodes(text) or None)
-        default = pool.submit(
-            commands.fact, [*accounting, "user", user, "format=DefaultAccount"], lambda text: _first(r"\S+", text)
-        )
+        config = pool.submit(commands.fact, ["scontrol", "show", "config"], programs.config)
+        partitions = pool.submit(commands.fact, [*show, "partition"], programs.partitions)
+        nodes = pool.submit(commands.fact, [*show, "node"], programs.nodes)
+        default = pool.submit(commands.fact, default_account, lambda text: _first(r"\S+", text))
         settings = config.result()
         name = settings.get("ClusterName") if isinstance(settings, Mapping) else None
         mine = [f"user={user}", *([f"cluster={name}"] if name else []), "format=Account,Partition"]
-        associations = pool.submit(commands.fact, [*accounting, "assoc", *mine], parse.associations)
+        associations = commands.fact([*accounting, "assoc", *mine], programs.associations, may_be_empty=True)
     return SlurmFacts(
-        user=user,
-        version=version.result(),
-        config=settings,
-        partitions=partitions.result(),
-        nodes=nodes.result(),
-        associations=associations.result(),
-        default_account=default.result(),
+        *(user, version.result(), settings, partitions.result(), nodes.result(), associations, default.result())
     )
 
 
-def _first(pattern: str, text: str) -> str | None:
+def _first(pattern: str, text: str) -> str:
     found = re.search(pattern, text)
-    return found[0] if found else None
+    return found[0] if found else ""
 
 
 def check_submissions(commands: Commands, jobs: Mapping[str, Sequence[str]]) -> dict[str, SubmissionCheck]:
@@ -183,14 +233,14 @@ def check_submissions(commands: Commands, jobs: Mapping[str, Sequence[str]]) -> 
     """
     found: dict[str, SubmissionCheck] = {}
     for name, options in jobs.items():
-        found[name] = _check_submission(commands, tuple(options))
+        argv = ["sbatch", "--test-only", "--job-name=launcher-doctor", *options, "--wrap=true"]
+        found[name] = _judged(tuple(options), commands.run(argv, timeout=TIMEOUT))
         if found[name].accepted is None:
             break  # the controller does not answer, and each further call would cost the whole time-out
     return found
 
 
-def _check_submission(commands: Commands, options: tuple[str, ...]) -> SubmissionCheck:
-    answer = commands.output(["sbatch", "--test-only", "--job-name=launcher-doctor", *options, "--wrap=true"])
+def _judged(options: tuple[str, ...], answer: Completed) -> SubmissionCheck:
     words = re.sub(r"sbatch: (error: )?|allocation failure: ", "", answer.tail(3))
     words = "; ".join(dict.fromkeys(line.strip() for line in words.splitlines() if "Try " not in line))[:300]
     if answer.ok:
@@ -204,7 +254,92 @@ def repository_refs(commands: Commands, urls: Iterable[str]) -> dict[str, Fact[M
     """The refs of git repositories, by URL."""
     wanted = list(dict.fromkeys(urls))
     with ThreadPoolExecutor(4) as pool:
-        found = pool.map(
-            lambda url: commands.fact(["git", "ls-remote", "--", url], lambda text: parse.refs(text) or None), wanted
-        )
+        found = pool.map(lambda url: commands.fact(["git", "ls-remote", "--", url], programs.refs), wanted)
     return dict(zip(wanted, found, strict=True))
+
+
+def probe_hosts(
+    commands: Commands, paths: Iterable[str], srun: Sequence[Sequence[str]] = (), *, wait: float = 60.0
+) -> tuple[Host, Fact[Host]]:
+    """This host and one compute node, and the directories ``paths`` as each of them sees them.
+
+    ``srun`` are sets of srun's options: the next set is tried when Slurm refuses one, because a partition may want GPUs
+    to be asked for. Without any set no job is started. ``wait`` is how many seconds to wait for a node. No file is left
+    behind, unless the node's job is killed in between: then an empty hidden one on a disk of that node.
+    """
+    wanted = list(dict.fromkeys(paths))
+    token = secrets.token_hex(4)
+    here = commands.run(["sh", "-c", _SCRIPT, "sh", token, "login", *wanted], timeout=SCRIPT_TIMEOUT)
+    login = _host(here, token, wanted)
+    if isinstance(login, Unknown):
+        login = Host("this host", login, login, login, unseen=login.why)
+    one_node = ["srun", "--nodes=1", "--ntasks=1", f"--time={JOB_MINUTES}", f"--immediate={max(1, round(wait))}"]
+    one_node += ["--job-name=launcher-doctor", "--chdir=/", "--input=none"]
+    compute: Fact[Host] = Unknown("no job was started to look (--no-node)")
+    back: set[str] = set()
+    try:
+        for options in srun:
+            argv = [*one_node, *options, "sh", "-c", _SCRIPT, "sh", token, "compute", *wanted]
+            there = commands.run(argv, timeout=wait + SCRIPT_TIMEOUT)
+            compute = _host(there, token, wanted)
+            if isinstance(compute, Host) or there.timed_out:
+                break
+            if _BUSY.search(there.stderr):
+                compute = Unknown(f"no node was free within {wait:.0f} s ({compute})")
+                break
+    finally:
+        ours = {path: str(wanted.index(path)) for path, seen in login.directories.items() if seen.writable}
+        if places := [word for path, index in ours.items() for word in (index, login.directories[path].at)]:
+            after = commands.run(["sh", "-c", _AFTER, "sh", token, *places], timeout=SCRIPT_TIMEOUT)
+            back = {index for index, _ in _printed(after, token)}
+    if isinstance(compute, Unknown):
+        return login, compute
+    directories = {
+        path: replace(
+            seen,
+            shared=seen.shared if path in ours else None,
+            back=ours[path] in back if path in ours and seen.writable and seen.shared else None,
+        )
+        for path, seen in compute.directories.items()
+    }
+    return login, replace(compute, directories=directories)
+
+
+def _printed(answer: Completed, token: str) -> Iterator[tuple[str, str]]:
+    """The keys and values that a script printed."""
+    for line in answer.stdout.splitlines():
+        if len(parts := line.split("\t", 2)) == 3 and parts[0] == token:
+            yield parts[1], parts[2].strip()
+
+
+def _host(answer: Completed, token: str, wanted: Sequence[str]) -> Fact[Host]:
+    """A host, read from the lines that the script printed before it ended, or hung in a directory and was killed."""
+    printed = dict(_printed(answer, token))
+    if "name" not in printed:
+        return no_answer(answer) if not answer.ok else Unknown(f"{answer.argv[0]} printed nothing that could be read")
+    name, devices = printed["name"], printed.get("devices", "")
+    no_enroot = f"{name} has no enroot on its PATH" if "enroot.none" in printed else no_answer(answer).why
+    mounted = programs.mounts(printed.get("mounts", ""))
+    return Host(
+        name=name,
+        arch=printed.get("arch") or Unknown(no_answer(answer).why),
+        enroot=printed.get("enroot") or Unknown(no_enroot),
+        devices=int(devices) if devices.isdigit() else Unknown("not seen"),
+        directories={path: _seen(printed, i) for i, path in enumerate(wanted) if f"{i}.end" in printed},
+        unseen="" if "end" in printed else f"{name} did not come to it: {no_answer(answer).why}",
+        disks=tuple(m for m in mounted if m.source.startswith(("/dev/nvme", "/dev/md")) and m.target not in _SYSTEM),
+        shares=tuple(m for m in mounted if m.network),
+    )
+
+
+def _seen(printed: dict[str, str], i: int) -> DirectoryView:
+    found = programs.mounts(printed.get(f"{i}.mount", ""))
+    blocks, _, size = printed.get(f"{i}.space", "").partition(" ")
+    return DirectoryView(
+        at=printed.get(f"{i}.at", "/"),
+        readable=f"{i}.readable" in printed,
+        refused="" if f"{i}.written" in printed else printed.get(f"{i}.refused") or "it cannot be written",
+        mount=found[-1] if found else Unknown(f"findmnt: {printed.get(f'{i}.mount') or 'no answer'}"),
+        free=int(blocks) * int(size) if blocks.isdigit() and size.isdigit() else None,
+        shared={"yes": True, "no": False}.get(printed.get(f"{i}.shared", "")),
+    )

@@ -1,7 +1,6 @@
 """Slurm and its nodes: the jobs to ask Slurm about, and a runner file's values compared with its answers. Pure.
 
-Each ``compare_…`` takes one statement of the file and the fact that speaks about it; the table of them is in
-`launcher.doctor.comparison`.
+Each ``compare_…`` takes one statement of the file and the fact that its row in `launcher.doctor.comparison` names.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from launcher.core.errors import closest
+from launcher.core.errors import suggest
 from launcher.core.slurm_notation import limit_seconds, node_names
 from launcher.doctor.facts import (
     Agree,
@@ -21,11 +20,13 @@ from launcher.doctor.facts import (
     Outcome,
     Partition,
     SlurmFacts,
+    Statement,
     SubmissionCheck,
     Unknown,
     gpu_types,
+    known,
+    statements,
 )
-from launcher.doctor.statements import Statement, statements
 from launcher.runner.file import RunnerFile
 
 DIRECTIVE_SWITCHES: Mapping[str, tuple[bool, str]] = {
@@ -42,15 +43,13 @@ DIRECTIVES = "default_sbatch_directives"
 
 def smallest_job(partition: str | None, account: str | None, time_limit: str = "1") -> list[str]:
     """sbatch's options for the smallest job of a partition and an account."""
-    options = ["--nodes=1", "--ntasks=1", f"--time={time_limit}"]
-    options += [f"--partition={partition}"] if partition else []
-    return options + ([f"--account={account}"] if account else [])
+    given = {"partition": partition, "account": account}
+    return ["--nodes=1", "--ntasks=1", f"--time={time_limit}", *(f"--{k}={v}" for k, v in given.items() if v)]
 
 
-def gpu_requests(nodes: Fact[tuple[Node, ...]]) -> list[str]:
+def gpu_requests(nodes: tuple[Node, ...]) -> list[str]:
     """The ways to ask for one GPU on these nodes: by node, by GRES, by GRES with its type."""
-    types = [] if isinstance(nodes, Unknown) else gpu_types(nodes)
-    return ["--gpus-per-node=1", "--gres=gpu:1", *(f"--gres=gpu:{each}:1" for each in types)]
+    return ["--gpus-per-node=1", "--gres=gpu:1", *(f"--gres=gpu:{each}:1" for each in gpu_types(nodes))]
 
 
 def jobs_to_check(file: RunnerFile, slurm: SlurmFacts) -> dict[str, list[str]]:
@@ -61,20 +60,16 @@ def jobs_to_check(file: RunnerFile, slurm: SlurmFacts) -> dict[str, list[str]]:
     """
     scheduler = file.runner.scheduler
     small = smallest_job(scheduler.partition, scheduler.account, scheduler.time_limit)
-    jobs = {"job": small}
-    whole = list(small)
+    jobs, whole = {"job": small}, list(small)
     for key, (default, option) in DIRECTIVE_SWITCHES.items():
         if file.runner.srtslurm.get(key, default):
             jobs[key] = [*small, option]
             whole.append(f"--gpus-per-node={file.runner.node.gpus}" if "gpus" in key else option)
     for statement in statements(file, f"srtslurm.{DIRECTIVES}.*"):
-        option = directive(statement)
-        jobs[f"{DIRECTIVES}.{statement.keys[-1]}"] = [*small, option]
-        whole.append(option)
-    partition = slurm.partition(scheduler.partition)
-    if partition is not None:
-        for form in gpu_requests(slurm.nodes_of(partition.name)):
-            jobs[form] = [*small, form]
+        jobs[f"{DIRECTIVES}.{statement.keys[-1]}"] = [*small, directive(statement)]
+        whole.append(directive(statement))
+    if (partition := slurm.partition(scheduler.partition)) is not None:
+        jobs |= {form: [*small, form] for form in gpu_requests(known(slurm.nodes_of(partition.name)))}
     return {**jobs, "whole": whole}
 
 
@@ -84,11 +79,10 @@ def directive(statement: Statement) -> str:
 
 
 def compare_partition(statement: Statement, partitions: tuple[Partition, ...]) -> Outcome:
-    found = next((p for p in partitions if p.name == statement.value), None)
+    by_name = {partition.name: partition for partition in partitions}
+    found = by_name.get(statement.value)
     if found is None:
-        known = [p.name for p in partitions]
-        near = closest(statement.value, known)
-        hint = f"did you mean {near}?" if near else f"there are {', '.join(known)}"
+        hint = suggest(statement.value, by_name, f"there are {', '.join(by_name)}")
         return Differ("Slurm shows no such partition", hint)
     if found.state != "UP":
         return Differ(f"the partition is {found.state}", "wait, or ask for `scontrol update … State=UP`")
@@ -100,7 +94,7 @@ def compare_account(statement: Statement, facts: ClusterFacts) -> Outcome:
     slurm, account, job = facts.slurm, statement.value, facts.job
     enforced = slurm.setting("AccountingStorageEnforce")
     enforces = isinstance(enforced, str) and "associations" in enforced
-    known, accounts = slurm.associations, ", ".join(slurm.accounts)
+    associations, accounts = slurm.associations, ", ".join(slurm.accounts)
     if slurm.accounting is False:
         return Unknown("this Slurm keeps no accounting, and takes every account")
     if job.accepted is False and "account" in job.answer.lower():
@@ -108,12 +102,12 @@ def compare_account(statement: Statement, facts: ClusterFacts) -> Outcome:
         hint = f"{slurm.user} may use {accounts}" if accounts else "`sacctmgr add user … account=…`"
         return Differ(f"sbatch --test-only: {job.answer}", hint)
     of_partition = ("", statement.table.partition)
-    if not isinstance(known, Unknown) and any(a.account == account and a.partition in of_partition for a in known):
+    if any(each.account == account and each.partition in of_partition for each in known(associations)):
         return Agree(f"{slurm.user} may use it")
     if job.accepted and enforces:
         return Agree("sbatch --test-only takes it, and associations are enforced")
-    if isinstance(known, Unknown):
-        return known
+    if isinstance(associations, Unknown):
+        return associations
     if enforces:
         hint = f"one of {accounts}" if accounts else "`sacctmgr add user … account=…`"
         return Differ(f"{slurm.user} has no association with it", hint)
@@ -179,10 +173,9 @@ def _gpu_hint(tried: Mapping[str, SubmissionCheck]) -> str:
     form = next((form for form, t in tried.items() if t.accepted and form.startswith("--g")), None)
     if form is None:
         return "does a node of this partition have GPUs as Slurm sees it (`scontrol show node`, Gres)?"
-    name, _, value = form.removeprefix("--").partition("=")
-    if name == "gpus-per-node":
+    if form.startswith("--gpus-per-node"):
         return "use_gpus_per_node_directive: true"
-    kind = value.rpartition(":")[0]
+    kind = form.removeprefix("--gres=").rpartition(":")[0]
     return f'use_gpus_per_node_directive: false, {DIRECTIVES}: {{gres: "{kind}:<GPUs of a node>"}}'
 
 
@@ -217,10 +210,8 @@ def compare_gpus(statement: Statement, fact: tuple[str, Counter[int]]) -> Outcom
 def architectures(facts: ClusterFacts) -> Fact[dict[str, str]]:
     """The architectures of the compute nodes, each with who says so."""
     nodes, compute = facts.nodes, facts.compute
-    found: dict[str, str] = {}
-    if not isinstance(nodes, Unknown):
-        counts = Counter(n.arch for n in nodes if n.arch)
-        found = {arch: f"{arch} on {count} nodes by Slurm" for arch, count in counts.most_common()}
+    counts = Counter(node.arch for node in known(nodes) if node.arch)
+    found = {arch: f"{arch} on {count} nodes by Slurm" for arch, count in counts.most_common()}
     if isinstance(compute, Host) and isinstance(compute.arch, str):
         by_slurm = [found[compute.arch]] if compute.arch in found else []
         found[compute.arch] = ", ".join([*by_slurm, f"{compute.name} says {compute.arch}"])
@@ -240,7 +231,8 @@ def compare_architecture(statement: Statement, found: dict[str, str]) -> Outcome
     return Agree(text)
 
 
-def compare_login_architecture(statement: Statement, login: Host) -> Outcome | None:
+def compare_login_architecture(statement: Statement, facts: ClusterFacts) -> Outcome | None:
+    login = facts.login
     if statement.keys[-1] == "arch" and statement.table.login_arch is not None:
         return None  # the file gives the login node another one
     if isinstance(login.arch, Unknown):
@@ -250,12 +242,12 @@ def compare_login_architecture(statement: Statement, login: Host) -> Outcome | N
 
 
 def compare_count(statement: Statement, facts: ClusterFacts) -> Outcome:
-    partition, nodes = facts.partition, facts.nodes
+    partition = facts.partition
     if isinstance(partition, Unknown):
         return partition
     if partition.nodes != statement.value:
         return Differ(f"{partition.name} has {partition.nodes} nodes", f"count: {partition.nodes}")
-    bad = [] if isinstance(nodes, Unknown) else [f"{n.name} {n.state}" for n in nodes if not n.usable]
+    bad = [f"{node.name} {node.state}" for node in known(facts.nodes) if not node.usable]
     out = f"; out of use now: {', '.join(bad[:5])}{' …' if len(bad) > 5 else ''}" if bad else ""
     return Agree(f"{partition.name} has as many{out}")
 
@@ -267,11 +259,9 @@ def compare_excluded(statement: Statement, facts: ClusterFacts) -> Outcome:
     by_name = {node.name: node for node in nodes}
     names = node_names(statement.value)
     if missing := [name for name in names if name not in by_name]:
-        near = closest(missing[0], by_name)
-        hint = f"did you mean {near}? sbatch refuses a job that excludes an unknown node" if near else "remove it"
+        hint = suggest(missing[0], by_name, "remove it;") + " sbatch refuses a job that excludes an unknown node"
         return Differ(f"Slurm knows no node {', '.join(missing)}", hint)
-    if isinstance(partition, Partition):
-        outside = [name for name in names if partition.name not in by_name[name].partitions]
-        if outside:
-            return Differ(f"{', '.join(outside)} is not in {partition.name}", "remove the rule")
+    inside = [node.name for node in known(facts.nodes)]
+    if isinstance(partition, Partition) and (outside := [name for name in names if name not in inside]):
+        return Differ(f"{', '.join(outside)} is not in {partition.name}", "remove the rule")
     return Agree(", ".join(f"{name} is {by_name[name].state}" for name in names))

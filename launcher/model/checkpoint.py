@@ -19,8 +19,7 @@ import msgspec
 
 from launcher.core.errors import ModelError
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest
-from launcher.model.quantisation import Identity, declared, identity
-from launcher.model.safetensors import DamagedFile, Header, open_regular, read_header
+from launcher.model.weights import DamagedFile, Header, Identity, declared, identity, open_regular, read_header
 
 REHEARSAL_KEY = "launcher_rehearsal"
 """The key of config.json that marks a stand-in, made for rehearsals: its weights are not worth measuring."""
@@ -70,7 +69,7 @@ def examine(path: Path, *, precision: str | None, unfinished: bool = False) -> C
     examination = _Examination(path, names)
     if not unfinished:
         examination.check_manifest()
-    config = examination.read_config()
+    config = examination.read_config() or {}
     examination.check_tokenizer()
     examination.find_leftovers()
     headers = examination.check_shards()
@@ -78,7 +77,7 @@ def examine(path: Path, *, precision: str | None, unfinished: bool = False) -> C
     for header in headers.values():
         by_dtype.update(header.bytes_by_dtype)
     beside = examination.mapping("hf_quant_config.json") if "hf_quant_config.json" in names else None
-    found = declared(config or {}, beside)
+    found = declared(config, beside)
     same, why = identity(precision, found, by_dtype)
     return CheckpointReport(
         path=path,
@@ -90,7 +89,7 @@ def examine(path: Path, *, precision: str | None, unfinished: bool = False) -> C
         shards=len(headers),
         problems=tuple(examination.problems),
         doubts=tuple(examination.doubts),
-        rehearsal=bool(config and config.get(REHEARSAL_KEY)),
+        rehearsal=bool(config.get(REHEARSAL_KEY)),
     )
 
 
@@ -104,23 +103,19 @@ def require(
     sibling only if that is whole and of this ``precision``.
     """
     where = str(report.path)
+    if report.whole and report.identity != "mismatch":
+        if report.rehearsal and not accept_stand_in:
+            raise ModelError("this checkpoint was made for rehearsals and holds no weights", where=where)
+        return report
+    near = right_sibling(report.path, precision)
     if not report.whole:
-        shown = list(report.problems[:10])
-        if len(report.problems) > 10:
-            shown.append(f"and {len(report.problems) - 10} more")
-        hint = suggestion(
-            right_sibling(report.path, precision), "stage it again, or correct the path in the runner file"
-        )
-        raise ModelError("the checkpoint is not whole: " + "; ".join(shown), where=where, hint=hint)
-    if report.identity == "mismatch":
-        otherwise = "correct the model's rule in the runner file, or the precision in the matrix"
-        hint = suggestion(right_sibling(report.path, precision), otherwise)
-        raise ModelError(
-            f"this is another checkpoint than the one declared: {report.identity_reason}", where=where, hint=hint
-        )
-    if report.rehearsal and not accept_stand_in:
-        raise ModelError("this checkpoint was made for rehearsals and holds no weights", where=where)
-    return report
+        shown, more = "; ".join(report.problems[:10]), len(report.problems) - 10
+        hint = suggestion(near, "stage it again, or correct the path in the runner file")
+        message = f"the checkpoint is not whole: {shown}" + (f"; and {more} more" if more > 0 else "")
+        raise ModelError(message, where=where, hint=hint)
+    hint = suggestion(near, "correct the model's rule in the runner file, or the precision in the matrix")
+    message = f"this is another checkpoint than the one declared: {report.identity_reason}"
+    raise ModelError(message, where=where, hint=hint)
 
 
 def suggestion(near: Path | None, otherwise: str) -> str:
@@ -135,10 +130,7 @@ def nearest_sibling(path: Path) -> Path | None:
     None when the directory is there, or nothing is near. A suffix names another checkpoint: suggest this to a person,
     never use it.
     """
-    try:
-        names = sorted(entry.name for entry in os.scandir(path.parent) if entry.is_dir())
-    except OSError:
-        return None
+    names = _directories_beside(path)
     if path.name in names:
         return None
     for plain in (str.casefold, _stem):
@@ -152,16 +144,19 @@ def right_sibling(path: Path, precision: str | None) -> Path | None:
 
     Its name differs only as `nearest_sibling` says, and it is a suggestion too.
     """
-    try:
-        entries = [entry.name for entry in os.scandir(path.parent) if entry.is_dir() and entry.name != path.name]
-    except OSError:
-        return None
-    near = [name for name in entries if _stem(name) == _stem(path.name)]
+    near = [name for name in _directories_beside(path) if name != path.name and _stem(name) == _stem(path.name)]
     for name in sorted(near, key=lambda name: (name.casefold() != path.name.casefold(), name)):
         report = examine(path.with_name(name), precision=precision)
         if report.whole and report.identity != "mismatch":
             return report.path
     return None
+
+
+def _directories_beside(path: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in os.scandir(path.parent) if entry.is_dir())
+    except OSError:
+        return []
 
 
 def _stem(name: str) -> str:
@@ -193,7 +188,6 @@ class _Examination:
             self.doubts += [f"{name} came after the checkpoint was staged" for name in manifest.extra(self.path)]
 
     def read_config(self) -> Mapping[str, Any] | None:
-        """The content of config.json; None when it is missing or damaged."""
         if "config.json" in self.names:
             return self.mapping("config.json")
         hub = "; this is a cache entry, the checkpoint is below snapshots/" if "snapshots" in self.names else ""
@@ -203,17 +197,16 @@ class _Examination:
     def mapping(self, name: str) -> Mapping[str, Any] | None:
         """A JSON object, or None after noting what is wrong with the file."""
         try:
-            descriptor, _ = open_regular(self.path / name)
-            with os.fdopen(descriptor, "rb") as file:
-                return msgspec.json.decode(file.read(), type=dict[str, Any])
+            with open_regular(self.path / name) as (descriptor, size):
+                content = os.pread(descriptor, size, 0)
+            return msgspec.json.decode(content, type=dict[str, Any])
         except DamagedFile as damage:
             self.problems.append(f"{name} is {damage}")
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self.problems.append(f"{name} cannot be parsed: {error}")
         return None
 
     def check_tokenizer(self) -> None:
-        """Note a tokenizer that is missing or damaged."""
         found = [name for name in _TOKENIZERS if name in self.names]
         found += [name for name in self.names if name.endswith(".tiktoken")]
         if found == ["vocab.json"] and "merges.txt" not in self.names:
@@ -225,7 +218,8 @@ class _Examination:
                 self.mapping(name)
                 continue
             try:
-                os.close(open_regular(self.path / name)[0])
+                with open_regular(self.path / name):
+                    pass
             except DamagedFile as damage:
                 self.problems.append(f"{name} is {damage}")
 
@@ -257,7 +251,7 @@ class _Examination:
             if wanted and shard not in wanted:
                 self.doubts.append(f"{shard} is not in the index; engines that load every shard will read it")
         if wanted and wanted.keys() <= headers.keys():
-            self.doubts += _total_doubts(totals, [headers[name] for name in wanted])
+            self._check_total(totals, [headers[name] for name in wanted])
         return headers
 
     def _read_indexes(self, present: set[str]) -> tuple[dict[str, set[str]], list[Any]]:
@@ -276,36 +270,29 @@ class _Examination:
                 wanted.setdefault(str(shard), set()).add(tensor)
             totals.append(metadata.get("total_size") if isinstance(metadata, dict) else None)
         if not indexes:
-            self.problems += _unindexed_problems(self.names, present)
+            self._check_unindexed(present)
         return wanted, totals
 
+    def _check_unindexed(self, present: set[str]) -> None:
+        if not present:
+            other = min((name for name in self.names if name.endswith((".bin", ".gguf", ".pt", ".pth"))), default=None)
+            only = f"no safetensors weights, only {other} and the like"
+            self.problems.append(only if other else "a stub: metadata without any weights")
+        numbered = [found for name in sorted(present) if (found := _NUMBERED.fullmatch(name))]
+        total = int(numbered[0][3]) if numbered else len(present)
+        if max(total, len(present)) > 1:
+            self.problems.append(f"{len(present)} shards without model.safetensors.index.json")
+        if 0 < len(numbered) < total:
+            self.problems.append(f"{len(numbered)} of {total} shards are here")
 
-def _unindexed_problems(names: frozenset[str], present: set[str]) -> list[str]:
-    """What is wrong with the shards of a checkpoint without an index."""
-    problems = []
-    if not present:
-        other = sorted(name for name in names if name.endswith((".bin", ".gguf", ".pt", ".pth")))
-        problems.append(
-            f"no safetensors weights, only {other[0]} and the like" if other else "a stub: metadata without any weights"
-        )
-    numbered = [found for name in sorted(present) if (found := _NUMBERED.fullmatch(name))]
-    total = int(numbered[0][3]) if numbered else len(present)
-    if max(total, len(present)) > 1:
-        problems.append(f"{len(present)} shards without model.safetensors.index.json")
-    if len(numbered) < total and numbered:
-        problems.append(f"{len(numbered)} of {total} shards are here")
-    return problems
+    def _check_total(self, totals: list[Any], headers: list[Header]) -> None:
+        """Doubt the index when its ``total_size`` agrees with no way of counting.
 
-
-def _total_doubts(totals: list[Any], headers: list[Header]) -> list[str]:
-    """A doubt when the index's ``total_size`` agrees with no way of counting.
-
-    It is never a problem, because publishers count differently: transformers counts the bytes of the tensors,
-    nvidia/DeepSeek-R1-NVFP4 (its generate_metadata.py) those of whole files.
-    """
-    tensors = sum(sum(header.bytes_by_dtype.values()) for header in headers)
-    files = sum(header.size for header in headers)
-    stated = [total for total in totals if isinstance(total, int | float)]
-    if not stated or len(stated) < len(totals) or sum(stated) in (tensors, files):
-        return []
-    return [f"the index says {sum(stated):.0f} bytes in all, the shards hold {tensors}"]
+        It is never a problem, because publishers count differently: transformers counts the bytes of the tensors,
+        nvidia/DeepSeek-R1-NVFP4 (its generate_metadata.py) those of whole files.
+        """
+        tensors = sum(sum(header.bytes_by_dtype.values()) for header in headers)
+        files = sum(header.size for header in headers)
+        stated = [total for total in totals if isinstance(total, int | float)]
+        if stated and len(stated) == len(totals) and sum(stated) not in (tensors, files):
+            self.doubts.append(f"the index says {sum(stated):.0f} bytes in all, the shards hold {tensors}")

@@ -11,14 +11,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
 import hashlib
 import os
+import re
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -69,20 +68,12 @@ class NoProgress:
     def advance(self, path: str, size: int, count: int, *, resumed: bool = False) -> None: ...
 
 
-@dataclass
-class Copied:
-    """What a copy did: entries for the manifest, and how many bytes were copied and found there."""
-
-    files: list[FileEntry] = field(default_factory=list)
-    copied: int = 0
-    resumed: int = 0
-
-
 class Copier:
     """Copies all files of a source into a directory. For one use.
 
     The directory and the `journal_directory` below it have to exist. ``create`` is for file systems where a file's
-    layout is fixed when it is created, as by `lfs setstripe`.
+    layout is fixed when it is created, as by `lfs setstripe`. Afterwards ``entries`` are the manifest's, ``copied`` and
+    ``resumed`` the bytes that were copied and found there.
     """
 
     def __init__(
@@ -96,18 +87,17 @@ class Copier:
         stop: Stop = Stop.never(),
         create: CreateFile | None = None,
     ) -> None:
-        self.source, self.into = source, into
-        self.part_size, self._workers = part_size, workers
-        self._progress, self._stop, self.create = progress, stop, create
+        self.source, self.into, self.part_size, self.create = source, into, part_size, create
+        self._workers, self._progress, self._stop = workers, progress, stop
+        self.entries: list[FileEntry] = []
+        self.copied = self.resumed = 0
         self.stopped = threading.Event()
-        self._error: BaseException | None = None
         self.open_files: set[_FileCopy] = set()
-        self._lock = threading.Lock()
-        self._buffers = threading.local()
         self.can_clone = True
-        self._done = Copied()
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
 
-    def copy(self) -> Copied:
+    def copy(self) -> None:
         """Copy what is not there yet; every file is synced to storage. Raises OSError, ModelError, Cancelled."""
         files = sorted(self.source.files, key=lambda file: -file.size)
         self._progress.begin(len(files), sum(file.size for file in files))
@@ -121,16 +111,17 @@ class Copier:
         finally:
             for copy in list(self.open_files):
                 copy.close()
-        self._done.files.sort(key=lambda entry: entry.path)
-        return self._done
+        self.entries.sort(key=lambda entry: entry.path)
 
     def _drive(self, pool: ThreadPoolExecutor, files: list[SourceFile]) -> None:
         """Hand out parts file by file, with not many more files open than there are workers."""
         running: set[Future[None]] = set()
-        for part in self._parts(files):
-            running.add(pool.submit(part))
-            while len(running) >= 2 * self._workers:
-                running = self._without_finished(running)
+        for file in files:
+            copy = _FileCopy(self, file)
+            for index in range(copy.count):
+                running.add(pool.submit(copy.part, index))
+                while len(running) >= 2 * self._workers:
+                    running = self._without_finished(running)
         while running:
             running = self._without_finished(running)
 
@@ -144,12 +135,6 @@ class Copier:
             future.result()
         return left
 
-    def _parts(self, files: list[SourceFile]) -> Iterator[Callable[[], None]]:
-        for file in files:
-            copy = _FileCopy(self, file)
-            for index in range(copy.count):
-                yield functools.partial(copy.part, index)
-
     def failed(self, error: BaseException) -> None:
         """Stop all workers. The first error is the one that is raised; later ones may be its consequences."""
         with self._lock:
@@ -160,22 +145,10 @@ class Copier:
         """Count bytes that are at the destination now, and tell the progress."""
         with self._lock:
             if resumed:
-                self._done.resumed += count
+                self.resumed += count
             else:
-                self._done.copied += count
+                self.copied += count
         self._progress.advance(file.path, file.size, count, resumed=resumed)
-
-    def finished(self, file: SourceFile, found: str) -> None:
-        """Enter a file, with its hash, into what was copied."""
-        with self._lock:
-            self._done.files.append(FileEntry(file.path, file.size, found, file.sha256))
-
-    def buffers(self) -> tuple[memoryview, memoryview]:
-        """The two buffers of the calling worker thread."""
-        if not hasattr(self._buffers, "own"):
-            self._buffers.own = memoryview(bytearray(BUFFER)), memoryview(bytearray(BUFFER))
-        own: tuple[memoryview, memoryview] = self._buffers.own
-        return own
 
 
 class _FileCopy:
@@ -187,8 +160,8 @@ class _FileCopy:
 
     def __init__(self, copier: Copier, file: SourceFile) -> None:
         self._copier, self.file = copier, file
-        self.count = part_count(file.size, copier.part_size)
-        self._left = self.count
+        self._path = copier.into / file.path
+        self.count = self._left = part_count(file.size, copier.part_size)
         self._digests: dict[int, bytes] = {}
         self._lock = threading.Lock()
         self._resources = contextlib.ExitStack()
@@ -214,15 +187,14 @@ class _FileCopy:
 
     def _open(self) -> None:
         self._copier.open_files.add(self)
-        path = self._copier.into / self.file.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._journal = _Journal.open(journal_directory(self._copier.into), self.file, self._copier.part_size)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._journal = _Journal(journal_directory(self._copier.into), self.file, self._copier.part_size)
         self._resources.callback(self._journal.close)
-        if not path.exists():
+        if not self._path.exists():
             self._journal.discard()
             if self._copier.create:
-                self._copier.create(path, self.file.size)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                self._copier.create(self._path, self.file.size)
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._resources.callback(os.close, self._descriptor)
         os.ftruncate(self._descriptor, self.file.size)
         self._reader = self._copier.source.open(self.file)
@@ -244,13 +216,13 @@ class _FileCopy:
         return digest
 
     def _copied(self, offset: int, length: int) -> bytes:
-        """Copy a part through the worker's buffer, and hash what was read and what the destination gives back.
+        """Copy a part through a buffer, and hash what was read and what the destination gives back.
 
         It is read back one buffer at a time, soon after it was written: the processor's caches still hold it, so this
         costs little, and no page is read that is only half written.
         """
         read, back = xxhash.xxh3_128(), xxhash.xxh3_128()
-        buffer, second = self._copier.buffers()
+        buffer, second = (memoryview(bytearray(min(BUFFER, length))) for _ in range(2))
         at = seen = begun = offset
         for chunk in self._reader.chunks(offset, length, buffer):
             if self._copier.stopped.is_set():
@@ -271,8 +243,8 @@ class _FileCopy:
         if at > begun or not length:
             self._copier.advance(self.file, at - begun)
         if back.digest() != read.digest():
-            where = str(self._copier.into / self.file.path)
-            raise ModelError(f"bytes {offset} to {at} read back as others than were written", where=where)
+            message = f"bytes {offset} to {at} read back as others than were written"
+            raise ModelError(message, where=str(self._path))
         return read.digest()
 
     def _read_back(self, state: xxhash.xxh3_128, start: int, end: int, buffer: memoryview) -> int:
@@ -300,7 +272,7 @@ class _FileCopy:
         return digest
 
     def _finish(self) -> None:
-        found = hash_of_parts(self._digests[index] for index in range(self.count))
+        file, found = self.file, hash_of_parts(self._digests[index] for index in range(self.count))
         try:
             self._reader.check_unchanged()
             self._check_known(found)
@@ -310,22 +282,23 @@ class _FileCopy:
             # with a wrong hash is worth nothing. In both cases nobody may resume from these parts.
             self._journal.discard()
             raise
-        drop_from_cache(self._descriptor, 0, self.file.size)
-        self._copier.finished(self.file, found)
+        drop_from_cache(self._descriptor, 0, file.size)
+        self._copier.entries.append(FileEntry(file.path, file.size, found, file.sha256))
         self.close()
 
     def _check_known(self, found: str) -> None:
         """Compare with what the source states of the content."""
-        where = f"{self._copier.source.name}: {self.file.path}"
-        if self.file.hash and self._copier.source.part_size == self._copier.part_size and found != self.file.hash:
+        file, source = self.file, self._copier.source
+        where = f"{source.name}: {file.path}"
+        if file.hash and source.part_size == self._copier.part_size and found != file.hash:
             raise ModelError("the source's content is not what its manifest says", where=where)
         for stated, state in (
-            (self.file.sha256 if not self.file.hash else None, hashlib.sha256()),
-            (self.file.git_sha1, hashlib.sha1(f"blob {self.file.size}\0".encode(), usedforsecurity=False)),
+            (file.sha256 if not file.hash else None, hashlib.sha256()),
+            (file.git_sha1, hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)),
         ):
             if stated is None:
                 continue
-            for piece in read_range(self._descriptor, 0, self.file.size, self._copier.buffers()[0]):
+            for piece in read_range(self._descriptor, 0, file.size, memoryview(bytearray(BUFFER))):
                 state.update(piece)
             if state.hexdigest() != stated:
                 raise ModelError(f"{state.name} is {state.hexdigest()}, and {stated} was stated", where=where)
@@ -339,31 +312,23 @@ class _Journal:
     """Which parts of a file are at the destination: one line each, with the digest (16 bytes), in a file of its own.
 
     A line is a claim, not a proof: it can survive a crash that its data did not. Who resumes reads the part again and
-    compares.
+    compares. The journal of a file of another size, stamp or part size begins anew. Raises OSError.
     """
 
-    def __init__(self, head: bytes, parts: dict[int, bytes], descriptor: int) -> None:
-        self.parts = parts
-        self._head, self._descriptor = head, descriptor
-
-    @classmethod
-    def open(cls, directory: Path, file: SourceFile, part_size: int) -> _Journal:
-        """Open or begin the file's journal. One of another size, stamp or part size begins anew. Raises OSError."""
+    def __init__(self, directory: Path, file: SourceFile, part_size: int) -> None:
         path = directory / xxhash.xxh3_128(file.path.encode()).hexdigest()
-        head = f"{file.size} {file.stamp} {part_size}\n".encode()
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            content = b""
-        if not content.startswith(head):
+        self._head = f"{file.size} {file.stamp} {part_size}\n".encode()
+        content = path.read_bytes() if path.exists() else b""
+        if not content.startswith(self._head):
             path.unlink(missing_ok=True)
             content = b""
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         if not content:
-            os.write(descriptor, head)
+            os.write(self._descriptor, self._head)
         elif not content.endswith(b"\n"):
-            os.write(descriptor, b"\n")  # after a line that was cut off
-        return cls(head, dict(_claims(content[len(head) :])), descriptor)
+            os.write(self._descriptor, b"\n")  # after a line that was cut off
+        claims = re.findall(rb"^(\d{1,18}) ([0-9a-f]{32})$", content[len(self._head) :], re.MULTILINE)
+        self.parts = {int(index): bytes.fromhex(digest.decode()) for index, digest in claims}
 
     def note(self, index: int, digest: bytes) -> None:
         """Note a finished part, in one write: lines of several threads do not mix (open(2), O_APPEND)."""
@@ -377,15 +342,6 @@ class _Journal:
 
     def close(self) -> None:
         os.close(self._descriptor)
-
-
-def _claims(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Index and digest of each line of a journal that is complete."""
-    for line in content.split(b"\n"):
-        number, _, digest = line.partition(b" ")
-        if number.isdigit() and len(digest) == 32:
-            with contextlib.suppress(ValueError):
-                yield int(number), bytes.fromhex(digest.decode(errors="replace"))
 
 
 def journal_directory(staging: Path) -> Path:

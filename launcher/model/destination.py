@@ -1,6 +1,7 @@
-"""What lies at a checkpoint's destination and beside it: the checkpoint, staging directories, and their lock.
+"""What lies at a checkpoint's destination and beside it: the checkpoint, staging directories, their lock; and `gc`.
 
-The names of all of these are decided here and in manifest.py.
+The names of all of these are decided here and in manifest.py. `remove_leftovers` removes what dead stagings left, and
+nothing else: neither a checkpoint nor what a live process writes.
 """
 
 from __future__ import annotations
@@ -8,20 +9,25 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import shutil
-from dataclasses import dataclass
+import socket
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
 from launcher.core.errors import ModelError
-from launcher.core.process import ProcessIdentity
+from launcher.core.lease import LEASE, Lock, LockOwner
+from launcher.core.process import ProcessIdentity, host_label, pid_exists
+from launcher.core.publish import temporary_pattern
 from launcher.model.checkpoint import examine
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest
 from launcher.model.source import Source
 
 _LOCK_NAME = re.compile(r"\.(?P<name>.+)\.staging\.lock")
+_LOCK_TEMPORARY = temporary_pattern(r".+\.staging\.lock")
+_DAY = 86400.0
 
 
 @dataclass(frozen=True)
@@ -60,13 +66,13 @@ def existing_manifest(destination: Path, source: Source) -> Manifest | None:
     if found := manifest.differences(destination):
         hint = "move it away, then stage again"
         raise ModelError("staged, and damaged since: " + "; ".join(found[:10]), where=where, hint=hint)
-    if other := _other(manifest, source):
+    if other := _difference(manifest, source):
         hint = "stage to another path: a checkpoint is never replaced"
         raise ModelError(f"another checkpoint is there: {other}", where=where, hint=hint)
     return manifest
 
 
-def _other(manifest: Manifest, source: Source) -> str | None:
+def _difference(manifest: Manifest, source: Source) -> str | None:
     """How the source's checkpoint differs from that of the manifest; None when it is the same."""
     there, wanted = {e.path: e for e in manifest.files}, {f.path: f for f in source.files}
     if manifest.revision and source.revision and manifest.revision != source.revision:
@@ -74,13 +80,13 @@ def _other(manifest: Manifest, source: Source) -> str | None:
     if odd := sorted(there.keys() ^ wanted.keys()):
         return f"{odd[0]} is only {'there' if odd[0] in there else 'in the source'}"
     for path, file in wanted.items():
-        if there[path].size != file.size:
-            return f"{path} has {there[path].size} bytes, in the source {file.size}"
-        comparable = file.hash and source.part_size == manifest.part_size
-        if (comparable and file.hash != there[path].hash) or (
-            file.sha256 and there[path].sha256 and file.sha256 != there[path].sha256
-        ):
-            return f"{path} has another content"
+        entry = there[path]
+        if entry.size != file.size:
+            return f"{path} has {entry.size} bytes, in the source {file.size}"
+        hashes = (file.hash, entry.hash) if source.part_size == manifest.part_size else (None, None)
+        for stated, found in (hashes, (file.sha256, entry.sha256)):
+            if stated and found and stated != found:
+                return f"{path} has another content"
     return None
 
 
@@ -95,17 +101,7 @@ def lock_path(destination: Path) -> Path:
     return destination.with_name(f".{destination.name}.staging.lock")
 
 
-def is_lock(path: Path) -> bool:
-    """Whether the path has the name of a destination's lock."""
-    return _LOCK_NAME.fullmatch(path.name) is not None
-
-
-def new_staging_directory(destination: Path) -> Path:
-    """A name beside the destination that nobody else has."""
-    return destination.with_name(f"{destination.name}.staging.{secrets.token_hex(6)}")
-
-
-def destination_of(path: Path) -> Path | None:
+def _destination_of(path: Path) -> Path | None:
     """The destination of a staging directory or of a lock; None for other names."""
     found = STAGING_NAME.fullmatch(path.name) or _LOCK_NAME.fullmatch(path.name)
     return path.with_name(found["name"]) if found else None
@@ -113,9 +109,8 @@ def destination_of(path: Path) -> Path | None:
 
 def staging_directories(destination: Path) -> list[Path]:
     """The staging directories of this destination, of running and of dead processes."""
-    entries = [entry for entry in os.scandir(destination.parent) if STAGING_NAME.fullmatch(entry.name)]
-    paths = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
-    return sorted(path for path in paths if destination_of(path) == destination)
+    paths = [Path(entry.path) for entry in os.scandir(destination.parent) if entry.is_dir(follow_symlinks=False)]
+    return sorted(path for path in paths if STAGING_NAME.fullmatch(path.name) and _destination_of(path) == destination)
 
 
 def owner_of(staging: Path) -> StagingOwner | None:
@@ -134,3 +129,87 @@ def size_of(path: Path) -> int:
         with contextlib.suppress(OSError):
             total += file.lstat().st_blocks * 512  # POSIX leaves the unit open; Linux counts in 512 bytes (stat(2))
     return total
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What a staging left: a path, its size in bytes, whose it was. ``keep`` says why it must not be removed."""
+
+    path: Path
+    bytes: int
+    owner: str
+    keep: str | None = None
+
+
+def leftovers(directory: Path) -> list[Leftover]:
+    """What stagings left among the checkpoints of a directory; nothing is changed. Raises ModelError.
+
+    Whether a staging of another host is dead cannot be told here; `remove_leftovers` learns it from the lock.
+    """
+    try:
+        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+    except OSError as error:
+        raise ModelError(f"cannot be listed: {error.strerror}", where=str(directory)) from None
+    found = []
+    for entry in entries:
+        path, is_directory = Path(entry.path), entry.is_dir(follow_symlinks=False)
+        owner, keep = "unknown", None
+        if STAGING_NAME.fullmatch(entry.name) and is_directory:
+            if its := owner_of(path):
+                owner = f"pid {its.process.pid} on {its.process.host}, since {its.began}, from {its.source}"
+                keep = "it is running" if its.process.alive() else None
+        elif _LOCK_NAME.fullmatch(entry.name):
+            holder = LockOwner()
+            with contextlib.suppress(OSError):
+                holder = LockOwner.from_json(path.read_bytes())
+            here = holder.process is not None and holder.process.host == socket.gethostname()
+            owner, keep = str(holder), "it is running" if here and not holder.is_dead else None
+        elif part := _LOCK_TEMPORARY.fullmatch(entry.name):
+            # It is dead with its process, or after a day where that is of another host.
+            here = part["host"] == host_label()
+            live = pid_exists(int(part["pid"])) if here else time.time() - path.lstat().st_mtime < _DAY
+            owner, keep = f"pid {part['pid']} on {part['host']}", "it may be running" if live else None
+        elif is_directory and (path / WORK_DIRECTORY).is_dir() and (path / MANIFEST_NAME).exists():
+            path, owner = path / WORK_DIRECTORY, "a finished staging"
+        else:
+            continue
+        found.append(Leftover(path, size_of(path), owner, keep))
+    return found
+
+
+def remove_leftovers(directory: Path, *, wait: float = LEASE * 1.1) -> list[Leftover]:
+    """Remove what dead stagings left; return what was found, with ``keep`` set where it was not removed.
+
+    A staging is dead when its destination's lock can be had: its owner released it, or is proven dead, or did not touch
+    it for the lock's lease. For stagings of other hosts ``wait`` (seconds) has to exceed that. Raises ModelError.
+    """
+    found = leftovers(directory)
+    keep = {item.path: item.keep for item in found}
+    for destination in sorted({d for item in found if (d := _destination_of(item.path))}):
+        mine = [item.path for item in found if _destination_of(item.path) == destination]
+        if all(keep[path] for path in mine):
+            continue
+        with Lock(lock_path(destination), what="removing dead stagings", wait=wait) as held:
+            for path in mine:
+                if held.owner:
+                    keep[path] = f"held by {held.owner}"
+                elif path != lock_path(destination):  # the lock goes with its release
+                    keep[path] = keep[path] or _remove(path)
+    for path in keep:
+        if _destination_of(path) is None:
+            keep[path] = keep[path] or _remove(path)
+    return [replace(item, keep=keep[item.path]) for item in found]
+
+
+def _remove(path: Path) -> str | None:
+    """Remove a directory or file; why it is still there, or None when it is gone."""
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"cannot be removed: {error.strerror}"
+    return None

@@ -22,7 +22,7 @@ import xxhash
 from launcher.core.errors import ModelError
 from launcher.core.publish import write_json
 from launcher.core.stop import Stop
-from launcher.model.safetensors import wrong_size
+from launcher.model.weights import wrong_size
 
 MANIFEST_NAME = ".complete.json"
 """The manifest's name in a checkpoint's directory. It is there only when everything else is."""
@@ -104,13 +104,12 @@ class Manifest:
         found = []
         for entry in self.files:
             try:
-                status = (directory / entry.path).stat()
+                size = (directory / entry.path).stat().st_size
+                if size != entry.size:
+                    found.append(f"{entry.path} is {wrong_size(size, entry.size)}")
             except OSError as error:
                 gone = isinstance(error, FileNotFoundError)
                 found.append(f"{entry.path} is {'missing' if gone else str(error.strerror).lower()}")
-                continue
-            if status.st_size != entry.size:
-                found.append(f"{entry.path} is {wrong_size(status.st_size, entry.size)}")
         return found
 
     def deep_differences(
@@ -177,24 +176,18 @@ def read_range(descriptor: int, offset: int, length: int, buffer: memoryview) ->
 
 
 def hash_file(
-    path: Path,
-    part_size: int,
-    *,
-    tell: Callable[[int], None] = lambda count: None,
-    stop: Stop = Stop.never(),
+    path: Path, part_size: int, *, tell: Callable[[int], None] = lambda count: None, stop: Stop = Stop.never()
 ) -> str:
     """The hash of a file, whose pages do not stay in the cache. Raises OSError, Cancelled."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        digests = []
-        for index in range(part_count(os.fstat(descriptor).st_size, part_size)):
+    digests = []
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        for index in range(part_count(size, part_size)):
             stop.check()
-            length = min(part_size, os.fstat(descriptor).st_size - index * part_size)
-            digests.append(hash_part(descriptor, index * part_size, length, tell))
-            drop_from_cache(descriptor, index * part_size, length)
-        return hash_of_parts(digests)
-    finally:
-        os.close(descriptor)
+            offset, length = index * part_size, min(part_size, size - index * part_size)
+            digests.append(hash_part(file.fileno(), offset, length, tell))
+            drop_from_cache(file.fileno(), offset, length)
+    return hash_of_parts(digests)
 
 
 def drop_from_cache(descriptor: int, offset: int, length: int) -> None:

@@ -39,10 +39,8 @@ from launcher.model.nodes import (
     step_command,
     unfit_nodes,
 )
-from launcher.slurm.client import JobKey, JobState, Scheduler, unknown
-from launcher.slurm.end_jobs import end_jobs
-from launcher.slurm.poller import JobPoller, Pace
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, unknown
+from launcher.slurm.poller import JobPoller, Pace, end_jobs
 
 DIRECTORY = "stagings"
 _NODES = "nodes"
@@ -68,18 +66,6 @@ class _Owner:
     token: str
 
 
-@dataclass(frozen=True)
-class _Answers:
-    """What the nodes said, by node; why a node without an answer gave none; and the nodes of the job (a host list)."""
-
-    by_node: dict[str, NodeResult]
-    silence: str
-    nodes: str = ""
-
-    def of(self, node: str) -> NodeResult:
-        return self.by_node.get(node) or NodeResult.silent(node, self.silence)
-
-
 def stage_on_nodes(
     task: NodeTask,
     where: Allocation,
@@ -100,56 +86,46 @@ def stage_on_nodes(
     if where.job:
         nodes = where.node_names(run)
         done = run(step_command(task, where, nodes), timeout=STEP)
-        answers = _Answers(answers_of_step(done.stdout), f"no answer: {done.tail(3) or done}")
-        return [answers.of(node) for node in nodes]
+        answers, silence = answers_of_step(done.stdout), f"no answer: {done.tail(3) or done}"
+        return [answers.get(node) or NodeResult.silent(node, silence) for node in nodes]
     if state is None or scheduler is None:
         raise ConfigError("a job of its own needs a scheduler, and a directory that the nodes see")
     nodes = [] if where.count else where.node_names(run)
     unfit = unfit_nodes(nodes, run) if nodes else {}
     found = {node: NodeResult.silent(node, f"Slurm says that it is {word}") for node, word in unfit.items()}
-    if fit := [node for node in nodes if node not in unfit]:
-        answers = _stage_in_own_job(task, fit, where, scheduler(), state, log, stop)
-        found |= {node: answers.of(node) for node in fit}
-    elif where.count:
-        answers = _stage_in_own_job(task, [], where, scheduler(), state, log, stop)
-        nodes = names_of(answers.nodes, run)
-        found = {node: answers.of(node) for node in nodes}
-    return [found[node] for node in nodes]
+    fit, silence = [node for node in nodes if node not in unfit], ""
+    if fit or where.count:
+        answers, silence, had = _stage_in_own_job(scheduler(), _Submission(state, task, fit, where), log, stop)
+        found |= answers
+        nodes = nodes or names_of(had, run)
+    return [found.get(node) or NodeResult.silent(node, silence) for node in nodes]
 
 
 def _stage_in_own_job(
-    task: NodeTask,
-    nodes: Sequence[str],
-    where: Allocation,
-    scheduler: Scheduler,
-    state: Path,
-    log: Callable[[str], None],
-    stop: Stop,
-) -> _Answers:
-    """Stage on ``nodes``, or on ``where.count`` that Slurm picks, in a job that is gone at the end, and its files too.
+    scheduler: Scheduler, submission: _Submission, log: Callable[[str], None], stop: Stop
+) -> tuple[dict[str, NodeResult], str, str]:
+    """Stage in a job that is gone at the end, and its files too.
 
+    Returns what the nodes said, by node; why a node without an answer gave none; and the job's nodes (a host list).
     Raises SubmissionError when there is no job, Cancelled after the job was ended, JobError when Slurm is silent.
     """
-    token = f"launcher-stage-{secrets.token_hex(6)}"
-    folder = state / DIRECTORY / token
-    folder.mkdir(parents=True, mode=0o700)
-    write_json(folder / "owner.json", asdict(_Owner(ProcessIdentity.mine(), token)))
-    submission = _Submission(folder, task, nodes, where)
     ended = False
     try:
         job = submission.wait(stop)
-        log(f"{job} stages on {len(nodes) or where.count} nodes")
-        final = _follow(scheduler, job, submission, log, stop.requested)
+        log(f"{job} stages on {submission.count} nodes")
+        final = _follow(scheduler, job, submission, log, stop)
         ended = final.phase is Phase.TERMINAL
         had = submission.allocated() or final.nodes
-        if not nodes and not had:
+        if not submission.nodes and not had:
             raise SubmissionError(f"the job got no nodes: {final.describe()}", where=str(job))
-        return _answers(submission, had, final)
+        deadline = time.monotonic() + _LATE
+        while not submission.complete and final.succeeded and time.monotonic() < deadline:
+            time.sleep(_LOOK)
+        reasons = (f"no result of it: the job is {final.describe()}", submission.last_error())
+        return submission.results(), "; ".join(filter(None, reasons)), had
     finally:
-        if not ended:
-            ended = end_job(token, scheduler, log)
-        if ended:
-            shutil.rmtree(folder, ignore_errors=True)
+        if ended or end_job(submission.token, scheduler, log):
+            shutil.rmtree(submission.folder, ignore_errors=True)
 
 
 def reap(state: Path, scheduler: Callable[[], Scheduler], log: Callable[[str], None]) -> int:
@@ -190,15 +166,24 @@ def _not_ended(states: Mapping[JobKey, JobState]) -> list[JobKey]:
 
 
 class _Submission:
-    """submitit's job, whose files are in ``folder``; the folder's name is the token.
+    """submitit's job on ``nodes``, or on ``where.count`` that Slurm picks. Its ``folder`` has the token as its name.
 
     It is submitted in a thread, because submitit's sbatch has no time-out and a stop must not wait for it.
     """
 
-    def __init__(self, folder: Path, task: NodeTask, nodes: Sequence[str], where: Allocation) -> None:
-        self._folder, self._task, self._nodes, self._where = folder, task, nodes, where
+    def __init__(self, state: Path, task: NodeTask, nodes: Sequence[str], where: Allocation) -> None:
+        self.token = f"launcher-stage-{secrets.token_hex(6)}"
+        self.folder = state / DIRECTORY / self.token
+        self.nodes, self._task, self._where = nodes, task, where
         self._job: Any = None
         self._error: Exception | None = None
+        self.folder.mkdir(parents=True, mode=0o700)
+        write_json(self.folder / "owner.json", asdict(_Owner(ProcessIdentity.mine(), self.token)))
+
+    @property
+    def count(self) -> int:
+        """On how many nodes it stages."""
+        return len(self.nodes) or self._where.count
 
     def wait(self, stop: Stop) -> JobKey:
         """Submit, and return the job. Raises SubmissionError, Cancelled."""
@@ -214,7 +199,7 @@ class _Submission:
                 raise SubmissionError(f"sbatch did not answer within {SUBMISSION:.0f} s")
         if self._error is not None:
             raise SubmissionError(f"the job that stages cannot be submitted: {self._error}") from self._error
-        return JobKey(str(self._job.job_id), None, self._folder.name)
+        return JobKey(str(self._job.job_id), None, self.token)
 
     def _submit(self) -> None:
         import submitit
@@ -222,23 +207,23 @@ class _Submission:
 
         where = self._where
         given = {
-            "nodes": len(self._nodes) or where.count,
-            "nodelist": ",".join(self._nodes) or None,
+            "nodelist": ",".join(self.nodes) or None,
             "exclude": ",".join(where.exclude) or None,
             "partition": where.partition,
             "account": where.account,
             "cpus_per_task": where.cpus,
         }
         try:
-            executor = submitit.SlurmExecutor(self._folder, python=shlex.quote(where.interpreter))
+            executor = submitit.SlurmExecutor(self.folder, python=shlex.quote(where.python))
             executor.update_parameters(
                 **{name: value for name, value in given.items() if value},
                 job_name="launcher-stage",
+                nodes=self.count,
                 ntasks_per_node=1,
                 time=where.minutes,
-                comment=self._folder.name,
+                comment=self.token,
                 wckey=None,
-                setup=[f'printf "%s\\n" "$SLURM_JOB_NODELIST" > {shlex.quote(str(self._folder / _NODES))}'],
+                setup=[f'printf "%s\\n" "$SLURM_JOB_NODELIST" > {shlex.quote(str(self.folder / _NODES))}'],
                 # A node that dies, or a task that fails, must not end the others.
                 additional_parameters={"no-kill": True, "no-requeue": True},
                 srun_args=["--kill-on-bad-exit=0", "--no-kill", "--wait=0"],
@@ -261,10 +246,8 @@ class _Submission:
 
         While a job ends, Slurm names only those of its nodes that are not done yet (22.05).
         """
-        try:
-            return (self._folder / _NODES).read_text().strip()
-        except FileNotFoundError:
-            return ""
+        named = self.folder / _NODES
+        return named.read_text().strip() if named.exists() else ""
 
     def results(self) -> dict[str, NodeResult]:
         """What the tasks that came to their end said, by node."""
@@ -280,28 +263,19 @@ class _Submission:
 
     def last_error(self) -> str:
         """The last line in the tasks' logs that speaks of an error; "" without one."""
-        lines = [
-            line
-            for path in sorted(self._folder.glob("*_log.err"))
-            for line in path.read_text(errors="replace").splitlines()
-            if "error" in line.lower()
-        ]
-        return lines[-1].strip() if lines else ""
+        logs = "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*_log.err")))
+        return next((line.strip() for line in reversed(logs.splitlines()) if "error" in line.lower()), "")
 
 
 def _follow(
-    scheduler: Scheduler,
-    job: JobKey,
-    submission: _Submission,
-    say: Callable[[str], None],
-    should_stop: Callable[[], bool],
+    scheduler: Scheduler, job: JobKey, submission: _Submission, say: Callable[[str], None], stop: Stop
 ) -> JobState:
     """Watch the job to its end. Raises Cancelled, JobError."""
     done = JobState(Phase.TERMINAL, "COMPLETED", source="its results")
     poller = JobPoller(scheduler, pace=_PACE)
     poller.watch(job)
     state = unknown("not asked yet")
-    while poller.watched and not should_stop():
+    while poller.watched and not stop.requested():
         answer = poller.poll(markers={job: done} if submission.complete else {})
         if answer is None:
             time.sleep(_LOOK)
@@ -311,14 +285,6 @@ def _follow(
             say(f"{job}: {change.state.describe()}")
             if change.given_up is not None:
                 raise change.given_up
-    if should_stop():
+    if stop.requested():
         raise Cancelled("stopped while nodes staged", hint="the same command goes on from there, on each node")
     return state
-
-
-def _answers(submission: _Submission, nodes: str, final: JobState) -> _Answers:
-    deadline = time.monotonic() + _LATE
-    while not submission.complete and final.succeeded and time.monotonic() < deadline:
-        time.sleep(0.5)
-    reasons = (f"no result of it: the job is {final.describe()}", submission.last_error())
-    return _Answers(submission.results(), "; ".join(filter(None, reasons)), nodes)

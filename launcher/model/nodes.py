@@ -6,22 +6,22 @@ Both run this package as it is installed here, so the compute nodes have to see 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.core.errors import LauncherError, ModelError, SubmissionError
 from launcher.core.process import CommandRunner
-from launcher.core.stop import Stop, stop_on_signals
-from launcher.model.stage import source_of, stage
+from launcher.core.stop import stop_on_signals
+from launcher.model.source import source_of
+from launcher.model.stage import stage
 
 _MARK = "launcher-node-verdict "
 _UNFIT = ("down", "drain", "fail", "*", "maint", "reboot", "power", "unknown", "future")
@@ -45,33 +45,30 @@ class Allocation:
     count: int = 0
     cpus: int | None = None
     minutes: int = 240
-    python: str | None = None
-
-    @property
-    def interpreter(self) -> str:
-        """The Python that runs on the nodes."""
-        return self.python or sys.executable
+    python: str = sys.executable
 
     def node_names(self, run: CommandRunner) -> list[str]:
         """The names of the nodes, without the excluded ones; for anything but ``count``. Raises SubmissionError."""
-        left = [node for node in self._listed(run) if node not in self.exclude]
+        if self.nodes is not None:
+            listed = names_of(self.nodes, run)
+        elif self.job is not None:
+            asked = ["squeue", "-h", "-j", self.job, "-t", "RUNNING", "-o", "%N"]
+            listed = names_of(_said(run, asked, f"job {self.job} holds no nodes"), run)
+        else:
+            asked = ["sinfo", "-h", "-N", "-p", str(self.partition), "-o", "%N"]
+            listed = list(dict.fromkeys(_said(run, asked, f"partition {self.partition} has no nodes").split()))
+        left = [node for node in listed if node not in self.exclude]
         if not left:
             where = self.nodes or self.partition or f"job {self.job}"
             raise SubmissionError("no nodes are left to stage on", where=where)
         return left
 
-    def _listed(self, run: CommandRunner) -> list[str]:
-        if self.nodes is not None:
-            return names_of(self.nodes, run)
-        if self.job is None:
-            answer = run(["sinfo", "-h", "-N", "-p", str(self.partition), "-o", "%N"], timeout=60)
-            if not answer.ok or not answer.stdout.strip():
-                raise SubmissionError(f"partition {self.partition} has no nodes: {answer.tail(1)}".rstrip(": "))
-            return list(dict.fromkeys(answer.stdout.split()))
-        answer = run(["squeue", "-h", "-j", self.job, "-t", "RUNNING", "-o", "%N"], timeout=60)
-        if not answer.ok or not answer.stdout.strip():
-            raise SubmissionError(f"job {self.job} holds no nodes: {answer.tail(1)}".rstrip(": "))
-        return names_of(answer.stdout.strip(), run)
+
+def _said(run: CommandRunner, argv: Sequence[str], otherwise: str) -> str:
+    answer = run(argv, timeout=60)
+    if not answer.ok or not answer.stdout.strip():
+        raise SubmissionError(f"{otherwise}: {answer.tail(1)}".rstrip(": "))
+    return answer.stdout.strip()
 
 
 def names_of(listed: str, run: CommandRunner) -> list[str]:
@@ -122,10 +119,6 @@ class NodeResult:
         """Of a node that gave no answer."""
         return cls(node, False, "unknown", error=why)
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON output, and for the way from the node to the launcher."""
-        return dataclasses.asdict(self)
-
 
 def this_node() -> str:
     """The node's name in Slurm's words; several nodes of a test cluster share one host name."""
@@ -138,39 +131,33 @@ def path_on_this_node(path: str) -> str:
 
 
 def on_node(task: NodeTask) -> dict[str, Any]:
-    """Do a node's task, in a process for this alone; the `NodeResult` as a mapping.
+    """Do a node's task, in a process for this alone; the `NodeResult` as a mapping. What goes wrong is in it.
 
     SIGTERM stops the copy, and so does SIGUSR2, which Slurm sends before the time limit because submitit asks for it.
     The stop is the node's answer then, and the next staging goes on from there.
     """
-    with stop_on_signals((signal.SIGTERM, signal.SIGUSR2)) as stop:
-        return _stage_here(task, stop).as_dict()
-
-
-def _stage_here(task: NodeTask, stop: Stop) -> NodeResult:
-    """Never raises for what can go wrong on a node: that is the node's answer."""
     began, path = time.monotonic(), path_on_this_node(task.destination)
-    try:
-        done = stage(source_of(task.source, stop=stop), Path(path), workers=task.workers, stop=stop)
-    except LauncherError as error:
-        return NodeResult(this_node(), False, path=path, seconds=time.monotonic() - began, error=str(error))
-    return NodeResult(this_node(), True, done.how, path, done.copied, time.monotonic() - began)
+    with stop_on_signals((signal.SIGTERM, signal.SIGUSR2)) as stop:
+        try:
+            done = stage(source_of(task.source, stop=stop), Path(path), workers=task.workers, stop=stop)
+            result = NodeResult(this_node(), True, done.how, path, done.copied, time.monotonic() - began)
+        except LauncherError as error:
+            result = NodeResult(this_node(), False, path=path, seconds=time.monotonic() - began, error=str(error))
+    return asdict(result)
 
 
 def step_command(task: NodeTask, where: Allocation, nodes: Sequence[str]) -> list[str]:
     """The srun that does the task on nodes of a running job: one task a node, and one that fails ends no other."""
-    count = str(len(nodes))
-    argv = ["srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", f"--nodelist={','.join(nodes)}"]
-    argv += ["--kill-on-bad-exit=0", "--no-kill", "--wait=0", "--job-name=launcher-stage"]
-    argv += [f"--jobid={where.job}", "--overlap"]
-    return [*argv, where.interpreter, "-m", "launcher.model.nodes", json.dumps(dataclasses.asdict(task))]
+    argv = ["srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1"]
+    argv += [f"--nodelist={','.join(nodes)}", "--kill-on-bad-exit=0", "--no-kill", "--wait=0"]
+    argv += ["--job-name=launcher-stage", f"--jobid={where.job}", "--overlap"]
+    return [*argv, where.python, "-m", "launcher.model.nodes", json.dumps(asdict(task))]
 
 
 def answers_of_step(output: str) -> dict[str, NodeResult]:
     """What the nodes said, by node, in the output of `step_command`."""
-    lines: list[Mapping[str, Any]]
-    lines = [json.loads(line.partition(_MARK)[2]) for line in output.splitlines() if _MARK in line]
-    return {result.node: result for result in (NodeResult(**line) for line in lines)}
+    results = [NodeResult(**json.loads(line.partition(_MARK)[2])) for line in output.splitlines() if _MARK in line]
+    return {result.node: result for result in results}
 
 
 if __name__ == "__main__":

@@ -1,16 +1,38 @@
-"""Where a checkpoint comes from: which files it has, and how their bytes are read, in any order, from many threads."""
+"""Where a checkpoint comes from, a directory or a Hugging Face repository: its files, and how their bytes are read.
+
+The bytes are read in any order, from many threads. huggingface_hub (the extra ``hub``) lists a repository and gives
+URLs, token and session. The bytes are fetched by HTTP ranges here, so that they are hashed, resumed and verified as
+those of any other source.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import email.utils
+import importlib
 import os
+import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from launcher.core.errors import ModelError
-from launcher.model.manifest import MANIFEST_NAME, WORK_DIRECTORY, FileEntry, Manifest, drop_from_cache, read_range
+from launcher.core.errors import ConfigError, ModelError
+from launcher.core.stop import Stop
+from launcher.model.manifest import MANIFEST_NAME, WORK_DIRECTORY, Manifest, drop_from_cache, read_range
 
+PREFIX = "hf:"
+ATTEMPTS = 6
+"""Requests for one range without any byte in between, before it is given up."""
+
+LONGEST_WAIT = 600.0
+"""Seconds that a Retry-After may ask for."""
+
+FIRST_WAIT = 2.0
+"""Seconds before the second request, where the hub does not say; then twice as long each time, up to 60."""
+
+_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _NOT_TAKEN = (".git", ".cache", WORK_DIRECTORY)
 """Directories at any depth that are not part of a checkpoint: git's, huggingface_hub's for downloads, our own."""
 
@@ -64,6 +86,17 @@ class Source(Protocol):
     def open(self, file: SourceFile) -> Reader: ...
 
 
+def source_of(given: str, *, stop: Stop = Stop.never()) -> Source:
+    """The source that a person names: a directory, or ``hf:ORGANISATION/NAME[@REVISION]``.
+
+    A busy hub is waited for, until ``stop`` comes. Raises ModelError, ConfigError, Cancelled.
+    """
+    if not given.startswith(PREFIX):
+        return DirectorySource(Path(given))
+    repository, _, revision = given.removeprefix(PREFIX).partition("@")
+    return HubSource(repository, revision or None, stop=stop)
+
+
 class DirectorySource:
     """A directory: an archive tier, another mount, a snapshot in a hub cache (its links are followed).
 
@@ -84,41 +117,29 @@ class DirectorySource:
             listed = sorted(_walk(self.directory, ""))
         except OSError as error:
             raise ModelError(f"cannot be listed: {error.strerror}", where=error.filename or self.name) from None
-        if known:
-            listed = [name for name in listed if name in known]
-        self.files = tuple(self._describe(name, known.get(name)) for name in listed)
+        files = []
+        for name in [name for name in listed if not known or name in known]:
+            path, entry = self.directory / name, known.get(name)
+            try:
+                status = path.stat()
+            except OSError as error:
+                why = "a link to nothing" if path.is_symlink() else str(error.strerror).lower()
+                raise ModelError(f"{name} is {why}", where=self.name) from None
+            stated = (entry.hash, entry.sha256) if entry else (None, None)
+            files.append(SourceFile(name, status.st_size, str(status.st_mtime_ns), *stated))
+        self.files = tuple(files)
         if not self.files:
             raise ModelError("no files to stage", where=self.name)
 
-    def _describe(self, name: str, entry: FileEntry | None) -> SourceFile:
-        path = self.directory / name
-        try:
-            status = path.stat()
-        except OSError as error:
-            why = "a link to nothing" if path.is_symlink() else str(error.strerror).lower()
-            raise ModelError(f"{name} is {why}", where=self.name) from None
-        return SourceFile(
-            name,
-            status.st_size,
-            str(status.st_mtime_ns),
-            hash=entry.hash if entry else None,
-            sha256=entry.sha256 if entry else None,
-        )
-
     def open(self, file: SourceFile) -> Reader:
-        """Open one of ``files``. Raises OSError, ModelError when it is another by now."""
+        """Open one of ``files``. Raises OSError."""
         return _FileReader(self.directory / file.path, file)
 
 
 class _FileReader(Reader):
     def __init__(self, path: Path, file: SourceFile) -> None:
         self._path, self._file = path, file
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    @property
-    def _open(self) -> int:
-        assert self.descriptor is not None
-        return self.descriptor
+        self._open = self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         return read_range(self._open, offset, length, buffer)
@@ -132,9 +153,7 @@ class _FileReader(Reader):
             raise ModelError("the file changed while it was copied", where=str(self._path))
 
     def close(self) -> None:
-        if self.descriptor is not None:
-            os.close(self.descriptor)
-            self.descriptor = None
+        os.close(self._open)
 
 
 def _walk(directory: Path, prefix: str) -> Iterator[str]:
@@ -145,3 +164,157 @@ def _walk(directory: Path, prefix: str) -> Iterator[str]:
                 yield from _walk(directory / entry.name, f"{prefix}{entry.name}/")
         elif entry.name != MANIFEST_NAME and not entry.name.endswith((".incomplete", ".part", ".lock")):
             yield prefix + entry.name
+
+
+class _Again(Exception):
+    """Another request may succeed, after ``wait`` seconds if the hub said how many."""
+
+    def __init__(self, why: str, wait: float | None = None) -> None:
+        super().__init__(why)
+        self.wait = wait
+
+
+class HubSource:
+    """``ORGANISATION/NAME`` at a commit, tag or branch. A branch is resolved to its commit, which is the revision.
+
+    Token and endpoint come from the environment (HF_TOKEN, HF_ENDPOINT). A busy hub is waited for, until ``stop``
+    comes. Raises ModelError when the repository cannot be had, ConfigError without huggingface_hub, Cancelled.
+    """
+
+    part_size: int | None = None
+
+    def __init__(self, repository: str, revision: str | None = None, *, stop: Stop = Stop.never()) -> None:
+        try:
+            from huggingface_hub import HfApi
+        except ImportError:
+            raise ConfigError("huggingface_hub is not installed", hint="pip install 'launcher[hub]'") from None
+        self.name, self.repository, self._stop = PREFIX + repository, repository, stop
+        self._endpoint = os.environ.get("HF_ENDPOINT") or None
+        info = self._listing(HfApi(endpoint=self._endpoint), revision)
+        self.revision: str | None = info.sha
+        files = []
+        for sibling in info.siblings or ():
+            if sibling.rfilename != ".gitattributes":
+                # A large file has its own sha256 and size; a small one is a blob of git.
+                size, sha256 = (sibling.lfs.size, sibling.lfs.sha256) if sibling.lfs else (sibling.size, None)
+                blob = None if sibling.lfs else sibling.blob_id
+                files.append(SourceFile(sibling.rfilename, size or 0, str(sha256 or blob), None, sha256, blob))
+        self.files = tuple(files)
+        if not self.files:
+            raise ModelError("the repository holds no files", where=self.name)
+
+    def _listing(self, api: Any, revision: str | None) -> Any:
+        """The repository's files with sizes and hashes. A busy hub is asked again."""
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+        failures = 0
+        while True:
+            try:
+                try:
+                    return api.model_info(self.repository, revision=revision, files_metadata=True)
+                except HfHubHTTPError as error:
+                    _judge(error.response, self.name, revision)
+                    raise ModelError(str(error).splitlines()[0], where=self.name) from None
+                except HFValidationError as error:
+                    raise ModelError(str(error).splitlines()[0], where=self.name) from None
+                except _transport_errors() as error:
+                    raise _Again(f"{type(error).__name__}: {error}") from None
+            except _Again as again:
+                failures += 1
+                _wait(again, failures, self._stop, self.name)
+
+    def open(self, file: SourceFile) -> Reader:
+        from huggingface_hub import hf_hub_url
+
+        url = hf_hub_url(self.repository, file.path, revision=self.revision, endpoint=self._endpoint)
+        return _HttpReader(url, f"{self.name}: {file.path}", self._stop)
+
+
+class _HttpReader(Reader):
+    def __init__(self, url: str, where: str, stop: Stop) -> None:
+        self._url, self._where, self._stop = url, where, stop
+
+    def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+        end, failures = offset + length, 0
+        while offset < end:
+            try:
+                for piece in self._request(offset, end):
+                    yield piece
+                    offset += len(piece)
+                    failures = 0
+                if offset < end:
+                    raise _Again("the connection was cut")
+            except _Again as again:
+                failures += 1
+                _wait(again, failures, self._stop, self._where)
+
+    def _request(self, offset: int, end: int) -> Iterator[memoryview]:
+        from huggingface_hub import get_session, get_token
+
+        headers = {"Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity", "User-Agent": "launcher"}
+        if token := get_token():
+            headers["Authorization"] = f"Bearer {token}"
+        try:
+            request = get_session().stream("GET", self._url, headers=headers, follow_redirects=True, timeout=60)
+            with request as response:
+                _judge(response, self._where)
+                if response.status_code == 200 and offset > 0:
+                    raise ModelError("the server does not answer ranges", where=self._where)
+                left = end - offset
+                for piece in response.iter_raw():
+                    yield memoryview(piece)[:left]
+                    left -= len(piece)
+                    if left <= 0:
+                        return
+        except _transport_errors() as error:
+            raise _Again(f"{type(error).__name__}: {error}") from None
+
+
+def _judge(response: Any, where: str, revision: str | None = None) -> None:
+    """Raise _Again for a status that may change soon, ModelError for one that stays."""
+    status = response.status_code
+    if status in _BUSY:
+        raise _Again(f"HTTP {status}", _asked_wait(response.headers))
+    if status in (401, 403):
+        message = f"the hub refuses (HTTP {status}): no such repository, or not for this token"
+        hint = "set HF_TOKEN to a token that may read it, and accept its terms on the hub"
+        raise ModelError(message, where=where, hint=hint)
+    if status == 404:
+        at = f" at revision {revision}" if revision else ""
+        raise ModelError(f"the hub does not have it{at} (HTTP 404)", where=where)
+    if status >= 400:
+        raise ModelError(f"the hub answers HTTP {status}", where=where)
+
+
+def _asked_wait(headers: Any) -> float | None:
+    """Seconds of a Retry-After (a number, or a date), or of the hub's own ``RateLimit: "api";r=0;t=55``."""
+    said = headers.get("retry-after")
+    if said is None:
+        found = re.search(r"\bt=(\d+)", headers.get("ratelimit") or "")
+        return float(found[1]) if found else None
+    if said.strip().isdecimal():
+        return float(said)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _wait(again: _Again, failures: int, stop: Stop, where: str) -> None:
+    """Wait before the next request: as long as the hub asks for, or else longer each time.
+
+    Raises ModelError after too many ``failures`` in succession, or when the hub asks for too long a wait; Cancelled.
+    """
+    if failures >= ATTEMPTS or (again.wait or 0) > LONGEST_WAIT:
+        wish = f", which asks for {again.wait:.0f} s" if again.wait else ""
+        message = f"gave up after {failures} requests: {again}{wish}"
+        raise ModelError(message, where=where, hint="the same command goes on from here")
+    stop.sleep(min(FIRST_WAIT * 2 ** (failures - 1), 60) if again.wait is None else again.wait)
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub's client raises when a connection fails: httpx's error, under either of its two names."""
+    for name in ("httpx2", "httpx"):
+        with contextlib.suppress(ImportError):
+            return (importlib.import_module(name).TransportError, OSError)
+    return (OSError,)

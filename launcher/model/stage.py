@@ -16,9 +16,10 @@ import contextlib
 import errno
 import functools
 import os
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
@@ -28,22 +29,20 @@ import xxhash
 
 from launcher.core.errors import Cancelled, ModelError
 from launcher.core.lease import Lock
-from launcher.core.process import ProcessIdentity
+from launcher.core.process import CommandRunner, ProcessIdentity, run
 from launcher.core.publish import fsync_directory, write_json
 from launcher.core.stop import Stop
 from launcher.model.checkpoint import examine
-from launcher.model.copy import WORKERS, Copied, Copier, CreateFile, NoProgress, Progress, journal_directory
+from launcher.model.copy import WORKERS, Copier, CreateFile, NoProgress, Progress, journal_directory
 from launcher.model.destination import (
     StagingOwner,
     existing_manifest,
     lock_path,
-    new_staging_directory,
     owner_of,
     remove_work_directory,
     size_of,
     staging_directories,
 )
-from launcher.model.hub import PREFIX, HubSource
 from launcher.model.manifest import MANIFEST_NAME, PART_SIZE, WORK_DIRECTORY, FileEntry, Manifest, hash_file, is_below
 from launcher.model.source import DirectorySource, Source
 
@@ -65,7 +64,7 @@ class Staged:
     """The outcome of a staging.
 
     ``how`` is ``staged`` (by us, now), ``there`` (it was there already) or ``lost`` (another process published first,
-    and its copy is kept). ``copied`` and ``resumed`` are bytes; ``facts`` one-line statements for a log.
+    and its copy is kept). ``copied`` and ``resumed`` are bytes.
     """
 
     path: Path
@@ -74,18 +73,6 @@ class Staged:
     copied: int = 0
     resumed: int = 0
     seconds: float = 0.0
-    facts: tuple[str, ...] = ()
-
-
-def source_of(given: str, *, stop: Stop = Stop.never()) -> Source:
-    """The source that a person names: a directory, or ``hf:ORGANISATION/NAME[@REVISION]``.
-
-    A busy hub is waited for, until ``stop`` comes. Raises ModelError, ConfigError, Cancelled.
-    """
-    if not given.startswith(PREFIX):
-        return DirectorySource(Path(given))
-    repository, _, revision = given.removeprefix(PREFIX).partition("@")
-    return HubSource(repository, revision or None, stop=stop)
 
 
 def stage(
@@ -100,31 +87,33 @@ def stage(
 ) -> Staged:
     """Have the checkpoint of ``source`` at ``destination``, whole. Idempotent: what is there costs one stat a file.
 
-    ``stripe`` gets the staging directory and returns what creates each file (launcher/model/striping.py). Raises
-    ModelError, Cancelled; what was copied until then stays for the next call.
+    ``stripe`` gets the staging directory and returns what creates each file (`striping`). Raises ModelError, Cancelled;
+    what was copied until then stays for the next call.
     """
     destination = destination.absolute()
     began = time.monotonic()
-    _refuse_nesting(source, destination)
-    _refuse_names(source)
+    _refuse(source, destination)
     with _explained("staging", destination):
         if found := existing_manifest(destination, source):
             return Staged(destination, "there", found)
         destination.parent.mkdir(parents=True, exist_ok=True)
-        what = f"staging {source.name} to {destination}"
-        lock = Lock(lock_path(destination), what=what, wait=LOCK_WAIT, on_wait=_waiting(log), sleep=stop.sleep)
-        with lock as held:
+        with Lock(
+            lock_path(destination),
+            what=f"staging {source.name} to {destination}",
+            wait=LOCK_WAIT,
+            on_wait=lambda owner: log(f"waiting for {owner}"),
+            sleep=stop.sleep,
+        ) as held:
             for fact in held.facts:
                 log(fact)
             if held.owner:
                 raise ModelError(f"still being staged by {held.owner}", where=str(destination))
             if found := existing_manifest(destination, source):
-                return Staged(destination, "there", found, facts=held.facts)
+                return Staged(destination, "there", found)
             staging = _Staging(source, destination, _directory(source, destination, adopt=held.acquired, log=log))
             done = staging.fill(workers, progress, stop, stripe)
             how = staging.publish(log)
-            seconds = time.monotonic() - began
-            return Staged(destination, how, staging.manifest, done.copied, done.resumed, seconds, held.facts)
+            return Staged(destination, how, staging.manifest, done.copied, done.resumed, time.monotonic() - began)
 
 
 def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = Stop.never()) -> Manifest:
@@ -171,12 +160,14 @@ def _directory(source: Source, destination: Path, *, adopt: bool, log: Callable[
 
     The rename takes it over: if its process was only stopped, it finds its paths gone.
     """
-    mine = StagingOwner(ProcessIdentity.mine(), source.name, source.revision, _listing(source), _now())
-    new = new_staging_directory(destination)
+    text = "\n".join(f"{file.path}\0{file.size}" for file in sorted(source.files, key=lambda file: file.path))
+    listing = xxhash.xxh3_128(text.encode()).hexdigest()
+    mine = StagingOwner(ProcessIdentity.mine(), source.name, source.revision, listing, _now())
+    new = destination.with_name(f"{destination.name}.staging.{secrets.token_hex(6)}")
     for old in staging_directories(destination) if adopt else ():
         its = owner_of(old)
-        same = its is not None and (its.source, its.revision, its.listing) == (mine.source, mine.revision, mine.listing)
-        if its is not None and same and its.process.alive() is not True:
+        wanted = (mine.source, mine.revision, mine.listing)
+        if its and (its.source, its.revision, its.listing) == wanted and its.process.alive() is not True:
             old.rename(new)
             log(f"going on with what pid {its.process.pid} on {its.process.host} had staged since {its.began}")
             break
@@ -195,11 +186,11 @@ class _Staging:
 
     def fill(
         self, workers: int, progress: Progress, stop: Stop, stripe: Callable[[Path], CreateFile | None] | None
-    ) -> Copied:
+    ) -> Copier:
         """Copy, verify and sync everything; at the end the directory needs only its name."""
         self._check_space()
         part_size = self._source.part_size or PART_SIZE
-        copied = Copier(
+        copier = Copier(
             self._source,
             self._directory,
             part_size=part_size,
@@ -207,37 +198,33 @@ class _Staging:
             progress=progress,
             stop=stop,
             create=stripe(self._directory) if stripe else None,
-        ).copy()
-        self.manifest = Manifest(
-            self._source.name, self._source.revision, tuple(copied.files), part_size, created=_now()
         )
+        copier.copy()
+        entries = tuple(copier.entries)
+        self.manifest = Manifest(self._source.name, self._source.revision, entries, part_size, created=_now())
         self._verify()
-        # A kill while the manifest is written leaves a temporary file; in there nobody takes it for a
-        # part of the model.
+        # A kill while the manifest is written leaves a temporary; in there nobody takes it for a part of the model.
         self.manifest.write(self._directory / WORK_DIRECTORY / MANIFEST_NAME)
         (self._directory / WORK_DIRECTORY / MANIFEST_NAME).rename(self._directory / MANIFEST_NAME)
         for directory, _, _ in os.walk(self._directory, topdown=False):
             fsync_directory(Path(directory))
-        return copied
+        return copier
 
     def _check_space(self) -> None:
         """Raise ModelError before the first byte when it cannot fit, less what an earlier process has written."""
         needed = sum(max(0, file.size - size_of(self._directory / file.path)) for file in self._source.files)
         free = shutil.disk_usage(self._directory).free
         if needed > free:
-            raise ModelError(
-                f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free",
-                where=str(self._destination.parent),
-                hint="`launcher model gc` shows what dead stagings hold",
-            )
+            message = f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free"
+            hint = "`launcher model gc` shows what dead stagings hold"
+            raise ModelError(message, where=str(self._destination.parent), hint=hint)
 
     def _verify(self) -> None:
         """Raise ModelError unless everything listed is there, and its own files say that the checkpoint is whole."""
         report = examine(self._directory, precision=None, unfinished=True)
         if problems := [*self.manifest.differences(self._directory), *report.problems]:
-            raise ModelError(
-                "what the source holds is not a whole checkpoint: " + "; ".join(problems[:10]), where=self._source.name
-            )
+            message = "what the source holds is not a whole checkpoint: " + "; ".join(problems[:10])
+            raise ModelError(message, where=self._source.name)
 
     def publish(self, log: Callable[[str], None]) -> Literal["staged", "lost"]:
         """Rename the directory to its destination, unless another process was there first."""
@@ -246,8 +233,7 @@ class _Staging:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
-            winner = existing_manifest(self._destination, self._source)
-            if winner is None:
+            if (winner := existing_manifest(self._destination, self._source)) is None:
                 raise
             self.manifest = winner
             shutil.rmtree(self._directory, ignore_errors=True)
@@ -258,32 +244,70 @@ class _Staging:
         return "staged"
 
 
-def _refuse_nesting(source: Source, destination: Path) -> None:
-    """Raise ModelError when a directory would be staged into itself."""
+def _refuse(source: Source, destination: Path) -> None:
+    """Raise ModelError when a directory would be staged into itself, or a file's name leads to another place.
+
+    Refused are names outside of the destination and those of our own files: a hub's listing is somebody else's text.
+    """
     if isinstance(source, DirectorySource):
         inner, outer = destination.resolve(), source.directory.resolve()
         if inner == outer or outer in inner.parents or inner in outer.parents:
             raise ModelError("source and destination are one within the other", where=str(destination))
-
-
-def _refuse_names(source: Source) -> None:
-    """Raise ModelError for a file name that leads outside of the destination or to our own files.
-
-    A hub's listing is somebody else's text.
-    """
     for file in source.files:
         if not is_below(file.path) or PurePosixPath(file.path).parts[0] in (MANIFEST_NAME, WORK_DIRECTORY):
             raise ModelError(f"a file is named {file.path!r}, which cannot be staged", where=source.name)
 
 
-def _listing(source: Source) -> str:
-    text = "\n".join(f"{file.path}\0{file.size}" for file in sorted(source.files, key=lambda file: file.path))
-    return xxhash.xxh3_128(text.encode()).hexdigest()
-
-
-def _waiting(log: Callable[[str], None]) -> Callable[[str], None]:
-    return lambda owner: log(f"waiting for {owner}")
-
-
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Stripe:
+    """Files of at least ``at_least`` bytes lie on ``count`` targets (-1: all), ``size`` on each in turn."""
+
+    at_least: int
+    count: int
+    size: str = "4M"
+
+
+DEFAULT = (Stripe(0, 1), Stripe(1 << 30, 4), Stripe(8 << 30, 8))
+"""A checkpoint of few large shards with one stripe each is read at the speed of one storage target. These follow common
+advice of sites (Lustre wiki, NERSC): small files on one target, files from 1 GiB on four, from 8 GiB on eight."""
+
+
+def striping(
+    policy: Sequence[Stripe] = DEFAULT,
+    *,
+    log: Callable[[str], None] = lambda text: None,
+    run: CommandRunner = run,
+) -> Callable[[Path], CreateFile | None]:
+    """Lustre striping, as `stage` takes it: a file's layout is fixed when it is created, before its first byte.
+
+    The staging directory gets the layout of the smallest files as its default; a larger file is created by
+    `lfs setstripe` before it is opened. Without `lfs` nothing is done. Where `lfs` refuses (the directory is not on
+    Lustre) that is said once.
+    """
+
+    def layout(size: int) -> Stripe | None:
+        fitting = sorted((one for one in policy if size >= one.at_least), key=lambda one: one.at_least)
+        return fitting[-1] if fitting else None
+
+    def laid_out(path: Path, stripe: Stripe) -> bool:
+        done = run(["lfs", "setstripe", "-c", str(stripe.count), "-S", stripe.size, str(path)], timeout=60)
+        if not done.ok:
+            log(f"{path}: not striped: {done.tail(1) or done}")
+        return done.ok
+
+    def begin(directory: Path) -> CreateFile | None:
+        default = layout(0)
+        if not policy or shutil.which("lfs") is None or (default and not laid_out(directory, default)):
+            return None
+
+        def create(path: Path, size: int) -> None:
+            if (stripe := layout(size)) and stripe != default:
+                laid_out(path, stripe)
+
+        return create
+
+    return begin

@@ -22,7 +22,7 @@ from launcher.core.publish import fsync_directory, fsync_file, publishing, publi
 from launcher.model.checkpoint import REHEARSAL_KEY, examine
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.rehearsal.srtctl_contract import CLUSTER, LOCAL_JOBS, Kind
-from launcher.run.services import Tools
+from launcher.run.kind import Tools
 from launcher.srtctl.planned import SrtctlJob
 
 TOOLS = {"srtctl": "launcher.rehearsal.srtctl_stand_in", "enroot": "launcher.rehearsal.enroot_stand_in"}

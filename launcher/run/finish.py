@@ -1,30 +1,47 @@
-"""The end of a run: how its job stands, its results, its verdict, and what is left for people and workflows."""
+"""The end of a run: how its job stands, its results, its verdict, and what is left for people and workflows.
+
+What is left is the evidence for the verdict, and the logs where a workflow looks for them. Nothing of it holds a secret
+of the environment, or the shape of one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from launcher.core.errors import Cancelled, JobError, LauncherError, ResultError
-from launcher.core.publish import write_json
-from launcher.core.redact import redact
+from launcher.core.publish import write_bytes, write_json, write_text
+from launcher.core.redact import redact_bytes
 from launcher.result.collect import Collected
-from launcher.result.logs import LOGS
+from launcher.result.logs import LOGS, TARBALL, bundle_logs, keep_logs
 from launcher.result.summary import Used, summary
 from launcher.result.validate import Point
-from launcher.run import evidence
 from launcher.run.image_usage import unmark
 from launcher.run.kind import Run
-from launcher.run.record_fields import RecordedError, RecordedJob
-from launcher.run.verdict import Verdict
-from launcher.slurm.client import JobState
-from launcher.slurm.states import Phase
+from launcher.run.record import RecordedError, RecordedJob
+from launcher.run.verdict import Failure, Verdict, first_failures, tail, verdict
+from launcher.slurm.client import JobState, Phase
 
 RESULT_PATIENCE = 60.0
 """Seconds to wait for results that are not there yet: NFS shows another node's files up to a minute late."""
+
+FOLDER = "launcher-evidence"
+"""Where the evidence lies in a tarball of logs: no workflow takes what is below it for a result."""
+
+LARGEST = 512 * 1024
+"""Bytes that are kept of any one file: of a text its beginning, of a log and of the events the end. With the twelve
+names that there are, evidence has at most 6 MiB."""
+
+SEARCH_SECONDS = 10.0
+"""How long logs are searched for what failed first."""
+
+STOP_SECONDS = 2.0
+"""How long logs are packed, and how long the scheduler is waited for, when we were asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +61,19 @@ class Outcome:
 
 def note_state(run: Run, state: JobState) -> None:
     """Write down how the job stands."""
-    running = state.word == "RUNNING"
-    run.record.update(state="running" if running else run.record.fields.state, job=_job_in(run, state))
-    run.record.event("job", state.describe(), job=_job_id(run), state=state.word)
+    job, running = _job_in(run, state), state.word == "RUNNING"
+    run.record.update(state="running" if running else run.record.fields.state, job=job)
+    run.record.event("job", state.describe(), job=job.id, state=state.word)
 
 
 def note_after_cancel(run: Run, state: JobState) -> None:
     """Write down what became of the job that we asked to end."""
-    run.record.update(job=_job_in(run, state))
-    run.record.event("job", f"after cancelling: {state.describe()}", job=_job_id(run), state=state.word)
+    job = _job_in(run, state)
+    run.record.update(job=job)
+    run.record.event("job", f"after cancelling: {state.describe()}", job=job.id, state=state.word)
     if state.phase is Phase.TERMINAL:  # who does not answer now would only cost the time that is left
-        evidence.keep_answers(run, soon=True)
+        keep_answers(run, soon=True)
         unmark(run.record)
-
-
-def _job_id(run: Run) -> str:
-    return run.record.job.id if run.record.job is not None else ""
 
 
 def _job_in(run: Run, state: JobState) -> RecordedJob:
@@ -72,33 +86,38 @@ def _job_in(run: Run, state: JobState) -> RecordedJob:
 
 def finish(run: Run, state: JobState) -> Outcome:
     """Collect and judge: good is a job that COMPLETED with 0:0 *and* every result that was asked for."""
-    run.record.update(state="collecting", job=_job_in(run, state))
-    job_error = None if state.succeeded else _job_error(run, state)
+    job = _job_in(run, state)
+    run.record.update(state="collecting", job=job)
+    error: LauncherError | None = None
+    patience = 0.0
+    if not state.succeeded:
+        log = Path(job.log)
+        if run.record.fields.results == "workspace":
+            log = Path(run.plan.workspace.path, LOGS, log.name)  # the job's own directory goes with its tree
+        error = JobError(f"the job ended as {state.describe()}", where=f"job {job.id}", hint=f"its log: {log}")
+    elif run.plan.scheduler.kind != "local":  # its jobs write to this machine's own disk: nothing comes late
+        patience = RESULT_PATIENCE
     if state.succeeded and state.failed_step:
         run.record.event("warning", f"the job COMPLETED, but {state.failed_step}")
-    evidence.keep_answers(run)
-    collected, error, taken = Collected(), None, False
+    keep_answers(run)
+    collected, taken = Collected(), False
     try:
-        collected = collect(run, patience=_result_patience(run) if state.succeeded else 0.0)
+        collected = collect(run, patience)
         taken = True
         collected.raise_if_bad()
     except ResultError as trouble:
-        error = trouble
+        error = error or trouble
         run.record.event("error", str(trouble))
-    outcome, delivered = _end(run, job_error or error, collected, state)
+    outcome, delivered = _end(run, error, collected, state)
     if taken and delivered:
         _remove_own_directories(run)
     return outcome
 
 
-def cancelled(run: Run, why: Cancelled) -> Outcome:
-    """End as cancelled: bundle what there is, within the seconds that a workflow leaves."""
-    return _end(run, why, Collected(), None)[0]
-
-
-def failed(run: Run, error: LauncherError) -> Outcome:
-    """End as failed for a reason that is not the job's or its results'."""
-    run.record.event("error", str(error))
+def end_early(run: Run, error: LauncherError) -> Outcome:
+    """End without results: as failed, or as cancelled, with what can be had in the seconds that a workflow leaves."""
+    if not isinstance(error, Cancelled):
+        run.record.event("error", str(error))
     return _end(run, error, Collected(), None)[0]
 
 
@@ -114,52 +133,23 @@ def collect(run: Run, patience: float = 0.0) -> Collected:
     return collected
 
 
-def _result_patience(run: Run) -> float:
-    """Jobs of the embedded scheduler write to this machine's own disk: what is not there will not come."""
-    return 0.0 if run.plan.scheduler.kind == "local" else RESULT_PATIENCE
-
-
-def _job_error(run: Run, state: JobState) -> JobError:
-    job = run.record.job
-    assert job is not None
-    log = Path(job.log)
-    if run.record.fields.results == "workspace":
-        log = Path(run.plan.workspace.path, LOGS, log.name)  # the job's own directory goes with its tree
-    return JobError(f"the job ended as {state.describe()}", where=f"job {job.id}", hint=f"its log: {log}")
-
-
 def _end(run: Run, error: LauncherError | None, collected: Collected, state: JobState | None) -> tuple[Outcome, bool]:
     """The outcome, written down; and whether logs and evidence are where the workflow looks."""
     name = "succeeded" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed"
-    verdict = evidence.judge(run, error, state)
-    delivered = evidence.deliver(run, soon=isinstance(error, Cancelled))
-    outcome = Outcome(run.id, name, collected.points, error, verdict)
+    judged = judge(run, error, state)
+    delivered = deliver(run, soon=isinstance(error, Cancelled))
+    outcome = Outcome(run.id, name, collected.points, error, judged)
     recorded = None
     if error is not None:
-        hide = partial(redact, environ=run.services.environ)
-        recorded = RecordedError(
-            error.layer,
-            hide(error.message),
-            hide(error.where) if error.where is not None else None,
-            hide(error.hint) if error.hint is not None else None,
-        )
-    run.record.update(
-        state=name, ended=run.services.clock(), exit_code=outcome.exit_code, verdict=verdict, error=recorded
-    )
-    write_json(run.record.directory / "summary.json", _summary(run, collected, state))
-    run.record.event("end", name if error is None else f"{name}: {error.layer}: {error.message}")
-    run.record.event("verdict", str(verdict))
-    unmark(run.record)
-    return outcome, delivered
-
-
-def _summary(run: Run, collected: Collected, state: JobState | None) -> dict[str, Any]:
-    fields = run.record.fields
-    job, error = fields.job, fields.error
-    return summary(
+        where, hint = (run.record.hide(text) if text is not None else None for text in (error.where, error.hint))
+        recorded = RecordedError(error.layer, run.record.hide(error.message), where, hint)
+    now, code = run.services.clock(), outcome.exit_code
+    run.record.update(state=name, ended=now, exit_code=code, verdict=judged, error=recorded)
+    fields, job = run.record.fields, run.record.job
+    written = summary(
         run.plan,
         collected,
-        state=state.word if state is not None else fields.state,
+        state=state.word if state is not None else name,
         job_id=job.id if job is not None else None,
         used=Used(
             srt_slurm_sha=run.record.step("workspace").facts.get("sha"),
@@ -167,8 +157,13 @@ def _summary(run: Run, collected: Collected, state: JobState | None) -> dict[str
             model=dict(run.record.step("model").facts) or None,
         ),
         times={"started": fields.created, "submitted": job.submitted if job else None, "ended": fields.ended},
-        problems=[f"{error.layer}: {error.message}"] if error and error.layer != "results" else [],
+        problems=[f"{recorded.layer}: {recorded.message}"] if recorded and recorded.layer != "results" else [],
     )
+    write_json(run.record.directory / "summary.json", written)
+    run.record.event("end", name if error is None else f"{name}: {error.layer}: {error.message}")
+    run.record.event("verdict", str(judged))
+    unmark(run.record)
+    return outcome, delivered
 
 
 def _remove_own_directories(run: Run) -> None:
@@ -184,3 +179,117 @@ def _remove_own_directories(run: Run) -> None:
         shutil.rmtree(path, ignore_errors=True)
         if path.exists():
             run.record.event("warning", f"{path} could not be removed whole")
+
+
+def judge(run: Run, error: LauncherError | None, state: JobState | None) -> Verdict:
+    """The verdict on a run's end, with its evidence written down. ``state`` is how the job ended, if it did.
+
+    After a request to stop the logs are not searched: a workflow's cancel leaves little time.
+    """
+    failures: list[Failure] = []
+    job = run.record.job
+    if error is not None and job is not None and not isinstance(error, Cancelled):
+        failures = first_failures(Path(job.log).parent, seconds=SEARCH_SECONDS)
+    found = verdict(error, state, failures)
+    found = Verdict(found.layer, run.record.hide(found.text))
+    with contextlib.suppress(OSError):  # a full disk must not change how the run ends
+        _keep(run, found, failures, error)
+    return found
+
+
+def _keep(run: Run, found: Verdict, failures: Sequence[Failure], error: LauncherError | None) -> None:
+    """Write verdict.txt, first-failure.txt, job.log (its end), events.txt and the job's own files. Raises OSError."""
+    directory, job = run.evidence_directory, run.record.job
+    directory.mkdir(exist_ok=True)
+    ended = f"job {job.id}: {job.says}" if job is not None and job.says else ""
+    texts = {"verdict.txt": "".join(f"{line}\n" for line in (str(found), ended) if line)}
+    if failures:
+        first = [f"{failures[0].file}:", *failures[0].lines, ""]
+        others = [f"then {f.file}: {f.text}" for f in failures[1:20]]
+        texts["first-failure.txt"] = "\n".join([*first, *others, ""])
+    elif error is not None:
+        texts["first-failure.txt"] = f"{error}\n"
+    if job is not None and (lines := tail(Path(job.log))):
+        texts["job.log"] = "\n".join([*lines, ""])
+    for name, text in texts.items():
+        write_text(directory / name, run.record.hide(text)[:LARGEST])
+    _keep_events(run)
+    for name, source in run.kind.evidence(run).items():
+        content = _beginning(source) if isinstance(source, Path) else source.encode()
+        if content is not None:
+            write_bytes(directory / name, redact_bytes(content, run.services.environ)[:LARGEST])
+
+
+def _keep_events(run: Run) -> None:
+    """Write events.txt: what happened to the run and its job as we saw it, a line each, with local times; the last
+    LARGEST characters. Raises OSError."""
+    lines = []
+    for event in run.record.events():
+        if event.get("kind") in ("job", "stage", "warning", "error"):
+            when = datetime.fromtimestamp(float(event["time"])).isoformat(sep=" ", timespec="milliseconds")
+            lines.append(f"{when}  {event.get('text', '')}\n")
+    text = "".join(lines)
+    if len(text) > LARGEST:
+        text = text[-LARGEST:].partition("\n")[2]
+    run.evidence_directory.mkdir(exist_ok=True)
+    write_text(run.evidence_directory / "events.txt", run.record.hide(text))
+
+
+def _beginning(path: Path) -> bytes | None:
+    """A file up to its last whole line within LARGEST bytes; None when it cannot be read."""
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except OSError:
+        return None
+    return content if len(content) <= LARGEST else content[: content.rfind(b"\n", 0, LARGEST) + 1]
+
+
+def keep_answers(run: Run, *, soon: bool = False) -> None:
+    """Keep what the scheduler says of the job now, by who says it, and the events until now.
+
+    With ``soon`` a scheduler that hangs is left to itself after a while.
+    """
+    job = run.record.job_key
+    if job is None:
+        return
+
+    def answers() -> None:
+        with contextlib.suppress(LauncherError, OSError):
+            said = run.services.scheduler.describe(job)
+            run.evidence_directory.mkdir(exist_ok=True)
+            shown = {name: run.record.hide(text)[:LARGEST] for name, text in said.items()}
+            write_json(run.evidence_directory / "scheduler.json", shown)
+
+    if soon:
+        asking = threading.Thread(target=answers, daemon=True, name="evidence")
+        asking.start()
+        asking.join(STOP_SECONDS)
+    else:
+        answers()
+    with contextlib.suppress(OSError):
+        _keep_events(run)
+
+
+def deliver(run: Run, *, soon: bool = False) -> bool:
+    """Put the tarball of logs and evidence, and a copy of the logs, where results go; whether they are all there.
+
+    A run that has no job leaves a tarball of its evidence to a workflow, and nothing to a person, who has the record.
+    ``soon`` is for when we were asked to stop: the tarball alone, and of that what can be had in time.
+    """
+    job, into, environ = run.record.job, run.results_directory, run.services.environ
+    if job is None and run.record.fields.results != "workspace":
+        return False
+    logs = Path(job.log).parent if job is not None else run.evidence_directory / "no logs"
+    files = [(f"{FOLDER}/{path.name}", path) for path in sorted(run.evidence_directory.glob("*"))]
+    if soon:
+        with contextlib.suppress(OSError):
+            bundle_logs(logs, into / TARBALL, seconds=STOP_SECONDS, extra=files, environ=environ)
+        return False
+    job_id, began = (job.id, job.submitted or 0.0) if job is not None else ("", 0.0)
+    bundle, doubts = keep_logs(logs, into, job_id, began, papers=files, environ=environ)
+    for doubt in doubts:
+        run.record.event("warning", doubt)
+    return bundle is not None

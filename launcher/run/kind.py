@@ -1,28 +1,68 @@
 """A kind of job: what it plans, prepares, submits and collects; and a run, which is of one kind.
 
-Everything else in this room is the same for all kinds.
-
-A runner file names the kind of each lane, and a plan has it as ``kind``; `launcher.project` knows which kinds there
-are. The first one is srtctl's (`launcher.srtctl.kind`).
+Everything else in this room is the same for all kinds. A runner file names the kind of each lane, and a plan has it as
+``kind``; `launcher.project` knows which kinds there are. The first one is srtctl's (`launcher.srtctl.kind`).
+`Services` is how runs reach the world.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.benchmark.benchmark import Benchmark
+from launcher.core.process import CommandRunner, clean_environment, run
+from launcher.core.publish import write_json
 from launcher.core.redact import redact
+from launcher.core.stop import Stop
 from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
 from launcher.result.collect import Collected
 from launcher.run.record import RunRecord
-from launcher.run.services import Services
 from launcher.runner.file import RunnerFile
-from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.client import JobKey, JobState, Scheduler
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Which programs a run meets: those of the system, or stand-ins (`launcher.services` decides, and nobody else).
+
+    ``environment`` is what they need of child processes' environment: PATH, and where the embedded scheduler keeps its
+    jobs. ``stand_ins`` says that checkpoints and results are not real ones, and are marked so. ``registries`` are the
+    hosts whose registries may be asked about images, None for all.
+    """
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    stand_ins: bool = False
+    registries: frozenset[str] | None = None
+
+    def make_inputs(self, plan: Plan) -> None:
+        """Make what stand-ins work on; the tools of the system work on what is there. Raises LauncherError."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """How runs reach the world, the same for all runs of a command.
+
+    ``environ`` is what child processes and the job get beside what the plan exports. ``run`` starts programs, and ends
+    them when ``stop`` is requested.
+    """
+
+    scheduler: Scheduler
+    environ: Mapping[str, str]
+    stop: Stop = field(default_factory=Stop.never)
+    tools: Tools = Tools()
+    run: CommandRunner = run
+    clock: Callable[[], float] = time.time
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For child processes: the environment without what would leak into a submission, and with the tools."""
+        return {**clean_environment(self.environ), **self.tools.environment}
 
 
 @dataclass(frozen=True)
@@ -148,7 +188,7 @@ class Run:
     def replan(self, plan: Plan) -> None:
         """Go on with another plan, from here on also for other processes."""
         self.plan = plan
-        self.record.replan(plan)
+        write_json(self.record.directory / "plan.json", plan.as_dict())
 
     @property
     def evidence_directory(self) -> Path:

@@ -15,18 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from launcher.core.errors import Cancelled, LauncherError, ResultError
+from launcher.core.errors import Cancelled, ResultError
 from launcher.core.stop import Stop
-from launcher.run import ending, finish, held_job
-from launcher.run.ending import EndRequests
+from launcher.run import finish, job_requests
 from launcher.run.finish import Outcome
+from launcher.run.job_requests import EndRequests, Releases
 from launcher.run.kind import Run
 from launcher.run.prepare import Preparation, prepare_in_thread
 from launcher.run.verdict import verdict
 from launcher.slurm.client import JobKey, JobState, Scheduler
-from launcher.slurm.end_jobs import end_jobs
 from launcher.slurm.logs import LogFollower
-from launcher.slurm.poller import JobChange, JobPoller, Pace
+from launcher.slurm.poller import JobChange, JobPoller, Pace, end_jobs
 
 REST = 0.1
 """Seconds between two turns of the loop. A turn without news costs some microseconds a job."""
@@ -68,7 +67,7 @@ class _Loop:
         self._prepared: SimpleQueue[tuple[Run, Preparation]] = SimpleQueue()
         self._poller = JobPoller(scheduler, pace=limits.pace)
         self._ends = EndRequests(scheduler, stop, self._watched)
-        self._releases = _Releases(scheduler)
+        self._releases = Releases(scheduler)
         self._logs = _Logs(show_log, limits.pace.tick)
 
     def run(self) -> list[Outcome]:
@@ -85,7 +84,7 @@ class _Loop:
                 self._stop.wait(REST)
         except BaseException:
             for run in self._watched.values():
-                ending.request_end(run)
+                job_requests.request_end(run)
             raise
         finally:
             self._ends.close()
@@ -108,19 +107,17 @@ class _Loop:
         if isinstance(answer, JobKey):
             self._watched[answer] = run
             self._poller.watch(answer)
-        elif isinstance(answer, Cancelled):
-            self._outcomes[run.id] = finish.cancelled(run, answer)
         else:
-            self._outcomes[run.id] = finish.failed(run, answer)
+            self._outcomes[run.id] = finish.end_early(run, answer)
 
     def _ask_scheduler(self) -> None:
         """Take the scheduler's newest answer, if there is one, and do what follows from it."""
-        held = [job for job, run in self._watched.items() if held_job.is_ours(run)]
+        held = [job for job, run in self._watched.items() if run.record.job is not None and run.record.job.held]
         answer = self._poller.poll(markers=self._logs.ends_told(self._watched), held=held)
         for job, error in self._releases.taken():
             if job in self._watched:
                 with _despite_full_disk(self._watched[job]):
-                    held_job.released(self._watched[job], error)
+                    job_requests.note_release(self._watched[job], error)
         if answer is None:
             return
         for change in answer.changes:
@@ -129,7 +126,7 @@ class _Loop:
         for job, run in self._watched.items():
             if job in answer.states and self._releases.may_ask(job, answer.began):
                 with _despite_full_disk(run):
-                    if held_job.should_release(run, answer.states[job]):
+                    if job_requests.should_release(run, answer.states[job]):
                         self._releases.ask(job)
 
     def _take_change(self, change: JobChange) -> None:
@@ -138,9 +135,9 @@ class _Loop:
             with _despite_full_disk(run):
                 finish.note_state(run, change.state)
         if change.given_up is not None:
-            ending.request_end(run)
+            job_requests.request_end(run)
             del self._watched[change.job]
-            self._outcomes[run.id] = finish.failed(run, change.given_up)
+            self._outcomes[run.id] = finish.end_early(run, change.given_up)
         elif change.ended:
             del self._watched[change.job]
             self._logs.show_last(run)
@@ -150,12 +147,12 @@ class _Loop:
         """Cancel every job first; then wait for what is being prepared, whose job may be there any moment."""
         why = self._stop.reason() if self._stop.requested() else Cancelled("another run of the sweep failed")
         for job, error in self._ends.wait().items():
-            ending.note_request(self._watched[job], error)
+            job_requests.note_request(self._watched[job], error)
         if self._ends.preparing is not None:
             self._abandon_preparation(self._ends.preparing, why)
         for run in [*self._watched.values(), *self._waiting]:
-            self._outcomes[run.id] = finish.cancelled(run, why)
-        for job, state in end_jobs(self._scheduler, list(self._watched), bound=ending.CANCEL_BOUND).items():
+            self._outcomes[run.id] = finish.end_early(run, why)
+        for job, state in end_jobs(self._scheduler, list(self._watched), bound=job_requests.CANCEL_BOUND).items():
             finish.note_after_cancel(self._watched[job], state)
 
     def _abandon_preparation(self, run: Run, why: Cancelled) -> None:
@@ -163,49 +160,13 @@ class _Loop:
         self._ends.make()
         answer: Preparation = why  # its record says how far it was; `launcher cleanup` looks for its job by its token
         with contextlib.suppress(Empty):
-            _, answer = self._prepared.get(timeout=ending.CANCEL_BOUND)
+            _, answer = self._prepared.get(timeout=job_requests.CANCEL_BOUND)
         self._ends.submission_is_over()
         if isinstance(answer, JobKey):
-            ending.request_end(run)
+            job_requests.request_end(run)
             self._watched[answer] = run
-        elif isinstance(answer, Cancelled):
-            self._outcomes[run.id] = finish.cancelled(run, answer)
         else:
-            self._outcomes[run.id] = finish.failed(run, answer)
-
-
-class _Releases:
-    """Releases of held jobs, each in a thread of its own: a scheduler that hangs must not delay a cancel."""
-
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
-        self._answers: SimpleQueue[tuple[JobKey, LauncherError | None]] = SimpleQueue()
-        self._asked: set[JobKey] = set()
-        self._answered: dict[JobKey, float] = {}
-
-    def may_ask(self, job: JobKey, began: float) -> bool:
-        """Whether a release may follow from a question that began then: not while another release is under way, and
-        not from an answer to a question that was put before the last release was taken."""
-        return job not in self._asked and began > self._answered.get(job, -1.0)
-
-    def ask(self, job: JobKey) -> None:
-        self._asked.add(job)
-        threading.Thread(target=self._release, args=(job,), daemon=True, name="release").start()
-
-    def _release(self, job: JobKey) -> None:
-        try:
-            self._scheduler.release(job)
-            self._answers.put((job, None))
-        except LauncherError as error:
-            self._answers.put((job, error))
-
-    def taken(self) -> Iterator[tuple[JobKey, LauncherError | None]]:
-        """The releases that Slurm took, or refused, since the last call."""
-        while not self._answers.empty():
-            job, error = self._answers.get()
-            self._asked.discard(job)
-            self._answered[job] = time.monotonic()
-            yield job, error
+            self._outcomes[run.id] = finish.end_early(run, answer)
 
 
 class _Logs:
@@ -243,19 +204,17 @@ class _Logs:
         """How jobs ended by the last lines of their own logs."""
         if time.monotonic() - self._looked >= self._tick:
             self._looked = time.monotonic()
-            self._ends = {job: end for job, run in watched.items() if (end := _end_by_log(job, run)) is not None}
+            logs = {job: (run, Path(run.record.job.log)) for job, run in watched.items() if run.record.job is not None}
+            ends = {job: run.kind.end_by_log(job, log) for job, (run, log) in logs.items()}
+            self._ends = {job: end for job, end in ends.items() if end is not None}
         return self._ends
-
-
-def _end_by_log(job: JobKey, run: Run) -> JobState | None:
-    return run.kind.end_by_log(job, Path(run.record.job.log)) if run.record.job is not None else None
 
 
 def _finish(run: Run, state: JobState) -> Outcome:
     try:
         return finish.finish(run, state)
     except Cancelled as why:  # stopped while waiting for results to appear
-        return finish.cancelled(run, why)
+        return finish.end_early(run, why)
     except OSError as error:
         trouble = ResultError(f"results or records cannot be written: {error.strerror}", where=str(error.filename))
         return Outcome(run.id, "failed", error=trouble, verdict=verdict(trouble))

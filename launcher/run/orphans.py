@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import re
@@ -12,13 +13,11 @@ from pathlib import Path
 from launcher.core.errors import Cancelled, ConfigError, JobError
 from launcher.image.import_policy import import_comment
 from launcher.run import finish
-from launcher.run.ending import end_unrecorded
+from launcher.run.job_requests import end_unrecorded
 from launcher.run.kind import Run
-from launcher.run.record import RunRecord, records
-from launcher.run.record_fields import RecordedJob
-from launcher.slurm.client import JobKey, JobState
-from launcher.slurm.end_jobs import end_jobs, jobs_with_token
-from launcher.slurm.states import Phase
+from launcher.run.record import RecordedJob, RunRecord, records
+from launcher.slurm.client import JobKey, Phase, jobs_with_token
+from launcher.slurm.poller import end_jobs
 
 END_PATIENCE = 60.0
 """Seconds in which a job that is asked to end has to be seen gone."""
@@ -26,20 +25,11 @@ END_PATIENCE = 60.0
 _COMMENT = re.compile(r"^ *Comment=(.*)$", re.MULTILINE)
 _LOG = re.compile(r"^ *StdOut=(\S+)", re.MULTILINE)
 
-Log = Callable[[str], None]
-
 
 def find_orphans(runs: Path) -> tuple[list[RunRecord], list[RunRecord]]:
     """Runs that nobody drives and that may hold a job; and those of which that cannot be told from here."""
-    orphans: list[RunRecord] = []
-    unknown: list[RunRecord] = []
-    for record in records(runs):
-        abandoned = record.abandoned
-        if abandoned:
-            orphans.append(record)
-        elif abandoned is None:
-            unknown.append(record)
-    return orphans, unknown
+    found = [(record, record.abandoned) for record in records(runs)]
+    return [r for r, abandoned in found if abandoned], [r for r, abandoned in found if abandoned is None]
 
 
 def orphans_of_job_name(runs: Path, job_name: str) -> list[RunRecord]:
@@ -47,15 +37,13 @@ def orphans_of_job_name(runs: Path, job_name: str) -> list[RunRecord]:
     found = []
     for record in find_orphans(runs)[0]:
         if record.fields.results == "workspace":
-            try:
+            with contextlib.suppress(ConfigError):
                 if record.plan.job_name == job_name:
                     found.append(record)
-            except ConfigError:
-                continue
     return found
 
 
-def end_run(run: Run, why: str, log: Log) -> None:
+def end_run(run: Run, why: str, log: Callable[[str], None]) -> None:
     """End what a run holds: its job by id, or by its token when the id was lost, asked again until it is gone.
 
     A launcher that drives the run sees its job end and writes the record; without one it is written here. Raises
@@ -75,7 +63,12 @@ def end_run(run: Run, why: str, log: Log) -> None:
         for job, state in states.items():
             log(f"run {run.id}: {job}: {state.describe()}")
             record.event("job", f"{why}: {state.describe()}", job=job.id)
-        _check_gone(run, states)
+        if left := [job for job, state in states.items() if state.phase is not Phase.TERMINAL]:
+            raise JobError(
+                f"still not seen to end after {END_PATIENCE:.0f} s: {', '.join(map(str, left))}",
+                where=f"run {run.id}",
+                hint=f"scancel {' '.join(job.id for job in left)}",
+            )
     else:
         log(f"run {run.id}: no job is left")
     if driven:
@@ -86,18 +79,7 @@ def end_run(run: Run, why: str, log: Log) -> None:
     elif record.in_doubt:
         record.set_step("submit", "failed", error=why)
     if not record.ended:
-        finish.cancelled(run, Cancelled(why))
-
-
-def _check_gone(run: Run, states: dict[JobKey, JobState]) -> None:
-    """Raise JobError for jobs that are not seen to have ended."""
-    left = [job for job, state in states.items() if state.phase is not Phase.TERMINAL]
-    if left:
-        raise JobError(
-            f"still not seen to end after {END_PATIENCE:.0f} s: {', '.join(map(str, left))}",
-            where=f"run {run.id}",
-            hint=f"scancel {' '.join(job.id for job in left)}",
-        )
+        finish.end_early(run, Cancelled(why))
 
 
 def check_owner(record: RunRecord, uid: int) -> None:
@@ -153,7 +135,11 @@ def adopt(run: Run, job_id: str, output: Path | None, runs: Path) -> JobKey:
     shown = scheduler.describe(seen).get("scontrol", "")
     comment = _COMMENT.search(shown)
     words = comment[1].strip() if comment else ""
-    _refuse_taken(run, job, words.split(), runs)
+    for other in records(runs):
+        its = other.job
+        same = its is not None and its.id == job_id and int(its.submitted or 0) == int(state.submitted)
+        if other.id != run.id and (same or other.id in words.split()):
+            raise ConfigError(f"{job} belongs to run {other.id}", where=str(runs), hint=f"launcher resume {other.id}")
     if "ArrayJobId=" in shown or "HetJobId=" in shown:
         raise ConfigError("the job is one of several under one id", where=str(job), hint="srtctl submits single jobs")
     log = _LOG.search(shown)
@@ -172,12 +158,3 @@ def adopt(run: Run, job_id: str, output: Path | None, runs: Path) -> JobKey:
         if not done.ok:
             record.event("warning", f"its comment could not be changed, so that a requeue would hide it: {done}")
     return job
-
-
-def _refuse_taken(run: Run, job: JobKey, comment: Sequence[str], runs: Path) -> None:
-    """Raise ConfigError when the job is another run's: by that run's record, or by the job's comment."""
-    for other in records(runs):
-        its = other.job
-        same = its is not None and its.id == job.id and int(its.submitted or 0) == int(job.submitted or 0)
-        if other.id != run.id and (same or other.id in comment):
-            raise ConfigError(f"{job} belongs to run {other.id}", where=str(runs), hint=f"launcher resume {other.id}")

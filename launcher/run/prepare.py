@@ -12,26 +12,15 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from launcher.core.errors import (
-    ConfigError,
-    JobsExist,
-    LauncherError,
-    ModelError,
-    SubmissionError,
-)
+from launcher.core.errors import ConfigError, JobsExist, LauncherError, ModelError, SubmissionError
 from launcher.core.publish import write_json
 from launcher.image.import_policy import ImportPolicy, ensure_image
-from launcher.image.request import PlannedImage
-from launcher.image.store import ImageRecord
 from launcher.model.checkpoint import examine, nearest_sibling, require, suggestion
 from launcher.plan.plan import Plan
 from launcher.run.image_usage import mark_used_by
 from launcher.run.kind import Prepared, Run, Submission
-from launcher.run.record_fields import RecordedJob
-from launcher.run.services import Tools
-from launcher.slurm.client import SAME_SECONDS, JobKey, SchedulerUnreachable
-from launcher.slurm.end_jobs import jobs_with_token
-from launcher.slurm.states import Phase
+from launcher.run.record import RecordedJob
+from launcher.slurm.client import SAME_SECONDS, JobKey, Phase, SchedulerUnreachable, jobs_with_token
 
 _NOT_COPIED = (".git", "srt-slurm*", "outputs", "LOGS", "*.sqsh")
 """What the compute nodes' copy of the workspace leaves out."""
@@ -48,7 +37,7 @@ def prepare_in_thread(run: Run, done: SimpleQueue[tuple[Run, Preparation]]) -> N
         answer = error
     except OSError as error:
         answer = LauncherError(str(error.strerror), where=str(error.filename))
-    except Exception as error:  # noqa: BLE001  # a fault of ours in one run must not hang the others
+    except BaseException as error:  # noqa: BLE001  # a fault of ours in one run must not hang the others
         answer = LauncherError(f"unexpected {type(error).__name__}: {error}", where=f"run {run.id}")
     done.put((run, answer))
 
@@ -65,10 +54,26 @@ def prepare(run: Run) -> JobKey:
         prepared = _prepare_workspace(run)
         run.replan(run.kind.complete(run.plan, prepared))
         refuse(run.plan, run.record.fields.accepted)
+    _have_images(run)
+    with run.record.doing("model") as keep:
+        keep(_check_model(run))
+    return _submit(run, prepared or _prepare_workspace(run))
+
+
+def _have_images(run: Run) -> None:
+    """Have every image of the plan; the plan then says where they are."""
+    services, plan, facts = run.services, run.plan, []
+    policy = ImportPolicy(
+        scheduler=plan.scheduler.kind,
+        partition=plan.scheduler.partition,
+        account=plan.scheduler.account,
+        job_name=plan.job_name,
+        token=plan.run_key,
+        registries=services.tools.registries,
+        make_directory=services.tools.stand_ins,
+    )
     with run.record.doing("images") as keep:
-        policy, services = import_policy(run.plan, run.services.tools), run.services
-        images = []
-        for planned in run.plan.images:
+        for planned in plan.images:
             image = ensure_image(
                 planned,
                 policy,
@@ -78,41 +83,22 @@ def prepare(run: Run) -> JobKey:
                 sleep=services.stop.sleep,
                 mark=mark_used_by(run.record),
             )
-            images.append(_image_facts(planned, image))
-        keep({"images": images})
-    used = {image["planned"]: image["squash"] for image in images if image["planned"] != image["squash"]}
+            facts.append(
+                {
+                    "reference": planned.reference,
+                    "planned": planned.squash,
+                    "squash": str(image.squash),
+                    "how": image.how,
+                    "bytes": image.sidecar.size,
+                    "digest": image.sidecar.digest,
+                    "seconds": round(image.seconds, 3),
+                    "facts": list(image.facts),
+                }
+            )
+        keep({"images": facts})
+    used = {str(image["planned"]): str(image["squash"]) for image in facts if image["planned"] != image["squash"]}
     if used:  # a refreshed image lies elsewhere than planned
-        run.replan(run.plan.with_squash(used))
-    with run.record.doing("model") as keep:
-        keep(_check_model(run))
-    return _submit(run, prepared or _prepare_workspace(run))
-
-
-def import_policy(plan: Plan, tools: Tools) -> ImportPolicy:
-    """How the images of a plan are imported."""
-    return ImportPolicy(
-        scheduler=plan.scheduler.kind,
-        partition=plan.scheduler.partition,
-        account=plan.scheduler.account,
-        job_name=plan.job_name,
-        token=plan.run_key,
-        registries=tools.registries,
-        make_directory=tools.stand_ins,
-    )
-
-
-def _image_facts(planned: PlannedImage, image: ImageRecord) -> dict[str, Any]:
-    """What the record keeps of an image: which one really runs, and where it came from."""
-    return {
-        "reference": planned.reference,
-        "planned": planned.squash,
-        "squash": str(image.squash),
-        "how": image.how,
-        "bytes": image.sidecar.size,
-        "digest": image.sidecar.digest,
-        "seconds": round(image.seconds, 3),
-        "facts": list(image.facts),
-    }
+        run.replan(plan.with_squash(used))
 
 
 def refuse(plan: Plan, accepted: Sequence[str] = ()) -> None:
@@ -157,8 +143,8 @@ def _stage_model(run: Run, path: Path) -> dict[str, Any]:
     planned = run.plan.model
     if planned.source is None or examine(path, precision=planned.precision).whole:
         return {}
-    from launcher.model.stage import source_of, stage
-    from launcher.model.striping import DEFAULT, Stripe, striping
+    from launcher.model.source import source_of
+    from launcher.model.stage import DEFAULT, Stripe, stage, striping
 
     policy = DEFAULT if planned.striping is None else [Stripe(*layout) for layout in planned.striping]
     run.log(f"model {path}: staging from {planned.source}")
@@ -174,25 +160,21 @@ def _stage_model(run: Run, path: Path) -> dict[str, Any]:
 
 
 def _prepare_workspace(run: Run) -> Prepared:
-    """What the kind of job needs, and the compute nodes' copy of the workspace."""
+    """What the kind of job needs, and a copy of what jobs need of the workspace where compute nodes see it."""
+    workspace = run.plan.workspace
     with run.record.doing("workspace") as keep:
         prepared = run.kind.prepare(run)
-        if run.plan.workspace.shared:
-            _copy_workspace(run, Path(run.plan.workspace.path), Path(run.plan.workspace.shared))
+        if workspace.shared:
+            run.services.stop.check()
+            ignore = shutil.ignore_patterns(*_NOT_COPIED)
+            try:
+                shutil.copytree(workspace.path, workspace.shared, symlinks=True, dirs_exist_ok=True, ignore=ignore)
+            except (OSError, shutil.Error) as error:
+                message = f"the workspace cannot be copied for the compute nodes: {error}"
+                raise SubmissionError(message, where=workspace.shared) from None
+            run.log(f"workspace copied to {workspace.shared}")
         keep(prepared.facts)
     return prepared
-
-
-def _copy_workspace(run: Run, source: Path, destination: Path) -> None:
-    """Copy what jobs need of the workspace to where compute nodes see it."""
-    run.services.stop.check()
-    ignore = shutil.ignore_patterns(*_NOT_COPIED)
-    try:
-        shutil.copytree(source, destination, symlinks=True, dirs_exist_ok=True, ignore=ignore)
-    except (OSError, shutil.Error) as error:
-        message = f"the workspace cannot be copied for the compute nodes: {error}"
-        raise SubmissionError(message, where=str(destination)) from None
-    run.log(f"workspace copied to {destination}")
 
 
 def _submit(run: Run, prepared: Prepared) -> JobKey:
@@ -201,13 +183,19 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
     with run.record.submitting(run.services.stop.sleep) as lock:
         earlier = _jobs_before(run)
         if isinstance(earlier, JobKey):
-            return _take_earlier(run, earlier)
+            output = run.kind.output_directory(run.plan, earlier.id)
+            log, held = run.kind.log_in(output, earlier.id), run.kind.holds(run.plan)
+            submitted = earlier.submitted or run.services.clock()
+            job = RecordedJob(earlier.id, submitted, str(output), str(log), held=held)
+            return _record(run, job, ["found by its token: an earlier launcher submitted it"])
         run.services.stop.check()
         with run.record.doing("submit") as keep:
             try:
                 done = run.kind.submit(run, prepared, Submission(earlier, [lock]))
             except JobsExist as error:
-                _cancel_strays(run, error.job_ids)
+                with contextlib.suppress(LauncherError):
+                    run.services.scheduler.cancel([JobKey(job_id, None, run.id) for job_id in error.job_ids])
+                    run.log(f"cancelled {', '.join(error.job_ids)}: not what was asked for")
                 raise
             hide = run.record.hide
             keep({"notes": [hide(note) for note in done.notes], "adopted": done.adopted})
@@ -244,18 +232,6 @@ def _jobs_before(run: Run) -> JobKey | frozenset[str]:
     return frozenset(job.id for job in found)
 
 
-def _take_earlier(run: Run, job: JobKey) -> JobKey:
-    output = run.kind.output_directory(run.plan, job.id)
-    recorded = RecordedJob(
-        job.id,
-        job.submitted or run.services.clock(),
-        str(output),
-        str(run.kind.log_in(output, job.id)),
-        held=run.kind.holds(run.plan),
-    )
-    return _record(run, recorded, ["found by its token: an earlier launcher submitted it"])
-
-
 def _record(run: Run, job: RecordedJob, notes: Sequence[str]) -> JobKey:
     """Write the job's id to disk, before anybody waits for the job."""
     run.record.update(state="submitted", job=job)
@@ -263,9 +239,3 @@ def _record(run: Run, job: RecordedJob, notes: Sequence[str]) -> JobKey:
         run.log(note)
     run.record.event("job", f"job {job.id} submitted", job=job.id)
     return JobKey(job.id, job.submitted, run.id)
-
-
-def _cancel_strays(run: Run, ids: Sequence[str]) -> None:
-    with contextlib.suppress(LauncherError):
-        run.services.scheduler.cancel([JobKey(i, None, run.id) for i in ids])
-        run.log(f"cancelled {', '.join(ids)}: not what was asked for")

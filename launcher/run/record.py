@@ -16,20 +16,124 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from launcher.core.errors import ConfigError, LauncherError, SubmissionError, SubmissionUnknown, closest
 from launcher.core.process import ProcessIdentity
 from launcher.core.publish import temporary_name, write_json
 from launcher.plan.plan import Plan
 from launcher.result.logs import LOGS
-from launcher.run.record_fields import ENDED, SCHEMA, RecordedJob, RunFields, Step
+from launcher.run.verdict import Verdict
 from launcher.slurm.client import JobKey
+
+SCHEMA = 1
+
+ENDED = ("succeeded", "failed", "cancelled")
+"""States of a run after which nothing more happens by itself."""
 
 SUBMISSION_PATIENCE = 330.0
 """Seconds to wait for the submission of a launcher that was killed: its srtctl goes on for 300 at most."""
+
+
+@dataclass(frozen=True)
+class RecordedJob:
+    """The job of a run. Times in seconds since the epoch.
+
+    ``output`` is the job's own directory, ``log`` its log (both may not exist yet). ``held``: it was submitted held and
+    has not been seen released; ``released``: Slurm took our release; ``over``: Slurm has said that it ended. ``state``
+    is Slurm's word for how it stands, ``says`` the same as a line for people. ``by_hand``: a person submitted it.
+    """
+
+    id: str
+    submitted: float | None = None
+    output: str = ""
+    log: str = ""
+    held: bool = False
+    released: bool = False
+    by_hand: bool = False
+    state: str = ""
+    says: str = ""
+    over: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a run (``images``, ``model``, ``workspace``, ``submit``, ``collect``): how it stands, and its facts.
+
+    ``state`` is running, done or failed; of a submission also unknown. ``facts`` are JSON values that later steps,
+    other processes and people need; in the file they stand beside the other keys.
+    """
+
+    state: str = ""
+    began: float = 0.0
+    at: float = 0.0
+    error: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, value: Mapping[str, Any]) -> Step:
+        """From JSON. Raises msgspec.ValidationError."""
+        own = ("state", "began", "at", "error")
+        return msgspec.convert({**value, "facts": {key: v for key, v in value.items() if key not in own}}, cls)
+
+
+@dataclass(frozen=True)
+class RecordedError:
+    """The error that ended a run (`launcher.core.errors`), without secrets."""
+
+    layer: str
+    message: str
+    where: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True)
+class RunFields:
+    """What ``run.json`` says of a run. Times in seconds since the epoch.
+
+    ``state`` is new, preparing, submitted, running, collecting, or one of ENDED. ``owner`` is the process that drives
+    the run, or did last. ``accepted`` are the rules whose findings somebody accepted. ``results`` says where results
+    go: the workflow's workspace, or the run's own directory.
+    """
+
+    id: str
+    runner: str
+    state: str = "new"
+    created: float = 0.0
+    updated: float = 0.0
+    owner: ProcessIdentity | None = None
+    accepted: tuple[str, ...] = ()
+    results: Literal["run", "workspace"] = "run"
+    steps: Mapping[str, Step] = field(default_factory=dict)
+    job: RecordedJob | None = None
+    ended: float | None = None
+    exit_code: int | None = None
+    verdict: Verdict | None = None
+    error: RecordedError | None = None
+
+    @classmethod
+    def read(cls, value: Mapping[str, Any]) -> RunFields:
+        """From JSON. Raises msgspec.ValidationError."""
+        fields = msgspec.convert({**value, "steps": {}}, cls)
+        steps = msgspec.convert(value.get("stages") or {}, dict[str, dict[str, Any]])
+        job = fields.job
+        if job is not None and not job.log:
+            # Launchers before the key `log` had jobs of srtctl only, which writes its log here.
+            job = replace(job, log=str(Path(job.output, "logs", f"sweep_{job.id}.log")))
+        return replace(fields, job=job, steps={name: Step.read(step) for name, step in steps.items()})
+
+    def as_json(self) -> dict[str, Any]:
+        value = _without_none(msgspec.to_builtins(self))
+        stages = {name: {**step.pop("facts"), **_without_none(step)} for name, step in value.pop("steps").items()}
+        return {"schema": SCHEMA, **value, "stages": stages}
+
+
+def _without_none(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: v for key, v in value.items() if v is not None}
 
 
 @dataclass(frozen=True)
@@ -111,40 +215,26 @@ class RunRecord:
     @property
     def job_key(self) -> JobKey | None:
         """The run's job as a scheduler knows it, once there is one."""
-        job = self.fields.job
-        return JobKey(job.id, job.submitted, self.id) if job is not None else None
+        return JobKey(self.job.id, self.job.submitted, self.id) if self.job is not None else None
 
     @property
     def log_path(self) -> Path | None:
         """The log of the run's job, where the job writes it or where it was collected to; None without a job."""
-        job = self.fields.job
-        if job is None:
+        if self.job is None:
             return None
-        own = Path(job.log)
-        if self.fields.results == "workspace" and self.ended and not own.exists():
-            return Path(self.plan.workspace.path, LOGS, own.name)
-        return own
+        own = Path(self.job.log)
+        collected = self.fields.results == "workspace" and self.ended and not own.exists()
+        return Path(self.plan.workspace.path, LOGS, own.name) if collected else own
 
     @property
     def plan(self) -> Plan:
         """The plan of this run. Raises ConfigError when it cannot be read."""
         return Plan.read(self.directory / "plan.json")
 
-    def replan(self, plan: Plan) -> None:
-        """Replace the plan, as when the recipe was read from the checkout."""
-        write_json(self.directory / "plan.json", plan.as_dict())
-
     def update(self, **changes: Any) -> None:
         """Change fields, durably."""
         self.fields = replace(self.fields, **changes, updated=self._clock())
         write_json(self.directory / "run.json", self.fields.as_json())
-
-    def update_job(self, **changes: Any) -> RecordedJob:
-        """Change what the record says of its job, durably. The run must have one."""
-        assert self.fields.job is not None
-        job = replace(self.fields.job, **changes)
-        self.update(job=job)
-        return job
 
     def step(self, name: str) -> Step:
         """What is known of a step; its ``state`` is "" while it has not begun."""
@@ -187,15 +277,10 @@ class RunRecord:
 
     def events(self) -> Iterator[dict[str, Any]]:
         """The recorded events; a last line that a killed launcher left unfinished is passed over."""
-        try:
-            lines = (self.directory / "events.jsonl").read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return
-        for line in lines:
-            try:
+        path = self.directory / "events.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError):
                 yield json.loads(line)
-            except ValueError:
-                continue
 
     def take(self) -> None:
         """Make this process the one that drives the run, until it ends, and read what the record says by then.
@@ -247,8 +332,7 @@ class RunRecord:
 
         A job that was cancelled without effect, or that was submitted while its launcher left, is still to be ended.
         """
-        job = self.fields.job
-        return self.ended and (job.over if job is not None else not self.in_doubt)
+        return self.ended and (self.job.over if self.job is not None else not self.in_doubt)
 
     @property
     def in_doubt(self) -> bool:
@@ -273,9 +357,8 @@ class RunRecord:
 def _read(path: Path) -> RunFields:
     """The fields in a run.json. Raises FileNotFoundError; ConfigError when it cannot be understood."""
     try:
-        value = json.loads(path.read_text())
-        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-            schema = value.get("schema") if isinstance(value, dict) else None
+        value = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        if (schema := value.get("schema")) != SCHEMA:
             raise ConfigError(f"expected record schema {SCHEMA}, and it is {schema!r}", where=str(path))
         return RunFields.read(value)
     except FileNotFoundError:
@@ -303,10 +386,8 @@ def records(runs: Path) -> list[RunRecord]:
     found = []
     for directory in sorted(runs.iterdir()) if runs.is_dir() else ():
         if (directory / "run.json").is_file():
-            try:
+            with contextlib.suppress(ConfigError):
                 found.append(RunRecord.load(runs, directory.name))
-            except ConfigError:
-                continue
     return sorted(found, key=lambda record: record.fields.created)
 
 

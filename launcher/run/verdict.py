@@ -15,8 +15,7 @@ from pathlib import Path
 
 from launcher.core.errors import Cancelled, LauncherError
 from launcher.result.logs import log_files
-from launcher.slurm.client import JobState
-from launcher.slurm.states import LOST, Phase
+from launcher.slurm.client import LOST, JobState, Phase
 
 TAIL = 256 * 1024
 """Bytes that are read of the end of each log."""
@@ -191,14 +190,11 @@ def _failure(path: Path, name: str, changed: float) -> Failure | None:
             if "Traceback" in line:
                 text = next((later for later in lines[number + 1 : number + 200] if _NAMED.match(later)), line)
             around = tuple(lines[max(0, number - 5) : number - 5 + LINES])
-            return Failure(name, _source(path.name), _line(text, 200), at if at is not None else changed, around)
+            source = "benchmark" if path.name.startswith(("benchmark", "eval", "bench_")) else "server"
+            if path.name.startswith(("sweep_", "slurm-")):
+                source = "orchestrator"
+            return Failure(name, source, _line(text, 200), at if at is not None else changed, around)
     return None
-
-
-def _source(name: str) -> str:
-    if name.startswith(("sweep_", "slurm-")):
-        return "orchestrator"
-    return "benchmark" if name.startswith(("benchmark", "eval", "bench_")) else "server"
 
 
 def _stamp(line: str) -> float | None:

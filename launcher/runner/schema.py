@@ -270,7 +270,7 @@ class Storage(_Struct, frozen=True, kw_only=True):
     seen_by: tuple[Literal["login", "compute"], ...] = ("login", "compute")
     """Which nodes see it."""
     striping: list[Stripe] | None = None
-    """On Lustre: layouts of staged checkpoints, by size (default: launcher/model/striping.py); ``[]`` sets none."""
+    """On Lustre: layouts of staged checkpoints, by size (default: launcher/model/stage.py); ``[]`` sets none."""
 
 
 class ImageRule(Rule, frozen=True, kw_only=True):

@@ -31,24 +31,15 @@ def open_scheduler(
     must go on when the launcher was asked to stop: scancel is what it then has to run.
     Raises ConfigError for another word, and for ``local`` without a directory.
     """
-    if kind == "slurm":
-        return _open_slurm(backend, runner, say)
     if kind == "local":
         if directory is None:
             raise ConfigError("the embedded scheduler needs a directory for its jobs")
         return LocalScheduler(directory)
-    near = closest(kind, ("slurm", "local"))
-    raise ConfigError(f"unknown scheduler {kind!r}", hint=f"did you mean {near!r}?" if near else "slurm or local")
-
-
-def _open_slurm(backend: str, runner: CommandRunner, say: Callable[[str], None]) -> Scheduler:
+    if kind != "slurm":
+        near = closest(kind, ("slurm", "local"))
+        raise ConfigError(f"unknown scheduler {kind!r}", hint=f"did you mean {near!r}?" if near else "slurm or local")
     if backend not in BACKENDS:
         raise ConfigError(f"unknown Slurm backend {backend!r}", hint=" or ".join(BACKENDS))
-    why = "as asked for"
-    if backend != "commands":
-        native, why = choose(runner=runner)
-        if native is not None:
-            say(f"Slurm is asked by {why}")
-            return native
-    say(f"Slurm is asked by its commands: {why}")
-    return SlurmCommands(runner=runner)
+    native, why = (None, "as asked for") if backend == "commands" else choose(runner=runner)
+    say(f"Slurm is asked by {why}" if native is not None else f"Slurm is asked by its commands: {why}")
+    return native if native is not None else SlurmCommands(runner=runner)

@@ -1,19 +1,86 @@
-"""What the launcher needs of a scheduler, whichever it is: how a job is named, how its state is told, what is asked."""
+"""What the launcher needs of a scheduler, whichever it is: how a job is named, how its state is told, what is asked.
+
+Slurm's words are from squeue(1), sacct(1) and the JOB STATES page of Slurm 20.02 to 25.11, and from the strings of
+libslurm 22.05.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 from launcher.core.errors import SubmissionError
-from launcher.slurm import states
-from launcher.slurm.states import Phase
 
 SAME_SECONDS = 2.0
 """Submit times that differ by no more than this are the same: Slurm keeps whole seconds, and other clocks are read a
 moment later."""
+
+
+class Phase(Enum):
+    """Where a job stands. UNKNOWN means that nobody could say, and that one has to ask again; never "finished"."""
+
+    ALIVE = "alive"
+    TERMINAL = "terminal"
+    UNKNOWN = "unknown"
+
+
+SUCCESS = "COMPLETED"
+"""The only word for a success, and only with exit code 0:0."""
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# COMPLETING hides the state of the job itself: the work is over, but processes still run, nodes are not free yet, and
+# files may still be written. A requeued job goes on under the same id, with a new submit time and a new accounting
+# record; the old record keeps the word REQUEUED (seen with 22.05: `scontrol requeue`, then `sacct -D`).
+_HELD_WORDS = _words("REQUEUE_HOLD SPECIAL_EXIT RESV_DEL_HOLD")
+ALIVE = _HELD_WORDS | _words(
+    "PENDING CONFIGURING RUNNING COMPLETING STAGE_OUT SUSPENDED STOPPED RESIZING SIGNALING EXPEDITING POWER_UP_NODE"
+    " REQUEUED REQUEUE_FED"
+)
+FAILURE = _words("BOOT_FAIL CANCELLED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT")
+# LAUNCH_FAILED, RECONFIG_FAIL and UPDATE_DB are in none of the sets: they are flags that hide the job's state. They are
+# UNKNOWN, like a word that a later Slurm may bring, and accounting is asked for the state itself.
+
+LOST = "LOST"
+"""Our own word, not one of Slurm's: the job's log says that it has ended, and Slurm, asked for long enough, does not.
+This is no success, whatever the log says: only Slurm can tell a time limit, a dead node or a cancel."""
+
+MAY_BE_REQUEUED = frozenset({"BOOT_FAIL", "NODE_FAIL", "PREEMPTED"})
+"""Ends after which Slurm itself may put a requeueable job back into the queue.
+
+An accounting record with such an end is the job's end only when the controller, asked at the same time, does not show
+the job waiting; while the controller gives no answer the job may come back.
+"""
+
+# With "_" for " ": releases differ in that.
+_HOPELESS_REASONS = _words(
+    "AccountNotAllowed AssociationTimeLimit BadConstraints DependencyNeverSatisfied InvalidAccount InvalidQOS"
+    " JobHeldAdmin JobHeldUser MaxMemPerLimit PartitionConfig PartitionNodeLimit PartitionTimeLimit QOSNotAllowed"
+    " QOSTimeLimit ReservationDeleted job_requeued_in_held_state launch_failed_requeued_held"
+)
+# A job that breaks a limit for single jobs (…PerJob, …PerNode, QOSMin…) does so however long it waits; a limit for a
+# user, an account or a group (…PerUser, AssocGrp…) is kept again when other jobs end.
+_OWN_LIMIT = re.compile(r"(Assoc|QOS)Max\w*Per(Job|Node)(Limit)?|QOSMin\w+")
+
+
+def bare_word(word: str) -> str:
+    """The bare state word: ``CANCELLED by 1000`` and sacct's cut ``CANCELLED+`` are both ``CANCELLED``."""
+    words = word.split()
+    return words[0].rstrip("+").upper() if words else ""
+
+
+def phase_of(word: str) -> Phase:
+    """The phase that a state word means; a word that is not known here is UNKNOWN."""
+    bare = bare_word(word)
+    if bare in ALIVE:
+        return Phase.ALIVE
+    return Phase.TERMINAL if bare == SUCCESS or bare in FAILURE else Phase.UNKNOWN
 
 
 class SchedulerUnreachable(SubmissionError):
@@ -82,7 +149,7 @@ class JobState:
 
     @property
     def succeeded(self) -> bool:
-        return self.phase is Phase.TERMINAL and self.word == states.SUCCESS and self.exit_code == (0, 0)
+        return self.phase is Phase.TERMINAL and self.word == SUCCESS and self.exit_code == (0, 0)
 
     @property
     def failed_step(self) -> str:
@@ -97,8 +164,15 @@ class JobState:
 
     @property
     def hopeless(self) -> bool:
-        """Whether the job waits for something that waiting does not bring (`states.hopeless`)."""
-        return self.phase is Phase.ALIVE and states.hopeless(self.word, self.reason)
+        """Whether the job waits for something that waiting does not bring.
+
+        Slurm accepts such jobs and keeps them pending for ever (seen with 22.05: more nodes than the partition has, a
+        dependency on a failed job). An administrator may still change it, so a caller acts only after some minutes.
+        """
+        if self.word in _HELD_WORDS:
+            return True
+        cause = self.reason.split(",")[0].strip().strip("()").replace(" ", "_")
+        return self.word == "PENDING" and (cause in _HOPELESS_REASONS or _OWN_LIMIT.fullmatch(cause) is not None)
 
     def describe(self) -> str:
         """One line for a person: ``FAILED, exit code 3 (NonZeroExitCode) on node01 after 12 s``."""
@@ -163,3 +237,16 @@ class Scheduler(Protocol):
 
     def describe(self, job: JobKey) -> dict[str, str]:
         """Everything that the scheduler says about a job, by source, as evidence for the run's record."""
+
+
+def jobs_with_token(token: str, scheduler: Scheduler) -> list[JobKey]:
+    """The jobs that carry a token and were not refused. Raises SchedulerUnreachable.
+
+    slurmctld 22.05 keeps a record of a job that sbatch was told it cannot have ("Requested node configuration is not
+    available"): FAILED, without a node, under the comment of the submission. Such a record is not counted as a job.
+    """
+    found = scheduler.find(token)
+    states = scheduler.poll(found) if found else {}
+    ended = {job: state for job, state in states.items() if state.phase is Phase.TERMINAL}
+    refused = {job for job, state in ended.items() if not state.succeeded and not state.nodes}
+    return [job for job in found if job not in refused]

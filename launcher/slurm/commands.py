@@ -9,15 +9,38 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 
 from launcher.core import retry
 from launcher.core.errors import JobError
 from launcher.core.process import CommandRunner, Completed, clean_environment, run
-from launcher.slurm import answers, states
-from launcher.slurm.answers import Answer, Record
-from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, carries, unknown
-from launcher.slurm.states import Phase
+from launcher.slurm.client import (
+    MAY_BE_REQUEUED,
+    SUCCESS,
+    JobKey,
+    JobState,
+    Phase,
+    SchedulerUnreachable,
+    bare_word,
+    carries,
+    phase_of,
+    unknown,
+)
+
+# The comment is last in both: it is free text, and may hold the separator.
+SQUEUE_FORMAT = "%A|%T|%V|%S|%e|%r|%N|%k"
+SACCT_FIELDS = "JobIDRaw,State,ExitCode,DerivedExitCode,Submit,Start,End,NodeList,Reason,Comment"
+
+_NOTHING = frozenset({"", "N/A", "None", "(null)", "Unknown", "None assigned", "NONE"})
+_SCONTROL_PAIR = re.compile(r"(?:^| )([A-Z][\w/:&]*)=(\S*)")
+_SCONTROL_KEYS = (
+    *("JobId", "JobState", "ExitCode", "DerivedExitCode"),
+    *("SubmitTime", "StartTime", "EndTime", "NodeList", "Reason"),
+)
+_SCONTROL_COMMENT = re.compile(r" Comment=(.*?)(?= +[A-Z]\w*=|$)")
 
 IDS_A_CALL = 2000
 """Job ids in one argv. Two thousand seven-digit ids are 16 kB; the kernel takes 128 kB for one argument."""
@@ -39,6 +62,140 @@ _REFUSED = re.compile(r"access/permission denied|invalid user", re.IGNORECASE)
 _FINAL = re.compile(f"{_NOTHING_TO_RELEASE.pattern}|{_REFUSED.pattern}", re.IGNORECASE)
 
 
+@dataclass(frozen=True)
+class Record:
+    """One job as one source shows it. A requeued or reused id has several records in accounting."""
+
+    id: str
+    state: JobState
+    comment: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one source answered: its records by job id, or why it gave no answer (``error``, "" when it gave one).
+
+    ``by`` names the source, and ``error`` begins with that name.
+    """
+
+    by: str
+    records: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+    error: str = ""
+
+    @classmethod
+    def of(cls, by: str, records: Iterable[Record]) -> Answer:
+        by_id: dict[str, list[Record]] = defaultdict(list)
+        for record in records:
+            by_id[record.id].append(record)
+        return cls(by, by_id)
+
+    def state(self, job: JobKey) -> JobState | None:
+        """The state in the record of this very job, the latest one when it was requeued; None without such a record.
+
+        Other records may have its id. The record that follows one that ends in REQUEUED belongs to the same job: its
+        submit time is another, and its comment may not be shown (`JobKey.matches`).
+        """
+        own: JobState | None = None
+        for record in sorted(self.records.get(job.id, ()), key=lambda r: r.state.submitted or 0.0):
+            again = own is not None and own.word == "REQUEUED"
+            if again or job.matches(record.state.submitted, record.comment):
+                own = record.state
+        return own
+
+    def shows_another(self, job: JobKey) -> bool:
+        """Whether a record with this job's id is certainly another job's."""
+        records = self.records.get(job.id, ())
+        return any(job.matches(record.state.submitted, record.comment) is False for record in records)
+
+    def describe(self, job: JobKey) -> str:
+        """What the source says of the job, for a message."""
+        if self.error:
+            return self.error
+        if (state := self.state(job)) is not None:
+            return f"{self.by}: says {state.word}"
+        if self.records.get(job.id):
+            return f"{self.by}: knows another job with this id"
+        return f"{self.by}: does not know the job"
+
+
+def squeue_records(text: str) -> list[Record]:
+    """The records in what ``squeue -h -o SQUEUE_FORMAT`` printed."""
+    return [
+        record_of("squeue", job, word, "", "", submit, start, end, nodes, reason, comment)
+        for job, word, submit, start, end, reason, nodes, comment in _rows(text, 8)
+    ]
+
+
+def sacct_records(text: str) -> list[Record]:
+    """The records in what ``sacct -X -D -n -P -o SACCT_FIELDS`` printed."""
+    return [record_of("sacct", *fields) for fields in _rows(text, 10)]
+
+
+def _rows(text: str, fields: int) -> list[list[str]]:
+    """The lines that begin with a job id and have so many fields: sites print banners."""
+    rows = (line.strip().split("|", fields - 1) for line in text.splitlines())
+    return [row for row in rows if len(row) == fields and row[0].isdigit()]
+
+
+def scontrol_records(text: str) -> list[Record]:
+    """The records in what ``scontrol show job -d -o ID`` printed."""
+    found = []
+    for line in text.splitlines():
+        pairs = scontrol_pairs(line)
+        if pairs["JobId"].isdigit() and pairs["JobState"]:
+            words = [pairs[key] for key in _SCONTROL_KEYS]
+            comment = _SCONTROL_COMMENT.search(line)
+            found.append(record_of("scontrol", *words, comment[1].strip() if comment else ""))
+    return found
+
+
+def scontrol_pairs(line: str) -> defaultdict[str, str]:
+    """The ``Key=value`` pairs of one line of ``scontrol show … -o``, "" for a key that is not there.
+
+    The first counts when a key occurs twice: free text (comment, reason) comes later. A value ends at a space.
+    """
+    pairs: defaultdict[str, str] = defaultdict(str)
+    for key, value in _SCONTROL_PAIR.findall(line):
+        pairs.setdefault(key, value)
+    return pairs
+
+
+def timestamp(text: str) -> float | None:
+    """Seconds since the epoch, from that number (the clients are asked for ``%s``) or from Slurm's local ISO form."""
+    if text.isdigit():
+        return float(text)
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
+
+
+def record_of(source: str, *fields: str) -> Record:
+    """A record of id, state, exit code, derived exit code, submit, start and end time, nodes, reason and comment, in
+    this order (`SACCT_FIELDS`)."""
+    job, word, code, derived, submit, start, end, nodes, reason, comment = fields
+    phase, word = phase_of(word), bare_word(word)
+    ended = phase is Phase.TERMINAL
+    state = JobState(
+        phase,
+        word,
+        exit_code=_exit_code(code) if ended else None,
+        reason="" if reason in _NOTHING else reason,
+        nodes="" if nodes in _NOTHING else nodes,
+        submitted=timestamp(submit),
+        started=None if word == "PENDING" else timestamp(start),  # for a pending job the scheduler guesses
+        ended=timestamp(end) if ended else None,
+        source=source,
+        derived=_exit_code(derived) if ended else None,
+    )
+    return Record(job, state, "" if comment in _NOTHING else comment)
+
+
+def _exit_code(text: str) -> tuple[int, int] | None:
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else None
+
+
 class SlurmCommands:
     """The Scheduler over Slurm's command line tools. It holds no state; several threads may use it."""
 
@@ -58,7 +215,10 @@ class SlurmCommands:
         self._timeout = timeout
         self._now = now
         self._sleep = sleep
-        self._plain = _client_environment(os.environ if environ is None else environ)
+        # Without variables that change what the clients ask or print: SQUEUE_FORMAT, SLURM_CLUSTERS…
+        prefixes = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")
+        clean = clean_environment(os.environ if environ is None else environ)
+        self._plain = {name: value for name, value in clean.items() if not name.startswith(prefixes)}
         # With this squeue, sacct and scontrol (22.05) print times as seconds since the epoch, free of time zones.
         self._environment = {**self._plain, "SLURM_TIME_FORMAT": "%s"}
 
@@ -71,17 +231,31 @@ class SlurmCommands:
 
     def _poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
         queue = self._squeue([job.id for job in jobs])
-        found = {job: state for job in jobs if (state := queue.state(job)) and _is_definite(state)}
+        found: dict[JobKey, JobState] = {}
+        for job in jobs:
+            # squeue shows no exit codes, so that an end by it is not enough; the controller's own library shows them.
+            state = queue.state(job)
+            if state and (
+                state.phase is Phase.ALIVE or (state.phase is Phase.TERMINAL and state.exit_code is not None)
+            ):
+                found[job] = state
         rest = [job for job in jobs if job not in found]
         if not rest:
             return found
-        accounts = self._sacct([job.id for job in rest])
+        # With -j sacct looks at all times, not only at today.
+        accounts = self._sacct("-j", ",".join(job.id for job in rest))
         for job in rest:
+            # Accounting is believed about ends only: it says PENDING or RUNNING for ever of a job that the controller
+            # lost, and lags behind by a second and more (22.05).
             state = accounts.state(job)
-            if state is not None and _is_end(state, controller_answered=not queue.error):
+            if state and state.phase is Phase.TERMINAL and not (queue.error and state.word in MAY_BE_REQUEUED):
                 found[job] = state
         rest = [job for job in rest if job not in found]
-        shown = self._scontrol([job.id for job in rest[:SHOWN_A_ROUND]])
+        shown: dict[str, Answer] = {}
+        for job in rest[:SHOWN_A_ROUND]:
+            shown[job.id] = self._ask(["scontrol", "show", "job", "-d", "-o", job.id], scontrol_records)
+            if shown[job.id].error:
+                break  # while the controller is down each call takes 9 s
         for job in rest:
             found[job] = _settle(job, queue, accounts, shown.get(job.id))
         return found
@@ -95,12 +269,9 @@ class SlurmCommands:
         # The token is not in the job's name: that has to be the runner's name, by which workflows cancel the jobs that
         # a dead launcher left behind.
         user = str(os.getuid())
-        queue = self._queue_of(user)
+        queue = self._squeue(user=user)
         since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self._now() - 86400))
-        accounts = self._ask(
-            ["sacct", "-X", "-D", "-n", "-P", "-u", user, "-S", since, "-o", answers.SACCT_FIELDS],
-            answers.sacct_records,
-        )
+        accounts = self._sacct("-u", user, "-S", since)
         keys: dict[str, JobKey] = {}
         for answer in (accounts, queue):
             for job_id, records in answer.records.items():
@@ -123,7 +294,9 @@ class SlurmCommands:
         Raises JobError when Slurm refuses.
         """
         queue = self._squeue([job.id for job in jobs], timeout=min(LOOK_BEFORE_CANCEL, self._timeout))
-        ids = [job.id for job in jobs if _may_cancel(job, queue)]
+        ended = {job for job in jobs if (state := queue.state(job)) and state.phase is Phase.TERMINAL}
+        foreign = {job for job in jobs if queue.state(job) is None and queue.shows_another(job)}
+        ids = [job.id for job in jobs if job not in ended | foreign]
         for start in range(0, len(ids), IDS_A_CALL):
             self._scancel(ids[start : start + IDS_A_CALL])
 
@@ -166,28 +339,14 @@ class SlurmCommands:
         answered = {name: self._runner(argv, timeout=self._timeout, env=self._plain) for name, argv in asked.items()}
         return {name: done.stdout if done.ok else str(done) for name, done in answered.items()}
 
-    def _squeue(self, ids: Sequence[str], timeout: float | None = None) -> Answer:
-        argv = ["squeue", "-h", "--states=all", "-j", ",".join(ids), "-o", answers.SQUEUE_FORMAT]
-        return self._ask(argv, answers.squeue_records, timeout)
+    def _squeue(self, ids: Sequence[str] = (), *, user: str = "", timeout: float | None = None) -> Answer:
+        """What the controller says of these jobs, or of all jobs of a user."""
+        which = ["-u", user] if user else ["-j", ",".join(ids)]
+        return self._ask(["squeue", "-h", "--states=all", *which, "-o", SQUEUE_FORMAT], squeue_records, timeout)
 
-    def _queue_of(self, user: str) -> Answer:
-        argv = ["squeue", "-h", "--states=all", "-u", user, "-o", answers.SQUEUE_FORMAT]
-        return self._ask(argv, answers.squeue_records)
-
-    def _sacct(self, ids: Sequence[str]) -> Answer:
-        # -D shows every record of an id that was given out twice, or of a job that was requeued. With -j sacct looks at
-        # all times, not only at today.
-        argv = ["sacct", "-X", "-D", "-n", "-P", "-j", ",".join(ids), "-o", answers.SACCT_FIELDS]
-        return self._ask(argv, answers.sacct_records)
-
-    def _scontrol(self, ids: Sequence[str]) -> dict[str, Answer]:
-        """One call for each id, until one gets no answer: while the controller is down each call takes 9 s."""
-        shown: dict[str, Answer] = {}
-        for job_id in ids:
-            shown[job_id] = self._ask(["scontrol", "show", "job", "-d", "-o", job_id], answers.scontrol_records)
-            if shown[job_id].error:
-                break
-        return shown
+    def _sacct(self, *which: str) -> Answer:
+        # -D shows every record of an id that was given out twice, or of a job that was requeued.
+        return self._ask(["sacct", "-X", "-D", "-n", "-P", *which, "-o", SACCT_FIELDS], sacct_records)
 
     def _ask(self, argv: list[str], read: Callable[[str], list[Record]], timeout: float | None = None) -> Answer:
         done = self._runner(argv, timeout=timeout or self._timeout, env=self._environment)
@@ -220,43 +379,17 @@ class SlurmCommands:
             )
 
 
-def _client_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without variables that change what the clients ask or print: ``SQUEUE_FORMAT``,
-    ``SLURM_CLUSTERS``…"""
-    prefixes = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")
-    return {k: v for k, v in clean_environment(environ).items() if not k.startswith(prefixes)}
-
-
-def _is_definite(state: JobState) -> bool:
-    """Whether the controller's word is enough. squeue shows no exit codes, so that an end by it is not; the
-    controller's own library shows them."""
-    return state.phase is Phase.ALIVE or (state.phase is Phase.TERMINAL and state.exit_code is not None)
-
-
-def _is_end(state: JobState, *, controller_answered: bool) -> bool:
-    """Whether an accounting record tells the job's end. Accounting is believed about ends only: it says PENDING or
-    RUNNING for ever of a job that the controller lost, and lags behind by a second and more (22.05)."""
-    if state.phase is not Phase.TERMINAL:
-        return False
-    return controller_answered or state.word not in states.MAY_BE_REQUEUED
-
-
 def _settle(job: JobKey, queue: Answer, accounts: Answer, shown: Answer | None) -> JobState:
     """The state of a job that squeue does not show alive, and for whose end accounting has no record (yet)."""
     state = shown.state(job) if shown is not None else None
     if state is not None and state.phase is not Phase.UNKNOWN:
         return state
     last = queue.state(job)
-    if last is not None and last.phase is Phase.TERMINAL and last.word != states.SUCCESS:
+    if last is not None and last.phase is Phase.TERMINAL and last.word != SUCCESS:
         return last  # a failure without its exit code; a success needs one
     scontrol = "scontrol: not asked" if shown is None else shown.describe(job)
     reason = "; ".join([queue.describe(job), accounts.describe(job), scontrol])
     return unknown(reason, source="squeue, sacct, scontrol")
-
-
-def _may_cancel(job: JobKey, queue: Answer) -> bool:
-    state = queue.state(job)
-    return not queue.shows_another(job) if state is None else state.phase is not Phase.TERMINAL
 
 
 def _cancelled(done: Completed) -> bool:

@@ -12,12 +12,18 @@ A jobs directory holds one directory a job, named by its id:
 
 Every file is published by rename, so any process that sees the directory can find, poll and cancel the jobs. The words
 for states are Slurm's.
+
+The supervisor of a job is a process beside it: it waits for the job's turn, runs it by submitit, and tells its end. It
+leads a session and process group of its own, in which the whole job runs: submitit's controller, the function's
+process, and what they start. (A kill does not reach what the job itself starts in a new session.)
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import math
 import os
 import signal
 import socket
@@ -25,8 +31,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -34,13 +41,19 @@ import msgspec
 from launcher.core import publish
 from launcher.core.errors import SubmissionError
 from launcher.core.process import ProcessIdentity
-from launcher.slurm import states
-from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, carries, unknown
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable, carries, phase_of, unknown
 
 SOURCE = "embedded scheduler"
 
-_SUPERVISOR = (sys.executable, "-c", "from launcher.slurm.supervisor import main; main()")
+GRACE = 5.0
+"""Seconds between SIGTERM and SIGKILL."""
+
+LOOK = 0.1
+"""Seconds between two looks of a supervisor: at its job, and for a free slot."""
+
+_SUPERVISOR = (sys.executable, "-c", "from launcher.slurm.local import supervise; supervise()")
+_SUBMITTER_PATIENCE = 10.0
+_TEN_YEARS = 10 * 365 * 24 * 60  # minutes; submitit wants a limit, and does not say when it kills a job for it
 
 
 class Job(msgspec.Struct, frozen=True, rename={"supervisor": "keeper"}):
@@ -76,7 +89,7 @@ def submit(
     """
     import cloudpickle  # type: ignore[import-untyped]  # submitit's own
 
-    with _submission_errors(directory):
+    try:
         job_dir = _new_job_dir(directory)
         # The empty tuple is for the arguments that jobs of earlier launchers have.
         publish.write_bytes(job_dir / "call.pkl", cloudpickle.dumps((function, ())))
@@ -101,6 +114,8 @@ def submit(
             supervisor=ProcessIdentity.of(supervisor.pid),
         )
         publish.write_json(job_dir / "job.json", msgspec.to_builtins(job))
+    except OSError as error:
+        raise SubmissionError(f"the job could not be started: {error}", where=str(directory)) from error
     return JobKey(job.id, job.submitted, job.token)
 
 
@@ -139,7 +154,7 @@ class LocalScheduler:
 
     def cancel(self, jobs: Sequence[JobKey]) -> None:
         """Ask each job's supervisor to end it. Returns at once; the supervisor sends SIGTERM to the job's processes,
-        SIGKILL after `supervisor.GRACE` seconds, and publishes CANCELLED."""
+        SIGKILL after `GRACE` seconds, and publishes CANCELLED."""
         refused = []
         for key in jobs:
             job_dir = self.directory / key.id
@@ -217,7 +232,7 @@ def _read_state(job_dir: Path, job: Job) -> JobState:
         seen = json.loads((job_dir / "state.json").read_text(encoding="utf-8"))
     word = seen.get("word", "PENDING")
     return JobState(
-        states.phase(word),
+        phase_of(word),
         word,
         exit_code=(seen["exit_code"], seen.get("signal", 0)) if seen.get("exit_code") is not None else None,
         reason=seen.get("reason", "" if seen else "Resources"),
@@ -244,9 +259,139 @@ def _new_job_dir(directory: Path) -> Path:
             return job_dir
 
 
-@contextlib.contextmanager
-def _submission_errors(directory: Path) -> Iterator[None]:
+def supervise() -> None:
+    """Bring a job to its end, in a process of its own whose argument is the job's directory.
+
+    Ends with a SIGKILL to its own process group, so that no process of the job outlives it.
+    """
+    job_dir = Path(sys.argv[1])
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    job = _await_job(job_dir)
+    if job is None:
+        return  # its submitter died before the job existed
+    if _await_turn(job_dir, job, cancelled=lambda: bool(asked)):
+        _run(job_dir, job, cancelled=lambda: bool(asked))
+    else:
+        _publish_state(job_dir, "CANCELLED", None, reason="before it started")
+    os.killpg(0, signal.SIGKILL)
+
+
+def _await_turn(job_dir: Path, job: Job, *, cancelled: Callable[[], bool]) -> bool:
+    """Wait until fewer than ``slots`` earlier jobs are unfinished; False when the job is cancelled meanwhile.
+
+    It needs no lock: it looks at lower ids only, and those only ever end.
+    """
+    over: set[Path] = set()
+    while not cancelled():
+        ahead = 0
+        for earlier in job_dirs(job_dir.parent):
+            if int(earlier.name) >= int(job.id) or ahead >= job.slots:
+                break
+            if earlier not in over:
+                if _unfinished(earlier):
+                    ahead += 1
+                else:
+                    over.add(earlier)
+        if ahead < job.slots:
+            return True
+        time.sleep(LOOK)
+    return False
+
+
+def _run(job_dir: Path, job: Job, *, cancelled: Callable[[], bool]) -> None:
+    started = time.time()
+    _publish_state(job_dir, "RUNNING", started)
+    deadline = time.monotonic() + (job.time_limit if job.time_limit is not None else math.inf)
+    import submitit
+    from submitit.core.utils import FailedJobError
+
+    executor = submitit.LocalExecutor(folder=job_dir / "submitit")
+    executor.update_parameters(timeout_min=_TEN_YEARS, signal_delay_s=0, stderr_to_stdout=True)
+    handle = executor.submit(perform, os.fspath(job_dir))
+    while not handle.done():
+        if cancelled() or time.monotonic() >= deadline:
+            word = "CANCELLED" if cancelled() else "TIMEOUT"
+            os.killpg(0, signal.SIGTERM)  # this process counts it as one more request
+            until = time.monotonic() + GRACE
+            while not handle.done() and time.monotonic() < until:
+                time.sleep(LOOK)
+            _publish_state(job_dir, word, started, exit_code=0, signal=int(signal.SIGTERM))
+            return
+        time.sleep(LOOK)
+    if not handle.paths.result_pickle.exists():
+        reason = "the function's process ended without a result, by a signal or os._exit"
+        _publish_state(job_dir, "FAILED", started, reason=reason)
+        return
     try:
-        yield
-    except OSError as error:
-        raise SubmissionError(f"the job could not be started: {error}", where=str(directory)) from error
+        code = handle.result()
+    except FailedJobError:  # an exception; its traceback is in the log
+        code = 1
+    if code:
+        _publish_state(job_dir, "FAILED", started, exit_code=code, reason="NonZeroExitCode")
+    else:
+        _publish_state(job_dir, "COMPLETED", started, exit_code=0)
+
+
+def _publish_state(job_dir: Path, word: str, started: float | None, **more: object) -> None:
+    ended = None if word == "RUNNING" else time.time()
+    publish.write_json(job_dir / "state.json", {"word": word, "started": started, "ended": ended, **more})
+
+
+def perform(directory: str) -> int:
+    """Call the function, with its output in the log; the exit code. This runs in the job's own process."""
+    import cloudpickle  # submitit's own
+
+    job_dir = Path(directory)
+    job = _await_job(job_dir)
+    if job is None:
+        raise FileNotFoundError(f"{job_dir}: no job.json")
+    log = Path(job.log)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    logging.getLogger("submitit").setLevel(logging.WARNING)  # its "completed successfully" is not the job's word
+    os.environ.update(SLURM_JOB_ID=job.id, SLURM_JOB_NAME=job.name)
+    signal.signal(signal.SIGTERM, _leave)
+    threading.Thread(target=_die_with, args=(job.supervisor,), daemon=True, name="supervisor watch").start()
+    function, args = cloudpickle.loads((job_dir / "call.pkl").read_bytes())
+    try:
+        function(*args)
+    except SystemExit as leaving:
+        if leaving.code is None or isinstance(leaving.code, int):
+            return (leaving.code or 0) & 0xFF
+        sys.stderr.write(f"{leaving.code}\n")
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return 0
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Let SIGTERM unwind the function, so that it can end its own children. submitit would ignore the signal."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the second one, forwarded by submitit's controller
+    raise SystemExit(128 + number)
+
+
+def _die_with(supervisor: ProcessIdentity) -> None:
+    """End this job when its supervisor was killed: nobody would tell its end, nor act on a cancel."""
+    while supervisor.alive():
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _await_job(job_dir: Path) -> Job | None:
+    until = time.monotonic() + _SUBMITTER_PATIENCE
+    while (job := read_job(job_dir)) is None and time.monotonic() < until:
+        time.sleep(0.02)
+    return job
+
+
+def _unfinished(job_dir: Path) -> bool:
+    job = read_job(job_dir)
+    if job is None:  # being submitted just now, or never was
+        return time.time() - job_dir.stat().st_mtime < _SUBMITTER_PATIENCE
+    return observe(job_dir, job).phase is not Phase.TERMINAL

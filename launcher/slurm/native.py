@@ -27,9 +27,7 @@ import msgspec
 
 from launcher.core.errors import SubmissionError
 from launcher.core.process import CommandRunner, run
-from launcher.slurm import answers
-from launcher.slurm.answers import Answer
-from launcher.slurm.commands import SlurmCommands
+from launcher.slurm.commands import Answer, SlurmCommands, record_of
 
 CONTROLLER = "slurmctld"
 """The name of the controller as a source, where it is asked by its library."""
@@ -69,20 +67,23 @@ class SlurmNative(SlurmCommands):
     ) -> None:
         super().__init__(runner=runner, environ=environ, timeout=timeout)
         self.version = version
-        self._workers = _Workers(worker, self._plain)
+        self._argv = list(worker)
+        self._idle: list[_Worker] = []
+        self._guard = threading.Lock()
 
-    def _squeue(self, ids: Sequence[str], timeout: float | None = None) -> Answer:
-        answer = self._controller({"ids": list(ids)}, timeout)
-        return super()._squeue(ids, timeout) if answer is None else answer
+    def _squeue(self, ids: Sequence[str] = (), *, user: str = "", timeout: float | None = None) -> Answer:
+        answer = self._controller({"user": int(user)} if user else {"ids": list(ids)}, timeout)
+        return super()._squeue(ids, user=user, timeout=timeout) if answer is None else answer
 
-    def _queue_of(self, user: str) -> Answer:
-        answer = self._controller({"user": int(user)})
-        return super()._queue_of(user) if answer is None else answer
-
-    def _controller(self, question: Mapping[str, Any], timeout: float | None = None) -> Answer | None:
+    def _controller(self, question: Mapping[str, Any], timeout: float | None) -> Answer | None:
         """What the controller says, or why it gave no answer; None when the child failed: squeue may still succeed."""
+        timeout = timeout or self._timeout
+        deadline = time.monotonic() + timeout
         try:
-            reply = self._workers.ask(question, timeout or self._timeout)
+            with self._worker(min(timeout, START)) as worker:
+                reply = worker.ask(question, deadline - time.monotonic())
+                # A child that reported an error is not kept: slurm.conf may have changed since it was started.
+                worker.fit = "error" not in reply
         except WorkerSilent as error:
             return Answer(CONTROLLER, error=f"{CONTROLLER}: {error.message}")
         except WorkerFailed:
@@ -93,7 +94,26 @@ class SlurmNative(SlurmCommands):
             rows = msgspec.convert(reply.get("rows"), list[_Row])
         except msgspec.ValidationError:
             return None
-        return Answer.of(CONTROLLER, answers.controller_records(rows, CONTROLLER))
+        return Answer.of(CONTROLLER, [record_of(CONTROLLER, *row) for row in rows])
+
+    @contextlib.contextmanager
+    def _worker(self, start: float) -> Iterator[_Worker]:
+        """The idle child, or a new one, which has ``start`` seconds to greet; one is kept for the next question."""
+        with self._guard:
+            worker = self._idle.pop() if self._idle else None
+        if worker is None or not worker.running:
+            worker = _Worker(self._argv, self._plain, start)
+        try:
+            yield worker
+        except BaseException:
+            worker.end()
+            raise
+        with self._guard:
+            keep = worker.fit and not self._idle
+            if keep:
+                self._idle.append(worker)
+        if not keep:
+            worker.end()
 
 
 def choose(
@@ -118,7 +138,8 @@ def choose(
         return None, f"Slurm's release cannot be told: {done}"
     native = SlurmNative("", runner=runner, environ=environ, worker=worker)
     try:
-        native.version = native._workers.version()
+        with native._worker(START) as child:
+            native.version = child.version
     except WorkerSilent as error:
         return None, f"pyslurm's import {error.message}"
     except WorkerFailed as error:
@@ -131,51 +152,6 @@ def choose(
 def _release(text: str) -> tuple[int, int] | None:
     found = re.search(r"\b(\d{2})\.(\d{1,2})\b", text)
     return (int(found[1]), int(found[2])) if found else None
-
-
-class _Workers:
-    """Child processes that answer one question at a time; one idle child is kept for the next question."""
-
-    def __init__(self, argv: Sequence[str], environ: Mapping[str, str]) -> None:
-        self._argv = list(argv)
-        self._environ = dict(environ)
-        self._idle: list[_Worker] = []
-        self._guard = threading.Lock()
-
-    def version(self) -> str:
-        """The version of pyslurm. Raises WorkerFailed."""
-        with self._one(START) as worker:
-            return worker.version
-
-    def ask(self, question: Mapping[str, Any], timeout: float) -> Mapping[str, Any]:
-        """The answer to a question, in ``timeout`` seconds. Raises WorkerFailed, WorkerSilent.
-
-        A child that reported an error is not kept: slurm.conf may have changed since it was started.
-        """
-        deadline = time.monotonic() + timeout
-        with self._one(min(timeout, START)) as worker:
-            reply = worker.ask(question, deadline - time.monotonic())
-            worker.fit = "error" not in reply
-            return reply
-
-    @contextlib.contextmanager
-    def _one(self, start: float) -> Iterator[_Worker]:
-        """An idle child, or a new one, which has ``start`` seconds to greet."""
-        with self._guard:
-            worker = self._idle.pop() if self._idle else None
-        if worker is None or not worker.running:
-            worker = _Worker(self._argv, self._environ, start)
-        try:
-            yield worker
-        except BaseException:
-            worker.end()
-            raise
-        with self._guard:
-            keep = worker.fit and not self._idle
-            if keep:
-                self._idle.append(worker)
-        if not keep:
-            worker.end()
 
 
 class _Worker:

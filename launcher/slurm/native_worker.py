@@ -2,7 +2,7 @@
 
 Standard input   {"ids": ["1", …]} or {"user": 1000}: which jobs
 Standard output  {"version": "22.5.3"} at first, {"error": "…"} when pyslurm cannot be imported; for each question then
-                 {"rows": [[…], …]}, fields in the order of `answers.SACCT_FIELDS`, or {"error": "…"}
+                 {"rows": [[…], …]}, fields in the order of `commands.SACCT_FIELDS`, or {"error": "…"}
 
 It ends at the end of its input: after its parent has ended it answers one more question at most.
 """

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from launcher.core.errors import JobError
-from launcher.slurm.client import JobKey, JobState, Scheduler, unknown
-from launcher.slurm.states import Phase
+from launcher.core.errors import JobError, LauncherError
+from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, unknown
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,13 @@ class JobPoller:
         if state.phase is Phase.UNKNOWN:
             watched.unanswered += 1
             if now - watched.known_at >= self._pace.patience:
-                given_up = _no_answer(self._scheduler.name, job, watched, now)
+                last = f"last known as {watched.word}" if watched.word else "never seen"
+                given_up = JobError(
+                    f"no definite answer from {self._scheduler.name} for {(now - watched.known_at) / 60:.0f} min, "
+                    f"{last}; asked {watched.unanswered} times in that time; just now: {state.reason}",
+                    where=str(job),
+                    hint=f"the job may still hold nodes: look with `sacct -j {job.id}`, end it with `scancel {job.id}`",
+                )
         else:
             watched.known_at, watched.unanswered = now, 0
             changed, watched.word = watched.word != state.word, state.word
@@ -221,7 +227,13 @@ class JobPoller:
             watched.hopeless_since = now
         seconds = now - watched.hopeless_since
         patience = self._pace.patience if held else self._pace.hopeless
-        return _never_starts(job, state, seconds) if seconds >= patience else None
+        if seconds < patience:
+            return None
+        return JobError(
+            f"the job will not start by waiting: {state.describe()} for {seconds / 60:.0f} min",
+            where=str(job),
+            hint=f"change what it asks for, or release it; `scontrol show job {job.id}` tells more",
+        )
 
     def _next_pause(self) -> float:
         """How long to wait before the next question; the pause after it is longer."""
@@ -237,20 +249,38 @@ def _looks(state: JobState) -> tuple[Phase, str, str, str]:
     return state.phase, state.word, "" if state.phase is Phase.UNKNOWN else state.reason, state.nodes
 
 
-def _no_answer(scheduler: str, job: JobKey, watched: _Watched, now: float) -> JobError:
-    reason = watched.state.reason if watched.state else ""
-    last = f"last known as {watched.word}" if watched.word else "never seen"
-    return JobError(
-        f"no definite answer from {scheduler} for {(now - watched.known_at) / 60:.0f} min, {last}; "
-        f"asked {watched.unanswered} times in that time; just now: {reason}",
-        where=str(job),
-        hint=f"the job may still hold nodes: look with `sacct -j {job.id}`, end it with `scancel {job.id}`",
-    )
+AGAIN = 2.5
+"""Seconds after which a job that does not seem to end is cancelled once more."""
+
+_PACE_OF_ENDING = Pace(first=0.3, running=1.0, pending=1.0)
 
 
-def _never_starts(job: JobKey, state: JobState, seconds: float) -> JobError:
-    return JobError(
-        f"the job will not start by waiting: {state.describe()} for {seconds / 60:.0f} min",
-        where=str(job),
-        hint=f"change what it asks for, or release it; `scontrol show job {job.id}` tells more",
-    )
+def end_jobs(
+    scheduler: Scheduler, jobs: Sequence[JobKey], *, bound: float, again: float = AGAIN
+) -> dict[JobKey, JobState]:
+    """Wait until every job has ended, ``bound`` seconds at most; the last states, in which a job may still be alive.
+
+    The caller has asked for the end of these jobs once. For those that are not ending that request is made again every
+    ``again`` seconds. A scheduler that hangs does not stretch the bound: what it has not answered is unknown.
+    """
+
+    def cancel(jobs: Sequence[JobKey]) -> None:
+        with contextlib.suppress(LauncherError):
+            scheduler.cancel(jobs)
+
+    poller = JobPoller(scheduler, pace=_PACE_OF_ENDING)
+    for job in jobs:
+        poller.watch(job)
+    states = {job: unknown("no answer in time") for job in jobs}
+    began = time.monotonic()
+    cancel_due, cancelling = began + again, threading.Thread()
+    while poller.watched and time.monotonic() < began + bound:
+        if (answer := poller.poll()) is not None:
+            states.update(answer.states)
+        left = [job for job, s in states.items() if s.phase is not Phase.TERMINAL and s.word != "COMPLETING"]
+        if left and time.monotonic() >= cancel_due and not cancelling.is_alive():
+            cancelling = threading.Thread(target=cancel, args=(left,), daemon=True, name="cancel again")
+            cancelling.start()
+            cancel_due = time.monotonic() + again
+        time.sleep(0.05)
+    return states

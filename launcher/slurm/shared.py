@@ -29,8 +29,7 @@ from launcher.core.errors import SubmissionError
 from launcher.core.lease import Lock, LockPace
 from launcher.core.process import ProcessIdentity
 from launcher.core.publish import temporary_name
-from launcher.slurm.client import JobKey, JobState, Scheduler
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobKey, JobState, Phase, Scheduler
 
 MAX_AGE = 15.0
 """Answers whose question began more seconds ago are ignored. This is half of the longest pause between questions about
@@ -143,14 +142,10 @@ class SharedPoller:
         asked = self._clock()
         answer = _Answer(asked, list(self.inner.poll(list(wanted)).items()))
         if for_all:
-            self._publish_answer(answer)
+            published = _read(self.place / "answer.json", _Answer)
+            if published is None or not asked < published.asked <= self._clock():  # else that is the newer one
+                _write(self.place / "answer.json", answer)
         return answer
-
-    def _publish_answer(self, answer: _Answer) -> None:
-        """Replace the published answer, unless that is the newer one."""
-        published = _read(self.place / "answer.json", _Answer)
-        if published is None or not answer.asked < published.asked <= self._clock():
-            _write(self.place / "answer.json", answer)
 
     def _published_answer(self, jobs: Sequence[JobKey]) -> _Answer | None:
         """The published answer, when it tells something new and certain about every one of these jobs; else None."""

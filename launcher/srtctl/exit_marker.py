@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from launcher.slurm.client import JobKey, JobState
-from launcher.slurm.states import LOST, Phase
+from launcher.slurm.client import LOST, JobKey, JobState, Phase
 
 TAIL = 4096
 """Bytes of the log's end that are read: lines of Slurm's own daemons about the job's end follow the marker."""

@@ -26,11 +26,8 @@ import launcher
 from launcher.core.errors import LauncherError
 from launcher.core.process import CommandRunner, clean_environment, run
 from launcher.core.retry import until
-from launcher.slurm import answers
-from launcher.slurm.client import carries
-from launcher.slurm.commands import SlurmCommands
-from launcher.slurm.end_jobs import jobs_with_token
-from launcher.slurm.states import Phase
+from launcher.slurm.client import Phase, carries, jobs_with_token
+from launcher.slurm.commands import SQUEUE_FORMAT, SlurmCommands, squeue_records
 
 VARIABLE = "LAUNCHER_SBATCH"
 """The program's input, as JSON: ``token``, ``earlier`` (ids of jobs that carried it before), ``hold``, ``directory``
@@ -115,9 +112,9 @@ def submit(
 def _in_queue(token: str, earlier: frozenset[str], environ: Mapping[str, str], runner: CommandRunner) -> list[str]:
     """The ids of new jobs with this token that squeue shows, which takes milliseconds; none when it does not answer."""
     clean = {k: v for k, v in clean_environment(environ).items() if not k.startswith("SQUEUE_")}
-    argv = ["squeue", "-h", "--states=all", "-u", str(os.getuid()), "-o", answers.SQUEUE_FORMAT]
+    argv = ["squeue", "-h", "--states=all", "-u", str(os.getuid()), "-o", SQUEUE_FORMAT]
     done = runner(argv, timeout=5.0, env=clean)
-    ours = [r for r in answers.squeue_records(done.stdout) if carries(r.comment, token) and r.id not in earlier]
+    ours = [r for r in squeue_records(done.stdout) if carries(r.comment, token) and r.id not in earlier]
     return [r.id for r in ours if r.state.phase is not Phase.TERMINAL or r.state.nodes]
 
 

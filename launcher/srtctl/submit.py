@@ -19,8 +19,7 @@ from typing import Any
 from launcher.core.errors import JobsExist, SubmissionError, SubmissionUnknown
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.retry import until
-from launcher.slurm.client import Scheduler, SchedulerUnreachable
-from launcher.slurm.end_jobs import jobs_with_token
+from launcher.slurm.client import Scheduler, SchedulerUnreachable, jobs_with_token
 from launcher.srtctl.config import dropped_warning
 from launcher.srtctl.sbatch_wrapper import wrapper_on_path
 

@@ -14,7 +14,7 @@ import pytest
 from launcher.benchmark.environment import result_filename
 from launcher.benchmark.selection import Selection
 from launcher.check.result_name_rules import _result_names
-from launcher.project import Session
+from launcher.project import Project
 from tests.shared import SHARED, needs_shared
 
 pytestmark = needs_shared
@@ -94,9 +94,9 @@ def test_names_that_are_too_long_are_those_of_the_reference() -> None:
     Of these 0, 2 and 21 are AMD's, whose launcher calls its files otherwise, and which this one does not run.
     """
     assert SHARED is not None
-    of = Session.open({}, workspace=str(SHARED / "inferencex"), srt_slurm=str(SHARED / "srt-slurm"))
+    project = Project.open({}, workspace=str(SHARED / "inferencex"), srt_slurm=str(SHARED / "srt-slurm"))
     masters = sorted((SHARED / "inferencex" / "configs").glob("*-master.yaml"))
-    matrix = of.matrix([str(path) for path in masters])
+    matrix = project.matrix([str(path) for path in masters])
     assert matrix.labels is not None
     ours, theirs = [0, 0, 0], [0, 0, 0]
     entries = [e for e in matrix.entries(Selection(nodes="multi", evals="none")) if not e.benchmark.agentic]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from launcher.check import report
-from launcher.check.baseline import DAYS, Baseline, written
-from launcher.check.registry import RULES, once
+from launcher.check.baseline import DAYS, Baseline, baseline_text
+from launcher.check.registry import RULES, merged_findings
 from launcher.check.report import Roots
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding, Severity
@@ -38,28 +38,28 @@ def baseline(*entries: dict[str, Any]) -> Baseline:
 
 def test_the_same_finding_of_several_rows_is_one() -> None:
     rows = [finding(place=Place(RECIPE, "model", "path")) for _ in range(3)]
-    (found,) = once(rows, [finding(place=Place(RECIPE, "model", "path"))])
+    (found,) = merged_findings(rows, [finding(place=Place(RECIPE, "model", "path"))])
     assert found.rows == 3 and found.text == "m (3 rows)" and found.where == "/ws/recipes/a b.yaml:2"
 
 
 def test_findings_that_differ_stay_apart_and_errors_come_first() -> None:
-    found = once([finding(), finding(message="n"), finding(place="/ws/m.yaml:8"), finding(severity="error")])
+    found = merged_findings([finding(), finding(message="n"), finding(place="/ws/m.yaml:8"), finding(severity="error")])
     assert [one.severity for one in found] == ["error", "warning", "warning", "warning"]
 
 
 def test_an_anchor_brings_two_keys_to_one_line() -> None:
     here, there = Place(RECIPE, "slurm", "time_limit"), Place(RECIPE, "again", "slurm", "time_limit")
-    (found,) = once([finding(place=here), finding(place=there)])
+    (found,) = merged_findings([finding(place=here), finding(place=there)])
     assert found.rows == 2
 
 
 def test_text_is_a_line_a_finding() -> None:
-    lines = list(report.text(once([finding(message="two\n  lines")])))
+    lines = list(report.text(merged_findings([finding(message="two\n  lines")])))
     assert lines == ["precision warning /ws/m.yaml:7 two lines"]
 
 
 def test_json_has_the_plans_keys() -> None:
-    assert json.loads(report.as_json(once([finding()]))) == [
+    assert json.loads(report.as_json(merged_findings([finding()]))) == [
         {"rule": "precision", "severity": "warning", "message": "m", "where": "/ws/m.yaml:7", "rows": 1}
     ]
 
@@ -97,24 +97,24 @@ def test_sarif_names_rules_levels_and_places() -> None:
 
 
 def test_what_a_baseline_accepts_is_left_out() -> None:
-    found = once([finding(), finding(rule="workers", place="/ws/m.yaml:9")])
+    found = merged_findings([finding(), finding(rule="workers", place="/ws/m.yaml:9")])
     kept = baseline(entry(place="m.yaml")).apply(found, ROOTS, TODAY, whole=True)
     assert [one.rule for one in kept] == ["workers"]
 
 
 @pytest.mark.parametrize("other", [{"rule": "workers"}, {"place": "other.yaml"}, {"message": "*else*"}])
 def test_it_accepts_by_rule_place_and_message(other: dict[str, str]) -> None:
-    kept = baseline(entry(**other)).apply(once([finding()]), ROOTS, TODAY, whole=False)
+    kept = baseline(entry(**other)).apply(merged_findings([finding()]), ROOTS, TODAY, whole=False)
     assert [one.rule for one in kept] == ["precision"]
 
 
 def test_an_entry_whose_day_has_passed_accepts_nothing_and_is_said() -> None:
     old = baseline(entry(expires=(TODAY - timedelta(days=1)).isoformat()))
-    kept = old.apply(once([finding()]), ROOTS, TODAY, whole=True)
+    kept = old.apply(merged_findings([finding()]), ROOTS, TODAY, whole=True)
     assert [one.rule for one in kept] == ["precision", "baseline-expired"]
     assert kept[1].where == "/ws/accepted.yaml:1" and "known" in kept[1].message
     today = baseline(entry(expires=TODAY.isoformat()))
-    assert today.apply(once([finding()]), ROOTS, TODAY, whole=True) == []
+    assert today.apply(merged_findings([finding()]), ROOTS, TODAY, whole=True) == []
 
 
 def test_an_entry_that_accepts_nothing_is_said_when_everything_was_checked() -> None:
@@ -139,8 +139,8 @@ def test_a_baseline_that_is_wrong(change: dict[str, Any], said: str) -> None:
 
 
 def test_a_written_baseline_accepts_what_it_was_written_of() -> None:
-    found = once([finding(), finding(place="/ws/[odd]*.yaml:1"), finding(rule="outside", severity="note")])
-    text = written(found, ROOTS, TODAY)
+    found = merged_findings([finding(), finding(place="/ws/[odd]*.yaml:1"), finding(rule="outside", severity="note")])
+    text = baseline_text(found, ROOTS, TODAY)
     read = Baseline(Document("/ws/b.yaml", text))
     assert [e.place for e in read.accepted] == ["[[]odd][*].yaml", "m.yaml"]
     assert {e.expires for e in read.accepted} == {TODAY + timedelta(days=DAYS)}

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from launcher.check.schema_reader import read_checkout
-from launcher.check.schema_validation import judge
+from launcher.check.schema_validation import validate
 from launcher.check.srtctl_schema import Schema, Schemas, parse
 from launcher.core.errors import ConfigError
 from tests.benchmarks import a_recipe
@@ -31,7 +31,7 @@ def verdict(ref: str, *changes: Any) -> set[tuple[str, str]]:
     recipe = copy.deepcopy(a_recipe())
     for change in changes:
         change(recipe)
-    return {(c.rule, ".".join(map(str, c.keys))) for c in judge(schema(ref), recipe)}
+    return {(c.rule, ".".join(map(str, c.keys))) for c in validate(schema(ref), recipe)}
 
 
 def test_every_version_of_the_tables_takes_a_plain_recipe() -> None:
@@ -320,7 +320,7 @@ def test_a_version_that_the_tables_lack_is_judged_by_its_tree(tmp_path: Path) ->
     schemas = Schemas((tmp_path,))
     found = schemas.get("mine", "7" * 40)
     assert found is not None and schemas.get("mine", "7" * 40) is found
-    assert [c.rule for c in judge(found, {"part": {"size": 1, "needed": "x", "plane": "c"}})] == ["value-refused"]
+    assert [c.rule for c in validate(found, {"part": {"size": 1, "needed": "x", "plane": "c"}})] == ["value-refused"]
     assert schemas.get("other", None) is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -9,9 +10,14 @@ from typing import Any
 
 import pytest
 
+from launcher.check.inputs import CheckInput, Row
+from launcher.check.registry import check_everything, check_plan
+from launcher.check.schema_validation import RecipeValidator
+from launcher.plan.derive import AppliedRules, Resolved
+from launcher.runner.file import RunnerFile
 from launcher.srtctl.recipe import dump
 from tests.benchmarks import IMAGE, a_recipe
-from tests.check.world import MATRIX, RUNNER, V50, World
+from tests.check.world import MATRIX, RUNNER, TODAY, V50, World, a_plan, put
 
 MODEL = "  - {when: {prefix: minimaxm3, precision: fp8}, path: /lustre/A, alias: minimax-m3-mxfp8, also: [mm3]}\n"
 KEY = "minimaxm3-fp8-gb200-dynamo-vllm"
@@ -291,3 +297,17 @@ def test_the_row_is_named_where_the_recipe_is_not(world: World) -> None:
     world.recipe("r.yaml", {**a_recipe(), "model": {**a_recipe()["model"], "container": f"{IMAGE}-amd64"}})
     (found,) = [one for one in world.check(today=date(2026, 1, 1)) if one.rule == "image-architecture"]
     assert found.where.startswith(f"{world.root}/configs/t-master.yaml:")
+
+
+def test_a_plan_of_another_kind_is_judged_by_the_rules_of_every_kind(tmp_path: Path) -> None:
+    known = RUNNER.replace("alias: minimax", "known: {message: look}, alias: minimax")
+    spoilt = a_plan(tmp_path, put("bogus", value=1), runner=known)
+    assert {f.rule for f in spoilt.findings} == {"unknown-field", "known-problem"}
+    plan = dataclasses.replace(spoilt, kind="script", details={}, findings=())
+    file = RunnerFile.read(tmp_path / "runners/tiny.yaml")
+    resolved = Resolved(plan, AppliedRules.of(plan.benchmark, file))
+    findings = check_plan(resolved, RecipeValidator())
+    assert {f.rule for f in findings} == {"known-problem"}
+    row = Row(plan.benchmark, "m.yaml:7", file, dataclasses.replace(plan, findings=findings))
+    found = check_everything(CheckInput([row], files=[file], today=TODAY))
+    assert {f.rule for f in found} == {"known-problem"}

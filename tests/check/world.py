@@ -14,7 +14,7 @@ from launcher.check.registry import check_everything
 from launcher.core.finding import Finding
 from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
-from launcher.project import Session, plan_benchmark
+from launcher.project import Project, plan_benchmark
 from launcher.runner.file import RunnerFile
 from launcher.srtctl.locate import RecipeFinder
 from launcher.srtctl.recipe import dump
@@ -127,14 +127,16 @@ class World:
         trees: str | None = None,
         recipes: str | None = None,
     ) -> list[Finding]:
-        of = Session.open(
+        project = Project.open(
             {},
             workspace=str(self.root),
             state=str(self.root / "state"),
             srt_slurm=str(self.root / trees) if trees else None,
             recipes=str(self.root / recipes) if recipes else None,
         )
-        found = check_everything(inputs.everything(of, today, has_commit, [str(self.root / "configs/t-master.yaml")]))
+        found = check_everything(
+            inputs.everything(project, today, has_commit, [str(self.root / "configs/t-master.yaml")])
+        )
         # what is shipped with the launcher is looked at beside the world, and is not its subject
         return [one for one in found if one.file.startswith(str(self.root))]
 

@@ -93,7 +93,7 @@ def test_what_holds_agrees_in_the_order_of_the_file() -> None:
 
 
 SPOILED = [
-    ("partition: batch", "partition: bacht", "scheduler.partition", "did you mean batch?"),
+    ("partition: batch", "partition: bacht", "scheduler.partition", "did you mean 'batch'?"),
     ('time-limit: "4:00:00"', 'time-limit: "9:00:00"', "scheduler.time-limit", "8:00:00"),
     ("gpus: 4", "gpus: 8", "node.gpus", "gpus: 4"),
     ("arch: aarch64", "arch: x86_64", "node.arch", "arch: aarch64"),
@@ -101,8 +101,8 @@ SPOILED = [
     ("count: 2", "count: 18", "node.count", "count: 2"),
     ("kind: lustre", "kind: nfs", "storage[0]", "kind: lustre"),
     ("kind: node-local", "kind: lustre", "storage[1]", "kind: local or node-local"),
-    ("node: gb200-002", "node: gb200-202", "exclude-nodes[0].node", "did you mean gb200-002?"),
-    ("ref: v1.0.53", "ref: v1.0.35", "lanes[0].ref", "did you mean v1.0.53?"),
+    ("node: gb200-002", "node: gb200-202", "exclude-nodes[0].node", "did you mean 'gb200-002'?"),
+    ("ref: v1.0.53", "ref: v1.0.35", "lanes[0].ref", "did you mean 'v1.0.53'?"),
     (f"sha: {SHA}", f"sha: {'a' * 40}", "lanes[0].ref", SHA),
 ]
 

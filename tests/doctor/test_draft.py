@@ -10,22 +10,24 @@ from typing import Any
 import pytest
 
 from launcher.core.yaml_source import Document
-from launcher.doctor import required_paths, scheduling
+from launcher.doctor import comparison, scheduling
 from launcher.doctor.comparison import compare
 from launcher.doctor.draft import DraftRequest, draft, todos
-from launcher.doctor.facts import ClusterFacts, Gres, Host, Partition, SubmissionCheck, Unknown
+from launcher.doctor.facts import ClusterFacts, Gres, Host, Partition, SubmissionCheck, Unknown, known
 from launcher.rehearsal.stand_ins import REPOSITORY_SHA
 from launcher.runner.file import RunnerFile
 from tests.doctor.stand_ins import NFS, NVME, WEKA, cluster, facts, node, refused, seen, taken
 
 STATE, DIRECTORY = "/home/runner/.local/state/launcher", "/lustre/images"
-STAND_IN = ("{state}/rehearsal/srt-slurm-49b19c200d5b", f"ref rehearsal-v1, sha {REPOSITORY_SHA}")
 
 
 def tried(on: ClusterFacts, *refuse: str) -> Mapping[str, SubmissionCheck]:
     """What `collect_for_draft` asks, taken but for what has one of these words."""
     small = scheduling.smallest_job("batch", "benchmark")
-    asked = {"job": small, **{form: [*small, form] for form in scheduling.gpu_requests(on.slurm.nodes_of("batch"))}}
+    asked = {
+        "job": small,
+        **{form: [*small, form] for form in scheduling.gpu_requests(known(on.slurm.nodes_of("batch")))},
+    }
     asked |= {key: [*small, option] for key, (_, option) in scheduling.DIRECTIVE_SWITCHES.items()}
     return {
         name: refused("not here", *options) if any(word in options[-1] for word in refuse) else taken(*options)
@@ -48,7 +50,7 @@ def of_compute(on: ClusterFacts, **changes: Any) -> ClusterFacts:
 
 
 def load(on: ClusterFacts, **changes: Any) -> tuple[RunnerFile, str]:
-    request = dataclasses.replace(DraftRequest("mine", "batch", "benchmark", DIRECTORY, STATE, STAND_IN), **changes)
+    request = dataclasses.replace(DraftRequest("mine", "batch", "benchmark", DIRECTORY, STATE), **changes)
     text = draft(request, on)
     return RunnerFile(Document("mine.yaml", text)), text
 
@@ -57,7 +59,7 @@ def differing(file: RunnerFile, on: ClusterFacts) -> list[str]:
     """What the doctor would find otherwise, had it looked at the same cluster."""
     paths = [
         path
-        for _, required in required_paths.required(file, lambda text: text.replace("{state}", STATE))
+        for _, required in comparison.required(file, lambda text: text.replace("{state}", STATE))
         for path in required.paths
     ]
     full = made(slurm=on.slurm)

@@ -161,7 +161,7 @@ def test_a_file_spoiled_in_a_dozen_ways_differs_at_each_line(place: Path, capsys
 @pytest.mark.parametrize(
     ("right", "wrong", "key", "word"),
     [
-        ("partition: batch.*", "partition: bacth", "scheduler.partition", "did you mean batch"),
+        ("partition: batch.*", "partition: bacth", "scheduler.partition", "did you mean 'batch'"),
         ("account: benchmark.*", "account: nobodys", "scheduler.account", "benchmark"),
     ],
 )

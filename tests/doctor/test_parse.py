@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from launcher.core import slurm_notation
-from launcher.doctor import parse
+from launcher.doctor import programs
 from launcher.doctor.facts import Gres, Node
 
 NODE = (
@@ -33,15 +33,15 @@ NODE = (
     ],
 )  # fmt: skip
 def test_gres(text: str, found: list[Gres]) -> None:
-    assert list(parse.gres(text)) == found
+    assert list(programs.gres(text)) == found
 
 
 def test_a_node_and_the_free_text_behind_it() -> None:
     line = NODE.format(gres="gpu:gb200:4(S:0-1)", state="IDLE+CLOUD")
-    (node,) = parse.nodes(f"a banner\n{line}\n")
+    (node,) = programs.nodes(f"a banner\n{line}\n")
     assert node == Node("gb200-001", "aarch64", (Gres("gpu", "gb200", 4),), "IDLE+CLOUD", ("batch", "all"))
     assert (node.gpus, node.usable) == (4, True)
-    (down,) = parse.nodes(NODE.format(gres="(null)", state="DOWN*+DRAIN").replace("Arch=aarch64 ", ""))
+    (down,) = programs.nodes(NODE.format(gres="(null)", state="DOWN*+DRAIN").replace("Arch=aarch64 ", ""))
     assert (down.gpus, down.usable, down.arch) == (0, False, None)
 
 
@@ -50,18 +50,18 @@ def test_partitions() -> None:
         "PartitionName=batch AllowAccounts=ALL Default=YES Hidden=NO MaxTime=UNLIMITED State=UP TotalNodes=18\n"
         "PartitionName=secret Default=NO Hidden=YES MaxTime=1-00:00:00 State=DRAIN TotalNodes=2\nnonsense\n"
     )
-    batch, secret = parse.partitions(text)
+    batch, secret = programs.partitions(text)
     assert (batch.name, batch.default, batch.hidden, batch.max_time, batch.nodes) == ("batch", True, False, None, 18)
     assert (secret.hidden, secret.state, secret.max_time) == (True, "DRAIN", 86400.0)
-    assert parse.partitions("garbage = yes\n\x00") == ()
+    assert programs.partitions("garbage = yes\n\x00") == ()
 
 
 def test_config_and_associations() -> None:
     text = (
         "Configuration data as of 2026\nAccountingStoreFlags    = job_comment\nMinJobAge = 300 sec\n\nCgroup Support:\n"
     )
-    assert parse.config(text) == {"AccountingStoreFlags": "job_comment", "MinJobAge": "300 sec"}
-    rows = parse.associations("benchmark|\nother|gpu\n|root\nsacctmgr: a banner\n")
+    assert programs.config(text) == {"AccountingStoreFlags": "job_comment", "MinJobAge": "300 sec"}
+    rows = programs.associations("benchmark|\nother|gpu\n|root\nsacctmgr: a banner\n")
     assert [(a.account, a.partition) for a in rows] == [("benchmark", ""), ("other", "gpu")]
 
 
@@ -88,13 +88,13 @@ def test_mounts_with_spaces_and_children() -> None:
     text = """{"filesystems": [{"target":"/", "source":"/dev/sda1", "fstype":"ext4", "children":[
         {"target":"/mnt/my models", "source":"10.0.0.2@o2ib:/fs", "fstype":"lustre"},
         {"target":"/empty", "source":null, "fstype":"autofs"}]}]}"""
-    root, models, empty = parse.mounts(text)
+    root, models, empty = programs.mounts(text)
     assert (root.network, models.target, models.network, empty.source) == (False, "/mnt/my models", True, "")
     for garbage in ("findmnt: command not found", "", "[]", "{}", '{"filesystems": [1, {"target": null}]}'):
-        assert all(mount.target == "" for mount in parse.mounts(garbage))
-    assert parse.mounts("findmnt: command not found") == ()
+        assert all(mount.target == "" for mount in programs.mounts(garbage))
+    assert programs.mounts("findmnt: command not found") == ()
 
 
 def test_refs_of_annotated_tags_are_what_they_point_at() -> None:
     tag, commit = "a" * 40, "b" * 40
-    assert parse.refs(f"warning: x\n{tag}\trefs/tags/v1\n{commit}\trefs/tags/v1^{{}}\n") == {"refs/tags/v1": commit}
+    assert programs.refs(f"warning: x\n{tag}\trefs/tags/v1\n{commit}\trefs/tags/v1^{{}}\n") == {"refs/tags/v1": commit}

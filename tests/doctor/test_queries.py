@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from launcher.core.process import Completed
-from launcher.doctor import host_probe, queries
-from launcher.doctor.commands import Commands
+from launcher.doctor import queries
 from launcher.doctor.facts import Host, Unknown
+from launcher.doctor.programs import Commands
 from tests.doctor.stand_ins import StandIn, failed
 
 SLURM = ["sinfo", "scontrol", "sacctmgr", "sbatch"]
@@ -79,7 +79,7 @@ def test_a_look_at_this_host(tmp_path: Path) -> None:
     (tmp_path / "with space").mkdir()
     (tmp_path / "file").touch()
     paths = [str(tmp_path / name) for name in ("with space", "not/yet", "file/below")] + ["/proc/launcher"]
-    login, compute = host_probe.probe_hosts(Commands(), paths)
+    login, compute = queries.probe_hosts(Commands(), paths)
     assert isinstance(compute, Unknown) and "--no-node" in compute.why
     spaced, new, below, proc = (login.directories[path] for path in paths)
     assert spaced.is_at(paths[0]) and spaced.writable and spaced.readable and spaced.free
@@ -92,7 +92,7 @@ def test_a_look_at_this_host(tmp_path: Path) -> None:
 def test_a_look_that_is_cut_off_keeps_what_was_seen(tmp_path: Path) -> None:
     def hangs(argv: list[str]) -> Completed:
         token = argv[4]
-        if argv[2] == host_probe._AFTER:
+        if argv[2] == queries._AFTER:
             return Completed(tuple(argv), 0, "", "", 0.0)
         lines = [
             "a banner",
@@ -103,7 +103,7 @@ def test_a_look_that_is_cut_off_keeps_what_was_seen(tmp_path: Path) -> None:
         ]
         return Completed(tuple(argv), None, "\n".join(lines), "", 60.0)  # fmt: skip
 
-    login, _ = host_probe.probe_hosts(Commands(StandIn({"sh": hangs}), {}), ["/a", "/dead"])
+    login, _ = queries.probe_hosts(Commands(StandIn({"sh": hangs}), {}), ["/a", "/dead"])
     assert (login.name, login.arch, list(login.directories)) == ("login1", "aarch64", ["/a"])
     dead = login.directory("/dead")
     assert isinstance(dead, Unknown) and "did not answer within 60 s" in dead.why
@@ -119,7 +119,7 @@ def test_a_look_that_is_cut_off_keeps_what_was_seen(tmp_path: Path) -> None:
 )
 def test_no_node_is_an_unknown_with_the_reason(stderr: str, code: int | None, tries: int) -> None:
     stand_in = StandIn({"srun": failed(stderr, code)})
-    _, compute = host_probe.probe_hosts(
+    _, compute = queries.probe_hosts(
         Commands(stand_in, {}), [], [["--partition=p"], ["--partition=p", "--gpus-per-node=1"]]
     )
     assert isinstance(compute, Unknown) and (stderr[-20:] in compute.why)
@@ -140,7 +140,7 @@ def test_a_node_whose_prolog_prints(tmp_path: Path) -> None:
     from launcher.core.process import run
 
     stand_in = StandIn({"srun": srun, "sh": lambda argv: run(argv, timeout=30)})
-    _, compute = host_probe.probe_hosts(
+    _, compute = queries.probe_hosts(
         Commands(stand_in, {"PATH": "/usr/bin:/bin"}), [str(tmp_path)], [["--partition=p"]]
     )
     assert isinstance(compute, Host)

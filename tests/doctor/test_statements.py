@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launcher.core.yaml_source import Document
-from launcher.doctor.statements import dotted, statements
+from launcher.doctor.facts import statements
 from launcher.runner.file import RunnerFile
 from tests.doctor.test_compare import TEXT
 
@@ -29,7 +29,7 @@ from tests.doctor.test_compare import TEXT
 )
 def test_what_a_file_says_at_a_key(pattern: str, found: dict[str, object]) -> None:
     file = RunnerFile(Document("x.yaml", TEXT))
-    assert {dotted(one.keys): one.value for one in statements(file, pattern)} == found
+    assert {one.dotted: one.value for one in statements(file, pattern)} == found
 
 
 def test_a_default_stands_for_a_key_that_is_not_there() -> None:

@@ -34,7 +34,7 @@ from typing import Any
 from launcher.core.errors import LauncherError
 from launcher.model import stage as staging
 from launcher.model.checkpoint import examine
-from launcher.model.gc import remove_leftovers
+from launcher.model.destination import remove_leftovers
 from launcher.model.manifest import MANIFEST_NAME, Manifest
 from launcher.model.source import DirectorySource
 from tests.model.checkpoints import checkpoint

@@ -16,7 +16,7 @@ from launcher.image import sidecar, usage
 from launcher.image.inventory import adopt, collect, garbage, images
 from launcher.image.squash import inspect
 from launcher.run.image_usage import is_run_over, mark_used_by, unmark
-from launcher.run.record import RunRecord
+from launcher.run.record import RecordedJob, RunRecord
 from tests.image.support import small_image
 from tests.run.driving import ONE, Desk
 from tests.run.runs import plan_on
@@ -96,10 +96,10 @@ def test_a_run_marks_what_it_uses_until_it_is_settled(squash: Path, tmp_path: Pa
     mark_used_by(record)(squash)
     forgotten(squash)
     aged(next((squash.parent / ".uses/x.sqsh").iterdir()), 1)
-    record.update(state="failed", job={"id": "7", "over": False})
+    record.update(state="failed", job=RecordedJob("7"))
     unmark(record)
     assert gone(squash) == [], "its job may still map the image"
-    record.update(job={"id": "7", "over": True})
+    record.update(job=RecordedJob("7", over=True))
     assert [name.partition("@")[0] for name in gone(squash)] == ["x.sqsh", "r1"], "the record proves it over"
     unmark(record)
     assert list((squash.parent / ".uses/x.sqsh").iterdir()) == []

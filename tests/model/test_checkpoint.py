@@ -11,7 +11,7 @@ import pytest
 
 from launcher.core.errors import ModelError
 from launcher.model.checkpoint import REHEARSAL_KEY, CheckpointReport, examine, nearest_sibling, require, right_sibling
-from launcher.model.safetensors import LFS_POINTER
+from launcher.model.weights import LFS_POINTER
 from tests.model.checkpoints import checkpoint, put, safetensors
 
 SHARD = "model-00002-of-00003.safetensors"

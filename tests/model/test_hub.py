@@ -11,8 +11,8 @@ import pytest
 from launcher.core.errors import ModelError
 from launcher.core.stop import Stop
 from launcher.model.destination import staging_directories
-from launcher.model.hub import ATTEMPTS, HubSource
 from launcher.model.manifest import Manifest
+from launcher.model.source import ATTEMPTS, HubSource
 from launcher.model.stage import stage
 from tests.model.checkpoints import checkpoint
 from tests.model.hub_server import REPOSITORY, SHA, Hub, hub

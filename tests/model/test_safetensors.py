@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.model.safetensors import HEADER_LIMIT, LFS_POINTER, DamagedFile, read_header
+from launcher.model.weights import HEADER_LIMIT, LFS_POINTER, DamagedFile, read_header
 from tests.model.checkpoints import safetensors
 
 

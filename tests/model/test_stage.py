@@ -20,8 +20,7 @@ from launcher.core.lease import Lock
 from launcher.core.stop import Stop
 from launcher.model import copy as copying
 from launcher.model.checkpoint import examine
-from launcher.model.destination import lock_path, staging_directories
-from launcher.model.gc import leftovers, remove_leftovers
+from launcher.model.destination import leftovers, lock_path, remove_leftovers, staging_directories
 from launcher.model.manifest import MANIFEST_NAME, PART_SIZE, WORK_DIRECTORY, Manifest, hash_file, hash_of_parts
 from launcher.model.source import DirectorySource, SourceFile
 from launcher.model.stage import adopt, stage

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.model.source import DirectorySource
-from launcher.model.stage import stage
-from launcher.model.striping import Stripe, striping
+from launcher.model.stage import Stripe, stage, striping
 from tests.model.checkpoints import checkpoint
 
 LFS = """#!/bin/sh

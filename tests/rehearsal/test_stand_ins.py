@@ -18,9 +18,8 @@ from launcher.rehearsal import stand_ins
 from launcher.rehearsal.srtctl_contract import CLUSTER
 from launcher.rehearsal.stand_ins import StandIns, environment, tools_directory
 from launcher.result.validate import Point, read_result
-from launcher.slurm.client import JobKey
+from launcher.slurm.client import JobKey, Phase
 from launcher.slurm.local import LocalScheduler
-from launcher.slurm.states import Phase
 from launcher.srtctl.checkout import Checkout, Checkouts
 from launcher.srtctl.config import known_keys, write_srtslurm
 from launcher.srtctl.planned import SrtSlurm

@@ -10,12 +10,10 @@ from launcher.core.shipped import shipped
 from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
 from launcher.project import plan_benchmark
-from launcher.run.kind import JobKind, Run
+from launcher.run.kind import JobKind, Run, Services
 from launcher.run.record import RunRecord
-from launcher.run.services import Services
 from launcher.runner.fleet import Fleet
-from launcher.slurm.client import JobKey, JobState
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobKey, JobState, Phase
 from launcher.srtctl.kind import SrtctlKind
 from launcher.srtctl.locate import RecipeFinder
 from tests.benchmarks import a_benchmark

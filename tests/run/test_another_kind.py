@@ -27,7 +27,7 @@ from launcher.core.errors import ResultError
 from launcher.core.shipped import shipped
 from launcher.plan.derive import AppliedRules, Context, whole_plan
 from launcher.plan.plan import Plan
-from launcher.project import Session
+from launcher.project import Project
 from launcher.result.collect import Collected, Problem
 from launcher.result.validate import Invalid, read_result
 from launcher.run.kind import Prepared, Run, Submission, Submitted
@@ -40,13 +40,15 @@ from tests.conftest import SlurmCluster
 from tests.result.documents import fixed
 from tests.run.driving import KEY, ONE
 
-RESULT = "results_concurrency_1_gpus_8_ctx_4_gen_4.json"
+
+def result_name(concurrency: int) -> str:
+    return f"results_concurrency_{concurrency}_gpus_8_ctx_4_gen_4.json"
 
 
 def script(output: str, concurrency: int, seconds: float) -> None:
     """The job: waits, writes its result, and says a word."""
     time.sleep(seconds)
-    Path(output, RESULT).write_text(json.dumps(fixed(concurrency)))
+    Path(output, result_name(concurrency)).write_text(json.dumps(fixed(concurrency)))
     sys.stdout.write("measured\n")
 
 
@@ -55,7 +57,7 @@ class ScriptKind:
 
     name = "script"
 
-    def __init__(self, of: Session) -> None:
+    def __init__(self, of: Project) -> None:
         pass
 
     def plan(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> Plan:
@@ -127,7 +129,7 @@ class ScriptKind:
     def collect(self, run: Run, patience: float) -> Collected:
         assert run.record.job is not None
         (concurrency,) = run.plan.results.concurrencies
-        path = Path(run.record.job.output, RESULT)
+        path = Path(run.record.job.output, result_name(concurrency))
         if not path.exists():
             return Collected(problems=(Problem("no result", concurrency),))
         point = read_result(path, expected_concurrency=concurrency, isl=run.plan.results.isl, osl=run.plan.results.osl)
@@ -168,7 +170,7 @@ class Place:
         child = os.fork()
         if child == 0:
             try:
-                of = Session.open(os.environ)
+                of = Project.open(os.environ)
                 benchmark = next(
                     entry.benchmark for entry in of.matrix().entries(_selection()) if "1P1D" in entry.benchmark.topology
                 )

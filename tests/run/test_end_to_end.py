@@ -19,7 +19,7 @@ from launcher.benchmark.selection import Selection
 from launcher.core.process import ProcessIdentity
 from launcher.core.shipped import shipped
 from launcher.core.yaml_source import Document
-from launcher.project import Session
+from launcher.project import Project
 from launcher.rehearsal.stand_ins import REPOSITORY_SHA, ensure_repository
 from launcher.srtctl.recipe import dump, variants
 from tests.run.driving import KEY, ONE, Desk
@@ -261,9 +261,9 @@ def test_a_sweep_says_which_run_failed_and_goes_on(desk: Desk) -> None:
 
 
 def github_environment(desk: Desk) -> dict[str, str]:
-    session = Session.open({"HOME": str(desk.root)}, workspace=str(desk.workspace))
+    project = Project.open({"HOME": str(desk.root)}, workspace=str(desk.workspace))
     chosen = Selection(keys=[KEY], sequences=["1k1k"], nodes="multi")
-    benchmark = next(e for e in session.matrix().entries(chosen) if e.benchmark.topology == "1P1D DEP4/TP4")
+    benchmark = next(e for e in project.matrix().entries(chosen) if e.benchmark.topology == "1P1D DEP4/TP4")
     for name in ("output", "summary"):
         (desk.root / name).touch()
     return {

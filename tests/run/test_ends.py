@@ -27,14 +27,11 @@ from launcher.core.errors import (
 from launcher.core.github import GitHub
 from launcher.result.logs import TARBALL
 from launcher.run import finish
-from launcher.run.evidence import FOLDER, LARGEST
-from launcher.run.finish import Outcome
+from launcher.run.finish import FOLDER, LARGEST, Outcome
 from launcher.run.kind import Run
-from launcher.run.record import RunRecord
-from launcher.run.record_fields import RecordedJob
+from launcher.run.record import RecordedJob, RunRecord
 from launcher.run.verdict import Verdict
-from launcher.slurm.client import JobKey, JobState
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobKey, JobState, Phase
 from launcher.srtctl.planned import SrtctlJob
 from tests.benchmarks import a_recipe
 from tests.core.test_redact import TOKENS
@@ -235,7 +232,7 @@ def test_an_end_before_the_job(case: Case, name: str) -> None:
     error, layer, code = EARLY[name]
     assert isinstance(error, LauncherError)
     case.record.event("stage", "images …")
-    ended = finish.cancelled(case.run, error) if isinstance(error, Cancelled) else finish.failed(case.run, error)
+    ended = finish.end_early(case.run, error)
     said = case.annotation(ended)
     assert leaks(case, said) == []
     assert ended.exit_code == code
@@ -251,7 +248,7 @@ def test_an_end_before_the_job(case: Case, name: str) -> None:
 
 def test_a_cancelled_job_leaves_its_logs_and_evidence_and_then_what_became_of_it(case: Case) -> None:
     case.submitted(worker=OOM)
-    outcome = finish.cancelled(case.run, Cancelled("stopped by SIGTERM", exit_code=143))
+    outcome = finish.end_early(case.run, Cancelled("stopped by SIGTERM", exit_code=143))
     assert case.verdict == Verdict("cancelled", "stopped by SIGTERM")
     assert {
         "sweep_7.log",

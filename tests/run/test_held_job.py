@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 
 from launcher.plan.plan import Plan
-from launcher.run.held_job import is_ours, released, should_release
+from launcher.run.job_requests import note_release, should_release
 from launcher.run.kind import Run
-from launcher.run.record import RunRecord
-from launcher.run.record_fields import RecordedJob
-from launcher.slurm.client import JobState, SchedulerUnreachable, unknown
-from launcher.slurm.states import Phase
+from launcher.run.record import RecordedJob, RunRecord
+from launcher.slurm.client import JobState, Phase, SchedulerUnreachable, unknown
 from launcher.srtctl.planned import SrtctlJob
 from tests.plans import with_job
 from tests.run.runs import HELD, RUNNING, a_run, events, plan_on, srtctl_kind
@@ -38,6 +36,10 @@ def run(tmp_path: Path, plan: Plan) -> Run:
     return run
 
 
+def is_ours(run: Run) -> bool:
+    return run.record.job is not None and run.record.job.held
+
+
 def test_a_job_goes_on_with_what_srtctl_had_no_time_to_write(run: Run, tmp_path: Path) -> None:
     assert should_release(run, HELD)
     assert (tmp_path / "outputs/7/logs").is_dir()
@@ -49,11 +51,11 @@ def test_a_job_goes_on_with_what_srtctl_had_no_time_to_write(run: Run, tmp_path:
 
 def test_a_release_counts_once_slurm_shows_it(run: Run) -> None:
     assert should_release(run, HELD)
-    released(run, SchedulerUnreachable("away"))
+    note_release(run, SchedulerUnreachable("away"))
     assert should_release(run, HELD) and "is still held: away" in events(run.record)[-1]
-    released(run)
+    note_release(run)
     assert should_release(run, HELD), "a controller that was killed has forgotten it"
-    released(run)
+    note_release(run)
     assert events(run.record)[-2:] == ["job 7 released", "job 7 released again"]
     assert not should_release(run, WAITING) and not is_ours(run)
     assert not should_release(run, HELD), "somebody else's hold"

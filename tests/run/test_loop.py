@@ -12,16 +12,14 @@ import pytest
 
 from launcher.core.errors import Cancelled, ImageError, JobError, LauncherError
 from launcher.core.stop import Stop
-from launcher.run import ending, finish, loop
+from launcher.run import finish, job_requests, loop
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.loop import Limits, run_all
 from launcher.run.prepare import Preparation
-from launcher.run.record_fields import RecordedJob
-from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
-from launcher.slurm.end_jobs import end_jobs
-from launcher.slurm.poller import Pace
-from launcher.slurm.states import Phase
+from launcher.run.record import RecordedJob
+from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
+from launcher.slurm.poller import Pace, end_jobs
 from tests.run.runs import DONE, HELD, RUNNING, ScriptedScheduler, a_run, events, plan_on, services
 
 FAST = Pace(first=0.01, running=0.02, pending=0.02, tick=0.01)
@@ -91,13 +89,13 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
 def test_a_job_that_we_hold_is_released_until_that_went_through(runs: Runs) -> None:
     jobs = runs.jobs
     jobs.states = {"1": HELD, "2": HELD}
-    fails = [SchedulerUnreachable("away"), SchedulerUnreachable("away")]
+    fails = [SchedulerUnreachable("away"), SchedulerUnreachable("away"), RuntimeError("a fault of ours")]
     release = jobs.release
 
     def failing(job: JobKey) -> None:
         if fails:
             jobs.released.append(job.id)
-            raise fails.pop()
+            raise fails.pop(0)
         release(job)
 
     jobs.release = failing  # type: ignore[method-assign]
@@ -112,7 +110,7 @@ def test_a_job_that_we_hold_is_released_until_that_went_through(runs: Runs) -> N
 
     threading.Thread(target=stop_once_ours_has_ended, daemon=True).start()
     outcomes = runs.drive([ours, theirs], stop, max_jobs=2)
-    assert jobs.released == ["1"] * 3, "and the one that is held by its recipe never"
+    assert jobs.released == ["1"] * 4, "and the one that is held by its recipe never"
     assert next(e for e in events(ours.record) if "held" in e) == "job 1 is still held: away"
     assert [o.state for o in outcomes] == ["succeeded", "cancelled"]
 
@@ -221,7 +219,7 @@ def test_a_job_that_does_not_end_is_cancelled_again() -> None:
 
 
 def test_a_scheduler_that_hangs_does_not_hold_up_the_stop(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ending, "CANCEL_BOUND", 0.3)
+    monkeypatch.setattr(job_requests, "CANCEL_BOUND", 0.3)
     jobs, stop, release = runs.jobs, threading.Event(), threading.Event()
     jobs.states = {"0": RUNNING}
     jobs.cancel = lambda wanted: release.wait(60) and None  # type: ignore[method-assign]
@@ -278,7 +276,7 @@ def test_a_submission_is_looked_after_while_the_loop_is_busy(runs: Runs, monkeyp
         jobs.states["1"] = DONE
         looked.wait(30)
 
-    monkeypatch.setattr(ending, "end_unrecorded", end_unrecorded)
+    monkeypatch.setattr(job_requests, "end_unrecorded", end_unrecorded)
     monkeypatch.setattr(finish, "finish", slow)
     runs.drive([runs.add(1), runs.add(2, submit)], stop, max_jobs=2)
     assert looked.is_set() and submitting.is_set()

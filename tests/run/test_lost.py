@@ -11,9 +11,8 @@ import pytest
 from launcher.run.finish import finish
 from launcher.run.kind import Run
 from launcher.run.record import RunRecord
-from launcher.slurm.client import JobState
+from launcher.slurm.client import LOST, JobState, Phase
 from launcher.slurm.local import LocalScheduler
-from launcher.slurm.states import LOST, Phase
 from tests.run.driving import Desk
 from tests.run.runs import services, srtctl_kind
 

@@ -13,9 +13,8 @@ from launcher.core.errors import Cancelled, ModelError, SubmissionError
 from launcher.core.process import Completed
 from launcher.core.stop import Stop
 from launcher.plan.plan import Plan
-from launcher.run.kind import Prepared, Run
+from launcher.run.kind import Prepared, Run, Tools
 from launcher.run.prepare import prepare
-from launcher.run.services import Tools
 from tests.model.checkpoints import checkpoint
 from tests.run.runs import a_run, events, plan_on, services
 

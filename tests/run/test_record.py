@@ -16,8 +16,7 @@ import pytest
 from launcher.core.errors import ConfigError
 from launcher.core.process import ProcessIdentity
 from launcher.plan.plan import Plan
-from launcher.run.record import RunRecord, check_run_id, records
-from launcher.run.record_fields import RecordedJob, RunFields
+from launcher.run.record import RecordedJob, RunFields, RunRecord, check_run_id, records
 from tests.run.runs import plan_on
 
 
@@ -105,7 +104,7 @@ import sys
 from pathlib import Path
 from launcher.core.errors import ConfigError
 from launcher.run.record import RunRecord
-from launcher.run.record_fields import RecordedJob
+from launcher.run.record import RecordedJob
 record = RunRecord.load(Path(sys.argv[1]), "r1")
 try:
     record.take()

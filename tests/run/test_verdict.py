@@ -16,12 +16,11 @@ from launcher.core.errors import (
     ResultError,
     SubmissionError,
 )
-from launcher.run.evidence import judge
+from launcher.run.finish import judge
 from launcher.run.kind import Run
-from launcher.run.record_fields import RecordedJob
+from launcher.run.record import RecordedJob
 from launcher.run.verdict import FILES, LINES, TAIL, Failure, first_failures, tail, verdict
-from launcher.slurm.client import JobState
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobState, Phase
 from tests.run.runs import a_run, services
 
 ENDED = JobError("the job ended as it did")

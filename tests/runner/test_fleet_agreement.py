@@ -16,7 +16,7 @@ import pytest
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.selection import Selection
 from launcher.plan.plan import Plan
-from launcher.project import Session
+from launcher.project import Project
 from launcher.runner.file import RunnerFile
 from launcher.srtctl.planned import SrtctlJob
 from tests.shared import SHARED, needs_shared
@@ -51,8 +51,8 @@ def shared() -> Path:
 
 
 @cache
-def session() -> Session:
-    return Session.open({}, workspace=str(shared() / "inferencex"), srt_slurm=str(shared() / "srt-slurm"))
+def project() -> Project:
+    return Project.open({}, workspace=str(shared() / "inferencex"), srt_slurm=str(shared() / "srt-slurm"))
 
 
 @cache
@@ -66,9 +66,9 @@ def the_judge() -> Any:
 
 
 def plan_of(environment: dict[str, str]) -> Plan:
-    one = Session.open(environment, workspace=str(shared() / "inferencex"), srt_slurm=str(shared() / "srt-slurm"))
-    for part in ("fleet", "finder", "verdicts"):  # files are read once, not once a case
-        one.__dict__[part] = getattr(session(), part)
+    one = Project.open(environment, workspace=str(shared() / "inferencex"), srt_slurm=str(shared() / "srt-slurm"))
+    for part in ("fleet", "finder", "validator"):  # files are read once, not once a case
+        one.__dict__[part] = getattr(project(), part)
     return one.plan_from_environment()
 
 
@@ -179,10 +179,10 @@ def expected(row: Row) -> dict[str, str]:
 def rows_of_the_matrix() -> list[tuple[Benchmark, Plan]]:
     found = []
     masters = [str(p) for p in sorted((shared() / "inferencex" / "configs").glob("*-master.yaml"))]
-    for entry in session().matrix(masters).entries(Selection(nodes="multi", evals="none")):
+    for entry in project().matrix(masters).entries(Selection(nodes="multi", evals="none")):
         b = entry.benchmark
         if b.framework not in NOT_BY_SRTCTL and not b.framework.endswith("-disagg"):
-            found.append((b, session().plan_by_hand(b, None)))
+            found.append((b, project().plan_by_hand(b, None)))
     return found
 
 
@@ -194,7 +194,7 @@ def test_every_live_lane_is_as_the_table_has_it() -> None:
         if any(f.rule == "recipe-missing" for f in plan.findings):
             missing += 1
             continue
-        words = described(plan, session().fleet.get(plan.runner))
+        words = described(plan, project().fleet.get(plan.runner))
         seen[tuple(sorted({**words, "path": words["path"].rstrip("/")}.items()))] += 1
     wanted: Counter[tuple[tuple[str, str], ...]] = Counter()
     for row in table():
@@ -209,7 +209,7 @@ def test_every_live_lane_is_as_the_table_has_it() -> None:
 )
 def test_what_the_job_exports_is_what_the_table_says(name: str) -> None:
     """SERVED_MODEL_NAME changes what agentic clients ask for, so that it stands only where a launcher exported it."""
-    rules = session().fleet.get(name).runner.models
+    rules = project().fleet.get(name).runner.models
     served = {rule.alias for rule in rules if rule.served}
     if name in ("b200-dgxc", "b200-nscale"):
         assert all(rule.served == "{model}" for rule in rules)

@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from launcher.core.process import Completed, run
-from launcher.slurm.client import JobKey, JobState, Scheduler
+from launcher.slurm.client import JobKey, JobState, Phase, Scheduler
 from launcher.slurm.commands import SlurmCommands
-from launcher.slurm.states import Phase
 from tests.conftest import SlurmCluster
 
 

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from launcher.core.errors import JobError
-from launcher.slurm.answers import sacct_records, scontrol_records, squeue_records, timestamp
-from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
-from launcher.slurm.commands import SlurmCommands
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
+from launcher.slurm.commands import SlurmCommands, sacct_records, scontrol_records, squeue_records, timestamp
 from tests.slurm.fakes import DOWN, NO_DATABASE, NOT_KNOWN, TIMED_OUT, Replay, Reply
 
 SQUEUE = """\

@@ -16,11 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.slurm.client import JobKey, Scheduler, SchedulerUnreachable
+from launcher.slurm.client import JobKey, Phase, Scheduler, SchedulerUnreachable
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.native import SlurmNative, choose
 from launcher.slurm.poller import JobPoller, Pace
-from launcher.slurm.states import Phase
 from tests.conftest import SlurmCluster
 from tests.conftest import cluster as cluster_script
 from tests.slurm.following import follow, rounds

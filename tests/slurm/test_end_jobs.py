@@ -9,9 +9,8 @@ from collections.abc import Sequence
 import pytest
 
 from launcher.core.errors import JobError
-from launcher.slurm.client import JobKey, JobState, Scheduler, SchedulerUnreachable
-from launcher.slurm.end_jobs import end_jobs, jobs_with_token
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, SchedulerUnreachable, jobs_with_token
+from launcher.slurm.poller import end_jobs
 
 RUNNING = JobState(Phase.ALIVE, "RUNNING")
 COMPLETING = JobState(Phase.ALIVE, "COMPLETING")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.client import ALIVE, FAILURE, MAY_BE_REQUEUED, JobKey, JobState, Phase
 from launcher.slurm.commands import SlurmCommands
-from launcher.slurm.states import ALIVE, FAILURE, MAY_BE_REQUEUED, Phase
 from tests.slurm.fakes import NO_DATABASE, NOT_KNOWN, Replay, Reply
 
 JOB = JobKey("7", 1795289084.0, "tok-a")

@@ -19,10 +19,8 @@ from launcher.core import publish
 from launcher.core.errors import SubmissionError
 from launcher.core.process import ProcessIdentity
 from launcher.slurm import local
-from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
-from launcher.slurm.local import LocalScheduler, submit
-from launcher.slurm.states import Phase
-from launcher.slurm.supervisor import GRACE
+from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
+from launcher.slurm.local import GRACE, LocalScheduler, submit
 
 
 def work(place: str, seconds: float, code: int | None = None) -> None:

@@ -16,11 +16,10 @@ from typing import Any
 import pytest
 
 from launcher.slurm.backends import open_scheduler
-from launcher.slurm.client import JobKey, SchedulerUnreachable
+from launcher.slurm.client import JobKey, Phase, SchedulerUnreachable
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.native import START, SlurmNative, choose
 from launcher.slurm.native_worker import rows
-from launcher.slurm.states import Phase
 from tests.slurm.fakes import NOT_KNOWN, Replay
 from tests.slurm.test_commands import SACCT, SQUEUE, SUBMITTED
 
@@ -83,7 +82,7 @@ def test_one_child_serves_all_rounds_and_ends_with_us(tmp_path: Path) -> None:
 def test_a_child_that_was_killed_while_idle_is_replaced() -> None:
     scheduler, runner = native()
     scheduler.poll([DONE])
-    pid = scheduler._workers._idle[0]._child.pid
+    pid = scheduler._idle[0]._child.pid
     os.kill(pid, 9)
     _gone(pid)
     assert scheduler.poll([DONE])[DONE].source == "slurmctld"
@@ -104,7 +103,7 @@ def test_the_child_of_a_killed_launcher_ends() -> None:
     code = (
         "from tests.slurm.test_native import *\n"
         "scheduler, _ = native()\nscheduler.poll([DONE])\n"
-        "print(scheduler._workers._idle[0]._child.pid, flush=True)\ntime.sleep(60)\n"
+        "print(scheduler._idle[0]._child.pid, flush=True)\ntime.sleep(60)\n"
     )
     ours = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=_ROOT)
     assert ours.stdout is not None

@@ -16,9 +16,8 @@ import pytest
 
 from launcher.core.errors import JobError
 from launcher.core.stop import StopEvent
-from launcher.slurm.client import JobKey, JobState, unknown
+from launcher.slurm.client import JobKey, JobState, Phase, unknown
 from launcher.slurm.poller import JobChange, JobPoller, Pace, PollRound
-from launcher.slurm.states import Phase
 from tests.slurm.fakes import Clock
 from tests.slurm.following import rounds
 

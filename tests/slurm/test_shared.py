@@ -18,9 +18,8 @@ import pytest
 
 from launcher.core.process import ProcessIdentity
 from launcher.slurm import shared
-from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, unknown
+from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable, unknown
 from launcher.slurm.shared import SharedPoller
-from launcher.slurm.states import Phase
 from tests.slurm.fakes import Clock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -356,7 +355,7 @@ from launcher.slurm import shared
 from launcher.slurm.client import JobKey, JobState
 from launcher.slurm.poller import JobPoller, Pace
 from launcher.slurm.shared import SharedPoller
-from launcher.slurm.states import Phase
+from launcher.slurm.client import Phase
 from tests.slurm.following import rounds
 
 shared.LEASE = 60.0  # waiting for a lease of the dead to expire would be seen

@@ -5,15 +5,14 @@ from pathlib import Path
 import pytest
 
 from launcher.core.errors import ConfigError, SubmissionError
-from launcher.slurm import states
+from launcher.slurm import client
 from launcher.slurm.backends import open_scheduler
-from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable, unknown
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable, phase_of, unknown
 
 
 @pytest.mark.parametrize("word", ["PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED"])
 def test_alive_words(word: str) -> None:
-    assert states.phase(word) is Phase.ALIVE
+    assert phase_of(word) is Phase.ALIVE
 
 
 @pytest.mark.parametrize(
@@ -21,18 +20,18 @@ def test_alive_words(word: str) -> None:
     ["COMPLETED", "FAILED", "CANCELLED by 1000", "CANCELLED+", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE"],
 )
 def test_words_of_an_end(word: str) -> None:
-    assert states.phase(word) is Phase.TERMINAL
+    assert phase_of(word) is Phase.TERMINAL
 
 
 @pytest.mark.parametrize("word", ["", "?", "FINISHED", "DONE", "LAUNCH_FAILED", "OUT_OF_ME+", "error:"])
 def test_a_word_that_is_not_known_is_unknown(word: str) -> None:
-    assert states.phase(word) is Phase.UNKNOWN
+    assert phase_of(word) is Phase.UNKNOWN
 
 
 def test_no_word_has_two_meanings() -> None:
-    assert not states.ALIVE & states.FAILURE
-    assert states.SUCCESS not in states.ALIVE | states.FAILURE
-    assert states.MAY_BE_REQUEUED <= states.FAILURE
+    assert not client.ALIVE & client.FAILURE
+    assert client.SUCCESS not in client.ALIVE | client.FAILURE
+    assert client.MAY_BE_REQUEUED <= client.FAILURE
 
 
 @pytest.mark.parametrize(
@@ -57,7 +56,7 @@ def test_no_word_has_two_meanings() -> None:
     ],
 )
 def test_what_waiting_does_not_bring(word: str, reason: str, expected: bool) -> None:
-    assert states.hopeless(word, reason) is expected
+    assert JobState(phase_of(word), word, reason=reason).hopeless is expected
 
 
 @pytest.mark.parametrize("text", ["", "12_3", "12;cluster", "-1", "1 2", "abc", "12\n"])

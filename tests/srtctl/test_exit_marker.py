@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.slurm.client import JobKey
-from launcher.slurm.states import LOST, Phase
+from launcher.slurm.client import LOST, JobKey, Phase
 from launcher.srtctl.exit_marker import Markers
 from tests.shared import SHARED, needs_shared
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher.core.errors import JobsExist, SubmissionError, SubmissionUnknown
-from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
 from launcher.srtctl.submit import BETWEEN, Submission, Submitted, apply
 from tests.shared import needs_shared
 from tests.srtctl.transcripts import transcript

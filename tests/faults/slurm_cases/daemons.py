@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.client import JobKey, JobState, Phase
 from launcher.slurm.poller import JobPoller
-from launcher.slurm.states import Phase
 from launcher.srtctl.exit_marker import Markers
 from tests.faults.slurm_cases.lab import BAD, FATES, GOOD, QUICK, Fate, Lab
 from tests.faults.slurm_cases.tally import Case, Tally

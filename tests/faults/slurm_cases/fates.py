@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from launcher.slurm.client import JobKey
-from launcher.slurm.states import Phase
+from launcher.slurm.client import JobKey, Phase
 from tests.faults.slurm_cases.lab import BAD, FATES, GOOD, Fate, Lab
 from tests.faults.slurm_cases.tally import Case, Tally
 

@@ -15,11 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.client import JobKey, JobState, Phase
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.native import SlurmNative, choose
 from launcher.slurm.poller import JobPoller, Pace
-from launcher.slurm.states import Phase
 from tests.conftest import cluster, cluster_environment, free_ports
 from tests.faults.slurm_cases.programs import Programs
 from tests.slurm.following import rounds

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.client import JobKey, JobState, Phase
 from launcher.slurm.poller import JobPoller, Pace
-from launcher.slurm.states import Phase
 from tests.faults.slurm_cases.lab import FATES, Lab
 from tests.faults.slurm_cases.tally import Case, Tally
 from tests.slurm.following import rounds

@@ -1,0 +1,141 @@
+"""The programs that know the cluster: running them in a clean environment, and reading what they print into facts.
+
+Each reader ignores lines that are not its own, such as banners.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from launcher.core.process import NOT_FOUND, CommandRunner, Completed, clean_environment, run
+from launcher.core.slurm_notation import limit_seconds
+from launcher.doctor.facts import Association, Fact, Gres, Mount, Node, Partition, Unknown
+from launcher.slurm.commands import scontrol_pairs
+
+T = TypeVar("T")
+
+TIMEOUT = 20.0
+"""Seconds that a program may take to answer."""
+
+_TELLING = re.compile(r"error|fatal|unable|denied|cannot", re.IGNORECASE)
+_PREFIXES = ("SINFO_", "SACCTMGR_", "SCONTROL_", "SRUN_")
+_CONFIG = re.compile(r"^(\w+)\s*= (.*?)\s*$", re.MULTILINE)
+_GRES = re.compile(r"(?P<name>[^:]+)(?::(?P<type>[^:]+))?:(?P<count>\d+)(?P<unit>[KMGT]?)")
+_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+
+
+@dataclass(frozen=True)
+class Commands:
+    """How programs are run: in a clean environment."""
+
+    runner: CommandRunner = run
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in clean_environment(self.environ).items() if not k.startswith(_PREFIXES)}
+        return {**kept, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
+
+    @property
+    def run(self) -> CommandRunner:
+        """A `CommandRunner` of this environment."""
+        return partial(self.runner, env=self.environment)
+
+    def fact(self, argv: Sequence[str], read: Callable[[str], T], *, may_be_empty: bool = False) -> Fact[T]:
+        """What ``read`` makes of the program's output; unknown when it fails, or when nothing can be read."""
+        answer = self.run(argv, timeout=TIMEOUT)
+        if not answer.ok:
+            return no_answer(answer)
+        value = read(answer.stdout)
+        if value or may_be_empty:
+            return value
+        return Unknown(f"`{' '.join(argv[:4])}` printed nothing that could be read: {answer.tail(1)[:200]!r}")
+
+
+def no_answer(answer: Completed) -> Unknown:
+    """Why a program gave no answer, in a line."""
+    program = answer.argv[0]
+    if answer.returncode == NOT_FOUND:
+        return Unknown(f"there is no {program} here")
+    lines = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
+    telling = [line for line in lines if _TELLING.search(line)][:2] or lines[-2:]
+    words = " ".join(" ".join(telling).split())[:300]
+    slow = f"did not answer within {answer.seconds:.0f} s"
+    how = slow if answer.timed_out else f"failed (exit {answer.returncode})"
+    return Unknown(f"{program} {how}" + (f": {words}" if words else ""))
+
+
+def config(text: str) -> dict[str, str]:
+    """`scontrol show config`: one ``Name = value`` a line (plugins' own sections follow in the same form)."""
+    return dict(_CONFIG.findall(text))
+
+
+def partitions(text: str) -> tuple[Partition, ...]:
+    """`scontrol --all show partition -o`."""
+    return tuple(
+        Partition(
+            name=pairs["PartitionName"],
+            default=pairs["Default"] == "YES",
+            hidden=pairs["Hidden"] == "YES",
+            state=pairs["State"],
+            max_time=limit_seconds(pairs["MaxTime"]),
+            nodes=int(pairs["TotalNodes"]) if pairs["TotalNodes"].isdigit() else 0,
+        )
+        for pairs in map(scontrol_pairs, text.splitlines())
+        if pairs["PartitionName"]
+    )
+
+
+def nodes(text: str) -> tuple[Node, ...]:
+    """`scontrol --all show node -o`: ``Arch`` stands only where the node's slurmd has registered."""
+    return tuple(
+        Node(
+            name=pairs["NodeName"],
+            arch=pairs["Arch"] or None,
+            gres=gres(pairs["Gres"]),
+            state=pairs["State"],
+            partitions=tuple(partition for partition in pairs["Partitions"].split(",") if partition),
+        )
+        for pairs in map(scontrol_pairs, text.splitlines())
+        if pairs["NodeName"]
+    )
+
+
+def associations(text: str) -> tuple[Association, ...]:
+    """`sacctmgr -nP show assoc format=Account,Partition`."""
+    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 1]
+    return tuple(Association(account, partition) for account, partition in rows if account)
+
+
+def gres(text: str) -> tuple[Gres, ...]:
+    """Slurm's list of resources: ``gpu:gb200:4(S:0-1),nvme:1``, ``gpu:4``, ``(null)``."""
+    found = (_GRES.fullmatch(part.partition("(")[0]) for part in re.split(r",(?![^(]*\))", text))
+    return tuple(Gres(m["name"], m["type"], int(m["count"]) * _UNITS[m["unit"]]) for m in found if m)
+
+
+def mounts(text: str) -> tuple[Mount, ...]:
+    """`findmnt -J` with the columns TARGET,SOURCE,FSTYPE, nested or not; none for what is not JSON."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return ()
+    return tuple(_mounts(value.get("filesystems") if isinstance(value, dict) else None))
+
+
+def _mounts(entries: object) -> Iterator[Mount]:
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, Mapping):
+            yield Mount(*(str(entry.get(key) or "") for key in ("target", "source", "fstype")))
+            yield from _mounts(entry.get("children"))
+
+
+def refs(text: str) -> dict[str, str]:
+    """`git ls-remote`: ref → commit; an annotated tag is what it points at (the line with ``^{}``, after its own)."""
+    found = re.findall(r"^([0-9a-f]{40})\t(.*)$", text, re.MULTILINE)
+    return {name.removesuffix("^{}"): commit for commit, name in found}

@@ -1,0 +1,251 @@
+"""What the files of a checkpoint say of its weights: are they all there, and in which number formats.
+
+The header of a safetensors file tells whether the file is whole. The format (huggingface/safetensors, README): eight
+bytes, little-endian, the length N of the header; N bytes of JSON, ``{name: {"dtype", "shape", "data_offsets": [begin,
+end]}, "__metadata__": {…}}``; then the data, to the last byte.
+
+Formats are named ``nvfp4 mxfp4 fp4 mxfp8 fp8 int4 int8 bf16 fp16 fp32``. Where each producer declares them:
+
+==================  =======================================================================================
+modelopt            ``quant_algo`` (NVFP4, MXFP8, FP8, W4A16_AWQ, MIXED_PRECISION with ``quantized_layers``), in
+                    `config.json` or only in `hf_quant_config.json` (nvidia/DeepSeek-R1-NVFP4)
+MiniMax             ``quant_method: mxfp8`` (MiniMaxAI/MiniMax-M3-MXFP8), ``moe_quant_algo`` for the experts
+OpenAI              ``quant_method: mxfp4`` (gpt-oss)
+DeepSeek            ``quant_method: fp8``; V4 adds ``expert_dtype: fp4 | fp8`` at the top level: one directory holds
+                    fp8 linears and fp4 experts, and the matrices call that fp4
+compressed-tensors  ``config_groups.*.weights`` with ``num_bits`` and ``type`` (Kimi-K2: int 4; Kimi-K3: float 4,
+                    ``mxfp4-pack-quantized``), under ``text_config`` in multimodal models
+AMD quark           ``global_quant_config.weight.dtype`` (fp4 is MXFP4)
+==================  =======================================================================================
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+HEADER_LIMIT = 100_000_000
+"""Longest header that the reference reader accepts, in bytes."""
+
+LFS_POINTER = b"version https://git-lfs"
+"""The beginning of a file that `git clone` without git-lfs leaves in place of the real one."""
+
+
+class DamagedFile(Exception):
+    """A file is not what its name promises; the message says why in a few words."""
+
+
+class _Tensor(msgspec.Struct):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Header:
+    """The size of a safetensors file in bytes, the names of its tensors, and their bytes by dtype."""
+
+    size: int
+    tensors: frozenset[str]
+    bytes_by_dtype: Mapping[str, int]
+
+
+def wrong_size(size: int, expected: int) -> str:
+    """How much a file of ``size`` bytes is too short or too long."""
+    by = abs(size - expected)
+    return f"{by} byte{'' if by == 1 else 's'} too {'short' if size < expected else 'long'}"
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[tuple[int, int]]:
+    """Within the block: the descriptor and the size in bytes of a file that has content and is no Git-LFS pointer.
+
+    Raises DamagedFile for another file, and for one that cannot be read within the block.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        broken = path.is_symlink() and not path.exists()
+        raise DamagedFile("a link to nothing" if broken else str(error.strerror).lower()) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise DamagedFile("not a regular file")
+        if status.st_size == 0:
+            raise DamagedFile("empty")
+        if os.pread(descriptor, len(LFS_POINTER), 0) == LFS_POINTER:
+            raise DamagedFile("a Git-LFS pointer, not the file itself")
+        yield descriptor, status.st_size
+    except OSError as error:
+        raise DamagedFile(str(error.strerror).lower()) from None
+    finally:
+        os.close(descriptor)
+
+
+def read_header(path: Path) -> Header:
+    """Read and check a file's header.
+
+    Raises DamagedFile when the file is truncated, longer than its header says, or another kind of file.
+    """
+    with open_regular(path) as (descriptor, size):
+        length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+        if size < 8 or length > HEADER_LIMIT:
+            raise DamagedFile("not a safetensors file")
+        if 8 + length > size:
+            raise DamagedFile(f"truncated within its header ({size} bytes)")
+        raw = os.pread(descriptor, length, 8)
+    try:
+        entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        entries.pop("__metadata__", None)
+        tensors = {name: msgspec.json.decode(entry, type=_Tensor) for name, entry in entries.items()}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise DamagedFile("not a safetensors file: its header is not the JSON it should be") from None
+    expected = 8 + length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
+    if size != expected:
+        raise DamagedFile(f"{wrong_size(size, expected)} ({size} bytes)")
+    by_dtype: Counter[str] = Counter()
+    for tensor in tensors.values():
+        by_dtype[tensor.dtype] += tensor.data_offsets[1] - tensor.data_offsets[0]
+    return Header(size, frozenset(tensors), by_dtype)
+
+
+Identity = Literal["match", "mismatch", "unknown"]
+
+_MEANT: dict[str, frozenset[str]] = {
+    "fp4": frozenset({"fp4", "nvfp4", "mxfp4"}),
+    "fp8": frozenset({"fp8", "mxfp8"}),
+    **{name: frozenset({name}) for name in ("nvfp4", "mxfp4", "mxfp8", "int4", "int8", "bf16", "fp16", "fp32")},
+}
+_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
+_TEXT_MODELS = ("text_config", "llm_config", "language_config")
+_UNQUANTISED = frozenset({"bf16", "fp16", "fp32"})
+_FLOATS = frozenset({"BF16", "F16", "F32", "F64"})
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """The ``formats`` of the weights (empty: not known), and the same as ``text`` for people.
+
+    ``experts`` is the format of the routed experts, where they have one of their own.
+    """
+
+    formats: frozenset[str]
+    text: str
+    experts: str | None = None
+
+
+def declared(config: Mapping[str, Any], hf_quant_config: Mapping[str, Any] | None = None) -> Quantisation:
+    """What `config.json` declares of the weights, and modelopt's `hf_quant_config.json` where there is one."""
+    models = [config, *(part for key in _TEXT_MODELS if isinstance(part := config.get(key), dict))]
+    found = next((quant for model in models if isinstance(quant := model.get("quantization_config"), dict)), None)
+    beside = hf_quant_config.get("quantization") if hf_quant_config else None
+    if not found and isinstance(beside, dict):
+        found = beside
+    if not found:
+        name = next((str(value) for model in models if (value := model.get("torch_dtype") or model.get("dtype"))), None)
+        dtype = _DTYPES.get((name or "").removeprefix("torch."))
+        return Quantisation(frozenset({dtype}) if dtype else frozenset(), f"not quantised, {name or 'no dtype said'}")
+    method, formats = _method_and_formats(found)
+    if isinstance(beside, dict) and formats and (other := _method_and_formats(beside)[1]) and not formats & other:
+        both = f"config.json says {'/'.join(formats)}, hf_quant_config.json {'/'.join(other)}"
+        return Quantisation(frozenset(), both)
+    experts = _experts(found, models)
+    if not experts and str(config.get("model_type", "")).startswith("deepseek_v4") and "fp8" in formats:
+        return Quantisation(frozenset(), "fp8, expert_dtype not said (an engine would take it for fp4)")
+    text = " + ".join(sorted(formats)) or "of a kind not known here"
+    text += "" if method in formats else f" by {method}"
+    if not experts:
+        return Quantisation(formats, text)
+    return Quantisation(formats | {experts}, f"{text}, experts {experts}", experts)
+
+
+def identity(asked: str | None, found: Quantisation, bytes_by_dtype: Mapping[str, int]) -> tuple[Identity, str | None]:
+    """Whether the weights are of the precision ``asked`` for (``fp4 fp8 bf16 int4``, or a format by its own name).
+
+    Returns the identity and, unless it is a match, the reason. When a checkpoint has several formats, that of the
+    experts decides, or else the narrowest. If the precision asked for is another one of them, the identity is unknown.
+    ``bytes_by_dtype`` comes from the shards' headers (empty: not known); it overrules what contradicts it.
+    """
+    meant = _MEANT.get((asked or "").lower())
+    if meant is None:
+        return "unknown", f"precision {asked!r} is not known here" if asked else "no precision was asked for"
+    if not found.formats:
+        return "unknown", f"config.json does not tell ({found.text})"
+    stored = sum(bytes_by_dtype.values())
+    packed = stored - sum(count for dtype, count in bytes_by_dtype.items() if dtype in _FLOATS)
+    if stored and not packed and not found.formats & _UNQUANTISED:
+        return "mismatch", f"config.json says {found.text}, yet every tensor is stored as {'/'.join(bytes_by_dtype)}"
+    if packed > stored / 2 and found.formats <= _UNQUANTISED:
+        return "unknown", f"config.json says {found.text}, yet most of the weights are stored in another way"
+    decisive = found.experts or min(found.formats, key=lambda name: (_bits(name), name))
+    if decisive in meant:
+        return "match", None
+    if found.formats & meant:
+        return "unknown", f"{asked} was asked for, and only a part of the weights is ({found.text})"
+    return "mismatch", f"{asked} was asked for, and the weights are {found.text}"
+
+
+def _method_and_formats(quant: Mapping[str, Any]) -> tuple[str, frozenset[str]]:
+    method = str(quant.get("quant_method") or "modelopt").lower()
+    return method, frozenset(name for name in _formats(method, quant) if name)
+
+
+def _bits(name: str) -> int:
+    return int(re.sub(r"\D", "", name))
+
+
+def _formats(method: str, quant: Mapping[str, Any]) -> Iterator[str | None]:
+    algorithm = quant.get("quant_algo")
+    if isinstance(algorithm, str) and algorithm:
+        layers = quant.get("quantized_layers") if algorithm.upper() == "MIXED_PRECISION" else None
+        for layer in layers.values() if isinstance(layers, dict) else [quant]:
+            yield _named(layer.get("quant_algo")) if isinstance(layer, dict) else None
+    elif method == "quark":
+        layered = quant.get("layer_quant_config")
+        for part in (quant.get("global_quant_config"), *(layered.values() if isinstance(layered, dict) else ())):
+            weights = part.get("weight") if isinstance(part, dict) else None
+            for weight in weights if isinstance(weights, list) else [weights]:
+                dtype = weight.get("dtype") if isinstance(weight, dict) else None
+                yield "mxfp4" if dtype == "fp4" else _named(dtype)
+    elif isinstance(quant.get("config_groups"), dict):
+        for group in quant["config_groups"].values():
+            yield _of_group(group, quant.get("format"))
+    elif (bits := quant.get("bits") or quant.get("w_bit")) in (2, 3, 4, 8):
+        yield f"int{bits}"
+    else:
+        yield _named(method)
+
+
+def _named(text: Any) -> str | None:
+    """The format of a modelopt algorithm, or of a quant_method or dtype with the name of one."""
+    upper = str(text).upper()
+    for known in ("NVFP4", "MXFP4", "MXFP8", "INT4", "INT8", "FP4", "FP8"):
+        if known in upper:
+            return known.lower()
+    return "int4" if upper.startswith(("W4A16", "W4A8")) else None
+
+
+def _of_group(group: Any, overall: Any) -> str | None:
+    weights = group.get("weights") if isinstance(group, dict) else None
+    bits, kind = (weights.get("num_bits"), weights.get("type")) if isinstance(weights, dict) else (None, None)
+    if bits not in (4, 8) or kind not in ("int", "float"):
+        return None
+    named = _named(group.get("format") or overall)
+    return named if kind == "float" and named and _bits(named) == bits else f"{'int' if kind == 'int' else 'fp'}{bits}"
+
+
+def _experts(quant: Mapping[str, Any], models: list[Mapping[str, Any]]) -> str | None:
+    for key, names in (("moe_quant_algo", {}), ("expert_dtype", {"fp4": "mxfp4", **_DTYPES})):
+        for holder in (quant, *models):
+            if isinstance(stated := holder.get(key), str):
+                return names.get(stated) or _named(stated)
+    return None

@@ -1,0 +1,204 @@
+"""Requests about jobs to the scheduler, in threads of their own: to end them, and to release those that we hold.
+
+Neither a Slurm that hangs nor a loop that is busy (packing logs of a gigabyte, writing to a terminal that nobody reads,
+waiting for a disk) may delay the request to end jobs: GitHub leaves a cancelled step ten seconds.
+
+Jobs are submitted held, and released once the run's record has the job's id. Whoever drives the run releases the job,
+also where the launcher that submitted it was killed: the record says ``held`` from the same write that gives the job's
+id. A crash of slurmctld can lose the release of its last seconds, so the release is repeated until squeue no longer
+shows the hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from queue import SimpleQueue
+
+from launcher.core.errors import LauncherError
+from launcher.core.stop import Stop
+from launcher.run.kind import Run
+from launcher.slurm.client import JobKey, JobState, Phase, Scheduler
+
+CANCEL_BOUND = 5.0
+"""Seconds to see cancelled jobs gone, and for a run in preparation to stop: GitHub leaves 10 s in all."""
+
+LOOK_FOR_UNRECORDED = 0.4
+"""Seconds between two looks for a job that is being submitted while we are asked to stop."""
+
+_LOOK_FOR_STOP = 0.5
+
+BY_USER, BY_ADMIN = "JobHeldUser", "JobHeldAdmin"
+"""Slurm's reasons why a held job waits."""
+
+
+class EndRequests:
+    """Requests to end the jobs of a loop, each made once. ``watched`` is the loop's own table, as it stands."""
+
+    def __init__(self, scheduler: Scheduler, stop: Stop, watched: Mapping[JobKey, Run]) -> None:
+        self._scheduler = scheduler
+        self._stop = stop
+        self._watched = watched
+        self._guard = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._answers: dict[JobKey, LauncherError | None] = {}
+        self._over = threading.Event()
+        self._submission_over = threading.Event()
+        self._seen_to: Run | None = None
+        self.preparing: Run | None = None
+        """The run that is being prepared, whose job may appear at any moment."""
+
+    def begin(self) -> None:
+        """From here on make the requests as soon as the stop is requested, until `close`."""
+        threading.Thread(target=self._wait_for_stop, daemon=True, name="cancel at once").start()
+
+    def close(self) -> None:
+        """The loop has ended."""
+        self._over.set()
+        self._submission_over.set()
+
+    def _wait_for_stop(self) -> None:
+        while not self._over.is_set():
+            if self._stop.wait(_LOOK_FOR_STOP):
+                self.make()
+                return
+
+    def make(self) -> threading.Thread:
+        """Make one request for all jobs for which none was made yet, also for those submitted meanwhile."""
+        with self._guard:
+            run = self.preparing
+            if run is not None and run is not self._seen_to:
+                self._seen_to = run
+                arguments = (run, self._submission_over)
+                threading.Thread(target=end_unrecorded, args=arguments, daemon=True, name="cancel by token").start()
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._request, daemon=True, name="cancel")
+                self._thread.start()
+            return self._thread
+
+    def _request(self) -> None:
+        if jobs := [job for job in list(self._watched) if job not in self._answers]:
+            try:
+                self._scheduler.cancel(jobs)
+                self._answers.update(dict.fromkeys(jobs))
+            except LauncherError as error:
+                self._answers.update(dict.fromkeys(jobs, error))
+
+    def wait(self) -> dict[JobKey, LauncherError | None]:
+        """Make the requests that are left, and wait for all, CANCEL_BOUND seconds at most; what came of each."""
+        deadline = time.monotonic() + CANCEL_BOUND
+        while left := [job for job in self._watched if job not in self._answers]:
+            self.make().join(max(0.0, deadline - time.monotonic()))
+            if time.monotonic() >= deadline:
+                silent = LauncherError(f"no answer within {CANCEL_BOUND:.0f} s")
+                self._answers.update(dict.fromkeys(left, silent))
+        return {job: self._answers[job] for job in self._watched}
+
+    def submission_is_over(self) -> None:
+        """The run in preparation has ended its submission: its job is in the record, or there is none."""
+        self._submission_over.set()
+
+
+def end_unrecorded(run: Run, done: threading.Event) -> None:
+    """While a submission goes on, and until ``done``, end the job that it makes as soon as Slurm shows it."""
+    scheduler = run.services.scheduler
+    while not done.wait(LOOK_FOR_UNRECORDED):
+        with contextlib.suppress(LauncherError):
+            if (job := run.record.job_key) is not None:
+                scheduler.cancel([job])
+                return
+            if run.record.in_doubt and (jobs := scheduler.find(run.id)):
+                scheduler.cancel(jobs)  # leaves out what is over
+
+
+def request_end(run: Run) -> None:
+    """Ask for the end of the run's job, by id, and write down what came of it."""
+    if (job := run.record.job_key) is not None:
+        try:
+            run.services.scheduler.cancel([job])
+        except LauncherError as error:
+            note_request(run, error)
+        else:
+            note_request(run)
+
+
+def note_request(run: Run, error: LauncherError | None = None) -> None:
+    """Write down that the job's end was asked for, or why it could not be."""
+    job = run.record.job_key
+    if error is not None:
+        run.record.event("error", f"cancelling {job} failed: {error}")
+    elif job is not None:
+        run.record.event("job", f"asked for the end of {job}", job=job.id)
+
+
+class Releases:
+    """Releases of held jobs, each in a thread of its own: a scheduler that hangs must not delay a cancel."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._answers: SimpleQueue[tuple[JobKey, LauncherError | None]] = SimpleQueue()
+        self._asked: set[JobKey] = set()
+        self._answered: dict[JobKey, float] = {}
+
+    def may_ask(self, job: JobKey, began: float) -> bool:
+        """Whether a release may follow from a question that began then: not while another release is under way, and
+        not from an answer to a question that was put before the last release was taken."""
+        return job not in self._asked and began > self._answered.get(job, -1.0)
+
+    def ask(self, job: JobKey) -> None:
+        self._asked.add(job)
+        threading.Thread(target=self._release, args=(job,), daemon=True, name="release").start()
+
+    def _release(self, job: JobKey) -> None:
+        answer: LauncherError | None = None
+        try:
+            self._scheduler.release(job)
+        except LauncherError as error:
+            answer = error
+        except Exception as error:  # noqa: BLE001  # a fault of ours must not leave the job held for good
+            answer = LauncherError(f"unexpected {type(error).__name__}: {error}", where=str(job))
+        self._answers.put((job, answer))
+
+    def taken(self) -> Iterator[tuple[JobKey, LauncherError | None]]:
+        """The releases that Slurm took, or refused, since the last call."""
+        while not self._answers.empty():
+            job, error = self._answers.get()
+            self._asked.discard(job)
+            self._answered[job] = time.monotonic()
+            yield job, error
+
+
+def should_release(run: Run, state: JobState) -> bool:
+    """Whether to release the job now; first makes its directory whole, without which it would fail.
+
+    A hold that somebody set after our release, and an administrator's hold, are not ours to lift.
+    """
+    job = run.record.job
+    if job is None or not job.held or state.phase is not Phase.ALIVE:
+        return False
+    still_held = state.word == "PENDING" and (state.reason == BY_USER or not job.released)
+    if not still_held or state.reason == BY_ADMIN:
+        run.record.update(job=replace(job, held=False))
+        if not job.released:
+            run.record.event("job", f"job {job.id}: the hold is not ours: {state.describe()}", job=job.id)
+        return False
+    try:
+        run.kind.make_whole(run)
+    except (LauncherError, OSError) as error:
+        run.record.event("warning", f"not released yet, its directory is not whole: {error}", job=job.id)
+        return False
+    return True
+
+
+def note_release(run: Run, error: LauncherError | None = None) -> None:
+    """Write down that Slurm was told to release the job, or why it could not be told."""
+    job = run.record.job
+    assert job is not None
+    if error is None:
+        run.record.update(job=replace(job, released=True))
+        run.record.event("job", f"job {job.id} released{' again' if job.released else ''}", job=job.id)
+    else:
+        run.record.event("warning", f"job {job.id} is still held: {error}", job=job.id)

@@ -1,0 +1,1 @@
+"""Measurements of how Slurm is asked, on a real cluster: `python -m scripts.measure_slurm`."""
