@@ -13,7 +13,7 @@ from launcher.core.yaml_source import Place
 from launcher.plan.derive import Resolved, known
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import LaneRule, ModelRule, Pattern, When
-from launcher.srtctl.resolved import SrtctlResolved
+from launcher.srtctl.planned import SrtctlResolved
 
 
 def _lanes(given: CheckInput) -> Iterator[tuple[RunnerFile, LaneRule, Place]]:

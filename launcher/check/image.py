@@ -11,7 +11,7 @@ from launcher.core.yaml_source import Place
 from launcher.image.reference import names_an_image
 from launcher.plan.derive import Resolved, is_image
 from launcher.srtctl.facts import ContainerUse
-from launcher.srtctl.resolved import SrtctlResolved
+from launcher.srtctl.planned import SrtctlResolved
 
 
 def _unresolved(s: SrtctlResolved) -> Iterator[ContainerUse]:

@@ -9,7 +9,7 @@ from launcher.check.engine import Found, Rule, rule
 from launcher.core.slurm_notation import limit_seconds
 from launcher.core.yaml_source import Place
 from launcher.plan.derive import Resolved
-from launcher.srtctl.resolved import SrtctlResolved
+from launcher.srtctl.planned import SrtctlResolved
 
 
 @rule("recipe-missing", "error", "the recipe is in none of the trees")

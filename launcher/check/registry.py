@@ -13,7 +13,7 @@ from launcher.check.schema_validation import RecipeValidator
 from launcher.core.finding import Finding
 from launcher.core.yaml_source import Place
 from launcher.plan.derive import Resolved
-from launcher.srtctl.resolved import SrtctlResolved
+from launcher.srtctl.planned import SrtctlResolved
 
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 

@@ -14,7 +14,7 @@ from launcher.check.engine import Found, Rule, rule
 from launcher.check.inputs import CheckInput, Row
 from launcher.core.errors import ConfigError
 from launcher.core.publish import NAME_MAX
-from launcher.srtctl.resolved import SrtctlResolved
+from launcher.srtctl.planned import SrtctlResolved
 
 _AGGREGATE, _AUDIT = "agg_", "power_validation_"
 """What the workflow's process_result.py puts before the name of a result of fixed lengths."""

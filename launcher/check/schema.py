@@ -9,7 +9,7 @@ from functools import cached_property
 from launcher.check.engine import Found, Rule, rule
 from launcher.check.schema_validation import RecipeValidator
 from launcher.check.srtctl_schema import Schema, Violation
-from launcher.srtctl.resolved import SrtctlResolved
+from launcher.srtctl.planned import SrtctlResolved
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from launcher.benchmark.benchmark import Benchmark, Role
 from launcher.check.engine import Found, Rule, rule
 from launcher.srtctl.facts import RoleFacts
-from launcher.srtctl.resolved import SrtctlResolved
+from launcher.srtctl.planned import SrtctlResolved
 
 
 def _pairs(s: SrtctlResolved) -> Iterator[tuple[str, Role, RoleFacts]]:
@@ -30,10 +30,8 @@ def _apart(b: Benchmark) -> bool:
 
 def _same_replicas(name: str, asked: Role, side: RoleFacts) -> bool:
     """Whether one aggregated worker of dp replicas is what the matrix counts as that many workers."""
-    p = side.parallelism
-    return (
-        name == "agg" and asked.workers > 1 and asked.workers == (p.dp or 1) * (side.workers or 1) and asked.tp == p.tp
-    )
+    replicas = (side.dp or 1) * (side.workers or 1)
+    return name == "agg" and asked.workers > 1 and asked.workers == replicas and asked.tp == side.tp
 
 
 @rule("disaggregation", "warning", "the row and the recipe differ in whether prefill and decode are apart")
@@ -56,7 +54,7 @@ def workers(s: SrtctlResolved) -> Iterator[Found]:
         place = s.place("resources", f"{name}_workers")
         if _same_replicas(name, asked, side):
             message = (
-                f"the recipe starts {side.workers} {name} worker of {side.parallelism.dp} data-parallel replicas, and "
+                f"the recipe starts {side.workers} {name} worker of {side.dp} data-parallel replicas, and "
                 f"the matrix publishes {asked.workers} workers"
             )
             yield message, place, "warning"

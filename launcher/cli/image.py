@@ -29,7 +29,6 @@ from launcher.image.import_policy import ImportPolicy, ensure_image
 from launcher.image.inventory import Check, Garbage, Image
 from launcher.image.probe import between_nodes, between_processes, file_system
 from launcher.image.reference import Reference
-from launcher.image.tag_check import TagMoved, check_tag
 from launcher.plan import derive
 from launcher.project import Project
 from launcher.run.image_usage import images_in_use, is_run_over
@@ -173,12 +172,10 @@ def _tag(image: Image, where: _Where) -> list[str]:
         return []
     registry = Registry({**os.environ, **where.rule.environment})
     architecture = note.architecture or where.architecture
-    after = check_tag(image.squash, note, registry, architecture, where=str(image.squash))
-    if isinstance(after, TagMoved):
-        return [f"tag: {after.what}"]
+    tag = registry.check_tag(image.squash, note, architecture, where=str(image.squash))
     if Reference.parse(note.uri).digest:
         return ["tag: none, a digest"]
-    return [f"tag: {fact}" for fact in after] or [f"tag: names {note.digest} still"]
+    return [f"tag: {tag.fact or f'names {note.digest} still'}"]
 
 
 def adopt(arguments: argparse.Namespace) -> int:

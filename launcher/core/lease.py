@@ -160,26 +160,22 @@ class Lock:
         self._told: str | None = None
         self._mine = b""
         self._handle: int | None = None
-        self._flock: int | None = None
-        self._ended = threading.Event()
-        self._heart: threading.Thread | None = None
+        self._flocked = False
+        self._taken = contextlib.ExitStack()
 
     def __enter__(self) -> LockResult:
         deadline = monotonic() + self._wait
-        try:
-            owner = self._take_owner_file(deadline) or self._take_flock(deadline)
-            acquired = owner is None and (self._handle is not None or self._flock is not None)
-            if not acquired:
-                self._release()
-        except BaseException:
-            self._release()
-            raise
+        with contextlib.ExitStack() as taken:
+            owner = self._take_owner_file(taken, deadline) or self._take_flock(taken, deadline)
+            acquired = owner is None and (self._handle is not None or self._flocked)
+            if acquired:
+                self._taken = taken.pop_all()
         return LockResult(acquired, owner, tuple(self._facts))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._release()
+        self._taken.close()
 
     @property
     def lost(self) -> bool:
@@ -191,31 +187,33 @@ class Lock:
         except OSError:
             return True
 
-    def _take_owner_file(self, deadline: float) -> str | None:
-        """Take the owner file, or return who still has it at the deadline. That no file can be made is a fact."""
+    def _take_owner_file(self, taken: contextlib.ExitStack, deadline: float) -> str | None:
+        """Take the owner file, or return who still has it at the deadline. That no file can be made is a fact.
+
+        ``taken`` gives back what was taken, here and in `_take_flock`.
+        """
         self._mine = LockOwner.here(self._what).to_json()
         temporary = temporary_name(self.path)
         try:
             handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            try:
-                os.fchmod(handle, 0o644)  # whatever the umask: others must be able to read who holds it
-                os.write(handle, self._mine)
-                owner = self._compete(temporary, deadline)
-            except BaseException:
-                os.close(handle)
-                raise
+            taken.callback(os.close, handle)
+            os.fchmod(handle, 0o644)  # whatever the umask: others must be able to read who holds it
+            os.write(handle, self._mine)
+            if owner := self._compete(temporary, deadline):
+                return owner
         except OSError as error:
             self._facts.append(f"no lock file can be made at {self.path}: {error.strerror}")
             return None
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-        if owner is not None:
-            os.close(handle)
-            return owner
         self._handle = handle
-        self._heart = threading.Thread(target=self._beat_on, args=(handle,), daemon=True, name=f"lock {self.path.name}")
-        self._heart.start()
+        taken.callback(self._remove_own_file)
+        ended = threading.Event()
+        heart = threading.Thread(target=self._beat_on, args=(handle, ended), daemon=True, name=f"lock {self.path.name}")
+        heart.start()
+        taken.callback(heart.join)
+        taken.callback(ended.set)
         return None
 
     def _compete(self, temporary: Path, deadline: float) -> str | None:
@@ -239,63 +237,58 @@ class Lock:
                 if why and remove_if_unchanged(self.path, found):
                     self._facts.append(f"broke the lock of {owner}: {why}")
                     continue
-                if now >= deadline:
-                    return str(owner)
-                self._tell(str(owner))
-            elif now >= deadline:
-                return f"whoever comes and goes at {self.path}"
-            self._sleep(max(0.0, min(self._pace.poll, deadline - now)))
+                holder = str(owner)
+            else:
+                holder = f"whoever comes and goes at {self.path}"
+            if now >= deadline:
+                return holder
+            self._wait_for(holder if found is not None else None, deadline - now)
         return None
 
-    def _take_flock(self, deadline: float) -> str | None:
+    def _take_flock(self, taken: contextlib.ExitStack, deadline: float) -> str | None:
         """Take flock on the bash launchers' path, or return that somebody has it. That flock fails is a fact."""
         if self.flock_path is None:
             return None
         somebody = f"an unnamed process with flock on {self.flock_path}"
-        handle = None
         try:
             self.flock_path.parent.mkdir(exist_ok=True)  # some of them keep their locks in DIRECTORY/.locks
-            handle = _open_to_lock(self.flock_path)
-            while not _flocked(handle):
-                now = monotonic()
-                if now >= deadline:
-                    return somebody
-                self._tell(somebody)
-                self._sleep(max(0.0, min(self._pace.poll, deadline - now)))
-            self._flock, handle = handle, None
+            try:  # neither truncated nor removed; NFS wants it open for writing for exclusive locks
+                handle = os.open(self.flock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except PermissionError:
+                handle = os.open(self.flock_path, os.O_RDONLY | os.O_CLOEXEC)
+            taken.callback(os.close, handle)
+            while not self._flocked:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    self._flocked = True
+                except BlockingIOError:
+                    now = monotonic()
+                    if now >= deadline:
+                        return somebody
+                    self._wait_for(somebody, deadline - now)
         except OSError as error:
             self._facts.append(f"flock does not work on {self.flock_path}: {error.strerror}")
-        finally:
-            if handle is not None:
-                os.close(handle)
         return None
 
-    def _tell(self, owner: str) -> None:
-        if self._on_wait and owner != self._told:
+    def _wait_for(self, owner: str | None, left: float) -> None:
+        """Say who has the lock, if that is news, and wait until the next look, or as long as is ``left``."""
+        if self._on_wait and owner not in (None, self._told):
             self._told = owner
-            self._on_wait(owner)
+            self._on_wait(str(owner))
+        self._sleep(min(self._pace.poll, left))
 
-    def _beat_on(self, handle: int) -> None:
+    def _beat_on(self, handle: int, ended: threading.Event) -> None:
         # A signal that the kernel gives to this thread would not wake the main one, where its handler has to run.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        while not self._ended.wait(self._pace.beat):
+        while not ended.wait(self._pace.beat):
             with contextlib.suppress(OSError):
                 os.utime(handle)  # by handle: the name may be somebody else's by now
 
-    def _release(self) -> None:
-        self._ended.set()
-        if self._heart is not None:
-            self._heart.join()
-            self._heart = None
-        if self._handle is not None:
-            with contextlib.suppress(OSError):
-                if not self.lost and (found := read_owner(self.path)) and found[0] == self._mine:
-                    remove_if_unchanged(self.path, found)
-            os.close(self._handle)
-            self._handle = None
-        if self._flock is not None:
-            os.close(self._flock)
-            self._flock = None
+    def _remove_own_file(self) -> None:
+        with contextlib.suppress(OSError):
+            if not self.lost and (found := read_owner(self.path)) and found[0] == self._mine:
+                remove_if_unchanged(self.path, found)
+        self._handle = None
 
 
 def _linked(temporary: Path, path: Path) -> bool:
@@ -305,12 +298,11 @@ def _linked(temporary: Path, path: Path) -> bool:
     """
     try:
         os.link(temporary, path)
-    except FileExistsError:
-        return temporary.stat().st_nlink == 2
-    except OSError:
-        if temporary.stat().st_nlink == 2:
-            return True
-        raise
+    except OSError as error:
+        linked = temporary.stat().st_nlink == 2
+        if not linked and not isinstance(error, FileExistsError):
+            raise
+        return linked
     return True
 
 
@@ -351,19 +343,3 @@ def remove_if_unchanged(path: Path, judged: tuple[bytes, int]) -> bool:
     with contextlib.suppress(OSError):
         aside.unlink()
     return False
-
-
-def _open_to_lock(path: Path) -> int:
-    """Open a file for flock; it is neither truncated nor removed. NFS wants it open for writing for exclusive locks."""
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except PermissionError:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _flocked(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

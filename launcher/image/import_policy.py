@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from launcher.core.errors import ConfigError, ImageError
 from launcher.core.process import CommandRunner
 from launcher.core.yaml_source import Document
-from launcher.image.die_with_parent import ends_with_this_process
 from launcher.image.enroot import Enroot
-from launcher.image.reference import Reference
-from launcher.image.request import PlannedImage
-from launcher.image.store import ImageRecord, ImageStore, no_mark
-
-if TYPE_CHECKING:
-    from launcher.image.registry import Registry
+from launcher.image.reference import PlannedImage, Reference
+from launcher.image.store import ImageRecord, ImageStore
 
 NODE_PATIENCE = 1800
 """Seconds that the job of an import may wait for a node. Slurm itself ends it then, whatever became of us."""
 
+_DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 _OWN = "LAUNCHER_ENROOT_DIRECTORY"
 _PREFIX = "launcher-enroot-"
 _ON_NODE = (
@@ -81,7 +79,7 @@ class ImportPolicy:
             f"--comment={import_comment(self.token)}",
             *image.import_options,
         )
-        return (*ends_with_this_process(srun), *_ON_NODE, "enroot")
+        return (sys.executable, "-S", "-E", str(_DIE_WITH_PARENT), str(os.getpid()), *srun, *_ON_NODE, "enroot")
 
     def node_environment(self, image: PlannedImage) -> dict[str, str]:
         """enroot's directories for an import on a node. It makes all of them itself, but the first two."""
@@ -104,7 +102,7 @@ def ensure_image(
     run: CommandRunner,
     log: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
-    mark: Callable[[Path], None] = no_mark,
+    mark: Callable[[Path], None] = lambda squash: None,
 ) -> ImageRecord:
     """Have the image as a whole squash file.
 
@@ -119,7 +117,11 @@ def ensure_image(
         enroot = Enroot(environment, run, command, node_patience=NODE_PATIENCE, log=log, sleep=sleep)
     else:
         enroot = Enroot(environment, run, log=log, sleep=sleep)
-    registry = _registry(image, environment, log, sleep) if policy.may_ask(image.uri) else None
+    registry = None
+    if policy.may_ask(image.uri):
+        from launcher.image.registry import Registry  # urllib is for those who import
+
+        registry = Registry({**environment, **image.environment}, log=log, sleep=sleep)
     store = ImageStore(enroot, run, registry=registry, log=log, mark=mark, sleep=sleep)
     try:
         record = store.ensure(image)
@@ -131,14 +133,6 @@ def ensure_image(
     digest = f", {known.digest}" if known.digest else ""
     log(f"image {image.reference}: {record.how} in {record.seconds:.3f} s ({known.size / 1e6:.1f} MB{digest})")
     return record
-
-
-def _registry(
-    image: PlannedImage, environment: Mapping[str, str], log: Callable[[str], None], sleep: Callable[[float], None]
-) -> Registry:
-    from launcher.image.registry import Registry  # urllib is for those who import
-
-    return Registry({**environment, **image.environment}, log=log, sleep=sleep)
 
 
 _PLACE = re.compile(r"(?P<path>.+) \((?P<key>[^()]+)\)")

@@ -19,9 +19,8 @@ from launcher.core.errors import ImageError
 from launcher.core.lease import Lock, LockOwner, read_owner, remove_if_unchanged
 from launcher.core.process import CommandRunner, run
 from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, publish_new, temporary_name
-from launcher.image import sidecar, usage
-from launcher.image.sidecar import Sidecar
-from launcher.image.squash import Listing, Superblock, check_lists, inspect
+from launcher.image import usage
+from launcher.image.squash import Listing, Sidecar, check_lists, file_hash, inspect, sidecar_path
 from launcher.image.usage import IsOver, assume_alive
 
 GRACE = 30 * 86400.0
@@ -45,7 +44,6 @@ class Image:
     size: int
     used: float
     problem: str | None = None
-    block: Superblock | None = None
     sidecar: Sidecar | None = None
     users: tuple[str, ...] = ()
 
@@ -77,7 +75,7 @@ def images(
     return found
 
 
-def _marked(squash: Path, known: Sequence[str], now: float, is_over: IsOver = assume_alive) -> tuple[str, ...]:
+def _marked(squash: Path, known: Sequence[str], now: float, is_over: IsOver) -> tuple[str, ...]:
     """Live runs that marked the image, without those that are ``known`` already."""
     try:
         return tuple(str(use) for use in usage.live(squash, now, is_over) if use.run not in known)
@@ -89,18 +87,17 @@ def _image(squash: Path, users: tuple[str, ...]) -> Image:
     try:
         status = squash.stat()
     except OSError as error:
-        return Image(squash, 0, time.time(), problem=f"cannot be read: {error.strerror}", users=users)
+        return Image(squash, 0, time.time(), f"cannot be read: {error.strerror}", users=users)
     times = [status.st_mtime, status.st_atime, usage.last_use(squash)]
     with contextlib.suppress(OSError):
-        times.append(sidecar.sidecar_path(squash).stat().st_mtime)
+        times.append(sidecar_path(squash).stat().st_mtime)
+    found = Image(squash, status.st_size, max(times), users=users)
     try:
         block = inspect(squash)
     except ImageError as error:
-        return Image(squash, status.st_size, max(times), problem=error.message, users=users)
-    note = sidecar.read(squash)
-    return Image(
-        squash, block.size, max(times), None, block, note if note is not None and note.fits(block) else None, users
-    )
+        return replace(found, problem=error.message)
+    note = Sidecar.read(squash)
+    return replace(found, sidecar=note) if note is not None and note.fits(block) else found
 
 
 class Check(str, Enum):
@@ -115,34 +112,33 @@ class Check(str, Enum):
 class Verdict:
     """What verifying an image found. ``said`` has a line for each level of the check, the cheapest first."""
 
-    image: Image
     check: Check
     said: tuple[str, ...]
 
 
 def verify(image: Image, *, deep: bool = False, runner: CommandRunner = run) -> Verdict:
     """Check the superblock, the lists of inodes and directories, and with ``deep`` every byte by the recorded hash."""
-    if image.block is None:
-        return Verdict(image, Check.DAMAGED, (image.problem or "not whole",))
+    if image.problem is not None:
+        return Verdict(Check.DAMAGED, (image.problem,))
     listing = check_lists(image.squash, runner)
     said = [f"lists: {listing.value}"]
     if listing is Listing.DAMAGED:
-        return Verdict(image, Check.DAMAGED, tuple(said))
+        return Verdict(Check.DAMAGED, tuple(said))
     check = Check.WHOLE if listing is Listing.WHOLE else Check.UNKNOWN
     if deep:
         recorded = image.sidecar.hash if image.sidecar else None
         try:
-            actual = sidecar.file_hash(image.squash)
+            actual = file_hash(image.squash)
         except OSError as error:
-            return Verdict(image, Check.DAMAGED, (*said, f"content: cannot be read: {error.strerror}"))
+            return Verdict(Check.DAMAGED, (*said, f"content: cannot be read: {error.strerror}"))
         if recorded is None:
             said.append("content: readable; no hash was recorded (`launcher image adopt` records one)")
         elif recorded != actual:
-            return Verdict(image, Check.DAMAGED, (*said, f"content: {actual}, and {recorded} was recorded"))
+            return Verdict(Check.DAMAGED, (*said, f"content: {actual}, and {recorded} was recorded"))
         else:
             check = Check.WHOLE
             said.append("content: as recorded")
-    return Verdict(image, check, tuple(said))
+    return Verdict(check, tuple(said))
 
 
 def adopt(squash: Path, reference: str, uri: str, *, runner: CommandRunner = run) -> Sidecar:
@@ -151,18 +147,15 @@ def adopt(squash: Path, reference: str, uri: str, *, runner: CommandRunner = run
     listing = check_lists(squash, runner)
     if listing is Listing.DAMAGED:
         raise ImageError("its lists cannot be read", where=str(squash), hint="launcher image import makes it anew")
-    before = sidecar.read(squash)
+    before = Sidecar.read(squash)
     if before is not None and before.fits(block) and before.uri != uri:
-        raise ImageError(
-            f"it is recorded as {before.reference}",
-            where=str(squash),
-            hint=f"remove {sidecar.sidecar_path(squash)} first",
-        )
-    note = replace(Sidecar.of(block, reference, uri, "adopted"), listing=listing.value, hash=sidecar.file_hash(squash))
+        hint = f"remove {sidecar_path(squash)} first"
+        raise ImageError(f"it is recorded as {before.reference}", where=str(squash), hint=hint)
+    note = replace(Sidecar.of(block, reference, uri, "adopted"), listing=listing.value, hash=file_hash(squash))
     if before is not None and before.fits(block) and before.hash is not None:
         return before
-    if error := sidecar.write(squash, note):
-        raise ImageError(f"no record can be written: {error.strerror}", where=str(sidecar.sidecar_path(squash)))
+    if error := note.write(squash):
+        raise ImageError(f"no record can be written: {error.strerror}", where=str(sidecar_path(squash)))
     return note
 
 
@@ -185,7 +178,7 @@ def garbage(
             gone.append(Garbage(image.squash, image.size, f"{what} for {_days(idle)}"))
     entries = _entries(directory)
     try:
-        dead = set(dead_temporaries(directory))
+        dead = dead_temporaries(directory)
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}", where=str(directory)) from None
     for path in entries:
@@ -231,26 +224,26 @@ def collect(item: Garbage, is_over: IsOver = assume_alive) -> bool:
     An image is removed under its lock, and only if nobody used it meanwhile. Raises ImageError when it cannot be
     removed.
     """
+    path = item.path
     try:
-        if item.path.name.endswith(_OWNER):
-            seen = read_owner(item.path)
-            return seen is None or (
-                _why_leftover(item.path, False, time.time(), 0.0) is not None and remove_if_unchanged(item.path, seen)
-            )
-        if item.path.parent.parent.name == usage.DIRECTORY:
-            item.path.unlink(missing_ok=True)
-            if not (squash := item.path.parents[2] / item.path.parent.name).exists():
-                usage.tidy(squash)
-            return True
-        if not item.path.name.endswith(_SUFFIX):
-            if item.path.is_dir() and not item.path.is_symlink():
-                shutil.rmtree(item.path)
-            else:
-                item.path.unlink(missing_ok=True)
-            return True
-        return _collect_image(item, is_over)
+        if path.name.endswith(_OWNER):
+            seen = read_owner(path)
+            if seen is None:
+                return True
+            return _why_leftover(path, False, time.time(), 0.0) is not None and remove_if_unchanged(path, seen)
+        if path.name.endswith(_SUFFIX):
+            return _collect_image(item, is_over)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     except OSError as error:
-        raise ImageError(f"cannot be removed: {error.strerror}", where=str(item.path)) from None
+        raise ImageError(f"cannot be removed: {error.strerror}", where=str(path)) from None
+    if path.parent.parent.name == usage.DIRECTORY:  # a mark
+        squash = path.parents[2] / path.parent.name
+        if not squash.exists():
+            usage.tidy(squash)
+    return True
 
 
 def _collect_image(item: Garbage, is_over: IsOver) -> bool:
@@ -270,7 +263,7 @@ def _collect_image(item: Garbage, is_over: IsOver) -> bool:
             publish_new(aside, item.path)
             return False
         aside.unlink()
-        sidecar.sidecar_path(item.path).unlink(missing_ok=True)
+        sidecar_path(item.path).unlink(missing_ok=True)
         usage.tidy(item.path)
     return True
 

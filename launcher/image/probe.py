@@ -1,7 +1,7 @@
 """Do locks hold in a directory? Two processes try it: one takes them, the other asks for them too.
 
-``python -m launcher.image.probe DIRECTORY TOKEN [RANK]`` is one of the two; without RANK it takes the rank of the Slurm
-task. Rank 1 prints what it found. They talk through files in the directory, so they can also run on two nodes.
+``python -m launcher.image.probe PLACE [RANK]`` is one of the two; without RANK it takes the rank of the Slurm task.
+Rank 1 prints what it found. They talk through files in the directory PLACE, so they can also run on two nodes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from launcher.core.errors import ImageError
 from launcher.core.lease import Lock, LockPace
@@ -30,7 +30,8 @@ from launcher.core.publish import write_json
 HOLDS, NO_OP = "holds", "is granted to both: a no-op"
 _WAIT = 30.0
 _BEAT = 0.3
-_KINDS: dict[str, Callable[[int, int], Any]] = {"flock": fcntl.flock, "lockf": fcntl.lockf}
+_NAME = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+_KINDS: dict[str, Callable[[IO[bytes], int], Any]] = {"flock": fcntl.flock, "lockf": fcntl.lockf}
 
 
 @dataclass(frozen=True)
@@ -56,19 +57,13 @@ class Probed:
 
 def between_processes(directory: Path, runner: CommandRunner = run) -> Probed:
     """Try it with two processes of this host. Raises ImageError when the directory cannot be used."""
-    with _meeting_place(directory) as token, ThreadPoolExecutor(2) as pool:
-        command = [sys.executable, "-m", __name__, str(directory), token]
-        done = list(pool.map(lambda rank: runner([*command, str(rank)], timeout=3 * _WAIT), range(2)))
-    return _read(done, directory)
+    return _probe(directory, runner, ([], "0"), ([], "1"))
 
 
 def between_nodes(directory: Path, options: Sequence[str], runner: CommandRunner = run) -> Probed:
     """Try it with two nodes by srun; ``options`` are srun's. Raises ImageError when there are none, too."""
-    with _meeting_place(directory) as token:
-        command = ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--time=5", "--job-name=launcher-doctor"]
-        argv = [*command, *options, sys.executable, "-m", __name__, str(directory), token]
-        done = [runner(argv, timeout=300.0)]
-    return _read(done, directory)
+    two = ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--time=5", "--job-name=launcher-doctor", *options]
+    return _probe(directory, runner, (two, ""))
 
 
 def between_hosts(directory: Path, options: Sequence[str], wait: float = 60.0, runner: CommandRunner = run) -> Probed:
@@ -77,86 +72,68 @@ def between_hosts(directory: Path, options: Sequence[str], wait: float = 60.0, r
     Raises ImageError when there is no node, or when it has not this Python. This host waits as long as it would for
     another process: a job that starts later finds nobody, which is an error too.
     """
-    with _meeting_place(directory) as token, ThreadPoolExecutor(2) as pool:
-        command = [sys.executable, "-m", __name__, str(directory), token]
-        one = ["srun", "--nodes=1", "--ntasks=1", "--time=2", f"--immediate={max(1, round(min(wait, _WAIT)))}"]
-        argvs = [[*command, "0"], [*one, "--job-name=launcher-doctor", *options, *command, "1"]]
-        here = pool.submit(runner, argvs[0], timeout=3 * _WAIT)
-        there = runner(argvs[1], timeout=3 * _WAIT)
-        if not there.ok:  # nobody will come: the one here need not wait
-            for step in ("asked", "done"):
-                write_json(_meeting(directory, token) / step, {})
-        done = [there, here.result()]
-    return _read(done, directory)
+    immediate = f"--immediate={max(1, round(min(wait, _WAIT)))}"
+    one = ["srun", "--nodes=1", "--ntasks=1", "--time=2", immediate, "--job-name=launcher-doctor", *options]
+    return _probe(directory, runner, ([], "0"), (one, "1"))
 
 
-@contextlib.contextmanager
-def _meeting_place(directory: Path) -> Iterator[str]:
-    """The token of a directory of our own below the one in question, which is gone afterwards."""
-    token = secrets.token_hex(4)
-    place = _meeting(directory, token)
+def _probe(directory: Path, runner: CommandRunner, *starts: tuple[list[str], str]) -> Probed:
+    """Start the processes together, each by a command before its own and a rank, which srun gives where it is empty."""
+    place = directory / f".launcher-locks-{secrets.token_hex(4)}"
     try:
         place.mkdir()
     except OSError as error:
         raise ImageError(f"cannot be used: {error.strerror}", where=str(directory)) from None
+    failed: list[Completed] = []
+
+    def start(given: tuple[list[str], str]) -> Completed:
+        before, rank = given
+        argv = [*before, sys.executable, "-m", __name__, str(place), *([rank] if rank else [])]
+        done = runner(argv, timeout=3 * _WAIT if rank else 300.0)
+        if not done.ok:
+            failed.append(done)
+            for step in ("asked", "done"):  # nobody will come, so the one that took the locks need not wait
+                write_json(place / step, {})
+        return done
+
     try:
-        yield token
+        with ThreadPoolExecutor(2) as pool:
+            done = list(pool.map(start, starts))
     finally:
         shutil.rmtree(place, ignore_errors=True)
-
-
-def _read(done: Sequence[Completed], directory: Path) -> Probed:
     for answer in done:
         for line in answer.stdout.splitlines():
             if line.startswith("{"):
                 return Probed(**json.loads(line))
-    failed = next((answer for answer in done if not answer.ok), done[-1])
-    raise ImageError(f"the locks could not be tried: {failed}", where=str(directory))
+    raise ImageError(f"the locks could not be tried: {[*failed, *done][0]}", where=str(directory))
 
 
 def file_system(directory: Path) -> str:
-    """What the directory lies on, as mounted: type, source, options (proc_pid_mountinfo(5))."""
-    best, found = "", "unknown"
-    try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    except OSError:
-        return found
-    real = os.path.realpath(directory)
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        point = before.split()[4].replace("\\040", " ")
-        inside = real == point or real.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):
-            kind, source, options = after.split()[:3]
-            best, found = point, f"{kind} from {source} on {point} ({options})"
-    return found
+    """What the directory lies on, as mounted: type, source, mount point, options; ``unknown`` when findmnt fails."""
+    columns = "FSTYPE,SOURCE,TARGET,OPTIONS"
+    done = run(["findmnt", "--noheadings", "--raw", f"--output={columns}", f"--target={directory}"], timeout=_WAIT)
+    if not done.ok:
+        return "unknown"
+    kind, source, point, options = done.stdout.split()
+    return f"{kind} from {source} on {point} ({options})"
 
 
-def _meeting(directory: Path, token: str) -> Path:
-    return directory / f".launcher-locks-{token}"
-
-
-def main(directory: str, token: str, rank: str | None = None) -> None:
+def main(place: str, rank: str | None = None) -> None:
     """Be one of the two processes."""
-    place = _meeting(Path(directory), token)
     if (rank or os.environ.get("SLURM_PROCID", "0")) == "0":
-        _take(place)
+        _take(Path(place))
     else:
-        print(json.dumps(asdict(_ask(place))), flush=True)
+        print(json.dumps(asdict(_ask(Path(place)))), flush=True)
 
 
 def _take(place: Path) -> None:
     """Rank 0: take every lock and keep it until the other process has tried them."""
-    handles, said = [], {}
-    for kind, take in _KINDS.items():
-        handles.append(os.open(place / kind, os.O_RDWR | os.O_CREAT, 0o666))
-        said[kind] = _attempt(take, handles[-1])
-    with Lock(place / "owner", what="a probe", wait=0.0, pace=LockPace(beat=_BEAT)) as held:
-        said["owner"] = "" if held.acquired else "; ".join(held.facts) or str(held.owner)
-        write_json(place / "taken", {**said, "name": _name(), "skew": _skew(place / "clock-0")})
-        _await(place / "asked")
-    for handle in handles:
-        os.close(handle)
+    with contextlib.ExitStack() as files:
+        said = {kind: _attempt(kind, files.enter_context((place / kind).open("wb"))) for kind in _KINDS}
+        with Lock(place / "owner", what="a probe", wait=0.0, pace=LockPace(beat=_BEAT)) as held:
+            said["owner"] = "" if held.acquired else "; ".join(held.facts) or str(held.owner)
+            write_json(place / "taken", {**said, "name": _NAME, "skew": _skew(place / "clock-0")})
+            _await(place / "asked")
     write_json(place / "released", {})
     _await(place / "done")
 
@@ -164,7 +141,7 @@ def _take(place: Path) -> None:
 def _ask(place: Path) -> Probed:
     """Rank 1: try every lock while the other process has it, and once more when it was released."""
     taken = _await(place / "taken")
-    during = {kind: _try(kind, place) for kind in _KINDS}
+    during = _attempt_again(place)
     with Lock(place / "owner", what="a second probe", wait=0.0) as held:
         owned = held.acquired
     began, first, heartbeat = time.monotonic(), None, None
@@ -176,11 +153,11 @@ def _ask(place: Path) -> Probed:
         time.sleep(0.02)
     write_json(place / "asked", {})
     _await(place / "released")
-    after = {kind: _try(kind, place) for kind in _KINDS}
+    after = _attempt_again(place)
     with Lock(place / "owner", what="a second probe", wait=5.0, pace=LockPace(poll=0.05)) as held:
         again = held.acquired
     write_json(place / "done", {})
-    names = sorted({str(taken["name"]), _name()})
+    names = sorted({str(taken["name"]), _NAME})
     skew = _skew(place / "clock-1") - float(taken["skew"])
     return Probed(
         where=" and ".join(names) if len(names) == 2 else f"two processes of {names[0]}",
@@ -203,25 +180,22 @@ def _judge(first: str, during: str, after: str) -> str:
     return HOLDS if not after else "holds, and was not granted after its release"
 
 
-def _try(kind: str, place: Path) -> str:
-    handle = os.open(place / kind, os.O_RDWR)
-    try:
-        return _attempt(_KINDS[kind], handle)
-    finally:
-        os.close(handle)
+def _attempt_again(place: Path) -> dict[str, str]:
+    """Ask for each kind of lock, on a handle of our own that is closed at once."""
+    said = {}
+    for kind in _KINDS:
+        with (place / kind).open("r+b") as file:
+            said[kind] = _attempt(kind, file)
+    return said
 
 
-def _attempt(take: Callable[[int, int], Any], handle: int) -> str:
+def _attempt(kind: str, file: IO[bytes]) -> str:
     """Empty when granted, ``refused``, or what the system says."""
     try:
-        take(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _KINDS[kind](file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return "refused" if error.errno in (errno.EAGAIN, errno.EACCES) else str(error.strerror)
     return ""
-
-
-def _name() -> str:
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def _skew(path: Path) -> float:

@@ -1,4 +1,6 @@
-"""Image references: read in every notation that is in use, written in the one that all versions of enroot read alike.
+"""What is asked for: an image reference in any notation that is in use, and the image that a plan names by it.
+
+References are written in the one notation that all versions of enroot read alike.
 
 enroot 3.x and 4.x disagree on most spellings: 3.x (src/docker.sh, one regular expression) takes ``nvcr.io/x/y:tag`` for
 a Docker Hub image and ``name:tag@sha256:…`` for a user ``name:tag``; 4.x takes ``localhost/x`` for a Hub image. Both
@@ -8,7 +10,8 @@ read ``docker://REGISTRY#REPOSITORY:TAG`` and ``docker://REGISTRY#REPOSITORY:sha
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
 from launcher.core.errors import ConfigError
@@ -16,7 +19,6 @@ from launcher.core.publish import NAME_MAX
 
 HUB = "docker.io"
 _HUB_NAMES = frozenset({HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
-_HUB_HOST = "registry-1.docker.io"
 
 NameRule = Literal["underscore", "plus", "plus-nv"]
 """How a cluster names its squash files; see `squash_name`."""
@@ -60,10 +62,60 @@ class Reference:
             raise ConfigError(f"image {_shown(text)}: {wrong.what}", where=where, hint=wrong.hint) from None
 
     @property
+    def host(self) -> str:
+        """Where the registry answers, with its port if it has one."""
+        return "registry-1.docker.io" if self.registry == HUB else self.registry
+
+    @property
+    def version(self) -> str:
+        """The digest, else the tag. A digest leaves no room for the tag."""
+        return self.digest or self.tag or "latest"
+
+    @property
     def uri(self) -> str:
-        """The spelling for `enroot import` that enroot 3.x and 4.x read alike. A digest leaves no room for the tag."""
-        host = _HUB_HOST if self.registry == HUB else self.registry
-        return f"docker://{host}#{self.repository}:{self.digest or self.tag or 'latest'}"
+        """The spelling for `enroot import` that enroot 3.x and 4.x read alike."""
+        return f"docker://{self.host}#{self.repository}:{self.version}"
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """One image to have as a squash file. The fields are those of the plan's JSON.
+
+    ``uri`` is the canonical reference (`Reference.uri`), ``lock`` the path that the bash launchers flock. ``lock_wait``
+    and ``import_timeout`` are in seconds. ``temporary`` is the directory for enroot's temporaries on the host that
+    imports: a node-local one, since aufs whiteouts cannot be removed over NFS. ``environment`` is added to enroot's
+    and wins over everything else in it. ``architecture`` (``x86_64``, ``aarch64``) is what the nodes need; None means
+    that of this host. ``moved_tag`` says what to do when an image is there and its tag names another one by now:
+    ``keep`` uses it and says so, ``refresh`` imports the new one beside it, ``fail`` is an error. ``processors``,
+    ``import_partition`` and ``import_options`` are for the job of an import on a compute node. ``where`` is the place
+    that names the image, for errors.
+    """
+
+    reference: str
+    uri: str
+    squash: str
+    import_on: Literal["login", "compute"]
+    role: str
+    lock: str
+    lock_wait: int
+    import_timeout: int
+    temporary: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    where: str | None = None
+    architecture: str | None = None
+    moved_tag: Literal["keep", "refresh", "fail"] = "keep"
+    processors: int | None = None
+    import_partition: str | None = None
+    import_options: tuple[str, ...] = ()
+
+    @property
+    def squash_path(self) -> Path:
+        return Path(self.squash)
+
+    @property
+    def error_location(self) -> str:
+        """The place that errors point to: where the image is named, else its squash file."""
+        return self.where or self.squash
 
 
 def same_image(a: Reference | str, b: Reference | str) -> bool:
@@ -103,6 +155,12 @@ def squash_name(text: str, rule: NameRule, *, where: str | None = None) -> str:
     return name
 
 
+def refreshed_name(squash: Path, digest: str) -> Path:
+    """``x.sqsh`` → ``x@0123456789ab.sqsh``: the place for an image of the same tag, of that digest."""
+    stem = re.sub(r"@[0-9a-f]{12}$", "", squash.name.removesuffix(".sqsh"))
+    return squash.with_name(f"{stem}@{digest.removeprefix('sha256:')[:12]}.sqsh")
+
+
 class _Wrong(ValueError):
     def __init__(self, what: str, hint: str) -> None:
         super().__init__(what)
@@ -118,7 +176,15 @@ def _read(body: str) -> Reference:
 
     registry, rest = _split_registry(body)
     name, tag, digest = _split_version(rest)
-    _check_repository(name)
+    if not name:
+        raise _Wrong("the repository is empty", "write REPOSITORY:TAG, with its registry before it if need be")
+    if name != name.lower():
+        raise _Wrong(f"the repository {name!r} has upper-case letters", "registries have lower-case names only")
+    for component in name.split("/"):
+        if not component:
+            raise _Wrong(f"the repository {name!r} has an empty part", "one '/' between two names, none at the ends")
+        if not _COMPONENT.fullmatch(component):
+            raise _Wrong(f"{component!r} is not a repository name", "letters and digits, with . _ __ or - between them")
     if registry == HUB and "/" not in name:
         name = f"library/{name}"
     return Reference(registry, name, tag, digest)
@@ -170,18 +236,6 @@ def _split_version(rest: str) -> tuple[str, str | None, str | None]:
             f"{tag!r} is not a tag" if tag else "a tag should follow ':'", "tags have letters, digits and . _ -"
         )
     return name, tag, digest or None
-
-
-def _check_repository(name: str) -> None:
-    if not name:
-        raise _Wrong("the repository is empty", "write REPOSITORY:TAG, with its registry before it if need be")
-    if name != name.lower():
-        raise _Wrong(f"the repository {name!r} has upper-case letters", "registries have lower-case names only")
-    for component in name.split("/"):
-        if not component:
-            raise _Wrong(f"the repository {name!r} has an empty part", "one '/' between two names, none at the ends")
-        if not _COMPONENT.fullmatch(component):
-            raise _Wrong(f"{component!r} is not a repository name", "letters and digits, with . _ __ or - between them")
 
 
 def _shown(text: str) -> str:

@@ -21,13 +21,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from email.utils import parsedate_to_datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
 
 from launcher.core.errors import ImageError
 from launcher.core.retry import error_of, telling
-from launcher.image.credentials import MadeByCommand, account_line, allows_http, credentials
-from launcher.image.enroot import fault_of_status
+from launcher.image.enroot import MadeByCommand, allows_http, credentials, fault_of_status, with_account
 from launcher.image.reference import Reference
+from launcher.image.squash import Sidecar
 
 ATTEMPTS = 4
 PATIENCE = 300.0
@@ -48,17 +51,48 @@ class Unreachable(ImageError):
 class _MayPass(ImageError):
     """Another request may be answered. ``pause`` is how many seconds the registry said to wait, if it said so."""
 
-    def __init__(self, message: str, *, where: str | None, hint: str, pause: float | None = None) -> None:
-        super().__init__(message, where=where, hint=hint)
-        self.pause = pause
+    pause: float | None = None
 
 
-class _NoAnswer(_MayPass):
+class _NoAnswer(_MayPass, Unreachable):
     """A status of 500 or more, or an answer that was cut."""
 
 
 class _NoConnection(_NoAnswer):
     """No connection. It is tried once more only, because many hosts have no way to the internet."""
+
+
+class _Platform(msgspec.Struct):
+    architecture: str
+    os: str = "linux"
+
+
+class _Entry(msgspec.Struct):
+    digest: str
+    platform: _Platform
+
+
+class _Config(msgspec.Struct):
+    digest: str
+
+
+class _Layer(msgspec.Struct):
+    size: int
+
+
+class _Document(msgspec.Struct):
+    """What we read of an index (``manifests``) or a manifest (``config``, ``layers``)."""
+
+    manifests: list[_Entry] | None = None
+    config: _Config | None = None
+    layers: list[_Layer] | None = None
+
+
+class _Configuration(msgspec.Struct):
+    architecture: str
+
+
+_T = TypeVar("_T", _Document, _Configuration)
 
 
 @dataclass(frozen=True)
@@ -80,10 +114,15 @@ class Manifest:
         return digest is not None and digest in (self.digest, self.index)
 
 
-def debian_architecture(machine: str | None = None) -> str:
-    """``x86_64`` → ``amd64``; of this machine when none is given."""
-    machine = machine or platform.machine()
-    return _DEBIAN.get(machine, machine)
+@dataclass(frozen=True)
+class TagAnswer:
+    """What the tag of an image that is there names now: ``fact`` says it if it is not the recorded image for sure.
+
+    ``moved_to`` is the digest of the other image that it names, None when it is not known to name another one.
+    """
+
+    fact: str = ""
+    moved_to: str | None = None
 
 
 class Registry:
@@ -118,65 +157,80 @@ class Registry:
         Raises Unreachable; ImageError for what will not pass: 401, 403, 404, no such architecture, a digest that does
         not fit, a rate limit that lasts longer than we wait. ``where`` is the place that errors point to.
         """
-        wanted = debian_architecture(architecture)
-        body, digest = self._fetch(reference, f"manifests/{_version(reference)}", where)
-        index = None
-        if "manifests" in body:
-            index, digest = digest, _of_platform(body, wanted, reference, where)
-            body, _ = self._fetch(reference, f"manifests/{digest}", where)
-            found = wanted
+        machine = architecture or platform.machine()
+        wanted = _DEBIAN.get(machine, machine)
+        body, digest = self._fetch(_Document, reference, f"manifests/{reference.version}", where)
+        index, found = None, wanted
+        if body.manifests is not None:
+            there: dict[str, str] = {}
+            for entry in body.manifests:
+                if entry.platform.os == "linux":
+                    there.setdefault(entry.platform.architecture, entry.digest)
+            if wanted not in there:
+                raise _wrong_architecture(reference, [name for name in there if name != "unknown"], wanted, where)
+            index, digest = digest, there[wanted]
+            body, _ = self._fetch(_Document, reference, f"manifests/{digest}", where)
+        elif body.config is None:
+            raise _not_understood(reference, where)
         else:
-            found = self._architecture(body, reference, where)
+            found = self._fetch(_Configuration, reference, f"blobs/{body.config.digest}", where)[0].architecture
+        if body.layers is None:
+            raise _not_understood(reference, where)
         if found != wanted:
             raise _wrong_architecture(reference, [found], wanted, where)
-        try:
-            size = sum(int(layer["size"]) for layer in body["layers"])
-        except (KeyError, TypeError, ValueError):
-            raise _not_understood(reference, where) from None
-        return Manifest(digest, index, found, size)
+        return Manifest(digest, index, found, sum(layer.size for layer in body.layers))
 
     def tag_digest(self, reference: Reference, *, where: str) -> str | None:
         """The digest that the tag names now (of the index, if there is one): one HEAD, which no rate limit counts.
 
         None when the registry does not say. Raises as `manifest` does.
         """
-        url = self._url(reference, f"manifests/{_version(reference)}")
-        _, headers = self._patiently(url, reference, where, "HEAD")
+        _, headers = self._patiently(reference, f"manifests/{reference.version}", where, "HEAD")
         return headers.get("Docker-Content-Digest")
 
-    def _architecture(self, body: Mapping[str, Any], reference: Reference, where: str) -> str:
+    def check_tag(self, squash: Path, known: Sidecar, architecture: str | None, *, where: str) -> TagAnswer:
+        """Whether the tag of ``squash`` still names the image that is ``known`` to be there.
+
+        A digest cannot move. A registry that does not answer is a fact, since a whole image is there. ``where`` is the
+        place that errors point to.
+        """
+        reference = Reference.parse(known.uri)
+        if reference.digest:
+            return TagAnswer()
         try:
-            configuration, _ = self._fetch(reference, f"blobs/{body['config']['digest']}", where)
-            return str(configuration["architecture"])
-        except (KeyError, TypeError):
+            now = self.tag_digest(reference, where=where)
+            if now is not None and now in (known.digest, known.index):
+                return TagAnswer()
+            manifest = self.manifest(reference, architecture, where=where)
+        except ImageError as error:
+            return TagAnswer(f"whether the tag names another image now is not known: {error.message}")
+        if known.digest is None:
+            names = f"the tag names {manifest.digest} now"
+            return TagAnswer(f"of which digest {squash.name} is was never recorded; {names}")
+        if manifest.is_named(known.digest):
+            return TagAnswer()
+        return TagAnswer(
+            f"{squash.name} is of {known.digest}, and the tag names {manifest.digest} now", manifest.digest
+        )
+
+    def _fetch(self, kind: type[_T], reference: Reference, what: str, where: str) -> tuple[_T, str]:
+        """A JSON document and its digest, checked against what was asked for and what the registry says."""
+        content, _ = self._patiently(reference, what, where, "GET")
+        try:
+            return msgspec.json.decode(content, type=kind), _digest(content)
+        except msgspec.MsgspecError:
             raise _not_understood(reference, where) from None
 
-    def _url(self, reference: Reference, what: str) -> str:
-        host = "registry-1.docker.io" if reference.registry == "docker.io" else reference.registry
-        return f"{self._scheme}://{host}/v2/{reference.repository}/{what}"
-
-    def _fetch(self, reference: Reference, what: str, where: str) -> tuple[dict[str, Any], str]:
-        """A JSON document and its digest, checked against what was asked for and what the registry says."""
-        url = self._url(reference, what)
-        content, _ = self._patiently(url, reference, where, "GET")
-        try:
-            value = json.loads(content)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise _not_understood(reference, where)
-        return value, f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-    def _patiently(self, url: str, reference: Reference, where: str, method: str) -> tuple[bytes, Message]:
+    def _patiently(self, reference: Reference, what: str, where: str, method: str) -> tuple[bytes, Message]:
         """Ask until there is an answer, as often and as long as that makes sense. Raises as `manifest` does."""
         from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
+        url = f"{self._scheme}://{reference.host}/v2/{reference.repository}/{what}"
         deadline = time.monotonic() + PATIENCE
 
         def wait(state: RetryCallState) -> float:
-            error = error_of(state)
-            asked = error.pause if isinstance(error, _MayPass) else None
-            return asked if asked is not None else float(2 ** (state.attempt_number - 1))
+            asked = getattr(error_of(state), "pause", None)
+            return float(2 ** (state.attempt_number - 1) if asked is None else asked)
 
         def stop(state: RetryCallState) -> bool:
             attempts = min(2, self._attempts) if isinstance(error_of(state), _NoConnection) else self._attempts
@@ -190,10 +244,7 @@ class Registry:
             before_sleep=telling(self._log),
             reraise=True,
         )
-        try:
-            return attempts(self._ask, url, reference, where, method)
-        except _NoAnswer as error:
-            raise Unreachable(error.message, where=where, hint=error.hint) from None
+        return attempts(self._ask, url, reference, where, method)
 
     def _ask(self, url: str, reference: Reference, where: str, method: str) -> tuple[bytes, Message]:
         account = (reference.registry, reference.repository)
@@ -218,7 +269,14 @@ class Registry:
                 where=where,
                 hint="try again later; see whether this host reaches it",
             ) from None
-        _check(answer, url, reference, where, method)
+        content, headers = answer
+        for said in (url.rpartition("/")[2], headers.get("Docker-Content-Digest", "")) if method == "GET" else ():
+            if said.startswith("sha256:") and said != (actual := _digest(content)):  # a proxy may have mixed it up
+                raise _MayPass(
+                    f"{reference.registry} answered with {actual[:19]}… where it says {said[:19]}…",
+                    where=where,
+                    hint="try again later; look at a proxy in between",
+                )
         return answer
 
     def _send(self, url: str, method: str, authorization: str | None) -> tuple[bytes, Message]:
@@ -239,8 +297,7 @@ class Registry:
         realm = said.pop("realm", "")
         host = urllib.parse.urlsplit(realm).netloc if kind.lower() == "bearer" else ""
         self._realms[reference.registry] = host
-        names = (host, "registry-1.docker.io" if reference.registry == "docker.io" else reference.registry)
-        account = next((found for name in names if name and (found := credentials(name, self._environ))), None)
+        account = (credentials(host, self._environ) if host else None) or credentials(reference.host, self._environ)
         basic = None
         if account is not None:
             basic = "Basic " + b64encode(f"{account.login}:{account.password}".encode()).decode()
@@ -257,19 +314,17 @@ class Registry:
         raise urllib.error.HTTPError(realm, 401, "Unauthorized", http.client.HTTPMessage(), None)
 
     def _status(self, error: urllib.error.HTTPError, reference: Reference, where: str) -> ImageError:
-        fault = fault_of_status(error.code)
-        message = f"{reference.registry}: {_name(reference)}: {fault.what}"
-        hint = fault.hint
-        if error.code in (401, 403):
-            line = account_line(reference.registry, self._environ, self._realms.get(reference.registry, ""))
-            hint = f"correct the image, or {line}"
+        realm = self._realms.get(reference.registry, "")
+        fault = with_account(fault_of_status(error.code), reference.registry, self._environ, realm)
+        message = f"{reference.registry}: {reference.repository}:{reference.version}: {fault.what}"
         if not fault.may_pass:
-            return ImageError(message, where=where, hint=hint)
+            return ImageError(message, where=where, hint=fault.hint)
         pause = _retry_after(error.headers.get("Retry-After"))
         if pause is not None:
             message += f", which says to come again in {pause:.0f} s"
-        kind = _NoAnswer if error.code >= 500 else _MayPass
-        return kind(message, where=where, hint=hint, pause=pause)
+        passing = (_NoAnswer if error.code >= 500 else _MayPass)(message, where=where, hint=fault.hint)
+        passing.pause = pause
+        return passing
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -286,46 +341,14 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return following
 
 
-def _check(answer: tuple[bytes, Message], url: str, reference: Reference, where: str, method: str) -> None:
-    """The content must be what its name says. Raises _MayPass: a proxy may have cut or mixed it up."""
-    content, headers = answer
-    if method == "HEAD":
-        return
-    actual = f"sha256:{hashlib.sha256(content).hexdigest()}"
-    last = url.rpartition("/")[2]
-    for said in (last, headers.get("Docker-Content-Digest", "")):
-        if said.startswith("sha256:") and said != actual:
-            raise _MayPass(
-                f"{reference.registry} answered with {actual[:19]}… where it says {said[:19]}…",
-                where=where,
-                hint="try again later; look at a proxy in between",
-            )
-
-
-def _of_platform(index: Mapping[str, Any], wanted: str, reference: Reference, where: str) -> str:
-    there: dict[str, str] = {}
-    try:
-        for entry in index["manifests"]:
-            if entry.get("platform", {}).get("os", "linux") == "linux":
-                there.setdefault(str(entry["platform"]["architecture"]), str(entry["digest"]))
-    except (KeyError, TypeError, AttributeError):
-        raise _not_understood(reference, where) from None
-    if wanted not in there:
-        raise _wrong_architecture(reference, [name for name in there if name != "unknown"], wanted, where)
-    return there[wanted]
-
-
-def _version(reference: Reference) -> str:
-    return reference.digest or reference.tag or "latest"
-
-
-def _name(reference: Reference) -> str:
-    return f"{reference.repository}:{_version(reference)}"
+def _digest(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def _wrong_architecture(reference: Reference, there: list[str], wanted: str, where: str) -> ImageError:
+    found = ", ".join(there) or "no Linux"
     return ImageError(
-        f"{_name(reference)} is for {', '.join(there) or 'no Linux'}, and the nodes need {wanted}",
+        f"{reference.repository}:{reference.version} is for {found}, and the nodes need {wanted}",
         where=where,
         hint=f"name an image that has {wanted}; or correct node.arch in the runner file",
     )

@@ -1,4 +1,7 @@
-"""Is this file a whole squash file? Reading its superblock takes 0.1 ms, reading its lists 0.1 s.
+"""A squash file: whether it is whole, and the record beside it (``<squash>.json``), the `Sidecar`.
+
+Reading the superblock takes 0.1 ms, reading the lists 0.1 s. A file can be used without a record, and those of the bash
+launchers have none. A record that does not fit the file beside it says nothing, because the file was replaced since.
 
 A squash file begins with a superblock of 96 bytes (kernel, fs/squashfs/squashfs_fs.h). mksquashfs writes it last, so a
 killed import leaves zeros there; and it says how long the file must be, so a cut copy shows. What neither check sees is
@@ -7,16 +10,24 @@ damage in the data blocks of a file of the right length (seen with squashfs-tool
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import getpass
+import json
 import os
+import socket
 import stat
 import struct
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
+from typing import Literal
 
 from launcher.core.errors import ImageError
 from launcher.core.process import CommandRunner, run
+from launcher.core.publish import publish_new, temporary_name
 
 _SUPERBLOCK = struct.Struct("<5I6H8Q")
 _MAGIC = 0x73717368
@@ -24,6 +35,9 @@ _ABSENT = 0xFFFF_FFFF_FFFF_FFFF
 _COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
 _PADDING = 4096
 """mksquashfs fills its files up to a multiple of this (unless `-nopad`), so another length is that of a cut copy."""
+
+_USED = 600.0
+"""Seconds by which a recorded use may be too old, so that not every hit has to change the file system."""
 
 
 class MissingImage(ImageError):
@@ -62,7 +76,11 @@ def inspect(path: Path) -> Superblock:
         if not stat.S_ISREG(status.st_mode):  # asked before open, which would wait for the writer of a FIFO
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise ImageError(f"{kind}, where a squash file belongs", where=str(path), hint="move it away by hand")
-        head = _head(path)
+        handle = _open_unnoticed(path)
+        try:
+            head = os.read(handle, _SUPERBLOCK.size)
+        finally:
+            os.close(handle)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingImage(f"no squash file: {error.strerror}", where=str(path)) from None
     except OSError as error:
@@ -75,20 +93,12 @@ def inspect(path: Path) -> Superblock:
     return _parse(head, status, path)
 
 
-def open_unnoticed(path: Path) -> int:
+def _open_unnoticed(path: Path) -> int:
     """Open for reading without a new time of access, by which `image gc` knows that somebody else used the file."""
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
     except PermissionError:  # open(2): of others' files not
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _head(path: Path) -> bytes:
-    handle = open_unnoticed(path)
-    try:
-        return os.read(handle, _SUPERBLOCK.size)
-    finally:
-        os.close(handle)
 
 
 def _parse(head: bytes, status: os.stat_result, path: Path) -> Superblock:
@@ -152,3 +162,106 @@ def check_lists(path: Path, runner: CommandRunner = run, timeout: float = 300.0)
     if "unsupported by this version" in done.stderr + done.stdout:
         return Listing.UNSUPPORTED
     return Listing.DAMAGED
+
+
+def user_name() -> str:
+    """The name of the user who runs this, else the uid."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a uid without an entry in the user database, as in some containers
+        return str(os.getuid())
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What is recorded of a squash file.
+
+    ``reference`` as it was given, ``uri`` its canonical form. ``digest`` is that of the manifest that was imported,
+    when it could be had, ``index`` that of the index that named it; ``architecture`` is Debian's name. ``size`` in
+    bytes, ``mtime_ns`` and ``superblock_time`` (seconds) from the epoch; ``seconds`` is what the import took.
+    ``how`` is ``imported``, or ``adopted`` for a file that somebody else made. ``hash`` is of all content (see
+    `file_hash`), ``options`` are those of mksquashfs. The record's own mtime is when the image was last used (see
+    `note_use`).
+    """
+
+    reference: str
+    uri: str
+    how: str
+    size: int
+    mtime_ns: int
+    superblock_time: int
+    listing: str | None = None
+    enroot_version: str | None = None
+    digest: str | None = None
+    index: str | None = None
+    architecture: str | None = None
+    hash: str | None = None
+    options: str | None = None
+    seconds: float | None = None
+    user: str = field(default_factory=user_name)
+    host: str = field(default_factory=socket.gethostname)
+    job: str | None = field(default_factory=lambda: os.environ.get("SLURM_JOB_ID"))
+    written: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    @classmethod
+    def of(cls, block: Superblock, reference: str, uri: str, how: Literal["imported", "adopted"]) -> Sidecar:
+        """The record of a file with this superblock, by this user on this host, now."""
+        return cls(reference, uri, how, block.size, block.mtime_ns, block.created)
+
+    def fits(self, block: Superblock) -> bool:
+        """Whether this record is of that file. Times are compared in seconds: file servers round them differently."""
+        return (self.size, self.superblock_time, self.mtime_ns // 10**9) == (
+            block.size,
+            block.created,
+            block.mtime_ns // 10**9,
+        )
+
+    @classmethod
+    def read(cls, squash: Path) -> Sidecar | None:
+        """The record beside a squash file; None when there is none that can be read."""
+        import msgspec
+
+        try:
+            return msgspec.json.decode(sidecar_path(squash).read_bytes(), type=cls)
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def write(self, squash: Path, *, replace: bool = True) -> OSError | None:
+        """Write the record, readable for everybody; without ``replace`` only where there is none. Returns the error."""
+        final = sidecar_path(squash)
+        temporary = temporary_name(final)
+        try:
+            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+            temporary.chmod(0o644)
+            publish_new(temporary, final, whole=(lambda path: False) if replace else os.path.lexists)
+        except OSError as error:
+            return error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        return None
+
+
+def sidecar_path(squash: Path) -> Path:
+    """The path of a squash file's record."""
+    return squash.with_name(f"{squash.name}.json")
+
+
+def note_use(squash: Path) -> None:
+    """Note that the image is used now, as the mtime of its record. Records of other users cannot be touched."""
+    path = sidecar_path(squash)
+    with contextlib.suppress(OSError):
+        if time.time() - path.stat().st_mtime > _USED:
+            os.utime(path)
+
+
+def file_hash(path: Path) -> str:
+    """``xxh3-128:…`` of the content, at several GiB/s: it shows decay, not malice. Raises OSError."""
+    import xxhash
+
+    value = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(4 << 20))
+    with open(_open_unnoticed(path), "rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            value.update(buffer[:size])
+    return f"xxh3-128:{value.hexdigest()}"

@@ -8,29 +8,37 @@ or removed. The lock in front of it only keeps two from doing the same work (lau
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from launcher.core.errors import ImageError
-from launcher.core.lease import Lock, LockResult
+from launcher.core.lease import Lock
 from launcher.core.process import CommandRunner, run
-from launcher.core.publish import publish_new, temporary_name
-from launcher.image import sidecar
+from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, publish_new, temporary_name
 from launcher.image.enroot import Enroot
-from launcher.image.reference import Reference
-from launcher.image.request import PlannedImage
-from launcher.image.scratch import check_directory, check_space, private_directory, storage_error
-from launcher.image.sidecar import Sidecar
-from launcher.image.squash import DamagedImage, Listing, MissingImage, Superblock, check_lists, inspect
-from launcher.image.tag_check import TagMoved, check_tag
+from launcher.image.reference import PlannedImage, Reference, refreshed_name
+from launcher.image.squash import (
+    DamagedImage,
+    Listing,
+    MissingImage,
+    Sidecar,
+    Superblock,
+    check_lists,
+    file_hash,
+    inspect,
+    note_use,
+)
 
 if TYPE_CHECKING:  # urllib is for those who import
-    from launcher.image.registry import Manifest, Registry
+    from launcher.image.registry import Manifest, Registry, TagAnswer
 
 TAG_PATIENCE = 2.0
 """Seconds that a registry has to say what a tag names now, where that changes nothing."""
@@ -38,6 +46,21 @@ TAG_PATIENCE = 2.0
 NFS_VISIBLE_AFTER = 60
 """Seconds after which an NFS client shows a file that another host made, at a name that was looked for before (nfs(5):
 acdirmax)."""
+
+_LEAST_FINAL, _LEAST_TEMPORARY = 0.5, 2.0
+"""Bytes per downloaded byte that an import is sure to need. Seen with zstd-3: the squash file is as large as the layers
+or somewhat smaller; the temporaries hold the layers again compressed, and unpacked, which is twice to three times more.
+"""
+
+_HINTS = {
+    errno.ENOENT: "create the directory, or correct images.directory in the runner file",
+    errno.ENOTDIR: "correct images.directory in the runner file: a part of it is a file",
+    errno.EACCES: "make the directory writable for the user who imports",
+    errno.EPERM: "make the directory writable for the user who imports",
+    errno.EROFS: "import on a host that may write there (images.import-on in the runner file)",
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space there, or have the quota raised",
+}
 
 
 @dataclass(frozen=True)
@@ -55,14 +78,6 @@ class ImageRecord:
     facts: tuple[str, ...] = ()
 
 
-def no_log(message: str) -> None:
-    """Say nothing."""
-
-
-def no_mark(squash: Path) -> None:
-    """Leave no mark of use."""
-
-
 class ImageStore:
     """Has images in place, by an ``enroot``.
 
@@ -77,8 +92,8 @@ class ImageStore:
         run: CommandRunner = run,
         *,
         registry: Registry | None = None,
-        log: Callable[[str], None] = no_log,
-        mark: Callable[[Path], None] = no_mark,
+        log: Callable[[str], None] = lambda message: None,
+        mark: Callable[[Path], None] = lambda squash: None,
         lock: type[Lock] = Lock,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -95,35 +110,36 @@ class ImageStore:
         found = self._ensure_file(image)
         if self._registry is None or found.how == "imported":
             return found
-        if image.moved_tag == "keep":
-            facts = self._check_tag_quickly(image, found, self._registry)
-            return replace(found, facts=(*found.facts, *map(self._logged, facts)))
-        where = image.error_location
-        after = check_tag(found.squash, found.sidecar, self._registry, image.architecture, where=where)
-        if not isinstance(after, TagMoved):
-            return replace(found, facts=(*found.facts, *map(self._logged, after)))
-        if image.moved_tag == "fail":
+        tag = self._ask_tag(image, found, self._registry)
+        if tag is None:
+            facts = [f"the registry did not say within {TAG_PATIENCE:g} s what the tag names now"]
+        elif tag.moved_to is None:
+            facts = [tag.fact] if tag.fact else []
+        elif image.moved_tag == "keep":
+            facts = [f"{tag.fact}; it is kept (images.moved-tag)"]
+        elif image.moved_tag == "fail":
             hint = f"name the digest in place of the tag, or set images.moved-tag to keep or refresh; {image.uri}"
-            raise ImageError(after.what, where=where, hint=hint)
-        self._log(after.what)
-        newer = self._ensure_file(replace(image, squash=str(after.squash)))
-        return replace(newer, facts=(after.what, *newer.facts))
+            raise ImageError(tag.fact, where=image.error_location, hint=hint)
+        else:
+            self._log(tag.fact)
+            newer = self._ensure_file(replace(image, squash=str(refreshed_name(found.squash, tag.moved_to))))
+            return replace(newer, facts=(tag.fact, *newer.facts))
+        return replace(found, facts=(*found.facts, *map(self._logged, facts)))
 
-    def _check_tag_quickly(self, image: PlannedImage, found: ImageRecord, registry: Registry) -> tuple[str, ...]:
-        """What the tag of an image that is kept names now, if the registry says so at once."""
-        said: list[TagMoved | tuple[str, ...]] = []
+    def _ask_tag(self, image: PlannedImage, found: ImageRecord, registry: Registry) -> TagAnswer | None:
+        """What the image's tag names now; None when it is kept anyway and the registry does not say so at once."""
+        asked = found.squash, found.sidecar, image.architecture
+        if image.moved_tag != "keep":
+            return registry.check_tag(*asked, where=image.error_location)
+        said: list[TagAnswer] = []
 
         def ask() -> None:
-            once = registry.once(TAG_PATIENCE)
-            said.append(check_tag(found.squash, found.sidecar, once, image.architecture, where=image.error_location))
+            said.append(registry.once(TAG_PATIENCE).check_tag(*asked, where=image.error_location))
 
         asking = threading.Thread(target=ask, daemon=True)
         asking.start()
         asking.join(TAG_PATIENCE)
-        if not said:
-            return (f"the registry did not say within {TAG_PATIENCE:g} s what the tag names now",)
-        after = said[0]
-        return (f"{after.what}; it is kept (images.moved-tag)",) if isinstance(after, TagMoved) else after
+        return said[0] if said else None
 
     def _ensure_file(self, image: PlannedImage) -> ImageRecord:
         """Have a whole file at ``image.squash``, whatever its tag names now."""
@@ -134,7 +150,10 @@ class ImageStore:
         try:
             found = self._find(image)
             if isinstance(found, str):
-                check_directory(squash)
+                # access(2) knows nothing of root-squash, so a file is made where the image will be.
+                probe = temporary_name(squash)
+                os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC))
+                probe.unlink()
                 lock = self._lock(
                     squash.with_name(f".{squash.name}.owner"),
                     what=f"import of {image.reference}",
@@ -144,13 +163,26 @@ class ImageStore:
                     sleep=self._sleep,
                 )
                 with lock as held:
-                    facts += map(self._logged, _facts_of(held, image.lock_wait))
+                    facts += map(self._logged, held.facts)
+                    if held.owner:
+                        facts.append(
+                            self._logged(f"no lock in {image.lock_wait:g} s, going on without it: {held.owner}")
+                        )
+                    elif not held.acquired:
+                        facts.append(self._logged("no lock can be had, going on without it"))
                     found = self._find(image)
                     if isinstance(found, str):
                         self._log(f"importing {image.reference} to {squash}: {found}")
                         found = self._import(image, lock)
         except OSError as error:
-            raise storage_error(error, image) from error
+            place = Path(error.filename or squash.parent)
+            if place.name.endswith(TEMPORARY_SUFFIX):
+                place = place.parent
+            raise ImageError(
+                f"cannot import {image.reference}: {place}: {error.strerror}",
+                where=image.error_location,
+                hint=_HINTS.get(error.errno or 0, "try again; look at the log of the file system"),
+            ) from error
         return replace(found, seconds=time.monotonic() - began, facts=(*facts, *found.facts))
 
     def _find(self, image: PlannedImage) -> ImageRecord | str:
@@ -163,7 +195,7 @@ class ImageStore:
             block = inspect(squash)
         except (MissingImage, DamagedImage) as error:
             return error.message
-        known = sidecar.read(squash)
+        known = Sidecar.read(squash)
         if known is not None and known.fits(block):
             if known.uri != image.uri:
                 raise ImageError(
@@ -171,17 +203,15 @@ class ImageStore:
                     where=str(squash),
                     hint="spell one of the two images another way (registry#…, digest), or move the file away",
                 )
-            sidecar.touch(squash)
+            note_use(squash)
             return ImageRecord(squash, "hit", known)
         adopted = Sidecar.of(block, image.reference, image.uri, "adopted")
-        if known is None:
-            sidecar.write(squash, adopted, replace=False)
-        else:
+        if known is not None:
             listing = check_lists(squash, self._run)
             if listing is Listing.DAMAGED:
                 return "not a whole squash file: its lists cannot be read"
             adopted = replace(adopted, listing=listing.value)
-            sidecar.write(squash, adopted)
+        adopted.write(squash, replace=known is not None)
         return ImageRecord(squash, "adopted", adopted)
 
     def _logged(self, fact: str) -> str:
@@ -194,18 +224,23 @@ class ImageStore:
         facts: list[str] = []
         manifest = self._manifest(image, facts)
         temporary = temporary_name(squash)
-        with self._temporaries(image) as (private, own):
-            check_space(squash.parent, private, manifest.size if manifest else None, where)
+        with _private_directory(image.temporary, self._enroot.is_on_node) as (private, own):
+            _check_space(squash.parent, private, manifest.size if manifest else None, where)
             environment = {**self._enroot.environment, **own, **image.environment}
             version = self._enroot.version(environment)
-            uri, digest = self._source(image, manifest, environment)
+            uri, reference = image.uri, Reference.parse(image.uri)
+            if manifest is not None:  # by digest, so that a tag cannot move meanwhile
+                digest: str | None = manifest.digest
+                uri = replace(reference, tag=None, digest=digest).uri
+            else:
+                digest = reference.digest or self._enroot.digest(uri, environment)
             try:
-                fetched = self._enroot.fetch(
+                warnings, said_version = self._enroot.fetch(
                     uri, temporary, environment=environment, timeout=image.import_timeout, where=where
                 )
-                facts += map(self._logged, fetched.warnings)
+                facts += map(self._logged, warnings)
                 block, listing = self._verify(temporary, where)
-                content = sidecar.file_hash(temporary)
+                content = file_hash(temporary)
                 if lock.lost:
                     facts.append(self._logged("the lock was taken over during the import; publishing all the same"))
                 ours = publish_new(temporary, squash, whole=self._is_whole)
@@ -221,7 +256,7 @@ class ImageStore:
         note = replace(
             Sidecar.of(block, image.reference, image.uri, "imported"),
             listing=listing.value,
-            enroot_version=version or fetched.version,
+            enroot_version=version or said_version,
             digest=digest,
             index=manifest.index if manifest else None,
             architecture=manifest.architecture if manifest else None,
@@ -229,7 +264,7 @@ class ImageStore:
             options=environment.get("ENROOT_SQUASH_OPTIONS"),
             seconds=round(time.monotonic() - started, 3),
         )
-        if error := sidecar.write(squash, note):
+        if error := note.write(squash):
             facts.append(self._logged(f"no record could be written beside it: {error.strerror}"))
         return ImageRecord(squash, "imported", note, facts=tuple(facts))
 
@@ -248,22 +283,21 @@ class ImageStore:
             facts.append(self._logged(f"not looked up before the import: {error.message}"))
             return None
 
-    def _temporaries(self, image: PlannedImage) -> AbstractContextManager[tuple[Path | None, Mapping[str, str]]]:
-        """A directory for enroot's temporaries on this host, and what makes enroot use it; on a node it has its own."""
-        return nullcontext((None, {})) if self._enroot.is_on_node else private_directory(image.temporary)
-
-    def _source(
-        self, image: PlannedImage, manifest: Manifest | None, environment: dict[str, str]
-    ) -> tuple[str, str | None]:
-        """What to import, and its digest: by digest where the registry told it, so that a tag cannot move meanwhile."""
-        reference = Reference.parse(image.uri)
-        if manifest is not None:
-            return replace(reference, tag=None, digest=manifest.digest).uri, manifest.digest
-        return image.uri, reference.digest or self._enroot.digest(image.uri, environment)
-
     def _verify(self, temporary: Path, where: str) -> tuple[Superblock, Listing]:
         """What enroot left must be whole before it gets its name. Raises ImageError."""
-        block = self._superblock_of_import(temporary, where)
+        # What enroot left on a node may take a while to be seen from here.
+        for left in reversed(range(NFS_VISIBLE_AFTER // 2 if self._enroot.is_on_node else 1)):
+            try:
+                block = inspect(temporary)
+                break
+            except (MissingImage, DamagedImage) as error:
+                if not left:
+                    raise ImageError(
+                        f"enroot import ended well, and left no whole squash file: {error.message}",
+                        where=where,
+                        hint="look at the free space and at the log of the file system, then run again",
+                    ) from None
+            self._sleep(2.0)
         listing = check_lists(temporary, self._run)
         if listing is Listing.DAMAGED:
             raise ImageError(
@@ -274,21 +308,6 @@ class ImageStore:
         temporary.chmod(temporary.stat().st_mode | 0o444)  # enroot works under umask 077
         return block, listing
 
-    def _superblock_of_import(self, temporary: Path, where: str) -> Superblock:
-        """The superblock of what enroot left, on a node perhaps: then it may take a while to be seen from here."""
-        for left in reversed(range(NFS_VISIBLE_AFTER // 2 if self._enroot.is_on_node else 1)):
-            try:
-                return inspect(temporary)
-            except (MissingImage, DamagedImage) as error:
-                why = error.message
-            if left:
-                self._sleep(2.0)
-        raise ImageError(
-            f"enroot import ended well, and left no whole squash file: {why}",
-            where=where,
-            hint="look at the free space and at the log of the file system, then run again",
-        )
-
     def _is_whole(self, path: Path) -> bool:
         try:
             inspect(path)
@@ -297,8 +316,64 @@ class ImageStore:
         return check_lists(path, self._run) is not Listing.DAMAGED
 
 
-def _facts_of(held: LockResult, wait: float) -> list[str]:
-    """What is to be said of how a lock was had, or was not."""
-    if held.owner:
-        return [*held.facts, f"no lock in {wait:g} s, going on without it: {held.owner}"]
-    return [*held.facts] if held.acquired else [*held.facts, "no lock can be had, going on without it"]
+@contextlib.contextmanager
+def _private_directory(parent: str | None, on_node: bool) -> Iterator[tuple[Path | None, dict[str, str]]]:
+    """A directory for enroot's temporaries that no other import shares, below ``parent``; gone afterwards.
+
+    Gives it and the environment that makes enroot use it; neither on a node, which has its own. Raises OSError.
+    """
+    if on_node:
+        yield None, {}
+        return
+    # Without it imports meet in one cache, and what a killed one leaves (1.9 GB each time, enroot 4.1.2) cannot be told
+    # from what a live one needs. The name bears host and pid, by which `dead_temporaries` knows it.
+    place = Path(parent or tempfile.gettempdir())
+    place.mkdir(parents=True, exist_ok=True)
+    private = temporary_name(place / "enroot")
+    private.mkdir(mode=0o700)
+    try:
+        own = {f"ENROOT_{name}_PATH": private / name.lower() for name in ("TEMP", "RUNTIME", "CACHE", "DATA")}
+        for path in own.values():
+            path.mkdir(mode=0o700)
+        # GNU parallel, which enroot runs, buffers in TMPDIR; its and enroot's messages are read, so in English.
+        environment = {**own, "TMPDIR": own["ENROOT_TEMP_PATH"], "LC_ALL": "C"}
+        yield private, {name: str(value) for name, value in environment.items()}
+    finally:
+        for directory, names, _ in os.walk(private):  # in layers are directories that even their owner may not write
+            for path in (Path(directory, name) for name in names):
+                with contextlib.suppress(OSError):
+                    if not path.is_symlink():
+                        path.chmod(0o700)
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def _check_space(final: Path, temporary: Path | None, size: int | None, where: str) -> None:
+    """Refuse an import that is sure to run out of space in the directories ``final`` and ``temporary``.
+
+    ``size`` is how many bytes are downloaded, None when that is not known; ``temporary`` is None when it is on another
+    host. Raises ImageError, or OSError from statvfs.
+    """
+    wanted = {final: _LEAST_FINAL}
+    if temporary is not None:
+        shared = final.stat().st_dev == temporary.stat().st_dev
+        wanted |= {final: _LEAST_FINAL + _LEAST_TEMPORARY} if shared else {temporary: _LEAST_TEMPORARY}
+    for directory, times in wanted.items():
+        status = os.statvfs(directory)
+        if not status.f_blocks:  # some FUSE file systems do not tell
+            continue
+        free, least = status.f_bavail * status.f_frsize, times * (size or 0)
+        inodes = status.f_favail > 0 or not status.f_files  # btrfs counts none
+        if inodes and free >= max(least, 1):
+            continue
+        what = f"{free / 2**30:.1f} GiB free" if inodes else "no inode free"
+        what += f" in {directory}"
+        if size:
+            need = f"{least / 2**30:.1f} GiB there at the least"
+            what += f", and an image of {size / 2**30:.1f} GiB compressed needs {need}"
+        left = ", ".join(path.name for path in dead_temporaries(directory))
+        raise ImageError(
+            f"not enough space for an import: {what}",
+            where=where,
+            hint="free space there, or name another directory (images.directory, images.temporary)"
+            + (f"; killed imports left {left}" if left else ""),
+        )

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from launcher.image import sidecar
+from launcher.image.squash import note_use, user_name
 
 LONGEST = 21 * 86400.0
 """Seconds after which the run of a mark is taken for over. No partition that we know of lets a job run for more than 14
@@ -33,7 +33,7 @@ class ImageUse:
 
     run: str
     host: str = field(default_factory=socket.gethostname)
-    user: str = field(default_factory=sidecar.user_name)
+    user: str = field(default_factory=user_name)
     record: str = ""
     path: Path = Path()
     since: float = 0.0
@@ -60,20 +60,15 @@ def mark(squash: Path, run: str, record: Path) -> OSError | None:
         try:
             path.write_text(content)
         except FileNotFoundError:
-            _make(path.parent, squash.parent)
+            mode = squash.parent.stat().st_mode & 0o7777  # whatever the umask: others leave marks there, too
+            for directory in (path.parent.parent, path.parent):
+                with contextlib.suppress(FileExistsError):
+                    directory.mkdir()
+                    directory.chmod(mode)
             path.write_text(content)
     except OSError as error:
         return error
     return None
-
-
-def _make(directory: Path, images: Path) -> None:
-    """Make a directory for marks with the permissions of the image directory, whatever the umask."""
-    mode = images.stat().st_mode & 0o7777
-    for path in (directory.parent, directory):
-        with contextlib.suppress(FileExistsError):
-            path.mkdir()
-            path.chmod(mode)
 
 
 def release(directory: Path, run: str, record: Path) -> None:
@@ -83,7 +78,7 @@ def release(directory: Path, run: str, record: Path) -> None:
             if path.name.startswith(f"{run}@") and path.name.endswith(f"~{_of(record)}"):
                 with contextlib.suppress(OSError):
                     path.unlink()
-                    sidecar.touch(squash)
+                    note_use(squash)
         if not squash.exists():
             tidy(squash)
 
@@ -101,8 +96,14 @@ def marks(squash: Path) -> list[ImageUse]:
         return []
     found = []
     for path in paths:
+        run, _, host = path.name.rpartition("~")[0].rpartition("@")
+        given = {}
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads(path.read_bytes())
+            given = content if isinstance(content, dict) else {}
+        user, record = str(given.get("user", "")), str(given.get("record", ""))
         with contextlib.suppress(FileNotFoundError):
-            found.append(_read(path))
+            found.append(ImageUse(run, host, user, record, path, path.stat().st_mtime))
     return sorted(found, key=lambda use: use.since)
 
 
@@ -143,14 +144,3 @@ def tidy(squash: Path) -> None:
 
 def _marks(squash: Path) -> Path:
     return squash.parent / DIRECTORY / squash.name
-
-
-def _read(path: Path) -> ImageUse:
-    run, _, host = path.name.rpartition("~")[0].rpartition("@")
-    given = {}
-    with contextlib.suppress(OSError, ValueError):
-        content = json.loads(path.read_bytes())
-        given = content if isinstance(content, dict) else {}
-    return ImageUse(
-        run, host, str(given.get("user", "")), str(given.get("record", "")), path=path, since=path.stat().st_mtime
-    )

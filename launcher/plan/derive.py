@@ -14,8 +14,7 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import result_filename
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
-from launcher.image.reference import Reference, same_image, squash_name
-from launcher.image.request import PlannedImage
+from launcher.image.reference import PlannedImage, Reference, same_image, squash_name
 from launcher.plan.plan import Expected, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
 from launcher.runner.file import Applied, RunnerFile, applies
 from launcher.runner.schema import Adjustment, ImageRule, Images, LaneRule, ModelRule
@@ -130,6 +129,11 @@ def planned_image(
     name = squash_name(reference, (own and own.name) or rule.name)
     directory = fill((own and own.directory) or rule.directory, context)
     squash = f"{directory}/{name}"
+    # enroot's environment comes before its configuration file (enroot 4.1.2, doc/cmd/import.md).
+    environment = {"ENROOT_SQUASH_OPTIONS": rule.squash_options, "ENROOT_TRANSFER_RETRIES": str(rule.transfer_retries)}
+    if rule.processors:
+        environment["ENROOT_MAX_PROCESSORS"] = str(rule.processors)
+    environment |= {k: v.replace("{home}", context.host.get("HOME", "")) for k, v in rule.environment.items()}
     return PlannedImage(
         reference=reference,
         uri=Reference.parse(reference).uri,
@@ -140,7 +144,7 @@ def planned_image(
         lock_wait=rule.lock_wait,
         import_timeout=rule.import_timeout,
         temporary=fill(rule.temporary, context) if rule.temporary else None,
-        environment=_enroot_environment(rule, context),
+        environment=environment,
         where=where,
         architecture=architecture,
         moved_tag=rule.moved_tag,
@@ -148,16 +152,6 @@ def planned_image(
         import_partition=rule.import_partition,
         import_options=tuple(rule.import_options),
     )
-
-
-def _enroot_environment(rule: Images, context: Context) -> dict[str, str]:
-    """enroot's settings (enroot 4.1.2, doc/cmd/import.md): its environment comes before its configuration file."""
-    return {
-        "ENROOT_SQUASH_OPTIONS": rule.squash_options,
-        "ENROOT_TRANSFER_RETRIES": str(rule.transfer_retries),
-        **({"ENROOT_MAX_PROCESSORS": str(rule.processors)} if rule.processors else {}),
-        **{k: v.replace("{home}", context.host.get("HOME", "")) for k, v in rule.environment.items()},
-    }
 
 
 def planned_model(file: RunnerFile, path: str, benchmark: Benchmark, rule: ModelRule, context: Context) -> PlannedModel:
@@ -210,9 +204,9 @@ def tags(rules: AppliedRules, context: Context) -> str:
     )
 
 
-def result_stem(benchmark: Benchmark, context: Context) -> str:
+def result_stem(benchmark: Benchmark, runner_name: str) -> str:
     """The name of the benchmark's results without what each concurrency adds: the workflow's, else our own."""
-    return benchmark.result_filename or result_filename(benchmark, context.runner_name)
+    return benchmark.result_filename or result_filename(benchmark, runner_name)
 
 
 def fill(template: str, context: Context) -> str:
@@ -230,7 +224,7 @@ def run_key(benchmark: Benchmark, runner_name: str, run: str, attempt: str) -> s
 
     Two rows of one workflow run on one runner differ by their result names, hence by the digits.
     """
-    name = benchmark.result_filename or result_filename(benchmark, runner_name)
+    name = result_stem(benchmark, runner_name)
     digest = hashlib.sha1(f"{runner_name}\0{name}\0{benchmark.eval_only}".encode(), usedforsecurity=False)
     return f"{run}-{attempt}-{digest.hexdigest()[:12]}"
 
@@ -268,7 +262,7 @@ def whole_plan(
         model=planned_model(rules.file, model_path, benchmark, rules.model.rule, context),
         results=Expected(
             concurrencies=benchmark.concurrencies,
-            filename=result_stem(benchmark, context),
+            filename=result_stem(benchmark, context.runner_name),
             mode="eval" if benchmark.eval_only else "agentic" if benchmark.agentic else "fixed",
             run_eval=benchmark.run_eval,
             isl=benchmark.isl,

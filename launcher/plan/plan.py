@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
-from launcher.image.request import PlannedImage
+from launcher.image.reference import PlannedImage
 
 SCHEMA = 1
 
@@ -129,8 +131,6 @@ class Plan:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Plan:
         """Read a plan back. Raises ConfigError when it is not one, or one of another schema."""
-        import msgspec
-
         if value.get("schema") != SCHEMA:
             raise ConfigError(f"plan schema {value.get('schema')!r} is not {SCHEMA}", hint="written by another version")
         own = {f.name for f in dataclasses.fields(cls)}
@@ -153,14 +153,6 @@ class Plan:
 
 
 def json_values(value: Any) -> Any:
-    """A value of dataclasses, mappings and sequences as what JSON holds; `msgspec.to_builtins` keeps tuples."""
-    # A plan has hundreds of values, nearly all of them plain: so these are asked for first.
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    if isinstance(value, (dict, Mapping)):
-        return {str(k): json_values(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_values(v) for v in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: json_values(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return value
+    """A value of dataclasses, dictionaries and sequences as what JSON holds."""
+    # `msgspec.to_builtins` would keep tuples.
+    return msgspec.json.decode(msgspec.json.encode(value))

@@ -17,9 +17,8 @@ import os
 import platform
 import re
 import shutil
-import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,17 +26,23 @@ from typing import Any
 import msgspec
 
 from launcher.core.errors import SubmissionError
-from launcher.core.process import CommandRunner, clean_environment, run
-from launcher.core.publish import TEMPORARY_SUFFIX, fsync_directory, temporary_name, write_json
-from launcher.srtctl.config import FILE_NAME, known_keys
+from launcher.core.process import CommandRunner, clean_environment, host_label, pid_exists, run
+from launcher.core.publish import (
+    TEMPORARY_SUFFIX,
+    fsync_directory,
+    publishing_directory,
+    temporary_name,
+    temporary_pattern,
+    write_json,
+)
 from launcher.srtctl.mirror import Git, Mirror, best_effort_lock
-from launcher.srtctl.planned import PlannedOverlay, SrtSlurm
-from launcher.srtctl.submit import apply_options
+from launcher.srtctl.planned import SRTSLURM, PlannedOverlay, SrtSlurm
+from launcher.srtctl.submit import apply_options, known_keys
 
 FACTS = Path(".git/launcher.json")
 """In a base: what was learnt of it. In a run's work tree: what it was made of."""
 
-_NOT_SHARED = frozenset({FILE_NAME, "outputs", "logs", "__pycache__"})
+_NOT_SHARED = frozenset({SRTSLURM, "outputs", "logs", "__pycache__"})
 
 
 @dataclass(frozen=True)
@@ -98,12 +103,21 @@ class Checkouts:
         base, facts = self._base(mirror, sha, patches, wanted)
         made_of = {"sha": sha, "base": base.name, "overlays": [[o.source, o.destination] for o in wanted.overlays]}
         if not _is_made_of(root, made_of):
-            with _new_tree(root) as tree:
-                mirror.work_tree(tree, sha, patches)
-                _share_all(facts.shared, base, tree)
-                for overlay in wanted.overlays:
-                    apply_overlay(overlay, tree)
-                write_json(tree / FACTS, made_of)
+            root.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with publishing_directory(root, whole=lambda there: _is_made_of(there, made_of)) as tree:
+                    mirror.work_tree(tree, sha, patches)
+                    for name in facts.shared:
+                        _share(base / name, tree / name)
+                    exclude = tree / ".git/info/exclude"
+                    exclude.parent.mkdir(exist_ok=True)
+                    # Hidden from `git status`. Without the final slash: `.venv/` does not match a symlink.
+                    exclude.write_text("".join(f"/{name.rstrip('/')}\n" for name in facts.shared))
+                    for overlay in wanted.overlays:
+                        _lay_over(overlay, tree)
+                    write_json(tree / FACTS, made_of)
+            except OSError as error:
+                raise SubmissionError(f"the work tree cannot be made: {error}", where=str(root)) from None
         head = self._git.text("rev-parse", "HEAD", cwd=root).strip()
         if head != sha:
             raise SubmissionError(f"HEAD is {head}; expected {sha}", where=str(root))
@@ -133,19 +147,24 @@ class Checkouts:
                 return found
             pointer.unlink(missing_ok=True)  # the directory that it led to is gone: somebody emptied the cache
             _remove_killed_builds(pointer)
-            with _building(pointer) as tree:
+            # Not a name of a temporary, since it stays; `_remove_killed_builds` knows it all the same.
+            tree = pointer.with_name(temporary_name(pointer).name.removeprefix(".").removesuffix(TEMPORARY_SUFFIX))
+            try:
                 mirror.work_tree(tree, sha, patches)
                 self._set_up(tree, wanted)
                 write_json(tree / FACTS, msgspec.to_builtins(self._facts(tree)))
                 with contextlib.suppress(FileExistsError):  # then another process was first, and its base is as good
                     pointer.symlink_to(tree.name)
                 fsync_directory(pointer.parent)
+            finally:
+                if not pointer.is_symlink() or pointer.readlink() != Path(tree.name):
+                    shutil.rmtree(tree, ignore_errors=True)
         published = _read_base(pointer)
         assert published is not None
         return published
 
     def _set_up(self, tree: Path, wanted: SrtSlurm) -> None:
-        (tree / FILE_NAME).write_text("{}\n")  # without one, srt-slurm's `make setup` asks questions and writes its own
+        (tree / SRTSLURM).write_text("{}\n")  # without one, srt-slurm's `make setup` asks questions and writes its own
         log = Path(wanted.cache, "logs", f"{tree.name}.log")
         log.parent.mkdir(parents=True, exist_ok=True)
         for argv in wanted.setup:
@@ -196,23 +215,12 @@ def _read_base(pointer: Path) -> tuple[Path, _Facts] | None:
         return None
 
 
-@contextlib.contextmanager
-def _building(pointer: Path) -> Iterator[Path]:
-    """A new directory name for a base; the directory is removed again unless ``pointer`` leads to it at the end."""
-    name = temporary_name(pointer).name.removeprefix(".").removesuffix(TEMPORARY_SUFFIX)
-    tree = pointer.with_name(name)
-    try:
-        yield tree
-    finally:
-        if not pointer.is_symlink() or pointer.readlink() != Path(name):
-            shutil.rmtree(tree, ignore_errors=True)
-
-
 def _remove_killed_builds(pointer: Path) -> None:
     """Remove what killed builds of this host left; a build of another host might still be alive."""
-    ours = re.compile(rf"{re.escape(pointer.name)}\.{re.escape(socket.gethostname()[:32])}\.(\d+)\.[0-9a-f]{{8}}")
+    ours = temporary_pattern(re.escape(pointer.name), re.escape(host_label()))
     for entry in pointer.parent.iterdir():
-        if (found := ours.fullmatch(entry.name)) and not Path(f"/proc/{found[1]}").exists():
+        found = ours.fullmatch(f".{entry.name}{TEMPORARY_SUFFIX}")
+        if found and not pid_exists(int(found["pid"])):
             shutil.rmtree(entry, ignore_errors=True)
 
 
@@ -229,31 +237,6 @@ def _is_made_of(tree: Path, parts: Mapping[str, Any]) -> bool:
             "there is a directory here already, and it is not this run's work tree", where=str(tree), hint="remove it"
         )
     return True
-
-
-@contextlib.contextmanager
-def _new_tree(root: Path) -> Iterator[Path]:
-    """A temporary name for a work tree, which becomes ``root`` when the block ends well and is removed otherwise."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(root)
-    try:
-        yield temporary
-        temporary.rename(root)
-    except OSError as error:
-        raise SubmissionError(f"the work tree cannot be made: {error}", where=str(root)) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    fsync_directory(root.parent)
-
-
-def _share_all(names: Sequence[str], base: Path, tree: Path) -> None:
-    """Give a work tree what the set-up made in its base, hidden from `git status`."""
-    for name in names:
-        _share(base / name, tree / name)
-    exclude = tree / ".git/info/exclude"
-    exclude.parent.mkdir(exist_ok=True)
-    # Without the final slash: `.venv/` does not match a symlink.
-    exclude.write_text("".join(f"/{name.rstrip('/')}\n" for name in names))
 
 
 def _share(source: Path, target: Path) -> None:
@@ -277,11 +260,10 @@ def _share(source: Path, target: Path) -> None:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-def apply_overlay(overlay: PlannedOverlay, root: Path) -> None:
+def _lay_over(overlay: PlannedOverlay, root: Path) -> None:
     """Copy an overlay into the tree at ``root``, as ``cp -rT``: directories are merged, files and symlinks replaced.
 
-    Raises SubmissionError when the source is missing or the destination would leave the tree. Nothing is written
-    through a symlink or a hard link, because both may lead into a base that other runs share.
+    Nothing is written through a symlink or a hard link, because both may lead into a base that other runs share.
     """
     source = Path(overlay.source)
     if not source.exists():

@@ -2,6 +2,10 @@
 
 No function changes what it is given. An edit is meant for the whole recipe, whichever variant of its file is submitted:
 in a file of the ``base:`` form it is made in the base, and in every override that has the same key.
+
+Runner files ask for most edits. A matrix row asks for those of synthetic speculative acceptance, by
+``SYNTHETIC_ACCEPTANCE=true`` and ``SYNTHETIC_ACCEPTANCE_LENGTH=<mean accepted length>``: a throughput row then sets how
+many draft tokens are accepted instead of measuring it.
 """
 
 from __future__ import annotations
@@ -12,11 +16,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
-from launcher.runner.schema import Edit as Edit
+from launcher.runner.schema import Edit
 from launcher.srtctl.recipe import BASE, OVERRIDE, ZIP, unshared
 
+SWITCH, LENGTH = "SYNTHETIC_ACCEPTANCE", "SYNTHETIC_ACCEPTANCE_LENGTH"
+
 _COMMENT = re.compile(r"[A-Za-z0-9_.:/=@+-]+")
+_SGLANG = "SGLANG_SIMULATE_ACC_"
 
 
 def apply_edits(document: Mapping[str, Any], edits: Iterable[Edit]) -> dict[str, Any]:
@@ -37,13 +45,72 @@ def apply_edits(document: Mapping[str, Any], edits: Iterable[Edit]) -> dict[str,
             changed = _make(edit, result, adds=True)
         elif edit.base_form:
             changed = sum(
-                _make(edit, result[key], adds=key == BASE, zipped=key.startswith(ZIP)) for key in _sections(result)
+                _make(edit, section, adds=key == BASE, zipped=key.startswith(ZIP))
+                for key, section in result.items()
+                if isinstance(section, dict) and (key == BASE or str(key).startswith((OVERRIDE, ZIP)))
             )
         else:
             continue
         if edit.required and not changed:
             raise ConfigError(f"the recipe has nothing at {'.'.join(edit.path)} that could be changed")
     return result
+
+
+def _make(edit: Edit, root: dict[str, Any], *, adds: bool, zipped: bool = False) -> int:
+    """Make an edit in one section; how many places changed. Keys that the section lacks are added if ``adds``."""
+    adds = adds and not (edit.remove or edit.only_if_present or edit.into_json)
+    *above, last = edit.path
+    holders = [root]
+    for step in above:
+        holders = [found for holder in holders for found in _below(edit, holder, step, adds and edit.beside is None)]
+    places = [
+        (holder, key)
+        for holder in holders
+        if edit.beside is None or edit.beside in holder
+        for key in _matching(holder, last, adds)
+    ]
+    for holder, key in places:
+        if edit.remove:
+            del holder[key]
+        else:
+            holder[key] = _value(edit, holder.get(key), zipped)
+    return len(places)
+
+
+def _below(edit: Edit, holder: dict[str, Any], step: str, adds: bool) -> Iterator[dict[str, Any]]:
+    """The mappings one step below ``holder``; a missing one is made if ``adds``."""
+    for key in _matching(holder, step, adds):
+        found = holder.get(key)
+        if found is None and adds and "*" not in step:
+            found = holder[key] = {}
+        if isinstance(found, dict):
+            yield found
+        elif adds and found is not None:
+            raise ConfigError(f"{key} on the way to {'.'.join(edit.path)} is {found!r}, not a mapping")
+
+
+def _matching(holder: dict[str, Any], step: str, add: bool) -> list[str]:
+    if "*" in step:
+        return [key for key in holder if isinstance(key, str) and fnmatch.fnmatchcase(key, step)]
+    return [step] if add or step in holder else []
+
+
+def _value(edit: Edit, present: Any, zipped: bool) -> Any:
+    """The new value in the place of ``present``. In a ``zipped`` section a list holds one value per variant."""
+    if zipped and isinstance(present, list):
+        # The length stays: it says how many variants there are.
+        return [_value(edit, one, False) for one in present]
+    if zipped and isinstance(edit.value, list):
+        return [_value(edit, present, False)]
+    if not edit.into_json:
+        return unshared(edit.value)
+    try:
+        parsed = json.loads(present) if isinstance(present, str) else None
+    except ValueError:
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise ConfigError(f"{'.'.join(edit.path)} is {present!r}, not a JSON object in a string")
+    return json.dumps({**parsed, **edit.value}, separators=(",", ":"), ensure_ascii=False)
 
 
 def with_comment(document: Mapping[str, Any], token: str) -> dict[str, Any]:
@@ -61,89 +128,72 @@ def with_comment(document: Mapping[str, Any], token: str) -> dict[str, Any]:
     """
     if not _COMMENT.fullmatch(token):
         raise ConfigError(f"{token!r} cannot be a job's comment", hint="letters, digits and _.:/=@+- only")
-    if BASE not in document:
-        return _commented(document, token)
-    if not isinstance(document[BASE], Mapping):
+    holder = document.get(BASE, document)
+    if not isinstance(holder, Mapping):
         raise ConfigError("section 'base': expected a mapping")
-    return {**document, BASE: _commented(document[BASE], token)}
-
-
-def _commented(holder: Mapping[str, Any], token: str) -> dict[str, Any]:
     directives = holder.get("sbatch_directives") or {}
     if not isinstance(directives, Mapping):
         raise ConfigError(f"sbatch_directives: expected a mapping, not {directives!r}")
     own = {} if "comment" in directives else {"comment": token}
-    return {**holder, "sbatch_directives": {**directives, **own}}
+    commented = {**holder, "sbatch_directives": {**directives, **own}}
+    return {**document, BASE: commented} if BASE in document else commented
 
 
-def _sections(document: Mapping[str, Any]) -> list[str]:
-    """The keys of the sections of a file of the ``base:`` form."""
-    return [
-        key
-        for key, value in document.items()
-        if isinstance(value, dict) and isinstance(key, str) and (key == BASE or key.startswith((OVERRIDE, ZIP)))
-    ]
+def acceptance_edits(benchmark: Benchmark, document: Mapping[str, Any]) -> list[Edit]:
+    """The edits of synthetic acceptance; none for an evaluation, which keeps the real draft model, and none unasked.
 
-
-def _make(edit: Edit, root: dict[str, Any], *, adds: bool, zipped: bool = False) -> int:
-    """Make an edit in one section; how many places changed. Keys that the section lacks are added if ``adds``.
-
-    In a ``zipped`` section a list holds one value per variant.
+    InferenceX edits the recipe's text, in another way for each engine; here the parsed recipe is edited. Raises
+    ConfigError for invalid settings, a framework that cannot do it, and a recipe that simulates acceptance already. A
+    recipe with nothing to edit is an error when the edits are made (`apply_edits`): a row that asks for synthetic
+    acceptance and runs with the real one would publish wrong numbers.
     """
-    adds = adds and not (edit.remove or edit.only_if_present or edit.into_json)
-    *above, last = edit.path
-    holders = [root]
-    for step in above:
-        holders = [found for holder in holders for found in _below(edit, holder, step, adds and edit.beside is None)]
-    changed = 0
-    for holder in holders:
-        if edit.beside is None or edit.beside in holder:
-            for key in _matching(holder, last, adds):
-                _change(edit, holder, key, zipped)
-                changed += 1
-    return changed
+    said = benchmark.settings.get(SWITCH, "false").strip().lower()
+    if said not in ("true", "false"):
+        raise ConfigError(f"{SWITCH} is {said!r}; expected 'true' or 'false'", where=benchmark.source)
+    if said == "false" or benchmark.eval_only:
+        return []
+    length = _length(benchmark)
+    if benchmark.framework == "dynamo-vllm":
+        value = {"rejection_sample_method": "synthetic", "synthetic_acceptance_length": length}
+        path = ("backend", "vllm_config", "*", "speculative*config")
+        return [Edit(path, value, into_json=True, required=True)]
+    if benchmark.framework == "dynamo-sglang":
+        if present := next((key for key in _keys(document) if key.startswith(_SGLANG)), None):
+            raise ConfigError(
+                f"the recipe sets {present} itself, and the row asks for {SWITCH}", where=benchmark.source
+            )
+        variables = {"LEN": f"{length:g}", "METHOD": "match-expected", "TOKEN_MODE": "real-draft-token"}
+        return [
+            Edit(("backend", "*_environment", _SGLANG + name), value, required=True)
+            for name, value in variables.items()
+        ]
+    raise ConfigError(
+        f"{SWITCH} does not work with framework {benchmark.framework}",
+        where=benchmark.source,
+        hint="it works with dynamo-vllm and dynamo-sglang",
+    )
 
 
-def _below(edit: Edit, holder: dict[str, Any], step: str, adds: bool) -> Iterator[dict[str, Any]]:
-    """The mappings one step below ``holder``; a missing one is made if ``adds``."""
-    for key in _matching(holder, step, adds):
-        found = holder.get(key)
-        if found is None and adds and "*" not in step:
-            found = holder[key] = {}
-        if isinstance(found, dict):
-            yield found
-        elif adds and found is not None:
-            raise ConfigError(f"{key} on the way to {'.'.join(edit.path)} is {found!r}, not a mapping")
-
-
-def _change(edit: Edit, holder: dict[str, Any], key: str, zipped: bool) -> None:
-    if edit.remove:
-        del holder[key]
-        return
-    present = holder.get(key)
-    if zipped and isinstance(present, list):
-        # The length stays: it says how many variants there are.
-        holder[key] = [_changed(edit, one) for one in present]
-    elif zipped and isinstance(edit.value, list):
-        holder[key] = [_changed(edit, present)]
-    else:
-        holder[key] = _changed(edit, present)
-
-
-def _matching(holder: dict[str, Any], step: str, add: bool) -> list[str]:
-    if "*" in step:
-        return [key for key in holder if isinstance(key, str) and fnmatch.fnmatchcase(key, step)]
-    return [step] if add or step in holder else []
-
-
-def _changed(edit: Edit, present: Any) -> Any:
-    """The new value in the place of ``present``."""
-    if not edit.into_json:
-        return unshared(edit.value)
+def _length(benchmark: Benchmark) -> float:
+    said = benchmark.settings.get(LENGTH, "").strip()
     try:
-        parsed = json.loads(present) if isinstance(present, str) else None
+        length = float(said)
     except ValueError:
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise ConfigError(f"{'.'.join(edit.path)} is {present!r}, not a JSON object in a string")
-    return json.dumps({**parsed, **edit.value}, separators=(",", ":"), ensure_ascii=False)
+        length = 0.0
+    if not 0 < length < 1000:
+        found = f"is {said!r}" if said else "is not set"
+        raise ConfigError(
+            f"{LENGTH} {found}; expected the mean accepted length, as in 2.49",
+            where=benchmark.source,
+            hint="set it in the row: InferenceX would look it up in a table that it does not have",
+        )
+    return length
+
+
+def _keys(value: Any) -> Iterator[str]:
+    below: Iterable[Any] = value if isinstance(value, list) else ()
+    if isinstance(value, Mapping):
+        yield from map(str, value)
+        below = value.values()
+    for item in below:
+        yield from _keys(item)

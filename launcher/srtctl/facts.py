@@ -23,16 +23,19 @@ def _spellings(*flags: str) -> tuple[str, ...]:
     return tuple(s for f in flags for s in dict.fromkeys((f, f.replace("-", "_"), f.replace("_", "-"))))
 
 
-_TP = _spellings("tensor-parallel-size", "tp-size", "tp")
-_PP = _spellings("pipeline-parallel-size", "pp-size")
-_DP = _spellings("data-parallel-size", "dp-size")
-_EP = _spellings("expert-parallel-size", "ep-size", "moe-expert-parallel-size")
-_EP_SWITCH = _spellings("enable-expert-parallel")
-_DP_ATTENTION = _spellings("enable-dp-attention", "enable-attention-dp")
-_DCP = _spellings("decode-context-parallel-size")
-_PCP = _spellings("prefill-context-parallel-size", "attn-cp-size")
-_MAX_MODEL_LEN = _spellings("max-model-len", "context-length", "max-seq-len")
-_SERVED = _spellings("served-model-name")
+_FLAGS = {
+    "tp": _spellings("tensor-parallel-size", "tp-size", "tp"),
+    "pp": _spellings("pipeline-parallel-size", "pp-size"),
+    "dp": _spellings("data-parallel-size", "dp-size"),
+    "ep": _spellings("expert-parallel-size", "ep-size", "moe-expert-parallel-size"),
+    "ep_switch": _spellings("enable-expert-parallel"),
+    "dp_attention": _spellings("enable-dp-attention", "enable-attention-dp"),
+    "dcp": _spellings("decode-context-parallel-size"),
+    "pcp": _spellings("prefill-context-parallel-size", "attn-cp-size"),
+    "max_model_len": _spellings("max-model-len", "context-length", "max-seq-len"),
+    "served_model_name": _spellings("served-model-name"),
+}
+"""How the engines spell each flag; of several that are given, the first counts."""
 
 _CONTAINER_PATHS: tuple[KeyPath, ...] = (
     ("model", "container"),
@@ -46,13 +49,19 @@ _CONTAINER_PATHS: tuple[KeyPath, ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Parallelism:
-    """One role's parallelism as its engine's flags give it; None stands for a flag that is not given.
+class RoleFacts:
+    """One side of a topology: its nodes and workers, its GPUs per worker, and what the flags of its engine say.
 
-    ``ep`` is a size. vLLM has a switch instead: on, the experts spread over ``tp * dp * pcp`` GPUs, off is 1.
-    ``dp_attention`` is a switch of sglang and TensorRT-LLM; vLLM has none, and there it is a ``dp`` above 1.
+    None stands for a flag that is not given. ``ep`` is a size. vLLM has a switch instead: on, the experts spread over
+    ``tp * dp * pcp`` GPUs, off is 1. ``dp_attention`` is a switch of sglang and TensorRT-LLM; vLLM has none, and there
+    it is a ``dp`` above 1.
     """
 
+    nodes: int | None
+    workers: int | None
+    gpus_per_worker: int | None
+    max_model_len: int | None
+    served_model_name: str | None
     engine: str
     tp: int | None
     pp: int | None
@@ -62,37 +71,24 @@ class Parallelism:
     dcp: int | None
     pcp: int | None
 
-
-@dataclass(frozen=True, slots=True)
-class RoleFacts:
-    """One side of a topology: its nodes and workers, its GPUs per worker, and what its engine is told."""
-
-    nodes: int | None
-    workers: int | None
-    gpus_per_worker: int | None
-    max_model_len: int | None
-    served_model_name: str | None
-    parallelism: Parallelism
-
     def as_role(self) -> Role | None:
         """This side as a matrix would write it, with the engines' defaults of 1 and off; None when that is not certain.
 
         A matrix calls the GPUs of one worker ``tp``: DEP8 of vLLM (tp 1, dp 8) is tp 8 with dp-attn. The matrices have
         no single way to write tp *and* dp above 1, or sglang's plain data parallelism; these are None.
         """
-        p = self.parallelism
-        if self.workers is None or p.tp is None:
+        if self.workers is None or self.tp is None:
             return None
-        tp, dp, pcp, dp_attention = p.tp, p.dp or 1, p.pcp or 1, bool(p.dp_attention)
-        if p.engine == VLLM:
+        tp, dp, pcp, dp_attention = self.tp, self.dp or 1, self.pcp or 1, bool(self.dp_attention)
+        if self.engine == VLLM:
             if tp > 1 and dp > 1:
                 return None
             tp *= dp
-        elif p.engine == SGLANG:
+        elif self.engine == SGLANG:
             if dp > 1 and not dp_attention:
                 return None
             tp //= pcp  # sglang's attn-cp-size divides its tp, where a matrix multiplies tp by pcp-size
-        return Role(self.workers, tp, p.ep or 1, dp_attention, p.pp or 1, p.dcp or 1, pcp)
+        return Role(self.workers, tp, self.ep or 1, dp_attention, self.pp or 1, self.dcp or 1, pcp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,132 +146,112 @@ def facts(document: Mapping[str, Any]) -> RecipeFacts:
 
     Raises ConfigError for concurrencies that srtctl could not read either.
     """
-    model, frontend, benchmark = (_mapping(document, key) for key in ("model", "frontend", "benchmark"))
-    resources, backend = _mapping(document, "resources"), _mapping(document, "backend")
-    engine = _text(backend, "type") or SGLANG  # the schema's own default backend
-    prefill = _role(resources, backend, engine, "prefill")
-    decode = _role(resources, backend, engine, "decode", sharing=prefill)
-    aggregated = _role(resources, backend, engine, "agg")
-    nodes = _nodes(document, engine, prefill, decode, aggregated)
+    engine = _text(document, "backend", "type") or SGLANG  # the schema's own default backend
+    prefill = _role(document, engine, "prefill")
+    decode = _role(document, engine, "decode", sharing=prefill)
+    aggregated = _role(document, engine, "agg")
+    nodes = _nodes(document, prefill, decode, aggregated)
     # srtctl starts several frontends unless told otherwise, and an nginx before them, but not on one node alone. The
     # schema fills in nginx:1.27.4 after aliases were resolved, so the cluster gets this string as it is.
-    several_frontends = frontend.get("enable_multiple_frontends") is not False and nodes != 1
+    several_frontends = _at(document, "frontend", "enable_multiple_frontends") is not False and nodes != 1
+    aliases: dict[str, list[KeyPath]] = {}
+    for path in _CONTAINER_PATHS:
+        if (alias := _text(document, *path)) is not None:
+            aliases.setdefault(alias, []).append(path)
     return RecipeFacts(
         name=_text(document, "name"),
-        model_path=_text(model, "path"),
-        container=_text(model, "container"),
-        precision=_text(model, "precision"),
+        model_path=_text(document, "model", "path"),
+        container=_text(document, "model", "container"),
+        precision=_text(document, "model", "precision"),
         engine=engine,
-        nginx_by_default=several_frontends and _text(frontend, "nginx_container") is None,
-        container_aliases=_aliases(document),
-        benchmark_type=_text(benchmark, "type"),
-        isl=_number(benchmark.get("isl")),
-        osl=_number(benchmark.get("osl")),
-        concurrencies=_concurrencies(benchmark.get("concurrencies")),
-        gpu_type=_text(resources, "gpu_type"),
-        gpus_per_node=_number(resources.get("gpus_per_node")),
+        nginx_by_default=several_frontends and _text(document, "frontend", "nginx_container") is None,
+        container_aliases=tuple(ContainerUse(alias, tuple(paths)) for alias, paths in aliases.items()),
+        benchmark_type=_text(document, "benchmark", "type"),
+        isl=_number(document, "benchmark", "isl"),
+        osl=_number(document, "benchmark", "osl"),
+        concurrencies=_concurrencies(_at(document, "benchmark", "concurrencies")),
+        gpu_type=_text(document, "resources", "gpu_type"),
+        gpus_per_node=_number(document, "resources", "gpus_per_node"),
         prefill=prefill,
         decode=decode,
         aggregated=aggregated,
         nodes=nodes,
-        time_limit=_text(_mapping(document, "slurm"), "time_limit"),
-        sbatch_directives=dict(_mapping(document, "sbatch_directives")),
+        time_limit=_text(document, "slurm", "time_limit"),
+        sbatch_directives=_mapping(document, "sbatch_directives"),
     )
 
 
-def _aliases(document: Mapping[str, Any]) -> tuple[ContainerUse, ...]:
-    found: dict[str, list[KeyPath]] = {}
-    for path in _CONTAINER_PATHS:
-        value: Any = document
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, str) and value:
-            found.setdefault(value, []).append(path)
-    return tuple(ContainerUse(alias, tuple(paths)) for alias, paths in found.items())
-
-
-def _role(
-    resources: Mapping[str, Any],
-    backend: Mapping[str, Any],
-    engine: str,
-    side: str,
-    sharing: RoleFacts | None = None,
-) -> RoleFacts | None:
-    nodes, workers = _number(resources.get(f"{side}_nodes")), _number(resources.get(f"{side}_workers"))
-    config = _mapping(_mapping(backend, f"{engine}_config"), "aggregated" if side == "agg" else side)
+def _role(document: Mapping[str, Any], engine: str, side: str, sharing: RoleFacts | None = None) -> RoleFacts | None:
+    """One side; ``sharing`` is the side on whose nodes it may be."""
+    nodes = _number(document, "resources", f"{side}_nodes")
+    workers = _number(document, "resources", f"{side}_workers")
+    config = _mapping(document, "backend", f"{engine}_config", "aggregated" if side == "agg" else side)
     if nodes is None and workers is None and not config:
         return None
-    gpus, per_node = _number(resources.get(f"gpus_per_{side}")), _number(resources.get("gpus_per_node"))
+    gpus, per_node = (_number(document, "resources", name) for name in (f"gpus_per_{side}", "gpus_per_node"))
     # srtctl's ResourceConfig: the given number, else an even share of the side's nodes, else prefill's on shared nodes.
     if gpus is None and nodes and workers and per_node:
         gpus = nodes * per_node // workers
     elif gpus is None and nodes == 0 and workers and sharing is not None:
         gpus = sharing.gpus_per_worker
-    served = _first(config, _SERVED)
+    flags = {name: next((config[s] for s in spellings if s in config), None) for name, spellings in _FLAGS.items()}
+    tp, dp, ep, pcp = (_number(flags, name) for name in ("tp", "dp", "ep", "pcp"))
+    attention = flags["dp_attention"]
+    if engine == VLLM:
+        switch = flags["ep_switch"]
+        ep = None if not isinstance(switch, bool) else (tp or 1) * (dp or 1) * (pcp or 1) if switch else 1
+        attention = None if dp is None else dp > 1
+    served = flags["served_model_name"]
     return RoleFacts(
         nodes=nodes,
         workers=workers,
         gpus_per_worker=gpus,
-        max_model_len=_number(_first(config, _MAX_MODEL_LEN)),
+        max_model_len=_number(flags, "max_model_len"),
         served_model_name=served if isinstance(served, str) else None,
-        parallelism=_parallelism(engine, config),
+        engine=engine,
+        tp=tp,
+        pp=_number(flags, "pp"),
+        dp=dp,
+        ep=ep,
+        dp_attention=attention if isinstance(attention, bool) else None,
+        dcp=_number(flags, "dcp"),
+        pcp=pcp,
     )
 
 
-def _parallelism(engine: str, config: Mapping[str, Any]) -> Parallelism:
-    tp, pp, dp, ep, dcp, pcp = (_number(_first(config, names)) for names in (_TP, _PP, _DP, _EP, _DCP, _PCP))
-    attention = _first(config, _DP_ATTENTION)
-    if engine == VLLM:
-        switch = _first(config, _EP_SWITCH)
-        ep = None if not isinstance(switch, bool) else (tp or 1) * (dp or 1) * (pcp or 1) if switch else 1
-        attention = None if dp is None else dp > 1
-    return Parallelism(engine, tp, pp, dp, ep, attention if isinstance(attention, bool) else None, dcp, pcp)
-
-
 def _nodes(
-    document: Mapping[str, Any],
-    engine: str,
-    prefill: RoleFacts | None,
-    decode: RoleFacts | None,
-    aggregated: RoleFacts | None,
+    document: Mapping[str, Any], prefill: RoleFacts | None, decode: RoleFacts | None, aggregated: RoleFacts | None
 ) -> int | None:
     """The nodes of the workers, and those that are set aside for etcd and NATS, the frontend and the client."""
     resources, backend = _mapping(document, "resources"), _mapping(document, "backend")
     if resources.get("prefill_nodes") is not None or resources.get("decode_nodes") is not None:
-        nodes = (_number(resources.get("prefill_nodes")) or 0) + (_number(resources.get("decode_nodes")) or 0)
-        if engine == VLLM and backend.get("allow_prefill_decode_colocation") is True:
-            nodes = _packed(resources, backend, prefill, decode) or nodes
+        nodes = (_number(resources, "prefill_nodes") or 0) + (_number(resources, "decode_nodes") or 0)
+        per_node = _number(resources, "gpus_per_node")
+        gpus = [(s.workers or 0) * (s.gpus_per_worker or 0) for s in (prefill, decode) if s and s.engine == VLLM]
+        # Both sides of vLLM share nodes when they fit on one, or are allowed to span several.
+        shared = backend.get("allow_prefill_decode_colocation") is True
+        across = backend.get("allow_prefill_decode_colocation_across_nodes") is True
+        if shared and per_node and len(gpus) == 2 and all(gpus) and (across or sum(gpus) <= per_node):
+            nodes = -(-sum(gpus) // per_node)
     elif aggregated is not None and aggregated.nodes is not None:
         nodes = aggregated.nodes or 1
     else:
         return None
-    benchmark, frontend, infra = (_mapping(document, key) for key in ("benchmark", "frontend", "infra"))
-    set_aside = [
-        infra.get("etcd_nats_dedicated_node"),
-        frontend.get("dedicated_node"),
-        benchmark.get("client_dedicated_node"),
-    ]
-    extra = sum(1 for wanted in set_aside if wanted is True)
-    return nodes + (min(extra, 1) if benchmark.get("colocate_with_frontend", True) else extra)
-
-
-def _packed(
-    resources: Mapping[str, Any], backend: Mapping[str, Any], prefill: RoleFacts | None, decode: RoleFacts | None
-) -> int | None:
-    """The nodes that both sides of vLLM share: when they fit on one node, or are allowed to span several."""
-    per_node = _number(resources.get("gpus_per_node"))
-    if not per_node or prefill is None or decode is None:
-        return None
-    gpus = [(side.workers or 0) * (side.gpus_per_worker or 0) for side in (prefill, decode)]
-    fits = sum(gpus) <= per_node or backend.get("allow_prefill_decode_colocation_across_nodes") is True
-    return -(-sum(gpus) // per_node) if all(gpus) and fits else None
+    set_aside = (
+        ("infra", "etcd_nats_dedicated_node"),
+        ("frontend", "dedicated_node"),
+        ("benchmark", "client_dedicated_node"),
+    )
+    extra = sum(_at(document, *path) is True for path in set_aside)
+    colocated = _mapping(document, "benchmark").get("colocate_with_frontend", True)
+    return nodes + (min(extra, 1) if colocated else extra)
 
 
 def _concurrencies(said: Any) -> tuple[int, ...] | None:
     if said is None:
         return None
     parts = said.split("x") if isinstance(said, str) else said if isinstance(said, (list, tuple)) else [said]
-    numbers = [_number(part) for part in parts]
+    numbers = [_whole(part) for part in parts]
     if not numbers or any(n is None or n < 1 for n in numbers):
         raise ConfigError(
             f"benchmark.concurrencies: {said!r} is neither a number, a list of numbers, nor numbers joined by 'x'",
@@ -284,24 +260,27 @@ def _concurrencies(said: Any) -> tuple[int, ...] | None:
     return tuple(n for n in numbers if n is not None)
 
 
-def _mapping(holder: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = holder.get(key)
+def _at(document: Any, *path: str) -> Any:
+    for key in path:
+        document = document.get(key) if isinstance(document, dict) else None
+    return document
+
+
+def _mapping(document: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    value = _at(document, *path)
     return value if isinstance(value, dict) else {}
 
 
-def _text(holder: Mapping[str, Any], key: str) -> str | None:
-    value = holder.get(key)
+def _text(document: Mapping[str, Any], *path: str) -> str | None:
+    value = _at(document, *path)
     return value if isinstance(value, str) and value else None
 
 
-def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    for name in names:
-        if name in config:
-            return config[name]
-    return None
+def _number(document: Mapping[str, Any], *path: str) -> int | None:
+    return _whole(_at(document, *path))
 
 
-def _number(value: Any) -> int | None:
+def _whole(value: Any) -> int | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int):

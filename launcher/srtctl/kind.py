@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,23 +13,37 @@ from typing import TYPE_CHECKING
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError, ResultError
+from launcher.core.publish import write_text
 from launcher.plan.derive import Context
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.file import RunnerFile
-from launcher.slurm.client import JobKey, JobState
-from launcher.srtctl.planned import SrtctlJob
+from launcher.slurm.client import LOST, JobKey, JobState, Phase
+from launcher.srtctl.planned import LOG, SRTSLURM, SrtctlJob
+from launcher.srtctl.recipe import dump
 
-if TYPE_CHECKING:  # a dry run pays for none of them
+if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
     from launcher.result.collect import Collected
     from launcher.run.kind import Prepared, Run, Submission, Submitted
-    from launcher.srtctl.checkout import Checkout
-    from launcher.srtctl.exit_marker import Markers
 
 PlanRow = Callable[[Benchmark, RunnerFile, Context], Plan]
 Complete = Callable[[Plan, Path], Plan]
 
 FROM_SRTCTL = ("sbatch_script.sh", "config.yaml", "recipe.lock.yaml")
 """What srtctl leaves beside a job's logs, and what tells how the job was made."""
+
+TAIL = 4096
+"""Bytes of a log's end that are read: lines of Slurm's own daemons about the job's end follow the marker."""
+
+SLACK = 60.0
+"""Seconds by which the clock of the node that writes the log may be behind that of Slurm."""
+
+_BEGIN = "srtctl Sweep Orchestrator"
+_END = re.compile(
+    r"^(?:(?P<good>✓ Sweep completed successfully)|✗ Sweep failed \(exit code: (?P<code>\d+)\))\nEnd: [^\n]*\n=+\n",
+    re.MULTILINE,
+)
+"""The marker. The batch script prints it after the orchestrator ended, and exits with the same code (every srt-slurm
+from v1.0.0 to v1.0.68, templates/job_script_minimal.j2)."""
 
 
 class SrtctlKind:
@@ -38,7 +54,7 @@ class SrtctlKind:
     def __init__(self, plan_row: PlanRow, complete: Complete) -> None:
         self.plan = plan_row
         self._complete = complete
-        self._markers: Markers | None = None
+        self._markers = Markers()
 
     def describe(self, plan: Plan) -> list[tuple[str, str]]:
         """The recipe, the aliases, the srt-slurm tree, and the command that submits."""
@@ -92,17 +108,18 @@ class SrtctlKind:
 
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
         """Write recipe and srtslurm.yaml into the tree, and run `srtctl apply`."""
-        import time
-
         from launcher.core.process import run as run_program
-        from launcher.run.kind import Submitted
         from launcher.srtctl.submit import Submission as Apply
-        from launcher.srtctl.submit import apply
+        from launcher.srtctl.submit import apply, write_srtslurm
 
         job, checkout = SrtctlJob.of(run.plan), prepared.own
-        _write_inputs(job, checkout)
-        held = self.holds(run.plan)
-        done = apply(
+        if job.recipe.document is None:
+            raise ConfigError(f"recipe {job.recipe.path} was not found in srt-slurm {job.srt_slurm.ref} either")
+        recipe = checkout.root / job.recipe.path
+        recipe.parent.mkdir(parents=True, exist_ok=True)
+        write_text(recipe, dump(job.recipe.document))
+        write_srtslurm(checkout.root / SRTSLURM, job.srtslurm, checkout.cluster_keys)
+        return apply(
             Apply(
                 argv=job.submit.argv,
                 root=checkout.root,
@@ -110,31 +127,22 @@ class SrtctlKind:
                 token=run.id,
                 options=checkout.options,
                 earlier=submission.earlier,
-                hold=held,
+                hold=self.holds(run.plan),
             ),
             scheduler=run.services.scheduler,
             # Not ended when we are asked to stop: a submission that is cut off leaves open whether there is a job.
             run=partial(run_program, pass_fds=submission.keep_open),
             sleep=time.sleep,
         )
-        output = done.output_dir or self.output_directory(run.plan, done.job_id)
-        return Submitted(
-            job_id=done.job_id,
-            submitted=done.submitted,
-            output=output,
-            log=self.log_in(output, done.job_id),
-            held=held,
-            adopted=done.adopted,
-            said=done.said,
-            notes=done.notes,
-        )
 
     def holds(self, plan: Plan) -> bool:
-        """Slurm's jobs are submitted held, unless the recipe asks for a hold of its own."""
-        from launcher.srtctl.sbatch_wrapper import asks_for_hold
-
+        """Slurm's jobs are submitted held, unless recipe, variant or cluster ask for a hold of their own."""
         job = SrtctlJob.of(plan)
-        return plan.scheduler.kind == "slurm" and not asks_for_hold(job.recipe.document, job.srtslurm)
+        recipe = job.recipe.document or {}
+        sections = [recipe, *(section for section in recipe.values() if isinstance(section, dict))]
+        tables = [s.get("sbatch_directives") for s in sections] + [job.srtslurm.get("default_sbatch_directives")]
+        asked = any("hold" in table for table in tables if isinstance(table, dict))
+        return plan.scheduler.kind == "slurm" and not asked
 
     def output_directory(self, plan: Plan, job_id: str) -> Path:
         """``outputs/<job id>`` of the run's tree."""
@@ -146,7 +154,7 @@ class SrtctlKind:
 
     def log_in(self, output: Path, job_id: str) -> Path:
         """What srtctl's orchestrator writes."""
-        return output / "logs" / f"sweep_{job_id}.log"
+        return output / LOG.format(job_id)
 
     def make_whole(self, run: Run) -> None:
         """Give the job's directory what srtctl writes into it after sbatch returned, when it had no time to.
@@ -154,8 +162,6 @@ class SrtctlKind:
         The configuration is a copy of the recipe (srt-slurm c88ef731, cli/submit.py); of a recipe with variants srtctl
         makes another file, which is not made up for. Raises OSError.
         """
-        from launcher.core.publish import write_text
-
         job, recorded = SrtctlJob.of(run.plan), run.record.job
         assert recorded is not None
         output = Path(recorded.output)
@@ -166,23 +172,16 @@ class SrtctlKind:
 
     def end_by_log(self, job: JobKey, log: Path) -> JobState | None:
         """By the lines that srtctl's script writes last."""
-        if self._markers is None:
-            from launcher.srtctl.exit_marker import Markers
-
-            self._markers = Markers()
         return self._markers.read(job, log)
 
     def evidence(self, run: Run) -> Mapping[str, Path | str]:
         """Recipe and srtslurm.yaml as submitted, before that as planned; and what srtctl gave to the job."""
-        from launcher.srtctl.config import FILE_NAME
-        from launcher.srtctl.recipe import dump
-
         job, recorded = SrtctlJob.of(run.plan), run.record.job
         tree = Path(job.srt_slurm.root)
         found: dict[str, Path | str] = {}
         for name, path, document in (
             ("recipe.yaml", tree / job.recipe.path, job.recipe.document),
-            (FILE_NAME, tree / FILE_NAME, job.srtslurm),
+            (SRTSLURM, tree / SRTSLURM, job.srtslurm),
         ):
             found[name] = path if path.is_file() or document is None else dump(document)
         if recorded is not None:
@@ -219,26 +218,11 @@ class SrtctlKind:
         return [Path(SrtctlJob.of(plan).srt_slurm.root)]
 
 
-def _write_inputs(job: SrtctlJob, checkout: Checkout) -> None:
-    """Write the recipe and srtslurm.yaml into the tree. Raises ConfigError for keys that this srtctl does not know."""
-    from launcher.core.publish import write_text
-    from launcher.srtctl.config import FILE_NAME, write_srtslurm
-    from launcher.srtctl.recipe import dump
-
-    if job.recipe.document is None:
-        raise ConfigError(f"recipe {job.recipe.path} was not found in srt-slurm {job.srt_slurm.ref} either")
-    recipe = checkout.root / job.recipe.path
-    recipe.parent.mkdir(parents=True, exist_ok=True)
-    write_text(recipe, dump(job.recipe.document))
-    write_srtslurm(checkout.root / FILE_NAME, job.srtslurm, checkout.cluster_keys)
-
-
 def stamp_power(plan: Plan, sha: str | None, directory: Path) -> None:
     """Leave what the workflow's audit of a power measurement reads: which exporter, and which commit of srt-slurm.
 
     Names and formats are InferenceX's. Nothing for a run without power telemetry. Raises ResultError.
     """
-    from launcher.core.publish import write_text
     from launcher.result.logs import EXPORTER_STAMP, PRODUCER_STAMP
 
     exporter = next((image for image in plan.images if image.role == "telemetry"), None)
@@ -253,3 +237,44 @@ def stamp_power(plan: Plan, sha: str | None, directory: Path) -> None:
         write_text(directory / PRODUCER_STAMP, f"{sha}\n")
     except OSError as error:
         raise ResultError(f"the power stamps cannot be written: {error}", where=str(directory)) from None
+
+
+class Markers:
+    """Reads jobs' logs for how they ended by their own word; a log is read again only when it has changed."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[tuple[int, int], JobState | None]] = {}
+
+    def read(self, job: JobKey, log: Path) -> JobState | None:
+        """The job's end, as a state that is LOST; None while its log does not tell it.
+
+        A log that was last written before the job was submitted belongs to another job.
+        """
+        try:
+            status = log.stat()
+            version = status.st_mtime_ns, status.st_size
+            known = self._seen.get(log)
+            if known is None or known[0] != version:
+                is_ours = job.submitted is None or status.st_mtime >= job.submitted - SLACK
+                known = self._seen[log] = version, _state(log, status.st_size, status.st_mtime) if is_ours else None
+        except OSError:
+            return None
+        return known[1]
+
+
+def _state(log: Path, size: int, written: float) -> JobState | None:
+    with log.open("rb") as file:
+        file.seek(max(0, size - TAIL))
+        text = file.read(TAIL).decode(errors="replace")
+    found = list(_END.finditer(text))
+    if not found or _BEGIN in text[found[-1].end() :]:  # the job was requeued and has begun again
+        return None
+    code = 0 if found[-1]["good"] else int(found[-1]["code"])
+    return JobState(
+        Phase.TERMINAL,
+        LOST,
+        exit_code=(code, 0),
+        reason=f"Slurm does not tell how the job ended; its log says that it ended with exit code {code}",
+        ended=written,
+        source=log.name,
+    )

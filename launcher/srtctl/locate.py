@@ -33,6 +33,19 @@ class FoundRecipe:
     """Where a family's member stands in the family's file."""
 
 
+@dataclass(frozen=True)
+class SetupScript:
+    """The set-up script of a lane's containers.
+
+    ``directory`` is the one of the workspace or of this repository that holds it, or None. ``found`` says whether the
+    run will have it; None when that cannot be told before the checkout.
+    """
+
+    name: str
+    directory: str | None
+    found: bool | None
+
+
 class RecipeFinder:
     """Looks recipes up in some trees, and reads each file once.
 
@@ -65,7 +78,15 @@ class RecipeFinder:
         that leaves the tree, and for a file that cannot be read.
         """
         path, selector = split_selector(config_file)
-        _refuse_escape(path)
+        parts, form = PurePosixPath(path), "recipes/…/name.yaml[:selector]"
+        if parts.is_absolute() or ".." in parts.parts or not path or "\0" in path:
+            raise ConfigError(
+                f"recipe path {path!r} leaves the srt-slurm tree",
+                where="CONFIG_FILE",
+                hint=f"give it relative to the tree, as {form}",
+            )
+        if parts.suffix not in (".yaml", ".yml"):
+            raise ConfigError(f"recipe path {path!r} does not name a YAML file", where="CONFIG_FILE", hint=form)
         # Without a family the same file is looked for a second time, and is as missing as at first.
         family, override = (family_member(path) if selector is None else None) or (path, "")
         places = zip(self._places(path, refs), self._places(family, refs), strict=True)
@@ -101,20 +122,21 @@ class RecipeFinder:
         """The workspace's recipes, which are laid over srt-slurm's; None when it has none."""
         return self._overlay if self._overlay is not None and self._overlay.is_dir() else None
 
-    @property
-    def has_setup_scripts(self) -> bool:
-        """Whether there is a workspace with set-up scripts of its own."""
-        return self._overlay is not None and (self._overlay / "configs").is_dir()
+    def setup_script(self, name: str, refs: Sequence[str], listed: bool | None) -> SetupScript:
+        """Where the set-up script ``name`` lies: in the workspace, in this repository, or in the lane's srt-slurm.
 
-    def setup_script(self, name: str) -> Path | None:
-        """The directory of the workspace or of this repository that holds the set-up script ``name``, or None."""
+        ``listed`` says whether srt-slurm is known to have it; it counts when the lane's tree is not at hand.
+        """
         overlay = [] if self._overlay is None else [self._overlay / "configs"]
-        return next((d for d in [*overlay, *(r / "setup" for r in self.repository)] if (d / name).is_file()), None)
-
-    def setup_in_tree(self, name: str, refs: Sequence[str]) -> bool:
-        """Whether the lane's srt-slurm tree is here and has the set-up script ``name``, or holds recipes alone."""
-        tree = self.tree_at_hand(refs)
-        return tree is not None and ((tree / "configs" / name).is_file() or not (tree / "configs").is_dir())
+        places = [*overlay, *(directory / "setup" for directory in self.repository)]
+        if holding := next((place for place in places if (place / name).is_file()), None):
+            return SetupScript(name, str(holding), True)
+        if tree := self.tree_at_hand(refs):
+            # A tree that was cut down to its recipes says nothing against it.
+            return SetupScript(name, None, (tree / "configs" / name).is_file() or not (tree / "configs").is_dir())
+        # What the workspace would add to srt-slurm's own is not known where there is no workspace.
+        unknown = listed is False and not any(place.is_dir() for place in overlay)
+        return SetupScript(name, None, None if unknown else listed)
 
     def _places(self, path: str, refs: Sequence[str]) -> Iterator[tuple[Path, str]]:
         """Where a file of srt-slurm's tree may lie, in the order in which the places count, and the place's name."""
@@ -128,23 +150,6 @@ class RecipeFinder:
                 yield tree / ref / path, f"srt-slurm {ref}"
         if self.checkout is not None:
             yield self.checkout / path, "checkout"
-
-
-def _refuse_escape(path: str) -> None:
-    """Raise ConfigError for a path that is absolute, has a ``..``, or does not end like a YAML file."""
-    parts = PurePosixPath(path)
-    if parts.is_absolute() or ".." in parts.parts or not path or "\0" in path:
-        raise ConfigError(
-            f"recipe path {path!r} leaves the srt-slurm tree",
-            where="CONFIG_FILE",
-            hint="give it relative to the tree, as recipes/…/name.yaml[:selector]",
-        )
-    if parts.suffix not in (".yaml", ".yml"):
-        raise ConfigError(
-            f"recipe path {path!r} does not name a YAML file",
-            where="CONFIG_FILE",
-            hint="recipes/…/name.yaml[:selector]",
-        )
 
 
 def variants_or_none(document: Mapping[str, Any], selector: str | None) -> tuple[list[Any], str | None]:

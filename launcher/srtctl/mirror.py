@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from launcher.core.errors import SubmissionError
 from launcher.core.lease import Lock
 from launcher.core.process import CommandRunner, Completed, run
-from launcher.core.publish import fsync_directory, temporary_name
+from launcher.core.publish import publishing_directory
 from launcher.core.retry import until
 
 NETWORK_TIMEOUT = 900.0
@@ -30,17 +29,8 @@ _PERMANENT = re.compile(
     re.IGNORECASE,
 )
 
-_OF_A_REPOSITORY = frozenset(
-    {
-        "GIT_DIR",
-        "GIT_WORK_TREE",
-        "GIT_INDEX_FILE",
-        "GIT_OBJECT_DIRECTORY",
-        "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-        "GIT_COMMON_DIR",
-        "GIT_NAMESPACE",
-        "GIT_PREFIX",
-    }
+_OF_A_REPOSITORY = re.compile(
+    "GIT_(DIR|WORK_TREE|INDEX_FILE|OBJECT_DIRECTORY|ALTERNATE_OBJECT_DIRECTORIES|COMMON_DIR|NAMESPACE|PREFIX)"
 )
 """Variables that git sets for hooks; inherited, they would send our commands to another repository."""
 
@@ -50,7 +40,7 @@ class Git:
 
     def __init__(self, runner: CommandRunner = run, environ: Mapping[str, str] | None = None) -> None:
         inherited = os.environ if environ is None else environ
-        kept = {k: v for k, v in inherited.items() if k not in _OF_A_REPOSITORY}
+        kept = {k: v for k, v in inherited.items() if not _OF_A_REPOSITORY.fullmatch(k)}
         self.environ = {**kept, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
         self._run = runner
 
@@ -164,18 +154,9 @@ class Mirror:
         with self._lock():
             if self.path.is_dir():
                 return
-            temporary = temporary_name(self.path)
-            try:
+            with publishing_directory(self.path) as temporary:
                 self._network("clone", "--quiet", "--mirror", self._url, temporary, cwd=self.path.parent)
                 self._git.text("config", "gc.auto", "0", cwd=temporary)
-                try:
-                    temporary.rename(self.path)
-                except OSError:
-                    if not self.path.is_dir():  # otherwise another process was first, and its mirror is as good
-                        raise
-                fsync_directory(self.path.parent)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
 
     def _lock(self) -> contextlib.AbstractContextManager[None]:
         what = f"fetching {self.repository}"

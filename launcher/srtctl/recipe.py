@@ -98,92 +98,89 @@ def variants(document: Mapping[str, Any], selector: str | None = None, *, where:
                 hint="remove the selector",
             )
         return [Variant("", None, (), document)]
-    sections = _Sections(document, where)
+    base = _section(document, BASE, where)
     if selector == BASE:
-        return [Variant(BASE, BASE, (BASE,), sections.base)]
-    picked = [variant for key, index in sections.pick(selector) for variant in sections.expand(key, index)]
-    return sections.without_collision(picked)
-
-
-class _Sections:
-    def __init__(self, document: Mapping[str, Any], where: str | None) -> None:
-        self.document = document
-        self.where = where
-        self.base = self._section(BASE)
-        self.overrides = sorted(k for k in document if isinstance(k, str) and k.startswith(OVERRIDE))
-        self.zips = sorted(k for k in document if isinstance(k, str) and k.startswith(ZIP))
-
-    def _section(self, key: str) -> Mapping[str, Any]:
-        section = self.document[key]
-        if not isinstance(section, Mapping):
-            raise ConfigError(f"section {key!r}: expected a mapping, not {section!r}", where=self.where)
-        return section
-
-    def pick(self, selector: str | None) -> list[tuple[str, int | None]]:
-        """The keys of the sections that a selector picks, each with an index into it, or None for all of it."""
-        every = [*self.overrides, *self.zips]
-        if selector is None:
-            return [(key, None) for key in every]
-        indexed = _INDEXED.fullmatch(selector)
-        if indexed and indexed[1] in self.zips:
-            return [(indexed[1], int(indexed[2]))]
-        if not indexed and _is_glob(selector):
-            picked = [key for key in every if fnmatch.fnmatch(key, selector)]
-        else:
-            picked = [key for key in every if key == selector]
-        if not picked:
-            available = [*self.overrides, *(f"{key}[i]" for key in self.zips)]
-            near = closest(selector, every)
+        return [Variant(BASE, BASE, (BASE,), base)]
+    picked = [
+        variant
+        for key, index in _pick(document, selector, where)
+        for variant in _expand(base, key, _section(document, key, where), index, where)
+    ]
+    for variant in picked:
+        twin = OVERRIDE + variant.suffix
+        if variant.keys != (twin,) and twin in document:  # srtctl would run the latter's content for both
             raise ConfigError(
-                f"no variant {selector!r}; available: {', '.join(available) or '(only base)'}",
-                where=self.where,
-                hint=f"did you mean {near!r}?" if near else None,
+                f"{variant.selector!r} and {twin!r} have one name for srtctl, which would run {twin!r} for both",
+                where=where,
+                hint="rename one of them",
             )
-        return [(key, None) for key in sorted(picked)]
+    return picked
 
-    def expand(self, key: str, index: int | None) -> Iterator[Variant]:
-        section = self._section(key)
-        if key.startswith(OVERRIDE):
-            name = key[len(OVERRIDE) :]
-            merged = deep_merge(self.base, section)
-            if "name" not in section:
-                merged["name"] = f"{self.base.get('name', 'unnamed')}_{name}"
-            yield Variant(name, key, (key,), merged)
-            return
-        group, count = key[len(ZIP) :], self._zip_length(key, section)
-        if index is not None and index >= count:
-            raise ConfigError(
-                f"index [{index}] is out of range: {key!r} has {count} variants, 0 to {count - 1}", where=self.where
-            )
-        for i in range(count) if index is None else (index,):
-            merged = deep_merge(self.base, _zip_slice(section, i))
-            if not isinstance(section.get("name"), list):  # one name for all would not tell them apart
-                merged["name"] = f"{self.base.get('name', 'unnamed')}_{group}_{i}"
-            yield Variant(f"{group}_{i}", f"{key}[{i}]", (key,), merged)
 
-    def _zip_length(self, key: str, section: Mapping[str, Any]) -> int:
-        lengths = set(_list_lengths(section))
-        if not lengths or 0 in lengths:
-            raise ConfigError(f"{key!r} holds {'an empty list' if lengths else 'no list'} to zip", where=self.where)
-        longer = sorted(lengths - {1})
-        if len(longer) > 1:
-            raise ConfigError(
-                f"{key!r} holds lists of different lengths {longer}; expected one length, or 1 (used for all variants)",
-                where=self.where,
-            )
-        return longer[0] if longer else 1
+def _section(document: Mapping[str, Any], key: str, where: str | None) -> Mapping[str, Any]:
+    section = document[key]
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"section {key!r}: expected a mapping, not {section!r}", where=where)
+    return section
 
-    def without_collision(self, picked: list[Variant]) -> list[Variant]:
-        """Refuse ``zip_override_x[0]`` beside ``override_x_0``: srtctl would run the latter's content for both."""
-        for variant in picked:
-            twin = OVERRIDE + variant.suffix
-            if variant.keys != (twin,) and twin in self.overrides:
-                raise ConfigError(
-                    f"{variant.selector!r} and {twin!r} have one name for srtctl, which would run {twin!r} for both",
-                    where=self.where,
-                    hint="rename one of them",
-                )
-        return picked
+
+def _pick(document: Mapping[str, Any], selector: str | None, where: str | None) -> list[tuple[str, int | None]]:
+    """The keys of the sections that a selector picks, each with an index into it, or None for all of it."""
+    overrides, zips = (sorted(k for k in document if isinstance(k, str) and k.startswith(p)) for p in (OVERRIDE, ZIP))
+    every = [*overrides, *zips]
+    if selector is None:
+        return [(key, None) for key in every]
+    indexed = _INDEXED.fullmatch(selector)
+    if indexed and indexed[1] in zips:
+        return [(indexed[1], int(indexed[2]))]
+    globs = not indexed and _is_glob(selector)
+    picked = [key for key in every if (fnmatch.fnmatch(key, selector) if globs else key == selector)]
+    if not picked:
+        available = [*overrides, *(f"{key}[i]" for key in zips)]
+        near = closest(selector, every)
+        raise ConfigError(
+            f"no variant {selector!r}; available: {', '.join(available) or '(only base)'}",
+            where=where,
+            hint=f"did you mean {near!r}?" if near else None,
+        )
+    return [(key, None) for key in sorted(picked)]
+
+
+def _expand(
+    base: Mapping[str, Any], key: str, section: Mapping[str, Any], index: int | None, where: str | None
+) -> Iterator[Variant]:
+    """The variants of one section; of a zip group only that with the index, if there is one."""
+    prefix = base.get("name", "unnamed")
+    if key.startswith(OVERRIDE):
+        name = key[len(OVERRIDE) :]
+        merged = deep_merge(base, section)
+        if "name" not in section:
+            merged["name"] = f"{prefix}_{name}"
+        yield Variant(name, key, (key,), merged)
+        return
+    group, count = key[len(ZIP) :], _zip_length(key, section, where)
+    if index is not None and index >= count:
+        raise ConfigError(
+            f"index [{index}] is out of range: {key!r} has {count} variants, 0 to {count - 1}", where=where
+        )
+    for i in range(count) if index is None else (index,):
+        merged = deep_merge(base, _zip_slice(section, i))
+        if not isinstance(section.get("name"), list):  # one name for all would not tell them apart
+            merged["name"] = f"{prefix}_{group}_{i}"
+        yield Variant(f"{group}_{i}", f"{key}[{i}]", (key,), merged)
+
+
+def _zip_length(key: str, section: Mapping[str, Any], where: str | None) -> int:
+    lengths = set(_list_lengths(section))
+    if not lengths or 0 in lengths:
+        raise ConfigError(f"{key!r} holds {'an empty list' if lengths else 'no list'} to zip", where=where)
+    longer = sorted(lengths - {1})
+    if len(longer) > 1:
+        raise ConfigError(
+            f"{key!r} holds lists of different lengths {longer}; expected one length, or 1 (used for all variants)",
+            where=where,
+        )
+    return longer[0] if longer else 1
 
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})

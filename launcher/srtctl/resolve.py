@@ -7,25 +7,29 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-import msgspec
-
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import environment_of
 from launcher.core.errors import ConfigError
-from launcher.image.reference import names_an_image
-from launcher.image.request import PlannedImage
+from launcher.image.reference import PlannedImage, names_an_image
 from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
 from launcher.plan.plan import SRTCTL
 from launcher.runner.file import RunnerFile
-from launcher.runner.schema import Edit, LaneRule, ModelRule
-from launcher.srtctl.acceptance import acceptance_edits
-from launcher.srtctl.edit import apply_edits, with_comment
+from launcher.runner.schema import Edit, LaneRule
+from launcher.srtctl.edit import acceptance_edits, apply_edits, with_comment
 from launcher.srtctl.facts import RecipeFacts, facts
-from launcher.srtctl.locate import OVERLAY, FoundRecipe, RecipeFinder, variants_or_none
-from launcher.srtctl.planned import PlannedOverlay, PlannedPatch, PlannedRecipe, SrtctlJob, SrtSlurm, Submit
+from launcher.srtctl.locate import OVERLAY, FoundRecipe, RecipeFinder, SetupScript, variants_or_none
+from launcher.srtctl.planned import (
+    PlannedOverlay,
+    PlannedPatch,
+    PlannedRecipe,
+    RecipeLookup,
+    SrtctlJob,
+    SrtctlResolved,
+    SrtSlurm,
+    Submit,
+)
 from launcher.srtctl.recipe import Variant, family_member
-from launcher.srtctl.resolved import RecipeLookup, SetupScript, SrtctlResolved
 
 HasFile = Callable[[str, str | None, str], bool | None]
 """(ref, sha, path) → whether srt-slurm has the file at that version; None when that is not known."""
@@ -48,12 +52,18 @@ class SrtctlPlanner:
         recipe cannot be read or edited.
         """
         rules, recipe = self._rules_and_recipe(benchmark, file)
-        setup = self._setup_script(rules)
+        lane, adjustments = rules.lane.rule, [adjustment.rule for adjustment in rules.adjustments]
+        script: str | None = derive.last([lane.setup_script, *(a.setup_script for a in adjustments)], None)
+        listed = self._has(lane, f"configs/{script}") if script else None
+        setup = self.finder.setup_script(script, _refs(lane), listed) if script else None
         asked, has = set(benchmark.concurrencies), set((recipe.facts and recipe.facts.concurrencies) or ())
         narrowed = context.narrow and asked < has
 
-        model_path = derive.model_path(rules.model.rule, benchmark, context)
-        models = dict.fromkeys(_model_aliases(rules.model.rule, recipe.facts), model_path)
+        rule = rules.model.rule
+        model_path = derive.model_path(rule, benchmark, context)
+        # The alias to register is the one that the recipe uses, if it means this checkpoint; the lane's own if unread.
+        alias = rule.alias if recipe.facts is None else recipe.facts.model_path
+        models = {alias: model_path} if alias and alias in (rule.alias, *rule.also) else {}
         images, containers = _images(rules, recipe.facts, context)
         tree = _srt_slurm(rules, context, setup)
         srtslurm = _srtslurm_document(rules, context) | {
@@ -61,26 +71,26 @@ class SrtctlPlanner:
             "model_paths": models,
             "containers": containers,
         }
-        if mounts := {k: v for a in rules.adjustments for k, v in a.rule.mounts.items()}:
+        if mounts := {k: v for a in adjustments for k, v in a.mounts.items()}:
             srtslurm["default_mounts"] = mounts
         planned_recipe = _planned_recipe(rules, recipe, context, narrowed)
         exports = {
             "MODEL_PATH": model_path,
-            "SRT_SLURM_MODEL_PREFIX": next(iter(models), rules.model.rule.alias),
+            "SRT_SLURM_MODEL_PREFIX": next(iter(models), rule.alias),
             "SRTSLURM_CONFIG": f"{tree.root}/srtslurm.yaml",
             **_exports(rules, context),
         }
         argv = _argv(rules, planned_recipe, setup, derive.tags(rules, context))
         submit = Submit(argv, {**environment_of(benchmark), **exports})
         job = SrtctlJob(models, tree, srtslurm, planned_recipe, submit, rules.power)
-        own_limit = recipe.facts.time_limit if recipe.facts is not None else None
+        own_limit = recipe.facts and recipe.facts.time_limit
         plan = derive.whole_plan(
             SRTCTL,
             rules,
             context,
             images=images,
             model_path=model_path,
-            time_limit=str(own_limit) if own_limit else srtslurm.get("default_time_limit"),
+            time_limit=own_limit or srtslurm.get("default_time_limit"),
             details=job.as_details(),
         )
         return SrtctlResolved(plan, rules, job, recipe, setup, narrowed)
@@ -139,23 +149,6 @@ class SrtctlPlanner:
         patched = any(patch.path == path for patch in lane.patches)
         return self.finder.overlays is not None and not family and not patched and self._has(lane, path) is False
 
-    def _setup_script(self, rules: AppliedRules) -> SetupScript | None:
-        """The lane's set-up script, and whether it is there."""
-        lane = rules.lane.rule
-        name: str | None = derive.last([lane.setup_script, *(a.rule.setup_script for a in rules.adjustments)], None)
-        if not name:
-            return None
-        directory = self.finder.setup_script(name)
-        if directory is not None:
-            return SetupScript(name, str(directory), True)
-        refs = _refs(lane)
-        if self.finder.tree_at_hand(refs) is not None:
-            return SetupScript(name, None, self.finder.setup_in_tree(name, refs))
-        has = self._has(lane, f"configs/{name}")
-        # What the workspace would add to srt-slurm's own is not known where there is no workspace.
-        unknown = has is False and not self.finder.has_setup_scripts
-        return SetupScript(name, None, None if unknown else has)
-
     def _has(self, lane: LaneRule, path: str) -> bool | None:
         return self.has_file(lane.ref, lane.sha, path)
 
@@ -171,13 +164,6 @@ def _asks_for_power(document: Mapping[str, Any]) -> bool:
     return any(
         isinstance(t, Mapping) and t.get("provider") == "dcgm-power" and t.get("enabled") is True for t in telemetry
     )
-
-
-def _model_aliases(rule: ModelRule, seen: RecipeFacts | None) -> list[str]:
-    """The aliases to register: the one that the recipe uses if it means this checkpoint; the lane's own if unread."""
-    if seen is None:
-        return [rule.alias]
-    return [seen.model_path] if seen.model_path in (rule.alias, *rule.also) and seen.model_path else []
 
 
 def _images(
@@ -251,7 +237,7 @@ def _exports(rules: AppliedRules, context: Context) -> dict[str, str]:
         runner.workspace.variable: derive.shared_workspace(rules, context) or context.workspace,
         "GITHUB_WORKSPACE": context.workspace,
         "RUNNER_NAME": runner.scheduler.job_name.format(runner=context.runner_name),
-        "RESULT_FILENAME": derive.result_stem(rules.benchmark, context),
+        "RESULT_FILENAME": derive.result_stem(rules.benchmark, context.runner_name),
     }
     if rules.model.rule.served:
         exports["SERVED_MODEL_NAME"] = rules.model.rule.served.format(model=rules.benchmark.model)
@@ -296,27 +282,18 @@ def _edited(
     ``narrowed`` is the variant to run alone, with the concurrencies of the benchmark, or None.
     """
     benchmark = rules.benchmark
-    edits = [Edit(**msgspec.structs.asdict(e)) for adjustment in rules.adjustments for e in adjustment.rule.edits]
+    edits = [edit for adjustment in rules.adjustments for edit in adjustment.rule.edits]
     edits += acceptance_edits(benchmark, document)
     if narrowed is not None:
         document = narrowed.document
         edits.append(Edit(("benchmark", "concurrencies"), "x".join(str(c) for c in benchmark.concurrencies)))
     already = str((recipe.facts.sbatch_directives.get("exclude") if recipe.facts is not None else None) or "")
-    nodes = [
-        n for n in _excluded_nodes(rules, context) if not any(fnmatch.fnmatchcase(n, a) for a in already.split(","))
-    ]
+    nodes: list[str] = []
+    for rule in (excluded.rule for excluded in rules.file.excluded(benchmark, power=rules.power)):
+        # The nodes in the host's variable that the rule names, else the rule's own.
+        said = context.host.get(rule.variable) if rule.variable is not None else None
+        nodes += [n for n in said.split(",") if n] if said is not None else [rule.node]
+    nodes = [n for n in nodes if not any(fnmatch.fnmatchcase(n, pattern) for pattern in already.split(","))]
     if nodes:
         edits.append(Edit(("sbatch_directives", "exclude"), ",".join([*filter(None, [already]), *nodes])))
     return with_comment(apply_edits(document, edits), context.run_key)
-
-
-def _excluded_nodes(rules: AppliedRules, context: Context) -> list[str]:
-    """The nodes that the job must not get: a rule's own, or those in the host's variable that the rule names."""
-    nodes: list[str] = []
-    for excluded in rules.file.excluded(rules.benchmark, power=rules.power):
-        node = excluded.rule
-        if node.variable is not None and node.variable in context.host:
-            nodes += [n for n in context.host[node.variable].split(",") if n]
-        else:
-            nodes.append(node.node)
-    return nodes

@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import launcher
 from launcher.core.errors import LauncherError
@@ -61,13 +60,6 @@ def wrapper_on_path(token: str, earlier: frozenset[str], path: str, *, hold: boo
         program.chmod(0o755)
         told = {"token": token, "earlier": sorted(earlier), "hold": hold, "directory": directory}
         yield {"PATH": f"{directory}:{path}", VARIABLE: json.dumps(told)}
-
-
-def asks_for_hold(recipe: Mapping[str, Any] | None, srtslurm: Mapping[str, Any]) -> bool:
-    """Whether a recipe (or a variant of it) or the cluster's defaults ask for a held job, which its author releases."""
-    sections = [recipe or {}, *(v for v in (recipe or {}).values() if isinstance(v, Mapping))]
-    tables = [section.get("sbatch_directives") for section in sections] + [srtslurm.get("default_sbatch_directives")]
-    return any("hold" in table for table in tables if isinstance(table, Mapping))
 
 
 def main() -> int:

@@ -3,10 +3,16 @@
 A submission that failed or timed out may have reached Slurm all the same: sbatch can lose the answer after the
 controller took the job, and srtctl does more work after sbatch returned. So the scheduler is asked for a job that
 carries our token before a submission counts as failed. Nothing here ever submits twice.
+
+srtctl validates srtslurm.yaml as a whole. When one key is unknown or one value has the wrong type, it logs a warning,
+drops the *whole* file and submits without any default or alias (`load_cluster_config` in srt-slurm's
+``src/srtctl/core/config.py``, the same from sa-submission-q2-2026 to v1.0.68). So the keys are read from the checkout
+before the file is written, and the warning is looked for afterwards.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import re
@@ -16,11 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.core.errors import JobsExist, SubmissionError, SubmissionUnknown
+from launcher.core.errors import ConfigError, JobsExist, SubmissionError, SubmissionUnknown, suggest
 from launcher.core.process import CommandRunner, Completed, run
+from launcher.core.publish import write_text
 from launcher.core.retry import until
+from launcher.run.kind import Submitted
 from launcher.slurm.client import Scheduler, SchedulerUnreachable, jobs_with_token
-from launcher.srtctl.config import dropped_warning
+from launcher.srtctl import recipe
+from launcher.srtctl.planned import LOG, SRTSLURM
 from launcher.srtctl.sbatch_wrapper import wrapper_on_path
 
 ASKED = 3
@@ -32,6 +41,12 @@ BETWEEN = 5.0
 HELP_TIMEOUT = 120.0
 """Seconds for ``srtctl apply --help``: importing srtctl from a shared file system can take long."""
 
+SCHEMA_FILE = Path("src/srtctl/core/schema.py")
+"""Where a checkout of srt-slurm declares the keys of srtslurm.yaml: annotated fields of the class `ClusterConfig`."""
+
+STRING_MAPS = ("model_paths", "containers", "default_mounts", "default_sbatch_directives", "cloud")
+"""Keys of srtslurm.yaml whose values are maps of strings: marshmallow refuses a number there ("Not a valid string")."""
+
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _JOB = re.compile(r"\bJob\s+(\S+)\s+submitted!")
 _OUTPUT = re.compile(r"Logs: (?P<directory>/.*)/logs\s*$", re.MULTILINE)
@@ -39,38 +54,30 @@ _OUTPUT = re.compile(r"Logs: (?P<directory>/.*)/logs\s*$", re.MULTILINE)
 _SUMMARY = re.compile(r"^Running:\n(?:(?!🚀|❌|Error|Traceback|\d{4}-).*\n?)*", re.MULTILINE)
 """What srtctl prints after a submission: what runs, and advice about identity blocks."""
 
-_HINTS = (
-    (
-        r"is not defined in srtslurm\.yaml",
-        "register the alias in the runner file; `launcher check` finds such names before a submission",
-    ),
-    (
-        r"resolved to .*, but that (path|file) is unavailable",
-        "this machine cannot see it: stage it, or set `preflight: false` where only compute nodes can",
-    ),
-    (r"Unknown field", "this commit of srt-slurm does not know that key: is the lane pinned to the commit it needs?"),
-    (
-        r"Required binaries not found",
-        "the base was set up incompletely: the runner's `checkout.setup` has to make them",
-    ),
-    (
-        r"no-submissions|No YAML files found",
-        "the recipe has no variant to submit: name one with a selector (recipe.yaml:override_x)",
-    ),
-    (r"No such file or directory: 'sbatch'", "sbatch is not on PATH: is this the cluster's login node?"),
-    (r"unrecognized option '--segment", "this Slurm has no --segment: set use_segment_sbatch_directive: false"),
-    (
-        r"[Ii]nvalid (partition|account|qos)|Invalid account or account/partition",
-        "correct partition and account in the runner file (sacctmgr show assoc user=$USER)",
-    ),
-    (r"QOSMaxSubmit|AssocMaxSubmit|AssocGrpSubmit", "too many jobs are queued already: wait, or cancel some"),
-    (
-        r"Socket timed out|Unable to contact slurm controller",
-        "slurmctld did not answer; it has no job of ours, so that trying again is safe",
-    ),
-    (r"Config not found", "the recipe is not in the checkout: is the overlay complete and CONFIG_FILE right?"),
-    (r"unrecognized arguments|expected one argument", "this srtctl has other options than its checkout said"),
+_DROPPED = re.compile(
+    r"(?:Failed to load or validate srtslurm\.yaml: |(?=SRTSLURM_CONFIG set but file not found: ))(?P<why>.*)"
 )
+
+_HINTS = {
+    r"is not defined in srtslurm\.yaml": "register the alias in the runner file; `launcher check` finds such names "
+    "before a submission",
+    r"resolved to .*, but that (path|file) is unavailable": "this machine cannot see it: stage it, or set "
+    "`preflight: false` where only compute nodes can",
+    r"Unknown field": "this commit of srt-slurm does not know that key: is the lane pinned to the commit it needs?",
+    r"Required binaries not found": "the base was set up incompletely: the runner's `checkout.setup` has to make them",
+    r"no-submissions|No YAML files found": "the recipe has no variant to submit: name one with a selector "
+    "(recipe.yaml:override_x)",
+    r"No such file or directory: 'sbatch'": "sbatch is not on PATH: is this the cluster's login node?",
+    r"unrecognized option '--segment": "this Slurm has no --segment: set use_segment_sbatch_directive: false",
+    r"[Ii]nvalid (partition|account|qos)|Invalid account or account/partition": "correct partition and account in the "
+    "runner file (sacctmgr show assoc user=$USER)",
+    r"QOSMaxSubmit|AssocMaxSubmit|AssocGrpSubmit": "too many jobs are queued already: wait, or cancel some",
+    r"Socket timed out|Unable to contact slurm controller": "slurmctld did not answer; it has no job of ours, so that "
+    "trying again is safe",
+    r"Config not found": "the recipe is not in the checkout: is the overlay complete and CONFIG_FILE right?",
+    r"unrecognized arguments|expected one argument": "this srtctl has other options than its checkout said",
+}
+"""What srtctl says when it fails, and what to do about it; the first that is found counts."""
 
 
 @dataclass(frozen=True)
@@ -92,22 +99,6 @@ class Submission:
     timeout: float = 300.0
     earlier: frozenset[str] = frozenset()
     hold: bool = False
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """The job of this submission.
-
-    ``submitted`` is its submit time in seconds since the epoch when the scheduler told it. ``adopted`` says that srtctl
-    failed and the scheduler had the job nevertheless. ``said`` is everything that srtctl printed, without colours.
-    """
-
-    job_id: str
-    submitted: float | None
-    output_dir: Path | None
-    adopted: bool
-    said: str
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,13 +169,7 @@ def apply(
         raise SubmissionError(
             trouble + (f"\nsrtctl had dropped srtslurm.yaml: {dropped}" if dropped else ""),
             where=_recipe(argv),
-            hint=next((hint for pattern, hint in _HINTS if re.search(pattern, words)), None),
-        )
-    if (first := _earliest(ids[0], found)) != ids[0]:
-        raise JobsExist(
-            f"another launcher submitted job {first} under this run's id just before",
-            job_ids=ids,
-            hint="that one goes on; choose another --run-id for this one",
+            hint=next((hint for pattern, hint in _HINTS.items() if re.search(pattern, words)), None),
         )
     if dropped:
         raise JobsExist(
@@ -192,40 +177,44 @@ def apply(
             job_ids=ids,
             hint="cancel it and correct the runner file's `srtslurm` table",
         )
+    output = _output(answer, submission.root, ids[0])
     return Submitted(
         job_id=ids[0],
         submitted=found.get(ids[0]),
-        output_dir=_output_dir(answer, submission.root, ids[0]),
+        output=output,
+        log=output / LOG.format(ids[0]),
+        held=submission.hold,
         adopted=failed,
         said=answer.said,
         notes=(*notes, f"srtctl failed, and the job exists: {trouble}") if failed else tuple(notes),
     )
 
 
-def _ours(answer: _Answer, found: Collection[str], failed: bool, trouble: str) -> tuple[str, ...]:
-    """The id of the job that this submission made, or nothing. Raises JobsExist when it made several.
+def _ours(answer: _Answer, found: Mapping[str, float | None], failed: bool, trouble: str) -> tuple[str, ...]:
+    """The id of the job that this submission made, or nothing. Raises JobsExist when it made several, or came second.
 
     After a success the id that srtctl printed counts. After a failure the printed ids and those that the scheduler has
     count together: a printed job exists, whether or not the scheduler shows comments yet.
     """
-    if not failed:
-        return answer.ids
-    ids = tuple(dict.fromkeys([i for i in answer.ids if i.isdecimal()] + list(found)))
-    if len(ids) > 1 or (ids and answer.begun > 1):
+    ids = answer.ids
+    if failed:
+        ids = tuple(dict.fromkeys([i for i in answer.ids if i.isdecimal()] + list(found)))
+        if len(ids) > 1 or (ids and answer.begun > 1):
+            raise JobsExist(
+                f"one job was asked for, and srtctl submitted {', '.join(ids)}.\n{trouble}",
+                job_ids=ids,
+                hint="cancel them; the selector must name exactly one variant",
+            )
+    # Of several jobs with the token every launcher goes on with the same one, the earliest. Ids grow, except where they
+    # start again after MaxJobId: there the submit time decides.
+    first = min(found, key=lambda job: (found[job] or 0.0, int(job)), default=None)
+    if ids and ids[0] in found and first != ids[0]:
         raise JobsExist(
-            f"one job was asked for, and srtctl submitted {', '.join(ids)}.\n{trouble}",
+            f"another launcher submitted job {first} under this run's id just before",
             job_ids=ids,
-            hint="cancel them; the selector must name exactly one variant",
+            hint="that one goes on; choose another --run-id for this one",
         )
     return ids
-
-
-def _earliest(ours: str, found: Mapping[str, float | None]) -> str:
-    """The earliest job with this token. Every launcher picks the same one, so only one continues."""
-    if ours not in found:
-        return ours
-    # Ids grow, except where they start again after MaxJobId: there the submit time decides.
-    return min(found, key=lambda job: (found[job] or 0.0, int(job)))
 
 
 def _argv(submission: Submission) -> tuple[list[str], list[str]]:
@@ -324,9 +313,70 @@ def _trouble(done: Completed, answer: _Answer, timeout: float) -> str:
     return "\n".join([first, *([answer.error] if answer.error else []), *prose])
 
 
-def _output_dir(answer: _Answer, root: Path, job_id: str) -> Path | None:
-    """Where the job writes: the directory that srtctl printed, made absolute, else the usual one if it exists."""
+def _output(answer: _Answer, root: Path, job_id: str) -> Path:
+    """Where the job writes: the directory that srtctl printed, made absolute, else the usual one."""
     if answer.output_dir and Path(answer.output_dir).name == job_id:
         return root / answer.output_dir  # a relative ``-o`` is printed as it was given
-    usual = root / "outputs" / job_id
-    return usual if usual.is_dir() else None
+    return root / "outputs" / job_id
+
+
+def dump_srtslurm(document: Mapping[str, Any]) -> str:
+    """A document of srtslurm.yaml as text, keys in the given order.
+
+    Raises ConfigError for a value that srtctl would refuse (a number in a map of strings) or that YAML cannot hold.
+    """
+    for key in STRING_MAPS:
+        entries = document.get(key)
+        if entries is None:
+            continue
+        if not isinstance(entries, Mapping):
+            raise ConfigError(f"{key}: expected a map of strings, not a {type(entries).__name__}", where=SRTSLURM)
+        for name, value in entries.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise ConfigError(f"{key}: expected strings, not {name!r} and {value!r}", where=SRTSLURM)
+    try:
+        return recipe.dump(document)
+    except ConfigError as error:
+        raise ConfigError(error.message, where=SRTSLURM) from error
+
+
+def known_keys(checkout: Path) -> frozenset[str]:
+    """The keys of srtslurm.yaml that this checkout's srtctl knows, from its source, which is parsed and not imported.
+
+    Raises SubmissionError when the tree has no such declaration, because it is not srt-slurm then.
+    """
+    schema = checkout / SCHEMA_FILE
+    try:
+        tree = ast.parse(schema.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        raise SubmissionError(f"cannot read which keys srtctl knows: {error}", where=str(schema)) from None
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == "ClusterConfig":
+            return frozenset(
+                field.target.id
+                for field in node.body
+                if isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and not ast.unparse(field.annotation).startswith("ClassVar")
+            )
+    raise SubmissionError("declares no class ClusterConfig: is this a checkout of srt-slurm?", where=str(schema))
+
+
+def write_srtslurm(path: Path, document: Mapping[str, Any], known: Collection[str]) -> None:
+    """Write srtslurm.yaml atomically. Raises OSError, and ConfigError for a key that this srtctl does not know."""
+    if unknown := [key for key in document if key not in known]:
+        raise ConfigError(
+            f"the pinned srt-slurm does not know {', '.join(map(repr, unknown))}; it would drop the whole file",
+            where=SRTSLURM,
+            hint=suggest(unknown[0], known, f"it knows {', '.join(sorted(known))}"),
+        )
+    write_text(path, dump_srtslurm(document))
+
+
+def dropped_warning(text: str) -> str | None:
+    """Why srtctl dropped its srtslurm.yaml, from what it printed; None when it did not.
+
+    srtctl goes on without the file, submits and exits with 0.
+    """
+    found = _DROPPED.search(text)
+    return found["why"].strip() if found else None

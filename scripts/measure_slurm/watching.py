@@ -27,7 +27,7 @@ from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.native import choose
 from launcher.slurm.poller import JobPoller
 from launcher.slurm.shared import SharedPoller
-from launcher.srtctl.exit_marker import Markers
+from launcher.srtctl.kind import Markers
 from tests.slurm.following import rounds
 from tests.slurm.live import Counting
 

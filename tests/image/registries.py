@@ -37,7 +37,7 @@ class FakeRegistry:
         """An image: an index when it has several architectures. Returns the digest that the tag names."""
         entries = []
         for architecture in architectures:
-            configuration = json.dumps({"architecture": architecture, "os": "linux", "tag": tag}).encode()
+            configuration = json.dumps({"architecture": architecture, "config": {"Env": []}, "tag": tag}).encode()
             self.documents[f"{repository}/blobs/{sha256(configuration)}"] = ("application/json", configuration)
             manifest = json.dumps(
                 {

@@ -17,10 +17,9 @@ import pytest
 from launcher.core.lease import Lock, LockPace
 from launcher.core.process import CommandRunner, Completed, clean_environment, run
 from launcher.image.enroot import Enroot
-from launcher.image.reference import Reference
+from launcher.image.reference import PlannedImage, Reference
 from launcher.image.registry import Registry
-from launcher.image.request import PlannedImage
-from launcher.image.store import ImageStore, no_log
+from launcher.image.store import ImageStore
 from launcher.rehearsal.enroot_stand_in import squashfs
 
 ENROOT = (sys.executable, "-m", "launcher.rehearsal.enroot_stand_in")
@@ -66,7 +65,7 @@ def image_store(
     *,
     command: Sequence[str] = ENROOT,
     registry: Registry | None = None,
-    log: Callable[[str], None] = no_log,
+    log: Callable[[str], None] = lambda message: None,
     lock: type[Lock] = EagerLock,
     sleep: Callable[[float], None] = time.sleep,
 ) -> ImageStore:

@@ -10,8 +10,7 @@ import pytest
 
 from launcher.core.errors import ImageError
 from launcher.core.process import Completed
-from launcher.image.credentials import account_line, credentials
-from launcher.image.enroot import diagnose
+from launcher.image.enroot import account_line, credentials, diagnose
 from launcher.image.reference import Reference
 from launcher.image.registry import Registry
 from tests.image.docker_registry import INSTALLED, real_registry

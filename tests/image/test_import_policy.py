@@ -14,8 +14,7 @@ import pytest
 from launcher.core.errors import ImageError
 from launcher.core.process import Completed, clean_environment, run
 from launcher.image.import_policy import ImportPolicy, ensure_image
-from launcher.image.request import PlannedImage
-from launcher.image.store import no_log
+from launcher.image.reference import PlannedImage
 from launcher.plan.derive import Context, planned_image
 from launcher.rehearsal.stand_ins import REGISTRIES
 from launcher.rehearsal.stand_ins import environment as environment_of_stand_ins
@@ -83,7 +82,7 @@ def test_an_import_on_a_node_leaves_nothing_there(tmp_path: Path) -> None:
         return run(argv, **more)
 
     environment = {**clean_environment(os.environ), **tools}
-    record = ensure_image(planned, SLURM, environment, run=recording, log=no_log)
+    record = ensure_image(planned, SLURM, environment, run=recording, log=print)
     assert (record.how, record.sidecar.enroot_version) == ("imported", "4.1.2-rehearsal")
     assert ["srun" in argv for argv in asked] == [True, False], "one job, and no question"
     assert list(node.iterdir()) == []
@@ -122,7 +121,7 @@ def test_an_error_names_the_line_of_the_image(tmp_path: Path) -> None:
         planned = dataclasses.replace(image(tmp_path), reference=reference, squash=squash, lock=lock, where=where)
         answer = Scripted(lambda argv: Completed(tuple(argv), 1, "", "[ERROR] Invalid image reference: x", 0.0))
         with pytest.raises(ImageError) as caught:
-            ensure_image(planned, LOCAL, {}, run=answer, log=no_log)
+            ensure_image(planned, LOCAL, {}, run=answer, log=print)
         return caught.value.where
 
     assert refused(f"{matrix} (key-1)") == f"{matrix}:4"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,8 +15,9 @@ import pytest
 from launcher.cli import main
 from launcher.core.errors import ImageError
 from launcher.core.lease import Lock
-from launcher.image import inventory, sidecar
+from launcher.image import inventory
 from launcher.image.inventory import Check, adopt, collect, garbage, images, verify
+from launcher.image.squash import Sidecar, file_hash, sidecar_path
 from tests.image.support import REFERENCE, image_store, mksquashfs, needs_squashfs_tools, process, request, small_image
 
 DAY = 86400.0
@@ -62,11 +64,11 @@ def test_a_look_is_no_use(directory: Path) -> None:
 
 def test_a_hit_is_a_use(tmp_path: Path, directory: Path) -> None:
     record = image_store().ensure(request(tmp_path))
-    old(record.squash), old(sidecar.sidecar_path(record.squash))
-    note = sidecar.read(record.squash)
+    old(record.squash), old(sidecar_path(record.squash))
+    note = Sidecar.read(record.squash)
     assert note is not None
-    sidecar.write(record.squash, sidecar.Sidecar(**{**vars(note), "mtime_ns": record.squash.stat().st_mtime_ns}))
-    old(sidecar.sidecar_path(record.squash))
+    dataclasses.replace(note, mtime_ns=record.squash.stat().st_mtime_ns).write(record.squash)
+    old(sidecar_path(record.squash))
     assert names(garbage(directory, images(directory))) == [record.squash.name]
     assert image_store().ensure(request(tmp_path)).how == "hit"
     assert garbage(directory, images(directory)) == []
@@ -83,7 +85,7 @@ def test_what_a_live_run_has_stays_and_what_is_young_stays(directory: Path) -> N
 def test_an_image_goes_with_its_record_unless_it_came_into_use(directory: Path) -> None:
     image = old(small_image(directory / "x.sqsh"))
     adopt(image, "a/b:1", URI)
-    old(sidecar.sidecar_path(image)), old(image)
+    old(sidecar_path(image)), old(image)
     (item,) = garbage(directory, images(directory))
     with Lock(directory / ".x.sqsh.owner", what="an import", wait=0):
         assert not collect(item), "somebody imports it"
@@ -154,7 +156,7 @@ def test_each_level_of_a_check_says_what_it_found(directory: Path) -> None:
 def test_adopting_twice_keeps_the_record_and_another_image_is_refused(directory: Path) -> None:
     image = small_image(directory / "x.sqsh")
     first = adopt(image, "a/b:1", URI)
-    assert first.hash == sidecar.file_hash(image)
+    assert first.hash == file_hash(image)
     assert adopt(image, "a/b:1", URI) == first
     with pytest.raises(ImageError, match="it is recorded as a/b:1"):
         adopt(image, "c/d:1", "docker://registry-1.docker.io#c/d:1")

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from launcher.core.shipped import shipped
-from launcher.image import sidecar
-from launcher.image.tag_check import refreshed_name
+from launcher.image.reference import refreshed_name
+from launcher.image.squash import Sidecar
 from tests.image.registries import FakeRegistry, fake_registry
 from tests.run.driving import KEY, Desk
 
@@ -66,7 +66,7 @@ def test_keep_refresh_and_fail(tmp_path: Path, served: FakeRegistry) -> None:
     desk.policy("keep")
     importing()
     (squash,) = (desk.state / "squash").glob("*.sqsh")
-    note = sidecar.read(squash)
+    note = Sidecar.read(squash)
     assert note is not None
     old, content = note.digest, squash.read_bytes()
     new = served.add("a/b", "1", "amd64", layers=(7,))
@@ -87,7 +87,7 @@ def test_keep_refresh_and_fail(tmp_path: Path, served: FakeRegistry) -> None:
     refreshed = refreshed_name(squash, new)
     assert both in said and "imported in" in said
     assert desk.mapped("refreshes") == {str(refreshed)}
-    assert squash.read_bytes() == content and sidecar.read(squash) == note, (
+    assert squash.read_bytes() == content and Sidecar.read(squash) == note, (
         "the bash fleet's name, and jobs that map it"
     )
     served.asked.clear()

@@ -18,7 +18,7 @@ from launcher.core.process import clean_environment, run
 from launcher.core.shipped import shipped
 from launcher.image import import_policy
 from launcher.image.import_policy import ImportPolicy, ensure_image
-from launcher.image.request import PlannedImage
+from launcher.image.reference import PlannedImage
 from launcher.image.store import ImageRecord
 from launcher.plan.derive import Context, planned_image
 from launcher.rehearsal.stand_ins import REGISTRIES

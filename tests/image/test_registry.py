@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.core.errors import ImageError
-from launcher.image.credentials import MadeByCommand, allows_http, credentials, credentials_file
+from launcher.image.enroot import MadeByCommand, allows_http, credentials, credentials_file
 from launcher.image.reference import Reference
 from launcher.image.registry import Registry, Unreachable
 from tests.image.registries import FakeRegistry, fake_registry

@@ -18,7 +18,7 @@ import pytest
 from launcher.core.errors import ImageError
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import TEMPORARY_SUFFIX
-from launcher.image.request import PlannedImage
+from launcher.image.reference import PlannedImage
 from launcher.image.store import ImageStore
 from launcher.rehearsal.enroot_stand_in import FAULTS
 from tests.image.support import (
@@ -134,6 +134,7 @@ def test_what_was_imported_is_a_real_image_that_says_it_is_a_rehearsal(place: Pa
 
 def test_a_hit_starts_no_process_takes_no_lock_and_opens_two_files(place: Path, final: Path, log: Log) -> None:
     log.store().ensure(request(place))
+    log.store().ensure(request(place))  # a hit, which imports the reader of records
     log.clear()
     store = log.store(Scripted(never), lock=EagerLockWithFlock)
     wanted = request(place, lock=str(place / "images" / "bash.lock"))

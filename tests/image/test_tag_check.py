@@ -13,11 +13,10 @@ import pytest
 
 from launcher.core.errors import ImageError
 from launcher.core.process import Completed, run
-from launcher.image import sidecar, store
-from launcher.image.reference import Reference
+from launcher.image import store
+from launcher.image.reference import PlannedImage, Reference, refreshed_name
 from launcher.image.registry import Registry
-from launcher.image.request import PlannedImage
-from launcher.image.tag_check import refreshed_name
+from launcher.image.squash import Sidecar, file_hash
 from tests.image.registries import FakeRegistry, fake_registry
 from tests.image.support import Scripted, image_store, never, request, small_image
 
@@ -60,10 +59,10 @@ def test_an_image_is_imported_by_the_digest_that_the_registry_told(served: FakeR
     assert (record.how, record.sidecar.index, record.facts) == ("imported", index, ())
     assert store.imported == [f"docker://{served.address}#a/b:{record.sidecar.digest}"]
     assert record.sidecar.digest not in (None, index)
-    note = sidecar.read(wanted.squash_path)
+    note = Sidecar.read(wanted.squash_path)
     assert note is not None
     assert (note.digest, note.architecture, note.uri) == (record.sidecar.digest, "amd64", wanted.uri)
-    assert note.hash == sidecar.file_hash(wanted.squash_path)
+    assert note.hash == file_hash(wanted.squash_path)
 
 
 def test_a_hit_costs_one_question(served: FakeRegistry, wanted: PlannedImage) -> None:

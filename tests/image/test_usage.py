@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.image import sidecar, usage
+from launcher.image import usage
 from launcher.image.inventory import adopt, collect, garbage, images
-from launcher.image.squash import inspect
+from launcher.image.squash import Sidecar, inspect, sidecar_path
 from launcher.run.image_usage import is_run_over, mark_used_by, unmark
 from launcher.run.record import RecordedJob, RunRecord
 from tests.image.support import small_image
@@ -30,12 +30,12 @@ def squash(tmp_path: Path) -> Path:
     (tmp_path / "images").mkdir()
     squash = small_image(tmp_path / "images/x.sqsh")
     adopt(squash, "a/b:1", "docker://registry-1.docker.io#a/b:1")
-    for path in (squash, sidecar.sidecar_path(squash)):
+    for path in (squash, sidecar_path(squash)):
         aged(path, 40)
-    note = sidecar.read(squash)
+    note = Sidecar.read(squash)
     assert note is not None
-    sidecar.write(squash, dataclasses.replace(note, mtime_ns=inspect(squash).mtime_ns))
-    aged(sidecar.sidecar_path(squash), 40)
+    dataclasses.replace(note, mtime_ns=inspect(squash).mtime_ns).write(squash)
+    aged(sidecar_path(squash), 40)
     return squash
 
 
@@ -70,7 +70,7 @@ def test_a_mark_of_anybody_keeps_an_image_until_it_is_released(squash: Path, tmp
     assert images(squash.parent)[0].users == ()
     assert gone(squash) == [], "its use has just ended"
     forgotten(squash)
-    aged(sidecar.sidecar_path(squash), 40)
+    aged(sidecar_path(squash), 40)
     assert gone(squash) == ["x.sqsh"]
 
 
@@ -136,7 +136,7 @@ def test_a_run_that_comes_between_a_look_and_the_removal_keeps_its_image(
     assert asked == 2
     assert squash.read_bytes() == content
     assert [path.name for path in squash.parent.iterdir() if path.name.endswith(".part")] == []
-    note = sidecar.read(squash)
+    note = Sidecar.read(squash)
     assert note is not None and note.fits(inspect(squash))
 
 

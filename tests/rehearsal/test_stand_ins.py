@@ -18,12 +18,12 @@ from launcher.rehearsal import stand_ins
 from launcher.rehearsal.srtctl_contract import CLUSTER
 from launcher.rehearsal.stand_ins import StandIns, environment, tools_directory
 from launcher.result.validate import Point, read_result
+from launcher.run.kind import Submitted
 from launcher.slurm.client import JobKey, Phase
 from launcher.slurm.local import LocalScheduler
 from launcher.srtctl.checkout import Checkout, Checkouts
-from launcher.srtctl.config import known_keys, write_srtslurm
 from launcher.srtctl.planned import SrtSlurm
-from launcher.srtctl.submit import Submission, Submitted, apply
+from launcher.srtctl.submit import Submission, apply, known_keys, write_srtslurm
 from tests.run.runs import plan_on
 
 
@@ -170,10 +170,10 @@ def desk(tmp_path: Path) -> Desk:
 
 def test_a_whole_rehearsal(desk: Desk) -> None:
     done = desk.submit("", "--no-preflight", "--tags", "a")
-    assert done.output_dir == desk.tree.root / "outputs" / done.job_id and not done.adopted
+    assert done.output == desk.tree.root / "outputs" / done.job_id and not done.adopted
     assert done.submitted is not None and abs(done.submitted - time.time()) < 60
     assert desk.wait(JobKey(done.job_id, done.submitted, "run-7")) == "COMPLETED"
-    logs = done.output_dir / "logs"
+    logs = done.output / "logs"
     assert "✓ Sweep completed successfully" in (logs / f"sweep_{done.job_id}.log").read_text()
     for concurrency in (1, 2):
         file = logs / f"sa-bench_isl_64_osl_64/results_concurrency_{concurrency}_gpus_4.json"
@@ -182,7 +182,7 @@ def test_a_whole_rehearsal(desk: Desk) -> None:
 
 def test_faults_of_a_submission(desk: Desk) -> None:
     lost = desk.submit("silent")
-    assert lost.adopted and lost.output_dir is not None
+    assert lost.adopted and lost.output.is_dir()
     old = desk.submit("no-json,no-no-preflight", "--no-preflight")
     assert "--no-preflight is left out" in old.notes[0] and old.job_id != lost.job_id
     with pytest.raises(JobsExist) as caught:

@@ -14,7 +14,7 @@ import pytest
 
 from launcher.cli import main
 from launcher.core.process import ProcessIdentity
-from launcher.run.finish import failed
+from launcher.run.finish import end_early
 from launcher.run.kind import Run
 from launcher.run.orphans import end_run, find_orphans
 from launcher.run.record import RunRecord, records
@@ -99,7 +99,7 @@ def test_a_run_without_steps_can_fail_now(runs: Path) -> None:
 
     record = RunRecord.load(runs, "killed-new")
     run = Run(record, record.plan, srtctl_kind(), services())
-    assert failed(run, ImageError("404")).state == "failed"
+    assert end_early(run, ImageError("404")).state == "failed"
     assert RunRecord.load(runs, "killed-new").fields.state == "failed"
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from launcher.core.errors import ConfigError
-from launcher.srtctl.acceptance import acceptance_edits
-from launcher.srtctl.edit import apply_edits
+from launcher.srtctl.edit import acceptance_edits, apply_edits
 from tests.benchmarks import a_benchmark
 
 ON = {"SYNTHETIC_ACCEPTANCE": "true", "SYNTHETIC_ACCEPTANCE_LENGTH": "2.49"}

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from launcher.core.errors import SubmissionError
-from launcher.core.process import Completed, run
+from launcher.core.process import Completed, host_label, run
 from launcher.srtctl.checkout import Checkout, Checkouts
 from launcher.srtctl.planned import PlannedOverlay, PlannedPatch, SrtSlurm
 
@@ -377,3 +377,19 @@ def test_a_cache_that_was_emptied_by_hand_is_filled_again(srt_slurm: Origin) -> 
     shutil.rmtree(srt_slurm.tmp / "cache/bases" / srt_slurm.bases()[0])
     srt_slurm.prepare("run2")
     assert srt_slurm.setups() == 2
+
+
+def test_a_build_of_another_host_or_pid_namespace_may_still_be_alive(srt_slurm: Origin) -> None:
+    srt_slurm.prepare("run1")
+    bases, (made,) = srt_slurm.tmp / "cache/bases", srt_slurm.bases()
+    name, _, end = made.rpartition(f".{host_label()}.")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for host in (host_label(), "elsewhere", f"{host_label()}-4026539999"):
+        (bases / f"{name}.{host}.{ended.pid}.{end.rpartition('.')[2]}").mkdir()
+    shutil.rmtree(bases / made)
+    srt_slurm.prepare("run2")
+    left = [base for base in srt_slurm.bases() if f".{ended.pid}." in base]
+    assert [base.removeprefix(f"{name}.").partition(f".{ended.pid}.")[0] for base in left] == sorted(
+        ["elsewhere", f"{host_label()}-4026539999"]
+    )

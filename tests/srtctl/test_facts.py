@@ -75,8 +75,7 @@ class TestParallelism:
         text = f"backend: {{type: vllm, vllm_config: {{prefill: {flags}}}}}"
         side = of(text).prefill
         assert side is not None
-        p = side.parallelism
-        assert (p.tp, p.dp, p.ep, p.pp, p.dp_attention) == (2, 4, 8, None, True)
+        assert (side.tp, side.dp, side.ep, side.pp, side.dp_attention) == (2, 4, 8, None, True)
 
     def test_pipeline_and_context_parallelism(self) -> None:
         role = engine(

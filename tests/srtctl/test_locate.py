@@ -52,7 +52,7 @@ def test_a_runs_own_checkout_answers_for_every_ref(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_recipe(finder: RecipeFinder, tmp_path: Path) -> None:
     put(tmp_path / "own/a.yaml", "- 1\n")
-    with pytest.raises(ConfigError, match="a mapping is expected"):
+    with pytest.raises(ConfigError, match="expected a mapping"):
         finder.find("recipes/a.yaml")
     put(tmp_path / "own/b.yaml", "a: [\n")
     with pytest.raises(ConfigError, match="not valid YAML"):
@@ -60,8 +60,26 @@ def test_a_file_that_is_no_recipe(finder: RecipeFinder, tmp_path: Path) -> None:
 
 
 def test_where_a_set_up_script_lies(finder: RecipeFinder, tmp_path: Path) -> None:
-    assert finder.setup_script("s.sh") is None
+    def directory() -> str | None:
+        return finder.setup_script("s.sh", (), None).directory
+
+    assert directory() is None
     put(tmp_path / "own/setup/s.sh", "")
-    assert finder.setup_script("s.sh") == tmp_path / "own/setup"
+    assert directory() == str(tmp_path / "own/setup")
     put(tmp_path / "ws" / OVERLAY / "configs/s.sh", "")
-    assert finder.setup_script("s.sh") == tmp_path / "ws" / OVERLAY / "configs"
+    assert directory() == str(tmp_path / "ws" / OVERLAY / "configs")
+
+
+def test_whether_a_set_up_script_is_found(finder: RecipeFinder, tmp_path: Path) -> None:
+    def found(listed: bool | None) -> bool | None:
+        return finder.setup_script("s.sh", ("v1",), listed).found
+
+    assert (found(True), found(None), found(False)) == (True, None, None), "there is no workspace to look into"
+    (tmp_path / "ws" / OVERLAY / "configs").mkdir(parents=True)
+    assert (found(True), found(None), found(False)) == (True, None, False)
+    (tmp_path / "trees/v1/recipes").mkdir(parents=True)
+    assert found(False) is True, "a tree of recipes alone does not speak against it"
+    (tmp_path / "trees/v1/configs").mkdir()
+    assert found(True) is False
+    put(tmp_path / "trees/v1/configs/s.sh", "")
+    assert found(False) is True

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.srtctl.sbatch_wrapper import VARIABLE, asks_for_hold, wrapper_on_path
+from launcher.srtctl.sbatch_wrapper import VARIABLE, wrapper_on_path
 
 LINE = "4242|PENDING|1795289084|N/A|N/A|None||tok-a\n"
 
@@ -115,15 +115,6 @@ def test_a_job_is_submitted_held_by_an_option_before_the_script(programs: Script
     programs.program("sbatch", f'printf "%s\\n" "$@" > "{programs.root}/argv"; echo 7')
     programs.sbatch("--parsable", "job.slurm", hold=True)
     assert (programs.root / "argv").read_text().split() == ["--hold", "--parsable", "job.slurm"]
-
-
-def test_a_hold_that_the_recipe_or_the_cluster_asks_for_is_theirs() -> None:
-    held: dict[str, dict[str, str]] = {"sbatch_directives": {"hold": ""}}
-    assert asks_for_hold(held, {})
-    assert asks_for_hold({"base": {}, "override_x": held}, {})
-    assert asks_for_hold({}, {"default_sbatch_directives": {"hold": ""}})
-    assert not asks_for_hold({"sbatch_directives": {"comment": "hold"}}, {"default_sbatch_directives": None})
-    assert not asks_for_hold(None, {})
 
 
 def test_nothing_is_put_before_an_sbatch_that_is_not_there(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from launcher.core.errors import JobsExist, SubmissionError, SubmissionUnknown
+from launcher.run.kind import Submitted
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
-from launcher.srtctl.submit import BETWEEN, Submission, Submitted, apply
+from launcher.srtctl.submit import BETWEEN, Submission, apply
 from tests.shared import needs_shared
 from tests.srtctl.transcripts import transcript
 
@@ -105,7 +106,7 @@ def test_a_modern_srtctl_is_asked_for_json(srtctl: ScriptedSrtctl) -> None:
     srtctl.replays("apply-json")
     done = srtctl.apply(Slurm(["4242"]), "--no-preflight", "--tags", "a,b")
     assert (done.job_id, done.submitted, done.adopted) == ("4242", 1000.0, False)
-    assert done.output_dir == Path("/srv/srt-slurm/outputs/4242")
+    assert done.output == Path("/srv/srt-slurm/outputs/4242")
     assert "🚀 Submitting" in done.said and done.notes == ()
     assert srtctl.argv() == ["apply", "-f", "recipes/a.yaml", "--no-preflight", "--tags", "a,b", "--json"]
 
@@ -121,7 +122,7 @@ def test_an_old_srtctl_is_read_in_prose(srtctl: ScriptedSrtctl, recorded: str) -
     assert "--no-preflight is left out" in done.notes[0]
     assert "\x1b" not in done.said
     if recorded != "narrow-columns-apply":
-        assert done.output_dir == Path("/srv/srt-slurm/outputs/4242")
+        assert done.output == Path("/srv/srt-slurm/outputs/4242")
 
 
 def test_the_command_is_run_wide_plain_and_in_its_tree(srtctl: ScriptedSrtctl) -> None:
@@ -143,7 +144,7 @@ def test_a_job_that_slurm_does_not_show_yet_is_still_ours(srtctl: ScriptedSrtctl
 
 def test_a_relative_output_directory_is_below_the_tree(srtctl: ScriptedSrtctl) -> None:
     srtctl.says(0, json.dumps({"status": "submitted", "slurm_job_id": "9", "output_dir": "rel-out/9"}))
-    assert srtctl.apply(Slurm(["9"])).output_dir == srtctl.root / "rel-out/9"
+    assert srtctl.apply(Slurm(["9"])).output == srtctl.root / "rel-out/9"
 
 
 @needs_shared

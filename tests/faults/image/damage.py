@@ -10,9 +10,8 @@ from pathlib import Path
 
 from launcher.core.errors import ImageError
 from launcher.core.process import run
-from launcher.image import sidecar
 from launcher.image.inventory import adopt
-from launcher.image.squash import Listing, check_lists, inspect
+from launcher.image.squash import Listing, Sidecar, check_lists, file_hash, inspect
 from tests.faults.image import Count
 
 COMPRESSORS = {
@@ -91,7 +90,7 @@ def _flipped(content: bytes, at: int) -> bytes:
 
 def _levels(path: Path, place: Path, bad: bytes, content: bytes) -> dict[str, bool]:
     """Which levels see it: what is cheap first, and what follows even if an earlier one saw it."""
-    note = sidecar.read(path)
+    note = Sidecar.read(path)
     assert note is not None and note.hash is not None
     try:
         block = inspect(path)
@@ -106,5 +105,5 @@ def _levels(path: Path, place: Path, bad: bytes, content: bytes) -> dict[str, bo
         "superblock": block is None,
         "lists": check_lists(path) is Listing.DAMAGED,
         "extraction": not extracted.ok or (not same and bad == content),
-        "hash": sidecar.file_hash(path) != note.hash,
+        "hash": file_hash(path) != note.hash,
     }

@@ -9,11 +9,9 @@ from pathlib import Path
 
 from launcher.core.errors import ImageError
 from launcher.core.process import Completed, run
-from launcher.image.reference import Reference
+from launcher.image.reference import PlannedImage, Reference
 from launcher.image.registry import Registry
-from launcher.image.request import PlannedImage
-from launcher.image.sidecar import Sidecar
-from launcher.image.tag_check import TagMoved, check_tag
+from launcher.image.squash import Sidecar
 from tests.faults.image import Count
 from tests.image.docker_registry import INSTALLED, real_registry
 from tests.image.registries import fake_registry
@@ -121,6 +119,6 @@ def _good(place: Path) -> Count:
         amd = registry.manifest(reference, "x86_64", where="x")
         served.push("a/b:1", "amd64", "arm64", content=b"another")
         known = Sidecar(image.reference, image.uri, "imported", 0, 0, 0, digest=amd.digest, index=amd.index)
-        after = check_tag(image.squash_path, known, registry, "x86_64", where="x")
-        count.add("moved tag", None if isinstance(after, TagMoved) else f"a move was not seen: {after}")
+        after = registry.check_tag(image.squash_path, known, "x86_64", where="x")
+        count.add("moved tag", None if after.moved_to else f"a move was not seen: {after}")
     return count

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launcher.slurm.client import JobKey, JobState, Phase
 from launcher.slurm.poller import JobPoller
-from launcher.srtctl.exit_marker import Markers
+from launcher.srtctl.kind import Markers
 from tests.faults.slurm_cases.lab import BAD, FATES, GOOD, QUICK, Fate, Lab
 from tests.faults.slurm_cases.tally import Case, Tally
 from tests.slurm.following import rounds

@@ -1,15 +1,19 @@
-"""What the logs of real jobs of srtctl say of their ends, and logs that only look like it."""
+"""What the logs of real jobs of srtctl say of their ends, logs that only look like it, and which jobs are held."""
 
 from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launcher.slurm.client import LOST, JobKey, Phase
-from launcher.srtctl.exit_marker import Markers
+from launcher.srtctl.kind import Markers
+from launcher.srtctl.planned import SrtctlJob
+from tests.run.runs import plan_on, srtctl_kind
 from tests.shared import SHARED, needs_shared
 
 RULE = "=" * 42
@@ -78,3 +82,18 @@ def test_a_log_is_read_again_when_it_has_changed(tmp_path: Path) -> None:
     with log.open("a") as file:
         file.write(GOOD)
     assert markers.read(JOB, log) is not None
+
+
+def test_a_hold_that_the_recipe_or_the_cluster_asks_for_is_theirs(tmp_path: Path) -> None:
+    def holds(recipe: dict[str, Any] | None, srtslurm: dict[str, Any]) -> bool:
+        plan = plan_on("gb200-nv", tmp_path)
+        job = SrtctlJob.of(plan)
+        job = replace(job, recipe=replace(job.recipe, document=recipe), srtslurm=srtslurm)
+        return srtctl_kind().holds(replace(plan, details=job.as_details()))
+
+    held: dict[str, dict[str, str]] = {"sbatch_directives": {"hold": ""}}
+    assert not holds(held, {})
+    assert not holds({"base": {}, "override_x": held}, {})
+    assert not holds({}, {"default_sbatch_directives": {"hold": ""}})
+    assert holds({"sbatch_directives": {"comment": "hold"}}, {"default_sbatch_directives": None})
+    assert holds(None, {})
