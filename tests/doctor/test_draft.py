@@ -19,7 +19,6 @@ from launcher.runner.file import RunnerFile
 from tests.doctor.stand_ins import NFS, NVME, WEKA, cluster, facts, node, refused, seen, taken
 
 STATE, DIRECTORY = "/home/runner/.local/state/launcher", "/lustre/images"
-STAND_IN = ("{state}/rehearsal/srt-slurm-49b19c200d5b", f"ref rehearsal-v1, sha {REPOSITORY_SHA}")
 
 
 def tried(on: ClusterFacts, *refuse: str) -> Mapping[str, SubmissionCheck]:
