@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
@@ -153,14 +155,6 @@ class Plan:
 
 
 def json_values(value: Any) -> Any:
-    """A value of dataclasses, mappings and sequences as what JSON holds; `msgspec.to_builtins` keeps tuples."""
-    # A plan has hundreds of values, nearly all of them plain: so these are asked for first.
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    if isinstance(value, (dict, Mapping)):
-        return {str(k): json_values(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_values(v) for v in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: json_values(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return value
+    """A value of dataclasses, dictionaries and sequences as what JSON holds."""
+    # `msgspec.to_builtins` would keep tuples.
+    return msgspec.json.decode(msgspec.json.encode(value))

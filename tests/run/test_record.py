@@ -15,8 +15,9 @@ import pytest
 
 from launcher.core.errors import ConfigError
 from launcher.core.process_identity import ProcessIdentity
+from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
-from launcher.run.record import RunRecord, check_run_id, records
+from launcher.run.record import RunRecord, records
 from launcher.run.record_fields import RecordedJob, RunFields
 from tests.run.runs import plan_on
 
