@@ -1,4 +1,4 @@
-"""What `launcher check` looks at beyond a single plan: rows of matrices, recipe files and runner files side by side."""
+"""What a rule is, and what `launcher check` looks at: rows of matrices, recipe files and runner files side by side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.matrix import Matrix
@@ -17,12 +17,50 @@ from launcher.benchmark.selection import Selection
 from launcher.check.schema_validation import RecipeValidator
 from launcher.check.srtctl_schema import Schema
 from launcher.core.errors import ConfigError
+from launcher.core.finding import Finding, Severity
 from launcher.core.yaml_source import Document, Place
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.file import RunnerFile
 from launcher.runner.fleet import Fleet
 from launcher.srtctl.locate import RecipeFinder
 from launcher.srtctl.planned import SrtctlJob
+
+Found = tuple[str, Place | str] | tuple[str, Place | str, Severity]
+"""A message and its place; a severity when it is not the rule's own."""
+
+Look = TypeVar("Look", bound=Callable[..., Iterable[Found]])
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule: its id, how bad it is, one line that says what is wrong, and the function that finds it.
+
+    With ``of_recipe`` the function also looks at the recipe's facts, and applies only where these are known. A rule
+    without a function names findings that are made elsewhere.
+    """
+
+    id: str
+    severity: Severity
+    title: str
+    look: Callable[..., Iterable[Found]] = lambda *subjects: ()
+    of_recipe: bool = False
+
+    def findings(self, *subjects: object) -> list[Finding]:
+        """What the rule finds."""
+        return [
+            Finding(self.id, severity[0] if severity else self.severity, message, place)
+            for message, place, *severity in self.look(*subjects)
+        ]
+
+
+def rule(rules: list[Rule], id: str, severity: Severity, title: str, of_recipe: bool = False) -> Callable[[Look], Look]:
+    """Add a function to some rules."""
+
+    def add(look: Look) -> Look:
+        rules.append(Rule(id, severity, title, look, of_recipe))
+        return look
+
+    return add
 
 
 @dataclass(frozen=True)

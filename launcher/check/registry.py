@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable
 
-from launcher.check import files, fleet, image, recipe, result_name_rules, schema, topology
-from launcher.check.engine import Rule, apply_rules
-from launcher.check.inputs import CheckInput
-from launcher.check.schema import VersionCheck
+from launcher.check import plan_rules, recipe_rules, whole_rules
+from launcher.check.inputs import CheckInput, Rule
 from launcher.check.schema_validation import RecipeValidator
 from launcher.core.finding import Finding
 from launcher.core.yaml_source import Place
@@ -17,37 +14,45 @@ from launcher.srtctl.resolved import SrtctlResolved
 
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
-EVERY_KIND: Sequence[Rule[Resolved]] = (fleet.known_problem, image.image_replaced, recipe.model_otherwise)
-"""The rules of one plan, of whatever kind of job."""
+SRTCTL = (*recipe_rules.RULES, *plan_rules.RULES)
+"""The rules of one plan of srtctl, beside those about its srt-slurm version."""
 
-SRTCTL: Sequence[Rule[SrtctlResolved]] = (
-    *recipe.RULES,
-    *image.RULES,
-    *topology.RULES,
-    *fleet.RULES,
-    *result_name_rules.RULES,
-)
-"""The rules of one plan of srtctl; what its srt-slurm version refuses, `schema.RULES` tell."""
-
-WHOLE: Sequence[Rule[CheckInput]] = (*fleet.WHOLE, *files.WHOLE, *result_name_rules.WHOLE)
-"""The rules of rows, recipe files and runner files side by side."""
-
-BASELINE: Sequence[Rule[Any]] = (
+BASELINE = (
     Rule("baseline-expired", "warning", "an accepted finding is to be looked at again"),
     Rule("baseline-unused", "warning", "an accepted finding is found no more"),
 )
 """Rules that have no function here: the baseline reports by these ids."""
 
-RULES: Mapping[str, Rule[Any]] = {one.id: one for one in (*EVERY_KIND, *BASELINE, *WHOLE, *SRTCTL, *schema.RULES)}
+RULES = {
+    one.id: one
+    for rules in (
+        plan_rules.EVERY_KIND,
+        BASELINE,
+        whole_rules.RULES,
+        SRTCTL,
+        plan_rules.REFUSALS,
+        plan_rules.VERSION,
+    )
+    for one in rules
+}
 """Every rule by its id."""
 
 
 def check_plan(resolved: Resolved, validator: RecipeValidator) -> tuple[Finding, ...]:
     """All findings of one plan, in the order of the rules."""
-    found = []
+    found: list[Finding] = []
     if isinstance(resolved, SrtctlResolved):
-        found += [*apply_rules(SRTCTL, resolved), *apply_rules(schema.RULES, VersionCheck(resolved, validator))]
-    return (*found, *apply_rules(EVERY_KIND, resolved))
+        facts, lane = resolved.facts, resolved.rules.lane.rule
+        for rule in SRTCTL:
+            if not rule.of_recipe:
+                found += rule.findings(resolved)
+            elif facts is not None:
+                found += rule.findings(resolved, facts)
+        schema = validator.schemas.get(lane.ref, lane.sha)
+        if schema is not None:
+            found += plan_rules.refusals(resolved, schema, validator)
+            found += [one for rule in plan_rules.VERSION for one in rule.findings(resolved, schema)]
+    return (*found, *(one for rule in plan_rules.EVERY_KIND for one in rule.findings(resolved)))
 
 
 def check_everything(given: CheckInput) -> list[Finding]:
@@ -58,7 +63,7 @@ def check_everything(given: CheckInput) -> list[Finding]:
         if row.plan is not None
         for f in row.plan.findings
     )
-    return merged_findings(planned, apply_rules(WHOLE, given))
+    return merged_findings(planned, (one for rule in whole_rules.RULES for one in rule.findings(given)))
 
 
 def merged_findings(of_rows: Iterable[Finding], others: Iterable[Finding] = ()) -> list[Finding]:
