@@ -10,10 +10,9 @@ from datetime import date, datetime, timezone
 from pathlib import Path
 
 from launcher.check import inputs, report
-from launcher.check.baseline import Baseline, baseline_text
 from launcher.check.inputs import CheckInput, HasCommit, Row
 from launcher.check.registry import RULES, check_everything
-from launcher.check.report import Roots
+from launcher.check.report import Baseline, Roots, baseline_text
 from launcher.cli.common import chosen, narrowed, session
 from launcher.core import publish
 from launcher.core.errors import ConfigError
