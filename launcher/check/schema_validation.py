@@ -10,11 +10,11 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 from launcher.check.cross_field_rules import unmet_demands
-from launcher.check.schema_reader import ROOT
-from launcher.check.srtctl_schema import Schema, Schemas, Type, Violation
+from launcher.check.srtctl_schema import ROOT, Schema, Schemas, Violation, in_words
 from launcher.core.yaml_source import Key
 
 Keys = tuple[Key, ...]
@@ -25,6 +25,65 @@ _BOOLEANS = frozenset(
     for spelling in (word, word.capitalize(), word.upper())
 )
 """The texts that marshmallow takes for true or false."""
+
+
+class Type(NamedTuple):
+    """A type text (`Schema`), taken apart: ``of`` are the parts of a list or a choice, or the words."""
+
+    kind: str
+    of: tuple[Any, ...]
+    nullable: bool
+
+    def __str__(self) -> str:
+        """As a person would say it: ``a number``, ``a list of text``, ``nats, tcp or http``."""
+        if self.kind in ("one of", "choice"):
+            return in_words([str(part) for part in self.of])
+        if self.kind == "list":
+            items = {"int": "whole numbers", "float": "numbers"}.get(self.of[0].kind, str(self.of[0]))
+            return f"a list of {items}"
+        if self.kind == "dict":
+            return f"a mapping to {self.of[1]}" if self.of[1].kind != "any" else "a mapping"
+        return _SAID.get(self.kind, "a mapping")
+
+
+_SAID = {
+    "str": "text",
+    "path": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "any": "anything",
+}
+
+
+@cache
+def parse(text: str) -> Type:
+    """Read a type text, whose ``!`` does not matter here."""
+    text = text.removesuffix("!")
+    nullable = text.endswith("?")
+    text = text.removesuffix("?")
+    if text.startswith("="):
+        return Type("one of", tuple(text[1:].split(",")), nullable)
+    if len(parts := _split(text, "|")) > 1:
+        return Type("choice", tuple(map(parse, parts)), nullable)
+    if text.startswith("@"):
+        return Type("class", (text[1:],), nullable)
+    if text.endswith("]"):
+        kind, _, inner = text.partition("[")
+        return Type(kind, tuple(map(parse, _split(inner[:-1], ","))), nullable)
+    return Type(text, (), nullable)
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """The parts between separators that stand in no brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += {"[": 1, "]": -1}.get(letter, 0)
+        if letter == separator and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 @dataclass
@@ -49,7 +108,7 @@ def validate(schema: Schema, recipe: Mapping[str, Any]) -> list[Violation]:
     """
     recipe = {key: value for key, value in recipe.items() if key != "lock"}  # srtctl's own record of an earlier run
     found = list(_Validation(schema).mapping(ROOT, recipe, ()))
-    return found or list(unmet_demands(schema, recipe))
+    return found or [Violation(keys, message) for keys, message in unmet_demands(schema.demands, recipe)]
 
 
 class _Validation:
@@ -65,15 +124,14 @@ class _Validation:
             return
         known = self.schema.classes[owner]
         for key, held in value.items():
-            kind = known.get(key)
-            if kind is None:
+            if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.75)
                 hint = f" (near: {near[0]})" if near else ""
                 yield Violation((*at, key), f"{_dotted((*at, key))} is an unknown key{hint}", "unknown-field", owner)
             else:
-                yield from self.value(kind, held, (*at, key))
-        for key, kind in known.items():
-            if kind.required and key not in value:
+                yield from self.value(parse(known[key]), held, (*at, key))
+        for key, text in known.items():
+            if text.endswith("!") and key not in value:
                 yield Violation(at, f"{_dotted((*at, key))} is missing", "missing-field")
 
     def value(self, kind: Type, value: Any, at: Keys) -> Iterator[Violation]:
