@@ -50,8 +50,8 @@ class Recipe:
     def part(self, *keys: str) -> Mapping[str, Any]:
         value: Any = self.document
         for key in keys:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return value if isinstance(value, Mapping) else {}
+            value = value.get(key) if isinstance(value, dict) else None
+        return value if isinstance(value, dict) else {}
 
     def number(self, part: Mapping[str, Any], key: str, default: float = 0) -> float:
         """A number as the schema reads it; ``default`` where the recipe does not say."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.benchmark.matrix import Matrix
+from launcher.benchmark.matrix import Entry, Matrix
 from launcher.benchmark.selection import Selection
 from launcher.check.schema_validation import RecipeValidator
 from launcher.check.srtctl_schema import Schema
@@ -47,10 +47,10 @@ class Rule:
 
     def findings(self, *subjects: object) -> list[Finding]:
         """What the rule finds."""
-        return [
-            Finding(self.id, severity[0] if severity else self.severity, message, place)
-            for message, place, *severity in self.look(*subjects)
-        ]
+        found = []
+        for message, place, *severity in self.look(*subjects):
+            found.append(Finding(self.id, severity[0] if severity else self.severity, message, place))
+        return found
 
 
 def rule(rules: list[Rule], id: str, severity: Severity, title: str, of_recipe: bool = False) -> Callable[[Look], Look]:
@@ -150,23 +150,28 @@ Chosen = tuple[Benchmark, Place | str]
 def everything(project: Project, today: date, has_commit: HasCommit, matrix_files: Sequence[str] = ()) -> CheckInput:
     """All multi-node rows, recipe files at hand and runner files. Raises ConfigError for a matrix that is wrong."""
     matrix = project.matrix(matrix_files)
-    chosen = [(e.benchmark, e.place) for e in matrix.entries(Selection(nodes="multi", evals="none"))]
-    inside = [(b, place) for b, place in chosen if not _outside(b)]
+    inside: list[Chosen] = []
     outside: dict[str, list[Place | str]] = defaultdict(list)
-    for benchmark, place in chosen:
-        if _outside(benchmark):
-            outside[benchmark.framework].append(place)
+    for entry in matrix.entries(Selection(nodes="multi", evals="none")):
+        if _outside(entry.benchmark):
+            outside[entry.benchmark.framework].append(entry.place)
+        else:
+            inside.append((entry.benchmark, entry.place))
     broken: list[ConfigError] = []
     files = project.fleet.readable(broken)
     rows = list(_rows(project, inside, files))
     return CheckInput(
         rows=rows,
-        evaluations=_evaluations(matrix),
+        evaluations=[
+            Row(e.benchmark, e.place)
+            for e in _entries(matrix, Selection(nodes="multi", evals="only"))
+            if not _outside(e.benchmark)
+        ],
         files=files,
         broken_files=broken,
         recipes=list(_recipes(project, rows)),
         outside=outside,
-        single_node=_single_node(matrix),
+        single_node=[e.place for e in _entries(matrix, Selection(nodes="single", evals="none"))],
         runners=matrix.labels.labels if matrix.labels is not None else {},
         validator=project.validator,
         today=today,
@@ -236,19 +241,11 @@ def _rows(
                 yield Row(benchmark, place, file, refused=error)
 
 
-def _evaluations(matrix: Matrix) -> list[Row]:
+def _entries(matrix: Matrix, selection: Selection) -> Sequence[Entry]:
     try:
-        entries = matrix.entries(Selection(nodes="multi", evals="only"))
-    except ConfigError:  # a matrix without a row that is evaluated
-        return []
-    return [Row(e.benchmark, e.place) for e in entries if not _outside(e.benchmark)]
-
-
-def _single_node(matrix: Matrix) -> list[Place | str]:
-    try:
-        return [e.place for e in matrix.entries(Selection(nodes="single", evals="none"))]
+        return matrix.entries(selection)
     except ConfigError:  # a matrix without one
-        return []
+        return ()
 
 
 def _recipes(project: Project, rows: Sequence[Row]) -> Iterator[RecipeFile]:
