@@ -23,18 +23,8 @@ BASELINE = (
 )
 """Rules that have no function here: the baseline reports by these ids."""
 
-RULES = {
-    one.id: one
-    for rules in (
-        plan_rules.EVERY_KIND,
-        BASELINE,
-        whole_rules.RULES,
-        SRTCTL,
-        plan_rules.REFUSALS,
-        plan_rules.VERSION,
-    )
-    for one in rules
-}
+_VERSION = (*plan_rules.REFUSALS, *plan_rules.VERSION)
+RULES = {one.id: one for one in (*plan_rules.EVERY_KIND, *BASELINE, *whole_rules.RULES, *SRTCTL, *_VERSION)}
 """Every rule by its id."""
 
 
@@ -71,34 +61,20 @@ def merged_findings(of_rows: Iterable[Finding], others: Iterable[Finding] = ()) 
 
     ``of_rows`` has a finding for each row that it is true of, and these are counted; ``others`` are about no row.
     """
-    counted: dict[tuple[str, str, object, str], tuple[Finding, int]] = {}
-    for findings, one in ((of_rows, 1), (others, 0)):
-        for finding in findings:
-            key = (finding.rule, finding.severity, _identity(finding.place), finding.message)
-            first, count = counted.get(key, (finding, 0))
-            counted[key] = (first, count + one)
-    found = _merged_by_line(_counted(finding, count) for finding, count in counted.values())
-    return sorted(found, key=lambda one: _ORDER[one.severity])
-
-
-def _merged_by_line(found: Iterable[Finding]) -> list[Finding]:
-    """Merge findings that stand on one line under several keys, as those of a YAML anchor and its aliases do."""
-    alike: dict[tuple[str, str, str, str], list[Finding]] = {}
-    for one in found:
-        alike.setdefault((one.rule, one.severity, one.file, one.message), []).append(one)
-    merged = []
-    for several in alike.values():
-        by_line: dict[str, list[Finding]] = {}
-        for one in several:
-            by_line.setdefault(one.where if len(several) > 1 else "", []).append(one)
-        merged += [_counted(first, first.rows + sum(o.rows for o in others)) for first, *others in by_line.values()]
-    return merged
-
-
-def _identity(place: Place | str) -> object:
-    return (place.document.path, place.keys) if isinstance(place, Place) else place
-
-
-def _counted(finding: Finding, rows: int) -> Finding:
-    """The finding, true of so many rows."""
-    return Finding(finding.rule, finding.severity, finding.message, finding.place, rows)
+    alike: dict[tuple[str, str, str, str], dict[object, Finding]] = {}
+    for findings, rows in ((of_rows, 1), (others, 0)):
+        for one in findings:
+            by_place = alike.setdefault((one.rule, one.severity, one.file, one.message), {})
+            keys = one.place.keys if isinstance(one.place, Place) else one.place
+            first = by_place.setdefault(keys, Finding(one.rule, one.severity, one.message, one.place))
+            first.rows += rows
+    merged: list[Finding] = []
+    for by_place in alike.values():
+        # Several keys can stand on one line, as those of a YAML anchor and its aliases do. A line takes time to find.
+        by_line: dict[str, Finding] = {}
+        for one in by_place.values():
+            first = by_line.setdefault(one.where if len(by_place) > 1 else "", one)
+            if first is not one:
+                first.rows += one.rows
+        merged += by_line.values()
+    return sorted(merged, key=lambda one: _ORDER[one.severity])

@@ -117,11 +117,8 @@ class _Validation:
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
 
-    def mapping(self, owner: str, value: Any, at: Keys) -> Iterator[Violation]:
-        """What is wrong with a value that has to be a mapping with the keys of the class ``owner``."""
-        if not isinstance(value, dict):
-            yield _wrong(at, value, "a mapping")
-            return
+    def mapping(self, owner: str, value: Mapping[str, Any], at: Keys) -> Iterator[Violation]:
+        """What is wrong with a mapping that has to have the keys of the class ``owner``."""
         known = self.schema.classes[owner]
         for key, held in value.items():
             if key not in known:
@@ -141,9 +138,9 @@ class _Validation:
         if value is None:
             if not kind.nullable and kind.kind != "any":
                 yield _wrong(at, value, str(kind))
-        elif kind.kind == "class":
+        elif kind.kind == "class" and isinstance(value, dict):
             yield from self.mapping(kind.of[0], value, at)
-        elif kind.kind == "backend":
+        elif kind.kind == "backend" and isinstance(value, dict):
             yield from self.backend(value, at)
         elif kind.kind == "list" and isinstance(value, list):
             for i, item in enumerate(value):
@@ -153,32 +150,24 @@ class _Validation:
                 return
             for key, held in value.items():
                 if not _accepts(kind.of[0], key):
-                    yield Violation(
-                        (*at, key),
-                        f"key {key!r} of {_dotted(at)} is of the wrong type; expected {kind.of[0]}",
-                        "wrong-type",
-                    )
+                    message = f"key {key!r} of {_dotted(at)} is of the wrong type; expected {kind.of[0]}"
+                    yield Violation((*at, key), message, "wrong-type")
                 yield from self.value(kind.of[1], held, (*at, key))
-        elif kind.kind == "sweep":
+        elif kind.kind == "sweep" and isinstance(value, dict):
             yield from _sweep(value, at)
         elif not _accepts(kind, value):
             if kind.kind == "one of":
-                yield Violation(at, f"{_dotted(at)} is {value!r}; expected {kind}", "value-refused")
+                yield Violation(at, f"{_dotted(at)} is {value!r}; expected {kind}")
             else:
                 yield _wrong(at, value, str(kind))
 
-    def backend(self, value: Any, at: Keys) -> Iterator[Violation]:
+    def backend(self, value: Mapping[str, Any], at: Keys) -> Iterator[Violation]:
         """What is wrong with ``backend``, whose class depends on its ``type``."""
-        if not isinstance(value, dict):
-            yield _wrong(at, value, "a mapping")
-            return
         name = value.get("type", "sglang")
         owner = self.schema.backends.get(name) if isinstance(name, str) else None
         if owner is None:
             words = ", ".join(self.schema.backends)
-            yield Violation(
-                (*at, "type"), f"{_dotted((*at, 'type'))} is {name!r}; expected one of {words}", "value-refused"
-            )
+            yield Violation((*at, "type"), f"{_dotted((*at, 'type'))} is {name!r}; expected one of {words}")
         else:
             yield from self.mapping(owner, value, at)
 
@@ -214,10 +203,7 @@ def _is_number(value: Any, *, whole: bool) -> bool:
     return whole or (number == number and abs(number) != float("inf"))
 
 
-def _sweep(value: Any, at: Keys) -> Iterator[Violation]:
-    if not isinstance(value, dict):
-        yield _wrong(at, value, "a mapping")
-        return
+def _sweep(value: Mapping[str, Any], at: Keys) -> Iterator[Violation]:
     parameters = value.get("parameters", {k: v for k, v in value.items() if k != "mode"})
     for key, held in parameters.items() if isinstance(parameters, dict) else ():
         if not isinstance(held, list):

@@ -247,19 +247,14 @@ def recipe_refused(given: CheckInput) -> Iterator[Found]:
 
 def _least(given: CheckInput, recipe: RecipeFile, variant: Variant) -> tuple[Schema, list[Violation]]:
     """The newest schema version with the fewest violations, and those."""
-    if recipe.schema is not None:
-        return recipe.schema, validate(recipe.schema, variant.document)
-    best: tuple[Schema, list[Violation]] | None = None
-    for name in given.validator.schemas.versions:
-        schema = given.validator.schemas.get(name, None)
-        assert schema is not None, "every version of the tables has one"
-        violations = validate(schema, variant.document)
-        if best is None or len(violations) < len(best[1]):
-            best = schema, violations
-        if not violations:
+    schemas = given.validator.schemas
+    known = [recipe.schema] if recipe.schema is not None else (schemas.get(name, None) for name in schemas.versions)
+    judged = []
+    for schema in filter(None, known):
+        judged.append((schema, validate(schema, variant.document)))
+        if not judged[-1][1]:
             break
-    assert best is not None
-    return best
+    return min(judged, key=lambda pair: len(pair[1]))
 
 
 def _expanded(document: Document) -> tuple[list[Variant], list[tuple[tuple[str, ...], ConfigError]]]:
