@@ -145,12 +145,16 @@ def _profiling(r: Recipe) -> Iterator[Broken]:
         if missing:
             yield ("profiling",), f"nsys-time profiling needs profiling.{' and profiling.'.join(missing)}"
     else:
-        yield from _phases(r, [mode for mode in _MODES if profiling.get(mode) is not None])
+        yield from _phases(r)
         if kind == "nsys" and r.backend == "vllm" and "profiling-vllm-own" in r.demands:
-            yield from _own_profiler(r)
+            for mode in _MODES:
+                for key in r.engine(mode):
+                    if str(key).replace("_", "-").startswith("profiler-config"):
+                        yield ("backend", "vllm_config", mode, key), f"{key} is set by srtctl when nsys profiling is on"
 
 
-def _phases(r: Recipe, phases: list[str]) -> Iterator[Broken]:
+def _phases(r: Recipe) -> Iterator[Broken]:
+    phases = [mode for mode in _MODES if r.part("profiling").get(mode) is not None]
     needed = ["prefill", "decode"] if r.disaggregated else ["aggregated"]
     if phases != needed:
         has = " and ".join(phases) or "none"
@@ -158,13 +162,6 @@ def _phases(r: Recipe, phases: list[str]) -> Iterator[Broken]:
     workers = ["prefill_workers", "decode_workers"] if r.disaggregated else ["agg_workers"]
     if any(r.resource(w) <= 0 for w in workers):
         yield ("resources",), f"profiling needs resources.{' and resources.'.join(workers)} above 0"
-
-
-def _own_profiler(r: Recipe) -> Iterator[Broken]:
-    for mode in _MODES:
-        for key in r.engine(mode):
-            if str(key).replace("_", "-").startswith("profiler-config"):
-                yield ("backend", "vllm_config", mode, key), f"{key} is set by srtctl when nsys profiling is on"
 
 
 @_demand("scraper", "SrtConfig", "_validate_telemetry", "telemetry.node_exporter is required")
@@ -213,10 +210,6 @@ def _power(r: Recipe) -> Iterator[Broken]:
         message = f"telemetry.collector_join_timeout_seconds is {join:g}; expected more than {least:g}"
         yield ("telemetry", "collector_join_timeout_seconds"), message
     yield from _below_logs(telemetry.get("storage_subdir", "power"), ("telemetry", "storage_subdir"))
-    yield from _power_benchmark(r)
-
-
-def _power_benchmark(r: Recipe) -> Iterator[Broken]:
     benchmark = r.part("benchmark")
     if benchmark.get("type", "manual") != "sa-bench":
         yield ("benchmark", "type"), "power telemetry needs benchmark.type sa-bench"

@@ -226,12 +226,8 @@ def _rows(
     narrow: bool = False,
 ) -> Iterator[Row]:
     """A row for every cluster that serves its label: a job may land on any of them."""
-    by_label: dict[str, list[RunnerFile]] = defaultdict(list)
-    for file in files:
-        for label in file.runner.labels:
-            by_label[label].append(file)
     for benchmark, place in chosen:
-        serving = files if runner is not None else by_label.get(benchmark.runner, [])
+        serving = [file for file in files if runner is not None or benchmark.runner in file.runner.labels]
         if not serving:
             yield Row(benchmark, place)
         for file in serving:
