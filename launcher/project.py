@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import secrets
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import GithubJob, benchmark_from_environment, github_job
@@ -23,15 +24,16 @@ from launcher.check.schema_validation import RecipeValidator
 from launcher.check.srtctl_schema import Schemas
 from launcher.core.errors import ConfigError, closest
 from launcher.core.shipped import shipped
-from launcher.plan.derive import Context, run_key
+from launcher.plan.derive import Context, check_run_id, run_key
 from launcher.plan.plan import SRTCTL, Plan
-from launcher.run.kind import JobKind
-from launcher.run.record import check_run_id
 from launcher.runner.file import RunnerFile
 from launcher.runner.fleet import Fleet
 from launcher.srtctl.kind import SrtctlKind
 from launcher.srtctl.locate import RecipeFinder
 from launcher.srtctl.resolve import SrtctlPlanner
+
+if TYPE_CHECKING:  # a dry run collects no results
+    from launcher.run.kind import JobKind
 
 
 @dataclass(frozen=True)
@@ -233,4 +235,4 @@ def new_run_id(benchmark: Benchmark, now: float) -> str:
     stamp = time.strftime("%m%d-%H%M%S", time.localtime(now))
     name = f"{benchmark.exp_name}-{benchmark.topology}".lower()
     slug = "".join(c if c.isalnum() else "-" for c in name).strip("-")
-    return f"{stamp}-{slug[:60]}-{secrets.token_hex(2)}"
+    return f"{stamp}-{slug[:60]}-{os.urandom(2).hex()}"

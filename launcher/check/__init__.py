@@ -4,8 +4,8 @@ In comes what was resolved for one plan (`check_plan`), or all rows, recipe file
 (`check_everything`); out come findings. A rule is a small function from what it looks at to what it finds. Rules are
 pure, and a fact that only the checkout or the cluster can tell is never guessed. Open registry.py first.
 
-Only registry.py imports the rules, which stand in one module for each subject: recipe, image, topology, schema, fleet,
-files, result_name_rules. What a recipe may say at which srt-slurm is known to srtctl_schema (the tables), schema_reader
-(a checkout's source, read as syntax), schema_validation (keys and types) and cross_field_rules (demands beyond types):
-four modules, since each follows another part of srtctl's source. baseline and report serve the command line alone.
+inputs says what a rule is and gathers what rules look at; recipe_rules, plan_rules and whole_rules add each rule to
+their list where it stands. srtctl_schema knows what a recipe may say at which srt-slurm, schema_validation judges keys
+and types by it, and cross_field_rules what a version demands beyond types: apart, since each follows another part of
+srtctl's source. report says findings, and accepts them by a baseline, for the command line alone.
 """

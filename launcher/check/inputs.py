@@ -1,4 +1,4 @@
-"""What `launcher check` looks at beyond a single plan: rows of matrices, recipe files and runner files side by side."""
+"""What a rule is, and what `launcher check` looks at: rows of matrices, recipe files and runner files side by side."""
 
 from __future__ import annotations
 
@@ -9,20 +9,58 @@ from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.benchmark.matrix import Matrix
+from launcher.benchmark.matrix import Entry, Matrix
 from launcher.benchmark.selection import Selection
 from launcher.check.schema_validation import RecipeValidator
 from launcher.check.srtctl_schema import Schema
 from launcher.core.errors import ConfigError
+from launcher.core.finding import Finding, Severity
 from launcher.core.yaml_source import Document, Place
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.file import RunnerFile
 from launcher.runner.fleet import Fleet
 from launcher.srtctl.locate import RecipeFinder
 from launcher.srtctl.planned import SrtctlJob
+
+Found = tuple[str, Place | str] | tuple[str, Place | str, Severity]
+"""A message and its place; a severity when it is not the rule's own."""
+
+Look = TypeVar("Look", bound=Callable[..., Iterable[Found]])
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule: its id, how bad it is, one line that says what is wrong, and the function that finds it.
+
+    With ``of_recipe`` the function also looks at the recipe's facts, and applies only where these are known. A rule
+    without a function names findings that are made elsewhere.
+    """
+
+    id: str
+    severity: Severity
+    title: str
+    look: Callable[..., Iterable[Found]] = lambda *subjects: ()
+    of_recipe: bool = False
+
+    def findings(self, *subjects: object) -> list[Finding]:
+        """What the rule finds."""
+        found = []
+        for message, place, *severity in self.look(*subjects):
+            found.append(Finding(self.id, severity[0] if severity else self.severity, message, place))
+        return found
+
+
+def rule(rules: list[Rule], id: str, severity: Severity, title: str, of_recipe: bool = False) -> Callable[[Look], Look]:
+    """Add a function to some rules."""
+
+    def add(look: Look) -> Look:
+        rules.append(Rule(id, severity, title, look, of_recipe))
+        return look
+
+    return add
 
 
 @dataclass(frozen=True)
@@ -112,23 +150,28 @@ Chosen = tuple[Benchmark, Place | str]
 def everything(project: Project, today: date, has_commit: HasCommit, matrix_files: Sequence[str] = ()) -> CheckInput:
     """All multi-node rows, recipe files at hand and runner files. Raises ConfigError for a matrix that is wrong."""
     matrix = project.matrix(matrix_files)
-    chosen = [(e.benchmark, e.place) for e in matrix.entries(Selection(nodes="multi", evals="none"))]
-    inside = [(b, place) for b, place in chosen if not _outside(b)]
+    inside: list[Chosen] = []
     outside: dict[str, list[Place | str]] = defaultdict(list)
-    for benchmark, place in chosen:
-        if _outside(benchmark):
-            outside[benchmark.framework].append(place)
+    for entry in matrix.entries(Selection(nodes="multi", evals="none")):
+        if _outside(entry.benchmark):
+            outside[entry.benchmark.framework].append(entry.place)
+        else:
+            inside.append((entry.benchmark, entry.place))
     broken: list[ConfigError] = []
     files = project.fleet.readable(broken)
     rows = list(_rows(project, inside, files))
     return CheckInput(
         rows=rows,
-        evaluations=_evaluations(matrix),
+        evaluations=[
+            Row(e.benchmark, e.place)
+            for e in _entries(matrix, Selection(nodes="multi", evals="only"))
+            if not _outside(e.benchmark)
+        ],
         files=files,
         broken_files=broken,
         recipes=list(_recipes(project, rows)),
         outside=outside,
-        single_node=_single_node(matrix),
+        single_node=[e.place for e in _entries(matrix, Selection(nodes="single", evals="none"))],
         runners=matrix.labels.labels if matrix.labels is not None else {},
         validator=project.validator,
         today=today,
@@ -183,12 +226,8 @@ def _rows(
     narrow: bool = False,
 ) -> Iterator[Row]:
     """A row for every cluster that serves its label: a job may land on any of them."""
-    by_label: dict[str, list[RunnerFile]] = defaultdict(list)
-    for file in files:
-        for label in file.runner.labels:
-            by_label[label].append(file)
     for benchmark, place in chosen:
-        serving = files if runner is not None else by_label.get(benchmark.runner, [])
+        serving = [file for file in files if runner is not None or benchmark.runner in file.runner.labels]
         if not serving:
             yield Row(benchmark, place)
         for file in serving:
@@ -198,19 +237,11 @@ def _rows(
                 yield Row(benchmark, place, file, refused=error)
 
 
-def _evaluations(matrix: Matrix) -> list[Row]:
+def _entries(matrix: Matrix, selection: Selection) -> Sequence[Entry]:
     try:
-        entries = matrix.entries(Selection(nodes="multi", evals="only"))
-    except ConfigError:  # a matrix without a row that is evaluated
-        return []
-    return [Row(e.benchmark, e.place) for e in entries if not _outside(e.benchmark)]
-
-
-def _single_node(matrix: Matrix) -> list[Place | str]:
-    try:
-        return [e.place for e in matrix.entries(Selection(nodes="single", evals="none"))]
+        return matrix.entries(selection)
     except ConfigError:  # a matrix without one
-        return []
+        return ()
 
 
 def _recipes(project: Project, rows: Sequence[Row]) -> Iterator[RecipeFile]:

@@ -1,19 +1,31 @@
-"""Findings as text, JSON, GitHub annotations and SARIF."""
+"""Findings as text, JSON, GitHub annotations and SARIF; and the baseline, which says what of them a team accepts."""
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+
+import msgspec
+import yaml
 
 from launcher import __version__
 from launcher.check.registry import RULES
+from launcher.core.errors import ConfigError, suggest
 from launcher.core.finding import Finding
+from launcher.core.yaml_source import Document, Place, schema_error
 
 SARIF = "2.1.0"
 _SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+
+DAYS = 90
+"""How long what `--write-baseline` accepts stays accepted."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +77,17 @@ def sarif(found: Sequence[Finding], roots: Roots) -> str:
         }
         for id in ids
     ]
+    results = []
+    for one in found:
+        result: dict[str, Any] = {"ruleId": one.rule, "ruleIndex": ids.index(one.rule), "level": one.severity}
+        result["message"] = {"text": one.text}
+        if one.line is not None:
+            path = roots.short(one.file)
+            uri = ("file://" if path.startswith("/") else "") + quote(path)
+            place = {"artifactLocation": {"uri": uri}, "region": {"startLine": one.line}}
+            result["locations"] = [{"physicalLocation": place}]
+        results.append(result)
     driver = {"name": "launcher", "version": __version__, "rules": rules}
-    results = [_result(one, ids.index(one.rule), roots) for one in found]
     log = {
         "$schema": _SARIF_SCHEMA,
         "version": SARIF,
@@ -75,20 +96,88 @@ def sarif(found: Sequence[Finding], roots: Roots) -> str:
     return json.dumps(log, indent=2, ensure_ascii=False)
 
 
-def _result(one: Finding, index: int, roots: Roots) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "ruleId": one.rule,
-        "ruleIndex": index,
-        "level": one.severity,
-        "message": {"text": one.text},
-    }
-    if one.line is not None:
-        place = {"artifactLocation": {"uri": _uri(roots.short(one.file))}, "region": {"startLine": one.line}}
-        result["locations"] = [{"physicalLocation": place}]
-    return result
+class Accepted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One entry: ``place`` is a glob over the file's path, ``message`` one over the message."""
+
+    rule: str
+    place: str
+    reason: str
+    expires: date
+    message: str = "*"
+
+    def accepts(self, one: Finding, file: str) -> bool:
+        return (
+            self.rule == one.rule
+            and fnmatch.fnmatchcase(file, self.place)
+            and fnmatch.fnmatchcase(one.text, self.message)
+        )
 
 
-def _uri(path: str) -> str:
-    from urllib.parse import quote
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    accepted: list[Accepted] = []
 
-    return f"file://{quote(path)}" if path.startswith("/") else quote(path)
+
+class Baseline:
+    """A baseline file as read."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        try:
+            self.accepted = msgspec.convert(document.mapping(), _File).accepted
+        except msgspec.ValidationError as error:
+            raise schema_error(document, error, _File) from None
+        for i, entry in enumerate(self.accepted):
+            if entry.rule not in RULES:
+                raise ConfigError(
+                    f"there is no rule {entry.rule!r}",
+                    where=str(self._place(i, "rule")),
+                    hint=suggest(entry.rule, RULES, "launcher check --explain lists the rules"),
+                )
+
+    @classmethod
+    def read(cls, path: Path) -> Baseline:
+        """Read a baseline file. Raises ConfigError with file and line."""
+        return cls(Document.read(path))
+
+    def _place(self, *keys: str | int) -> Place:
+        return Place(self.document, "accepted", *keys)
+
+    def apply(self, found: Sequence[Finding], roots: Roots, today: date, *, whole: bool) -> list[Finding]:
+        """The findings that are not accepted, and what is wrong with the entries.
+
+        An expired entry accepts nothing. Only when everything was checked (``whole``) can an entry be called unused.
+        """
+        kept, used = [], set[int]()
+        for one in found:
+            file = roots.short(one.file)
+            hits = [i for i, entry in enumerate(self.accepted) if entry.accepts(one, file)]
+            used.update(hits)
+            if not any(self.accepted[i].expires >= today for i in hits):
+                kept.append(one)
+        own = []
+        for i, entry in enumerate(self.accepted):
+            if i not in used and whole:
+                message = f"{entry.rule} is no longer found at {entry.place}; remove the entry"
+                own.append(self._finding("baseline-unused", message, i))
+            elif i in used and entry.expires < today:
+                until = f"{entry.rule} at {entry.place} was accepted until {entry.expires} ({entry.reason})"
+                own.append(self._finding("baseline-expired", f"{until}; fix it, or give the entry a later day", i))
+        return [*kept, *own]
+
+    def _finding(self, rule: str, message: str, entry: int) -> Finding:
+        return Finding(rule, RULES[rule].severity, message, self._place(entry))
+
+
+def baseline_text(found: Sequence[Finding], roots: Roots, today: date) -> str:
+    """The text of a baseline file that accepts errors and warnings as they are, by rule and file."""
+    pairs = sorted({(one.rule, roots.short(one.file)) for one in found if one.severity != "note"})
+    entries: list[dict[str, Any]] = [
+        {
+            "rule": rule,
+            "place": re.sub(r"[*?[]", r"[\g<0>]", file),  # a glob that matches this path alone
+            "reason": f"found when the baseline was written, {today.isoformat()}",
+            "expires": today + timedelta(days=DAYS),
+        }
+        for rule, file in pairs
+    ]
+    return yaml.safe_dump({"accepted": entries}, sort_keys=False, allow_unicode=True, width=2**20)

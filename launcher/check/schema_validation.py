@@ -10,11 +10,11 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 from launcher.check.cross_field_rules import unmet_demands
-from launcher.check.schema_reader import ROOT
-from launcher.check.srtctl_schema import Schema, Schemas, Type, Violation
+from launcher.check.srtctl_schema import ROOT, Schema, Schemas, Violation, in_words
 from launcher.core.yaml_source import Key
 
 Keys = tuple[Key, ...]
@@ -25,6 +25,65 @@ _BOOLEANS = frozenset(
     for spelling in (word, word.capitalize(), word.upper())
 )
 """The texts that marshmallow takes for true or false."""
+
+
+class Type(NamedTuple):
+    """A type text (`Schema`), taken apart: ``of`` are the parts of a list or a choice, or the words."""
+
+    kind: str
+    of: tuple[Any, ...]
+    nullable: bool
+
+    def __str__(self) -> str:
+        """As a person would say it: ``a number``, ``a list of text``, ``nats, tcp or http``."""
+        if self.kind in ("one of", "choice"):
+            return in_words([str(part) for part in self.of])
+        if self.kind == "list":
+            items = {"int": "whole numbers", "float": "numbers"}.get(self.of[0].kind, str(self.of[0]))
+            return f"a list of {items}"
+        if self.kind == "dict":
+            return f"a mapping to {self.of[1]}" if self.of[1].kind != "any" else "a mapping"
+        return _SAID.get(self.kind, "a mapping")
+
+
+_SAID = {
+    "str": "text",
+    "path": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "any": "anything",
+}
+
+
+@cache
+def parse(text: str) -> Type:
+    """Read a type text, whose ``!`` does not matter here."""
+    text = text.removesuffix("!")
+    nullable = text.endswith("?")
+    text = text.removesuffix("?")
+    if text.startswith("="):
+        return Type("one of", tuple(text[1:].split(",")), nullable)
+    if len(parts := _split(text, "|")) > 1:
+        return Type("choice", tuple(map(parse, parts)), nullable)
+    if text.startswith("@"):
+        return Type("class", (text[1:],), nullable)
+    if text.endswith("]"):
+        kind, _, inner = text.partition("[")
+        return Type(kind, tuple(map(parse, _split(inner[:-1], ","))), nullable)
+    return Type(text, (), nullable)
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """The parts between separators that stand in no brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += {"[": 1, "]": -1}.get(letter, 0)
+        if letter == separator and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 @dataclass
@@ -49,7 +108,7 @@ def validate(schema: Schema, recipe: Mapping[str, Any]) -> list[Violation]:
     """
     recipe = {key: value for key, value in recipe.items() if key != "lock"}  # srtctl's own record of an earlier run
     found = list(_Validation(schema).mapping(ROOT, recipe, ()))
-    return found or list(unmet_demands(schema, recipe))
+    return found or [Violation(keys, message) for keys, message in unmet_demands(schema.demands, recipe)]
 
 
 class _Validation:
@@ -58,22 +117,18 @@ class _Validation:
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
 
-    def mapping(self, owner: str, value: Any, at: Keys) -> Iterator[Violation]:
-        """What is wrong with a value that has to be a mapping with the keys of the class ``owner``."""
-        if not isinstance(value, dict):
-            yield _wrong(at, value, "a mapping")
-            return
+    def mapping(self, owner: str, value: Mapping[str, Any], at: Keys) -> Iterator[Violation]:
+        """What is wrong with a mapping that has to have the keys of the class ``owner``."""
         known = self.schema.classes[owner]
         for key, held in value.items():
-            kind = known.get(key)
-            if kind is None:
+            if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.75)
                 hint = f" (near: {near[0]})" if near else ""
                 yield Violation((*at, key), f"{_dotted((*at, key))} is an unknown key{hint}", "unknown-field", owner)
             else:
-                yield from self.value(kind, held, (*at, key))
-        for key, kind in known.items():
-            if kind.required and key not in value:
+                yield from self.value(parse(known[key]), held, (*at, key))
+        for key, text in known.items():
+            if text.endswith("!") and key not in value:
                 yield Violation(at, f"{_dotted((*at, key))} is missing", "missing-field")
 
     def value(self, kind: Type, value: Any, at: Keys) -> Iterator[Violation]:
@@ -83,44 +138,36 @@ class _Validation:
         if value is None:
             if not kind.nullable and kind.kind != "any":
                 yield _wrong(at, value, str(kind))
-        elif kind.kind == "class":
+        elif kind.kind == "class" and isinstance(value, dict):
             yield from self.mapping(kind.of[0], value, at)
-        elif kind.kind == "backend":
+        elif kind.kind == "backend" and isinstance(value, dict):
             yield from self.backend(value, at)
         elif kind.kind == "list" and isinstance(value, list):
             for i, item in enumerate(value):
                 yield from self.value(kind.of[0], item, (*at, i))
         elif kind.kind == "dict" and isinstance(value, dict):
-            if kind.of[1].kind == "any" and all(isinstance(key, str) for key in value):
+            if kind.of[1].kind == "any" and set(map(type, value)) <= {str}:
                 return
             for key, held in value.items():
                 if not _accepts(kind.of[0], key):
-                    yield Violation(
-                        (*at, key),
-                        f"key {key!r} of {_dotted(at)} is of the wrong type; expected {kind.of[0]}",
-                        "wrong-type",
-                    )
+                    message = f"key {key!r} of {_dotted(at)} is of the wrong type; expected {kind.of[0]}"
+                    yield Violation((*at, key), message, "wrong-type")
                 yield from self.value(kind.of[1], held, (*at, key))
-        elif kind.kind == "sweep":
+        elif kind.kind == "sweep" and isinstance(value, dict):
             yield from _sweep(value, at)
         elif not _accepts(kind, value):
             if kind.kind == "one of":
-                yield Violation(at, f"{_dotted(at)} is {value!r}; expected {kind}", "value-refused")
+                yield Violation(at, f"{_dotted(at)} is {value!r}; expected {kind}")
             else:
                 yield _wrong(at, value, str(kind))
 
-    def backend(self, value: Any, at: Keys) -> Iterator[Violation]:
+    def backend(self, value: Mapping[str, Any], at: Keys) -> Iterator[Violation]:
         """What is wrong with ``backend``, whose class depends on its ``type``."""
-        if not isinstance(value, dict):
-            yield _wrong(at, value, "a mapping")
-            return
         name = value.get("type", "sglang")
         owner = self.schema.backends.get(name) if isinstance(name, str) else None
         if owner is None:
             words = ", ".join(self.schema.backends)
-            yield Violation(
-                (*at, "type"), f"{_dotted((*at, 'type'))} is {name!r}; expected one of {words}", "value-refused"
-            )
+            yield Violation((*at, "type"), f"{_dotted((*at, 'type'))} is {name!r}; expected one of {words}")
         else:
             yield from self.mapping(owner, value, at)
 
@@ -156,10 +203,7 @@ def _is_number(value: Any, *, whole: bool) -> bool:
     return whole or (number == number and abs(number) != float("inf"))
 
 
-def _sweep(value: Any, at: Keys) -> Iterator[Violation]:
-    if not isinstance(value, dict):
-        yield _wrong(at, value, "a mapping")
-        return
+def _sweep(value: Mapping[str, Any], at: Keys) -> Iterator[Violation]:
     parameters = value.get("parameters", {k: v for k, v in value.items() if k != "mode"})
     for key, held in parameters.items() if isinstance(parameters, dict) else ():
         if not isinstance(held, list):

@@ -2,104 +2,50 @@
 
 The tables hold facts about released versions; the schema of a version is built when the first recipe is checked for it.
 srtctl_files.json holds the files of each version; it is read only when a recipe or a set-up script is in no tree here.
+
+srtctl declares its recipe as dataclasses (``src/srtctl/core/schema.py``, ``src/srtctl/backends/*.py``), from which
+marshmallow-dataclass builds the schema. The declarations are read as syntax: a checkout's code is never run. Demands
+beyond types are made in functions, and of those we only look which demands they make (`cross_field_rules.SOURCES`).
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from launcher.check.schema_reader import Declared, read_checkout
+from launcher.check.cross_field_rules import PER_NODE, SOURCES
+from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Key
 
-
-class Type(NamedTuple):
-    """A type text (`schema_reader.Classes`), taken apart: ``of`` are the parts of a list or a choice, or the words."""
-
-    kind: str
-    of: tuple[Any, ...]
-    nullable: bool
-    required: bool
-
-    def __str__(self) -> str:
-        """As a person would say it: ``a number``, ``a list of text``, ``nats, tcp or http``."""
-        if self.kind == "one of":
-            return _or([str(w) for w in self.of])
-        if self.kind == "choice":
-            return _or([str(t) for t in self.of])
-        if self.kind == "list":
-            return f"a list of {_plural(self.of[0])}"
-        if self.kind == "dict":
-            return f"a mapping to {self.of[1]}" if self.of[1].kind != "any" else "a mapping"
-        return _SAID.get(self.kind, "a mapping")
-
-
-_SAID = {"str": "text", "path": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
-_SAID["any"] = "anything"
-
-
-def _or(words: list[str]) -> str:
-    return " or ".join(([", ".join(words[:-1])] if words[1:] else []) + words[-1:])
-
-
-def _plural(kind: Type) -> str:
-    return {"int": "whole numbers", "float": "numbers"}.get(kind.kind, str(kind))
-
-
-@cache
-def parse(text: str) -> Type:
-    """Read a type text."""
-    required = text.endswith("!")
-    text = text.removesuffix("!")
-    nullable = text.endswith("?")
-    text = text.removesuffix("?")
-    if text.startswith("="):
-        return Type("one of", tuple(text[1:].split(",")), nullable, required)
-    if len(parts := _split(text, "|")) > 1:
-        return Type("choice", tuple(map(parse, parts)), nullable, required)
-    if text.startswith("@"):
-        return Type("class", (text[1:],), nullable, required)
-    if text.endswith("]"):
-        kind, _, inner = text.partition("[")
-        return Type(kind, tuple(map(parse, _split(inner[:-1], ","))), nullable, required)
-    return Type(text, (), nullable, required)
-
-
-def _split(text: str, separator: str) -> list[str]:
-    parts, depth = [""], 0
-    for letter in text:
-        depth += {"[": 1, "]": -1}.get(letter, 0)
-        if letter == separator and not depth:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts
+ROOT = "SrtConfig"
+"""The class of a whole recipe."""
 
 
 @dataclass(frozen=True)
 class Schema:
-    """What recipes may say at one version, called ``name``."""
+    """What one version, called ``name``, declares: keys and types, its demands beyond them, options of its command.
+
+    ``classes`` are class → key of the recipe → type text. A type text is ``str``, ``int``, ``float``, ``bool``,
+    ``any``, ``path``, ``list[T]``, ``dict[T,T]``, ``T|T``, ``=a,b`` (one of these words), ``@Class``, ``backend`` (the
+    class that its ``type`` names) or ``sweep``; then ``?`` when it may be null, and ``!`` when it must be there.
+    """
 
     name: str
-    classes: Mapping[str, Mapping[str, Type]]
+    classes: Mapping[str, Mapping[str, str]]
     demands: frozenset[str]
     options: frozenset[str]
-
-    @classmethod
-    def of(cls, name: str, declared: Declared) -> Schema:
-        classes = {c: {key: parse(text) for key, text in keys.items()} for c, keys in declared.classes.items()}
-        return cls(name, classes, declared.demands, declared.options)
 
     @cached_property
     def backends(self) -> Mapping[str, str]:
         """``backend.type`` → the class of that backend."""
         return {
-            str(keys["type"].of[0]): name
+            keys["type"].strip("=?!"): name
             for name, keys in self.classes.items()
             if name.endswith("Protocol") and "type" in keys
         }
@@ -160,35 +106,42 @@ class Schemas:
         key = sha or ref
         if key not in self._known:
             name = self.name(ref, sha)
-            self._known[key] = self._of_tree(ref, sha) if name is None else Schema.of(ref, self._declared(name))
+            if name is not None:
+                self._known[key] = self._of_tables(ref, name)
+            else:
+                named = (tree / name for tree in self.trees for name in (sha, ref) if name)
+                tree = next((tree for tree in named if (tree / "src/srtctl").is_dir()), None)
+                self._known[key] = None if tree is None else read_checkout(tree, ref)
         return self._known[key]
 
-    def _of_tree(self, ref: str, sha: str | None) -> Schema | None:
-        found = (t / name for t in self.trees for name in (sha, ref) if name and (t / name / "src/srtctl").is_dir())
-        tree = next(found, None)
-        if tree is None:
-            return None
-        return Schema.of(ref, read_checkout(tree))
-
-    def _declared(self, name: str) -> Declared:
-        tables, order = self._tables, self._order
+    def _of_tables(self, ref: str, name: str) -> Schema:
         classes = {
-            c: {
+            owner: {
                 key: text
                 for key, said in keys.items()
-                if (text := said if isinstance(said, str) else _at(said, name, order)) is not None
+                for text, where in ({said: None} if isinstance(said, str) else said).items()
+                if where is None or self._holds(where, name)
             }
-            for c, keys in tables["classes"].items()
+            for owner, keys in self._tables["classes"].items()
         }
-        there = {
-            kind: frozenset(word for word, where in tables[kind].items() if _holds(where, name, order))
+        demands, options = (
+            frozenset(word for word, where in self._tables[kind].items() if self._holds(where, name))
             for kind in ("demands", "options")
-        }
-        return Declared(classes, there["demands"], there["options"])
+        )
+        return Schema(ref, classes, demands, options)
 
     @cached_property
     def _order(self) -> Mapping[str, int]:
         return {name: i for i, name in enumerate(self._tables["versions"])}
+
+    def _holds(self, where: str, name: str) -> bool:
+        """Whether ``v1.0.3..v1.0.9 some-branch`` holds a version."""
+        order = self._order
+        for part in where.split(" "):
+            first, _, last = part.partition("..")
+            if order[first] <= order[name] <= order[last or first]:
+                return True
+        return False
 
     def has_file(self, ref: str, sha: str | None, path: str) -> bool | None:
         """Whether a lane's srt-slurm has a recipe or a set-up script; None when the tables lack the version.
@@ -198,48 +151,215 @@ class Schemas:
         name = self.name(ref, sha) if sha is not None or is_tag(ref) else None
         if name is None:
             return None
-        return any(_holds(where, name, self._order) for where in self._files.get(path, ()))
+        return any(path in paths and self._holds(where, name) for where, paths in self._files.items())
 
     @cached_property
-    def _files(self) -> Mapping[str, Sequence[str]]:
-        """Recipe or set-up script → the versions that have it (srtctl_files.json)."""
+    def _files(self) -> Mapping[str, list[str]]:
+        """Versions → the recipes and set-up scripts that they have."""
         files: dict[str, list[str]] = json.loads(Path(__file__).with_name("srtctl_files.json").read_text())["files"]
-        found: dict[str, list[str]] = {}
-        for where, paths in files.items():
-            for path in paths:
-                found.setdefault(path, []).append(where)
-        return found
+        return files
 
     def known_at(self, unknown: Violation) -> str | None:
         """The versions that know a key which one refused as unknown, as people would say it; None when none does."""
         said = self._tables["classes"].get(unknown.owner, {}).get(str(unknown.keys[-1]))
-        if said is None:
-            return None
-        return "other versions" if isinstance(said, str) else _spoken(" ".join(said.values()).split(), self.versions[0])
+        if said is None or isinstance(said, str):
+            return said and "other versions"
+        ranges = []
+        for part in " ".join(said.values()).split():
+            first, _, last = part.partition("..")
+            ranges.append(f"{first} and later" if last == self.versions[0] else f"{first} to {last}" if last else first)
+        return in_words(ranges)
 
 
-def _at(said: Mapping[str, str], name: str, order: Mapping[str, int]) -> str | None:
-    return next((text for text, where in said.items() if _holds(where, name, order)), None)
-
-
-def _holds(where: str, name: str, order: Mapping[str, int]) -> bool:
-    """Whether ``v1.0.3..v1.0.9 some-branch`` holds a version."""
-    at = order[name]
-    for part in where.split(" "):
-        first, _, last = part.partition("..")
-        if order[first] <= at <= order[last or first]:
-            return True
-    return False
-
-
-def _spoken(ranges: Iterable[str], newest: str) -> str:
-    said = []
-    for part in ranges:
-        first, _, last = part.partition("..")
-        said.append(f"{first} and later" if last == newest else f"{first} to {last}" if last else first)
-    return _or(said)
+def in_words(words: list[str]) -> str:
+    """``a, b or c``."""
+    return " or ".join(([", ".join(words[:-1])] if words[1:] else []) + words[-1:])
 
 
 def is_tag(ref: str) -> bool:
     """Whether a ref is named as releases are (``v1.0.45``), which do not move."""
     return re.fullmatch(r"v\d+(\.\d+)+", ref) is not None
+
+
+def read_checkout(tree: Path, name: str = "") -> Schema:
+    """Read a checkout of srt-slurm. Raises ConfigError when its schema is not where, or not as, it has always been."""
+    schema, command = tree / "src/srtctl/core/schema.py", tree / "src/srtctl/cli/submit.py"
+    try:
+        modules = [_syntax(path) for path in (schema, *sorted((tree / "src/srtctl/backends").glob("*.py")))]
+        options = _options(_syntax(command)) if command.is_file() else ()
+    except SyntaxError as error:
+        raise ConfigError(f"srtctl's schema cannot be read: {error.msg}", where=str(schema)) from None
+    source = _Source(modules)
+    classes = {name: dict(source.keys(node)) for name, node in source.dataclasses.items()}
+    if ROOT not in classes:
+        raise ConfigError("srtctl's schema declares no SrtConfig", where=str(schema))
+    return Schema(name, classes, frozenset(source.demands()), frozenset(options))
+
+
+def _syntax(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read: {error}", where=str(path)) from None
+
+
+def _options(module: ast.Module) -> Iterator[str]:
+    for node in ast.walk(module):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
+            yield from (text for text in map(_constant, node.args) if text.startswith("--"))
+
+
+class _Source:
+    """The dataclasses, enums and named literals of some modules."""
+
+    def __init__(self, modules: list[ast.Module]) -> None:
+        self.classes = [node for module in modules for node in module.body if isinstance(node, ast.ClassDef)]
+        self.dataclasses = {
+            c.name: c for c in self.classes if any("dataclass" in ast.unparse(d) for d in c.decorator_list)
+        }
+        self.enums = {
+            c.name: {name: _constant(value) for name, value in _assigned(c.body)}
+            for c in self.classes
+            if any(ast.unparse(b) == "Enum" for b in c.bases)
+        }
+        self.literals = {
+            name: value
+            for module in modules
+            for name, value in _assigned(module.body)
+            if ast.unparse(value).startswith("Literal[")
+        }
+
+    def demands(self) -> Iterator[str]:
+        """The demands that the classes' functions make."""
+        functions = {(c.name, f.name): f for c in self.classes for f in c.body if isinstance(f, ast.FunctionDef)}
+        for demand, (owner, name, text) in SOURCES.items():
+            function = functions.get((owner, name))
+            if function is not None and (not text or any(text in said for said in _texts(function))):
+                yield demand
+        vllm = self.dataclasses.get("VLLMProtocol")
+        launch = _fields(vllm).get("dp_launch_mode") if vllm is not None else None
+        if launch is not None and isinstance(launch.value, ast.Constant) and launch.value.value == "per_node":
+            yield PER_NODE
+
+    def keys(self, node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+        """A dataclass's keys and type texts."""
+        fields = _fields(node)
+        for name, part in fields.items():
+            if ast.unparse(part.annotation).startswith("ClassVar"):
+                continue
+            text = self._type(part.annotation)
+            # DynamoConfig keeps the words that it accepts in a class variable, and refuses others by itself
+            words = fields.get(f"_VALID_{name.upper()}S")
+            if words is not None and isinstance(words.value, ast.Tuple):
+                text = _one_of(words.value) + ("?" if text.endswith("?") else "")
+            own = _own_field(part.value)
+            if own is not None:
+                key = next((_constant(k.value) for k in own.keywords if k.arg == "data_key"), name)
+                yield key, f"{_MARSHMALLOW.get(_last(own.func), 'any')}?"
+                continue
+            if part.value is None or _no_default(part.value):
+                text += "!"
+            elif isinstance(part.value, ast.Constant) and part.value.value is None and not text.endswith("?"):
+                text += "?"
+            yield name, text
+
+    def _type(self, node: ast.expr) -> str:
+        if isinstance(node, ast.Constant):
+            return "None" if node.value is None else self._type(ast.parse(str(node.value), mode="eval").body)
+        if isinstance(node, ast.BinOp):
+            parts = [self._type(p) for p in _alternatives(node)]
+            text = "|".join(p for p in parts if p != "None")
+            return f"{text}?" if "None" in parts and not text.endswith("?") else text
+        if isinstance(node, ast.Subscript):
+            return self._subscript(_last(node.value), node.slice)
+        name = _last(node)
+        if name in self.dataclasses:
+            return f"@{name}"
+        if name in self.enums:
+            return "=" + ",".join(self.enums[name])  # by its members' names: marshmallow-dataclass's own rule
+        if name in self.literals:
+            return self._type(self.literals[name])
+        return _PLAIN.get(name, name)
+
+    def _subscript(self, name: str, inner: ast.expr) -> str:
+        parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+        if name == "Annotated":
+            return self._annotated(parts[0], parts[1])
+        if name == "Literal":
+            return _one_of(inner)
+        if name == "Optional":
+            return f"{self._type(parts[0])}?"
+        if name in ("list", "tuple"):
+            return f"list[{self._type(parts[0])}]"
+        return f"dict[{','.join(self._type(p) for p in parts)}]"
+
+    def _annotated(self, kind: ast.expr, field: ast.expr) -> str:
+        maker, flags = "", set[str | None]()
+        if isinstance(field, ast.Call):
+            maker, flags = _last(field.func), {k.arg for k in field.keywords}
+        if maker == "FormattablePathField":
+            return "path"
+        if maker == "SweepConfigField":
+            return "sweep?" if "allow_none" in flags else "sweep"
+        if maker == "Enum" and "by_value" in flags:
+            return "=" + ",".join(self.enums.get(_last(kind), {}).values())
+        return self._type(kind)
+
+
+_PLAIN = {"dict": "dict[any,any?]", "list": "list[any?]", "Any": "any?", "BackendConfig": "backend"}
+_MARSHMALLOW = {"Integer": "int", "String": "str", "Boolean": "bool", "Float": "float"}
+
+
+def _fields(node: ast.ClassDef) -> dict[str, ast.AnnAssign]:
+    """The annotated names of a class."""
+    parts = (part for part in node.body if isinstance(part, ast.AnnAssign))
+    return {part.target.id: part for part in parts if isinstance(part.target, ast.Name)}
+
+
+def _assigned(body: Iterable[ast.stmt]) -> Iterator[tuple[str, ast.expr]]:
+    for part in body:
+        if isinstance(part, ast.Assign) and isinstance(part.targets[0], ast.Name):
+            yield part.targets[0].id, part.value
+
+
+def _texts(function: ast.FunctionDef) -> Iterator[str]:
+    """The strings of a function's code, its docstring apart."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return (str(n.value) for part in body for n in ast.walk(part) if isinstance(n, ast.Constant))
+
+
+def _own_field(value: ast.expr | None) -> ast.Call | None:
+    """The marshmallow field that a dataclass field brings along in its metadata."""
+    for node in ast.walk(value) if value is not None else ():
+        if isinstance(node, ast.Dict):
+            for key, held in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and key.value == "marshmallow_field" and isinstance(held, ast.Call):
+                    return held
+    return None
+
+
+def _no_default(value: ast.expr) -> bool:
+    return (
+        isinstance(value, ast.Call)
+        and _last(value.func) == "field"
+        and not any(k.arg in ("default", "default_factory") for k in value.keywords)
+    )
+
+
+def _alternatives(node: ast.expr) -> list[ast.expr]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return [*_alternatives(node.left), *_alternatives(node.right)]
+    return [node]
+
+
+def _one_of(words: ast.expr) -> str:
+    return "=" + ",".join(str(n.value) for n in ast.walk(words) if isinstance(n, ast.Constant))
+
+
+def _constant(node: ast.expr) -> str:
+    return str(node.value) if isinstance(node, ast.Constant) else ast.unparse(node)
+
+
+def _last(node: ast.expr) -> str:
+    """The last name of a dotted one: ``fields.Integer`` is ``Integer``."""
+    return ast.unparse(node).rpartition(".")[2]

@@ -14,10 +14,9 @@ from pathlib import Path
 
 from launcher.benchmark.matrix import Entry
 from launcher.check import inputs, report
-from launcher.check.baseline import Baseline, baseline_text
 from launcher.check.inputs import CheckInput, Row
 from launcher.check.registry import RULES, check_everything
-from launcher.check.report import Roots
+from launcher.check.report import Baseline, Roots, baseline_text
 from launcher.cli.common import chosen, filters, open_project, selected
 from launcher.cli.render import show_plans, table
 from launcher.core import publish

@@ -6,6 +6,7 @@ A kind of job decides the rest itself, and puts its plan together with `whole_pl
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -227,6 +228,13 @@ def run_key(benchmark: Benchmark, runner_name: str, run: str, attempt: str) -> s
     name = result_stem(benchmark, runner_name)
     digest = hashlib.sha1(f"{runner_name}\0{name}\0{benchmark.eval_only}".encode(), usedforsecurity=False)
     return f"{run}-{attempt}-{digest.hexdigest()[:12]}"
+
+
+def check_run_id(run_id: str) -> str:
+    """The id itself, if it can be a directory's name and a job's comment. Raises ConfigError when not."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}", run_id):
+        raise ConfigError(f"{run_id!r} cannot be a run's id", hint="letters, digits, '.', '_' and '-', at most 120")
+    return run_id
 
 
 def whole_plan(

@@ -12,7 +12,6 @@ import errno
 import fcntl
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ import msgspec
 from launcher.core.errors import ConfigError, LauncherError, SubmissionError, SubmissionUnknown, closest
 from launcher.core.process import ProcessIdentity
 from launcher.core.publish import temporary_name, write_json
+from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
 from launcher.result.logs import LOGS
 from launcher.run.verdict import Verdict
@@ -389,10 +389,3 @@ def records(runs: Path) -> list[RunRecord]:
             with contextlib.suppress(ConfigError):
                 found.append(RunRecord.load(runs, directory.name))
     return sorted(found, key=lambda record: record.fields.created)
-
-
-def check_run_id(run_id: str) -> str:
-    """The id itself, if it can be a directory's name and a job's comment. Raises ConfigError when not."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}", run_id):
-        raise ConfigError(f"{run_id!r} cannot be a run's id", hint="letters, digits, '.', '_' and '-', at most 120")
-    return run_id

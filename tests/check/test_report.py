@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from launcher.check import report
-from launcher.check.baseline import DAYS, Baseline, baseline_text
 from launcher.check.registry import RULES, merged_findings
-from launcher.check.report import Roots
+from launcher.check.report import DAYS, Baseline, Roots, baseline_text
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding, Severity
 from launcher.core.yaml_source import Document, Place

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.check.schema_reader import read_checkout
-from launcher.check.schema_validation import validate
-from launcher.check.srtctl_schema import Schema, Schemas, parse
+from launcher.check.schema_validation import parse, validate
+from launcher.check.srtctl_schema import Schema, Schemas, read_checkout
 from launcher.core.errors import ConfigError
 from tests.benchmarks import a_recipe
 from tests.check.world import Q2, V50, put

@@ -15,8 +15,9 @@ import pytest
 
 from launcher.core.errors import ConfigError
 from launcher.core.process import ProcessIdentity
+from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
-from launcher.run.record import RecordedJob, RunFields, RunRecord, check_run_id, records
+from launcher.run.record import RecordedJob, RunFields, RunRecord, records
 from tests.run.runs import plan_on
 
 

@@ -1,0 +1,239 @@
+"""Rules about a plan beside its recipe: its workers, its lane, its srt-slurm version, the names of its results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from launcher.benchmark.benchmark import Benchmark, Role
+from launcher.benchmark.result_names import agentic_result_name, fixed_result_name
+from launcher.check.inputs import Found, Rule, rule
+from launcher.check.schema_validation import RecipeValidator
+from launcher.check.srtctl_schema import Schema, is_tag
+from launcher.core.finding import Finding
+from launcher.core.publish import NAME_MAX
+from launcher.core.yaml_source import Place
+from launcher.plan.derive import Resolved, is_image, known
+from launcher.runner.schema import LaneRule
+from launcher.srtctl.facts import RecipeFacts, RoleFacts
+from launcher.srtctl.planned import SrtctlResolved
+
+RULES: list[Rule] = []
+plan_rule, recipe_rule = partial(rule, RULES), partial(rule, RULES, of_recipe=True)
+
+
+def _pairs(s: SrtctlResolved, f: RecipeFacts) -> Iterator[tuple[str, Role, RoleFacts]]:
+    """The sides that both the row and the recipe have."""
+    b = s.benchmark
+    apart = b.decode is not None and b.decode.workers > 0
+    if f.aggregated is not None and b.prefill is not None and not apart:
+        yield "agg", b.prefill, f.aggregated
+        return
+    for name, asked, side in (("prefill", b.prefill, f.prefill), ("decode", b.decode, f.decode)):
+        if asked is not None and asked.workers and side is not None:
+            yield name, asked, side
+
+
+def _same_replicas(name: str, asked: Role, side: RoleFacts) -> bool:
+    """Whether one aggregated worker of dp replicas is what the matrix counts as that many workers."""
+    p = side
+    return (
+        name == "agg" and asked.workers > 1 and asked.workers == (p.dp or 1) * (side.workers or 1) and asked.tp == p.tp
+    )
+
+
+@recipe_rule("disaggregation", "warning", "the row and the recipe differ in whether prefill and decode are apart")
+def disaggregation(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    apart = f.prefill is not None
+    if apart == (f.aggregated is None) and apart != s.benchmark.disagg:
+        said = ("disaggregated", "aggregated") if apart else ("aggregated", "disaggregated")
+        message = f"the recipe is {said[0]}, and the matrix publishes its numbers as {said[1]}"
+        yield message, s.place("resources")
+
+
+@recipe_rule("workers", "error", "the recipe starts another number of workers than the row says")
+def workers(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    for name, asked, side in _pairs(s, f):
+        if side.workers is None or side.workers == asked.workers:
+            continue
+        place = s.place("resources", f"{name}_workers")
+        if _same_replicas(name, asked, side):
+            message = (
+                f"the recipe starts {side.workers} {name} worker of {side.dp} data-parallel replicas, and "
+                f"the matrix publishes {asked.workers} workers"
+            )
+            yield message, place, "warning"
+        else:
+            yield f"the recipe starts {side.workers} {name} workers, and the matrix says {asked.workers}", place
+
+
+@recipe_rule("parallelism", "error", "the recipe's parallelism is not the row's")
+def parallelism(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    for name, asked, side in _pairs(s, f):
+        has = side.as_role()
+        if has is None or _same_replicas(name, asked, side):
+            continue
+        tp = has.tp
+        if asked.dp_attention and has.dp_attention and asked.tp == 1 and asked.ep == has.tp:
+            tp = 1  # DEP8 stands in the matrices as tp 8 and as tp 1, ep 8 alike
+        pairs = (
+            ("TP", tp, asked.tp),
+            ("PP", has.pp, asked.pp),
+            ("EP", has.ep, asked.ep),
+            ("DP attention", _on(has.dp_attention), _on(asked.dp_attention)),
+        )
+        if different := [f"{what} {its} against {wanted}" for what, its, wanted in pairs if its != wanted]:
+            message = f"{name} parallelism of the recipe is not the matrix's: {', '.join(different)}"
+            yield message, s.place("backend")
+
+
+def _on(flag: bool) -> str:
+    return "on" if flag else "off"
+
+
+@recipe_rule("gpus-per-node", "error", "the recipe counts other GPUs per node than the cluster has")
+def gpus_per_node(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    has = s.file.runner.node.gpus
+    if f.gpus_per_node is None or f.gpus_per_node == has:
+        return
+    # Fewer are no mistake where each worker fits into them: a recipe may want just a part of each node.
+    widest = max((side.gpus_per_worker or 0 for side in f.roles.values()), default=0)
+    if f.gpus_per_node > has or widest > f.gpus_per_node:
+        message = f"the recipe counts {f.gpus_per_node} GPUs a node, and {s.file.runner.name} has {has}"
+        yield message, s.place("resources", "gpus_per_node")
+
+
+@recipe_rule("nodes", "error", "the recipe needs more nodes than the partition has")
+def nodes(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    count = s.file.runner.node.count
+    if f.nodes is not None and count is not None and f.nodes > count:
+        yield f"the recipe needs {f.nodes} nodes, and the partition has {count}", s.place("resources")
+
+
+@recipe_rule("capacity", "error", "the recipe's nodes cannot hold its workers")
+def capacity(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    gpus = s.file.runner.node.gpus
+    for name, side in f.roles.items():
+        needed = (side.workers or 0) * (side.gpus_per_worker or 0)
+        if side.nodes and side.nodes * gpus < needed:
+            held = f"{side.workers} {name} workers of {side.gpus_per_worker}"
+            yield f"{side.nodes} nodes of {gpus} GPUs cannot hold {held}", s.place("resources")
+
+
+@plan_rule("moving-ref", "warning", "the lane names a branch where a commit belongs")
+def moving_ref(s: SrtctlResolved) -> Iterator[Found]:
+    yield from moving(s.rules.lane.rule, s.rules.lane.place)
+
+
+def moving(lane: LaneRule, place: Place) -> Iterator[Found]:
+    """What is to be said of a lane that pins no commit."""
+    if lane.sha is None:
+        kind = "a tag, which its owner can move" if is_tag(lane.ref) else "a branch"
+        yield f"the lane follows {lane.ref} of {lane.repository}, {kind}: two runs may run two versions", place
+
+
+@plan_rule("setup-script", "error", "the lane's set-up script is not there")
+def setup_script(s: SrtctlResolved) -> Iterator[Found]:
+    if s.setup is None or s.setup.found:
+        return
+    message = f"set-up script {s.setup.name} is not in this repository"
+    if s.setup.found is False:
+        yield f"{message}, nor in {s.refs}", s.rules.lane.place
+    else:
+        yield f"{message}; whether srt-slurm has it shows after the checkout", s.rules.lane.place, "warning"
+
+
+@plan_rule("name-too-long", "error", "a result file's name is longer than a name may be")
+def name_too_long(s: SrtctlResolved) -> Iterator[Found]:
+    # A benchmark that came with its result's name is a workflow's, which aggregates each result under a longer name.
+    before = "agg_" if s.benchmark.result_filename and not s.benchmark.agentic else ""
+    longest = before + max(result_names(s.benchmark, s.plan.results.filename), key=bytes_of)
+    if bytes_of(longest) > NAME_MAX:
+        yield f"{longest} has {bytes_of(longest)} bytes, and a name may have {NAME_MAX}", s.benchmark.source
+
+
+def result_names(b: Benchmark, stem: str) -> list[str]:
+    """The names of a benchmark's result files, which all begin with ``stem``."""
+    concurrencies = b.concurrencies or (0,)
+    if b.agentic:
+        return [agentic_result_name(stem, concurrency) for concurrency in concurrencies]
+    prefill, decode = (r.workers * r.gpus_per_worker if r else 0 for r in (b.prefill, b.decode))
+    directory, split = f"sa-bench_isl_{b.isl}_osl_{b.osl}", (prefill, decode) if b.disagg else None
+    return [fixed_result_name(stem, directory, concurrency, prefill + decode, split) for concurrency in concurrencies]
+
+
+def bytes_of(name: str) -> int:
+    """The length of a file's name as the file system counts it."""
+    return len(name.encode())
+
+
+REFUSALS = [
+    Rule("unknown-field", "error", "the recipe has a key that its srt-slurm does not know"),
+    Rule("wrong-type", "error", "a value of the recipe is of the wrong kind"),
+    Rule("missing-field", "error", "the recipe lacks a key that its srt-slurm requires"),
+    Rule("value-refused", "error", "its srt-slurm does not accept a value of the recipe"),
+]
+"""What a version refuses in a recipe: `Violation.rule` says by which of these rules."""
+
+
+def refusals(s: SrtctlResolved, schema: Schema, validator: RecipeValidator) -> Iterator[Finding]:
+    """What the lane's srt-slurm refuses in the recipe, in the order of the rules."""
+    recipe, variant = s.recipe.found, s.recipe.variant
+    if variant is None or recipe is None:
+        return
+    said_in = (recipe.file.path, *recipe.section, variant.selector or "")
+    violations = validator.violations(schema, said_in, variant.document)
+    for refusal in REFUSALS if violations else ():
+        for violation in violations:
+            if violation.rule == refusal.id:
+                there = validator.schemas.known_at(violation) if refusal.id == "unknown-field" else None
+                message = f"{s.refs} refuses the recipe: {violation.message}" + (f"; known at {there}" if there else "")
+                yield Finding(refusal.id, refusal.severity, message, s.place(*violation.keys))
+
+
+VERSION: list[Rule] = []
+"""Rules that look at a plan and at what is known of its srt-slurm."""
+
+
+@rule(VERSION, "option-unknown", "error", "the lane's srt-slurm has no such option")
+def option_unknown(s: SrtctlResolved, schema: Schema) -> Iterator[Found]:
+    asked = {"--tags": True, "--setup-script": s.setup is not None, "--no-preflight": not s.preflight}
+    for option, is_asked in asked.items():
+        if is_asked and schema.options and option not in schema.options:
+            message = f"`srtctl apply` of {s.refs} has no {option}, and ends with exit code 2"
+            yield message, s.rules.lane.place
+
+
+@rule(VERSION, "preflight-blind", "error", "srtctl looks for the model where it cannot be seen")
+def preflight_blind(s: SrtctlResolved, schema: Schema) -> Iterator[Found]:
+    # Versions with the option look before they submit; of those without, none does for a plain recipe (517d3c37).
+    if s.preflight and "--no-preflight" in schema.options and s.job.models:
+        path = s.plan.model.path
+        storage = s.file.storage_of(path)
+        if storage is not None and "login" not in storage.seen_by:
+            message = f"{s.refs} looks for {path} before it submits, and only compute nodes see {storage.path}"
+            yield message, s.rules.lane.place
+
+
+EVERY_KIND: list[Rule] = []
+"""The rules of a plan of whatever kind of job."""
+
+
+@rule(EVERY_KIND, "known-problem", "warning", "the runner file says what is wrong with a rule that applies")
+def known_problem(r: Resolved) -> Iterator[Found]:
+    for finding in known(r.rules.all):
+        yield finding.message, finding.place, finding.severity
+
+
+@rule(EVERY_KIND, "image-replaced", "error", "another image is run than the row's")
+def image_replaced(r: Resolved) -> Iterator[Found]:
+    own, published = r.rules.image, r.rules.benchmark.image
+    if own is not None and own.rule.image and not is_image(own.rule.image, published):
+        yield f"{own.rule.image} is run, and the numbers are published as {published}'s", own.place
+
+
+@rule(EVERY_KIND, "model-otherwise", "warning", "the checkpoint is not seen from here, and would be downloaded")
+def model_otherwise(r: Resolved) -> Iterator[Found]:
+    path, model = r.plan.model.path, r.rules.model
+    if path.startswith("hf:") and path == model.rule.otherwise:
+        yield f"no directory of {model.rule.path} is seen from here: every node would download {path}", model.place

@@ -1,0 +1,301 @@
+"""Rules about the recipe that a row names: whether it can be had, and whether it runs what the row publishes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from launcher.check.inputs import Found, Rule, rule
+from launcher.core.errors import closest
+from launcher.core.slurm_notation import limit_seconds
+from launcher.core.yaml_source import Place
+from launcher.image.reference import names_an_image
+from launcher.srtctl.facts import ContainerUse, RecipeFacts
+from launcher.srtctl.planned import SrtctlResolved
+
+RULES: list[Rule] = []
+plan_rule, recipe_rule = partial(rule, RULES), partial(rule, RULES, of_recipe=True)
+
+
+@plan_rule("recipe-missing", "error", "the recipe is in none of the trees")
+def recipe_missing(s: SrtctlResolved) -> Iterator[Found]:
+    if s.recipe.found is None and s.recipe.tree_at_hand:
+        path = (s.benchmark.config_file or "").partition(":")[0]
+        yield f"{path} is neither in the workspace, nor in this repository, nor in {s.refs}", s.benchmark.source
+
+
+@plan_rule("recipe-unread", "warning", "the recipe is not at hand, and nothing of it could be checked")
+def recipe_unread(s: SrtctlResolved) -> Iterator[Found]:
+    if s.recipe.found is None and not s.recipe.tree_at_hand:
+        path = (s.benchmark.config_file or "").partition(":")[0]
+        message = f"{path} is not here; it will be read from {s.refs} after the checkout, and checked then"
+        yield message, s.benchmark.source
+
+
+@plan_rule("recipe-elsewhere", "warning", "of several copies of the recipe a later one is taken")
+def recipe_elsewhere(s: SrtctlResolved) -> Iterator[Found]:
+    found, passed_over = s.recipe.found, s.recipe.passed_over
+    if passed_over is not None and found is not None:
+        message = (
+            f"the copy of {found.path} in the {passed_over.origin} runs another image than the matrix row; "
+            f"the copy of {found.origin} runs the row's image and is used"
+        )
+        yield message, Place(passed_over.file)
+
+
+@plan_rule("selector-none", "error", "the selector picks no variant of the recipe")
+def selector_none(s: SrtctlResolved) -> Iterator[Found]:
+    if s.recipe.found is not None and not s.recipe.variants:
+        message = s.recipe.selector_problem or "the recipe has only a base and no variant; srtctl submits nothing"
+        yield message, Place(s.recipe.found.file)
+
+
+@plan_rule("selector-several", "error", "the recipe gives several variants, hence several jobs")
+def selector_several(s: SrtctlResolved) -> Iterator[Found]:
+    found, count = s.recipe.found, len(s.recipe.variants)
+    if found is not None and count > 1:
+        asked = f"selector {found.selector!r}" if found.selector else "a recipe of variants without a selector"
+        yield f"{asked} gives {count} variants, and srtctl would submit a job for each", Place(found.file)
+
+
+@recipe_rule("alias-unregistered", "error", "the runner registers no such model alias")
+def alias_unregistered(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    if f.model_path is not None and not s.job.models and not f.model_path.startswith(("/", "hf:")):
+        own = s.rules.model.rule
+        registers = f"runner {s.file.runner.name} registers {', '.join([own.alias, *own.also])}"
+        message = f"model alias {f.model_path!r} is not registered: {registers} for {s.benchmark.model}"
+        yield message, s.place("model", "path")
+
+
+@recipe_rule("alias-by-accident", "warning", "the model alias is not the lane's own, and resolves by another spelling")
+def alias_by_accident(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    own = s.rules.model.rule
+    if f.model_path != own.alias and f.model_path in own.also:
+        message = (
+            f"model alias {f.model_path!r} is a further spelling of {own.alias!r}: without it, srtctl would take the "
+            f"alias itself for a directory"
+        )
+        yield message, s.place("model", "path")
+
+
+@recipe_rule("model-from-hub", "warning", "the recipe takes its model from the hub, not from the cluster")
+def model_from_hub(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    if f.model_path is not None and f.model_path.startswith("hf:"):
+        said = s.rules.model.rule.path
+        there = said if isinstance(said, str) else " or ".join(said)
+        yield f"the recipe takes its model from {f.model_path}, whatever lies at {there}", s.place("model", "path")
+
+
+_READ = [
+    "CONFIG_FILE",
+    "EVAL_CONFIG_FILE",
+    "NUM_SPEC_TOKENS",
+    "SYNTHETIC_ACCEPTANCE",
+    "SYNTHETIC_ACCEPTANCE_LENGTH",
+    "THINKING_MODE",
+]
+"""Settings of a row that mean something where srtctl runs it; the others are for the lanes of AMD, llm-d and tilert.
+
+THINKING_MODE and NUM_SPEC_TOKENS describe the acceptance that is simulated (reference/launchers.md, section 2.8).
+"""
+
+_INSTEAD = {
+    "TIME_LIMIT": "slurm.time_limit of the recipe",
+    "SLURM_EXCLUDE_NODES": "`exclude-nodes` of the runner file",
+    **{
+        name.upper(): f"resources.{name} of the recipe"
+        for name in ("gpus_per_node", "prefill_nodes", "decode_nodes", "prefill_workers", "decode_workers")
+    },
+}
+
+
+@plan_rule("setting-ignored", "warning", "the row sets what nothing of its lane reads")
+def setting_ignored(s: SrtctlResolved) -> Iterator[Found]:
+    scheduler = s.file.runner.scheduler
+    read = {*_READ, scheduler.partition_variable, scheduler.account_variable}
+    for key, value in s.benchmark.settings.items():
+        # Every setting is exported to the job: commands of the recipe may use it.
+        if key not in read and not (s.recipe.found is None or key in s.recipe.found.file.text):
+            instead = f"; it belongs in {_INSTEAD[key]}" if key in _INSTEAD else ""
+            yield f"{key}={value} is set, and neither srtctl nor the recipe reads it{instead}", s.benchmark.source
+
+
+@recipe_rule("sequence-length", "error", "the recipe measures other lengths than the row")
+def sequence_length(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    b = s.benchmark
+    for name, asked, has in (("isl", b.isl, f.isl), ("osl", b.osl, f.osl)):
+        if not b.agentic and asked is not None and has is not None and asked != has:
+            yield f"the recipe measures {name} {has}, and the matrix asks for {asked}", s.place("benchmark", name)
+
+
+@recipe_rule("max-model-len", "error", "a worker takes fewer tokens than a request has")
+def max_model_len(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    b = s.benchmark
+    if b.agentic or b.isl is None or b.osl is None:
+        return
+    for name, side in f.roles.items():
+        # A prefill worker hands over after the first token: it never sees the output (TensorRT-LLM recipes say 8232).
+        needed = b.isl if name == "prefill" else b.isl + b.osl
+        if side.max_model_len is not None and side.max_model_len < needed:
+            message = f"{name} takes at most {side.max_model_len} tokens, and a request has up to {needed}"
+            yield message, s.place("backend")
+
+
+def _concurrencies(s: SrtctlResolved, f: RecipeFacts) -> tuple[str, str]:
+    """What the row asks for and the recipe lacks, and the other way round."""
+    if not f.concurrencies or s.benchmark.agentic or s.benchmark.eval_only:
+        return "", ""
+    asked, has = set(s.benchmark.concurrencies), set(f.concurrencies)
+    return ", ".join(map(str, sorted(asked - has))), ", ".join(map(str, sorted(has - asked)))
+
+
+@recipe_rule("concurrency", "error", "the recipe does not run a concurrency that the row asks for")
+def concurrency(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    missing, more = _concurrencies(s, f)
+    if missing:
+        instead = f"; it runs {more}" if more else ""
+        message = f"the recipe does not run concurrency {missing}, which the matrix asks for{instead}"
+        yield message, s.place("benchmark", "concurrencies")
+
+
+@recipe_rule("concurrency-extra", "warning", "the recipe runs a concurrency that the row does not ask for")
+def concurrency_extra(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    missing, more = _concurrencies(s, f)
+    if more and not missing and not s.narrowed:
+        message = f"the recipe also runs concurrency {more}, which the matrix does not ask for"
+        yield message, s.place("benchmark", "concurrencies")
+
+
+_FAMILY = {"nvfp4": "fp4", "mxfp4": "fp4", "mxfp8": "fp8"}
+"""Formats by the word that matrices have for them."""
+
+
+@recipe_rule("precision", "warning", "the recipe says another precision than the row")
+def precision(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    has = f.precision
+    if has is not None and _FAMILY.get(has.lower(), has.lower()) != s.benchmark.precision.lower():
+        message = f"the recipe says precision {has}, and the matrix says {s.benchmark.precision}"
+        yield message, s.place("model", "precision")
+
+
+CI_MINUTES = {True: 780, False: 480}
+"""The workflow's limit of a job (benchmark-multinode-tmpl.yml), which covers the queue too, by "is it agentic"."""
+
+
+@recipe_rule("time-budget", "warning", "a wait is as long as what contains it")
+def time_budget(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    """The wait for the servers lies inside the job's limit, and the job inside the workflow's, with the queue."""
+    seconds = limit_seconds(f.time_limit or s.job.srtslurm.get("default_time_limit"))
+    if seconds is None:
+        return
+    limit, waiting, most = seconds / 60, _health_wait(s) / 60, CI_MINUTES[s.benchmark.agentic]
+    if waiting >= limit:
+        message = (
+            f"srtctl waits up to {waiting:g} min for the servers, and the job may run {limit:g} min: Slurm ends the "
+            f"job before srtctl gives up on servers that do not come up"
+        )
+        yield message, s.place("health_check")
+    if limit >= most:
+        message = (
+            f"the job may run {limit:g} min, and the workflow ends after {most} min, the time in Slurm's queue included"
+        )
+        yield message, s.place("slurm", "time_limit") if f.time_limit else s.rules.lane.place
+
+
+def _health_wait(s: SrtctlResolved) -> float:
+    """The seconds that srtctl waits for servers, after the runner file's edits."""
+    said: dict[str, Any] = {}
+    edited = s.job.recipe.document or {}
+    keys = s.recipe.variant.keys[:1] if s.recipe.variant is not None else ()
+    for holder in (edited, edited.get("base"), *(edited.get(str(k)) for k in keys)):
+        part = holder.get("health_check") if isinstance(holder, dict) else None
+        said.update(part if isinstance(part, dict) else {})
+    wait = 1.0
+    for key, default in (("max_attempts", 180), ("interval_seconds", 10)):  # srtctl's own defaults
+        wait *= said[key] if isinstance(said.get(key), (int, float)) else default
+    return wait
+
+
+def _unresolved(s: SrtctlResolved, f: RecipeFacts) -> Iterator[ContainerUse]:
+    """Container strings of the recipe that would reach the cluster as they are."""
+    for use in f.container_aliases:
+        if use.alias not in s.containers and not use.alias.startswith(("/", "./")):
+            yield use
+
+
+def _is_engine(use: ContainerUse) -> bool:
+    return use.paths[0][0] == "model"
+
+
+@recipe_rule("image-mismatch", "error", "the recipe runs another image than the row publishes")
+def image_mismatch(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    for use in _unresolved(s, f):
+        if _is_engine(use) and names_an_image(use.alias):
+            message = f"the recipe runs {use.alias}, and the matrix publishes its numbers as {s.benchmark.image}"
+            yield message, s.place(*use.paths[0])
+
+
+@recipe_rule("container-unresolved", "error", "a container name of the recipe is no image that the run stages")
+def container_unresolved(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    for use in _unresolved(s, f):
+        if _is_engine(use) and names_an_image(use.alias):
+            continue
+        path, near = use.paths[0], closest(use.alias, s.containers)
+        what, who = ("container", "this run") if _is_engine(use) else (".".join(path), f"runner {s.file.runner.name}")
+        rest = f" (near: {near})" if near else "; every node would pull it by itself"
+        yield f"{what} {use.alias!r} is not an image that {who} stages{rest}", s.place(*path)
+
+
+@recipe_rule("image-spelling", "warning", "the recipe spells the row's image otherwise")
+def image_spelling(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    for use in f.container_aliases:
+        name = use.alias
+        if _is_engine(use) and name in s.containers and names_an_image(name) and name != s.benchmark.image:
+            message = (
+                f"the recipe spells the row's image {s.benchmark.image} as {name}: srtctl compares the names "
+                f"letter by letter, so only this launcher finds the squash file"
+            )
+            yield message, s.place(*use.paths[0])
+
+
+_VERSION = re.compile(r"(?<![0-9.])v?([0-9]+\.[0-9]+\.[0-9]+(?:[.-]?(?:post|rc|dev|a|b)\.?[0-9]+)?)(?![0-9.])")
+
+
+@recipe_rule("alias-version", "warning", "a container alias names another version than the image that it stands for")
+def alias_version(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    helpers = s.file.runner.images.helpers
+    for use in f.container_aliases:
+        image = s.benchmark.image if _is_engine(use) else helpers.get(use.alias, "")
+        said, tag = _VERSION.findall(use.alias), image.partition("@")[0].rpartition(":")[2]
+        if use.alias not in s.containers or names_an_image(use.alias) or not said:
+            continue
+        # A tag without a version (`latest`, a digest alone) may be any; a nightly build is no release.
+        has = _VERSION.findall(tag)
+        if not set(said) & set(has) and (has or "nightly" in tag):
+            yield f"container {use.alias!r} stands for {image} here", s.place(*use.paths[0])
+
+
+@recipe_rule("nginx-by-default", "warning", "several frontends, and no container for their nginx")
+def nginx_by_default(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    if f.nginx_by_default:
+        message = "several frontends and no frontend.nginx_container: srtctl's default image has no alias here"
+        yield message, s.place("frontend")
+
+
+_MAKES = {"arm64": "aarch64", "aarch64": "aarch64", "amd64": "x86_64", "x86_64": "x86_64", "x86-64": "x86_64"}
+_MAKE = re.compile(r"(?<![a-z0-9])(arm64|aarch64|amd64|x86[_-]64)(?![a-z0-9])")
+
+
+@plan_rule("image-architecture", "error", "the image's tag names another make of processor than the nodes have")
+def image_architecture(s: SrtctlResolved) -> Iterator[Found]:
+    arch, container = s.file.runner.node.arch, s.facts.container if s.facts is not None else None
+    images: list[tuple[str, Place | str]] = [(s.benchmark.image, s.benchmark.source)]
+    if container and container != s.benchmark.image:
+        images.append((container, s.place("model", "container")))
+    for image, place in images:
+        makes = {_MAKES[found] for found in _MAKE.findall(image.lower())}
+        if arch is not None and makes and arch not in makes:
+            message = f"{image} is built for {', '.join(sorted(makes))}, and {s.file.runner.name} has {arch} nodes"
+            yield message, place
