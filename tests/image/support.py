@@ -19,7 +19,7 @@ from launcher.core.process import CommandRunner, Completed, clean_environment, r
 from launcher.image.enroot import Enroot
 from launcher.image.reference import PlannedImage, Reference
 from launcher.image.registry import Registry
-from launcher.image.store import ImageStore
+from launcher.image.store import ImageStore, no_log
 from launcher.rehearsal.squashfs import squashfs
 
 ENROOT = (sys.executable, "-m", "launcher.rehearsal.enroot_stand_in")
@@ -65,7 +65,7 @@ def image_store(
     *,
     command: Sequence[str] = ENROOT,
     registry: Registry | None = None,
-    log: Callable[[str], None] = lambda message: None,
+    log: Callable[[str], None] = no_log,
     lock: type[Lock] = EagerLock,
     sleep: Callable[[float], None] = time.sleep,
 ) -> ImageStore:
