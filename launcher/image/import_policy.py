@@ -16,7 +16,7 @@ from launcher.core.process import CommandRunner
 from launcher.core.yaml_source import Document
 from launcher.image.enroot import Enroot
 from launcher.image.reference import PlannedImage, Reference
-from launcher.image.store import ImageRecord, ImageStore
+from launcher.image.store import ImageRecord, ImageStore, no_mark
 
 NODE_PATIENCE = 1800
 """Seconds that the job of an import may wait for a node. Slurm itself ends it then, whatever became of us."""
@@ -102,7 +102,7 @@ def ensure_image(
     run: CommandRunner,
     log: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
-    mark: Callable[[Path], None] = lambda squash: None,
+    mark: Callable[[Path], None] = no_mark,
 ) -> ImageRecord:
     """Have the image as a whole squash file.
 

@@ -78,6 +78,14 @@ class ImageRecord:
     facts: tuple[str, ...] = ()
 
 
+def no_log(message: str) -> None:
+    """Say nothing. It is a function with a name because a store can be given to another process."""
+
+
+def no_mark(squash: Path) -> None:
+    """Leave no mark of use."""
+
+
 class ImageStore:
     """Has images in place, by an ``enroot``.
 
@@ -92,8 +100,8 @@ class ImageStore:
         run: CommandRunner = run,
         *,
         registry: Registry | None = None,
-        log: Callable[[str], None] = lambda message: None,
-        mark: Callable[[Path], None] = lambda squash: None,
+        log: Callable[[str], None] = no_log,
+        mark: Callable[[Path], None] = no_mark,
         lock: type[Lock] = Lock,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:

@@ -21,6 +21,8 @@ from launcher.image.reference import PlannedImage, Reference
 from launcher.image.registry import Registry
 from launcher.image.store import ImageStore
 from launcher.rehearsal.enroot_stand_in import squashfs
+from launcher.image.store import ImageStore, no_log
+from launcher.rehearsal.squashfs import squashfs
 
 ENROOT = (sys.executable, "-m", "launcher.rehearsal.enroot_stand_in")
 REFERENCE = "nvcr.io#nvidia/ai-dynamo/vllm-runtime:1.0.1"
@@ -65,7 +67,7 @@ def image_store(
     *,
     command: Sequence[str] = ENROOT,
     registry: Registry | None = None,
-    log: Callable[[str], None] = lambda message: None,
+    log: Callable[[str], None] = no_log,
     lock: type[Lock] = EagerLock,
     sleep: Callable[[float], None] = time.sleep,
 ) -> ImageStore:
