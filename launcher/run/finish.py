@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -143,7 +144,7 @@ def _end(run: Run, error: LauncherError | None, collected: Collected, state: Job
     if error is not None:
         where, hint = (run.record.hide(text) if text is not None else None for text in (error.where, error.hint))
         recorded = RecordedError(error.layer, run.record.hide(error.message), where, hint)
-    now, code = run.services.clock(), outcome.exit_code
+    now, code = time.time(), outcome.exit_code
     run.record.update(state=name, ended=now, exit_code=code, verdict=judged, error=recorded)
     fields, job = run.record.fields, run.record.job
     written = summary(

@@ -7,8 +7,7 @@ Everything else in this room is the same for all kinds. A runner file names the 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -57,7 +56,6 @@ class Services:
     stop: Stop = field(default_factory=Stop.never)
     tools: Tools = Tools()
     run: CommandRunner = run
-    clock: Callable[[], float] = time.time
 
     @property
     def environment(self) -> dict[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
@@ -185,7 +186,7 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
         if isinstance(earlier, JobKey):
             output = run.kind.output_directory(run.plan, earlier.id)
             log, held = run.kind.log_in(output, earlier.id), run.kind.holds(run.plan)
-            submitted = earlier.submitted or run.services.clock()
+            submitted = earlier.submitted or time.time()
             job = RecordedJob(earlier.id, submitted, str(output), str(log), held=held)
             return _record(run, job, ["found by its token: an earlier launcher submitted it"])
         run.services.stop.check()
@@ -200,7 +201,7 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
             hide = run.record.hide
             keep({"notes": [hide(note) for note in done.notes], "adopted": done.adopted})
             write_json(run.record.directory / "srtctl.json", {"said": hide(done.said)})
-            submitted = done.submitted or run.services.clock()
+            submitted = done.submitted or time.time()
             job = RecordedJob(done.job_id, submitted, str(done.output), str(done.log), held=done.held)
             return _record(run, job, done.notes)
 

@@ -154,17 +154,16 @@ Listener = Callable[[Event], None]
 class RunRecord:
     """One run's directory. ``fields`` is what the record says; `update` changes it, at once on disk too."""
 
-    def __init__(self, directory: Path, fields: RunFields, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, directory: Path, fields: RunFields) -> None:
         self.directory = directory
         self.fields = fields
-        self._clock = clock
         self.listeners: list[Listener] = []
         self.hide: Callable[[str], str] = str
         """Takes secrets out of a text before it is an event; whoever knows the environment sets it."""
         self._held: int | None = None
 
     @classmethod
-    def create(cls, runs: Path, plan: Plan, *, clock: Callable[[], float] = time.time) -> RunRecord:
+    def create(cls, runs: Path, plan: Plan) -> RunRecord:
         """Make the record of a new run.
 
         Raises ConfigError when a run with this id is there already: the caller resumes that one instead.
@@ -180,8 +179,8 @@ class RunRecord:
         try:
             temporary.mkdir(parents=True)
             write_json(temporary / "plan.json", plan.as_dict())
-            record = cls(temporary, RunFields(plan.run_key, plan.runner), clock)
-            record.update(created=clock(), owner=ProcessIdentity.mine())
+            record = cls(temporary, RunFields(plan.run_key, plan.runner))
+            record.update(created=time.time(), owner=ProcessIdentity.mine())
             record.take()
             temporary.rename(directory)
         except OSError as error:
@@ -193,11 +192,11 @@ class RunRecord:
         return record
 
     @classmethod
-    def load(cls, runs: Path, run_id: str, *, clock: Callable[[], float] = time.time) -> RunRecord:
+    def load(cls, runs: Path, run_id: str) -> RunRecord:
         """Read a run's record. Raises ConfigError naming the nearest run, or what is wrong with the file."""
         directory = runs / check_run_id(run_id)
         try:
-            return cls(directory, _read(directory / "run.json"), clock)
+            return cls(directory, _read(directory / "run.json"))
         except FileNotFoundError:
             known = [p.name for p in runs.iterdir()] if runs.is_dir() else []
             near = closest(run_id, known)
@@ -233,7 +232,7 @@ class RunRecord:
 
     def update(self, **changes: Any) -> None:
         """Change fields, durably."""
-        self.fields = replace(self.fields, **changes, updated=self._clock())
+        self.fields = replace(self.fields, **changes, updated=time.time())
         write_json(self.directory / "run.json", self.fields.as_json())
 
     def step(self, name: str) -> Step:
@@ -242,7 +241,7 @@ class RunRecord:
 
     def set_step(self, name: str, state: str, *, error: str | None = None, **facts: Any) -> None:
         """Write a step's state, and the facts that later steps and other processes need of it."""
-        now, before = self._clock(), self.step(name)
+        now, before = time.time(), self.step(name)
         began = now if state == "running" or not before.began else before.began
         step = Step(state, began, now, error, {**before.facts, **facts})
         self.update(steps={**self.fields.steps, name: step})
@@ -265,7 +264,7 @@ class RunRecord:
     def event(self, kind: str, text: str, **data: Any) -> None:
         """Append an event, and show it to the listeners: that, too, when the file cannot be written (a full disk)."""
         text = self.hide(text)
-        event = Event(self._clock(), self.id, kind, text, data)
+        event = Event(time.time(), self.id, kind, text, data)
         line = json.dumps({"time": event.time, "kind": kind, "text": text, **data}, ensure_ascii=False, default=str)
         try:
             with (self.directory / "events.jsonl").open("a", encoding="utf-8") as file:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from launcher.core.errors import ConfigError, closest
 from launcher.core.process import CommandRunner, run
+from launcher.core.errors import ConfigError
+from launcher.core.suggest import closest
 from launcher.slurm.client import Scheduler
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.local import LocalScheduler
@@ -17,18 +19,13 @@ BACKENDS = ("auto", "commands", "pyslurm")
 
 
 def open_scheduler(
-    kind: str,
-    *,
-    backend: str = "auto",
-    directory: Path | None = None,
-    runner: CommandRunner = run,
-    say: Callable[[str], None] = lambda text: None,
+    kind: str, *, backend: str = "auto", directory: Path | None = None, say: Callable[[str], None] = lambda text: None
 ) -> Scheduler:
     """The scheduler of a kind: ``slurm`` or ``local`` (its jobs lie in ``directory``).
 
     Slurm is asked by its commands (``backend`` ``commands``), or by pyslurm where that can be used (``pyslurm``,
-    ``auto``) and by its commands elsewhere; ``say`` is told which and why. All programs are run by ``runner``, which
-    must go on when the launcher was asked to stop: scancel is what it then has to run.
+    ``auto``) and by its commands elsewhere; ``say`` is told which and why. Its programs run on when the launcher was
+    asked to stop: scancel is what it then has to run.
     Raises ConfigError for another word, and for ``local`` without a directory.
     """
     if kind == "local":
@@ -40,6 +37,6 @@ def open_scheduler(
         raise ConfigError(f"unknown scheduler {kind!r}", hint=f"did you mean {near!r}?" if near else "slurm or local")
     if backend not in BACKENDS:
         raise ConfigError(f"unknown Slurm backend {backend!r}", hint=" or ".join(BACKENDS))
-    native, why = (None, "as asked for") if backend == "commands" else choose(runner=runner)
+    native, why = (None, "as asked for") if backend == "commands" else choose()
     say(f"Slurm is asked by {why}" if native is not None else f"Slurm is asked by its commands: {why}")
-    return native if native is not None else SlurmCommands(runner=runner)
+    return native if native is not None else SlurmCommands()

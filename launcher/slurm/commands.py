@@ -207,13 +207,11 @@ class SlurmCommands:
         runner: CommandRunner = run,
         environ: Mapping[str, str] | None = None,
         timeout: float = 30.0,
-        now: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """``timeout``: seconds for each call. ``environ``: that of the commands, by default os.environ."""
         self._runner = runner
         self._timeout = timeout
-        self._now = now
         self._sleep = sleep
         # Without variables that change what the clients ask or print: SQUEUE_FORMAT, SLURM_CLUSTERS…
         prefixes = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")
@@ -270,7 +268,7 @@ class SlurmCommands:
         # a dead launcher left behind.
         user = str(os.getuid())
         queue = self._squeue(user=user)
-        since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self._now() - 86400))
+        since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - 86400))
         accounts = self._sacct("-u", user, "-S", since)
         keys: dict[str, JobKey] = {}
         for answer in (accounts, queue):
