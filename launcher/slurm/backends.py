@@ -6,9 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launcher.core.errors import ConfigError, closest
-from launcher.core.process import CommandRunner, run
-from launcher.core.errors import ConfigError
-from launcher.core.suggest import closest
 from launcher.slurm.client import Scheduler
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.local import LocalScheduler

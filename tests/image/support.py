@@ -19,10 +19,8 @@ from launcher.core.process import CommandRunner, Completed, clean_environment, r
 from launcher.image.enroot import Enroot
 from launcher.image.reference import PlannedImage, Reference
 from launcher.image.registry import Registry
-from launcher.image.store import ImageStore
-from launcher.rehearsal.enroot_stand_in import squashfs
 from launcher.image.store import ImageStore, no_log
-from launcher.rehearsal.squashfs import squashfs
+from launcher.rehearsal.enroot_stand_in import squashfs
 
 ENROOT = (sys.executable, "-m", "launcher.rehearsal.enroot_stand_in")
 REFERENCE = "nvcr.io#nvidia/ai-dynamo/vllm-runtime:1.0.1"
