@@ -154,5 +154,6 @@ class Plan:
 
 def json_values(value: Any) -> Any:
     """A value of dataclasses, dictionaries and sequences as what JSON holds."""
-    # `msgspec.to_builtins` would keep tuples.
-    return msgspec.json.decode(msgspec.json.encode(value))
+    # `msgspec.to_builtins` keeps tuples, which the second step makes lists; msgspec's own JSON would make null of an
+    # infinity that a recipe holds, and so change what is submitted.
+    return json.loads(json.dumps(msgspec.to_builtins(value)))
