@@ -27,8 +27,9 @@ from launcher.image.inventory import adopt
 from launcher.image.reference import Reference
 from launcher.rehearsal.tools import environment as environment_of_stand_ins
 from launcher.runner.schema import Images
+from tests.commands import ScriptedCommands
 from tests.image.docker_registry import RealRegistry, real_registry
-from tests.image.support import Scripted, image_store, never, request
+from tests.image.support import image_store, request
 
 OPTIONS = {"enroot's default": "-comp lzo -noD -exit-on-error", "ours": Images(directory="/").squash_options}
 REFERENCE = "a/b:1"
@@ -51,7 +52,7 @@ def squash(tree: str, path: Path, options: str) -> tuple[float, float]:
 def hit(place: Path, tree: str, rounds: int) -> None:
     """The decision that nothing has to be done, against what `unsquashfs -l` of the same file takes."""
     (place / "images").mkdir()
-    store, wanted = image_store(Scripted(never)), request(place, reference=REFERENCE)
+    store, wanted = image_store(ScriptedCommands()), request(place, reference=REFERENCE)
     path = wanted.squash_path
     squash(tree, path, OPTIONS["ours"])
     adopt(path, REFERENCE, wanted.uri)

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,30 +95,6 @@ def mksquashfs(path: Path, *options: str, size: int = 300_000) -> Path:
         timeout=60,
     )
     return path
-
-
-class Scripted:
-    """A command runner that answers what it was told to, and remembers what it was asked."""
-
-    def __init__(self, answer: Callable[[Sequence[str]], Completed]) -> None:
-        self.asked: list[tuple[str, ...]] = []
-        self._answer = answer
-
-    def __call__(
-        self,
-        argv: Sequence[str],
-        *,
-        timeout: float,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        input: str | None = None,
-    ) -> Completed:
-        self.asked.append(tuple(argv))
-        return self._answer(argv)
-
-
-def never(argv: Sequence[str]) -> Completed:
-    raise AssertionError(f"no process should have been started: {argv}")
 
 
 def completed(argv: Sequence[str], returncode: int | None, stderr: str = "", stdout: str = "") -> Completed:

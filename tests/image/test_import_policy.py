@@ -20,7 +20,8 @@ from launcher.plan.derive import Context, planned_image
 from launcher.rehearsal.tools import REGISTRIES
 from launcher.rehearsal.tools import environment as environment_of_stand_ins
 from launcher.runner.schema import Images
-from tests.image.support import Scripted, until
+from tests.commands import ScriptedCommands
+from tests.image.support import until
 from tests.run.driving import Desk
 
 LOCAL = ImportPolicy("local", None, None, "job", "r1", REGISTRIES)
@@ -120,7 +121,7 @@ def test_an_error_names_the_line_of_the_image(tmp_path: Path) -> None:
     def refused(where: str, reference: str = "a/b:1") -> str | None:
         squash, lock = str(tmp_path / "sq/x.sqsh"), str(tmp_path / "sq/x.lock")
         planned = dataclasses.replace(image(tmp_path), reference=reference, squash=squash, lock=lock, where=where)
-        answer = Scripted(lambda argv: Completed(tuple(argv), 1, "", "[ERROR] Invalid image reference: x", 0.0))
+        answer = ScriptedCommands(lambda argv: Completed(tuple(argv), 1, "", "[ERROR] Invalid image reference: x", 0.0))
         with pytest.raises(ImageError) as caught:
             ensure_image(planned, LOCAL, {}, run=answer, log=no_log)
         return caught.value.where

@@ -21,17 +21,16 @@ from launcher.core.publish import TEMPORARY_SUFFIX
 from launcher.image.request import PlannedImage
 from launcher.image.store import ImageStore
 from launcher.rehearsal.enroot_stand_in import FAULTS
+from tests.commands import ScriptedCommands, real_commands
 from tests.image.support import (
     NAME,
     REFERENCE,
     EagerLock,
     EagerLockWithFlock,
-    Scripted,
     as_root,
     completed,
     image_store,
     needs_squashfs_tools,
-    never,
     process,
     request,
     small_image,
@@ -135,7 +134,7 @@ def test_what_was_imported_is_a_real_image_that_says_it_is_a_rehearsal(place: Pa
 def test_a_hit_starts_no_process_takes_no_lock_and_opens_two_files(place: Path, final: Path, log: Log) -> None:
     log.store().ensure(request(place))
     log.clear()
-    store = log.store(Scripted(never), lock=EagerLockWithFlock)
+    store = log.store(ScriptedCommands(), lock=EagerLockWithFlock)
     wanted = request(place, lock=str(place / "images" / "bash.lock"))
     before = final.parent.stat().st_mtime_ns
     with opened() as files:
@@ -149,7 +148,7 @@ def test_a_hit_starts_no_process_takes_no_lock_and_opens_two_files(place: Path, 
 
 def test_a_hit_costs_a_fraction_of_a_millisecond(place: Path, log: Log) -> None:
     log.store().ensure(request(place))
-    store, wanted = image_store(Scripted(never)), request(place)
+    store, wanted = image_store(ScriptedCommands()), request(place)
     seconds = min(_timed(store, wanted) for _ in range(200))
     assert seconds < 0.002
     print(f"hit: {seconds * 1e6:.0f} µs")
@@ -163,7 +162,7 @@ def _timed(store: ImageStore, wanted: PlannedImage) -> float:
 
 def test_a_file_that_bash_made_is_adopted_without_a_process(place: Path, final: Path) -> None:
     small_image(final)
-    store = image_store(Scripted(never))
+    store = image_store(ScriptedCommands())
     assert store.ensure(request(place)).how == "adopted"
     assert note(final)["how"] == "adopted"
     assert store.ensure(request(place)).how == "hit"
@@ -172,7 +171,7 @@ def test_a_file_that_bash_made_is_adopted_without_a_process(place: Path, final: 
 def test_it_is_adopted_where_no_record_can_be_written(place: Path, final: Path) -> None:
     small_image(final)
     final.with_name(f"{NAME}.json").mkdir()
-    assert image_store(Scripted(never)).ensure(request(place)).how == "adopted"
+    assert image_store(ScriptedCommands()).ensure(request(place)).how == "adopted"
     assert parts(place) == []
 
 
@@ -180,17 +179,17 @@ def test_it_is_adopted_where_no_record_can_be_written(place: Path, final: Path) 
 def test_a_record_that_cannot_be_read_says_nothing(place: Path, final: Path, content: str) -> None:
     small_image(final)
     final.with_name(f"{NAME}.json").write_text(content)
-    assert image_store(Scripted(never)).ensure(request(place)).how == "adopted"
+    assert image_store(ScriptedCommands()).ensure(request(place)).how == "adopted"
 
 
 def test_a_file_replaced_since_it_was_recorded_is_listed_and_adopted(place: Path, final: Path, log: Log) -> None:
     log.store().ensure(request(place))
     small_image(final, "made by a bash launcher")
-    whole = Scripted(lambda argv: completed(argv, 0))
+    whole = ScriptedCommands(lambda argv: completed(argv, 0))
     assert log.store(whole).ensure(request(place)).how == "adopted"
-    assert whole.asked == [("unsquashfs", "-l", str(final))]
+    assert whole.calls == [("unsquashfs", "-l", str(final))]
     assert (note(final)["how"], note(final)["listing"]) == ("adopted", "whole")
-    assert log.store(Scripted(never)).ensure(request(place)).how == "hit"
+    assert log.store(ScriptedCommands()).ensure(request(place)).how == "hit"
 
 
 def test_two_images_of_one_name_are_an_error(place: Path, log: Log) -> None:
@@ -211,7 +210,7 @@ def test_a_damaged_file_is_replaced_by_rename(place: Path, final: Path, log: Log
         reader.seek(0)
         assert reader.read() == before
     assert log[0].startswith(f"importing {REFERENCE} to {final}: not a whole squash file")
-    assert log.store(Scripted(never)).ensure(request(place)).how == "hit"
+    assert log.store(ScriptedCommands()).ensure(request(place)).how == "hit"
 
 
 def test_a_file_whose_lists_are_damaged_is_replaced(place: Path, final: Path, log: Log) -> None:
@@ -225,7 +224,7 @@ def test_a_file_whose_lists_are_damaged_is_replaced(place: Path, final: Path, lo
             return completed(argv, 1 if is_damaged else 0)
         return run(argv, timeout=20)
 
-    assert log.store(Scripted(answer)).ensure(request(place)).how == "imported"
+    assert log.store(ScriptedCommands(answer)).ensure(request(place)).how == "imported"
     assert final.read_bytes() != damaged
     assert parts(place) == []
 
@@ -238,7 +237,7 @@ def test_a_whole_file_that_came_meanwhile_stays(place: Path, final: Path, log: L
             small_image(final, "the other's")
         return run(argv, timeout=20)
 
-    record = log.store(Scripted(answer)).ensure(request(place))
+    record = log.store(ScriptedCommands(answer)).ensure(request(place))
     assert record.how == "adopted"
     assert record.facts == ("another process published it first; ours was dropped",)
     assert b"the other's" in final.read_bytes()
@@ -251,8 +250,8 @@ def test_an_import_in_place_that_began_meanwhile_is_replaced(place: Path, final:
             final.write_bytes(bytes(5000))
         return run(argv, timeout=20)
 
-    assert log.store(Scripted(answer)).ensure(request(place)).how == "imported"
-    assert log.store(Scripted(never)).ensure(request(place)).how == "hit"
+    assert log.store(ScriptedCommands(answer)).ensure(request(place)).how == "imported"
+    assert log.store(ScriptedCommands()).ensure(request(place)).how == "hit"
 
 
 @pytest.mark.parametrize(
@@ -347,11 +346,11 @@ def test_enroots_words_are_understood(
     def answer(argv: Sequence[str]) -> Completed:
         return completed(argv, returncode, stderr.format(enroot=argv[0]))
 
-    runner = Scripted(answer)
+    runner = ScriptedCommands(answer)
     with pytest.raises(ImageError, match=says) as caught:
         log.impatient(runner).ensure(request(place))
     assert hint in (caught.value.hint or "")
-    assert sum("import" in argv for argv in runner.asked) == tries
+    assert sum("import" in argv for argv in runner.calls) == tries
 
 
 def test_an_import_beyond_its_time_is_ended_and_not_tried_again(
@@ -373,19 +372,19 @@ def test_the_wrong_architecture_is_a_stated_fact(place: Path, log: Log) -> None:
         done = run(argv, timeout=20)
         return completed(argv, 0, warning) if "import" in argv else done
 
-    assert log.store(Scripted(answer)).ensure(request(place)).facts == (warning,)
+    assert log.store(ScriptedCommands(answer)).ensure(request(place)).facts == (warning,)
     assert log[-1] == warning
 
 
 def test_enroot_gets_private_temporaries_english_and_the_runners_environment(place: Path, log: Log) -> None:
     environments: list[dict[str, str]] = []
 
-    def runner(argv: Sequence[str], *, timeout: float, env: Any = None, **_: Any) -> Completed:
+    def answer(argv: Sequence[str]) -> None:
         if "import" in argv:
-            environments.append(dict(env))
-            assert Path(env["ENROOT_TEMP_PATH"]).is_dir()
-        return run(argv, timeout=timeout, env=env)
+            environments.append(dict(runner.environments[-1] or {}))
+            assert Path(environments[-1]["ENROOT_TEMP_PATH"]).is_dir()
 
+    runner = ScriptedCommands(answer)
     given = {"ENROOT_CACHE_PATH": "/tmp/shared-cache", "ENROOT_SQUASH_OPTIONS": "-comp zstd"}
     log.store(runner).ensure(request(place, environment=given))
     (environment,) = environments
@@ -398,25 +397,27 @@ def test_enroot_gets_private_temporaries_english_and_the_runners_environment(pla
 
 
 def test_temporaries_that_their_owner_may_not_write_are_removed(place: Path, log: Log) -> None:
-    def runner(argv: Sequence[str], *, timeout: float, env: Any = None, **_: Any) -> Completed:
+    def answer(argv: Sequence[str]) -> None:
         if "import" in argv:
-            layer = Path(env["ENROOT_TEMP_PATH"], "enroot.x", "0", "usr")
+            environment = runner.environments[-1]
+            assert environment is not None
+            layer = Path(environment["ENROOT_TEMP_PATH"], "enroot.x", "0", "usr")
             layer.mkdir(parents=True)
             (layer / "link").symlink_to(place)
             layer.chmod(0o555)
             layer.parent.chmod(0)
-        return run(argv, timeout=timeout, env=env)
 
+    runner = ScriptedCommands(answer)
     log.store(runner).ensure(request(place))
     assert list((place / "tmp").iterdir()) == []
 
 
 def test_a_digest_in_the_reference_is_recorded_without_asking(place: Path, log: Log) -> None:
     digest = "sha256:" + "ab" * 32
-    runner = Scripted(lambda argv: run(argv, timeout=20))
+    runner = real_commands()
     record = log.store(runner).ensure(request(place, reference=f"a/b:c@{digest}"))
     assert record.sidecar.digest == digest
-    assert not any("digest" in argv for argv in runner.asked)
+    assert not any("digest" in argv for argv in runner.calls)
 
 
 def test_an_enroot_without_digest_or_a_machine_without_unsquashfs_is_recorded(place: Path, log: Log) -> None:
@@ -425,7 +426,7 @@ def test_an_enroot_without_digest_or_a_machine_without_unsquashfs_is_recorded(pl
             return completed(argv, 1, "Usage: enroot COMMAND [ARG...]")
         return completed(argv, 127) if argv[0] == "unsquashfs" else run(argv, timeout=20)
 
-    record = log.store(Scripted(answer)).ensure(request(place))
+    record = log.store(ScriptedCommands(answer)).ensure(request(place))
     assert record.sidecar.digest is None
     assert record.sidecar.listing == "not checked: unsquashfs is not installed"
 
@@ -436,20 +437,20 @@ def test_an_enroot_without_digest_or_a_machine_without_unsquashfs_is_recorded(pl
 def test_a_directory_in_place_of_the_file_is_an_error(place: Path, final: Path, log: Log) -> None:
     final.mkdir()
     with pytest.raises(ImageError, match="a directory, where a squash file belongs"):
-        log.store(Scripted(never)).ensure(request(place))
+        log.store(ScriptedCommands()).ensure(request(place))
     assert final.is_dir()
 
 
 def test_a_missing_image_directory_is_named(tmp_path: Path, log: Log) -> None:
     with pytest.raises(ImageError, match=f"{tmp_path / 'images'}: No such file") as caught:
-        log.store(Scripted(never)).ensure(request(tmp_path))
+        log.store(ScriptedCommands()).ensure(request(tmp_path))
     assert "images.directory" in (caught.value.hint or "")
 
 
 def test_an_image_directory_that_is_a_file_is_named(tmp_path: Path, log: Log) -> None:
     (tmp_path / "images").touch()
     with pytest.raises(ImageError, match="Not a directory") as caught:
-        log.store(Scripted(never)).ensure(request(tmp_path))
+        log.store(ScriptedCommands()).ensure(request(tmp_path))
     assert "a part of it is a file" in (caught.value.hint or "")
 
 
@@ -461,7 +462,7 @@ def test_too_little_space_is_said_before_the_import_with_what_killed_ones_left(
     full = os.statvfs_result((4096, 4096, 1000, 0, 0, 1000, 500, 500, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda path: full)
     with pytest.raises(ImageError, match=r"not enough space for an import: 0\.0 GiB free in ") as caught:
-        log.store(Scripted(never)).ensure(request(place))
+        log.store(ScriptedCommands()).ensure(request(place))
     assert left.name in (caught.value.hint or "")
 
 
@@ -482,14 +483,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_read_only_directory_fails_before_anything_is_imported(small_disk: Path, tmp_path: Path, log: Log) -> None:
     assert as_root("mount", "-o", "remount,ro", str(small_disk)).returncode == 0
     with pytest.raises(ImageError, match=f"{small_disk}: Read-only file system") as caught:
-        log.store(Scripted(never)).ensure(request(tmp_path))
+        log.store(ScriptedCommands()).ensure(request(tmp_path))
     assert "images.import-on" in (caught.value.hint or "")
 
 
 def test_a_whole_file_in_a_read_only_directory_is_a_hit(small_disk: Path, tmp_path: Path, log: Log) -> None:
     small_image(small_disk / NAME)
     assert as_root("mount", "-o", "remount,ro", str(small_disk)).returncode == 0
-    assert log.store(Scripted(never)).ensure(request(tmp_path)).how == "adopted"
+    assert log.store(ScriptedCommands()).ensure(request(tmp_path)).how == "adopted"
 
 
 def test_a_disk_that_gets_full_during_the_import(
@@ -507,7 +508,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, log: Log) -> None:
         while True:
             file.write(bytes(4096))
     with pytest.raises(ImageError, match=r"not enough space for an import: 0\.0 GiB free") as caught:
-        log.store(Scripted(never)).ensure(request(tmp_path))
+        log.store(ScriptedCommands()).ensure(request(tmp_path))
     assert "free space" in (caught.value.hint or "")
     assert [path.name for path in small_disk.iterdir()] == ["full"]
 
@@ -515,7 +516,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, log: Log) -> None:
 def test_temporaries_that_cannot_be_made_are_named(place: Path, log: Log) -> None:
     (place / "file").touch()
     with pytest.raises(ImageError, match=f"{place / 'file'}"):
-        log.store(Scripted(never)).ensure(request(place, temporary=str(place / "file" / "tmp")))
+        log.store(ScriptedCommands()).ensure(request(place, temporary=str(place / "file" / "tmp")))
     assert list((place / "images").iterdir()) == []
 
 
@@ -546,7 +547,7 @@ def test_who_waited_for_another_import_takes_its_image(place: Path, final: Path,
     with process("bash", "-c", script, "-", str(lock), str(image), str(final), stdout=subprocess.PIPE) as bash:
         assert bash.stdout is not None
         assert bash.stdout.readline() == "locked\n"
-        store = log.store(Scripted(never), lock=EagerLockWithFlock)
+        store = log.store(ScriptedCommands(), lock=EagerLockWithFlock)
         record = store.ensure(request(place, lock=str(lock)))
     assert record.how == "adopted"
     assert log == [f"waiting for {NAME}: an unnamed process with flock on {lock}"]
@@ -578,7 +579,7 @@ def test_an_interrupted_import_removes_its_own_temporaries_only(place: Path, fin
         return completed(argv, 0, stdout="4.1.2")
 
     with pytest.raises(KeyboardInterrupt):
-        log.store(Scripted(answer)).ensure(request(place))
+        log.store(ScriptedCommands(answer)).ensure(request(place))
     assert list(final.parent.iterdir()) == [other]
     assert list((place / "tmp").iterdir()) == []
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from launcher.model.node_job import DIRECTORY, reap, stage_on_nodes
 from launcher.model.nodes import Allocation, NodeResult, NodeTask, on_node, this_node
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.poller import Pace
+from tests.commands import ScriptedCommands
 from tests.conftest import SlurmCluster
 from tests.model.checkpoints import checkpoint
 from tests.model.test_stage import content
@@ -254,35 +255,19 @@ def test_stopped_within_a_job_it_leaves_no_step(place: Place, monkeypatch: pytes
         subprocess.run(["scancel", job], timeout=60)
 
 
-class Fake:
-    """Names nodes as scontrol does; srun answers for all but the last."""
-
-    def __init__(self) -> None:
-        self.argv: list[str] = []
-
-    def __call__(
-        self,
-        argv: Sequence[str],
-        *,
-        timeout: float,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        input: str | None = None,
-    ) -> Completed:
-        if argv[0] == "scontrol":
-            return Completed(tuple(argv), 0, "\n".join(NODES), "", 0.0)
-        self.argv = list(argv)
+def test_a_node_that_says_nothing_has_failed() -> None:
+    def srun(argv: Sequence[str]) -> Completed:
         said = [f'0: launcher-node-verdict {{"node": "{node}", "ok": true, "how": "staged"}}' for node in NODES[:-1]]
         return Completed(tuple(argv), 1, "\n".join(["noise", *said]), "srun: error: node05: task 2: Killed", 0.0)
 
-
-def test_a_node_that_says_nothing_has_failed() -> None:
-    fake = Fake()
-    found = stage_on_nodes(NodeTask("/archive/M", "/nvme/M"), Allocation(job="7", nodes="node[02-03,05]"), run=fake)
+    commands = ScriptedCommands(scontrol="\n".join(NODES), srun=srun)
+    allocation = Allocation(job="7", nodes="node[02-03,05]")
+    found = stage_on_nodes(NodeTask("/archive/M", "/nvme/M"), allocation, run=commands)
     assert found[:2] == [NodeResult("node02", True, "staged"), NodeResult("node03", True, "staged")]
     assert not found[2].ok
     assert "node05: task 2: Killed" in (found[2].error or "")
-    assert {"--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--jobid=7"} <= set(fake.argv)
+    options = {"--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--jobid=7"}
+    assert options <= set(commands.calls[-1])
 
 
 def test_slurms_name_of_this_node_comes_before_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
