@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CLUSTER, NOT_INSTALLED, SlurmCluster, cluster, free_ports, require_up
+from tests.conftest import CANNOT_RUN, CLUSTER, IN_CI, NOT_INSTALLED, SlurmCluster, cluster, free_ports, require_up
 
 USERS = [pwd.getpwuid(os.getuid()).pw_name, *(["nobody"] if os.getuid() == 0 else [])]
 NODES = 2
@@ -155,6 +155,29 @@ def test_down_spares_a_process_that_got_an_old_pid(place: Place) -> None:
             assert stranger.poll() is None
         finally:
             stranger.kill()
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("place", USERS[:1], indirect=True)
+def test_a_slurmd_that_cannot_run_here_is_said_in_its_own_words(place: Place) -> None:
+    """As in a container without a cgroup file system: only the node's log has the reason."""
+    program = place.directory / "bin/slurmd"
+    program.parent.mkdir()
+    said = "slurmd: fatal: Unable to initialize cgroup plugin"
+    program.write_text(f"#!/bin/sh\nsleep 1\necho '{said}' >&2\nexit 1\n")
+    program.chmod(0o755)
+    up = ("up", "--nodes", str(NODES), "--port", str(free_ports(NODES + 2)), "--no-accounting")
+    script = f'PATH={program.parent}:$PATH exec "$@" --dir {place.directory}/c'
+    require_slurm_programs()
+    answer = place.run("sh", "-c", script, "sh", *place.program, *up)
+    assert answer.returncode == CANNOT_RUN, answer.stderr
+    assert "slurmd of node0" in answer.stderr and said in answer.stderr
+    assert processes_of(place.directory / "c") == []
+
+
+def require_slurm_programs() -> None:
+    if not (shutil.which("slurmctld") or shutil.which("slurmctld", path="/usr/sbin")):
+        (pytest.fail if IN_CI else pytest.skip)("Slurm is not installed")
 
 
 def test_missing_programs_are_named(tmp_path: Path) -> None:
