@@ -1,4 +1,4 @@
-"""Figures of docs/images.md: ``python -m tests.image.figures hit|compressors|import [TREE [ROUNDS]]``.
+"""Figures of docs/images.md: ``python -m scripts.measurements.images hit|compressors|import [TREE [ROUNDS]]``.
 
 ``import`` alternates a bare `enroot import`, the same followed by fsync of its file, and `launcher image import`; it
 needs docker-registry and skopeo, and enroot on PATH: without it the rehearsal's stand-in is used, and that is said.

@@ -1,4 +1,4 @@
-"""Figures of watching jobs, on a real cluster: parts of ``python -m tests.slurm.figures`` with SLURM_CONF set.
+"""Figures of watching jobs, on a real cluster: parts of ``python -m scripts.measurements.slurm`` with SLURM_CONF set.
 
 What is watched is one job that runs and others that wait (held), since a thousand running ones would measure this
 machine; the pace is that of running jobs. Jobs are this module's own, and cancelled at the end.
@@ -75,7 +75,7 @@ def watch(argv: list[str]) -> int:
         ids.flush()
         for backend in backends():
             words = ["--minutes", str(asked.minutes), "--child", backend, ids.name]
-            subprocess.run([sys.executable, "-m", "tests.slurm.figures", "watch", *words], check=True)
+            subprocess.run([sys.executable, "-m", "scripts.measurements.slurm", "watch", *words], check=True)
     return 0
 
 

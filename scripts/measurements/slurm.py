@@ -1,6 +1,6 @@
-"""Figures of asking Slurm, on a real cluster: ``python -m tests.slurm.figures NAME …`` with SLURM_CONF set.
+"""Figures of asking Slurm, on a real cluster: ``python -m scripts.measurements.slurm NAME …`` with SLURM_CONF set.
 
-queries  questions an hour for 1, 50 and 1,000 jobs, beside a loop of squeue (tests/slurm/watching.py, --help)
+queries  questions an hour for 1, 50 and 1,000 jobs, beside a loop of squeue (watching.py, --help)
 watch    CPU and memory of watching 1,000 jobs for 10 minutes
 delay    from a job's end to our knowing it: both backends, own and shared poller, with and without an exit marker
 shared   1, 5 and 20 launcher processes that each watch a job, with and without a shared poller: questions a minute, and
@@ -18,15 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.core.process import Completed, run
+from launcher.core.process import run
 from launcher.slurm.client import JobKey, Scheduler
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.native import SlurmNative, choose
 from launcher.slurm.shared import SharedPoller
-from tests.slurm import watching
+from scripts.measurements import watching
+from tests.commands import ScriptedCommands
 from tests.slurm.following import follow
 
 COUNTED = (90.0, 150.0)
@@ -86,19 +87,11 @@ def shared() -> int:
 def one(job: str, token: str, place: str, number: str, how: str) -> int:
     """One launcher: it watches one job at the pace of real runs."""
 
-    def runner(
-        argv: Sequence[str],
-        *,
-        timeout: float,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        input: str | None = None,
-    ) -> Completed:
+    def note(argv: Sequence[str]) -> None:
         with (Path(place) / "asked").open("a") as file:
             file.write(f"{time.time()} {argv[0]}\n")
-        return run(argv, timeout=timeout, cwd=cwd, env=env, input=input)
 
-    scheduler: Scheduler = SlurmCommands(runner=runner)
+    scheduler: Scheduler = SlurmCommands(runner=ScriptedCommands(note))
     if how == "shared":
         scheduler = SharedPoller(scheduler, Path(place) / "poller", cluster=os.environ["SLURM_CONF"])
 
