@@ -16,10 +16,10 @@ from launcher.image import sidecar, usage
 from launcher.image.inventory import adopt, collect, garbage, images
 from launcher.image.squash import inspect
 from launcher.run.image_usage import is_run_over, mark_used_by, unmark
-from launcher.run.record import RunRecord
+from launcher.run.record_fields import RecordedJob
 from tests.image.support import small_image
 from tests.run.driving import ONE, Desk
-from tests.run.runs import plan_on
+from tests.run.runs import a_run, plan_on
 
 DAY = 86400.0
 
@@ -92,21 +92,21 @@ def test_a_mark_that_was_torn_counts_and_one_that_is_too_old_does_not(squash: Pa
 def test_a_run_marks_what_it_uses_until_it_is_settled(squash: Path, tmp_path: Path) -> None:
     plan = plan_on("local", tmp_path)
     moved = dataclasses.replace(plan, images=(dataclasses.replace(plan.images[0], squash=str(squash)),))
-    record = RunRecord.create(tmp_path / "runs", moved)
+    record = a_run(tmp_path, moved).record
     mark_used_by(record)(squash)
     forgotten(squash)
     aged(next((squash.parent / ".uses/x.sqsh").iterdir()), 1)
-    record.update(state="failed", job={"id": "7", "over": False})
+    record.update(state="failed", job=RecordedJob("7"))
     unmark(record)
     assert gone(squash) == [], "its job may still map the image"
-    record.update(job={"id": "7", "over": True})
+    record.update(job=RecordedJob("7", over=True))
     assert [name.partition("@")[0] for name in gone(squash)] == ["x.sqsh", "r1"], "the record proves it over"
     unmark(record)
     assert list((squash.parent / ".uses/x.sqsh").iterdir()) == []
 
 
 def test_where_no_mark_can_be_made_that_is_said(tmp_path: Path) -> None:
-    record = RunRecord.create(tmp_path / "runs", plan_on("local", tmp_path))
+    record = a_run(tmp_path).record
     (tmp_path / "images").mkdir()
     (tmp_path / "images/.uses").touch()
     mark_used_by(record)(tmp_path / "images/x.sqsh")
