@@ -15,7 +15,7 @@ from launcher.check.schema_validation import validate
 from launcher.check.srtctl_schema import Schema, Schemas, parse
 from launcher.core.errors import ConfigError
 from tests.benchmarks import a_recipe
-from tests.check.world import Q2, V50, put
+from tests.check.workspaces import Q2, V50, put
 
 SCHEMAS = Schemas()
 

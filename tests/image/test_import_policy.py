@@ -22,7 +22,7 @@ from launcher.rehearsal.tools import environment as environment_of_stand_ins
 from launcher.runner.schema import Images
 from tests.commands import ScriptedCommands
 from tests.image.support import until
-from tests.run.driving import Desk
+from tests.run.driving import LauncherUser
 
 LOCAL = ImportPolicy("local", None, None, "job", "r1", REGISTRIES)
 SLURM = ImportPolicy("slurm", "batch", "me", "job", "r1", REGISTRIES)
@@ -137,9 +137,9 @@ def test_an_error_names_the_line_of_the_image(tmp_path: Path) -> None:
 def test_an_import_by_hand_that_is_stopped_ends_its_enroot_and_leaves_nothing(
     tmp_path: Path, how: signal.Signals
 ) -> None:
-    desk = Desk(tmp_path)
-    squash = desk.state / "squash"
-    with desk.start("image", "import", "a/b:1", "--runner", "local", LAUNCHER_REHEARSAL_ENROOT="slow=60") as process:
+    user = LauncherUser(tmp_path)
+    squash = user.state / "squash"
+    with user.start("image", "import", "a/b:1", "--runner", "local", LAUNCHER_REHEARSAL_ENROOT="slow=60") as process:
         until(lambda: next(squash.glob(".*.owner"), None) and next(squash.glob(".*.part"), None), 30)
         process.send_signal(how)
         out, _ = process.communicate(timeout=30)

@@ -18,7 +18,7 @@ from launcher.image.squash import inspect
 from launcher.run.image_usage import is_run_over, mark_used_by, unmark
 from launcher.run.record_fields import RecordedJob
 from tests.image.support import small_image
-from tests.run.driving import ONE, Desk
+from tests.run.driving import ONE, LauncherUser
 from tests.run.runs import a_run, plan_on
 
 DAY = 86400.0
@@ -141,20 +141,20 @@ def test_a_run_that_comes_between_a_look_and_the_removal_keeps_its_image(
 
 
 def test_gc_of_another_user_keeps_what_a_run_maps_until_its_job_is_over(tmp_path: Path) -> None:
-    desk = Desk(tmp_path)
-    process = desk.start("run", *ONE, "--runner", "local", "--run-id", "r", LAUNCHER_REHEARSAL_FAULTS="hang")
+    user = LauncherUser(tmp_path)
+    process = user.start("run", *ONE, "--runner", "local", "--run-id", "r", LAUNCHER_REHEARSAL_FAULTS="hang")
     try:
-        desk.wait_for(lambda record: bool(record["state"] == "running"))
-        directory = desk.state / "squash"
+        user.wait_for(lambda record: bool(record["state"] == "running"))
+        directory = user.state / "squash"
         theirs = ("--directory", str(directory), "--state", str(tmp_path / "another"))
         mine = sorted(path.name for path in directory.glob("*.sqsh"))
         assert mine
-        assert f"r@{socket.gethostname()}" in desk.launcher("image", "list", *theirs)
-        desk.launcher("image", "gc", "--grace", "0", "--apply", *theirs)
+        assert f"r@{socket.gethostname()}" in user.launcher("image", "list", *theirs)
+        user.launcher("image", "gc", "--grace", "0", "--apply", *theirs)
         assert sorted(path.name for path in directory.glob("*.sqsh")) == mine
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
-    desk.launcher("image", "gc", "--grace", "0", "--apply", *theirs)
+    user.launcher("image", "gc", "--grace", "0", "--apply", *theirs)
     assert list(directory.glob("*.sqsh")) == []
     assert not (directory / ".uses").exists()

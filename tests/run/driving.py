@@ -30,7 +30,7 @@ ONE = ("-k", KEY, "--seq", "1k1k", "--topology", "1P1D DEP4/TP4")
 
 
 @dataclass
-class Desk:
+class LauncherUser:
     """A user's place: a state directory, a workspace, and an environment that knows nothing of other clusters."""
 
     root: Path
@@ -133,7 +133,7 @@ class Desk:
         raise AssertionError(f"not within {seconds} s: {self.record(run_id)}")
 
 
-class InProcess(Desk):
+class InProcessUser(LauncherUser):
     """The same user, whose commands run in this process: what they say and their exit codes are the same."""
 
     def launcher(self, *arguments: str, code: int = 0, timeout: float = 120, **more: str) -> str:
@@ -162,11 +162,11 @@ def one_benchmark(session: Session) -> Benchmark:
     return next(entry.benchmark for entry in entries if entry.benchmark.topology == "1P1D DEP4/TP4")
 
 
-def github_environment(desk: Desk) -> dict[str, str]:
+def github_environment(user: LauncherUser) -> dict[str, str]:
     """The variables of a GitHub job of InferenceX's workflow that asks for one benchmark; its files are in ``root``."""
-    session = Session.open({"HOME": str(desk.root)}, workspace=str(desk.workspace))
+    session = Session.open({"HOME": str(user.root)}, workspace=str(user.workspace))
     for name in ("output", "summary"):
-        (desk.root / name).write_text("")
+        (user.root / name).write_text("")
     return {
         **environment_of(one_benchmark(session)),
         "RUNNER_NAME": "local_0",
@@ -174,8 +174,8 @@ def github_environment(desk: Desk) -> dict[str, str]:
         "GITHUB_ACTIONS": "true",
         "GITHUB_RUN_ID": "77",
         "GITHUB_RUN_ATTEMPT": "1",
-        "GITHUB_WORKSPACE": str(desk.workspace),
-        "GITHUB_OUTPUT": str(desk.root / "output"),
-        "GITHUB_STEP_SUMMARY": str(desk.root / "summary"),
+        "GITHUB_WORKSPACE": str(user.workspace),
+        "GITHUB_OUTPUT": str(user.root / "output"),
+        "GITHUB_STEP_SUMMARY": str(user.root / "summary"),
         "HF_TOKEN": "hf_secretsecret",
     }

@@ -27,7 +27,7 @@ from launcher.slurm.client import JobState
 from launcher.slurm.states import Phase
 from launcher.srtctl.planned import SrtctlJob
 from launcher.srtctl.recipe import dump, variants
-from tests.run.driving import KEY, Desk, InProcess, github_environment, one_benchmark
+from tests.run.driving import KEY, InProcessUser, LauncherUser, github_environment, one_benchmark
 from tests.run.runs import ScriptedScheduler, a_run, services
 
 NAME = "override_disagg-gb200-1p1d-dep4-tp4-marlin-2n"
@@ -36,26 +36,26 @@ QUICK = {"LAUNCHER_REHEARSAL_SECONDS": "0.01"}
 
 
 @pytest.fixture(scope="module")
-def shared_desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    return InProcess(tmp_path_factory.mktemp("user"), extra=QUICK)
+def shared_user(tmp_path_factory: pytest.TempPathFactory) -> LauncherUser:
+    return InProcessUser(tmp_path_factory.mktemp("user"), extra=QUICK)
 
 
 @pytest.fixture
-def desk(shared_desk: Desk) -> Iterator[Desk]:
-    yield shared_desk
-    shared_desk.forget_runs()
+def user(shared_user: LauncherUser) -> Iterator[LauncherUser]:
+    yield shared_user
+    shared_user.forget_runs()
 
 
-def test_chosen_concurrencies_are_what_runs(desk: Desk) -> None:
-    desk.run("--conc", "4", "16")
-    assert [p["concurrency"] for p in desk.summary()["points"]] == [4, 16]
-    logs = Path(desk.record()["job"]["output"]) / "logs"
+def test_chosen_concurrencies_are_what_runs(user: LauncherUser) -> None:
+    user.run("--conc", "4", "16")
+    assert [p["concurrency"] for p in user.summary()["points"]] == [4, 16]
+    logs = Path(user.record()["job"]["output"]) / "logs"
     assert len(list(logs.glob("sa-bench_*/results_*.json"))) == 2
 
 
-def test_the_submission_is_clean_and_carries_the_run(desk: Desk) -> None:
-    desk.run(VIRTUAL_ENV="/somebody/elses", SBATCH_PARTITION="other", SLURM_JOB_NAME="outer")
-    tree = desk.state / "srt-slurm/srt-slurm-r"
+def test_the_submission_is_clean_and_carries_the_run(user: LauncherUser) -> None:
+    user.run(VIRTUAL_ENV="/somebody/elses", SBATCH_PARTITION="other", SLURM_JOB_NAME="outer")
+    tree = user.state / "srt-slurm/srt-slurm-r"
     text = (tree / "srtslurm.yaml").read_text()
     assert "minimax-m3-mxfp8" in text and "nginx" not in text
     script = next(tree.glob("outputs/*/sbatch_script.sh")).read_text()
@@ -66,10 +66,10 @@ def test_the_submission_is_clean_and_carries_the_run(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("faults", "message"), [("two-ids", "one job was asked for"), ("fail", "srtctl apply exited with")]
 )
-def test_a_submission_that_goes_wrong_never_comes_out_green(desk: Desk, faults: str, message: str) -> None:
-    assert message in desk.run(code=5, LAUNCHER_REHEARSAL_FAULTS=faults)
-    assert (desk.record()["state"], desk.record()["exit_code"]) == ("failed", 5)
-    assert not desk.alive_jobs()
+def test_a_submission_that_goes_wrong_never_comes_out_green(user: LauncherUser, faults: str, message: str) -> None:
+    assert message in user.run(code=5, LAUNCHER_REHEARSAL_FAULTS=faults)
+    assert (user.record()["state"], user.record()["exit_code"]) == ("failed", 5)
+    assert not user.alive_jobs()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_what_goes_wrong_in_a_job_never_comes_out_green(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faults: str, code: int, message: str
 ) -> None:
     """The job's body runs in this process, in a tree like srtctl's; its end is judged as the loop has it judged."""
-    session = Session.open(InProcess(tmp_path).environment(), workspace=str(tmp_path))
+    session = Session.open(InProcessUser(tmp_path).environment(), workspace=str(tmp_path))
     run = a_run(
         tmp_path, session.plan_by_hand(one_benchmark(session), "local", run_id="r"), services(ScriptedScheduler())
     )
@@ -116,88 +116,88 @@ def test_what_goes_wrong_in_a_job_never_comes_out_green(
     assert (fields.state, fields.exit_code) == ("failed" if code else "succeeded", code)
 
 
-def test_a_submission_that_says_nothing_is_found_by_its_token(desk: Desk) -> None:
-    said = desk.run(LAUNCHER_REHEARSAL_FAULTS="silent")
+def test_a_submission_that_says_nothing_is_found_by_its_token(user: LauncherUser) -> None:
+    said = user.run(LAUNCHER_REHEARSAL_FAULTS="silent")
     assert "srtctl failed, and the job exists" in said
-    assert desk.record()["stages"]["submit"]["adopted"] is True
+    assert user.record()["stages"]["submit"]["adopted"] is True
 
 
-def test_a_log_that_never_comes_does_not_matter(desk: Desk) -> None:
-    desk.run(LAUNCHER_REHEARSAL_FAULTS="no-log")
+def test_a_log_that_never_comes_does_not_matter(user: LauncherUser) -> None:
+    user.run(LAUNCHER_REHEARSAL_FAULTS="no-log")
 
 
 def test_an_image_that_cannot_be_had_ends_the_run_before_a_job(tmp_path: Path) -> None:
-    desk = InProcess(tmp_path)
-    said = desk.run(code=3, LAUNCHER_REHEARSAL_ENROOT="fail=404")
+    user = InProcessUser(tmp_path)
+    said = user.run(code=3, LAUNCHER_REHEARSAL_ENROOT="fail=404")
     assert "404" in said
-    assert "job" not in desk.record()
+    assert "job" not in user.record()
 
 
-def test_a_sweep_that_fails_fast_ends_the_rest(desk: Desk) -> None:
-    said = desk.launcher(*SWEEP, "--max-jobs", "1", "--fail-fast", code=6, LAUNCHER_REHEARSAL_FAULTS="exit=3")
+def test_a_sweep_that_fails_fast_ends_the_rest(user: LauncherUser) -> None:
+    said = user.launcher(*SWEEP, "--max-jobs", "1", "--fail-fast", code=6, LAUNCHER_REHEARSAL_FAULTS="exit=3")
     assert "another run of the sweep failed" in said
-    states = sorted(desk.record(run)["state"] for run in desk.run_ids())
+    states = sorted(user.record(run)["state"] for run in user.run_ids())
     assert states == ["cancelled", "failed"]
 
 
 def test_a_recipe_that_only_the_checkout_holds_is_read_there_and_checked(tmp_path: Path) -> None:
-    desk = InProcess(tmp_path, extra=QUICK)
-    tree = ensure_repository(desk.root / "upstream")
+    user = InProcessUser(tmp_path, extra=QUICK)
+    tree = ensure_repository(user.root / "upstream")
     document = variants(Document.read(shipped("recipes") / "vllm/minimax-m3-gb200-fp8/1k1k.yaml").mapping(), NAME)[0]
     (tree / "recipes/only-here.yaml").write_text(dump(document.document))
     for words in (["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "recipe"]):
         subprocess.run(["git", *words], cwd=tree, check=True, timeout=60)
     sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tree, capture_output=True, text=True, timeout=60).stdout
     text = (shipped("runners") / "local.yaml").read_text().replace(SHA, sha.strip())
-    runners = desk.root / "runners"
+    runners = user.root / "runners"
     runners.mkdir()
     (runners / "local.yaml").write_text(re.sub(r"rehearsal: .*\.?", f"rehearsal: {tree}", text, count=1))
     environment = {
-        **github_environment(desk),
+        **github_environment(user),
         "CONFIG_FILE": "recipes/only-here.yaml",
         "LAUNCHER_RUNNERS": str(runners),
     }
-    planned = json.loads(desk.launcher("plan", "--from-env", "--json", **environment))
+    planned = json.loads(user.launcher("plan", "--from-env", "--json", **environment))
     assert planned["recipe"]["document"] is None
     assert [f["rule"] for f in planned["findings"]] == ["recipe-unread"]
-    desk.launcher("ci", **environment)
-    (run,) = desk.run_ids()
-    assert json.loads((desk.state / "runs" / run / "plan.json").read_text())["recipe"]["origin"] == "checkout"
-    assert not (desk.state / "srt-slurm" / f"srt-slurm-{run}").exists()  # the workflow has its logs
-    assert "Sweep Orchestrator" in desk.launcher("logs", run)
-    wrong = desk.launcher("ci", code=2, **{**environment, "OSL": "512", "GITHUB_RUN_ID": "78"})
+    user.launcher("ci", **environment)
+    (run,) = user.run_ids()
+    assert json.loads((user.state / "runs" / run / "plan.json").read_text())["recipe"]["origin"] == "checkout"
+    assert not (user.state / "srt-slurm" / f"srt-slurm-{run}").exists()  # the workflow has its logs
+    assert "Sweep Orchestrator" in user.launcher("logs", run)
+    wrong = user.launcher("ci", code=2, **{**environment, "OSL": "512", "GITHUB_RUN_ID": "78"})
     assert "[sequence-length]" in wrong
-    assert not any(desk.record(run).get("job") for run in desk.run_ids() if run.startswith("78-"))
+    assert not any(user.record(run).get("job") for run in user.run_ids() if run.startswith("78-"))
 
 
-def test_an_id_that_is_taken_is_refused(desk: Desk) -> None:
-    desk.run("--conc", "4")
-    assert "exists already" in desk.run(code=2)
+def test_an_id_that_is_taken_is_refused(user: LauncherUser) -> None:
+    user.run("--conc", "4")
+    assert "exists already" in user.run(code=2)
 
 
-def test_a_sweep_says_which_run_failed_and_goes_on(desk: Desk) -> None:
-    said = desk.launcher(*SWEEP, "--max-jobs", "2")
+def test_a_sweep_says_which_run_failed_and_goes_on(user: LauncherUser) -> None:
+    said = user.launcher(*SWEEP, "--max-jobs", "2")
     assert "2 of 2 runs succeeded" in said
 
 
-def test_ci_puts_results_where_the_workflow_looks(desk: Desk) -> None:
-    environment = github_environment(desk)
-    said = desk.launcher("ci", **environment)
-    names = sorted(p.name for p in desk.workspace.glob("RESULT_*.json"))
+def test_ci_puts_results_where_the_workflow_looks(user: LauncherUser) -> None:
+    environment = github_environment(user)
+    said = user.launcher("ci", **environment)
+    names = sorted(p.name for p in user.workspace.glob("RESULT_*.json"))
     assert len(names) == 4 and names[0].startswith("RESULT_sa-bench_isl_1024_osl_1024_conc")
-    assert (desk.workspace / "LOGS").is_dir()
-    assert (desk.workspace / "multinode_server_logs.tar.gz").is_file()
-    assert "state" in (desk.root / "output").read_text()
-    assert "REHEARSAL" in (desk.root / "summary").read_text()
+    assert (user.workspace / "LOGS").is_dir()
+    assert (user.workspace / "multinode_server_logs.tar.gz").is_file()
+    assert "state" in (user.root / "output").read_text()
+    assert "REHEARSAL" in (user.root / "summary").read_text()
     assert "::stop-commands::" in said and "::add-mask::hf_secretsecret" in said
     rest = said.replace("::add-mask::hf_secretsecret", "")
     assert "hf_secretsecret" not in rest
     assert "hf_secretsecret" not in "".join(
-        p.read_text(errors="replace") for p in (desk.state / "runs").rglob("*.json*")
+        p.read_text(errors="replace") for p in (user.state / "runs").rglob("*.json*")
     )
-    assert "no job is left" in desk.launcher("cleanup", "--from-env", **environment)
+    assert "no job is left" in user.launcher("cleanup", "--from-env", **environment)
 
 
-def test_ci_fails_with_an_annotation(desk: Desk) -> None:
-    said = desk.launcher("ci", code=7, **github_environment(desk), LAUNCHER_REHEARSAL_FAULTS="partial-results")
+def test_ci_fails_with_an_annotation(user: LauncherUser) -> None:
+    said = user.launcher("ci", code=7, **github_environment(user), LAUNCHER_REHEARSAL_FAULTS="partial-results")
     assert "::error title=launcher: results::" in said.replace("%3A", ":")
