@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -60,6 +61,7 @@ class LauncherUser:
         }
 
     def start(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
+        """Start the launcher as a process, which heeds a hang-up also where the tests run under nohup."""
         return subprocess.Popen(
             [sys.executable, "-m", "launcher", *arguments],
             cwd=self.workspace,
@@ -68,6 +70,7 @@ class LauncherUser:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
 
     def launcher(self, *arguments: str, code: int = 0, timeout: float = 120, **more: str) -> str:
@@ -120,7 +123,7 @@ class LauncherUser:
                 found.append(command.replace("\0", " "))
         return found
 
-    def wait_for(self, what: Callable[[Mapping[str, Any]], bool], run_id: str = "r", seconds: float = 40) -> None:
+    def wait_for(self, what: Callable[[Mapping[str, Any]], bool], run_id: str = "r", seconds: float = 120) -> None:
         """Until the record says so."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
