@@ -1,4 +1,8 @@
-"""What the tests of images share: real squash files, requests, and a lock that looks often."""
+"""What the tests of images share: small squash files, requests, and a lock that looks often.
+
+pytest is not imported here: processes of these tests import this module, hundreds of them, and would spend most of
+their CPU time on it.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from launcher.core.lease import Lock, LockPace
 from launcher.core.process import CommandRunner, Completed, clean_environment, run
 from launcher.image.enroot import Enroot
@@ -26,10 +28,6 @@ from launcher.rehearsal.squashfs import squashfs
 ENROOT = (sys.executable, "-m", "launcher.rehearsal.enroot_stand_in")
 REFERENCE = "nvcr.io#nvidia/ai-dynamo/vllm-runtime:1.0.1"
 NAME = "nvcr.io_nvidia_ai-dynamo_vllm-runtime_1.0.1.sqsh"
-
-needs_squashfs_tools = pytest.mark.skipif(
-    not (shutil.which("mksquashfs") and shutil.which("unsquashfs")), reason="squashfs-tools are not installed"
-)
 
 
 class EagerLock(Lock):
@@ -81,22 +79,6 @@ def small_image(path: Path, note: str = "") -> Path:
     return path
 
 
-def mksquashfs(path: Path, *options: str, size: int = 300_000) -> Path:
-    """A real squash file with ``size`` bytes in it that do not compress."""
-    tree = path.with_name(f"{path.name}.tree")
-    (tree / "etc").mkdir(parents=True)
-    (tree / "etc" / "rc").write_text("# enroot-provenance: docker://x\n")
-    (tree / "data").write_bytes(os.urandom(size))
-    subprocess.run(
-        ["mksquashfs", str(tree), str(path), "-noappend", "-no-progress", "-quiet", *options],
-        check=True,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=60,
-    )
-    return path
-
-
 def completed(argv: Sequence[str], returncode: int | None, stderr: str = "", stdout: str = "") -> Completed:
     return Completed(tuple(argv), returncode, stdout, stderr, 0.1)
 
@@ -114,7 +96,7 @@ def until(what: Callable[[], Any], seconds: float = 10.0) -> Any:
         if found := what():
             return found
         time.sleep(0.005)
-    pytest.fail(f"did not happen within {seconds} s")
+    raise AssertionError(f"did not happen within {seconds} s")
 
 
 @contextmanager

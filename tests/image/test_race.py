@@ -67,9 +67,7 @@ def test_the_watcher_sees_what_an_import_in_place_shows(image_root: Path) -> Non
     """The control of the other tests: what the bash launchers do is seen to be torn."""
     final = image_root / "images" / NAME
     command = [*ENROOT, "import", "-o", str(final), "docker://x"]
-    with subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, FAULTS: "slow=0.3"}, stderr=subprocess.DEVNULL
-    ) as child:
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, FAULTS: "slow=2"}, stderr=subprocess.DEVNULL) as child:
         _, torn = watch(final, [child])  # type: ignore[list-item]
     assert torn > 20
 

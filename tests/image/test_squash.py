@@ -12,7 +12,8 @@ from launcher.core.errors import ImageError
 from launcher.core.process import run
 from launcher.image.squash import DamagedImage, Listing, MissingImage, check_lists, inspect
 from tests.commands import ScriptedCommands
-from tests.image.support import completed, mksquashfs, needs_squashfs_tools, small_image
+from tests.image.squashfs_tools import mksquashfs, needs_squashfs_tools
+from tests.image.support import completed, small_image
 
 
 @pytest.fixture(scope="module")

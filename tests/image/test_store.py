@@ -22,6 +22,7 @@ from launcher.image.request import PlannedImage
 from launcher.image.store import ImageStore
 from launcher.rehearsal.enroot_stand_in import FAULTS
 from tests.commands import ScriptedCommands, real_commands
+from tests.image.squashfs_tools import needs_squashfs_tools
 from tests.image.support import (
     NAME,
     REFERENCE,
@@ -30,7 +31,6 @@ from tests.image.support import (
     as_root,
     completed,
     image_store,
-    needs_squashfs_tools,
     process,
     request,
     small_image,
