@@ -1,4 +1,4 @@
-"""The rule that a skipped test fails the session in CI, by running sessions of pytest."""
+"""The rules of tests/conftest.py: a skipped test fails the session in CI; what happens where Slurm cannot be had."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from _pytest.outcomes import Failed, Skipped
+
+from tests import conftest
 
 SKIPS = """
 import pytest
@@ -42,3 +45,29 @@ def test_what_a_skip_does(tmp_path: Path, ci: str, content: str, code: int, said
     assert answer.returncode == code, answer.stdout
     assert (said in answer.stdout) if said else ("fails the session" not in answer.stdout)
     assert answer.stdout.splitlines()[-1].startswith("=")
+
+
+@pytest.mark.parametrize(("in_ci", "outcome"), [(False, Skipped), (True, Failed)])
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (conftest.NOT_INSTALLED, "cluster: Slurm is not installed: no slurmd"),
+        (
+            conftest.CANNOT_RUN,
+            "cluster: slurmd of node01 ended; it said: \n  fatal: Unable to initialize cgroup plugin",
+        ),
+    ],
+)
+def test_where_slurm_cannot_be_had_its_tests_are_skipped_or_fail_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, in_ci: bool, outcome: type[BaseException], code: int, said: str
+) -> None:
+    monkeypatch.setattr(conftest, "IN_CI", in_ci)
+    with pytest.raises(outcome) as caught:
+        conftest.require_up(subprocess.CompletedProcess([], code, "", f"{said}\n"))
+    assert str(caught.value) == said
+
+
+def test_another_failure_of_the_cluster_is_an_error_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conftest, "IN_CI", False)
+    with pytest.raises(AssertionError, match="port 5 cannot be had"):
+        conftest.require_up(subprocess.CompletedProcess([], 1, "", "port 5 cannot be had"))

@@ -18,6 +18,7 @@ from .settings import (
     CLUSTER,
     PARTITION,
     ClusterError,
+    NodesCannotRun,
     Settings,
     find_program,
     own_address,
@@ -91,7 +92,7 @@ class Cluster:
     def up(self) -> None:
         """Start what does not run, and return when every node can take a job. Jobs and accounting are kept.
 
-        Raises `NotInstalled`, and `ClusterError` after ending whatever this call started.
+        Raises `NotInstalled`, and `ClusterError` (`NodesCannotRun` is one) after ending whatever this call started.
         """
         require_programs(self.settings.accounting)
         host, address = own_address()
@@ -145,11 +146,7 @@ class Cluster:
         for slurmd in self._slurmds:
             slurmd.start(environment)
         self._await(self._slurmctld, lambda: "UP" in (self._ask("scontrol", "ping") or ""))
-        if not wait_until(lambda: self.ready_nodes() == self.settings.nodes, _PATIENCE):
-            raise ClusterError(
-                f"{self.ready_nodes()} of {self.settings.nodes} nodes are ready after {_PATIENCE:.0f} s; "
-                f"slurmctld said: {self._slurmctld.last_words()}"
-            )
+        self._await_nodes()
 
     def _prepare(self, host: str, address: str) -> None:
         for part in _PARTS:
@@ -166,6 +163,22 @@ class Cluster:
                     probe.bind((address, port))
                 except OSError as error:
                     raise ClusterError(f"port {port} cannot be had ({error.strerror}); give another --port") from None
+
+    def _await_nodes(self) -> None:
+        """Wait until every node is ready. Raises `NodesCannotRun` when a slurmd has ended, and `ClusterError`."""
+
+        def ended() -> Daemon | None:
+            return next((slurmd for slurmd in self._slurmds if slurmd.pid() is None), None)
+
+        settled = wait_until(lambda: ended() is not None or self.ready_nodes() == self.settings.nodes, _PATIENCE)
+        if (slurmd := ended()) is not None:
+            raise NodesCannotRun(f"slurmd of {slurmd.name} ended; it said: {slurmd.last_words()}")
+        if not settled:
+            raise ClusterError(
+                f"{self.ready_nodes()} of {self.settings.nodes} nodes are ready after {_PATIENCE:.0f} s; "
+                f"slurmctld said: {self._slurmctld.last_words()}\n"
+                f"slurmd of {self._slurmds[0].name} said: {self._slurmds[0].last_words()}"
+            )
 
     def _install_database(self) -> None:
         if self.settings.database.exists():

@@ -33,6 +33,10 @@ class NotInstalled(ClusterError):
     """A daemon or client program of Slurm, munge or MariaDB is missing."""
 
 
+class NodesCannotRun(ClusterError):
+    """slurmd ends at once on this machine, as in a container without a cgroup file system; its words are given."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """One cluster. ``port`` is the first of the block that it uses, ``nodes`` counts from 1."""

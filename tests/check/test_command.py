@@ -11,38 +11,40 @@ import pytest
 from launcher.check.registry import RULES
 from launcher.cli import main
 from tests.benchmarks import a_recipe
-from tests.check.world import World
+from tests.check.workspaces import CheckedWorkspace
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CheckedWorkspace:
     monkeypatch.chdir(tmp_path)
     for name in ("GITHUB_WORKSPACE", "LAUNCHER_RUNNERS", "LAUNCHER_RECIPES"):
         monkeypatch.delenv(name, raising=False)
-    return World(tmp_path / "ws")
+    return CheckedWorkspace(tmp_path / "ws")
 
 
-def check(world: World, *argv: str) -> int:
-    places = ["--workspace", str(world.root), "--state", str(world.root / "state")]
-    return main(["check", "--matrix", str(world.root / "configs/t-master.yaml"), *places, *argv])
+def check(checked: CheckedWorkspace, *argv: str) -> int:
+    places = ["--workspace", str(checked.root), "--state", str(checked.root / "state")]
+    return main(["check", "--matrix", str(checked.root / "configs/t-master.yaml"), *places, *argv])
 
 
-def spoil(world: World) -> None:
-    world.recipe("r.yaml", {**a_recipe(), "bogus": 1})
+def spoil(checked: CheckedWorkspace) -> None:
+    checked.recipe("r.yaml", {**a_recipe(), "bogus": 1})
 
 
-def test_without_a_selection_everything_is_checked(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    world.recipe("unused.yaml", {**a_recipe(), "bogus": 1})
-    assert check(world, "--rule", "recipe-refused") == 0
+def test_without_a_selection_everything_is_checked(
+    checked: CheckedWorkspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checked.recipe("unused.yaml", {**a_recipe(), "bogus": 1})
+    assert check(checked, "--rule", "recipe-refused") == 0
     said = capsys.readouterr()
     assert said.out.startswith("recipe-refused warning ") and said.out.count("\n") == 1
     assert said.err.startswith("1 row, ") and "0 errors, 1 warning, 0 notes" in said.err
 
 
-def test_a_selection_leaves_the_rest_alone(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    spoil(world)
-    world.recipe("unused.yaml", {**a_recipe(), "bogus": 1})
-    assert check(world, "-k", "minimaxm3*") == 1
+def test_a_selection_leaves_the_rest_alone(checked: CheckedWorkspace, capsys: pytest.CaptureFixture[str]) -> None:
+    spoil(checked)
+    checked.recipe("unused.yaml", {**a_recipe(), "bogus": 1})
+    assert check(checked, "-k", "minimaxm3*") == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [["unknown-field", "error"]]
     _, _, where, message = lines[0].split(" ", 3)
@@ -50,20 +52,22 @@ def test_a_selection_leaves_the_rest_alone(world: World, capsys: pytest.CaptureF
     assert "bogus" in Path(path).read_text().splitlines()[int(line) - 1] and "bogus" in message
 
 
-def test_rules_can_be_picked_and_decide_the_exit_code(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    spoil(world)
-    assert check(world, "-k", "minimaxm3*", "--rule", "workers", "precision") == 0
+def test_rules_can_be_picked_and_decide_the_exit_code(
+    checked: CheckedWorkspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(checked)
+    assert check(checked, "-k", "minimaxm3*", "--rule", "workers", "precision") == 0
     assert capsys.readouterr().out == ""
-    assert check(world, "--rule", "worker") == 2
+    assert check(checked, "--rule", "worker") == 2
     assert "did you mean 'workers'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", ["json", "github", "sarif"])
-def test_formats(world: World, capsys: pytest.CaptureFixture[str], how: str) -> None:
-    spoil(world)
-    assert check(world, "-k", "minimaxm3*", "--format", how) == 1
+def test_formats(checked: CheckedWorkspace, capsys: pytest.CaptureFixture[str], how: str) -> None:
+    spoil(checked)
+    assert check(checked, "-k", "minimaxm3*", "--format", how) == 1
     out = capsys.readouterr().out
-    file = f"{world.overlay}/r.yaml"
+    file = f"{checked.overlay}/r.yaml"
     if how == "json":
         assert [one["rule"] for one in json.loads(out)] == ["unknown-field"]
     elif how == "github":
@@ -73,31 +77,31 @@ def test_formats(world: World, capsys: pytest.CaptureFixture[str], how: str) -> 
         assert place["artifactLocation"]["uri"] == file
 
 
-def test_json_is_a_format_of_its_own_name(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check(world, "-k", "minimaxm3*", "--json") == 0
+def test_json_is_a_format_of_its_own_name(checked: CheckedWorkspace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(checked, "-k", "minimaxm3*", "--json") == 0
     assert json.loads(capsys.readouterr().out) == []
 
 
-def test_a_baseline_is_written_and_read_again(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    spoil(world)
-    file = world.root / "accepted.yaml"
-    assert check(world, "-k", "minimaxm3*", "--write-baseline", str(file)) == 0
+def test_a_baseline_is_written_and_read_again(checked: CheckedWorkspace, capsys: pytest.CaptureFixture[str]) -> None:
+    spoil(checked)
+    file = checked.root / "accepted.yaml"
+    assert check(checked, "-k", "minimaxm3*", "--write-baseline", str(file)) == 0
     assert "place: benchmarks/multi_node/" in file.read_text()
-    assert check(world, "-k", "minimaxm3*", "--baseline", str(file)) == 0
+    assert check(checked, "-k", "minimaxm3*", "--baseline", str(file)) == 0
     assert capsys.readouterr().out == ""
-    world.recipe("r.yaml")
-    assert check(world, "--baseline", str(file), "--rule", "baseline-unused") == 0
+    checked.recipe("r.yaml")
+    assert check(checked, "--baseline", str(file), "--rule", "baseline-unused") == 0
     assert capsys.readouterr().out.startswith(f"baseline-unused warning {file}:2 ")
 
 
 @pytest.mark.parametrize("file", ["none.yaml", "/no/such/directory/x.yaml"])
-def test_a_baseline_that_is_not_there(world: World, capsys: pytest.CaptureFixture[str], file: str) -> None:
-    assert check(world, "-k", "minimaxm3*", "--baseline", file) == 2
+def test_a_baseline_that_is_not_there(checked: CheckedWorkspace, capsys: pytest.CaptureFixture[str], file: str) -> None:
+    assert check(checked, "-k", "minimaxm3*", "--baseline", file) == 2
     assert "none.yaml" in (err := capsys.readouterr().err) or "x.yaml" in err
 
 
-def test_a_baseline_that_cannot_be_written(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check(world, "-k", "minimaxm3*", "--write-baseline", "/no/such/directory/x.yaml") == 2
+def test_a_baseline_that_cannot_be_written(checked: CheckedWorkspace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(checked, "-k", "minimaxm3*", "--write-baseline", "/no/such/directory/x.yaml") == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
@@ -111,58 +115,62 @@ def test_a_rule_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'unknown-field'?" in capsys.readouterr().err
 
 
-def test_garbage_is_collected_again_after_a_check(world: World) -> None:
+def test_garbage_is_collected_again_after_a_check(checked: CheckedWorkspace) -> None:
     assert gc.isenabled()
-    check(world, "-k", "minimaxm3*")
+    check(checked, "-k", "minimaxm3*")
     assert gc.isenabled()
 
 
-def test_a_tree_tells_what_recipes_may_say(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tree_tells_what_recipes_may_say(checked: CheckedWorkspace, capsys: pytest.CaptureFixture[str]) -> None:
     """A sha that the tables lack is judged by the checkout that --srt-slurm has of it."""
-    spoil(world)
+    spoil(checked)
     sha = "7" * 39 + "a"
-    text = (world.root / "runners/tiny.yaml").read_text()
-    world.write(
+    text = (checked.root / "runners/tiny.yaml").read_text()
+    checked.write(
         "runners/tiny.yaml", text.replace("e4019633c9e2bc25f38c44b81edf52bb0504d937", sha).replace("v1.0.50", "mine")
     )
-    assert check(world, "-k", "minimaxm3*", "--rule", "unknown-field", "schema-unknown") == 0
+    assert check(checked, "-k", "minimaxm3*", "--rule", "unknown-field", "schema-unknown") == 0
     assert "schema-unknown note" in capsys.readouterr().out
     source = "@dataclass\nclass SrtConfig:\n    name: str\n"
-    world.write(f"trees/{sha}/src/srtctl/core/schema.py", source)
-    assert check(world, "-k", "minimaxm3*", "--srt-slurm", str(world.root / "trees"), "--rule", "unknown-field") == 1
+    checked.write(f"trees/{sha}/src/srtctl/core/schema.py", source)
+    assert (
+        check(checked, "-k", "minimaxm3*", "--srt-slurm", str(checked.root / "trees"), "--rule", "unknown-field") == 1
+    )
     assert "srt-slurm mine refuses the recipe: bogus is an unknown key" in capsys.readouterr().out
 
 
-def test_a_mirror_tells_which_commits_there_are(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mirror_tells_which_commits_there_are(checked: CheckedWorkspace, capsys: pytest.CaptureFixture[str]) -> None:
     import subprocess
 
     from launcher.srtctl.mirror import Git, Mirror
 
     url = "https://example.org/srt-slurm.git"
-    cache = world.root / "cache"
+    cache = checked.root / "cache"
     mirror = Mirror(cache, url, Git()).path
     mirror.mkdir(parents=True)
-    environ = {"GIT_CONFIG_GLOBAL": "/dev/null", "PATH": "/usr/bin:/bin", "HOME": str(world.root)}
+    environ = {"GIT_CONFIG_GLOBAL": "/dev/null", "PATH": "/usr/bin:/bin", "HOME": str(checked.root)}
     subprocess.run(["git", "init", "-q", "--bare", str(mirror)], check=True, env=environ)
     tree = subprocess.run(
         ["git", "-C", str(mirror), "mktree"], input="", capture_output=True, text=True, check=True, env=environ
     ).stdout.strip()
     argv = ["git", "-C", str(mirror), "-c", "user.name=a", "-c", "user.email=a@b", "commit-tree", "-m", "x", tree]
     sha = subprocess.run(argv, capture_output=True, text=True, check=True, env=environ).stdout.strip()
-    text = (world.root / "runners/tiny.yaml").read_text().replace("cache: /cache", f"cache: {cache}")
+    text = (checked.root / "runners/tiny.yaml").read_text().replace("cache: /cache", f"cache: {cache}")
     for pinned, expected in ((sha, ""), ("7" * 39 + "a", "sha-missing error")):
         changed = text.replace("e4019633c9e2bc25f38c44b81edf52bb0504d937", f"'{pinned}'").replace("v1.0.50", "mine")
-        world.write("runners/tiny.yaml", changed)
-        check(world, "-k", "minimaxm3*", "--rule", "sha-missing", "sha-unknown")
+        checked.write("runners/tiny.yaml", changed)
+        check(checked, "-k", "minimaxm3*", "--rule", "sha-missing", "sha-unknown")
         out = capsys.readouterr().out
         assert out.startswith(expected) if expected else out == ""
 
 
 def test_a_runner_alone_is_checked_with_the_rows_that_it_serves(
-    world: World, capsys: pytest.CaptureFixture[str]
+    checked: CheckedWorkspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check(world, "--runner", "tiny")
+    check(checked, "--runner", "tiny")
     assert "1 runner file" in (said := capsys.readouterr().err) and not said.startswith("0 rows")
-    world.write("runners/tiny.yaml", (world.root / "runners/tiny.yaml").read_text().replace("tiny-rack", "of-nobody"))
-    check(world, "--runner", "tiny")
+    checked.write(
+        "runners/tiny.yaml", (checked.root / "runners/tiny.yaml").read_text().replace("tiny-rack", "of-nobody")
+    )
+    check(checked, "--runner", "tiny")
     assert capsys.readouterr().err.startswith("0 rows, 0 recipe files, 1 runner file")

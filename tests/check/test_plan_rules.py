@@ -11,7 +11,7 @@ from launcher.benchmark.benchmark import AGENTIC, Role
 from launcher.core.errors import ConfigError
 from launcher.srtctl.recipe import dump
 from tests.benchmarks import IMAGE, a_recipe
-from tests.check.world import Q2, RUNNER, V50, Change, a_plan, put
+from tests.check.workspaces import Q2, RUNNER, V50, Change, a_plan, put
 
 MODEL = "  - {when: {prefix: minimaxm3, precision: fp8}, path: /lustre/A, alias: minimax-m3-mxfp8, also: [mm3]}\n"
 

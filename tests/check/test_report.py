@@ -15,7 +15,7 @@ from launcher.check.report import DAYS, Baseline, Roots, baseline_text
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding, Severity
 from launcher.core.yaml_source import Document, Place
-from tests.check.world import TODAY
+from tests.check.workspaces import TODAY
 
 RECIPE = Document("/ws/recipes/a b.yaml", "model:\n  path: x\nslurm: &s {time_limit: 1}\nagain: {slurm: *s}\n")
 ROOTS = Roots([Path("/ws")])

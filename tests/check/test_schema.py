@@ -14,7 +14,7 @@ from launcher.check.schema_validation import parse, validate
 from launcher.check.srtctl_schema import Schema, Schemas, read_checkout
 from launcher.core.errors import ConfigError
 from tests.benchmarks import a_recipe
-from tests.check.world import Q2, V50, put
+from tests.check.workspaces import Q2, V50, put
 
 SCHEMAS = Schemas()
 

@@ -17,7 +17,7 @@ from launcher.plan.derive import AppliedRules, Resolved
 from launcher.runner.file import RunnerFile
 from launcher.srtctl.recipe import dump
 from tests.benchmarks import IMAGE, a_recipe
-from tests.check.world import MATRIX, RUNNER, TODAY, V50, World, a_plan, put
+from tests.check.workspaces import MATRIX, RUNNER, TODAY, V50, CheckedWorkspace, a_plan, put
 
 MODEL = "  - {when: {prefix: minimaxm3, precision: fp8}, path: /lustre/A, alias: minimax-m3-mxfp8, also: [mm3]}\n"
 KEY = "minimaxm3-fp8-gb200-dynamo-vllm"
@@ -25,21 +25,21 @@ UNKNOWN_SHA = "7" * 39 + "a"
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def checked(tmp_path: Path) -> CheckedWorkspace:
+    return CheckedWorkspace(tmp_path)
 
 
-def runner(old: str, new: str) -> Callable[[World], object]:
+def runner(old: str, new: str) -> Callable[[CheckedWorkspace], object]:
     assert old in RUNNER
     return lambda w: w.write("runners/tiny.yaml", RUNNER.replace(old, new))
 
 
-def matrix(old: str, new: str) -> Callable[[World], object]:
+def matrix(old: str, new: str) -> Callable[[CheckedWorkspace], object]:
     assert old in MATRIX
     return lambda w: w.write("configs/t-master.yaml", MATRIX.replace(old, new))
 
 
-def another_key(name: str, **changes: str) -> Callable[[World], object]:
+def another_key(name: str, **changes: str) -> Callable[[CheckedWorkspace], object]:
     """The matrix with a second key that differs from the first in some lines."""
     text = MATRIX.replace(KEY, name)
     for old, new in changes.values():
@@ -48,7 +48,7 @@ def another_key(name: str, **changes: str) -> Callable[[World], object]:
     return lambda w: w.write("configs/t-master.yaml", MATRIX + text)
 
 
-def family(**sections: Any) -> Callable[[World], object]:
+def family(**sections: Any) -> Callable[[CheckedWorkspace], object]:
     return lambda w: w.recipe("family.yaml", {"base": a_recipe(), **sections})
 
 
@@ -59,7 +59,7 @@ LONG = "conc-list: [4, 16]", "conc-list: [" + ", ".join(str(2**i) for i in range
 TWICE = dump({**a_recipe(), "slurm": {"time_limit": "1:00:00"}}) + "slurm:\n  time_limit: '2:00:00'\n"
 
 # rule, severity, a text of the line that is named, what is done to the world, how it is checked
-FIRES: list[tuple[str, str, str, Callable[[World], object], dict[str, Any]]] = [
+FIRES: list[tuple[str, str, str, Callable[[CheckedWorkspace], object], dict[str, Any]]] = [
     ("recipe-invalid", "error", "b: 3", lambda w: w.write(f"{w.overlay}/bad.yaml", "a: [1, 2\nb: 3\n"), {}),
     ("recipe-variants", "error", "zip_override_a", family(zip_override_a={"x": [1, 2], "y": [1, 2, 3]}), {}),
     ("key-twice", "warning", "slurm:", lambda w: w.write(f"{w.overlay}/twice.yaml", TWICE), {}),
@@ -162,17 +162,22 @@ FIRES: list[tuple[str, str, str, Callable[[World], object], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("rule", "severity", "key", "spoil", "how"), FIRES)
 def test_it_is_found_with_its_line(
-    world: World, rule: str, severity: str, key: str, spoil: Callable[[World], object], how: dict[str, Any]
+    checked: CheckedWorkspace,
+    rule: str,
+    severity: str,
+    key: str,
+    spoil: Callable[[CheckedWorkspace], object],
+    how: dict[str, Any],
 ) -> None:
-    spoil(world)
-    found = [one for one in world.check(**how) if one.rule == rule]
+    spoil(checked)
+    found = [one for one in checked.check(**how) if one.rule == rule]
     assert len(found) == 1, [(one.rule, one.where, one.message) for one in found]
     path, _, line = found[0].where.rpartition(":")
     assert found[0].severity == severity
     assert key in Path(path).read_text().splitlines()[int(line) - 1], found[0].where
 
 
-LEAVES: dict[str, tuple[Callable[[World], object], dict[str, Any]]] = {
+LEAVES: dict[str, tuple[Callable[[CheckedWorkspace], object], dict[str, Any]]] = {
     "nothing is changed": (lambda w: None, {}),
     "an unused recipe that an old version took": (
         lambda w: w.recipe("old.yaml", {**a_recipe(), "benchmark": {**a_recipe()["benchmark"], "tokenizer_mode": "x"}}),
@@ -208,95 +213,95 @@ LEAVES: dict[str, tuple[Callable[[World], object], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("what", LEAVES)
-def test_what_is_right_is_no_finding(world: World, what: str) -> None:
+def test_what_is_right_is_no_finding(checked: CheckedWorkspace, what: str) -> None:
     spoil, how = LEAVES[what]
     expected = how.get("but", set())
-    spoil(world)
-    found = world.check(**{k: v for k, v in how.items() if k != "but"})
+    spoil(checked)
+    found = checked.check(**{k: v for k, v in how.items() if k != "but"})
     assert {one.rule for one in found} <= expected, [(one.rule, one.where, one.message) for one in found]
 
 
-def test_a_finding_of_several_rows_is_said_once_and_counted(world: World) -> None:
-    another_key("other", a=("conc-list: [4, 16]", "conc-list: [4]"))(world)
-    world.recipe("r.yaml", {**a_recipe(), "bogus": 1})
-    (found,) = [one for one in world.check() if one.rule == "unknown-field"]
+def test_a_finding_of_several_rows_is_said_once_and_counted(checked: CheckedWorkspace) -> None:
+    another_key("other", a=("conc-list: [4, 16]", "conc-list: [4]"))(checked)
+    checked.recipe("r.yaml", {**a_recipe(), "bogus": 1})
+    (found,) = [one for one in checked.check() if one.rule == "unknown-field"]
     assert found.rows == 2 and found.text.endswith("(2 rows)")
 
 
-def test_evaluations_with_one_name_are_an_error(world: World) -> None:
+def test_evaluations_with_one_name_are_an_error(checked: CheckedWorkspace) -> None:
     text = MATRIX.replace("isl: 1024", "isl: 8192").replace("conc-list: [4, 16]", "conc-list: [16]")
-    world.write("configs/t-master.yaml", text + text.replace(KEY, "other").replace(IMAGE, "vllm/vllm-openai:other"))
-    found = [one for one in world.check() if one.rule == "name-duplicate"]
+    checked.write("configs/t-master.yaml", text + text.replace(KEY, "other").replace(IMAGE, "vllm/vllm-openai:other"))
+    found = [one for one in checked.check() if one.rule == "name-duplicate"]
     assert [one.severity for one in found] == ["error", "warning"]
 
 
-def test_a_label_that_several_clusters_serve_is_checked_on_each(world: World) -> None:
-    world.write("runners/other.yaml", RUNNER.replace("name: tiny", "name: other").replace("gpus: 4", "gpus: 2"))
-    (found,) = [one for one in world.check() if one.rule == "gpus-per-node"]
+def test_a_label_that_several_clusters_serve_is_checked_on_each(checked: CheckedWorkspace) -> None:
+    checked.write("runners/other.yaml", RUNNER.replace("name: tiny", "name: other").replace("gpus: 4", "gpus: 2"))
+    (found,) = [one for one in checked.check() if one.rule == "gpus-per-node"]
     assert "other has 2" in found.message
 
 
-def test_an_unreadable_runner_file_does_not_hide_the_others(world: World) -> None:
-    world.write("runners/bad.yaml", "name: bad\n")
-    assert world.rules() == {"runner-invalid"}
+def test_an_unreadable_runner_file_does_not_hide_the_others(checked: CheckedWorkspace) -> None:
+    checked.write("runners/bad.yaml", "name: bad\n")
+    assert checked.rules() == {"runner-invalid"}
 
 
-def test_a_recipe_that_no_one_can_read_is_said_once(world: World) -> None:
-    another_key("other", a=("conc-list: [4, 16]", "conc-list: [4]"))(world)
-    world.write(f"{world.overlay}/r.yaml", "a: [1, 2\nb: 3\n")
-    assert [one.rule for one in world.check()] == ["recipe-invalid"]
+def test_a_recipe_that_no_one_can_read_is_said_once(checked: CheckedWorkspace) -> None:
+    another_key("other", a=("conc-list: [4, 16]", "conc-list: [4]"))(checked)
+    checked.write(f"{checked.overlay}/r.yaml", "a: [1, 2\nb: 3\n")
+    assert [one.rule for one in checked.check()] == ["recipe-invalid"]
 
 
-def test_a_recipe_that_cannot_be_planned_is_said_at_its_rows(world: World) -> None:
-    world.recipe("r.yaml", {**a_recipe(), "benchmark": {**a_recipe()["benchmark"], "concurrencies": "4xmany"}})
-    (found,) = world.check()
+def test_a_recipe_that_cannot_be_planned_is_said_at_its_rows(checked: CheckedWorkspace) -> None:
+    checked.recipe("r.yaml", {**a_recipe(), "benchmark": {**a_recipe()["benchmark"], "concurrencies": "4xmany"}})
+    (found,) = checked.check()
     assert found.rule == "unsupported" and "4xmany" in found.message
 
 
-def test_a_row_whose_result_can_have_no_name_is_said_once(world: World) -> None:
-    world.write("configs/t-master.yaml", MATRIX.replace("model-prefix: minimaxm3", "model-prefix: mini/maxm3"))
-    runner("prefix: minimaxm3", "prefix: mini/maxm3")(world)
-    (found,) = world.check()
+def test_a_row_whose_result_can_have_no_name_is_said_once(checked: CheckedWorkspace) -> None:
+    checked.write("configs/t-master.yaml", MATRIX.replace("model-prefix: minimaxm3", "model-prefix: mini/maxm3"))
+    runner("prefix: minimaxm3", "prefix: mini/maxm3")(checked)
+    (found,) = checked.check()
     assert found.rule == "unsupported" and "not usable as a file name" in found.message
 
 
-def test_a_cluster_without_runners_of_its_own_is_checked_too(world: World) -> None:
-    runner("runners: [tiny]\n", "")(world)
-    assert world.check() == []
+def test_a_cluster_without_runners_of_its_own_is_checked_too(checked: CheckedWorkspace) -> None:
+    runner("runners: [tiny]\n", "")(checked)
+    assert checked.check() == []
 
 
-def test_a_day_that_is_none(world: World) -> None:
-    runner("lanes:", "exclude-nodes: [{node: n1, reason: x, expires: soon}]\nlanes:")(world)
-    (found,) = [one for one in world.check() if one.rule == "runner-invalid"]
+def test_a_day_that_is_none(checked: CheckedWorkspace) -> None:
+    runner("lanes:", "exclude-nodes: [{node: n1, reason: x, expires: soon}]\nlanes:")(checked)
+    (found,) = [one for one in checked.check() if one.rule == "runner-invalid"]
     assert found.severity == "error" and "'soon' is not a date" in found.message
 
 
-def test_twice_in_a_recipe_of_variants_is_an_error(world: World) -> None:
-    world.write(f"{world.overlay}/family.yaml", dump({"base": a_recipe()}) + "override_a:\n  name: a\n  name: b\n")
-    (found,) = world.check()
+def test_twice_in_a_recipe_of_variants_is_an_error(checked: CheckedWorkspace) -> None:
+    checked.write(f"{checked.overlay}/family.yaml", dump({"base": a_recipe()}) + "override_a:\n  name: a\n  name: b\n")
+    (found,) = checked.check()
     assert (found.rule, found.severity) == ("key-twice", "error")
 
 
-def test_a_repository_that_a_run_makes_for_itself_is_not_said_to_be_unknown(world: World) -> None:
+def test_a_repository_that_a_run_makes_for_itself_is_not_said_to_be_unknown(checked: CheckedWorkspace) -> None:
     text = RUNNER.replace(V50, UNKNOWN_SHA)
-    world.write("runners/tiny.yaml", text)
-    assert "sha-unknown" in world.rules()
-    world.write("runners/tiny.yaml", text.replace("https://example.org/srt-slurm.git", "{state}/srt-slurm"))
-    assert "sha-unknown" not in world.rules()
+    checked.write("runners/tiny.yaml", text)
+    assert "sha-unknown" in checked.rules()
+    checked.write("runners/tiny.yaml", text.replace("https://example.org/srt-slurm.git", "{state}/srt-slurm"))
+    assert "sha-unknown" not in checked.rules()
 
 
-def test_power_makes_a_lost_audit_an_error(world: World) -> None:
-    matrix("conc-list: [4, 16]", "conc-list: [4, 8, 16, 32, 64, 128, 256]")(world)
-    world.recipe("r.yaml", {**a_recipe(), "telemetry": {"provider": "dcgm-power", "enabled": True}})
-    (found,) = [one for one in world.check() if one.rule == "audit-name-too-long"]
+def test_power_makes_a_lost_audit_an_error(checked: CheckedWorkspace) -> None:
+    matrix("conc-list: [4, 16]", "conc-list: [4, 8, 16, 32, 64, 128, 256]")(checked)
+    checked.recipe("r.yaml", {**a_recipe(), "telemetry": {"provider": "dcgm-power", "enabled": True}})
+    (found,) = [one for one in checked.check() if one.rule == "audit-name-too-long"]
     assert found.severity == "error"
 
 
-def test_the_row_is_named_where_the_recipe_is_not(world: World) -> None:
-    matrix(IMAGE, f"{IMAGE}-amd64")(world)
-    world.recipe("r.yaml", {**a_recipe(), "model": {**a_recipe()["model"], "container": f"{IMAGE}-amd64"}})
-    (found,) = [one for one in world.check(today=date(2026, 1, 1)) if one.rule == "image-architecture"]
-    assert found.where.startswith(f"{world.root}/configs/t-master.yaml:")
+def test_the_row_is_named_where_the_recipe_is_not(checked: CheckedWorkspace) -> None:
+    matrix(IMAGE, f"{IMAGE}-amd64")(checked)
+    checked.recipe("r.yaml", {**a_recipe(), "model": {**a_recipe()["model"], "container": f"{IMAGE}-amd64"}})
+    (found,) = [one for one in checked.check(today=date(2026, 1, 1)) if one.rule == "image-architecture"]
+    assert found.where.startswith(f"{checked.root}/configs/t-master.yaml:")
 
 
 def test_a_plan_of_another_kind_is_judged_by_the_rules_of_every_kind(tmp_path: Path) -> None:

@@ -1,13 +1,11 @@
-"""A recording stand-in for every program that is asked, and a facts made by hand."""
+"""Facts of a cluster, made by hand."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from launcher.core.process import NOT_FOUND, Completed
 from launcher.doctor.facts import (
     Association,
     ClusterFacts,
@@ -20,38 +18,6 @@ from launcher.doctor.facts import (
     SlurmFacts,
     SubmissionCheck,
 )
-
-Answer = Completed | str
-
-
-class StandIn:
-    """Answers by a program's name (or its name and its first word that is no option); all others are not there."""
-
-    def __init__(self, answers: Mapping[str, Any]) -> None:
-        self.answers = answers
-        self.asked: list[tuple[str, ...]] = []
-
-    def __call__(
-        self,
-        argv: Sequence[str],
-        *,
-        timeout: float,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        input: str | None = None,
-    ) -> Completed:
-        self.asked.append(tuple(argv))
-        answer = self.answers.get(argv[0])
-        if callable(answer):
-            answer = answer(argv)
-        if answer is None:
-            return Completed(tuple(argv), NOT_FOUND, "", f"{argv[0]}: No such file or directory", 0.0)
-        return answer if isinstance(answer, Completed) else Completed(tuple(argv), 0, answer, "", 0.0)
-
-
-def failed(text: str, code: int | None = 1) -> Any:
-    return lambda argv: Completed(tuple(argv), code, "", text, 20.0)
-
 
 LOCAL = Mount("/", "/dev/sda1", "ext4")
 LUSTRE = Mount("/lustre", "10.0.0.2@o2ib:/fs", "lustre")

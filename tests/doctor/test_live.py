@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture
-def place(slurm_cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def directory(slurm_cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory with ``runners`` and ``shared``, and beside `batch` a hidden partition of an hour."""
     for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH_", "LAUNCHER_"))]:
         monkeypatch.delenv(name)
@@ -38,9 +38,9 @@ def scontrol(*words: str) -> None:
     subprocess.run(["scontrol", *words], check=True, timeout=60, capture_output=True)
 
 
-def write(place: Path, *options: str) -> Path:
-    assert main(["runner", "new", "mine", "--directory", str(place / "shared space"), *options]) == 0
-    return place / "runners" / "mine.yaml"
+def write(directory: Path, *options: str) -> Path:
+    assert main(["runner", "new", "mine", "--directory", str(directory / "shared space"), *options]) == 0
+    return directory / "runners" / "mine.yaml"
 
 
 def examine(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, dict[str, str]]]:
@@ -53,8 +53,8 @@ def examine(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dic
     return code, {claim["key"]: claim for claim in claims}
 
 
-def test_a_new_file_loads_passes_check_and_agrees(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(place)
+def test_a_new_file_loads_passes_check_and_agrees(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(directory)
     told = capsys.readouterr().out
     text = path.read_text()
     for number, line in enumerate(text.splitlines(), 1):
@@ -78,15 +78,15 @@ def test_a_new_file_loads_passes_check_and_agrees(place: Path, capsys: pytest.Ca
     unsure = {key for key, claim in claims.items() if claim["verdict"] != "agree"}
     assert unsure <= {"tools", "repositories.nvidia", "repositories.rehearsal"}  # no network, no repository yet
     assert {key for key in claims if "directory" in key or "cache" in key} >= {"images.directory", "checkout.cache"}
-    assert [p.name for p in place.rglob(".launcher*")] == []
+    assert [p.name for p in directory.rglob(".launcher*")] == []
 
     before = path.read_bytes()
     assert main(["runner", "new", "mine"]) == 2
     assert path.read_bytes() == before
 
 
-def test_the_hidden_partition_and_its_limit(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runner = RunnerFile.read(write(place, "--partition", "short", "--no-node")).runner
+def test_the_hidden_partition_and_its_limit(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runner = RunnerFile.read(write(directory, "--partition", "short", "--no-node")).runner
     assert (runner.scheduler.partition, runner.scheduler.time_limit, runner.node.count) == ("short", "1:00:00", 2)
     code, claims = examine(capsys, "--no-node")
     assert code == 0
@@ -97,15 +97,15 @@ def test_the_hidden_partition_and_its_limit(place: Path, capsys: pytest.CaptureF
 
 
 def test_enroot_on_the_path_makes_a_file_for_real_runs(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stand-in for enroot is one that only knows its version."""
-    enroot = place / "bin" / "enroot"
+    enroot = directory / "bin" / "enroot"
     enroot.parent.mkdir()
     enroot.write_text("#!/bin/sh\necho 4.1.2\n")
     enroot.chmod(0o755)
     monkeypatch.setenv("PATH", f"{enroot.parent}:{os.environ['PATH']}")
-    assert RunnerFile.read(write(place)).runner.tools == "system"
+    assert RunnerFile.read(write(directory)).runner.tools == "system"
     code, claims = examine(capsys)
     assert (code, claims["images.import-on"]["verdict"]) == (0, "agree")
     assert "4.1.2" in claims["images.import-on"]["found"]
@@ -125,9 +125,11 @@ def spoil(path: Path, *changes: tuple[str, str]) -> dict[str, str]:
     }
 
 
-def test_a_file_spoiled_in_a_dozen_ways_differs_at_each_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(place)
-    (place / "file").touch()
+def test_a_file_spoiled_in_a_dozen_ways_differs_at_each_line(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(directory)
+    (directory / "file").touch()
     other = "aarch64" if os.uname().machine == "x86_64" else "x86_64"
     spoiled = {
         "scheduler.partition": ("partition: batch.*", "partition: short"),
@@ -136,7 +138,7 @@ def test_a_file_spoiled_in_a_dozen_ways_differs_at_each_line(place: Path, capsys
         "node.arch": (f"arch: {os.uname().machine}.*", f"arch: {other}"),
         "node.count": ("count: 18.*", "count: 17"),
         "storage[0]": ("  - {path: /, kind: local}.*", "  - {path: /, kind: lustre}"),
-        "images.directory": ("directory: .*shared space\"", f"directory: {place}/file/squash"),
+        "images.directory": ("directory: .*shared space\"", f"directory: {directory}/file/squash"),
         "images.import-partition": ("import-on: login.*", "import-on: login\n  import-partition: cpu"),
         "checkout.directory": ("directory: .*srt-slurm\"", "directory: /proc/launcher/srt-slurm"),
         "models[0].path": (r"^models: \[\]", "models:\n  - {path: /none/such, alias: x}"),
@@ -166,9 +168,9 @@ def test_a_file_spoiled_in_a_dozen_ways_differs_at_each_line(place: Path, capsys
     ],
 )
 def test_what_no_job_can_be_tried_with_leaves_the_rest_unknown(
-    place: Path, capsys: pytest.CaptureFixture[str], right: str, wrong: str, key: str, word: str
+    directory: Path, capsys: pytest.CaptureFixture[str], right: str, wrong: str, key: str, word: str
 ) -> None:
-    path = write(place, "--no-node")
+    path = write(directory, "--no-node")
     at = spoil(path, (right, wrong))
     code, claims = examine(capsys)
     assert code == 2
@@ -179,8 +181,8 @@ def test_what_no_job_can_be_tried_with_leaves_the_rest_unknown(
     assert "no job was started" in claims["images.directory"]["why"]
 
 
-def test_the_lines_for_a_person(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(place, "--no-node")
+def test_the_lines_for_a_person(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(directory, "--no-node")
     spoil(path, ("gpus: 4.*", "gpus: 8"))
     capsys.readouterr()
     assert main(["runner", "doctor", "mine", "--no-node"]) == 2
@@ -191,11 +193,11 @@ def test_the_lines_for_a_person(place: Path, capsys: pytest.CaptureFixture[str])
     assert re.search(r"\d+ agree, \d+ differ, \d+ unknown", said.err)
 
 
-def test_a_draft_on_standard_output_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_draft_on_standard_output_writes_nothing(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runner", "new", "x1", "--no-node", "--output", "-", "--partition", "batch*"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("# yaml-language-server:")
     assert "TODO squash files lie where compute nodes see them" in text
-    assert list((place / "runners").iterdir()) == []
+    assert list((directory / "runners").iterdir()) == []
     for name in ("Not_A_Name", "-x", "a/b"):
         assert main(["runner", "new", "--no-node", "--", name]) == 2

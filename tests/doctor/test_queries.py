@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from launcher.core.process import Completed
 from launcher.doctor import queries
 from launcher.doctor.facts import Host, Unknown
 from launcher.doctor.programs import Commands
-from tests.doctor.stand_ins import StandIn, failed
+from tests.commands import Answer, ScriptedCommands, failed, not_installed
 
 SLURM = ["sinfo", "scontrol", "sacctmgr", "sbatch"]
 
@@ -19,15 +20,15 @@ SLURM = ["sinfo", "scontrol", "sacctmgr", "sbatch"]
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (None, "there is no {} here"),
+        (not_installed, "there is no {} here"),
         (failed("slurm_load: Unable to contact slurm controller (connect failure)"), "connect failure"),
         (failed("", None), "{} did not answer within 20 s"),
         ("\x00garbage <html>", "printed nothing that could be read"),
         ("", "printed nothing that could be read"),
     ],
 )
-def test_a_slurm_that_cannot_be_asked_is_all_unknown(answer: object, why: str) -> None:
-    found = queries.slurm_facts(Commands(StandIn(dict.fromkeys(SLURM, answer)), {"PATH": "/bin"}))
+def test_a_slurm_that_cannot_be_asked_is_all_unknown(answer: Answer, why: str) -> None:
+    found = queries.slurm_facts(Commands(ScriptedCommands(**dict.fromkeys(SLURM, answer)), {"PATH": "/bin"}))
     for fact, program in ((found.config, "scontrol"), (found.partitions, "scontrol"), (found.nodes, "scontrol")):
         assert isinstance(fact, Unknown)
         assert why.format(program) in fact.why
@@ -37,7 +38,7 @@ def test_a_slurm_that_cannot_be_asked_is_all_unknown(answer: object, why: str) -
 
 def test_accounting_may_be_silent_while_the_controller_answers() -> None:
     down = "sacctmgr: error: slurm_persist_conn_open: failed to open persistent connection: Connection refused"
-    stand_in = StandIn({"scontrol": "PartitionName=batch State=UP\n", "sacctmgr": failed(down)})
+    stand_in = ScriptedCommands(not_installed, scontrol="PartitionName=batch State=UP\n", sacctmgr=failed(down))
     found = queries.slurm_facts(Commands(stand_in, {}))
     assert found.partition("batch") is not None
     assert isinstance(found.associations, Unknown) and "Connection refused" in found.associations.why
@@ -59,7 +60,9 @@ def test_the_environment_is_clean_and_names_the_cluster() -> None:
     ],
 )
 def test_a_refusal_is_told_from_silence(stderr: str, accepted: bool | None) -> None:
-    tried = queries.check_submissions(Commands(StandIn({"sbatch": failed(stderr)}), {}), {"job": ["--nodes=1"]})["job"]
+    tried = queries.check_submissions(Commands(ScriptedCommands(sbatch=failed(stderr)), {}), {"job": ["--nodes=1"]})[
+        "job"
+    ]
     assert tried.accepted is accepted
     assert "Try" not in tried.answer
 
@@ -90,7 +93,7 @@ def test_a_look_at_this_host(tmp_path: Path) -> None:
 
 
 def test_a_look_that_is_cut_off_keeps_what_was_seen(tmp_path: Path) -> None:
-    def hangs(argv: list[str]) -> Completed:
+    def hangs(argv: Sequence[str]) -> Completed:
         token = argv[4]
         if argv[2] == queries._AFTER:
             return Completed(tuple(argv), 0, "", "", 0.0)
@@ -103,7 +106,7 @@ def test_a_look_that_is_cut_off_keeps_what_was_seen(tmp_path: Path) -> None:
         ]
         return Completed(tuple(argv), None, "\n".join(lines), "", 60.0)  # fmt: skip
 
-    login, _ = queries.probe_hosts(Commands(StandIn({"sh": hangs}), {}), ["/a", "/dead"])
+    login, _ = queries.probe_hosts(Commands(ScriptedCommands(not_installed, sh=hangs), {}), ["/a", "/dead"])
     assert (login.name, login.arch, list(login.directories)) == ("login1", "aarch64", ["/a"])
     dead = login.directory("/dead")
     assert isinstance(dead, Unknown) and "did not answer within 60 s" in dead.why
@@ -118,13 +121,13 @@ def test_a_look_that_is_cut_off_keeps_what_was_seen(tmp_path: Path) -> None:
     ],
 )
 def test_no_node_is_an_unknown_with_the_reason(stderr: str, code: int | None, tries: int) -> None:
-    stand_in = StandIn({"srun": failed(stderr, code)})
+    stand_in = ScriptedCommands(not_installed, srun=failed(stderr, code))
     _, compute = queries.probe_hosts(
         Commands(stand_in, {}), [], [["--partition=p"], ["--partition=p", "--gpus-per-node=1"]]
     )
     assert isinstance(compute, Unknown) and (stderr[-20:] in compute.why)
     assert ("no node was free within 60 s" in compute.why) == ("busy" in stderr)
-    asked = [argv for argv in stand_in.asked if argv[0] == "srun"]
+    asked = [argv for argv in stand_in.calls if argv[0] == "srun"]
     assert len(asked) == tries
     assert {"--nodes=1", "--immediate=60", "--time=2"} <= set(asked[0])
 
@@ -132,14 +135,12 @@ def test_no_node_is_an_unknown_with_the_reason(stderr: str, code: int | None, tr
 def test_a_node_whose_prolog_prints(tmp_path: Path) -> None:
     """The node's part by the real script, behind noise, in a directory that the login host wrote into."""
 
-    def srun(argv: list[str]) -> Completed:
-        script = argv[argv.index("sh") :]
+    def srun(argv: Sequence[str]) -> Completed:
+        script = [*argv][[*argv].index("sh") :]
         said = subprocess.run(script, capture_output=True, text=True, check=True, timeout=30)
         return Completed(tuple(argv), 0, f"Welcome to node01!\n{said.stdout}\nepilog: done", "", 0.1)
 
-    from launcher.core.process import run
-
-    stand_in = StandIn({"srun": srun, "sh": lambda argv: run(argv, timeout=30)})
+    stand_in = ScriptedCommands(not_installed, srun=srun, sh=None)
     _, compute = queries.probe_hosts(
         Commands(stand_in, {"PATH": "/usr/bin:/bin"}), [str(tmp_path)], [["--partition=p"]]
     )

@@ -70,7 +70,7 @@ class Point:
         return f"{self.error or 'KILL'} at {self.call} {self.number} after {self.phase}"
 
 
-class Place:
+class TracedStaging:
     """A source, a destination, and a process that stages from the one to the other."""
 
     def __init__(self, root: Path) -> None:
@@ -194,7 +194,7 @@ def contents(directory: Path, *, everything: bool = False) -> dict[str, bytes]:
     return {name: value for name, value in found.items() if name not in hidden}
 
 
-def _child(place: Place, phase: str, ready: int, go: int) -> None:
+def _child(traced: TracedStaging, phase: str, ready: int, go: int) -> None:
     """The forked process; never returns."""
     code = 99
     try:
@@ -220,7 +220,7 @@ def _child(place: Place, phase: str, ready: int, go: int) -> None:
 
         staging._Staging._verify = verifying  # type: ignore[method-assign]
         wait("start")
-        staging.stage(DirectorySource(place.source), place.destination, workers=2, progress=Hook())
+        staging.stage(DirectorySource(traced.source), traced.destination, workers=2, progress=Hook())
         code = 0
     except LauncherError:
         code = LauncherError.exit_code  # whatever the layer: it was said
@@ -230,10 +230,10 @@ def _child(place: Place, phase: str, ready: int, go: int) -> None:
         os._exit(code)
 
 
-def points(place: Place, kinds: tuple[str, ...] = ("kill", *ERRORS)) -> Iterator[Point]:
+def points(traced: TracedStaging, kinds: tuple[str, ...] = ("kill", *ERRORS)) -> Iterator[Point]:
     """Every fault: kills at all calls, errors at those that write, sync, rename and make."""
     for phase in PHASES:
-        counted = place.calls(phase)
+        counted = traced.calls(phase)
         for call in CALLS:
             for number in range(1, counted[call] + 1):
                 if "kill" in kinds:
@@ -242,29 +242,29 @@ def points(place: Place, kinds: tuple[str, ...] = ("kill", *ERRORS)) -> Iterator
                     yield from (Point(phase, call, number, error) for error in ERRORS if error in kinds)
 
 
-def trials(place: Place, chosen: list[Point]) -> Iterator[tuple[Point, str, str, str | None]]:
+def trials(traced: TracedStaging, chosen: list[Point]) -> Iterator[tuple[Point, str, str, str | None]]:
     """Do each fault, in turns on nothing, on a whole checkpoint, and on what a killed process left."""
     before = ("nothing", "nothing", "half", "whole")
     for i, point in enumerate(chosen):
         state = before[i % len(before)]
-        place.fresh()
+        traced.fresh()
         if state == "half":
-            place.attempt("copy", "inject=fsync:signal=KILL:when=1")
+            traced.attempt("copy", "inject=fsync:signal=KILL:when=1")
         if state == "whole" and point.phase == "start":
-            staging.stage(DirectorySource(place.source), place.destination)
-        code = place.attempt(point.phase, point.inject)
+            staging.stage(DirectorySource(traced.source), traced.destination)
+        code = traced.attempt(point.phase, point.inject)
         whole = state == "whole" and point.phase == "start"
-        yield point, state, place.ended(code), place.wrong(code, point, before=whole, gc_first=bool(i % 2))
+        yield point, state, traced.ended(code), traced.wrong(code, point, before=whole, gc_first=bool(i % 2))
 
 
 @contextlib.contextmanager
-def laboratory(directory: str | None = None) -> Iterator[Place]:
+def traced_staging(directory: str | None = None) -> Iterator[TracedStaging]:
     """A place, gone afterwards: on the disk, unless a directory is named."""
     before = staging.PART_SIZE, staging.LOCK_WAIT
     staging.PART_SIZE, staging.LOCK_WAIT = PART, 5.0
     try:
         with tempfile.TemporaryDirectory(prefix="launcher-faults-", dir=directory) as root:
-            yield Place(Path(root))
+            yield TracedStaging(Path(root))
     finally:
         staging.PART_SIZE, staging.LOCK_WAIT = before
 
@@ -283,9 +283,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--faults", type=int, metavar="N", help="N faults (default: all)")
     arguments = parser.parse_args(argv)
     began, seen, ends, bad = time.monotonic(), Counter[str](), Counter[str](), Counter[str]()
-    with laboratory() as place:
-        every = list(points(place))
-        for point, state, ended, wrong in trials(place, sample(every, SHORT if arguments.short else arguments.faults)):
+    with traced_staging() as traced:
+        every = list(points(traced))
+        for point, state, ended, wrong in trials(traced, sample(every, SHORT if arguments.short else arguments.faults)):
             kind = f"{point.error or 'KILL'}, {state} before"
             seen[kind] += 1
             ends[ended] += 1

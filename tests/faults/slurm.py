@@ -20,7 +20,7 @@ from pathlib import Path
 
 from launcher.slurm.native import choose
 from tests.faults.slurm_cases import daemons, fates, launchers, many, queries, submission
-from tests.faults.slurm_cases.lab import Lab
+from tests.faults.slurm_cases.fault_cluster import FaultCluster
 from tests.faults.slurm_cases.tally import AT_ONCE, Case, Tally
 
 TOGETHER = 3
@@ -100,9 +100,9 @@ def run(
     tallies: list[Tally] = []
     directory = Path(tempfile.mkdtemp(prefix="faults-"))
 
-    def one(case: Case, lab: Lab) -> list[Tally]:
+    def one(case: Case, fault_cluster: FaultCluster) -> list[Tally]:
         began = time.monotonic()
-        found = list(_attempt(case, lab, trials or (case.short if short else case.trials)))
+        found = list(_attempt(case, fault_cluster, trials or (case.short if short else case.trials)))
         seconds = time.monotonic() - began
         for tally in found:
             tally.note = f"{tally.note}{', ' if tally.note else ''}{seconds:.0f} s"
@@ -113,14 +113,14 @@ def run(
 
     try:
         for number, (options, group) in enumerate(groupby(cases, key=lambda case: case.cluster)):
-            lab = Lab(directory / str(number), options, backend, at_once)
+            fault_cluster = FaultCluster(directory / str(number), options, backend, at_once)
             try:
                 for batch in _batches(list(group), together=short):
                     with ThreadPoolExecutor(TOGETHER) as pool:
-                        for found in pool.map(lambda case: one(case, lab), batch):  # noqa: B023  # ends in this round
+                        for found in pool.map(lambda case: one(case, fault_cluster), batch):  # noqa: B023  # ends in this round
                             tallies.extend(found)
             finally:
-                lab.down()
+                fault_cluster.down()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return tallies
@@ -132,10 +132,10 @@ def _batches(cases: Sequence[Case], *, together: bool) -> list[list[Case]]:
     return [*([case] for case in cases if case not in shared), *([shared[::-1]] if shared else [])]
 
 
-def _attempt(case: Case, lab: Lab, trials: int) -> Sequence[Tally]:
+def _attempt(case: Case, fault_cluster: FaultCluster, trials: int) -> Sequence[Tally]:
     """The case's lines; one that cannot be tried at all is wrong, and the others go on."""
     try:
-        return case.attempt(lab, trials)
+        return case.attempt(fault_cluster, trials)
     except (AssertionError, OSError, RuntimeError, ValueError, KeyError, subprocess.SubprocessError) as error:
         broken = Tally(case.name)
         broken.trial(f"it broke off: {type(error).__name__}: {error}")

@@ -1,4 +1,8 @@
-"""What the tests of images share: real squash files, requests, and a lock that looks often."""
+"""What the tests of images share: small squash files, requests, and a lock that looks often.
+
+pytest is not imported here: processes of these tests import this module, hundreds of them, and would spend most of
+their CPU time on it.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from launcher.core.lease import Lock, LockPace
 from launcher.core.process import CommandRunner, Completed, clean_environment, run
@@ -25,10 +27,6 @@ from launcher.rehearsal.enroot_stand_in import squashfs
 ENROOT = (sys.executable, "-m", "launcher.rehearsal.enroot_stand_in")
 REFERENCE = "nvcr.io#nvidia/ai-dynamo/vllm-runtime:1.0.1"
 NAME = "nvcr.io_nvidia_ai-dynamo_vllm-runtime_1.0.1.sqsh"
-
-needs_squashfs_tools = pytest.mark.skipif(
-    not (shutil.which("mksquashfs") and shutil.which("unsquashfs")), reason="squashfs-tools are not installed"
-)
 
 
 class EagerLock(Lock):
@@ -80,46 +78,6 @@ def small_image(path: Path, note: str = "") -> Path:
     return path
 
 
-def mksquashfs(path: Path, *options: str, size: int = 300_000) -> Path:
-    """A real squash file with ``size`` bytes in it that do not compress."""
-    tree = path.with_name(f"{path.name}.tree")
-    (tree / "etc").mkdir(parents=True)
-    (tree / "etc" / "rc").write_text("# enroot-provenance: docker://x\n")
-    (tree / "data").write_bytes(os.urandom(size))
-    subprocess.run(
-        ["mksquashfs", str(tree), str(path), "-noappend", "-no-progress", "-quiet", *options],
-        check=True,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=60,
-    )
-    return path
-
-
-class Scripted:
-    """A command runner that answers what it was told to, and remembers what it was asked."""
-
-    def __init__(self, answer: Callable[[Sequence[str]], Completed]) -> None:
-        self.asked: list[tuple[str, ...]] = []
-        self._answer = answer
-
-    def __call__(
-        self,
-        argv: Sequence[str],
-        *,
-        timeout: float,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        input: str | None = None,
-    ) -> Completed:
-        self.asked.append(tuple(argv))
-        return self._answer(argv)
-
-
-def never(argv: Sequence[str]) -> Completed:
-    raise AssertionError(f"no process should have been started: {argv}")
-
-
 def completed(argv: Sequence[str], returncode: int | None, stderr: str = "", stdout: str = "") -> Completed:
     return Completed(tuple(argv), returncode, stdout, stderr, 0.1)
 
@@ -137,7 +95,7 @@ def until(what: Callable[[], Any], seconds: float = 10.0) -> Any:
         if found := what():
             return found
         time.sleep(0.005)
-    pytest.fail(f"did not happen within {seconds} s")
+    raise AssertionError(f"did not happen within {seconds} s")
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from launcher.plan.derive import Context, planned_image
 from launcher.rehearsal.stand_ins import REGISTRIES
 from launcher.rehearsal.stand_ins import environment as environment_of_stand_ins
 from launcher.runner.schema import Images
-from tests.image.support import Scripted, until
-from tests.run.driving import Desk
+from tests.commands import ScriptedCommands
+from tests.image.support import until
+from tests.run.driving import LauncherUser
 
 LOCAL = ImportPolicy("local", None, None, "job", "r1", REGISTRIES)
 SLURM = ImportPolicy("slurm", "batch", "me", "job", "r1", REGISTRIES)
@@ -119,7 +120,7 @@ def test_an_error_names_the_line_of_the_image(tmp_path: Path) -> None:
     def refused(where: str, reference: str = "a/b:1") -> str | None:
         squash, lock = str(tmp_path / "sq/x.sqsh"), str(tmp_path / "sq/x.lock")
         planned = dataclasses.replace(image(tmp_path), reference=reference, squash=squash, lock=lock, where=where)
-        answer = Scripted(lambda argv: Completed(tuple(argv), 1, "", "[ERROR] Invalid image reference: x", 0.0))
+        answer = ScriptedCommands(lambda argv: Completed(tuple(argv), 1, "", "[ERROR] Invalid image reference: x", 0.0))
         with pytest.raises(ImageError) as caught:
             ensure_image(planned, LOCAL, {}, run=answer, log=print)
         return caught.value.where
@@ -135,9 +136,9 @@ def test_an_error_names_the_line_of_the_image(tmp_path: Path) -> None:
 def test_an_import_by_hand_that_is_stopped_ends_its_enroot_and_leaves_nothing(
     tmp_path: Path, how: signal.Signals
 ) -> None:
-    desk = Desk(tmp_path)
-    squash = desk.state / "squash"
-    with desk.start("image", "import", "a/b:1", "--runner", "local", LAUNCHER_REHEARSAL_ENROOT="slow=60") as process:
+    user = LauncherUser(tmp_path)
+    squash = user.state / "squash"
+    with user.start("image", "import", "a/b:1", "--runner", "local", LAUNCHER_REHEARSAL_ENROOT="slow=60") as process:
         until(lambda: next(squash.glob(".*.owner"), None) and next(squash.glob(".*.part"), None), 30)
         process.send_signal(how)
         out, _ = process.communicate(timeout=30)

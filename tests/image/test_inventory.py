@@ -18,7 +18,8 @@ from launcher.core.lease import Lock
 from launcher.image import inventory
 from launcher.image.inventory import Check, adopt, collect, garbage, images, verify
 from launcher.image.squash import Sidecar, file_hash, sidecar_path
-from tests.image.support import REFERENCE, image_store, mksquashfs, needs_squashfs_tools, process, request, small_image
+from tests.image.squashfs_tools import mksquashfs, needs_squashfs_tools
+from tests.image.support import REFERENCE, image_store, process, request, small_image
 
 DAY = 86400.0
 DEAD = 2**22 + 1

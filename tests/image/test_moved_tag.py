@@ -13,7 +13,7 @@ from launcher.core.shipped import shipped
 from launcher.image.reference import refreshed_name
 from launcher.image.squash import Sidecar
 from tests.image.registries import FakeRegistry, fake_registry
-from tests.run.driving import KEY, Desk
+from tests.run.driving import KEY, LauncherUser
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def served() -> Iterator[FakeRegistry]:
         yield registry
 
 
-class Place(Desk):
+class RegistryUser(LauncherUser):
     """A cluster whose images come from a registry on this machine."""
 
     def policy(self, policy: str) -> None:
@@ -56,16 +56,16 @@ class Place(Desk):
 
 
 def test_keep_refresh_and_fail(tmp_path: Path, served: FakeRegistry) -> None:
-    desk = Place(tmp_path, extra=served.environment())
+    user = RegistryUser(tmp_path, extra=served.environment())
     image = f"{served.address}/a/b:1"
 
     def importing() -> str:
-        return desk.launcher("image", "import", image, "--runner", "local", "--runners", str(desk.root / "runners"))
+        return user.launcher("image", "import", image, "--runner", "local", "--runners", str(user.root / "runners"))
 
     served.add("a/b", "1", "amd64")
-    desk.policy("keep")
+    user.policy("keep")
     importing()
-    (squash,) = (desk.state / "squash").glob("*.sqsh")
+    (squash,) = (user.state / "squash").glob("*.sqsh")
     note = Sidecar.read(squash)
     assert note is not None
     old, content = note.digest, squash.read_bytes()
@@ -74,23 +74,23 @@ def test_keep_refresh_and_fail(tmp_path: Path, served: FakeRegistry) -> None:
     both = f"{squash.name} is of {old}, and the tag names {new} now"
 
     assert f"{both}; it is kept" in importing()
-    assert [p.name for p in (desk.state / "squash").glob("*.sqsh")] == [squash.name]
+    assert [p.name for p in (user.state / "squash").glob("*.sqsh")] == [squash.name]
 
-    desk.policy("fail")
-    said = desk.once("fails", image, code=3)
+    user.policy("fail")
+    said = user.once("fails", image, code=3)
     assert both in said and "images.moved-tag" in said
-    row = next(n for n, line in enumerate(desk.matrix.read_text().splitlines(), 1) if line.startswith(f"{KEY}:"))
-    assert f"{desk.matrix}:{row + 1}: {squash.name}" in said, "the line that names the image"
+    row = next(n for n, line in enumerate(user.matrix.read_text().splitlines(), 1) if line.startswith(f"{KEY}:"))
+    assert f"{user.matrix}:{row + 1}: {squash.name}" in said, "the line that names the image"
 
-    desk.policy("refresh")
-    said = desk.once("refreshes", image)
+    user.policy("refresh")
+    said = user.once("refreshes", image)
     refreshed = refreshed_name(squash, new)
     assert both in said and "imported in" in said
-    assert desk.mapped("refreshes") == {str(refreshed)}
+    assert user.mapped("refreshes") == {str(refreshed)}
     assert squash.read_bytes() == content and Sidecar.read(squash) == note, (
         "the bash fleet's name, and jobs that map it"
     )
     served.asked.clear()
     assert "hit in" in importing()
     assert served.asked == ["HEAD /v2/a/b/manifests/1", "GET /v2/a/b/manifests/1", f"GET {served.asked[2][4:]}"]
-    assert not list((desk.state / "squash/.uses").glob("*/*")), "all of these runs are settled"
+    assert not list((user.state / "squash/.uses").glob("*/*")), "all of these runs are settled"

@@ -25,31 +25,31 @@ from launcher.rehearsal.stand_ins import REGISTRIES
 from launcher.rehearsal.stand_ins import environment as environment_of_stand_ins
 from launcher.runner.schema import Images
 from tests.conftest import SlurmCluster
-from tests.run.driving import ONE, Desk
+from tests.run.driving import ONE, LauncherUser
 
 pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture
-def desk(tmp_path: Path, slurm_cluster: SlurmCluster) -> Desk:
+def user(tmp_path: Path, slurm_cluster: SlurmCluster) -> LauncherUser:
     """A runner whose images are imported on nodes."""
     extra = {k: v for k, v in slurm_cluster.env.items() if k.startswith(("SLURM", "MUNGE"))}
-    desk = Desk(tmp_path, runner="one-machine", extra=extra)
+    user = LauncherUser(tmp_path, runner="one-machine", extra=extra)
     text = (shipped("runners") / "one-machine.yaml").read_text()
-    (desk.root / "runners").mkdir()
-    changed = text.replace("import-on: login", f"import-on: compute\n  temporary: {desk.root}/node")
-    (desk.root / "runners/one-machine.yaml").write_text(changed)
-    (desk.root / "node").mkdir()
-    return desk
+    (user.root / "runners").mkdir()
+    changed = text.replace("import-on: login", f"import-on: compute\n  temporary: {user.root}/node")
+    (user.root / "runners/one-machine.yaml").write_text(changed)
+    (user.root / "node").mkdir()
+    return user
 
 
-def slurm(desk: Desk, *argv: str) -> str:
-    return subprocess.run(argv, env=desk.environment(), capture_output=True, text=True, timeout=60).stdout.strip()
+def slurm(user: LauncherUser, *argv: str) -> str:
+    return subprocess.run(argv, env=user.environment(), capture_output=True, text=True, timeout=60).stdout.strip()
 
 
-def imports(desk: Desk, name: str, states: str = "R,PD,CG") -> list[list[str]]:
+def imports(user: LauncherUser, name: str, states: str = "R,PD,CG") -> list[list[str]]:
     """Id, node, comment and time limit of the imports' jobs of that name."""
-    said = slurm(desk, "squeue", "-h", "-t", states, "-n", name, "-o", "%i|%N|%k|%l")
+    said = slurm(user, "squeue", "-h", "-t", states, "-n", name, "-o", "%i|%N|%k|%l")
     return [line.split("|") for line in said.splitlines()]
 
 
@@ -60,20 +60,20 @@ def until(what: Callable[[], object], seconds: float = 20) -> None:
         time.sleep(0.1)
 
 
-def planned(desk: Desk, **rule: object) -> PlannedImage:
-    context = Context(workspace=str(desk.root), runner_name="x_0", run_key="r", today="20260101")
-    rules = Images(directory=str(desk.root / "squash"), import_on="compute", temporary=str(desk.root / "node"), **rule)  # type: ignore[arg-type]
+def planned(user: LauncherUser, **rule: object) -> PlannedImage:
+    context = Context(workspace=str(user.root), runner_name="x_0", run_key="r", today="20260101")
+    rules = Images(directory=str(user.root / "squash"), import_on="compute", temporary=str(user.root / "node"), **rule)  # type: ignore[arg-type]
     return planned_image("a/b:1", "image", rules, "x86_64", context)
 
 
 Ensure = Callable[[PlannedImage, str], ImageRecord]
 
 
-def ensuring(desk: Desk, said: list[str], monkeypatch: pytest.MonkeyPatch, **more: str) -> Ensure:
+def ensuring(user: LauncherUser, said: list[str], monkeypatch: pytest.MonkeyPatch, **more: str) -> Ensure:
     """A function that has an image by jobs of a name, and does not sleep."""
-    for name, value in {**desk.extra, **more}.items():
+    for name, value in {**user.extra, **more}.items():
         monkeypatch.setenv(name, value)
-    environment = {**clean_environment(os.environ), **environment_of_stand_ins(desk.state, "slurm", os.environ)}
+    environment = {**clean_environment(os.environ), **environment_of_stand_ins(user.state, "slurm", os.environ)}
 
     def ensure(image: PlannedImage, job_name: str) -> ImageRecord:
         policy = ImportPolicy("slurm", "batch", "benchmark", job_name, job_name, REGISTRIES, make_directory=True)
@@ -82,21 +82,21 @@ def ensuring(desk: Desk, said: list[str], monkeypatch: pytest.MonkeyPatch, **mor
     return ensure
 
 
-def test_two_who_need_an_image_make_one_job_without_a_gpu(desk: Desk) -> None:
-    arguments = ("image", "import", "a/b:1", "--runner", "one-machine", "--runners", str(desk.root / "runners"))
+def test_two_who_need_an_image_make_one_job_without_a_gpu(user: LauncherUser) -> None:
+    arguments = ("image", "import", "a/b:1", "--runner", "one-machine", "--runners", str(user.root / "runners"))
     began = time.strftime("%Y-%m-%dT%H:%M:%S")
-    both = [desk.start(*arguments, LAUNCHER_REHEARSAL_ENROOT="slow=1.5") for _ in range(2)]
+    both = [user.start(*arguments, LAUNCHER_REHEARSAL_ENROOT="slow=1.5") for _ in range(2)]
     said = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sum("imported in" in text for text in said) == 1
     assert sum("hit in" in text for text in said) == 1
-    (squash,) = (desk.state / "squash").glob("*.sqsh")
+    (squash,) = (user.state / "squash").glob("*.sqsh")
     assert str(squash) in said[0] and str(squash) in said[1]
     fields = "JobName,State,AllocTRES,TimelimitRaw,Comment,User"
     mine: list[list[str]] = []
 
     def accounted() -> bool:
-        lines = slurm(desk, "sacct", "-X", "-n", "-P", "-S", began, "-o", fields).splitlines()
+        lines = slurm(user, "sacct", "-X", "-n", "-P", "-S", began, "-o", fields).splitlines()
         mine[:] = [line.split("|") for line in lines if "-import|" in line and line.startswith("launcher|")]
         return bool(mine) and all(job[1] == "COMPLETED" for job in mine)
 
@@ -106,17 +106,17 @@ def test_two_who_need_an_image_make_one_job_without_a_gpu(desk: Desk) -> None:
     assert (name, minutes) == ("launcher", "60")
     assert comment.startswith("image-") and comment.endswith("-import")
     assert "gpu" not in resources and "cpu=" in resources
-    assert list((desk.root / "node").iterdir()) == [], "layers are of no use there"
+    assert list((user.root / "node").iterdir()) == [], "layers are of no use there"
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_launcher_that_goes_leaves_no_job(desk: Desk, how: signal.Signals) -> None:
-    more = ("--runners", str(desk.root / "runners"), "--run-id", f"gone-{how.name}")
-    process = desk.start("run", *ONE, "--runner", "one-machine", *more, LAUNCHER_REHEARSAL_ENROOT="slow=60")
+def test_a_launcher_that_goes_leaves_no_job(user: LauncherUser, how: signal.Signals) -> None:
+    more = ("--runners", str(user.root / "runners"), "--run-id", f"gone-{how.name}")
+    process = user.start("run", *ONE, "--runner", "one-machine", *more, LAUNCHER_REHEARSAL_ENROOT="slow=60")
     comment = f"gone-{how.name}-import"
 
     def ours(states: str) -> list[list[str]]:
-        said = slurm(desk, "squeue", "-h", "-t", states, "-o", "%i|%N|%k|%l").splitlines()
+        said = slurm(user, "squeue", "-h", "-t", states, "-o", "%i|%N|%k|%l").splitlines()
         return [line.split("|") for line in said if f"|{comment}|" in line]
 
     until(lambda: ours("R"))
@@ -125,15 +125,15 @@ def test_a_launcher_that_goes_leaves_no_job(desk: Desk, how: signal.Signals) -> 
     process.send_signal(how)
     process.communicate(timeout=30)
     until(lambda: not ours("R,PD"), 8)
-    assert not list((desk.state / "squash").glob("*.sqsh"))
+    assert not list((user.state / "squash").glob("*.sqsh"))
 
 
-def test_what_is_left_when_srun_dies_too_is_ended_by_cleanup(desk: Desk) -> None:
-    more = ("--runners", str(desk.root / "runners"), "--run-id", "lost")
-    process = desk.start("run", *ONE, "--runner", "one-machine", *more, LAUNCHER_REHEARSAL_ENROOT="slow=60")
+def test_what_is_left_when_srun_dies_too_is_ended_by_cleanup(user: LauncherUser) -> None:
+    more = ("--runners", str(user.root / "runners"), "--run-id", "lost")
+    process = user.start("run", *ONE, "--runner", "one-machine", *more, LAUNCHER_REHEARSAL_ENROOT="slow=60")
 
     def ours() -> bool:
-        return "lost-import" in slurm(desk, "squeue", "-h", "-t", "R", "-o", "%k").splitlines()
+        return "lost-import" in slurm(user, "squeue", "-h", "-t", "R", "-o", "%k").splitlines()
 
     until(ours)
     children = Path(f"/proc/{process.pid}/task").glob("*/children")
@@ -144,18 +144,18 @@ def test_what_is_left_when_srun_dies_too_is_ended_by_cleanup(desk: Desk) -> None
     process.kill()
     process.communicate(timeout=30)
     assert ours(), "nobody told Slurm"
-    assert "lost" in desk.launcher("cleanup", "--runners", str(desk.root / "runners"))
+    assert "lost" in user.launcher("cleanup", "--runners", str(user.root / "runners"))
     assert not ours()
-    assert desk.record("lost")["state"] == "cancelled"
+    assert user.record("lost")["state"] == "cancelled"
 
 
-def test_a_node_that_fails_and_one_that_never_comes(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_fails_and_one_that_never_comes(user: LauncherUser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_policy, "NODE_PATIENCE", 1)
     said: list[str] = []
-    ensure = ensuring(desk, said, monkeypatch, LAUNCHER_REHEARSAL_ENROOT="slow=2.5")
-    slurm(desk, "scontrol", "update", "nodename=node18", "state=drain", "reason=test")
-    failing = dataclasses.replace(planned(desk), reference="a/c:1", squash=str(desk.root / "squash/c.sqsh"))
-    waiting = planned(desk, import_options=["--nodelist=node18"], import_timeout=60)
+    ensure = ensuring(user, said, monkeypatch, LAUNCHER_REHEARSAL_ENROOT="slow=2.5")
+    slurm(user, "scontrol", "update", "nodename=node18", "state=drain", "reason=test")
+    failing = dataclasses.replace(planned(user), reference="a/c:1", squash=str(user.root / "squash/c.sqsh"))
+    waiting = planned(user, import_options=["--nodelist=node18"], import_timeout=60)
     done: list[ImageRecord | ImageError] = []
 
     def wait() -> None:
@@ -169,9 +169,9 @@ def test_a_node_that_fails_and_one_that_never_comes(desk: Desk, monkeypatch: pyt
     down: list[str] = []
 
     def fail() -> None:
-        until(lambda: imports(desk, "fails", "R"))
-        down.append(imports(desk, "fails", "R")[0][1])
-        slurm(desk, "scontrol", "update", f"nodename={down[0]}", "state=down", "reason=test")
+        until(lambda: imports(user, "fails", "R"))
+        down.append(imports(user, "fails", "R")[0][1])
+        slurm(user, "scontrol", "update", f"nodename={down[0]}", "state=down", "reason=test")
 
     killer = threading.Thread(target=fail)
     killer.start()
@@ -181,15 +181,15 @@ def test_a_node_that_fails_and_one_that_never_comes(desk: Desk, monkeypatch: pyt
         assert any("attempt 1 of 4" in line and "its node failed" in line for line in said), said
         thread.join(30)
     finally:
-        slurm(desk, "scontrol", "update", f"nodename=node18,{down[0] if down else 'node18'}", "state=resume")
+        slurm(user, "scontrol", "update", f"nodename=node18,{down[0] if down else 'node18'}", "state=resume")
     (error,) = done
     assert isinstance(error, ImageError)
     assert "did not start in time" in error.message and "images.import-partition" in (error.hint or "")
-    assert not imports(desk, "waits", "R,PD")
+    assert not imports(user, "waits", "R,PD")
 
 
-def test_what_slurm_refuses_is_said_in_its_words(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    ensure = ensuring(desk, [], monkeypatch)
+def test_what_slurm_refuses_is_said_in_its_words(user: LauncherUser, monkeypatch: pytest.MonkeyPatch) -> None:
+    ensure = ensuring(user, [], monkeypatch)
     with pytest.raises(ImageError, match="Slurm gives it no job") as caught:
-        ensure(planned(desk, import_partition="nowhere"), "r")
+        ensure(planned(user, import_partition="nowhere"), "r")
     assert "nvalid partition" in caught.value.message

@@ -5,25 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from launcher.cli import main
 from launcher.core.errors import ImageError
-from launcher.core.process import Completed, run
+from launcher.core.process import run
 from launcher.image.probe import HOLDS, NO_OP, between_hosts, between_nodes, between_processes, file_system
+from tests.commands import ScriptedCommands
+
+REFUSED = (1, "srun: error: invalid partition")
 
 needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
 
 
-def spoiled(inject: str) -> Any:
-    def runner(argv: Sequence[str], *, timeout: float, **_: Any) -> Completed:
-        return run(["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={inject}", *argv], timeout=timeout)
-
-    return runner
+def spoiled(inject: str) -> ScriptedCommands:
+    """Starts programs under strace, which spoils some of their system calls."""
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={inject}"]
+    return ScriptedCommands(lambda argv: run([*strace, *argv], timeout=60))
 
 
 def test_locks_hold_between_processes_of_a_local_file_system(tmp_path: Path) -> None:
@@ -57,25 +57,20 @@ def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 
 def test_nodes_that_are_not_given_are_said(tmp_path: Path) -> None:
-    def refused(argv: Sequence[str], **_: Any) -> Completed:
-        assert argv[:4] == ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
-        return Completed(tuple(argv), 1, "", "srun: error: invalid partition", 0.1)
-
+    runner = ScriptedCommands(srun=REFUSED)
     with pytest.raises(ImageError, match="invalid partition"):
-        between_nodes(tmp_path, ["--partition=x"], refused)
+        between_nodes(tmp_path, ["--partition=x"], runner)
+    assert all(call[:4] == ("srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1") for call in runner.calls)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_node_that_is_not_given_is_said_at_once(tmp_path: Path) -> None:
-    def refused(argv: Sequence[str], *, timeout: float, **_: Any) -> Completed:
-        if argv[0] == "srun":
-            assert {"--nodes=1", "--immediate=30", "--partition=x"} <= set(argv)
-            return Completed(tuple(argv), 1, "", "srun: error: invalid partition", 0.1)
-        return run(argv, timeout=timeout)
-
+    runner = ScriptedCommands(None, srun=REFUSED)
     began = time.monotonic()
     with pytest.raises(ImageError, match="invalid partition"):
-        between_hosts(tmp_path, ["--partition=x"], runner=refused)
+        between_hosts(tmp_path, ["--partition=x"], runner=runner)
+    asked = [set(call) for call in runner.calls if call[0] == "srun"]
+    assert asked and all({"--nodes=1", "--immediate=30", "--partition=x"} <= words for words in asked)
     assert time.monotonic() - began < 20
     assert list(tmp_path.iterdir()) == []
 

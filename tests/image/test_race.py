@@ -27,14 +27,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def image_root(tmp_path: Path) -> Path:
     (tmp_path / "images").mkdir()
     return tmp_path
 
 
-def importer(place: Path, *options: str, faults: str = "") -> subprocess.Popen[str]:
+def importer(image_root: Path, *options: str, faults: str = "") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.image.importer", str(place), *options],
+        [sys.executable, "-m", "tests.image.importer", str(image_root), *options],
         cwd=ROOT,
         env={**os.environ, FAULTS: faults},
         stdin=subprocess.DEVNULL,
@@ -59,27 +59,25 @@ def watch(final: Path, children: list[subprocess.Popen[str]]) -> tuple[int, int]
     return looks, torn
 
 
-def leftovers(place: Path) -> list[str]:
-    return [str(path) for path in place.rglob("*") if path.name.endswith((TEMPORARY_SUFFIX, ".owner"))]
+def leftovers(image_root: Path) -> list[str]:
+    return [str(path) for path in image_root.rglob("*") if path.name.endswith((TEMPORARY_SUFFIX, ".owner"))]
 
 
-def test_the_watcher_sees_what_an_import_in_place_shows(place: Path) -> None:
+def test_the_watcher_sees_what_an_import_in_place_shows(image_root: Path) -> None:
     """The control of the other tests: what the bash launchers do is seen to be torn."""
-    final = place / "images" / NAME
+    final = image_root / "images" / NAME
     command = [*ENROOT, "import", "-o", str(final), "docker://x"]
-    with subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, FAULTS: "slow=0.3"}, stderr=subprocess.DEVNULL
-    ) as child:
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, FAULTS: "slow=2"}, stderr=subprocess.DEVNULL) as child:
         _, torn = watch(final, [child])  # type: ignore[list-item]
     assert torn > 20
 
 
-def writing(place: Path, child: subprocess.Popen[str]) -> Path:
+def writing(image_root: Path, child: subprocess.Popen[str]) -> Path:
     """The temporary that the child's enroot is writing to, once it is."""
     pattern = f".{NAME}.*.{child.pid}.*{TEMPORARY_SUFFIX}"
 
     def large() -> Path | None:
-        for path in place.glob(f"images/{pattern}"):
+        for path in image_root.glob(f"images/{pattern}"):
             with contextlib.suppress(FileNotFoundError):  # the store tries the directory with a file of such a name
                 if path.stat().st_size > 96:
                     return path
@@ -97,45 +95,45 @@ def end_enroot_of(child: subprocess.Popen[str]) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the child of a child in /proc")
 @pytest.mark.parametrize("lock", ["lock", "no-lock"])
-def test_a_killed_importer_costs_the_next_one_nothing(place: Path, lock: str) -> None:
-    first = importer(place, lock, faults="slow=30")
-    part = writing(place, first)
+def test_a_killed_importer_costs_the_next_one_nothing(image_root: Path, lock: str) -> None:
+    first = importer(image_root, lock, faults="slow=30")
+    part = writing(image_root, first)
     os.kill(first.pid, signal.SIGSTOP)  # so that killing its enroot first does not let it clean up
     end_enroot_of(first)
     first.kill()
     first.communicate()
     assert part.exists()
 
-    second = importer(place, lock)
-    _, torn = watch(place / "images" / NAME, [second])
+    second = importer(image_root, lock)
+    _, torn = watch(image_root / "images" / NAME, [second])
     out, facts = second.communicate()
     assert (out, second.returncode) == ("imported\n", 0), facts
     # It found the owner dead, and waited neither for the lease nor until it went on without the lock.
     broken = re.fullmatch(rf"broke the lock of pid {first.pid} on .*: its process is dead\n", facts)
     assert broken if lock == "lock" else facts == ""
     assert torn == 0
-    assert part in dead_temporaries(place / "images")
-    assert dead_temporaries(place / "tmp"), "enroot's own temporaries, too"
+    assert part in dead_temporaries(image_root / "images")
+    assert dead_temporaries(image_root / "tmp"), "enroot's own temporaries, too"
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the child of a child in /proc")
-def test_an_importer_stopped_past_its_lease_goes_on_and_harms_nothing(place: Path) -> None:
+def test_an_importer_stopped_past_its_lease_goes_on_and_harms_nothing(image_root: Path) -> None:
     class Impatient(EagerLock):
         def __init__(self, path: Path, **options: object) -> None:
             super().__init__(path, pace=LockPace(lease=0.5, poll=0.02), **options)
 
-    first = importer(place, faults="slow=1.0")
-    writing(place, first)
+    first = importer(image_root, faults="slow=1.0")
+    writing(image_root, first)
     os.kill(first.pid, signal.SIGSTOP)
     try:
-        record = image_store(lock=Impatient).ensure(request(place))
+        record = image_store(lock=Impatient).ensure(request(image_root))
         assert record.how == "imported"
         assert any("no heartbeat" in fact for fact in record.facts)
-        published = (place / "images" / NAME).stat()
+        published = (image_root / "images" / NAME).stat()
     finally:
         os.kill(first.pid, signal.SIGCONT)
     out, err = first.communicate(timeout=20)
     assert (first.returncode, out) == (0, "hit\n"), err
-    now = (place / "images" / NAME).stat()
+    now = (image_root / "images" / NAME).stat()
     assert (now.st_ino, now.st_mtime_ns) == (published.st_ino, published.st_mtime_ns), "a whole file is not replaced"
-    assert leftovers(place) == []
+    assert leftovers(image_root) == []

@@ -11,7 +11,9 @@ import pytest
 from launcher.core.errors import ImageError
 from launcher.core.process import run
 from launcher.image.squash import DamagedImage, Listing, MissingImage, check_lists, inspect
-from tests.image.support import Scripted, completed, mksquashfs, needs_squashfs_tools, small_image
+from tests.commands import ScriptedCommands
+from tests.image.squashfs_tools import mksquashfs, needs_squashfs_tools
+from tests.image.support import completed, small_image
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +169,9 @@ def test_the_listing_sees_what_the_superblock_does_not(tmp_path: Path, real: byt
     ],
 )
 def test_only_unsquashfs_own_verdict_counts_as_damage(returncode: int | None, stderr: str, expected: Listing) -> None:
-    runner = Scripted(lambda argv: completed(argv, returncode, stderr))
+    runner = ScriptedCommands(lambda argv: completed(argv, returncode, stderr))
     assert check_lists(Path("/x.sqsh"), runner) is expected
-    assert runner.asked == [("unsquashfs", "-l", "/x.sqsh")]
+    assert runner.calls == [("unsquashfs", "-l", "/x.sqsh")]
 
 
 def test_a_machine_without_unsquashfs_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,17 +21,16 @@ from launcher.core.publish import TEMPORARY_SUFFIX
 from launcher.image.reference import PlannedImage
 from launcher.image.store import ImageStore
 from launcher.rehearsal.enroot_stand_in import FAULTS
+from tests.commands import ScriptedCommands, real_commands
+from tests.image.squashfs_tools import needs_squashfs_tools
 from tests.image.support import (
     NAME,
     REFERENCE,
     EagerLock,
     EagerLockWithFlock,
-    Scripted,
     as_root,
     completed,
     image_store,
-    needs_squashfs_tools,
-    never,
     process,
     request,
     small_image,
@@ -41,14 +40,14 @@ URI = "docker://nvcr.io#nvidia/ai-dynamo/vllm-runtime:1.0.1"
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def image_root(tmp_path: Path) -> Path:
     (tmp_path / "images").mkdir()
     return tmp_path
 
 
 @pytest.fixture
-def final(place: Path) -> Path:
-    return place / "images" / NAME
+def final(image_root: Path) -> Path:
+    return image_root / "images" / NAME
 
 
 class Log(list[str]):
@@ -76,8 +75,8 @@ def note(final: Path) -> dict[str, Any]:
     return found
 
 
-def parts(place: Path) -> list[Path]:
-    return [path for path in place.rglob("*") if path.name.endswith(TEMPORARY_SUFFIX)]
+def parts(image_root: Path) -> list[Path]:
+    return [path for path in image_root.rglob("*") if path.name.endswith(TEMPORARY_SUFFIX)]
 
 
 # Opening files raises an audit event; a hook cannot be removed again, so there is one, with a switch.
@@ -103,10 +102,10 @@ def opened() -> Iterator[list[str]]:
         _opened = None
 
 
-def test_an_import_leaves_a_whole_file_and_its_record(place: Path, final: Path, log: Log) -> None:
+def test_an_import_leaves_a_whole_file_and_its_record(image_root: Path, final: Path, log: Log) -> None:
     before = os.umask(0o077)
     try:
-        record = log.store().ensure(request(place))
+        record = log.store().ensure(request(image_root))
     finally:
         os.umask(before)
     assert (record.how, record.sidecar.uri, record.squash) == ("imported", URI, final)
@@ -116,7 +115,7 @@ def test_an_import_leaves_a_whole_file_and_its_record(place: Path, final: Path, 
     assert record.sidecar.size == final.stat().st_size
     assert log == [f"importing {REFERENCE} to {final}: no squash file: No such file or directory"]
     assert sorted(path.name for path in final.parent.iterdir()) == [NAME, f"{NAME}.json"]
-    assert list((place / "tmp").iterdir()) == []
+    assert list((image_root / "tmp").iterdir()) == []
     assert final.stat().st_mode & 0o444 == 0o444
     written = note(final)
     assert written["mtime_ns"] == final.stat().st_mtime_ns
@@ -126,18 +125,18 @@ def test_an_import_leaves_a_whole_file_and_its_record(place: Path, final: Path, 
 
 
 @needs_squashfs_tools
-def test_what_was_imported_is_a_real_image_that_says_it_is_a_rehearsal(place: Path, final: Path, log: Log) -> None:
-    assert log.store().ensure(request(place)).sidecar.listing == "whole"
+def test_what_was_imported_is_a_real_image_that_says_it_is_a_rehearsal(image_root: Path, final: Path, log: Log) -> None:
+    assert log.store().ensure(request(image_root)).sidecar.listing == "whole"
     said = subprocess.run(["unsquashfs", "-cat", str(final), "etc/rc"], capture_output=True, text=True, check=True)
     assert said.stdout.startswith(f"# enroot-provenance: {URI}\n")
 
 
-def test_a_hit_starts_no_process_takes_no_lock_and_opens_two_files(place: Path, final: Path, log: Log) -> None:
-    log.store().ensure(request(place))
-    log.store().ensure(request(place))  # a hit, which imports the reader of records
+def test_a_hit_starts_no_process_takes_no_lock_and_opens_two_files(image_root: Path, final: Path, log: Log) -> None:
+    log.store().ensure(request(image_root))
+    log.store().ensure(request(image_root))  # a hit, which imports the reader of records
     log.clear()
-    store = log.store(Scripted(never), lock=EagerLockWithFlock)
-    wanted = request(place, lock=str(place / "images" / "bash.lock"))
+    store = log.store(ScriptedCommands(), lock=EagerLockWithFlock)
+    wanted = request(image_root, lock=str(image_root / "images" / "bash.lock"))
     before = final.parent.stat().st_mtime_ns
     with opened() as files:
         record = store.ensure(wanted)
@@ -148,9 +147,9 @@ def test_a_hit_starts_no_process_takes_no_lock_and_opens_two_files(place: Path, 
     assert log == []
 
 
-def test_a_hit_costs_a_fraction_of_a_millisecond(place: Path, log: Log) -> None:
-    log.store().ensure(request(place))
-    store, wanted = image_store(Scripted(never)), request(place)
+def test_a_hit_costs_a_fraction_of_a_millisecond(image_root: Path, log: Log) -> None:
+    log.store().ensure(request(image_root))
+    store, wanted = image_store(ScriptedCommands()), request(image_root)
     seconds = min(_timed(store, wanted) for _ in range(200))
     assert seconds < 0.002
     print(f"hit: {seconds * 1e6:.0f} µs")
@@ -162,61 +161,61 @@ def _timed(store: ImageStore, wanted: PlannedImage) -> float:
     return time.perf_counter() - began
 
 
-def test_a_file_that_bash_made_is_adopted_without_a_process(place: Path, final: Path) -> None:
+def test_a_file_that_bash_made_is_adopted_without_a_process(image_root: Path, final: Path) -> None:
     small_image(final)
-    store = image_store(Scripted(never))
-    assert store.ensure(request(place)).how == "adopted"
+    store = image_store(ScriptedCommands())
+    assert store.ensure(request(image_root)).how == "adopted"
     assert note(final)["how"] == "adopted"
-    assert store.ensure(request(place)).how == "hit"
+    assert store.ensure(request(image_root)).how == "hit"
 
 
-def test_it_is_adopted_where_no_record_can_be_written(place: Path, final: Path) -> None:
+def test_it_is_adopted_where_no_record_can_be_written(image_root: Path, final: Path) -> None:
     small_image(final)
     final.with_name(f"{NAME}.json").mkdir()
-    assert image_store(Scripted(never)).ensure(request(place)).how == "adopted"
-    assert parts(place) == []
+    assert image_store(ScriptedCommands()).ensure(request(image_root)).how == "adopted"
+    assert parts(image_root) == []
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"uri": 1}', "{}", '{"size": "x"}'])
-def test_a_record_that_cannot_be_read_says_nothing(place: Path, final: Path, content: str) -> None:
+def test_a_record_that_cannot_be_read_says_nothing(image_root: Path, final: Path, content: str) -> None:
     small_image(final)
     final.with_name(f"{NAME}.json").write_text(content)
-    assert image_store(Scripted(never)).ensure(request(place)).how == "adopted"
+    assert image_store(ScriptedCommands()).ensure(request(image_root)).how == "adopted"
 
 
-def test_a_file_replaced_since_it_was_recorded_is_listed_and_adopted(place: Path, final: Path, log: Log) -> None:
-    log.store().ensure(request(place))
+def test_a_file_replaced_since_it_was_recorded_is_listed_and_adopted(image_root: Path, final: Path, log: Log) -> None:
+    log.store().ensure(request(image_root))
     small_image(final, "made by a bash launcher")
-    whole = Scripted(lambda argv: completed(argv, 0))
-    assert log.store(whole).ensure(request(place)).how == "adopted"
-    assert whole.asked == [("unsquashfs", "-l", str(final))]
+    whole = ScriptedCommands(lambda argv: completed(argv, 0))
+    assert log.store(whole).ensure(request(image_root)).how == "adopted"
+    assert whole.calls == [("unsquashfs", "-l", str(final))]
     assert (note(final)["how"], note(final)["listing"]) == ("adopted", "whole")
-    assert log.store(Scripted(never)).ensure(request(place)).how == "hit"
+    assert log.store(ScriptedCommands()).ensure(request(image_root)).how == "hit"
 
 
-def test_two_images_of_one_name_are_an_error(place: Path, log: Log) -> None:
-    log.store().ensure(request(place))
+def test_two_images_of_one_name_are_an_error(image_root: Path, log: Log) -> None:
+    log.store().ensure(request(image_root))
     other = "nvcr.io/nvidia_ai-dynamo/vllm-runtime:1.0.1"  # the same name once '/' and '_' are alike
     with pytest.raises(ImageError, match="would have the same name") as caught:
-        log.store().ensure(request(place, reference=other))
+        log.store().ensure(request(image_root, reference=other))
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("content", [b"", bytes(8192), b"garbage" * 1000, "half"])
-def test_a_damaged_file_is_replaced_by_rename(place: Path, final: Path, log: Log, content: bytes | str) -> None:
+def test_a_damaged_file_is_replaced_by_rename(image_root: Path, final: Path, log: Log, content: bytes | str) -> None:
     whole = small_image(final).read_bytes()
     final.write_bytes(whole[: len(whole) // 2] if isinstance(content, str) else content)
     with final.open("rb") as reader:  # a job that maps it keeps what it has
         before = reader.read()
-        assert log.store().ensure(request(place)).how == "imported"
+        assert log.store().ensure(request(image_root)).how == "imported"
         reader.seek(0)
         assert reader.read() == before
     assert log[0].startswith(f"importing {REFERENCE} to {final}: not a whole squash file")
-    assert log.store(Scripted(never)).ensure(request(place)).how == "hit"
+    assert log.store(ScriptedCommands()).ensure(request(image_root)).how == "hit"
 
 
-def test_a_file_whose_lists_are_damaged_is_replaced(place: Path, final: Path, log: Log) -> None:
-    log.store().ensure(request(place))
+def test_a_file_whose_lists_are_damaged_is_replaced(image_root: Path, final: Path, log: Log) -> None:
+    log.store().ensure(request(image_root))
     small_image(final, "changed")
     damaged = final.read_bytes()
 
@@ -226,12 +225,12 @@ def test_a_file_whose_lists_are_damaged_is_replaced(place: Path, final: Path, lo
             return completed(argv, 1 if is_damaged else 0)
         return run(argv, timeout=20)
 
-    assert log.store(Scripted(answer)).ensure(request(place)).how == "imported"
+    assert log.store(ScriptedCommands(answer)).ensure(request(image_root)).how == "imported"
     assert final.read_bytes() != damaged
-    assert parts(place) == []
+    assert parts(image_root) == []
 
 
-def test_a_whole_file_that_came_meanwhile_stays(place: Path, final: Path, log: Log) -> None:
+def test_a_whole_file_that_came_meanwhile_stays(image_root: Path, final: Path, log: Log) -> None:
     """A bash launcher publishes while we import: ours is dropped, and its file is not touched."""
 
     def answer(argv: Sequence[str]) -> Completed:
@@ -239,21 +238,21 @@ def test_a_whole_file_that_came_meanwhile_stays(place: Path, final: Path, log: L
             small_image(final, "the other's")
         return run(argv, timeout=20)
 
-    record = log.store(Scripted(answer)).ensure(request(place))
+    record = log.store(ScriptedCommands(answer)).ensure(request(image_root))
     assert record.how == "adopted"
     assert record.facts == ("another process published it first; ours was dropped",)
     assert b"the other's" in final.read_bytes()
-    assert parts(place) == []
+    assert parts(image_root) == []
 
 
-def test_an_import_in_place_that_began_meanwhile_is_replaced(place: Path, final: Path, log: Log) -> None:
+def test_an_import_in_place_that_began_meanwhile_is_replaced(image_root: Path, final: Path, log: Log) -> None:
     def answer(argv: Sequence[str]) -> Completed:
         if "import" in argv:
             final.write_bytes(bytes(5000))
         return run(argv, timeout=20)
 
-    assert log.store(Scripted(answer)).ensure(request(place)).how == "imported"
-    assert log.store(Scripted(never)).ensure(request(place)).how == "hit"
+    assert log.store(ScriptedCommands(answer)).ensure(request(image_root)).how == "imported"
+    assert log.store(ScriptedCommands()).ensure(request(image_root)).how == "hit"
 
 
 @pytest.mark.parametrize(
@@ -266,44 +265,44 @@ def test_an_import_in_place_that_began_meanwhile_is_replaced(place: Path, final:
     ],
 )
 def test_what_will_not_pass_is_not_tried_again(
-    place: Path, log: Log, monkeypatch: pytest.MonkeyPatch, fail: str, says: str, hint: str
+    image_root: Path, log: Log, monkeypatch: pytest.MonkeyPatch, fail: str, says: str, hint: str
 ) -> None:
     monkeypatch.setenv(FAULTS, f"fail={fail}")
     with pytest.raises(ImageError, match=says) as caught:
-        log.impatient().ensure(request(place, where="nvidia-master.yaml:12"))
+        log.impatient().ensure(request(image_root, where="nvidia-master.yaml:12"))
     assert log.slept == []
     assert caught.value.exit_code == 3
     assert caught.value.where == "nvidia-master.yaml:12"
     assert caught.value.hint is not None
     assert hint in caught.value.hint
-    assert list((place / "images").iterdir()) == []
-    assert list((place / "tmp").iterdir()) == []
+    assert list((image_root / "images").iterdir()) == []
+    assert list((image_root / "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize("fail", ["429", "503", "refused"])
-def test_what_may_pass_is_tried_again(place: Path, log: Log, monkeypatch: pytest.MonkeyPatch, fail: str) -> None:
-    monkeypatch.setenv(FAULTS, f"fail={fail},fail_times=2,counter={place / 'count'}")
-    assert log.impatient().ensure(request(place)).how == "imported"
+def test_what_may_pass_is_tried_again(image_root: Path, log: Log, monkeypatch: pytest.MonkeyPatch, fail: str) -> None:
+    monkeypatch.setenv(FAULTS, f"fail={fail},fail_times=2,counter={image_root / 'count'}")
+    assert log.impatient().ensure(request(image_root)).how == "imported"
     assert len(log.slept) == 2
     assert 5 <= log.slept[0] < log.slept[1] <= 20
     assert [line.split(":")[0] for line in log[1:]] == ["attempt 1 of 4", "attempt 2 of 4"]
 
 
-def test_trying_again_ends(place: Path, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trying_again_ends(image_root: Path, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FAULTS, "fail=429")
     with pytest.raises(ImageError, match="429, the registry's rate limit"):
-        log.impatient().ensure(request(place))
+        log.impatient().ensure(request(image_root))
     assert len(log.slept) == 3
-    assert list((place / "images").iterdir()) == []
+    assert list((image_root / "images").iterdir()) == []
 
 
 @pytest.mark.parametrize("fail", ["truncate", "empty"])
 def test_an_import_that_only_says_it_went_well_is_not_published(
-    place: Path, final: Path, log: Log, monkeypatch: pytest.MonkeyPatch, fail: str
+    image_root: Path, final: Path, log: Log, monkeypatch: pytest.MonkeyPatch, fail: str
 ) -> None:
     monkeypatch.setenv(FAULTS, f"fail={fail}")
     with pytest.raises(ImageError, match="left no whole squash file"):
-        log.store().ensure(request(place))
+        log.store().ensure(request(image_root))
     assert list(final.parent.iterdir()) == []
 
 
@@ -343,90 +342,92 @@ def test_an_import_that_only_says_it_went_well_is_not_published(
     ],
 )
 def test_enroots_words_are_understood(
-    place: Path, log: Log, returncode: int, stderr: str, says: str, hint: str, tries: int
+    image_root: Path, log: Log, returncode: int, stderr: str, says: str, hint: str, tries: int
 ) -> None:
     def answer(argv: Sequence[str]) -> Completed:
         return completed(argv, returncode, stderr.format(enroot=argv[0]))
 
-    runner = Scripted(answer)
+    runner = ScriptedCommands(answer)
     with pytest.raises(ImageError, match=says) as caught:
-        log.impatient(runner).ensure(request(place))
+        log.impatient(runner).ensure(request(image_root))
     assert hint in (caught.value.hint or "")
-    assert sum("import" in argv for argv in runner.asked) == tries
+    assert sum("import" in argv for argv in runner.calls) == tries
 
 
 def test_an_import_beyond_its_time_is_ended_and_not_tried_again(
-    place: Path, final: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+    image_root: Path, final: Path, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FAULTS, "slow=30")
     with pytest.raises(ImageError, match="did not end within 1 s") as caught:
-        log.impatient().ensure(request(place, import_timeout=1))
+        log.impatient().ensure(request(image_root, import_timeout=1))
     assert "images.import-timeout" in (caught.value.hint or "")
     assert log.slept == []
     assert list(final.parent.iterdir()) == []
-    assert list((place / "tmp").iterdir()) == []
+    assert list((image_root / "tmp").iterdir()) == []
 
 
-def test_the_wrong_architecture_is_a_stated_fact(place: Path, log: Log) -> None:
+def test_the_wrong_architecture_is_a_stated_fact(image_root: Path, log: Log) -> None:
     warning = "[WARN] Image architecture doesn't match the requested one: amd64 != arm64"
 
     def answer(argv: Sequence[str]) -> Completed:
         done = run(argv, timeout=20)
         return completed(argv, 0, warning) if "import" in argv else done
 
-    assert log.store(Scripted(answer)).ensure(request(place)).facts == (warning,)
+    assert log.store(ScriptedCommands(answer)).ensure(request(image_root)).facts == (warning,)
     assert log[-1] == warning
 
 
-def test_enroot_gets_private_temporaries_english_and_the_runners_environment(place: Path, log: Log) -> None:
+def test_enroot_gets_private_temporaries_english_and_the_runners_environment(image_root: Path, log: Log) -> None:
     environments: list[dict[str, str]] = []
 
-    def runner(argv: Sequence[str], *, timeout: float, env: Any = None, **_: Any) -> Completed:
+    def answer(argv: Sequence[str]) -> None:
         if "import" in argv:
-            environments.append(dict(env))
-            assert Path(env["ENROOT_TEMP_PATH"]).is_dir()
-        return run(argv, timeout=timeout, env=env)
+            environments.append(dict(runner.environments[-1] or {}))
+            assert Path(environments[-1]["ENROOT_TEMP_PATH"]).is_dir()
 
+    runner = ScriptedCommands(answer)
     given = {"ENROOT_CACHE_PATH": "/tmp/shared-cache", "ENROOT_SQUASH_OPTIONS": "-comp zstd"}
-    log.store(runner).ensure(request(place, environment=given))
+    log.store(runner).ensure(request(image_root, environment=given))
     (environment,) = environments
     for name in ("ENROOT_TEMP_PATH", "ENROOT_RUNTIME_PATH", "ENROOT_DATA_PATH", "TMPDIR"):
-        assert environment[name].startswith(f"{place / 'tmp'}/.enroot.")
+        assert environment[name].startswith(f"{image_root / 'tmp'}/.enroot.")
         assert not Path(environment[name]).exists()
     assert given.items() <= environment.items()
     assert environment["LC_ALL"] == "C"
     assert environment["PATH"] == os.environ["PATH"]
 
 
-def test_temporaries_that_their_owner_may_not_write_are_removed(place: Path, log: Log) -> None:
-    def runner(argv: Sequence[str], *, timeout: float, env: Any = None, **_: Any) -> Completed:
+def test_temporaries_that_their_owner_may_not_write_are_removed(image_root: Path, log: Log) -> None:
+    def answer(argv: Sequence[str]) -> None:
         if "import" in argv:
-            layer = Path(env["ENROOT_TEMP_PATH"], "enroot.x", "0", "usr")
+            environment = runner.environments[-1]
+            assert environment is not None
+            layer = Path(environment["ENROOT_TEMP_PATH"], "enroot.x", "0", "usr")
             layer.mkdir(parents=True)
-            (layer / "link").symlink_to(place)
+            (layer / "link").symlink_to(image_root)
             layer.chmod(0o555)
             layer.parent.chmod(0)
-        return run(argv, timeout=timeout, env=env)
 
-    log.store(runner).ensure(request(place))
-    assert list((place / "tmp").iterdir()) == []
+    runner = ScriptedCommands(answer)
+    log.store(runner).ensure(request(image_root))
+    assert list((image_root / "tmp").iterdir()) == []
 
 
-def test_a_digest_in_the_reference_is_recorded_without_asking(place: Path, log: Log) -> None:
+def test_a_digest_in_the_reference_is_recorded_without_asking(image_root: Path, log: Log) -> None:
     digest = "sha256:" + "ab" * 32
-    runner = Scripted(lambda argv: run(argv, timeout=20))
-    record = log.store(runner).ensure(request(place, reference=f"a/b:c@{digest}"))
+    runner = real_commands()
+    record = log.store(runner).ensure(request(image_root, reference=f"a/b:c@{digest}"))
     assert record.sidecar.digest == digest
-    assert not any("digest" in argv for argv in runner.asked)
+    assert not any("digest" in argv for argv in runner.calls)
 
 
-def test_an_enroot_without_digest_or_a_machine_without_unsquashfs_is_recorded(place: Path, log: Log) -> None:
+def test_an_enroot_without_digest_or_a_machine_without_unsquashfs_is_recorded(image_root: Path, log: Log) -> None:
     def answer(argv: Sequence[str]) -> Completed:
         if "digest" in argv:
             return completed(argv, 1, "Usage: enroot COMMAND [ARG...]")
         return completed(argv, 127) if argv[0] == "unsquashfs" else run(argv, timeout=20)
 
-    record = log.store(Scripted(answer)).ensure(request(place))
+    record = log.store(ScriptedCommands(answer)).ensure(request(image_root))
     assert record.sidecar.digest is None
     assert record.sidecar.listing == "not checked: unsquashfs is not installed"
 
@@ -434,35 +435,35 @@ def test_an_enroot_without_digest_or_a_machine_without_unsquashfs_is_recorded(pl
 # --- places that cannot be written
 
 
-def test_a_directory_in_place_of_the_file_is_an_error(place: Path, final: Path, log: Log) -> None:
+def test_a_directory_in_place_of_the_file_is_an_error(image_root: Path, final: Path, log: Log) -> None:
     final.mkdir()
     with pytest.raises(ImageError, match="a directory, where a squash file belongs"):
-        log.store(Scripted(never)).ensure(request(place))
+        log.store(ScriptedCommands()).ensure(request(image_root))
     assert final.is_dir()
 
 
 def test_a_missing_image_directory_is_named(tmp_path: Path, log: Log) -> None:
     with pytest.raises(ImageError, match=f"{tmp_path / 'images'}: No such file") as caught:
-        log.store(Scripted(never)).ensure(request(tmp_path))
+        log.store(ScriptedCommands()).ensure(request(tmp_path))
     assert "images.directory" in (caught.value.hint or "")
 
 
 def test_an_image_directory_that_is_a_file_is_named(tmp_path: Path, log: Log) -> None:
     (tmp_path / "images").touch()
     with pytest.raises(ImageError, match="Not a directory") as caught:
-        log.store(Scripted(never)).ensure(request(tmp_path))
+        log.store(ScriptedCommands()).ensure(request(tmp_path))
     assert "a part of it is a file" in (caught.value.hint or "")
 
 
 def test_too_little_space_is_said_before_the_import_with_what_killed_ones_left(
-    place: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+    image_root: Path, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = place / "images" / f".x.sqsh.{os.uname().nodename[:32]}.{2**22 + 1}.0123abcd{TEMPORARY_SUFFIX}"
+    left = image_root / "images" / f".x.sqsh.{os.uname().nodename[:32]}.{2**22 + 1}.0123abcd{TEMPORARY_SUFFIX}"
     left.write_bytes(bytes(1000))
     full = os.statvfs_result((4096, 4096, 1000, 0, 0, 1000, 500, 500, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda path: full)
     with pytest.raises(ImageError, match=r"not enough space for an import: 0\.0 GiB free in ") as caught:
-        log.store(Scripted(never)).ensure(request(place))
+        log.store(ScriptedCommands()).ensure(request(image_root))
     assert left.name in (caught.value.hint or "")
 
 
@@ -483,14 +484,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_read_only_directory_fails_before_anything_is_imported(small_disk: Path, tmp_path: Path, log: Log) -> None:
     assert as_root("mount", "-o", "remount,ro", str(small_disk)).returncode == 0
     with pytest.raises(ImageError, match=f"{small_disk}: Read-only file system") as caught:
-        log.store(Scripted(never)).ensure(request(tmp_path))
+        log.store(ScriptedCommands()).ensure(request(tmp_path))
     assert "images.import-on" in (caught.value.hint or "")
 
 
 def test_a_whole_file_in_a_read_only_directory_is_a_hit(small_disk: Path, tmp_path: Path, log: Log) -> None:
     small_image(small_disk / NAME)
     assert as_root("mount", "-o", "remount,ro", str(small_disk)).returncode == 0
-    assert log.store(Scripted(never)).ensure(request(tmp_path)).how == "adopted"
+    assert log.store(ScriptedCommands()).ensure(request(tmp_path)).how == "adopted"
 
 
 def test_a_disk_that_gets_full_during_the_import(
@@ -508,23 +509,23 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, log: Log) -> None:
         while True:
             file.write(bytes(4096))
     with pytest.raises(ImageError, match=r"not enough space for an import: 0\.0 GiB free") as caught:
-        log.store(Scripted(never)).ensure(request(tmp_path))
+        log.store(ScriptedCommands()).ensure(request(tmp_path))
     assert "free space" in (caught.value.hint or "")
     assert [path.name for path in small_disk.iterdir()] == ["full"]
 
 
-def test_temporaries_that_cannot_be_made_are_named(place: Path, log: Log) -> None:
-    (place / "file").touch()
-    with pytest.raises(ImageError, match=f"{place / 'file'}"):
-        log.store(Scripted(never)).ensure(request(place, temporary=str(place / "file" / "tmp")))
-    assert list((place / "images").iterdir()) == []
+def test_temporaries_that_cannot_be_made_are_named(image_root: Path, log: Log) -> None:
+    (image_root / "file").touch()
+    with pytest.raises(ImageError, match=f"{image_root / 'file'}"):
+        log.store(ScriptedCommands()).ensure(request(image_root, temporary=str(image_root / "file" / "tmp")))
+    assert list((image_root / "images").iterdir()) == []
 
 
 # --- locks that are not to be had
 
 
 def test_a_lock_that_is_not_had_is_said_with_its_owner_and_the_import_goes_on(
-    place: Path, final: Path, log: Log
+    image_root: Path, final: Path, log: Log
 ) -> None:
     program = (
         "import sys, time; from pathlib import Path; from launcher.core.lease import Lock\n"
@@ -534,31 +535,31 @@ def test_a_lock_that_is_not_had_is_said_with_its_owner_and_the_import_goes_on(
     with process(sys.executable, "-c", program, str(owner), stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "held\n"
-        record = log.store().ensure(request(place, lock_wait=0.2))
+        record = log.store().ensure(request(image_root, lock_wait=0.2))
     assert record.how == "imported"
     assert record.facts[0].startswith(f"no lock in 0.2 s, going on without it: pid {child.pid} on ")
     assert log[0] == f"waiting for {NAME}: {record.facts[0].partition(': ')[2]}"
 
 
-def test_who_waited_for_another_import_takes_its_image(place: Path, final: Path, log: Log) -> None:
+def test_who_waited_for_another_import_takes_its_image(image_root: Path, final: Path, log: Log) -> None:
     lock = final.with_name("bash.lock")
     script = 'exec 9>"$1"; flock 9; echo locked; sleep 0.5; cat "$2" > "$3"'
-    image = small_image(place / "made-by-bash")
+    image = small_image(image_root / "made-by-bash")
     with process("bash", "-c", script, "-", str(lock), str(image), str(final), stdout=subprocess.PIPE) as bash:
         assert bash.stdout is not None
         assert bash.stdout.readline() == "locked\n"
-        store = log.store(Scripted(never), lock=EagerLockWithFlock)
-        record = store.ensure(request(place, lock=str(lock)))
+        store = log.store(ScriptedCommands(), lock=EagerLockWithFlock)
+        record = store.ensure(request(image_root, lock=str(lock)))
     assert record.how == "adopted"
     assert log == [f"waiting for {NAME}: an unnamed process with flock on {lock}"]
 
 
-def test_a_lock_that_cannot_be_had_at_all_is_said(place: Path, final: Path, log: Log) -> None:
+def test_a_lock_that_cannot_be_had_at_all_is_said(image_root: Path, final: Path, log: Log) -> None:
     class Broken(EagerLock):
         def __init__(self, path: Path, **options: Any) -> None:
             super().__init__(path.with_name("none") / path.name, **options)
 
-    record = image_store(lock=Broken, log=log.append).ensure(request(place))
+    record = image_store(lock=Broken, log=log.append).ensure(request(image_root))
     assert record.how == "imported"
     assert record.facts[0].startswith("no lock file can be made")
     assert record.facts[1] == "no lock can be had, going on without it"
@@ -568,7 +569,7 @@ def test_a_lock_that_cannot_be_had_at_all_is_said(place: Path, final: Path, log:
 # --- what is left behind, and what is sent away
 
 
-def test_an_interrupted_import_removes_its_own_temporaries_only(place: Path, final: Path, log: Log) -> None:
+def test_an_interrupted_import_removes_its_own_temporaries_only(image_root: Path, final: Path, log: Log) -> None:
     other = final.with_name(f".{NAME}.login-2.77.0123abcd{TEMPORARY_SUFFIX}")
     other.write_bytes(b"live")
 
@@ -579,13 +580,13 @@ def test_an_interrupted_import_removes_its_own_temporaries_only(place: Path, fin
         return completed(argv, 0, stdout="4.1.2")
 
     with pytest.raises(KeyboardInterrupt):
-        log.store(Scripted(answer)).ensure(request(place))
+        log.store(ScriptedCommands(answer)).ensure(request(image_root))
     assert list(final.parent.iterdir()) == [other]
-    assert list((place / "tmp").iterdir()) == []
+    assert list((image_root / "tmp").iterdir()) == []
 
 
-def test_a_request_can_be_pickled_and_carried_out_elsewhere(place: Path) -> None:
-    wanted = request(place, environment={"A": "b"})
+def test_a_request_can_be_pickled_and_carried_out_elsewhere(image_root: Path) -> None:
+    wanted = request(image_root, environment={"A": "b"})
     again = pickle.loads(pickle.dumps((image_store(), wanted)))
     record = again[0].ensure(again[1])
     assert pickle.loads(pickle.dumps(record)) == record

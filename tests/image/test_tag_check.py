@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launcher.core.errors import ImageError
-from launcher.core.process import Completed, run
 from launcher.image import store
 from launcher.image.reference import PlannedImage, Reference, refreshed_name
 from launcher.image.registry import Registry
 from launcher.image.squash import Sidecar, file_hash
+from tests.commands import ScriptedCommands, real_commands
 from tests.image.registries import FakeRegistry, fake_registry
-from tests.image.support import Scripted, image_store, never, request, small_image
+from tests.image.support import image_store, request, small_image
 
 
 @pytest.fixture
@@ -35,21 +35,17 @@ def wanted(served: FakeRegistry, tmp_path: Path) -> PlannedImage:
     )
 
 
-def importing(argv: Sequence[str]) -> Completed:
-    return run(argv, timeout=20)
-
-
 class Store:
     """A store that asks the served registry, and whose processes are counted."""
 
-    def __init__(self, served: FakeRegistry, runner: Scripted | None = None) -> None:
-        self.runner = runner or Scripted(importing)
+    def __init__(self, served: FakeRegistry, runner: ScriptedCommands | None = None) -> None:
+        self.runner = runner or real_commands()
         registry = Registry(served.environment(), sleep=lambda seconds: None, timeout=2)
         self.ensure = image_store(self.runner, registry=registry).ensure
 
     @property
     def imported(self) -> list[str]:
-        return [argv[-1] for argv in self.runner.asked if "import" in argv]
+        return [argv[-1] for argv in self.runner.calls if "import" in argv]
 
 
 def test_an_image_is_imported_by_the_digest_that_the_registry_told(served: FakeRegistry, wanted: PlannedImage) -> None:
@@ -70,7 +66,7 @@ def test_a_hit_costs_one_question(served: FakeRegistry, wanted: PlannedImage) ->
     Store(served).ensure(wanted)
     for policy in ("keep", "refresh", "fail"):
         served.asked.clear()
-        found = Store(served, Scripted(never)).ensure(replace(wanted, moved_tag=policy))
+        found = Store(served, ScriptedCommands()).ensure(replace(wanted, moved_tag=policy))
         assert (found.how, found.facts) == ("hit", ())
         assert served.asked == ["HEAD /v2/a/b/manifests/1"]
 
@@ -84,7 +80,7 @@ def test_a_kept_image_does_not_wait_for_its_registry(
         small_image(wanted.squash_path)
         asked = replace(wanted, reference=reference, uri=Reference.parse(reference).uri)
         began = time.monotonic()
-        found = Store(served, Scripted(never)).ensure(asked)
+        found = Store(served, ScriptedCommands()).ensure(asked)
         assert 0.2 <= time.monotonic() - began < 1
         assert found.facts == ("the registry did not say within 0.2 s what the tag names now",)
 
@@ -98,7 +94,7 @@ def test_what_cannot_be_had_is_an_error_before_any_process(
     if says != "404":
         served.add("a/b", "1", "amd64")
     with pytest.raises(ImageError, match=says) as caught:
-        Store(served, Scripted(never)).ensure(replace(wanted, architecture=architecture))
+        Store(served, ScriptedCommands()).ensure(replace(wanted, architecture=architecture))
     assert (caught.value.where, caught.value.exit_code) == ("matrix.yaml:7", 3)
     assert list(wanted.squash_path.parent.iterdir()) == []
 
@@ -110,7 +106,7 @@ def test_an_unreachable_registry_is_a_fact(served: FakeRegistry, wanted: Planned
     assert record.how == "imported", "enroot may have another way there"
     assert record.facts[0].startswith("not looked up before the import: 127.0.0.1:")
     assert store.imported == [wanted.uri]
-    again = Store(served, Scripted(never)).ensure(replace(wanted, moved_tag="fail"))
+    again = Store(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="fail"))
     assert again.how == "hit"
     assert again.facts[0].startswith("whether the tag names another image now is not known")
 
@@ -118,7 +114,7 @@ def test_an_unreachable_registry_is_a_fact(served: FakeRegistry, wanted: Planned
 def test_an_image_that_cannot_fit_is_refused_before_any_process(served: FakeRegistry, wanted: PlannedImage) -> None:
     served.add("a/b", "1", "amd64", layers=(2**50,))
     with pytest.raises(ImageError, match=r"an image of 1048576.0 GiB compressed needs 2621440.0 GiB"):
-        Store(served, Scripted(never)).ensure(wanted)
+        Store(served, ScriptedCommands()).ensure(wanted)
 
 
 def moved(served: FakeRegistry, wanted: PlannedImage) -> tuple[str | None, bytes]:
@@ -136,15 +132,15 @@ def test_a_tag_that_moved_is_refreshed_under_a_new_name(served: FakeRegistry, wa
     assert record.squash == refreshed_name(wanted.squash_path, record.sidecar.digest or "")
     assert record.facts == (f"a_b_1.sqsh is of {old}, and the tag names {record.sidecar.digest} now",)
     assert wanted.squash_path.read_bytes() == content, "a running job may map it"
-    assert Store(served, Scripted(never)).ensure(wanted).squash == wanted.squash_path
-    again = Store(served, Scripted(never)).ensure(replace(wanted, moved_tag="refresh"))
+    assert Store(served, ScriptedCommands()).ensure(wanted).squash == wanted.squash_path
+    again = Store(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="refresh"))
     assert (again.how, again.squash) == ("hit", record.squash)
 
 
 def test_a_tag_that_moved_fails_where_the_runner_wants_it(served: FakeRegistry, wanted: PlannedImage) -> None:
     old, _ = moved(served, wanted)
     with pytest.raises(ImageError, match=f"is of {old}, and the tag names sha256") as caught:
-        Store(served, Scripted(never)).ensure(replace(wanted, moved_tag="fail"))
+        Store(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="fail"))
     assert "images.moved-tag" in (caught.value.hint or "")
 
 
@@ -156,13 +152,13 @@ def test_an_index_that_changed_for_other_platforms_is_no_move(served: FakeRegist
     index = json.dumps({"manifests": [{"digest": digest, "platform": {"architecture": "amd64"}}]}).encode()
     served.documents["a/b/manifests/1"] = ("application/vnd.oci.image.index.v1+json", index)
     served.documents[f"a/b/manifests/{digest}"] = (kind, content)
-    assert Store(served, Scripted(never)).ensure(replace(wanted, moved_tag="fail")).facts == ()
+    assert Store(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="fail")).facts == ()
 
 
 def test_of_a_file_that_bash_made_no_digest_is_known(served: FakeRegistry, wanted: PlannedImage) -> None:
     named = served.add("a/b", "1", "amd64")
     small_image(wanted.squash_path)
-    record = Store(served, Scripted(never)).ensure(replace(wanted, moved_tag="refresh"))
+    record = Store(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="refresh"))
     assert record.how == "adopted"
     assert record.facts == (f"of which digest a_b_1.sqsh is was never recorded; the tag names {named} now",)
 

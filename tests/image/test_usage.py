@@ -16,10 +16,10 @@ from launcher.image import usage
 from launcher.image.inventory import adopt, collect, garbage, images
 from launcher.image.squash import Sidecar, inspect, sidecar_path
 from launcher.run.image_usage import is_run_over, mark_used_by, unmark
-from launcher.run.record import RecordedJob, RunRecord
+from launcher.run.record import RecordedJob
 from tests.image.support import small_image
-from tests.run.driving import ONE, Desk
-from tests.run.runs import plan_on
+from tests.run.driving import ONE, LauncherUser
+from tests.run.runs import a_run, plan_on
 
 DAY = 86400.0
 
@@ -92,7 +92,7 @@ def test_a_mark_that_was_torn_counts_and_one_that_is_too_old_does_not(squash: Pa
 def test_a_run_marks_what_it_uses_until_it_is_settled(squash: Path, tmp_path: Path) -> None:
     plan = plan_on("local", tmp_path)
     moved = dataclasses.replace(plan, images=(dataclasses.replace(plan.images[0], squash=str(squash)),))
-    record = RunRecord.create(tmp_path / "runs", moved)
+    record = a_run(tmp_path, moved).record
     mark_used_by(record)(squash)
     forgotten(squash)
     aged(next((squash.parent / ".uses/x.sqsh").iterdir()), 1)
@@ -106,7 +106,7 @@ def test_a_run_marks_what_it_uses_until_it_is_settled(squash: Path, tmp_path: Pa
 
 
 def test_where_no_mark_can_be_made_that_is_said(tmp_path: Path) -> None:
-    record = RunRecord.create(tmp_path / "runs", plan_on("local", tmp_path))
+    record = a_run(tmp_path).record
     (tmp_path / "images").mkdir()
     (tmp_path / "images/.uses").touch()
     mark_used_by(record)(tmp_path / "images/x.sqsh")
@@ -141,20 +141,20 @@ def test_a_run_that_comes_between_a_look_and_the_removal_keeps_its_image(
 
 
 def test_gc_of_another_user_keeps_what_a_run_maps_until_its_job_is_over(tmp_path: Path) -> None:
-    desk = Desk(tmp_path)
-    process = desk.start("run", *ONE, "--runner", "local", "--run-id", "r", LAUNCHER_REHEARSAL_FAULTS="hang")
+    user = LauncherUser(tmp_path)
+    process = user.start("run", *ONE, "--runner", "local", "--run-id", "r", LAUNCHER_REHEARSAL_FAULTS="hang")
     try:
-        desk.wait_for(lambda record: bool(record["state"] == "running"))
-        directory = desk.state / "squash"
+        user.wait_for(lambda record: bool(record["state"] == "running"))
+        directory = user.state / "squash"
         theirs = ("--directory", str(directory), "--state", str(tmp_path / "another"))
         mine = sorted(path.name for path in directory.glob("*.sqsh"))
         assert mine
-        assert f"r@{socket.gethostname()}" in desk.launcher("image", "list", *theirs)
-        desk.launcher("image", "gc", "--grace", "0", "--apply", *theirs)
+        assert f"r@{socket.gethostname()}" in user.launcher("image", "list", *theirs)
+        user.launcher("image", "gc", "--grace", "0", "--apply", *theirs)
         assert sorted(path.name for path in directory.glob("*.sqsh")) == mine
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
-    desk.launcher("image", "gc", "--grace", "0", "--apply", *theirs)
+    user.launcher("image", "gc", "--grace", "0", "--apply", *theirs)
     assert list(directory.glob("*.sqsh")) == []
     assert not (directory / ".uses").exists()

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from launcher.model.node_job import DIRECTORY, reap, stage_on_nodes
 from launcher.model.nodes import Allocation, NodeResult, NodeTask, on_node, this_node
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.poller import Pace
+from tests.commands import ScriptedCommands
 from tests.conftest import SlurmCluster
 from tests.model.checkpoints import checkpoint
 from tests.model.test_stage import content
@@ -39,7 +40,7 @@ def cluster(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Slu
 
 
 @dataclass
-class Place:
+class NodeDirectories:
     """A source, a directory for each of three nodes, a state directory."""
 
     root: Path
@@ -74,7 +75,7 @@ class Place:
 
 
 @pytest.fixture
-def place(cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def node_directories(cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NodeDirectories:
     monkeypatch.setattr("launcher.model.node_job._PACE", Pace(first=0.3, running=1.0, pending=0.5))
     monkeypatch.setattr("launcher.model.node_job._LATE", 2.0)
     checkpoint(tmp_path / "archive" / "M")
@@ -82,48 +83,55 @@ def place(cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     nodes = sorted(set(names))[1:4]
     for node in nodes:
         (tmp_path / node).mkdir()
-    return Place(tmp_path, nodes)
+    return NodeDirectories(tmp_path, nodes)
 
 
 @pytest.mark.slurm
-def test_every_node_gets_its_own_copy(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes, source = place.nodes, tmp_path / "archive" / "M"
+def test_every_node_gets_its_own_copy(
+    node_directories: NodeDirectories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes, source = node_directories.nodes, tmp_path / "archive" / "M"
     (tmp_path / nodes[1] / "nvme").write_text("a file in the place of the directory")
-    first = place.stage()
+    first = node_directories.stage()
     assert [(v.node, v.ok) for v in first] == [(nodes[0], True), (nodes[1], False), (nodes[2], True)]
     assert "nvme" in (first[1].error or "")
     for node in (nodes[0], nodes[2]):
-        assert content(place.of(node)) == content(source)
-        assert Manifest.read(place.of(node)) is not None
-    assert place.left() == []
+        assert content(node_directories.of(node)) == content(source)
+        assert Manifest.read(node_directories.of(node)) is not None
+    assert node_directories.left() == []
 
     (tmp_path / nodes[1] / "nvme").unlink()
+    options = ["--parsable", "--nodes=3", f"--nodelist={node_directories.listed}", "--output=/dev/null"]
     job = subprocess.run(
-        ["sbatch", "--parsable", "--nodes=3", f"--nodelist={place.listed}", "--output=/dev/null", "--wrap", "sleep 60"],
+        ["sbatch", *options, "--wrap", "sleep 60"],
         capture_output=True, text=True, timeout=60, check=True,
     ).stdout.strip().partition(";")[0]  # fmt: skip
     try:
         run(["sh", "-c", f'until [ -n "$(squeue -h -j {job} -t RUNNING)" ]; do sleep 0.1; done'], timeout=60)
         monkeypatch.setenv("SLURM_JOB_ID", job)
-        again = place.stage(Allocation())
+        again = node_directories.stage(Allocation())
         monkeypatch.delenv("SLURM_JOB_ID")
         assert [(v.node, v.how) for v in again] == [(nodes[0], "there"), (nodes[1], "staged"), (nodes[2], "there")]
-        some = place.stage(Allocation(job=job, exclude=(nodes[0],)))
+        some = node_directories.stage(Allocation(job=job, exclude=(nodes[0],)))
         assert [(v.node, v.ok, v.copied) for v in some] == [(nodes[1], True, 0), (nodes[2], True, 0)]
     finally:
         subprocess.run(["scancel", job], timeout=60)
 
 
 @pytest.mark.slurm
-def test_slurm_picks_nodes_that_are_fit(place: Place) -> None:
-    broken = place.nodes[0]
+def test_slurm_picks_nodes_that_are_fit(node_directories: NodeDirectories) -> None:
+    broken = node_directories.nodes[0]
     with out_of_service(broken, "drain"):
-        found = place.stage()
-        assert [(v.node, v.ok) for v in found] == [(broken, False), (place.nodes[1], True), (place.nodes[2], True)]
+        found = node_directories.stage()
+        assert [(v.node, v.ok) for v in found] == [
+            (broken, False),
+            (node_directories.nodes[1], True),
+            (node_directories.nodes[2], True),
+        ]
         assert "Slurm says that it is drain" in (found[0].error or "")
-        picked = place.stage(Allocation(count=2, exclude=tuple(place.nodes)))
+        picked = node_directories.stage(Allocation(count=2, exclude=tuple(node_directories.nodes)))
         assert len(picked) == 2
-        assert all(v.ok and v.node not in place.nodes for v in picked)
+        assert all(v.ok and v.node not in node_directories.nodes for v in picked)
 
 
 @contextlib.contextmanager
@@ -140,9 +148,9 @@ def out_of_service(node: str, state: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def slow(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
+def slow(node_directories: NodeDirectories, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
     """Let every node's staging wait, while a file is there, after it made its directory; gives whether all did."""
-    hold = place.root / "hold"
+    hold = node_directories.root / "hold"
     hold.touch()
     code = f"""
 import pathlib, time
@@ -154,11 +162,11 @@ def patient(self):
     check(self)
 stage._Staging._check_space = patient
 """
-    (place.root / "site").mkdir()
-    (place.root / "site" / "sitecustomize.py").write_text(code)
-    monkeypatch.setenv("PYTHONPATH", str(place.root / "site"))
+    (node_directories.root / "site").mkdir()
+    (node_directories.root / "site" / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(node_directories.root / "site"))
     try:
-        yield lambda: len(list(place.root.glob("*/nvme/M.staging.*"))) == len(place.nodes)
+        yield lambda: len(list(node_directories.root.glob("*/nvme/M.staging.*"))) == len(node_directories.nodes)
     finally:
         hold.unlink(missing_ok=True)
 
@@ -172,67 +180,80 @@ def until(condition: Callable[[], object], seconds: float = 30) -> None:
 
 @pytest.mark.slurm
 def test_a_node_that_dies_midway_has_not_staged_and_the_others_have(
-    place: Place, cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch
+    node_directories: NodeDirectories, cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dying = place.nodes[1]
-    with ThreadPoolExecutor(1) as pool, slow(place, monkeypatch) as all_are_there:
-        staging = pool.submit(place.stage)
+    dying = node_directories.nodes[1]
+    with ThreadPoolExecutor(1) as pool, slow(node_directories, monkeypatch) as all_are_there:
+        staging = pool.submit(node_directories.stage)
         until(all_are_there)
-        for pid in processes_of(dying, place.root):
+        for pid in processes_of(dying, node_directories.root):
             os.kill(pid, signal.SIGKILL)
         with out_of_service(dying, "down"):
-            (place.root / "hold").unlink()
+            (node_directories.root / "hold").unlink()
             found = staging.result(timeout=60)
-    assert [(v.node, v.ok) for v in found] == [(n, n != dying) for n in place.nodes]
+    assert [(v.node, v.ok) for v in found] == [(n, n != dying) for n in node_directories.nodes]
     assert found[1].how == "unknown"
     assert "no result of it" in (found[1].error or "")
-    assert not place.of(dying).exists()
-    assert place.left() == []
-    again = place.stage()
+    assert not node_directories.of(dying).exists()
+    assert node_directories.left() == []
+    again = node_directories.stage()
     assert [v.how for v in again] == ["there", "staged", "there"]
 
 
 def processes_of(node: str, root: Path) -> list[int]:
     """The task of a staging on a node of the cluster, and its slurmstepd: what a dying node takes with it."""
     found = []
-    for place in Path("/proc").iterdir():
+    for node_directories in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            environ = (place / "environ").read_bytes().split(b"\0") if place.name.isdigit() else []
-            if f"SLURMD_NODENAME={node}".encode() in environ and str(root).encode() in (place / "cmdline").read_bytes():
-                found += [int(place.name), int((place / "stat").read_text().rpartition(")")[2].split()[1])]
+            environ = (
+                (node_directories / "environ").read_bytes().split(b"\0") if node_directories.name.isdigit() else []
+            )
+            if (
+                f"SLURMD_NODENAME={node}".encode() in environ
+                and str(root).encode() in (node_directories / "cmdline").read_bytes()
+            ):
+                found += [
+                    int(node_directories.name),
+                    int((node_directories / "stat").read_text().rpartition(")")[2].split()[1]),
+                ]
     return found
 
 
 @pytest.mark.slurm
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_launcher_that_is_stopped_leaves_no_job(
-    place: Place, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    node_directories: NodeDirectories, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    state, source = place.root / "state", place.root / "archive" / "M"
-    argv = [sys.executable, "-m", "launcher", "model", "stage", place.template, "--from", str(source)]
-    argv += [f"--nodes={place.listed}", f"--state={state}"]
-    with slow(place, monkeypatch) as all_are_there, subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as child:
+    state, source = node_directories.root / "state", node_directories.root / "archive" / "M"
+    argv = [sys.executable, "-m", "launcher", "model", "stage", node_directories.template, "--from", str(source)]
+    argv += [f"--nodes={node_directories.listed}", f"--state={state}"]
+    with (
+        slow(node_directories, monkeypatch) as all_are_there,
+        subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as child,
+    ):
         try:
             until(all_are_there)
         finally:
             child.send_signal(number)
         _, said = child.communicate(timeout=60)
     if number == signal.SIGKILL:
-        assert len(place.left()) == 2  # a job and its directory
-        assert reap(state, SlurmCommands, place.said.append) == 1
+        assert len(node_directories.left()) == 2  # a job and its directory
+        assert reap(state, SlurmCommands, node_directories.said.append) == 1
     else:
         assert child.returncode == 128 + number, said
-    assert place.left() == []
-    assert all(v.ok for v in place.stage())
+    assert node_directories.left() == []
+    assert all(v.ok for v in node_directories.stage())
 
 
 @pytest.mark.slurm
-def test_stopped_within_a_job_it_leaves_no_step(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_within_a_job_it_leaves_no_step(
+    node_directories: NodeDirectories, monkeypatch: pytest.MonkeyPatch
+) -> None:
     argv = [
         "sbatch",
         "--parsable",
         "--nodes=3",
-        f"--nodelist={place.listed}",
+        f"--nodelist={node_directories.listed}",
         "--output=/dev/null",
         "--wrap",
         "sleep 60",
@@ -241,9 +262,12 @@ def test_stopped_within_a_job_it_leaves_no_step(place: Place, monkeypatch: pytes
     steps = ["squeue", "-h", "-s", "-j", job, "-o", "%i %j"]
     try:
         run(["sh", "-c", f'until [ -n "$(squeue -h -j {job} -t RUNNING)" ]; do sleep 0.1; done'], timeout=60)
-        argv = [sys.executable, "-m", "launcher", "model", "stage", place.template, f"--job={job}"]
-        argv += ["--from", str(place.root / "archive" / "M"), f"--state={place.root / 'state'}"]
-        with slow(place, monkeypatch) as all_are_there, subprocess.Popen(argv, stderr=subprocess.PIPE) as child:
+        argv = [sys.executable, "-m", "launcher", "model", "stage", node_directories.template, f"--job={job}"]
+        argv += ["--from", str(node_directories.root / "archive" / "M"), f"--state={node_directories.root / 'state'}"]
+        with (
+            slow(node_directories, monkeypatch) as all_are_there,
+            subprocess.Popen(argv, stderr=subprocess.PIPE) as child,
+        ):
             try:
                 until(all_are_there)
             finally:
@@ -254,35 +278,19 @@ def test_stopped_within_a_job_it_leaves_no_step(place: Place, monkeypatch: pytes
         subprocess.run(["scancel", job], timeout=60)
 
 
-class Fake:
-    """Names nodes as scontrol does; srun answers for all but the last."""
-
-    def __init__(self) -> None:
-        self.argv: list[str] = []
-
-    def __call__(
-        self,
-        argv: Sequence[str],
-        *,
-        timeout: float,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        input: str | None = None,
-    ) -> Completed:
-        if argv[0] == "scontrol":
-            return Completed(tuple(argv), 0, "\n".join(NODES), "", 0.0)
-        self.argv = list(argv)
+def test_a_node_that_says_nothing_has_failed() -> None:
+    def srun(argv: Sequence[str]) -> Completed:
         said = [f'0: launcher-node-verdict {{"node": "{node}", "ok": true, "how": "staged"}}' for node in NODES[:-1]]
         return Completed(tuple(argv), 1, "\n".join(["noise", *said]), "srun: error: node05: task 2: Killed", 0.0)
 
-
-def test_a_node_that_says_nothing_has_failed() -> None:
-    fake = Fake()
-    found = stage_on_nodes(NodeTask("/archive/M", "/nvme/M"), Allocation(job="7", nodes="node[02-03,05]"), run=fake)
+    commands = ScriptedCommands(scontrol="\n".join(NODES), srun=srun)
+    allocation = Allocation(job="7", nodes="node[02-03,05]")
+    found = stage_on_nodes(NodeTask("/archive/M", "/nvme/M"), allocation, run=commands)
     assert found[:2] == [NodeResult("node02", True, "staged"), NodeResult("node03", True, "staged")]
     assert not found[2].ok
     assert "node05: task 2: Killed" in (found[2].error or "")
-    assert {"--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--jobid=7"} <= set(fake.argv)
+    options = {"--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--jobid=7"}
+    assert options <= set(commands.calls[-1])
 
 
 def test_slurms_name_of_this_node_comes_before_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:

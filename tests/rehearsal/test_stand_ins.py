@@ -96,7 +96,7 @@ def test_only_jobs_of_srtctl_get_its_repository(tmp_path: Path) -> None:
     assert (tmp_path / "rehearsal" / stand_ins.REPOSITORY_NAME / ".git").is_dir()
 
 
-class Desk:
+class PreparedTree:
     """A prepared work tree, with a recipe, ready to be submitted to the embedded scheduler."""
 
     def __init__(self, root: Path) -> None:
@@ -164,15 +164,15 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+def prepared(tmp_path: Path) -> PreparedTree:
+    return PreparedTree(tmp_path)
 
 
-def test_a_whole_rehearsal(desk: Desk) -> None:
-    done = desk.submit("", "--no-preflight", "--tags", "a")
-    assert done.output == desk.tree.root / "outputs" / done.job_id and not done.adopted
+def test_a_whole_rehearsal(prepared: PreparedTree) -> None:
+    done = prepared.submit("", "--no-preflight", "--tags", "a")
+    assert done.output == prepared.tree.root / "outputs" / done.job_id and not done.adopted
     assert done.submitted is not None and abs(done.submitted - time.time()) < 60
-    assert desk.wait(JobKey(done.job_id, done.submitted, "run-7")) == "COMPLETED"
+    assert prepared.wait(JobKey(done.job_id, done.submitted, "run-7")) == "COMPLETED"
     logs = done.output / "logs"
     assert "✓ Sweep completed successfully" in (logs / f"sweep_{done.job_id}.log").read_text()
     for concurrency in (1, 2):
@@ -180,23 +180,23 @@ def test_a_whole_rehearsal(desk: Desk) -> None:
         assert isinstance(read_result(file, expected_concurrency=concurrency, isl=64, osl=64), Point)
 
 
-def test_faults_of_a_submission(desk: Desk) -> None:
-    lost = desk.submit("silent")
+def test_faults_of_a_submission(prepared: PreparedTree) -> None:
+    lost = prepared.submit("silent")
     assert lost.adopted and lost.output.is_dir()
-    old = desk.submit("no-json,no-no-preflight", "--no-preflight")
+    old = prepared.submit("no-json,no-no-preflight", "--no-preflight")
     assert "--no-preflight is left out" in old.notes[0] and old.job_id != lost.job_id
     with pytest.raises(JobsExist) as caught:
-        desk.submit("two-ids")
+        prepared.submit("two-ids")
     assert len(caught.value.job_ids) >= 2
-    for job in desk.scheduler.find("run-7"):
-        desk.wait(job)
+    for job in prepared.scheduler.find("run-7"):
+        prepared.wait(job)
 
 
-def test_a_refused_submission_leaves_no_job(desk: Desk) -> None:
+def test_a_refused_submission_leaves_no_job(prepared: PreparedTree) -> None:
     with pytest.raises(SubmissionError, match="refused on request"):
-        desk.submit("fail")
-    assert desk.scheduler.find("run-7") == []
-    (desk.root / "image.sqsh").unlink()
+        prepared.submit("fail")
+    assert prepared.scheduler.find("run-7") == []
+    (prepared.root / "image.sqsh").unlink()
     with pytest.raises(SubmissionError, match="Container alias 'c' resolved to") as caught:
-        desk.submit()
+        prepared.submit()
     assert "preflight: false" in (caught.value.hint or "")

@@ -1,9 +1,13 @@
-"""Driving the launcher as a user does: its program, an environment, a state directory."""
+"""Driving the launcher as a user does, by its program or in this process: an environment, a state directory."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,13 +16,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from launcher.benchmark.benchmark import Benchmark
+from launcher.benchmark.environment import environment_of
+from launcher.benchmark.selection import Selection
+from launcher.cli import main
+from launcher.core.process import ProcessIdentity
+from launcher.project import Project
+
 KEY = "minimaxm3-fp8-gb200-dynamo-vllm"
 ONE = ("-k", KEY, "--seq", "1k1k", "--topology", "1P1D DEP4/TP4")
 """Selects one benchmark, of concurrencies 1, 4, 8, 16."""
 
 
 @dataclass
-class Desk:
+class LauncherUser:
     """A user's place: a state directory, a workspace, and an environment that knows nothing of other clusters."""
 
     root: Path
@@ -48,6 +61,7 @@ class Desk:
         }
 
     def start(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
+        """Start the launcher as a process, which heeds a hang-up also where the tests run under nohup."""
         return subprocess.Popen(
             [sys.executable, "-m", "launcher", *arguments],
             cwd=self.workspace,
@@ -56,6 +70,7 @@ class Desk:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
 
     def launcher(self, *arguments: str, code: int = 0, timeout: float = 120, **more: str) -> str:
@@ -81,7 +96,34 @@ class Desk:
         value: dict[str, Any] = json.loads((self.state / "runs" / run_id / "summary.json").read_text())
         return value
 
-    def wait_for(self, what: Callable[[Mapping[str, Any]], bool], run_id: str = "r", seconds: float = 40) -> None:
+    def run_ids(self) -> list[str]:
+        """The runs that have a record. A record is made whole under a hidden name first, which is no run."""
+        runs = self.state / "runs"
+        return sorted(path.name for path in runs.iterdir() if not path.name.startswith(".")) if runs.is_dir() else []
+
+    def forget_runs(self) -> None:
+        """End what is left of earlier runs, and remove them; images, checkpoints and the cache of checkouts stay."""
+        if self.alive_jobs():
+            self.launcher("cleanup")
+        for name in ("runs", "jobs", "srt-slurm"):
+            shutil.rmtree(self.state / name, ignore_errors=True)
+        shutil.rmtree(self.workspace)
+
+    def alive_jobs(self) -> list[str]:
+        """Processes of the embedded scheduler's jobs that still run, seen without asking the launcher."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (entry / "cmdline").read_bytes().decode(errors="replace")
+                text = command + (entry / "environ").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            ours = str(self.state / "jobs") in text and "launcher" in command and int(entry.name) != os.getpid()
+            if ours and ProcessIdentity.of(int(entry.name)).alive():
+                found.append(command.replace("\0", " "))
+        return found
+
+    def wait_for(self, what: Callable[[Mapping[str, Any]], bool], run_id: str = "r", seconds: float = 120) -> None:
         """Until the record says so."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -92,3 +134,51 @@ class Desk:
                 pass
             time.sleep(0.05)
         raise AssertionError(f"not within {seconds} s: {self.record(run_id)}")
+
+
+class InProcessUser(LauncherUser):
+    """The same user, whose commands run in this process: what they say and their exit codes are the same."""
+
+    def launcher(self, *arguments: str, code: int = 0, timeout: float = 120, **more: str) -> str:
+        """Run one command to its end; the output, after the exit code was what is expected."""
+        out = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            patch.chdir(self.workspace)
+            environment = self.environment(**more)
+            for name in os.environ.keys() - environment.keys():
+                patch.delenv(name)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            exit_code = main(arguments)
+        assert exit_code == code, f"exit {exit_code}, expected {code}:\n{out.getvalue()}"
+        return out.getvalue()
+
+
+def running(record: Mapping[str, Any]) -> bool:
+    """Whether a record says that its job runs."""
+    return bool(record["state"] == "running")
+
+
+def one_benchmark(session: Project) -> Benchmark:
+    """What `ONE` selects."""
+    entries = session.matrix().entries(Selection(keys=[KEY], sequences=["1k1k"], nodes="multi"))
+    return next(entry.benchmark for entry in entries if entry.benchmark.topology == "1P1D DEP4/TP4")
+
+
+def github_environment(user: LauncherUser) -> dict[str, str]:
+    """The variables of a GitHub job of InferenceX's workflow that asks for one benchmark; its files are in ``root``."""
+    session = Project.open({"HOME": str(user.root)}, workspace=str(user.workspace))
+    for name in ("output", "summary"):
+        (user.root / name).write_text("")
+    return {
+        **environment_of(one_benchmark(session)),
+        "RUNNER_NAME": "local_0",
+        "RESULT_FILENAME": "RESULT",
+        "GITHUB_ACTIONS": "true",
+        "GITHUB_RUN_ID": "77",
+        "GITHUB_RUN_ATTEMPT": "1",
+        "GITHUB_WORKSPACE": str(user.workspace),
+        "GITHUB_OUTPUT": str(user.root / "output"),
+        "GITHUB_STEP_SUMMARY": str(user.root / "summary"),
+        "HF_TOKEN": "hf_secretsecret",
+    }

@@ -142,7 +142,7 @@ class ScriptKind:
         return ()
 
 
-class Place:
+class ScriptCluster:
     """A user's state directory, and a runner file whose lanes are of this kind."""
 
     def __init__(self, root: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,14 +189,14 @@ def _selection() -> Any:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    place = Place(tmp_path, 'kind: local, time-limit: "0:10:00"', monkeypatch)
-    yield place
+def script_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptCluster]:
+    script_cluster = ScriptCluster(tmp_path, 'kind: local, time-limit: "0:10:00"', monkeypatch)
+    yield script_cluster
     main(["cleanup"])
 
 
-def good(place: Place, run_id: str) -> None:
-    record = place.record(run_id)
+def good(script_cluster: ScriptCluster, run_id: str) -> None:
+    record = script_cluster.record(run_id)
     assert record.fields.state == "succeeded" and record.settled
     assert len(list((record.directory / "results").glob("*.json"))) == 1
     assert (record.directory / "evidence/script.txt").is_file()
@@ -204,58 +204,70 @@ def good(place: Place, run_id: str) -> None:
     assert [point["state"] for point in summary["points"]] == ["ok"]
 
 
-def test_a_plan_of_it(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", *place.select("--json")]) == 0
+def test_a_plan_of_it(script_cluster: ScriptCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *script_cluster.select("--json")]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["kind"] == "script" and plan["script"] == {"seconds": 0.0} and "recipe" not in plan
-    assert main(["plan", *place.select()]) == 0
+    assert main(["plan", *script_cluster.select()]) == 0
     assert "script     waits 0.0 s" in capsys.readouterr().out
 
 
-def test_a_run_and_a_sweep_of_it(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", *place.select("--run-id", "r")]) == 0
-    good(place, "r")
+def test_a_run_and_a_sweep_of_it(script_cluster: ScriptCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *script_cluster.select("--run-id", "r")]) == 0
+    good(script_cluster, "r")
     assert main(["logs", "r"]) == 0
     assert "measured" in capsys.readouterr().out
     assert main(["collect", "r"]) == 0
     sweep = ["-k", KEY, "--seq", "1k1k", "--topology", "1P1D*", "--runner", "scripts", "--max-jobs", "2"]
     assert main(["sweep", *sweep]) == 0
-    runs = [path.name for path in (place.state / "runs").iterdir()]
+    runs = [path.name for path in (script_cluster.state / "runs").iterdir()]
     assert len(runs) == 3
     for run_id in runs:
-        good(place, run_id)
+        good(script_cluster, run_id)
 
 
-def test_it_is_resumed_by_another_process(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_resumed_by_another_process(script_cluster: ScriptCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRIPT_SECONDS", "1")
-    place.submitted_and_left("left")
+    script_cluster.submitted_and_left("left")
     assert main(["resume", "left"]) == 0
-    good(place, "left")
+    good(script_cluster, "left")
 
 
 @pytest.mark.parametrize("command", [["cancel", "left"], ["cleanup"]])
 def test_it_is_ended_by_another_process(
-    place: Place, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script_cluster: ScriptCluster,
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("SCRIPT_SECONDS", "600")
-    place.submitted_and_left("left")
+    script_cluster.submitted_and_left("left")
     assert main(command) == 0
-    record = place.record("left")
+    record = script_cluster.record("left")
     assert record.fields.state == "cancelled" and record.settled and "CANCELLED" in capsys.readouterr().out
     assert record.fields.verdict is not None and record.fields.verdict.layer == "cancelled"
 
 
-def test_a_job_of_it_is_adopted(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_of_it_is_adopted(script_cluster: ScriptCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRIPT_SECONDS", "1")
-    place.submitted_and_left("first")
-    job = place.record("first").job
+    script_cluster.submitted_and_left("first")
+    job = script_cluster.record("first").job
     assert job is not None
-    shutil.rmtree(place.state / "runs/first/evidence", ignore_errors=True)
-    shutil.move(place.state / "runs/first/job", place.root / "job")
-    (place.state / "runs/first/job").symlink_to(place.root / "job")
-    (place.state / "runs/first/run.json").unlink()
-    assert main(["adopt", job.id, *place.select("--run-id", "second", "--output", str(place.root / "job"))]) == 0
-    good(place, "second")
+    shutil.rmtree(script_cluster.state / "runs/first/evidence", ignore_errors=True)
+    shutil.move(script_cluster.state / "runs/first/job", script_cluster.root / "job")
+    (script_cluster.state / "runs/first/job").symlink_to(script_cluster.root / "job")
+    (script_cluster.state / "runs/first/run.json").unlink()
+    assert (
+        main(
+            [
+                "adopt",
+                job.id,
+                *script_cluster.select("--run-id", "second", "--output", str(script_cluster.root / "job")),
+            ]
+        )
+        == 0
+    )
+    good(script_cluster, "second")
 
 
 @pytest.mark.slurm
@@ -265,10 +277,12 @@ def test_it_is_held_released_and_watched_on_slurm(
     for name, value in slurm_cluster.env.items():
         if name.startswith(("SLURM", "MUNGE")):
             monkeypatch.setenv(name, value)
-    place = Place(tmp_path, 'kind: slurm, partition: batch, account: root, time-limit: "0:10:00"', monkeypatch)
-    assert main(["run", *place.select("--run-id", "r")]) == 0
-    good(place, "r")
-    job = place.record("r").job
+    script_cluster = ScriptCluster(
+        tmp_path, 'kind: slurm, partition: batch, account: root, time-limit: "0:10:00"', monkeypatch
+    )
+    assert main(["run", *script_cluster.select("--run-id", "r")]) == 0
+    good(script_cluster, "r")
+    job = script_cluster.record("r").job
     assert job is not None and job.released and not job.held
     said = subprocess.run(["squeue", "-h"], env=dict(os.environ), capture_output=True, text=True, timeout=60).stdout
     assert job.id not in said.split()

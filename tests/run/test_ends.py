@@ -65,7 +65,7 @@ class Slurm:
 
 
 @dataclass
-class Case:
+class BegunRun:
     """A run of which the job has begun, in a directory of its own, as `launcher ci` would drive it."""
 
     root: Path
@@ -129,20 +129,20 @@ class Case:
 
 
 @pytest.fixture
-def case(tmp_path: Path) -> Case:
+def begun_run(tmp_path: Path) -> BegunRun:
     (tmp_path / "workspace").mkdir()
     plan = plan_on("local", tmp_path / "workspace")
     tree = dataclasses.replace(SrtctlJob.of(plan).srt_slurm, root=str(tmp_path / "tree"))
     plan = with_job(plan, srt_slurm=tree, recipe=dataclasses.replace(SrtctlJob.of(plan).recipe, document=a_recipe()))
     run = a_run(tmp_path, plan, services(Slurm(), SECRETS))
     run.record.update(results="workspace")
-    return Case(tmp_path, run)
+    return BegunRun(tmp_path, run)
 
 
-def leaks(case: Case, said: str) -> list[str]:
+def leaks(begun_run: BegunRun, said: str) -> list[str]:
     """Where a secret survived."""
     values = [*SECRETS.values(), OTHERS]
-    found = [where for where, data in case.everything() if any(v.encode() in data for v in values)]
+    found = [where for where, data in begun_run.everything() if any(v.encode() in data for v in values)]
     return found + ["the annotation" for v in values if v in said]
 
 
@@ -186,22 +186,22 @@ JOBS = {
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_the_end_of_a_job(case: Case, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_job(begun_run: BegunRun, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     end = JOBS[name]
     monkeypatch.setattr(finish, "RESULT_PATIENCE", 0.0)
-    case.submitted(worker=end.worker, results=end.results)
+    begun_run.submitted(worker=end.worker, results=end.results)
     state = JobState(Phase.TERMINAL, end.word, exit_code=end.code, nodes="node[01-02]")
-    outcome = finish.finish(case.run, state)
-    said = case.annotation(outcome)
-    assert leaks(case, said) == []
+    outcome = finish.finish(begun_run.run, state)
+    said = begun_run.annotation(outcome)
+    assert leaks(begun_run, said) == []
     assert outcome.exit_code == end.exit_code
-    kept = json.loads((case.record.directory / "run.json").read_text())
+    kept = json.loads((begun_run.record.directory / "run.json").read_text())
     assert kept["verdict"]["layer"] == end.layer and end.text in kept["verdict"]["text"], kept["verdict"]
-    evidence = case.evidence()
+    evidence = begun_run.evidence()
     assert evidence.keys() >= ALWAYS | OF_A_JOB | ({"first-failure.txt"} if end.exit_code else set())
     assert f"job 7: {state.describe()}" in evidence["verdict.txt"] and "RUNNING on node" in evidence["events.txt"]
     assert all(len(text) <= 2 * LARGEST for text in evidence.values())
-    assert {n.removeprefix(f"{FOLDER}/") for n in case.packed() if n.startswith(FOLDER)} == evidence.keys()
+    assert {n.removeprefix(f"{FOLDER}/") for n in begun_run.packed() if n.startswith(FOLDER)} == evidence.keys()
     if end.layer:
         assert f"::{end.layer}: " in said and end.text in said
     else:
@@ -228,48 +228,48 @@ EARLY = {
 
 
 @pytest.mark.parametrize("name", EARLY)
-def test_an_end_before_the_job(case: Case, name: str) -> None:
+def test_an_end_before_the_job(begun_run: BegunRun, name: str) -> None:
     error, layer, code = EARLY[name]
     assert isinstance(error, LauncherError)
-    case.record.event("stage", "images …")
-    ended = finish.end_early(case.run, error)
-    said = case.annotation(ended)
-    assert leaks(case, said) == []
+    begun_run.record.event("stage", "images …")
+    ended = finish.end_early(begun_run.run, error)
+    said = begun_run.annotation(ended)
+    assert leaks(begun_run, said) == []
     assert ended.exit_code == code
-    assert case.verdict.layer == layer
+    assert begun_run.verdict.layer == layer
     last = error.message.split("***")[0].splitlines()[-1].split(" token")[0]
-    assert last in case.verdict.text
+    assert last in begun_run.verdict.text
     assert f"::{layer}: " in said and last in said
-    evidence = case.evidence()
+    evidence = begun_run.evidence()
     assert evidence.keys() == ALWAYS | {"first-failure.txt"}
     assert "images …" in evidence["events.txt"] and a_recipe()["name"] in evidence["recipe.yaml"]
-    assert {n.removeprefix(f"{FOLDER}/") for n in case.packed()} == evidence.keys()
+    assert {n.removeprefix(f"{FOLDER}/") for n in begun_run.packed()} == evidence.keys()
 
 
-def test_a_cancelled_job_leaves_its_logs_and_evidence_and_then_what_became_of_it(case: Case) -> None:
-    case.submitted(worker=OOM)
-    outcome = finish.end_early(case.run, Cancelled("stopped by SIGTERM", exit_code=143))
-    assert case.verdict == Verdict("cancelled", "stopped by SIGTERM")
+def test_a_cancelled_job_leaves_its_logs_and_evidence_and_then_what_became_of_it(begun_run: BegunRun) -> None:
+    begun_run.submitted(worker=OOM)
+    outcome = finish.end_early(begun_run.run, Cancelled("stopped by SIGTERM", exit_code=143))
+    assert begun_run.verdict == Verdict("cancelled", "stopped by SIGTERM")
     assert {
         "sweep_7.log",
         f"{FOLDER}/job.log",
         f"{FOLDER}/verdict.txt",
         f"{FOLDER}/config.yaml",
-    } <= case.packed().keys()
-    finish.note_after_cancel(case.run, JobState(Phase.TERMINAL, "CANCELLED", exit_code=(0, 15)))
-    assert "after cancelling: CANCELLED" in case.evidence()["events.txt"]
-    assert case.evidence().keys() == ALWAYS | OF_A_JOB | {"first-failure.txt"}
-    assert leaks(case, case.annotation(outcome)) == []
+    } <= begun_run.packed().keys()
+    finish.note_after_cancel(begun_run.run, JobState(Phase.TERMINAL, "CANCELLED", exit_code=(0, 15)))
+    assert "after cancelling: CANCELLED" in begun_run.evidence()["events.txt"]
+    assert begun_run.evidence().keys() == ALWAYS | OF_A_JOB | {"first-failure.txt"}
+    assert leaks(begun_run, begun_run.annotation(outcome)) == []
 
 
-def test_what_lies_in_the_tarball_is_bounded_and_no_result(case: Case) -> None:
-    case.submitted(log="x" * 79 + "\n" + "a line of a long log\n" * 100_000)
+def test_what_lies_in_the_tarball_is_bounded_and_no_result(begun_run: BegunRun) -> None:
+    begun_run.submitted(log="x" * 79 + "\n" + "a line of a long log\n" * 100_000)
     for name in ("sbatch_script.sh", "config.yaml"):
-        (case.output / name).write_text("# a line of a long file\n" * 100_000)
+        (begun_run.output / name).write_text("# a line of a long file\n" * 100_000)
     for number in range(20_000):
-        case.record.event("job", f"event {number} " + "x" * 60)
-    finish.finish(case.run, JobState(Phase.TERMINAL, "FAILED", exit_code=(1, 0)))
-    packed = {name: data for name, data in case.packed().items() if name.startswith(FOLDER)}
+        begun_run.record.event("job", f"event {number} " + "x" * 60)
+    finish.finish(begun_run.run, JobState(Phase.TERMINAL, "FAILED", exit_code=(1, 0)))
+    packed = {name: data for name, data in begun_run.packed().items() if name.startswith(FOLDER)}
     assert 0 < max(map(len, packed.values())) <= LARGEST + 4096, {n: len(d) for n, d in packed.items()}
     assert not any(Path(name).suffix == ".json" and "result" in name for name in packed)
     assert b"event 19999 " in packed[f"{FOLDER}/events.txt"] and packed[f"{FOLDER}/config.yaml"].endswith(b"file\n")

@@ -13,16 +13,16 @@ from launcher.run.kind import Run
 from launcher.run.record import RunRecord
 from launcher.slurm.client import LOST, JobState, Phase
 from launcher.slurm.local import LocalScheduler
-from tests.run.driving import Desk
+from tests.run.driving import LauncherUser
 from tests.run.runs import services, srtctl_kind
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    desk = Desk(tmp_path)
-    desk.run("--conc", "4")
-    record = RunRecord.load(desk.state / "runs", "r")
-    return Run(record, record.plan, srtctl_kind(), services(LocalScheduler(desk.state / "jobs"), dict(os.environ)))
+    user = LauncherUser(tmp_path)
+    user.run("--conc", "4")
+    record = RunRecord.load(user.state / "runs", "r")
+    return Run(record, record.plan, srtctl_kind(), services(LocalScheduler(user.state / "jobs"), dict(os.environ)))
 
 
 def test_an_end_by_the_jobs_own_word(run: Run) -> None:

@@ -10,63 +10,62 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SlurmCluster
-from tests.run.driving import ONE, Desk
-from tests.run.test_end_to_end import github_environment
+from tests.run.driving import ONE, LauncherUser, github_environment
 
 pytestmark = pytest.mark.slurm
 RUN = (*ONE, "--runner", "one-machine", "--conc", "4")
 
 
 @pytest.fixture
-def desk(tmp_path: Path, slurm_cluster: SlurmCluster) -> Desk:
+def user(tmp_path: Path, slurm_cluster: SlurmCluster) -> LauncherUser:
     extra = {k: v for k, v in slurm_cluster.env.items() if k.startswith(("SLURM", "MUNGE"))}
-    return Desk(tmp_path, runner="one-machine", extra=extra)
+    return LauncherUser(tmp_path, runner="one-machine", extra=extra)
 
 
-def abandoned(desk: Desk, run_id: str, faults: str) -> str:
+def abandoned(user: LauncherUser, run_id: str, faults: str) -> str:
     """The id of a job whose launcher was killed."""
-    process = desk.start("run", *RUN, "--run-id", run_id, LAUNCHER_REHEARSAL_FAULTS=faults)
-    desk.wait_for(lambda r: bool(r.get("job", {}).get("released")), run_id)
+    process = user.start("run", *RUN, "--run-id", run_id, LAUNCHER_REHEARSAL_FAULTS=faults)
+    user.wait_for(lambda r: bool(r.get("job", {}).get("released")), run_id)
     process.kill()
     process.communicate()
-    return str(desk.record(run_id)["job"]["id"])
+    return str(user.record(run_id)["job"]["id"])
 
 
-def comment(desk: Desk, job: str) -> str:
+def comment(user: LauncherUser, job: str) -> str:
     argv = ["squeue", "-h", "--states=all", "-j", job, "-o", "%k"]
-    return subprocess.run(argv, env=desk.environment(), capture_output=True, text=True, timeout=60).stdout.strip()
+    return subprocess.run(argv, env=user.environment(), capture_output=True, text=True, timeout=60).stdout.strip()
 
 
-def test_a_job_started_by_hand_is_taken_over_to_its_results(desk: Desk) -> None:
-    job = abandoned(desk, "first", "slow-start=4")
-    said = desk.launcher("adopt", job, *RUN, "--run-id", "second", code=2)
+def test_a_job_started_by_hand_is_taken_over_to_its_results(user: LauncherUser) -> None:
+    job = abandoned(user, "first", "slow-start=4")
+    said = user.launcher("adopt", job, *RUN, "--run-id", "second", code=2)
     assert f"job {job} belongs to run first" in said
-    shutil.rmtree(desk.state / "runs/first")
-    desk.launcher("adopt", job, *RUN, "--run-id", "third")
-    record = desk.record("third")
+    shutil.rmtree(user.state / "runs/first")
+    user.launcher("adopt", job, *RUN, "--run-id", "third")
+    record = user.record("third")
     assert (record["state"], record["job"]["id"], record["job"]["by_hand"]) == ("succeeded", job, True)
-    assert [p["state"] for p in desk.summary("third")["points"]] == ["ok"]
-    assert comment(desk, job).split() == ["first", "third"]
-    assert "nobody can say" in desk.launcher("adopt", "9999999", *RUN, "--run-id", "fourth", code=6)
+    assert [p["state"] for p in user.summary("third")["points"]] == ["ok"]
+    assert comment(user, job).split() == ["first", "third"]
+    assert "nobody can say" in user.launcher("adopt", "9999999", *RUN, "--run-id", "fourth", code=6)
 
 
 @pytest.mark.parametrize("words", [("--array=0-1", "--wrap=sleep 60"), ("--wrap=sleep 60", ":", "-N1")])
-def test_a_job_of_several_is_not_taken_over(desk: Desk, words: tuple[str, ...]) -> None:
+def test_a_job_of_several_is_not_taken_over(user: LauncherUser, words: tuple[str, ...]) -> None:
     argv = ["sbatch", "--parsable", "--output=/dev/null", *words]
-    done = subprocess.run(argv, env=desk.environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, env=user.environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     job = done.stdout.strip()
-    said = desk.launcher("adopt", job, *RUN, "--run-id", "r", code=2)
-    subprocess.run(["scancel", job], env=desk.environment(), timeout=60)
+    said = user.launcher("adopt", job, *RUN, "--run-id", "r", code=2)
+    subprocess.run(["scancel", job], env=user.environment(), timeout=60)
     assert "one of several under one id" in said
 
 
-def test_the_next_job_of_a_github_runner_ends_what_the_last_one_left(desk: Desk) -> None:
-    github = {**github_environment(desk), "RUNNER_NAME": "one-machine"}
-    process = desk.start("ci", **github, LAUNCHER_REHEARSAL_FAULTS="hang")
+def test_the_next_job_of_a_github_runner_ends_what_the_last_one_left(user: LauncherUser) -> None:
+    github = {**github_environment(user), "RUNNER_NAME": "one-machine"}
+    process = user.start("ci", **github, LAUNCHER_REHEARSAL_FAULTS="hang")
     left = None
     for _ in range(400):
-        left = next(iter((desk.state / "runs").glob("77-1-*/run.json")), None)
+        left = next(iter((user.state / "runs").glob("77-1-*/run.json")), None)
         if left is not None and json.loads(left.read_text()).get("job"):
             break
         try:
@@ -76,23 +75,23 @@ def test_the_next_job_of_a_github_runner_ends_what_the_last_one_left(desk: Desk)
     assert left is not None
     process.kill()
     process.communicate()
-    by_hand = abandoned(desk, "mine", "hang")
-    said = desk.launcher("ci", **{**github, "GITHUB_RUN_ID": "78"})
+    by_hand = abandoned(user, "mine", "hang")
+    said = user.launcher("ci", **{**github, "GITHUB_RUN_ID": "78"})
     assert f"run {left.parent.name} was left behind by an earlier job of this runner" in said
     assert json.loads(left.read_text())["state"] == "cancelled"
-    assert desk.record("mine")["state"] != "cancelled", "a run by hand is its person's"
-    desk.launcher("cleanup")
-    assert desk.record("mine")["state"] == "cancelled" and desk.record("mine")["job"]["id"] == by_hand
+    assert user.record("mine")["state"] != "cancelled", "a run by hand is its person's"
+    user.launcher("cleanup")
+    assert user.record("mine")["state"] == "cancelled" and user.record("mine")["job"]["id"] == by_hand
 
 
-def test_the_evidence_of_a_failure_names_its_layer(desk: Desk) -> None:
-    said = desk.launcher("run", *RUN, "--run-id", "r", code=6, LAUNCHER_REHEARSAL_FAULTS="worker-death")
-    verdict = desk.record("r")["verdict"]
+def test_the_evidence_of_a_failure_names_its_layer(user: LauncherUser) -> None:
+    said = user.launcher("run", *RUN, "--run-id", "r", code=6, LAUNCHER_REHEARSAL_FAULTS="worker-death")
+    verdict = user.record("r")["verdict"]
     assert verdict["layer"] == "server" and "_decode_w0.out: rehearsal: torch.OutOfMemoryError" in verdict["text"]
     assert f"verdict: server: {verdict['text']}" in said
-    assert "server:" in desk.launcher("status")
-    assert "_decode_w0.out" in desk.launcher("status", "r")
-    evidence = desk.state / "runs/r/evidence"
+    assert "server:" in user.launcher("status")
+    assert "_decode_w0.out" in user.launcher("status", "r")
+    evidence = user.state / "runs/r/evidence"
     names = {p.name for p in evidence.iterdir()}
     assert names >= {
         *("verdict.txt", "events.txt", "first-failure.txt", "job.log", "scheduler.json"),

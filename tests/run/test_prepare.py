@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from launcher.core.errors import Cancelled, ModelError, SubmissionError
-from launcher.core.process import Completed
 from launcher.core.stop import Stop
 from launcher.plan.plan import Plan
 from launcher.run.kind import Prepared, Run, Tools
 from launcher.run.prepare import prepare
+from tests.commands import ScriptedCommands
 from tests.model.checkpoints import checkpoint
 from tests.run.runs import a_run, events, plan_on, services
 
@@ -27,12 +27,7 @@ def test_nothing_of_an_outer_job_reaches_the_submission() -> None:
 
 def test_a_compute_node_imports_what_its_login_node_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no test asks a registry of the world
-    seen: list[tuple[list[str], dict[str, str]]] = []
-
-    def runner(argv, *, timeout, cwd=None, env=None, input=None):  # type: ignore[no-untyped-def]
-        seen.append((list(argv), dict(env or {})))
-        return Completed(tuple(argv), 1, "", "[ERROR] Invalid image reference: x", 0.0)
-
+    runner = ScriptedCommands((1, "[ERROR] Invalid image reference: x"))
     plan = plan_on("gb300-nv", tmp_path, precision="fp8")
     image = plan.images[0]
     (tmp_path / "squash").mkdir()
@@ -41,7 +36,8 @@ def test_a_compute_node_imports_what_its_login_node_cannot(tmp_path: Path, monke
     moved["images"][0]["lock"] = str(tmp_path / "squash/lock")
     with pytest.raises(Exception, match="Invalid image reference"):
         prepare(a_run(tmp_path, Plan.from_dict(moved), services(run=runner), NoJobs()))  # type: ignore[arg-type]
-    argv, env = next((a, e) for a, e in seen if "import" in a)
+    argv, env = next(pair for pair in zip(runner.calls, runner.environments, strict=True) if "import" in pair[0])
+    assert env is not None
     assert "srun" in argv and "--partition=batch_1" in argv and "--nodes=1" in argv
     assert argv[argv.index("enroot") + 1] == "import"
     assert env["ENROOT_TEMP_PATH"] == "/tmp/launcher-enroot-r1/temp" and env["TMPDIR"] == env["ENROOT_TEMP_PATH"]

@@ -15,26 +15,26 @@ from launcher.runner.schema import When
 from launcher.srtctl.kind import stamp_power
 from launcher.srtctl.planned import SrtctlJob
 from tests.benchmarks import IMAGE, a_benchmark, a_recipe
-from tests.srtctl.test_resolve import RUNNER, Bench
+from tests.srtctl.test_resolve import RUNNER, RecipePlanner
 
-Edited = Callable[[str, str], Bench]
+Edited = Callable[[str, str], RecipePlanner]
 
 
 @pytest.fixture
 def edited(tmp_path: Path) -> Edited:
-    """A bench whose runner file has one text replaced."""
+    """A planner whose runner file has one text replaced."""
 
-    def edit(old: str, new: str) -> Bench:
+    def edit(old: str, new: str) -> RecipePlanner:
         assert RUNNER.count(old) == 1, old
-        bench = Bench(tmp_path)
-        bench.runner = RUNNER.replace(old, new)
-        return bench
+        planner = RecipePlanner(tmp_path)
+        planner.runner = RUNNER.replace(old, new)
+        return planner
 
     return edit
 
 
-def line_of(bench: Bench, text: str) -> str:
-    lines = [i for i, line in enumerate(bench.runner.splitlines(), 1) if text in line]
+def line_of(planner: RecipePlanner, text: str) -> str:
+    lines = [i for i, line in enumerate(planner.runner.splitlines(), 1) if text in line]
     assert len(lines) == 1
     return f"tiny.yaml:{lines[0]}"
 
@@ -67,11 +67,11 @@ def test_an_image_that_lies_elsewhere_and_is_named_otherwise(edited: Edited) -> 
         "{when: {framework: dynamo-trt}, directory: /t}",
         "{when: {precision: fp8}, directory: /m, name: plus}",
     )
-    bench = edited(IMAGES, f"{IMAGES} rules: [{first}, {second}],")
+    planner = edited(IMAGES, f"{IMAGES} rules: [{first}, {second}],")
     recipe = a_recipe()
     recipe["frontend"]["nginx_container"] = "nginx-sqsh"
-    bench.write("r.yaml", recipe)
-    plan = bench.plan()
+    planner.write("r.yaml", recipe)
+    plan = planner.plan()
     assert [i.squash for i in plan.images] == ["/m/vllm+vllm-openai+tag.sqsh", "/squash/nginx_1.27.4.sqsh"]
     assert [i.lock for i in plan.images] == ["/m/.locks/vllm+vllm-openai+tag.lock", "/squash/.locks/nginx_1.27.4.lock"]
     assert SrtctlJob.of(plan).srtslurm["containers"] == {
@@ -82,62 +82,62 @@ def test_an_image_that_lies_elsewhere_and_is_named_otherwise(edited: Edited) -> 
 
 @pytest.mark.parametrize(("image", "another"), [("vllm/vllm-openai:other", True), (f"docker.io/{IMAGE}", False)])
 def test_an_image_that_takes_the_place_of_the_rows_is_an_error(edited: Edited, image: str, another: bool) -> None:
-    bench = edited(IMAGES, f'{IMAGES} rules: [{{image: "{image}"}}],')
-    plan = bench.plan()
+    planner = edited(IMAGES, f'{IMAGES} rules: [{{image: "{image}"}}],')
+    plan = planner.plan()
     assert plan.images[0].reference == image
     assert SrtctlJob.of(plan).srtslurm["containers"] == {IMAGE: plan.images[0].squash}
     assert ("image-replaced" in {f.rule for f in plan.findings}) is another
     if another:
         severity, message, where = finding(plan, "image-replaced")
         assert severity == "error" and image in message and IMAGE in message
-        assert where == line_of(bench, "rules:")
+        assert where == line_of(planner, "rules:")
 
 
 def test_enroot_gets_the_clusters_settings(edited: Edited) -> None:
-    bench = edited(IMAGES, f'{IMAGES} environment: {{ENROOT_CACHE_PATH: "{{home}}/.cache/enroot"}},')
-    bench.context["host"] = {"HOME": "/home/me"}
-    assert bench.plan().images[0].environment["ENROOT_CACHE_PATH"] == "/home/me/.cache/enroot"
+    planner = edited(IMAGES, f'{IMAGES} environment: {{ENROOT_CACHE_PATH: "{{home}}/.cache/enroot"}},')
+    planner.context["host"] = {"HOME": "/home/me"}
+    assert planner.plan().images[0].environment["ENROOT_CACHE_PATH"] == "/home/me/.cache/enroot"
 
 
 PATHS = "path: [/lustre/A, /lustre/B]"
 
 
 def test_the_hub_is_taken_when_no_candidate_is_there(edited: Edited) -> None:
-    bench = edited(PATHS, f'{PATHS}\n    otherwise: "hf:org/name"')
-    plan = bench.plan()
+    planner = edited(PATHS, f'{PATHS}\n    otherwise: "hf:org/name"')
+    plan = planner.plan()
     assert (plan.model.path, plan.model.storage) == ("hf:org/name", "hub")
     assert SrtctlJob.of(plan).models == {"minimax-m3-mxfp8": "hf:org/name"}
     severity, message, where = finding(plan, "model-otherwise")
     assert severity == "warning" and "hf:org/name" in message
-    assert where == line_of(bench, "- when: {prefix: minimaxm3}")
-    bench.context["is_directory"] = lambda path, holding: path == "/lustre/B"
-    plan = bench.plan()
+    assert where == line_of(planner, "- when: {prefix: minimaxm3}")
+    planner.context["is_directory"] = lambda path, holding: path == "/lustre/B"
+    plan = planner.plan()
     assert plan.model.path == "/lustre/B" and "model-otherwise" not in {f.rule for f in plan.findings}
 
 
 @pytest.mark.parametrize("severity", ["warning", "error"])
 def test_what_is_known_to_be_wrong_is_said_where_it_applies(edited: Edited, severity: str) -> None:
-    bench = edited("    ref: v1\n", f"    ref: v1\n    known: {{message: it leaks, severity: {severity}}}\n")
-    assert finding(bench.plan(), "known-problem") == (severity, "it leaks", "tiny.yaml:23")
-    bench.write("r.yaml", {**a_recipe(), "telemetry": {"provider": "dcgm-power", "enabled": True}})
-    assert "known-problem" not in {f.rule for f in bench.plan().findings}  # another lane
+    planner = edited("    ref: v1\n", f"    ref: v1\n    known: {{message: it leaks, severity: {severity}}}\n")
+    assert finding(planner.plan(), "known-problem") == (severity, "it leaks", "tiny.yaml:23")
+    planner.write("r.yaml", {**a_recipe(), "telemetry": {"provider": "dcgm-power", "enabled": True}})
+    assert "known-problem" not in {f.rule for f in planner.plan().findings}  # another lane
 
 
 def test_only_those_that_need_it_get_a_copy_of_the_workspace(edited: Edited) -> None:
     only = "only: [{prefix: other}, {prefix: minimaxm3, framework: dynamo-vllm}]"
-    bench = edited("workspace: {shared: /lustre/runs}", f"workspace: {{shared: /lustre/runs, {only}}}")
-    assert bench.plan().workspace.shared == "/lustre/runs/infmax-workspace-77-1-abc"
-    plan = bench.plan(framework="dynamo-sglang")
+    planner = edited("workspace: {shared: /lustre/runs}", f"workspace: {{shared: /lustre/runs, {only}}}")
+    assert planner.plan().workspace.shared == "/lustre/runs/infmax-workspace-77-1-abc"
+    plan = planner.plan(framework="dynamo-sglang")
     assert plan.workspace.shared is None
-    assert SrtctlJob.of(plan).submit.environment["INFMAX_WORKSPACE"] == str(bench.root)
+    assert SrtctlJob.of(plan).submit.environment["INFMAX_WORKSPACE"] == str(planner.root)
 
 
 def test_a_lane_may_follow_a_branch_and_lay_one_file_over(edited: Edited) -> None:
-    bench = edited(
+    planner = edited(
         "overlays: [{source: vllm/x}]", "overlays: [{source: vllm/x/one.yaml}, {source: a, destination: b/c}]"
     )
-    bench.runner = bench.runner.replace(f'    sha: "{"2" * 40}"\n', "")
-    plan = bench.plan()
+    planner.runner = planner.runner.replace(f'    sha: "{"2" * 40}"\n', "")
+    plan = planner.plan()
     assert SrtctlJob.of(plan).srt_slurm.sha is None and SrtctlJob.of(plan).srt_slurm.ref == "v1"
     overlays = [
         (o.source.partition("srt-slurm-recipes/")[2], o.destination) for o in SrtctlJob.of(plan).srt_slurm.overlays
@@ -146,15 +146,15 @@ def test_a_lane_may_follow_a_branch_and_lay_one_file_over(edited: Edited) -> Non
 
 
 def test_adjustments_name_tags_and_the_later_one_wins(edited: Edited) -> None:
-    bench = edited(
+    planner = edited(
         "    mounts: {/host: /inside}\n",
         '    tags: "{sku},agentic"\n    preflight: true\n    srtslurm: {a: 1, b: 2}\n'
         "  - {when: {scenario: agentic-coding}, srtslurm: {b: 3}}\n",
     )
-    argv = SrtctlJob.of(bench.plan(scenario=AGENTIC, isl=None, osl=None)).submit.argv
+    argv = SrtctlJob.of(planner.plan(scenario=AGENTIC, isl=None, osl=None)).submit.argv
     assert argv[argv.index("--tags") + 1] == "tiny,agentic"
-    assert "--no-preflight" not in argv and "--no-preflight" in SrtctlJob.of(bench.plan()).submit.argv
-    plan = bench.plan(scenario=AGENTIC, isl=None, osl=None)
+    assert "--no-preflight" not in argv and "--no-preflight" in SrtctlJob.of(planner.plan()).submit.argv
+    plan = planner.plan(scenario=AGENTIC, isl=None, osl=None)
     assert (SrtctlJob.of(plan).srtslurm["a"], SrtctlJob.of(plan).srtslurm["b"]) == (1, 3)
 
 
@@ -164,15 +164,15 @@ def test_an_agentic_job_without_lengths_is_tagged_with_a_bare_x(edited: Edited) 
 
 
 def test_power_telemetry_brings_its_exporter_and_its_stamps(edited: Edited, tmp_path: Path) -> None:
-    bench = edited('{nginx-sqsh: "nginx:1.27.4"}', '{dcgm-exporter: "nvcr.io/nvidia/k8s/dcgm-exporter:4"}')
-    bench.runner = bench.runner.replace("/squash", str(tmp_path))
+    planner = edited('{nginx-sqsh: "nginx:1.27.4"}', '{dcgm-exporter: "nvcr.io/nvidia/k8s/dcgm-exporter:4"}')
+    planner.runner = planner.runner.replace("/squash", str(tmp_path))
     telemetry = {
         "provider": "dcgm-power",
         "enabled": True,
         "dcgm_exporter": {"container_image": "dcgm-exporter"},
     }
-    bench.write("r.yaml", {**a_recipe(), "telemetry": telemetry})
-    plan = bench.plan()
+    planner.write("r.yaml", {**a_recipe(), "telemetry": telemetry})
+    plan = planner.plan()
     assert SrtctlJob.of(plan).power and SrtctlJob.of(plan).srt_slurm.ref == "powered"
     exporter = plan.images[1]
     assert (exporter.role, exporter.uri) == ("telemetry", "docker://nvcr.io#nvidia/k8s/dcgm-exporter:4")

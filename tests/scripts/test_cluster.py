@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CLUSTER, NOT_INSTALLED, SlurmCluster, cluster, free_ports, require_up
+from tests.conftest import CANNOT_RUN, CLUSTER, IN_CI, NOT_INSTALLED, SlurmCluster, cluster, free_ports, require_up
 
 USERS = [pwd.getpwuid(os.getuid()).pw_name, *(["nobody"] if os.getuid() == 0 else [])]
 NODES = 2
 
 
 @dataclass(frozen=True)
-class Place:
+class UserDirectory:
     """A directory of a user, and that user's way of running things there."""
 
     directory: Path
@@ -64,7 +64,7 @@ class Place:
 
 
 @pytest.fixture(params=USERS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+def user_directory(request: pytest.FixtureRequest) -> Iterator[UserDirectory]:
     """A fresh directory that the user can enter, with a copy of the scripts: the checkout may be closed to others."""
     user = pwd.getpwnam(request.param)
     with tempfile.TemporaryDirectory(prefix="cluster-test-") as name:
@@ -77,84 +77,107 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
         python = (
             sys.executable if user.pw_uid == os.getuid() else shutil.which("python3", path="/usr/bin:/usr/local/bin")
         )
-        place = Place(home, user, (python or "python3", str(directory / "scripts/cluster")))
+        user_directory = UserDirectory(home, user, (python or "python3", str(directory / "scripts/cluster")))
         try:
-            yield place
+            yield user_directory
         finally:
-            place.cluster("down")
+            user_directory.cluster("down")
 
 
 @pytest.mark.slurm
-def test_a_cluster_runs_jobs_and_leaves_nothing(place: Place) -> None:
+def test_a_cluster_runs_jobs_and_leaves_nothing(user_directory: UserDirectory) -> None:
     port = free_ports(NODES + 2)
-    place.up(port)
-    assert place.cluster("status").returncode == 0
+    user_directory.up(port)
+    assert user_directory.cluster("status").returncode == 0
     assert listening(port, port + NODES + 2) == {"127.0.0.1"}
 
-    job = place.slurm(
+    job = user_directory.slurm(
         "sbatch", "--parsable", "--nodes=2", "--exclusive", "--gpus-per-node=3", "--comment=run-7f3a",
         "--output=out", "--wrap=srun sh -c 'echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES'",
     ).strip()  # fmt: skip
     asked = ("sacct", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode,Comment,User,Account,NNodes")
-    expected = f"COMPLETED|0:0|run-7f3a|{place.user.pw_name}|benchmark|2"
-    assert eventually(lambda: place.slurm(*asked).strip(), expected) == expected
-    assert sorted((place.directory / "out").read_text().splitlines()) == ["node01 0,1,2", "node02 0,1,2"]
+    expected = f"COMPLETED|0:0|run-7f3a|{user_directory.user.pw_name}|benchmark|2"
+    assert eventually(lambda: user_directory.slurm(*asked).strip(), expected) == expected
+    assert sorted((user_directory.directory / "out").read_text().splitlines()) == ["node01 0,1,2", "node02 0,1,2"]
 
-    place.slurm("sbatch", "--nodes=2", "--output=/dev/null", "--wrap=trap '' TERM; srun sleep 300 & sleep 300")
+    user_directory.slurm("sbatch", "--nodes=2", "--output=/dev/null", "--wrap=trap '' TERM; srun sleep 300 & sleep 300")
     running = ("squeue", "-h", "-t", "RUNNING", "-o", "%D")
-    assert eventually(lambda: place.slurm(*running).strip(), "2") == "2"
-    assert processes_of(place.directory / "c")
-    assert place.cluster("down").returncode == 0
-    assert processes_of(place.directory / "c") == []
+    assert eventually(lambda: user_directory.slurm(*running).strip(), "2") == "2"
+    assert processes_of(user_directory.directory / "c")
+    assert user_directory.cluster("down").returncode == 0
+    assert processes_of(user_directory.directory / "c") == []
     assert listening(port, port + NODES + 2) == set()
-    assert place.cluster("status").returncode == 1
-    assert place.cluster("down").returncode == 0
+    assert user_directory.cluster("status").returncode == 1
+    assert user_directory.cluster("down").returncode == 0
 
 
 @pytest.mark.slurm
-@pytest.mark.parametrize("place", USERS[:1], indirect=True)
-def test_up_starts_what_is_missing_and_nothing_else(place: Place, slurm_cluster: SlurmCluster) -> None:
+@pytest.mark.parametrize("user_directory", USERS[:1], indirect=True)
+def test_up_starts_what_is_missing_and_nothing_else(user_directory: UserDirectory, slurm_cluster: SlurmCluster) -> None:
     port = free_ports(NODES + 2)
-    place.up(port)
-    job = place.slurm("sbatch", "--parsable", "--output=/dev/null", "--wrap=true").strip()
+    user_directory.up(port)
+    job = user_directory.slurm("sbatch", "--parsable", "--output=/dev/null", "--wrap=true").strip()
     asked = ("sacct", "-X", "-n", "-P", "-j", job, "-o", "State")
-    assert eventually(lambda: place.slurm(*asked).strip(), "COMPLETED") == "COMPLETED"
-    before = place.pids()
+    assert eventually(lambda: user_directory.slurm(*asked).strip(), "COMPLETED") == "COMPLETED"
+    before = user_directory.pids()
     os.kill(before["node02"], signal.SIGKILL)
-    assert place.cluster("status").returncode == 1
-    place.up(port)
-    after = place.pids()
+    assert user_directory.cluster("status").returncode == 1
+    user_directory.up(port)
+    after = user_directory.pids()
     assert {name for name in before if before[name] != after[name]} == {"node02"}
 
-    another = place.cluster("up", "--nodes", str(NODES + 1), "--port", str(port))
+    another = user_directory.cluster("up", "--nodes", str(NODES + 1), "--port", str(port))
     assert another.returncode == 1
     assert "other settings" in another.stderr
-    taken = cluster("up", place.directory / "d", "--nodes", "1", "--port", str(port))
+    taken = cluster("up", user_directory.directory / "d", "--nodes", "1", "--port", str(port))
     assert taken.returncode == 1
     assert f"port {port}" in taken.stderr
 
     os.kill(after["slurmctld"], signal.SIGKILL)
-    place.cluster("down")
-    assert processes_of(place.directory / "c") == []
+    user_directory.cluster("down")
+    assert processes_of(user_directory.directory / "c") == []
     assert cluster("status", slurm_cluster.directory).returncode == 0
 
-    place.up(port)
-    assert eventually(lambda: place.slurm(*asked).strip(), "COMPLETED") == "COMPLETED"
+    user_directory.up(port)
+    assert eventually(lambda: user_directory.slurm(*asked).strip(), "COMPLETED") == "COMPLETED"
 
 
 @pytest.mark.slurm
-@pytest.mark.parametrize("place", USERS[:1], indirect=True)
-def test_down_spares_a_process_that_got_an_old_pid(place: Place) -> None:
-    place.up(free_ports(NODES + 2), "--no-accounting")
-    place.cluster("down")
+@pytest.mark.parametrize("user_directory", USERS[:1], indirect=True)
+def test_down_spares_a_process_that_got_an_old_pid(user_directory: UserDirectory) -> None:
+    user_directory.up(free_ports(NODES + 2), "--no-accounting")
+    user_directory.cluster("down")
     with subprocess.Popen(["sleep", "60"]) as stranger:
         try:
             boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-            (place.directory / "c" / "pids" / "slurmctld").write_text(f"{stranger.pid} 1 {boot}")
-            assert place.cluster("down").returncode == 0
+            (user_directory.directory / "c" / "pids" / "slurmctld").write_text(f"{stranger.pid} 1 {boot}")
+            assert user_directory.cluster("down").returncode == 0
             assert stranger.poll() is None
         finally:
             stranger.kill()
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("user_directory", USERS[:1], indirect=True)
+def test_a_slurmd_that_cannot_run_here_is_said_in_its_own_words(user_directory: UserDirectory) -> None:
+    """As in a container without a cgroup file system: only the node's log has the reason."""
+    program = user_directory.directory / "bin/slurmd"
+    program.parent.mkdir()
+    said = "slurmd: fatal: Unable to initialize cgroup plugin"
+    program.write_text(f"#!/bin/sh\nsleep 1\necho '{said}' >&2\nexit 1\n")
+    program.chmod(0o755)
+    up = ("up", "--nodes", str(NODES), "--port", str(free_ports(NODES + 2)), "--no-accounting")
+    script = f'PATH={program.parent}:$PATH exec "$@" --dir {user_directory.directory}/c'
+    require_slurm_programs()
+    answer = user_directory.run("sh", "-c", script, "sh", *user_directory.program, *up)
+    assert answer.returncode == CANNOT_RUN, answer.stderr
+    assert "slurmd of node0" in answer.stderr and said in answer.stderr
+    assert processes_of(user_directory.directory / "c") == []
+
+
+def require_slurm_programs() -> None:
+    if not (shutil.which("slurmctld") or shutil.which("slurmctld", path="/usr/sbin")):
+        (pytest.fail if IN_CI else pytest.skip)("Slurm is not installed")
 
 
 def test_missing_programs_are_named(tmp_path: Path) -> None:

@@ -6,33 +6,14 @@ import re
 import secrets
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from launcher.core.process import Completed, run
+from launcher.core.process import run
 from launcher.slurm.client import JobKey, JobState, Phase, Scheduler
 from launcher.slurm.commands import SlurmCommands
+from tests.commands import real_commands
 from tests.conftest import SlurmCluster
-
-
-class Counting:
-    """Runs programs for real, and keeps which."""
-
-    def __init__(self) -> None:
-        self.calls: list[Completed] = []
-
-    def __call__(
-        self,
-        argv: Sequence[str],
-        *,
-        timeout: float,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        input: str | None = None,
-    ) -> Completed:
-        done = run(argv, timeout=timeout, cwd=cwd, env=env, input=input)
-        self.calls.append(done)
-        return done
 
 
 class Cluster:
@@ -41,7 +22,7 @@ class Cluster:
         self.directory: Path = given.directory
         self.nodes: int = given.nodes
         self.work = work
-        self.runner = Counting()
+        self.runner = real_commands()
         self.scheduler: Scheduler = SlurmCommands(runner=self.runner, environ=self.environ)
         self.submitted: list[JobKey] = []
 

@@ -24,14 +24,14 @@ def cluster(slurm_cluster: SlurmCluster, tmp_path: Path) -> Iterator[Cluster]:
 
 def test_fifty_jobs_cost_few_calls(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     jobs = [cluster.submit(f"sleep {n % 10}; exit {n % 2}") for n in range(50)]
-    cluster.runner.calls.clear()
+    cluster.runner.forget()
     began = time.monotonic()
     states = follow(cluster.scheduler, jobs)
     seconds = time.monotonic() - began
-    programs = [call.argv[0] for call in cluster.runner.calls]
+    programs = [call[0] for call in cluster.runner.calls]
     with capsys.disabled():
         counts = ", ".join(f"{programs.count(name)} {name}" for name in sorted(set(programs)))
-        busy = sum(call.seconds for call in cluster.runner.calls)
+        busy = sum(answer.seconds for answer in cluster.runner.answers)
         print(f"\n50 jobs that end within {seconds:.0f} s: {counts}, {busy:.2f} s of them running")
     assert [states[job].succeeded for job in jobs] == [n % 2 == 0 for n in range(50)]
     assert all(states[job].word == ("FAILED" if n % 2 else "COMPLETED") for n, job in enumerate(jobs))

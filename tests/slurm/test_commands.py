@@ -10,7 +10,8 @@ import pytest
 from launcher.core.errors import JobError
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
 from launcher.slurm.commands import SlurmCommands, sacct_records, scontrol_records, squeue_records, timestamp
-from tests.slurm.fakes import DOWN, NO_DATABASE, NOT_KNOWN, TIMED_OUT, Replay, Reply
+from tests.commands import Reply, ScriptedCommands
+from tests.slurm.fakes import DOWN, NO_DATABASE, NOT_KNOWN, TIMED_OUT
 
 SQUEUE = """\
 4|CANCELLED|1795289084|1795289084|1795289086|None|node01|tok-e
@@ -55,8 +56,8 @@ HELD = JobKey("3", SUBMITTED, "tok-c")
 GONE = JobKey("9999", SUBMITTED, "tok-g")
 
 
-def poll(job: JobKey, **replies: Reply) -> tuple[JobState, Replay]:
-    runner = Replay(**{"squeue": "", "sacct": "", "scontrol": NOT_KNOWN, **replies})
+def poll(job: JobKey, **replies: Reply) -> tuple[JobState, ScriptedCommands]:
+    runner = ScriptedCommands(**{"squeue": "", "sacct": "", "scontrol": NOT_KNOWN, **replies})
     return SlurmCommands(runner=runner, environ={}).poll([job])[job], runner
 
 
@@ -116,7 +117,7 @@ def test_a_thousand_jobs_cost_one_call(count: int, calls: int) -> None:
         ids = argv[argv.index("-j") + 1].split(",")
         return "".join(f"{n}|RUNNING|1795289084|1795289085|1795289999|None|node01|t\n" for n in ids)
 
-    runner = Replay(squeue=squeue)
+    runner = ScriptedCommands(squeue=squeue)
     states = SlurmCommands(runner=runner, environ={}).poll(jobs)
     assert len(states) == count and all(state.phase is Phase.ALIVE for state in states.values())
     assert runner.programs() == ["squeue"] * calls
@@ -176,7 +177,7 @@ def test_nobody_answers() -> None:
 
 
 def test_a_silent_scontrol_is_asked_once_a_round() -> None:
-    runner = Replay(squeue=DOWN, sacct="", scontrol=DOWN)
+    runner = ScriptedCommands(squeue=DOWN, sacct="", scontrol=DOWN)
     states = SlurmCommands(runner=runner, environ={}).poll([JobKey(str(n), 1.0, "t") for n in range(1, 51)])
     assert len(states) == 50
     assert runner.programs() == ["squeue", "sacct", "scontrol"]
@@ -234,21 +235,21 @@ def test_under_faults_no_job_is_ever_called_finished_wrongly() -> None:
     def sacct(argv: Sequence[str]) -> Reply:
         return rng.choice(accounts)
 
-    scheduler = SlurmCommands(runner=Replay(squeue=squeue, sacct=sacct, scontrol=DOWN), environ={})
+    scheduler = SlurmCommands(runner=ScriptedCommands(squeue=squeue, sacct=sacct, scontrol=DOWN), environ={})
     states = [scheduler.poll([FAILED])[FAILED] for _ in range(2000)]
     assert sum(state.phase is Phase.ALIVE for state in states) == told
     assert not any(state.phase is Phase.TERMINAL for state in states)
 
 
 def test_the_clients_environment_is_cleaned() -> None:
-    runner = Replay(squeue=SQUEUE)
+    runner = ScriptedCommands(squeue=SQUEUE)
     environ = {"PATH": "/bin", "SQUEUE_FORMAT": "%i", "SLURM_CLUSTERS": "x", "SLURM_CONF": "/c", "SACCT_FORMAT": "x"}
     SlurmCommands(runner=runner, environ=environ).poll([HELD])
     assert runner.environments == [{"PATH": "/bin", "SLURM_CONF": "/c", "SLURM_TIME_FORMAT": "%s"}]
 
 
 def test_finding_a_job_by_its_token() -> None:
-    runner = Replay(squeue=SQUEUE, sacct=SACCT)
+    runner = ScriptedCommands(squeue=SQUEUE, sacct=SACCT)
     assert SlurmCommands(runner=runner, environ={}).find("tok-b") == [FAILED]
     for token in ("tok", ""):
         assert SlurmCommands(runner=runner, environ={}).find(token) == []
@@ -257,29 +258,29 @@ def test_finding_a_job_by_its_token() -> None:
 
 def test_finding_says_none_only_by_somebody_who_knows() -> None:
     with pytest.raises(SchedulerUnreachable, match="Unable to contact"):
-        SlurmCommands(runner=Replay(squeue=DOWN, sacct=SACCT), environ={}).find("tok-x")
-    by_accounting = SlurmCommands(runner=Replay(squeue=DOWN, sacct=SACCT), environ={}).find("tok-b")
+        SlurmCommands(runner=ScriptedCommands(squeue=DOWN, sacct=SACCT), environ={}).find("tok-x")
+    by_accounting = SlurmCommands(runner=ScriptedCommands(squeue=DOWN, sacct=SACCT), environ={}).find("tok-b")
     assert by_accounting == [FAILED]
-    assert SlurmCommands(runner=Replay(squeue="", sacct=NO_DATABASE), environ={}).find("tok-x") == []
+    assert SlurmCommands(runner=ScriptedCommands(squeue="", sacct=NO_DATABASE), environ={}).find("tok-x") == []
 
 
 def test_cancelling_looks_whose_it_is() -> None:
     other = "2|RUNNING|1795299999|1795299999|1795299999|None|node01|tok-z\n"
     ended = "1|COMPLETED|1795289084|1795289084|1795289085|None|node01|run-abc\n"
-    runner = Replay(squeue=other + ended + SQUEUE.splitlines()[5] + "\n", scancel="")
+    runner = ScriptedCommands(squeue=other + ended + SQUEUE.splitlines()[5] + "\n", scancel="")
     SlurmCommands(runner=runner, environ={}).cancel([FAILED, DONE, HELD])
     assert runner.calls[-1] == ("scancel", "3")
 
 
 def test_nothing_to_cancel_is_no_call() -> None:
-    runner = Replay(squeue=SQUEUE)
+    runner = ScriptedCommands(squeue=SQUEUE)
     SlurmCommands(runner=runner, environ={}).cancel([FAILED, DONE])
     assert runner.programs() == ["squeue"]
 
 
 @pytest.mark.parametrize("squeue", [DOWN, TIMED_OUT, "", NOT_KNOWN])
 def test_a_bad_answer_does_not_leave_a_job_running(squeue: Reply) -> None:
-    runner = Replay(squeue=squeue, scancel="")
+    runner = ScriptedCommands(squeue=squeue, scancel="")
     SlurmCommands(runner=runner, environ={}).cancel([HELD])
     assert runner.calls[-1] == ("scancel", "3")
 
@@ -287,27 +288,29 @@ def test_a_bad_answer_does_not_leave_a_job_running(squeue: Reply) -> None:
 def test_cancelling_is_tried_again() -> None:
     answers: list[Reply] = [(8, "scancel: error: Kill job error on job id 3: Unable to contact"), ""]
     slept: list[float] = []
-    runner = Replay(squeue=SQUEUE, scancel=lambda argv: answers.pop(0))
+    runner = ScriptedCommands(squeue=SQUEUE, scancel=lambda argv: answers.pop(0))
     SlurmCommands(runner=runner, environ={}, sleep=slept.append).cancel([HELD])
     assert runner.programs() == ["squeue", "scancel", "scancel"]
     assert slept == [0.5]
 
 
 def test_cancelling_in_vain_is_said() -> None:
-    runner = Replay(squeue=SQUEUE, scancel=(8, "scancel: error: Kill job error on job id 3: Unable to contact"))
+    runner = ScriptedCommands(
+        squeue=SQUEUE, scancel=(8, "scancel: error: Kill job error on job id 3: Unable to contact")
+    )
     with pytest.raises(SchedulerUnreachable, match="did not go through"):
         SlurmCommands(runner=runner, environ={}, sleep=lambda seconds: None).cancel([HELD])
     refused = (210, "scancel: error: Kill job error on job id 3: Access/permission denied")
-    runner = Replay(squeue=SQUEUE, scancel=refused)
+    runner = ScriptedCommands(squeue=SQUEUE, scancel=refused)
     with pytest.raises(JobError, match="refuses"):
         SlurmCommands(runner=runner, environ={}).cancel([HELD])
     assert runner.programs() == ["squeue", "scancel"]
     over = (1, "scancel: error: Kill job error on job id 3: Job/step already completing or completed")
-    SlurmCommands(runner=Replay(squeue=SQUEUE, scancel=over), environ={}).cancel([HELD])
+    SlurmCommands(runner=ScriptedCommands(squeue=SQUEUE, scancel=over), environ={}).cancel([HELD])
 
 
 def test_evidence_holds_answers_and_silences() -> None:
-    runner = Replay(squeue="JOBID…\n", scontrol=SCONTROL, sacct=NO_DATABASE)
+    runner = ScriptedCommands(squeue="JOBID…\n", scontrol=SCONTROL, sacct=NO_DATABASE)
     said = SlurmCommands(runner=runner, environ={}).describe(FAILED)
     assert said["scontrol"] == SCONTROL
     assert "Connection refused" in said["sacct"]
@@ -317,7 +320,7 @@ def test_evidence_holds_answers_and_silences() -> None:
 def test_a_release_is_tried_again() -> None:
     replies = iter([DOWN, TIMED_OUT, ""])
     slept: list[float] = []
-    runner = Replay(scontrol=lambda argv: next(replies))
+    runner = ScriptedCommands(scontrol=lambda argv: next(replies))
     SlurmCommands(runner=runner, environ={}, sleep=slept.append).release(DONE)
     assert runner.calls == [("scontrol", "release", DONE.id)] * 3
     assert slept == [1.0, 1.0]
@@ -325,15 +328,15 @@ def test_a_release_is_tried_again() -> None:
 
 def test_a_release_of_what_is_over_is_none() -> None:
     for said in ("Job has already finished for job 1\nslurm_suspend error: Job has already finished", NOT_KNOWN[1]):
-        SlurmCommands(runner=Replay(scontrol=(1, said)), environ={}).release(DONE)
+        SlurmCommands(runner=ScriptedCommands(scontrol=(1, said)), environ={}).release(DONE)
 
 
 def test_a_release_that_is_refused_or_never_goes_through() -> None:
-    refused = Replay(scontrol=(1, "Access/permission denied for job 1"))
+    refused = ScriptedCommands(scontrol=(1, "Access/permission denied for job 1"))
     with pytest.raises(JobError, match="refuses"):
         SlurmCommands(runner=refused, environ={}).release(DONE)
     assert len(refused.calls) == 1
-    away = Replay(scontrol=DOWN)
+    away = ScriptedCommands(scontrol=DOWN)
     with pytest.raises(SchedulerUnreachable, match="did not go through"):
         SlurmCommands(runner=away, environ={}, sleep=lambda seconds: None).release(DONE)
     assert len(away.calls) == 10

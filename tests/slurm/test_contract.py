@@ -48,7 +48,7 @@ def cluster(slurm_cluster: SlurmCluster, tmp_path: Path, request: pytest.Fixture
     yield cluster
     cluster.close()
     if request.param == "pyslurm":
-        assert [call.argv for call in cluster.runner.calls if call.argv[:2] == ("squeue", "-h")] == []
+        assert [call for call in cluster.runner.calls if call[:2] == ("squeue", "-h")] == []
 
 
 def test_the_ends_of_jobs(cluster: Cluster) -> None:

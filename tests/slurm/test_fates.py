@@ -6,13 +6,14 @@ import pytest
 
 from launcher.slurm.client import ALIVE, FAILURE, MAY_BE_REQUEUED, JobKey, JobState, Phase
 from launcher.slurm.commands import SlurmCommands
-from tests.slurm.fakes import NO_DATABASE, NOT_KNOWN, Replay, Reply
+from tests.commands import Reply, ScriptedCommands
+from tests.slurm.fakes import NO_DATABASE, NOT_KNOWN
 
 JOB = JobKey("7", 1795289084.0, "tok-a")
 
 
 def poll(**replies: Reply) -> JobState:
-    runner = Replay(**{"squeue": NOT_KNOWN, "sacct": "", "scontrol": NOT_KNOWN, **replies})
+    runner = ScriptedCommands(**{"squeue": NOT_KNOWN, "sacct": "", "scontrol": NOT_KNOWN, **replies})
     return SlurmCommands(runner=runner, environ={}).poll([JOB])[JOB]
 
 

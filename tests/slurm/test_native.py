@@ -20,7 +20,8 @@ from launcher.slurm.client import JobKey, Phase, SchedulerUnreachable
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.native import START, SlurmNative, choose
 from launcher.slurm.native_worker import rows
-from tests.slurm.fakes import NOT_KNOWN, Replay
+from tests.commands import ScriptedCommands
+from tests.slurm.fakes import NOT_KNOWN
 from tests.slurm.test_commands import SACCT, SQUEUE, SUBMITTED
 
 DONE = JobKey("1", SUBMITTED, "run-abc")
@@ -53,8 +54,8 @@ def child(body: str, greeting: str = '{"version": "22.5.3"}') -> list[str]:
 ANSWERS = "print(json.dumps({'rows': [r for r in rows if r[0] in q.get('ids', '123')]}), flush=True)"
 
 
-def native(body: str = ANSWERS, *, timeout: float = 20.0, **replies: Any) -> tuple[SlurmNative, Replay]:
-    runner = Replay(**{"squeue": SQUEUE, "sacct": "", "scontrol": NOT_KNOWN, **replies})
+def native(body: str = ANSWERS, *, timeout: float = 20.0, **replies: Any) -> tuple[SlurmNative, ScriptedCommands]:
+    runner = ScriptedCommands(**{"squeue": SQUEUE, "sacct": "", "scontrol": NOT_KNOWN, **replies})
     return SlurmNative("22.5.3", runner=runner, environ=dict(os.environ), timeout=timeout, worker=child(body)), runner
 
 
@@ -187,7 +188,7 @@ def test_when_the_child_fails_squeue_is_asked(body: str) -> None:
 
 def test_a_child_that_does_not_greet_delays_a_cancel_by_no_more_than_a_look() -> None:
     worker = [sys.executable, "-c", "import time; time.sleep(60)"]
-    runner = Replay(scancel="")
+    runner = ScriptedCommands(scancel="")
     scheduler = SlurmNative("22.5.3", runner=runner, environ=dict(os.environ), timeout=1.0, worker=worker)
     began = time.monotonic()
     scheduler.cancel([DONE])
@@ -244,14 +245,16 @@ def test_why_pyslurm_is_not_used(greeting: str, scontrol: Any, why: str) -> None
     worker = child("pass", greeting)
     if not greeting:
         worker = [sys.executable, "-c", "import sys; print('fatal: no slurm.conf', file=sys.stderr); sys.exit(3)"]
-    native, said = choose(runner=Replay(scontrol=scontrol), environ=dict(os.environ), worker=worker, installed=True)
+    native, said = choose(
+        runner=ScriptedCommands(scontrol=scontrol), environ=dict(os.environ), worker=worker, installed=True
+    )
     assert native is None
     assert said.startswith(why)
 
 
 @pytest.mark.parametrize("version", ["slurm 22.05.8", "slurm-wlm 22.05.8"])
 def test_pyslurm_of_this_release_is_used(version: str) -> None:
-    runner = Replay(scontrol=version)
+    runner = ScriptedCommands(scontrol=version)
     native, said = choose(runner=runner, environ=dict(os.environ), worker=child(ANSWERS), installed=True)
     assert native is not None and native.version == "22.5.3"
     assert said == f"pyslurm 22.5.3 for {version}"

@@ -59,7 +59,7 @@ class Slurm:
         return {"slurm": str(job)}
 
 
-class Desk:
+class Machine:
     """Launchers on one machine, in one process, with one clock."""
 
     def __init__(self, directory: Path) -> None:
@@ -77,137 +77,137 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path / "poller")
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "poller")
 
 
-def test_one_question_serves_all(desk: Desk) -> None:
-    launchers = [desk.launcher() for _ in range(20)]
+def test_one_question_serves_all(machine: Machine) -> None:
+    launchers = [machine.launcher() for _ in range(20)]
     for n, launcher in enumerate(launchers):
         launcher.poll([key(n)])
-        desk.clock.wait(0.1)
-    desk.news()
+        machine.clock.wait(0.1)
+    machine.news()
     for _ in range(10):
-        desk.clock.wait(10)
+        machine.clock.wait(10)
         for n, launcher in enumerate(launchers):
             assert launcher.poll([key(n)]) == {key(n): RUNNING}
-        assert desk.news() == [{key(n) for n in range(20)}]
+        assert machine.news() == [{key(n) for n in range(20)}]
 
 
-def test_a_launcher_alone_asks_each_time(desk: Desk) -> None:
-    launcher = desk.launcher()
+def test_a_launcher_alone_asks_each_time(machine: Machine) -> None:
+    launcher = machine.launcher()
     for _ in range(5):
         launcher.poll([key(1), key(2)])
-        desk.clock.wait(0.5)
-    assert desk.news() == [{key(1), key(2)}] * 5
+        machine.clock.wait(0.5)
+    assert machine.news() == [{key(1), key(2)}] * 5
 
 
-def test_nobody_is_told_the_same_twice(desk: Desk) -> None:
-    one, two = desk.launcher(), desk.launcher()
+def test_nobody_is_told_the_same_twice(machine: Machine) -> None:
+    one, two = machine.launcher(), machine.launcher()
     for launcher in (one, two):
         launcher.poll([key(1)])
-        desk.clock.wait(1)
-    desk.news()
+        machine.clock.wait(1)
+    machine.news()
     one.poll([key(1)])
-    assert desk.news() == [], "the other's answer"
-    desk.clock.wait(1)
+    assert machine.news() == [], "the other's answer"
+    machine.clock.wait(1)
     one.poll([key(1)])
-    assert len(desk.news()) == 1, "it was told that one already"
+    assert len(machine.news()) == 1, "it was told that one already"
 
 
-def test_an_answer_from_before_the_first_question_does_not_count(desk: Desk) -> None:
-    one, two = desk.launcher(), desk.launcher()
-    desk.slurm.states[key(1)] = DONE
+def test_an_answer_from_before_the_first_question_does_not_count(machine: Machine) -> None:
+    one, two = machine.launcher(), machine.launcher()
+    machine.slurm.states[key(1)] = DONE
     assert one.poll([key(1)]) == {key(1): DONE}
-    desk.clock.wait(1)
-    desk.slurm.states[key(1)] = RUNNING
+    machine.clock.wait(1)
+    machine.slurm.states[key(1)] = RUNNING
     assert two.poll([key(1)]) == {key(1): RUNNING}
-    assert len(desk.news()) == 2
+    assert len(machine.news()) == 2
 
 
-def test_an_answer_about_a_job_with_the_same_id_does_not_count(desk: Desk) -> None:
-    one, two = desk.launcher(), desk.launcher()
-    desk.slurm.states[key(1, "theirs")] = DONE
+def test_an_answer_about_a_job_with_the_same_id_does_not_count(machine: Machine) -> None:
+    one, two = machine.launcher(), machine.launcher()
+    machine.slurm.states[key(1, "theirs")] = DONE
     two.poll([key(1)])
-    desk.clock.wait(1)
+    machine.clock.wait(1)
     one.poll([key(1, "theirs"), key(2)])
     answer = json.loads((two.place / "answer.json").read_text())
     assert {job["token"] for job, _ in answer["states"]} == {"t", "theirs"}
-    desk.clock.wait(1)
+    machine.clock.wait(1)
     assert two.poll([key(1)]) == {key(1): RUNNING}
 
 
-def test_an_old_answer_does_not_count(desk: Desk) -> None:
-    one, two = desk.launcher(max_age=15.0), desk.launcher(max_age=15.0)
+def test_an_old_answer_does_not_count(machine: Machine) -> None:
+    one, two = machine.launcher(max_age=15.0), machine.launcher(max_age=15.0)
     for launcher in (one, two):
         launcher.poll([key(1)])
-        desk.clock.wait(1)
-    desk.news()
-    desk.clock.wait(14.5)
+        machine.clock.wait(1)
+    machine.news()
+    machine.clock.wait(14.5)
     one.poll([key(1)])
-    assert len(desk.news()) == 1
+    assert len(machine.news()) == 1
 
 
-def test_an_answer_of_the_future_does_not_count(desk: Desk) -> None:
-    one, two = desk.launcher(), desk.launcher()
+def test_an_answer_of_the_future_does_not_count(machine: Machine) -> None:
+    one, two = machine.launcher(), machine.launcher()
     for launcher in (one, two):
         launcher.poll([key(1)])
-        desk.clock.wait(1)
-    desk.news()
-    desk.clock.now -= 500
+        machine.clock.wait(1)
+    machine.news()
+    machine.clock.now -= 500
     one.poll([key(1)])
-    assert len(desk.news()) == 1
+    assert len(machine.news()) == 1
 
 
-def test_what_nobody_knew_is_not_shared(desk: Desk) -> None:
-    one, two = desk.launcher(), desk.launcher()
-    desk.slurm.states[key(1)] = unknown("squeue: timed out")
+def test_what_nobody_knew_is_not_shared(machine: Machine) -> None:
+    one, two = machine.launcher(), machine.launcher()
+    machine.slurm.states[key(1)] = unknown("squeue: timed out")
     for launcher in (one, two):
         launcher.poll([key(1)])
-        desk.clock.wait(1)
-    desk.news()
+        machine.clock.wait(1)
+    machine.news()
     assert one.poll([key(1)])[key(1)].phase is Phase.UNKNOWN
-    assert len(desk.news()) == 1
+    assert len(machine.news()) == 1
 
 
-def test_ended_jobs_are_asked_for_no_more(desk: Desk) -> None:
-    one, two = desk.launcher(), desk.launcher()
+def test_ended_jobs_are_asked_for_no_more(machine: Machine) -> None:
+    one, two = machine.launcher(), machine.launcher()
     one.poll([key(1), key(2)])
-    desk.slurm.states[key(1)] = DONE
+    machine.slurm.states[key(1)] = DONE
     one.poll([key(1), key(2)])
-    desk.news()
+    machine.news()
     two.poll([key(3)])
-    assert desk.news() == [{key(2), key(3)}]
-    desk.slurm.states[key(2)] = DONE
-    desk.clock.wait(1)
+    assert machine.news() == [{key(2), key(3)}]
+    machine.slurm.states[key(2)] = DONE
+    machine.clock.wait(1)
     one.poll([key(2)])
-    desk.news()
+    machine.news()
     two.poll([key(3)])
     two.poll([key(3)])
-    assert desk.news()[-1] == {key(3)}
+    assert machine.news()[-1] == {key(3)}
     assert len(list((one.place / "wants").iterdir())) == 1
 
 
-def test_after_a_cancel_it_asks_at_once_and_for_itself(desk: Desk) -> None:
-    one, two = desk.launcher(), desk.launcher()
+def test_after_a_cancel_it_asks_at_once_and_for_itself(machine: Machine) -> None:
+    one, two = machine.launcher(), machine.launcher()
     for launcher, job in ((one, 1), (two, 2), (one, 1)):
         launcher.poll([key(job)])
-        desk.clock.wait(1)
-    desk.slurm.refuses = True
+        machine.clock.wait(1)
+    machine.slurm.refuses = True
     with pytest.raises(SchedulerUnreachable):
         one.cancel([key(1)])
-    desk.news()
+    machine.news()
     two.poll([key(2)])
     for _ in range(3):
         one.poll([key(1)])
-    assert desk.news()[-3:] == [{key(1)}] * 3
-    desk.clock.wait(shared.ALONE + 1)
+    assert machine.news()[-3:] == [{key(1)}] * 3
+    machine.clock.wait(shared.ALONE + 1)
     one.poll([key(1)])
-    assert desk.news() == [{key(1), key(2)}]
+    assert machine.news() == [{key(1), key(2)}]
 
 
-def test_all_else_goes_straight_to_slurm(desk: Desk) -> None:
-    launcher = desk.launcher()
+def test_all_else_goes_straight_to_slurm(machine: Machine) -> None:
+    launcher = machine.launcher()
     assert launcher.name == "slurm"
     assert launcher.find("x") == [key(7, "x")]
     assert launcher.describe(key(1)) == {"slurm": "job 1"}
@@ -218,71 +218,71 @@ def test_all_else_goes_straight_to_slurm(desk: Desk) -> None:
     "content",
     [b"", b"{", b"[]", b'{"asked": 1, "states": [], "schema": 2}', b'{"asked": 1, "states": [[{"id": "x"}]]}'],
 )
-def test_what_cannot_be_read_is_asked(desk: Desk, content: bytes) -> None:
-    one, two = desk.launcher(), desk.launcher()
+def test_what_cannot_be_read_is_asked(machine: Machine, content: bytes) -> None:
+    one, two = machine.launcher(), machine.launcher()
     two.poll([key(2)])
     (one.place / "answer.json").write_bytes(content)
     (one.place / "wants" / "0-0.json").write_bytes(content)
-    desk.clock.wait(1)
+    machine.clock.wait(1)
     assert one.poll([key(1)]) == {key(1): RUNNING}
-    assert desk.news()[-1] == {key(1), key(2)}
-    desk.clock.wait(1)
+    assert machine.news()[-1] == {key(1), key(2)}
+    machine.clock.wait(1)
     two.poll([key(2)])
-    assert desk.news() == [], "the file is a good one again"
+    assert machine.news() == [], "the file is a good one again"
 
 
-def test_where_nothing_can_be_written_everybody_asks(desk: Desk) -> None:
-    desk.directory.write_text("a file in the place of the directory")
-    one, two = desk.launcher(), desk.launcher()
+def test_where_nothing_can_be_written_everybody_asks(machine: Machine) -> None:
+    machine.directory.write_text("a file in the place of the directory")
+    one, two = machine.launcher(), machine.launcher()
     for launcher in (one, two, one):
         assert launcher.poll([key(1)]) == {key(1): RUNNING}
-    assert desk.news() == [{key(1)}] * 3
+    assert machine.news() == [{key(1)}] * 3
 
 
-def test_a_directory_of_another_user_is_not_used(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    launcher = desk.launcher()
+def test_a_directory_of_another_user_is_not_used(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = machine.launcher()
     launcher.place.mkdir(parents=True)
     monkeypatch.setattr(os, "getuid", lambda: 4242)
     assert launcher.poll([key(1)]) == {key(1): RUNNING}
     assert not (launcher.place / "answer.json").exists()
 
 
-def test_clusters_do_not_mix(desk: Desk) -> None:
-    one, two = desk.launcher(cluster="/etc/a.conf"), desk.launcher(cluster="/etc/b.conf")
+def test_clusters_do_not_mix(machine: Machine) -> None:
+    one, two = machine.launcher(cluster="/etc/a.conf"), machine.launcher(cluster="/etc/b.conf")
     for launcher in (one, two, one, two):
         launcher.poll([key(1)])
-        desk.clock.wait(1)
-    assert len(desk.news()) == 4
+        machine.clock.wait(1)
+    assert len(machine.news()) == 4
 
 
-def test_an_older_answer_does_not_replace_a_newer_one(desk: Desk) -> None:
-    launcher = desk.launcher()
+def test_an_older_answer_does_not_replace_a_newer_one(machine: Machine) -> None:
+    launcher = machine.launcher()
     launcher.poll([key(1)])
-    newer = shared._Answer(desk.clock.now + 2, [(key(1), RUNNING)])
+    newer = shared._Answer(machine.clock.now + 2, [(key(1), RUNNING)])
 
     def meanwhile() -> None:
-        desk.clock.wait(5)
+        machine.clock.wait(5)
         shared._write(launcher.place / "answer.json", newer)
 
-    desk.clock.wait(1)
-    desk.slurm.before = meanwhile
+    machine.clock.wait(1)
+    machine.slurm.before = meanwhile
     launcher.poll([key(1)])
     assert shared._read(launcher.place / "answer.json", shared._Answer) == newer
 
 
-def test_a_wish_that_nobody_renews_is_forgotten(desk: Desk) -> None:
-    one, two = desk.launcher(), desk.launcher()
+def test_a_wish_that_nobody_renews_is_forgotten(machine: Machine) -> None:
+    one, two = machine.launcher(), machine.launcher()
     two.poll([key(2)])
-    desk.clock.wait(shared.WANTED + 1)
-    desk.news()
+    machine.clock.wait(shared.WANTED + 1)
+    machine.news()
     one.poll([key(1)])
-    assert desk.news() == [{key(1)}]
+    assert machine.news() == [{key(1)}]
     assert len(list((one.place / "wants").iterdir())) == 1
 
 
-def test_a_launcher_in_another_pid_namespace_is_asked_for_too(desk: Desk) -> None:
+def test_a_launcher_in_another_pid_namespace_is_asked_for_too(machine: Machine) -> None:
     """Whether it lives cannot be told from here; its wish counts until it is too old."""
-    one, two, dead = desk.launcher(), desk.launcher(), desk.launcher()
+    one, two, dead = machine.launcher(), machine.launcher(), machine.launcher()
     for launcher, number in ((two, 2), (dead, 3)):
         launcher.poll([key(number)])
     for launcher, process in (
@@ -292,13 +292,13 @@ def test_a_launcher_in_another_pid_namespace_is_asked_for_too(desk: Desk) -> Non
         wants = shared._read(launcher._request_file, shared._Request)
         assert wants is not None
         shared._write(launcher._request_file, replace(wants, process=process))
-    desk.news()
+    machine.news()
     one.poll([key(1)])
-    assert desk.news() == [{key(1), key(2)}]
+    assert machine.news() == [{key(1), key(2)}]
 
 
-def test_who_waits_too_long_asks_alone(desk: Desk) -> None:
-    slow, quick = desk.launcher(), desk.launcher(patience=0.3)
+def test_who_waits_too_long_asks_alone(machine: Machine) -> None:
+    slow, quick = machine.launcher(), machine.launcher(patience=0.3)
     release, inside = threading.Event(), threading.Event()
 
     def hang() -> None:
@@ -306,32 +306,32 @@ def test_who_waits_too_long_asks_alone(desk: Desk) -> None:
             inside.set()
             release.wait(120)
 
-    desk.slurm.before = hang
+    machine.slurm.before = hang
     thread = threading.Thread(target=slow.poll, args=([key(1)],))
     thread.start()
     assert inside.wait(60)
     assert quick.poll([key(2)]) == {key(2): RUNNING}
     assert thread.is_alive(), "nobody waited for the first to be answered"
-    assert desk.slurm.asked == [{key(1)}, {key(2)}]
+    assert machine.slurm.asked == [{key(1)}, {key(2)}]
     assert not (quick.place / "answer.json").exists(), "an answer for one launcher is not published"
     release.set()
     thread.join()
 
 
-def test_who_waited_takes_the_answer_that_came_meanwhile(desk: Desk) -> None:
-    one, two = desk.launcher(), desk.launcher()
+def test_who_waited_takes_the_answer_that_came_meanwhile(machine: Machine) -> None:
+    one, two = machine.launcher(), machine.launcher()
     for launcher, job in ((one, 1), (two, 2), (one, 1)):
         launcher.poll([key(job)])
-        desk.clock.wait(1)
-    desk.news()
+        machine.clock.wait(1)
+    machine.news()
     inside, release = threading.Event(), threading.Event()
 
     def slowly() -> None:
         inside.set()
         release.wait(120)
 
-    desk.slurm.before = slowly
-    desk.clock.wait(shared.MAX_AGE)
+    machine.slurm.before = slowly
+    machine.clock.wait(shared.MAX_AGE)
     threads = [threading.Thread(target=one.poll, args=([key(1)],)), threading.Thread(target=two.poll, args=([key(2)],))]
     threads[0].start()
     assert inside.wait(60)
@@ -343,7 +343,7 @@ def test_who_waited_takes_the_answer_that_came_meanwhile(desk: Desk) -> None:
     release.set()
     for thread in threads:
         thread.join()
-    assert desk.news() == [{key(1), key(2)}]
+    assert machine.news() == [{key(1), key(2)}]
 
 
 # With real processes: each is a launcher whose Slurm is a clock. Job n ends n/10 s after the start.

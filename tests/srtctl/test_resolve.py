@@ -61,7 +61,7 @@ exclude-nodes:
 """  # noqa: E501
 
 
-class Bench:
+class RecipePlanner:
     """A recipe tree, a runner file and a context; `plan` puts them together."""
 
     def __init__(self, root: Path) -> None:
@@ -95,12 +95,12 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+def planner(tmp_path: Path) -> RecipePlanner:
+    return RecipePlanner(tmp_path)
 
 
-def test_a_plan_names_everything(bench: Bench) -> None:
-    plan = bench.plan()
+def test_a_plan_names_everything(planner: RecipePlanner) -> None:
+    plan = planner.plan()
     value = plan.as_dict()
     assert value["findings"] == [f for f in value["findings"] if f["rule"] == "setup-script"]
     assert value["job_name"] == "x-tiny_1"
@@ -114,7 +114,7 @@ def test_a_plan_names_everything(bench: Bench) -> None:
         "default_time_limit": "4:00:00",
         "gpus_per_node": 4,
         "network_interface": "",
-        "srtctl_root": f"{bench.root}/srt-slurm-77-1-abc",
+        "srtctl_root": f"{planner.root}/srt-slurm-77-1-abc",
         "model_paths": {"minimax-m3-mxfp8": "/lustre/A"},
         "containers": {IMAGE: "/squash/vllm_vllm-openai_tag.sqsh"},
     }
@@ -131,68 +131,70 @@ def test_a_plan_names_everything(bench: Bench) -> None:
     assert value["rules"] == {"model": "tiny.yaml:12", "lane": "tiny.yaml:23"}
 
 
-def test_a_plan_survives_json(bench: Bench) -> None:
-    plan = bench.plan(concurrencies=(4, 99))
+def test_a_plan_survives_json(planner: RecipePlanner) -> None:
+    plan = planner.plan(concurrencies=(4, 99))
     assert Plan.from_dict(plan.as_dict()).as_dict() == plan.as_dict()
     with pytest.raises(ConfigError, match="schema"):
         Plan.from_dict({**plan.as_dict(), "schema": 99})
 
 
-def test_the_host_overrides_what_the_runner_file_lets_it(bench: Bench) -> None:
-    bench.context["host"] = {"MODEL_PATH": "/lustre/mine", "SLURM_PARTITION": "other", "EXCLUDED": ""}
-    plan = bench.plan()
+def test_the_host_overrides_what_the_runner_file_lets_it(planner: RecipePlanner) -> None:
+    planner.context["host"] = {"MODEL_PATH": "/lustre/mine", "SLURM_PARTITION": "other", "EXCLUDED": ""}
+    plan = planner.plan()
     assert plan.model.path == "/lustre/mine"
     assert SrtctlJob.of(plan).srtslurm["default_partition"] == "other"
     assert SrtctlJob.of(plan).recipe.document is not None
     assert "exclude" not in SrtctlJob.of(plan).recipe.document["sbatch_directives"]
-    bench.context["host"] = {}
-    assert bench.plan(settings={"CONFIG_FILE": "recipes/r.yaml", "SLURM_PARTITION": "row"}).scheduler.partition == "row"
+    planner.context["host"] = {}
+    assert (
+        planner.plan(settings={"CONFIG_FILE": "recipes/r.yaml", "SLURM_PARTITION": "row"}).scheduler.partition == "row"
+    )
 
 
-def test_the_first_candidate_that_is_there_is_the_model(bench: Bench) -> None:
-    bench.context["is_directory"] = lambda path, holding: path == "/lustre/B"
-    assert bench.plan().model.path == "/lustre/B"
+def test_the_first_candidate_that_is_there_is_the_model(planner: RecipePlanner) -> None:
+    planner.context["is_directory"] = lambda path, holding: path == "/lustre/B"
+    assert planner.plan().model.path == "/lustre/B"
 
 
-def test_a_workspace_that_nodes_see_is_not_copied(bench: Bench) -> None:
-    bench.context["workspace"] = "/lustre/ws"
-    assert bench.plan().workspace.shared is None
+def test_a_workspace_that_nodes_see_is_not_copied(planner: RecipePlanner) -> None:
+    planner.context["workspace"] = "/lustre/ws"
+    assert planner.plan().workspace.shared is None
 
 
-def test_chosen_concurrencies_narrow_the_recipe(bench: Bench) -> None:
-    bench.context["narrow"] = True
-    plan = bench.plan(concurrencies=(16,))
+def test_chosen_concurrencies_narrow_the_recipe(planner: RecipePlanner) -> None:
+    planner.context["narrow"] = True
+    plan = planner.plan(concurrencies=(16,))
     assert SrtctlJob.of(plan).recipe.document is not None
     assert SrtctlJob.of(plan).recipe.document["benchmark"]["concurrencies"] == "16"
     assert "concurrency-extra" not in {f.rule for f in plan.findings}
 
 
-def test_a_recipe_of_variants_is_submitted_whole_with_its_selector(bench: Bench) -> None:
-    bench.write("family.yaml", {"base": a_recipe(), "override_a": {"name": "a"}, "override_b": {"name": "b"}})
-    plan = bench.plan(settings={"CONFIG_FILE": "recipes/family.yaml:override_a"})
+def test_a_recipe_of_variants_is_submitted_whole_with_its_selector(planner: RecipePlanner) -> None:
+    planner.write("family.yaml", {"base": a_recipe(), "override_a": {"name": "a"}, "override_b": {"name": "b"}})
+    plan = planner.plan(settings={"CONFIG_FILE": "recipes/family.yaml:override_a"})
     assert SrtctlJob.of(plan).submit.argv[3] == "recipes/family.yaml:override_a"
     assert SrtctlJob.of(plan).recipe.document is not None
     assert SrtctlJob.of(plan).recipe.document["base"]["sbatch_directives"]["comment"] == "77-1-abc"
 
 
-def test_a_member_of_a_family_answers_for_its_old_file_name(bench: Bench) -> None:
-    bench.write("family.yaml", {"base": a_recipe(), "override_a": {"benchmark": {"osl": 512}}})
-    plan = bench.plan(settings={"CONFIG_FILE": "recipes/family/a.yaml"})
+def test_a_member_of_a_family_answers_for_its_old_file_name(planner: RecipePlanner) -> None:
+    planner.write("family.yaml", {"base": a_recipe(), "override_a": {"benchmark": {"osl": 512}}})
+    plan = planner.plan(settings={"CONFIG_FILE": "recipes/family/a.yaml"})
     assert SrtctlJob.of(plan).submit.argv[3] == "recipes/family/a.yaml"
     assert (
         SrtctlJob.of(plan).recipe.document is not None and SrtctlJob.of(plan).recipe.document["benchmark"]["osl"] == 512
     )
     finding = next(f for f in plan.findings if f.rule == "sequence-length")
-    assert finding.where.startswith(f"{bench.recipes}/family.yaml:")
+    assert finding.where.startswith(f"{planner.recipes}/family.yaml:")
 
 
-def test_what_a_recipe_asks_for_can_decide_the_lane(bench: Bench) -> None:
-    bench.write("r.yaml", {**a_recipe(), "telemetry": {"provider": "dcgm-power", "enabled": True}})
-    assert SrtctlJob.of(bench.plan()).srt_slurm.ref == "powered"
+def test_what_a_recipe_asks_for_can_decide_the_lane(planner: RecipePlanner) -> None:
+    planner.write("r.yaml", {**a_recipe(), "telemetry": {"provider": "dcgm-power", "enabled": True}})
+    assert SrtctlJob.of(planner.plan()).srt_slurm.ref == "powered"
 
 
-def test_a_recipe_that_is_not_at_hand_is_said_and_the_lanes_own_alias_carried(bench: Bench) -> None:
-    plan = bench.plan(settings={"CONFIG_FILE": "recipes/upstream.yaml"})
+def test_a_recipe_that_is_not_at_hand_is_said_and_the_lanes_own_alias_carried(planner: RecipePlanner) -> None:
+    plan = planner.plan(settings={"CONFIG_FILE": "recipes/upstream.yaml"})
     assert SrtctlJob.of(plan).recipe.document is None
     assert SrtctlJob.of(plan).models == {"minimax-m3-mxfp8": "/lustre/A"}
     assert SrtctlJob.of(plan).srtslurm["containers"] == {IMAGE: "/squash/vllm_vllm-openai_tag.sqsh"}
@@ -200,31 +202,31 @@ def test_a_recipe_that_is_not_at_hand_is_said_and_the_lanes_own_alias_carried(be
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd.yaml", "recipes/../../x.yaml", "recipes/x.sh", "recipes/a$(b).txt"])
-def test_a_recipe_path_that_leaves_the_tree_is_refused(bench: Bench, path: str) -> None:
+def test_a_recipe_path_that_leaves_the_tree_is_refused(planner: RecipePlanner, path: str) -> None:
     with pytest.raises(ConfigError) as error:
-        bench.plan(settings={"CONFIG_FILE": path})
+        planner.plan(settings={"CONFIG_FILE": path})
     assert error.value.where == "CONFIG_FILE"
 
 
-def test_a_benchmark_without_a_recipe_is_not_ours(bench: Bench) -> None:
+def test_a_benchmark_without_a_recipe_is_not_ours(planner: RecipePlanner) -> None:
     with pytest.raises(ConfigError, match="CONFIG_FILE is not set"):
-        bench.plan(settings={})
+        planner.plan(settings={})
 
 
 @pytest.mark.parametrize("image", ["vllm/vllm-openai:a;rm -rf ~", "vllm/x:" + "t" * 300, "UPPER/case:1", ""])
-def test_an_image_name_that_cannot_be_one(bench: Bench, image: str) -> None:
+def test_an_image_name_that_cannot_be_one(planner: RecipePlanner, image: str) -> None:
     with pytest.raises(ConfigError):
-        bench.plan(image=image)
+        planner.plan(image=image)
 
 
-def test_the_copy_of_a_recipe_that_runs_the_rows_image_is_meant(bench: Bench) -> None:
-    overlay = bench.root / "ws/benchmarks/multi_node/srt-slurm-recipes"
+def test_the_copy_of_a_recipe_that_runs_the_rows_image_is_meant(planner: RecipePlanner) -> None:
+    overlay = planner.root / "ws/benchmarks/multi_node/srt-slurm-recipes"
     overlay.mkdir(parents=True)
     later = copy.deepcopy(a_recipe())
     later["model"]["container"] = "vllm/vllm-openai:later"
     (overlay / "r.yaml").write_text(dump(later))
-    finder = RecipeFinder(bench.root / "ws", [bench.recipes])
-    context = Context(workspace=str(bench.root), runner_name="t_1", run_key="k", today="20260102")
+    finder = RecipeFinder(planner.root / "ws", [planner.recipes])
+    context = Context(workspace=str(planner.root), runner_name="t_1", run_key="k", today="20260102")
     plan = plan_benchmark(a_benchmark(), RunnerFile(Document("tiny.yaml", RUNNER)), finder, context)
     assert SrtctlJob.of(plan).recipe.origin == "this repository"
     assert "recipe-elsewhere" in {f.rule for f in plan.findings} and not plan.errors
@@ -270,13 +272,13 @@ def decode(key: str, value: Any) -> Change:
     ],
 )
 def test_what_would_fail_or_mismeasure_is_found_with_its_line(
-    bench: Bench, change: Change, rule: str, severity: str, key: str
+    planner: RecipePlanner, change: Change, rule: str, severity: str, key: str
 ) -> None:
-    clean = bench.rules()
+    clean = planner.rules()
     recipe = copy.deepcopy(a_recipe())
     change(recipe)
-    bench.write("r.yaml", recipe)
-    new = [f for f in bench.plan().findings if f.rule not in clean]
+    planner.write("r.yaml", recipe)
+    new = [f for f in planner.plan().findings if f.rule not in clean]
     assert rule in {f.rule for f in new}, new
     found = next(f for f in new if f.rule == rule)
     path, _, line = found.where.rpartition(":")
@@ -284,26 +286,26 @@ def test_what_would_fail_or_mismeasure_is_found_with_its_line(
     assert key in Path(path).read_text().splitlines()[int(line) - 1]
 
 
-def test_the_users_second_document(bench: Bench) -> None:
+def test_the_users_second_document(planner: RecipePlanner) -> None:
     """The launcher registered minimax-m3-nvfp4, the recipe said nvidia/MiniMax-M3-NVFP4: dormant for ten days."""
-    bench.runner = RUNNER.replace("alias: minimax-m3-mxfp8", "alias: minimax-m3-nvfp4").replace(
+    planner.runner = RUNNER.replace("alias: minimax-m3-mxfp8", "alias: minimax-m3-nvfp4").replace(
         "also: [MiniMaxAI/MiniMax-M3-MXFP8]", "also: []"
     )
     recipe = a_recipe()
     recipe["model"]["path"] = "nvidia/MiniMax-M3-NVFP4"
-    bench.write("r.yaml", recipe)
-    plan = bench.plan(model="nvidia/MiniMax-M3-NVFP4")
+    planner.write("r.yaml", recipe)
+    plan = planner.plan(model="nvidia/MiniMax-M3-NVFP4")
     found = next(f for f in plan.findings if f.rule == "alias-unregistered")
     assert "'nvidia/MiniMax-M3-NVFP4' is not registered: runner tiny registers minimax-m3-nvfp4" in found.message
     assert SrtctlJob.of(plan).srtslurm["model_paths"] == {}
 
 
-def test_aliases_and_helpers_that_are_known_are_no_finding(bench: Bench) -> None:
+def test_aliases_and_helpers_that_are_known_are_no_finding(planner: RecipePlanner) -> None:
     recipe = a_recipe()
     recipe["model"] = {"path": "MiniMaxAI/MiniMax-M3-MXFP8", "container": "dynamo-vllm", "precision": "mxfp8"}
     recipe["frontend"] = {"enable_multiple_frontends": True, "nginx_container": "nginx-sqsh"}
-    bench.write("r.yaml", recipe)
-    plan = bench.plan()
+    planner.write("r.yaml", recipe)
+    plan = planner.plan()
     assert {f.rule for f in plan.findings} <= {"setup-script", "alias-by-accident"}
     assert [i.reference for i in plan.images] == [IMAGE, "nginx:1.27.4"]
     assert set(SrtctlJob.of(plan).srtslurm["containers"]) == {"dynamo-vllm", "nginx-sqsh"}
@@ -313,20 +315,20 @@ def test_aliases_and_helpers_that_are_known_are_no_finding(bench: Bench) -> None
     ("selector", "rule"),
     [("override_c", "selector-none"), ("*", "selector-several"), ("", "selector-several")],
 )
-def test_a_selector_that_gives_none_or_several(bench: Bench, selector: str, rule: str) -> None:
-    bench.write("family.yaml", {"base": a_recipe(), "override_a": {"name": "a"}, "override_b": {"name": "b"}})
+def test_a_selector_that_gives_none_or_several(planner: RecipePlanner, selector: str, rule: str) -> None:
+    planner.write("family.yaml", {"base": a_recipe(), "override_a": {"name": "a"}, "override_b": {"name": "b"}})
     name = f"recipes/family.yaml:{selector}" if selector else "recipes/family.yaml"
-    assert rule in bench.rules(settings={"CONFIG_FILE": name})
+    assert rule in planner.rules(settings={"CONFIG_FILE": name})
 
 
-def test_names_that_no_file_system_takes(bench: Bench) -> None:
-    assert "name-too-long" in bench.rules(result_filename="x" * 200)
-    assert "name-too-long" not in bench.rules(result_filename="x" * 100)
+def test_names_that_no_file_system_takes(planner: RecipePlanner) -> None:
+    assert "name-too-long" in planner.rules(result_filename="x" * 200)
+    assert "name-too-long" not in planner.rules(result_filename="x" * 100)
 
 
-def test_a_matrix_may_spell_dep_as_tp1(bench: Bench) -> None:
-    assert "parallelism" not in bench.rules(prefill=Role(1, 1, ep=4, dp_attention=True))
-    assert "parallelism" in bench.rules(prefill=Role(1, 1, ep=8, dp_attention=True))
+def test_a_matrix_may_spell_dep_as_tp1(planner: RecipePlanner) -> None:
+    assert "parallelism" not in planner.rules(prefill=Role(1, 1, ep=4, dp_attention=True))
+    assert "parallelism" in planner.rules(prefill=Role(1, 1, ep=8, dp_attention=True))
 
 
 def test_a_run_key_tells_rows_and_runners_apart() -> None:

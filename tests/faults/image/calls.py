@@ -38,11 +38,13 @@ from pathlib import Path
 from launcher.core.errors import ImageError
 from launcher.core.process import Completed
 from launcher.rehearsal.enroot_stand_in import squashfs
+from launcher.rehearsal.squashfs import squashfs
+from tests.commands import ScriptedCommands
 from tests.image.support import image_store, request
 
 image = squashfs("etc", {"rc": b"x" * 20000}, created=1_700_000_000)
 
-def runner(argv, *, timeout, cwd=None, env=None, input=None):
+def answer(argv):
     if "import" in argv:
         try:
             with open(argv[argv.index("-o") + 1], "wb") as file:
@@ -50,12 +52,12 @@ def runner(argv, *, timeout, cwd=None, env=None, input=None):
                 file.seek(0)
                 file.write(image[:96])
         except OSError as error:
-            return Completed(tuple(argv), 1, "", f"Write failed because {error.strerror}", 0.0)
-    return Completed(tuple(argv), 0, "4.1.2", "", 0.0)
+            return 1, f"Write failed because {error.strerror}"
+    return "4.1.2"
 
 os.access("/begin", os.F_OK)
 try:
-    store = image_store(runner, command=("enroot",), sleep=lambda seconds: None)
+    store = image_store(ScriptedCommands(answer), command=("enroot",), sleep=lambda seconds: None)
     how = store.ensure(request(Path(sys.argv[1]), lock_wait=5)).how
 except ImageError as error:
     os.access("/end", os.F_OK)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from launcher.core.errors import ImageError
-from launcher.core.process import Completed, run
 from launcher.image.reference import PlannedImage, Reference
 from launcher.image.registry import Registry
 from launcher.image.squash import Sidecar
+from tests.commands import real_commands
 from tests.faults.image import Count
 from tests.image.docker_registry import INSTALLED, real_registry
 from tests.image.registries import fake_registry
@@ -67,17 +66,12 @@ def _spoiled(place: Path, what: str, fault: Fault, times: int, wanted: str) -> C
 def _ensure(image: PlannedImage, environ: dict[str, str]) -> str:
     """What came of it in words, with the waiting."""
     slept: list[float] = []
-    ran: list[Sequence[str]] = []
-
-    def runner(argv: Sequence[str], *, timeout: float, **more: object) -> Completed:
-        ran.append(argv)
-        return run(argv, timeout=timeout, env=more.get("env"))  # type: ignore[arg-type]
-
+    runner = real_commands()
     registry = Registry(environ, sleep=slept.append, timeout=5)
     try:
         record = image_store(runner, registry=registry).ensure(image)
     except ImageError as error:
-        if ran or list(image.squash_path.parent.iterdir()):
+        if runner.calls or list(image.squash_path.parent.iterdir()):
             return f"refused after something was done: {error}"
         return f"waited {sum(slept):.0f} s, refused" if slept else "refused at once"
     without = " without" if record.how == "imported" and record.facts else ""

@@ -12,9 +12,9 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.faults.slurm_cases.desk import RUN, LabDesk
-from tests.faults.slurm_cases.lab import Lab
+from tests.faults.slurm_cases.fault_cluster import FaultCluster
 from tests.faults.slurm_cases.tally import Case, Tally
+from tests.faults.slurm_cases.user import RUN, ClusterUser
 
 LIFE = 5.0
 """Seconds from a run's record to its end, on an idle machine: moments are chosen within."""
@@ -26,57 +26,57 @@ SENT_WITHIN = 2.0
 """Seconds from the first signal, or from Slurm's taking the job when that is later, to scancel."""
 
 
-def _killed(lab: Lab, trials: int) -> Sequence[Tally]:
+def _killed(fault_cluster: FaultCluster, trials: int) -> Sequence[Tally]:
     """SIGKILL at a random moment, then `launcher resume` by another process; `run` again where no record was made."""
-    desk = LabDesk.at(lab).prepared()
+    user = ClusterUser.at(fault_cluster).prepared()
     rng = random.Random(trials)
     moments = [_moment(rng) for _ in range(trials)]
     before: list[str] = []
 
     def one(number: int) -> Sequence[str]:
-        run_id = desk.new_id()
-        process = desk.start("run", *RUN, "--run-id", run_id)
-        _wait_until(desk, run_id, process, moments[number])
+        run_id = user.new_id()
+        process = user.start("run", *RUN, "--run-id", run_id)
+        _wait_until(user, run_id, process, moments[number])
         process.kill()
         process.communicate()
-        if desk.has_record(run_id):
-            state = desk.record(run_id)["state"]
+        if user.has_record(run_id):
+            state = user.record(run_id)["state"]
             before.append(state)
-            desk.launcher("resume", run_id)
+            user.launcher("resume", run_id)
         else:
             before.append("no record")
-            desk.run("--conc", "4", run_id=run_id)
-        return [f"{c} (killed after {moments[number]:.2f} s)" for c in desk.one_good_job(run_id)]
+            user.run("--conc", "4", run_id=run_id)
+        return [f"{c} (killed after {moments[number]:.2f} s)" for c in user.one_good_job(run_id)]
 
-    tally = Tally("launcher SIGKILLed at a random moment, and resumed").each(trials, one, lab.at_once)
+    tally = Tally("launcher SIGKILLed at a random moment, and resumed").each(trials, one, fault_cluster.at_once)
     tally.note = ", ".join(f"{before.count(s)} {s}" for s in dict.fromkeys(before))
     return [tally]
 
 
-def _cancelled(lab: Lab, trials: int) -> Sequence[Tally]:
+def _cancelled(fault_cluster: FaultCluster, trials: int) -> Sequence[Tally]:
     """As GitHub cancels: SIGINT, SIGTERM after 7.5 s, SIGKILL after 2.5 s more; then its clean-up step."""
-    desk = LabDesk.at(lab).prepared()
+    user = ClusterUser.at(fault_cluster).prepared()
     rng = random.Random(trials)
     moments = [_moment(rng) for _ in range(trials)]
     delays: list[float] = []
     killed: list[str] = []
 
     def one(number: int) -> Sequence[str]:
-        run_id = desk.new_id()
-        process = desk.start("run", *RUN, "--run-id", run_id, LAUNCHER_REHEARSAL_FAULTS="hang")
-        _wait_until(desk, run_id, process, moments[number])
+        run_id = user.new_id()
+        process = user.start("run", *RUN, "--run-id", run_id, LAUNCHER_REHEARSAL_FAULTS="hang")
+        _wait_until(user, run_id, process, moments[number])
         asked = time.time()
         if not _github_cancels(process):
             killed.append(run_id)
         complaints = []
-        if desk.has_record(run_id):
-            desk.launcher("cleanup", run_id)
-            complaints += _sent_in_time(desk, run_id, asked, delays)
-        if left := desk.alive(run_id):
+        if user.has_record(run_id):
+            user.launcher("cleanup", run_id)
+            complaints += _sent_in_time(user, run_id, asked, delays)
+        if left := user.alive(run_id):
             complaints.append(f"{run_id}: jobs {left} are left (SIGINT after {moments[number]:.2f} s)")
         return complaints
 
-    tally = Tally("cancelled as GitHub does at a random moment, then cleanup").each(trials, one, lab.at_once)
+    tally = Tally("cancelled as GitHub does at a random moment, then cleanup").each(trials, one, fault_cluster.at_once)
     delays.sort()
     if delays:
         middle, last = delays[len(delays) // 2], delays[-1]
@@ -90,10 +90,10 @@ def _moment(rng: random.Random) -> float:
     return -rng.uniform(0.05, 1.0) if rng.random() < EARLY else rng.uniform(0.0, LIFE)
 
 
-def _wait_until(desk: LabDesk, run_id: str, process: subprocess.Popen[str], moment: float) -> None:
+def _wait_until(user: ClusterUser, run_id: str, process: subprocess.Popen[str], moment: float) -> None:
     """The start of Python and of Slurm's answers takes longer on a busy machine; moments within a run must not."""
     deadline = time.monotonic() + 60
-    while moment >= 0 and not desk.has_record(run_id) and process.poll() is None and time.monotonic() < deadline:
+    while moment >= 0 and not user.has_record(run_id) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(abs(moment))
 
@@ -112,13 +112,13 @@ def _github_cancels(process: subprocess.Popen[str]) -> bool:
     return False
 
 
-def _sent_in_time(desk: LabDesk, run_id: str, asked: float, delays: list[float]) -> list[str]:
-    jobs = desk.lab.jobs_of(run_id)
+def _sent_in_time(user: ClusterUser, run_id: str, asked: float, delays: list[float]) -> list[str]:
+    jobs = user.fault_cluster.jobs_of(run_id)
     if len(jobs) > 1:
         return [f"{run_id} has {len(jobs)} jobs"]
     if not jobs:
         return []
-    job, calls = jobs[0][0], desk.lab.programs.calls(asked - 60)
+    job, calls = jobs[0][0], user.fault_cluster.programs.calls(asked - 60)
     mine = [c.time for c in calls if c.name == "scancel" and job in c.arguments.split()]
     taken = next((c.time for c in calls if c.name == "accepted" and c.arguments.endswith(f" {job}")), asked)
     if not mine:
@@ -128,20 +128,20 @@ def _sent_in_time(desk: LabDesk, run_id: str, asked: float, delays: list[float])
     return [f"{run_id}: scancel of job {job} came {delays[-1]:.2f} s after"] if late else []
 
 
-def _terminal(lab: Lab, trials: int) -> Sequence[Tally]:
+def _terminal(fault_cluster: FaultCluster, trials: int) -> Sequence[Tally]:
     """The terminal is closed: SIGHUP, and every further word is an error (EIO)."""
-    desk = LabDesk.at(lab).prepared()
+    user = ClusterUser.at(fault_cluster).prepared()
 
     def one(number: int) -> Sequence[str]:
-        run_id = desk.new_id()
+        run_id = user.new_id()
         ours, theirs = pty.openpty()
         argv = [sys.executable, "-c", _IN_TERMINAL, "run", *RUN, "--run-id", run_id]
-        environ = desk.environment(LAUNCHER_REHEARSAL_FAULTS="hang")
+        environ = user.environment(LAUNCHER_REHEARSAL_FAULTS="hang")
         process = subprocess.Popen(
-            argv, cwd=desk.workspace, env=environ, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+            argv, cwd=user.workspace, env=environ, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
         )
         os.close(theirs)
-        desk.wait_for(lambda r: bool(r.get("job")), run_id)
+        user.wait_for(lambda r: bool(r.get("job")), run_id)
         os.close(ours)
         try:
             code = process.wait(timeout=30)
@@ -149,11 +149,11 @@ def _terminal(lab: Lab, trials: int) -> Sequence[Tally]:
             process.kill()
             raise
         wrong = [] if code == 129 else [f"{run_id} ended with exit code {code}"]
-        if left := desk.alive(run_id):
+        if left := user.alive(run_id):
             wrong.append(f"{run_id}: jobs {left} are left")
         return wrong
 
-    return [Tally("terminal closed").each(trials, one, lab.at_once)]
+    return [Tally("terminal closed").each(trials, one, fault_cluster.at_once)]
 
 
 _IN_TERMINAL = """
@@ -163,9 +163,9 @@ runpy.run_module("launcher", run_name="__main__")
 """
 
 
-def _twice(lab: Lab, trials: int) -> Sequence[Tally]:
+def _twice(fault_cluster: FaultCluster, trials: int) -> Sequence[Tally]:
     """Two launchers begin one run id at the same moment: by one state directory, by two, and by two resumes."""
-    desk, other = LabDesk.at(lab), LabDesk.at(lab, "other")
+    user, other = ClusterUser.at(fault_cluster), ClusterUser.at(fault_cluster, "other")
 
     def both(first: subprocess.Popen[str], second: subprocess.Popen[str]) -> list[str]:
         said = [p.communicate(timeout=120)[0] for p in (first, second)]
@@ -176,28 +176,28 @@ def _twice(lab: Lab, trials: int) -> Sequence[Tally]:
         return [f"{good} of two launchers succeeded: {' | '.join(ends)}"]
 
     def same(number: int) -> Sequence[str]:
-        run_id = desk.new_id()
+        run_id = user.new_id()
         start = ("run", *RUN, "--run-id", run_id)
-        return [*both(desk.start(*start), desk.start(*start)), *desk.one_good_job(run_id)]
+        return [*both(user.start(*start), user.start(*start)), *user.one_good_job(run_id)]
 
     def apart(number: int) -> Sequence[str]:
-        run_id = desk.new_id()
+        run_id = user.new_id()
         start = ("run", *RUN, "--run-id", run_id)
-        complaints = both(desk.start(*start), other.start(*start))
-        good = [d for d in (desk, other) if d.record(run_id)["state"] == "succeeded"]
-        ended = [job for job, state in lab.jobs_of(run_id) if state == "COMPLETED"]
+        complaints = both(user.start(*start), other.start(*start))
+        good = [d for d in (user, other) if d.record(run_id)["state"] == "succeeded"]
+        ended = [job for job, state in fault_cluster.jobs_of(run_id) if state == "COMPLETED"]
         if len(good) != 1 or len(ended) != 1:
-            complaints.append(f"{run_id}: {len(good)} runs succeeded, jobs {lab.jobs_of(run_id)}")
+            complaints.append(f"{run_id}: {len(good)} runs succeeded, jobs {fault_cluster.jobs_of(run_id)}")
         return complaints
 
     def resumed(number: int) -> Sequence[str]:
-        run_id = desk.new_id()
-        process = desk.start("run", *RUN, "--run-id", run_id)
-        desk.wait_for(lambda r: "submit" in r.get("stages", {}) or "workspace" in r.get("stages", {}), run_id)
+        run_id = user.new_id()
+        process = user.start("run", *RUN, "--run-id", run_id)
+        user.wait_for(lambda r: "submit" in r.get("stages", {}) or "workspace" in r.get("stages", {}), run_id)
         process.kill()
         process.communicate()
-        complaints = both(desk.start("resume", run_id), desk.start("resume", run_id))
-        return [*complaints, *desk.one_good_job(run_id)]
+        complaints = both(user.start("resume", run_id), user.start("resume", run_id))
+        return [*complaints, *user.one_good_job(run_id)]
 
     ways = {
         "two launchers, one run id, one state directory": same,
@@ -206,7 +206,7 @@ def _twice(lab: Lab, trials: int) -> Sequence[Tally]:
     }
     each = max(1, trials // len(ways))
     with ThreadPoolExecutor(len(ways)) as pool:  # six launchers at once
-        list(pool.map(LabDesk.prepared, (desk, other)))
+        list(pool.map(ClusterUser.prepared, (user, other)))
         return list(pool.map(lambda name: Tally(name).each(each, ways[name], 1), ways))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launcher.slurm.client import JobKey, JobState, Phase
 from launcher.slurm.poller import JobPoller, Pace
-from tests.faults.slurm_cases.lab import FATES, Lab
+from tests.faults.slurm_cases.fault_cluster import FATES, FaultCluster
 from tests.faults.slurm_cases.tally import Case, Tally
 from tests.slurm.following import rounds
 
@@ -18,34 +18,34 @@ WINDOWS = {1: 120.0, 50: 120.0, 1000: 300.0}
 """Jobs, and the seconds for which they are watched: most of the questions of a job's first minute come in it."""
 
 
-def _submit(lab: Lab, seconds: Sequence[float]) -> list[JobKey]:
+def _submit(fault_cluster: FaultCluster, seconds: Sequence[float]) -> list[JobKey]:
     with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(lambda n: lab.submit(seconds[n], FATES[n % 3]), range(len(seconds))))
+        return list(pool.map(lambda n: fault_cluster.submit(seconds[n], FATES[n % 3]), range(len(seconds))))
 
 
-def _thousand(lab: Lab, trials: int) -> Sequence[Tally]:
+def _thousand(fault_cluster: FaultCluster, trials: int) -> Sequence[Tally]:
     """Short jobs watched together, with the pace of a real cluster: a wrong end, or none, is a wrong outcome."""
     tally = Tally(f"{trials} short jobs watched at once")
-    jobs = _submit(lab, [0.5 + n % 10 for n in range(trials)])
+    jobs = _submit(fault_cluster, [0.5 + n % 10 for n in range(trials)])
     began, cpu = time.time(), _cpu()
-    answers = lab.watch(jobs, pace=Pace(), seconds=600, timeout=30)
+    answers = fault_cluster.watch(jobs, pace=Pace(), seconds=600, timeout=30)
     for complaints in answers.values():
         tally.trial(*complaints)
-    calls = lab.programs.calls(began)
+    calls = fault_cluster.programs.calls(began)
     counts = ", ".join(f"{sum(c.name == n for c in calls)} {n}" for n in ("squeue", "sacct", "scontrol"))
     tally.note = f"{counts}; {_cpu() - cpu:.1f} s of CPU in {time.time() - began:.0f} s"
     return [tally]
 
 
-def _cost(lab: Lab, trials: int) -> Sequence[Tally]:
+def _cost(fault_cluster: FaultCluster, trials: int) -> Sequence[Tally]:
     """Queries an hour of watching 1, 50 and 1,000 running jobs in a window, beside a loop of one squeue a job."""
     tallies = []
     for count, window in WINDOWS.items():
         tally = Tally(f"watching {count} running jobs for {window:.0f} s")
-        jobs = _submit(lab, [window + 600] * count)
+        jobs = _submit(fault_cluster, [window + 600] * count)
         began, cpu, memory = time.time(), _cpu(), _rss()
-        states = _watch_for(lab, jobs, window)
-        calls = lab.programs.calls(began)
+        states = _watch_for(fault_cluster, jobs, window)
+        calls = fault_cluster.programs.calls(began)
         took = time.time() - began
         not_alive = [s for s in states.values() if s.phase is not Phase.ALIVE]
         tally.trial(f"{len(not_alive)} of them not alive: {not_alive[0].describe()}" if not_alive else "")
@@ -53,45 +53,45 @@ def _cost(lab: Lab, trials: int) -> Sequence[Tally]:
             f"{len(calls)} calls, {3600 * len(calls) / took:.0f} an hour; {_cpu() - cpu:.2f} s of CPU, "
             f"{_rss() - memory:.1f} MiB more"
         )
-        loops = _loop(lab, jobs[:50])
+        loops = _loop(fault_cluster, jobs[:50])
         tally.note += f"; a loop of squeue -j: {360 * count} an hour, {loops * 1000:.1f} ms of CPU each"
-        lab.command("scancel", "-u", lab.command("id", "-un"))
+        fault_cluster.command("scancel", "-u", fault_cluster.command("id", "-un"))
         tallies.append(tally)
 
     return tallies
 
 
-def _watch_for(lab: Lab, jobs: list[JobKey], seconds: float) -> dict[JobKey, JobState]:
+def _watch_for(fault_cluster: FaultCluster, jobs: list[JobKey], seconds: float) -> dict[JobKey, JobState]:
     states: dict[JobKey, JobState] = {}
-    for answer in rounds(_poller(lab, jobs), seconds=seconds):
+    for answer in rounds(_poller(fault_cluster, jobs), seconds=seconds):
         states.update(answer.states)
     return states
 
 
-def _poller(lab: Lab, jobs: list[JobKey]) -> JobPoller:
+def _poller(fault_cluster: FaultCluster, jobs: list[JobKey]) -> JobPoller:
     """At the pace of a real cluster."""
-    poller = JobPoller(lab.scheduler(30))
+    poller = JobPoller(fault_cluster.scheduler(30))
     for job in jobs:
         poller.watch(job)
     return poller
 
 
-def _loop(lab: Lab, jobs: list[JobKey]) -> float:
+def _loop(fault_cluster: FaultCluster, jobs: list[JobKey]) -> float:
     """CPU seconds of one `squeue -j` on this machine, by so many."""
     began = _cpu()
     for job in jobs:
-        lab.command("squeue", "-h", "-j", job.id, "-o", "%T")
+        fault_cluster.command("squeue", "-h", "-j", job.id, "-o", "%T")
     return (_cpu() - began) / len(jobs)
 
 
-def _delay(lab: Lab, trials: int) -> Sequence[Tally]:
+def _delay(fault_cluster: FaultCluster, trials: int) -> Sequence[Tally]:
     """From the moment at which a job's script ends to the moment at which we know, at the pace of a real cluster."""
     tally = Tally("delay from a job's end to our knowing it")
-    jobs = _submit(lab, [20 + (60 if trials > 20 else 10) * n / trials for n in range(trials)])
+    jobs = _submit(fault_cluster, [20 + (60 if trials > 20 else 10) * n / trials for n in range(trials)])
     known: dict[JobKey, float] = {}
-    for answer in rounds(_poller(lab, jobs)):
+    for answer in rounds(_poller(fault_cluster, jobs)):
         known.update({change.job: time.time() for change in answer.changes if change.ended})
-    delays = sorted(known[job] - (lab.marks / job.token).stat().st_mtime for job in jobs)
+    delays = sorted(known[job] - (fault_cluster.marks / job.token).stat().st_mtime for job in jobs)
     for delay in delays:
         tally.trial("" if 0 <= delay < 60 else f"known {delay:.1f} s after the end")
     p99 = delays[min(len(delays) - 1, int(0.99 * len(delays)))]

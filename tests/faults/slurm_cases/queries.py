@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from threading import Timer
 
-from tests.faults.slurm_cases.lab import FATES, Lab
+from tests.faults.slurm_cases.fault_cluster import FATES, FaultCluster
 from tests.faults.slurm_cases.tally import Case, Tally
 
 OUTAGE = 300.0
@@ -14,17 +14,17 @@ SHORT_OUTAGE = 3.0
 
 
 def _some(per_mille: int, name: str) -> Case:
-    def attempt(lab: Lab, trials: int) -> Sequence[Tally]:
+    def attempt(fault_cluster: FaultCluster, trials: int) -> Sequence[Tally]:
         began = time.time()
 
         def one(number: int) -> Sequence[str]:
             """A watcher for each job, so that what fails is never the same for two of them."""
-            job = lab.submit(1 + number % 4, FATES[number % 3])
-            return lab.watch([job])[job]
+            job = fault_cluster.submit(1 + number % 4, FATES[number % 3])
+            return fault_cluster.watch([job])[job]
 
-        with lab.programs.failing(per_mille):
-            tally = Tally(name).each(trials, one, lab.at_once)
-        calls = lab.programs.calls(began)
+        with fault_cluster.programs.failing(per_mille):
+            tally = Tally(name).each(trials, one, fault_cluster.at_once)
+        calls = fault_cluster.programs.calls(began)
         failed = sum(call.name == "failed" for call in calls)
         tally.note = f"{failed} of {len(calls) - failed} calls of Slurm's programs failed"
         return [tally]
@@ -32,13 +32,13 @@ def _some(per_mille: int, name: str) -> Case:
     return Case(name, attempt, trials=200, short=6 if per_mille > 100 else 0)
 
 
-def _outage(lab: Lab, trials: int) -> Sequence[Tally]:
+def _outage(fault_cluster: FaultCluster, trials: int) -> Sequence[Tally]:
     seconds = OUTAGE if trials > 10 else SHORT_OUTAGE
     tally = Tally(f"nobody answers for {seconds:.0f} s")
-    jobs = [lab.submit(2 + n % 4, FATES[n % 3]) for n in range(trials)]
+    jobs = [fault_cluster.submit(2 + n % 4, FATES[n % 3]) for n in range(trials)]
     back: list[float] = []
-    with lab.programs.failing(1000):
-        rates = list(lab.programs.directory.glob("*.rate"))
+    with fault_cluster.programs.failing(1000):
+        rates = list(fault_cluster.programs.directory.glob("*.rate"))
 
         def restore() -> None:
             back.append(time.time())
@@ -47,7 +47,7 @@ def _outage(lab: Lab, trials: int) -> Sequence[Tally]:
 
         timer = Timer(seconds, restore)
         timer.start()
-        answers = lab.watch(jobs, seconds=seconds + 120, early=lambda job: not back)
+        answers = fault_cluster.watch(jobs, seconds=seconds + 120, early=lambda job: not back)
         timer.cancel()
     for complaints in answers.values():
         tally.trial(*complaints)

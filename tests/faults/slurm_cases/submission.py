@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.faults.slurm_cases.desk import RUN, LabDesk
-from tests.faults.slurm_cases.lab import Lab
+from tests.faults.slurm_cases.fault_cluster import FaultCluster
 from tests.faults.slurm_cases.tally import Case, Tally
+from tests.faults.slurm_cases.user import RUN, ClusterUser
 
 SAID = {
     "lost": "sbatch accepts, and then fails to answer",
@@ -17,41 +17,41 @@ SAID = {
 
 
 def _sbatch(way: str, trials: int, short: int) -> Case:
-    def attempt(lab: Lab, trials: int) -> Sequence[Tally]:
-        desk = LabDesk.at(lab).prepared()
+    def attempt(fault_cluster: FaultCluster, trials: int) -> Sequence[Tally]:
+        user = ClusterUser.at(fault_cluster).prepared()
 
         def one(number: int) -> Sequence[str]:
-            run_id = desk.new_id()
-            desk.run("--conc", "4", run_id=run_id, LAB_SBATCH=way)
-            return desk.one_good_job(run_id)
+            run_id = user.new_id()
+            user.run("--conc", "4", run_id=run_id, LAB_SBATCH=way)
+            return user.one_good_job(run_id)
 
         return [Tally(SAID[way]).each(trials, one)]
 
     return Case(SAID[way], attempt, trials=trials, short=short)
 
 
-def _killed(lab: Lab, trials: int) -> Sequence[Tally]:
+def _killed(fault_cluster: FaultCluster, trials: int) -> Sequence[Tally]:
     """Who stands between sbatch and the job's release is killed; what is left lets one job run to its results."""
-    desk = LabDesk.at(lab).prepared()
+    user = ClusterUser.at(fault_cluster).prepared()
 
     def shim(number: int) -> Sequence[str]:
-        run_id = desk.new_id()
-        desk.run("--conc", "4", run_id=run_id, LAB_SBATCH="shim")
-        return [*desk.one_good_job(run_id), *_released_once(desk, run_id)]
+        run_id = user.new_id()
+        user.run("--conc", "4", run_id=run_id, LAB_SBATCH="shim")
+        return [*user.one_good_job(run_id), *_released_once(user, run_id)]
 
     def everybody(number: int) -> Sequence[str]:
-        run_id = desk.new_id()
-        code = desk.start("run", *RUN, "--run-id", run_id, LAB_SBATCH="everybody").wait(timeout=60)
-        held = [state for _, state in lab.jobs_of(run_id)]
-        desk.launcher("resume", run_id)
+        run_id = user.new_id()
+        code = user.start("run", *RUN, "--run-id", run_id, LAB_SBATCH="everybody").wait(timeout=60)
+        held = [state for _, state in fault_cluster.jobs_of(run_id)]
+        user.launcher("resume", run_id)
         wrong = [] if (code, held) == (-9, ["PENDING"]) else [f"{run_id}: launcher ended with {code}, jobs {held}"]
-        return [*wrong, *desk.one_good_job(run_id), *_released_once(desk, run_id)]
+        return [*wrong, *user.one_good_job(run_id), *_released_once(user, run_id)]
 
     def scontrol(number: int) -> Sequence[str]:
-        run_id = desk.new_id()
-        with lab.programs.failing(600, "scontrol"):
-            desk.run("--conc", "4", run_id=run_id)
-        return desk.one_good_job(run_id)
+        run_id = user.new_id()
+        with fault_cluster.programs.failing(600, "scontrol"):
+            user.run("--conc", "4", run_id=run_id)
+        return user.one_good_job(run_id)
 
     each = max(1, trials // 3)
     return [
@@ -61,9 +61,11 @@ def _killed(lab: Lab, trials: int) -> Sequence[Tally]:
     ]
 
 
-def _released_once(desk: LabDesk, run_id: str) -> list[str]:
-    job = desk.record(run_id)["job"]
-    calls = [c for c in desk.lab.programs.calls() if c.name == "scontrol" and c.arguments == f"release {job['id']}"]
+def _released_once(user: ClusterUser, run_id: str) -> list[str]:
+    job = user.record(run_id)["job"]
+    calls = [
+        c for c in user.fault_cluster.programs.calls() if c.name == "scontrol" and c.arguments == f"release {job['id']}"
+    ]
     right = len(calls) == 1 and job["held"] is False
     return [] if right else [f"{run_id}: job {job['id']} was released {len(calls)} times, held is {job['held']}"]
 

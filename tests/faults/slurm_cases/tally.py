@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.faults.slurm_cases.lab import Lab
+    from tests.faults.slurm_cases.fault_cluster import FaultCluster
 
 AT_ONCE = 4
 """Launchers at once: a machine of two cores is then busy, which widens every race."""
@@ -60,11 +60,11 @@ class Tally:
 @dataclass(frozen=True)
 class Case:
     """Something to try. ``trials`` in a full run, ``short`` in CI (0: not there); ``cluster`` are options of
-    `scripts/cluster up`. ``attempt(lab, trials)`` gives one line or several. One that is ``alone`` makes Slurm fail for
-    everybody, or counts what is asked of it: in CI the others go two at once."""
+    `scripts/cluster up`. ``attempt(fault_cluster, trials)`` gives one line or several. One that is ``alone`` makes
+    Slurm fail for everybody, or counts what is asked of it: in CI the others go two at once."""
 
     name: str
-    attempt: Callable[[Lab, int], Sequence[Tally]]
+    attempt: Callable[[FaultCluster, int], Sequence[Tally]]
     trials: int
     short: int = 0
     cluster: tuple[str, ...] = ("--nodes", "9")

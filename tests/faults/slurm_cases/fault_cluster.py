@@ -41,7 +41,7 @@ KILLED = Fate("kill -9 $$", "FAILED", (0, 9))
 FATES = (GOOD, BAD, KILLED)
 
 
-class Lab:
+class FaultCluster:
     """One cluster in one directory, until `down`."""
 
     def __init__(self, directory: Path, options: Sequence[str], backend: str = "commands", at_once: int = 4) -> None:
@@ -193,5 +193,5 @@ def _runs(pid: int) -> bool:
 
 
 def alive(jobs: Sequence[tuple[str, str]]) -> list[str]:
-    """Ids among `Lab.jobs_of` that have not ended."""
+    """Ids among `FaultCluster.jobs_of` that have not ended."""
     return [job for job, state in jobs if re.match("PENDING|RUNNING|CONFIGURING|COMPLETING|SUSPENDED", state)]

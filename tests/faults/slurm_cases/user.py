@@ -1,4 +1,4 @@
-"""Launchers as processes, on a lab's cluster: what they left is read from disk and asked of Slurm itself."""
+"""Launchers as processes, on a cluster for faults: what they left is read from disk and asked of Slurm itself."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.shipped import shipped
-from tests.faults.slurm_cases.lab import Lab, alive
-from tests.run.driving import ONE, Desk
+from tests.faults.slurm_cases.fault_cluster import FaultCluster, alive
+from tests.run.driving import ONE, LauncherUser
 
 RUN = (*ONE, "--runner", "one-machine", "--conc", "4")
 
 
-class LabDesk(Desk):
-    """A user's desk on the lab's cluster, with the lab's programs on PATH."""
+class ClusterUser(LauncherUser):
+    """A user of the cluster for faults, with its programs on PATH."""
 
-    lab: Lab
+    fault_cluster: FaultCluster
     preparing: threading.Lock
 
     @classmethod
-    def at(cls, lab: Lab, name: str = "desk") -> LabDesk:
-        root = lab.directory / name
+    def at(cls, fault_cluster: FaultCluster, name: str = "user") -> ClusterUser:
+        root = fault_cluster.directory / name
         root.mkdir(exist_ok=True)
-        extra = {k: v for k, v in lab.environ.items() if k.startswith("SLURM") or k == "PATH"}
+        extra = {k: v for k, v in fault_cluster.environ.items() if k.startswith("SLURM") or k == "PATH"}
         runners = root / "runners"
         runners.mkdir(exist_ok=True)
         text = (shipped("runners") / "one-machine.yaml").read_text()
-        text = text.replace("scheduler:\n", f"scheduler:\n  backend: {lab.backend}\n", 1)
+        text = text.replace("scheduler:\n", f"scheduler:\n  backend: {fault_cluster.backend}\n", 1)
         (runners / "one-machine.yaml").write_text(text)
         extra |= {"LAUNCHER_REHEARSAL_SECONDS": "0.1", "LAUNCHER_RUNNERS": str(runners)}
-        desk = cls(root, runner="one-machine", extra=extra)
-        desk.lab = lab
-        desk.preparing = lab.preparing[name]
-        return desk
+        user = cls(root, runner="one-machine", extra=extra)
+        user.fault_cluster = fault_cluster
+        user.preparing = fault_cluster.preparing[name]
+        return user
 
-    def prepared(self) -> LabDesk:
+    def prepared(self) -> ClusterUser:
         """After one run, which has made images, model and checkout, as they are on a cluster that is in use."""
         with self.preparing:
             if not (self.state / "squash").is_dir():
@@ -60,7 +60,7 @@ class LabDesk(Desk):
     def one_good_job(self, run_id: str) -> list[str]:
         """What is wrong with a run that has to have had one job, and its results."""
         complaints = []
-        jobs = self.lab.jobs_of(run_id)
+        jobs = self.fault_cluster.jobs_of(run_id)
         if len(jobs) != 1:
             complaints.append(f"{run_id} has {len(jobs)} jobs: {jobs}")
         record = self.record(run_id)
@@ -74,4 +74,4 @@ class LabDesk(Desk):
 
     def alive(self, run_id: str) -> list[str]:
         """Jobs of a run that have not ended."""
-        return alive(self.lab.jobs_of(run_id))
+        return alive(self.fault_cluster.jobs_of(run_id))

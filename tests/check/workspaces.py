@@ -98,7 +98,7 @@ def a_plan(
     return plan_benchmark(a_benchmark(**asked), RunnerFile.read(where), finder, Context(**{**fields, **context}))
 
 
-class World:
+class CheckedWorkspace:
     """A workspace with a matrix, runner files and recipes, checked as a whole."""
 
     overlay = "benchmarks/multi_node/srt-slurm-recipes/vllm"
@@ -137,7 +137,7 @@ class World:
         found = check_everything(
             inputs.everything(project, today, has_commit, [str(self.root / "configs/t-master.yaml")])
         )
-        # what is shipped with the launcher is looked at beside the world, and is not its subject
+        # what is shipped with the launcher is looked at beside the workspace, and is not its subject
         return [one for one in found if one.file.startswith(str(self.root))]
 
     def rules(self, **how: Any) -> set[str]:
