@@ -13,7 +13,7 @@ from launcher.core.shipped import shipped
 from launcher.image.reference import refreshed_name
 from launcher.image.squash import Sidecar
 from tests.image.registries import FakeRegistry, fake_registry
-from tests.run.driving import KEY, LauncherUser
+from tests.run.driving import KEY, InProcessUser
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def served() -> Iterator[FakeRegistry]:
         yield registry
 
 
-class RegistryUser(LauncherUser):
+class RegistryUser(InProcessUser):
     """A cluster whose images come from a registry on this machine."""
 
     def policy(self, policy: str) -> None:
@@ -56,7 +56,7 @@ class RegistryUser(LauncherUser):
 
 
 def test_keep_refresh_and_fail(tmp_path: Path, served: FakeRegistry) -> None:
-    user = RegistryUser(tmp_path, extra=served.environment())
+    user = RegistryUser(tmp_path, extra={**served.environment(), "LAUNCHER_REHEARSAL_SECONDS": "0.01"})
     image = f"{served.address}/a/b:1"
 
     def importing() -> str:

@@ -37,7 +37,7 @@ def comment(user: LauncherUser, job: str) -> str:
 
 
 def test_a_job_started_by_hand_is_taken_over_to_its_results(user: LauncherUser) -> None:
-    job = abandoned(user, "first", "slow-start=4")
+    job = abandoned(user, "first", "slow-start=12")  # it still runs after two commands on a loaded machine
     said = user.launcher("adopt", job, *RUN, "--run-id", "second", code=2)
     assert f"job {job} belongs to run first" in said
     shutil.rmtree(user.state / "runs/first")
