@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark, Component, KvOffloading, Role, SpecDecoding
 from launcher.core.errors import ConfigError, closest
-from launcher.core.yaml_source import Place
+from launcher.core.yaml_source import SourceLocation
 
 WHERE = "environment"
 """The place that errors about variables give."""
@@ -249,7 +249,7 @@ Here they are data.
 """
 
 
-def parse_setting(text: str, place: Place | str) -> tuple[str, str]:
+def parse_setting(text: str, place: SourceLocation | str) -> tuple[str, str]:
     """Key and value of one additional setting (``KEY=VALUE``); the value is taken literally, with its spaces.
 
     Raises ConfigError, with ``place`` as the place, for a text without ``=``, a key that is not in `SETTING_KEYS`, or a

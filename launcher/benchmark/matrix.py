@@ -16,7 +16,7 @@ from launcher.benchmark.fields import DECODE_FIELDS, FIELDS, PREFILL_FIELDS, par
 from launcher.benchmark.matrix_schema import AgenticRow, Config, MultiConfig, MultiRow, RunnerLabels, SingleConfig
 from launcher.benchmark.selection import SelectedRow, Selection, listed, selected_rows, why_empty
 from launcher.core.errors import ConfigError
-from launcher.core.yaml_source import Document, Key, Place, convert
+from launcher.core.yaml_source import Document, Key, SourceLocation, convert
 
 RUNNERS_FILE = "runners.yaml"
 
@@ -30,7 +30,7 @@ class Entry:
 
     key: str
     data: Mapping[str, Any]
-    place: Place = field(repr=False)
+    place: SourceLocation = field(repr=False)
 
     @property
     def where(self) -> str:
@@ -48,7 +48,7 @@ class Entry:
         return benchmark_of(self.data, key=self.key, source=source, place=self.place)
 
 
-def benchmark_of(data: Mapping[str, Any], *, key: str | None, source: str, place: Place | str) -> Benchmark:
+def benchmark_of(data: Mapping[str, Any], *, key: str | None, source: str, place: SourceLocation | str) -> Benchmark:
     """The benchmark that an entry in InferenceX's JSON shape means; errors name ``place``.
 
     A single-node entry has its topology on the prefill side. Raises ConfigError for an additional setting that is
@@ -82,9 +82,9 @@ class Family:
     config: Config
     document: Document
 
-    def place(self, *keys: Key) -> Place:
+    def place(self, *keys: Key) -> SourceLocation:
         """A place below the key."""
-        return Place(self.document, self.key, *keys)
+        return SourceLocation(self.document, self.key, *keys)
 
 
 @dataclass(frozen=True)
@@ -194,10 +194,10 @@ def load_matrix(paths: Sequence[Path | str], runners_file: Path | str | None = N
 def _family(document: Document, key: Any, data: Any) -> Family:
     if not isinstance(key, str) or set("*?[") & set(key):
         raise ConfigError(
-            f"key {key!r}: expected plain text without *, ? and [, which select keys", where=document.where((key,))
+            f"key {key!r}: expected plain text without *, ? and [, which select keys", where=document.location((key,))
         )
     if not isinstance(data, dict):
-        raise ConfigError(f"{key}: expected a mapping", where=document.where((key,)))
+        raise ConfigError(f"{key}: expected a mapping", where=document.location((key,)))
     kind: type[Config] = MultiConfig if data.get("multinode") is True else SingleConfig
     family = Family(key, convert(document, kind, under=(key,)), document)
     for path, _, row in family.config.rows():

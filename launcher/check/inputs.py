@@ -18,14 +18,14 @@ from launcher.check.schema_validation import RecipeValidator
 from launcher.check.srtctl_schema import Schema
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding, Severity
-from launcher.core.yaml_source import Document, Place
+from launcher.core.yaml_source import Document, SourceLocation
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.file import RunnerFile
 from launcher.runner.fleet import Fleet
 from launcher.srtctl.locate import RecipeFinder
 from launcher.srtctl.planned import SrtctlJob
 
-Found = tuple[str, Place | str] | tuple[str, Place | str, Severity]
+Found = tuple[str, SourceLocation | str] | tuple[str, SourceLocation | str, Severity]
 """A message and its place; a severity when it is not the rule's own."""
 
 Look = TypeVar("Look", bound=Callable[..., Iterable[Found]])
@@ -68,7 +68,7 @@ class Row:
     """A row of a matrix, the cluster that serves it, and the plan of it, or why there is none."""
 
     benchmark: Benchmark
-    place: Place | str
+    place: SourceLocation | str
     file: RunnerFile | None = None
     plan: Plan | None = None
     refused: ConfigError | None = None
@@ -111,8 +111,8 @@ class CheckInput:
     files: Sequence[RunnerFile] = ()
     broken_files: Sequence[ConfigError] = ()
     recipes: Sequence[RecipeFile] = ()
-    outside: Mapping[str, Sequence[Place | str]] = field(default_factory=dict)
-    single_node: Sequence[Place | str] = ()
+    outside: Mapping[str, Sequence[SourceLocation | str]] = field(default_factory=dict)
+    single_node: Sequence[SourceLocation | str] = ()
     runners: Mapping[str, Sequence[str]] = field(default_factory=dict)
     validator: RecipeValidator = field(default_factory=RecipeValidator)
     today: date = date.min
@@ -143,7 +143,7 @@ class Project(Protocol):
 OUTSIDE = ("tilert", "llmd-*", "*-disagg")
 """Frameworks that srtctl does not run, and so neither does this launcher."""
 
-Chosen = tuple[Benchmark, Place | str]
+Chosen = tuple[Benchmark, SourceLocation | str]
 """A benchmark and the place of its row."""
 
 
@@ -151,7 +151,7 @@ def everything(project: Project, today: date, has_commit: HasCommit, matrix_file
     """All multi-node rows, recipe files at hand and runner files. Raises ConfigError for a matrix that is wrong."""
     matrix = project.matrix(matrix_files)
     inside: list[Chosen] = []
-    outside: dict[str, list[Place | str]] = defaultdict(list)
+    outside: dict[str, list[SourceLocation | str]] = defaultdict(list)
     for entry in matrix.entries(Selection(nodes="multi", evals="none")):
         if _outside(entry.benchmark):
             outside[entry.benchmark.framework].append(entry.place)

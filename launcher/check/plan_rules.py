@@ -12,7 +12,7 @@ from launcher.check.schema_validation import RecipeValidator
 from launcher.check.srtctl_schema import Schema, is_tag
 from launcher.core.finding import Finding
 from launcher.core.publish import NAME_MAX
-from launcher.core.yaml_source import Place
+from launcher.core.yaml_source import SourceLocation
 from launcher.plan.derive import Resolved, is_image, known
 from launcher.runner.schema import LaneRule
 from launcher.srtctl.facts import RecipeFacts, RoleFacts
@@ -125,7 +125,7 @@ def moving_ref(s: SrtctlResolved) -> Iterator[Found]:
     yield from moving(s.rules.lane.rule, s.rules.lane.place)
 
 
-def moving(lane: LaneRule, place: Place) -> Iterator[Found]:
+def moving(lane: LaneRule, place: SourceLocation) -> Iterator[Found]:
     """What is to be said of a lane that pins no commit."""
     if lane.sha is None:
         kind = "a tag, which its owner can move" if is_tag(lane.ref) else "a branch"

@@ -10,7 +10,7 @@ from typing import Any
 from launcher.check.inputs import Found, Rule, rule
 from launcher.core.errors import closest
 from launcher.core.slurm_notation import limit_seconds
-from launcher.core.yaml_source import Place
+from launcher.core.yaml_source import SourceLocation
 from launcher.image.reference import names_an_image
 from launcher.srtctl.facts import ContainerUse, RecipeFacts
 from launcher.srtctl.planned import SrtctlResolved
@@ -42,14 +42,14 @@ def recipe_elsewhere(s: SrtctlResolved) -> Iterator[Found]:
             f"the copy of {found.path} in the {passed_over.origin} runs another image than the matrix row; "
             f"the copy of {found.origin} runs the row's image and is used"
         )
-        yield message, Place(passed_over.file)
+        yield message, SourceLocation(passed_over.file)
 
 
 @plan_rule("selector-none", "error", "the selector picks no variant of the recipe")
 def selector_none(s: SrtctlResolved) -> Iterator[Found]:
     if s.recipe.found is not None and not s.recipe.variants:
         message = s.recipe.selector_problem or "the recipe has only a base and no variant; srtctl submits nothing"
-        yield message, Place(s.recipe.found.file)
+        yield message, SourceLocation(s.recipe.found.file)
 
 
 @plan_rule("selector-several", "error", "the recipe gives several variants, hence several jobs")
@@ -57,7 +57,7 @@ def selector_several(s: SrtctlResolved) -> Iterator[Found]:
     found, count = s.recipe.found, len(s.recipe.variants)
     if found is not None and count > 1:
         asked = f"selector {found.selector!r}" if found.selector else "a recipe of variants without a selector"
-        yield f"{asked} gives {count} variants, and srtctl would submit a job for each", Place(found.file)
+        yield f"{asked} gives {count} variants, and srtctl would submit a job for each", SourceLocation(found.file)
 
 
 @recipe_rule("alias-unregistered", "error", "the runner registers no such model alias")
@@ -291,7 +291,7 @@ _MAKE = re.compile(r"(?<![a-z0-9])(arm64|aarch64|amd64|x86[_-]64)(?![a-z0-9])")
 @plan_rule("image-architecture", "error", "the image's tag names another make of processor than the nodes have")
 def image_architecture(s: SrtctlResolved) -> Iterator[Found]:
     arch, container = s.file.runner.node.arch, s.facts.container if s.facts is not None else None
-    images: list[tuple[str, Place | str]] = [(s.benchmark.image, s.benchmark.source)]
+    images: list[tuple[str, SourceLocation | str]] = [(s.benchmark.image, s.benchmark.source)]
     if container and container != s.benchmark.image:
         images.append((container, s.place("model", "container")))
     for image, place in images:

@@ -8,7 +8,7 @@ from launcher.check import plan_rules, recipe_rules, whole_rules
 from launcher.check.inputs import CheckInput, Rule
 from launcher.check.schema_validation import RecipeValidator
 from launcher.core.finding import Finding
-from launcher.core.yaml_source import Place
+from launcher.core.yaml_source import SourceLocation
 from launcher.plan.derive import Resolved
 from launcher.srtctl.planned import SrtctlResolved
 
@@ -65,7 +65,7 @@ def merged_findings(of_rows: Iterable[Finding], others: Iterable[Finding] = ()) 
     for findings, rows in ((of_rows, 1), (others, 0)):
         for one in findings:
             by_place = alike.setdefault((one.rule, one.severity, one.file, one.message), {})
-            keys = one.place.keys if isinstance(one.place, Place) else one.place
+            keys = one.place.keys if isinstance(one.place, SourceLocation) else one.place
             first = by_place.setdefault(keys, Finding(one.rule, one.severity, one.message, one.place))
             first.rows += rows
     merged: list[Finding] = []

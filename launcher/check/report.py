@@ -19,7 +19,7 @@ from launcher import __version__
 from launcher.check.registry import RULES
 from launcher.core.errors import ConfigError, suggest
 from launcher.core.finding import Finding
-from launcher.core.yaml_source import Document, Place, schema_error
+from launcher.core.yaml_source import Document, SourceLocation, schema_error
 
 SARIF = "2.1.0"
 _SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -139,8 +139,8 @@ class Baseline:
         """Read a baseline file. Raises ConfigError with file and line."""
         return cls(Document.read(path))
 
-    def _place(self, *keys: str | int) -> Place:
-        return Place(self.document, "accepted", *keys)
+    def _place(self, *keys: str | int) -> SourceLocation:
+        return SourceLocation(self.document, "accepted", *keys)
 
     def apply(self, found: Sequence[Finding], roots: Roots, today: date, *, whole: bool) -> list[Finding]:
         """The findings that are not accepted, and what is wrong with the entries.

@@ -15,7 +15,7 @@ from launcher.check.schema_validation import validate
 from launcher.check.srtctl_schema import Schema, Violation, is_tag
 from launcher.core.errors import ConfigError, closest
 from launcher.core.publish import NAME_MAX
-from launcher.core.yaml_source import Document, Place, reached
+from launcher.core.yaml_source import Document, SourceLocation, reached
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import LaneRule, ModelRule, Pattern, When
 from launcher.srtctl.recipe import Variant, variants
@@ -24,11 +24,11 @@ RULES: list[Rule] = []
 whole_rule = partial(rule, RULES)
 
 
-def _lanes(given: CheckInput) -> Iterator[tuple[RunnerFile, LaneRule, Place]]:
+def _lanes(given: CheckInput) -> Iterator[tuple[RunnerFile, LaneRule, SourceLocation]]:
     """Every lane of every runner file, and where it stands."""
     for file in given.files:
         for i, lane in enumerate(file.runner.lanes):
-            yield file, lane, Place(file.document, "lanes", i)
+            yield file, lane, SourceLocation(file.document, "lanes", i)
 
 
 @whole_rule("moving-ref", "warning", "the lane names a branch where a commit belongs")
@@ -46,15 +46,15 @@ def sha_other(given: CheckInput) -> Iterator[Found]:
             version = schemas.name(lane.ref, lane.sha)
             other = f", which is {version}" if version else ""
             message = f"{lane.ref} is {tagged}, and the lane's sha is {lane.sha}{other}"
-            yield message, Place(file.document, *place.keys, "sha")
+            yield message, SourceLocation(file.document, *place.keys, "sha")
 
 
-def _commits(given: CheckInput) -> Iterator[tuple[str, str, Place]]:
+def _commits(given: CheckInput) -> Iterator[tuple[str, str, SourceLocation]]:
     """Repository, commit and place of each lane that pins no known version of srt-slurm."""
     for file, lane, place in _lanes(given):
         if lane.sha is not None and given.validator.schemas.name(lane.ref, lane.sha) is None:
             url = file.runner.repositories[lane.repository]
-            yield url, lane.sha, Place(file.document, *place.keys, "sha")
+            yield url, lane.sha, SourceLocation(file.document, *place.keys, "sha")
 
 
 @whole_rule("sha-missing", "error", "the repository has no such commit")
@@ -69,7 +69,7 @@ def overlay_missing(given: CheckInput) -> Iterator[Found]:
     for file, lane, place in _lanes(given):
         for j, overlay in enumerate(lane.overlays):
             if given.overlays is not None and not (source := given.overlays / overlay.source).exists():
-                yield f"there is no {source}", Place(file.document, *place.keys, "overlays", j)
+                yield f"there is no {source}", SourceLocation(file.document, *place.keys, "overlays", j)
 
 
 @whole_rule("exclusion-expired", "warning", "the time to look at an excluded node again has come")
@@ -78,7 +78,7 @@ def exclusion_expired(given: CheckInput) -> Iterator[Found]:
         for i, node in enumerate(file.runner.exclude_nodes):
             if node.expires is not None and node.expires < given.today:
                 message = f"{node.node} was excluded until {node.expires} ({node.reason})"
-                yield message, Place(file.document, "exclude-nodes", i, "expires")
+                yield message, SourceLocation(file.document, "exclude-nodes", i, "expires")
 
 
 @whole_rule("model-shared", "error", "two precisions share a model directory")
@@ -94,7 +94,7 @@ def model_shared(given: CheckInput) -> Iterator[Found]:
                 if i != j and one is not None and two is not None and not set(_each(one)) & set(_each(two)):
                     held, before = " or ".join(_each(two)), " or ".join(_each(one))
                     message = f"this rule says that {path} holds {held}, and an earlier rule says {before}"
-                    yield message, Place(file.document, "models", i, "path")
+                    yield message, SourceLocation(file.document, "models", i, "path")
 
 
 @whole_rule("rule-unreachable", "warning", "an earlier rule leaves nothing to this one")
@@ -106,7 +106,7 @@ def rule_unreachable(given: CheckInput) -> Iterator[Found]:
                 j = next((j for j, earlier in enumerate(rules[:i]) if _covers(earlier.when, later.when)), None)
                 if j is not None:
                     message = f"rule {i + 1} of `{table}` is never reached: rule {j + 1} takes all that it would match"
-                    yield message, Place(file.document, table, i)
+                    yield message, SourceLocation(file.document, table, i)
 
 
 def _covers(one: When, two: When) -> bool:
@@ -211,7 +211,7 @@ def recipe_variants(given: CheckInput) -> Iterator[Found]:
     for recipe in given.recipes:
         if recipe.document is not None:
             for key, error in _expanded(recipe.document)[1]:
-                yield error.message, Place(recipe.document, *key)
+                yield error.message, SourceLocation(recipe.document, *key)
 
 
 @whole_rule("key-twice", "warning", "a key stands twice in one mapping")
@@ -241,7 +241,10 @@ def recipe_refused(given: CheckInput) -> Iterator[Found]:
                 for violation in violations:
                     # The longest part of the violation's keys that stands in the file; a missing key stands in none.
                     keys = max(variant.places(violation.keys), key=partial(reached, document.data))
-                    yield f"srt-slurm {schema.name} refuses the recipe: {violation.message}", Place(document, *keys)
+                    yield (
+                        f"srt-slurm {schema.name} refuses the recipe: {violation.message}",
+                        SourceLocation(document, *keys),
+                    )
 
 
 def _least(given: CheckInput, recipe: RecipeFile, variant: Variant) -> tuple[Schema, list[Violation]]:

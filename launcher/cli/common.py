@@ -10,7 +10,7 @@ import os
 from launcher.benchmark.benchmark import FIXED, Benchmark, Role, max_model_len
 from launcher.benchmark.selection import Selection
 from launcher.core.errors import ConfigError
-from launcher.core.yaml_source import Place
+from launcher.core.yaml_source import SourceLocation
 from launcher.project import Project
 from launcher.srtctl.facts import RoleFacts, facts
 from launcher.srtctl.recipe import variants
@@ -47,14 +47,14 @@ def filters(arguments: argparse.Namespace) -> Selection:
     )
 
 
-def chosen(arguments: argparse.Namespace, project: Project) -> list[tuple[Benchmark, Place | str]]:
+def chosen(arguments: argparse.Namespace, project: Project) -> list[tuple[Benchmark, SourceLocation | str]]:
     """The benchmarks that the flags select, each with the place of its row."""
     if arguments.recipe:
         return [(_from_recipe(arguments, project), "--recipe")]
     if not arguments.key:
         raise ConfigError("no benchmark is selected", hint="-k KEY (globs are taken), or --recipe FILE")
     selection = dataclasses.replace(filters(arguments), nodes="multi", evals="only" if arguments.evals else "none")
-    found: list[tuple[Benchmark, Place | str]]
+    found: list[tuple[Benchmark, SourceLocation | str]]
     found = [(entry.benchmark, entry.place) for entry in project.matrix(arguments.matrix).entries(selection)]
     if arguments.topology:
         globs = [t.lower() for t in arguments.topology]
@@ -75,7 +75,7 @@ def _from_recipe(arguments: argparse.Namespace, project: Project) -> Benchmark:
         )
         hint = f"recipes/DIR/NAME.yaml[:SELECTOR] is DIR/NAME.yaml below {places}; --recipes DIR, --workspace DIR"
         raise ConfigError(f"no recipe {arguments.recipe}", where="--recipe", hint=hint)
-    found = variants(recipe.document, recipe.selector, where=recipe.file.where())
+    found = variants(recipe.document, recipe.selector, where=recipe.file.location())
     if len(found) != 1:
         names = ", ".join(v.selector or "" for v in found)
         raise ConfigError(f"{arguments.recipe} has {len(found)} variants", where="--recipe", hint=f"name one: {names}")

@@ -56,9 +56,9 @@ def show(arguments: argparse.Namespace) -> int:
         print(title)
         for i, rule in enumerate(rules):
             what = getattr(rule, "path", None) or f"{getattr(rule, 'repository', '')}@{getattr(rule, 'ref', '')}"
-            print(f"  {describe_when(rule.when):40} {what}   {file.where(title, i)}")
+            print(f"  {describe_when(rule.when):40} {what}   {file.location(title, i)}")
     for i, node in enumerate(r.exclude_nodes):
-        print(f"excluded   {node.node}: {node.reason}   {file.where('exclude-nodes', i)}")
+        print(f"excluded   {node.node}: {node.reason}   {file.location('exclude-nodes', i)}")
     return 0
 
 

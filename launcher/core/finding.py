@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from launcher.core.yaml_source import Place
+from launcher.core.yaml_source import SourceLocation
 
 Severity = Literal["error", "warning", "note"]
 
@@ -15,10 +15,11 @@ class Finding:
     ``rows`` is 0 for a finding about no row, and for one of a single plan.
     """
 
-    # No Struct and no dataclass: msgspec reads plans, looks into the types of their fields, and refuses `Place | str`.
+    # No Struct and no dataclass: msgspec reads plans, looks into the types of their fields, and refuses a union of a
+    # class of ours and text.
     __slots__ = ("message", "place", "rows", "rule", "severity")
 
-    def __init__(self, rule: str, severity: Severity, message: str, place: Place | str, rows: int = 0) -> None:
+    def __init__(self, rule: str, severity: Severity, message: str, place: SourceLocation | str, rows: int = 0) -> None:
         self.rule = rule
         self.severity = severity
         self.message = message
@@ -39,7 +40,7 @@ class Finding:
     def file(self) -> str:
         """The file that it is in, found without a look at lines."""
         place = self.place
-        return place.document.path if isinstance(place, Place) else place.rpartition(":")[0] or place
+        return place.document.path if isinstance(place, SourceLocation) else place.rpartition(":")[0] or place
 
     @property
     def line(self) -> int | None:

@@ -170,7 +170,7 @@ class Document:
             raise ConfigError(f"expected a mapping, found {kind}", where=f"{self.path}:1")
         return self.data
 
-    def where(self, keys: Sequence[Key] = ()) -> str:
+    def location(self, keys: Sequence[Key] = ()) -> str:
         """``file:line`` (lines from 1) of the value under ``keys``, or of the nearest value around it.
 
         Lines are found by the identity of values, so ``data`` must not have been changed.
@@ -185,7 +185,7 @@ class Document:
         return f"{self.path}:{line + 1}"
 
 
-class Place:
+class SourceLocation:
     """A place in a document; its line is looked up only when somebody asks."""
 
     def __init__(self, document: Document, *keys: Key) -> None:
@@ -193,7 +193,7 @@ class Place:
         self.keys = keys
 
     def __str__(self) -> str:
-        return self.document.where(self.keys)
+        return self.document.location(self.keys)
 
 
 def _position(value: Any, key: Key) -> tuple[int, Any] | None:
@@ -265,7 +265,9 @@ def schema_error(
         whole = reached(document.data, path) == len(path)
         message = f"{reduce(getitem, path, document.data) if whole else None!r} is not {wanted}"
     spot = ".".join(str(k) for k in keys)
-    return ConfigError(f"{message} (at {spot})" if spot else message, where=document.where([*under, *keys]), hint=hint)
+    return ConfigError(
+        f"{message} (at {spot})" if spot else message, where=document.location([*under, *keys]), hint=hint
+    )
 
 
 def _types_at(root: type, keys: Sequence[Key]) -> list[Any]:

@@ -91,7 +91,7 @@ def _compared(rows: Sequence[Row], file: RunnerFile, facts: ClusterFacts) -> Ite
 
 
 def _claim(file: RunnerFile, statement: Statement, says: str, outcome: Outcome) -> Claim:
-    key, where = statement.dotted, file.where(*statement.keys)
+    key, where = statement.dotted, file.location(*statement.keys)
     if isinstance(outcome, Agree):
         return Claim(key, where, says, "agree", found=outcome.found)
     if isinstance(outcome, Differ):

@@ -151,7 +151,7 @@ def _line_of(where: str, reference: str) -> str:
     keys = [found["key"]] if isinstance(data, dict) and found["key"] in data else found["key"].split(".")
     for key in keys:
         data = data.get(key) if isinstance(data, dict) else None
-    return where if data is None else document.where([*keys, *(_path_to(data, reference) or ())])
+    return where if data is None else document.location([*keys, *(_path_to(data, reference) or ())])
 
 
 def _path_to(data: object, value: str) -> tuple[str | int, ...] | None:

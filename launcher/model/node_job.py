@@ -147,7 +147,7 @@ def reap(state: Path, scheduler: Callable[[], Scheduler], log: Callable[[str], N
     return found
 
 
-def end_job(token: str, scheduler: Scheduler, say: Callable[[str], None]) -> bool:
+def end_job(token: str, scheduler: Scheduler, log: Callable[[str], None]) -> bool:
     """End the job that carries the token, if there is one, and see it gone; False when it was not in time.
 
     Raises SchedulerUnreachable.
@@ -157,7 +157,7 @@ def end_job(token: str, scheduler: Scheduler, say: Callable[[str], None]) -> boo
         scheduler.cancel(alive)
         alive = _not_ended(end_jobs(scheduler, alive, bound=_GONE))
     if alive:
-        say(f"{alive[0]} was cancelled and is not seen to end; `launcher cleanup` looks again")
+        log(f"{alive[0]} was cancelled and is not seen to end; `launcher cleanup` looks again")
     return not alive
 
 
@@ -268,7 +268,7 @@ class _Submission:
 
 
 def _follow(
-    scheduler: Scheduler, job: JobKey, submission: _Submission, say: Callable[[str], None], stop: Stop
+    scheduler: Scheduler, job: JobKey, submission: _Submission, log: Callable[[str], None], stop: Stop
 ) -> JobState:
     """Watch the job to its end. Raises Cancelled, JobError."""
     done = JobState(Phase.TERMINAL, "COMPLETED", source="its results")
@@ -282,7 +282,7 @@ def _follow(
             continue
         state = answer.states[job]
         for change in answer.changes:
-            say(f"{job}: {change.state.describe()}")
+            log(f"{job}: {change.state.describe()}")
             if change.given_up is not None:
                 raise change.given_up
     if stop.requested():

@@ -55,19 +55,19 @@ def keep_logs(
     job_id: str,
     started: float,
     *,
-    papers: Sequence[tuple[str, Path]] = (),
+    evidence: Sequence[tuple[str, Path]] = (),
     environ: Mapping[str, str] | None = None,
 ) -> tuple[Bundle | None, list[str]]:
     """Put the tarball of a job's logs and a copy of them (``LOGS/``) into the workspace; return what went wrong too.
 
-    ``papers`` (name in the tarball, file) go into the tarball alone. The power lane's stamps go into both, unless they
-    are older than ``started`` (Unix seconds), when this run began. Secrets of ``environ`` are in neither. Logs are
+    ``evidence`` (name in the tarball, file) goes into the tarball alone. The power lane's stamps go into both, unless
+    they are older than ``started`` (Unix seconds), when this run began. Secrets of ``environ`` are in neither. Logs are
     evidence, not results: nothing that goes wrong here is raised.
     """
     stamps = [(f"power/{name}", workspace / name) for name in STAMPS]
     fresh = [(name, path) for name, path in stamps if path.is_file() and path.stat().st_mtime >= started]
     try:
-        bundle = bundle_logs(logs_dir, workspace / TARBALL, extra=[*fresh, *papers], environ=environ)
+        bundle = bundle_logs(logs_dir, workspace / TARBALL, extra=[*fresh, *evidence], environ=environ)
         if bundle is None:
             return None, []
         doubts = [f"{TARBALL}: {line}" for line in bundle.left_out]

@@ -290,7 +290,7 @@ def deliver(run: Run, *, soon: bool = False) -> bool:
             bundle_logs(logs, into / TARBALL, seconds=STOP_SECONDS, extra=files, environ=environ)
         return False
     job_id, began = (job.id, job.submitted or 0.0) if job is not None else ("", 0.0)
-    bundle, doubts = keep_logs(logs, into, job_id, began, papers=files, environ=environ)
+    bundle, doubts = keep_logs(logs, into, job_id, began, evidence=files, environ=environ)
     for doubt in doubts:
         run.record.event("warning", doubt)
     return bundle is not None

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError, suggest
-from launcher.core.yaml_source import Document, Key, Place, convert
+from launcher.core.yaml_source import Document, Key, SourceLocation, convert
 from launcher.runner.schema import (
     Adjustment,
     ExcludedNode,
@@ -66,7 +66,7 @@ class Applied(Generic[R]):
     """A rule that applies, and where it stands."""
 
     rule: R
-    place: Place
+    place: SourceLocation
 
     @cached_property
     def where(self) -> str:
@@ -91,8 +91,8 @@ class RunnerFile:
     def path(self) -> str:
         return self.document.path
 
-    def where(self, *keys: Key) -> str:
-        return self.document.where(keys)
+    def location(self, *keys: Key) -> str:
+        return self.document.location(keys)
 
     def model(self, benchmark: Benchmark, *, power: bool = False) -> Applied[ModelRule]:
         """The model rule for a benchmark. Raises ConfigError, listing what is supported, when there is none."""
@@ -119,7 +119,7 @@ class RunnerFile:
     ) -> Iterator[Applied[R]]:
         for i, rule in enumerate(rules):
             if applies(rule.when, benchmark, power=power):
-                yield Applied(rule, Place(self.document, *table, i))
+                yield Applied(rule, SourceLocation(self.document, *table, i))
 
     def _first(self, table: str, rules: Sequence[R], benchmark: Benchmark, power: bool) -> Applied[R]:
         if applied := next(self._matching((table,), rules, benchmark, power), None):
@@ -128,7 +128,7 @@ class RunnerFile:
         supported = "; ".join(dict.fromkeys(describe_when(r.when) for r in rules)) or "nothing"
         raise ConfigError(
             f"runner {self.runner.name} has no rule in `{table}` for {wanted}",
-            where=self.where(table),
+            where=self.location(table),
             hint=f"supported: {supported}",
         )
 
@@ -143,12 +143,12 @@ class RunnerFile:
             if lane.repository not in runner.repositories:
                 raise ConfigError(
                     f"repository {lane.repository!r} is not in `repositories`",
-                    where=self.where("lanes", i, "repository"),
+                    where=self.location("lanes", i, "repository"),
                     hint=suggest(lane.repository, runner.repositories, f"known: {', '.join(runner.repositories)}"),
                 )
         for i, model in enumerate(runner.models):
             if model.stage and model.source is None:
-                raise ConfigError("`stage: true` needs a `source`", where=self.where("models", i, "stage"))
+                raise ConfigError("`stage: true` needs a `source`", where=self.location("models", i, "stage"))
 
 
 def describe_when(when: When) -> str:

@@ -40,7 +40,9 @@ class Fleet:
             file = RunnerFile.read(path)
             if file.runner.name != name:
                 raise ConfigError(
-                    f"name {file.runner.name!r} is not the file's own", where=file.where("name"), hint=f"name: {name}"
+                    f"name {file.runner.name!r} is not the file's own",
+                    where=file.location("name"),
+                    hint=f"name: {name}",
                 )
             self._read[path] = file
         return self._read[path]

@@ -11,7 +11,7 @@ import msgspec
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
-from launcher.core.yaml_source import Key, Place, reached
+from launcher.core.yaml_source import Key, SourceLocation, reached
 from launcher.plan.derive import Resolved
 from launcher.plan.plan import Plan, json_values
 from launcher.runner.file import RunnerFile
@@ -173,7 +173,7 @@ class SrtctlResolved(Resolved):
         """The lane's srt-slurm as people name it."""
         return f"srt-slurm {self.rules.lane.rule.ref}"
 
-    def place(self, *keys: Key) -> Place | str:
+    def place(self, *keys: Key) -> SourceLocation | str:
         """Where the recipe says it: in the variant's own section when that has the key, else in the base."""
         found, variant = self.recipe.found, self.recipe.variant
         if found is None:
@@ -183,4 +183,4 @@ class SrtctlResolved(Resolved):
         else:
             places = variant.places(keys) if variant is not None else (keys,)
         whole = (p for p in places if reached(found.file.data, p) == len(p))
-        return Place(found.file, *next(whole, places[-1]))
+        return SourceLocation(found.file, *next(whole, places[-1]))

@@ -14,7 +14,7 @@ from launcher.check.registry import RULES, merged_findings
 from launcher.check.report import DAYS, Baseline, Roots, baseline_text
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding, Severity
-from launcher.core.yaml_source import Document, Place
+from launcher.core.yaml_source import Document, SourceLocation
 from tests.check.workspaces import TODAY
 
 RECIPE = Document("/ws/recipes/a b.yaml", "model:\n  path: x\nslurm: &s {time_limit: 1}\nagain: {slurm: *s}\n")
@@ -22,7 +22,10 @@ ROOTS = Roots([Path("/ws")])
 
 
 def finding(
-    rule: str = "precision", place: Place | str = "/ws/m.yaml:7", message: str = "m", severity: Severity = "warning"
+    rule: str = "precision",
+    place: SourceLocation | str = "/ws/m.yaml:7",
+    message: str = "m",
+    severity: Severity = "warning",
 ) -> Finding:
     return Finding(rule, severity, message, place)
 
@@ -36,8 +39,8 @@ def baseline(*entries: dict[str, Any]) -> Baseline:
 
 
 def test_the_same_finding_of_several_rows_is_one() -> None:
-    rows = [finding(place=Place(RECIPE, "model", "path")) for _ in range(3)]
-    (found,) = merged_findings(rows, [finding(place=Place(RECIPE, "model", "path"))])
+    rows = [finding(place=SourceLocation(RECIPE, "model", "path")) for _ in range(3)]
+    (found,) = merged_findings(rows, [finding(place=SourceLocation(RECIPE, "model", "path"))])
     assert found.rows == 3 and found.text == "m (3 rows)" and found.where == "/ws/recipes/a b.yaml:2"
 
 
@@ -47,7 +50,7 @@ def test_findings_that_differ_stay_apart_and_errors_come_first() -> None:
 
 
 def test_an_anchor_brings_two_keys_to_one_line() -> None:
-    here, there = Place(RECIPE, "slurm", "time_limit"), Place(RECIPE, "again", "slurm", "time_limit")
+    here, there = SourceLocation(RECIPE, "slurm", "time_limit"), SourceLocation(RECIPE, "again", "slurm", "time_limit")
     (found,) = merged_findings([finding(place=here), finding(place=there)])
     assert found.rows == 2
 
@@ -64,7 +67,7 @@ def test_json_has_the_plans_keys() -> None:
 
 
 def test_annotations_are_escaped_and_relative_to_the_repository() -> None:
-    found = [finding(place=Place(RECIPE, "model"), message="50% of\n::error::x")]
+    found = [finding(place=SourceLocation(RECIPE, "model"), message="50% of\n::error::x")]
     assert list(report.github(found, ROOTS)) == [
         "::warning file=recipes/a b.yaml,line=1,title=precision::50%25 of%0A::error::x"
     ]
@@ -76,7 +79,7 @@ def test_annotations_are_escaped_and_relative_to_the_repository() -> None:
 
 def test_sarif_names_rules_levels_and_places() -> None:
     found = [
-        finding(place=Place(RECIPE, "model")),
+        finding(place=SourceLocation(RECIPE, "model")),
         finding(rule="outside", severity="note", place="nowhere"),
         finding(place="/elsewhere/ä.yaml:3"),
     ]

@@ -10,7 +10,7 @@ import yaml
 
 from launcher.core.errors import ConfigError
 from launcher.core.shipped import shipped
-from launcher.core.yaml_source import Document, Place
+from launcher.core.yaml_source import Document, SourceLocation
 
 TEXT = """\
 name: x
@@ -23,34 +23,34 @@ table:
 
 def test_lines_are_those_of_the_keys() -> None:
     document = Document("f.yaml", TEXT)
-    assert document.where(("table",)) == "f.yaml:2"
-    assert document.where(("table", 1, "b")) == "f.yaml:5"
-    assert document.where(("table", 1, "missing")) == "f.yaml:4"
-    assert str(Place(document, "nothing")) == "f.yaml:1"
+    assert document.location(("table",)) == "f.yaml:2"
+    assert document.location(("table", 1, "b")) == "f.yaml:5"
+    assert document.location(("table", 1, "missing")) == "f.yaml:4"
+    assert str(SourceLocation(document, "nothing")) == "f.yaml:1"
 
 
 def test_a_merged_key_is_found_where_it_is_said() -> None:
     document = Document("f.yaml", "base: &b\n  x: 1\nuser:\n  <<: *b\n  y: 2\n")
     assert document.data["user"] == {"x": 1, "y": 2}
-    assert document.where(("user", "x")) == "f.yaml:2"
+    assert document.location(("user", "x")) == "f.yaml:2"
 
 
 def test_the_line_of_a_key_is_that_of_the_one_that_counts() -> None:
     text = "base: &b {x: 1, z: {w: 1}}\nuser:\n  <<: *b\n  y: 2\n  x: 3\nsame: *b\n"
     document = Document("f.yaml", text)
-    assert document.where(("user", "x")) == "f.yaml:5"
-    assert document.where(("user", "z", "w")) == "f.yaml:1"
-    assert document.where(("same", "z", "w")) == "f.yaml:1"
+    assert document.location(("user", "x")) == "f.yaml:5"
+    assert document.location(("user", "z", "w")) == "f.yaml:1"
+    assert document.location(("same", "z", "w")) == "f.yaml:1"
     twice = Document("f.yaml", "a: {x: 1}\nb: 2\na:\n  y: 1\n", strict=False)
     assert twice.data == {"a": {"y": 1}, "b": 2}
-    assert (twice.where(("a", "y")), twice.where(("b",)), twice.repeated) == ("f.yaml:4", "f.yaml:2", [("a", 3)])
+    assert (twice.location(("a", "y")), twice.location(("b",)), twice.repeated) == ("f.yaml:4", "f.yaml:2", [("a", 3)])
 
 
 def test_keys_that_are_no_text_have_lines_too() -> None:
     document = Document("f.yaml", "a:\n- 1:\n    b: 2\n- - [3,\n     4]\n")
-    assert document.where(("a", 0, 1, "b")) == document.where(("a", 0, "1", "b")) == "f.yaml:3"
-    assert document.where(("a", 1, 0, 1)) == "f.yaml:5"
-    assert document.where(("a", 1, 0, 2)) == "f.yaml:4"
+    assert document.location(("a", 0, 1, "b")) == document.location(("a", 0, "1", "b")) == "f.yaml:3"
+    assert document.location(("a", 1, 0, 1)) == "f.yaml:5"
+    assert document.location(("a", 1, 0, 2)) == "f.yaml:4"
 
 
 def test_lines_are_those_of_the_parsers_own_nodes() -> None:
@@ -60,7 +60,7 @@ def test_lines_are_those_of_the_parsers_own_nodes() -> None:
         keys = list(every_place(yaml.compose(document.text), ()))
         assert len(keys) > 20
         for place, line in keys:
-            assert document.where(place) == f"{path}:{line + 1}", place
+            assert document.location(place) == f"{path}:{line + 1}", place
 
 
 def every_place(node: yaml.Node, at: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], int]]:
