@@ -4,7 +4,7 @@ srtctl takes the last word that sbatch prints for the job's id, and writes the j
 (srt-slurm c88ef731, cli/submit.py). So a lost answer, a banner or ``id;cluster`` costs more than the id: the job starts
 without its configuration and its log directory, and fails (0:53). `wrapper_on_path` puts this program before the real
 one on srtctl's PATH. It submits the job held. The launcher releases the job once the run's record has its id and its
-directory is complete (`launcher.run.execute`).
+directory is complete (`launcher.run.loop`).
 """
 
 from __future__ import annotations
