@@ -11,5 +11,9 @@ DATA = {f"launcher.shipped_data.{name.replace('/', '.')}": name for name in ("ru
 setup(
     packages=[*find_packages(include=["launcher", "launcher.*"]), *DATA],
     package_dir=DATA,
-    package_data={**{package: ["**/*"] for package in DATA}, "launcher.check": ["*.json"], "launcher.image": ["*.yaml"]},
+    package_data={
+        **{package: ["**/*"] for package in DATA},
+        "launcher.check": ["*.json"],
+        "launcher.image": ["*.yaml"],
+    },
 )

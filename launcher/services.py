@@ -18,14 +18,21 @@ from launcher.slurm.backends import open_scheduler
 from launcher.slurm.poller import Pace
 from launcher.slurm.shared import SharedPoller
 
+REHEARSAL = "rehearsal"
+
 
 def open_tools(name: str, scheduler_kind: str, state: Path, environ: Mapping[str, str]) -> Tools:
     """The tools of a runner file: ``system``, or ``rehearsal``."""
-    if name != "rehearsal":
+    if name != REHEARSAL:
         return Tools()
     from launcher.rehearsal.stand_ins import StandIns
 
     return StandIns.below(state, scheduler_kind, environ)
+
+
+def stand_in_programs(name: str) -> tuple[str, ...]:
+    """The programs that these tools replace by stand-ins."""
+    return () if name != REHEARSAL else ("enroot", "srtctl")
 
 
 def open_services(project: Project, plan: Plan, stop: Stop, *, log: Callable[[str], None]) -> Services:

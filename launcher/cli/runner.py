@@ -28,6 +28,7 @@ from launcher.plan.derive import known, last
 from launcher.project import Project
 from launcher.runner import json_schema
 from launcher.runner.file import RunnerFile, describe_when
+from launcher.services import stand_in_programs
 
 
 def listing(arguments: argparse.Namespace) -> int:
@@ -195,8 +196,8 @@ def doctor(arguments: argparse.Namespace) -> int:
     file = project.fleet.get(arguments.name)
     fill = partial(derive.fill, context=project.context("doctor"))
     log, commands = partial(print, file=sys.stderr), Commands(environ=project.environ)
-    # What a rehearsal runs are the launcher's own programs: this cluster has nothing to say about them.
-    stand_ins = ("enroot", "srtctl") if file.runner.tools == "rehearsal" else ()
+    # Stand-ins are the launcher's own programs: this cluster has nothing to say about them.
+    stand_ins = stand_in_programs(file.runner.tools)
     facts = queries.collect(
         file, fill, commands, node=not arguments.no_node, wait=arguments.timeout, log=log, stand_ins=stand_ins
     )

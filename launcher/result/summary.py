@@ -22,12 +22,13 @@ class Used:
     """What the job really ran with; None or empty where a run ended before that was known.
 
     ``srt_slurm_sha`` is the checkout's commit. ``images`` are mappings with ``reference``, ``digest``, ``squash`` and
-    ``bytes``. ``model`` is `launcher.model.checkpoint.Verdict.as_dict()`.
+    ``bytes``. ``model`` is `launcher.model.checkpoint.CheckpointReport.as_dict()`. ``stand_ins``: no real engine ran.
     """
 
     srt_slurm_sha: str | None = None
     images: Sequence[Mapping[str, Any]] = ()
     model: Mapping[str, Any] | None = None
+    stand_ins: bool = False
 
 
 def summary(
@@ -49,7 +50,7 @@ def summary(
     """
     return {
         "schema_version": SCHEMA_VERSION,
-        "rehearsal": plan.tools == "rehearsal" or any(point.rehearsal for point in collected.points),
+        "rehearsal": used.stand_ins or any(point.rehearsal for point in collected.points),
         "run_id": plan.run_key,
         "runner": plan.runner,
         "job": {"id": job_id, "state": state},

@@ -156,6 +156,7 @@ def _end(run: Run, error: LauncherError | None, collected: Collected, state: Job
             srt_slurm_sha=run.record.step("workspace").facts.get("sha"),
             images=run.record.step("images").facts.get("images", ()),
             model=dict(run.record.step("model").facts) or None,
+            stand_ins=run.services.tools.stand_ins,
         ),
         times={"started": fields.created, "submitted": job.submitted if job else None, "ended": fields.ended},
         problems=[f"{recorded.layer}: {recorded.message}"] if recorded and recorded.layer != "results" else [],

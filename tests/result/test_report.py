@@ -14,7 +14,7 @@ import pytest
 
 from launcher.result.collect import Collected
 from launcher.result.summary import REHEARSAL, markdown, rows, write_table
-from tests.result.test_summary import BENCHMARK, GOOD, a_plan, made
+from tests.result.test_summary import BENCHMARK, GOOD, USED, a_plan, made
 
 MISSING = ("-",) * 5
 
@@ -56,7 +56,7 @@ def test_markdown_is_a_table_with_what_is_wrong_below() -> None:
 
 
 def test_a_rehearsal_is_said_in_every_form() -> None:
-    document = made(plan=a_plan(tools="rehearsal"))
+    document = made(used=replace(USED, stand_ins=True))
     assert all(row.cells[-1].startswith("REHEARSAL, ") for row in rows([document]))
     assert markdown([document]).startswith(f"> [!WARNING]\n> **{REHEARSAL}**")
     assert REHEARSAL in plain([document])

@@ -112,7 +112,7 @@ def test_it_is_json_and_says_what_ran(tmp_path: Path) -> None:
 
 def test_a_single_rehearsed_point_makes_it_a_rehearsal() -> None:
     assert made(Collected(points=(replace(GOOD, rehearsal=True),)))["rehearsal"] is True
-    assert made(plan=a_plan(tools="rehearsal"))["rehearsal"] is True
+    assert made(used=replace(USED, stand_ins=True))["rehearsal"] is True
 
 
 def test_a_point_measured_twice_is_not_shown_as_good() -> None:
