@@ -38,7 +38,6 @@ from pathlib import Path
 from launcher.core.errors import ImageError
 from launcher.core.process import Completed
 from launcher.rehearsal.enroot_stand_in import squashfs
-from launcher.rehearsal.squashfs import squashfs
 from tests.commands import ScriptedCommands
 from tests.image.support import image_store, request
 
