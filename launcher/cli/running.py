@@ -24,7 +24,7 @@ from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.loop import Limits, run_all
 from launcher.run.orphans import adopt as adopt_job
-from launcher.run.orphans import end_run, orphans_of_job_name
+from launcher.run.orphans import end_run, orphans_of_job_name, told_elsewhere
 from launcher.run.prepare import refuse
 from launcher.run.record import RunRecord
 from launcher.services import open_run, open_services, pace_of
@@ -96,12 +96,15 @@ def ci(arguments: argparse.Namespace) -> int:
 
 def _end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
     """End what a launcher that was killed left of an earlier job of this GitHub runner, and say so."""
-    for record in orphans_of_job_name(project.runs, plan.job_name):
+    left, elsewhere = orphans_of_job_name(project.runs, plan.job_name)
+    for record in elsewhere:
+        github.warning(told_elsewhere(record), title="launcher: left behind")
+    for record in left:
         github.warning(f"run {record.id} was left behind by an earlier job of this runner; ending it")
         try:
             end_run(open_run(project, record), "the next launcher on this runner", print)
-        except LauncherError as error:
-            github.warning(str(error), title="launcher: left behind")
+        except (LauncherError, OSError) as error:
+            github.warning(f"run {record.id}: {error}", title="launcher: left behind")
 
 
 def _by_hand(project: Project, arguments: argparse.Namespace, benchmark: Benchmark) -> Plan:

@@ -14,7 +14,7 @@ from launcher.core.errors import ConfigError, JobError, LauncherError
 from launcher.core.stop import stop_on_signals
 from launcher.model.node_job import reap
 from launcher.run import finish
-from launcher.run.orphans import end_run, find_orphans
+from launcher.run.orphans import end_run, find_orphans, told_elsewhere
 from launcher.run.record import RunRecord, records
 from launcher.services import open_run
 from launcher.slurm.backends import open_scheduler
@@ -80,9 +80,10 @@ def cleanup(arguments: argparse.Namespace) -> int:
             end_run(open_run(project, record), "launcher cleanup", print)
         except LauncherError as error:
             wrong.append(error)
+        except OSError as error:
+            wrong.append(LauncherError(str(error.strerror), where=f"run {record.id}"))
     for record in elsewhere:
-        host = record.fields.owner.host if record.fields.owner else "its own host"
-        print(f"run {record.id}: only {host} can tell whether it is driven; `launcher cleanup {record.id}` ends it")
+        print(told_elsewhere(record))
     print(f"{len(left)} runs were left behind" if left else "no run was left behind")
     try:
         reap(project.state, lambda: open_scheduler("slurm", backend="commands"), print)

@@ -114,11 +114,17 @@ class LockOwner:
     def is_dead(self) -> bool:
         """Whether it is proven that the process does not run any more.
 
-        A lock asks for more proof than a record does: machines that share a host name have different boots, and the
-        lease breaks what is left soon enough.
+        A lock asks for more proof than a record does: machines that share a host name have different boots, a damaged
+        owner file may lack its pid, and the lease breaks what is left soon enough.
         """
-        process = self.process
-        return process is not None and process.boot == ProcessIdentity.mine().boot and process.alive() is False
+        process, mine = self.process, ProcessIdentity.mine()
+        return (
+            process is not None
+            and process.pid > 0
+            and bool(process.boot)
+            and (process.boot, process.pid_namespace) == (mine.boot, mine.pid_namespace)
+            and process.alive() is False
+        )
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,9 @@ class EndRequests:
                 self._answers.update(dict.fromkeys(jobs))
             except LauncherError as error:
                 self._answers.update(dict.fromkeys(jobs, error))
+            except Exception as error:  # noqa: BLE001  # a fault of ours is an answer too, and is not waited for
+                trouble = LauncherError(f"unexpected {type(error).__name__}: {error}")
+                self._answers.update(dict.fromkeys(jobs, trouble))
 
     def wait(self) -> dict[JobKey, LauncherError | None]:
         """Make the requests that are left, and wait for all, CANCEL_BOUND seconds at most; what came of each."""

@@ -65,7 +65,7 @@ class Services:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run needs beside images and model, ready to be submitted. ``facts`` belong into the record, ``held`` is
+    """What a run needs beside images and model, ready to be submitted. ``facts`` belong into the record, ``own`` is
     the kind's own."""
 
     root: Path

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from launcher.core.errors import Cancelled, ResultError
+from launcher.core.errors import Cancelled, LauncherError, ResultError
 from launcher.core.stop import Stop
 from launcher.run import finish, job_requests
 from launcher.run.finish import Outcome
@@ -103,12 +103,17 @@ class _Loop:
         if self._prepared.empty():
             return
         run, answer = self._prepared.get()
-        self._ends.preparing = None
         if isinstance(answer, JobKey):
-            self._watched[answer] = run
+            self._watched[answer] = run  # before it is no longer in preparation: a stop sees it here or there
             self._poller.watch(answer)
         else:
-            self._outcomes[run.id] = finish.end_early(run, answer)
+            self._end_unprepared(run, answer)
+        self._ends.preparing = None
+
+    def _end_unprepared(self, run: Run, error: LauncherError) -> None:
+        """End a run that could not be prepared, and its job too if the fault came after the submission."""
+        job_requests.request_end(run)
+        self._outcomes[run.id] = _end_early(run, error)
 
     def _ask_scheduler(self) -> None:
         """Take the scheduler's newest answer, if there is one, and do what follows from it."""
@@ -123,6 +128,8 @@ class _Loop:
         for change in answer.changes:
             if change.job in self._watched:
                 self._take_change(change)
+        if self._stop.requested() or self._failed_fast():  # the end of a run takes a minute: a stop may have come
+            return
         for job, run in self._watched.items():
             if job in answer.states and self._releases.may_ask(job, answer.began):
                 with _despite_full_disk(run):
@@ -137,7 +144,7 @@ class _Loop:
         if change.given_up is not None:
             job_requests.request_end(run)
             del self._watched[change.job]
-            self._outcomes[run.id] = finish.end_early(run, change.given_up)
+            self._outcomes[run.id] = _end_early(run, change.given_up)
         elif change.ended:
             del self._watched[change.job]
             self._logs.show_last(run)
@@ -151,9 +158,10 @@ class _Loop:
         if self._ends.preparing is not None:
             self._abandon_preparation(self._ends.preparing, why)
         for run in [*self._watched.values(), *self._waiting]:
-            self._outcomes[run.id] = finish.end_early(run, why)
+            self._outcomes[run.id] = _end_early(run, why)
         for job, state in end_jobs(self._scheduler, list(self._watched), bound=job_requests.CANCEL_BOUND).items():
-            finish.note_after_cancel(self._watched[job], state)
+            with _despite_full_disk(self._watched[job]):
+                finish.note_after_cancel(self._watched[job], state)
 
     def _abandon_preparation(self, run: Run, why: Cancelled) -> None:
         """Wait for a run in preparation. Its job may be there before srtctl says so, and is then looked for."""
@@ -166,7 +174,7 @@ class _Loop:
             job_requests.request_end(run)
             self._watched[answer] = run
         else:
-            self._outcomes[run.id] = finish.end_early(run, answer)
+            self._end_unprepared(run, answer)
 
 
 class _Logs:
@@ -214,10 +222,30 @@ def _finish(run: Run, state: JobState) -> Outcome:
     try:
         return finish.finish(run, state)
     except Cancelled as why:  # stopped while waiting for results to appear
-        return finish.end_early(run, why)
-    except OSError as error:
-        trouble = ResultError(f"results or records cannot be written: {error.strerror}", where=str(error.filename))
-        return Outcome(run.id, "failed", error=trouble, verdict=verdict(trouble))
+        return _end_early(run, why)
+    except Exception as fault:  # noqa: BLE001  # one run's end must not end the others
+        return _unwritten_end(run, fault)
+
+
+def _end_early(run: Run, error: LauncherError) -> Outcome:
+    try:
+        return finish.end_early(run, error)
+    except Exception as fault:  # noqa: BLE001  # as above
+        return _unwritten_end(run, fault, error)
+
+
+def _unwritten_end(run: Run, fault: Exception, error: LauncherError | None = None) -> Outcome:
+    """The outcome of a run whose end could not be written down. ``error`` is why it ended, where that was known."""
+    if isinstance(fault, OSError):
+        message = f"results or records cannot be written: {fault.strerror}"
+        trouble: LauncherError = ResultError(message, where=str(fault.filename))
+    elif isinstance(fault, LauncherError):
+        trouble = fault
+    else:
+        trouble = LauncherError(f"unexpected {type(fault).__name__}: {fault}", where=f"run {run.id}")
+    run.record.event("error", str(trouble))
+    why = error or trouble
+    return Outcome(run.id, "cancelled" if isinstance(why, Cancelled) else "failed", error=why, verdict=verdict(why))
 
 
 @contextlib.contextmanager

@@ -32,15 +32,25 @@ def find_orphans(runs: Path) -> tuple[list[RunRecord], list[RunRecord]]:
     return [r for r, abandoned in found if abandoned], [r for r, abandoned in found if abandoned is None]
 
 
-def orphans_of_job_name(runs: Path, job_name: str) -> list[RunRecord]:
-    """What earlier GitHub jobs of this runner left behind. A run by hand is its person's, to be resumed or ended."""
-    found = []
-    for record in find_orphans(runs)[0]:
-        if record.fields.results == "workspace":
-            with contextlib.suppress(ConfigError):
-                if record.plan.job_name == job_name:
-                    found.append(record)
-    return found
+def orphans_of_job_name(runs: Path, job_name: str) -> tuple[list[RunRecord], list[RunRecord]]:
+    """As `find_orphans`, of what earlier GitHub jobs of this runner left. A run by hand is its person's to end."""
+
+    def ours(record: RunRecord) -> bool:
+        with contextlib.suppress(ConfigError):
+            return record.fields.results == "workspace" and record.plan.job_name == job_name
+        return False
+
+    left, elsewhere = find_orphans(runs)
+    return [*filter(ours, left)], [*filter(ours, elsewhere)]
+
+
+def told_elsewhere(record: RunRecord) -> str:
+    """What to say of a run of which only another machine or container can tell whether it is driven."""
+    host = record.fields.owner.host if record.fields.owner else "its own host"
+    return (
+        f"run {record.id}: only its own machine or container ({host}) can tell whether it is driven; "
+        f"`launcher cleanup {record.id}` ends it"
+    )
 
 
 def end_run(run: Run, why: str, log: Callable[[str], None]) -> None:

@@ -200,10 +200,11 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
                 raise
             hide = run.record.hide
             keep({"notes": [hide(note) for note in done.notes], "adopted": done.adopted})
-            write_json(run.record.directory / "srtctl.json", {"said": hide(done.said)})
             submitted = done.submitted or time.time()
             job = RecordedJob(done.job_id, submitted, str(done.output), str(done.log), held=done.held)
-            return _record(run, job, done.notes)
+            key = _record(run, job, done.notes)
+            write_json(run.record.directory / "srtctl.json", {"said": hide(done.said)})
+            return key
 
 
 def _jobs_before(run: Run) -> JobKey | frozenset[str]:

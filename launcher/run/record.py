@@ -49,9 +49,9 @@ class RecordedJob:
     """
 
     id: str
-    submitted: float | None = None
-    output: str = ""
-    log: str = ""
+    submitted: float | None
+    output: str
+    log: str
     held: bool = False
     released: bool = False
     by_hand: bool = False
@@ -118,13 +118,14 @@ class RunFields:
     @classmethod
     def read(cls, value: Mapping[str, Any]) -> RunFields:
         """From JSON. Raises msgspec.ValidationError."""
-        fields = msgspec.convert({**value, "steps": {}}, cls)
-        steps = msgspec.convert(value.get("stages") or {}, dict[str, dict[str, Any]])
-        job = fields.job
-        if job is not None and not job.log:
+        job = value.get("job")
+        if isinstance(job, Mapping):
             # Launchers before the key `log` had jobs of srtctl only, which writes its log here.
-            job = replace(job, log=str(Path(job.output, "logs", f"sweep_{job.id}.log")))
-        return replace(fields, job=job, steps={name: Step.read(step) for name, step in steps.items()})
+            log = str(Path(str(job.get("output", "")), "logs", f"sweep_{job.get('id')}.log"))
+            job = {"submitted": None, "output": "", "log": log, **job}
+        fields = msgspec.convert({**value, "job": job, "steps": {}}, cls)
+        steps = msgspec.convert(value.get("stages") or {}, dict[str, dict[str, Any]])
+        return replace(fields, steps={name: Step.read(step) for name, step in steps.items()})
 
     def as_json(self) -> dict[str, Any]:
         value = _without_none(msgspec.to_builtins(self))
@@ -267,19 +268,22 @@ class RunRecord:
         event = Event(time.time(), self.id, kind, text, data)
         line = json.dumps({"time": event.time, "kind": kind, "text": text, **data}, ensure_ascii=False, default=str)
         try:
-            with (self.directory / "events.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            with (self.directory / "events.jsonl").open("ab+") as file:
+                if file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                    line = "\n" + line  # a full disk or a kill has cut the last one
+                file.write(f"{line}\n".encode())
         except OSError as error:
             event = replace(event, text=f"{text} (not recorded: {error.strerror})")
         for listener in self.listeners:
             listener(event)
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The recorded events; a last line that a killed launcher left unfinished is passed over."""
+        """The recorded events; lines that a full disk or a kill has cut are passed over, wherever that was."""
         path = self.directory / "events.jsonl"
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        for line in path.read_bytes().split(b"\n") if path.exists() else ():
             with contextlib.suppress(ValueError):
-                yield json.loads(line)
+                if isinstance(event := json.loads(line.decode()), dict):
+                    yield event
 
     def take(self) -> None:
         """Make this process the one that drives the run, until it ends, and read what the record says by then.
@@ -356,7 +360,8 @@ class RunRecord:
 def _read(path: Path) -> RunFields:
     """The fields in a run.json. Raises FileNotFoundError; ConfigError when it cannot be understood."""
     try:
-        value = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        # Not msgspec's decoder: it refuses the Infinity and NaN that `json.dumps` writes.
+        value = msgspec.convert(json.loads(path.read_bytes()), dict[str, Any])
         if (schema := value.get("schema")) != SCHEMA:
             raise ConfigError(f"expected record schema {SCHEMA}, and it is {schema!r}", where=str(path))
         return RunFields.read(value)

@@ -128,8 +128,8 @@ class Overlay(_Struct, frozen=True, kw_only=True):
 class Patch(_Struct, frozen=True, kw_only=True):
     """A later commit's change of one file, applied to the checkout: ``git show commit -- path | git apply``."""
 
-    commit: str
-    """The commit that has the change."""
+    commit: Sha
+    """The full id of the commit that has the change."""
     path: str
     """The file, as the commit names it."""
 

@@ -64,7 +64,7 @@ class JobChange:
 
 @dataclass(frozen=True)
 class PollRound:
-    """The answer to one question: the state of every job that was asked about and is still wanted, and the changes.
+    """The answer to one question: the state of every job that was asked about, and the changes.
 
     ``began`` is when the question began, by the poller's clock: effects of a later act (a release, a cancel) may be
     missing in the answer.
@@ -122,14 +122,15 @@ class JobPoller:
         return self._question is not None
 
     def watch(self, job: JobKey) -> None:
-        """Follow this job too. The next question is due at once, and the pauses grow anew from ``pace.first``."""
+        """Follow this job too. The next question is due at once, and the pauses grow anew from ``pace.first``.
+
+        A question that is under way is given up: one that hangs would delay the first one about this job, and with it
+        the release of a job that we hold.
+        """
         if job not in self._watched:
             self._watched[job] = _Watched(known_at=self._clock())
+            self._question = None
             self._ask_soon(self._pace.first)
-
-    def forget(self, job: JobKey) -> None:
-        """Do not follow this job any more; nothing happens when it is not followed."""
-        self._watched.pop(job, None)
 
     def poll(self, *, markers: Mapping[JobKey, JobState] = {}, held: Collection[JobKey] = ()) -> PollRound | None:
         """The next answer when there is a new one, else None. Asks when a question is due and none is under way.
@@ -179,16 +180,13 @@ class JobPoller:
         states: dict[JobKey, JobState] = {}
         changes: list[JobChange] = []
         for job in question.jobs:
-            if job not in self._watched:  # forgotten meanwhile
-                continue
             change = self._take_state(
                 job, answers.get(job) or unknown("no answer about this job"), markers.get(job), job in held
             )
             states[job] = change.state
             if change.before is None or change.given_up or _looks(change.before) != _looks(change.state):
                 changes.append(change)
-        added_meanwhile = any(job not in states for job in self._watched)
-        self._due = self._clock() + (0.0 if added_meanwhile else self._next_pause())
+        self._due = self._clock() + self._next_pause()
         return PollRound(question.began, states, tuple(changes))
 
     def _take_state(self, job: JobKey, state: JobState, marker: JobState | None, held: bool) -> JobChange:

@@ -22,7 +22,7 @@ NETWORK_TIMEOUT = 900.0
 LOCAL_TIMEOUT = 120.0
 """Seconds for a git command that stays on this machine's file systems."""
 
-_SHA = re.compile(r"[0-9a-f]{4,40}")
+_SHA = re.compile(r"[0-9a-f]{40}")
 _PERMANENT = re.compile(
     r"not found|does not appear to be a git repository|does not exist|could not read Username|Authentication failed"
     r"|Permission denied|not our ref|couldn't find remote ref",
@@ -88,19 +88,19 @@ class Mirror:
         self._sleep = sleep
 
     def commit(self, sha: str) -> str:
-        """The full sha of a commit, which is fetched when the mirror lacks it.
+        """This commit, which is fetched when the mirror lacks it.
 
         Raises SubmissionError when the repository does not have it.
         """
         if not _SHA.fullmatch(sha):
-            raise SubmissionError(f"{sha!r} is not a commit's sha", where=self.repository)
+            raise SubmissionError(f"{sha!r} is not a commit's full sha", where=self.repository)
         self._clone_once()
         found = self._rev_parse(sha)
         if found is None:
             with self._lock():
                 self._network("fetch", "--quiet", "origin", cwd=self.path)
                 found = self._rev_parse(sha)
-                if found is None and len(sha) == 40:
+                if found is None:
                     # GitHub gives a commit by its full sha also when no ref reaches it any more.
                     reference = f"{sha}:refs/launcher/{sha}"
                     self._git("fetch", "--quiet", "origin", reference, cwd=self.path, timeout=NETWORK_TIMEOUT)

@@ -70,6 +70,14 @@ def test_the_owner_file_says_who_and_goes_away(path: Path) -> None:
     assert list(path.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("missing", [{}, {"pid": 0}, {"boot_id": ""}, {"pid_namespace": ""}], ids=str)
+def test_an_owner_is_called_dead_only_where_its_file_proves_it(path: Path, missing: dict[str, Any]) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait(60)
+    write_owner(path, **{"pid": ended.pid, "pid_started": 1, **missing})
+    assert LockOwner.from_json(path.read_bytes()).is_dead is (missing == {})
+
+
 def test_it_goes_away_after_an_error(path: Path) -> None:
     with pytest.raises(RuntimeError, match="in the block"), quick(path):
         raise RuntimeError("in the block")

@@ -96,10 +96,10 @@ def test_a_run_marks_what_it_uses_until_it_is_settled(squash: Path, tmp_path: Pa
     mark_used_by(record)(squash)
     forgotten(squash)
     aged(next((squash.parent / ".uses/x.sqsh").iterdir()), 1)
-    record.update(state="failed", job=RecordedJob("7"))
+    record.update(state="failed", job=RecordedJob("7", None, "/x", "/x/l"))
     unmark(record)
     assert gone(squash) == [], "its job may still map the image"
-    record.update(job=RecordedJob("7", over=True))
+    record.update(job=RecordedJob("7", None, "/x", "/x/l", over=True))
     assert [name.partition("@")[0] for name in gone(squash)] == ["x.sqsh", "r1"], "the record proves it over"
     unmark(record)
     assert list((squash.parent / ".uses/x.sqsh").iterdir()) == []

@@ -32,7 +32,7 @@ def plan(tmp_path: Path) -> Plan:
 @pytest.fixture
 def run(tmp_path: Path, plan: Plan) -> Run:
     run = a_run(tmp_path, plan)
-    run.record.update(job=RecordedJob("7", 1.0, str(tmp_path / "outputs/7"), held=True))
+    run.record.update(job=RecordedJob("7", 1.0, str(tmp_path / "outputs/7"), str(tmp_path / "outputs/7/l"), held=True))
     return run
 
 
@@ -79,7 +79,7 @@ def test_without_a_living_job_nothing_changes(run: Run, state: JobState) -> None
     assert is_ours(run)
 
 
-@pytest.mark.parametrize("job", [None, RecordedJob("7", 1.0, "/x")])
+@pytest.mark.parametrize("job", [None, RecordedJob("7", 1.0, "/x", "/x/l")])
 def test_a_run_without_a_hold(run: Run, job: RecordedJob | None) -> None:
     run.record.update(job=job)
     assert not is_ours(run) and not should_release(run, HELD)

@@ -65,7 +65,8 @@ class Runs:
         answer: Preparation
         try:
             self._prepare[run.id]()
-            job = RecordedJob(run.id[1:], 1.0, str(self._root / run.id), held=run.id in self._held)
+            output = self._root / run.id
+            job = RecordedJob(run.id[1:], 1.0, str(output), str(output / "log"), held=run.id in self._held)
             run.record.update(state="submitted", job=job)
             answer = JobKey(job.id, job.submitted, run.id)
         except LauncherError as error:
@@ -281,3 +282,102 @@ def test_a_submission_is_looked_after_while_the_loop_is_busy(runs: Runs, monkeyp
     runs.drive([runs.add(1), runs.add(2, submit)], stop, max_jobs=2)
     assert looked.is_set() and submitting.is_set()
     assert jobs.cancelled[0] == "2"
+
+
+@pytest.mark.parametrize("why", ["fail fast", "a signal"])
+def test_no_job_is_released_once_we_give_up(runs: Runs, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    """The end of a run takes its time, and the answer that is being worked through still says that another is held."""
+    jobs, stop, poll = runs.jobs, threading.Event(), runs.jobs.poll
+    jobs.states = {"1": RUNNING, "2": HELD}
+
+    def first_ends(asked: Sequence[JobKey]) -> dict[JobKey, JobState]:
+        if len(asked) == 2:
+            jobs.states.pop("1", None)
+        return poll(asked)
+
+    def give_up(run: Run, state: JobState) -> Outcome:
+        if why == "a signal":
+            stop.set()
+            return Outcome(run.id, "succeeded")
+        return Outcome(run.id, "failed", error=ImageError("bad"))
+
+    monkeypatch.setattr(jobs, "poll", first_ends)
+    monkeypatch.setattr(finish, "finish", give_up)
+    requested = Stop(stop.wait, lambda: Cancelled("asked"))
+    run_all([runs.add(1), runs.add(2, held=True)], jobs, requested, Limits(2, fail_fast=True, pace=FAST))
+    time.sleep(0.1)
+    assert jobs.released == [] and jobs.cancelled == ["2"]
+
+
+def test_a_question_that_hangs_does_not_delay_the_release_of_a_new_job(runs: Runs) -> None:
+    jobs, poll, begun, hangs = runs.jobs, runs.jobs.poll, threading.Event(), threading.Event()
+    jobs.states = {"1": RUNNING, "2": HELD}
+
+    def hanging(asked: Sequence[JobKey]) -> dict[JobKey, JobState]:
+        begun.set()
+        if len(asked) == 1:
+            hangs.wait(60)
+        return poll(asked)
+
+    def submitted_meanwhile() -> None:
+        begun.wait(60)
+
+    def release(job: JobKey) -> None:
+        jobs.released.append(job.id)
+        hangs.set()
+        jobs.states.clear()
+
+    jobs.poll = hanging  # type: ignore[method-assign]
+    jobs.release = release  # type: ignore[method-assign]
+    began = time.monotonic()
+    runs.drive([runs.add(1), runs.add(2, submitted_meanwhile, held=True)], max_jobs=2)
+    assert jobs.released == ["2"] and time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device", "run.json"), ValueError("a fault of ours")])
+def test_an_end_that_cannot_be_written_ends_no_other_run(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    runs.jobs.states = {"1": RUNNING}
+
+    def refused() -> None:
+        raise ImageError("no such image")
+
+    def unwritten(run: Run, error: LauncherError) -> Outcome:
+        runs.jobs.states.clear()
+        raise fault
+
+    monkeypatch.setattr(finish, "end_early", unwritten)
+    first, second = runs.drive([runs.add(1), runs.add(2, refused)], max_jobs=2)
+    assert (first.state, second.state, str(second.error)) == ("succeeded", "failed", str(ImageError("no such image")))
+    assert runs.jobs.cancelled == []
+
+
+def test_an_event_that_was_cut_ends_no_other_run(runs: Runs) -> None:
+    runs.jobs.states = {"1": RUNNING}
+    second = runs.add(2)
+
+    def cut() -> None:
+        with (second.record.directory / "events.jsonl").open("ab") as file:
+            file.write('{"kind": "note", "text": "…'.encode()[:-1])
+        runs.jobs.states.clear()
+        raise ImageError("no such image")
+
+    runs._prepare[second.id] = cut
+    first = runs.add(1)
+    outcomes = runs.drive([first, second], max_jobs=2)
+    assert [outcome.state for outcome in outcomes] == ["succeeded", "failed"] and runs.jobs.cancelled == []
+    assert any("no such image" in event for event in events(second.record))
+
+
+def test_a_fault_after_the_submission_ends_the_job(runs: Runs) -> None:
+    runs.jobs.states = {"1": RUNNING}
+    run = runs.add(1)
+
+    def fails_late() -> None:
+        run.record.update(job=RecordedJob("1", 1.0, "/x", "/x/l"))
+        raise LauncherError("No space left on device", where="submit")
+
+    runs._prepare[run.id] = fails_late
+    (outcome,) = runs.drive([run])
+    assert outcome.state == "failed" and runs.jobs.cancelled == ["1"]

@@ -73,7 +73,7 @@ def test_a_submission_that_goes_on_does_not_hold_up_the_cancel(tmp_path: Path) -
 
 def test_a_run_is_its_users_to_end(tmp_path: Path) -> None:
     record = a_run_of(tmp_path, Slurm()).record
-    record.update(job=RecordedJob("7", 1.0, "/x"))
+    record.update(job=RecordedJob("7", 1.0, "/x", "/x/l"))
     check_owner(record, record.directory.stat().st_uid)
     check_owner(record, 0)
     with pytest.raises(ConfigError, match=r"the run belongs to .*, and so does its job") as told:
@@ -89,7 +89,7 @@ def test_another_user_is_told_whose_run_it_is(uid: int) -> None:
         run = a_run_of(Path(name), Slurm())
         for path in (Path(name), run.record.directory):
             path.chmod(0o755)
-        run.record.update(job=RecordedJob("7", 1.0, "/x"))
+        run.record.update(job=RecordedJob("7", 1.0, "/x", "/x/l"))
         child = os.fork()
         if child == 0:
             try:

@@ -28,12 +28,12 @@ def plan(tmp_path: Path) -> Plan:
 
 def test_what_is_written_is_there_for_another_process(tmp_path: Path, plan: Plan) -> None:
     record = RunRecord.create(tmp_path / "runs", plan)
-    record.update(job=RecordedJob("7", log="/l"))
+    record.update(job=RecordedJob("7", None, "/x", "/l"))
     record.set_step("images", "running")
     record.set_step("images", "done", images=[1])
     record.event("note", "ü", extra=1)
     other = RunRecord.load(tmp_path / "runs", "r1")
-    assert other.job == RecordedJob("7", log="/l")
+    assert other.job == RecordedJob("7", None, "/x", "/l")
     assert other.step("images").state == "done" and other.step("images").facts == {"images": [1]}
     assert other.step("none").state == ""
     assert [(e["kind"], e["text"], e["extra"]) for e in other.events()] == [("note", "ü", 1)]
@@ -125,7 +125,7 @@ def test_one_process_drives_a_run(tmp_path: Path, plan: Plan) -> None:
 
 
 def test_a_run_is_taken_over_as_it_is_by_then(tmp_path: Path, plan: Plan) -> None:
-    code = _TRY.replace("record.take()", "record.take(); record.update(job=RecordedJob('7'))")
+    code = _TRY.replace("record.take()", "record.take(); record.update(job=RecordedJob('7', None, '/x', '/l'))")
     RunRecord.create(tmp_path / "a", plan)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     stale = RunRecord.load(tmp_path / "b", "r1")
@@ -177,3 +177,19 @@ def test_a_launcher_that_is_killed_while_it_makes_a_record_leaves_none(tmp_path:
             RunRecord.create(tmp_path, plan)
     assert records(tmp_path) == []
     assert RunRecord.create(tmp_path, plan).id == "r1"
+
+
+def test_a_number_that_is_not_finite_hides_no_record(tmp_path: Path, plan: Plan) -> None:
+    record = RunRecord.create(tmp_path, plan)
+    record.set_step("model", "done", seconds=float("inf"))
+    (again,) = records(tmp_path)
+    assert again.step("model").facts["seconds"] == float("inf")
+
+
+def test_cut_events_are_passed_over(tmp_path: Path, plan: Plan) -> None:
+    record = RunRecord.create(tmp_path, plan)
+    for cut in ('{"text": "…'.encode()[:-1], b"7\n", b"[]"):
+        with (record.directory / "events.jsonl").open("ab") as file:
+            file.write(cut)
+        record.event("note", "one line\u2028and no second one")
+    assert [event["text"] for event in record.events()] == ["one line\u2028and no second one"] * 3
