@@ -228,6 +228,9 @@ def _finish(run: Run, state: JobState) -> Outcome:
 
 
 def _end_early(run: Run, error: LauncherError) -> Outcome:
+    stop = run.services.stop
+    if isinstance(error, Cancelled) and stop.requested():
+        error = stop.reason()  # a program that was ended for it cannot say which signal came, hence the exit code
     try:
         return finish.end_early(run, error)
     except Exception as fault:  # noqa: BLE001  # as above

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -381,3 +382,18 @@ def test_a_fault_after_the_submission_ends_the_job(runs: Runs) -> None:
     runs._prepare[run.id] = fails_late
     (outcome,) = runs.drive([run])
     assert outcome.state == "failed" and runs.jobs.cancelled == ["1"]
+
+
+def test_a_program_that_was_ended_for_a_signal_leaves_the_signal_as_the_reason(runs: Runs) -> None:
+    event = threading.Event()
+    stop = Stop(event.wait, lambda: Cancelled("SIGTERM", exit_code=143))
+    run = runs.add(1)
+    run.services = replace(run.services, stop=stop)
+
+    def ended() -> None:
+        event.set()
+        raise Cancelled("stopped while process 7 ran")
+
+    runs._prepare[run.id] = ended
+    (outcome,) = run_all([run], runs.jobs, stop, Limits(pace=FAST))
+    assert (outcome.state, outcome.exit_code) == ("cancelled", 143)
