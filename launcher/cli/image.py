@@ -198,7 +198,7 @@ def gc(arguments: argparse.Namespace) -> int:
         gone += [inventory.leftover(path) for path in dead_temporaries(where.temporary)]
     freed, left = 0, "kept, it is in use or its lock is not to be had" if arguments.apply else "would remove"
     for item in gone:
-        removed = arguments.apply and inventory.collect(item, is_run_over)
+        removed = arguments.apply and inventory.remove_garbage(item, is_run_over)
         freed += item.size if removed or not arguments.apply else 0
         print(f"{'removed' if removed else left}: {item.path} ({item.size / 1e6:.1f} MB): {item.why}")
     print(f"{'freed' if arguments.apply else 'would free'} {freed / 1e9:.3f} GB in {len(gone)} entries")

@@ -133,7 +133,7 @@ def new(arguments: argparse.Namespace) -> int:
     default = slurm.default_account if isinstance(slurm.default_account, str) else None
     account = arguments.account or default or (slurm.accounts[0] if len(slurm.accounts) == 1 else None)
     request = DraftRequest(name, partition, account, directory, str(project.state))
-    facts = queries.collect_for_draft(request, slurm, commands, node=not arguments.no_node, wait=arguments.timeout)
+    facts = queries.facts_for_draft(request, slurm, commands, node=not arguments.no_node, wait=arguments.timeout)
     text = draft(request, facts)
     # A draft that does not load is our own error: stop before writing it.
     RunnerFile(Document(str(target or "-"), text))
@@ -198,7 +198,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     log, commands = partial(print, file=sys.stderr), Commands(environ=project.environ)
     # Stand-ins are the launcher's own programs: this cluster has nothing to say about them.
     stand_ins = stand_in_programs(file.runner.tools)
-    facts = queries.collect(
+    facts = queries.facts_for_comparison(
         file, fill, commands, node=not arguments.no_node, wait=arguments.timeout, log=log, stand_ins=stand_ins
     )
     claims, remarks = compare(file, facts, fill), notes(facts)

@@ -101,7 +101,7 @@ done
 """
 
 
-def collect(
+def facts_for_comparison(
     file: RunnerFile,
     fill: Fill,
     commands: Commands,
@@ -144,12 +144,12 @@ def collect(
     return ClusterFacts(slurm, login, compute, scheduler.partition, submissions, *locks, refs_by_name, stand_ins)
 
 
-def collect_for_draft(
+def facts_for_draft(
     request: DraftRequest, slurm: SlurmFacts, commands: Commands, *, node: bool, wait: float
 ) -> ClusterFacts:
     """Ask what a draft wants to know of its partition: a node, the forms of a GPU request, the directives.
 
-    ``node`` and ``wait`` are as for `collect`; at most one job is started.
+    ``node`` and ``wait`` are as for `facts_for_comparison`; at most one job is started.
     """
     small = scheduling.smallest_job(request.partition, request.account)
     forms = {form: form for form in scheduling.gpu_requests(known(slurm.nodes_of(request.partition)))}

@@ -109,36 +109,36 @@ class Check(str, Enum):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verification:
     """What verifying an image found. ``said`` has a line for each level of the check, the cheapest first."""
 
     check: Check
     said: tuple[str, ...]
 
 
-def verify(image: Image, *, deep: bool = False, runner: CommandRunner = run) -> Verdict:
+def verify(image: Image, *, deep: bool = False, runner: CommandRunner = run) -> Verification:
     """Check the superblock, the lists of inodes and directories, and with ``deep`` every byte by the recorded hash."""
     if image.problem is not None:
-        return Verdict(Check.DAMAGED, (image.problem,))
+        return Verification(Check.DAMAGED, (image.problem,))
     listing = check_lists(image.squash, runner)
     said = [f"lists: {listing.value}"]
     if listing is Listing.DAMAGED:
-        return Verdict(Check.DAMAGED, tuple(said))
+        return Verification(Check.DAMAGED, tuple(said))
     check = Check.WHOLE if listing is Listing.WHOLE else Check.UNKNOWN
     if deep:
         recorded = image.sidecar.hash if image.sidecar else None
         try:
             actual = file_hash(image.squash)
         except OSError as error:
-            return Verdict(Check.DAMAGED, (*said, f"content: cannot be read: {error.strerror}"))
+            return Verification(Check.DAMAGED, (*said, f"content: cannot be read: {error.strerror}"))
         if recorded is None:
             said.append("content: readable; no hash was recorded (`launcher image adopt` records one)")
         elif recorded != actual:
-            return Verdict(Check.DAMAGED, (*said, f"content: {actual}, and {recorded} was recorded"))
+            return Verification(Check.DAMAGED, (*said, f"content: {actual}, and {recorded} was recorded"))
         else:
             check = Check.WHOLE
             said.append("content: as recorded")
-    return Verdict(check, tuple(said))
+    return Verification(check, tuple(said))
 
 
 def adopt(squash: Path, reference: str, uri: str, *, runner: CommandRunner = run) -> Sidecar:
@@ -167,7 +167,7 @@ def garbage(
     parts: float = GRACE_OF_PARTS,
     is_over: IsOver = assume_alive,
 ) -> list[Garbage]:
-    """What `collect` would remove. Ages are by the file server's clock. Raises ImageError."""
+    """What `remove_garbage` would remove. Ages are by the file server's clock. Raises ImageError."""
     now = _server_time(directory)
     gone = []
     for image in found:
@@ -192,7 +192,7 @@ def garbage(
 
 
 def leftover(path: Path) -> Garbage:
-    """What `dead_temporaries` found, as something to collect."""
+    """What `dead_temporaries` found, as something to remove."""
     return Garbage(path, _size(path), "its process is dead")
 
 
@@ -218,7 +218,7 @@ def _why_leftover(path: Path, dead: bool, now: float, parts: float) -> str | Non
     return None
 
 
-def collect(item: Garbage, is_over: IsOver = assume_alive) -> bool:
+def remove_garbage(item: Garbage, is_over: IsOver = assume_alive) -> bool:
     """Remove one thing, if it is still garbage; say whether it is gone.
 
     An image is removed under its lock, and only if nobody used it meanwhile. Raises ImageError when it cannot be

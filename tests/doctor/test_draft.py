@@ -22,7 +22,7 @@ STATE, DIRECTORY = "/home/runner/.local/state/launcher", "/lustre/images"
 
 
 def tried(on: ClusterFacts, *refuse: str) -> Mapping[str, SubmissionCheck]:
-    """What `collect_for_draft` asks, taken but for what has one of these words."""
+    """What `facts_for_draft` asks, taken but for what has one of these words."""
     small = scheduling.smallest_job("batch", "benchmark")
     asked = {
         "job": small,

@@ -16,7 +16,7 @@ from launcher.cli import main
 from launcher.core.errors import ImageError
 from launcher.core.lease import Lock
 from launcher.image import inventory
-from launcher.image.inventory import Check, adopt, collect, garbage, images, verify
+from launcher.image.inventory import Check, adopt, garbage, images, remove_garbage, verify
 from launcher.image.squash import Sidecar, file_hash, sidecar_path
 from tests.image.squashfs_tools import mksquashfs, needs_squashfs_tools
 from tests.image.support import REFERENCE, image_store, process, request, small_image
@@ -89,9 +89,9 @@ def test_an_image_goes_with_its_record_unless_it_came_into_use(directory: Path) 
     old(sidecar_path(image)), old(image)
     (item,) = garbage(directory, images(directory))
     with Lock(directory / ".x.sqsh.owner", what="an import", wait=0):
-        assert not collect(item), "somebody imports it"
+        assert not remove_garbage(item), "somebody imports it"
     assert image.exists()
-    assert collect(item)
+    assert remove_garbage(item)
     assert list(directory.iterdir()) == []
 
 
@@ -119,7 +119,7 @@ def test_what_dead_processes_left_goes_and_what_may_live_stays(directory: Path) 
     found = garbage(directory, images(directory))
     assert names(found) == sorted([dead.name, lock.name, orphan.name])
     assert next(item.size for item in found if item.path == dead) >= 1000
-    assert all(collect(item) for item in found)
+    assert all(remove_garbage(item) for item in found)
     assert len(list(directory.iterdir())) == 3
     assert names(garbage(directory, images(directory), parts=-1.0)) == sorted(p.name for p in directory.iterdir())
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launcher.image import usage
-from launcher.image.inventory import adopt, collect, garbage, images
+from launcher.image.inventory import adopt, garbage, images, remove_garbage
 from launcher.image.squash import Sidecar, inspect, sidecar_path
 from launcher.run.image_usage import is_run_over, mark_used_by, unmark
 from launcher.run.record import RecordedJob
@@ -85,7 +85,7 @@ def test_a_mark_that_was_torn_counts_and_one_that_is_too_old_does_not(squash: Pa
     aged(squash.parent / ".uses/x.sqsh", 40)
     assert gone(squash) == ["x.sqsh", mark.name]
     for item in garbage(squash.parent, images(squash.parent)):
-        assert collect(item)
+        assert remove_garbage(item)
     assert list(squash.parent.iterdir()) == []
 
 
@@ -132,7 +132,7 @@ def test_a_run_that_comes_between_a_look_and_the_removal_keeps_its_image(
         return found
 
     monkeypatch.setattr(usage, "live", comes)
-    assert not collect(item)
+    assert not remove_garbage(item)
     assert asked == 2
     assert squash.read_bytes() == content
     assert [path.name for path in squash.parent.iterdir() if path.name.endswith(".part")] == []
