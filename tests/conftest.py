@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,8 +97,16 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
         _skipped.append(report.nodeid)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """A worker of pytest-xdist has ended: it alone knows which files were skipped when they were collected."""
+    _skipped.extend(getattr(node, "workeroutput", {}).get("skipped files", []))
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    if IN_CI and _skipped and exitstatus == pytest.ExitCode.OK:
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["skipped files"] = [name for name in _skipped if "::" not in name]
+    elif IN_CI and _skipped and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -107,6 +116,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line("pyslurm is not importable: the backends' contract was tested by Slurm's commands only")
     if IN_CI and _skipped:
         terminalreporter.section("skipped, which fails the session in CI", red=True)
-        for nodeid in _skipped:
+        for nodeid in dict.fromkeys(_skipped):  # each worker collects every file
             terminalreporter.line(f"SKIPPED {nodeid}")
         terminalreporter.line(f"{len(_skipped)} skipped")

@@ -10,13 +10,14 @@ import contextlib
 import re
 import string
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, Completed, run
+from launcher.core.publish import temporary_name
 from launcher.core.retry import telling
 from launcher.image.reference import Reference
 
@@ -80,11 +81,12 @@ class Enroot:
         return answer if answer and re.fullmatch(r"sha256:[0-9a-f]{64}", answer) else None
 
     def fetch(
-        self, uri: str, output: Path, *, environment: Mapping[str, str], timeout: float, where: str
-    ) -> tuple[tuple[str, ...], str | None]:
-        """Import an image into ``output``, a name of our own, within ``timeout`` seconds for all attempts together.
+        self, uri: str, squash: Path, *, environment: Mapping[str, str], timeout: float, where: str
+    ) -> tuple[Path, tuple[str, ...], str | None]:
+        """Import an image into a new file beside ``squash``, within ``timeout`` seconds for all attempts together.
 
-        Returns enroot's warnings, and its version if the output has it.
+        Returns the file, which is the caller's to publish or remove; enroot's warnings, and its version if the output
+        has it.
 
         After a rate limit, a 5xx, a failure of the network or ESTALE it is tried again, with growing pauses, up to four
         times in all. Raises ImageError, with ``where``.
@@ -93,7 +95,6 @@ class Enroot:
 
         timeout += self._patience
         deadline = time.monotonic() + timeout
-        argv = [*self._command, "import", "-o", str(output), uri]
         attempts = Retrying(
             retry=retry_if_exception_type(_MayPass),
             stop=stop_after_attempt(ATTEMPTS),
@@ -103,8 +104,9 @@ class Enroot:
             reraise=True,
         )
         for attempt in attempts:
-            with attempt:
-                output.unlink(missing_ok=True)  # a failed attempt may leave one, and enroot refuses it
+            # Each has a name of its own: on a node that Slurm has given up, the enroot of the last one may still write.
+            with attempt, _removed_on_error(temporary_name(squash)) as output:
+                argv = [*self._command, "import", "-o", str(output), uri]
                 done = self._run(argv, timeout=max(1.0, deadline - time.monotonic()), env=environment)
                 if done.timed_out:
                     raise ImageError(
@@ -119,13 +121,23 @@ class Enroot:
                     raise (_MayPass if fault.may_pass else ImageError)(message, where=where, hint=fault.hint)
         version = re.match(r"\d+\.\d+(\.\d+)?\S*", done.stdout)
         warnings = tuple(line for line in done.stderr.splitlines() if _WRONG_ARCHITECTURE in line)
-        return warnings, version.group() if version else None
+        return output, warnings, version.group() if version else None
 
     def _query(self, *words: str, environment: Mapping[str, str]) -> str | None:
         if self.is_on_node:
             return None
         done = self._run([*self._command, *words], timeout=_QUERY_TIMEOUT, env=environment)
         return done.stdout.strip() or None if done.ok else None
+
+
+@contextlib.contextmanager
+def _removed_on_error(path: Path) -> Iterator[Path]:
+    try:
+        yield path
+    except BaseException:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
 
 
 @cache

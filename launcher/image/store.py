@@ -231,7 +231,6 @@ class ImageStore:
         squash, where, started = image.squash_path, image.error_location, time.monotonic()
         facts: list[str] = []
         manifest = self._manifest(image, facts)
-        temporary = temporary_name(squash)
         with _private_directory(image.temporary, self._enroot.is_on_node) as (private, own):
             _check_space(squash.parent, private, manifest.size if manifest else None, where)
             environment = {**self._enroot.environment, **own, **image.environment}
@@ -242,10 +241,10 @@ class ImageStore:
                 uri = replace(reference, tag=None, digest=digest).uri
             else:
                 digest = reference.digest or self._enroot.digest(uri, environment)
+            temporary, warnings, said_version = self._enroot.fetch(
+                uri, squash, environment=environment, timeout=image.import_timeout, where=where
+            )
             try:
-                warnings, said_version = self._enroot.fetch(
-                    uri, temporary, environment=environment, timeout=image.import_timeout, where=where
-                )
                 facts += map(self._logged, warnings)
                 block, listing = self._verify(temporary, where)
                 content = file_hash(temporary)

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from launcher.core.publish import dead_temporaries
-from launcher.image.inventory import collect, garbage, images, leftover
+from launcher.image.inventory import garbage, images, leftover, remove_garbage
 from launcher.image.squash import DamagedImage, MissingImage, inspect
 from launcher.rehearsal.enroot_stand_in import squashfs
 from tests.faults.image import Count
@@ -116,10 +116,10 @@ def clean(place: Path) -> str | None:
     """What `image gc` leaves of a killed import; None for nothing."""
     directory = place / "images"
     for item in garbage(directory, images(directory), parts=0.0):
-        collect(item)
+        remove_garbage(item)
     if (place / "tmp").is_dir():
         for path in dead_temporaries(place / "tmp"):
-            collect(leftover(path))
+            remove_garbage(leftover(path))
     left = {p.name for p in directory.iterdir()} - {NAME, f"{NAME}.json"}
     left |= {p.name for p in (place / "tmp").glob("*")}
     return f"gc leaves {', '.join(sorted(left))}" if left else None
