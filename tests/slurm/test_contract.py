@@ -135,8 +135,10 @@ def test_the_tasks_of_an_array(cluster: Cluster) -> None:
         time.sleep(0.1)
     assert last.id in [task.id for task in tasks]
     states = follow(cluster.scheduler, tasks, pace=Pace(first=0.3, running=0.5))
-    assert sorted((s.word, s.exit_code) for s in states.values()) == [("COMPLETED", (0, 0))] * 3 + [("FAILED", (3, 0))]
     (bad,) = [task for task, state in states.items() if not state.succeeded]
+    assert [state.word for task, state in states.items() if task != bad] == ["COMPLETED"] * 3
+    # Once, on a busy machine, Slurm 22.05 gave the failed task the exit code 0:0; its word is a failure all the same.
+    assert (states[bad].word, states[bad].exit_code) in (("FAILED", (3, 0)), ("FAILED", (0, 0))), states[bad]
     assert task_of(cluster, bad) == "2" and task_of(cluster, last) == "3"
 
 
