@@ -20,7 +20,7 @@ from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import TEMPORARY_SUFFIX
 from launcher.image.reference import PlannedImage
 from launcher.image.store import ImageStore
-from launcher.rehearsal.enroot_stand_in import FAULTS
+from launcher.rehearsal.enroot_stand_in import FAULTS, squashfs
 from tests.commands import ScriptedCommands, real_commands
 from tests.image.squashfs_tools import needs_squashfs_tools
 from tests.image.support import (
@@ -286,6 +286,24 @@ def test_what_may_pass_is_tried_again(image_root: Path, log: Log, monkeypatch: p
     assert len(log.slept) == 2
     assert 5 <= log.slept[0] < log.slept[1] <= 20
     assert [line.split(":")[0] for line in log[1:]] == ["attempt 1 of 4", "attempt 2 of 4"]
+
+
+def test_an_attempt_that_still_writes_is_in_nobodys_way(image_root: Path, final: Path, log: Log) -> None:
+    """On a node that Slurm gave up as failed the enroot of the last attempt may go on."""
+    outputs: list[Path] = []
+
+    def answer(argv: Sequence[str]) -> Completed:
+        if "import" in argv:
+            outputs.append(Path(argv[argv.index("-o") + 1]))
+            if len(outputs) == 1:
+                return completed(argv, 56, stderr="curl: (56) Recv failure: Connection reset by peer")
+            outputs[1].write_bytes(image)
+            outputs[0].write_bytes(bytes(100))
+        return completed(argv, 0, stdout="4.1.2")
+
+    image = squashfs("etc", {"rc": b"x" * 2000}, created=1_700_000_000)
+    assert log.impatient(ScriptedCommands(answer)).ensure(request(image_root)).how == "imported"
+    assert len(set(outputs)) == 2 and final.read_bytes() == image
 
 
 def test_trying_again_ends(image_root: Path, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
