@@ -84,6 +84,8 @@ def fresh(place: Path, before: bytes | None) -> None:
 def points(place: Path, before: bytes | None, calls: str) -> list[tuple[str, int]]:
     """Every call of these kinds between the beginning of the import and its end: (name, how many-th)."""
     fresh(place, before)
+    attempt(place, calls)  # the first one after a change writes bytecode, with calls that no later one makes
+    fresh(place, before)
     done = attempt(place, calls, "-e", "inject=acct:signal=KILL:when=1")
     assert done.stdout in ("imported\n", "adopted\n"), done.stderr
     found = re.findall(r"^(\d+) +(\w+)\((.*)", (place / "trace").read_text(), re.MULTILINE)
