@@ -108,15 +108,13 @@ def test_our_hold_is_released(cluster: Cluster) -> None:
     cluster.scheduler.release(JobKey("99999999"))
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="accounting keeps the derived exit code 0:0 when the step's end reached the controller after the job's",
-)
 def test_a_failed_step_of_a_good_job_is_seen(cluster: Cluster) -> None:
     """Not so of steps that are cancelled, as srtctl ends its servers."""
     bad = cluster.submit("srun -n1 sh -c 'exit 5'; exit 0", "--output=/dev/null")
     ended = cluster.submit("srun -n1 --overlap sleep 60 & sleep 1; kill $!; wait; exit 0", "--output=/dev/null")
     state = cluster.end(bad)
+    if state.succeeded and state.derived == (0, 0):
+        pytest.xfail("accounting keeps 0:0 when the step's end reached the controller after the job's")
     assert state.succeeded and state.derived == (5, 0)
     assert "a step of it ended with exit code 5" in state.describe()
     state = cluster.end(ended)
@@ -137,8 +135,10 @@ def test_the_tasks_of_an_array(cluster: Cluster) -> None:
     states = follow(cluster.scheduler, tasks, pace=Pace(first=0.3, running=0.5))
     (bad,) = [task for task, state in states.items() if not state.succeeded]
     assert [state.word for task, state in states.items() if task != bad] == ["COMPLETED"] * 3
-    # Once, on a busy machine, Slurm 22.05 gave the failed task the exit code 0:0; its word is a failure all the same.
-    assert (states[bad].word, states[bad].exit_code) in (("FAILED", (3, 0)), ("FAILED", (0, 0))), states[bad]
+    assert states[bad].word == "FAILED"
+    if states[bad].exit_code == (0, 0):
+        pytest.xfail(f"seen once on a busy machine: Slurm gives a failed task the exit code 0:0: {states[bad]}")
+    assert states[bad].exit_code == (3, 0)
     assert task_of(cluster, bad) == "2" and task_of(cluster, last) == "3"
 
 

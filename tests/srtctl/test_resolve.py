@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from launcher.srtctl.locate import RecipeFinder
 from launcher.srtctl.planned import SrtctlJob
 from launcher.srtctl.recipe import dump
 from tests.benchmarks import IMAGE, a_benchmark, a_recipe
+from tests.check.workspaces import Change, put
 
 RUNNER = """\
 name: tiny
@@ -230,18 +230,6 @@ def test_the_copy_of_a_recipe_that_runs_the_rows_image_is_meant(planner: RecipeP
     plan = plan_benchmark(a_benchmark(), RunnerFile(Document("tiny.yaml", RUNNER)), finder, context)
     assert SrtctlJob.of(plan).recipe.origin == "this repository"
     assert "recipe-elsewhere" in {f.rule for f in plan.findings} and not plan.errors
-
-
-Change = Callable[[dict[str, Any]], None]
-
-
-def put(*path: str, value: Any) -> Change:
-    def change(recipe: dict[str, Any]) -> None:
-        for key in path[:-1]:
-            recipe = recipe.setdefault(key, {})
-        recipe[path[-1]] = value
-
-    return change
 
 
 def decode(key: str, value: Any) -> Change:
