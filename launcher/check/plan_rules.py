@@ -209,7 +209,7 @@ def preflight_blind(s: SrtctlResolved, schema: Schema) -> Iterator[Found]:
     # Versions with the option look before they submit; of those without, none does for a plain recipe (517d3c37).
     if s.preflight and "--no-preflight" in schema.options and s.job.models:
         path = s.plan.model.path
-        storage = s.file.storage_of(path)
+        storage = s.file.storage_of(path) if path is not None else None
         if storage is not None and "login" not in storage.seen_by:
             message = f"{s.refs} looks for {path} before it submits, and only compute nodes see {storage.path}"
             yield message, s.rules.lane.place
@@ -235,5 +235,5 @@ def image_replaced(r: Resolved) -> Iterator[Found]:
 @rule(EVERY_KIND, "model-otherwise", "warning", "the checkpoint is not seen from here, and would be downloaded")
 def model_otherwise(r: Resolved) -> Iterator[Found]:
     path, model = r.plan.model.path, r.rules.model
-    if path.startswith("hf:") and path == model.rule.otherwise:
+    if path is not None and path.startswith("hf:") and path == model.rule.otherwise:
         yield f"no directory of {model.rule.path} is seen from here: every node would download {path}", model.place

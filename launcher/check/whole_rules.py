@@ -156,9 +156,10 @@ def unsupported(given: CheckInput) -> Iterator[Found]:
 def model_split(given: CheckInput) -> Iterator[Found]:
     where: dict[tuple[str, str, str], dict[str, str]] = defaultdict(dict)
     for row in given.rows:
-        if row.plan is not None and not row.plan.model.path.startswith("hf:"):
+        path = row.plan.model.path if row.plan is not None else None
+        if row.plan is not None and path is not None and not path.startswith("hf:"):
             key = (row.plan.runner, row.benchmark.model, row.benchmark.precision)
-            where[key].setdefault(row.plan.model.path, row.plan.rules["model"])
+            where[key].setdefault(path, row.plan.rules["model"])
     for (runner, model, precision), paths in where.items():
         first, *others = paths
         for path in others:

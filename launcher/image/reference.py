@@ -88,7 +88,8 @@ class PlannedImage:
     that of this host. ``moved_tag`` says what to do when an image is there and its tag names another one by now:
     ``keep`` uses it and says so, ``refresh`` imports the new one beside it, ``fail`` is an error. ``processors``,
     ``import_partition`` and ``import_options`` are for the job of an import on a compute node. ``where`` is the place
-    that names the image, for errors.
+    that names the image, for errors. Where ``shared`` is false each node has a directory of this name for itself, and
+    the job imports the image on its node.
     """
 
     reference: str
@@ -107,6 +108,7 @@ class PlannedImage:
     processors: int | None = None
     import_partition: str | None = None
     import_options: tuple[str, ...] = ()
+    shared: bool = True
 
     @property
     def squash_path(self) -> Path:

@@ -88,8 +88,13 @@ def known(applied: Sequence[Applied[Any]]) -> list[Finding]:
     return [Finding("known-problem", k.severity, k.message, place) for k, place in said if k is not None]
 
 
-def model_path(rule: ModelRule, benchmark: Benchmark, context: Context) -> str:
-    """The checkpoint: the host's override, the first candidate that is there, else what the rule has for that."""
+def model_path(rule: ModelRule, benchmark: Benchmark, context: Context) -> str | None:
+    """The checkpoint: the host's override, the first candidate that is there, else what the rule has for that.
+
+    None where the rule has no directory, since the benchmark's script downloads the checkpoint.
+    """
+    if not rule.path:
+        return None
     if rule.variable and context.host.get(rule.variable):
         return context.host[rule.variable]
     candidates = [rule.path] if isinstance(rule.path, str) else rule.path
@@ -152,18 +157,21 @@ def planned_image(
         processors=rule.processors,
         import_partition=rule.import_partition,
         import_options=tuple(rule.import_options),
+        shared=rule.shared,
     )
 
 
-def planned_model(file: RunnerFile, path: str, benchmark: Benchmark, rule: ModelRule, context: Context) -> PlannedModel:
+def planned_model(
+    file: RunnerFile, path: str | None, benchmark: Benchmark, rule: ModelRule, context: Context
+) -> PlannedModel:
+    if path is None or path.startswith("hf:"):
+        return PlannedModel(path, benchmark.precision, "hub", ("login", "compute"), id=benchmark.model)
     storage = file.storage_of(path)
-    if path.startswith("hf:"):
-        return PlannedModel(path, benchmark.precision, "hub", ("login", "compute"))
     kind, seen_by = (storage.kind, tuple(storage.seen_by)) if storage else ("unknown", ("login", "compute"))
     source = fill(rule.source, context) if rule.stage and rule.source else None
     striping = storage.striping if storage else None
     layouts = None if striping is None else tuple((s.at_least, s.count, s.size) for s in striping)
-    return PlannedModel(path, benchmark.precision, kind, seen_by, source, layouts)
+    return PlannedModel(path, benchmark.precision, kind, seen_by, source, layouts, benchmark.model)
 
 
 def shared_workspace(rules: AppliedRules, context: Context) -> str | None:
@@ -243,7 +251,7 @@ def whole_plan(
     context: Context,
     *,
     images: Sequence[PlannedImage],
-    model_path: str,
+    model_path: str | None,
     time_limit: str | None,
     details: dict[str, Any],
 ) -> Plan:

@@ -41,8 +41,9 @@ class StandIns(Tools):
 
     def make_inputs(self, plan: Plan) -> None:
         """Make the plan's checkpoint, and the repository in the place of srt-slurm. Raises LauncherError."""
-        if not plan.model.path.startswith("hf:") and "login" in plan.model.seen_by:
-            ensure_model(Path(plan.model.path), plan.model.precision)
+        path = plan.model.path
+        if path is not None and not path.startswith("hf:") and "login" in plan.model.seen_by:
+            ensure_model(Path(path), plan.model.precision)
         if plan.kind == SRTCTL:
             ensure_repository(Path(SrtctlJob.of(plan).srt_slurm.repository).parent)
 

@@ -117,6 +117,9 @@ def refuse(plan: Plan, accepted: Sequence[str] = ()) -> None:
 def _check_model(run: Run) -> dict[str, Any]:
     """Look at the checkpoint from here, after staging it where the plan says so; or say why that cannot be."""
     planned = run.plan.model
+    if planned.path is None:
+        run.log(f"model {planned.id}: the benchmark's script has it, from its cache or the Hugging Face hub")
+        return {"path": None, "checked": False, "why": "the benchmark's script has it"}
     if planned.path.startswith("hf:"):
         run.log(f"model {planned.path}: from the Hugging Face hub, on the compute nodes")
         return {"path": planned.path, "checked": False, "why": "from the Hugging Face hub"}

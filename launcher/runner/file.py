@@ -13,6 +13,8 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError, suggest
 from launcher.core.yaml_source import Document, Key, SourceLocation, convert
 from launcher.runner.schema import (
+    CONTAINER,
+    DOCKER,
     Adjustment,
     ExcludedNode,
     ImageRule,
@@ -58,6 +60,7 @@ def applies(when: When, benchmark: Benchmark, *, power: bool = False) -> bool:
         and (when.config_file is None or _matches(when.config_file, (benchmark.config_file or "").partition(":")[0]))
         and when.eval_only in (None, benchmark.eval_only)
         and when.power in (None, power)
+        and when.nodes in (None, "multi" if benchmark.multinode else "single")
     )
 
 
@@ -140,6 +143,14 @@ class RunnerFile:
     def _check(self) -> None:
         runner = self.runner
         for i, lane in enumerate(runner.lanes):
+            in_container = lane.kind in (CONTAINER, DOCKER)
+            if in_container != (lane.container is not None):
+                wrong = "needs `container`" if in_container else "takes no `container`"
+                raise ConfigError(f"a lane of kind {lane.kind} {wrong}", where=self.location("lanes", i))
+            if in_container:
+                continue
+            if not lane.ref:
+                raise ConfigError(f"a lane of kind {lane.kind} needs `ref`", where=self.location("lanes", i))
             if lane.repository not in runner.repositories:
                 raise ConfigError(
                     f"repository {lane.repository!r} is not in `repositories`",

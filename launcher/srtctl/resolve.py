@@ -61,6 +61,8 @@ class SrtctlPlanner:
 
         rule = rules.model.rule
         model_path = derive.model_path(rule, benchmark, context)
+        if model_path is None:
+            raise ConfigError("a model of srtctl needs `path`", where=rules.model.where)
         # The alias to register is the one that the recipe uses, if it means this checkpoint; the lane's own if unread.
         alias = rule.alias if recipe.facts is None else recipe.facts.model_path
         models = {alias: model_path} if alias and alias in (rule.alias, *rule.also) else {}

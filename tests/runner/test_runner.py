@@ -56,8 +56,8 @@ def test_the_first_rule_that_matches_wins_and_says_where_it_stands() -> None:
 
 
 def test_a_lane_names_the_kind_of_job_that_serves_it() -> None:
-    file = parse(MINIMAL.replace("    ref: v1\n", "    ref: v1\n    kind: container\n"))
-    assert [lane.kind for lane in file.runner.lanes] == ["container", "srtctl"]
+    file = parse(MINIMAL.replace("    ref: v1\n", "    ref: v1\n    kind: script\n"))
+    assert [lane.kind for lane in file.runner.lanes] == ["script", "srtctl"]
 
 
 def test_no_match_lists_what_is_supported() -> None:

@@ -1,0 +1,5 @@
+"""The kinds of job that run a benchmark's script in one container: on a node of Slurm, or on the runner's own host.
+
+In: a benchmark of one node and its runner file; later the plan. Out: the plan, one job, and its results where the
+workflow looks for them. `planned` is what such a plan has beside all others; open it first.
+"""
