@@ -113,6 +113,11 @@ class Benchmark:
         return self.scenario == AGENTIC
 
     @property
+    def gpus(self) -> int:
+        """The GPUs of a benchmark of one node: DCP divides TP, and EP and data parallelism run on the same ones."""
+        return 0 if self.prefill is None else self.prefill.gpus_per_worker
+
+    @property
     def config_file(self) -> str | None:
         """The recipe, srt-slurm-relative, with its selector if it has one (``recipes/x.yaml:override_y``)."""
         if self.eval_only and self.settings.get("EVAL_CONFIG_FILE"):

@@ -59,7 +59,7 @@ def jobs_to_check(file: RunnerFile, slurm: SlurmFacts) -> dict[str, list[str]]:
     one with everything that the file gives ("whole").
     """
     scheduler = file.runner.scheduler
-    small = smallest_job(scheduler.partition, scheduler.account, scheduler.time_limit)
+    small = smallest_job(scheduler.partition, scheduler.account, scheduler.time_limit or "1")
     jobs, whole = {"job": small}, list(small)
     for key, (default, option) in DIRECTIVE_SWITCHES.items():
         if file.runner.srtslurm.get(key, default):

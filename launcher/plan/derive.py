@@ -139,12 +139,15 @@ def planned_image(
     environment = {"ENROOT_SQUASH_OPTIONS": rule.squash_options, "ENROOT_TRANSFER_RETRIES": str(rule.transfer_retries)}
     if rule.processors:
         environment["ENROOT_MAX_PROCESSORS"] = str(rule.processors)
-    environment |= {k: v.replace("{home}", context.host.get("HOME", "")) for k, v in rule.environment.items()}
+    own_environment = own.environment if own is not None else {}
+    environment |= {
+        k: v.replace("{home}", context.host.get("HOME", "")) for k, v in {**rule.environment, **own_environment}.items()
+    }
     return PlannedImage(
         reference=reference,
         uri=Reference.parse(reference).uri,
         squash=squash,
-        import_on=rule.import_on,
+        import_on=(own and own.import_on) or rule.import_on,
         role=role,
         lock=rule.lock.format(squash=squash, directory=directory, name=name.removesuffix(".sqsh")),
         lock_wait=rule.lock_wait,
@@ -197,6 +200,15 @@ def partition_and_account(rules: AppliedRules, context: Context) -> tuple[str | 
         choose(scheduler.partition_variable, scheduler.partition),
         choose(scheduler.account_variable, scheduler.account),
     )
+
+
+def excluded_nodes(rules: AppliedRules, context: Context) -> list[str]:
+    """The nodes that the job must not get: those of the host's variable that a rule names, else the rule's own."""
+    nodes: list[str] = []
+    for rule in (excluded.rule for excluded in rules.file.excluded(rules.benchmark, power=rules.power)):
+        said = context.host.get(rule.variable) if rule.variable is not None else None
+        nodes += [n for n in said.split(",") if n] if said is not None else [rule.node]
+    return nodes
 
 
 def tags(rules: AppliedRules, context: Context) -> str:

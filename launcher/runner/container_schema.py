@@ -9,6 +9,9 @@ from msgspec import Meta
 
 from launcher.core import slurm_notation
 
+CONTAINER, DOCKER = "container", "docker"
+"""The kinds of job that run a script in a container: on a node of Slurm, and on the runner's own host."""
+
 Positive = Annotated[int, Meta(ge=1)]
 
 TimeLimit = Annotated[

@@ -12,9 +12,8 @@ from typing import Generic, TypeVar
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError, suggest
 from launcher.core.yaml_source import Document, Key, SourceLocation, convert
+from launcher.runner.container_schema import CONTAINER, DOCKER
 from launcher.runner.schema import (
-    CONTAINER,
-    DOCKER,
     Adjustment,
     ExcludedNode,
     ImageRule,

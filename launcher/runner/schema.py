@@ -17,9 +17,6 @@ from msgspec import Meta
 
 from launcher.runner.container_schema import Container, Positive, Struct, TimeLimit
 
-CONTAINER, DOCKER = "container", "docker"
-"""The kinds of job that run a script in a container: on a node of Slurm, and on the runner's own host."""
-
 Pattern = str | list[str]
 """A glob, or several of which one must match; matching is case-sensitive.
 
@@ -230,8 +227,8 @@ class Scheduler(Struct, frozen=True, kw_only=True):
     """Slurm's own default when it is not given."""
     account_variable: str | None = None
     """A matrix setting or host variable that may replace the account."""
-    time_limit: TimeLimit = "4:00:00"
-    """A job's limit, where neither its recipe nor its lane has one."""
+    time_limit: TimeLimit | None = "4:00:00"
+    """A job's limit, where neither its recipe nor its lane has one. ``null`` leaves it to the partition."""
     job_name: str = "{runner}"
     """Template of the job's name; ``{runner}`` is RUNNER_NAME, by which the workflow's clean-up finds the job."""
 
@@ -285,6 +282,10 @@ class ImageRule(Rule, frozen=True, kw_only=True):
     """In place of the naming of `images`."""
     image: str | None = None
     """An image to run in place of the row's. A finding says so, because results are published under the row's."""
+    import_on: Literal["login", "compute"] | None = None
+    """In place of that of `images`."""
+    environment: dict[str, str] = {}
+    """Beside that of `images`."""
 
 
 class Images(Struct, frozen=True, kw_only=True):

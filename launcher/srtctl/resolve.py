@@ -290,11 +290,7 @@ def _edited(
         document = narrowed.document
         edits.append(Edit(("benchmark", "concurrencies"), "x".join(str(c) for c in benchmark.concurrencies)))
     already = str((recipe.facts.sbatch_directives.get("exclude") if recipe.facts is not None else None) or "")
-    nodes: list[str] = []
-    for rule in (excluded.rule for excluded in rules.file.excluded(benchmark, power=rules.power)):
-        # The nodes in the host's variable that the rule names, else the rule's own.
-        said = context.host.get(rule.variable) if rule.variable is not None else None
-        nodes += [n for n in said.split(",") if n] if said is not None else [rule.node]
+    nodes = derive.excluded_nodes(rules, context)
     nodes = [n for n in nodes if not any(fnmatch.fnmatchcase(n, pattern) for pattern in already.split(","))]
     if nodes:
         edits.append(Edit(("sbatch_directives", "exclude"), ",".join([*filter(None, [already]), *nodes])))

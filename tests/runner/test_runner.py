@@ -108,10 +108,13 @@ def test_the_shipped_runners_are_valid_and_claim_each_prefix_once() -> None:
     fleet = Fleet([shipped("runners")])
     files = fleet.all()
     clusters = {"gb200-nv", "gb300-nv", "b200-dgxc", "b200-nscale", "b300-nv", "h100-dgxc", "h200-dgxc"}
+    clusters |= {"b200-cw", "b200-nb", "h100-cr", "h100-cw", "h200-cw", "h200-nb", "mi300x-amds", "mi325x-amds"}
+    clusters |= {"mi325x-tw", "mi355x-amds", "rtx6000pro-lat"}
     assert clusters | {"local", "one-machine"} == {f.runner.name for f in files}
     prefixes = [p for f in files for p in f.runner.runners]
     assert len(prefixes) == len(set(prefixes))
-    moving = {(r.repositories[x.repository], x.ref) for r in (f.runner for f in files) for x in r.lanes if not x.sha}
+    lanes = [(f.runner, lane) for f in files for lane in f.runner.lanes if lane.container is None]
+    moving = {(runner.repositories[lane.repository], lane.ref) for runner, lane in lanes if not lane.sha}
     # A branch of a personal fork that could not be read: the only ref without a commit.
     assert moving == {("https://github.com/cquil11/srt-slurm-nv.git", "cam/sa-submission-q2-2026")}
 
