@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError, suggest
 from launcher.core.yaml_source import Document, Key, SourceLocation, convert
+from launcher.runner.cluster_schema import Storage
 from launcher.runner.container_schema import CONTAINER, DOCKER
 from launcher.runner.schema import (
     Adjustment,
@@ -22,7 +23,6 @@ from launcher.runner.schema import (
     Pattern,
     Rule,
     Runner,
-    Storage,
     When,
 )
 

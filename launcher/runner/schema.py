@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from launcher.runner.container_schema import Container, Positive, Struct, TimeLimit
+from launcher.runner.cluster_schema import Checkout, Node, Scheduler, Storage
+from launcher.runner.container_schema import Container, Struct, TimeLimit
 
 Pattern = str | list[str]
 """A glob, or several of which one must match; matching is case-sensitive.
@@ -26,12 +27,7 @@ A glob behind ``!`` excludes: ``["dynamo-*", "!dynamo-trt"]`` is any dynamo but 
 
 Sha = Annotated[str, Meta(pattern="^[0-9a-f]{40}$", description="a full commit id of 40 hexadecimal digits")]
 
-Absolute = Annotated[str, Meta(pattern="^/", description="absolute")]
-
 Day = Annotated[date, Meta(extra_json_schema={"pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"})]
-
-Architecture = Literal["x86_64", "aarch64"]
-"""As the kernel names it (``uname -m``)."""
 
 
 class When(Struct, frozen=True):
@@ -212,64 +208,6 @@ class ExcludedNode(Rule, frozen=True, kw_only=True):
     """An environment variable of the host that replaces the node list; empty disables the rule."""
 
 
-class Scheduler(Struct, frozen=True, kw_only=True):
-    """The scheduler that runs jobs, and what jobs ask of it."""
-
-    kind: Literal["slurm", "local"] = "slurm"
-    """``slurm``, or ``local`` for the embedded one, which runs jobs on this machine."""
-    backend: Literal["auto", "commands", "pyslurm"] = "auto"
-    """How Slurm is queried. ``auto``: by pyslurm where it is installed for this Slurm's release, else by commands."""
-    partition: str | None = None
-    """Slurm's own default when it is not given."""
-    partition_variable: str | None = None
-    """A matrix setting or host variable that may replace the partition (``SLURM_PARTITION``)."""
-    account: str | None = None
-    """Slurm's own default when it is not given."""
-    account_variable: str | None = None
-    """A matrix setting or host variable that may replace the account."""
-    time_limit: TimeLimit | None = "4:00:00"
-    """A job's limit, where neither its recipe nor its lane has one. ``null`` leaves it to the partition."""
-    job_name: str = "{runner}"
-    """Template of the job's name; ``{runner}`` is RUNNER_NAME, by which the workflow's clean-up finds the job."""
-
-
-class Node(Struct, frozen=True, kw_only=True):
-    """What a compute node has."""
-
-    gpus: Positive
-    """GPUs of a node."""
-    arch: Architecture | None = None
-    """Architecture of the compute nodes; images must be of it. Any when it is not given."""
-    login_arch: Architecture | None = None
-    """Architecture of the login node, where it is another one."""
-    count: Positive | None = None
-    """How many nodes the partition has, where that is known. A recipe that needs more can never start."""
-
-
-class Stripe(Struct, frozen=True, kw_only=True):
-    """Layout on Lustre of a checkpoint's files from a size on."""
-
-    at_least: int = 0
-    """Bytes from which a file gets this layout."""
-    count: int
-    """How many storage targets hold a part of the file; -1 is all."""
-    size: str = "4M"
-    """How many bytes go to each target in turn, as `lfs setstripe` takes it."""
-
-
-class Storage(Struct, frozen=True, kw_only=True):
-    """A file system, and who can see what lies below ``path``."""
-
-    path: Absolute
-    """Where it is mounted; a path lies on the storage with the longest such prefix."""
-    kind: Literal["lustre", "nfs", "node-local", "local"]
-    """``node-local``: each node has its own. ``local``: there is one machine, and this is its disk."""
-    seen_by: tuple[Literal["login", "compute"], ...] = ("login", "compute")
-    """Which nodes see it."""
-    striping: list[Stripe] | None = None
-    """On Lustre: layouts of staged checkpoints, by size (default: launcher/model/stage.py); ``[]`` sets none."""
-
-
 class ImageRule(Rule, frozen=True, kw_only=True):
     """Where the benchmark's own image lies when it does not lie where the others do. Helper images always lie there.
 
@@ -334,19 +272,6 @@ class Images(Struct, frozen=True, kw_only=True):
     """Container names in recipes that mean the benchmark's own image on this cluster."""
     helpers: dict[str, str] = {}
     """Alias → image reference, for nginx and exporters."""
-
-
-class Checkout(Struct, frozen=True, kw_only=True):
-    """Where srt-slurm trees lie, and how one is prepared."""
-
-    directory: str = ""
-    """The directory for work trees, one per run. Compute nodes must see it."""
-    cache: str = ""
-    """The directory for what runs share: mirrors and prepared tools."""
-    setup: list[list[str]] = []
-    """Commands (argv lists) run once per commit in a prepared tree; ``{arch}`` is the compute nodes' architecture."""
-    setup_timeout: int = 1800
-    """Seconds that one command may take."""
 
 
 class Workspace(Struct, frozen=True, kw_only=True):
