@@ -22,10 +22,13 @@ from launcher.benchmark.matrix import Matrix, load_matrix
 from launcher.check.registry import check_plan
 from launcher.check.schema_validation import RecipeValidator
 from launcher.check.srtctl_schema import Schemas
+from launcher.container.kind import ContainerKind
+from launcher.container.resolve import ContainerPlanner
 from launcher.core.errors import ConfigError, closest
 from launcher.core.shipped import shipped
 from launcher.plan.derive import Context, check_run_id, run_key
 from launcher.plan.plan import SRTCTL, Plan
+from launcher.runner.container_schema import CONTAINER, DOCKER
 from launcher.runner.file import RunnerFile
 from launcher.runner.fleet import Fleet
 from launcher.srtctl.kind import SrtctlKind
@@ -165,6 +168,15 @@ class Project:
         """Plan a benchmark that srtctl runs."""
         return plan_benchmark(benchmark, file, self.finder, context, self.validator)
 
+    @cached_property
+    def _in_container(self) -> ContainerPlanner:
+        return ContainerPlanner()
+
+    def plan_in_container(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> Plan:
+        """Plan a benchmark of one node that runs in a container."""
+        resolved = self._in_container.plan(benchmark, file, context)
+        return dataclasses.replace(resolved.plan, findings=check_plan(resolved, self.validator))
+
     def replan(self, plan: Plan, tree: Path) -> Plan:
         """The plan again, now that the checkout at ``tree`` is there and its recipe can be read."""
         finder = RecipeFinder(self.workspace, self.finder.repository, checkout=tree)
@@ -200,6 +212,8 @@ class Project:
 
 KINDS: dict[str, Callable[[Project], JobKind]] = {
     SRTCTL: lambda project: SrtctlKind(project.plan_srtctl, project.replan),
+    CONTAINER: lambda project: ContainerKind(CONTAINER, project.plan_in_container),
+    DOCKER: lambda project: ContainerKind(DOCKER, project.plan_in_container),
 }
 """The kinds of job that there are."""
 

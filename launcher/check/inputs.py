@@ -102,8 +102,7 @@ class CheckInput:
     """All that one `launcher check` looks at.
 
     ``evaluations`` are the rows that an evaluation runs for; they have no plan. ``outside`` are the rows' places of
-    frameworks that srtctl does not run, ``single_node`` those of rows for one node. ``runners`` are label → physical
-    runners' names.
+    frameworks that no kind of job runs. ``runners`` are label → physical runners' names.
     """
 
     rows: Sequence[Row]
@@ -112,7 +111,6 @@ class CheckInput:
     broken_files: Sequence[ConfigError] = ()
     recipes: Sequence[RecipeFile] = ()
     outside: Mapping[str, Sequence[SourceLocation | str]] = field(default_factory=dict)
-    single_node: Sequence[SourceLocation | str] = ()
     runners: Mapping[str, Sequence[str]] = field(default_factory=dict)
     validator: RecipeValidator = field(default_factory=RecipeValidator)
     today: date = date.min
@@ -141,18 +139,18 @@ class Project(Protocol):
 
 
 OUTSIDE = ("tilert", "llmd-*", "*-disagg")
-"""Frameworks that srtctl does not run, and so neither does this launcher."""
+"""Frameworks of several nodes that no kind of job runs."""
 
 Chosen = tuple[Benchmark, SourceLocation | str]
 """A benchmark and the place of its row."""
 
 
 def everything(project: Project, today: date, has_commit: HasCommit, matrix_files: Sequence[str] = ()) -> CheckInput:
-    """All multi-node rows, recipe files at hand and runner files. Raises ConfigError for a matrix that is wrong."""
+    """All rows, recipe files at hand and runner files. Raises ConfigError for a matrix that is wrong."""
     matrix = project.matrix(matrix_files)
     inside: list[Chosen] = []
     outside: dict[str, list[SourceLocation | str]] = defaultdict(list)
-    for entry in matrix.entries(Selection(nodes="multi", evals="none")):
+    for entry in matrix.entries(Selection(evals="none")):
         if _outside(entry.benchmark):
             outside[entry.benchmark.framework].append(entry.place)
         else:
@@ -163,15 +161,12 @@ def everything(project: Project, today: date, has_commit: HasCommit, matrix_file
     return CheckInput(
         rows=rows,
         evaluations=[
-            Row(e.benchmark, e.place)
-            for e in _entries(matrix, Selection(nodes="multi", evals="only"))
-            if not _outside(e.benchmark)
+            Row(e.benchmark, e.place) for e in _entries(matrix, Selection(evals="only")) if not _outside(e.benchmark)
         ],
         files=files,
         broken_files=broken,
         recipes=list(_recipes(project, rows)),
         outside=outside,
-        single_node=[e.place for e in _entries(matrix, Selection(nodes="single", evals="none"))],
         runners=matrix.labels.labels if matrix.labels is not None else {},
         validator=project.validator,
         today=today,
@@ -181,9 +176,9 @@ def everything(project: Project, today: date, has_commit: HasCommit, matrix_file
 
 
 def served_by(project: Project, runner: str, matrix_files: Sequence[str] = ()) -> Iterator[Chosen]:
-    """The multi-node rows whose label a runner serves."""
+    """The rows whose label a runner serves."""
     labels = project.fleet.get(runner).runner.labels
-    for entry in project.matrix(matrix_files).entries(Selection(nodes="multi", evals="none")):
+    for entry in project.matrix(matrix_files).entries(Selection(evals="none")):
         if entry.benchmark.runner in labels and not _outside(entry.benchmark):
             yield entry.benchmark, entry.place
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from launcher.check import plan_rules, recipe_rules, whole_rules
+from launcher.check import container_rules, plan_rules, recipe_rules, whole_rules
 from launcher.check.inputs import CheckInput, Rule
 from launcher.check.schema_validation import RecipeValidator
+from launcher.container.planned import ContainerResolved
 from launcher.core.finding import Finding
 from launcher.core.yaml_source import SourceLocation
 from launcher.plan.derive import Resolved
@@ -23,8 +24,8 @@ BASELINE = (
 )
 """Rules that have no function here: the baseline reports by these ids."""
 
-_VERSION = (*plan_rules.REFUSALS, *plan_rules.VERSION)
-RULES = {one.id: one for one in (*plan_rules.EVERY_KIND, *BASELINE, *whole_rules.RULES, *SRTCTL, *_VERSION)}
+_OF_A_KIND = (*SRTCTL, *plan_rules.REFUSALS, *plan_rules.VERSION, *container_rules.RULES)
+RULES = {one.id: one for one in (*plan_rules.EVERY_KIND, *BASELINE, *whole_rules.RULES, *_OF_A_KIND)}
 """Every rule by its id."""
 
 
@@ -42,6 +43,8 @@ def check_plan(resolved: Resolved, validator: RecipeValidator) -> tuple[Finding,
         if schema is not None:
             found += plan_rules.refusals(resolved, schema, validator)
             found += [one for rule in plan_rules.VERSION for one in rule.findings(resolved, schema)]
+    elif isinstance(resolved, ContainerResolved):
+        found = [one for rule in container_rules.RULES for one in rule.findings(resolved)]
     return (*found, *(one for rule in plan_rules.EVERY_KIND for one in rule.findings(resolved)))
 
 

@@ -195,9 +195,7 @@ def sha_unknown(given: CheckInput) -> Iterator[Found]:
 @whole_rule("outside", "note", "rows that this launcher does not run")
 def outside(given: CheckInput) -> Iterator[Found]:
     for framework, places in given.outside.items():
-        yield f"{len(places)} rows of {framework} are not run by srtctl, and were not checked", places[0]
-    if given.single_node:
-        yield f"{len(given.single_node)} single-node entries were not checked", given.single_node[0]
+        yield f"{len(places)} rows of {framework} are run by no kind of job, and were not checked", places[0]
 
 
 @whole_rule("recipe-invalid", "error", "a recipe file cannot be read")
@@ -332,7 +330,8 @@ def name_duplicate(given: CheckInput) -> Iterator[Found]:
     """Throughput rows get a fingerprint in a sweep, and so collide only in an end-to-end run; evaluations get none."""
     for rows, kind in ((given.rows, "without a fingerprint (an end-to-end run)"), (given.evaluations, "of evaluation")):
         named: dict[str, list[Row]] = defaultdict(list)
-        for row in rows:
+        # A row that several clusters serve is one job, which lands on one of them.
+        for row in {id(row.benchmark): row for row in rows}.values():
             with contextlib.suppress(ConfigError):
                 named[_workflow_name(row, given.runners, fingerprint=False)].append(row)
         for first, *others in named.values():

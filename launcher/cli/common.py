@@ -53,7 +53,7 @@ def chosen(arguments: argparse.Namespace, project: Project) -> list[tuple[Benchm
         return [(_from_recipe(arguments, project), "--recipe")]
     if not arguments.key:
         raise ConfigError("no benchmark is selected", hint="-k KEY (globs are taken), or --recipe FILE")
-    selection = dataclasses.replace(filters(arguments), nodes="multi", evals="only" if arguments.evals else "none")
+    selection = dataclasses.replace(filters(arguments), evals="only" if arguments.evals else "none")
     found: list[tuple[Benchmark, SourceLocation | str]]
     found = [(entry.benchmark, entry.place) for entry in project.matrix(arguments.matrix).entries(selection)]
     if arguments.topology:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import msgspec
 
 from launcher.core.errors import ConfigError
-from launcher.plan.plan import Plan, json_values
+from launcher.plan.derive import Resolved
+from launcher.plan.plan import Plan
 
 Engine = Literal["pyxis", "enroot", "docker", "podman"]
 
@@ -65,13 +66,15 @@ class PlannedContainer:
 @dataclass(frozen=True)
 class PlannedScript:
     """The script, below the workspace. ``tried`` are the paths that were looked at, in order; ``asks`` the variables
-    that the script asks for (``check_env_vars``), ``lacks`` those of them that it would not get."""
+    that the script asks for (``check_env_vars``), ``lacks`` those of them that it would not get. ``names_workspace``
+    says that it writes to ``/workspace`` by that name."""
 
     path: str
     tried: tuple[str, ...]
     exists: bool
     asks: tuple[str, ...]
     lacks: tuple[str, ...]
+    names_workspace: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,5 +112,12 @@ class ContainerJob:
 
     def as_details(self) -> dict[str, Any]:
         """In JSON values, as a plan holds it."""
-        details: dict[str, Any] = json_values(self)
+        details: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
         return details
+
+
+@dataclass(frozen=True)
+class ContainerResolved(Resolved):
+    """The plan of a job in a container without findings, and its own part: what the rules of `check` look at."""
+
+    job: ContainerJob

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import environment_of
 from launcher.container.planned import (
     ContainerJob,
     ContainerOptions,
+    ContainerResolved,
     PlannedAllocation,
     PlannedContainer,
     PlannedStaging,
 )
-from launcher.container.script import filled, planned_script
+from launcher.container.script import Scripts, filled
 from launcher.core import slurm_notation
 from launcher.core.errors import ConfigError
 from launcher.image.reference import HUB, PlannedImage, Reference
 from launcher.plan import derive
-from launcher.plan.derive import AppliedRules, Context, Resolved
+from launcher.plan.derive import AppliedRules, Context
 from launcher.plan.plan import Expected, ModelCache
-from launcher.runner.container_schema import CONTAINER, Container, Port
+from launcher.runner.container_schema import Container, Port
 from launcher.runner.file import RunnerFile
 
 WORKSPACE = "/workspace"
@@ -50,12 +50,12 @@ PULLED = ("docker", "podman")
 
 
 class ContainerPlanner:
-    """Plans jobs of a kind (``container`` or ``docker``) that run a benchmark's script in a container."""
+    """Plans jobs that run a benchmark's script in a container; it reads each script once."""
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self) -> None:
+        self._scripts = Scripts()
 
-    def plan(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> Resolved:
+    def plan(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> ContainerResolved:
         """Decide everything that a run will do.
 
         Raises ConfigError when the runner supports no such benchmark, when it has no script, and when the script asks
@@ -64,35 +64,36 @@ class ContainerPlanner:
         rules = AppliedRules.of(benchmark, file)
         lane = rules.lane.rule.container
         if benchmark.multinode or lane is None:
-            message = f"runner {file.runner.name} runs {rules.benchmark.title} in no container of one node"
+            message = f"runner {file.runner.name} runs {benchmark.title} in no container of one node"
             raise ConfigError(message, where=rules.lane.where)
         environment = _environment(rules, context)
         passed = _from_host(rules, context)
         path = derive.model_path(rules.model.rule, benchmark, context)
         cache = _cache(rules, context, environment)
         images = _images(rules, lane, context)
-        container = _container(rules, lane, context, images, tuple(sorted({*environment, *passed})))
-        container = replace(
-            container,
+        container = PlannedContainer(
+            engine=lane.engine,
+            image=images[0].squash if images else _reference(benchmark, lane),
+            workdir=_workdir(rules, lane),
             mounts=_mounts(rules, lane, context, path, cache),
+            options=_options(lane, benchmark),
             environment=_own_environment(rules, lane, context, path),
+            passes=tuple(sorted({*environment, *passed})),
         )
         given = {**environment, **dict.fromkeys(passed, "given"), **container.environment}
-        script = planned_script(lane.script, benchmark, Path(context.workspace), context.host, given)
-        allocation = _allocation(rules, lane, context) if self.kind == CONTAINER else None
+        script = self._scripts.planned(lane.script, benchmark, context, given)
+        allocation = _allocation(rules, lane, context) if file.runner.scheduler.kind == "slurm" else None
         job = ContainerJob(allocation, container, script, environment, _staging(lane))
-        limit = str(allocation.minutes) if allocation is not None and allocation.minutes else None
         plan = derive.whole_plan(
-            self.kind,
             rules,
             context,
             images=images,
-            model_path=path,
-            time_limit=limit,
+            model=derive.planned_model(rules, path, context, cache),
+            results=_results(derive.expected_results(benchmark, context), benchmark, context),
+            time_limit=str(allocation.minutes) if allocation is not None and allocation.minutes else None,
             details=job.as_details(),
         )
-        results = _results(plan.results, benchmark, context)
-        return Resolved(replace(plan, model=replace(plan.model, cache=cache), results=results), rules)
+        return ContainerResolved(plan, rules, job)
 
 
 def _environment(rules: AppliedRules, context: Context) -> dict[str, str]:
@@ -131,26 +132,23 @@ def _images(rules: AppliedRules, lane: Container, context: Context) -> tuple[Pla
     return (image,)
 
 
-def _container(
-    rules: AppliedRules, lane: Container, context: Context, images: tuple[PlannedImage, ...], passes: tuple[str, ...]
-) -> PlannedContainer:
-    benchmark = rules.benchmark
+def _reference(benchmark: Benchmark, lane: Container) -> str:
+    """The image as an engine that pulls it reads it."""
     reference = Reference.parse(benchmark.image, where=benchmark.source)
-    if images:
-        image = images[0].squash
-    elif lane.engine in PULLED:
-        registry = "" if reference.registry == HUB else f"{reference.registry}/"
-        image = f"{registry}{reference.repository}{'@' if reference.digest else ':'}{reference.version}"
-    else:
-        image = reference.uri.removeprefix("docker://")
-    options = ContainerOptions(
+    if lane.engine not in PULLED:
+        return reference.uri.removeprefix("docker://")
+    registry = "" if reference.registry == HUB else f"{reference.registry}/"
+    return f"{registry}{reference.repository}{'@' if reference.digest else ':'}{reference.version}"
+
+
+def _options(lane: Container, benchmark: Benchmark) -> ContainerOptions:
+    return ContainerOptions(
         home=lane.home,
         remap_root=lane.remap_root,
         writable=lane.writable,
         mpi=lane.mpi,
         flags=tuple(filled(flag, {"gpus": str(benchmark.gpus)}) for flag in lane.flags),
     )
-    return PlannedContainer(lane.engine, image, _workdir(rules, lane), {}, options, {}, passes)
 
 
 def _workdir(rules: AppliedRules, lane: Container) -> str:

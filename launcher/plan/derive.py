@@ -16,7 +16,7 @@ from launcher.benchmark.environment import result_filename
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
 from launcher.image.reference import PlannedImage, Reference, same_image, squash_name
-from launcher.plan.plan import Expected, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
+from launcher.plan.plan import Expected, ModelCache, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
 from launcher.runner.file import Applied, RunnerFile, applies
 from launcher.runner.schema import Adjustment, ImageRule, Images, LaneRule, ModelRule
 
@@ -165,16 +165,30 @@ def planned_image(
 
 
 def planned_model(
-    file: RunnerFile, path: str | None, benchmark: Benchmark, rule: ModelRule, context: Context
+    rules: AppliedRules, path: str | None, context: Context, cache: ModelCache | None = None
 ) -> PlannedModel:
+    """The checkpoint at a path of the runner file: what the file says of the storage, and of staging."""
+    rule, benchmark = rules.model.rule, rules.benchmark
     if path is None or path.startswith("hf:"):
-        return PlannedModel(path, benchmark.precision, "hub", ("login", "compute"), id=benchmark.model)
-    storage = file.storage_of(path)
+        return PlannedModel(path, benchmark.precision, "hub", ("login", "compute"), id=benchmark.model, cache=cache)
+    storage = rules.file.storage_of(path)
     kind, seen_by = (storage.kind, tuple(storage.seen_by)) if storage else ("unknown", ("login", "compute"))
     source = fill(rule.source, context) if rule.stage and rule.source else None
     striping = storage.striping if storage else None
     layouts = None if striping is None else tuple((s.at_least, s.count, s.size) for s in striping)
-    return PlannedModel(path, benchmark.precision, kind, seen_by, source, layouts, benchmark.model)
+    return PlannedModel(path, benchmark.precision, kind, seen_by, source, layouts, benchmark.model, cache)
+
+
+def expected_results(benchmark: Benchmark, context: Context) -> Expected:
+    """What the benchmark is to measure, and the name of its results."""
+    return Expected(
+        concurrencies=benchmark.concurrencies,
+        filename=result_stem(benchmark, context.runner_name),
+        mode="eval" if benchmark.eval_only else "agentic" if benchmark.agentic else "fixed",
+        run_eval=benchmark.run_eval,
+        isl=benchmark.isl,
+        osl=benchmark.osl,
+    )
 
 
 def shared_workspace(rules: AppliedRules, context: Context) -> str | None:
@@ -258,16 +272,16 @@ def check_run_id(run_id: str) -> str:
 
 
 def whole_plan(
-    kind: str,
     rules: AppliedRules,
     context: Context,
     *,
     images: Sequence[PlannedImage],
-    model_path: str | None,
+    model: PlannedModel,
+    results: Expected,
     time_limit: str | None,
     details: dict[str, Any],
 ) -> Plan:
-    """The plan of a job of some kind, without findings.
+    """The plan of a job of the kind that the lane names, without findings.
 
     ``time_limit`` is in Slurm's notation, None when it is not known yet; ``details`` are what only this kind plans, in
     JSON values.
@@ -276,7 +290,7 @@ def whole_plan(
     partition, account = partition_and_account(rules, context)
     scheduler = runner.scheduler
     return Plan(
-        kind=kind,
+        kind=rules.lane.rule.kind,
         runner=runner.name,
         runner_name=context.runner_name,
         job_name=scheduler.job_name.format(runner=context.runner_name),
@@ -287,15 +301,8 @@ def whole_plan(
         scheduler=SchedulerPlan(scheduler.kind, partition, account, scheduler.backend, time_limit),
         workspace=WorkspacePlan(context.workspace, shared_workspace(rules, context)),
         images=tuple(images),
-        model=planned_model(rules.file, model_path, benchmark, rules.model.rule, context),
-        results=Expected(
-            concurrencies=benchmark.concurrencies,
-            filename=result_stem(benchmark, context.runner_name),
-            mode="eval" if benchmark.eval_only else "agentic" if benchmark.agentic else "fixed",
-            run_eval=benchmark.run_eval,
-            isl=benchmark.isl,
-            osl=benchmark.osl,
-        ),
+        model=model,
+        results=results,
         rules={"model": rules.model.where, "lane": rules.lane.where},
         narrow=context.narrow,
         details=details,

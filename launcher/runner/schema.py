@@ -86,6 +86,8 @@ class ModelRule(Rule, frozen=True, kw_only=True):
     otherwise: str | None = None
     """A directory or ``hf:ORGANISATION/NAME`` that is used when no candidate exists, which is also what a machine sees
     that has none of these file systems (a dry run elsewhere). The first candidate when it is not given."""
+    downloads: bool = False
+    """Whether the benchmark's script downloads the checkpoint to `path` where it is missing."""
     alias: str = ""
     """The key of `model_paths` that this fleet's recipes use."""
     also: list[str] = []

@@ -13,7 +13,6 @@ from launcher.core.errors import ConfigError
 from launcher.image.reference import PlannedImage, names_an_image
 from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
-from launcher.plan.plan import SRTCTL
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import Edit, LaneRule
 from launcher.srtctl.edit import acceptance_edits, apply_edits, with_comment
@@ -87,11 +86,11 @@ class SrtctlPlanner:
         job = SrtctlJob(models, tree, srtslurm, planned_recipe, submit, rules.power)
         own_limit = recipe.facts and recipe.facts.time_limit
         plan = derive.whole_plan(
-            SRTCTL,
             rules,
             context,
             images=images,
-            model_path=model_path,
+            model=derive.planned_model(rules, model_path, context),
+            results=derive.expected_results(benchmark, context),
             time_limit=own_limit or srtslurm.get("default_time_limit"),
             details=job.as_details(),
         )
