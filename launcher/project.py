@@ -232,11 +232,14 @@ def plan_benchmark(
 
 
 def _kind_of_lane(benchmark: Benchmark, file: RunnerFile) -> str:
-    """The kind of job that serves a benchmark. Where no lane does, the first kind says what is supported."""
+    """The kind of job that serves a benchmark. Raises ConfigError where no lane does.
+
+    For a benchmark of several nodes the first kind says what is supported: a recipe decides about its lane as well.
+    """
     for power in (False, True):  # a recipe that asks for power telemetry can have a lane of its own
         with contextlib.suppress(ConfigError):
             return file.lane(benchmark, power=power).rule.kind
-    return SRTCTL
+    return SRTCTL if benchmark.multinode else file.lane(benchmark).rule.kind
 
 
 def _is_directory(path: str, holding: str | None) -> bool:

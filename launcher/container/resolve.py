@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from launcher.benchmark.benchmark import Benchmark
+from launcher.benchmark.contracts import SECRETS
 from launcher.benchmark.environment import environment_of
 from launcher.container.planned import (
     ContainerJob,
@@ -27,9 +28,6 @@ from launcher.runner.file import RunnerFile
 
 WORKSPACE = "/workspace"
 """Where the workflow's RESULT_DIR and most scripts expect the checkout in the container."""
-
-SECRETS = ("HF_TOKEN", "MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET")
-"""Variables of the workflow's contract whose values no plan holds."""
 
 EVAL = (
     "meta_env.json",
