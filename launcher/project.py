@@ -22,6 +22,7 @@ from launcher.benchmark.matrix import Matrix, load_matrix
 from launcher.check.registry import check_plan
 from launcher.check.schema_validation import RecipeValidator
 from launcher.check.srtctl_schema import Schemas
+from launcher.container.kind import ContainerKind
 from launcher.core.errors import ConfigError, closest
 from launcher.core.shipped import shipped
 from launcher.plan.derive import Context, check_run_id, run_key
@@ -165,6 +166,10 @@ class Project:
         """Plan a benchmark that srtctl runs."""
         return plan_benchmark(benchmark, file, self.finder, context, self.validator)
 
+    def plan_container(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> Plan:
+        """Plan a benchmark whose script runs in a container."""
+        raise ConfigError("benchmarks in a container cannot be planned yet", where=file.runner.name)
+
     def replan(self, plan: Plan, tree: Path) -> Plan:
         """The plan again, now that the checkout at ``tree`` is there and its recipe can be read."""
         finder = RecipeFinder(self.workspace, self.finder.repository, checkout=tree)
@@ -200,6 +205,8 @@ class Project:
 
 KINDS: dict[str, Callable[[Project], JobKind]] = {
     SRTCTL: lambda project: SrtctlKind(project.plan_srtctl, project.replan),
+    "container": lambda project: ContainerKind("container", project.plan_container, project.state / "jobs"),
+    "docker": lambda project: ContainerKind("docker", project.plan_container, project.state / "jobs"),
 }
 """The kinds of job that there are."""
 
