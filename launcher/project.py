@@ -212,8 +212,8 @@ class Project:
 
 KINDS: dict[str, Callable[[Project], JobKind]] = {
     SRTCTL: lambda project: SrtctlKind(project.plan_srtctl, project.replan),
-    CONTAINER: lambda project: ContainerKind(CONTAINER, project.plan_in_container),
-    DOCKER: lambda project: ContainerKind(DOCKER, project.plan_in_container),
+    CONTAINER: lambda project: ContainerKind(CONTAINER, project.plan_in_container, project.state / "jobs"),
+    DOCKER: lambda project: ContainerKind(DOCKER, project.plan_in_container, project.state / "jobs"),
 }
 """The kinds of job that there are."""
 

@@ -79,11 +79,15 @@ class PlannedScript:
 
 @dataclass(frozen=True)
 class PlannedStaging:
-    """The copy of the checkout on the node: where, what is left out of it, what is brought back (globs)."""
+    """The copy of the checkout on the node: where, what is left out of it, what is brought back (globs).
+
+    ``through`` is a directory that the login node and compute nodes see: the job's script, log and archives lie there.
+    """
 
     to: str
     exclude: tuple[str, ...]
     back: tuple[str, ...]
+    through: str = "$HOME/.launcher-jobs"
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ def prepare(run: Run) -> JobKey:
 
 def _have_images(run: Run) -> None:
     """Have every image of the plan; the plan then says where they are."""
-    services, plan, facts = run.services, run.plan, []
+    services, plan = run.services, run.plan
+    facts: list[dict[str, Any]] = []
     policy = ImportPolicy(
         scheduler=plan.scheduler.kind,
         partition=plan.scheduler.partition,
@@ -75,6 +76,11 @@ def _have_images(run: Run) -> None:
     )
     with run.record.doing("images") as keep:
         for planned in plan.images:
+            if not planned.shared:
+                run.log(f"image {planned.reference}: each node has a directory of its own, so the job imports it")
+                where = {"planned": planned.squash, "squash": planned.squash}
+                facts.append({"reference": planned.reference, **where, "how": "by the job"})
+                continue
             image = ensure_image(
                 planned,
                 policy,

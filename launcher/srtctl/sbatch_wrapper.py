@@ -27,6 +27,7 @@ from launcher.core.process import CommandRunner, clean_environment, run
 from launcher.core.retry import until
 from launcher.slurm.client import Phase, carries, jobs_with_token
 from launcher.slurm.commands import SQUEUE_FORMAT, SlurmCommands, squeue_records
+from launcher.slurm.submission import IN_DOUBT, printed_ids
 
 VARIABLE = "LAUNCHER_SBATCH"
 """The program's input, as JSON: ``token``, ``earlier`` (ids of jobs that carried it before), ``hold``, ``directory``
@@ -35,8 +36,6 @@ VARIABLE = "LAUNCHER_SBATCH"
 TIMEOUT = 240.0
 """Seconds for sbatch itself; `submit.Submission.timeout` is longer."""
 
-_ID = re.compile(r"^(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?\s*$", re.MULTILINE)
-_IN_DOUBT = re.compile(r"timed out|[Uu]nable to contact|connect failure|Zero Bytes|Unexpected message")
 _OUTPUT = re.compile(r"^#SBATCH --output=(\S+%j\S*)$", re.MULTILINE)
 _LOOKS, _BETWEEN = 3, 2.0
 
@@ -85,7 +84,7 @@ def submit(
     # Options come before the script: what follows it belongs to the script.
     held = ["--hold"] if given["hold"] else []
     done = runner(["sbatch", *held, *arguments], timeout=TIMEOUT, env=real)
-    ids = _ID.findall(done.stdout)
+    ids = printed_ids(done.stdout)
     if done.ok and len(ids) == 1:
         _make_output_directory(arguments, ids[0])
         return 0, f"Submitted batch job {ids[0]}\n", done.stderr
@@ -93,7 +92,7 @@ def submit(
     if len(found) == 1:
         _make_output_directory(arguments, found[0])
     elif not found:
-        may_come = done.ok or done.timed_out or bool(_IN_DOUBT.search(done.stderr))
+        may_come = done.ok or done.timed_out or bool(IN_DOUBT.search(done.stderr))
         found = _in_scheduler(token, earlier, real, _LOOKS if may_come else 1, sleep)
     if len(found) == 1:
         error = done.stderr + f"sbatch did not print the job's id ({done}); Slurm has it as {found[0]}\n"

@@ -25,18 +25,13 @@ from typing import Any
 from launcher.core.errors import ConfigError, JobsExist, SubmissionError, SubmissionUnknown, suggest
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import write_text
-from launcher.core.retry import until
 from launcher.run.kind import Submitted
-from launcher.slurm.client import Scheduler, SchedulerUnreachable, jobs_with_token
+from launcher.slurm.client import Scheduler, SchedulerUnreachable
+from launcher.slurm.submission import ASKED, check_first, hint_for, new_jobs
+from launcher.slurm.submission import HINTS as SBATCH_HINTS
 from launcher.srtctl import recipe
 from launcher.srtctl.planned import LOG, SRTSLURM
 from launcher.srtctl.sbatch_wrapper import wrapper_on_path
-
-ASKED = 3
-"""How often the scheduler is asked about a submission whose answer was lost."""
-
-BETWEEN = 5.0
-"""Seconds between two such questions: slurmctld may still be working on the request when its client is gone."""
 
 HELP_TIMEOUT = 120.0
 """Seconds for ``srtctl apply --help``: importing srtctl from a shared file system can take long."""
@@ -69,11 +64,7 @@ _HINTS = {
     "(recipe.yaml:override_x)",
     r"No such file or directory: 'sbatch'": "sbatch is not on PATH: is this the cluster's login node?",
     r"unrecognized option '--segment": "this Slurm has no --segment: set use_segment_sbatch_directive: false",
-    r"[Ii]nvalid (partition|account|qos)|Invalid account or account/partition": "correct partition and account in the "
-    "runner file (sacctmgr show assoc user=$USER)",
-    r"QOSMaxSubmit|AssocMaxSubmit|AssocGrpSubmit": "too many jobs are queued already: wait, or cancel some",
-    r"Socket timed out|Unable to contact slurm controller": "slurmctld did not answer; it has no job of ours, so that "
-    "trying again is safe",
+    **SBATCH_HINTS,
     r"Config not found": "the recipe is not in the checkout: is the overlay complete and CONFIG_FILE right?",
     r"unrecognized arguments|expected one argument": "this srtctl has other options than its checkout said",
 }
@@ -153,7 +144,8 @@ def apply(
     # Once sbatch was reached, a job can still appear.
     may_come = done.timed_out or (done.returncode or 0) < 0 or answer.begun > 0
     try:
-        found = _new_jobs(submission, scheduler, ASKED if failed and may_come else 1, sleep)
+        times = ASKED if failed and may_come else 1
+        found = new_jobs(submission.token, submission.earlier, scheduler, times, sleep)
     except SchedulerUnreachable as error:
         if failed:
             raise SubmissionUnknown(
@@ -169,7 +161,7 @@ def apply(
         raise SubmissionError(
             trouble + (f"\nsrtctl had dropped srtslurm.yaml: {dropped}" if dropped else ""),
             where=_recipe(argv),
-            hint=next((hint for pattern, hint in _HINTS.items() if re.search(pattern, words)), None),
+            hint=hint_for(words, _HINTS),
         )
     if dropped:
         raise JobsExist(
@@ -205,15 +197,7 @@ def _ours(answer: _Answer, found: Mapping[str, float | None], failed: bool, trou
                 job_ids=ids,
                 hint="cancel them; the selector must name exactly one variant",
             )
-    # Of several jobs with the token every launcher goes on with the same one, the earliest. Ids grow, except where they
-    # start again after MaxJobId: there the submit time decides.
-    first = min(found, key=lambda job: (found[job] or 0.0, int(job)), default=None)
-    if ids and ids[0] in found and first != ids[0]:
-        raise JobsExist(
-            f"another launcher submitted job {first} under this run's id just before",
-            job_ids=ids,
-            hint="that one goes on; choose another --run-id for this one",
-        )
+    check_first(ids, found)
     return ids
 
 
@@ -279,22 +263,6 @@ def _read(done: Completed) -> _Answer:
         begun=said.count("Submitting: "),
         said=said,
     )
-
-
-def _new_jobs(
-    submission: Submission, scheduler: Scheduler, times: int, sleep: Callable[[float], None]
-) -> dict[str, float | None]:
-    """The new jobs that carry the token, with their submit times; asked ``times`` times until there is one.
-
-    Raises SchedulerUnreachable.
-    """
-    from tenacity import stop_after_attempt, wait_fixed
-
-    def ask() -> dict[str, float | None]:
-        jobs = jobs_with_token(submission.token, scheduler)
-        return {job.id: job.submitted for job in jobs if job.id not in submission.earlier}
-
-    return until(bool, ask, stop=stop_after_attempt(times), wait=wait_fixed(BETWEEN), sleep=sleep)
 
 
 def _trouble(done: Completed, answer: _Answer, timeout: float) -> str:
