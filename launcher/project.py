@@ -26,7 +26,7 @@ from launcher.container.kind import ContainerKind
 from launcher.container.resolve import ContainerPlanner
 from launcher.core.errors import ConfigError, closest
 from launcher.core.shipped import shipped
-from launcher.plan.derive import Context, check_run_id, run_key
+from launcher.plan.derive import Context, Resolved, check_run_id, run_key
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.container_schema import CONTAINER, DOCKER
 from launcher.runner.file import RunnerFile
@@ -175,7 +175,7 @@ class Project:
     def plan_in_container(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> Plan:
         """Plan a benchmark of one node that runs in a container."""
         resolved = self._in_container.plan(benchmark, file, context)
-        return dataclasses.replace(resolved.plan, findings=check_plan(resolved, self.validator))
+        return _with_findings(resolved, self.validator)
 
     def replan(self, plan: Plan, tree: Path) -> Plan:
         """The plan again, now that the checkout at ``tree`` is there and its recipe can be read."""
@@ -228,7 +228,12 @@ def plan_benchmark(
     """Plan a benchmark on a runner, and check the plan. Raises ConfigError when it cannot be planned."""
     validator = validator or RecipeValidator()
     resolved = SrtctlPlanner(finder, validator.schemas.has_file).plan(benchmark, file, context)
-    return dataclasses.replace(resolved.plan, findings=check_plan(resolved, validator))
+    return _with_findings(resolved, validator)
+
+
+def _with_findings(resolved: Resolved, validator: RecipeValidator) -> Plan:
+    found = check_plan(resolved, validator)
+    return dataclasses.replace(resolved.plan, findings=found) if found else resolved.plan
 
 
 def _kind_of_lane(benchmark: Benchmark, file: RunnerFile) -> str:

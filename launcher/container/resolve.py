@@ -64,7 +64,8 @@ class ContainerPlanner:
         if benchmark.multinode or lane is None:
             message = f"runner {file.runner.name} runs {benchmark.title} in no container of one node"
             raise ConfigError(message, where=rules.lane.where)
-        environment = _environment(rules, context)
+        expected = derive.expected_results(benchmark, context)
+        environment = _environment(benchmark, expected.filename, context)
         passed = _from_host(rules, context)
         path = derive.model_path(rules.model.rule, benchmark, context)
         cache = _cache(rules, context, environment)
@@ -87,16 +88,15 @@ class ContainerPlanner:
             context,
             images=images,
             model=derive.planned_model(rules, path, context, cache),
-            results=_results(derive.expected_results(benchmark, context), benchmark, context),
+            results=_results(expected, benchmark, context),
             time_limit=str(allocation.minutes) if allocation is not None and allocation.minutes else None,
             details=job.as_details(),
         )
         return ContainerResolved(plan, rules, job)
 
 
-def _environment(rules: AppliedRules, context: Context) -> dict[str, str]:
+def _environment(benchmark: Benchmark, stem: str, context: Context) -> dict[str, str]:
     """The variables of the workflow's contract, as the workflow's launch step has them."""
-    benchmark, stem = rules.benchmark, derive.result_stem(rules.benchmark, context.runner_name)
     return {
         **environment_of(benchmark),
         "RUNNER_NAME": context.runner_name,
