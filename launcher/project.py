@@ -139,11 +139,16 @@ class Project:
         return load_matrix(paths, hardware if hardware.is_file() else None)
 
     def runner_for(self, benchmark: Benchmark, name: str | None) -> RunnerFile:
-        """The cluster by name, else the one that serves the benchmark's label."""
+        """The cluster by name, else the only one that serves the benchmark's label. Raises ConfigError."""
         if name is not None:
             return self.fleet.get(name)
-        if benchmark.runner in self.fleet.by_label:
-            return self.fleet.by_label[benchmark.runner]
+        serving = self.fleet.by_label.get(benchmark.runner, ())
+        if len(serving) == 1:
+            return serving[0]
+        if serving:
+            names = ", ".join(file.runner.name for file in serving)
+            message = f"several clusters serve the label {benchmark.runner!r}: {names}"
+            raise ConfigError(message, where=benchmark.source, hint="--runner NAME says which one is meant")
         raise ConfigError(
             f"no runner file serves the label {benchmark.runner!r}",
             where=benchmark.source,
