@@ -35,7 +35,7 @@ from launcher.model.manifest import (
     part_count,
     read_range,
 )
-from launcher.model.source import Reader, Source, SourceFile
+from launcher.model.source import Source, SourceFile
 
 WORKERS = 8
 WINDOW = 8 << 20
@@ -44,8 +44,8 @@ WINDOW = 8 << 20
 FICLONERANGE = 0x4020940D
 """As in linux/fs.h, of the architectures that machines with GPUs have."""
 
-CreateFile = Callable[[Path, int], None]
-"""Creates a file (path, size in bytes) before it is opened for writing."""
+LayOut = Callable[[Path, int], None]
+"""Gives the directory (with size 0), and then each file of so many bytes, its layout: creates it, if it has one."""
 
 _NO_CLONE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
 
@@ -71,7 +71,7 @@ class NoProgress:
 class Copier:
     """Copies all files of a source into a directory. For one use.
 
-    The directory and the `journal_directory` below it have to exist. ``create`` is for file systems where a file's
+    The directory and the `journal_directory` below it have to exist. ``lay_out`` is for file systems where a file's
     layout is fixed when it is created, as by `lfs setstripe`. Afterwards ``entries`` are the manifest's, ``copied`` and
     ``resumed`` the bytes that were copied and found there.
     """
@@ -85,36 +85,35 @@ class Copier:
         workers: int = WORKERS,
         progress: Progress = NoProgress(),
         stop: Stop = Stop.never(),
-        create: CreateFile | None = None,
+        lay_out: LayOut | None = None,
     ) -> None:
-        self.source, self.into, self.part_size, self.create = source, into, part_size, create
+        self.source, self.into, self.part_size, self.lay_out = source, into, part_size, lay_out
         self._workers, self._progress, self._stop = workers, progress, stop
         self.entries: list[FileEntry] = []
         self.copied = self.resumed = 0
         self.stopped = threading.Event()
         self.open_files: set[_FileCopy] = set()
         self.can_clone = True
-        self._error: BaseException | None = None
         self._lock = threading.Lock()
 
     def copy(self) -> None:
         """Copy what is not there yet; every file is synced to storage. Raises OSError, ModelError, Cancelled."""
         files = sorted(self.source.files, key=lambda file: -file.size)
         self._progress.begin(len(files), sum(file.size for file in files))
+        pool = ThreadPoolExecutor(self._workers, "copy")
         try:
-            with ThreadPoolExecutor(self._workers, "copy") as pool:
-                try:
-                    self._drive(pool, files)
-                finally:
-                    self.stopped.set()
-                    pool.shutdown(wait=True, cancel_futures=True)
+            self._drive(pool, files)
         finally:
+            self.stopped.set()
+            pool.shutdown(cancel_futures=True)
             for copy in list(self.open_files):
                 copy.close()
         self.entries.sort(key=lambda entry: entry.path)
 
     def _drive(self, pool: ThreadPoolExecutor, files: list[SourceFile]) -> None:
-        """Hand out parts file by file, with not many more files open than there are workers."""
+        """Hand out parts file by file, with no more files open than twice the workers."""
+        if self.lay_out:
+            self.lay_out(self.into, 0)
         running: set[Future[None]] = set()
         for file in files:
             copy = _FileCopy(self, file)
@@ -129,17 +128,9 @@ class Copier:
         """Wait a moment; the parts that are still being copied. Raises what a part raised, and Cancelled."""
         done, left = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
         self._stop.check()
-        if self._error is not None:
-            raise self._error
         for future in done:
             future.result()
         return left
-
-    def failed(self, error: BaseException) -> None:
-        """Stop all workers. The first error is the one that is raised; later ones may be its consequences."""
-        with self._lock:
-            self._error = self._error or error
-        self.stopped.set()
 
     def advance(self, file: SourceFile, count: int, *, resumed: bool = False) -> None:
         """Count bytes that are at the destination now, and tell the progress."""
@@ -152,54 +143,37 @@ class Copier:
 
 
 class _FileCopy:
-    """One file on its way: opened by the first of its parts, finished and closed by the last."""
-
-    _reader: Reader
-    _journal: _Journal
-    _descriptor: int
+    """One file on its way: opened at once, finished and closed by the last of its parts."""
 
     def __init__(self, copier: Copier, file: SourceFile) -> None:
         self._copier, self.file = copier, file
         self._path = copier.into / file.path
-        self.count = self._left = part_count(file.size, copier.part_size)
+        self.count = part_count(file.size, copier.part_size)
         self._digests: dict[int, bytes] = {}
         self._lock = threading.Lock()
         self._resources = contextlib.ExitStack()
-        self._is_open = False
-
-    def part(self, index: int) -> None:
-        """Have one part at the destination; the last one makes the file durable."""
-        if self._copier.stopped.is_set():
-            return
-        try:
-            with self._lock:
-                if not self._is_open:
-                    self._open()
-            self._digests[index] = self._part(index)
-            with self._lock:
-                self._left -= 1
-                last = self._left == 0
-            if last:
-                self._finish()
-        except BaseException as error:
-            self._copier.failed(error)
-            raise
-
-    def _open(self) -> None:
-        self._copier.open_files.add(self)
+        copier.open_files.add(self)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._journal = _Journal(journal_directory(self._copier.into), self.file, self._copier.part_size)
+        self._journal = _Journal(journal_directory(copier.into), file, copier.part_size)
         self._resources.callback(self._journal.close)
         if not self._path.exists():
             self._journal.discard()
-            if self._copier.create:
-                self._copier.create(self._path, self.file.size)
+            if copier.lay_out:
+                copier.lay_out(self._path, file.size)
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._resources.callback(os.close, self._descriptor)
-        os.ftruncate(self._descriptor, self.file.size)
-        self._reader = self._copier.source.open(self.file)
+        os.ftruncate(self._descriptor, file.size)
+        self._reader = copier.source.open(file)
         self._resources.callback(self._reader.close)
-        self._is_open = True
+
+    def part(self, index: int) -> None:
+        """Have one part at the destination; the last one makes the file durable."""
+        digest = self._part(index)
+        with self._lock:
+            self._digests[index] = digest
+            last = len(self._digests) == self.count
+        if last:
+            self._finish()
 
     def _part(self, index: int) -> bytes:
         offset = index * self._copier.part_size
@@ -319,16 +293,13 @@ class _Journal:
         path = directory / xxhash.xxh3_128(file.path.encode()).hexdigest()
         self._head = f"{file.size} {file.stamp} {part_size}\n".encode()
         content = path.read_bytes() if path.exists() else b""
-        if not content.startswith(self._head):
-            path.unlink(missing_ok=True)
-            content = b""
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        if not content:
-            os.write(self._descriptor, self._head)
-        elif not content.endswith(b"\n"):
-            os.write(self._descriptor, b"\n")  # after a line that was cut off
-        claims = re.findall(rb"^(\d{1,18}) ([0-9a-f]{32})$", content[len(self._head) :], re.MULTILINE)
-        self.parts = {int(index): bytes.fromhex(digest.decode()) for index, digest in claims}
+        if content.startswith(self._head):
+            os.write(self._descriptor, b"\n")  # the last line may be cut off
+            claims = re.findall(rb"^(\d{1,18}) ([0-9a-f]{32})$", content[len(self._head) :], re.MULTILINE)
+            self.parts = {int(index): bytes.fromhex(digest.decode()) for index, digest in claims}
+        else:
+            self.discard()
 
     def note(self, index: int, digest: bytes) -> None:
         """Note a finished part, in one write: lines of several threads do not mix (open(2), O_APPEND)."""

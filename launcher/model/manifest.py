@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,7 +20,6 @@ import msgspec
 import xxhash
 
 from launcher.core.errors import ModelError
-from launcher.core.publish import write_json
 from launcher.core.stop import Stop
 from launcher.model.weights import wrong_size
 
@@ -74,10 +73,6 @@ class Manifest:
             "bytes": self.bytes,
             "created": self.created,
         }
-
-    def write(self, path: Path) -> None:
-        """Write atomically and durably. Raises OSError."""
-        write_json(path, asdict(self))
 
     @classmethod
     def read(cls, directory: Path) -> Manifest | None:

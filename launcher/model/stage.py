@@ -19,7 +19,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
@@ -33,7 +33,7 @@ from launcher.core.process import CommandRunner, ProcessIdentity, run
 from launcher.core.publish import fsync_directory, write_json
 from launcher.core.stop import Stop
 from launcher.model.checkpoint import examine
-from launcher.model.copy import WORKERS, Copier, CreateFile, NoProgress, Progress, journal_directory
+from launcher.model.copy import WORKERS, Copier, LayOut, NoProgress, Progress, journal_directory
 from launcher.model.destination import (
     StagingOwner,
     existing_manifest,
@@ -83,12 +83,12 @@ def stage(
     progress: Progress = NoProgress(),
     log: Callable[[str], None] = lambda text: None,
     stop: Stop = Stop.never(),
-    stripe: Callable[[Path], CreateFile | None] | None = None,
+    lay_out: LayOut | None = None,
 ) -> Staged:
     """Have the checkpoint of ``source`` at ``destination``, whole. Idempotent: what is there costs one stat a file.
 
-    ``stripe`` gets the staging directory and returns what creates each file (`striping`). Raises ModelError, Cancelled;
-    what was copied until then stays for the next call.
+    ``lay_out`` is as for `Copier`, `striping` on Lustre. Raises ModelError, Cancelled; what was copied until then stays
+    for the next call.
     """
     destination = destination.absolute()
     began = time.monotonic()
@@ -110,10 +110,20 @@ def stage(
                 raise ModelError(f"still being staged by {held.owner}", where=str(destination))
             if found := existing_manifest(destination, source):
                 return Staged(destination, "there", found)
-            staging = _Staging(source, destination, _directory(source, destination, adopt=held.acquired, log=log))
-            done = staging.fill(workers, progress, stop, stripe)
+            directory = _directory(source, destination, adopt=held.acquired, log=log)
+            copier = Copier(
+                source,
+                directory,
+                part_size=source.part_size or PART_SIZE,
+                workers=workers,
+                progress=progress,
+                stop=stop,
+                lay_out=lay_out,
+            )
+            staging = _Staging(copier, destination)
+            staging.fill()
             how = staging.publish(log)
-            return Staged(destination, how, staging.manifest, done.copied, done.resumed, time.monotonic() - began)
+            return Staged(destination, how, staging.manifest, copier.copied, copier.resumed, time.monotonic() - began)
 
 
 def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = Stop.never()) -> Manifest:
@@ -138,7 +148,7 @@ def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = 
                 reader.check_unchanged()
             entries.append(FileEntry(file.path, file.size, content_hash))
         manifest = Manifest(str(destination), None, tuple(entries), created=_now())
-        manifest.write(destination / MANIFEST_NAME)
+        write_json(destination / MANIFEST_NAME, asdict(manifest))
     return manifest
 
 
@@ -181,34 +191,23 @@ class _Staging:
 
     manifest: Manifest
 
-    def __init__(self, source: Source, destination: Path, directory: Path) -> None:
-        self._source, self._destination, self._directory = source, destination, directory
+    def __init__(self, copier: Copier, destination: Path) -> None:
+        self._copier, self._destination = copier, destination
+        self._source, self._directory = copier.source, copier.into
 
-    def fill(
-        self, workers: int, progress: Progress, stop: Stop, stripe: Callable[[Path], CreateFile | None] | None
-    ) -> Copier:
+    def fill(self) -> None:
         """Copy, verify and sync everything; at the end the directory needs only its name."""
         self._check_space()
-        part_size = self._source.part_size or PART_SIZE
-        copier = Copier(
-            self._source,
-            self._directory,
-            part_size=part_size,
-            workers=workers,
-            progress=progress,
-            stop=stop,
-            create=stripe(self._directory) if stripe else None,
-        )
-        copier.copy()
+        self._copier.copy()
+        source, copier = self._source, self._copier
         entries = tuple(copier.entries)
-        self.manifest = Manifest(self._source.name, self._source.revision, entries, part_size, created=_now())
+        self.manifest = Manifest(source.name, source.revision, entries, copier.part_size, created=_now())
         self._verify()
         # A kill while the manifest is written leaves a temporary; in there nobody takes it for a part of the model.
-        self.manifest.write(self._directory / WORK_DIRECTORY / MANIFEST_NAME)
+        write_json(self._directory / WORK_DIRECTORY / MANIFEST_NAME, asdict(self.manifest))
         (self._directory / WORK_DIRECTORY / MANIFEST_NAME).rename(self._directory / MANIFEST_NAME)
         for directory, _, _ in os.walk(self._directory, topdown=False):
             fsync_directory(Path(directory))
-        return copier
 
     def _check_space(self) -> None:
         """Raise ModelError before the first byte when it cannot fit, less what an earlier process has written."""
@@ -262,52 +261,38 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-@dataclass(frozen=True)
-class Stripe:
-    """Files of at least ``at_least`` bytes lie on ``count`` targets (-1: all), ``size`` on each in turn."""
-
-    at_least: int
-    count: int
-    size: str = "4M"
-
-
-DEFAULT = (Stripe(0, 1), Stripe(1 << 30, 4), Stripe(8 << 30, 8))
+DEFAULT_LAYOUTS = ((0, 1, "4M"), (1 << 30, 4, "4M"), (8 << 30, 8, "4M"))
 """A checkpoint of few large shards with one stripe each is read at the speed of one storage target. These follow common
 advice of sites (Lustre wiki, NERSC): small files on one target, files from 1 GiB on four, from 8 GiB on eight."""
 
 
 def striping(
-    policy: Sequence[Stripe] = DEFAULT,
+    layouts: Iterable[tuple[int, int, str]] | None = None,
     *,
     log: Callable[[str], None] = lambda text: None,
     run: CommandRunner = run,
-) -> Callable[[Path], CreateFile | None]:
+) -> LayOut:
     """Lustre striping, as `stage` takes it: a file's layout is fixed when it is created, before its first byte.
 
-    The staging directory gets the layout of the smallest files as its default; a larger file is created by
-    `lfs setstripe` before it is opened. Without `lfs` nothing is done. Where `lfs` refuses (the directory is not on
-    Lustre) that is said once.
+    Each of ``layouts`` (None: `DEFAULT_LAYOUTS`) says from how many bytes on a file gets it, on how many targets it
+    lies (-1: all), and how much on each in turn. The staging directory gets that of the smallest files as its default; a
+    larger file is created by `lfs setstripe` before it is opened. Without `lfs` nothing is done. Where `lfs` refuses
+    (the directory is not on Lustre) that is said once.
     """
+    chosen = sorted(DEFAULT_LAYOUTS if layouts is None else layouts, reverse=True) if shutil.which("lfs") else []
 
-    def layout(size: int) -> Stripe | None:
-        fitting = sorted((one for one in policy if size >= one.at_least), key=lambda one: one.at_least)
-        return fitting[-1] if fitting else None
+    def layout(size: int) -> tuple[int, int, str] | None:
+        return next((one for one in chosen if size >= one[0]), None)
 
-    def laid_out(path: Path, stripe: Stripe) -> bool:
-        done = run(["lfs", "setstripe", "-c", str(stripe.count), "-S", stripe.size, str(path)], timeout=60)
+    def lay_out(path: Path, size: int) -> None:
+        found = layout(size)
+        if found is None or (found == layout(0) and not path.is_dir()):
+            return
+        _, count, each = found
+        done = run(["lfs", "setstripe", "-c", str(count), "-S", each, str(path)], timeout=60)
         if not done.ok:
             log(f"{path}: not striped: {done.tail(1) or done}")
-        return done.ok
+            if path.is_dir():
+                chosen.clear()
 
-    def begin(directory: Path) -> CreateFile | None:
-        default = layout(0)
-        if not policy or shutil.which("lfs") is None or (default and not laid_out(directory, default)):
-            return None
-
-        def create(path: Path, size: int) -> None:
-            if (stripe := layout(size)) and stripe != default:
-                laid_out(path, stripe)
-
-        return create
-
-    return begin
+    return lay_out
