@@ -275,8 +275,8 @@ def striping(
     """Lustre striping, as `stage` takes it: a file's layout is fixed when it is created, before its first byte.
 
     Each of ``layouts`` (None: `DEFAULT_LAYOUTS`) says from how many bytes on a file gets it, on how many targets it
-    lies (-1: all), and how much on each in turn. The staging directory gets that of the smallest files as its default; a
-    larger file is created by `lfs setstripe` before it is opened. Without `lfs` nothing is done. Where `lfs` refuses
+    lies (-1: all), and how much on each in turn. The staging directory gets that of the smallest files as its default;
+    a larger file is created by `lfs setstripe` before it is opened. Without `lfs` nothing is done. Where `lfs` refuses
     (the directory is not on Lustre) that is said once.
     """
     chosen = sorted(DEFAULT_LAYOUTS if layouts is None else layouts, reverse=True) if shutil.which("lfs") else []
