@@ -19,6 +19,7 @@ from typing import Any
 
 from launcher.core.errors import LauncherError, ModelError, SubmissionError
 from launcher.core.process import CommandRunner
+from launcher.core.slurm_notation import node_names
 from launcher.core.stop import stop_on_signals
 from launcher.model.source import source_of
 from launcher.model.stage import stage
@@ -49,34 +50,17 @@ class Allocation:
 
     def node_names(self, run: CommandRunner) -> list[str]:
         """The names of the nodes, without the excluded ones; for anything but ``count``. Raises SubmissionError."""
-        if self.nodes is not None:
-            listed = names_of(self.nodes, run)
-        elif self.job is not None:
-            asked = ["squeue", "-h", "-j", self.job, "-t", "RUNNING", "-o", "%N"]
-            listed = names_of(_said(run, asked, f"job {self.job} holds no nodes"), run)
-        else:
-            asked = ["sinfo", "-h", "-N", "-p", str(self.partition), "-o", "%N"]
-            listed = list(dict.fromkeys(_said(run, asked, f"partition {self.partition} has no nodes").split()))
-        left = [node for node in listed if node not in self.exclude]
+        of, listed = f"job {self.job}" if self.job else f"partition {self.partition}", self.nodes
+        if listed is None:
+            of_job = ["squeue", "-h", "-j", str(self.job), "-t", "RUNNING", "-o", "%N"]
+            answer = run(of_job if self.job else ["sinfo", "-h", "-p", str(self.partition), "-o", "%N"], timeout=60)
+            if not answer.ok:
+                raise SubmissionError(f"Slurm does not name the nodes: {answer.tail(1)}", where=of)
+            listed = ",".join(answer.stdout.split())
+        left = [node for node in dict.fromkeys(node_names(listed)) if node not in self.exclude]
         if not left:
-            where = self.nodes or self.partition or f"job {self.job}"
-            raise SubmissionError("no nodes are left to stage on", where=where)
+            raise SubmissionError("no nodes are left to stage on", where=self.nodes or of)
         return left
-
-
-def _said(run: CommandRunner, argv: Sequence[str], otherwise: str) -> str:
-    answer = run(argv, timeout=60)
-    if not answer.ok or not answer.stdout.strip():
-        raise SubmissionError(f"{otherwise}: {answer.tail(1)}".rstrip(": "))
-    return answer.stdout.strip()
-
-
-def names_of(listed: str, run: CommandRunner) -> list[str]:
-    """The nodes' names in a Slurm host list. Raises SubmissionError."""
-    answer = run(["scontrol", "show", "hostnames", listed], timeout=60)
-    if not answer.ok:
-        raise SubmissionError(f"{listed!r} is not a list of nodes: {answer.tail(1)}")
-    return answer.stdout.split()
 
 
 def unfit_nodes(nodes: Sequence[str], run: CommandRunner) -> dict[str, str]:
