@@ -113,23 +113,16 @@ class DirectorySource:
         self.revision = manifest.revision if manifest else None
         self.part_size = manifest.part_size if manifest else None
         known = {entry.path: entry for entry in manifest.files} if manifest else {}
-        try:
-            listed = sorted(_walk(self.directory, ""))
-        except OSError as error:
-            raise ModelError(f"cannot be listed: {error.strerror}", where=error.filename or self.name) from None
         files = []
-        for name in [name for name in listed if not known or name in known]:
-            path, entry = self.directory / name, known.get(name)
-            try:
-                status = path.stat()
-            except OSError as error:
-                why = "a link to nothing" if path.is_symlink() else str(error.strerror).lower()
-                raise ModelError(f"{name} is {why}", where=self.name) from None
-            stated = (entry.hash, entry.sha256) if entry else (None, None)
-            files.append(SourceFile(name, status.st_size, str(status.st_mtime_ns), *stated))
+        try:
+            for name in known or sorted(_walk(self.directory, "")):
+                status, entry = (self.directory / name).stat(), known.get(name)
+                stated = (entry.hash, entry.sha256) if entry else (None, None)
+                files.append(SourceFile(name, status.st_size, str(status.st_mtime_ns), *stated))
+        except OSError as error:
+            why = "it is a link to nothing" if Path(error.filename).is_symlink() else error.strerror
+            raise ModelError(f"{error.filename} cannot be read: {why}", where=self.name) from None
         self.files = tuple(files)
-        if not self.files:
-            raise ModelError("no files to stage", where=self.name)
 
     def open(self, file: SourceFile) -> Reader:
         """Open one of ``files``. Raises OSError."""
@@ -166,14 +159,6 @@ def _walk(directory: Path, prefix: str) -> Iterator[str]:
             yield prefix + entry.name
 
 
-class _Again(Exception):
-    """Another request may succeed, after ``wait`` seconds if the hub said how many."""
-
-    def __init__(self, why: str, wait: float | None = None) -> None:
-        super().__init__(why)
-        self.wait = wait
-
-
 class HubSource:
     """``ORGANISATION/NAME`` at a commit, tag or branch. A branch is resolved to its commit, which is the revision.
 
@@ -200,28 +185,20 @@ class HubSource:
                 blob = None if sibling.lfs else sibling.blob_id
                 files.append(SourceFile(sibling.rfilename, size or 0, str(sha256 or blob), None, sha256, blob))
         self.files = tuple(files)
-        if not self.files:
-            raise ModelError("the repository holds no files", where=self.name)
 
     def _listing(self, api: Any, revision: str | None) -> Any:
         """The repository's files with sizes and hashes. A busy hub is asked again."""
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-        failures = 0
+        requests = _Requests(self.name if revision is None else f"{self.name}@{revision}", self._stop)
         while True:
-            try:
+            with requests.attempt():
                 try:
                     return api.model_info(self.repository, revision=revision, files_metadata=True)
                 except HfHubHTTPError as error:
-                    _judge(error.response, self.name, revision)
-                    raise ModelError(str(error).splitlines()[0], where=self.name) from None
+                    requests.judge(error.response)
                 except HFValidationError as error:
                     raise ModelError(str(error).splitlines()[0], where=self.name) from None
-                except _transport_errors() as error:
-                    raise _Again(f"{type(error).__name__}: {error}") from None
-            except _Again as again:
-                failures += 1
-                _wait(again, failures, self._stop, self.name)
 
     def open(self, file: SourceFile) -> Reader:
         from huggingface_hub import hf_hub_url
@@ -235,55 +212,79 @@ class _HttpReader(Reader):
         self._url, self._where, self._stop = url, where, stop
 
     def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        end, failures = offset + length, 0
+        end, requests = offset + length, _Requests(self._where, self._stop)
         while offset < end:
-            try:
-                for piece in self._request(offset, end):
+            with requests.attempt():
+                for piece in self._request(requests, offset, end):
                     yield piece
                     offset += len(piece)
-                    failures = 0
+                    requests.failures = 0
                 if offset < end:
                     raise _Again("the connection was cut")
-            except _Again as again:
-                failures += 1
-                _wait(again, failures, self._stop, self._where)
 
-    def _request(self, offset: int, end: int) -> Iterator[memoryview]:
+    def _request(self, requests: _Requests, offset: int, end: int) -> Iterator[memoryview]:
         from huggingface_hub import get_session, get_token
 
         headers = {"Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity", "User-Agent": "launcher"}
         if token := get_token():
             headers["Authorization"] = f"Bearer {token}"
+        request = get_session().stream("GET", self._url, headers=headers, follow_redirects=True, timeout=60)
+        with request as response:
+            requests.judge(response)
+            if response.status_code == 200 and offset > 0:
+                raise ModelError("the server does not answer ranges", where=self._where)
+            left = end - offset
+            for piece in response.iter_raw():
+                yield memoryview(piece)[:left]
+                left -= len(piece)
+                if left <= 0:
+                    return
+
+
+class _Again(Exception):
+    """Another request may succeed, after ``wait`` seconds if the hub said how many."""
+
+    def __init__(self, why: str, wait: float | None = None) -> None:
+        super().__init__(why)
+        self.wait = wait
+
+
+class _Requests:
+    """Requests to the hub for one thing, as many as it takes; ``failures`` counts those without success in between."""
+
+    def __init__(self, where: str, stop: Stop) -> None:
+        self._where, self._stop = where, stop
+        self.failures = 0
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Around one request: where another one may succeed, wait as long as the hub asks for, or longer each time.
+
+        Raises ModelError after too many failures, or when the hub asks for too long a wait; Cancelled.
+        """
         try:
-            request = get_session().stream("GET", self._url, headers=headers, follow_redirects=True, timeout=60)
-            with request as response:
-                _judge(response, self._where)
-                if response.status_code == 200 and offset > 0:
-                    raise ModelError("the server does not answer ranges", where=self._where)
-                left = end - offset
-                for piece in response.iter_raw():
-                    yield memoryview(piece)[:left]
-                    left -= len(piece)
-                    if left <= 0:
-                        return
-        except _transport_errors() as error:
-            raise _Again(f"{type(error).__name__}: {error}") from None
+            yield
+        except _passing_errors() as error:
+            self.failures += 1
+            asked = error.wait if isinstance(error, _Again) else None
+            if self.failures >= ATTEMPTS or (asked or 0) > LONGEST_WAIT:
+                wish = f", which asks for {asked:.0f} s" if asked else ""
+                message = f"gave up after {self.failures} requests: {error or type(error).__name__}{wish}"
+                raise ModelError(message, where=self._where, hint="the same command goes on from here") from None
+            self._stop.sleep(min(FIRST_WAIT * 2 ** (self.failures - 1), 60) if asked is None else asked)
 
-
-def _judge(response: Any, where: str, revision: str | None = None) -> None:
-    """Raise _Again for a status that may change soon, ModelError for one that stays."""
-    status = response.status_code
-    if status in _BUSY:
-        raise _Again(f"HTTP {status}", _asked_wait(response.headers))
-    if status in (401, 403):
-        message = f"the hub refuses (HTTP {status}): no such repository, or not for this token"
-        hint = "set HF_TOKEN to a token that may read it, and accept its terms on the hub"
-        raise ModelError(message, where=where, hint=hint)
-    if status == 404:
-        at = f" at revision {revision}" if revision else ""
-        raise ModelError(f"the hub does not have it{at} (HTTP 404)", where=where)
-    if status >= 400:
-        raise ModelError(f"the hub answers HTTP {status}", where=where)
+    def judge(self, response: Any) -> None:
+        """Raise _Again for a status that may change soon, ModelError for one that stays."""
+        status, hint = response.status_code, None
+        if status < 400:
+            return
+        if status in _BUSY:
+            raise _Again(f"HTTP {status}", _asked_wait(response.headers))
+        message = "the hub does not have it" if status == 404 else "the hub does not give it"
+        if status in (401, 403):
+            message = "the hub refuses: no such repository, or not for this token"
+            hint = "set HF_TOKEN to a token that may read it, and accept its terms on the hub"
+        raise ModelError(f"{message} (HTTP {status})", where=self._where, hint=hint)
 
 
 def _asked_wait(headers: Any) -> float | None:
@@ -300,21 +301,9 @@ def _asked_wait(headers: Any) -> float | None:
         return None
 
 
-def _wait(again: _Again, failures: int, stop: Stop, where: str) -> None:
-    """Wait before the next request: as long as the hub asks for, or else longer each time.
-
-    Raises ModelError after too many ``failures`` in succession, or when the hub asks for too long a wait; Cancelled.
-    """
-    if failures >= ATTEMPTS or (again.wait or 0) > LONGEST_WAIT:
-        wish = f", which asks for {again.wait:.0f} s" if again.wait else ""
-        message = f"gave up after {failures} requests: {again}{wish}"
-        raise ModelError(message, where=where, hint="the same command goes on from here")
-    stop.sleep(min(FIRST_WAIT * 2 ** (failures - 1), 60) if again.wait is None else again.wait)
-
-
-def _transport_errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub's client raises when a connection fails: httpx's error, under either of its two names."""
+def _passing_errors() -> tuple[type[Exception], ...]:
+    """What may not come again. huggingface_hub's client fails with httpx's error, under either of its two names."""
     for name in ("httpx2", "httpx"):
         with contextlib.suppress(ImportError):
-            return (importlib.import_module(name).TransportError, OSError)
-    return (OSError,)
+            return (importlib.import_module(name).TransportError, OSError, _Again)
+    return (OSError, _Again)

@@ -244,7 +244,7 @@ class _Staging:
 
 
 def _refuse(source: Source, destination: Path) -> None:
-    """Raise ModelError when a directory would be staged into itself, or a file's name leads to another place.
+    """Raise ModelError when there is nothing to stage, into the source itself, or a file whose name leads elsewhere.
 
     Refused are names outside of the destination and those of our own files: a hub's listing is somebody else's text.
     """
@@ -252,6 +252,8 @@ def _refuse(source: Source, destination: Path) -> None:
         inner, outer = destination.resolve(), source.directory.resolve()
         if inner == outer or outer in inner.parents or inner in outer.parents:
             raise ModelError("source and destination are one within the other", where=str(destination))
+    if not source.files:
+        raise ModelError("it holds no files to stage", where=source.name)
     for file in source.files:
         if not is_below(file.path) or PurePosixPath(file.path).parts[0] in (MANIFEST_NAME, WORK_DIRECTORY):
             raise ModelError(f"a file is named {file.path!r}, which cannot be staged", where=source.name)

@@ -52,7 +52,7 @@ def test_a_repository_at_a_commit(server: Hub, tmp_path: Path) -> None:
 
 def test_a_branch_is_pinned(server: Hub, tmp_path: Path) -> None:
     assert HubSource(REPOSITORY, "main").revision == SHA
-    with pytest.raises(ModelError, match="does not have it at revision v9"):
+    with pytest.raises(ModelError, match="@v9: the hub does not have it"):
         HubSource(REPOSITORY, "v9")
 
 
