@@ -102,20 +102,17 @@ def require(
     accepted. An unknown identity passes and stays unknown in the report: say so where it is shown. The hint names a
     sibling only if that is whole and of this ``precision``.
     """
-    where = str(report.path)
     if report.whole and report.identity != "mismatch":
         if report.rehearsal and not accept_stand_in:
-            raise ModelError("this checkpoint was made for rehearsals and holds no weights", where=where)
+            raise ModelError("this checkpoint was made for rehearsals and holds no weights", where=str(report.path))
         return report
-    near = right_sibling(report.path, precision)
-    if not report.whole:
-        shown, more = "; ".join(report.problems[:10]), len(report.problems) - 10
-        hint = suggestion(near, "stage it again, or correct the path in the runner file")
-        message = f"the checkpoint is not whole: {shown}" + (f"; and {more} more" if more > 0 else "")
-        raise ModelError(message, where=where, hint=hint)
-    hint = suggestion(near, "correct the model's rule in the runner file, or the precision in the matrix")
     message = f"this is another checkpoint than the one declared: {report.identity_reason}"
-    raise ModelError(message, where=where, hint=hint)
+    otherwise = "correct the model's rule in the runner file, or the precision in the matrix"
+    if not report.whole:
+        more = f"; and {len(report.problems) - 10} more" if len(report.problems) > 10 else ""
+        message = f"the checkpoint is not whole: {'; '.join(report.problems[:10])}{more}"
+        otherwise = "stage it again, or correct the path in the runner file"
+    raise ModelError(message, where=str(report.path), hint=suggestion(right_sibling(report.path, precision), otherwise))
 
 
 def suggestion(near: Path | None, otherwise: str) -> str:
@@ -130,13 +127,7 @@ def nearest_sibling(path: Path) -> Path | None:
     None when the directory is there, or nothing is near. A suffix names another checkpoint: suggest this to a person,
     never use it.
     """
-    names = _directories_beside(path)
-    if path.name in names:
-        return None
-    for plain in (str.casefold, _stem):
-        if near := [name for name in names if plain(name) == plain(path.name)]:
-            return path.with_name(near[0])
-    return None
+    return None if path.is_dir() else next(iter(_similar(path)), None)
 
 
 def right_sibling(path: Path, precision: str | None) -> Path | None:
@@ -144,19 +135,18 @@ def right_sibling(path: Path, precision: str | None) -> Path | None:
 
     Its name differs only as `nearest_sibling` says, and it is a suggestion too.
     """
-    near = [name for name in _directories_beside(path) if name != path.name and _stem(name) == _stem(path.name)]
-    for name in sorted(near, key=lambda name: (name.casefold() != path.name.casefold(), name)):
-        report = examine(path.with_name(name), precision=precision)
-        if report.whole and report.identity != "mismatch":
-            return report.path
-    return None
+    reports = (examine(near, precision=precision) for near in _similar(path))
+    return next((report.path for report in reports if report.whole and report.identity != "mismatch"), None)
 
 
-def _directories_beside(path: Path) -> list[str]:
+def _similar(path: Path) -> list[Path]:
+    """Other directories beside it with nearly the same name, those first that differ only in case."""
     try:
-        return sorted(entry.name for entry in os.scandir(path.parent) if entry.is_dir())
+        beside = [path.with_name(entry.name) for entry in os.scandir(path.parent) if entry.is_dir()]
     except OSError:
         return []
+    near = [other for other in beside if other != path and _stem(other.name) == _stem(path.name)]
+    return sorted(near, key=lambda other: (other.name.casefold() != path.name.casefold(), other))
 
 
 def _stem(name: str) -> str:
@@ -197,13 +187,18 @@ class _Examination:
     def mapping(self, name: str) -> Mapping[str, Any] | None:
         """A JSON object, or None after noting what is wrong with the file."""
         try:
-            with open_regular(self.path / name) as (descriptor, size):
-                content = os.pread(descriptor, size, 0)
-            return msgspec.json.decode(content, type=dict[str, Any])
-        except DamagedFile as damage:
-            self.problems.append(f"{name} is {damage}")
+            return msgspec.json.decode(content, type=dict[str, Any]) if (content := self.read(name)) else None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self.problems.append(f"{name} cannot be parsed: {error}")
+        return None
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content, or None after noting what is wrong with the file."""
+        try:
+            with open_regular(self.path / name) as (descriptor, size):
+                return os.pread(descriptor, size, 0)
+        except DamagedFile as damage:
+            self.problems.append(f"{name} is {damage}")
         return None
 
     def check_tokenizer(self) -> None:
@@ -216,12 +211,8 @@ class _Examination:
         for name in found:
             if name.endswith(".json"):
                 self.mapping(name)
-                continue
-            try:
-                with open_regular(self.path / name):
-                    pass
-            except DamagedFile as damage:
-                self.problems.append(f"{name} is {damage}")
+            else:
+                self.read(name)
 
     def find_leftovers(self) -> None:
         """Note what downloads and copies leave: huggingface_hub's ``*.incomplete``, our and rsync's temporaries."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import xxhash
@@ -35,7 +35,6 @@ STAGING_NAME = re.compile(r"(?P<name>.+)\.staging\.(?P<token>[0-9a-f]{12})")
 
 PART_SIZE = 64 << 20
 BUFFER = 256 << 10
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,10 @@ class FileEntry:
     hash: str
     sha256: str | None = None
 
+    def __post_init__(self) -> None:
+        if not is_below(self.path):
+            raise ValueError(f"{self.path!r} is not below the checkpoint")
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -55,10 +58,10 @@ class Manifest:
     source: str
     revision: str | None
     files: tuple[FileEntry, ...]
-    part_size: int = PART_SIZE
+    part_size: Annotated[int, msgspec.Meta(ge=1)] = PART_SIZE
     created: str = ""
-    algorithm: str = "xxh3-128"
-    schema: int = SCHEMA
+    algorithm: Literal["xxh3-128"] = "xxh3-128"
+    schema: Literal[1] = 1
 
     @property
     def bytes(self) -> int:
@@ -79,20 +82,13 @@ class Manifest:
         """The manifest of a checkpoint, or None without one. Raises ModelError when the file is not one of ours."""
         path = directory / MANIFEST_NAME
         try:
-            content = path.read_bytes()
+            return msgspec.json.decode(path.read_bytes(), type=cls)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise ModelError(f"the manifest cannot be read: {error.strerror}", where=str(path)) from None
-        try:
-            found = msgspec.json.decode(content, type=cls)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ModelError(f"not a manifest: {error}", where=str(path)) from None
-        if found.schema != SCHEMA or found.algorithm != "xxh3-128" or found.part_size < 1:
-            raise ModelError("a manifest of another version", where=str(path))
-        if any(not is_below(entry.path) for entry in found.files):
-            raise ModelError("the manifest names files outside of the checkpoint", where=str(path))
-        return found
+            raise ModelError(f"not a manifest of this version: {error}", where=str(path)) from None
 
     def differences(self, directory: Path) -> list[str]:
         """How the directory differs from the manifest, by names and sizes alone: one stat a file, nothing is read."""
@@ -150,12 +146,11 @@ def part_count(size: int, part_size: int) -> int:
     return max(1, -(-size // part_size))
 
 
-def hash_part(descriptor: int, offset: int, length: int, tell: Callable[[int], None] = lambda count: None) -> bytes:
+def hash_part(descriptor: int, offset: int, length: int) -> bytes:
     """Read and hash a part of an open file, up to its end if that comes earlier. Raises OSError."""
     state = xxhash.xxh3_128()
     for piece in read_range(descriptor, offset, length, memoryview(bytearray(min(BUFFER, length)))):
         state.update(piece)
-        tell(len(piece))
     return state.digest()
 
 
@@ -180,7 +175,8 @@ def hash_file(
         for index in range(part_count(size, part_size)):
             stop.check()
             offset, length = index * part_size, min(part_size, size - index * part_size)
-            digests.append(hash_part(file.fileno(), offset, length, tell))
+            digests.append(hash_part(file.fileno(), offset, length))
+            tell(length)
             drop_from_cache(file.fileno(), offset, length)
     return hash_of_parts(digests)
 

@@ -19,7 +19,7 @@ import shlex
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -253,14 +253,11 @@ def end_job(token: str, scheduler: Scheduler, log: Callable[[str], None]) -> boo
 
     Raises SchedulerUnreachable.
     """
-    alive = _not_ended(scheduler.poll(scheduler.find(token)))
-    if alive:
-        scheduler.cancel(alive)
-        alive = _not_ended(end_jobs(scheduler, alive, bound=_GONE))
+    jobs = scheduler.find(token)
+    if jobs:
+        scheduler.cancel(jobs)
+    states = end_jobs(scheduler, jobs, bound=_GONE)
+    alive = [job for job, state in states.items() if state.phase is not Phase.TERMINAL]
     if alive:
         log(f"{alive[0]} was cancelled and is not seen to end; `launcher cleanup` looks again")
     return not alive
-
-
-def _not_ended(states: Mapping[JobKey, JobState]) -> list[JobKey]:
-    return [job for job, state in states.items() if state.phase is not Phase.TERMINAL]
