@@ -27,6 +27,7 @@ from launcher.core.errors import Cancelled, ModelError
 from launcher.core.stop import Stop
 from launcher.model.manifest import (
     BUFFER,
+    PART_SIZE,
     WORK_DIRECTORY,
     FileEntry,
     drop_from_cache,
@@ -81,13 +82,13 @@ class Copier:
         source: Source,
         into: Path,
         *,
-        part_size: int,
         workers: int = WORKERS,
         progress: Progress = NoProgress(),
         stop: Stop = Stop.never(),
         lay_out: LayOut | None = None,
     ) -> None:
-        self.source, self.into, self.part_size, self.lay_out = source, into, part_size, lay_out
+        self.source, self.into, self.lay_out = source, into, lay_out
+        self.part_size = source.part_size or PART_SIZE
         self._workers, self._progress, self._stop = workers, progress, stop
         self.entries: list[FileEntry] = []
         self.copied = self.resumed = 0

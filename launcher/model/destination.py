@@ -52,9 +52,7 @@ def existing_manifest(destination: Path, source: Source) -> Manifest | None:
     where = str(destination)
     manifest = Manifest.read(destination)
     if manifest is None:
-        if not destination.is_dir():
-            raise ModelError("expected a directory or nothing there, found something else", where=where)
-        if not any(destination.iterdir()):
+        if destination.is_dir() and not any(destination.iterdir()):
             return None  # rename(2) replaces an empty directory
         report = examine(destination, precision=None)
         if report.whole:

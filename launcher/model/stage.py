@@ -20,7 +20,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -111,19 +111,13 @@ def stage(
             if found := existing_manifest(destination, source):
                 return Staged(destination, "there", found)
             directory = _directory(source, destination, adopt=held.acquired, log=log)
-            copier = Copier(
-                source,
-                directory,
-                part_size=source.part_size or PART_SIZE,
-                workers=workers,
-                progress=progress,
-                stop=stop,
-                lay_out=lay_out,
-            )
-            staging = _Staging(copier, destination)
-            staging.fill()
-            how = staging.publish(log)
-            return Staged(destination, how, staging.manifest, copier.copied, copier.resumed, time.monotonic() - began)
+            copier = Copier(source, directory, workers=workers, progress=progress, stop=stop, lay_out=lay_out)
+            staged = _fill(copier)
+            winner = _publish(directory, destination, source)
+            if winner:
+                log(f"{destination} was published by another process meanwhile; its copy is kept")
+            manifest, seconds = winner or staged, time.monotonic() - began
+            return Staged(destination, "lost" if winner else "staged", manifest, copier.copied, copier.resumed, seconds)
 
 
 def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = Stop.never()) -> Manifest:
@@ -176,8 +170,7 @@ def _directory(source: Source, destination: Path, *, adopt: bool, log: Callable[
     new = destination.with_name(f"{destination.name}.staging.{secrets.token_hex(6)}")
     for old in staging_directories(destination) if adopt else ():
         its = owner_of(old)
-        wanted = (mine.source, mine.revision, mine.listing)
-        if its and (its.source, its.revision, its.listing) == wanted and its.process.alive() is not True:
+        if its and replace(its, process=mine.process, began=mine.began) == mine and its.process.alive() is not True:
             old.rename(new)
             log(f"going on with what pid {its.process.pid} on {its.process.host} had staged since {its.began}")
             break
@@ -186,61 +179,53 @@ def _directory(source: Source, destination: Path, *, adopt: bool, log: Callable[
     return new
 
 
-class _Staging:
-    """One staging directory on its way to the destination."""
+def _fill(copier: Copier) -> Manifest:
+    """Copy, verify and sync everything; at the end the directory needs only its name."""
+    source, directory = copier.source, copier.into
+    _check_space(source, directory)
+    copier.copy()
+    manifest = Manifest(source.name, source.revision, tuple(copier.entries), copier.part_size, created=_now())
+    _verify(manifest, directory)
+    # A kill while the manifest is written leaves a temporary; in there nobody takes it for a part of the model.
+    write_json(directory / WORK_DIRECTORY / MANIFEST_NAME, asdict(manifest))
+    (directory / WORK_DIRECTORY / MANIFEST_NAME).rename(directory / MANIFEST_NAME)
+    for below, _, _ in os.walk(directory, topdown=False):
+        fsync_directory(Path(below))
+    return manifest
 
-    manifest: Manifest
 
-    def __init__(self, copier: Copier, destination: Path) -> None:
-        self._copier, self._destination = copier, destination
-        self._source, self._directory = copier.source, copier.into
+def _check_space(source: Source, directory: Path) -> None:
+    """Raise ModelError before the first byte when it cannot fit, less what an earlier process has written."""
+    needed = sum(max(0, file.size - size_of(directory / file.path)) for file in source.files)
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        message = f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free"
+        hint = "`launcher model gc` shows what dead stagings hold"
+        raise ModelError(message, where=str(directory.parent), hint=hint)
 
-    def fill(self) -> None:
-        """Copy, verify and sync everything; at the end the directory needs only its name."""
-        self._check_space()
-        self._copier.copy()
-        source, copier = self._source, self._copier
-        entries = tuple(copier.entries)
-        self.manifest = Manifest(source.name, source.revision, entries, copier.part_size, created=_now())
-        self._verify()
-        # A kill while the manifest is written leaves a temporary; in there nobody takes it for a part of the model.
-        write_json(self._directory / WORK_DIRECTORY / MANIFEST_NAME, asdict(self.manifest))
-        (self._directory / WORK_DIRECTORY / MANIFEST_NAME).rename(self._directory / MANIFEST_NAME)
-        for directory, _, _ in os.walk(self._directory, topdown=False):
-            fsync_directory(Path(directory))
 
-    def _check_space(self) -> None:
-        """Raise ModelError before the first byte when it cannot fit, less what an earlier process has written."""
-        needed = sum(max(0, file.size - size_of(self._directory / file.path)) for file in self._source.files)
-        free = shutil.disk_usage(self._directory).free
-        if needed > free:
-            message = f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free"
-            hint = "`launcher model gc` shows what dead stagings hold"
-            raise ModelError(message, where=str(self._destination.parent), hint=hint)
+def _verify(manifest: Manifest, directory: Path) -> None:
+    """Raise ModelError unless everything listed is there, and its own files say that the checkpoint is whole."""
+    report = examine(directory, precision=None, unfinished=True)
+    if problems := [*manifest.differences(directory), *report.problems]:
+        message = "what the source holds is not a whole checkpoint: " + "; ".join(problems[:10])
+        raise ModelError(message, where=manifest.source)
 
-    def _verify(self) -> None:
-        """Raise ModelError unless everything listed is there, and its own files say that the checkpoint is whole."""
-        report = examine(self._directory, precision=None, unfinished=True)
-        if problems := [*self.manifest.differences(self._directory), *report.problems]:
-            message = "what the source holds is not a whole checkpoint: " + "; ".join(problems[:10])
-            raise ModelError(message, where=self._source.name)
 
-    def publish(self, log: Callable[[str], None]) -> Literal["staged", "lost"]:
-        """Rename the directory to its destination, unless another process was there first."""
-        try:
-            self._directory.rename(self._destination)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-            if (winner := existing_manifest(self._destination, self._source)) is None:
-                raise
-            self.manifest = winner
-            shutil.rmtree(self._directory, ignore_errors=True)
-            log(f"{self._destination} was published by another process meanwhile; its copy is kept")
-            return "lost"
-        fsync_directory(self._destination.parent)
-        remove_work_directory(self._destination)
-        return "staged"
+def _publish(directory: Path, destination: Path, source: Source) -> Manifest | None:
+    """Rename the directory to its destination; when another process was there first, return that one's manifest."""
+    try:
+        directory.rename(destination)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        if (winner := existing_manifest(destination, source)) is None:
+            raise
+        shutil.rmtree(directory, ignore_errors=True)
+        return winner
+    fsync_directory(destination.parent)
+    remove_work_directory(destination)
+    return None
 
 
 def _refuse(source: Source, destination: Path) -> None:

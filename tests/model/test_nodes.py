@@ -155,12 +155,12 @@ def slow(node_directories: NodeDirectories, monkeypatch: pytest.MonkeyPatch) -> 
     code = f"""
 import pathlib, time
 import launcher.model.stage as stage
-check = stage._Staging._check_space
-def patient(self):
+check = stage._check_space
+def patient(*arguments):
     while pathlib.Path({str(hold)!r}).exists():
         time.sleep(0.05)
-    check(self)
-stage._Staging._check_space = patient
+    check(*arguments)
+stage._check_space = patient
 """
     (node_directories.root / "site").mkdir()
     (node_directories.root / "site" / "sitecustomize.py").write_text(code)
