@@ -73,9 +73,7 @@ def examine(path: Path, *, precision: str | None, unfinished: bool = False) -> C
     examination.check_tokenizer()
     examination.find_leftovers()
     headers = examination.check_shards()
-    by_dtype: Counter[str] = Counter()
-    for header in headers.values():
-        by_dtype.update(header.bytes_by_dtype)
+    by_dtype = sum((Counter(header.bytes_by_dtype) for header in headers.values()), Counter[str]())
     beside = examination.mapping("hf_quant_config.json") if "hf_quant_config.json" in names else None
     found = declared(config, beside)
     same, why = identity(precision, found, by_dtype)

@@ -33,7 +33,7 @@ from launcher.model.manifest import (
     drop_from_cache,
     hash_of_parts,
     hash_part,
-    part_count,
+    parts_of,
     read_range,
 )
 from launcher.model.source import Source, SourceFile
@@ -118,8 +118,8 @@ class Copier:
         running: set[Future[None]] = set()
         for file in files:
             copy = _FileCopy(self, file)
-            for index in range(copy.count):
-                running.add(pool.submit(copy.part, index))
+            for part in copy.parts:
+                running.add(pool.submit(copy.part, *part))
                 while len(running) >= 2 * self._workers:
                     running = self._without_finished(running)
         while running:
@@ -149,7 +149,7 @@ class _FileCopy:
     def __init__(self, copier: Copier, file: SourceFile) -> None:
         self._copier, self.file = copier, file
         self._path = copier.into / file.path
-        self.count = part_count(file.size, copier.part_size)
+        self.parts = parts_of(file.size, copier.part_size)
         self._digests: dict[int, bytes] = {}
         self._lock = threading.Lock()
         self._resources = contextlib.ExitStack()
@@ -167,27 +167,26 @@ class _FileCopy:
         self._reader = copier.source.open(file)
         self._resources.callback(self._reader.close)
 
-    def part(self, index: int) -> None:
+    def part(self, offset: int, length: int) -> None:
         """Have one part at the destination; the last one makes the file durable."""
-        digest = self._part(index)
+        digest = self._part(offset, length)
         with self._lock:
-            self._digests[index] = digest
-            last = len(self._digests) == self.count
+            self._digests[offset] = digest
+            last = len(self._digests) == len(self.parts)
         if last:
             self._finish()
 
-    def _part(self, index: int) -> bytes:
-        offset = index * self._copier.part_size
-        length = min(self._copier.part_size, self.file.size - offset)
+    def _part(self, offset: int, length: int) -> bytes:
+        index = offset // self._copier.part_size
         noted = self._journal.parts.get(index)
         if noted is not None and hash_part(self._descriptor, offset, length) == noted:
-            drop_from_cache(self._descriptor, offset, length)
             self._copier.advance(self.file, length, resumed=True)
             return noted
         digest = self._cloned(offset, length) or self._copied(offset, length)
         self._journal.note(index, digest)
         drop_from_cache(self._descriptor, offset, length)
-        self._reader.drop_from_cache(offset, length)
+        if self._reader.descriptor is not None:
+            drop_from_cache(self._reader.descriptor, offset, length)
         return digest
 
     def _copied(self, offset: int, length: int) -> bytes:
@@ -247,7 +246,7 @@ class _FileCopy:
         return digest
 
     def _finish(self) -> None:
-        file, found = self.file, hash_of_parts(self._digests[index] for index in range(self.count))
+        file, found = self.file, hash_of_parts(self._digests[offset] for offset, _ in self.parts)
         try:
             self._reader.check_unchanged()
             self._check_known(found)

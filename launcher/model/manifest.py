@@ -141,16 +141,17 @@ def hash_of_parts(digests: Iterable[bytes]) -> str:
     return parts[0].hex() if len(parts) == 1 else xxhash.xxh3_128(b"".join(parts)).hexdigest()
 
 
-def part_count(size: int, part_size: int) -> int:
-    """How many parts a file has; an empty one has one, which is empty."""
-    return max(1, -(-size // part_size))
+def parts_of(size: int, part_size: int) -> list[tuple[int, int]]:
+    """Offset and length of each part of a file; an empty one has one part, which is empty."""
+    return [(offset, min(part_size, size - offset)) for offset in range(0, max(1, size), part_size)]
 
 
 def hash_part(descriptor: int, offset: int, length: int) -> bytes:
-    """Read and hash a part of an open file, up to its end if that comes earlier. Raises OSError."""
+    """Read and hash a part of an open file, whose pages do not stay in the cache. Raises OSError."""
     state = xxhash.xxh3_128()
     for piece in read_range(descriptor, offset, length, memoryview(bytearray(min(BUFFER, length)))):
         state.update(piece)
+    drop_from_cache(descriptor, offset, length)
     return state.digest()
 
 
@@ -168,16 +169,13 @@ def read_range(descriptor: int, offset: int, length: int, buffer: memoryview) ->
 def hash_file(
     path: Path, part_size: int, *, tell: Callable[[int], None] = lambda count: None, stop: Stop = Stop.never()
 ) -> str:
-    """The hash of a file, whose pages do not stay in the cache. Raises OSError, Cancelled."""
+    """The hash of a file; ``tell`` is told how much more was read. Raises OSError, Cancelled."""
     digests = []
     with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        for index in range(part_count(size, part_size)):
+        for offset, length in parts_of(os.fstat(file.fileno()).st_size, part_size):
             stop.check()
-            offset, length = index * part_size, min(part_size, size - index * part_size)
             digests.append(hash_part(file.fileno(), offset, length))
             tell(length)
-            drop_from_cache(file.fileno(), offset, length)
     return hash_of_parts(digests)
 
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.stop import Stop
-from launcher.model.manifest import MANIFEST_NAME, WORK_DIRECTORY, Manifest, drop_from_cache, read_range
+from launcher.model.manifest import MANIFEST_NAME, WORK_DIRECTORY, Manifest, read_range
 
 PREFIX = "hf:"
 ATTEMPTS = 6
@@ -64,9 +64,6 @@ class Reader:
         ``buffer`` may be used for them. Fewer bytes come when the file ends. Raises OSError, ModelError.
         """
         raise NotImplementedError
-
-    def drop_from_cache(self, offset: int, length: int) -> None:
-        """Keep a range that was read out of the page cache, where it came through that."""
 
     def check_unchanged(self) -> None:
         """Raise ModelError when the file is not what it was when it was listed."""
@@ -136,9 +133,6 @@ class _FileReader(Reader):
 
     def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         return read_range(self._open, offset, length, buffer)
-
-    def drop_from_cache(self, offset: int, length: int) -> None:
-        drop_from_cache(self._open, offset, length)
 
     def check_unchanged(self) -> None:
         status = os.fstat(self._open)
