@@ -17,7 +17,7 @@ import re
 import struct
 import threading
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Protocol
 
@@ -36,7 +36,7 @@ from launcher.model.manifest import (
     parts_of,
     read_range,
 )
-from launcher.model.source import Source, SourceFile
+from launcher.model.source import Reader, Source, SourceFile
 
 WORKERS = 8
 WINDOW = 8 << 20
@@ -92,46 +92,33 @@ class Copier:
         self._workers, self._progress, self._stop = workers, progress, stop
         self.entries: list[FileEntry] = []
         self.copied = self.resumed = 0
-        self.stopped = threading.Event()
-        self.open_files: set[_FileCopy] = set()
         self.can_clone = True
+        self._ended = threading.Event()
         self._lock = threading.Lock()
 
     def copy(self) -> None:
         """Copy what is not there yet; every file is synced to storage. Raises OSError, ModelError, Cancelled."""
         files = sorted(self.source.files, key=lambda file: -file.size)
         self._progress.begin(len(files), sum(file.size for file in files))
+        if self.lay_out:
+            self.lay_out(self.into, 0)
+        copies = [_FileCopy(self, file) for file in files]
         pool = ThreadPoolExecutor(self._workers, "copy")
         try:
-            self._drive(pool, files)
+            for done in as_completed([pool.submit(copy.part, *part) for copy in copies for part in copy.parts]):
+                done.result()
         finally:
-            self.stopped.set()
+            self._ended.set()
             pool.shutdown(cancel_futures=True)
-            for copy in list(self.open_files):
+            for copy in copies:
                 copy.close()
         self.entries.sort(key=lambda entry: entry.path)
 
-    def _drive(self, pool: ThreadPoolExecutor, files: list[SourceFile]) -> None:
-        """Hand out parts file by file, with no more files open than twice the workers."""
-        if self.lay_out:
-            self.lay_out(self.into, 0)
-        running: set[Future[None]] = set()
-        for file in files:
-            copy = _FileCopy(self, file)
-            for part in copy.parts:
-                running.add(pool.submit(copy.part, *part))
-                while len(running) >= 2 * self._workers:
-                    running = self._without_finished(running)
-        while running:
-            running = self._without_finished(running)
-
-    def _without_finished(self, running: set[Future[None]]) -> set[Future[None]]:
-        """Wait a moment; the parts that are still being copied. Raises what a part raised, and Cancelled."""
-        done, left = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+    def check(self) -> None:
+        """Raise Cancelled when a stop is requested, or when another part has failed."""
         self._stop.check()
-        for future in done:
-            future.result()
-        return left
+        if self._ended.is_set():
+            raise Cancelled("stopped while the checkpoint was copied")
 
     def advance(self, file: SourceFile, count: int, *, resumed: bool = False) -> None:
         """Count bytes that are at the destination now, and tell the progress."""
@@ -144,31 +131,27 @@ class Copier:
 
 
 class _FileCopy:
-    """One file on its way: opened at once, finished and closed by the last of its parts."""
+    """One file on its way: opened by the first of its parts, finished and closed by the last."""
+
+    _journal: _Journal
+    _descriptor: int
+    _reader: Reader
 
     def __init__(self, copier: Copier, file: SourceFile) -> None:
-        self._copier, self.file = copier, file
+        self._copier, self._file = copier, file
         self._path = copier.into / file.path
         self.parts = parts_of(file.size, copier.part_size)
         self._digests: dict[int, bytes] = {}
         self._lock = threading.Lock()
         self._resources = contextlib.ExitStack()
-        copier.open_files.add(self)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._journal = _Journal(journal_directory(copier.into), file, copier.part_size)
-        self._resources.callback(self._journal.close)
-        if not self._path.exists():
-            self._journal.discard()
-            if copier.lay_out:
-                copier.lay_out(self._path, file.size)
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._resources.callback(os.close, self._descriptor)
-        os.ftruncate(self._descriptor, file.size)
-        self._reader = copier.source.open(file)
-        self._resources.callback(self._reader.close)
+        self._is_open = False
 
     def part(self, offset: int, length: int) -> None:
         """Have one part at the destination; the last one makes the file durable."""
+        self._copier.check()
+        with self._lock:
+            if not self._is_open:
+                self._open()
         digest = self._part(offset, length)
         with self._lock:
             self._digests[offset] = digest
@@ -176,11 +159,30 @@ class _FileCopy:
         if last:
             self._finish()
 
+    def close(self) -> None:
+        """Close what was opened, if that was not done before."""
+        self._resources.close()
+
+    def _open(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._journal = _Journal(journal_directory(self._copier.into), self._file, self._copier.part_size)
+        self._resources.callback(self._journal.close)
+        if not self._path.exists():
+            self._journal.discard()
+            if self._copier.lay_out:
+                self._copier.lay_out(self._path, self._file.size)
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._resources.callback(os.close, self._descriptor)
+        os.ftruncate(self._descriptor, self._file.size)
+        self._reader = self._copier.source.open(self._file)
+        self._resources.callback(self._reader.close)
+        self._is_open = True
+
     def _part(self, offset: int, length: int) -> bytes:
         index = offset // self._copier.part_size
         noted = self._journal.parts.get(index)
         if noted is not None and hash_part(self._descriptor, offset, length) == noted:
-            self._copier.advance(self.file, length, resumed=True)
+            self._copier.advance(self._file, length, resumed=True)
             return noted
         digest = self._cloned(offset, length) or self._copied(offset, length)
         self._journal.note(index, digest)
@@ -199,8 +201,7 @@ class _FileCopy:
         buffer, second = (memoryview(bytearray(min(BUFFER, length))) for _ in range(2))
         at = seen = begun = offset
         for chunk in self._reader.chunks(offset, length, buffer):
-            if self._copier.stopped.is_set():
-                raise Cancelled("stopped while the checkpoint was copied")
+            self._copier.check()
             read.update(chunk)
             _write(self._descriptor, chunk, at)
             at += len(chunk)
@@ -208,14 +209,14 @@ class _FileCopy:
                 seen = self._read_back(back, seen, seen + BUFFER, second)
             if at - begun >= WINDOW:
                 drop_from_cache(self._descriptor, begun, at - begun)
-                self._copier.advance(self.file, at - begun)
+                self._copier.advance(self._file, at - begun)
                 begun = at
         if at != offset + length:
-            message = f"{self.file.path} ends after {at} of {self.file.size} bytes"
+            message = f"{self._file.path} ends after {at} of {self._file.size} bytes"
             raise ModelError(message, where=self._copier.source.name)
         self._read_back(back, seen, at, second)
         if at > begun or not length:
-            self._copier.advance(self.file, at - begun)
+            self._copier.advance(self._file, at - begun)
         if back.digest() != read.digest():
             message = f"bytes {offset} to {at} read back as others than were written"
             raise ModelError(message, where=str(self._path))
@@ -242,11 +243,11 @@ class _FileCopy:
             self._copier.can_clone = False
             return None
         digest = hash_part(self._descriptor, offset, length)
-        self._copier.advance(self.file, length)
+        self._copier.advance(self._file, length)
         return digest
 
     def _finish(self) -> None:
-        file, found = self.file, hash_of_parts(self._digests[offset] for offset, _ in self.parts)
+        file, found = self._file, hash_of_parts(self._digests[offset] for offset, _ in self.parts)
         try:
             self._reader.check_unchanged()
             self._check_known(found)
@@ -262,7 +263,7 @@ class _FileCopy:
 
     def _check_known(self, found: str) -> None:
         """Compare with what the source states of the content."""
-        file, source = self.file, self._copier.source
+        file, source = self._file, self._copier.source
         where = f"{source.name}: {file.path}"
         if file.hash and source.part_size == self._copier.part_size and found != file.hash:
             raise ModelError("the source's content is not what its manifest says", where=where)
@@ -276,10 +277,6 @@ class _FileCopy:
                 state.update(piece)
             if state.hexdigest() != stated:
                 raise ModelError(f"{state.name} is {state.hexdigest()}, and {stated} was stated", where=where)
-
-    def close(self) -> None:
-        self._copier.open_files.discard(self)
-        self._resources.close()
 
 
 class _Journal:
