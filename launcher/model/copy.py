@@ -78,14 +78,7 @@ class Copier:
     """
 
     def __init__(
-        self,
-        source: Source,
-        into: Path,
-        *,
-        workers: int = WORKERS,
-        progress: Progress = NoProgress(),
-        stop: Stop = Stop.never(),
-        lay_out: LayOut | None = None,
+        self, source: Source, into: Path, *, workers: int, progress: Progress, stop: Stop, lay_out: LayOut | None
     ) -> None:
         self.source, self.into, self.lay_out = source, into, lay_out
         self.part_size = source.part_size or PART_SIZE

@@ -31,15 +31,7 @@ from launcher.core.process import CommandRunner, ProcessIdentity, run
 from launcher.core.publish import write_json
 from launcher.core.slurm_notation import node_names
 from launcher.core.stop import Stop
-from launcher.model.nodes import (
-    Allocation,
-    NodeResult,
-    NodeTask,
-    answers_of_step,
-    on_node,
-    step_command,
-    unfit_nodes,
-)
+from launcher.model.nodes import Allocation, NodeResult, NodeTask, on_node, stage_in_job, unfit_nodes
 from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, unknown
 from launcher.slurm.poller import JobPoller, Pace, end_jobs
 
@@ -47,9 +39,6 @@ DIRECTORY = "stagings"
 _NODES = "nodes"
 _OWNER = "owner.json"
 _RESULTS = "*_result.pkl"
-STEP = 24 * 3600.0
-"""Seconds that a step of a running job may take."""
-
 SUBMISSION = 120.0
 """Seconds that sbatch may take."""
 
@@ -88,18 +77,16 @@ def stage_on_nodes(
     where = replace(where, job=where.job or os.environ.get("SLURM_JOB_ID"))
     nodes = [] if where.count and not where.job else where.node_names(run)
     if where.job:
-        done = run(step_command(task, where, nodes), timeout=STEP)
-        answers, silence = answers_of_step(done.stdout), f"no answer: {done.tail(3) or done}"
-        return [answers.get(node) or NodeResult.silent(node, silence) for node in nodes]
+        return stage_in_job(task, where, nodes, run)
     unfit = unfit_nodes(nodes, run) if nodes else {}
-    found = {node: NodeResult.silent(node, f"Slurm says that it is {word}") for node, word in unfit.items()}
+    found = {node: NodeResult(node, error=f"Slurm says that it is {word}") for node, word in unfit.items()}
     fit, silence = [node for node in nodes if node not in unfit], ""
     if fit or where.count:
         own = _OwnJob(state / DIRECTORY / f"launcher-stage-{secrets.token_hex(6)}", task, fit, where)
         answers, silence, had = own.stage(scheduler(), log, stop)
         found |= answers
         nodes = nodes or node_names(had)
-    return [found.get(node) or NodeResult.silent(node, silence) for node in nodes]
+    return [found.get(node) or NodeResult(node, error=silence) for node in nodes]
 
 
 class _OwnJob:

@@ -24,6 +24,9 @@ from launcher.core.stop import stop_on_signals
 from launcher.model.source import source_of
 from launcher.model.stage import stage
 
+STEP = 24 * 3600.0
+"""Seconds that a step of a running job may take."""
+
 _MARK = "launcher-node-verdict "
 _UNFIT = ("down", "drain", "fail", "*", "maint", "reboot", "power", "unknown", "future")
 """Parts of sinfo's word for the state of a node on which Slurm starts no job now."""
@@ -91,17 +94,12 @@ class NodeResult:
     """
 
     node: str
-    ok: bool
-    how: str = ""
+    ok: bool = False
+    how: str = "unknown"
     path: str = ""
     copied: int = 0
     seconds: float = 0.0
     error: str | None = None
-
-    @classmethod
-    def silent(cls, node: str, why: str) -> NodeResult:
-        """Of a node that gave no answer."""
-        return cls(node, False, "unknown", error=why)
 
 
 def this_node() -> str:
@@ -126,22 +124,19 @@ def on_node(task: NodeTask) -> dict[str, Any]:
             done = stage(source_of(task.source, stop=stop), Path(path), workers=task.workers, stop=stop)
             result = NodeResult(this_node(), True, done.how, path, done.copied, time.monotonic() - began)
         except LauncherError as error:
-            result = NodeResult(this_node(), False, path=path, seconds=time.monotonic() - began, error=str(error))
+            result = NodeResult(this_node(), False, "", path, seconds=time.monotonic() - began, error=str(error))
     return asdict(result)
 
 
-def step_command(task: NodeTask, where: Allocation, nodes: Sequence[str]) -> list[str]:
-    """The srun that does the task on nodes of a running job: one task a node, and one that fails ends no other."""
+def stage_in_job(task: NodeTask, where: Allocation, nodes: Sequence[str], run: CommandRunner) -> list[NodeResult]:
+    """Do the task on nodes of a running job by a step of it: one task a node, and one that fails ends no other."""
     argv = ["srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1"]
     argv += [f"--nodelist={','.join(nodes)}", "--kill-on-bad-exit=0", "--no-kill", "--wait=0"]
     argv += ["--job-name=launcher-stage", f"--jobid={where.job}", "--overlap"]
-    return [*argv, where.python, "-m", "launcher.model.nodes", json.dumps(asdict(task))]
-
-
-def answers_of_step(output: str) -> dict[str, NodeResult]:
-    """What the nodes said, by node, in the output of `step_command`."""
-    results = [NodeResult(**json.loads(line.partition(_MARK)[2])) for line in output.splitlines() if _MARK in line]
-    return {result.node: result for result in results}
+    done = run([*argv, where.python, "-m", "launcher.model.nodes", json.dumps(asdict(task))], timeout=STEP)
+    said = [json.loads(line.partition(_MARK)[2]) for line in done.stdout.splitlines() if _MARK in line]
+    answers = {result["node"]: NodeResult(**result) for result in said}
+    return [answers.get(node) or NodeResult(node, error=f"no answer: {done.tail(3) or done}") for node in nodes]
 
 
 if __name__ == "__main__":

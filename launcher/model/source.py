@@ -208,31 +208,26 @@ class _HttpReader(Reader):
     def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         end, requests = offset + length, _Requests(self._where, self._stop)
         while offset < end:
-            with requests.attempt():
-                for piece in self._request(requests, offset, end):
+            with requests.attempt(), self._get(offset, end) as response:
+                requests.judge(response)
+                if response.status_code == 200 and offset > 0:
+                    raise ModelError("the server does not answer ranges", where=self._where)
+                for raw in response.iter_raw():
+                    piece = memoryview(raw)[: end - offset]
                     yield piece
                     offset += len(piece)
                     requests.failures = 0
-                if offset < end:
-                    raise _Again("the connection was cut")
+                    if offset == end:
+                        return
+                raise _Again("the connection was cut")
 
-    def _request(self, requests: _Requests, offset: int, end: int) -> Iterator[memoryview]:
+    def _get(self, offset: int, end: int) -> Any:
         from huggingface_hub import get_session, get_token
 
         headers = {"Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity", "User-Agent": "launcher"}
         if token := get_token():
             headers["Authorization"] = f"Bearer {token}"
-        request = get_session().stream("GET", self._url, headers=headers, follow_redirects=True, timeout=60)
-        with request as response:
-            requests.judge(response)
-            if response.status_code == 200 and offset > 0:
-                raise ModelError("the server does not answer ranges", where=self._where)
-            left = end - offset
-            for piece in response.iter_raw():
-                yield memoryview(piece)[:left]
-                left -= len(piece)
-                if left <= 0:
-                    return
+        return get_session().stream("GET", self._url, headers=headers, follow_redirects=True, timeout=60)
 
 
 class _Again(Exception):
