@@ -6,11 +6,12 @@ shards one byte short, and re-quantised copies under a similar name (docs/design
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,11 +167,9 @@ class _Examination:
         if STAGING_NAME.fullmatch(self.path.name) or (WORK_DIRECTORY in self.names and MANIFEST_NAME not in self.names):
             self.problems.append("half staged: its staging has not ended, or was killed")
             return
-        try:
+        manifest = None
+        with self.noting(MANIFEST_NAME):
             manifest = Manifest.read(self.path)
-        except ModelError as error:
-            self.problems.append(f"{MANIFEST_NAME}: {error.message}")
-            return
         if manifest is not None:
             self.problems += manifest.differences(self.path)
             self.doubts += [f"{name} came after the checkpoint was staged" for name in manifest.extra(self.path)]
@@ -184,20 +183,21 @@ class _Examination:
 
     def mapping(self, name: str) -> Mapping[str, Any] | None:
         """A JSON object, or None after noting what is wrong with the file."""
-        try:
-            return msgspec.json.decode(content, type=dict[str, Any]) if (content := self.read(name)) else None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            self.problems.append(f"{name} cannot be parsed: {error}")
+        with self.noting(name), open_regular(self.path / name) as (descriptor, size):
+            return msgspec.json.decode(os.pread(descriptor, size, 0), type=dict[str, Any])
         return None
 
-    def read(self, name: str) -> bytes | None:
-        """A file's content, or None after noting what is wrong with the file."""
+    @contextlib.contextmanager
+    def noting(self, name: str) -> Iterator[None]:
+        """Note what is found wrong with a file within the block, and go on after it."""
         try:
-            with open_regular(self.path / name) as (descriptor, size):
-                return os.pread(descriptor, size, 0)
+            yield
         except DamagedFile as damage:
             self.problems.append(f"{name} is {damage}")
-        return None
+        except ModelError as error:
+            self.problems.append(f"{name}: {error.message}")
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            self.problems.append(f"{name} cannot be parsed: {error}")
 
     def check_tokenizer(self) -> None:
         found = [name for name in _TOKENIZERS if name in self.names]
@@ -210,7 +210,8 @@ class _Examination:
             if name.endswith(".json"):
                 self.mapping(name)
             else:
-                self.read(name)
+                with self.noting(name), open_regular(self.path / name):
+                    pass
 
     def find_leftovers(self) -> None:
         """Note what downloads and copies leave: huggingface_hub's ``*.incomplete``, our and rsync's temporaries."""
@@ -229,10 +230,9 @@ class _Examination:
             self.problems += [f"{shard} is missing" for shard in sorted(wanted.keys() - present)]
         headers: dict[str, Header] = {}
         for shard in sorted(present):
-            try:
+            with self.noting(shard):
                 headers[shard] = read_header(self.path / shard)
-            except DamagedFile as damage:
-                self.problems.append(f"{shard} is {damage}")
+            if shard not in headers:
                 continue
             if absent := wanted.get(shard, set()) - headers[shard].tensors:
                 some = f"{len(absent)} tensors that the index places there, as {min(absent)}"

@@ -67,7 +67,6 @@ class Staged:
     and its copy is kept). ``copied`` and ``resumed`` are bytes.
     """
 
-    path: Path
     how: Literal["staged", "there", "lost"]
     manifest: Manifest
     copied: int = 0
@@ -95,7 +94,7 @@ def stage(
     _refuse(source, destination)
     with _explained("staging", destination):
         if found := existing_manifest(destination, source):
-            return Staged(destination, "there", found)
+            return Staged("there", found)
         destination.parent.mkdir(parents=True, exist_ok=True)
         with Lock(
             lock_path(destination),
@@ -109,15 +108,15 @@ def stage(
             if held.owner:
                 raise ModelError(f"still being staged by {held.owner}", where=str(destination))
             if found := existing_manifest(destination, source):
-                return Staged(destination, "there", found)
+                return Staged("there", found)
             directory = _directory(source, destination, adopt=held.acquired, log=log)
             copier = Copier(source, directory, workers=workers, progress=progress, stop=stop, lay_out=lay_out)
             staged = _fill(copier)
             winner = _publish(directory, destination, source)
             if winner:
                 log(f"{destination} was published by another process meanwhile; its copy is kept")
-            manifest, seconds = winner or staged, time.monotonic() - began
-            return Staged(destination, "lost" if winner else "staged", manifest, copier.copied, copier.resumed, seconds)
+            how: Literal["staged", "lost"] = "lost" if winner else "staged"
+            return Staged(how, winner or staged, copier.copied, copier.resumed, time.monotonic() - began)
 
 
 def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = Stop.never()) -> Manifest:
