@@ -13,8 +13,9 @@ import importlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,23 +54,23 @@ class SourceFile:
     git_sha1: str | None = None
 
 
+@dataclass(frozen=True)
 class Reader:
-    """An open file of a source. ``descriptor`` is there when the kernel can copy from it."""
+    """An open file of a source. ``descriptor`` is there when the kernel can copy from it.
 
+    ``chunks(offset, length, buffer)`` gives the bytes of a range, in order; each piece is valid until the next one is
+    requested. ``buffer`` may be used for them. Fewer bytes come when the file ends. Raises OSError, ModelError.
+    ``check_unchanged`` raises ModelError when the file is not what it was when it was listed.
+    """
+
+    chunks: Callable[[int, int, memoryview], Iterator[memoryview]]
+    check_unchanged: Callable[[], None] = lambda: None
     descriptor: int | None = None
-
-    def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        """The bytes of a range, in order; each piece is valid until the next one is requested.
-
-        ``buffer`` may be used for them. Fewer bytes come when the file ends. Raises OSError, ModelError.
-        """
-        raise NotImplementedError
-
-    def check_unchanged(self) -> None:
-        """Raise ModelError when the file is not what it was when it was listed."""
 
     def close(self) -> None:
         """Release what the reader holds."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
 
 
 class Source(Protocol):
@@ -123,24 +124,15 @@ class DirectorySource:
 
     def open(self, file: SourceFile) -> Reader:
         """Open one of ``files``. Raises OSError."""
-        return _FileReader(self.directory / file.path, file)
+        path = self.directory / file.path
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
+        def check_unchanged() -> None:
+            status = os.fstat(descriptor)
+            if (status.st_size, str(status.st_mtime_ns)) != (file.size, file.stamp):
+                raise ModelError("the file changed while it was copied", where=str(path))
 
-class _FileReader(Reader):
-    def __init__(self, path: Path, file: SourceFile) -> None:
-        self._path, self._file = path, file
-        self._open = self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        return read_range(self._open, offset, length, buffer)
-
-    def check_unchanged(self) -> None:
-        status = os.fstat(self._open)
-        if (status.st_size, str(status.st_mtime_ns)) != (self._file.size, self._file.stamp):
-            raise ModelError("the file changed while it was copied", where=str(self._path))
-
-    def close(self) -> None:
-        os.close(self._open)
+        return Reader(partial(read_range, descriptor), check_unchanged, descriptor)
 
 
 def _walk(directory: Path, prefix: str) -> Iterator[str]:
@@ -198,20 +190,15 @@ class HubSource:
         from huggingface_hub import hf_hub_url
 
         url = hf_hub_url(self.repository, file.path, revision=self.revision, endpoint=self._endpoint)
-        return _HttpReader(url, f"{self.name}: {file.path}", self._stop)
+        return Reader(partial(self._chunks, url, f"{self.name}: {file.path}"))
 
-
-class _HttpReader(Reader):
-    def __init__(self, url: str, where: str, stop: Stop) -> None:
-        self._url, self._where, self._stop = url, where, stop
-
-    def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        end, requests = offset + length, _Requests(self._where, self._stop)
+    def _chunks(self, url: str, where: str, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+        end, requests = offset + length, _Requests(where, self._stop)
         while offset < end:
-            with requests.attempt(), self._get(offset, end) as response:
+            with requests.attempt(), _opened(url, offset, end) as response:
                 requests.judge(response)
                 if response.status_code == 200 and offset > 0:
-                    raise ModelError("the server does not answer ranges", where=self._where)
+                    raise ModelError("the server does not answer ranges", where=where)
                 for raw in response.iter_raw():
                     piece = memoryview(raw)[: end - offset]
                     yield piece
@@ -221,13 +208,15 @@ class _HttpReader(Reader):
                         return
                 raise _Again("the connection was cut")
 
-    def _get(self, offset: int, end: int) -> Any:
-        from huggingface_hub import get_session, get_token
 
-        headers = {"Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity", "User-Agent": "launcher"}
-        if token := get_token():
-            headers["Authorization"] = f"Bearer {token}"
-        return get_session().stream("GET", self._url, headers=headers, follow_redirects=True, timeout=60)
+def _opened(url: str, offset: int, end: int) -> Any:
+    """A request for a range, as a context that gives the response."""
+    from huggingface_hub import get_session, get_token
+
+    headers = {"Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity", "User-Agent": "launcher"}
+    if token := get_token():
+        headers["Authorization"] = f"Bearer {token}"
+    return get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=60)
 
 
 class _Again(Exception):
