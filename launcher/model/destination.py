@@ -9,20 +9,24 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import socket
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import msgspec
+import xxhash
 
 from launcher.core.errors import ModelError
 from launcher.core.lease import LEASE, Lock, LockOwner, read_owner
 from launcher.core.process import ProcessIdentity, host_label, pid_exists
-from launcher.core.publish import temporary_pattern
+from launcher.core.publish import temporary_pattern, write_json
 from launcher.model.checkpoint import examine
-from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest
+from launcher.model.copy import journal_directory
+from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest, now
 from launcher.model.source import Source
 
 _LOCK_NAME = re.compile(r"\.(?P<name>.+)\.staging\.lock")
@@ -106,7 +110,27 @@ def staging_directories(destination: Path) -> list[Path]:
     return sorted(path for path, found in names if found and found["name"] == destination.name)
 
 
-def owner_of(staging: Path) -> StagingOwner | None:
+def staging_directory(source: Source, destination: Path, *, adopt: bool, log: Callable[[str], None]) -> Path:
+    """A staging directory that is ours: a dead one of the same source, under a new token, or else a new one.
+
+    The rename takes it over: if its process was only stopped, it finds its paths gone.
+    """
+    text = "\n".join(f"{file.path}\0{file.size}" for file in sorted(source.files, key=lambda file: file.path))
+    listing = xxhash.xxh3_128(text.encode()).hexdigest()
+    mine = StagingOwner(ProcessIdentity.mine(), source.name, source.revision, listing, now())
+    new = destination.with_name(f"{destination.name}.staging.{secrets.token_hex(6)}")
+    for old in staging_directories(destination) if adopt else ():
+        its = _owner_of(old)
+        if its and replace(its, process=mine.process, began=mine.began) == mine and its.process.alive() is not True:
+            old.rename(new)
+            log(f"going on with what pid {its.process.pid} on {its.process.host} had staged since {its.began}")
+            break
+    journal_directory(new).mkdir(parents=True, exist_ok=True)
+    write_json(new / WORK_DIRECTORY / "owner.json", asdict(mine))
+    return new
+
+
+def _owner_of(staging: Path) -> StagingOwner | None:
     """Who fills this staging directory; None when its owner file is missing or damaged."""
     try:
         return msgspec.json.decode((staging / WORK_DIRECTORY / "owner.json").read_bytes(), type=StagingOwner)
@@ -154,7 +178,7 @@ def _leftover(path: Path) -> Leftover | None:
     """What a path is by its name, if a staging left it."""
     is_directory, owner, live = path.is_dir() and not path.is_symlink(), "unknown", False
     if is_directory and (name := STAGING_NAME.fullmatch(path.name)):
-        if its := owner_of(path):
+        if its := _owner_of(path):
             owner = f"pid {its.process.pid} on {its.process.host}, since {its.began}, from {its.source}"
             live = its.process.alive() is True
     elif name := _LOCK_NAME.fullmatch(path.name):

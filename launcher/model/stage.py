@@ -16,34 +16,31 @@ import contextlib
 import errno
 import functools
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-import xxhash
-
 from launcher.core.errors import Cancelled, ModelError
 from launcher.core.lease import Lock
-from launcher.core.process import CommandRunner, ProcessIdentity, run
+from launcher.core.process import CommandRunner, run
 from launcher.core.publish import fsync_directory, write_json
 from launcher.core.stop import Stop
 from launcher.model.checkpoint import examine
-from launcher.model.copy import WORKERS, Copier, LayOut, NoProgress, Progress, journal_directory
-from launcher.model.destination import (
-    StagingOwner,
-    existing_manifest,
-    lock_path,
-    owner_of,
-    remove_work_directory,
-    size_of,
-    staging_directories,
+from launcher.model.copy import WORKERS, Copier, LayOut, NoProgress, Progress
+from launcher.model.destination import existing_manifest, lock_path, remove_work_directory, size_of, staging_directory
+from launcher.model.manifest import (
+    MANIFEST_NAME,
+    PART_SIZE,
+    WORK_DIRECTORY,
+    FileEntry,
+    Manifest,
+    hash_file,
+    is_below,
+    now,
 )
-from launcher.model.manifest import MANIFEST_NAME, PART_SIZE, WORK_DIRECTORY, FileEntry, Manifest, hash_file, is_below
 from launcher.model.source import DirectorySource, Source
 
 LOCK_WAIT = 6 * 3600.0
@@ -109,7 +106,7 @@ def stage(
                 raise ModelError(f"still being staged by {held.owner}", where=str(destination))
             if found := existing_manifest(destination, source):
                 return Staged("there", found)
-            directory = _directory(source, destination, adopt=held.acquired, log=log)
+            directory = staging_directory(source, destination, adopt=held.acquired, log=log)
             copier = Copier(source, directory, workers=workers, progress=progress, stop=stop, lay_out=lay_out)
             staged = _fill(copier)
             winner = _publish(directory, destination, source)
@@ -140,7 +137,7 @@ def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = 
             with contextlib.closing(source.open(file)) as reader:
                 reader.check_unchanged()
             entries.append(FileEntry(file.path, file.size, content_hash))
-        manifest = Manifest(str(destination), None, tuple(entries), created=_now())
+        manifest = Manifest(str(destination), None, tuple(entries), created=now())
         write_json(destination / MANIFEST_NAME, asdict(manifest))
     return manifest
 
@@ -158,32 +155,12 @@ def _explained(what: str, destination: Path) -> Iterator[None]:
         raise
 
 
-def _directory(source: Source, destination: Path, *, adopt: bool, log: Callable[[str], None]) -> Path:
-    """A staging directory that is ours: a dead one of the same source, under a new token, or else a new one.
-
-    The rename takes it over: if its process was only stopped, it finds its paths gone.
-    """
-    text = "\n".join(f"{file.path}\0{file.size}" for file in sorted(source.files, key=lambda file: file.path))
-    listing = xxhash.xxh3_128(text.encode()).hexdigest()
-    mine = StagingOwner(ProcessIdentity.mine(), source.name, source.revision, listing, _now())
-    new = destination.with_name(f"{destination.name}.staging.{secrets.token_hex(6)}")
-    for old in staging_directories(destination) if adopt else ():
-        its = owner_of(old)
-        if its and replace(its, process=mine.process, began=mine.began) == mine and its.process.alive() is not True:
-            old.rename(new)
-            log(f"going on with what pid {its.process.pid} on {its.process.host} had staged since {its.began}")
-            break
-    journal_directory(new).mkdir(parents=True, exist_ok=True)
-    write_json(new / WORK_DIRECTORY / "owner.json", asdict(mine))
-    return new
-
-
 def _fill(copier: Copier) -> Manifest:
     """Copy, verify and sync everything; at the end the directory needs only its name."""
     source, directory = copier.source, copier.into
     _check_space(source, directory)
     copier.copy()
-    manifest = Manifest(source.name, source.revision, tuple(copier.entries), copier.part_size, created=_now())
+    manifest = Manifest(source.name, source.revision, tuple(copier.entries), copier.part_size, created=now())
     _verify(manifest, directory)
     # A kill while the manifest is written leaves a temporary; in there nobody takes it for a part of the model.
     write_json(directory / WORK_DIRECTORY / MANIFEST_NAME, asdict(manifest))
@@ -241,10 +218,6 @@ def _refuse(source: Source, destination: Path) -> None:
     for file in source.files:
         if not is_below(file.path) or PurePosixPath(file.path).parts[0] in (MANIFEST_NAME, WORK_DIRECTORY):
             raise ModelError(f"a file is named {file.path!r}, which cannot be staged", where=source.name)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 DEFAULT_LAYOUTS = ((0, 1, "4M"), (1 << 30, 4, "4M"), (8 << 30, 8, "4M"))
