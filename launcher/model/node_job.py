@@ -80,13 +80,11 @@ def stage_on_nodes(
         return stage_in_job(task, where, nodes, run)
     unfit = unfit_nodes(nodes, run) if nodes else {}
     found = {node: NodeResult(node, error=f"Slurm says that it is {word}") for node, word in unfit.items()}
-    fit, silence = [node for node in nodes if node not in unfit], ""
+    fit = [node for node in nodes if node not in unfit]
     if fit or where.count:
         own = _OwnJob(state / DIRECTORY / f"launcher-stage-{secrets.token_hex(6)}", task, fit, where)
-        answers, silence, had = own.stage(scheduler(), log, stop)
-        found |= answers
-        nodes = nodes or node_names(had)
-    return [found.get(node) or NodeResult(node, error=silence) for node in nodes]
+        found |= {result.node: result for result in own.stage(scheduler(), log, stop)}
+    return [found[node] for node in nodes or found]
 
 
 class _OwnJob:
@@ -96,12 +94,9 @@ class _OwnJob:
         self._folder, self._task, self._nodes, self._where = folder, task, nodes, where
         self._count = len(nodes) or where.count
 
-    def stage(
-        self, scheduler: Scheduler, log: Callable[[str], None], stop: Stop
-    ) -> tuple[dict[str, NodeResult], str, str]:
-        """Stage in a job that is gone at the end, and its files too.
+    def stage(self, scheduler: Scheduler, log: Callable[[str], None], stop: Stop) -> list[NodeResult]:
+        """Stage in a job that is gone at the end, and its files too; one result for each of its nodes.
 
-        Returns what the nodes said, by node; why a node without an answer gave none; and the job's nodes (a host list).
         Raises SubmissionError when there is no job, Cancelled after it was ended, JobError when Slurm is silent.
         """
         token, ended = self._folder.name, False
@@ -113,14 +108,16 @@ class _OwnJob:
             final = self._follow(scheduler, job, log, stop)
             ended = final.phase is Phase.TERMINAL
             # While a job ends, Slurm names only those of its nodes that are not done yet (22.05): the job says it.
-            had = (self._folder / _NODES).read_text() if (self._folder / _NODES).exists() else final.nodes
-            if not self._nodes and not had:
+            named = self._folder / _NODES
+            nodes = self._nodes or node_names(named.read_text() if named.exists() else final.nodes)
+            if not nodes:
                 raise SubmissionError(f"the job got no nodes: {final.describe()}", where=str(job))
             deadline = time.monotonic() + _LATE
             while not self._complete() and final.succeeded and time.monotonic() < deadline:
                 time.sleep(_LOOK)
             reasons = (f"no result of it: the job is {final.describe()}", self._last_error())
-            return self._results(), "; ".join(filter(None, reasons)), had
+            answers, silence = self._results(), "; ".join(filter(None, reasons))
+            return [answers.get(node) or NodeResult(node, error=silence) for node in nodes]
         finally:
             if ended or end_job(token, scheduler, log):
                 shutil.rmtree(self._folder, ignore_errors=True)
