@@ -17,7 +17,7 @@ import re
 import struct
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 from typing import Protocol
 
@@ -95,20 +95,16 @@ class Copier:
         self._progress.begin(len(files), sum(file.size for file in files))
         if self.lay_out:
             self.lay_out(self.into, 0)
-        copies = [_FileCopy(self, file) for file in files]
-        pool = ThreadPoolExecutor(self._workers, "copy")
-        try:
-            for done in as_completed([pool.submit(copy.part, *part) for copy in copies for part in copy.parts]):
-                done.result()
-        finally:
-            self._ended.set()
-            pool.shutdown(cancel_futures=True)
-            for copy in copies:
-                copy.close()
+        with ThreadPoolExecutor(self._workers, "part") as parts, ThreadPoolExecutor(self._workers, "file") as pool:
+            try:
+                for done in as_completed([pool.submit(_FileCopy(self, file).copy, parts) for file in files]):
+                    self.entries.append(done.result())
+            finally:
+                self._ended.set()
         self.entries.sort(key=lambda entry: entry.path)
 
     def check(self) -> None:
-        """Raise Cancelled when a stop is requested, or when another part has failed."""
+        """Raise Cancelled when a stop is requested, or when another file has failed."""
         self._stop.check()
         if self._ended.is_set():
             raise Cancelled("stopped while the checkpoint was copied")
@@ -124,7 +120,7 @@ class Copier:
 
 
 class _FileCopy:
-    """One file on its way: opened by the first of its parts, finished and closed by the last."""
+    """One file on its way to the destination."""
 
     _journal: _Journal
     _descriptor: int
@@ -133,46 +129,37 @@ class _FileCopy:
     def __init__(self, copier: Copier, file: SourceFile) -> None:
         self._copier, self._file = copier, file
         self._path = copier.into / file.path
-        self.parts = parts_of(file.size, copier.part_size)
-        self._digests: dict[int, bytes] = {}
-        self._lock = threading.Lock()
-        self._resources = contextlib.ExitStack()
-        self._is_open = False
 
-    def part(self, offset: int, length: int) -> None:
-        """Have one part at the destination; the last one makes the file durable."""
+    def copy(self, pool: ThreadPoolExecutor) -> FileEntry:
+        """Have all parts at the destination, by the threads of the pool, and make the file durable."""
         self._copier.check()
-        with self._lock:
-            if not self._is_open:
-                self._open()
-        digest = self._part(offset, length)
-        with self._lock:
-            self._digests[offset] = digest
-            last = len(self._digests) == len(self.parts)
-        if last:
-            self._finish()
+        with contextlib.ExitStack() as opened:
+            self._open(opened)
+            ranges = parts_of(self._file.size, self._copier.part_size)
+            parts = [pool.submit(self._part, index, *part) for index, part in enumerate(ranges)]
+            try:
+                return self._finished([part.result() for part in parts])
+            finally:
+                for part in parts:
+                    part.cancel()
+                wait(parts)
 
-    def close(self) -> None:
-        """Close what was opened, if that was not done before."""
-        self._resources.close()
-
-    def _open(self) -> None:
+    def _open(self, opened: contextlib.ExitStack) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._journal = _Journal(journal_directory(self._copier.into), self._file, self._copier.part_size)
-        self._resources.callback(self._journal.close)
+        opened.callback(self._journal.close)
         if not self._path.exists():
             self._journal.discard()
             if self._copier.lay_out:
                 self._copier.lay_out(self._path, self._file.size)
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._resources.callback(os.close, self._descriptor)
+        opened.callback(os.close, self._descriptor)
         os.ftruncate(self._descriptor, self._file.size)
         self._reader = self._copier.source.open(self._file)
-        self._resources.callback(self._reader.close)
-        self._is_open = True
+        opened.callback(self._reader.close)
 
-    def _part(self, offset: int, length: int) -> bytes:
-        index = offset // self._copier.part_size
+    def _part(self, index: int, offset: int, length: int) -> bytes:
+        self._copier.check()
         noted = self._journal.parts.get(index)
         if noted is not None and hash_part(self._descriptor, offset, length) == noted:
             self._copier.advance(self._file, length, resumed=True)
@@ -239,8 +226,8 @@ class _FileCopy:
         self._copier.advance(self._file, length)
         return digest
 
-    def _finish(self) -> None:
-        file, found = self._file, hash_of_parts(self._digests[offset] for offset, _ in self.parts)
+    def _finished(self, digests: list[bytes]) -> FileEntry:
+        file, found = self._file, hash_of_parts(digests)
         try:
             self._reader.check_unchanged()
             self._check_known(found)
@@ -251,8 +238,7 @@ class _FileCopy:
             self._journal.discard()
             raise
         drop_from_cache(self._descriptor, 0, file.size)
-        self._copier.entries.append(FileEntry(file.path, file.size, found, file.sha256))
-        self.close()
+        return FileEntry(file.path, file.size, found, file.sha256)
 
     def _check_known(self, found: str) -> None:
         """Compare with what the source states of the content."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -136,10 +136,9 @@ class Manifest:
         return sorted(entry.name for entry in os.scandir(directory) if entry.name not in known)
 
 
-def hash_of_parts(digests: Iterable[bytes]) -> str:
+def hash_of_parts(digests: Sequence[bytes]) -> str:
     """The hash of a file from its parts' digests, in order."""
-    parts = list(digests)
-    return parts[0].hex() if len(parts) == 1 else xxhash.xxh3_128(b"".join(parts)).hexdigest()
+    return digests[0].hex() if len(digests) == 1 else xxhash.xxh3_128(b"".join(digests)).hexdigest()
 
 
 def parts_of(size: int, part_size: int) -> list[tuple[int, int]]:
