@@ -154,16 +154,16 @@ def _stage_model(run: Run, path: Path) -> dict[str, Any]:
     if planned.source is None or examine(path, precision=planned.precision).whole:
         return {}
     from launcher.model.source import source_of
-    from launcher.model.stage import DEFAULT, Stripe, stage, striping
+    from launcher.model.stage import stage, striping
 
-    policy = DEFAULT if planned.striping is None else [Stripe(*layout) for layout in planned.striping]
     run.log(f"model {path}: staging from {planned.source}")
+    lustre = striping(planned.striping, log=run.log, run=run.services.run)
     done = stage(
         source_of(planned.source, stop=run.services.stop),
         path,
         log=run.log,
         stop=run.services.stop,
-        stripe=striping(policy, log=run.log, run=run.services.run) if planned.storage == "lustre" else None,
+        lay_out=lustre if planned.storage == "lustre" else None,
     )
     run.log(f"model {path}: {done.how}, {done.copied / 1e9:.1f} GB in {done.seconds:.0f} s")
     return {"staged": {"how": done.how, "from": planned.source, "copied": done.copied, "resumed": done.resumed}}
