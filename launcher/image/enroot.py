@@ -10,13 +10,13 @@ import contextlib
 import re
 import string
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from launcher.core.errors import ImageError
-from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, Completed, run
+from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, Completed
 from launcher.core.publish import temporary_name
 from launcher.core.retry import telling
 from launcher.image.reference import Reference
@@ -49,95 +49,90 @@ class _MayPass(ImageError):
     """A failure of the network or the registry that another attempt may not meet."""
 
 
+@dataclass(frozen=True)
 class Enroot:
-    """An enroot, started as ``command``, which gets ``environment``.
+    """An enroot, started by ``run`` as ``command``, in ``environment``, which is the program's whole one.
 
-    On a compute node it is a job of its own, which may wait ``node_patience`` seconds for a node; None means that it
-    runs on this host. On a node it is only asked to import, since each question would be another job; its version is
-    then what the output of the import begins with, if it does. ``log`` gets a line for each failed attempt.
+    On a compute node it is a job of its own, which may wait ``node_patience`` seconds for a node; 0 means that it runs
+    on this host. On a node it is only asked to import, since each question would be another job; its version is then
+    what the output of the import begins with, if it does. ``log`` gets a line for each failed attempt.
     """
 
-    def __init__(
-        self,
-        environment: Mapping[str, str],
-        run: CommandRunner = run,
-        command: Sequence[str] = ("enroot",),
-        *,
-        node_patience: float | None = None,
-        log: Callable[[str], None],
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self.environment, self.is_on_node = environment, node_patience is not None
-        self._patience = node_patience or 0.0
-        self._run, self._command, self._log, self._sleep = run, tuple(command), log, sleep
+    environment: Mapping[str, str]
+    run: CommandRunner
+    log: Callable[[str], None]
+    sleep: Callable[[float], None] = time.sleep
+    command: tuple[str, ...] = ("enroot",)
+    node_patience: float = 0.0
 
-    def version(self, environment: Mapping[str, str]) -> str | None:
-        """What `enroot version` prints, or None. ``environment`` is the program's whole one, here and below."""
-        return self._query("version", environment=environment)
+    @property
+    def is_on_node(self) -> bool:
+        return self.node_patience > 0
 
-    def digest(self, uri: str, environment: Mapping[str, str]) -> str | None:
+    def digest(self, uri: str) -> str | None:
         """The digest of the image's manifest, from the registry; None from an enroot before 4.1, or when it fails."""
-        answer = self._query("digest", uri, environment=environment)
+        answer = self._query("digest", uri)
         return answer if answer and re.fullmatch(r"sha256:[0-9a-f]{64}", answer) else None
 
-    def fetch(
-        self, uri: str, squash: Path, *, environment: Mapping[str, str], timeout: float, where: str
-    ) -> tuple[Path, tuple[str, ...], str | None]:
+    def fetch(self, uri: str, squash: Path, timeout: float, note: Callable[[str], None]) -> tuple[Path, str | None]:
         """Import an image into a new file beside ``squash``, within ``timeout`` seconds for all attempts together.
 
-        Returns the file, which is the caller's to publish or remove; enroot's warnings, and its version if the output
-        has it.
+        Returns the file, which is the caller's to publish or remove, and enroot's version if it says it. ``note`` is
+        told its warnings.
 
         After a rate limit, a 5xx, a failure of the network or ESTALE it is tried again, with growing pauses, up to four
-        times in all. Raises ImageError, with ``where``.
+        times in all. Raises ImageError.
         """
         from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
-        timeout += self._patience
-        deadline = time.monotonic() + timeout
+        version = self._query("version")
         attempts = Retrying(
             retry=retry_if_exception_type(_MayPass),
             stop=stop_after_attempt(ATTEMPTS),
             wait=wait_exponential(multiplier=5, max=60) + wait_random(0, 3),
-            sleep=self._sleep,
-            before_sleep=telling(self._log, f" of {ATTEMPTS}"),
+            sleep=self.sleep,
+            before_sleep=telling(self.log, f" of {ATTEMPTS}"),
             reraise=True,
         )
-        for attempt in attempts:
-            # Each has a name of its own: on a node that Slurm has given up, the enroot of the last one may still write.
-            with attempt, _removed_on_error(temporary_name(squash)) as output:
-                argv = [*self._command, "import", "-o", str(output), uri]
-                done = self._run(argv, timeout=max(1.0, deadline - time.monotonic()), env=environment)
-                if done.timed_out:
-                    raise ImageError(
-                        f"enroot import of {uri} did not end within {timeout:g} s",
-                        where=where,
-                        hint="give it more time (images.import-timeout in the runner file), or find out what is slow:\n"
-                        + done.tail(),
-                    )
-                if not done.ok or _NODE_FAILED.search(done.stderr):
-                    fault = with_account(diagnose(done), Reference.parse(uri).registry, environment)
-                    message = f"enroot import of {uri} failed: {fault.what}"
-                    raise (_MayPass if fault.may_pass else ImageError)(message, where=where, hint=fault.hint)
-        version = re.match(r"\d+\.\d+(\.\d+)?\S*", done.stdout)
-        warnings = tuple(line for line in done.stderr.splitlines() if _WRONG_ARCHITECTURE in line)
-        return output, warnings, version.group() if version else None
+        timeout += self.node_patience
+        output, done = attempts(self._attempt, uri, squash, timeout, time.monotonic() + timeout)
+        for line in done.stderr.splitlines():
+            if _WRONG_ARCHITECTURE in line:
+                note(line)
+        said = re.match(r"\d+\.\d+(\.\d+)?\S*", done.stdout)
+        return output, version or (said.group() if said else None)
 
-    def _query(self, *words: str, environment: Mapping[str, str]) -> str | None:
+    def _attempt(self, uri: str, squash: Path, timeout: float, deadline: float) -> tuple[Path, Completed]:
+        # Each has a name of its own: on a node that Slurm has given up, the enroot of the last one may still write.
+        output = temporary_name(squash)
+        try:
+            argv = [*self.command, "import", "-o", str(output), uri]
+            done = self.run(argv, timeout=max(1.0, deadline - time.monotonic()), env=self.environment)
+            if done.timed_out:
+                hint = "give it more time (images.import-timeout in the runner file), or find out what is slow:\n"
+                raise ImageError(f"enroot import of {uri} did not end within {timeout:g} s", hint=hint + done.tail())
+            if not done.ok or _NODE_FAILED.search(done.stderr):
+                fault = with_account(diagnose(done), Reference.parse(uri).registry, self.environment)
+                message = f"enroot import of {uri} failed: {fault.what}"
+                raise (_MayPass if fault.may_pass else ImageError)(message, hint=fault.hint)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                output.unlink()
+            raise
+        return output, done
+
+    def _query(self, *words: str) -> str | None:
+        """What enroot answers a question; None when it fails, and on a node."""
         if self.is_on_node:
             return None
-        done = self._run([*self._command, *words], timeout=_QUERY_TIMEOUT, env=environment)
+        done = self.run([*self.command, *words], timeout=_QUERY_TIMEOUT, env=self.environment)
         return done.stdout.strip() or None if done.ok else None
 
 
-@contextlib.contextmanager
-def _removed_on_error(path: Path) -> Iterator[Path]:
-    try:
-        yield path
-    except BaseException:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise
+def own_directories(place: Path | str) -> dict[str, str]:
+    """The settings by which an enroot has all its temporaries below ``place``, and says in English what we read."""
+    paths = {f"ENROOT_{name}_PATH": f"{place}/{name.lower()}" for name in ("TEMP", "CACHE", "DATA", "RUNTIME")}
+    return {**paths, "TMPDIR": f"{place}/temp", "LC_ALL": "C"}  # GNU parallel, which enroot runs, buffers in TMPDIR
 
 
 @cache
@@ -169,12 +164,8 @@ def diagnose(done: Completed) -> Fault:
 
 def fault_of_status(code: int) -> Fault:
     """What an HTTP status of a registry means for an import."""
-    what = f"HTTP status {code} from the registry"
-    if code >= 500:
-        unknown = Fault(what, "try again later", may_pass=True)
-    else:
-        unknown = Fault(what, "correct the image in the matrix entry or recipe")
-    return _faults()["status"].get(str(code), unknown)
+    fault = next(fault for pattern, fault in _faults()["status"].items() if re.fullmatch(pattern, str(code)))
+    return replace(fault, what=fault.what.format(code=code))
 
 
 def with_account(fault: Fault, registry: str, environ: Mapping[str, str], realm: str = "") -> Fault:

@@ -14,9 +14,9 @@ from typing import Literal
 from launcher.core.errors import ConfigError, ImageError
 from launcher.core.process import CommandRunner
 from launcher.core.yaml_source import Document
-from launcher.image.enroot import Enroot
+from launcher.image.enroot import Enroot, own_directories
 from launcher.image.reference import PlannedImage, Reference
-from launcher.image.store import ImageRecord, ImageStore, no_mark
+from launcher.image.store import ImageRecord, Placement
 
 NODE_PATIENCE = 1800
 """Seconds that the job of an import may wait for a node. Slurm itself ends it then, whatever became of us."""
@@ -81,13 +81,6 @@ class ImportPolicy:
         )
         return (sys.executable, "-S", "-E", str(_DIE_WITH_PARENT), str(os.getpid()), *srun, *_ON_NODE, "enroot")
 
-    def node_environment(self, image: PlannedImage) -> dict[str, str]:
-        """enroot's directories for an import on a node. It makes all of them itself, but the first two."""
-        own = f"{image.temporary or '/tmp'}/{_PREFIX}{self.token}"
-        names = ("TEMP", "CACHE", "DATA", "RUNTIME")
-        paths = {f"ENROOT_{name}_PATH": f"{own}/{name.lower()}" for name in names}
-        return {_OWN: own, "TMPDIR": f"{own}/temp", **paths, "LC_ALL": "C"}
-
 
 def import_comment(token: str) -> str:
     """The comment of the job that imports an image for a run: not the run's own, whose job it is not."""
@@ -102,7 +95,7 @@ def ensure_image(
     run: CommandRunner,
     log: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
-    mark: Callable[[Path], None] = no_mark,
+    mark: Callable[[Path], None] = lambda squash: None,
 ) -> ImageRecord:
     """Have the image as a whole squash file.
 
@@ -111,20 +104,19 @@ def ensure_image(
     """
     if policy.make_directory:
         image.squash_path.parent.mkdir(parents=True, exist_ok=True)
+    enroot = Enroot(environment, run, log, sleep)
     if policy.is_on_node(image):
-        environment = {**environment, **policy.node_environment(image)}
-        command = policy.node_command(image)
-        enroot = Enroot(environment, run, command, node_patience=NODE_PATIENCE, log=log, sleep=sleep)
-    else:
-        enroot = Enroot(environment, run, log=log, sleep=sleep)
+        own = f"{image.temporary or '/tmp'}/{_PREFIX}{policy.token}"
+        environment = {**environment, _OWN: own, **own_directories(own)}  # enroot makes all, but the first two
+        enroot = Enroot(environment, run, log, sleep, policy.node_command(image), NODE_PATIENCE)
     registry = None
     if policy.may_ask(image.uri):
         from launcher.image.registry import Registry  # urllib is for those who import
 
-        registry = Registry({**environment, **image.environment}, log=log, sleep=sleep)
-    store = ImageStore(enroot, run, registry=registry, log=log, mark=mark, sleep=sleep)
+        reference, asked_in = Reference.parse(image.uri), {**environment, **image.environment}
+        registry = Registry(reference, asked_in, image.architecture, log=log, sleep=sleep)
     try:
-        record = store.ensure(image)
+        record = Placement(image, enroot, registry, mark).ensure()
     except ImageError as error:
         if error.where == image.where is not None:
             error.where = _line_of(image.where, image.reference)
