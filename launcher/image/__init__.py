@@ -3,6 +3,6 @@
 A `PlannedImage` (part of the plan) and an `ImportPolicy` come in; an `ImageRecord` goes out, which names the squash
 file, or an ImageError is raised. Open import_policy.py first (`ensure_image`), then store.py, which has the steps in
 their order. inventory.py and usage.py are for `launcher image list`, `verify` and `gc`, probe.py for `launcher doctor
-locks`. Two files nobody imports: die_with_parent.py is run by its path, enroot_faults.yaml is a table that enroot.py
-reads.
+locks`. Nobody imports die_with_parent.py, which is run by its path; the tables of reference.py and enroot.py are in
+``*_faults.yaml``.
 """

@@ -12,16 +12,16 @@ import string
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, Completed
 from launcher.core.publish import temporary_name
 from launcher.core.retry import telling
-from launcher.image.reference import Reference
+from launcher.image.reference import Fault, Reference, fault_table
 
 ATTEMPTS = 4
+_FAULTS = "enroot_faults.yaml"
 _QUERY_TIMEOUT = 60.0
 _WRONG_ARCHITECTURE = "Image architecture doesn't match"
 _NODE_FAILED = re.compile(r"^srun: error: Node failure on \S+", re.MULTILINE)
@@ -34,15 +34,6 @@ _LINE = re.compile(r"\s*machine\s+(\S+)\s+login\s+(\S+)\s+password\s+(.*\S)\s*")
 """An account in the credentials file, which has lines as in netrc(5)."""
 
 _VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)\}")
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Why an import failed: ``what`` happened, a ``hint`` for a person, and whether another attempt ``may_pass``."""
-
-    what: str
-    hint: str
-    may_pass: bool = False
 
 
 class _MayPass(ImageError):
@@ -135,14 +126,6 @@ def own_directories(place: Path | str) -> dict[str, str]:
     return {**paths, "TMPDIR": f"{place}/temp", "LC_ALL": "C"}  # GNU parallel, which enroot runs, buffers in TMPDIR
 
 
-@cache
-def _faults() -> dict[str, dict[str, Fault]]:
-    import msgspec
-
-    content = Path(__file__).with_name("enroot_faults.yaml").read_bytes()
-    return msgspec.yaml.decode(content, type=dict[str, dict[str, Fault]])
-
-
 def diagnose(done: Completed) -> Fault:
     """Why this `enroot import` failed. A failure that is not known is not tried again."""
     said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("[INFO]")]
@@ -153,10 +136,11 @@ def diagnose(done: Completed) -> Fault:
         return Fault(f"{name} is not there", "install it on this host, or import elsewhere (images.import-on)")
     if not said and _UNSAID.search(done.stderr.rstrip()):
         return Fault("401 or 404, enroot does not say which", "correct the image")
-    faults = [fault for words, fault in _faults()["srun"].items() if re.search(words, text, re.MULTILINE)][:1]
+    table = fault_table(_FAULTS)
+    faults = [fault for words, fault in table["srun"].items() if re.search(words, text, re.MULTILINE)][:1]
     if not faults:
         faults = [fault_of_status(int(code)) for code in re.findall(r"returned error(?: code)?: (\d{3})\b", text)]
-        faults += [fault for words, fault in _faults()["words"].items() if re.search(words, text)]
+        faults += [fault for words, fault in table["words"].items() if re.search(words, text)]
         faults.sort(key=lambda fault: fault.may_pass)  # what lasts comes first
     fault = faults[0] if faults else Fault(f"exit {done.returncode}", "read what it said")
     return replace(fault, what=fault.what + "".join(f"\n  {line}" for line in said[-4:]))
@@ -164,7 +148,7 @@ def diagnose(done: Completed) -> Fault:
 
 def fault_of_status(code: int) -> Fault:
     """What an HTTP status of a registry means for an import."""
-    fault = next(fault for pattern, fault in _faults()["status"].items() if re.fullmatch(pattern, str(code)))
+    fault = next(fault for pattern, fault in fault_table(_FAULTS)["status"].items() if re.fullmatch(pattern, str(code)))
     return replace(fault, what=fault.what.format(code=code))
 
 

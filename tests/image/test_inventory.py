@@ -123,6 +123,18 @@ def test_what_dead_processes_left_goes_and_what_may_live_stays(directory: Path) 
     assert names(ImageDirectory(directory, parts=-1.0).garbage()) == sorted(p.name for p in directory.iterdir())
 
 
+def test_a_lock_that_a_live_process_took_meanwhile_stays(directory: Path) -> None:
+    lock = directory / ".y.sqsh.owner"
+    lock.write_bytes(b"torn")
+    old(lock)
+    (item,) = ImageDirectory(directory).garbage()
+    lock.unlink()
+    with Lock(lock, what="an import", wait=0) as held:
+        assert held.acquired
+        assert not ImageDirectory(directory).remove(item)
+        assert lock.exists()
+
+
 def test_another_hosts_clock_removes_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ages are by the file server: a host whose clock is a year ahead sees the same."""
     small_image(directory / "x.sqsh")

@@ -205,11 +205,6 @@ def test_a_name_too_long_for_a_directory_is_refused() -> None:
         squash_name("a" + longest, "plus")
 
 
-def test_an_unknown_rule_is_refused() -> None:
-    with pytest.raises(ConfigError, match="unknown naming rule 'minus'"):
-        squash_name("a/b:c", "minus")  # type: ignore[arg-type]
-
-
 @needs_shared
 def test_recorded_runs_agree_on_names_and_images() -> None:
     """Of each recorded case, the benchmark's own image: its squash file's name, and what enroot was asked for."""
