@@ -16,9 +16,9 @@ from pathlib import Path
 
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, Completed
-from launcher.core.publish import temporary_name
 from launcher.core.retry import telling
 from launcher.image.reference import Fault, Reference, fault_table
+from launcher.image.squash import temporary_beside
 
 ATTEMPTS = 4
 _FAULTS = "enroot_faults.yaml"
@@ -65,11 +65,13 @@ class Enroot:
         answer = self._query("digest", uri)
         return answer if answer and re.fullmatch(r"sha256:[0-9a-f]{64}", answer) else None
 
-    def fetch(self, uri: str, squash: Path, timeout: float, note: Callable[[str], None]) -> tuple[Path, str | None]:
+    def fetch(
+        self, uri: str, squash: Path, timeout: float, files: contextlib.ExitStack, note: Callable[[str], None]
+    ) -> tuple[Path, str | None]:
         """Import an image into a new file beside ``squash``, within ``timeout`` seconds for all attempts together.
 
-        Returns the file, which is the caller's to publish or remove, and enroot's version if it says it. ``note`` is
-        told its warnings.
+        Returns the file, which is there until ``files`` is closed, and enroot's version if it says it. ``note`` is told
+        its warnings.
 
         After a rate limit, a 5xx, a failure of the network or ESTALE it is tried again, with growing pauses, up to four
         times in all. Raises ImageError.
@@ -86,30 +88,28 @@ class Enroot:
             reraise=True,
         )
         timeout += self.node_patience
-        output, done = attempts(self._attempt, uri, squash, timeout, time.monotonic() + timeout)
+        output, done = attempts(self._attempt, uri, squash, timeout, time.monotonic() + timeout, files)
         for line in done.stderr.splitlines():
             if _WRONG_ARCHITECTURE in line:
                 note(line)
         said = re.match(r"\d+\.\d+(\.\d+)?\S*", done.stdout)
         return output, version or (said.group() if said else None)
 
-    def _attempt(self, uri: str, squash: Path, timeout: float, deadline: float) -> tuple[Path, Completed]:
+    def _attempt(
+        self, uri: str, squash: Path, timeout: float, deadline: float, files: contextlib.ExitStack
+    ) -> tuple[Path, Completed]:
+        files.close()  # what the attempt before left
         # Each has a name of its own: on a node that Slurm has given up, the enroot of the last one may still write.
-        output = temporary_name(squash)
-        try:
-            argv = [*self.command, "import", "-o", str(output), uri]
-            done = self.run(argv, timeout=max(1.0, deadline - time.monotonic()), env=self.environment)
-            if done.timed_out:
-                hint = "give it more time (images.import-timeout in the runner file), or find out what is slow:\n"
-                raise ImageError(f"enroot import of {uri} did not end within {timeout:g} s", hint=hint + done.tail())
-            if not done.ok or _NODE_FAILED.search(done.stderr):
-                fault = with_account(diagnose(done), Reference.parse(uri).registry, self.environment)
-                message = f"enroot import of {uri} failed: {fault.what}"
-                raise (_MayPass if fault.may_pass else ImageError)(message, hint=fault.hint)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                output.unlink()
-            raise
+        output = files.enter_context(temporary_beside(squash))
+        argv = [*self.command, "import", "-o", str(output), uri]
+        done = self.run(argv, timeout=max(1.0, deadline - time.monotonic()), env=self.environment)
+        if done.timed_out:
+            hint = "give it more time (images.import-timeout in the runner file), or find out what is slow:\n"
+            raise ImageError(f"enroot import of {uri} did not end within {timeout:g} s", hint=hint + done.tail())
+        if not done.ok or _NODE_FAILED.search(done.stderr):
+            fault = with_account(diagnose(done), Reference.parse(uri).registry, self.environment)
+            message = f"enroot import of {uri} failed: {fault.what}"
+            raise (_MayPass if fault.may_pass else ImageError)(message, hint=fault.hint)
         return output, done
 
     def _query(self, *words: str) -> str | None:

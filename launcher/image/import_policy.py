@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -11,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from launcher.core.errors import ConfigError, ImageError
 from launcher.core.process import CommandRunner
-from launcher.core.yaml_source import Document
 from launcher.image.enroot import Enroot, own_directories
 from launcher.image.reference import PlannedImage, Reference
 from launcher.image.store import ImageRecord, Placement
@@ -115,43 +112,8 @@ def ensure_image(
 
         reference, asked_in = Reference.parse(image.uri), {**environment, **image.environment}
         registry = Registry(reference, asked_in, image.architecture, log=log, sleep=sleep)
-    try:
-        record = Placement(image, enroot, registry, mark).ensure()
-    except ImageError as error:
-        if error.where == image.where is not None:
-            error.where = _line_of(image.where, image.reference)
-        raise
+    record = Placement(image, enroot, registry, mark).ensure()
     known = record.sidecar
     digest = f", {known.digest}" if known.digest else ""
     log(f"image {image.reference}: {record.how} in {record.seconds:.3f} s ({known.size / 1e6:.1f} MB{digest})")
     return record
-
-
-_PLACE = re.compile(r"(?P<path>.+) \((?P<key>[^()]+)\)")
-
-
-def _line_of(where: str, reference: str) -> str:
-    """``file (key)`` → ``file:line`` of the image under the key, as near as it is found."""
-    found = _PLACE.fullmatch(where)
-    if found is None:
-        return where
-    try:
-        document = Document.read(Path(found["path"]), strict=False)
-    except ConfigError:
-        return where
-    data = document.data
-    keys = [found["key"]] if isinstance(data, dict) and found["key"] in data else found["key"].split(".")
-    for key in keys:
-        data = data.get(key) if isinstance(data, dict) else None
-    return where if data is None else document.location([*keys, *(_path_to(data, reference) or ())])
-
-
-def _path_to(data: object, value: str) -> tuple[str | int, ...] | None:
-    """The keys that lead to a value in a document."""
-    if data == value:
-        return ()
-    inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
-    for key, part in inner:
-        if (rest := _path_to(part, value)) is not None:
-            return (key, *rest)
-    return None

@@ -88,7 +88,10 @@ class Reference:
 
     @property
     def uri(self) -> str:
-        """The spelling for `enroot import` that enroot 3.x and 4.x read alike."""
+        """The spelling for `enroot import` that enroot 3.x and 4.x read alike. References with one URI mean one image.
+
+        Of two digests no tags are compared, and tags are not looked up.
+        """
         return f"docker://{self.host}#{self.repository}:{self.version}"
 
 
@@ -126,20 +129,6 @@ class PlannedImage:
     @property
     def squash_path(self) -> Path:
         return Path(self.squash)
-
-    @property
-    def error_location(self) -> str:
-        """The place that errors point to: where the image is named, else its squash file."""
-        return self.where or self.squash
-
-
-def same_image(a: Reference | str, b: Reference | str) -> bool:
-    """Whether two references, each in any notation, mean one image. Two digests decide alone; tags are not looked up.
-
-    Raises ConfigError when a text is not a reference.
-    """
-    a, b = (Reference.parse(x) if isinstance(x, str) else x for x in (a, b))
-    return a.uri == b.uri
 
 
 def names_an_image(name: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -19,9 +20,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from launcher.core.errors import ImageError
+from launcher.core.errors import ConfigError, ImageError
 from launcher.core.lease import Lock
 from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, publish_new, temporary_name
+from launcher.core.yaml_source import Document
 from launcher.image.enroot import Enroot, own_directories
 from launcher.image.reference import PlannedImage, Reference, refreshed_name
 from launcher.image.squash import (
@@ -104,7 +106,7 @@ class Placement:
             if self.registry is not None and found.how != "imported":
                 found = self._follow_tag(found, self.registry)
         except ImageError as error:
-            error.where = error.where or self.image.error_location
+            error.where = error.where or _place(self.image)
             raise
         return replace(found, seconds=time.monotonic() - began, facts=tuple(self.facts))
 
@@ -207,7 +209,8 @@ class Placement:
         """Import the image under a name of our own, check it, publish it unless somebody else did, and record it."""
         image, squash, began = self.image, self.image.squash_path, time.monotonic()
         manifest, reference = self._manifest(), Reference.parse(image.uri)
-        with _private_directory(image.temporary, self.enroot.is_on_node) as (private, own):
+        on_node = self.enroot.is_on_node
+        with contextlib.ExitStack() as files, _private_directory(image.temporary, on_node) as (private, own):
             _check_space(squash.parent, private, manifest.size if manifest else 0)
             enroot = replace(self.enroot, environment={**self.enroot.environment, **own, **image.environment})
             if manifest is not None:  # by digest, so that a tag cannot move meanwhile
@@ -215,16 +218,12 @@ class Placement:
                 uri = replace(reference, digest=digest).uri
             else:
                 digest, uri = reference.digest or enroot.digest(image.uri), image.uri
-            temporary, version = enroot.fetch(uri, squash, image.import_timeout, self._note)
-            try:
-                block, listing = self._verify(temporary)
-                content = file_hash(temporary)
-                if lock.lost:
-                    self._note("the lock was taken over during the import; publishing all the same")
-                is_ours = publish_new(temporary, squash, whole=self._is_whole)
-            finally:
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
+            temporary, version = enroot.fetch(uri, squash, image.import_timeout, files, self._note)
+            block, listing = self._verify(temporary)
+            content = file_hash(temporary)
+            if lock.lost:
+                self._note("the lock was taken over during the import; publishing all the same")
+            is_ours = publish_new(temporary, squash, whole=self._is_whole)
         if not is_ours:
             self._note("another process published it first; ours was dropped")
             found = self._find()
@@ -344,3 +343,34 @@ def _check_space(final: Path, temporary: Path | None, size: int) -> None:
         hint = "free space there, or name another directory (images.directory, images.temporary)"
         hint += f"; killed imports left {left}" if left else ""
         raise ImageError(f"not enough space for an import: {what}", hint=hint)
+
+
+_PLACE = re.compile(r"(?P<path>.+) \((?P<key>[^()]+)\)")
+
+
+def _place(image: PlannedImage) -> str:
+    """What errors point to: where the image is named (of ``file (key)`` the line), else its squash file."""
+    where = image.where or image.squash
+    found = _PLACE.fullmatch(where)
+    if found is None:
+        return where
+    try:
+        document = Document.read(Path(found["path"]), strict=False)
+    except ConfigError:
+        return where
+    data = document.data
+    keys = [found["key"]] if isinstance(data, dict) and found["key"] in data else found["key"].split(".")
+    for key in keys:
+        data = data.get(key) if isinstance(data, dict) else None
+    return where if data is None else document.location([*keys, *(_path_to(data, image.reference) or ())])
+
+
+def _path_to(data: object, value: str) -> tuple[str | int, ...] | None:
+    """The keys that lead to a value in a document."""
+    if data == value:
+        return ()
+    inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, part in inner:
+        if (rest := _path_to(part, value)) is not None:
+            return (key, *rest)
+    return None
