@@ -60,22 +60,20 @@ class ImportPolicy:
 
     def node_command(self, image: PlannedImage) -> tuple[str, ...]:
         """`enroot` as a job of one task without GPUs, on a node of the architecture that the image is for."""
-        partition = image.import_partition or self.partition
         minutes = max(1, image.import_timeout // 60)
-        srun = (
-            "srun",
-            *([f"--partition={partition}"] if partition else []),
-            *([f"--account={self.account}"] if self.account else []),
-            "--nodes=1",
-            "--ntasks=1",
-            *([f"--cpus-per-task={image.processors}"] if image.processors else []),
-            f"--time={minutes}",
+        options = {
+            "partition": image.import_partition or self.partition,
+            "account": self.account,
+            "nodes": 1,
+            "ntasks": 1,
+            "cpus-per-task": image.processors,
+            "time": minutes,
             # In place of --immediate, which a Slurm with SchedulerParameters=defer always refuses.
-            f"--deadline=now+{60 * minutes + NODE_PATIENCE}",
-            f"--job-name={self.job_name}",
-            f"--comment={import_comment(self.token)}",
-            *image.import_options,
-        )
+            "deadline": f"now+{60 * minutes + NODE_PATIENCE}",
+            "job-name": self.job_name,
+            "comment": import_comment(self.token),
+        }
+        srun = ("srun", *(f"--{name}={value}" for name, value in options.items() if value), *image.import_options)
         return (sys.executable, "-S", "-E", str(_DIE_WITH_PARENT), str(os.getpid()), *srun, *_ON_NODE, "enroot")
 
 

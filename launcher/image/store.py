@@ -330,19 +330,20 @@ def _check_space(final: Path, temporary: Path | None, size: int) -> None:
         status = os.statvfs(directory)
         free, least = status.f_bavail * status.f_frsize, times * size
         is_out_of_inodes = status.f_files and not status.f_favail  # btrfs counts none
-        if not status.f_blocks or (
-            free >= max(least, 1) and not is_out_of_inodes
-        ):  # some FUSE file systems do not tell
+        is_unknown = not status.f_blocks  # some FUSE file systems do not tell
+        if is_unknown or (free >= max(least, 1) and not is_out_of_inodes):
             continue
-        what = f"{'no inode' if is_out_of_inodes else f'{free / 2**30:.1f} GiB'} free in {directory}"
+        what = f"{'no inode' if is_out_of_inodes else _gib(free)} free in {directory}"
         if size:
-            what += (
-                f", and an image of {size / 2**30:.1f} GiB compressed needs {least / 2**30:.1f} GiB there at the least"
-            )
+            what += f", and an image of {_gib(size)} compressed needs {_gib(least)} there at the least"
         left = ", ".join(path.name for path in dead_temporaries(directory))
         hint = "free space there, or name another directory (images.directory, images.temporary)"
         hint += f"; killed imports left {left}" if left else ""
         raise ImageError(f"not enough space for an import: {what}", hint=hint)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
 
 
 _PLACE = re.compile(r"(?P<path>.+) \((?P<key>[^()]+)\)")
