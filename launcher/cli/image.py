@@ -24,10 +24,11 @@ from launcher.core.process import clean_environment, stoppable
 from launcher.core.redact import redact
 from launcher.core.stop import stop_on_signals
 from launcher.image import inventory
-from launcher.image.import_policy import ImportPolicy, ensure_image
+from launcher.image.enroot import ImportPolicy
 from launcher.image.inventory import Image, ImageDirectory
 from launcher.image.probe import between_nodes, between_processes, file_system
 from launcher.image.reference import Reference
+from launcher.image.store import ensure_image
 from launcher.plan import derive
 from launcher.project import Project
 from launcher.run.image_usage import images_in_use, is_run_over

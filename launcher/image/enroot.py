@@ -1,4 +1,4 @@
-"""enroot: importing an image, what the messages of a failed import mean, and the settings and credentials it reads.
+"""enroot: where and how it imports an image, what the messages of a failure mean, its settings and credentials.
 
 enroot writes everything to stderr and exits with 1 for nearly every failure, or with the code of curl, tar or
 mksquashfs. So only its words tell what happened (enroot_faults.yaml).
@@ -7,20 +7,39 @@ mksquashfs. So only its words tell what happened (enroot_faults.yaml).
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import string
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, Completed
 from launcher.core.retry import telling
-from launcher.image.reference import Fault, Reference, fault_table
+from launcher.image.reference import Fault, PlannedImage, Reference, fault_table
 from launcher.image.squash import temporary_beside
 
 ATTEMPTS = 4
+NODE_PATIENCE = 1800
+"""Seconds that the job of an import may wait for a node. Slurm itself ends it then, whatever became of us."""
+
+_DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
+_OWN = "LAUNCHER_ENROOT_DIRECTORY"
+_PREFIX = "launcher-enroot-"
+_ON_NODE = (
+    *("sh", "-c"),
+    f'cd "${{{_OWN}%/*}}" && find . -maxdepth 1 -user "$(id -un)" -name "{_PREFIX}*" -mtime +0 -exec rm -rf "{{}}" +\n'
+    f'mkdir -p -- "${{{_OWN}:?}}/temp" && enroot version && "$@"\n'
+    f'code=$?; rm -rf -- "${{{_OWN}:?}}"; exit "$code"',
+    "sh",
+)
+"""On the node: enroot's layers are of no use there afterwards, and nobody else would remove them. srun ends a step by
+SIGKILL, so what an ended one left is removed a day later, by the next import there; none lasts so long."""
+
 _FAULTS = "enroot_faults.yaml"
 _QUERY_TIMEOUT = 60.0
 _WRONG_ARCHITECTURE = "Image architecture doesn't match"
@@ -118,6 +137,64 @@ class Enroot:
             return None
         done = self.run([*self.command, *words], timeout=_QUERY_TIMEOUT, env=self.environment)
         return done.stdout.strip() or None if done.ok else None
+
+
+@dataclass(frozen=True)
+class ImportPolicy:
+    """What decides where and how images are imported.
+
+    ``scheduler`` is the kind of scheduler; with ``partition`` and ``account`` it gives jobs to imports on compute
+    nodes, which are called ``job_name`` and carry ``token`` in their comment. ``registries`` are the hosts whose
+    registries may be asked before an import, None for all. With ``make_directory`` the image directory is made if it is
+    missing; it should be missing only where the directory is our own.
+    """
+
+    scheduler: Literal["slurm", "local"]
+    partition: str | None
+    account: str | None
+    job_name: str
+    token: str
+    registries: frozenset[str] | None = None
+    make_directory: bool = False
+
+    def is_on_node(self, image: PlannedImage) -> bool:
+        """Whether enroot runs on a compute node, in a job of its own."""
+        return image.import_on == "compute" and self.scheduler == "slurm"
+
+    def may_ask(self, uri: str) -> bool:
+        """Whether the registry of an image may be asked."""
+        return self.registries is None or Reference.parse(uri).registry.partition(":")[0] in self.registries
+
+    def node_command(self, image: PlannedImage) -> tuple[str, ...]:
+        """`enroot` as a job of one task without GPUs, on a node of the architecture that the image is for."""
+        minutes = max(1, image.import_timeout // 60)
+        options = {
+            "partition": image.import_partition or self.partition,
+            "account": self.account,
+            "nodes": 1,
+            "ntasks": 1,
+            "cpus-per-task": image.processors,
+            "time": minutes,
+            # In place of --immediate, which a Slurm with SchedulerParameters=defer always refuses.
+            "deadline": f"now+{60 * minutes + NODE_PATIENCE}",
+            "job-name": self.job_name,
+            "comment": import_comment(self.token),
+        }
+        srun = ("srun", *(f"--{name}={value}" for name, value in options.items() if value), *image.import_options)
+        return (sys.executable, "-S", "-E", str(_DIE_WITH_PARENT), str(os.getpid()), *srun, *_ON_NODE, "enroot")
+
+    def place(self, enroot: Enroot, image: PlannedImage) -> Enroot:
+        """The enroot that imports an image: the given one on this host, or the same as a job of its own."""
+        if not self.is_on_node(image):
+            return enroot
+        own = f"{image.temporary or '/tmp'}/{_PREFIX}{self.token}"
+        environment = {**enroot.environment, _OWN: own, **own_directories(own)}  # it makes all, but the first two
+        return replace(enroot, environment=environment, command=self.node_command(image), node_patience=NODE_PATIENCE)
+
+
+def import_comment(token: str) -> str:
+    """The comment of the job that imports an image for a run: not the run's own, whose job it is not."""
+    return f"{token}-import"
 
 
 def own_directories(place: Path | str) -> dict[str, str]:

@@ -17,9 +17,12 @@ from typing import Literal
 
 from launcher.core.errors import ConfigError
 from launcher.core.publish import NAME_MAX
+from launcher.core.yaml_source import Document
 
 HUB = "docker.io"
 _HUB_NAMES = frozenset({HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
+
+_PLACE = re.compile(r"(?P<path>.+) \((?P<key>[^()]+)\)")
 
 NameRule = Literal["underscore", "plus", "plus-nv"]
 """How a cluster names its squash files; see `squash_name`."""
@@ -130,6 +133,22 @@ class PlannedImage:
     def squash_path(self) -> Path:
         return Path(self.squash)
 
+    def place(self) -> str:
+        """What errors point to: where the image is named (of ``file (key)`` the line), else its squash file."""
+        where = self.where or self.squash
+        found = _PLACE.fullmatch(where)
+        if found is None:
+            return where
+        try:
+            document = Document.read(Path(found["path"]), strict=False)
+        except ConfigError:
+            return where
+        data = document.data
+        keys = [found["key"]] if isinstance(data, dict) and found["key"] in data else found["key"].split(".")
+        for key in keys:
+            data = data.get(key) if isinstance(data, dict) else None
+        return where if data is None else document.location([*keys, *(_path_to(data, self.reference) or ())])
+
 
 def names_an_image(name: str) -> bool:
     """Whether a container name is an image reference and no alias: an alias has neither a slash nor a colon."""
@@ -191,3 +210,14 @@ def _split(text: str) -> dict[str, str | None]:
 def _shown(text: str) -> str:
     """The text for a message: short, and without what may be a password."""
     return repr(re.sub(r"[^/]*@(?!sha256:)", "…@", text)[:200])
+
+
+def _path_to(data: object, value: str) -> tuple[str | int, ...] | None:
+    """The keys that lead to a value in a document."""
+    if data == value:
+        return ()
+    inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, part in inner:
+        if (rest := _path_to(part, value)) is not None:
+            return (key, *rest)
+    return None

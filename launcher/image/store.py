@@ -10,21 +10,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from launcher.core.errors import ConfigError, ImageError
+from launcher.core.errors import ImageError
 from launcher.core.lease import Lock
+from launcher.core.process import CommandRunner
 from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, publish_new, temporary_name
-from launcher.core.yaml_source import Document
-from launcher.image.enroot import Enroot, own_directories
+from launcher.image.enroot import Enroot, ImportPolicy, own_directories
 from launcher.image.reference import PlannedImage, Reference, refreshed_name
 from launcher.image.squash import (
     DamagedImage,
@@ -78,6 +77,37 @@ class ImageRecord:
     facts: tuple[str, ...] = ()
 
 
+def ensure_image(
+    image: PlannedImage,
+    policy: ImportPolicy,
+    environment: Mapping[str, str],
+    *,
+    run: CommandRunner,
+    log: Callable[[str], None],
+    sleep: Callable[[float], None] = time.sleep,
+    mark: Callable[[Path], None] = lambda squash: None,
+) -> ImageRecord:
+    """Have the image as a whole squash file.
+
+    ``run`` starts programs, in ``environment``. ``log`` gets one line at a time. ``sleep`` may raise to end a wait.
+    ``mark`` is told of each squash file before it is looked for. Raises ImageError, with the line that names the image.
+    """
+    if policy.make_directory:
+        image.squash_path.parent.mkdir(parents=True, exist_ok=True)
+    enroot = policy.place(Enroot(environment, run, log, sleep), image)
+    registry = None
+    if policy.may_ask(image.uri):
+        from launcher.image.registry import Registry  # urllib is for those who import
+
+        reference, asked_in = Reference.parse(image.uri), {**environment, **image.environment}
+        registry = Registry(reference, asked_in, image.architecture, log=log, sleep=sleep)
+    record = Placement(image, enroot, registry, mark).ensure()
+    known = record.sidecar
+    digest = f", {known.digest}" if known.digest else ""
+    log(f"image {image.reference}: {record.how} in {record.seconds:.3f} s ({known.size / 1e6:.1f} MB{digest})")
+    return record
+
+
 @dataclass
 class Placement:
     """Has one image in place, once, by an ``enroot``, whose log gets one line at a time, as things happen.
@@ -106,7 +136,7 @@ class Placement:
             if self.registry is not None and found.how != "imported":
                 found = self._follow_tag(found, self.registry)
         except ImageError as error:
-            error.where = error.where or _place(self.image)
+            error.where = error.where or self.image.place()
             raise
         return replace(found, seconds=time.monotonic() - began, facts=tuple(self.facts))
 
@@ -344,34 +374,3 @@ def _check_space(final: Path, temporary: Path | None, size: int) -> None:
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
-
-
-_PLACE = re.compile(r"(?P<path>.+) \((?P<key>[^()]+)\)")
-
-
-def _place(image: PlannedImage) -> str:
-    """What errors point to: where the image is named (of ``file (key)`` the line), else its squash file."""
-    where = image.where or image.squash
-    found = _PLACE.fullmatch(where)
-    if found is None:
-        return where
-    try:
-        document = Document.read(Path(found["path"]), strict=False)
-    except ConfigError:
-        return where
-    data = document.data
-    keys = [found["key"]] if isinstance(data, dict) and found["key"] in data else found["key"].split(".")
-    for key in keys:
-        data = data.get(key) if isinstance(data, dict) else None
-    return where if data is None else document.location([*keys, *(_path_to(data, image.reference) or ())])
-
-
-def _path_to(data: object, value: str) -> tuple[str | int, ...] | None:
-    """The keys that lead to a value in a document."""
-    if data == value:
-        return ()
-    inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
-    for key, part in inner:
-        if (rest := _path_to(part, value)) is not None:
-            return (key, *rest)
-    return None
