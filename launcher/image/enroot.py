@@ -20,7 +20,7 @@ from typing import Literal
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, Completed
 from launcher.core.retry import telling
-from launcher.image.reference import Fault, PlannedImage, Reference, fault_table
+from launcher.image.reference import HUB, Fault, PlannedImage, Reference, fault_table
 from launcher.image.squash import temporary_beside
 
 ATTEMPTS = 4
@@ -126,7 +126,7 @@ class Enroot:
             hint = "give it more time (images.import-timeout in the runner file), or find out what is slow:\n"
             raise ImageError(f"enroot import of {uri} did not end within {timeout:g} s", hint=hint + done.tail())
         if not done.ok or _NODE_FAILED.search(done.stderr):
-            fault = with_account(diagnose(done), Reference.parse(uri).registry, self.environment)
+            fault = with_account(diagnose(done), Reference.parse(uri), self.environment)
             message = f"enroot import of {uri} failed: {fault.what}"
             raise (_MayPass if fault.may_pass else ImageError)(message, hint=fault.hint)
         return output, done
@@ -229,13 +229,6 @@ def fault_of_status(code: int) -> Fault:
     return replace(fault, what=fault.what.format(code=code))
 
 
-def with_account(fault: Fault, registry: str, environ: Mapping[str, str], realm: str = "") -> Fault:
-    """The fault; of a refused account with the line of the credentials file to correct or to add."""
-    if not fault.what.startswith(("401", "403")):
-        return fault
-    return replace(fault, hint=f"{fault.hint}, or {account_line(registry, environ, realm)}")
-
-
 @dataclass(frozen=True)
 class Credentials:
     """An account of a registry, and the line that has it (``file:line``). ``password`` is never shown."""
@@ -266,8 +259,7 @@ def setting(name: str, environ: Mapping[str, str]) -> str | None:
 
 def allows_http(environ: Mapping[str, str]) -> bool:
     """Whether enroot asks registries without TLS: ENROOT_ALLOW_HTTP is set to anything but a word for no."""
-    value = setting("ENROOT_ALLOW_HTTP", environ)
-    return bool(value) and not re.fullmatch(r"no?|N[oO]?|[fF](alse)?|FALSE", value or "")
+    return not re.fullmatch(r"no?|N[oO]?|[fF](alse)?|FALSE", setting("ENROOT_ALLOW_HTTP", environ) or "no")
 
 
 def credentials_file(environ: Mapping[str, str]) -> Path:
@@ -292,18 +284,20 @@ def credentials(host: str, environ: Mapping[str, str]) -> Credentials | None:
     raise MadeByCommand(f"the password for {host} is made by a command, which only enroot runs", where=found.place)
 
 
-def account_line(registry: str, environ: Mapping[str, str], realm: str = "") -> str:
-    """What to correct when ``registry`` refuses: which line of the file has its account, or which line is missing.
+def with_account(fault: Fault, reference: Reference, environ: Mapping[str, str], realm: str = "") -> Fault:
+    """The fault; of an account that the registry refused with the line of the file to correct, or to add.
 
     ``realm`` is the host that gives the registry's tokens, if that is known: enroot takes the line of that host.
     """
-    hub = registry == "docker.io"
-    realm = realm or ("auth.docker.io" if hub else registry)
-    for host in (realm, "registry-1.docker.io" if hub else registry):
-        if found := _account(host, environ):
-            return f"the line of machine {host.partition(':')[0]}, login {found.login} in {found.place}"
+    if not fault.what.startswith(("401", "403")):
+        return fault
+    realm = realm or ("auth.docker.io" if reference.registry == HUB else reference.registry)
     line = f"machine {realm.partition(':')[0]} login … password …"
-    return f"add the line `{line}` to {credentials_file(environ)}, which has none for it"
+    hint = f"add the line `{line}` to {credentials_file(environ)}, which has none for it"
+    for host in (reference.host, realm):  # the last one found counts
+        if found := _account(host, environ):
+            hint = f"the line of machine {host.partition(':')[0]}, login {found.login} in {found.place}"
+    return replace(fault, hint=f"{fault.hint}, or {hint}")
 
 
 def _account(host: str, environ: Mapping[str, str]) -> Credentials | None:

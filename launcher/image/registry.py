@@ -19,7 +19,7 @@ import urllib.parse
 import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -121,10 +121,6 @@ class Registry:
     _authorization: str | None = field(default=None, init=False)
     _realm: str = field(default="", init=False)
 
-    def once(self, timeout: float) -> Registry:
-        """The same, which asks only once and says nothing meanwhile. ``timeout`` is in seconds."""
-        return replace(self, log=lambda message: None, timeout=timeout, attempts=1)
-
     def manifest(self) -> Manifest:
         """Look up the image.
 
@@ -147,14 +143,6 @@ class Registry:
             raise self._not_understood()
         return Manifest(digest, index, wanted, sum(layer.size for layer in body.layers))
 
-    def tag_digest(self) -> str | None:
-        """The digest that the tag names now (of the index, if there is one): one HEAD, which no rate limit counts.
-
-        None when the registry does not say. Raises as `manifest` does.
-        """
-        _, headers = self._patiently(f"manifests/{self.reference.version}", "HEAD")
-        return headers.get("Docker-Content-Digest")
-
     def check_tag(self, squash: Path, known: Sidecar) -> tuple[str, str | None]:
         """Whether the tag still names the image that is ``known`` to be at ``squash``.
 
@@ -164,7 +152,9 @@ class Registry:
         if self.reference.digest:
             return "", None
         try:
-            named = self.tag_digest()
+            # One HEAD, which no rate limit counts, gives the digest of the index, if there is one.
+            _, headers = self._patiently(f"manifests/{self.reference.version}", "HEAD")
+            named = headers.get("Docker-Content-Digest")
             if named and named in (known.digest, known.index):
                 return "", None
             now = self.manifest()
@@ -292,7 +282,7 @@ class Registry:
 
     def _status(self, error: urllib.error.HTTPError) -> ImageError:
         of = self.reference
-        fault = with_account(fault_of_status(error.code), of.registry, self.environ, self._realm)
+        fault = with_account(fault_of_status(error.code), of, self.environ, self._realm)
         message = f"{of.registry}: {of.repository}:{of.version}: {fault.what}"
         if not fault.may_pass:
             return ImageError(message, hint=fault.hint)

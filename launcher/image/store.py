@@ -153,7 +153,8 @@ class Placement:
             answers.append(registry.check_tag(found.squash, found.sidecar))
 
         if rule == "keep":  # the answer changes nothing, so that it is not waited for long
-            asking = threading.Thread(target=ask, args=[registry.once(TAG_PATIENCE)], daemon=True)
+            quick = replace(registry, log=lambda message: None, timeout=TAG_PATIENCE, attempts=1)
+            asking = threading.Thread(target=ask, args=[quick], daemon=True)
             asking.start()
             asking.join(TAG_PATIENCE)
         else:

@@ -10,8 +10,8 @@ import pytest
 
 from launcher.core.errors import ImageError
 from launcher.core.process import Completed
-from launcher.image.enroot import account_line, credentials, diagnose
-from launcher.image.reference import Reference
+from launcher.image.enroot import credentials, diagnose, with_account
+from launcher.image.reference import Fault, Reference
 from launcher.image.registry import Registry
 from tests.image.docker_registry import INSTALLED, real_registry
 from tests.image.support import ENROOT, Store, registry_for, request
@@ -20,6 +20,13 @@ from tests.image.support import ENROOT, Store, registry_for, request
 def environ(tmp_path: Path, *lines: str) -> dict[str, str]:
     (tmp_path / ".credentials").write_text("".join(f"{line}\n" for line in lines))
     return {"ENROOT_CONFIG_PATH": str(tmp_path)}
+
+
+def account_line(registry: str, given: dict[str, str], realm: str = "") -> str:
+    """What a refusal by the registry says of its account."""
+    before, _, said = with_account(Fault("401", "x"), Reference(registry, "a/b"), given, realm).hint.partition(", or ")
+    assert before == "x"
+    return said
 
 
 def test_the_line_to_change_is_named(tmp_path: Path) -> None:

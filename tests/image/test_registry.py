@@ -11,6 +11,7 @@ from launcher.core.errors import ImageError
 from launcher.image.enroot import MadeByCommand, allows_http, credentials, credentials_file
 from launcher.image.reference import Reference
 from launcher.image.registry import Registry, Unreachable
+from launcher.image.squash import Sidecar
 from tests.image.registries import FakeRegistry, fake_registry
 
 
@@ -57,7 +58,8 @@ def test_the_wrong_architecture_is_an_error_at_once(served: FakeRegistry, there:
 
 def test_a_head_tells_what_the_tag_names(served: FakeRegistry) -> None:
     named = served.add("a/b", "1", "amd64", "arm64")
-    assert Asking(served).tag_digest() == named
+    known = Sidecar("a/b:1", "", "imported", 0, 0, 0, index=named)
+    assert Asking(served).check_tag(Path("x.sqsh"), known) == ("", None)
     assert served.asked == ["HEAD /v2/a/b/manifests/1"]
 
 
