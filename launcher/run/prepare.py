@@ -15,7 +15,8 @@ from typing import Any
 
 from launcher.core.errors import ConfigError, JobsExist, LauncherError, ModelError, SubmissionError
 from launcher.core.publish import write_json
-from launcher.image.import_policy import ImportPolicy, ensure_image
+from launcher.image.enroot import ImportPolicy
+from launcher.image.store import ensure_image
 from launcher.model.checkpoint import examine, nearest_sibling, require, suggestion
 from launcher.plan.plan import Plan
 from launcher.run.image_usage import mark_used_by
