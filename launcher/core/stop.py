@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -52,19 +50,16 @@ class Stop:
             raise self.reason()
 
 
-class StopEvent(threading.Event):
-    """A threading.Event that a signal handler may set.
+class StopEvent:
+    """An event that a signal handler may set; it stays set.
 
-    The standard one takes a lock, and a handler runs in the main thread between two bytecodes: when that thread is
-    just then inside `wait`, `set` waits for a lock that its own thread holds. Here a pipe wakes whoever waits.
+    threading.Event takes a lock, and a handler runs in the main thread between two bytecodes: when that thread is just
+    then inside `wait`, `set` waits for a lock that its own thread holds. `SimpleQueue.put` waits for nobody.
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self._raised = False
-        self._read_end, self._write_end = os.pipe()
-        os.set_blocking(self._write_end, False)
-        weakref.finalize(self, _close, self._read_end, self._write_end)
+        self._wake: SimpleQueue[None] = SimpleQueue()
 
     def is_set(self) -> bool:
         return self._raised
@@ -72,29 +67,15 @@ class StopEvent(threading.Event):
     def set(self) -> None:
         if not self._raised:
             self._raised = True
-            os.write(self._write_end, b"!")
-
-    def clear(self) -> None:
-        """Not for this event: who has been asked to stop stays asked."""
-        raise RuntimeError("a request to stop is not taken back")
+            self._wake.put(None)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait up to ``timeout`` seconds (for ever without one) until the event is set; say whether it is."""
-        import select
-
-        poll = select.poll()
-        poll.register(self._read_end, select.POLLIN)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._raised:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if poll.poll(None if left is None else left * 1000) or left == 0.0:
-                break
+        if not self._raised:
+            with contextlib.suppress(Empty):
+                self._wake.get(timeout=None if timeout is None else max(0.0, timeout))
+                self._wake.put(None)  # for the next one who waits
         return self._raised
-
-
-def _close(*descriptors: int) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
 
 
 class Signals:

@@ -9,9 +9,12 @@ import sys
 import textwrap
 import threading
 import time
+from types import FrameType
+from typing import Any
 
 import pytest
 
+from launcher.core import stop as stop_module
 from launcher.core.errors import Cancelled
 from launcher.core.stop import Signals, Stop, StopEvent, stop_on_signals
 
@@ -90,7 +93,6 @@ def test_a_wait_ends_at_once_when_a_signal_comes() -> None:
 
 def test_the_event_is_an_event() -> None:
     event = StopEvent()
-    assert isinstance(event, threading.Event)
     assert not event.is_set()
     began = time.monotonic()
     assert not event.wait(0.1)
@@ -136,15 +138,26 @@ def test_a_storm_of_signals_neither_blocks_nor_is_lost() -> None:
     assert int(done.stdout) > 100
 
 
-def test_a_handler_never_waits_for_the_thread_that_it_interrupts() -> None:
-    """That thread may just then hold the lock inside of the event, and threading.Event's `set` would wait for it."""
+@pytest.mark.parametrize("line", range(1, 6))
+def test_a_handler_never_waits_for_the_thread_that_it_interrupts(line: int) -> None:
+    """It runs in the main thread, before any line of the event's own `wait` and `is_set`."""
     event = StopEvent()
-    with event._cond:
-        setter = threading.Thread(target=event.set, daemon=True)
-        setter.start()
-        setter.join(2)
-        assert not setter.is_alive()
-    assert event.is_set()
+    lines = 0
+
+    def interrupt(frame: FrameType, kind: str, argument: object) -> Any:
+        nonlocal lines
+        lines += kind == "line" and frame.f_code.co_filename == stop_module.__file__
+        if lines == line:
+            sys.settrace(None)
+            event.set()
+        return interrupt
+
+    sys.settrace(interrupt)
+    try:
+        event.wait(0.2)
+        assert event.is_set()
+    finally:
+        sys.settrace(None)
 
 
 CANCELLED = """
@@ -156,17 +169,22 @@ CANCELLED = """
         print("ready", flush=True)
         signals.event.wait(10)
         print("scancel", flush=True)
+        sys.stdin.readline()
     sys.exit(signals.exit_code)
 """
 
 
 def test_a_process_that_github_cancels_ends_with_the_code_of_the_first_signal() -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(CANCELLED)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(CANCELLED)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as child:
-        assert child.stdout is not None
+        assert child.stdin is not None and child.stdout is not None
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGINT)
         child.send_signal(signal.SIGTERM)
         assert child.stdout.readline() == "scancel\n"
+        child.stdin.close()  # it stays in the block until both signals have come
         assert child.wait(5) == 130
