@@ -162,7 +162,7 @@ def leftovers(directory: Path) -> list[Leftover]:
             holder = LockOwner()
             with contextlib.suppress(OSError):
                 holder = LockOwner.from_json(path.read_bytes())
-            here = holder.process is not None and holder.process.host == socket.gethostname()
+            here = holder.host == socket.gethostname()
             owner, keep = str(holder), "it is running" if here and not holder.is_dead else None
         elif part := _LOCK_TEMPORARY.fullmatch(entry.name):
             # It is dead with its process, or after a day where that is of another host.
