@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from types import FrameType, TracebackType
-from typing import Any
+from types import FrameType
 
 from launcher.core.errors import Cancelled
 
@@ -78,60 +77,35 @@ class StopEvent:
         return self._raised
 
 
-class Signals:
-    """Within the block the signals ``numbers`` set ``event`` and nothing else; ``first`` is the one that came first.
-
-    GitHub cancels a step by SIGINT, 7.5 s later SIGTERM, 2.5 s later SIGKILL, all to the step's own process only.
-    SIGHUP stays ignored where it is ignored already, as under nohup. Python allows this in the main thread only.
-    """
-
-    HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def __init__(self, numbers: Sequence[signal.Signals] = HANDLED) -> None:
-        self.event = StopEvent()
-        self.first: signal.Signals | None = None
-        self._numbers = numbers
-        self._previous: dict[signal.Signals, Any] = {}
-
-    @property
-    def exit_code(self) -> int | None:
-        """130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP; None when no signal came."""
-        return None if self.first is None else 128 + self.first
-
-    def __enter__(self) -> Signals:
-        for number in self._numbers:
-            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                continue
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._previous.clear()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.first is None:
-            self.first = signal.Signals(number)
-        self.event.set()
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
-def stop_on_signals(numbers: Sequence[signal.Signals] = Signals.HANDLED) -> Iterator[Stop]:
-    """Within the block SIGINT, SIGTERM and SIGHUP (or ``numbers``) are requests to stop.
+def stop_on_signals(numbers: Sequence[signal.Signals] = HANDLED) -> Iterator[Stop]:
+    """Within the block SIGINT, SIGTERM and SIGHUP (or ``numbers``) are requests to stop, and nothing else.
 
-    The first one decides the exit code of a Cancelled that leaves the block, whoever raised it.
+    The first one decides the exit code of a Cancelled that leaves the block, whoever raised it: 130 after SIGINT, 143
+    after SIGTERM, 129 after SIGHUP. GitHub cancels a step by SIGINT, 7.5 s later SIGTERM, 2.5 s later SIGKILL, all to
+    the step's own process only. SIGHUP stays ignored where it is ignored already, as under nohup. Python allows this in
+    the main thread only.
     """
-    with Signals(numbers) as signals:
+    event = StopEvent()
+    came: list[signal.Signals] = []
 
-        def reason() -> Cancelled:
-            name = signals.first.name if signals.first is not None else "request"
-            return Cancelled(f"stopped by {name}", exit_code=signals.exit_code or 130)
+    def handle(number: int, frame: FrameType | None) -> None:
+        came.append(signal.Signals(number))
+        event.set()
 
-        try:
-            yield Stop(signals.event.wait, reason)
-        except Cancelled as error:
-            error.exit_code = signals.exit_code or error.exit_code
-            raise
+    def reason() -> Cancelled:
+        return Cancelled(f"stopped by {came[0].name if came else 'request'}", exit_code=128 + (came or HANDLED)[0])
+
+    ignored = [n for n in numbers if n == signal.SIGHUP and signal.getsignal(n) == signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in numbers if number not in ignored}
+    try:
+        yield Stop(event.wait, reason)
+    except Cancelled as error:
+        error.exit_code = 128 + came[0] if came else error.exit_code
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -6,6 +6,7 @@ used: with it 22.05 ignores every filter, and its shape changes with each releas
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -52,14 +53,9 @@ LOOK_BEFORE_CANCEL = 1.0
 """Seconds that squeue may take, before scancel, to say whose the ids are: scancel has to be sent two seconds after a
 cancel at the latest."""
 
-RELEASE_TRIES, RELEASE_WITHIN = 10, 20.0
-"""`scontrol release` is tried this often, and for this many seconds, at most."""
-
 _NOT_KNOWN = re.compile(r"invalid job id", re.IGNORECASE)
-_NOTHING_TO_CANCEL = re.compile(r"invalid job id|already completing or completed", re.IGNORECASE)
-_NOTHING_TO_RELEASE = re.compile(r"invalid job id|already finished", re.IGNORECASE)
+_NOTHING_TO_DO = re.compile(r"invalid job id|already (completing or completed|finished)", re.IGNORECASE)
 _REFUSED = re.compile(r"access/permission denied|invalid user", re.IGNORECASE)
-_FINAL = re.compile(f"{_NOTHING_TO_RELEASE.pattern}|{_REFUSED.pattern}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -296,33 +292,13 @@ class SlurmCommands:
         foreign = {job for job in jobs if queue.state(job) is None and queue.shows_another(job)}
         ids = [job.id for job in jobs if job not in ended | foreign]
         for start in range(0, len(ids), IDS_A_CALL):
-            self._scancel(ids[start : start + IDS_A_CALL])
+            some = ids[start : start + IDS_A_CALL]
+            self._insist(["scancel", *some], f"job {','.join(some)}", tries=3, pause=0.5)
 
     def release(self, job: JobKey) -> None:
-        """Call `scontrol release`, again every second until it succeeds. The leader's id releases all of an array or of
+        """Call `scontrol release`, ten times and for 20 s at most. The leader's id releases all of an array or of
         a heterogeneous job (22.05)."""
-        from tenacity import stop_after_attempt, stop_after_delay, wait_fixed
-
-        argv = ["scontrol", "release", job.id]
-        done = retry.until(
-            lambda answer: answer.ok or _FINAL.search(answer.stderr) is not None,
-            lambda: self._runner(argv, timeout=min(10.0, self._timeout), env=self._plain),
-            stop=stop_after_attempt(RELEASE_TRIES) | stop_after_delay(RELEASE_WITHIN),
-            wait=wait_fixed(1.0),
-            sleep=self._sleep,
-        )
-        if _REFUSED.search(done.stderr):
-            raise JobError(
-                f"Slurm refuses to release the job: {done}",
-                where=str(job),
-                hint=f"see who holds it: scontrol show job {job.id}",
-            )
-        if not done.ok and not _NOTHING_TO_RELEASE.search(done.stderr):
-            raise SchedulerUnreachable(
-                f"the release did not go through: {done}",
-                where=str(job),
-                hint=f"it is tried again while the run is watched; by hand: scontrol release {job.id}",
-            )
+        self._insist(["scontrol", "release", job.id], str(job), tries=10, within=20.0, pause=1.0, timeout=10.0)
 
     def describe(self, job: JobKey) -> dict[str, str]:
         """What squeue, scontrol and sacct (with all steps) print of the job, for a person: times are local."""
@@ -356,25 +332,32 @@ class SlurmCommands:
             return Answer(argv[0])
         return Answer(argv[0], error=str(done))
 
-    def _scancel(self, ids: Sequence[str]) -> None:
-        from tenacity import stop_after_attempt, wait_fixed
+    def _insist(
+        self,
+        argv: list[str],
+        where: str,
+        *,
+        tries: int,
+        pause: float,
+        within: float = math.inf,
+        timeout: float = math.inf,
+    ) -> None:
+        """Run a command until Slurm does what it asks for, has nothing to do for it, or refuses."""
+        from tenacity import stop_after_attempt, stop_after_delay, wait_fixed
 
         done = retry.until(
-            lambda answer: _cancelled(answer) or _REFUSED.search(answer.stderr) is not None,
-            lambda: self._runner(["scancel", *ids], timeout=self._timeout, env=self._plain),
-            stop=stop_after_attempt(3),
-            wait=wait_fixed(0.5),
+            lambda answer: _is_over(answer) or _REFUSED.search(answer.stderr) is not None,
+            lambda: self._runner(argv, timeout=min(timeout, self._timeout), env=self._plain),
+            stop=stop_after_attempt(tries) | stop_after_delay(within),
+            wait=wait_fixed(pause),
             sleep=self._sleep,
         )
-        where = f"job {','.join(ids)}"
         if _REFUSED.search(done.stderr):
-            raise JobError(
-                f"Slurm refuses to cancel: {done}", where=where, hint=f"see whose it is: squeue -j {','.join(ids)}"
-            )
-        if not _cancelled(done):
-            raise SchedulerUnreachable(
-                f"the cancel did not go through: {done}", where=where, hint=f"run `scancel {' '.join(ids)}` later"
-            )
+            hint = "see whose it is, and who holds it: scontrol show job"
+            raise JobError(f"Slurm refuses: {done}", where=where, hint=hint)
+        if not _is_over(done):
+            hint = f"by hand, later: {' '.join(argv)}"
+            raise SchedulerUnreachable(f"the request did not go through: {done}", where=where, hint=hint)
 
 
 def _settle(job: JobKey, queue: Answer, accounts: Answer, shown: Answer | None) -> JobState:
@@ -390,8 +373,7 @@ def _settle(job: JobKey, queue: Answer, accounts: Answer, shown: Answer | None) 
     return unknown(reason, source="squeue, sacct, scontrol")
 
 
-def _cancelled(done: Completed) -> bool:
-    if done.ok:
-        return True
+def _is_over(done: Completed) -> bool:
+    """Whether a request was taken, or was about jobs only that have ended."""
     complaints = [line for line in done.stderr.splitlines() if line.strip()]
-    return bool(complaints) and all(_NOTHING_TO_CANCEL.search(line) for line in complaints)
+    return done.ok or (bool(complaints) and all(_NOTHING_TO_DO.search(line) for line in complaints))

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from launcher.core.errors import ConfigError, closest
+from launcher.core.errors import ConfigError, suggest
 from launcher.core.yaml_source import Key
 
 BASE, OVERRIDE, ZIP = "base", "override_", "zip_override_"
@@ -137,11 +137,10 @@ def _pick(document: Mapping[str, Any], selector: str | None, where: str | None) 
     picked = [key for key in every if (fnmatch.fnmatch(key, selector) if globs else key == selector)]
     if not picked:
         available = [*overrides, *(f"{key}[i]" for key in zips)]
-        near = closest(selector, every)
         raise ConfigError(
             f"no variant {selector!r}; available: {', '.join(available) or '(only base)'}",
             where=where,
-            hint=f"did you mean {near!r}?" if near else None,
+            hint=suggest(selector, every),
         )
     return [(key, None) for key in sorted(picked)]
 

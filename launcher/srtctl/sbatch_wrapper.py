@@ -18,14 +18,14 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import launcher
 from launcher.core.errors import LauncherError
 from launcher.core.process import CommandRunner, clean_environment, run
 from launcher.core.retry import until
-from launcher.slurm.client import Phase, carries, jobs_with_token
+from launcher.slurm.client import Phase, Scheduler, SchedulerUnreachable, carries, jobs_with_token
 from launcher.slurm.commands import SQUEUE_FORMAT, SlurmCommands, squeue_records
 
 VARIABLE = "LAUNCHER_SBATCH"
@@ -94,7 +94,9 @@ def submit(
         _make_output_directory(arguments, found[0])
     elif not found:
         may_come = done.ok or done.timed_out or bool(_IN_DOUBT.search(done.stderr))
-        found = _in_scheduler(token, earlier, real, _LOOKS if may_come else 1, sleep)
+        with contextlib.suppress(LauncherError):
+            looks = _LOOKS if may_come else 1
+            found = [*new_jobs(token, earlier, SlurmCommands(environ=real), looks, _BETWEEN, sleep)]
     if len(found) == 1:
         error = done.stderr + f"sbatch did not print the job's id ({done}); Slurm has it as {found[0]}\n"
         return 0, f"Submitted batch job {found[0]}\n", error
@@ -121,15 +123,29 @@ def _make_output_directory(arguments: list[str], job: str) -> None:
                 Path(output[1].replace("%j", job)).parent.mkdir(parents=True, exist_ok=True)
 
 
-def _in_scheduler(
-    token: str, earlier: frozenset[str], environ: Mapping[str, str], looks: int, sleep: Callable[[float], None]
-) -> list[str]:
-    """The same from squeue and accounting together, up to ``looks`` times, because slurmctld may still be at work."""
+def new_jobs(
+    token: str,
+    earlier: Collection[str],
+    scheduler: Scheduler,
+    looks: int,
+    between: float,
+    sleep: Callable[[float], None] = time.sleep,
+) -> dict[str, float | None]:
+    """The jobs with this token that are not among the earlier ones, with their submit times.
+
+    The scheduler is asked up to ``looks`` times until there is one, because slurmctld may still be at work. Raises
+    SchedulerUnreachable when it gave no answer the last time.
+    """
     from tenacity import stop_after_attempt, wait_fixed
 
-    def look() -> list[str]:
-        with contextlib.suppress(LauncherError):
-            return [job.id for job in jobs_with_token(token, SlurmCommands(environ=environ)) if job.id not in earlier]
-        return []
+    def look() -> dict[str, float | None] | SchedulerUnreachable:
+        try:
+            return {job.id: job.submitted for job in jobs_with_token(token, scheduler) if job.id not in earlier}
+        except SchedulerUnreachable as error:
+            return error
 
-    return until(bool, look, stop=stop_after_attempt(looks), wait=wait_fixed(_BETWEEN), sleep=sleep)
+    stop, wait = stop_after_attempt(looks), wait_fixed(between)
+    answer = until(lambda found: isinstance(found, dict) and bool(found), look, stop=stop, wait=wait, sleep=sleep)
+    if isinstance(answer, SchedulerUnreachable):
+        raise answer
+    return answer

@@ -16,7 +16,7 @@ import pytest
 
 from launcher.core import stop as stop_module
 from launcher.core.errors import Cancelled
-from launcher.core.stop import Signals, Stop, StopEvent, stop_on_signals
+from launcher.core.stop import HANDLED, Stop, StopEvent, stop_on_signals
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -45,12 +45,12 @@ def test_the_handlers_before_come_back() -> None:
     heard: list[int] = []
     real = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
-        before = [signal.getsignal(number) for number in Signals.HANDLED]
-        with pytest.raises(ValueError), Signals():
+        before = [signal.getsignal(number) for number in HANDLED]
+        with pytest.raises(ValueError), stop_on_signals():
             os.kill(os.getpid(), signal.SIGTERM)
             raise ValueError
         assert heard == []
-        assert [signal.getsignal(number) for number in Signals.HANDLED] == before
+        assert [signal.getsignal(number) for number in HANDLED] == before
         os.kill(os.getpid(), signal.SIGTERM)
         assert heard == [signal.SIGTERM]
     finally:
@@ -74,19 +74,19 @@ def test_a_wait_costs_no_processor_time() -> None:
 def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with Signals() as signals:
+        with stop_on_signals() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert not signals.event.wait(0.05)
+            assert not stop.wait(0.05)
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
 def test_a_wait_ends_at_once_when_a_signal_comes() -> None:
-    with Signals() as signals:
+    with stop_on_signals() as stop:
         timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
         timer.start()
         began = time.monotonic()
-        assert signals.event.wait(10)
+        assert stop.wait(10)
         assert time.monotonic() - began < 2
         timer.join()
 
@@ -117,16 +117,16 @@ while time.monotonic() < end:
 """
 
 SHELTER = """
-import os, subprocess, sys
-from launcher.core.stop import Signals, StopEvent
+import os, signal, subprocess, sys
+from launcher.core.stop import stop_on_signals
 
-with Signals() as signals:
-    storm = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())])
-    waits = 0
-    while storm.poll() is None:
-        signals.event = StopEvent()
-        assert signals.event.wait(2) or storm.poll() is not None, "a signal was lost"
-        waits += 1
+signal.signal(signal.SIGTERM, lambda number, frame: None)  # between two blocks
+storm = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())])
+waits = 0
+while storm.poll() is None:
+    with stop_on_signals() as stop:
+        assert stop.wait(2) or storm.poll() is not None, "a signal was lost"
+    waits += 1
 print(waits)
 """
 
@@ -163,14 +163,17 @@ def test_a_handler_never_waits_for_the_thread_that_it_interrupts(line: int) -> N
 CANCELLED = """
     import sys
     from launcher.core.errors import Cancelled
-    from launcher.core.stop import Signals
+    from launcher.core.stop import stop_on_signals
 
-    with Signals() as signals:
-        print("ready", flush=True)
-        signals.event.wait(10)
-        print("scancel", flush=True)
-        sys.stdin.readline()
-    sys.exit(signals.exit_code)
+    try:
+        with stop_on_signals() as stop:
+            print("ready", flush=True)
+            stop.wait(10)
+            print("scancel", flush=True)
+            sys.stdin.readline()
+            stop.check()
+    except Cancelled as error:
+        sys.exit(error.exit_code)
 """
 
 
