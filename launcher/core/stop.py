@@ -97,7 +97,9 @@ def stop_on_signals(numbers: Sequence[signal.Signals] = HANDLED) -> Iterator[Sto
         event.set()
 
     def reason() -> Cancelled:
-        return Cancelled(f"stopped by {came[0].name if came else 'request'}", exit_code=128 + (came or HANDLED)[0])
+        if not came:
+            return Cancelled("stopped by request")
+        return Cancelled(f"stopped by {came[0].name}", exit_code=128 + came[0])
 
     ignored = [n for n in numbers if n == signal.SIGHUP and signal.getsignal(n) == signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in numbers if number not in ignored}

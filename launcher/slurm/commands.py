@@ -31,8 +31,9 @@ from launcher.slurm.client import (
     unknown,
 )
 
-# The comment is last in both: it is free text, and may hold the separator.
-SQUEUE_FORMAT = "%A|%T|%V|%S|%e|%r|%N|%k"
+# The same fields in both, of which squeue has no exit codes. The comment is last: it is free text, and may hold the
+# separator.
+SQUEUE_FORMAT = "%A|%T|||%V|%S|%e|%N|%r|%k"
 SACCT_FIELDS = "JobIDRaw,State,ExitCode,DerivedExitCode,Submit,Start,End,NodeList,Reason,Comment"
 
 _NOTHING = frozenset({"", "N/A", "None", "(null)", "Unknown", "None assigned", "NONE"})
@@ -114,26 +115,16 @@ class Answer:
         return f"{self.by}: does not know the job"
 
 
-def squeue_records(text: str) -> list[Record]:
-    """The records in what ``squeue -h -o SQUEUE_FORMAT`` printed."""
-    return [
-        record_of("squeue", job, word, "", "", submit, start, end, nodes, reason, comment)
-        for job, word, submit, start, end, reason, nodes, comment in _rows(text, 8)
-    ]
+def records_in(text: str, source: str) -> list[Record]:
+    """The records in what ``squeue -h -o SQUEUE_FORMAT`` or ``sacct -X -D -n -P -o SACCT_FIELDS`` printed.
+
+    Lines that do not begin with a job id and have all fields are none: sites print banners.
+    """
+    rows = (line.strip().split("|", 9) for line in text.splitlines())
+    return [record_of(source, *row) for row in rows if len(row) == 10 and row[0].isdigit()]
 
 
-def sacct_records(text: str) -> list[Record]:
-    """The records in what ``sacct -X -D -n -P -o SACCT_FIELDS`` printed."""
-    return [record_of("sacct", *fields) for fields in _rows(text, 10)]
-
-
-def _rows(text: str, fields: int) -> list[list[str]]:
-    """The lines that begin with a job id and have so many fields: sites print banners."""
-    rows = (line.strip().split("|", fields - 1) for line in text.splitlines())
-    return [row for row in rows if len(row) == fields and row[0].isdigit()]
-
-
-def scontrol_records(text: str) -> list[Record]:
+def scontrol_records(text: str, source: str = "scontrol") -> list[Record]:
     """The records in what ``scontrol show job -d -o ID`` printed."""
     found = []
     for line in text.splitlines():
@@ -141,7 +132,7 @@ def scontrol_records(text: str) -> list[Record]:
         if pairs["JobId"].isdigit() and pairs["JobState"]:
             words = [pairs[key] for key in _SCONTROL_KEYS]
             comment = _SCONTROL_COMMENT.search(line)
-            found.append(record_of("scontrol", *words, comment[1].strip() if comment else ""))
+            found.append(record_of(source, *words, comment[1].strip() if comment else ""))
     return found
 
 
@@ -225,14 +216,9 @@ class SlurmCommands:
 
     def _poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
         queue = self._squeue([job.id for job in jobs])
-        found: dict[JobKey, JobState] = {}
-        for job in jobs:
-            # squeue shows no exit codes, so that an end by it is not enough; the controller's own library shows them.
-            state = queue.state(job)
-            if state and (
-                state.phase is Phase.ALIVE or (state.phase is Phase.TERMINAL and state.exit_code is not None)
-            ):
-                found[job] = state
+        # squeue shows no exit codes, so that an end by it is not enough; the controller's own library shows them.
+        seen = {job: state for job in jobs if (state := queue.state(job))}
+        found = {job: state for job, state in seen.items() if state.phase is Phase.ALIVE or state.exit_code}
         rest = [job for job in jobs if job not in found]
         if not rest:
             return found
@@ -250,9 +236,7 @@ class SlurmCommands:
             shown[job.id] = self._ask(["scontrol", "show", "job", "-d", "-o", job.id], scontrol_records)
             if shown[job.id].error:
                 break  # while the controller is down each call takes 9 s
-        for job in rest:
-            found[job] = _settle(job, queue, accounts, shown.get(job.id))
-        return found
+        return found | {job: _settle(job, queue, accounts, shown.get(job.id)) for job in rest}
 
     def find(self, token: str) -> list[JobKey]:
         """Look for the token in the comments that squeue and sacct show, of jobs since yesterday.
@@ -266,12 +250,9 @@ class SlurmCommands:
         queue = self._squeue(user=user)
         since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - 86400))
         accounts = self._sacct("-u", user, "-S", since)
-        keys: dict[str, JobKey] = {}
-        for answer in (accounts, queue):
-            for job_id, records in answer.records.items():
-                for record in records:
-                    if carries(record.comment, token):
-                        keys[job_id] = JobKey(job_id, record.state.submitted, token)
+        records = [record for answer in (accounts, queue) for some in answer.records.values() for record in some]
+        ours = [record for record in records if carries(record.comment, token)]
+        keys = {record.id: JobKey(record.id, record.state.submitted, token) for record in ours}
         if not keys and queue.error:
             raise SchedulerUnreachable(
                 f"nobody could say whether a job with the token {token} exists: {queue.error}",
@@ -316,16 +297,18 @@ class SlurmCommands:
     def _squeue(self, ids: Sequence[str] = (), *, user: str = "", timeout: float | None = None) -> Answer:
         """What the controller says of these jobs, or of all jobs of a user."""
         which = ["-u", user] if user else ["-j", ",".join(ids)]
-        return self._ask(["squeue", "-h", "--states=all", *which, "-o", SQUEUE_FORMAT], squeue_records, timeout)
+        return self._ask(["squeue", "-h", "--states=all", *which, "-o", SQUEUE_FORMAT], timeout=timeout)
 
     def _sacct(self, *which: str) -> Answer:
         # -D shows every record of an id that was given out twice, or of a job that was requeued.
-        return self._ask(["sacct", "-X", "-D", "-n", "-P", *which, "-o", SACCT_FIELDS], sacct_records)
+        return self._ask(["sacct", "-X", "-D", "-n", "-P", *which, "-o", SACCT_FIELDS])
 
-    def _ask(self, argv: list[str], read: Callable[[str], list[Record]], timeout: float | None = None) -> Answer:
+    def _ask(
+        self, argv: list[str], read: Callable[[str, str], list[Record]] = records_in, timeout: float | None = None
+    ) -> Answer:
         done = self._runner(argv, timeout=timeout or self._timeout, env=self._environment)
         if done.ok:
-            return Answer.of(argv[0], read(done.stdout))
+            return Answer.of(argv[0], read(done.stdout, argv[0]))
         if not done.timed_out and _NOT_KNOWN.search(done.stderr):
             # For an unknown id squeue (when it is the only one) and scontrol exit with 1, as when the controller is
             # away; only this message tells the two apart.

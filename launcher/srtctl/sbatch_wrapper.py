@@ -26,7 +26,7 @@ from launcher.core.errors import LauncherError
 from launcher.core.process import CommandRunner, clean_environment, run
 from launcher.core.retry import until
 from launcher.slurm.client import Phase, Scheduler, SchedulerUnreachable, carries, jobs_with_token
-from launcher.slurm.commands import SQUEUE_FORMAT, SlurmCommands, squeue_records
+from launcher.slurm.commands import SQUEUE_FORMAT, SlurmCommands, records_in
 
 VARIABLE = "LAUNCHER_SBATCH"
 """The program's input, as JSON: ``token``, ``earlier`` (ids of jobs that carried it before), ``hold``, ``directory``
@@ -108,7 +108,7 @@ def _in_queue(token: str, earlier: frozenset[str], environ: Mapping[str, str], r
     clean = {k: v for k, v in clean_environment(environ).items() if not k.startswith("SQUEUE_")}
     argv = ["squeue", "-h", "--states=all", "-u", str(os.getuid()), "-o", SQUEUE_FORMAT]
     done = runner(argv, timeout=5.0, env=clean)
-    ours = [r for r in squeue_records(done.stdout) if carries(r.comment, token) and r.id not in earlier]
+    ours = [r for r in records_in(done.stdout, "squeue") if carries(r.comment, token) and r.id not in earlier]
     return [r.id for r in ours if r.state.phase is not Phase.TERMINAL or r.state.nodes]
 
 
