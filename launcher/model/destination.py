@@ -183,7 +183,7 @@ def _leftover(path: Path) -> Leftover | None:
             live = its.process.alive() is True
     elif name := _LOCK_NAME.fullmatch(path.name):
         holder = LockOwner.from_json((read_owner(path) or (b"", 0))[0])
-        here = holder.process is not None and holder.process.host == socket.gethostname()
+        here = holder.host == socket.gethostname()
         owner, live = str(holder), here and not holder.is_dead
     elif name := _LOCK_TEMPORARY.fullmatch(path.name):
         # It is dead with its process, or after a day where that is of another host.
