@@ -22,7 +22,7 @@ from launcher.doctor import queries
 from launcher.doctor.comparison import Claim, compare, notes
 from launcher.doctor.draft import DraftRequest, draft, todos
 from launcher.doctor.facts import SlurmFacts, Unknown
-from launcher.doctor.programs import Commands
+from launcher.doctor.programs import clean_runner
 from launcher.plan import derive
 from launcher.plan.derive import known, last
 from launcher.project import Project
@@ -127,13 +127,13 @@ def new(arguments: argparse.Namespace) -> int:
     directory = arguments.directory
     if directory is not None and not directory.startswith("/"):
         raise ConfigError(f"{directory!r} is not absolute", where="--directory")
-    commands = Commands(environ=project.environ)
-    slurm = queries.slurm_facts(commands)
+    run = clean_runner(project.environ)
+    slurm = queries.slurm_facts(run)
     partition = _partition(slurm, arguments.partition)
     default = slurm.default_account if isinstance(slurm.default_account, str) else None
     account = arguments.account or default or (slurm.accounts[0] if len(slurm.accounts) == 1 else None)
     request = DraftRequest(name, partition, account, directory, str(project.state))
-    facts = queries.facts_for_draft(request, slurm, commands, node=not arguments.no_node, wait=arguments.timeout)
+    facts = queries.facts_for_draft(request, slurm, run, node=not arguments.no_node, wait=arguments.timeout)
     text = draft(request, facts)
     # A draft that does not load is our own error: stop before writing it.
     RunnerFile(Document(str(target or "-"), text))
@@ -182,7 +182,7 @@ def _partition(slurm: SlurmFacts, requested: str | None) -> str:
     names = [p.name for p in slurm.partitions]
     requested = requested and requested.removesuffix("*")  # as sinfo marks the default one
     found = slurm.partition(requested)
-    if found is not None:
+    if not isinstance(found, Unknown):
         return found.name
     if requested is None:
         raise ConfigError("Slurm has no default partition", where="--partition", hint=f"one of {', '.join(names)}")
@@ -195,11 +195,11 @@ def doctor(arguments: argparse.Namespace) -> int:
     project = open_project(arguments)
     file = project.fleet.get(arguments.name)
     fill = partial(derive.fill, context=project.context("doctor"))
-    log, commands = partial(print, file=sys.stderr), Commands(environ=project.environ)
+    log, run = partial(print, file=sys.stderr), clean_runner(project.environ)
     # Stand-ins are the launcher's own programs: this cluster has nothing to say about them.
     stand_ins = stand_in_programs(file.runner.tools)
     facts = queries.facts_for_comparison(
-        file, fill, commands, node=not arguments.no_node, wait=arguments.timeout, log=log, stand_ins=stand_ins
+        file, fill, run, node=not arguments.no_node, wait=arguments.timeout, log=log, stand_ins=stand_ins
     )
     claims, remarks = compare(file, facts, fill), notes(facts)
     counts = {v: sum(c.verdict == v for c in claims) for v in ("agree", "differ", "unknown")}

@@ -1,4 +1,7 @@
-"""A first runner file from the facts of a cluster: every line says how it is known, or what is left to do. Pure."""
+"""A first runner file from the facts of a cluster: every line says how it is known, or what is left to do. Pure.
+
+Its text is in draft.yaml, with names for the values that are found here.
+"""
 
 from __future__ import annotations
 
@@ -6,87 +9,18 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path, PurePath
 from string import Template
+from typing import Any
 
-from launcher.doctor.facts import ClusterFacts, Mount, Unknown, known
+import msgspec
+
+from launcher.doctor.facts import ClusterFacts, Mount, Unknown, known, listed
 from launcher.doctor.scheduling import DIRECTIVE_SWITCHES, architectures, duration, gpus
 from launcher.rehearsal import stand_ins
 from launcher.runner.json_schema import MODELINE
 
-_TEMPLATE = """\
-$modeline
-# Written by `launcher runner new $name`: asked $asked.
-# Slurm $version, cluster $cluster. `launcher runner doctor $name` compares it again.
-name: $name
-description: $description   # TODO what this cluster is
-sku: $name   # TODO the accelerator as results are published under it: gb200, h200, …
-runners: [$name]   # GitHub runners named ${name}_01, ${name}_02 … are this cluster
-labels: [$name]   # TODO the `runner:` values of matrix rows that it serves
-$tools
-
-scheduler:
-  partition: $partition
-$account
-  time-limit: $time_limit
-
-node:
-  gpus: $gpus
-$architectures
-$count
-
-# Which file systems there are, and who sees them: it decides what is checked and staged from where.
-$storage
-
-images:
-$image_hint
-  directory: $images
-  import-on: $import_on
-$helpers
-
-# One work tree of srt-slurm for each run, seen by compute nodes, and what runs share.
-checkout:
-  directory: $trees
-  cache: $cache
-$setup
-
-repositories:
-  nvidia: https://github.com/NVIDIA/srt-slurm.git
-$stand_in
-
-# Which checkpoint a benchmark reads: the first rule whose `when` matches. docs/new-cluster.md explains both tables.
-# TODO a rule for each model that is to run here, such as:
-#   - when: {prefix: minimaxm3, precision: fp8}   # MODEL_PREFIX and PRECISION of the matrix row
-#     path: /lustre/models/MiniMax-M3-MXFP8       # where compute nodes see the checkpoint
-#     alias: minimax-m3-mxfp8                     # what the recipe calls it: its `model.path`
-models: []
-
-# Which srt-slurm runs a benchmark: again the first rule whose `when` matches.
-# TODO a lane for each framework that is to run here, such as:
-#   - when: {framework: dynamo-vllm, prefix: minimaxm3}
-#     repository: nvidia                          # a key of `repositories`
-#     ref: v1.0.53                                # the name that people know the commit by
-#     sha: 217f94387abeddfed7149a71955dc523e07cd765   # what is checked out, in full
-lanes: []
-
-# Keys of srtslurm.yaml; what sbatch takes here was tried with `sbatch --test-only`.
-srtslurm:
-$srtslurm
-"""
-"""The file. A line that is nothing but a name stands for the lines of that value, and is left out when it has none."""
-
 _IMAGE_HINT = "  # TODO squash files lie where compute nodes see them; network file systems here:"
-
-_HELPERS = """\
-  # TODO helpers: images that recipes name by an alias, such as {nginx-sqsh: "nginx:1.27.4"}
-  # TODO aliases: names in recipes that mean the benchmark's own image, such as [dynamo-sglang]"""
-
-_SETUP = """\
-  # TODO once for each commit, in its tree; the interpreter must be there on compute nodes too
-  setup:
-    - [uv, venv, --python, /usr/bin/python3, --seed, .venv]
-    - [uv, pip, install, --python, .venv/bin/python, -e, .]
-    - [make, setup, "ARCH={arch}"]"""
-
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
 _ARCHITECTURES = ("x86_64", "aarch64")
 _WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})
@@ -125,7 +59,7 @@ def draft(request: DraftRequest, facts: ClusterFacts) -> str:
         "cluster": str(slurm.setting("ClusterName")),
         "description": _text(f"partition {request.partition}"),
         "account": _account(request, facts),
-        **_partition(request, facts),
+        **_partition(facts),
         "gpus": "{}   # {}".format(*_gpus(facts)),
         "architectures": _architectures(facts),
         "storage": _storage(request, facts),
@@ -135,25 +69,17 @@ def draft(request: DraftRequest, facts: ClusterFacts) -> str:
         "trees": _text(f"{trees}/srt-slurm"),
         "cache": _text(f"{trees}/cache/srt-slurm"),
         "srtslurm": "\n".join(_srtslurm(facts)),
-        "tools": "",
-        "helpers": _HELPERS,
-        "setup": _SETUP,
-        "stand_in": "",
+        "login": login.name,
+        "node": node.name if node else "",
+        "stand_in_name": stand_ins.REPOSITORY_NAME,
+        "stand_in_ref": stand_ins.REPOSITORY_REF,
+        "stand_in_sha": stand_ins.REPOSITORY_SHA,
     }
-    if facts.no_enroot:  # then only a rehearsal can run
-        url = f"{{state}}/rehearsal/{stand_ins.REPOSITORY_NAME}"
-        commit = f"ref {stand_ins.REPOSITORY_REF}, sha {stand_ins.REPOSITORY_SHA}"
-        values |= {
-            "tools": f"# TODO no enroot on {login.name}, nor on {node.name if node else 'a node'}: install it, "
-            "then take out `tools`.\n"
-            "# Until then images, srtctl and the engine are stand-ins, and results say so.\n"
-            "tools: rehearsal",
-            "helpers": "  helpers: {nginx-sqsh: nginx:1.27.4}",
-            "setup": "  setup: [[sh, setup]]   # the stand-in's own",
-            "stand_in": f"  rehearsal: {json.dumps(url)}   # the stand-in: {commit}",
-        }
-    lines = [(line, Template(line).substitute(values)) for line in _TEMPLATE.splitlines()]
-    return "".join(f"{text}\n" for line, text in lines if text or not line)
+    text: dict[str, Any] = msgspec.yaml.decode(Path(__file__).with_name("draft.yaml").read_bytes())
+    blocks: dict[str, str] = text["rehearsal" if facts.no_enroot else "system"]
+    values |= {name: Template(block).substitute(values) for name, block in blocks.items()}
+    lines = [(line, Template(line).substitute(values)) for line in text["file"].splitlines()]
+    return "".join(f"{filled}\n" for line, filled in lines if filled or not line)
 
 
 def todos(text: str) -> list[tuple[int, str]]:
@@ -167,48 +93,51 @@ def _account(request: DraftRequest, facts: ClusterFacts) -> str:
     if request.account is not None:
         why = f"{slurm.user} may use {accounts}" if accounts else "as asked for"
         return f"  account: {_text(request.account)}   # {why}"
-    if slurm.accounting is False:
+    if slurm.no_accounting:
         return "  # No accounting here: Slurm takes a job of any account. srtctl always names one."
     unknown = slurm.associations
     return f"  # TODO account: {unknown if isinstance(unknown, Unknown) else f'one of {accounts}'}"
 
 
-def _partition(request: DraftRequest, facts: ClusterFacts) -> dict[str, str]:
-    """The partition, its time limit, and how many nodes it has."""
-    found, note, limit, count = facts.partition, "", None, ""
-    others = [each.name for each in known(facts.slurm.partitions) if each.name != request.partition]
-    if not isinstance(found, Unknown):
-        limit = found.max_time
-        note = f"{found.nodes} nodes, {found.state.lower()}" + (", Slurm's default" if found.default else "")
-        out = [node.name for node in known(facts.nodes) if not node.usable]
-        if found.nodes:
-            count = f"  count: {found.nodes}" + (f"   # out of use now: {', '.join(out[:8])}" if out else "")
+def _partition(facts: ClusterFacts) -> dict[str, str]:
+    """The partition, which is there, its time limit, and how many nodes it has."""
+    found = known(facts.partition)
+    others = [each.name for each in listed(facts.slurm.partitions) if each.name != found.name]
+    out = [node.name for node in listed(facts.nodes) if not node.usable]
+    note = f"{found.nodes} nodes, {found.state.lower()}" + (", Slurm's default" if found.default else "")
     if others:
         note += f"; there are also {', '.join(others[:8])}{' …' if len(others) > 8 else ''}"
-    if limit is not None and limit < 4 * 3600:
-        time_limit = f'"{duration(limit)}"   # MaxTime of the partition'
+    count = f"  count: {found.nodes}" + (f"   # out of use now: {', '.join(out[:8])}" if out else "")
+    if found.max_time is None:
+        time_limit = '"4:00:00"   # the partition has no MaxTime'
     else:
-        why = "the partition has no MaxTime" if limit is None else f"MaxTime is {limit / 3600:g} h"
-        time_limit = f'"4:00:00"   # {why}'
-    return {"partition": f"{_text(request.partition)}   # {note}", "time_limit": time_limit, "count": count}
+        shorter = min(found.max_time, 4 * 3600)
+        time_limit = f'"{duration(shorter)}"   # MaxTime of the partition is {duration(found.max_time)}'
+    return {
+        "partition": f"{_text(found.name)}   # {note}",
+        "time_limit": time_limit,
+        "count": count if found.nodes else "",
+    }
 
 
 def _gpus(facts: ClusterFacts) -> tuple[int, str]:
     """The GPUs of a node, and how that is known."""
-    fact = gpus(facts)
-    if isinstance(fact, Unknown):
-        return 1, f"TODO how many? {fact}; 1 is a place-holder"
-    found, counts = fact
-    likely = max(counts, key=lambda number: (number > 0, counts[number]))
-    return likely, found if len(counts) == 1 else f"TODO the partition is mixed: {found}"
+    try:
+        found, numbers = gpus(facts)
+    except Unknown as why:
+        return 1, f"TODO how many? {why}; 1 is a place-holder"
+    return numbers[0], found if len(numbers) == 1 else f"TODO the partition is mixed: {found}"
 
 
 def _architectures(facts: ClusterFacts) -> str:
-    found = architectures(facts)
-    archs, login = [] if isinstance(found, Unknown) else list(found), facts.login
+    try:
+        _, archs = architectures(facts)
+    except Unknown:
+        archs = ["not known"]
+    login = facts.login
     if len(archs) != 1 or archs[0] not in _ARCHITECTURES:
-        what = ", ".join(archs) or "not known"
-        return f"  # TODO arch: x86_64 or aarch64; the nodes of the partition: {what}; {login.name}: {login.arch}"
+        what = f"the nodes of the partition: {', '.join(archs)}; {login.name}: {login.arch}"
+        return f"  # TODO arch: x86_64 or aarch64; {what}"
     line = f"  arch: {archs[0]}   # of the compute nodes"
     other = login.arch in _ARCHITECTURES and login.arch != archs[0]
     return f"{line}\n  login-arch: {login.arch}   # {login.name}" if other else line
@@ -219,25 +148,22 @@ def _storage(request: DraftRequest, facts: ClusterFacts) -> str:
     node, rows = facts.node, {}
     here = {mount.target: mount for mount in facts.login.shares}
     there = {mount.target: mount for mount in node.shares} if node else here
-    for target in {**here, **there}:
-        mount = here.get(target) or there[target]
-        kind = "lustre" if mount.type == "lustre" else "nfs"
+    unsure = "" if node else "; TODO no node was looked at"
+    for target, mount in {**there, **here}.items():
+        kind = mount.kinds[0]
         why = mount.source if kind == mount.type.rstrip("4") else f"{mount.source}, as which {mount.type} counts here"
         alone = "" if target in here and target in there else "login" if target in here else "compute"
-        unsure = "" if node else "; TODO no node was looked at"
         rows[target] = kind + (f", seen-by: [{alone}]" if alone else ""), why + unsure
-    if node:
-        for disk in node.disks:
-            why = f"{disk.type} on {disk.source} of {node.name}"
-            rows.setdefault(disk.target, ("node-local, seen-by: [compute]", why))
+    for disk in node.disks if node else ():
+        rows.setdefault(disk.target, ("node-local, seen-by: [compute]", f"{disk.type} on {disk.source} of a node"))
     for path in request.paths:
-        if not any(path == target or path.startswith(target.rstrip("/") + "/") for target in rows):
-            seen, by_node = facts.login.directory(path), facts.on_node(path)
-            if isinstance(seen, Unknown) or isinstance(by_node, Unknown) or not by_node.shared:
-                continue
-            if isinstance(seen.mount, Mount) and not seen.mount.network:
-                why = f"{seen.mount.type} on {seen.mount.source}; the node sees what is written here: one machine"
-                rows[seen.mount.target] = "local", why
+        seen, by_node = facts.login.directory(path), facts.on_node(path)
+        on_row = any(PurePath(path).is_relative_to(target) for target in rows)
+        if on_row or isinstance(seen, Unknown) or isinstance(by_node, Unknown) or not by_node.shared:
+            continue
+        if isinstance(seen.mount, Mount) and not seen.mount.network:
+            why = f"{seen.mount.type} on {seen.mount.source}; the node sees what is written here: one machine"
+            rows[seen.mount.target] = "local", why
     if not rows:
         return "# TODO storage, such as:  - {path: /lustre, kind: lustre}"
     lines = [f"  - {{path: {_text(target)}, kind: {kind}}}   # {why}" for target, (kind, why) in rows.items()]
@@ -276,11 +202,10 @@ def _srtslurm(facts: ClusterFacts) -> Iterator[str]:
 
 
 def _gres(facts: ClusterFacts) -> str:
-    gpus, _ = _gpus(facts)
     form = next((name for name, t in facts.submissions.items() if name.startswith("--gres=") and t.accepted), None)
     if form is None:
         return "  # No GRES is taken either: nodes are had whole."
-    value = f"{form.removeprefix('--gres=').rpartition(':')[0]}:{gpus}"
+    value = f"{form.removeprefix('--gres=').rpartition(':')[0]}:{_gpus(facts)[0]}"
     return f"  default_sbatch_directives: {{gres: {json.dumps(value)}}}   # sbatch takes {form}"
 
 

@@ -13,7 +13,7 @@ from launcher.core.yaml_source import Document
 from launcher.doctor import comparison, scheduling
 from launcher.doctor.comparison import compare
 from launcher.doctor.draft import DraftRequest, draft, todos
-from launcher.doctor.facts import ClusterFacts, Gres, Host, Partition, SubmissionCheck, Unknown, known
+from launcher.doctor.facts import ClusterFacts, Host, Partition, SubmissionCheck, Unknown
 from launcher.rehearsal.stand_ins import REPOSITORY_SHA
 from launcher.runner.file import RunnerFile
 from tests.doctor.stand_ins import NFS, NVME, WEKA, cluster, facts, node, refused, seen, taken
@@ -23,15 +23,9 @@ STATE, DIRECTORY = "/home/runner/.local/state/launcher", "/lustre/images"
 
 def tried(on: ClusterFacts, *refuse: str) -> Mapping[str, SubmissionCheck]:
     """What `facts_for_draft` asks, taken but for what has one of these words."""
-    small = scheduling.smallest_job("batch", "benchmark")
-    asked = {
-        "job": small,
-        **{form: [*small, form] for form in scheduling.gpu_requests(known(on.slurm.nodes_of("batch")))},
-    }
-    asked |= {key: [*small, option] for key, (_, option) in scheduling.DIRECTIVE_SWITCHES.items()}
     return {
         name: refused("not here", *options) if any(word in options[-1] for word in refuse) else taken(*options)
-        for name, options in asked.items()
+        for name, options in scheduling.jobs_of_draft(on.slurm, "batch", "benchmark").items()
     }
 
 
@@ -59,14 +53,14 @@ def differing(file: RunnerFile, on: ClusterFacts) -> list[str]:
     """What the doctor would find otherwise, had it looked at the same cluster."""
     paths = [
         path
-        for _, required in comparison.required(file, lambda text: text.replace("{state}", STATE))
+        for required in comparison.required(file, lambda text: text.replace("{state}", STATE))
         for path in required.paths
     ]
     full = made(slurm=on.slurm)
     directories = {p: on.login.directories.get(p) or seen(p) for p in paths}
     on = of_login(on, directories=directories)
     if isinstance(on.compute, Host):
-        there = {p: dataclasses.replace(s, shared=True, back=True) for p, s in directories.items() if "weka" not in p}
+        there = {p: dataclasses.replace(s, shared=True) for p, s in directories.items() if "weka" not in p}
         on = of_compute(on, directories=there)
     asked = scheduling.jobs_to_check(file, on.slurm)
     answers = {
@@ -84,7 +78,7 @@ SITES: dict[str, ClusterFacts] = {
     "typed GRES only": made("--gpus-per-node", "--gres=gpu:1", "--segment"),
     "no node": made(compute=Unknown("no node was free within 60 s")),
     "no GRES": made(slurm=cluster(nodes=(node("a", ()), node("b", ())))),
-    "mixed GPUs": made(slurm=cluster(nodes=(node("a"), node("b", (Gres("gpu", "h100", 8),)), node("c", ())))),
+    "mixed GPUs": made(slurm=cluster(nodes=(node("a"), node("b", (("h100", 8),)), node("c", ())))),
     "mixed architectures": made(slurm=cluster(nodes=(node("a"), node("b", arch="x86_64")))),
     "strange architecture": of_compute(made(slurm=cluster(nodes=(node("a", arch="ppc64le"),))), arch="ppc64le"),
     "no limit": made(slurm=cluster(partitions=(Partition("batch", True, False, "UP", None, 2),))),
