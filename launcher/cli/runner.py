@@ -20,7 +20,7 @@ from launcher.core.publish import publish_new, temporary_name
 from launcher.core.yaml_source import Document
 from launcher.doctor import queries
 from launcher.doctor.comparison import Claim, compare, notes
-from launcher.doctor.draft import DraftRequest, draft, todos
+from launcher.doctor.draft import draft, todos
 from launcher.doctor.facts import SlurmFacts, Unknown
 from launcher.doctor.programs import clean_runner
 from launcher.plan import derive
@@ -33,12 +33,11 @@ from launcher.services import stand_in_programs
 
 def listing(arguments: argparse.Namespace) -> int:
     """One line for each runner."""
-    fleet = open_project(arguments).fleet
-    rows = []
-    for file in fleet.all():
-        r = file.runner
-        rows.append([r.name, r.sku, f"{r.node.gpus}", r.scheduler.partition or "-", " ".join(r.labels), r.description])
-    table(["runner", "sku", "GPUs", "partition", "labels", ""], rows, sys.stdout)
+    runners = [file.runner for file in open_project(arguments).fleet.all()]
+    rows = [
+        [r.name, r.sku, r.node.gpus, r.scheduler.partition or "-", " ".join(r.labels), r.description] for r in runners
+    ]
+    table(["runner", "sku", "GPUs", "partition", "labels", ""], rows)
     return 0
 
 
@@ -132,9 +131,10 @@ def new(arguments: argparse.Namespace) -> int:
     partition = _partition(slurm, arguments.partition)
     default = slurm.default_account if isinstance(slurm.default_account, str) else None
     account = arguments.account or default or (slurm.accounts[0] if len(slurm.accounts) == 1 else None)
-    request = DraftRequest(name, partition, account, directory, str(project.state))
-    facts = queries.facts_for_draft(request, slurm, run, node=not arguments.no_node, wait=arguments.timeout)
-    text = draft(request, facts)
+    state, node, wait = str(project.state), not arguments.no_node, arguments.timeout
+    paths = [directory, state] if directory else [state]
+    facts = queries.facts_for_draft(slurm, partition, account, paths, run, node=node, wait=wait)
+    text = draft(name, account, directory, state, facts)
     # A draft that does not load is our own error: stop before writing it.
     RunnerFile(Document(str(target or "-"), text))
     if target is None:

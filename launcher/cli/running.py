@@ -10,8 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.benchmark.benchmark import Benchmark
-from launcher.cli.common import open_project, selected
+from launcher.cli.common import chosen, open_project
 from launcher.cli.render import Console, show_plans, summaries
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.github import GitHub
@@ -33,14 +32,14 @@ from launcher.services import open_run, open_services, pace_of
 def run(arguments: argparse.Namespace) -> int:
     """Run the one benchmark that is selected."""
     project = open_project(arguments, look=True)
-    return _exit_code(_drive(project, [_one_by_hand(project, arguments)], arguments))
+    return _exit_code(_drive(project, _by_hand(project, arguments), arguments))
 
 
 def adopt(arguments: argparse.Namespace) -> int:
     """Take over a job that was started by hand: from here on it is this run's, to follow, to cancel, to collect."""
     project = open_project(arguments, look=True)
     by_environment = arguments.from_env
-    plan = project.plan_from_environment(arguments.run_id) if by_environment else _one_by_hand(project, arguments)
+    plan = project.plan_from_environment(arguments.run_id) if by_environment else _by_hand(project, arguments)[0]
     record = RunRecord.create(project.runs, plan)
     record.update(results="workspace" if by_environment else "run")
     output = Path(arguments.output).resolve() if arguments.output else None
@@ -54,15 +53,20 @@ def adopt(arguments: argparse.Namespace) -> int:
         return _exit_code(drive_records(project, [(record, plan)], stop, quiet=not arguments.logs))
 
 
-def _one_by_hand(project: Project, arguments: argparse.Namespace) -> Plan:
-    chosen = selected(arguments, project)
-    if len(chosen) > 1:
-        titles = "\n".join(f"  {b.title} conc {' '.join(map(str, b.concurrencies))}" for b in chosen)
+def _by_hand(project: Project, arguments: argparse.Namespace, *, several: bool = False) -> list[Plan]:
+    """The plans of the benchmarks that are selected. Raises ConfigError for several where one is expected."""
+    benchmarks, narrow = [benchmark for benchmark, _ in chosen(arguments, project)], bool(arguments.conc)
+    if len(benchmarks) > 1 and not several:
+        titles = "\n".join(f"  {b.title} conc {' '.join(map(str, b.concurrencies))}" for b in benchmarks)
         raise ConfigError(
-            f"{len(chosen)} benchmarks are selected, and one job measures one:\n{titles}",
+            f"{len(benchmarks)} benchmarks are selected, and one job measures one:\n{titles}",
             hint="narrow it by --topology, --seq or --conc, or use `launcher sweep`",
         )
-    return _by_hand(project, arguments, chosen[0])
+    plans = []
+    for benchmark in benchmarks:
+        run_id = arguments.run_id or new_run_id(benchmark, time.time())
+        plans.append(project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id=run_id))
+    return plans
 
 
 def sweep(arguments: argparse.Namespace) -> int:
@@ -70,9 +74,8 @@ def sweep(arguments: argparse.Namespace) -> int:
     if arguments.run_id:
         raise ConfigError("a sweep has many runs", where="--run-id", hint="launcher run --run-id ID")
     project = open_project(arguments, look=True)
-    plans = [_by_hand(project, arguments, benchmark) for benchmark in selected(arguments, project)]
-    outcomes = _drive(project, plans, arguments, limits=Limits(arguments.max_jobs, arguments.fail_fast))
-    return _exit_code(outcomes)
+    limits = Limits(arguments.max_jobs, arguments.fail_fast)
+    return _exit_code(_drive(project, _by_hand(project, arguments, several=True), arguments, limits=limits))
 
 
 def ci(arguments: argparse.Namespace) -> int:
@@ -105,11 +108,6 @@ def _end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
             end_run(open_run(project, record), "the next launcher on this runner", print)
         except (LauncherError, OSError) as error:
             github.warning(f"run {record.id}: {error}", title="launcher: left behind")
-
-
-def _by_hand(project: Project, arguments: argparse.Namespace, benchmark: Benchmark) -> Plan:
-    run_id = arguments.run_id or new_run_id(benchmark, time.time())
-    return project.plan_by_hand(benchmark, arguments.runner, narrow=bool(arguments.conc), run_id=run_id)
 
 
 def _drive(
@@ -147,16 +145,15 @@ def drive_records(
         raise ConfigError("the selected benchmarks are of several clusters", hint="--runner NAME picks one")
     said: list[str] = []
     services = open_services(project, first, stop, log=said.append)
-    runs: list[Run] = []
-    for record, plan in recorded:
-        if not runs:  # how Slurm is asked is in every record, and shown once
-            record.listeners.append(console.event)
-        for text in said:
+    recorded[0][0].listeners.append(console.event)
+    for record, _ in recorded:
+        for text in said:  # how Slurm is asked is in every record, and shown once
             record.event("note", text)
-        if runs:
-            record.listeners.append(console.event)
+    for record, _ in recorded[1:]:
+        record.listeners.append(console.event)
+    runs = [Run(record, plan, project.kind(plan.kind), services) for record, plan in recorded]
+    for record, _ in recorded:
         record.take()
-        runs.append(Run(record, plan, project.kind(plan.kind), services))
     limits = dataclasses.replace(limits, pace=pace_of(first))
     try:
         outcomes = run_all(runs, services.scheduler, stop, limits, None if quiet else console.log)
@@ -190,7 +187,6 @@ def _announce(github: GitHub, plan: Plan, project: Project) -> None:
 
 def report_to(github: GitHub, runs: Path, outcomes: Sequence[Outcome]) -> None:
     """How runs ended: the step's output, an annotation with the verdict of each that failed, the table of points."""
-
     for outcome in outcomes:
         github.output("state", outcome.state)
         if outcome.error is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 from string import Template
 from typing import Any
@@ -26,26 +25,13 @@ _ARCHITECTURES = ("x86_64", "aarch64")
 _WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})
 
 
-@dataclass(frozen=True)
-class DraftRequest:
-    """What was asked for. ``directory`` is where squash files may go, ``state`` the launcher's own directory."""
+def draft(name: str, account: str | None, root: str | None, state: str, facts: ClusterFacts) -> str:
+    """The file's text. It loads, and claims only what was found; ``TODO`` marks what a person must decide.
 
-    name: str
-    partition: str
-    account: str | None
-    directory: str | None
-    state: str
-
-    @property
-    def paths(self) -> list[str]:
-        """The directories that a draft wants to know about."""
-        return [*([self.directory] if self.directory else []), self.state]
-
-
-def draft(request: DraftRequest, facts: ClusterFacts) -> str:
-    """The file's text. It loads, and claims only what was found; ``TODO`` marks what a person must decide."""
+    ``root`` is where squash files may go, ``state`` the launcher's own directory; ``facts`` are those of a partition
+    that is there.
+    """
     slurm, login, node = facts.slurm, facts.login, facts.node
-    root = request.directory
     trees = f"{root.rstrip('/')}/launcher" if root else "{state}"
     shares = ", ".join(mount.target for mount in login.shares) or "none was seen"
     on_node = f", and on node {node.name}" if node else f"; on no node: {facts.compute}"
@@ -53,17 +39,17 @@ def draft(request: DraftRequest, facts: ClusterFacts) -> str:
     side = "login" if isinstance(login.enroot, str) or facts.no_enroot else "compute"
     values = {
         "modeline": MODELINE,
-        "name": request.name,
+        "name": name,
         "asked": f"from {login.name} as {slurm.user}{on_node}",
         "version": str(slurm.version),
         "cluster": str(slurm.setting("ClusterName")),
-        "description": _text(f"partition {request.partition}"),
-        "account": _account(request, facts),
+        "description": _text(f"partition {facts.partition_name}"),
+        "account": _account(account, facts),
         **_partition(facts),
         "gpus": "{}   # {}".format(*_gpus(facts)),
         "architectures": _architectures(facts),
-        "storage": _storage(request, facts),
-        "images": f"{_text(root or '{state}/squash')}   # {_state_of(root or request.state, facts)}",
+        "storage": _storage([root, state] if root else [state], facts),
+        "images": f"{_text(root or '{state}/squash')}   # {_state_of(root or state, facts)}",
         "image_hint": "" if root else f"{_IMAGE_HINT} {shares}",
         "import_on": f"{side}   # {enroot} on {login.name}",
         "trees": _text(f"{trees}/srt-slurm"),
@@ -88,11 +74,11 @@ def todos(text: str) -> list[tuple[int, str]]:
     return [(i, line.partition("TODO")[2].strip()) for i, line in lines if "TODO" in line]
 
 
-def _account(request: DraftRequest, facts: ClusterFacts) -> str:
+def _account(account: str | None, facts: ClusterFacts) -> str:
     slurm, accounts = facts.slurm, ", ".join(facts.slurm.accounts)
-    if request.account is not None:
+    if account is not None:
         why = f"{slurm.user} may use {accounts}" if accounts else "as asked for"
-        return f"  account: {_text(request.account)}   # {why}"
+        return f"  account: {_text(account)}   # {why}"
     if slurm.no_accounting:
         return "  # No accounting here: Slurm takes a job of any account. srtctl always names one."
     unknown = slurm.associations
@@ -143,7 +129,7 @@ def _architectures(facts: ClusterFacts) -> str:
     return f"{line}\n  login-arch: {login.arch}   # {login.name}" if other else line
 
 
-def _storage(request: DraftRequest, facts: ClusterFacts) -> str:
+def _storage(paths: list[str], facts: ClusterFacts) -> str:
     """The file systems that hosts share, the disks of a node, and where both are one machine its own."""
     node, rows = facts.node, {}
     here = {mount.target: mount for mount in facts.login.shares}
@@ -156,7 +142,7 @@ def _storage(request: DraftRequest, facts: ClusterFacts) -> str:
         rows[target] = kind + (f", seen-by: [{alone}]" if alone else ""), why + unsure
     for disk in node.disks if node else ():
         rows.setdefault(disk.target, ("node-local, seen-by: [compute]", f"{disk.type} on {disk.source} of a node"))
-    for path in request.paths:
+    for path in paths:
         seen, by_node = facts.login.directory(path), facts.on_node(path)
         on_row = any(PurePath(path).is_relative_to(target) for target in rows)
         if on_row or isinstance(seen, Unknown) or isinstance(by_node, Unknown) or not by_node.shared:

@@ -23,7 +23,6 @@ from launcher.core.process import NOT_FOUND, CommandRunner, Completed
 from launcher.core.slurm_notation import node_names
 from launcher.doctor import comparison, programs, scheduling
 from launcher.doctor.comparison import Fill
-from launcher.doctor.draft import DraftRequest
 from launcher.doctor.facts import ClusterFacts, DirectoryView, Fact, Host, SlurmFacts, SubmissionCheck, Unknown, listed
 from launcher.doctor.programs import TIMEOUT, ask, no_answer
 from launcher.image import probe
@@ -94,16 +93,22 @@ def facts_for_comparison(
 
 
 def facts_for_draft(
-    request: DraftRequest, slurm: SlurmFacts, run: CommandRunner, *, node: bool, wait: float
+    slurm: SlurmFacts,
+    partition: str,
+    account: str | None,
+    paths: Sequence[str],
+    run: CommandRunner,
+    *,
+    node: bool,
+    wait: float,
 ) -> ClusterFacts:
     """Ask what a draft wants to know of its partition: a node, the forms of a GPU request, the directives.
 
     ``node`` and ``wait`` are as for `facts_for_comparison`; at most one job is started.
     """
-    submissions = check_submissions(run, scheduling.jobs_of_draft(slurm, request.partition, request.account))
-    options = _srun_options(slurm, request.partition, request.account) if node else ()
-    login, compute = probe_hosts(run, request.paths, options, wait=wait)
-    return ClusterFacts(slurm, login, compute, request.partition, submissions)
+    submissions = check_submissions(run, scheduling.jobs_of_draft(slurm, partition, account))
+    login, compute = probe_hosts(run, paths, _srun_options(slurm, partition, account) if node else (), wait=wait)
+    return ClusterFacts(slurm, login, compute, partition, submissions)
 
 
 def _srun_options(

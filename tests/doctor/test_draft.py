@@ -12,7 +12,7 @@ import pytest
 from launcher.core.yaml_source import Document
 from launcher.doctor import comparison, scheduling
 from launcher.doctor.comparison import compare
-from launcher.doctor.draft import DraftRequest, draft, todos
+from launcher.doctor.draft import draft, todos
 from launcher.doctor.facts import ClusterFacts, Host, Partition, SubmissionCheck, Unknown
 from launcher.rehearsal.stand_ins import REPOSITORY_SHA
 from launcher.runner.file import RunnerFile
@@ -44,8 +44,7 @@ def of_compute(on: ClusterFacts, **changes: Any) -> ClusterFacts:
 
 
 def load(on: ClusterFacts, **changes: Any) -> tuple[RunnerFile, str]:
-    request = dataclasses.replace(DraftRequest("mine", "batch", "benchmark", DIRECTORY, STATE), **changes)
-    text = draft(request, on)
+    text = draft(**{"name": "mine", "account": "benchmark", "root": DIRECTORY, "state": STATE, "facts": on, **changes})
     return RunnerFile(Document("mine.yaml", text)), text
 
 
@@ -98,7 +97,7 @@ SITES: dict[str, ClusterFacts] = {
 @pytest.mark.parametrize("name", SITES)
 def test_a_draft_loads_and_claims_nothing_that_differs(name: str) -> None:
     on = SITES[name]
-    for changes in ({}, {"directory": None}, {"account": None}):
+    for changes in ({}, {"root": None}, {"account": None}):
         file, _ = load(on, **changes)
         assert file.runner.scheduler.partition == "batch"
         if name not in ("sbatch refuses",):
