@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -13,15 +12,16 @@ from functools import partial
 from pathlib import Path
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark
+from launcher.check.report import Roots
 from launcher.cli.common import open_project
 from launcher.cli.render import table
-from launcher.core.errors import ConfigError, suggest
+from launcher.core.errors import ConfigError
 from launcher.core.publish import publish_new, temporary_name
 from launcher.core.yaml_source import Document
 from launcher.doctor import queries
 from launcher.doctor.comparison import Claim, compare, notes
 from launcher.doctor.draft import draft, todos
-from launcher.doctor.facts import SlurmFacts, Unknown
+from launcher.doctor.facts import Unknown
 from launcher.doctor.programs import clean_runner
 from launcher.plan import derive
 from launcher.plan.derive import known, last
@@ -128,12 +128,15 @@ def new(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{directory!r} is not absolute", where="--directory")
     run = clean_runner(project.environ)
     slurm = queries.slurm_facts(run)
-    partition = _partition(slurm, arguments.partition)
+    partition = slurm.partition(arguments.partition and arguments.partition.removesuffix("*"))  # sinfo's default one
+    if isinstance(partition, Unknown):
+        hint = "run it on the cluster's login node, as the user of its GitHub runners; is SLURM_CONF right?"
+        raise ConfigError(partition.why, where="--partition", hint=partition.hint or hint)
     default = slurm.default_account if isinstance(slurm.default_account, str) else None
     account = arguments.account or default or (slurm.accounts[0] if len(slurm.accounts) == 1 else None)
     state, node, wait = str(project.state), not arguments.no_node, arguments.timeout
     paths = [directory, state] if directory else [state]
-    facts = queries.facts_for_draft(slurm, partition, account, paths, run, node=node, wait=wait)
+    facts = queries.facts_for_draft(slurm, partition.name, account, paths, run, node=node, wait=wait)
     text = draft(name, account, directory, state, facts)
     # A draft that does not load is our own error: stop before writing it.
     RunnerFile(Document(str(target or "-"), text))
@@ -174,22 +177,6 @@ def _publish(target: Path, text: str) -> None:
         raise ConfigError("exists; use --output to write another file", where=str(target))
 
 
-def _partition(slurm: SlurmFacts, requested: str | None) -> str:
-    """The requested partition, or Slurm's default one. Raises ConfigError when it is not known."""
-    if isinstance(slurm.partitions, Unknown):
-        hint = "run it on the cluster's login node, as the user of its GitHub runners; is SLURM_CONF right?"
-        raise ConfigError(f"Slurm does not say which partitions there are: {slurm.partitions}", hint=hint)
-    names = [p.name for p in slurm.partitions]
-    requested = requested and requested.removesuffix("*")  # as sinfo marks the default one
-    found = slurm.partition(requested)
-    if not isinstance(found, Unknown):
-        return found.name
-    if requested is None:
-        raise ConfigError("Slurm has no default partition", where="--partition", hint=f"one of {', '.join(names)}")
-    hint = suggest(requested, names, f"there are {', '.join(names)}")
-    raise ConfigError(f"Slurm shows no partition {requested!r}", where="--partition", hint=hint)
-
-
 def doctor(arguments: argparse.Namespace) -> int:
     """Print one line for each claim of the file. Raises ConfigError when one of them differs from the cluster."""
     project = open_project(arguments)
@@ -218,11 +205,10 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def _show(claims: Sequence[Claim], remarks: Sequence[str]) -> None:
-    here = Path.cwd()
+    here = Roots([Path.cwd()])
     for claim in claims:
         path, _, line = claim.where.rpartition(":")
-        inside = Path(path).is_absolute() and Path(path).is_relative_to(here)
-        where = f"{os.path.relpath(path, here) if inside else path}:{line}"
+        where = f"{here.short(path)}:{line}"
         print(f"{claim.verdict:7}  {f'{claim.key} {claim.says}':45}  {where}")
         for word, text in (("found", claim.found), ("why", claim.why), ("fix", claim.hint)):
             if text and (claim.verdict != "agree" or word != "found"):

@@ -264,8 +264,8 @@ def _stand_ins(facts: ClusterFacts) -> Fact[None]:
 
 
 _SLURM: Sequence[Row] = (
-    Row("scheduler.partition", scheduling.compare_partition, lambda facts: facts.slurm.partitions),
-    Row("images.import-partition", scheduling.compare_partition, lambda facts: facts.slurm.partitions),
+    Row("scheduler.partition", scheduling.compare_partition, lambda facts: facts.slurm),
+    Row("images.import-partition", scheduling.compare_partition, lambda facts: facts.slurm),
     Row("scheduler.account", scheduling.compare_account),
     Row("scheduler.time-limit", scheduling.compare_time_limit, lambda facts: facts.partition),
     Row("lanes.[].time-limit", scheduling.compare_time_limit, lambda facts: facts.partition),

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from launcher.core.errors import suggest
 from launcher.core.yaml_source import Key
 from launcher.image.probe import Probed
 from launcher.runner.file import RunnerFile
@@ -243,8 +244,10 @@ class SlurmFacts:
         """The partition of this name, the default one without a name."""
         if isinstance(self.partitions, Unknown):
             return self.partitions
+        names = [partition.name for partition in self.partitions]
+        wrong = "Slurm has no default partition" if name is None else f"Slurm shows no partition {name!r}"
         found = (p for p in self.partitions if (p.default if name is None else p.name == name))
-        return next(found, Unknown("the partition is not there"))
+        return next(found, Unknown(wrong, suggest(name or "", names, f"there are {', '.join(names)}")))
 
     def nodes_of(self, partition: str | None) -> Fact[tuple[Node, ...]]:
         """The nodes of the partition of this name, of the default one without a name."""

@@ -84,11 +84,11 @@ def directive(said: Statement) -> str:
     return f"--{said.keys[-1]}={said.value}" if said.value else f"--{said.keys[-1]}"
 
 
-def compare_partition(said: Statement, partitions: tuple[Partition, ...]) -> str:
-    by_name = {partition.name: partition for partition in partitions}
-    found = by_name.get(said.value)
-    if found is None:
-        raise Differ("Slurm shows no such partition", suggest(said.value, by_name, f"there are {', '.join(by_name)}"))
+def compare_partition(said: Statement, slurm: SlurmFacts) -> str:
+    known(slurm.partitions)
+    found = slurm.partition(said.value)
+    if isinstance(found, Unknown):
+        raise Differ(found.why, found.hint)
     if found.state != "UP":
         raise Differ(f"the partition is {found.state}", "wait, or ask for `scontrol update … State=UP`")
     kind = ", the default one" if found.default else ", hidden" if found.hidden else ""
