@@ -17,10 +17,9 @@ from launcher.cli.common import open_project
 from launcher.cli.render import table
 from launcher.core.errors import ConfigError
 from launcher.core.publish import publish_new, temporary_name
-from launcher.core.yaml_source import Document
 from launcher.doctor import queries
 from launcher.doctor.comparison import Claim, compare, notes
-from launcher.doctor.draft import draft, todos
+from launcher.doctor.draft import draft, places, todos
 from launcher.doctor.facts import Unknown
 from launcher.doctor.programs import clean_runner
 from launcher.plan import derive
@@ -135,11 +134,9 @@ def new(arguments: argparse.Namespace) -> int:
     default = slurm.default_account if isinstance(slurm.default_account, str) else None
     account = arguments.account or default or (slurm.accounts[0] if len(slurm.accounts) == 1 else None)
     state, node, wait = str(project.state), not arguments.no_node, arguments.timeout
-    paths = [directory, state] if directory else [state]
+    paths = [path.replace("{state}", state) for path in places(directory).values()]
     facts = queries.facts_for_draft(slurm, partition.name, account, paths, run, node=node, wait=wait)
     text = draft(name, account, directory, state, facts)
-    # A draft that does not load is our own error: stop before writing it.
-    RunnerFile(Document(str(target or "-"), text))
     if target is None:
         sys.stdout.write(text)
         return 0

@@ -147,8 +147,8 @@ def compare_job(said: Statement, facts: ClusterFacts) -> str | None:
 
 def compare_directive(said: Statement, facts: ClusterFacts) -> str | None:
     key, tried = said.keys[-1], facts.submissions.get(".".join(map(str, said.keys[1:])))
-    if tried is None or not facts.job.accepted:
-        return None  # not asked, or the smallest job is refused, which has its own line
+    if tried is None or said.value is False or not facts.job.accepted:
+        return None  # not asked for, or the smallest job is refused, which has its own line
     if key in ("use_gpus_per_node_directive", "gres"):
         hint = _gpu_hint(facts.submissions)
     else:

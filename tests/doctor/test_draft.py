@@ -12,7 +12,7 @@ import pytest
 from launcher.core.yaml_source import Document
 from launcher.doctor import comparison, scheduling
 from launcher.doctor.comparison import compare
-from launcher.doctor.draft import draft, todos
+from launcher.doctor.draft import draft, places, todos
 from launcher.doctor.facts import ClusterFacts, Host, Partition, SubmissionCheck, Unknown
 from launcher.rehearsal.stand_ins import REPOSITORY_SHA
 from launcher.runner.file import RunnerFile
@@ -30,7 +30,8 @@ def tried(on: ClusterFacts, *refuse: str) -> Mapping[str, SubmissionCheck]:
 
 
 def made(*refuse: str, **changes: Any) -> ClusterFacts:
-    on = facts([STATE, DIRECTORY, "/lustre", "/raid", "/home", "/weka data"], **changes)
+    named = [place.replace("{state}", STATE) for root in (None, DIRECTORY) for place in places(root).values()]
+    on = facts([*named, "/lustre", "/raid", "/home", "/weka data"], **changes)
     return dataclasses.replace(on, submissions=tried(on, *refuse))
 
 
@@ -112,11 +113,11 @@ def test_what_is_not_known_is_to_do_and_not_claimed() -> None:
     two, text = load(SITES["mixed GPUs"])
     assert two.runner.node.gpus == 4 and "TODO the partition is mixed: GRES: 4 on 1 nodes" in text
     bare = of_compute(SITES["no GRES"], devices=0)
-    assert "TODO how many?" in load(bare)[1]
+    assert "TODO Slurm knows of no GPUs in this partition" in load(bare)[1]
     alone, text = load(SITES["no node"])
     assert alone.runner.tools == "system" and "on no node: no node was free within 60 s" in text
     quiet, text = load(SITES["sbatch is silent"])
-    assert set(quiet.runner.srtslurm) == {"network_interface"} and "TODO nothing could be tried" in text
+    assert set(quiet.runner.srtslurm) == {"network_interface"} and "TODO sbatch did not answer" in text
 
 
 def test_what_is_known_is_in_the_file() -> None:
