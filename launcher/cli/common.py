@@ -96,12 +96,3 @@ def _role(side: RoleFacts | None) -> Role | None:
     if side is None:
         return None
     return side.as_role() or Role(workers=side.workers or 1, tp=side.gpus_per_worker or 1)
-
-
-def existing_run(arguments: argparse.Namespace, project: Project) -> str:
-    """The id of the run that a command is about: named, or that of this GitHub job."""
-    if arguments.run:
-        return str(arguments.run)
-    if arguments.from_env:
-        return project.run_id_from_environment()
-    raise ConfigError("which run?", hint="RUN, or --from-env in a GitHub job; `launcher status` lists them")
