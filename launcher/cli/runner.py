@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,11 +16,13 @@ from launcher.check.report import Roots
 from launcher.cli.common import open_project
 from launcher.cli.render import table
 from launcher.core.errors import ConfigError
+from launcher.core.process import CommandRunner
 from launcher.core.publish import publish_new, temporary_name
+from launcher.core.yaml_source import Document
 from launcher.doctor import queries
-from launcher.doctor.comparison import Claim, compare, notes
-from launcher.doctor.draft import draft, places, todos
-from launcher.doctor.facts import Unknown
+from launcher.doctor.comparison import Claim, Fill, compare, notes
+from launcher.doctor.draft import draft, todos
+from launcher.doctor.facts import NO_SLURM, ClusterFacts, Host, SlurmFacts, Unknown
 from launcher.doctor.programs import clean_runner
 from launcher.plan import derive
 from launcher.plan.derive import known, last
@@ -133,10 +135,11 @@ def new(arguments: argparse.Namespace) -> int:
         raise ConfigError(partition.why, where="--partition", hint=partition.hint or hint)
     default = slurm.default_account if isinstance(slurm.default_account, str) else None
     account = arguments.account or default or (slurm.accounts[0] if len(slurm.accounts) == 1 else None)
-    state, node, wait = str(project.state), not arguments.no_node, arguments.timeout
-    paths = [path.replace("{state}", state) for path in places(directory).values()]
-    facts = queries.facts_for_draft(slurm, partition.name, account, paths, run, node=node, wait=wait)
-    text = draft(name, account, directory, state, facts)
+    fill = partial(derive.fill, context=project.context("doctor"))
+    unknown = Unknown("not looked at yet")
+    blank = ClusterFacts(slurm, Host("this host", unknown, unknown, unknown), unknown, partition.name)
+    first = RunnerFile(Document(f"{name}.yaml", draft(name, account, directory, fill, blank)))
+    text = draft(name, account, directory, fill, _look(arguments, first, slurm, fill, run))
     if target is None:
         sys.stdout.write(text)
         return 0
@@ -179,12 +182,12 @@ def doctor(arguments: argparse.Namespace) -> int:
     project = open_project(arguments)
     file = project.fleet.get(arguments.name)
     fill = partial(derive.fill, context=project.context("doctor"))
-    log, run = partial(print, file=sys.stderr), clean_runner(project.environ)
+    run = clean_runner(project.environ)
+    slurm = queries.slurm_facts(run) if file.runner.scheduler.kind == "slurm" else NO_SLURM
+    facts = _look(arguments, file, slurm, fill, run)
+    facts = queries.with_locks_and_refs(file, facts, fill, run, wait=arguments.timeout)
     # Stand-ins are the launcher's own programs: this cluster has nothing to say about them.
-    stand_ins = stand_in_programs(file.runner.tools)
-    facts = queries.facts_for_comparison(
-        file, fill, run, node=not arguments.no_node, wait=arguments.timeout, log=log, stand_ins=stand_ins
-    )
+    facts = replace(facts, stand_ins=stand_in_programs(file.runner.tools))
     claims, remarks = compare(file, facts, fill), notes(facts)
     counts = {v: sum(c.verdict == v for c in claims) for v in ("agree", "differ", "unknown")}
     if arguments.json:
@@ -199,6 +202,14 @@ def doctor(arguments: argparse.Namespace) -> int:
     sys.stdout.flush()
     hint = "each line that differs says how to fix it"
     raise ConfigError(f"the runner file does not match the cluster: {text}", where=file.path, hint=hint)
+
+
+def _look(
+    arguments: argparse.Namespace, file: RunnerFile, slurm: SlurmFacts, fill: Fill, run: CommandRunner
+) -> ClusterFacts:
+    log = partial(print, file=sys.stderr)
+    node, wait = not arguments.no_node, arguments.timeout
+    return queries.cluster_facts(file, slurm, fill, run, node=node, wait=wait, log=log)
 
 
 def _show(claims: Sequence[Claim], remarks: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from launcher.core.yaml_source import Document
-from launcher.doctor.comparison import Claim, compare
+from launcher.doctor.comparison import Claim, Fill, compare
 from launcher.doctor.facts import ClusterFacts, Mount, Unknown, known, listed
 from launcher.doctor.scheduling import DIRECTIVE_SWITCHES, architectures, duration, gpus
 from launcher.rehearsal import stand_ins
@@ -33,19 +33,15 @@ _EXPLAINED = re.compile(r"scheduler|node\.|images\.(directory|import-on)|checkou
 """Keys whose lines get what the doctor says of them."""
 
 
-def places(root: str | None) -> dict[str, str]:
-    """The directories that a draft names; ``root`` is where squash files may go, the launcher's own without it."""
-    trees = f"{root.rstrip('/')}/launcher" if root else "{state}"
-    return {"images": root or "{state}/squash", "trees": f"{trees}/srt-slurm", "cache": f"{trees}/cache/srt-slurm"}
-
-
-def draft(name: str, account: str | None, root: str | None, state: str, facts: ClusterFacts) -> str:
+def draft(name: str, account: str | None, root: str | None, fill: Fill, facts: ClusterFacts) -> str:
     """The file's text. It loads, and claims only what was found; ``TODO`` marks what a person must decide.
 
-    ``state`` is the launcher's own directory; ``facts`` are those of a partition that is there, and of `places`.
+    ``root`` is where squash files may go, ``fill`` puts values for the placeholders of paths, and ``facts`` are those
+    of a partition that is there.
     """
     slurm, login, node = facts.slurm, facts.login, facts.node
-    directories = {key: path.replace("{state}", state) for key, path in places(root).items()}
+    trees = f"{root.rstrip('/')}/launcher" if root else "{state}"
+    places = {"images": root or "{state}/squash", "trees": f"{trees}/srt-slurm", "cache": f"{trees}/cache/srt-slurm"}
     shares = ", ".join(mount.target for mount in login.shares) or "none was seen"
     on_node = f", and on node {node.name}" if node else f"; on no node: {facts.compute}"
     partition, gpus = known(facts.partition), _gpus(facts)
@@ -64,10 +60,10 @@ def draft(name: str, account: str | None, root: str | None, state: str, facts: C
         "gpus": str(gpus),
         "architectures": _architectures(facts),
         "count": f"  count: {partition.nodes}" if partition.nodes else "",
-        "storage": _storage(directories.values(), facts),
+        "storage": _storage(map(fill, places.values()), facts),
         "image_hint": "" if root else f"{_IMAGE_HINT} {shares}",
         "import_on": "login" if isinstance(login.enroot, str) or facts.no_enroot else "compute",
-        **{key: _text(path) for key, path in places(root).items()},
+        **{key: _text(path) for key, path in places.items()},
         "srtslurm": "\n".join(_srtslurm(facts, gpus)),
         "login": login.name,
         "node": node.name if node else "",
@@ -81,8 +77,7 @@ def draft(name: str, account: str | None, root: str | None, state: str, facts: C
     lines = [(line, Template(line).substitute(values)) for line in template["file"].splitlines()]
     text = "".join(f"{filled}\n" for line, filled in lines if filled or not line)
     facts = replace(facts, stand_ins=("enroot",) if facts.no_enroot else ())
-    claims = compare(RunnerFile(Document(f"{name}.yaml", text)), facts, lambda path: path.replace("{state}", state))
-    return _explained(text, claims)
+    return _explained(text, compare(RunnerFile(Document(f"{name}.yaml", text)), facts, fill))
 
 
 def _explained(text: str, claims: Iterable[Claim]) -> str:

@@ -273,6 +273,9 @@ class SlurmFacts:
         return isinstance(kind, str) and (kind.endswith("/none") or kind == "(null)")
 
 
+NO_SLURM = SlurmFacts("", *[Unknown("the runner's scheduler is the embedded one")] * 6)
+
+
 @dataclass(frozen=True)
 class ClusterFacts:
     """Everything that was asked of a cluster.

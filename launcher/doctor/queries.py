@@ -50,83 +50,66 @@ _SYSTEM = ("/", "/boot", "/boot/efi", "/var", "/usr", "/home", "/tmp", "/etc", "
 _SCRIPT = Path(__file__).with_name("host.sh").read_text(encoding="ascii")
 
 
-def facts_for_comparison(
+def cluster_facts(
     file: RunnerFile,
+    slurm: SlurmFacts,
     fill: Fill,
     run: CommandRunner,
     *,
     node: bool,
     wait: float,
     log: Callable[[str], None],
-    stand_ins: tuple[str, ...],
 ) -> ClusterFacts:
-    """Ask the cluster about everything that the file claims.
+    """Ask about the jobs and the directories of a file, of a cluster whose Slurm was asked already.
 
-    ``fill`` puts values for the placeholders of paths. At most two short jobs of one node are started, and none without
-    ``node``; ``wait`` is how many seconds each may wait for its node. ``log`` gets a line before the first job.
-    ``stand_ins`` are the programs that runs of this file start in place of the cluster's own.
+    ``fill`` puts values for the placeholders of paths. With ``node`` a short job looks from a node, and ``log`` gets a
+    line before; ``wait`` is how many seconds it may wait for its node.
     """
-    runner, scheduler = file.runner, file.runner.scheduler
-    on_slurm = scheduler.kind == "slurm"
-    why = Unknown("the runner's scheduler is the embedded one")
-    slurm = slurm_facts(run) if on_slurm else SlurmFacts("", why, why, why, why, why, why)
+    on_slurm, partition = file.runner.scheduler.kind == "slurm", file.runner.scheduler.partition
     paths = [path for required in comparison.required(file, fill) for path in required.paths]
-    urls = {name: fill(url) for name, url in runner.repositories.items()}
-    # Only nodes that exist are left out: srun refuses a job that excludes an unknown one.
-    there = {each.name for each in listed(slurm.nodes)}
-    named = dict.fromkeys(name for rule in runner.exclude_nodes for name in node_names(rule.node) if name in there)
-    options = _srun_options(slurm, scheduler.partition, scheduler.account, exclude=",".join(named))
-    with ThreadPoolExecutor(1) as pool:
-        refs = pool.submit(repository_refs, run, urls.values())
-        submissions = check_submissions(run, scheduling.jobs_to_check(file, slurm)) if on_slurm else {}
-        start = node and on_slurm and submissions["job"].accepted is True
-        if start:
-            log(f"looking from a node of {scheduler.partition or 'the default partition'} (a job of at most 2 minutes)")
-        login, compute = probe_hosts(run, paths, options if start else (), wait=wait)
-        if node and not on_slurm:
-            compute = login  # the embedded scheduler runs its jobs on this very machine
-        elif node and not start:
-            compute = Unknown(f"no job was started to look: sbatch --test-only: {submissions['job'].answer}")
-        locks = _locks(run, fill(runner.images.directory), login, compute, options[0], wait)
-    refs_by_name = {name: refs.result()[url] for name, url in urls.items()}
-    return ClusterFacts(slurm, login, compute, scheduler.partition, submissions, *locks, refs_by_name, stand_ins)
-
-
-def facts_for_draft(
-    slurm: SlurmFacts,
-    partition: str,
-    account: str | None,
-    paths: Sequence[str],
-    run: CommandRunner,
-    *,
-    node: bool,
-    wait: float,
-) -> ClusterFacts:
-    """Ask what a draft wants to know of its partition: a node, the forms of a GPU request, the directives.
-
-    ``node`` and ``wait`` are as for `facts_for_comparison`; at most one job is started.
-    """
-    submissions = check_submissions(run, scheduling.jobs_of_draft(slurm, partition, account))
-    login, compute = probe_hosts(run, paths, _srun_options(slurm, partition, account) if node else (), wait=wait)
+    submissions = check_submissions(run, scheduling.jobs_to_check(file, slurm)) if on_slurm else {}
+    one_node = {"job", *scheduling.gpu_requests(slurm, partition)}  # a partition may refuse jobs that ask for no GPU
+    start = node and any(tried.accepted for name, tried in submissions.items() if name in one_node)
+    if start:
+        log(f"looking from a node of {partition or 'the default partition'} (a job of at most {JOB_MINUTES} minutes)")
+    login, compute = probe_hosts(run, paths, _srun_options(file, slurm) if start else (), wait=wait)
+    if node and not on_slurm:
+        compute = login  # the embedded scheduler runs its jobs on this very machine
+    elif node and not start:
+        compute = Unknown(f"no job was started to look: sbatch --test-only: {submissions['job'].answer}")
     return ClusterFacts(slurm, login, compute, partition, submissions)
 
 
-def _srun_options(
-    slurm: SlurmFacts, partition: str | None, account: str | None, exclude: str = ""
-) -> tuple[list[str], ...]:
+def with_locks_and_refs(
+    file: RunnerFile, facts: ClusterFacts, fill: Fill, run: CommandRunner, *, wait: float
+) -> ClusterFacts:
+    """Ask the repositories for their refs, too, and try locks: here, and by a second job where a node was looked at."""
+    urls = {name: fill(url) for name, url in file.runner.repositories.items()}
+    with ThreadPoolExecutor(1) as pool:
+        refs = pool.submit(repository_refs, run, urls.values())
+        options = _srun_options(file, facts.slurm)[0]
+        here, with_node = _locks(run, fill(file.runner.images.directory), facts, options, wait)
+    by_name = {name: refs.result()[url] for name, url in urls.items()}
+    return replace(facts, locks=here, locks_with_node=with_node, refs=by_name)
+
+
+def _srun_options(file: RunnerFile, slurm: SlurmFacts) -> tuple[list[str], ...]:
     """srun's options for one node, in the order to try them: without a GPU, then with one.
 
-    A partition may refuse jobs that ask for no GPU.
+    Only nodes that exist are left out: srun refuses a job that excludes an unknown one.
     """
-    given = {"partition": partition, "account": account, "exclude": exclude}
+    scheduler, there = file.runner.scheduler, {each.name for each in listed(slurm.nodes)}
+    named = (name for rule in file.runner.exclude_nodes for name in node_names(rule.node) if name in there)
+    exclude = ",".join(dict.fromkeys(named))
+    given = {"partition": scheduler.partition, "account": scheduler.account, "exclude": exclude}
     words = [f"--{name}={value}" for name, value in given.items() if value]
-    gpus = any(node.gpus for node in listed(slurm.nodes_of(partition)))
-    forms = scheduling.gpu_requests(slurm, partition) if gpus else []
+    gpus = any(node.gpus for node in listed(slurm.nodes_of(scheduler.partition)))
+    forms = scheduling.gpu_requests(slurm, scheduler.partition) if gpus else []
     return (words, *([*words, form] for form in forms[:1] + forms[-1:]))
 
 
 def _locks(
-    run: CommandRunner, path: str, login: Host, compute: Fact[Host], options: list[str], wait: float
+    run: CommandRunner, path: str, facts: ClusterFacts, options: list[str], wait: float
 ) -> tuple[Fact[Probed], Fact[Probed] | None]:
     """Whether locks hold in the image directory: between two processes here, and between here and a node.
 
@@ -139,12 +122,11 @@ def _locks(
         except ImageError as error:
             return Unknown(error.message)
 
-    seen = login.directory(path)
+    seen, there = facts.login.directory(path), facts.on_node(path)
     if isinstance(seen, Unknown) or not seen.writable:
         return Unknown("the image directory cannot be written from here"), None
     directory = Path(seen.at)
     here = tried(lambda: probe.between_processes(directory, run))
-    there = compute.directory(path) if isinstance(compute, Host) else compute
     if isinstance(there, Unknown) or not there.shared:
         return here, None
     return here, tried(lambda: probe.between_hosts(directory, options, wait, run))

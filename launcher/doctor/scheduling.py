@@ -39,12 +39,6 @@ DIRECTIVES = "default_sbatch_directives"
 """Key of srtslurm.yaml with more directives for every job: option → value, empty for an option without one."""
 
 
-def smallest_job(partition: str | None, account: str | None, time_limit: str = "1") -> list[str]:
-    """sbatch's options for the smallest job of a partition and an account."""
-    given = {"partition": partition, "account": account}
-    return ["--nodes=1", "--ntasks=1", f"--time={time_limit}", *(f"--{k}={v}" for k, v in given.items() if v)]
-
-
 def gpu_requests(slurm: SlurmFacts, partition: str | None) -> list[str]:
     """The ways to ask for one GPU on a partition's nodes: by node, by GRES, by GRES with its type."""
     types = gpu_types(listed(slurm.nodes_of(partition)))
@@ -58,7 +52,8 @@ def jobs_to_check(file: RunnerFile, slurm: SlurmFacts) -> dict[str, list[str]]:
     one with everything that the file gives ("whole").
     """
     scheduler = file.runner.scheduler
-    small = smallest_job(scheduler.partition, scheduler.account, scheduler.time_limit)
+    given = {"time": scheduler.time_limit, "partition": scheduler.partition, "account": scheduler.account}
+    small = ["--nodes=1", "--ntasks=1", *(f"--{name}={value}" for name, value in given.items() if value)]
     jobs, whole = {"job": small}, list(small)
     for key, (default, option) in DIRECTIVE_SWITCHES.items():
         if file.runner.srtslurm.get(key, default):
@@ -69,14 +64,6 @@ def jobs_to_check(file: RunnerFile, slurm: SlurmFacts) -> dict[str, list[str]]:
         whole.append(directive(said))
     forms = gpu_requests(slurm, scheduler.partition)
     return {**jobs, **{form: [*small, form] for form in forms}, "whole": whole}
-
-
-def jobs_of_draft(slurm: SlurmFacts, partition: str, account: str | None) -> dict[str, list[str]]:
-    """The jobs to ask Slurm about for a draft: the smallest one, with each form of a GPU request, with each switch."""
-    small = smallest_job(partition, account)
-    added = {form: form for form in gpu_requests(slurm, partition)}
-    added |= {key: option for key, (_, option) in DIRECTIVE_SWITCHES.items()}
-    return {"job": small, **{name: [*small, option] for name, option in added.items()}}
 
 
 def directive(said: Statement) -> str:

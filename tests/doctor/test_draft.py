@@ -12,7 +12,7 @@ import pytest
 from launcher.core.yaml_source import Document
 from launcher.doctor import comparison, scheduling
 from launcher.doctor.comparison import compare
-from launcher.doctor.draft import draft, places, todos
+from launcher.doctor.draft import draft, todos
 from launcher.doctor.facts import ClusterFacts, Host, Partition, SubmissionCheck, Unknown
 from launcher.rehearsal.stand_ins import REPOSITORY_SHA
 from launcher.runner.file import RunnerFile
@@ -21,16 +21,22 @@ from tests.doctor.stand_ins import NFS, NVME, WEKA, cluster, facts, node, refuse
 STATE, DIRECTORY = "/home/runner/.local/state/launcher", "/lustre/images"
 
 
+def fill(path: str) -> str:
+    return path.replace("{state}", STATE)
+
+
 def tried(on: ClusterFacts, *refuse: str) -> Mapping[str, SubmissionCheck]:
-    """What `facts_for_draft` asks, taken but for what has one of these words."""
+    """What is asked about a first draft, taken but for what has one of these words."""
+    file, _ = load(on)
     return {
-        name: refused("not here", *options) if any(word in options[-1] for word in refuse) else taken(*options)
-        for name, options in scheduling.jobs_of_draft(on.slurm, "batch", "benchmark").items()
+        name: refused("not here", *options) if any(word in " ".join(options) for word in refuse) else taken(*options)
+        for name, options in scheduling.jobs_to_check(file, on.slurm).items()
     }
 
 
 def made(*refuse: str, **changes: Any) -> ClusterFacts:
-    named = [place.replace("{state}", STATE) for root in (None, DIRECTORY) for place in places(root).values()]
+    files = [load(facts(**changes), root=root)[0] for root in (None, DIRECTORY)]
+    named = [path for file in files for required in comparison.required(file, fill) for path in required.paths]
     on = facts([*named, "/lustre", "/raid", "/home", "/weka data"], **changes)
     return dataclasses.replace(on, submissions=tried(on, *refuse))
 
@@ -45,17 +51,13 @@ def of_compute(on: ClusterFacts, **changes: Any) -> ClusterFacts:
 
 
 def load(on: ClusterFacts, **changes: Any) -> tuple[RunnerFile, str]:
-    text = draft(**{"name": "mine", "account": "benchmark", "root": DIRECTORY, "state": STATE, "facts": on, **changes})
+    text = draft(**{"name": "mine", "account": "benchmark", "root": DIRECTORY, "fill": fill, "facts": on, **changes})
     return RunnerFile(Document("mine.yaml", text)), text
 
 
 def differing(file: RunnerFile, on: ClusterFacts) -> list[str]:
     """What the doctor would find otherwise, had it looked at the same cluster."""
-    paths = [
-        path
-        for required in comparison.required(file, lambda text: text.replace("{state}", STATE))
-        for path in required.paths
-    ]
+    paths = [path for required in comparison.required(file, fill) for path in required.paths]
     full = made(slurm=on.slurm)
     directories = {p: on.login.directories.get(p) or seen(p) for p in paths}
     on = of_login(on, directories=directories)
@@ -63,13 +65,10 @@ def differing(file: RunnerFile, on: ClusterFacts) -> list[str]:
         there = {p: dataclasses.replace(s, shared=True) for p, s in directories.items() if "weka" not in p}
         on = of_compute(on, directories=there)
     asked = scheduling.jobs_to_check(file, on.slurm)
-    answers = {
-        name: on.submissions.get(name) or full.submissions.get(name) or taken(*options)
-        for name, options in asked.items()
-    }
+    tried = {**full.submissions, **on.submissions, "whole": taken(*asked["whole"])}
+    answers = {name: tried.get(name) or taken(*options) for name, options in asked.items()}
     stand_ins = ("enroot",) if file.runner.tools == "rehearsal" else ()
     on = dataclasses.replace(on, submissions=answers, stand_ins=stand_ins)
-    fill = lambda text: text.replace("{state}", STATE)  # noqa: E731
     return [f"{c.key}: {c.found}" for c in compare(file, on, fill) if c.verdict == "differ"]
 
 
