@@ -14,6 +14,7 @@ setup(
     package_data={
         **{package: ["**/*"] for package in DATA},
         "launcher.check": ["*.json"],
+        "launcher.doctor": ["*.sh", "*.yaml"],
         "launcher.image": ["*.yaml"],
         "launcher.srtctl": ["*.yaml"],
     },

@@ -27,7 +27,7 @@ def listing(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([row[1] for row in found], indent=2))
     else:
-        table(["checkpoint", "state", "size", "stored as", "staged from", ""], [row[0] for row in found], sys.stdout)
+        table(["checkpoint", "state", "size", "stored as", "staged from", ""], [row[0] for row in found])
     return 0
 
 
@@ -117,7 +117,7 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
         print(json.dumps([asdict(result) for result in results], indent=2))
     else:
         rows = [[r.node, "ok" if r.ok else "failed", r.how, f"{r.seconds:.1f} s", r.error or ""] for r in results]
-        table(["node", "", "how", "took", "why"], rows, sys.stdout)
+        table(["node", "", "how", "took", "why"], rows)
     if bad := [result.node for result in results if not result.ok]:
         _log(f"to go on without them: --exclude={','.join(bad)}")
         return ModelError.exit_code
@@ -159,12 +159,10 @@ def gc(arguments: argparse.Namespace) -> int:
     found: list[Leftover] = []
     for directory in sorted(directories):
         found += remove_leftovers(directory) if arguments.apply else leftovers(directory)
-    rows = []
-    for item in found:
-        what = f"kept: {item.keep}" if item.keep else "removed" if arguments.apply else "would go"
-        rows.append([str(item.path), f"{item.bytes / 1e9:.3f} GB", item.owner, what])
-    if rows:
-        table(["what", "size", "whose", ""], rows, sys.stdout)
+    done = "removed" if arguments.apply else "would go"
+    if found:
+        rows = [[i.path, f"{i.bytes / 1e9:.3f} GB", i.owner, f"kept: {i.keep}" if i.keep else done] for i in found]
+        table(["what", "size", "whose", ""], rows)
     free = sum(item.bytes for item in found if not item.keep)
     print(f"{free / 1e9:.1f} GB {'removed' if arguments.apply else 'to remove; --apply does it'}")
     return 0
@@ -212,19 +210,14 @@ def _row(path: Path, note: str) -> tuple[list[str], dict[str, object]]:
 
 def _show(report: CheckpointReport, note: str, precision: str | None) -> None:
     parts = [f"whole, {report.shards} shards, {report.bytes / 1e9:.1f} GB" if report.whole else "not whole"]
-    if report.path.exists():
-        parts.append(report.quantisation)
-    if report.identity == "mismatch":
-        parts.append(f"not the declared one: {report.identity_reason}")
-    elif report.whole and report.identity == "match":
-        parts.append("the declared one")
-    elif report.whole:
-        parts.append(f"the declared one or not: not known ({report.identity_reason})")
+    parts += [report.quantisation] if report.path.exists() else []
+    if report.whole or report.identity == "mismatch":
+        words = {"mismatch": "not the declared one: {}", "match": "the declared one"}
+        unknown = "the declared one or not: not known ({})"
+        parts.append(words.get(report.identity, unknown).format(report.identity_reason))
     print(f"{report.path}: {', '.join(parts)}  {note}".rstrip())
-    for problem in report.problems:
-        print(f"  {problem}")
-    for doubt in report.doubts:
-        print(f"  doubt: {doubt}")
+    for line in (*report.problems, *(f"doubt: {doubt}" for doubt in report.doubts)):
+        print(f"  {line}")
     if report.whole and report.identity != "mismatch":
         return
     if right := right_sibling(report.path, precision):

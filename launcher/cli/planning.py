@@ -17,7 +17,7 @@ from launcher.check import inputs, report
 from launcher.check.inputs import CheckInput, Row
 from launcher.check.registry import RULES, check_everything
 from launcher.check.report import Baseline, Roots, baseline_text
-from launcher.cli.common import chosen, filters, open_project, selected
+from launcher.cli.common import chosen, filters, open_project
 from launcher.cli.render import show_plans, table
 from launcher.core import publish
 from launcher.core.errors import ConfigError, suggest
@@ -33,8 +33,8 @@ def plan(arguments: argparse.Namespace) -> int:
     if arguments.from_env:
         plans = [project.plan_from_environment()]
     else:
-        narrow = bool(arguments.conc)
-        plans = [project.plan_by_hand(b, arguments.runner, narrow=narrow) for b in selected(arguments, project)]
+        benchmarks, narrow = [benchmark for benchmark, _ in chosen(arguments, project)], bool(arguments.conc)
+        plans = [project.plan_by_hand(benchmark, arguments.runner, narrow=narrow) for benchmark in benchmarks]
     if arguments.json:
         values = [p.as_dict() for p in plans]
         print(json.dumps(values[0] if len(values) == 1 else values, indent=2, ensure_ascii=False))
@@ -59,7 +59,7 @@ def matrix(arguments: argparse.Namespace) -> int:
         print(json.dumps([entry.data for entry in found], ensure_ascii=False))
         return 0
     columns = ["key", "runner", "framework", "precision", "measures", "topology", "concurrency", "evaluated"]
-    table(columns, [_row(entry) for entry in found], sys.stdout)
+    table(columns, map(_row, found))
     print(f"{len(found)} entries of {len({entry.key for entry in found})} keys")
     return 0
 
