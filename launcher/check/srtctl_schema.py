@@ -5,7 +5,7 @@ srtctl_files.json holds the files of each version; it is read only when a recipe
 
 srtctl declares its recipe as dataclasses (``src/srtctl/core/schema.py``, ``src/srtctl/backends/*.py``), from which
 marshmallow-dataclass builds the schema. The declarations are read as syntax: a checkout's code is never run. Demands
-beyond types are made in functions, and of those we only look which demands they make (`cross_field_rules.SOURCES`).
+beyond types are made in functions, and of those we only look which demands they make (srtctl_demands.json).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from launcher.check.cross_field_rules import PER_NODE, SOURCES
+from launcher.check.cross_field_rules import PER_NODE, table
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Key
 
@@ -232,9 +232,9 @@ class _Source:
     def demands(self) -> Iterator[str]:
         """The demands that the classes' functions make."""
         functions = {(c.name, f.name): f for c in self.classes for f in c.body if isinstance(f, ast.FunctionDef)}
-        for demand, (owner, name, text) in SOURCES.items():
+        for demand, (owner, name, *texts) in table().sources.items():
             function = functions.get((owner, name))
-            if function is not None and (not text or any(text in said for said in _texts(function))):
+            if function is not None and (not texts or any(texts[0] in said for said in _texts(function))):
                 yield demand
         vllm = self.dataclasses.get("VLLMProtocol")
         launch = _fields(vllm).get("dp_launch_mode") if vllm is not None else None
