@@ -14,8 +14,8 @@ from typing import Protocol, TypeVar
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.matrix import Entry, Matrix
 from launcher.benchmark.selection import Selection
-from launcher.check.schema_validation import RecipeValidator
-from launcher.check.srtctl_schema import Schema
+from launcher.check.schema_validation import Schema
+from launcher.check.srtctl_schema import Schemas
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding, Severity
 from launcher.core.yaml_source import Document, SourceLocation
@@ -114,7 +114,7 @@ class CheckInput:
     outside: Mapping[str, Sequence[SourceLocation | str]] = field(default_factory=dict)
     single_node: Sequence[SourceLocation | str] = ()
     runners: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    validator: RecipeValidator = field(default_factory=RecipeValidator)
+    schemas: Schemas = field(default_factory=Schemas)
     today: date = date.min
     has_commit: HasCommit = lambda url, sha: None
     overlays: Path | None = None
@@ -133,7 +133,7 @@ class Project(Protocol):
     def finder(self) -> RecipeFinder: ...
 
     @property
-    def validator(self) -> RecipeValidator: ...
+    def schemas(self) -> Schemas: ...
 
     def matrix(self, files: Sequence[str] = ()) -> Matrix: ...
 
@@ -173,7 +173,7 @@ def everything(project: Project, today: date, has_commit: HasCommit, matrix_file
         outside=outside,
         single_node=[e.place for e in _entries(matrix, Selection(nodes="single", evals="none"))],
         runners=matrix.labels.labels if matrix.labels is not None else {},
-        validator=project.validator,
+        schemas=project.schemas,
         today=today,
         has_commit=has_commit,
         overlays=project.finder.overlays,
@@ -206,7 +206,7 @@ def selected(
     return CheckInput(
         rows=rows,
         files=files if runner is not None else list(serving.values()),
-        validator=project.validator,
+        schemas=project.schemas,
         today=today,
         has_commit=has_commit,
         overlays=project.finder.overlays,
@@ -250,7 +250,7 @@ def _recipes(project: Project, rows: Sequence[Row]) -> Iterator[RecipeFile]:
         if row.job is not None and row.job.recipe.file is not None:
             used[row.job.recipe.file].add(row.job.recipe.section)
     for path, ref in project.finder.files():
-        schema = project.validator.schemas.get(ref, ref) if ref is not None else None
+        schema = project.schemas.get(ref, ref) if ref is not None else None
         run = frozenset(used.get(str(path), ()))
         try:
             yield RecipeFile(path, project.finder.read(path), schema=schema, used=run)

@@ -8,8 +8,8 @@ from functools import partial
 from launcher.benchmark.benchmark import Benchmark, Role
 from launcher.benchmark.result_names import agentic_result_name, fixed_result_name
 from launcher.check.inputs import Found, Rule, rule
-from launcher.check.schema_validation import RecipeValidator
-from launcher.check.srtctl_schema import Schema, is_tag
+from launcher.check.schema_validation import Schema
+from launcher.check.srtctl_schema import Schemas, is_tag
 from launcher.core.finding import Finding
 from launcher.core.publish import NAME_MAX
 from launcher.core.yaml_source import SourceLocation
@@ -176,17 +176,17 @@ REFUSALS = [
 """What a version refuses in a recipe: `Violation.rule` says by which of these rules."""
 
 
-def refusals(s: SrtctlResolved, schema: Schema, validator: RecipeValidator) -> Iterator[Finding]:
+def refusals(s: SrtctlResolved, schema: Schema, schemas: Schemas) -> Iterator[Finding]:
     """What the lane's srt-slurm refuses in the recipe, in the order of the rules."""
     recipe, variant = s.recipe.found, s.recipe.variant
     if variant is None or recipe is None:
         return
     said_in = (recipe.file.path, *recipe.section, variant.selector or "")
-    violations = validator.violations(schema, said_in, variant.document)
+    violations = schema.violations(variant.document, said_in)
     for refusal in REFUSALS if violations else ():
         for violation in violations:
             if violation.rule == refusal.id:
-                there = validator.schemas.known_at(violation) if refusal.id == "unknown-field" else None
+                there = schemas.known_at(violation) if refusal.id == "unknown-field" else None
                 message = f"{s.refs} refuses the recipe: {violation.message}" + (f"; known at {there}" if there else "")
                 yield Finding(refusal.id, refusal.severity, message, s.place(*violation.keys))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from launcher.check import plan_rules, recipe_rules, whole_rules
 from launcher.check.inputs import CheckInput, Rule
-from launcher.check.schema_validation import RecipeValidator
+from launcher.check.srtctl_schema import Schemas
 from launcher.core.finding import Finding
 from launcher.core.yaml_source import SourceLocation
 from launcher.plan.derive import Resolved
@@ -28,7 +28,7 @@ RULES = {one.id: one for one in (*plan_rules.EVERY_KIND, *BASELINE, *whole_rules
 """Every rule by its id."""
 
 
-def check_plan(resolved: Resolved, validator: RecipeValidator) -> tuple[Finding, ...]:
+def check_plan(resolved: Resolved, schemas: Schemas) -> tuple[Finding, ...]:
     """All findings of one plan, in the order of the rules."""
     found: list[Finding] = []
     if isinstance(resolved, SrtctlResolved):
@@ -38,9 +38,9 @@ def check_plan(resolved: Resolved, validator: RecipeValidator) -> tuple[Finding,
                 found += rule.findings(resolved)
             elif facts is not None:
                 found += rule.findings(resolved, facts)
-        schema = validator.schemas.get(lane.ref, lane.sha)
+        schema = schemas.get(lane.ref, lane.sha)
         if schema is not None:
-            found += plan_rules.refusals(resolved, schema, validator)
+            found += plan_rules.refusals(resolved, schema, schemas)
             found += [one for rule in plan_rules.VERSION for one in rule.findings(resolved, schema)]
     return (*found, *(one for rule in plan_rules.EVERY_KIND for one in rule.findings(resolved)))
 

@@ -11,8 +11,8 @@ from functools import partial
 from launcher.benchmark.environment import result_filename
 from launcher.check.inputs import CheckInput, Found, RecipeFile, Row, Rule, rule
 from launcher.check.plan_rules import bytes_of, moving, result_names
-from launcher.check.schema_validation import validate
-from launcher.check.srtctl_schema import Schema, Violation, is_tag
+from launcher.check.schema_validation import Schema, Violation
+from launcher.check.srtctl_schema import is_tag
 from launcher.core.errors import ConfigError, closest
 from launcher.core.publish import NAME_MAX
 from launcher.core.yaml_source import Document, SourceLocation, reached
@@ -39,7 +39,7 @@ def moving_lanes(given: CheckInput) -> Iterator[Found]:
 
 @whole_rule("sha-other", "error", "the commit is not the one that the lane's tag names")
 def sha_other(given: CheckInput) -> Iterator[Found]:
-    schemas = given.validator.schemas
+    schemas = given.schemas
     for file, lane, place in _lanes(given):
         tagged = schemas.sha(lane.ref) if is_tag(lane.ref) else None
         if lane.sha is not None and tagged is not None and lane.sha != tagged:
@@ -52,7 +52,7 @@ def sha_other(given: CheckInput) -> Iterator[Found]:
 def _commits(given: CheckInput) -> Iterator[tuple[str, str, SourceLocation]]:
     """Repository, commit and place of each lane that pins no known version of srt-slurm."""
     for file, lane, place in _lanes(given):
-        if lane.sha is not None and given.validator.schemas.name(lane.ref, lane.sha) is None:
+        if lane.sha is not None and given.schemas.name(lane.ref, lane.sha) is None:
             url = file.runner.repositories[lane.repository]
             yield url, lane.sha, SourceLocation(file.document, *place.keys, "sha")
 
@@ -172,7 +172,7 @@ def schema_unknown(given: CheckInput) -> Iterator[Found]:
     for row in given.rows:
         if row.plan is not None and row.job is not None:
             tree = row.job.srt_slurm
-            if given.validator.schemas.get(tree.ref, tree.sha) is None:
+            if given.schemas.get(tree.ref, tree.sha) is None:
                 unknown[tree.repository, tree.ref, tree.sha].append(row.plan.rules["lane"])
     for (repository, ref, sha), lanes in unknown.items():
         at = f"{ref} ({sha[:12]})" if sha and not sha.startswith(ref) else ref
@@ -249,11 +249,11 @@ def recipe_refused(given: CheckInput) -> Iterator[Found]:
 
 def _least(given: CheckInput, recipe: RecipeFile, variant: Variant) -> tuple[Schema, list[Violation]]:
     """The newest schema version with the fewest violations, and those."""
-    schemas = given.validator.schemas
+    schemas = given.schemas
     known = [recipe.schema] if recipe.schema is not None else (schemas.get(name, None) for name in schemas.versions)
     judged = []
     for schema in filter(None, known):
-        judged.append((schema, validate(schema, variant.document)))
+        judged.append((schema, schema.violations(variant.document)))
         if not judged[-1][1]:
             break
     return min(judged, key=lambda pair: len(pair[1]))

@@ -127,7 +127,7 @@ def _gathered(arguments: argparse.Namespace, project: Project) -> CheckInput:
         plan = project.plan_from_environment()
         file = project.fleet.get(plan.runner)
         row = Row(plan.benchmark, plan.benchmark.source, file, plan)
-        return CheckInput([row], files=[file], validator=project.validator, today=today, whole=False)
+        return CheckInput([row], files=[file], schemas=project.schemas, today=today, whole=False)
     names = ("key", "framework", "precision", "seq", "scenario", "conc", "topology", "evals", "recipe")
     if any(getattr(arguments, name) for name in names):
         rows = chosen(arguments, project)
