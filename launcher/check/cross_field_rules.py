@@ -100,13 +100,17 @@ def unmet_demands(made: frozenset[str], recipe: Mapping[str, Any]) -> Iterator[B
             yield from look(seen)
 
 
+def _is_on(value: Any) -> bool:
+    return value.lower() in ("t", "true", "on", "y", "yes", "1") if isinstance(value, str) else bool(value)
+
+
 class _Recipe:
     """A recipe whose types are right, beside the demands that a version makes of it."""
 
     def __init__(self, made: frozenset[str], document: Mapping[str, Any]) -> None:
         self.made, self.document, self.values = made, document, dict[str, Any]()
         nodes = (self.value("resources.prefill_nodes"), self.value("resources.decode_nodes"))
-        profiling, telemetry = self.value("profiling.type"), self.is_on("telemetry.enabled")
+        profiling, telemetry = self.value("profiling.type"), _is_on(self.value("telemetry.enabled"))
         of_power = "scraper" not in made or self.value("telemetry.provider") == "dcgm-power"
         # What the table calls so, and no key of a recipe says.
         self.values |= {
@@ -125,10 +129,6 @@ class _Recipe:
             self.values[key] = table().defaults.get(key) if found is None else found
         return self.values[key]
 
-    def is_on(self, key: str) -> bool:
-        value = self.value(key)
-        return value.lower() in ("t", "true", "on", "y", "yes", "1") if isinstance(value, str) else bool(value)
-
     def lacks(self, values: Values) -> dict[str, str]:
         """Those values that are not what they have to be: key → what should be there."""
         wrong = {}
@@ -137,7 +137,7 @@ class _Recipe:
             if isinstance(wanted, Wanted):
                 met, said = wanted.is_met_by(value), wanted.said
             elif isinstance(wanted, bool):
-                met, said = self.is_on(key) == wanted, str(wanted).lower()
+                met, said = _is_on(value) == wanted, str(wanted).lower()
             else:
                 met, said = value == wanted, wanted or "absent"
             if not met:
@@ -178,8 +178,8 @@ def _power(r: _Recipe) -> Iterator[Broken]:
 
 def _tachometer(r: _Recipe) -> Iterator[Broken]:
     own = "observability.tachometer.storage_subdir"
-    shared = r.value(own) == r.value("telemetry.storage_subdir")
-    if shared and r.is_on("observability.tachometer.enabled") and r.is_on("telemetry.enabled"):
+    both = _is_on(r.value("observability.tachometer.enabled")) and _is_on(r.value("telemetry.enabled"))
+    if both and r.value(own) == r.value("telemetry.storage_subdir"):
         yield tuple(own.split(".")), "tachometer and telemetry must not share a storage_subdir"
 
 

@@ -24,6 +24,7 @@ from launcher.runner.file import RunnerFile
 from launcher.runner.fleet import Fleet
 from launcher.srtctl.locate import RecipeFinder
 from launcher.srtctl.planned import SrtctlJob
+from launcher.srtctl.recipe import OVERRIDE, ZIP, Variant, variants
 
 Found = tuple[str, SourceLocation | str] | tuple[str, SourceLocation | str, Severity]
 """A message and its place; a severity when it is not the rule's own."""
@@ -86,11 +87,27 @@ class RecipeFile:
     ``used`` are the variants that rows run (None is a plain recipe): they are judged with those rows.
     """
 
-    path: Path
-    document: Document | None
-    broken: ConfigError | None = None
-    schema: Schema | None = None
-    used: frozenset[str | None] = frozenset()
+    document: Document
+    schema: Schema | None
+    used: frozenset[str | None]
+
+    @cached_property
+    def expanded(self) -> tuple[list[Variant], list[tuple[tuple[str, ...], ConfigError]]]:
+        """The variants of the file, and the sections that cannot be expanded."""
+        data = self.document.data
+        if not isinstance(data, dict) or not isinstance(data.get("base", {}), dict):
+            return [], [((), ConfigError("the recipe is not a mapping"))]
+        if "base" not in data:
+            return variants(data), []
+        found: list[Variant] = []
+        wrong: list[tuple[tuple[str, ...], ConfigError]] = []
+        for key in data:
+            if isinstance(key, str) and key.startswith((OVERRIDE, ZIP)):
+                try:
+                    found += variants(data, key)
+                except ConfigError as error:
+                    wrong.append(((key,), error))
+        return found, wrong
 
 
 HasCommit = Callable[[str, str], bool | None]
@@ -109,8 +126,9 @@ class CheckInput:
     rows: Sequence[Row]
     evaluations: Sequence[Row] = ()
     files: Sequence[RunnerFile] = ()
-    broken_files: Sequence[ConfigError] = ()
     recipes: Sequence[RecipeFile] = ()
+    broken_files: Sequence[ConfigError] = ()
+    broken_recipes: Sequence[ConfigError] = ()
     outside: Mapping[str, Sequence[SourceLocation | str]] = field(default_factory=dict)
     single_node: Sequence[SourceLocation | str] = ()
     runners: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -157,8 +175,9 @@ def everything(project: Project, today: date, has_commit: HasCommit, matrix_file
             outside[entry.benchmark.framework].append(entry.place)
         else:
             inside.append((entry.benchmark, entry.place))
-    broken: list[ConfigError] = []
-    files = project.fleet.readable(broken)
+    broken_files: list[ConfigError] = []
+    broken_recipes: list[ConfigError] = []
+    files = project.fleet.readable(broken_files)
     rows = list(_rows(project, inside, files))
     return CheckInput(
         rows=rows,
@@ -168,8 +187,9 @@ def everything(project: Project, today: date, has_commit: HasCommit, matrix_file
             if not _outside(e.benchmark)
         ],
         files=files,
-        broken_files=broken,
-        recipes=list(_recipes(project, rows)),
+        recipes=list(_recipes(project, rows, broken_recipes)),
+        broken_files=broken_files,
+        broken_recipes=broken_recipes,
         outside=outside,
         single_node=[e.place for e in _entries(matrix, Selection(nodes="single", evals="none"))],
         runners=matrix.labels.labels if matrix.labels is not None else {},
@@ -244,15 +264,17 @@ def _entries(matrix: Matrix, selection: Selection) -> Sequence[Entry]:
         return ()
 
 
-def _recipes(project: Project, rows: Sequence[Row]) -> Iterator[RecipeFile]:
+def _recipes(project: Project, rows: Sequence[Row], broken: list[ConfigError]) -> Iterator[RecipeFile]:
     used: dict[str, set[str | None]] = defaultdict(set)
     for row in rows:
         if row.job is not None and row.job.recipe.file is not None:
             used[row.job.recipe.file].add(row.job.recipe.section)
     for path, ref in project.finder.files():
         schema = project.schemas.get(ref, ref) if ref is not None else None
-        run = frozenset(used.get(str(path), ()))
         try:
-            yield RecipeFile(path, project.finder.read(path), schema=schema, used=run)
+            document = project.finder.read(path)
         except ConfigError as error:
-            yield RecipeFile(path, None, broken=error, schema=schema)
+            broken.append(error)
+            continue
+        if document is not None:
+            yield RecipeFile(document, schema, frozenset(used.get(str(path), ())))

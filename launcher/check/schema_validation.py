@@ -103,6 +103,10 @@ def _split(text: str, separator: str) -> list[str]:
     return parts
 
 
+_USUAL = {"str": str, "path": str, "int": int, "bool": bool}
+"""Values that need no further look, and most are such."""
+
+
 @dataclass(frozen=True)
 class Schema:
     """What one version, called ``name``, declares: keys and types, its demands beyond them, options of its command.
@@ -160,7 +164,7 @@ class Schema:
 
     def _value(self, kind: Type, value: Any, at: Keys) -> Iterator[Violation]:
         """What is wrong with a value that has to be of a type."""
-        if kind.kind == "str" and isinstance(value, str):
+        if type(value) is _USUAL.get(kind.kind):
             return
         if value is None:
             if not kind.nullable and kind.kind != "any":

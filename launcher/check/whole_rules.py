@@ -15,10 +15,10 @@ from launcher.check.schema_validation import Schema, Violation
 from launcher.check.srtctl_schema import is_tag
 from launcher.core.errors import ConfigError, closest
 from launcher.core.publish import NAME_MAX
-from launcher.core.yaml_source import Document, SourceLocation, reached
+from launcher.core.yaml_source import SourceLocation, reached
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import LaneRule, ModelRule, Pattern, When
-from launcher.srtctl.recipe import Variant, variants
+from launcher.srtctl.recipe import Variant
 
 RULES: list[Rule] = []
 whole_rule = partial(rule, RULES)
@@ -146,9 +146,9 @@ def runner_invalid(given: CheckInput) -> Iterator[Found]:
 
 @whole_rule("unsupported", "error", "the runner cannot run the row")
 def unsupported(given: CheckInput) -> Iterator[Found]:
-    broken = {recipe.broken.where for recipe in given.recipes if recipe.broken is not None}
+    broken = {error.where for error in given.broken_recipes if error.where is not None}
     for row in given.rows:
-        if row.refused is not None and (row.refused.where is None or row.refused.where not in broken):
+        if row.refused is not None and row.refused.where not in broken:
             yield row.refused.message, row.place
 
 
@@ -201,25 +201,21 @@ def outside(given: CheckInput) -> Iterator[Found]:
 
 @whole_rule("recipe-invalid", "error", "a recipe file cannot be read")
 def recipe_invalid(given: CheckInput) -> Iterator[Found]:
-    for recipe in given.recipes:
-        if recipe.broken is not None:
-            yield recipe.broken.message, recipe.broken.where or str(recipe.path)
+    for error in given.broken_recipes:
+        yield error.message, error.where or "recipes"
 
 
 @whole_rule("recipe-variants", "error", "a section of the recipe cannot be expanded")
 def recipe_variants(given: CheckInput) -> Iterator[Found]:
     for recipe in given.recipes:
-        if recipe.document is not None:
-            for key, error in _expanded(recipe.document)[1]:
-                yield error.message, SourceLocation(recipe.document, *key)
+        for key, error in recipe.expanded[1]:
+            yield error.message, SourceLocation(recipe.document, *key)
 
 
 @whole_rule("key-twice", "warning", "a key stands twice in one mapping")
 def key_twice(given: CheckInput) -> Iterator[Found]:
     for recipe in given.recipes:
         document = recipe.document
-        if document is None:
-            continue
         for key, line in document.repeated:
             said, place = f"{key} stands twice in this mapping, and srtctl", f"{document.path}:{line}"
             if isinstance(document.data, dict) and "base" in document.data:
@@ -232,19 +228,14 @@ def key_twice(given: CheckInput) -> Iterator[Found]:
 @whole_rule("recipe-refused", "warning", "no known srt-slurm accepts a recipe that no row runs")
 def recipe_refused(given: CheckInput) -> Iterator[Found]:
     for recipe in given.recipes:
-        document = recipe.document
-        if document is None:
-            continue
-        for variant in _expanded(document)[0]:
+        for variant in recipe.expanded[0]:
             if variant.selector not in recipe.used:
                 schema, violations = _least(given, recipe, variant)
                 for violation in violations:
                     # The longest part of the violation's keys that stands in the file; a missing key stands in none.
-                    keys = max(variant.places(violation.keys), key=partial(reached, document.data))
-                    yield (
-                        f"srt-slurm {schema.name} refuses the recipe: {violation.message}",
-                        SourceLocation(document, *keys),
-                    )
+                    keys = max(variant.places(violation.keys), key=partial(reached, recipe.document.data))
+                    message = f"srt-slurm {schema.name} refuses the recipe: {violation.message}"
+                    yield message, SourceLocation(recipe.document, *keys)
 
 
 def _least(given: CheckInput, recipe: RecipeFile, variant: Variant) -> tuple[Schema, list[Violation]]:
@@ -257,24 +248,6 @@ def _least(given: CheckInput, recipe: RecipeFile, variant: Variant) -> tuple[Sch
         if not judged[-1][1]:
             break
     return min(judged, key=lambda pair: len(pair[1]))
-
-
-def _expanded(document: Document) -> tuple[list[Variant], list[tuple[tuple[str, ...], ConfigError]]]:
-    """The variants of a recipe file, and the sections that cannot be expanded."""
-    data = document.data
-    if not isinstance(data, dict) or not isinstance(data.get("base", {}), dict):
-        return [], [((), ConfigError("the recipe is not a mapping"))]
-    if "base" not in data:
-        return variants(data), []
-    found: list[Variant] = []
-    wrong: list[tuple[tuple[str, ...], ConfigError]] = []
-    for key in data:
-        if isinstance(key, str) and key.startswith(("override_", "zip_override_")):
-            try:
-                found += variants(data, key)
-            except ConfigError as error:
-                wrong.append(((key,), error))
-    return found, wrong
 
 
 def _workflow_name(row: Row, runners: Mapping[str, Sequence[str]], *, fingerprint: bool) -> str:

@@ -106,7 +106,8 @@ def _check(arguments: argparse.Namespace) -> int:
         lines = report.github(found, roots) if arguments.format == "github" else report.text(found)
         sys.stdout.writelines(f"{line}\n" for line in lines)
     counts = {s: sum(one.severity == s for one in found) for s in ("error", "warning", "note")}
-    looked = {"row": len(given.rows), "recipe file": len(given.recipes), "runner file": len(given.files)}
+    recipes = len(given.recipes) + len(given.broken_recipes)
+    looked = {"row": len(given.rows), "recipe file": recipes, "runner file": len(given.files)}
     print(f"{_counted(looked)}: {_counted(counts)}", file=sys.stderr)
     return 1 if counts["error"] else 0
 
