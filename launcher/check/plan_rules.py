@@ -147,19 +147,19 @@ def setup_script(s: SrtctlResolved) -> Iterator[Found]:
 def name_too_long(s: SrtctlResolved) -> Iterator[Found]:
     # A benchmark that came with its result's name is a workflow's, which aggregates each result under a longer name.
     before = "agg_" if s.benchmark.result_filename and not s.benchmark.agentic else ""
-    longest = before + max(result_names(s.benchmark, s.plan.results.filename), key=bytes_of)
+    longest = before + longest_result_name(s.benchmark, s.plan.results.filename)
     if bytes_of(longest) > NAME_MAX:
         yield f"{longest} has {bytes_of(longest)} bytes, and a name may have {NAME_MAX}", s.benchmark.source
 
 
-def result_names(b: Benchmark, stem: str) -> list[str]:
-    """The names of a benchmark's result files, which all begin with ``stem``."""
-    concurrencies = b.concurrencies or (0,)
+def longest_result_name(b: Benchmark, stem: str) -> str:
+    """Of a benchmark's result files, which all begin with ``stem``, the name that has the most digits."""
+    concurrency = max(b.concurrencies, default=0)
     if b.agentic:
-        return [agentic_result_name(stem, concurrency) for concurrency in concurrencies]
+        return agentic_result_name(stem, concurrency)
     prefill, decode = (r.workers * r.gpus_per_worker if r else 0 for r in (b.prefill, b.decode))
     directory, split = f"sa-bench_isl_{b.isl}_osl_{b.osl}", (prefill, decode) if b.disagg else None
-    return [fixed_result_name(stem, directory, concurrency, prefill + decode, split) for concurrency in concurrencies]
+    return fixed_result_name(stem, directory, concurrency, prefill + decode, split)
 
 
 def bytes_of(name: str) -> int:

@@ -8,7 +8,6 @@ from launcher.check import plan_rules, recipe_rules, whole_rules
 from launcher.check.inputs import CheckInput, Rule
 from launcher.check.srtctl_schema import Schemas
 from launcher.core.finding import Finding
-from launcher.core.yaml_source import SourceLocation
 from launcher.plan.derive import Resolved
 from launcher.srtctl.planned import SrtctlResolved
 
@@ -61,20 +60,11 @@ def merged_findings(of_rows: Iterable[Finding], others: Iterable[Finding] = ()) 
 
     ``of_rows`` has a finding for each row that it is true of, and these are counted; ``others`` are about no row.
     """
-    alike: dict[tuple[str, str, str, str], dict[object, Finding]] = {}
+    alike: dict[tuple[str, str, str, str], dict[str, Finding]] = {}
     for findings, rows in ((of_rows, 1), (others, 0)):
         for one in findings:
             by_place = alike.setdefault((one.rule, one.severity, one.file, one.message), {})
-            keys = one.place.keys if isinstance(one.place, SourceLocation) else one.place
-            first = by_place.setdefault(keys, Finding(one.rule, one.severity, one.message, one.place))
+            first = by_place.setdefault(one.where, Finding(one.rule, one.severity, one.message, one.place))
             first.rows += rows
-    merged: list[Finding] = []
-    for by_place in alike.values():
-        # Several keys can stand on one line, as those of a YAML anchor and its aliases do. A line takes time to find.
-        by_line: dict[str, Finding] = {}
-        for one in by_place.values():
-            first = by_line.setdefault(one.where if len(by_place) > 1 else "", one)
-            if first is not one:
-                first.rows += one.rows
-        merged += by_line.values()
+    merged = [one for by_place in alike.values() for one in by_place.values()]
     return sorted(merged, key=lambda one: _ORDER[one.severity])

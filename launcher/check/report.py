@@ -19,7 +19,7 @@ from launcher import __version__
 from launcher.check.registry import RULES
 from launcher.core.errors import ConfigError, suggest
 from launcher.core.finding import Finding
-from launcher.core.yaml_source import Document, SourceLocation, schema_error
+from launcher.core.yaml_source import Document, SourceLocation, convert
 
 SARIF = "2.1.0"
 _SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -122,10 +122,7 @@ class Baseline:
 
     def __init__(self, document: Document) -> None:
         self.document = document
-        try:
-            self.accepted = msgspec.convert(document.mapping(), _File).accepted
-        except msgspec.ValidationError as error:
-            raise schema_error(document, error, _File) from None
+        self.accepted = convert(document, _File).accepted
         for i, entry in enumerate(self.accepted):
             if entry.rule not in RULES:
                 raise ConfigError(

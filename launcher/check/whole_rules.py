@@ -10,7 +10,7 @@ from functools import partial
 
 from launcher.benchmark.environment import result_filename
 from launcher.check.inputs import CheckInput, Found, RecipeFile, Row, Rule, rule
-from launcher.check.plan_rules import bytes_of, moving, result_names
+from launcher.check.plan_rules import bytes_of, longest_result_name, moving
 from launcher.check.schema_validation import Schema, Violation
 from launcher.check.srtctl_schema import is_tag
 from launcher.core.errors import ConfigError, closest
@@ -267,7 +267,7 @@ def _longest_names(given: CheckInput) -> Iterator[tuple[Row, str]]:
     for row in given.rows:
         if not row.benchmark.agentic and not row.benchmark.eval_only and row.plan is not None:
             stem = _workflow_name(row, given.runners, fingerprint=True)
-            yield row, max(result_names(row.benchmark, stem), key=bytes_of)
+            yield row, longest_result_name(row.benchmark, stem)
 
 
 @whole_rule(
