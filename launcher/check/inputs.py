@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -177,26 +178,22 @@ def everything(project: Project, today: date, has_commit: HasCommit, matrix_file
             inside.append((entry.benchmark, entry.place))
     broken_files: list[ConfigError] = []
     broken_recipes: list[ConfigError] = []
-    files = project.fleet.readable(broken_files)
-    rows = list(_rows(project, inside, files))
-    return CheckInput(
-        rows=rows,
+    given = selected(project, inside, None, today, has_commit)
+    return dataclasses.replace(
+        given,
         evaluations=[
             Row(e.benchmark, e.place)
             for e in _entries(matrix, Selection(nodes="multi", evals="only"))
             if not _outside(e.benchmark)
         ],
-        files=files,
-        recipes=list(_recipes(project, rows, broken_recipes)),
+        files=project.fleet.readable(broken_files),
+        recipes=list(_recipes(project, given.rows, broken_recipes)),
         broken_files=broken_files,
         broken_recipes=broken_recipes,
         outside=outside,
         single_node=[e.place for e in _entries(matrix, Selection(nodes="single", evals="none"))],
         runners=matrix.labels.labels if matrix.labels is not None else {},
-        schemas=project.schemas,
-        today=today,
-        has_commit=has_commit,
-        overlays=project.finder.overlays,
+        whole=True,
     )
 
 
