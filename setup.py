@@ -15,5 +15,6 @@ setup(
         **{package: ["**/*"] for package in DATA},
         "launcher.check": ["*.json"],
         "launcher.image": ["*.yaml"],
+        "launcher.rehearsal": ["*.yaml"],
     },
 )

@@ -180,7 +180,7 @@ class Schema:
             if kind.of[1].kind == "any" and set(map(type, value)) <= {str}:
                 return
             for key, held in value.items():
-                if not _accepts(kind.of[0], key):
+                if not accepts(kind.of[0], key):
                     message = f"key {key!r} of {_dotted(at)} is of the wrong type; expected {kind.of[0]}"
                     yield Violation((*at, key), message, "wrong-type")
                 yield from self._value(kind.of[1], held, (*at, key))
@@ -192,7 +192,7 @@ class Schema:
         elif kind.kind == "choice":
             if all(any(self._value(one, value, at)) for one in kind.of):
                 yield _wrong(at, value, kind)
-        elif not _accepts(kind, value):
+        elif not accepts(kind, value):
             yield _wrong(at, value, kind, "value-refused" if kind.kind == "one of" else "wrong-type")
 
     def _backend(self, value: Mapping[str, Any], at: Keys) -> Iterator[Violation]:
@@ -205,7 +205,7 @@ class Schema:
             yield from self._mapping(owner, value, at)
 
 
-def _accepts(kind: Type, value: Any) -> bool:
+def accepts(kind: Type, value: Any) -> bool:
     """Whether marshmallow's field of a plain type takes a value that is not null."""
     if kind.kind in ("str", "path"):
         return isinstance(value, str)
