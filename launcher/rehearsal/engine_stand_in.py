@@ -19,7 +19,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from launcher.core import process
 from launcher.core.errors import ConfigError, LauncherError, suggest
 from launcher.rehearsal import results
 from launcher.rehearsal.results import Topology
-from launcher.rehearsal.srtctl_contract import load_cluster, resolve
+from launcher.rehearsal.srtctl_contract import load_cluster, resolve, shipped
 from launcher.srtctl.facts import facts
 
 RULE = "=" * 42
@@ -40,31 +40,11 @@ CONFIG_WAIT = 20.0
 
 FAULTS = "LAUNCHER_REHEARSAL_FAULTS"
 
-SUBMISSION_FAULTS = {
-    "silent": "the job is submitted, srtctl prints nothing about it and exits with 0",
-    "two-ids": "the job is submitted twice",
-    "fail": "nothing is submitted, as when sbatch refuses",
-    "no-json": "an older srtctl, which does not know --json",
-    "no-no-preflight": "an older srtctl, which does not know --no-preflight",
-    "no-log": "the job's log never appears",
-}
-
-JOB_FAULTS = {
-    "slow-start": "=SECONDS: the time until the servers are healthy",
-    "worker-death": "a decode worker dies after the first concurrency",
-    "partial-results": "the last concurrency has no result, and the job exits with 0",
-    "zero-tokens": "results with no output token",
-    "exit": "=CODE: everything works, but the job ends with this exit code",
-    "truncated-json": "the last result is cut in half",
-    "nan": "the last result has a NaN",
-    "hang": "the job never ends after its first concurrency",
-}
-
 
 def faults(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The faults asked for, name to value ("" without one). Raises ConfigError for one that does not exist."""
+    """The faults asked for, name to value ("" without one). Raises ConfigError for one that stand_ins.yaml lacks."""
     asked = (os.environ if environ is None else environ).get(FAULTS, "")
-    known = SUBMISSION_FAULTS | JOB_FAULTS
+    known = shipped().faults
     found: dict[str, str] = {}
     for item in filter(None, (part.strip() for part in asked.split(","))):
         name, _, value = item.partition("=")
@@ -75,9 +55,9 @@ def faults(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Run the job of a command line. Returns its exit code."""
-    output, config_name, *_ = [*(sys.argv[1:] if argv is None else argv), "config.yaml"]
+    output, config_name, *_ = [*sys.argv[1:], "config.yaml"]
     return run_job(Path(output), config_name, os.environ)
 
 

@@ -44,6 +44,7 @@ class Shipped(msgspec.Struct):
     """The facts and texts of stand_ins.yaml, which says what each is."""
 
     cluster: dict[str, str]
+    faults: dict[str, str]
     repository: dict[str, str]
     checkpoint: dict[str, dict[str, Any]]
 
