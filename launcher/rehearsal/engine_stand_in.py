@@ -31,7 +31,7 @@ from launcher.core import process
 from launcher.core.errors import ConfigError, LauncherError, suggest
 from launcher.rehearsal import results
 from launcher.rehearsal.results import Topology
-from launcher.rehearsal.srtctl_contract import load_cluster, resolve, shipped
+from launcher.rehearsal.srtctl_contract import MARK, load_cluster, resolve, shipped
 from launcher.srtctl.facts import facts
 
 RULE = "=" * 42
@@ -146,15 +146,15 @@ class _Orchestrator:
             raise FileNotFoundError(f"Container image path does not exist: {container}")
         _log("INFO", "Sweep Orchestrator", f"Job ID: {self.job_id}", f"Run name: {name}_{self.job_id}")
         _log("INFO", f"Head node: {self.nodes[0]}", f"Worker nodes: {', '.join(self.nodes)}")
-        lock = {"lock": {"job_id": self.job_id, "nodes": self.nodes, **results.MARK}}
+        lock = {"lock": {"job_id": self.job_id, "nodes": self.nodes, **MARK}}
         (self.output / "recipe.lock.yaml").write_text(f"{self.text}\n{yaml.safe_dump(lock, sort_keys=False)}")
         _log("INFO", f"Wrote lockfile: {self.output / 'recipe.lock.yaml'}")
-        self._json("resource_snapshot.json", {"nodes": self.nodes, "gpus": self.topology.gpus, **results.MARK})
+        self._json("resource_snapshot.json", {"nodes": self.nodes, "gpus": self.topology.gpus, **MARK})
         for worker in self.workers:
             started = f"Starting {worker.role} worker {worker.index} on {worker.node}"
             _log("INFO", started, f"Log: {self.logs / worker.log}")
             (self.logs / worker.log).write_text(f"rehearsal: {worker.role} worker {worker.index} is ready\n")
-            fingerprint = {"arch": os.uname().machine, **results.MARK}
+            fingerprint = {"arch": os.uname().machine, **MARK}
             self._json(f"fingerprint_{worker.role}_w{worker.index}.json", fingerprint)
         _log("INFO", f"Started {len(self.workers)} worker processes")
         (self.logs / f"{self.nodes[0]}_frontend_0.out").write_text("rehearsal: frontend is ready\n")
@@ -171,7 +171,7 @@ class _Orchestrator:
                 shutil.copy(self.output / file, self.logs / file)
                 _log("INFO", f"Copied {file} to log directory")
         benchmark = {"model": self.model, "isl": self.facts.isl, "osl": self.facts.osl}
-        rollup = {"benchmark_type": self.facts.benchmark_type, "config": benchmark, **results.MARK}
+        rollup = {"benchmark_type": self.facts.benchmark_type, "config": benchmark, **MARK}
         self._json("benchmark-rollup.json", rollup)
         return code or int(self.faults.get("exit") or 0)
 

@@ -29,15 +29,29 @@ import launcher
 from launcher.check.schema_validation import ROOT, Type, accepts, parse
 from launcher.check.srtctl_schema import Schemas
 from launcher.core.publish import write_text
-from launcher.rehearsal.results import MARK
 from launcher.srtctl import recipe
 from launcher.srtctl.facts import facts as recipe_facts
 
 LOCAL_JOBS = "LAUNCHER_LOCAL_JOBS"
 """This variable names the jobs directory of the embedded scheduler; without it jobs go to Slurm."""
 
+MARK: Mapping[str, Any] = {
+    "rehearsal": True,
+    "rehearsal_note": "nothing was measured; numbers from a closed queueing network: prefill queue and batched decode, "
+    "Schweitzer's mean values (launcher/rehearsal)",
+}
+"""What every document of a rehearsal says."""
+
 RECORDED = "v1.0.68"
 """The version of srt-slurm that was recorded: c88ef731."""
+
+
+class MetaEnv(msgspec.Struct):
+    """Of keys of meta_env.json: the variable that says it, and what it is without one (1 for numbers, else false)."""
+
+    words: dict[str, tuple[str, str]]
+    numbers: dict[str, str]
+    flags: dict[str, str]
 
 
 class Shipped(msgspec.Struct):
@@ -47,6 +61,8 @@ class Shipped(msgspec.Struct):
     faults: dict[str, str]
     repository: dict[str, str]
     checkpoint: dict[str, dict[str, Any]]
+    lm_eval: dict[str, Any]
+    meta_env: MetaEnv
 
 
 @cache
