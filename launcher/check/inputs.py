@@ -119,9 +119,8 @@ HasCommit = Callable[[str, str], bool | None]
 class CheckInput:
     """All that one `launcher check` looks at.
 
-    ``evaluations`` are the rows that an evaluation runs for; they have no plan. ``outside`` are the rows' places of
-    frameworks that srtctl does not run, ``single_node`` those of rows for one node. ``runners`` are label → physical
-    runners' names.
+    ``evaluations`` are the rows that an evaluation runs for; they have no plan. ``outside`` are places of rows that are
+    not looked at, by what they are. ``runners`` are label → physical runners' names.
     """
 
     rows: Sequence[Row]
@@ -131,7 +130,6 @@ class CheckInput:
     broken_files: Sequence[ConfigError] = ()
     broken_recipes: Sequence[ConfigError] = ()
     outside: Mapping[str, Sequence[SourceLocation | str]] = field(default_factory=dict)
-    single_node: Sequence[SourceLocation | str] = ()
     runners: Mapping[str, Sequence[str]] = field(default_factory=dict)
     schemas: Schemas = field(default_factory=Schemas)
     today: date = date.min
@@ -173,9 +171,11 @@ def everything(project: Project, today: date, has_commit: HasCommit, matrix_file
     outside: dict[str, list[SourceLocation | str]] = defaultdict(list)
     for entry in matrix.entries(Selection(nodes="multi", evals="none")):
         if _outside(entry.benchmark):
-            outside[entry.benchmark.framework].append(entry.place)
+            outside[f"rows of {entry.benchmark.framework}, which srtctl does not run,"].append(entry.place)
         else:
             inside.append((entry.benchmark, entry.place))
+    for entry in _entries(matrix, Selection(nodes="single", evals="none")):
+        outside["single-node entries"].append(entry.place)
     broken_files: list[ConfigError] = []
     broken_recipes: list[ConfigError] = []
     given = selected(project, inside, None, today, has_commit)
@@ -191,7 +191,6 @@ def everything(project: Project, today: date, has_commit: HasCommit, matrix_file
         broken_files=broken_files,
         broken_recipes=broken_recipes,
         outside=outside,
-        single_node=[e.place for e in _entries(matrix, Selection(nodes="single", evals="none"))],
         runners=matrix.labels.labels if matrix.labels is not None else {},
         whole=True,
     )

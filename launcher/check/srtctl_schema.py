@@ -268,14 +268,12 @@ class _Source:
         return f"dict[{','.join(self._type(p) for p in parts)}]"
 
     def _annotated(self, kind: ast.expr, field: ast.expr) -> str:
-        maker, flags = "", set[str | None]()
-        if isinstance(field, ast.Call):
-            maker, flags = _last(field.func), {k.arg for k in field.keywords}
-        if maker == "FormattablePathField":
+        said = ast.unparse(field)
+        if "FormattablePathField(" in said:
             return "path"
-        if maker == "SweepConfigField":
-            return "sweep?" if "allow_none" in flags else "sweep"
-        if maker == "Enum" and "by_value" in flags:
+        if "SweepConfigField(" in said:
+            return "sweep?" if "allow_none=" in said else "sweep"
+        if "Enum(" in said and "by_value=" in said:
             return "=" + ",".join(self.enums.get(_last(kind), {}).values())
         return self._type(kind)
 

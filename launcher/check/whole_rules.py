@@ -193,10 +193,8 @@ def sha_unknown(given: CheckInput) -> Iterator[Found]:
 
 @whole_rule("outside", "note", "rows that this launcher does not run")
 def outside(given: CheckInput) -> Iterator[Found]:
-    for framework, places in given.outside.items():
-        yield f"{len(places)} rows of {framework} are not run by srtctl, and were not checked", places[0]
-    if given.single_node:
-        yield f"{len(given.single_node)} single-node entries were not checked", given.single_node[0]
+    for what, places in given.outside.items():
+        yield f"{len(places)} {what} were not checked", places[0]
 
 
 @whole_rule("recipe-invalid", "error", "a recipe file cannot be read")
