@@ -104,36 +104,35 @@ def _is_on(value: Any) -> bool:
     return value.lower() in ("t", "true", "on", "y", "yes", "1") if isinstance(value, str) else bool(value)
 
 
-class _Recipe:
-    """A recipe whose types are right, beside the demands that a version makes of it."""
+class _Recipe(dict[str, Any]):
+    """A recipe whose types are right, by its keys with dots, beside the demands that a version makes of it."""
 
     def __init__(self, made: frozenset[str], document: Mapping[str, Any]) -> None:
-        self.made, self.document, self.values = made, document, dict[str, Any]()
-        nodes = (self.value("resources.prefill_nodes"), self.value("resources.decode_nodes"))
-        profiling, telemetry = self.value("profiling.type"), _is_on(self.value("telemetry.enabled"))
-        of_power = "scraper" not in made or self.value("telemetry.provider") == "dcgm-power"
+        self.made, self.document = made, document
+        nodes = (self["resources.prefill_nodes"], self["resources.decode_nodes"])
+        profiling, telemetry = self["profiling.type"], _is_on(self["telemetry.enabled"])
+        of_power = "scraper" not in made or self["telemetry.provider"] == "dcgm-power"
         # What the table calls so, and no key of a recipe says.
-        self.values |= {
+        self |= {
             "disaggregated": nodes != (None, None),
             "profiled by phases": profiling != "none" and not (profiling == "nsys-time" and "profiling-time" in made),
             "telemetry of power": telemetry and of_power,
-            "telemetry by scraper": telemetry and self.value("telemetry.provider") != "dcgm-power",
+            "telemetry by scraper": telemetry and self["telemetry.provider"] != "dcgm-power",
         }
 
-    def value(self, key: str) -> Any:
+    def __missing__(self, key: str) -> Any:
         """What the recipe says, else the schema's default where the table has it, else None."""
-        if key not in self.values:
-            found: Any = self.document
-            for part in key.split("."):
-                found = found.get(part) if isinstance(found, dict) else None
-            self.values[key] = table().defaults.get(key) if found is None else found
-        return self.values[key]
+        found: Any = self.document
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        self[key] = table().defaults.get(key) if found is None else found
+        return self[key]
 
     def lacks(self, values: Values) -> dict[str, str]:
         """Those values that are not what they have to be: key → what should be there."""
         wrong = {}
         for key, wanted in values.items():
-            value = self.value(key)
+            value = self[key]
             if isinstance(wanted, Wanted):
                 met, said = wanted.is_met_by(value), wanted.said
             elif isinstance(wanted, bool):
@@ -146,11 +145,11 @@ class _Recipe:
 
     def engine(self, mode: str) -> Mapping[str, Any]:
         """The engine's flags on one side, as the recipe spells them."""
-        return self.value(f"backend.{self.value('backend.type')}_config.{mode}") or {}
+        return self[f"backend.{self['backend.type']}_config.{mode}"] or {}
 
 
 def _profiler_keys(r: _Recipe) -> Iterator[Broken]:
-    if (r.value("profiling.type"), r.value("backend.type")) == ("nsys", "vllm"):
+    if (r["profiling.type"], r["backend.type"]) == ("nsys", "vllm"):
         for mode in _MODES:
             for key in r.engine(mode):
                 if str(key).replace("_", "-").startswith("profiler-config"):
@@ -158,15 +157,15 @@ def _profiler_keys(r: _Recipe) -> Iterator[Broken]:
 
 
 def _power(r: _Recipe) -> Iterator[Broken]:
-    if not r.value("telemetry of power"):
+    if not r["telemetry of power"]:
         return
     # two collector cycles, each of two requests and 1 s of grace
-    request, join = (r.value(f"telemetry.{name}_timeout_seconds") for name in ("request", "collector_join"))
+    request, join = (r[f"telemetry.{name}_timeout_seconds"] for name in ("request", "collector_join"))
     least = 2 * (2 * float(2 if request is None else request) + 1)
     if join is not None and float(join) <= least:
         message = f"telemetry.collector_join_timeout_seconds is {float(join):g}; expected more than {least:g}"
         yield ("telemetry", "collector_join_timeout_seconds"), message
-    said = r.value("benchmark.concurrencies") or ()
+    said = r["benchmark.concurrencies"] or ()
     try:
         numbers = [int(part) for part in (said.split("x") if isinstance(said, str) else said)]
     except ValueError:
@@ -178,28 +177,28 @@ def _power(r: _Recipe) -> Iterator[Broken]:
 
 def _tachometer(r: _Recipe) -> Iterator[Broken]:
     own = "observability.tachometer.storage_subdir"
-    both = _is_on(r.value("observability.tachometer.enabled")) and _is_on(r.value("telemetry.enabled"))
-    if both and r.value(own) == r.value("telemetry.storage_subdir"):
+    both = _is_on(r["observability.tachometer.enabled"]) and _is_on(r["telemetry.enabled"])
+    if both and r[own] == r["telemetry.storage_subdir"]:
         yield tuple(own.split(".")), "tachometer and telemetry must not share a storage_subdir"
 
 
 def _mooncake(r: _Recipe) -> Iterator[Broken]:
-    if r.value("backend.mooncake_kv_store") is None or not r.value("disaggregated"):
+    if r["backend.mooncake_kv_store"] is None or not r["disaggregated"]:
         return
     sides = [{str(k).replace("_", "-"): v for k, v in r.engine(mode).items()} for mode in ("prefill", "decode")]
     where = ("backend", "mooncake_kv_store")
-    if r.value("backend.type") == "sglang" or "mooncake-vllm" not in r.made:
+    if r["backend.type"] == "sglang" or "mooncake-vllm" not in r.made:
         if not any(side.get("disaggregation-transfer-backend") == "mooncake" for side in sides):
             yield where, "mooncake_kv_store is set, and neither side has disaggregation-transfer-backend: mooncake"
-    elif r.value("backend.type") == "vllm":
+    elif r["backend.type"] == "vllm":
         said = [side.get("kv-transfer-config") for side in sides]
         if not any(isinstance(text, str) and "mooncake" in text.lower() for text in said):
             yield where, "mooncake_kv_store is set, and neither side's kv-transfer-config names a Mooncake connector"
 
 
 def _no_headless(r: _Recipe) -> Iterator[Broken]:
-    mode = r.value("backend.dp_launch_mode") or ("per_node" if PER_NODE in r.made else "per_gpu")
-    if r.value("backend.type") != "vllm" or mode != "per_node":
+    mode = r["backend.dp_launch_mode"] or ("per_node" if PER_NODE in r.made else "per_gpu")
+    if r["backend.type"] != "vllm" or mode != "per_node":
         return
     for side in _MODES:
         config = {str(k).replace("_", "-"): v for k, v in r.engine(side).items()}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.matrix import Entry, Matrix
@@ -32,20 +32,23 @@ Found = tuple[str, SourceLocation | str] | tuple[str, SourceLocation | str, Seve
 
 Look = TypeVar("Look", bound=Callable[..., Iterable[Found]])
 
+Subject = Literal["any plan", "plan", "recipe", "version", "everything"]
+"""What a rule looks at: a plan of any kind of job, or of srtctl; that and the facts of its recipe, or the schema of its
+srt-slurm; or all that one `launcher check` looks at. It applies only where these are known."""
+
 
 @dataclass(frozen=True)
 class Rule:
     """A rule: its id, how bad it is, one line that says what is wrong, and the function that finds it.
 
-    With ``of_recipe`` the function also looks at the recipe's facts, and applies only where these are known. A rule
-    without a function names findings that are made elsewhere.
+    A rule without a function names findings that are made elsewhere.
     """
 
     id: str
     severity: Severity
     title: str
     look: Callable[..., Iterable[Found]] = lambda *subjects: ()
-    of_recipe: bool = False
+    subject: Subject = "everything"
 
     def findings(self, *subjects: object) -> list[Finding]:
         """What the rule finds."""
@@ -55,11 +58,11 @@ class Rule:
         return found
 
 
-def rule(rules: list[Rule], id: str, severity: Severity, title: str, of_recipe: bool = False) -> Callable[[Look], Look]:
+def rule(rules: list[Rule], subject: Subject, id: str, severity: Severity, title: str) -> Callable[[Look], Look]:
     """Add a function to some rules."""
 
     def add(look: Look) -> Look:
-        rules.append(Rule(id, severity, title, look, of_recipe))
+        rules.append(Rule(id, severity, title, look, subject))
         return look
 
     return add

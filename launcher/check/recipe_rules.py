@@ -16,7 +16,7 @@ from launcher.srtctl.facts import ContainerUse, RecipeFacts
 from launcher.srtctl.planned import SrtctlResolved
 
 RULES: list[Rule] = []
-plan_rule, recipe_rule = partial(rule, RULES), partial(rule, RULES, of_recipe=True)
+plan_rule, recipe_rule = partial(rule, RULES, "plan"), partial(rule, RULES, "recipe")
 
 
 @plan_rule("recipe-missing", "error", "the recipe is in none of the trees")

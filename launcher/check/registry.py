@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from launcher.check import plan_rules, recipe_rules, whole_rules
-from launcher.check.inputs import CheckInput, Rule
+from launcher.check.inputs import CheckInput, Rule, Subject
 from launcher.check.srtctl_schema import Schemas
 from launcher.core.finding import Finding
 from launcher.plan.derive import Resolved
@@ -13,8 +13,8 @@ from launcher.srtctl.planned import SrtctlResolved
 
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
-SRTCTL = (*recipe_rules.RULES, *plan_rules.RULES)
-"""The rules of one plan of srtctl, beside those about its srt-slurm version."""
+PLAN = (*recipe_rules.RULES, *plan_rules.RULES)
+"""The rules of one plan."""
 
 BASELINE = (
     Rule("baseline-expired", "warning", "an accepted finding is to be looked at again"),
@@ -22,26 +22,21 @@ BASELINE = (
 )
 """Rules that have no function here: the baseline reports by these ids."""
 
-_VERSION = (*plan_rules.REFUSALS, *plan_rules.VERSION)
-RULES = {one.id: one for one in (*plan_rules.EVERY_KIND, *BASELINE, *whole_rules.RULES, *SRTCTL, *_VERSION)}
+RULES = {one.id: one for one in (*BASELINE, *whole_rules.RULES, *PLAN)}
 """Every rule by its id."""
 
 
 def check_plan(resolved: Resolved, schemas: Schemas) -> tuple[Finding, ...]:
     """All findings of one plan, in the order of the rules."""
-    found: list[Finding] = []
+    known: dict[Subject, tuple[object, ...]] = {"any plan": (resolved,)}
     if isinstance(resolved, SrtctlResolved):
-        facts, lane = resolved.facts, resolved.rules.lane.rule
-        for rule in SRTCTL:
-            if not rule.of_recipe:
-                found += rule.findings(resolved)
-            elif facts is not None:
-                found += rule.findings(resolved, facts)
-        schema = schemas.get(lane.ref, lane.sha)
-        if schema is not None:
-            found += plan_rules.refusals(resolved, schema, schemas)
-            found += [one for rule in plan_rules.VERSION for one in rule.findings(resolved, schema)]
-    return (*found, *(one for rule in plan_rules.EVERY_KIND for one in rule.findings(resolved)))
+        known["plan"] = (resolved,)
+        if resolved.facts is not None:
+            known["recipe"] = (resolved, resolved.facts)
+        lane = resolved.rules.lane.rule
+        if (schema := schemas.get(lane.ref, lane.sha)) is not None:
+            known["version"] = (resolved, schema)
+    return tuple(one for rule in PLAN if rule.subject in known for one in rule.findings(*known[rule.subject]))
 
 
 def check_everything(given: CheckInput) -> list[Finding]:

@@ -14,17 +14,14 @@ import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
 from launcher.check.cross_field_rules import PER_NODE, table
 from launcher.check.schema_validation import ROOT, Schema, Violation, in_words
 from launcher.core.errors import ConfigError
-
-T = TypeVar("T")
 
 Versions = str
 """Versions as the tables write them: ``v1.0.3..v1.0.9 some-branch``."""
@@ -46,8 +43,14 @@ class _Files(msgspec.Struct):
     files: dict[Versions, list[str]]
 
 
-def _read(name: str, kind: type[T]) -> T:
-    return msgspec.json.decode(Path(__file__).with_name(name).read_bytes(), type=kind)
+@cache
+def _tables() -> _Tables:
+    return msgspec.json.decode(Path(__file__).with_name("srtctl_fields.json").read_bytes(), type=_Tables)
+
+
+@cache
+def _files() -> _Files:
+    return msgspec.json.decode(Path(__file__).with_name("srtctl_files.json").read_bytes(), type=_Files)
 
 
 @dataclass
@@ -61,27 +64,19 @@ class Schemas:
     _known: dict[str, Schema | None] = field(default_factory=dict)
 
     @cached_property
-    def _tables(self) -> _Tables:
-        return _read("srtctl_fields.json", _Tables)
-
-    @cached_property
-    def _files(self) -> _Files:
-        return _read("srtctl_files.json", _Files)
-
-    @cached_property
     def _names(self) -> Mapping[str, str]:
         """Ref or sha → the version's name in the tables."""
-        versions = self._tables.versions
-        return {sha: name for name, sha in versions.items()} | {n: n for n in versions} | self._tables.moving
+        versions = _tables().versions
+        return {sha: name for name, sha in versions.items()} | {n: n for n in versions} | _tables().moving
 
     @property
     def versions(self) -> list[str]:
         """All versions of the tables, the newest first."""
-        return list(self._tables.versions)[::-1]
+        return list(_tables().versions)[::-1]
 
     def sha(self, ref: str) -> str | None:
         """The commit of a released version, or of a branch when the tables were made; None when they lack it."""
-        return self._tables.versions.get(self._names.get(ref, ""))
+        return _tables().versions.get(self._names.get(ref, ""))
 
     def name(self, ref: str, sha: str | None) -> str | None:
         """What people call the version of a lane; None when the tables lack it. A sha decides alone."""
@@ -108,17 +103,17 @@ class Schemas:
                 for text, where in ({said: None} if isinstance(said, str) else said).items()
                 if where is None or self._holds(where, name)
             }
-            for owner, keys in self._tables.classes.items()
+            for owner, keys in _tables().classes.items()
         }
         demands, options = (
             frozenset(word for word, where in words.items() if self._holds(where, name))
-            for words in (self._tables.demands, self._tables.options)
+            for words in (_tables().demands, _tables().options)
         )
         return Schema(ref, classes, demands, options)
 
     @cached_property
     def _order(self) -> Mapping[str, int]:
-        return {name: i for i, name in enumerate(self._tables.versions)}
+        return {name: i for i, name in enumerate(_tables().versions)}
 
     def _holds(self, where: Versions, name: str) -> bool:
         order = self._order
@@ -136,18 +131,19 @@ class Schemas:
         name = self.name(ref, sha) if sha is not None or is_tag(ref) else None
         if name is None:
             return None
-        return any(path in paths and self._holds(where, name) for where, paths in self._files.files.items())
+        return any(path in paths and self._holds(where, name) for where, paths in _files().files.items())
 
-    def known_at(self, unknown: Violation) -> str | None:
-        """The versions that know a key which one refused as unknown, as people would say it; None when none does."""
-        said = self._tables.classes.get(unknown.owner, {}).get(str(unknown.keys[-1]))
-        if said is None or isinstance(said, str):
-            return said and "other versions"
-        ranges = []
-        for part in " ".join(said.values()).split():
-            first, _, last = part.partition("..")
-            ranges.append(f"{first} and later" if last == self.versions[0] else f"{first} to {last}" if last else first)
-        return in_words(ranges)
+
+def known_at(unknown: Violation) -> str | None:
+    """The versions that know a key which one refused as unknown, as people would say it; None when none does."""
+    said = _tables().classes.get(unknown.owner, {}).get(str(unknown.keys[-1])) if unknown.owner else None
+    if said is None or isinstance(said, str):
+        return said and "other versions"
+    ranges, newest = [], list(_tables().versions)[-1]
+    for part in " ".join(said.values()).split():
+        first, _, last = part.partition("..")
+        ranges.append(f"{first} and later" if last == newest else f"{first} to {last}" if last else first)
+    return in_words(ranges)
 
 
 def is_tag(ref: str) -> bool:

@@ -21,7 +21,7 @@ from launcher.runner.schema import LaneRule, ModelRule, Pattern, When
 from launcher.srtctl.recipe import Variant
 
 RULES: list[Rule] = []
-whole_rule = partial(rule, RULES)
+whole_rule = partial(rule, RULES, "everything")
 
 
 def _lanes(given: CheckInput) -> Iterator[tuple[RunnerFile, LaneRule, SourceLocation]]:
