@@ -118,7 +118,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Baseline:
-    """A baseline file as read."""
+    """A baseline file as read. Raises ConfigError, with file and line, for one that is wrong."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
@@ -130,11 +130,6 @@ class Baseline:
                     where=str(self._place(i, "rule")),
                     hint=suggest(entry.rule, RULES, "launcher check --explain lists the rules"),
                 )
-
-    @classmethod
-    def read(cls, path: Path) -> Baseline:
-        """Read a baseline file. Raises ConfigError with file and line."""
-        return cls(Document.read(path))
 
     def _place(self, *keys: str | int) -> SourceLocation:
         return SourceLocation(self.document, "accepted", *keys)

@@ -23,6 +23,7 @@ from launcher.core import publish
 from launcher.core.errors import ConfigError, suggest
 from launcher.core.finding import Finding
 from launcher.core.shipped import shipped
+from launcher.core.yaml_source import Document
 from launcher.project import Project
 from launcher.srtctl.mirror import Commits
 
@@ -95,7 +96,7 @@ def _check(arguments: argparse.Namespace) -> int:
         accepted = [one for one in found if not wanted or one.rule in wanted]
         return _write(arguments.write_baseline, accepted, roots, given.today)
     if arguments.baseline:
-        baseline = Baseline.read(Path(arguments.baseline))
+        baseline = Baseline(Document.read(Path(arguments.baseline)))
         found = baseline.apply(found, roots, given.today, whole=given.whole)
     found = [one for one in found if not wanted or one.rule in wanted]
     if arguments.format == "json":
