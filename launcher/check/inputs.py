@@ -167,7 +167,7 @@ Chosen = tuple[Benchmark, SourceLocation | str]
 """A benchmark and the place of its row."""
 
 
-def everything(project: Project, today: date, has_commit: HasCommit, matrix_files: Sequence[str] = ()) -> CheckInput:
+def everything(project: Project, matrix_files: Sequence[str] = ()) -> CheckInput:
     """All multi-node rows, recipe files at hand and runner files. Raises ConfigError for a matrix that is wrong."""
     matrix = project.matrix(matrix_files)
     inside: list[Chosen] = []
@@ -181,7 +181,7 @@ def everything(project: Project, today: date, has_commit: HasCommit, matrix_file
         outside["single-node entries"].append(entry.place)
     broken_files: list[ConfigError] = []
     broken_recipes: list[ConfigError] = []
-    given = selected(project, inside, None, today, has_commit)
+    given = selected(project, inside, None)
     return dataclasses.replace(
         given,
         evaluations=[
@@ -207,14 +207,7 @@ def served_by(project: Project, runner: str, matrix_files: Sequence[str] = ()) -
             yield entry.benchmark, entry.place
 
 
-def selected(
-    project: Project,
-    chosen: Iterable[Chosen],
-    runner: str | None,
-    today: date,
-    has_commit: HasCommit,
-    narrow: bool = False,
-) -> CheckInput:
+def selected(project: Project, chosen: Iterable[Chosen], runner: str | None, narrow: bool = False) -> CheckInput:
     """The rows that were selected, and the runner files that serve them; on ``runner`` when it is given.
 
     ``narrow`` says that concurrencies were chosen by hand, so that recipes are to run just those.
@@ -226,8 +219,6 @@ def selected(
         rows=rows,
         files=files if runner is not None else list(serving.values()),
         schemas=project.schemas,
-        today=today,
-        has_commit=has_commit,
         overlays=project.finder.overlays,
         whole=False,
     )
@@ -238,11 +229,7 @@ def _outside(benchmark: Benchmark) -> bool:
 
 
 def _rows(
-    project: Project,
-    chosen: Iterable[Chosen],
-    files: Sequence[RunnerFile],
-    runner: str | None = None,
-    narrow: bool = False,
+    project: Project, chosen: Iterable[Chosen], files: Sequence[RunnerFile], runner: str | None, narrow: bool
 ) -> Iterator[Row]:
     """A row for every cluster that serves its label: a job may land on any of them."""
     for benchmark, place in chosen:
