@@ -36,10 +36,8 @@ def _pairs(s: SrtctlResolved, f: RecipeFacts) -> Iterator[tuple[str, Role, RoleF
 
 def _same_replicas(name: str, asked: Role, side: RoleFacts) -> bool:
     """Whether one aggregated worker of dp replicas is what the matrix counts as that many workers."""
-    p = side
-    return (
-        name == "agg" and asked.workers > 1 and asked.workers == (p.dp or 1) * (side.workers or 1) and asked.tp == p.tp
-    )
+    replicas = (side.dp or 1) * (side.workers or 1)
+    return name == "agg" and asked.workers > 1 and asked.workers == replicas and asked.tp == side.tp
 
 
 @recipe_rule("disaggregation", "warning", "the row and the recipe differ in whether prefill and decode are apart")
@@ -58,11 +56,8 @@ def workers(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
             continue
         place = s.place("resources", f"{name}_workers")
         if _same_replicas(name, asked, side):
-            message = (
-                f"the recipe starts {side.workers} {name} worker of {side.dp} data-parallel replicas, and "
-                f"the matrix publishes {asked.workers} workers"
-            )
-            yield message, place, "warning"
+            one = f"{side.workers} {name} worker of {side.dp} data-parallel replicas"
+            yield f"the recipe starts {one}, and the matrix publishes {asked.workers} workers", place, "warning"
         else:
             yield f"the recipe starts {side.workers} {name} workers, and the matrix says {asked.workers}", place
 

@@ -129,9 +129,10 @@ class _Orchestrator:
         self.faults = faults(environ)
         self.seconds = float(environ.get("LAUNCHER_REHEARSAL_SECONDS") or 0.3)
         self.per_node = self.facts.gpus_per_node or 4
-        self.topology = self._topology()
+        sides = self._sides()
+        self.topology = Topology(*sides[0][1:], *sides[-1][1:], aggregated=len(sides) == 1)
         self.nodes = self._nodes()
-        self.workers = self._workers()
+        self.workers = self._workers(sides)
         self.model = self.facts.served_model_name or Path(str(self.facts.model_path)).name
 
     def run(self) -> int:
@@ -262,17 +263,16 @@ class _Orchestrator:
         (self.logs / "eval.out").write_text("rehearsal: evaluated\n")
         _log("INFO", "Eval completed successfully")
 
-    def _topology(self) -> Topology:
+    def _sides(self) -> list[tuple[str, int, int]]:
+        """Role, workers and GPUs of a worker: prefill and decode, or aggregated workers alone."""
         facts = self.facts
         if facts.aggregated is not None and facts.aggregated.workers:
-            side = facts.aggregated
-            workers, gpus = side.workers or 1, side.gpus_per_worker or self.per_node
-            return Topology(workers, gpus, workers, gpus, aggregated=True)
-        prefill, decode = facts.prefill, facts.decode
-        if prefill is None or decode is None:
+            sides = [("agg", facts.aggregated)]
+        elif facts.prefill is not None and facts.decode is not None:
+            sides = [("prefill", facts.prefill), ("decode", facts.decode)]
+        else:
             raise ValueError("the recipe has neither aggregated workers nor prefill and decode ones")
-        sides = [(side.workers or 1, side.gpus_per_worker or self.per_node) for side in (prefill, decode)]
-        return Topology(*sides[0], *sides[1])
+        return [(role, side.workers or 1, side.gpus_per_worker or self.per_node) for role, side in sides]
 
     def _nodes(self) -> list[str]:
         listed = self.environ.get("SLURM_JOB_NODELIST", "")
@@ -282,13 +282,8 @@ class _Orchestrator:
                 return done.stdout.split()
         return [f"node{i + 1:02d}" for i in range(self.facts.nodes or 1)]
 
-    def _workers(self) -> list[_Worker]:
+    def _workers(self, sides: list[tuple[str, int, int]]) -> list[_Worker]:
         """The workers on the nodes in order. A side, and a worker that does not fit on a node, begin a new node."""
-        t = self.topology
-        if t.aggregated:
-            sides = [("agg", t.decode_workers, t.decode_gpus)]
-        else:
-            sides = [("prefill", t.prefill_workers, t.prefill_gpus), ("decode", t.decode_workers, t.decode_gpus)]
         workers, used = [], 0  # GPUs, those left over at the ends of nodes included
         for role, count, gpus in sides:
             for index in range(count):
