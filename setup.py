@@ -17,5 +17,6 @@ setup(
         "launcher.doctor": ["*.sh", "*.yaml"],
         "launcher.image": ["*.yaml"],
         "launcher.srtctl": ["*.yaml"],
+        "launcher.rehearsal": ["*.yaml"],
     },
 )
