@@ -30,7 +30,7 @@ from launcher.run.record import RunRecord
 from launcher.runner.file import RunnerFile
 from launcher.services import open_run
 from tests.conftest import SlurmCluster
-from tests.container.jobs import JobHost, wait_for
+from tests.container.jobs import JobHost, left, wait_for
 from tests.container.plans import RESULT, a_container, a_job, an_allocation, an_image, expected, staging
 from tests.result.documents import age, fixed
 from tests.run.driving import ONE
@@ -273,9 +273,19 @@ def test_a_cancelled_job_ends_its_container_and_no_other(slurm_boxes: Boxes) -> 
     try:
         running = slurm_boxes.root / "running"
         slurm_boxes.host.benchmark(f"touch '{running}'; sleep 600 & wait")
-        slurm_boxes.submitted_and_left("left")
+        child = os.fork()
+        if child == 0:
+            try:
+                slurm_boxes.run(run_id="left")
+            finally:
+                os._exit(0)
+        wait_for(running.exists)
         assert main(["cancel", "left"]) == 0
-        assert slurm_boxes.record("left").fields.state == "cancelled"
+        os.waitpid(child, 0)
+        record = slurm_boxes.record("left")
+        assert record.settled and record.job is not None and record.job.state == "CANCELLED"
+        assert "the job ends with exit code 143" in Path(record.job.log).read_text()
+        wait_for(lambda: not left(str(slurm_boxes.host.workspace)))
         shown = subprocess.run(["squeue", "-h", "-o", "%i"], capture_output=True, text=True, timeout=60).stdout.split()
         assert theirs in shown
     finally:
