@@ -1,5 +1,5 @@
-"""Benchmarks of one node against what the bash launchers were seen to do: every recorded case, every landing of every row,
-and every lane of the reference's appendix (reference/single-node.md), planned in this process."""
+"""Benchmarks of one node against what the bash launchers were seen to do, planned in this process: every recorded case,
+every landing of every row, and every lane of the reference's appendix (reference/single-node.md)."""
 
 from __future__ import annotations
 
@@ -122,9 +122,7 @@ def as_printed(plan: Plan) -> dict[str, Any]:
     return printed
 
 
-def test_every_recorded_case_agrees_but_those_with_a_reason(
-    planned: Callable[[Environment], Plan], tree: Path
-) -> None:
+def test_every_recorded_case_agrees_but_those_with_a_reason(planned: Callable[[Environment], Plan], tree: Path) -> None:
     differ: dict[str, list[str]] = {}
     for case in cases():
         try:
@@ -175,7 +173,9 @@ CHANGES: list[tuple[str, tuple[str | int, ...], Any]] = [
 """Launcher, keys of a plan of it, a value that is not what was recorded."""
 
 
-@pytest.mark.parametrize(("launcher", "keys", "value"), CHANGES, ids=[f"{c[0]}{'.'.join(map(str, c[1]))}" for c in CHANGES])
+@pytest.mark.parametrize(
+    ("launcher", "keys", "value"), CHANGES, ids=[f"{c[0]}{'.'.join(map(str, c[1]))}" for c in CHANGES]
+)
 def test_the_judge_would_see_a_difference(
     planned: Callable[[Environment], Plan], tree: Path, launcher: str, keys: tuple[str | int, ...], value: Any
 ) -> None:
@@ -303,11 +303,11 @@ def planned_lanes(landings: list[Landing]) -> dict[tuple[str, ...], Lane]:
 def lanes_of_the_appendix() -> dict[tuple[str, ...], Lane]:
     found: dict[tuple[str, ...], Lane] = {}
     for name, rows, script, images, gpus, model, minutes in table("# Appendix", 7):
-        launcher, *lane = name.split(" · ")
+        launcher, framework, prefix, spec, scenario = name.split(" · ")
         if script == "multi_node":
             continue
         throughput, _, evals = rows.partition(" (+")
-        found[LAUNCHERS[OF_THE_APPENDIX[launcher]], *lane] = Lane(
+        found[LAUNCHERS[OF_THE_APPENDIX[launcher]], framework, prefix, spec, scenario] = Lane(
             throughput=int(throughput),
             evaluations=int(evals.rstrip(")") or 0),
             script=frozenset({script}),
