@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -42,6 +43,10 @@ EVAL = (
 
 LOGS = ("server.log", "results/**", "LOGS/**", "profile_*.trace.json.gz", "profiles/**")
 METRICS = ("gpu_metrics.csv", "gpu_metrics_energy_*.csv", "gpu_metrics_identity.json")
+
+_MOUNTED = re.compile(r"/[^,:\x00-\x1f\x7f]*(:ro)?")
+"""A side of a mount. A comma begins pyxis's next mount and a colon the next side of any engine's, which a path of the
+host's environment must not become; docker takes a relative path for the name of a volume."""
 
 PULLED = ("docker", "podman")
 """Engines that have images of their own."""
@@ -164,9 +169,13 @@ def _mounts(
         mounts[cache.at.rstrip("/")] = cache.host
     for adjustment in rules.adjustments:
         mounts |= {target: source for source, target in adjustment.rule.mounts.items()}
-    seen = model_path is None or any(model_path.startswith(f"{source.rstrip('/')}/") for source in mounts.values())
+    whole = [target.rstrip("/") for target, source in mounts.items() if source.rstrip("/") == target.rstrip("/")]
+    seen = model_path is None or any(model_path.startswith(f"{tree}/") for tree in whole)
     if model_path is not None and lane.model_variables and not seen:
         mounts[model_path] = model_path
+    if bad := [path for mount in mounts.items() for path in mount if not _MOUNTED.fullmatch(path)]:
+        message = f"{bad[0]!r} cannot be mounted into a container; expected an absolute path without ',' and ':'"
+        raise ConfigError(message, where=rules.lane.where)
     return mounts
 
 
@@ -224,12 +233,14 @@ def _minutes(rules: AppliedRules, lane: Container, context: Context) -> int | No
     variable = lane.allocation.time_limit_variable
     own = rules.file.runner.scheduler.time_limit
     limits = [own, lane.allocation.time_limit, *(a.rule.time_limit for a in rules.adjustments)]
-    limit = (variable and context.host.get(variable)) or derive.last(limits, None)
+    said = context.host.get(variable) if variable else None
+    limit = said or derive.last(limits, None)
     if limit is None:
         return None
     seconds = slurm_notation.limit_seconds(limit)
-    if seconds is None:
-        raise ConfigError(f"{variable} is {limit!r}; expected a time limit as Slurm writes it", where="environment")
+    if not seconds:  # Slurm takes 0 for no limit at all
+        name, where = (variable, "environment") if said else ("the time limit", rules.lane.where)
+        raise ConfigError(f"{name} is {limit!r}; expected one as Slurm writes it, longer than nothing", where=where)
     return max(1, round(seconds / 60))
 
 
