@@ -14,6 +14,9 @@ setup(
     package_data={
         **{package: ["**/*"] for package in DATA},
         "launcher.check": ["*.json"],
+        "launcher.doctor": ["*.sh", "*.yaml"],
         "launcher.image": ["*.yaml"],
+        "launcher.srtctl": ["*.yaml"],
+        "launcher.rehearsal": ["*.yaml"],
     },
 )

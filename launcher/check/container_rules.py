@@ -10,7 +10,7 @@ from launcher.check.inputs import Found, Rule, rule
 from launcher.container.planned import ContainerJob, ContainerResolved
 
 RULES: list[Rule] = []
-container_rule = partial(rule, RULES)
+container_rule = partial(rule, RULES, "container")
 
 LOADING = 1800
 """Seconds that starting a container, loading weights and warming up take beside a trace's replay, at least."""

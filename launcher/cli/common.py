@@ -9,8 +9,8 @@ import os
 
 from launcher.benchmark.benchmark import FIXED, Benchmark, Role, max_model_len
 from launcher.benchmark.selection import Selection
+from launcher.check.inputs import Chosen
 from launcher.core.errors import ConfigError
-from launcher.core.yaml_source import SourceLocation
 from launcher.project import Project
 from launcher.srtctl.facts import RoleFacts, facts
 from launcher.srtctl.recipe import variants
@@ -18,21 +18,9 @@ from launcher.srtctl.recipe import variants
 
 def open_project(arguments: argparse.Namespace, *, look: bool = False) -> Project:
     """The project that the command's flags and the environment describe."""
-    project = Project.open(
-        os.environ,
-        workspace=arguments.workspace,
-        state=arguments.state,
-        srt_slurm=arguments.srt_slurm,
-        runners=arguments.runners,
-        recipes=arguments.recipes,
-        look=look,
-    )
+    places = {name: getattr(arguments, name) for name in ("workspace", "state", "srt_slurm", "runners", "recipes")}
+    project = Project.open(os.environ, **places, look=look)
     return dataclasses.replace(project, slurm_backend=getattr(arguments, "slurm_backend", None))
-
-
-def selected(arguments: argparse.Namespace, project: Project) -> list[Benchmark]:
-    """The benchmarks that the flags select: rows of a matrix, or the one that a recipe describes."""
-    return [benchmark for benchmark, _ in chosen(arguments, project)]
 
 
 def filters(arguments: argparse.Namespace) -> Selection:
@@ -47,32 +35,28 @@ def filters(arguments: argparse.Namespace) -> Selection:
     )
 
 
-def chosen(arguments: argparse.Namespace, project: Project) -> list[tuple[Benchmark, SourceLocation | str]]:
-    """The benchmarks that the flags select, each with the place of its row."""
+def chosen(arguments: argparse.Namespace, project: Project) -> list[Chosen]:
+    """The benchmarks that the flags select, each with its place: rows of a matrix, or the one of a recipe."""
     if arguments.recipe:
         return [(_from_recipe(arguments, project), "--recipe")]
     if not arguments.key:
         raise ConfigError("no benchmark is selected", hint="-k KEY (globs are taken), or --recipe FILE")
     selection = dataclasses.replace(filters(arguments), evals="only" if arguments.evals else "none")
-    found: list[tuple[Benchmark, SourceLocation | str]]
-    found = [(entry.benchmark, entry.place) for entry in project.matrix(arguments.matrix).entries(selection)]
-    if arguments.topology:
-        globs = [t.lower() for t in arguments.topology]
-        kept = [(b, place) for b, place in found if any(fnmatch.fnmatchcase(b.topology.lower(), g) for g in globs)]
-        if not kept:
-            there = ", ".join(dict.fromkeys(b.topology for b, _ in found))
-            raise ConfigError(f"no entry has topology {' or '.join(arguments.topology)}", hint=f"there are: {there}")
-        found = kept
-    return found
+    found: list[Chosen] = [(e.benchmark, e.place) for e in project.matrix(arguments.matrix).entries(selection)]
+    globs = [glob.lower() for glob in arguments.topology] or ["*"]
+    kept = [(b, place) for b, place in found if any(fnmatch.fnmatchcase(b.topology.lower(), glob) for glob in globs)]
+    if not kept:
+        there = ", ".join(dict.fromkeys(b.topology for b, _ in found))
+        raise ConfigError(f"no entry has topology {' or '.join(arguments.topology)}", hint=f"there are: {there}")
+    return kept
 
 
 def _from_recipe(arguments: argparse.Namespace, project: Project) -> Benchmark:
     """A benchmark out of a recipe alone: it measures what the recipe says."""
     recipe = project.finder.find(arguments.recipe)
     if recipe is None:
-        places = " and ".join(
-            map(str, (project.finder.overlays, *project.finder.repository)[project.finder.overlays is None :])
-        )
+        finder = project.finder
+        places = " and ".join(str(place) for place in (finder.overlays, *finder.repository) if place is not None)
         hint = f"recipes/DIR/NAME.yaml[:SELECTOR] is DIR/NAME.yaml below {places}; --recipes DIR, --workspace DIR"
         raise ConfigError(f"no recipe {arguments.recipe}", where="--recipe", hint=hint)
     found = variants(recipe.document, recipe.selector, where=recipe.file.location())
@@ -112,12 +96,3 @@ def _role(side: RoleFacts | None) -> Role | None:
     if side is None:
         return None
     return side.as_role() or Role(workers=side.workers or 1, tp=side.gpus_per_worker or 1)
-
-
-def existing_run(arguments: argparse.Namespace, project: Project) -> str:
-    """The id of the run that a command is about: named, or that of this GitHub job."""
-    if arguments.run:
-        return str(arguments.run)
-    if arguments.from_env:
-        return project.run_id_from_environment()
-    raise ConfigError("which run?", hint="RUN, or --from-env in a GitHub job; `launcher status` lists them")

@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import secrets
-import shutil
 import sys
 import tempfile
 import time
@@ -21,17 +20,18 @@ from launcher.cli.common import open_project
 from launcher.cli.render import table
 from launcher.core.errors import Cancelled, ConfigError, ImageError
 from launcher.core.process import clean_environment, stoppable
-from launcher.core.publish import dead_temporaries
 from launcher.core.redact import redact
 from launcher.core.stop import stop_on_signals
 from launcher.image import inventory
-from launcher.image.import_policy import ImportPolicy, ensure_image
-from launcher.image.inventory import Check, Garbage, Image
+from launcher.image.enroot import ImportPolicy
+from launcher.image.inventory import Image, ImageDirectory
 from launcher.image.probe import between_nodes, between_processes, file_system
 from launcher.image.reference import Reference
+from launcher.image.store import ensure_image
 from launcher.plan import derive
 from launcher.project import Project
 from launcher.run.image_usage import images_in_use, is_run_over
+from launcher.runner.cluster_schema import Scheduler
 from launcher.runner.schema import Images
 from launcher.services import open_tools
 
@@ -41,45 +41,42 @@ class _Where:
     """Directories with images, and how images get there: in jobs by ``policy``, as ``rule`` and ``environment`` say."""
 
     directories: tuple[Path, ...]
-    temporary: Path
     rule: Images
     architecture: str | None
     policy: ImportPolicy
     environment: Mapping[str, str]
     project: Project
 
-    def images(self) -> list[Image]:
+    def contents(self, grace: float = inventory.GRACE) -> list[ImageDirectory]:
         users = images_in_use(self.project.runs)
-        return [image for directory in self.directories for image in inventory.images(directory, users, is_run_over)]
+        return [ImageDirectory(path, users, is_run_over, grace) for path in self.directories]
+
+    def images(self) -> list[Image]:
+        return [image for directory in self.contents() for image in directory.images()]
 
 
 def _where(arguments: argparse.Namespace) -> _Where:
     """What the flags name. Raises ConfigError when they name no directory."""
     project = open_project(arguments, look=True)
-    environment, token = clean_environment(os.environ), f"image-{secrets.token_hex(4)}"
     if arguments.directory:
-        directory = str(Path(arguments.directory).resolve())
-        rule, architecture, directories = Images(directory=directory), None, [directory]
-        policy = ImportPolicy("local", None, None, "launcher", token)
+        rule = Images(directory=str(Path(arguments.directory).resolve()))
+        architecture, scheduler, tools_name = None, Scheduler(kind="local"), "system"
     elif arguments.runner:
         runner = project.fleet.get(arguments.runner).runner
-        rule, architecture, scheduler = runner.images, runner.node.arch, runner.scheduler
-        tools = open_tools(runner.tools, scheduler.kind, project.state, os.environ)
-        environment |= tools.environment
-        policy = ImportPolicy(
-            *(scheduler.kind, scheduler.partition, scheduler.account, "launcher", token, tools.registries),
-            make_directory=tools.stand_ins,
-        )
-        directories = [rule.directory, *(r.directory for r in rule.rules if r.directory)]
+        rule, architecture, scheduler, tools_name = runner.images, runner.node.arch, runner.scheduler, runner.tools
     else:
         raise ConfigError("which images?", hint="--runner NAME, or --directory DIR")
+    tools = open_tools(tools_name, scheduler.kind, project.state, os.environ)
+    job = (scheduler.kind, scheduler.partition, scheduler.account, "launcher", f"image-{secrets.token_hex(4)}")
+    policy = ImportPolicy(*job, tools.registries, make_directory=tools.stand_ins)
     context = project.context("image")
-    directories = list(dict.fromkeys(derive.fill(directory, context) for directory in directories))
+    said = [rule.directory, *(each.directory for each in rule.rules if each.directory)]
+    directories = list(dict.fromkeys(derive.fill(directory, context) for directory in said))
     there = tuple(path for path in map(Path, directories) if path.is_dir())
     if not there and not policy.make_directory:
         raise ConfigError("no such directory on this host", where=directories[0], hint="run this where it is mounted")
-    temporary = Path(derive.fill(rule.temporary, context) if rule.temporary else tempfile.gettempdir())
-    return _Where(there, temporary, rule, architecture, policy, environment, project)
+    environment = {**clean_environment(os.environ), **tools.environment}
+    return _Where(there, rule, architecture, policy, environment, project)
 
 
 def list_images(arguments: argparse.Namespace) -> int:
@@ -99,18 +96,13 @@ def list_images(arguments: argparse.Namespace) -> int:
         ]
         print(json.dumps(values, indent=2))
         return 0
-    rows = [
-        [
-            image.squash.name,
-            f"{image.size / 1e6:.1f}",
-            (image.sidecar.digest or "-")[:19] if image.sidecar else "-",
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(image.used)),
-            " ".join(image.users) or "-",
-            image.problem or (image.sidecar.how if image.sidecar else "no record"),
-        ]
-        for image in found
-    ]
-    table(["image", "MB", "digest", "last use", "live runs", ""], rows, sys.stdout)
+    rows = []
+    for image in found:
+        digest, how = (image.sidecar.digest or "-", image.sidecar.how) if image.sidecar else ("-", "no record")
+        last_use = time.strftime("%Y-%m-%d %H:%M", time.localtime(image.used))
+        users = " ".join(image.users) or "-"
+        rows.append([image.squash.name, f"{image.size / 1e6:.1f}", digest[:19], last_use, users, image.problem or how])
+    table(["image", "MB", "digest", "last use", "live runs", ""], rows)
     total = sum(image.size for image in found)
     print(f"{len(found)} images, {total / 1e9:.2f} GB, {sum(image.problem is not None for image in found)} not whole")
     return 0
@@ -148,12 +140,12 @@ def verify(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"no such image: {', '.join(sorted(missing))}", where=", ".join(map(str, where.directories)))
     damaged = []
     for image in found:
-        verdict = inventory.verify(image, deep=arguments.deep)
+        verdict, said = inventory.verify(image, deep=arguments.deep)
         tag = [] if arguments.offline else _tag(image, where)
-        print(f"{image.squash.name}: {verdict.check.value}")
-        for line in (*verdict.said, *tag):
+        print(f"{image.squash.name}: {verdict}")
+        for line in (*said, *tag):
             print(f"  {line}")
-        if verdict.check is Check.DAMAGED:
+        if verdict == "damaged":
             damaged.append(image.squash.name)
     if damaged:
         raise ImageError(
@@ -170,12 +162,12 @@ def _tag(image: Image, where: _Where) -> list[str]:
     note = image.sidecar
     if note is None or not where.policy.may_ask(note.uri):
         return []
-    registry = Registry({**os.environ, **where.rule.environment})
-    architecture = note.architecture or where.architecture
-    tag = registry.check_tag(image.squash, note, architecture, where=str(image.squash))
-    if Reference.parse(note.uri).digest:
+    reference, environment = Reference.parse(note.uri), {**os.environ, **where.rule.environment}
+    if reference.digest:
         return ["tag: none, a digest"]
-    return [f"tag: {tag.fact or f'names {note.digest} still'}"]
+    registry = Registry(reference, environment, note.architecture or where.architecture)
+    fact, _ = registry.check_tag(image.squash, note)
+    return [f"tag: {fact or f'names {note.digest} still'}"]
 
 
 def adopt(arguments: argparse.Namespace) -> int:
@@ -189,16 +181,14 @@ def adopt(arguments: argparse.Namespace) -> int:
 def gc(arguments: argparse.Namespace) -> int:
     """Say what nobody needs, and with --apply remove it."""
     where = _where(arguments)
-    users = images_in_use(where.project.runs)
-    gone: list[Garbage] = []
-    for directory in where.directories:
-        found = inventory.images(directory, users, is_run_over)
-        gone += inventory.garbage(directory, found, grace=arguments.grace * 86400, is_over=is_run_over)
-    if where.temporary.is_dir():
-        gone += [inventory.leftover(path) for path in dead_temporaries(where.temporary)]
+    gone = [(item, directory) for directory in where.contents(arguments.grace * 86400) for item in directory.garbage()]
+    temporary = Path(derive.fill(where.rule.temporary or tempfile.gettempdir(), where.project.context("image")))
+    if temporary.is_dir():
+        directory = ImageDirectory(temporary)
+        gone += [(item, directory) for item in directory.dead_temporaries()]
     freed, left = 0, "kept, it is in use or its lock is not to be had" if arguments.apply else "would remove"
-    for item in gone:
-        removed = arguments.apply and inventory.remove_garbage(item, is_run_over)
+    for item, directory in gone:
+        removed = arguments.apply and directory.remove(item)
         freed += item.size if removed or not arguments.apply else 0
         print(f"{'removed' if removed else left}: {item.path} ({item.size / 1e6:.1f} MB): {item.why}")
     print(f"{'freed' if arguments.apply else 'would free'} {freed / 1e9:.3f} GB in {len(gone)} entries")
@@ -210,32 +200,23 @@ def gc(arguments: argparse.Namespace) -> int:
 def locks(arguments: argparse.Namespace) -> int:
     """Print what was found between two processes of this host, and between two nodes where there is Slurm."""
     directory = Path(arguments.directory).resolve()
-    found = [between_processes(directory)]
-    said: list[str] = []
-    if not arguments.no_nodes:
-        options = [f"--{name}={value}" for name in ("partition", "account") if (value := getattr(arguments, name))]
-        if shutil.which("srun") is None:
-            said.append("between nodes: not tried, there is no srun here")
-        else:
-            try:
-                found.append(between_nodes(directory, options))
-            except ImageError as error:
-                said.append(f"between nodes: {error.message}")
+    found, said = [between_processes(directory)], []
+    options = [f"--{name}={value}" for name in ("partition", "account") if (value := getattr(arguments, name))]
+    try:
+        found += [] if arguments.no_nodes else [between_nodes(directory, options)]
+    except ImageError as error:
+        said.append(f"between nodes: {error.message}")
     if arguments.json:
         value = {"directory": str(directory), "file_system": file_system(directory), "notes": said}
         print(json.dumps({**value, "probes": [asdict(probed) for probed in found]}, indent=2))
         return 0
     print(f"{directory}: {file_system(directory)}")
     for probed in found:
-        seen = probed.heartbeat
-        beat = "its heartbeat was not seen" if seen is None else f"heartbeat seen after {seen:g} s"
+        beat = "never" if probed.heartbeat is None else f"after {probed.heartbeat:g} s"
         twice = "may be done twice at once; what is published is whole all the same"
-        print(f"{probed.where}:")
-        print(f"  flock       {probed.flock}")
-        print(f"  lockf       {probed.lockf}")
-        print(f"  owner file  {probed.owner_file}; {beat}")
-        print(f"  clocks      differ by {probed.clocks:g} s")
-        print(f"  imports     {'one at a time' if probed.one_at_a_time else twice}")
+        print(f"{probed.where}: imports {'are done one at a time' if probed.one_at_a_time else twice}")
+        print(f"  flock {probed.flock}; lockf {probed.lockf}; owner file {probed.owner_file}")
+        print(f"  heartbeat seen: {beat}; clocks differ by {probed.clocks:g} s")
     for line in said:
         print(line)
     return 0

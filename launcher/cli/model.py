@@ -6,11 +6,10 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launcher.cli.common import open_project
 from launcher.cli.render import progress_shown, table
@@ -21,9 +20,6 @@ from launcher.model.destination import Leftover, leftovers, remove_leftovers
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, Manifest
 from launcher.runner.file import RunnerFile, describe_when
 
-if TYPE_CHECKING:
-    from launcher.model.stage import Stripe
-
 
 def listing(arguments: argparse.Namespace) -> int:
     """Checkpoints of a runner's table, or below directories."""
@@ -31,7 +27,7 @@ def listing(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([row[1] for row in found], indent=2))
     else:
-        table(["checkpoint", "state", "size", "stored as", "staged from", ""], [row[0] for row in found], sys.stdout)
+        table(["checkpoint", "state", "size", "stored as", "staged from", ""], [row[0] for row in found])
     return 0
 
 
@@ -71,7 +67,7 @@ def stage(arguments: argparse.Namespace) -> int:
             progress=progress,
             log=_log,
             stop=stop,
-            stripe=striping(_layouts(arguments, destination), log=_log),
+            lay_out=striping(_layouts(arguments, destination), log=_log),
         )
     how = {"staged": "staged", "there": "is there already", "lost": "was staged by another process"}[done.how]
     rate = f", {done.copied / done.seconds / 1e9:.2f} GB/s" if done.copied else ""
@@ -80,16 +76,13 @@ def stage(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _layouts(arguments: argparse.Namespace, destination: Path) -> Sequence[Stripe]:
-    """The runner's layouts for the storage of a destination, or the default ones."""
-    from launcher.model.stage import DEFAULT, Stripe
-
-    storage = (
-        open_project(arguments).fleet.get(arguments.runner).storage_of(str(destination)) if arguments.runner else None
-    )
+def _layouts(arguments: argparse.Namespace, destination: Path) -> list[tuple[int, int, str]] | None:
+    """The runner's layouts for the storage of a destination, if it names any."""
+    runner = open_project(arguments).fleet.get(arguments.runner) if arguments.runner else None
+    storage = runner.storage_of(str(destination)) if runner else None
     if storage is None or storage.striping is None:
-        return DEFAULT
-    return [Stripe(layout.at_least, layout.count, layout.size) for layout in storage.striping]
+        return None
+    return [(layout.at_least, layout.count, layout.size) for layout in storage.striping]
 
 
 def _stage_on_nodes(arguments: argparse.Namespace) -> int:
@@ -124,7 +117,7 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
         print(json.dumps([asdict(result) for result in results], indent=2))
     else:
         rows = [[r.node, "ok" if r.ok else "failed", r.how, f"{r.seconds:.1f} s", r.error or ""] for r in results]
-        table(["node", "", "how", "took", "why"], rows, sys.stdout)
+        table(["node", "", "how", "took", "why"], rows)
     if bad := [result.node for result in results if not result.ok]:
         _log(f"to go on without them: --exclude={','.join(bad)}")
         return ModelError.exit_code
@@ -166,12 +159,10 @@ def gc(arguments: argparse.Namespace) -> int:
     found: list[Leftover] = []
     for directory in sorted(directories):
         found += remove_leftovers(directory) if arguments.apply else leftovers(directory)
-    rows = []
-    for item in found:
-        what = f"kept: {item.keep}" if item.keep else "removed" if arguments.apply else "would go"
-        rows.append([str(item.path), f"{item.bytes / 1e9:.3f} GB", item.owner, what])
-    if rows:
-        table(["what", "size", "whose", ""], rows, sys.stdout)
+    done = "removed" if arguments.apply else "would go"
+    if found:
+        rows = [[i.path, f"{i.bytes / 1e9:.3f} GB", i.owner, f"kept: {i.keep}" if i.keep else done] for i in found]
+        table(["what", "size", "whose", ""], rows)
     free = sum(item.bytes for item in found if not item.keep)
     print(f"{free / 1e9:.1f} GB {'removed' if arguments.apply else 'to remove; --apply does it'}")
     return 0
@@ -219,19 +210,14 @@ def _row(path: Path, note: str) -> tuple[list[str], dict[str, object]]:
 
 def _show(report: CheckpointReport, note: str, precision: str | None) -> None:
     parts = [f"whole, {report.shards} shards, {report.bytes / 1e9:.1f} GB" if report.whole else "not whole"]
-    if report.path.exists():
-        parts.append(report.quantisation)
-    if report.identity == "mismatch":
-        parts.append(f"not the declared one: {report.identity_reason}")
-    elif report.whole and report.identity == "match":
-        parts.append("the declared one")
-    elif report.whole:
-        parts.append(f"the declared one or not: not known ({report.identity_reason})")
+    parts += [report.quantisation] if report.path.exists() else []
+    if report.whole or report.identity == "mismatch":
+        words = {"mismatch": "not the declared one: {}", "match": "the declared one"}
+        unknown = "the declared one or not: not known ({})"
+        parts.append(words.get(report.identity, unknown).format(report.identity_reason))
     print(f"{report.path}: {', '.join(parts)}  {note}".rstrip())
-    for problem in report.problems:
-        print(f"  {problem}")
-    for doubt in report.doubts:
-        print(f"  doubt: {doubt}")
+    for line in (*report.problems, *(f"doubt: {doubt}" for doubt in report.doubts)):
+        print(f"  {line}")
     if report.whole and report.identity != "mismatch":
         return
     if right := right_sibling(report.path, precision):

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -28,8 +28,11 @@ _LINE_EVERY = 30.0
 _BARS = 12
 """Bars of single files that are shown at once in a terminal."""
 
+_COLOURS = {"log": "2", "error": "31", "warning": "33", "job": "36", "end": "1"}
+"""Codes of a terminal for the kinds of lines."""
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO) -> None:
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table without borders, as wide as it has to be."""
     from rich.table import Table
 
@@ -38,7 +41,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO)
         shown.add_column(column, overflow="fold", no_wrap=column != "")
     for row in rows:
         shown.add_row(*(str(cell) for cell in row))
-    _console(stream).print(shown)
+    _console(sys.stdout).print(shown)
 
 
 def _console(stream: TextIO) -> Any:
@@ -102,14 +105,13 @@ def show_runs(found: Sequence[RunRecord], runs: Path) -> None:
         if not record.ended and not record.owned_by_another:
             state = f"{state} (nobody drives it)"
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(fields.created)) if fields.created else "-"
-        text = fields.job.says if fields.job is not None else ""
-        if fields.error is not None:
-            text = f"{fields.error.layer}: {fields.error.message.splitlines()[0]}"
+        job, text = (fields.job.id, fields.job.says) if fields.job is not None else ("-", "")
         if fields.verdict is not None and fields.verdict.layer:
             text = str(fields.verdict)
-        job = fields.job.id if fields.job is not None else "-"
+        elif fields.error is not None:
+            text = f"{fields.error.layer}: {fields.error.message.splitlines()[0]}"
         rows.append([record.id, fields.runner, began, state, job, text])
-    table(["run", "runner", "began", "state", "job", ""], rows, sys.stdout)
+    table(["run", "runner", "began", "state", "job", ""], rows)
 
 
 def show_run(record: RunRecord) -> None:
@@ -141,25 +143,17 @@ def progress_shown(stream: TextIO, what: str = "staging") -> Iterator[Progress]:
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bars
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Bars(*columns, console=_console(stream), transient=True) as bars:
         yield _ProgressBars(bars, what)
 
 
 class ProgressLines:
-    """``12.3 of 40.0 GB (31 %), 1.20 GB/s, 23 s left, 5 of 64 files``, at most every ``every`` seconds, and at the
-    end."""
+    """``12.3 of 40.0 GB (31 %), 1.20 GB/s, 23 s left, 5 of 64 files``: a line now and then, and one at the end."""
 
-    def __init__(
-        self, stream: TextIO, what: str, *, every: float = _LINE_EVERY, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._stream, self._what, self._every, self._clock = stream, what, every, clock
+    def __init__(self, stream: TextIO, what: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._what, self._clock = stream, what, clock
         self._lock = threading.Lock()
         self._files = self._size = self._there = self._resumed = self._done = 0
         self._by_file: dict[str, int] = {}
@@ -177,7 +171,7 @@ class ProgressLines:
             self._by_file[path] = there
             self._done += there >= size > there - count or size == 0
             now = self._clock()
-            if now - self._told >= self._every or self._there >= self._size > 0:
+            if now - self._told >= _LINE_EVERY or self._there >= self._size > 0:
                 self._told = now
                 self._line(now - self._began)
 
@@ -239,11 +233,7 @@ class Console:
         quiet: bool = False,
         github: GitHub | None = None,
     ) -> None:
-        self._stream = stream
-        self._environ = environ
-        self._quiet = quiet
-        self._github = github
-        self._labels = labels
+        self._stream, self._environ, self._labels, self._quiet, self._github = stream, environ, labels, quiet, github
         self._colour = stream.isatty() and not environ.get("NO_COLOR")
         self._began: float | None = None
         self._gone = False
@@ -255,16 +245,21 @@ class Console:
             return
         run = self._label(event.run, "  ")
         mark = {"error": "error: ", "warning": "warning: "}.get(event.kind, "")
-        self._line(f"{event.time - self._began:7.1f}s  {run}{mark}{redact(event.text, self._environ)}", event.kind)
+        self._say(f"{event.time - self._began:7.1f}s  {run}{mark}{redact(event.text, self._environ)}", event.kind)
 
     def log(self, run: str, lines: Sequence[str]) -> None:
         """Show new lines of a job's log."""
         if self._quiet or not lines:
             return
         prefix = self._label(run, "") + "  | "
-        with self._raw() as write:
-            for line in lines:
-                write(redact(f"{prefix}{line}", self._environ))
+        shown = [redact(f"{prefix}{line}", self._environ) for line in lines]
+        if self._github is None:
+            for line in shown:
+                self._say(line, "log")
+            return
+        with self._unheard(), self._github.job_log() as write:
+            for line in shown:
+                write(line)
 
     def outcomes(self, runs: Path, outcomes: Sequence[Outcome]) -> None:
         """Show how runs ended: the table of results, where they are, and what to try next."""
@@ -276,13 +271,13 @@ class Console:
         for outcome in outcomes:
             if outcome.error is not None:
                 label = self._label(outcome.run, ": ").lstrip()
-                self._line(f"{label}{redact(str(outcome.error), self._environ)}", "error")
-                self._line(f"{label}verdict: {outcome.verdict}", "end")
+                self._say(f"{label}{redact(str(outcome.error), self._environ)}", "error")
+                self._say(f"{label}verdict: {outcome.verdict}", "end")
         good = [o for o in outcomes if o.error is None]
-        self._say(f"\n{len(good)} of {len(outcomes)} runs succeeded. Records and results: {runs}\n")
+        self._say(f"\n{len(good)} of {len(outcomes)} runs succeeded. Records and results: {runs}")
         if outcomes:
             chosen = next((o for o in outcomes if o.error is not None), outcomes[0])
-            self._say(f"Next: launcher status {chosen.run}   (or: launcher logs {chosen.run})\n")
+            self._say(f"Next: launcher status {chosen.run}   (or: launcher logs {chosen.run})")
 
     def _label(self, run: str, after: str) -> str:
         if len(self._labels) < 2:
@@ -290,25 +285,12 @@ class Console:
         width = max(len(label) for label in self._labels.values())
         return f"{self._labels.get(run, run):{width}}{after}"
 
-    @contextlib.contextmanager
-    def _raw(self) -> Iterator[Callable[[str], None]]:
-        if self._github is not None:
-            with self._unheard(), self._github.job_log() as write:
-                yield write
-        else:
-            yield self._plain
-
-    def _plain(self, line: str) -> None:
-        self._say(f"\033[2m{line}\033[0m\n" if self._colour else f"{line}\n")
-
-    def _line(self, text: str, kind: str) -> None:
-        colour = {"error": "31", "warning": "33", "job": "36", "end": "1"}.get(kind) if self._colour else None
-        self._say(f"\033[{colour}m{text}\033[0m\n" if colour else f"{text}\n")
-
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, kind: str = "") -> None:
+        """One line, where there are colours in that of its kind."""
+        code = _COLOURS.get(kind) if self._colour else None
         with self._unheard():
             if not self._gone:
-                self._stream.write(text)
+                self._stream.write(f"\033[{code}m{text}\033[0m\n" if code else f"{text}\n")
                 self._stream.flush()
 
     @contextlib.contextmanager

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark
+from launcher.check.report import Roots
 from launcher.cli.common import open_project
 from launcher.cli.render import table
-from launcher.core.errors import ConfigError, suggest
+from launcher.core.errors import ConfigError
+from launcher.core.process import CommandRunner
 from launcher.core.publish import publish_new, temporary_name
 from launcher.core.yaml_source import Document
 from launcher.doctor import queries
-from launcher.doctor.comparison import Claim, compare, notes
-from launcher.doctor.draft import DraftRequest, draft, todos
-from launcher.doctor.facts import SlurmFacts, Unknown
-from launcher.doctor.programs import Commands
+from launcher.doctor.comparison import Claim, Fill, compare, notes
+from launcher.doctor.draft import draft, todos
+from launcher.doctor.facts import NO_SLURM, ClusterFacts, Host, SlurmFacts, Unknown
+from launcher.doctor.programs import clean_runner
 from launcher.plan import derive
 from launcher.plan.derive import known, last
 from launcher.project import Project
@@ -33,12 +34,11 @@ from launcher.services import stand_in_programs
 
 def listing(arguments: argparse.Namespace) -> int:
     """One line for each runner."""
-    fleet = open_project(arguments).fleet
-    rows = []
-    for file in fleet.all():
-        r = file.runner
-        rows.append([r.name, r.sku, f"{r.node.gpus}", r.scheduler.partition or "-", " ".join(r.labels), r.description])
-    table(["runner", "sku", "GPUs", "partition", "labels", ""], rows, sys.stdout)
+    runners = [file.runner for file in open_project(arguments).fleet.all()]
+    rows = [
+        [r.name, r.sku, r.node.gpus, r.scheduler.partition or "-", " ".join(r.labels), r.description] for r in runners
+    ]
+    table(["runner", "sku", "GPUs", "partition", "labels", ""], rows)
     return 0
 
 
@@ -127,16 +127,19 @@ def new(arguments: argparse.Namespace) -> int:
     directory = arguments.directory
     if directory is not None and not directory.startswith("/"):
         raise ConfigError(f"{directory!r} is not absolute", where="--directory")
-    commands = Commands(environ=project.environ)
-    slurm = queries.slurm_facts(commands)
-    partition = _partition(slurm, arguments.partition)
+    run = clean_runner(project.environ)
+    slurm = queries.slurm_facts(run)
+    partition = slurm.partition(arguments.partition and arguments.partition.removesuffix("*"))  # sinfo's default one
+    if isinstance(partition, Unknown):
+        hint = "run it on the cluster's login node, as the user of its GitHub runners; is SLURM_CONF right?"
+        raise ConfigError(partition.why, where="--partition", hint=partition.hint or hint)
     default = slurm.default_account if isinstance(slurm.default_account, str) else None
     account = arguments.account or default or (slurm.accounts[0] if len(slurm.accounts) == 1 else None)
-    request = DraftRequest(name, partition, account, directory, str(project.state))
-    facts = queries.facts_for_draft(request, slurm, commands, node=not arguments.no_node, wait=arguments.timeout)
-    text = draft(request, facts)
-    # A draft that does not load is our own error: stop before writing it.
-    RunnerFile(Document(str(target or "-"), text))
+    fill = partial(derive.fill, context=project.context("doctor"))
+    unknown = Unknown("not looked at yet")
+    blank = ClusterFacts(slurm, Host("this host", unknown, unknown, unknown), unknown, partition.name)
+    first = RunnerFile(Document(f"{name}.yaml", draft(name, account, directory, fill, blank)))
+    text = draft(name, account, directory, fill, _look(arguments, first, slurm, fill, run))
     if target is None:
         sys.stdout.write(text)
         return 0
@@ -174,33 +177,17 @@ def _publish(target: Path, text: str) -> None:
         raise ConfigError("exists; use --output to write another file", where=str(target))
 
 
-def _partition(slurm: SlurmFacts, requested: str | None) -> str:
-    """The requested partition, or Slurm's default one. Raises ConfigError when it is not known."""
-    if isinstance(slurm.partitions, Unknown):
-        hint = "run it on the cluster's login node, as the user of its GitHub runners; is SLURM_CONF right?"
-        raise ConfigError(f"Slurm does not say which partitions there are: {slurm.partitions}", hint=hint)
-    names = [p.name for p in slurm.partitions]
-    requested = requested and requested.removesuffix("*")  # as sinfo marks the default one
-    found = slurm.partition(requested)
-    if found is not None:
-        return found.name
-    if requested is None:
-        raise ConfigError("Slurm has no default partition", where="--partition", hint=f"one of {', '.join(names)}")
-    hint = suggest(requested, names, f"there are {', '.join(names)}")
-    raise ConfigError(f"Slurm shows no partition {requested!r}", where="--partition", hint=hint)
-
-
 def doctor(arguments: argparse.Namespace) -> int:
     """Print one line for each claim of the file. Raises ConfigError when one of them differs from the cluster."""
     project = open_project(arguments)
     file = project.fleet.get(arguments.name)
     fill = partial(derive.fill, context=project.context("doctor"))
-    log, commands = partial(print, file=sys.stderr), Commands(environ=project.environ)
+    run = clean_runner(project.environ)
+    slurm = queries.slurm_facts(run) if file.runner.scheduler.kind == "slurm" else NO_SLURM
+    facts = _look(arguments, file, slurm, fill, run)
+    facts = queries.with_locks_and_refs(file, facts, fill, run, wait=arguments.timeout)
     # Stand-ins are the launcher's own programs: this cluster has nothing to say about them.
-    stand_ins = stand_in_programs(file.runner.tools)
-    facts = queries.facts_for_comparison(
-        file, fill, commands, node=not arguments.no_node, wait=arguments.timeout, log=log, stand_ins=stand_ins
-    )
+    facts = replace(facts, stand_ins=stand_in_programs(file.runner.tools))
     claims, remarks = compare(file, facts, fill), notes(facts)
     counts = {v: sum(c.verdict == v for c in claims) for v in ("agree", "differ", "unknown")}
     if arguments.json:
@@ -217,12 +204,19 @@ def doctor(arguments: argparse.Namespace) -> int:
     raise ConfigError(f"the runner file does not match the cluster: {text}", where=file.path, hint=hint)
 
 
+def _look(
+    arguments: argparse.Namespace, file: RunnerFile, slurm: SlurmFacts, fill: Fill, run: CommandRunner
+) -> ClusterFacts:
+    log = partial(print, file=sys.stderr)
+    node, wait = not arguments.no_node, arguments.timeout
+    return queries.cluster_facts(file, slurm, fill, run, node=node, wait=wait, log=log)
+
+
 def _show(claims: Sequence[Claim], remarks: Sequence[str]) -> None:
-    here = Path.cwd()
+    here = Roots([Path.cwd()])
     for claim in claims:
         path, _, line = claim.where.rpartition(":")
-        inside = Path(path).is_absolute() and Path(path).is_relative_to(here)
-        where = f"{os.path.relpath(path, here) if inside else path}:{line}"
+        where = f"{here.short(path)}:{line}"
         print(f"{claim.verdict:7}  {f'{claim.key} {claim.says}':45}  {where}")
         for word, text in (("found", claim.found), ("why", claim.why), ("fix", claim.hint)):
             if text and (claim.verdict != "agree" or word != "found"):

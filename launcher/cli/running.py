@@ -1,21 +1,22 @@
-"""`launcher run`, `sweep` and `ci`: from plans to outcomes."""
+"""Commands about runs: `run`, `sweep`, `ci` and `adopt` begin them; the others know them by their records alone."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.benchmark.benchmark import Benchmark
-from launcher.cli.common import open_project, selected
-from launcher.cli.render import Console, show_plans, summaries
-from launcher.core.errors import ConfigError, LauncherError
+from launcher.cli.common import chosen, open_project
+from launcher.cli.render import Console, show_plans, show_run, show_runs, summaries
+from launcher.core.errors import ConfigError, JobError, LauncherError
 from launcher.core.github import GitHub
 from launcher.core.stop import Stop, stop_on_signals
+from launcher.model.node_job import reap
 from launcher.plan.plan import Plan
 from launcher.project import Project, new_run_id
 from launcher.result.summary import markdown
@@ -24,23 +25,26 @@ from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.loop import Limits, run_all
 from launcher.run.orphans import adopt as adopt_job
-from launcher.run.orphans import end_run, orphans_of_job_name, told_elsewhere
+from launcher.run.orphans import end_run, find_orphans, orphans_of_job_name, told_elsewhere
 from launcher.run.prepare import refuse
-from launcher.run.record import RunRecord
+from launcher.run.record import RunRecord, records
 from launcher.services import open_run, open_services, pace_of
+from launcher.slurm.backends import open_scheduler
+from launcher.slurm.client import Phase
+from launcher.slurm.logs import LogFollower
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the one benchmark that is selected."""
     project = open_project(arguments, look=True)
-    return _exit_code(_drive(project, [_one_by_hand(project, arguments)], arguments))
+    return _exit_code(_drive(project, _by_hand(project, arguments), arguments))
 
 
 def adopt(arguments: argparse.Namespace) -> int:
     """Take over a job that was started by hand: from here on it is this run's, to follow, to cancel, to collect."""
     project = open_project(arguments, look=True)
     by_environment = arguments.from_env
-    plan = project.plan_from_environment(arguments.run_id) if by_environment else _one_by_hand(project, arguments)
+    plan = project.plan_from_environment(arguments.run_id) if by_environment else _by_hand(project, arguments)[0]
     record = RunRecord.create(project.runs, plan)
     record.update(results="workspace" if by_environment else "run")
     output = Path(arguments.output).resolve() if arguments.output else None
@@ -51,18 +55,7 @@ def adopt(arguments: argparse.Namespace) -> int:
         finish.end_early(run, error)
         raise
     with stop_on_signals() as stop:
-        return _exit_code(drive_records(project, [(record, plan)], stop, quiet=not arguments.logs))
-
-
-def _one_by_hand(project: Project, arguments: argparse.Namespace) -> Plan:
-    chosen = selected(arguments, project)
-    if len(chosen) > 1:
-        titles = "\n".join(f"  {b.title} conc {' '.join(map(str, b.concurrencies))}" for b in chosen)
-        raise ConfigError(
-            f"{len(chosen)} benchmarks are selected, and one job measures one:\n{titles}",
-            hint="narrow it by --topology, --seq or --conc, or use `launcher sweep`",
-        )
-    return _by_hand(project, arguments, chosen[0])
+        return _exit_code(_drive_records(project, [(record, plan)], stop, quiet=not arguments.logs))
 
 
 def sweep(arguments: argparse.Namespace) -> int:
@@ -70,9 +63,8 @@ def sweep(arguments: argparse.Namespace) -> int:
     if arguments.run_id:
         raise ConfigError("a sweep has many runs", where="--run-id", hint="launcher run --run-id ID")
     project = open_project(arguments, look=True)
-    plans = [_by_hand(project, arguments, benchmark) for benchmark in selected(arguments, project)]
-    outcomes = _drive(project, plans, arguments, limits=Limits(arguments.max_jobs, arguments.fail_fast))
-    return _exit_code(outcomes)
+    limits = Limits(arguments.max_jobs, arguments.fail_fast)
+    return _exit_code(_drive(project, _by_hand(project, arguments, several=True), arguments, limits=limits))
 
 
 def ci(arguments: argparse.Namespace) -> int:
@@ -94,6 +86,145 @@ def ci(arguments: argparse.Namespace) -> int:
     return _exit_code(outcomes)
 
 
+def status(arguments: argparse.Namespace) -> int:
+    """List all runs, or show one."""
+    runs = open_project(arguments).runs
+    found = [RunRecord.load(runs, arguments.run)] if arguments.run else records(runs)
+    if arguments.json:
+        values = [json.loads((record.directory / "run.json").read_text()) for record in found]
+        print(json.dumps(values[0] if arguments.run else values, indent=2))
+    elif arguments.run:
+        show_run(found[0])
+    else:
+        show_runs(found, runs)
+    return 0
+
+
+def logs(arguments: argparse.Namespace) -> int:
+    """Print the job's log; with --follow until the run has ended."""
+    runs, follower = open_project(arguments).runs, None
+    while True:
+        record = RunRecord.load(runs, arguments.run)
+        if follower is None and (path := record.log_path) is not None:
+            follower = LogFollower(path)
+        if follower is None and not arguments.follow:
+            raise ConfigError("this run has no job yet, hence no log", where=f"run {record.id}")
+        while follower is not None and (lines := follower.read_new()):
+            sys.stdout.writelines(f"{line}\n" for line in lines)
+            sys.stdout.flush()
+        if record.ended or not arguments.follow:
+            if follower is not None:
+                sys.stdout.writelines(f"{line}\n" for line in follower.flush())
+            return 0
+        time.sleep(0.5)
+
+
+def cancel(arguments: argparse.Namespace) -> int:
+    """Cancel a run's job and wait until the scheduler says that it is gone."""
+    project = open_project(arguments)
+    record = RunRecord.load(project.runs, _run_id(arguments, project))
+    end_run(open_run(project, record), "launcher cancel", print)
+    return 0
+
+
+def cleanup(arguments: argparse.Namespace) -> int:
+    """End the jobs of runs that nobody drives any more; with RUN or --from-env, of that run."""
+    project = open_project(arguments)
+    if arguments.run or arguments.from_env:
+        run_id = _run_id(arguments, project)
+        if not (project.runs / run_id / "run.json").is_file():
+            print(f"run {run_id} has no record: it never began")
+            return 0
+        end_run(open_run(project, RunRecord.load(project.runs, run_id)), "launcher cleanup", print)
+        return 0
+    left, elsewhere = find_orphans(project.runs)
+    wrong: list[LauncherError] = []
+    for record in left:
+        try:
+            end_run(open_run(project, record), "launcher cleanup", print)
+        except LauncherError as error:
+            wrong.append(error)
+        except OSError as error:
+            wrong.append(LauncherError(str(error.strerror), where=f"run {record.id}"))
+    for record in elsewhere:
+        print(told_elsewhere(record))
+    print(f"{len(left)} runs were left behind" if left else "no run was left behind")
+    try:
+        reap(project.state, lambda: open_scheduler("slurm", backend="commands"), print)
+    except LauncherError as error:
+        wrong.append(error)
+    for other in wrong[1:]:
+        print(other)
+    if wrong:
+        raise wrong[0]
+    return 0
+
+
+def collect(arguments: argparse.Namespace) -> int:
+    """Collect and check a run's results again."""
+    project = open_project(arguments)
+    record = RunRecord.load(project.runs, _run_id(arguments, project))
+    if record.owned_by_another:
+        raise ConfigError("another launcher drives this run, and will collect", where=f"run {record.id}")
+    run = open_run(project, record)
+    record.take()
+    job = record.job_key
+    if job is None:
+        raise ConfigError("this run has no job, hence no results", where=f"run {record.id}")
+    state = run.services.scheduler.poll([job])[job]
+    if state.phase is not Phase.TERMINAL and not record.ended:
+        raise JobError(f"the job has not ended: {state.describe()}", where=str(job), hint="launcher logs -f RUN")
+    if state.phase is Phase.TERMINAL:
+        outcome = finish.finish(run, state)
+        print(f"run {record.id}: {outcome.state}")
+        if outcome.error is not None:
+            raise outcome.error
+        return 0
+    collected = finish.collect(run)
+    finish.deliver(run)
+    collected.raise_if_bad()
+    return 0
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    """Continue a run where it stopped, in this process."""
+    project = open_project(arguments, look=True)
+    record = RunRecord.load(project.runs, arguments.run)
+    if record.fields.state == "succeeded":
+        print(f"run {record.id} has succeeded already")
+        return 0
+    if record.owned_by_another:
+        raise ConfigError("another launcher drives this run", where=f"run {record.id}", hint="launcher logs -f RUN")
+    with stop_on_signals() as stop:
+        outcomes = _drive_records(project, [(record, record.plan)], stop)
+    return outcomes[0].exit_code
+
+
+def _run_id(arguments: argparse.Namespace, project: Project) -> str:
+    """The id of the run that a command is about: named, or that of this GitHub job."""
+    if arguments.run:
+        return str(arguments.run)
+    if arguments.from_env:
+        return project.run_id_from_environment()
+    raise ConfigError("which run?", hint="RUN, or --from-env in a GitHub job; `launcher status` lists them")
+
+
+def _by_hand(project: Project, arguments: argparse.Namespace, *, several: bool = False) -> list[Plan]:
+    """The plans of the benchmarks that are selected. Raises ConfigError for several where one is expected."""
+    benchmarks, narrow = [benchmark for benchmark, _ in chosen(arguments, project)], bool(arguments.conc)
+    if len(benchmarks) > 1 and not several:
+        titles = "\n".join(f"  {b.title} conc {' '.join(map(str, b.concurrencies))}" for b in benchmarks)
+        raise ConfigError(
+            f"{len(benchmarks)} benchmarks are selected, and one job measures one:\n{titles}",
+            hint="narrow it by --topology, --seq or --conc, or use `launcher sweep`",
+        )
+    plans = []
+    for benchmark in benchmarks:
+        run_id = arguments.run_id or new_run_id(benchmark, time.time())
+        plans.append(project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id=run_id))
+    return plans
+
+
 def _end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
     """End what a launcher that was killed left of an earlier job of this GitHub runner, and say so."""
     left, elsewhere = orphans_of_job_name(project.runs, plan.job_name)
@@ -105,11 +236,6 @@ def _end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
             end_run(open_run(project, record), "the next launcher on this runner", print)
         except (LauncherError, OSError) as error:
             github.warning(f"run {record.id}: {error}", title="launcher: left behind")
-
-
-def _by_hand(project: Project, arguments: argparse.Namespace, benchmark: Benchmark) -> Plan:
-    run_id = arguments.run_id or new_run_id(benchmark, time.time())
-    return project.plan_by_hand(benchmark, arguments.runner, narrow=bool(arguments.conc), run_id=run_id)
 
 
 def _drive(
@@ -126,10 +252,10 @@ def _drive(
         recorded = [(RunRecord.create(project.runs, plan), plan) for plan in plans]
         for record, _ in recorded:
             record.update(accepted=tuple(arguments.accept), results="workspace" if github is not None else "run")
-        return drive_records(project, recorded, stop, quiet=not arguments.logs, limits=limits, github=github)
+        return _drive_records(project, recorded, stop, quiet=not arguments.logs, limits=limits, github=github)
 
 
-def drive_records(
+def _drive_records(
     project: Project,
     recorded: Sequence[tuple[RunRecord, Plan]],
     stop: Stop,
@@ -147,16 +273,15 @@ def drive_records(
         raise ConfigError("the selected benchmarks are of several clusters", hint="--runner NAME picks one")
     said: list[str] = []
     services = open_services(project, first, stop, log=said.append)
-    runs: list[Run] = []
-    for record, plan in recorded:
-        if not runs:  # how Slurm is asked is in every record, and shown once
-            record.listeners.append(console.event)
-        for text in said:
+    recorded[0][0].listeners.append(console.event)
+    for record, _ in recorded:
+        for text in said:  # how Slurm is asked is in every record, and shown once
             record.event("note", text)
-        if runs:
-            record.listeners.append(console.event)
+    for record, _ in recorded[1:]:
+        record.listeners.append(console.event)
+    runs = [Run(record, plan, project.kind(plan.kind), services) for record, plan in recorded]
+    for record, _ in recorded:
         record.take()
-        runs.append(Run(record, plan, project.kind(plan.kind), services))
     limits = dataclasses.replace(limits, pace=pace_of(first))
     try:
         outcomes = run_all(runs, services.scheduler, stop, limits, None if quiet else console.log)
@@ -190,7 +315,6 @@ def _announce(github: GitHub, plan: Plan, project: Project) -> None:
 
 def report_to(github: GitHub, runs: Path, outcomes: Sequence[Outcome]) -> None:
     """How runs ended: the step's output, an annotation with the verdict of each that failed, the table of points."""
-
     for outcome in outcomes:
         github.output("state", outcome.state)
         if outcome.error is not None:

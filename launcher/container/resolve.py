@@ -72,7 +72,8 @@ class ContainerPlanner:
             raise ConfigError(message, where=rules.lane.where)
         own = self._own_workspace(file, context)
         inside = context if own is None else replace(context, workspace=own.path)
-        environment = _environment(rules, inside)
+        expected = derive.expected_results(benchmark, context)
+        environment = _environment(benchmark, expected.filename, inside)
         passed = _from_host(rules, context)
         path = derive.model_path(rules.model.rule, benchmark, context)
         cache = _cache(rules, context, environment)
@@ -97,7 +98,7 @@ class ContainerPlanner:
             context,
             images=images,
             model=derive.planned_model(rules, path, context, cache),
-            results=_results(derive.expected_results(benchmark, context), benchmark, inside),
+            results=_results(expected, benchmark, inside),
             time_limit=str(minutes) if minutes is not None else None,
             details=job.as_details(),
         )
@@ -109,9 +110,8 @@ class ContainerPlanner:
         return OwnWorkspace(f"{derive.fill(own, context)}/{context.run_key}", str(self._recipes / "benchmarks"))
 
 
-def _environment(rules: AppliedRules, context: Context) -> dict[str, str]:
+def _environment(benchmark: Benchmark, stem: str, context: Context) -> dict[str, str]:
     """The variables of the workflow's contract, as the workflow's launch step has them."""
-    benchmark, stem = rules.benchmark, derive.result_stem(rules.benchmark, context.runner_name)
     return {
         **environment_of(benchmark),
         "RUNNER_NAME": context.runner_name,

@@ -71,7 +71,7 @@ def _paths(choice: ScriptChoice, benchmark: Benchmark, host: Mapping[str, str]) 
         if path.is_absolute() or ".." in path.parts:
             raise ConfigError(f"{other!r} is not a path below the workspace", where=choice.variable)
         return (str(path),)
-    folder = PurePosixPath(choice.directory, "agentic" if benchmark.agentic else "fixed_seq_len")
+    folder = f"{choice.directory}/{'agentic' if benchmark.agentic else 'fixed_seq_len'}"
     parts = {
         "model": benchmark.exp_name.partition("_")[0],
         "precision": benchmark.precision,
@@ -82,11 +82,13 @@ def _paths(choice: ScriptChoice, benchmark: Benchmark, host: Mapping[str, str]) 
     names = dict.fromkeys(filled(name, parts) for name in choice.names)
     if bad := [name for name in names if "/" in name]:
         raise ConfigError(f"{bad[0]!r} cannot be a script's name", where=benchmark.source)
-    return tuple(str(folder / name) for name in names)
+    return tuple(f"{folder}/{name}" for name in names)
 
 
 def filled(template: str, values: Mapping[str, str]) -> str:
     """A template with each ``{name}`` of the values replaced. Other braces stay as they are."""
+    if "{" not in template:
+        return template
     return re.sub(r"\{([a-z-]+)\}", lambda m: values.get(m[1], m[0]), template)
 
 

@@ -1,7 +1,7 @@
 """The doctor compares a runner file with the live cluster, claim by claim, and drafts a file for a new cluster.
 
-In come a runner file and what the cluster answers: Slurm's commands, git, and a script that runs here and on one node
-(`queries` asks). Out come claims, each with the line of the file that it is about, or the text of a draft.
+In come a runner file and what the cluster answers: Slurm's commands, git, and host.sh, which runs here and on one node
+(`queries` asks). Out come claims, each with the line of the file that it is about, or the text of a draft (draft.yaml).
 Open `comparison` first: its tables say which fact speaks about which key; `facts` are all that can be known.
 
 `comparison` and `scheduling` are pure (a contract in pyproject.toml), so that tests can judge made-up clusters: they

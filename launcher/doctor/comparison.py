@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from launcher.core.errors import suggest
 from launcher.doctor import scheduling
 from launcher.doctor.facts import (
-    Agree,
     ClusterFacts,
     Differ,
     DirectoryView,
     Fact,
     Host,
     Mount,
-    Outcome,
     Side,
     Statement,
     Unknown,
+    known,
     statements,
 )
 from launcher.image.probe import Probed
@@ -58,55 +58,55 @@ class Claim:
 class Row:
     """A key of runner files, how its value is compared, and the fact that speaks about it (or all facts).
 
-    ``pattern`` is read by `statements`. A fact that is Unknown makes the claim unknown; where it is None, nothing was
-    asked, and no claim is made. ``compare`` gets any other fact, and returns None for no claim, too. ``says`` is the
-    value as people are shown it, ``default`` the value of a key that is not in its table.
+    ``pattern`` is read by `statements`. ``compare`` gets a fact that is known; where it is None, nothing was asked. No
+    claim is made then, nor where ``compare`` returns None. ``says`` is the value as people are shown it, ``default``
+    the value of a key that is not in its table.
     """
 
     pattern: str
-    compare: Callable[[Statement, Any], Outcome | None]
+    compare: Callable[[Statement, Any], str | None]
     fact: Callable[[ClusterFacts], Any] = lambda facts: facts
-    says: Callable[[Statement, Any], str] = lambda statement, _: (
-        str(statement.value).lower() if isinstance(statement.value, bool) else str(statement.value)
-    )
+    says: Callable[[Statement], str] = str
     default: object = None
+
+    def judged(self, said: Statement, facts: ClusterFacts) -> str | None:
+        """What `compare` makes of the fact."""
+        fact = known(self.fact(facts))
+        return None if fact is None else self.compare(said, fact)
 
 
 def compare(file: RunnerFile, facts: ClusterFacts, fill: Fill) -> list[Claim]:
     """Every claim of the file, in the order of its lines. ``fill`` puts values for the placeholders of paths."""
-    claims = list(_compared(_SLURM, file, facts)) if file.runner.scheduler.kind == "slurm" else []
-    for statement, path in required(file, fill, models_are_made=bool(facts.stand_ins)):
-        claims.append(_claim(file, statement, path.says, _compare_path(path, facts)))
-    claims += _compared(_ROWS, file, facts)
-    return sorted(claims, key=lambda claim: int(claim.where.rpartition(":")[2]))
+    claims: list[Claim | None] = []
+    for path in required(file, fill, models_are_made=bool(facts.stand_ins)):
+        claims.append(_claim(file, path.said, path.says, partial(_compare_path, path, facts)))
+    for row in (*(_SLURM if file.runner.scheduler.kind == "slurm" else ()), *_ROWS):
+        for said in statements(file, row.pattern, row.default):
+            claims.append(_claim(file, said, row.says(said), partial(row.judged, said, facts)))
+    return sorted(filter(None, claims), key=lambda claim: int(claim.where.rpartition(":")[2]))
 
 
-def _compared(rows: Sequence[Row], file: RunnerFile, facts: ClusterFacts) -> Iterator[Claim]:
-    for row in rows:
-        for statement in statements(file, row.pattern, row.default):
-            fact = row.fact(facts)
-            outcome = fact if fact is None or isinstance(fact, Unknown) else row.compare(statement, fact)
-            if outcome is not None:
-                yield _claim(file, statement, row.says(statement, fact), outcome)
-
-
-def _claim(file: RunnerFile, statement: Statement, says: str, outcome: Outcome) -> Claim:
-    key, where = statement.dotted, file.location(*statement.keys)
-    if isinstance(outcome, Agree):
-        return Claim(key, where, says, "agree", found=outcome.found)
-    if isinstance(outcome, Differ):
-        return Claim(key, where, says, "differ", found=outcome.found, hint=outcome.hint)
-    return Claim(key, where, says, "unknown", why=outcome.why, hint=outcome.hint)
+def _claim(file: RunnerFile, said: Statement, says: str, judged: Callable[[], str | None]) -> Claim | None:
+    claim = Claim(said.dotted, file.location(*said.keys), says, "agree")
+    try:
+        found = judged()
+    except Differ as other:
+        return replace(claim, verdict="differ", found=other.found, hint=other.hint)
+    except Unknown as unknown:
+        return replace(claim, verdict="unknown", why=unknown.why, hint=unknown.hint)
+    return None if found is None else replace(claim, found=found)
 
 
 @dataclass(frozen=True)
 class RequiredPath:
-    """A directory that must be there, or candidates of which one must. ``says`` is what the file writes.
+    """A directory that must be there, or candidates of which one must: ``said`` names it in the file, as ``says``.
 
     ``seen`` are the sides that must see it, ``written`` those that must be able to write it. ``made`` says that the
-    launcher makes it when it is missing; ``storage`` is what the file says of the file system below it.
+    launcher makes it when it is missing; ``storage`` is what the file says of the file system below it, and ``mounted``
+    whether the directory is that file system itself, so that its kind is compared.
     """
 
+    said: Statement
     says: str
     paths: tuple[str, ...]
     seen: tuple[Side, ...]
@@ -114,21 +114,17 @@ class RequiredPath:
     made: bool = False
     storage: Storage | None = None
     mounted: bool = False
-    """Whether this is `storage` itself, so that its kind is compared."""
 
 
-def required(
-    file: RunnerFile, fill: Fill, *, models_are_made: bool = False
-) -> Iterator[tuple[Statement, RequiredPath]]:
-    """Every directory that the file names, with where it names it, in the file's order of tables.
+def required(file: RunnerFile, fill: Fill, *, models_are_made: bool = False) -> Iterator[RequiredPath]:
+    """Every directory that the file names, in its order of tables.
 
     ``models_are_made`` says that runs make a checkpoint that is not there.
     """
-    runner = file.runner
-    for statement in statements(file, "storage.[]"):
-        storage: Storage = statement.value
-        yield statement, RequiredPath(storage.path, (storage.path,), storage.seen_by, storage=storage, mounted=True)
-    importer: tuple[Side, ...] = (runner.images.import_on,)
+    for said in statements(file, "storage.[]"):
+        storage: Storage = said.value
+        yield RequiredPath(said, storage.path, (storage.path,), storage.seen_by, storage=storage, mounted=True)
+    importer: tuple[Side, ...] = (file.runner.images.import_on,)
     for pattern, seen, written in (
         # The login host looks at what a compute node imported, too: whether an image is there is decided there.
         ("images.directory", _BOTH, importer),
@@ -138,11 +134,11 @@ def required(
         ("checkout.cache", ("login",), ("login",)),
         ("workspace.shared", _BOTH, ("login",)),
     ):
-        for statement in statements(file, pattern):
-            path = fill(statement.value)
-            yield statement, RequiredPath(statement.value, (path,), seen, written, True, file.storage_of(path))
-    for statement in statements(file, "models.[].path"):
-        model, value = statement.table, statement.value
+        for said in statements(file, pattern):
+            path = fill(said.value)
+            yield RequiredPath(said, said.value, (path,), seen, written, True, file.storage_of(path))
+    for said in statements(file, "models.[].path"):
+        model, value = said.table, said.value
         candidates = [path for path in ([value] if isinstance(value, str) else value) if not path.startswith("hf:")]
         if candidates:
             # {model} is another directory for each benchmark: what is above it is what can be asked about.
@@ -151,92 +147,66 @@ def required(
             on = file.storage_of(paths[0])
             seen = on.seen_by if on is not None else _BOTH
             written = ("login",) if made and "login" in seen else ()
-            yield statement, RequiredPath(" or ".join(candidates), paths, seen, written, made, on)
+            yield RequiredPath(said, " or ".join(candidates), paths, seen, written, made, on)
 
 
-def _compare_path(required: RequiredPath, facts: ClusterFacts) -> Outcome:
+def _compare_path(required: RequiredPath, facts: ClusterFacts) -> str:
     """One directory: it agrees only when every side that must see and write it does."""
     good: list[str] = []
     unknown: list[str] = []
     problems: list[Differ] = []
-    for side in required.seen:
-        candidate = _candidate(facts.side(side), required.paths)
-        if isinstance(candidate, Unknown):
-            unknown.append(f"{side}: {candidate}")
-            continue
-        host, path, seen = candidate
-        found = _access(required, side, path, seen, facts.slurm.user)
-        problem = found or _kind(required, seen) or _sharing(required, side, seen)
-        if problem is not None:
-            problems.append(Differ(f"{side} ({host}): {problem.found}", problem.hint))
-        else:
-            good.append(f"{side} ({host}): {_description(path, seen)}")
-    problems += _hidden_sides(required, facts)[:1]
+    for side in _BOTH:
+        try:
+            host = known(facts.side(side))
+            path, seen = _candidate(host, required.paths)
+            _check(required, side, path, seen, facts.slurm.user)
+            good += [f"{side} ({host.name}): {_description(path, seen)}"] if side in required.seen else []
+        except Unknown as why:
+            unknown += [f"{side}: {why}"] if side in required.seen else []
+        except Differ as other:
+            problems.append(Differ(f"{side} ({host.name}): {other.found}", other.hint))
     if problems:
-        return Differ("; ".join(problem.found for problem in problems), problems[0].hint)
-    return Unknown("; ".join([*unknown, *good])) if unknown else Agree("; ".join(good))
+        raise Differ("; ".join(problem.found for problem in problems), problems[0].hint)
+    if unknown:
+        raise Unknown("; ".join([*unknown, *good]))
+    return "; ".join(good)
 
 
-def _candidate(host: Fact[Host], paths: Sequence[str]) -> Fact[tuple[str, str, DirectoryView]]:
-    """The host's name, and the first path that is there, or where none is the first one with what is above it."""
-    if isinstance(host, Unknown):
-        return host
-    views = [(path, host.directory(path)) for path in paths]
-    seen = [(host.name, path, view) for path, view in views if isinstance(view, DirectoryView)]
+def _candidate(host: Host, paths: Sequence[str]) -> tuple[str, DirectoryView]:
+    """The first path that is there, or where none is the first one that was seen, with what is above it."""
+    views = {path: host.directory(path) for path in paths}
+    seen = [(path, view) for path, view in views.items() if isinstance(view, DirectoryView)]
     if not seen:
-        return Unknown(str(views[0][1]))
-    return next((one for one in seen if one[2].is_at(one[1])), seen[0])
+        known(views[paths[0]])
+    return next((one for one in seen if one[1].is_at(one[0])), seen[0])
 
 
-def _access(required: RequiredPath, side: Side, path: str, seen: DirectoryView, user: str) -> Differ | None:
-    """What keeps one side from using the directory as it must."""
-    if seen.refused.endswith("is not a directory"):
-        return Differ(seen.refused, "name a directory")
+def _check(required: RequiredPath, side: Side, path: str, seen: DirectoryView, user: str) -> None:
+    """Raises Differ with the first thing that is wrong with a directory on one side."""
+    there, mount, refused = seen.is_at(path), seen.mount, seen.refused
     read_only = side in required.written and not seen.writable
-    if seen.is_at(path) and not seen.readable:
-        return Differ(f"{user} cannot list {path}", "chmod or chgrp it for the runner's user, or name another")
-    if seen.is_at(path):
-        found = f"{user} cannot write {path}: {seen.refused}"
-        return Differ(found, "give it to the runner's user, or name another") if read_only else None
+    kind = required.storage.kind if required.storage is not None else ""
+    if side not in required.seen:
+        if required.mounted and kind in ("lustre", "nfs") and there and isinstance(mount, Mount) and mount.network:
+            raise Differ(f"sees it too: {mount}", "add the side to seen-by, or say which part of it is not shared")
+        return
+    if refused.endswith("is not a directory"):
+        raise Differ(refused, "name a directory")
+    if there and not seen.readable:
+        raise Differ(f"{user} cannot list {path}", "chmod or chgrp it for the runner's user, or name another")
+    if there and read_only:
+        raise Differ(f"{user} cannot write {path}: {refused}", "give it to the runner's user, or name another")
     missing = f"{path} is not there; the nearest directory above it is {seen.at}"
-    if not required.made:
-        put = "mount" if required.mounted else "stage"
-        return Differ(missing, f"correct the path, {put} what belongs there, or correct `seen-by` of its storage")
-    found = f"{missing}, where {user} cannot make it: {seen.refused}"
-    return Differ(found, "have it made, and given to the runner's user") if read_only else None
-
-
-def _kind(required: RequiredPath, seen: DirectoryView) -> Differ | None:
-    """Whether a storage is of the kind that the file gives."""
-    if not required.mounted or required.storage is None or isinstance(seen.mount, Unknown):
-        return None
-    kind, mount = required.storage.kind, seen.mount
-    actual = "lustre" if mount.type == "lustre" else "nfs" if mount.network else "local or node-local"
-    return None if kind in actual.split(" or ") else Differ(f"not {kind}: {mount}", f"kind: {actual}")
-
-
-def _sharing(required: RequiredPath, side: Side, seen: DirectoryView) -> Differ | None:
-    """Whether a node sees the same directory as the login host, where both must see it."""
-    shared = len(required.seen) == 2 and (required.storage is None or required.storage.kind != "node-local")
-    if side == "login" or not shared or (seen.shared is not False and seen.back is not False):
-        return None
-    found = f"what the login host writes into {seen.at} is not seen there: it is another {seen.at}"
-    return Differ(found, "name a directory on a shared file system, or say `kind: node-local` of its storage")
-
-
-def _hidden_sides(required: RequiredPath, facts: ClusterFacts) -> list[Differ]:
-    """The sides that see a shared file system, and the file says that they do not."""
-    if not required.mounted or required.storage is None or required.storage.kind not in ("lustre", "nfs"):
-        return []
-    found = []
-    for side in (side for side in _BOTH if side not in required.seen):
-        candidate = _candidate(facts.side(side), required.paths)
-        if not isinstance(candidate, Unknown) and candidate[2].is_at(candidate[1]):
-            mount = candidate[2].mount
-            if isinstance(mount, Mount) and mount.network:
-                hint = "add the side to seen-by, or say which part of it is not shared"
-                found.append(Differ(f"{side} sees it too: {mount}", hint))
-    return found
+    if not there and not required.made:
+        what = "mount or stage what belongs there"
+        raise Differ(missing, f"correct the path, {what}, or correct `seen-by` of its storage")
+    if not there and read_only:
+        raise Differ(f"{missing}, where {user} cannot make it: {refused}", "have it made for the runner's user")
+    if required.mounted and isinstance(mount, Mount) and kind not in mount.kinds:
+        raise Differ(f"not {kind}: {mount}", f"kind: {' or '.join(mount.kinds)}")
+    if side == "compute" and len(required.seen) == 2 and kind != "node-local" and seen.shared is False:
+        found = f"what the login host writes into {seen.at} is not seen there: it is another {seen.at}"
+        raise Differ(found, "name a directory on a shared file system, or say `kind: node-local` of its storage")
 
 
 def _description(path: str, seen: DirectoryView) -> str:
@@ -249,87 +219,77 @@ def _description(path: str, seen: DirectoryView) -> str:
     return ", ".join([*parts, "writable" if seen.writable else "read-only for us"])
 
 
-def _compare_importer(statement: Statement, facts: ClusterFacts) -> Outcome | None:
+def _compare_importer(said: Statement, facts: ClusterFacts) -> str | None:
     if facts.stand_ins:
         return None  # images are made by a stand-in, wherever enroot is
-    other: Side = "compute" if statement.value == "login" else "login"
-    host, elsewhere = facts.side(statement.value), facts.side(other)
-    if isinstance(host, Unknown):
-        return host
+    other: Side = "compute" if said.value == "login" else "login"
+    host, elsewhere = known(facts.side(said.value)), facts.side(other)
     if isinstance(host.enroot, str):
-        return Agree(f"enroot {host.enroot} on {host.name}")
+        return f"enroot {host.enroot} on {host.name}"
     if isinstance(elsewhere, Host) and isinstance(elsewhere.enroot, str):
-        return Differ(str(host.enroot), f"import-on: {other}, where enroot is")
-    return Differ(str(host.enroot), "install enroot, or put it on the runner's PATH")
+        raise Differ(str(host.enroot), f"import-on: {other}, where enroot is")
+    raise Differ(str(host.enroot), "install enroot, or put it on the runner's PATH")
 
 
-def _compare_locks(statement: Statement, probed: Probed) -> Outcome:
+def _compare_locks(said: Statement, probed: Probed) -> str:
     late = "" if probed.clocks < 5 else f"; the clocks differ by {probed.clocks:g} s"
-    found = f"flock {probed.flock}, owner file {probed.owner_file}{late}"
-    if probed.one_at_a_time:
-        return Agree(found)
-    return Differ(
-        found, "images may be imported twice at once; what is published is whole all the same (docs/images.md)"
-    )
+    found = f"{probed.where}: flock {probed.flock}, owner file {probed.owner_file}{late}"
+    if not probed.one_at_a_time:
+        hint = "images may be imported twice at once; what is published is whole all the same (docs/images.md)"
+        raise Differ(found, hint)
+    return found
 
 
-def _compare_repository(statement: Statement, facts: ClusterFacts) -> Outcome:
-    refs = facts.refs.get(str(statement.keys[-1]), Unknown("not asked"))
-    return refs if isinstance(refs, Unknown) else Agree(f"answers, {len(refs)} refs")
+def _compare_repository(said: Statement, facts: ClusterFacts) -> str:
+    return f"answers, {len(known(facts.refs.get(str(said.keys[-1]), Unknown('not asked'))))} refs"
 
 
-def _compare_ref(statement: Statement, facts: ClusterFacts) -> Outcome | None:
-    ref, sha, refs = statement.value, statement.table.sha, facts.refs.get(statement.table.repository)
+def _compare_ref(said: Statement, facts: ClusterFacts) -> str | None:
+    ref, sha, refs = said.value, said.table.sha, facts.refs.get(said.table.repository)
     if refs is None or isinstance(refs, Unknown) or re.fullmatch(r"[0-9a-f]{40}", ref):
         return None  # the repository has its own line; a commit is in no list of refs
     tag, branch = refs.get(f"refs/tags/{ref}"), refs.get(f"refs/heads/{ref}")
     if tag is None and branch is None:
         hint = suggest(ref, [name.split("/", 2)[-1] for name in refs], "`git ls-remote` lists what there is")
-        return Differ("the repository has no such tag or branch", hint)
+        raise Differ("the repository has no such tag or branch", hint)
     if tag is not None and sha not in (None, tag):
-        return Differ(f"the tag is {tag}, the lane's sha {sha}", f"sha: {tag}, if that is meant")
+        raise Differ(f"the tag is {tag}, the lane's sha {sha}", f"sha: {tag}, if that is meant")
     if tag is None and sha not in (None, branch):
-        return Agree(f"the branch has moved on to {branch}; the lane stays at its sha")
-    return Agree(f"{'tag' if tag else 'branch'} at {tag or branch}")
+        return f"the branch has moved on to {branch}; the lane stays at its sha"
+    return f"{'tag' if tag else 'branch'} at {tag or branch}"
 
 
-def _where_locks_hold(statement: Statement, fact: Fact[Probed]) -> str:
-    return "holds" if isinstance(fact, Unknown) else f"holds ({fact.where})"
+def _stand_ins(facts: ClusterFacts) -> Fact[None]:
+    return Unknown("enroot, srtctl and the engine are stand-ins: nothing to ask about") if facts.stand_ins else None
 
-
-_STAND_INS = Unknown("enroot, srtctl and the engine are stand-ins: nothing to ask about")
-
-_DIRECTIVES = f"srtslurm.{scheduling.DIRECTIVES}.*"
 
 _SLURM: Sequence[Row] = (
-    Row("scheduler.partition", scheduling.compare_partition, lambda facts: facts.slurm.partitions),
-    Row("images.import-partition", scheduling.compare_partition, lambda facts: facts.slurm.partitions),
+    Row("scheduler.partition", scheduling.compare_partition, lambda facts: facts.slurm),
+    Row("images.import-partition", scheduling.compare_partition, lambda facts: facts.slurm),
     Row("scheduler.account", scheduling.compare_account),
     Row("scheduler.time-limit", scheduling.compare_time_limit, lambda facts: facts.partition),
     Row("lanes.[].time-limit", scheduling.compare_time_limit, lambda facts: facts.partition),
     Row("adjust.[].time-limit", scheduling.compare_time_limit, lambda facts: facts.partition),
-    Row("scheduler", scheduling.compare_job, says=lambda *_: "a job of one node"),
+    Row("scheduler", scheduling.compare_job, says=lambda said: "a job of one node"),
     *(
         Row(f"srtslurm.{key}", scheduling.compare_directive, default=default)
         for key, (default, _) in scheduling.DIRECTIVE_SWITCHES.items()
     ),
-    Row(_DIRECTIVES, scheduling.compare_directive, says=lambda said, _: scheduling.directive(said)),
-    Row("node.gpus", scheduling.compare_gpus, scheduling.gpus),
-    Row("node.arch", scheduling.compare_architecture, scheduling.architectures),
-    *(
-        Row(key, scheduling.compare_login_architecture, says=lambda said, _: f"{said.value} on login")
-        for key in ("node.arch", "node.login-arch")
-    ),
+    Row(f"srtslurm.{scheduling.DIRECTIVES}.*", scheduling.compare_directive, says=scheduling.directive),
+    Row("node.gpus", scheduling.compare_one_of, scheduling.gpus),
+    Row("node.arch", scheduling.compare_one_of, scheduling.architectures),
+    Row("node.arch", scheduling.compare_login_architecture, says="{} on login".format),
+    Row("node.login-arch", scheduling.compare_login_architecture, says="{} on login".format),
     Row("node.count", scheduling.compare_count),
     Row("exclude-nodes.[].node", scheduling.compare_excluded),
 )
 """Claims about Slurm and its nodes."""
 
 _ROWS: Sequence[Row] = (
-    Row("tools", lambda statement, stand_ins: _STAND_INS, lambda facts: facts.stand_ins or None),
+    Row("tools", lambda said, fact: None, _stand_ins),
     Row("images.import-on", _compare_importer),
-    Row("images.lock", _compare_locks, lambda facts: facts.locks, _where_locks_hold),
-    Row("images.lock", _compare_locks, lambda facts: facts.locks_with_node, _where_locks_hold),
+    Row("images.lock", _compare_locks, lambda facts: facts.locks, lambda said: "holds between two processes"),
+    Row("images.lock", _compare_locks, lambda facts: facts.locks_with_node, lambda said: "holds with a node"),
     Row("repositories.*", _compare_repository),
     Row("lanes.[].ref", _compare_ref),
 )
@@ -338,21 +298,20 @@ _ROWS: Sequence[Row] = (
 
 def notes(facts: ClusterFacts) -> list[str]:
     """What people should know about this cluster, and no runner file claims."""
-    slurm = facts.slurm
-    if isinstance(slurm.config, Unknown):
+    if isinstance(facts.slurm.config, Unknown):
         return []
-    config, notes = slurm.config, []
-    if slurm.accounting and "job_comment" not in config.get("AccountingStoreFlags", ""):
+    config, notes, no_accounting = facts.slurm.config, [], facts.slurm.no_accounting
+    shortest = config.get("MinJobAge", "unknown")
+    if not no_accounting and "job_comment" not in config.get("AccountingStoreFlags", ""):
         notes.append(
             "AccountingStoreFlags has no job_comment: a job that was lost is found by its comment only as long as the "
-            f"controller keeps it (MinJobAge {config.get('MinJobAge', 'unknown')}); accounting will not know it"
+            f"controller keeps it (MinJobAge {shortest}); accounting will not know it"
         )
-    if slurm.accounting is False:
+    if no_accounting:
         notes.append(
             "no accounting: how a job ended is known only from the controller, for MinJobAge, and its exit marker"
         )
-    age = re.match(r"\d+", config.get("MinJobAge", ""))
-    if age and int(age[0]) < 60:
+    if (age := re.match(r"\d+", shortest)) and int(age[0]) < 60:
         notes.append(f"MinJobAge is {age[0]} s: a finished job leaves the controller before the launcher may ask again")
     if config.get("PreemptMode", "OFF") not in ("OFF", "(null)"):
         notes.append(f"PreemptMode is {config['PreemptMode']}: jobs may be ended for others")

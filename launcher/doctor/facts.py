@@ -1,7 +1,7 @@
 """The two sides that are compared: what is known of a live cluster, and what a runner file says key by key.
 
-Every fact is a value, or `Unknown` with the reason; nothing is guessed. Comparing a value with a fact comes to `Agree`,
-`Differ` or `Unknown`.
+Every fact is a value, or `Unknown` with the reason; nothing is guessed. A comparison returns what the cluster says
+where both agree; it raises `Differ` where they do not, and `Unknown` where nobody can say.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from launcher.core.errors import suggest
 from launcher.core.yaml_source import Key
 from launcher.image.probe import Probed
 from launcher.runner.file import RunnerFile
@@ -26,43 +27,39 @@ _OWN = frozenset({"fuse.lxcfs", "fuse.snapfuse", "fuse.squashfuse", "fuse.gvfsd-
 """FUSE file systems of one host; others are clients of servers."""
 
 
-@dataclass(frozen=True)
-class Unknown:
-    """Why something is not known: the words of the program that was asked, or that nothing was asked."""
+class Unknown(Exception):
+    """Why something is not known: the words of the program that was asked, or that nothing was asked.
 
-    why: str
-    hint: str = ""
-    """How to make it known, where that can be said."""
+    It stands in the place of a fact. ``hint`` is how to make the fact known, where that can be said.
+    """
 
-    def __str__(self) -> str:
-        return self.why
+    def __init__(self, why: str, hint: str = "") -> None:
+        super().__init__(why)
+        self.why, self.hint = why, hint
+
+
+class Differ(Exception):
+    """The cluster is not as the runner file says: ``found`` is what it says, ``hint`` how to fix the file or it."""
+
+    def __init__(self, found: str, hint: str) -> None:
+        super().__init__(found)
+        self.found, self.hint = found, hint
 
 
 T = TypeVar("T")
 Fact: TypeAlias = T | Unknown
 
 
-def known(fact: Fact[tuple[T, ...]]) -> tuple[T, ...]:
+def known(fact: Fact[T]) -> T:
+    """The value of a fact. Raises the Unknown that stands in its place."""
+    if isinstance(fact, Unknown):
+        raise fact
+    return fact
+
+
+def listed(fact: Fact[tuple[T, ...]]) -> tuple[T, ...]:
     """A list that was asked for; empty where it is unknown."""
     return () if isinstance(fact, Unknown) else fact
-
-
-@dataclass(frozen=True)
-class Agree:
-    """The cluster is as the runner file says; ``found`` is what the cluster says."""
-
-    found: str
-
-
-@dataclass(frozen=True)
-class Differ:
-    """The cluster is not as the runner file says: ``found`` is what it says, ``hint`` how to fix the file or it."""
-
-    found: str
-    hint: str
-
-
-Outcome: TypeAlias = Agree | Differ | Unknown
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,10 @@ class Statement:
     def dotted(self) -> str:
         """Its keys as a person writes them: ``models[2].path``."""
         return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in self.keys).removeprefix(".")
+
+    def __str__(self) -> str:
+        """Its value as YAML has it."""
+        return str(self.value).lower() if isinstance(self.value, bool) else str(self.value)
 
 
 def statements(file: RunnerFile, pattern: str, default: object = None) -> Iterator[Statement]:
@@ -106,27 +107,21 @@ def _below(table: Any, step: str, default: object) -> Iterable[tuple[Key, Any]]:
 
 
 @dataclass(frozen=True)
-class Gres:
-    """One generic resource of a node: ``gpu:gb200:4(S:0-1)`` is Gres("gpu", "gb200", 4)."""
-
-    name: str
-    type: str | None
-    count: int
-
-
-@dataclass(frozen=True)
 class Node:
-    """A node as the controller describes it. ``arch`` is None until its slurmd has registered once."""
+    """A node as the controller describes it.
+
+    ``arch`` is None until its slurmd has registered once. ``gres`` are its GPUs: type ("" for none) and count.
+    """
 
     name: str
     arch: str | None
-    gres: tuple[Gres, ...]
+    gres: tuple[tuple[str, int], ...]
     state: str
     partitions: tuple[str, ...]
 
     @property
     def gpus(self) -> int:
-        return sum(g.count for g in self.gres if g.name == "gpu")
+        return sum(count for _, count in self.gres)
 
     @property
     def usable(self) -> bool:
@@ -139,7 +134,7 @@ class Node:
 
 def gpu_types(nodes: Iterable[Node]) -> list[str]:
     """The types of GPUs on these nodes, as their GRES names them."""
-    return list(dict.fromkeys(g.type for node in nodes for g in node.gres if g.name == "gpu" and g.type))
+    return list(dict.fromkeys(kind for node in nodes for kind, _ in node.gres if kind))
 
 
 @dataclass(frozen=True)
@@ -152,14 +147,6 @@ class Partition:
     state: str
     max_time: float | None
     nodes: int
-
-
-@dataclass(frozen=True)
-class Association:
-    """What accounting lets a user do: jobs of ``account``, in ``partition`` only when that is not empty."""
-
-    account: str
-    partition: str
 
 
 @dataclass(frozen=True)
@@ -183,6 +170,11 @@ class Mount:
     def network(self) -> bool:
         return self.type not in _OWN if self.type.startswith("fuse.") else self.type in _NETWORK
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What a runner file may call it as the ``kind`` of a storage."""
+        return ("lustre",) if self.type == "lustre" else ("nfs",) if self.network else ("local", "node-local")
+
     def __str__(self) -> str:
         return f"{self.type} from {self.source} on {self.target}"
 
@@ -193,8 +185,8 @@ class DirectoryView:
 
     ``at`` is the directory itself, or the nearest directory above it that exists; everything else is about ``at``.
     ``refused`` is why no file could be written there, "" when one could. ``free`` is in bytes, for users who are not
-    root. ``shared`` says whether this host saw the file that the login host wrote there (None on the login host, and
-    when it could not write one), ``back`` whether the login host then saw the file of this one.
+    root. ``shared`` says whether this host and the login host each saw the file that the other wrote there; it is None
+    on the login host, and when that could not write one.
     """
 
     at: str
@@ -203,7 +195,6 @@ class DirectoryView:
     mount: Fact[Mount]
     free: int | None = None
     shared: bool | None = None
-    back: bool | None = None
 
     def is_at(self, path: str) -> bool:
         """Whether the directory itself is there."""
@@ -236,23 +227,34 @@ class Host:
 
 @dataclass(frozen=True)
 class SlurmFacts:
-    """What Slurm says. ``config`` is slurm.conf as the controller has it, ``user`` who asked."""
+    """What Slurm says. ``config`` is slurm.conf as the controller has it, ``user`` who asked.
+
+    ``associations`` are what accounting lets that user do: jobs of an account, in a partition ("" for any).
+    """
 
     user: str
     version: Fact[str]
     config: Fact[Mapping[str, str]]
     partitions: Fact[tuple[Partition, ...]]
     nodes: Fact[tuple[Node, ...]]
-    associations: Fact[tuple[Association, ...]]
+    associations: Fact[tuple[tuple[str, str], ...]]
     default_account: Fact[str]
 
-    def partition(self, name: str | None) -> Partition | None:
-        """The partition of this name, the default one without a name; None when it is not there or nobody answered."""
-        return next((p for p in known(self.partitions) if (p.default if name is None else p.name == name)), None)
+    def partition(self, name: str | None) -> Fact[Partition]:
+        """The partition of this name, the default one without a name."""
+        if isinstance(self.partitions, Unknown):
+            return self.partitions
+        names = [partition.name for partition in self.partitions]
+        wrong = "Slurm has no default partition" if name is None else f"Slurm shows no partition {name!r}"
+        found = (p for p in self.partitions if (p.default if name is None else p.name == name))
+        return next(found, Unknown(wrong, suggest(name or "", names, f"there are {', '.join(names)}")))
 
-    def nodes_of(self, partition: str) -> Fact[tuple[Node, ...]]:
-        nodes = self.nodes
-        return nodes if isinstance(nodes, Unknown) else tuple(node for node in nodes if partition in node.partitions)
+    def nodes_of(self, partition: str | None) -> Fact[tuple[Node, ...]]:
+        """The nodes of the partition of this name, of the default one without a name."""
+        found, nodes = self.partition(partition), self.nodes
+        if isinstance(found, Unknown):
+            return found
+        return nodes if isinstance(nodes, Unknown) else tuple(node for node in nodes if found.name in node.partitions)
 
     def setting(self, name: str) -> Fact[str]:
         if isinstance(self.config, Unknown):
@@ -262,13 +264,16 @@ class SlurmFacts:
     @property
     def accounts(self) -> list[str]:
         """The accounts that accounting lets the user name; empty when they are not known."""
-        return list(dict.fromkeys(each.account for each in known(self.associations)))
+        return list(dict.fromkeys(account for account, _ in listed(self.associations)))
 
     @property
-    def accounting(self) -> Fact[bool]:
-        """Whether accounting is kept, hence whether an account means anything."""
+    def no_accounting(self) -> bool:
+        """Whether Slurm says that it keeps no accounting, so that an account means nothing."""
         kind = self.setting("AccountingStorageType")
-        return kind if isinstance(kind, Unknown) else not kind.endswith("/none") and kind != "(null)"
+        return isinstance(kind, str) and (kind.endswith("/none") or kind == "(null)")
+
+
+NO_SLURM = SlurmFacts("", *[Unknown("the runner's scheduler is the embedded one")] * 6)
 
 
 @dataclass(frozen=True)
@@ -306,15 +311,12 @@ class ClusterFacts:
 
     @property
     def partition(self) -> Fact[Partition]:
-        if isinstance(self.slurm.partitions, Unknown):
-            return self.slurm.partitions
-        return self.slurm.partition(self.partition_name) or Unknown("the partition is not there")
+        return self.slurm.partition(self.partition_name)
 
     @property
     def nodes(self) -> Fact[tuple[Node, ...]]:
         """The nodes of the partition."""
-        partition = self.partition
-        return partition if isinstance(partition, Unknown) else self.slurm.nodes_of(partition.name)
+        return self.slurm.nodes_of(self.partition_name)
 
     @property
     def job(self) -> SubmissionCheck:

@@ -6,16 +6,14 @@ Each reader ignores lines that are not its own, such as banners.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
 from launcher.core.process import NOT_FOUND, CommandRunner, Completed, clean_environment, run
 from launcher.core.slurm_notation import limit_seconds
-from launcher.doctor.facts import Association, Fact, Gres, Mount, Node, Partition, Unknown
+from launcher.doctor.facts import Fact, Mount, Node, Partition, Unknown
 from launcher.slurm.commands import scontrol_pairs
 
 T = TypeVar("T")
@@ -26,36 +24,24 @@ TIMEOUT = 20.0
 _TELLING = re.compile(r"error|fatal|unable|denied|cannot", re.IGNORECASE)
 _PREFIXES = ("SINFO_", "SACCTMGR_", "SCONTROL_", "SRUN_")
 _CONFIG = re.compile(r"^(\w+)\s*= (.*?)\s*$", re.MULTILINE)
-_GRES = re.compile(r"(?P<name>[^:]+)(?::(?P<type>[^:]+))?:(?P<count>\d+)(?P<unit>[KMGT]?)")
-_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+_GPUS = re.compile(r"(?:^|,)gpu(?::([^:,(]+))?:(\d+)(?=[,(]|$)")
 
 
-@dataclass(frozen=True)
-class Commands:
-    """How programs are run: in a clean environment."""
+def clean_runner(environ: Mapping[str, str], runner: CommandRunner = run) -> CommandRunner:
+    """``runner`` in an environment in which the programs of the cluster answer as they do to everybody."""
+    kept = {name: value for name, value in clean_environment(environ).items() if not name.startswith(_PREFIXES)}
+    return partial(runner, env={**kept, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"})
 
-    runner: CommandRunner = run
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
-    @property
-    def environment(self) -> dict[str, str]:
-        kept = {k: v for k, v in clean_environment(self.environ).items() if not k.startswith(_PREFIXES)}
-        return {**kept, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
-
-    @property
-    def run(self) -> CommandRunner:
-        """A `CommandRunner` of this environment."""
-        return partial(self.runner, env=self.environment)
-
-    def fact(self, argv: Sequence[str], read: Callable[[str], T], *, may_be_empty: bool = False) -> Fact[T]:
-        """What ``read`` makes of the program's output; unknown when it fails, or when nothing can be read."""
-        answer = self.run(argv, timeout=TIMEOUT)
-        if not answer.ok:
-            return no_answer(answer)
-        value = read(answer.stdout)
-        if value or may_be_empty:
-            return value
-        return Unknown(f"`{' '.join(argv[:4])}` printed nothing that could be read: {answer.tail(1)[:200]!r}")
+def ask(runner: CommandRunner, argv: Sequence[str], read: Callable[[str], T], *, may_be_empty: bool = False) -> Fact[T]:
+    """What ``read`` makes of the program's output; unknown when it fails, or when nothing can be read."""
+    answer = runner(argv, timeout=TIMEOUT)
+    if not answer.ok:
+        return no_answer(answer)
+    value = read(answer.stdout)
+    if value or may_be_empty:
+        return value
+    return Unknown(f"`{' '.join(argv[:4])}` printed nothing that could be read: {answer.tail(1)[:200]!r}")
 
 
 def no_answer(answer: Completed) -> Unknown:
@@ -98,7 +84,7 @@ def nodes(text: str) -> tuple[Node, ...]:
         Node(
             name=pairs["NodeName"],
             arch=pairs["Arch"] or None,
-            gres=gres(pairs["Gres"]),
+            gres=gpus(pairs["Gres"]),
             state=pairs["State"],
             partitions=tuple(partition for partition in pairs["Partitions"].split(",") if partition),
         )
@@ -107,16 +93,15 @@ def nodes(text: str) -> tuple[Node, ...]:
     )
 
 
-def associations(text: str) -> tuple[Association, ...]:
+def associations(text: str) -> tuple[tuple[str, str], ...]:
     """`sacctmgr -nP show assoc format=Account,Partition`."""
     rows = [line.split("|") for line in text.splitlines() if line.count("|") == 1]
-    return tuple(Association(account, partition) for account, partition in rows if account)
+    return tuple((account, partition) for account, partition in rows if account)
 
 
-def gres(text: str) -> tuple[Gres, ...]:
-    """Slurm's list of resources: ``gpu:gb200:4(S:0-1),nvme:1``, ``gpu:4``, ``(null)``."""
-    found = (_GRES.fullmatch(part.partition("(")[0]) for part in re.split(r",(?![^(]*\))", text))
-    return tuple(Gres(m["name"], m["type"], int(m["count"]) * _UNITS[m["unit"]]) for m in found if m)
+def gpus(text: str) -> tuple[tuple[str, int], ...]:
+    """The GPUs in Slurm's list of resources, by type: ``gpu:gb200:4(S:0-1),nvme:1``, ``gpu:4``, ``(null)``."""
+    return tuple((kind, int(count)) for kind, count in _GPUS.findall(text))
 
 
 def mounts(text: str) -> tuple[Mount, ...]:

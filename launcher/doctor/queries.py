@@ -2,9 +2,7 @@
 
 Formats are those of Slurm 20.02 and later, tried on 22.05; never ``--json`` (see launcher/slurm/commands.py).
 
-What one host sees is printed by a short sh script, which runs here and, by one srun, on one compute node. It is sh and
-not Python, because a compute node may not have this Python, or may not see where it lies. The node looks for a file
-that the login host wrote into a directory, and the other way round, so that we know which directories are shared.
+What one host sees is printed by host.sh, which runs here and, by one srun, on one compute node.
 """
 
 from __future__ import annotations
@@ -16,16 +14,17 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from launcher.core.errors import ImageError
-from launcher.core.process import NOT_FOUND, Completed
+from launcher.core.process import NOT_FOUND, CommandRunner, Completed
 from launcher.core.slurm_notation import node_names
 from launcher.doctor import comparison, programs, scheduling
 from launcher.doctor.comparison import Fill
-from launcher.doctor.draft import DraftRequest
-from launcher.doctor.facts import ClusterFacts, DirectoryView, Fact, Host, SlurmFacts, SubmissionCheck, Unknown, known
-from launcher.doctor.programs import TIMEOUT, Commands, no_answer
+from launcher.doctor.facts import ClusterFacts, DirectoryView, Fact, Host, SlurmFacts, SubmissionCheck, Unknown, listed
+from launcher.doctor.programs import TIMEOUT, ask, no_answer
 from launcher.image import probe
 from launcher.image.probe import Probed
 from launcher.runner.file import RunnerFile
@@ -48,176 +47,109 @@ _BUSY = re.compile(r"nodes are busy|immediate execution impossible", re.IGNORECA
 
 _SYSTEM = ("/", "/boot", "/boot/efi", "/var", "/usr", "/home", "/tmp", "/etc", "/run", "/proc", "/sys", "/dev")
 
-# Every line that counts bears the token: prologs and profiles print, too. `set -C` opens with O_EXCL.
-_SCRIPT = r"""
-token=$1; side=$2; shift 2
-say() { key=$1; shift; printf '%s\t%s\t%s\n' "$token" "$key" "$*"; }
-flat() { tr '\n\t' '  '; }
-version() {
-  command -v "$1" >/dev/null 2>&1 || { say "$1.none" ""; return; }
-  say "$1" "$("$@" 2>&1 | head -n 1 | flat)"
-}
-say name "${SLURMD_NODENAME:-$(uname -n)}"
-say arch "$(uname -m)"
-version enroot version
-n=0; for d in /dev/nvidia[0-9] /dev/nvidia[0-9][0-9]; do [ -e "$d" ] && n=$((n + 1)); done; say devices "$n"
-say mounts "$(findmnt -J -o TARGET,SOURCE,FSTYPE 2>/dev/null | flat)"
-i=0
-for wanted in "$@"; do
-  at=$wanted
-  while [ ! -e "$at" ] && [ "$at" != / ]; do at=$(dirname "$at"); done
-  say "$i.at" "$at"
-  say "$i.mount" "$(findmnt -J -T "$at" -o TARGET,SOURCE,FSTYPE 2>&1 | flat)"
-  say "$i.space" "$(stat -f -c '%a %S' "$at" 2>/dev/null)"
-  if [ -d "$at" ]; then
-    ls -a "$at" >/dev/null 2>&1
-    [ -r "$at" ] && [ -x "$at" ] && say "$i.readable" yes
-    [ "$side" = compute ] && [ -e "$at/.launcher-look-$token-$i-login" ] && shared=yes || shared=no
-    error=$( (set -C; : > "$at/.launcher-look-$token-$i-$side") 2>&1 )
-    if [ $? -eq 0 ]; then
-      say "$i.written" yes
-      [ "$side" = compute ] && [ $shared = no ] && rm -f "$at/.launcher-look-$token-$i-$side"
-    else
-      say "$i.refused" "$(printf %s "${error##*: }" | flat)"
-    fi
-    [ "$side" = compute ] && say "$i.shared" "$shared"
-  else
-    say "$i.refused" "$at is not a directory"
-  fi
-  say "$i.end" ""
-  i=$((i + 1))
-done
-say end ""
-"""
-
-_AFTER = r"""
-token=$1; shift
-while [ $# -gt 1 ]; do
-  i=$1; at=$2; shift 2
-  ls -a "$at" >/dev/null 2>&1
-  [ -e "$at/.launcher-look-$token-$i-compute" ] && printf '%s\t%s\tyes\n' "$token" "$i"
-  rm -f "$at/.launcher-look-$token-$i-login" "$at/.launcher-look-$token-$i-compute"
-done
-"""
+_SCRIPT = Path(__file__).with_name("host.sh").read_text(encoding="ascii")
 
 
-def facts_for_comparison(
+def cluster_facts(
     file: RunnerFile,
+    slurm: SlurmFacts,
     fill: Fill,
-    commands: Commands,
+    run: CommandRunner,
     *,
-    node: bool = True,
-    wait: float = 60.0,
-    log: Callable[[str], None] = lambda text: None,
-    stand_ins: tuple[str, ...] = (),
+    node: bool,
+    wait: float,
+    log: Callable[[str], None],
 ) -> ClusterFacts:
-    """Ask the cluster about everything that the file claims.
+    """Ask about the jobs and the directories of a file, of a cluster whose Slurm was asked already.
 
-    ``fill`` puts values for the placeholders of paths. At most two short jobs of one node are started, and none without
-    ``node``; ``wait`` is how many seconds each may wait for its node. ``log`` gets a line before the first job.
-    ``stand_ins`` are the programs that runs of this file start in place of the cluster's own.
+    ``fill`` puts values for the placeholders of paths. With ``node`` a short job looks from a node, and ``log`` gets a
+    line before; ``wait`` is how many seconds it may wait for its node.
     """
-    runner, scheduler = file.runner, file.runner.scheduler
-    on_slurm = scheduler.kind == "slurm"
-    why = Unknown("the runner's scheduler is the embedded one")
-    slurm = slurm_facts(commands) if on_slurm else SlurmFacts("", why, why, why, why, why, why)
-    paths = [path for _, required in comparison.required(file, fill) for path in required.paths]
-    urls = {name: fill(url) for name, url in runner.repositories.items()}
-    # Only nodes that exist are left out: srun refuses a job that excludes an unknown one.
-    there = {each.name for each in known(slurm.nodes)}
-    named = dict.fromkeys(name for rule in runner.exclude_nodes for name in node_names(rule.node) if name in there)
-    options = _srun_options(slurm, scheduler.partition, scheduler.account, exclude=",".join(named))
+    on_slurm, partition = file.runner.scheduler.kind == "slurm", file.runner.scheduler.partition
+    paths = [path for required in comparison.required(file, fill) for path in required.paths]
+    submissions = check_submissions(run, scheduling.jobs_to_check(file, slurm)) if on_slurm else {}
+    one_node = {"job", *scheduling.gpu_requests(slurm, partition)}  # a partition may refuse jobs that ask for no GPU
+    start = node and any(tried.accepted for name, tried in submissions.items() if name in one_node)
+    if start:
+        log(f"looking from a node of {partition or 'the default partition'} (a job of at most {JOB_MINUTES} minutes)")
+    login, compute = probe_hosts(run, paths, _srun_options(file, slurm) if start else (), wait=wait)
+    if node and not on_slurm:
+        compute = login  # the embedded scheduler runs its jobs on this very machine
+    elif node and not start:
+        compute = Unknown(f"no job was started to look: sbatch --test-only: {submissions['job'].answer}")
+    return ClusterFacts(slurm, login, compute, partition, submissions)
+
+
+def with_locks_and_refs(
+    file: RunnerFile, facts: ClusterFacts, fill: Fill, run: CommandRunner, *, wait: float
+) -> ClusterFacts:
+    """Ask the repositories for their refs, too, and try locks: here, and by a second job where a node was looked at."""
+    urls = {name: fill(url) for name, url in file.runner.repositories.items()}
     with ThreadPoolExecutor(1) as pool:
-        refs = pool.submit(repository_refs, commands, urls.values())
-        submissions = check_submissions(commands, scheduling.jobs_to_check(file, slurm)) if on_slurm else {}
-        job = submissions.get("job")
-        start = node and job is not None and job.accepted is True
-        if start:
-            log(f"looking from a node of {scheduler.partition or 'the default partition'} (a job of at most 2 minutes)")
-        login, compute = probe_hosts(commands, paths, options if start else (), wait=wait)
-        if node and not start and job is not None:
-            compute = Unknown(f"no job was started to look: sbatch --test-only: {job.answer}")
-        elif node and not on_slurm:
-            compute = login  # the embedded scheduler runs its jobs on this very machine
-        locks = _locks(commands, fill(runner.images.directory), login, compute, options[0], wait)
-    refs_by_name = {name: refs.result()[url] for name, url in urls.items()}
-    return ClusterFacts(slurm, login, compute, scheduler.partition, submissions, *locks, refs_by_name, stand_ins)
+        refs = pool.submit(repository_refs, run, urls.values())
+        options = _srun_options(file, facts.slurm)[0]
+        here, with_node = _locks(run, fill(file.runner.images.directory), facts, options, wait)
+    by_name = {name: refs.result()[url] for name, url in urls.items()}
+    return replace(facts, locks=here, locks_with_node=with_node, refs=by_name)
 
 
-def facts_for_draft(
-    request: DraftRequest, slurm: SlurmFacts, commands: Commands, *, node: bool, wait: float
-) -> ClusterFacts:
-    """Ask what a draft wants to know of its partition: a node, the forms of a GPU request, the directives.
-
-    ``node`` and ``wait`` are as for `facts_for_comparison`; at most one job is started.
-    """
-    small = scheduling.smallest_job(request.partition, request.account)
-    forms = {form: form for form in scheduling.gpu_requests(known(slurm.nodes_of(request.partition)))}
-    switches = {key: option for key, (_, option) in scheduling.DIRECTIVE_SWITCHES.items()}
-    jobs = {"job": small, **{name: [*small, option] for name, option in {**forms, **switches}.items()}}
-    submissions = check_submissions(commands, jobs)
-    options = _srun_options(slurm, request.partition, request.account) if node else ()
-    login, compute = probe_hosts(commands, request.paths, options, wait=wait)
-    return ClusterFacts(slurm, login, compute, request.partition, submissions)
-
-
-def _srun_options(
-    slurm: SlurmFacts, partition: str | None, account: str | None, exclude: str = ""
-) -> tuple[list[str], ...]:
+def _srun_options(file: RunnerFile, slurm: SlurmFacts) -> tuple[list[str], ...]:
     """srun's options for one node, in the order to try them: without a GPU, then with one.
 
-    A partition may refuse jobs that ask for no GPU.
+    Only nodes that exist are left out: srun refuses a job that excludes an unknown one.
     """
-    given = {"partition": partition, "account": account, "exclude": exclude}
+    scheduler, there = file.runner.scheduler, {each.name for each in listed(slurm.nodes)}
+    named = (name for rule in file.runner.exclude_nodes for name in node_names(rule.node) if name in there)
+    exclude = ",".join(dict.fromkeys(named))
+    given = {"partition": scheduler.partition, "account": scheduler.account, "exclude": exclude}
     words = [f"--{name}={value}" for name, value in given.items() if value]
-    found = slurm.partition(partition)
-    nodes = () if found is None else known(slurm.nodes_of(found.name))
-    forms = scheduling.gpu_requests(nodes) if any(node.gpus for node in nodes) else []
+    gpus = any(node.gpus for node in listed(slurm.nodes_of(scheduler.partition)))
+    forms = scheduling.gpu_requests(slurm, scheduler.partition) if gpus else []
     return (words, *([*words, form] for form in forms[:1] + forms[-1:]))
 
 
 def _locks(
-    commands: Commands, path: str, login: Host, compute: Fact[Host], options: list[str], wait: float
+    run: CommandRunner, path: str, facts: ClusterFacts, options: list[str], wait: float
 ) -> tuple[Fact[Probed], Fact[Probed] | None]:
     """Whether locks hold in the image directory: between two processes here, and between here and a node.
 
     The second is None where the node does not see the directory.
     """
-    seen = login.directory(path)
+
+    def tried(between: Callable[[], Probed]) -> Fact[Probed]:
+        try:
+            return between()
+        except ImageError as error:
+            return Unknown(error.message)
+
+    seen, there = facts.login.directory(path), facts.on_node(path)
     if isinstance(seen, Unknown) or not seen.writable:
         return Unknown("the image directory cannot be written from here"), None
     directory = Path(seen.at)
-    try:
-        here: Fact[Probed] = probe.between_processes(directory, commands.run)
-    except ImageError as error:
-        here = Unknown(error.message)
-    there = compute.directory(path) if isinstance(compute, Host) else compute
+    here = tried(lambda: probe.between_processes(directory, run))
     if isinstance(there, Unknown) or not there.shared:
         return here, None
-    try:
-        return here, probe.between_hosts(directory, options, wait, commands.run)
-    except ImageError as error:
-        return here, Unknown(f"between this host and a node: {error.message}")
+    return here, tried(lambda: probe.between_hosts(directory, options, wait, run))
 
 
-def slurm_facts(commands: Commands) -> SlurmFacts:
+def slurm_facts(run: CommandRunner) -> SlurmFacts:
     """Everything that Slurm says of itself and of the user who asks. At most as slow as its slowest program."""
     user = pwd.getpwuid(os.getuid()).pw_name
     show, accounting = ["scontrol", "--all", "--oneliner", "show"], ["sacctmgr", "-nP", "show"]
-    default_account = [*accounting, "user", user, "format=DefaultAccount"]
-    with ThreadPoolExecutor(6) as pool:
-        version = pool.submit(commands.fact, ["sinfo", "--version"], lambda text: _first(r"\d+\.\d+\.\d+\S*", text))
-        config = pool.submit(commands.fact, ["scontrol", "show", "config"], programs.config)
-        partitions = pool.submit(commands.fact, [*show, "partition"], programs.partitions)
-        nodes = pool.submit(commands.fact, [*show, "node"], programs.nodes)
-        default = pool.submit(commands.fact, default_account, lambda text: _first(r"\S+", text))
-        settings = config.result()
-        name = settings.get("ClusterName") if isinstance(settings, Mapping) else None
-        mine = [f"user={user}", *([f"cluster={name}"] if name else []), "format=Account,Partition"]
-        associations = commands.fact([*accounting, "assoc", *mine], programs.associations, may_be_empty=True)
-    return SlurmFacts(
-        *(user, version.result(), settings, partitions.result(), nodes.result(), associations, default.result())
-    )
+    questions: dict[str, tuple[list[str], Callable[[str], Any]]] = {
+        "version": (["sinfo", "--version"], partial(_first, r"\d+\.\d+\.\d+\S*")),
+        "config": (["scontrol", "show", "config"], programs.config),
+        "partitions": ([*show, "partition"], programs.partitions),
+        "nodes": ([*show, "node"], programs.nodes),
+        "default_account": ([*accounting, "user", user, "format=DefaultAccount"], partial(_first, r"\S+")),
+    }
+    with ThreadPoolExecutor(len(questions)) as pool:
+        asked = {name: pool.submit(ask, run, argv, read) for name, (argv, read) in questions.items()}
+        config = asked["config"].result()
+        cluster = config.get("ClusterName") if isinstance(config, Mapping) else None
+        mine = [f"user={user}", *([f"cluster={cluster}"] if cluster else []), "format=Account,Partition"]
+        associations = ask(run, [*accounting, "assoc", *mine], programs.associations, may_be_empty=True)
+    return SlurmFacts(user=user, associations=associations, **{name: fact.result() for name, fact in asked.items()})
 
 
 def _first(pattern: str, text: str) -> str:
@@ -225,7 +157,7 @@ def _first(pattern: str, text: str) -> str:
     return found[0] if found else ""
 
 
-def check_submissions(commands: Commands, jobs: Mapping[str, Sequence[str]]) -> dict[str, SubmissionCheck]:
+def check_submissions(run: CommandRunner, jobs: Mapping[str, Sequence[str]]) -> dict[str, SubmissionCheck]:
     """Whether Slurm would take each of these jobs (sbatch's options, by name).
 
     `sbatch --test-only` submits nothing. It asks the controller, so account, QOS, limits and GRES are judged as those
@@ -234,7 +166,7 @@ def check_submissions(commands: Commands, jobs: Mapping[str, Sequence[str]]) -> 
     found: dict[str, SubmissionCheck] = {}
     for name, options in jobs.items():
         argv = ["sbatch", "--test-only", "--job-name=launcher-doctor", *options, "--wrap=true"]
-        found[name] = _judged(tuple(options), commands.run(argv, timeout=TIMEOUT))
+        found[name] = _judged(tuple(options), run(argv, timeout=TIMEOUT))
         if found[name].accepted is None:
             break  # the controller does not answer, and each further call would cost the whole time-out
     return found
@@ -250,16 +182,16 @@ def _judged(options: tuple[str, ...], answer: Completed) -> SubmissionCheck:
     return SubmissionCheck(options, False, words or f"exit {answer.returncode}")
 
 
-def repository_refs(commands: Commands, urls: Iterable[str]) -> dict[str, Fact[Mapping[str, str]]]:
+def repository_refs(run: CommandRunner, urls: Iterable[str]) -> dict[str, Fact[Mapping[str, str]]]:
     """The refs of git repositories, by URL."""
     wanted = list(dict.fromkeys(urls))
     with ThreadPoolExecutor(4) as pool:
-        found = pool.map(lambda url: commands.fact(["git", "ls-remote", "--", url], programs.refs), wanted)
+        found = pool.map(lambda url: ask(run, ["git", "ls-remote", "--", url], programs.refs), wanted)
     return dict(zip(wanted, found, strict=True))
 
 
 def probe_hosts(
-    commands: Commands, paths: Iterable[str], srun: Sequence[Sequence[str]] = (), *, wait: float = 60.0
+    run: CommandRunner, paths: Iterable[str], srun: Sequence[Sequence[str]] = (), *, wait: float = 60.0
 ) -> tuple[Host, Fact[Host]]:
     """This host and one compute node, and the directories ``paths`` as each of them sees them.
 
@@ -269,18 +201,18 @@ def probe_hosts(
     """
     wanted = list(dict.fromkeys(paths))
     token = secrets.token_hex(4)
-    here = commands.run(["sh", "-c", _SCRIPT, "sh", token, "login", *wanted], timeout=SCRIPT_TIMEOUT)
+    script = ["sh", "-c", _SCRIPT, "sh", token]
+    here = run([*script, "login", *wanted], timeout=SCRIPT_TIMEOUT)
     login = _host(here, token, wanted)
     if isinstance(login, Unknown):
         login = Host("this host", login, login, login, unseen=login.why)
     one_node = ["srun", "--nodes=1", "--ntasks=1", f"--time={JOB_MINUTES}", f"--immediate={max(1, round(wait))}"]
     one_node += ["--job-name=launcher-doctor", "--chdir=/", "--input=none"]
     compute: Fact[Host] = Unknown("no job was started to look (--no-node)")
-    back: set[str] = set()
+    returned: dict[str, str] = {}
     try:
         for options in srun:
-            argv = [*one_node, *options, "sh", "-c", _SCRIPT, "sh", token, "compute", *wanted]
-            there = commands.run(argv, timeout=wait + SCRIPT_TIMEOUT)
+            there = run([*one_node, *options, *script, "compute", *wanted], timeout=wait + SCRIPT_TIMEOUT)
             compute = _host(there, token, wanted)
             if isinstance(compute, Host) or there.timed_out:
                 break
@@ -290,18 +222,13 @@ def probe_hosts(
     finally:
         ours = {path: str(wanted.index(path)) for path, seen in login.directories.items() if seen.writable}
         if places := [word for path, index in ours.items() for word in (index, login.directories[path].at)]:
-            after = commands.run(["sh", "-c", _AFTER, "sh", token, *places], timeout=SCRIPT_TIMEOUT)
-            back = {index for index, _ in _printed(after, token)}
+            returned = dict(_printed(run([*script, "after", *places], timeout=SCRIPT_TIMEOUT), token))
     if isinstance(compute, Unknown):
         return login, compute
-    directories = {
-        path: replace(
-            seen,
-            shared=seen.shared if path in ours else None,
-            back=ours[path] in back if path in ours and seen.writable and seen.shared else None,
-        )
-        for path, seen in compute.directories.items()
-    }
+    directories = {}
+    for path, seen in compute.directories.items():
+        both = seen.shared and (not seen.writable or ours.get(path) in returned)
+        directories[path] = replace(seen, shared=both if path in ours else None)
     return login, replace(compute, directories=directories)
 
 

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 from launcher.core.errors import suggest
 from launcher.core.slurm_notation import limit_seconds, node_names
 from launcher.doctor.facts import (
-    Agree,
     ClusterFacts,
     Differ,
-    Fact,
     Host,
-    Node,
-    Outcome,
     Partition,
     SlurmFacts,
     Statement,
@@ -25,6 +22,7 @@ from launcher.doctor.facts import (
     Unknown,
     gpu_types,
     known,
+    listed,
     statements,
 )
 from launcher.runner.file import RunnerFile
@@ -41,15 +39,10 @@ DIRECTIVES = "default_sbatch_directives"
 """Key of srtslurm.yaml with more directives for every job: option → value, empty for an option without one."""
 
 
-def smallest_job(partition: str | None, account: str | None, time_limit: str = "1") -> list[str]:
-    """sbatch's options for the smallest job of a partition and an account."""
-    given = {"partition": partition, "account": account}
-    return ["--nodes=1", "--ntasks=1", f"--time={time_limit}", *(f"--{k}={v}" for k, v in given.items() if v)]
-
-
-def gpu_requests(nodes: tuple[Node, ...]) -> list[str]:
-    """The ways to ask for one GPU on these nodes: by node, by GRES, by GRES with its type."""
-    return ["--gpus-per-node=1", "--gres=gpu:1", *(f"--gres=gpu:{each}:1" for each in gpu_types(nodes))]
+def gpu_requests(slurm: SlurmFacts, partition: str | None) -> list[str]:
+    """The ways to ask for one GPU on a partition's nodes: by node, by GRES, by GRES with its type."""
+    types = gpu_types(listed(slurm.nodes_of(partition)))
+    return ["--gpus-per-node=1", "--gres=gpu:1", *(f"--gres=gpu:{each}:1" for each in types)]
 
 
 def jobs_to_check(file: RunnerFile, slurm: SlurmFacts) -> dict[str, list[str]]:
@@ -59,72 +52,67 @@ def jobs_to_check(file: RunnerFile, slurm: SlurmFacts) -> dict[str, list[str]]:
     one with everything that the file gives ("whole").
     """
     scheduler = file.runner.scheduler
-    small = smallest_job(scheduler.partition, scheduler.account, scheduler.time_limit or "1")
+    given = {"time": scheduler.time_limit, "partition": scheduler.partition, "account": scheduler.account}
+    small = ["--nodes=1", "--ntasks=1", *(f"--{name}={value}" for name, value in given.items() if value)]
     jobs, whole = {"job": small}, list(small)
     for key, (default, option) in DIRECTIVE_SWITCHES.items():
         if file.runner.srtslurm.get(key, default):
             jobs[key] = [*small, option]
             whole.append(f"--gpus-per-node={file.runner.node.gpus}" if "gpus" in key else option)
-    for statement in statements(file, f"srtslurm.{DIRECTIVES}.*"):
-        jobs[f"{DIRECTIVES}.{statement.keys[-1]}"] = [*small, directive(statement)]
-        whole.append(directive(statement))
-    if (partition := slurm.partition(scheduler.partition)) is not None:
-        jobs |= {form: [*small, form] for form in gpu_requests(known(slurm.nodes_of(partition.name)))}
-    return {**jobs, "whole": whole}
+    for said in statements(file, f"srtslurm.{DIRECTIVES}.*"):
+        jobs[f"{DIRECTIVES}.{said.keys[-1]}"] = [*small, directive(said)]
+        whole.append(directive(said))
+    forms = gpu_requests(slurm, scheduler.partition)
+    return {**jobs, **{form: [*small, form] for form in forms}, "whole": whole}
 
 
-def directive(statement: Statement) -> str:
+def directive(said: Statement) -> str:
     """A directive of `DIRECTIVES` as sbatch's option."""
-    return f"--{statement.keys[-1]}={statement.value}" if statement.value else f"--{statement.keys[-1]}"
+    return f"--{said.keys[-1]}={said.value}" if said.value else f"--{said.keys[-1]}"
 
 
-def compare_partition(statement: Statement, partitions: tuple[Partition, ...]) -> Outcome:
-    by_name = {partition.name: partition for partition in partitions}
-    found = by_name.get(statement.value)
-    if found is None:
-        hint = suggest(statement.value, by_name, f"there are {', '.join(by_name)}")
-        return Differ("Slurm shows no such partition", hint)
+def compare_partition(said: Statement, slurm: SlurmFacts) -> str:
+    known(slurm.partitions)
+    found = slurm.partition(said.value)
+    if isinstance(found, Unknown):
+        raise Differ(found.why, found.hint)
     if found.state != "UP":
-        return Differ(f"the partition is {found.state}", "wait, or ask for `scontrol update … State=UP`")
+        raise Differ(f"the partition is {found.state}", "wait, or ask for `scontrol update … State=UP`")
     kind = ", the default one" if found.default else ", hidden" if found.hidden else ""
-    return Agree(f"up, {found.nodes} nodes{kind}")
+    return f"up, {found.nodes} nodes{kind}"
 
 
-def compare_account(statement: Statement, facts: ClusterFacts) -> Outcome:
-    slurm, account, job = facts.slurm, statement.value, facts.job
+def compare_account(said: Statement, facts: ClusterFacts) -> str:
+    slurm, job, accounts = facts.slurm, facts.job, ", ".join(facts.slurm.accounts)
     enforced = slurm.setting("AccountingStorageEnforce")
     enforces = isinstance(enforced, str) and "associations" in enforced
-    associations, accounts = slurm.associations, ", ".join(slurm.accounts)
-    if slurm.accounting is False:
-        return Unknown("this Slurm keeps no accounting, and takes every account")
+    hint = f"{slurm.user} may use {accounts}" if accounts else "`sacctmgr add user … account=…`"
+    if slurm.no_accounting:
+        raise Unknown("this Slurm keeps no accounting, and takes every account")
     if job.accepted is False and "account" in job.answer.lower():
         # Before the associations: a partition may refuse an account (AllowAccounts) that the user may use elsewhere.
-        hint = f"{slurm.user} may use {accounts}" if accounts else "`sacctmgr add user … account=…`"
-        return Differ(f"sbatch --test-only: {job.answer}", hint)
-    of_partition = ("", statement.table.partition)
-    if any(each.account == account and each.partition in of_partition for each in known(associations)):
-        return Agree(f"{slurm.user} may use it")
+        raise Differ(f"sbatch --test-only: {job.answer}", hint)
+    if {(said.value, ""), (said.value, said.table.partition)} & set(listed(slurm.associations)):
+        return f"{slurm.user} may use it"
     if job.accepted and enforces:
-        return Agree("sbatch --test-only takes it, and associations are enforced")
-    if isinstance(associations, Unknown):
-        return associations
+        return "sbatch --test-only takes it, and associations are enforced"
+    known(slurm.associations)
+    none = f"{slurm.user} has no association with it"
     if enforces:
-        hint = f"one of {accounts}" if accounts else "`sacctmgr add user … account=…`"
-        return Differ(f"{slurm.user} has no association with it", hint)
-    why = f"{slurm.user} has no association with it, but this Slurm takes every account"
-    return Unknown(f"{why} (AccountingStorageEnforce={enforced})")
+        raise Differ(none, hint)
+    raise Unknown(f"{none}, but this Slurm takes every account (AccountingStorageEnforce={enforced})")
 
 
-def compare_time_limit(statement: Statement, partition: Partition) -> Outcome:
+def compare_time_limit(said: Statement, partition: Partition) -> str:
     # We compare with MaxTime ourselves: with EnforcePartLimits=NO sbatch takes a job that is too long, and Slurm never
     # starts it (22.05).
     if partition.max_time is None:
-        return Agree(f"{partition.name} has no MaxTime")
-    limit, most = limit_seconds(statement.value), duration(partition.max_time)
+        return f"{partition.name} has no MaxTime"
+    limit, most = limit_seconds(said.value), duration(partition.max_time)
     found = f"MaxTime of {partition.name} is {most}"
     if limit is None or limit > partition.max_time:
-        return Differ(found, f'at most "{most}", or another partition')
-    return Agree(found)
+        raise Differ(found, f'at most "{most}", or another partition')
+    return found
 
 
 def duration(limit: float) -> str:
@@ -134,38 +122,34 @@ def duration(limit: float) -> str:
     return f"{days}-{clock}" if days else clock
 
 
-def compare_job(statement: Statement, facts: ClusterFacts) -> Outcome | None:
+def compare_job(said: Statement, facts: ClusterFacts) -> str | None:
     """What `sbatch --test-only` says of the smallest job, and of the whole one."""
-    job, whole = facts.job, facts.submissions.get("whole")
-    if job.accepted is None:
-        return Unknown(job.answer)
-    if not job.accepted:
-        found = f"sbatch --test-only {' '.join(job.options)}: {job.answer}"
-        return Differ(found, "see partition, account and limits below")
-    if whole is None:
-        return None
-    found = f"sbatch --test-only {' '.join(whole.options)}"
-    if whole.accepted:
-        return Agree(f"{found}: taken")
-    if any(not t.accepted for name, t in facts.submissions.items() if name != "whole" and not name.startswith("--")):
-        return None  # the directive that is refused by itself has its own line
-    return Differ(f"{found}: {whole.answer}", "has a node as many GPUs, and all of this at once?")
+    _taken(facts.job, "see partition, account and limits below")
+    whole = facts.submissions.get("whole")
+    alone = [t for name, t in facts.submissions.items() if name != "whole" and not name.startswith("--")]
+    if whole is None or (whole.accepted is False and any(tried.accepted is False for tried in alone)):
+        return None  # not asked, or a directive is refused by itself, which has its own line
+    return _taken(whole, "has a node as many GPUs, and all of this at once?")
 
 
-def compare_directive(statement: Statement, facts: ClusterFacts) -> Outcome | None:
-    key, tried = statement.keys[-1], facts.submissions.get(".".join(map(str, statement.keys[1:])))
-    if tried is None or not facts.job.accepted:
-        return None  # not asked, or the smallest job is refused, which has its own line
-    option = tried.options[-1]
-    if tried.accepted is None:
-        return Unknown(tried.answer)
-    if tried.accepted:
-        return Agree(f"sbatch --test-only takes {option}")
+def compare_directive(said: Statement, facts: ClusterFacts) -> str | None:
+    key, tried = said.keys[-1], facts.submissions.get(".".join(map(str, said.keys[1:])))
+    if tried is None or said.value is False or not facts.job.accepted:
+        return None  # not asked for, or the smallest job is refused, which has its own line
     if key in ("use_gpus_per_node_directive", "gres"):
         hint = _gpu_hint(facts.submissions)
     else:
         hint = f"{key}: false" if key in DIRECTIVE_SWITCHES else "what does `sbatch --help` of this release know?"
-    return Differ(f"sbatch --test-only {option}: {tried.answer}", hint)
+    return _taken(tried, hint)
+
+
+def _taken(tried: SubmissionCheck, hint: str) -> str:
+    if tried.accepted is None:
+        raise Unknown(tried.answer)
+    found = f"sbatch --test-only {' '.join(tried.options)}"
+    if not tried.accepted:
+        raise Differ(f"{found}: {tried.answer}", hint)
+    return f"{found}: taken"
 
 
 def _gpu_hint(tried: Mapping[str, SubmissionCheck]) -> str:
@@ -179,89 +163,73 @@ def _gpu_hint(tried: Mapping[str, SubmissionCheck]) -> str:
     return f'use_gpus_per_node_directive: false, {DIRECTIVES}: {{gres: "{kind}:<GPUs of a node>"}}'
 
 
-def gpus(facts: ClusterFacts) -> Fact[tuple[str, Counter[int]]]:
-    """What is known of the GPUs of a node, as a text, and on how many nodes each number of GPUs was found.
+def gpus(facts: ClusterFacts) -> tuple[str, list[int]]:
+    """What is known of the GPUs of a node, as a text and as numbers: the likeliest first, 0 last. Raises Unknown.
 
     It is known from Slurm's GRES; in a partition without any, from the devices of the node that was looked at.
     """
-    nodes, compute = facts.nodes, facts.compute
-    if isinstance(nodes, Unknown):
-        return nodes
+    nodes, compute = known(facts.nodes), facts.compute
     counts = Counter(node.gpus for node in nodes)
     if any(counts):
         each = ", ".join(f"{gpus} on {count} nodes" for gpus, count in counts.most_common())
         types = ", ".join(gpu_types(nodes))
-        return f"GRES: {each}" + (f" ({types})" if types else ""), counts
-    if isinstance(compute, Unknown) or isinstance(compute.devices, Unknown) or compute.devices == 0:
-        return Unknown("Slurm knows of no GPUs in this partition (no Gres), and no /dev/nvidia was seen")
-    found = f"no GRES; {compute.devices} /dev/nvidia devices on the node that was looked at"
-    return found, Counter({compute.devices: 1})
+        numbers = [number for number, _ in counts.most_common()]
+        return f"GRES: {each}" + (f" ({types})" if types else ""), sorted(numbers, key=lambda number: number == 0)
+    if isinstance(compute, Host) and isinstance(compute.devices, int) and compute.devices:
+        return f"no GRES; {compute.devices} /dev/nvidia devices on the node that was looked at", [compute.devices]
+    raise Unknown("Slurm knows of no GPUs in this partition (no Gres), and no /dev/nvidia was seen")
 
 
-def compare_gpus(statement: Statement, fact: tuple[str, Counter[int]]) -> Outcome:
-    found, counts = fact
-    if statement.value not in counts:
-        return Differ(found, f"gpus: {counts.most_common(1)[0][0]}")
-    if len(counts) > 1:
-        return Unknown(f"the partition is mixed; {found}", "name a partition of one kind of node")
-    return Agree(found)
-
-
-def architectures(facts: ClusterFacts) -> Fact[dict[str, str]]:
-    """The architectures of the compute nodes, each with who says so."""
-    nodes, compute = facts.nodes, facts.compute
-    counts = Counter(node.arch for node in known(nodes) if node.arch)
+def architectures(facts: ClusterFacts) -> tuple[str, list[str]]:
+    """The architectures of the compute nodes, as a text with who says so and as names. Raises Unknown."""
+    compute = facts.compute
+    counts = Counter(node.arch for node in listed(facts.nodes) if node.arch)
     found = {arch: f"{arch} on {count} nodes by Slurm" for arch, count in counts.most_common()}
     if isinstance(compute, Host) and isinstance(compute.arch, str):
         by_slurm = [found[compute.arch]] if compute.arch in found else []
         found[compute.arch] = ", ".join([*by_slurm, f"{compute.name} says {compute.arch}"])
-    elif isinstance(nodes, Unknown):
-        return nodes
-    elif not found:
-        return compute if isinstance(compute, Unknown) else Unknown(str(compute.arch))
+    if not found:
+        known(facts.nodes)
+        known(known(compute).arch)
+    return "; ".join(found.values()), list(found)
+
+
+def compare_one_of(said: Statement, fact: tuple[str, list[Any]]) -> str:
+    """Whether nodes are as the file says, and alike: ``fact`` is what is known of them, as a text and as values."""
+    found, values = fact
+    if said.value not in values:
+        raise Differ(found, f"{said.keys[-1]}: {values[0]}")
+    if len(values) > 1:
+        raise Unknown(f"the partition is mixed: {found}", "name a partition of one kind of node")
     return found
 
 
-def compare_architecture(statement: Statement, found: dict[str, str]) -> Outcome:
-    text = "; ".join(found.values())
-    if statement.value not in found:
-        return Differ(text, f"arch: {next(iter(found))}")
-    if len(found) > 1:
-        return Unknown(f"the partition is mixed: {text}", "name a partition of one architecture")
-    return Agree(text)
-
-
-def compare_login_architecture(statement: Statement, facts: ClusterFacts) -> Outcome | None:
-    login = facts.login
-    if statement.keys[-1] == "arch" and statement.table.login_arch is not None:
+def compare_login_architecture(said: Statement, facts: ClusterFacts) -> str | None:
+    if said.keys[-1] == "arch" and said.table.login_arch is not None:
         return None  # the file gives the login node another one
-    if isinstance(login.arch, Unknown):
-        return login.arch
-    found = f"{login.name} is {login.arch}"
-    return Agree(found) if login.arch == statement.value else Differ(found, f"login-arch: {login.arch}")
+    arch = known(facts.login.arch)
+    found = f"{facts.login.name} is {arch}"
+    if arch != said.value:
+        raise Differ(found, f"login-arch: {arch}")
+    return found
 
 
-def compare_count(statement: Statement, facts: ClusterFacts) -> Outcome:
-    partition = facts.partition
-    if isinstance(partition, Unknown):
-        return partition
-    if partition.nodes != statement.value:
-        return Differ(f"{partition.name} has {partition.nodes} nodes", f"count: {partition.nodes}")
-    bad = [f"{node.name} {node.state}" for node in known(facts.nodes) if not node.usable]
+def compare_count(said: Statement, facts: ClusterFacts) -> str:
+    partition = known(facts.partition)
+    if partition.nodes != said.value:
+        raise Differ(f"{partition.name} has {partition.nodes} nodes", f"count: {partition.nodes}")
+    bad = [f"{node.name} {node.state}" for node in listed(facts.nodes) if not node.usable]
     out = f"; out of use now: {', '.join(bad[:5])}{' …' if len(bad) > 5 else ''}" if bad else ""
-    return Agree(f"{partition.name} has as many{out}")
+    return f"{partition.name} has as many{out}"
 
 
-def compare_excluded(statement: Statement, facts: ClusterFacts) -> Outcome:
-    nodes, partition = facts.slurm.nodes, facts.partition
-    if isinstance(nodes, Unknown):
-        return nodes
-    by_name = {node.name: node for node in nodes}
-    names = node_names(statement.value)
+def compare_excluded(said: Statement, facts: ClusterFacts) -> str:
+    by_name = {node.name: node for node in known(facts.slurm.nodes)}
+    names = node_names(said.value)
     if missing := [name for name in names if name not in by_name]:
         hint = suggest(missing[0], by_name, "remove it;") + " sbatch refuses a job that excludes an unknown node"
-        return Differ(f"Slurm knows no node {', '.join(missing)}", hint)
+        raise Differ(f"Slurm knows no node {', '.join(missing)}", hint)
     inside = [node.name for node in known(facts.nodes)]
-    if isinstance(partition, Partition) and (outside := [name for name in names if name not in inside]):
-        return Differ(f"{', '.join(outside)} is not in {partition.name}", "remove the rule")
-    return Agree(", ".join(f"{name} is {by_name[name].state}" for name in names))
+    if outside := [name for name in names if name not in inside]:
+        raise Differ(f"{', '.join(outside)} is not in {known(facts.partition).name}", "remove the rule")
+    return ", ".join(f"{name} is {by_name[name].state}" for name in names)

@@ -15,7 +15,7 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import result_filename
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
-from launcher.image.reference import PlannedImage, Reference, same_image, squash_name
+from launcher.image.reference import PlannedImage, Reference, squash_name
 from launcher.plan.plan import Expected, ModelCache, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
 from launcher.runner.file import Applied, RunnerFile, applies
 from launcher.runner.schema import Adjustment, ImageRule, Images, LaneRule, ModelRule
@@ -110,7 +110,7 @@ def is_image(name: str, image: str) -> bool:
     if name == image:
         return True
     try:
-        return same_image(name, image)
+        return Reference.parse(name).uri == Reference.parse(image).uri
     except ConfigError:
         return False
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from launcher.core.errors import ConfigError, JobsExist, LauncherError, ModelError, SubmissionError
 from launcher.core.publish import write_json
-from launcher.image.import_policy import ImportPolicy, ensure_image
+from launcher.image.enroot import ImportPolicy
+from launcher.image.store import ensure_image
 from launcher.model.checkpoint import examine, nearest_sibling, require, suggestion
 from launcher.plan.plan import Plan
 from launcher.run.image_usage import mark_used_by
@@ -154,16 +155,16 @@ def _stage_model(run: Run, path: Path) -> dict[str, Any]:
     if planned.source is None or examine(path, precision=planned.precision).whole:
         return {}
     from launcher.model.source import source_of
-    from launcher.model.stage import DEFAULT, Stripe, stage, striping
+    from launcher.model.stage import stage, striping
 
-    policy = DEFAULT if planned.striping is None else [Stripe(*layout) for layout in planned.striping]
     run.log(f"model {path}: staging from {planned.source}")
+    lustre = striping(planned.striping, log=run.log, run=run.services.run)
     done = stage(
         source_of(planned.source, stop=run.services.stop),
         path,
         log=run.log,
         stop=run.services.stop,
-        stripe=striping(policy, log=run.log, run=run.services.run) if planned.storage == "lustre" else None,
+        lay_out=lustre if planned.storage == "lustre" else None,
     )
     run.log(f"model {path}: {done.how}, {done.copied / 1e9:.1f} GB in {done.seconds:.0f} s")
     return {"staged": {"how": done.how, "from": planned.source, "copied": done.copied, "resumed": done.resumed}}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from launcher.core.errors import JobsExist
 from launcher.core.retry import until
-from launcher.slurm.client import Scheduler, jobs_with_token
+from launcher.slurm.client import Scheduler, SchedulerUnreachable, jobs_with_token
 
 ASKED = 3
 """How often the scheduler is asked about a submission whose answer was lost."""
@@ -46,17 +46,32 @@ def hint_for(words: str, hints: Mapping[str, str] = HINTS) -> str | None:
 
 
 def new_jobs(
-    token: str, earlier: frozenset[str], scheduler: Scheduler, times: int, sleep: Callable[[float], None]
+    token: str,
+    earlier: frozenset[str],
+    scheduler: Scheduler,
+    times: int,
+    sleep: Callable[[float], None],
+    *,
+    between: float = BETWEEN,
 ) -> dict[str, float | None]:
-    """The jobs that carry the token and are not among the ``earlier`` ones, with their submit times; asked ``times``
-    times until there is one. Raises SchedulerUnreachable."""
+    """The jobs that carry the token and are not among the ``earlier`` ones, with their submit times.
+
+    The scheduler is asked up to ``times`` times until there is one, with ``between`` seconds in between. Raises
+    SchedulerUnreachable when it gave no answer the last time.
+    """
     from tenacity import stop_after_attempt, wait_fixed
 
-    def ask() -> dict[str, float | None]:
-        jobs = jobs_with_token(token, scheduler)
-        return {job.id: job.submitted for job in jobs if job.id not in earlier}
+    def ask() -> dict[str, float | None] | SchedulerUnreachable:
+        try:
+            return {job.id: job.submitted for job in jobs_with_token(token, scheduler) if job.id not in earlier}
+        except SchedulerUnreachable as error:
+            return error
 
-    return until(bool, ask, stop=stop_after_attempt(times), wait=wait_fixed(BETWEEN), sleep=sleep)
+    stop, wait = stop_after_attempt(times), wait_fixed(between)
+    answer = until(lambda found: isinstance(found, dict) and bool(found), ask, stop=stop, wait=wait, sleep=sleep)
+    if isinstance(answer, SchedulerUnreachable):
+        raise answer
+    return answer
 
 
 def check_first(ids: Sequence[str], found: Mapping[str, float | None]) -> None:

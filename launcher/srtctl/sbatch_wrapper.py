@@ -24,10 +24,9 @@ from pathlib import Path
 import launcher
 from launcher.core.errors import LauncherError
 from launcher.core.process import CommandRunner, clean_environment, run
-from launcher.core.retry import until
-from launcher.slurm.client import Phase, carries, jobs_with_token
-from launcher.slurm.commands import SQUEUE_FORMAT, SlurmCommands, squeue_records
-from launcher.slurm.submission import IN_DOUBT, printed_ids
+from launcher.slurm.client import Phase, carries
+from launcher.slurm.commands import SQUEUE_FORMAT, SlurmCommands, records_in
+from launcher.slurm.submission import IN_DOUBT, new_jobs, printed_ids
 
 VARIABLE = "LAUNCHER_SBATCH"
 """The program's input, as JSON: ``token``, ``earlier`` (ids of jobs that carried it before), ``hold``, ``directory``
@@ -93,7 +92,9 @@ def submit(
         _make_output_directory(arguments, found[0])
     elif not found:
         may_come = done.ok or done.timed_out or bool(IN_DOUBT.search(done.stderr))
-        found = _in_scheduler(token, earlier, real, _LOOKS if may_come else 1, sleep)
+        with contextlib.suppress(LauncherError):
+            looks = _LOOKS if may_come else 1
+            found = [*new_jobs(token, earlier, SlurmCommands(environ=real), looks, sleep, between=_BETWEEN)]
     if len(found) == 1:
         error = done.stderr + f"sbatch did not print the job's id ({done}); Slurm has it as {found[0]}\n"
         return 0, f"Submitted batch job {found[0]}\n", error
@@ -105,7 +106,7 @@ def _in_queue(token: str, earlier: frozenset[str], environ: Mapping[str, str], r
     clean = {k: v for k, v in clean_environment(environ).items() if not k.startswith("SQUEUE_")}
     argv = ["squeue", "-h", "--states=all", "-u", str(os.getuid()), "-o", SQUEUE_FORMAT]
     done = runner(argv, timeout=5.0, env=clean)
-    ours = [r for r in squeue_records(done.stdout) if carries(r.comment, token) and r.id not in earlier]
+    ours = [r for r in records_in(done.stdout, "squeue") if carries(r.comment, token) and r.id not in earlier]
     return [r.id for r in ours if r.state.phase is not Phase.TERMINAL or r.state.nodes]
 
 
@@ -118,17 +119,3 @@ def _make_output_directory(arguments: list[str], job: str) -> None:
         for script in (Path(a) for a in arguments if not a.startswith("-")):
             if script.is_file() and (output := _OUTPUT.search(script.read_text())):
                 Path(output[1].replace("%j", job)).parent.mkdir(parents=True, exist_ok=True)
-
-
-def _in_scheduler(
-    token: str, earlier: frozenset[str], environ: Mapping[str, str], looks: int, sleep: Callable[[float], None]
-) -> list[str]:
-    """The same from squeue and accounting together, up to ``looks`` times, because slurmctld may still be at work."""
-    from tenacity import stop_after_attempt, wait_fixed
-
-    def look() -> list[str]:
-        with contextlib.suppress(LauncherError):
-            return [job.id for job in jobs_with_token(token, SlurmCommands(environ=environ)) if job.id not in earlier]
-        return []
-
-    return until(bool, look, stop=stop_after_attempt(looks), wait=wait_fixed(_BETWEEN), sleep=sleep)

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from launcher.core.errors import ConfigError, JobsExist, SubmissionError, SubmissionUnknown, suggest
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import write_text
@@ -52,23 +54,6 @@ _SUMMARY = re.compile(r"^Running:\n(?:(?!🚀|❌|Error|Traceback|\d{4}-).*\n?)*
 _DROPPED = re.compile(
     r"(?:Failed to load or validate srtslurm\.yaml: |(?=SRTSLURM_CONFIG set but file not found: ))(?P<why>.*)"
 )
-
-_HINTS = {
-    r"is not defined in srtslurm\.yaml": "register the alias in the runner file; `launcher check` finds such names "
-    "before a submission",
-    r"resolved to .*, but that (path|file) is unavailable": "this machine cannot see it: stage it, or set "
-    "`preflight: false` where only compute nodes can",
-    r"Unknown field": "this commit of srt-slurm does not know that key: is the lane pinned to the commit it needs?",
-    r"Required binaries not found": "the base was set up incompletely: the runner's `checkout.setup` has to make them",
-    r"no-submissions|No YAML files found": "the recipe has no variant to submit: name one with a selector "
-    "(recipe.yaml:override_x)",
-    r"No such file or directory: 'sbatch'": "sbatch is not on PATH: is this the cluster's login node?",
-    r"unrecognized option '--segment": "this Slurm has no --segment: set use_segment_sbatch_directive: false",
-    **SBATCH_HINTS,
-    r"Config not found": "the recipe is not in the checkout: is the overlay complete and CONFIG_FILE right?",
-    r"unrecognized arguments|expected one argument": "this srtctl has other options than its checkout said",
-}
-"""What srtctl says when it fails, and what to do about it; the first that is found counts."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +146,7 @@ def apply(
         raise SubmissionError(
             trouble + (f"\nsrtctl had dropped srtslurm.yaml: {dropped}" if dropped else ""),
             where=_recipe(argv),
-            hint=hint_for(words, _HINTS),
+            hint=hint_for(words, {**_hints(), **SBATCH_HINTS}),
         )
     if dropped:
         raise JobsExist(
@@ -180,6 +165,11 @@ def apply(
         said=answer.said,
         notes=(*notes, f"srtctl failed, and the job exists: {trouble}") if failed else tuple(notes),
     )
+
+
+def _hints() -> dict[str, str]:
+    """What to do about words of srtctl, by regular expressions for these."""
+    return msgspec.yaml.decode(Path(__file__).with_name("srtctl_faults.yaml").read_bytes(), type=dict[str, str])
 
 
 def _ours(answer: _Answer, found: Mapping[str, float | None], failed: bool, trouble: str) -> tuple[str, ...]:
@@ -294,14 +284,11 @@ def dump_srtslurm(document: Mapping[str, Any]) -> str:
     Raises ConfigError for a value that srtctl would refuse (a number in a map of strings) or that YAML cannot hold.
     """
     for key in STRING_MAPS:
-        entries = document.get(key)
-        if entries is None:
-            continue
+        entries = {} if document.get(key) is None else document[key]
         if not isinstance(entries, Mapping):
             raise ConfigError(f"{key}: expected a map of strings, not a {type(entries).__name__}", where=SRTSLURM)
-        for name, value in entries.items():
-            if not isinstance(name, str) or not isinstance(value, str):
-                raise ConfigError(f"{key}: expected strings, not {name!r} and {value!r}", where=SRTSLURM)
+        if wrong := [pair for pair in entries.items() if set(map(type, pair)) != {str}]:
+            raise ConfigError(f"{key}: expected strings, not {wrong[0][0]!r} and {wrong[0][1]!r}", where=SRTSLURM)
     try:
         return recipe.dump(document)
     except ConfigError as error:

@@ -11,7 +11,7 @@ import pytest
 from launcher.core.yaml_source import Document
 from launcher.doctor import scheduling
 from launcher.doctor.comparison import Claim, compare, notes
-from launcher.doctor.facts import ClusterFacts, Gres, Host, Unknown
+from launcher.doctor.facts import ClusterFacts, Host, Unknown
 from launcher.image.probe import NO_OP, Probed
 from launcher.runner.file import RunnerFile
 from tests.doctor.stand_ins import LOCAL, LUSTRE, cluster, facts, node, refused, seen, taken
@@ -147,12 +147,12 @@ def test_a_directory_that_is_otherwise_differs(side: str, path: str, changes: An
 def test_shared_storage_that_the_file_hides_from_a_side_differs() -> None:
     text = TEXT.replace("{path: /lustre, kind: lustre}", "{path: /lustre, kind: lustre, seen-by: [compute]}")
     claim = judged(file(text), whole(file(text)))["storage[0]"]
-    assert claim.verdict == "differ" and "login sees it too" in claim.found
+    assert claim.verdict == "differ" and "login (login1): sees it too" in claim.found
 
 
 def test_a_directory_that_the_launcher_makes_may_be_missing() -> None:
     on = with_seen(whole(file()), "login", "/lustre/images", at="/lustre")
-    on = with_seen(on, "compute", "/lustre/images", at="/lustre", shared=True, back=True)
+    on = with_seen(on, "compute", "/lustre/images", at="/lustre", shared=True)
     assert judged(file(), on)["images.directory"].verdict == "agree"
 
 
@@ -206,7 +206,7 @@ def test_an_account(changes: Any, job: Any, verdict: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("nodes", "key", "verdict", "text"),
     [
-        ((node("a"), node("b", (Gres("gpu", "h100", 8),))), "node.gpus", "unknown", "4 on 1 nodes, 8 on 1 nodes"),
+        ((node("a"), node("b", (("h100", 8),))), "node.gpus", "unknown", "4 on 1 nodes, 8 on 1 nodes"),
         ((node("a", ()), node("b", ())), "node.gpus", "agree", "4 /dev/nvidia"),
         ((node("a"), node("b", arch="x86_64")), "node.arch", "unknown", "mixed"),
         ((node("a", arch=None), node("b", arch=None)), "node.arch", "agree", "says aarch64"),

@@ -12,8 +12,8 @@ import pytest
 from launcher.core.yaml_source import Document
 from launcher.doctor import comparison, scheduling
 from launcher.doctor.comparison import compare
-from launcher.doctor.draft import DraftRequest, draft, todos
-from launcher.doctor.facts import ClusterFacts, Gres, Host, Partition, SubmissionCheck, Unknown, known
+from launcher.doctor.draft import draft, todos
+from launcher.doctor.facts import ClusterFacts, Host, Partition, SubmissionCheck, Unknown
 from launcher.rehearsal.stand_ins import REPOSITORY_SHA
 from launcher.runner.file import RunnerFile
 from tests.doctor.stand_ins import NFS, NVME, WEKA, cluster, facts, node, refused, seen, taken
@@ -21,22 +21,23 @@ from tests.doctor.stand_ins import NFS, NVME, WEKA, cluster, facts, node, refuse
 STATE, DIRECTORY = "/home/runner/.local/state/launcher", "/lustre/images"
 
 
+def fill(path: str) -> str:
+    return path.replace("{state}", STATE)
+
+
 def tried(on: ClusterFacts, *refuse: str) -> Mapping[str, SubmissionCheck]:
-    """What `facts_for_draft` asks, taken but for what has one of these words."""
-    small = scheduling.smallest_job("batch", "benchmark")
-    asked = {
-        "job": small,
-        **{form: [*small, form] for form in scheduling.gpu_requests(known(on.slurm.nodes_of("batch")))},
-    }
-    asked |= {key: [*small, option] for key, (_, option) in scheduling.DIRECTIVE_SWITCHES.items()}
+    """What is asked about a first draft, taken but for what has one of these words."""
+    file, _ = load(on)
     return {
-        name: refused("not here", *options) if any(word in options[-1] for word in refuse) else taken(*options)
-        for name, options in asked.items()
+        name: refused("not here", *options) if any(word in " ".join(options) for word in refuse) else taken(*options)
+        for name, options in scheduling.jobs_to_check(file, on.slurm).items()
     }
 
 
 def made(*refuse: str, **changes: Any) -> ClusterFacts:
-    on = facts([STATE, DIRECTORY, "/lustre", "/raid", "/home", "/weka data"], **changes)
+    files = [load(facts(**changes), root=root)[0] for root in (None, DIRECTORY)]
+    named = [path for file in files for required in comparison.required(file, fill) for path in required.paths]
+    on = facts([*named, "/lustre", "/raid", "/home", "/weka data"], **changes)
     return dataclasses.replace(on, submissions=tried(on, *refuse))
 
 
@@ -50,32 +51,24 @@ def of_compute(on: ClusterFacts, **changes: Any) -> ClusterFacts:
 
 
 def load(on: ClusterFacts, **changes: Any) -> tuple[RunnerFile, str]:
-    request = dataclasses.replace(DraftRequest("mine", "batch", "benchmark", DIRECTORY, STATE), **changes)
-    text = draft(request, on)
+    text = draft(**{"name": "mine", "account": "benchmark", "root": DIRECTORY, "fill": fill, "facts": on, **changes})
     return RunnerFile(Document("mine.yaml", text)), text
 
 
 def differing(file: RunnerFile, on: ClusterFacts) -> list[str]:
     """What the doctor would find otherwise, had it looked at the same cluster."""
-    paths = [
-        path
-        for _, required in comparison.required(file, lambda text: text.replace("{state}", STATE))
-        for path in required.paths
-    ]
+    paths = [path for required in comparison.required(file, fill) for path in required.paths]
     full = made(slurm=on.slurm)
     directories = {p: on.login.directories.get(p) or seen(p) for p in paths}
     on = of_login(on, directories=directories)
     if isinstance(on.compute, Host):
-        there = {p: dataclasses.replace(s, shared=True, back=True) for p, s in directories.items() if "weka" not in p}
+        there = {p: dataclasses.replace(s, shared=True) for p, s in directories.items() if "weka" not in p}
         on = of_compute(on, directories=there)
     asked = scheduling.jobs_to_check(file, on.slurm)
-    answers = {
-        name: on.submissions.get(name) or full.submissions.get(name) or taken(*options)
-        for name, options in asked.items()
-    }
+    tried = {**full.submissions, **on.submissions, "whole": taken(*asked["whole"])}
+    answers = {name: tried.get(name) or taken(*options) for name, options in asked.items()}
     stand_ins = ("enroot",) if file.runner.tools == "rehearsal" else ()
     on = dataclasses.replace(on, submissions=answers, stand_ins=stand_ins)
-    fill = lambda text: text.replace("{state}", STATE)  # noqa: E731
     return [f"{c.key}: {c.found}" for c in compare(file, on, fill) if c.verdict == "differ"]
 
 
@@ -84,7 +77,7 @@ SITES: dict[str, ClusterFacts] = {
     "typed GRES only": made("--gpus-per-node", "--gres=gpu:1", "--segment"),
     "no node": made(compute=Unknown("no node was free within 60 s")),
     "no GRES": made(slurm=cluster(nodes=(node("a", ()), node("b", ())))),
-    "mixed GPUs": made(slurm=cluster(nodes=(node("a"), node("b", (Gres("gpu", "h100", 8),)), node("c", ())))),
+    "mixed GPUs": made(slurm=cluster(nodes=(node("a"), node("b", (("h100", 8),)), node("c", ())))),
     "mixed architectures": made(slurm=cluster(nodes=(node("a"), node("b", arch="x86_64")))),
     "strange architecture": of_compute(made(slurm=cluster(nodes=(node("a", arch="ppc64le"),))), arch="ppc64le"),
     "no limit": made(slurm=cluster(partitions=(Partition("batch", True, False, "UP", None, 2),))),
@@ -104,7 +97,7 @@ SITES: dict[str, ClusterFacts] = {
 @pytest.mark.parametrize("name", SITES)
 def test_a_draft_loads_and_claims_nothing_that_differs(name: str) -> None:
     on = SITES[name]
-    for changes in ({}, {"directory": None}, {"account": None}):
+    for changes in ({}, {"root": None}, {"account": None}):
         file, _ = load(on, **changes)
         assert file.runner.scheduler.partition == "batch"
         if name not in ("sbatch refuses",):
@@ -119,11 +112,11 @@ def test_what_is_not_known_is_to_do_and_not_claimed() -> None:
     two, text = load(SITES["mixed GPUs"])
     assert two.runner.node.gpus == 4 and "TODO the partition is mixed: GRES: 4 on 1 nodes" in text
     bare = of_compute(SITES["no GRES"], devices=0)
-    assert "TODO how many?" in load(bare)[1]
+    assert "TODO Slurm knows of no GPUs in this partition" in load(bare)[1]
     alone, text = load(SITES["no node"])
     assert alone.runner.tools == "system" and "on no node: no node was free within 60 s" in text
     quiet, text = load(SITES["sbatch is silent"])
-    assert set(quiet.runner.srtslurm) == {"network_interface"} and "TODO nothing could be tried" in text
+    assert set(quiet.runner.srtslurm) == {"network_interface"} and "TODO sbatch did not answer" in text
 
 
 def test_what_is_known_is_in_the_file() -> None:

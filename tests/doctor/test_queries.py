@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from launcher.core.process import Completed
 from launcher.doctor import queries
 from launcher.doctor.facts import Host, Unknown
-from launcher.doctor.programs import Commands
+from launcher.doctor.programs import clean_runner
 from tests.commands import Answer, ScriptedCommands, failed, not_installed
 
 SLURM = ["sinfo", "scontrol", "sacctmgr", "sbatch"]
@@ -28,26 +29,27 @@ SLURM = ["sinfo", "scontrol", "sacctmgr", "sbatch"]
     ],
 )
 def test_a_slurm_that_cannot_be_asked_is_all_unknown(answer: Answer, why: str) -> None:
-    found = queries.slurm_facts(Commands(ScriptedCommands(**dict.fromkeys(SLURM, answer)), {"PATH": "/bin"}))
+    found = queries.slurm_facts(ScriptedCommands(**dict.fromkeys(SLURM, answer)))
     for fact, program in ((found.config, "scontrol"), (found.partitions, "scontrol"), (found.nodes, "scontrol")):
         assert isinstance(fact, Unknown)
         assert why.format(program) in fact.why
-    assert found.partition("batch") is None
-    assert isinstance(found.accounting, Unknown)
+    assert isinstance(found.partition("batch"), Unknown)
+    assert not found.no_accounting
 
 
 def test_accounting_may_be_silent_while_the_controller_answers() -> None:
     down = "sacctmgr: error: slurm_persist_conn_open: failed to open persistent connection: Connection refused"
     stand_in = ScriptedCommands(not_installed, scontrol="PartitionName=batch State=UP\n", sacctmgr=failed(down))
-    found = queries.slurm_facts(Commands(stand_in, {}))
-    assert found.partition("batch") is not None
+    found = queries.slurm_facts(stand_in)
+    assert not isinstance(found.partition("batch"), Unknown)
     assert isinstance(found.associations, Unknown) and "Connection refused" in found.associations.why
 
 
 def test_the_environment_is_clean_and_names_the_cluster() -> None:
     environ = {"SINFO_FORMAT": "%N", "SBATCH_PARTITION": "x", "SLURM_CONF": "/c", "SRUN_DEBUG": "3", "PATH": "/bin"}
-    kept = Commands(environ=environ).environment
-    assert kept == {"SLURM_CONF": "/c", "PATH": "/bin", "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
+    stand_in = ScriptedCommands(not_installed)
+    clean_runner(environ, stand_in)(["sinfo"], timeout=1)
+    assert stand_in.environments[0] == {"SLURM_CONF": "/c", "PATH": "/bin", "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
 
 
 @pytest.mark.parametrize(
@@ -60,9 +62,7 @@ def test_the_environment_is_clean_and_names_the_cluster() -> None:
     ],
 )
 def test_a_refusal_is_told_from_silence(stderr: str, accepted: bool | None) -> None:
-    tried = queries.check_submissions(Commands(ScriptedCommands(sbatch=failed(stderr)), {}), {"job": ["--nodes=1"]})[
-        "job"
-    ]
+    tried = queries.check_submissions(ScriptedCommands(sbatch=failed(stderr)), {"job": ["--nodes=1"]})["job"]
     assert tried.accepted is accepted
     assert "Try" not in tried.answer
 
@@ -72,7 +72,7 @@ def test_refs_of_a_real_repository_and_of_none(tmp_path: Path) -> None:
     commit = ["git", "-C", tmp_path / "r", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty"]
     subprocess.run([*commit, "-m", "x"], check=True)
     subprocess.run(["git", "-C", tmp_path / "r", "tag", "v1"], check=True)
-    found = queries.repository_refs(Commands(), [str(tmp_path / "r"), str(tmp_path / "none")])
+    found = queries.repository_refs(clean_runner(os.environ), [str(tmp_path / "r"), str(tmp_path / "none")])
     here, none = found[str(tmp_path / "r")], found[str(tmp_path / "none")]
     assert not isinstance(here, Unknown) and len(here["refs/tags/v1"]) == 40
     assert isinstance(none, Unknown) and "none" in none.why
@@ -82,7 +82,7 @@ def test_a_look_at_this_host(tmp_path: Path) -> None:
     (tmp_path / "with space").mkdir()
     (tmp_path / "file").touch()
     paths = [str(tmp_path / name) for name in ("with space", "not/yet", "file/below")] + ["/proc/launcher"]
-    login, compute = queries.probe_hosts(Commands(), paths)
+    login, compute = queries.probe_hosts(clean_runner(os.environ), paths)
     assert isinstance(compute, Unknown) and "--no-node" in compute.why
     spaced, new, below, proc = (login.directories[path] for path in paths)
     assert spaced.is_at(paths[0]) and spaced.writable and spaced.readable and spaced.free
@@ -94,8 +94,8 @@ def test_a_look_at_this_host(tmp_path: Path) -> None:
 
 def test_a_look_that_is_cut_off_keeps_what_was_seen(tmp_path: Path) -> None:
     def hangs(argv: Sequence[str]) -> Completed:
-        token = argv[4]
-        if argv[2] == queries._AFTER:
+        token, side = argv[4:6]
+        if side == "after":
             return Completed(tuple(argv), 0, "", "", 0.0)
         lines = [
             "a banner",
@@ -106,7 +106,7 @@ def test_a_look_that_is_cut_off_keeps_what_was_seen(tmp_path: Path) -> None:
         ]
         return Completed(tuple(argv), None, "\n".join(lines), "", 60.0)  # fmt: skip
 
-    login, _ = queries.probe_hosts(Commands(ScriptedCommands(not_installed, sh=hangs), {}), ["/a", "/dead"])
+    login, _ = queries.probe_hosts(ScriptedCommands(not_installed, sh=hangs), ["/a", "/dead"])
     assert (login.name, login.arch, list(login.directories)) == ("login1", "aarch64", ["/a"])
     dead = login.directory("/dead")
     assert isinstance(dead, Unknown) and "did not answer within 60 s" in dead.why
@@ -122,9 +122,7 @@ def test_a_look_that_is_cut_off_keeps_what_was_seen(tmp_path: Path) -> None:
 )
 def test_no_node_is_an_unknown_with_the_reason(stderr: str, code: int | None, tries: int) -> None:
     stand_in = ScriptedCommands(not_installed, srun=failed(stderr, code))
-    _, compute = queries.probe_hosts(
-        Commands(stand_in, {}), [], [["--partition=p"], ["--partition=p", "--gpus-per-node=1"]]
-    )
+    _, compute = queries.probe_hosts(stand_in, [], [["--partition=p"], ["--partition=p", "--gpus-per-node=1"]])
     assert isinstance(compute, Unknown) and (stderr[-20:] in compute.why)
     assert ("no node was free within 60 s" in compute.why) == ("busy" in stderr)
     asked = [argv for argv in stand_in.calls if argv[0] == "srun"]
@@ -141,9 +139,8 @@ def test_a_node_whose_prolog_prints(tmp_path: Path) -> None:
         return Completed(tuple(argv), 0, f"Welcome to node01!\n{said.stdout}\nepilog: done", "", 0.1)
 
     stand_in = ScriptedCommands(not_installed, srun=srun, sh=None)
-    _, compute = queries.probe_hosts(
-        Commands(stand_in, {"PATH": "/usr/bin:/bin"}), [str(tmp_path)], [["--partition=p"]]
-    )
+    run = clean_runner({"PATH": "/usr/bin:/bin"}, stand_in)
+    _, compute = queries.probe_hosts(run, [str(tmp_path)], [["--partition=p"]])
     assert isinstance(compute, Host)
-    assert (compute.directories[str(tmp_path)].shared, compute.directories[str(tmp_path)].back) == (True, True)
+    assert compute.directories[str(tmp_path)].shared is True
     assert list(tmp_path.iterdir()) == []

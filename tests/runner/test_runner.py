@@ -129,7 +129,8 @@ def test_no_clusters_name_is_in_code() -> None:
 def test_a_fleet_finds_by_prefix_and_by_label() -> None:
     fleet = Fleet([shipped("runners")])
     assert fleet.for_runner_name("b200-dgxc-slurm_7").runner.name == "b200-dgxc"
-    assert fleet.by_label["b200-multinode"].runner.name == "b200-dgxc"
+    assert [file.runner.name for file in fleet.by_label["b200-multinode"]] == ["b200-dgxc"]
+    assert [file.runner.name for file in fleet.by_label["h200"]] == ["h200-cw", "h200-dgxc", "h200-nb"]
     with pytest.raises(ConfigError) as error:
         fleet.for_runner_name("b300-nx_01")
     assert error.value.hint == "did you mean 'b300-nv'?"
