@@ -152,7 +152,7 @@ def _images(rules: AppliedRules, lane: Container, context: Context) -> tuple[Pla
 
 def _reference(benchmark: Benchmark, lane: Container) -> str:
     """The image as an engine that pulls it reads it."""
-    reference = Reference.parse(benchmark.image, where=benchmark.source)
+    reference = Reference.parse(benchmark.image)
     if lane.engine not in PULLED:
         return reference.uri.removeprefix("docker://")
     registry = "" if reference.registry == HUB else f"{reference.registry}/"

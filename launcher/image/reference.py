@@ -61,15 +61,15 @@ class Reference:
     digest: str | None = None
 
     @classmethod
-    def parse(cls, text: str, *, where: str | None = None) -> Reference:
+    def parse(cls, text: str) -> Reference:
         """Read a reference: short Hub names, ``registry/…``, ``registry#…``, tag, digest, ``docker://`` before it.
 
         A registry before ``/`` has a dot or a port, or is ``localhost``, as Docker has it; before ``#`` it is any host.
-        Raises ConfigError, which names what is wrong; ``where`` is the place it points to.
+        Raises ConfigError, which names what is wrong.
         """
         read = _read(text)
         if isinstance(read, Fault):
-            raise ConfigError(f"image {_shown(text)}: {read.what}", where=where, hint=read.hint)
+            raise ConfigError(f"image {_shown(text)}: {read.what}", hint=read.hint)
         return read
 
     @property
@@ -150,7 +150,7 @@ def names_an_image(name: str) -> bool:
     return "/" in name or ":" in name
 
 
-def squash_name(text: str, rule: NameRule, *, where: str | None = None) -> str:
+def squash_name(text: str, rule: NameRule) -> str:
     """The file name that a cluster gives to the image spelled ``text``, by its rule.
 
     ``underscore``: each of ``/ : @ #`` becomes ``_``. ``plus``: it becomes ``+``. ``plus-nv``: as ``plus``, after a
@@ -158,14 +158,13 @@ def squash_name(text: str, rule: NameRule, *, where: str | None = None) -> str:
     launchers made must be found again. Raises ConfigError for what is no reference, and for a name longer than a
     directory entry may be (255 bytes).
     """
-    Reference.parse(text, where=where)
+    Reference.parse(text)
     if rule == "plus-nv":
         text = re.sub(r"^nvcr\.io[/#]", "", text)
     name = re.sub(r"[/:@#]", "_" if rule == "underscore" else "+", text) + ".sqsh"
     if len(name.encode()) > NAME_MAX:
         raise ConfigError(
             f"the squash file of {_shown(text)} would have a name of {len(name)} bytes; {NAME_MAX} are possible",
-            where=where,
             hint="refer to the image by a shorter tag, or by digest without the tag",
         )
     return name
