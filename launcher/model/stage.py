@@ -30,7 +30,7 @@ import xxhash
 from launcher.core.errors import Cancelled, ModelError
 from launcher.core.lease import Lock
 from launcher.core.process import CommandRunner, ProcessIdentity, run
-from launcher.core.publish import fsync_directory, write_json
+from launcher.core.publish import fsync, write_json
 from launcher.core.stop import Stop
 from launcher.model.checkpoint import examine
 from launcher.model.copy import WORKERS, Copier, CreateFile, NoProgress, Progress, journal_directory
@@ -207,7 +207,7 @@ class _Staging:
         self.manifest.write(self._directory / WORK_DIRECTORY / MANIFEST_NAME)
         (self._directory / WORK_DIRECTORY / MANIFEST_NAME).rename(self._directory / MANIFEST_NAME)
         for directory, _, _ in os.walk(self._directory, topdown=False):
-            fsync_directory(Path(directory))
+            fsync(Path(directory))
         return copier
 
     def _check_space(self) -> None:
@@ -239,7 +239,7 @@ class _Staging:
             shutil.rmtree(self._directory, ignore_errors=True)
             log(f"{self._destination} was published by another process meanwhile; its copy is kept")
             return "lost"
-        fsync_directory(self._destination.parent)
+        fsync(self._destination.parent)
         remove_work_directory(self._destination)
         return "staged"
 
