@@ -259,7 +259,7 @@ def schema_error(
     elif enum := _ENUM.search(message):
         literals = (kind for kind in map(_bare, kinds) if isinstance(kind, inspect.LiteralType))
         words = [str(word) for literal in literals for word in literal.values]
-        hint = suggest(enum["word"], words, f"one of: {', '.join(words)}" if words else None)
+        hint = suggest(enum["word"], words, f"one of: {', '.join(words)}" if words else "")
     elif wanted := _DAY if message.startswith(_NO_DAY) else "regex" in message and _description(kinds):
         path = [*under, *keys]  # msgspec does not give it in full below a mapping's values (``[...]``)
         whole = reached(document.data, path) == len(path)

@@ -64,7 +64,8 @@ class SlurmNative(SlurmCommands):
         except msgspec.MsgspecError:
             return done, _Reply()
 
-    def _squeue(self, ids: Sequence[str] = (), *, user: str = "", timeout: float | None = None) -> Answer:
+    def ask_controller(self, ids: Sequence[str] = (), *, user: str = "", timeout: float | None = None) -> Answer:
+        """What the controller says of these jobs, or of all jobs of a user, by its library."""
         question = {"user": int(user)} if user else {"ids": list(ids)}
         done, reply = self.ask_worker(question, timeout or self._timeout)
         if done.timed_out:
@@ -73,7 +74,7 @@ class SlurmNative(SlurmCommands):
             return Answer(CONTROLLER, error=f"{CONTROLLER}: {reply.error}")
         if done.ok and reply.rows is not None:
             return Answer.of(CONTROLLER, [record_of(CONTROLLER, *row) for row in reply.rows])
-        return super()._squeue(ids, user=user, timeout=timeout)
+        return super().ask_controller(ids, user=user, timeout=timeout)
 
 
 def choose(

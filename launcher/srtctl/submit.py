@@ -203,20 +203,14 @@ def _argv(submission: Submission) -> tuple[list[str], list[str]]:
         notes.append("--no-preflight is left out: this srtctl has no preflight checks and no such option")
     if "--json" in submission.options and "--json" not in argv:
         argv.append("--json")
-    for option in (a.partition("=")[0] for a in argv if a.startswith("--") and a != "--file"):
-        if option not in submission.options:
-            raise SubmissionError(f"this srtctl's apply has no option {option}", where=_recipe(argv))
+    if unknown := [word for word in argv if word.startswith("--") and word not in submission.options]:
+        raise SubmissionError(f"this srtctl's apply has no option {unknown[0]}", where=_recipe(argv))
     return argv, notes
 
 
-def _recipe(argv: Sequence[str]) -> str | None:
-    """The value of ``-f`` or ``--file``; None when it is missing or empty."""
-    for word, value in zip(argv, [*argv[1:], ""], strict=True):
-        if word in ("-f", "--file"):
-            return value or None
-        if word.startswith("--file="):
-            return word.removeprefix("--file=") or None
-    return None
+def _recipe(argv: Sequence[str]) -> str:
+    """The value of ``-f``; "" when it is missing."""
+    return argv[argv.index("-f") + 1] if "-f" in argv[:-1] else ""
 
 
 @contextlib.contextmanager

@@ -289,7 +289,7 @@ def test_a_job_without_srtslurm_yaml_must_not_stay(srtctl: ScriptedSrtctl) -> No
         srtctl.apply(Slurm([]))
 
 
-@pytest.mark.parametrize("argv", [("-f", ""), ("--file=",), ("--tags", "x")])
+@pytest.mark.parametrize("argv", [("-f", ""), ("-f",), ("--tags", "x")])
 def test_a_recipe_must_be_named(srtctl: ScriptedSrtctl, argv: tuple[str, ...]) -> None:
     """srtctl takes ``-f ''`` for the current directory and submits every recipe in it."""
     srtctl.says(0, ok())
