@@ -174,15 +174,15 @@ def collect(arguments: argparse.Namespace) -> int:
     state = run.services.scheduler.poll([job])[job]
     if state.phase is not Phase.TERMINAL and not record.ended:
         raise JobError(f"the job has not ended: {state.describe()}", where=str(job), hint="launcher logs -f RUN")
-    if state.phase is Phase.TERMINAL:
-        outcome = finish.finish(run, state)
-        print(f"run {record.id}: {outcome.state}")
-        if outcome.error is not None:
-            raise outcome.error
+    if state.phase is not Phase.TERMINAL:
+        collected = finish.collect(run)
+        finish.deliver(run)
+        collected.raise_if_bad()
         return 0
-    collected = finish.collect(run)
-    finish.deliver(run)
-    collected.raise_if_bad()
+    outcome = finish.finish(run, state)
+    print(f"run {record.id}: {outcome.state}")
+    if outcome.error is not None:
+        raise outcome.error
     return 0
 
 
@@ -267,7 +267,7 @@ def _drive_records(
     """Bring recorded runs to their ends, and show how they ended."""
     # A short name for each run: its number, topology and lengths.
     labels = {r.id: f"{i}. {p.benchmark.topology} {p.benchmark.measures}" for i, (r, p) in enumerate(recorded, 1)}
-    console = Console(sys.stdout, os.environ, labels=labels, quiet=quiet, github=github)
+    console = Console(labels, github)
     first = recorded[0][1]
     if any(p.scheduler != first.scheduler or p.tools != first.tools for _, p in recorded):
         raise ConfigError("the selected benchmarks are of several clusters", hint="--runner NAME picks one")
