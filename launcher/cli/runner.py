@@ -129,7 +129,8 @@ def new(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{directory!r} is not absolute", where="--directory")
     run = clean_runner(project.environ)
     slurm = queries.slurm_facts(run)
-    partition = slurm.partition(arguments.partition and arguments.partition.removesuffix("*"))  # sinfo's default one
+    # A name may be given as sinfo shows that of the default partition, with an asterisk.
+    partition = slurm.partition(arguments.partition and arguments.partition.removesuffix("*"))
     if isinstance(partition, Unknown):
         hint = "run it on the cluster's login node, as the user of its GitHub runners; is SLURM_CONF right?"
         raise ConfigError(partition.why, where="--partition", hint=partition.hint or hint)

@@ -303,14 +303,10 @@ def _announce(github: GitHub, plan: Plan, project: Project) -> None:
         sys.stdout.flush()
     for finding in plan.findings:
         say = github.error if finding.severity == "error" else github.warning
-        path, _, line = finding.where.rpartition(":")
-        inside = line.isdecimal() and Path(path).is_relative_to(project.workspace)
-        say(
-            f"{finding.message} [{finding.rule}]" + ("" if inside else f" ({finding.where})"),
-            title=f"launcher: {finding.rule}",
-            file=str(Path(path).relative_to(project.workspace)) if inside else None,
-            line=int(line) if inside else None,
-        )
+        inside = finding.line is not None and Path(finding.file).is_relative_to(project.workspace)
+        file = str(Path(finding.file).relative_to(project.workspace)) if inside else None
+        text = f"{finding.message} [{finding.rule}]" + ("" if inside else f" ({finding.where})")
+        say(text, title=f"launcher: {finding.rule}", file=file, line=finding.line if inside else None)
 
 
 def report_to(github: GitHub, runs: Path, outcomes: Sequence[Outcome]) -> None:
