@@ -16,5 +16,7 @@ setup(
         "launcher.check": ["*.json"],
         "launcher.doctor": ["*.sh", "*.yaml"],
         "launcher.image": ["*.yaml"],
+        "launcher.srtctl": ["*.yaml"],
+        "launcher.rehearsal": ["*.yaml"],
     },
 )

@@ -20,12 +20,14 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import GithubJob, benchmark_from_environment, github_job
 from launcher.benchmark.matrix import Matrix, load_matrix
 from launcher.check.registry import check_plan
-from launcher.check.schema_validation import RecipeValidator
 from launcher.check.srtctl_schema import Schemas
+from launcher.container.kind import ContainerKind
+from launcher.container.resolve import ContainerPlanner
 from launcher.core.errors import ConfigError, closest
 from launcher.core.shipped import shipped
-from launcher.plan.derive import Context, check_run_id, run_key
+from launcher.plan.derive import Context, Resolved, check_run_id, run_key
 from launcher.plan.plan import SRTCTL, Plan
+from launcher.runner.container_schema import CONTAINER, DOCKER
 from launcher.runner.file import RunnerFile
 from launcher.runner.fleet import Fleet
 from launcher.srtctl.kind import SrtctlKind
@@ -119,8 +121,8 @@ class Project:
             raise ConfigError(f"no kind of job is called {name}", hint=hint) from None
 
     @cached_property
-    def validator(self) -> RecipeValidator:
-        return RecipeValidator(Schemas(self.finder.trees))
+    def schemas(self) -> Schemas:
+        return Schemas(self.finder.trees)
 
     def matrix(self, files: Sequence[str] = ()) -> Matrix:
         """The matrix of the files named, else of this repository together with the workspace's masters."""
@@ -136,11 +138,16 @@ class Project:
         return load_matrix(paths, hardware if hardware.is_file() else None)
 
     def runner_for(self, benchmark: Benchmark, name: str | None) -> RunnerFile:
-        """The cluster by name, else the one that serves the benchmark's label."""
+        """The cluster by name, else the only one that serves the benchmark's label. Raises ConfigError."""
         if name is not None:
             return self.fleet.get(name)
-        if benchmark.runner in self.fleet.by_label:
-            return self.fleet.by_label[benchmark.runner]
+        serving = self.fleet.by_label.get(benchmark.runner, ())
+        if len(serving) == 1:
+            return serving[0]
+        if serving:
+            names = ", ".join(file.runner.name for file in serving)
+            message = f"several clusters serve the label {benchmark.runner!r}: {names}"
+            raise ConfigError(message, where=benchmark.source, hint="--runner NAME says which one is meant")
         raise ConfigError(
             f"no runner file serves the label {benchmark.runner!r}",
             where=benchmark.source,
@@ -163,13 +170,22 @@ class Project:
 
     def plan_srtctl(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> Plan:
         """Plan a benchmark that srtctl runs."""
-        return plan_benchmark(benchmark, file, self.finder, context, self.validator)
+        return plan_benchmark(benchmark, file, self.finder, context, self.schemas)
+
+    @cached_property
+    def _in_container(self) -> ContainerPlanner:
+        return ContainerPlanner()
+
+    def plan_in_container(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> Plan:
+        """Plan a benchmark of one node that runs in a container."""
+        resolved = self._in_container.plan(benchmark, file, context)
+        return _with_findings(resolved, self.schemas)
 
     def replan(self, plan: Plan, tree: Path) -> Plan:
         """The plan again, now that the checkout at ``tree`` is there and its recipe can be read."""
         finder = RecipeFinder(self.workspace, self.finder.repository, checkout=tree)
         context = self._context(plan.runner_name, plan.run_key, plan.narrow)
-        return plan_benchmark(plan.benchmark, self.fleet.get(plan.runner), finder, context, self.validator)
+        return plan_benchmark(plan.benchmark, self.fleet.get(plan.runner), finder, context, self.schemas)
 
     def run_id_from_environment(self) -> str:
         """The id that `plan_from_environment` gives its run: what the clean-up step of the same job looks for."""
@@ -200,6 +216,8 @@ class Project:
 
 KINDS: dict[str, Callable[[Project], JobKind]] = {
     SRTCTL: lambda project: SrtctlKind(project.plan_srtctl, project.replan),
+    CONTAINER: lambda project: ContainerKind(CONTAINER, project.plan_in_container, project.state / "jobs"),
+    DOCKER: lambda project: ContainerKind(DOCKER, project.plan_in_container, project.state / "jobs"),
 }
 """The kinds of job that there are."""
 
@@ -209,20 +227,28 @@ def plan_benchmark(
     file: RunnerFile,
     finder: RecipeFinder,
     context: Context,
-    validator: RecipeValidator | None = None,
+    schemas: Schemas | None = None,
 ) -> Plan:
     """Plan a benchmark on a runner, and check the plan. Raises ConfigError when it cannot be planned."""
-    validator = validator or RecipeValidator()
-    resolved = SrtctlPlanner(finder, validator.schemas.has_file).plan(benchmark, file, context)
-    return dataclasses.replace(resolved.plan, findings=check_plan(resolved, validator))
+    schemas = schemas or Schemas()
+    resolved = SrtctlPlanner(finder, schemas.has_file).plan(benchmark, file, context)
+    return _with_findings(resolved, schemas)
+
+
+def _with_findings(resolved: Resolved, schemas: Schemas) -> Plan:
+    found = check_plan(resolved, schemas)
+    return dataclasses.replace(resolved.plan, findings=found) if found else resolved.plan
 
 
 def _kind_of_lane(benchmark: Benchmark, file: RunnerFile) -> str:
-    """The kind of job that serves a benchmark. Where no lane does, the first kind says what is supported."""
+    """The kind of job that serves a benchmark. Raises ConfigError where no lane does.
+
+    For a benchmark of several nodes the first kind says what is supported: a recipe decides about its lane as well.
+    """
     for power in (False, True):  # a recipe that asks for power telemetry can have a lane of its own
         with contextlib.suppress(ConfigError):
             return file.lane(benchmark, power=power).rule.kind
-    return SRTCTL
+    return SRTCTL if benchmark.multinode else file.lane(benchmark).rule.kind
 
 
 def _is_directory(path: str, holding: str | None) -> bool:

@@ -2,7 +2,8 @@
 
 Start with `benchmark` (the value that everything behind this room works on) and `fields` (one table: attribute,
 variable of a job, key of a matrix entry). `environment` reads a job's variables, and writes them for the job that is
-submitted. `matrix` reads InferenceX's matrix files and gives the entries that a `Selection` wants, each with its
+submitted; `contracts` stays apart from it as pure data: which variables jobs of several nodes have, and jobs of one
+node. `matrix` reads InferenceX's matrix files and gives the entries that a `Selection` wants, each with its
 benchmark. `matrix_schema` and `expand` stay apart from it because each follows a file of InferenceX's, its validation
 and its generator, and is to be compared with that.
 """

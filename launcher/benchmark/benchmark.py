@@ -75,7 +75,7 @@ class Benchmark:
     precision: str
     framework: str
     runner: str
-    """The label of the matrix (``gb200``, ``cluster:gb300-nv``); a job's RUNNER_TYPE."""
+    """The label of the matrix (``gb200``, ``cluster:gb300-nv``); a job's RUNNER_TYPE, empty where it has none."""
     concurrencies: tuple[int, ...]
     isl: int | None = None
     osl: int | None = None
@@ -101,7 +101,7 @@ class Benchmark:
     """Seconds of trace replay; agentic only."""
     options: Mapping[str, str] = field(default_factory=dict)
     """What a workflow was dispatched with beside the row (``REQUIRE_POWER``, ``EVAL_LIMIT``, …), where it is not the
-    default."""
+    default; of a job of one node also what only some workflows set (``PROFILE``, ``BENCH_SCRIPT_OVERRIDE``, …)."""
     result_filename: str | None = None
     recipe_fingerprint: str | None = None
     key: str | None = None
@@ -111,6 +111,11 @@ class Benchmark:
     @property
     def agentic(self) -> bool:
         return self.scenario == AGENTIC
+
+    @property
+    def gpus(self) -> int:
+        """The GPUs of all its workers."""
+        return sum(role.workers * role.gpus_per_worker for role in (self.prefill, self.decode) if role is not None)
 
     @property
     def config_file(self) -> str | None:

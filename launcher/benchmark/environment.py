@@ -1,7 +1,7 @@
-"""The environment of a GitHub multi-node job, both ways: from it to a benchmark, and from a benchmark to it.
+"""The environment of a GitHub job, both ways: from it to a benchmark, and from a benchmark to it.
 
-The variables and their meaning are those of InferenceX's `benchmark-multinode-tmpl.yml` (commit 843c6254f): every
-value is text, an input that was not given is the empty text, and agentic jobs have ``'0'`` for sequence lengths.
+Which variables there are is in `contracts`: jobs of several nodes and of one node have others. Every value is text, an
+input that was not given is the empty text, and agentic jobs have ``'0'`` for sequence lengths.
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark, Component, Role
+from launcher.benchmark.contracts import MULTI_NODE, contract_in, contract_of
 from launcher.benchmark.fields import (
-    DECODE_FIELDS,
-    FIELDS,
     FILE_NAME,
-    PREFILL_FIELDS,
-    SETTING_KEYS,
     WHERE,
     Field,
-    boolean,
     exported,
     matching,
+    one_line,
     parse_setting,
     read_variables,
     require,
@@ -30,17 +28,6 @@ from launcher.benchmark.fields import (
     write_variables,
 )
 from launcher.core.errors import ConfigError
-
-OPTIONS: Mapping[str, str] = {
-    "AIPERF_EXPERIMENTAL_FAST": "0",
-    "EVAL_LIMIT": "",
-    "POWER_PRODUCER_SHA": "",
-    "RANDOM_RANGE_RATIO": "0.8",
-    "REQUIRE_POWER": "0",
-    "SWEBENCH_GEN_MODE": "",
-    "SWEBENCH_USE_MODAL": "true",
-}
-"""What the workflow is dispatched with beside the matrix row, and its defaults."""
 
 _RUNNER_NAME = matching(r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '.', '_' and '-'")
 _NUMBER = r"[A-Za-z0-9._-]+"
@@ -83,64 +70,78 @@ def github_job(environ: Mapping[str, str]) -> GithubJob:
 
 
 def benchmark_from_environment(environ: Mapping[str, str]) -> Benchmark:
-    """The benchmark that a multi-node job's environment means.
+    """The benchmark that a job's environment means; what is set tells whether it is a job of several nodes or of one.
 
-    Additional settings are the variables of `SETTING_KEYS` that are set and not empty. Raises ConfigError naming the
-    variable, what was found and what is expected; all missing variables at once.
+    Additional settings are the variables that the contract lists for them, set and not empty. Raises ConfigError naming
+    the variable, what was found and what is expected; all missing variables at once.
     """
-    multinode = environ.get("IS_MULTINODE") or "true"
-    if not boolean("IS_MULTINODE", multinode):
-        raise unexpected_value("IS_MULTINODE", multinode, "'true': single-node jobs have other variables")
-    scenario = read_variables(environ, [f for f in FIELDS if f.attribute == "scenario"]).get("scenario", FIXED)
-    fields = [f for f in FIELDS if f.scenario in (None, scenario)]
-    require(environ, [*fields, *PREFILL_FIELDS, *DECODE_FIELDS])
-    values = read_variables(environ, fields)
+    contract = contract_in(environ)
+    scenario = read_variables(environ, [f for f in contract.fields if f.attribute == "scenario"]).get("scenario", FIXED)
+    require(environ, contract.required(environ, scenario), contract.name)
+    # What the callers do not set that `required` excuses.
+    values: dict[str, Any] = {"runner": "", "concurrencies": ()}
+    values |= read_variables(environ, [f for f in contract.fields if f.scenario in (None, scenario)])
     if scenario == AGENTIC:
         values.setdefault("kv_offloading", "none")
-    if name := environ.get("KV_OFFLOAD_BACKEND"):
+    if backend := environ.get("KV_OFFLOAD_BACKEND"):
         # The name alone stands in for metadata that are not given.
-        values.setdefault("kv_offload_backend", Component(name))
-    return Benchmark(
+        values.setdefault("kv_offload_backend", Component(one_line("KV_OFFLOAD_BACKEND", backend)))
+    for side, fields in contract.roles.items():
+        values[side] = Role(**{"workers": 1, **read_variables(environ, fields)})
+    benchmark = Benchmark(
         **values,
-        prefill=Role(**read_variables(environ, PREFILL_FIELDS)),
-        decode=Role(**read_variables(environ, DECODE_FIELDS)),
+        multinode=contract is MULTI_NODE,
         settings=dict(
-            parse_setting(f"{key}={environ[key]}", WHERE) for key in sorted(SETTING_KEYS) if environ.get(key)
+            parse_setting(f"{key}={environ[key]}", WHERE) for key in sorted(contract.settings) if environ.get(key)
         ),
-        options={key: environ[key] for key, usual in OPTIONS.items() if environ.get(key, usual) != usual},
+        options=contract.options_in(environ),
         source=WHERE,
     )
+    _agree(environ, benchmark)
+    return benchmark
+
+
+def _agree(environ: Mapping[str, str], benchmark: Benchmark) -> None:
+    """Raise ConfigError where a variable that follows from others says something else: one of them is wrong."""
+    follow = _scenario_variables(benchmark)
+    if not benchmark.multinode:
+        follow["GPU_COUNT"] = str(benchmark.gpus)
+    for variable, expected in follow.items():
+        if (found := environ.get(variable)) and found != expected:
+            raise unexpected_value(variable, found, f"{expected!r}, which follows from the other variables")
+
+
+def _scenario_variables(benchmark: Benchmark) -> dict[str, str]:
+    """What scripts know the scenario by, beside SCENARIO_TYPE."""
+    if benchmark.agentic:
+        return {"IS_AGENTIC": "1", "SCENARIO_SUBDIR": "agentic/"}
+    return {"IS_AGENTIC": "0", "SCENARIO_SUBDIR": "fixed_seq_len/"}
 
 
 def environment_of(benchmark: Benchmark) -> dict[str, str]:
-    """The variables that the multi-node workflow would have exported for this benchmark.
+    """The variables that the workflow would have exported for this benchmark.
 
-    Without those of the runner (RUNNER_NAME, GITHUB_*), secrets, and RESULT_FILENAME where the benchmark has none.
-    Raises ConfigError for a benchmark without a prefill and a decode side.
+    Without those of the runner (RUNNER_NAME, GITHUB_*, GPU_COUNT), secrets, and RESULT_FILENAME where the benchmark has
+    none. Raises ConfigError for a benchmark that lacks a side.
     """
-    prefill, decode = _roles(benchmark)
-    environment = {
-        **write_variables(benchmark, FIELDS),
-        **write_variables(prefill, PREFILL_FIELDS),
-        **write_variables(decode, DECODE_FIELDS),
-        "IS_MULTINODE": "true",
-        "IS_AGENTIC": "0",
-        "SCENARIO_SUBDIR": "fixed_seq_len/",
-        "CONC": "",
+    contract = contract_of(benchmark)
+    environment = write_variables(benchmark, contract.fields)
+    for side, role in contract.roles_of(benchmark).items():
+        environment |= write_variables(role, contract.roles[side])
+    environment |= {
+        **_scenario_variables(benchmark),
         "KV_OFFLOAD_BACKEND": benchmark.kv_offload_backend.name if benchmark.kv_offload_backend else "",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPYCACHEPREFIX": "/tmp/inferencex-pycache",
-        **OPTIONS,
+        **contract.options,
         **benchmark.options,
     }
-    if benchmark.agentic:
+    if benchmark.multinode:
         evaluated = benchmark.eval_concurrencies if benchmark.eval_only else ()
-        environment |= {
-            "IS_AGENTIC": "1",
-            "SCENARIO_SUBDIR": "agentic/",
-            "CONC": str((evaluated or benchmark.concurrencies)[0]),
-            **{name: environment[name] or "0" for name in ("ISL", "OSL", "MAX_MODEL_LEN")},
-        }
+        first = (evaluated or benchmark.concurrencies)[0] if benchmark.agentic else ""
+        environment |= {"IS_MULTINODE": "true", "CONC": str(first)}
+    if benchmark.agentic:
+        environment |= {name: environment[name] or "0" for name in ("ISL", "OSL", "MAX_MODEL_LEN")}
     if not benchmark.result_filename:
         del environment["RESULT_FILENAME"]
     return environment | dict(benchmark.settings)
@@ -149,32 +150,24 @@ def environment_of(benchmark: Benchmark) -> dict[str, str]:
 def result_filename(benchmark: Benchmark, runner_name: str) -> str:
     """RESULT_FILENAME as the workflow's step computes it: the stem of every result file's name.
 
-    Raises ConfigError for a benchmark without a prefill and a decode side, or with a slash in a part of the name.
+    Raises ConfigError for a benchmark that lacks a side, or with a slash in a part of the name.
     """
-    prefill, decode = _roles(benchmark)
-    name = (
-        f"{benchmark.exp_name}_{benchmark.precision}_{benchmark.framework}"
-        f"_prefill-{_role_name(prefill)}_decode-{_role_name(decode)}"
+    sides = contract_of(benchmark).roles_of(benchmark)
+    topology = "_".join(_role_name(role, side if benchmark.multinode else None) for side, role in sides.items())
+    stem = (
+        f"{benchmark.exp_name}_{benchmark.precision}_{benchmark.framework}_{topology}"
         f"_disagg-{exported(benchmark.disagg)}_spec-{benchmark.spec_decoding}"
         f"_conc{'x'.join(map(str, benchmark.concurrencies))}_{runner_name}"
     )
     if benchmark.recipe_fingerprint:
-        name += f"_recipe-{benchmark.recipe_fingerprint[:16]}"
-    if not re.fullmatch(FILE_NAME, name):
-        raise ConfigError(f"the result's name is not usable as a file name: {name!r}", where=benchmark.source)
-    return name
+        stem += f"_recipe-{benchmark.recipe_fingerprint[:16]}"
+    if not re.fullmatch(FILE_NAME, stem):
+        raise ConfigError(f"the result's name is not usable as a file name: {stem!r}", where=benchmark.source)
+    return stem
 
 
-def _roles(benchmark: Benchmark) -> tuple[Role, Role]:
-    if not benchmark.multinode or benchmark.prefill is None or benchmark.decode is None:
-        raise ConfigError(
-            f"{benchmark.exp_name} is a single-node benchmark: it has no prefill and decode side",
-            where=benchmark.source,
-            hint="select multi-node entries",
-        )
-    return benchmark.prefill, benchmark.decode
-
-
-def _role_name(role: Role) -> str:
-    dp = exported(role.dp_attention)
-    return f"tp{role.tp}-pp{role.pp}-dcp{role.dcp}-pcp{role.pcp}-ep{role.ep}-dp{dp}-nw{role.workers}"
+def _role_name(role: Role, side: str | None) -> str:
+    """A role in the name of a result: ``side`` of several, or None for the one role of one node."""
+    widths = f"tp{role.tp}-pp{role.pp}-dcp{role.dcp}-pcp{role.pcp}-ep{role.ep}"
+    attention = exported(role.dp_attention)
+    return f"{widths}-dpa{attention}" if side is None else f"{side}-{widths}-dp{attention}-nw{role.workers}"

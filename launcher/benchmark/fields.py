@@ -22,15 +22,24 @@ WHERE = "environment"
 
 def unexpected_value(variable: str, found: str, expected: str) -> ConfigError:
     """The error for a variable whose text means nothing."""
-    return ConfigError(f"{variable} is {found!r}; expected {expected}", where=WHERE)
+    shown = repr(found) if len(found) <= _SHOWN else f"{found[:_SHOWN]!r}… ({len(found)} characters)"
+    return ConfigError(f"{variable} is {shown}; expected {expected}", where=WHERE)
 
+
+_SHOWN = 200
+_NOT_UTF8 = r"\ud800-\udfff"
+"""What stands for bytes that are not UTF-8: neither a file of JSON nor a terminal takes it."""
+NOT_IN_NAMES = rf"\x00-\x1f\x7f-\x9f{_NOT_UTF8}"
+"""Control characters too, for the inside of a ``[…]``."""
 
 Reader = Callable[[str, str], Any]
 """(variable, its text, which is not empty) → the value. Raises ConfigError for a text that means nothing."""
 
 
 def as_text(variable: str, text: str) -> str:
-    """The text as it stands."""
+    """The text as it stands, over several lines if need be."""
+    if re.search(f"[{_NOT_UTF8}]", text):
+        raise unexpected_value(variable, text, "UTF-8")
     return text
 
 
@@ -45,9 +54,17 @@ def matching(pattern: str, expected: str) -> Reader:
     return read
 
 
+one_line = matching(rf"[^{NOT_IN_NAMES}]+", "text of one line without control characters")
+"""A name, which may have slashes (a model, an image)."""
+
+
 def one_of(*words: str) -> Reader:
     """One of some words."""
     return matching("|".join(map(re.escape, words)), " or ".join(map(repr, words)))
+
+
+_LARGEST = 10**12 - 1
+"""What no number of a job exceeds; JSON and every program behind it hold such numbers exactly."""
 
 
 def boolean(variable: str, text: str) -> bool:
@@ -57,9 +74,14 @@ def boolean(variable: str, text: str) -> bool:
     return text == "true"
 
 
-def integer(least: int = 1) -> Reader:
-    """A whole number of at least ``least``."""
-    return lambda variable, text: _number(variable, text, text, least)
+def integer(least: int = 1, most: int = _LARGEST) -> Reader:
+    """A whole number from ``least`` to ``most``."""
+    return lambda variable, text: _number(variable, text, text, least, most)
+
+
+def one_integer(variable: str, text: str) -> tuple[int]:
+    """One whole number of at least 1, where others have several."""
+    return (_number(variable, text, text, least=1),)
 
 
 def integer_or_zero_for_none(variable: str, text: str) -> int | None:
@@ -72,11 +94,12 @@ def integers(variable: str, text: str) -> tuple[int, ...]:
     return tuple(_number(variable, word, text, least=1) for word in text.split())
 
 
-def _number(variable: str, word: str, text: str, least: int) -> int:
+def _number(variable: str, word: str, text: str, least: int, most: int = _LARGEST) -> int:
     # The length is limited because int() refuses a text of some thousand digits with an error of its own.
-    if not re.fullmatch(r"[0-9]{1,12}", word) or int(word) < least:
+    if not re.fullmatch(r"[0-9]{1,12}", word) or not least <= int(word) <= most:
         numbers = "a whole number" if word == text else "whole numbers"
-        raise unexpected_value(variable, text, f"{numbers} of at least {least}")
+        limit = "" if most == _LARGEST else f" and at most {most}"
+        raise unexpected_value(variable, text, f"{numbers} of at least {least}{limit}")
     return int(word)
 
 
@@ -84,7 +107,7 @@ def component(variable: str, text: str) -> Component:
     """JSON with a name and perhaps a version."""
     try:
         data: Any = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON; a number of too many digits; too deep
         data = None
     if not (
         isinstance(data, dict)
@@ -93,6 +116,9 @@ def component(variable: str, text: str) -> Component:
         and data.keys() <= {"name", "version"}
     ):
         raise unexpected_value(variable, text, 'JSON of the form {"name": …, "version": …}')
+    for part in filter(None, data.values()):
+        # An escape in JSON can stand for what no variable can hold.
+        one_line(variable, part)
     return Component(**data)
 
 
@@ -104,7 +130,7 @@ class Field:
     variable: str
     key: str | None
     """In a matrix entry; None when entries have no such key."""
-    read: Reader = as_text
+    read: Reader = one_line
     required: bool = False
     """Whether a job must have the variable."""
     scenario: str | None = None
@@ -113,16 +139,17 @@ class Field:
     """What the workflow exports when there is no value."""
 
 
-FILE_NAME = r"[^/\x00-\x1f\x7f]+"
+FILE_NAME = rf"[^/{NOT_IN_NAMES}]+"
+_PART = matching(FILE_NAME, "a part of a file name: no '/', no control characters")
 _FINGERPRINT = matching(r"[0-9a-f]{64}", "64 hexadecimal digits")
 
 FIELDS = (
-    Field("exp_name", "EXP_NAME", "exp-name", required=True),
+    Field("exp_name", "EXP_NAME", "exp-name", _PART, required=True),
     Field("image", "IMAGE", "image", required=True),
     Field("model", "MODEL", "model", required=True),
-    Field("model_prefix", "MODEL_PREFIX", "model-prefix", required=True),
-    Field("precision", "PRECISION", "precision", required=True),
-    Field("framework", "FRAMEWORK", "framework", required=True),
+    Field("model_prefix", "MODEL_PREFIX", "model-prefix", _PART, required=True),
+    Field("precision", "PRECISION", "precision", _PART, required=True),
+    Field("framework", "FRAMEWORK", "framework", _PART, required=True),
     Field("runner", "RUNNER_TYPE", "runner", required=True),
     Field("concurrencies", "CONC_LIST", "conc", integers, required=True),
     Field("isl", "ISL", "isl", integer(), required=True, scenario=FIXED),
@@ -145,29 +172,42 @@ FIELDS = (
 )
 
 
-def _role_fields(side: str, least_workers: int) -> tuple[Field, ...]:
+_WIDTH = integer(most=9999)
+
+
+def role_fields(tp: str, ep: str, dp_attention: str, sizes: str = "") -> tuple[Field, ...]:
+    """The fields of a role's parallelism, by the names of their variables; ``sizes`` stands before the ``…_SIZE``."""
+    return (
+        Field("tp", tp, "tp", _WIDTH, required=True),
+        Field("ep", ep, "ep", _WIDTH, required=True),
+        Field("dp_attention", dp_attention, "dp-attn", boolean),
+        Field("pp", f"{sizes}PP_SIZE", "pp", _WIDTH),
+        Field("dcp", f"{sizes}DCP_SIZE", "dcp-size", _WIDTH),
+        Field("pcp", f"{sizes}PCP_SIZE", "pcp-size", _WIDTH),
+    )
+
+
+def _side_fields(side: str, least_workers: int) -> tuple[Field, ...]:
     return (
         Field("workers", f"{side}_NUM_WORKERS", "num-worker", integer(least_workers), required=True),
-        Field("tp", f"{side}_TP", "tp", integer(), required=True),
-        Field("ep", f"{side}_EP", "ep", integer(), required=True),
-        Field("dp_attention", f"{side}_DP_ATTN", "dp-attn", boolean),
-        Field("pp", f"{side}_PP_SIZE", "pp", integer()),
-        Field("dcp", f"{side}_DCP_SIZE", "dcp-size", integer()),
-        Field("pcp", f"{side}_PCP_SIZE", "pcp-size", integer()),
+        *role_fields(f"{side}_TP", f"{side}_EP", f"{side}_DP_ATTN", f"{side}_"),
         Field("hardware", f"{side}_HARDWARE", "hardware"),
     )
 
 
-PREFILL_FIELDS, DECODE_FIELDS = _role_fields("PREFILL", 1), _role_fields("DECODE", 0)
+PREFILL_FIELDS, DECODE_FIELDS = _side_fields("PREFILL", 1), _side_fields("DECODE", 0)
 """The fields of a `Role`, by side."""
 
 
-def require(environ: Mapping[str, str], fields: Iterable[Field]) -> None:
-    """Raise ConfigError that names all required variables of ``fields`` that are not set, or blank."""
+def require(environ: Mapping[str, str], fields: Iterable[Field], job: str = "GitHub") -> None:
+    """Raise ConfigError that names all required variables of ``fields`` that are not set, or blank.
+
+    ``job`` is the kind of job that needs them, for the message.
+    """
     missing = [f.variable for f in fields if f.required and not environ.get(f.variable, "").strip()]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
-        hint = "the launch step of the multi-node workflow sets them; by hand, select a matrix entry instead"
+        hint = f"the launch step of a {job} job has them; by hand, select a matrix entry instead"
         raise ConfigError(f"{', '.join(missing)} {verb} not set, or empty", where=WHERE, hint=hint)
 
 

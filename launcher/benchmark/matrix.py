@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from launcher.benchmark.benchmark import Benchmark, Role
+from launcher.benchmark.benchmark import FIXED, Benchmark, Role
 from launcher.benchmark.expand import dram_budget, entries_of, mark_evaluations
 from launcher.benchmark.fields import DECODE_FIELDS, FIELDS, PREFILL_FIELDS, parse_setting, read_entry
 from launcher.benchmark.matrix_schema import AgenticRow, Config, MultiConfig, MultiRow, RunnerLabels, SingleConfig
@@ -41,8 +41,9 @@ class Entry:
     def benchmark(self) -> Benchmark:
         """What a job measures for this entry.
 
-        A row that is only *marked* (``run-eval`` without ``eval-only``) gives the throughput job: InferenceX's
-        workflows run its evaluation as a second job, which is the entry that ``Selection(evals="only")`` gives.
+        A row of several nodes that is only *marked* (``run-eval`` without ``eval-only``) gives the throughput job:
+        InferenceX's workflows run its evaluation as a second job, which is the entry that ``Selection(evals="only")``
+        gives. A marked row of one node with fixed lengths gives a job that does both.
         """
         source = f"{self.place.document.path} ({self.key})"
         return benchmark_of(self.data, key=self.key, source=source, place=self.place)
@@ -69,6 +70,8 @@ def benchmark_of(data: Mapping[str, Any], *, key: str | None, source: str, place
         if multinode:
             all_of_them = data.get("eval-all-concs")
             values["eval_concurrencies"] = values["concurrencies"] if all_of_them else (data["eval-conc"],)
+    elif not multinode and data.get("run-eval") and values.get("scenario", FIXED) == FIXED:
+        values["run_eval"] = True
     # Where both sides have a setting, that of decode counts, as in the workflow's shell line.
     settings = dict(parse_setting(text, place) for side in sides for text in side.get("additional-settings") or ())
     return Benchmark(**values, multinode=multinode, settings=settings, key=key, source=source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,13 +10,13 @@ from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.matrix import Entry, Matrix
 from launcher.benchmark.selection import Selection
-from launcher.check.schema_validation import RecipeValidator
-from launcher.check.srtctl_schema import Schema
+from launcher.check.schema_validation import Schema
+from launcher.check.srtctl_schema import Schemas
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding, Severity
 from launcher.core.yaml_source import Document, SourceLocation
@@ -24,26 +25,31 @@ from launcher.runner.file import RunnerFile
 from launcher.runner.fleet import Fleet
 from launcher.srtctl.locate import RecipeFinder
 from launcher.srtctl.planned import SrtctlJob
+from launcher.srtctl.recipe import OVERRIDE, ZIP, Variant, variants
 
 Found = tuple[str, SourceLocation | str] | tuple[str, SourceLocation | str, Severity]
 """A message and its place; a severity when it is not the rule's own."""
 
 Look = TypeVar("Look", bound=Callable[..., Iterable[Found]])
 
+Subject = Literal["any plan", "container", "plan", "recipe", "version", "everything"]
+"""What a rule looks at: a plan of any kind of job, of a job in a container, or of srtctl; that and the facts of its
+recipe, or the schema of its srt-slurm; or all that one `launcher check` looks at. It applies only where these are
+known."""
+
 
 @dataclass(frozen=True)
 class Rule:
     """A rule: its id, how bad it is, one line that says what is wrong, and the function that finds it.
 
-    With ``of_recipe`` the function also looks at the recipe's facts, and applies only where these are known. A rule
-    without a function names findings that are made elsewhere.
+    A rule without a function names findings that are made elsewhere.
     """
 
     id: str
     severity: Severity
     title: str
     look: Callable[..., Iterable[Found]] = lambda *subjects: ()
-    of_recipe: bool = False
+    subject: Subject = "everything"
 
     def findings(self, *subjects: object) -> list[Finding]:
         """What the rule finds."""
@@ -53,11 +59,11 @@ class Rule:
         return found
 
 
-def rule(rules: list[Rule], id: str, severity: Severity, title: str, of_recipe: bool = False) -> Callable[[Look], Look]:
+def rule(rules: list[Rule], subject: Subject, id: str, severity: Severity, title: str) -> Callable[[Look], Look]:
     """Add a function to some rules."""
 
     def add(look: Look) -> Look:
-        rules.append(Rule(id, severity, title, look, of_recipe))
+        rules.append(Rule(id, severity, title, look, subject))
         return look
 
     return add
@@ -86,11 +92,27 @@ class RecipeFile:
     ``used`` are the variants that rows run (None is a plain recipe): they are judged with those rows.
     """
 
-    path: Path
-    document: Document | None
-    broken: ConfigError | None = None
-    schema: Schema | None = None
-    used: frozenset[str | None] = frozenset()
+    document: Document
+    schema: Schema | None
+    used: frozenset[str | None]
+
+    @cached_property
+    def expanded(self) -> tuple[list[Variant], list[tuple[tuple[str, ...], ConfigError]]]:
+        """The variants of the file, and the sections that cannot be expanded."""
+        data = self.document.data
+        if not isinstance(data, dict) or not isinstance(data.get("base", {}), dict):
+            return [], [((), ConfigError("the recipe is not a mapping"))]
+        if "base" not in data:
+            return variants(data), []
+        found: list[Variant] = []
+        wrong: list[tuple[tuple[str, ...], ConfigError]] = []
+        for key in data:
+            if isinstance(key, str) and key.startswith((OVERRIDE, ZIP)):
+                try:
+                    found += variants(data, key)
+                except ConfigError as error:
+                    wrong.append(((key,), error))
+        return found, wrong
 
 
 HasCommit = Callable[[str, str], bool | None]
@@ -101,20 +123,19 @@ HasCommit = Callable[[str, str], bool | None]
 class CheckInput:
     """All that one `launcher check` looks at.
 
-    ``evaluations`` are the rows that an evaluation runs for; they have no plan. ``outside`` are the rows' places of
-    frameworks that srtctl does not run, ``single_node`` those of rows for one node. ``runners`` are label → physical
-    runners' names.
+    ``evaluations`` are the rows that an evaluation runs for; they have no plan. ``outside`` are places of rows that are
+    not looked at, by what they are. ``runners`` are label → physical runners' names.
     """
 
     rows: Sequence[Row]
     evaluations: Sequence[Row] = ()
     files: Sequence[RunnerFile] = ()
-    broken_files: Sequence[ConfigError] = ()
     recipes: Sequence[RecipeFile] = ()
+    broken_files: Sequence[ConfigError] = ()
+    broken_recipes: Sequence[ConfigError] = ()
     outside: Mapping[str, Sequence[SourceLocation | str]] = field(default_factory=dict)
-    single_node: Sequence[SourceLocation | str] = ()
     runners: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    validator: RecipeValidator = field(default_factory=RecipeValidator)
+    schemas: Schemas = field(default_factory=Schemas)
     today: date = date.min
     has_commit: HasCommit = lambda url, sha: None
     overlays: Path | None = None
@@ -127,13 +148,16 @@ class Project(Protocol):
     """Where rows, recipes and runner files are found, and how a row is planned."""
 
     @property
+    def workspace(self) -> Path: ...
+
+    @property
     def fleet(self) -> Fleet: ...
 
     @property
     def finder(self) -> RecipeFinder: ...
 
     @property
-    def validator(self) -> RecipeValidator: ...
+    def schemas(self) -> Schemas: ...
 
     def matrix(self, files: Sequence[str] = ()) -> Matrix: ...
 
@@ -141,61 +165,62 @@ class Project(Protocol):
 
 
 OUTSIDE = ("tilert", "llmd-*", "*-disagg")
-"""Frameworks that srtctl does not run, and so neither does this launcher."""
+"""Frameworks of several nodes that no kind of job runs."""
 
 Chosen = tuple[Benchmark, SourceLocation | str]
 """A benchmark and the place of its row."""
 
 
-def everything(project: Project, today: date, has_commit: HasCommit, matrix_files: Sequence[str] = ()) -> CheckInput:
-    """All multi-node rows, recipe files at hand and runner files. Raises ConfigError for a matrix that is wrong."""
+def everything(project: Project, matrix_files: Sequence[str] = ()) -> CheckInput:
+    """All rows, recipe files at hand and runner files. Raises ConfigError for a matrix that is wrong."""
     matrix = project.matrix(matrix_files)
     inside: list[Chosen] = []
     outside: dict[str, list[SourceLocation | str]] = defaultdict(list)
-    for entry in matrix.entries(Selection(nodes="multi", evals="none")):
+    without_scripts = _labels_without_scripts(project)
+    for entry in matrix.entries(Selection(evals="none")):
         if _outside(entry.benchmark):
-            outside[entry.benchmark.framework].append(entry.place)
+            outside[f"rows of {entry.benchmark.framework}, which no kind of job runs,"].append(entry.place)
+        elif not entry.benchmark.multinode and entry.benchmark.runner in without_scripts:
+            outside["rows of one node, whose scripts are not in the workspace,"].append(entry.place)
         else:
             inside.append((entry.benchmark, entry.place))
-    broken: list[ConfigError] = []
-    files = project.fleet.readable(broken)
-    rows = list(_rows(project, inside, files))
-    return CheckInput(
-        rows=rows,
+    broken_files: list[ConfigError] = []
+    broken_recipes: list[ConfigError] = []
+    given = selected(project, inside, None)
+    return dataclasses.replace(
+        given,
         evaluations=[
-            Row(e.benchmark, e.place)
-            for e in _entries(matrix, Selection(nodes="multi", evals="only"))
-            if not _outside(e.benchmark)
+            Row(e.benchmark, e.place) for e in _entries(matrix, Selection(evals="only")) if not _outside(e.benchmark)
         ],
-        files=files,
-        broken_files=broken,
-        recipes=list(_recipes(project, rows)),
+        files=project.fleet.readable(broken_files),
+        recipes=list(_recipes(project, given.rows, broken_recipes)),
+        broken_files=broken_files,
+        broken_recipes=broken_recipes,
         outside=outside,
-        single_node=[e.place for e in _entries(matrix, Selection(nodes="single", evals="none"))],
         runners=matrix.labels.labels if matrix.labels is not None else {},
-        validator=project.validator,
-        today=today,
-        has_commit=has_commit,
-        overlays=project.finder.overlays,
+        whole=True,
     )
 
 
+def _labels_without_scripts(project: Project) -> set[str]:
+    """The labels of the clusters that run scripts of the workspace in containers, and it has no such directory."""
+    labels = set[str]()
+    for runner in (file.runner for file in project.fleet.readable()):
+        folders = {lane.container.script.directory for lane in runner.lanes if lane.container is not None}
+        if folders and not any((project.workspace / folder).is_dir() for folder in folders):
+            labels.update(runner.labels)
+    return labels
+
+
 def served_by(project: Project, runner: str, matrix_files: Sequence[str] = ()) -> Iterator[Chosen]:
-    """The multi-node rows whose label a runner serves."""
+    """The rows whose label a runner serves."""
     labels = project.fleet.get(runner).runner.labels
-    for entry in project.matrix(matrix_files).entries(Selection(nodes="multi", evals="none")):
+    for entry in project.matrix(matrix_files).entries(Selection(evals="none")):
         if entry.benchmark.runner in labels and not _outside(entry.benchmark):
             yield entry.benchmark, entry.place
 
 
-def selected(
-    project: Project,
-    chosen: Iterable[Chosen],
-    runner: str | None,
-    today: date,
-    has_commit: HasCommit,
-    narrow: bool = False,
-) -> CheckInput:
+def selected(project: Project, chosen: Iterable[Chosen], runner: str | None, narrow: bool = False) -> CheckInput:
     """The rows that were selected, and the runner files that serve them; on ``runner`` when it is given.
 
     ``narrow`` says that concurrencies were chosen by hand, so that recipes are to run just those.
@@ -206,9 +231,7 @@ def selected(
     return CheckInput(
         rows=rows,
         files=files if runner is not None else list(serving.values()),
-        validator=project.validator,
-        today=today,
-        has_commit=has_commit,
+        schemas=project.schemas,
         overlays=project.finder.overlays,
         whole=False,
     )
@@ -219,11 +242,7 @@ def _outside(benchmark: Benchmark) -> bool:
 
 
 def _rows(
-    project: Project,
-    chosen: Iterable[Chosen],
-    files: Sequence[RunnerFile],
-    runner: str | None = None,
-    narrow: bool = False,
+    project: Project, chosen: Iterable[Chosen], files: Sequence[RunnerFile], runner: str | None, narrow: bool
 ) -> Iterator[Row]:
     """A row for every cluster that serves its label: a job may land on any of them."""
     for benchmark, place in chosen:
@@ -244,15 +263,17 @@ def _entries(matrix: Matrix, selection: Selection) -> Sequence[Entry]:
         return ()
 
 
-def _recipes(project: Project, rows: Sequence[Row]) -> Iterator[RecipeFile]:
+def _recipes(project: Project, rows: Sequence[Row], broken: list[ConfigError]) -> Iterator[RecipeFile]:
     used: dict[str, set[str | None]] = defaultdict(set)
     for row in rows:
         if row.job is not None and row.job.recipe.file is not None:
             used[row.job.recipe.file].add(row.job.recipe.section)
     for path, ref in project.finder.files():
-        schema = project.validator.schemas.get(ref, ref) if ref is not None else None
-        run = frozenset(used.get(str(path), ()))
+        schema = project.schemas.get(ref, ref) if ref is not None else None
         try:
-            yield RecipeFile(path, project.finder.read(path), schema=schema, used=run)
+            document = project.finder.read(path)
         except ConfigError as error:
-            yield RecipeFile(path, None, broken=error, schema=schema)
+            broken.append(error)
+            continue
+        if document is not None:
+            yield RecipeFile(document, schema, frozenset(used.get(str(path), ())))

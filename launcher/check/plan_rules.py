@@ -8,9 +8,8 @@ from functools import partial
 from launcher.benchmark.benchmark import Benchmark, Role
 from launcher.benchmark.result_names import agentic_result_name, fixed_result_name
 from launcher.check.inputs import Found, Rule, rule
-from launcher.check.schema_validation import RecipeValidator
-from launcher.check.srtctl_schema import Schema, is_tag
-from launcher.core.finding import Finding
+from launcher.check.schema_validation import Schema
+from launcher.check.srtctl_schema import is_tag, known_at
 from launcher.core.publish import NAME_MAX
 from launcher.core.yaml_source import SourceLocation
 from launcher.plan.derive import Resolved, is_image, known
@@ -19,7 +18,8 @@ from launcher.srtctl.facts import RecipeFacts, RoleFacts
 from launcher.srtctl.planned import SrtctlResolved
 
 RULES: list[Rule] = []
-plan_rule, recipe_rule = partial(rule, RULES), partial(rule, RULES, of_recipe=True)
+plan_rule, recipe_rule = partial(rule, RULES, "plan"), partial(rule, RULES, "recipe")
+version_rule, any_rule = partial(rule, RULES, "version"), partial(rule, RULES, "any plan")
 
 
 def _pairs(s: SrtctlResolved, f: RecipeFacts) -> Iterator[tuple[str, Role, RoleFacts]]:
@@ -36,10 +36,8 @@ def _pairs(s: SrtctlResolved, f: RecipeFacts) -> Iterator[tuple[str, Role, RoleF
 
 def _same_replicas(name: str, asked: Role, side: RoleFacts) -> bool:
     """Whether one aggregated worker of dp replicas is what the matrix counts as that many workers."""
-    p = side
-    return (
-        name == "agg" and asked.workers > 1 and asked.workers == (p.dp or 1) * (side.workers or 1) and asked.tp == p.tp
-    )
+    replicas = (side.dp or 1) * (side.workers or 1)
+    return name == "agg" and asked.workers > 1 and asked.workers == replicas and asked.tp == side.tp
 
 
 @recipe_rule("disaggregation", "warning", "the row and the recipe differ in whether prefill and decode are apart")
@@ -58,11 +56,8 @@ def workers(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
             continue
         place = s.place("resources", f"{name}_workers")
         if _same_replicas(name, asked, side):
-            message = (
-                f"the recipe starts {side.workers} {name} worker of {side.dp} data-parallel replicas, and "
-                f"the matrix publishes {asked.workers} workers"
-            )
-            yield message, place, "warning"
+            one = f"{side.workers} {name} worker of {side.dp} data-parallel replicas"
+            yield f"the recipe starts {one}, and the matrix publishes {asked.workers} workers", place, "warning"
         else:
             yield f"the recipe starts {side.workers} {name} workers, and the matrix says {asked.workers}", place
 
@@ -147,19 +142,19 @@ def setup_script(s: SrtctlResolved) -> Iterator[Found]:
 def name_too_long(s: SrtctlResolved) -> Iterator[Found]:
     # A benchmark that came with its result's name is a workflow's, which aggregates each result under a longer name.
     before = "agg_" if s.benchmark.result_filename and not s.benchmark.agentic else ""
-    longest = before + max(result_names(s.benchmark, s.plan.results.filename), key=bytes_of)
+    longest = before + longest_result_name(s.benchmark, s.plan.results.filename)
     if bytes_of(longest) > NAME_MAX:
         yield f"{longest} has {bytes_of(longest)} bytes, and a name may have {NAME_MAX}", s.benchmark.source
 
 
-def result_names(b: Benchmark, stem: str) -> list[str]:
-    """The names of a benchmark's result files, which all begin with ``stem``."""
-    concurrencies = b.concurrencies or (0,)
+def longest_result_name(b: Benchmark, stem: str) -> str:
+    """Of a benchmark's result files, which all begin with ``stem``, the name that has the most digits."""
+    concurrency = max(b.concurrencies, default=0)
     if b.agentic:
-        return [agentic_result_name(stem, concurrency) for concurrency in concurrencies]
+        return agentic_result_name(stem, concurrency)
     prefill, decode = (r.workers * r.gpus_per_worker if r else 0 for r in (b.prefill, b.decode))
     directory, split = f"sa-bench_isl_{b.isl}_osl_{b.osl}", (prefill, decode) if b.disagg else None
-    return [fixed_result_name(stem, directory, concurrency, prefill + decode, split) for concurrency in concurrencies]
+    return fixed_result_name(stem, directory, concurrency, prefill + decode, split)
 
 
 def bytes_of(name: str) -> int:
@@ -167,35 +162,28 @@ def bytes_of(name: str) -> int:
     return len(name.encode())
 
 
-REFUSALS = [
-    Rule("unknown-field", "error", "the recipe has a key that its srt-slurm does not know"),
-    Rule("wrong-type", "error", "a value of the recipe is of the wrong kind"),
-    Rule("missing-field", "error", "the recipe lacks a key that its srt-slurm requires"),
-    Rule("value-refused", "error", "its srt-slurm does not accept a value of the recipe"),
-]
-"""What a version refuses in a recipe: `Violation.rule` says by which of these rules."""
-
-
-def refusals(s: SrtctlResolved, schema: Schema, validator: RecipeValidator) -> Iterator[Finding]:
-    """What the lane's srt-slurm refuses in the recipe, in the order of the rules."""
+def _refused(rule: str, s: SrtctlResolved, schema: Schema) -> Iterator[Found]:
+    """What the lane's srt-slurm refuses in the recipe by this rule."""
     recipe, variant = s.recipe.found, s.recipe.variant
     if variant is None or recipe is None:
         return
-    said_in = (recipe.file.path, *recipe.section, variant.selector or "")
-    violations = validator.violations(schema, said_in, variant.document)
-    for refusal in REFUSALS if violations else ():
-        for violation in violations:
-            if violation.rule == refusal.id:
-                there = validator.schemas.known_at(violation) if refusal.id == "unknown-field" else None
-                message = f"{s.refs} refuses the recipe: {violation.message}" + (f"; known at {there}" if there else "")
-                yield Finding(refusal.id, refusal.severity, message, s.place(*violation.keys))
+    for violation in schema.violations(variant.document, (recipe.file.path, *recipe.section, variant.selector or "")):
+        if violation.rule == rule:
+            there = known_at(violation)
+            message = f"{s.refs} refuses the recipe: {violation.message}" + (f"; known at {there}" if there else "")
+            yield message, s.place(*violation.keys)
 
 
-VERSION: list[Rule] = []
-"""Rules that look at a plan and at what is known of its srt-slurm."""
+for _id, _title in (
+    ("unknown-field", "the recipe has a key that its srt-slurm does not know"),
+    ("wrong-type", "a value of the recipe is of the wrong kind"),
+    ("missing-field", "the recipe lacks a key that its srt-slurm requires"),
+    ("value-refused", "its srt-slurm does not accept a value of the recipe"),
+):
+    version_rule(_id, "error", _title)(partial(_refused, _id))
 
 
-@rule(VERSION, "option-unknown", "error", "the lane's srt-slurm has no such option")
+@version_rule("option-unknown", "error", "the lane's srt-slurm has no such option")
 def option_unknown(s: SrtctlResolved, schema: Schema) -> Iterator[Found]:
     asked = {"--tags": True, "--setup-script": s.setup is not None, "--no-preflight": not s.preflight}
     for option, is_asked in asked.items():
@@ -204,36 +192,32 @@ def option_unknown(s: SrtctlResolved, schema: Schema) -> Iterator[Found]:
             yield message, s.rules.lane.place
 
 
-@rule(VERSION, "preflight-blind", "error", "srtctl looks for the model where it cannot be seen")
+@version_rule("preflight-blind", "error", "srtctl looks for the model where it cannot be seen")
 def preflight_blind(s: SrtctlResolved, schema: Schema) -> Iterator[Found]:
     # Versions with the option look before they submit; of those without, none does for a plain recipe (517d3c37).
     if s.preflight and "--no-preflight" in schema.options and s.job.models:
         path = s.plan.model.path
-        storage = s.file.storage_of(path)
+        storage = s.file.storage_of(path) if path is not None else None
         if storage is not None and "login" not in storage.seen_by:
             message = f"{s.refs} looks for {path} before it submits, and only compute nodes see {storage.path}"
             yield message, s.rules.lane.place
 
 
-EVERY_KIND: list[Rule] = []
-"""The rules of a plan of whatever kind of job."""
-
-
-@rule(EVERY_KIND, "known-problem", "warning", "the runner file says what is wrong with a rule that applies")
+@any_rule("known-problem", "warning", "the runner file says what is wrong with a rule that applies")
 def known_problem(r: Resolved) -> Iterator[Found]:
     for finding in known(r.rules.all):
         yield finding.message, finding.place, finding.severity
 
 
-@rule(EVERY_KIND, "image-replaced", "error", "another image is run than the row's")
+@any_rule("image-replaced", "error", "another image is run than the row's")
 def image_replaced(r: Resolved) -> Iterator[Found]:
     own, published = r.rules.image, r.rules.benchmark.image
     if own is not None and own.rule.image and not is_image(own.rule.image, published):
         yield f"{own.rule.image} is run, and the numbers are published as {published}'s", own.place
 
 
-@rule(EVERY_KIND, "model-otherwise", "warning", "the checkpoint is not seen from here, and would be downloaded")
+@any_rule("model-otherwise", "warning", "the checkpoint is not seen from here, and would be downloaded")
 def model_otherwise(r: Resolved) -> Iterator[Found]:
     path, model = r.plan.model.path, r.rules.model
-    if path.startswith("hf:") and path == model.rule.otherwise:
+    if path is not None and path.startswith("hf:") and path == model.rule.otherwise:
         yield f"no directory of {model.rule.path} is seen from here: every node would download {path}", model.place

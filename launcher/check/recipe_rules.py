@@ -16,21 +16,20 @@ from launcher.srtctl.facts import ContainerUse, RecipeFacts
 from launcher.srtctl.planned import SrtctlResolved
 
 RULES: list[Rule] = []
-plan_rule, recipe_rule = partial(rule, RULES), partial(rule, RULES, of_recipe=True)
+plan_rule, recipe_rule = partial(rule, RULES, "plan"), partial(rule, RULES, "recipe")
 
 
 @plan_rule("recipe-missing", "error", "the recipe is in none of the trees")
 def recipe_missing(s: SrtctlResolved) -> Iterator[Found]:
     if s.recipe.found is None and s.recipe.tree_at_hand:
-        path = (s.benchmark.config_file or "").partition(":")[0]
-        yield f"{path} is neither in the workspace, nor in this repository, nor in {s.refs}", s.benchmark.source
+        message = f"{s.benchmark.config_file} is neither in the workspace, nor in this repository, nor in {s.refs}"
+        yield message, s.benchmark.source
 
 
 @plan_rule("recipe-unread", "warning", "the recipe is not at hand, and nothing of it could be checked")
 def recipe_unread(s: SrtctlResolved) -> Iterator[Found]:
     if s.recipe.found is None and not s.recipe.tree_at_hand:
-        path = (s.benchmark.config_file or "").partition(":")[0]
-        message = f"{path} is not here; it will be read from {s.refs} after the checkout, and checked then"
+        message = f"{s.benchmark.config_file} is not here: it is read, and checked, after the checkout of {s.refs}"
         yield message, s.benchmark.source
 
 
@@ -38,11 +37,8 @@ def recipe_unread(s: SrtctlResolved) -> Iterator[Found]:
 def recipe_elsewhere(s: SrtctlResolved) -> Iterator[Found]:
     found, passed_over = s.recipe.found, s.recipe.passed_over
     if passed_over is not None and found is not None:
-        message = (
-            f"the copy of {found.path} in the {passed_over.origin} runs another image than the matrix row; "
-            f"the copy of {found.origin} runs the row's image and is used"
-        )
-        yield message, SourceLocation(passed_over.file)
+        other = f"the copy in the {passed_over.origin} runs another image than the row"
+        yield f"{other}; the copy of {found.origin} is used", SourceLocation(passed_over.file)
 
 
 @plan_rule("selector-none", "error", "the selector picks no variant of the recipe")
@@ -73,10 +69,8 @@ def alias_unregistered(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
 def alias_by_accident(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
     own = s.rules.model.rule
     if f.model_path != own.alias and f.model_path in own.also:
-        message = (
-            f"model alias {f.model_path!r} is a further spelling of {own.alias!r}: without it, srtctl would take the "
-            f"alias itself for a directory"
-        )
+        spelling = f"model alias {f.model_path!r} is a further spelling of {own.alias!r}"
+        message = f"{spelling}: without it, srtctl would take the alias itself for a directory"
         yield message, s.place("model", "path")
 
 
@@ -192,15 +186,10 @@ def time_budget(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
         return
     limit, waiting, most = seconds / 60, _health_wait(s) / 60, CI_MINUTES[s.benchmark.agentic]
     if waiting >= limit:
-        message = (
-            f"srtctl waits up to {waiting:g} min for the servers, and the job may run {limit:g} min: Slurm ends the "
-            f"job before srtctl gives up on servers that do not come up"
-        )
+        message = f"srtctl waits up to {waiting:g} min for the servers, and Slurm ends the job after {limit:g} min"
         yield message, s.place("health_check")
     if limit >= most:
-        message = (
-            f"the job may run {limit:g} min, and the workflow ends after {most} min, the time in Slurm's queue included"
-        )
+        message = f"the job may run {limit:g} min, and the workflow ends after {most} min, waits in the queue included"
         yield message, s.place("slurm", "time_limit") if f.time_limit else s.rules.lane.place
 
 
@@ -253,10 +242,7 @@ def image_spelling(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
     for use in f.container_aliases:
         name = use.alias
         if _is_engine(use) and name in s.containers and names_an_image(name) and name != s.benchmark.image:
-            message = (
-                f"the recipe spells the row's image {s.benchmark.image} as {name}: srtctl compares the names "
-                f"letter by letter, so only this launcher finds the squash file"
-            )
+            message = f"the recipe spells the row's image {s.benchmark.image} as {name}, which only this launcher finds"
             yield message, s.place(*use.paths[0])
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from launcher.check import plan_rules, recipe_rules, whole_rules
-from launcher.check.inputs import CheckInput, Rule
-from launcher.check.schema_validation import RecipeValidator
+from launcher.check import container_rules, plan_rules, recipe_rules, whole_rules
+from launcher.check.inputs import CheckInput, Rule, Subject
+from launcher.check.srtctl_schema import Schemas
+from launcher.container.planned import ContainerResolved
 from launcher.core.finding import Finding
-from launcher.core.yaml_source import SourceLocation
 from launcher.plan.derive import Resolved
 from launcher.srtctl.planned import SrtctlResolved
 
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
-SRTCTL = (*recipe_rules.RULES, *plan_rules.RULES)
-"""The rules of one plan of srtctl, beside those about its srt-slurm version."""
+PLAN = (*recipe_rules.RULES, *plan_rules.RULES, *container_rules.RULES)
+"""The rules of one plan."""
 
 BASELINE = (
     Rule("baseline-expired", "warning", "an accepted finding is to be looked at again"),
@@ -23,26 +23,23 @@ BASELINE = (
 )
 """Rules that have no function here: the baseline reports by these ids."""
 
-_VERSION = (*plan_rules.REFUSALS, *plan_rules.VERSION)
-RULES = {one.id: one for one in (*plan_rules.EVERY_KIND, *BASELINE, *whole_rules.RULES, *SRTCTL, *_VERSION)}
+RULES = {one.id: one for one in (*BASELINE, *whole_rules.RULES, *PLAN)}
 """Every rule by its id."""
 
 
-def check_plan(resolved: Resolved, validator: RecipeValidator) -> tuple[Finding, ...]:
+def check_plan(resolved: Resolved, schemas: Schemas) -> tuple[Finding, ...]:
     """All findings of one plan, in the order of the rules."""
-    found: list[Finding] = []
+    known: dict[Subject, tuple[object, ...]] = {"any plan": (resolved,)}
     if isinstance(resolved, SrtctlResolved):
-        facts, lane = resolved.facts, resolved.rules.lane.rule
-        for rule in SRTCTL:
-            if not rule.of_recipe:
-                found += rule.findings(resolved)
-            elif facts is not None:
-                found += rule.findings(resolved, facts)
-        schema = validator.schemas.get(lane.ref, lane.sha)
-        if schema is not None:
-            found += plan_rules.refusals(resolved, schema, validator)
-            found += [one for rule in plan_rules.VERSION for one in rule.findings(resolved, schema)]
-    return (*found, *(one for rule in plan_rules.EVERY_KIND for one in rule.findings(resolved)))
+        known["plan"] = (resolved,)
+        if resolved.facts is not None:
+            known["recipe"] = (resolved, resolved.facts)
+        lane = resolved.rules.lane.rule
+        if (schema := schemas.get(lane.ref, lane.sha)) is not None:
+            known["version"] = (resolved, schema)
+    elif isinstance(resolved, ContainerResolved):
+        known["container"] = (resolved,)
+    return tuple(one for rule in PLAN if rule.subject in known for one in rule.findings(*known[rule.subject]))
 
 
 def check_everything(given: CheckInput) -> list[Finding]:
@@ -61,20 +58,11 @@ def merged_findings(of_rows: Iterable[Finding], others: Iterable[Finding] = ()) 
 
     ``of_rows`` has a finding for each row that it is true of, and these are counted; ``others`` are about no row.
     """
-    alike: dict[tuple[str, str, str, str], dict[object, Finding]] = {}
+    alike: dict[tuple[str, str, str, str], dict[str, Finding]] = {}
     for findings, rows in ((of_rows, 1), (others, 0)):
         for one in findings:
             by_place = alike.setdefault((one.rule, one.severity, one.file, one.message), {})
-            keys = one.place.keys if isinstance(one.place, SourceLocation) else one.place
-            first = by_place.setdefault(keys, Finding(one.rule, one.severity, one.message, one.place))
+            first = by_place.setdefault(one.where, Finding(one.rule, one.severity, one.message, one.place))
             first.rows += rows
-    merged: list[Finding] = []
-    for by_place in alike.values():
-        # Several keys can stand on one line, as those of a YAML anchor and its aliases do. A line takes time to find.
-        by_line: dict[str, Finding] = {}
-        for one in by_place.values():
-            first = by_line.setdefault(one.where if len(by_place) > 1 else "", one)
-            if first is not one:
-                first.rows += one.rows
-        merged += by_line.values()
+    merged = [one for by_place in alike.values() for one in by_place.values()]
     return sorted(merged, key=lambda one: _ORDER[one.severity])

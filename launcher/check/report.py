@@ -19,7 +19,7 @@ from launcher import __version__
 from launcher.check.registry import RULES
 from launcher.core.errors import ConfigError, suggest
 from launcher.core.finding import Finding
-from launcher.core.yaml_source import Document, SourceLocation, schema_error
+from launcher.core.yaml_source import Document, SourceLocation, convert
 
 SARIF = "2.1.0"
 _SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -118,14 +118,11 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Baseline:
-    """A baseline file as read."""
+    """A baseline file as read. Raises ConfigError, with file and line, for one that is wrong."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
-        try:
-            self.accepted = msgspec.convert(document.mapping(), _File).accepted
-        except msgspec.ValidationError as error:
-            raise schema_error(document, error, _File) from None
+        self.accepted = convert(document, _File).accepted
         for i, entry in enumerate(self.accepted):
             if entry.rule not in RULES:
                 raise ConfigError(
@@ -133,11 +130,6 @@ class Baseline:
                     where=str(self._place(i, "rule")),
                     hint=suggest(entry.rule, RULES, "launcher check --explain lists the rules"),
                 )
-
-    @classmethod
-    def read(cls, path: Path) -> Baseline:
-        """Read a baseline file. Raises ConfigError with file and line."""
-        return cls(Document.read(path))
 
     def _place(self, *keys: str | int) -> SourceLocation:
         return SourceLocation(self.document, "accepted", *keys)

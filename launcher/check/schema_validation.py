@@ -7,15 +7,18 @@ text or with a fraction, text must be text, and null is accepted only where a ve
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from functools import cache
-from typing import Any, NamedTuple
+from functools import cache, cached_property
+from typing import Any, Literal, NamedTuple
 
 from launcher.check.cross_field_rules import unmet_demands
-from launcher.check.srtctl_schema import ROOT, Schema, Schemas, Violation, in_words
 from launcher.core.yaml_source import Key
+
+ROOT = "SrtConfig"
+"""The class of a whole recipe."""
 
 Keys = tuple[Key, ...]
 
@@ -25,6 +28,20 @@ _BOOLEANS = frozenset(
     for spelling in (word, word.capitalize(), word.upper())
 )
 """The texts that marshmallow takes for true or false."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One thing that a version refuses in a recipe: the keys that it is about, and what is wrong.
+
+    ``rule`` is the id of the rule of `launcher check` that reports it; ``owner`` is the class that lacks the last key
+    when the rule is ``unknown-field``.
+    """
+
+    keys: Keys
+    message: str
+    rule: Literal["unknown-field", "wrong-type", "missing-field", "value-refused"] = "value-refused"
+    owner: str = ""
 
 
 class Type(NamedTuple):
@@ -86,111 +103,117 @@ def _split(text: str, separator: str) -> list[str]:
     return parts
 
 
-@dataclass
-class RecipeValidator:
-    """Judges recipes, each once for a version, however many rows run it."""
-
-    schemas: Schemas = field(default_factory=Schemas)
-    _validated: dict[tuple[int, tuple[str, ...]], list[Violation]] = field(default_factory=dict)
-
-    def violations(self, schema: Schema, said_in: tuple[str, ...], recipe: Mapping[str, Any]) -> list[Violation]:
-        """What a version refuses in a resolved recipe. ``said_in`` identifies the recipe: file, section, selector."""
-        key = (id(schema), said_in)
-        if key not in self._validated:
-            self._validated[key] = validate(schema, recipe)
-        return self._validated[key]
+_USUAL = {"str": str, "path": str, "int": int, "bool": bool}
+"""Values that need no further look, and most are such."""
 
 
-def validate(schema: Schema, recipe: Mapping[str, Any]) -> list[Violation]:
-    """What a version refuses in one resolved recipe (a variant's document); empty when it takes it.
+@dataclass(frozen=True)
+class Schema:
+    """What one version, called ``name``, declares: keys and types, its demands beyond them, options of its command.
 
-    As in srtctl, what a version demands of values together is looked at only when the values by themselves are right.
+    ``classes`` are class → key of the recipe → type text. A type text is ``str``, ``int``, ``float``, ``bool``,
+    ``any``, ``path``, ``list[T]``, ``dict[T,T]``, ``T|T``, ``=a,b`` (one of these words), ``@Class``, ``backend`` (the
+    class that its ``type`` names) or ``sweep``; then ``?`` when it may be null, and ``!`` when it must be there.
     """
-    recipe = {key: value for key, value in recipe.items() if key != "lock"}  # srtctl's own record of an earlier run
-    found = list(_Validation(schema).mapping(ROOT, recipe, ()))
-    return found or [Violation(keys, message) for keys, message in unmet_demands(schema.demands, recipe)]
 
+    name: str
+    classes: Mapping[str, Mapping[str, str]]
+    demands: frozenset[str]
+    options: frozenset[str]
+    _judged: dict[tuple[str, ...], list[Violation]] = field(default_factory=dict, repr=False, compare=False)
 
-class _Validation:
-    """Walks through a recipe beside the classes of one version. ``at`` is always where in the recipe it is."""
+    @cached_property
+    def backends(self) -> Mapping[str, str]:
+        """``backend.type`` → the class of that backend."""
+        return {
+            keys["type"].strip("=?!"): name
+            for name, keys in self.classes.items()
+            if name.endswith("Protocol") and "type" in keys
+        }
 
-    def __init__(self, schema: Schema) -> None:
-        self.schema = schema
+    def violations(self, recipe: Mapping[str, Any], said_in: tuple[str, ...] = ()) -> list[Violation]:
+        """What the version refuses in one resolved recipe (a variant's document); empty when it takes it.
 
-    def mapping(self, owner: str, value: Mapping[str, Any], at: Keys) -> Iterator[Violation]:
+        ``said_in`` identifies the recipe (file, section, selector): one that many rows run is judged once. As in
+        srtctl, what a version demands of values together is looked at only when the values by themselves are right.
+        """
+        if said_in in self._judged:
+            return self._judged[said_in]
+        recipe = {key: value for key, value in recipe.items() if key != "lock"}  # srtctl's own record of an earlier run
+        found = list(self._mapping(ROOT, recipe, ()))
+        found = found or [Violation(keys, message) for keys, message in unmet_demands(self.demands, recipe)]
+        if said_in:
+            self._judged[said_in] = found
+        return found
+
+    # Below, ``at`` is always where in the recipe a value is.
+
+    def _mapping(self, owner: str, value: Mapping[str, Any], at: Keys) -> Iterator[Violation]:
         """What is wrong with a mapping that has to have the keys of the class ``owner``."""
-        known = self.schema.classes[owner]
+        known = self.classes[owner]
         for key, held in value.items():
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.75)
                 hint = f" (near: {near[0]})" if near else ""
                 yield Violation((*at, key), f"{_dotted((*at, key))} is an unknown key{hint}", "unknown-field", owner)
             else:
-                yield from self.value(parse(known[key]), held, (*at, key))
+                yield from self._value(parse(known[key]), held, (*at, key))
         for key, text in known.items():
             if text.endswith("!") and key not in value:
                 yield Violation(at, f"{_dotted((*at, key))} is missing", "missing-field")
 
-    def value(self, kind: Type, value: Any, at: Keys) -> Iterator[Violation]:
+    def _value(self, kind: Type, value: Any, at: Keys) -> Iterator[Violation]:
         """What is wrong with a value that has to be of a type."""
-        if kind.kind == "str" and isinstance(value, str):
+        if type(value) is _USUAL.get(kind.kind):
             return
         if value is None:
             if not kind.nullable and kind.kind != "any":
-                yield _wrong(at, value, str(kind))
+                yield _wrong(at, value, kind)
         elif kind.kind == "class" and isinstance(value, dict):
-            yield from self.mapping(kind.of[0], value, at)
+            yield from self._mapping(kind.of[0], value, at)
         elif kind.kind == "backend" and isinstance(value, dict):
-            yield from self.backend(value, at)
+            yield from self._backend(value, at)
         elif kind.kind == "list" and isinstance(value, list):
             for i, item in enumerate(value):
-                yield from self.value(kind.of[0], item, (*at, i))
+                yield from self._value(kind.of[0], item, (*at, i))
         elif kind.kind == "dict" and isinstance(value, dict):
             if kind.of[1].kind == "any" and set(map(type, value)) <= {str}:
                 return
             for key, held in value.items():
-                if not _accepts(kind.of[0], key):
+                if not accepts(kind.of[0], key):
                     message = f"key {key!r} of {_dotted(at)} is of the wrong type; expected {kind.of[0]}"
                     yield Violation((*at, key), message, "wrong-type")
-                yield from self.value(kind.of[1], held, (*at, key))
+                yield from self._value(kind.of[1], held, (*at, key))
         elif kind.kind == "sweep" and isinstance(value, dict):
-            yield from _sweep(value, at)
-        elif not _accepts(kind, value):
-            if kind.kind == "one of":
-                yield Violation(at, f"{_dotted(at)} is {value!r}; expected {kind}")
-            else:
-                yield _wrong(at, value, str(kind))
+            parameters = value.get("parameters", {k: v for k, v in value.items() if k != "mode"})
+            for key, held in parameters.items() if isinstance(parameters, dict) else ():
+                if not isinstance(held, list):
+                    yield _wrong((*at, key), held, "a list")
+        elif kind.kind == "choice":
+            if all(any(self._value(one, value, at)) for one in kind.of):
+                yield _wrong(at, value, kind)
+        elif not accepts(kind, value):
+            yield _wrong(at, value, kind, "value-refused" if kind.kind == "one of" else "wrong-type")
 
-    def backend(self, value: Mapping[str, Any], at: Keys) -> Iterator[Violation]:
+    def _backend(self, value: Mapping[str, Any], at: Keys) -> Iterator[Violation]:
         """What is wrong with ``backend``, whose class depends on its ``type``."""
         name = value.get("type", "sglang")
-        owner = self.schema.backends.get(name) if isinstance(name, str) else None
+        owner = self.backends.get(name) if isinstance(name, str) else None
         if owner is None:
-            words = ", ".join(self.schema.backends)
-            yield Violation((*at, "type"), f"{_dotted((*at, 'type'))} is {name!r}; expected one of {words}")
+            yield _wrong((*at, "type"), name, f"one of {', '.join(self.backends)}", "value-refused")
         else:
-            yield from self.mapping(owner, value, at)
+            yield from self._mapping(owner, value, at)
 
 
-def _accepts(kind: Type, value: Any) -> bool:
-    """Whether marshmallow's field of a type takes a value that is not null."""
+def accepts(kind: Type, value: Any) -> bool:
+    """Whether marshmallow's field of a plain type takes a value that is not null."""
     if kind.kind in ("str", "path"):
         return isinstance(value, str)
     if kind.kind in ("int", "float"):
         return _is_number(value, whole=kind.kind == "int")
     if kind.kind == "bool":
-        if isinstance(value, str):
-            return value in _BOOLEANS
-        return isinstance(value, (bool, int, float)) and value in (0, 1)
-    if kind.kind == "one of":
-        return isinstance(value, str) and value in kind.of
-    if kind.kind == "choice":
-        return any(_accepts(t, value) for t in kind.of)
-    if kind.kind == "list":
-        return isinstance(value, list) and all(v is not None and _accepts(kind.of[0], v) for v in value)
-    if kind.kind == "dict":
-        return isinstance(value, dict) and all(_accepts(kind.of[0], k) for k in value)
-    return kind.kind == "any"
+        return value in _BOOLEANS if isinstance(value, str) else isinstance(value, (int, float)) and value in (0, 1)
+    return kind.kind == "any" or (kind.kind == "one of" and isinstance(value, str) and value in kind.of)
 
 
 def _is_number(value: Any, *, whole: bool) -> bool:
@@ -200,20 +223,20 @@ def _is_number(value: Any, *, whole: bool) -> bool:
         number = int(value) if whole else float(value)
     except (ValueError, OverflowError):
         return False
-    return whole or (number == number and abs(number) != float("inf"))
+    return whole or math.isfinite(number)
 
 
-def _sweep(value: Mapping[str, Any], at: Keys) -> Iterator[Violation]:
-    parameters = value.get("parameters", {k: v for k, v in value.items() if k != "mode"})
-    for key, held in parameters.items() if isinstance(parameters, dict) else ():
-        if not isinstance(held, list):
-            yield _wrong((*at, key), held, "a list")
-
-
-def _wrong(at: Keys, value: Any, wanted: str) -> Violation:
+def _wrong(
+    at: Keys, value: Any, wanted: Type | str, rule: Literal["wrong-type", "value-refused"] = "wrong-type"
+) -> Violation:
     shown = {type(None): "null", dict: "a mapping", list: "a list"}.get(type(value)) or repr(value)
-    return Violation(at, f"{_dotted(at)} is {shown}; expected {wanted}", "wrong-type")
+    return Violation(at, f"{_dotted(at)} is {shown}; expected {wanted}", rule)
 
 
 def _dotted(at: Keys) -> str:
     return ".".join(map(str, at)) or "the recipe"
+
+
+def in_words(words: list[str]) -> str:
+    """``a, b or c``."""
+    return " or ".join(([", ".join(words[:-1])] if words[1:] else []) + words[-1:])

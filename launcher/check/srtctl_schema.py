@@ -5,64 +5,52 @@ srtctl_files.json holds the files of each version; it is read only when a recipe
 
 srtctl declares its recipe as dataclasses (``src/srtctl/core/schema.py``, ``src/srtctl/backends/*.py``), from which
 marshmallow-dataclass builds the schema. The declarations are read as syntax: a checkout's code is never run. Demands
-beyond types are made in functions, and of those we only look which demands they make (`cross_field_rules.SOURCES`).
+beyond types are made in functions, and of those we only look which demands they make (srtctl_demands.json).
 """
 
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
 
-from launcher.check.cross_field_rules import PER_NODE, SOURCES
+import msgspec
+
+from launcher.check.cross_field_rules import PER_NODE, table
+from launcher.check.schema_validation import ROOT, Schema, Violation, in_words
 from launcher.core.errors import ConfigError
-from launcher.core.yaml_source import Key
 
-ROOT = "SrtConfig"
-"""The class of a whole recipe."""
-
-
-@dataclass(frozen=True)
-class Schema:
-    """What one version, called ``name``, declares: keys and types, its demands beyond them, options of its command.
-
-    ``classes`` are class → key of the recipe → type text. A type text is ``str``, ``int``, ``float``, ``bool``,
-    ``any``, ``path``, ``list[T]``, ``dict[T,T]``, ``T|T``, ``=a,b`` (one of these words), ``@Class``, ``backend`` (the
-    class that its ``type`` names) or ``sweep``; then ``?`` when it may be null, and ``!`` when it must be there.
-    """
-
-    name: str
-    classes: Mapping[str, Mapping[str, str]]
-    demands: frozenset[str]
-    options: frozenset[str]
-
-    @cached_property
-    def backends(self) -> Mapping[str, str]:
-        """``backend.type`` → the class of that backend."""
-        return {
-            keys["type"].strip("=?!"): name
-            for name, keys in self.classes.items()
-            if name.endswith("Protocol") and "type" in keys
-        }
+Versions = str
+"""Versions as the tables write them: ``v1.0.3..v1.0.9 some-branch``."""
 
 
-@dataclass(frozen=True)
-class Violation:
-    """One thing that a version refuses in a recipe: the keys that it is about, and what is wrong.
+class _Tables(msgspec.Struct):
+    """The tables of srtctl_fields.json. A key of a class has one type text, or one by the versions that have it."""
 
-    ``rule`` is the id of the rule of `launcher check` that reports it; ``owner`` is the class that lacks the last key
-    when the rule is ``unknown-field``.
-    """
+    versions: dict[str, str]
+    moving: dict[str, str]
+    classes: dict[str, dict[str, str | dict[str, Versions]]]
+    demands: dict[str, Versions]
+    options: dict[str, Versions]
 
-    keys: tuple[Key, ...]
-    message: str
-    rule: Literal["unknown-field", "wrong-type", "missing-field", "value-refused"] = "value-refused"
-    owner: str = ""
+
+class _Files(msgspec.Struct):
+    """The table of srtctl_files.json: the recipes and set-up scripts that versions have."""
+
+    files: dict[Versions, list[str]]
+
+
+@cache
+def _tables() -> _Tables:
+    return msgspec.json.decode(Path(__file__).with_name("srtctl_fields.json").read_bytes(), type=_Tables)
+
+
+@cache
+def _files() -> _Files:
+    return msgspec.json.decode(Path(__file__).with_name("srtctl_files.json").read_bytes(), type=_Files)
 
 
 @dataclass
@@ -76,26 +64,19 @@ class Schemas:
     _known: dict[str, Schema | None] = field(default_factory=dict)
 
     @cached_property
-    def _tables(self) -> dict[str, Any]:
-        data: dict[str, Any] = json.loads(Path(__file__).with_name("srtctl_fields.json").read_text())
-        return data
-
-    @cached_property
     def _names(self) -> Mapping[str, str]:
         """Ref or sha → the version's name in the tables."""
-        versions: dict[str, str] = self._tables["versions"]
-        moving: dict[str, str] = self._tables["moving"]
-        return {sha: name for name, sha in versions.items()} | {n: n for n in versions} | moving
+        versions = _tables().versions
+        return {sha: name for name, sha in versions.items()} | {n: n for n in versions} | _tables().moving
 
     @property
     def versions(self) -> list[str]:
         """All versions of the tables, the newest first."""
-        return list(self._tables["versions"])[::-1]
+        return list(_tables().versions)[::-1]
 
     def sha(self, ref: str) -> str | None:
         """The commit of a released version, or of a branch when the tables were made; None when they lack it."""
-        name = self._names.get(ref)
-        return None if name is None else str(self._tables["versions"][name])
+        return _tables().versions.get(self._names.get(ref, ""))
 
     def name(self, ref: str, sha: str | None) -> str | None:
         """What people call the version of a lane; None when the tables lack it. A sha decides alone."""
@@ -122,20 +103,19 @@ class Schemas:
                 for text, where in ({said: None} if isinstance(said, str) else said).items()
                 if where is None or self._holds(where, name)
             }
-            for owner, keys in self._tables["classes"].items()
+            for owner, keys in _tables().classes.items()
         }
         demands, options = (
-            frozenset(word for word, where in self._tables[kind].items() if self._holds(where, name))
-            for kind in ("demands", "options")
+            frozenset(word for word, where in words.items() if self._holds(where, name))
+            for words in (_tables().demands, _tables().options)
         )
         return Schema(ref, classes, demands, options)
 
     @cached_property
     def _order(self) -> Mapping[str, int]:
-        return {name: i for i, name in enumerate(self._tables["versions"])}
+        return {name: i for i, name in enumerate(_tables().versions)}
 
-    def _holds(self, where: str, name: str) -> bool:
-        """Whether ``v1.0.3..v1.0.9 some-branch`` holds a version."""
+    def _holds(self, where: Versions, name: str) -> bool:
         order = self._order
         for part in where.split(" "):
             first, _, last = part.partition("..")
@@ -151,29 +131,19 @@ class Schemas:
         name = self.name(ref, sha) if sha is not None or is_tag(ref) else None
         if name is None:
             return None
-        return any(path in paths and self._holds(where, name) for where, paths in self._files.items())
-
-    @cached_property
-    def _files(self) -> Mapping[str, list[str]]:
-        """Versions → the recipes and set-up scripts that they have."""
-        files: dict[str, list[str]] = json.loads(Path(__file__).with_name("srtctl_files.json").read_text())["files"]
-        return files
-
-    def known_at(self, unknown: Violation) -> str | None:
-        """The versions that know a key which one refused as unknown, as people would say it; None when none does."""
-        said = self._tables["classes"].get(unknown.owner, {}).get(str(unknown.keys[-1]))
-        if said is None or isinstance(said, str):
-            return said and "other versions"
-        ranges = []
-        for part in " ".join(said.values()).split():
-            first, _, last = part.partition("..")
-            ranges.append(f"{first} and later" if last == self.versions[0] else f"{first} to {last}" if last else first)
-        return in_words(ranges)
+        return any(path in paths and self._holds(where, name) for where, paths in _files().files.items())
 
 
-def in_words(words: list[str]) -> str:
-    """``a, b or c``."""
-    return " or ".join(([", ".join(words[:-1])] if words[1:] else []) + words[-1:])
+def known_at(unknown: Violation) -> str | None:
+    """The versions that know a key which one refused as unknown, as people would say it; None when none does."""
+    said = _tables().classes.get(unknown.owner, {}).get(str(unknown.keys[-1])) if unknown.owner else None
+    if said is None or isinstance(said, str):
+        return said and "other versions"
+    ranges, newest = [], list(_tables().versions)[-1]
+    for part in " ".join(said.values()).split():
+        first, _, last = part.partition("..")
+        ranges.append(f"{first} and later" if last == newest else f"{first} to {last}" if last else first)
+    return in_words(ranges)
 
 
 def is_tag(ref: str) -> bool:
@@ -232,9 +202,9 @@ class _Source:
     def demands(self) -> Iterator[str]:
         """The demands that the classes' functions make."""
         functions = {(c.name, f.name): f for c in self.classes for f in c.body if isinstance(f, ast.FunctionDef)}
-        for demand, (owner, name, text) in SOURCES.items():
+        for demand, (owner, name, *texts) in table().sources.items():
             function = functions.get((owner, name))
-            if function is not None and (not text or any(text in said for said in _texts(function))):
+            if function is not None and (not texts or any(texts[0] in said for said in _texts(function))):
                 yield demand
         vllm = self.dataclasses.get("VLLMProtocol")
         launch = _fields(vllm).get("dp_launch_mode") if vllm is not None else None
@@ -267,9 +237,9 @@ class _Source:
         if isinstance(node, ast.Constant):
             return "None" if node.value is None else self._type(ast.parse(str(node.value), mode="eval").body)
         if isinstance(node, ast.BinOp):
-            parts = [self._type(p) for p in _alternatives(node)]
-            text = "|".join(p for p in parts if p != "None")
-            return f"{text}?" if "None" in parts and not text.endswith("?") else text
+            parts = [self._type(node.left), self._type(node.right)]
+            text = "|".join(part.removesuffix("?") for part in parts if part != "None")
+            return f"{text}?" if any(part == "None" or part.endswith("?") for part in parts) else text
         if isinstance(node, ast.Subscript):
             return self._subscript(_last(node.value), node.slice)
         name = _last(node)
@@ -294,14 +264,12 @@ class _Source:
         return f"dict[{','.join(self._type(p) for p in parts)}]"
 
     def _annotated(self, kind: ast.expr, field: ast.expr) -> str:
-        maker, flags = "", set[str | None]()
-        if isinstance(field, ast.Call):
-            maker, flags = _last(field.func), {k.arg for k in field.keywords}
-        if maker == "FormattablePathField":
+        said = ast.unparse(field)
+        if "FormattablePathField(" in said:
             return "path"
-        if maker == "SweepConfigField":
-            return "sweep?" if "allow_none" in flags else "sweep"
-        if maker == "Enum" and "by_value" in flags:
+        if "SweepConfigField(" in said:
+            return "sweep?" if "allow_none=" in said else "sweep"
+        if "Enum(" in said and "by_value=" in said:
             return "=" + ",".join(self.enums.get(_last(kind), {}).values())
         return self._type(kind)
 
@@ -344,12 +312,6 @@ def _no_default(value: ast.expr) -> bool:
         and _last(value.func) == "field"
         and not any(k.arg in ("default", "default_factory") for k in value.keywords)
     )
-
-
-def _alternatives(node: ast.expr) -> list[ast.expr]:
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        return [*_alternatives(node.left), *_alternatives(node.right)]
-    return [node]
 
 
 def _one_of(words: ast.expr) -> str:

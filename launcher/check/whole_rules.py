@@ -10,18 +10,18 @@ from functools import partial
 
 from launcher.benchmark.environment import result_filename
 from launcher.check.inputs import CheckInput, Found, RecipeFile, Row, Rule, rule
-from launcher.check.plan_rules import bytes_of, moving, result_names
-from launcher.check.schema_validation import validate
-from launcher.check.srtctl_schema import Schema, Violation, is_tag
+from launcher.check.plan_rules import bytes_of, longest_result_name, moving
+from launcher.check.schema_validation import Schema, Violation
+from launcher.check.srtctl_schema import is_tag
 from launcher.core.errors import ConfigError, closest
 from launcher.core.publish import NAME_MAX
-from launcher.core.yaml_source import Document, SourceLocation, reached
+from launcher.core.yaml_source import SourceLocation, reached
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import LaneRule, ModelRule, Pattern, When
-from launcher.srtctl.recipe import Variant, variants
+from launcher.srtctl.recipe import Variant
 
 RULES: list[Rule] = []
-whole_rule = partial(rule, RULES)
+whole_rule = partial(rule, RULES, "everything")
 
 
 def _lanes(given: CheckInput) -> Iterator[tuple[RunnerFile, LaneRule, SourceLocation]]:
@@ -39,7 +39,7 @@ def moving_lanes(given: CheckInput) -> Iterator[Found]:
 
 @whole_rule("sha-other", "error", "the commit is not the one that the lane's tag names")
 def sha_other(given: CheckInput) -> Iterator[Found]:
-    schemas = given.validator.schemas
+    schemas = given.schemas
     for file, lane, place in _lanes(given):
         tagged = schemas.sha(lane.ref) if is_tag(lane.ref) else None
         if lane.sha is not None and tagged is not None and lane.sha != tagged:
@@ -52,7 +52,7 @@ def sha_other(given: CheckInput) -> Iterator[Found]:
 def _commits(given: CheckInput) -> Iterator[tuple[str, str, SourceLocation]]:
     """Repository, commit and place of each lane that pins no known version of srt-slurm."""
     for file, lane, place in _lanes(given):
-        if lane.sha is not None and given.validator.schemas.name(lane.ref, lane.sha) is None:
+        if lane.sha is not None and given.schemas.name(lane.ref, lane.sha) is None:
             url = file.runner.repositories[lane.repository]
             yield url, lane.sha, SourceLocation(file.document, *place.keys, "sha")
 
@@ -146,9 +146,9 @@ def runner_invalid(given: CheckInput) -> Iterator[Found]:
 
 @whole_rule("unsupported", "error", "the runner cannot run the row")
 def unsupported(given: CheckInput) -> Iterator[Found]:
-    broken = {recipe.broken.where for recipe in given.recipes if recipe.broken is not None}
+    broken = {error.where for error in given.broken_recipes if error.where is not None}
     for row in given.rows:
-        if row.refused is not None and (row.refused.where is None or row.refused.where not in broken):
+        if row.refused is not None and row.refused.where not in broken:
             yield row.refused.message, row.place
 
 
@@ -156,9 +156,10 @@ def unsupported(given: CheckInput) -> Iterator[Found]:
 def model_split(given: CheckInput) -> Iterator[Found]:
     where: dict[tuple[str, str, str], dict[str, str]] = defaultdict(dict)
     for row in given.rows:
-        if row.plan is not None and not row.plan.model.path.startswith("hf:"):
+        path = row.plan.model.path if row.plan is not None else None
+        if row.plan is not None and path is not None and not path.startswith("hf:"):
             key = (row.plan.runner, row.benchmark.model, row.benchmark.precision)
-            where[key].setdefault(row.plan.model.path, row.plan.rules["model"])
+            where[key].setdefault(path, row.plan.rules["model"])
     for (runner, model, precision), paths in where.items():
         first, *others = paths
         for path in others:
@@ -172,7 +173,7 @@ def schema_unknown(given: CheckInput) -> Iterator[Found]:
     for row in given.rows:
         if row.plan is not None and row.job is not None:
             tree = row.job.srt_slurm
-            if given.validator.schemas.get(tree.ref, tree.sha) is None:
+            if given.schemas.get(tree.ref, tree.sha) is None:
                 unknown[tree.repository, tree.ref, tree.sha].append(row.plan.rules["lane"])
     for (repository, ref, sha), lanes in unknown.items():
         at = f"{ref} ({sha[:12]})" if sha and not sha.startswith(ref) else ref
@@ -193,33 +194,27 @@ def sha_unknown(given: CheckInput) -> Iterator[Found]:
 
 @whole_rule("outside", "note", "rows that this launcher does not run")
 def outside(given: CheckInput) -> Iterator[Found]:
-    for framework, places in given.outside.items():
-        yield f"{len(places)} rows of {framework} are not run by srtctl, and were not checked", places[0]
-    if given.single_node:
-        yield f"{len(given.single_node)} single-node entries were not checked", given.single_node[0]
+    for what, places in given.outside.items():
+        yield f"{len(places)} {what} were not checked", places[0]
 
 
 @whole_rule("recipe-invalid", "error", "a recipe file cannot be read")
 def recipe_invalid(given: CheckInput) -> Iterator[Found]:
-    for recipe in given.recipes:
-        if recipe.broken is not None:
-            yield recipe.broken.message, recipe.broken.where or str(recipe.path)
+    for error in given.broken_recipes:
+        yield error.message, error.where or "recipes"
 
 
 @whole_rule("recipe-variants", "error", "a section of the recipe cannot be expanded")
 def recipe_variants(given: CheckInput) -> Iterator[Found]:
     for recipe in given.recipes:
-        if recipe.document is not None:
-            for key, error in _expanded(recipe.document)[1]:
-                yield error.message, SourceLocation(recipe.document, *key)
+        for key, error in recipe.expanded[1]:
+            yield error.message, SourceLocation(recipe.document, *key)
 
 
 @whole_rule("key-twice", "warning", "a key stands twice in one mapping")
 def key_twice(given: CheckInput) -> Iterator[Found]:
     for recipe in given.recipes:
         document = recipe.document
-        if document is None:
-            continue
         for key, line in document.repeated:
             said, place = f"{key} stands twice in this mapping, and srtctl", f"{document.path}:{line}"
             if isinstance(document.data, dict) and "base" in document.data:
@@ -232,49 +227,26 @@ def key_twice(given: CheckInput) -> Iterator[Found]:
 @whole_rule("recipe-refused", "warning", "no known srt-slurm accepts a recipe that no row runs")
 def recipe_refused(given: CheckInput) -> Iterator[Found]:
     for recipe in given.recipes:
-        document = recipe.document
-        if document is None:
-            continue
-        for variant in _expanded(document)[0]:
+        for variant in recipe.expanded[0]:
             if variant.selector not in recipe.used:
                 schema, violations = _least(given, recipe, variant)
                 for violation in violations:
                     # The longest part of the violation's keys that stands in the file; a missing key stands in none.
-                    keys = max(variant.places(violation.keys), key=partial(reached, document.data))
-                    yield (
-                        f"srt-slurm {schema.name} refuses the recipe: {violation.message}",
-                        SourceLocation(document, *keys),
-                    )
+                    keys = max(variant.places(violation.keys), key=partial(reached, recipe.document.data))
+                    message = f"srt-slurm {schema.name} refuses the recipe: {violation.message}"
+                    yield message, SourceLocation(recipe.document, *keys)
 
 
 def _least(given: CheckInput, recipe: RecipeFile, variant: Variant) -> tuple[Schema, list[Violation]]:
     """The newest schema version with the fewest violations, and those."""
-    schemas = given.validator.schemas
+    schemas = given.schemas
     known = [recipe.schema] if recipe.schema is not None else (schemas.get(name, None) for name in schemas.versions)
     judged = []
     for schema in filter(None, known):
-        judged.append((schema, validate(schema, variant.document)))
+        judged.append((schema, schema.violations(variant.document)))
         if not judged[-1][1]:
             break
     return min(judged, key=lambda pair: len(pair[1]))
-
-
-def _expanded(document: Document) -> tuple[list[Variant], list[tuple[tuple[str, ...], ConfigError]]]:
-    """The variants of a recipe file, and the sections that cannot be expanded."""
-    data = document.data
-    if not isinstance(data, dict) or not isinstance(data.get("base", {}), dict):
-        return [], [((), ConfigError("the recipe is not a mapping"))]
-    if "base" not in data:
-        return variants(data), []
-    found: list[Variant] = []
-    wrong: list[tuple[tuple[str, ...], ConfigError]] = []
-    for key in data:
-        if isinstance(key, str) and key.startswith(("override_", "zip_override_")):
-            try:
-                found += variants(data, key)
-            except ConfigError as error:
-                wrong.append(((key,), error))
-    return found, wrong
 
 
 def _workflow_name(row: Row, runners: Mapping[str, Sequence[str]], *, fingerprint: bool) -> str:
@@ -294,7 +266,7 @@ def _longest_names(given: CheckInput) -> Iterator[tuple[Row, str]]:
     for row in given.rows:
         if not row.benchmark.agentic and not row.benchmark.eval_only and row.plan is not None:
             stem = _workflow_name(row, given.runners, fingerprint=True)
-            yield row, max(result_names(row.benchmark, stem), key=bytes_of)
+            yield row, longest_result_name(row.benchmark, stem)
 
 
 @whole_rule(
@@ -331,7 +303,8 @@ def name_duplicate(given: CheckInput) -> Iterator[Found]:
     """Throughput rows get a fingerprint in a sweep, and so collide only in an end-to-end run; evaluations get none."""
     for rows, kind in ((given.rows, "without a fingerprint (an end-to-end run)"), (given.evaluations, "of evaluation")):
         named: dict[str, list[Row]] = defaultdict(list)
-        for row in rows:
+        # A row that several clusters serve is one job, which lands on one of them.
+        for row in {id(row.benchmark): row for row in rows}.values():
             with contextlib.suppress(ConfigError):
                 named[_workflow_name(row, given.runners, fingerprint=False)].append(row)
         for first, *others in named.values():

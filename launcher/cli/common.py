@@ -43,7 +43,7 @@ def chosen(arguments: argparse.Namespace, project: Project) -> list[Chosen]:
         return [(_from_recipe(arguments, project), "--recipe")]
     if not arguments.key:
         raise ConfigError("no benchmark is selected", hint="-k KEY (globs are taken), or --recipe FILE")
-    selection = filters(arguments, nodes="multi", evals="only" if arguments.evals else "none")
+    selection = filters(arguments, evals="only" if arguments.evals else "none")
     found: list[Chosen] = [(e.benchmark, e.place) for e in project.matrix(arguments.matrix).entries(selection)]
     globs = [glob.lower() for glob in arguments.topology] or ["*"]
     kept = [(b, place) for b, place in found if any(fnmatch.fnmatchcase(b.topology.lower(), glob) for glob in globs)]

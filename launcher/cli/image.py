@@ -20,18 +20,19 @@ from launcher.cli.common import open_project
 from launcher.cli.render import table
 from launcher.core.errors import Cancelled, ConfigError, ImageError
 from launcher.core.process import clean_environment, stoppable
-from launcher.core.publish import dead_temporaries
 from launcher.core.redact import redact
 from launcher.core.stop import stop_on_signals
 from launcher.image import inventory
-from launcher.image.import_policy import ImportPolicy, ensure_image
-from launcher.image.inventory import Check, Garbage, Image
+from launcher.image.enroot import ImportPolicy
+from launcher.image.inventory import Image, ImageDirectory
 from launcher.image.probe import between_nodes, between_processes, file_system
 from launcher.image.reference import Reference
+from launcher.image.store import ensure_image
 from launcher.plan import derive
 from launcher.project import Project
 from launcher.run.image_usage import images_in_use, is_run_over
-from launcher.runner.schema import Images, Scheduler
+from launcher.runner.cluster_schema import Scheduler
+from launcher.runner.schema import Images
 from launcher.services import open_tools
 
 
@@ -46,9 +47,12 @@ class _Where:
     environment: Mapping[str, str]
     project: Project
 
-    def images(self) -> list[Image]:
+    def contents(self, grace: float = inventory.GRACE) -> list[ImageDirectory]:
         users = images_in_use(self.project.runs)
-        return [image for directory in self.directories for image in inventory.images(directory, users, is_run_over)]
+        return [ImageDirectory(path, users, is_run_over, grace) for path in self.directories]
+
+    def images(self) -> list[Image]:
+        return [image for directory in self.contents() for image in directory.images()]
 
 
 def _where(arguments: argparse.Namespace) -> _Where:
@@ -136,12 +140,12 @@ def verify(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"no such image: {', '.join(sorted(missing))}", where=", ".join(map(str, where.directories)))
     damaged = []
     for image in found:
-        verdict = inventory.verify(image, deep=arguments.deep)
+        verdict, said = inventory.verify(image, deep=arguments.deep)
         tag = [] if arguments.offline else _tag(image, where)
-        print(f"{image.squash.name}: {verdict.check.value}")
-        for line in (*verdict.said, *tag):
+        print(f"{image.squash.name}: {verdict}")
+        for line in (*said, *tag):
             print(f"  {line}")
-        if verdict.check is Check.DAMAGED:
+        if verdict == "damaged":
             damaged.append(image.squash.name)
     if damaged:
         raise ImageError(
@@ -158,12 +162,12 @@ def _tag(image: Image, where: _Where) -> list[str]:
     note = image.sidecar
     if note is None or not where.policy.may_ask(note.uri):
         return []
-    registry = Registry({**os.environ, **where.rule.environment})
-    architecture = note.architecture or where.architecture
-    tag = registry.check_tag(image.squash, note, architecture, where=str(image.squash))
-    if Reference.parse(note.uri).digest:
+    reference, environment = Reference.parse(note.uri), {**os.environ, **where.rule.environment}
+    if reference.digest:
         return ["tag: none, a digest"]
-    return [f"tag: {tag.fact or f'names {note.digest} still'}"]
+    registry = Registry(reference, environment, note.architecture or where.architecture)
+    fact, _ = registry.check_tag(image.squash, note)
+    return [f"tag: {fact or f'names {note.digest} still'}"]
 
 
 def adopt(arguments: argparse.Namespace) -> int:
@@ -177,17 +181,14 @@ def adopt(arguments: argparse.Namespace) -> int:
 def gc(arguments: argparse.Namespace) -> int:
     """Say what nobody needs, and with --apply remove it."""
     where = _where(arguments)
-    users = images_in_use(where.project.runs)
-    gone: list[Garbage] = []
-    for directory in where.directories:
-        found = inventory.images(directory, users, is_run_over)
-        gone += inventory.garbage(directory, found, grace=arguments.grace * 86400, is_over=is_run_over)
+    gone = [(item, directory) for directory in where.contents(arguments.grace * 86400) for item in directory.garbage()]
     temporary = Path(derive.fill(where.rule.temporary or tempfile.gettempdir(), where.project.context("image")))
     if temporary.is_dir():
-        gone += [inventory.leftover(path) for path in dead_temporaries(temporary)]
+        directory = ImageDirectory(temporary)
+        gone += [(item, directory) for item in directory.dead_temporaries()]
     freed, left = 0, "kept, it is in use or its lock is not to be had" if arguments.apply else "would remove"
-    for item in gone:
-        removed = arguments.apply and inventory.remove_garbage(item, is_run_over)
+    for item, directory in gone:
+        removed = arguments.apply and directory.remove(item)
         freed += item.size if removed or not arguments.apply else 0
         print(f"{'removed' if removed else left}: {item.path} ({item.size / 1e6:.1f} MB): {item.why}")
     print(f"{'freed' if arguments.apply else 'would free'} {freed / 1e9:.3f} GB in {len(gone)} entries")

@@ -6,11 +6,10 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launcher.cli.common import open_project
 from launcher.cli.render import progress_shown, table
@@ -20,9 +19,6 @@ from launcher.model.checkpoint import CheckpointReport, examine, nearest_sibling
 from launcher.model.destination import Leftover, leftovers, remove_leftovers
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, Manifest
 from launcher.runner.file import RunnerFile, describe_when
-
-if TYPE_CHECKING:
-    from launcher.model.stage import Stripe
 
 
 def listing(arguments: argparse.Namespace) -> int:
@@ -71,7 +67,7 @@ def stage(arguments: argparse.Namespace) -> int:
             progress=progress,
             log=_log,
             stop=stop,
-            stripe=striping(_layouts(arguments, destination), log=_log),
+            lay_out=striping(_layouts(arguments, destination), log=_log),
         )
     how = {"staged": "staged", "there": "is there already", "lost": "was staged by another process"}[done.how]
     rate = f", {done.copied / done.seconds / 1e9:.2f} GB/s" if done.copied else ""
@@ -80,16 +76,13 @@ def stage(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _layouts(arguments: argparse.Namespace, destination: Path) -> Sequence[Stripe]:
-    """The runner's layouts for the storage of a destination, or the default ones."""
-    from launcher.model.stage import DEFAULT, Stripe
-
-    storage = (
-        open_project(arguments).fleet.get(arguments.runner).storage_of(str(destination)) if arguments.runner else None
-    )
+def _layouts(arguments: argparse.Namespace, destination: Path) -> list[tuple[int, int, str]] | None:
+    """The runner's layouts for the storage of a destination, if it names any."""
+    runner = open_project(arguments).fleet.get(arguments.runner) if arguments.runner else None
+    storage = runner.storage_of(str(destination)) if runner else None
     if storage is None or storage.striping is None:
-        return DEFAULT
-    return [Stripe(layout.at_least, layout.count, layout.size) for layout in storage.striping]
+        return None
+    return [(layout.at_least, layout.count, layout.size) for layout in storage.striping]
 
 
 def _stage_on_nodes(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import gc
 import json
@@ -22,6 +23,7 @@ from launcher.core import publish
 from launcher.core.errors import ConfigError, suggest
 from launcher.core.finding import Finding
 from launcher.core.shipped import shipped
+from launcher.core.yaml_source import Document
 from launcher.project import Project
 from launcher.srtctl.mirror import Commits
 
@@ -83,13 +85,18 @@ def _check(arguments: argparse.Namespace) -> int:
     wanted = {_known(rule) for rule in arguments.rule}
     project = open_project(arguments)
     roots = Roots([*filter(None, (project.workspace, project.srt_slurm)), shipped("runners").parent, Path.cwd()])
-    given = _gathered(arguments, project)
+    commits = functools.cache(lambda: Commits(project.caches))  # looked for once a row asks, and by no GitHub job
+    given = dataclasses.replace(
+        _gathered(arguments, project),
+        today=datetime.now(timezone.utc).date(),
+        has_commit=lambda repository, sha: None if arguments.from_env else commits()(repository, sha),
+    )
     found = check_everything(given)
     if arguments.write_baseline:
         accepted = [one for one in found if not wanted or one.rule in wanted]
         return _write(arguments.write_baseline, accepted, roots, given.today)
     if arguments.baseline:
-        baseline = Baseline.read(Path(arguments.baseline))
+        baseline = Baseline(Document.read(Path(arguments.baseline)))
         found = baseline.apply(found, roots, given.today, whole=given.whole)
     found = [one for one in found if not wanted or one.rule in wanted]
     if arguments.format == "json":
@@ -100,7 +107,8 @@ def _check(arguments: argparse.Namespace) -> int:
         lines = report.github(found, roots) if arguments.format == "github" else report.text(found)
         sys.stdout.writelines(f"{line}\n" for line in lines)
     counts = {s: sum(one.severity == s for one in found) for s in ("error", "warning", "note")}
-    looked = {"row": len(given.rows), "recipe file": len(given.recipes), "runner file": len(given.files)}
+    recipes = len(given.recipes) + len(given.broken_recipes)
+    looked = {"row": len(given.rows), "recipe file": recipes, "runner file": len(given.files)}
     print(f"{_counted(looked)}: {_counted(counts)}", file=sys.stderr)
     return 1 if counts["error"] else 0
 
@@ -111,25 +119,19 @@ def _counted(numbers: Mapping[str, int]) -> str:
 
 def _gathered(arguments: argparse.Namespace, project: Project) -> CheckInput:
     """What to look at: this job's benchmark, the selected rows, a runner with all its rows, or everything."""
-    today, runner = datetime.now(timezone.utc).date(), arguments.runner
-    commits = functools.cache(lambda: Commits(project.caches))  # looked for once a row asks
-
-    def has_commit(repository: str, sha: str) -> bool | None:
-        return commits()(repository, sha)
-
     if arguments.from_env:
         plan = project.plan_from_environment()
         file = project.fleet.get(plan.runner)
         row = Row(plan.benchmark, plan.benchmark.source, file, plan)
-        return CheckInput([row], files=[file], validator=project.validator, today=today, whole=False)
+        return CheckInput([row], files=[file], schemas=project.schemas, whole=False)
     names = ("key", "framework", "precision", "seq", "scenario", "conc", "topology", "evals", "recipe")
     if any(getattr(arguments, name) for name in names):
         rows = chosen(arguments, project)
-        return inputs.selected(project, rows, runner, today, has_commit, bool(arguments.conc))
-    if runner:
-        served = inputs.served_by(project, runner, arguments.matrix)
-        return inputs.selected(project, served, runner, today, has_commit)
-    return inputs.everything(project, today, has_commit, arguments.matrix)
+        return inputs.selected(project, rows, arguments.runner, bool(arguments.conc))
+    if arguments.runner:
+        served = inputs.served_by(project, arguments.runner, arguments.matrix)
+        return inputs.selected(project, served, arguments.runner)
+    return inputs.everything(project, arguments.matrix)
 
 
 def _known(rule: str) -> str:

@@ -86,15 +86,13 @@ class GitHub:
             raise ConfigError(f"{name!r} cannot be the name of a step's output")
         if self._output is None:
             return
-        if "\n" in value or "\r" in value:
-            delimiter = f"launcher_{secrets.token_hex(16)}"
-            entry = f"{name}<<{delimiter}\n{value}\n{delimiter}\n"
-        else:
-            entry = f"{name}={value}\n"
+        delimiter = f"launcher_{secrets.token_hex(16)}"
+        entry = f"{name}<<{delimiter}\n{value}\n{delimiter}\n"
         if len(entry.encode()) > OUTPUT_LIMIT:
             raise ConfigError(f"the output {name} is larger than GitHub's {OUTPUT_LIMIT} bytes")
         try:
-            _append(self._output, entry.encode())
+            with self._output.open("ab") as file:
+                file.write(entry.encode())
         except OSError as error:
             raise LauncherError(
                 f"the output {name} cannot be written: {error.strerror}", where=str(self._output)
@@ -109,8 +107,8 @@ class GitHub:
             return
         text = self._hide(markdown if markdown.endswith("\n") else markdown + "\n")
         try:
-            there = self._summary.stat().st_size if self._summary.exists() else 0
-            _append(self._summary, _fit(text.encode(), SUMMARY_LIMIT - there))
+            with self._summary.open("ab") as file:
+                file.write(_fit(text.encode(), SUMMARY_LIMIT - file.tell()))
         except OSError as error:
             self.warning(f"the step summary cannot be written: {error.strerror}")
 
@@ -185,18 +183,12 @@ class GitHub:
         with self._lock:
             if self._stopped:
                 command = f"::{self._stopped}::\n{command}\n::stop-commands::{self._stopped}"
-            self._stream.write(command + "\n")
-            self._stream.flush()
+            self._line(command)
 
     def _line(self, line: str) -> None:
         with self._lock:
             self._stream.write(line.rstrip("\n") + "\n")
             self._stream.flush()
-
-
-def _append(path: Path, content: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(content)
 
 
 def _fit(text: bytes, room: int) -> bytes:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import secrets
 import signal
@@ -25,6 +24,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
+
+import msgspec
 
 from launcher.core.process import ProcessIdentity
 from launcher.core.publish import temporary_name
@@ -46,16 +47,18 @@ class LockPace:
     poll: float = 1.0
 
 
-@dataclass(frozen=True)
-class LockOwner:
-    """Who holds a lock: what its owner file says, for other processes and for people.
+class LockOwner(msgspec.Struct, frozen=True, rename={"boot": "boot_id"}):
+    """Who holds a lock: what its owner file says, for other processes and for people. Older launchers lack some keys.
 
     ``job`` is the Slurm job in which it runs, if any; ``started`` is when the lock was asked for (ISO 8601, by the
-    owner's clock); ``token`` tells two locks of one process apart. ``process`` is None when the owner file cannot be
-    read.
+    owner's clock); ``token`` tells two locks of one process apart. ``host`` is "" when the owner file cannot be read.
     """
 
-    process: ProcessIdentity | None = None
+    host: str = ""
+    boot: str = ""
+    pid_namespace: str = ""
+    pid: int = 0
+    pid_started: int | None = None
     job: str | None = None
     started: str = ""
     what: str = ""
@@ -64,8 +67,13 @@ class LockOwner:
     @classmethod
     def here(cls, what: str) -> LockOwner:
         """The calling process as an owner, now."""
+        me = ProcessIdentity.mine()
         return cls(
-            ProcessIdentity.mine(),
+            me.host,
+            me.boot,
+            me.pid_namespace,
+            me.pid,
+            int(me.started) if me.started else None,
             os.environ.get("SLURM_JOB_ID"),
             datetime.now(timezone.utc).isoformat(timespec="seconds"),
             what,
@@ -74,41 +82,21 @@ class LockOwner:
 
     @classmethod
     def from_json(cls, content: bytes) -> LockOwner:
-        """Read an owner file; one of an older launcher lacks some keys."""
+        """Read an owner file."""
         try:
-            given = json.loads(content)
-            process = ProcessIdentity(
-                given["host"],
-                given.get("boot_id", ""),
-                int(given["pid"]),
-                str(given.get("pid_started") or ""),
-                given.get("pid_namespace", ""),
-            )
-            return cls(process, **{name: given[name] for name in ("job", "started", "what", "token") if name in given})
-        except (ValueError, TypeError, KeyError, AttributeError):
+            return msgspec.json.decode(content, type=cls, strict=False)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             return cls()
 
     def to_json(self) -> bytes:
         """The owner file's content: one flat object, as launchers of every version read it."""
-        process = self.process or ProcessIdentity("", "", 0, "")
-        value = {
-            "host": process.host,
-            "boot_id": process.boot,
-            "pid_namespace": process.pid_namespace,
-            "pid": process.pid,
-            "pid_started": int(process.started) if process.started else None,
-            "job": self.job,
-            "started": self.started,
-            "what": self.what,
-            "token": self.token,
-        }
-        return json.dumps(value).encode() + b"\n"
+        return msgspec.json.encode(self) + b"\n"
 
     def __str__(self) -> str:
-        if self.process is None:
+        if not self.host:
             return "an unknown process"
         job = f" (Slurm job {self.job})" if self.job else ""
-        return f"pid {self.process.pid} on {self.process.host}{job}, since {self.started}: {self.what}"
+        return f"pid {self.pid} on {self.host}{job}, since {self.started}: {self.what}"
 
     @property
     def is_dead(self) -> bool:
@@ -117,14 +105,10 @@ class LockOwner:
         A lock asks for more proof than a record does: machines that share a host name have different boots, a damaged
         owner file may lack its pid, and the lease breaks what is left soon enough.
         """
-        process, mine = self.process, ProcessIdentity.mine()
-        return (
-            process is not None
-            and process.pid > 0
-            and bool(process.boot)
-            and (process.boot, process.pid_namespace) == (mine.boot, mine.pid_namespace)
-            and process.alive() is False
-        )
+        mine, began = ProcessIdentity.mine(), "" if self.pid_started is None else str(self.pid_started)
+        process = ProcessIdentity(self.host, self.boot, self.pid, began, self.pid_namespace)
+        same_machine = self.boot != "" and (self.boot, self.pid_namespace) == (mine.boot, mine.pid_namespace)
+        return self.pid > 0 and same_machine and process.alive() is False
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     input: str | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
     pass_fds: Sequence[int] = (),
 ) -> Completed:
     """Run ``argv`` in its own session; after ``timeout`` seconds end the whole process group (TERM, then KILL).
@@ -108,12 +108,11 @@ def run(
                 text=True,
                 errors="replace",
             )
-    except FileNotFoundError as error:
-        if cwd is not None and not Path(cwd).is_dir():
-            return Completed(words, NOT_FOUND, "", f"no such directory: {cwd}", 0.0)
-        return Completed(words, NOT_FOUND, "", f"{words[0]}: {error.strerror}", 0.0)
-    except PermissionError as error:
-        return Completed(words, NOT_EXECUTABLE, "", f"{words[0]}: {error.strerror}", 0.0)
+    except (FileNotFoundError, PermissionError) as error:
+        code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+        no_directory = code == NOT_FOUND and cwd is not None and not Path(cwd).is_dir()
+        why = f"no such directory: {cwd}" if no_directory else f"{words[0]}: {error.strerror}"
+        return Completed(words, code, "", why, 0.0)
     try:
         out, err = _communicate(child, began + timeout, should_stop)
     except subprocess.TimeoutExpired:
@@ -137,19 +136,15 @@ def _standard_input(text: str | None) -> Iterator[IO[bytes] | int]:
         yield file
 
 
-def _communicate(
-    child: subprocess.Popen[str], deadline: float, should_stop: Callable[[], bool] | None
-) -> tuple[str, str]:
+def _communicate(child: subprocess.Popen[str], deadline: float, should_stop: Callable[[], bool]) -> tuple[str, str]:
     """Wait for the child, asking ``should_stop`` now and then. Raises TimeoutExpired at the deadline, or Cancelled."""
-    while should_stop is not None and not should_stop():
+    while not should_stop():
         try:
             return child.communicate(timeout=min(_STOP_CHECK_INTERVAL, max(0.0, deadline - time.monotonic())))
         except subprocess.TimeoutExpired:
             if time.monotonic() >= deadline:
                 raise
-    if should_stop is not None:
-        raise Cancelled(f"stopped while process {child.pid} ran")
-    return child.communicate(timeout=max(0.0, deadline - time.monotonic()))
+    raise Cancelled(f"stopped while process {child.pid} ran")
 
 
 def stoppable(should_stop: Callable[[], bool]) -> CommandRunner:

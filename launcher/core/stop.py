@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType, TracebackType
-from typing import Any
+from queue import Empty, SimpleQueue
+from types import FrameType
 
 from launcher.core.errors import Cancelled
 
@@ -52,19 +49,16 @@ class Stop:
             raise self.reason()
 
 
-class StopEvent(threading.Event):
-    """A threading.Event that a signal handler may set.
+class StopEvent:
+    """An event that a signal handler may set; it stays set.
 
-    The standard one takes a lock, and a handler runs in the main thread between two bytecodes: when that thread is
-    just then inside `wait`, `set` waits for a lock that its own thread holds. Here a pipe wakes whoever waits.
+    threading.Event takes a lock, and a handler runs in the main thread between two bytecodes: when that thread is just
+    then inside `wait`, `set` waits for a lock that its own thread holds. `SimpleQueue.put` waits for nobody.
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self._raised = False
-        self._read_end, self._write_end = os.pipe()
-        os.set_blocking(self._write_end, False)
-        weakref.finalize(self, _close, self._read_end, self._write_end)
+        self._wake: SimpleQueue[None] = SimpleQueue()
 
     def is_set(self) -> bool:
         return self._raised
@@ -72,85 +66,48 @@ class StopEvent(threading.Event):
     def set(self) -> None:
         if not self._raised:
             self._raised = True
-            os.write(self._write_end, b"!")
-
-    def clear(self) -> None:
-        """Not for this event: who has been asked to stop stays asked."""
-        raise RuntimeError("a request to stop is not taken back")
+            self._wake.put(None)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait up to ``timeout`` seconds (for ever without one) until the event is set; say whether it is."""
-        import select
-
-        poll = select.poll()
-        poll.register(self._read_end, select.POLLIN)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._raised:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if poll.poll(None if left is None else left * 1000) or left == 0.0:
-                break
+        if not self._raised:
+            with contextlib.suppress(Empty):
+                self._wake.get(timeout=None if timeout is None else max(0.0, timeout))
+                self._wake.put(None)  # for the next one who waits
         return self._raised
 
 
-def _close(*descriptors: int) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
-
-
-class Signals:
-    """Within the block the signals ``numbers`` set ``event`` and nothing else; ``first`` is the one that came first.
-
-    GitHub cancels a step by SIGINT, 7.5 s later SIGTERM, 2.5 s later SIGKILL, all to the step's own process only.
-    SIGHUP stays ignored where it is ignored already, as under nohup. Python allows this in the main thread only.
-    """
-
-    HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def __init__(self, numbers: Sequence[signal.Signals] = HANDLED) -> None:
-        self.event = StopEvent()
-        self.first: signal.Signals | None = None
-        self._numbers = numbers
-        self._previous: dict[signal.Signals, Any] = {}
-
-    @property
-    def exit_code(self) -> int | None:
-        """130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP; None when no signal came."""
-        return None if self.first is None else 128 + self.first
-
-    def __enter__(self) -> Signals:
-        for number in self._numbers:
-            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                continue
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._previous.clear()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.first is None:
-            self.first = signal.Signals(number)
-        self.event.set()
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
-def stop_on_signals(numbers: Sequence[signal.Signals] = Signals.HANDLED) -> Iterator[Stop]:
-    """Within the block SIGINT, SIGTERM and SIGHUP (or ``numbers``) are requests to stop.
+def stop_on_signals(numbers: Sequence[signal.Signals] = HANDLED) -> Iterator[Stop]:
+    """Within the block SIGINT, SIGTERM and SIGHUP (or ``numbers``) are requests to stop, and nothing else.
 
-    The first one decides the exit code of a Cancelled that leaves the block, whoever raised it.
+    The first one decides the exit code of a Cancelled that leaves the block, whoever raised it: 130 after SIGINT, 143
+    after SIGTERM, 129 after SIGHUP. GitHub cancels a step by SIGINT, 7.5 s later SIGTERM, 2.5 s later SIGKILL, all to
+    the step's own process only. SIGHUP stays ignored where it is ignored already, as under nohup. Python allows this in
+    the main thread only.
     """
-    with Signals(numbers) as signals:
+    event = StopEvent()
+    came: list[signal.Signals] = []
 
-        def reason() -> Cancelled:
-            name = signals.first.name if signals.first is not None else "request"
-            return Cancelled(f"stopped by {name}", exit_code=signals.exit_code or 130)
+    def handle(number: int, frame: FrameType | None) -> None:
+        came.append(signal.Signals(number))
+        event.set()
 
-        try:
-            yield Stop(signals.event.wait, reason)
-        except Cancelled as error:
-            error.exit_code = signals.exit_code or error.exit_code
-            raise
+    def reason() -> Cancelled:
+        if not came:
+            return Cancelled("stopped by request")
+        return Cancelled(f"stopped by {came[0].name}", exit_code=128 + came[0])
+
+    ignored = [n for n in numbers if n == signal.SIGHUP and signal.getsignal(n) == signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in numbers if number not in ignored}
+    try:
+        yield Stop(event.wait, reason)
+    except Cancelled as error:
+        error.exit_code = 128 + came[0] if came else error.exit_code
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

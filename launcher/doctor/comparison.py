@@ -28,8 +28,8 @@ from launcher.doctor.facts import (
     statements,
 )
 from launcher.image.probe import Probed
+from launcher.runner.cluster_schema import Storage
 from launcher.runner.file import RunnerFile
-from launcher.runner.schema import Storage
 
 Fill = Callable[[str], str]
 """A path of a runner file with its placeholders filled in."""

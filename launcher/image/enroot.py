@@ -1,4 +1,4 @@
-"""enroot: importing an image, what the messages of a failed import mean, and the settings and credentials it reads.
+"""enroot: where and how it imports an image, what the messages of a failure mean, its settings and credentials.
 
 enroot writes everything to stderr and exits with 1 for nearly every failure, or with the code of curl, tar or
 mksquashfs. So only its words tell what happened (enroot_faults.yaml).
@@ -7,21 +7,40 @@ mksquashfs. So only its words tell what happened (enroot_faults.yaml).
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import string
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from launcher.core.errors import ImageError
-from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, Completed, run
-from launcher.core.publish import temporary_name
+from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, Completed
 from launcher.core.retry import telling
-from launcher.image.reference import Reference
+from launcher.image.reference import HUB, Fault, PlannedImage, Reference, fault_table
+from launcher.image.squash import temporary_beside
 
 ATTEMPTS = 4
+NODE_PATIENCE = 1800
+"""Seconds that the job of an import may wait for a node. Slurm itself ends it then, whatever became of us."""
+
+_DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
+_OWN = "LAUNCHER_ENROOT_DIRECTORY"
+_PREFIX = "launcher-enroot-"
+_ON_NODE = (
+    *("sh", "-c"),
+    f'cd "${{{_OWN}%/*}}" && find . -maxdepth 1 -user "$(id -un)" -name "{_PREFIX}*" -mtime +0 -exec rm -rf "{{}}" +\n'
+    f'mkdir -p -- "${{{_OWN}:?}}/temp" && enroot version && "$@"\n'
+    f'code=$?; rm -rf -- "${{{_OWN}:?}}"; exit "$code"',
+    "sh",
+)
+"""On the node: enroot's layers are of no use there afterwards, and nobody else would remove them. srun ends a step by
+SIGKILL, so what an ended one left is removed a day later, by the next import there; none lasts so long."""
+
+_FAULTS = "enroot_faults.yaml"
 _QUERY_TIMEOUT = 60.0
 _WRONG_ARCHITECTURE = "Image architecture doesn't match"
 _NODE_FAILED = re.compile(r"^srun: error: Node failure on \S+", re.MULTILINE)
@@ -36,116 +55,152 @@ _LINE = re.compile(r"\s*machine\s+(\S+)\s+login\s+(\S+)\s+password\s+(.*\S)\s*")
 _VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)\}")
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Why an import failed: ``what`` happened, a ``hint`` for a person, and whether another attempt ``may_pass``."""
-
-    what: str
-    hint: str
-    may_pass: bool = False
-
-
 class _MayPass(ImageError):
     """A failure of the network or the registry that another attempt may not meet."""
 
 
+@dataclass(frozen=True)
 class Enroot:
-    """An enroot, started as ``command``, which gets ``environment``.
+    """An enroot, started by ``run`` as ``command``, in ``environment``, which is the program's whole one.
 
-    On a compute node it is a job of its own, which may wait ``node_patience`` seconds for a node; None means that it
-    runs on this host. On a node it is only asked to import, since each question would be another job; its version is
-    then what the output of the import begins with, if it does. ``log`` gets a line for each failed attempt.
+    On a compute node it is a job of its own, which may wait ``node_patience`` seconds for a node; 0 means that it runs
+    on this host. On a node it is only asked to import, since each question would be another job; its version is then
+    what the output of the import begins with, if it does. ``log`` gets a line for each failed attempt.
     """
 
-    def __init__(
-        self,
-        environment: Mapping[str, str],
-        run: CommandRunner = run,
-        command: Sequence[str] = ("enroot",),
-        *,
-        node_patience: float | None = None,
-        log: Callable[[str], None],
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self.environment, self.is_on_node = environment, node_patience is not None
-        self._patience = node_patience or 0.0
-        self._run, self._command, self._log, self._sleep = run, tuple(command), log, sleep
+    environment: Mapping[str, str]
+    run: CommandRunner
+    log: Callable[[str], None]
+    sleep: Callable[[float], None] = time.sleep
+    command: tuple[str, ...] = ("enroot",)
+    node_patience: float = 0.0
 
-    def version(self, environment: Mapping[str, str]) -> str | None:
-        """What `enroot version` prints, or None. ``environment`` is the program's whole one, here and below."""
-        return self._query("version", environment=environment)
+    @property
+    def is_on_node(self) -> bool:
+        return self.node_patience > 0
 
-    def digest(self, uri: str, environment: Mapping[str, str]) -> str | None:
+    def digest(self, uri: str) -> str | None:
         """The digest of the image's manifest, from the registry; None from an enroot before 4.1, or when it fails."""
-        answer = self._query("digest", uri, environment=environment)
+        answer = self._query("digest", uri)
         return answer if answer and re.fullmatch(r"sha256:[0-9a-f]{64}", answer) else None
 
     def fetch(
-        self, uri: str, squash: Path, *, environment: Mapping[str, str], timeout: float, where: str
-    ) -> tuple[Path, tuple[str, ...], str | None]:
+        self, uri: str, squash: Path, timeout: float, files: contextlib.ExitStack, note: Callable[[str], None]
+    ) -> tuple[Path, str | None]:
         """Import an image into a new file beside ``squash``, within ``timeout`` seconds for all attempts together.
 
-        Returns the file, which is the caller's to publish or remove; enroot's warnings, and its version if the output
-        has it.
+        Returns the file, which is there until ``files`` is closed, and enroot's version if it says it. ``note`` is told
+        its warnings.
 
         After a rate limit, a 5xx, a failure of the network or ESTALE it is tried again, with growing pauses, up to four
-        times in all. Raises ImageError, with ``where``.
+        times in all. Raises ImageError.
         """
         from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
-        timeout += self._patience
-        deadline = time.monotonic() + timeout
+        version = self._query("version")
         attempts = Retrying(
             retry=retry_if_exception_type(_MayPass),
             stop=stop_after_attempt(ATTEMPTS),
             wait=wait_exponential(multiplier=5, max=60) + wait_random(0, 3),
-            sleep=self._sleep,
-            before_sleep=telling(self._log, f" of {ATTEMPTS}"),
+            sleep=self.sleep,
+            before_sleep=telling(self.log, f" of {ATTEMPTS}"),
             reraise=True,
         )
-        for attempt in attempts:
-            # Each has a name of its own: on a node that Slurm has given up, the enroot of the last one may still write.
-            with attempt, _removed_on_error(temporary_name(squash)) as output:
-                argv = [*self._command, "import", "-o", str(output), uri]
-                done = self._run(argv, timeout=max(1.0, deadline - time.monotonic()), env=environment)
-                if done.timed_out:
-                    raise ImageError(
-                        f"enroot import of {uri} did not end within {timeout:g} s",
-                        where=where,
-                        hint="give it more time (images.import-timeout in the runner file), or find out what is slow:\n"
-                        + done.tail(),
-                    )
-                if not done.ok or _NODE_FAILED.search(done.stderr):
-                    fault = with_account(diagnose(done), Reference.parse(uri).registry, environment)
-                    message = f"enroot import of {uri} failed: {fault.what}"
-                    raise (_MayPass if fault.may_pass else ImageError)(message, where=where, hint=fault.hint)
-        version = re.match(r"\d+\.\d+(\.\d+)?\S*", done.stdout)
-        warnings = tuple(line for line in done.stderr.splitlines() if _WRONG_ARCHITECTURE in line)
-        return output, warnings, version.group() if version else None
+        timeout += self.node_patience
+        output, done = attempts(self._attempt, uri, squash, timeout, time.monotonic() + timeout, files)
+        for line in done.stderr.splitlines():
+            if _WRONG_ARCHITECTURE in line:
+                note(line)
+        said = re.match(r"\d+\.\d+(\.\d+)?\S*", done.stdout)
+        return output, version or (said.group() if said else None)
 
-    def _query(self, *words: str, environment: Mapping[str, str]) -> str | None:
+    def _attempt(
+        self, uri: str, squash: Path, timeout: float, deadline: float, files: contextlib.ExitStack
+    ) -> tuple[Path, Completed]:
+        files.close()  # what the attempt before left
+        # Each has a name of its own: on a node that Slurm has given up, the enroot of the last one may still write.
+        output = files.enter_context(temporary_beside(squash))
+        argv = [*self.command, "import", "-o", str(output), uri]
+        done = self.run(argv, timeout=max(1.0, deadline - time.monotonic()), env=self.environment)
+        if done.timed_out:
+            hint = "give it more time (images.import-timeout in the runner file), or find out what is slow:\n"
+            raise ImageError(f"enroot import of {uri} did not end within {timeout:g} s", hint=hint + done.tail())
+        if not done.ok or _NODE_FAILED.search(done.stderr):
+            fault = with_account(diagnose(done), Reference.parse(uri), self.environment)
+            message = f"enroot import of {uri} failed: {fault.what}"
+            raise (_MayPass if fault.may_pass else ImageError)(message, hint=fault.hint)
+        return output, done
+
+    def _query(self, *words: str) -> str | None:
+        """What enroot answers a question; None when it fails, and on a node."""
         if self.is_on_node:
             return None
-        done = self._run([*self._command, *words], timeout=_QUERY_TIMEOUT, env=environment)
+        done = self.run([*self.command, *words], timeout=_QUERY_TIMEOUT, env=self.environment)
         return done.stdout.strip() or None if done.ok else None
 
 
-@contextlib.contextmanager
-def _removed_on_error(path: Path) -> Iterator[Path]:
-    try:
-        yield path
-    except BaseException:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise
+@dataclass(frozen=True)
+class ImportPolicy:
+    """What decides where and how images are imported.
+
+    ``scheduler`` is the kind of scheduler; with ``partition`` and ``account`` it gives jobs to imports on compute
+    nodes, which are called ``job_name`` and carry ``token`` in their comment. ``registries`` are the hosts whose
+    registries may be asked before an import, None for all. With ``make_directory`` the image directory is made if it is
+    missing; it should be missing only where the directory is our own.
+    """
+
+    scheduler: Literal["slurm", "local"]
+    partition: str | None
+    account: str | None
+    job_name: str
+    token: str
+    registries: frozenset[str] | None = None
+    make_directory: bool = False
+
+    def is_on_node(self, image: PlannedImage) -> bool:
+        """Whether enroot runs on a compute node, in a job of its own."""
+        return image.import_on == "compute" and self.scheduler == "slurm"
+
+    def may_ask(self, uri: str) -> bool:
+        """Whether the registry of an image may be asked."""
+        return self.registries is None or Reference.parse(uri).registry.partition(":")[0] in self.registries
+
+    def node_command(self, image: PlannedImage) -> tuple[str, ...]:
+        """`enroot` as a job of one task without GPUs, on a node of the architecture that the image is for."""
+        minutes = max(1, image.import_timeout // 60)
+        options = {
+            "partition": image.import_partition or self.partition,
+            "account": self.account,
+            "nodes": 1,
+            "ntasks": 1,
+            "cpus-per-task": image.processors,
+            "time": minutes,
+            # In place of --immediate, which a Slurm with SchedulerParameters=defer always refuses.
+            "deadline": f"now+{60 * minutes + NODE_PATIENCE}",
+            "job-name": self.job_name,
+            "comment": import_comment(self.token),
+        }
+        srun = ("srun", *(f"--{name}={value}" for name, value in options.items() if value), *image.import_options)
+        return (sys.executable, "-S", "-E", str(_DIE_WITH_PARENT), str(os.getpid()), *srun, *_ON_NODE, "enroot")
+
+    def place(self, enroot: Enroot, image: PlannedImage) -> Enroot:
+        """The enroot that imports an image: the given one on this host, or the same as a job of its own."""
+        if not self.is_on_node(image):
+            return enroot
+        own = f"{image.temporary or '/tmp'}/{_PREFIX}{self.token}"
+        environment = {**enroot.environment, _OWN: own, **own_directories(own)}  # it makes all, but the first two
+        return replace(enroot, environment=environment, command=self.node_command(image), node_patience=NODE_PATIENCE)
 
 
-@cache
-def _faults() -> dict[str, dict[str, Fault]]:
-    import msgspec
+def import_comment(token: str) -> str:
+    """The comment of the job that imports an image for a run: not the run's own, whose job it is not."""
+    return f"{token}-import"
 
-    content = Path(__file__).with_name("enroot_faults.yaml").read_bytes()
-    return msgspec.yaml.decode(content, type=dict[str, dict[str, Fault]])
+
+def own_directories(place: Path | str) -> dict[str, str]:
+    """The settings by which an enroot has all its temporaries below ``place``, and says in English what we read."""
+    paths = {f"ENROOT_{name}_PATH": f"{place}/{name.lower()}" for name in ("TEMP", "CACHE", "DATA", "RUNTIME")}
+    return {**paths, "TMPDIR": f"{place}/temp", "LC_ALL": "C"}  # GNU parallel, which enroot runs, buffers in TMPDIR
 
 
 def diagnose(done: Completed) -> Fault:
@@ -158,10 +213,11 @@ def diagnose(done: Completed) -> Fault:
         return Fault(f"{name} is not there", "install it on this host, or import elsewhere (images.import-on)")
     if not said and _UNSAID.search(done.stderr.rstrip()):
         return Fault("401 or 404, enroot does not say which", "correct the image")
-    faults = [fault for words, fault in _faults()["srun"].items() if re.search(words, text, re.MULTILINE)][:1]
+    table = fault_table(_FAULTS)
+    faults = [fault for words, fault in table["srun"].items() if re.search(words, text, re.MULTILINE)][:1]
     if not faults:
         faults = [fault_of_status(int(code)) for code in re.findall(r"returned error(?: code)?: (\d{3})\b", text)]
-        faults += [fault for words, fault in _faults()["words"].items() if re.search(words, text)]
+        faults += [fault for words, fault in table["words"].items() if re.search(words, text)]
         faults.sort(key=lambda fault: fault.may_pass)  # what lasts comes first
     fault = faults[0] if faults else Fault(f"exit {done.returncode}", "read what it said")
     return replace(fault, what=fault.what + "".join(f"\n  {line}" for line in said[-4:]))
@@ -169,19 +225,8 @@ def diagnose(done: Completed) -> Fault:
 
 def fault_of_status(code: int) -> Fault:
     """What an HTTP status of a registry means for an import."""
-    what = f"HTTP status {code} from the registry"
-    if code >= 500:
-        unknown = Fault(what, "try again later", may_pass=True)
-    else:
-        unknown = Fault(what, "correct the image in the matrix entry or recipe")
-    return _faults()["status"].get(str(code), unknown)
-
-
-def with_account(fault: Fault, registry: str, environ: Mapping[str, str], realm: str = "") -> Fault:
-    """The fault; of a refused account with the line of the credentials file to correct or to add."""
-    if not fault.what.startswith(("401", "403")):
-        return fault
-    return replace(fault, hint=f"{fault.hint}, or {account_line(registry, environ, realm)}")
+    fault = next(fault for pattern, fault in fault_table(_FAULTS)["status"].items() if re.fullmatch(pattern, str(code)))
+    return replace(fault, what=fault.what.format(code=code))
 
 
 @dataclass(frozen=True)
@@ -214,8 +259,7 @@ def setting(name: str, environ: Mapping[str, str]) -> str | None:
 
 def allows_http(environ: Mapping[str, str]) -> bool:
     """Whether enroot asks registries without TLS: ENROOT_ALLOW_HTTP is set to anything but a word for no."""
-    value = setting("ENROOT_ALLOW_HTTP", environ)
-    return bool(value) and not re.fullmatch(r"no?|N[oO]?|[fF](alse)?|FALSE", value or "")
+    return not re.fullmatch(r"no?|N[oO]?|[fF](alse)?|FALSE", setting("ENROOT_ALLOW_HTTP", environ) or "no")
 
 
 def credentials_file(environ: Mapping[str, str]) -> Path:
@@ -240,18 +284,20 @@ def credentials(host: str, environ: Mapping[str, str]) -> Credentials | None:
     raise MadeByCommand(f"the password for {host} is made by a command, which only enroot runs", where=found.place)
 
 
-def account_line(registry: str, environ: Mapping[str, str], realm: str = "") -> str:
-    """What to correct when ``registry`` refuses: which line of the file has its account, or which line is missing.
+def with_account(fault: Fault, reference: Reference, environ: Mapping[str, str], realm: str = "") -> Fault:
+    """The fault; of an account that the registry refused with the line of the file to correct, or to add.
 
     ``realm`` is the host that gives the registry's tokens, if that is known: enroot takes the line of that host.
     """
-    hub = registry == "docker.io"
-    realm = realm or ("auth.docker.io" if hub else registry)
-    for host in (realm, "registry-1.docker.io" if hub else registry):
-        if found := _account(host, environ):
-            return f"the line of machine {host.partition(':')[0]}, login {found.login} in {found.place}"
+    if not fault.what.startswith(("401", "403")):
+        return fault
+    realm = realm or ("auth.docker.io" if reference.registry == HUB else reference.registry)
     line = f"machine {realm.partition(':')[0]} login … password …"
-    return f"add the line `{line}` to {credentials_file(environ)}, which has none for it"
+    hint = f"add the line `{line}` to {credentials_file(environ)}, which has none for it"
+    for host in (reference.host, realm):  # the last one found counts
+        if found := _account(host, environ):
+            hint = f"the line of machine {host.partition(':')[0]}, login {found.login} in {found.place}"
+    return replace(fault, hint=f"{fault.hint}, or {hint}")
 
 
 def _account(host: str, environ: Mapping[str, str]) -> Credentials | None:

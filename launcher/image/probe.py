@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from launcher.core.errors import ImageError
-from launcher.core.lease import Lock, LockPace
+from launcher.core.lease import Lock, LockPace, read_owner
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import write_json
 
 HOLDS, NO_OP = "holds", "is granted to both: a no-op"
 _WAIT = 30.0
-_BEAT = 0.3
+_PACE = LockPace(beat=0.3, poll=0.05)
+_REFUSED = "refused"
 _NAME = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 _KINDS: dict[str, Callable[[IO[bytes], int], Any]] = {"flock": fcntl.flock, "lockf": fcntl.lockf}
 
@@ -84,16 +85,13 @@ def _probe(directory: Path, runner: CommandRunner, *starts: tuple[list[str], str
         place.mkdir()
     except OSError as error:
         raise ImageError(f"cannot be used: {error.strerror}", where=str(directory)) from None
-    failed: list[Completed] = []
 
     def start(given: tuple[list[str], str]) -> Completed:
         before, rank = given
         argv = [*before, sys.executable, "-m", __name__, str(place), *([rank] if rank else [])]
         done = runner(argv, timeout=3 * _WAIT if rank else 300.0)
         if not done.ok:
-            failed.append(done)
-            for step in ("asked", "done"):  # nobody will come, so the one that took the locks need not wait
-                write_json(place / step, {})
+            write_json(place / "asked", {})  # nobody will come, so the one that took the locks need not wait
         return done
 
     try:
@@ -105,7 +103,7 @@ def _probe(directory: Path, runner: CommandRunner, *starts: tuple[list[str], str
         for line in answer.stdout.splitlines():
             if line.startswith("{"):
                 return Probed(**json.loads(line))
-    raise ImageError(f"the locks could not be tried: {[*failed, *done][0]}", where=str(directory))
+    raise ImageError(f"the locks could not be tried: {min(done, key=lambda answer: answer.ok)}", where=str(directory))
 
 
 def file_system(directory: Path) -> str:
@@ -128,45 +126,60 @@ def main(place: str, rank: str | None = None) -> None:
 
 def _take(place: Path) -> None:
     """Rank 0: take every lock and keep it until the other process has tried them."""
-    with contextlib.ExitStack() as files:
-        said = {kind: _attempt(kind, files.enter_context((place / kind).open("wb"))) for kind in _KINDS}
-        with Lock(place / "owner", what="a probe", wait=0.0, pace=LockPace(beat=_BEAT)) as held:
-            said["owner"] = "" if held.acquired else "; ".join(held.facts) or str(held.owner)
-            write_json(place / "taken", {**said, "name": _NAME, "skew": _skew(place / "clock-0")})
-            _await(place / "asked")
+    with contextlib.ExitStack() as held:
+        said = _attempt(place, held)
+        write_json(place / "taken", {"said": said, "name": _NAME, "skew": _skew(place / "clock-0")})
+        _await(place / "asked")
     write_json(place / "released", {})
-    _await(place / "done")
 
 
 def _ask(place: Path) -> Probed:
     """Rank 1: try every lock while the other process has it, and once more when it was released."""
     taken = _await(place / "taken")
-    during = _attempt_again(place)
-    with Lock(place / "owner", what="a second probe", wait=0.0) as held:
-        owned = held.acquired
-    began, first, heartbeat = time.monotonic(), None, None
-    while not taken["owner"] and not owned and time.monotonic() - began < 10 and heartbeat is None:
-        with (place / "owner").open("rb") as file:  # opened anew: close-to-open, as nfs(5) has it
-            beat = os.fstat(file.fileno()).st_mtime_ns
-        first = first or beat
-        heartbeat = round(time.monotonic() - began, 3) if beat != first else None
-        time.sleep(0.02)
+    first = taken["said"]
+    with contextlib.ExitStack() as held:
+        during = _attempt(place, held)
+        is_owned = not first["owner_file"] and during["owner_file"]
+        heartbeat = _heartbeat(place / "owner") if is_owned else None
     write_json(place / "asked", {})
     _await(place / "released")
-    after = _attempt_again(place)
-    with Lock(place / "owner", what="a second probe", wait=5.0, pace=LockPace(poll=0.05)) as held:
-        again = held.acquired
-    write_json(place / "done", {})
+    with contextlib.ExitStack() as held:
+        after = _attempt(place, held, wait=5.0)
     names = sorted({str(taken["name"]), _NAME})
-    skew = _skew(place / "clock-1") - float(taken["skew"])
     return Probed(
         where=" and ".join(names) if len(names) == 2 else f"two processes of {names[0]}",
-        flock=_judge(str(taken["flock"]), during["flock"], after["flock"]),
-        lockf=_judge(str(taken["lockf"]), during["lockf"], after["lockf"]),
-        owner_file=_judge(str(taken["owner"]), "" if owned else "refused", "" if again else "refused"),
         heartbeat=heartbeat,
-        clocks=round(abs(skew), 2),
+        clocks=round(abs(_skew(place / "clock-1") - taken["skew"]), 2),
+        **{kind: _judge(first[kind], during[kind], after[kind]) for kind in first},
     )
+
+
+def _attempt(place: Path, held: contextlib.ExitStack, wait: float = 0.0) -> dict[str, str]:
+    """Ask for every kind of lock, to be let go with ``held``; the owner file is waited for.
+
+    What came of each: empty when it was granted, ``refused``, or what the system says.
+    """
+    said = {}
+    for kind, lock in _KINDS.items():
+        file = held.enter_context((place / kind).open("ab"))
+        try:
+            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            said[kind] = ""
+        except OSError as error:
+            said[kind] = _REFUSED if error.errno in (errno.EAGAIN, errno.EACCES) else str(error.strerror)
+    owner = held.enter_context(Lock(place / "owner", what="a probe", wait=wait, pace=_PACE))
+    said["owner_file"] = "" if owner.acquired else "; ".join(owner.facts) or _REFUSED
+    return said
+
+
+def _heartbeat(path: Path) -> float | None:
+    """After how many seconds a heartbeat of a lock's owner is seen; None when it is not within ten."""
+    began, first = time.monotonic(), read_owner(path)
+    while (seconds := time.monotonic() - began) < 10:
+        if read_owner(path) != first:
+            return round(seconds, 3)
+        time.sleep(0.02)
+    return None
 
 
 def _judge(first: str, during: str, after: str) -> str:
@@ -175,27 +188,9 @@ def _judge(first: str, during: str, after: str) -> str:
         return f"does not work: {first}"
     if not during:
         return NO_OP
-    if during != "refused":
+    if during != _REFUSED:
         return f"does not work for the second: {during}"
     return HOLDS if not after else "holds, and was not granted after its release"
-
-
-def _attempt_again(place: Path) -> dict[str, str]:
-    """Ask for each kind of lock, on a handle of our own that is closed at once."""
-    said = {}
-    for kind in _KINDS:
-        with (place / kind).open("r+b") as file:
-            said[kind] = _attempt(kind, file)
-    return said
-
-
-def _attempt(kind: str, file: IO[bytes]) -> str:
-    """Empty when granted, ``refused``, or what the system says."""
-    try:
-        _KINDS[kind](file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return "refused" if error.errno in (errno.EAGAIN, errno.EACCES) else str(error.strerror)
-    return ""
 
 
 def _skew(path: Path) -> float:
@@ -205,10 +200,10 @@ def _skew(path: Path) -> float:
 
 
 def _await(path: Path) -> dict[str, Any]:
+    """What the other process wrote there, as soon as it is there."""
     deadline = time.monotonic() + _WAIT
     while time.monotonic() < deadline:
-        sorted(path.parent.iterdir())  # an NFS client looks a missing name up again when the directory was read
-        if path.exists():
+        if path in path.parent.iterdir():  # an NFS client looks a missing name up again when the directory was read
             value: dict[str, Any] = json.loads(path.read_text())
             return value
         time.sleep(0.02)

@@ -11,26 +11,39 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from launcher.core.errors import ConfigError
 from launcher.core.publish import NAME_MAX
+from launcher.core.yaml_source import Document
 
 HUB = "docker.io"
 _HUB_NAMES = frozenset({HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
 
+_PLACE = re.compile(r"(?P<path>.+) \((?P<key>[^()]+)\)")
+
 NameRule = Literal["underscore", "plus", "plus-nv"]
 """How a cluster names its squash files; see `squash_name`."""
 
-_LONGEST_TAG = 128
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_STRAY = re.compile(r"[^A-Za-z0-9._:/@#-]")
-_HOST = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*", re.IGNORECASE)
-_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_CREDENTIALS = "user names belong in enroot's file, ~/.config/enroot/.credentials"
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+@dataclass(frozen=True)
+class Fault:
+    """``what`` is wrong, a ``hint`` for a person, and whether another attempt ``may_pass``."""
+
+    what: str
+    hint: str
+    may_pass: bool = False
+
+
+@cache
+def fault_table(name: str) -> dict[str, dict[str, Fault]]:
+    """The table of faults of that name beside this file: by section, patterns (regular expressions) in their order."""
+    import msgspec
+
+    content = Path(__file__).with_name(name).read_bytes()
+    return msgspec.yaml.decode(content, type=dict[str, dict[str, Fault]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +67,10 @@ class Reference:
         A registry before ``/`` has a dot or a port, or is ``localhost``, as Docker has it; before ``#`` it is any host.
         Raises ConfigError, which names what is wrong; ``where`` is the place it points to.
         """
-        if not text.strip():
-            raise ConfigError("the image is empty", where=where, hint="name one, as in vllm/vllm-openai:v0.25.1")
-        try:
-            return _read(text.removeprefix("docker://"))
-        except _Wrong as wrong:
-            raise ConfigError(f"image {_shown(text)}: {wrong.what}", where=where, hint=wrong.hint) from None
+        read = _read(text)
+        if isinstance(read, Fault):
+            raise ConfigError(f"image {_shown(text)}: {read.what}", where=where, hint=read.hint)
+        return read
 
     @property
     def host(self) -> str:
@@ -73,7 +84,10 @@ class Reference:
 
     @property
     def uri(self) -> str:
-        """The spelling for `enroot import` that enroot 3.x and 4.x read alike."""
+        """The spelling for `enroot import` that enroot 3.x and 4.x read alike. References with one URI mean one image.
+
+        Of two digests no tags are compared, and tags are not looked up.
+        """
         return f"docker://{self.host}#{self.repository}:{self.version}"
 
 
@@ -88,7 +102,8 @@ class PlannedImage:
     that of this host. ``moved_tag`` says what to do when an image is there and its tag names another one by now:
     ``keep`` uses it and says so, ``refresh`` imports the new one beside it, ``fail`` is an error. ``processors``,
     ``import_partition`` and ``import_options`` are for the job of an import on a compute node. ``where`` is the place
-    that names the image, for errors.
+    that names the image, for errors. Where ``shared`` is false each node has a directory of this name for itself, and
+    the job imports the image on its node.
     """
 
     reference: str
@@ -107,24 +122,27 @@ class PlannedImage:
     processors: int | None = None
     import_partition: str | None = None
     import_options: tuple[str, ...] = ()
+    shared: bool = True
 
     @property
     def squash_path(self) -> Path:
         return Path(self.squash)
 
-    @property
-    def error_location(self) -> str:
-        """The place that errors point to: where the image is named, else its squash file."""
-        return self.where or self.squash
-
-
-def same_image(a: Reference | str, b: Reference | str) -> bool:
-    """Whether two references, each in any notation, mean one image. Two digests decide alone; tags are not looked up.
-
-    Raises ConfigError when a text is not a reference.
-    """
-    a, b = (Reference.parse(x) if isinstance(x, str) else x for x in (a, b))
-    return a.uri == b.uri
+    def place(self) -> str:
+        """What errors point to: where the image is named (of ``file (key)`` the line), else its squash file."""
+        where = self.where or self.squash
+        found = _PLACE.fullmatch(where)
+        if found is None:
+            return where
+        try:
+            document = Document.read(Path(found["path"]), strict=False)
+        except ConfigError:
+            return where
+        data = document.data
+        keys = [found["key"]] if isinstance(data, dict) and found["key"] in data else found["key"].split(".")
+        for key in keys:
+            data = data.get(key) if isinstance(data, dict) else None
+        return where if data is None else document.location([*keys, *(_path_to(data, self.reference) or ())])
 
 
 def names_an_image(name: str) -> bool:
@@ -137,11 +155,9 @@ def squash_name(text: str, rule: NameRule, *, where: str | None = None) -> str:
 
     ``underscore``: each of ``/ : @ #`` becomes ``_``. ``plus``: it becomes ``+``. ``plus-nv``: as ``plus``, after a
     leading ``nvcr.io/`` or ``nvcr.io#`` is dropped. The text counts as it was given, because files that the bash
-    launchers made must be found again. Raises ConfigError for an unknown rule, for what is no reference, and for a name
-    longer than a directory entry may be (255 bytes).
+    launchers made must be found again. Raises ConfigError for what is no reference, and for a name longer than a
+    directory entry may be (255 bytes).
     """
-    if rule not in get_args(NameRule):
-        raise ConfigError(f"unknown naming rule {rule!r}", where=where, hint=f"use {' or '.join(get_args(NameRule))}")
     Reference.parse(text, where=where)
     if rule == "plus-nv":
         text = re.sub(r"^nvcr\.io[/#]", "", text)
@@ -161,83 +177,58 @@ def refreshed_name(squash: Path, digest: str) -> Path:
     return squash.with_name(f"{stem}@{digest.removeprefix('sha256:')[:12]}.sqsh")
 
 
-class _Wrong(ValueError):
-    def __init__(self, what: str, hint: str) -> None:
-        super().__init__(what)
-        self.what, self.hint = what, hint
+@lru_cache(maxsize=1024)  # thousands of rows name some dozen images
+def _read(text: str) -> Reference | Fault:
+    """What a reference means, or what is wrong with it."""
+    parts = _split(text)
+    for name, faults in fault_table("reference_faults.yaml").items():
+        part = parts[name]
+        for pattern, fault in faults.items():
+            if part is not None and (found := re.search(pattern, part)):
+                what = fault.what.format(part=part, found=found[found.lastindex or 0], length=len(part))
+                return Fault(what, fault.hint)
+    registry, repository = str(parts["registry"]).lower(), str(parts["repository"])
+    if registry in _HUB_NAMES:
+        registry, repository = HUB, repository if "/" in repository else f"library/{repository}"
+    return Reference(registry, repository, parts["tag"], parts["digest"])
 
 
-def _read(body: str) -> Reference:
-    if scheme := _SCHEME.match(body):
-        raise _Wrong(f"the scheme {scheme.group()} is not supported", "write docker://, or no scheme")
-    if stray := _STRAY.search(body):
-        what = "whitespace" if stray.group().isspace() else f"the character {stray.group()!r}"
-        raise _Wrong(f"{what} cannot stand in an image reference", "names have letters, digits and . _ - / : # @")
-
-    registry, rest = _split_registry(body)
-    name, tag, digest = _split_version(rest)
-    if not name:
-        raise _Wrong("the repository is empty", "write REPOSITORY:TAG, with its registry before it if need be")
-    if name != name.lower():
-        raise _Wrong(f"the repository {name!r} has upper-case letters", "registries have lower-case names only")
-    for component in name.split("/"):
-        if not component:
-            raise _Wrong(f"the repository {name!r} has an empty part", "one '/' between two names, none at the ends")
-        if not _COMPONENT.fullmatch(component):
-            raise _Wrong(f"{component!r} is not a repository name", "letters and digits, with . _ __ or - between them")
-    if registry == HUB and "/" not in name:
-        name = f"library/{name}"
-    return Reference(registry, name, tag, digest)
-
-
-def _split_registry(body: str) -> tuple[str, str]:
-    if body.count("#") > 1:
-        raise _Wrong("'#' stands in it twice", "only the registry is followed by '#': nvcr.io#nvidia/x:tag")
-    if "#" in body:
-        registry, _, rest = body.partition("#")
-        if "@" in registry:
-            raise _Wrong("a user name stands before '@'", _CREDENTIALS)
-        if "/" in registry:
-            raise _Wrong(f"'#' ends the registry, and {registry!r} is not one", "write REGISTRY#REPOSITORY:TAG")
-    else:
+def _split(text: str) -> dict[str, str | None]:
+    """The parts of a reference as they are spelled, be they possible or not; None for what is not given."""
+    body = text.removeprefix("docker://")
+    registry, is_given, rest = body.rpartition("#")
+    if not is_given:
         first, slash, after = body.partition("/")
-        named = slash and "@" not in first and ("." in first or ":" in first or first == "localhost")
-        registry, rest = (first, after) if named else (HUB, body)
+        is_named = slash and "@" not in first and ("." in first or ":" in first or first == "localhost")
+        registry, rest = (first, after) if is_named else (HUB, body)
     host, colon, port = registry.partition(":")
-    if not _HOST.fullmatch(host):
-        what = f"{host!r} is not a host name" if host else "the registry is empty"
-        raise _Wrong(what, "a registry is a host, with :PORT if need be")
-    if colon and not (port.isdecimal() and 0 < int(port) < 65536):
-        raise _Wrong(f"{port!r} is not a port of the registry {host}", "a tag follows the last part of the name")
-    registry = registry.lower()
-    return (HUB if registry in _HUB_NAMES else registry), rest
-
-
-def _split_version(rest: str) -> tuple[str, str | None, str | None]:
-    """Name, tag and digest of what follows the registry."""
-    if "@" in rest:
-        named, _, digest = rest.partition("@")
-        if not digest.startswith("sha256:"):
-            raise _Wrong("only a digest, sha256:…, can follow '@'", _CREDENTIALS)
-    else:  # enroot's own notation of a digest, and the only one that 3.x has
-        named, sha, hexadecimal = rest.partition(":sha256:")
-        digest = f"sha256:{hexadecimal}" if sha else ""
-    if digest and not _DIGEST.fullmatch(digest):
-        raise _Wrong(f"{digest!r} is not a digest", "a digest is sha256: and 64 digits 0-9 a-f")
-    name, colon, tag = named.partition(":")
-    if not colon:
-        return name, None, digest or None
-    if len(tag) > _LONGEST_TAG:
-        raise _Wrong(
-            f"the tag has {len(tag)} characters; {_LONGEST_TAG} are possible", "use a shorter tag, or the digest"
-        )
-    if not _TAG.fullmatch(tag):
-        raise _Wrong(
-            f"{tag!r} is not a tag" if tag else "a tag should follow ':'", "tags have letters, digits and . _ -"
-        )
-    return name, tag, digest or None
+    named, at, digest = rest.partition("@")
+    if not at:  # enroot's own notation of a digest, and the only one that 3.x has
+        named, at, hexadecimal = rest.partition(":sha256:")
+        digest = f"sha256:{hexadecimal}"
+    repository, is_tagged, tag = named.partition(":")
+    return {
+        "text": text,
+        "registry": registry,
+        "host": host,
+        "port": port if colon else None,
+        "digest": digest if at else None,
+        "tag": tag if is_tagged else None,
+        "repository": repository,
+    }
 
 
 def _shown(text: str) -> str:
     """The text for a message: short, and without what may be a password."""
     return repr(re.sub(r"[^/]*@(?!sha256:)", "…@", text)[:200])
+
+
+def _path_to(data: object, value: str) -> tuple[str | int, ...] | None:
+    """The keys that lead to a value in a document."""
+    if data == value:
+        return ()
+    inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, part in inner:
+        if (rest := _path_to(part, value)) is not None:
+            return (key, *rest)
+    return None

@@ -7,6 +7,7 @@ does not answer is `Unreachable`; what follows from that is for the caller to de
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -17,10 +18,11 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from base64 import b64encode
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from email.message import Message
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,50 +51,40 @@ class Unreachable(ImageError):
 
 
 class _MayPass(ImageError):
-    """Another request may be answered. ``pause`` is how many seconds the registry said to wait, if it said so."""
+    """Another request may be answered: after ``pause`` seconds, if the registry said so, and at most ``attempts``."""
 
     pause: float | None = None
+    attempts = ATTEMPTS
 
 
 class _NoAnswer(_MayPass, Unreachable):
-    """A status of 500 or more, or an answer that was cut."""
-
-
-class _NoConnection(_NoAnswer):
-    """No connection. It is tried once more only, because many hosts have no way to the internet."""
+    """A status of 500 or more, an answer that was cut, or no connection."""
 
 
 class _Platform(msgspec.Struct):
+    """What an image is for, in an index and in the image's own configuration."""
+
     architecture: str
     os: str = "linux"
 
 
-class _Entry(msgspec.Struct):
+class _Descriptor(msgspec.Struct):
+    """What stands for a manifest in an index, and for configuration and layers in a manifest."""
+
     digest: str
-    platform: _Platform
-
-
-class _Config(msgspec.Struct):
-    digest: str
-
-
-class _Layer(msgspec.Struct):
-    size: int
+    size: int = 0
+    platform: _Platform | None = None
 
 
 class _Document(msgspec.Struct):
     """What we read of an index (``manifests``) or a manifest (``config``, ``layers``)."""
 
-    manifests: list[_Entry] | None = None
-    config: _Config | None = None
-    layers: list[_Layer] | None = None
+    manifests: list[_Descriptor] | None = None
+    config: _Descriptor | None = None
+    layers: list[_Descriptor] | None = None
 
 
-class _Configuration(msgspec.Struct):
-    architecture: str
-
-
-_T = TypeVar("_T", _Document, _Configuration)
+_T = TypeVar("_T", _Document, _Platform)
 
 
 @dataclass(frozen=True)
@@ -109,123 +101,102 @@ class Manifest:
     architecture: str
     size: int
 
-    def is_named(self, digest: str | None) -> bool:
-        """Whether a digest means this image."""
-        return digest is not None and digest in (self.digest, self.index)
 
-
-@dataclass(frozen=True)
-class TagAnswer:
-    """What the tag of an image that is there names now: ``fact`` says it if it is not the recorded image for sure.
-
-    ``moved_to`` is the digest of the other image that it names, None when it is not known to name another one.
-    """
-
-    fact: str = ""
-    moved_to: str | None = None
-
-
+@dataclass
 class Registry:
-    """Asks registries. ``environ`` names enroot's credentials file, proxies, and ENROOT_ALLOW_HTTP.
+    """Asks the registry of an image. ``environ`` names enroot's credentials file, proxies, and ENROOT_ALLOW_HTTP.
 
-    ``timeout`` is in seconds, for each request; ``attempts`` is how often one is sent that may get another answer.
-    ``log`` gets a line for each failed attempt that is followed by another.
+    ``architecture`` is ``x86_64``, ``aarch64``, or Debian's name; None means this machine's. ``timeout`` is in seconds,
+    for each request; ``attempts`` is how often one is sent that may get another answer. ``log`` gets a line for each
+    failed attempt that is followed by another.
     """
 
-    def __init__(
-        self,
-        environ: Mapping[str, str],
-        *,
-        log: Callable[[str], None] = lambda message: None,
-        sleep: Callable[[float], None] = time.sleep,
-        timeout: float = 10.0,
-        attempts: int = ATTEMPTS,
-    ) -> None:
-        self._environ, self._log, self._sleep, self._timeout, self._attempts = environ, log, sleep, timeout, attempts
-        self._scheme = "http" if allows_http(environ) else "https"
-        self._opener = urllib.request.build_opener(_Redirects)
-        self._authorization: dict[tuple[str, str], str] = {}
-        self._realms: dict[str, str] = {}
+    reference: Reference
+    environ: Mapping[str, str]
+    architecture: str | None = None
+    log: Callable[[str], None] = lambda message: None
+    sleep: Callable[[float], None] = time.sleep
+    timeout: float = 10.0
+    attempts: int = ATTEMPTS
+    _authorization: str | None = field(default=None, init=False)
+    _realm: str = field(default="", init=False)
 
-    def once(self, timeout: float) -> Registry:
-        """The same, which asks only once and says nothing meanwhile. ``timeout`` is in seconds."""
-        return Registry(self._environ, timeout=timeout, attempts=1)
-
-    def manifest(self, reference: Reference, architecture: str | None = None, *, where: str) -> Manifest:
-        """Look up the image for ``architecture`` (``x86_64``, ``aarch64``, or Debian's names; this machine's if None).
+    def manifest(self) -> Manifest:
+        """Look up the image.
 
         Raises Unreachable; ImageError for what will not pass: 401, 403, 404, no such architecture, a digest that does
-        not fit, a rate limit that lasts longer than we wait. ``where`` is the place that errors point to.
+        not fit, a rate limit that lasts longer than we wait.
         """
-        machine = architecture or platform.machine()
+        machine = self.architecture or platform.machine()
         wanted = _DEBIAN.get(machine, machine)
-        body, digest = self._fetch(_Document, reference, f"manifests/{reference.version}", where)
-        index, found = None, wanted
+        body, digest = self._fetch(_Document, f"manifests/{self.reference.version}")
+        index = None
         if body.manifests is not None:
-            there: dict[str, str] = {}
-            for entry in body.manifests:
-                if entry.platform.os == "linux":
-                    there.setdefault(entry.platform.architecture, entry.digest)
-            if wanted not in there:
-                raise _wrong_architecture(reference, [name for name in there if name != "unknown"], wanted, where)
+            linux = [entry for entry in body.manifests if entry.platform and entry.platform.os == "linux"]
+            there = {entry.platform.architecture: entry.digest for entry in reversed(linux) if entry.platform}
+            self._require(wanted, there)
             index, digest = digest, there[wanted]
-            body, _ = self._fetch(_Document, reference, f"manifests/{digest}", where)
-        elif body.config is None:
-            raise _not_understood(reference, where)
-        else:
-            found = self._fetch(_Configuration, reference, f"blobs/{body.config.digest}", where)[0].architecture
-        if body.layers is None:
-            raise _not_understood(reference, where)
-        if found != wanted:
-            raise _wrong_architecture(reference, [found], wanted, where)
-        return Manifest(digest, index, found, sum(layer.size for layer in body.layers))
+            body, _ = self._fetch(_Document, f"manifests/{digest}")
+        elif body.config is not None:
+            self._require(wanted, [self._fetch(_Platform, f"blobs/{body.config.digest}")[0].architecture])
+        if body.layers is None or not (index or body.config):
+            raise self._not_understood()
+        return Manifest(digest, index, wanted, sum(layer.size for layer in body.layers))
 
-    def tag_digest(self, reference: Reference, *, where: str) -> str | None:
-        """The digest that the tag names now (of the index, if there is one): one HEAD, which no rate limit counts.
+    def check_tag(self, squash: Path, known: Sidecar) -> tuple[str, str | None]:
+        """Whether the tag still names the image that is ``known`` to be at ``squash``.
 
-        None when the registry does not say. Raises as `manifest` does.
+        Gives a fact, empty when it does for sure, and the digest of the other image that it is known to name now. A
+        digest cannot move. A registry that does not answer is a fact, since a whole image is there.
         """
-        _, headers = self._patiently(reference, f"manifests/{reference.version}", where, "HEAD")
-        return headers.get("Docker-Content-Digest")
-
-    def check_tag(self, squash: Path, known: Sidecar, architecture: str | None, *, where: str) -> TagAnswer:
-        """Whether the tag of ``squash`` still names the image that is ``known`` to be there.
-
-        A digest cannot move. A registry that does not answer is a fact, since a whole image is there. ``where`` is the
-        place that errors point to.
-        """
-        reference = Reference.parse(known.uri)
-        if reference.digest:
-            return TagAnswer()
+        if self.reference.digest:
+            return "", None
         try:
-            now = self.tag_digest(reference, where=where)
-            if now is not None and now in (known.digest, known.index):
-                return TagAnswer()
-            manifest = self.manifest(reference, architecture, where=where)
+            # One HEAD, which no rate limit counts, gives the digest of the index, if there is one.
+            _, headers = self._patiently(f"manifests/{self.reference.version}", "HEAD")
+            named = headers.get("Docker-Content-Digest")
+            if named and named in (known.digest, known.index):
+                return "", None
+            now = self.manifest()
         except ImageError as error:
-            return TagAnswer(f"whether the tag names another image now is not known: {error.message}")
+            return f"whether the tag names another image now is not known: {error.message}", None
         if known.digest is None:
-            names = f"the tag names {manifest.digest} now"
-            return TagAnswer(f"of which digest {squash.name} is was never recorded; {names}")
-        if manifest.is_named(known.digest):
-            return TagAnswer()
-        return TagAnswer(
-            f"{squash.name} is of {known.digest}, and the tag names {manifest.digest} now", manifest.digest
+            return f"of which digest {squash.name} is was never recorded; the tag names {now.digest} now", None
+        if known.digest in (now.digest, now.index):
+            return "", None
+        return f"{squash.name} is of {known.digest}, and the tag names {now.digest} now", now.digest
+
+    def _require(self, wanted: str, there: Iterable[str]) -> None:
+        if wanted not in there:
+            found = ", ".join(sorted(there)) or "no Linux"
+            raise ImageError(
+                f"{self.reference.repository}:{self.reference.version} is for {found}, and the nodes need {wanted}",
+                hint=f"name an image that has {wanted}; or correct node.arch in the runner file",
+            )
+
+    def _not_understood(self) -> ImageError:
+        return ImageError(
+            f"{self.reference.registry} has something for {self.reference.repository} that is no image manifest",
+            hint="name a container image; manifests of schema 1 and of charts or models are none",
         )
 
-    def _fetch(self, kind: type[_T], reference: Reference, what: str, where: str) -> tuple[_T, str]:
+    def _fetch(self, kind: type[_T], what: str) -> tuple[_T, str]:
         """A JSON document and its digest, checked against what was asked for and what the registry says."""
-        content, _ = self._patiently(reference, what, where, "GET")
+        content, _ = self._patiently(what, "GET")
         try:
             return msgspec.json.decode(content, type=kind), _digest(content)
         except msgspec.MsgspecError:
-            raise _not_understood(reference, where) from None
+            raise self._not_understood() from None
 
-    def _patiently(self, reference: Reference, what: str, where: str, method: str) -> tuple[bytes, Message]:
+    @cached_property
+    def _scheme(self) -> str:
+        return "http" if allows_http(self.environ) else "https"
+
+    def _patiently(self, what: str, method: str) -> tuple[bytes, Message]:
         """Ask until there is an answer, as often and as long as that makes sense. Raises as `manifest` does."""
         from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
-        url = f"{self._scheme}://{reference.host}/v2/{reference.repository}/{what}"
+        url = f"{self._scheme}://{self.reference.host}/v2/{self.reference.repository}/{what}"
         deadline = time.monotonic() + PATIENCE
 
         def wait(state: RetryCallState) -> float:
@@ -233,96 +204,92 @@ class Registry:
             return float(2 ** (state.attempt_number - 1) if asked is None else asked)
 
         def stop(state: RetryCallState) -> bool:
-            attempts = min(2, self._attempts) if isinstance(error_of(state), _NoConnection) else self._attempts
+            attempts = min(self.attempts, getattr(error_of(state), "attempts", ATTEMPTS))
             return state.attempt_number >= attempts or time.monotonic() + state.upcoming_sleep > deadline
 
         attempts = Retrying(
             retry=retry_if_exception_type(_MayPass),
             stop=stop,
             wait=wait,
-            sleep=self._sleep,
-            before_sleep=telling(self._log),
+            sleep=self.sleep,
+            before_sleep=telling(self.log),
             reraise=True,
         )
-        return attempts(self._ask, url, reference, where, method)
+        return attempts(self._ask, url, method)
 
-    def _ask(self, url: str, reference: Reference, where: str, method: str) -> tuple[bytes, Message]:
-        account = (reference.registry, reference.repository)
+    def _ask(self, url: str, method: str) -> tuple[bytes, Message]:
+        registry = self.reference.registry
         try:
             try:
-                answer = self._send(url, method, self._authorization.get(account))
+                content, headers = self._send(url, method, self._authorization)
             except urllib.error.HTTPError as error:
-                if error.code != 401 or account in self._authorization:
+                if error.code != 401 or self._authorization:
                     raise
-                self._authorization[account] = self._permission(error.headers.get("WWW-Authenticate"), reference)
-                answer = self._send(url, method, self._authorization[account])
+                self._authorization = self._permission(error.headers.get("WWW-Authenticate"))
+                content, headers = self._send(url, method, self._authorization)
         except MadeByCommand as error:
-            raise Unreachable(f"{reference.registry} was not asked: {error.message}", where=where) from None
+            raise Unreachable(f"{registry} was not asked: {error.message}") from None
         except urllib.error.HTTPError as error:
-            raise self._status(error, reference, where) from None
+            raise self._status(error) from None
         except (OSError, http.client.HTTPException) as error:  # URLError, time-outs, resets, a cut answer
             reason = getattr(error, "reason", None) or error
             reason = getattr(reason, "strerror", None) or reason
-            kind = _NoAnswer if isinstance(error, http.client.HTTPException) else _NoConnection
-            raise kind(
-                f"the registry {reference.registry} cannot be reached: {reason}",
-                where=where,
-                hint="try again later; see whether this host reaches it",
-            ) from None
-        content, headers = answer
+            hint = "try again later; see whether this host reaches it"
+            failure = _NoAnswer(f"the registry {registry} cannot be reached: {reason}", hint=hint)
+            if not isinstance(error, http.client.HTTPException):
+                failure.attempts = 2  # many hosts have no way to the internet
+            raise failure from None
         for said in (url.rpartition("/")[2], headers.get("Docker-Content-Digest", "")) if method == "GET" else ():
             if said.startswith("sha256:") and said != (actual := _digest(content)):  # a proxy may have mixed it up
-                raise _MayPass(
-                    f"{reference.registry} answered with {actual[:19]}… where it says {said[:19]}…",
-                    where=where,
-                    hint="try again later; look at a proxy in between",
-                )
-        return answer
+                message = f"{registry} answered with {actual[:19]}… where it says {said[:19]}…"
+                raise _MayPass(message, hint="try again later; look at a proxy in between")
+        return content, headers
 
     def _send(self, url: str, method: str, authorization: str | None) -> tuple[bytes, Message]:
         request = urllib.request.Request(url, headers={"Accept": _ACCEPT}, method=method)
         if authorization:
             # Not redirected: blobs lie with others, who refuse a second authorisation and are not to have ours.
             request.add_unredirected_header("Authorization", authorization)
-        with self._opener.open(request, timeout=self._timeout) as response:
+        opener = urllib.request.build_opener(_Redirects)
+        with opener.open(request, timeout=self.timeout) as response:
             content = response.read(_LARGEST)
             if method != "HEAD" and (response.length or 0) > 0:  # read(n) does not say that the connection was cut
                 raise http.client.IncompleteRead(content, response.length)
             return content, response.headers
 
-    def _permission(self, challenge: str | None, reference: Reference) -> str:
+    def _permission(self, challenge: str | None) -> str:
         """The Authorization header that a 401's challenge asks for. Raises HTTPError when the realm refuses."""
         kind, _, rest = (challenge or "").partition(" ")
         said = dict(re.findall(r'(\w+)="([^"]*)"', rest))
-        realm = said.pop("realm", "")
-        host = urllib.parse.urlsplit(realm).netloc if kind.lower() == "bearer" else ""
-        self._realms[reference.registry] = host
-        account = (credentials(host, self._environ) if host else None) or credentials(reference.host, self._environ)
+        realm, is_bearer = said.pop("realm", ""), kind.lower() == "bearer"
+        place = urllib.parse.urlsplit(realm)
+        self._realm = place.netloc if is_bearer else ""
+        account = credentials(self._realm, self.environ) or credentials(self.reference.host, self.environ)
         basic = None
         if account is not None:
             basic = "Basic " + b64encode(f"{account.login}:{account.password}".encode()).decode()
-        if kind.lower() == "bearer" and urllib.parse.urlsplit(realm).scheme in {"https", self._scheme}:
-            query = {"scope": f"repository:{reference.repository}:pull", **said}
+        if is_bearer and place.scheme in {"https", self._scheme}:
+            query = {"scope": f"repository:{self.reference.repository}:pull", **said}
             content, _ = self._send(f"{realm}?{urllib.parse.urlencode(query)}", "GET", basic)
             try:
                 answer = json.loads(content)
                 return f"Bearer {answer.get('token') or answer['access_token']}"
             except (ValueError, KeyError, AttributeError):
-                raise urllib.error.URLError(f"{host} gave no token") from None
+                raise urllib.error.URLError(f"{place.netloc} gave no token") from None
         if basic is not None:
             return basic
         raise urllib.error.HTTPError(realm, 401, "Unauthorized", http.client.HTTPMessage(), None)
 
-    def _status(self, error: urllib.error.HTTPError, reference: Reference, where: str) -> ImageError:
-        realm = self._realms.get(reference.registry, "")
-        fault = with_account(fault_of_status(error.code), reference.registry, self._environ, realm)
-        message = f"{reference.registry}: {reference.repository}:{reference.version}: {fault.what}"
+    def _status(self, error: urllib.error.HTTPError) -> ImageError:
+        of = self.reference
+        fault = with_account(fault_of_status(error.code), of, self.environ, self._realm)
+        message = f"{of.registry}: {of.repository}:{of.version}: {fault.what}"
         if not fault.may_pass:
-            return ImageError(message, where=where, hint=fault.hint)
-        pause = _retry_after(error.headers.get("Retry-After"))
+            return ImageError(message, hint=fault.hint)
+        pause = _retry_after(error.headers.get("Retry-After", ""))
         if pause is not None:
             message += f", which says to come again in {pause:.0f} s"
-        passing = (_NoAnswer if error.code >= 500 else _MayPass)(message, where=where, hint=fault.hint)
+        passing = (_NoAnswer if error.code >= 500 else _MayPass)(message, hint=fault.hint)
         passing.pause = pause
         return passing
 
@@ -345,30 +312,8 @@ def _digest(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def _wrong_architecture(reference: Reference, there: list[str], wanted: str, where: str) -> ImageError:
-    found = ", ".join(there) or "no Linux"
-    return ImageError(
-        f"{reference.repository}:{reference.version} is for {found}, and the nodes need {wanted}",
-        where=where,
-        hint=f"name an image that has {wanted}; or correct node.arch in the runner file",
-    )
-
-
-def _not_understood(reference: Reference, where: str) -> ImageError:
-    return ImageError(
-        f"{reference.registry} has something for {reference.repository} that is no image manifest",
-        where=where,
-        hint="name a container image; manifests of schema 1 and of charts or models are none",
-    )
-
-
-def _retry_after(text: str | None) -> float | None:
+def _retry_after(text: str) -> float | None:
     """Seconds, from seconds or a date (RFC 9110, 10.2.3)."""
-    if not text:
-        return None
-    if text.strip().isdecimal():
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
+    with contextlib.suppress(ValueError, TypeError):
+        return float(text) if text.isdecimal() else max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    return None

@@ -19,14 +19,13 @@ import socket
 import stat
 import struct
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from enum import Enum
 from pathlib import Path
-from typing import Literal
 
 from launcher.core.errors import ImageError
-from launcher.core.process import CommandRunner, run
+from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, run
 from launcher.core.publish import publish_new, temporary_name
 
 _SUPERBLOCK = struct.Struct("<5I6H8Q")
@@ -35,6 +34,9 @@ _ABSENT = 0xFFFF_FFFF_FFFF_FFFF
 _COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
 _PADDING = 4096
 """mksquashfs fills its files up to a multiple of this (unless `-nopad`), so another length is that of a cut copy."""
+
+WHOLE = "whole"
+"""What `check_lists` says of a file whose lists were all read; other answers say why they were not."""
 
 _USED = 600.0
 """Seconds by which a recorded use may be too old, so that not every hit has to change the file system."""
@@ -81,14 +83,12 @@ def inspect(path: Path) -> Superblock:
             head = os.read(handle, _SUPERBLOCK.size)
         finally:
             os.close(handle)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingImage(f"no squash file: {error.strerror}", where=str(path)) from None
     except OSError as error:
-        if error.errno == errno.ESTALE:  # NFS: another client removed the file between our look-up and our read
-            raise MissingImage("the squash file was removed while it was read", where=str(path)) from None
-        hint = (
-            "chmod a+r, by its owner" if isinstance(error, PermissionError) else "try again; see the file system's log"
-        )
+        # ESTALE on NFS: another client removed the file between our look-up and our read.
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+            raise MissingImage(f"no squash file: {error.strerror}", where=str(path)) from None
+        is_refused = isinstance(error, PermissionError)
+        hint = "chmod a+r, by its owner" if is_refused else "try again; see the file system's log"
         raise ImageError(f"the squash file cannot be read: {error.strerror}", where=str(path), hint=hint) from None
     return _parse(head, status, path)
 
@@ -102,66 +102,50 @@ def _open_unnoticed(path: Path) -> int:
 
 
 def _parse(head: bytes, status: os.stat_result, path: Path) -> Superblock:
+    """The superblock in the first bytes of a file. Raises DamagedImage with the first reason not to believe it."""
     size = status.st_size
-    if not any(head):
-        what = "empty" if size == 0 else "begins with zeros: its import was killed, or is still writing"
-        raise DamagedImage(f"not a whole squash file: {what}", where=str(path))
-    if len(head) < _SUPERBLOCK.size:
-        raise DamagedImage(f"not a whole squash file: only {len(head)} bytes long", where=str(path))
     magic, inodes, created, block_size, _, compressor, block_log, _, ids, major, minor, _, used, *tables = (
-        _SUPERBLOCK.unpack(head)
+        _SUPERBLOCK.unpack(head.ljust(_SUPERBLOCK.size, b"\0"))
     )
     id_table, xattr_table, inode_table, directory_table, fragment_table, export_table = tables
-    optional = [table for table in (xattr_table, fragment_table, export_table) if table != _ABSENT]
-    needed = (inode_table, directory_table, id_table)
-    wrong = None
-    if magic != _MAGIC:
-        wrong = f"it begins with {head[:4]!r}"
-    elif (major, minor) != (4, 0):
-        wrong = f"squashfs {major}.{minor}, and containers are squashfs 4.0"
-    elif compressor not in _COMPRESSORS:
-        wrong = f"unknown compressor {compressor}"
-    elif not (12 <= block_log <= 20 and block_size == 1 << block_log):
-        wrong = f"impossible block size {block_size}"
-    elif not (inodes and ids):
-        wrong = "no inodes"
-    elif used > size:
-        wrong = f"{size} bytes long, and {used} are needed: cut short"
-    elif size != used and size % _PADDING:
-        wrong = f"{size} bytes long: cut short in the padding after {used} bytes"
-    elif not all(_SUPERBLOCK.size <= table < used for table in (*needed, *optional)):
-        wrong = "a table lies outside of the file"
-    elif not inode_table < directory_table < id_table:
-        wrong = "its tables are out of order"
-    if wrong:
+    present = [id_table, inode_table, directory_table]
+    present += [table for table in (xattr_table, fragment_table, export_table) if table != _ABSENT]
+    reasons = (
+        (not head, "empty"),
+        (not any(head), "begins with zeros: its import was killed, or is still writing"),
+        (len(head) < _SUPERBLOCK.size, f"only {len(head)} bytes long"),
+        (magic != _MAGIC, f"it begins with {head[:4]!r}"),
+        ((major, minor) != (4, 0), f"squashfs {major}.{minor}, and containers are squashfs 4.0"),
+        (compressor not in _COMPRESSORS, f"unknown compressor {compressor}"),
+        (not 12 <= block_log <= 20 or block_size != 1 << block_log, f"impossible block size {block_size}"),
+        (not (inodes and ids), "no inodes"),
+        (used > size, f"{size} bytes long, and {used} are needed: cut short"),
+        (size != used and size % _PADDING, f"{size} bytes long: cut short in the padding after {used} bytes"),
+        (not all(_SUPERBLOCK.size <= table < used for table in present), "a table lies outside of the file"),
+        (not inode_table < directory_table < id_table, "its tables are out of order"),
+    )
+    if wrong := next((reason for is_so, reason in reasons if is_so), None):
         raise DamagedImage(f"not a whole squash file: {wrong}", where=str(path))
     return Superblock(_COMPRESSORS[compressor], created, block_size, inodes, used, size, status.st_mtime_ns)
 
 
-class Listing(str, Enum):
-    """What `unsquashfs -l` said of a file."""
+def check_lists(path: Path, runner: CommandRunner = run) -> str:
+    """Let `unsquashfs -l` read every inode and directory (0.1 s for 64,000 of them): `WHOLE`, or why nobody can tell.
 
-    WHOLE = "whole"
-    DAMAGED = "damaged"
-    NO_PROGRAM = "not checked: unsquashfs is not installed"
-    UNSUPPORTED = "not checked: unsquashfs does not know the compressor"
-    NO_ANSWER = "not checked: unsquashfs did not end by itself"
-
-
-def check_lists(path: Path, runner: CommandRunner = run, timeout: float = 300.0) -> Listing:
-    """Let `unsquashfs -l` read every inode and directory (0.1 s for 64,000 of them); ``timeout`` is in seconds."""
+    Raises DamagedImage.
+    """
     # Only its own verdict counts as damage: on clusters with a default memory limit unsquashfs was killed by the cgroup
     # (exit 137), and builds without lzo or zstd refuse whole files.
-    done = runner(["unsquashfs", "-l", str(path)], timeout=timeout)
+    done = runner(["unsquashfs", "-l", str(path)], timeout=300.0)
     if done.ok:
-        return Listing.WHOLE
-    if done.returncode in (126, 127):
-        return Listing.NO_PROGRAM
+        return WHOLE
+    if done.returncode in (NOT_EXECUTABLE, NOT_FOUND):
+        return "not checked: unsquashfs is not installed"
     if done.returncode is None or done.returncode < 0 or done.returncode > 128:
-        return Listing.NO_ANSWER
+        return "not checked: unsquashfs did not end by itself"
     if "unsupported by this version" in done.stderr + done.stdout:
-        return Listing.UNSUPPORTED
-    return Listing.DAMAGED
+        return "not checked: unsquashfs does not know the compressor"
+    raise DamagedImage("not a whole squash file: its lists cannot be read", where=str(path))
 
 
 def user_name() -> str:
@@ -203,18 +187,10 @@ class Sidecar:
     job: str | None = field(default_factory=lambda: os.environ.get("SLURM_JOB_ID"))
     written: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
-    @classmethod
-    def of(cls, block: Superblock, reference: str, uri: str, how: Literal["imported", "adopted"]) -> Sidecar:
-        """The record of a file with this superblock, by this user on this host, now."""
-        return cls(reference, uri, how, block.size, block.mtime_ns, block.created)
-
     def fits(self, block: Superblock) -> bool:
         """Whether this record is of that file. Times are compared in seconds: file servers round them differently."""
-        return (self.size, self.superblock_time, self.mtime_ns // 10**9) == (
-            block.size,
-            block.created,
-            block.mtime_ns // 10**9,
-        )
+        same_second = self.mtime_ns // 10**9 == block.mtime_ns // 10**9
+        return same_second and (self.size, self.superblock_time) == (block.size, block.created)
 
     @classmethod
     def read(cls, squash: Path) -> Sidecar | None:
@@ -229,17 +205,25 @@ class Sidecar:
     def write(self, squash: Path, *, replace: bool = True) -> OSError | None:
         """Write the record, readable for everybody; without ``replace`` only where there is none. Returns the error."""
         final = sidecar_path(squash)
-        temporary = temporary_name(final)
         try:
-            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
-            temporary.chmod(0o644)
-            publish_new(temporary, final, whole=(lambda path: False) if replace else os.path.lexists)
+            with temporary_beside(final) as temporary:
+                temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+                temporary.chmod(0o644)
+                publish_new(temporary, final, whole=(lambda path: False) if replace else os.path.lexists)
         except OSError as error:
             return error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
         return None
+
+
+@contextlib.contextmanager
+def temporary_beside(final: Path) -> Iterator[Path]:
+    """A name for a file to be published as ``final``; what is still there under it afterwards is removed."""
+    temporary = temporary_name(final)
+    try:
+        yield temporary
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def sidecar_path(squash: Path) -> Path:

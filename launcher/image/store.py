@@ -14,20 +14,19 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from launcher.core.errors import ImageError
 from launcher.core.lease import Lock
-from launcher.core.process import CommandRunner, run
+from launcher.core.process import CommandRunner
 from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, publish_new, temporary_name
-from launcher.image.enroot import Enroot
+from launcher.image.enroot import Enroot, ImportPolicy, own_directories
 from launcher.image.reference import PlannedImage, Reference, refreshed_name
 from launcher.image.squash import (
     DamagedImage,
-    Listing,
     MissingImage,
     Sidecar,
     Superblock,
@@ -38,7 +37,7 @@ from launcher.image.squash import (
 )
 
 if TYPE_CHECKING:  # urllib is for those who import
-    from launcher.image.registry import Manifest, Registry, TagAnswer
+    from launcher.image.registry import Manifest, Registry
 
 TAG_PATIENCE = 2.0
 """Seconds that a registry has to say what a tag names now, where that changes nothing."""
@@ -78,249 +77,246 @@ class ImageRecord:
     facts: tuple[str, ...] = ()
 
 
-def no_log(message: str) -> None:
-    """Say nothing. It is a function with a name because a store can be given to another process."""
+def ensure_image(
+    image: PlannedImage,
+    policy: ImportPolicy,
+    environment: Mapping[str, str],
+    *,
+    run: CommandRunner,
+    log: Callable[[str], None],
+    sleep: Callable[[float], None] = time.sleep,
+    mark: Callable[[Path], None] = lambda squash: None,
+) -> ImageRecord:
+    """Have the image as a whole squash file.
+
+    ``run`` starts programs, in ``environment``. ``log`` gets one line at a time. ``sleep`` may raise to end a wait.
+    ``mark`` is told of each squash file before it is looked for. Raises ImageError, with the line that names the image.
+    """
+    if policy.make_directory:
+        image.squash_path.parent.mkdir(parents=True, exist_ok=True)
+    enroot = policy.place(Enroot(environment, run, log, sleep), image)
+    registry = None
+    if policy.may_ask(image.uri):
+        from launcher.image.registry import Registry  # urllib is for those who import
+
+        reference, asked_in = Reference.parse(image.uri), {**environment, **image.environment}
+        registry = Registry(reference, asked_in, image.architecture, log=log, sleep=sleep)
+    record = Placement(image, enroot, registry, mark).ensure()
+    known = record.sidecar
+    digest = f", {known.digest}" if known.digest else ""
+    log(f"image {image.reference}: {record.how} in {record.seconds:.3f} s ({known.size / 1e6:.1f} MB{digest})")
+    return record
 
 
-def no_mark(squash: Path) -> None:
-    """Leave no mark of use."""
+@dataclass
+class Placement:
+    """Has one image in place, once, by an ``enroot``, whose log gets one line at a time, as things happen.
 
-
-class ImageStore:
-    """Has images in place, by an ``enroot``.
-
-    ``run`` starts unsquashfs. ``log`` gets one line at a time, as things happen. Without a ``registry`` nobody is asked
-    before an import, and of a tag that moved nothing is known. ``mark`` is told of each path before it is looked for.
-    ``lock`` is the class of lock.
+    Without a ``registry`` nobody is asked before an import, and of a tag that moved nothing is known. ``mark`` is told
+    of each path before it is looked for. ``lock`` is the class of lock. ``facts`` are those of the record.
     """
 
-    def __init__(
-        self,
-        enroot: Enroot,
-        run: CommandRunner = run,
-        *,
-        registry: Registry | None = None,
-        log: Callable[[str], None] = no_log,
-        mark: Callable[[Path], None] = no_mark,
-        lock: type[Lock] = Lock,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._enroot, self._run, self._registry = enroot, run, registry
-        self._log, self._mark, self._lock, self._sleep = log, mark, lock, sleep
+    image: PlannedImage
+    enroot: Enroot
+    registry: Registry | None
+    mark: Callable[[Path], None]
+    lock: type[Lock] = Lock
+    facts: list[str] = field(default_factory=list)
 
-    def ensure(self, image: PlannedImage) -> ImageRecord:
+    def ensure(self) -> ImageRecord:
         """Have the image at ``image.squash``, whole; with ``moved_tag: refresh`` perhaps beside it.
 
         A whole file costs a stat, a read of 96 bytes and the record beside it: no lock and no process. What its tag
         names now is asked of the registry, at the cost of `TAG_PATIENCE` seconds at most where ``image.moved_tag`` is
         ``keep``. Otherwise it is imported under the lock, or without it when that is not to be had. Raises ImageError.
         """
-        found = self._ensure_file(image)
-        if self._registry is None or found.how == "imported":
-            return found
-        tag = self._ask_tag(image, found, self._registry)
-        if tag is None:
-            facts = [f"the registry did not say within {TAG_PATIENCE:g} s what the tag names now"]
-        elif tag.moved_to is None:
-            facts = [tag.fact] if tag.fact else []
-        elif image.moved_tag == "keep":
-            facts = [f"{tag.fact}; it is kept (images.moved-tag)"]
-        elif image.moved_tag == "fail":
-            hint = f"name the digest in place of the tag, or set images.moved-tag to keep or refresh; {image.uri}"
-            raise ImageError(tag.fact, where=image.error_location, hint=hint)
-        else:
-            self._log(tag.fact)
-            newer = self._ensure_file(replace(image, squash=str(refreshed_name(found.squash, tag.moved_to))))
-            return replace(newer, facts=(tag.fact, *newer.facts))
-        return replace(found, facts=(*found.facts, *map(self._logged, facts)))
-
-    def _ask_tag(self, image: PlannedImage, found: ImageRecord, registry: Registry) -> TagAnswer | None:
-        """What the image's tag names now; None when it is kept anyway and the registry does not say so at once."""
-        asked = found.squash, found.sidecar, image.architecture
-        if image.moved_tag != "keep":
-            return registry.check_tag(*asked, where=image.error_location)
-        said: list[TagAnswer] = []
-
-        def ask() -> None:
-            said.append(registry.once(TAG_PATIENCE).check_tag(*asked, where=image.error_location))
-
-        asking = threading.Thread(target=ask, daemon=True)
-        asking.start()
-        asking.join(TAG_PATIENCE)
-        return said[0] if said else None
-
-    def _ensure_file(self, image: PlannedImage) -> ImageRecord:
-        """Have a whole file at ``image.squash``, whatever its tag names now."""
         began = time.monotonic()
-        squash = image.squash_path
-        self._mark(squash)
-        facts: list[str] = []
         try:
-            found = self._find(image)
+            found = self._ensure_file()
+            if self.registry is not None and found.how != "imported":
+                found = self._follow_tag(found, self.registry)
+        except ImageError as error:
+            error.where = error.where or self.image.place()
+            raise
+        return replace(found, seconds=time.monotonic() - began, facts=tuple(self.facts))
+
+    def _note(self, fact: str) -> None:
+        self.facts.append(fact)
+        self.enroot.log(fact)
+
+    def _follow_tag(self, found: ImageRecord, registry: Registry) -> ImageRecord:
+        """Ask what the image's tag names now, and do what ``image.moved_tag`` says if that is another image."""
+        rule = self.image.moved_tag
+        answers: list[tuple[str, str | None]] = []
+
+        def ask(registry: Registry) -> None:
+            answers.append(registry.check_tag(found.squash, found.sidecar))
+
+        if rule == "keep":  # the answer changes nothing, so that it is not waited for long
+            quick = replace(registry, log=lambda message: None, timeout=TAG_PATIENCE, attempts=1)
+            asking = threading.Thread(target=ask, args=[quick], daemon=True)
+            asking.start()
+            asking.join(TAG_PATIENCE)
+        else:
+            ask(registry)
+        silence = f"the registry did not say within {TAG_PATIENCE:g} s what the tag names now"
+        fact, moved_to = answers[0] if answers else (silence, None)
+        if moved_to and rule == "fail":
+            hint = f"name the digest in place of the tag, or set images.moved-tag to keep or refresh; {self.image.uri}"
+            raise ImageError(fact, hint=hint)
+        if fact:
+            self._note(f"{fact}; it is kept (images.moved-tag)" if moved_to and rule == "keep" else fact)
+        if moved_to and rule == "refresh":
+            self.image = replace(self.image, squash=str(refreshed_name(found.squash, moved_to)))
+            return self._ensure_file()
+        return found
+
+    def _ensure_file(self) -> ImageRecord:
+        """Have a whole file at ``image.squash``, whatever its tag names now."""
+        image, squash = self.image, self.image.squash_path
+        self.mark(squash)
+        try:
+            found = self._find()
             if isinstance(found, str):
                 # access(2) knows nothing of root-squash, so a file is made where the image will be.
                 probe = temporary_name(squash)
                 os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC))
                 probe.unlink()
-                lock = self._lock(
+                lock = self.lock(
                     squash.with_name(f".{squash.name}.owner"),
                     what=f"import of {image.reference}",
                     wait=image.lock_wait,
                     flock_path=Path(image.lock),
-                    on_wait=lambda owner: self._log(f"waiting for {squash.name}: {owner}"),
-                    sleep=self._sleep,
+                    on_wait=lambda owner: self.enroot.log(f"waiting for {squash.name}: {owner}"),
+                    sleep=self.enroot.sleep,
                 )
                 with lock as held:
-                    facts += map(self._logged, held.facts)
+                    for fact in held.facts:
+                        self._note(fact)
                     if held.owner:
-                        facts.append(
-                            self._logged(f"no lock in {image.lock_wait:g} s, going on without it: {held.owner}")
-                        )
+                        self._note(f"no lock in {image.lock_wait:g} s, going on without it: {held.owner}")
                     elif not held.acquired:
-                        facts.append(self._logged("no lock can be had, going on without it"))
-                    found = self._find(image)
+                        self._note("no lock can be had, going on without it")
+                    found = self._find()
                     if isinstance(found, str):
-                        self._log(f"importing {image.reference} to {squash}: {found}")
-                        found = self._import(image, lock)
+                        self.enroot.log(f"importing {image.reference} to {squash}: {found}")
+                        found = self._import(lock)
         except OSError as error:
             place = Path(error.filename or squash.parent)
             if place.name.endswith(TEMPORARY_SUFFIX):
                 place = place.parent
             raise ImageError(
                 f"cannot import {image.reference}: {place}: {error.strerror}",
-                where=image.error_location,
                 hint=_HINTS.get(error.errno or 0, "try again; look at the log of the file system"),
             ) from error
-        return replace(found, seconds=time.monotonic() - began, facts=(*facts, *found.facts))
+        return found
 
-    def _find(self, image: PlannedImage) -> ImageRecord | str:
+    def _find(self) -> ImageRecord | str:
         """The image if it is there and whole, else why an import is needed.
 
         A file that changed since it was recorded has its lists read, too. Raises ImageError for another image's file.
         """
-        squash = image.squash_path
+        image, squash = self.image, self.image.squash_path
         try:
             block = inspect(squash)
+            known = Sidecar.read(squash)
+            if known is not None and known.fits(block):
+                if known.uri != image.uri:
+                    raise ImageError(
+                        f"this squash file is of {known.reference}, and {image.reference} would have the same name",
+                        where=str(squash),
+                        hint="spell one of the two images another way (registry#…, digest), or move the file away",
+                    )
+                note_use(squash)
+                return ImageRecord(squash, "hit", known)
+            listing = check_lists(squash, self.enroot.run) if known is not None else None
         except (MissingImage, DamagedImage) as error:
             return error.message
-        known = Sidecar.read(squash)
-        if known is not None and known.fits(block):
-            if known.uri != image.uri:
-                raise ImageError(
-                    f"this squash file is of {known.reference}, and {image.reference} would have the same name",
-                    where=str(squash),
-                    hint="spell one of the two images another way (registry#…, digest), or move the file away",
-                )
-            note_use(squash)
-            return ImageRecord(squash, "hit", known)
-        adopted = Sidecar.of(block, image.reference, image.uri, "adopted")
-        if known is not None:
-            listing = check_lists(squash, self._run)
-            if listing is Listing.DAMAGED:
-                return "not a whole squash file: its lists cannot be read"
-            adopted = replace(adopted, listing=listing.value)
+        adopted = Sidecar(image.reference, image.uri, "adopted", block.size, block.mtime_ns, block.created, listing)
         adopted.write(squash, replace=known is not None)
         return ImageRecord(squash, "adopted", adopted)
 
-    def _logged(self, fact: str) -> str:
-        self._log(fact)
-        return fact
-
-    def _import(self, image: PlannedImage, lock: Lock) -> ImageRecord:
+    def _import(self, lock: Lock) -> ImageRecord:
         """Import the image under a name of our own, check it, publish it unless somebody else did, and record it."""
-        squash, where, started = image.squash_path, image.error_location, time.monotonic()
-        facts: list[str] = []
-        manifest = self._manifest(image, facts)
-        with _private_directory(image.temporary, self._enroot.is_on_node) as (private, own):
-            _check_space(squash.parent, private, manifest.size if manifest else None, where)
-            environment = {**self._enroot.environment, **own, **image.environment}
-            version = self._enroot.version(environment)
-            uri, reference = image.uri, Reference.parse(image.uri)
+        image, squash, began = self.image, self.image.squash_path, time.monotonic()
+        manifest, reference = self._manifest(), Reference.parse(image.uri)
+        on_node = self.enroot.is_on_node
+        with contextlib.ExitStack() as files, _private_directory(image.temporary, on_node) as (private, own):
+            _check_space(squash.parent, private, manifest.size if manifest else 0)
+            enroot = replace(self.enroot, environment={**self.enroot.environment, **own, **image.environment})
             if manifest is not None:  # by digest, so that a tag cannot move meanwhile
                 digest: str | None = manifest.digest
-                uri = replace(reference, tag=None, digest=digest).uri
+                uri = replace(reference, digest=digest).uri
             else:
-                digest = reference.digest or self._enroot.digest(uri, environment)
-            temporary, warnings, said_version = self._enroot.fetch(
-                uri, squash, environment=environment, timeout=image.import_timeout, where=where
-            )
-            try:
-                facts += map(self._logged, warnings)
-                block, listing = self._verify(temporary, where)
-                content = file_hash(temporary)
-                if lock.lost:
-                    facts.append(self._logged("the lock was taken over during the import; publishing all the same"))
-                ours = publish_new(temporary, squash, whole=self._is_whole)
-            finally:
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
-        if not ours:
-            facts.append(self._logged("another process published it first; ours was dropped"))
-            found = self._find(image)
+                digest, uri = reference.digest or enroot.digest(image.uri), image.uri
+            temporary, version = enroot.fetch(uri, squash, image.import_timeout, files, self._note)
+            block, listing = self._verify(temporary)
+            content = file_hash(temporary)
+            if lock.lost:
+                self._note("the lock was taken over during the import; publishing all the same")
+            is_ours = publish_new(temporary, squash, whole=self._is_whole)
+        if not is_ours:
+            self._note("another process published it first; ours was dropped")
+            found = self._find()
             if isinstance(found, str):
-                raise ImageError(f"another process replaced it: {found}", where=where, hint="run again")
-            return replace(found, facts=(*facts, *found.facts))
-        note = replace(
-            Sidecar.of(block, image.reference, image.uri, "imported"),
-            listing=listing.value,
-            enroot_version=version or said_version,
+                raise ImageError(f"another process replaced it: {found}", hint="run again")
+            return found
+        sidecar = Sidecar(
+            *(image.reference, image.uri, "imported", block.size, block.mtime_ns, block.created, listing, version),
             digest=digest,
             index=manifest.index if manifest else None,
             architecture=manifest.architecture if manifest else None,
             hash=content,
-            options=environment.get("ENROOT_SQUASH_OPTIONS"),
-            seconds=round(time.monotonic() - started, 3),
+            options=enroot.environment.get("ENROOT_SQUASH_OPTIONS"),
+            seconds=round(time.monotonic() - began, 3),
         )
-        if error := note.write(squash):
-            facts.append(self._logged(f"no record could be written beside it: {error.strerror}"))
-        return ImageRecord(squash, "imported", note, facts=tuple(facts))
+        if error := sidecar.write(squash):
+            self._note(f"no record could be written beside it: {error.strerror}")
+        return ImageRecord(squash, "imported", sidecar)
 
-    def _manifest(self, image: PlannedImage, facts: list[str]) -> Manifest | None:
+    def _manifest(self) -> Manifest | None:
         """Look the image up. None, and a fact, when the registry says nothing: enroot may still reach it.
 
         Raises ImageError for what will not pass.
         """
-        if self._registry is None:
+        if self.registry is None:
             return None
         from launcher.image.registry import Unreachable
 
         try:
-            return self._registry.manifest(Reference.parse(image.uri), image.architecture, where=image.error_location)
+            return self.registry.manifest()
         except Unreachable as error:
-            facts.append(self._logged(f"not looked up before the import: {error.message}"))
+            self._note(f"not looked up before the import: {error.message}")
             return None
 
-    def _verify(self, temporary: Path, where: str) -> tuple[Superblock, Listing]:
+    def _verify(self, temporary: Path) -> tuple[Superblock, str]:
         """What enroot left must be whole before it gets its name. Raises ImageError."""
-        # What enroot left on a node may take a while to be seen from here.
-        for left in reversed(range(NFS_VISIBLE_AFTER // 2 if self._enroot.is_on_node else 1)):
-            try:
-                block = inspect(temporary)
-                break
-            except (MissingImage, DamagedImage) as error:
-                if not left:
-                    raise ImageError(
-                        f"enroot import ended well, and left no whole squash file: {error.message}",
-                        where=where,
-                        hint="look at the free space and at the log of the file system, then run again",
-                    ) from None
-            self._sleep(2.0)
-        listing = check_lists(temporary, self._run)
-        if listing is Listing.DAMAGED:
+        from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
+
+        attempts = Retrying(  # what enroot left on a node may take a while to be seen from here
+            retry=retry_if_exception_type((MissingImage, DamagedImage)),
+            stop=stop_after_attempt(NFS_VISIBLE_AFTER // 2 if self.enroot.is_on_node else 1),
+            wait=wait_fixed(2.0),
+            sleep=self.enroot.sleep,
+            reraise=True,
+        )
+        try:
+            block, listing = attempts(inspect, temporary), check_lists(temporary, self.enroot.run)
+        except (MissingImage, DamagedImage) as error:
             raise ImageError(
-                "enroot import ended well, and the squash file's lists cannot be read",
-                where=where,
-                hint="look at the log of the file system, then run again",
-            )
+                f"enroot import ended well, and left no whole squash file: {error.message}",
+                hint="look at the free space and at the log of the file system, then run again",
+            ) from None
         temporary.chmod(temporary.stat().st_mode | 0o444)  # enroot works under umask 077
         return block, listing
 
     def _is_whole(self, path: Path) -> bool:
         try:
             inspect(path)
+            check_lists(path, self.enroot.run)
         except (MissingImage, DamagedImage):
             return False
-        return check_lists(path, self._run) is not Listing.DAMAGED
+        return True
 
 
 @contextlib.contextmanager
@@ -339,12 +335,9 @@ def _private_directory(parent: str | None, on_node: bool) -> Iterator[tuple[Path
     private = temporary_name(place / "enroot")
     private.mkdir(mode=0o700)
     try:
-        own = {f"ENROOT_{name}_PATH": private / name.lower() for name in ("TEMP", "RUNTIME", "CACHE", "DATA")}
-        for path in own.values():
-            path.mkdir(mode=0o700)
-        # GNU parallel, which enroot runs, buffers in TMPDIR; its and enroot's messages are read, so in English.
-        environment = {**own, "TMPDIR": own["ENROOT_TEMP_PATH"], "LC_ALL": "C"}
-        yield private, {name: str(value) for name, value in environment.items()}
+        own = own_directories(private)
+        Path(own["TMPDIR"]).mkdir()
+        yield private, own
     finally:
         for directory, names, _ in os.walk(private):  # in layers are directories that even their owner may not write
             for path in (Path(directory, name) for name in names):
@@ -354,10 +347,10 @@ def _private_directory(parent: str | None, on_node: bool) -> Iterator[tuple[Path
         shutil.rmtree(private, ignore_errors=True)
 
 
-def _check_space(final: Path, temporary: Path | None, size: int | None, where: str) -> None:
+def _check_space(final: Path, temporary: Path | None, size: int) -> None:
     """Refuse an import that is sure to run out of space in the directories ``final`` and ``temporary``.
 
-    ``size`` is how many bytes are downloaded, None when that is not known; ``temporary`` is None when it is on another
+    ``size`` is how many bytes are downloaded, 0 when that is not known; ``temporary`` is None when it is on another
     host. Raises ImageError, or OSError from statvfs.
     """
     wanted = {final: _LEAST_FINAL}
@@ -366,21 +359,19 @@ def _check_space(final: Path, temporary: Path | None, size: int | None, where: s
         wanted |= {final: _LEAST_FINAL + _LEAST_TEMPORARY} if shared else {temporary: _LEAST_TEMPORARY}
     for directory, times in wanted.items():
         status = os.statvfs(directory)
-        if not status.f_blocks:  # some FUSE file systems do not tell
+        free, least = status.f_bavail * status.f_frsize, times * size
+        is_out_of_inodes = status.f_files and not status.f_favail  # btrfs counts none
+        is_unknown = not status.f_blocks  # some FUSE file systems do not tell
+        if is_unknown or (free >= max(least, 1) and not is_out_of_inodes):
             continue
-        free, least = status.f_bavail * status.f_frsize, times * (size or 0)
-        inodes = status.f_favail > 0 or not status.f_files  # btrfs counts none
-        if inodes and free >= max(least, 1):
-            continue
-        what = f"{free / 2**30:.1f} GiB free" if inodes else "no inode free"
-        what += f" in {directory}"
+        what = f"{'no inode' if is_out_of_inodes else _gib(free)} free in {directory}"
         if size:
-            need = f"{least / 2**30:.1f} GiB there at the least"
-            what += f", and an image of {size / 2**30:.1f} GiB compressed needs {need}"
+            what += f", and an image of {_gib(size)} compressed needs {_gib(least)} there at the least"
         left = ", ".join(path.name for path in dead_temporaries(directory))
-        raise ImageError(
-            f"not enough space for an import: {what}",
-            where=where,
-            hint="free space there, or name another directory (images.directory, images.temporary)"
-            + (f"; killed imports left {left}" if left else ""),
-        )
+        hint = "free space there, or name another directory (images.directory, images.temporary)"
+        hint += f"; killed imports left {left}" if left else ""
+        raise ImageError(f"not enough space for an import: {what}", hint=hint)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -8,11 +8,12 @@ counts, too. A run that may not write to the directory leaves no mark, and its r
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import socket
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.image.squash import note_use, user_name
@@ -26,17 +27,16 @@ DIRECTORY = ".uses"
 
 @dataclass(frozen=True)
 class ImageUse:
-    """A mark: ``run`` on ``host`` uses the image; ``record`` is the run's directory there.
+    """A mark: ``run`` on ``host`` uses the image; ``record`` is the run's directory there, empty if it cannot be read.
 
     ``path`` is the mark's own, ``since`` when it was made or renewed, by the file server's clock.
     """
 
     run: str
-    host: str = field(default_factory=socket.gethostname)
-    user: str = field(default_factory=user_name)
-    record: str = ""
-    path: Path = Path()
-    since: float = 0.0
+    host: str
+    record: str
+    path: Path
+    since: float
 
     def __str__(self) -> str:
         return f"{self.run}@{self.host}"
@@ -53,9 +53,9 @@ def assume_alive(use: ImageUse) -> bool:
 
 def mark(squash: Path, run: str, record: Path) -> OSError | None:
     """Mark that a run uses an image, which need not be there yet. Returns the error when no mark can be made."""
-    use = ImageUse(run, record=str(record.absolute()))
-    path = _marks(squash) / f"{use}~{_of(record)}"
-    content = json.dumps({k: v for k, v in asdict(use).items() if k not in ("path", "since")}) + "\n"
+    host = socket.gethostname()
+    path = _marks(squash) / f"{run}@{host}~{_of(record)}"
+    content = json.dumps({"run": run, "host": host, "user": user_name(), "record": str(record.absolute())}) + "\n"
     try:
         try:
             path.write_text(content)
@@ -73,14 +73,12 @@ def mark(squash: Path, run: str, record: Path) -> OSError | None:
 
 def release(directory: Path, run: str, record: Path) -> None:
     """Remove the marks of a run that is settled, whichever host made them. This counts as a use of the image."""
-    for squash in marked(directory):
-        for path in _marks(squash).glob("*"):
-            if path.name.startswith(f"{run}@") and path.name.endswith(f"~{_of(record)}"):
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                    note_use(squash)
-        if not squash.exists():
-            tidy(squash)
+    for path in (directory / DIRECTORY).glob(f"*/{glob.escape(run)}@*~{_of(record)}"):
+        squash = directory / path.parent.name
+        with contextlib.suppress(OSError):
+            path.unlink()
+            note_use(squash)
+        tidy(squash)
 
 
 def _of(record: Path) -> str:
@@ -97,23 +95,16 @@ def marks(squash: Path) -> list[ImageUse]:
     found = []
     for path in paths:
         run, _, host = path.name.rpartition("~")[0].rpartition("@")
-        given = {}
-        with contextlib.suppress(OSError, ValueError):
-            content = json.loads(path.read_bytes())
-            given = content if isinstance(content, dict) else {}
-        user, record = str(given.get("user", "")), str(given.get("record", ""))
+        record = ""
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            record = str(json.loads(path.read_bytes())["record"])
         with contextlib.suppress(FileNotFoundError):
-            found.append(ImageUse(run, host, user, record, path, path.stat().st_mtime))
+            found.append(ImageUse(run, host, record, path, path.stat().st_mtime))
     return sorted(found, key=lambda use: use.since)
 
 
-def live(squash: Path, now: float, is_over: IsOver = assume_alive) -> list[ImageUse]:
-    """The marks that count: their run is not proven to be over, nor older than any run can be. Raises OSError."""
-    return [use for use in marks(squash) if not stale(use, now, is_over)]
-
-
-def stale(use: ImageUse, now: float, is_over: IsOver = assume_alive) -> str | None:
-    """Why a mark does not count; None when it does."""
+def stale(use: ImageUse, now: float, is_over: IsOver) -> str | None:
+    """Why a mark does not count; None when its run is neither proven to be over, nor older than any run can be."""
     if is_over(use):
         return "its run is over"
     return f"its run is older than {LONGEST / 86400:.0f} days" if now - use.since > LONGEST else None
@@ -127,17 +118,9 @@ def last_use(squash: Path) -> float:
         return 0.0
 
 
-def marked(directory: Path) -> list[Path]:
-    """The squash files of a directory that have marks, or had some; they may be gone."""
-    try:
-        return sorted(directory / path.name for path in (directory / DIRECTORY).iterdir())
-    except OSError:
-        return []
-
-
 def tidy(squash: Path) -> None:
-    """Remove the place of an image's marks, if it is empty."""
-    for directory in (_marks(squash), _marks(squash).parent):
+    """Remove the place of an image's marks, if both it and the image are gone."""
+    for directory in () if squash.exists() else (_marks(squash), _marks(squash).parent):
         with contextlib.suppress(OSError):
             directory.rmdir()
 

@@ -6,11 +6,12 @@ shards one byte short, and re-quantised copies under a similar name (docs/design
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,7 @@ def examine(path: Path, *, precision: str | None, unfinished: bool = False) -> C
     examination.check_tokenizer()
     examination.find_leftovers()
     headers = examination.check_shards()
-    by_dtype: Counter[str] = Counter()
-    for header in headers.values():
-        by_dtype.update(header.bytes_by_dtype)
+    by_dtype = sum((Counter(header.bytes_by_dtype) for header in headers.values()), Counter[str]())
     beside = examination.mapping("hf_quant_config.json") if "hf_quant_config.json" in names else None
     found = declared(config, beside)
     same, why = identity(precision, found, by_dtype)
@@ -102,20 +101,17 @@ def require(
     accepted. An unknown identity passes and stays unknown in the report: say so where it is shown. The hint names a
     sibling only if that is whole and of this ``precision``.
     """
-    where = str(report.path)
     if report.whole and report.identity != "mismatch":
         if report.rehearsal and not accept_stand_in:
-            raise ModelError("this checkpoint was made for rehearsals and holds no weights", where=where)
+            raise ModelError("this checkpoint was made for rehearsals and holds no weights", where=str(report.path))
         return report
-    near = right_sibling(report.path, precision)
-    if not report.whole:
-        shown, more = "; ".join(report.problems[:10]), len(report.problems) - 10
-        hint = suggestion(near, "stage it again, or correct the path in the runner file")
-        message = f"the checkpoint is not whole: {shown}" + (f"; and {more} more" if more > 0 else "")
-        raise ModelError(message, where=where, hint=hint)
-    hint = suggestion(near, "correct the model's rule in the runner file, or the precision in the matrix")
     message = f"this is another checkpoint than the one declared: {report.identity_reason}"
-    raise ModelError(message, where=where, hint=hint)
+    otherwise = "correct the model's rule in the runner file, or the precision in the matrix"
+    if not report.whole:
+        more = f"; and {len(report.problems) - 10} more" if len(report.problems) > 10 else ""
+        message = f"the checkpoint is not whole: {'; '.join(report.problems[:10])}{more}"
+        otherwise = "stage it again, or correct the path in the runner file"
+    raise ModelError(message, where=str(report.path), hint=suggestion(right_sibling(report.path, precision), otherwise))
 
 
 def suggestion(near: Path | None, otherwise: str) -> str:
@@ -130,13 +126,7 @@ def nearest_sibling(path: Path) -> Path | None:
     None when the directory is there, or nothing is near. A suffix names another checkpoint: suggest this to a person,
     never use it.
     """
-    names = _directories_beside(path)
-    if path.name in names:
-        return None
-    for plain in (str.casefold, _stem):
-        if near := [name for name in names if plain(name) == plain(path.name)]:
-            return path.with_name(near[0])
-    return None
+    return None if path.is_dir() else next(iter(_similar(path)), None)
 
 
 def right_sibling(path: Path, precision: str | None) -> Path | None:
@@ -144,19 +134,18 @@ def right_sibling(path: Path, precision: str | None) -> Path | None:
 
     Its name differs only as `nearest_sibling` says, and it is a suggestion too.
     """
-    near = [name for name in _directories_beside(path) if name != path.name and _stem(name) == _stem(path.name)]
-    for name in sorted(near, key=lambda name: (name.casefold() != path.name.casefold(), name)):
-        report = examine(path.with_name(name), precision=precision)
-        if report.whole and report.identity != "mismatch":
-            return report.path
-    return None
+    reports = (examine(near, precision=precision) for near in _similar(path))
+    return next((report.path for report in reports if report.whole and report.identity != "mismatch"), None)
 
 
-def _directories_beside(path: Path) -> list[str]:
+def _similar(path: Path) -> list[Path]:
+    """Other directories beside it with nearly the same name, those first that differ only in case."""
     try:
-        return sorted(entry.name for entry in os.scandir(path.parent) if entry.is_dir())
+        beside = [path.with_name(entry.name) for entry in os.scandir(path.parent) if entry.is_dir()]
     except OSError:
         return []
+    near = [other for other in beside if other != path and _stem(other.name) == _stem(path.name)]
+    return sorted(near, key=lambda other: (other.name.casefold() != path.name.casefold(), other))
 
 
 def _stem(name: str) -> str:
@@ -178,11 +167,9 @@ class _Examination:
         if STAGING_NAME.fullmatch(self.path.name) or (WORK_DIRECTORY in self.names and MANIFEST_NAME not in self.names):
             self.problems.append("half staged: its staging has not ended, or was killed")
             return
-        try:
+        manifest = None
+        with self.noting(MANIFEST_NAME):
             manifest = Manifest.read(self.path)
-        except ModelError as error:
-            self.problems.append(f"{MANIFEST_NAME}: {error.message}")
-            return
         if manifest is not None:
             self.problems += manifest.differences(self.path)
             self.doubts += [f"{name} came after the checkpoint was staged" for name in manifest.extra(self.path)]
@@ -196,15 +183,21 @@ class _Examination:
 
     def mapping(self, name: str) -> Mapping[str, Any] | None:
         """A JSON object, or None after noting what is wrong with the file."""
+        with self.noting(name), open_regular(self.path / name) as (descriptor, size):
+            return msgspec.json.decode(os.pread(descriptor, size, 0), type=dict[str, Any])
+        return None
+
+    @contextlib.contextmanager
+    def noting(self, name: str) -> Iterator[None]:
+        """Note what is found wrong with a file within the block, and go on after it."""
         try:
-            with open_regular(self.path / name) as (descriptor, size):
-                content = os.pread(descriptor, size, 0)
-            return msgspec.json.decode(content, type=dict[str, Any])
+            yield
         except DamagedFile as damage:
             self.problems.append(f"{name} is {damage}")
+        except ModelError as error:
+            self.problems.append(f"{name}: {error.message}")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self.problems.append(f"{name} cannot be parsed: {error}")
-        return None
 
     def check_tokenizer(self) -> None:
         found = [name for name in _TOKENIZERS if name in self.names]
@@ -216,12 +209,9 @@ class _Examination:
         for name in found:
             if name.endswith(".json"):
                 self.mapping(name)
-                continue
-            try:
-                with open_regular(self.path / name):
+            else:
+                with self.noting(name), open_regular(self.path / name):
                     pass
-            except DamagedFile as damage:
-                self.problems.append(f"{name} is {damage}")
 
     def find_leftovers(self) -> None:
         """Note what downloads and copies leave: huggingface_hub's ``*.incomplete``, our and rsync's temporaries."""
@@ -240,10 +230,9 @@ class _Examination:
             self.problems += [f"{shard} is missing" for shard in sorted(wanted.keys() - present)]
         headers: dict[str, Header] = {}
         for shard in sorted(present):
-            try:
+            with self.noting(shard):
                 headers[shard] = read_header(self.path / shard)
-            except DamagedFile as damage:
-                self.problems.append(f"{shard} is {damage}")
+            if shard not in headers:
                 continue
             if absent := wanted.get(shard, set()) - headers[shard].tensors:
                 some = f"{len(absent)} tensors that the index places there, as {min(absent)}"

@@ -17,7 +17,7 @@ import re
 import struct
 import threading
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 from typing import Protocol
 
@@ -27,12 +27,13 @@ from launcher.core.errors import Cancelled, ModelError
 from launcher.core.stop import Stop
 from launcher.model.manifest import (
     BUFFER,
+    PART_SIZE,
     WORK_DIRECTORY,
     FileEntry,
     drop_from_cache,
     hash_of_parts,
     hash_part,
-    part_count,
+    parts_of,
     read_range,
 )
 from launcher.model.source import Reader, Source, SourceFile
@@ -44,8 +45,8 @@ WINDOW = 8 << 20
 FICLONERANGE = 0x4020940D
 """As in linux/fs.h, of the architectures that machines with GPUs have."""
 
-CreateFile = Callable[[Path, int], None]
-"""Creates a file (path, size in bytes) before it is opened for writing."""
+LayOut = Callable[[Path, int], None]
+"""Gives the directory (with size 0), and then each file of so many bytes, its layout: creates it, if it has one."""
 
 _NO_CLONE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
 
@@ -71,75 +72,42 @@ class NoProgress:
 class Copier:
     """Copies all files of a source into a directory. For one use.
 
-    The directory and the `journal_directory` below it have to exist. ``create`` is for file systems where a file's
+    The directory and the `journal_directory` below it have to exist. ``lay_out`` is for file systems where a file's
     layout is fixed when it is created, as by `lfs setstripe`. Afterwards ``entries`` are the manifest's, ``copied`` and
     ``resumed`` the bytes that were copied and found there.
     """
 
     def __init__(
-        self,
-        source: Source,
-        into: Path,
-        *,
-        part_size: int,
-        workers: int = WORKERS,
-        progress: Progress = NoProgress(),
-        stop: Stop = Stop.never(),
-        create: CreateFile | None = None,
+        self, source: Source, into: Path, *, workers: int, progress: Progress, stop: Stop, lay_out: LayOut | None
     ) -> None:
-        self.source, self.into, self.part_size, self.create = source, into, part_size, create
+        self.source, self.into, self.lay_out = source, into, lay_out
+        self.part_size = source.part_size or PART_SIZE
         self._workers, self._progress, self._stop = workers, progress, stop
         self.entries: list[FileEntry] = []
         self.copied = self.resumed = 0
-        self.stopped = threading.Event()
-        self.open_files: set[_FileCopy] = set()
         self.can_clone = True
-        self._error: BaseException | None = None
+        self._ended = threading.Event()
         self._lock = threading.Lock()
 
     def copy(self) -> None:
         """Copy what is not there yet; every file is synced to storage. Raises OSError, ModelError, Cancelled."""
         files = sorted(self.source.files, key=lambda file: -file.size)
         self._progress.begin(len(files), sum(file.size for file in files))
-        try:
-            with ThreadPoolExecutor(self._workers, "copy") as pool:
-                try:
-                    self._drive(pool, files)
-                finally:
-                    self.stopped.set()
-                    pool.shutdown(wait=True, cancel_futures=True)
-        finally:
-            for copy in list(self.open_files):
-                copy.close()
+        if self.lay_out:
+            self.lay_out(self.into, 0)
+        with ThreadPoolExecutor(self._workers, "part") as parts, ThreadPoolExecutor(self._workers, "file") as pool:
+            try:
+                for done in as_completed([pool.submit(_FileCopy(self, file).copy, parts) for file in files]):
+                    self.entries.append(done.result())
+            finally:
+                self._ended.set()
         self.entries.sort(key=lambda entry: entry.path)
 
-    def _drive(self, pool: ThreadPoolExecutor, files: list[SourceFile]) -> None:
-        """Hand out parts file by file, with not many more files open than there are workers."""
-        running: set[Future[None]] = set()
-        for file in files:
-            copy = _FileCopy(self, file)
-            for index in range(copy.count):
-                running.add(pool.submit(copy.part, index))
-                while len(running) >= 2 * self._workers:
-                    running = self._without_finished(running)
-        while running:
-            running = self._without_finished(running)
-
-    def _without_finished(self, running: set[Future[None]]) -> set[Future[None]]:
-        """Wait a moment; the parts that are still being copied. Raises what a part raised, and Cancelled."""
-        done, left = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+    def check(self) -> None:
+        """Raise Cancelled when a stop is requested, or when another file has failed."""
         self._stop.check()
-        if self._error is not None:
-            raise self._error
-        for future in done:
-            future.result()
-        return left
-
-    def failed(self, error: BaseException) -> None:
-        """Stop all workers. The first error is the one that is raised; later ones may be its consequences."""
-        with self._lock:
-            self._error = self._error or error
-        self.stopped.set()
+        if self._ended.is_set():
+            raise Cancelled("stopped while the checkpoint was copied")
 
     def advance(self, file: SourceFile, count: int, *, resumed: bool = False) -> None:
         """Count bytes that are at the destination now, and tell the progress."""
@@ -152,67 +120,55 @@ class Copier:
 
 
 class _FileCopy:
-    """One file on its way: opened by the first of its parts, finished and closed by the last."""
+    """One file on its way to the destination."""
 
-    _reader: Reader
     _journal: _Journal
     _descriptor: int
+    _reader: Reader
 
     def __init__(self, copier: Copier, file: SourceFile) -> None:
-        self._copier, self.file = copier, file
+        self._copier, self._file = copier, file
         self._path = copier.into / file.path
-        self.count = self._left = part_count(file.size, copier.part_size)
-        self._digests: dict[int, bytes] = {}
-        self._lock = threading.Lock()
-        self._resources = contextlib.ExitStack()
-        self._is_open = False
 
-    def part(self, index: int) -> None:
-        """Have one part at the destination; the last one makes the file durable."""
-        if self._copier.stopped.is_set():
-            return
-        try:
-            with self._lock:
-                if not self._is_open:
-                    self._open()
-            self._digests[index] = self._part(index)
-            with self._lock:
-                self._left -= 1
-                last = self._left == 0
-            if last:
-                self._finish()
-        except BaseException as error:
-            self._copier.failed(error)
-            raise
+    def copy(self, pool: ThreadPoolExecutor) -> FileEntry:
+        """Have all parts at the destination, by the threads of the pool, and make the file durable."""
+        self._copier.check()
+        with contextlib.ExitStack() as opened:
+            self._open(opened)
+            ranges = parts_of(self._file.size, self._copier.part_size)
+            parts = [pool.submit(self._part, index, *part) for index, part in enumerate(ranges)]
+            try:
+                return self._finished([part.result() for part in parts])
+            finally:
+                for part in parts:
+                    part.cancel()
+                wait(parts)
 
-    def _open(self) -> None:
-        self._copier.open_files.add(self)
+    def _open(self, opened: contextlib.ExitStack) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._journal = _Journal(journal_directory(self._copier.into), self.file, self._copier.part_size)
-        self._resources.callback(self._journal.close)
+        self._journal = _Journal(journal_directory(self._copier.into), self._file, self._copier.part_size)
+        opened.callback(self._journal.close)
         if not self._path.exists():
             self._journal.discard()
-            if self._copier.create:
-                self._copier.create(self._path, self.file.size)
+            if self._copier.lay_out:
+                self._copier.lay_out(self._path, self._file.size)
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._resources.callback(os.close, self._descriptor)
-        os.ftruncate(self._descriptor, self.file.size)
-        self._reader = self._copier.source.open(self.file)
-        self._resources.callback(self._reader.close)
-        self._is_open = True
+        opened.callback(os.close, self._descriptor)
+        os.ftruncate(self._descriptor, self._file.size)
+        self._reader = self._copier.source.open(self._file)
+        opened.callback(self._reader.close)
 
-    def _part(self, index: int) -> bytes:
-        offset = index * self._copier.part_size
-        length = min(self._copier.part_size, self.file.size - offset)
+    def _part(self, index: int, offset: int, length: int) -> bytes:
+        self._copier.check()
         noted = self._journal.parts.get(index)
         if noted is not None and hash_part(self._descriptor, offset, length) == noted:
-            drop_from_cache(self._descriptor, offset, length)
-            self._copier.advance(self.file, length, resumed=True)
+            self._copier.advance(self._file, length, resumed=True)
             return noted
         digest = self._cloned(offset, length) or self._copied(offset, length)
         self._journal.note(index, digest)
         drop_from_cache(self._descriptor, offset, length)
-        self._reader.drop_from_cache(offset, length)
+        if self._reader.descriptor is not None:
+            drop_from_cache(self._reader.descriptor, offset, length)
         return digest
 
     def _copied(self, offset: int, length: int) -> bytes:
@@ -225,8 +181,7 @@ class _FileCopy:
         buffer, second = (memoryview(bytearray(min(BUFFER, length))) for _ in range(2))
         at = seen = begun = offset
         for chunk in self._reader.chunks(offset, length, buffer):
-            if self._copier.stopped.is_set():
-                raise Cancelled("stopped while the checkpoint was copied")
+            self._copier.check()
             read.update(chunk)
             _write(self._descriptor, chunk, at)
             at += len(chunk)
@@ -234,14 +189,14 @@ class _FileCopy:
                 seen = self._read_back(back, seen, seen + BUFFER, second)
             if at - begun >= WINDOW:
                 drop_from_cache(self._descriptor, begun, at - begun)
-                self._copier.advance(self.file, at - begun)
+                self._copier.advance(self._file, at - begun)
                 begun = at
         if at != offset + length:
-            message = f"{self.file.path} ends after {at} of {self.file.size} bytes"
+            message = f"{self._file.path} ends after {at} of {self._file.size} bytes"
             raise ModelError(message, where=self._copier.source.name)
         self._read_back(back, seen, at, second)
         if at > begun or not length:
-            self._copier.advance(self.file, at - begun)
+            self._copier.advance(self._file, at - begun)
         if back.digest() != read.digest():
             message = f"bytes {offset} to {at} read back as others than were written"
             raise ModelError(message, where=str(self._path))
@@ -268,11 +223,11 @@ class _FileCopy:
             self._copier.can_clone = False
             return None
         digest = hash_part(self._descriptor, offset, length)
-        self._copier.advance(self.file, length)
+        self._copier.advance(self._file, length)
         return digest
 
-    def _finish(self) -> None:
-        file, found = self.file, hash_of_parts(self._digests[index] for index in range(self.count))
+    def _finished(self, digests: list[bytes]) -> FileEntry:
+        file, found = self._file, hash_of_parts(digests)
         try:
             self._reader.check_unchanged()
             self._check_known(found)
@@ -283,12 +238,11 @@ class _FileCopy:
             self._journal.discard()
             raise
         drop_from_cache(self._descriptor, 0, file.size)
-        self._copier.entries.append(FileEntry(file.path, file.size, found, file.sha256))
-        self.close()
+        return FileEntry(file.path, file.size, found, file.sha256)
 
     def _check_known(self, found: str) -> None:
         """Compare with what the source states of the content."""
-        file, source = self.file, self._copier.source
+        file, source = self._file, self._copier.source
         where = f"{source.name}: {file.path}"
         if file.hash and source.part_size == self._copier.part_size and found != file.hash:
             raise ModelError("the source's content is not what its manifest says", where=where)
@@ -303,10 +257,6 @@ class _FileCopy:
             if state.hexdigest() != stated:
                 raise ModelError(f"{state.name} is {state.hexdigest()}, and {stated} was stated", where=where)
 
-    def close(self) -> None:
-        self._copier.open_files.discard(self)
-        self._resources.close()
-
 
 class _Journal:
     """Which parts of a file are at the destination: one line each, with the digest (16 bytes), in a file of its own.
@@ -319,16 +269,13 @@ class _Journal:
         path = directory / xxhash.xxh3_128(file.path.encode()).hexdigest()
         self._head = f"{file.size} {file.stamp} {part_size}\n".encode()
         content = path.read_bytes() if path.exists() else b""
-        if not content.startswith(self._head):
-            path.unlink(missing_ok=True)
-            content = b""
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        if not content:
-            os.write(self._descriptor, self._head)
-        elif not content.endswith(b"\n"):
-            os.write(self._descriptor, b"\n")  # after a line that was cut off
-        claims = re.findall(rb"^(\d{1,18}) ([0-9a-f]{32})$", content[len(self._head) :], re.MULTILINE)
-        self.parts = {int(index): bytes.fromhex(digest.decode()) for index, digest in claims}
+        if content.startswith(self._head):
+            os.write(self._descriptor, b"\n")  # the last line may be cut off
+            claims = re.findall(rb"^(\d{1,18}) ([0-9a-f]{32})$", content[len(self._head) :], re.MULTILINE)
+            self.parts = {int(index): bytes.fromhex(digest.decode()) for index, digest in claims}
+        else:
+            self.discard()
 
     def note(self, index: int, digest: bytes) -> None:
         """Note a finished part, in one write: lines of several threads do not mix (open(2), O_APPEND)."""

@@ -9,24 +9,28 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import socket
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import msgspec
+import xxhash
 
 from launcher.core.errors import ModelError
-from launcher.core.lease import LEASE, Lock, LockOwner
+from launcher.core.lease import LEASE, Lock, LockOwner, read_owner
 from launcher.core.process import ProcessIdentity, host_label, pid_exists
-from launcher.core.publish import temporary_pattern
+from launcher.core.publish import temporary_pattern, write_json
 from launcher.model.checkpoint import examine
-from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest
+from launcher.model.copy import journal_directory
+from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest, now
 from launcher.model.source import Source
 
 _LOCK_NAME = re.compile(r"\.(?P<name>.+)\.staging\.lock")
-_LOCK_TEMPORARY = temporary_pattern(r".+\.staging\.lock")
+_LOCK_TEMPORARY = temporary_pattern(_LOCK_NAME.pattern)
 _DAY = 86400.0
 
 
@@ -52,9 +56,7 @@ def existing_manifest(destination: Path, source: Source) -> Manifest | None:
     where = str(destination)
     manifest = Manifest.read(destination)
     if manifest is None:
-        if not destination.is_dir():
-            raise ModelError("expected a directory or nothing there, found something else", where=where)
-        if not any(destination.iterdir()):
+        if destination.is_dir() and not any(destination.iterdir()):
             return None  # rename(2) replaces an empty directory
         report = examine(destination, precision=None)
         if report.whole:
@@ -101,19 +103,34 @@ def lock_path(destination: Path) -> Path:
     return destination.with_name(f".{destination.name}.staging.lock")
 
 
-def _destination_of(path: Path) -> Path | None:
-    """The destination of a staging directory or of a lock; None for other names."""
-    found = STAGING_NAME.fullmatch(path.name) or _LOCK_NAME.fullmatch(path.name)
-    return path.with_name(found["name"]) if found else None
-
-
 def staging_directories(destination: Path) -> list[Path]:
     """The staging directories of this destination, of running and of dead processes."""
-    paths = [Path(entry.path) for entry in os.scandir(destination.parent) if entry.is_dir(follow_symlinks=False)]
-    return sorted(path for path in paths if STAGING_NAME.fullmatch(path.name) and _destination_of(path) == destination)
+    entries = [entry for entry in os.scandir(destination.parent) if entry.is_dir(follow_symlinks=False)]
+    names = [(Path(entry.path), STAGING_NAME.fullmatch(entry.name)) for entry in entries]
+    return sorted(path for path, found in names if found and found["name"] == destination.name)
 
 
-def owner_of(staging: Path) -> StagingOwner | None:
+def staging_directory(source: Source, destination: Path, *, adopt: bool, log: Callable[[str], None]) -> Path:
+    """A staging directory that is ours: a dead one of the same source, under a new token, or else a new one.
+
+    The rename takes it over: if its process was only stopped, it finds its paths gone.
+    """
+    text = "\n".join(f"{file.path}\0{file.size}" for file in sorted(source.files, key=lambda file: file.path))
+    listing = xxhash.xxh3_128(text.encode()).hexdigest()
+    mine = StagingOwner(ProcessIdentity.mine(), source.name, source.revision, listing, now())
+    new = destination.with_name(f"{destination.name}.staging.{secrets.token_hex(6)}")
+    for old in staging_directories(destination) if adopt else ():
+        its = _owner_of(old)
+        if its and replace(its, process=mine.process, began=mine.began) == mine and its.process.alive() is not True:
+            old.rename(new)
+            log(f"going on with what pid {its.process.pid} on {its.process.host} had staged since {its.began}")
+            break
+    journal_directory(new).mkdir(parents=True, exist_ok=True)
+    write_json(new / WORK_DIRECTORY / "owner.json", asdict(mine))
+    return new
+
+
+def _owner_of(staging: Path) -> StagingOwner | None:
     """Who fills this staging directory; None when its owner file is missing or damaged."""
     try:
         return msgspec.json.decode((staging / WORK_DIRECTORY / "owner.json").read_bytes(), type=StagingOwner)
@@ -133,9 +150,13 @@ def size_of(path: Path) -> int:
 
 @dataclass(frozen=True)
 class Leftover:
-    """What a staging left: a path, its size in bytes, whose it was. ``keep`` says why it must not be removed."""
+    """What a staging to ``destination`` left: a path, its size in bytes, whose it was.
+
+    ``keep`` says why it must not be removed.
+    """
 
     path: Path
+    destination: Path
     bytes: int
     owner: str
     keep: str | None = None
@@ -147,34 +168,34 @@ def leftovers(directory: Path) -> list[Leftover]:
     Whether a staging of another host is dead cannot be told here; `remove_leftovers` learns it from the lock.
     """
     try:
-        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+        paths = sorted(directory.iterdir())
     except OSError as error:
         raise ModelError(f"cannot be listed: {error.strerror}", where=str(directory)) from None
-    found = []
-    for entry in entries:
-        path, is_directory = Path(entry.path), entry.is_dir(follow_symlinks=False)
-        owner, keep = "unknown", None
-        if STAGING_NAME.fullmatch(entry.name) and is_directory:
-            if its := owner_of(path):
-                owner = f"pid {its.process.pid} on {its.process.host}, since {its.began}, from {its.source}"
-                keep = "it is running" if its.process.alive() else None
-        elif _LOCK_NAME.fullmatch(entry.name):
-            holder = LockOwner()
-            with contextlib.suppress(OSError):
-                holder = LockOwner.from_json(path.read_bytes())
-            here = holder.process is not None and holder.process.host == socket.gethostname()
-            owner, keep = str(holder), "it is running" if here and not holder.is_dead else None
-        elif part := _LOCK_TEMPORARY.fullmatch(entry.name):
-            # It is dead with its process, or after a day where that is of another host.
-            here = part["host"] == host_label()
-            live = pid_exists(int(part["pid"])) if here else time.time() - path.lstat().st_mtime < _DAY
-            owner, keep = f"pid {part['pid']} on {part['host']}", "it may be running" if live else None
-        elif is_directory and (path / WORK_DIRECTORY).is_dir() and (path / MANIFEST_NAME).exists():
-            path, owner = path / WORK_DIRECTORY, "a finished staging"
-        else:
-            continue
-        found.append(Leftover(path, size_of(path), owner, keep))
-    return found
+    return [item for path in paths if (item := _leftover(path))]
+
+
+def _leftover(path: Path) -> Leftover | None:
+    """What a path is by its name, if a staging left it."""
+    is_directory, owner, live = path.is_dir() and not path.is_symlink(), "unknown", False
+    if is_directory and (name := STAGING_NAME.fullmatch(path.name)):
+        if its := _owner_of(path):
+            owner = f"pid {its.process.pid} on {its.process.host}, since {its.began}, from {its.source}"
+            live = its.process.alive() is True
+    elif name := _LOCK_NAME.fullmatch(path.name):
+        holder = LockOwner.from_json((read_owner(path) or (b"", 0))[0])
+        here = holder.host == socket.gethostname()
+        owner, live = str(holder), here and not holder.is_dead
+    elif name := _LOCK_TEMPORARY.fullmatch(path.name):
+        # It is dead with its process, or after a day where that is of another host.
+        here = name["host"] == host_label()
+        live = pid_exists(int(name["pid"])) if here else time.time() - path.lstat().st_mtime < _DAY
+        owner = f"pid {name['pid']} on {name['host']}"
+    elif is_directory and (path / WORK_DIRECTORY).is_dir() and (path / MANIFEST_NAME).exists():
+        work = path / WORK_DIRECTORY
+        return Leftover(work, path, size_of(work), "a finished staging")
+    else:
+        return None
+    return Leftover(path, path.with_name(name["name"]), size_of(path), owner, "it is running" if live else None)
 
 
 def remove_leftovers(directory: Path, *, wait: float = LEASE * 1.1) -> list[Leftover]:
@@ -183,22 +204,21 @@ def remove_leftovers(directory: Path, *, wait: float = LEASE * 1.1) -> list[Left
     A staging is dead when its destination's lock can be had: its owner released it, or is proven dead, or did not touch
     it for the lock's lease. For stagings of other hosts ``wait`` (seconds) has to exceed that. Raises ModelError.
     """
-    found = leftovers(directory)
-    keep = {item.path: item.keep for item in found}
-    for destination in sorted({d for item in found if (d := _destination_of(item.path))}):
-        mine = [item.path for item in found if _destination_of(item.path) == destination]
-        if all(keep[path] for path in mine):
+    by_destination: dict[Path, list[Leftover]] = {}
+    for item in leftovers(directory):
+        by_destination.setdefault(item.destination, []).append(item)
+    found = []
+    for destination, items in by_destination.items():
+        if all(item.keep for item in items):
+            found += items
             continue
         with Lock(lock_path(destination), what="removing dead stagings", wait=wait) as held:
-            for path in mine:
-                if held.owner:
-                    keep[path] = f"held by {held.owner}"
-                elif path != lock_path(destination):  # the lock goes with its release
-                    keep[path] = keep[path] or _remove(path)
-    for path in keep:
-        if _destination_of(path) is None:
-            keep[path] = keep[path] or _remove(path)
-    return [replace(item, keep=keep[item.path]) for item in found]
+            for item in items:
+                keep = f"held by {held.owner}" if held.owner else item.keep
+                if keep is None and item.path != lock_path(destination):  # the lock goes with its release
+                    keep = _remove(item.path)
+                found.append(replace(item, keep=keep))
+    return found
 
 
 def _remove(path: Path) -> str | None:
@@ -208,8 +228,6 @@ def _remove(path: Path) -> str | None:
             shutil.rmtree(path)
         else:
             path.unlink()
-    except FileNotFoundError:
-        return None
     except OSError as error:
-        return f"cannot be removed: {error.strerror}"
+        return f"cannot be removed: {error.strerror}" if os.path.lexists(path) else None
     return None

@@ -10,17 +10,17 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import xxhash
 
 from launcher.core.errors import ModelError
-from launcher.core.publish import write_json
 from launcher.core.stop import Stop
 from launcher.model.weights import wrong_size
 
@@ -36,7 +36,6 @@ STAGING_NAME = re.compile(r"(?P<name>.+)\.staging\.(?P<token>[0-9a-f]{12})")
 
 PART_SIZE = 64 << 20
 BUFFER = 256 << 10
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,10 @@ class FileEntry:
     hash: str
     sha256: str | None = None
 
+    def __post_init__(self) -> None:
+        if not is_below(self.path):
+            raise ValueError(f"{self.path!r} is not below the checkpoint")
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -56,10 +59,10 @@ class Manifest:
     source: str
     revision: str | None
     files: tuple[FileEntry, ...]
-    part_size: int = PART_SIZE
+    part_size: Annotated[int, msgspec.Meta(ge=1)] = PART_SIZE
     created: str = ""
-    algorithm: str = "xxh3-128"
-    schema: int = SCHEMA
+    algorithm: Literal["xxh3-128"] = "xxh3-128"
+    schema: Literal[1] = 1
 
     @property
     def bytes(self) -> int:
@@ -75,29 +78,18 @@ class Manifest:
             "created": self.created,
         }
 
-    def write(self, path: Path) -> None:
-        """Write atomically and durably. Raises OSError."""
-        write_json(path, asdict(self))
-
     @classmethod
     def read(cls, directory: Path) -> Manifest | None:
         """The manifest of a checkpoint, or None without one. Raises ModelError when the file is not one of ours."""
         path = directory / MANIFEST_NAME
         try:
-            content = path.read_bytes()
+            return msgspec.json.decode(path.read_bytes(), type=cls)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise ModelError(f"the manifest cannot be read: {error.strerror}", where=str(path)) from None
-        try:
-            found = msgspec.json.decode(content, type=cls)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ModelError(f"not a manifest: {error}", where=str(path)) from None
-        if found.schema != SCHEMA or found.algorithm != "xxh3-128" or found.part_size < 1:
-            raise ModelError("a manifest of another version", where=str(path))
-        if any(not is_below(entry.path) for entry in found.files):
-            raise ModelError("the manifest names files outside of the checkpoint", where=str(path))
-        return found
+            raise ModelError(f"not a manifest of this version: {error}", where=str(path)) from None
 
     def differences(self, directory: Path) -> list[str]:
         """How the directory differs from the manifest, by names and sizes alone: one stat a file, nothing is read."""
@@ -144,23 +136,22 @@ class Manifest:
         return sorted(entry.name for entry in os.scandir(directory) if entry.name not in known)
 
 
-def hash_of_parts(digests: Iterable[bytes]) -> str:
+def hash_of_parts(digests: Sequence[bytes]) -> str:
     """The hash of a file from its parts' digests, in order."""
-    parts = list(digests)
-    return parts[0].hex() if len(parts) == 1 else xxhash.xxh3_128(b"".join(parts)).hexdigest()
+    return digests[0].hex() if len(digests) == 1 else xxhash.xxh3_128(b"".join(digests)).hexdigest()
 
 
-def part_count(size: int, part_size: int) -> int:
-    """How many parts a file has; an empty one has one, which is empty."""
-    return max(1, -(-size // part_size))
+def parts_of(size: int, part_size: int) -> list[tuple[int, int]]:
+    """Offset and length of each part of a file; an empty one has one part, which is empty."""
+    return [(offset, min(part_size, size - offset)) for offset in range(0, max(1, size), part_size)]
 
 
-def hash_part(descriptor: int, offset: int, length: int, tell: Callable[[int], None] = lambda count: None) -> bytes:
-    """Read and hash a part of an open file, up to its end if that comes earlier. Raises OSError."""
+def hash_part(descriptor: int, offset: int, length: int) -> bytes:
+    """Read and hash a part of an open file, whose pages do not stay in the cache. Raises OSError."""
     state = xxhash.xxh3_128()
     for piece in read_range(descriptor, offset, length, memoryview(bytearray(min(BUFFER, length)))):
         state.update(piece)
-        tell(len(piece))
+    drop_from_cache(descriptor, offset, length)
     return state.digest()
 
 
@@ -178,15 +169,13 @@ def read_range(descriptor: int, offset: int, length: int, buffer: memoryview) ->
 def hash_file(
     path: Path, part_size: int, *, tell: Callable[[int], None] = lambda count: None, stop: Stop = Stop.never()
 ) -> str:
-    """The hash of a file, whose pages do not stay in the cache. Raises OSError, Cancelled."""
+    """The hash of a file; ``tell`` is told how much more was read. Raises OSError, Cancelled."""
     digests = []
     with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        for index in range(part_count(size, part_size)):
+        for offset, length in parts_of(os.fstat(file.fileno()).st_size, part_size):
             stop.check()
-            offset, length = index * part_size, min(part_size, size - index * part_size)
-            digests.append(hash_part(file.fileno(), offset, length, tell))
-            drop_from_cache(file.fileno(), offset, length)
+            digests.append(hash_part(file.fileno(), offset, length))
+            tell(length)
     return hash_of_parts(digests)
 
 
@@ -198,6 +187,11 @@ def drop_from_cache(descriptor: int, offset: int, length: int) -> None:
     """
     if length:
         os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+def now() -> str:
+    """The time, as manifests and owner files have it (ISO 8601, UTC)."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def is_below(path: str) -> bool:

@@ -19,9 +19,13 @@ from typing import Any
 
 from launcher.core.errors import LauncherError, ModelError, SubmissionError
 from launcher.core.process import CommandRunner
+from launcher.core.slurm_notation import node_names
 from launcher.core.stop import stop_on_signals
 from launcher.model.source import source_of
 from launcher.model.stage import stage
+
+STEP = 24 * 3600.0
+"""Seconds that a step of a running job may take."""
 
 _MARK = "launcher-node-verdict "
 _UNFIT = ("down", "drain", "fail", "*", "maint", "reboot", "power", "unknown", "future")
@@ -49,34 +53,17 @@ class Allocation:
 
     def node_names(self, run: CommandRunner) -> list[str]:
         """The names of the nodes, without the excluded ones; for anything but ``count``. Raises SubmissionError."""
-        if self.nodes is not None:
-            listed = names_of(self.nodes, run)
-        elif self.job is not None:
-            asked = ["squeue", "-h", "-j", self.job, "-t", "RUNNING", "-o", "%N"]
-            listed = names_of(_said(run, asked, f"job {self.job} holds no nodes"), run)
-        else:
-            asked = ["sinfo", "-h", "-N", "-p", str(self.partition), "-o", "%N"]
-            listed = list(dict.fromkeys(_said(run, asked, f"partition {self.partition} has no nodes").split()))
-        left = [node for node in listed if node not in self.exclude]
+        of, listed = f"job {self.job}" if self.job else f"partition {self.partition}", self.nodes
+        if listed is None:
+            of_job = ["squeue", "-h", "-j", str(self.job), "-t", "RUNNING", "-o", "%N"]
+            answer = run(of_job if self.job else ["sinfo", "-h", "-p", str(self.partition), "-o", "%N"], timeout=60)
+            if not answer.ok:
+                raise SubmissionError(f"Slurm does not name the nodes: {answer.tail(1)}", where=of)
+            listed = ",".join(answer.stdout.split())
+        left = [node for node in dict.fromkeys(node_names(listed)) if node not in self.exclude]
         if not left:
-            where = self.nodes or self.partition or f"job {self.job}"
-            raise SubmissionError("no nodes are left to stage on", where=where)
+            raise SubmissionError("no nodes are left to stage on", where=self.nodes or of)
         return left
-
-
-def _said(run: CommandRunner, argv: Sequence[str], otherwise: str) -> str:
-    answer = run(argv, timeout=60)
-    if not answer.ok or not answer.stdout.strip():
-        raise SubmissionError(f"{otherwise}: {answer.tail(1)}".rstrip(": "))
-    return answer.stdout.strip()
-
-
-def names_of(listed: str, run: CommandRunner) -> list[str]:
-    """The nodes' names in a Slurm host list. Raises SubmissionError."""
-    answer = run(["scontrol", "show", "hostnames", listed], timeout=60)
-    if not answer.ok:
-        raise SubmissionError(f"{listed!r} is not a list of nodes: {answer.tail(1)}")
-    return answer.stdout.split()
 
 
 def unfit_nodes(nodes: Sequence[str], run: CommandRunner) -> dict[str, str]:
@@ -107,17 +94,12 @@ class NodeResult:
     """
 
     node: str
-    ok: bool
-    how: str = ""
+    ok: bool = False
+    how: str = "unknown"
     path: str = ""
     copied: int = 0
     seconds: float = 0.0
     error: str | None = None
-
-    @classmethod
-    def silent(cls, node: str, why: str) -> NodeResult:
-        """Of a node that gave no answer."""
-        return cls(node, False, "unknown", error=why)
 
 
 def this_node() -> str:
@@ -142,22 +124,19 @@ def on_node(task: NodeTask) -> dict[str, Any]:
             done = stage(source_of(task.source, stop=stop), Path(path), workers=task.workers, stop=stop)
             result = NodeResult(this_node(), True, done.how, path, done.copied, time.monotonic() - began)
         except LauncherError as error:
-            result = NodeResult(this_node(), False, path=path, seconds=time.monotonic() - began, error=str(error))
+            result = NodeResult(this_node(), False, "", path, seconds=time.monotonic() - began, error=str(error))
     return asdict(result)
 
 
-def step_command(task: NodeTask, where: Allocation, nodes: Sequence[str]) -> list[str]:
-    """The srun that does the task on nodes of a running job: one task a node, and one that fails ends no other."""
+def stage_in_job(task: NodeTask, where: Allocation, nodes: Sequence[str], run: CommandRunner) -> list[NodeResult]:
+    """Do the task on nodes of a running job by a step of it: one task a node, and one that fails ends no other."""
     argv = ["srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1"]
     argv += [f"--nodelist={','.join(nodes)}", "--kill-on-bad-exit=0", "--no-kill", "--wait=0"]
     argv += ["--job-name=launcher-stage", f"--jobid={where.job}", "--overlap"]
-    return [*argv, where.python, "-m", "launcher.model.nodes", json.dumps(asdict(task))]
-
-
-def answers_of_step(output: str) -> dict[str, NodeResult]:
-    """What the nodes said, by node, in the output of `step_command`."""
-    results = [NodeResult(**json.loads(line.partition(_MARK)[2])) for line in output.splitlines() if _MARK in line]
-    return {result.node: result for result in results}
+    done = run([*argv, where.python, "-m", "launcher.model.nodes", json.dumps(asdict(task))], timeout=STEP)
+    said = [json.loads(line.partition(_MARK)[2]) for line in done.stdout.splitlines() if _MARK in line]
+    answers = {result["node"]: NodeResult(**result) for result in said}
+    return [answers.get(node) or NodeResult(node, error=f"no answer: {done.tail(3) or done}") for node in nodes]
 
 
 if __name__ == "__main__":

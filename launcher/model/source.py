@@ -13,14 +13,15 @@ import importlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.stop import Stop
-from launcher.model.manifest import MANIFEST_NAME, WORK_DIRECTORY, Manifest, drop_from_cache, read_range
+from launcher.model.manifest import MANIFEST_NAME, WORK_DIRECTORY, Manifest, read_range
 
 PREFIX = "hf:"
 ATTEMPTS = 6
@@ -53,26 +54,23 @@ class SourceFile:
     git_sha1: str | None = None
 
 
+@dataclass(frozen=True)
 class Reader:
-    """An open file of a source. ``descriptor`` is there when the kernel can copy from it."""
+    """An open file of a source. ``descriptor`` is there when the kernel can copy from it.
 
+    ``chunks(offset, length, buffer)`` gives the bytes of a range, in order; each piece is valid until the next one is
+    requested. ``buffer`` may be used for them. Fewer bytes come when the file ends. Raises OSError, ModelError.
+    ``check_unchanged`` raises ModelError when the file is not what it was when it was listed.
+    """
+
+    chunks: Callable[[int, int, memoryview], Iterator[memoryview]]
+    check_unchanged: Callable[[], None] = lambda: None
     descriptor: int | None = None
-
-    def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        """The bytes of a range, in order; each piece is valid until the next one is requested.
-
-        ``buffer`` may be used for them. Fewer bytes come when the file ends. Raises OSError, ModelError.
-        """
-        raise NotImplementedError
-
-    def drop_from_cache(self, offset: int, length: int) -> None:
-        """Keep a range that was read out of the page cache, where it came through that."""
-
-    def check_unchanged(self) -> None:
-        """Raise ModelError when the file is not what it was when it was listed."""
 
     def close(self) -> None:
         """Release what the reader holds."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
 
 
 class Source(Protocol):
@@ -113,47 +111,28 @@ class DirectorySource:
         self.revision = manifest.revision if manifest else None
         self.part_size = manifest.part_size if manifest else None
         known = {entry.path: entry for entry in manifest.files} if manifest else {}
-        try:
-            listed = sorted(_walk(self.directory, ""))
-        except OSError as error:
-            raise ModelError(f"cannot be listed: {error.strerror}", where=error.filename or self.name) from None
         files = []
-        for name in [name for name in listed if not known or name in known]:
-            path, entry = self.directory / name, known.get(name)
-            try:
-                status = path.stat()
-            except OSError as error:
-                why = "a link to nothing" if path.is_symlink() else str(error.strerror).lower()
-                raise ModelError(f"{name} is {why}", where=self.name) from None
-            stated = (entry.hash, entry.sha256) if entry else (None, None)
-            files.append(SourceFile(name, status.st_size, str(status.st_mtime_ns), *stated))
+        try:
+            for name in known or sorted(_walk(self.directory, "")):
+                status, entry = (self.directory / name).stat(), known.get(name)
+                stated = (entry.hash, entry.sha256) if entry else (None, None)
+                files.append(SourceFile(name, status.st_size, str(status.st_mtime_ns), *stated))
+        except OSError as error:
+            why = "it is a link to nothing" if Path(error.filename).is_symlink() else error.strerror
+            raise ModelError(f"{error.filename} cannot be read: {why}", where=self.name) from None
         self.files = tuple(files)
-        if not self.files:
-            raise ModelError("no files to stage", where=self.name)
 
     def open(self, file: SourceFile) -> Reader:
         """Open one of ``files``. Raises OSError."""
-        return _FileReader(self.directory / file.path, file)
+        path = self.directory / file.path
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
+        def check_unchanged() -> None:
+            status = os.fstat(descriptor)
+            if (status.st_size, str(status.st_mtime_ns)) != (file.size, file.stamp):
+                raise ModelError("the file changed while it was copied", where=str(path))
 
-class _FileReader(Reader):
-    def __init__(self, path: Path, file: SourceFile) -> None:
-        self._path, self._file = path, file
-        self._open = self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        return read_range(self._open, offset, length, buffer)
-
-    def drop_from_cache(self, offset: int, length: int) -> None:
-        drop_from_cache(self._open, offset, length)
-
-    def check_unchanged(self) -> None:
-        status = os.fstat(self._open)
-        if (status.st_size, str(status.st_mtime_ns)) != (self._file.size, self._file.stamp):
-            raise ModelError("the file changed while it was copied", where=str(self._path))
-
-    def close(self) -> None:
-        os.close(self._open)
+        return Reader(partial(read_range, descriptor), check_unchanged, descriptor)
 
 
 def _walk(directory: Path, prefix: str) -> Iterator[str]:
@@ -164,14 +143,6 @@ def _walk(directory: Path, prefix: str) -> Iterator[str]:
                 yield from _walk(directory / entry.name, f"{prefix}{entry.name}/")
         elif entry.name != MANIFEST_NAME and not entry.name.endswith((".incomplete", ".part", ".lock")):
             yield prefix + entry.name
-
-
-class _Again(Exception):
-    """Another request may succeed, after ``wait`` seconds if the hub said how many."""
-
-    def __init__(self, why: str, wait: float | None = None) -> None:
-        super().__init__(why)
-        self.wait = wait
 
 
 class HubSource:
@@ -200,90 +171,98 @@ class HubSource:
                 blob = None if sibling.lfs else sibling.blob_id
                 files.append(SourceFile(sibling.rfilename, size or 0, str(sha256 or blob), None, sha256, blob))
         self.files = tuple(files)
-        if not self.files:
-            raise ModelError("the repository holds no files", where=self.name)
 
     def _listing(self, api: Any, revision: str | None) -> Any:
         """The repository's files with sizes and hashes. A busy hub is asked again."""
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-        failures = 0
+        requests = _Requests(self.name if revision is None else f"{self.name}@{revision}", self._stop)
         while True:
-            try:
+            with requests.attempt():
                 try:
                     return api.model_info(self.repository, revision=revision, files_metadata=True)
                 except HfHubHTTPError as error:
-                    _judge(error.response, self.name, revision)
-                    raise ModelError(str(error).splitlines()[0], where=self.name) from None
+                    requests.judge(error.response)
                 except HFValidationError as error:
                     raise ModelError(str(error).splitlines()[0], where=self.name) from None
-                except _transport_errors() as error:
-                    raise _Again(f"{type(error).__name__}: {error}") from None
-            except _Again as again:
-                failures += 1
-                _wait(again, failures, self._stop, self.name)
 
     def open(self, file: SourceFile) -> Reader:
         from huggingface_hub import hf_hub_url
 
         url = hf_hub_url(self.repository, file.path, revision=self.revision, endpoint=self._endpoint)
-        return _HttpReader(url, f"{self.name}: {file.path}", self._stop)
+        return Reader(partial(self._chunks, url, f"{self.name}: {file.path}"))
 
-
-class _HttpReader(Reader):
-    def __init__(self, url: str, where: str, stop: Stop) -> None:
-        self._url, self._where, self._stop = url, where, stop
-
-    def chunks(self, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        end, failures = offset + length, 0
+    def _chunks(self, url: str, where: str, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+        end, requests = offset + length, _Requests(where, self._stop)
         while offset < end:
-            try:
-                for piece in self._request(offset, end):
+            with requests.attempt(), _opened(url, offset, end) as response:
+                requests.judge(response)
+                if response.status_code == 200 and offset > 0:
+                    raise ModelError("the server does not answer ranges", where=where)
+                for raw in response.iter_raw():
+                    piece = memoryview(raw)[: end - offset]
                     yield piece
                     offset += len(piece)
-                    failures = 0
-                if offset < end:
-                    raise _Again("the connection was cut")
-            except _Again as again:
-                failures += 1
-                _wait(again, failures, self._stop, self._where)
-
-    def _request(self, offset: int, end: int) -> Iterator[memoryview]:
-        from huggingface_hub import get_session, get_token
-
-        headers = {"Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity", "User-Agent": "launcher"}
-        if token := get_token():
-            headers["Authorization"] = f"Bearer {token}"
-        try:
-            request = get_session().stream("GET", self._url, headers=headers, follow_redirects=True, timeout=60)
-            with request as response:
-                _judge(response, self._where)
-                if response.status_code == 200 and offset > 0:
-                    raise ModelError("the server does not answer ranges", where=self._where)
-                left = end - offset
-                for piece in response.iter_raw():
-                    yield memoryview(piece)[:left]
-                    left -= len(piece)
-                    if left <= 0:
+                    requests.failures = 0
+                    if offset == end:
                         return
-        except _transport_errors() as error:
-            raise _Again(f"{type(error).__name__}: {error}") from None
+                raise _Again("the connection was cut")
 
 
-def _judge(response: Any, where: str, revision: str | None = None) -> None:
-    """Raise _Again for a status that may change soon, ModelError for one that stays."""
-    status = response.status_code
-    if status in _BUSY:
-        raise _Again(f"HTTP {status}", _asked_wait(response.headers))
-    if status in (401, 403):
-        message = f"the hub refuses (HTTP {status}): no such repository, or not for this token"
-        hint = "set HF_TOKEN to a token that may read it, and accept its terms on the hub"
-        raise ModelError(message, where=where, hint=hint)
-    if status == 404:
-        at = f" at revision {revision}" if revision else ""
-        raise ModelError(f"the hub does not have it{at} (HTTP 404)", where=where)
-    if status >= 400:
-        raise ModelError(f"the hub answers HTTP {status}", where=where)
+def _opened(url: str, offset: int, end: int) -> Any:
+    """A request for a range, as a context that gives the response."""
+    from huggingface_hub import get_session, get_token
+
+    headers = {"Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity", "User-Agent": "launcher"}
+    if token := get_token():
+        headers["Authorization"] = f"Bearer {token}"
+    return get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=60)
+
+
+class _Again(Exception):
+    """Another request may succeed, after ``wait`` seconds if the hub said how many."""
+
+    def __init__(self, why: str, wait: float | None = None) -> None:
+        super().__init__(why)
+        self.wait = wait
+
+
+class _Requests:
+    """Requests to the hub for one thing, as many as it takes; ``failures`` counts those without success in between."""
+
+    def __init__(self, where: str, stop: Stop) -> None:
+        self._where, self._stop = where, stop
+        self.failures = 0
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Around one request: where another one may succeed, wait as long as the hub asks for, or longer each time.
+
+        Raises ModelError after too many failures, or when the hub asks for too long a wait; Cancelled.
+        """
+        try:
+            yield
+        except _passing_errors() as error:
+            self.failures += 1
+            asked = error.wait if isinstance(error, _Again) else None
+            if self.failures >= ATTEMPTS or (asked or 0) > LONGEST_WAIT:
+                wish = f", which asks for {asked:.0f} s" if asked else ""
+                message = f"gave up after {self.failures} requests: {error or type(error).__name__}{wish}"
+                raise ModelError(message, where=self._where, hint="the same command goes on from here") from None
+            self._stop.sleep(min(FIRST_WAIT * 2 ** (self.failures - 1), 60) if asked is None else asked)
+
+    def judge(self, response: Any) -> None:
+        """Raise _Again for a status that may change soon, ModelError for one that stays."""
+        status, hint = response.status_code, None
+        if status < 400:
+            return
+        if status in _BUSY:
+            raise _Again(f"HTTP {status}", _asked_wait(response.headers))
+        message = "the hub does not have it" if status == 404 else "the hub does not give it"
+        if status in (401, 403):
+            message = "the hub refuses: no such repository, or not for this token"
+            hint = "set HF_TOKEN to a token that may read it, and accept its terms on the hub"
+        raise ModelError(f"{message} (HTTP {status})", where=self._where, hint=hint)
 
 
 def _asked_wait(headers: Any) -> float | None:
@@ -300,21 +279,9 @@ def _asked_wait(headers: Any) -> float | None:
         return None
 
 
-def _wait(again: _Again, failures: int, stop: Stop, where: str) -> None:
-    """Wait before the next request: as long as the hub asks for, or else longer each time.
-
-    Raises ModelError after too many ``failures`` in succession, or when the hub asks for too long a wait; Cancelled.
-    """
-    if failures >= ATTEMPTS or (again.wait or 0) > LONGEST_WAIT:
-        wish = f", which asks for {again.wait:.0f} s" if again.wait else ""
-        message = f"gave up after {failures} requests: {again}{wish}"
-        raise ModelError(message, where=where, hint="the same command goes on from here")
-    stop.sleep(min(FIRST_WAIT * 2 ** (failures - 1), 60) if again.wait is None else again.wait)
-
-
-def _transport_errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub's client raises when a connection fails: httpx's error, under either of its two names."""
+def _passing_errors() -> tuple[type[Exception], ...]:
+    """What may not come again. huggingface_hub's client fails with httpx's error, under either of its two names."""
     for name in ("httpx2", "httpx"):
         with contextlib.suppress(ImportError):
-            return (importlib.import_module(name).TransportError, OSError)
-    return (OSError,)
+            return (importlib.import_module(name).TransportError, OSError, _Again)
+    return (OSError, _Again)

@@ -16,34 +16,31 @@ import contextlib
 import errno
 import functools
 import os
-import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-import xxhash
-
 from launcher.core.errors import Cancelled, ModelError
 from launcher.core.lease import Lock
-from launcher.core.process import CommandRunner, ProcessIdentity, run
+from launcher.core.process import CommandRunner, run
 from launcher.core.publish import fsync_directory, write_json
 from launcher.core.stop import Stop
 from launcher.model.checkpoint import examine
-from launcher.model.copy import WORKERS, Copier, CreateFile, NoProgress, Progress, journal_directory
-from launcher.model.destination import (
-    StagingOwner,
-    existing_manifest,
-    lock_path,
-    owner_of,
-    remove_work_directory,
-    size_of,
-    staging_directories,
+from launcher.model.copy import WORKERS, Copier, LayOut, NoProgress, Progress
+from launcher.model.destination import existing_manifest, lock_path, remove_work_directory, size_of, staging_directory
+from launcher.model.manifest import (
+    MANIFEST_NAME,
+    PART_SIZE,
+    WORK_DIRECTORY,
+    FileEntry,
+    Manifest,
+    hash_file,
+    is_below,
+    now,
 )
-from launcher.model.manifest import MANIFEST_NAME, PART_SIZE, WORK_DIRECTORY, FileEntry, Manifest, hash_file, is_below
 from launcher.model.source import DirectorySource, Source
 
 LOCK_WAIT = 6 * 3600.0
@@ -67,7 +64,6 @@ class Staged:
     and its copy is kept). ``copied`` and ``resumed`` are bytes.
     """
 
-    path: Path
     how: Literal["staged", "there", "lost"]
     manifest: Manifest
     copied: int = 0
@@ -83,19 +79,19 @@ def stage(
     progress: Progress = NoProgress(),
     log: Callable[[str], None] = lambda text: None,
     stop: Stop = Stop.never(),
-    stripe: Callable[[Path], CreateFile | None] | None = None,
+    lay_out: LayOut | None = None,
 ) -> Staged:
     """Have the checkpoint of ``source`` at ``destination``, whole. Idempotent: what is there costs one stat a file.
 
-    ``stripe`` gets the staging directory and returns what creates each file (`striping`). Raises ModelError, Cancelled;
-    what was copied until then stays for the next call.
+    ``lay_out`` is as for `Copier`, `striping` on Lustre. Raises ModelError, Cancelled; what was copied until then stays
+    for the next call.
     """
     destination = destination.absolute()
     began = time.monotonic()
     _refuse(source, destination)
     with _explained("staging", destination):
         if found := existing_manifest(destination, source):
-            return Staged(destination, "there", found)
+            return Staged("there", found)
         destination.parent.mkdir(parents=True, exist_ok=True)
         with Lock(
             lock_path(destination),
@@ -109,11 +105,15 @@ def stage(
             if held.owner:
                 raise ModelError(f"still being staged by {held.owner}", where=str(destination))
             if found := existing_manifest(destination, source):
-                return Staged(destination, "there", found)
-            staging = _Staging(source, destination, _directory(source, destination, adopt=held.acquired, log=log))
-            done = staging.fill(workers, progress, stop, stripe)
-            how = staging.publish(log)
-            return Staged(destination, how, staging.manifest, done.copied, done.resumed, time.monotonic() - began)
+                return Staged("there", found)
+            directory = staging_directory(source, destination, adopt=held.acquired, log=log)
+            copier = Copier(source, directory, workers=workers, progress=progress, stop=stop, lay_out=lay_out)
+            staged = _fill(copier)
+            winner = _publish(directory, destination, source)
+            if winner:
+                log(f"{destination} was published by another process meanwhile; its copy is kept")
+            how: Literal["staged", "lost"] = "lost" if winner else "staged"
+            return Staged(how, winner or staged, copier.copied, copier.resumed, time.monotonic() - began)
 
 
 def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = Stop.never()) -> Manifest:
@@ -137,8 +137,8 @@ def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = 
             with contextlib.closing(source.open(file)) as reader:
                 reader.check_unchanged()
             entries.append(FileEntry(file.path, file.size, content_hash))
-        manifest = Manifest(str(destination), None, tuple(entries), created=_now())
-        manifest.write(destination / MANIFEST_NAME)
+        manifest = Manifest(str(destination), None, tuple(entries), created=now())
+        write_json(destination / MANIFEST_NAME, asdict(manifest))
     return manifest
 
 
@@ -155,97 +155,57 @@ def _explained(what: str, destination: Path) -> Iterator[None]:
         raise
 
 
-def _directory(source: Source, destination: Path, *, adopt: bool, log: Callable[[str], None]) -> Path:
-    """A staging directory that is ours: a dead one of the same source, under a new token, or else a new one.
-
-    The rename takes it over: if its process was only stopped, it finds its paths gone.
-    """
-    text = "\n".join(f"{file.path}\0{file.size}" for file in sorted(source.files, key=lambda file: file.path))
-    listing = xxhash.xxh3_128(text.encode()).hexdigest()
-    mine = StagingOwner(ProcessIdentity.mine(), source.name, source.revision, listing, _now())
-    new = destination.with_name(f"{destination.name}.staging.{secrets.token_hex(6)}")
-    for old in staging_directories(destination) if adopt else ():
-        its = owner_of(old)
-        wanted = (mine.source, mine.revision, mine.listing)
-        if its and (its.source, its.revision, its.listing) == wanted and its.process.alive() is not True:
-            old.rename(new)
-            log(f"going on with what pid {its.process.pid} on {its.process.host} had staged since {its.began}")
-            break
-    journal_directory(new).mkdir(parents=True, exist_ok=True)
-    write_json(new / WORK_DIRECTORY / "owner.json", asdict(mine))
-    return new
+def _fill(copier: Copier) -> Manifest:
+    """Copy, verify and sync everything; at the end the directory needs only its name."""
+    source, directory = copier.source, copier.into
+    _check_space(source, directory)
+    copier.copy()
+    manifest = Manifest(source.name, source.revision, tuple(copier.entries), copier.part_size, created=now())
+    _verify(manifest, directory)
+    # A kill while the manifest is written leaves a temporary; in there nobody takes it for a part of the model.
+    write_json(directory / WORK_DIRECTORY / MANIFEST_NAME, asdict(manifest))
+    (directory / WORK_DIRECTORY / MANIFEST_NAME).rename(directory / MANIFEST_NAME)
+    for below, _, _ in os.walk(directory, topdown=False):
+        fsync_directory(Path(below))
+    return manifest
 
 
-class _Staging:
-    """One staging directory on its way to the destination."""
+def _check_space(source: Source, directory: Path) -> None:
+    """Raise ModelError before the first byte when it cannot fit, less what an earlier process has written."""
+    needed = sum(max(0, file.size - size_of(directory / file.path)) for file in source.files)
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        message = f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free"
+        hint = "`launcher model gc` shows what dead stagings hold"
+        raise ModelError(message, where=str(directory.parent), hint=hint)
 
-    manifest: Manifest
 
-    def __init__(self, source: Source, destination: Path, directory: Path) -> None:
-        self._source, self._destination, self._directory = source, destination, directory
+def _verify(manifest: Manifest, directory: Path) -> None:
+    """Raise ModelError unless everything listed is there, and its own files say that the checkpoint is whole."""
+    report = examine(directory, precision=None, unfinished=True)
+    if problems := [*manifest.differences(directory), *report.problems]:
+        message = "what the source holds is not a whole checkpoint: " + "; ".join(problems[:10])
+        raise ModelError(message, where=manifest.source)
 
-    def fill(
-        self, workers: int, progress: Progress, stop: Stop, stripe: Callable[[Path], CreateFile | None] | None
-    ) -> Copier:
-        """Copy, verify and sync everything; at the end the directory needs only its name."""
-        self._check_space()
-        part_size = self._source.part_size or PART_SIZE
-        copier = Copier(
-            self._source,
-            self._directory,
-            part_size=part_size,
-            workers=workers,
-            progress=progress,
-            stop=stop,
-            create=stripe(self._directory) if stripe else None,
-        )
-        copier.copy()
-        entries = tuple(copier.entries)
-        self.manifest = Manifest(self._source.name, self._source.revision, entries, part_size, created=_now())
-        self._verify()
-        # A kill while the manifest is written leaves a temporary; in there nobody takes it for a part of the model.
-        self.manifest.write(self._directory / WORK_DIRECTORY / MANIFEST_NAME)
-        (self._directory / WORK_DIRECTORY / MANIFEST_NAME).rename(self._directory / MANIFEST_NAME)
-        for directory, _, _ in os.walk(self._directory, topdown=False):
-            fsync_directory(Path(directory))
-        return copier
 
-    def _check_space(self) -> None:
-        """Raise ModelError before the first byte when it cannot fit, less what an earlier process has written."""
-        needed = sum(max(0, file.size - size_of(self._directory / file.path)) for file in self._source.files)
-        free = shutil.disk_usage(self._directory).free
-        if needed > free:
-            message = f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free"
-            hint = "`launcher model gc` shows what dead stagings hold"
-            raise ModelError(message, where=str(self._destination.parent), hint=hint)
-
-    def _verify(self) -> None:
-        """Raise ModelError unless everything listed is there, and its own files say that the checkpoint is whole."""
-        report = examine(self._directory, precision=None, unfinished=True)
-        if problems := [*self.manifest.differences(self._directory), *report.problems]:
-            message = "what the source holds is not a whole checkpoint: " + "; ".join(problems[:10])
-            raise ModelError(message, where=self._source.name)
-
-    def publish(self, log: Callable[[str], None]) -> Literal["staged", "lost"]:
-        """Rename the directory to its destination, unless another process was there first."""
-        try:
-            self._directory.rename(self._destination)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-            if (winner := existing_manifest(self._destination, self._source)) is None:
-                raise
-            self.manifest = winner
-            shutil.rmtree(self._directory, ignore_errors=True)
-            log(f"{self._destination} was published by another process meanwhile; its copy is kept")
-            return "lost"
-        fsync_directory(self._destination.parent)
-        remove_work_directory(self._destination)
-        return "staged"
+def _publish(directory: Path, destination: Path, source: Source) -> Manifest | None:
+    """Rename the directory to its destination; when another process was there first, return that one's manifest."""
+    try:
+        directory.rename(destination)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        if (winner := existing_manifest(destination, source)) is None:
+            raise
+        shutil.rmtree(directory, ignore_errors=True)
+        return winner
+    fsync_directory(destination.parent)
+    remove_work_directory(destination)
+    return None
 
 
 def _refuse(source: Source, destination: Path) -> None:
-    """Raise ModelError when a directory would be staged into itself, or a file's name leads to another place.
+    """Raise ModelError when there is nothing to stage, into the source itself, or a file whose name leads elsewhere.
 
     Refused are names outside of the destination and those of our own files: a hub's listing is somebody else's text.
     """
@@ -253,61 +213,45 @@ def _refuse(source: Source, destination: Path) -> None:
         inner, outer = destination.resolve(), source.directory.resolve()
         if inner == outer or outer in inner.parents or inner in outer.parents:
             raise ModelError("source and destination are one within the other", where=str(destination))
+    if not source.files:
+        raise ModelError("it holds no files to stage", where=source.name)
     for file in source.files:
         if not is_below(file.path) or PurePosixPath(file.path).parts[0] in (MANIFEST_NAME, WORK_DIRECTORY):
             raise ModelError(f"a file is named {file.path!r}, which cannot be staged", where=source.name)
 
 
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-@dataclass(frozen=True)
-class Stripe:
-    """Files of at least ``at_least`` bytes lie on ``count`` targets (-1: all), ``size`` on each in turn."""
-
-    at_least: int
-    count: int
-    size: str = "4M"
-
-
-DEFAULT = (Stripe(0, 1), Stripe(1 << 30, 4), Stripe(8 << 30, 8))
+DEFAULT_LAYOUTS = ((0, 1, "4M"), (1 << 30, 4, "4M"), (8 << 30, 8, "4M"))
 """A checkpoint of few large shards with one stripe each is read at the speed of one storage target. These follow common
 advice of sites (Lustre wiki, NERSC): small files on one target, files from 1 GiB on four, from 8 GiB on eight."""
 
 
 def striping(
-    policy: Sequence[Stripe] = DEFAULT,
+    layouts: Iterable[tuple[int, int, str]] | None = None,
     *,
     log: Callable[[str], None] = lambda text: None,
     run: CommandRunner = run,
-) -> Callable[[Path], CreateFile | None]:
+) -> LayOut:
     """Lustre striping, as `stage` takes it: a file's layout is fixed when it is created, before its first byte.
 
-    The staging directory gets the layout of the smallest files as its default; a larger file is created by
-    `lfs setstripe` before it is opened. Without `lfs` nothing is done. Where `lfs` refuses (the directory is not on
-    Lustre) that is said once.
+    Each of ``layouts`` (None: `DEFAULT_LAYOUTS`) says from how many bytes on a file gets it, on how many targets it
+    lies (-1: all), and how much on each in turn. The staging directory gets that of the smallest files as its default;
+    a larger file is created by `lfs setstripe` before it is opened. Without `lfs` nothing is done. Where `lfs` refuses
+    (the directory is not on Lustre) that is said once.
     """
+    chosen = sorted(DEFAULT_LAYOUTS if layouts is None else layouts, reverse=True) if shutil.which("lfs") else []
 
-    def layout(size: int) -> Stripe | None:
-        fitting = sorted((one for one in policy if size >= one.at_least), key=lambda one: one.at_least)
-        return fitting[-1] if fitting else None
+    def layout(size: int) -> tuple[int, int, str] | None:
+        return next((one for one in chosen if size >= one[0]), None)
 
-    def laid_out(path: Path, stripe: Stripe) -> bool:
-        done = run(["lfs", "setstripe", "-c", str(stripe.count), "-S", stripe.size, str(path)], timeout=60)
+    def lay_out(path: Path, size: int) -> None:
+        found = layout(size)
+        if found is None or (found == layout(0) and not path.is_dir()):
+            return
+        _, count, each = found
+        done = run(["lfs", "setstripe", "-c", str(count), "-S", each, str(path)], timeout=60)
         if not done.ok:
             log(f"{path}: not striped: {done.tail(1) or done}")
-        return done.ok
+            if path.is_dir():
+                chosen.clear()
 
-    def begin(directory: Path) -> CreateFile | None:
-        default = layout(0)
-        if not policy or shutil.which("lfs") is None or (default and not laid_out(directory, default)):
-            return None
-
-        def create(path: Path, size: int) -> None:
-            if (stripe := layout(size)) and stripe != default:
-                laid_out(path, stripe)
-
-        return create
-
-    return begin
+    return lay_out

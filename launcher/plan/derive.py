@@ -15,8 +15,8 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import result_filename
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
-from launcher.image.reference import PlannedImage, Reference, same_image, squash_name
-from launcher.plan.plan import Expected, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
+from launcher.image.reference import PlannedImage, Reference, squash_name
+from launcher.plan.plan import Expected, ModelCache, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
 from launcher.runner.file import Applied, RunnerFile, applies
 from launcher.runner.schema import Adjustment, ImageRule, Images, LaneRule, ModelRule
 
@@ -88,8 +88,13 @@ def known(applied: Sequence[Applied[Any]]) -> list[Finding]:
     return [Finding("known-problem", k.severity, k.message, place) for k, place in said if k is not None]
 
 
-def model_path(rule: ModelRule, benchmark: Benchmark, context: Context) -> str:
-    """The checkpoint: the host's override, the first candidate that is there, else what the rule has for that."""
+def model_path(rule: ModelRule, benchmark: Benchmark, context: Context) -> str | None:
+    """The checkpoint: the host's override, the first candidate that is there, else what the rule has for that.
+
+    None where the rule has no directory, since the benchmark's script downloads the checkpoint.
+    """
+    if not rule.path:
+        return None
     if rule.variable and context.host.get(rule.variable):
         return context.host[rule.variable]
     candidates = [rule.path] if isinstance(rule.path, str) else rule.path
@@ -105,7 +110,7 @@ def is_image(name: str, image: str) -> bool:
     if name == image:
         return True
     try:
-        return same_image(name, image)
+        return Reference.parse(name).uri == Reference.parse(image).uri
     except ConfigError:
         return False
 
@@ -134,12 +139,15 @@ def planned_image(
     environment = {"ENROOT_SQUASH_OPTIONS": rule.squash_options, "ENROOT_TRANSFER_RETRIES": str(rule.transfer_retries)}
     if rule.processors:
         environment["ENROOT_MAX_PROCESSORS"] = str(rule.processors)
-    environment |= {k: v.replace("{home}", context.host.get("HOME", "")) for k, v in rule.environment.items()}
+    own_environment = own.environment if own is not None else {}
+    environment |= {
+        k: v.replace("{home}", context.host.get("HOME", "")) for k, v in {**rule.environment, **own_environment}.items()
+    }
     return PlannedImage(
         reference=reference,
         uri=Reference.parse(reference).uri,
         squash=squash,
-        import_on=rule.import_on,
+        import_on=(own and own.import_on) or rule.import_on,
         role=role,
         lock=rule.lock.format(squash=squash, directory=directory, name=name.removesuffix(".sqsh")),
         lock_wait=rule.lock_wait,
@@ -152,18 +160,35 @@ def planned_image(
         processors=rule.processors,
         import_partition=rule.import_partition,
         import_options=tuple(rule.import_options),
+        shared=rule.shared,
     )
 
 
-def planned_model(file: RunnerFile, path: str, benchmark: Benchmark, rule: ModelRule, context: Context) -> PlannedModel:
-    storage = file.storage_of(path)
-    if path.startswith("hf:"):
-        return PlannedModel(path, benchmark.precision, "hub", ("login", "compute"))
+def planned_model(
+    rules: AppliedRules, path: str | None, context: Context, cache: ModelCache | None = None
+) -> PlannedModel:
+    """The checkpoint at a path of the runner file: what the file says of the storage, and of staging."""
+    rule, benchmark = rules.model.rule, rules.benchmark
+    if path is None or path.startswith("hf:"):
+        return PlannedModel(path, benchmark.precision, "hub", ("login", "compute"), id=benchmark.model, cache=cache)
+    storage = rules.file.storage_of(path)
     kind, seen_by = (storage.kind, tuple(storage.seen_by)) if storage else ("unknown", ("login", "compute"))
     source = fill(rule.source, context) if rule.stage and rule.source else None
     striping = storage.striping if storage else None
     layouts = None if striping is None else tuple((s.at_least, s.count, s.size) for s in striping)
-    return PlannedModel(path, benchmark.precision, kind, seen_by, source, layouts)
+    return PlannedModel(path, benchmark.precision, kind, seen_by, source, layouts, benchmark.model, cache)
+
+
+def expected_results(benchmark: Benchmark, context: Context) -> Expected:
+    """What the benchmark is to measure, and the name of its results."""
+    return Expected(
+        concurrencies=benchmark.concurrencies,
+        filename=result_stem(benchmark, context.runner_name),
+        mode="eval" if benchmark.eval_only else "agentic" if benchmark.agentic else "fixed",
+        run_eval=benchmark.run_eval,
+        isl=benchmark.isl,
+        osl=benchmark.osl,
+    )
 
 
 def shared_workspace(rules: AppliedRules, context: Context) -> str | None:
@@ -189,6 +214,15 @@ def partition_and_account(rules: AppliedRules, context: Context) -> tuple[str | 
         choose(scheduler.partition_variable, scheduler.partition),
         choose(scheduler.account_variable, scheduler.account),
     )
+
+
+def excluded_nodes(rules: AppliedRules, context: Context) -> list[str]:
+    """The nodes that the job must not get: those of the host's variable that a rule names, else the rule's own."""
+    nodes: list[str] = []
+    for rule in (excluded.rule for excluded in rules.file.excluded(rules.benchmark, power=rules.power)):
+        said = context.host.get(rule.variable) if rule.variable is not None else None
+        nodes += [n for n in said.split(",") if n] if said is not None else [rule.node]
+    return nodes
 
 
 def tags(rules: AppliedRules, context: Context) -> str:
@@ -238,16 +272,16 @@ def check_run_id(run_id: str) -> str:
 
 
 def whole_plan(
-    kind: str,
     rules: AppliedRules,
     context: Context,
     *,
     images: Sequence[PlannedImage],
-    model_path: str,
+    model: PlannedModel,
+    results: Expected,
     time_limit: str | None,
     details: dict[str, Any],
 ) -> Plan:
-    """The plan of a job of some kind, without findings.
+    """The plan of a job of the kind that the lane names, without findings.
 
     ``time_limit`` is in Slurm's notation, None when it is not known yet; ``details`` are what only this kind plans, in
     JSON values.
@@ -256,7 +290,7 @@ def whole_plan(
     partition, account = partition_and_account(rules, context)
     scheduler = runner.scheduler
     return Plan(
-        kind=kind,
+        kind=rules.lane.rule.kind,
         runner=runner.name,
         runner_name=context.runner_name,
         job_name=scheduler.job_name.format(runner=context.runner_name),
@@ -267,15 +301,8 @@ def whole_plan(
         scheduler=SchedulerPlan(scheduler.kind, partition, account, scheduler.backend, time_limit),
         workspace=WorkspacePlan(context.workspace, shared_workspace(rules, context)),
         images=tuple(images),
-        model=planned_model(rules.file, model_path, benchmark, rules.model.rule, context),
-        results=Expected(
-            concurrencies=benchmark.concurrencies,
-            filename=result_stem(benchmark, context.runner_name),
-            mode="eval" if benchmark.eval_only else "agentic" if benchmark.agentic else "fixed",
-            run_eval=benchmark.run_eval,
-            isl=benchmark.isl,
-            osl=benchmark.osl,
-        ),
+        model=model,
+        results=results,
         rules={"model": rules.model.where, "lane": rules.lane.where},
         narrow=context.narrow,
         details=details,

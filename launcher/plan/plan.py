@@ -27,25 +27,41 @@ SRTCTL = "srtctl"
 
 
 @dataclass(frozen=True)
+class ModelCache:
+    """A Hugging Face cache: the directory ``host`` of the node, which the container sees as ``at``."""
+
+    host: str
+    at: str
+
+
+@dataclass(frozen=True)
 class PlannedModel:
     """The checkpoint: a directory (``path``), or a Hugging Face repository (``hf:…``).
 
-    ``seen_by`` says which nodes can look at it: a login node that cannot is a fact here, never a skipped check.
-    ``source`` is what a run stages it from when it is not there (None: a run does not), ``striping`` how its files are
-    laid out on Lustre, as (at least so many bytes, targets, stripe size); None: by default.
+    ``path`` is None where the benchmark's script downloads the checkpoint, into ``cache`` where there is one. ``id`` is
+    its Hugging Face id as the row has it. ``seen_by`` says which nodes can look at it: a login node that cannot is a
+    fact here, never a skipped check. ``source`` is what a run stages it from when it is not there (None: a run does
+    not), ``striping`` how its files are laid out on Lustre, as (at least so many bytes, targets, stripe size); None: by
+    default.
     """
 
-    path: str
+    path: str | None
     precision: str
     storage: str
     seen_by: tuple[str, ...]
     source: str | None = None
     striping: tuple[tuple[int, int, str], ...] | None = None
+    id: str = ""
+    cache: ModelCache | None = None
 
 
 @dataclass(frozen=True)
 class Expected:
-    """The results that make this run good."""
+    """The results that make this run good, and the files that a job leaves in the workspace.
+
+    The lists are of names below ``directory``, with ``*`` and ``**``; a job that leaves its files in a directory of its
+    own has none. Without those of ``required`` the run has failed.
+    """
 
     concurrencies: tuple[int, ...]
     filename: str
@@ -53,6 +69,11 @@ class Expected:
     run_eval: bool
     isl: int | None
     osl: int | None
+    directory: str | None = None
+    required: tuple[str, ...] = ()
+    eval: tuple[str, ...] = ()
+    logs: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

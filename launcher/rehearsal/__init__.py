@@ -2,6 +2,7 @@
 
 They keep the contracts that were recorded of the real programs, so a rehearsed run goes the same way as a real one; all
 that they leave behind is marked as a rehearsal. Start with stand_ins.py: a run asks it for what to put on PATH, and for
-a checkpoint and a repository. srtctl_stand_in.py is the program, and srtctl_contract.py the files that it reads and
-writes (both in one would be 700 lines). engine_stand_in.py runs inside the job, and results.py has its numbers.
+a checkpoint and a repository, made of stand_ins.yaml. srtctl_stand_in.py is the program, and srtctl_contract.py the
+files that it reads and writes (both in one would be 600 lines). engine_stand_in.py runs inside the job, and results.py
+has its numbers.
 """

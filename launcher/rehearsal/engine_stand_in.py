@@ -19,7 +19,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from launcher.core import process
 from launcher.core.errors import ConfigError, LauncherError, suggest
 from launcher.rehearsal import results
 from launcher.rehearsal.results import Topology
-from launcher.rehearsal.srtctl_contract import load_cluster, resolve
+from launcher.rehearsal.srtctl_contract import MARK, load_cluster, resolve, shipped
 from launcher.srtctl.facts import facts
 
 RULE = "=" * 42
@@ -40,31 +40,11 @@ CONFIG_WAIT = 20.0
 
 FAULTS = "LAUNCHER_REHEARSAL_FAULTS"
 
-SUBMISSION_FAULTS = {
-    "silent": "the job is submitted, srtctl prints nothing about it and exits with 0",
-    "two-ids": "the job is submitted twice",
-    "fail": "nothing is submitted, as when sbatch refuses",
-    "no-json": "an older srtctl, which does not know --json",
-    "no-no-preflight": "an older srtctl, which does not know --no-preflight",
-    "no-log": "the job's log never appears",
-}
-
-JOB_FAULTS = {
-    "slow-start": "=SECONDS: the time until the servers are healthy",
-    "worker-death": "a decode worker dies after the first concurrency",
-    "partial-results": "the last concurrency has no result, and the job exits with 0",
-    "zero-tokens": "results with no output token",
-    "exit": "=CODE: everything works, but the job ends with this exit code",
-    "truncated-json": "the last result is cut in half",
-    "nan": "the last result has a NaN",
-    "hang": "the job never ends after its first concurrency",
-}
-
 
 def faults(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The faults asked for, name to value ("" without one). Raises ConfigError for one that does not exist."""
+    """The faults asked for, name to value ("" without one). Raises ConfigError for one that stand_ins.yaml lacks."""
     asked = (os.environ if environ is None else environ).get(FAULTS, "")
-    known = SUBMISSION_FAULTS | JOB_FAULTS
+    known = shipped().faults
     found: dict[str, str] = {}
     for item in filter(None, (part.strip() for part in asked.split(","))):
         name, _, value = item.partition("=")
@@ -75,9 +55,9 @@ def faults(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Run the job of a command line. Returns its exit code."""
-    output, config_name, *_ = [*(sys.argv[1:] if argv is None else argv), "config.yaml"]
+    output, config_name, *_ = [*sys.argv[1:], "config.yaml"]
     return run_job(Path(output), config_name, os.environ)
 
 
@@ -149,9 +129,10 @@ class _Orchestrator:
         self.faults = faults(environ)
         self.seconds = float(environ.get("LAUNCHER_REHEARSAL_SECONDS") or 0.3)
         self.per_node = self.facts.gpus_per_node or 4
-        self.topology = self._topology()
+        sides = self._sides()
+        self.topology = Topology(*sides[0][1:], *sides[-1][1:], aggregated=len(sides) == 1)
         self.nodes = self._nodes()
-        self.workers = self._workers()
+        self.workers = self._workers(sides)
         self.model = self.facts.served_model_name or Path(str(self.facts.model_path)).name
 
     def run(self) -> int:
@@ -166,15 +147,15 @@ class _Orchestrator:
             raise FileNotFoundError(f"Container image path does not exist: {container}")
         _log("INFO", "Sweep Orchestrator", f"Job ID: {self.job_id}", f"Run name: {name}_{self.job_id}")
         _log("INFO", f"Head node: {self.nodes[0]}", f"Worker nodes: {', '.join(self.nodes)}")
-        lock = {"lock": {"job_id": self.job_id, "nodes": self.nodes, **results.MARK}}
+        lock = {"lock": {"job_id": self.job_id, "nodes": self.nodes, **MARK}}
         (self.output / "recipe.lock.yaml").write_text(f"{self.text}\n{yaml.safe_dump(lock, sort_keys=False)}")
         _log("INFO", f"Wrote lockfile: {self.output / 'recipe.lock.yaml'}")
-        self._json("resource_snapshot.json", {"nodes": self.nodes, "gpus": self.topology.gpus, **results.MARK})
+        self._json("resource_snapshot.json", {"nodes": self.nodes, "gpus": self.topology.gpus, **MARK})
         for worker in self.workers:
             started = f"Starting {worker.role} worker {worker.index} on {worker.node}"
             _log("INFO", started, f"Log: {self.logs / worker.log}")
             (self.logs / worker.log).write_text(f"rehearsal: {worker.role} worker {worker.index} is ready\n")
-            fingerprint = {"arch": os.uname().machine, **results.MARK}
+            fingerprint = {"arch": os.uname().machine, **MARK}
             self._json(f"fingerprint_{worker.role}_w{worker.index}.json", fingerprint)
         _log("INFO", f"Started {len(self.workers)} worker processes")
         (self.logs / f"{self.nodes[0]}_frontend_0.out").write_text("rehearsal: frontend is ready\n")
@@ -191,7 +172,7 @@ class _Orchestrator:
                 shutil.copy(self.output / file, self.logs / file)
                 _log("INFO", f"Copied {file} to log directory")
         benchmark = {"model": self.model, "isl": self.facts.isl, "osl": self.facts.osl}
-        rollup = {"benchmark_type": self.facts.benchmark_type, "config": benchmark, **results.MARK}
+        rollup = {"benchmark_type": self.facts.benchmark_type, "config": benchmark, **MARK}
         self._json("benchmark-rollup.json", rollup)
         return code or int(self.faults.get("exit") or 0)
 
@@ -282,17 +263,16 @@ class _Orchestrator:
         (self.logs / "eval.out").write_text("rehearsal: evaluated\n")
         _log("INFO", "Eval completed successfully")
 
-    def _topology(self) -> Topology:
+    def _sides(self) -> list[tuple[str, int, int]]:
+        """Role, workers and GPUs of a worker: prefill and decode, or aggregated workers alone."""
         facts = self.facts
         if facts.aggregated is not None and facts.aggregated.workers:
-            side = facts.aggregated
-            workers, gpus = side.workers or 1, side.gpus_per_worker or self.per_node
-            return Topology(workers, gpus, workers, gpus, aggregated=True)
-        prefill, decode = facts.prefill, facts.decode
-        if prefill is None or decode is None:
+            sides = [("agg", facts.aggregated)]
+        elif facts.prefill is not None and facts.decode is not None:
+            sides = [("prefill", facts.prefill), ("decode", facts.decode)]
+        else:
             raise ValueError("the recipe has neither aggregated workers nor prefill and decode ones")
-        sides = [(side.workers or 1, side.gpus_per_worker or self.per_node) for side in (prefill, decode)]
-        return Topology(*sides[0], *sides[1])
+        return [(role, side.workers or 1, side.gpus_per_worker or self.per_node) for role, side in sides]
 
     def _nodes(self) -> list[str]:
         listed = self.environ.get("SLURM_JOB_NODELIST", "")
@@ -302,13 +282,8 @@ class _Orchestrator:
                 return done.stdout.split()
         return [f"node{i + 1:02d}" for i in range(self.facts.nodes or 1)]
 
-    def _workers(self) -> list[_Worker]:
+    def _workers(self, sides: list[tuple[str, int, int]]) -> list[_Worker]:
         """The workers on the nodes in order. A side, and a worker that does not fit on a node, begin a new node."""
-        t = self.topology
-        if t.aggregated:
-            sides = [("agg", t.decode_workers, t.decode_gpus)]
-        else:
-            sides = [("prefill", t.prefill_workers, t.prefill_gpus), ("decode", t.decode_workers, t.decode_gpus)]
         workers, used = [], 0  # GPUs, those left over at the ends of nodes included
         for role, count, gpus in sides:
             for index in range(count):

@@ -18,7 +18,6 @@ name, the superblock last; SIGTERM leaves nothing, SIGKILL a partial file and a 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import hashlib
 import json
@@ -29,7 +28,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -130,24 +129,29 @@ def _import(uri: str, output: str, environ: Mapping[str, str]) -> None:
 
 def _write(target: Path, image: bytes, fail: str, slow: float) -> None:
     """Body first and superblock last, as mksquashfs does: until the end the file begins with zeros."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        raise _Failed("[ERROR] terminated", 128 + number)
+
     head, body = image[:96], image[96:]
-    with _removed_when_terminated(target):
-        try:
-            with target.open("wb") as file:  # no O_EXCL: two imports into one name both "succeed", as recorded
-                for part in (bytes(96), body[: len(body) // 2]):
-                    file.write(part)
-                file.flush()
-                if fail == "nospace":
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                time.sleep(slow)
-                file.write(body[len(body) // 2 :])
-                file.seek(0)
-                file.write(head)
-        except OSError as error:
-            target.unlink(missing_ok=True)
-            raise _Failed(
-                f"Write failed because {error.strerror}\nFATAL ERROR: Failed to write to output filesystem"
-            ) from None
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        with target.open("wb") as file:  # no O_EXCL: two imports into one name both "succeed", as recorded
+            for part in (bytes(96), body[: len(body) // 2]):
+                file.write(part)
+            file.flush()
+            if fail == "nospace":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            time.sleep(slow)
+            file.write(body[len(body) // 2 :])
+            file.seek(0)
+            file.write(head)
+    except (OSError, _Failed) as error:
+        target.unlink(missing_ok=True)
+        if isinstance(error, _Failed):
+            raise
+        said = f"Write failed because {error.strerror}\nFATAL ERROR: Failed to write to output filesystem"
+        raise _Failed(said) from None
     if fail in ("truncate", "empty"):
         os.truncate(target, len(image.rstrip(b"\0")) // 2 if fail == "truncate" else 0)
 
@@ -174,19 +178,6 @@ def _faults(environ: Mapping[str, str]) -> dict[str, str]:
             if counter.tell() > int(faults["fail_times"]):
                 faults.pop("fail", None)
     return faults
-
-
-@contextlib.contextmanager
-def _removed_when_terminated(target: Path) -> Iterator[None]:
-    def leave(number: int, frame: object) -> NoReturn:
-        target.unlink(missing_ok=True)
-        raise _Failed("[ERROR] terminated", 128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 # Squashfs 4.0, as the kernel has it (fs/squashfs/squashfs_fs.h). Images are written without mksquashfs, so that a

@@ -29,9 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_NAME = "closed queueing network: prefill queue and batched decode, Schweitzer's mean values (launcher/rehearsal)"
-
-MARK: Mapping[str, Any] = {"rehearsal": True, "rehearsal_note": f"nothing was measured; numbers from a {_NAME}"}
+from launcher.rehearsal.srtctl_contract import MARK, shipped
 
 PREFILL_RATE = 16000.0
 """Input tokens that one GPU prefills in a second."""
@@ -218,66 +216,23 @@ def eval_documents(environ: Mapping[str, str], concurrencies: Sequence[int], mod
     One concurrency is named plainly; several are staged with ``_conc<N>``, and meta_env.json lists them.
     """
     several = len(concurrencies) > 1
-    task, stamp = "gsm8k", time.strftime("%Y-%m-%dT%H-%M-%S.000000")
-    filters = [{"name": "strict-match"}, {"name": "flexible-extract"}]
+    stamp = time.strftime("%Y-%m-%dT%H-%M-%S.000000")
     files: dict[str, Any] = {}
     for concurrency in concurrencies:
         suffix = f"_conc{concurrency}" if several else ""
-        files[f"results_{stamp}{suffix}.json"] = {
-            "results": {
-                task: {
-                    "alias": task,
-                    "exact_match,strict-match": 0.95,
-                    "exact_match_stderr,strict-match": 0.006,
-                    "exact_match,flexible-extract": 0.95,
-                    "exact_match_stderr,flexible-extract": 0.006,
-                }
-            },
-            "configs": {task: {"task": task, "metric_list": [{"metric": "exact_match"}], "filter_list": filters}},
-            "n-samples": {task: {"original": 1319, "effective": 1319}},
-            "model_name": model,
-            "lm_eval_version": "0.0.0+rehearsal",
-            **MARK,
-        }
-        files[f"samples_{task}_{stamp}{suffix}.jsonl"] = {"doc_id": 0, "exact_match": 1.0, **MARK}
-    files["meta_env.json"] = _meta(environ, concurrencies, model, several)
-    return files
-
-
-def _meta(environ: Mapping[str, str], concurrencies: Sequence[int], model: str, several: bool) -> dict[str, Any]:
-    def number(name: str) -> int:
-        said = environ.get(name, "")
-        return int(said) if said.isdecimal() else 1
-
-    def truth(name: str) -> bool:
-        return environ.get(name, "").lower() in ("1", "true", "yes", "on")
-
-    sides: dict[str, Any] = {}
-    for side in ("PREFILL", "DECODE"):
-        key = side.lower()
-        sides |= {f"{key}_tp": number(f"{side}_TP"), f"{key}_ep": number(f"{side}_EP")}
-        sides |= {f"{key}_pp": 1, f"{key}_dcp_size": 1, f"{key}_pcp_size": 1}
-        sides |= {f"{key}_dp_attention": truth(f"{side}_DP_ATTN"), f"{key}_num_workers": number(f"{side}_NUM_WORKERS")}
+        files[f"results_{stamp}{suffix}.json"] = {**shipped().lm_eval, "model_name": model, **MARK}
+        files[f"samples_gsm8k_{stamp}{suffix}.jsonl"] = {"doc_id": 0, "exact_match": 1.0, **MARK}
+    said = {key: environ.get(variable) or default for key, (variable, default) in shipped().meta_env.words.items()}
+    numbers = {key: environ.get(variable, "") for key, variable in shipped().meta_env.numbers.items()}
+    flags = {key: environ.get(variable, "").lower() for key, variable in shipped().meta_env.flags.items()}
     lists = {"eval_concs": [*concurrencies], "completed_eval_concs": [*concurrencies], "failed_eval_concs": []}
-    return {
-        "is_multinode": truth("IS_MULTINODE"),
-        "framework": environ.get("FRAMEWORK") or "unknown",
-        "precision": environ.get("PRECISION") or "unknown",
-        "spec_decoding": environ.get("SPEC_DECODING", ""),
-        "recipe_fingerprint": environ.get("RECIPE_FINGERPRINT", ""),
-        "tp": sides["prefill_tp"],
-        "pp": 1,
-        "dcp_size": 1,
-        "pcp_size": 1,
+    files["meta_env.json"] = {
+        **said,
+        **{key: int(text) if text.isdecimal() else 1 for key, text in numbers.items()},
+        **{key: text in ("1", "true", "yes", "on") for key, text in flags.items()},
         "conc": concurrencies[0],
         **(lists if several else {}),
-        "ep": sides["prefill_ep"],
-        "dp_attention": sides["prefill_dp_attention"],
-        **sides,
         "model": model,
-        "infmax_model_prefix": environ.get("MODEL_PREFIX") or "unknown",
-        "hw": environ.get("RUNNER_TYPE") or "unknown",
-        "isl": environ.get("ISL", "0"),
-        "osl": environ.get("OSL", "0"),
         **MARK,
     }
+    return files

@@ -1,9 +1,10 @@
 """The files that srtctl reads, refuses, resolves and writes, as the stand-ins do it.
 
-Known from recorded runs of srt-slurm c88ef731 and its source (``core/config.py``, ``core/schema.py``,
-``core/validation.py``). Kept are the search for srtslurm.yaml, which one bad key invalidates as a whole; defaults and
-aliases; the schema's errors about top-level keys, `model`, `resources` and `slurm`; the texts of preflight. Not kept
-are sweeps, and the fields of `backend`, `benchmark` and `frontend`, whose names change from commit to commit.
+Known from recorded runs of srt-slurm c88ef731 and its source (``core/config.py``, ``core/validation.py``; what its
+schema declares is in the tables of `launcher.check`, and in stand_ins.yaml). Kept are the search for srtslurm.yaml,
+which one bad key invalidates as a whole; defaults and aliases; the schema's errors about top-level keys, `model`,
+`resources` and `slurm`; the texts of preflight. Not kept are sweeps, and the fields of `backend`, `benchmark` and
+`frontend`, whose names change from commit to commit.
 """
 
 from __future__ import annotations
@@ -14,83 +15,60 @@ import os
 import shlex
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import yaml
 
 import launcher
+from launcher.check.schema_validation import ROOT, Type, accepts, parse
+from launcher.check.srtctl_schema import Schemas
 from launcher.core.publish import write_text
-from launcher.rehearsal.results import MARK
 from launcher.srtctl import recipe
 from launcher.srtctl.facts import facts as recipe_facts
 
 LOCAL_JOBS = "LAUNCHER_LOCAL_JOBS"
 """This variable names the jobs directory of the embedded scheduler; without it jobs go to Slurm."""
 
-Kind = Literal["str", "int", "bool", "strings", "ints", "any"]
+MARK: Mapping[str, Any] = {
+    "rehearsal": True,
+    "rehearsal_note": "nothing was measured; numbers from a closed queueing network: prefill queue and batched decode, "
+    "Schweitzer's mean values (launcher/rehearsal)",
+}
+"""What every document of a rehearsal says."""
 
-CLUSTER: Mapping[str, Kind] = {
-    "cluster": "str",
-    "default_account": "str",
-    "default_partition": "str",
-    "default_time_limit": "str",
-    "gpus_per_node": "int",
-    "network_interface": "str",
-    "use_gpus_per_node_directive": "bool",
-    "use_segment_sbatch_directive": "bool",
-    "use_exclusive_sbatch_directive": "bool",
-    "use_het_jobs": "bool",
-    "default_sbatch_directives": "strings",
-    "default_health_check": "ints",
-    "srtctl_root": "str",
-    "output_dir": "str",
-    "model_paths": "strings",
-    "containers": "strings",
-    "cloud": "strings",
-    "default_mounts": "strings",
-    "default_bash_preamble": "str",
-    "reporting": "any",
-    "telemetry": "any",
-    "nginx_raise_ulimit": "bool",
-}
-"""The keys of srtslurm.yaml."""
+RECORDED = "v1.0.68"
+"""The version of srt-slurm that was recorded: c88ef731."""
 
-RECIPE: Mapping[str, Kind] = {
-    "name": "str",
-    "model": "any",
-    "resources": "any",
-    **dict.fromkeys(("slurm", "backend", "frontend", "dynamo", "benchmark", "profiling", "output"), "any"),
-    **dict.fromkeys(("health_check", "infra", "observability", "telemetry", "identity", "reporting"), "any"),
-    "environment": "strings",
-    "container_mounts": "any",
-    "extra_mount": "any",
-    "srun_options": "strings",
-    "sbatch_directives": "strings",
-    "enable_config_dump": "bool",
-    "setup_script": "str",
-}
 
-_SECTIONS: Mapping[str, Mapping[str, Kind]] = {
-    "model": {"path": "str", "container": "str", "precision": "str", "stage_dir": "str"},
-    "resources": {
-        "gpu_type": "str",
-        "gpus_per_node": "int",
-        **{f"{side}_{what}": "int" for side in ("prefill", "decode", "agg") for what in ("nodes", "workers")},
-        **{f"gpus_per_{side}": "int" for side in ("prefill", "decode", "agg")},
-        "spread_workers": "bool",
-        "het_jobs": "bool",
-    },
-    "slurm": {"account": "str", "partition": "str", "time_limit": "str"},
-}
-_REQUIRED = {
-    "": ("name", "model", "resources"),
-    "model": ("path", "container", "precision"),
-    "resources": ("gpu_type",),
-}
-_BACKENDS = ("sglang", "trtllm", "vllm", "mocker")
+class MetaEnv(msgspec.Struct):
+    """Of keys of meta_env.json: the variable that says it, and what it is without one (1 for numbers, else false)."""
+
+    words: dict[str, tuple[str, str]]
+    numbers: dict[str, str]
+    flags: dict[str, str]
+
+
+class Shipped(msgspec.Struct):
+    """The facts and texts of stand_ins.yaml, which says what each is."""
+
+    cluster: dict[str, str]
+    faults: dict[str, str]
+    repository: dict[str, str]
+    checkpoint: dict[str, dict[str, Any]]
+    lm_eval: dict[str, Any]
+    meta_env: MetaEnv
+
+
+@cache
+def shipped() -> Shipped:
+    """What the stand-ins are made of."""
+    return msgspec.yaml.decode(Path(__file__).with_name("stand_ins.yaml").read_bytes(), type=Shipped)
 
 
 class Refused(ValueError):
@@ -110,7 +88,7 @@ def load_cluster(environ: Mapping[str, str], cwd: Path) -> tuple[dict[str, Any],
         document = yaml.safe_load(found.read_text())
     except yaml.YAMLError as error:
         return {}, f"Failed to load or validate srtslurm.yaml: {error}"
-    wrong = complaints(document, CLUSTER)
+    wrong = complaints(document, shipped().cluster)
     if wrong:
         return {}, f"Failed to load or validate srtslurm.yaml: {wrong}"
     return {k: v for k, v in document.items() if v is not None}, None
@@ -130,47 +108,45 @@ def load_recipe(path: Path) -> Any:
     return document
 
 
-def complaints(document: Any, fields: Mapping[str, Kind], required: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The errors of marshmallow about a mapping, by field; {} for a valid one."""
+def complaints(document: Any, fields: Mapping[str, str]) -> dict[str, Any]:
+    """The errors of marshmallow about a mapping of fields and their types, by field; {} for a valid one."""
     if not isinstance(document, Mapping):
         return {"_schema": ["Invalid input type."]}
     wrong: dict[str, Any] = {}
-    for name, kind in fields.items():
-        if name in required and name not in document:
+    for name, text in fields.items():
+        if name not in document and text.endswith("!"):
             wrong[name] = ["Missing data for required field."]
-        elif document.get(name) is not None and (complaint := _complaint(document[name], kind)):
+        elif document.get(name) is not None and (complaint := _complaint(document[name], parse(text.replace(" ", "")))):
             wrong[name] = complaint
     return wrong | {name: ["Unknown field."] for name in document if name not in fields}
 
 
-def _complaint(value: Any, kind: Kind) -> Any:
-    if kind == "str":
-        return None if isinstance(value, str) else ["Not a valid string."]
-    if kind == "int":
-        whole = isinstance(value, (int, float)) or (isinstance(value, str) and value.lstrip("-").isdecimal())
-        return None if whole else ["Not a valid integer."]
-    if kind == "bool":
-        known = str(value).lower() in ("true", "false", "1", "0", "yes", "no", "on", "off", "t", "f", "y", "n")
-        return None if known else ["Not a valid boolean."]
-    if kind == "any":
-        return None
-    if not isinstance(value, Mapping):
+_COMPLAINTS = {"str": "Not a valid string.", "int": "Not a valid integer.", "bool": "Not a valid boolean."}
+
+
+def _complaint(value: Any, kind: Type) -> Any:
+    if kind.kind == "dict" and not isinstance(value, Mapping):
         return ["Not a valid mapping type."]
-    inner: Kind = "str" if kind == "strings" else "int"
-    wrong = {k: {"value": said} for k, v in value.items() if (said := _complaint(v, inner))}
-    return wrong or None
+    if kind.kind == "dict":
+        inner = kind.of[1] if kind.of else parse("any")
+        return {k: {"value": said} for k, v in value.items() if (said := _complaint(v, inner))}
+    return [_COMPLAINTS[kind.kind]] if kind.kind in _COMPLAINTS and not accepts(kind, value) else None
 
 
 def recipe_complaints(document: Mapping[str, Any]) -> dict[str, Any]:
     """The schema's errors about one resolved recipe, as far as the schema is kept here."""
-    wrong = complaints(document, RECIPE, _REQUIRED[""])
-    for name, fields in _SECTIONS.items():
-        if name in document and (said := complaints(document[name], fields, _REQUIRED.get(name, ()))):
+    schema = Schemas().get(RECORDED, None)
+    assert schema is not None
+    fields = schema.classes[ROOT]
+    wrong = complaints(document, fields)
+    for name in ("model", "resources", "slurm"):
+        if name in document and (said := complaints(document[name], schema.classes[parse(fields[name]).of[0]])):
             wrong[name] = said
     backend = document.get("backend")
     kind = backend.get("type", "sglang") if isinstance(backend, Mapping) else "sglang"
-    if kind not in _BACKENDS:
-        wrong["backend"] = [f"Unknown backend type: {kind!r}. Supported types: {', '.join(_BACKENDS)}"]
+    if kind not in schema.backends:
+        known = ", ".join(schema.backends)
+        wrong["backend"] = [f"Unknown backend type: {kind!r}. Supported types: {known}"]
     return wrong
 
 
@@ -233,7 +209,7 @@ def _availability(
 
 
 def _topology(resources: Mapping[str, Any]) -> list[str]:
-    number = {key: resources.get(key) or 0 for key in _SECTIONS["resources"]}
+    number = defaultdict(int, {key: value or 0 for key, value in resources.items()})
     split = [k for k in ("prefill_nodes", "decode_nodes", "prefill_workers", "decode_workers") if k in resources]
     joint = [k for k in ("agg_nodes", "agg_workers") if k in resources]
     if split and joint:

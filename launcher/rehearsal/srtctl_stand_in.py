@@ -148,7 +148,7 @@ class _Command:
         if plain and selector:
             _log("WARNING", f"Selector ':{selector}' ignored — config is not an override file")
         try:
-            variants = [recipe.Variant("", None, (), document)] if plain else recipe.variants(document, selector)
+            variants = recipe.variants(document, None if plain else selector)
         except ConfigError as error:
             raise Refused(_refusal(document, selector or "") or error.message) from None
         if self.arguments.command == "preflight":

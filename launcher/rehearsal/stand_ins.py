@@ -13,7 +13,6 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import launcher
 from launcher.core.errors import ModelError, SubmissionError
@@ -21,7 +20,7 @@ from launcher.core.process import run
 from launcher.core.publish import fsync_directory, fsync_file, publishing, publishing_directory
 from launcher.model.checkpoint import REHEARSAL_KEY, examine
 from launcher.plan.plan import SRTCTL, Plan
-from launcher.rehearsal.srtctl_contract import CLUSTER, LOCAL_JOBS, Kind
+from launcher.rehearsal.srtctl_contract import LOCAL_JOBS, shipped
 from launcher.run.kind import Tools
 from launcher.srtctl.planned import SrtctlJob
 
@@ -41,8 +40,9 @@ class StandIns(Tools):
 
     def make_inputs(self, plan: Plan) -> None:
         """Make the plan's checkpoint, and the repository in the place of srt-slurm. Raises LauncherError."""
-        if not plan.model.path.startswith("hf:") and "login" in plan.model.seen_by:
-            ensure_model(Path(plan.model.path), plan.model.precision)
+        path = plan.model.path
+        if path is not None and not path.startswith("hf:") and "login" in plan.model.seen_by:
+            ensure_model(Path(path), plan.model.precision)
         if plan.kind == SRTCTL:
             ensure_repository(Path(SrtctlJob.of(plan).srt_slurm.repository).parent)
 
@@ -87,35 +87,6 @@ REPOSITORY_NAME = f"srt-slurm-{REPOSITORY_SHA[:12]}"
 
 _AUTHOR = {"NAME": "launcher", "EMAIL": "launcher@localhost", "DATE": "2026-01-01T00:00:00+00:00"}
 
-_TYPES: dict[Kind, str] = {
-    "str": "str | None",
-    "int": "int | None",
-    "bool": "bool | None",
-    "strings": "dict[str, str] | None",
-    "ints": "dict[str, int] | None",
-    "any": "dict | None",
-}
-
-_REPOSITORY_FILES = {
-    ".gitignore": "bin/\noutputs/\nsrtslurm.yaml\nconfigs/nats-server\nconfigs/etcd\n",
-    "Makefile": "ARCH ?= $(shell uname -m)\n\nsetup:\n\tsh setup $(ARCH)\n\n.PHONY: setup\n",
-    "README.md": "A rehearsal's stand-in for srt-slurm. Nothing here runs a model.\n",
-    "configs/README.md": "What `setup` makes lies beside this file.\n",
-    "recipes/README.md": "Recipes are laid over this directory.\n",
-    "setup": """#!/bin/sh
-# Makes empty stand-ins for the programs that srt-slurm's `make setup` downloads. Usage: sh setup [ARCH]
-set -eu
-mkdir -p bin configs
-for program in bin/uv bin/tachometer-scraper configs/nats-server configs/etcd; do
-    printf '#!/bin/sh\\nexit 0\\n' > "$program"
-    chmod +x "$program"
-done
-""",
-    "src/srtctl/core/schema.py": '"""The keys of srtslurm.yaml."""\n\n\nclass ClusterConfig:\n'
-    + "".join(f"    {name}: {_TYPES[kind]} = None\n" for name, kind in CLUSTER.items()),
-}
-"""What the launcher and the stand-in for srtctl look for in srt-slurm, path to text."""
-
 
 def ensure_repository(directory: Path) -> Path:
     """Have the repository below ``directory``, and return its path, which git can clone.
@@ -136,7 +107,9 @@ def ensure_repository(directory: Path) -> Path:
 
 
 def _make_repository(directory: Path) -> None:
-    for name, text in _REPOSITORY_FILES.items():
+    fields = "".join(f"    {name}: {kind} | None = None\n" for name, kind in shipped().cluster.items())
+    schema = f'"""The keys of srtslurm.yaml."""\n\n\nclass ClusterConfig:\n{fields}'
+    for name, text in {**shipped().repository, "src/srtctl/core/schema.py": schema}.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -159,24 +132,6 @@ def _make_repository(directory: Path) -> None:
             raise SubmissionError(f"the rehearsal's repository cannot be made: {done}", where=str(directory))
 
 
-_VOCABULARY = ("[UNK]", "[BOS]", "[EOS]", *(f"word{number}" for number in range(61)))
-
-_DECLARED: Mapping[str, tuple[dict[str, Any], tuple[str, int]]] = {
-    "bf16": ({}, ("BF16", 2)),
-    "fp8": ({"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}, ("F8_E4M3", 1)),
-    "fp4": ({"quant_method": "modelopt", "quant_algo": "NVFP4", "producer": {"name": "launcher"}}, ("U8", 1)),
-    "int4": (
-        {
-            "quant_method": "compressed-tensors",
-            "format": "pack-quantized",
-            "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int", "group_size": 32}}},
-        },
-        ("I32", 4),
-    ),
-}
-"""By precision: the quantization_config, and how the weights are stored (dtype, bytes an element)."""
-
-
 def ensure_model(directory: Path, precision: str) -> Path:
     """Have a tiny whole checkpoint of ``precision`` (``bf16 fp8 fp4 int4``) at ``directory``, and return the directory.
 
@@ -184,8 +139,9 @@ def ensure_model(directory: Path, precision: str) -> Path:
     `launcher.model.checkpoint.require` refuses it in other runs. Raises ModelError for another precision, and when
     something else is at ``directory``, which is never touched.
     """
-    if precision not in _DECLARED:
-        raise ModelError(f"no rehearsal checkpoint of precision {precision!r}: there are {', '.join(_DECLARED)}")
+    known = shipped().checkpoint["weights"]
+    if precision not in known:
+        raise ModelError(f"no rehearsal checkpoint of precision {precision!r}: there are {', '.join(known)}")
 
     def usable(path: Path) -> bool:
         verdict = examine(path, precision=precision)
@@ -207,40 +163,21 @@ def ensure_model(directory: Path, precision: str) -> Path:
 
 
 def _write_model(directory: Path, precision: str) -> None:
-    quantisation, (dtype, width) = _DECLARED[precision]
+    facts = shipped().checkpoint
+    dtype, width = facts["weights"][precision]
+    config = {REHEARSAL_KEY: True, **facts["documents"]["config.json"]}
+    if facts["quantization"][precision]:
+        config["quantization_config"] = facts["quantization"][precision]
     # By shard: its one tensor, with dtype, shape and bytes an element.
     shards = {
-        "model-00001-of-00002.safetensors": ("model.embed_tokens.weight", "BF16", [len(_VOCABULARY), 16], 2),
+        "model-00001-of-00002.safetensors": ("model.embed_tokens.weight", "BF16", [config["vocab_size"], 16], 2),
         "model-00002-of-00002.safetensors": ("model.layers.0.mlp.down_proj.weight", dtype, [16, 32], width),
     }
-    documents: dict[str, Any] = {
-        "config.json": {
-            REHEARSAL_KEY: True,
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "torch_dtype": "bfloat16",
-            "vocab_size": len(_VOCABULARY),
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            **({"quantization_config": quantisation} if quantisation else {}),
-        },
-        "tokenizer.json": {
-            "version": "1.0",
-            "added_tokens": [],
-            "pre_tokenizer": {"type": "Whitespace"},
-            "model": {
-                "type": "WordLevel",
-                "vocab": {word: number for number, word in enumerate(_VOCABULARY)},
-                "unk_token": "[UNK]",
-            },
-        },
-        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]"},
-        "model.safetensors.index.json": {
-            "metadata": {"total_size": sum(math.prod(shape) * width for _, _, shape, width in shards.values())},
-            "weight_map": {tensor: shard for shard, (tensor, *_) in shards.items()},
-        },
+    index = {
+        "metadata": {"total_size": sum(math.prod(shape) * width for _, _, shape, width in shards.values())},
+        "weight_map": {tensor: shard for shard, (tensor, *_) in shards.items()},
     }
+    documents = {**facts["documents"], "config.json": config, "model.safetensors.index.json": index}
     for name, document in documents.items():
         (directory / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     for name, (tensor, kind, shape, width) in shards.items():

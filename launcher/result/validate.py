@@ -123,6 +123,22 @@ def read_agentic_result(path: Path, *, expected_concurrency: int) -> Point | Inv
         return Invalid(path, str(unusable))
 
 
+def read_only_result(
+    path: Path, *, concurrency: int, gpus: int, agentic: bool, osl: int | None = None
+) -> Point | Invalid:
+    """Read the one result of a job that measures one concurrency: its file's name says nothing that can be checked.
+
+    A fixed one is benchmark_serving.py's, with the keys of sa-bench; an agentic one is as `read_agentic_result` has it.
+    Never raises for what the file holds or for a file that cannot be read.
+    """
+    try:
+        if agentic:
+            return _agentic_point(path, concurrency, _load(path))
+        return _fixed_point(path, FileName(concurrency, gpus), _load(path), osl)
+    except _Unusable as unusable:
+        return Invalid(path, str(unusable))
+
+
 def is_json_object(path: Path) -> bool:
     """Whether a file can be read and holds a JSON object."""
     try:
@@ -187,7 +203,7 @@ def _fixed_point(path: Path, name: FileName, document: Mapping[str, msgspec.Raw]
     concurrency, total, output, completed = (_number(document, key) for key in _NEEDED)
     numbers = {key: _number(document, key) for key in document if key.endswith("ms") or "tpot" in key}
     if concurrency != name.concurrency:
-        raise _Unusable(f"max_concurrency is {concurrency:g}, its file name says {name.concurrency}")
+        raise _Unusable(f"max_concurrency is {concurrency:g}, expected {name.concurrency}")
     if completed < 1:
         raise _Unusable("no request was completed")
     tokens = _number_if_any(document, "total_output_tokens")
@@ -234,7 +250,7 @@ def _agentic_point(path: Path, concurrency: int, document: Mapping[str, msgspec.
     if completed < 1:
         raise _Unusable("no request succeeded")
     if (said := _number_if_any(document, "conc")) not in (None, concurrency):
-        raise _Unusable(f"conc is {said:g}, its file name says {concurrency}")
+        raise _Unusable(f"conc is {said:g}, expected {concurrency}")
     parts = {key: _value(document[key]) for key in ("request_accounting", "request_metrics") if key in document}
     failed, metrics = _within(parts.get("request_accounting"), "records_error_dropped"), parts.get("request_metrics")
     gpus = (_number_if_any(document, key) for key in ("num_prefill_gpu", "num_decode_gpu"))

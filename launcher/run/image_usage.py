@@ -28,7 +28,8 @@ def _images_of(record: RunRecord) -> list[str]:
     with contextlib.suppress(ConfigError):
         planned = [image.squash for image in record.plan.images]
     had = record.step("images").facts.get("images", ())
-    return list(dict.fromkeys([*planned, *(i["planned"] for i in had if "planned" in i), *(i["squash"] for i in had)]))
+    used = [image.get(key) for key in ("planned", "squash") for image in had]
+    return list(dict.fromkeys([*planned, *filter(None, used)]))
 
 
 def mark_used_by(record: RunRecord) -> Callable[[Path], None]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launcher.core.errors import Cancelled, ConfigError, JobError
-from launcher.image.import_policy import import_comment
+from launcher.image.enroot import import_comment
 from launcher.run import finish
 from launcher.run.job_requests import end_unrecorded
 from launcher.run.kind import Run

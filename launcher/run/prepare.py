@@ -15,7 +15,8 @@ from typing import Any
 
 from launcher.core.errors import ConfigError, JobsExist, LauncherError, ModelError, SubmissionError
 from launcher.core.publish import write_json
-from launcher.image.import_policy import ImportPolicy, ensure_image
+from launcher.image.enroot import ImportPolicy
+from launcher.image.store import ensure_image
 from launcher.model.checkpoint import examine, nearest_sibling, require, suggestion
 from launcher.plan.plan import Plan
 from launcher.run.image_usage import mark_used_by
@@ -63,7 +64,8 @@ def prepare(run: Run) -> JobKey:
 
 def _have_images(run: Run) -> None:
     """Have every image of the plan; the plan then says where they are."""
-    services, plan, facts = run.services, run.plan, []
+    services, plan = run.services, run.plan
+    facts: list[dict[str, Any]] = []
     policy = ImportPolicy(
         scheduler=plan.scheduler.kind,
         partition=plan.scheduler.partition,
@@ -75,6 +77,11 @@ def _have_images(run: Run) -> None:
     )
     with run.record.doing("images") as keep:
         for planned in plan.images:
+            if not planned.shared:
+                run.log(f"image {planned.reference}: each node has a directory of its own, so the job imports it")
+                where = {"planned": planned.squash, "squash": planned.squash}
+                facts.append({"reference": planned.reference, **where, "how": "by the job"})
+                continue
             image = ensure_image(
                 planned,
                 policy,
@@ -117,6 +124,9 @@ def refuse(plan: Plan, accepted: Sequence[str] = ()) -> None:
 def _check_model(run: Run) -> dict[str, Any]:
     """Look at the checkpoint from here, after staging it where the plan says so; or say why that cannot be."""
     planned = run.plan.model
+    if planned.path is None:
+        run.log(f"model {planned.id}: the benchmark's script has it, from its cache or the Hugging Face hub")
+        return {"path": None, "checked": False, "why": "the benchmark's script has it"}
     if planned.path.startswith("hf:"):
         run.log(f"model {planned.path}: from the Hugging Face hub, on the compute nodes")
         return {"path": planned.path, "checked": False, "why": "from the Hugging Face hub"}
@@ -145,16 +155,16 @@ def _stage_model(run: Run, path: Path) -> dict[str, Any]:
     if planned.source is None or examine(path, precision=planned.precision).whole:
         return {}
     from launcher.model.source import source_of
-    from launcher.model.stage import DEFAULT, Stripe, stage, striping
+    from launcher.model.stage import stage, striping
 
-    policy = DEFAULT if planned.striping is None else [Stripe(*layout) for layout in planned.striping]
     run.log(f"model {path}: staging from {planned.source}")
+    lustre = striping(planned.striping, log=run.log, run=run.services.run)
     done = stage(
         source_of(planned.source, stop=run.services.stop),
         path,
         log=run.log,
         stop=run.services.stop,
-        stripe=striping(policy, log=run.log, run=run.services.run) if planned.storage == "lustre" else None,
+        lay_out=lustre if planned.storage == "lustre" else None,
     )
     run.log(f"model {path}: {done.how}, {done.copied / 1e9:.1f} GB in {done.seconds:.0f} s")
     return {"staged": {"how": done.how, "from": planned.source, "copied": done.copied, "resumed": done.resumed}}

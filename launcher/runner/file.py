@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError, suggest
 from launcher.core.yaml_source import Document, Key, SourceLocation, convert
+from launcher.runner.cluster_schema import Storage
+from launcher.runner.container_schema import CONTAINER, DOCKER
 from launcher.runner.schema import (
     Adjustment,
     ExcludedNode,
@@ -21,7 +23,6 @@ from launcher.runner.schema import (
     Pattern,
     Rule,
     Runner,
-    Storage,
     When,
 )
 
@@ -58,6 +59,7 @@ def applies(when: When, benchmark: Benchmark, *, power: bool = False) -> bool:
         and (when.config_file is None or _matches(when.config_file, (benchmark.config_file or "").partition(":")[0]))
         and when.eval_only in (None, benchmark.eval_only)
         and when.power in (None, power)
+        and when.nodes in (None, "multi" if benchmark.multinode else "single")
     )
 
 
@@ -140,6 +142,14 @@ class RunnerFile:
     def _check(self) -> None:
         runner = self.runner
         for i, lane in enumerate(runner.lanes):
+            in_container = lane.kind in (CONTAINER, DOCKER)
+            if in_container != (lane.container is not None):
+                wrong = "needs `container`" if in_container else "takes no `container`"
+                raise ConfigError(f"a lane of kind {lane.kind} {wrong}", where=self.location("lanes", i))
+            if in_container:
+                continue
+            if not lane.ref:
+                raise ConfigError(f"a lane of kind {lane.kind} needs `ref`", where=self.location("lanes", i))
             if lane.repository not in runner.repositories:
                 raise ConfigError(
                     f"repository {lane.repository!r} is not in `repositories`",

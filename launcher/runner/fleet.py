@@ -78,10 +78,10 @@ class Fleet:
         )
 
     @cached_property
-    def by_label(self) -> Mapping[str, RunnerFile]:
-        """Matrix label → the first cluster that serves it (several may)."""
-        found: dict[str, RunnerFile] = {}
+    def by_label(self) -> Mapping[str, Sequence[RunnerFile]]:
+        """Matrix label → the clusters that serve it. A job of GitHub's lands on any of them."""
+        found: dict[str, list[RunnerFile]] = {}
         for file in self.all():
             for label in file.runner.labels:
-                found.setdefault(label, file)
+                found.setdefault(label, []).append(file)
         return found

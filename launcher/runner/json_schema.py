@@ -1,4 +1,4 @@
-"""The JSON Schema of runner files, for editors: made of the types in schema.py and the sentences under their fields.
+"""The JSON Schema of runner files, for editors: made of the types of this room and the sentences under their fields.
 
 `launcher runner schema` prints it; ``runners/runner.schema.json`` is that output, and a test holds them together.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from launcher.runner import cluster_schema, container_schema
 from launcher.runner import schema as types
 
 FILE = "runner.schema.json"
@@ -33,7 +34,9 @@ def text() -> str:
 def json_schema() -> dict[str, Any]:
     """The schema of a runner file (draft 2020-12), each key with its description and its default."""
     generated = msgspec.json.schema(types.Runner)
-    described = _described(ast.parse(Path(inspect.getfile(types)).read_text(encoding="utf-8")))
+    described: dict[str, dict[str, str]] = {}
+    for module in (container_schema, cluster_schema, types):
+        described |= _described(ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8")))
     for name, definition in generated["$defs"].items():
         definition["description"] = _plain(definition["description"])
         for key, said in definition["properties"].items():

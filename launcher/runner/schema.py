@@ -13,10 +13,10 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta
 
-from launcher.core import slurm_notation
+from launcher.runner.cluster_schema import Checkout, Node, Scheduler, Storage
+from launcher.runner.container_schema import Container, Struct, TimeLimit
 
 Pattern = str | list[str]
 """A glob, or several of which one must match; matching is case-sensitive.
@@ -27,29 +27,10 @@ A glob behind ``!`` excludes: ``["dynamo-*", "!dynamo-trt"]`` is any dynamo but 
 
 Sha = Annotated[str, Meta(pattern="^[0-9a-f]{40}$", description="a full commit id of 40 hexadecimal digits")]
 
-TimeLimit = Annotated[
-    str,
-    Meta(
-        pattern=slurm_notation.TIME_LIMIT,
-        description="a time limit as Slurm writes it (90, 4:00:00, 2-00:00:00)",
-    ),
-]
-
-Absolute = Annotated[str, Meta(pattern="^/", description="absolute")]
-
 Day = Annotated[date, Meta(extra_json_schema={"pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"})]
 
-Positive = Annotated[int, Meta(ge=1)]
 
-Architecture = Literal["x86_64", "aarch64"]
-"""As the kernel names it (``uname -m``)."""
-
-
-class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
-    """Base of the schema: immutable, and an unknown key is an error."""
-
-
-class When(_Struct, frozen=True):
+class When(Struct, frozen=True):
     """The benchmarks that a rule is for. Every field that is given must match; an empty ``when`` matches all."""
 
     prefix: Pattern | None = None
@@ -72,9 +53,11 @@ class When(_Struct, frozen=True):
     """Whether the benchmark only runs evaluations."""
     power: bool | None = None
     """Whether the recipe asks for DCGM power telemetry."""
+    nodes: Literal["single", "multi"] | None = None
+    """Whether the row is for one node or for several."""
 
 
-class Known(_Struct, frozen=True, kw_only=True):
+class Known(Struct, frozen=True, kw_only=True):
     """Something that is known to be wrong where a rule applies. Every plan made by the rule has a finding of it."""
 
     message: str
@@ -83,7 +66,7 @@ class Known(_Struct, frozen=True, kw_only=True):
     """With ``error`` nothing is submitted unless the user allows it."""
 
 
-class Rule(_Struct, frozen=True):
+class Rule(Struct, frozen=True):
     """Base of a table's rows."""
 
     when: When = When()
@@ -95,17 +78,22 @@ class Rule(_Struct, frozen=True):
 class ModelRule(Rule, frozen=True, kw_only=True):
     """Where a checkpoint lies."""
 
-    path: str | list[str]
-    """One directory, or several candidates, of which the first that exists is used."""
+    path: str | list[str] = []
+    """One directory, or several candidates, of which the first that exists is used. Not given where the benchmark's
+    script downloads the checkpoint into `cache`."""
+    cache: str | None = None
+    """The Hugging Face cache of the node, which containers see at HF_HUB_CACHE."""
     otherwise: str | None = None
     """A directory or ``hf:ORGANISATION/NAME`` that is used when no candidate exists, which is also what a machine sees
     that has none of these file systems (a dry run elsewhere). The first candidate when it is not given."""
-    alias: str
+    downloads: bool = False
+    """Whether the benchmark's script downloads the checkpoint to `path` where it is missing."""
+    alias: str = ""
     """The key of `model_paths` that this fleet's recipes use."""
     also: list[str] = []
     """Further spellings of the alias."""
     variable: str | None = None
-    """An environment variable of the runner's host that overrides the path when it is set."""
+    """An environment variable of the runner's host that overrides the path, or the cache, when it is set."""
     served: str | None = None
     """SERVED_MODEL_NAME for the job; ``{model}`` is the row's model. No default: it changes agentic requests."""
     holding: str | None = None
@@ -116,7 +104,7 @@ class ModelRule(Rule, frozen=True, kw_only=True):
     """Whether a run stages the checkpoint when it is missing. Otherwise only `launcher model stage` does."""
 
 
-class Overlay(_Struct, frozen=True, kw_only=True):
+class Overlay(Struct, frozen=True, kw_only=True):
     """Recipes of the workspace that are laid over the checkout: a directory, or one file."""
 
     source: str
@@ -125,7 +113,7 @@ class Overlay(_Struct, frozen=True, kw_only=True):
     """Below the checkout; ``recipes/<source>`` when it is not given."""
 
 
-class Patch(_Struct, frozen=True, kw_only=True):
+class Patch(Struct, frozen=True, kw_only=True):
     """A later commit's change of one file, applied to the checkout: ``git show commit -- path | git apply``."""
 
     commit: Sha
@@ -135,14 +123,18 @@ class Patch(_Struct, frozen=True, kw_only=True):
 
 
 class LaneRule(Rule, frozen=True, kw_only=True):
-    """Which srt-slurm runs a benchmark, and how it is called."""
+    """Which kind of job runs a benchmark, and how: for srtctl which srt-slurm, and how it is called."""
 
     kind: str = "srtctl"
-    """Which kind of job serves the lane."""
-    repository: str
-    """A key of `repositories`."""
-    ref: str
-    """The tag or branch that people know the commit by. When it has moved, a finding says so; `sha` is used."""
+    """Which kind of job serves the lane: ``srtctl``, ``container`` (a container on one node, as a job of Slurm) or
+    ``docker`` (one on the runner's own host)."""
+    container: Container | None = None
+    """How the benchmark's script runs. Only for the kinds ``container`` and ``docker``, which need it."""
+    repository: str = ""
+    """A key of `repositories`. The kind ``srtctl`` needs it."""
+    ref: str = ""
+    """The tag or branch that people know the commit by. When it has moved, a finding says so; `sha` is used. The kind
+    ``srtctl`` needs it."""
     sha: Sha | None = None
     """The full id of the commit that is checked out. Without it the ref is followed, and a finding says so; this is
     for a branch of a repository that nobody here can read."""
@@ -158,7 +150,7 @@ class LaneRule(Rule, frozen=True, kw_only=True):
     """The job's limit where the recipe has none. That of `scheduler` when it is not given."""
 
 
-class Edit(_Struct, frozen=True):
+class Edit(Struct, frozen=True):
     """A change of the recipe as parsed YAML: `value` is set at `path`, unless another field says otherwise."""
 
     path: tuple[str, ...]
@@ -187,7 +179,10 @@ class Adjustment(Rule, frozen=True, kw_only=True):
     mounts: dict[str, str] = {}
     """Host path → path in the container."""
     exports: dict[str, str] = {}
-    """Environment variables for the job."""
+    """Environment variables for the job. In those of a container ``$JOB`` is the job's id, ``$UID`` the user's and
+    ``$HOME`` the user's home directory."""
+    workdir: str | None = None
+    """In place of that of the lane's `container`."""
     edits: list[Edit] = []
     """Changes of the recipe."""
     srtslurm: dict[str, Any] = {}
@@ -215,64 +210,6 @@ class ExcludedNode(Rule, frozen=True, kw_only=True):
     """An environment variable of the host that replaces the node list; empty disables the rule."""
 
 
-class Scheduler(_Struct, frozen=True, kw_only=True):
-    """The scheduler that runs jobs, and what jobs ask of it."""
-
-    kind: Literal["slurm", "local"] = "slurm"
-    """``slurm``, or ``local`` for the embedded one, which runs jobs on this machine."""
-    backend: Literal["auto", "commands", "pyslurm"] = "auto"
-    """How Slurm is queried. ``auto``: by pyslurm where it is installed for this Slurm's release, else by commands."""
-    partition: str | None = None
-    """Slurm's own default when it is not given."""
-    partition_variable: str | None = None
-    """A matrix setting or host variable that may replace the partition (``SLURM_PARTITION``)."""
-    account: str | None = None
-    """Slurm's own default when it is not given."""
-    account_variable: str | None = None
-    """A matrix setting or host variable that may replace the account."""
-    time_limit: TimeLimit = "4:00:00"
-    """A job's limit, where neither its recipe nor its lane has one."""
-    job_name: str = "{runner}"
-    """Template of the job's name; ``{runner}`` is RUNNER_NAME, by which the workflow's clean-up finds the job."""
-
-
-class Node(_Struct, frozen=True, kw_only=True):
-    """What a compute node has."""
-
-    gpus: Positive
-    """GPUs of a node."""
-    arch: Architecture | None = None
-    """Architecture of the compute nodes; images must be of it. Any when it is not given."""
-    login_arch: Architecture | None = None
-    """Architecture of the login node, where it is another one."""
-    count: Positive | None = None
-    """How many nodes the partition has, where that is known. A recipe that needs more can never start."""
-
-
-class Stripe(_Struct, frozen=True, kw_only=True):
-    """Layout on Lustre of a checkpoint's files from a size on."""
-
-    at_least: int = 0
-    """Bytes from which a file gets this layout."""
-    count: int
-    """How many storage targets hold a part of the file; -1 is all."""
-    size: str = "4M"
-    """How many bytes go to each target in turn, as `lfs setstripe` takes it."""
-
-
-class Storage(_Struct, frozen=True, kw_only=True):
-    """A file system, and who can see what lies below ``path``."""
-
-    path: Absolute
-    """Where it is mounted; a path lies on the storage with the longest such prefix."""
-    kind: Literal["lustre", "nfs", "node-local", "local"]
-    """``node-local``: each node has its own. ``local``: there is one machine, and this is its disk."""
-    seen_by: tuple[Literal["login", "compute"], ...] = ("login", "compute")
-    """Which nodes see it."""
-    striping: list[Stripe] | None = None
-    """On Lustre: layouts of staged checkpoints, by size (default: launcher/model/stage.py); ``[]`` sets none."""
-
-
 class ImageRule(Rule, frozen=True, kw_only=True):
     """Where the benchmark's own image lies when it does not lie where the others do. Helper images always lie there.
 
@@ -285,17 +222,24 @@ class ImageRule(Rule, frozen=True, kw_only=True):
     """In place of the naming of `images`."""
     image: str | None = None
     """An image to run in place of the row's. A finding says so, because results are published under the row's."""
+    import_on: Literal["login", "compute"] | None = None
+    """In place of that of `images`."""
+    environment: dict[str, str] = {}
+    """Beside that of `images`."""
 
 
-class Images(_Struct, frozen=True, kw_only=True):
+class Images(Struct, frozen=True, kw_only=True):
     """Where squash files lie, how they are named, and who imports them.
 
     Paths of a runner file may hold ``{workspace}``, ``{state}`` (the launcher's own state directory on this machine)
     and ``{model}`` (the last part of the model's Hugging Face id).
     """
 
-    directory: str
-    """Where squash files lie, seen by login and compute nodes."""
+    directory: str = ""
+    """Where squash files lie. Not given where no lane has any."""
+    shared: bool = True
+    """Whether login and compute nodes see one and the same directory. Otherwise each node has its own, and a job
+    imports its image there."""
     name: Literal["underscore", "plus", "plus-nv"] = "underscore"
     """How the file of an image is named (docs/images.md)."""
     lock: str = "{squash}.lock"
@@ -332,20 +276,7 @@ class Images(_Struct, frozen=True, kw_only=True):
     """Alias → image reference, for nginx and exporters."""
 
 
-class Checkout(_Struct, frozen=True, kw_only=True):
-    """Where srt-slurm trees lie, and how one is prepared."""
-
-    directory: str
-    """The directory for work trees, one per run. Compute nodes must see it."""
-    cache: str
-    """The directory for what runs share: mirrors and prepared tools."""
-    setup: list[list[str]] = []
-    """Commands (argv lists) run once per commit in a prepared tree; ``{arch}`` is the compute nodes' architecture."""
-    setup_timeout: int = 1800
-    """Seconds that one command may take."""
-
-
-class Workspace(_Struct, frozen=True, kw_only=True):
+class Workspace(Struct, frozen=True, kw_only=True):
     """How the job sees the workspace."""
 
     shared: str | None = None
@@ -356,7 +287,7 @@ class Workspace(_Struct, frozen=True, kw_only=True):
     """The environment variable that tells the job where the workspace is."""
 
 
-class Runner(_Struct, frozen=True, kw_only=True):
+class Runner(Struct, frozen=True, kw_only=True):
     """One runner file."""
 
     name: str
@@ -375,15 +306,15 @@ class Runner(_Struct, frozen=True, kw_only=True):
     node: Node
     storage: list[Storage] = []
     """File systems, and which nodes see them. A path on none of these is taken to be seen by all nodes."""
-    images: Images
-    checkout: Checkout
+    images: Images = Images()
+    checkout: Checkout = Checkout()
     workspace: Workspace = Workspace()
-    repositories: dict[str, str]
+    repositories: dict[str, str] = {}
     """Name → URL of the srt-slurm repositories that lanes use."""
     models: list[ModelRule]
     """Where checkpoints lie: the first rule that matches wins."""
     lanes: list[LaneRule]
-    """Which srt-slurm runs a benchmark: the first rule that matches wins."""
+    """What runs a benchmark: the first rule that matches wins."""
     srtslurm: dict[str, Any] = {}
     """More keys of every srtslurm.yaml."""
     tags: str = "{sku},{prefix},{precision},{isl}x{osl},infmax-{date}"
@@ -392,3 +323,5 @@ class Runner(_Struct, frozen=True, kw_only=True):
     """Settings that several lanes share: every rule that matches applies, in order."""
     exclude_nodes: list[ExcludedNode] = []
     """Nodes that jobs must not get."""
+    pass_environment: list[str] = []
+    """Further variables of the runner's host that containers get, where they are set."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher.core.errors import ConfigError, closest
+from launcher.core.errors import ConfigError, suggest
 from launcher.slurm.client import Scheduler
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.local import LocalScheduler
@@ -30,8 +30,7 @@ def open_scheduler(
             raise ConfigError("the embedded scheduler needs a directory for its jobs")
         return LocalScheduler(directory)
     if kind != "slurm":
-        near = closest(kind, ("slurm", "local"))
-        raise ConfigError(f"unknown scheduler {kind!r}", hint=f"did you mean {near!r}?" if near else "slurm or local")
+        raise ConfigError(f"unknown scheduler {kind!r}", hint=suggest(kind, ("slurm", "local"), "slurm or local"))
     if backend not in BACKENDS:
         raise ConfigError(f"unknown Slurm backend {backend!r}", hint=" or ".join(BACKENDS))
     native, why = (None, "as asked for") if backend == "commands" else choose()

@@ -6,6 +6,7 @@ used: with it 22.05 ignores every filter, and its shape changes with each releas
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -30,8 +31,9 @@ from launcher.slurm.client import (
     unknown,
 )
 
-# The comment is last in both: it is free text, and may hold the separator.
-SQUEUE_FORMAT = "%A|%T|%V|%S|%e|%r|%N|%k"
+# The same fields in both, of which squeue has no exit codes. The comment is last: it is free text, and may hold the
+# separator.
+SQUEUE_FORMAT = "%A|%T|||%V|%S|%e|%N|%r|%k"
 SACCT_FIELDS = "JobIDRaw,State,ExitCode,DerivedExitCode,Submit,Start,End,NodeList,Reason,Comment"
 
 _NOTHING = frozenset({"", "N/A", "None", "(null)", "Unknown", "None assigned", "NONE"})
@@ -52,14 +54,9 @@ LOOK_BEFORE_CANCEL = 1.0
 """Seconds that squeue may take, before scancel, to say whose the ids are: scancel has to be sent two seconds after a
 cancel at the latest."""
 
-RELEASE_TRIES, RELEASE_WITHIN = 10, 20.0
-"""`scontrol release` is tried this often, and for this many seconds, at most."""
-
 _NOT_KNOWN = re.compile(r"invalid job id", re.IGNORECASE)
-_NOTHING_TO_CANCEL = re.compile(r"invalid job id|already completing or completed", re.IGNORECASE)
-_NOTHING_TO_RELEASE = re.compile(r"invalid job id|already finished", re.IGNORECASE)
+_NOTHING_TO_DO = re.compile(r"invalid job id|already (completing or completed|finished)", re.IGNORECASE)
 _REFUSED = re.compile(r"access/permission denied|invalid user", re.IGNORECASE)
-_FINAL = re.compile(f"{_NOTHING_TO_RELEASE.pattern}|{_REFUSED.pattern}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -118,26 +115,16 @@ class Answer:
         return f"{self.by}: does not know the job"
 
 
-def squeue_records(text: str) -> list[Record]:
-    """The records in what ``squeue -h -o SQUEUE_FORMAT`` printed."""
-    return [
-        record_of("squeue", job, word, "", "", submit, start, end, nodes, reason, comment)
-        for job, word, submit, start, end, reason, nodes, comment in _rows(text, 8)
-    ]
+def records_in(text: str, source: str) -> list[Record]:
+    """The records in what ``squeue -h -o SQUEUE_FORMAT`` or ``sacct -X -D -n -P -o SACCT_FIELDS`` printed.
+
+    Lines that do not begin with a job id and have all fields are none: sites print banners.
+    """
+    rows = (line.strip().split("|", 9) for line in text.splitlines())
+    return [record_of(source, *row) for row in rows if len(row) == 10 and row[0].isdigit()]
 
 
-def sacct_records(text: str) -> list[Record]:
-    """The records in what ``sacct -X -D -n -P -o SACCT_FIELDS`` printed."""
-    return [record_of("sacct", *fields) for fields in _rows(text, 10)]
-
-
-def _rows(text: str, fields: int) -> list[list[str]]:
-    """The lines that begin with a job id and have so many fields: sites print banners."""
-    rows = (line.strip().split("|", fields - 1) for line in text.splitlines())
-    return [row for row in rows if len(row) == fields and row[0].isdigit()]
-
-
-def scontrol_records(text: str) -> list[Record]:
+def scontrol_records(text: str, source: str = "scontrol") -> list[Record]:
     """The records in what ``scontrol show job -d -o ID`` printed."""
     found = []
     for line in text.splitlines():
@@ -145,7 +132,7 @@ def scontrol_records(text: str) -> list[Record]:
         if pairs["JobId"].isdigit() and pairs["JobState"]:
             words = [pairs[key] for key in _SCONTROL_KEYS]
             comment = _SCONTROL_COMMENT.search(line)
-            found.append(record_of("scontrol", *words, comment[1].strip() if comment else ""))
+            found.append(record_of(source, *words, comment[1].strip() if comment else ""))
     return found
 
 
@@ -229,14 +216,9 @@ class SlurmCommands:
 
     def _poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
         queue = self._squeue([job.id for job in jobs])
-        found: dict[JobKey, JobState] = {}
-        for job in jobs:
-            # squeue shows no exit codes, so that an end by it is not enough; the controller's own library shows them.
-            state = queue.state(job)
-            if state and (
-                state.phase is Phase.ALIVE or (state.phase is Phase.TERMINAL and state.exit_code is not None)
-            ):
-                found[job] = state
+        # squeue shows no exit codes, so that an end by it is not enough; the controller's own library shows them.
+        seen = {job: state for job in jobs if (state := queue.state(job))}
+        found = {job: state for job, state in seen.items() if state.phase is Phase.ALIVE or state.exit_code}
         rest = [job for job in jobs if job not in found]
         if not rest:
             return found
@@ -254,9 +236,7 @@ class SlurmCommands:
             shown[job.id] = self._ask(["scontrol", "show", "job", "-d", "-o", job.id], scontrol_records)
             if shown[job.id].error:
                 break  # while the controller is down each call takes 9 s
-        for job in rest:
-            found[job] = _settle(job, queue, accounts, shown.get(job.id))
-        return found
+        return found | {job: _settle(job, queue, accounts, shown.get(job.id)) for job in rest}
 
     def find(self, token: str) -> list[JobKey]:
         """Look for the token in the comments that squeue and sacct show, of jobs since yesterday.
@@ -270,12 +250,9 @@ class SlurmCommands:
         queue = self._squeue(user=user)
         since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - 86400))
         accounts = self._sacct("-u", user, "-S", since)
-        keys: dict[str, JobKey] = {}
-        for answer in (accounts, queue):
-            for job_id, records in answer.records.items():
-                for record in records:
-                    if carries(record.comment, token):
-                        keys[job_id] = JobKey(job_id, record.state.submitted, token)
+        records = [record for answer in (accounts, queue) for some in answer.records.values() for record in some]
+        ours = [record for record in records if carries(record.comment, token)]
+        keys = {record.id: JobKey(record.id, record.state.submitted, token) for record in ours}
         if not keys and queue.error:
             raise SchedulerUnreachable(
                 f"nobody could say whether a job with the token {token} exists: {queue.error}",
@@ -296,33 +273,13 @@ class SlurmCommands:
         foreign = {job for job in jobs if queue.state(job) is None and queue.shows_another(job)}
         ids = [job.id for job in jobs if job not in ended | foreign]
         for start in range(0, len(ids), IDS_A_CALL):
-            self._scancel(ids[start : start + IDS_A_CALL])
+            some = ids[start : start + IDS_A_CALL]
+            self._insist(["scancel", *some], f"job {','.join(some)}", tries=3, pause=0.5)
 
     def release(self, job: JobKey) -> None:
-        """Call `scontrol release`, again every second until it succeeds. The leader's id releases all of an array or of
+        """Call `scontrol release`, ten times and for 20 s at most. The leader's id releases all of an array or of
         a heterogeneous job (22.05)."""
-        from tenacity import stop_after_attempt, stop_after_delay, wait_fixed
-
-        argv = ["scontrol", "release", job.id]
-        done = retry.until(
-            lambda answer: answer.ok or _FINAL.search(answer.stderr) is not None,
-            lambda: self._runner(argv, timeout=min(10.0, self._timeout), env=self._plain),
-            stop=stop_after_attempt(RELEASE_TRIES) | stop_after_delay(RELEASE_WITHIN),
-            wait=wait_fixed(1.0),
-            sleep=self._sleep,
-        )
-        if _REFUSED.search(done.stderr):
-            raise JobError(
-                f"Slurm refuses to release the job: {done}",
-                where=str(job),
-                hint=f"see who holds it: scontrol show job {job.id}",
-            )
-        if not done.ok and not _NOTHING_TO_RELEASE.search(done.stderr):
-            raise SchedulerUnreachable(
-                f"the release did not go through: {done}",
-                where=str(job),
-                hint=f"it is tried again while the run is watched; by hand: scontrol release {job.id}",
-            )
+        self._insist(["scontrol", "release", job.id], str(job), tries=10, within=20.0, pause=1.0, timeout=10.0)
 
     def describe(self, job: JobKey) -> dict[str, str]:
         """What squeue, scontrol and sacct (with all steps) print of the job, for a person: times are local."""
@@ -340,41 +297,50 @@ class SlurmCommands:
     def _squeue(self, ids: Sequence[str] = (), *, user: str = "", timeout: float | None = None) -> Answer:
         """What the controller says of these jobs, or of all jobs of a user."""
         which = ["-u", user] if user else ["-j", ",".join(ids)]
-        return self._ask(["squeue", "-h", "--states=all", *which, "-o", SQUEUE_FORMAT], squeue_records, timeout)
+        return self._ask(["squeue", "-h", "--states=all", *which, "-o", SQUEUE_FORMAT], timeout=timeout)
 
     def _sacct(self, *which: str) -> Answer:
         # -D shows every record of an id that was given out twice, or of a job that was requeued.
-        return self._ask(["sacct", "-X", "-D", "-n", "-P", *which, "-o", SACCT_FIELDS], sacct_records)
+        return self._ask(["sacct", "-X", "-D", "-n", "-P", *which, "-o", SACCT_FIELDS])
 
-    def _ask(self, argv: list[str], read: Callable[[str], list[Record]], timeout: float | None = None) -> Answer:
+    def _ask(
+        self, argv: list[str], read: Callable[[str, str], list[Record]] = records_in, timeout: float | None = None
+    ) -> Answer:
         done = self._runner(argv, timeout=timeout or self._timeout, env=self._environment)
         if done.ok:
-            return Answer.of(argv[0], read(done.stdout))
+            return Answer.of(argv[0], read(done.stdout, argv[0]))
         if not done.timed_out and _NOT_KNOWN.search(done.stderr):
             # For an unknown id squeue (when it is the only one) and scontrol exit with 1, as when the controller is
             # away; only this message tells the two apart.
             return Answer(argv[0])
         return Answer(argv[0], error=str(done))
 
-    def _scancel(self, ids: Sequence[str]) -> None:
-        from tenacity import stop_after_attempt, wait_fixed
+    def _insist(
+        self,
+        argv: list[str],
+        where: str,
+        *,
+        tries: int,
+        pause: float,
+        within: float = math.inf,
+        timeout: float = math.inf,
+    ) -> None:
+        """Run a command until Slurm does what it asks for, has nothing to do for it, or refuses."""
+        from tenacity import stop_after_attempt, stop_after_delay, wait_fixed
 
         done = retry.until(
-            lambda answer: _cancelled(answer) or _REFUSED.search(answer.stderr) is not None,
-            lambda: self._runner(["scancel", *ids], timeout=self._timeout, env=self._plain),
-            stop=stop_after_attempt(3),
-            wait=wait_fixed(0.5),
+            lambda answer: _is_over(answer) or _REFUSED.search(answer.stderr) is not None,
+            lambda: self._runner(argv, timeout=min(timeout, self._timeout), env=self._plain),
+            stop=stop_after_attempt(tries) | stop_after_delay(within),
+            wait=wait_fixed(pause),
             sleep=self._sleep,
         )
-        where = f"job {','.join(ids)}"
         if _REFUSED.search(done.stderr):
-            raise JobError(
-                f"Slurm refuses to cancel: {done}", where=where, hint=f"see whose it is: squeue -j {','.join(ids)}"
-            )
-        if not _cancelled(done):
-            raise SchedulerUnreachable(
-                f"the cancel did not go through: {done}", where=where, hint=f"run `scancel {' '.join(ids)}` later"
-            )
+            hint = "see whose it is, and who holds it: scontrol show job"
+            raise JobError(f"Slurm refuses: {done}", where=where, hint=hint)
+        if not _is_over(done):
+            hint = f"by hand, later: {' '.join(argv)}"
+            raise SchedulerUnreachable(f"the request did not go through: {done}", where=where, hint=hint)
 
 
 def _settle(job: JobKey, queue: Answer, accounts: Answer, shown: Answer | None) -> JobState:
@@ -390,8 +356,7 @@ def _settle(job: JobKey, queue: Answer, accounts: Answer, shown: Answer | None) 
     return unknown(reason, source="squeue, sacct, scontrol")
 
 
-def _cancelled(done: Completed) -> bool:
-    if done.ok:
-        return True
+def _is_over(done: Completed) -> bool:
+    """Whether a request was taken, or was about jobs only that have ended."""
     complaints = [line for line in done.stderr.splitlines() if line.strip()]
-    return bool(complaints) and all(_NOTHING_TO_CANCEL.search(line) for line in complaints)
+    return done.ok or (bool(complaints) and all(_NOTHING_TO_DO.search(line) for line in complaints))

@@ -160,24 +160,21 @@ class LocalScheduler:
             job_dir = self.directory / key.id
             if self._state(key).phase is not Phase.ALIVE:
                 continue
-            job = read_job(job_dir)
-            if job is None or not job.supervisor.alive():
+            if not (job := read_job(job_dir)) or not job.supervisor.alive():
                 continue
             with contextlib.suppress(OSError):  # the file only tells an early cancel from a node failure
                 publish.write_json(job_dir / "cancel.json", {"uid": os.getuid(), "host": socket.gethostname()})
             try:
-                os.kill(job.supervisor.pid, signal.SIGTERM)
-            except ProcessLookupError:
-                continue
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(job.supervisor.pid, signal.SIGTERM)
             except PermissionError as error:
                 refused.append(f"{key}: {error.strerror}")
         if refused:
             raise SchedulerUnreachable(f"cannot be cancelled: {', '.join(refused)}", where=str(self.directory))
 
     def describe(self, job: JobKey) -> dict[str, str]:
-        names = ("job.json", "state.json", "cancel.json", "keeper.log")
         contents = {}
-        for name in names:
+        for name in ("job.json", "state.json", "cancel.json", "keeper.log"):
             with contextlib.suppress(OSError):
                 contents[name] = (self.directory / job.id / name).read_text(errors="replace")
         return contents
@@ -251,12 +248,10 @@ def _new_job_dir(directory: Path) -> Path:
     number = int(taken[-1].name) + 1 if taken else 1
     while True:
         job_dir = directory / str(number)
-        try:
+        with contextlib.suppress(FileExistsError):
             job_dir.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
             return job_dir
+        number += 1
 
 
 def supervise() -> None:
@@ -267,9 +262,11 @@ def supervise() -> None:
     job_dir = Path(sys.argv[1])
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
-    job = _await_job(job_dir)
-    if job is None:
-        return  # its submitter died before the job existed
+    until = time.monotonic() + _SUBMITTER_PATIENCE
+    while (job := read_job(job_dir)) is None:
+        if time.monotonic() >= until:
+            return  # its submitter died before the job existed
+        time.sleep(0.02)
     if _await_turn(job_dir, job, cancelled=lambda: bool(asked)):
         _run(job_dir, job, cancelled=lambda: bool(asked))
     else:
@@ -280,20 +277,12 @@ def supervise() -> None:
 def _await_turn(job_dir: Path, job: Job, *, cancelled: Callable[[], bool]) -> bool:
     """Wait until fewer than ``slots`` earlier jobs are unfinished; False when the job is cancelled meanwhile.
 
-    It needs no lock: it looks at lower ids only, and those only ever end.
+    It needs no lock: it looks at lower ids only, which were all there before this one, and those only ever end.
     """
-    over: set[Path] = set()
+    ahead = [earlier for earlier in job_dirs(job_dir.parent) if int(earlier.name) < int(job.id)]
     while not cancelled():
-        ahead = 0
-        for earlier in job_dirs(job_dir.parent):
-            if int(earlier.name) >= int(job.id) or ahead >= job.slots:
-                break
-            if earlier not in over:
-                if _unfinished(earlier):
-                    ahead += 1
-                else:
-                    over.add(earlier)
-        if ahead < job.slots:
+        ahead = [earlier for earlier in ahead if _unfinished(earlier)]
+        if len(ahead) < job.slots:
             return True
         time.sleep(LOOK)
     return False
@@ -327,10 +316,8 @@ def _run(job_dir: Path, job: Job, *, cancelled: Callable[[], bool]) -> None:
         code = handle.result()
     except FailedJobError:  # an exception; its traceback is in the log
         code = 1
-    if code:
-        _publish_state(job_dir, "FAILED", started, exit_code=code, reason="NonZeroExitCode")
-    else:
-        _publish_state(job_dir, "COMPLETED", started, exit_code=0)
+    word, why = ("FAILED", {"reason": "NonZeroExitCode"}) if code else ("COMPLETED", {})
+    _publish_state(job_dir, word, started, exit_code=code, **why)
 
 
 def _publish_state(job_dir: Path, word: str, started: float | None, **more: object) -> None:
@@ -343,15 +330,13 @@ def perform(directory: str) -> int:
     import cloudpickle  # submitit's own
 
     job_dir = Path(directory)
-    job = _await_job(job_dir)
-    if job is None:
-        raise FileNotFoundError(f"{job_dir}: no job.json")
+    job = read_job(job_dir)
+    assert job is not None  # its supervisor has read it
     log = Path(job.log)
     log.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.close(handle)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     logging.getLogger("submitit").setLevel(logging.WARNING)  # its "completed successfully" is not the job's word
     os.environ.update(SLURM_JOB_ID=job.id, SLURM_JOB_NAME=job.name)
     signal.signal(signal.SIGTERM, _leave)
@@ -381,13 +366,6 @@ def _die_with(supervisor: ProcessIdentity) -> None:
     while supervisor.alive():
         time.sleep(0.5)
     os.killpg(0, signal.SIGKILL)
-
-
-def _await_job(job_dir: Path) -> Job | None:
-    until = time.monotonic() + _SUBMITTER_PATIENCE
-    while (job := read_job(job_dir)) is None and time.monotonic() < until:
-        time.sleep(0.02)
-    return job
 
 
 def _unfinished(job_dir: Path) -> bool:

@@ -1,10 +1,9 @@
-"""The child process of `launcher.slurm.native`: it takes each question as a line of JSON, and answers with one.
+"""The child process of `launcher.slurm.native`: it takes one question as JSON, and answers it.
 
-Standard input   {"ids": ["1", …]} or {"user": 1000}: which jobs
-Standard output  {"version": "22.5.3"} at first, {"error": "…"} when pyslurm cannot be imported; for each question then
-                 {"rows": [[…], …]}, fields in the order of `commands.SACCT_FIELDS`, or {"error": "…"}
-
-It ends at the end of its input: after its parent has ended it answers one more question at most.
+Standard input   {"ids": ["1", …]} or {"user": 1000}: which jobs; {}: only whether pyslurm can be used
+Standard output  {"version": "22.5.3", "rows": [[…], …]}, fields in the order of `commands.SACCT_FIELDS`; or, with
+                 "error" in place of the rows, why the controller gave no answer. Exit code 1, with an error, when
+                 pyslurm cannot be imported.
 """
 
 from __future__ import annotations
@@ -17,26 +16,22 @@ from typing import Any
 
 
 def main() -> int:
-    """Answer questions until there are no more; 1 when pyslurm cannot be imported."""
-    # libslurm prints messages to stdout. The answers get a descriptor of their own; everything else goes to stderr.
+    """Answer the question; 1 when pyslurm cannot be imported."""
+    # libslurm prints messages to stdout. The answer gets a descriptor of its own; everything else goes to stderr.
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as out:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-
-        def answer(value: Mapping[str, Any]) -> None:
-            out.write(json.dumps(value) + "\n")
-            out.flush()
-
         try:
             import pyslurm
         except ImportError as error:
-            answer({"error": f"pyslurm cannot be imported: {error}"})
+            json.dump({"error": f"pyslurm cannot be imported: {error}"}, out)
             return 1
-        answer({"version": pyslurm.__version__})
-        for line in sys.stdin:
-            try:
-                answer({"rows": rows(pyslurm, json.loads(line))})
-            except pyslurm.PyslurmError as error:
-                answer({"error": str(error)})
+        answer: dict[str, Any] = {"version": pyslurm.__version__}
+        try:
+            if question := json.load(sys.stdin):
+                answer["rows"] = rows(pyslurm, question)
+        except pyslurm.PyslurmError as error:
+            answer["error"] = str(error)
+        json.dump(answer, out)
     return 0
 
 

@@ -35,7 +35,7 @@ from launcher.core.publish import (
     temporary_pattern,
     write_json,
 )
-from launcher.srtctl.mirror import Git, Mirror, best_effort_lock
+from launcher.srtctl.mirror import Git, Mirror
 from launcher.srtctl.planned import SRTSLURM, PlannedOverlay, SrtSlurm
 from launcher.srtctl.submit import apply_options, known_keys
 
@@ -61,10 +61,9 @@ class Checkout:
 
 
 class _Facts(msgspec.Struct, frozen=True):
-    """What was learnt of a base: the untracked files that runs share, its srtctl, and what that one knows."""
+    """What was learnt of a base: the untracked files that runs share, and what its srtctl knows, if it has one."""
 
     shared: list[str]
-    srtctl: str | None
     options: list[str] | None
     cluster_keys: list[str]
 
@@ -142,7 +141,7 @@ class Checkouts:
             return found
         pointer.parent.mkdir(parents=True, exist_ok=True)
         what, wait = f"setting up srt-slurm {sha}", float(wanted.setup_timeout * max(1, len(wanted.setup)))
-        with best_effort_lock(pointer.with_suffix(".lock"), what=what, wait=wait, notes=mirror.notes):
+        with mirror.lock(pointer, what, wait):
             if found := _read_base(pointer):
                 return found
             pointer.unlink(missing_ok=True)  # the directory that it led to is gone: somebody emptied the cache
@@ -184,11 +183,9 @@ class Checkouts:
     def _facts(self, tree: Path) -> _Facts:
         untracked = self._git.text("ls-files", "--others", "--directory", "-z", cwd=tree).split("\0")
         own = tree / ".venv/bin/srtctl"
-        has_own = own.exists()
         return _Facts(
             shared=[name for name in untracked if name and not _NOT_SHARED & set(Path(name).parts)],
-            srtctl=str(own.relative_to(tree)) if has_own else None,
-            options=sorted(apply_options(str(own), tree, self._environ, self._run)) if has_own else None,
+            options=sorted(apply_options(str(own), tree, self._environ, self._run)) if own.exists() else None,
             cluster_keys=sorted(known_keys(tree)),
         )
 

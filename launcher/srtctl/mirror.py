@@ -57,20 +57,6 @@ class Git:
         return done.stdout
 
 
-@contextlib.contextmanager
-def best_effort_lock(path: Path, *, what: str, wait: float, notes: list[str]) -> Iterator[None]:
-    """Hold the lock at ``path`` in the block, so that work is not done twice; go on without it after ``wait`` seconds.
-
-    The block must publish its result as a whole, so that doing the work twice does no harm. ``notes`` gets a line for
-    everything that happened to the lock.
-    """
-    with Lock(path, what=what, wait=wait) as held:
-        notes.extend(held.facts)
-        if not held.acquired and held.owner:
-            notes.append(f"{what}: done at the same time as {held.owner}, which did not end within {wait:.0f} s")
-        yield
-
-
 class Mirror:
     """The mirror of one repository (a URL or a path) below ``cache``.
 
@@ -97,7 +83,7 @@ class Mirror:
         self._clone_once()
         found = self._rev_parse(sha)
         if found is None:
-            with self._lock():
+            with self._fetching():
                 self._network("fetch", "--quiet", "origin", cwd=self.path)
                 found = self._rev_parse(sha)
                 if found is None:
@@ -117,7 +103,7 @@ class Mirror:
         """The commit that a branch or tag names (as of the last fetch, or now with ``fresh``); None when unknown."""
         self._clone_once()
         if fresh:
-            with self._lock():
+            with self._fetching():
                 self._network("fetch", "--quiet", "origin", cwd=self.path)
         return self._rev_parse(f"refs/tags/{ref}") or self._rev_parse(f"refs/heads/{ref}")
 
@@ -151,16 +137,25 @@ class Mirror:
         if self.path.is_dir():
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock():
+        with self._fetching():
             if self.path.is_dir():
                 return
             with publishing_directory(self.path) as temporary:
                 self._network("clone", "--quiet", "--mirror", self._url, temporary, cwd=self.path.parent)
                 self._git.text("config", "gc.auto", "0", cwd=temporary)
 
-    def _lock(self) -> contextlib.AbstractContextManager[None]:
-        what = f"fetching {self.repository}"
-        return best_effort_lock(self.path.with_suffix(".lock"), what=what, wait=NETWORK_TIMEOUT, notes=self.notes)
+    def _fetching(self) -> contextlib.AbstractContextManager[None]:
+        return self.lock(self.path, f"fetching {self.repository}", NETWORK_TIMEOUT)
+
+    @contextlib.contextmanager
+    def lock(self, path: Path, what: str, wait: float) -> Iterator[None]:
+        """Hold the lock of ``path`` in the block, so that work is not done twice; go on without it after ``wait``
+        seconds. The block must publish its result as a whole, so that doing the work twice does no harm."""
+        with Lock(path.with_suffix(".lock"), what=what, wait=wait) as held:
+            self.notes.extend(held.facts)
+            if not held.acquired and held.owner:
+                self.notes.append(f"{what}: done at the same time as {held.owner}, which has not ended in {wait:.0f} s")
+            yield
 
     def _network(self, *words: str | Path, cwd: Path) -> None:
         """Run a git command that needs the network, up to three times. Raises SubmissionError."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from launcher.core.errors import ConfigError, closest
+from launcher.core.errors import ConfigError, suggest
 from launcher.core.yaml_source import Key
 
 BASE, OVERRIDE, ZIP = "base", "override_", "zip_override_"
@@ -90,41 +90,47 @@ def variants(document: Mapping[str, Any], selector: str | None = None, *, where:
     One quirk is not imitated: srtctl submits zip variants through a second merge (`resolve_override_yaml`), which
     restores a key that a ``null`` in a *zip* section had deleted, and drops a ``null`` of the base.
     """
+    try:
+        return _variants(document, selector)
+    except ConfigError as error:
+        error.where = where
+        raise
+
+
+def _variants(document: Mapping[str, Any], selector: str | None) -> list[Variant]:
     if BASE not in document:
         if selector is not None:
             raise ConfigError(
                 f"selector {selector!r} on a plain recipe, which has no 'base' and so no variants",
-                where=where,
                 hint="remove the selector",
             )
         return [Variant("", None, (), document)]
-    base = _section(document, BASE, where)
+    base = _section(document, BASE)
     if selector == BASE:
         return [Variant(BASE, BASE, (BASE,), base)]
     picked = [
         variant
-        for key, index in _pick(document, selector, where)
-        for variant in _expand(base, key, _section(document, key, where), index, where)
+        for key, index in _pick(document, selector)
+        for variant in _expand(base, key, _section(document, key), index)
     ]
     for variant in picked:
         twin = OVERRIDE + variant.suffix
         if variant.keys != (twin,) and twin in document:  # srtctl would run the latter's content for both
             raise ConfigError(
                 f"{variant.selector!r} and {twin!r} have one name for srtctl, which would run {twin!r} for both",
-                where=where,
                 hint="rename one of them",
             )
     return picked
 
 
-def _section(document: Mapping[str, Any], key: str, where: str | None) -> Mapping[str, Any]:
+def _section(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     section = document[key]
     if not isinstance(section, Mapping):
-        raise ConfigError(f"section {key!r}: expected a mapping, not {section!r}", where=where)
+        raise ConfigError(f"section {key!r}: expected a mapping, not {section!r}")
     return section
 
 
-def _pick(document: Mapping[str, Any], selector: str | None, where: str | None) -> list[tuple[str, int | None]]:
+def _pick(document: Mapping[str, Any], selector: str | None) -> list[tuple[str, int | None]]:
     """The keys of the sections that a selector picks, each with an index into it, or None for all of it."""
     overrides, zips = (sorted(k for k in document if isinstance(k, str) and k.startswith(p)) for p in (OVERRIDE, ZIP))
     every = [*overrides, *zips]
@@ -137,18 +143,14 @@ def _pick(document: Mapping[str, Any], selector: str | None, where: str | None) 
     picked = [key for key in every if (fnmatch.fnmatch(key, selector) if globs else key == selector)]
     if not picked:
         available = [*overrides, *(f"{key}[i]" for key in zips)]
-        near = closest(selector, every)
         raise ConfigError(
             f"no variant {selector!r}; available: {', '.join(available) or '(only base)'}",
-            where=where,
-            hint=f"did you mean {near!r}?" if near else None,
+            hint=suggest(selector, every),
         )
     return [(key, None) for key in sorted(picked)]
 
 
-def _expand(
-    base: Mapping[str, Any], key: str, section: Mapping[str, Any], index: int | None, where: str | None
-) -> Iterator[Variant]:
+def _expand(base: Mapping[str, Any], key: str, section: Mapping[str, Any], index: int | None) -> Iterator[Variant]:
     """The variants of one section; of a zip group only that with the index, if there is one."""
     prefix = base.get("name", "unnamed")
     if key.startswith(OVERRIDE):
@@ -158,11 +160,9 @@ def _expand(
             merged["name"] = f"{prefix}_{name}"
         yield Variant(name, key, (key,), merged)
         return
-    group, count = key[len(ZIP) :], _zip_length(key, section, where)
+    group, count = key[len(ZIP) :], _zip_length(key, section)
     if index is not None and index >= count:
-        raise ConfigError(
-            f"index [{index}] is out of range: {key!r} has {count} variants, 0 to {count - 1}", where=where
-        )
+        raise ConfigError(f"index [{index}] is out of range: {key!r} has {count} variants, 0 to {count - 1}")
     for i in range(count) if index is None else (index,):
         merged = deep_merge(base, _zip_slice(section, i))
         if not isinstance(section.get("name"), list):  # one name for all would not tell them apart
@@ -170,15 +170,14 @@ def _expand(
         yield Variant(f"{group}_{i}", f"{key}[{i}]", (key,), merged)
 
 
-def _zip_length(key: str, section: Mapping[str, Any], where: str | None) -> int:
+def _zip_length(key: str, section: Mapping[str, Any]) -> int:
     lengths = set(_list_lengths(section))
     if not lengths or 0 in lengths:
-        raise ConfigError(f"{key!r} holds {'an empty list' if lengths else 'no list'} to zip", where=where)
+        raise ConfigError(f"{key!r} holds {'an empty list' if lengths else 'no list'} to zip")
     longer = sorted(lengths - {1})
     if len(longer) > 1:
         raise ConfigError(
-            f"{key!r} holds lists of different lengths {longer}; expected one length, or 1 (used for all variants)",
-            where=where,
+            f"{key!r} holds lists of different lengths {longer}; expected one length, or 1 (used for all variants)"
         )
     return longer[0] if longer else 1
 

@@ -13,7 +13,6 @@ from launcher.core.errors import ConfigError
 from launcher.image.reference import PlannedImage, names_an_image
 from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
-from launcher.plan.plan import SRTCTL
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import Edit, LaneRule
 from launcher.srtctl.edit import acceptance_edits, apply_edits, with_comment
@@ -61,6 +60,8 @@ class SrtctlPlanner:
 
         rule = rules.model.rule
         model_path = derive.model_path(rule, benchmark, context)
+        if model_path is None:
+            raise ConfigError("a model of srtctl needs `path`", where=rules.model.where)
         # The alias to register is the one that the recipe uses, if it means this checkpoint; the lane's own if unread.
         alias = rule.alias if recipe.facts is None else recipe.facts.model_path
         models = {alias: model_path} if alias and alias in (rule.alias, *rule.also) else {}
@@ -85,11 +86,11 @@ class SrtctlPlanner:
         job = SrtctlJob(models, tree, srtslurm, planned_recipe, submit, rules.power)
         own_limit = recipe.facts and recipe.facts.time_limit
         plan = derive.whole_plan(
-            SRTCTL,
             rules,
             context,
             images=images,
-            model_path=model_path,
+            model=derive.planned_model(rules, model_path, context),
+            results=derive.expected_results(benchmark, context),
             time_limit=own_limit or srtslurm.get("default_time_limit"),
             details=job.as_details(),
         )
@@ -288,11 +289,7 @@ def _edited(
         document = narrowed.document
         edits.append(Edit(("benchmark", "concurrencies"), "x".join(str(c) for c in benchmark.concurrencies)))
     already = str((recipe.facts.sbatch_directives.get("exclude") if recipe.facts is not None else None) or "")
-    nodes: list[str] = []
-    for rule in (excluded.rule for excluded in rules.file.excluded(benchmark, power=rules.power)):
-        # The nodes in the host's variable that the rule names, else the rule's own.
-        said = context.host.get(rule.variable) if rule.variable is not None else None
-        nodes += [n for n in said.split(",") if n] if said is not None else [rule.node]
+    nodes = derive.excluded_nodes(rules, context)
     nodes = [n for n in nodes if not any(fnmatch.fnmatchcase(n, pattern) for pattern in already.split(","))]
     if nodes:
         edits.append(Edit(("sbatch_directives", "exclude"), ",".join([*filter(None, [already]), *nodes])))

@@ -24,9 +24,9 @@ from pathlib import Path
 import launcher
 from launcher.core.errors import LauncherError
 from launcher.core.process import CommandRunner, clean_environment, run
-from launcher.core.retry import until
-from launcher.slurm.client import Phase, carries, jobs_with_token
-from launcher.slurm.commands import SQUEUE_FORMAT, SlurmCommands, squeue_records
+from launcher.slurm.client import Phase, carries
+from launcher.slurm.commands import SQUEUE_FORMAT, SlurmCommands, records_in
+from launcher.slurm.submission import IN_DOUBT, new_jobs, printed_ids
 
 VARIABLE = "LAUNCHER_SBATCH"
 """The program's input, as JSON: ``token``, ``earlier`` (ids of jobs that carried it before), ``hold``, ``directory``
@@ -35,8 +35,6 @@ VARIABLE = "LAUNCHER_SBATCH"
 TIMEOUT = 240.0
 """Seconds for sbatch itself; `submit.Submission.timeout` is longer."""
 
-_ID = re.compile(r"^(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?\s*$", re.MULTILINE)
-_IN_DOUBT = re.compile(r"timed out|[Uu]nable to contact|connect failure|Zero Bytes|Unexpected message")
 _OUTPUT = re.compile(r"^#SBATCH --output=(\S+%j\S*)$", re.MULTILINE)
 _LOOKS, _BETWEEN = 3, 2.0
 
@@ -85,7 +83,7 @@ def submit(
     # Options come before the script: what follows it belongs to the script.
     held = ["--hold"] if given["hold"] else []
     done = runner(["sbatch", *held, *arguments], timeout=TIMEOUT, env=real)
-    ids = _ID.findall(done.stdout)
+    ids = printed_ids(done.stdout)
     if done.ok and len(ids) == 1:
         _make_output_directory(arguments, ids[0])
         return 0, f"Submitted batch job {ids[0]}\n", done.stderr
@@ -93,8 +91,10 @@ def submit(
     if len(found) == 1:
         _make_output_directory(arguments, found[0])
     elif not found:
-        may_come = done.ok or done.timed_out or bool(_IN_DOUBT.search(done.stderr))
-        found = _in_scheduler(token, earlier, real, _LOOKS if may_come else 1, sleep)
+        may_come = done.ok or done.timed_out or bool(IN_DOUBT.search(done.stderr))
+        with contextlib.suppress(LauncherError):
+            looks = _LOOKS if may_come else 1
+            found = [*new_jobs(token, earlier, SlurmCommands(environ=real), looks, sleep, between=_BETWEEN)]
     if len(found) == 1:
         error = done.stderr + f"sbatch did not print the job's id ({done}); Slurm has it as {found[0]}\n"
         return 0, f"Submitted batch job {found[0]}\n", error
@@ -106,7 +106,7 @@ def _in_queue(token: str, earlier: frozenset[str], environ: Mapping[str, str], r
     clean = {k: v for k, v in clean_environment(environ).items() if not k.startswith("SQUEUE_")}
     argv = ["squeue", "-h", "--states=all", "-u", str(os.getuid()), "-o", SQUEUE_FORMAT]
     done = runner(argv, timeout=5.0, env=clean)
-    ours = [r for r in squeue_records(done.stdout) if carries(r.comment, token) and r.id not in earlier]
+    ours = [r for r in records_in(done.stdout, "squeue") if carries(r.comment, token) and r.id not in earlier]
     return [r.id for r in ours if r.state.phase is not Phase.TERMINAL or r.state.nodes]
 
 
@@ -119,17 +119,3 @@ def _make_output_directory(arguments: list[str], job: str) -> None:
         for script in (Path(a) for a in arguments if not a.startswith("-")):
             if script.is_file() and (output := _OUTPUT.search(script.read_text())):
                 Path(output[1].replace("%j", job)).parent.mkdir(parents=True, exist_ok=True)
-
-
-def _in_scheduler(
-    token: str, earlier: frozenset[str], environ: Mapping[str, str], looks: int, sleep: Callable[[float], None]
-) -> list[str]:
-    """The same from squeue and accounting together, up to ``looks`` times, because slurmctld may still be at work."""
-    from tenacity import stop_after_attempt, wait_fixed
-
-    def look() -> list[str]:
-        with contextlib.suppress(LauncherError):
-            return [job.id for job in jobs_with_token(token, SlurmCommands(environ=environ)) if job.id not in earlier]
-        return []
-
-    return until(bool, look, stop=stop_after_attempt(looks), wait=wait_fixed(_BETWEEN), sleep=sleep)

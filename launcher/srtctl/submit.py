@@ -22,21 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from launcher.core.errors import ConfigError, JobsExist, SubmissionError, SubmissionUnknown, suggest
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import write_text
-from launcher.core.retry import until
 from launcher.run.kind import Submitted
-from launcher.slurm.client import Scheduler, SchedulerUnreachable, jobs_with_token
+from launcher.slurm.client import Scheduler, SchedulerUnreachable
+from launcher.slurm.submission import ASKED, check_first, hint_for, new_jobs
+from launcher.slurm.submission import HINTS as SBATCH_HINTS
 from launcher.srtctl import recipe
 from launcher.srtctl.planned import LOG, SRTSLURM
 from launcher.srtctl.sbatch_wrapper import wrapper_on_path
-
-ASKED = 3
-"""How often the scheduler is asked about a submission whose answer was lost."""
-
-BETWEEN = 5.0
-"""Seconds between two such questions: slurmctld may still be working on the request when its client is gone."""
 
 HELP_TIMEOUT = 120.0
 """Seconds for ``srtctl apply --help``: importing srtctl from a shared file system can take long."""
@@ -57,27 +54,6 @@ _SUMMARY = re.compile(r"^Running:\n(?:(?!🚀|❌|Error|Traceback|\d{4}-).*\n?)*
 _DROPPED = re.compile(
     r"(?:Failed to load or validate srtslurm\.yaml: |(?=SRTSLURM_CONFIG set but file not found: ))(?P<why>.*)"
 )
-
-_HINTS = {
-    r"is not defined in srtslurm\.yaml": "register the alias in the runner file; `launcher check` finds such names "
-    "before a submission",
-    r"resolved to .*, but that (path|file) is unavailable": "this machine cannot see it: stage it, or set "
-    "`preflight: false` where only compute nodes can",
-    r"Unknown field": "this commit of srt-slurm does not know that key: is the lane pinned to the commit it needs?",
-    r"Required binaries not found": "the base was set up incompletely: the runner's `checkout.setup` has to make them",
-    r"no-submissions|No YAML files found": "the recipe has no variant to submit: name one with a selector "
-    "(recipe.yaml:override_x)",
-    r"No such file or directory: 'sbatch'": "sbatch is not on PATH: is this the cluster's login node?",
-    r"unrecognized option '--segment": "this Slurm has no --segment: set use_segment_sbatch_directive: false",
-    r"[Ii]nvalid (partition|account|qos)|Invalid account or account/partition": "correct partition and account in the "
-    "runner file (sacctmgr show assoc user=$USER)",
-    r"QOSMaxSubmit|AssocMaxSubmit|AssocGrpSubmit": "too many jobs are queued already: wait, or cancel some",
-    r"Socket timed out|Unable to contact slurm controller": "slurmctld did not answer; it has no job of ours, so that "
-    "trying again is safe",
-    r"Config not found": "the recipe is not in the checkout: is the overlay complete and CONFIG_FILE right?",
-    r"unrecognized arguments|expected one argument": "this srtctl has other options than its checkout said",
-}
-"""What srtctl says when it fails, and what to do about it; the first that is found counts."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +129,8 @@ def apply(
     # Once sbatch was reached, a job can still appear.
     may_come = done.timed_out or (done.returncode or 0) < 0 or answer.begun > 0
     try:
-        found = _new_jobs(submission, scheduler, ASKED if failed and may_come else 1, sleep)
+        times = ASKED if failed and may_come else 1
+        found = new_jobs(submission.token, submission.earlier, scheduler, times, sleep)
     except SchedulerUnreachable as error:
         if failed:
             raise SubmissionUnknown(
@@ -169,7 +146,7 @@ def apply(
         raise SubmissionError(
             trouble + (f"\nsrtctl had dropped srtslurm.yaml: {dropped}" if dropped else ""),
             where=_recipe(argv),
-            hint=next((hint for pattern, hint in _HINTS.items() if re.search(pattern, words)), None),
+            hint=hint_for(words, {**_hints(), **SBATCH_HINTS}),
         )
     if dropped:
         raise JobsExist(
@@ -190,6 +167,11 @@ def apply(
     )
 
 
+def _hints() -> dict[str, str]:
+    """What to do about words of srtctl, by regular expressions for these."""
+    return msgspec.yaml.decode(Path(__file__).with_name("srtctl_faults.yaml").read_bytes(), type=dict[str, str])
+
+
 def _ours(answer: _Answer, found: Mapping[str, float | None], failed: bool, trouble: str) -> tuple[str, ...]:
     """The id of the job that this submission made, or nothing. Raises JobsExist when it made several, or came second.
 
@@ -205,15 +187,7 @@ def _ours(answer: _Answer, found: Mapping[str, float | None], failed: bool, trou
                 job_ids=ids,
                 hint="cancel them; the selector must name exactly one variant",
             )
-    # Of several jobs with the token every launcher goes on with the same one, the earliest. Ids grow, except where they
-    # start again after MaxJobId: there the submit time decides.
-    first = min(found, key=lambda job: (found[job] or 0.0, int(job)), default=None)
-    if ids and ids[0] in found and first != ids[0]:
-        raise JobsExist(
-            f"another launcher submitted job {first} under this run's id just before",
-            job_ids=ids,
-            hint="that one goes on; choose another --run-id for this one",
-        )
+    check_first(ids, found)
     return ids
 
 
@@ -281,22 +255,6 @@ def _read(done: Completed) -> _Answer:
     )
 
 
-def _new_jobs(
-    submission: Submission, scheduler: Scheduler, times: int, sleep: Callable[[float], None]
-) -> dict[str, float | None]:
-    """The new jobs that carry the token, with their submit times; asked ``times`` times until there is one.
-
-    Raises SchedulerUnreachable.
-    """
-    from tenacity import stop_after_attempt, wait_fixed
-
-    def ask() -> dict[str, float | None]:
-        jobs = jobs_with_token(submission.token, scheduler)
-        return {job.id: job.submitted for job in jobs if job.id not in submission.earlier}
-
-    return until(bool, ask, stop=stop_after_attempt(times), wait=wait_fixed(BETWEEN), sleep=sleep)
-
-
 def _trouble(done: Completed, answer: _Answer, timeout: float) -> str:
     """What went wrong, in full: srtctl's own error, and its prose without log lines and advice."""
     if done.timed_out:
@@ -326,14 +284,11 @@ def dump_srtslurm(document: Mapping[str, Any]) -> str:
     Raises ConfigError for a value that srtctl would refuse (a number in a map of strings) or that YAML cannot hold.
     """
     for key in STRING_MAPS:
-        entries = document.get(key)
-        if entries is None:
-            continue
+        entries = {} if document.get(key) is None else document[key]
         if not isinstance(entries, Mapping):
             raise ConfigError(f"{key}: expected a map of strings, not a {type(entries).__name__}", where=SRTSLURM)
-        for name, value in entries.items():
-            if not isinstance(name, str) or not isinstance(value, str):
-                raise ConfigError(f"{key}: expected strings, not {name!r} and {value!r}", where=SRTSLURM)
+        if wrong := [pair for pair in entries.items() if set(map(type, pair)) != {str}]:
+            raise ConfigError(f"{key}: expected strings, not {wrong[0][0]!r} and {wrong[0][1]!r}", where=SRTSLURM)
     try:
         return recipe.dump(document)
     except ConfigError as error:

@@ -24,7 +24,7 @@ from pathlib import Path
 from launcher.core.process import Completed, run
 from launcher.slurm.client import JobKey, Scheduler
 from launcher.slurm.commands import SlurmCommands
-from launcher.slurm.native import SlurmNative, choose
+from launcher.slurm.native import choose
 from launcher.slurm.shared import SharedPoller
 from scripts.measure_slurm import watching
 from tests.slurm.following import follow
@@ -125,19 +125,17 @@ def cost() -> int:
 
 
 def _timed(scheduler: Scheduler, jobs: Sequence[JobKey]) -> tuple[float, float]:
-    """Seconds, and CPU seconds of ours, of the programs that ended, and of pyslurm's process, which goes on."""
-    cpu, began = _cpu(scheduler), time.perf_counter()
+    """Seconds, and CPU seconds of ours and of the programs that ended."""
+    cpu, began = _cpu(), time.perf_counter()
     states = scheduler.poll(jobs)
     seconds = time.perf_counter() - began
     assert all(state.word == "PENDING" for state in states.values()), states
-    return seconds, _cpu(scheduler) - cpu
+    return seconds, _cpu() - cpu
 
 
-def _cpu(scheduler: Scheduler) -> float:
+def _cpu() -> float:
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    idle = scheduler._idle if isinstance(scheduler, SlurmNative) else []
-    workers = [int(Path(f"/proc/{worker._child.pid}/schedstat").read_text().split()[0]) / 1e9 for worker in idle]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages) + sum(workers)
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 if __name__ == "__main__":

@@ -34,3 +34,8 @@ def test_an_eval_row_can_have_a_recipe_of_its_own() -> None:
     settings = {"CONFIG_FILE": "recipes/a.yaml", "EVAL_CONFIG_FILE": "recipes/b.yaml"}
     assert a_benchmark(settings=settings).config_file == "recipes/a.yaml"
     assert a_benchmark(settings=settings, eval_only=True).config_file == "recipes/b.yaml"
+
+
+def test_gpus_are_those_of_all_workers() -> None:
+    assert a_benchmark(prefill=Role(2, 4, pp=2), decode=Role(3, 8, dcp=4)).gpus == 16 + 24
+    assert a_benchmark(multinode=False, prefill=Role(1, 2, ep=8, dcp=2, pp=2, pcp=3), decode=None).gpus == 12

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from launcher.benchmark.benchmark import Benchmark, Component, Role
+from launcher.benchmark.contracts import MULTI_NODE
 from launcher.benchmark.environment import (
-    OPTIONS,
     benchmark_from_environment,
     environment_of,
     github_job,
@@ -86,7 +86,7 @@ def test_what_the_workflow_sets() -> None:
     assert fixed["ROUTER_METADATA"] == '{\n  "name": "dynamo-router",\n  "version": "1.2"\n}'
     assert fixed["CONFIG_FILE"] == "recipes/a b.yaml:override_x"
     assert "RESULT_FILENAME" not in fixed and "RUNNER_NAME" not in fixed
-    assert {name: fixed[name] for name in OPTIONS} == dict(OPTIONS)
+    assert {name: fixed[name] for name in MULTI_NODE.options} == dict(MULTI_NODE.options)
     assert (agentic["ISL"], agentic["MAX_MODEL_LEN"], agentic["CONC"], agentic["EVAL_CONC"]) == ("0", "0", "32", "32")
     assert (agentic["REQUIRE_POWER"], agentic["DURATION"], agentic["TOTAL_CPU_DRAM_GB"]) == ("1", "1200", "0")
     assert agentic["KV_OFFLOAD_BACKEND"] == "hicache"
@@ -142,7 +142,6 @@ def test_all_missing_variables_are_named_at_once() -> None:
         ("CONC_LIST", "4 x", "whole numbers of at least 1"),
         ("CONC_LIST", "0", "a whole number of at least 1"),
         ("CONC_LIST", "1_0", "a whole number"),
-        ("CONC_LIST", "9" * 5000, "a whole number"),  # int() of that many digits would raise another error
         ("ISL", "0", "a whole number of at least 1"),
         ("PREFILL_TP", "4.0", "a whole number"),
         ("PREFILL_NUM_WORKERS", "0", "at least 1"),
@@ -156,13 +155,42 @@ def test_all_missing_variables_are_named_at_once() -> None:
         ("ROUTER_METADATA", '{"version": "1"}', "JSON of the form"),
         ("RECIPE_FINGERPRINT", "abc", "64 hexadecimal digits"),
         ("RESULT_FILENAME", "a/b", "a file name, not a path"),
-        ("IS_MULTINODE", "false", "'true': single-node jobs"),
+        ("IS_MULTINODE", "yes", "'true', 'false' or nothing"),
+        ("EXP_NAME", "../m", "a part of a file name"),
+        ("MODEL", "acme/M\x1b[2J", "without control characters"),
+        ("IMAGE", "vllm\udcff", "without control characters"),  # a byte that is not UTF-8
+        ("EVAL_LIMIT", "\udcff", "UTF-8"),
+        ("DECODE_TP", "10000", "at least 1 and at most 9999"),
+        ("ROUTER_METADATA", '{"name": 1}', "JSON of the form"),
+        ("ROUTER_METADATA", "[" * 100, "JSON of the form"),
+        ("KV_OFFLOAD_BACKEND", "a\nb", "without control characters"),
+        ("SCENARIO_SUBDIR", "../x/", "'fixed_seq_len/', which follows"),
     ],
 )
 def test_a_variable_that_means_nothing_is_named_with_what_is_expected(name: str, value: str, expected: str) -> None:
     message = refused(**{name: value}).message
     assert message.startswith(f"{name} is {value!r}; expected ")
     assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CONC_LIST", "9" * 5000),  # int() of that many digits would raise another error
+        ("ROUTER_METADATA", '{"name": ' + "9" * 5000 + "}"),
+        ("ROUTER_METADATA", "[" * 100_000),
+    ],
+)
+def test_a_value_of_any_length_is_refused_in_few_words(name: str, value: str) -> None:
+    message = refused(**{name: value}).message
+    assert message.startswith(f"{name} is '")
+    assert f"({len(value)} characters); expected " in message
+    assert len(message) < 400
+
+
+def test_json_may_not_bring_in_what_a_variable_cannot_hold() -> None:
+    message = refused(ROUTER_METADATA='{"name": "a\\u0000b"}').message
+    assert message == "ROUTER_METADATA is 'a\\x00b'; expected text of one line without control characters"
 
 
 def test_a_setting_with_a_control_character_is_refused() -> None:
@@ -181,10 +209,11 @@ def test_the_name_of_the_results() -> None:
         result_filename(dataclasses.replace(FIXED, framework="a/b"), "gb300-nv_0")
 
 
-def test_a_single_node_benchmark_has_no_multi_node_environment() -> None:
-    single = dataclasses.replace(FIXED, multinode=False, decode=None, source="matrix.yaml (m)")
-    with pytest.raises(ConfigError, match=r"matrix\.yaml \(m\): m_8k1k is a single-node benchmark"):
-        environment_of(single)
+def test_a_benchmark_without_a_decode_side_is_no_multi_node_job() -> None:
+    aggregated = dataclasses.replace(FIXED, decode=None, source="matrix.yaml (m)")
+    for use in (environment_of, lambda benchmark: result_filename(benchmark, "gb300-nv_0")):
+        with pytest.raises(ConfigError, match=r"matrix\.yaml \(m\): m_8k1k has no decode side"):
+            use(aggregated)
 
 
 def test_the_job_of_an_environment() -> None:

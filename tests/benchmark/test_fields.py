@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from launcher.benchmark.benchmark import Benchmark, Role
-from launcher.benchmark.fields import DECODE_FIELDS, FIELDS, PREFILL_FIELDS, SETTING_KEYS, Field
+from launcher.benchmark.contracts import CALLER_OPTIONS, MULTI_NODE, SECRETS, SINGLE_NODE, Contract
+from launcher.benchmark.fields import DECODE_FIELDS, FIELDS, PREFILL_FIELDS, Field
 
 PUT_TOGETHER = {"prefill", "decode", "settings", "options", "multinode", "key", "source"}
 """What takes more than one variable or key, or none."""
@@ -25,10 +26,21 @@ def test_every_attribute_has_one_row(holder: type, fields: tuple[Field, ...], be
     assert beside.isdisjoint(attributes)
 
 
-def test_no_variable_and_no_key_stands_twice() -> None:
-    variables = [field.variable for field in (*FIELDS, *PREFILL_FIELDS, *DECODE_FIELDS)]
+@pytest.mark.parametrize("contract", [MULTI_NODE, SINGLE_NODE], ids=["multi-node", "single-node"])
+def test_no_variable_stands_twice(contract: Contract) -> None:
+    variables = [field.variable for fields in (contract.fields, *contract.roles.values()) for field in fields]
+    variables += [*contract.options, *contract.more_options, *contract.settings, *SECRETS]
     assert len(variables) == len(set(variables))
-    assert SETTING_KEYS.isdisjoint(variables)
+    assert {v for names in contract.not_set_with.values() for v in names} <= set(variables)
+
+
+def test_the_contracts_differ_where_a_job_of_one_node_has_other_variables() -> None:
+    assert {f.attribute for f in FIELDS} - {f.attribute for f in SINGLE_NODE.fields} == {"eval_concurrencies"}
+    assert set(MULTI_NODE.signs).isdisjoint(SINGLE_NODE.signs)
+    assert set(SINGLE_NODE.not_set_with) <= set(CALLER_OPTIONS)
+
+
+def test_no_key_stands_twice() -> None:
     keys = [field.key for field in FIELDS if field.key is not None]
     assert len(keys) == len(set(keys))
 

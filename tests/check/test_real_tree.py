@@ -13,7 +13,7 @@ import pytest
 
 from launcher.benchmark.environment import result_filename
 from launcher.benchmark.selection import Selection
-from launcher.check.plan_rules import result_names
+from launcher.check.plan_rules import longest_result_name
 from launcher.project import Project
 from tests.shared import SHARED, needs_shared
 
@@ -107,7 +107,7 @@ def test_names_that_are_too_long_are_those_of_the_reference() -> None:
         gpus = [role.workers * role.gpus_per_worker for role in (b.prefill, b.decode)]
         amd = f"_concurrency_{max(b.concurrencies)}_req_rate_inf_gpus_{sum(gpus)}_ctx_{gpus[0]}_gen_{gpus[1]}.json"
         is_amd = Path(entry.place.document.path).name == "amd-master.yaml"
-        longest = max(map(len, [stem + amd] if is_amd else result_names(b, stem)))
+        longest = len(stem + amd if is_amd else longest_result_name(b, stem))
         for i, before in enumerate(("", "agg_", "power_validation_")):
             (theirs if is_amd else ours)[i] += longest + len(before) > 255
     assert (len(entries), ours, theirs) == (384, [2, 9, 132], [0, 2, 21])

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.check.schema_validation import parse, validate
-from launcher.check.srtctl_schema import Schema, Schemas, read_checkout
+from launcher.check.schema_validation import Schema, parse
+from launcher.check.srtctl_schema import Schemas, read_checkout
 from launcher.core.errors import ConfigError
 from tests.benchmarks import a_recipe
 from tests.check.workspaces import Q2, V50, put
@@ -30,7 +30,7 @@ def verdict(ref: str, *changes: Any) -> set[tuple[str, str]]:
     recipe = copy.deepcopy(a_recipe())
     for change in changes:
         change(recipe)
-    return {(c.rule, ".".join(map(str, c.keys))) for c in validate(schema(ref), recipe)}
+    return {(c.rule, ".".join(map(str, c.keys))) for c in schema(ref).violations(recipe)}
 
 
 def test_every_version_of_the_tables_takes_a_plain_recipe() -> None:
@@ -319,7 +319,7 @@ def test_a_version_that_the_tables_lack_is_judged_by_its_tree(tmp_path: Path) ->
     schemas = Schemas((tmp_path,))
     found = schemas.get("mine", "7" * 40)
     assert found is not None and schemas.get("mine", "7" * 40) is found
-    assert [c.rule for c in validate(found, {"part": {"size": 1, "needed": "x", "plane": "c"}})] == ["value-refused"]
+    assert [c.rule for c in found.violations({"part": {"size": 1, "needed": "x", "plane": "c"}})] == ["value-refused"]
     assert schemas.get("other", None) is None
 
 

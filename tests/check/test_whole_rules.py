@@ -12,7 +12,7 @@ import pytest
 
 from launcher.check.inputs import CheckInput, Row
 from launcher.check.registry import check_everything, check_plan
-from launcher.check.schema_validation import RecipeValidator
+from launcher.check.srtctl_schema import Schemas
 from launcher.plan.derive import AppliedRules, Resolved
 from launcher.runner.file import RunnerFile
 from launcher.srtctl.recipe import dump
@@ -311,7 +311,7 @@ def test_a_plan_of_another_kind_is_judged_by_the_rules_of_every_kind(tmp_path: P
     plan = dataclasses.replace(spoilt, kind="script", details={}, findings=())
     file = RunnerFile.read(tmp_path / "runners/tiny.yaml")
     resolved = Resolved(plan, AppliedRules.of(plan.benchmark, file))
-    findings = check_plan(resolved, RecipeValidator())
+    findings = check_plan(resolved, Schemas())
     assert {f.rule for f in findings} == {"known-problem"}
     row = Row(plan.benchmark, "m.yaml:7", file, dataclasses.replace(plan, findings=findings))
     found = check_everything(CheckInput([row], files=[file], today=TODAY))

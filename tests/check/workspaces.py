@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
@@ -134,9 +135,8 @@ class CheckedWorkspace:
             srt_slurm=str(self.root / trees) if trees else None,
             recipes=str(self.root / recipes) if recipes else None,
         )
-        found = check_everything(
-            inputs.everything(project, today, has_commit, [str(self.root / "configs/t-master.yaml")])
-        )
+        given = inputs.everything(project, [str(self.root / "configs/t-master.yaml")])
+        found = check_everything(dataclasses.replace(given, today=today, has_commit=has_commit))
         # what is shipped with the launcher is looked at beside the workspace, and is not its subject
         return [one for one in found if one.file.startswith(str(self.root))]
 

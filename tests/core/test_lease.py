@@ -63,8 +63,7 @@ def test_the_owner_file_says_who_and_goes_away(path: Path) -> None:
         assert held.acquired
         assert held.owner is None
         owner = LockOwner.from_json(path.read_bytes())
-        assert owner.process is not None
-        assert (owner.process.pid, owner.what) == (os.getpid(), "this test")
+        assert (owner.pid, owner.what) == (os.getpid(), "this test")
         assert not owner.is_dead
         assert path.stat().st_mode & 0o777 == 0o644
     assert list(path.parent.iterdir()) == []
@@ -93,14 +92,14 @@ def test_a_held_lock_is_not_had_and_its_owner_is_named(path: Path) -> None:
             assert f"pid {other.pid} on " in held.owner
             assert held.owner.endswith(": a test")
         assert told == [held.owner], "told once, not at every look"
-        assert LockOwner.from_json(path.read_bytes()).process.pid == other.pid, "what is not ours stays"
+        assert LockOwner.from_json(path.read_bytes()).pid == other.pid, "what is not ours stays"
 
 
 def test_it_is_had_as_soon_as_the_owner_lets_go(path: Path) -> None:
     with quick(path), process(sys.executable, "-c", HOLD, str(path), stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert select.select([other.stdout], [], [], 0.3)[0] == [], "it waits"
-        assert LockOwner.from_json(path.read_bytes()).process.pid == os.getpid()
+        assert LockOwner.from_json(path.read_bytes()).pid == os.getpid()
         path.unlink()
         assert other.stdout.readline() == "held\n"
 
@@ -157,7 +156,7 @@ def test_a_stopped_owner_loses_it_after_the_lease_and_does_no_harm_when_it_goes_
             os.kill(other.pid, signal.SIGCONT)
             other.terminate()  # it leaves its block and releases what it believes to hold
             other.wait(10)
-            assert LockOwner.from_json(path.read_bytes()).process.pid == os.getpid()
+            assert LockOwner.from_json(path.read_bytes()).pid == os.getpid()
     assert not path.exists()
 
 

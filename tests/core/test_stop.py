@@ -9,11 +9,14 @@ import sys
 import textwrap
 import threading
 import time
+from types import FrameType
+from typing import Any
 
 import pytest
 
+from launcher.core import stop as stop_module
 from launcher.core.errors import Cancelled
-from launcher.core.stop import Signals, Stop, StopEvent, stop_on_signals
+from launcher.core.stop import HANDLED, Stop, StopEvent, stop_on_signals
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -42,12 +45,12 @@ def test_the_handlers_before_come_back() -> None:
     heard: list[int] = []
     real = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
-        before = [signal.getsignal(number) for number in Signals.HANDLED]
-        with pytest.raises(ValueError), Signals():
+        before = [signal.getsignal(number) for number in HANDLED]
+        with pytest.raises(ValueError), stop_on_signals():
             os.kill(os.getpid(), signal.SIGTERM)
             raise ValueError
         assert heard == []
-        assert [signal.getsignal(number) for number in Signals.HANDLED] == before
+        assert [signal.getsignal(number) for number in HANDLED] == before
         os.kill(os.getpid(), signal.SIGTERM)
         assert heard == [signal.SIGTERM]
     finally:
@@ -71,26 +74,25 @@ def test_a_wait_costs_no_processor_time() -> None:
 def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with Signals() as signals:
+        with stop_on_signals() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert not signals.event.wait(0.05)
+            assert not stop.wait(0.05)
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
 def test_a_wait_ends_at_once_when_a_signal_comes() -> None:
-    with Signals() as signals:
+    with stop_on_signals() as stop:
         timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
         timer.start()
         began = time.monotonic()
-        assert signals.event.wait(10)
+        assert stop.wait(10)
         assert time.monotonic() - began < 2
         timer.join()
 
 
 def test_the_event_is_an_event() -> None:
     event = StopEvent()
-    assert isinstance(event, threading.Event)
     assert not event.is_set()
     began = time.monotonic()
     assert not event.wait(0.1)
@@ -115,16 +117,16 @@ while time.monotonic() < end:
 """
 
 SHELTER = """
-import os, subprocess, sys
-from launcher.core.stop import Signals, StopEvent
+import os, signal, subprocess, sys
+from launcher.core.stop import stop_on_signals
 
-with Signals() as signals:
-    storm = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())])
-    waits = 0
-    while storm.poll() is None:
-        signals.event = StopEvent()
-        assert signals.event.wait(2) or storm.poll() is not None, "a signal was lost"
-        waits += 1
+signal.signal(signal.SIGTERM, lambda number, frame: None)  # between two blocks
+storm = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())])
+waits = 0
+while storm.poll() is None:
+    with stop_on_signals() as stop:
+        assert stop.wait(2) or storm.poll() is not None, "a signal was lost"
+    waits += 1
 print(waits)
 """
 
@@ -136,37 +138,56 @@ def test_a_storm_of_signals_neither_blocks_nor_is_lost() -> None:
     assert int(done.stdout) > 100
 
 
-def test_a_handler_never_waits_for_the_thread_that_it_interrupts() -> None:
-    """That thread may just then hold the lock inside of the event, and threading.Event's `set` would wait for it."""
+@pytest.mark.parametrize("line", range(1, 6))
+def test_a_handler_never_waits_for_the_thread_that_it_interrupts(line: int) -> None:
+    """It runs in the main thread, before any line of the event's own `wait` and `is_set`."""
     event = StopEvent()
-    with event._cond:
-        setter = threading.Thread(target=event.set, daemon=True)
-        setter.start()
-        setter.join(2)
-        assert not setter.is_alive()
-    assert event.is_set()
+    lines = 0
+
+    def interrupt(frame: FrameType, kind: str, argument: object) -> Any:
+        nonlocal lines
+        lines += kind == "line" and frame.f_code.co_filename == stop_module.__file__
+        if lines == line:
+            sys.settrace(None)
+            event.set()
+        return interrupt
+
+    sys.settrace(interrupt)
+    try:
+        event.wait(0.2)
+        assert event.is_set()
+    finally:
+        sys.settrace(None)
 
 
 CANCELLED = """
     import sys
     from launcher.core.errors import Cancelled
-    from launcher.core.stop import Signals
+    from launcher.core.stop import stop_on_signals
 
-    with Signals() as signals:
-        print("ready", flush=True)
-        signals.event.wait(10)
-        print("scancel", flush=True)
-    sys.exit(signals.exit_code)
+    try:
+        with stop_on_signals() as stop:
+            print("ready", flush=True)
+            stop.wait(10)
+            print("scancel", flush=True)
+            sys.stdin.readline()
+            stop.check()
+    except Cancelled as error:
+        sys.exit(error.exit_code)
 """
 
 
 def test_a_process_that_github_cancels_ends_with_the_code_of_the_first_signal() -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(CANCELLED)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(CANCELLED)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as child:
-        assert child.stdout is not None
+        assert child.stdin is not None and child.stdout is not None
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGINT)
         child.send_signal(signal.SIGTERM)
         assert child.stdout.readline() == "scancel\n"
+        child.stdin.close()  # it stays in the block until both signals have come
         assert child.wait(5) == 130

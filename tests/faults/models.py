@@ -29,9 +29,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from launcher.core.errors import LauncherError
+from launcher.model import copy as copying
 from launcher.model import stage as staging
 from launcher.model.checkpoint import examine
 from launcher.model.destination import remove_leftovers
@@ -212,13 +212,13 @@ def _child(traced: TracedStaging, phase: str, ready: int, go: int) -> None:
             def advance(self, path: str, size: int, count: int, *, resumed: bool = False) -> None:
                 pass
 
-        verify = staging._Staging._verify
+        verify = staging._verify
 
-        def verifying(self: Any) -> None:
+        def verifying(manifest: Manifest, directory: Path) -> None:
             wait("publish")
-            verify(self)
+            verify(manifest, directory)
 
-        staging._Staging._verify = verifying  # type: ignore[method-assign]
+        staging._verify = verifying
         wait("start")
         staging.stage(DirectorySource(traced.source), traced.destination, workers=2, progress=Hook())
         code = 0
@@ -260,13 +260,13 @@ def trials(traced: TracedStaging, chosen: list[Point]) -> Iterator[tuple[Point, 
 @contextlib.contextmanager
 def traced_staging(directory: str | None = None) -> Iterator[TracedStaging]:
     """A place, gone afterwards: on the disk, unless a directory is named."""
-    before = staging.PART_SIZE, staging.LOCK_WAIT
-    staging.PART_SIZE, staging.LOCK_WAIT = PART, 5.0
+    before = copying.PART_SIZE, staging.LOCK_WAIT
+    copying.PART_SIZE, staging.LOCK_WAIT = PART, 5.0
     try:
         with tempfile.TemporaryDirectory(prefix="launcher-faults-", dir=directory) as root:
             yield TracedStaging(Path(root))
     finally:
-        staging.PART_SIZE, staging.LOCK_WAIT = before
+        copying.PART_SIZE, staging.LOCK_WAIT = before
 
 
 def sample(every: list[Point], count: int | None) -> list[Point]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.core.lease import Lock, LockResult
 from launcher.rehearsal import enroot_stand_in
-from tests.image.support import EagerLock, image_store, request
+from tests.image.support import EagerLock, Store, request
 
 
 class NoLock(Lock):
@@ -27,7 +27,7 @@ class NoLock(Lock):
 def main(directory: str, *options: str) -> None:
     assert enroot_stand_in.VERSION.endswith("rehearsal")
     lock = NoLock if "no-lock" in options else EagerLock
-    record = image_store(lock=lock).ensure(request(Path(directory)))
+    record = Store(lock=lock).ensure(request(Path(directory)))
     print(record.how, flush=True)
     print(*record.facts, sep="\n", end="\n" if record.facts else "", file=sys.stderr)
 

@@ -11,22 +11,29 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.core.lease import Lock, LockPace
 from launcher.core.process import CommandRunner, Completed, clean_environment, run
+from launcher.core.publish import TEMPORARY_SUFFIX
 from launcher.image.enroot import Enroot
 from launcher.image.reference import PlannedImage, Reference
 from launcher.image.registry import Registry
-from launcher.image.store import ImageStore, no_log
+from launcher.image.squash import DamagedImage, MissingImage, inspect
+from launcher.image.store import ImageRecord, Placement
 from launcher.rehearsal.enroot_stand_in import squashfs
 
 ENROOT = (sys.executable, "-m", "launcher.rehearsal.enroot_stand_in")
 REFERENCE = "nvcr.io#nvidia/ai-dynamo/vllm-runtime:1.0.1"
 NAME = "nvcr.io_nvidia_ai-dynamo_vllm-runtime_1.0.1.sqsh"
+
+
+def no_log(message: str) -> None:
+    """Say nothing. It is a function with a name so that a store can be given to another process."""
 
 
 class EagerLock(Lock):
@@ -58,18 +65,26 @@ def request(directory: Path, *, reference: str = REFERENCE, name: str = NAME, **
     return PlannedImage(reference, **{**given, **more})
 
 
-def image_store(
-    runner: CommandRunner = run,
-    *,
-    command: Sequence[str] = ENROOT,
-    registry: Registry | None = None,
-    log: Callable[[str], None] = no_log,
-    lock: type[Lock] = EagerLock,
-    sleep: Callable[[float], None] = time.sleep,
-) -> ImageStore:
-    """A store with the stand-in enroot, in the environment of the test as it is now."""
-    enroot = Enroot(clean_environment(os.environ), runner, command, log=log, sleep=sleep)
-    return ImageStore(enroot, runner, registry=registry, log=log, lock=lock, sleep=sleep)
+@dataclass(frozen=True)
+class Store:
+    """Has images in place with the stand-in enroot, in the environment of the test as it is then."""
+
+    runner: CommandRunner = run
+    command: tuple[str, ...] = ENROOT
+    registry: Callable[[PlannedImage], Registry] | None = None
+    log: Callable[[str], None] = no_log
+    lock: type[Lock] = EagerLock
+    sleep: Callable[[float], None] = time.sleep
+
+    def ensure(self, image: PlannedImage) -> ImageRecord:
+        enroot = Enroot(clean_environment(os.environ), self.runner, self.log, self.sleep, self.command)
+        registry = self.registry(image) if self.registry else None
+        return Placement(image, enroot, registry, lambda squash: None, self.lock).ensure()
+
+
+def registry_for(environ: Mapping[str, str], **more: Any) -> Callable[[PlannedImage], Registry]:
+    """A store's registry, which asks in this environment for what the image's nodes need."""
+    return lambda image: Registry(Reference.parse(image.uri), environ, image.architecture, **more)
 
 
 def small_image(path: Path, note: str = "") -> Path:
@@ -106,3 +121,31 @@ def process(*argv: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
             yield child
         finally:
             child.kill()
+
+
+@dataclass
+class Looks:
+    """What a reader saw at a name: ``number`` looks, ``torn`` ones among them."""
+
+    number: int = 0
+    torn: int = 0
+
+
+def look_while(is_running: Callable[[], bool], final: Path) -> Looks:
+    """Look at the final name a thousand times a second, while somebody is running."""
+    looks = Looks()
+    while is_running():
+        looks.number += 1
+        try:
+            inspect(final)
+        except MissingImage:
+            pass
+        except DamagedImage:
+            looks.torn += 1
+        time.sleep(0.001)
+    return looks
+
+
+def leftovers(image_root: Path) -> list[str]:
+    """Temporaries and lock files below a directory."""
+    return [path.name for path in image_root.rglob("*") if path.name.endswith((TEMPORARY_SUFFIX, ".owner"))]

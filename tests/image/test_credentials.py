@@ -10,16 +10,23 @@ import pytest
 
 from launcher.core.errors import ImageError
 from launcher.core.process import Completed
-from launcher.image.enroot import account_line, credentials, diagnose
-from launcher.image.reference import Reference
+from launcher.image.enroot import credentials, diagnose, with_account
+from launcher.image.reference import Fault, Reference
 from launcher.image.registry import Registry
 from tests.image.docker_registry import INSTALLED, real_registry
-from tests.image.support import ENROOT, image_store, request
+from tests.image.support import ENROOT, Store, registry_for, request
 
 
 def environ(tmp_path: Path, *lines: str) -> dict[str, str]:
     (tmp_path / ".credentials").write_text("".join(f"{line}\n" for line in lines))
     return {"ENROOT_CONFIG_PATH": str(tmp_path)}
+
+
+def account_line(registry: str, given: dict[str, str], realm: str = "") -> str:
+    """What a refusal by the registry says of its account."""
+    before, _, said = with_account(Fault("401", "x"), Reference(registry, "a/b"), given, realm).hint.partition(", or ")
+    assert before == "x"
+    return said
 
 
 def test_the_line_to_change_is_named(tmp_path: Path) -> None:
@@ -71,18 +78,18 @@ def test_a_registry_with_basic_accounts(tmp_path: Path) -> None:
             architecture="x86_64",
             where="matrix.yaml:7",
         )
-        store = image_store(registry=Registry(given), command=("enroot",) if real else ENROOT)
+        store = Store(registry=registry_for(given), command=("enroot",) if real else ENROOT)
         record = store.ensure(wanted)
         assert (record.how, record.sidecar.digest) == ("imported", served.digest("a/b:1"))
 
         credentials_file = served.place / "enroot/.credentials"
         credentials_file.write_text("# of this test\nmachine 127.0.0.1 login me password wrong\n")
         with pytest.raises(ImageError, match="401, the registry wants credentials") as caught:
-            Registry(given).manifest(Reference.parse(reference), "x86_64", where="matrix.yaml:7")
+            Registry(Reference.parse(reference), given, "x86_64").manifest()
         line = f"the line of machine 127.0.0.1, login me in {credentials_file}:2"
-        assert (caught.value.where, caught.value.hint) == ("matrix.yaml:7", f"correct the image, or {line}")
+        assert caught.value.hint == f"correct the image, or {line}"
         if real:  # without our own question before
             (tmp_path / "images/x.sqsh").unlink()
             with pytest.raises(ImageError, match="401 or 404") as caught:
-                image_store(command=("enroot",)).ensure(wanted)
+                Store(command=("enroot",)).ensure(wanted)
             assert line in (caught.value.hint or "")

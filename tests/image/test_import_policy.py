@@ -13,8 +13,9 @@ import pytest
 
 from launcher.core.errors import ImageError
 from launcher.core.process import Completed, clean_environment, run
-from launcher.image.import_policy import ImportPolicy, ensure_image
+from launcher.image.enroot import ImportPolicy
 from launcher.image.reference import PlannedImage
+from launcher.image.store import ensure_image
 from launcher.plan.derive import Context, planned_image
 from launcher.rehearsal.stand_ins import REGISTRIES
 from launcher.rehearsal.stand_ins import environment as environment_of_stand_ins

@@ -15,11 +15,10 @@ import pytest
 from launcher.cli import main
 from launcher.core.errors import ImageError
 from launcher.core.lease import Lock
-from launcher.image import inventory
-from launcher.image.inventory import Check, adopt, garbage, images, remove_garbage, verify
+from launcher.image.inventory import Garbage, ImageDirectory, adopt, verify
 from launcher.image.squash import Sidecar, file_hash, sidecar_path
 from tests.image.squashfs_tools import mksquashfs, needs_squashfs_tools
-from tests.image.support import REFERENCE, image_store, process, request, small_image
+from tests.image.support import REFERENCE, Store, process, request, small_image
 
 DAY = 86400.0
 DEAD = 2**22 + 1
@@ -39,16 +38,16 @@ def old(path: Path, days: float = 40) -> Path:
     return path
 
 
-def names(found: list[inventory.Garbage]) -> list[str]:
+def names(found: list[Garbage]) -> list[str]:
     return sorted(item.path.name for item in found)
 
 
 def test_images_are_listed_with_what_is_known_of_them(tmp_path: Path, directory: Path) -> None:
-    record = image_store().ensure(request(tmp_path))
+    record = Store().ensure(request(tmp_path))
     small_image(directory / "bash.sqsh")
     (directory / "torn.sqsh").write_bytes(bytes(5000))
     (directory / "notes.txt").touch()
-    bash, mine, torn = images(directory, {str(record.squash): ["run-1"]})
+    bash, mine, torn = ImageDirectory(directory, {str(record.squash): ["run-1"]}).images()
     assert (mine.squash, mine.users, mine.problem) == (record.squash, ("run-1",), None)
     assert mine.sidecar is not None and mine.sidecar.reference == REFERENCE
     assert (bash.sidecar, bash.problem) == (None, None)
@@ -58,27 +57,27 @@ def test_images_are_listed_with_what_is_known_of_them(tmp_path: Path, directory:
 def test_a_look_is_no_use(directory: Path) -> None:
     image = old(small_image(directory / "x.sqsh"))
     for _ in range(2):
-        (found,) = images(directory)
+        (found,) = ImageDirectory(directory).images()
         assert time.time() - found.used > 39 * DAY
     assert time.time() - image.stat().st_atime > 39 * DAY
 
 
 def test_a_hit_is_a_use(tmp_path: Path, directory: Path) -> None:
-    record = image_store().ensure(request(tmp_path))
+    record = Store().ensure(request(tmp_path))
     old(record.squash), old(sidecar_path(record.squash))
     note = Sidecar.read(record.squash)
     assert note is not None
     dataclasses.replace(note, mtime_ns=record.squash.stat().st_mtime_ns).write(record.squash)
     old(sidecar_path(record.squash))
-    assert names(garbage(directory, images(directory))) == [record.squash.name]
-    assert image_store().ensure(request(tmp_path)).how == "hit"
-    assert garbage(directory, images(directory)) == []
+    assert names(ImageDirectory(directory).garbage()) == [record.squash.name]
+    assert Store().ensure(request(tmp_path)).how == "hit"
+    assert ImageDirectory(directory).garbage() == []
 
 
 def test_what_a_live_run_has_stays_and_what_is_young_stays(directory: Path) -> None:
     used, unused = (old(small_image(directory / name)) for name in ("used.sqsh", "unused.sqsh"))
     small_image(directory / "young.sqsh")
-    found = garbage(directory, images(directory, {str(used): ["run-1"]}))
+    found = ImageDirectory(directory, {str(used): ["run-1"]}).garbage()
     assert names(found) == [unused.name]
     assert found[0].why == "unused for 40.0 days"
 
@@ -87,11 +86,11 @@ def test_an_image_goes_with_its_record_unless_it_came_into_use(directory: Path) 
     image = old(small_image(directory / "x.sqsh"))
     adopt(image, "a/b:1", URI)
     old(sidecar_path(image)), old(image)
-    (item,) = garbage(directory, images(directory))
+    (item,) = ImageDirectory(directory).garbage()
     with Lock(directory / ".x.sqsh.owner", what="an import", wait=0):
-        assert not remove_garbage(item), "somebody imports it"
+        assert not ImageDirectory(directory).remove(item), "somebody imports it"
     assert image.exists()
-    assert remove_garbage(item)
+    assert ImageDirectory(directory).remove(item)
     assert list(directory.iterdir()) == []
 
 
@@ -116,12 +115,24 @@ def test_what_dead_processes_left_goes_and_what_may_live_stays(directory: Path) 
     orphan = directory / "gone.sqsh.json"
     orphan.touch()
     old(orphan)
-    found = garbage(directory, images(directory))
+    found = ImageDirectory(directory).garbage()
     assert names(found) == sorted([dead.name, lock.name, orphan.name])
     assert next(item.size for item in found if item.path == dead) >= 1000
-    assert all(remove_garbage(item) for item in found)
+    assert all(ImageDirectory(directory).remove(item) for item in found)
     assert len(list(directory.iterdir())) == 3
-    assert names(garbage(directory, images(directory), parts=-1.0)) == sorted(p.name for p in directory.iterdir())
+    assert names(ImageDirectory(directory, parts=-1.0).garbage()) == sorted(p.name for p in directory.iterdir())
+
+
+def test_a_lock_that_a_live_process_took_meanwhile_stays(directory: Path) -> None:
+    lock = directory / ".y.sqsh.owner"
+    lock.write_bytes(b"torn")
+    old(lock)
+    (item,) = ImageDirectory(directory).garbage()
+    lock.unlink()
+    with Lock(lock, what="an import", wait=0) as held:
+        assert held.acquired
+        assert not ImageDirectory(directory).remove(item)
+        assert lock.exists()
 
 
 def test_another_hosts_clock_removes_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,29 +140,32 @@ def test_another_hosts_clock_removes_nothing(directory: Path, monkeypatch: pytes
     small_image(directory / "x.sqsh")
     now = time.time() + 365 * DAY
     monkeypatch.setattr(time, "time", lambda: now)
-    assert garbage(directory, images(directory)) == []
+    assert ImageDirectory(directory).garbage() == []
 
 
 @needs_squashfs_tools
 def test_each_level_of_a_check_says_what_it_found(directory: Path) -> None:
     image = mksquashfs(directory / "x.sqsh")
-    (found,) = images(directory)
-    assert verify(found, deep=True).said == (
-        "lists: whole",
-        "content: readable; no hash was recorded (`launcher image adopt` records one)",
+    (found,) = ImageDirectory(directory).images()
+    assert verify(found, deep=True) == (
+        "whole",
+        ["lists: whole", "content: readable; no hash was recorded (`launcher image adopt` records one)"],
     )
     adopt(image, "a/b:1", URI)
-    assert verify(images(directory)[0], deep=True).said == ("lists: whole", "content: as recorded")
+    assert verify(ImageDirectory(directory).images()[0], deep=True) == (
+        "whole",
+        ["lists: whole", "content: as recorded"],
+    )
     before = image.stat()
     with image.open("r+b") as file:  # a data block, whose damage neither superblock nor lists show
         file.seek(5000)
         file.write(b"\xff" * 16)
     os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
-    (found,) = images(directory)
-    assert verify(found).check is Check.WHOLE
-    verdict = verify(found, deep=True)
-    assert verdict.check is Check.DAMAGED
-    assert "was recorded" in verdict.said[-1]
+    (found,) = ImageDirectory(directory).images()
+    assert verify(found)[0] == "whole"
+    verdict, said = verify(found, deep=True)
+    assert verdict == "damaged"
+    assert "was recorded" in said[-1]
 
 
 def test_adopting_twice_keeps_the_record_and_another_image_is_refused(directory: Path) -> None:

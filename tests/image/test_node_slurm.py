@@ -16,10 +16,10 @@ import pytest
 from launcher.core.errors import ImageError
 from launcher.core.process import clean_environment, run
 from launcher.core.shipped import shipped
-from launcher.image import import_policy
-from launcher.image.import_policy import ImportPolicy, ensure_image
+from launcher.image import enroot
+from launcher.image.enroot import ImportPolicy
 from launcher.image.reference import PlannedImage
-from launcher.image.store import ImageRecord
+from launcher.image.store import ImageRecord, ensure_image
 from launcher.plan.derive import Context, planned_image
 from launcher.rehearsal.stand_ins import REGISTRIES
 from launcher.rehearsal.stand_ins import environment as environment_of_stand_ins
@@ -150,7 +150,7 @@ def test_what_is_left_when_srun_dies_too_is_ended_by_cleanup(user: LauncherUser)
 
 
 def test_a_node_that_fails_and_one_that_never_comes(user: LauncherUser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_policy, "NODE_PATIENCE", 1)
+    monkeypatch.setattr(enroot, "NODE_PATIENCE", 1)
     said: list[str] = []
     ensure = ensuring(user, said, monkeypatch, LAUNCHER_REHEARSAL_ENROOT="slow=2.5")
     slurm(user, "scontrol", "update", "nodename=node18", "state=drain", "reason=test")

@@ -12,16 +12,14 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from launcher.core.lease import LockPace
 from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries
-from launcher.image.squash import DamagedImage, MissingImage, inspect
 from launcher.rehearsal.enroot_stand_in import FAULTS
-from tests.image.support import ENROOT, NAME, EagerLock, image_store, request, until
+from tests.image.support import ENROOT, NAME, EagerLock, Store, leftovers, look_while, request, until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,32 +42,13 @@ def importer(image_root: Path, *options: str, faults: str = "") -> subprocess.Po
     )
 
 
-def watch(final: Path, children: list[subprocess.Popen[str]]) -> tuple[int, int]:
-    """(looks, torn ones) at the final name until all children have ended."""
-    looks = torn = 0
-    while any(child.poll() is None for child in children):
-        looks += 1
-        try:
-            inspect(final)
-        except MissingImage:
-            pass
-        except DamagedImage:
-            torn += 1
-        time.sleep(0.001)
-    return looks, torn
-
-
-def leftovers(image_root: Path) -> list[str]:
-    return [str(path) for path in image_root.rglob("*") if path.name.endswith((TEMPORARY_SUFFIX, ".owner"))]
-
-
 def test_the_watcher_sees_what_an_import_in_place_shows(image_root: Path) -> None:
     """The control of the other tests: what the bash launchers do is seen to be torn."""
     final = image_root / "images" / NAME
     command = [*ENROOT, "import", "-o", str(final), "docker://x"]
     with subprocess.Popen(command, cwd=ROOT, env={**os.environ, FAULTS: "slow=2"}, stderr=subprocess.DEVNULL) as child:
-        _, torn = watch(final, [child])  # type: ignore[list-item]
-    assert torn > 20
+        looks = look_while(lambda: child.poll() is None, final)
+    assert looks.torn > 20
 
 
 def writing(image_root: Path, child: subprocess.Popen[str]) -> Path:
@@ -105,13 +84,13 @@ def test_a_killed_importer_costs_the_next_one_nothing(image_root: Path, lock: st
     assert part.exists()
 
     second = importer(image_root, lock)
-    _, torn = watch(image_root / "images" / NAME, [second])
+    looks = look_while(lambda: second.poll() is None, image_root / "images" / NAME)
     out, facts = second.communicate()
     assert (out, second.returncode) == ("imported\n", 0), facts
     # It found the owner dead, and waited neither for the lease nor until it went on without the lock.
     broken = re.fullmatch(rf"broke the lock of pid {first.pid} on .*: its process is dead\n", facts)
     assert broken if lock == "lock" else facts == ""
-    assert torn == 0
+    assert looks.torn == 0
     assert part in dead_temporaries(image_root / "images")
     assert dead_temporaries(image_root / "tmp"), "enroot's own temporaries, too"
 
@@ -126,7 +105,7 @@ def test_an_importer_stopped_past_its_lease_goes_on_and_harms_nothing(image_root
     writing(image_root, first)
     os.kill(first.pid, signal.SIGSTOP)
     try:
-        record = image_store(lock=Impatient).ensure(request(image_root))
+        record = Store(lock=Impatient).ensure(request(image_root))
         assert record.how == "imported"
         assert any("no heartbeat" in fact for fact in record.facts)
         published = (image_root / "images" / NAME).stat()

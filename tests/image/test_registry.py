@@ -11,6 +11,7 @@ from launcher.core.errors import ImageError
 from launcher.image.enroot import MadeByCommand, allows_http, credentials, credentials_file
 from launcher.image.reference import Reference
 from launcher.image.registry import Registry, Unreachable
+from launcher.image.squash import Sidecar
 from tests.image.registries import FakeRegistry, fake_registry
 
 
@@ -23,27 +24,27 @@ def served() -> Iterator[FakeRegistry]:
 class Asking(Registry):
     """A registry client that notes its pauses in place of making them."""
 
-    def __init__(self, served: FakeRegistry, config: str = "/nonexistent") -> None:
+    def __init__(
+        self, served: FakeRegistry, architecture: str = "x86_64", config: str = "/nonexistent", address: str = ""
+    ) -> None:
         self.slept: list[float] = []
         self.said: list[str] = []
-        super().__init__(served.environment(config), log=self.said.append, sleep=self.slept.append, timeout=5)
-
-
-def reference(served: FakeRegistry, rest: str = "a/b:1") -> Reference:
-    return Reference.parse(f"{served.address}/{rest}")
+        reference = Reference.parse(f"{address or served.address}/a/b:1")
+        own = {"log": self.said.append, "sleep": self.slept.append, "timeout": 5}
+        super().__init__(reference, served.environment(config), architecture, **own)  # type: ignore[arg-type]
 
 
 def test_an_image_of_several_platforms_is_found_by_its_index(served: FakeRegistry) -> None:
     named = served.add("a/b", "1", "amd64", "arm64")
-    amd, arm = (Asking(served).manifest(reference(served), arch, where="x") for arch in ("x86_64", "aarch64"))
+    amd, arm = (Asking(served, arch).manifest() for arch in ("x86_64", "aarch64"))
     assert (amd.architecture, arm.architecture, amd.index, arm.index) == ("amd64", "arm64", named, named)
     assert amd.digest != arm.digest
-    assert (amd.size, amd.is_named(named), amd.is_named(arm.digest), amd.is_named(None)) == (1500, True, False, False)
+    assert (amd.size, arm.size) == (1500, 1500)
 
 
 def test_an_image_of_one_platform_says_its_architecture_in_its_configuration(served: FakeRegistry) -> None:
     named = served.add("a/b", "1", "arm64")
-    found = Asking(served).manifest(reference(served), "aarch64", where="x")
+    found = Asking(served, "aarch64").manifest()
     assert (found.digest, found.index, found.architecture) == (named, None, "arm64")
 
 
@@ -51,22 +52,22 @@ def test_an_image_of_one_platform_says_its_architecture_in_its_configuration(ser
 def test_the_wrong_architecture_is_an_error_at_once(served: FakeRegistry, there: tuple[str, ...]) -> None:
     served.add("a/b", "1", *there)
     with pytest.raises(ImageError, match=r"a/b:1 is for arm64.*the nodes need amd64") as caught:
-        Asking(served).manifest(reference(served), "x86_64", where="matrix.yaml:7")
-    assert caught.value.where == "matrix.yaml:7"
+        Asking(served).manifest()
     assert not isinstance(caught.value, Unreachable)
 
 
 def test_a_head_tells_what_the_tag_names(served: FakeRegistry) -> None:
     named = served.add("a/b", "1", "amd64", "arm64")
-    assert Asking(served).tag_digest(reference(served), where="x") == named
+    known = Sidecar("a/b:1", "", "imported", 0, 0, 0, index=named)
+    assert Asking(served).check_tag(Path("x.sqsh"), known) == ("", None)
     assert served.asked == ["HEAD /v2/a/b/manifests/1"]
 
 
 def test_what_is_not_there_is_an_error_at_once(served: FakeRegistry) -> None:
     asking = Asking(served)
     with pytest.raises(ImageError, match="404, the registry has no such image") as caught:
-        asking.manifest(reference(served), where="matrix.yaml:7")
-    assert (caught.value.where, asking.slept, len(served.asked)) == ("matrix.yaml:7", [], 1)
+        asking.manifest()
+    assert (asking.slept, len(served.asked)) == ([], 1)
     assert "correct the image" in (caught.value.hint or "")
 
 
@@ -80,8 +81,8 @@ def account(tmp_path: Path, served: FakeRegistry, password: str = "right") -> st
 def test_credentials_of_enroots_file_are_used(served: FakeRegistry, tmp_path: Path, kind: str) -> None:
     served.add("a/b", "1", "amd64")
     served.kind = kind
-    asking = Asking(served, account(tmp_path, served))
-    assert asking.manifest(reference(served), "x86_64", where="x").architecture == "amd64"
+    asking = Asking(served, config=account(tmp_path, served))
+    assert asking.manifest().architecture == "amd64"
     assert len([line for line in served.asked if "token" in line]) == (kind == "Bearer"), "one token for all requests"
 
 
@@ -92,11 +93,11 @@ def test_401_is_an_error_at_once_that_names_the_file(
 ) -> None:
     served.add("a/b", "1", "amd64")
     served.kind = kind
-    asking = Asking(served, account(tmp_path, served, password or ""))
+    asking = Asking(served, config=account(tmp_path, served, password or ""))
     if password is None:
         (tmp_path / ".credentials").unlink()
     with pytest.raises(ImageError, match="401, the registry wants credentials") as caught:
-        asking.manifest(reference(served), where="x")
+        asking.manifest()
     assert f"{tmp_path}/.credentials" in (caught.value.hint or "")
     assert asking.slept == []
     assert "wrong" not in str(caught.value)
@@ -105,14 +106,14 @@ def test_401_is_an_error_at_once_that_names_the_file(
 def test_nobody_in_particular_gets_a_token_too(served: FakeRegistry) -> None:
     served.add("a/b", "1", "amd64")
     served.account, served.anonymous = ("me", "right"), True
-    assert Asking(served).manifest(reference(served), "x86_64", where="x").size == 1500
+    assert Asking(served).manifest().size == 1500
 
 
 def test_429_waits_as_long_as_it_is_told(served: FakeRegistry) -> None:
     served.add("a/b", "1", "amd64")
     served.faults = [(429, {"Retry-After": "7"}), (429, {})]
     asking = Asking(served)
-    assert asking.manifest(reference(served), "x86_64", where="x").size == 1500
+    assert asking.manifest().size == 1500
     assert asking.slept == [7, 2]
     assert asking.said[0].startswith("attempt 1: 127.0.0.1")
     assert "to come again in 7 s; next one in 7 s" in asking.said[0]
@@ -122,7 +123,7 @@ def test_429_for_hours_is_an_error_that_says_so(served: FakeRegistry) -> None:
     served.faults = [(429, {"Retry-After": "21600"})] * 9
     asking = Asking(served)
     with pytest.raises(ImageError, match="rate limit, which says to come again in 21600 s") as caught:
-        asking.manifest(reference(served), where="x")
+        asking.manifest()
     assert not isinstance(caught.value, Unreachable)
     assert asking.slept == []
 
@@ -131,33 +132,33 @@ def test_429_for_hours_is_an_error_that_says_so(served: FakeRegistry) -> None:
 def test_what_may_pass_is_asked_again(served: FakeRegistry, fault: tuple[int, dict[str, str]] | str) -> None:
     served.add("a/b", "1", "amd64", "arm64")
     served.faults = [fault, fault]
-    assert Asking(served).manifest(reference(served), "x86_64", where="x").architecture == "amd64"
+    assert Asking(served).manifest().architecture == "amd64"
     served.faults = [fault] * 9
     with pytest.raises(Unreachable):
-        Asking(served).manifest(reference(served), where="x")
+        Asking(served).manifest()
     assert len(served.faults) == 5, "four attempts"
 
 
 def test_content_that_is_not_what_its_digest_says_is_not_believed(served: FakeRegistry) -> None:
     served.add("a/b", "1", "amd64", "arm64")
     served.faults = ["wrong"]
-    assert Asking(served).manifest(reference(served), "x86_64", where="x").architecture == "amd64"
+    assert Asking(served).manifest().architecture == "amd64"
     served.faults = ["wrong"] * 9
     with pytest.raises(ImageError, match="where it says sha256:") as caught:
-        Asking(served).manifest(reference(served), where="x")
+        Asking(served).manifest()
     assert not isinstance(caught.value, Unreachable)
 
 
 def test_a_registry_that_is_not_there_is_unreachable(served: FakeRegistry) -> None:
     with pytest.raises(Unreachable, match="cannot be reached"):
-        Asking(served).manifest(Reference.parse("127.0.0.1:9/a/b:1"), where="x")
+        Asking(served, address="127.0.0.1:9").manifest()
 
 
 @pytest.mark.parametrize("content", [b"[]", b"{}", b"no", b'{"manifests": 3}', b'{"schemaVersion": 1}'])
 def test_what_is_no_manifest_is_said(served: FakeRegistry, content: bytes) -> None:
     served.documents["a/b/manifests/1"] = ("application/json", content)
     with pytest.raises(ImageError, match="no image manifest"):
-        Asking(served).manifest(reference(served), where="x")
+        Asking(served).manifest()
 
 
 def test_the_file_of_credentials_is_enroots(tmp_path: Path) -> None:

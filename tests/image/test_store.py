@@ -19,7 +19,6 @@ from launcher.core.errors import ImageError
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import TEMPORARY_SUFFIX
 from launcher.image.reference import PlannedImage
-from launcher.image.store import ImageStore
 from launcher.rehearsal.enroot_stand_in import FAULTS, squashfs
 from tests.commands import ScriptedCommands, real_commands
 from tests.image.squashfs_tools import needs_squashfs_tools
@@ -28,9 +27,9 @@ from tests.image.support import (
     REFERENCE,
     EagerLock,
     EagerLockWithFlock,
+    Store,
     as_root,
     completed,
-    image_store,
     process,
     request,
     small_image,
@@ -57,10 +56,10 @@ class Log(list[str]):
         super().__init__()
         self.slept: list[float] = []
 
-    def store(self, runner: CommandRunner = run, **more: Any) -> ImageStore:
-        return image_store(runner, log=self.append, **more)
+    def store(self, runner: CommandRunner = run, **more: Any) -> Store:
+        return Store(runner, log=self.append, **more)
 
-    def impatient(self, runner: CommandRunner = run) -> ImageStore:
+    def impatient(self, runner: CommandRunner = run) -> Store:
         """A store that sleeps by noting it."""
         return self.store(runner, sleep=self.slept.append)
 
@@ -149,13 +148,13 @@ def test_a_hit_starts_no_process_takes_no_lock_and_opens_two_files(image_root: P
 
 def test_a_hit_costs_a_fraction_of_a_millisecond(image_root: Path, log: Log) -> None:
     log.store().ensure(request(image_root))
-    store, wanted = image_store(ScriptedCommands()), request(image_root)
+    store, wanted = Store(ScriptedCommands()), request(image_root)
     seconds = min(_timed(store, wanted) for _ in range(200))
     assert seconds < 0.002
     print(f"hit: {seconds * 1e6:.0f} µs")
 
 
-def _timed(store: ImageStore, wanted: PlannedImage) -> float:
+def _timed(store: Store, wanted: PlannedImage) -> float:
     began = time.perf_counter()
     store.ensure(wanted)
     return time.perf_counter() - began
@@ -163,7 +162,7 @@ def _timed(store: ImageStore, wanted: PlannedImage) -> float:
 
 def test_a_file_that_bash_made_is_adopted_without_a_process(image_root: Path, final: Path) -> None:
     small_image(final)
-    store = image_store(ScriptedCommands())
+    store = Store(ScriptedCommands())
     assert store.ensure(request(image_root)).how == "adopted"
     assert note(final)["how"] == "adopted"
     assert store.ensure(request(image_root)).how == "hit"
@@ -172,7 +171,7 @@ def test_a_file_that_bash_made_is_adopted_without_a_process(image_root: Path, fi
 def test_it_is_adopted_where_no_record_can_be_written(image_root: Path, final: Path) -> None:
     small_image(final)
     final.with_name(f"{NAME}.json").mkdir()
-    assert image_store(ScriptedCommands()).ensure(request(image_root)).how == "adopted"
+    assert Store(ScriptedCommands()).ensure(request(image_root)).how == "adopted"
     assert parts(image_root) == []
 
 
@@ -180,7 +179,7 @@ def test_it_is_adopted_where_no_record_can_be_written(image_root: Path, final: P
 def test_a_record_that_cannot_be_read_says_nothing(image_root: Path, final: Path, content: str) -> None:
     small_image(final)
     final.with_name(f"{NAME}.json").write_text(content)
-    assert image_store(ScriptedCommands()).ensure(request(image_root)).how == "adopted"
+    assert Store(ScriptedCommands()).ensure(request(image_root)).how == "adopted"
 
 
 def test_a_file_replaced_since_it_was_recorded_is_listed_and_adopted(image_root: Path, final: Path, log: Log) -> None:
@@ -577,7 +576,7 @@ def test_a_lock_that_cannot_be_had_at_all_is_said(image_root: Path, final: Path,
         def __init__(self, path: Path, **options: Any) -> None:
             super().__init__(path.with_name("none") / path.name, **options)
 
-    record = image_store(lock=Broken, log=log.append).ensure(request(image_root))
+    record = Store(lock=Broken, log=log.append).ensure(request(image_root))
     assert record.how == "imported"
     assert record.facts[0].startswith("no lock file can be made")
     assert record.facts[1] == "no lock can be had, going on without it"
@@ -605,7 +604,7 @@ def test_an_interrupted_import_removes_its_own_temporaries_only(image_root: Path
 
 def test_a_request_can_be_pickled_and_carried_out_elsewhere(image_root: Path) -> None:
     wanted = request(image_root, environment={"A": "b"})
-    again = pickle.loads(pickle.dumps((image_store(), wanted)))
+    again = pickle.loads(pickle.dumps((Store(), wanted)))
     record = again[0].ensure(again[1])
     assert pickle.loads(pickle.dumps(record)) == record
     assert record.how == "imported"

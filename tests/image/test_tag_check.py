@@ -14,11 +14,10 @@ import pytest
 from launcher.core.errors import ImageError
 from launcher.image import store
 from launcher.image.reference import PlannedImage, Reference, refreshed_name
-from launcher.image.registry import Registry
 from launcher.image.squash import Sidecar, file_hash
 from tests.commands import ScriptedCommands, real_commands
 from tests.image.registries import FakeRegistry, fake_registry
-from tests.image.support import image_store, request, small_image
+from tests.image.support import Store, registry_for, request, small_image
 
 
 @pytest.fixture
@@ -35,13 +34,13 @@ def wanted(served: FakeRegistry, tmp_path: Path) -> PlannedImage:
     )
 
 
-class Store:
+class AskingStore:
     """A store that asks the served registry, and whose processes are counted."""
 
     def __init__(self, served: FakeRegistry, runner: ScriptedCommands | None = None) -> None:
         self.runner = runner or real_commands()
-        registry = Registry(served.environment(), sleep=lambda seconds: None, timeout=2)
-        self.ensure = image_store(self.runner, registry=registry).ensure
+        registry = registry_for(served.environment(), sleep=lambda seconds: None, timeout=2)
+        self.ensure = Store(self.runner, registry=registry).ensure
 
     @property
     def imported(self) -> list[str]:
@@ -50,7 +49,7 @@ class Store:
 
 def test_an_image_is_imported_by_the_digest_that_the_registry_told(served: FakeRegistry, wanted: PlannedImage) -> None:
     index = served.add("a/b", "1", "amd64", "arm64")
-    store = Store(served)
+    store = AskingStore(served)
     record = store.ensure(wanted)
     assert (record.how, record.sidecar.index, record.facts) == ("imported", index, ())
     assert store.imported == [f"docker://{served.address}#a/b:{record.sidecar.digest}"]
@@ -63,10 +62,10 @@ def test_an_image_is_imported_by_the_digest_that_the_registry_told(served: FakeR
 
 def test_a_hit_costs_one_question(served: FakeRegistry, wanted: PlannedImage) -> None:
     served.add("a/b", "1", "amd64")
-    Store(served).ensure(wanted)
+    AskingStore(served).ensure(wanted)
     for policy in ("keep", "refresh", "fail"):
         served.asked.clear()
-        found = Store(served, ScriptedCommands()).ensure(replace(wanted, moved_tag=policy))
+        found = AskingStore(served, ScriptedCommands()).ensure(replace(wanted, moved_tag=policy))
         assert (found.how, found.facts) == ("hit", ())
         assert served.asked == ["HEAD /v2/a/b/manifests/1"]
 
@@ -80,7 +79,7 @@ def test_a_kept_image_does_not_wait_for_its_registry(
         small_image(wanted.squash_path)
         asked = replace(wanted, reference=reference, uri=Reference.parse(reference).uri)
         began = time.monotonic()
-        found = Store(served, ScriptedCommands()).ensure(asked)
+        found = AskingStore(served, ScriptedCommands()).ensure(asked)
         assert 0.2 <= time.monotonic() - began < 1
         assert found.facts == ("the registry did not say within 0.2 s what the tag names now",)
 
@@ -94,19 +93,19 @@ def test_what_cannot_be_had_is_an_error_before_any_process(
     if says != "404":
         served.add("a/b", "1", "amd64")
     with pytest.raises(ImageError, match=says) as caught:
-        Store(served, ScriptedCommands()).ensure(replace(wanted, architecture=architecture))
+        AskingStore(served, ScriptedCommands()).ensure(replace(wanted, architecture=architecture))
     assert (caught.value.where, caught.value.exit_code) == ("matrix.yaml:7", 3)
     assert list(wanted.squash_path.parent.iterdir()) == []
 
 
 def test_an_unreachable_registry_is_a_fact(served: FakeRegistry, wanted: PlannedImage) -> None:
     served.faults = [(503, {})] * 99
-    store = Store(served)
+    store = AskingStore(served)
     record = store.ensure(wanted)
     assert record.how == "imported", "enroot may have another way there"
     assert record.facts[0].startswith("not looked up before the import: 127.0.0.1:")
     assert store.imported == [wanted.uri]
-    again = Store(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="fail"))
+    again = AskingStore(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="fail"))
     assert again.how == "hit"
     assert again.facts[0].startswith("whether the tag names another image now is not known")
 
@@ -114,51 +113,51 @@ def test_an_unreachable_registry_is_a_fact(served: FakeRegistry, wanted: Planned
 def test_an_image_that_cannot_fit_is_refused_before_any_process(served: FakeRegistry, wanted: PlannedImage) -> None:
     served.add("a/b", "1", "amd64", layers=(2**50,))
     with pytest.raises(ImageError, match=r"an image of 1048576.0 GiB compressed needs 2621440.0 GiB"):
-        Store(served, ScriptedCommands()).ensure(wanted)
+        AskingStore(served, ScriptedCommands()).ensure(wanted)
 
 
 def moved(served: FakeRegistry, wanted: PlannedImage) -> tuple[str | None, bytes]:
     served.add("a/b", "1", "amd64", "arm64")
-    before = Store(served).ensure(wanted)
+    before = AskingStore(served).ensure(wanted)
     served.add("a/b", "1", "amd64", "arm64", layers=(7,))
     return before.sidecar.digest, wanted.squash_path.read_bytes()
 
 
 def test_a_tag_that_moved_is_refreshed_under_a_new_name(served: FakeRegistry, wanted: PlannedImage) -> None:
     old, content = moved(served, wanted)
-    store = Store(served)
+    store = AskingStore(served)
     record = store.ensure(replace(wanted, moved_tag="refresh"))
     assert record.how == "imported"
     assert record.squash == refreshed_name(wanted.squash_path, record.sidecar.digest or "")
     assert record.facts == (f"a_b_1.sqsh is of {old}, and the tag names {record.sidecar.digest} now",)
     assert wanted.squash_path.read_bytes() == content, "a running job may map it"
-    assert Store(served, ScriptedCommands()).ensure(wanted).squash == wanted.squash_path
-    again = Store(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="refresh"))
+    assert AskingStore(served, ScriptedCommands()).ensure(wanted).squash == wanted.squash_path
+    again = AskingStore(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="refresh"))
     assert (again.how, again.squash) == ("hit", record.squash)
 
 
 def test_a_tag_that_moved_fails_where_the_runner_wants_it(served: FakeRegistry, wanted: PlannedImage) -> None:
     old, _ = moved(served, wanted)
     with pytest.raises(ImageError, match=f"is of {old}, and the tag names sha256") as caught:
-        Store(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="fail"))
+        AskingStore(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="fail"))
     assert "images.moved-tag" in (caught.value.hint or "")
 
 
 def test_an_index_that_changed_for_other_platforms_is_no_move(served: FakeRegistry, wanted: PlannedImage) -> None:
     served.add("a/b", "1", "amd64")
-    before = Store(served).ensure(wanted)
+    before = AskingStore(served).ensure(wanted)
     kind, content = served.documents["a/b/manifests/1"]
     digest = before.sidecar.digest
     index = json.dumps({"manifests": [{"digest": digest, "platform": {"architecture": "amd64"}}]}).encode()
     served.documents["a/b/manifests/1"] = ("application/vnd.oci.image.index.v1+json", index)
     served.documents[f"a/b/manifests/{digest}"] = (kind, content)
-    assert Store(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="fail")).facts == ()
+    assert AskingStore(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="fail")).facts == ()
 
 
 def test_of_a_file_that_bash_made_no_digest_is_known(served: FakeRegistry, wanted: PlannedImage) -> None:
     named = served.add("a/b", "1", "amd64")
     small_image(wanted.squash_path)
-    record = Store(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="refresh"))
+    record = AskingStore(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="refresh"))
     assert record.how == "adopted"
     assert record.facts == (f"of which digest a_b_1.sqsh is was never recorded; the tag names {named} now",)
 

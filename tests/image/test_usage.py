@@ -7,13 +7,12 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from launcher.image import usage
-from launcher.image.inventory import adopt, garbage, images, remove_garbage
+from launcher.image.inventory import ImageDirectory, adopt
 from launcher.image.squash import Sidecar, inspect, sidecar_path
 from launcher.run.image_usage import is_run_over, mark_used_by, unmark
 from launcher.run.record import RecordedJob
@@ -51,8 +50,7 @@ def forgotten(squash: Path, days: float = 40) -> None:
 
 
 def gone(squash: Path) -> list[str]:
-    found = images(squash.parent, is_over=is_run_over)
-    return [item.path.name for item in garbage(squash.parent, found, is_over=is_run_over)]
+    return [item.path.name for item in ImageDirectory(squash.parent, is_over=is_run_over).garbage()]
 
 
 def test_a_mark_of_anybody_keeps_an_image_until_it_is_released(squash: Path, tmp_path: Path) -> None:
@@ -61,13 +59,13 @@ def test_a_mark_of_anybody_keeps_an_image_until_it_is_released(squash: Path, tmp
     assert usage.mark(squash, "r1", tmp_path / "another/r1") is None
     forgotten(squash, 20)
     assert gone(squash) == []
-    (image,) = images(squash.parent)
+    (image,) = ImageDirectory(squash.parent).images()
     assert [name.partition("@")[0] for name in image.users] == ["r1", "r1"]
     usage.release(squash.parent, "r1", tmp_path / "theirs/r1")
-    (image,) = images(squash.parent)
+    (image,) = ImageDirectory(squash.parent).images()
     assert len(image.users) == 1, "a run of the same name is another one's"
     usage.release(squash.parent, "r1", tmp_path / "another/r1")
-    assert images(squash.parent)[0].users == ()
+    assert ImageDirectory(squash.parent).images()[0].users == ()
     assert gone(squash) == [], "its use has just ended"
     forgotten(squash)
     aged(sidecar_path(squash), 40)
@@ -84,8 +82,8 @@ def test_a_mark_that_was_torn_counts_and_one_that_is_too_old_does_not(squash: Pa
     assert gone(squash) == [mark.name]
     aged(squash.parent / ".uses/x.sqsh", 40)
     assert gone(squash) == ["x.sqsh", mark.name]
-    for item in garbage(squash.parent, images(squash.parent)):
-        assert remove_garbage(item)
+    for item in ImageDirectory(squash.parent).garbage():
+        assert ImageDirectory(squash.parent).remove(item)
     assert list(squash.parent.iterdir()) == []
 
 
@@ -120,19 +118,19 @@ def test_a_run_that_comes_between_a_look_and_the_removal_keeps_its_image(
     squash: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run marks first and looks then. It looked while the image was there; so its mark is seen."""
-    (item,) = garbage(squash.parent, images(squash.parent))
+    (item,) = ImageDirectory(squash.parent).garbage()
     content, asked = squash.read_bytes(), 0
-    live = usage.live
+    marks = usage.marks
 
-    def comes(path: Path, now: float, is_over: usage.IsOver = usage.assume_alive) -> Sequence[usage.ImageUse]:
+    def comes(path: Path) -> list[usage.ImageUse]:
         nonlocal asked
-        found, asked = live(path, now, is_over), asked + 1
+        found, asked = marks(path), asked + 1
         if asked == 1:
             usage.mark(squash, "r1", tmp_path / "runs/r1")
         return found
 
-    monkeypatch.setattr(usage, "live", comes)
-    assert not remove_garbage(item)
+    monkeypatch.setattr(usage, "marks", comes)
+    assert not ImageDirectory(squash.parent).remove(item)
     assert asked == 2
     assert squash.read_bytes() == content
     assert [path.name for path in squash.parent.iterdir() if path.name.endswith(".part")] == []

@@ -52,12 +52,12 @@ def test_a_repository_at_a_commit(server: Hub, tmp_path: Path) -> None:
 
 def test_a_branch_is_pinned(server: Hub, tmp_path: Path) -> None:
     assert HubSource(REPOSITORY, "main").revision == SHA
-    with pytest.raises(ModelError, match="does not have it at revision v9"):
+    with pytest.raises(ModelError, match="@v9: the hub does not have it"):
         HubSource(REPOSITORY, "v9")
 
 
 def test_large_files_come_by_ranges(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.model.stage.PART_SIZE", 64)
+    monkeypatch.setattr("launcher.model.copy.PART_SIZE", 64)
     stage(HubSource(REPOSITORY, SHA), tmp_path / "M")
     assert content(tmp_path / "M") == content(server.directory)
     assert {"bytes=0-63", "bytes=64-127"} <= {said for _, said in server.requests}

@@ -155,12 +155,12 @@ def slow(node_directories: NodeDirectories, monkeypatch: pytest.MonkeyPatch) -> 
     code = f"""
 import pathlib, time
 import launcher.model.stage as stage
-check = stage._Staging._check_space
-def patient(self):
+check = stage._check_space
+def patient(*arguments):
     while pathlib.Path({str(hold)!r}).exists():
         time.sleep(0.05)
-    check(self)
-stage._Staging._check_space = patient
+    check(*arguments)
+stage._check_space = patient
 """
     (node_directories.root / "site").mkdir()
     (node_directories.root / "site" / "sitecustomize.py").write_text(code)
@@ -278,14 +278,14 @@ def test_stopped_within_a_job_it_leaves_no_step(
         subprocess.run(["scancel", job], timeout=60)
 
 
-def test_a_node_that_says_nothing_has_failed() -> None:
+def test_a_node_that_says_nothing_has_failed(tmp_path: Path) -> None:
     def srun(argv: Sequence[str]) -> Completed:
         said = [f'0: launcher-node-verdict {{"node": "{node}", "ok": true, "how": "staged"}}' for node in NODES[:-1]]
         return Completed(tuple(argv), 1, "\n".join(["noise", *said]), "srun: error: node05: task 2: Killed", 0.0)
 
-    commands = ScriptedCommands(scontrol="\n".join(NODES), srun=srun)
+    commands, task = ScriptedCommands(srun=srun), NodeTask("/archive/M", "/nvme/M")
     allocation = Allocation(job="7", nodes="node[02-03,05]")
-    found = stage_on_nodes(NodeTask("/archive/M", "/nvme/M"), allocation, run=commands)
+    found = stage_on_nodes(task, allocation, state=tmp_path, scheduler=SlurmCommands, run=commands)
     assert found[:2] == [NodeResult("node02", True, "staged"), NodeResult("node03", True, "staged")]
     assert not found[2].ok
     assert "node05: task 2: Killed" in (found[2].error or "")

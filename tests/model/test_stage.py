@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xxhash
@@ -19,6 +20,7 @@ from launcher.core.errors import Cancelled, ModelError
 from launcher.core.lease import Lock
 from launcher.core.stop import Stop
 from launcher.model import copy as copying
+from launcher.model import stage as staging
 from launcher.model.checkpoint import examine
 from launcher.model.destination import leftovers, lock_path, remove_leftovers, staging_directories
 from launcher.model.manifest import MANIFEST_NAME, PART_SIZE, WORK_DIRECTORY, Manifest, hash_file, hash_of_parts
@@ -49,7 +51,7 @@ def content(directory: Path) -> dict[str, bytes]:
 
 
 def small_parts(monkeypatch: pytest.MonkeyPatch, size: int = 64) -> None:
-    monkeypatch.setattr("launcher.model.stage.PART_SIZE", size)
+    monkeypatch.setattr(copying, "PART_SIZE", size)
 
 
 def test_a_copy_is_the_source_with_a_manifest(source: Path, destination: Path) -> None:
@@ -218,7 +220,7 @@ def test_parts_of_a_file_that_changed_since_are_copied_again(
 ) -> None:
     small_parts(monkeypatch)
     stop = StopAfter(10**9)
-    monkeypatch.setattr("launcher.model.stage._Staging.publish", _cut_off)
+    monkeypatch.setattr("launcher.model.stage._publish", _cut_off)
     with pytest.raises(Cancelled):
         stage(DirectorySource(source), destination, progress=stop)
     dead(*staging_directories(destination))
@@ -257,21 +259,21 @@ def dead(*stagings: Path) -> None:
     """Let the staging's owner be a process that has ended."""
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    for staging in stagings:
-        owner = staging / WORK_DIRECTORY / "owner.json"
+    for directory in stagings:
+        owner = directory / WORK_DIRECTORY / "owner.json"
         owner.write_text(owner.read_text().replace(f'"pid": {os.getpid()}', f'"pid": {child.pid}'))
 
 
 KILLED = """
 import sys
 from pathlib import Path
-from launcher.model import stage as staging
+from launcher.model import copy, stage as staging
 from launcher.model.source import DirectorySource, SourceFile
 class Slow:
     def begin(self, files, size): pass
     def advance(self, path, size, count, *, resumed=False):
         import time; time.sleep(0.05); print(path, flush=True)
-staging.PART_SIZE = 64
+copy.PART_SIZE = 64
 staging.stage(DirectorySource(Path(sys.argv[1])), Path(sys.argv[2]), workers=1, progress=Slow())
 """
 
@@ -362,18 +364,16 @@ def test_sixteen_at_once_copy_once(source: Path, destination: Path) -> None:
 def test_a_lost_race_keeps_the_winner(source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two without a working lock: the other one publishes just before we do."""
     monkeypatch.setattr("launcher.model.stage.Lock", _NoLock)
-    from launcher.model.stage import _Staging
+    publish = staging._publish
 
-    publish = _Staging.publish
-
-    def late(self: _Staging, log: object) -> str:
-        monkeypatch.setattr(_Staging, "publish", publish)
+    def late(*arguments: Any) -> object:
+        monkeypatch.setattr(staging, "_publish", publish)
         stage(DirectorySource(source), destination)
         winner.append(destination.stat().st_ino)
-        return publish(self, lambda text: None)
+        return publish(*arguments)
 
     winner: list[int] = []
-    monkeypatch.setattr(_Staging, "publish", late)
+    monkeypatch.setattr(staging, "_publish", late)
     assert stage(DirectorySource(source), destination).how == "lost"
     assert destination.stat().st_ino == winner[0]
     assert os.listdir(destination.parent) == [destination.name]
@@ -411,7 +411,7 @@ def test_a_publication_that_was_cut_off_is_whole_and_gc_or_the_next_one_cleans_u
 def test_before_its_rename_a_staging_is_no_checkpoint_for_all_its_manifest(
     source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launcher.model.stage._Staging.publish", _cut_off)
+    monkeypatch.setattr("launcher.model.stage._publish", _cut_off)
     with pytest.raises(Cancelled):
         stage(DirectorySource(source), destination)
     (staging,) = staging_directories(destination)

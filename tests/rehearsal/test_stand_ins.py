@@ -15,7 +15,7 @@ import yaml
 from launcher.core.errors import JobsExist, SubmissionError
 from launcher.core.process import clean_environment, run
 from launcher.rehearsal import stand_ins
-from launcher.rehearsal.srtctl_contract import CLUSTER
+from launcher.rehearsal.srtctl_contract import shipped
 from launcher.rehearsal.stand_ins import StandIns, environment, tools_directory
 from launcher.result.validate import Point, read_result
 from launcher.run.kind import Submitted
@@ -68,7 +68,7 @@ def test_a_git_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_tree_declares_the_keys_that_the_stand_in_checks(tmp_path: Path) -> None:
-    assert known_keys(stand_ins.ensure_repository(tmp_path)) == set(CLUSTER)
+    assert known_keys(stand_ins.ensure_repository(tmp_path)) == set(shipped().cluster)
 
 
 def test_the_programs_start(tmp_path: Path) -> None:

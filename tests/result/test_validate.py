@@ -125,7 +125,7 @@ def test_a_file_that_is_no_result(tmp_path: Path, text: str, said: str) -> None:
         ({"output_throughput": 0.0}, "no output token was generated"),
         ({"median_tpot_ms": 0.0}, "median_tpot_ms is 0"),
         ({"std_tpot_ms": 0}, "std_tpot_ms is 0"),
-        ({"max_concurrency": 8}, "max_concurrency is 8, its file name says 4"),
+        ({"max_concurrency": 8}, "max_concurrency is 8, expected 4"),
         ({"max_concurrency": 4.5}, "max_concurrency is 4.5"),
     ],
 )
@@ -222,7 +222,7 @@ def test_failed_requests_of_an_agentic_result_are_a_doubt(tmp_path: Path) -> Non
         ("RF_conc8.json", agentic(num_requests_successful=0), "no request succeeded"),
         ("RF_conc8.json", agentic(num_requests_successful=0.5), "no request succeeded"),
         ("RF_conc8.json", agentic(num_requests_successful=None), "num_requests_successful is missing"),
-        ("RF_conc8.json", agentic(conc=16), "conc is 16, its file name says 8"),
+        ("RF_conc8.json", agentic(conc=16), "conc is 16, expected 8"),
         ("RF_conc80.json", agentic(), "its name does not end in _conc8.json"),
         ("RF_conc8.json", "", "empty"),
         ("RF_conc8.json", agentic(num_prefill_gpu="x"), "num_prefill_gpu is 'x'"),

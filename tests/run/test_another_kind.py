@@ -25,7 +25,7 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.cli import main
 from launcher.core.errors import ResultError
 from launcher.core.shipped import shipped
-from launcher.plan.derive import AppliedRules, Context, whole_plan
+from launcher.plan.derive import AppliedRules, Context, expected_results, planned_model, whole_plan
 from launcher.plan.plan import Plan
 from launcher.project import Project
 from launcher.result.collect import Collected, Problem
@@ -65,7 +65,13 @@ class ScriptKind:
         benchmark = replace(benchmark, concurrencies=benchmark.concurrencies[:1])
         rules = AppliedRules.of(benchmark, file, power=False)
         return whole_plan(
-            self.name, rules, context, images=(), model_path="hf:a/b", time_limit="0:10:00", details=details
+            rules,
+            context,
+            images=(),
+            model=planned_model(rules, "hf:a/b", context),
+            results=expected_results(benchmark, context),
+            time_limit="0:10:00",
+            details=details,
         )
 
     def describe(self, plan: Plan) -> list[tuple[str, str]]:

@@ -67,7 +67,7 @@ def the_judge() -> Any:
 
 def plan_of(environment: dict[str, str]) -> Plan:
     one = Project.open(environment, workspace=str(shared() / "inferencex"), srt_slurm=str(shared() / "srt-slurm"))
-    for part in ("fleet", "finder", "validator"):  # files are read once, not once a case
+    for part in ("fleet", "finder", "schemas"):  # files are read once, not once a case
         one.__dict__[part] = getattr(project(), part)
     return one.plan_from_environment()
 

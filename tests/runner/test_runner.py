@@ -56,8 +56,8 @@ def test_the_first_rule_that_matches_wins_and_says_where_it_stands() -> None:
 
 
 def test_a_lane_names_the_kind_of_job_that_serves_it() -> None:
-    file = parse(MINIMAL.replace("    ref: v1\n", "    ref: v1\n    kind: container\n"))
-    assert [lane.kind for lane in file.runner.lanes] == ["container", "srtctl"]
+    file = parse(MINIMAL.replace("    ref: v1\n", "    ref: v1\n    kind: script\n"))
+    assert [lane.kind for lane in file.runner.lanes] == ["script", "srtctl"]
 
 
 def test_no_match_lists_what_is_supported() -> None:
@@ -108,10 +108,13 @@ def test_the_shipped_runners_are_valid_and_claim_each_prefix_once() -> None:
     fleet = Fleet([shipped("runners")])
     files = fleet.all()
     clusters = {"gb200-nv", "gb300-nv", "b200-dgxc", "b200-nscale", "b300-nv", "h100-dgxc", "h200-dgxc"}
+    clusters |= {"b200-cw", "b200-nb", "h100-cr", "h100-cw", "h200-cw", "h200-nb", "mi300x-amds", "mi325x-amds"}
+    clusters |= {"mi325x-tw", "mi355x-amds", "rtx6000pro-lat"}
     assert clusters | {"local", "one-machine"} == {f.runner.name for f in files}
     prefixes = [p for f in files for p in f.runner.runners]
     assert len(prefixes) == len(set(prefixes))
-    moving = {(r.repositories[x.repository], x.ref) for r in (f.runner for f in files) for x in r.lanes if not x.sha}
+    lanes = [(f.runner, lane) for f in files for lane in f.runner.lanes if lane.container is None]
+    moving = {(runner.repositories[lane.repository], lane.ref) for runner, lane in lanes if not lane.sha}
     # A branch of a personal fork that could not be read: the only ref without a commit.
     assert moving == {("https://github.com/cquil11/srt-slurm-nv.git", "cam/sa-submission-q2-2026")}
 
@@ -126,7 +129,8 @@ def test_no_clusters_name_is_in_code() -> None:
 def test_a_fleet_finds_by_prefix_and_by_label() -> None:
     fleet = Fleet([shipped("runners")])
     assert fleet.for_runner_name("b200-dgxc-slurm_7").runner.name == "b200-dgxc"
-    assert fleet.by_label["b200-multinode"].runner.name == "b200-dgxc"
+    assert [file.runner.name for file in fleet.by_label["b200-multinode"]] == ["b200-dgxc"]
+    assert [file.runner.name for file in fleet.by_label["h200"]] == ["h200-cw", "h200-dgxc", "h200-nb"]
     with pytest.raises(ConfigError) as error:
         fleet.for_runner_name("b300-nx_01")
     assert error.value.hint == "did you mean 'b300-nv'?"

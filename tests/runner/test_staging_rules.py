@@ -8,7 +8,7 @@ import pytest
 
 from launcher.core.errors import ConfigError
 from launcher.core.shipped import shipped
-from launcher.plan.derive import Context, planned_model
+from launcher.plan.derive import AppliedRules, Context, planned_model
 from launcher.runner.file import RunnerFile
 from tests.benchmarks import a_benchmark
 
@@ -24,7 +24,7 @@ def runner_file(tmp_path: Path, rule: str, storage: str = "") -> RunnerFile:
 def planned(file: RunnerFile) -> object:
     benchmark = a_benchmark()
     context = Context(workspace="/w", runner_name="r_0", run_key="r1", today="20260101")
-    model = planned_model(file, "/lustre/fsw/m", benchmark, file.model(benchmark).rule, context)
+    model = planned_model(AppliedRules.of(benchmark, file), "/lustre/fsw/m", context)
     return model.source, model.striping
 
 

@@ -9,19 +9,19 @@ import pytest
 
 from launcher.core.errors import JobError
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
-from launcher.slurm.commands import SlurmCommands, sacct_records, scontrol_records, squeue_records, timestamp
+from launcher.slurm.commands import SlurmCommands, records_in, scontrol_records, timestamp
 from tests.commands import Reply, ScriptedCommands
 from tests.slurm.fakes import DOWN, NO_DATABASE, NOT_KNOWN, TIMED_OUT
 
 SQUEUE = """\
-4|CANCELLED|1795289084|1795289084|1795289086|None|node01|tok-e
-1|COMPLETED|1795289084|1795289084|1795289085|None|node[01-02]|run-abc token
-2|FAILED|1795289084|1795289084|1795289084|NonZeroExitCode|node01|tok-b|with|pipes
-5|PENDING|1795289084|N/A|N/A|PartitionNodeLimit||(null)
-6|PENDING|1795289084|N/A|N/A|DependencyNeverSatisfied||(null)
-3|PENDING|1795289084|N/A|N/A|JobHeldUser||tok-c
-7|COMPLETING|1795289357|1795289359|1795303759|None|node01|tok-rq
-8|PENDING|1795289359|1795289480|1795303880|BeginTime||tok-rh
+4|CANCELLED|||1795289084|1795289084|1795289086|node01|None|tok-e
+1|COMPLETED|||1795289084|1795289084|1795289085|node[01-02]|None|run-abc token
+2|FAILED|||1795289084|1795289084|1795289084|node01|NonZeroExitCode|tok-b|with|pipes
+5|PENDING|||1795289084|N/A|N/A||PartitionNodeLimit|(null)
+6|PENDING|||1795289084|N/A|N/A||DependencyNeverSatisfied|(null)
+3|PENDING|||1795289084|N/A|N/A||JobHeldUser|tok-c
+7|COMPLETING|||1795289357|1795289359|1795303759|node01|None|tok-rq
+8|PENDING|||1795289359|1795289480|1795303880||BeginTime|tok-rh
 """
 
 SACCT = """\
@@ -62,7 +62,7 @@ def poll(job: JobKey, **replies: Reply) -> tuple[JobState, ScriptedCommands]:
 
 
 def test_reading_squeue() -> None:
-    records = {record.id: record for record in squeue_records(SQUEUE)}
+    records = {record.id: record for record in records_in(SQUEUE, "squeue")}
     assert len(records) == 8
     assert records["2"].comment == "tok-b|with|pipes"
     assert records["5"].comment == ""
@@ -74,7 +74,7 @@ def test_reading_squeue() -> None:
 
 
 def test_reading_sacct() -> None:
-    records = {record.id: record for record in sacct_records(SACCT)}
+    records = {record.id: record for record in records_in(SACCT, "sacct")}
     assert records["2"].state.exit_code == (3, 0)
     assert records["4"].state.word == "CANCELLED"
     assert records["3"].state.nodes == ""
@@ -90,9 +90,9 @@ def test_reading_scontrol() -> None:
 
 def test_banners_and_torn_lines_are_no_records() -> None:
     banner = "Welcome to the cluster | please read | the | message | of | the | day |\n*** 12 ***\n\n"
-    assert squeue_records(banner + "3|PENDING|17952\n") == []
-    assert len(squeue_records(banner + SQUEUE)) == 8
-    assert sacct_records(banner + "2|FAILED|3:0") == []
+    assert records_in(banner + "3|PENDING|17952\n", "squeue") == []
+    assert len(records_in(banner + SQUEUE, "squeue")) == 8
+    assert records_in(banner + "2|FAILED|3:0", "sacct") == []
     assert scontrol_records(banner + "slurm_load_jobs error") == []
 
 
@@ -115,7 +115,7 @@ def test_a_thousand_jobs_cost_one_call(count: int, calls: int) -> None:
 
     def squeue(argv: Sequence[str]) -> str:
         ids = argv[argv.index("-j") + 1].split(",")
-        return "".join(f"{n}|RUNNING|1795289084|1795289085|1795289999|None|node01|t\n" for n in ids)
+        return "".join(f"{n}|RUNNING|||1795289084|1795289085|1795289999|node01|None|t\n" for n in ids)
 
     runner = ScriptedCommands(squeue=squeue)
     states = SlurmCommands(runner=runner, environ={}).poll(jobs)
@@ -190,12 +190,12 @@ def test_what_may_be_requeued_is_an_end_only_by_the_controllers_leave(word: str)
     assert state.phase is Phase.UNKNOWN
     state, _ = poll(GONE, squeue=NOT_KNOWN, sacct=record)
     assert (state.phase, state.word) == (Phase.TERMINAL, word)
-    state, _ = poll(GONE, squeue="9999|PENDING|1795289100|N/A|N/A|BeginTime||tok-g\n", sacct=record)
+    state, _ = poll(GONE, squeue="9999|PENDING|||1795289100|N/A|N/A||BeginTime|tok-g\n", sacct=record)
     assert state.phase is Phase.ALIVE
 
 
 def test_another_job_with_the_same_id_is_not_ours() -> None:
-    other = "2|COMPLETED|1795299999|1795299999|1795299999|None|node01|tok-z\n"
+    other = "2|COMPLETED|||1795299999|1795299999|1795299999|node01|None|tok-z\n"
     finished = "2|COMPLETED|0:0|0:0|1795299999|1795299999|1795299999|node01|None|tok-z\n"
     state, _ = poll(FAILED, squeue=other, sacct=finished, scontrol=NOT_KNOWN)
     assert state.phase is Phase.UNKNOWN
@@ -208,7 +208,7 @@ def test_a_requeued_job_is_followed_over_its_new_submit_time() -> None:
     job = JobKey("7", 1795289357.0, "tok-rq")
     state, _ = poll(job, squeue=NOT_KNOWN, sacct=REQUEUED)
     assert state.word == "CANCELLED"
-    state, _ = poll(job, squeue="7|PENDING|1795289480|N/A|N/A|BeginTime||tok-rq\n", sacct=REQUEUED)
+    state, _ = poll(job, squeue="7|PENDING|||1795289480|N/A|N/A||BeginTime|tok-rq\n", sacct=REQUEUED)
     assert state.phase is Phase.ALIVE
 
 
@@ -230,7 +230,7 @@ def test_under_faults_no_job_is_ever_called_finished_wrongly() -> None:
         if rng.random() < 0.3:
             return rng.choice(faults)
         told += 1
-        return "2|RUNNING|1795289084|1795289085|1795299999|None|node01|tok-b\n"
+        return "2|RUNNING|||1795289084|1795289085|1795299999|node01|None|tok-b\n"
 
     def sacct(argv: Sequence[str]) -> Reply:
         return rng.choice(accounts)
@@ -265,8 +265,8 @@ def test_finding_says_none_only_by_somebody_who_knows() -> None:
 
 
 def test_cancelling_looks_whose_it_is() -> None:
-    other = "2|RUNNING|1795299999|1795299999|1795299999|None|node01|tok-z\n"
-    ended = "1|COMPLETED|1795289084|1795289084|1795289085|None|node01|run-abc\n"
+    other = "2|RUNNING|||1795299999|1795299999|1795299999|node01|None|tok-z\n"
+    ended = "1|COMPLETED|||1795289084|1795289084|1795289085|node01|None|run-abc\n"
     runner = ScriptedCommands(squeue=other + ended + SQUEUE.splitlines()[5] + "\n", scancel="")
     SlurmCommands(runner=runner, environ={}).cancel([FAILED, DONE, HELD])
     assert runner.calls[-1] == ("scancel", "3")

@@ -34,7 +34,7 @@ def hasty_backend(cluster: Cluster, timeout: float) -> Scheduler:
     """The backend under test, less patient."""
     if not isinstance(cluster.scheduler, SlurmNative):
         return SlurmCommands(environ=cluster.environ, timeout=timeout)
-    return SlurmNative(cluster.scheduler.version, environ=cluster.environ, timeout=timeout)
+    return SlurmNative(environ=cluster.environ, timeout=timeout)
 
 
 @pytest.fixture(params=BACKENDS)

@@ -18,7 +18,7 @@ def poll(**replies: Reply) -> JobState:
 
 
 def squeue(word: str, reason: str = "None", nodes: str = "node01") -> str:
-    return f"7|{word}|1795289084|1795289085|1795289999|{reason}|{nodes}|tok-a\n"
+    return f"7|{word}|||1795289084|1795289085|1795289999|{nodes}|{reason}|tok-a\n"
 
 
 def sacct(word: str, code: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from launcher.srtctl.sbatch_wrapper import VARIABLE, wrapper_on_path
 
-LINE = "4242|PENDING|1795289084|N/A|N/A|None||tok-a\n"
+LINE = "4242|PENDING|||1795289084|N/A|N/A||None|tok-a\n"
 
 
 class ScriptedPrograms:

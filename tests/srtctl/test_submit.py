@@ -12,7 +12,8 @@ import pytest
 from launcher.core.errors import JobsExist, SubmissionError, SubmissionUnknown
 from launcher.run.kind import Submitted
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
-from launcher.srtctl.submit import BETWEEN, Submission, apply
+from launcher.slurm.submission import BETWEEN
+from launcher.srtctl.submit import Submission, apply
 from tests.shared import needs_shared
 from tests.srtctl.transcripts import transcript
 

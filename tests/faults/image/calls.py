@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from launcher.core.publish import dead_temporaries
-from launcher.image.inventory import garbage, images, leftover, remove_garbage
+from launcher.image.inventory import ImageDirectory
 from launcher.image.squash import DamagedImage, MissingImage, inspect
 from launcher.rehearsal.enroot_stand_in import squashfs
 from tests.faults.image import Count
@@ -39,7 +38,7 @@ from launcher.core.errors import ImageError
 from launcher.core.process import Completed
 from launcher.rehearsal.enroot_stand_in import squashfs
 from tests.commands import ScriptedCommands
-from tests.image.support import image_store, request
+from tests.image.support import Store, request
 
 image = squashfs("etc", {"rc": b"x" * 20000}, created=1_700_000_000)
 
@@ -56,7 +55,7 @@ def answer(argv):
 
 os.access("/begin", os.F_OK)
 try:
-    store = image_store(ScriptedCommands(answer), command=("enroot",), sleep=lambda seconds: None)
+    store = Store(ScriptedCommands(answer), command=("enroot",), sleep=lambda seconds: None)
     how = store.ensure(request(Path(sys.argv[1]), lock_wait=5)).how
 except ImageError as error:
     os.access("/end", os.F_OK)
@@ -117,11 +116,12 @@ def state(final: Path, before: bytes | None) -> tuple[str, str | None]:
 def clean(place: Path) -> str | None:
     """What `image gc` leaves of a killed import; None for nothing."""
     directory = place / "images"
-    for item in garbage(directory, images(directory), parts=0.0):
-        remove_garbage(item)
+    contents = ImageDirectory(directory, parts=0.0)
+    for item in contents.garbage():
+        contents.remove(item)
     if (place / "tmp").is_dir():
-        for path in dead_temporaries(place / "tmp"):
-            remove_garbage(leftover(path))
+        for item in (temporaries := ImageDirectory(place / "tmp")).dead_temporaries():
+            temporaries.remove(item)
     left = {p.name for p in directory.iterdir()} - {NAME, f"{NAME}.json"}
     left |= {p.name for p in (place / "tmp").glob("*")}
     return f"gc leaves {', '.join(sorted(left))}" if left else None

@@ -5,16 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from launcher.core.lease import Lock, LockResult
-from launcher.core.publish import TEMPORARY_SUFFIX
-from launcher.image.squash import DamagedImage, Listing, MissingImage, check_lists, inspect
+from launcher.image.squash import DamagedImage, check_lists
 from launcher.rehearsal.enroot_stand_in import FAULTS
 from tests.faults.image import Count
-from tests.image.support import NAME, EagerLock, image_store, request
+from tests.image.support import NAME, EagerLock, Store, leftovers, look_while, request
 
 
 class NoOpLock(Lock):
@@ -41,10 +40,14 @@ def races(place: Path, trials: int) -> list[Count]:
 
 def _import(place: Path, kind: str, said: Any) -> None:
     try:
-        said.put(image_store(lock=LOCKS[kind]).ensure(request(place, lock_wait=60)).how)
+        said.put(Store(lock=LOCKS[kind]).ensure(request(place, lock_wait=60)).how)
     except BaseException as error:
         said.put(f"failed: {error}")
         raise
+
+
+def _is_any_alive(children: list[Any]) -> bool:
+    return any(child.is_alive() for child in children)
 
 
 def _race(place: Path, importers: int, kind: str, trials: int) -> Count:
@@ -60,31 +63,24 @@ def _race(place: Path, importers: int, kind: str, trials: int) -> Count:
         children = [fork.Process(target=_import, args=(own, kind, said)) for _ in range(importers)]
         for child in children:
             child.start()
-        looks = torn = 0
-        while any(child.is_alive() for child in children):
-            looks += 1
-            try:
-                inspect(final)
-            except MissingImage:
-                pass
-            except DamagedImage:
-                torn += 1
-            time.sleep(0.001)
+        looks = look_while(partial(_is_any_alive, children), final)
         how = [said.get() for child in children]
         del os.environ[FAULTS]
-        count.seen["looks of the reader"] += looks
+        count.seen["looks of the reader"] += looks.number
         wrong = []
-        if torn:
-            wrong.append(f"torn in {torn} of {looks} looks")
+        if looks.torn:
+            wrong.append(f"torn in {looks.torn} of {looks.number} looks")
         if failed := [text for text in how if text.startswith("failed")]:
             wrong.append(f"{len(failed)} importers failed: {failed[0]}")
         if kind == "working" and sorted(how) != ["hit"] * (importers - 1) + ["imported"]:
             wrong.append(f"one import and hits were expected, not {sorted(how)}")
         if how.count("imported") != 1:
             wrong.append(f"{how.count('imported')} were published")
-        if check_lists(final) is Listing.DAMAGED:
+        try:
+            check_lists(final)
+        except DamagedImage:
             wrong.append("what was published is damaged")
-        if left := [p.name for p in own.rglob("*") if p.name.endswith((TEMPORARY_SUFFIX, ".owner"))]:
+        if left := leftovers(own):
             wrong.append(f"left {left}")
         count.add("whole and published once", "; ".join(wrong) or None)
     return count

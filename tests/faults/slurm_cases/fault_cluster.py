@@ -63,13 +63,12 @@ class FaultCluster:
         self.programs = Programs(directory / "programs", real)
         self.real = real
         self.environ = {**real, "PATH": f"{self.programs.directory}:{real['PATH']}"}
-        self._version = ""
-        if backend == "pyslurm":
+        self._by_library = backend == "pyslurm"
+        if self._by_library:
             native, why = choose(environ=self.environ)
             if native is None:
                 self.down()
                 raise RuntimeError(f"not by pyslurm: {why}")
-            self._version = native.version
 
     def restart(self) -> None:
         """Start what of the cluster does not run."""
@@ -119,8 +118,8 @@ class FaultCluster:
 
     def scheduler(self, timeout: float = 3.0) -> SlurmCommands:
         """What is tried: through the programs on PATH, or through pyslurm, for what of it goes that way."""
-        if self._version:
-            return SlurmNative(self._version, environ=self.environ, timeout=timeout)
+        if self._by_library:
+            return SlurmNative(environ=self.environ, timeout=timeout)
         return SlurmCommands(environ=self.environ, timeout=timeout)
 
     def marked(self, job: JobKey) -> bool:

@@ -1,0 +1,153 @@
+"""Engines that run a script in a container: pyxis, enroot without pyxis, docker, podman.
+
+An engine turns a `PlannedContainer` into commands of the job's script: their words, in lines. A word may hold ``$JOB``,
+the job's id. No command holds the value of a variable: what the container gets is in the job's environment, and docker
+and podman are told names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from launcher.container.planned import ContainerJob
+
+Lines = tuple[tuple[str, ...], ...]
+
+LABEL = "launcher.job"
+"""Of docker's and podman's containers: the run and its job, so that exactly our own containers are ended."""
+
+STEP = (("srun", "--nodes=1", "--ntasks=1"),)
+
+
+@dataclass(frozen=True)
+class EngineCommands:
+    """What an engine needs of the job's script.
+
+    ``run`` runs the benchmark's script in the container, and ends with its exit code. ``before`` makes a container of
+    the image, ``after`` takes away what that left. ``pulls`` is the program that pulls the image and knows its digest:
+    then ``run`` ends with the image and the script, and the image's place is ``IMAGE``. ``own`` lists the ids of the
+    own containers that still run.
+    """
+
+    run: Lines
+    before: Lines = ()
+    after: Lines = ()
+    pulls: str | None = None
+    own: Lines = ()
+
+
+def commands(job: ContainerJob, run_key: str, workspace: str) -> EngineCommands:
+    """The commands of the plan's engine. ``workspace`` is the checkout that the container sees: that of the host, or
+    its copy on the node."""
+    container = job.container
+    mounts = [(target, *_source(source, workspace)) for target, source in container.mounts.items()]
+    if container.engine == "pyxis":
+        return _pyxis(job, mounts)
+    if container.engine == "enroot":
+        return _enroot(job, mounts, run_key)
+    return _docker(job, mounts, run_key)
+
+
+def _source(source: str, workspace: str) -> tuple[str, bool]:
+    """The directory of the host, and whether it is mounted read-only."""
+    path = source.replace("{workspace}", workspace)
+    return path.removesuffix(":ro"), path.endswith(":ro")
+
+
+Mounts = Sequence[tuple[str, str, bool]]
+
+
+def _step(job: ContainerJob) -> Lines:
+    """The step that runs the container, with the processors that the job was given.
+
+    Since 22.05 srun does not take over ``--cpus-per-task`` of the job (srun(1)).
+    """
+    cpus = job.allocation.cpus_per_task if job.allocation is not None else None
+    return (*STEP, (f"--cpus-per-task={cpus}",) if cpus else ())
+
+
+def _pyxis(job: ContainerJob, mounts: Mounts) -> EngineCommands:
+    container, options = job.container, job.container.options
+    flags = (
+        "--container-mount-home" if options.home else "--no-container-mount-home",
+        "--container-entrypoint" if options.entrypoint else "--no-container-entrypoint",
+        *(["--container-remap-root"] if options.remap_root else []),
+        *(["--container-writable"] if options.writable else []),
+    )
+    mounted = ",".join(f"{source}:{target}{':ro' if readonly else ''}" for target, source, readonly in mounts)
+    return EngineCommands(
+        run=(
+            *_step(job),
+            ("--export=ALL",),
+            *([(f"--mpi={options.mpi}",)] if options.mpi else []),
+            (f"--container-image={container.image}",),
+            *([(f"--container-name={options.name}",)] if options.name else []),
+            (f"--container-mounts={mounted}",),
+            (f"--container-workdir={container.workdir}",),
+            *((flag,) for flag in flags),
+            _script(job),
+        )
+    )
+
+
+def _enroot(job: ContainerJob, mounts: Mounts, run_key: str) -> EngineCommands:
+    container, options = job.container, job.container.options
+    name = f"launcher-{run_key}-$JOB"
+    # enroot has no option for the working directory (enroot 4.1.2, doc/cmd/start.md).
+    inside = ("env", f"--chdir={container.workdir}", *_script(job))
+    named = [*container.environment, *container.passes]
+    return EngineCommands(
+        before=(("enroot", "create"), ("--name", name), (container.image,)),
+        run=(
+            *_step(job),
+            ("--export=ALL",),
+            ("enroot", "start"),
+            *([("--root",)] if options.remap_root else []),
+            *([("--rw",)] if options.writable else []),
+            *([("--mount", "$HOME:$HOME")] if options.home else []),
+            *(("--mount", _fstab(target, source, readonly)) for target, source, readonly in mounts),
+            *(("--env", variable) for variable in dict.fromkeys(named)),
+            (name,),
+            inside,
+        ),
+        after=(("enroot", "remove", "--force", name),),
+    )
+
+
+def _fstab(target: str, source: str, readonly: bool) -> str:
+    return f"{source}:{target}:none:x-create=auto,rbind{',ro' if readonly else ''}"
+
+
+IMAGE = "{image}"
+"""The place of a pulled image in `EngineCommands.run`: the script puts the reference with the digest there."""
+
+
+_OURS = ("--rm", "--name", "--entrypoint", "--pull")
+"""Options of ``run`` that are set here, whatever the runner file says: by them the container is ours, and found."""
+
+
+def _docker(job: ContainerJob, mounts: Mounts, run_key: str) -> EngineCommands:
+    container, program = job.container, job.container.engine
+    named = [*container.environment, *container.passes]
+    label = f"{LABEL}={run_key}.$JOB"
+    return EngineCommands(
+        run=(
+            (program, "run", "--rm"),
+            (f"--name=launcher-{run_key}-$JOB",),
+            (f"--label={label}",),
+            *((flag,) for flag in container.options.flags if not flag.startswith(_OURS)),
+            *((f"--volume={source}:{target}{':ro' if readonly else ''}",) for target, source, readonly in mounts),
+            (f"--workdir={container.workdir}",),
+            *(("--env", variable) for variable in dict.fromkeys(named)),
+            ("--entrypoint=bash",),
+            (IMAGE,),
+            (job.script.path,),
+        ),
+        pulls=program,
+        own=((program, "ps", "--all", "--quiet", f"--filter=label={label}"),),
+    )
+
+
+def _script(job: ContainerJob) -> tuple[str, ...]:
+    return ("bash", job.script.path)

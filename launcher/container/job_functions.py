@@ -1,0 +1,137 @@
+"""The functions of a job's script, as bash text: each is put into the scripts that need it."""
+
+COMMON = r"""
+say() { printf 'launcher: %s\n' "$*"; }
+fail() { printf 'launcher: error: %s\n' "${*:2}" >&2; exit "$1"; }
+fact() { printf '%s=%s\n' "$1" "$2" >>"$own/facts.txt"; }
+
+# bash runs a trap only between two commands, or while it waits: so whatever takes long runs beside it.
+child=
+run_step() {
+  local code
+  "$@" &
+  child=$!
+  wait "$child"
+  code=$?
+  child=
+  return "$code"
+}
+
+end_child() {
+  [ -n "$child" ] || return 0
+  kill -TERM "$child" 2>/dev/null
+  for ((look = 0; look < grace * 10; look++)); do
+    kill -0 "$child" 2>/dev/null || break
+    sleep 0.1
+  done
+  kill -KILL "$child" 2>/dev/null
+  wait "$child" 2>/dev/null
+}
+"""
+
+CHECKPOINT = r"""
+# The login node does not see this directory. What is missing is said by name: it is what has to be staged.
+check_checkpoint() {
+  local index name missing=() weights=()
+  [ -d "$model" ] || fail 4 "the checkpoint is not on $(uname -n): no directory $model"
+  [ -s "$model/config.json" ] || missing+=(config.json)
+  for index in "$model"/*.index.json; do
+    [ -e "$index" ] || continue
+    while read -r name; do
+      weights+=("$name")
+      [ -s "$model/$name" ] || missing+=("$name")
+    done < <(grep -oE '"[^"/]+\.(safetensors|bin|pt|pth)"' "$index" | tr -d '"' | sort -u)
+  done
+  if [ "${#weights[@]}" -eq 0 ]; then
+    for name in "$model"/*.safetensors "$model"/*.bin "$model"/*.gguf "$model"/*.pt; do
+      [ -s "$name" ] && weights+=("$name")
+    done
+    [ "${#weights[@]}" -gt 0 ] || missing+=("weight files")
+  fi
+  fact checkpoint_files "${#weights[@]}"
+  fact checkpoint_config "sha256:$(sha256sum 2>/dev/null <"$model/config.json" | cut -d' ' -f1)"
+  [ "${#missing[@]}" -eq 0 ] ||
+    fail 4 "the checkpoint $model on $(uname -n) lacks ${#missing[@]} files: ${missing[*]:0:10}"
+  say "checkpoint $model: whole, ${#weights[@]} weight files"
+}
+"""
+
+IMPORT = r"""
+# In a step of its own, without GPUs. Nobody sees the file under its name before it is whole.
+# shellcheck disable=SC2317  # the step's bash calls it
+import_image() {
+  local squash=$1 uri=$2 lock=$3 wait=$4 limit=$5 part=$6 import=
+  error() { printf 'launcher: error: image %s: %s\n' "$uri" "$*" >&2; }
+  leave() {
+    [ -z "$import" ] || kill -TERM "$import" 2>/dev/null
+    wait
+    rm -f -- "$part.$SLURM_JOB_ID"
+    exit "$1"
+  }
+  trap 'leave 143' TERM
+  trap 'leave 130' INT
+  trap 'leave 129' HUP
+  shift 6
+  mkdir -p -- "${squash%/*}" || { error "its directory cannot be made"; leave 3; }
+  [ "$#" -eq 0 ] || (umask 077 && mkdir -p -- "$@") || { error "enroot's directories cannot be made"; leave 3; }
+  exec 9>>"$lock" || { error "the lock $lock cannot be opened"; leave 3; }
+  flock -w "$wait" 9 & import=$!
+  wait "$import" || { error "its lock $lock was not had within $wait s"; leave 3; }
+  if unsquashfs -l "$squash" >/dev/null 2>&1; then
+    printf 'launcher: image %s: another job imported it\n' "$uri"
+    leave 0
+  fi
+  rm -f -- "$part".*
+  # Closed for enroot: what an import that was killed leaves behind must not keep the lock.
+  timeout "$limit" enroot import -o "$part.$SLURM_JOB_ID" "$uri" 9>&- & import=$!
+  wait "$import" || { error "enroot import ended with $?"; leave 3; }
+  import=
+  unsquashfs -l "$part.$SLURM_JOB_ID" >/dev/null 2>&1 || { error "what enroot wrote is not whole"; leave 3; }
+  mv -f -- "$part.$SLURM_JOB_ID" "$squash" || { error "it cannot be published as $squash"; leave 3; }
+  printf 'launcher: image %s: imported to %s\n' "$uri" "$squash"
+  leave 0
+}
+"""
+
+PULL = r"""
+# The tag is resolved once, and the container runs what it named then.
+pull_image() {
+  local program=$1 reference=$2 repository=$3 line
+  if ! run_step "$program" pull --quiet "$reference"; then
+    "$program" image inspect "$reference" >/dev/null 2>&1 ||
+      fail 3 "image $reference: cannot be pulled, and is not on $(uname -n)"
+    say "image $reference: cannot be pulled; the one that is on $(uname -n) is used"
+  fi
+  image=$("$program" image inspect --format '{{.Id}}' "$reference") || fail 3 "image $reference: has no id"
+  while read -r line; do
+    case $line in "$repository"@* | */"$repository"@*) image=$line; break ;; esac
+  done < <("$program" image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$reference")
+  fact image "$image"
+  say "image $reference: $image"
+}
+"""
+
+STAGE = r"""
+stage_in() {
+  mkdir -m 700 -- "$copy" || fail 5 "no copy of the checkout can be made at $copy on $(uname -n)"
+  copied=yes
+  run_step tar -xzf "$archive" -C "$copy" ||
+    fail 5 "the checkout cannot be unpacked to $copy on $(uname -n): $(df -h "$copy" | tail -n 1)"
+}
+
+bring_back() {
+  local name found=()
+  cd "$copy" || return 1
+  shopt -s nullglob globstar
+  list_back
+  for name in "${back[@]}"; do
+    [ -e "$name" ] && found+=("$name")
+  done
+  if [ "${#found[@]}" -eq 0 ]; then
+    say "nothing of what is brought back is in $copy"
+    return 0
+  fi
+  timeout --foreground "$1" tar -czf "$own/back.tar.gz.part" -- "${found[@]}" &&
+    mv -f -- "$own/back.tar.gz.part" "$own/back.tar.gz"
+}
+"""

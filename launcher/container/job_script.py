@@ -1,0 +1,198 @@
+"""The script of a job that runs a benchmark's script in a container, rendered from the plan.
+
+It is sound by itself: the container's exit code is the job's, it ends with 143, 130 or 129 after TERM, INT or HUP, and
+whatever its end it ends its own container and removes its own copies, and nothing of others. `job_functions` has the
+functions that it is made of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from launcher.container import job_functions as functions
+from launcher.container.engines import IMAGE, STEP, EngineCommands, Lines, commands
+from launcher.container.planned import ContainerJob
+from launcher.container.shell_words import command, number, pattern, variable, word
+from launcher.image.reference import PlannedImage
+from launcher.plan.plan import Plan
+
+FACTS = "facts.txt"
+"""What the job writes down in its own directory: a name and a value a line."""
+
+BACK = "back.tar.gz"
+"""What a job on a copy of the checkout brings back, in its own directory."""
+
+CHECKOUT = "checkout.tar.gz"
+"""The checkout, beside the script, for a job that runs on a copy."""
+
+_GRACE = {"pyxis": 10, "enroot": 10, "docker": 2, "podman": 2}
+"""Seconds that the container's client is waited for after TERM. The embedded scheduler gives a job 5 in all, and
+docker's containers are ended by name."""
+
+_DIRECTORIES = ("_PATH", "_DIR", "_HOME", "TMPDIR")
+"""Names of variables of enroot that hold a directory end so."""
+
+
+def render(plan: Plan, root: Path) -> str:
+    """The script. ``root`` is the run's own directory, in which each job has one by its id. Raises ConfigError."""
+    job = ContainerJob.of(plan)
+    copy = word(job.staging.to) if job.staging is not None else None
+    engine = commands(job, plan.run_key, job.staging.to if job.staging is not None else plan.workspace.path)
+    head = [
+        "#!/usr/bin/env bash",
+        f"# Run {_comment(plan.run_key)} on {_comment(plan.runner)}: {_comment(job.script.path)} in a container "
+        f"({job.container.engine}). Written by the launcher.",
+        "set -u -o pipefail",
+        f"own={word(f'{root}/$JOB')}",
+        f"grace={_GRACE[job.container.engine]}",
+        *([f"copy={copy}", f"archive={word(f'{root}/{CHECKOUT}')}", "copied="] if copy else []),
+    ]
+    parts = [
+        "\n".join(head),
+        functions.COMMON.strip(),
+        *([_list_back(job), functions.STAGE.strip()] if copy else []),
+        _finish(job, engine),
+        'mkdir -p -- "$own" || exit 5\nsay "job $SLURM_JOB_ID on $(uname -n)"',
+        *_checkpoint(plan),
+        *_image(plan, job, engine),
+        *(["stage_in"] if copy else []),
+        *_cache(plan),
+        *_exports(job),
+        *(
+            [f"{_step(engine.before)} ||\n  fail 3 'the container cannot be made of the image'"]
+            if engine.before
+            else []
+        ),
+        f"say {word(f'{job.script.path} begins')}",
+        # The last command: with its exit code the script ends.
+        _step(engine.run).replace(word(IMAGE), '"$image"'),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _comment(text: str) -> str:
+    """Text of a comment: one line of it."""
+    return " ".join(text.split())
+
+
+def _step(lines: Lines) -> str:
+    return f"run_step \\\n  {command(lines)}"
+
+
+def _finish(job: ContainerJob, engine: EngineCommands) -> str:
+    """What is done at every end."""
+    lines = []
+    if engine.own:
+        lines += [
+            "# By our label alone: a container that only has the name of ours is somebody else's.",
+            "end_container() {",
+            "  local id",
+            f"  {command(engine.own, '    ')} 2>/dev/null | while read -r id; do",
+            f'    {word(engine.pulls or "")} rm --force "$id" >/dev/null',
+            "  done",
+            "}",
+        ]
+    ends = ["  end_container", "  end_child", "  end_container"] if engine.own else ["  end_child"]
+    lines += ["finish() {", "  local code=$?", "  trap - EXIT", "  trap '' TERM INT HUP", *ends]
+    if engine.after:
+        lines.append(f"  {command(engine.after, '    ')} >/dev/null 2>&1")
+    if job.staging is not None:
+        lines += [
+            '  if [ -n "$copied" ]; then',
+            "    # After a signal there are seconds left, and logs are better than nothing.",
+            '    if ! (bring_back "$((code > 128 ? 15 : 0))"); then',
+            '      printf "launcher: error: results cannot be brought back from %s\\n" "$copy" >&2',
+            '      [ "$code" -ne 0 ] || code=5',
+            "    fi",
+            '    rm -rf -- "$copy"',
+            "  fi",
+        ]
+    lines += [
+        '  say "the job ends with exit code $code"',
+        '  exit "$code"',
+        "}",
+        "trap finish EXIT",
+        "trap 'exit 143' TERM",
+        "trap 'exit 130' INT",
+        "trap 'exit 129' HUP",
+    ]
+    return "\n".join(lines)
+
+
+def _checkpoint(plan: Plan) -> list[str]:
+    """The look at a checkpoint that the login node does not see."""
+    path = plan.model.path
+    if path is None or path.startswith("hf:") or "login" in plan.model.seen_by:
+        return []
+    return [f"model={word(path)}", functions.CHECKPOINT.strip(), "check_checkpoint"]
+
+
+def _image(plan: Plan, job: ContainerJob, engine: EngineCommands) -> list[str]:
+    """The image: imported on this node where the node has its own directory, pulled where the engine keeps images."""
+    if engine.pulls:
+        reference = job.container.image.replace("#", "/")
+        repository = reference.partition("@")[0]
+        head, slash, name = repository.rpartition("/")
+        repository = f"{head}{slash}{name.partition(':')[0]}"
+        call = f"pull_image {word(engine.pulls)} {word(reference)} {word(repository)}"
+        return ["image=", functions.PULL.strip(), call]
+    node_local = [image for image in plan.images if not image.shared and image.squash]
+    gpus = job.allocation.gpus if job.allocation is not None else 0
+    return [functions.IMPORT.strip(), *(_import(image, gpus) for image in node_local)] if node_local else []
+
+
+def _import(image: PlannedImage, gpus: int) -> str:
+    """The import of one image, where it is not there and whole already."""
+    digest = hashlib.sha256(image.squash.encode()).hexdigest()[:12]
+    part = f"{Path(image.squash).parent}/.launcher-import-{digest}"
+    directories = [value for name, value in image.environment.items() if name.endswith(_DIRECTORIES)]
+    arguments = [image.squash, image.uri, image.lock, str(image.lock_wait), str(image.import_timeout), part]
+    lines = [
+        f"if unsquashfs -l {word(image.squash)} >/dev/null 2>&1; then",
+        f"  say {word(f'image {image.reference}: is on this node')}",
+        "  fact image_import_seconds 0",
+        "else",
+        "  began=$SECONDS",
+        f"  run_step {command(STEP)} --gres=none --export=ALL \\",
+        *(f"    {'env ' if at == 0 else ''}{_assignment(*entry)} \\" for at, entry in enumerate(_sorted(image))),
+        '    bash -c "$(declare -f import_image); import_image \\"\\$@\\"" bash \\',
+        *(f"    {word(argument)} \\" for argument in [*arguments, *directories][:-1]),
+        f"    {word([*arguments, *directories][-1])}",
+        "  code=$?",
+        f"  # {gpus} GPUs were ours, and idle, for so long.",
+        '  fact image_import_seconds "$((SECONDS - began))"',
+        f'  [ "$code" -eq 0 ] || fail 3 {word(f"image {image.reference}: is not on this node, and was not imported")}',
+        "fi",
+    ]
+    return "\n".join(lines)
+
+
+def _sorted(image: PlannedImage) -> list[tuple[str, str]]:
+    return sorted(image.environment.items())
+
+
+def _assignment(name: str, value: str) -> str:
+    return f"{variable(name)}={word(value)}"
+
+
+def _list_back(job: ContainerJob) -> str:
+    """What is brought back, expanded where the script is then: in the copy."""
+    assert job.staging is not None
+    return f"list_back() {{ back=({' '.join(pattern(f'./{glob}') for glob in job.staging.back)}); }}"
+
+
+def _cache(plan: Plan) -> list[str]:
+    """The Hugging Face cache, which has to be there to be mounted."""
+    if plan.model.cache is None:
+        return []
+    host = word(plan.model.cache.host)
+    return [f"mkdir -p -- {host} || fail 5 {word(f'the cache {plan.model.cache.host} cannot be made on the node')}"]
+
+
+def _exports(job: ContainerJob) -> list[str]:
+    lines = [
+        f"export {variable(name)}={number(value) if name == 'PORT' else word(value)}"
+        for name, value in job.container.environment.items()
+    ]
+    return ["\n".join(lines)] if lines else []

@@ -1,0 +1,243 @@
+"""Jobs that run a benchmark's script in a container: a batch job of one node, or a job on the runner's own host.
+
+A run's own directory holds the job's script, and below it one directory a job: its log, and what it wrote down.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.benchmark.benchmark import Benchmark
+from launcher.container.planned import ContainerJob
+from launcher.core.errors import SubmissionError
+from launcher.plan.derive import Context
+from launcher.plan.plan import Plan
+from launcher.runner.file import RunnerFile
+from launcher.slurm.client import JobKey, JobState
+
+if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
+    from launcher.result.collect import Collected
+    from launcher.run.kind import Prepared, Run, Submission, Submitted
+
+PlanRow = Callable[[Benchmark, RunnerFile, Context], Plan]
+
+SCRIPT = "job.sh"
+LOG = "benchmark_job.log"
+"""A job's log, in its own directory. By this beginning what fails in it is put down to the benchmark."""
+
+OWN = ".launcher"
+"""Below the workspace, or the directory that a copy goes through: the own directories of runs, by their ids."""
+
+ARCHIVE_TIMEOUT = 1800.0
+"""Seconds for packing the checkout."""
+
+
+class ContainerKind:
+    """The kinds ``container`` and ``docker`` (`launcher.run.kind.JobKind`). ``jobs`` is the embedded scheduler's
+    directory, where jobs on the runner's own host are."""
+
+    def __init__(self, name: str, plan_row: PlanRow, jobs: Path) -> None:
+        self.name = name
+        self.plan = plan_row
+        self._jobs = jobs
+
+    def describe(self, plan: Plan) -> list[tuple[str, str]]:
+        """Allocation, engine, image, script, mounts."""
+        job = ContainerJob.of(plan)
+        return [
+            ("job", _allocation(job)),
+            ("container", f"{job.container.engine} {job.container.image}"),
+            ("script", f"{job.script.path} in {job.container.workdir}{'' if job.script.exists else ' (not there)'}"),
+            *(("mount", f"{source} → {target}") for target, source in job.container.mounts.items()),
+            *((("copy", f"the checkout at {job.staging.to} on the node"),) if job.staging else ()),
+        ]
+
+    def is_complete(self, plan: Plan) -> bool:
+        """Always: nothing that is prepared decides about it."""
+        return True
+
+    def complete(self, plan: Plan, prepared: Prepared) -> Plan:
+        """The plan itself."""
+        return plan
+
+    def prepare(self, run: Run) -> Prepared:
+        """The job's script, and the checkout as an archive where the job runs on a copy."""
+        from launcher.container.job_script import render
+        from launcher.core.publish import write_text
+        from launcher.run.kind import Prepared
+
+        root = own_directory(run.plan)
+        text = render(run.plan, root)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            if root.parent.name == OWN:  # whoever looks at the checkout's status need not see it
+                write_text(root.parent / ".gitignore", "*\n")
+            write_text(root / SCRIPT, text)
+        except OSError as error:
+            raise SubmissionError(f"the job's script cannot be written: {error.strerror}", where=str(root)) from None
+        if ContainerJob.of(run.plan).staging is not None:
+            _pack_checkout(run, root)
+        return Prepared(root, {"root": str(root)})
+
+    def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
+        """sbatch of the script, held; or the embedded scheduler."""
+        from launcher.container import submit as submitting
+        from launcher.core.process import run as run_program
+        from launcher.run.kind import Submitted
+
+        plan, job, root = run.plan, ContainerJob.of(run.plan), prepared.root
+        log, script = self.log_in(root / "%j", ""), root / SCRIPT
+        if job.allocation is not None:
+            argv = submitting.sbatch_argv(job.allocation, run.id, root, log, script)
+        else:
+            argv = submitting.embedded_argv(plan, self._jobs, log, script)
+        answer = submitting.submit(
+            argv,
+            submitting.environment(job, run.services.environ, run.services.tools.environment),
+            token=run.id,
+            earlier=submission.earlier,
+            scheduler=run.services.scheduler,
+            # Not ended when we are asked to stop: a submission that is cut off leaves open whether there is a job.
+            run=partial(run_program, pass_fds=submission.keep_open),
+            sleep=time.sleep,
+        )
+        output = self.output_directory(plan, answer.job_id)
+        return Submitted(
+            answer.job_id,
+            answer.submitted,
+            output,
+            self.log_in(output, answer.job_id),
+            held=self.holds(plan),
+            adopted=bool(answer.adopted),
+            said=answer.said,
+            notes=(f"the submission failed, and the job exists: {answer.adopted}",) if answer.adopted else (),
+        )
+
+    def holds(self, plan: Plan) -> bool:
+        """Slurm's jobs are submitted held."""
+        return ContainerJob.of(plan).allocation is not None
+
+    def output_directory(self, plan: Plan, job_id: str) -> Path:
+        """By the job's id, below the run's own directory."""
+        return own_directory(plan) / job_id
+
+    def output_of_log(self, log: Path) -> Path | None:
+        """The directory of the log."""
+        return log.parent if log.name == LOG else None
+
+    def log_in(self, output: Path, job_id: str) -> Path:
+        """What the job's script and the container print."""
+        return output / LOG
+
+    def make_whole(self, run: Run) -> None:
+        """The job's own directory: Slurm makes none for a log. Raises OSError."""
+        assert run.record.job is not None
+        Path(run.record.job.output).mkdir(parents=True, exist_ok=True)
+
+    def end_by_log(self, job: JobKey, log: Path) -> JobState | None:
+        """Nothing: only the scheduler tells how such a job ended."""
+        return None
+
+    def evidence(self, run: Run) -> Mapping[str, Path | str]:
+        """The job's script, and what the job wrote down: the image's digest, how long its import held GPUs."""
+        from launcher.container.job_script import FACTS
+
+        found: dict[str, Path | str] = {SCRIPT: own_directory(run.plan) / SCRIPT}
+        if run.record.job is not None:
+            found[FACTS] = Path(run.record.job.output) / FACTS
+        return found
+
+    def collect(self, run: Run, patience: float) -> Collected:
+        """Results of this job alone; what it wrote down goes into the record."""
+        from launcher.container import results
+        from launcher.container.job_script import BACK, FACTS
+
+        job, recorded, expected = ContainerJob.of(run.plan), run.record.job, run.plan.results
+        assert recorded is not None
+        own, workspace = Path(recorded.output), Path(run.plan.workspace.path)
+        if job.staging is not None and (own / BACK).exists():
+            for doubt in results.unpack(own / BACK, workspace):
+                run.record.event("warning", f"not brought back: {doubt}")
+        _record_facts(run, job, results.facts(own / FACTS))
+        directory = Path((expected.directory or "{workspace}").replace("{workspace}", str(workspace)))
+        # Slurm keeps whole seconds.
+        submitted = math.floor(recorded.submitted or 0.0)
+        place = results.Place(directory, run.results_directory, submitted, _gpus(job))
+        try:
+            results.link_logs(expected, place, own)
+        except OSError as error:
+            run.record.event("warning", f"a log of the benchmark is not kept beside the job's: {error.strerror}")
+        return results.collect(expected, place, patience=patience, sleep=run.services.stop.sleep)
+
+    def own_directories(self, plan: Plan) -> Sequence[Path]:
+        """The run's own directory."""
+        return [own_directory(plan)]
+
+
+def own_directory(plan: Plan) -> Path:
+    """Where a run's own files lie: below the workspace, which compute nodes see. Where they do not, in the directory
+    that the copy goes through."""
+    staging = ContainerJob.of(plan).staging
+    if staging is None:
+        return Path(plan.workspace.path, OWN, plan.run_key)
+    return Path(staging.through.replace("$HOME", str(Path.home())), plan.run_key)
+
+
+def _allocation(job: ContainerJob) -> str:
+    a = job.allocation
+    if a is None:
+        return "on this host"
+    gpus = f"{a.gpus} {a.gpu_type + ' ' if a.gpu_type else ''}GPUs"
+    parts = [f"1 node, {gpus}", f"partition {a.partition}" if a.partition else "", "exclusive" if a.exclusive else ""]
+    parts.append(f"{a.minutes} minutes" if a.minutes else "the partition's time limit")
+    return ", ".join(part for part in parts if part)
+
+
+def _gpus(job: ContainerJob) -> int:
+    """How many GPUs the benchmark uses: the workflow counts TP, PP and PCP, not DCP and EP."""
+    if job.allocation is not None:
+        return job.allocation.gpus
+    sizes = [job.environment.get(name, "") for name in ("TP", "PP_SIZE", "PCP_SIZE")]
+    return math.prod(int(size) for size in sizes if size.isdigit())
+
+
+def _pack_checkout(run: Run, root: Path) -> None:
+    """The checkout as an archive that compute nodes see. Raises SubmissionError."""
+    from launcher.container.job_script import CHECKOUT
+    from launcher.core.publish import temporary_name
+
+    staging, workspace = ContainerJob.of(run.plan).staging, run.plan.workspace.path
+    assert staging is not None
+    excluded = [f"--exclude={name}" for name in (".git", OWN, *staging.exclude)]
+    part = temporary_name(root / CHECKOUT)
+    try:
+        argv = ["tar", "--create", "--gzip", f"--file={part}", *excluded, f"--directory={workspace}", "."]
+        done = run.services.run(argv, timeout=ARCHIVE_TIMEOUT, env=run.services.environment)
+        if done.returncode not in (0, 1):  # 1: a file changed while it was read
+            raise SubmissionError(f"the checkout cannot be packed for the node: {done}", where=workspace)
+        part.replace(root / CHECKOUT)
+    except OSError as error:
+        raise SubmissionError(
+            f"the checkout cannot be packed for the node: {error.strerror}", where=workspace
+        ) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _record_facts(run: Run, job: ContainerJob, facts: Mapping[str, str]) -> None:
+    """Put what the job wrote down into the record, and a pulled image with its digest among the images."""
+    if not facts:
+        return
+    step = run.record.step("images")
+    images = list(step.facts.get("images", ()))
+    if (image := facts.get("image")) and not images:
+        digest = image.rpartition("@")[2]
+        images = [{"reference": job.container.image, "squash": None, "how": "pulled", "bytes": None, "digest": digest}]
+    run.record.set_step("images", step.state or "done", images=images, job=dict(facts))
+    for name, value in facts.items():
+        run.log(f"the job: {name.replace('_', ' ')} {value}")

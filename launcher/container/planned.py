@@ -1,0 +1,127 @@
+"""The part of a plan that only jobs in a container have: allocation, container, script, copy of the checkout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from launcher.core.errors import ConfigError
+from launcher.plan.derive import Resolved
+from launcher.plan.plan import Plan
+
+Engine = Literal["pyxis", "enroot", "docker", "podman"]
+
+
+@dataclass(frozen=True)
+class PlannedAllocation:
+    """What Slurm is asked for: one node, ``gpus`` of it. ``minutes`` is the limit; None leaves it to the partition."""
+
+    partition: str | None
+    account: str | None
+    nodes: int
+    gpus: int
+    gpu_type: str | None
+    cpus_per_task: int | None
+    memory: str | None
+    exclusive: bool
+    minutes: int | None
+    job_name: str
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ContainerOptions:
+    """``home`` to ``name`` are pyxis's; ``flags`` are options of ``docker run``, one a string (``--ipc=host``)."""
+
+    home: bool = False
+    remap_root: bool = False
+    writable: bool = False
+    entrypoint: bool = False
+    mpi: str | None = None
+    name: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlannedContainer:
+    """The container that the script runs in.
+
+    ``image`` is what the engine is given: a squash file, or a reference that it pulls. ``mounts`` are target → source,
+    with ``:ro`` behind a source that is read-only. ``environment`` is set for the container beyond what it is
+    ``passes``, names of variables. In values ``$JOB`` is the job's id, and PORT may be a sum (``40000+$JOB%10000``).
+    """
+
+    engine: Engine
+    image: str
+    workdir: str
+    mounts: Mapping[str, str]
+    options: ContainerOptions
+    environment: Mapping[str, str]
+    passes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlannedScript:
+    """The script, below the workspace. ``tried`` are the paths that were looked at, in order; ``asks`` the variables
+    that the script asks for (``check_env_vars``), ``lacks`` those of them that it would not get. ``names_workspace``
+    says that it writes to ``/workspace`` by that name."""
+
+    path: str
+    tried: tuple[str, ...]
+    exists: bool
+    asks: tuple[str, ...]
+    lacks: tuple[str, ...]
+    names_workspace: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedStaging:
+    """The copy of the checkout on the node: where, what is left out of it, what is brought back (globs).
+
+    ``through`` is a directory that the login node and compute nodes see: the job's script, log and archives lie there.
+    """
+
+    to: str
+    exclude: tuple[str, ...]
+    back: tuple[str, ...]
+    through: str = "$HOME/.launcher-jobs"
+
+
+@dataclass(frozen=True)
+class ContainerJob:
+    """The part of a plan that only a job in a container needs. ``allocation`` is None on the runner's own host.
+
+    ``environment`` are the variables of the workflow's contract with their values. Names that the container is passed
+    and that are not there are secrets, or variables of the host that the runner file names (`pass-environment`): who
+    submits the job reads them from its own environment.
+    """
+
+    allocation: PlannedAllocation | None
+    container: PlannedContainer
+    script: PlannedScript
+    environment: Mapping[str, str]
+    staging: PlannedStaging | None = None
+
+    @classmethod
+    def of(cls, plan: Plan) -> ContainerJob:
+        """The part of this plan. Raises ConfigError when it is not there, or not whole."""
+        try:
+            return msgspec.convert(plan.details, cls)
+        except msgspec.ValidationError as error:
+            message = f"not a plan of kind {plan.kind}: {error}"
+            raise ConfigError(message, where=f"run {plan.run_key}") from None
+
+    def as_details(self) -> dict[str, Any]:
+        """In JSON values, as a plan holds it."""
+        details: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        return details
+
+
+@dataclass(frozen=True)
+class ContainerResolved(Resolved):
+    """The plan of a job in a container without findings, and its own part: what the rules of `check` look at."""
+
+    job: ContainerJob

@@ -1,0 +1,253 @@
+"""From a benchmark of one node and a runner to the plan of a job in a container. No socket, process, clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from launcher.benchmark.benchmark import Benchmark
+from launcher.benchmark.contracts import SECRETS
+from launcher.benchmark.environment import environment_of
+from launcher.container.planned import (
+    ContainerJob,
+    ContainerOptions,
+    ContainerResolved,
+    PlannedAllocation,
+    PlannedContainer,
+    PlannedStaging,
+)
+from launcher.container.script import Scripts, filled
+from launcher.core import slurm_notation
+from launcher.core.errors import ConfigError
+from launcher.image.reference import HUB, PlannedImage, Reference
+from launcher.plan import derive
+from launcher.plan.derive import AppliedRules, Context
+from launcher.plan.plan import Expected, ModelCache
+from launcher.runner.container_schema import Container, Port
+from launcher.runner.file import RunnerFile
+
+WORKSPACE = "/workspace"
+"""Where the workflow's RESULT_DIR and most scripts expect the checkout in the container."""
+
+EVAL = (
+    "meta_env.json",
+    "results*.json",
+    "sample*.jsonl",
+    "agent_preds.json",
+    "predictions.jsonl",
+    "swebench_report_*.json",
+    "*.traj*",
+)
+"""What evaluations leave in the checkout (benchmark_lib.sh, append_lm_eval_summary)."""
+
+LOGS = ("server.log", "results/**", "LOGS/**", "profile_*.trace.json.gz", "profiles/**")
+METRICS = ("gpu_metrics.csv", "gpu_metrics_energy_*.csv", "gpu_metrics_identity.json")
+
+PULLED = ("docker", "podman")
+"""Engines that have images of their own."""
+
+
+class ContainerPlanner:
+    """Plans jobs that run a benchmark's script in a container; it reads each script once."""
+
+    def __init__(self) -> None:
+        self._scripts = Scripts()
+
+    def plan(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> ContainerResolved:
+        """Decide everything that a run will do.
+
+        Raises ConfigError when the runner supports no such benchmark, when it has no script, and when the script asks
+        for a variable that it would not get.
+        """
+        rules = AppliedRules.of(benchmark, file)
+        lane = rules.lane.rule.container
+        if benchmark.multinode or lane is None:
+            message = f"runner {file.runner.name} runs {benchmark.title} in no container of one node"
+            raise ConfigError(message, where=rules.lane.where)
+        expected = derive.expected_results(benchmark, context)
+        environment = _environment(benchmark, expected.filename, context)
+        passed = _from_host(rules, context)
+        path = derive.model_path(rules.model.rule, benchmark, context)
+        cache = _cache(rules, context, environment)
+        images = _images(rules, lane, context)
+        container = PlannedContainer(
+            engine=lane.engine,
+            image=images[0].squash if images else _reference(benchmark, lane),
+            workdir=_workdir(rules, lane),
+            mounts=_mounts(rules, lane, context, path, cache),
+            options=_options(lane, benchmark),
+            environment=_own_environment(rules, lane, context, path),
+            passes=tuple(sorted({*environment, *passed})),
+        )
+        given = {**environment, **dict.fromkeys(passed, "given"), **container.environment}
+        script = self._scripts.planned(lane.script, benchmark, context, given)
+        allocation = _allocation(rules, lane, context) if file.runner.scheduler.kind == "slurm" else None
+        job = ContainerJob(allocation, container, script, environment, _staging(lane))
+        plan = derive.whole_plan(
+            rules,
+            context,
+            images=images,
+            model=derive.planned_model(rules, path, context, cache),
+            results=_results(expected, benchmark, context),
+            time_limit=str(allocation.minutes) if allocation is not None and allocation.minutes else None,
+            details=job.as_details(),
+        )
+        return ContainerResolved(plan, rules, job)
+
+
+def _environment(benchmark: Benchmark, stem: str, context: Context) -> dict[str, str]:
+    """The variables of the workflow's contract, as the workflow's launch step has them."""
+    return {
+        **environment_of(benchmark),
+        "RUNNER_NAME": context.runner_name,
+        "RESULT_FILENAME": stem,
+        "RESULT_FILENAME_BASE": context.host.get("RESULT_FILENAME_BASE") or stem,
+        "GPU_COUNT": str(benchmark.gpus),
+        "GITHUB_WORKSPACE": context.workspace,
+    }
+
+
+def _from_host(rules: AppliedRules, context: Context) -> tuple[str, ...]:
+    """Secrets, and what the runner file names of the host's environment, where they are set: only their names."""
+    return tuple(name for name in (*SECRETS, *rules.file.runner.pass_environment) if context.host.get(name))
+
+
+def _cache(rules: AppliedRules, context: Context, environment: Mapping[str, str]) -> ModelCache | None:
+    rule = rules.model.rule
+    if rule.cache is None:
+        return None
+    host = (rule.variable and context.host.get(rule.variable)) or derive.fill(rule.cache, context)
+    return ModelCache(host, environment["HF_HUB_CACHE"])
+
+
+def _images(rules: AppliedRules, lane: Container, context: Context) -> tuple[PlannedImage, ...]:
+    """The squash file to have; none where the engine pulls the image itself."""
+    if lane.pull or lane.engine in PULLED:
+        return ()
+    image = derive.benchmark_image(rules, context)
+    if not rules.file.runner.images.shared:
+        image = replace(image, import_on="compute")
+    return (image,)
+
+
+def _reference(benchmark: Benchmark, lane: Container) -> str:
+    """The image as an engine that pulls it reads it."""
+    reference = Reference.parse(benchmark.image, where=benchmark.source)
+    if lane.engine not in PULLED:
+        return reference.uri.removeprefix("docker://")
+    registry = "" if reference.registry == HUB else f"{reference.registry}/"
+    return f"{registry}{reference.repository}{'@' if reference.digest else ':'}{reference.version}"
+
+
+def _options(lane: Container, benchmark: Benchmark) -> ContainerOptions:
+    return ContainerOptions(
+        home=lane.home,
+        remap_root=lane.remap_root,
+        writable=lane.writable,
+        mpi=lane.mpi,
+        flags=tuple(filled(flag, {"gpus": str(benchmark.gpus)}) for flag in lane.flags),
+    )
+
+
+def _workdir(rules: AppliedRules, lane: Container) -> str:
+    workdir: str = derive.last([a.rule.workdir for a in rules.adjustments], lane.workdir)
+    return workdir
+
+
+def _mounts(
+    rules: AppliedRules, lane: Container, context: Context, model_path: str | None, cache: ModelCache | None
+) -> dict[str, str]:
+    """Target → source: the checkout or its copy, the cache, what adjustments add, and the checkpoint."""
+    checkout = lane.staging.directory if lane.staging is not None else context.workspace
+    mounts = {_workdir(rules, lane): checkout}
+    if cache is not None:
+        mounts[cache.at.rstrip("/")] = cache.host
+    for adjustment in rules.adjustments:
+        mounts |= {target: source for source, target in adjustment.rule.mounts.items()}
+    seen = model_path is None or any(model_path.startswith(f"{source.rstrip('/')}/") for source in mounts.values())
+    if model_path is not None and lane.model_variables and not seen:
+        mounts[model_path] = model_path
+    return mounts
+
+
+def _own_environment(rules: AppliedRules, lane: Container, context: Context, model_path: str | None) -> dict[str, str]:
+    """What the container has set beyond what it is passed; later adjustments win."""
+    own = {"PORT": _port(lane.port, rules, context)}
+    if model_path is not None:
+        own |= dict.fromkeys(lane.model_variables, model_path)
+    if (workdir := _workdir(rules, lane)) != WORKSPACE:
+        own["RESULT_DIR"] = f"{workdir}/results"
+    gpus = ",".join(str(index) for index in range(rules.benchmark.gpus))
+    for adjustment in rules.adjustments:
+        own |= {name: filled(value, {"gpu-list": gpus}) for name, value in adjustment.rule.exports.items()}
+    for name in rules.file.runner.pass_environment:
+        if context.host.get(name):  # the host's value wins
+            own.pop(name, None)
+    home = context.host.get("HOME", "$HOME")
+    return {name: value.replace("$HOME", home) for name, value in own.items()}
+
+
+def _port(port: Port, rules: AppliedRules, context: Context) -> str:
+    if port.variable and (other := context.host.get(port.variable)):
+        if not (other.isascii() and other.isdigit() and 0 < int(other) < 65536):
+            raise ConfigError(f"{port.variable} is {other!r}; expected a port", where="environment")
+        return other
+    if port.add == "job-id":
+        return f"{port.base}+$JOB%10000"
+    if port.add == "runner-digit":
+        digit = context.runner_name[-1:]
+        # A name that ends otherwise has no number: shells take such a word for 0.
+        return str(port.base + (int(digit) if digit.isascii() and digit.isdigit() else 0))
+    return str(port.base)
+
+
+def _allocation(rules: AppliedRules, lane: Container, context: Context) -> PlannedAllocation:
+    partition, account = derive.partition_and_account(rules, context)
+    asked, scheduler = lane.allocation, rules.file.runner.scheduler
+    return PlannedAllocation(
+        partition=partition,
+        account=account,
+        nodes=1,
+        gpus=rules.benchmark.gpus,
+        gpu_type=asked.gpu_type,
+        cpus_per_task=asked.cpus_per_task,
+        memory=asked.memory,
+        exclusive=asked.exclusive,
+        minutes=_minutes(rules, lane, context),
+        job_name=scheduler.job_name.format(runner=context.runner_name),
+        exclude=tuple(derive.excluded_nodes(rules, context)),
+    )
+
+
+def _minutes(rules: AppliedRules, lane: Container, context: Context) -> int | None:
+    """The job's limit: the host's variable, else the last adjustment's, the lane's, the scheduler's."""
+    variable = lane.allocation.time_limit_variable
+    own = rules.file.runner.scheduler.time_limit
+    limits = [own, lane.allocation.time_limit, *(a.rule.time_limit for a in rules.adjustments)]
+    limit = (variable and context.host.get(variable)) or derive.last(limits, None)
+    if limit is None:
+        return None
+    seconds = slurm_notation.limit_seconds(limit)
+    if seconds is None:
+        raise ConfigError(f"{variable} is {limit!r}; expected a time limit as Slurm writes it", where="environment")
+    return max(1, round(seconds / 60))
+
+
+def _staging(lane: Container) -> PlannedStaging | None:
+    if lane.staging is None:
+        return None
+    return PlannedStaging(lane.staging.directory, (".git", *lane.staging.exclude), tuple(lane.staging.back))
+
+
+def _results(expected: Expected, benchmark: Benchmark, context: Context) -> Expected:
+    required = ["results*.json"] if benchmark.eval_only else [f"{expected.filename}.json"]
+    if benchmark.options.get("PROFILE") == "1":
+        required.append(f"profile_{expected.filename}.trace.json.gz")
+    return replace(
+        expected,
+        directory=context.workspace,
+        required=tuple(required),
+        eval=EVAL if benchmark.run_eval or benchmark.eval_only else (),
+        logs=LOGS,
+        metrics=METRICS,
+    )

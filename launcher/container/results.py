@@ -1,0 +1,241 @@
+"""The results of a job that runs in the workspace: from this job alone, whole, and where the workflow looks.
+
+The job writes into the workspace, where files of earlier jobs may lie: a file that is older than the job is not its
+own. A job on a copy of the checkout brings its files back in an archive, which is unpacked into the workspace first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+import tarfile
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+from launcher.core.errors import ResultError
+from launcher.core.publish import publishing
+from launcher.core.retry import until
+from launcher.plan.plan import Expected
+from launcher.result.collect import Collected, Problem
+from launcher.result.logs import log_files
+from launcher.result.validate import Invalid, Point, is_json_object, read_only_result
+
+OWN = ".launcher"
+"""In the workspace: the own directories of runs, which are no results."""
+
+_RETRY_INTERVAL = 5.0
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job's files are. ``workspace`` is the directory that the job wrote into, ``into`` where results go, the
+    same for a workflow's run. ``submitted`` is when the job was (Unix seconds), ``gpus`` how many it used."""
+
+    workspace: Path
+    into: Path
+    submitted: float
+    gpus: int
+
+
+@dataclass
+class _Found:
+    point: Point | None = None
+    problems: list[Problem] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+
+
+def collect(
+    expected: Expected, place: Place, *, patience: float, sleep: Callable[[float], None] = time.sleep
+) -> Collected:
+    """Judge what the job left, and copy it where results go.
+
+    Missing and invalid results are problems; they are waited for ``patience`` seconds, since NFS can show a file, or
+    its end, up to a minute late. Raises ResultError when nothing can be read or written.
+    """
+    from tenacity import stop_after_attempt, wait_fixed
+
+    if not place.workspace.is_dir():
+        raise ResultError("no such directory", where=str(place.workspace))
+    found = until(
+        lambda found: not found.problems,
+        lambda: _look(expected, place),
+        stop=stop_after_attempt(1 + math.ceil(patience / _RETRY_INTERVAL)),
+        wait=wait_fixed(_RETRY_INTERVAL),
+        sleep=sleep,
+    )
+    published = {}
+    try:
+        wrong = {problem.kind for problem in found.problems}
+        for name, path in _files(expected.required, place):
+            if "invalid" not in wrong or not fnmatch(name, f"{expected.filename}.json"):
+                published[name] = _deliver(path, place.into / name)
+        for name, path in _files((*expected.eval, *expected.logs, *expected.metrics), place):
+            _deliver(path, place.into / name)
+    except OSError as error:
+        raise ResultError(f"a result cannot be kept: {error.strerror}", where=str(error.filename)) from None
+    point = found.point
+    doubts = [*found.doubts, *(point.doubts if point is not None else ())]
+    return Collected((point,) if point is not None else (), tuple(found.problems), tuple(doubts), published)
+
+
+def _look(expected: Expected, place: Place) -> _Found:
+    found = _Found()
+    concurrency = expected.concurrencies[0] if expected.concurrencies else None
+    for pattern in expected.required:
+        if any(_files((pattern,), place)):
+            continue
+        old = [name for name, _ in _files((pattern,), place, fresh=False)]
+        if old:
+            text = f"{old[0]} is older than this job: another job left it in {place.workspace}"
+            found.problems.append(Problem(text, concurrency, "invalid"))
+        else:
+            found.problems.append(Problem(f"no {pattern} in {place.workspace}", concurrency))
+    if expected.mode != "eval" and not found.problems and concurrency is not None:
+        path = place.workspace / f"{expected.filename}.json"
+        agentic = expected.mode == "agentic"
+        point = read_only_result(path, concurrency=concurrency, gpus=place.gpus, agentic=agentic, osl=expected.osl)
+        if isinstance(point, Invalid):
+            found.problems.append(Problem(f"{path.name}: {point.reason}", concurrency, "invalid"))
+        else:
+            found.point = point
+    if expected.run_eval or expected.mode == "eval":
+        _look_eval(expected, place, found)
+    return found
+
+
+def _look_eval(expected: Expected, place: Place, found: _Found) -> None:
+    """Eval files: where nothing else was asked for a missing or broken one is a problem, else a doubt."""
+    files = dict(_files(expected.eval, place))
+    bad = [
+        f"eval: {name} is not a JSON object"
+        for name, path in files.items()
+        if fnmatch(name, "results*.json") or name == "meta_env.json"
+        if not is_json_object(path)
+    ]
+    if not any(fnmatch(name, "results*.json") for name in files):
+        bad.append(f"eval: no results*.json of this job in {place.workspace}")
+    if expected.mode == "eval":
+        known = {problem.text for problem in found.problems}
+        found.problems += [Problem(text, kind="invalid") for text in bad if text not in known]
+    else:
+        found.doubts += bad
+
+
+def _files(patterns: Sequence[str], place: Place, *, fresh: bool = True) -> Iterator[tuple[str, Path]]:
+    """The files below the workspace that match, by name: this job's, or with ``fresh`` false the others.
+
+    Nothing that leads out of the workspace is followed.
+    """
+    root, seen = place.workspace.resolve(), set()
+    for pattern in patterns:
+        if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
+            raise ResultError(f"{pattern!r} is not a name below the workspace")
+        for path in _matching(place.workspace, pattern):
+            name = path.relative_to(place.workspace).as_posix()
+            if name in seen or name.startswith(f"{OWN}/") or not path.resolve().is_relative_to(root):
+                continue
+            try:
+                is_fresh = path.is_file() and path.stat().st_mtime >= place.submitted
+            except OSError:
+                continue
+            if path.is_file() and is_fresh == fresh:
+                seen.add(name)
+                yield name, path
+
+
+def _matching(workspace: Path, pattern: str) -> Iterator[Path]:
+    """What matches; ``results/**`` is every file below ``results``."""
+    base, everything = pattern.removesuffix("/**"), pattern.endswith("/**")
+    for path in sorted(workspace.glob(base)):
+        if not everything:
+            yield path
+        elif path.is_dir() and not path.is_symlink():
+            yield from (file for file, _ in log_files(path))
+
+
+def _deliver(source: Path, target: Path) -> str:
+    """Copy a file whole, unless it is where it belongs already; its sha256. Raises OSError."""
+    if source != target and not (target.exists() and source.samefile(target)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with publishing(target) as temporary:
+            shutil.copyfile(source, temporary)
+            shutil.copystat(source, temporary)
+    digest = hashlib.sha256()
+    with target.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def link_logs(expected: Expected, place: Place, own: Path) -> None:
+    """Have the job's logs beside its own, where what failed first is looked for. Raises OSError."""
+    for name, path in _files(expected.logs, place):
+        target = own / name
+        if path.suffix in (".log", ".out", ".err") and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                target.hardlink_to(path)
+            except OSError:  # another file system
+                shutil.copyfile(path, target)
+
+
+def unpack(archive: Path, workspace: Path) -> list[str]:
+    """Put what a job brought back into the workspace, file by file and each whole; what was left out, and why.
+
+    The archive is read to its end before anything is written: of one that was cut nothing is taken. Raises ResultError.
+    """
+    left_out: list[str] = []
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            members = list(tar)
+            for member in members:
+                if member.isfile() and (file := tar.extractfile(member)) is not None:
+                    while file.read(_BLOCK):
+                        pass
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise ResultError(
+            f"what the job brought back is not whole, and nothing of it was taken: {error}",
+            where=str(archive),
+            hint="was the file system full? The job's copy on the node is gone",
+        ) from None
+    root = workspace.resolve()
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                target = workspace / member.name
+                inside = target.parent.resolve().is_relative_to(root) and ".." not in Path(member.name).parts
+                if member.isdir():
+                    continue
+                if not member.isfile() or not inside or Path(member.name).is_absolute():
+                    left_out.append(f"{member.name[:200]!r}: not a plain file below the workspace")
+                    continue
+                _extract(tar, member, target)
+    except (OSError, tarfile.TarError) as error:
+        raise ResultError(f"what the job brought back cannot be unpacked: {error}", where=str(workspace)) from None
+    return left_out
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    source = tar.extractfile(member)
+    assert source is not None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with publishing(target) as temporary:
+        with temporary.open("wb") as file:
+            shutil.copyfileobj(source, file, _BLOCK)
+        os.utime(temporary, (member.mtime, member.mtime))
+
+
+def facts(path: Path) -> Mapping[str, str]:
+    """What the job wrote down (`job_script.FACTS`); nothing when it cannot be read."""
+    try:
+        lines = path.read_text(errors="replace")[: 1 << 16].splitlines()
+    except OSError:
+        return {}
+    return {name: value for name, equals, value in (line.partition("=") for line in lines) if equals}

@@ -1,0 +1,136 @@
+"""Submitting a job's script: sbatch once, or the embedded scheduler once, and certainty about which job is ours.
+
+No value of a variable is in an argv or in a file: the submitting program has the job's environment as its own, which is
+made anew, so that nothing else of the host's shell reaches the job.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.container.planned import ContainerJob, PlannedAllocation
+from launcher.core.errors import JobsExist, SubmissionError, SubmissionUnknown
+from launcher.core.process import CommandRunner, Completed
+from launcher.core.slurm_notation import limit_seconds
+from launcher.plan.plan import Plan
+from launcher.slurm.client import Scheduler, SchedulerUnreachable
+from launcher.slurm.submission import ASKED, IN_DOUBT, check_first, hint_for, new_jobs, printed_ids
+
+TIMEOUT = 240.0
+"""Seconds for the submitting program."""
+
+KEPT = ("HOME", "PATH", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "SLURM_CONF", "MUNGE_SOCKET")
+"""Variables of the host that every job gets: programs need them."""
+
+KEPT_HERE = (
+    *("TMPDIR", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME"),
+    *("DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CONTEXT", "CONTAINER_HOST", "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF"),
+)
+"""The same, for jobs on this host: what they name is on no compute node."""
+
+
+@dataclass(frozen=True)
+class JobAnswer:
+    """The one job of a submission; ``submitted`` is its submit time when the scheduler told it. ``adopted`` says why
+    the submitting program counts as failed although the job exists."""
+
+    job_id: str
+    submitted: float | None
+    said: str
+    adopted: str = ""
+
+
+def environment(job: ContainerJob, environ: Mapping[str, str], tools: Mapping[str, str]) -> dict[str, str]:
+    """The job's whole environment: what programs need, the workflow's contract, and the host's variables that the
+    container is passed, where they are set."""
+    kept_names = KEPT if job.allocation is not None else (*KEPT, *KEPT_HERE)
+    kept = {name: environ[name] for name in kept_names if name in environ}
+    passed = {name: environ[name] for name in job.container.passes if name in environ}
+    return {**kept, **tools, **passed, **job.environment}
+
+
+def sbatch_argv(allocation: PlannedAllocation, token: str, root: Path, log: Path, script: Path) -> list[str]:
+    """``sbatch`` of the script, held. The names and numbers are the plan's; no value of a variable is among them."""
+    a = allocation
+    gres = f"gpu:{a.gpu_type}:{a.gpus}" if a.gpu_type else f"gpu:{a.gpus}"
+    return [
+        "sbatch",
+        "--parsable",
+        "--hold",
+        f"--comment={token}",
+        f"--job-name={a.job_name}",
+        *([f"--partition={a.partition}"] if a.partition else []),
+        *([f"--account={a.account}"] if a.account else []),
+        f"--nodes={a.nodes}",
+        f"--ntasks={a.nodes}",
+        *([f"--gres={gres}"] if a.gpus else []),
+        *([f"--cpus-per-task={a.cpus_per_task}"] if a.cpus_per_task else []),
+        *([f"--mem={a.memory}"] if a.memory is not None else []),
+        *(["--exclusive"] if a.exclusive else []),
+        *([f"--time={a.minutes}"] if a.minutes else []),
+        *([f"--exclude={','.join(a.exclude)}"] if a.exclude else []),
+        "--export=ALL",
+        f"--chdir={root}",
+        f"--output={log}",
+        str(script),
+    ]
+
+
+def embedded_argv(plan: Plan, jobs: Path, log: Path, script: Path) -> list[str]:
+    """The embedded scheduler's submission, as a program of its own: its environment becomes the job's."""
+    limit = limit_seconds(plan.scheduler.time_limit)
+    program = [sys.executable, "-m", "launcher.container.embedded"]
+    return [*program, str(jobs), plan.job_name, plan.run_key, str(log), str(limit or ""), str(script)]
+
+
+def submit(
+    argv: list[str],
+    environment: Mapping[str, str],
+    *,
+    token: str,
+    earlier: frozenset[str],
+    scheduler: Scheduler,
+    run: CommandRunner,
+    sleep: Callable[[float], None] = time.sleep,
+) -> JobAnswer:
+    """Run the submitting program once. ``earlier`` are ids of jobs that carried the token before.
+
+    Raises SubmissionError when there is no job, SubmissionUnknown when that cannot be told, JobsExist when there are
+    jobs that have to go.
+    """
+    done = run(argv, timeout=TIMEOUT, env=environment)
+    ids = printed_ids(done.stdout)
+    failed = not done.ok or len(ids) != 1
+    may_come = done.ok or done.timed_out or (done.returncode or 0) < 0 or IN_DOUBT.search(done.stderr) is not None
+    trouble = _trouble(argv, done)
+    try:
+        found = new_jobs(token, earlier, scheduler, ASKED if failed and may_come else 1, sleep)
+    except SchedulerUnreachable as error:
+        if failed:
+            raise SubmissionUnknown(
+                f"whether a job was submitted is unknown.\n{trouble}\nThe scheduler: {error.message}",
+                where=f"token {token}",
+                hint="not submitted again; resume the run when the scheduler answers: it looks for this token first",
+            ) from None
+        found = {}
+    if failed:
+        ids = list(dict.fromkeys([*ids, *found]))
+    if len(ids) > 1:
+        raise JobsExist(f"one job was asked for, and there are {', '.join(ids)}.\n{trouble}", job_ids=tuple(ids))
+    check_first(ids, found)
+    if not ids:
+        raise SubmissionError(trouble, where=f"run {token}", hint=hint_for(trouble))
+    said = "\n".join(text.strip() for text in (done.stdout, done.stderr) if text.strip())
+    return JobAnswer(ids[0], found.get(ids[0]), said, trouble if failed else "")
+
+
+def _trouble(argv: list[str], done: Completed) -> str:
+    name = "the embedded scheduler" if argv[0] == sys.executable else argv[0]
+    if done.timed_out:
+        return f"{name} did not end within {TIMEOUT:.0f} s and was stopped"
+    first = f"{name} exited with {done.returncode}" if not done.ok else f"{name} did not say which job it submitted"
+    return "\n".join([first, *(line for line in (done.stdout + done.stderr).splitlines() if line.strip())])

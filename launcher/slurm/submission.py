@@ -1,0 +1,89 @@
+"""One submission, and the certainty about which job is ours afterwards: what every kind of job needs for that.
+
+A submission that failed or timed out may have reached the scheduler all the same: sbatch can lose the answer after the
+controller took the job. So the scheduler is asked for a job that carries our token before a submission counts as
+failed. Nothing here submits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from launcher.core.errors import JobsExist
+from launcher.core.retry import until
+from launcher.slurm.client import Scheduler, SchedulerUnreachable, jobs_with_token
+
+ASKED = 3
+"""How often the scheduler is asked about a submission whose answer was lost."""
+
+BETWEEN = 5.0
+"""Seconds between two such questions: slurmctld may still be working on the request when its client is gone."""
+
+IN_DOUBT = re.compile(r"timed out|[Uu]nable to contact|connect failure|Zero Bytes|Unexpected message")
+"""What sbatch says when slurmctld may have taken the job nevertheless."""
+
+HINTS = {
+    r"[Ii]nvalid (partition|account|qos)|Invalid account or account/partition": "correct partition and account in the "
+    "runner file (sacctmgr show assoc user=$USER)",
+    r"QOSMaxSubmit|AssocMaxSubmit|AssocGrpSubmit": "too many jobs are queued already: wait, or cancel some",
+    r"Socket timed out|Unable to contact slurm controller": "slurmctld did not answer; it has no job of ours, so that "
+    "trying again is safe",
+}
+"""What sbatch says when it refuses, and what to do about it."""
+
+_ID = re.compile(r"^(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?\s*$", re.MULTILINE)
+
+
+def printed_ids(stdout: str) -> list[str]:
+    """The job ids that sbatch printed, with or without ``--parsable``, beside a site's banner."""
+    return _ID.findall(stdout)
+
+
+def hint_for(words: str, hints: Mapping[str, str] = HINTS) -> str | None:
+    """What to do about a refusal; the first that is found counts."""
+    return next((hint for pattern, hint in hints.items() if re.search(pattern, words)), None)
+
+
+def new_jobs(
+    token: str,
+    earlier: frozenset[str],
+    scheduler: Scheduler,
+    times: int,
+    sleep: Callable[[float], None],
+    *,
+    between: float = BETWEEN,
+) -> dict[str, float | None]:
+    """The jobs that carry the token and are not among the ``earlier`` ones, with their submit times.
+
+    The scheduler is asked up to ``times`` times until there is one, with ``between`` seconds in between. Raises
+    SchedulerUnreachable when it gave no answer the last time.
+    """
+    from tenacity import stop_after_attempt, wait_fixed
+
+    def ask() -> dict[str, float | None] | SchedulerUnreachable:
+        try:
+            return {job.id: job.submitted for job in jobs_with_token(token, scheduler) if job.id not in earlier}
+        except SchedulerUnreachable as error:
+            return error
+
+    stop, wait = stop_after_attempt(times), wait_fixed(between)
+    answer = until(lambda found: isinstance(found, dict) and bool(found), ask, stop=stop, wait=wait, sleep=sleep)
+    if isinstance(answer, SchedulerUnreachable):
+        raise answer
+    return answer
+
+
+def check_first(ids: Sequence[str], found: Mapping[str, float | None]) -> None:
+    """Raise JobsExist when another launcher submitted a job with our token before ours, the first of ``ids``.
+
+    Of several jobs with the token every launcher goes on with the same one, the earliest. Ids grow, except where they
+    start again after MaxJobId: there the submit time decides.
+    """
+    first = min(found, key=lambda job: (found[job] or 0.0, int(job)), default=None)
+    if ids and ids[0] in found and first != ids[0]:
+        raise JobsExist(
+            f"another launcher submitted job {first} under this run's id just before",
+            job_ids=tuple(ids),
+            hint="that one goes on; choose another --run-id for this one",
+        )
