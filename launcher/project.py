@@ -174,7 +174,7 @@ class Project:
 
     @cached_property
     def _in_container(self) -> ContainerPlanner:
-        return ContainerPlanner()
+        return ContainerPlanner(shipped("recipes"))
 
     def plan_in_container(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> Plan:
         """Plan a benchmark of one node that runs in a container."""

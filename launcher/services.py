@@ -32,7 +32,7 @@ def open_tools(name: str, scheduler_kind: str, state: Path, environ: Mapping[str
 
 def stand_in_programs(name: str) -> tuple[str, ...]:
     """The programs that these tools replace by stand-ins."""
-    return () if name != REHEARSAL else ("enroot", "srtctl")
+    return () if name != REHEARSAL else ("enroot", "srtctl", "docker", "podman")
 
 
 def open_services(project: Project, plan: Plan, stop: Stop, *, log: Callable[[str], None]) -> Services:

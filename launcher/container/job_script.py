@@ -26,9 +26,9 @@ BACK = "back.tar.gz"
 CHECKOUT = "checkout.tar.gz"
 """The checkout, beside the script, for a job that runs on a copy."""
 
-_GRACE = {"pyxis": 10, "enroot": 10, "docker": 2, "podman": 2}
-"""Seconds that the container's client is waited for after TERM. The embedded scheduler gives a job 5 in all, and
-docker's containers are ended by name."""
+_GRACE, _GRACE_HERE = 10, 2
+"""Seconds that the container's client is waited for after TERM: on a node of Slurm; and on this host, where the
+embedded scheduler gives a job 5 in all."""
 
 _DIRECTORIES = ("_PATH", "_DIR", "_HOME", "TMPDIR")
 """Names of variables of enroot that hold a directory end so."""
@@ -38,14 +38,14 @@ def render(plan: Plan, root: Path) -> str:
     """The script. ``root`` is the run's own directory, in which each job has one by its id. Raises ConfigError."""
     job = ContainerJob.of(plan)
     copy = word(job.staging.to) if job.staging is not None else None
-    engine = commands(job, plan.run_key, job.staging.to if job.staging is not None else plan.workspace.path)
+    engine = commands(job, plan.run_key, job.staging.to if job.staging is not None else job.workspace_of(plan))
     head = [
         "#!/usr/bin/env bash",
         f"# Run {_comment(plan.run_key)} on {_comment(plan.runner)}: {_comment(job.script.path)} in a container "
         f"({job.container.engine}). Written by the launcher.",
         "set -u -o pipefail",
         f"own={word(f'{root}/$JOB')}",
-        f"grace={_GRACE[job.container.engine]}",
+        f"grace={_GRACE if job.allocation is not None else _GRACE_HERE}",
         *([f"copy={copy}", f"archive={word(f'{root}/{CHECKOUT}')}", "copied="] if copy else []),
     ]
     parts = [

@@ -6,6 +6,7 @@ A run's own directory holds the job's script, and below it one directory a job: 
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -71,15 +72,17 @@ class ContainerKind:
         from launcher.core.publish import write_text
         from launcher.run.kind import Prepared
 
-        root = own_directory(run.plan)
+        root, own = own_directory(run.plan), ContainerJob.of(run.plan).own_workspace
         text = render(run.plan, root)
         try:
             root.mkdir(parents=True, exist_ok=True)
+            if own is not None:
+                shutil.copytree(own.benchmarks, Path(own.path, "benchmarks"), dirs_exist_ok=True)
             if root.parent.name == OWN:  # whoever looks at the checkout's status need not see it
                 write_text(root.parent / ".gitignore", "*\n")
             write_text(root / SCRIPT, text)
-        except OSError as error:
-            raise SubmissionError(f"the job's script cannot be written: {error.strerror}", where=str(root)) from None
+        except (OSError, shutil.Error) as error:
+            raise SubmissionError(f"the job's script cannot be written: {error}", where=str(root)) from None
         if ContainerJob.of(run.plan).staging is not None:
             _pack_checkout(run, root)
         return Prepared(root, {"root": str(root)})
@@ -159,7 +162,7 @@ class ContainerKind:
 
         job, recorded, expected = ContainerJob.of(run.plan), run.record.job, run.plan.results
         assert recorded is not None
-        own, workspace = Path(recorded.output), Path(run.plan.workspace.path)
+        own, workspace = Path(recorded.output), Path(job.workspace_of(run.plan))
         if job.staging is not None and (own / BACK).exists():
             for doubt in results.unpack(own / BACK, workspace):
                 run.record.event("warning", f"not brought back: {doubt}")
@@ -175,17 +178,18 @@ class ContainerKind:
         return results.collect(expected, place, patience=patience, sleep=run.services.stop.sleep)
 
     def own_directories(self, plan: Plan) -> Sequence[Path]:
-        """The run's own directory."""
-        return [own_directory(plan)]
+        """The run's own directory, and the workspace that was made for it."""
+        own = ContainerJob.of(plan).own_workspace
+        return [own_directory(plan), *([Path(own.path)] if own is not None else [])]
 
 
 def own_directory(plan: Plan) -> Path:
-    """Where a run's own files lie: below the workspace, which compute nodes see. Where they do not, in the directory
-    that the copy goes through."""
-    staging = ContainerJob.of(plan).staging
-    if staging is None:
-        return Path(plan.workspace.path, OWN, plan.run_key)
-    return Path(staging.through.replace("$HOME", str(Path.home())), plan.run_key)
+    """Where a run's own files lie: below the workspace that the job works in, which compute nodes see. Where they do
+    not, in the directory that the copy goes through."""
+    job = ContainerJob.of(plan)
+    if job.staging is not None:
+        return Path(job.staging.through.replace("$HOME", str(Path.home())), plan.run_key)
+    return Path(job.workspace_of(plan), OWN, plan.run_key)
 
 
 def _allocation(job: ContainerJob) -> str:
@@ -211,7 +215,8 @@ def _pack_checkout(run: Run, root: Path) -> None:
     from launcher.container.job_script import CHECKOUT
     from launcher.core.publish import temporary_name
 
-    staging, workspace = ContainerJob.of(run.plan).staging, run.plan.workspace.path
+    job = ContainerJob.of(run.plan)
+    staging, workspace = job.staging, job.workspace_of(run.plan)
     assert staging is not None
     excluded = [f"--exclude={name}" for name in (".git", OWN, *staging.exclude)]
     part = temporary_name(root / CHECKOUT)

@@ -91,8 +91,17 @@ class PlannedStaging:
 
 
 @dataclass(frozen=True)
+class OwnWorkspace:
+    """A workspace that is made for the job: where, and a directory that is copied there, as ``benchmarks``."""
+
+    path: str
+    benchmarks: str
+
+
+@dataclass(frozen=True)
 class ContainerJob:
     """The part of a plan that only a job in a container needs. ``allocation`` is None on the runner's own host.
+    ``own_workspace`` is None where the job works in the plan's workspace.
 
     ``environment`` are the variables of the workflow's contract with their values. Names that the container is passed
     and that are not there are secrets, or variables of the host that the runner file names (`pass-environment`): who
@@ -104,6 +113,7 @@ class ContainerJob:
     script: PlannedScript
     environment: Mapping[str, str]
     staging: PlannedStaging | None = None
+    own_workspace: OwnWorkspace | None = None
 
     @classmethod
     def of(cls, plan: Plan) -> ContainerJob:
@@ -113,6 +123,10 @@ class ContainerJob:
         except msgspec.ValidationError as error:
             message = f"not a plan of kind {plan.kind}: {error}"
             raise ConfigError(message, where=f"run {plan.run_key}") from None
+
+    def workspace_of(self, plan: Plan) -> str:
+        """The workspace that the job works in, or on a copy of."""
+        return self.own_workspace.path if self.own_workspace is not None else plan.workspace.path
 
     def as_details(self) -> dict[str, Any]:
         """In JSON values, as a plan holds it."""

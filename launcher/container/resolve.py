@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.contracts import SECRETS
@@ -12,6 +14,7 @@ from launcher.container.planned import (
     ContainerJob,
     ContainerOptions,
     ContainerResolved,
+    OwnWorkspace,
     PlannedAllocation,
     PlannedContainer,
     PlannedStaging,
@@ -43,14 +46,22 @@ EVAL = (
 LOGS = ("server.log", "results/**", "LOGS/**", "profile_*.trace.json.gz", "profiles/**")
 METRICS = ("gpu_metrics.csv", "gpu_metrics_energy_*.csv", "gpu_metrics_identity.json")
 
+_MOUNTED = re.compile(r"/[^,:\x00-\x1f\x7f]*(:ro)?")
+"""A side of a mount. A comma begins pyxis's next mount and a colon the next side of any engine's, which a path of the
+host's environment must not become; docker takes a relative path for the name of a volume."""
+
 PULLED = ("docker", "podman")
 """Engines that have images of their own."""
 
 
 class ContainerPlanner:
-    """Plans jobs that run a benchmark's script in a container; it reads each script once."""
+    """Plans jobs that run a benchmark's script in a container; it reads each script once.
 
-    def __init__(self) -> None:
+    ``recipes`` is the directory whose ``benchmarks`` has the scripts that come with the launcher.
+    """
+
+    def __init__(self, recipes: Path) -> None:
+        self._recipes = recipes
         self._scripts = Scripts()
 
     def plan(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> ContainerResolved:
@@ -64,8 +75,10 @@ class ContainerPlanner:
         if benchmark.multinode or lane is None:
             message = f"runner {file.runner.name} runs {benchmark.title} in no container of one node"
             raise ConfigError(message, where=rules.lane.where)
+        own = self._own_workspace(file, context)
+        inside = context if own is None else replace(context, workspace=own.path)
         expected = derive.expected_results(benchmark, context)
-        environment = _environment(benchmark, expected.filename, context)
+        environment = _environment(benchmark, expected.filename, inside)
         passed = _from_host(rules, context)
         path = derive.model_path(rules.model.rule, benchmark, context)
         cache = _cache(rules, context, environment)
@@ -74,25 +87,32 @@ class ContainerPlanner:
             engine=lane.engine,
             image=images[0].squash if images else _reference(benchmark, lane),
             workdir=_workdir(rules, lane),
-            mounts=_mounts(rules, lane, context, path, cache),
+            mounts=_mounts(rules, lane, inside, path, cache),
             options=_options(lane, benchmark),
             environment=_own_environment(rules, lane, context, path),
             passes=tuple(sorted({*environment, *passed})),
         )
         given = {**environment, **dict.fromkeys(passed, "given"), **container.environment}
-        script = self._scripts.planned(lane.script, benchmark, context, given)
-        allocation = _allocation(rules, lane, context) if file.runner.scheduler.kind == "slurm" else None
-        job = ContainerJob(allocation, container, script, environment, _staging(lane))
+        scripts = context if own is None else replace(context, workspace=str(self._recipes))
+        script = self._scripts.planned(lane.script, benchmark, scripts, given)
+        minutes = _minutes(rules, lane, context)
+        allocation = _allocation(rules, lane, context, minutes) if file.runner.scheduler.kind == "slurm" else None
+        job = ContainerJob(allocation, container, script, environment, _staging(lane), own)
         plan = derive.whole_plan(
             rules,
             context,
             images=images,
             model=derive.planned_model(rules, path, context, cache),
-            results=_results(expected, benchmark, context),
-            time_limit=str(allocation.minutes) if allocation is not None and allocation.minutes else None,
+            results=_results(expected, benchmark, inside),
+            time_limit=str(minutes) if minutes is not None else None,
             details=job.as_details(),
         )
         return ContainerResolved(plan, rules, job)
+
+    def _own_workspace(self, file: RunnerFile, context: Context) -> OwnWorkspace | None:
+        if (own := file.runner.workspace.own) is None:
+            return None
+        return OwnWorkspace(f"{derive.fill(own, context)}/{context.run_key}", str(self._recipes / "benchmarks"))
 
 
 def _environment(benchmark: Benchmark, stem: str, context: Context) -> dict[str, str]:
@@ -164,9 +184,13 @@ def _mounts(
         mounts[cache.at.rstrip("/")] = cache.host
     for adjustment in rules.adjustments:
         mounts |= {target: source for source, target in adjustment.rule.mounts.items()}
-    seen = model_path is None or any(model_path.startswith(f"{source.rstrip('/')}/") for source in mounts.values())
+    whole = [target.rstrip("/") for target, source in mounts.items() if source.rstrip("/") == target.rstrip("/")]
+    seen = model_path is None or any(model_path.startswith(f"{tree}/") for tree in whole)
     if model_path is not None and lane.model_variables and not seen:
         mounts[model_path] = model_path
+    if bad := [path for mount in mounts.items() for path in mount if not _MOUNTED.fullmatch(path)]:
+        message = f"{bad[0]!r} cannot be mounted into a container; expected an absolute path without ',' and ':'"
+        raise ConfigError(message, where=rules.lane.where)
     return mounts
 
 
@@ -201,7 +225,7 @@ def _port(port: Port, rules: AppliedRules, context: Context) -> str:
     return str(port.base)
 
 
-def _allocation(rules: AppliedRules, lane: Container, context: Context) -> PlannedAllocation:
+def _allocation(rules: AppliedRules, lane: Container, context: Context, minutes: int | None) -> PlannedAllocation:
     partition, account = derive.partition_and_account(rules, context)
     asked, scheduler = lane.allocation, rules.file.runner.scheduler
     return PlannedAllocation(
@@ -213,7 +237,7 @@ def _allocation(rules: AppliedRules, lane: Container, context: Context) -> Plann
         cpus_per_task=asked.cpus_per_task,
         memory=asked.memory,
         exclusive=asked.exclusive,
-        minutes=_minutes(rules, lane, context),
+        minutes=minutes,
         job_name=scheduler.job_name.format(runner=context.runner_name),
         exclude=tuple(derive.excluded_nodes(rules, context)),
     )
@@ -224,12 +248,14 @@ def _minutes(rules: AppliedRules, lane: Container, context: Context) -> int | No
     variable = lane.allocation.time_limit_variable
     own = rules.file.runner.scheduler.time_limit
     limits = [own, lane.allocation.time_limit, *(a.rule.time_limit for a in rules.adjustments)]
-    limit = (variable and context.host.get(variable)) or derive.last(limits, None)
+    said = context.host.get(variable) if variable else None
+    limit = said or derive.last(limits, None)
     if limit is None:
         return None
     seconds = slurm_notation.limit_seconds(limit)
-    if seconds is None:
-        raise ConfigError(f"{variable} is {limit!r}; expected a time limit as Slurm writes it", where="environment")
+    if not seconds:  # Slurm takes 0 for no limit at all
+        name, where = (variable, "environment") if said else ("the time limit", rules.lane.where)
+        raise ConfigError(f"{name} is {limit!r}; expected one as Slurm writes it, longer than nothing", where=where)
     return max(1, round(seconds / 60))
 
 

@@ -159,8 +159,7 @@ def _fill(copier: Copier) -> Manifest:
     """Copy, verify and sync everything; at the end the directory needs only its name."""
     source, directory = copier.source, copier.into
     _check_space(source, directory)
-    copier.copy()
-    manifest = Manifest(source.name, source.revision, tuple(copier.entries), copier.part_size, created=now())
+    manifest = Manifest(source.name, source.revision, copier.copy(), copier.part_size, created=now())
     _verify(manifest, directory)
     # A kill while the manifest is written leaves a temporary; in there nobody takes it for a part of the model.
     write_json(directory / WORK_DIRECTORY / MANIFEST_NAME, asdict(manifest))

@@ -243,13 +243,8 @@ class _Orchestrator:
                 nodes = self.facts.aggregated.nodes if self.facts.aggregated else None
                 name = f"results_concurrency_{concurrency}_gpus_{(nodes or 1) * self.per_node}.json"
             path = self.logs / f"sa-bench_isl_{isl}_osl_{osl}" / name
-        if "zero-tokens" in self.faults:
-            document |= {"total_output_tokens": 0, "output_throughput": 0.0}
-        if last and "nan" in self.faults:
-            document |= {"mean_ttft_ms": float("nan"), "num_requests_successful": float("nan")}
-        text = json.dumps(document)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text[: len(text) // 2] if last and "truncated-json" in self.faults else text)
+        path.write_text(results.as_written(document, self.faults, last=last))
 
     def _evaluate(self) -> None:
         asked = re.findall(r"\d+", self.environ.get("EVAL_CONC", ""))

@@ -22,6 +22,8 @@ with N. The constants are round numbers, of no GPU in particular.
 
 from __future__ import annotations
 
+import json
+import math
 import random
 import statistics
 import time
@@ -175,6 +177,15 @@ def _spread(name: str, seconds: Sequence[float]) -> dict[str, float]:
         f"std_{name}_ms": statistics.pstdev(ordered) * 1000,
         f"p99_{name}_ms": ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))] * 1000,
     }
+
+
+def as_written(document: Mapping[str, Any], faults: Mapping[str, str], *, last: bool = True) -> str:
+    """A result as the job writes it: with the faults (`engine_stand_in.faults`) that change it, some the last alone."""
+    changes: dict[str, Any] = {"total_output_tokens": 0, "output_throughput": 0.0} if "zero-tokens" in faults else {}
+    if last and "nan" in faults:
+        changes |= {"mean_ttft_ms": math.nan, "num_requests_successful": math.nan}
+    text = json.dumps({**document, **changes})
+    return text[: len(text) // 2] if last and "truncated-json" in faults else text
 
 
 def agentic_result(topology: Topology, concurrency: int, *, model: str, seed: str = "") -> dict[str, Any]:

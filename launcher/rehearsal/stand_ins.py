@@ -1,4 +1,4 @@
-"""The tools of a rehearsal: programs in the place of enroot and srtctl, and inputs that they can work on.
+"""The tools of a rehearsal: programs in the place of enroot, srtctl, srun and docker, and inputs that they can work on.
 
 The programs are scripts that start a module of this room. The inputs are a checkpoint, which is whole by every check,
 and a git repository in the place of srt-slurm. Both have some kilobytes, and say that there is nothing to measure.
@@ -11,7 +11,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import launcher
@@ -20,11 +20,23 @@ from launcher.core.process import run
 from launcher.core.publish import fsync_directory, fsync_file, publishing, publishing_directory
 from launcher.model.checkpoint import REHEARSAL_KEY, examine
 from launcher.plan.plan import SRTCTL, Plan
+from launcher.rehearsal.image_stand_in import PROGRAMS
 from launcher.rehearsal.srtctl_contract import LOCAL_JOBS, shipped
 from launcher.run.kind import Tools
 from launcher.srtctl.planned import SrtctlJob
 
-TOOLS = {"srtctl": "launcher.rehearsal.srtctl_stand_in", "enroot": "launcher.rehearsal.enroot_stand_in"}
+STATE, IMAGE = "{state}", "{image}"
+"""Places in arguments: the directory that a program may keep things in, and that of the programs of an image."""
+
+TOOLS = {
+    "srtctl": ("srtctl_stand_in",),
+    "enroot": ("enroot_stand_in",),
+    **{name: ("docker_stand_in", name, STATE, IMAGE) for name in ("docker", "podman")},
+}
+"""By program: the module of this room that it starts, with its first arguments."""
+
+WITHOUT_SLURM = {"srun": ("srun_stand_in", IMAGE)}
+"""More of them, where there is no Slurm: a real one has its own srun."""
 
 REGISTRIES = frozenset({"127.0.0.1", "localhost"})
 """Registries that may be asked for the images of a rehearsal: a test's own. Stand-in images are in no other."""
@@ -52,30 +64,47 @@ def environment(state: Path, scheduler_kind: str, environ: Mapping[str, str]) ->
 
     With the embedded scheduler (``scheduler_kind`` is ``local``) they also name the directory of its jobs.
     """
-    path = f"{tools_directory(state / 'rehearsal/bin')}{os.pathsep}{environ.get('PATH', os.defpath)}"
-    return {"PATH": path, **({LOCAL_JOBS: str(state / "jobs")} if scheduler_kind == "local" else {})}
+    root, path = state / "rehearsal", environ.get("PATH", os.defpath)
+    path = f"{tools_directory(root / 'bin')}{os.pathsep}{path}"
+    if scheduler_kind != "local":
+        return {"PATH": path}
+    path = f"{tools_directory(root / 'bin-without-slurm', WITHOUT_SLURM)}{os.pathsep}{path}"
+    return {"PATH": path, LOCAL_JOBS: str(state / "jobs")}
 
 
-def tools_directory(directory: Path) -> Path:
+def tools_directory(directory: Path, tools: Mapping[str, Sequence[str]] = TOOLS) -> Path:
     """Make the programs in ``directory`` (created if need be) and return it, absolute, to be put first on PATH.
 
-    A program is written anew, atomically, when the interpreter that it names has changed. Raises OSError.
+    Those of images are made beside it. A program is written anew, atomically, when the interpreter that it names has
+    changed. Raises OSError.
     """
+    directory = directory.absolute()
+    image = directory.parent / "image"
+    _make_programs(image, {name: ("image_stand_in", name) for name in PROGRAMS})
+    made = {}
+    for name, arguments in tools.items():
+        own = {STATE: str(directory.parent / "engines" / name), IMAGE: str(image)}
+        made[name] = [own.get(argument, argument) for argument in arguments]
+    _make_programs(directory, made)
+    return directory
+
+
+def _make_programs(directory: Path, programs: Mapping[str, Sequence[str]]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     package = str(Path(launcher.__file__).parents[1])
-    for name, module in TOOLS.items():
+    for name, (module, *arguments) in programs.items():
         program = directory / name
+        argv = [sys.executable, "-m", f"launcher.rehearsal.{module}", *arguments]
         text = (
             "#!/bin/sh\n"
             f"PYTHONPATH={shlex.quote(package)}${{PYTHONPATH:+:$PYTHONPATH}}\n"
             "export PYTHONPATH\n"
-            f'exec {shlex.join([sys.executable, "-m", module])} "$@"\n'
+            f'exec {shlex.join(argv)} "$@"\n'
         )
         if not program.is_file() or program.read_text() != text:
             with publishing(program) as temporary:
                 temporary.write_text(text)
                 temporary.chmod(0o755)
-    return directory.absolute()
 
 
 REPOSITORY_REF = "rehearsal-v1"

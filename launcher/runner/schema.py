@@ -285,6 +285,10 @@ class Workspace(Struct, frozen=True, kw_only=True):
     """The benchmarks that need the copy: those that one of these matches. All, when it is not given."""
     variable: str = "INFMAX_WORKSPACE"
     """The environment variable that tells the job where the workspace is."""
+    own: str | None = None
+    """A directory below which each job in a container gets a workspace of its own, by its run's id. It holds the
+    scripts that come with the launcher (`recipes/benchmarks`), and nothing of the user's workspace. Without it the job
+    works in the user's workspace."""
 
 
 class Runner(Struct, frozen=True, kw_only=True):
