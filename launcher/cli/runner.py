@@ -22,7 +22,7 @@ from launcher.core.yaml_source import Document
 from launcher.doctor import queries
 from launcher.doctor.comparison import Claim, Fill, compare, notes
 from launcher.doctor.draft import draft, todos
-from launcher.doctor.facts import NO_SLURM, ClusterFacts, Host, SlurmFacts, Unknown
+from launcher.doctor.facts import NO_SLURM, ClusterFacts, SlurmFacts, Unknown
 from launcher.doctor.programs import clean_runner
 from launcher.plan import derive
 from launcher.plan.derive import known, last
@@ -129,16 +129,16 @@ def new(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{directory!r} is not absolute", where="--directory")
     run = clean_runner(project.environ)
     slurm = queries.slurm_facts(run)
-    partition = slurm.partition(arguments.partition and arguments.partition.removesuffix("*"))  # sinfo's default one
+    # A name may be given as sinfo shows that of the default partition, with an asterisk.
+    partition = slurm.partition(arguments.partition and arguments.partition.removesuffix("*"))
     if isinstance(partition, Unknown):
         hint = "run it on the cluster's login node, as the user of its GitHub runners; is SLURM_CONF right?"
         raise ConfigError(partition.why, where="--partition", hint=partition.hint or hint)
     default = slurm.default_account if isinstance(slurm.default_account, str) else None
     account = arguments.account or default or (slurm.accounts[0] if len(slurm.accounts) == 1 else None)
     fill = partial(derive.fill, context=project.context("doctor"))
-    unknown = Unknown("not looked at yet")
-    blank = ClusterFacts(slurm, Host("this host", unknown, unknown, unknown), unknown, partition.name)
-    first = RunnerFile(Document(f"{name}.yaml", draft(name, account, directory, fill, blank)))
+    unseen = ClusterFacts(slurm, partition_name=partition.name)
+    first = RunnerFile(Document(f"{name}.yaml", draft(name, account, directory, fill, unseen)))
     text = draft(name, account, directory, fill, _look(arguments, first, slurm, fill, run))
     if target is None:
         sys.stdout.write(text)
