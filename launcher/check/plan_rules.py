@@ -75,15 +75,11 @@ def parallelism(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
             ("TP", tp, asked.tp),
             ("PP", has.pp, asked.pp),
             ("EP", has.ep, asked.ep),
-            ("DP attention", _on(has.dp_attention), _on(asked.dp_attention)),
+            ("DP attention", has.dp_attention, asked.dp_attention),
         )
         if different := [f"{what} {its} against {wanted}" for what, its, wanted in pairs if its != wanted]:
             message = f"{name} parallelism of the recipe is not the matrix's: {', '.join(different)}"
             yield message, s.place("backend")
-
-
-def _on(flag: bool) -> str:
-    return "on" if flag else "off"
 
 
 @recipe_rule("gpus-per-node", "error", "the recipe counts other GPUs per node than the cluster has")
