@@ -80,7 +80,7 @@ def _is_mounted(path: str, job: ContainerJob) -> bool:
 
 @container_rule("model-unstaged", "warning", "the checkpoint is staged nowhere")
 def model_unstaged(r: ContainerResolved) -> Iterator[Found]:
-    if r.rules.model.rule.downloads:
+    if r.rules.model.rule.downloads and not r.rules.model.rule.otherwise:
         message = f"{r.rules.benchmark.model} is staged nowhere: a job downloads it to {r.plan.model.path}"
         yield message, r.rules.model.place
 

@@ -144,6 +144,8 @@ def _image(commands: _Commands) -> None:
     importing = _command(verbs, "import", "image:import_images", text, _image_directory, _places)
     importing.add_argument("references", nargs="+", metavar="REFERENCE")
     importing.add_argument("--moved-tag", choices=["keep", "refresh", "fail"], help="default: as the runner file says")
+    text = "into this node's own directory, by a job there (again for more nodes)"
+    importing.add_argument("--on-node", action="append", default=[], metavar="NODE", help=text)
 
     text = "are the images whole, and what do their tags name now"
     verify = _command(verbs, "verify", "image:verify", text, _image_directory, _places)
