@@ -82,16 +82,13 @@ def choose(
     runner: CommandRunner = run,
     environ: Mapping[str, str] | None = None,
     worker: Sequence[str] = WORKER,
-    installed: bool | None = None,
 ) -> tuple[SlurmNative | None, str]:
     """The backend and its version in words; or None and the reason why it cannot be used here.
 
     It can be used when pyslurm can be imported, and is of the same release (``22.5`` for 22.05) as this machine's Slurm
     (``scontrol --version``). A library of another release may misread the controller's answers.
     """
-    if installed is None:
-        installed = importlib.util.find_spec("pyslurm") is not None
-    if not installed:
+    if importlib.util.find_spec("pyslurm") is None:
         return None, "pyslurm is not installed"
     done = runner(["scontrol", "--version"], timeout=START, env=environ)
     slurm = _release(done.stdout)
