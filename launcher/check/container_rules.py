@@ -19,7 +19,7 @@ CORPUS = "AIPERF_DATASET_MMAP_CACHE_DIR"
 """Where AIPerf keeps a corpus that it mapped: without it each agentic run downloads and converts the corpus again."""
 
 _VENDOR = {
-    "amd": re.compile(r"rocm|(?<![a-z0-9])mi3\d", re.IGNORECASE),
+    "amd": re.compile(r"(?<![a-z])rocm|(?<![a-z0-9])mi3\d", re.IGNORECASE),
     "nvidia": re.compile(r"(?<![a-z])cu1\d|cuda|tensorrt|trtllm|nvcr\.io", re.IGNORECASE),
 }
 """What names of images made for a vendor's GPUs have in them."""

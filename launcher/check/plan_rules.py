@@ -146,6 +146,8 @@ def name_too_long(s: SrtctlResolved) -> Iterator[Found]:
 def longest_result_name(b: Benchmark, stem: str) -> str:
     """Of a benchmark's result files, which all begin with ``stem``, the name that has the most digits."""
     concurrency = max(b.concurrencies, default=0)
+    if not b.multinode:  # one concurrency, which the stem has
+        return f"{stem}.json"
     if b.agentic:
         return agentic_result_name(stem, concurrency)
     prefill, decode = (r.workers * r.gpus_per_worker if r else 0 for r in (b.prefill, b.decode))

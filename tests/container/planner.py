@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.benchmark.benchmark import AGENTIC, Benchmark, Role
-from launcher.container.planned import ContainerJob
+from launcher.container.planned import ContainerJob, ContainerResolved
 from launcher.container.resolve import ContainerPlanner
 from launcher.core.yaml_source import Document
 from launcher.plan.derive import Context
@@ -88,7 +88,8 @@ class RowPlanner:
         path.write_bytes(text.encode() if isinstance(text, str) else text)
         return path
 
-    def plan_of(self, benchmark: Benchmark) -> Plan:
+    def resolved(self, benchmark: Benchmark) -> ContainerResolved:
+        """The plan, and what the rules of `launcher check` look at."""
         fields: dict[str, Any] = {
             "workspace": str(self.root),
             "runner_name": "tiny_07",
@@ -98,7 +99,10 @@ class RowPlanner:
             **self.context,
         }
         file = RunnerFile(Document("tiny.yaml", self.runner))
-        return self.planner.plan(benchmark, file, Context(**fields)).plan
+        return self.planner.plan(benchmark, file, Context(**fields))
+
+    def plan_of(self, benchmark: Benchmark) -> Plan:
+        return self.resolved(benchmark).plan
 
     def plan(self, **changes: Any) -> Plan:
         return self.plan_of(a_row(**changes))

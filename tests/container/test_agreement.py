@@ -104,7 +104,7 @@ def planned(project: Project, tree: Path) -> Callable[[Environment], Plan]:
     def plan(environment: Environment) -> Plan:
         here = {name: str(value).replace("$WORKSPACE", str(tree)) for name, value in environment.items()}
         one = Project.open({**here, "HOME": "/root-of-nobody"}, workspace=str(tree))
-        for part in ("fleet", "finder", "validator", "_in_container"):
+        for part in ("fleet", "finder", "schemas", "_in_container"):
             one.__dict__[part] = getattr(project, part)
         return one.plan_from_environment()
 
