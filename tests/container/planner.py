@@ -8,6 +8,7 @@ from typing import Any
 from launcher.benchmark.benchmark import AGENTIC, Benchmark, Role
 from launcher.container.planned import ContainerJob, ContainerResolved
 from launcher.container.resolve import ContainerPlanner
+from launcher.core.shipped import shipped
 from launcher.core.yaml_source import Document
 from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
@@ -82,7 +83,7 @@ class RowPlanner:
 
     def script(self, name: str, text: str | bytes = "#!/usr/bin/env bash\n", folder: str = FIXED) -> Path:
         """Write a script of the workspace, for a planner that has read none yet."""
-        self.planner = ContainerPlanner()
+        self.planner = ContainerPlanner(shipped("recipes"))
         path = self.root / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text.encode() if isinstance(text, str) else text)
