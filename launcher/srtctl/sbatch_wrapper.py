@@ -18,7 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import launcher
@@ -38,7 +38,7 @@ TIMEOUT = 240.0
 _ID = re.compile(r"^(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?\s*$", re.MULTILINE)
 _IN_DOUBT = re.compile(r"timed out|[Uu]nable to contact|connect failure|Zero Bytes|Unexpected message")
 _OUTPUT = re.compile(r"^#SBATCH --output=(\S+%j\S*)$", re.MULTILINE)
-_LOOKS, _BETWEEN = 3, 2.0
+_PAUSES = [2.0, 2.0]
 
 
 @contextlib.contextmanager
@@ -89,8 +89,7 @@ def submit(arguments: list[str], environ: Mapping[str, str]) -> tuple[int, str, 
     elif not found:
         may_come = done.ok or done.timed_out or bool(_IN_DOUBT.search(done.stderr))
         with contextlib.suppress(LauncherError):
-            looks = _LOOKS if may_come else 1
-            found = [*new_jobs(token, earlier, SlurmCommands(environ=real), looks, _BETWEEN)]
+            found = [*new_jobs(token, earlier, SlurmCommands(environ=real), _PAUSES if may_come else [])]
     if len(found) == 1:
         error = done.stderr + f"sbatch did not print the job's id ({done}); Slurm has it as {found[0]}\n"
         return 0, f"Submitted batch job {found[0]}\n", error
@@ -120,16 +119,14 @@ def new_jobs(
     token: str,
     earlier: Collection[str],
     scheduler: Scheduler,
-    looks: int,
-    between: float,
+    pauses: Sequence[float],
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, float | None]:
     """The jobs with this token that are not among the earlier ones, with their submit times.
 
-    The scheduler is asked up to ``looks`` times until there is one, because slurmctld may still be at work. Raises
-    SchedulerUnreachable when it gave no answer the last time.
+    The scheduler is asked again after each of the ``pauses`` until there is one, because slurmctld may still be at
+    work. Raises SchedulerUnreachable when it gave no answer the last time.
     """
-    from tenacity import stop_after_attempt, wait_fixed
 
     def look() -> dict[str, float | None] | SchedulerUnreachable:
         try:
@@ -137,8 +134,7 @@ def new_jobs(
         except SchedulerUnreachable as error:
             return error
 
-    stop, wait = stop_after_attempt(looks), wait_fixed(between)
-    answer = until(lambda found: isinstance(found, dict) and bool(found), look, stop=stop, wait=wait, sleep=sleep)
+    answer = until(lambda found: isinstance(found, dict) and bool(found), look, pauses, sleep=sleep)
     if isinstance(answer, SchedulerUnreachable):
         raise answer
     return answer

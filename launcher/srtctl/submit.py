@@ -33,11 +33,9 @@ from launcher.srtctl import recipe
 from launcher.srtctl.planned import LOG, SRTSLURM
 from launcher.srtctl.sbatch_wrapper import new_jobs, wrapper_on_path
 
-ASKED = 3
-"""How often the scheduler is asked about a submission whose answer was lost."""
-
-BETWEEN = 5.0
-"""Seconds between two such questions: slurmctld may still be working on the request when its client is gone."""
+PAUSES = [5.0, 5.0]
+"""Seconds before each further question about a submission whose answer was lost: slurmctld may still be working on the
+request when its client is gone."""
 
 HELP_TIMEOUT = 120.0
 """Seconds for ``srtctl apply --help``: importing srtctl from a shared file system can take long."""
@@ -133,8 +131,8 @@ def apply(
     # Once sbatch was reached, a job can still appear.
     may_come = done.timed_out or (done.returncode or 0) < 0 or answer.begun > 0
     try:
-        looks = ASKED if failed and may_come else 1
-        found = new_jobs(submission.token, submission.earlier, scheduler, looks, BETWEEN, sleep)
+        pauses = PAUSES if failed and may_come else []
+        found = new_jobs(submission.token, submission.earlier, scheduler, pauses, sleep)
     except SchedulerUnreachable as error:
         if failed:
             raise SubmissionUnknown(
