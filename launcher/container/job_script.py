@@ -94,7 +94,7 @@ def _finish(job: ContainerJob, engine: EngineCommands) -> str:
             "}",
         ]
     ends = ["  end_container", "  end_child", "  end_container"] if engine.own else ["  end_child"]
-    lines += ["finish() {", "  local code=$?", "  trap - EXIT", "  trap '' TERM INT HUP", *ends]
+    lines += ["finish() {", "  local code=${ended:-$?}", "  trap - EXIT", "  trap '' TERM INT HUP", *ends]
     if engine.after:
         lines.append(f"  {command(engine.after, '    ')} >/dev/null 2>&1")
     if job.staging is not None:
@@ -113,9 +113,16 @@ def _finish(job: ContainerJob, engine: EngineCommands) -> str:
         '  exit "$code"',
         "}",
         "trap finish EXIT",
-        "trap 'exit 143' TERM",
-        "trap 'exit 130' INT",
-        "trap 'exit 129' HUP",
+        "# Slurm's TERM can come twice, to this script and to all processes of its step.",
+        "ended=",
+        "on_signal() {",
+        "  trap '' TERM INT HUP",
+        "  ended=$1",
+        '  exit "$1"',
+        "}",
+        "trap 'on_signal 143' TERM",
+        "trap 'on_signal 130' INT",
+        "trap 'on_signal 129' HUP",
     ]
     return "\n".join(lines)
 

@@ -266,13 +266,14 @@ def test_a_refused_job(slurm_boxes: Boxes) -> None:
 
 
 @pytest.mark.slurm
-def test_a_cancelled_job_ends_its_container_and_no_other(slurm_boxes: Boxes) -> None:
+def test_a_cancelled_job_ends_its_container_and_no_other(slurm_boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another job has the same name: only ours carries our token."""
     other = ["sbatch", "--parsable", "--job-name=x_00", "--wrap=sleep 600", "--output=/dev/null", "--partition=batch"]
     theirs = subprocess.run(other, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
     try:
         running = slurm_boxes.root / "running"
         slurm_boxes.host.benchmark(f"touch '{running}'; sleep 600 & wait")
+        monkeypatch.setenv("HOME", str(slurm_boxes.root))
         child = os.fork()
         if child == 0:
             try:
@@ -285,7 +286,7 @@ def test_a_cancelled_job_ends_its_container_and_no_other(slurm_boxes: Boxes) -> 
         record = slurm_boxes.record("left")
         assert record.settled and record.job is not None and record.job.state == "CANCELLED"
         assert "the job ends with exit code 143" in Path(record.job.log).read_text()
-        wait_for(lambda: not left(str(slurm_boxes.host.workspace)))
+        wait_for(lambda: not left(f"HOME={slurm_boxes.root}\0"))
         shown = subprocess.run(["squeue", "-h", "-o", "%i"], capture_output=True, text=True, timeout=60).stdout.split()
         assert theirs in shown
     finally:
