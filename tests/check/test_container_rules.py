@@ -150,10 +150,11 @@ def test_what_is_right_is_no_finding(planner: RowPlanner, what: str, change: Cha
     assert findings(planner, benchmark) == []
 
 
-def test_jobs_on_the_runners_own_host_have_no_limit_and_share_nothing(planner: RowPlanner) -> None:
-    planner.edit("kind: container", "kind: docker").lane("engine: docker")
-    planner.edit(f"{{partition: p, account: a, time-limit: {LIMIT}}}", '{kind: local, time-limit: "0:10:00"}')
-    assert findings(planner, an_agentic_row()) == []
+def test_jobs_on_the_runners_own_host_have_a_limit_and_share_nothing(planner: RowPlanner) -> None:
+    planner.edit("kind: container", "kind: docker").lane("engine: docker").lane(SHARED_NODES)
+    planner.edit(f"{{partition: p, account: a, time-limit: {LIMIT}}}", '{kind: local, time-limit: "1:00:00"}')
+    assert findings(planner, a_row()) == []
+    assert [one.rule for one in findings(planner, an_agentic_row())] == ["limit-short"]
 
 
 def given(*benchmarks: Benchmark, labels: dict[str, list[str]] | None = None) -> CheckInput:

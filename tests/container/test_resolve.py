@@ -371,6 +371,7 @@ def test_docker_on_the_runners_own_host(planner: RowPlanner) -> None:
     plan = planner.lane("engine: docker").plan()
     job = ContainerJob.of(plan)
     assert (plan.kind, job.allocation, plan.scheduler.kind) == ("docker", None, "local")
+    assert plan.scheduler.time_limit == "500"  # which the embedded scheduler keeps
     assert job.container.options.flags == ("--gpus=4", "--format={other}")
 
 
