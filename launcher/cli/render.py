@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,9 @@ _LINE_EVERY = 30.0
 
 _BARS = 12
 """Bars of single files that are shown at once in a terminal."""
+
+_WIDE = 120
+"""Columns of a terminal from which on a run has one line in the table of runs."""
 
 _COLOURS = {"log": "2", "error": "31", "warning": "33", "job": "36", "end": "1"}
 """Codes of a terminal for the kinds of lines."""
@@ -80,14 +82,16 @@ def show_plans(plans: Sequence[Plan], kinds: Callable[[str], JobKind]) -> None:
 
 
 def _print_line(console: Any, name: str, value: str, style: str | None = None) -> None:
-    """A name and its value. In a terminal the value's words stay in their column; a path is never broken."""
-    text, indent = f"  {name:10} {value}", " " * 13
-    if console.is_terminal:
-        width = console.width
-        text = textwrap.fill(
-            text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
-        )
-    console.print(text, style=style, soft_wrap=True)
+    """A name and its value. In a terminal the value's words stay in their column; a word is never broken."""
+    lines, room = [""], console.width - 13 if console.is_terminal else len(value)
+    for word in value.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if len(longer) > room and lines[-1]:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    text = f"\n{'':13}".join(lines)
+    console.print(f"  {name:10} {text}", style=style, soft_wrap=True)
 
 
 def _lines(plan: Plan, kind: JobKind) -> list[tuple[str, str]]:
@@ -138,7 +142,13 @@ def show_runs(found: Sequence[RunRecord], runs: Path) -> None:
         elif fields.error is not None:
             text = f"{fields.error.layer}: {fields.error.message.splitlines()[0]}"
         rows.append([record.id, fields.runner, began, state, job, text])
-    table(["run", "runner", "began", "state", "job", ""], rows)
+    console = _console(sys.stdout)
+    if not console.is_terminal or console.width >= _WIDE:
+        table(["run", "runner", "began", "state", "job", ""], rows)
+        return
+    for run_id, runner, began, state, job, text in rows:
+        console.print(f"{run_id}   {state}")
+        _print_line(console, runner, f"{began}   job {job}   {text}")
 
 
 def show_run(record: RunRecord) -> None:

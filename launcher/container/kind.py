@@ -50,11 +50,11 @@ class ContainerKind:
     def describe(self, plan: Plan) -> list[tuple[str, str]]:
         """Allocation, engine, image, script, mounts."""
         job = ContainerJob.of(plan)
+        pulled = "" if plan.images else f" of {job.container.image}"
         return [
             ("node", _allocation(job)),
-            ("container", f"{job.container.engine}, {job.container.image}"),
+            ("container", f"{job.container.engine}{pulled}, in {job.container.workdir}"),
             ("script", f"{job.script.path}{'' if job.script.exists else ' (not there)'}"),
-            ("", f"in {job.container.workdir}"),
             *(("mount", f"{source} → {target}") for target, source in job.container.mounts.items()),
             *((("copy", f"the checkout at {job.staging.to} on the node"),) if job.staging else ()),
         ]
