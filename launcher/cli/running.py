@@ -269,7 +269,7 @@ def _drive_records(
     labels = {r.id: f"{i}. {p.benchmark.topology} {p.benchmark.measures}" for i, (r, p) in enumerate(recorded, 1)}
     console = Console(labels, github)
     first = recorded[0][1]
-    if any(p.scheduler != first.scheduler or p.tools != first.tools for _, p in recorded):
+    if any(p.runner != first.runner for _, p in recorded):
         raise ConfigError("the selected benchmarks are of several clusters", hint="--runner NAME picks one")
     said: list[str] = []
     services = open_services(project, first, stop, log=said.append)

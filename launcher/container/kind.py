@@ -50,10 +50,11 @@ class ContainerKind:
     def describe(self, plan: Plan) -> list[tuple[str, str]]:
         """Allocation, engine, image, script, mounts."""
         job = ContainerJob.of(plan)
+        pulled = "" if plan.images else f" of {job.container.image}"
         return [
-            ("job", _allocation(job)),
-            ("container", f"{job.container.engine} {job.container.image}"),
-            ("script", f"{job.script.path} in {job.container.workdir}{'' if job.script.exists else ' (not there)'}"),
+            ("node", _allocation(job)),
+            ("container", f"{job.container.engine}{pulled}, in {job.container.workdir}"),
+            ("script", f"{job.script.path}{'' if job.script.exists else ' (not there)'}"),
             *(("mount", f"{source} → {target}") for target, source in job.container.mounts.items()),
             *((("copy", f"the checkout at {job.staging.to} on the node"),) if job.staging else ()),
         ]
@@ -195,11 +196,10 @@ def own_directory(plan: Plan) -> Path:
 def _allocation(job: ContainerJob) -> str:
     a = job.allocation
     if a is None:
-        return "on this host"
-    gpus = f"{a.gpus} {a.gpu_type + ' ' if a.gpu_type else ''}GPUs"
-    parts = [f"1 node, {gpus}", f"partition {a.partition}" if a.partition else "", "exclusive" if a.exclusive else ""]
-    parts.append(f"{a.minutes} minutes" if a.minutes else "the partition's time limit")
-    return ", ".join(part for part in parts if part)
+        return "this host"
+    return f"one, {a.gpus} {a.gpu_type + ' ' if a.gpu_type else ''}GPUs" + (
+        ", for this job alone" if a.exclusive else ""
+    )
 
 
 def _gpus(job: ContainerJob) -> int:
