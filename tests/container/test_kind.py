@@ -132,7 +132,7 @@ def test_a_run_on_this_host(boxes: Boxes, capsys: pytest.CaptureFixture[str]) ->
     assert "the job ends with exit code 0" in capsys.readouterr().out
     assert main(["plan", *ONE, "--runner", "boxes"]) == 0
     shown = capsys.readouterr().out
-    assert "docker org/image:tag" in shown and "on this host" in shown and "{workspace} → /workspace" in shown
+    assert "docker of org/image:tag" in shown and "this host" in shown and "{workspace} → /workspace" in shown
 
 
 def test_no_secret_is_on_disk_and_nothing_of_the_shell_reaches_the_job(boxes: Boxes) -> None:
