@@ -98,10 +98,8 @@ case $1 in
       [[ " $* " != *" --filter=label=$(<"$label") "* ]] || basename "$(dirname "$label")"
     done
     ;;
-  rm)
-    kill -KILL -- "-$(<"$root/containers/$3/pid")"
-    rm -rf "$root/containers/$3"
-    ;;
+  kill) kill -KILL -- "-$(<"$root/containers/$2/pid")" ;;
+  rm) rm -rf "$root/containers/$3" ;;
 esac
 """
 
