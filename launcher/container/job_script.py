@@ -89,7 +89,9 @@ def _finish(job: ContainerJob, engine: EngineCommands) -> str:
             "end_container() {",
             "  local id",
             f"  {command(engine.own, '    ')} 2>/dev/null | while read -r id; do",
-            f'    {word(engine.pulls or "")} rm --force "$id" >/dev/null',
+            "    # podman's rm alone would wait ten seconds for a program that heeds no TERM.",
+            f'    {word(engine.pulls or "")} kill "$id" >/dev/null 2>&1',
+            f'    {word(engine.pulls or "")} rm --force "$id" >/dev/null 2>&1',
             "  done",
             "}",
         ]

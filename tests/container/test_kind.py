@@ -233,9 +233,17 @@ def test_a_run_on_slurm(slurm_boxes: Boxes) -> None:
 
 @pytest.mark.slurm
 def test_an_image_of_the_node_is_the_jobs_and_not_ours(slurm_boxes: Boxes) -> None:
-    slurm_boxes.changes = {"images": (an_image(slurm_boxes.root),)}
+    slurm_boxes.changes = {"images": (an_image(slurm_boxes.root, environment={"TMPDIR": f"{slurm_boxes.root}/t"}),)}
+    enroot, seen = slurm_boxes.host.stand_ins.root / "bin/enroot", slurm_boxes.root / "seen"
+    text = enroot.read_text().partition("\n")[2]
+    enroot.write_text(f"#!/bin/sh\necho \"${{CUDA_VISIBLE_DEVICES-none}} $SLURM_STEP_ID $TMPDIR\" > '{seen}'\n{text}")
+    slurm_boxes.host.benchmark(f'{GOOD}\necho "$CUDA_VISIBLE_DEVICES $SLURM_STEP_ID ${{TMPDIR-none}}" > server.log')
     record = slurm_boxes.run()
     assert record.fields.state == "succeeded"
+    gpus, step, temporary = seen.read_text().split()
+    assert gpus in ("none", "NoDevFiles", "-1") and step == "0" and temporary == f"{slurm_boxes.root}/t"
+    log = (record.directory / "results/server.log").read_text().split()
+    assert log[0] == "0" and log[1] == "1" and log[2] != temporary, "the GPU is the benchmark's"
     facts = record.step("images").facts
     assert facts["images"][0]["how"] == "by the job" and int(facts["job"]["image_import_seconds"]) >= 0
     assert "image_import_seconds" in (record.directory / "evidence/facts.txt").read_text()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launcher.benchmark.benchmark import Component, Role
+from launcher.benchmark.benchmark import Benchmark, Component, Role
 from launcher.benchmark.environment import benchmark_from_environment, environment_of
 from launcher.container.planned import ContainerJob
 from launcher.core.errors import ConfigError
@@ -396,6 +396,36 @@ def test_what_a_job_has_to_leave(planner: RowPlanner) -> None:
     agentic = planner.plan_of(an_agentic_row(result_filename="R")).results
     assert (agentic.required, agentic.mode) == (("R.json",), "agentic")
     assert "gpu_metrics.csv" in agentic.metrics and "results/**" in agentic.logs
+
+
+def test_a_job_that_profiles_finds_its_script_without_being_told_where(planner: RowPlanner) -> None:
+    """profile.yml sets no SCENARIO_SUBDIR, and most bash launchers then look one directory too high."""
+    environ = {name: value for name, value in environment_of(a_row()).items() if name != "SCENARIO_SUBDIR"}
+    benchmark = benchmark_from_environment({**environ, "PROFILE": "1", "RUNNER_TYPE": "", "RESULT_FILENAME": "R"})
+    plan = planner.plan_of(benchmark)
+    job = ContainerJob.of(plan)
+    assert job.script.path == "benchmarks/single_node/fixed_seq_len/dsr1_fp8_h100.sh"
+    assert (job.environment["SCENARIO_SUBDIR"], job.environment["PROFILE"]) == ("fixed_seq_len/", "1")
+    assert plan.results.required == ("R.json", "profile_R.trace.json.gz")
+
+
+def acceptance_lengths(**changes: str) -> Benchmark:
+    """What speedbench-al.yml starts: a script of its choice, and no point."""
+    left_out = ("RUNNER_TYPE", "CONC", "ISL", "OSL", "SCENARIO_SUBDIR", "RESULT_FILENAME")
+    environ = {name: value for name, value in environment_of(a_row()).items() if name not in left_out}
+    named = {"BENCH_SCRIPT_OVERRIDE": "own/al.sh", "OUT_YAML": "/workspace/speedbench-reference-al.yaml"}
+    return benchmark_from_environment({**environ, **named, **changes})
+
+
+def test_a_job_that_collects_acceptance_lengths_has_to_leave_its_own_file(planner: RowPlanner) -> None:
+    planner.edit('h100{spec}.sh"]}', 'h100{spec}.sh"], variable: BENCH_SCRIPT_OVERRIDE}').script("al.sh", folder="own")
+    planner.host = {"BENCH_SCRIPT_OVERRIDE": "own/al.sh"}
+    plan = planner.plan_of(acceptance_lengths())
+    assert plan.results.required == ("speedbench-reference-al.yaml",)
+    assert plan.results.concurrencies == () and ContainerJob.of(plan).script.path == "own/al.sh"
+    for out in ("/elsewhere/x.yaml", "/workspace", "/workspace/../x.yaml", "x.yaml"):
+        with pytest.raises(ConfigError, match=r"OUT_YAML is .* would be lost"):
+            planner.plan_of(acceptance_lengths(OUT_YAML=out))
 
 
 def test_the_results_are_named_as_the_workflow_names_them(planner: RowPlanner) -> None:
