@@ -38,7 +38,8 @@ def render(plan: Plan, root: Path) -> str:
     """The script. ``root`` is the run's own directory, in which each job has one by its id. Raises ConfigError."""
     job = ContainerJob.of(plan)
     copy = word(job.staging.to) if job.staging is not None else None
-    engine = commands(job, plan.run_key, job.staging.to if job.staging is not None else plan.workspace.path)
+    workspace = job.staging.to if job.staging is not None else plan.workspace.shared or plan.workspace.path
+    engine = commands(job, plan.run_key, workspace)
     head = [
         "#!/usr/bin/env bash",
         f"# Run {_comment(plan.run_key)} on {_comment(plan.runner)}: {_comment(job.script.path)} in a container "

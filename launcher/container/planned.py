@@ -11,6 +11,9 @@ import msgspec
 from launcher.core.errors import ConfigError
 from launcher.plan.plan import Plan, json_values
 
+OWN = ".launcher"
+"""In the workspace: the own directories of runs, by their ids. They are no results, and are in no copy."""
+
 Engine = Literal["pyxis", "enroot", "docker", "podman"]
 
 
