@@ -6,6 +6,7 @@ A run's own directory holds the job's script, and below it one directory a job: 
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.container.planned import ContainerJob
+from launcher.container.planned import OWN, ContainerJob
 from launcher.core.errors import SubmissionError
 from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
 from launcher.runner.file import RunnerFile
 from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.logs import EndMarkers
 
 if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
     from launcher.result.collect import Collected
@@ -31,8 +33,8 @@ SCRIPT = "job.sh"
 LOG = "benchmark_job.log"
 """A job's log, in its own directory. By this beginning what fails in it is put down to the benchmark."""
 
-OWN = ".launcher"
-"""Below the workspace, or the directory that a copy goes through: the own directories of runs, by their ids."""
+_BEGIN, _END = "launcher: job ", re.compile(r"^launcher: the job ends with exit code (?P<code>\d+)\n", re.MULTILINE)
+"""The first and the last line of the job's script (`job_script`)."""
 
 ARCHIVE_TIMEOUT = 1800.0
 """Seconds for packing the checkout."""
@@ -46,6 +48,7 @@ class ContainerKind:
         self.name = name
         self.plan = plan_row
         self._jobs = jobs
+        self._markers = EndMarkers(_END, begin=_BEGIN)
 
     def describe(self, plan: Plan) -> list[tuple[str, str]]:
         """Allocation, engine, image, script, mounts."""
@@ -144,8 +147,8 @@ class ContainerKind:
         Path(run.record.job.output).mkdir(parents=True, exist_ok=True)
 
     def end_by_log(self, job: JobKey, log: Path) -> JobState | None:
-        """Nothing: only the scheduler tells how such a job ended."""
-        return None
+        """By the line that the job's script writes last."""
+        return self._markers.read(job, log)
 
     def evidence(self, run: Run) -> Mapping[str, Path | str]:
         """The job's script, and what the job wrote down: the image's digest, how long its import held GPUs."""
@@ -216,7 +219,8 @@ def _pack_checkout(run: Run, root: Path) -> None:
     from launcher.core.publish import temporary_name
 
     job = ContainerJob.of(run.plan)
-    staging, workspace = job.staging, job.workspace_of(run.plan)
+    staging = job.staging
+    workspace = job.own_workspace.path if job.own_workspace is not None else run.plan.workspace.path
     assert staging is not None
     excluded = [f"--exclude={name}" for name in (".git", OWN, *staging.exclude)]
     part = temporary_name(root / CHECKOUT)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
+from launcher.container.planned import OWN
 from launcher.core.errors import ResultError
 from launcher.core.publish import publishing
 from launcher.core.retry import until
@@ -25,9 +26,6 @@ from launcher.plan.plan import Expected
 from launcher.result.collect import Collected, Problem
 from launcher.result.logs import log_files
 from launcher.result.validate import Invalid, Point, is_json_object, read_only_result
-
-OWN = ".launcher"
-"""In the workspace: the own directories of runs, which are no results."""
 
 _RETRY_INTERVAL = 5.0
 _BLOCK = 1 << 20
