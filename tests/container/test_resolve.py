@@ -181,6 +181,7 @@ def test_excluded_nodes(planner: RowPlanner) -> None:
     planner.runner += (
         "exclude-nodes:\n  - {node: bad-1, reason: broken}\n"
         "  - {node: bad-2, reason: broken, variable: SALLOC_EXCLUDE, when: {framework: sglang}}\n"
+        "  - {node: bad-3, reason: broken, variable: SALLOC_EXCLUDE, when: {framework: sglang}}\n"
     )
 
     def excluded(host: dict[str, str], **row: Any) -> tuple[str, ...]:
@@ -190,7 +191,7 @@ def test_excluded_nodes(planner: RowPlanner) -> None:
         return allocation.exclude
 
     planner.script("dsr1_fp8_h100.sh")
-    assert excluded({}) == ("bad-1", "bad-2")
+    assert excluded({}) == ("bad-1", "bad-2", "bad-3")
     assert excluded({}, framework="vllm") == ("bad-1",)
     assert excluded({"SALLOC_EXCLUDE": "n-5,n-6"}) == ("bad-1", "n-5", "n-6")
     assert excluded({"SALLOC_EXCLUDE": ""}) == ("bad-1",)
