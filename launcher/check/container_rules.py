@@ -8,6 +8,7 @@ from functools import partial
 
 from launcher.check.inputs import Found, Rule, rule
 from launcher.container.planned import ContainerJob, ContainerResolved
+from launcher.core import slurm_notation
 
 RULES: list[Rule] = []
 container_rule = partial(rule, RULES, "container")
@@ -19,7 +20,7 @@ CORPUS = "AIPERF_DATASET_MMAP_CACHE_DIR"
 """Where AIPerf keeps a corpus that it mapped: without it each agentic run downloads and converts the corpus again."""
 
 _VENDOR = {
-    "amd": re.compile(r"rocm|(?<![a-z0-9])mi3\d", re.IGNORECASE),
+    "amd": re.compile(r"(?<![a-z])rocm|(?<![a-z0-9])mi3\d", re.IGNORECASE),
     "nvidia": re.compile(r"(?<![a-z])cu1\d|cuda|tensorrt|trtllm|nvcr\.io", re.IGNORECASE),
 }
 """What names of images made for a vendor's GPUs have in them."""
@@ -42,10 +43,9 @@ def image_vendor(r: ContainerResolved) -> Iterator[Found]:
 
 @container_rule("limit-short", "error", "the job's limit is shorter than its scenario")
 def limit_short(r: ContainerResolved) -> Iterator[Found]:
-    seconds = r.rules.benchmark.duration
-    minutes = r.job.allocation.minutes if r.job.allocation is not None else None
-    if r.rules.benchmark.agentic and seconds and minutes is not None and seconds + LOADING > minutes * 60:
-        message = f"the trace is replayed for {seconds} s, and Slurm ends the job after {minutes} minutes"
+    seconds, limit = r.rules.benchmark.duration, slurm_notation.limit_seconds(r.plan.scheduler.time_limit)
+    if r.rules.benchmark.agentic and seconds and limit is not None and seconds + LOADING > limit:
+        message = f"the trace is replayed for {seconds} s, and the job is ended after {limit / 60:.0f} minutes"
         yield message, r.rules.lane.place
 
 
@@ -80,7 +80,7 @@ def _is_mounted(path: str, job: ContainerJob) -> bool:
 
 @container_rule("model-unstaged", "warning", "the checkpoint is staged nowhere")
 def model_unstaged(r: ContainerResolved) -> Iterator[Found]:
-    if r.rules.model.rule.downloads:
+    if r.rules.model.rule.downloads and not r.rules.model.rule.otherwise:
         message = f"{r.rules.benchmark.model} is staged nowhere: a job downloads it to {r.plan.model.path}"
         yield message, r.rules.model.place
 

@@ -1,9 +1,9 @@
 """What versions of srt-slurm demand of a recipe beyond the types of its values.
 
-Demands are facts, and stand in srtctl_demands.json: a version is known to make one by a class, a function of it and a
-text in that function (``sources``). A version that makes those ``by`` which a demand is made (and not those of
-``not-by``) ``needs`` some values of every recipe that has those of ``when``; what is wrong is said ``at`` a key, else
-at each value's own. What no table can say is below.
+Demands are facts, and stand in srtctl_demands.json. A version is known to make one (``sources``) by a class, a function
+of it and a text therein; a field's default can count as one. A version that makes those ``by`` which a demand is made,
+and not those of ``not-by``, ``needs`` some values of every recipe that has those of ``when``; what is wrong is said
+``at`` a key, else at each value's own. What no table can say is below.
 """
 
 from __future__ import annotations
@@ -20,9 +20,6 @@ from launcher.core.yaml_source import Key
 
 Broken = tuple[tuple[Key, ...], str]
 """The keys that a demand is about, and what is wrong with them."""
-
-PER_NODE = "vllm-per-node"
-"""Not a demand but a default: ``backend.dp_launch_mode`` is ``per_node`` where a recipe does not say."""
 
 _MODES = ("prefill", "decode", "aggregated")
 
@@ -113,12 +110,10 @@ class _Recipe(dict[str, Any]):
         profiling, telemetry = self["profiling.type"], _is_on(self["telemetry.enabled"])
         of_power = "scraper" not in made or self["telemetry.provider"] == "dcgm-power"
         # What the table calls so, and no key of a recipe says.
-        self |= {
-            "disaggregated": nodes != (None, None),
-            "profiled by phases": profiling != "none" and not (profiling == "nsys-time" and "profiling-time" in made),
-            "telemetry of power": telemetry and of_power,
-            "telemetry by scraper": telemetry and self["telemetry.provider"] != "dcgm-power",
-        }
+        self["disaggregated"] = nodes != (None, None)
+        self["profiled by phases"] = profiling not in ("none", "nsys-time" if "profiling-time" in made else None)
+        self["telemetry of power"] = telemetry and of_power
+        self["telemetry by scraper"] = telemetry and self["telemetry.provider"] != "dcgm-power"
 
     def __missing__(self, key: str) -> Any:
         """What the recipe says, else the schema's default where the table has it, else None."""
@@ -197,7 +192,7 @@ def _mooncake(r: _Recipe) -> Iterator[Broken]:
 
 
 def _no_headless(r: _Recipe) -> Iterator[Broken]:
-    mode = r["backend.dp_launch_mode"] or ("per_node" if PER_NODE in r.made else "per_gpu")
+    mode = r["backend.dp_launch_mode"] or ("per_node" if "vllm-per-node" in r.made else "per_gpu")
     if r["backend.type"] != "vllm" or mode != "per_node":
         return
     for side in _MODES:

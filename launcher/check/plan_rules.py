@@ -75,15 +75,11 @@ def parallelism(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
             ("TP", tp, asked.tp),
             ("PP", has.pp, asked.pp),
             ("EP", has.ep, asked.ep),
-            ("DP attention", _on(has.dp_attention), _on(asked.dp_attention)),
+            ("DP attention", has.dp_attention, asked.dp_attention),
         )
         if different := [f"{what} {its} against {wanted}" for what, its, wanted in pairs if its != wanted]:
             message = f"{name} parallelism of the recipe is not the matrix's: {', '.join(different)}"
             yield message, s.place("backend")
-
-
-def _on(flag: bool) -> str:
-    return "on" if flag else "off"
 
 
 @recipe_rule("gpus-per-node", "error", "the recipe counts other GPUs per node than the cluster has")
@@ -150,6 +146,8 @@ def name_too_long(s: SrtctlResolved) -> Iterator[Found]:
 def longest_result_name(b: Benchmark, stem: str) -> str:
     """Of a benchmark's result files, which all begin with ``stem``, the name that has the most digits."""
     concurrency = max(b.concurrencies, default=0)
+    if not b.multinode:  # one concurrency, which the stem has
+        return f"{stem}.json"
     if b.agentic:
         return agentic_result_name(stem, concurrency)
     prefill, decode = (r.workers * r.gpus_per_worker if r else 0 for r in (b.prefill, b.decode))

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
 import msgspec
 
-from launcher.check.cross_field_rules import PER_NODE, table
+from launcher.check.cross_field_rules import table
 from launcher.check.schema_validation import ROOT, Schema, Violation, in_words
 from launcher.core.errors import ConfigError
 
@@ -200,16 +200,16 @@ class _Source:
         }
 
     def demands(self) -> Iterator[str]:
-        """The demands that the classes' functions make."""
-        functions = {(c.name, f.name): f for c in self.classes for f in c.body if isinstance(f, ast.FunctionDef)}
-        for demand, (owner, name, *texts) in table().sources.items():
-            function = functions.get((owner, name))
-            if function is not None and (not texts or any(texts[0] in said for said in _texts(function))):
+        """The demands that the classes' functions make, docstrings apart, and defaults of fields that count as one."""
+        said: dict[tuple[str, str], Sequence[ast.AST | None]] = {}
+        for owner in self.classes:
+            said |= {(owner.name, name): [part.value] for name, part in _fields(owner).items()}
+            functions = [part for part in owner.body if isinstance(part, ast.FunctionDef)]
+            said |= {(owner.name, f.name): f.body[ast.get_docstring(f) is not None :] for f in functions}
+        for demand, (of, name, *texts) in table().sources.items():
+            nodes = said.get((of, name))
+            if nodes is not None and (not texts or any(texts[0] in text for text in _texts(nodes))):
                 yield demand
-        vllm = self.dataclasses.get("VLLMProtocol")
-        launch = _fields(vllm).get("dp_launch_mode") if vllm is not None else None
-        if launch is not None and isinstance(launch.value, ast.Constant) and launch.value.value == "per_node":
-            yield PER_NODE
 
     def keys(self, node: ast.ClassDef) -> Iterator[tuple[str, str]]:
         """A dataclass's keys and type texts."""
@@ -290,10 +290,10 @@ def _assigned(body: Iterable[ast.stmt]) -> Iterator[tuple[str, ast.expr]]:
             yield part.targets[0].id, part.value
 
 
-def _texts(function: ast.FunctionDef) -> Iterator[str]:
-    """The strings of a function's code, its docstring apart."""
-    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
-    return (str(n.value) for part in body for n in ast.walk(part) if isinstance(n, ast.Constant))
+def _texts(nodes: Sequence[ast.AST | None]) -> Iterator[str]:
+    """The strings in some parts of the source."""
+    found = (node for part in nodes if part is not None for node in ast.walk(part))
+    return (str(node.value) for node in found if isinstance(node, ast.Constant))
 
 
 def _own_field(value: ast.expr | None) -> ast.Call | None:

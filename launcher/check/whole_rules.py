@@ -139,6 +139,44 @@ def runner_missing(given: CheckInput) -> Iterator[Found]:
             yield f"no runner file serves the label {label!r}" + (f" (near: {near})" if near else ""), row.place
 
 
+@whole_rule("label-unknown", "warning", "no runner is registered for the row's label")
+def label_unknown(given: CheckInput) -> Iterator[Found]:
+    """Only where the workspace lists its runners, and once for a label: the list is what would be mended."""
+    waiting: dict[str, list[Row]] = defaultdict(list)
+    for row in _jobs(given.rows) if given.runners else ():
+        if row.benchmark.runner not in given.runners:
+            waiting[row.benchmark.runner].append(row)
+    for label, rows in waiting.items():
+        who = "the row's job" if len(rows) == 1 else f"the jobs of {len(rows)} rows"
+        near = closest(label, given.runners)
+        message = f"runners.yaml has no label {label!r}, so that no runner takes {who}"
+        yield message + (f" (near: {near})" if near else ""), rows[0].place
+
+
+@whole_rule("row-twice", "warning", "two rows are the same in everything")
+def row_twice(given: CheckInput) -> Iterator[Found]:
+    seen: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    for row in _jobs(given.rows):
+        b = row.benchmark
+        alike = seen[b.runner, b.exp_name, b.image, b.concurrencies]
+        first = next((other for other in alike if _same(row, other)), None)
+        if first is None:
+            alike.append(row)
+        else:
+            whose = f"{first.benchmark.key}'s row at {first.place}"
+            yield f"this is {whose} once more: two jobs measure one thing, and their results have one name", row.place
+
+
+def _jobs(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows, each once: one that several clusters serve is one job, which lands on one of them."""
+    return list({id(row.benchmark): row for row in rows}.values())
+
+
+def _same(one: Row, other: Row) -> bool:
+    """Whether two rows are the same but for where they stand."""
+    return one.benchmark == dataclasses.replace(other.benchmark, key=one.benchmark.key, source=one.benchmark.source)
+
+
 @whole_rule("runner-invalid", "error", "a runner file cannot be read")
 def runner_invalid(given: CheckInput) -> Iterator[Found]:
     for error in given.broken_files:
@@ -301,14 +339,18 @@ def audit_name_too_long(given: CheckInput) -> Iterator[Found]:
 
 @whole_rule("name-duplicate", "warning", "rows share the name of their results")
 def name_duplicate(given: CheckInput) -> Iterator[Found]:
-    """Throughput rows get a fingerprint in a sweep, and so collide only in an end-to-end run; evaluations get none."""
+    """Throughput rows get a fingerprint in a sweep, and so collide only in an end-to-end run; evaluations get none.
+
+    Rows that are the same have one fingerprint too: `row-twice` says them.
+    """
     for rows, kind in ((given.rows, "without a fingerprint (an end-to-end run)"), (given.evaluations, "of evaluation")):
         named: dict[str, list[Row]] = defaultdict(list)
-        # A row that several clusters serve is one job, which lands on one of them.
-        for row in {id(row.benchmark): row for row in rows}.values():
+        for row in _jobs(rows):
             with contextlib.suppress(ConfigError):
                 named[_workflow_name(row, given.runners, fingerprint=False)].append(row)
         for first, *others in named.values():
             for row in others:
+                if not row.benchmark.eval_only and _same(first, row):
+                    continue
                 message = f"results {kind} have the name of those of {first.benchmark.key}'s row at {first.place}"
                 yield message, row.place, "error" if row.benchmark.eval_only else "warning"

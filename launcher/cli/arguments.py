@@ -70,8 +70,7 @@ def _planning(commands: _Commands) -> None:
 
 
 def _running(commands: _Commands) -> None:
-    text = "run one benchmark to its results"
-    _command(commands, "run", "running:run", text, _selection, _execution, _logs)
+    _command(commands, "run", "running:run", "run one benchmark to its results", _selection, _execution, _logs)
 
     text = "run every selected benchmark, several at once"
     sweep = _command(commands, "sweep", "running:sweep", text, _selection, _execution)
@@ -112,8 +111,7 @@ def _runner(commands: _Commands) -> None:
     verbs = _verbs(commands, "runner", "clusters: what the runner files say")
     _command(verbs, "list", "runner:listing", "all runners", _places)
 
-    text = "one runner, or which of its rules applies"
-    show = _command(verbs, "show", "runner:show", text, _places)
+    show = _command(verbs, "show", "runner:show", "one runner, or which of its rules applies", _places)
     show.add_argument("name", metavar="NAME")
     text = "e.g. minimaxm3/fp8/dynamo-vllm[/agentic]"
     show.add_argument("--for", dest="case", metavar="PREFIX/PRECISION/FRAMEWORK", help=text)
@@ -146,6 +144,8 @@ def _image(commands: _Commands) -> None:
     importing = _command(verbs, "import", "image:import_images", text, _image_directory, _places)
     importing.add_argument("references", nargs="+", metavar="REFERENCE")
     importing.add_argument("--moved-tag", choices=["keep", "refresh", "fail"], help="default: as the runner file says")
+    text = "into this node's own directory, by a job there (again for more nodes)"
+    importing.add_argument("--on-node", action="append", default=[], metavar="NODE", help=text)
 
     text = "are the images whole, and what do their tags name now"
     verify = _command(verbs, "verify", "image:verify", text, _image_directory, _places)
@@ -164,8 +164,7 @@ def _image(commands: _Commands) -> None:
     gc.add_argument("--grace", type=_days, default=30.0, metavar="DAYS", help="unused for so long (default 30)")
 
     verbs = _verbs(commands, "doctor", "try out what this cluster's file systems promise")
-    text = "do locks hold in a directory, between processes and between nodes"
-    locks = _command(verbs, "locks", "image:locks", text)
+    locks = _command(verbs, "locks", "image:locks", "do locks hold in a directory, between processes and between nodes")
     locks.add_argument("directory", metavar="DIR")
     locks.add_argument("--partition", metavar="NAME", help="where two nodes are taken for a minute")
     locks.add_argument("--account", metavar="NAME")

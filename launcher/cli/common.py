@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import fnmatch
 import os
+from typing import Any
 
 from launcher.benchmark.benchmark import FIXED, Benchmark, Role, max_model_len
 from launcher.benchmark.selection import Selection
@@ -23,8 +24,8 @@ def open_project(arguments: argparse.Namespace, *, look: bool = False) -> Projec
     return dataclasses.replace(project, slurm_backend=getattr(arguments, "slurm_backend", None))
 
 
-def filters(arguments: argparse.Namespace) -> Selection:
-    """The flags that all commands about matrices have."""
+def filters(arguments: argparse.Namespace, **more: Any) -> Selection:
+    """The flags that all commands about matrices have, and more fields of a selection."""
     return Selection(
         keys=arguments.key,
         frameworks=arguments.framework,
@@ -32,6 +33,7 @@ def filters(arguments: argparse.Namespace) -> Selection:
         sequences=arguments.seq,
         scenarios=[arguments.scenario] if arguments.scenario else [],
         concurrencies=arguments.conc,
+        **more,
     )
 
 
@@ -41,7 +43,7 @@ def chosen(arguments: argparse.Namespace, project: Project) -> list[Chosen]:
         return [(_from_recipe(arguments, project), "--recipe")]
     if not arguments.key:
         raise ConfigError("no benchmark is selected", hint="-k KEY (globs are taken), or --recipe FILE")
-    selection = dataclasses.replace(filters(arguments), evals="only" if arguments.evals else "none")
+    selection = filters(arguments, evals="only" if arguments.evals else "none")
     found: list[Chosen] = [(e.benchmark, e.place) for e in project.matrix(arguments.matrix).entries(selection)]
     globs = [glob.lower() for glob in arguments.topology] or ["*"]
     kept = [(b, place) for b, place in found if any(fnmatch.fnmatchcase(b.topology.lower(), glob) for glob in globs)]

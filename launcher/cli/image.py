@@ -19,14 +19,14 @@ from pathlib import Path
 from launcher.cli.common import open_project
 from launcher.cli.render import table
 from launcher.core.errors import Cancelled, ConfigError, ImageError
-from launcher.core.process import clean_environment, stoppable
+from launcher.core.process import CommandRunner, clean_environment, stoppable
 from launcher.core.redact import redact
 from launcher.core.stop import stop_on_signals
 from launcher.image import inventory
 from launcher.image.enroot import ImportPolicy
 from launcher.image.inventory import Image, ImageDirectory
 from launcher.image.probe import between_nodes, between_processes, file_system
-from launcher.image.reference import Reference
+from launcher.image.reference import PlannedImage, Reference
 from launcher.image.store import ensure_image
 from launcher.plan import derive
 from launcher.project import Project
@@ -73,7 +73,7 @@ def _where(arguments: argparse.Namespace) -> _Where:
     said = [rule.directory, *(each.directory for each in rule.rules if each.directory)]
     directories = list(dict.fromkeys(derive.fill(directory, context) for directory in said))
     there = tuple(path for path in map(Path, directories) if path.is_dir())
-    if not there and not policy.make_directory:
+    if not there and not policy.make_directory and not getattr(arguments, "on_node", None):
         raise ConfigError("no such directory on this host", where=directories[0], hint="run this where it is mounted")
     environment = {**clean_environment(os.environ), **tools.environment}
     return _Where(there, rule, architecture, policy, environment, project)
@@ -111,10 +111,12 @@ def list_images(arguments: argparse.Namespace) -> int:
 def import_images(arguments: argparse.Namespace) -> int:
     """Have each image there."""
     where = _where(arguments)
-
-    def log(text: str) -> None:
-        print(redact(text, os.environ), file=sys.stderr, flush=True)
-
+    if where.rule.shared is bool(arguments.on_node):
+        wrong = "are shared by all nodes" if where.rule.shared else "are each node's own"
+        hint = (
+            "leave --on-node out" if where.rule.shared else "--on-node NODE says where; a job imports its image itself"
+        )
+        raise ConfigError(f"the image directories of this runner {wrong}", where=where.rule.directory, hint=hint)
     with stop_on_signals() as stop:
         run = stoppable(stop.requested)
         for reference in arguments.references:
@@ -123,12 +125,32 @@ def import_images(arguments: argparse.Namespace) -> int:
             if arguments.moved_tag:
                 image = replace(image, moved_tag=arguments.moved_tag)
             try:
-                record = ensure_image(image, where.policy, where.environment, run=run, log=log, sleep=stop.sleep)
+                if arguments.on_node:
+                    _import_on_nodes(image, arguments.on_node, where, run)
+                else:
+                    record = ensure_image(image, where.policy, where.environment, run=run, log=_log, sleep=stop.sleep)
+                    print(record.squash)
             except Cancelled:
                 stop.check()  # it knows the signal, and with it the exit code
                 raise
-            print(record.squash)
     return 0
+
+
+def _log(text: str) -> None:
+    print(redact(text, os.environ), file=sys.stderr, flush=True)
+
+
+def _import_on_nodes(image: PlannedImage, nodes: list[str], where: _Where, run: CommandRunner) -> None:
+    """Have the image on each node. Raises ImageError for the first node that cannot have it."""
+    from launcher.container.node_import import import_on_node
+
+    options = [f"--job-name={where.policy.job_name}", *where.rule.import_options]
+    partition = where.rule.import_partition or where.policy.partition
+    options += [f"--partition={partition}"] if partition else []
+    options += [f"--account={where.policy.account}"] if where.policy.account else []
+    for node in nodes:
+        _log(import_on_node(image, node, options, run, where.environment))
+        print(f"{node}:{image.squash}")
 
 
 def verify(arguments: argparse.Namespace) -> int:

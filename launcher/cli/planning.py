@@ -48,13 +48,8 @@ def matrix(arguments: argparse.Namespace) -> int:
     """Print the selected entries: of the files named, else of the workspace's masters, else of this repository."""
     project = open_project(arguments)
     files = arguments.matrix or [str(path) for path in sorted((project.workspace / "configs").glob("*-master.yaml"))]
-    selection = dataclasses.replace(
-        filters(arguments),
-        runners=arguments.runner,
-        model_prefixes=arguments.model_prefix,
-        nodes=arguments.nodes,
-        evals=arguments.evals,
-    )
+    more = {"runners": arguments.runner, "model_prefixes": arguments.model_prefix}
+    selection = filters(arguments, nodes=arguments.nodes, evals=arguments.evals, **more)
     found = project.matrix(files).entries(selection)
     if arguments.json:
         print(json.dumps([entry.data for entry in found], ensure_ascii=False))

@@ -256,22 +256,14 @@ def summaries(runs: Path, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 class Console:
-    """Writes events and job logs to a stream. Job logs go between ``::stop-commands::`` marks where GitHub reads.
+    """Writes events and job logs to standard output; job logs between ``::stop-commands::`` marks where GitHub reads.
 
     ``labels`` names runs for people; with a single run no label is shown.
     """
 
-    def __init__(
-        self,
-        stream: TextIO,
-        environ: Mapping[str, str],
-        *,
-        labels: Mapping[str, str],
-        quiet: bool = False,
-        github: GitHub | None = None,
-    ) -> None:
-        self._stream, self._environ, self._labels, self._quiet, self._github = stream, environ, labels, quiet, github
-        self._colour = stream.isatty() and not environ.get("NO_COLOR")
+    def __init__(self, labels: Mapping[str, str], github: GitHub | None) -> None:
+        self._labels, self._github = labels, github
+        self._colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         self._began: float | None = None
         self._gone = False
 
@@ -282,14 +274,14 @@ class Console:
             return
         run = self._label(event.run, "  ")
         mark = {"error": "error: ", "warning": "warning: "}.get(event.kind, "")
-        self._say(f"{event.time - self._began:7.1f}s  {run}{mark}{redact(event.text, self._environ)}", event.kind)
+        self._say(f"{event.time - self._began:7.1f}s  {run}{mark}{redact(event.text, os.environ)}", event.kind)
 
     def log(self, run: str, lines: Sequence[str]) -> None:
         """Show new lines of a job's log."""
-        if self._quiet or not lines:
+        if not lines:
             return
         prefix = self._label(run, "") + "  | "
-        shown = [redact(f"{prefix}{line}", self._environ) for line in lines]
+        shown = [redact(f"{prefix}{line}", os.environ) for line in lines]
         if self._github is None:
             for line in shown:
                 self._say(line, "log")
@@ -303,12 +295,12 @@ class Console:
         from launcher.result.summary import write_table
 
         with self._unheard():
-            self._stream.write("\n")
-            write_table(summaries(runs, outcomes), self._stream, self._environ)
+            sys.stdout.write("\n")
+            write_table(summaries(runs, outcomes), sys.stdout, os.environ)
         for outcome in outcomes:
             if outcome.error is not None:
                 label = self._label(outcome.run, ": ").lstrip()
-                self._say(f"{label}{redact(str(outcome.error), self._environ)}", "error")
+                self._say(f"{label}{redact(str(outcome.error), os.environ)}", "error")
                 self._say(f"{label}verdict: {outcome.verdict}", "end")
         good = [o for o in outcomes if o.error is None]
         self._say(f"\n{len(good)} of {len(outcomes)} runs succeeded. Records and results: {runs}")
@@ -327,8 +319,9 @@ class Console:
         code = _COLOURS.get(kind) if self._colour else None
         with self._unheard():
             if not self._gone:
-                self._stream.write(f"\033[{code}m{text}\033[0m\n" if code else f"{text}\n")
-                self._stream.flush()
+                # One write: several threads say lines.
+                sys.stdout.write(f"\033[{code}m{text}\033[0m\n" if code else f"{text}\n")
+                sys.stdout.flush()
 
     @contextlib.contextmanager
     def _unheard(self) -> Iterator[None]:

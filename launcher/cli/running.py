@@ -174,15 +174,15 @@ def collect(arguments: argparse.Namespace) -> int:
     state = run.services.scheduler.poll([job])[job]
     if state.phase is not Phase.TERMINAL and not record.ended:
         raise JobError(f"the job has not ended: {state.describe()}", where=str(job), hint="launcher logs -f RUN")
-    if state.phase is Phase.TERMINAL:
-        outcome = finish.finish(run, state)
-        print(f"run {record.id}: {outcome.state}")
-        if outcome.error is not None:
-            raise outcome.error
+    if state.phase is not Phase.TERMINAL:
+        collected = finish.collect(run)
+        finish.deliver(run)
+        collected.raise_if_bad()
         return 0
-    collected = finish.collect(run)
-    finish.deliver(run)
-    collected.raise_if_bad()
+    outcome = finish.finish(run, state)
+    print(f"run {record.id}: {outcome.state}")
+    if outcome.error is not None:
+        raise outcome.error
     return 0
 
 
@@ -267,7 +267,7 @@ def _drive_records(
     """Bring recorded runs to their ends, and show how they ended."""
     # A short name for each run: its number, topology and lengths.
     labels = {r.id: f"{i}. {p.benchmark.topology} {p.benchmark.measures}" for i, (r, p) in enumerate(recorded, 1)}
-    console = Console(sys.stdout, os.environ, labels=labels, quiet=quiet, github=github)
+    console = Console(labels, github)
     first = recorded[0][1]
     if any(p.runner != first.runner for _, p in recorded):
         raise ConfigError("the selected benchmarks are of several clusters", hint="--runner NAME picks one")
@@ -303,14 +303,10 @@ def _announce(github: GitHub, plan: Plan, project: Project) -> None:
         sys.stdout.flush()
     for finding in plan.findings:
         say = github.error if finding.severity == "error" else github.warning
-        path, _, line = finding.where.rpartition(":")
-        inside = line.isdecimal() and Path(path).is_relative_to(project.workspace)
-        say(
-            f"{finding.message} [{finding.rule}]" + ("" if inside else f" ({finding.where})"),
-            title=f"launcher: {finding.rule}",
-            file=str(Path(path).relative_to(project.workspace)) if inside else None,
-            line=int(line) if inside else None,
-        )
+        inside = finding.line is not None and Path(finding.file).is_relative_to(project.workspace)
+        file = str(Path(finding.file).relative_to(project.workspace)) if inside else None
+        text = f"{finding.message} [{finding.rule}]" + ("" if inside else f" ({finding.where})")
+        say(text, title=f"launcher: {finding.rule}", file=file, line=finding.line if inside else None)
 
 
 def report_to(github: GitHub, runs: Path, outcomes: Sequence[Outcome]) -> None:

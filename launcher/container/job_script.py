@@ -89,12 +89,14 @@ def _finish(job: ContainerJob, engine: EngineCommands) -> str:
             "end_container() {",
             "  local id",
             f"  {command(engine.own, '    ')} 2>/dev/null | while read -r id; do",
-            f'    {word(engine.pulls or "")} rm --force "$id" >/dev/null',
+            "    # podman's rm alone would wait ten seconds for a program that heeds no TERM.",
+            f'    {word(engine.pulls or "")} kill "$id" >/dev/null 2>&1',
+            f'    {word(engine.pulls or "")} rm --force "$id" >/dev/null 2>&1',
             "  done",
             "}",
         ]
     ends = ["  end_container", "  end_child", "  end_container"] if engine.own else ["  end_child"]
-    lines += ["finish() {", "  local code=$?", "  trap - EXIT", "  trap '' TERM INT HUP", *ends]
+    lines += ["finish() {", "  local code=${ended:-$?}", "  trap - EXIT", "  trap '' TERM INT HUP", *ends]
     if engine.after:
         lines.append(f"  {command(engine.after, '    ')} >/dev/null 2>&1")
     if job.staging is not None:
@@ -113,9 +115,16 @@ def _finish(job: ContainerJob, engine: EngineCommands) -> str:
         '  exit "$code"',
         "}",
         "trap finish EXIT",
-        "trap 'exit 143' TERM",
-        "trap 'exit 130' INT",
-        "trap 'exit 129' HUP",
+        "# Slurm's TERM can come twice, to this script and to all processes of its step.",
+        "ended=",
+        "on_signal() {",
+        "  trap '' TERM INT HUP",
+        "  ended=$1",
+        '  exit "$1"',
+        "}",
+        "trap 'on_signal 143' TERM",
+        "trap 'on_signal 130' INT",
+        "trap 'on_signal 129' HUP",
     ]
     return "\n".join(lines)
 
@@ -123,7 +132,7 @@ def _finish(job: ContainerJob, engine: EngineCommands) -> str:
 def _checkpoint(plan: Plan) -> list[str]:
     """The look at a checkpoint that the login node does not see."""
     path = plan.model.path
-    if path is None or path.startswith("hf:") or "login" in plan.model.seen_by:
+    if path is None or path.startswith("hf:") or "login" in plan.model.seen_by or plan.model.downloads:
         return []
     return [f"model={word(path)}", functions.CHECKPOINT.strip(), "check_checkpoint"]
 
@@ -142,12 +151,25 @@ def _image(plan: Plan, job: ContainerJob, engine: EngineCommands) -> list[str]:
     return [functions.IMPORT.strip(), *(_import(image, gpus) for image in node_local)] if node_local else []
 
 
-def _import(image: PlannedImage, gpus: int) -> str:
-    """The import of one image, where it is not there and whole already."""
+def import_alone(image: PlannedImage) -> str:
+    """A script that has an image on the node that it runs on, where the node has its own directory for it."""
+    exports = [f"export {_assignment(*entry)}" for entry in _sorted(image)]
+    call = " ".join(["import_image", *map(word, _import_arguments(image))])
+    return "\n".join(["set -u -o pipefail", functions.IMPORT.strip(), *exports, call]) + "\n"
+
+
+def _import_arguments(image: PlannedImage) -> list[str]:
+    """The arguments of `import_image`; the last ones are directories that enroot needs."""
     digest = hashlib.sha256(image.squash.encode()).hexdigest()[:12]
     part = f"{Path(image.squash).parent}/.launcher-import-{digest}"
     directories = [value for name, value in image.environment.items() if name.endswith(_DIRECTORIES)]
-    arguments = [image.squash, image.uri, image.lock, str(image.lock_wait), str(image.import_timeout), part]
+    seconds = [str(image.lock_wait), str(image.import_timeout)]
+    return [image.squash, image.uri, image.lock, *seconds, part, *directories]
+
+
+def _import(image: PlannedImage, gpus: int) -> str:
+    """The import of one image, where it is not there and whole already."""
+    arguments = _import_arguments(image)
     lines = [
         f"if unsquashfs -l {word(image.squash)} >/dev/null 2>&1; then",
         f"  say {word(f'image {image.reference}: is on this node')}",
@@ -157,8 +179,8 @@ def _import(image: PlannedImage, gpus: int) -> str:
         f"  run_step {command(STEP)} --gres=none --export=ALL \\",
         *(f"    {'env ' if at == 0 else ''}{_assignment(*entry)} \\" for at, entry in enumerate(_sorted(image))),
         '    bash -c "$(declare -f import_image); import_image \\"\\$@\\"" bash \\',
-        *(f"    {word(argument)} \\" for argument in [*arguments, *directories][:-1]),
-        f"    {word([*arguments, *directories][-1])}",
+        *(f"    {word(argument)} \\" for argument in arguments[:-1]),
+        f"    {word(arguments[-1])}",
         "  code=$?",
         f"  # {gpus} GPUs were ours, and idle, for so long.",
         '  fact image_import_seconds "$((SECONDS - began))"',

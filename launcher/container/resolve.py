@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.contracts import SECRETS
@@ -44,6 +45,10 @@ EVAL = (
 
 LOGS = ("server.log", "results/**", "LOGS/**", "profile_*.trace.json.gz", "profiles/**")
 METRICS = ("gpu_metrics.csv", "gpu_metrics_energy_*.csv", "gpu_metrics_identity.json")
+
+_MOUNTED = re.compile(r"/[^,:\x00-\x1f\x7f]*(:ro)?")
+"""A side of a mount. A comma begins pyxis's next mount and a colon the next side of any engine's, which a path of the
+host's environment must not become; docker takes a relative path for the name of a volume."""
 
 PULLED = ("docker", "podman")
 """Engines that have images of their own."""
@@ -98,7 +103,7 @@ class ContainerPlanner:
             context,
             images=images,
             model=derive.planned_model(rules, path, context, cache),
-            results=_results(expected, benchmark, inside),
+            results=_results(expected, benchmark, inside, container.workdir),
             time_limit=str(minutes) if minutes is not None else None,
             details=job.as_details(),
         )
@@ -147,7 +152,7 @@ def _images(rules: AppliedRules, lane: Container, context: Context) -> tuple[Pla
 
 def _reference(benchmark: Benchmark, lane: Container) -> str:
     """The image as an engine that pulls it reads it."""
-    reference = Reference.parse(benchmark.image, where=benchmark.source)
+    reference = Reference.parse(benchmark.image)
     if lane.engine not in PULLED:
         return reference.uri.removeprefix("docker://")
     registry = "" if reference.registry == HUB else f"{reference.registry}/"
@@ -179,9 +184,13 @@ def _mounts(
         mounts[cache.at.rstrip("/")] = cache.host
     for adjustment in rules.adjustments:
         mounts |= {target: source for source, target in adjustment.rule.mounts.items()}
-    seen = model_path is None or any(model_path.startswith(f"{source.rstrip('/')}/") for source in mounts.values())
+    whole = [target.rstrip("/") for target, source in mounts.items() if source.rstrip("/") == target.rstrip("/")]
+    seen = model_path is None or any(model_path.startswith(f"{tree}/") for tree in whole)
     if model_path is not None and lane.model_variables and not seen:
         mounts[model_path] = model_path
+    if bad := [path for mount in mounts.items() for path in mount if not _MOUNTED.fullmatch(path)]:
+        message = f"{bad[0]!r} cannot be mounted into a container; expected an absolute path without ',' and ':'"
+        raise ConfigError(message, where=rules.lane.where)
     return mounts
 
 
@@ -239,12 +248,14 @@ def _minutes(rules: AppliedRules, lane: Container, context: Context) -> int | No
     variable = lane.allocation.time_limit_variable
     own = rules.file.runner.scheduler.time_limit
     limits = [own, lane.allocation.time_limit, *(a.rule.time_limit for a in rules.adjustments)]
-    limit = (variable and context.host.get(variable)) or derive.last(limits, None)
+    said = context.host.get(variable) if variable else None
+    limit = said or derive.last(limits, None)
     if limit is None:
         return None
     seconds = slurm_notation.limit_seconds(limit)
-    if seconds is None:
-        raise ConfigError(f"{variable} is {limit!r}; expected a time limit as Slurm writes it", where="environment")
+    if not seconds:  # Slurm takes 0 for no limit at all
+        name, where = (variable, "environment") if said else ("the time limit", rules.lane.where)
+        raise ConfigError(f"{name} is {limit!r}; expected one as Slurm writes it, longer than nothing", where=where)
     return max(1, round(seconds / 60))
 
 
@@ -254,14 +265,25 @@ def _staging(lane: Container) -> PlannedStaging | None:
     return PlannedStaging(lane.staging.directory, (".git", *lane.staging.exclude), tuple(lane.staging.back))
 
 
-def _results(expected: Expected, benchmark: Benchmark, context: Context) -> Expected:
-    required = ["results*.json"] if benchmark.eval_only else [f"{expected.filename}.json"]
-    if benchmark.options.get("PROFILE") == "1":
-        required.append(f"profile_{expected.filename}.trace.json.gz")
+def _required(expected: Expected, benchmark: Benchmark, workdir: str) -> tuple[str, ...]:
+    """The files without which the run has failed, by their names in the workspace."""
+    if benchmark.eval_only:
+        return ("results*.json",)
+    if out := benchmark.options.get("OUT_YAML"):  # speedbench-al.yml measures no point, and reads this file alone
+        path = PurePosixPath(out)
+        if ".." in path.parts or not path.is_relative_to(workdir) or path == PurePosixPath(workdir):
+            message = f"OUT_YAML is {out!r}, and the container has the checkout at {workdir}: the file would be lost"
+            raise ConfigError(message, where="environment")
+        return (str(path.relative_to(workdir)),)
+    profiled = benchmark.options.get("PROFILE") == "1"
+    return (f"{expected.filename}.json", *([f"profile_{expected.filename}.trace.json.gz"] if profiled else []))
+
+
+def _results(expected: Expected, benchmark: Benchmark, context: Context, workdir: str) -> Expected:
     return replace(
         expected,
         directory=context.workspace,
-        required=tuple(required),
+        required=_required(expected, benchmark, workdir),
         eval=EVAL if benchmark.run_eval or benchmark.eval_only else (),
         logs=LOGS,
         metrics=METRICS,

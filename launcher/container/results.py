@@ -59,15 +59,12 @@ def collect(
     Missing and invalid results are problems; they are waited for ``patience`` seconds, since NFS can show a file, or
     its end, up to a minute late. Raises ResultError when nothing can be read or written.
     """
-    from tenacity import stop_after_attempt, wait_fixed
-
     if not place.workspace.is_dir():
         raise ResultError("no such directory", where=str(place.workspace))
     found = until(
         lambda found: not found.problems,
         lambda: _look(expected, place),
-        stop=stop_after_attempt(1 + math.ceil(patience / _RETRY_INTERVAL)),
-        wait=wait_fixed(_RETRY_INTERVAL),
+        [_RETRY_INTERVAL] * math.ceil(patience / _RETRY_INTERVAL),
         sleep=sleep,
     )
     published = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,7 @@ from launcher.runner.container_schema import ScriptChoice
 LARGEST = 1 << 20
 """Bytes of a script that are read."""
 
-_ASKS = re.compile(r"^[ \t]*check_env_vars((?:[ \t]|\\\r?\n|[A-Za-z_][A-Za-z0-9_]*)+)", re.MULTILINE)
+_ASKS = re.compile(r"^[ \t]*check_env_vars\b((?:[ \t]|\\\r?\n|[A-Za-z_][A-Za-z0-9_]*)+)", re.MULTILINE)
 """The call of InferenceX's benchmark_lib.sh at the head of a script: it ends the script when one of them is empty."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -55,8 +56,7 @@ class Scripts:
     def _facts(self, workspace: str, path: str) -> tuple[tuple[str, ...], bool] | None:
         """The variables that a script asks for, and whether it names /workspace; None where there is no such file."""
         if (workspace, path) not in self._read:
-            file = Path(workspace, path)
-            text = _text(file) if file.is_file() else None
+            text = _text(Path(workspace, path))
             self._read[workspace, path] = None if text is None else (_asked_for(text), bool(_WRITES.search(text)))
         return self._read[workspace, path]
 
@@ -92,9 +92,14 @@ def filled(template: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\{([a-z-]+)\}", lambda m: values.get(m[1], m[0]), template)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path) -> str | None:
+    """The beginning of a file; None where there is none, or where no file can have such a name."""
     try:
+        if not path.is_file():
+            return None
         with path.open("rb") as file:
             return file.read(LARGEST).decode(errors="replace")
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None
         raise ConfigError(f"the script cannot be read: {error.strerror}", where=str(path)) from None

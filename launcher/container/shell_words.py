@@ -10,13 +10,12 @@ from launcher.core.errors import ConfigError
 
 _PLACEHOLDER = re.compile(r"\$(?:\{(JOB|SLURM_JOB_ID|UID|HOME)\}|(JOB|SLURM_JOB_ID|UID|HOME)\b)")
 _SUM = re.compile(r"(?:\d+|\$JOB)(?:[+*%-](?:\d+|\$JOB))*")
-_PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def word(text: str) -> str:
     """One word of a script: ``$JOB`` (the job's id), ``$UID`` and ``$HOME`` are filled in on the node."""
-    if not _PLACEHOLDER.search(text):
+    if not re.search(r"[$`]", text):
         return shlex.quote(text)
     parts, at = [], 0
     for found in _PLACEHOLDER.finditer(text):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import overload
 
 
 class LauncherError(Exception):
@@ -24,7 +23,7 @@ class LauncherError(Exception):
         super().__init__(message)
         self.message = message
         self.where = where
-        self.hint = hint
+        self.hint = hint or None
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
@@ -102,11 +101,7 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
-@overload
-def suggest(word: str, known: Iterable[str], otherwise: str) -> str: ...
-@overload
-def suggest(word: str, known: Iterable[str], otherwise: str | None = None) -> str | None: ...
-def suggest(word: str, known: Iterable[str], otherwise: str | None = None) -> str | None:
+def suggest(word: str, known: Iterable[str], otherwise: str = "") -> str:
     """A hint for an error: ``did you mean '…'?`` with the closest known word, or ``otherwise`` when none is close."""
     near = closest(word, known)
     return otherwise if near is None else f"did you mean {near!r}?"

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, TextIO
 
 from launcher.core.errors import ConfigError, LauncherError
@@ -74,10 +73,13 @@ class GitHub:
     def __enter__(self) -> GitHub:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.flush()
+    def __exit__(self, *exception: object) -> None:
+        """Write the annotations that were held back: one alone as it is, several together as one."""
+        with self._lock:
+            for kind, held in self._held.items():
+                texts = "\n".join(text for _, text in held)
+                self._command(held[0][0] if len(held) == 1 else annotation(kind, texts, title=f"{len(held)} more"))
+            self._held.clear()
 
     def output(self, name: str, value: str) -> None:
         """Set an output of the step. Raises ConfigError for an impossible name or more than 1 MiB, and LauncherError
@@ -156,14 +158,6 @@ class GitHub:
             with self._lock:
                 self._stopped = None
                 self._command(f"::{token}::")
-
-    def flush(self) -> None:
-        """Write the annotations that were held back: one alone as it is, several together as one."""
-        with self._lock:
-            for kind, held in self._held.items():
-                texts = "\n".join(text for _, text in held)
-                self._command(held[0][0] if len(held) == 1 else annotation(kind, texts, title=f"{len(held)} more"))
-            self._held.clear()
 
     def _annotate(self, kind: _Kind, message: str, file: str | None, line: int | None, title: str | None) -> None:
         message = self._hide(message)

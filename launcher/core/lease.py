@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
 
 import msgspec
 
@@ -162,9 +161,7 @@ class Lock:
                 self._taken = taken.pop_all()
         return LockResult(acquired, owner, tuple(self._facts))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._taken.close()
 
     @property

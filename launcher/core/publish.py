@@ -56,22 +56,17 @@ def dead_temporaries(directory: Path) -> tuple[Path, ...]:
     return tuple(sorted(path for path, match in found if match and not pid_exists(int(match["pid"]))))
 
 
-def fsync_file(path: Path) -> None:
-    """Force a file's content to storage. Raises OSError (ENOSPC and EDQUOT can show only here, on NFS)."""
+def fsync(path: Path) -> None:
+    """Force a file's content to storage, or a directory's entries, so that a rename survives a power loss.
+
+    Raises OSError (ENOSPC and EDQUOT can show only here, on NFS).
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def fsync_directory(path: Path) -> None:
-    """Force a directory's entries to storage, so that a rename survives a power loss."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some FUSE file systems do not know fsync of a directory
+        # Some FUSE file systems do not know fsync of a directory.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
             raise
     finally:
         os.close(handle)
@@ -87,9 +82,9 @@ def publishing(final: Path) -> Iterator[Path]:
     temporary = temporary_name(final)
     try:
         yield temporary
-        fsync_file(temporary)
+        fsync(temporary)
         temporary.replace(final)
-        fsync_directory(final.parent)
+        fsync(final.parent)
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
@@ -102,7 +97,7 @@ def publish_new(temporary: Path, final: Path, *, whole: Callable[[Path], bool] =
     never removed first. On file systems without hard links ``whole`` is asked and the file renamed: that can at worst
     replace a whole artifact by another whole one.
     """
-    fsync_file(temporary)
+    fsync(temporary)
     try:
         os.link(temporary, final)
     except OSError:
@@ -112,7 +107,7 @@ def publish_new(temporary: Path, final: Path, *, whole: Callable[[Path], bool] =
         temporary.replace(final)
     else:
         temporary.unlink()
-    fsync_directory(final.parent)
+    fsync(final.parent)
     return True
 
 
@@ -131,7 +126,7 @@ def publishing_directory(final: Path, *, whole: Callable[[Path], bool] = os.path
         except OSError:
             if not whole(final):
                 raise
-        fsync_directory(final.parent)
+        fsync(final.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

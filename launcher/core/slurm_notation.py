@@ -19,13 +19,8 @@ def limit_seconds(text: str | None) -> float | None:
         return None
     days, dash, rest = text.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
-    if dash:
-        hours, minutes, secs = (*parts, 0, 0)[:3]
-    elif len(parts) == 3:
-        hours, minutes, secs = parts
-    else:
-        hours, (minutes, secs) = 0, (*parts, 0)[:2]
-    return float(int(days or 0) * 86400 + hours * 3600 + minutes * 60 + secs)
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    return float(int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, units, strict=False)))
 
 
 def node_names(expression: str) -> list[str]:

@@ -19,7 +19,7 @@ import msgspec
 from launcher.core.yaml_source import Document
 from launcher.doctor.comparison import Claim, Fill, compare
 from launcher.doctor.facts import ClusterFacts, Mount, Unknown, known, listed
-from launcher.doctor.scheduling import DIRECTIVE_SWITCHES, architectures, duration, gpus
+from launcher.doctor.scheduling import DIRECTIVE_SWITCHES, DIRECTIVES, architectures, duration, gpus, gres_that_works
 from launcher.rehearsal import stand_ins
 from launcher.runner.file import RunnerFile
 from launcher.runner.json_schema import MODELINE
@@ -164,16 +164,9 @@ def _srtslurm(facts: ClusterFacts, gpus: int) -> Iterator[str]:
             yield f"  {key}: true"
         elif tried is not None and tried.accepted is False:
             yield f"  {key}: false   # sbatch {tried.options[-1]}: {tried.answer}"
-            if "gpus" in key:
-                yield _gres(facts, gpus)
-
-
-def _gres(facts: ClusterFacts, gpus: int) -> str:
-    form = next((name for name, t in facts.submissions.items() if name.startswith("--gres=") and t.accepted), None)
-    if form is None:
-        return "  # No GRES is taken either: nodes are had whole."
-    value = f"{form.removeprefix('--gres=').rpartition(':')[0]}:{gpus}"
-    return f"  default_sbatch_directives: {{gres: {json.dumps(value)}}}   # sbatch takes {form}"
+            kind = gres_that_works(facts.submissions)
+            if "gpus" in key and kind is not None:
+                yield f"  {DIRECTIVES}: {{gres: {json.dumps(f'{kind}:{gpus}')}}}   # sbatch takes --gres={kind}:1"
 
 
 def _text(value: str) -> str:

@@ -46,6 +46,8 @@ class Differ(Exception):
         self.found, self.hint = found, hint
 
 
+_NOT_YET = Unknown("not looked at yet")
+
 T = TypeVar("T")
 Fact: TypeAlias = T | Unknown
 
@@ -210,9 +212,9 @@ class Host:
     """A host, as it describes itself. ``enroot`` is enroot's version, ``devices`` counts /dev/nvidia<n>."""
 
     name: str
-    arch: Fact[str]
-    enroot: Fact[str]
-    devices: Fact[int]
+    arch: Fact[str] = _NOT_YET
+    enroot: Fact[str] = _NOT_YET
+    devices: Fact[int] = _NOT_YET
     directories: Mapping[str, DirectoryView] = field(default_factory=dict)
     unseen: str = ""
     """Why directories are missing that were asked about."""
@@ -287,9 +289,9 @@ class ClusterFacts:
     """
 
     slurm: SlurmFacts
-    login: Host
-    compute: Fact[Host]
-    partition_name: str | None
+    login: Host = Host("this host")
+    compute: Fact[Host] = _NOT_YET
+    partition_name: str | None = None
     """The partition that was asked about; None for the default one."""
     submissions: Mapping[str, SubmissionCheck] = field(default_factory=dict)
     locks: Fact[Probed] | None = None

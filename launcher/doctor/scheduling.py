@@ -154,13 +154,18 @@ def _taken(tried: SubmissionCheck, hint: str) -> str:
 
 def _gpu_hint(tried: Mapping[str, SubmissionCheck]) -> str:
     """The form of a GPU request that works here."""
-    form = next((form for form, t in tried.items() if t.accepted and form.startswith("--g")), None)
-    if form is None:
-        return "does a node of this partition have GPUs as Slurm sees it (`scontrol show node`, Gres)?"
-    if form.startswith("--gpus-per-node"):
+    if any(t.accepted and form.startswith("--gpus-per-node") for form, t in tried.items()):
         return "use_gpus_per_node_directive: true"
-    kind = form.removeprefix("--gres=").rpartition(":")[0]
+    kind = gres_that_works(tried)
+    if kind is None:
+        return "does a node of this partition have GPUs as Slurm sees it (`scontrol show node`, Gres)?"
     return f'use_gpus_per_node_directive: false, {DIRECTIVES}: {{gres: "{kind}:<GPUs of a node>"}}'
+
+
+def gres_that_works(tried: Mapping[str, SubmissionCheck]) -> str | None:
+    """The generic resource by which GPUs can be asked for here: ``gpu``, or with a type ``gpu:gb200``."""
+    taken = (form for form, check in tried.items() if check.accepted and form.startswith("--gres="))
+    return next((form.removeprefix("--gres=").rpartition(":")[0] for form in taken), None)
 
 
 def gpus(facts: ClusterFacts) -> tuple[str, list[int]]:

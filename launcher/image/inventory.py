@@ -7,6 +7,7 @@ removed when its process is dead, or, where that was on another host, when it di
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -74,11 +75,11 @@ class ImageDirectory:
 
     def images(self) -> list[Image]:
         """The images by name. Raises ImageError when the directory cannot be read."""
-        live = {Path(path).resolve(): tuple(runs) for path, runs in self.users.items()}
+        live = {os.path.realpath(path): tuple(runs) for path, runs in self.users.items()}
         found = []
         for path in self._entries():
             if path.name.endswith(_SUFFIX) and not path.name.startswith("."):
-                ours = live.get(path.resolve(), ())
+                ours = live.get(os.path.realpath(path), ())
                 found.append(_image(path, (*ours, *self._marked(path, ours))))
         return found
 
@@ -93,9 +94,9 @@ class ImageDirectory:
         for path, is_dead in self._entries().items():
             if why := self._why_leftover(path, is_dead):
                 gone.append(Garbage(path, _size(path), why))
-        for place in sorted((self.path / usage.DIRECTORY).glob("*")):
+        for squash in usage.marked(self.path):
             with contextlib.suppress(OSError):
-                for use in usage.marks(self.path / place.name):
+                for use in usage.marks(squash):
                     if why := usage.stale(use, self._now, self.is_over):
                         gone.append(Garbage(use.path, _size(use.path), f"a mark of {use}: {why}"))
         return gone

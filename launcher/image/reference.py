@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -61,23 +61,16 @@ class Reference:
     digest: str | None = None
 
     @classmethod
-    def parse(cls, text: str, *, where: str | None = None) -> Reference:
+    def parse(cls, text: str) -> Reference:
         """Read a reference: short Hub names, ``registry/…``, ``registry#…``, tag, digest, ``docker://`` before it.
 
         A registry before ``/`` has a dot or a port, or is ``localhost``, as Docker has it; before ``#`` it is any host.
-        Raises ConfigError, which names what is wrong; ``where`` is the place it points to.
+        Raises ConfigError, which names what is wrong.
         """
-        parts = _split(text)
-        for name, faults in fault_table("reference_faults.yaml").items():
-            part = parts[name]
-            for pattern, fault in faults.items():
-                if part is not None and (found := re.search(pattern, part)):
-                    what = fault.what.format(part=part, found=found[found.lastindex or 0], length=len(part))
-                    raise ConfigError(f"image {_shown(text)}: {what}", where=where, hint=fault.hint)
-        registry, repository = str(parts["registry"]).lower(), str(parts["repository"])
-        if registry in _HUB_NAMES:
-            registry, repository = HUB, repository if "/" in repository else f"library/{repository}"
-        return cls(registry, repository, parts["tag"], parts["digest"])
+        read = _read(text)
+        if isinstance(read, Fault):
+            raise ConfigError(f"image {_shown(text)}: {read.what}", hint=read.hint)
+        return read
 
     @property
     def host(self) -> str:
@@ -157,7 +150,7 @@ def names_an_image(name: str) -> bool:
     return "/" in name or ":" in name
 
 
-def squash_name(text: str, rule: NameRule, *, where: str | None = None) -> str:
+def squash_name(text: str, rule: NameRule) -> str:
     """The file name that a cluster gives to the image spelled ``text``, by its rule.
 
     ``underscore``: each of ``/ : @ #`` becomes ``_``. ``plus``: it becomes ``+``. ``plus-nv``: as ``plus``, after a
@@ -165,14 +158,13 @@ def squash_name(text: str, rule: NameRule, *, where: str | None = None) -> str:
     launchers made must be found again. Raises ConfigError for what is no reference, and for a name longer than a
     directory entry may be (255 bytes).
     """
-    Reference.parse(text, where=where)
+    Reference.parse(text)
     if rule == "plus-nv":
         text = re.sub(r"^nvcr\.io[/#]", "", text)
     name = re.sub(r"[/:@#]", "_" if rule == "underscore" else "+", text) + ".sqsh"
     if len(name.encode()) > NAME_MAX:
         raise ConfigError(
             f"the squash file of {_shown(text)} would have a name of {len(name)} bytes; {NAME_MAX} are possible",
-            where=where,
             hint="refer to the image by a shorter tag, or by digest without the tag",
         )
     return name
@@ -182,6 +174,22 @@ def refreshed_name(squash: Path, digest: str) -> Path:
     """``x.sqsh`` → ``x@0123456789ab.sqsh``: the place for an image of the same tag, of that digest."""
     stem = re.sub(r"@[0-9a-f]{12}$", "", squash.name.removesuffix(".sqsh"))
     return squash.with_name(f"{stem}@{digest.removeprefix('sha256:')[:12]}.sqsh")
+
+
+@lru_cache(maxsize=1024)  # thousands of rows name some dozen images
+def _read(text: str) -> Reference | Fault:
+    """What a reference means, or what is wrong with it."""
+    parts = _split(text)
+    for name, faults in fault_table("reference_faults.yaml").items():
+        part = parts[name]
+        for pattern, fault in faults.items():
+            if part is not None and (found := re.search(pattern, part)):
+                what = fault.what.format(part=part, found=found[found.lastindex or 0], length=len(part))
+                return Fault(what, fault.hint)
+    registry, repository = str(parts["registry"]).lower(), str(parts["repository"])
+    if registry in _HUB_NAMES:
+        registry, repository = HUB, repository if "/" in repository else f"library/{repository}"
+    return Reference(registry, repository, parts["tag"], parts["digest"])
 
 
 def _split(text: str) -> dict[str, str | None]:

@@ -73,11 +73,11 @@ def mark(squash: Path, run: str, record: Path) -> OSError | None:
 
 def release(directory: Path, run: str, record: Path) -> None:
     """Remove the marks of a run that is settled, whichever host made them. This counts as a use of the image."""
-    for path in (directory / DIRECTORY).glob(f"*/{glob.escape(run)}@*~{_of(record)}"):
-        squash = directory / path.parent.name
+    for squash in marked(directory):
         with contextlib.suppress(OSError):
-            path.unlink()
-            note_use(squash)
+            for path in _marks(squash).glob(f"{glob.escape(run)}@*~{_of(record)}"):
+                path.unlink()
+                note_use(squash)
         tidy(squash)
 
 
@@ -116,6 +116,14 @@ def last_use(squash: Path) -> float:
         return _marks(squash).stat().st_mtime
     except OSError:
         return 0.0
+
+
+def marked(directory: Path) -> list[Path]:
+    """The squash files of a directory that have marks, or had some; they may be gone."""
+    try:
+        return sorted(directory / path.name for path in (directory / DIRECTORY).iterdir())
+    except OSError:
+        return []
 
 
 def tidy(squash: Path) -> None:

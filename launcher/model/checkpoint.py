@@ -232,13 +232,11 @@ class _Examination:
         for shard in sorted(present):
             with self.noting(shard):
                 headers[shard] = read_header(self.path / shard)
-            if shard not in headers:
-                continue
-            if absent := wanted.get(shard, set()) - headers[shard].tensors:
-                some = f"{len(absent)} tensors that the index places there, as {min(absent)}"
-                self.problems.append(f"{shard} lacks {some}")
-            if wanted and shard not in wanted:
-                self.doubts.append(f"{shard} is not in the index; engines that load every shard will read it")
+                if absent := wanted.get(shard, set()) - headers[shard].tensors:
+                    some = f"{len(absent)} tensors that the index places there, as {min(absent)}"
+                    self.problems.append(f"{shard} lacks {some}")
+                if wanted and shard not in wanted:
+                    self.doubts.append(f"{shard} is not in the index; engines that load every shard will read it")
         if wanted and wanted.keys() <= headers.keys():
             self._check_total(totals, [headers[name] for name in wanted])
         return headers

@@ -36,7 +36,7 @@ from launcher.model.manifest import (
     parts_of,
     read_range,
 )
-from launcher.model.source import Reader, Source, SourceFile
+from launcher.model.source import Source, SourceFile
 
 WORKERS = 8
 WINDOW = 8 << 20
@@ -73,8 +73,8 @@ class Copier:
     """Copies all files of a source into a directory. For one use.
 
     The directory and the `journal_directory` below it have to exist. ``lay_out`` is for file systems where a file's
-    layout is fixed when it is created, as by `lfs setstripe`. Afterwards ``entries`` are the manifest's, ``copied`` and
-    ``resumed`` the bytes that were copied and found there.
+    layout is fixed when it is created, as by `lfs setstripe`. Afterwards ``copied`` and ``resumed`` are the bytes that
+    were copied and found there.
     """
 
     def __init__(
@@ -83,25 +83,31 @@ class Copier:
         self.source, self.into, self.lay_out = source, into, lay_out
         self.part_size = source.part_size or PART_SIZE
         self._workers, self._progress, self._stop = workers, progress, stop
-        self.entries: list[FileEntry] = []
         self.copied = self.resumed = 0
         self.can_clone = True
         self._ended = threading.Event()
         self._lock = threading.Lock()
 
-    def copy(self) -> None:
-        """Copy what is not there yet; every file is synced to storage. Raises OSError, ModelError, Cancelled."""
+    def copy(self) -> tuple[FileEntry, ...]:
+        """Copy what is not there yet; every file is synced to storage. The files, as in a manifest.
+
+        Raises OSError, ModelError, Cancelled.
+        """
         files = sorted(self.source.files, key=lambda file: -file.size)
         self._progress.begin(len(files), sum(file.size for file in files))
         if self.lay_out:
             self.lay_out(self.into, 0)
         with ThreadPoolExecutor(self._workers, "part") as parts, ThreadPoolExecutor(self._workers, "file") as pool:
             try:
-                for done in as_completed([pool.submit(_FileCopy(self, file).copy, parts) for file in files]):
-                    self.entries.append(done.result())
+                copies = as_completed([pool.submit(self._copy_file, file, parts) for file in files])
+                return tuple(sorted((copy.result() for copy in copies), key=lambda entry: entry.path))
             finally:
                 self._ended.set()
-        self.entries.sort(key=lambda entry: entry.path)
+
+    def _copy_file(self, file: SourceFile, pool: ThreadPoolExecutor) -> FileEntry:
+        self.check()
+        with contextlib.ExitStack() as opened:
+            return _FileCopy(self, file, opened).copy(pool)
 
     def check(self) -> None:
         """Raise Cancelled when a stop is requested, or when another file has failed."""
@@ -120,43 +126,34 @@ class Copier:
 
 
 class _FileCopy:
-    """One file on its way to the destination."""
+    """One file on its way to the destination. What is open for it is closed with ``opened``."""
 
-    _journal: _Journal
-    _descriptor: int
-    _reader: Reader
-
-    def __init__(self, copier: Copier, file: SourceFile) -> None:
+    def __init__(self, copier: Copier, file: SourceFile, opened: contextlib.ExitStack) -> None:
         self._copier, self._file = copier, file
         self._path = copier.into / file.path
-
-    def copy(self, pool: ThreadPoolExecutor) -> FileEntry:
-        """Have all parts at the destination, by the threads of the pool, and make the file durable."""
-        self._copier.check()
-        with contextlib.ExitStack() as opened:
-            self._open(opened)
-            ranges = parts_of(self._file.size, self._copier.part_size)
-            parts = [pool.submit(self._part, index, *part) for index, part in enumerate(ranges)]
-            try:
-                return self._finished([part.result() for part in parts])
-            finally:
-                for part in parts:
-                    part.cancel()
-                wait(parts)
-
-    def _open(self, opened: contextlib.ExitStack) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._journal = _Journal(journal_directory(self._copier.into), self._file, self._copier.part_size)
+        self._journal = _Journal(journal_directory(copier.into), file, copier.part_size)
         opened.callback(self._journal.close)
         if not self._path.exists():
             self._journal.discard()
-            if self._copier.lay_out:
-                self._copier.lay_out(self._path, self._file.size)
+            if copier.lay_out:
+                copier.lay_out(self._path, file.size)
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         opened.callback(os.close, self._descriptor)
-        os.ftruncate(self._descriptor, self._file.size)
-        self._reader = self._copier.source.open(self._file)
+        os.ftruncate(self._descriptor, file.size)
+        self._reader = copier.source.open(file)
         opened.callback(self._reader.close)
+
+    def copy(self, pool: ThreadPoolExecutor) -> FileEntry:
+        """Have all parts at the destination, by the threads of the pool, and make the file durable."""
+        ranges = parts_of(self._file.size, self._copier.part_size)
+        parts = [pool.submit(self._part, index, *part) for index, part in enumerate(ranges)]
+        try:
+            return self._finished([part.result() for part in parts])
+        finally:
+            for part in parts:
+                part.cancel()
+            wait(parts)
 
     def _part(self, index: int, offset: int, length: int) -> bytes:
         self._copier.check()

@@ -224,10 +224,7 @@ def remove_leftovers(directory: Path, *, wait: float = LEASE * 1.1) -> list[Left
 def _remove(path: Path) -> str | None:
     """Remove a directory or file; why it is still there, or None when it is gone."""
     try:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        (shutil.rmtree if path.is_dir() else os.unlink)(path)
     except OSError as error:
         return f"cannot be removed: {error.strerror}" if os.path.lexists(path) else None
     return None

@@ -247,7 +247,7 @@ class _Requests:
             asked = error.wait if isinstance(error, _Again) else None
             if self.failures >= ATTEMPTS or (asked or 0) > LONGEST_WAIT:
                 wish = f", which asks for {asked:.0f} s" if asked else ""
-                message = f"gave up after {self.failures} requests: {error or type(error).__name__}{wish}"
+                message = f"gave up after {self.failures} requests: {str(error) or type(error).__name__}{wish}"
                 raise ModelError(message, where=self._where, hint="the same command goes on from here") from None
             self._stop.sleep(min(FIRST_WAIT * 2 ** (self.failures - 1), 60) if asked is None else asked)
 

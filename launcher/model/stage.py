@@ -26,7 +26,7 @@ from typing import Literal
 from launcher.core.errors import Cancelled, ModelError
 from launcher.core.lease import Lock
 from launcher.core.process import CommandRunner, run
-from launcher.core.publish import fsync_directory, write_json
+from launcher.core.publish import fsync, write_json
 from launcher.core.stop import Stop
 from launcher.model.checkpoint import examine
 from launcher.model.copy import WORKERS, Copier, LayOut, NoProgress, Progress
@@ -159,14 +159,13 @@ def _fill(copier: Copier) -> Manifest:
     """Copy, verify and sync everything; at the end the directory needs only its name."""
     source, directory = copier.source, copier.into
     _check_space(source, directory)
-    copier.copy()
-    manifest = Manifest(source.name, source.revision, tuple(copier.entries), copier.part_size, created=now())
+    manifest = Manifest(source.name, source.revision, copier.copy(), copier.part_size, created=now())
     _verify(manifest, directory)
     # A kill while the manifest is written leaves a temporary; in there nobody takes it for a part of the model.
     write_json(directory / WORK_DIRECTORY / MANIFEST_NAME, asdict(manifest))
     (directory / WORK_DIRECTORY / MANIFEST_NAME).rename(directory / MANIFEST_NAME)
     for below, _, _ in os.walk(directory, topdown=False):
-        fsync_directory(Path(below))
+        fsync(Path(below))
     return manifest
 
 
@@ -199,7 +198,7 @@ def _publish(directory: Path, destination: Path, source: Source) -> Manifest | N
             raise
         shutil.rmtree(directory, ignore_errors=True)
         return winner
-    fsync_directory(destination.parent)
+    fsync(destination.parent)
     remove_work_directory(destination)
     return None
 

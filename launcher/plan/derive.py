@@ -176,7 +176,9 @@ def planned_model(
     source = fill(rule.source, context) if rule.stage and rule.source else None
     striping = storage.striping if storage else None
     layouts = None if striping is None else tuple((s.at_least, s.count, s.size) for s in striping)
-    return PlannedModel(path, benchmark.precision, kind, seen_by, source, layouts, benchmark.model, cache)
+    return PlannedModel(
+        path, benchmark.precision, kind, seen_by, source, layouts, benchmark.model, cache, rule.downloads
+    )
 
 
 def expected_results(benchmark: Benchmark, context: Context) -> Expected:

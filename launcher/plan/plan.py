@@ -38,11 +38,11 @@ class ModelCache:
 class PlannedModel:
     """The checkpoint: a directory (``path``), or a Hugging Face repository (``hf:…``).
 
-    ``path`` is None where the benchmark's script downloads the checkpoint, into ``cache`` where there is one. ``id`` is
-    its Hugging Face id as the row has it. ``seen_by`` says which nodes can look at it: a login node that cannot is a
-    fact here, never a skipped check. ``source`` is what a run stages it from when it is not there (None: a run does
-    not), ``striping`` how its files are laid out on Lustre, as (at least so many bytes, targets, stripe size); None: by
-    default.
+    ``path`` is None where the benchmark's script downloads the checkpoint, into ``cache`` where there is one; with
+    ``downloads`` it downloads to ``path`` what is missing there. ``id`` is the Hugging Face id as the row has it.
+    ``seen_by`` says which nodes can look at it: a login node that cannot is a fact here, never a skipped check.
+    ``source`` is what a run stages it from when it is not there (None: a run does not), ``striping`` how its files are
+    laid out on Lustre, as (at least so many bytes, targets, stripe size); None: by default.
     """
 
     path: str | None
@@ -53,6 +53,7 @@ class PlannedModel:
     striping: tuple[tuple[int, int, str], ...] | None = None
     id: str = ""
     cache: ModelCache | None = None
+    downloads: bool = False
 
 
 @dataclass(frozen=True)

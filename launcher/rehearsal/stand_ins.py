@@ -17,7 +17,7 @@ from pathlib import Path
 import launcher
 from launcher.core.errors import ModelError, SubmissionError
 from launcher.core.process import run
-from launcher.core.publish import fsync_directory, fsync_file, publishing, publishing_directory
+from launcher.core.publish import fsync, publishing, publishing_directory
 from launcher.model.checkpoint import REHEARSAL_KEY, examine
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.rehearsal.image_stand_in import PROGRAMS
@@ -216,5 +216,5 @@ def _write_model(directory: Path, precision: str) -> None:
         header += b" " * (-len(header) % 8)
         (directory / name).write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
     for file in directory.iterdir():
-        fsync_file(file)
-    fsync_directory(directory)
+        fsync(file)
+    fsync(directory)

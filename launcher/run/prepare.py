@@ -135,6 +135,9 @@ def _check_model(run: Run) -> dict[str, Any]:
         run.log(f"model {planned.path}: not checked from here: {why}")
         return {"path": planned.path, "checked": False, "why": why}
     path = Path(planned.path)
+    if planned.downloads and not path.is_dir():
+        run.log(f"model {path}: is not there; the benchmark's script downloads it")
+        return {"path": planned.path, "checked": False, "why": "the benchmark's script downloads it"}
     staged = _stage_model(run, path)
     if not path.is_dir():
         hint = suggestion(nearest_sibling(path), "stage it, or correct the path in the runner file")

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from launcher.core import retry
 from launcher.core.errors import JobError
 from launcher.core.process import CommandRunner, Completed, clean_environment, run
+from launcher.core.retry import until
 from launcher.slurm.client import (
     MAY_BE_REQUEUED,
     SUCCESS,
@@ -215,7 +215,7 @@ class SlurmCommands:
         return found
 
     def _poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
-        queue = self._squeue([job.id for job in jobs])
+        queue = self.ask_controller([job.id for job in jobs])
         # squeue shows no exit codes, so that an end by it is not enough; the controller's own library shows them.
         seen = {job: state for job in jobs if (state := queue.state(job))}
         found = {job: state for job, state in seen.items() if state.phase is Phase.ALIVE or state.exit_code}
@@ -247,7 +247,7 @@ class SlurmCommands:
         # The token is not in the job's name: that has to be the runner's name, by which workflows cancel the jobs that
         # a dead launcher left behind.
         user = str(os.getuid())
-        queue = self._squeue(user=user)
+        queue = self.ask_controller(user=user)
         since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - 86400))
         accounts = self._sacct("-u", user, "-S", since)
         records = [record for answer in (accounts, queue) for some in answer.records.values() for record in some]
@@ -268,18 +268,18 @@ class SlurmCommands:
         scancel of an unknown id does nothing (exit 0, no message in 22.05), and other users' jobs cannot be cancelled.
         Raises JobError when Slurm refuses.
         """
-        queue = self._squeue([job.id for job in jobs], timeout=min(LOOK_BEFORE_CANCEL, self._timeout))
+        queue = self.ask_controller([job.id for job in jobs], timeout=min(LOOK_BEFORE_CANCEL, self._timeout))
         ended = {job for job in jobs if (state := queue.state(job)) and state.phase is Phase.TERMINAL}
         foreign = {job for job in jobs if queue.state(job) is None and queue.shows_another(job)}
         ids = [job.id for job in jobs if job not in ended | foreign]
         for start in range(0, len(ids), IDS_A_CALL):
             some = ids[start : start + IDS_A_CALL]
-            self._insist(["scancel", *some], f"job {','.join(some)}", tries=3, pause=0.5)
+            self._insist(["scancel", *some], f"job {','.join(some)}", [0.5] * 2)
 
     def release(self, job: JobKey) -> None:
         """Call `scontrol release`, ten times and for 20 s at most. The leader's id releases all of an array or of
         a heterogeneous job (22.05)."""
-        self._insist(["scontrol", "release", job.id], str(job), tries=10, within=20.0, pause=1.0, timeout=10.0)
+        self._insist(["scontrol", "release", job.id], str(job), [1.0] * 9, within=20.0, timeout=10.0)
 
     def describe(self, job: JobKey) -> dict[str, str]:
         """What squeue, scontrol and sacct (with all steps) print of the job, for a person: times are local."""
@@ -294,7 +294,7 @@ class SlurmCommands:
         answered = {name: self._runner(argv, timeout=self._timeout, env=self._plain) for name, argv in asked.items()}
         return {name: done.stdout if done.ok else str(done) for name, done in answered.items()}
 
-    def _squeue(self, ids: Sequence[str] = (), *, user: str = "", timeout: float | None = None) -> Answer:
+    def ask_controller(self, ids: Sequence[str] = (), *, user: str = "", timeout: float | None = None) -> Answer:
         """What the controller says of these jobs, or of all jobs of a user."""
         which = ["-u", user] if user else ["-j", ",".join(ids)]
         return self._ask(["squeue", "-h", "--states=all", *which, "-o", SQUEUE_FORMAT], timeout=timeout)
@@ -319,20 +319,17 @@ class SlurmCommands:
         self,
         argv: list[str],
         where: str,
+        pauses: Sequence[float],
         *,
-        tries: int,
-        pause: float,
         within: float = math.inf,
         timeout: float = math.inf,
     ) -> None:
         """Run a command until Slurm does what it asks for, has nothing to do for it, or refuses."""
-        from tenacity import stop_after_attempt, stop_after_delay, wait_fixed
-
-        done = retry.until(
+        done = until(
             lambda answer: _is_over(answer) or _REFUSED.search(answer.stderr) is not None,
             lambda: self._runner(argv, timeout=min(timeout, self._timeout), env=self._plain),
-            stop=stop_after_attempt(tries) | stop_after_delay(within),
-            wait=wait_fixed(pause),
+            pauses,
+            within=within,
             sleep=self._sleep,
         )
         if _REFUSED.search(done.stderr):

@@ -182,17 +182,12 @@ class LocalScheduler:
 
 def observe(job_dir: Path, job: Job) -> JobState:
     """How a job stands, from its files and from whether its supervisor lives. Raises OSError, ValueError."""
+    alive = job.supervisor.alive()  # asked first: a supervisor that has gone has published what it had to say
     state = _read_state(job_dir, job)
-    if state.phase is Phase.TERMINAL:
+    if state.phase is Phase.TERMINAL or alive:
         return state
-    alive = job.supervisor.alive()
     if alive is None:
         return unknown(f"it runs on {job.supervisor.host}, and is not seen from here", SOURCE)
-    if alive:
-        return state
-    state = _read_state(job_dir, job)  # the supervisor may have published the end and left between the two looks
-    if state.phase is Phase.TERMINAL:
-        return state
     cancelled = (job_dir / "cancel.json").exists()  # the request came before the supervisor was ready for it
     return JobState(
         Phase.TERMINAL,

@@ -64,7 +64,8 @@ class SlurmNative(SlurmCommands):
         except msgspec.MsgspecError:
             return done, _Reply()
 
-    def _squeue(self, ids: Sequence[str] = (), *, user: str = "", timeout: float | None = None) -> Answer:
+    def ask_controller(self, ids: Sequence[str] = (), *, user: str = "", timeout: float | None = None) -> Answer:
+        """What the controller says of these jobs, or of all jobs of a user, by its library."""
         question = {"user": int(user)} if user else {"ids": list(ids)}
         done, reply = self.ask_worker(question, timeout or self._timeout)
         if done.timed_out:
@@ -73,7 +74,7 @@ class SlurmNative(SlurmCommands):
             return Answer(CONTROLLER, error=f"{CONTROLLER}: {reply.error}")
         if done.ok and reply.rows is not None:
             return Answer.of(CONTROLLER, [record_of(CONTROLLER, *row) for row in reply.rows])
-        return super()._squeue(ids, user=user, timeout=timeout)
+        return super().ask_controller(ids, user=user, timeout=timeout)
 
 
 def choose(
@@ -81,16 +82,13 @@ def choose(
     runner: CommandRunner = run,
     environ: Mapping[str, str] | None = None,
     worker: Sequence[str] = WORKER,
-    installed: bool | None = None,
 ) -> tuple[SlurmNative | None, str]:
     """The backend and its version in words; or None and the reason why it cannot be used here.
 
     It can be used when pyslurm can be imported, and is of the same release (``22.5`` for 22.05) as this machine's Slurm
     (``scontrol --version``). A library of another release may misread the controller's answers.
     """
-    if installed is None:
-        installed = importlib.util.find_spec("pyslurm") is not None
-    if not installed:
+    if importlib.util.find_spec("pyslurm") is None:
         return None, "pyslurm is not installed"
     done = runner(["scontrol", "--version"], timeout=START, env=environ)
     slurm = _release(done.stdout)

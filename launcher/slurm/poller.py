@@ -83,7 +83,6 @@ class _Watched:
     word: str = ""
     hopeless_since: float | None = None
     marked: bool = False
-    unanswered: int = 0
 
 
 @dataclass
@@ -197,17 +196,16 @@ class JobPoller:
         before, watched.state = watched.state, state
         given_up: JobError | None = None
         if state.phase is Phase.UNKNOWN:
-            watched.unanswered += 1
             if now - watched.known_at >= self._pace.patience:
                 last = f"last known as {watched.word}" if watched.word else "never seen"
                 given_up = JobError(
                     f"no definite answer from {self._scheduler.name} for {(now - watched.known_at) / 60:.0f} min, "
-                    f"{last}; asked {watched.unanswered} times in that time; just now: {state.reason}",
+                    f"{last}; just now: {state.reason}",
                     where=str(job),
                     hint=f"the job may still hold nodes: look with `sacct -j {job.id}`, end it with `scancel {job.id}`",
                 )
         else:
-            watched.known_at, watched.unanswered = now, 0
+            watched.known_at = now
             changed, watched.word = watched.word != state.word, state.word
             if changed and state.phase is Phase.ALIVE:
                 self._pause = self._pace.first

@@ -69,7 +69,7 @@ class SharedPoller:
 
     A shared answer counts for a job when its question named this very job (`JobKey`), and began after this launcher
     first asked about the job, later than the question of the last answer that it took, and at most ``max_age`` seconds
-    ago. UNKNOWN is never taken from another launcher. Everything but `poll` goes straight to ``inner``.
+    ago. UNKNOWN is never taken from another launcher. Everything but `poll` and `cancel` is that of ``inner``.
     ``cluster`` (SLURM_CONF) keeps clusters apart, whose job ids have nothing to do with each other.
     """
 
@@ -86,6 +86,7 @@ class SharedPoller:
         me = ProcessIdentity.mine()
         digest = hashlib.sha256(cluster.encode()).hexdigest()[:8]
         self.inner = inner
+        self.name, self.find, self.release, self.describe = inner.name, inner.find, inner.release, inner.describe
         self.place = directory / f"{me.host}-{me.boot[:8]}-{os.getuid()}-{digest}"
         self._me = me
         self._request_file = self.place / "wants" / f"{me.pid}-{secrets.token_hex(4)}.json"
@@ -94,25 +95,12 @@ class SharedPoller:
         self._alone_until = 0.0
         self._guard = threading.Lock()
 
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    def find(self, token: str) -> list[JobKey]:
-        return self.inner.find(token)
-
     def cancel(self, jobs: Sequence[JobKey]) -> None:
         """Cancel by ``inner``. For `ALONE` seconds after that `poll` asks without the others."""
         try:
             self.inner.cancel(jobs)
         finally:
             self._alone_until = self._clock() + ALONE
-
-    def release(self, job: JobKey) -> None:
-        self.inner.release(job)
-
-    def describe(self, job: JobKey) -> dict[str, str]:
-        return self.inner.describe(job)
 
     def poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
         """The states of all jobs: from another launcher's answer, or else by one question for all launchers."""

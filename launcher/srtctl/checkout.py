@@ -29,7 +29,7 @@ from launcher.core.errors import SubmissionError
 from launcher.core.process import CommandRunner, clean_environment, host_label, pid_exists, run
 from launcher.core.publish import (
     TEMPORARY_SUFFIX,
-    fsync_directory,
+    fsync,
     publishing_directory,
     temporary_name,
     temporary_pattern,
@@ -154,7 +154,7 @@ class Checkouts:
                 write_json(tree / FACTS, msgspec.to_builtins(self._facts(tree)))
                 with contextlib.suppress(FileExistsError):  # then another process was first, and its base is as good
                     pointer.symlink_to(tree.name)
-                fsync_directory(pointer.parent)
+                fsync(pointer.parent)
             finally:
                 if not pointer.is_symlink() or pointer.readlink() != Path(tree.name):
                     shutil.rmtree(tree, ignore_errors=True)

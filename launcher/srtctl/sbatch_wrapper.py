@@ -17,15 +17,14 @@ import shlex
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import launcher
 from launcher.core.errors import LauncherError
-from launcher.core.process import CommandRunner, clean_environment, run
+from launcher.core.process import run
 from launcher.slurm.client import Phase, carries
-from launcher.slurm.commands import SQUEUE_FORMAT, SlurmCommands, records_in
+from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.submission import IN_DOUBT, new_jobs, printed_ids
 
 VARIABLE = "LAUNCHER_SBATCH"
@@ -36,7 +35,7 @@ TIMEOUT = 240.0
 """Seconds for sbatch itself; `submit.Submission.timeout` is longer."""
 
 _OUTPUT = re.compile(r"^#SBATCH --output=(\S+%j\S*)$", re.MULTILINE)
-_LOOKS, _BETWEEN = 3, 2.0
+_PAUSES = [2.0, 2.0]
 
 
 @contextlib.contextmanager
@@ -68,13 +67,7 @@ def main() -> int:
     os._exit(code)  # Python's own clean-up would only delay srtctl, and the job may be starting
 
 
-def submit(
-    arguments: list[str],
-    environ: Mapping[str, str],
-    *,
-    runner: CommandRunner = run,
-    sleep: Callable[[float], None] = time.sleep,
-) -> tuple[int, str, str]:
+def submit(arguments: list[str], environ: Mapping[str, str]) -> tuple[int, str, str]:
     """Exit code, standard output and error of the submission. Submits once, whatever the answer is."""
     given = json.loads(environ[VARIABLE])
     token, earlier = given["token"], frozenset(given["earlier"])
@@ -82,31 +75,29 @@ def submit(
     real = {**{k: v for k, v in environ.items() if k != VARIABLE}, "PATH": path}
     # Options come before the script: what follows it belongs to the script.
     held = ["--hold"] if given["hold"] else []
-    done = runner(["sbatch", *held, *arguments], timeout=TIMEOUT, env=real)
+    done = run(["sbatch", *held, *arguments], timeout=TIMEOUT, env=real)
     ids = printed_ids(done.stdout)
     if done.ok and len(ids) == 1:
         _make_output_directory(arguments, ids[0])
         return 0, f"Submitted batch job {ids[0]}\n", done.stderr
-    found = _in_queue(token, earlier, real, runner)
+    found = _in_queue(token, earlier, real)
     if len(found) == 1:
         _make_output_directory(arguments, found[0])
     elif not found:
         may_come = done.ok or done.timed_out or bool(IN_DOUBT.search(done.stderr))
         with contextlib.suppress(LauncherError):
-            looks = _LOOKS if may_come else 1
-            found = [*new_jobs(token, earlier, SlurmCommands(environ=real), looks, sleep, between=_BETWEEN)]
+            found = [*new_jobs(token, earlier, SlurmCommands(environ=real), _PAUSES if may_come else [])]
     if len(found) == 1:
         error = done.stderr + f"sbatch did not print the job's id ({done}); Slurm has it as {found[0]}\n"
         return 0, f"Submitted batch job {found[0]}\n", error
     return done.returncode or 1, done.stdout, done.stderr
 
 
-def _in_queue(token: str, earlier: frozenset[str], environ: Mapping[str, str], runner: CommandRunner) -> list[str]:
+def _in_queue(token: str, earlier: frozenset[str], environ: Mapping[str, str]) -> list[str]:
     """The ids of new jobs with this token that squeue shows, which takes milliseconds; none when it does not answer."""
-    clean = {k: v for k, v in clean_environment(environ).items() if not k.startswith("SQUEUE_")}
-    argv = ["squeue", "-h", "--states=all", "-u", str(os.getuid()), "-o", SQUEUE_FORMAT]
-    done = runner(argv, timeout=5.0, env=clean)
-    ours = [r for r in records_in(done.stdout, "squeue") if carries(r.comment, token) and r.id not in earlier]
+    answer = SlurmCommands(environ=environ, timeout=5.0).ask_controller(user=str(os.getuid()))
+    records = [record for some in answer.records.values() for record in some]
+    ours = [r for r in records if carries(r.comment, token) and r.id not in earlier]
     return [r.id for r in ours if r.state.phase is not Phase.TERMINAL or r.state.nodes]
 
 

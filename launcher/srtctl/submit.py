@@ -29,8 +29,8 @@ from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import write_text
 from launcher.run.kind import Submitted
 from launcher.slurm.client import Scheduler, SchedulerUnreachable
-from launcher.slurm.submission import ASKED, check_first, hint_for, new_jobs
 from launcher.slurm.submission import HINTS as SBATCH_HINTS
+from launcher.slurm.submission import PAUSES, check_first, hint_for, new_jobs
 from launcher.srtctl import recipe
 from launcher.srtctl.planned import LOG, SRTSLURM
 from launcher.srtctl.sbatch_wrapper import wrapper_on_path
@@ -81,13 +81,13 @@ class Submission:
 class _Answer:
     """What one run of srtctl printed.
 
-    ``ids`` are job ids in their order, ``error`` is srtctl's own error, ``output_dir`` where the job writes, ``begun``
-    how many submissions it began, ``said`` the whole text.
+    ``ids`` are job ids in their order, ``error`` is srtctl's own error, ``output_dir`` where the job writes (both may
+    be ""), ``begun`` how many submissions it began, ``said`` the whole text.
     """
 
     ids: tuple[str, ...]
-    error: str | None
-    output_dir: str | None
+    error: str
+    output_dir: str
     begun: int
     said: str
 
@@ -124,13 +124,13 @@ def apply(
         done = run(argv, timeout=submission.timeout, cwd=submission.root, env=environment)
     answer = _read(done)
     one = len(answer.ids) == 1 and answer.ids[0].isdecimal() and answer.begun <= 1
-    failed = not done.ok or answer.error is not None or not one
+    failed = not done.ok or answer.error != "" or not one
     trouble = _trouble(done, answer, submission.timeout) if failed else ""
     # Once sbatch was reached, a job can still appear.
     may_come = done.timed_out or (done.returncode or 0) < 0 or answer.begun > 0
     try:
-        times = ASKED if failed and may_come else 1
-        found = new_jobs(submission.token, submission.earlier, scheduler, times, sleep)
+        pauses = PAUSES if failed and may_come else []
+        found = new_jobs(submission.token, submission.earlier, scheduler, pauses, sleep)
     except SchedulerUnreachable as error:
         if failed:
             raise SubmissionUnknown(
@@ -203,20 +203,14 @@ def _argv(submission: Submission) -> tuple[list[str], list[str]]:
         notes.append("--no-preflight is left out: this srtctl has no preflight checks and no such option")
     if "--json" in submission.options and "--json" not in argv:
         argv.append("--json")
-    for option in (a.partition("=")[0] for a in argv if a.startswith("--") and a != "--file"):
-        if option not in submission.options:
-            raise SubmissionError(f"this srtctl's apply has no option {option}", where=_recipe(argv))
+    if unknown := [word for word in argv if word.startswith("--") and word not in submission.options]:
+        raise SubmissionError(f"this srtctl's apply has no option {unknown[0]}", where=_recipe(argv))
     return argv, notes
 
 
-def _recipe(argv: Sequence[str]) -> str | None:
-    """The value of ``-f`` or ``--file``; None when it is missing or empty."""
-    for word, value in zip(argv, [*argv[1:], ""], strict=True):
-        if word in ("-f", "--file"):
-            return value or None
-        if word.startswith("--file="):
-            return word.removeprefix("--file=") or None
-    return None
+def _recipe(argv: Sequence[str]) -> str:
+    """The value of ``-f``; "" when it is missing."""
+    return argv[argv.index("-f") + 1] if "-f" in argv[:-1] else ""
 
 
 @contextlib.contextmanager
@@ -241,15 +235,15 @@ def _read(done: Completed) -> _Answer:
             with contextlib.suppress(json.JSONDecodeError):
                 records.append(json.loads(line))
     submitted = [r for r in records if r.get("status") == "submitted"]
-    errors = [str(r.get("error", "")) for r in records if r.get("status") == "error"]
+    errors = [str(r.get("error") or "no reason given") for r in records if r.get("status") == "error"]
     errors += ["no-submissions: there was nothing to submit" for r in records if r.get("status") == "no-submissions"]
     said = "\n".join(text.strip() for text in (out, err) if text.strip())
     logs = _OUTPUT.search(said)
-    directory = submitted[0].get("output_dir") if submitted else None
+    directory = submitted[0].get("output_dir") if submitted else ""
     return _Answer(
         ids=tuple(dict.fromkeys([*(str(r.get("slurm_job_id")) for r in submitted), *_JOB.findall(said)])),
-        error="\n".join(errors) if errors else None,
-        output_dir=str(directory) if directory else logs and logs["directory"],
+        error="\n".join(errors),
+        output_dir=str(directory or (logs["directory"] if logs else "")),
         begun=said.count("Submitting: "),
         said=said,
     )
@@ -268,12 +262,12 @@ def _trouble(done: Completed, answer: _Answer, timeout: float) -> str:
         for line in _SUMMARY.sub("", answer.said).splitlines()
         if line.strip() and " | INFO | " not in line and not line.startswith("{")
     ]
-    return "\n".join([first, *([answer.error] if answer.error else []), *prose])
+    return "\n".join(filter(None, [first, answer.error, *prose]))
 
 
 def _output(answer: _Answer, root: Path, job_id: str) -> Path:
     """Where the job writes: the directory that srtctl printed, made absolute, else the usual one."""
-    if answer.output_dir and Path(answer.output_dir).name == job_id:
+    if Path(answer.output_dir).name == job_id:
         return root / answer.output_dir  # a relative ``-o`` is printed as it was given
     return root / "outputs" / job_id
 

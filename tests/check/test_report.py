@@ -170,9 +170,10 @@ def test_every_finding_of_the_launcher_has_a_rule() -> None:
 
 
 def test_every_rule_is_tried() -> None:
-    from tests.check import test_plan_rules, test_whole_rules
+    from tests.check import test_container_rules, test_plan_rules, test_whole_rules
 
-    tried = {case[0] for case in (*test_plan_rules.FIRES, *test_whole_rules.FIRES)}
+    fires = (*test_plan_rules.FIRES, *test_whole_rules.FIRES, *test_container_rules.FIRES)
+    tried = {case[0] for case in fires}
     elsewhere = {
         "recipe-unread",
         "selector-none",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from launcher.check.cross_field_rules import table
 from launcher.check.schema_validation import Schema, parse
 from launcher.check.srtctl_schema import Schemas, read_checkout
 from launcher.core.errors import ConfigError
@@ -221,6 +222,12 @@ DEMANDS = yaml.safe_load("""
 def test_what_versions_demand_of_values_together(case: dict[str, Any]) -> None:
     assert ("value-refused", case["names"]) in verdict(case["at"], lambda r: r.update(case["refuses"]))
     assert verdict(case["at"], lambda r: r.update(case["takes"])) == set()
+
+
+def test_every_demand_is_known_by_its_source_and_made_by_some_version() -> None:
+    sources = set(table().sources)
+    assert {name for row in table().demands for name in (*row.by, *row.not_by)} <= sources
+    assert {name for ref in SCHEMAS.versions for name in schema(ref).demands} == sources
 
 
 def test_the_same_recipe_is_taken_where_nothing_is_demanded() -> None:

@@ -22,6 +22,7 @@ from tests.check.workspaces import MATRIX, RUNNER, TODAY, V50, CheckedWorkspace,
 MODEL = "  - {when: {prefix: minimaxm3, precision: fp8}, path: /lustre/A, alias: minimax-m3-mxfp8, also: [mm3]}\n"
 KEY = "minimaxm3-fp8-gb200-dynamo-vllm"
 UNKNOWN_SHA = "7" * 39 + "a"
+RUNNERS_FILE = "labels: {tiny: [tiny_0]}\nhardware: {}\n"
 
 
 @pytest.fixture
@@ -108,7 +109,9 @@ FIRES: list[tuple[str, str, str, Callable[[CheckedWorkspace], object], dict[str,
         matrix("conc-list: [4, 16]", "conc-list: [4, 8, 16, 32, 64, 128, 256]"),
         {},
     ),
-    ("name-duplicate", "warning", "conc-list", another_key("other"), {}),
+    ("name-duplicate", "warning", "conc-list", another_key("other", a=(IMAGE, "vllm/vllm-openai:other")), {}),
+    ("row-twice", "warning", "conc-list", another_key("other"), {}),
+    ("label-unknown", "warning", "conc-list", lambda w: w.write("configs/runners.yaml", RUNNERS_FILE), {}),
     (
         "setting-ignored",
         "warning",

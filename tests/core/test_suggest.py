@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from launcher.core.errors import closest, suggest
+from launcher.core.errors import ConfigError, closest, suggest
 
 
 def test_the_closest_of_the_known_words() -> None:
@@ -11,4 +11,4 @@ def test_the_closest_of_the_known_words() -> None:
 def test_a_hint_names_the_closest_word_or_says_something_else() -> None:
     assert suggest("partiton", ["partition", "account"], "a or b") == "did you mean 'partition'?"
     assert suggest("zzz", ["partition"], "a or b") == "a or b"
-    assert suggest("zzz", ["partition"]) is None
+    assert ConfigError("x", hint=suggest("zzz", ["partition"])).hint is None

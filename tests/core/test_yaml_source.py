@@ -66,6 +66,8 @@ def test_lines_are_those_of_the_parsers_own_nodes() -> None:
 def every_place(node: yaml.Node, at: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], int]]:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if key.value == "<<":  # the keys of another mapping, which stand there
+                continue
             yield (*at, key.value), key.start_mark.line
             yield from every_place(value, (*at, key.value))
     elif isinstance(node, yaml.SequenceNode):

@@ -119,6 +119,16 @@ def test_what_is_not_known_is_to_do_and_not_claimed() -> None:
     assert set(quiet.runner.srtslurm) == {"network_interface"} and "TODO sbatch did not answer" in text
 
 
+def test_each_line_says_what_the_doctor_says_of_it() -> None:
+    lines = {line.strip() for line in load(SITES["plain"])[1].splitlines()}
+    assert "partition: batch   # up, 2 nodes, the default one" in lines
+    assert "arch: aarch64   # aarch64 on 2 nodes by Slurm, gb200-001 says aarch64" in lines
+    down = load(SITES["down nodes"])[1]
+    assert "count: 2   # batch has as many; out of use now: a DOWN*, b IDLE+DRAIN" in down
+    alone = load(SITES["no node"])[1]
+    assert "directory: /lustre/images   # TODO compute: no node was free within 60 s; login (login1): " in alone
+
+
 def test_what_is_known_is_in_the_file() -> None:
     runner = load(SITES["plain"])[0].runner
     assert (runner.node.gpus, runner.node.arch, runner.node.login_arch) == (4, "aarch64", "x86_64")

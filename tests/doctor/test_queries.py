@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 
 from launcher.core.process import Completed
+from launcher.core.yaml_source import Document
 from launcher.doctor import queries
 from launcher.doctor.facts import Host, Unknown
 from launcher.doctor.programs import clean_runner
-from tests.commands import Answer, ScriptedCommands, failed, not_installed
+from launcher.runner.file import RunnerFile
+from tests.commands import Answer, Reply, ScriptedCommands, failed, not_installed
+from tests.doctor.stand_ins import cluster
+from tests.doctor.test_compare import TEXT
 
 SLURM = ["sinfo", "scontrol", "sacctmgr", "sbatch"]
 
@@ -128,6 +132,22 @@ def test_no_node_is_an_unknown_with_the_reason(stderr: str, code: int | None, tr
     asked = [argv for argv in stand_in.calls if argv[0] == "srun"]
     assert len(asked) == tries
     assert {"--nodes=1", "--immediate=60", "--time=2"} <= set(asked[0])
+
+
+@pytest.mark.parametrize(("taken", "started"), [("--gres=gpu:1", True), ("--nodes=1", True), ("nothing", False)])
+def test_a_node_is_looked_at_where_slurm_takes_some_job_of_one_node(taken: str, started: bool) -> None:
+    """A partition may refuse every job without a GPU."""
+
+    def sbatch(argv: Sequence[str]) -> Reply:
+        return "" if taken in argv else failed("allocation failure: Requested GPUs needed")
+
+    stand_in = ScriptedCommands(not_installed, sbatch=sbatch, srun=failed("Requested nodes are busy"))
+    said: list[str] = []
+    file = RunnerFile(Document("x.yaml", TEXT))
+    found = queries.cluster_facts(file, cluster(), str, stand_in, node=True, wait=1.0, log=said.append)
+    assert isinstance(found.compute, Unknown)
+    assert ("srun" in stand_in.programs(), len(said)) == (started, int(started))
+    assert ("no node was free" if started else "no job was started to look") in found.compute.why
 
 
 def test_a_node_whose_prolog_prints(tmp_path: Path) -> None:

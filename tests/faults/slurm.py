@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
 
 def _not_pyslurm() -> str:
     """Why pyslurm cannot be used here, before a cluster is started for it; "" where it may."""
-    return "" if importlib.util.find_spec("pyslurm") else choose(installed=False)[1]
+    return "" if importlib.util.find_spec("pyslurm") else choose()[1]
 
 
 def select(only: Sequence[str] | None, *, short: bool) -> list[Case]:

@@ -54,6 +54,12 @@ def test_images_are_listed_with_what_is_known_of_them(tmp_path: Path, directory:
     assert "begins with zeros" in (torn.problem or "")
 
 
+def test_a_link_to_itself_is_an_image_that_cannot_be_read(directory: Path) -> None:
+    (directory / "loop.sqsh").symlink_to("loop.sqsh")
+    (loop,) = ImageDirectory(directory, {str(directory / "loop.sqsh"): ["run-1"]}).images()
+    assert (loop.problem or "").startswith("cannot be read: ") and loop.users == ("run-1",)
+
+
 def test_a_look_is_no_use(directory: Path) -> None:
     image = old(small_image(directory / "x.sqsh"))
     for _ in range(2):

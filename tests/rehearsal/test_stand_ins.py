@@ -15,7 +15,7 @@ import yaml
 from launcher.core.errors import JobsExist, SubmissionError
 from launcher.core.process import clean_environment, run
 from launcher.rehearsal import stand_ins
-from launcher.rehearsal.srtctl_contract import shipped
+from launcher.rehearsal.srtctl_contract import complaints, shipped
 from launcher.rehearsal.stand_ins import StandIns, environment, tools_directory
 from launcher.result.validate import Point, read_result
 from launcher.run.kind import Submitted
@@ -69,6 +69,20 @@ def test_a_git_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_tree_declares_the_keys_that_the_stand_in_checks(tmp_path: Path) -> None:
     assert known_keys(stand_ins.ensure_repository(tmp_path)) == set(shipped().cluster)
+
+
+def test_srtslurm_yaml_is_judged_field_by_field() -> None:
+    right = {"cluster": "c", "gpus_per_node": "4", "use_het_jobs": "no", "telemetry": {"a": [1]}, "containers": {}}
+    assert complaints(right, shipped().cluster) == {}
+    wrong = {"cluster": 1, "use_het_jobs": "maybe", "telemetry": 1, "containers": {"a": 1}, "bogus": None}
+    assert complaints({**wrong, "default_health_check": {"a": 1, "b": "x"}}, shipped().cluster) == {
+        "cluster": ["Not a valid string."],
+        "use_het_jobs": ["Not a valid boolean."],
+        "default_health_check": {"b": {"value": ["Not a valid integer."]}},
+        "containers": {"a": {"value": ["Not a valid string."]}},
+        "telemetry": ["Not a valid mapping type."],
+        "bogus": ["Unknown field."],
+    }
 
 
 def test_the_programs_start(tmp_path: Path) -> None:

@@ -210,6 +210,11 @@ def test_without_pyslurm_the_child_says_so() -> None:
     assert json.loads(done.stdout)["error"].startswith("pyslurm cannot be imported")
 
 
+@pytest.fixture
+def pyslurm_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+
+
 @pytest.mark.parametrize(
     ("body", "scontrol", "why"),
     [
@@ -219,17 +224,17 @@ def test_without_pyslurm_the_child_says_so() -> None:
         (ANSWERS, (127, "scontrol: not found"), "Slurm's release cannot be told: scontrol: exit 127"),
     ],
 )
-def test_why_pyslurm_is_not_used(body: str, scontrol: Any, why: str) -> None:
+def test_why_pyslurm_is_not_used(body: str, scontrol: Any, why: str, pyslurm_installed: None) -> None:
     runner = ScriptedCommands(scontrol=scontrol)
-    native, said = choose(runner=runner, environ=dict(os.environ), worker=child(body), installed=True)
+    native, said = choose(runner=runner, environ=dict(os.environ), worker=child(body))
     assert native is None
     assert said.startswith(why) and ("fatal" not in body or said.endswith("fatal: no slurm.conf"))
 
 
 @pytest.mark.parametrize("version", ["slurm 22.05.8", "slurm-wlm 22.05.8"])
-def test_pyslurm_of_this_release_is_used(version: str) -> None:
+def test_pyslurm_of_this_release_is_used(version: str, pyslurm_installed: None) -> None:
     runner = ScriptedCommands(scontrol=version)
-    native, said = choose(runner=runner, environ=dict(os.environ), worker=child(ANSWERS), installed=True)
+    native, said = choose(runner=runner, environ=dict(os.environ), worker=child(ANSWERS))
     assert native is not None
     assert said == f"pyslurm 22.5.3 for {version}"
 
