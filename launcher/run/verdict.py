@@ -69,7 +69,7 @@ _BY_TEXT: tuple[tuple[str, str], ...] = (
     (
         "image",
         r"pyxis: (?:failed|couldn).*(?:container|image|squash|filesystem)|enroot|[Ii]nvalid image format|\.sqsh"
-        r"|[Cc]ontainer image|registry-1\.docker|manifests/|File system corruption",
+        r"|[Cc]ontainer image|registry-1\.docker|manifests/|File system corruption|launcher: error: image",
     ),
     (
         "node",

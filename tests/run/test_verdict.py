@@ -79,6 +79,7 @@ def test_without_a_log_slurms_word_decides(word: str, code: tuple[int, int], lay
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "server"),
         ("RuntimeError: NCCL error: unhandled system error", "server"),
         ("pyxis: failed to create container filesystem for image: /x.sqsh", "image"),
+        ("launcher: error: image org/x:1: cannot be pulled, and is not on n1", "image"),
         ("FileNotFoundError: [Errno 2] No such file or directory: '/m/model.safetensors.index.json'", "model"),
         ("KeyError: 'layers.0.w13_input_scale'", "model"),
         ("NVRM: Xid (PCI:0009:01:00): 79, GPU has fallen off the bus.", "node"),
