@@ -32,6 +32,8 @@ for pair in "${pairs[@]}"; do
   IFS=: read -r source target _ <<<"$pair"
   if [ -n "$workdir" ] && [ "${target%/}" = "${workdir%/}" ]; then cd "$source" || exit 1; fi
 done
+# As pyxis has it: what the image sets wins over what the step has.
+[ ! -e @ROOT@/image-sets ] || . @ROOT@/image-sets
 # As slurmd has it: a signal reaches every process of the step, and none of them outlives it.
 setsid "$@" &
 task=$!
