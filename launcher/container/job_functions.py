@@ -135,3 +135,23 @@ bring_back() {
     mv -f -- "$own/back.tar.gz.part" "$own/back.tar.gz"
 }
 """
+
+CARRIED = "LAUNCHER_ENVIRONMENT"
+"""The variable that brings others into the container, as commands that set them."""
+
+SET_CARRIED = f'eval "${CARRIED}"; unset {CARRIED}; exec bash "$0"'
+"""What ``bash -c`` in the container is given before the script: it sets the variables, and becomes the script."""
+
+CARRY = r"""
+# The container's bash sets these. The engine would cut a value of several lines, or take the image's instead.
+carry() {
+  local name quoted
+  for name in "$@"; do
+    [ -n "${!name+set}" ] || continue
+    printf -v quoted %q "${!name}"
+    LAUNCHER_ENVIRONMENT+="export $name=$quoted; "
+  done
+  export LAUNCHER_ENVIRONMENT
+}
+LAUNCHER_ENVIRONMENT=
+"""

@@ -8,6 +8,7 @@ functions that it is made of.
 from __future__ import annotations
 
 import hashlib
+import textwrap
 from pathlib import Path
 
 from launcher.container import job_functions as functions
@@ -59,6 +60,7 @@ def render(plan: Plan, root: Path) -> str:
         *(["stage_in"] if copy else []),
         *_cache(plan),
         *_exports(job),
+        *_carry(engine),
         *(
             [f"{_step(engine.before)} ||\n  fail 3 'the container cannot be made of the image'"]
             if engine.before
@@ -196,6 +198,14 @@ def _sorted(image: PlannedImage) -> list[tuple[str, str]]:
 
 def _assignment(name: str, value: str) -> str:
     return f"{variable(name)}={word(value)}"
+
+
+def _carry(engine: EngineCommands) -> list[str]:
+    """What the container's bash sets."""
+    if not engine.carries:
+        return []
+    names = textwrap.wrap(" ".join(map(variable, engine.carries)), 100, break_long_words=False)
+    return [functions.CARRY.strip(), "carry \\\n  " + " \\\n  ".join(names)]
 
 
 def _list_back(job: ContainerJob) -> str:
