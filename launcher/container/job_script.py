@@ -161,12 +161,16 @@ def import_alone(image: PlannedImage) -> str:
 
 
 def _import_arguments(image: PlannedImage) -> list[str]:
-    """The arguments of `import_image`; the last ones are directories that enroot needs."""
+    """The arguments of `import_image`; the last ones are directories that enroot needs.
+
+    enroot's temporaries, which are larger than the image, lie where the runner file says, else beside the image.
+    """
     digest = hashlib.sha256(image.squash.encode()).hexdigest()[:12]
-    part = f"{Path(image.squash).parent}/.launcher-import-{digest}"
+    own, beside = f".launcher-import-{digest}", str(Path(image.squash).parent)
+    temporary = image.environment.get("ENROOT_TEMP_PATH") or image.environment.get("TMPDIR") or beside
     directories = [value for name, value in image.environment.items() if name.endswith(_DIRECTORIES)]
     seconds = [str(image.lock_wait), str(image.import_timeout)]
-    return [image.squash, image.uri, image.lock, *seconds, part, *directories]
+    return [image.squash, image.uri, image.lock, *seconds, f"{beside}/{own}", f"{temporary}/{own}-temp", *directories]
 
 
 def _import(image: PlannedImage, gpus: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from launcher.container.job_functions import CARRIED, CARRY, SET_CARRIED
+from launcher.container.job_script import render
 from launcher.container.planned import ContainerJob
 from launcher.container.results import unpack
 from launcher.core.errors import ResultError
@@ -134,6 +136,23 @@ def test_a_torn_image_is_replaced(host: JobHost) -> None:
     squash.write_bytes(bytes(5000))
     host.run(node_local(host))
     assert squash.read_bytes()[:4] == b"hsqs"
+
+
+def test_what_a_killed_import_left_is_removed(host: JobHost) -> None:
+    """Its part of the image, and enroot's temporaries, among which are directories that their owner may not write."""
+    plan = node_local(host)
+    name = re.search(r"\.launcher-import-\w+", render(plan, host.root))
+    assert name is not None
+    squash = host.root / "squash"
+    closed = squash / f"{name[0]}-temp.1/layer/closed"
+    closed.mkdir(parents=True)
+    (closed / "file").touch()
+    closed.chmod(0o500)
+    (squash / f"{name[0]}.1").touch()
+    (squash / ".launcher-import-of-another-temp.1").mkdir()
+    host.run(plan)
+    left_over = sorted(p.name for p in squash.iterdir())
+    assert left_over == [".launcher-import-of-another-temp.1", "x.sqsh", "x.sqsh.lock"]
 
 
 @pytest.mark.parametrize("fault", ["fail=404", "fail=nospace", "fail=truncate", "fail=empty"])
