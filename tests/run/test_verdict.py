@@ -126,6 +126,16 @@ def test_what_slurm_says_at_a_cancel_is_no_failure_of_a_log(tmp_path: Path) -> N
     assert first_failures(tmp_path, seconds=5) == []
 
 
+def test_what_programs_say_when_the_time_limit_ends_them_is_no_failure(tmp_path: Path) -> None:
+    limit = "slurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT 2026-11-21T10:00:00 DUE TO TIME LIMIT ***\n"
+    after = 'srun: error: n1: task 0: Terminated\nslurm_script: line 23: 5 Killed  "$@"\n'
+    log = tmp_path / "benchmark_job.log"
+    log.write_text(f"step 1\n{limit}{after}")
+    assert first_failures(tmp_path, seconds=5) == []
+    log.write_text(f"RuntimeError: out of memory\n{limit}{after}")
+    assert [f.text for f in first_failures(tmp_path, seconds=5)] == ["RuntimeError: out of memory"]
+
+
 def test_logs_are_read_in_bounded_pieces(tmp_path: Path) -> None:
     log = tmp_path / "node01_decode_w0.out"
     with log.open("wb") as file:
