@@ -16,7 +16,6 @@ from launcher.cli.render import Console, show_plans, show_run, show_runs, summar
 from launcher.core.errors import ConfigError, JobError, LauncherError
 from launcher.core.github import GitHub
 from launcher.core.stop import Stop, stop_on_signals
-from launcher.model.node_job import reap
 from launcher.plan.plan import Plan
 from launcher.project import Project, new_run_id
 from launcher.result.summary import markdown
@@ -150,6 +149,8 @@ def cleanup(arguments: argparse.Namespace) -> int:
         print(told_elsewhere(record))
     print(f"{len(left)} runs were left behind" if left else "no run was left behind")
     try:
+        from launcher.model.node_job import reap  # no run stages on nodes: only here
+
         reap(project.state, lambda: open_scheduler("slurm", backend="commands"), print)
     except LauncherError as error:
         wrong.append(error)
