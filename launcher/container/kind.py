@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.container.planned import ContainerJob
-from launcher.core.errors import SubmissionError
+from launcher.core.errors import CheckoutError
 from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
 from launcher.runner.file import RunnerFile
@@ -83,7 +83,7 @@ class ContainerKind:
                 write_text(root.parent / ".gitignore", "*\n")
             write_text(root / SCRIPT, text)
         except (OSError, shutil.Error) as error:
-            raise SubmissionError(f"the job's script cannot be written: {error}", where=str(root)) from None
+            raise CheckoutError(f"the job's script cannot be written: {error}", where=str(root)) from None
         if ContainerJob.of(run.plan).staging is not None:
             _pack_checkout(run, root)
         return Prepared(root, {"root": str(root)})
@@ -211,7 +211,7 @@ def _gpus(job: ContainerJob) -> int:
 
 
 def _pack_checkout(run: Run, root: Path) -> None:
-    """The checkout as an archive that compute nodes see. Raises SubmissionError."""
+    """The checkout as an archive that compute nodes see. Raises CheckoutError."""
     from launcher.container.job_script import CHECKOUT
     from launcher.core.publish import temporary_name
 
@@ -224,12 +224,10 @@ def _pack_checkout(run: Run, root: Path) -> None:
         argv = ["tar", "--create", "--gzip", f"--file={part}", *excluded, f"--directory={workspace}", "."]
         done = run.services.run(argv, timeout=ARCHIVE_TIMEOUT, env=run.services.environment)
         if done.returncode not in (0, 1):  # 1: a file changed while it was read
-            raise SubmissionError(f"the checkout cannot be packed for the node: {done}", where=workspace)
+            raise CheckoutError(f"the checkout cannot be packed for the node: {done}", where=workspace)
         part.replace(root / CHECKOUT)
     except OSError as error:
-        raise SubmissionError(
-            f"the checkout cannot be packed for the node: {error.strerror}", where=workspace
-        ) from None
+        raise CheckoutError(f"the checkout cannot be packed for the node: {error.strerror}", where=workspace) from None
     finally:
         part.unlink(missing_ok=True)
 

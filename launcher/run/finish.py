@@ -192,11 +192,27 @@ def judge(run: Run, error: LauncherError | None, state: JobState | None) -> Verd
     job = run.record.job
     if error is not None and job is not None and not isinstance(error, Cancelled):
         failures = first_failures(Path(job.log).parent, seconds=SEARCH_SECONDS)
-    found = verdict(error, state, failures)
+    found = verdict(error, state, failures, stage=_stage(run) if job is None else "")
     found = Verdict(found.layer, run.record.hide(found.text))
     with contextlib.suppress(OSError):  # a full disk must not change how the run ends
         _keep(run, found, failures, error)
     return found
+
+
+def _stage(run: Run) -> str:
+    """What a run without a job was at when it was ended, in words; "" when it was at nothing."""
+    open_steps = [(step.began, name) for name, step in run.record.fields.steps.items() if step.state != "done"]
+    name = max(open_steps, default=(0.0, ""))[1]
+    last = run.record.step("images").facts.get("last") if name == "images" else None
+    return _STAGES.get(name, f"in the step {name}").format(last or "the images") if name else ""
+
+
+_STAGES = {
+    "images": "while importing {}",
+    "model": "while looking at the checkpoint",
+    "workspace": "while preparing the checkout",
+    "submit": "while submitting the job",
+}
 
 
 def _keep(run: Run, found: Verdict, failures: Sequence[Failure], error: LauncherError | None) -> None:

@@ -167,7 +167,9 @@ JOBS = {
     "out of memory, exit code 0": End("OUT_OF_MEMORY", (0, 0), "server", "OUT_OF_MEMORY"),
     "out of memory": End("OUT_OF_MEMORY", (0, 125), "server", "oom-kill", worker="slurmstepd: error: oom-kill event"),
     "time limit": End("TIMEOUT", (0, 0), "scheduler", "the time limit was reached"),
-    "time limit, after a failure": End("TIMEOUT", (0, 0), "server", OOM, worker=OOM),
+    "time limit, after a failure": End(
+        "TIMEOUT", (0, 0), "scheduler", f"before that node02_decode_w0.out: {OOM}", worker=OOM
+    ),
     "deadline": End("DEADLINE", (0, 0), "scheduler", "its deadline"),
     "node failure": End("NODE_FAIL", (1, 0), "node", "a node failed on node[01-02]", worker=OOM),
     "boot failure": End("BOOT_FAIL", (0, 0), "node", "did not boot"),

@@ -89,7 +89,8 @@ def test_without_a_log_slurms_word_decides(word: str, code: tuple[int, int], lay
 def test_the_first_failure_of_a_server_decides_by_its_words(text: str, layer: str) -> None:
     ruling = verdict(ENDED, ended("FAILED"), [failure(text), failure("RuntimeError: later", source="benchmark")])
     assert ruling.layer == layer
-    assert ruling.text.startswith(f"node02_decode_w0.out: {text}") and "FAILED, exit code 1" in ruling.text
+    assert f"; node02_decode_w0.out: {text}" in ruling.text and "FAILED, exit code 1" in ruling.text
+    assert ruling.text.startswith("worker decode 0 on node02 failed at ")
 
 
 def test_a_benchmark_that_fails_first_is_the_benchmarks() -> None:
