@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from launcher.core.errors import Cancelled, LauncherError
-from launcher.run.failures import FILES, LINES, Failure, cut, first_failures, source_of
+from launcher.run.failures import FILES, first_failures
+from launcher.run.log_failure import LINES, Failure, cut, source_of
 from launcher.run.log_lines import TAIL, tail
 from launcher.slurm.client import LOST, JobState, Phase
 
@@ -42,7 +43,7 @@ _CONTROLLER = (
 _BY_TEXT: tuple[tuple[str, str], ...] = (
     (
         "image",
-        r"pyxis: (?:failed|couldn).*(?:container|image|squash|filesystem)|enroot|[Ii]nvalid image format|\.sqsh"
+        r"\bpyxis: |enroot|[Ii]nvalid image format|\.sqsh"
         r"|[Cc]ontainer image|registry-1\.docker|manifests/|File system corruption|manifest (?:for \S+ not|unknown)"
         r"|pull access denied|[Uu]nable to find image|Error response from daemon: .*(?:image|manifest|denied)"
         r"|initializing source docker",
@@ -59,6 +60,7 @@ _BY_TEXT: tuple[tuple[str, str], ...] = (
         r"|system not yet initialized|[Nn]ode failure|NODE FAILURE|Permission denied.*/(?:raid|scratch|tmp)"
         r"|could not select device driver|Failed to initialize NVML|no NVIDIA GPU|Transport endpoint is not connected",
     ),
+    ("server", r"CUDA out of memory|OutOfMemoryError"),
     (
         "model",
         r"[Mm]odel (?:path|directory).*(?:not exist|not found)|safetensors|config\.json|tokenizer|[Cc]heckpoint"
