@@ -80,7 +80,7 @@ def _told(logs: Sequence[Log]) -> Told:
     ending: list[float] = []
     for log in logs:
         own = log.source == "orchestrator"
-        for number in log.suspects() if not own else range(len(log.raw)):
+        for number in log.suspects if not own else range(len(log.raw)):
             body = log.line(number).body
             if found := SLURM_ENDS.search(log.raw[number]):
                 if found["why"]:

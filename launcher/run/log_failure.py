@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -58,9 +59,9 @@ _FATAL = re.compile(
     r"CUDA error|CUDA out of memory|HIP (?:error|out of memory)|\bout of memory\b|OutOfMemory|\bOOM\b|oom[-_]kill"
     r"|\bXid\b|NCCL error|Segmentation fault|core dumped|(?:^|\s)Killed(?:\s|$)|Bus error|Aborted\b|Illegal instruction"
     r"|pyxis: (?:failed|couldn|unable|cannot|container start failed|\s*\[ERROR\])|[Ee]xited with (?:exit )?code [1-9]"
-    r"|unrecognized arguments|invalid choice|[Aa]ddress already in use|No space left on device|terminate called|panicked at"
-    r"|command not found"
-    r"|: not found$|Exec format error|cannot execute|Unable to contact slurm|Unable to (?:create step|confirm alloc)"
+    r"|unrecognized arguments|invalid choice|[Aa]ddress already in use|No space left on device|terminate called"
+    r"|panicked at|command not found|: not found$|Exec format error|cannot execute"
+    r"|Unable to (?:contact slurm|create step|confirm alloc)"
     r"|slurmstepd: error|srun: error|(?:docker|podman|Error): (?:Error|Cannot|error)\b.*|died before becoming healthy"
 )
 _ENROOT_SAYS = re.compile(r"pyxis: +(\[ERROR\] .*)")
@@ -99,13 +100,15 @@ WITHIN = 2000
 
 _WORK_LINES, _PLAIN_LINES = 3, 10
 
-# Lines without any of these are no failures, and need not be taken apart.
-_PERHAPS = re.compile(
-    r"[Ee]rror|ERR|Exception|Traceback|FATAL|FTL|fatal|CRIT|crit|PANIC|panic|EMERG|ALERT|SEVERE|Interrupt|Exit|Died|Timeout"
-    r"|\[[EFC]\]| [EFC] \||\b[EF]\d{4}|memory|OOM|oom|Xid|core dumped|Killed|Abort|Illegal|pyxis|exited|not found"
-    r"|invalid choice|unrecognized|in use|No space|No such|terminate called|cannot execute|Unable to|died before"
-    r"|CANCELLED|SIGTERM|signal"
+# Lines without any of these, in lower case, are no failures, and need not be taken apart. To look for the words is ten
+# times as fast as to look for a pattern of them.
+_PERHAPS = (
+    *("error", "err]", "exception", "traceback", "fatal", "ftl", "crit", "panic", "emerg", "alert", "severe", "died"),
+    *("[e]", "[f]", "[c]", " e |", " c |", " f |", "interrupt", "exit", "timeout", "memory", "oom", "xid", "dumped"),
+    *("killed", "abort", "illegal", "pyxis", "not found", "invalid choice", "unrecognized", "in use", "no space"),
+    *("no such", "terminate", "cannot", "unable to", "cancelled", "sigterm", "sigint", "signal"),
 )
+_GLOG = re.compile(r"\b[EF](?:20\d\d)?\d{4} \d")
 _TERMINATED = re.compile(
     r"(?:[Rr]eceived|[Gg]ot|[Cc]aught) (?:signal:? |shutdown )?(?:SIGTERM|SIGINT|signal\b)"
     r"|SIGTERM received|[Ss]ignal 15\b"
@@ -134,9 +137,15 @@ class Log:
                 return at, True
         return self._written, False
 
+    @cached_property
     def suspects(self) -> list[int]:
         """The lines that may be failures."""
-        return [number for number, text in enumerate(self.raw) if _PERHAPS.search(text)]
+        lines = [line.lower() for line in self.raw]
+        text = "\n".join(lines)
+        words = [word for word in _PERHAPS if word in text]
+        found = {number for number, line in enumerate(lines) if any(word in line for word in words)}
+        glog = {number for number, line in enumerate(self.raw) if line[:1] in "EF[" and _GLOG.search(line[:60])}
+        return sorted(found | glog)
 
     @property
     def last(self) -> str:
@@ -176,7 +185,7 @@ def failure_in(log: Log) -> Failure | None:
     """The line of failure of a log that tells most of why its program ended; None without any."""
     marks: list[tuple[int, int]] = []
     ended = False
-    for number in log.suspects():
+    for number in log.suspects:
         body = log.line(number).body
         if "FAILURE DETAILS" in body and log.source == "orchestrator":
             break  # behind this it repeats what is in other logs
