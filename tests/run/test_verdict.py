@@ -8,6 +8,7 @@ import pytest
 
 from launcher.core.errors import (
     Cancelled,
+    CheckoutError,
     ConfigError,
     ImageError,
     JobError,
@@ -41,6 +42,8 @@ def failure(text: str, file: str = "node02_decode_w0.out", source: str = "server
         (ImageError("404"), "image"),
         (ModelError("3 shards are missing"), "model"),
         (ResultError("concurrency 4: no result"), "results"),
+        (CheckoutError("`make setup` failed (exit 2)"), "checkout"),
+        (LauncherError("unexpected KeyError: 'x'"), "launcher"),
         (SubmissionError("sbatch: error: invalid partition specified: nowhere"), "scheduler"),
         (SubmissionError("Unknown field 'x'"), "configuration"),
         (JobError("no definite answer from slurm for 30 min"), "scheduler"),
