@@ -199,13 +199,16 @@ def failure_in(log: Log) -> Failure | None:
         return None
     lasting = [mark for position, mark in enumerate(marks) if mark[1] and not _went_on(log, marks, position)]
     number, strength = max(lasting or marks, key=lambda mark: (mark[1], -mark[0]))
-    number, text = _named(log, number)
+    own = next((mark for mark, _ in lasting if log.line(mark).body.startswith("launcher: error:")), None)
+    number, text = _named(log, number) if own is None else _own_word(log, own, marks)
     standing: Standing = "symptom" if _OF_ANOTHER.search(text) else "cause"
     if not lasting:
         standing = "survived" if strength else "consequence"
     source, last = log.source, log.last
     if source == "benchmark" and _SERVER_DIED.search(text):
         source, last = "server", ""  # a script that waits for its server says so
+    if CONTROLLER_AWAY.search(text):
+        source = "slurm"  # whoever's log it is in
     at, stamped = log.when(number)
     return Failure(log.file, source, text, at, log.around(number), standing, stamped, process=log.file, last=last)
 
@@ -225,6 +228,13 @@ def _named(log: Log, number: int) -> tuple[int, str]:
                 return later, cut(found["whole"])
     found = _EXCEPTION.match(line.body)
     return number, cut(found["whole"] if found else line.text)
+
+
+def _own_word(log: Log, own: int, marks: Sequence[tuple[int, int]]) -> tuple[int, str]:
+    """What a script of ours says, and what the program said that made it say so."""
+    before = [mark for mark, _ in marks if own - LINES < mark < own]
+    why = f" ({_named(log, before[-1])[1]})" if before else ""
+    return own, cut(log.line(own).body) + why
 
 
 def _went_on(log: Log, marks: Sequence[tuple[int, int]], position: int) -> bool:
@@ -255,6 +265,10 @@ _SERVER_DIED = re.compile(
 CRITICAL = re.compile(r"Critical process '(?P<name>[^']+)' exited with code (?P<code>-?\d+)")
 CLIENT = re.compile(r"(?P<what>Benchmark|Eval\w*|lm-eval\w*) failed with exit code (?P<code>\d+)")
 _REPEATS = re.compile(r"Critical process failure detected|=+$|Wait for model aborted")
+CONTROLLER_AWAY = re.compile(
+    r"Unable to contact slurm|slurm_load_\w+ error|slurm controller|slurmctld|Zero Bytes were transmitted"
+    r"|Socket timed out on send/recv|Communication connection failure"
+)
 SLURM_ENDS = re.compile(r"\*\*\* (?P<what>JOB|STEP) \S+ ON .*CANCELLED AT \S+(?P<why> DUE TO [A-Z ]+)?")
 
 

@@ -14,7 +14,7 @@ from datetime import datetime
 
 from launcher.core.errors import Cancelled, LauncherError
 from launcher.run.failures import FILES, first_failures
-from launcher.run.log_failure import LINES, Failure, cut, source_of
+from launcher.run.log_failure import CONTROLLER_AWAY, LINES, Failure, cut, source_of
 from launcher.run.log_lines import TAIL, tail
 from launcher.slurm.client import LOST, JobState, Phase
 
@@ -36,11 +36,11 @@ class Verdict:
         return f"{self.layer}: {self.text}" if self.layer else self.text
 
 
-_CONTROLLER = (
-    r"Unable to contact slurm|slurm_load_\w+ error|slurm controller|slurmctld|Zero Bytes were transmitted"
-    r"|Socket timed out on send/recv|Communication connection failure"
-)
 _BY_TEXT: tuple[tuple[str, str], ...] = (
+    # What a script of ours says of itself (launcher/container/job_functions.py).
+    ("image", r"launcher: error: (?:image|the container cannot be made)"),
+    ("model", r"launcher: error: the checkpoint"),
+    ("checkout", r"launcher: error: (?:no copy of the checkout|the checkout|the cache)"),
     (
         "image",
         r"\bpyxis: |enroot|[Ii]nvalid image format|\.sqsh"
@@ -50,8 +50,9 @@ _BY_TEXT: tuple[tuple[str, str], ...] = (
     ),
     (
         "scheduler",
-        rf"{_CONTROLLER}|Unable to (?:create step|confirm allocation)|Job step creation|Invalid job credential"
-        r"|Requested node configuration|DUE TO (?:TIME LIMIT|PREEMPTION)|Protocol authentication error",
+        rf"{CONTROLLER_AWAY.pattern}|Unable to (?:create step|confirm allocation)|Job step creation"
+        r"|Invalid job credential|Requested node configuration|Protocol authentication error"
+        r"|DUE TO (?:TIME LIMIT|PREEMPTION)",
     ),
     (
         "node",
@@ -160,7 +161,7 @@ def _by_logs(job: JobState, first: Failure | None) -> Verdict:
         return Verdict("benchmark", f"{job.describe()}: {_SCHEDULERS.get(job.word, 'no log says why')}")
     layer = _layer_of(first.text) or {"benchmark": "benchmark", "slurm": "scheduler"}.get(first.source, "server")
     when = f"at {_clock(first.at)}"
-    if re.search(_CONTROLLER, first.text):
+    if CONTROLLER_AWAY.search(first.text):
         what = f"Slurm's controller could not be reached, since {_clock(first.at)}"
     elif first.source == "slurm":
         what = f"Slurm ended the job {when}"
@@ -177,6 +178,8 @@ def _quoted(failure: Failure | None) -> str:
 def _name(failure: Failure) -> str:
     """What failed, in words: by the name of its log."""
     file = (failure.process or failure.file).rpartition("/")[2]
+    if failure.text.startswith("launcher: error:"):
+        return "the job's script"
     if found := _WORKER.fullmatch(file):
         what = "worker " if found["role"] in ("prefill", "decode", "agg") else ""
         return f"{what}{found['role']} {found['index']}" + (f" on {found['node']}" if found["node"] else "")

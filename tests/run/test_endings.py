@@ -61,4 +61,4 @@ def test_the_ending_of_a_job(name: str, tmp_path: Path) -> None:
 def test_the_table_has_every_layer_that_a_job_can_end_in() -> None:
     assert len(ENDINGS) >= 30
     layers = {ending["layer"] for ending in ENDINGS.values()}
-    assert layers == {"scheduler", "node", "server", "benchmark", "image", "model", "configuration"}
+    assert layers == {"scheduler", "node", "server", "benchmark", "image", "model", "configuration", "checkout"}
