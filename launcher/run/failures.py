@@ -71,6 +71,9 @@ def first_failures(logs: Path, *, seconds: float, clock: Callable[[], float] = t
         read.append(log)
         if (failure := failure_in(log)) is not None:
             found.append(failure)
+    # Of a script that says that its server died, the last line is that of the server.
+    server = next((log.last for log in read if log.file.rpartition("/")[2] == "server.log"), "")
+    found = [replace(f, last=server) if f.source == "server" and source_of(f.file) != "server" else f for f in found]
     return _in_order(found, _told(read))
 
 
@@ -156,7 +159,9 @@ def _beside(failure: Failure, dead: Mapping[str, Failure], ending: float | None)
     if (end := dead.get(failure.file)) is not None:
         # Whom a signal ends has no time to say why: an error that it wrote before is another story.
         explains = not (end.by_signal and (weak or failure.standing == "symptom"))
-        return replace(failure, died=end.died, standing="cause" if explains else "symptom")
+        at, stamped = (failure.at, True) if failure.stamped else (min(failure.at, end.at), end.stamped)
+        standing: Standing = "cause" if explains else "symptom"
+        return replace(failure, died=end.died, standing=standing, at=at, stamped=stamped)
     if ending is not None and failure.stamped and int(failure.at) > ending:
         return replace(failure, standing="consequence")
     servers_died = any(end.source == "server" for end in dead.values())

@@ -208,18 +208,17 @@ def judge(run: Run, error: LauncherError | None, state: JobState | None) -> Verd
 
 
 def _stage(run: Run) -> str:
-    """What a run without a job was at when it was ended, in words; "" when it was at nothing."""
+    """What a run was at when it was ended before its submission, in words; "" when it was at nothing."""
     open_steps = [(step.began, name) for name, step in run.record.fields.steps.items() if step.state != "done"]
     name = max(open_steps, default=(0.0, ""))[1]
     last = run.record.step("images").facts.get("last") if name == "images" else None
-    return _STAGES.get(name, f"in the step {name}").format(last or "the images") if name else ""
+    return _STAGES.get(name, "").format(last or "the images")
 
 
 _STAGES = {
     "images": "while importing {}",
     "model": "while looking at the checkpoint",
     "workspace": "while preparing the checkout",
-    "submit": "while submitting the job",
 }
 
 

@@ -64,12 +64,19 @@ _FATAL = re.compile(
     r"|Unable to (?:contact slurm|create step|confirm alloc)"
     r"|slurmstepd: error|srun: error|(?:docker|podman|Error): (?:Error|Cannot|error)\b.*|died before becoming healthy"
 )
+# srun says so of every program that failed: its own word tells more.
+_ONLY_AN_EXIT = re.compile(r"srun: error: .*: [Ee]xited with exit code \d+$")
+_IGNORED = re.compile(r"Exception ignored in")
 _ENROOT_SAYS = re.compile(r"pyxis: +(\[ERROR\] .*)")
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\)")
-_WEAK = re.compile(r"\berror:|\bError:|No such file or directory|\bFATAL\b|\b(?:ERROR|CRITICAL)\b|\bfatal:")
+_WEAK = re.compile(
+    r": line \d+: .*: (?:Permission denied|No such file)"
+    r"|\berror:|\bError:|No such file or directory|\bFATAL\b|\b(?:ERROR|CRITICAL)\b|\bfatal:"
+)
 _HARMLESS = re.compile(
     r"CANCELLED AT|error: \*\*\*|\b0 errors?\b|errors?[=:] *0\b|error_rate|Job step aborted|forcing job termination"
-    r"|: Terminated$|exit code 143\b|exited with (?:exit )?code 0\b|Force Terminated|launch/slurm: _task_finish",
+    r"|: Terminated$|exit code 143\b|exited with (?:exit )?code 0\b|Force Terminated|launch/slurm: _task_finish"
+    r"|going to /tmp instead",
     re.IGNORECASE,
 )
 # What programs say when another one is gone, or when the cause stands above.
@@ -106,7 +113,7 @@ _PERHAPS = (
     *("error", "err]", "exception", "traceback", "fatal", "ftl", "crit", "panic", "emerg", "alert", "severe", "died"),
     *("[e]", "[f]", "[c]", " e |", " c |", " f |", "interrupt", "exit", "timeout", "memory", "oom", "xid", "dumped"),
     *("killed", "abort", "illegal", "pyxis", "not found", "invalid choice", "unrecognized", "in use", "no space"),
-    *("no such", "terminate", "cannot", "unable to", "cancelled", "sigterm", "sigint", "signal"),
+    *("no such", "terminate", "cannot", "unable to", "denied", "cancelled", "sigterm", "sigint", "signal"),
 )
 _GLOG = re.compile(r"\b[EF](?:20\d\d)?\d{4} \d")
 _TERMINATED = re.compile(
@@ -176,6 +183,8 @@ def _strength(line: Line) -> int:
     """How much a line is a failure: 0 not at all, 1 perhaps one that the program goes on after, 2 certainly."""
     if line.level in ("debug", "info", "warn") or _HARMLESS.search(line.text):
         return 0
+    if _ONLY_AN_EXIT.search(line.body):
+        return 1
     if _EXCEPTION.match(line.body) or _FATAL.search(line.body) or line.level == "fatal":
         return 1 if _OF_ANOTHER.search(line.body) and line.level != "fatal" else 2
     return 1 if line.level == "error" or _TRACEBACK.search(line.body) or _WEAK.search(line.body) else 0
@@ -184,9 +193,13 @@ def _strength(line: Line) -> int:
 def failure_in(log: Log) -> Failure | None:
     """The line of failure of a log that tells most of why its program ended; None without any."""
     marks: list[tuple[int, int]] = []
-    ended = False
+    ended = ignored = False
     for number in log.suspects:
         body = log.line(number).body
+        ignored = ignored or _IGNORED.match(body) is not None
+        if ignored:  # Python at its end; the exception's name closes what it shows
+            ignored = _EXCEPTION.match(body) is None
+            continue
         if "FAILURE DETAILS" in body and log.source == "orchestrator":
             break  # behind this it repeats what is in other logs
         if SLURM_ENDS.search(body) or _TERMINATED.search(body):

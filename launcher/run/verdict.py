@@ -40,7 +40,7 @@ _BY_TEXT: tuple[tuple[str, str], ...] = (
     # What a script of ours says of itself (launcher/container/job_functions.py).
     ("image", r"launcher: error: (?:image|the container cannot be made)"),
     ("model", r"launcher: error: the checkpoint"),
-    ("checkout", r"launcher: error: (?:no copy of the checkout|the checkout|the cache)"),
+    ("checkout", r"launcher: error: (?:no copy of the checkout|the checkout|the cache)|uv not found|make setup"),
     (
         "image",
         r"\bpyxis: |enroot|[Ii]nvalid image format|\.sqsh"
@@ -90,7 +90,9 @@ END_OF_LIMIT = 90.0
 """Seconds before a job's end in which its logs tell what the limit itself did: Slurm sends SIGTERM, and SIGKILL after
 KillWait, 30 s by default."""
 
-_WORKER = re.compile(r"(?P<node>.*)_(?P<role>prefill|decode|agg|frontend|router)_w?(?P<index>\d+)\.out")
+_ROLE = r"(?P<role>prefill|decode|agg|frontend|router)"
+_WORKER = re.compile(rf"(?P<node>.*)_{_ROLE}_w?(?P<index>\d+)\.out")
+_PROCESS = re.compile(rf"{_ROLE}_(?P<index>\d+)(?:_(?P<node>.*))?")
 
 
 def verdict(
@@ -107,7 +109,9 @@ def verdict(
         doubt = f"; {job.failed_step}" if job is not None and job.failed_step else ""
         return Verdict("", f"good: the job COMPLETED with 0:0, and every result is there and valid{doubt}")
     if isinstance(error, Cancelled):
-        return Verdict("cancelled", cut(error.message, WIDTH) + (f" {stage}" if stage else ""))
+        return Verdict(
+            "cancelled", cut(error.message, WIDTH) + (f" {stage}" if stage and stage not in error.message else "")
+        )
     if error.layer in ("configuration", "image", "model", "checkout", "results"):
         first = first or next(iter(failures), None)
         if error.layer == "results" and first is not None:
@@ -180,7 +184,7 @@ def _name(failure: Failure) -> str:
     file = (failure.process or failure.file).rpartition("/")[2]
     if failure.text.startswith("launcher: error:"):
         return "the job's script"
-    if found := _WORKER.fullmatch(file):
+    if found := _WORKER.fullmatch(file) or _PROCESS.fullmatch(file):
         what = "worker " if found["role"] in ("prefill", "decode", "agg") else ""
         return f"{what}{found['role']} {found['index']}" + (f" on {found['node']}" if found["node"] else "")
     if file.startswith("infra"):

@@ -262,7 +262,7 @@ def test_an_end_before_the_job(begun_run: BegunRun, name: str) -> None:
         ("images", {}, "stopped by SIGTERM while importing the images"),
         ("model", {}, "stopped by SIGTERM while looking at the checkpoint"),
         ("workspace", {}, "stopped by SIGTERM while preparing the checkout"),
-        ("submit", {}, "stopped by SIGTERM while submitting the job"),
+        ("submit", {}, "stopped by SIGTERM"),
     ],
 )
 def test_a_cancel_before_the_job_says_at_what(begun_run: BegunRun, step: str, facts: dict[str, str], text: str) -> None:
