@@ -89,6 +89,7 @@ def _lines(plan: Plan, kind: JobKind) -> list[tuple[str, str]]:
         *kind.describe(plan),
         ("job", f"{plan.job_name}, partition {slurm.partition}, account {slurm.account}, at most {slurm.time_limit}"),
         ("results", f"{plan.results.filename}_*.json"),
+        ("believed", str(plan.results.limits)),
         ("decided by", f"{plan.rules.get('model', '-')}, {plan.rules.get('lane', '-')}"),
     ]
 
