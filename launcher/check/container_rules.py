@@ -8,6 +8,7 @@ from functools import partial
 
 from launcher.check.inputs import Found, Rule, rule
 from launcher.container.planned import ContainerJob, ContainerResolved
+from launcher.core import slurm_notation
 
 RULES: list[Rule] = []
 container_rule = partial(rule, RULES, "container")
@@ -42,10 +43,9 @@ def image_vendor(r: ContainerResolved) -> Iterator[Found]:
 
 @container_rule("limit-short", "error", "the job's limit is shorter than its scenario")
 def limit_short(r: ContainerResolved) -> Iterator[Found]:
-    seconds = r.rules.benchmark.duration
-    minutes = r.job.allocation.minutes if r.job.allocation is not None else None
-    if r.rules.benchmark.agentic and seconds and minutes is not None and seconds + LOADING > minutes * 60:
-        message = f"the trace is replayed for {seconds} s, and Slurm ends the job after {minutes} minutes"
+    seconds, limit = r.rules.benchmark.duration, slurm_notation.limit_seconds(r.plan.scheduler.time_limit)
+    if r.rules.benchmark.agentic and seconds and limit is not None and seconds + LOADING > limit:
+        message = f"the trace is replayed for {seconds} s, and the job is ended after {limit / 60:.0f} minutes"
         yield message, r.rules.lane.place
 
 

@@ -25,10 +25,11 @@ whole_rule = partial(rule, RULES, "everything")
 
 
 def _lanes(given: CheckInput) -> Iterator[tuple[RunnerFile, LaneRule, SourceLocation]]:
-    """Every lane of every runner file, and where it stands."""
+    """Every lane of every runner file that runs srt-slurm, and where it stands."""
     for file in given.files:
         for i, lane in enumerate(file.runner.lanes):
-            yield file, lane, SourceLocation(file.document, "lanes", i)
+            if lane.repository:
+                yield file, lane, SourceLocation(file.document, "lanes", i)
 
 
 @whole_rule("moving-ref", "warning", "the lane names a branch where a commit belongs")

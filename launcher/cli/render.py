@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from launcher.core.github import GitHub
 from launcher.core.redact import redact
-from launcher.plan.plan import Plan
+from launcher.plan.plan import Plan, PlannedModel
 from launcher.run.finish import Outcome
 from launcher.run.kind import JobKind
 from launcher.run.record import Event, RunRecord
@@ -27,6 +27,9 @@ _LINE_EVERY = 30.0
 
 _BARS = 12
 """Bars of single files that are shown at once in a terminal."""
+
+_WIDE = 120
+"""Columns of a terminal from which on a run has one line in the table of runs."""
 
 _COLOURS = {"log": "2", "error": "31", "warning": "33", "job": "36", "end": "1"}
 """Codes of a terminal for the kinds of lines."""
@@ -68,30 +71,58 @@ def show_plans(plans: Sequence[Plan], kinds: Callable[[str], JobKind]) -> None:
         b = plan.benchmark
         console.print(f"{b.title}   on {plan.runner}", style="bold")
         for name, value in _lines(plan, kinds(plan.kind)):
-            console.print(f"  {name:10} {value}")
+            _print_line(console, name, value)
         for f in plan.findings:
             style = "red" if f.severity == "error" else "yellow"
-            console.print(f"  {f.severity:10} {f.message} [{f.rule}]\n             {f.where}", style=style)
+            _print_line(console, f.severity, f"{f.message} [{f.rule}]", style)
+            _print_line(console, "", f.where, style)
     if len(plans) > 1:
         errors = sum(bool(p.errors) for p in plans)
         console.print(f"\n{len(plans)} plans, {errors} with errors")
 
 
+def _print_line(console: Any, name: str, value: str, style: str | None = None) -> None:
+    """A name and its value. In a terminal the value's words stay in their column; a word is never broken."""
+    lines, room = [""], console.width - 13 if console.is_terminal else len(value)
+    for word in value.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if len(longer) > room and lines[-1]:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    text = f"\n{'':13}".join(lines)
+    console.print(f"  {name:10} {text}", style=style, soft_wrap=True)
+
+
 def _lines(plan: Plan, kind: JobKind) -> list[tuple[str, str]]:
-    b, slurm, seen = plan.benchmark, plan.scheduler, " and ".join(plan.model.seen_by)
-    return [
+    b = plan.benchmark
+    lines = [
         ("measures", f"concurrency {' '.join(map(str, b.concurrencies)) or '-'}   {b.key or b.source}"),
-        ("model", f"{plan.model.path} ({plan.model.storage}, for {seen} nodes)"),
-        *(
-            ("image", f"{image.reference}\n             {image.squash} (imported on the {image.import_on} node)")
-            for image in plan.images
-        ),
+        ("model", _model(plan.model)),
+    ]
+    for image in plan.images:
+        lines += [("image", image.reference), ("", f"{image.squash} (imported on the {image.import_on} node)")]
+    return [
+        *lines,
         *kind.describe(plan),
-        ("job", f"{plan.job_name}, partition {slurm.partition}, account {slurm.account}, at most {slurm.time_limit}"),
-        ("results", f"{plan.results.filename}_*.json"),
+        ("job", _job(plan)),
+        ("results", ", ".join(plan.results.required) or f"{plan.results.filename}_*.json"),
         ("believed", str(plan.results.limits)),
         ("decided by", f"{plan.rules.get('model', '-')}, {plan.rules.get('lane', '-')}"),
     ]
+
+
+def _model(model: PlannedModel) -> str:
+    if model.path is None:
+        return f"{model.id}, by the script" + (f", with the cache {model.cache.host}" if model.cache else "")
+    return f"{model.path} ({model.storage}, for {' and '.join(model.seen_by)} nodes)"
+
+
+def _job(plan: Plan) -> str:
+    asked = plan.scheduler
+    limit = f"{asked.time_limit} minutes" if (asked.time_limit or "").isdigit() else asked.time_limit
+    parts = {"partition": asked.partition, "account": asked.account, "at most": limit}
+    return ", ".join([plan.job_name, *(f"{name} {value}" for name, value in parts.items() if value)])
 
 
 def show_runs(found: Sequence[RunRecord], runs: Path) -> None:
@@ -112,7 +143,13 @@ def show_runs(found: Sequence[RunRecord], runs: Path) -> None:
         elif fields.error is not None:
             text = f"{fields.error.layer}: {fields.error.message.splitlines()[0]}"
         rows.append([record.id, fields.runner, began, state, job, text])
-    table(["run", "runner", "began", "state", "job", ""], rows)
+    console = _console(sys.stdout)
+    if not console.is_terminal or console.width >= _WIDE:
+        table(["run", "runner", "began", "state", "job", ""], rows)
+        return
+    for run_id, runner, began, state, job, text in rows:
+        console.print(f"{run_id}   {state}")
+        _print_line(console, runner, f"{began}   job {job}   {text}")
 
 
 def show_run(record: RunRecord) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import sys
@@ -29,6 +30,7 @@ from launcher.plan.derive import known, last
 from launcher.project import Project
 from launcher.runner import json_schema
 from launcher.runner.file import RunnerFile, describe_when
+from launcher.runner.schema import LaneRule, When
 from launcher.services import stand_in_programs
 
 
@@ -46,18 +48,29 @@ def show(arguments: argparse.Namespace) -> int:
     """One runner: its tables, or the rules that apply to a case, each with its line."""
     file = open_project(arguments).fleet.get(arguments.name)
     if arguments.case:
-        _case(file, _benchmark(arguments.case))
+        cases = {nodes: _benchmark(arguments.case, nodes == "several nodes") for nodes in ("several nodes", "one node")}
+        served = {nodes: benchmark for nodes, benchmark in cases.items() if _is_served(file, benchmark)}
+        for nodes, benchmark in served.items() or list(cases.items())[:1]:
+            if len(served) > 1:
+                print(f"on {nodes}:")
+            _case(file, benchmark)
         return 0
     r = file.runner
     print(f"{r.name}: {r.description}\n{file.path}")
-    print(f"scheduler  {r.scheduler.kind}, partition {r.scheduler.partition}, account {r.scheduler.account}")
+    print(
+        f"scheduler  {r.scheduler.kind}, partition {r.scheduler.partition or '-'}, account {r.scheduler.account or '-'}"
+    )
     print(f"nodes      {r.node.gpus} GPUs, {r.node.arch or 'any architecture'}")
-    print(f"images     {r.images.directory}, imported on the {r.images.import_on} node")
-    for title, rules in (("models", r.models), ("lanes", r.lanes)):
+    if r.images.directory:
+        print(f"images     {r.images.directory}, imported on the {r.images.import_on} node")
+    tables: dict[str, list[tuple[When, str]]] = {
+        "models": [(m.when, f"{m.path or f'cache {m.cache}'}") for m in r.models],
+        "lanes": [(one.when, _runs(one)) for one in r.lanes],
+    }
+    for title, rules in tables.items():
         print(title)
-        for i, rule in enumerate(rules):
-            what = getattr(rule, "path", None) or f"{getattr(rule, 'repository', '')}@{getattr(rule, 'ref', '')}"
-            print(f"  {describe_when(rule.when):40} {what}   {file.location(title, i)}")
+        for i, (when, what) in enumerate(rules):
+            print(f"  {describe_when(when):40} {what}   {file.location(title, i)}")
     for i, node in enumerate(r.exclude_nodes):
         print(f"excluded   {node.node}: {node.reason}   {file.location('exclude-nodes', i)}")
     return 0
@@ -69,33 +82,56 @@ def schema(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_ADJUSTS = ("mounts", "exports", "edits", "srtslurm", "time_limit", "preflight", "setup_script", "tags")
+_ADJUSTS = ("mounts", "exports", "time_limit")
+_OF_CONTAINERS, _OF_SRTCTL = ("workdir",), ("edits", "srtslurm", "preflight", "setup_script", "tags")
+"""What an adjustment says for any kind of job, and what for one kind alone."""
+
+
+def _is_served(file: RunnerFile, benchmark: Benchmark) -> bool:
+    """Whether a lane is for it: srtctl's are for several nodes, those in a container for one."""
+    with contextlib.suppress(ConfigError):
+        return (file.lane(benchmark).rule.container is None) == benchmark.multinode
+    return False
+
+
+def _runs(lane: LaneRule) -> str:
+    """What runs the benchmarks of a lane."""
+    if lane.container is None:
+        return f"{lane.repository}@{lane.ref}"
+    return f"{lane.container.engine}, {' or '.join(lane.container.script.names)}"
 
 
 def _case(file: RunnerFile, benchmark: Benchmark) -> None:
     model, lane = file.model(benchmark), file.lane(benchmark)
     r = lane.rule
-    print(f"model      {model.rule.path} as {model.rule.alias}   {model.where}")
+    as_alias = f" as {model.rule.alias}" if model.rule.alias else ""
+    print(f"model      {model.rule.path or f'cache {model.rule.cache}'}{as_alias}   {model.where}")
     if own := file.image(benchmark):
         what = own.rule.image or f"in {own.rule.directory or file.runner.images.directory}"
         print(f"image      {what}   {own.where}")
-    print(f"srt-slurm  {file.runner.repositories[r.repository]} {r.ref} ({r.sha or 'not pinned'})   {lane.where}")
+    if r.container is not None:
+        print(f"container  {_runs(r)}   {lane.where}")
+    else:
+        print(f"srt-slurm  {file.runner.repositories[r.repository]} {r.ref} ({r.sha or 'not pinned'})   {lane.where}")
     for overlay in r.overlays:
         print(f"overlay    {overlay.source} → {overlay.destination or 'recipes/' + overlay.source}")
     if r.setup_script:
         print(f"set-up     {r.setup_script}")
-    limit = last([r.time_limit, *(a.rule.time_limit for a in file.adjustments(benchmark))], None)
-    print(f"time limit {limit or file.runner.scheduler.time_limit}, where the recipe says none")
+    own_limit = r.container.allocation.time_limit if r.container is not None else r.time_limit
+    limit = last([own_limit, *(a.rule.time_limit for a in file.adjustments(benchmark))], None)
+    limit = limit or file.runner.scheduler.time_limit or "the partition's"
+    print(f"time limit {limit}{'' if r.container is not None else ', where the recipe says none'}")
+    names = (*_ADJUSTS, *(_OF_SRTCTL if r.container is None else _OF_CONTAINERS))
     for applied in file.adjustments(benchmark):
-        what = ", ".join(name for name in _ADJUSTS if getattr(applied.rule, name) not in (None, {}, []))
-        print(f"adjusts    {what.replace('_', '-')}: {applied.rule.reason or '-'}   {applied.where}")
+        if what := ", ".join(name for name in names if getattr(applied.rule, name) not in (None, {}, [])):
+            print(f"adjusts    {what.replace('_', '-')}: {applied.rule.reason or '-'}   {applied.where}")
     for excluded in file.excluded(benchmark):
         print(f"excludes   {excluded.rule.node}: {excluded.rule.reason}   {excluded.where}")
     for finding in known([model, lane, *([own] if own else []), *file.adjustments(benchmark)]):
         print(f"known      {finding.severity}: {finding.message}   {finding.where}")
 
 
-def _benchmark(case: str) -> Benchmark:
+def _benchmark(case: str, multinode: bool) -> Benchmark:
     """A benchmark as far as rules look at it: ``prefix/precision/framework[/agentic]``."""
     parts = case.split("/")
     if len(parts) not in (3, 4) or (len(parts) == 4 and parts[3] not in ("agentic", "fixed")):
@@ -109,6 +145,7 @@ def _benchmark(case: str) -> Benchmark:
         framework=parts[2],
         runner="",
         concurrencies=(),
+        multinode=multinode,
         scenario=AGENTIC if parts[3:] == ["agentic"] else FIXED,
         source="--for",
     )

@@ -16,7 +16,6 @@ from launcher.cli.render import Console, show_plans, show_run, show_runs, summar
 from launcher.core.errors import ConfigError, JobError, LauncherError
 from launcher.core.github import GitHub
 from launcher.core.stop import Stop, stop_on_signals
-from launcher.model.node_job import reap
 from launcher.plan.plan import Plan
 from launcher.project import Project, new_run_id
 from launcher.result.summary import markdown
@@ -150,6 +149,8 @@ def cleanup(arguments: argparse.Namespace) -> int:
         print(told_elsewhere(record))
     print(f"{len(left)} runs were left behind" if left else "no run was left behind")
     try:
+        from launcher.model.node_job import reap  # no run stages on nodes: only here
+
         reap(project.state, lambda: open_scheduler("slurm", backend="commands"), print)
     except LauncherError as error:
         wrong.append(error)
@@ -269,7 +270,7 @@ def _drive_records(
     labels = {r.id: f"{i}. {p.benchmark.topology} {p.benchmark.measures}" for i, (r, p) in enumerate(recorded, 1)}
     console = Console(labels, github)
     first = recorded[0][1]
-    if any(p.scheduler != first.scheduler or p.tools != first.tools for _, p in recorded):
+    if any(p.runner != first.runner for _, p in recorded):
         raise ConfigError("the selected benchmarks are of several clusters", hint="--runner NAME picks one")
     said: list[str] = []
     services = open_services(project, first, stop, log=said.append)

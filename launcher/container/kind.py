@@ -6,6 +6,7 @@ A run's own directory holds the job's script, and below it one directory a job: 
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.container.planned import ContainerJob
+from launcher.container.planned import OWN, ContainerJob
 from launcher.core.errors import SubmissionError
 from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
 from launcher.runner.file import RunnerFile
 from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.logs import EndMarkers
 
 if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
     from launcher.result.collect import Collected
@@ -31,8 +33,8 @@ SCRIPT = "job.sh"
 LOG = "benchmark_job.log"
 """A job's log, in its own directory. By this beginning what fails in it is put down to the benchmark."""
 
-OWN = ".launcher"
-"""Below the workspace, or the directory that a copy goes through: the own directories of runs, by their ids."""
+_BEGIN, _END = "launcher: job ", re.compile(r"^launcher: the job ends with exit code (?P<code>\d+)\n", re.MULTILINE)
+"""The first and the last line of the job's script (`job_script`)."""
 
 ARCHIVE_TIMEOUT = 1800.0
 """Seconds for packing the checkout."""
@@ -46,14 +48,16 @@ class ContainerKind:
         self.name = name
         self.plan = plan_row
         self._jobs = jobs
+        self._markers = EndMarkers(_END, begin=_BEGIN)
 
     def describe(self, plan: Plan) -> list[tuple[str, str]]:
         """Allocation, engine, image, script, mounts."""
         job = ContainerJob.of(plan)
+        pulled = "" if plan.images else f" of {job.container.image}"
         return [
-            ("job", _allocation(job)),
-            ("container", f"{job.container.engine} {job.container.image}"),
-            ("script", f"{job.script.path} in {job.container.workdir}{'' if job.script.exists else ' (not there)'}"),
+            ("node", _allocation(job)),
+            ("container", f"{job.container.engine}{pulled}, in {job.container.workdir}"),
+            ("script", f"{job.script.path}{'' if job.script.exists else ' (not there)'}"),
             *(("mount", f"{source} → {target}") for target, source in job.container.mounts.items()),
             *((("copy", f"the checkout at {job.staging.to} on the node"),) if job.staging else ()),
         ]
@@ -148,8 +152,8 @@ class ContainerKind:
         Path(run.record.job.output).mkdir(parents=True, exist_ok=True)
 
     def end_by_log(self, job: JobKey, log: Path) -> JobState | None:
-        """Nothing: only the scheduler tells how such a job ended."""
-        return None
+        """By the line that the job's script writes last."""
+        return self._markers.read(job, log)
 
     def evidence(self, run: Run) -> Mapping[str, Path | str]:
         """The job's script, and what the job wrote down: the image's digest, how long its import held GPUs."""
@@ -207,11 +211,10 @@ def _results_in(plan: Plan) -> Path:
 def _allocation(job: ContainerJob) -> str:
     a = job.allocation
     if a is None:
-        return "on this host"
-    gpus = f"{a.gpus} {a.gpu_type + ' ' if a.gpu_type else ''}GPUs"
-    parts = [f"1 node, {gpus}", f"partition {a.partition}" if a.partition else "", "exclusive" if a.exclusive else ""]
-    parts.append(f"{a.minutes} minutes" if a.minutes else "the partition's time limit")
-    return ", ".join(part for part in parts if part)
+        return "this host"
+    return f"one, {a.gpus} {a.gpu_type + ' ' if a.gpu_type else ''}GPUs" + (
+        ", for this job alone" if a.exclusive else ""
+    )
 
 
 def _gpus(job: ContainerJob) -> int:
@@ -228,7 +231,8 @@ def _pack_checkout(run: Run, root: Path) -> None:
     from launcher.core.publish import temporary_name
 
     job = ContainerJob.of(run.plan)
-    staging, workspace = job.staging, job.workspace_of(run.plan)
+    staging = job.staging
+    workspace = job.own_workspace.path if job.own_workspace is not None else run.plan.workspace.path
     assert staging is not None
     excluded = [f"--exclude={name}" for name in (".git", OWN, *staging.exclude)]
     part = temporary_name(root / CHECKOUT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.contracts import SECRETS
@@ -103,7 +103,7 @@ class ContainerPlanner:
             context,
             images=images,
             model=derive.planned_model(rules, path, context, cache),
-            results=_results(expected, benchmark, inside),
+            results=_results(expected, benchmark, inside, container.workdir),
             time_limit=str(minutes) if minutes is not None else None,
             details=job.as_details(),
         )
@@ -265,14 +265,25 @@ def _staging(lane: Container) -> PlannedStaging | None:
     return PlannedStaging(lane.staging.directory, (".git", *lane.staging.exclude), tuple(lane.staging.back))
 
 
-def _results(expected: Expected, benchmark: Benchmark, context: Context) -> Expected:
-    required = ["results*.json"] if benchmark.eval_only else [f"{expected.filename}.json"]
-    if benchmark.options.get("PROFILE") == "1":
-        required.append(f"profile_{expected.filename}.trace.json.gz")
+def _required(expected: Expected, benchmark: Benchmark, workdir: str) -> tuple[str, ...]:
+    """The files without which the run has failed, by their names in the workspace."""
+    if benchmark.eval_only:
+        return ("results*.json",)
+    if out := benchmark.options.get("OUT_YAML"):  # speedbench-al.yml measures no point, and reads this file alone
+        path = PurePosixPath(out)
+        if ".." in path.parts or not path.is_relative_to(workdir) or path == PurePosixPath(workdir):
+            message = f"OUT_YAML is {out!r}, and the container has the checkout at {workdir}: the file would be lost"
+            raise ConfigError(message, where="environment")
+        return (str(path.relative_to(workdir)),)
+    profiled = benchmark.options.get("PROFILE") == "1"
+    return (f"{expected.filename}.json", *([f"profile_{expected.filename}.trace.json.gz"] if profiled else []))
+
+
+def _results(expected: Expected, benchmark: Benchmark, context: Context, workdir: str) -> Expected:
     return replace(
         expected,
         directory=context.workspace,
-        required=tuple(required),
+        required=_required(expected, benchmark, workdir),
         eval=EVAL if benchmark.run_eval or benchmark.eval_only else (),
         logs=LOGS,
         metrics=METRICS,

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
+from launcher.container.planned import OWN
 from launcher.core.errors import ResultError
 from launcher.core.publish import publishing
 from launcher.core.retry import until
@@ -27,9 +28,6 @@ from launcher.result.contradictions import Window
 from launcher.result.evaluations import RESULTS, Thresholds, judge
 from launcher.result.logs import log_files
 from launcher.result.validate import Invalid, Point, read_only_result
-
-OWN = ".launcher"
-"""In the workspace: the own directories of runs, which are no results."""
 
 _RETRY_INTERVAL = 5.0
 _BLOCK = 1 << 20
@@ -69,15 +67,12 @@ def collect(
     Missing and invalid results are problems; they are waited for ``patience`` seconds, since NFS can show a file, or
     its end, up to a minute late. Raises ResultError when nothing can be read or written.
     """
-    from tenacity import stop_after_attempt, wait_fixed
-
     if not place.workspace.is_dir():
         raise ResultError("no such directory", where=str(place.workspace))
     found = until(
         lambda found: not found.problems,
         lambda: _look(expected, place),
-        stop=stop_after_attempt(1 + math.ceil(patience / _RETRY_INTERVAL)),
-        wait=wait_fixed(_RETRY_INTERVAL),
+        [_RETRY_INTERVAL] * math.ceil(patience / _RETRY_INTERVAL),
         sleep=sleep,
     )
     published = {}

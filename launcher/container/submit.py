@@ -18,7 +18,7 @@ from launcher.core.process import CommandRunner, Completed
 from launcher.core.slurm_notation import limit_seconds
 from launcher.plan.plan import Plan
 from launcher.slurm.client import Scheduler, SchedulerUnreachable
-from launcher.slurm.submission import ASKED, IN_DOUBT, check_first, hint_for, new_jobs, printed_ids
+from launcher.slurm.submission import IN_DOUBT, PAUSES, check_first, hint_for, new_jobs, printed_ids
 
 TIMEOUT = 240.0
 """Seconds for the submitting program."""
@@ -83,7 +83,8 @@ def sbatch_argv(allocation: PlannedAllocation, token: str, root: Path, log: Path
 def embedded_argv(plan: Plan, jobs: Path, log: Path, script: Path) -> list[str]:
     """The embedded scheduler's submission, as a program of its own: its environment becomes the job's."""
     limit = limit_seconds(plan.scheduler.time_limit)
-    program = [sys.executable, "-m", "launcher.container.embedded"]
+    # The job's PYTHONPYCACHEPREFIX is not for this program: see `launcher.container.embedded.BYTECODE`.
+    program = [sys.executable, "-X", "pycache_prefix=", "-m", "launcher.container.embedded"]
     return [*program, str(jobs), plan.job_name, plan.run_key, str(log), str(limit or ""), str(script)]
 
 
@@ -108,7 +109,7 @@ def submit(
     may_come = done.ok or done.timed_out or (done.returncode or 0) < 0 or IN_DOUBT.search(done.stderr) is not None
     trouble = _trouble(argv, done)
     try:
-        found = new_jobs(token, earlier, scheduler, ASKED if failed and may_come else 1, sleep)
+        found = new_jobs(token, earlier, scheduler, PAUSES if failed and may_come else (), sleep)
     except SchedulerUnreachable as error:
         if failed:
             raise SubmissionUnknown(

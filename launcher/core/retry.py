@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from launcher.core.errors import LauncherError
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
-    from tenacity.stop import StopBaseT
-    from tenacity.wait import WaitBaseT
 
 T = TypeVar("T")
 
@@ -19,21 +18,26 @@ T = TypeVar("T")
 def until(
     good: Callable[[T], bool],
     call: Callable[[], T],
+    pauses: Sequence[float],
     *,
-    stop: StopBaseT,
-    wait: WaitBaseT,
+    within: float = math.inf,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
-    """Call until the answer is good or ``stop`` says that it is enough; the last answer, good or not.
+    """Call until the answer is good, again after each of the ``pauses``; the last answer, good or not.
 
-    ``stop`` and ``wait`` are tenacity's. Raises what ``call`` and ``sleep`` raise.
+    After ``within`` seconds no further attempt is made. Raises what ``call`` and ``sleep`` raise.
     """
-    from tenacity import RetryError, Retrying, retry_if_result
+    import tenacity
 
-    attempts = Retrying(stop=stop, wait=wait, sleep=sleep, retry=retry_if_result(lambda answer: not good(answer)))
+    attempts = tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(len(pauses) + 1) | tenacity.stop_after_delay(within),
+        wait=tenacity.wait_chain(*map(tenacity.wait_fixed, [*pauses, 0.0])),
+        sleep=sleep,
+        retry=tenacity.retry_if_result(lambda answer: not good(answer)),
+    )
     try:
         return attempts(call)
-    except RetryError as error:
+    except tenacity.RetryError as error:
         last: T = error.last_attempt.result()
         return last
 

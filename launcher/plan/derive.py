@@ -288,12 +288,15 @@ def partition_and_account(rules: AppliedRules, context: Context) -> tuple[str | 
 
 
 def excluded_nodes(rules: AppliedRules, context: Context) -> list[str]:
-    """The nodes that the job must not get: those of the host's variable that a rule names, else the rule's own."""
+    """The nodes that the job must not get: those of the host's variable that a rule names, else the rule's own.
+
+    Several rules may name one variable, which stands for all of their nodes.
+    """
     nodes: list[str] = []
     for rule in (excluded.rule for excluded in rules.file.excluded(rules.benchmark, power=rules.power)):
         said = context.host.get(rule.variable) if rule.variable is not None else None
         nodes += [n for n in said.split(",") if n] if said is not None else [rule.node]
-    return nodes
+    return list(dict.fromkeys(nodes))
 
 
 def tags(rules: AppliedRules, context: Context) -> str:

@@ -71,11 +71,11 @@ class Bounds:
     lengths: tuple[float, float] = (0.5, 1.5)
 
     def __str__(self) -> str:
-        """As a plan shows them."""
+        """As a plan shows them to a person."""
         low, high = self.lengths
         return (
-            f"at most {self.failed:.4g} of the requests failed, clocks {self.clock_skew:g} s apart, "
-            f"numbers {self.tolerance:.4g} apart, mean lengths {low:g} to {high:g} of ISL and OSL"
+            f"at most {self.failed * 100:.4g} % of the requests failed, clocks {self.clock_skew:g} s apart, "
+            f"numbers {self.tolerance * 100:.4g} % apart, mean lengths {low:g} to {high:g} of ISL and OSL"
         )
 
 

@@ -94,7 +94,8 @@ def _make_programs(directory: Path, programs: Mapping[str, Sequence[str]]) -> No
     package = str(Path(launcher.__file__).parents[1])
     for name, (module, *arguments) in programs.items():
         program = directory / name
-        argv = [sys.executable, "-m", f"launcher.rehearsal.{module}", *arguments]
+        # The workflow's PYTHONPYCACHEPREFIX would have every stand-in compile all that it imports.
+        argv = [sys.executable, "-X", "pycache_prefix=", "-m", f"launcher.rehearsal.{module}", *arguments]
         text = (
             "#!/bin/sh\n"
             f"PYTHONPATH={shlex.quote(package)}${{PYTHONPATH:+:$PYTHONPATH}}\n"

@@ -132,8 +132,6 @@ def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sl
     cannot be met as it is: a logs directory of another job, a name longer than 255 bytes, two results of one name, a
     file of another run in the way; and when a result cannot be written.
     """
-    from tenacity import stop_after_attempt, wait_fixed
-
     if not request.result_filename or "/" in request.result_filename:
         raise ResultError(f"{request.result_filename!r} cannot begin a file name")
     if request.logs_dir.resolve().parent.name != request.job_id:
@@ -147,8 +145,7 @@ def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sl
     found = until(
         lambda found: not found.problems,
         lambda: _look(request),
-        stop=stop_after_attempt(1 + math.ceil(request.patience / _RETRY_INTERVAL)),
-        wait=wait_fixed(_RETRY_INTERVAL),
+        [_RETRY_INTERVAL] * math.ceil(request.patience / _RETRY_INTERVAL),
         sleep=sleep,
     )
     doubts = [*found.doubts, *(f"concurrency {at}: {doubt}" for at, p in found.points.items() for doubt in p.doubts)]

@@ -100,7 +100,9 @@ def _points(benchmark: Benchmark, collected: Collected) -> list[dict[str, Any]]:
 
 REHEARSAL = "REHEARSAL: nothing was served and nothing was measured; the numbers are made up."
 _NUMERIC = ("conc", "tok/s", "tok/s/GPU", "TTFT ms", "TPOT ms", "ITL ms")
-_COLUMNS = ("runner", "benchmark", "topology", "ISL/OSL", *_NUMERIC, "state")
+_TEXTUAL = ("runner", "benchmark", "topology", "ISL/OSL")
+"""Said once above the table where they are the same in all rows, and the terminal is narrow."""
+_COLUMNS = (*_TEXTUAL, *_NUMERIC, "state")
 _MISSING = "-"
 
 
@@ -161,9 +163,7 @@ def markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
 def write_table(summaries: Sequence[Mapping[str, Any]], stream: TextIO, environ: Mapping[str, str]) -> None:
     """Write the table with rich: for a terminal in colours (unless NO_COLOR is set), else as plain text, one line a
     row."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     table = rows(summaries)
@@ -177,13 +177,28 @@ def write_table(summaries: Sequence[Mapping[str, Any]], stream: TextIO, environ:
     )
     if any(row.rehearsal for row in table):
         console.print(Text(REHEARSAL, style="bold yellow"))
-    shown = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False)
-    for column in _COLUMNS:
+    shown = _drawn(table, _COLUMNS, terminal)
+    same = [c for i, c in enumerate(_COLUMNS) if c in _TEXTUAL and len({row.cells[i] for row in table}) == 1]
+    if console.measure(shown, options=console.options.update(max_width=10_000)).maximum > console.width and same:
+        console.print(Text(", ".join(f"{column} {table[0].cells[_COLUMNS.index(column)]}" for column in same)))
+        shown = _drawn(table, [column for column in _COLUMNS if column not in same], terminal, ruled=False)
+    console.print(shown)
+
+
+def _drawn(table: Sequence[Row], columns: Sequence[str], terminal: bool, *, ruled: bool = True) -> Any:
+    """The table with these columns, for rich; a rule below the head makes it wider."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=box.SIMPLE_HEAD if terminal and ruled else None, pad_edge=False)
+    for column in columns:
         shown.add_column(column, justify="right" if column in _NUMERIC else "left", no_wrap=not terminal)
     for row in table:
-        style = "yellow" if row.rehearsal and row.good else "green" if row.good else "bold red"
-        shown.add_row(*(Text(cell) for cell in row.cells[:-1]), Text(row.cells[-1], style=style))
-    console.print(shown)
+        cells = [Text(row.cells[_COLUMNS.index(column)]) for column in columns]
+        cells[-1].stylize("yellow" if row.rehearsal and row.good else "green" if row.good else "bold red")
+        shown.add_row(*cells)
+    return shown
 
 
 def _number(value: Any, digits: int) -> str:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from launcher.core import retry
 from launcher.core.errors import JobError
 from launcher.core.process import CommandRunner, Completed, clean_environment, run
+from launcher.core.retry import until
 from launcher.slurm.client import (
     MAY_BE_REQUEUED,
     SUCCESS,
@@ -274,12 +274,12 @@ class SlurmCommands:
         ids = [job.id for job in jobs if job not in ended | foreign]
         for start in range(0, len(ids), IDS_A_CALL):
             some = ids[start : start + IDS_A_CALL]
-            self._insist(["scancel", *some], f"job {','.join(some)}", tries=3, pause=0.5)
+            self._insist(["scancel", *some], f"job {','.join(some)}", [0.5] * 2)
 
     def release(self, job: JobKey) -> None:
         """Call `scontrol release`, ten times and for 20 s at most. The leader's id releases all of an array or of
         a heterogeneous job (22.05)."""
-        self._insist(["scontrol", "release", job.id], str(job), tries=10, within=20.0, pause=1.0, timeout=10.0)
+        self._insist(["scontrol", "release", job.id], str(job), [1.0] * 9, within=20.0, timeout=10.0)
 
     def describe(self, job: JobKey) -> dict[str, str]:
         """What squeue, scontrol and sacct (with all steps) print of the job, for a person: times are local."""
@@ -319,20 +319,17 @@ class SlurmCommands:
         self,
         argv: list[str],
         where: str,
+        pauses: Sequence[float],
         *,
-        tries: int,
-        pause: float,
         within: float = math.inf,
         timeout: float = math.inf,
     ) -> None:
         """Run a command until Slurm does what it asks for, has nothing to do for it, or refuses."""
-        from tenacity import stop_after_attempt, stop_after_delay, wait_fixed
-
-        done = retry.until(
+        done = until(
             lambda answer: _is_over(answer) or _REFUSED.search(answer.stderr) is not None,
             lambda: self._runner(argv, timeout=min(timeout, self._timeout), env=self._plain),
-            stop=stop_after_attempt(tries) | stop_after_delay(within),
-            wait=wait_fixed(pause),
+            pauses,
+            within=within,
             sleep=self._sleep,
         )
         if _REFUSED.search(done.stderr):

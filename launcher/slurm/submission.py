@@ -8,17 +8,16 @@ failed. Nothing here submits.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from launcher.core.errors import JobsExist
 from launcher.core.retry import until
 from launcher.slurm.client import Scheduler, SchedulerUnreachable, jobs_with_token
 
-ASKED = 3
-"""How often the scheduler is asked about a submission whose answer was lost."""
-
-BETWEEN = 5.0
-"""Seconds between two such questions: slurmctld may still be working on the request when its client is gone."""
+PAUSES = (5.0, 5.0)
+"""Seconds before each further question about a submission whose answer was lost: slurmctld may still be working on the
+request when its client is gone."""
 
 IN_DOUBT = re.compile(r"timed out|[Uu]nable to contact|connect failure|Zero Bytes|Unexpected message")
 """What sbatch says when slurmctld may have taken the job nevertheless."""
@@ -49,26 +48,22 @@ def new_jobs(
     token: str,
     earlier: frozenset[str],
     scheduler: Scheduler,
-    times: int,
-    sleep: Callable[[float], None],
-    *,
-    between: float = BETWEEN,
+    pauses: Sequence[float] = (),
+    sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, float | None]:
     """The jobs that carry the token and are not among the ``earlier`` ones, with their submit times.
 
-    The scheduler is asked up to ``times`` times until there is one, with ``between`` seconds in between. Raises
-    SchedulerUnreachable when it gave no answer the last time.
+    The scheduler is asked again after each of the ``pauses`` until there is one. Raises SchedulerUnreachable when it
+    gave no answer the last time.
     """
-    from tenacity import stop_after_attempt, wait_fixed
 
-    def ask() -> dict[str, float | None] | SchedulerUnreachable:
+    def look() -> dict[str, float | None] | SchedulerUnreachable:
         try:
             return {job.id: job.submitted for job in jobs_with_token(token, scheduler) if job.id not in earlier}
         except SchedulerUnreachable as error:
             return error
 
-    stop, wait = stop_after_attempt(times), wait_fixed(between)
-    answer = until(lambda found: isinstance(found, dict) and bool(found), ask, stop=stop, wait=wait, sleep=sleep)
+    answer = until(lambda found: isinstance(found, dict) and bool(found), look, pauses, sleep=sleep)
     if isinstance(answer, SchedulerUnreachable):
         raise answer
     return answer

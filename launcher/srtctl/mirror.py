@@ -159,13 +159,10 @@ class Mirror:
 
     def _network(self, *words: str | Path, cwd: Path) -> None:
         """Run a git command that needs the network, up to three times. Raises SubmissionError."""
-        from tenacity import stop_after_attempt, wait_exponential
-
         done = until(
             lambda done: done.ok or done.timed_out or _PERMANENT.search(done.stderr) is not None,
             lambda: self._git(*words, cwd=cwd, timeout=NETWORK_TIMEOUT),
-            stop=stop_after_attempt(3),
-            wait=wait_exponential(multiplier=2, max=30),
+            [2.0, 4.0],
             sleep=self._sleep,
         )
         if not done.ok:

@@ -17,7 +17,6 @@ import shlex
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -36,7 +35,7 @@ TIMEOUT = 240.0
 """Seconds for sbatch itself; `submit.Submission.timeout` is longer."""
 
 _OUTPUT = re.compile(r"^#SBATCH --output=(\S+%j\S*)$", re.MULTILINE)
-_LOOKS, _BETWEEN = 3, 2.0
+_PAUSES = [2.0, 2.0]
 
 
 @contextlib.contextmanager
@@ -87,8 +86,7 @@ def submit(arguments: list[str], environ: Mapping[str, str]) -> tuple[int, str, 
     elif not found:
         may_come = done.ok or done.timed_out or bool(IN_DOUBT.search(done.stderr))
         with contextlib.suppress(LauncherError):
-            looks = _LOOKS if may_come else 1
-            found = [*new_jobs(token, earlier, SlurmCommands(environ=real), looks, time.sleep, between=_BETWEEN)]
+            found = [*new_jobs(token, earlier, SlurmCommands(environ=real), _PAUSES if may_come else [])]
     if len(found) == 1:
         error = done.stderr + f"sbatch did not print the job's id ({done}); Slurm has it as {found[0]}\n"
         return 0, f"Submitted batch job {found[0]}\n", error

@@ -29,8 +29,8 @@ from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import write_text
 from launcher.run.kind import Submitted
 from launcher.slurm.client import Scheduler, SchedulerUnreachable
-from launcher.slurm.submission import ASKED, check_first, hint_for, new_jobs
 from launcher.slurm.submission import HINTS as SBATCH_HINTS
+from launcher.slurm.submission import PAUSES, check_first, hint_for, new_jobs
 from launcher.srtctl import recipe
 from launcher.srtctl.planned import LOG, SRTSLURM
 from launcher.srtctl.sbatch_wrapper import wrapper_on_path
@@ -129,8 +129,8 @@ def apply(
     # Once sbatch was reached, a job can still appear.
     may_come = done.timed_out or (done.returncode or 0) < 0 or answer.begun > 0
     try:
-        times = ASKED if failed and may_come else 1
-        found = new_jobs(submission.token, submission.earlier, scheduler, times, sleep)
+        pauses = PAUSES if failed and may_come else []
+        found = new_jobs(submission.token, submission.earlier, scheduler, pauses, sleep)
     except SchedulerUnreachable as error:
         if failed:
             raise SubmissionUnknown(

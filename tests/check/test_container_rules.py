@@ -150,10 +150,11 @@ def test_what_is_right_is_no_finding(planner: RowPlanner, what: str, change: Cha
     assert findings(planner, benchmark) == []
 
 
-def test_jobs_on_the_runners_own_host_have_no_limit_and_share_nothing(planner: RowPlanner) -> None:
-    planner.edit("kind: container", "kind: docker").lane("engine: docker")
-    planner.edit(f"{{partition: p, account: a, time-limit: {LIMIT}}}", '{kind: local, time-limit: "0:10:00"}')
-    assert findings(planner, an_agentic_row()) == []
+def test_jobs_on_the_runners_own_host_have_a_limit_and_share_nothing(planner: RowPlanner) -> None:
+    planner.edit("kind: container", "kind: docker").lane("engine: docker").lane(SHARED_NODES)
+    planner.edit(f"{{partition: p, account: a, time-limit: {LIMIT}}}", '{kind: local, time-limit: "1:00:00"}')
+    assert findings(planner, a_row()) == []
+    assert [one.rule for one in findings(planner, an_agentic_row())] == ["limit-short"]
 
 
 def given(*benchmarks: Benchmark, labels: dict[str, list[str]] | None = None) -> CheckInput:
@@ -197,6 +198,31 @@ def test_a_row_that_stands_twice() -> None:
     assert place == "m.yaml:3" and message.startswith("this is one's row at m.yaml:1 once more")
     # Of the three that share a name two are the same, which is said already.
     assert [where for where, _ in found_by("name-duplicate", world)] == ["m.yaml:2"]
+
+
+def test_rows_of_one_node_are_left_out_where_only_a_checkout_would_have_their_scripts(tmp_path: Path) -> None:
+    """Those whose scripts come with the launcher are looked at everywhere."""
+    (tmp_path / "t-master.yaml").write_text(MATRIX)
+    project = Project.open({"HOME": "/root"}, workspace=str(tmp_path))
+    everything = inputs.everything(project, [str(tmp_path / "t-master.yaml")])
+    assert [row.benchmark.runner for row in everything.rows] == ["local"]
+    ((what, places),) = everything.outside.items()
+    assert what.startswith("rows of one node, whose scripts are not in the workspace") and len(places) == 2
+
+
+KEY = """\
+dsr1-fp8-{label}-sglang:
+  image: lmsysorg/sglang:v0.5.12-cu130
+  model: deepseek-ai/DeepSeek-R1-0528
+  model-prefix: dsr1
+  runner: {label}
+  precision: fp8
+  framework: sglang
+  multinode: false
+  scenarios:
+    fixed-seq-len: [{{isl: 1024, osl: 1024, search-space: [{{tp: 4, conc-list: [{conc}]}}]}}]
+"""
+MATRIX = KEY.format(label="h200", conc="4, 16") + KEY.format(label="local", conc="4")
 
 
 # ------------------------------------------------------------------------------------------------- the tree as given

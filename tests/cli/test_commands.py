@@ -111,3 +111,21 @@ def test_runners_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "gb200-nv" in capsys.readouterr().out
     assert main(["runner", "show", "gb200-nv", "--for", "minimaxm3/fp8/dynamo-vllm"]) == 0
     assert "sa-submission-q2-2026" in capsys.readouterr().out
+
+
+def test_the_rules_for_a_case_are_those_of_its_kind_of_job(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a cluster that runs one framework on one node and on several, both are shown."""
+
+    def shown(*argv: str) -> str:
+        assert main(["runner", "show", *argv]) == 0
+        return capsys.readouterr().out
+
+    one = shown("b200-nb", "--for", "qwen3.5/fp4/trt")
+    assert "model      cache /mnt/data/gharunners/hf-hub-cache" in one and "time limit the partition's\n" in one
+    assert "container  pyxis, {model}_{precision}_b200_{framework}{spec}.sh or " in one and "srt-slurm" not in one
+    both = shown("h200-dgxc", "--for", "kimik3/fp4/vllm/agentic")
+    several, _, one = both.partition("on one node:")
+    assert several.startswith("on several nodes:\n") and "srt-slurm  https" in several and "edits" in several
+    assert "container  pyxis" in one and "srt-slurm" not in one and "edits" not in one
+    whole = shown("rtx6000pro-lat")
+    assert "None" not in whole and "images " not in whole and "docker, {model}_" in whole

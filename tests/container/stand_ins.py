@@ -13,17 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SRUN_STAND_IN = r"""#!/usr/bin/env bash
-# srun_stand_in: one task on this host. A container's working directory is the host's that is mounted there.
+# srun_stand_in: srun without pyxis, and without Slurm one task on this host. A container's working directory is the
+# host's that is mounted there.
 calls=@ROOT@/calls
 mkdir -p "$calls"
 call=$(mktemp "$calls/srun.XXXXXX")
 printf '%s\0' "$@" >"$call"
 env -0 | cut -z -d= -f1 >"$call.names"
-mounts= workdir=
+mounts= workdir= options=()
 while [[ ${1-} == --* ]]; do
   case $1 in
     --container-mounts=*) mounts=${1#*=} ;;
     --container-workdir=*) workdir=${1#*=} ;;
+    --container-* | --no-container-*) ;;
+    *) options+=("$1") ;;
   esac
   shift
 done
@@ -32,6 +35,9 @@ for pair in "${pairs[@]}"; do
   IFS=: read -r source target _ <<<"$pair"
   if [ -n "$workdir" ] && [ "${target%/}" = "${workdir%/}" ]; then cd "$source" || exit 1; fi
 done
+# As pyxis has it: what the image sets wins over what the step has.
+[ ! -e @ROOT@/image-sets ] || . @ROOT@/image-sets
+[ -z "${SLURM_CONF-}" ] || exec "$(PATH=${PATH#*:}; command -v srun)" "${options[@]}" "$@"
 # As slurmd has it: a signal reaches every process of the step, and none of them outlives it.
 setsid "$@" &
 task=$!
@@ -98,10 +104,8 @@ case $1 in
       [[ " $* " != *" --filter=label=$(<"$label") "* ]] || basename "$(dirname "$label")"
     done
     ;;
-  rm)
-    kill -KILL -- "-$(<"$root/containers/$3/pid")"
-    rm -rf "$root/containers/$3"
-    ;;
+  kill) kill -KILL -- "-$(<"$root/containers/$2/pid")" ;;
+  rm) rm -rf "$root/containers/$3" ;;
 esac
 """
 

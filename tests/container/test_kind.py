@@ -20,16 +20,17 @@ import pytest
 from launcher import project
 from launcher.benchmark.benchmark import Benchmark
 from launcher.cli import main
-from launcher.container.kind import LOG, OWN, SCRIPT, ContainerKind
-from launcher.container.planned import ContainerJob
+from launcher.container.kind import LOG, SCRIPT, ContainerKind
+from launcher.container.planned import OWN, ContainerJob
 from launcher.core.shipped import shipped
 from launcher.plan.derive import Context
-from launcher.plan.plan import Plan
+from launcher.plan.plan import Plan, WorkspacePlan
 from launcher.project import Project
 from launcher.run.prepare import prepare
 from launcher.run.record import RunRecord
 from launcher.runner.file import RunnerFile
 from launcher.services import open_run
+from launcher.slurm.client import JobKey
 from tests.conftest import SlurmCluster
 from tests.container.jobs import JobHost, left, wait_for
 from tests.container.plans import RESULT, a_container, a_job, an_allocation, an_image, expected, staging
@@ -133,7 +134,7 @@ def test_a_run_on_this_host(boxes: Boxes, capsys: pytest.CaptureFixture[str]) ->
     assert "the job ends with exit code 0" in capsys.readouterr().out
     assert main(["plan", *ONE, "--runner", "boxes"]) == 0
     shown = capsys.readouterr().out
-    assert "docker org/image:tag" in shown and "on this host" in shown and "{workspace} → /workspace" in shown
+    assert "docker of org/image:tag" in shown and "this host" in shown and "{workspace} → /workspace" in shown
 
 
 def test_no_secret_is_on_disk_and_nothing_of_the_shell_reaches_the_job(boxes: Boxes) -> None:
@@ -205,6 +206,18 @@ def test_another_process_resumes_it(boxes: Boxes) -> None:
     assert boxes.record("left").fields.state == "succeeded"
 
 
+def test_results_of_a_workflow_stay_in_its_workspace(boxes: Boxes) -> None:
+    boxes.submitted_and_left("left")
+    boxes.record("left").update(results="workspace")
+    assert main(["resume", "left"]) == 0
+    record, workspace = boxes.record("left"), boxes.host.workspace
+    assert record.fields.state == "succeeded"
+    assert (workspace / f"{RESULT}.json").exists() and (workspace / "server.log").exists()
+    assert not (workspace / OWN / "left").exists() and (workspace / "LOGS" / LOG).exists()
+    assert (record.directory / "evidence" / SCRIPT).exists()
+    assert list(record.step("collect").facts["published"]) == [f"{RESULT}.json"]
+
+
 def test_a_job_of_it_is_adopted(boxes: Boxes) -> None:
     boxes.host.benchmark(f"sleep 1\n{GOOD}")
     boxes.submitted_and_left("first")
@@ -234,9 +247,17 @@ def test_a_run_on_slurm(slurm_boxes: Boxes) -> None:
 
 @pytest.mark.slurm
 def test_an_image_of_the_node_is_the_jobs_and_not_ours(slurm_boxes: Boxes) -> None:
-    slurm_boxes.changes = {"images": (an_image(slurm_boxes.root),)}
+    slurm_boxes.changes = {"images": (an_image(slurm_boxes.root, environment={"TMPDIR": f"{slurm_boxes.root}/t"}),)}
+    enroot, seen = slurm_boxes.host.stand_ins.root / "bin/enroot", slurm_boxes.root / "seen"
+    text = enroot.read_text().partition("\n")[2]
+    enroot.write_text(f"#!/bin/sh\necho \"${{CUDA_VISIBLE_DEVICES-none}} $SLURM_STEP_ID $TMPDIR\" > '{seen}'\n{text}")
+    slurm_boxes.host.benchmark(f'{GOOD}\necho "$CUDA_VISIBLE_DEVICES $SLURM_STEP_ID ${{TMPDIR-none}}" > server.log')
     record = slurm_boxes.run()
     assert record.fields.state == "succeeded"
+    gpus, step, temporary = seen.read_text().split()
+    assert gpus in ("none", "NoDevFiles", "-1") and step == "0" and temporary == f"{slurm_boxes.root}/t"
+    log = (record.directory / "results/server.log").read_text().split()
+    assert log[0] == "0" and log[1] == "1" and log[2] != temporary, "the GPU is the benchmark's"
     facts = record.step("images").facts
     assert facts["images"][0]["how"] == "by the job" and int(facts["job"]["image_import_seconds"]) >= 0
     assert "image_import_seconds" in (record.directory / "evidence/facts.txt").read_text()
@@ -267,13 +288,14 @@ def test_a_refused_job(slurm_boxes: Boxes) -> None:
 
 
 @pytest.mark.slurm
-def test_a_cancelled_job_ends_its_container_and_no_other(slurm_boxes: Boxes) -> None:
+def test_a_cancelled_job_ends_its_container_and_no_other(slurm_boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another job has the same name: only ours carries our token."""
     other = ["sbatch", "--parsable", "--job-name=x_00", "--wrap=sleep 600", "--output=/dev/null", "--partition=batch"]
     theirs = subprocess.run(other, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
     try:
         running = slurm_boxes.root / "running"
         slurm_boxes.host.benchmark(f"touch '{running}'; sleep 600 & wait")
+        monkeypatch.setenv("HOME", str(slurm_boxes.root))
         child = os.fork()
         if child == 0:
             try:
@@ -286,11 +308,32 @@ def test_a_cancelled_job_ends_its_container_and_no_other(slurm_boxes: Boxes) -> 
         record = slurm_boxes.record("left")
         assert record.settled and record.job is not None and record.job.state == "CANCELLED"
         assert "the job ends with exit code 143" in Path(record.job.log).read_text()
-        wait_for(lambda: not left(str(slurm_boxes.host.workspace)))
+        wait_for(lambda: not left(f"HOME={slurm_boxes.root}\0"))
         shown = subprocess.run(["squeue", "-h", "-o", "%i"], capture_output=True, text=True, timeout=60).stdout.split()
         assert theirs in shown
     finally:
         subprocess.run(["scancel", theirs], timeout=60)
+
+
+def test_the_log_tells_the_end_of_a_job(boxes: Boxes) -> None:
+    job = boxes.run().job
+    assert job is not None
+    kind = ContainerKind("boxed", boxes.plan, boxes.state / "jobs")
+    key, log = JobKey(job.id, job.submitted, "r"), Path(job.log)
+    state = kind.end_by_log(key, log)
+    assert state is not None and state.exit_code == (0, 0) and not state.succeeded, "Slurm alone tells a success"
+    with log.open("a") as file:
+        file.write("launcher: job 1 on another node\n")
+    assert kind.end_by_log(key, log) is None, "it was requeued"
+    assert kind.output_of_log(log) == Path(job.output) and kind.output_of_log(log.with_name("x.log")) is None
+
+
+def test_a_workspace_that_only_has_a_copy_on_compute_nodes(boxes: Boxes) -> None:
+    shared = boxes.root / "shared"
+    boxes.changes = {"workspace": WorkspacePlan(str(boxes.host.workspace), str(shared))}
+    record = boxes.run()
+    assert record.job is not None and Path(record.job.output).is_relative_to(shared)
+    assert (record.directory / f"results/{RESULT}.json").exists() and (shared / f"{RESULT}.json").exists()
 
 
 def test_an_eval_only_run(boxes: Boxes) -> None:

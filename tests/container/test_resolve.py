@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launcher.benchmark.benchmark import Component, Role
+from launcher.benchmark.benchmark import Benchmark, Component, Role
 from launcher.benchmark.environment import benchmark_from_environment, environment_of
 from launcher.container.planned import ContainerJob
 from launcher.core.errors import ConfigError
@@ -181,6 +181,7 @@ def test_excluded_nodes(planner: RowPlanner) -> None:
     planner.runner += (
         "exclude-nodes:\n  - {node: bad-1, reason: broken}\n"
         "  - {node: bad-2, reason: broken, variable: SALLOC_EXCLUDE, when: {framework: sglang}}\n"
+        "  - {node: bad-3, reason: broken, variable: SALLOC_EXCLUDE, when: {framework: sglang}}\n"
     )
 
     def excluded(host: dict[str, str], **row: Any) -> tuple[str, ...]:
@@ -190,7 +191,7 @@ def test_excluded_nodes(planner: RowPlanner) -> None:
         return allocation.exclude
 
     planner.script("dsr1_fp8_h100.sh")
-    assert excluded({}) == ("bad-1", "bad-2")
+    assert excluded({}) == ("bad-1", "bad-2", "bad-3")
     assert excluded({}, framework="vllm") == ("bad-1",)
     assert excluded({"SALLOC_EXCLUDE": "n-5,n-6"}) == ("bad-1", "n-5", "n-6")
     assert excluded({"SALLOC_EXCLUDE": ""}) == ("bad-1",)
@@ -371,6 +372,7 @@ def test_docker_on_the_runners_own_host(planner: RowPlanner) -> None:
     plan = planner.lane("engine: docker").plan()
     job = ContainerJob.of(plan)
     assert (plan.kind, job.allocation, plan.scheduler.kind) == ("docker", None, "local")
+    assert plan.scheduler.time_limit == "500"  # which the embedded scheduler keeps
     assert job.container.options.flags == ("--gpus=4", "--format={other}")
 
 
@@ -397,6 +399,36 @@ def test_what_a_job_has_to_leave(planner: RowPlanner) -> None:
     assert "gpu_metrics.csv" in agentic.metrics and "results/**" in agentic.logs
 
 
+def test_a_job_that_profiles_finds_its_script_without_being_told_where(planner: RowPlanner) -> None:
+    """profile.yml sets no SCENARIO_SUBDIR, and most bash launchers then look one directory too high."""
+    environ = {name: value for name, value in environment_of(a_row()).items() if name != "SCENARIO_SUBDIR"}
+    benchmark = benchmark_from_environment({**environ, "PROFILE": "1", "RUNNER_TYPE": "", "RESULT_FILENAME": "R"})
+    plan = planner.plan_of(benchmark)
+    job = ContainerJob.of(plan)
+    assert job.script.path == "benchmarks/single_node/fixed_seq_len/dsr1_fp8_h100.sh"
+    assert (job.environment["SCENARIO_SUBDIR"], job.environment["PROFILE"]) == ("fixed_seq_len/", "1")
+    assert plan.results.required == ("R.json", "profile_R.trace.json.gz")
+
+
+def acceptance_lengths(**changes: str) -> Benchmark:
+    """What speedbench-al.yml starts: a script of its choice, and no point."""
+    left_out = ("RUNNER_TYPE", "CONC", "ISL", "OSL", "SCENARIO_SUBDIR", "RESULT_FILENAME")
+    environ = {name: value for name, value in environment_of(a_row()).items() if name not in left_out}
+    named = {"BENCH_SCRIPT_OVERRIDE": "own/al.sh", "OUT_YAML": "/workspace/speedbench-reference-al.yaml"}
+    return benchmark_from_environment({**environ, **named, **changes})
+
+
+def test_a_job_that_collects_acceptance_lengths_has_to_leave_its_own_file(planner: RowPlanner) -> None:
+    planner.edit('h100{spec}.sh"]}', 'h100{spec}.sh"], variable: BENCH_SCRIPT_OVERRIDE}').script("al.sh", folder="own")
+    planner.host = {"BENCH_SCRIPT_OVERRIDE": "own/al.sh"}
+    plan = planner.plan_of(acceptance_lengths())
+    assert plan.results.required == ("speedbench-reference-al.yaml",)
+    assert plan.results.concurrencies == () and ContainerJob.of(plan).script.path == "own/al.sh"
+    for out in ("/elsewhere/x.yaml", "/workspace", "/workspace/../x.yaml", "x.yaml"):
+        with pytest.raises(ConfigError, match=r"OUT_YAML is .* would be lost"):
+            planner.plan_of(acceptance_lengths(OUT_YAML=out))
+
+
 def test_the_results_are_named_as_the_workflow_names_them(planner: RowPlanner) -> None:
     ours = planner.job().environment
     assert ours["RESULT_FILENAME"] == ours["RESULT_FILENAME_BASE"]
@@ -404,3 +436,16 @@ def test_the_results_are_named_as_the_workflow_names_them(planner: RowPlanner) -
     planner.host = {"RESULT_FILENAME_BASE": "BASE"}
     theirs = planner.job(result_filename="BASE_recipe-1").environment
     assert (theirs["RESULT_FILENAME"], theirs["RESULT_FILENAME_BASE"]) == ("BASE_recipe-1", "BASE")
+
+
+def test_the_lane_of_the_page_about_new_clusters_is_one(planner: RowPlanner) -> None:
+    page = (Path(__file__).parents[2] / "docs/new-cluster.md").read_text().partition("## Add a lane in a container")[2]
+    example = page.partition("```yaml\n")[2].partition("```")[0]
+    head = ("name", "sku", "runners", "labels", "scheduler", "node")
+    planner.runner = "\n".join(line for line in planner.runner.splitlines() if line.startswith(head)) + "\n" + example
+    planner.script("dsr1_fp8_h200.sh")
+    job = planner.job()
+    assert job.script.path.endswith("/dsr1_fp8_h200.sh") and job.container.options.remap_root
+    assert job.allocation is not None
+    assert (job.allocation.minutes, job.allocation.cpus_per_task, job.allocation.exclusive) == (180, 64, False)
+    assert "$JOB" in job.container.environment["PORT"] and "/aiperf_mmap_cache" in job.container.mounts

@@ -12,7 +12,7 @@ from launcher.container.submit import TIMEOUT, JobAnswer, environment, sbatch_ar
 from launcher.core.errors import JobsExist, SubmissionError, SubmissionUnknown
 from launcher.core.process import Completed
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
-from launcher.slurm.submission import BETWEEN
+from launcher.slurm.submission import PAUSES
 from tests.container.plans import a_container, a_job, an_allocation
 
 TOKEN = "run-7"
@@ -63,7 +63,7 @@ def test_a_scheduler_that_does_not_answer_after_a_good_submission() -> None:
 def test_a_job_whose_answer_was_lost_is_found_by_its_token() -> None:
     slurm = Slurm([], ["12"], code=1, err="sbatch: error: Batch job submission failed: Socket timed out")
     answer = slurm.submit(earlier=frozenset({"3"}))
-    assert answer.job_id == "12" and "Socket timed out" in answer.adopted and slurm.slept == [BETWEEN]
+    assert answer.job_id == "12" and "Socket timed out" in answer.adopted and slurm.slept == [PAUSES[0]]
 
 
 def test_a_submission_that_was_cut_off_is_looked_for() -> None:

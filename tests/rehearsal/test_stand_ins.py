@@ -98,7 +98,10 @@ def test_the_programs_start(tmp_path: Path) -> None:
 def test_the_environment_names_the_jobs_of_the_embedded_scheduler_only(tmp_path: Path) -> None:
     path = f"{tmp_path}/rehearsal/bin:/usr/bin"
     assert environment(tmp_path, "slurm", {"PATH": "/usr/bin"}) == {"PATH": path}
-    local = {"PATH": path, "LAUNCHER_LOCAL_JOBS": str(tmp_path / "jobs")}
+    local = {
+        "PATH": f"{tmp_path}/rehearsal/bin-without-slurm:{path}",
+        "LAUNCHER_LOCAL_JOBS": str(tmp_path / "jobs"),
+    }
     assert environment(tmp_path, "local", {"PATH": "/usr/bin"}) == local
 
 
