@@ -107,6 +107,7 @@ def _lines(plan: Plan, kind: JobKind) -> list[tuple[str, str]]:
         *kind.describe(plan),
         ("job", _job(plan)),
         ("results", ", ".join(plan.results.required) or f"{plan.results.filename}_*.json"),
+        ("believed", str(plan.results.limits)),
         ("decided by", f"{plan.rules.get('model', '-')}, {plan.rules.get('lane', '-')}"),
     ]
 
