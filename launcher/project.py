@@ -25,6 +25,7 @@ from launcher.container.kind import ContainerKind
 from launcher.container.resolve import ContainerPlanner
 from launcher.core.errors import ConfigError, closest
 from launcher.core.shipped import shipped
+from launcher.core.state import state_directory
 from launcher.plan.derive import Context, Resolved, check_run_id, run_key
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.container_schema import CONTAINER, DOCKER
@@ -77,11 +78,9 @@ class Project:
             found[flag] = Path(text).resolve() if text else None
             if text and not Path(text).is_dir():
                 raise ConfigError(f"{text} is not a directory", where=flag)
-        home = Path(environ.get("HOME") or Path.home())
-        default = Path(environ.get("XDG_STATE_HOME") or home / ".local/state") / "launcher"
         return cls(
             workspace=found["--workspace"] or Path(environ.get("GITHUB_WORKSPACE") or ".").resolve(),
-            state=Path(state or environ.get("LAUNCHER_STATE") or default).resolve(),
+            state=state_directory(environ, state),
             environ=environ,
             srt_slurm=found["--srt-slurm"],
             runners=found["--runners"],

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from launcher.cli.common import chosen, open_project
-from launcher.cli.render import Console, show_plans, show_run, show_runs, summaries
+from launcher.cli.render import Console, show_plans, summaries
 from launcher.core.errors import ConfigError, JobError, LauncherError
 from launcher.core.github import GitHub
 from launcher.core.stop import Stop, stop_on_signals
 from launcher.model.node_job import reap
+from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
 from launcher.project import Project, new_run_id
 from launcher.result.summary import markdown
@@ -25,10 +26,10 @@ from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.loop import Limits, run_all
 from launcher.run.orphans import adopt as adopt_job
-from launcher.run.orphans import end_run, find_orphans, orphans_of_job_name, told_elsewhere
+from launcher.run.orphans import end_run, end_unreadable, find_orphans, orphans_of_job_name, told_elsewhere
 from launcher.run.prepare import refuse
-from launcher.run.record import RunRecord, records
-from launcher.services import open_run, open_services, pace_of
+from launcher.run.record import RunRecord, UnreadableRecord
+from launcher.services import open_run, open_services, pace_of, schedulers_for
 from launcher.slurm.backends import open_scheduler
 from launcher.slurm.client import Phase
 from launcher.slurm.logs import LogFollower
@@ -86,20 +87,6 @@ def ci(arguments: argparse.Namespace) -> int:
     return _exit_code(outcomes)
 
 
-def status(arguments: argparse.Namespace) -> int:
-    """List all runs, or show one."""
-    runs = open_project(arguments).runs
-    found = [RunRecord.load(runs, arguments.run)] if arguments.run else records(runs)
-    if arguments.json:
-        values = [json.loads((record.directory / "run.json").read_text()) for record in found]
-        print(json.dumps(values[0] if arguments.run else values, indent=2))
-    elif arguments.run:
-        show_run(found[0])
-    else:
-        show_runs(found, runs)
-    return 0
-
-
 def logs(arguments: argparse.Namespace) -> int:
     """Print the job's log; with --follow until the run has ended."""
     runs, follower = open_project(arguments).runs, None
@@ -122,8 +109,7 @@ def logs(arguments: argparse.Namespace) -> int:
 def cancel(arguments: argparse.Namespace) -> int:
     """Cancel a run's job and wait until the scheduler says that it is gone."""
     project = open_project(arguments)
-    record = RunRecord.load(project.runs, _run_id(arguments, project))
-    end_run(open_run(project, record), "launcher cancel", print)
+    _end(project, _run_id(arguments, project), "launcher cancel")
     return 0
 
 
@@ -132,32 +118,72 @@ def cleanup(arguments: argparse.Namespace) -> int:
     project = open_project(arguments)
     if arguments.run or arguments.from_env:
         run_id = _run_id(arguments, project)
-        if not (project.runs / run_id / "run.json").is_file():
+        if not (project.runs / run_id).is_dir():
             print(f"run {run_id} has no record: it never began")
             return 0
-        end_run(open_run(project, RunRecord.load(project.runs, run_id)), "launcher cleanup", print)
+        _end(project, run_id, "launcher cleanup")
         return 0
-    left, elsewhere = find_orphans(project.runs)
-    wrong: list[LauncherError] = []
-    for record in left:
-        try:
-            end_run(open_run(project, record), "launcher cleanup", print)
-        except LauncherError as error:
-            wrong.append(error)
-        except OSError as error:
-            wrong.append(LauncherError(str(error.strerror), where=f"run {record.id}"))
+    unreadable: list[UnreadableRecord] = []
+    left, elsewhere = find_orphans(project.runs, unreadable)
+    wrong = [_trouble(partial(_end, project, record.id, "launcher cleanup"), record.id) for record in left]
+    wrong += [_trouble(partial(_end_unreadable, project, one), one.id) for one in unreadable]
     for record in elsewhere:
         print(told_elsewhere(record))
     print(f"{len(left)} runs were left behind" if left else "no run was left behind")
-    try:
-        reap(project.state, lambda: open_scheduler("slurm", backend="commands"), print)
-    except LauncherError as error:
-        wrong.append(error)
-    for other in wrong[1:]:
+    if unreadable:
+        print(f"{len(unreadable)} records cannot be read: {', '.join(one.id for one in unreadable)}")
+    slurm = partial(open_scheduler, "slurm", backend="commands")
+    wrong.append(_trouble(partial(reap, project.state, slurm, print), "stagings"))
+    errors = [error for error in wrong if error is not None]
+    for other in errors[1:]:
         print(other)
-    if wrong:
-        raise wrong[0]
+    if errors:
+        raise errors[0]
     return 0
+
+
+def _end(project: Project, run_id: str, why: str) -> None:
+    """End what a run holds, also where its record or plan cannot be read. Raises LauncherError."""
+    directory = project.runs / check_run_id(run_id)
+    try:
+        record = RunRecord.load(project.runs, run_id)
+    except ConfigError as error:
+        if not directory.is_dir():
+            raise
+        lost = UnreadableRecord(directory, error)
+    else:
+        try:
+            run = open_run(project, record)
+        except ConfigError as error:
+            lost = UnreadableRecord(directory, error, record.job)
+        else:
+            end_run(run, why, print)
+            return
+    end_unreadable(lost, schedulers_for(project, lost), print)
+
+
+def _end_unreadable(project: Project, lost: UnreadableRecord) -> None:
+    """End the job of a run whose record cannot be read, if nobody drives the run. Raises LauncherError."""
+    driven = lost.driven
+    if driven is False:
+        end_unreadable(lost, schedulers_for(project, lost), print)
+    elif driven is None:
+        print(told_elsewhere(lost.record))
+    else:
+        print(f"run {lost.id}: {lost.error}; a launcher drives it")
+
+
+def _trouble(end: Callable[[], object], run_id: str) -> LauncherError | None:
+    """What went wrong with one of several: it must not end the others."""
+    try:
+        end()
+    except LauncherError as error:
+        return error
+    except OSError as error:
+        return LauncherError(str(error.strerror), where=f"run {run_id}: {error.filename}")
+    except Exception as fault:  # noqa: BLE001
+        return LauncherError(f"unexpected {type(fault).__name__}: {fault}", where=f"run {run_id}")
+    return None
 
 
 def collect(arguments: argparse.Namespace) -> int:
@@ -227,15 +253,22 @@ def _by_hand(project: Project, arguments: argparse.Namespace, *, several: bool =
 
 def _end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
     """End what a launcher that was killed left of an earlier job of this GitHub runner, and say so."""
-    left, elsewhere = orphans_of_job_name(project.runs, plan.job_name)
+    unreadable: list[UnreadableRecord] = []
+    left, elsewhere = orphans_of_job_name(project.runs, plan.job_name, unreadable)
     for record in elsewhere:
         github.warning(told_elsewhere(record), title="launcher: left behind")
     for record in left:
         github.warning(f"run {record.id} was left behind by an earlier job of this runner; ending it")
-        try:
-            end_run(open_run(project, record), "the next launcher on this runner", print)
-        except (LauncherError, OSError) as error:
+        end = partial(_end, project, record.id, "the next launcher on this runner")
+        if (error := _trouble(end, record.id)) is not None:
             github.warning(f"run {record.id}: {error}", title="launcher: left behind")
+    for lost in unreadable:
+        ours = lost.job_name == plan.job_name
+        github.warning(f"run {lost.id}: {lost.error}" + ("; ending its job" if ours else ""), title="launcher: records")
+        if not ours:
+            print(f"run {lost.id} may be another runner's: `launcher cleanup {lost.id}` ends its job")
+        elif (error := _trouble(partial(_end_unreadable, project, lost), lost.id)) is not None:
+            github.warning(f"run {lost.id}: {error}", title="launcher: left behind")
 
 
 def _drive(
