@@ -124,7 +124,10 @@ class Project:
         return Schemas(self.finder.trees)
 
     def matrix(self, files: Sequence[str] = ()) -> Matrix:
-        """The matrix of the files named, else of this repository together with the workspace's masters."""
+        """The matrix of the files named, else of this repository together with the workspace's masters.
+
+        What is wrong in them is said of what is selected (`Matrix.entries`). Raises ConfigError when there is no file.
+        """
         masters = self.workspace / "configs"
         hardware = masters / "runners.yaml"
         if files:
@@ -134,13 +137,15 @@ class Project:
             paths = [p for p in [*own, *sorted(masters.glob("*-master.yaml"))] if p.is_file()]
         if not paths:
             raise ConfigError("no matrix file was found", hint="--matrix FILE, or --workspace INFERENCEX_CHECKOUT")
-        return load_matrix(paths, hardware if hardware.is_file() else None)
+        return load_matrix(paths, hardware if hardware.is_file() else None, strict=False)
 
     def runner_for(self, benchmark: Benchmark, name: str | None) -> RunnerFile:
         """The cluster by name, else the only one that serves the benchmark's label. Raises ConfigError."""
         if name is not None:
             return self.fleet.get(name)
         serving = self.fleet.by_label.get(benchmark.runner, ())
+        if broken := self.fleet.broken_that_serve(benchmark.runner):
+            raise broken  # it may be the only one, or one of several
         if len(serving) == 1:
             return serving[0]
         if serving:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code (docs/design.md, "Errors")."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What a terminal's encoding has no letter for, and names of files that are not UTF-8, must end no command.
+            stream.reconfigure(errors="backslashreplace")
     arguments = parser().parse_args(argv)
     module, _, function = arguments.command.partition(":")
     try:
@@ -33,12 +38,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(command(arguments) or 0)
         except LauncherError as error:
             return _complain(error, arguments)
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a full disk, a directory that is not ours: whatever was being written or read
+            return _complain(LauncherError(str(error.strerror or error), where=_text(error.filename)), arguments)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # `launcher plan | head`: the reader has gone, which is no error of ours; keep Python from saying so at exit.
         sys.stderr.close()
         return 141
+
+
+def _text(name: object) -> str | None:
+    return None if name is None else str(name)
 
 
 def _complain(error: LauncherError, arguments: argparse.Namespace) -> int:

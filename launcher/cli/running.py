@@ -7,11 +7,12 @@ import dataclasses
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from launcher.cli.common import chosen, open_project
+from launcher.cli.common import chosen, of_row, open_project, planned, tell_refused
 from launcher.cli.render import Console, show_plans, summaries
 from launcher.core.errors import ConfigError, JobError, LauncherError
 from launcher.core.github import GitHub
@@ -38,14 +39,14 @@ from launcher.slurm.logs import LogFollower
 def run(arguments: argparse.Namespace) -> int:
     """Run the one benchmark that is selected."""
     project = open_project(arguments, look=True)
-    return _exit_code(_drive(project, _by_hand(project, arguments), arguments))
+    return _exit_code(_drive(project, [_by_hand(project, arguments)], arguments))
 
 
 def adopt(arguments: argparse.Namespace) -> int:
     """Take over a job that was started by hand: from here on it is this run's, to follow, to cancel, to collect."""
     project = open_project(arguments, look=True)
     by_environment = arguments.from_env
-    plan = project.plan_from_environment(arguments.run_id) if by_environment else _by_hand(project, arguments)[0]
+    plan = project.plan_from_environment(arguments.run_id) if by_environment else _by_hand(project, arguments)
     record = RunRecord.create(project.runs, plan)
     record.update(results="workspace" if by_environment else "run")
     output = Path(arguments.output).resolve() if arguments.output else None
@@ -60,12 +61,30 @@ def adopt(arguments: argparse.Namespace) -> int:
 
 
 def sweep(arguments: argparse.Namespace) -> int:
-    """Run all benchmarks that are selected; the exit code is that of the first that did not succeed."""
+    """Run all benchmarks that are selected; the exit code is that of the first that did not succeed.
+
+    What is selected and cannot be run is listed, and the others are run; then the exit code is 2 at least.
+    """
     if arguments.run_id:
         raise ConfigError("a sweep has many runs", where="--run-id", hint="launcher run --run-id ID")
     project = open_project(arguments, look=True)
     limits = Limits(arguments.max_jobs, arguments.fail_fast)
-    return _exit_code(_drive(project, _by_hand(project, arguments, several=True), arguments, limits=limits))
+    refused: list[ConfigError] = []
+    plans = planned(arguments, project, refused, lambda benchmark: new_run_id(benchmark, time.time()))
+    good = []
+    for plan in plans:
+        try:
+            refuse(plan, arguments.accept)
+        except ConfigError as error:
+            if len(plans) + len(refused) == 1:
+                raise
+            refused.append(of_row(error, plan.benchmark, plan.benchmark.source))
+        else:
+            good.append(plan)
+    code = tell_refused(refused, len(good))
+    if not good:
+        return code
+    return _exit_code(_drive(project, good, arguments, limits=limits)) or code
 
 
 def ci(arguments: argparse.Namespace) -> int:
@@ -235,20 +254,21 @@ def _run_id(arguments: argparse.Namespace, project: Project) -> str:
     raise ConfigError("which run?", hint="RUN, or --from-env in a GitHub job; `launcher status` lists them")
 
 
-def _by_hand(project: Project, arguments: argparse.Namespace, *, several: bool = False) -> list[Plan]:
-    """The plans of the benchmarks that are selected. Raises ConfigError for several where one is expected."""
-    benchmarks, narrow = [benchmark for benchmark, _ in chosen(arguments, project)], bool(arguments.conc)
-    if len(benchmarks) > 1 and not several:
+def _by_hand(project: Project, arguments: argparse.Namespace) -> Plan:
+    """The plan of the one benchmark that is selected. Raises ConfigError for several."""
+    refused: list[ConfigError] = []
+    benchmarks, narrow = [benchmark for benchmark, _ in chosen(arguments, project, refused)], bool(arguments.conc)
+    if refused:
+        raise refused[0]
+    if len(benchmarks) > 1:
         titles = "\n".join(f"  {b.title} conc {' '.join(map(str, b.concurrencies))}" for b in benchmarks)
         raise ConfigError(
             f"{len(benchmarks)} benchmarks are selected, and one job measures one:\n{titles}",
             hint="narrow it by --topology, --seq or --conc, or use `launcher sweep`",
         )
-    plans = []
-    for benchmark in benchmarks:
-        run_id = arguments.run_id or new_run_id(benchmark, time.time())
-        plans.append(project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id=run_id))
-    return plans
+    (benchmark,) = benchmarks
+    run_id = arguments.run_id or new_run_id(benchmark, time.time())
+    return project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id=run_id)
 
 
 def _end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
@@ -281,11 +301,30 @@ def _drive(
 ) -> list[Outcome]:
     for plan in plans:
         refuse(plan, arguments.accept)
+    clusters = Counter(plan.runner for plan in plans)
+    if len(clusters) > 1:
+        named = ", ".join(f"{name} ({count})" for name, count in clusters.items())
+        message = f"the selected benchmarks are of several clusters: {named}"
+        raise ConfigError(message, hint="--runner NAME picks one, or -k, --topology and --seq those of one")
     with stop_on_signals() as stop:
-        recorded = [(RunRecord.create(project.runs, plan), plan) for plan in plans]
-        for record, _ in recorded:
-            record.update(accepted=tuple(arguments.accept), results="workspace" if github is not None else "run")
-        return _drive_records(project, recorded, stop, quiet=not arguments.logs, limits=limits, github=github)
+        recorded: list[tuple[RunRecord, Plan]] = []
+        unrecorded: list[Outcome] = []
+        for plan in plans:
+            try:
+                record = RunRecord.create(project.runs, plan)
+                record.update(accepted=tuple(arguments.accept), results="workspace" if github is not None else "run")
+            except (LauncherError, OSError) as error:  # without a record there is no run; the others go on
+                if len(plans) == 1:
+                    raise
+                wrong = error if isinstance(error, LauncherError) else LauncherError(str(error.strerror))
+                print(f"run {plan.run_key}: {wrong}", file=sys.stderr)
+                unrecorded.append(Outcome(plan.run_key, "failed", error=wrong))
+            else:
+                recorded.append((record, plan))
+        if not recorded:
+            return unrecorded
+        driven = _drive_records(project, recorded, stop, quiet=not arguments.logs, limits=limits, github=github)
+        return [*driven, *unrecorded]
 
 
 def _drive_records(
@@ -302,8 +341,6 @@ def _drive_records(
     labels = {r.id: f"{i}. {p.benchmark.topology} {p.benchmark.measures}" for i, (r, p) in enumerate(recorded, 1)}
     console = Console(labels, github)
     first = recorded[0][1]
-    if any(p.runner != first.runner for _, p in recorded):
-        raise ConfigError("the selected benchmarks are of several clusters", hint="--runner NAME picks one")
     said: list[str] = []
     services = open_services(project, first, stop, log=said.append)
     recorded[0][0].listeners.append(console.event)
@@ -314,7 +351,10 @@ def _drive_records(
         record.listeners.append(console.event)
     runs = [Run(record, plan, project.kind(plan.kind), services) for record, plan in recorded]
     for record, _ in recorded:
-        record.take()
+        try:
+            record.take()
+        except OSError as error:  # its run ends with this before it does anything, and the others go on
+            record.event("warning", f"the record cannot be written: {error.strerror}")
     limits = dataclasses.replace(limits, pace=pace_of(first))
     try:
         outcomes = run_all(runs, services.scheduler, stop, limits, None if quiet else console.log)
