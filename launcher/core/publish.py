@@ -193,4 +193,14 @@ def write_text(path: Path, content: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON document atomically and durably, readable by a person."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_bytes(path, json_bytes(value, indent=2) + b"\n")
+
+
+def json_line(value: Any) -> bytes:
+    """A JSON document on one line; what JSON has no form for is written as text."""
+    return json_bytes(value, default=str)
+
+
+def json_bytes(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> bytes:
+    """A JSON document in UTF-8. What stands for bytes that were none (in names of files) keeps JSON's escapes."""
+    return json.dumps(value, indent=indent, ensure_ascii=False, default=default).encode(errors="backslashreplace")
