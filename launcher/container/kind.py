@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,12 @@ LOG = "benchmark_job.log"
 
 _BEGIN, _END = "launcher: job ", re.compile(r"^launcher: the job ends with exit code (?P<code>\d+)\n", re.MULTILINE)
 """The first and the last line of the job's script (`job_script`)."""
+
+COPY = "workspace"
+"""In a run's own directory: the copy of the checkout that a job by hand works on."""
+
+_NOT_COPIED = (".git", OWN, "LOGS", "outputs", "results", "srt-slurm*", "*.sqsh")
+"""At the top of the checkout: what no job needs of it."""
 
 ARCHIVE_TIMEOUT = 1800.0
 """Seconds for packing the checkout."""
@@ -76,10 +83,13 @@ class ContainerKind:
         from launcher.core.publish import write_text
         from launcher.run.kind import Prepared
 
-        root, own = own_directory(run.plan), ContainerJob.of(run.plan).own_workspace
-        text = render(run.plan, root)
+        root, job = own_directory(run.plan), ContainerJob.of(run.plan)
+        own, copies = job.own_workspace, _works_on_a_copy(run)
+        text = render(_in(root / COPY, run.plan) if copies and job.staging is None else run.plan, root)
         try:
             root.mkdir(parents=True, exist_ok=True)
+            if copies:
+                _copy_checkout(run, root / COPY)
             if own is not None:
                 shutil.copytree(own.benchmarks, Path(own.path, "benchmarks"), dirs_exist_ok=True)
             if root.parent.name == OWN:  # whoever looks at the checkout's status need not see it
@@ -87,7 +97,7 @@ class ContainerKind:
             write_text(root / SCRIPT, text)
         except (OSError, shutil.Error) as error:
             raise SubmissionError(f"the job's script cannot be written: {error}", where=str(root)) from None
-        if ContainerJob.of(run.plan).staging is not None:
+        if job.staging is not None:
             _pack_checkout(run, root)
         return Prepared(root, {"root": str(root)})
 
@@ -167,11 +177,13 @@ class ContainerKind:
         job, recorded, expected = ContainerJob.of(run.plan), run.record.job, run.plan.results
         assert recorded is not None
         own, workspace = Path(recorded.output), Path(job.workspace_of(run.plan))
+        directory = Path((expected.directory or "{workspace}").replace("{workspace}", str(workspace)))
+        if (copy := own.parent / COPY).is_dir():
+            workspace = directory = copy
         if job.staging is not None and (own / BACK).exists():
             for doubt in results.unpack(own / BACK, workspace):
                 run.record.event("warning", f"not brought back: {doubt}")
         _record_facts(run, job, results.facts(own / FACTS))
-        directory = Path((expected.directory or "{workspace}").replace("{workspace}", str(workspace)))
         # Slurm keeps whole seconds.
         submitted = math.floor(recorded.submitted or 0.0)
         place = results.Place(directory, run.results_directory, submitted, _gpus(job))
@@ -194,6 +206,34 @@ def own_directory(plan: Plan) -> Path:
     if job.staging is not None:
         return Path(job.staging.through.replace("$HOME", str(Path.home())), plan.run_key)
     return Path(job.workspace_of(plan), OWN, plan.run_key)
+
+
+def _works_on_a_copy(run: Run) -> bool:
+    """Whether the job gets a checkout of its own: a workflow's job has one, and jobs by hand may share theirs.
+
+    All write server.log, gpu_metrics.csv and the evaluations' files under the same names, and would count each other's.
+    """
+    job, plan = ContainerJob.of(run.plan), run.plan
+    return run.record.fields.results != "workspace" and job.own_workspace is None and plan.workspace.shared is None
+
+
+def _in(workspace: Path, plan: Plan) -> Plan:
+    """The plan of a job that works in another directory than the plan's workspace."""
+    job, here = ContainerJob.of(plan), str(workspace)
+    mounts = {t: here if s in ("{workspace}", plan.workspace.path) else s for t, s in job.container.mounts.items()}
+    details = replace(job, container=replace(job.container, mounts=mounts)).as_details()
+    return replace(plan, details=details, workspace=replace(plan.workspace, path=here))
+
+
+def _copy_checkout(run: Run, copy: Path) -> None:
+    """The checkout for this job alone; empty where the job's node has a copy, which comes back here. Raises OSError,
+    shutil.Error."""
+    copy.mkdir(parents=True, exist_ok=True)
+    if ContainerJob.of(run.plan).staging is None:
+        source, unwanted = run.plan.workspace.path, shutil.ignore_patterns(*_NOT_COPIED)
+        ignore = lambda directory, names: unwanted(directory, names) if directory == source else set()  # noqa: E731
+        shutil.copytree(source, copy, symlinks=True, dirs_exist_ok=True, ignore=ignore)
+        run.log(f"the job works on a copy of the checkout: {copy}")
 
 
 def _allocation(job: ContainerJob) -> str:
