@@ -90,6 +90,7 @@ def end_run(run: Run, why: str, log: Callable[[str], None]) -> None:
         record.set_step("submit", "failed", error=why)
     if not record.ended:
         finish.end_early(run, Cancelled(why))
+    finish.clear_cancelled(run)
 
 
 def check_owner(record: RunRecord, uid: int) -> None:

@@ -215,6 +215,15 @@ def test_another_process_ends_it_and_its_container(boxes: Boxes, command: list[s
     wait_for(lambda: not boxes.host.stand_ins.containers())
 
 
+def test_a_cancelled_job_of_a_workflow_leaves_its_logs_alone(boxes: Boxes) -> None:
+    boxes.host.benchmark("sleep 600")
+    boxes.submitted_and_left("left", "workspace")
+    wait_for(boxes.host.stand_ins.containers)
+    assert main(["cleanup"]) == 0
+    workspace = boxes.host.workspace
+    assert (workspace / "LOGS" / LOG).exists() and not (workspace / OWN / "left").exists()
+
+
 def test_another_process_resumes_it(boxes: Boxes) -> None:
     boxes.host.benchmark(f"sleep 1\n{GOOD}")
     boxes.submitted_and_left("left")
