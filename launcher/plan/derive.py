@@ -228,7 +228,11 @@ def _repeated(benchmark: Benchmark) -> dict[str, str | int | bool]:
         "infmax_model_prefix": benchmark.model_prefix,
         "spec_decoding": benchmark.spec_decoding,
         "is_multinode": benchmark.multinode,
+        "disagg": benchmark.disagg,
+        "kv_offloading": benchmark.kv_offloading or "",
+        "recipe_fingerprint": benchmark.recipe_fingerprint or "",
     }
+    row = {key: value for key, value in row.items() if value != ""}
     if benchmark.isl is not None and benchmark.osl is not None:
         row |= {"isl": benchmark.isl, "osl": benchmark.osl}
     # Of an aggregated topology the other side is 0 in one document and 1 in another.
