@@ -86,7 +86,7 @@ def _told(logs: Sequence[Log]) -> Told:
         for number in log.suspects if not own else range(len(log.raw)):
             body = log.line(number).body
             if found := SLURM_ENDS.search(log.raw[number]):
-                if found["why"]:
+                if found["why"] and found["what"] == "STEP":  # a job's end is told by Slurm itself
                     at, stamped = log.when(number)
                     text = cut(log.line(number).text)
                     dead.append(Failure(log.file, "slurm", text, at, log.around(number), "cause", stamped))

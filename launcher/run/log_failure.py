@@ -202,7 +202,10 @@ def failure_in(log: Log) -> Failure | None:
             continue
         if "FAILURE DETAILS" in body and log.source == "orchestrator":
             break  # behind this it repeats what is in other logs
-        if SLURM_ENDS.search(body) or _TERMINATED.search(body):
+        end = SLURM_ENDS.search(body)
+        if end is not None and end["what"] == "JOB":
+            break  # Slurm's own word of the job's end says it all
+        if end is not None or _TERMINATED.search(body):
             ended = True  # somebody ends it: all that follows is a consequence
             if any(strength > 1 for _, strength in marks):
                 break
