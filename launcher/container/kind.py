@@ -80,6 +80,7 @@ class ContainerKind:
     def prepare(self, run: Run) -> Prepared:
         """The job's script, and the checkout as an archive where the job runs on a copy."""
         from launcher.container.job_script import render
+        from launcher.container.results import lying_there
         from launcher.core.publish import write_text
         from launcher.run.kind import Prepared
 
@@ -99,14 +100,18 @@ class ContainerKind:
             raise SubmissionError(f"the job's script cannot be written: {error}", where=str(root)) from None
         if job.staging is not None:
             _pack_checkout(run, root)
-        return Prepared(root, {"root": str(root)})
+        there = lying_there(run.plan.results, _results_in(run.plan, root))
+        return Prepared(root, {"root": str(root), "there_before": there})
 
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
         """sbatch of the script, held; or the embedded scheduler."""
         from launcher.container import submit as submitting
         from launcher.core.process import run as run_program
+        from launcher.result.collect import refuse_strangers
         from launcher.run.kind import Submitted
 
+        if run.plan.results.mode == "eval":
+            refuse_strangers(run.results_directory, run.plan.results)
         plan, job, root = run.plan, ContainerJob.of(run.plan), prepared.root
         log, script = self.log_in(root / "%j", ""), root / SCRIPT
         if job.allocation is not None:
@@ -176,17 +181,16 @@ class ContainerKind:
 
         job, recorded, expected = ContainerJob.of(run.plan), run.record.job, run.plan.results
         assert recorded is not None
-        own, workspace = Path(recorded.output), Path(job.workspace_of(run.plan))
-        directory = Path((expected.directory or "{workspace}").replace("{workspace}", str(workspace)))
-        if (copy := own.parent / COPY).is_dir():
-            workspace = directory = copy
+        own = Path(recorded.output)
+        workspace, directory = Path(_works_in(run.plan, own.parent)), _results_in(run.plan, own.parent)
         if job.staging is not None and (own / BACK).exists():
             for doubt in results.unpack(own / BACK, workspace):
                 run.record.event("warning", f"not brought back: {doubt}")
         _record_facts(run, job, results.facts(own / FACTS))
         # Slurm keeps whole seconds.
         submitted = math.floor(recorded.submitted or 0.0)
-        place = results.Place(directory, run.results_directory, submitted, _gpus(job))
+        there = run.record.step("workspace").facts.get("there_before", {})
+        place = results.Place(directory, run.results_directory, submitted, _gpus(job), there)
         try:
             results.link_logs(expected, place, own)
         except OSError as error:
@@ -206,6 +210,19 @@ def own_directory(plan: Plan) -> Path:
     if job.staging is not None:
         return Path(job.staging.through.replace("$HOME", str(Path.home())), plan.run_key)
     return Path(job.workspace_of(plan), OWN, plan.run_key)
+
+
+def _works_in(plan: Plan, root: Path) -> str:
+    """The workspace that the job writes into: the run's own copy, where there is one. ``root`` is the own directory of
+    the run that submitted the job."""
+    copy = root / COPY
+    return str(copy) if copy.is_dir() else ContainerJob.of(plan).workspace_of(plan)
+
+
+def _results_in(plan: Plan, root: Path) -> Path:
+    """Where the job leaves its results."""
+    directory, workspace = plan.results.directory or "{workspace}", _works_in(plan, root)
+    return Path(workspace if directory == plan.workspace.path else directory.replace("{workspace}", workspace))
 
 
 def _works_on_a_copy(run: Run) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.benchmark.benchmark import Benchmark
+from launcher.benchmark.result_names import agentic_result_name
 from launcher.core.errors import ConfigError, ResultError
 from launcher.core.publish import write_text
 from launcher.plan.derive import Context
@@ -99,17 +100,20 @@ class SrtctlKind:
             run.log(note)
         run.log(f"srt-slurm {wanted.ref} ({checkout.sha[:12]}) at {checkout.root}")
         facts = {"root": str(checkout.root), "sha": checkout.sha, "notes": list(checkout.notes)}
-        return Prepared(checkout.root, facts, checkout)
+        there = _agentic_results_there(run.plan)
+        return Prepared(checkout.root, {**facts, "there_before": there}, checkout)
 
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
         """Write recipe and srtslurm.yaml into the tree, and run `srtctl apply`."""
         from launcher.core.process import run as run_program
+        from launcher.result.collect import refuse_strangers
         from launcher.srtctl.submit import Submission as Apply
         from launcher.srtctl.submit import apply, write_srtslurm
 
         job, checkout = SrtctlJob.of(run.plan), prepared.own
         if job.recipe.document is None:
             raise ConfigError(f"recipe {job.recipe.path} was not found in srt-slurm {job.srt_slurm.ref} either")
+        refuse_strangers(run.results_directory, run.plan.results)
         recipe = checkout.root / job.recipe.path
         recipe.parent.mkdir(parents=True, exist_ok=True)
         write_text(recipe, dump(job.recipe.document))
@@ -205,12 +209,23 @@ class SrtctlKind:
             agentic_source=Path(plan.workspace.shared or plan.workspace.path),
             published=run.record.step("collect").facts.get("published", {}),
             patience=patience,
+            expected=expected,
+            there_before=run.record.step("workspace").facts.get("there_before", {}),
         )
         return collect(request, sleep=run.services.stop.sleep)
 
     def own_directories(self, plan: Plan) -> Sequence[Path]:
         """The run's tree."""
         return [Path(SrtctlJob.of(plan).srt_slurm.root)]
+
+
+def _agentic_results_there(plan: Plan) -> dict[str, int]:
+    """Results that lie where this run's job will write its own: those of an earlier run, by their times."""
+    from launcher.result.collect import files_there
+
+    expected, directory = plan.results, Path(plan.workspace.shared or plan.workspace.path)
+    names = [agentic_result_name(expected.filename, at) for at in expected.concurrencies]
+    return files_there(directory, names) if expected.mode == "agentic" else {}
 
 
 def stamp_power(plan: Plan, sha: str | None, directory: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ from launcher.slurm.client import JobKey
 from tests.conftest import SlurmCluster
 from tests.container.jobs import JobHost, left, wait_for
 from tests.container.plans import RESULT, a_container, a_job, an_allocation, an_image, expected, staging
-from tests.result.documents import age, fixed
+from tests.result.documents import age, evaluation, fixed
 from tests.run.driving import ONE
 
 MOUNTS = {"/workspace": "{workspace}"}
@@ -369,7 +370,8 @@ def test_a_workspace_that_only_has_a_copy_on_compute_nodes(boxes: Boxes) -> None
 
 def test_an_eval_only_run(boxes: Boxes) -> None:
     boxes.changes = {"results": expected(mode="eval", run_eval=True, required=("results*.json",), isl=None, osl=None)}
-    boxes.host.benchmark("echo '{}' > results_x.json; echo '{}' > meta_env.json; echo s > sample_1.jsonl")
+    results = shlex.quote(json.dumps(evaluation()))
+    boxes.host.benchmark(f"echo {results} > results_x.json; echo '{{}}' > meta_env.json; echo s > sample_1.jsonl")
     record = boxes.run()
     assert sorted(p.name for p in (record.directory / "results").glob("*.json*")) == [
         "meta_env.json",
