@@ -178,7 +178,7 @@ class ContainerKind:
         _record_facts(run, job, results.facts(own / FACTS))
         directory = _results_in(run.plan)
         # Slurm keeps whole seconds.
-        submitted = math.floor(recorded.submitted or 0.0)
+        submitted = math.floor(recorded.submitted or run.record.fields.created)
         there = run.record.step("workspace").facts.get("there_before", {})
         place = results.Place(directory, run.results_directory, submitted, _gpus(job), there)
         try:
