@@ -298,10 +298,11 @@ def _at(document: object, *keys: str) -> float | None:
 
 
 def of_row(document: Mapping[str, object], expected: Expected, where: str) -> Iterator[str]:
-    """Where a document repeats the row, and repeats another one. What is empty or unknown to it says nothing."""
+    """Where a document repeats the row, and repeats another one. What is empty or unknown to it says nothing, and
+    neither does 0 or 1, which InferenceX writes where a variable is not given."""
     for key, planned in expected.row.items():
         said = document.get(key)
-        if said in (None, "", "unknown", "0") or isinstance(said, list | dict):
+        if said in (None, "", "unknown", "0") or (type(said) is int and said < 2) or isinstance(said, list | dict):
             continue
         if str(said).lower() != str(planned).lower():
             yield f"{key} is {said!r} in {where}, and {planned!r} in the plan"
