@@ -337,6 +337,8 @@ def test_what_results_are_held_against(planner: RecipePlanner) -> None:
     assert {"MiniMaxAI/MiniMax-M3-MXFP8", "/lustre/A", "/lustre/B", "minimax-m3-mxfp8"} <= set(held.models)
     assert held.row["framework"] == "dynamo-vllm" and held.row["decode_tp"] == 4 and held.row["isl"] == 1024
     assert held.row["recipe_fingerprint"] == "f" * 64
+    planner.context["host"] = {"MODEL_PATH": "/elsewhere/m3-of-today"}
+    assert "/elsewhere/m3-of-today" in planner.plan().results.models
 
 
 def test_the_recipe_says_on_how_many_gpus_fixed_lengths_are_measured(planner: RecipePlanner) -> None:
