@@ -58,11 +58,12 @@ _EXCEPTION = re.compile(
 _FATAL = re.compile(
     r"CUDA error|CUDA out of memory|HIP (?:error|out of memory)|\bout of memory\b|OutOfMemory|\bOOM\b|oom[-_]kill"
     r"|\bXid\b|NCCL error|Segmentation fault|core dumped|(?:^|\s)Killed(?:\s|$)|Bus error|Aborted\b|Illegal instruction"
-    r"|pyxis: (?:failed|couldn|unable|cannot|container start failed|\s*\[ERROR\])|[Ee]xited with (?:exit )?code [1-9]"
+    r"|pyxis: (?:failed|couldn|unable|cannot|container start failed|--container|\s*\[ERROR\])"
+    r"|[Ee]xited with (?:exit )?code [1-9]"
     r"|unrecognized arguments|invalid choice|[Aa]ddress already in use|No space left on device|terminate called"
     r"|panicked at|command not found|: not found$|Exec format error|cannot execute"
     r"|Unable to (?:contact slurm|create step|confirm alloc)"
-    r"|slurmstepd: error|srun: error|(?:docker|podman|Error): (?:Error|Cannot|error)\b.*|died before becoming healthy"
+    r"|slurmstepd\S*: error|srun: error|(?:docker|podman|Error): (?:Error|Cannot|error)\b|died before becoming healthy"
 )
 # srun says so of every program that failed: its own word tells more.
 _ONLY_AN_EXIT = re.compile(r"srun: error: .*: [Ee]xited with exit code \d+$")

@@ -59,7 +59,7 @@ _LEVEL_LETTER = re.compile(r"\W*(?:\[[\w .-]{1,24}\]\s*){0,3}\[?(?P<word>[DINWEC
 _LEVEL_LATER = re.compile(rf"[\W\d]*(?:[\w.:/\[\]-]+[\s|\]-]+){{1,2}}?{_LEVEL_WORD.pattern}")
 _LEVEL_LOWER = re.compile(
     r"\W*\"level\": ?\"(?P<json>\w+)\"|\W*\[(?P<bracket>debug|info|notice|warn|error|crit|alert|emerg)\]"
-    r"|(?:srun|sbatch|scancel|salloc|slurmstepd|slurmd): (?P<slurm>debug|info|warning|error|fatal): "
+    r"|(?:srun|sbatch|scancel|salloc|slurmstepd\S*|slurmd\S*): (?P<slurm>debug|info|warning|error|fatal): "
 )
 _LOCATION = re.compile(
     r"[\s\])|>:-]*(?:\[[\w.<>/-]+(?:\.\w+)?:\d+\]|[\w./-]+\.(?:py|cc|cpp|cu|rs|go):\d+\]?:?)?[\s:|>-]*"

@@ -41,9 +41,10 @@ _BY_TEXT: tuple[tuple[str, str], ...] = (
     ("image", r"launcher: error: (?:image|the container cannot be made)"),
     ("model", r"launcher: error: the checkpoint"),
     ("checkout", r"launcher: error: (?:no copy of the checkout|the checkout|the cache)|uv not found|make setup"),
+    ("configuration", r"--container-mounts: source path"),
     (
         "image",
-        r"\bpyxis: |enroot|[Ii]nvalid image format|\.sqsh"
+        r"\bpyxis: |execve\(\)|enroot|[Ii]nvalid image format|\.sqsh"
         r"|[Cc]ontainer image|registry-1\.docker|manifests/|File system corruption|manifest (?:for \S+ not|unknown)"
         r"|pull access denied|[Uu]nable to find image|Error response from daemon: .*(?:image|manifest|denied)"
         r"|initializing source docker",
