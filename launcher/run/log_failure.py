@@ -114,7 +114,7 @@ _PERHAPS = (
     *("error", "err]", "exception", "traceback", "fatal", "ftl", "crit", "panic", "emerg", "alert", "severe", "died"),
     *("[e]", "[f]", "[c]", " e |", " c |", " f |", "interrupt", "exit", "timeout", "memory", "oom", "xid", "dumped"),
     *("killed", "abort", "illegal", "pyxis", "not found", "invalid choice", "unrecognized", "in use", "no space"),
-    *("no such", "terminate", "cannot", "unable to", "denied", "cancelled", "sigterm", "sigint", "signal"),
+    *("no such", "terminate", "cannot", "unable to", "contact", "denied", "cancelled", "sigterm", "sigint", "signal"),
 )
 _GLOG = re.compile(r"\b[EF](?:20\d\d)?\d{4} \d")
 _TERMINATED = re.compile(
@@ -139,9 +139,10 @@ class Log:
         return self._lines[number]
 
     def when(self, number: int) -> tuple[float, bool]:
-        """When a line was written, and whether that is by its stamp or that of a line before it."""
-        for earlier in range(number, max(-1, number - 2000), -1):
-            if (at := self.line(earlier).at) is not None:
+        """When a line was written, and whether that is by its stamp, that of a line before it, or of one soon after."""
+        before = range(number, max(-1, number - WITHIN), -1)
+        for other in (*before, *range(number + 1, min(number + LINES, len(self.raw)))):
+            if (at := self.line(other).at) is not None:
                 return at, True
         return self._written, False
 
@@ -186,6 +187,8 @@ def _strength(line: Line) -> int:
         return 0
     if _ONLY_AN_EXIT.search(line.body):
         return 1
+    if CONTROLLER_AWAY.search(line.body):
+        return 2  # srun waits for it, and may say so without the word error
     if _EXCEPTION.match(line.body) or _FATAL.search(line.body) or line.level == "fatal":
         return 1 if _OF_ANOTHER.search(line.body) and line.level != "fatal" else 2
     return 1 if line.level == "error" or _TRACEBACK.search(line.body) or _WEAK.search(line.body) else 0
