@@ -37,7 +37,7 @@ _STAMPS = tuple(
         rf"\b(?P<month>\d\d)-(?P<day>\d\d) {_CLOCK}",  # vLLM: no year
         rf"\b(?P<level>[IWEFD])(?P<year>20\d\d)?(?P<month>\d\d)(?P<day>\d\d) {_CLOCK}",  # glog
         rf"\b(?:[A-Z][a-z]{{2}} )?(?P<name>{'|'.join(_MONTHS)}) +(?P<day>\d\d?) {_CLOCK}{_ZONE}(?: (?P<year>\d{{4}}))?",
-        rf"(?<![\d:.]){_CLOCK}(?![\d:])",  # the clock alone
+        rf"(?<![\w:./-]){_CLOCK}(?![\d:])",  # the clock alone
         r"\"(?:ts|time|timestamp)\": ?\"?(?P<epoch>1\d{9}(?:\.\d+)?)\b",
     )
 )
