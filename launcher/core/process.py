@@ -28,6 +28,9 @@ NOT_EXECUTABLE = 126
 
 _STOP_CHECK_INTERVAL = 0.2
 
+_SHOWN = 300
+"""Characters of a command that are shown when it was stopped."""
+
 _INITIAL_NAMESPACE = "pid:[4026531836]"
 """The PID namespace of a machine itself, the same number everywhere (Linux, include/linux/proc_ns.h)."""
 
@@ -144,7 +147,8 @@ def _communicate(child: subprocess.Popen[str], deadline: float, should_stop: Cal
         except subprocess.TimeoutExpired:
             if time.monotonic() >= deadline:
                 raise
-    raise Cancelled(f"stopped while process {child.pid} ran")
+    words = " ".join(map(str, child.args)) if isinstance(child.args, (list, tuple)) else str(child.args)
+    raise Cancelled(f"stopped while this ran: {words if len(words) <= _SHOWN else words[:_SHOWN] + '…'}")
 
 
 def stoppable(should_stop: Callable[[], bool]) -> CommandRunner:
