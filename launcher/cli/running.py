@@ -10,12 +10,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO, cast
 
 from launcher.cli.common import chosen, open_project
-from launcher.cli.render import Console, show_plans, show_run, show_runs, summaries
+from launcher.cli.output import standard_output_apart
+from launcher.cli.render import Console, LogLines, show_plans, show_run, show_runs, summaries
 from launcher.core.errors import ConfigError, JobError, LauncherError
 from launcher.core.github import GitHub
 from launcher.core.stop import Stop, stop_on_signals
+from launcher.core.terminal import StandardOutput
 from launcher.model.node_job import reap
 from launcher.plan.plan import Plan
 from launcher.project import Project, new_run_id
@@ -71,7 +74,7 @@ def ci(arguments: argparse.Namespace) -> int:
     """Run what this GitHub job's environment asks for; results go where the workflow looks."""
     project = open_project(arguments, look=True)
     arguments.annotated = True
-    with GitHub(os.environ, sys.stdout) as github:
+    with GitHub(os.environ, cast(TextIO, StandardOutput())) as github:
         github.mask_secrets(os.environ)
         try:
             plan = project.plan_from_environment(arguments.run_id)
@@ -103,18 +106,23 @@ def status(arguments: argparse.Namespace) -> int:
 def logs(arguments: argparse.Namespace) -> int:
     """Print the job's log; with --follow until the run has ended."""
     runs, follower = open_project(arguments).runs, None
+    shown = LogLines()
+
+    def write(lines: Sequence[str]) -> None:
+        sys.stdout.write("".join(f"{line}\n" for line in shown.shown(lines)))
+        sys.stdout.flush()
+
     while True:
         record = RunRecord.load(runs, arguments.run)
         if follower is None and (path := record.log_path) is not None:
             follower = LogFollower(path)
         if follower is None and not arguments.follow:
             raise ConfigError("this run has no job yet, hence no log", where=f"run {record.id}")
-        while follower is not None and (lines := follower.read_new()):
-            sys.stdout.writelines(f"{line}\n" for line in lines)
-            sys.stdout.flush()
+        while follower is not None and ((lines := follower.read_new()) or follower.behind):
+            write(lines)
         if record.ended or not arguments.follow:
             if follower is not None:
-                sys.stdout.writelines(f"{line}\n" for line in follower.flush())
+                write(follower.flush())
             return 0
         time.sleep(0.5)
 
@@ -267,28 +275,29 @@ def _drive_records(
     """Bring recorded runs to their ends, and show how they ended."""
     # A short name for each run: its number, topology and lengths.
     labels = {r.id: f"{i}. {p.benchmark.topology} {p.benchmark.measures}" for i, (r, p) in enumerate(recorded, 1)}
-    console = Console(labels, github)
     first = recorded[0][1]
-    if any(p.runner != first.runner for _, p in recorded):
+    if any(p.scheduler != first.scheduler or p.tools != first.tools for _, p in recorded):
         raise ConfigError("the selected benchmarks are of several clusters", hint="--runner NAME picks one")
     said: list[str] = []
     services = open_services(project, first, stop, log=said.append)
-    recorded[0][0].listeners.append(console.event)
-    for record, _ in recorded:
-        for text in said:  # how Slurm is asked is in every record, and shown once
-            record.event("note", text)
-    for record, _ in recorded[1:]:
-        record.listeners.append(console.event)
-    runs = [Run(record, plan, project.kind(plan.kind), services) for record, plan in recorded]
-    for record, _ in recorded:
-        record.take()
-    limits = dataclasses.replace(limits, pace=pace_of(first))
-    try:
-        outcomes = run_all(runs, services.scheduler, stop, limits, None if quiet else console.log)
-    finally:
+    with standard_output_apart(stop) as output:
+        console = Console(labels, github, output)
+        recorded[0][0].listeners.append(console.event)
         for record, _ in recorded:
-            record.let_go()
-    console.outcomes(project.runs, outcomes)
+            for text in said:  # how Slurm is asked is in every record, and shown once
+                record.event("note", text)
+        for record, _ in recorded[1:]:
+            record.listeners.append(console.event)
+        runs = [Run(record, plan, project.kind(plan.kind), services) for record, plan in recorded]
+        for record, _ in recorded:
+            record.take()
+        limits = dataclasses.replace(limits, pace=pace_of(first))
+        try:
+            outcomes = run_all(runs, services.scheduler, stop, limits, None if quiet else console.log)
+        finally:
+            for record, _ in recorded:
+                record.let_go()
+        console.outcomes(project.runs, outcomes)
     return outcomes
 
 

@@ -84,7 +84,7 @@ class LockOwner(msgspec.Struct, frozen=True, rename={"boot": "boot_id"}):
         """Read an owner file."""
         try:
             return msgspec.json.decode(content, type=cls, strict=False)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return cls()
 
     def to_json(self) -> bytes:

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from launcher.core.errors import Cancelled, LauncherError
+from launcher.core.publish import open_regular
 from launcher.result.logs import log_files
 from launcher.slurm.client import LOST, JobState, Phase
 
@@ -210,7 +211,7 @@ def _stamp(line: str) -> float | None:
 def tail(path: Path, size: int = TAIL) -> list[str]:
     """The last lines of a file, whole ones, of at most ``size`` bytes; none when it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             length = file.seek(0, 2)
             file.seek(max(0, length - size))
             text = file.read(size).decode(errors="replace")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError, ResultError
-from launcher.core.publish import write_text
+from launcher.core.publish import open_regular, write_text
 from launcher.plan.derive import Context
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.file import RunnerFile
@@ -263,7 +263,7 @@ class Markers:
 
 
 def _state(log: Path, size: int, written: float) -> JobState | None:
-    with log.open("rb") as file:
+    with open_regular(log) as file:
         file.seek(max(0, size - TAIL))
         text = file.read(TAIL).decode(errors="replace")
     found = list(_END.finditer(text))
