@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 
@@ -219,3 +220,21 @@ def model_otherwise(r: Resolved) -> Iterator[Found]:
     path, model = r.plan.model.path, r.rules.model
     if path is not None and path.startswith("hf:") and path == model.rule.otherwise:
         yield f"no directory of {model.rule.path} is seen from here: every node would download {path}", model.place
+
+
+_MAKES = {"arm64": "aarch64", "aarch64": "aarch64", "amd64": "x86_64", "x86_64": "x86_64", "x86-64": "x86_64"}
+_MAKE = re.compile(r"(?<![a-z0-9])(arm64|aarch64|amd64|x86[_-]64)(?![a-z0-9])")
+
+
+@any_rule("image-architecture", "error", "the image's tag names another make of processor than the nodes have")
+def image_architecture(r: Resolved) -> Iterator[Found]:
+    benchmark, runner = r.rules.benchmark, r.rules.file.runner
+    images: list[tuple[str, SourceLocation | str]] = [(benchmark.image, benchmark.source)]
+    container = r.facts.container if isinstance(r, SrtctlResolved) and r.facts is not None else None
+    if isinstance(r, SrtctlResolved) and container and container != benchmark.image:
+        images.append((container, r.place("model", "container")))
+    for image, place in images:
+        makes = {_MAKES[found] for found in _MAKE.findall(image.lower())}
+        if runner.node.arch is not None and makes and runner.node.arch not in makes:
+            message = f"{image} is built for {', '.join(sorted(makes))}, and {runner.name} has {runner.node.arch} nodes"
+            yield message, place

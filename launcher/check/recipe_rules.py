@@ -86,6 +86,11 @@ _READ = [
     "CONFIG_FILE",
     "EVAL_CONFIG_FILE",
     "NUM_SPEC_TOKENS",
+    "RESULT_CLOCK_SKEW",
+    "RESULT_FAILED",
+    "RESULT_LONGEST",
+    "RESULT_SHORTEST",
+    "RESULT_TOLERANCE",
     "SYNTHETIC_ACCEPTANCE",
     "SYNTHETIC_ACCEPTANCE_LENGTH",
     "THINKING_MODE",
@@ -268,20 +273,3 @@ def nginx_by_default(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
     if f.nginx_by_default:
         message = "several frontends and no frontend.nginx_container: srtctl's default image has no alias here"
         yield message, s.place("frontend")
-
-
-_MAKES = {"arm64": "aarch64", "aarch64": "aarch64", "amd64": "x86_64", "x86_64": "x86_64", "x86-64": "x86_64"}
-_MAKE = re.compile(r"(?<![a-z0-9])(arm64|aarch64|amd64|x86[_-]64)(?![a-z0-9])")
-
-
-@plan_rule("image-architecture", "error", "the image's tag names another make of processor than the nodes have")
-def image_architecture(s: SrtctlResolved) -> Iterator[Found]:
-    arch, container = s.file.runner.node.arch, s.facts.container if s.facts is not None else None
-    images: list[tuple[str, SourceLocation | str]] = [(s.benchmark.image, s.benchmark.source)]
-    if container and container != s.benchmark.image:
-        images.append((container, s.place("model", "container")))
-    for image, place in images:
-        makes = {_MAKES[found] for found in _MAKE.findall(image.lower())}
-        if arch is not None and makes and arch not in makes:
-            message = f"{image} is built for {', '.join(sorted(makes))}, and {s.file.runner.name} has {arch} nodes"
-            yield message, place

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code (docs/design.md, "Errors")."""
+    # Workflows set PYTHONPYCACHEPREFIX for the benchmark's Python. Our own bytecode is not there, and would be made
+    # anew at every start, which takes 0.4 s.
+    sys.pycache_prefix = None
     with _guarded():
         return _run(parser().parse_args(argv))
 
@@ -56,12 +59,20 @@ def _run(arguments: argparse.Namespace) -> int:
             return int(command(arguments) or 0)
         except LauncherError as error:
             return _complain(error, arguments)
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a full disk, a directory that is not ours: whatever was being written or read
+            return _complain(LauncherError(str(error.strerror or error), where=_text(error.filename)), arguments)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # `launcher plan | head`: the reader has gone, which is no error of ours; keep Python from saying so at exit.
         sys.stderr.close()
         return 141
+
+
+def _text(name: object) -> str | None:
+    return None if name is None else str(name)
 
 
 def _complain(error: LauncherError, arguments: argparse.Namespace) -> int:

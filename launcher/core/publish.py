@@ -13,10 +13,9 @@ import os
 import re
 import secrets
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from launcher.core.process import host_label, pid_exists, run
 
@@ -55,30 +54,6 @@ def dead_temporaries(directory: Path) -> tuple[Path, ...]:
     ours = temporary_pattern(".*", re.escape(host_label()))
     found = ((path, ours.fullmatch(path.name)) for path in directory.iterdir())
     return tuple(sorted(path for path, match in found if match and not pid_exists(int(match["pid"]))))
-
-
-def open_regular(path: Path, *, buffered: bool = True) -> IO[bytes]:
-    """Open a regular file to be read. Raises OSError, also for anything else of that name.
-
-    An ordinary open of a pipe waits for a writer, for ever: whoever may write in a directory could stop us so.
-    """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return os.fdopen(handle, "rb", -1 if buffered else 0)
-    except OSError:
-        os.close(handle)
-        raise
-
-
-def read_regular(path: Path, most: int) -> bytes:
-    """The content of a regular file that others may have written. Raises OSError, also when it has more bytes."""
-    with open_regular(path) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(errno.EFBIG, f"more than {most} bytes", str(path))
-    return content
 
 
 def make_private(directory: Path) -> None:
@@ -193,4 +168,14 @@ def write_text(path: Path, content: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON document atomically and durably, readable by a person."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_bytes(path, json_bytes(value, indent=2) + b"\n")
+
+
+def json_line(value: Any) -> bytes:
+    """A JSON document on one line; what JSON has no form for is written as text."""
+    return json_bytes(value, default=str)
+
+
+def json_bytes(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> bytes:
+    """A JSON document in UTF-8. What stands for bytes that were none (in names of files) keeps JSON's escapes."""
+    return json.dumps(value, indent=indent, ensure_ascii=False, default=default).encode(errors="backslashreplace")

@@ -235,6 +235,13 @@ def convert(document: Document, kind: type[T], *, under: Sequence[Key] = ()) -> 
         raise schema_error(document, error, kind, under=under) from None
 
 
+def error_path(error: msgspec.ValidationError) -> list[Key]:
+    """The keys and indices that lead to what msgspec refuses, as far as it says them."""
+    at = _AT.search(str(error))
+    steps = _STEP.findall(at["path"]) if at else ()
+    return [int(index) if index.isdigit() else name or index for name, index in steps]
+
+
 def schema_error(
     document: Document, error: msgspec.ValidationError, root: type, *, under: Sequence[Key] = ()
 ) -> ConfigError:
@@ -243,11 +250,9 @@ def schema_error(
     ``root`` is the type to which the value below the keys ``under`` was to be converted.
     """
     text, hint = str(error), None
-    keys: list[Key] = []
+    keys = error_path(error)
     at = _AT.search(text)
     message = text[: at.start()] if at else text
-    for name, index in _STEP.findall(at["path"]) if at else ():
-        keys.append(int(index) if index.isdigit() else name or index)
     kinds = _types_at(root, keys)
     if unknown := _UNKNOWN.search(message):
         known = [f.encode_name for kind in kinds if isinstance(kind, inspect.StructType) for f in kind.fields]

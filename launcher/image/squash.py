@@ -26,7 +26,8 @@ from pathlib import Path
 
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, run
-from launcher.core.publish import publish_new, read_regular, temporary_name
+from launcher.core.publish import publish_new, temporary_name
+from launcher.core.reading import read_file
 
 _SUPERBLOCK = struct.Struct("<5I6H8Q")
 _MAGIC = 0x73717368
@@ -199,7 +200,7 @@ class Sidecar:
         import msgspec
 
         try:
-            return msgspec.json.decode(read_regular(sidecar_path(squash), _LARGEST_RECORD), type=cls)
+            return msgspec.json.decode(read_file(sidecar_path(squash), _LARGEST_RECORD), type=cls)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 

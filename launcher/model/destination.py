@@ -23,7 +23,8 @@ import xxhash
 from launcher.core.errors import ModelError
 from launcher.core.lease import LEASE, Lock, LockOwner, read_owner
 from launcher.core.process import ProcessIdentity, host_label, pid_exists
-from launcher.core.publish import read_regular, temporary_pattern, write_json
+from launcher.core.publish import temporary_pattern, write_json
+from launcher.core.reading import read_file
 from launcher.model.checkpoint import examine
 from launcher.model.copy import journal_directory
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest, now
@@ -133,7 +134,7 @@ def staging_directory(source: Source, destination: Path, *, adopt: bool, log: Ca
 def _owner_of(staging: Path) -> StagingOwner | None:
     """Who fills this staging directory; None when its owner file is missing or damaged."""
     try:
-        return msgspec.json.decode(read_regular(staging / WORK_DIRECTORY / "owner.json", 1 << 16), type=StagingOwner)
+        return msgspec.json.decode(read_file(staging / WORK_DIRECTORY / "owner.json", 1 << 16), type=StagingOwner)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 

@@ -20,7 +20,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO
 
-from launcher.core.publish import open_regular, publishing, remove_tree, temporary_name
+from launcher.core.publish import publishing, remove_tree, temporary_name
+from launcher.core.reading import open_regular
 from launcher.core.redact import Redacting
 from launcher.core.terminal import one_line
 

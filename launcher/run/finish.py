@@ -15,7 +15,8 @@ from datetime import datetime
 from pathlib import Path
 
 from launcher.core.errors import Cancelled, JobError, LauncherError, ResultError
-from launcher.core.publish import open_regular, remove_tree, write_bytes, write_json, write_text
+from launcher.core.publish import remove_tree, write_bytes, write_json, write_text
+from launcher.core.reading import open_regular
 from launcher.core.redact import redact_bytes
 from launcher.result.collect import Collected
 from launcher.result.logs import LOGS, TARBALL, bundle_logs, keep_logs

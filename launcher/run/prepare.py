@@ -24,7 +24,7 @@ from launcher.run.kind import Prepared, Run, Submission
 from launcher.run.record import RecordedJob
 from launcher.slurm.client import SAME_SECONDS, JobKey, Phase, SchedulerUnreachable, jobs_with_token
 
-_NOT_COPIED = (".git", "srt-slurm*", "outputs", "LOGS", "*.sqsh")
+_NOT_COPIED = (".git", ".launcher", "srt-slurm*", "outputs", "LOGS", "*.sqsh")
 """What the compute nodes' copy of the workspace leaves out."""
 
 Preparation = JobKey | LauncherError

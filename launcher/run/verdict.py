@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from launcher.core.errors import Cancelled, LauncherError
-from launcher.core.publish import open_regular
+from launcher.core.reading import open_regular
 from launcher.result.logs import log_files
 from launcher.slurm.client import LOST, JobState, Phase
 
@@ -66,11 +66,14 @@ _FAILED = re.compile(
 _NAMED = re.compile(r"^\s*(?:[\w.]+\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b.*")
 _HARMLESS = re.compile(r"CANCELLED AT|error: \*\*\*|0 errors?\b|errors?[=:] *0\b|error_rate|DUE TO TIME LIMIT", re.I)
 
+# Slurm ends the job's programs then, and whatever they say of it is a consequence.
+_LIMIT_REACHED = re.compile(r"\*\*\* (?:JOB|STEP) \S+ ON .* DUE TO TIME LIMIT")
+
 _BY_TEXT: tuple[tuple[str, str], ...] = (
     (
         "image",
         r"pyxis: (?:failed|couldn).*(?:container|image|squash|filesystem)|enroot|[Ii]nvalid image format|\.sqsh"
-        r"|[Cc]ontainer image|registry-1\.docker|manifests/|File system corruption",
+        r"|[Cc]ontainer image|registry-1\.docker|manifests/|File system corruption|launcher: error: image",
     ),
     (
         "node",
@@ -185,6 +188,8 @@ def _failure(path: Path, name: str, changed: float) -> Failure | None:
     lines = tail(path)
     at: float | None = None
     for number, line in enumerate(lines):
+        if _LIMIT_REACHED.search(line):
+            break
         at = _stamp(line) or at
         if _FAILED.search(line) and not _HARMLESS.search(line):
             text = line

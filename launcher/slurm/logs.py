@@ -1,15 +1,26 @@
-"""Following a job's log while it grows, for a person to read. Nothing about the job is decided by these lines."""
+"""A job's log: followed while it grows, for a person to read, and read at its end for how the job says that it ended.
+
+Nothing about a job is decided by the lines that are followed.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import IO
 
-from launcher.core.publish import open_regular
+from launcher.core.reading import open_regular
+from launcher.slurm.client import LOST, JobKey, JobState, Phase
 
 READ_AT_ONCE = 1 << 20
 """Bytes read in one call; they bound the memory that is needed."""
+
+TAIL = 4096
+"""Bytes of a log's end that are read for a marker: lines of Slurm's own daemons about the job's end follow it."""
+
+SLACK = 60.0
+"""Seconds by which the clock of the node that writes the log may be behind that of Slurm."""
 
 LONGEST_LINE = 1 << 16
 """A longer line, in bytes, is returned in pieces: progress bars may never send a newline."""
@@ -137,3 +148,48 @@ class LogFollower:
 def _text(line: bytes) -> str:
     """A line for a person: only the last of what a progress bar wrote over itself."""
     return line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
+
+
+class EndMarkers:
+    """Reads jobs' logs for how they ended by their own word; a log is read again only when it has changed.
+
+    ``end`` is the marker, whose group ``code`` is the exit code when it is not 0. A log that says ``begin`` after it is
+    that of a job that was requeued.
+    """
+
+    def __init__(self, end: re.Pattern[str], *, begin: str) -> None:
+        self._end, self._begin = end, begin
+        self._seen: dict[Path, tuple[tuple[int, int], JobState | None]] = {}
+
+    def read(self, job: JobKey, log: Path) -> JobState | None:
+        """The job's end, as a state that is LOST; None while its log does not tell it.
+
+        A log that was last written before the job was submitted belongs to another job.
+        """
+        try:
+            status = log.stat()
+            version = status.st_mtime_ns, status.st_size
+            known = self._seen.get(log)
+            if known is None or known[0] != version:
+                is_ours = job.submitted is None or status.st_mtime >= job.submitted - SLACK
+                known = self._seen[log] = version, self._state(log, status) if is_ours else None
+        except OSError:
+            return None
+        return known[1]
+
+    def _state(self, log: Path, status: os.stat_result) -> JobState | None:
+        with open_regular(log) as file:
+            file.seek(max(0, status.st_size - TAIL))
+            text = file.read(TAIL).decode(errors="replace")
+        found = list(self._end.finditer(text))
+        if not found or self._begin in text[found[-1].end() :]:
+            return None
+        code = int(found[-1]["code"] or 0)
+        return JobState(
+            Phase.TERMINAL,
+            LOST,
+            exit_code=(code, 0),
+            reason=f"Slurm does not tell how the job ended; its log says that it ended with exit code {code}",
+            ended=status.st_mtime,
+            source=log.name,
+        )

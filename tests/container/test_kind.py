@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -19,20 +20,21 @@ import pytest
 from launcher import project
 from launcher.benchmark.benchmark import Benchmark
 from launcher.cli import main
-from launcher.container.kind import LOG, OWN, SCRIPT, ContainerKind
-from launcher.container.planned import ContainerJob
+from launcher.container.kind import LOG, SCRIPT, ContainerKind
+from launcher.container.planned import OWN, ContainerJob
 from launcher.core.shipped import shipped
 from launcher.plan.derive import Context
-from launcher.plan.plan import Plan
+from launcher.plan.plan import Plan, WorkspacePlan
 from launcher.project import Project
 from launcher.run.prepare import prepare
 from launcher.run.record import RunRecord
 from launcher.runner.file import RunnerFile
 from launcher.services import open_run
+from launcher.slurm.client import JobKey
 from tests.conftest import SlurmCluster
 from tests.container.jobs import JobHost, left, wait_for
 from tests.container.plans import RESULT, a_container, a_job, an_allocation, an_image, expected, staging
-from tests.result.documents import age, fixed
+from tests.result.documents import age, evaluation, fixed
 from tests.run.driving import ONE
 
 MOUNTS = {"/workspace": "{workspace}"}
@@ -204,6 +206,18 @@ def test_another_process_resumes_it(boxes: Boxes) -> None:
     assert boxes.record("left").fields.state == "succeeded"
 
 
+def test_results_of_a_workflow_stay_in_its_workspace(boxes: Boxes) -> None:
+    boxes.submitted_and_left("left")
+    boxes.record("left").update(results="workspace")
+    assert main(["resume", "left"]) == 0
+    record, workspace = boxes.record("left"), boxes.host.workspace
+    assert record.fields.state == "succeeded"
+    assert (workspace / f"{RESULT}.json").exists() and (workspace / "server.log").exists()
+    assert not (workspace / OWN / "left").exists() and (workspace / "LOGS" / LOG).exists()
+    assert (record.directory / "evidence" / SCRIPT).exists()
+    assert list(record.step("collect").facts["published"]) == [f"{RESULT}.json"]
+
+
 def test_a_job_of_it_is_adopted(boxes: Boxes) -> None:
     boxes.host.benchmark(f"sleep 1\n{GOOD}")
     boxes.submitted_and_left("first")
@@ -301,9 +315,31 @@ def test_a_cancelled_job_ends_its_container_and_no_other(slurm_boxes: Boxes, mon
         subprocess.run(["scancel", theirs], timeout=60)
 
 
+def test_the_log_tells_the_end_of_a_job(boxes: Boxes) -> None:
+    job = boxes.run().job
+    assert job is not None
+    kind = ContainerKind("boxed", boxes.plan, boxes.state / "jobs")
+    key, log = JobKey(job.id, job.submitted, "r"), Path(job.log)
+    state = kind.end_by_log(key, log)
+    assert state is not None and state.exit_code == (0, 0) and not state.succeeded, "Slurm alone tells a success"
+    with log.open("a") as file:
+        file.write("launcher: job 1 on another node\n")
+    assert kind.end_by_log(key, log) is None, "it was requeued"
+    assert kind.output_of_log(log) == Path(job.output) and kind.output_of_log(log.with_name("x.log")) is None
+
+
+def test_a_workspace_that_only_has_a_copy_on_compute_nodes(boxes: Boxes) -> None:
+    shared = boxes.root / "shared"
+    boxes.changes = {"workspace": WorkspacePlan(str(boxes.host.workspace), str(shared))}
+    record = boxes.run()
+    assert record.job is not None and Path(record.job.output).is_relative_to(shared)
+    assert (record.directory / f"results/{RESULT}.json").exists() and (shared / f"{RESULT}.json").exists()
+
+
 def test_an_eval_only_run(boxes: Boxes) -> None:
     boxes.changes = {"results": expected(mode="eval", run_eval=True, required=("results*.json",), isl=None, osl=None)}
-    boxes.host.benchmark("echo '{}' > results_x.json; echo '{}' > meta_env.json; echo s > sample_1.jsonl")
+    results = shlex.quote(json.dumps(evaluation()))
+    boxes.host.benchmark(f"echo {results} > results_x.json; echo '{{}}' > meta_env.json; echo s > sample_1.jsonl")
     record = boxes.run()
     assert sorted(p.name for p in (record.directory / "results").glob("*.json*")) == [
         "meta_env.json",

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.core.publish import open_regular, remove_tree
+from launcher.core.publish import remove_tree
+from launcher.core.reading import open_regular
 from launcher.result import logs as kept
 from launcher.result.logs import LEFT_OUT, LOGS, TARBALL, bundle_logs, copy_logs, keep_logs, log_files
 from tests.shared import SHARED, needs_shared

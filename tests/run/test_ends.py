@@ -36,7 +36,7 @@ from launcher.srtctl.planned import SrtctlJob
 from tests.benchmarks import a_recipe
 from tests.core.test_redact import TOKENS
 from tests.plans import with_job
-from tests.result.documents import fixed
+from tests.result.documents import fixed_1k1k
 from tests.run.runs import a_run, plan_on, services
 
 SECRETS = {
@@ -100,7 +100,7 @@ class BegunRun:
         for at in results:
             path = logs / "sa-bench_isl_1024_osl_1024" / f"results_concurrency_{at}_gpus_8_ctx_4_gen_4.json"
             path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(fixed(at)))
+            path.write_text(json.dumps(fixed_1k1k(at)))
         self.record.event("job", f"RUNNING on node[01-02] {SPILLED}")
 
     def annotation(self, outcome: Outcome) -> str:

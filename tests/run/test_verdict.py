@@ -79,6 +79,7 @@ def test_without_a_log_slurms_word_decides(word: str, code: tuple[int, int], lay
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "server"),
         ("RuntimeError: NCCL error: unhandled system error", "server"),
         ("pyxis: failed to create container filesystem for image: /x.sqsh", "image"),
+        ("launcher: error: image org/x:1: cannot be pulled, and is not on n1", "image"),
         ("FileNotFoundError: [Errno 2] No such file or directory: '/m/model.safetensors.index.json'", "model"),
         ("KeyError: 'layers.0.w13_input_scale'", "model"),
         ("NVRM: Xid (PCI:0009:01:00): 79, GPU has fallen off the bus.", "node"),
@@ -123,6 +124,16 @@ def test_the_first_failure_is_the_earliest_and_the_orchestrator_comes_last(tmp_p
 def test_what_slurm_says_at_a_cancel_is_no_failure_of_a_log(tmp_path: Path) -> None:
     (tmp_path / "sweep_7.log").write_text("slurmstepd: error: *** JOB 7 ON node01 CANCELLED AT 2026-11-21T10:00 ***\n")
     assert first_failures(tmp_path, seconds=5) == []
+
+
+def test_what_programs_say_when_the_time_limit_ends_them_is_no_failure(tmp_path: Path) -> None:
+    limit = "slurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT 2026-11-21T10:00:00 DUE TO TIME LIMIT ***\n"
+    after = 'srun: error: n1: task 0: Terminated\nslurm_script: line 23: 5 Killed  "$@"\n'
+    log = tmp_path / "benchmark_job.log"
+    log.write_text(f"step 1\n{limit}{after}")
+    assert first_failures(tmp_path, seconds=5) == []
+    log.write_text(f"RuntimeError: out of memory\n{limit}{after}")
+    assert [f.text for f in first_failures(tmp_path, seconds=5)] == ["RuntimeError: out of memory"]
 
 
 def test_logs_are_read_in_bounded_pieces(tmp_path: Path) -> None:
