@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from launcher.cli.logs import LogLines
 from launcher.cli.output import Output
 from launcher.core.github import GitHub
-from launcher.core.redact import LineRedactor, redact
-from launcher.core.terminal import log_line, one_line, printable, styled
+from launcher.core.redact import redact
+from launcher.core.terminal import one_line, printable, styled
 from launcher.plan.plan import Plan, PlannedModel
 from launcher.run.finish import Outcome
 from launcher.run.kind import JobKind
@@ -206,18 +207,6 @@ def summaries(runs: Path, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """The summaries of the runs that have one."""
     paths = [runs / outcome.run / "summary.json" for outcome in outcomes]
     return [json.loads(path.read_text()) for path in paths if path.is_file()]
-
-
-class LogLines:
-    """The lines of a job's log as they are shown: without secrets and control characters, behind a label."""
-
-    def __init__(self, prefix: str = "") -> None:
-        self._prefix = prefix
-        self._redactor = LineRedactor(os.environ)
-
-    def shown(self, lines: Sequence[str]) -> list[str]:
-        text = log_line("\n".join(self._redactor.redact([f"{self._prefix}{line}" for line in lines])))
-        return text.split("\n") if lines else []
 
 
 class Console:

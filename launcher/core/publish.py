@@ -69,6 +69,11 @@ def make_private(directory: Path) -> None:
         directory.chmod(0o700)
 
 
+def private_opener(path: str, flags: int) -> int:
+    """For `open`: a file that is made is for this user alone."""
+    return os.open(path, flags, 0o600)
+
+
 def remove_tree(directory: Path) -> None:
     """Remove a directory with all that is in it, as far as that can be, however deep it is. Raises nothing."""
     try:

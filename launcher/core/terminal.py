@@ -34,6 +34,11 @@ def one_line(text: object) -> str:
     return shown if shown.isprintable() else _IN_A_LINE.sub(_escaped, shown)
 
 
+def say(text: object, file: TextIO | None = None) -> None:
+    """Print a line whose parts may come from outside."""
+    print(one_line(text), file=file or sys.stdout, flush=file is sys.stderr)
+
+
 def printable(text: str) -> str:
     """A text of several lines, its control characters escaped but for line ends and tabs."""
     return _IN_A_TEXT.sub(_escaped, text)

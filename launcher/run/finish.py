@@ -18,6 +18,7 @@ from launcher.core.errors import Cancelled, JobError, LauncherError, ResultError
 from launcher.core.publish import remove_tree, write_bytes, write_json, write_text
 from launcher.core.reading import open_regular
 from launcher.core.redact import redact_bytes
+from launcher.core.terminal import one_line
 from launcher.result.collect import Collected
 from launcher.result.logs import LOGS, TARBALL, bundle_logs, keep_logs
 from launcher.result.summary import Used, summary
@@ -229,7 +230,7 @@ def _keep_events(run: Run) -> None:
     for event in run.record.events():
         if event.get("kind") in ("job", "stage", "warning", "error"):
             when = datetime.fromtimestamp(float(event["time"])).isoformat(sep=" ", timespec="milliseconds")
-            lines.append(f"{when}  {event.get('text', '')}\n")
+            lines.append(f"{when}  {one_line(event.get('text', ''))}\n")
     text = "".join(lines)
     if len(text) > LARGEST:
         text = text[-LARGEST:].partition("\n")[2]

@@ -28,7 +28,7 @@ import msgspec
 from launcher.core.errors import SubmissionError
 from launcher.core.lease import Lock, LockPace
 from launcher.core.process import ProcessIdentity
-from launcher.core.publish import temporary_name
+from launcher.core.publish import make_private, temporary_name
 from launcher.core.reading import read_file
 from launcher.slurm.client import JobKey, JobState, Phase, Scheduler
 
@@ -169,7 +169,7 @@ class SharedPoller:
                 self._request_file.unlink()
             return True
         try:
-            self._request_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self._request_file.parent)
             if self.place.stat().st_uid != os.getuid():
                 return False
         except OSError:
