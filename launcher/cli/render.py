@@ -230,7 +230,9 @@ class Console:
             return
         run = self._label(event.run, "  ")
         mark = {"error": "error: ", "warning": "warning: "}.get(event.kind, "")
-        self._say(f"{event.time - self._began:7.1f}s  {run}{mark}{redact(event.text, os.environ)}", event.kind)
+        # Further lines are indented: none of them can be taken for an event.
+        text = redact(event.text, os.environ).replace("\n", "\n          ")
+        self._say(f"{event.time - self._began:7.1f}s  {run}{mark}{text}", event.kind)
 
     def log(self, run: str, lines: Sequence[str]) -> None:
         """Show new lines of a job's log, as one block. Waits while a slow reader has enough to read."""

@@ -42,7 +42,7 @@ names that there are, evidence has at most 6 MiB."""
 SEARCH_SECONDS = 10.0
 """How long logs are searched for what failed first."""
 
-STOP_SECONDS = 2.0
+STOP_SECONDS = 1.0
 """How long logs are packed, and how long the scheduler is waited for, when we were asked to stop."""
 
 
@@ -131,7 +131,7 @@ def collect(run: Run, patience: float = 0.0) -> Collected:
         collected = run.kind.collect(run, patience)
         keep({"published": dict(collected.published), "problems": [str(p) for p in collected.problems]})
     for doubt in collected.doubts:
-        run.record.event("warning", doubt)
+        run.record.event("warning", one_line(doubt))
     return collected
 
 

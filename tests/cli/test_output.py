@@ -82,7 +82,7 @@ def test_a_job_s_log_is_shown_without_secrets_commands_and_controls(
         "  | red \\x1b]0;t\\x07",
         "  | ",
         "    0.0s  warning: two",
-        "lines \\x1b[2J",
+        "          lines \\x1b[2J",
     ]
 
 
