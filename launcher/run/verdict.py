@@ -37,6 +37,7 @@ class Verdict:
 
 
 _BY_TEXT: tuple[tuple[str, str], ...] = (
+    ("configuration", r"--container-mounts: source path"),
     # What a script of ours says of itself (launcher/container/job_functions.py).
     ("image", r"launcher: error: (?:image|the container cannot be made)"),
     ("model", r"launcher: error: the checkpoint"),
@@ -71,7 +72,7 @@ _BY_TEXT: tuple[tuple[str, str], ...] = (
     (
         "configuration",
         r"unrecognized arguments|invalid choice|ValidationError|Unknown field|unexpected keyword argument|ConfigError"
-        r"|argument --|No module named|selector|Unknown benchmark type|--container-mounts: source path",
+        r"|argument --|No module named|selector|Unknown benchmark type",
     ),
 )
 
