@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+from launcher.core.reading import open_regular
+
 TAIL = 256 * 1024
 """Bytes that are read of the end of each log."""
 
@@ -179,7 +181,7 @@ def _seconds(parts: dict[str, str | None], written: float) -> float:
 def tail(path: Path, size: int = TAIL) -> list[str]:
     """The last lines of a file, whole ones and cleaned, of at most ``size`` bytes; none when it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             length = file.seek(0, 2)
             file.seek(max(0, length - size))
             text = file.read(size).decode(errors="replace")
