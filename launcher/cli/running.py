@@ -160,7 +160,10 @@ def _end(project: Project, run_id: str, why: str) -> None:
         except ConfigError as error:
             lost = UnreadableRecord(directory, error, record.job)
         else:
-            end_run(run, why, say)
+            try:
+                end_run(run, why, say)
+            finally:
+                record.let_go()  # whoever ends thousands must not hold as many locks
             return
     end_unreadable(lost, schedulers_for(project, lost), say)
 

@@ -24,6 +24,7 @@ from launcher.result.logs import LOGS, TARBALL, bundle_logs, keep_logs
 from launcher.result.summary import Used, summary
 from launcher.result.validate import Point
 from launcher.run.image_usage import unmark
+from launcher.run.job_requests import BY_USER
 from launcher.run.kind import Run
 from launcher.run.record import RecordedError, RecordedJob
 from launcher.run.verdict import Failure, Verdict, first_failures, tail, verdict
@@ -65,7 +66,7 @@ def note_state(run: Run, state: JobState) -> None:
     """Write down how the job stands."""
     job, running = _job_in(run, state), state.word == "RUNNING"
     run.record.update(state="running" if running else run.record.fields.state, job=job)
-    run.record.event("job", state.describe(), job=job.id, state=state.word)
+    run.record.event("job", _described(run, state), job=job.id, state=state.word)
 
 
 def note_after_cancel(run: Run, state: JobState) -> None:
@@ -83,7 +84,14 @@ def _job_in(run: Run, state: JobState) -> RecordedJob:
     job = run.record.job
     assert job is not None
     over = job.over or state.phase is Phase.TERMINAL
-    return replace(job, state=state.word, says=state.describe(), over=over, held=job.held and not over)
+    return replace(job, state=state.word, says=_described(run, state), over=over, held=job.held and not over)
+
+
+def _described(run: Run, state: JobState) -> str:
+    """How the job stands, for a person: that it waits because we hold it is no news to anybody."""
+    job = run.record.job
+    ours = job is not None and job.held and state.reason == BY_USER
+    return (replace(state, reason="") if ours else state).describe()
 
 
 def finish(run: Run, state: JobState) -> Outcome:
@@ -208,11 +216,26 @@ def judge(run: Run, error: LauncherError | None, state: JobState | None) -> Verd
     job = run.record.job
     if error is not None and job is not None and not isinstance(error, Cancelled):
         failures = first_failures(Path(job.log).parent, seconds=SEARCH_SECONDS)
-    found = verdict(error, state, failures)
+    found = verdict(error, state, failures, stage=_stage(run) if job is None else "")
     found = Verdict(found.layer, run.record.hide(found.text))
     with contextlib.suppress(OSError):  # a full disk must not change how the run ends
         _keep(run, found, failures, error)
     return found
+
+
+def _stage(run: Run) -> str:
+    """What a run was at when it was ended before its submission, in words; "" when it was at nothing."""
+    open_steps = [(step.began, name) for name, step in run.record.fields.steps.items() if step.state != "done"]
+    name = max(open_steps, default=(0.0, ""))[1]
+    last = run.record.step("images").facts.get("last") if name == "images" else None
+    return _STAGES.get(name, "").format(last or "the images")
+
+
+_STAGES = {
+    "images": "while importing {}",
+    "model": "while looking at the checkpoint",
+    "workspace": "while preparing the checkout",
+}
 
 
 def _keep(run: Run, found: Verdict, failures: Sequence[Failure], error: LauncherError | None) -> None:
@@ -223,7 +246,7 @@ def _keep(run: Run, found: Verdict, failures: Sequence[Failure], error: Launcher
     texts = {"verdict.txt": "".join(f"{line}\n" for line in (str(found), ended) if line)}
     if failures:
         first = [f"{failures[0].file}:", *failures[0].lines, ""]
-        others = [f"then {f.file}: {f.text}" for f in failures[1:20]]
+        others = [f"then {f.file}: {f.text} ({f.standing})" for f in failures[1:20]]
         texts["first-failure.txt"] = "\n".join([*first, *others, ""])
     elif error is not None:
         texts["first-failure.txt"] = f"{error}\n"

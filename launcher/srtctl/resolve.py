@@ -168,10 +168,10 @@ def _results(expected: Expected, recipe: RecipeFacts | None) -> Expected:
     """
     if recipe is None:
         return replace(expected, gpus=expected.gpus if expected.mode == "agentic" else None)
-    gpus = expected.gpus
+    sides = [recipe.aggregated] if recipe.prefill is None else [recipe.prefill, recipe.decode]
+    counts = [(s.workers or 0) * (s.gpus_per_worker or 0) if s is not None else 0 for s in sides]
+    held, gpus = sum(counts) if all(counts) else None, expected.gpus
     if expected.mode != "agentic":
-        sides = [recipe.aggregated] if recipe.prefill is None else [recipe.prefill, recipe.decode]
-        counts = [(s.workers or 0) * (s.gpus_per_worker or 0) if s is not None else 0 for s in sides]
         if recipe.prefill is None and recipe.aggregated is not None and recipe.benchmark_type == SA_BENCH:
             # srtctl gives sa-bench the GPUs of the nodes, also those that no worker has (sa_bench.py, c88ef731).
             counts = [(recipe.aggregated.nodes or 1) * (recipe.gpus_per_node or 4)]
@@ -179,7 +179,8 @@ def _results(expected: Expected, recipe: RecipeFacts | None) -> Expected:
     served = [side.served_model_name for side in recipe.roles.values()]
     names = (*expected.models, *(name for name in (*served, recipe.model_path) if name))
     tool = SA_BENCH if expected.mode == "fixed" and recipe.benchmark_type == SA_BENCH else None
-    return replace(expected, gpus=gpus, models=tuple(dict.fromkeys(names)), tool=tool, engine=recipe.engine)
+    models = tuple(dict.fromkeys(names))
+    return replace(expected, gpus=gpus, held=held, models=models, tool=tool, engine=recipe.engine)
 
 
 def _refs(lane: LaneRule) -> tuple[str, ...]:
@@ -227,6 +228,7 @@ def _srt_slurm(rules: AppliedRules, context: Context, setup: SetupScript | None)
         PlannedOverlay(str(PurePosixPath(context.workspace, OVERLAY, o.source)), o.destination or f"recipes/{o.source}")
         for o in lane.overlays
     ]
+    arch = {"arch": runner.node.arch or ""}
     if setup is not None and setup.directory:
         overlays.append(PlannedOverlay(setup.directory, "configs"))
     return SrtSlurm(
@@ -235,9 +237,7 @@ def _srt_slurm(rules: AppliedRules, context: Context, setup: SetupScript | None)
         sha=lane.sha,
         overlays=tuple(overlays),
         patches=tuple(PlannedPatch(p.commit, p.path) for p in lane.patches),
-        setup=tuple(
-            tuple(fill_in(w, {"arch": runner.node.arch or ""}) for w in argv) for argv in runner.checkout.setup
-        ),
+        setup=tuple(tuple(fill_in(word, arch) for word in argv) for argv in runner.checkout.setup),
         setup_timeout=runner.checkout.setup_timeout,
         root=derive.fill(runner.checkout.directory, context) + f"/srt-slurm-{context.run_key}",
         cache=derive.fill(runner.checkout.cache, context),
