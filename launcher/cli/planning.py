@@ -24,6 +24,7 @@ from launcher.core.errors import ConfigError, suggest
 from launcher.core.finding import Finding
 from launcher.core.shipped import shipped
 from launcher.core.yaml_source import Document
+from launcher.plan.secrets import refuse_secrets
 from launcher.project import Project
 from launcher.srtctl.mirror import Commits
 
@@ -36,6 +37,8 @@ def plan(arguments: argparse.Namespace) -> int:
     else:
         benchmarks, narrow = [benchmark for benchmark, _ in chosen(arguments, project)], bool(arguments.conc)
         plans = [project.plan_by_hand(benchmark, arguments.runner, narrow=narrow) for benchmark in benchmarks]
+    for each in plans:
+        refuse_secrets(each)
     if arguments.json:
         values = [p.as_dict() for p in plans]
         print(json.dumps(values[0] if len(values) == 1 else values, indent=2, ensure_ascii=False))

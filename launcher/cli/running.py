@@ -16,7 +16,9 @@ from launcher.cli.render import Console, show_plans, show_run, show_runs, summar
 from launcher.core.errors import ConfigError, JobError, LauncherError
 from launcher.core.github import GitHub
 from launcher.core.stop import Stop, stop_on_signals
+from launcher.plan.job_environment import require_passed
 from launcher.plan.plan import Plan
+from launcher.plan.secrets import refuse_secrets
 from launcher.project import Project, new_run_id
 from launcher.result.summary import markdown
 from launcher.run import finish
@@ -44,6 +46,7 @@ def adopt(arguments: argparse.Namespace) -> int:
     project = open_project(arguments, look=True)
     by_environment = arguments.from_env
     plan = project.plan_from_environment(arguments.run_id) if by_environment else _by_hand(project, arguments)[0]
+    refuse_secrets(plan)
     record = RunRecord.create(project.runs, plan)
     record.update(results="workspace" if by_environment else "run")
     output = Path(arguments.output).resolve() if arguments.output else None
@@ -196,8 +199,11 @@ def resume(arguments: argparse.Namespace) -> int:
         return 0
     if record.owned_by_another:
         raise ConfigError("another launcher drives this run", where=f"run {record.id}", hint="launcher logs -f RUN")
+    plan = record.plan
+    if record.job is None:  # else the job has what it needs
+        require_passed(plan.passes, project.environ)
     with stop_on_signals() as stop:
-        outcomes = _drive_records(project, [(record, record.plan)], stop)
+        outcomes = _drive_records(project, [(record, plan)], stop)
     return outcomes[0].exit_code
 
 

@@ -16,6 +16,7 @@ from launcher.container.planned import ContainerJob, PlannedAllocation
 from launcher.core.errors import JobsExist, SubmissionError, SubmissionUnknown
 from launcher.core.process import CommandRunner, Completed
 from launcher.core.slurm_notation import limit_seconds
+from launcher.plan.job_environment import KEPT, from_host
 from launcher.plan.plan import Plan
 from launcher.slurm.client import Scheduler, SchedulerUnreachable
 from launcher.slurm.submission import IN_DOUBT, PAUSES, check_first, hint_for, new_jobs, printed_ids
@@ -23,14 +24,11 @@ from launcher.slurm.submission import IN_DOUBT, PAUSES, check_first, hint_for, n
 TIMEOUT = 240.0
 """Seconds for the submitting program."""
 
-KEPT = ("HOME", "PATH", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "SLURM_CONF", "MUNGE_SOCKET")
-"""Variables of the host that every job gets: programs need them."""
-
 KEPT_HERE = (
     *("TMPDIR", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME"),
     *("DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CONTEXT", "CONTAINER_HOST", "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF"),
 )
-"""The same, for jobs on this host: what they name is on no compute node."""
+"""What jobs on this host get as well: what they name is on no compute node."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +45,9 @@ class JobAnswer:
 def environment(job: ContainerJob, environ: Mapping[str, str], tools: Mapping[str, str]) -> dict[str, str]:
     """The job's whole environment: what programs need, the workflow's contract, and the host's variables that the
     container is passed, where they are set."""
-    kept_names = KEPT if job.allocation is not None else (*KEPT, *KEPT_HERE)
-    kept = {name: environ[name] for name in kept_names if name in environ}
-    passed = {name: environ[name] for name in job.container.passes if name in environ}
-    return {**kept, **tools, **passed, **job.environment}
+    kept = KEPT if job.allocation is not None else (*KEPT, *KEPT_HERE)
+    passed = from_host(environ, (), job.container.passes)
+    return {**from_host(environ, kept, ()), **tools, **passed, **job.environment}
 
 
 def sbatch_argv(allocation: PlannedAllocation, token: str, root: Path, log: Path, script: Path) -> list[str]:

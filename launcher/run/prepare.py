@@ -19,6 +19,7 @@ from launcher.image.enroot import ImportPolicy
 from launcher.image.store import ensure_image
 from launcher.model.checkpoint import examine, nearest_sibling, require, suggestion
 from launcher.plan.plan import Plan
+from launcher.plan.secrets import refuse_secrets
 from launcher.run.image_usage import mark_used_by
 from launcher.run.kind import Prepared, Run, Submission
 from launcher.run.record import RecordedJob
@@ -54,7 +55,9 @@ def prepare(run: Run) -> JobKey:
     if not run.kind.is_complete(run.plan):
         # What is prepared decides about images and model, so it comes before anything that takes long or is shared.
         prepared = _prepare_workspace(run)
-        run.replan(run.kind.complete(run.plan, prepared))
+        whole = run.kind.complete(run.plan, prepared)
+        refuse_secrets(whole)  # before it is stored
+        run.replan(whole)
         refuse(run.plan, run.record.fields.accepted)
     _have_images(run)
     with run.record.doing("model") as keep:
@@ -110,7 +113,8 @@ def _have_images(run: Run) -> None:
 
 
 def refuse(plan: Plan, accepted: Sequence[str] = ()) -> None:
-    """Raise ConfigError when the plan has errors among its findings whose rules nobody accepted."""
+    """Raise ConfigError when the plan has errors among its findings whose rules nobody accepted, or holds a secret."""
+    refuse_secrets(plan)
     bad = [f for f in plan.errors if f.rule not in accepted]
     if bad:
         listed = "\n".join(f"  {f.where}: {f.message} [{f.rule}]" for f in bad)
@@ -212,7 +216,8 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
                     run.log(f"cancelled {', '.join(error.job_ids)}: not what was asked for")
                 raise
             hide = run.record.hide
-            keep({"notes": [hide(note) for note in done.notes], "adopted": done.adopted})
+            notes = [hide(note) for note in done.notes]
+            keep({"notes": notes, "adopted": done.adopted, "left_out": list(done.left_out)})
             submitted = done.submitted or time.time()
             job = RecordedJob(done.job_id, submitted, str(done.output), str(done.log), held=done.held)
             key = _record(run, job, done.notes)

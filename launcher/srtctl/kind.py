@@ -16,6 +16,7 @@ from launcher.benchmark.result_names import agentic_result_name
 from launcher.core.errors import ConfigError, ResultError
 from launcher.core.publish import write_text
 from launcher.plan.derive import Context
+from launcher.plan.job_environment import KEPT, from_host, left_out
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.file import RunnerFile
 from launcher.slurm.client import JobKey, JobState
@@ -42,6 +43,18 @@ _END = re.compile(
 from v1.0.0 to v1.0.68, templates/job_script_minimal.j2)."""
 
 
+KEPT_FOR_SRTCTL = (
+    "TMPDIR",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    "XDG_STATE_HOME",
+    "UV_*",
+    "SRTSLURM_*",
+)
+"""What srtctl, and the uv that its jobs call on their nodes, read of the host beside `KEPT`."""
+
+
 class SrtctlKind:
     """The kind ``srtctl`` (`launcher.run.kind.JobKind`)."""
 
@@ -64,6 +77,7 @@ class SrtctlKind:
             *(("overlay", f"{o.source} → {o.destination}") for o in tree.overlays),
             ("tree", tree.root),
             ("submit", " ".join(job.submit.argv)),
+            *((("passed", ", ".join(plan.passes)),) if plan.passes else ()),
         ]
 
     def is_complete(self, plan: Plan) -> bool:
@@ -118,11 +132,13 @@ class SrtctlKind:
         recipe.parent.mkdir(parents=True, exist_ok=True)
         write_text(recipe, dump(job.recipe.document))
         write_srtslurm(checkout.root / SRTSLURM, job.srtslurm, checkout.cluster_keys)
-        return apply(
+        environ = run.services.environ
+        environment = job_environment(job, run.plan.passes, environ, run.services.tools.environment)
+        submitted = apply(
             Apply(
                 argv=job.submit.argv,
                 root=checkout.root,
-                environment={**run.services.environment, **job.submit.environment},
+                environment=environment,
                 token=run.id,
                 options=checkout.options,
                 earlier=submission.earlier,
@@ -133,6 +149,7 @@ class SrtctlKind:
             run=partial(run_program, pass_fds=submission.keep_open),
             sleep=time.sleep,
         )
+        return replace(submitted, left_out=left_out(environ, environment))
 
     def holds(self, plan: Plan) -> bool:
         """Slurm's jobs are submitted held, unless recipe, variant or cluster ask for a hold of their own."""
@@ -217,6 +234,14 @@ class SrtctlKind:
     def own_directories(self, plan: Plan) -> Sequence[Path]:
         """The run's tree."""
         return [Path(SrtctlJob.of(plan).srt_slurm.root)]
+
+
+def job_environment(
+    job: SrtctlJob, passes: Sequence[str] | None, environ: Mapping[str, str], tools: Mapping[str, str]
+) -> dict[str, str]:
+    """The whole environment of srtctl and of the job, which gets all of it: what programs need, what the plan passes
+    of the host's variables, and what the plan exports."""
+    return {**from_host(environ, (*KEPT, *KEPT_FOR_SRTCTL), passes), **tools, **job.submit.environment}
 
 
 def _agentic_results_there(plan: Plan) -> dict[str, int]:
