@@ -9,11 +9,12 @@ imported when that command runs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TextIO, cast
 
 from launcher.cli.arguments import parser
 
@@ -26,7 +27,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Workflows set PYTHONPYCACHEPREFIX for the benchmark's Python. Our own bytecode is not there, and would be made
     # anew at every start, which takes 0.4 s.
     sys.pycache_prefix = None
-    arguments = parser().parse_args(argv)
+    with _guarded():
+        return _run(parser().parse_args(argv))
+
+
+@contextlib.contextmanager
+def _guarded() -> Iterator[None]:
+    """Within the block nothing that is printed can give a terminal or GitHub's runner a command, or fails for a
+    character that the terminal does not have."""
+    from launcher.core.terminal import Guarded
+
+    before = sys.stdout, sys.stderr
+    github = os.environ.get("GITHUB_ACTIONS") == "true"
+    for stream in before:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = (cast(TextIO, Guarded(stream, github=github)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _run(arguments: argparse.Namespace) -> int:
     module, _, function = arguments.command.partition(":")
     try:
         from launcher.core.errors import LauncherError
@@ -36,12 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(command(arguments) or 0)
         except LauncherError as error:
             return _complain(error, arguments)
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a full disk, a directory that is not ours: whatever was being written or read
+            return _complain(LauncherError(str(error.strerror or error), where=_text(error.filename)), arguments)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # `launcher plan | head`: the reader has gone, which is no error of ours; keep Python from saying so at exit.
         sys.stderr.close()
         return 141
+
+
+def _text(name: object) -> str | None:
+    return None if name is None else str(name)
 
 
 def _complain(error: LauncherError, arguments: argparse.Namespace) -> int:

@@ -88,7 +88,7 @@ def _running(commands: _Commands) -> None:
 
 
 def _runs(commands: _Commands) -> None:
-    status = _command(commands, "status", "running:status", "runs and how they stand", _places)
+    status = _command(commands, "status", "status:status", "runs and how they stand", _places)
     status.add_argument("run", nargs="?", metavar="RUN", help="one run in detail")
     status.add_argument("--json", action="store_true", help="the records as JSON")
 

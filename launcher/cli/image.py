@@ -48,7 +48,7 @@ class _Where:
     project: Project
 
     def contents(self, grace: float = inventory.GRACE) -> list[ImageDirectory]:
-        users = images_in_use(self.project.runs)
+        users = images_in_use(self.project.runs, self.directories)
         return [ImageDirectory(path, users, is_run_over, grace) for path in self.directories]
 
     def images(self) -> list[Image]:

@@ -17,7 +17,7 @@ from launcher.core.redact import redact
 from launcher.plan.plan import Plan, PlannedModel
 from launcher.run.finish import Outcome
 from launcher.run.kind import JobKind
-from launcher.run.record import Event, RunRecord
+from launcher.run.record import Event
 
 if TYPE_CHECKING:
     from launcher.model.copy import Progress
@@ -27,9 +27,6 @@ _LINE_EVERY = 30.0
 
 _BARS = 12
 """Bars of single files that are shown at once in a terminal."""
-
-_WIDE = 120
-"""Columns of a terminal from which on a run has one line in the table of runs."""
 
 _COLOURS = {"log": "2", "error": "31", "warning": "33", "job": "36", "end": "1"}
 """Codes of a terminal for the kinds of lines."""
@@ -123,53 +120,6 @@ def _job(plan: Plan) -> str:
     limit = f"{asked.time_limit} minutes" if (asked.time_limit or "").isdigit() else asked.time_limit
     parts = {"partition": asked.partition, "account": asked.account, "at most": limit}
     return ", ".join([plan.job_name, *(f"{name} {value}" for name, value in parts.items() if value)])
-
-
-def show_runs(found: Sequence[RunRecord], runs: Path) -> None:
-    """A table of runs, latest last."""
-    if not found:
-        print(f"no runs below {runs}")
-        return
-    rows = []
-    for record in found:
-        fields = record.fields
-        state = fields.state
-        if not record.ended and not record.owned_by_another:
-            state = f"{state} (nobody drives it)"
-        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(fields.created)) if fields.created else "-"
-        job, text = (fields.job.id, fields.job.says) if fields.job is not None else ("-", "")
-        if fields.verdict is not None and fields.verdict.layer:
-            text = str(fields.verdict)
-        elif fields.error is not None:
-            text = f"{fields.error.layer}: {fields.error.message.splitlines()[0]}"
-        rows.append([record.id, fields.runner, began, state, job, text])
-    console = _console(sys.stdout)
-    if not console.is_terminal or console.width >= _WIDE:
-        table(["run", "runner", "began", "state", "job", ""], rows)
-        return
-    for run_id, runner, began, state, job, text in rows:
-        console.print(f"{run_id}   {state}")
-        _print_line(console, runner, f"{began}   job {job}   {text}")
-
-
-def show_run(record: RunRecord) -> None:
-    """One run: its steps, its job, its end, and where its files are."""
-    console, fields = _console(sys.stdout), record.fields
-    console.print(f"{record.id}   {fields.state}", style="bold")
-    console.print(f"  {record.plan.benchmark.title} on {fields.runner}")
-    for name, step in fields.steps.items():
-        console.print(f"  {name:10} {step.state:8} {step.at - step.began:7.1f} s   {step.error or ''}")
-    if fields.job is not None:
-        console.print(f"  job        {fields.job.id}   {fields.job.says}")
-        console.print(f"  output     {fields.job.output}")
-    if fields.error is not None:
-        console.print(f"  {fields.error.layer}: {fields.error.message}", style="red")
-        if fields.error.hint:
-            console.print(f"  hint: {fields.error.hint}")
-    if fields.verdict is not None:
-        console.print(f"  verdict    {fields.verdict}", style="red" if fields.verdict.layer else "green")
-        console.print(f"  evidence   {record.directory / 'evidence'}")
-    console.print(f"  record     {record.directory}")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark
 from launcher.check.report import Roots
-from launcher.cli.common import open_project
+from launcher.cli.common import open_project, tell_refused
 from launcher.cli.render import table
 from launcher.core.errors import ConfigError
 from launcher.core.process import CommandRunner
@@ -36,12 +36,14 @@ from launcher.services import stand_in_programs
 
 def listing(arguments: argparse.Namespace) -> int:
     """One line for each runner."""
-    runners = [file.runner for file in open_project(arguments).fleet.all()]
+    broken: list[ConfigError] = []
+    runners = [file.runner for file in open_project(arguments).fleet.readable(broken)]
     rows = [
         [r.name, r.sku, r.node.gpus, r.scheduler.partition or "-", " ".join(r.labels), r.description] for r in runners
     ]
     table(["runner", "sku", "GPUs", "partition", "labels", ""], rows)
-    return 0
+    sys.stdout.flush()
+    return tell_refused(broken, len(runners), "runner files", "read")
 
 
 def show(arguments: argparse.Namespace) -> int:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from launcher.cli.common import chosen, open_project
-from launcher.cli.render import Console, show_plans, show_run, show_runs, summaries
+from launcher.cli.common import chosen, of_row, open_project, planned, tell_refused
+from launcher.cli.render import Console, show_plans, summaries
 from launcher.core.errors import ConfigError, JobError, LauncherError
 from launcher.core.github import GitHub
 from launcher.core.stop import Stop, stop_on_signals
+from launcher.plan.derive import check_run_id
 from launcher.plan.job_environment import require_passed
 from launcher.plan.plan import Plan
 from launcher.plan.secrets import refuse_secrets
@@ -26,10 +28,10 @@ from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.loop import Limits, run_all
 from launcher.run.orphans import adopt as adopt_job
-from launcher.run.orphans import end_run, find_orphans, orphans_of_job_name, told_elsewhere
+from launcher.run.orphans import end_run, end_unreadable, find_orphans, orphans_of_job_name, told_elsewhere
 from launcher.run.prepare import refuse
-from launcher.run.record import RunRecord, records
-from launcher.services import open_run, open_services, pace_of
+from launcher.run.record import RunRecord, UnreadableRecord
+from launcher.services import open_run, open_services, pace_of, schedulers_for
 from launcher.slurm.backends import open_scheduler
 from launcher.slurm.client import Phase
 from launcher.slurm.logs import LogFollower
@@ -38,14 +40,14 @@ from launcher.slurm.logs import LogFollower
 def run(arguments: argparse.Namespace) -> int:
     """Run the one benchmark that is selected."""
     project = open_project(arguments, look=True)
-    return _exit_code(_drive(project, _by_hand(project, arguments), arguments))
+    return _exit_code(_drive(project, [_by_hand(project, arguments)], arguments))
 
 
 def adopt(arguments: argparse.Namespace) -> int:
     """Take over a job that was started by hand: from here on it is this run's, to follow, to cancel, to collect."""
     project = open_project(arguments, look=True)
     by_environment = arguments.from_env
-    plan = project.plan_from_environment(arguments.run_id) if by_environment else _by_hand(project, arguments)[0]
+    plan = project.plan_from_environment(arguments.run_id) if by_environment else _by_hand(project, arguments)
     refuse_secrets(plan)
     record = RunRecord.create(project.runs, plan)
     record.update(results="workspace" if by_environment else "run")
@@ -61,12 +63,30 @@ def adopt(arguments: argparse.Namespace) -> int:
 
 
 def sweep(arguments: argparse.Namespace) -> int:
-    """Run all benchmarks that are selected; the exit code is that of the first that did not succeed."""
+    """Run all benchmarks that are selected; the exit code is that of the first that did not succeed.
+
+    What is selected and cannot be run is listed, and the others are run; then the exit code is 2 at least.
+    """
     if arguments.run_id:
         raise ConfigError("a sweep has many runs", where="--run-id", hint="launcher run --run-id ID")
     project = open_project(arguments, look=True)
     limits = Limits(arguments.max_jobs, arguments.fail_fast)
-    return _exit_code(_drive(project, _by_hand(project, arguments, several=True), arguments, limits=limits))
+    refused: list[ConfigError] = []
+    plans = planned(arguments, project, refused, lambda benchmark: new_run_id(benchmark, time.time()))
+    good = []
+    for plan in plans:
+        try:
+            refuse(plan, arguments.accept)
+        except ConfigError as error:
+            if len(plans) + len(refused) == 1:
+                raise
+            refused.append(of_row(error, plan.benchmark, plan.benchmark.source))
+        else:
+            good.append(plan)
+    code = tell_refused(refused, len(good))
+    if not good:
+        return code
+    return _exit_code(_drive(project, good, arguments, limits=limits)) or code
 
 
 def ci(arguments: argparse.Namespace) -> int:
@@ -86,20 +106,6 @@ def ci(arguments: argparse.Namespace) -> int:
             raise
         report_to(github, project.runs, outcomes)
     return _exit_code(outcomes)
-
-
-def status(arguments: argparse.Namespace) -> int:
-    """List all runs, or show one."""
-    runs = open_project(arguments).runs
-    found = [RunRecord.load(runs, arguments.run)] if arguments.run else records(runs)
-    if arguments.json:
-        values = [json.loads((record.directory / "run.json").read_text()) for record in found]
-        print(json.dumps(values[0] if arguments.run else values, indent=2))
-    elif arguments.run:
-        show_run(found[0])
-    else:
-        show_runs(found, runs)
-    return 0
 
 
 def logs(arguments: argparse.Namespace) -> int:
@@ -124,8 +130,7 @@ def logs(arguments: argparse.Namespace) -> int:
 def cancel(arguments: argparse.Namespace) -> int:
     """Cancel a run's job and wait until the scheduler says that it is gone."""
     project = open_project(arguments)
-    record = RunRecord.load(project.runs, _run_id(arguments, project))
-    end_run(open_run(project, record), "launcher cancel", print)
+    _end(project, _run_id(arguments, project), "launcher cancel")
     return 0
 
 
@@ -134,34 +139,74 @@ def cleanup(arguments: argparse.Namespace) -> int:
     project = open_project(arguments)
     if arguments.run or arguments.from_env:
         run_id = _run_id(arguments, project)
-        if not (project.runs / run_id / "run.json").is_file():
+        if not (project.runs / run_id).is_dir():
             print(f"run {run_id} has no record: it never began")
             return 0
-        end_run(open_run(project, RunRecord.load(project.runs, run_id)), "launcher cleanup", print)
+        _end(project, run_id, "launcher cleanup")
         return 0
-    left, elsewhere = find_orphans(project.runs)
-    wrong: list[LauncherError] = []
-    for record in left:
-        try:
-            end_run(open_run(project, record), "launcher cleanup", print)
-        except LauncherError as error:
-            wrong.append(error)
-        except OSError as error:
-            wrong.append(LauncherError(str(error.strerror), where=f"run {record.id}"))
+    unreadable: list[UnreadableRecord] = []
+    left, elsewhere = find_orphans(project.runs, unreadable)
+    wrong = [_trouble(partial(_end, project, record.id, "launcher cleanup"), record.id) for record in left]
+    wrong += [_trouble(partial(_end_unreadable, project, one), one.id) for one in unreadable]
     for record in elsewhere:
         print(told_elsewhere(record))
     print(f"{len(left)} runs were left behind" if left else "no run was left behind")
-    try:
-        from launcher.model.node_job import reap  # no run stages on nodes: only here
+    if unreadable:
+        print(f"{len(unreadable)} records cannot be read: {', '.join(one.id for one in unreadable)}")
+    from launcher.model.node_job import reap  # no run stages on nodes: only here
 
-        reap(project.state, lambda: open_scheduler("slurm", backend="commands"), print)
-    except LauncherError as error:
-        wrong.append(error)
-    for other in wrong[1:]:
+    slurm = partial(open_scheduler, "slurm", backend="commands")
+    wrong.append(_trouble(partial(reap, project.state, slurm, print), "stagings"))
+    errors = [error for error in wrong if error is not None]
+    for other in errors[1:]:
         print(other)
-    if wrong:
-        raise wrong[0]
+    if errors:
+        raise errors[0]
     return 0
+
+
+def _end(project: Project, run_id: str, why: str) -> None:
+    """End what a run holds, also where its record or plan cannot be read. Raises LauncherError."""
+    directory = project.runs / check_run_id(run_id)
+    try:
+        record = RunRecord.load(project.runs, run_id)
+    except ConfigError as error:
+        if not directory.is_dir():
+            raise
+        lost = UnreadableRecord(directory, error)
+    else:
+        try:
+            run = open_run(project, record)
+        except ConfigError as error:
+            lost = UnreadableRecord(directory, error, record.job)
+        else:
+            end_run(run, why, print)
+            return
+    end_unreadable(lost, schedulers_for(project, lost), print)
+
+
+def _end_unreadable(project: Project, lost: UnreadableRecord) -> None:
+    """End the job of a run whose record cannot be read, if nobody drives the run. Raises LauncherError."""
+    driven = lost.driven
+    if driven is False:
+        end_unreadable(lost, schedulers_for(project, lost), print)
+    elif driven is None:
+        print(told_elsewhere(lost.record))
+    else:
+        print(f"run {lost.id}: {lost.error}; a launcher drives it")
+
+
+def _trouble(end: Callable[[], object], run_id: str) -> LauncherError | None:
+    """What went wrong with one of several: it must not end the others."""
+    try:
+        end()
+    except LauncherError as error:
+        return error
+    except OSError as error:
+        return LauncherError(str(error.strerror), where=f"run {run_id}: {error.filename}")
+    except Exception as fault:  # noqa: BLE001
+        return LauncherError(f"unexpected {type(fault).__name__}: {fault}", where=f"run {run_id}")
+    return None
 
 
 def collect(arguments: argparse.Namespace) -> int:
@@ -216,33 +261,41 @@ def _run_id(arguments: argparse.Namespace, project: Project) -> str:
     raise ConfigError("which run?", hint="RUN, or --from-env in a GitHub job; `launcher status` lists them")
 
 
-def _by_hand(project: Project, arguments: argparse.Namespace, *, several: bool = False) -> list[Plan]:
-    """The plans of the benchmarks that are selected. Raises ConfigError for several where one is expected."""
-    benchmarks, narrow = [benchmark for benchmark, _ in chosen(arguments, project)], bool(arguments.conc)
-    if len(benchmarks) > 1 and not several:
+def _by_hand(project: Project, arguments: argparse.Namespace) -> Plan:
+    """The plan of the one benchmark that is selected. Raises ConfigError for several."""
+    refused: list[ConfigError] = []
+    benchmarks, narrow = [benchmark for benchmark, _ in chosen(arguments, project, refused)], bool(arguments.conc)
+    if refused:
+        raise refused[0]
+    if len(benchmarks) > 1:
         titles = "\n".join(f"  {b.title} conc {' '.join(map(str, b.concurrencies))}" for b in benchmarks)
         raise ConfigError(
             f"{len(benchmarks)} benchmarks are selected, and one job measures one:\n{titles}",
             hint="narrow it by --topology, --seq or --conc, or use `launcher sweep`",
         )
-    plans = []
-    for benchmark in benchmarks:
-        run_id = arguments.run_id or new_run_id(benchmark, time.time())
-        plans.append(project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id=run_id))
-    return plans
+    (benchmark,) = benchmarks
+    run_id = arguments.run_id or new_run_id(benchmark, time.time())
+    return project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id=run_id)
 
 
 def _end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
     """End what a launcher that was killed left of an earlier job of this GitHub runner, and say so."""
-    left, elsewhere = orphans_of_job_name(project.runs, plan.job_name)
+    unreadable: list[UnreadableRecord] = []
+    left, elsewhere = orphans_of_job_name(project.runs, plan.job_name, unreadable)
     for record in elsewhere:
         github.warning(told_elsewhere(record), title="launcher: left behind")
     for record in left:
         github.warning(f"run {record.id} was left behind by an earlier job of this runner; ending it")
-        try:
-            end_run(open_run(project, record), "the next launcher on this runner", print)
-        except (LauncherError, OSError) as error:
+        end = partial(_end, project, record.id, "the next launcher on this runner")
+        if (error := _trouble(end, record.id)) is not None:
             github.warning(f"run {record.id}: {error}", title="launcher: left behind")
+    for lost in unreadable:
+        ours = lost.job_name == plan.job_name
+        github.warning(f"run {lost.id}: {lost.error}" + ("; ending its job" if ours else ""), title="launcher: records")
+        if not ours:
+            print(f"run {lost.id} may be another runner's: `launcher cleanup {lost.id}` ends its job")
+        elif (error := _trouble(partial(_end_unreadable, project, lost), lost.id)) is not None:
+            github.warning(f"run {lost.id}: {error}", title="launcher: left behind")
 
 
 def _drive(
@@ -255,11 +308,30 @@ def _drive(
 ) -> list[Outcome]:
     for plan in plans:
         refuse(plan, arguments.accept)
+    clusters = Counter(plan.runner for plan in plans)
+    if len(clusters) > 1:
+        named = ", ".join(f"{name} ({count})" for name, count in clusters.items())
+        message = f"the selected benchmarks are of several clusters: {named}"
+        raise ConfigError(message, hint="--runner NAME picks one, or -k, --topology and --seq those of one")
     with stop_on_signals() as stop:
-        recorded = [(RunRecord.create(project.runs, plan), plan) for plan in plans]
-        for record, _ in recorded:
-            record.update(accepted=tuple(arguments.accept), results="workspace" if github is not None else "run")
-        return _drive_records(project, recorded, stop, quiet=not arguments.logs, limits=limits, github=github)
+        recorded: list[tuple[RunRecord, Plan]] = []
+        unrecorded: list[Outcome] = []
+        for plan in plans:
+            try:
+                record = RunRecord.create(project.runs, plan)
+                record.update(accepted=tuple(arguments.accept), results="workspace" if github is not None else "run")
+            except (LauncherError, OSError) as error:  # without a record there is no run; the others go on
+                if len(plans) == 1:
+                    raise
+                wrong = error if isinstance(error, LauncherError) else LauncherError(str(error.strerror))
+                print(f"run {plan.run_key}: {wrong}", file=sys.stderr)
+                unrecorded.append(Outcome(plan.run_key, "failed", error=wrong))
+            else:
+                recorded.append((record, plan))
+        if not recorded:
+            return unrecorded
+        driven = _drive_records(project, recorded, stop, quiet=not arguments.logs, limits=limits, github=github)
+        return [*driven, *unrecorded]
 
 
 def _drive_records(
@@ -276,8 +348,6 @@ def _drive_records(
     labels = {r.id: f"{i}. {p.benchmark.topology} {p.benchmark.measures}" for i, (r, p) in enumerate(recorded, 1)}
     console = Console(labels, github)
     first = recorded[0][1]
-    if any(p.runner != first.runner for _, p in recorded):
-        raise ConfigError("the selected benchmarks are of several clusters", hint="--runner NAME picks one")
     said: list[str] = []
     services = open_services(project, first, stop, log=said.append)
     recorded[0][0].listeners.append(console.event)
@@ -288,7 +358,10 @@ def _drive_records(
         record.listeners.append(console.event)
     runs = [Run(record, plan, project.kind(plan.kind), services) for record, plan in recorded]
     for record, _ in recorded:
-        record.take()
+        try:
+            record.take()
+        except OSError as error:  # its run ends with this before it does anything, and the others go on
+            record.event("warning", f"the record cannot be written: {error.strerror}")
     limits = dataclasses.replace(limits, pace=pace_of(first))
     try:
         outcomes = run_all(runs, services.scheduler, stop, limits, None if quiet else console.log)

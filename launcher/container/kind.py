@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,12 @@ LOG = "benchmark_job.log"
 
 _BEGIN, _END = "launcher: job ", re.compile(r"^launcher: the job ends with exit code (?P<code>\d+)\n", re.MULTILINE)
 """The first and the last line of the job's script (`job_script`)."""
+
+COPY = "workspace"
+"""In a run's own directory: the copy of the checkout that a job by hand works on."""
+
+_NOT_COPIED = (".git", OWN, "LOGS", "outputs", "results", "srt-slurm*", "*.sqsh")
+"""At the top of the checkout: what no job needs of it."""
 
 ARCHIVE_TIMEOUT = 1800.0
 """Seconds for packing the checkout."""
@@ -78,10 +85,13 @@ class ContainerKind:
         from launcher.core.publish import write_text
         from launcher.run.kind import Prepared
 
-        root, own = own_directory(run.plan), ContainerJob.of(run.plan).own_workspace
-        text = render(run.plan, root)
+        root, job = own_directory(run.plan), ContainerJob.of(run.plan)
+        own, copies = job.own_workspace, _works_on_a_copy(run)
+        text = render(_in(root / COPY, run.plan) if copies and job.staging is None else run.plan, root)
         try:
             root.mkdir(parents=True, exist_ok=True)
+            if copies:
+                _copy_checkout(run, root / COPY)
             if own is not None:
                 shutil.copytree(own.benchmarks, Path(own.path, "benchmarks"), dirs_exist_ok=True)
             if root.parent.name == OWN:  # whoever looks at the checkout's status need not see it
@@ -89,9 +99,9 @@ class ContainerKind:
             write_text(root / SCRIPT, text)
         except (OSError, shutil.Error) as error:
             raise SubmissionError(f"the job's script cannot be written: {error}", where=str(root)) from None
-        if ContainerJob.of(run.plan).staging is not None:
+        if job.staging is not None:
             _pack_checkout(run, root)
-        there = lying_there(run.plan.results, _results_in(run.plan))
+        there = lying_there(run.plan.results, _results_in(run.plan, root))
         return Prepared(root, {"root": str(root), "there_before": there})
 
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
@@ -175,12 +185,12 @@ class ContainerKind:
 
         job, recorded, expected = ContainerJob.of(run.plan), run.record.job, run.plan.results
         assert recorded is not None
-        own, workspace = Path(recorded.output), Path(job.workspace_of(run.plan))
+        own = Path(recorded.output)
+        workspace, directory = Path(_works_in(run.plan, own.parent)), _results_in(run.plan, own.parent)
         if job.staging is not None and (own / BACK).exists():
             for doubt in results.unpack(own / BACK, workspace):
                 run.record.event("warning", f"not brought back: {doubt}")
         _record_facts(run, job, results.facts(own / FACTS))
-        directory = _results_in(run.plan)
         # Slurm keeps whole seconds.
         submitted = math.floor(recorded.submitted or 0.0)
         there = run.record.step("workspace").facts.get("there_before", {})
@@ -206,10 +216,45 @@ def own_directory(plan: Plan) -> Path:
     return Path(job.workspace_of(plan), OWN, plan.run_key)
 
 
-def _results_in(plan: Plan) -> Path:
+def _works_in(plan: Plan, root: Path) -> str:
+    """The workspace that the job writes into: the run's own copy, where there is one. ``root`` is the own directory of
+    the run that submitted the job."""
+    copy = root / COPY
+    return str(copy) if copy.is_dir() else ContainerJob.of(plan).workspace_of(plan)
+
+
+def _results_in(plan: Plan, root: Path) -> Path:
     """Where the job leaves its results."""
-    workspace = ContainerJob.of(plan).workspace_of(plan)
-    return Path((plan.results.directory or "{workspace}").replace("{workspace}", workspace))
+    directory, workspace = plan.results.directory or "{workspace}", _works_in(plan, root)
+    return Path(workspace if directory == plan.workspace.path else directory.replace("{workspace}", workspace))
+
+
+def _works_on_a_copy(run: Run) -> bool:
+    """Whether the job gets a checkout of its own: a workflow's job has one, and jobs by hand may share theirs.
+
+    All write server.log, gpu_metrics.csv and the evaluations' files under the same names, and would count each other's.
+    """
+    job, plan = ContainerJob.of(run.plan), run.plan
+    return run.record.fields.results != "workspace" and job.own_workspace is None and plan.workspace.shared is None
+
+
+def _in(workspace: Path, plan: Plan) -> Plan:
+    """The plan of a job that works in another directory than the plan's workspace."""
+    job, here = ContainerJob.of(plan), str(workspace)
+    mounts = {t: here if s in ("{workspace}", plan.workspace.path) else s for t, s in job.container.mounts.items()}
+    details = replace(job, container=replace(job.container, mounts=mounts)).as_details()
+    return replace(plan, details=details, workspace=replace(plan.workspace, path=here))
+
+
+def _copy_checkout(run: Run, copy: Path) -> None:
+    """The checkout for this job alone; empty where the job's node has a copy, which comes back here. Raises OSError,
+    shutil.Error."""
+    copy.mkdir(parents=True, exist_ok=True)
+    if ContainerJob.of(run.plan).staging is None:
+        source, unwanted = run.plan.workspace.path, shutil.ignore_patterns(*_NOT_COPIED)
+        ignore = lambda directory, names: unwanted(directory, names) if directory == source else set()  # noqa: E731
+        shutil.copytree(source, copy, symlinks=True, dirs_exist_ok=True, ignore=ignore)
+        run.log(f"the job works on a copy of the checkout: {copy}")
 
 
 def _allocation(job: ContainerJob) -> str:

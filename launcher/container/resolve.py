@@ -28,6 +28,7 @@ from launcher.plan.job_environment import names_passed
 from launcher.plan.plan import Expected, ModelCache
 from launcher.runner.container_schema import Container, Port
 from launcher.runner.file import RunnerFile
+from launcher.runner.templates import fill_in
 
 WORKSPACE = "/workspace"
 """Where the workflow's RESULT_DIR and most scripts expect the checkout in the container."""
@@ -233,7 +234,7 @@ def _allocation(rules: AppliedRules, lane: Container, context: Context, minutes:
         memory=asked.memory,
         exclusive=asked.exclusive,
         minutes=minutes,
-        job_name=scheduler.job_name.format(runner=context.runner_name),
+        job_name=fill_in(scheduler.job_name, {"runner": context.runner_name}),
         exclude=tuple(derive.excluded_nodes(rules, context)),
     )
 

@@ -20,6 +20,7 @@ from launcher.plan.job_environment import names_passed
 from launcher.plan.plan import Bounds, Expected, ModelCache, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
 from launcher.runner.file import Applied, RunnerFile, applies
 from launcher.runner.schema import Adjustment, ImageRule, Images, LaneRule, ModelRule, Results
+from launcher.runner.templates import fill_in
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def planned_image(
         squash=squash,
         import_on=(own and own.import_on) or rule.import_on,
         role=role,
-        lock=rule.lock.format(squash=squash, directory=directory, name=name.removesuffix(".sqsh")),
+        lock=fill_in(rule.lock, {"squash": squash, "directory": directory, "name": name.removesuffix(".sqsh")}),
         lock_wait=rule.lock_wait,
         import_timeout=rule.import_timeout,
         temporary=fill(rule.temporary, context) if rule.temporary else None,
@@ -229,7 +230,11 @@ def _repeated(benchmark: Benchmark) -> dict[str, str | int | bool]:
         "infmax_model_prefix": benchmark.model_prefix,
         "spec_decoding": benchmark.spec_decoding,
         "is_multinode": benchmark.multinode,
+        "disagg": benchmark.disagg,
+        "kv_offloading": benchmark.kv_offloading or "",
+        "recipe_fingerprint": benchmark.recipe_fingerprint or "",
     }
+    row = {key: value for key, value in row.items() if value != ""}
     if benchmark.isl is not None and benchmark.osl is not None:
         row |= {"isl": benchmark.isl, "osl": benchmark.osl}
     # Of an aggregated topology the other side is 0 in one document and 1 in another.
@@ -304,14 +309,15 @@ def tags(rules: AppliedRules, context: Context) -> str:
     """The runner file's tags for the job, filled in; a comma stands between two."""
     benchmark, runner = rules.benchmark, rules.file.runner
     template: str = last([a.rule.tags for a in rules.adjustments], runner.tags)
-    return template.format(
-        sku=runner.sku,
-        prefix=benchmark.model_prefix,
-        precision=benchmark.precision,
-        isl="" if benchmark.isl is None else benchmark.isl,
-        osl="" if benchmark.osl is None else benchmark.osl,
-        date=context.today,
-    )
+    values = {
+        "sku": runner.sku,
+        "prefix": benchmark.model_prefix,
+        "precision": benchmark.precision,
+        "isl": "" if benchmark.isl is None else benchmark.isl,
+        "osl": "" if benchmark.osl is None else benchmark.osl,
+        "date": context.today,
+    }
+    return fill_in(template, values)
 
 
 def result_stem(benchmark: Benchmark, runner_name: str) -> str:
@@ -368,7 +374,7 @@ def whole_plan(
         kind=rules.lane.rule.kind,
         runner=runner.name,
         runner_name=context.runner_name,
-        job_name=scheduler.job_name.format(runner=context.runner_name),
+        job_name=fill_in(scheduler.job_name, {"runner": context.runner_name}),
         run_key=context.run_key,
         sku=runner.sku,
         tools=runner.tools,

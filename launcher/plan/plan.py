@@ -11,16 +11,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import msgspec
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
-from launcher.core.finding import Finding
+from launcher.core.finding import Finding, Severity
+from launcher.core.reading import read_file
 from launcher.image.reference import PlannedImage
 
 SCHEMA = 1
+
+LARGEST = 32 * 1024 * 1024
+"""Bytes of a plan's file. With a large recipe it has some hundred kilobytes."""
 
 SRTCTL = "srtctl"
 """The kind of a plan that does not say one: all were of this kind before there were several."""
@@ -143,6 +147,13 @@ class WorkspacePlan:
     shared: str | None
 
 
+class _Finding(TypedDict):
+    rule: str
+    severity: Severity
+    message: str
+    where: str
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that one run will do.
@@ -208,7 +219,8 @@ class Plan:
         own = {f.name for f in dataclasses.fields(cls)}
         given = {"kind": SRTCTL, **{key: v for key, v in value.items() if key in own}}
         try:
-            findings = tuple(Finding(f["rule"], f["severity"], f["message"], f["where"]) for f in value["findings"])
+            said = msgspec.convert(value["findings"], list[_Finding])
+            findings = tuple(Finding(f["rule"], f["severity"], f["message"], f["where"]) for f in said)
             details = {key: v for key, v in value.items() if key not in own}
             plan: Plan = msgspec.convert({**given, "findings": (), "details": details}, cls)
         except (msgspec.ValidationError, KeyError, TypeError) as error:
@@ -219,8 +231,13 @@ class Plan:
     def read(cls, path: Path) -> Plan:
         """Read ``plan.json``. Raises ConfigError when it is missing or unreadable."""
         try:
-            return cls.from_dict(json.loads(path.read_text()))
-        except (OSError, ValueError) as error:
+            value = json.loads(read_file(path, LARGEST))
+            if not isinstance(value, dict):
+                raise ConfigError(f"no readable plan: a {type(value).__name__}", where=str(path))
+            return cls.from_dict(value)
+        except OSError as error:
+            raise ConfigError(f"no readable plan: {error.strerror}", where=str(path)) from None
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"no readable plan: {error}", where=str(path)) from None
 
 

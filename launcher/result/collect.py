@@ -233,6 +233,9 @@ def _look_agentic(request: CollectRequest, found: _Found) -> None:
         if not path.exists():
             found.problems.append(Problem(f"no result at {path}", concurrency))
             continue
+        if not path.resolve().is_relative_to(source.resolve()):
+            found.problems.append(Problem(f"{path} leads to {path.resolve()}, out of it", concurrency, "invalid"))
+            continue
         point = read_agentic_result(path, expected_concurrency=concurrency, expected=expected)
         status = path.stat()
         if request.there_before.get(name) == status.st_mtime_ns:

@@ -25,6 +25,9 @@ _RATES = {
 }
 """What each rate counts in a second of ``duration`` (InferenceX 843c6254f, utils/bench_serving)."""
 
+_ROUGH = 0.0005
+"""Seconds above which a latency of 5 decimals is exact to 1 %."""
+
 _FAILED = ("failed", "num_failed", "failed_requests", "num_failed_requests")
 _STATISTIC = re.compile(r"(median|min|max|p(\d{1,2}(?:\.\d{1,3})?))_(\w+)_ms|(p\d+(?:\.\d+)?)")
 _MOUNTS = frozenset({"model", "models"})
@@ -170,6 +173,7 @@ def of_agentic(document: Mapping[str, object], expected: Expected) -> Iterator[s
             yield f"throughput.{kind}.tokens_per_second × duration_seconds is {rate * duration:.6g}, and {tokens}"
     yield from _gpus_of(document, rates["total"], expected, tolerance)
     yield from _orders(document.get("request_metrics"))
+    yield from _interactivity(document.get("request_metrics"), tolerance)
 
 
 def failed_of(document: Mapping[str, object]) -> float:
@@ -192,7 +196,9 @@ def _gpus_of(
         shown, planned = f"{counted[0]:g}+{counted[1] or 0:g}", "{}+{}".format(*expected.gpus)
         yield f"num_prefill_gpu and num_decode_gpu are {shown}, and {planned} in the plan"
     each = _at(document, "request_metrics", "throughput", "per_gpu", "total_tput_tps")
-    if each and total and apart(total / each, sum(expected.gpus), tolerance):
+    if each is not None and each <= 0:
+        yield f"per_gpu.total_tput_tps is {each:g}, and must be above 0"
+    elif each and total and apart(total / each, sum(expected.gpus), tolerance):
         said = f"per_gpu.total_tput_tps is {each:.6g}, the total by {total / each:.3g} GPUs"
         yield f"{said}, and the plan has {sum(expected.gpus)}: {total / sum(expected.gpus):.6g}"
 
@@ -209,10 +215,20 @@ def _orders(metrics: object) -> Iterator[str]:
             )
             values = {f"{group}.{name}.{key}": statistics[key] for _, key in ranked}
             numbers = {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
-            if any(value < 0 or not math.isfinite(value) for value in numbers.values()):
-                yield f"{group}.{name} has a value below 0, or none that is finite"
+            least = 0.0 if group == "tokens" else math.ulp(0.0)
+            for key, value in numbers.items():
+                if not least <= value < math.inf:
+                    yield f"{key} is {value:g}, and must be {'finite and ' if value > 0 else ''}above 0"
             falls = name.endswith("intvty")
             yield from out_of_order(dict(reversed(numbers.items())) if falls else numbers)
+
+
+def _interactivity(metrics: object, tolerance: float) -> Iterator[str]:
+    """Interactivity against the latency between tokens, of which it is one by the other (rounded to 5 decimals)."""
+    for key in ("mean", "p50", "p75", "p90", "p95"):
+        said, latency = (_at(metrics, "latency", name, key) for name in ("intvty", "itl"))
+        if said and latency and latency > _ROUGH and apart(said, 1 / latency, tolerance):
+            yield f"latency.intvty.{key} is {said:.6g}, and 1 / latency.itl.{key} is {1 / latency:.6g}"
 
 
 def _at(document: object, *keys: str) -> float | None:
@@ -276,7 +292,8 @@ def of_gpus(gpus: int, split: tuple[int, int] | None, total: float, expected: Ex
     elif expected.gpus is not None and (prefill, decode) != expected.gpus:
         planned = sum(expected.gpus)
         rates = f"{total / gpus:.1f} tokens/s/GPU for {total / planned:.1f}"
-        yield f"its file name says {prefill}+{decode} GPUs, and the plan {{}}+{{}}: {rates}".format(*expected.gpus)
+        said = "{}+{}".format(*expected.gpus)
+        yield f"its file name says {prefill}+{decode} GPUs, and the plan {said}: {rates}"
 
 
 def of_times(numbers: Numbers, expected: Expected, window: Window | None) -> Iterator[str]:

@@ -19,7 +19,7 @@ import msgspec
 
 from launcher.plan.plan import Expected
 from launcher.result import contradictions
-from launcher.result.validate import Unusable, each_once
+from launcher.result.validate import Unusable, content, each_once
 
 META, RESULTS = "meta_env.json", "results*.json"
 OWN_THRESHOLDS = "utils/evals/thresholds.yaml"
@@ -33,8 +33,6 @@ _SHARES = frozenset({"exact_match", "acc", "acc_norm", "accuracy", "resolved"})
 
 _NO_SCORES = frozenset({"alias", "name", "sample_len", "samples", "sample_count"})
 _CONCURRENCY = re.compile(r"_conc(\d{1,6})\.json")
-_LARGEST = 1 << 28
-"""Bytes of a file that are read."""
 
 
 class Thresholds(msgspec.Struct, frozen=True):
@@ -113,11 +111,7 @@ def judge(files: Mapping[str, Path], expected: Expected, thresholds: Thresholds)
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _LARGEST:
-            raise Unusable(f"is not a JSON object: longer than {_LARGEST} bytes")
-        found = json.loads(path.read_bytes(), object_pairs_hook=each_once)
-    except OSError as error:
-        raise Unusable(f"cannot be read: {error.strerror}") from None
+        found = json.loads(content(path), object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
         raise Unusable(f"is not a JSON object: {str(error)[:200]}") from None
     if not isinstance(found, dict):

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ _LENGTHS = re.compile(r"isl_(\d+)_osl_(\d+)")
 _NOT_FINITE = re.compile(rb'(?:"([^"]{1,80})"\s*:|[\[,])\s*[-+]?(NaN|Infinity)\b')
 _FALSE = msgspec.Raw(b"false")
 _DIGITS = frozenset(bytes([byte]) for byte in b"-0123456789")
+_LARGEST = 1 << 31
+_TYPED = ("duration", "request_throughput", "total_input_tokens", "total_output_tokens", "num_prompts")
+"""Numbers wherever they are given: a text or nothing in their place would keep rates from being held against them."""
+
 _MOST = 4
 """Reasons that are said of one file."""
 
@@ -182,10 +187,7 @@ _OBJECT = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=lambda kind, te
 
 def _load(path: Path) -> Mapping[str, msgspec.Raw]:
     """The top level of a JSON object, its values unparsed: `itls` alone can hold twenty million numbers."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise Unusable(f"cannot be read: {error.strerror}") from None
+    data = content(path)
     if not data.strip():
         raise Unusable("the file is empty")
     try:
@@ -209,6 +211,19 @@ def _number(document: Mapping[str, msgspec.Raw], key: str) -> float:
 
 def _number_if_any(document: Mapping[str, msgspec.Raw], key: str) -> float | None:
     return _number(document, key) if key in document else None
+
+
+def content(path: Path) -> bytes:
+    """What a file holds. Raises Unusable; of what is no file, a pipe perhaps, nothing is read."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise Unusable("cannot be read: it is no regular file")
+        if status.st_size > _LARGEST:
+            raise Unusable(f"cannot be read: it has {status.st_size} bytes, and a result at most {_LARGEST}")
+        return path.read_bytes()
+    except OSError as error:
+        raise Unusable(f"cannot be read: {error.strerror}") from None
 
 
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -251,6 +266,8 @@ def _fixed_point(
     if not (raw := document.get("model_id")) or not isinstance(model := _value(raw), str):
         raise Unusable("model_id is missing" if raw is None else "model_id is not text")
     concurrency, total, output, completed = (_number(document, key) for key in _NEEDED)
+    for key in _TYPED:
+        _number_if_any(document, key)
     numbers = {key: _number(document, key) for key in document if key.endswith("ms") or "tpot" in key}
     if concurrency != name.concurrency:
         raise Unusable(f"max_concurrency is {concurrency:g}, expected {name.concurrency}")

@@ -168,6 +168,21 @@ def _end(run: Run, error: LauncherError | None, collected: Collected, state: Job
     return outcome, delivered
 
 
+def clear_cancelled(run: Run) -> None:
+    """Hand a workflow what a cancelled run left, for which its own launcher had no time, and remove the run's own
+    directories."""
+    record = run.record
+    if record.fields.results != "workspace" or record.fields.state != "cancelled" or not record.settled:
+        return
+    if not any(path.exists() for path in run.kind.own_directories(run.plan)):
+        return
+    try:
+        if deliver(run):
+            _remove_own_directories(run)
+    except (LauncherError, OSError) as error:
+        record.event("warning", f"the logs of the cancelled run stay where they are: {error}")
+
+
 def _remove_own_directories(run: Run) -> None:
     """Remove the run's tree and its copy of the workspace once their logs are in the workflow's hands.
 

@@ -25,6 +25,7 @@ from launcher.runner.schema import (
     Runner,
     When,
 )
+from launcher.runner.templates import IMAGE_LOCK, JOB_NAME, SERVED, SETUP, TAGS, check_template
 
 R = TypeVar("R", bound=Rule)
 
@@ -161,9 +162,24 @@ class RunnerFile:
                     where=self.location("lanes", i, "repository"),
                     hint=suggest(lane.repository, runner.repositories, f"known: {', '.join(runner.repositories)}"),
                 )
+        for template, names, keys in _templates(runner):
+            check_template(template, names, self.location(*keys))
         for i, model in enumerate(runner.models):
             if model.stage and model.source is None:
                 raise ConfigError("`stage: true` needs a `source`", where=self.location("models", i, "stage"))
+
+
+def _templates(runner: Runner) -> Iterator[tuple[str, Sequence[str], tuple[Key, ...]]]:
+    """Every template of a runner file, what may stand in it, and its place."""
+    yield runner.images.lock, IMAGE_LOCK, ("images", "lock")
+    yield runner.scheduler.job_name, JOB_NAME, ("scheduler", "job-name")
+    yield runner.tags, TAGS, ("tags",)
+    for i, argv in enumerate(runner.checkout.setup):
+        yield from ((word, SETUP, ("checkout", "setup", i)) for word in argv)
+    for i, model in enumerate(runner.models):
+        yield model.served or "", SERVED, ("models", i, "served")
+    for i, adjustment in enumerate(runner.adjust):
+        yield adjustment.tags or "", TAGS, ("adjust", i, "tags")
 
 
 def describe_when(when: When) -> str:

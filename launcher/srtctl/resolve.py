@@ -18,6 +18,7 @@ from launcher.plan.job_environment import names_passed
 from launcher.plan.plan import Expected
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import Edit, LaneRule
+from launcher.runner.templates import fill_in
 from launcher.srtctl.edit import acceptance_edits, apply_edits, with_comment
 from launcher.srtctl.facts import RecipeFacts, facts
 from launcher.srtctl.locate import OVERLAY, FoundRecipe, RecipeFinder, SetupScript, variants_or_none
@@ -235,7 +236,9 @@ def _srt_slurm(rules: AppliedRules, context: Context, setup: SetupScript | None)
         sha=lane.sha,
         overlays=tuple(overlays),
         patches=tuple(PlannedPatch(p.commit, p.path) for p in lane.patches),
-        setup=tuple(tuple(w.format(arch=runner.node.arch or "") for w in argv) for argv in runner.checkout.setup),
+        setup=tuple(
+            tuple(fill_in(w, {"arch": runner.node.arch or ""}) for w in argv) for argv in runner.checkout.setup
+        ),
         setup_timeout=runner.checkout.setup_timeout,
         root=derive.fill(runner.checkout.directory, context) + f"/srt-slurm-{context.run_key}",
         cache=derive.fill(runner.checkout.cache, context),
@@ -265,11 +268,11 @@ def _exports(rules: AppliedRules, context: Context) -> dict[str, str]:
     exports = {
         runner.workspace.variable: derive.shared_workspace(rules, context) or context.workspace,
         "GITHUB_WORKSPACE": context.workspace,
-        "RUNNER_NAME": runner.scheduler.job_name.format(runner=context.runner_name),
+        "RUNNER_NAME": fill_in(runner.scheduler.job_name, {"runner": context.runner_name}),
         "RESULT_FILENAME": derive.result_stem(rules.benchmark, context.runner_name),
     }
     if rules.model.rule.served:
-        exports["SERVED_MODEL_NAME"] = rules.model.rule.served.format(model=rules.benchmark.model)
+        exports["SERVED_MODEL_NAME"] = fill_in(rules.model.rule.served, {"model": rules.benchmark.model})
     passed = names_passed(context.host, runner.pass_environment)
     for adjustment in rules.adjustments:  # of what the runner file passes, the host's value wins
         exports.update({name: value for name, value in adjustment.rule.exports.items() if name not in passed})

@@ -105,6 +105,18 @@ TRAPS: dict[str, Trap] = {
     ),
     "agentic, another precision": (S, AGENTIC, lambda j: j.agentic(precision="fp4"), "precision is 'fp4'"),
     "agentic, another topology": (S, AGENTIC, lambda j: j.agentic(prefill_tp=8), "prefill_tp is 8 in"),
+    "agentic, another recipe": (
+        S,
+        AGENTIC,
+        lambda j: (j.expects(row={"recipe_fingerprint": "a" * 64}), j.agentic(recipe_fingerprint="b" * 64)),
+        "recipe_fingerprint is 'bbb",
+    ),
+    "agentic, other offloading": (
+        S,
+        AGENTIC,
+        lambda j: (j.expects(row={"kv_offloading": "dram"}), j.agentic(kv_offloading="none")),
+        "kv_offloading is 'none' in RF_conc4.json, and 'dram' in the plan",
+    ),
     "agentic, another model": (S, AGENTIC, lambda j: j.agentic(model="org/Other"), "model is 'org/Other'"),
     "agentic, other GPUs": (S, AGENTIC, lambda j: j.agentic(num_prefill_gpu=1), "are 1+8, and 4+8 in the plan"),
     "agentic, another divisor": (
@@ -271,6 +283,33 @@ TRAPS: dict[str, Trap] = {
         AGENTIC,
         lambda j: j.agentic(request_metrics=metrics(throughput={"duration_seconds": 0})),
         "throughput.duration_seconds is 0",
+    ),
+    "a duration that is text": (S, FIXED, lambda j: j.fixed(duration="10"), "duration is '10', not a number"),
+    "no input tokens said": (
+        S,
+        FIXED,
+        lambda j: j.fixed(json.dumps({**fixed(4), "total_input_tokens": None})),
+        "total_input_tokens is None, not a number",
+    ),
+    "no file": (C, FIXED, lambda j: j.workspace.joinpath("RF.json").mkdir(), "no RF.json in"),
+    "a pipe": (S, AGENTIC, lambda j: os.mkfifo(j.workspace / "RF_conc4.json"), "it is no regular file"),
+    "agentic, another's behind a link": (
+        S,
+        AGENTIC,
+        lambda j: (j.workspace / "RF_conc4.json").symlink_to(write(j.root / "theirs.json", whole_agentic())),
+        "theirs.json, out of it",
+    ),
+    "agentic, interactivity of other times": (
+        S,
+        AGENTIC,
+        lambda j: j.agentic(request_metrics=metrics(latency={"intvty": {"p50": 500.0}})),
+        "latency.intvty.p50 is 500, and 1 / latency.itl.p50 is 50",
+    ),
+    "agentic, nothing a GPU": (
+        S,
+        AGENTIC,
+        lambda j: j.agentic(request_metrics=metrics(throughput={"per_gpu": {"total_tput_tps": 0}})),
+        "per_gpu.total_tput_tps is 0",
     ),
     # Mostly failed
     "one of 160": (S, FIXED, lambda j: j.fixed(num_prompts=800), "760 of 800 requests failed (completed is 40): 95.0%"),
