@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 
 from launcher.core.errors import Cancelled, LauncherError, ResultError
 from launcher.core.stop import Stop
-from launcher.run import finish, job_requests
+from launcher.run import cancelling, finish, job_requests
 from launcher.run.finish import Outcome
 from launcher.run.job_requests import EndRequests, Releases
 from launcher.run.kind import Run
@@ -69,6 +69,8 @@ class _Loop:
         self._ends = EndRequests(scheduler, stop, self._watched)
         self._releases = Releases(scheduler)
         self._logs = _Logs(show_log, limits.pace.tick)
+        self._let_go_of: set[str] = set()
+        self._looked = -cancelling.LOOK
 
     def run(self) -> list[Outcome]:
         self._ends.begin()
@@ -79,6 +81,7 @@ class _Loop:
                     break
                 self._prepare_next()
                 self._take_prepared()
+                self._let_go()
                 self._ask_scheduler()
                 self._logs.show(self._watched.values())
                 self._stop.wait(REST)
@@ -91,12 +94,28 @@ class _Loop:
         return [self._outcomes[run.id] for run in self._runs]
 
     def _failed_fast(self) -> bool:
-        return self._limits.fail_fast and any(outcome.error is not None for outcome in self._outcomes.values())
+        return self._limits.fail_fast and any(outcome.state == "failed" for outcome in self._outcomes.values())
 
     def _prepare_next(self) -> None:
         if self._ends.preparing is None and self._waiting and len(self._watched) < self._limits.max_jobs:
             run = self._ends.preparing = self._waiting.popleft()
             threading.Thread(target=prepare_in_thread, args=(run, self._prepared), daemon=True, name="prepare").start()
+
+    def _let_go(self) -> None:
+        """End what somebody asked to be cancelled: runs that wait, and jobs (their ends are then seen as all others).
+
+        A run that is being prepared looks for itself.
+        """
+        if time.monotonic() - self._looked < cancelling.LOOK:
+            return
+        self._looked = time.monotonic()
+        for run in [run for run in self._waiting if cancelling.is_asked(run.record)]:
+            self._waiting.remove(run)
+            self._outcomes[run.id] = _end_early(run, cancelling.reason(run.record))
+        for run in self._watched.values():
+            if run.id not in self._let_go_of and cancelling.is_asked(run.record):
+                self._let_go_of.add(run.id)
+                threading.Thread(target=job_requests.request_end, args=(run,), daemon=True, name="cancel one").start()
 
     def _take_prepared(self) -> None:
         """Watch the job of a run that was prepared, or end the run that could not be."""
