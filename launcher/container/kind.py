@@ -192,7 +192,7 @@ class ContainerKind:
                 run.record.event("warning", f"not brought back: {doubt}")
         _record_facts(run, job, results.facts(own / FACTS))
         # Slurm keeps whole seconds.
-        submitted = math.floor(recorded.submitted or 0.0)
+        submitted = math.floor(recorded.submitted or run.record.fields.created)
         there = run.record.step("workspace").facts.get("there_before", {})
         place = results.Place(directory, run.results_directory, submitted, _gpus(job), there)
         try:

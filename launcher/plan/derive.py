@@ -198,12 +198,12 @@ def expected_results(benchmark: Benchmark, context: Context) -> Expected:
     )
 
 
-def _held_against(expected: Expected, rules: AppliedRules) -> Expected:
-    """The results with what row and runner file say that they are held against."""
+def _held_against(expected: Expected, rules: AppliedRules, path: str | None) -> Expected:
+    """The results with what row and runner file say that they are held against; ``path`` is the checkpoint's."""
     benchmark, runner = rules.benchmark, rules.file.runner
     return replace(
         expected,
-        models=tuple(dict.fromkeys((*_model_names(rules), *expected.models))),
+        models=tuple(dict.fromkeys((*_model_names(rules), *([path] if path else []), *expected.models))),
         row=_repeated(benchmark),
         rehearsal=runner.tools == "rehearsal",
         evaluated=benchmark.eval_concurrencies,
@@ -383,7 +383,7 @@ def whole_plan(
         workspace=WorkspacePlan(context.workspace, shared_workspace(rules, context)),
         images=tuple(images),
         model=model,
-        results=_held_against(results, rules),
+        results=_held_against(results, rules, model.path),
         rules={"model": rules.model.where, "lane": rules.lane.where},
         narrow=context.narrow,
         passes=names_passed(context.host, runner.pass_environment),

@@ -92,11 +92,11 @@ class Expected:
 
     What follows them is what a result is held against; where a plan does not say it, as those of earlier versions,
     nothing is. ``gpus`` are those of prefill and of decode, by which throughputs are divided: what the workflow's next
-    step divides by. ``models`` are the names that a result may call the model. ``tool`` is the client that measures, as
-    it begins a directory's name; ``engine`` what serves. ``row`` is what documents repeat of the row, by their keys.
-    ``rehearsal`` says that results of stand-ins are good ones. ``evaluated`` are the concurrencies that an evaluation
-    was asked for by number, ``tasks`` what it may have evaluated beside the workflow's own; ``part`` says that it was
-    asked for some samples only.
+    step divides by. ``held`` are the GPUs that workers have, where that is known otherwise than by the row. ``models``
+    are the names that a result may call the model. ``tool`` is the client that measures, as it begins a directory's
+    name; ``engine`` what serves. ``row`` is what documents repeat of the row, by their keys. ``rehearsal`` says that
+    results of stand-ins are good ones. ``evaluated`` are the concurrencies that an evaluation was asked for by number,
+    ``tasks`` what it may have evaluated beside the workflow's own; ``part`` says that some samples only were wanted.
     """
 
     concurrencies: tuple[int, ...]
@@ -111,6 +111,7 @@ class Expected:
     logs: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     gpus: tuple[int, int] | None = None
+    held: int | None = None
     models: tuple[str, ...] = ()
     tool: str | None = None
     engine: str | None = None

@@ -226,6 +226,9 @@ def _look_fixed(request: CollectRequest, found: _Found) -> None:
 def _look_agentic(request: CollectRequest, found: _Found) -> None:
     """Agentic results, which the job itself leaves under the names of the workflow."""
     window, expected = request.window(), request.held_against
+    if expected.gpus is not None and expected.held not in (None, sum(expected.gpus)):
+        counts = f"the row counts {sum(expected.gpus)} GPUs, by which tokens/s/GPU is divided"
+        found.doubts.append(f"{counts}, and the recipe's workers have {expected.held}")
     source = request.agentic_source or request.workspace
     asked = {agentic_result_name(request.result_filename, at): at for at in request.concurrencies}
     for name, concurrency in asked.items():

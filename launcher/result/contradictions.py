@@ -25,6 +25,13 @@ _RATES = {
 }
 """What each rate counts in a second of ``duration`` (InferenceX 843c6254f, utils/bench_serving)."""
 
+_ROUNDED = 0.002
+"""The share of a mean that rounding may take from it, or from a deviation."""
+
+_WHOLE = 2.0
+"""The factor by which a mean latency may differ from that of the first token and those of the others: requests differ
+in their lengths, and published ones do by 15 %."""
+
 _ROUGH = 0.0005
 """Seconds above which a latency of 5 decimals is exact to 1 %."""
 
@@ -73,6 +80,8 @@ def of_fixed(numbers: Numbers, lists: Mapping[str, Sequence[float]], expected: E
         yield f"output_throughput is {output}, more than total_token_throughput, which is {total}"
     yield from _counts(numbers, lists, expected.limits)
     yield from _latencies(numbers, lists, tolerance)
+    if expected.osl:
+        yield from _whole_latency(numbers)
     for kind, side, asked in (("input", "ISL", expected.isl), ("output", "OSL", expected.osl)):
         tokens, lengths = numbers.get(f"total_{kind}_tokens"), [n for n in lists.get(f"{kind}_lens", ()) if n]
         if tokens is None:
@@ -124,11 +133,41 @@ def _latencies(numbers: Numbers, lists: Mapping[str, Sequence[float]], tolerance
         first, whole = numbers.get(f"{name}_ttft_ms"), numbers.get(f"{name}_e2el_ms")
         if first is not None and whole is not None and first > whole * (1 + tolerance):
             yield f"{name}_ttft_ms is {first:.6g}, more than {name}_e2el_ms, which is {whole:.6g}"
+    for keys in ordered.values():
+        yield from _spread(numbers, keys, tolerance)
     times, mean = [n for n in lists.get("ttfts", ()) if n], numbers.get("mean_ttft_ms")
     if mean is None or not times or len(times) < numbers["completed"]:
         return
     if apart(computed := sum(times) / len(times) * 1000, mean, tolerance):
         yield f"mean_ttft_ms is {mean:.6g}, and the mean of ttfts is {computed:.6g} ms"
+
+
+def _spread(numbers: Numbers, keys: Sequence[tuple[float, str]], tolerance: float) -> Iterator[str]:
+    """Quantiles farther from the mean than any numbers of that deviation have them (Cantelli's inequality)."""
+    metric = keys[0][1].partition("_")[2]
+    mean, deviation = (numbers.get(f"{name}_{metric}") for name in ("mean", "std"))
+    if mean is None or deviation is None or mean <= 0:
+        return
+    for rank, key in keys:
+        value, share = numbers[key], rank / 100
+        if not 0 < share < 1 or value <= 0:  # what a clock says of nothing (`LEAST_MS`) is no quantile
+            continue
+        farthest = deviation * math.sqrt(share / (1 - share) if value > mean else (1 - share) / share)
+        if abs(value - mean) > farthest * (1 + tolerance) + _ROUNDED * mean:
+            said = f"mean_{metric} is {mean:.6g} with a deviation (std) of {deviation:.6g}"
+            yield f"{key} is {value:.6g}, and {said}: it is at most {farthest:.3g} from the mean"
+
+
+def _whole_latency(numbers: Numbers) -> Iterator[str]:
+    """The mean latency of a request against its first token's and those of the others, where lengths are fixed."""
+    keys = ("mean_e2el_ms", "mean_ttft_ms", "mean_tpot_ms", "total_output_tokens")
+    whole, first, each, tokens = (numbers.get(key) for key in keys)
+    if whole is None or first is None or each is None or tokens is None:
+        return
+    computed = first + each * (tokens / numbers["completed"] - 1)
+    if not whole / _WHOLE <= computed <= whole * _WHOLE:
+        said = "mean_ttft_ms + mean_tpot_ms × (output tokens a request - 1)"
+        yield f"mean_e2el_ms is {whole:.6g}, and {said} is {computed:.6g}"
 
 
 def out_of_order(rising: Numbers) -> Iterator[str]:
@@ -150,6 +189,7 @@ def of_agentic(document: Mapping[str, object], expected: Expected) -> Iterator[s
         yield f"num_requests_successful is {completed:g}, more than num_requests_total, which is {total:g}"
     if said is not None and said != completed:
         yield f"num_requests_successful is {completed:g}, and request_accounting.records_profiled is {said:g}"
+    yield from _records(document, completed, total)
     failed = failed_of(document)
     if failed > expected.limits.failed * (failed + completed):
         share = f"{failed / (failed + completed):.1%}, where at most {expected.limits.failed:.4g} may"
@@ -168,10 +208,10 @@ def of_agentic(document: Mapping[str, object], expected: Expected) -> Iterator[s
             yield f"throughput.total.tokens_per_second is {rates['total']:.6g}, and input and output are {both:.6g}"
     for kind, name in (("input", "input"), ("output", "output_actual")):
         rate, mean = rates[kind], _at(document, "request_metrics", "tokens", name, "mean")
-        if rate and mean and duration and apart(rate * duration, mean * completed, tolerance):
+        if rate is not None and mean is not None and duration and apart(rate * duration, mean * completed, tolerance):
             tokens = f"tokens.{name}.mean × num_requests_successful is {mean * completed:.6g}"
             yield f"throughput.{kind}.tokens_per_second × duration_seconds is {rate * duration:.6g}, and {tokens}"
-    yield from _gpus_of(document, rates["total"], expected, tolerance)
+    yield from _gpus_of(document, rates, expected, tolerance)
     yield from _orders(document.get("request_metrics"))
     yield from _interactivity(document.get("request_metrics"), tolerance)
 
@@ -186,7 +226,7 @@ def failed_of(document: Mapping[str, object]) -> float:
 
 
 def _gpus_of(
-    document: Mapping[str, object], total: float | None, expected: Expected, tolerance: float
+    document: Mapping[str, object], rates: Mapping[str, float | None], expected: Expected, tolerance: float
 ) -> Iterator[str]:
     """The GPUs by which throughputs are divided, against those of the plan."""
     if expected.gpus is None:
@@ -195,12 +235,31 @@ def _gpus_of(
     if counted[0] is not None and (counted[0], counted[1] or 0) != expected.gpus:
         shown, planned = f"{counted[0]:g}+{counted[1] or 0:g}", "{}+{}".format(*expected.gpus)
         yield f"num_prefill_gpu and num_decode_gpu are {shown}, and {planned} in the plan"
-    each = _at(document, "request_metrics", "throughput", "per_gpu", "total_tput_tps")
-    if each is not None and each <= 0:
-        yield f"per_gpu.total_tput_tps is {each:g}, and must be above 0"
-    elif each and total and apart(total / each, sum(expected.gpus), tolerance):
-        said = f"per_gpu.total_tput_tps is {each:.6g}, the total by {total / each:.3g} GPUs"
-        yield f"{said}, and the plan has {sum(expected.gpus)}: {total / sum(expected.gpus):.6g}"
+    for kind, rate in rates.items():
+        each = _at(document, "request_metrics", "throughput", "per_gpu", f"{kind}_tput_tps")
+        if each is not None and each <= 0:
+            yield f"per_gpu.{kind}_tput_tps is {each:g}, and must be above 0"
+        elif each and rate and apart(rate / each, sum(expected.gpus), tolerance):
+            said = f"per_gpu.{kind}_tput_tps is {each:.6g}, the {kind} by {rate / each:.3g} GPUs"
+            yield f"{said}, and the plan has {sum(expected.gpus)}: {rate / sum(expected.gpus):.6g}"
+
+
+def _records(document: Mapping[str, object], completed: float, total: float | None) -> Iterator[str]:
+    """The records of an agentic run: all, those of the measurement, and those that were dropped."""
+    names = ("total", "warmup_dropped", "error_dropped", "dropped_total")
+    counts = {name: _at(document, "request_accounting", f"records_{name}") for name in names}
+    for name, count in counts.items():
+        if count is not None and count < 0:
+            yield f"request_accounting.records_{name} is {count:g}, below 0"
+    records, dropped = counts["total"], counts["dropped_total"]
+    if records is not None and total is not None and records != total:
+        yield f"num_requests_total is {total:g}, and request_accounting.records_total is {records:g}"
+    if records is not None and dropped is not None and completed + dropped != records:
+        said = f"num_requests_successful and records_dropped_total are {completed:g} and {dropped:g}"
+        yield f"request_accounting.records_total is {records:g}, and {said}"
+    if dropped is not None and dropped < (counts["warmup_dropped"] or 0):
+        said = f"records_warmup_dropped, which is {counts['warmup_dropped']:g}"
+        yield f"request_accounting.records_dropped_total is {dropped:g}, less than {said}"
 
 
 def _orders(metrics: object) -> Iterator[str]:
@@ -239,10 +298,11 @@ def _at(document: object, *keys: str) -> float | None:
 
 
 def of_row(document: Mapping[str, object], expected: Expected, where: str) -> Iterator[str]:
-    """Where a document repeats the row, and repeats another one. What is empty or unknown to it says nothing."""
+    """Where a document repeats the row, and repeats another one. What is empty or unknown to it says nothing, and
+    neither does 0 or 1, which InferenceX writes where a variable is not given."""
     for key, planned in expected.row.items():
         said = document.get(key)
-        if said in (None, "", "unknown", "0") or isinstance(said, list | dict):
+        if said in (None, "", "unknown", "0") or (type(said) is int and said < 2) or isinstance(said, list | dict):
             continue
         if str(said).lower() != str(planned).lower():
             yield f"{key} is {said!r} in {where}, and {planned!r} in the plan"

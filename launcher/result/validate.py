@@ -32,7 +32,7 @@ _LARGEST = 1 << 31
 _TYPED = ("duration", "request_throughput", "total_input_tokens", "total_output_tokens", "num_prompts")
 """Numbers wherever they are given: a text or nothing in their place would keep rates from being held against them."""
 
-_MOST = 4
+_MOST = 6
 """Reasons that are said of one file."""
 
 _NEEDED = ("max_concurrency", "total_token_throughput", "output_throughput", "completed")

@@ -63,7 +63,9 @@ _FAILED = re.compile(
 )
 # Of a traceback the last line is what happened.
 _NAMED = re.compile(r"^\s*(?:[\w.]+\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b.*")
-_HARMLESS = re.compile(r"CANCELLED AT|error: \*\*\*|0 errors?\b|errors?[=:] *0\b|error_rate|DUE TO TIME LIMIT", re.I)
+_HARMLESS = re.compile(
+    r"CANCELLED AT|error: \*\*\*|0 errors?\b|errors?[=:] *0\b|error_rate|DUE TO TIME LIMIT|pyxis: child \d", re.I
+)
 
 # Slurm ends the job's programs then, and whatever they say of it is a consequence.
 _LIMIT_REACHED = re.compile(r"\*\*\* (?:JOB|STEP) \S+ ON .* DUE TO TIME LIMIT")
@@ -71,7 +73,8 @@ _LIMIT_REACHED = re.compile(r"\*\*\* (?:JOB|STEP) \S+ ON .* DUE TO TIME LIMIT")
 _BY_TEXT: tuple[tuple[str, str], ...] = (
     (
         "image",
-        r"pyxis: (?:failed|couldn).*(?:container|image|squash|filesystem)|enroot|[Ii]nvalid image format|\.sqsh"
+        r"pyxis: (?:failed|couldn).*(?:container|image|squash|filesystem)|pyxis: container start failed|execve\(\)"
+        r"|enroot|[Ii]nvalid image format|\.sqsh"
         r"|[Cc]ontainer image|registry-1\.docker|manifests/|File system corruption|launcher: error: image",
     ),
     (
@@ -88,7 +91,7 @@ _BY_TEXT: tuple[tuple[str, str], ...] = (
     (
         "configuration",
         r"unrecognized arguments|invalid choice|ValidationError|Unknown field|unexpected keyword argument|ConfigError"
-        r"|argument --|No module named|selector",
+        r"|argument --|No module named|selector|--container-mounts: source path",
     ),
 )
 

@@ -184,7 +184,9 @@ class JobState:
             text += f", signal {signal}" if signal else f", exit code {status}"
             if self.word == "FAILED" and signal == _NO_FILES:
                 text += " (the output file or working directory could not be opened on the node)"
-        if self.reason and self.reason != "None":
+        # Accounting keeps the last reason why a job waited, and ours are submitted held.
+        waited = self.phase is Phase.TERMINAL and self.started is not None and self.reason.startswith("JobHeld")
+        if self.reason and self.reason != "None" and not waited:
             text += f" ({self.reason})"
         if self.nodes:
             text += f" on {self.nodes}"

@@ -218,7 +218,7 @@ class SrtctlKind:
             result_filename=expected.filename,
             concurrencies=expected.concurrencies,
             job_id=recorded.id,
-            started=recorded.submitted or 0.0,
+            started=recorded.submitted or run.record.fields.created,
             mode=expected.mode,
             isl=expected.isl,
             osl=expected.osl,

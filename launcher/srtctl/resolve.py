@@ -169,10 +169,10 @@ def _results(expected: Expected, recipe: RecipeFacts | None) -> Expected:
     """
     if recipe is None:
         return replace(expected, gpus=expected.gpus if expected.mode == "agentic" else None)
-    gpus = expected.gpus
+    sides = [recipe.aggregated] if recipe.prefill is None else [recipe.prefill, recipe.decode]
+    counts = [(s.workers or 0) * (s.gpus_per_worker or 0) if s is not None else 0 for s in sides]
+    held, gpus = sum(counts) if all(counts) else None, expected.gpus
     if expected.mode != "agentic":
-        sides = [recipe.aggregated] if recipe.prefill is None else [recipe.prefill, recipe.decode]
-        counts = [(s.workers or 0) * (s.gpus_per_worker or 0) if s is not None else 0 for s in sides]
         if recipe.prefill is None and recipe.aggregated is not None and recipe.benchmark_type == SA_BENCH:
             # srtctl gives sa-bench the GPUs of the nodes, also those that no worker has (sa_bench.py, c88ef731).
             counts = [(recipe.aggregated.nodes or 1) * (recipe.gpus_per_node or 4)]
@@ -180,7 +180,8 @@ def _results(expected: Expected, recipe: RecipeFacts | None) -> Expected:
     served = [side.served_model_name for side in recipe.roles.values()]
     names = (*expected.models, *(name for name in (*served, recipe.model_path) if name))
     tool = SA_BENCH if expected.mode == "fixed" and recipe.benchmark_type == SA_BENCH else None
-    return replace(expected, gpus=gpus, models=tuple(dict.fromkeys(names)), tool=tool, engine=recipe.engine)
+    models = tuple(dict.fromkeys(names))
+    return replace(expected, gpus=gpus, held=held, models=models, tool=tool, engine=recipe.engine)
 
 
 def _refs(lane: LaneRule) -> tuple[str, ...]:

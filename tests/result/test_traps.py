@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from launcher.plan.plan import Bounds, Expected
@@ -311,6 +312,33 @@ TRAPS: dict[str, Trap] = {
         lambda j: j.agentic(request_metrics=metrics(throughput={"per_gpu": {"total_tput_tps": 0}})),
         "per_gpu.total_tput_tps is 0",
     ),
+    "a quantile too far away": (
+        S,
+        FIXED,
+        lambda j: j.fixed(p99_tpot_ms=19.0),
+        "p99_tpot_ms is 19, and mean_tpot_ms is 8.5 with a deviation (std) of 0.5: it is at most 4.97 from the mean",
+    ),
+    "a median too far away": (
+        S,
+        FIXED,
+        lambda j: j.fixed(median_tpot_ms=4.0),
+        "median_tpot_ms is 4, and mean_tpot_ms is",
+    ),
+    "a latency of other parts": (
+        S,
+        FIXED,
+        lambda j: j.fixed(mean_e2el_ms=9000.0, mean_ttft_ms=85.0),
+        "mean_e2el_ms is 9000, and mean_ttft_ms + mean_tpot_ms × (output tokens a request - 1) is 1054",
+    ),
+    "agentic, records that do not add up": (
+        S,
+        AGENTIC,
+        lambda j: j.agentic(
+            num_requests_total=150,
+            request_accounting={"records_total": 150, "records_dropped_total": 20, "records_warmup_dropped": 20},
+        ),
+        "request_accounting.records_total is 150, and num_requests_successful and records_dropped_total are 100 and 20",
+    ),
     # Mostly failed
     "one of 160": (S, FIXED, lambda j: j.fixed(num_prompts=800), "760 of 800 requests failed (completed is 40): 95.0%"),
     "a little too many": (S, FIXED, lambda j: j.fixed(num_prompts=43), "3 of 43 requests failed"),
@@ -575,6 +603,12 @@ GOOD: dict[str, tuple[str, str, Lay, str]] = {
         lambda j: write(j.workspace / "RF_conc4.json", {"num_requests_successful": 1}),
         "",
     ),
+    "agentic, a row that counts other GPUs than it holds": (
+        S,
+        AGENTIC,
+        lambda j: (j.expects(held=48), j.agentic()),
+        "the row counts 12 GPUs, by which tokens/s/GPU is divided, and the recipe's workers have 48",
+    ),
     "agentic, what could not be measured": (
         S,
         AGENTIC,
@@ -747,9 +781,7 @@ def test_judging_twenty_concurrencies_costs_little_cpu(tmp_path: Path) -> None:
     whole = time.thread_time() - began
     began = time.thread_time()
     for _ in range(20):
-        json.loads(path.read_bytes())  # what the workflow's next step spends on reading alone
+        msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
     reading = time.thread_time() - began
-    print(
-        f"20 results of {path.stat().st_size / 1e6:.1f} MB: {whole:.3f} s, reading as the workflow does {reading:.3f} s"
-    )
-    assert whole < max(0.5, reading)
+    print(f"20 results of {path.stat().st_size / 1e6:.1f} MB: {whole:.3f} s, of which reading {reading:.3f} s")
+    assert whole - reading <= max(0.1, whole / 2)

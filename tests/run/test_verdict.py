@@ -79,6 +79,9 @@ def test_without_a_log_slurms_word_decides(word: str, code: tuple[int, int], lay
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "server"),
         ("RuntimeError: NCCL error: unhandled system error", "server"),
         ("pyxis: failed to create container filesystem for image: /x.sqsh", "image"),
+        ("slurmstepd-n1: error: pyxis: container start failed with error code: 1", "image"),
+        ("slurmstepd-n1: error: execve(): bash: No such file or directory", "image"),
+        ("slurmstepd-n1: error: pyxis: --container-mounts: source path does not exist: /x/cache", "configuration"),
         ("launcher: error: image org/x:1: cannot be pulled, and is not on n1", "image"),
         ("FileNotFoundError: [Errno 2] No such file or directory: '/m/model.safetensors.index.json'", "model"),
         ("KeyError: 'layers.0.w13_input_scale'", "model"),
@@ -124,6 +127,13 @@ def test_the_first_failure_is_the_earliest_and_the_orchestrator_comes_last(tmp_p
 def test_what_slurm_says_at_a_cancel_is_no_failure_of_a_log(tmp_path: Path) -> None:
     (tmp_path / "sweep_7.log").write_text("slurmstepd: error: *** JOB 7 ON node01 CANCELLED AT 2026-11-21T10:00 ***\n")
     assert first_failures(tmp_path, seconds=5) == []
+
+
+def test_of_pyxis_the_line_that_says_something_is_taken(tmp_path: Path) -> None:
+    said = ("child 5 failed with error code: 1", "failed to create container filesystem for image: /x.sqsh")
+    (tmp_path / "benchmark_job.log").write_text("".join(f"slurmstepd-n1: error: pyxis: {line}\n" for line in said))
+    (found,) = first_failures(tmp_path, seconds=5)
+    assert "failed to create container filesystem" in found.text
 
 
 def test_what_programs_say_when_the_time_limit_ends_them_is_no_failure(tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def test_a_state_is_described_for_a_person() -> None:
         Phase.TERMINAL, "FAILED", (3, 0), "NonZeroExitCode", "node01", submitted=90.0, started=100.0, ended=112.0
     )
     assert failed.describe() == "FAILED, exit code 3 (NonZeroExitCode) on node01 after 12 s"
+    ran = JobState(Phase.TERMINAL, "COMPLETED", (0, 0), reason="JobHeldUser", started=1.0, ended=13.0)
+    assert ran.describe() == "COMPLETED after 12 s", "it was held once"
     assert "signal 9" in JobState(Phase.TERMINAL, "FAILED", (0, 9)).describe()
     assert "working directory" in JobState(Phase.TERMINAL, "FAILED", (0, 53)).describe()
     assert unknown("squeue: timed out").describe() == "unknown: squeue: timed out"

@@ -337,6 +337,8 @@ def test_what_results_are_held_against(planner: RecipePlanner) -> None:
     assert {"MiniMaxAI/MiniMax-M3-MXFP8", "/lustre/A", "/lustre/B", "minimax-m3-mxfp8"} <= set(held.models)
     assert held.row["framework"] == "dynamo-vllm" and held.row["decode_tp"] == 4 and held.row["isl"] == 1024
     assert held.row["recipe_fingerprint"] == "f" * 64
+    planner.context["host"] = {"MODEL_PATH": "/elsewhere/m3-of-today"}
+    assert "/elsewhere/m3-of-today" in planner.plan().results.models
 
 
 def test_the_recipe_says_on_how_many_gpus_fixed_lengths_are_measured(planner: RecipePlanner) -> None:
@@ -365,4 +367,5 @@ def test_the_row_says_on_how_many_gpus_an_agentic_result_counts(planner: RecipeP
     """As InferenceX's aggregation does, from the job's environment."""
     row: dict[str, Any] = {"scenario": "agentic-coding", "isl": None, "osl": None, "kv_offloading": "none"}
     held = planner.plan(prefill=Role(2, 4), **row).results
-    assert held.gpus == (8, 4) and held.tool is None and held.bounds is not None and held.bounds.failed == 0.1
+    assert (held.gpus, held.held, held.tool) == ((8, 4), 8, None)
+    assert held.bounds is not None and held.bounds.failed == 0.1
