@@ -1,9 +1,9 @@
 """The command line: arguments in, text out; the decisions and effects are elsewhere.
 
 Open `arguments` first: it has every command with its flags and the ``module:function`` that runs it. There is a module
-for each group of commands (`running` is about runs, `ending` about cancelling and cleaning up); `common` has what they share, `render` what people see. Only
-argparse is imported here and in `arguments`, so that ``launcher --help`` answers at once; a command's own module is
-imported when that command runs.
+for each group of commands (`running` is about runs, `ending` about cancelling them and cleaning up); `common` has what
+they share, `render` what people see. Only argparse is imported here and in `arguments`, so that ``launcher --help``
+answers at once; a command's own module is imported when that command runs.
 """
 
 from __future__ import annotations

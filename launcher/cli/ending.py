@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from functools import partial
 
+from launcher.benchmark.environment import github_job
 from launcher.cli.common import open_project
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.github import GitHub
 from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
 from launcher.project import Project
+from launcher.run import github_runs
 from launcher.run.orphans import (
     END_PATIENCE,
     SILENCE,
+    end_lost,
     end_run,
     end_unreadable,
     find_orphans,
@@ -22,8 +26,11 @@ from launcher.run.orphans import (
     told_elsewhere,
 )
 from launcher.run.record import RunRecord, UnreadableRecord
+from launcher.runner.templates import fill_in
 from launcher.services import open_run, schedulers_for
 from launcher.slurm.backends import open_scheduler
+from launcher.slurm.client import JobKey
+from launcher.slurm.commands import SlurmCommands
 
 
 def cancel(arguments: argparse.Namespace) -> int:
@@ -36,13 +43,14 @@ def cancel(arguments: argparse.Namespace) -> int:
 def cleanup(arguments: argparse.Namespace) -> int:
     """End the jobs of runs that nobody drives any more; with RUN or --from-env, of that run."""
     project = open_project(arguments)
-    if arguments.run or arguments.from_env:
-        run_id = run_id_of(arguments, project)
-        if not (project.runs / run_id).is_dir():
-            print(f"run {run_id} has no record: it never began")
+    if arguments.run:
+        if not (project.runs / check_run_id(arguments.run)).is_dir():
+            print(f"run {arguments.run} has no record: it never began")
             return 0
-        _end(project, run_id, "launcher cleanup")
+        _end(project, arguments.run, "launcher cleanup")
         return 0
+    if arguments.from_env:
+        return _cleanup_of_job(project)
     unreadable: list[UnreadableRecord] = []
     left, elsewhere = find_orphans(project.runs, unreadable)
     wrong = [_trouble(partial(_end, project, record.id, "launcher cleanup"), record.id) for record in left]
@@ -56,12 +64,58 @@ def cleanup(arguments: argparse.Namespace) -> int:
 
     slurm = partial(open_scheduler, "slurm", backend="commands")
     wrong.append(_trouble(partial(reap, project.state, slurm, _say), "stagings"))
+    return _raise_first(wrong)
+
+
+def _raise_first(wrong: Sequence[LauncherError | None]) -> int:
+    """Raise the first error after telling the others; 0 without one."""
     errors = [error for error in wrong if error is not None]
     for other in errors[1:]:
         print(other)
     if errors:
         raise errors[0]
     return 0
+
+
+def _cleanup_of_job(project: Project) -> int:
+    """End what an earlier step of this GitHub job began; where there is no such run, whatever this runner left."""
+    job = github_job(project.environ)
+    if found := _runs_of_job(project):
+        return _raise_first([_trouble(partial(_end, project, run, "launcher cleanup"), run) for run in found])
+    runner = project.fleet.for_runner_name(job.runner_name).runner
+    job_name = fill_in(runner.scheduler.job_name, {"runner": job.runner_name})
+    unreadable: list[UnreadableRecord] = []
+    left, elsewhere = orphans_of_job_name(project.runs, job_name, unreadable)
+    for record in left:
+        _say(f"run {record.id} was left behind on {job.runner_name} by another job of GitHub; ending it")
+    wrong = [_trouble(partial(_end, project, record.id, "launcher cleanup"), record.id) for record in left]
+    wrong += [_trouble(partial(_end_unreadable, project, lost), lost.id) for lost in unreadable]
+    for record in elsewhere:
+        _say(told_elsewhere(record))
+    jobs: list[JobKey] = []
+    if runner.scheduler.kind == "slurm":
+        slurm = SlurmCommands()
+        jobs = slurm.named(job_name)
+        for key in jobs:
+            _say(f"run {key.token} has no record here, and its {key} lives; ending it")
+            wrong.append(_trouble(partial(end_lost, key, slurm, _say), key.token))
+    if not (left or elsewhere or unreadable or jobs):
+        run_id = project.run_id_from_environment()
+        _say(f"run {run_id} has no record: it never began, and no job of {job.runner_name} is left")
+    return _raise_first(wrong)
+
+
+def _runs_of_job(project: Project) -> list[str]:
+    """The ids of the runs that this GitHub job began: as it left them for later steps, by the environment that both
+    have, and by the key that this environment gives, as far as it has what that takes."""
+    named = project.environ.get(github_runs.VARIABLE, "")
+    ours = github_runs.runs_of_job(project.runs, project.environ)
+    found = [record.id for record in ours if not record.settled] or [record.id for record in ours[-1:]]
+    with contextlib.suppress(ConfigError):
+        found.append(project.run_id_from_environment())
+    with contextlib.suppress(ConfigError):
+        found += [check_run_id(named)] if named else []
+    return [run for run in dict.fromkeys(found) if (project.runs / run).is_dir()]
 
 
 def _end(project: Project, run_id: str, why: str, silence: float = END_PATIENCE) -> None:
@@ -113,7 +167,8 @@ def run_id_of(arguments: argparse.Namespace, project: Project) -> str:
     if arguments.run:
         return str(arguments.run)
     if arguments.from_env:
-        return project.run_id_from_environment()
+        found = _runs_of_job(project)
+        return found[-1] if found else project.run_id_from_environment()
     raise ConfigError("which run?", hint="RUN, or --from-env in a GitHub job; `launcher status` lists them")
 
 

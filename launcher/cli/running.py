@@ -22,7 +22,7 @@ from launcher.plan.plan import Plan
 from launcher.plan.secrets import refuse_secrets
 from launcher.project import Project, new_run_id
 from launcher.result.summary import markdown
-from launcher.run import cancelling, finish
+from launcher.run import cancelling, finish, github_runs
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.loop import Limits, run_all
@@ -96,6 +96,7 @@ def ci(arguments: argparse.Namespace) -> int:
             plan = project.plan_from_environment(arguments.run_id)
             _announce(github, plan, project)
             github.output("run-id", plan.run_key)
+            github.variable(github_runs.VARIABLE, plan.run_key)  # for the clean-up step
             end_leftovers(project, plan, github)
             outcomes = _drive(project, [plan], arguments, github=github)
         except ConfigError as error:
@@ -206,7 +207,9 @@ def _drive(
         for plan in plans:
             try:
                 record = RunRecord.create(project.runs, plan)
-                record.update(accepted=tuple(arguments.accept), results="workspace" if github is not None else "run")
+                of_job = github_runs.identity(project.environ) if github is not None else ""
+                results = "workspace" if github is not None else "run"
+                record.update(accepted=tuple(arguments.accept), results=results, github_job=of_job)
             except (LauncherError, OSError) as error:  # without a record there is no run; the others go on
                 if len(plans) == 1:
                     raise

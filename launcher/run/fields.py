@@ -94,7 +94,8 @@ class RunFields:
 
     ``state`` is new, preparing, submitted, running, collecting, or one of ENDED. ``owner`` is the process that drives
     the run, or did last. ``accepted`` are the rules whose findings somebody accepted. ``results`` says where results
-    go: the workflow's workspace, or the run's own directory.
+    go: the workflow's workspace, or the run's own directory. ``github_job`` is the GitHub job that began the run
+    (`launcher.run.github_runs.identity`), "" for a run by hand.
     """
 
     id: str
@@ -105,6 +106,7 @@ class RunFields:
     owner: ProcessIdentity | None = None
     accepted: tuple[str, ...] = ()
     results: Literal["run", "workspace"] = "run"
+    github_job: str = ""
     steps: Mapping[str, Step] = field(default_factory=dict)
     job: RecordedJob | None = None
     ended: float | None = None

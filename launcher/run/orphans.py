@@ -111,6 +111,11 @@ def end_unreadable(lost: UnreadableRecord, schedulers: Sequence[Scheduler], log:
     log(f"run {lost.id}: {lost.error}; nothing of it runs any more, and {lost.directory} can be removed")
 
 
+def end_lost(job: JobKey, scheduler: Scheduler, log: Callable[[str], None]) -> None:
+    """End a job whose run has no record here. Raises JobError, SchedulerUnreachable."""
+    _raise_if_left(job.token, _end_jobs(job.token, [job], scheduler, log, END_PATIENCE)[0])
+
+
 def _end_jobs(
     run_id: str, jobs: Collection[JobKey], scheduler: Scheduler, log: Callable[[str], None], silence: float
 ) -> tuple[dict[JobKey, JobState], bool]:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from launcher.core.stop import Stop
-from launcher.run import cancelling
+from launcher.run import cancelling, github_runs
 from launcher.run.orphans import SILENCE, end_run
 from launcher.run.record import RecordedJob, RunRecord
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
-from tests.run.driving import KEY, InProcessUser, LauncherUser, github_environment
+from tests.run.driving import KEY, InProcessUser, LauncherUser, github_environment, running
 from tests.run.runs import a_run, plan_on, services
 from tests.run.test_end_to_end import HANG, wait_until
 
@@ -117,3 +117,53 @@ def test_a_request_that_cannot_be_read_is_one(tmp_path: Path, content: str) -> N
     record = a_run(tmp_path).record
     (record.directory / cancelling.FILE).write_text(content)
     assert cancelling.is_asked(record) and cancelling.reason(record).message == "cancelled on request"
+
+
+@pytest.fixture
+def killed(user: LauncherUser) -> tuple[LauncherUser, dict[str, str]]:
+    """A person whose `launcher ci` was killed while its job runs, and the environment of the launch step."""
+    person = LauncherUser(user.root)
+    environment = {**github_environment(person), "GITHUB_JOB": "benchmark", "RUNNER_TYPE": "gb200"}
+    environment["GITHUB_ENV"] = str(person.root / "env")
+    process = person.start("ci", **environment, LAUNCHER_REHEARSAL_FAULTS="hang")
+    wait_until(person.run_ids)
+    person.wait_for(running, person.run_ids()[0])
+    process.kill()
+    process.communicate()
+    return person, environment
+
+
+LATER_STEPS: dict[str, dict[str, str]] = {
+    "others": {"RUNNER_TYPE": "cluster:x", "RESULT_FILENAME": "ANOTHER"},
+    "none": {"RUNNER_TYPE": "", "RESULT_FILENAME": ""},
+    "not even the row": {"CONC_LIST": "", "PREFILL_TP": "", "MODEL": "", "IMAGE": "", "IS_MULTINODE": ""},
+    "another job of GitHub on this runner": {"GITHUB_RUN_ID": "78", "RESULT_FILENAME": "ANOTHER"},
+}
+
+
+@pytest.mark.parametrize("name", LATER_STEPS)
+def test_a_clean_up_step_finds_the_run_without_the_launch_steps_variables(
+    killed: tuple[LauncherUser, dict[str, str]], name: str
+) -> None:
+    person, environment = killed
+    (run_id,) = person.run_ids()
+    assert (person.root / "env").read_text().splitlines()[1] == run_id
+    said = person.launcher("cleanup", "--from-env", **{**environment, **LATER_STEPS[name]})
+    assert f"run {run_id}: job" in said and "never began" not in said
+    assert not person.alive_jobs() and person.record(run_id)["state"] == "cancelled"
+
+
+def test_a_run_with_an_id_of_its_own_is_found_by_its_job_and_by_what_it_left(user: LauncherUser) -> None:
+    environment = {**github_environment(user), "GITHUB_JOB": "benchmark"}
+    plan = plan_on("local", user.root, run_key="my-own")
+    record = RunRecord.create(user.state / "runs", plan)
+    record.update(results="workspace", github_job=github_runs.identity(environment))
+    record.let_go()
+    assert github_runs.runs_of_job(user.state / "runs", environment)[0].id == "my-own"
+    assert "my-own" in user.launcher("cleanup", "--from-env", **environment)
+    left = {**environment, "LAUNCHER_RUN_ID": "my-own", "GITHUB_JOB": "other"}
+    assert "my-own" in LauncherUser(user.root).launcher("cleanup", "--from-env", **left)
+    other = {**environment, "RUNNER_NAME": "local_1"}
+    assert "it never began" in user.launcher("cleanup", "--from-env", **other)
+    said = user.launcher("cleanup", "--from-env", code=2, **{**other, "CONC_LIST": "", "TP": "8"})
+    assert "never began" not in said, "which run is meant cannot be told"
