@@ -28,7 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # anew at every start, which takes 0.4 s.
     sys.pycache_prefix = None
     with _guarded():
-        return _run(parser().parse_args(argv))
+        arguments = parser().parse_args(argv)
+        from launcher.core.stop import Ended, ended_by_signals
+
+        try:
+            with ended_by_signals():
+                return _run(arguments)
+        except Ended as error:
+            print(f"launcher: cancelled: {error}", file=sys.stderr)
+            return 128 + error.number
 
 
 @contextlib.contextmanager
