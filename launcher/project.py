@@ -144,16 +144,18 @@ class Project:
         if name is not None:
             return self.fleet.get(name)
         serving = self.fleet.by_label.get(benchmark.runner, ())
-        if broken := self.fleet.broken_that_serve(benchmark.runner):
-            raise broken  # it may be the only one, or one of several
+        if claimed := self.fleet.broken_that_serve(benchmark.runner):
+            raise claimed  # it may be the only one, or one of several
         if len(serving) == 1:
             return serving[0]
         if serving:
             names = ", ".join(file.runner.name for file in serving)
             message = f"several clusters serve the label {benchmark.runner!r}: {names}"
             raise ConfigError(message, where=benchmark.source, hint="--runner NAME says which one is meant")
+        broken = self.fleet.broken
+        unread = f"; {len(broken)} runner files cannot be read, the first: {broken[0]}" if broken else ""
         raise ConfigError(
-            f"no runner file serves the label {benchmark.runner!r}",
+            f"no runner file serves the label {benchmark.runner!r}{unread}",
             where=benchmark.source,
             hint=f"--runner NAME, or one of the labels {', '.join(self.fleet.by_label)}",
         )

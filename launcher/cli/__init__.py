@@ -2,8 +2,9 @@
 
 Open `arguments` first: it has every command with its flags and the ``module:function`` that runs it. There is a module
 for each group of commands (`running` is about runs, `ending` about cancelling them and cleaning up); `common` has what
-they share, `render` what people see. Only argparse is imported here and in `arguments`, so that ``launcher --help``
-answers at once; a command's own module is imported when that command runs.
+they share, `render` what people see, `output` is standard output while a run goes on, `logs` one command. Only argparse
+is imported here and in `arguments`, so that ``launcher --help`` answers at once; a command's own module is imported
+when that command runs.
 """
 
 from __future__ import annotations

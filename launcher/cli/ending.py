@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -11,6 +12,7 @@ from launcher.benchmark.environment import github_job
 from launcher.cli.common import open_project
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.github import GitHub
+from launcher.core.terminal import say
 from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
 from launcher.project import Project
@@ -45,7 +47,7 @@ def cleanup(arguments: argparse.Namespace) -> int:
     project = open_project(arguments)
     if arguments.run:
         if not (project.runs / check_run_id(arguments.run)).is_dir():
-            print(f"run {arguments.run} has no record: it never began")
+            say(f"run {arguments.run} has no record: it never began")
             return 0
         _end(project, arguments.run, "launcher cleanup")
         return 0
@@ -56,10 +58,10 @@ def cleanup(arguments: argparse.Namespace) -> int:
     wrong = [_trouble(partial(_end, project, record.id, "launcher cleanup"), record.id) for record in left]
     wrong += [_trouble(partial(_end_unreadable, project, one), one.id) for one in unreadable]
     for record in elsewhere:
-        print(told_elsewhere(record))
-    print(f"{len(left)} runs were left behind" if left else "no run was left behind")
+        say(told_elsewhere(record))
+    say(f"{len(left)} runs were left behind" if left else "no run was left behind")
     if unreadable:
-        print(f"{len(unreadable)} records cannot be read: {', '.join(one.id for one in unreadable)}")
+        say(f"{len(unreadable)} records cannot be read: {', '.join(one.id for one in unreadable)}")
     from launcher.model.node_job import reap  # no run stages on nodes: only here
 
     slurm = partial(open_scheduler, "slurm", backend="commands")
@@ -87,21 +89,21 @@ def _cleanup_of_job(project: Project) -> int:
     unreadable: list[UnreadableRecord] = []
     left, elsewhere = orphans_of_job_name(project.runs, job_name, unreadable)
     for record in left:
-        _say(f"run {record.id} was left behind on {job.runner_name} by another job of GitHub; ending it")
+        say(f"run {record.id} was left behind on {job.runner_name} by another job of GitHub; ending it")
     wrong = [_trouble(partial(_end, project, record.id, "launcher cleanup"), record.id) for record in left]
     wrong += [_trouble(partial(_end_unreadable, project, lost), lost.id) for lost in unreadable]
     for record in elsewhere:
-        _say(told_elsewhere(record))
+        say(told_elsewhere(record))
     jobs: list[JobKey] = []
     if runner.scheduler.kind == "slurm":
         slurm = SlurmCommands()
         jobs = slurm.named(job_name)
         for key in jobs:
-            _say(f"run {key.token} has no record here, and its {key} lives; ending it")
+            say(f"run {key.token} has no record here, and its {key} lives; ending it")
             wrong.append(_trouble(partial(end_lost, key, slurm, _say), key.token))
     if not (left or elsewhere or unreadable or jobs):
         run_id = project.run_id_from_environment()
-        _say(f"run {run_id} has no record: it never began, and no job of {job.runner_name} is left")
+        say(f"run {run_id} has no record: it never began, and no job of {job.runner_name} is left")
     return _raise_first(wrong)
 
 
@@ -133,7 +135,10 @@ def _end(project: Project, run_id: str, why: str, silence: float = END_PATIENCE)
         except ConfigError as error:
             lost = UnreadableRecord(directory, error, record.job)
         else:
-            end_run(run, why, _say, silence)
+            try:
+                end_run(run, why, _say, silence)
+            finally:
+                record.let_go()  # whoever ends thousands must not hold as many locks
             return
     end_unreadable(lost, schedulers_for(project, lost), _say)
 
@@ -144,7 +149,7 @@ def _end_unreadable(project: Project, lost: UnreadableRecord) -> None:
     if driven is False:
         end_unreadable(lost, schedulers_for(project, lost), _say)
     elif driven is None:
-        print(told_elsewhere(lost.record))
+        say(told_elsewhere(lost.record))
     else:
         print(f"run {lost.id}: {lost.error}; a launcher drives it")
 
@@ -187,10 +192,11 @@ def end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
         ours = lost.job_name == plan.job_name
         github.warning(f"run {lost.id}: {lost.error}" + ("; ending its job" if ours else ""), title="launcher: records")
         if not ours:
-            _say(f"run {lost.id} may be another runner's: `launcher cleanup {lost.id}` ends its job")
+            say(f"run {lost.id} may be another runner's: `launcher cleanup {lost.id}` ends its job")
         elif (error := _trouble(partial(_end_unreadable, project, lost), lost.id)) is not None:
             github.warning(f"run {lost.id}: {error}", title="launcher: left behind")
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)  # a person who waits reads along, also through a pipe
+    say(text)
+    sys.stdout.flush()  # a person who waits reads along, also through a pipe

@@ -10,13 +10,16 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO, cast
 
 from launcher.cli.common import chosen, of_row, open_project, planned, tell_refused
 from launcher.cli.ending import end_leftovers, run_id_of
+from launcher.cli.output import standard_output_apart
 from launcher.cli.render import Console, show_plans, summaries
 from launcher.core.errors import ConfigError, JobError, LauncherError
 from launcher.core.github import GitHub
 from launcher.core.stop import Stop, stop_on_signals
+from launcher.core.terminal import StandardOutput, say
 from launcher.plan.job_environment import require_passed
 from launcher.plan.plan import Plan
 from launcher.plan.secrets import refuse_secrets
@@ -31,7 +34,6 @@ from launcher.run.prepare import refuse
 from launcher.run.record import RunRecord
 from launcher.services import open_run, open_services, pace_of
 from launcher.slurm.client import Phase
-from launcher.slurm.logs import LogFollower
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -90,7 +92,7 @@ def ci(arguments: argparse.Namespace) -> int:
     """Run what this GitHub job's environment asks for; results go where the workflow looks."""
     project = open_project(arguments, look=True)
     arguments.annotated = True
-    with GitHub(os.environ, sys.stdout) as github:
+    with GitHub(os.environ, cast(TextIO, StandardOutput())) as github:
         github.mask_secrets(os.environ)
         try:
             plan = project.plan_from_environment(arguments.run_id)
@@ -104,25 +106,6 @@ def ci(arguments: argparse.Namespace) -> int:
             raise
         report_to(github, project.runs, outcomes)
     return _exit_code(outcomes)
-
-
-def logs(arguments: argparse.Namespace) -> int:
-    """Print the job's log; with --follow until the run has ended."""
-    runs, follower = open_project(arguments).runs, None
-    while True:
-        record = RunRecord.load(runs, arguments.run)
-        if follower is None and (path := record.log_path) is not None:
-            follower = LogFollower(path)
-        if follower is None and not arguments.follow:
-            raise ConfigError("this run has no job yet, hence no log", where=f"run {record.id}")
-        while follower is not None and (lines := follower.read_new()):
-            sys.stdout.writelines(f"{line}\n" for line in lines)
-            sys.stdout.flush()
-        if record.ended or not arguments.follow:
-            if follower is not None:
-                sys.stdout.writelines(f"{line}\n" for line in follower.flush())
-            return 0
-        time.sleep(0.5)
 
 
 def collect(arguments: argparse.Namespace) -> int:
@@ -145,7 +128,7 @@ def collect(arguments: argparse.Namespace) -> int:
         collected.raise_if_bad()
         return 0
     outcome = finish.finish(run, state)
-    print(f"run {record.id}: {outcome.state}")
+    say(f"run {record.id}: {outcome.state}")
     if outcome.error is not None:
         raise outcome.error
     return 0
@@ -156,7 +139,7 @@ def resume(arguments: argparse.Namespace) -> int:
     project = open_project(arguments, look=True)
     record = RunRecord.load(project.runs, arguments.run)
     if record.fields.state == "succeeded":
-        print(f"run {record.id} has succeeded already")
+        say(f"run {record.id} has succeeded already")
         return 0
     if record.owned_by_another:
         raise ConfigError("another launcher drives this run", where=f"run {record.id}", hint="launcher logs -f RUN")
@@ -236,32 +219,33 @@ def _drive_records(
     """Bring recorded runs to their ends, and show how they ended."""
     # A short name for each run: its number, topology and lengths.
     labels = {r.id: f"{i}. {p.benchmark.topology} {p.benchmark.measures}" for i, (r, p) in enumerate(recorded, 1)}
-    console = Console(labels, github)
     first = recorded[0][1]
     said: list[str] = []
     services = open_services(project, first, stop, log=said.append)
-    recorded[0][0].listeners.append(console.event)
-    for record, _ in recorded:
-        for text in said:  # how Slurm is asked is in every record, and shown once
-            record.event("note", text)
-    for record, _ in recorded[1:]:
-        record.listeners.append(console.event)
-    runs = [
-        Run(record, plan, project.kind(plan.kind), cancelling.services_of(record, services))
-        for record, plan in recorded
-    ]
-    for record, _ in recorded:
-        try:
-            record.take()
-        except OSError as error:  # its run ends with this before it does anything, and the others go on
-            record.event("warning", f"the record cannot be written: {error.strerror}")
-    limits = dataclasses.replace(limits, pace=pace_of(first))
-    try:
-        outcomes = run_all(runs, services.scheduler, stop, limits, None if quiet else console.log)
-    finally:
+    with standard_output_apart(stop) as output:
+        console = Console(labels, github, output)
+        recorded[0][0].listeners.append(console.event)
         for record, _ in recorded:
-            record.let_go()
-    console.outcomes(project.runs, outcomes)
+            for text in said:  # how Slurm is asked is in every record, and shown once
+                record.event("note", text)
+        for record, _ in recorded[1:]:
+            record.listeners.append(console.event)
+        runs = [
+            Run(record, plan, project.kind(plan.kind), cancelling.services_of(record, services))
+            for record, plan in recorded
+        ]
+        for record, _ in recorded:
+            try:
+                record.take()
+            except OSError as error:  # its run ends with this before it does anything, and the others go on
+                record.event("warning", f"the record cannot be written: {error.strerror}")
+        limits = dataclasses.replace(limits, pace=pace_of(first))
+        try:
+            outcomes = run_all(runs, services.scheduler, stop, limits, None if quiet else console.log)
+        finally:
+            for record, _ in recorded:
+                record.let_go()
+        console.outcomes(project.runs, outcomes)
     return outcomes
 
 

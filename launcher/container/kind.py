@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.container.planned import OWN, ContainerJob
-from launcher.core.errors import SubmissionError
+from launcher.core.errors import CheckoutError
 from launcher.plan.derive import Context
 from launcher.plan.job_environment import left_out
 from launcher.plan.plan import Plan
@@ -98,7 +98,7 @@ class ContainerKind:
                 write_text(root.parent / ".gitignore", "*\n")
             write_text(root / SCRIPT, text)
         except (OSError, shutil.Error) as error:
-            raise SubmissionError(f"the job's script cannot be written: {error}", where=str(root)) from None
+            raise CheckoutError(f"the job's script cannot be written: {error}", where=str(root)) from None
         if job.staging is not None:
             _pack_checkout(run, root)
         there = lying_there(run.plan.results, _results_in(run.plan, root))
@@ -275,7 +275,7 @@ def _gpus(job: ContainerJob) -> int:
 
 
 def _pack_checkout(run: Run, root: Path) -> None:
-    """The checkout as an archive that compute nodes see. Raises SubmissionError."""
+    """The checkout as an archive that compute nodes see. Raises CheckoutError."""
     from launcher.container.job_script import CHECKOUT
     from launcher.core.publish import temporary_name
 
@@ -289,12 +289,10 @@ def _pack_checkout(run: Run, root: Path) -> None:
         argv = ["tar", "--create", "--gzip", f"--file={part}", *excluded, f"--directory={workspace}", "."]
         done = run.services.run(argv, timeout=ARCHIVE_TIMEOUT, env=run.services.environment)
         if done.returncode not in (0, 1):  # 1: a file changed while it was read
-            raise SubmissionError(f"the checkout cannot be packed for the node: {done}", where=workspace)
+            raise CheckoutError(f"the checkout cannot be packed for the node: {done}", where=workspace)
         part.replace(root / CHECKOUT)
     except OSError as error:
-        raise SubmissionError(
-            f"the checkout cannot be packed for the node: {error.strerror}", where=workspace
-        ) from None
+        raise CheckoutError(f"the checkout cannot be packed for the node: {error.strerror}", where=workspace) from None
     finally:
         part.unlink(missing_ok=True)
 

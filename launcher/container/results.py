@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from launcher.container.planned import OWN
 from launcher.core.errors import ResultError
 from launcher.core.publish import publishing
+from launcher.core.reading import open_regular
 from launcher.core.retry import until
 from launcher.plan.plan import Expected
 from launcher.result.collect import Collected, Problem
@@ -263,7 +264,8 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> Non
 def facts(path: Path) -> Mapping[str, str]:
     """What the job wrote down (`job_script.FACTS`); nothing when it cannot be read."""
     try:
-        lines = path.read_text(errors="replace")[: 1 << 16].splitlines()
+        with open_regular(path) as file:
+            lines = file.read(1 << 16).decode(errors="replace").splitlines()
     except OSError:
         return {}
     return {name: value for name, equals, value in (line.partition("=") for line in lines) if equals}

@@ -27,7 +27,8 @@ from time import monotonic
 import msgspec
 
 from launcher.core.process import ProcessIdentity
-from launcher.core.publish import open_regular, temporary_name
+from launcher.core.publish import temporary_name
+from launcher.core.reading import open_regular
 
 LEASE = 120.0
 """Seconds without a heartbeat that prove an owner gone. An NFS client may see a touch 60 s late (nfs(5), acregmax)."""
@@ -84,7 +85,7 @@ class LockOwner(msgspec.Struct, frozen=True, rename={"boot": "boot_id"}):
         """Read an owner file."""
         try:
             return msgspec.json.decode(content, type=cls, strict=False)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return cls()
 
     def to_json(self) -> bytes:

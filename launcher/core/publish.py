@@ -13,10 +13,9 @@ import os
 import re
 import secrets
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from launcher.core.process import host_label, pid_exists, run
 
@@ -57,30 +56,6 @@ def dead_temporaries(directory: Path) -> tuple[Path, ...]:
     return tuple(sorted(path for path, match in found if match and not pid_exists(int(match["pid"]))))
 
 
-def open_regular(path: Path, *, buffered: bool = True) -> IO[bytes]:
-    """Open a regular file to be read. Raises OSError, also for anything else of that name.
-
-    An ordinary open of a pipe waits for a writer, for ever: whoever may write in a directory could stop us so.
-    """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return os.fdopen(handle, "rb", -1 if buffered else 0)
-    except OSError:
-        os.close(handle)
-        raise
-
-
-def read_regular(path: Path, most: int) -> bytes:
-    """The content of a regular file that others may have written. Raises OSError, also when it has more bytes."""
-    with open_regular(path) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(errno.EFBIG, f"more than {most} bytes", str(path))
-    return content
-
-
 def make_private(directory: Path) -> None:
     """Make a directory, and those above it that are missing, for this user alone, whatever the umask; the directory
     itself is made so when it is there already and ours. Raises OSError."""
@@ -92,6 +67,11 @@ def make_private(directory: Path) -> None:
     status = directory.stat()
     if status.st_uid == os.geteuid() and status.st_mode & 0o077:
         directory.chmod(0o700)
+
+
+def private_opener(path: str, flags: int) -> int:
+    """For `open`: a file that is made is for this user alone."""
+    return os.open(path, flags, 0o600)
 
 
 def remove_tree(directory: Path) -> None:

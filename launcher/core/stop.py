@@ -92,8 +92,8 @@ def ended_by_signals() -> Iterator[None]:
     """Within the block SIGTERM and SIGHUP raise Ended in the main thread, where `stop_on_signals` does not take them.
 
     Python would die of them without running a ``finally``: a child in a session of its own
-    (`launcher.core.process.run`) would work on, and temporaries stay. SIGHUP stays ignored where it is ignored already. Elsewhere than in the main
-    thread, which alone gets signals, this does nothing.
+    (`launcher.core.process.run`) would work on, and temporaries stay. SIGHUP stays ignored where it is ignored already.
+    Elsewhere than in the main thread, which alone gets signals, this does nothing.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -142,7 +142,10 @@ def stop_on_signals(numbers: Sequence[signal.Signals] = HANDLED) -> Iterator[Sto
     try:
         yield Stop(event.wait, reason)
     except Cancelled as error:
-        error.exit_code = 128 + came[0] if came else error.exit_code
+        if came:
+            error.exit_code = 128 + came[0]
+            if error.message.startswith("stopped while"):  # whoever ended a program did not know for what
+                error.message = f"stopped by {came[0].name}{error.message.removeprefix('stopped')}"
         raise
     finally:
         for number, handler in before.items():

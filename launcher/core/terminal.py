@@ -30,7 +30,13 @@ def _escaped(found: re.Match[str]) -> str:
 
 def one_line(text: object) -> str:
     """A text from outside as a piece of one line: what is no ordinary character is escaped as Python writes it."""
-    return _IN_A_LINE.sub(_escaped, str(text))
+    shown = str(text)
+    return shown if shown.isprintable() else _IN_A_LINE.sub(_escaped, shown)
+
+
+def say(text: object, file: TextIO | None = None) -> None:
+    """Print a line whose parts may come from outside."""
+    print(one_line(text), file=file or sys.stdout, flush=file is sys.stderr)
 
 
 def printable(text: str) -> str:

@@ -182,9 +182,8 @@ def _value_of(node: yaml.ScalarNode) -> Any:
         raise _wrong(str(error.problem), node) from None
     except _NO_VALUE as error:
         raise _wrong(f"{word!r} is no {node.tag.rpartition(':')[2]}: {error}; in quotes it is text", node) from None
-    raise _wrong(
-        f"a word of {len(word)} characters that is of type {node.tag.rpartition(':')[2]}; in quotes it is text", node
-    )
+    kind = node.tag.rpartition(":")[2]
+    raise _wrong(f"a word of {len(word)} characters that is of type {kind}; in quotes it is text", node)
 
 
 def _of_other_kind(node: yaml.Node) -> Any:

@@ -22,6 +22,7 @@ from launcher.benchmark.result_names import agentic_result_name, fixed_result_na
 from launcher.core.errors import ResultError
 from launcher.core.publish import NAME_MAX, publish_new, temporary_name
 from launcher.core.retry import until
+from launcher.core.terminal import one_line
 from launcher.plan.plan import Expected
 from launcher.result.contradictions import Window
 from launcher.result.evaluations import RESULTS, Thresholds, judge
@@ -80,7 +81,8 @@ class Problem:
     kind: Literal["missing", "invalid"] = "missing"
 
     def __str__(self) -> str:
-        return self.text if self.concurrency is None else f"concurrency {self.concurrency}: {self.text}"
+        text = one_line(self.text)  # names of a job's files are in it
+        return text if self.concurrency is None else f"concurrency {self.concurrency}: {text}"
 
 
 @dataclass(frozen=True)

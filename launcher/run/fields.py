@@ -162,7 +162,7 @@ def read_fields(path: Path | str, run_id: str, *, facts: bool = True) -> RunFiel
             # Not msgspec's decoder: it refuses the Infinity and NaN that `json.dumps` writes.
             value = msgspec.convert(json.loads(content), dict[str, Any])
             if (schema := value.get("schema")) != SCHEMA:
-                raise ConfigError(f"expected record schema {SCHEMA}, and it is {schema!r}", where=str(path))
+                raise _unreadable(f"expected record schema {SCHEMA}, and it is {schema!r}", path)
             fields = RunFields.read(value)
     except (FileNotFoundError, NotADirectoryError):
         raise

@@ -69,8 +69,7 @@ class Fleet:
         Raises ConfigError when no runner file has that prefix.
         """
         prefix = runner_name.partition("_")[0]
-        broken: list[ConfigError] = []
-        files = self.readable(broken)
+        files, broken = self.readable(), self.broken
         if error := self._claimed("runners", prefix):
             raise error
         for file in files:
@@ -84,19 +83,26 @@ class Fleet:
             hint=suggest(prefix, known, f"known prefixes: {', '.join(known)}"),
         )
 
+    @cached_property
+    def broken(self) -> list[ConfigError]:
+        """Why runner files cannot be read."""
+        found: list[ConfigError] = []
+        self.readable(found)
+        return found
+
     def broken_that_serve(self, label: str) -> ConfigError | None:
         """The error of a runner file that cannot be read and has this label, by what can be read of it."""
         return self._claimed("labels", label)
 
     def _claimed(self, key: str, word: str) -> ConfigError | None:
-        """The error of a broken file that has the word under a key. One that is no YAML at all claims nothing."""
-        self.readable()
-        for path, found in self._read.items():
+        """The error of a broken file that has the word under a key. One that is no YAML at all claims its own name."""
+        for path, found in self._read.items() if self.broken else ():
             if isinstance(found, ConfigError):
+                claims: object = [path.stem]
                 with contextlib.suppress(ConfigError):
                     claims = Document.read(path, strict=False).mapping().get(key)
-                    if isinstance(claims, list) and word in claims:
-                        return found
+                if isinstance(claims, list) and word in claims:
+                    return found
         return None
 
     @cached_property

@@ -1,6 +1,6 @@
 """Templates of runner files: text with ``{name}`` in it, where each place names what may stand there.
 
-They are filled in by name alone. `str.format` would look into the values (``{squash.__class__}``), and pad to any width.
+They are filled in by name alone. `str.format` would look into values (``{squash.__class__}``), and pad to any width.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import IO
 
-from launcher.core.publish import open_regular
+from launcher.core.reading import open_regular
 from launcher.slurm.client import LOST, JobKey, JobState, Phase
 
 READ_AT_ONCE = 1 << 20
@@ -47,6 +47,7 @@ class LogFollower:
         self._inode: tuple[int, int] | None = None
         self._place = 0
         self._held = b""
+        self._full = False
 
     def read_new(self) -> list[str]:
         """The new lines, without line ends; at most READ_AT_ONCE bytes of them. Call again for more: an empty list
@@ -59,11 +60,18 @@ class LogFollower:
             chunk = self._read()
         return lines + self._cut(chunk)
 
+    @property
+    def behind(self) -> bool:
+        """Whether the last read found as much as a read may give: there is probably more."""
+        return self._full
+
     def catch_up(self, most: int | None = None) -> list[str]:
         """Leave out what is before the last KEPT_WHEN_BEHIND bytes, when more than ``most`` wait; say so in a line.
 
         What was written since is read when asked for next. Where a line was cut, its rest is left out too.
         """
+        if self._file is None:
+            self._open_anew()
         if self._file is None:
             return []
         try:
@@ -94,6 +102,7 @@ class LogFollower:
             self._file = None
 
     def _read(self) -> bytes:
+        self._full = False
         if self._file is None:
             return b""
         try:
@@ -103,6 +112,7 @@ class LogFollower:
             self.close()
             return b""
         self._place += len(chunk)
+        self._full = len(chunk) == READ_AT_ONCE
         return chunk
 
     def _open_anew(self) -> bool:
@@ -168,7 +178,7 @@ class EndMarkers:
         return known[1]
 
     def _state(self, log: Path, status: os.stat_result) -> JobState | None:
-        with log.open("rb") as file:
+        with open_regular(log) as file:
             file.seek(max(0, status.st_size - TAIL))
             text = file.read(TAIL).decode(errors="replace")
         found = list(self._end.finditer(text))

@@ -229,6 +229,7 @@ def _srt_slurm(rules: AppliedRules, context: Context, setup: SetupScript | None)
         PlannedOverlay(str(PurePosixPath(context.workspace, OVERLAY, o.source)), o.destination or f"recipes/{o.source}")
         for o in lane.overlays
     ]
+    arch = {"arch": runner.node.arch or ""}
     if setup is not None and setup.directory:
         overlays.append(PlannedOverlay(setup.directory, "configs"))
     return SrtSlurm(
@@ -237,9 +238,7 @@ def _srt_slurm(rules: AppliedRules, context: Context, setup: SetupScript | None)
         sha=lane.sha,
         overlays=tuple(overlays),
         patches=tuple(PlannedPatch(p.commit, p.path) for p in lane.patches),
-        setup=tuple(
-            tuple(fill_in(w, {"arch": runner.node.arch or ""}) for w in argv) for argv in runner.checkout.setup
-        ),
+        setup=tuple(tuple(fill_in(word, arch) for word in argv) for argv in runner.checkout.setup),
         setup_timeout=runner.checkout.setup_timeout,
         root=derive.fill(runner.checkout.directory, context) + f"/srt-slurm-{context.run_key}",
         cache=derive.fill(runner.checkout.cache, context),

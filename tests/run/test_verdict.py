@@ -8,6 +8,7 @@ import pytest
 
 from launcher.core.errors import (
     Cancelled,
+    CheckoutError,
     ConfigError,
     ImageError,
     JobError,
@@ -41,6 +42,8 @@ def failure(text: str, file: str = "node02_decode_w0.out", source: str = "server
         (ImageError("404"), "image"),
         (ModelError("3 shards are missing"), "model"),
         (ResultError("concurrency 4: no result"), "results"),
+        (CheckoutError("`make setup` failed (exit 2)"), "checkout"),
+        (LauncherError("unexpected KeyError: 'x'"), "launcher"),
         (SubmissionError("sbatch: error: invalid partition specified: nowhere"), "scheduler"),
         (SubmissionError("Unknown field 'x'"), "configuration"),
         (JobError("no definite answer from slurm for 30 min"), "scheduler"),
@@ -93,7 +96,8 @@ def test_without_a_log_slurms_word_decides(word: str, code: tuple[int, int], lay
 def test_the_first_failure_of_a_server_decides_by_its_words(text: str, layer: str) -> None:
     ruling = verdict(ENDED, ended("FAILED"), [failure(text), failure("RuntimeError: later", source="benchmark")])
     assert ruling.layer == layer
-    assert ruling.text.startswith(f"node02_decode_w0.out: {text}") and "FAILED, exit code 1" in ruling.text
+    assert f"; node02_decode_w0.out: {text}" in ruling.text and "FAILED, exit code 1" in ruling.text
+    assert " failed at " in ruling.text.partition(";")[0]
 
 
 def test_a_benchmark_that_fails_first_is_the_benchmarks() -> None:

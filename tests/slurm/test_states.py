@@ -110,6 +110,24 @@ def test_a_state_is_described_for_a_person() -> None:
     assert unknown("squeue: timed out").describe() == "unknown: squeue: timed out"
 
 
+@pytest.mark.parametrize(
+    ("word", "code", "reason", "shown"),
+    [
+        ("COMPLETED", (0, 0), "JobHeldUser", False),
+        ("COMPLETED", (0, 0), "Resources", False),
+        ("FAILED", (3, 0), "JobHeldUser", False),
+        ("TIMEOUT", (0, 15), "Dependency", False),
+        ("FAILED", (3, 0), "NonZeroExitCode", True),
+        ("CANCELLED", (0, 0), "JobHeldUser", False),
+        ("CANCELLED", (0, 15), "Resources", True),
+        ("LOST", (0, 0), "its log says so", True),
+    ],
+)
+def test_why_a_job_waited_is_no_reason_of_its_end(word: str, code: tuple[int, int], reason: str, shown: bool) -> None:
+    assert (f"({reason})" in JobState(Phase.TERMINAL, word, code, reason, "node01", started=1.0).describe()) == shown
+    assert reason in JobState(Phase.ALIVE, "PENDING", reason=reason).describe()
+
+
 def test_choosing_a_scheduler(tmp_path: Path) -> None:
     assert open_scheduler("slurm").name == "slurm"
     assert open_scheduler("local", directory=tmp_path).name == "embedded scheduler"
