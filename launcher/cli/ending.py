@@ -32,7 +32,7 @@ from launcher.runner.templates import fill_in
 from launcher.services import open_run, schedulers_for
 from launcher.slurm.backends import open_scheduler
 from launcher.slurm.client import JobKey
-from launcher.slurm.commands import SlurmCommands
+from launcher.slurm.other_jobs import jobs_named
 
 
 def cancel(arguments: argparse.Namespace) -> int:
@@ -96,8 +96,8 @@ def _cleanup_of_job(project: Project) -> int:
         say(told_elsewhere(record))
     jobs: list[JobKey] = []
     if runner.scheduler.kind == "slurm":
-        slurm = SlurmCommands()
-        jobs = slurm.named(job_name)
+        slurm = open_scheduler("slurm", backend="commands")
+        jobs = jobs_named(job_name, project.environ)
         for key in jobs:
             say(f"run {key.token} has no record here, and its {key} lives; ending it")
             wrong.append(_trouble(partial(end_lost, key, slurm, _say), key.token))

@@ -142,6 +142,7 @@ class ContainerKind:
             said=answer.said,
             notes=(f"the submission failed, and the job exists: {answer.adopted}",) if answer.adopted else (),
             left_out=left_out(environ, environment),
+            cluster=answer.cluster,
         )
 
     def holds(self, plan: Plan) -> bool:

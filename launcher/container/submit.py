@@ -19,7 +19,8 @@ from launcher.core.slurm_notation import limit_seconds
 from launcher.plan.job_environment import KEPT, from_host
 from launcher.plan.plan import Plan
 from launcher.slurm.client import Scheduler, SchedulerUnreachable
-from launcher.slurm.submission import IN_DOUBT, PAUSES, check_first, hint_for, new_jobs, printed_ids
+from launcher.slurm.other_jobs import elsewhere
+from launcher.slurm.submission import IN_DOUBT, PAUSES, check_first, hint_for, new_jobs, printed_cluster, printed_ids
 
 TIMEOUT = 240.0
 """Seconds for the submitting program."""
@@ -35,12 +36,13 @@ KEPT_HERE = (
 @dataclass(frozen=True)
 class JobAnswer:
     """The one job of a submission; ``submitted`` is its submit time when the scheduler told it. ``adopted`` says why
-    the submitting program counts as failed although the job exists."""
+    the submitting program counts as failed although the job exists. ``cluster`` is another one that took the job."""
 
     job_id: str
     submitted: float | None
     said: str
     adopted: str = ""
+    cluster: str = ""
 
 
 def environment(job: ContainerJob, environ: Mapping[str, str], tools: Mapping[str, str]) -> dict[str, str]:
@@ -124,7 +126,9 @@ def submit(
     if not ids:
         raise SubmissionError(trouble, where=f"run {token}", hint=hint_for(trouble))
     said = "\n".join(text.strip() for text in (done.stdout, done.stderr) if text.strip())
-    return JobAnswer(ids[0], found.get(ids[0]), said, trouble if failed else "")
+    # What the controller of this host has under our token is here; what sbatch alone tells of is where it says.
+    cluster = "" if ids[0] in found else elsewhere(printed_cluster(done.stdout), environment, run)
+    return JobAnswer(ids[0], found.get(ids[0]), said, trouble if failed else "", cluster)
 
 
 def _trouble(argv: list[str], done: Completed) -> str:

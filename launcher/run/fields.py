@@ -43,6 +43,7 @@ class RecordedJob:
     ``output`` is the job's own directory, ``log`` its log (both may not exist yet). ``held``: it was submitted held and
     has not been seen released; ``released``: Slurm took our release; ``over``: Slurm has said that it ended. ``state``
     is Slurm's word for how it stands, ``says`` the same as a line for people. ``by_hand``: a person submitted it.
+    ``cluster`` is another one than this host's that took the job.
     """
 
     id: str
@@ -55,6 +56,7 @@ class RecordedJob:
     state: str = ""
     says: str = ""
     over: bool = False
+    cluster: str = ""
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class Submitted:
     ``submitted`` is its submit time in seconds since the epoch when the scheduler told it, ``output`` its own directory
     and ``log`` its log. With ``held`` it starts once the launcher releases it. ``adopted``: the submitting program
     failed, and the scheduler had the job nevertheless. ``said`` is everything the program said. ``left_out`` are the
-    names of this process's environment that the job did not get.
+    names of this process's environment that the job did not get. ``cluster`` is another one that took the job.
     """
 
     job_id: str
@@ -104,6 +104,7 @@ class Submitted:
     said: str = ""
     notes: tuple[str, ...] = ()
     left_out: Sequence[str] = ()
+    cluster: str = ""
 
 
 class JobKind(Protocol):

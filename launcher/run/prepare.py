@@ -24,6 +24,7 @@ from launcher.run.image_usage import mark_used_by
 from launcher.run.kind import Prepared, Run, Submission
 from launcher.run.record import RecordedJob
 from launcher.slurm.client import SAME_SECONDS, JobKey, Phase, SchedulerUnreachable, jobs_with_token
+from launcher.slurm.other_jobs import refuse_other_clusters
 
 _NOT_COPIED = (".git", ".launcher", "srt-slurm*", "outputs", "LOGS", "*.sqsh")
 """What the compute nodes' copy of the workspace leaves out."""
@@ -49,6 +50,8 @@ def prepare(run: Run) -> JobKey:
     """Bring the run to a submitted job. Raises LauncherError; what went wrong is in the record then."""
     if (job := run.record.job_key) is not None:
         return job
+    if run.plan.scheduler.kind == "slurm":
+        refuse_other_clusters(run.services.environ, {}, run.services.run)
     run.record.update(state="preparing")
     run.services.tools.make_inputs(run.plan)
     prepared = None
@@ -223,7 +226,8 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
             notes = [hide(note) for note in done.notes]
             keep({"notes": notes, "adopted": done.adopted, "left_out": list(done.left_out)})
             submitted = done.submitted or time.time()
-            job = RecordedJob(done.job_id, submitted, str(done.output), str(done.log), held=done.held)
+            where = str(done.output), str(done.log)
+            job = RecordedJob(done.job_id, submitted, *where, held=done.held, cluster=done.cluster)
             key = _record(run, job, done.notes)
             write_json(run.record.directory / "srtctl.json", {"said": hide(done.said)})
             return key
@@ -261,5 +265,6 @@ def _record(run: Run, job: RecordedJob, notes: Sequence[str]) -> JobKey:
     run.record.update(state="submitted", job=job)
     for note in notes:
         run.log(note)
-    run.record.event("job", f"job {job.id} submitted", job=job.id)
-    return JobKey(job.id, job.submitted, run.id)
+    key = JobKey(job.id, job.submitted, run.id, job.cluster)
+    run.record.event("job", f"{key} submitted", job=job.id)
+    return key

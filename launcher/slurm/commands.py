@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from launcher.core.errors import JobError
-from launcher.core.process import NOT_FOUND, CommandRunner, Completed, clean_environment, run
+from launcher.core.process import CommandRunner, Completed, clean_environment, run
 from launcher.core.retry import until
 from launcher.slurm.client import (
     MAY_BE_REQUEUED,
@@ -45,9 +45,6 @@ _SCONTROL_KEYS = (
 )
 _SCONTROL_COMMENT = re.compile(r" Comment=(.*?)(?= +[A-Z]\w*=|$)")
 
-OF_GITHUB = re.compile(r"(?<!\S)[A-Za-z0-9][A-Za-z0-9._-]*-[A-Za-z0-9._-]+-[0-9a-f]{12}(?!\S)")
-"""The id of a run that a GitHub job began (`launcher.plan.derive.run_key`), among the words of a comment."""
-
 IDS_A_CALL = 2000
 """Job ids in one argv. Two thousand seven-digit ids are 16 kB; the kernel takes 128 kB for one argument."""
 
@@ -61,7 +58,6 @@ LOOK_BEFORE_CANCEL = 1.0
 """Seconds that squeue may take, before scancel, to say whose the ids are: scancel has to be sent two seconds after a
 cancel at the latest."""
 
-_NO_SLURM = re.compile(r"Could not establish a configuration source")
 _NOT_KNOWN = re.compile(r"invalid job id", re.IGNORECASE)
 _NOTHING_TO_DO = re.compile(r"invalid job id|already (completing or completed|finished)", re.IGNORECASE)
 _REFUSED = re.compile(r"access/permission denied|invalid user", re.IGNORECASE)
@@ -198,8 +194,10 @@ class SlurmCommands:
         environ: Mapping[str, str] | None = None,
         timeout: float = 30.0,
         sleep: Callable[[float], None] = time.sleep,
+        cluster: str = "",
     ) -> None:
-        """``timeout``: seconds for each call. ``environ``: that of the commands, by default os.environ."""
+        """``timeout``: seconds for each call. ``environ``: that of the commands, by default os.environ.
+        ``cluster``: the one that is spoken to, by default this host's."""
         self._runner = runner
         self._timeout = timeout
         self._sleep = sleep
@@ -207,6 +205,8 @@ class SlurmCommands:
         prefixes = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")
         clean = clean_environment(os.environ if environ is None else environ)
         self._plain = {name: value for name, value in clean.items() if not name.startswith(prefixes)}
+        if cluster:
+            self._plain["SLURM_CLUSTERS"] = cluster
         # With this squeue, sacct and scontrol (22.05) print times as seconds since the epoch, free of time zones.
         self._environment = {**self._plain, "SLURM_TIME_FORMAT": "%s"}
 
@@ -293,22 +293,6 @@ class SlurmCommands:
                 hint="look with `squeue --me -o '%i %k'` before submitting again",
             )
         return sorted(keys.values(), key=lambda key: key.submitted or 0.0)
-
-    def named(self, name: str) -> list[JobKey]:
-        """This user's jobs of a name that wait or run and carry the id of a GitHub job's run, which is their token.
-
-        None on a host that belongs to no cluster: nothing was submitted from it. Raises SchedulerUnreachable.
-        """
-        argv = ["squeue", "-h", "-u", str(os.getuid()), "-n", name, "-o", "%A|%k"]
-        done = self._runner(argv, timeout=self._timeout, env=self._environment)
-        if done.returncode == NOT_FOUND or _NO_SLURM.search(done.stderr):
-            return []
-        if not done.ok:
-            message = f"nobody could say whether a job called {name} lives: {done}"
-            raise SchedulerUnreachable(message, hint=f"look with `squeue --me -n {name}`")
-        rows = [line.strip().partition("|") for line in done.stdout.splitlines()]
-        tokens = [(job, OF_GITHUB.search(comment)) for job, _, comment in rows if job.isdigit()]
-        return [JobKey(job, None, token[0]) for job, token in tokens if token is not None]
 
     def cancel(self, jobs: Sequence[JobKey]) -> None:
         """Ask squeue whose the ids are, then call scancel, three times at most.

@@ -94,6 +94,7 @@ class SrtctlKind:
         from launcher.srtctl.checkout import Checkouts
 
         job, services = SrtctlJob.of(run.plan), run.services
+        refuse_other_directives(run)
         overlays = []
         for overlay in job.srt_slurm.overlays:
             if Path(overlay.source).exists():
@@ -125,6 +126,7 @@ class SrtctlKind:
         from launcher.srtctl.submit import apply, write_srtslurm
 
         job, checkout = SrtctlJob.of(run.plan), prepared.own
+        refuse_other_directives(run)  # again: the recipe may have been in the checkout alone
         if job.recipe.document is None:
             raise ConfigError(f"recipe {job.recipe.path} was not found in srt-slurm {job.srt_slurm.ref} either")
         refuse_strangers(run.results_directory, run.plan.results)
@@ -153,11 +155,7 @@ class SrtctlKind:
 
     def holds(self, plan: Plan) -> bool:
         """Slurm's jobs are submitted held, unless recipe, variant or cluster ask for a hold of their own."""
-        job = SrtctlJob.of(plan)
-        recipe = job.recipe.document or {}
-        sections = [recipe, *(section for section in recipe.values() if isinstance(section, dict))]
-        tables = [s.get("sbatch_directives") for s in sections] + [job.srtslurm.get("default_sbatch_directives")]
-        asked = any("hold" in table for table in tables if isinstance(table, dict))
+        asked = any("hold" in table for table in _directives(SrtctlJob.of(plan)))
         return plan.scheduler.kind == "slurm" and not asked
 
     def output_directory(self, plan: Plan, job_id: str) -> Path:
@@ -234,6 +232,23 @@ class SrtctlKind:
     def own_directories(self, plan: Plan) -> Sequence[Path]:
         """The run's tree."""
         return [Path(SrtctlJob.of(plan).srt_slurm.root)]
+
+
+def _directives(job: SrtctlJob) -> list[dict[str, object]]:
+    """What recipe, variants and cluster ask of sbatch."""
+    recipe = job.recipe.document or {}
+    sections = [recipe, *(section for section in recipe.values() if isinstance(section, dict))]
+    tables = [s.get("sbatch_directives") for s in sections] + [job.srtslurm.get("default_sbatch_directives")]
+    return [table for table in tables if isinstance(table, dict)]
+
+
+def refuse_other_directives(run: Run) -> None:
+    """Raise ConfigError when recipe or cluster send the job to another cluster."""
+    from launcher.slurm.other_jobs import refuse_other_clusters
+
+    if run.plan.scheduler.kind == "slurm":
+        for table in _directives(SrtctlJob.of(run.plan)):
+            refuse_other_clusters(run.services.environment, table, run.services.run)
 
 
 def job_environment(
