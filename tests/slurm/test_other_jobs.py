@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.other_jobs import ByCluster, elsewhere, jobs_named, refuse_other_clusters
 from launcher.slurm.submission import printed_cluster, printed_ids
+from tests.conftest import SlurmCluster
 
 CONFIG = (
     "Configuration data as of 2026-11-26T20:00:00\nClusterName             = west\nCommunicationParameters = (null)\n"
@@ -134,3 +137,28 @@ def test_jobs_of_a_runner_that_github_jobs_began() -> None:
     assert jobs_named("x", {}, Replies(1, "squeue: fatal: Could not establish a configuration source")) == []
     with pytest.raises(SchedulerUnreachable, match="whether a job called x lives"):
         jobs_named("x", {}, Replies(1, "slurm_load_jobs error: Unable to contact slurm controller"))
+
+
+@pytest.mark.slurm
+def test_a_real_cluster_under_its_own_name(slurm_cluster: SlurmCluster) -> None:
+    """By that name its database finds its controller, as it would find another cluster's."""
+    env = slurm_cluster.env
+
+    def client(*argv: str) -> str:
+        return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    said = client("scontrol", "show", "config")
+    name = next(line.split("=")[1].strip() for line in said.splitlines() if line.startswith("ClusterName"))
+    assert elsewhere(name, env) == "" and elsewhere("east", env) == "east"
+    token = "77-1-0123456789ab"
+    options = ("--job-name=r_0", f"--comment={token}", "--output=/dev/null", "--wrap=sleep 300")
+    job = JobKey(client("sbatch", "--parsable", "-M", name, *options).split(";")[0].strip(), None, token, name)
+    assert [key.id for key in jobs_named("r_0", env)] == [job.id]
+    scheduler = ByCluster(SlurmCommands(environ=env), lambda other: SlurmCommands(environ=env, cluster=other))
+    assert scheduler.poll([job])[job].phase is Phase.ALIVE
+    scheduler.cancel([job])
+    deadline = time.monotonic() + 60
+    while scheduler.poll([job])[job].phase is not Phase.TERMINAL:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert jobs_named("r_0", env) == []
