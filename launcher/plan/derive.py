@@ -16,6 +16,7 @@ from launcher.benchmark.environment import result_filename
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
 from launcher.image.reference import PlannedImage, Reference, squash_name
+from launcher.plan.job_environment import names_passed
 from launcher.plan.plan import Bounds, Expected, ModelCache, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
 from launcher.runner.file import Applied, RunnerFile, applies
 from launcher.runner.schema import Adjustment, ImageRule, Images, LaneRule, ModelRule, Results
@@ -385,5 +386,6 @@ def whole_plan(
         results=_held_against(results, rules, model.path),
         rules={"model": rules.model.where, "lane": rules.lane.where},
         narrow=context.narrow,
+        passes=names_passed(context.host, runner.pass_environment),
         details=details,
     )

@@ -183,6 +183,9 @@ class Plan:
     """Which rule of the runner file decided what, as ``file:line``."""
     findings: tuple[Finding, ...] = ()
     narrow: bool = False
+    passes: tuple[str, ...] | None = None
+    """Names of the host's variables that the job is passed: whoever submits it reads their values from its own
+    environment, and no plan holds them. None in plans of earlier versions."""
     schema: int = SCHEMA
 
     def with_squash(self, used: Mapping[str, str]) -> Plan:

@@ -351,4 +351,4 @@ class Runner(Struct, frozen=True, kw_only=True):
     exclude_nodes: list[ExcludedNode] = []
     """Nodes that jobs must not get."""
     pass_environment: list[str] = []
-    """Further variables of the runner's host that containers get, where they are set."""
+    """Further variables of the runner's host that jobs get, where they are set."""
