@@ -211,6 +211,8 @@ def _labels_without_scripts(project: Project) -> set[str]:
     """The labels of the clusters that run scripts of the workspace in containers, and it has no such directory."""
     labels = set[str]()
     for runner in (file.runner for file in project.fleet.readable()):
+        if runner.workspace.own is not None:
+            continue  # the scripts that come with the launcher
         folders = {lane.container.script.directory for lane in runner.lanes if lane.container is not None}
         if folders and not any((project.workspace / folder).is_dir() for folder in folders):
             labels.update(runner.labels)

@@ -1,7 +1,8 @@
 """The command line: arguments in, text out; the decisions and effects are elsewhere.
 
 Open `arguments` first: it has every command with its flags and the ``module:function`` that runs it. There is a module
-for each group of commands (`running` is about runs); `common` has what they share, `render` what people see. Only
+for each group of commands (`running` is about runs); `common` has what they share, `render` what people see, `output`
+is standard output while a run goes on, `logs` one command. Only
 argparse is imported here and in `arguments`, so that ``launcher --help`` answers at once; a command's own module is
 imported when that command runs.
 """
@@ -9,12 +10,12 @@ imported when that command runs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
-import io
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TextIO, cast
 
 from launcher.cli.arguments import parser
 
@@ -24,11 +25,32 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code (docs/design.md, "Errors")."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # What a terminal's encoding has no letter for, and names of files that are not UTF-8, must end no command.
+    # Workflows set PYTHONPYCACHEPREFIX for the benchmark's Python. Our own bytecode is not there, and would be made
+    # anew at every start, which takes 0.4 s.
+    sys.pycache_prefix = None
+    with _guarded():
+        return _run(parser().parse_args(argv))
+
+
+@contextlib.contextmanager
+def _guarded() -> Iterator[None]:
+    """Within the block nothing that is printed can give a terminal or GitHub's runner a command, or fails for a
+    character that the terminal does not have."""
+    from launcher.core.terminal import Guarded
+
+    before = sys.stdout, sys.stderr
+    github = os.environ.get("GITHUB_ACTIONS") == "true"
+    for stream in before:
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    arguments = parser().parse_args(argv)
+    sys.stdout, sys.stderr = (cast(TextIO, Guarded(stream, github=github)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _run(arguments: argparse.Namespace) -> int:
     module, _, function = arguments.command.partition(":")
     try:
         from launcher.core.errors import LauncherError

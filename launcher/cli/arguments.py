@@ -92,7 +92,7 @@ def _runs(commands: _Commands) -> None:
     status.add_argument("run", nargs="?", metavar="RUN", help="one run in detail")
     status.add_argument("--json", action="store_true", help="the records as JSON")
 
-    logs = _command(commands, "logs", "running:logs", "a run's job log", _places)
+    logs = _command(commands, "logs", "logs:logs", "a run's job log", _places)
     logs.add_argument("run", metavar="RUN")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
 

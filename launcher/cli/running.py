@@ -11,13 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TextIO, cast
 
 from launcher.cli.common import chosen, of_row, open_project, planned, tell_refused
+from launcher.cli.output import standard_output_apart
 from launcher.cli.render import Console, show_plans, summaries
 from launcher.core.errors import ConfigError, JobError, LauncherError
 from launcher.core.github import GitHub
 from launcher.core.stop import Stop, stop_on_signals
-from launcher.model.node_job import reap
+from launcher.core.terminal import StandardOutput, say
 from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
 from launcher.project import Project, new_run_id
@@ -33,7 +35,6 @@ from launcher.run.record import RunRecord, UnreadableRecord
 from launcher.services import open_run, open_services, pace_of, schedulers_for
 from launcher.slurm.backends import open_scheduler
 from launcher.slurm.client import Phase
-from launcher.slurm.logs import LogFollower
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -91,7 +92,7 @@ def ci(arguments: argparse.Namespace) -> int:
     """Run what this GitHub job's environment asks for; results go where the workflow looks."""
     project = open_project(arguments, look=True)
     arguments.annotated = True
-    with GitHub(os.environ, sys.stdout) as github:
+    with GitHub(os.environ, cast(TextIO, StandardOutput())) as github:
         github.mask_secrets(os.environ)
         try:
             plan = project.plan_from_environment(arguments.run_id)
@@ -104,25 +105,6 @@ def ci(arguments: argparse.Namespace) -> int:
             raise
         report_to(github, project.runs, outcomes)
     return _exit_code(outcomes)
-
-
-def logs(arguments: argparse.Namespace) -> int:
-    """Print the job's log; with --follow until the run has ended."""
-    runs, follower = open_project(arguments).runs, None
-    while True:
-        record = RunRecord.load(runs, arguments.run)
-        if follower is None and (path := record.log_path) is not None:
-            follower = LogFollower(path)
-        if follower is None and not arguments.follow:
-            raise ConfigError("this run has no job yet, hence no log", where=f"run {record.id}")
-        while follower is not None and (lines := follower.read_new()):
-            sys.stdout.writelines(f"{line}\n" for line in lines)
-            sys.stdout.flush()
-        if record.ended or not arguments.follow:
-            if follower is not None:
-                sys.stdout.writelines(f"{line}\n" for line in follower.flush())
-            return 0
-        time.sleep(0.5)
 
 
 def cancel(arguments: argparse.Namespace) -> int:
@@ -138,7 +120,7 @@ def cleanup(arguments: argparse.Namespace) -> int:
     if arguments.run or arguments.from_env:
         run_id = _run_id(arguments, project)
         if not (project.runs / run_id).is_dir():
-            print(f"run {run_id} has no record: it never began")
+            say(f"run {run_id} has no record: it never began")
             return 0
         _end(project, run_id, "launcher cleanup")
         return 0
@@ -147,12 +129,14 @@ def cleanup(arguments: argparse.Namespace) -> int:
     wrong = [_trouble(partial(_end, project, record.id, "launcher cleanup"), record.id) for record in left]
     wrong += [_trouble(partial(_end_unreadable, project, one), one.id) for one in unreadable]
     for record in elsewhere:
-        print(told_elsewhere(record))
-    print(f"{len(left)} runs were left behind" if left else "no run was left behind")
+        say(told_elsewhere(record))
+    say(f"{len(left)} runs were left behind" if left else "no run was left behind")
     if unreadable:
-        print(f"{len(unreadable)} records cannot be read: {', '.join(one.id for one in unreadable)}")
+        say(f"{len(unreadable)} records cannot be read: {', '.join(one.id for one in unreadable)}")
+    from launcher.model.node_job import reap  # no run stages on nodes: only here
+
     slurm = partial(open_scheduler, "slurm", backend="commands")
-    wrong.append(_trouble(partial(reap, project.state, slurm, print), "stagings"))
+    wrong.append(_trouble(partial(reap, project.state, slurm, say), "stagings"))
     errors = [error for error in wrong if error is not None]
     for other in errors[1:]:
         print(other)
@@ -177,20 +161,20 @@ def _end(project: Project, run_id: str, why: str) -> None:
             lost = UnreadableRecord(directory, error, record.job)
         else:
             try:
-                end_run(run, why, print)
+                end_run(run, why, say)
             finally:
                 record.let_go()  # whoever ends thousands must not hold as many locks
             return
-    end_unreadable(lost, schedulers_for(project, lost), print)
+    end_unreadable(lost, schedulers_for(project, lost), say)
 
 
 def _end_unreadable(project: Project, lost: UnreadableRecord) -> None:
     """End the job of a run whose record cannot be read, if nobody drives the run. Raises LauncherError."""
     driven = lost.driven
     if driven is False:
-        end_unreadable(lost, schedulers_for(project, lost), print)
+        end_unreadable(lost, schedulers_for(project, lost), say)
     elif driven is None:
-        print(told_elsewhere(lost.record))
+        say(told_elsewhere(lost.record))
     else:
         print(f"run {lost.id}: {lost.error}; a launcher drives it")
 
@@ -228,7 +212,7 @@ def collect(arguments: argparse.Namespace) -> int:
         collected.raise_if_bad()
         return 0
     outcome = finish.finish(run, state)
-    print(f"run {record.id}: {outcome.state}")
+    say(f"run {record.id}: {outcome.state}")
     if outcome.error is not None:
         raise outcome.error
     return 0
@@ -239,7 +223,7 @@ def resume(arguments: argparse.Namespace) -> int:
     project = open_project(arguments, look=True)
     record = RunRecord.load(project.runs, arguments.run)
     if record.fields.state == "succeeded":
-        print(f"run {record.id} has succeeded already")
+        say(f"run {record.id} has succeeded already")
         return 0
     if record.owned_by_another:
         raise ConfigError("another launcher drives this run", where=f"run {record.id}", hint="launcher logs -f RUN")
@@ -289,7 +273,7 @@ def _end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
         ours = lost.job_name == plan.job_name
         github.warning(f"run {lost.id}: {lost.error}" + ("; ending its job" if ours else ""), title="launcher: records")
         if not ours:
-            print(f"run {lost.id} may be another runner's: `launcher cleanup {lost.id}` ends its job")
+            say(f"run {lost.id} may be another runner's: `launcher cleanup {lost.id}` ends its job")
         elif (error := _trouble(partial(_end_unreadable, project, lost), lost.id)) is not None:
             github.warning(f"run {lost.id}: {error}", title="launcher: left behind")
 
@@ -342,29 +326,30 @@ def _drive_records(
     """Bring recorded runs to their ends, and show how they ended."""
     # A short name for each run: its number, topology and lengths.
     labels = {r.id: f"{i}. {p.benchmark.topology} {p.benchmark.measures}" for i, (r, p) in enumerate(recorded, 1)}
-    console = Console(labels, github)
     first = recorded[0][1]
     said: list[str] = []
     services = open_services(project, first, stop, log=said.append)
-    recorded[0][0].listeners.append(console.event)
-    for record, _ in recorded:
-        for text in said:  # how Slurm is asked is in every record, and shown once
-            record.event("note", text)
-    for record, _ in recorded[1:]:
-        record.listeners.append(console.event)
-    runs = [Run(record, plan, project.kind(plan.kind), services) for record, plan in recorded]
-    for record, _ in recorded:
-        try:
-            record.take()
-        except OSError as error:  # its run ends with this before it does anything, and the others go on
-            record.event("warning", f"the record cannot be written: {error.strerror}")
-    limits = dataclasses.replace(limits, pace=pace_of(first))
-    try:
-        outcomes = run_all(runs, services.scheduler, stop, limits, None if quiet else console.log)
-    finally:
+    with standard_output_apart(stop) as output:
+        console = Console(labels, github, output)
+        recorded[0][0].listeners.append(console.event)
         for record, _ in recorded:
-            record.let_go()
-    console.outcomes(project.runs, outcomes)
+            for text in said:  # how Slurm is asked is in every record, and shown once
+                record.event("note", text)
+        for record, _ in recorded[1:]:
+            record.listeners.append(console.event)
+        runs = [Run(record, plan, project.kind(plan.kind), services) for record, plan in recorded]
+        for record, _ in recorded:
+            try:
+                record.take()
+            except OSError as error:  # its run ends with this before it does anything, and the others go on
+                record.event("warning", f"the record cannot be written: {error.strerror}")
+        limits = dataclasses.replace(limits, pace=pace_of(first))
+        try:
+            outcomes = run_all(runs, services.scheduler, stop, limits, None if quiet else console.log)
+        finally:
+            for record, _ in recorded:
+                record.let_go()
+        console.outcomes(project.runs, outcomes)
     return outcomes
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 import sys
 import textwrap
@@ -20,6 +19,7 @@ from typing import Any
 from launcher.core.errors import ConfigError
 from launcher.core.reading import read_file
 from launcher.core.state import state_directory
+from launcher.core.terminal import one_line
 from launcher.run.fields import LARGEST, UNREADABLE
 from launcher.run.record import RunRecord, UnreadableRecord, each_record
 
@@ -69,14 +69,6 @@ def _row_unreadable(one: UnreadableRecord) -> tuple[str, ...]:
     return one.id, "-", "-", UNREADABLE, "?", str(one.error)
 
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-
-def _shown(text: str) -> str:
-    """A text of a record on one line: what would move a terminal's cursor is written as an escape."""
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text) if not text.isprintable() else text
-
-
 def _show_rows(rows: Sequence[tuple[str, ...]], runs: Path) -> None:
     """A table of runs, latest last; in a narrow terminal two lines a run."""
     if not rows:
@@ -84,12 +76,12 @@ def _show_rows(rows: Sequence[tuple[str, ...]], runs: Path) -> None:
         return
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if columns is not None and columns < _WIDE:
-        for run_id, runner, began, state, job, text in (map(_shown, row) for row in rows):
+        for run_id, runner, began, state, job, text in (map(one_line, row) for row in rows):
             print(f"{run_id}   {state}")
             line = f"  {runner:10} {began}   job {job}   {text}"
             print(textwrap.fill(line, columns, subsequent_indent=" " * 13, break_long_words=False))
         return
-    table = [_COLUMNS, *(tuple(map(_shown, row)) for row in rows)]
+    table = [_COLUMNS, *(tuple(map(one_line, row)) for row in rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(_COLUMNS))]
     for row in table:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -152,4 +144,4 @@ def _show_run(record: RunRecord) -> None:
         lines.append(f"  evidence   {record.directory / 'evidence'}")
     lines.append(f"  record     {record.directory}")
     for line in "\n".join(lines).split("\n"):
-        print(_shown(line))
+        print(one_line(line))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from launcher.container.job_functions import CARRIED, SET_CARRIED
 from launcher.container.planned import ContainerJob
 
 Lines = tuple[tuple[str, ...], ...]
@@ -33,6 +34,7 @@ class EngineCommands:
     run: Lines
     before: Lines = ()
     after: Lines = ()
+    carries: tuple[str, ...] = ()
     pulls: str | None = None
     own: Lines = ()
 
@@ -86,8 +88,10 @@ def _pyxis(job: ContainerJob, mounts: Mounts) -> EngineCommands:
             (f"--container-mounts={mounted}",),
             (f"--container-workdir={container.workdir}",),
             *((flag,) for flag in flags),
-            _script(job),
-        )
+            *_script(job),
+        ),
+        # Of a variable that the image sets as well, pyxis would take the image's value (README of pyxis 0.24).
+        carries=_named(job),
     )
 
 
@@ -95,8 +99,7 @@ def _enroot(job: ContainerJob, mounts: Mounts, run_key: str) -> EngineCommands:
     container, options = job.container, job.container.options
     name = f"launcher-{run_key}-$JOB"
     # enroot has no option for the working directory (enroot 4.1.2, doc/cmd/start.md).
-    inside = ("env", f"--chdir={container.workdir}", *_script(job))
-    named = [*container.environment, *container.passes]
+    inside = (("env", f"--chdir={container.workdir}"), *_script(job))
     return EngineCommands(
         before=(("enroot", "create"), ("--name", name), (container.image,)),
         run=(
@@ -107,11 +110,13 @@ def _enroot(job: ContainerJob, mounts: Mounts, run_key: str) -> EngineCommands:
             *([("--rw",)] if options.writable else []),
             *([("--mount", "$HOME:$HOME")] if options.home else []),
             *(("--mount", _fstab(target, source, readonly)) for target, source, readonly in mounts),
-            *(("--env", variable) for variable in dict.fromkeys(named)),
+            ("--env", CARRIED),
             (name,),
-            inside,
+            *inside,
         ),
         after=(("enroot", "remove", "--force", name),),
+        # enroot starts with an empty environment, and keeps the first line of a value.
+        carries=(*_named(job), *_OF_THE_STEP),
     )
 
 
@@ -129,7 +134,6 @@ _OURS = ("--rm", "--name", "--entrypoint", "--pull")
 
 def _docker(job: ContainerJob, mounts: Mounts, run_key: str) -> EngineCommands:
     container, program = job.container, job.container.engine
-    named = [*container.environment, *container.passes]
     label = f"{LABEL}={run_key}.$JOB"
     return EngineCommands(
         run=(
@@ -139,7 +143,7 @@ def _docker(job: ContainerJob, mounts: Mounts, run_key: str) -> EngineCommands:
             *((flag,) for flag in container.options.flags if not flag.startswith(_OURS)),
             *((f"--volume={source}:{target}{':ro' if readonly else ''}",) for target, source, readonly in mounts),
             (f"--workdir={container.workdir}",),
-            *(("--env", variable) for variable in dict.fromkeys(named)),
+            *(("--env", variable) for variable in _named(job)),
             ("--entrypoint=bash",),
             (IMAGE,),
             (job.script.path,),
@@ -149,5 +153,16 @@ def _docker(job: ContainerJob, mounts: Mounts, run_key: str) -> EngineCommands:
     )
 
 
-def _script(job: ContainerJob) -> tuple[str, ...]:
-    return ("bash", job.script.path)
+_OF_THE_STEP = (
+    *("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
+    *("SLURM_JOB_ID", "SLURMD_NODENAME"),
+)
+"""What Slurm tells a step: which GPUs are its own, and who it is."""
+
+
+def _named(job: ContainerJob) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*job.container.environment, *job.container.passes]))
+
+
+def _script(job: ContainerJob) -> Lines:
+    return ("bash", "-c", SET_CARRIED), (job.script.path,)

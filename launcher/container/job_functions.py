@@ -60,18 +60,24 @@ IMPORT = r"""
 # In a step of its own, without GPUs. Nobody sees the file under its name before it is whole.
 # shellcheck disable=SC2317  # the step's bash calls it
 import_image() {
-  local squash=$1 uri=$2 lock=$3 wait=$4 limit=$5 part=$6 import=
+  local squash=$1 uri=$2 lock=$3 wait=$4 limit=$5 part=$6 temp=$7 import=
   error() { printf 'launcher: error: image %s: %s\n' "$uri" "$*" >&2; }
+  # enroot does not remove its temporaries when a second signal reaches it, and Slurm sends one to every process.
+  remove() {
+    chmod -R u+rwX -- "$@" 2>/dev/null # in layers are directories that even their owner may not write
+    rm -rf -- "$@"
+  }
   leave() {
+    trap '' TERM INT HUP
     [ -z "$import" ] || kill -TERM "$import" 2>/dev/null
     wait
-    rm -f -- "$part.$SLURM_JOB_ID"
+    remove "$part.$SLURM_JOB_ID" "$temp.$SLURM_JOB_ID"
     exit "$1"
   }
   trap 'leave 143' TERM
   trap 'leave 130' INT
   trap 'leave 129' HUP
-  shift 6
+  shift 7
   mkdir -p -- "${squash%/*}" || { error "its directory cannot be made"; leave 3; }
   [ "$#" -eq 0 ] || (umask 077 && mkdir -p -- "$@") || { error "enroot's directories cannot be made"; leave 3; }
   exec 9>>"$lock" || { error "the lock $lock cannot be opened"; leave 3; }
@@ -81,9 +87,11 @@ import_image() {
     printf 'launcher: image %s: another job imported it\n' "$uri"
     leave 0
   fi
-  rm -f -- "$part".*
+  remove "$part".* "$temp".*
+  (umask 077 && mkdir -p -- "$temp.$SLURM_JOB_ID") || { error "enroot has no room for its temporaries"; leave 3; }
   # Closed for enroot: what an import that was killed leaves behind must not keep the lock.
-  timeout "$limit" enroot import -o "$part.$SLURM_JOB_ID" "$uri" 9>&- & import=$!
+  TMPDIR=$temp.$SLURM_JOB_ID ENROOT_TEMP_PATH=$temp.$SLURM_JOB_ID \
+    timeout "$limit" enroot import -o "$part.$SLURM_JOB_ID" "$uri" 9>&- & import=$!
   wait "$import" || { error "enroot import ended with $?"; leave 3; }
   import=
   unsquashfs -l "$part.$SLURM_JOB_ID" >/dev/null 2>&1 || { error "what enroot wrote is not whole"; leave 3; }
@@ -134,4 +142,24 @@ bring_back() {
   timeout --foreground "$1" tar -czf "$own/back.tar.gz.part" -- "${found[@]}" &&
     mv -f -- "$own/back.tar.gz.part" "$own/back.tar.gz"
 }
+"""
+
+CARRIED = "LAUNCHER_ENVIRONMENT"
+"""The variable that brings others into the container, as commands that set them."""
+
+SET_CARRIED = f'eval "${CARRIED}"; unset {CARRIED}; exec bash "$0"'
+"""What ``bash -c`` in the container is given before the script: it sets the variables, and becomes the script."""
+
+CARRY = r"""
+# The container's bash sets these. The engine would cut a value of several lines, or take the image's instead.
+carry() {
+  local name quoted
+  for name in "$@"; do
+    [ -n "${!name+set}" ] || continue
+    printf -v quoted %q "${!name}"
+    LAUNCHER_ENVIRONMENT+="export $name=$quoted; "
+  done
+  export LAUNCHER_ENVIRONMENT
+}
+LAUNCHER_ENVIRONMENT=
 """

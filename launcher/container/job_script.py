@@ -8,6 +8,7 @@ functions that it is made of.
 from __future__ import annotations
 
 import hashlib
+import textwrap
 from pathlib import Path
 
 from launcher.container import job_functions as functions
@@ -59,6 +60,7 @@ def render(plan: Plan, root: Path) -> str:
         *(["stage_in"] if copy else []),
         *_cache(plan),
         *_exports(job),
+        *_carry(engine),
         *(
             [f"{_step(engine.before)} ||\n  fail 3 'the container cannot be made of the image'"]
             if engine.before
@@ -107,7 +109,8 @@ def _finish(job: ContainerJob, engine: EngineCommands) -> str:
             '      printf "launcher: error: results cannot be brought back from %s\\n" "$copy" >&2',
             '      [ "$code" -ne 0 ] || code=5',
             "    fi",
-            '    rm -rf -- "$copy"',
+            "    # A benchmark may leave directories that even their owner may not write.",
+            '    rm -rf -- "$copy" 2>/dev/null || { chmod -R u+rwX -- "$copy"; rm -rf -- "$copy"; }',
             "  fi",
         ]
     lines += [
@@ -159,12 +162,16 @@ def import_alone(image: PlannedImage) -> str:
 
 
 def _import_arguments(image: PlannedImage) -> list[str]:
-    """The arguments of `import_image`; the last ones are directories that enroot needs."""
+    """The arguments of `import_image`; the last ones are directories that enroot needs.
+
+    enroot's temporaries, which are larger than the image, lie where the runner file says, else beside the image.
+    """
     digest = hashlib.sha256(image.squash.encode()).hexdigest()[:12]
-    part = f"{Path(image.squash).parent}/.launcher-import-{digest}"
+    own, beside = f".launcher-import-{digest}", str(Path(image.squash).parent)
+    temporary = image.environment.get("ENROOT_TEMP_PATH") or image.environment.get("TMPDIR") or beside
     directories = [value for name, value in image.environment.items() if name.endswith(_DIRECTORIES)]
     seconds = [str(image.lock_wait), str(image.import_timeout)]
-    return [image.squash, image.uri, image.lock, *seconds, part, *directories]
+    return [image.squash, image.uri, image.lock, *seconds, f"{beside}/{own}", f"{temporary}/{own}-temp", *directories]
 
 
 def _import(image: PlannedImage, gpus: int) -> str:
@@ -196,6 +203,14 @@ def _sorted(image: PlannedImage) -> list[tuple[str, str]]:
 
 def _assignment(name: str, value: str) -> str:
     return f"{variable(name)}={word(value)}"
+
+
+def _carry(engine: EngineCommands) -> list[str]:
+    """What the container's bash sets."""
+    if not engine.carries:
+        return []
+    names = textwrap.wrap(" ".join(map(variable, engine.carries)), 100, break_long_words=False)
+    return [functions.CARRY.strip(), "carry \\\n  " + " \\\n  ".join(names)]
 
 
 def _list_back(job: ContainerJob) -> str:

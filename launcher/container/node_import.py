@@ -24,9 +24,9 @@ def import_on_node(
     limit = image.lock_wait + image.import_timeout + SLACK
     done = run([*argv, "bash", "-c", import_alone(image)], timeout=limit, env=environment)
     if not done.ok:
-        said = "\n".join(line for line in (done.stdout + done.stderr).splitlines() if line.strip())
+        said = done.tail(20, [line for line in (done.stdout + done.stderr).splitlines() if line.strip()])
         raise ImageError(
-            f"{image.reference} was not imported on {node}: srun exited with {done.returncode}\n{said[-2000:]}",
+            f"{image.reference} was not imported on {node}: srun exited with {done.returncode}\n{said}",
             where=f"{node}:{image.squash}",
             hint="is the node up, and is its disk full? (sinfo -n NODE, df)",
         )

@@ -12,6 +12,9 @@ from launcher.core.errors import ConfigError
 from launcher.plan.derive import Resolved
 from launcher.plan.plan import Plan
 
+OWN = ".launcher"
+"""In the workspace: the own directories of runs, by their ids. They are no results, and are in no copy."""
+
 Engine = Literal["pyxis", "enroot", "docker", "podman"]
 
 
@@ -125,8 +128,10 @@ class ContainerJob:
             raise ConfigError(message, where=f"run {plan.run_key}") from None
 
     def workspace_of(self, plan: Plan) -> str:
-        """The workspace that the job works in, or on a copy of."""
-        return self.own_workspace.path if self.own_workspace is not None else plan.workspace.path
+        """The workspace that the job works in: one of its own, the copy that compute nodes see, or the plan's."""
+        if self.own_workspace is not None:
+            return self.own_workspace.path
+        return plan.workspace.shared or plan.workspace.path
 
     def as_details(self) -> dict[str, Any]:
         """In JSON values, as a plan holds it."""

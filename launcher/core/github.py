@@ -17,6 +17,7 @@ from typing import Literal, TextIO
 
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.redact import redact, secret_values
+from launcher.core.terminal import one_line, printable, trusted
 
 SUMMARY_LIMIT = 1024 * 1024
 """Bytes of a step summary; one byte more and GitHub shows none of it."""
@@ -63,7 +64,7 @@ class GitHub:
         output, summary = (environ.get(name) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"))
         self._output = Path(output) if self.active and output else None
         self._summary = Path(summary) if self.active and summary else None
-        self._stream = stream
+        self._stream = trusted(stream)
         self._hide = partial(redact, environ=environ)
         self._lock = threading.RLock()
         self._stopped: str | None = None
@@ -90,11 +91,11 @@ class GitHub:
             return
         delimiter = f"launcher_{secrets.token_hex(16)}"
         entry = f"{name}<<{delimiter}\n{value}\n{delimiter}\n"
-        if len(entry.encode()) > OUTPUT_LIMIT:
+        if len(entry.encode(errors="backslashreplace")) > OUTPUT_LIMIT:
             raise ConfigError(f"the output {name} is larger than GitHub's {OUTPUT_LIMIT} bytes")
         try:
             with self._output.open("ab") as file:
-                file.write(entry.encode())
+                file.write(entry.encode(errors="backslashreplace"))
         except OSError as error:
             raise LauncherError(
                 f"the output {name} cannot be written: {error.strerror}", where=str(self._output)
@@ -110,7 +111,7 @@ class GitHub:
         text = self._hide(markdown if markdown.endswith("\n") else markdown + "\n")
         try:
             with self._summary.open("ab") as file:
-                file.write(_fit(text.encode(), SUMMARY_LIMIT - file.tell()))
+                file.write(_fit(text.encode(errors="backslashreplace"), SUMMARY_LIMIT - file.tell()))
         except OSError as error:
             self.warning(f"the step summary cannot be written: {error.strerror}")
 
@@ -129,13 +130,15 @@ class GitHub:
     def mask_secrets(self, environ: Mapping[str, str]) -> None:
         """Have the runner replace the secrets of an environment by ``***`` in everything the job prints from now on."""
         for value in secret_values(environ):
-            for part in filter(None, map(str.strip, value.splitlines())):  # the runner compares line by line
-                self._command(f"::add-mask::{_escaped(part)}")
+            # The runner compares line by line. The lines of a value that are secrets are among the values; of those
+            # that are not, a brace or a bracket, the mask would eat the log.
+            if len(value.splitlines()) == 1:
+                self._command(f"::add-mask::{_escaped(value)}")
 
     @contextlib.contextmanager
     def group(self, title: str) -> Iterator[None]:
         """Fold everything that is printed within the block under ``title``."""
-        self._command(f"::group::{_escaped(title)}")
+        self._command(f"::group::{_escaped(printable(title))}")
         try:
             yield
         finally:
@@ -143,7 +146,7 @@ class GitHub:
 
     @contextlib.contextmanager
     def job_log(self) -> Iterator[Callable[[str], None]]:
-        """Give a function that writes lines of a job's log, which the runner shows and never obeys.
+        """Give a function that writes lines of a job's log, one or a block, which the runner shows and never obeys.
 
         Without this a line of a benchmark's log could set outputs or hide text. Our own commands (annotations, masks)
         still take effect within the block. After the block the runner obeys commands again, also when it fails.
@@ -160,7 +163,8 @@ class GitHub:
                 self._command(f"::{token}::")
 
     def _annotate(self, kind: _Kind, message: str, file: str | None, line: int | None, title: str | None) -> None:
-        message = self._hide(message)
+        message = "\r".join(map(printable, self._hide(message).split("\r")))
+        title = one_line(title) if title is not None else None
         command = annotation(kind, message, file=file, line=line, title=title)
         with self._lock:
             if self._written.get(kind, 0) < ANNOTATIONS_SHOWN - 1:

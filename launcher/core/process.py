@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,6 +28,16 @@ NOT_EXECUTABLE = 126
 """Return code when the program exists and may not be executed."""
 
 _STOP_CHECK_INTERVAL = 0.2
+
+_SHOWN = 300
+"""Characters of a command that are shown when it was stopped."""
+
+_TELLING = re.compile(
+    r"error|fatal|fail|denied|refused|cannot|could not|can't|unable|not found|no such|not permitted|invalid|unknown"
+    r"|exception|killed|no space|quota|timed? ?out|unsupported|does not",
+    re.IGNORECASE,
+)
+"""What a line says that tells why a program failed; the lines after it are often advice, or who else ended."""
 
 _INITIAL_NAMESPACE = "pid:[4026531836]"
 """The PID namespace of a machine itself, the same number everywhere (Linux, include/linux/proc_ns.h)."""
@@ -50,10 +61,18 @@ class Completed:
     def timed_out(self) -> bool:
         return self.returncode is None
 
-    def tail(self, lines: int = 5) -> str:
-        """The last lines of stderr, or of stdout when stderr is empty: what a person wants to see of a failure."""
-        said = (self.stderr.strip() or self.stdout.strip()).splitlines()
-        return "\n".join(said[-lines:])
+    def tail(self, lines: int = 5, said: Sequence[str] | None = None) -> str:
+        """The last lines of stderr, or of stdout when stderr is empty: what a person wants to see of a failure.
+
+        Where none of them says what is wrong, and an earlier one does, the last such line comes first. ``said`` are
+        other lines to choose from.
+        """
+        shown = said if said is not None else (self.stderr.strip() or self.stdout.strip()).splitlines()
+        last = list(shown[-lines:])
+        earlier = [line for line in shown[:-lines] if _TELLING.search(line)]
+        if earlier and not any(map(_TELLING.search, last)):
+            last[:1] = earlier[-1:]
+        return "\n".join(last)
 
     def __str__(self) -> str:
         how = "timed out" if self.timed_out else f"exit {self.returncode}"
@@ -144,7 +163,8 @@ def _communicate(child: subprocess.Popen[str], deadline: float, should_stop: Cal
         except subprocess.TimeoutExpired:
             if time.monotonic() >= deadline:
                 raise
-    raise Cancelled(f"stopped while process {child.pid} ran")
+    words = " ".join(map(str, child.args)) if isinstance(child.args, (list, tuple)) else str(child.args)
+    raise Cancelled(f"stopped while this ran: {words if len(words) <= _SHOWN else words[:_SHOWN] + '…'}")
 
 
 def stoppable(should_stop: Callable[[], bool]) -> CommandRunner:

@@ -50,12 +50,14 @@ def error_of(state: RetryCallState) -> BaseException | None:
 def telling(log: Callable[[str], None], of: str = "") -> Callable[[RetryCallState], None]:
     """For tenacity's ``before_sleep``: log which attempt failed, with what, and when the next one comes.
 
-    ``of`` follows the number of the attempt (`` of 4``). Only the first line of an error is logged.
+    ``of`` follows the number of the attempt (`` of 4``). Of an error the first line is logged, and the second, which
+    is the line of a program's output that tells most.
     """
 
     def tell(state: RetryCallState) -> None:
         error = error_of(state)
-        message, _, _ = (error.message if isinstance(error, LauncherError) else str(error)).partition("\n")
+        said = (error.message if isinstance(error, LauncherError) else str(error)).splitlines()
+        message = ": ".join(line.strip() for line in said[:2])
         log(f"attempt {state.attempt_number}{of}: {message}; next one in {state.upcoming_sleep:.0f} s")
 
     return tell

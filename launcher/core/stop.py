@@ -106,7 +106,10 @@ def stop_on_signals(numbers: Sequence[signal.Signals] = HANDLED) -> Iterator[Sto
     try:
         yield Stop(event.wait, reason)
     except Cancelled as error:
-        error.exit_code = 128 + came[0] if came else error.exit_code
+        if came:
+            error.exit_code = 128 + came[0]
+            if error.message.startswith("stopped while"):  # whoever ended a program did not know for what
+                error.message = f"stopped by {came[0].name}{error.message.removeprefix('stopped')}"
         raise
     finally:
         for number, handler in before.items():

@@ -21,6 +21,9 @@ T = TypeVar("T")
 TIMEOUT = 20.0
 """Seconds that a program may take to answer."""
 
+_LONGEST = 2000
+"""Characters of what a program said: far beyond any line that tells something."""
+
 _TELLING = re.compile(r"error|fatal|unable|denied|cannot", re.IGNORECASE)
 _PREFIXES = ("SINFO_", "SACCTMGR_", "SCONTROL_", "SRUN_")
 _CONFIG = re.compile(r"^(\w+)\s*= (.*?)\s*$", re.MULTILINE)
@@ -41,7 +44,7 @@ def ask(runner: CommandRunner, argv: Sequence[str], read: Callable[[str], T], *,
     value = read(answer.stdout)
     if value or may_be_empty:
         return value
-    return Unknown(f"`{' '.join(argv[:4])}` printed nothing that could be read: {answer.tail(1)[:200]!r}")
+    return Unknown(f"`{' '.join(argv[:4])}` printed nothing that could be read: {answer.tail(1)[:_LONGEST]!r}")
 
 
 def no_answer(answer: Completed) -> Unknown:
@@ -51,7 +54,7 @@ def no_answer(answer: Completed) -> Unknown:
         return Unknown(f"there is no {program} here")
     lines = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
     telling = [line for line in lines if _TELLING.search(line)][:2] or lines[-2:]
-    words = " ".join(" ".join(telling).split())[:300]
+    words = " ".join(" ".join(telling).split())[:_LONGEST]
     slow = f"did not answer within {answer.seconds:.0f} s"
     how = slow if answer.timed_out else f"failed (exit {answer.returncode})"
     return Unknown(f"{program} {how}" + (f": {words}" if words else ""))

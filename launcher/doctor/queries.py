@@ -174,7 +174,7 @@ def check_submissions(run: CommandRunner, jobs: Mapping[str, Sequence[str]]) -> 
 
 def _judged(options: tuple[str, ...], answer: Completed) -> SubmissionCheck:
     words = re.sub(r"sbatch: (error: )?|allocation failure: ", "", answer.tail(3))
-    words = "; ".join(dict.fromkeys(line.strip() for line in words.splitlines() if "Try " not in line))[:300]
+    words = "; ".join(dict.fromkeys(line.strip() for line in words.splitlines() if "Try " not in line))
     if answer.ok:
         return SubmissionCheck(options, True, words)
     if answer.timed_out or answer.returncode == NOT_FOUND or _SILENT.search(answer.stderr):

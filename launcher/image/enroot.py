@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
+import shutil
 import string
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -42,6 +44,7 @@ SIGKILL, so what an ended one left is removed a day later, by the next import th
 
 _FAULTS = "enroot_faults.yaml"
 _QUERY_TIMEOUT = 60.0
+_LONGEST_SCRIPT = 1 << 20
 _WRONG_ARCHITECTURE = "Image architecture doesn't match"
 _NODE_FAILED = re.compile(r"^srun: error: Node failure on \S+", re.MULTILINE)
 """srun's exit code is 0 then (Slurm 22.05)."""
@@ -49,8 +52,8 @@ _NODE_FAILED = re.compile(r"^srun: error: Node failure on \S+", re.MULTILINE)
 _UNSAID = re.compile(r"Authenticating with user: .*(\n\[INFO\] Using credentials.*)?\Z")
 """The last that enroot 4.1.2 says when Basic authentication fails: it throws away what curl says, and ends with 1."""
 
-_LINE = re.compile(r"\s*machine\s+(\S+)\s+login\s+(\S+)\s+password\s+(.*\S)\s*")
-"""An account in the credentials file, which has lines as in netrc(5)."""
+_WORD = re.compile(r'"((?:\\.|[^"\\])*)"|(\S+)')
+"""A word of the credentials file, as curl reads it."""
 
 _VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)\}")
 
@@ -214,13 +217,18 @@ def diagnose(done: Completed) -> Fault:
     if not said and _UNSAID.search(done.stderr.rstrip()):
         return Fault("401 or 404, enroot does not say which", "correct the image")
     table = fault_table(_FAULTS)
-    faults = [fault for words, fault in table["srun"].items() if re.search(words, text, re.MULTILINE)][:1]
-    if not faults:
-        faults = [fault_of_status(int(code)) for code in re.findall(r"returned error(?: code)?: (\d{3})\b", text)]
-        faults += [fault for words, fault in table["words"].items() if re.search(words, text)]
-        faults.sort(key=lambda fault: fault.may_pass)  # what lasts comes first
-    fault = faults[0] if faults else Fault(f"exit {done.returncode}", "read what it said")
-    return replace(fault, what=fault.what + "".join(f"\n  {line}" for line in said[-4:]))
+    known = [(found, fault) for words, fault in table["srun"].items() if (found := re.search(words, text, re.M))][:1]
+    if not known:
+        answers = re.finditer(r"returned error(?: code)?: (\d{3})\b", text)
+        known = [(answer, fault_of_status(int(answer[1]))) for answer in answers]
+        known += [(found, fault) for words, fault in table["words"].items() if (found := re.search(words, text))]
+        known.sort(key=lambda one: one[1].may_pass)  # what lasts comes first
+    fault, shown = Fault(f"exit {done.returncode}", "read what it said"), done.tail(4, said).splitlines()
+    if known:  # the line that the fault was read from is shown, wherever it stands
+        found, fault = known[0]
+        line = text.split("\n")[text[: found.start()].count("\n")]
+        shown = [line, *(other for other in said[-4:] if other != line)]
+    return replace(fault, what=fault.what + "".join(f"\n  {line}" for line in shown))
 
 
 def fault_of_status(code: int) -> Fault:
@@ -242,6 +250,26 @@ class MadeByCommand(ImageError):
     """The password is the output of a command (``$(…)``), which enroot runs in a shell and we do not."""
 
 
+def configuration(environ: Mapping[str, str]) -> Path:
+    """The directory of enroot's own configuration: enroot is a bash script, in which its prefix is written.
+
+    Where no enroot can be read (it is on the nodes only, or is a program of another kind): ENROOT_SYSCONF_PATH, what
+    lies beside the program, or /etc/enroot.
+    """
+    program = shutil.which("enroot", path=environ.get("PATH") or "")
+    for _ in range(3):  # a wrapper leads to the program
+        text = ""
+        with contextlib.suppress(OSError, TypeError):
+            text = Path(program or "").read_bytes()[:_LONGEST_SCRIPT].decode(errors="replace")
+        if found := re.search(r'^\s*config::init\s+"?(/[^"\n]*)/enroot\.conf', text, re.MULTILINE):
+            return Path(found[1])
+        if not (found := re.search(r'^\s*exec\s+"?(/[^"\s]*/enroot)\b', text, re.MULTILINE)):
+            break
+        program = found[1]
+    beside = Path(program or "/usr/bin/enroot").resolve().parent.parent / "etc/enroot"
+    return Path(environ.get("ENROOT_SYSCONF_PATH") or (beside if beside.is_dir() else "/etc/enroot"))
+
+
 def setting(name: str, environ: Mapping[str, str]) -> str | None:
     """A setting of enroot: the environment's, else the first in its configuration files (enroot 4.1.2, enroot.in).
 
@@ -249,11 +277,17 @@ def setting(name: str, environ: Mapping[str, str]) -> str | None:
     """
     if environ.get(name):
         return environ[name]
-    place = Path(environ.get("ENROOT_SYSCONF_PATH") or "/etc/enroot")
+    place = configuration(environ)
     for path in (place / "enroot.conf", *sorted(place.glob("enroot.conf.d/*.conf"))):
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            if found := re.search(rf"^{name}[ \t=]+(.+?)[ \t]*$", path.read_text(), re.MULTILINE):
-                return string.Template(found[1].strip("\"'")).safe_substitute(environ)
+            for said in re.findall(rf"^[ \t]*{name}[ \t=]+(.+?)[ \t]*$", path.read_text(), re.MULTILINE):
+                value = said
+                with contextlib.suppress(ValueError):  # a quote that is not closed
+                    value = " ".join(shlex.split(said, comments=True))
+                home = environ.get("HOME") or str(Path.home())
+                value = re.sub(r"^~(?=/|$)", home.replace("\\", r"\\"), value)
+                if value := string.Template(value).safe_substitute({"HOME": home, **environ}):
+                    return value
     return None
 
 
@@ -271,7 +305,7 @@ def credentials_file(environ: Mapping[str, str]) -> Path:
 
 
 def credentials(host: str, environ: Mapping[str, str]) -> Credentials | None:
-    """The first account of ``host`` (``:port`` does not count, as in enroot); None when the file has none.
+    """The first account of ``host`` (``:port`` does not count, as in curl); None when the file has none.
 
     Raises MadeByCommand.
     """
@@ -300,12 +334,65 @@ def with_account(fault: Fault, reference: Reference, environ: Mapping[str, str],
     return replace(fault, hint=f"{fault.hint}, or {hint}")
 
 
-def _account(host: str, environ: Mapping[str, str]) -> Credentials | None:
-    """The first account of a host, with the password as it is written."""
-    path = credentials_file(environ)
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            found = _LINE.fullmatch(line)
-            if found is not None and found[1] == host.partition(":")[0]:
-                return Credentials(found[2], found[3], f"{path}:{number}")
+def has_line(host: str, environ: Mapping[str, str]) -> bool:
+    """Whether the file has a line ``machine HOST login …``: without one enroot asks that registry as nobody."""
+    line = rf"^\s*machine\s+{re.escape(host.partition(':')[0])}\s+login\s+\S"
+    return re.search(line, _file_of_credentials(environ), re.MULTILINE) is not None
+
+
+def unlike(host: str, environ: Mapping[str, str]) -> str | None:
+    """Why enroot may ask a registry in another way than we do; None when nothing is known of that."""
+    config = setting("ENROOT_CONFIG_PATH", environ) or ""
+    if re.search(r"[$`]", config):
+        return f"where its credentials are is made by a command: {config}"
+    line = rf"^\s+machine\s+{re.escape(host.partition(':')[0])}\s"
+    if re.search(line, _file_of_credentials(environ), re.MULTILINE):
+        return "enroot 3 and 4 read a line that begins with a space in two ways"
+    home = environ.get("CURL_HOME") or environ.get("HOME") or "/nonexistent"
+    if (own := Path(home, ".curlrc")).is_file():
+        return f"curl has settings of its own in {own}"
     return None
+
+
+def _file_of_credentials(environ: Mapping[str, str]) -> str:
+    """The text of enroot's file; "" when it cannot be read."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return credentials_file(environ).read_text()
+    return ""
+
+
+def _account(host: str, environ: Mapping[str, str]) -> Credentials | None:
+    """The first account of a host, with the password as it is written: netrc as curl reads it (lib/netrc.c)."""
+    name, state, is_ours, said = host.partition(":")[0].lower(), "", False, {"login": "", "password": ""}
+    for number, word in _netrc(_file_of_credentials(environ)):
+        key = word.lower()
+        if state == "machine":
+            is_ours, state, said = key == name, "", dict.fromkeys(said, "")
+        elif state:
+            said[state], state = word, ""
+            if all(said.values()):
+                return Credentials(**said, place=f"{credentials_file(environ)}:{number}")
+        elif key == "default":
+            is_ours, said = True, dict.fromkeys(said, "")
+        elif key == "machine" or (is_ours and key in said):
+            state = key
+    return None
+
+
+def _netrc(text: str) -> Iterator[tuple[int, str]]:
+    """The words of a credentials file with their lines. A comment ends a line, an empty line ends a macro."""
+    is_macro = False
+    for number, line in enumerate(text.splitlines(), 1):
+        is_macro = is_macro and bool(line.strip())
+        fields = line.split(None, 5)
+        is_shell = len(fields) == 6 and fields[5].startswith("$")  # by enroot, before curl sees it
+        for found in () if is_macro else _WORD.finditer(" ".join(fields[:5]) if is_shell else line):
+            if found[0].startswith("#"):
+                break
+            if found[0] == "macdef":
+                is_macro = True
+                break
+            yield number, re.sub(r"\\(.)", r"\1", found[1]) if found[1] is not None else found[2]
+        else:
+            if is_shell and not is_macro:
+                yield number, re.sub(r"\s+#.*|\s+$", "", fields[5])

@@ -20,6 +20,7 @@ from launcher.core.errors import ImageError
 from launcher.core.lease import Lock, LockOwner, read_owner, remove_if_unchanged
 from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, publish_new, temporary_name
 from launcher.image import usage
+from launcher.image.reference import Reference
 from launcher.image.squash import WHOLE, DamagedImage, Sidecar, check_lists, file_hash, inspect, sidecar_path
 from launcher.image.usage import IsOver, assume_alive
 
@@ -231,6 +232,8 @@ def verify(image: Image, *, deep: bool = False) -> tuple[Literal["whole", "damag
     except OSError as error:
         return "damaged", [*said, f"content: cannot be read: {error.strerror}"]
     recorded = image.sidecar.hash if image.sidecar else None
+    if not deep and recorded is not None and image.sidecar and not image.sidecar.is_untouched(inspect(image.squash)):
+        said.append("content: the file was touched since it was recorded; `--deep` reads it")
     if deep and recorded is None:
         said.append("content: readable; no hash was recorded (`launcher image adopt` records one)")
     elif deep and recorded != actual:
@@ -241,16 +244,28 @@ def verify(image: Image, *, deep: bool = False) -> tuple[Literal["whole", "damag
 
 
 def adopt(squash: Path, reference: str, uri: str) -> Sidecar:
-    """Write the record of an image that somebody else made, with its hash. Raises ImageError when it is not whole."""
+    """Write the record of an image that somebody else made, with its hash.
+
+    Raises ImageError when it is not whole, and when a record names another image, or another content under this name:
+    what was verified is not written over by what is declared.
+    """
     block, listing, before = inspect(squash), check_lists(squash), Sidecar.read(squash)
-    if before is not None and before.fits(block):
-        if before.uri != uri:
-            hint = f"remove {sidecar_path(squash)} first"
+    wanted, content = Reference.parse(uri).digest, None
+    if before is not None:
+        hint = f"remove {sidecar_path(squash)} first, if the file is what you say"
+        fits = before.fits(block)
+        if before.uri != uri and (fits or before.digest):
             raise ImageError(f"it is recorded as {before.reference}", where=str(squash), hint=hint)
-        if before.hash is not None:
+        if before.digest and wanted and wanted not in (before.digest, before.index):
+            raise ImageError(f"it is recorded as {before.digest}", where=str(squash), hint=hint)
+        content = file_hash(squash)
+        if before.hash not in (content, None) or (before.digest and not fits):
+            message = f"it is recorded as {before.digest or before.reference}, and is another file"
+            raise ImageError(message, where=str(squash), hint=hint)
+        if fits and before.hash is not None:
             return before
     of_file = (block.size, block.mtime_ns, block.created, listing)
-    note = Sidecar(reference, uri, "adopted", *of_file, hash=file_hash(squash))
+    note = Sidecar(reference, uri, "adopted", *of_file, hash=content or file_hash(squash), changed_ns=block.changed_ns)
     if error := note.write(squash):
         raise ImageError(f"no record can be written: {error.strerror}", where=str(sidecar_path(squash)))
     return note

@@ -1,8 +1,9 @@
 """What a registry says of an image before anything is downloaded: its digest, its architecture, its size.
 
 The HTTP API of OCI registries (distribution-spec v1.1): a manifest, or an index of them by platform; a token from the
-realm that a 401 names. Wrong names, missing permission and the wrong architecture are errors at once. A registry that
-does not answer is `Unreachable`; what follows from that is for the caller to decide.
+realm that a 401 names, asked for as enroot asks (docker.sh of 3.5 and 4.1). Wrong names, missing permission and the
+wrong architecture are errors at once. A registry that does not answer is `Unreachable`, and so is one that refuses us
+where enroot may ask in another way than we can; what follows from that is for the caller to decide.
 """
 
 from __future__ import annotations
@@ -10,14 +11,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
-import json
 import platform
 import re
 import time
 import urllib.error
-import urllib.parse
-import urllib.request
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
@@ -30,19 +27,18 @@ import msgspec
 
 from launcher.core.errors import ImageError
 from launcher.core.retry import error_of, telling
-from launcher.image.enroot import MadeByCommand, allows_http, credentials, fault_of_status, with_account
+from launcher.image.enroot import MadeByCommand, fault_of_status, unlike, with_account
 from launcher.image.reference import Reference
+from launcher.image.requests import INDEXES, MANIFESTS, Requests
 from launcher.image.squash import Sidecar
 
 ATTEMPTS = 4
 PATIENCE = 300.0
 """Seconds that a registry may make us wait (``Retry-After``) in all."""
 
-_INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
-_MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
-_ACCEPT = ", ".join((*_INDEXES, *_MANIFESTS))
-_LARGEST = 16 << 20
-"""Bytes that are read of an answer. No manifest and no image configuration is longer."""
+_CONFIGURATIONS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
+_MOST_ENTRIES = 100
+"""Entries of an index that are looked at, and documents that one look-up reads within indexes."""
 _DEBIAN = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -61,30 +57,54 @@ class _NoAnswer(_MayPass, Unreachable):
     """A status of 500 or more, an answer that was cut, or no connection."""
 
 
-class _Platform(msgspec.Struct):
-    """What an image is for, in an index and in the image's own configuration."""
-
-    architecture: str
-    os: str = "linux"
-
-
 class _Descriptor(msgspec.Struct):
-    """What stands for a manifest in an index, and for configuration and layers in a manifest."""
+    """What stands for configuration and layers in a manifest."""
 
     digest: str
     size: int = 0
-    platform: _Platform | None = None
+    mediaType: str | None = None
 
 
 class _Document(msgspec.Struct):
     """What we read of an index (``manifests``) or a manifest (``config``, ``layers``)."""
 
-    manifests: list[_Descriptor] | None = None
+    manifests: list[Any] | None = None
     config: _Descriptor | None = None
     layers: list[_Descriptor] | None = None
 
 
-_T = TypeVar("_T", _Document, _Platform)
+class _Configuration(msgspec.Struct):
+    """What we read of an image's own configuration. enroot takes either spelling, and only warns of neither."""
+
+    architecture: str | None = None
+    Architecture: str | None = None
+
+
+_T = TypeVar("_T", _Document, _Configuration)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An image, or another index, in an index. ``architecture`` is None where the entry has no platform."""
+
+    digest: str
+    architecture: str | None
+    is_index: bool
+
+    @classmethod
+    def read(cls, entry: Any) -> _Entry | None:
+        """An entry as the registry gives it; None for what is no image: signatures, SBOMs, other systems, no digest."""
+        found = entry if isinstance(entry, dict) else {}
+        platform, kind = found.get("platform"), found.get("mediaType") or ""
+        place = platform if isinstance(platform, dict) else {}
+        architecture = said if isinstance(said := place.get("architecture"), str) else None
+        if not re.fullmatch(r"sha256:[0-9a-f]{64}", str(found.get("digest"))):
+            return None
+        if place.get("os", "linux") != "linux" or kind not in ("", *INDEXES, *MANIFESTS):
+            return None
+        if architecture is None and found.get("artifactType"):
+            return None
+        return cls(found["digest"], architecture, kind in INDEXES)
 
 
 @dataclass(frozen=True)
@@ -118,8 +138,7 @@ class Registry:
     sleep: Callable[[float], None] = time.sleep
     timeout: float = 10.0
     attempts: int = ATTEMPTS
-    _authorization: str | None = field(default=None, init=False)
-    _realm: str = field(default="", init=False)
+    _looks: int = field(default=0, init=False)
 
     def manifest(self) -> Manifest:
         """Look up the image.
@@ -130,18 +149,52 @@ class Registry:
         machine = self.architecture or platform.machine()
         wanted = _DEBIAN.get(machine, machine)
         body, digest = self._fetch(_Document, f"manifests/{self.reference.version}")
-        index = None
-        if body.manifests is not None:
-            linux = [entry for entry in body.manifests if entry.platform and entry.platform.os == "linux"]
-            there = {entry.platform.architecture: entry.digest for entry in reversed(linux) if entry.platform}
-            self._require(wanted, there)
-            index, digest = digest, there[wanted]
-            body, _ = self._fetch(_Document, f"manifests/{digest}")
-        elif body.config is not None:
-            self._require(wanted, [self._fetch(_Platform, f"blobs/{body.config.digest}")[0].architecture])
+        if body.manifests is None:
+            self._require(wanted, [self._architecture(body) or wanted])
+            return self._manifest(body, digest, None, wanted)
+        seen: dict[str, None] = {}
+        found = self._within(body.manifests, wanted, seen)
+        if found is None:
+            self._require(wanted, seen)
+            raise self._not_understood()
+        return self._manifest(*found, digest, wanted)
+
+    def _within(self, entries: list[Any], wanted: str, seen: dict[str, None]) -> tuple[_Document, str] | None:
+        """The manifest of an index for an architecture, and its digest; ``seen`` gets the architectures that it has.
+
+        As enroot does: the first entry whose platform says so. Where there is none, indexes within the index and images
+        without a platform, which enroot passes over, are looked into, since the import is by digest.
+        """
+        images = [image for entry in entries[:_MOST_ENTRIES] if (image := _Entry.read(entry))]
+        seen.update((image.architecture, None) for image in images if image.architecture)
+        named = [image for image in images if image.architecture == wanted][:1]
+        others = [image for image in images if image.architecture is None]
+        for image in named or sorted(others, key=lambda image: not image.is_index):
+            self._looks += 1
+            if self._looks > _MOST_ENTRIES:
+                return None
+            body, _ = self._fetch(_Document, f"manifests/{image.digest}")
+            if body.manifests is not None:
+                if found := self._within(body.manifests, wanted, seen):
+                    return found
+            elif named or (body.config and self._architecture(body) == wanted):
+                return body, image.digest
+        return None
+
+    def _manifest(self, body: _Document, digest: str, index: str | None, wanted: str) -> Manifest:
         if body.layers is None or not (index or body.config):
             raise self._not_understood()
         return Manifest(digest, index, wanted, sum(layer.size for layer in body.layers))
+
+    def _architecture(self, body: _Document) -> str | None:
+        """What an image of one platform is for, by its own configuration; None where that does not say it."""
+        if body.config is None:
+            raise self._not_understood()
+        found, _ = self._fetch(_Configuration, f"blobs/{body.config.digest}")
+        said = found.architecture or found.Architecture
+        if not said and body.config.mediaType not in _CONFIGURATIONS:
+            raise self._not_understood()
+        return said or None
 
     def check_tag(self, squash: Path, known: Sidecar) -> tuple[str, str | None]:
         """Whether the tag still names the image that is ``known`` to be at ``squash``.
@@ -150,6 +203,8 @@ class Registry:
         digest cannot move. A registry that does not answer is a fact, since a whole image is there.
         """
         if self.reference.digest:
+            if known.digest is None:
+                return f"{squash.name} was taken for {self.reference.digest}: nobody verified that it is", None
             return "", None
         try:
             # One HEAD, which no rate limit counts, gives the digest of the index, if there is one.
@@ -189,14 +244,14 @@ class Registry:
             raise self._not_understood() from None
 
     @cached_property
-    def _scheme(self) -> str:
-        return "http" if allows_http(self.environ) else "https"
+    def _requests(self) -> Requests:
+        return Requests(self.reference, self.environ, self.timeout)
 
     def _patiently(self, what: str, method: str) -> tuple[bytes, Message]:
         """Ask until there is an answer, as often and as long as that makes sense. Raises as `manifest` does."""
         from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
-        url = f"{self._scheme}://{self.reference.host}/v2/{self.reference.repository}/{what}"
+        url = f"{self._requests.scheme}://{self.reference.host}/v2/{self.reference.repository}/{what}"
         deadline = time.monotonic() + PATIENCE
 
         def wait(state: RetryCallState) -> float:
@@ -220,13 +275,7 @@ class Registry:
     def _ask(self, url: str, method: str) -> tuple[bytes, Message]:
         registry = self.reference.registry
         try:
-            try:
-                content, headers = self._send(url, method, self._authorization)
-            except urllib.error.HTTPError as error:
-                if error.code != 401 or self._authorization:
-                    raise
-                self._authorization = self._permission(error.headers.get("WWW-Authenticate"))
-                content, headers = self._send(url, method, self._authorization)
+            content, headers = self._requests.send(url, method)
         except MadeByCommand as error:
             raise Unreachable(f"{registry} was not asked: {error.message}") from None
         except urllib.error.HTTPError as error:
@@ -245,45 +294,12 @@ class Registry:
                 raise _MayPass(message, hint="try again later; look at a proxy in between")
         return content, headers
 
-    def _send(self, url: str, method: str, authorization: str | None) -> tuple[bytes, Message]:
-        request = urllib.request.Request(url, headers={"Accept": _ACCEPT}, method=method)
-        if authorization:
-            # Not redirected: blobs lie with others, who refuse a second authorisation and are not to have ours.
-            request.add_unredirected_header("Authorization", authorization)
-        opener = urllib.request.build_opener(_Redirects)
-        with opener.open(request, timeout=self.timeout) as response:
-            content = response.read(_LARGEST)
-            if method != "HEAD" and (response.length or 0) > 0:  # read(n) does not say that the connection was cut
-                raise http.client.IncompleteRead(content, response.length)
-            return content, response.headers
-
-    def _permission(self, challenge: str | None) -> str:
-        """The Authorization header that a 401's challenge asks for. Raises HTTPError when the realm refuses."""
-        kind, _, rest = (challenge or "").partition(" ")
-        said = dict(re.findall(r'(\w+)="([^"]*)"', rest))
-        realm, is_bearer = said.pop("realm", ""), kind.lower() == "bearer"
-        place = urllib.parse.urlsplit(realm)
-        self._realm = place.netloc if is_bearer else ""
-        account = credentials(self._realm, self.environ) or credentials(self.reference.host, self.environ)
-        basic = None
-        if account is not None:
-            basic = "Basic " + b64encode(f"{account.login}:{account.password}".encode()).decode()
-        if is_bearer and place.scheme in {"https", self._scheme}:
-            query = {"scope": f"repository:{self.reference.repository}:pull", **said}
-            content, _ = self._send(f"{realm}?{urllib.parse.urlencode(query)}", "GET", basic)
-            try:
-                answer = json.loads(content)
-                return f"Bearer {answer.get('token') or answer['access_token']}"
-            except (ValueError, KeyError, AttributeError):
-                raise urllib.error.URLError(f"{place.netloc} gave no token") from None
-        if basic is not None:
-            return basic
-        raise urllib.error.HTTPError(realm, 401, "Unauthorized", http.client.HTTPMessage(), None)
-
     def _status(self, error: urllib.error.HTTPError) -> ImageError:
         of = self.reference
-        fault = with_account(fault_of_status(error.code), of, self.environ, self._realm)
+        fault = with_account(fault_of_status(error.code), of, self.environ, self._requests.realm)
         message = f"{of.registry}: {of.repository}:{of.version}: {fault.what}"
+        if error.code in (401, 403, 404) and (why := unlike(of.host, self.environ)):
+            return Unreachable(f"{message}, and enroot may be answered otherwise: {why}", hint=fault.hint)
         if not fault.may_pass:
             return ImageError(message, hint=fault.hint)
         pause = _retry_after(error.headers.get("Retry-After", ""))
@@ -292,20 +308,6 @@ class Registry:
         passing = (_NoAnswer if error.code >= 500 else _MayPass)(message, hint=fault.hint)
         passing.pause = pause
         return passing
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """A HEAD stays one, which Python before 3.13 forgets; and what was asked by TLS is not fetched without."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        if req.type == "https" and not newurl.startswith("https:"):
-            raise urllib.error.URLError(f"a redirection from https to {urllib.parse.urlsplit(newurl).scheme}")
-        following = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if following is not None and req.get_method() == "HEAD":
-            following.method = "HEAD"
-        return following
 
 
 def _digest(content: bytes) -> str:

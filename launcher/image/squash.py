@@ -20,18 +20,20 @@ import stat
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, run
 from launcher.core.publish import publish_new, temporary_name
+from launcher.core.reading import read_file
 
 _SUPERBLOCK = struct.Struct("<5I6H8Q")
 _MAGIC = 0x73717368
 _ABSENT = 0xFFFF_FFFF_FFFF_FFFF
 _COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
+_LARGEST_RECORD = 1 << 20
 _PADDING = 4096
 """mksquashfs fills its files up to a multiple of this (unless `-nopad`), so another length is that of a cut copy."""
 
@@ -55,7 +57,8 @@ class Superblock:
     """What the superblock and the file's status say. Sizes in bytes, times from the epoch.
 
     ``created`` is the time that mksquashfs recorded (seconds), ``mtime_ns`` the file's own (nanoseconds);
-    ``bytes_used`` is the length without the padding, ``size`` the file's.
+    ``bytes_used`` is the length without the padding, ``size`` the file's. ``changed_ns`` is the file's ctime, which no
+    program can set: it tells a file that was put in another's place with the same times.
     """
 
     compressor: str
@@ -65,6 +68,7 @@ class Superblock:
     bytes_used: int
     size: int
     mtime_ns: int
+    changed_ns: int = 0
 
 
 def inspect(path: Path) -> Superblock:
@@ -96,9 +100,9 @@ def inspect(path: Path) -> Superblock:
 def _open_unnoticed(path: Path) -> int:
     """Open for reading without a new time of access, by which `image gc` knows that somebody else used the file."""
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOATIME)
     except PermissionError:  # open(2): of others' files not
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _parse(head: bytes, status: os.stat_result, path: Path) -> Superblock:
@@ -126,7 +130,9 @@ def _parse(head: bytes, status: os.stat_result, path: Path) -> Superblock:
     )
     if wrong := next((reason for is_so, reason in reasons if is_so), None):
         raise DamagedImage(f"not a whole squash file: {wrong}", where=str(path))
-    return Superblock(_COMPRESSORS[compressor], created, block_size, inodes, used, size, status.st_mtime_ns)
+    return Superblock(
+        _COMPRESSORS[compressor], created, block_size, inodes, used, size, status.st_mtime_ns, status.st_ctime_ns
+    )
 
 
 def check_lists(path: Path, runner: CommandRunner = run) -> str:
@@ -164,8 +170,8 @@ class Sidecar:
     when it could be had, ``index`` that of the index that named it; ``architecture`` is Debian's name. ``size`` in
     bytes, ``mtime_ns`` and ``superblock_time`` (seconds) from the epoch; ``seconds`` is what the import took.
     ``how`` is ``imported``, or ``adopted`` for a file that somebody else made. ``hash`` is of all content (see
-    `file_hash`), ``options`` are those of mksquashfs. The record's own mtime is when the image was last used (see
-    `note_use`).
+    `file_hash`), ``options`` are those of mksquashfs. ``changed_ns`` is the file's ctime when the hash was known to be
+    right. The record's own mtime is when the image was last used (see `note_use`).
     """
 
     reference: str
@@ -182,6 +188,7 @@ class Sidecar:
     hash: str | None = None
     options: str | None = None
     seconds: float | None = None
+    changed_ns: int | None = None
     user: str = field(default_factory=user_name)
     host: str = field(default_factory=socket.gethostname)
     job: str | None = field(default_factory=lambda: os.environ.get("SLURM_JOB_ID"))
@@ -192,14 +199,23 @@ class Sidecar:
         same_second = self.mtime_ns // 10**9 == block.mtime_ns // 10**9
         return same_second and (self.size, self.superblock_time) == (block.size, block.created)
 
+    def is_untouched(self, block: Superblock) -> bool:
+        """Whether nothing was done to the file since its hash was known to be right, chmod and rename among it."""
+        if self.changed_ns is None:
+            return False
+        # A file server may round a time that this host's cache still has in full.
+        units = (1, 100, 1000, 10**6, 10**9)
+        pairs = ((self.changed_ns, block.changed_ns), (block.changed_ns, self.changed_ns))
+        return any(rounded == full // unit * unit for rounded, full in pairs for unit in units)
+
     @classmethod
     def read(cls, squash: Path) -> Sidecar | None:
         """The record beside a squash file; None when there is none that can be read."""
         import msgspec
 
         try:
-            return msgspec.json.decode(sidecar_path(squash).read_bytes(), type=cls)
-        except (OSError, msgspec.MsgspecError):
+            return msgspec.json.decode(read_file(sidecar_path(squash), _LARGEST_RECORD), type=cls)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 
     def write(self, squash: Path, *, replace: bool = True) -> OSError | None:
@@ -249,3 +265,26 @@ def file_hash(path: Path) -> str:
         while size := file.readinto(buffer):
             value.update(buffer[:size])
     return f"xxh3-128:{value.hexdigest()}"
+
+
+def believed(squash: Path, known: Sidecar, block: Superblock) -> tuple[Sidecar, str]:
+    """The record of a file that fits it, after a look at all content where the file was touched since; and a fact.
+
+    The fact is empty when nothing is to be said. Raises ImageError for another content than the recorded one, OSError.
+    """
+    if known.hash is None:
+        unsaid = f"{squash.name} is {known.digest} by a record without a hash: nobody can verify that"
+        return known, unsaid if known.digest is not None else ""
+    if known.is_untouched(block):
+        return known, ""
+    if (found := file_hash(squash)) != known.hash:
+        raise ImageError(
+            f"the file was swapped or damaged since it was recorded as {known.digest or known.reference}: "
+            f"its content is {found}, and {known.hash} was recorded",
+            where=str(squash),
+            hint="move it away: it is imported again then, and running jobs keep what they have",
+        )
+    known, error = replace(known, changed_ns=block.changed_ns), None
+    if inspect(squash) == block:  # it did not change while it was read
+        error = known.write(squash)
+    return known, f"{squash.name} was read whole; that cannot be recorded: {error.strerror}" if error else ""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from launcher.core.errors import ImageError
+from launcher.core.errors import Cancelled, ImageError
 from launcher.core.lease import Lock
 from launcher.core.process import CommandRunner
 from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, publish_new, temporary_name
@@ -30,6 +30,7 @@ from launcher.image.squash import (
     MissingImage,
     Sidecar,
     Superblock,
+    believed,
     check_lists,
     file_hash,
     inspect,
@@ -138,6 +139,9 @@ class Placement:
         except ImageError as error:
             error.where = error.where or self.image.place()
             raise
+        except Cancelled as why:
+            why.message = f"{why.message.partition(' while ')[0]} while importing {self.image.reference}"
+            raise
         return replace(found, seconds=time.monotonic() - began, facts=tuple(self.facts))
 
     def _note(self, fact: str) -> None:
@@ -221,20 +225,38 @@ class Placement:
             block = inspect(squash)
             known = Sidecar.read(squash)
             if known is not None and known.fits(block):
-                if known.uri != image.uri:
-                    raise ImageError(
-                        f"this squash file is of {known.reference}, and {image.reference} would have the same name",
-                        where=str(squash),
-                        hint="spell one of the two images another way (registry#…, digest), or move the file away",
-                    )
+                self._contradict(known)
+                known, fact = believed(squash, known, block)
+                if fact:
+                    self._note(fact)
                 note_use(squash)
                 return ImageRecord(squash, "hit", known)
             listing = check_lists(squash, self.enroot.run) if known is not None else None
         except (MissingImage, DamagedImage) as error:
             return error.message
         adopted = Sidecar(image.reference, image.uri, "adopted", block.size, block.mtime_ns, block.created, listing)
+        if known is not None:
+            before = f"{known.digest or known.reference}, recorded by {known.user} at {known.written}"
+            self._note(f"{squash.name} is another file than {before}: which image it holds is not known")
         adopted.write(squash, replace=known is not None)
         return ImageRecord(squash, "adopted", adopted)
+
+    def _contradict(self, known: Sidecar) -> None:
+        """Raise ImageError when the record of the file names another image than the one that is asked for."""
+        image, squash = self.image, self.image.squash_path
+        wanted = Reference.parse(image.uri).digest
+        if known.uri != image.uri:
+            raise ImageError(
+                f"this squash file is of {known.reference}, and {image.reference} would have the same name",
+                where=str(squash),
+                hint="spell one of the two images another way (registry#…, digest), or move the file away",
+            )
+        if wanted and known.digest and wanted not in (known.digest, known.index):
+            raise ImageError(
+                f"this squash file is of {known.digest} by its record, and {wanted} is asked for",
+                where=str(squash),
+                hint="move the file away: it is imported again then, and running jobs keep what they have",
+            )
 
     def _import(self, lock: Lock) -> ImageRecord:
         """Import the image under a name of our own, check it, publish it unless somebody else did, and record it."""
@@ -269,6 +291,7 @@ class Placement:
             hash=content,
             options=enroot.environment.get("ENROOT_SQUASH_OPTIONS"),
             seconds=round(time.monotonic() - began, 3),
+            changed_ns=squash.stat().st_ctime_ns,  # publishing changed it
         )
         if error := sidecar.write(squash):
             self._note(f"no record could be written beside it: {error.strerror}")

@@ -28,7 +28,7 @@ import msgspec
 
 from launcher.core.errors import Cancelled, SubmissionError
 from launcher.core.process import CommandRunner, ProcessIdentity, run
-from launcher.core.publish import write_json
+from launcher.core.publish import make_private, write_json
 from launcher.core.reading import read_file
 from launcher.core.slurm_notation import node_names
 from launcher.core.stop import Stop
@@ -101,7 +101,7 @@ class _OwnJob:
         Raises SubmissionError when there is no job, Cancelled after it was ended, JobError when Slurm is silent.
         """
         token, ended = self._folder.name, False
-        self._folder.mkdir(parents=True, mode=0o700)
+        make_private(self._folder)
         try:
             write_json(self._folder / _OWNER, asdict(_Owner(ProcessIdentity.mine(), token)))
             job = JobKey(self._submit_in_thread(stop), None, token)

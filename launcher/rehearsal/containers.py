@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
+from launcher.container.job_functions import CARRIED, SET_CARRIED
+
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -44,8 +46,12 @@ class Container:
     programs: str
 
     def argv(self, command: Sequence[str]) -> list[str]:
-        """The command on this host. Raises Refused for anything but bash with one script of the working directory."""
-        script = PurePosixPath(command[1]) if len(command) == 2 else None
+        """The command on this host. Raises Refused for anything but bash with one script of the working directory.
+
+        The script's environment is that of the step: an image that sets variables of its own has none here.
+        """
+        words = [command[0], *command[3:]] if list(command[1:3]) == ["-c", SET_CARRIED] else command
+        script = PurePosixPath(words[1]) if len(words) == 2 else None
         if script is None or command[0] not in ("bash", "/bin/bash"):
             raise Refused(f"a rehearsal runs `bash SCRIPT`, and nothing else in a container: {' '.join(command)}")
         root, path = self.directory.resolve(), (self.directory / script).resolve()
@@ -66,7 +72,7 @@ class Container:
     @property
     def variables(self) -> dict[str, str]:
         """The environment of the script. PATH is the image's, in front of what this host has for every program."""
-        values = {name: self._on_host(value) or value for name, value in self.environment.items()}
+        values = {name: self._on_host(value) or value for name, value in self.environment.items() if name != CARRIED}
         return {**values, "PATH": f"{self.programs}:{SYSTEM_PATH}"}
 
     def _on_host(self, value: str) -> str | None:

@@ -59,6 +59,8 @@ class Engine:
         found = _REFERENCE.fullmatch(given.reference)
         if found is None:
             raise Refused("invalid reference format")
+        if "no-image" in os.environ.get("LAUNCHER_REHEARSAL_FAULTS", "").split(","):
+            raise Refused(f"Error response from daemon: manifest for {given.reference} not found: manifest unknown")
         digest = given.reference.partition("@")[2] or f"sha256:{_sha256(given.reference)}"
         image = {
             "Id": f"sha256:{_sha256(digest)}",

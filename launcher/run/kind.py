@@ -198,5 +198,5 @@ class Run:
         if self.record.fields.results == "workspace":
             return Path(self.plan.workspace.path)
         own = self.record.directory / "results"
-        own.mkdir(exist_ok=True)
+        own.mkdir(mode=0o700, exist_ok=True)
         return own

@@ -163,6 +163,7 @@ def _write_end(run: Run, states: Mapping[JobKey, JobState], why: str) -> None:
         record.set_step("submit", "failed", error=why)
     if not record.ended:
         finish.end_early(run, Cancelled(why))
+    finish.clear_cancelled(run)
 
 
 def check_owner(record: RunRecord, uid: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from launcher.core.errors import ConfigError, JobsExist, LauncherError, ModelError, SubmissionError
+from launcher.core.errors import CheckoutError, ConfigError, JobsExist, LauncherError, ModelError, SubmissionError
 from launcher.core.publish import write_json
 from launcher.image.enroot import ImportPolicy
 from launcher.image.store import ensure_image
@@ -24,7 +24,7 @@ from launcher.run.kind import Prepared, Run, Submission
 from launcher.run.record import RecordedJob
 from launcher.slurm.client import SAME_SECONDS, JobKey, Phase, SchedulerUnreachable, jobs_with_token
 
-_NOT_COPIED = (".git", "srt-slurm*", "outputs", "LOGS", "*.sqsh")
+_NOT_COPIED = (".git", ".launcher", "srt-slurm*", "outputs", "LOGS", "*.sqsh")
 """What the compute nodes' copy of the workspace leaves out."""
 
 Preparation = JobKey | LauncherError
@@ -82,6 +82,7 @@ def _have_images(run: Run) -> None:
                 where = {"planned": planned.squash, "squash": planned.squash}
                 facts.append({"reference": planned.reference, **where, "how": "by the job"})
                 continue
+            run.record.set_step("images", "running", last=planned.reference)  # what a cancel interrupts
             image = ensure_image(
                 planned,
                 policy,
@@ -177,7 +178,10 @@ def _prepare_workspace(run: Run) -> Prepared:
     """What the kind of job needs, and a copy of what jobs need of the workspace where compute nodes see it."""
     workspace = run.plan.workspace
     with run.record.doing("workspace") as keep:
-        prepared = run.kind.prepare(run)
+        try:
+            prepared = run.kind.prepare(run)
+        except OSError as error:
+            raise CheckoutError(f"it cannot be made: {error.strerror}", where=str(error.filename)) from None
         if workspace.shared:
             run.services.stop.check()
             ignore = shutil.ignore_patterns(*_NOT_COPIED)
@@ -185,7 +189,7 @@ def _prepare_workspace(run: Run) -> Prepared:
                 shutil.copytree(workspace.path, workspace.shared, symlinks=True, dirs_exist_ok=True, ignore=ignore)
             except (OSError, shutil.Error) as error:
                 message = f"the workspace cannot be copied for the compute nodes: {error}"
-                raise SubmissionError(message, where=workspace.shared) from None
+                raise CheckoutError(message, where=workspace.shared) from None
             run.log(f"workspace copied to {workspace.shared}")
         keep(prepared.facts)
     return prepared

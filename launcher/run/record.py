@@ -21,7 +21,7 @@ from typing import Any
 
 from launcher.core.errors import ConfigError, LauncherError, SubmissionError, SubmissionUnknown, closest
 from launcher.core.process import ProcessIdentity
-from launcher.core.publish import json_line, temporary_name, write_json
+from launcher.core.publish import json_line, make_private, private_opener, temporary_name, write_json
 from launcher.core.reading import read_file
 from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
@@ -79,7 +79,8 @@ class RunRecord:
         # It is made whole under another name: a run whose launcher was killed here could neither be begun nor resumed.
         temporary = temporary_name(directory)
         try:
-            temporary.mkdir(parents=True)
+            make_private(runs)
+            make_private(temporary)
             write_json(temporary / "plan.json", plan.as_dict())
             record = cls(temporary, RunFields(plan.run_key, plan.runner))
             record.update(created=time.time(), owner=ProcessIdentity.mine())
@@ -171,7 +172,7 @@ class RunRecord:
         event = Event(time.time(), self.id, kind, text, data)
         line = json_line({"time": event.time, "kind": kind, "text": text, **data})
         try:
-            with (self.directory / "events.jsonl").open("ab+") as file:
+            with open(self.directory / "events.jsonl", "ab+", opener=private_opener) as file:
                 if file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
                     line = b"\n" + line  # a full disk or a kill has cut the last one
                 file.write(line + b"\n")
@@ -272,7 +273,7 @@ class RunRecord:
 
 def _locked(path: Path) -> int | None:
     """A descriptor that holds ``path`` for itself; None when another process does. Raises OSError."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     return handle if _flock(handle) else None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError, suggest
@@ -83,6 +83,7 @@ class RunnerFile:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.runner = convert(document, Runner)
+        self._applied: dict[tuple[Key, ...], Applied[Any]] = {}
         self._check()
 
     @classmethod
@@ -122,7 +123,11 @@ class RunnerFile:
     ) -> Iterator[Applied[R]]:
         for i, rule in enumerate(rules):
             if applies(rule.when, benchmark, power=power):
-                yield Applied(rule, SourceLocation(self.document, *table, i))
+                # Made once: its line takes time to find, and hundreds of plans ask for it.
+                keys: tuple[Key, ...] = (*table, i)
+                if (applied := self._applied.get(keys)) is None:
+                    applied = self._applied[keys] = Applied(rule, SourceLocation(self.document, *keys))
+                yield applied
 
     def _first(self, table: str, rules: Sequence[R], benchmark: Benchmark, power: bool) -> Applied[R]:
         if applied := next(self._matching((table,), rules, benchmark, power), None):

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.benchmark.benchmark import Benchmark
+from launcher.benchmark.result_names import agentic_result_name
 from launcher.core.errors import ConfigError, ResultError
 from launcher.core.publish import write_text
 from launcher.plan.derive import Context
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.file import RunnerFile
-from launcher.slurm.client import LOST, JobKey, JobState, Phase
+from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.logs import EndMarkers
 from launcher.srtctl.planned import LOG, SRTSLURM, SrtctlJob
 from launcher.srtctl.recipe import dump
 
@@ -30,12 +32,6 @@ Complete = Callable[[Plan, Path], Plan]
 
 FROM_SRTCTL = ("sbatch_script.sh", "config.yaml", "recipe.lock.yaml")
 """What srtctl leaves beside a job's logs, and what tells how the job was made."""
-
-TAIL = 4096
-"""Bytes of a log's end that are read: lines of Slurm's own daemons about the job's end follow the marker."""
-
-SLACK = 60.0
-"""Seconds by which the clock of the node that writes the log may be behind that of Slurm."""
 
 _BEGIN = "srtctl Sweep Orchestrator"
 _END = re.compile(
@@ -54,7 +50,7 @@ class SrtctlKind:
     def __init__(self, plan_row: PlanRow, complete: Complete) -> None:
         self.plan = plan_row
         self._complete = complete
-        self._markers = Markers()
+        self._markers = end_markers()
 
     def describe(self, plan: Plan) -> list[tuple[str, str]]:
         """The recipe, the aliases, the srt-slurm tree, and the command that submits."""
@@ -104,17 +100,20 @@ class SrtctlKind:
             run.log(note)
         run.log(f"srt-slurm {wanted.ref} ({checkout.sha[:12]}) at {checkout.root}")
         facts = {"root": str(checkout.root), "sha": checkout.sha, "notes": list(checkout.notes)}
-        return Prepared(checkout.root, facts, checkout)
+        there = _agentic_results_there(run.plan)
+        return Prepared(checkout.root, {**facts, "there_before": there}, checkout)
 
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
         """Write recipe and srtslurm.yaml into the tree, and run `srtctl apply`."""
         from launcher.core.process import run as run_program
+        from launcher.result.collect import refuse_strangers
         from launcher.srtctl.submit import Submission as Apply
         from launcher.srtctl.submit import apply, write_srtslurm
 
         job, checkout = SrtctlJob.of(run.plan), prepared.own
         if job.recipe.document is None:
             raise ConfigError(f"recipe {job.recipe.path} was not found in srt-slurm {job.srt_slurm.ref} either")
+        refuse_strangers(run.results_directory, run.plan.results)
         recipe = checkout.root / job.recipe.path
         recipe.parent.mkdir(parents=True, exist_ok=True)
         write_text(recipe, dump(job.recipe.document))
@@ -202,7 +201,7 @@ class SrtctlKind:
             result_filename=expected.filename,
             concurrencies=expected.concurrencies,
             job_id=recorded.id,
-            started=recorded.submitted or 0.0,
+            started=recorded.submitted or run.record.fields.created,
             mode=expected.mode,
             isl=expected.isl,
             osl=expected.osl,
@@ -210,12 +209,23 @@ class SrtctlKind:
             agentic_source=Path(plan.workspace.shared or plan.workspace.path),
             published=run.record.step("collect").facts.get("published", {}),
             patience=patience,
+            expected=expected,
+            there_before=run.record.step("workspace").facts.get("there_before", {}),
         )
         return collect(request, sleep=run.services.stop.sleep)
 
     def own_directories(self, plan: Plan) -> Sequence[Path]:
         """The run's tree."""
         return [Path(SrtctlJob.of(plan).srt_slurm.root)]
+
+
+def _agentic_results_there(plan: Plan) -> dict[str, int]:
+    """Results that lie where this run's job will write its own: those of an earlier run, by their times."""
+    from launcher.result.collect import files_there
+
+    expected, directory = plan.results, Path(plan.workspace.shared or plan.workspace.path)
+    names = [agentic_result_name(expected.filename, at) for at in expected.concurrencies]
+    return files_there(directory, names) if expected.mode == "agentic" else {}
 
 
 def stamp_power(plan: Plan, sha: str | None, directory: Path) -> None:
@@ -239,42 +249,6 @@ def stamp_power(plan: Plan, sha: str | None, directory: Path) -> None:
         raise ResultError(f"the power stamps cannot be written: {error}", where=str(directory)) from None
 
 
-class Markers:
-    """Reads jobs' logs for how they ended by their own word; a log is read again only when it has changed."""
-
-    def __init__(self) -> None:
-        self._seen: dict[Path, tuple[tuple[int, int], JobState | None]] = {}
-
-    def read(self, job: JobKey, log: Path) -> JobState | None:
-        """The job's end, as a state that is LOST; None while its log does not tell it.
-
-        A log that was last written before the job was submitted belongs to another job.
-        """
-        try:
-            status = log.stat()
-            version = status.st_mtime_ns, status.st_size
-            known = self._seen.get(log)
-            if known is None or known[0] != version:
-                is_ours = job.submitted is None or status.st_mtime >= job.submitted - SLACK
-                known = self._seen[log] = version, _state(log, status.st_size, status.st_mtime) if is_ours else None
-        except OSError:
-            return None
-        return known[1]
-
-
-def _state(log: Path, size: int, written: float) -> JobState | None:
-    with log.open("rb") as file:
-        file.seek(max(0, size - TAIL))
-        text = file.read(TAIL).decode(errors="replace")
-    found = list(_END.finditer(text))
-    if not found or _BEGIN in text[found[-1].end() :]:  # the job was requeued and has begun again
-        return None
-    code = 0 if found[-1]["good"] else int(found[-1]["code"])
-    return JobState(
-        Phase.TERMINAL,
-        LOST,
-        exit_code=(code, 0),
-        reason=f"Slurm does not tell how the job ended; its log says that it ended with exit code {code}",
-        ended=written,
-        source=log.name,
-    )
+def end_markers() -> EndMarkers:
+    """Reads what srtctl's script writes last."""
+    return EndMarkers(_END, begin=_BEGIN)

@@ -200,6 +200,31 @@ def test_a_row_that_stands_twice() -> None:
     assert [where for where, _ in found_by("name-duplicate", world)] == ["m.yaml:2"]
 
 
+def test_rows_of_one_node_are_left_out_where_only_a_checkout_would_have_their_scripts(tmp_path: Path) -> None:
+    """Those whose scripts come with the launcher are looked at everywhere."""
+    (tmp_path / "t-master.yaml").write_text(MATRIX)
+    project = Project.open({"HOME": "/root"}, workspace=str(tmp_path))
+    everything = inputs.everything(project, [str(tmp_path / "t-master.yaml")])
+    assert [row.benchmark.runner for row in everything.rows] == ["local"]
+    ((what, places),) = everything.outside.items()
+    assert what.startswith("rows of one node, whose scripts are not in the workspace") and len(places) == 2
+
+
+KEY = """\
+dsr1-fp8-{label}-sglang:
+  image: lmsysorg/sglang:v0.5.12-cu130
+  model: deepseek-ai/DeepSeek-R1-0528
+  model-prefix: dsr1
+  runner: {label}
+  precision: fp8
+  framework: sglang
+  multinode: false
+  scenarios:
+    fixed-seq-len: [{{isl: 1024, osl: 1024, search-space: [{{tp: 4, conc-list: [{conc}]}}]}}]
+"""
+MATRIX = KEY.format(label="h200", conc="4, 16") + KEY.format(label="local", conc="4")
+
+
 # ------------------------------------------------------------------------------------------------- the tree as given
 
 OF_THE_TREE = {

@@ -35,6 +35,8 @@ for pair in "${pairs[@]}"; do
   IFS=: read -r source target _ <<<"$pair"
   if [ -n "$workdir" ] && [ "${target%/}" = "${workdir%/}" ]; then cd "$source" || exit 1; fi
 done
+# As pyxis has it: what the image sets wins over what the step has.
+[ ! -e @ROOT@/image-sets ] || . @ROOT@/image-sets
 [ -z "${SLURM_CONF-}" ] || exec "$(PATH=${PATH#*:}; command -v srun)" "${options[@]}" "$@"
 # As slurmd has it: a signal reaches every process of the step, and none of them outlives it.
 setsid "$@" &

@@ -269,6 +269,26 @@ def test_what_is_refused_is_refused_for_lack_of_its_script(landings: list[Landin
     assert by_script == NO_SCRIPT
 
 
+def test_the_readme_says_how_many_rows_are_served(landings: list[Landing]) -> None:
+    """A row counts once, wherever it may land: as a container's where some cluster runs it so."""
+    by_row: dict[int, list[Landing]] = defaultdict(list)
+    for one in landings:
+        if one.runner != "h100-cr":  # no runner of its label is of this host
+            by_row[id(one.benchmark)].append(one)
+    counts: Counter[tuple[str, bool]] = Counter()
+    for rows in by_row.values():
+        kinds = {row.plan.kind if row.plan is not None else "refused" for row in rows}
+        assert len(kinds) == 1
+        counts[kinds.pop(), rows[0].benchmark.eval_only] += 1
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    told = {
+        (kind.strip("`"), evaluations): int(number.replace(",", ""))
+        for kind, *numbers in re.findall(r"^\| (`\w+`|refused) \|.*\| ([\d,]+) \+ (\d+) \|$", readme, re.MULTILINE)
+        for evaluations, number in zip((False, True), numbers, strict=True)
+    }
+    assert {key: number for key, number in told.items() if key[0] != "srtctl"} == counts
+
+
 @dataclass
 class Lane:
     """What is planned for the rows of a lane, or what the appendix says of it."""

@@ -181,6 +181,7 @@ def test_excluded_nodes(planner: RowPlanner) -> None:
     planner.runner += (
         "exclude-nodes:\n  - {node: bad-1, reason: broken}\n"
         "  - {node: bad-2, reason: broken, variable: SALLOC_EXCLUDE, when: {framework: sglang}}\n"
+        "  - {node: bad-3, reason: broken, variable: SALLOC_EXCLUDE, when: {framework: sglang}}\n"
     )
 
     def excluded(host: dict[str, str], **row: Any) -> tuple[str, ...]:
@@ -190,7 +191,7 @@ def test_excluded_nodes(planner: RowPlanner) -> None:
         return allocation.exclude
 
     planner.script("dsr1_fp8_h100.sh")
-    assert excluded({}) == ("bad-1", "bad-2")
+    assert excluded({}) == ("bad-1", "bad-2", "bad-3")
     assert excluded({}, framework="vllm") == ("bad-1",)
     assert excluded({"SALLOC_EXCLUDE": "n-5,n-6"}) == ("bad-1", "n-5", "n-6")
     assert excluded({"SALLOC_EXCLUDE": ""}) == ("bad-1",)
@@ -435,3 +436,16 @@ def test_the_results_are_named_as_the_workflow_names_them(planner: RowPlanner) -
     planner.host = {"RESULT_FILENAME_BASE": "BASE"}
     theirs = planner.job(result_filename="BASE_recipe-1").environment
     assert (theirs["RESULT_FILENAME"], theirs["RESULT_FILENAME_BASE"]) == ("BASE_recipe-1", "BASE")
+
+
+def test_the_lane_of_the_page_about_new_clusters_is_one(planner: RowPlanner) -> None:
+    page = (Path(__file__).parents[2] / "docs/new-cluster.md").read_text().partition("## Add a lane in a container")[2]
+    example = page.partition("```yaml\n")[2].partition("```")[0]
+    head = ("name", "sku", "runners", "labels", "scheduler", "node")
+    planner.runner = "\n".join(line for line in planner.runner.splitlines() if line.startswith(head)) + "\n" + example
+    planner.script("dsr1_fp8_h200.sh")
+    job = planner.job()
+    assert job.script.path.endswith("/dsr1_fp8_h200.sh") and job.container.options.remap_root
+    assert job.allocation is not None
+    assert (job.allocation.minutes, job.allocation.cpus_per_task, job.allocation.exclusive) == (180, 64, False)
+    assert "$JOB" in job.container.environment["PORT"] and "/aiperf_mmap_cache" in job.container.mounts

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+import shlex
 import signal
+import subprocess
 import tarfile
 import time
 from pathlib import Path
 
 import pytest
 
+from launcher.container.job_functions import CARRIED, CARRY, SET_CARRIED
+from launcher.container.job_script import render
 from launcher.container.planned import ContainerJob
 from launcher.container.results import unpack
 from launcher.core.errors import ResultError
@@ -72,6 +77,27 @@ def test_values_arrive_and_are_in_no_argv(host: JobHost, engine: str) -> None:
     assert "hf_secret" not in (host.root / "job.sh").read_text()
 
 
+def test_what_the_image_sets_does_not_replace_what_the_workflow_set(host: JobHost) -> None:
+    (host.stand_ins.root / "image-sets").write_text("export CONC=999 METADATA=theirs OF_THE_IMAGE=1\n")
+    lines = '{\n  "a": "b, c"\n}'
+    container = a_container(mounts=HERE, passes=("CONC", "METADATA"))
+    job = a_job(container=container, environment={"CONC": "4", "METADATA": lines, "RESULT_FILENAME": RESULT})
+    host.benchmark('printf "%s|" "$CONC" "$METADATA" "$OF_THE_IMAGE" "${LAUNCHER_ENVIRONMENT-absent}" > seen')
+    host.run(host.plan(job))
+    assert (host.workspace / "seen").read_text().split("|") == ["4", lines, "1", "absent", ""]
+
+
+def test_values_arrive_in_a_container_that_starts_with_one_variable(tmp_path: Path) -> None:
+    """As enroot's does: of an environment it is given names, and keeps one line of each value."""
+    script, values = tmp_path / "b.sh", {"A": "a 'b' \"c\" $d `e` \\ ü", "B": "{\n  PATH=/x\n}\n", "C": ""}
+    script.write_text('printf "%s|" "$A" "$B" "${C-absent}" "${D-absent}"\n')
+    start = f'env -i PATH="$PATH" {CARRIED}="${CARRIED}" bash -c {shlex.quote(SET_CARRIED)} {script}'
+    text = f'{CARRY}\ncarry A B C D\n[ "$(wc -l <<<"${CARRIED}")" = 1 ] || exit 1\n{start}'
+    environment = {"PATH": os.environ["PATH"], **values}
+    done = subprocess.run(["bash", "-c", text], env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split("|") == [*values.values(), "absent", ""]
+
+
 # --- the image of a node
 
 
@@ -88,7 +114,7 @@ def test_an_image_is_imported_on_the_node_before_the_container(host: JobHost) ->
     assert directory.stat().st_mode & 0o777 == 0o700
     imports, container = host.stand_ins.calls("srun")
     assert "--gres=none" in imports and "--ntasks=1" in imports
-    assert container[-2:] == ["bash", ContainerJob.of(plan).script.path]
+    assert container[-4::3] == ["bash", ContainerJob.of(plan).script.path]
     assert int(host.facts()["image_import_seconds"]) >= 0
     assert sorted(p.name for p in Path(image.squash).parent.iterdir()) == ["x.sqsh", "x.sqsh.lock"]
 
@@ -110,6 +136,23 @@ def test_a_torn_image_is_replaced(host: JobHost) -> None:
     squash.write_bytes(bytes(5000))
     host.run(node_local(host))
     assert squash.read_bytes()[:4] == b"hsqs"
+
+
+def test_what_a_killed_import_left_is_removed(host: JobHost) -> None:
+    """Its part of the image, and enroot's temporaries, among which are directories that their owner may not write."""
+    plan = node_local(host)
+    name = re.search(r"\.launcher-import-\w+", render(plan, host.root))
+    assert name is not None
+    squash = host.root / "squash"
+    closed = squash / f"{name[0]}-temp.1/layer/closed"
+    closed.mkdir(parents=True)
+    (closed / "file").touch()
+    closed.chmod(0o500)
+    (squash / f"{name[0]}.1").touch()
+    (squash / ".launcher-import-of-another-temp.1").mkdir()
+    host.run(plan)
+    left_over = sorted(p.name for p in squash.iterdir())
+    assert left_over == [".launcher-import-of-another-temp.1", "x.sqsh", "x.sqsh.lock"]
 
 
 @pytest.mark.parametrize("fault", ["fail=404", "fail=nospace", "fail=truncate", "fail=empty"])
@@ -180,7 +223,7 @@ def staged(host: JobHost) -> Plan:
 def test_a_job_on_a_copy_brings_its_results_back(host: JobHost) -> None:
     host.benchmark(
         "mkdir -p results/deep; echo {} > $RESULT_FILENAME.json; echo x > 'results/deep/a b'; echo log > server.log\n"
-        "echo lost > not-brought-back.txt"
+        "echo lost > not-brought-back.txt; mkdir -p closed/deep; touch closed/deep/x; chmod -R a-w closed"
     )
     plan = staged(host)
     host.run(plan)

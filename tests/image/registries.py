@@ -32,6 +32,17 @@ class FakeRegistry:
     anonymous: bool = False
     kind: str = "Bearer"
     address: str = ""
+    redirects: dict[str, str] = field(default_factory=dict)
+    """Where a path leads, with its query."""
+    accounts_seen: list[str | None] = field(default_factory=list)
+
+    def put(self, repository: str, document: object, *tags: str, kind: str = "") -> str:
+        """Any document, by its digest and by tags. Returns the digest."""
+        content = json.dumps(document).encode()
+        kind = kind or (INDEX if isinstance(document, dict) and "manifests" in document else MANIFEST)
+        for name in (sha256(content), *tags):
+            self.documents[f"{repository}/manifests/{name}"] = (kind, content)
+        return sha256(content)
 
     def add(self, repository: str, tag: str, *architectures: str, layers: tuple[int, ...] = (1000, 500)) -> str:
         """An image: an index when it has several architectures. Returns the digest that the tag names."""
@@ -72,7 +83,11 @@ class _Handler(BaseHTTPRequestHandler):
         fault = of.faults.pop(0) if of.faults else None
         if isinstance(fault, tuple):
             self._answer(fault[0], b'{"errors": []}', fault[1])
+        elif (to := of.redirects.get(self.path.partition("?")[0])) is not None:
+            query = self.path.partition("?")[2]
+            self._answer(307, b"", {"Location": f"{to}?{query}" if query else to})
         elif self.path.startswith("/token"):
+            of.accounts_seen.append(self.headers.get("Authorization"))
             allowed = of.anonymous or self.headers.get("Authorization") == self._basic()
             self._answer(200 if allowed else 401, json.dumps({"token": "secret-token"}).encode())
         elif of.account and self.headers.get("Authorization") not in ("Bearer secret-token", self._basic()):

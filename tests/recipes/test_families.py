@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from launcher.benchmark.matrix import load_matrix
+from launcher.benchmark.selection import Selection
+from launcher.container.planned import ContainerJob
 from launcher.core.yaml_source import Document
+from launcher.project import Project
 from launcher.srtctl.facts import RecipeFacts, facts
 from launcher.srtctl.recipe import Variant, dump, family_member, split_selector, variants
 from tests.shared import SHARED, needs_shared
@@ -239,6 +242,7 @@ class TestFiles:
 ROWS = [
     (key, entry, point, row)
     for key, entry in Document.read(MATRIX).mapping().items()
+    if entry["multinode"]
     for point in entry["scenarios"]["fixed-seq-len"]
     for row in point["search-space"]
 ]
@@ -288,7 +292,7 @@ class TestMatrix:
         return str(document["dynamo"].get("wheel") or document["dynamo"]["version"])
 
     def test_it_is_a_master_file(self) -> None:
-        entries = load_matrix([MATRIX]).entries()
+        entries = load_matrix([MATRIX]).entries(Selection(nodes="multi"))
         assert len(entries) == len(ROWS)
         for entry in entries:
             limits = {side.max_model_len for side in self.facts_of(entry.data).roles.values()}
@@ -297,3 +301,14 @@ class TestMatrix:
     def facts_of(self, data: Mapping[str, Any]) -> RecipeFacts:
         path, selector = split_selector(self.config_file(data))
         return facts(family(path)[str(selector)].document)
+
+
+def test_every_row_of_one_node_has_its_script_and_needs_no_other_workspace(tmp_path: Path) -> None:
+    project = Project.open({"HOME": str(tmp_path)}, workspace=str(tmp_path), state=str(tmp_path / "state"))
+    entries = load_matrix([MATRIX]).entries(Selection(nodes="single", evals="none"))
+    jobs = [ContainerJob.of(project.plan_by_hand(entry.benchmark, None)) for entry in entries]
+    assert len({job.script.path for job in jobs}) == len(jobs) == 2
+    for job in jobs:
+        assert (ROOT / "recipes" / job.script.path).is_file() and len(job.script.asks) > 5
+        assert job.own_workspace is not None and job.own_workspace.path.startswith(f"{tmp_path}/state/workspaces/")
+        assert job.container.mounts["/workspace"] == job.own_workspace.path

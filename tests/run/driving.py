@@ -105,7 +105,7 @@ class LauncherUser:
         """End what is left of earlier runs, and remove them; images, checkpoints and the cache of checkouts stay."""
         if self.alive_jobs():
             self.launcher("cleanup")
-        for name in ("runs", "jobs", "srt-slurm"):
+        for name in ("runs", "jobs", "srt-slurm", "workspaces"):
             shutil.rmtree(self.state / name, ignore_errors=True)
         shutil.rmtree(self.workspace)
 

@@ -16,6 +16,7 @@ import pytest
 from launcher.cli.running import report_to
 from launcher.core.errors import (
     Cancelled,
+    CheckoutError,
     ConfigError,
     ImageError,
     JobError,
@@ -36,7 +37,7 @@ from launcher.srtctl.planned import SrtctlJob
 from tests.benchmarks import a_recipe
 from tests.core.test_redact import TOKENS
 from tests.plans import with_job
-from tests.result.documents import fixed
+from tests.result.documents import fixed_1k1k
 from tests.run.runs import a_run, plan_on, services
 
 SECRETS = {
@@ -100,7 +101,7 @@ class BegunRun:
         for at in results:
             path = logs / "sa-bench_isl_1024_osl_1024" / f"results_concurrency_{at}_gpus_8_ctx_4_gen_4.json"
             path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(fixed(at)))
+            path.write_text(json.dumps(fixed_1k1k(at)))
         self.record.event("job", f"RUNNING on node[01-02] {SPILLED}")
 
     def annotation(self, outcome: Outcome) -> str:
@@ -167,7 +168,9 @@ JOBS = {
     "out of memory, exit code 0": End("OUT_OF_MEMORY", (0, 0), "server", "OUT_OF_MEMORY"),
     "out of memory": End("OUT_OF_MEMORY", (0, 125), "server", "oom-kill", worker="slurmstepd: error: oom-kill event"),
     "time limit": End("TIMEOUT", (0, 0), "scheduler", "the time limit was reached"),
-    "time limit, after a failure": End("TIMEOUT", (0, 0), "server", OOM, worker=OOM),
+    "time limit, after a failure": End(
+        "TIMEOUT", (0, 0), "scheduler", f"before that node02_decode_w0.out: {OOM}", worker=OOM
+    ),
     "deadline": End("DEADLINE", (0, 0), "scheduler", "its deadline"),
     "node failure": End("NODE_FAIL", (1, 0), "node", "a node failed on node[01-02]", worker=OOM),
     "boot failure": End("BOOT_FAIL", (0, 0), "node", "did not boot"),
@@ -214,7 +217,13 @@ EARLY = {
     "configuration": (ConfigError(f"a key is wrong {SPILLED}", where="x.yaml:3"), "configuration", 2),
     "image": (ImageError("404, the registry has no such image"), "image", 3),
     "model": (ModelError("3 shards are missing"), "model", 4),
-    "checkout": (SubmissionError("fatal: unable to access git"), "scheduler", 5),
+    "checkout": (CheckoutError("fatal: unable to access git"), "checkout", 5),
+    "set-up": (
+        CheckoutError("`make setup` failed (exit 2):\nmake: entering\nmake: *** [setup] Error 1"),
+        "checkout",
+        5,
+    ),
+    "a full disk": (LauncherError("No space left on device", where="/state"), "launcher", 1),
     "refused": (
         SubmissionError("srtctl apply exited with 1\nsaid\nsbatch: error: invalid partition specified: nowhere"),
         "scheduler",
@@ -244,6 +253,23 @@ def test_an_end_before_the_job(begun_run: BegunRun, name: str) -> None:
     assert evidence.keys() == ALWAYS | {"first-failure.txt"}
     assert "images …" in evidence["events.txt"] and a_recipe()["name"] in evidence["recipe.yaml"]
     assert {n.removeprefix(f"{FOLDER}/") for n in begun_run.packed()} == evidence.keys()
+
+
+@pytest.mark.parametrize(
+    ("step", "facts", "text"),
+    [
+        ("images", {"last": "acme/engine:1"}, "stopped by SIGTERM while importing acme/engine:1"),
+        ("images", {}, "stopped by SIGTERM while importing the images"),
+        ("model", {}, "stopped by SIGTERM while looking at the checkpoint"),
+        ("workspace", {}, "stopped by SIGTERM while preparing the checkout"),
+        ("submit", {}, "stopped by SIGTERM"),
+    ],
+)
+def test_a_cancel_before_the_job_says_at_what(begun_run: BegunRun, step: str, facts: dict[str, str], text: str) -> None:
+    begun_run.record.set_step("workspace", "done")
+    begun_run.record.set_step(step, "running", **facts)
+    finish.end_early(begun_run.run, Cancelled("stopped by SIGTERM", exit_code=143))
+    assert begun_run.verdict == Verdict("cancelled", text)
 
 
 def test_a_cancelled_job_leaves_its_logs_and_evidence_and_then_what_became_of_it(begun_run: BegunRun) -> None:

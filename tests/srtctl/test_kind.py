@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from launcher.slurm.client import LOST, JobKey, Phase
-from launcher.srtctl.kind import Markers
+from launcher.srtctl.kind import end_markers
 from launcher.srtctl.planned import SrtctlJob
 from tests.run.runs import plan_on, srtctl_kind
 from tests.shared import SHARED, needs_shared
@@ -23,7 +23,7 @@ JOB = JobKey("7")
 
 
 def code(log: Path, job: JobKey = JOB) -> int | None:
-    state = Markers().read(job, log)
+    state = end_markers().read(job, log)
     if state is None:
         return None
     assert (state.phase, state.word, state.succeeded) == (Phase.TERMINAL, LOST, False)
@@ -75,7 +75,7 @@ def test_a_log_that_is_older_than_the_job_is_anothers(tmp_path: Path) -> None:
 
 
 def test_a_log_is_read_again_when_it_has_changed(tmp_path: Path) -> None:
-    markers, log = Markers(), tmp_path / "sweep_7.log"
+    markers, log = end_markers(), tmp_path / "sweep_7.log"
     assert markers.read(JOB, log) is None
     log.write_text("work\n")
     assert markers.read(JOB, log) is None

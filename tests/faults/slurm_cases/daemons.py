@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launcher.slurm.client import JobKey, JobState, Phase
 from launcher.slurm.poller import JobPoller
-from launcher.srtctl.kind import Markers
+from launcher.srtctl.kind import end_markers
 from tests.faults.slurm_cases.fault_cluster import BAD, FATES, GOOD, QUICK, Fate, FaultCluster
 from tests.faults.slurm_cases.tally import Case, Tally
 from tests.slurm.following import rounds
@@ -82,7 +82,7 @@ def _lost(fault_cluster: FaultCluster, trials: int) -> Sequence[Tally]:
 
 
 def _watched(fault_cluster: FaultCluster, job: JobKey, log: Path, seconds: float) -> JobState:
-    markers = Markers()
+    markers = end_markers()
     poller = JobPoller(fault_cluster.scheduler(), pace=replace(QUICK, marker=6.0))
     poller.watch(job)
 

@@ -1,0 +1,140 @@
+"""One request to a registry, as curl started by enroot would make it: proxies, trust, accounts, tokens, redirections.
+
+The accounts are those of enroot's file. A token is asked for once and used for all further requests.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import ssl
+import urllib.error
+import urllib.parse
+import urllib.request
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from email.message import Message
+from functools import cached_property
+from typing import Any
+
+from launcher.image.enroot import allows_http, credentials, has_line, setting
+from launcher.image.reference import Reference
+
+INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
+MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
+_ACCEPT = ", ".join((*INDEXES, *MANIFESTS))
+_LARGEST = 16 << 20
+"""Bytes that are read of an answer. No manifest and no image configuration is longer."""
+
+
+@dataclass
+class Requests:
+    """Asks the registry of an image. ``realm`` is the host that gave, or refused, its token."""
+
+    reference: Reference
+    environ: Mapping[str, str]
+    timeout: float
+    realm: str = field(default="", init=False)
+    _authorization: str | None = field(default=None, init=False)
+
+    @cached_property
+    def scheme(self) -> str:
+        """Without TLS where enroot's settings allow that, as enroot does."""
+        return "http" if allows_http(self.environ) else "https"
+
+    def send(self, url: str, method: str) -> tuple[bytes, Message]:
+        """Content and headers; a 401 is answered by what its challenge asks for, once.
+
+        Raises HTTPError, OSError, HTTPException, MadeByCommand.
+        """
+        try:
+            return self._once(url, method, self._authorization)
+        except urllib.error.HTTPError as error:
+            if error.code != 401 or self._authorization:
+                raise
+            self._authorization = self._permission(error.headers.get_all("WWW-Authenticate") or [])
+            return self._once(url, method, self._authorization)
+
+    def _once(self, url: str, method: str, authorization: str | None, *, login: bool = False) -> tuple[bytes, Message]:
+        """One request. With ``login`` each host of it, also one that another leads to, gets its own account."""
+        request = urllib.request.Request(url, headers={"Accept": _ACCEPT}, method=method)
+        account = self._basic if login else lambda host: None
+        if given := authorization or account(request.host):
+            # Not redirected: blobs lie with others, who refuse a second authorisation and are not to have ours.
+            request.add_unredirected_header("Authorization", given)
+        handlers = [_Redirects(account, allows_http(self.environ)), urllib.request.ProxyHandler(self._proxies(url))]
+        opener = urllib.request.build_opener(*handlers, urllib.request.HTTPSHandler(context=self._trust))
+        with opener.open(request, timeout=self.timeout) as response:
+            content = response.read(_LARGEST)
+            if method != "HEAD" and (response.length or 0) > 0:  # read(n) does not say that the connection was cut
+                raise http.client.IncompleteRead(content, response.length)
+            return content, response.headers
+
+    def _proxies(self, url: str) -> dict[str, str]:
+        """The proxies that curl, started by enroot, would use for a URL (its environment, or enroot's settings)."""
+        said = {name: setting(f"{name}_proxy", self.environ) for name in ("http", "https", "all", "no")}
+        said |= {name: said[name] or self.environ.get(f"{name.upper()}_PROXY") for name in ("https", "all", "no")}
+        host = urllib.parse.urlsplit(url).netloc
+        if urllib.request.proxy_bypass_environment(host, {"no": said["no"] or ""}):  # type: ignore[attr-defined]
+            return {}
+        return {scheme: proxy for scheme in ("http", "https") if (proxy := said[scheme] or said["all"])}
+
+    @cached_property
+    def _trust(self) -> ssl.SSLContext:
+        """Whom TLS trusts: what enroot's settings name, else what the system does. Raises OSError."""
+        named = (setting(name, self.environ) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
+        return ssl.create_default_context(cafile=next(named), capath=next(named))
+
+    def _basic(self, host: str) -> str | None:
+        """The account that curl gives to a host from enroot's file. Raises MadeByCommand."""
+        if (account := credentials(host, self.environ)) is None:
+            return None
+        return "Basic " + b64encode(f"{account.login}:{account.password}".encode()).decode()
+
+    def _permission(self, challenges: list[str]) -> str:
+        """The Authorization header that a 401's challenge asks for. Raises HTTPError when the realm refuses."""
+        known = [one for one in challenges if re.match(r"(?i)(bearer|basic)\b", one)]
+        kind, _, rest = (known or [""])[0].partition(" ")
+        said = dict(re.findall(r'(\w+)="([^"]*)"', rest))
+        realm, is_bearer = said.pop("realm", ""), kind.lower() == "bearer"
+        place = urllib.parse.urlsplit(realm)
+        self.realm = place.netloc if is_bearer else ""
+        # enroot has a user only by a line for the registry itself; curl then takes the line of whichever host it asks.
+        login = has_line(self.reference.host, self.environ)
+        if is_bearer and place.scheme in {"https", self.scheme}:
+            query = {"scope": f"repository:{self.reference.repository}:pull", **said}
+            separator = "&" if place.query else "?"
+            content, _ = self._once(f"{realm}{separator}{urllib.parse.urlencode(query)}", "GET", None, login=login)
+            try:
+                answer = json.loads(content)
+                return f"Bearer {answer.get('token') or answer['access_token']}"
+            except (ValueError, KeyError, AttributeError):
+                raise urllib.error.URLError(f"{place.netloc} gave no token") from None
+        if login and (basic := self._basic(self.reference.host)) is not None:
+            return basic
+        raise urllib.error.HTTPError(realm, 401, "Unauthorized", http.client.HTTPMessage(), None)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """As curl follows: a HEAD stays one, which Python before 3.13 forgets; the same host is authorised as before, and
+    another one by its own ``account``; what was asked by TLS is not fetched without, unless enroot allows that."""
+
+    def __init__(self, account: Callable[[str], str | None], allows_http: bool) -> None:
+        self._account, self._allows_http = account, allows_http
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if req.type == "https" and not newurl.startswith("https:") and not self._allows_http:
+            raise urllib.error.URLError(f"a redirection from https to {urllib.parse.urlsplit(newurl).scheme}")
+        following = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if following is not None:
+            if req.get_method() == "HEAD":
+                following.method = "HEAD"
+            is_same = (following.type, following.host) == (req.type, req.host)
+            given = req.unredirected_hdrs.get("Authorization") if is_same else self._account(following.host)
+            if given:
+                following.add_unredirected_header("Authorization", given)
+        return following
