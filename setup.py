@@ -18,5 +18,6 @@ setup(
         "launcher.image": ["*.yaml"],
         "launcher.srtctl": ["*.yaml"],
         "launcher.rehearsal": ["*.yaml"],
+        "launcher.result": ["*.yaml"],
     },
 )

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import GithubJob, benchmark_from_environment, github_job
 from launcher.benchmark.matrix import Matrix, load_matrix
-from launcher.check.registry import check_plan
+from launcher.check.registry import check_plan, unknown_settings_of
 from launcher.check.srtctl_schema import Schemas
 from launcher.container.kind import ContainerKind
 from launcher.container.resolve import ContainerPlanner
 from launcher.core.errors import ConfigError, closest
 from launcher.core.shipped import shipped
+from launcher.core.state import state_directory
 from launcher.plan.derive import Context, Resolved, check_run_id, run_key
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.container_schema import CONTAINER, DOCKER
@@ -77,11 +78,9 @@ class Project:
             found[flag] = Path(text).resolve() if text else None
             if text and not Path(text).is_dir():
                 raise ConfigError(f"{text} is not a directory", where=flag)
-        home = Path(environ.get("HOME") or Path.home())
-        default = Path(environ.get("XDG_STATE_HOME") or home / ".local/state") / "launcher"
         return cls(
             workspace=found["--workspace"] or Path(environ.get("GITHUB_WORKSPACE") or ".").resolve(),
-            state=Path(state or environ.get("LAUNCHER_STATE") or default).resolve(),
+            state=state_directory(environ, state),
             environ=environ,
             srt_slurm=found["--srt-slurm"],
             runners=found["--runners"],
@@ -125,7 +124,10 @@ class Project:
         return Schemas(self.finder.trees)
 
     def matrix(self, files: Sequence[str] = ()) -> Matrix:
-        """The matrix of the files named, else of this repository together with the workspace's masters."""
+        """The matrix of the files named, else of this repository together with the workspace's masters.
+
+        What is wrong in them is said of what is selected (`Matrix.entries`). Raises ConfigError when there is no file.
+        """
         masters = self.workspace / "configs"
         hardware = masters / "runners.yaml"
         if files:
@@ -135,21 +137,25 @@ class Project:
             paths = [p for p in [*own, *sorted(masters.glob("*-master.yaml"))] if p.is_file()]
         if not paths:
             raise ConfigError("no matrix file was found", hint="--matrix FILE, or --workspace INFERENCEX_CHECKOUT")
-        return load_matrix(paths, hardware if hardware.is_file() else None)
+        return load_matrix(paths, hardware if hardware.is_file() else None, strict=False)
 
     def runner_for(self, benchmark: Benchmark, name: str | None) -> RunnerFile:
         """The cluster by name, else the only one that serves the benchmark's label. Raises ConfigError."""
         if name is not None:
             return self.fleet.get(name)
         serving = self.fleet.by_label.get(benchmark.runner, ())
+        if claimed := self.fleet.broken_that_serve(benchmark.runner):
+            raise claimed  # it may be the only one, or one of several
         if len(serving) == 1:
             return serving[0]
         if serving:
             names = ", ".join(file.runner.name for file in serving)
             message = f"several clusters serve the label {benchmark.runner!r}: {names}"
             raise ConfigError(message, where=benchmark.source, hint="--runner NAME says which one is meant")
+        broken = self.fleet.broken
+        unread = f"; {len(broken)} runner files cannot be read, the first: {broken[0]}" if broken else ""
         raise ConfigError(
-            f"no runner file serves the label {benchmark.runner!r}",
+            f"no runner file serves the label {benchmark.runner!r}{unread}",
             where=benchmark.source,
             hint=f"--runner NAME, or one of the labels {', '.join(self.fleet.by_label)}",
         )
@@ -166,7 +172,9 @@ class Project:
         """Plan what this GitHub job's environment asks for."""
         job = github_job(self.environ)
         file = self.fleet.for_runner_name(job.runner_name)
-        return self._plan(benchmark_from_environment(self.environ), file, job, run_id, False)
+        plan = self._plan(benchmark_from_environment(self.environ), file, job, run_id, False)
+        found = unknown_settings_of(self.environ)  # by hand such a row is refused
+        return dataclasses.replace(plan, findings=(*plan.findings, *found)) if found else plan
 
     def plan_srtctl(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> Plan:
         """Plan a benchmark that srtctl runs."""

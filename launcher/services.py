@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from launcher.core.errors import ConfigError
 from launcher.core.process import stoppable
 from launcher.core.stop import Stop
 from launcher.plan.plan import Plan
 from launcher.project import Project
 from launcher.run.kind import Run, Services, Tools
-from launcher.run.record import RunRecord
+from launcher.run.record import RunRecord, UnreadableRecord
 from launcher.slurm.backends import open_scheduler
+from launcher.slurm.client import Scheduler
+from launcher.slurm.other_jobs import ByCluster
 from launcher.slurm.poller import Pace
 from launcher.slurm.shared import SharedPoller
 
@@ -41,9 +44,20 @@ def open_services(project: Project, plan: Plan, stop: Stop, *, log: Callable[[st
     backend = project.slurm_backend or planned.backend
     scheduler = open_scheduler(planned.kind, backend=backend, directory=project.state / "jobs", say=log)
     if planned.kind == "slurm":
+        scheduler = ByCluster(scheduler)
         scheduler = SharedPoller(scheduler, project.state / "poller", cluster=project.environ.get("SLURM_CONF", ""))
     tools = open_tools(plan.tools, planned.kind, project.state, project.environ)
     return Services(scheduler, project.environ, stop, tools, run=stoppable(stop.requested))
+
+
+def schedulers_for(project: Project, lost: UnreadableRecord) -> list[Scheduler]:
+    """Where the job of a run may live whose record cannot be read: as its plan says, else everywhere."""
+    try:
+        kinds = [lost.plan.scheduler.kind]
+    except ConfigError:
+        kinds = ["local", "slurm"]
+    opened = [open_scheduler(kind, backend="commands", directory=project.state / "jobs") for kind in kinds]
+    return [ByCluster(scheduler) for scheduler in opened]  # its job may be another cluster's
 
 
 def open_run(project: Project, record: RunRecord, services: Services | None = None) -> Run:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from launcher.benchmark.benchmark import FIXED, Benchmark, Role
 from launcher.benchmark.expand import dram_budget, entries_of, mark_evaluations
+from launcher.benchmark.family import Family, RefusedKey, families_in
 from launcher.benchmark.fields import DECODE_FIELDS, FIELDS, PREFILL_FIELDS, parse_setting, read_entry
-from launcher.benchmark.matrix_schema import AgenticRow, Config, MultiConfig, MultiRow, RunnerLabels, SingleConfig
+from launcher.benchmark.matrix_schema import AgenticRow, RunnerLabels
 from launcher.benchmark.selection import SelectedRow, Selection, listed, selected_rows, why_empty
 from launcher.core.errors import ConfigError
-from launcher.core.yaml_source import Document, Key, SourceLocation, convert
+from launcher.core.yaml_source import Document, SourceLocation, convert
 
 RUNNERS_FILE = "runners.yaml"
 
@@ -78,42 +79,48 @@ def benchmark_of(data: Mapping[str, Any], *, key: str | None, source: str, place
 
 
 @dataclass(frozen=True)
-class Family:
-    """What stands under one key of a matrix file: its topologies and their concurrencies."""
-
-    key: str
-    config: Config
-    document: Document
-
-    def place(self, *keys: Key) -> SourceLocation:
-        """A place below the key."""
-        return SourceLocation(self.document, self.key, *keys)
-
-
-@dataclass(frozen=True)
 class Matrix:
     """The families of some matrix files by key, in the files' order, and the hardware behind runner labels.
 
     ``labels`` is None when there is no runners file; then entries that need a node's DRAM are an error.
+    ``refused`` are the keys and files that cannot be understood, ``labels_error`` says so of the runners file.
     """
 
     families: Mapping[str, Family]
     files: tuple[str, ...]
     labels: RunnerLabels | None = None
+    refused: tuple[RefusedKey, ...] = ()
+    labels_error: ConfigError | None = None
 
-    def entries(self, selection: Selection | None = None) -> list[Entry]:
-        """The selected entries, in the files' order. Raises ConfigError, with what comes near, when there are none."""
+    def entries(self, selection: Selection | None = None, refused: list[ConfigError] | None = None) -> list[Entry]:
+        """The selected entries, in the files' order. Raises ConfigError, with what comes near, when there are none.
+
+        What is selected and cannot be understood is added to ``refused``, and the others are given; without such a
+        list it raises.
+        """
         selection = selection or Selection()
-        families = self._families(selection)
-        found = [
-            (family, selected, data)
-            for family in families
-            for selected in selected_rows(family.config, selection)
-            for data in entries_of(family.config, selected, self._dram(family, selected))
-        ]
+        wrong: list[ConfigError] = []
+        found: list[Found] = []
+        families = self._families(selection, wrong)
+        for family in families:
+            wrong += _refused_rows(family, selection)
+            for selected in selected_rows(family.config, selection):
+                if selected.path not in family.refused:
+                    try:
+                        dram = self._dram(family, selected)
+                    except ConfigError as error:
+                        wrong.append(error)
+                        continue
+                    found += [(family, selected, data) for data in entries_of(family.config, selected, dram)]
+        if wrong and refused is None:
+            raise wrong[0]
+        if refused is not None:
+            refused += wrong
+        if not found and wrong:
+            return []
         if not found:
-            wrong, hint = why_empty(selection, {family.key: family.config for family in families})
-            raise ConfigError(wrong, where=self._where, hint=hint)
+            why, hint = why_empty(selection, {family.key: family.config for family in families})
+            raise ConfigError(why, where=self._where, hint=hint)
         if selection.evals != "none":
             mark_evaluations([data for _, _, data in found], agentic=selection.evals == "only")
         if selection.evals == "only":
@@ -124,11 +131,17 @@ class Matrix:
     def _where(self) -> str:
         return ", ".join(self.files)
 
-    def _families(self, selection: Selection) -> list[Family]:
+    def _families(self, selection: Selection, wrong: list[ConfigError]) -> list[Family]:
+        """The families of the selected keys; what is wrong with those that are none is added to ``wrong``."""
+        keys = [*self.families, *(one.key for one in self.refused if one.key is not None)]
+        unread = [one.error for one in self.refused if one.key is None]
+        wrong += [one.error for one in self.refused if one.key is not None and selection.wants_key(one.key)]
+        if any(pattern not in self.families for pattern in selection.keys or ["*"]):
+            wrong += unread  # what is selected may be in there
         for pattern in selection.keys:
-            if not any(fnmatch.fnmatchcase(key, pattern) for key in self.families):
-                near = difflib.get_close_matches(pattern.strip("*"), self.families, n=5, cutoff=0.4)
-                hint = f"near keys: {', '.join(near)}" if near else f"keys: {listed(list(self.families))}"
+            if not unread and not any(fnmatch.fnmatchcase(key, pattern) for key in keys):
+                near = difflib.get_close_matches(pattern.strip("*"), keys, n=5, cutoff=0.4)
+                hint = f"near keys: {', '.join(near)}" if near else f"keys: {listed(keys)}"
                 raise ConfigError(f"no key matches {pattern!r}", where=self._where, hint=hint)
         return [family for family in self.families.values() if selection.wants_key(family.key)]
 
@@ -155,6 +168,8 @@ class Matrix:
             return 0
         runner, place = family.config.runner, family.place(*selected.path)
         needs = f"kv-offloading: dram needs the DRAM and the GPUs of a node of {runner!r}"
+        if self.labels_error is not None:
+            raise self.labels_error
         if self.labels is None:
             hint = f"name a runners file, or put {RUNNERS_FILE} beside the matrix"
             raise ConfigError(f"{needs}, and no runners file was read", where=str(place), hint=hint)
@@ -170,42 +185,54 @@ class Matrix:
 Found = tuple[Family, SelectedRow, dict[str, Any]]
 
 
-def load_matrix(paths: Sequence[Path | str], runners_file: Path | str | None = None) -> Matrix:
+def _refused_rows(family: Family, selection: Selection) -> list[ConfigError]:
+    """What is wrong with the rows of a family that are selected by all that is known of them."""
+    if not family.refused:
+        return []
+    rows = {selected.path for selected in selected_rows(family.config, replace(selection, concurrencies=()))}
+    return [error for path, error in family.refused.items() if path in rows]
+
+
+def load_matrix(paths: Sequence[Path | str], runners_file: Path | str | None = None, *, strict: bool = True) -> Matrix:
     """Read matrix files and a runners file: the one named, or `runners.yaml` beside the first matrix file that has it.
 
     Raises ConfigError with file and line for whatever `matrix_schema` refuses, for a key that is in two files, and for
-    additional settings that are refused.
+    additional settings that are refused. With ``strict=False`` the matrix has the rest, and what is wrong is said of
+    what is selected.
     """
     families: dict[str, Family] = {}
+    refused: list[RefusedKey] = []
     for path in map(Path, paths):
-        document = Document.read(path)
-        for key, data in document.mapping().items():
-            family = _family(document, key, data)
-            if key in families:
-                raise ConfigError(
-                    f"key {key!r} is in two files",
-                    where=str(family.place()),
-                    hint=f"the first is at {families[key].place()}",
-                )
-            families[key] = family
+        try:
+            inside = [*families_in(Document.read(path, strict=False))]
+        except ConfigError as error:
+            refused.append(RefusedKey(None, error))
+            continue
+        for family in inside:
+            if isinstance(family, RefusedKey):
+                refused.append(family)
+            elif family.key in families:
+                refused.append(RefusedKey(family.key, _in_two_files(family, families[family.key])))
+            else:
+                families[family.key] = family
+    for one in refused:
+        families.pop(one.key or "", None)
     beside = [found for path in paths if (found := Path(path).with_name(RUNNERS_FILE)).is_file()]
     source = runners_file if runners_file is not None else next(iter(beside), None)
-    labels = None if source is None else convert(Document.read(Path(source)), RunnerLabels)
-    return Matrix(families, tuple(map(str, paths)), labels)
+    labels, labels_error = None, None
+    try:
+        labels = None if source is None else convert(Document.read(Path(source)), RunnerLabels)
+    except ConfigError as error:
+        labels_error = error
+    rows = [error for family in families.values() for error in family.refused.values()]
+    if strict and (wrong := [*(one.error for one in refused), *rows, *filter(None, [labels_error])]):
+        raise wrong[0]
+    return Matrix(families, tuple(map(str, paths)), labels, tuple(refused), labels_error)
 
 
-def _family(document: Document, key: Any, data: Any) -> Family:
-    if not isinstance(key, str) or set("*?[") & set(key):
-        raise ConfigError(
-            f"key {key!r}: expected plain text without *, ? and [, which select keys", where=document.location((key,))
-        )
-    if not isinstance(data, dict):
-        raise ConfigError(f"{key}: expected a mapping", where=document.location((key,)))
-    kind: type[Config] = MultiConfig if data.get("multinode") is True else SingleConfig
-    family = Family(key, convert(document, kind, under=(key,)), document)
-    for path, _, row in family.config.rows():
-        if isinstance(row, MultiRow):
-            for role, worker in (("prefill", row.prefill), ("decode", row.decode)):
-                for k, text in enumerate(worker.additional_settings or ()):
-                    parse_setting(text, family.place(*path, role, "additional-settings", k))
-    return family
+def _in_two_files(second: Family, first: Family) -> ConfigError:
+    return ConfigError(
+        f"key {second.key!r} is in two files",
+        where=str(second.place()),
+        hint=f"the first is at {first.place()}",
+    )

@@ -133,6 +133,7 @@ class CheckInput:
     recipes: Sequence[RecipeFile] = ()
     broken_files: Sequence[ConfigError] = ()
     broken_recipes: Sequence[ConfigError] = ()
+    broken_rows: Sequence[ConfigError] = ()
     outside: Mapping[str, Sequence[SourceLocation | str]] = field(default_factory=dict)
     runners: Mapping[str, Sequence[str]] = field(default_factory=dict)
     schemas: Schemas = field(default_factory=Schemas)
@@ -172,12 +173,13 @@ Chosen = tuple[Benchmark, SourceLocation | str]
 
 
 def everything(project: Project, matrix_files: Sequence[str] = ()) -> CheckInput:
-    """All rows, recipe files at hand and runner files. Raises ConfigError for a matrix that is wrong."""
+    """All rows, recipe files at hand and runner files, and what of them cannot be read."""
     matrix = project.matrix(matrix_files)
     inside: list[Chosen] = []
     outside: dict[str, list[SourceLocation | str]] = defaultdict(list)
     without_scripts = _labels_without_scripts(project)
-    for entry in matrix.entries(Selection(evals="none")):
+    broken_rows: list[ConfigError] = []
+    for entry in matrix.entries(Selection(evals="none"), broken_rows):
         if _outside(entry.benchmark):
             outside[f"rows of {entry.benchmark.framework}, which no kind of job runs,"].append(entry.place)
         elif not entry.benchmark.multinode and entry.benchmark.runner in without_scripts:
@@ -190,12 +192,15 @@ def everything(project: Project, matrix_files: Sequence[str] = ()) -> CheckInput
     return dataclasses.replace(
         given,
         evaluations=[
-            Row(e.benchmark, e.place) for e in _entries(matrix, Selection(evals="only")) if not _outside(e.benchmark)
+            Row(e.benchmark, e.place)
+            for e in _entries(matrix, Selection(evals="only"), [])
+            if not _outside(e.benchmark)
         ],
         files=project.fleet.readable(broken_files),
         recipes=list(_recipes(project, given.rows, broken_recipes)),
         broken_files=broken_files,
         broken_recipes=broken_recipes,
+        broken_rows=[*broken_rows, *filter(None, [matrix.labels_error])],
         outside=outside,
         runners=matrix.labels.labels if matrix.labels is not None else {},
         whole=True,
@@ -214,12 +219,13 @@ def _labels_without_scripts(project: Project) -> set[str]:
     return labels
 
 
-def served_by(project: Project, runner: str, matrix_files: Sequence[str] = ()) -> Iterator[Chosen]:
-    """The rows whose label a runner serves."""
+def of_runner(project: Project, runner: str, matrix_files: Sequence[str] = ()) -> CheckInput:
+    """A runner, and the rows whose label it serves."""
     labels = project.fleet.get(runner).runner.labels
-    for entry in project.matrix(matrix_files).entries(Selection(evals="none")):
-        if entry.benchmark.runner in labels and not _outside(entry.benchmark):
-            yield entry.benchmark, entry.place
+    broken: list[ConfigError] = []
+    entries = _entries(project.matrix(matrix_files), Selection(evals="none", runners=labels), broken) if labels else ()
+    rows = [(e.benchmark, e.place) for e in entries if not _outside(e.benchmark)]
+    return dataclasses.replace(selected(project, rows, runner), broken_rows=broken)
 
 
 def selected(project: Project, chosen: Iterable[Chosen], runner: str | None, narrow: bool = False) -> CheckInput:
@@ -258,9 +264,9 @@ def _rows(
                 yield Row(benchmark, place, file, refused=error)
 
 
-def _entries(matrix: Matrix, selection: Selection) -> Sequence[Entry]:
+def _entries(matrix: Matrix, selection: Selection, broken: list[ConfigError]) -> Sequence[Entry]:
     try:
-        return matrix.entries(selection)
+        return matrix.entries(selection, broken)
     except ConfigError:  # a matrix without one
         return ()
 

@@ -184,6 +184,12 @@ def runner_invalid(given: CheckInput) -> Iterator[Found]:
         yield f"{error.message}{f' ({error.hint})' if error.hint else ''}", error.where or "runners"
 
 
+@whole_rule("matrix-invalid", "error", "a row, a key or a file of a matrix cannot be read")
+def matrix_invalid(given: CheckInput) -> Iterator[Found]:
+    for error in given.broken_rows:
+        yield f"{error.message}{f' ({error.hint})' if error.hint else ''}", error.where or "matrix"
+
+
 @whole_rule("unsupported", "error", "the runner cannot run the row")
 def unsupported(given: CheckInput) -> Iterator[Found]:
     broken = {error.where for error in given.broken_recipes if error.where is not None}

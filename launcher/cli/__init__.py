@@ -1,19 +1,21 @@
 """The command line: arguments in, text out; the decisions and effects are elsewhere.
 
 Open `arguments` first: it has every command with its flags and the ``module:function`` that runs it. There is a module
-for each group of commands (`running` is about runs); `common` has what they share, `render` what people see. Only
-argparse is imported here and in `arguments`, so that ``launcher --help`` answers at once; a command's own module is
-imported when that command runs.
+for each group of commands (`running` is about runs, `ending` about cancelling them and cleaning up); `common` has what
+they share, `render` what people see, `output` is standard output while a run goes on, `logs` one command. Only argparse
+is imported here and in `arguments`, so that ``launcher --help`` answers at once; a command's own module is imported
+when that command runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TextIO, cast
 
 from launcher.cli.arguments import parser
 
@@ -23,10 +25,40 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code (docs/design.md, "Errors")."""
-    # Workflows set PYTHONPYCACHEPREFIX for the benchmark's Python; there our own bytecode is not, and would be made anew
-    # at every start (0.4 s).
+    # Workflows set PYTHONPYCACHEPREFIX for the benchmark's Python. Our own bytecode is not there, and would be made
+    # anew at every start, which takes 0.4 s.
     sys.pycache_prefix = None
-    arguments = parser().parse_args(argv)
+    with _guarded():
+        arguments = parser().parse_args(argv)
+        from launcher.core.stop import Ended, ended_by_signals
+
+        try:
+            with ended_by_signals():
+                return _run(arguments)
+        except Ended as error:
+            print(f"launcher: cancelled: {error}", file=sys.stderr)
+            return 128 + error.number
+
+
+@contextlib.contextmanager
+def _guarded() -> Iterator[None]:
+    """Within the block nothing that is printed can give a terminal or GitHub's runner a command, or fails for a
+    character that the terminal does not have."""
+    from launcher.core.terminal import Guarded
+
+    before = sys.stdout, sys.stderr
+    github = os.environ.get("GITHUB_ACTIONS") == "true"
+    for stream in before:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = (cast(TextIO, Guarded(stream, github=github)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _run(arguments: argparse.Namespace) -> int:
     module, _, function = arguments.command.partition(":")
     try:
         from launcher.core.errors import LauncherError
@@ -36,12 +68,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(command(arguments) or 0)
         except LauncherError as error:
             return _complain(error, arguments)
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a full disk, a directory that is not ours: whatever was being written or read
+            return _complain(LauncherError(str(error.strerror or error), where=_text(error.filename)), arguments)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # `launcher plan | head`: the reader has gone, which is no error of ours; keep Python from saying so at exit.
         sys.stderr.close()
         return 141
+
+
+def _text(name: object) -> str | None:
+    return None if name is None else str(name)
 
 
 def _complain(error: LauncherError, arguments: argparse.Namespace) -> int:

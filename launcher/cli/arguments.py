@@ -88,22 +88,22 @@ def _running(commands: _Commands) -> None:
 
 
 def _runs(commands: _Commands) -> None:
-    status = _command(commands, "status", "running:status", "runs and how they stand", _places)
+    status = _command(commands, "status", "status:status", "runs and how they stand", _places)
     status.add_argument("run", nargs="?", metavar="RUN", help="one run in detail")
     status.add_argument("--json", action="store_true", help="the records as JSON")
 
-    logs = _command(commands, "logs", "running:logs", "a run's job log", _places)
+    logs = _command(commands, "logs", "logs:logs", "a run's job log", _places)
     logs.add_argument("run", metavar="RUN")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
 
     resume = _command(commands, "resume", "running:resume", "continue a run where it stopped", _backend, _places)
     resume.add_argument("run", metavar="RUN")
-    for name, text in (
-        ("cancel", "cancel a run's job, and wait until Slurm says that it is gone"),
-        ("collect", "collect and check a run's results again, from its record"),
-        ("cleanup", "end what a killed launcher left: jobs of runs that nobody drives; with RUN of that one"),
+    for module, name, text in (
+        ("ending", "cancel", "end a run, also one that waits; wait until Slurm says that its job is gone"),
+        ("running", "collect", "collect and check a run's results again, from its record"),
+        ("ending", "cleanup", "end what a killed launcher left: jobs of runs that nobody drives; with RUN of that one"),
     ):
-        command = _command(commands, name, f"running:{name}", text, _from_env, _backend, _places)
+        command = _command(commands, name, f"{module}:{name}", text, _from_env, _backend, _places)
         command.add_argument("run", metavar="RUN", nargs="?")
 
 

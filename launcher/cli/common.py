@@ -6,12 +6,19 @@ import argparse
 import dataclasses
 import fnmatch
 import os
+import sys
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 from launcher.benchmark.benchmark import FIXED, Benchmark, Role, max_model_len
 from launcher.benchmark.selection import Selection
 from launcher.check.inputs import Chosen
 from launcher.core.errors import ConfigError
+from launcher.core.redact import redact
+from launcher.core.yaml_source import SourceLocation
+from launcher.plan.plan import Plan
+from launcher.plan.secrets import refuse_secrets
 from launcher.project import Project
 from launcher.srtctl.facts import RoleFacts, facts
 from launcher.srtctl.recipe import variants
@@ -37,20 +44,73 @@ def filters(arguments: argparse.Namespace, **more: Any) -> Selection:
     )
 
 
-def chosen(arguments: argparse.Namespace, project: Project) -> list[Chosen]:
-    """The benchmarks that the flags select, each with its place: rows of a matrix, or the one of a recipe."""
+def chosen(arguments: argparse.Namespace, project: Project, refused: list[ConfigError]) -> list[Chosen]:
+    """The benchmarks that the flags select, each with its place: rows of a matrix, or the one of a recipe.
+
+    What is selected and cannot be understood is added to ``refused``. Raises ConfigError when nothing is selected.
+    """
     if arguments.recipe:
         return [(_from_recipe(arguments, project), "--recipe")]
     if not arguments.key:
         raise ConfigError("no benchmark is selected", hint="-k KEY (globs are taken), or --recipe FILE")
     selection = filters(arguments, evals="only" if arguments.evals else "none")
-    found: list[Chosen] = [(e.benchmark, e.place) for e in project.matrix(arguments.matrix).entries(selection)]
+    found: list[Chosen] = [(e.benchmark, e.place) for e in project.matrix(arguments.matrix).entries(selection, refused)]
     globs = [glob.lower() for glob in arguments.topology] or ["*"]
     kept = [(b, place) for b, place in found if any(fnmatch.fnmatchcase(b.topology.lower(), glob) for glob in globs)]
-    if not kept:
+    if not kept and found:
         there = ", ".join(dict.fromkeys(b.topology for b, _ in found))
         raise ConfigError(f"no entry has topology {' or '.join(arguments.topology)}", hint=f"there are: {there}")
     return kept
+
+
+def planned(
+    arguments: argparse.Namespace,
+    project: Project,
+    refused: list[ConfigError],
+    run_id: Callable[[Benchmark], str | None] = lambda benchmark: None,
+) -> list[Plan]:
+    """A plan of every benchmark that is selected and can be planned; why others cannot is added to ``refused``.
+
+    Raises ConfigError when nothing is selected, and when the only one that is selected cannot be planned.
+    """
+    benchmarks, narrow = chosen(arguments, project, refused), bool(arguments.conc)
+    plans = []
+    for benchmark, place in benchmarks:
+        try:
+            plan = project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id=run_id(benchmark))
+            refuse_secrets(plan)
+            plans.append(plan)
+        except ConfigError as error:
+            if len(benchmarks) + len(refused) == 1:
+                raise
+            refused.append(of_row(error, benchmark, place))
+    if not plans and len(refused) == 1:
+        raise refused[0]
+    return plans
+
+
+def of_row(error: ConfigError, benchmark: Benchmark, place: SourceLocation | str) -> ConfigError:
+    """An error as that of one row among others."""
+    at = f" ({error.where})" if error.where not in (None, str(place)) else ""
+    return ConfigError(f"{benchmark.title}: {error.message}{at}", where=str(place), hint=error.hint)
+
+
+def tell_refused(
+    refused: Sequence[ConfigError], others: int, what: str = "that were selected", done: str = "done"
+) -> int:
+    """List what cannot be done, on standard error; the exit code that this means.
+
+    ``others`` are those that can. A hint that several share is given once.
+    """
+    if not refused:
+        return 0
+    print(f"launcher: {len(refused)} of {len(refused) + others} {what} cannot be {done}:", file=sys.stderr)
+    for hint, errors in groupby(sorted(refused, key=lambda error: error.hint or ""), key=lambda error: error.hint):
+        for error in errors:
+            print(f"  {error.where}: {redact(error.message, os.environ)}", file=sys.stderr)
+        if hint:
+            print(f"    hint: {hint}", file=sys.stderr)
+    return ConfigError.exit_code
 
 
 def _from_recipe(arguments: argparse.Namespace, project: Project) -> Benchmark:

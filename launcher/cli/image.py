@@ -22,6 +22,7 @@ from launcher.core.errors import Cancelled, ConfigError, ImageError
 from launcher.core.process import CommandRunner, clean_environment, stoppable
 from launcher.core.redact import redact
 from launcher.core.stop import stop_on_signals
+from launcher.core.terminal import say
 from launcher.image import inventory
 from launcher.image.enroot import ImportPolicy
 from launcher.image.inventory import Image, ImageDirectory
@@ -48,7 +49,7 @@ class _Where:
     project: Project
 
     def contents(self, grace: float = inventory.GRACE) -> list[ImageDirectory]:
-        users = images_in_use(self.project.runs)
+        users = images_in_use(self.project.runs, self.directories)
         return [ImageDirectory(path, users, is_run_over, grace) for path in self.directories]
 
     def images(self) -> list[Image]:
@@ -104,7 +105,7 @@ def list_images(arguments: argparse.Namespace) -> int:
         rows.append([image.squash.name, f"{image.size / 1e6:.1f}", digest[:19], last_use, users, image.problem or how])
     table(["image", "MB", "digest", "last use", "live runs", ""], rows)
     total = sum(image.size for image in found)
-    print(f"{len(found)} images, {total / 1e9:.2f} GB, {sum(image.problem is not None for image in found)} not whole")
+    say(f"{len(found)} images, {total / 1e9:.2f} GB, {sum(image.problem is not None for image in found)} not whole")
     return 0
 
 
@@ -129,15 +130,15 @@ def import_images(arguments: argparse.Namespace) -> int:
                     _import_on_nodes(image, arguments.on_node, where, run)
                 else:
                     record = ensure_image(image, where.policy, where.environment, run=run, log=_log, sleep=stop.sleep)
-                    print(record.squash)
-            except Cancelled:
-                stop.check()  # it knows the signal, and with it the exit code
+                    say(record.squash)
+            except Cancelled as why:
+                why.message = f"{why.message.partition(' while ')[0]} while importing {reference}"
                 raise
     return 0
 
 
 def _log(text: str) -> None:
-    print(redact(text, os.environ), file=sys.stderr, flush=True)
+    say(redact(text, os.environ), file=sys.stderr)
 
 
 def _import_on_nodes(image: PlannedImage, nodes: list[str], where: _Where, run: CommandRunner) -> None:
@@ -150,7 +151,7 @@ def _import_on_nodes(image: PlannedImage, nodes: list[str], where: _Where, run: 
     options += [f"--account={where.policy.account}"] if where.policy.account else []
     for node in nodes:
         _log(import_on_node(image, node, options, run, where.environment))
-        print(f"{node}:{image.squash}")
+        say(f"{node}:{image.squash}")
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -164,9 +165,9 @@ def verify(arguments: argparse.Namespace) -> int:
     for image in found:
         verdict, said = inventory.verify(image, deep=arguments.deep)
         tag = [] if arguments.offline else _tag(image, where)
-        print(f"{image.squash.name}: {verdict}")
+        say(f"{image.squash.name}: {verdict}")
         for line in (*said, *tag):
-            print(f"  {line}")
+            say(f"  {line}")
         if verdict == "damaged":
             damaged.append(image.squash.name)
     if damaged:
@@ -196,7 +197,7 @@ def adopt(arguments: argparse.Namespace) -> int:
     """Record what a file is."""
     squash = Path(arguments.image).resolve()
     note = inventory.adopt(squash, arguments.reference, Reference.parse(arguments.reference).uri)
-    print(f"{squash}: {note.reference}, {note.size / 1e6:.1f} MB, {note.hash}")
+    say(f"{squash}: {note.reference}, {note.size / 1e6:.1f} MB, {note.hash}")
     return 0
 
 
@@ -212,10 +213,10 @@ def gc(arguments: argparse.Namespace) -> int:
     for item, directory in gone:
         removed = arguments.apply and directory.remove(item)
         freed += item.size if removed or not arguments.apply else 0
-        print(f"{'removed' if removed else left}: {item.path} ({item.size / 1e6:.1f} MB): {item.why}")
-    print(f"{'freed' if arguments.apply else 'would free'} {freed / 1e9:.3f} GB in {len(gone)} entries")
+        say(f"{'removed' if removed else left}: {item.path} ({item.size / 1e6:.1f} MB): {item.why}")
+    say(f"{'freed' if arguments.apply else 'would free'} {freed / 1e9:.3f} GB in {len(gone)} entries")
     if not arguments.apply and gone:
-        print("this was a dry run; --apply removes them. Runs of bash launchers are not known here.")
+        say("this was a dry run; --apply removes them. Runs of bash launchers are not known here.")
     return 0
 
 
@@ -232,13 +233,13 @@ def locks(arguments: argparse.Namespace) -> int:
         value = {"directory": str(directory), "file_system": file_system(directory), "notes": said}
         print(json.dumps({**value, "probes": [asdict(probed) for probed in found]}, indent=2))
         return 0
-    print(f"{directory}: {file_system(directory)}")
+    say(f"{directory}: {file_system(directory)}")
     for probed in found:
         beat = "never" if probed.heartbeat is None else f"after {probed.heartbeat:g} s"
         twice = "may be done twice at once; what is published is whole all the same"
-        print(f"{probed.where}: imports {'are done one at a time' if probed.one_at_a_time else twice}")
-        print(f"  flock {probed.flock}; lockf {probed.lockf}; owner file {probed.owner_file}")
-        print(f"  heartbeat seen: {beat}; clocks differ by {probed.clocks:g} s")
+        say(f"{probed.where}: imports {'are done one at a time' if probed.one_at_a_time else twice}")
+        say(f"  flock {probed.flock}; lockf {probed.lockf}; owner file {probed.owner_file}")
+        say(f"  heartbeat seen: {beat}; clocks differ by {probed.clocks:g} s")
     for line in said:
-        print(line)
+        say(line)
     return 0

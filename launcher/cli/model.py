@@ -15,6 +15,7 @@ from launcher.cli.common import open_project
 from launcher.cli.render import progress_shown, table
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.stop import stop_on_signals
+from launcher.core.terminal import say
 from launcher.model.checkpoint import CheckpointReport, examine, nearest_sibling, right_sibling, suggestion
 from launcher.model.destination import Leftover, leftovers, remove_leftovers
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, Manifest
@@ -138,7 +139,7 @@ def verify(arguments: argparse.Namespace) -> int:
             progress.begin(len(manifest.files), manifest.bytes)
             found = manifest.deep_differences(path, workers=arguments.workers, advance=progress.advance, stop=stop)
     for line in found:
-        print(line)
+        say(line)
     if found:
         raise ModelError(f"{len(found)} of {len(manifest.files)} files differ from the manifest", where=str(path))
     how = "every byte" if arguments.deep else "names and sizes"
@@ -164,7 +165,7 @@ def gc(arguments: argparse.Namespace) -> int:
         rows = [[i.path, f"{i.bytes / 1e9:.3f} GB", i.owner, f"kept: {i.keep}" if i.keep else done] for i in found]
         table(["what", "size", "whose", ""], rows)
     free = sum(item.bytes for item in found if not item.keep)
-    print(f"{free / 1e9:.1f} GB {'removed' if arguments.apply else 'to remove; --apply does it'}")
+    say(f"{free / 1e9:.1f} GB {'removed' if arguments.apply else 'to remove; --apply does it'}")
     return 0
 
 
@@ -216,18 +217,18 @@ def _show(report: CheckpointReport, note: str, precision: str | None) -> None:
         unknown = "the declared one or not: not known ({})"
         parts.append(words.get(report.identity, unknown).format(report.identity_reason))
     parts += [f"agrees with {' and '.join(report.known_by)}"] if report.known_by else []
-    print(f"{report.path}: {', '.join(parts)}  {note}".rstrip())
+    say(f"{report.path}: {', '.join(parts)}  {note}".rstrip())
     for line in (*report.problems, *(f"doubt: {doubt}" for doubt in report.doubts)):
-        print(f"  {line}")
+        say(f"  {line}")
     if report.whole and report.identity != "mismatch":
         return
     if right := right_sibling(report.path, precision):
-        print(f"  {suggestion(right, '')}")
+        say(f"  {suggestion(right, '')}")
     elif near := nearest_sibling(report.path):
         other = examine(near, precision=precision)
         why = other.problems[0] if other.problems else other.identity_reason
-        print(f"  {near} has a similar name, but is not the declared one either: {why}")
+        say(f"  {near} has a similar name, but is not the declared one either: {why}")
 
 
 def _log(text: str) -> None:
-    print(text, file=sys.stderr)
+    say(text, file=sys.stderr)

@@ -17,7 +17,7 @@ from launcher.check import inputs, report
 from launcher.check.inputs import CheckInput, Row
 from launcher.check.registry import RULES, check_everything
 from launcher.check.report import Baseline, Roots, baseline_text
-from launcher.cli.common import chosen, filters, open_project
+from launcher.cli.common import chosen, filters, open_project, planned, tell_refused
 from launcher.cli.render import show_plans, table
 from launcher.core import publish
 from launcher.core.errors import ConfigError, suggest
@@ -29,19 +29,21 @@ from launcher.srtctl.mirror import Commits
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """Print the plans of the selected benchmarks. Exit 0, also with findings: they are part of a plan."""
+    """Print the plans of the selected benchmarks. Exit 0, also with findings: they are part of a plan.
+
+    Exit 2 when some of what is selected cannot be planned; the others are.
+    """
     project = open_project(arguments)
-    if arguments.from_env:
-        plans = [project.plan_from_environment()]
-    else:
-        benchmarks, narrow = [benchmark for benchmark, _ in chosen(arguments, project)], bool(arguments.conc)
-        plans = [project.plan_by_hand(benchmark, arguments.runner, narrow=narrow) for benchmark in benchmarks]
+    refused: list[ConfigError] = []
+    plans = [project.plan_from_environment()] if arguments.from_env else planned(arguments, project, refused)
     if arguments.json:
         values = [p.as_dict() for p in plans]
-        print(json.dumps(values[0] if len(values) == 1 else values, indent=2, ensure_ascii=False))
+        alone = len(values) == 1 and not refused
+        print(json.dumps(values[0] if alone else values, indent=2, ensure_ascii=False))
     else:
         show_plans(plans, project.kind)
-    return 0
+    sys.stdout.flush()
+    return tell_refused(refused, len(plans))
 
 
 def matrix(arguments: argparse.Namespace) -> int:
@@ -50,14 +52,16 @@ def matrix(arguments: argparse.Namespace) -> int:
     files = arguments.matrix or [str(path) for path in sorted((project.workspace / "configs").glob("*-master.yaml"))]
     more = {"runners": arguments.runner, "model_prefixes": arguments.model_prefix}
     selection = filters(arguments, nodes=arguments.nodes, evals=arguments.evals, **more)
-    found = project.matrix(files).entries(selection)
+    refused: list[ConfigError] = []
+    found = project.matrix(files).entries(selection, refused)
     if arguments.json:
         print(json.dumps([entry.data for entry in found], ensure_ascii=False))
-        return 0
+        return tell_refused(refused, len(found))
     columns = ["key", "runner", "framework", "precision", "measures", "topology", "concurrency", "evaluated"]
     table(columns, map(_row, found))
     print(f"{len(found)} entries of {len({entry.key for entry in found})} keys")
-    return 0
+    sys.stdout.flush()
+    return tell_refused(refused, len(found))
 
 
 def _row(entry: Entry) -> list[str]:
@@ -126,11 +130,12 @@ def _gathered(arguments: argparse.Namespace, project: Project) -> CheckInput:
         return CheckInput([row], files=[file], schemas=project.schemas, whole=False)
     names = ("key", "framework", "precision", "seq", "scenario", "conc", "topology", "evals", "recipe")
     if any(getattr(arguments, name) for name in names):
-        rows = chosen(arguments, project)
-        return inputs.selected(project, rows, arguments.runner, bool(arguments.conc))
+        broken: list[ConfigError] = []
+        rows = chosen(arguments, project, broken)
+        given = inputs.selected(project, rows, arguments.runner, bool(arguments.conc))
+        return dataclasses.replace(given, broken_rows=broken)
     if arguments.runner:
-        served = inputs.served_by(project, arguments.runner, arguments.matrix)
-        return inputs.selected(project, served, arguments.runner)
+        return inputs.of_runner(project, arguments.runner, arguments.matrix)
     return inputs.everything(project, arguments.matrix)
 
 

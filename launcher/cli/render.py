@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from launcher.cli.logs import LogLines
+from launcher.cli.output import Output
 from launcher.core.github import GitHub
 from launcher.core.redact import redact
+from launcher.core.terminal import one_line, printable, styled
 from launcher.plan.plan import Plan, PlannedModel
 from launcher.run.finish import Outcome
 from launcher.run.kind import JobKind
-from launcher.run.record import Event, RunRecord
+from launcher.run.record import Event
 
 if TYPE_CHECKING:
     from launcher.model.copy import Progress
@@ -27,9 +30,6 @@ _LINE_EVERY = 30.0
 
 _BARS = 12
 """Bars of single files that are shown at once in a terminal."""
-
-_WIDE = 120
-"""Columns of a terminal from which on a run has one line in the table of runs."""
 
 _COLOURS = {"log": "2", "error": "31", "warning": "33", "job": "36", "end": "1"}
 """Codes of a terminal for the kinds of lines."""
@@ -43,7 +43,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     for column in columns:
         shown.add_column(column, overflow="fold", no_wrap=column != "")
     for row in rows:
-        shown.add_row(*(str(cell) for cell in row))
+        shown.add_row(*map(one_line, row))
     _console(sys.stdout).print(shown)
 
 
@@ -52,7 +52,7 @@ def _console(stream: TextIO) -> Any:
 
     terminal = stream.isatty()
     return Console(
-        file=stream,
+        file=styled(stream),
         highlight=False,
         markup=False,
         emoji=False,
@@ -107,6 +107,7 @@ def _lines(plan: Plan, kind: JobKind) -> list[tuple[str, str]]:
         *kind.describe(plan),
         ("job", _job(plan)),
         ("results", ", ".join(plan.results.required) or f"{plan.results.filename}_*.json"),
+        ("believed", str(plan.results.limits)),
         ("decided by", f"{plan.rules.get('model', '-')}, {plan.rules.get('lane', '-')}"),
     ]
 
@@ -122,53 +123,6 @@ def _job(plan: Plan) -> str:
     limit = f"{asked.time_limit} minutes" if (asked.time_limit or "").isdigit() else asked.time_limit
     parts = {"partition": asked.partition, "account": asked.account, "at most": limit}
     return ", ".join([plan.job_name, *(f"{name} {value}" for name, value in parts.items() if value)])
-
-
-def show_runs(found: Sequence[RunRecord], runs: Path) -> None:
-    """A table of runs, latest last."""
-    if not found:
-        print(f"no runs below {runs}")
-        return
-    rows = []
-    for record in found:
-        fields = record.fields
-        state = fields.state
-        if not record.ended and not record.owned_by_another:
-            state = f"{state} (nobody drives it)"
-        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(fields.created)) if fields.created else "-"
-        job, text = (fields.job.id, fields.job.says) if fields.job is not None else ("-", "")
-        if fields.verdict is not None and fields.verdict.layer:
-            text = str(fields.verdict)
-        elif fields.error is not None:
-            text = f"{fields.error.layer}: {fields.error.message.splitlines()[0]}"
-        rows.append([record.id, fields.runner, began, state, job, text])
-    console = _console(sys.stdout)
-    if not console.is_terminal or console.width >= _WIDE:
-        table(["run", "runner", "began", "state", "job", ""], rows)
-        return
-    for run_id, runner, began, state, job, text in rows:
-        console.print(f"{run_id}   {state}")
-        _print_line(console, runner, f"{began}   job {job}   {text}")
-
-
-def show_run(record: RunRecord) -> None:
-    """One run: its steps, its job, its end, and where its files are."""
-    console, fields = _console(sys.stdout), record.fields
-    console.print(f"{record.id}   {fields.state}", style="bold")
-    console.print(f"  {record.plan.benchmark.title} on {fields.runner}")
-    for name, step in fields.steps.items():
-        console.print(f"  {name:10} {step.state:8} {step.at - step.began:7.1f} s   {step.error or ''}")
-    if fields.job is not None:
-        console.print(f"  job        {fields.job.id}   {fields.job.says}")
-        console.print(f"  output     {fields.job.output}")
-    if fields.error is not None:
-        console.print(f"  {fields.error.layer}: {fields.error.message}", style="red")
-        if fields.error.hint:
-            console.print(f"  hint: {fields.error.hint}")
-    if fields.verdict is not None:
-        console.print(f"  verdict    {fields.verdict}", style="red" if fields.verdict.layer else "green")
-        console.print(f"  evidence   {record.directory / 'evidence'}")
-    console.print(f"  record     {record.directory}")
 
 
 @contextlib.contextmanager
@@ -246,7 +200,7 @@ class _ProgressBars:
             elif path in self._shown:
                 self._bars.update(self._shown[path], completed=there)
             elif len(self._shown) < _BARS:
-                self._shown[path] = self._bars.add_task(path, total=size, completed=there)
+                self._shown[path] = self._bars.add_task(one_line(path), total=size, completed=there)
 
 
 def summaries(runs: Path, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -258,14 +212,16 @@ def summaries(runs: Path, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 class Console:
     """Writes events and job logs to standard output; job logs between ``::stop-commands::`` marks where GitHub reads.
 
-    ``labels`` names runs for people; with a single run no label is shown.
+    ``labels`` names runs for people; with a single run no label is shown. ``output`` is what standard output is
+    meanwhile: logs wait for room in it, and events never do.
     """
 
-    def __init__(self, labels: Mapping[str, str], github: GitHub | None) -> None:
-        self._labels, self._github = labels, github
+    def __init__(self, labels: Mapping[str, str], github: GitHub | None, output: Output | None = None) -> None:
+        self._labels, self._github, self._output = labels, github, output
         self._colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         self._began: float | None = None
         self._gone = False
+        self._logs: dict[str, LogLines] = {}
 
     def event(self, event: Event) -> None:
         """Show an event as a line: seconds since the first one, run, text."""
@@ -274,21 +230,23 @@ class Console:
             return
         run = self._label(event.run, "  ")
         mark = {"error": "error: ", "warning": "warning: "}.get(event.kind, "")
-        self._say(f"{event.time - self._began:7.1f}s  {run}{mark}{redact(event.text, os.environ)}", event.kind)
+        # Further lines are indented: none of them can be taken for an event.
+        text = redact(event.text, os.environ).replace("\n", "\n          ")
+        self._say(f"{event.time - self._began:7.1f}s  {run}{mark}{text}", event.kind)
 
     def log(self, run: str, lines: Sequence[str]) -> None:
-        """Show new lines of a job's log."""
+        """Show new lines of a job's log, as one block. Waits while a slow reader has enough to read."""
         if not lines:
             return
-        prefix = self._label(run, "") + "  | "
-        shown = [redact(f"{prefix}{line}", os.environ) for line in lines]
+        if self._output is not None:
+            self._output.wait_for_room()
+        logs = self._logs.setdefault(run, LogLines(self._label(run, "") + "  | "))
+        shown = logs.shown(lines)
         if self._github is None:
-            for line in shown:
-                self._say(line, "log")
+            self._say_all(shown, "log")
             return
         with self._unheard(), self._github.job_log() as write:
-            for line in shown:
-                write(line)
+            write("\n".join(shown))
 
     def outcomes(self, runs: Path, outcomes: Sequence[Outcome]) -> None:
         """Show how runs ended: the table of results, where they are, and what to try next."""
@@ -296,14 +254,15 @@ class Console:
 
         with self._unheard():
             sys.stdout.write("\n")
-            write_table(summaries(runs, outcomes), sys.stdout, os.environ)
+            write_table(summaries(runs, outcomes), styled(sys.stdout), os.environ)
         for outcome in outcomes:
             if outcome.error is not None:
                 label = self._label(outcome.run, ": ").lstrip()
                 self._say(f"{label}{redact(str(outcome.error), os.environ)}", "error")
-                self._say(f"{label}verdict: {outcome.verdict}", "end")
+                self._say(f"{label}verdict: {one_line(redact(str(outcome.verdict), os.environ))}", "end")
         good = [o for o in outcomes if o.error is None]
-        self._say(f"\n{len(good)} of {len(outcomes)} runs succeeded. Records and results: {runs}")
+        self._say("")
+        self._say(f"{len(good)} of {len(outcomes)} runs succeeded. Records and results: {runs}")
         if outcomes:
             chosen = next((o for o in outcomes if o.error is not None), outcomes[0])
             self._say(f"Next: launcher status {chosen.run}   (or: launcher logs {chosen.run})")
@@ -315,12 +274,16 @@ class Console:
         return f"{self._labels.get(run, run):{width}}{after}"
 
     def _say(self, text: str, kind: str = "") -> None:
-        """One line, where there are colours in that of its kind."""
+        """What is said, of one line or a few, where there are colours in that of its kind."""
+        self._say_all(printable(text).split("\n"), kind)
+
+    def _say_all(self, lines: Sequence[str], kind: str) -> None:
         code = _COLOURS.get(kind) if self._colour else None
+        text = "".join(f"\033[{code}m{line}\033[0m\n" if code else f"{line}\n" for line in lines)
         with self._unheard():
             if not self._gone:
                 # One write: several threads say lines.
-                sys.stdout.write(f"\033[{code}m{text}\033[0m\n" if code else f"{text}\n")
+                styled(sys.stdout).write(text)
                 sys.stdout.flush()
 
     @contextlib.contextmanager

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark
 from launcher.check.report import Roots
-from launcher.cli.common import open_project
+from launcher.cli.common import open_project, tell_refused
 from launcher.cli.render import table
 from launcher.core.errors import ConfigError
 from launcher.core.process import CommandRunner
 from launcher.core.publish import publish_new, temporary_name
+from launcher.core.terminal import say
 from launcher.core.yaml_source import Document
 from launcher.doctor import queries
 from launcher.doctor.comparison import Claim, Fill, compare, notes
@@ -36,12 +37,14 @@ from launcher.services import stand_in_programs
 
 def listing(arguments: argparse.Namespace) -> int:
     """One line for each runner."""
-    runners = [file.runner for file in open_project(arguments).fleet.all()]
+    broken: list[ConfigError] = []
+    runners = [file.runner for file in open_project(arguments).fleet.readable(broken)]
     rows = [
         [r.name, r.sku, r.node.gpus, r.scheduler.partition or "-", " ".join(r.labels), r.description] for r in runners
     ]
     table(["runner", "sku", "GPUs", "partition", "labels", ""], rows)
-    return 0
+    sys.stdout.flush()
+    return tell_refused(broken, len(runners), "runner files", "read")
 
 
 def show(arguments: argparse.Namespace) -> int:
@@ -52,7 +55,7 @@ def show(arguments: argparse.Namespace) -> int:
         served = {nodes: benchmark for nodes, benchmark in cases.items() if _is_served(file, benchmark)}
         for nodes, benchmark in served.items() or list(cases.items())[:1]:
             if len(served) > 1:
-                print(f"on {nodes}:")
+                say(f"on {nodes}:")
             _case(file, benchmark)
         return 0
     r = file.runner
@@ -60,19 +63,19 @@ def show(arguments: argparse.Namespace) -> int:
     print(
         f"scheduler  {r.scheduler.kind}, partition {r.scheduler.partition or '-'}, account {r.scheduler.account or '-'}"
     )
-    print(f"nodes      {r.node.gpus} GPUs, {r.node.arch or 'any architecture'}")
+    say(f"nodes      {r.node.gpus} GPUs, {r.node.arch or 'any architecture'}")
     if r.images.directory:
-        print(f"images     {r.images.directory}, imported on the {r.images.import_on} node")
+        say(f"images     {r.images.directory}, imported on the {r.images.import_on} node")
     tables: dict[str, list[tuple[When, str]]] = {
         "models": [(m.when, f"{m.path or f'cache {m.cache}'}") for m in r.models],
         "lanes": [(one.when, _runs(one)) for one in r.lanes],
     }
     for title, rules in tables.items():
-        print(title)
+        say(title)
         for i, (when, what) in enumerate(rules):
-            print(f"  {describe_when(when):40} {what}   {file.location(title, i)}")
+            say(f"  {describe_when(when):40} {what}   {file.location(title, i)}")
     for i, node in enumerate(r.exclude_nodes):
-        print(f"excluded   {node.node}: {node.reason}   {file.location('exclude-nodes', i)}")
+        say(f"excluded   {node.node}: {node.reason}   {file.location('exclude-nodes', i)}")
     return 0
 
 
@@ -105,30 +108,30 @@ def _case(file: RunnerFile, benchmark: Benchmark) -> None:
     model, lane = file.model(benchmark), file.lane(benchmark)
     r = lane.rule
     as_alias = f" as {model.rule.alias}" if model.rule.alias else ""
-    print(f"model      {model.rule.path or f'cache {model.rule.cache}'}{as_alias}   {model.where}")
+    say(f"model      {model.rule.path or f'cache {model.rule.cache}'}{as_alias}   {model.where}")
     if own := file.image(benchmark):
         what = own.rule.image or f"in {own.rule.directory or file.runner.images.directory}"
-        print(f"image      {what}   {own.where}")
+        say(f"image      {what}   {own.where}")
     if r.container is not None:
-        print(f"container  {_runs(r)}   {lane.where}")
+        say(f"container  {_runs(r)}   {lane.where}")
     else:
-        print(f"srt-slurm  {file.runner.repositories[r.repository]} {r.ref} ({r.sha or 'not pinned'})   {lane.where}")
+        say(f"srt-slurm  {file.runner.repositories[r.repository]} {r.ref} ({r.sha or 'not pinned'})   {lane.where}")
     for overlay in r.overlays:
-        print(f"overlay    {overlay.source} → {overlay.destination or 'recipes/' + overlay.source}")
+        say(f"overlay    {overlay.source} → {overlay.destination or 'recipes/' + overlay.source}")
     if r.setup_script:
-        print(f"set-up     {r.setup_script}")
+        say(f"set-up     {r.setup_script}")
     own_limit = r.container.allocation.time_limit if r.container is not None else r.time_limit
     limit = last([own_limit, *(a.rule.time_limit for a in file.adjustments(benchmark))], None)
     limit = limit or file.runner.scheduler.time_limit or "the partition's"
-    print(f"time limit {limit}{'' if r.container is not None else ', where the recipe says none'}")
+    say(f"time limit {limit}{'' if r.container is not None else ', where the recipe says none'}")
     names = (*_ADJUSTS, *(_OF_SRTCTL if r.container is None else _OF_CONTAINERS))
     for applied in file.adjustments(benchmark):
         if what := ", ".join(name for name in names if getattr(applied.rule, name) not in (None, {}, [])):
-            print(f"adjusts    {what.replace('_', '-')}: {applied.rule.reason or '-'}   {applied.where}")
+            say(f"adjusts    {what.replace('_', '-')}: {applied.rule.reason or '-'}   {applied.where}")
     for excluded in file.excluded(benchmark):
-        print(f"excludes   {excluded.rule.node}: {excluded.rule.reason}   {excluded.where}")
+        say(f"excludes   {excluded.rule.node}: {excluded.rule.reason}   {excluded.where}")
     for finding in known([model, lane, *([own] if own else []), *file.adjustments(benchmark)]):
-        print(f"known      {finding.severity}: {finding.message}   {finding.where}")
+        say(f"known      {finding.severity}: {finding.message}   {finding.where}")
 
 
 def _benchmark(case: str, multinode: bool) -> Benchmark:
@@ -181,10 +184,10 @@ def new(arguments: argparse.Namespace) -> int:
         sys.stdout.write(text)
         return 0
     _publish(target, text)
-    print(f"{target} is written. To do:")
+    say(f"{target} is written. To do:")
     for line, what in todos(text):
-        print(f"  {target.name}:{line}: {what}")
-    print(f"Next: launcher runner doctor {name}")
+        say(f"  {target.name}:{line}: {what}")
+    say(f"Next: launcher runner doctor {name}")
     return 0
 
 
@@ -236,7 +239,7 @@ def doctor(arguments: argparse.Namespace) -> int:
         _show(claims, remarks)
     text = f"{len(claims)} claims: {counts['agree']} agree, {counts['differ']} differ, {counts['unknown']} unknown"
     if not counts["differ"]:
-        print(text, file=sys.stderr if arguments.json else sys.stdout)
+        say(text, file=sys.stderr if arguments.json else sys.stdout)
         return 0
     sys.stdout.flush()
     hint = "each line that differs says how to fix it"
@@ -256,9 +259,9 @@ def _show(claims: Sequence[Claim], remarks: Sequence[str]) -> None:
     for claim in claims:
         path, _, line = claim.where.rpartition(":")
         where = f"{here.short(path)}:{line}"
-        print(f"{claim.verdict:7}  {f'{claim.key} {claim.says}':45}  {where}")
+        say(f"{claim.verdict:7}  {f'{claim.key} {claim.says}':45}  {where}")
         for word, text in (("found", claim.found), ("why", claim.why), ("fix", claim.hint)):
             if text and (claim.verdict != "agree" or word != "found"):
-                print(f"           {word}: {text}")
+                say(f"           {word}: {text}")
     for text in remarks:
-        print(f"note     {text}")
+        say(f"note     {text}")

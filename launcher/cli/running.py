@@ -4,46 +4,50 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO, cast
 
-from launcher.cli.common import chosen, open_project
-from launcher.cli.render import Console, show_plans, show_run, show_runs, summaries
+from launcher.cli.common import chosen, of_row, open_project, planned, tell_refused
+from launcher.cli.ending import end_leftovers, run_id_of
+from launcher.cli.output import standard_output_apart
+from launcher.cli.render import Console, show_plans, summaries
 from launcher.core.errors import ConfigError, JobError, LauncherError
 from launcher.core.github import GitHub
 from launcher.core.stop import Stop, stop_on_signals
+from launcher.core.terminal import StandardOutput, say
+from launcher.plan.job_environment import require_passed
 from launcher.plan.plan import Plan
+from launcher.plan.secrets import refuse_secrets
 from launcher.project import Project, new_run_id
 from launcher.result.summary import markdown
-from launcher.run import finish
+from launcher.run import cancelling, finish, github_runs
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.loop import Limits, run_all
 from launcher.run.orphans import adopt as adopt_job
-from launcher.run.orphans import end_run, find_orphans, orphans_of_job_name, told_elsewhere
 from launcher.run.prepare import refuse
-from launcher.run.record import RunRecord, records
+from launcher.run.record import RunRecord
 from launcher.services import open_run, open_services, pace_of
-from launcher.slurm.backends import open_scheduler
 from launcher.slurm.client import Phase
-from launcher.slurm.logs import LogFollower
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the one benchmark that is selected."""
     project = open_project(arguments, look=True)
-    return _exit_code(_drive(project, _by_hand(project, arguments), arguments))
+    return _exit_code(_drive(project, [_by_hand(project, arguments)], arguments))
 
 
 def adopt(arguments: argparse.Namespace) -> int:
     """Take over a job that was started by hand: from here on it is this run's, to follow, to cancel, to collect."""
     project = open_project(arguments, look=True)
     by_environment = arguments.from_env
-    plan = project.plan_from_environment(arguments.run_id) if by_environment else _by_hand(project, arguments)[0]
+    plan = project.plan_from_environment(arguments.run_id) if by_environment else _by_hand(project, arguments)
+    refuse_secrets(plan)
     record = RunRecord.create(project.runs, plan)
     record.update(results="workspace" if by_environment else "run")
     output = Path(arguments.output).resolve() if arguments.output else None
@@ -58,25 +62,44 @@ def adopt(arguments: argparse.Namespace) -> int:
 
 
 def sweep(arguments: argparse.Namespace) -> int:
-    """Run all benchmarks that are selected; the exit code is that of the first that did not succeed."""
+    """Run all benchmarks that are selected; the exit code is that of the first that did not succeed.
+
+    What is selected and cannot be run is listed, and the others are run; then the exit code is 2 at least.
+    """
     if arguments.run_id:
         raise ConfigError("a sweep has many runs", where="--run-id", hint="launcher run --run-id ID")
     project = open_project(arguments, look=True)
     limits = Limits(arguments.max_jobs, arguments.fail_fast)
-    return _exit_code(_drive(project, _by_hand(project, arguments, several=True), arguments, limits=limits))
+    refused: list[ConfigError] = []
+    plans = planned(arguments, project, refused, lambda benchmark: new_run_id(benchmark, time.time()))
+    good = []
+    for plan in plans:
+        try:
+            refuse(plan, arguments.accept)
+        except ConfigError as error:
+            if len(plans) + len(refused) == 1:
+                raise
+            refused.append(of_row(error, plan.benchmark, plan.benchmark.source))
+        else:
+            good.append(plan)
+    code = tell_refused(refused, len(good))
+    if not good:
+        return code
+    return _exit_code(_drive(project, good, arguments, limits=limits)) or code
 
 
 def ci(arguments: argparse.Namespace) -> int:
     """Run what this GitHub job's environment asks for; results go where the workflow looks."""
     project = open_project(arguments, look=True)
     arguments.annotated = True
-    with GitHub(os.environ, sys.stdout) as github:
+    with GitHub(os.environ, cast(TextIO, StandardOutput())) as github:
         github.mask_secrets(os.environ)
         try:
             plan = project.plan_from_environment(arguments.run_id)
             _announce(github, plan, project)
             github.output("run-id", plan.run_key)
-            _end_leftovers(project, plan, github)
+            github.variable(github_runs.VARIABLE, plan.run_key)  # for the clean-up step
+            end_leftovers(project, plan, github)
             outcomes = _drive(project, [plan], arguments, github=github)
         except ConfigError as error:
             github.error(str(error), title="launcher: configuration")
@@ -85,86 +108,10 @@ def ci(arguments: argparse.Namespace) -> int:
     return _exit_code(outcomes)
 
 
-def status(arguments: argparse.Namespace) -> int:
-    """List all runs, or show one."""
-    runs = open_project(arguments).runs
-    found = [RunRecord.load(runs, arguments.run)] if arguments.run else records(runs)
-    if arguments.json:
-        values = [json.loads((record.directory / "run.json").read_text()) for record in found]
-        print(json.dumps(values[0] if arguments.run else values, indent=2))
-    elif arguments.run:
-        show_run(found[0])
-    else:
-        show_runs(found, runs)
-    return 0
-
-
-def logs(arguments: argparse.Namespace) -> int:
-    """Print the job's log; with --follow until the run has ended."""
-    runs, follower = open_project(arguments).runs, None
-    while True:
-        record = RunRecord.load(runs, arguments.run)
-        if follower is None and (path := record.log_path) is not None:
-            follower = LogFollower(path)
-        if follower is None and not arguments.follow:
-            raise ConfigError("this run has no job yet, hence no log", where=f"run {record.id}")
-        while follower is not None and (lines := follower.read_new()):
-            sys.stdout.writelines(f"{line}\n" for line in lines)
-            sys.stdout.flush()
-        if record.ended or not arguments.follow:
-            if follower is not None:
-                sys.stdout.writelines(f"{line}\n" for line in follower.flush())
-            return 0
-        time.sleep(0.5)
-
-
-def cancel(arguments: argparse.Namespace) -> int:
-    """Cancel a run's job and wait until the scheduler says that it is gone."""
-    project = open_project(arguments)
-    record = RunRecord.load(project.runs, _run_id(arguments, project))
-    end_run(open_run(project, record), "launcher cancel", print)
-    return 0
-
-
-def cleanup(arguments: argparse.Namespace) -> int:
-    """End the jobs of runs that nobody drives any more; with RUN or --from-env, of that run."""
-    project = open_project(arguments)
-    if arguments.run or arguments.from_env:
-        run_id = _run_id(arguments, project)
-        if not (project.runs / run_id / "run.json").is_file():
-            print(f"run {run_id} has no record: it never began")
-            return 0
-        end_run(open_run(project, RunRecord.load(project.runs, run_id)), "launcher cleanup", print)
-        return 0
-    left, elsewhere = find_orphans(project.runs)
-    wrong: list[LauncherError] = []
-    for record in left:
-        try:
-            end_run(open_run(project, record), "launcher cleanup", print)
-        except LauncherError as error:
-            wrong.append(error)
-        except OSError as error:
-            wrong.append(LauncherError(str(error.strerror), where=f"run {record.id}"))
-    for record in elsewhere:
-        print(told_elsewhere(record))
-    print(f"{len(left)} runs were left behind" if left else "no run was left behind")
-    try:
-        from launcher.model.node_job import reap  # no run stages on nodes: only here
-
-        reap(project.state, lambda: open_scheduler("slurm", backend="commands"), print)
-    except LauncherError as error:
-        wrong.append(error)
-    for other in wrong[1:]:
-        print(other)
-    if wrong:
-        raise wrong[0]
-    return 0
-
-
 def collect(arguments: argparse.Namespace) -> int:
     """Collect and check a run's results again."""
     project = open_project(arguments)
-    record = RunRecord.load(project.runs, _run_id(arguments, project))
+    record = RunRecord.load(project.runs, run_id_of(arguments, project))
     if record.owned_by_another:
         raise ConfigError("another launcher drives this run, and will collect", where=f"run {record.id}")
     run = open_run(project, record)
@@ -181,7 +128,7 @@ def collect(arguments: argparse.Namespace) -> int:
         collected.raise_if_bad()
         return 0
     outcome = finish.finish(run, state)
-    print(f"run {record.id}: {outcome.state}")
+    say(f"run {record.id}: {outcome.state}")
     if outcome.error is not None:
         raise outcome.error
     return 0
@@ -192,51 +139,34 @@ def resume(arguments: argparse.Namespace) -> int:
     project = open_project(arguments, look=True)
     record = RunRecord.load(project.runs, arguments.run)
     if record.fields.state == "succeeded":
-        print(f"run {record.id} has succeeded already")
+        say(f"run {record.id} has succeeded already")
         return 0
     if record.owned_by_another:
         raise ConfigError("another launcher drives this run", where=f"run {record.id}", hint="launcher logs -f RUN")
+    plan = record.plan
+    if record.job is None:  # else the job has what it needs
+        require_passed(plan.passes, project.environ)
+    cancelling.withdraw(record)
     with stop_on_signals() as stop:
-        outcomes = _drive_records(project, [(record, record.plan)], stop)
+        outcomes = _drive_records(project, [(record, plan)], stop)
     return outcomes[0].exit_code
 
 
-def _run_id(arguments: argparse.Namespace, project: Project) -> str:
-    """The id of the run that a command is about: named, or that of this GitHub job."""
-    if arguments.run:
-        return str(arguments.run)
-    if arguments.from_env:
-        return project.run_id_from_environment()
-    raise ConfigError("which run?", hint="RUN, or --from-env in a GitHub job; `launcher status` lists them")
-
-
-def _by_hand(project: Project, arguments: argparse.Namespace, *, several: bool = False) -> list[Plan]:
-    """The plans of the benchmarks that are selected. Raises ConfigError for several where one is expected."""
-    benchmarks, narrow = [benchmark for benchmark, _ in chosen(arguments, project)], bool(arguments.conc)
-    if len(benchmarks) > 1 and not several:
+def _by_hand(project: Project, arguments: argparse.Namespace) -> Plan:
+    """The plan of the one benchmark that is selected. Raises ConfigError for several."""
+    refused: list[ConfigError] = []
+    benchmarks, narrow = [benchmark for benchmark, _ in chosen(arguments, project, refused)], bool(arguments.conc)
+    if refused:
+        raise refused[0]
+    if len(benchmarks) > 1:
         titles = "\n".join(f"  {b.title} conc {' '.join(map(str, b.concurrencies))}" for b in benchmarks)
         raise ConfigError(
             f"{len(benchmarks)} benchmarks are selected, and one job measures one:\n{titles}",
             hint="narrow it by --topology, --seq or --conc, or use `launcher sweep`",
         )
-    plans = []
-    for benchmark in benchmarks:
-        run_id = arguments.run_id or new_run_id(benchmark, time.time())
-        plans.append(project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id=run_id))
-    return plans
-
-
-def _end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
-    """End what a launcher that was killed left of an earlier job of this GitHub runner, and say so."""
-    left, elsewhere = orphans_of_job_name(project.runs, plan.job_name)
-    for record in elsewhere:
-        github.warning(told_elsewhere(record), title="launcher: left behind")
-    for record in left:
-        github.warning(f"run {record.id} was left behind by an earlier job of this runner; ending it")
-        try:
-            end_run(open_run(project, record), "the next launcher on this runner", print)
-        except (LauncherError, OSError) as error:
-            github.warning(f"run {record.id}: {error}", title="launcher: left behind")
+    (benchmark,) = benchmarks
+    run_id = arguments.run_id or new_run_id(benchmark, time.time())
+    return project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id=run_id)
 
 
 def _drive(
@@ -249,11 +179,32 @@ def _drive(
 ) -> list[Outcome]:
     for plan in plans:
         refuse(plan, arguments.accept)
+    clusters = Counter(plan.runner for plan in plans)
+    if len(clusters) > 1:
+        named = ", ".join(f"{name} ({count})" for name, count in clusters.items())
+        message = f"the selected benchmarks are of several clusters: {named}"
+        raise ConfigError(message, hint="--runner NAME picks one, or -k, --topology and --seq those of one")
     with stop_on_signals() as stop:
-        recorded = [(RunRecord.create(project.runs, plan), plan) for plan in plans]
-        for record, _ in recorded:
-            record.update(accepted=tuple(arguments.accept), results="workspace" if github is not None else "run")
-        return _drive_records(project, recorded, stop, quiet=not arguments.logs, limits=limits, github=github)
+        recorded: list[tuple[RunRecord, Plan]] = []
+        unrecorded: list[Outcome] = []
+        for plan in plans:
+            try:
+                record = RunRecord.create(project.runs, plan)
+                of_job = github_runs.identity(project.environ) if github is not None else ""
+                results = "workspace" if github is not None else "run"
+                record.update(accepted=tuple(arguments.accept), results=results, github_job=of_job)
+            except (LauncherError, OSError) as error:  # without a record there is no run; the others go on
+                if len(plans) == 1:
+                    raise
+                wrong = error if isinstance(error, LauncherError) else LauncherError(str(error.strerror))
+                print(f"run {plan.run_key}: {wrong}", file=sys.stderr)
+                unrecorded.append(Outcome(plan.run_key, "failed", error=wrong))
+            else:
+                recorded.append((record, plan))
+        if not recorded:
+            return unrecorded
+        driven = _drive_records(project, recorded, stop, quiet=not arguments.logs, limits=limits, github=github)
+        return [*driven, *unrecorded]
 
 
 def _drive_records(
@@ -268,28 +219,33 @@ def _drive_records(
     """Bring recorded runs to their ends, and show how they ended."""
     # A short name for each run: its number, topology and lengths.
     labels = {r.id: f"{i}. {p.benchmark.topology} {p.benchmark.measures}" for i, (r, p) in enumerate(recorded, 1)}
-    console = Console(labels, github)
     first = recorded[0][1]
-    if any(p.runner != first.runner for _, p in recorded):
-        raise ConfigError("the selected benchmarks are of several clusters", hint="--runner NAME picks one")
     said: list[str] = []
     services = open_services(project, first, stop, log=said.append)
-    recorded[0][0].listeners.append(console.event)
-    for record, _ in recorded:
-        for text in said:  # how Slurm is asked is in every record, and shown once
-            record.event("note", text)
-    for record, _ in recorded[1:]:
-        record.listeners.append(console.event)
-    runs = [Run(record, plan, project.kind(plan.kind), services) for record, plan in recorded]
-    for record, _ in recorded:
-        record.take()
-    limits = dataclasses.replace(limits, pace=pace_of(first))
-    try:
-        outcomes = run_all(runs, services.scheduler, stop, limits, None if quiet else console.log)
-    finally:
+    with standard_output_apart(stop) as output:
+        console = Console(labels, github, output)
+        recorded[0][0].listeners.append(console.event)
         for record, _ in recorded:
-            record.let_go()
-    console.outcomes(project.runs, outcomes)
+            for text in said:  # how Slurm is asked is in every record, and shown once
+                record.event("note", text)
+        for record, _ in recorded[1:]:
+            record.listeners.append(console.event)
+        runs = [
+            Run(record, plan, project.kind(plan.kind), cancelling.services_of(record, services))
+            for record, plan in recorded
+        ]
+        for record, _ in recorded:
+            try:
+                record.take()
+            except OSError as error:  # its run ends with this before it does anything, and the others go on
+                record.event("warning", f"the record cannot be written: {error.strerror}")
+        limits = dataclasses.replace(limits, pace=pace_of(first))
+        try:
+            outcomes = run_all(runs, services.scheduler, stop, limits, None if quiet else console.log)
+        finally:
+            for record, _ in recorded:
+                record.let_go()
+        console.outcomes(project.runs, outcomes)
     return outcomes
 
 

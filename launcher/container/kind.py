@@ -10,14 +10,16 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.container.planned import OWN, ContainerJob
-from launcher.core.errors import SubmissionError
+from launcher.core.errors import CheckoutError
 from launcher.plan.derive import Context
+from launcher.plan.job_environment import left_out
 from launcher.plan.plan import Plan
 from launcher.runner.file import RunnerFile
 from launcher.slurm.client import JobKey, JobState
@@ -35,6 +37,12 @@ LOG = "benchmark_job.log"
 
 _BEGIN, _END = "launcher: job ", re.compile(r"^launcher: the job ends with exit code (?P<code>\d+)\n", re.MULTILINE)
 """The first and the last line of the job's script (`job_script`)."""
+
+COPY = "workspace"
+"""In a run's own directory: the copy of the checkout that a job by hand works on."""
+
+_NOT_COPIED = (".git", OWN, "LOGS", "outputs", "results", "srt-slurm*", "*.sqsh")
+"""At the top of the checkout: what no job needs of it."""
 
 ARCHIVE_TIMEOUT = 1800.0
 """Seconds for packing the checkout."""
@@ -73,39 +81,49 @@ class ContainerKind:
     def prepare(self, run: Run) -> Prepared:
         """The job's script, and the checkout as an archive where the job runs on a copy."""
         from launcher.container.job_script import render
+        from launcher.container.results import lying_there
         from launcher.core.publish import write_text
         from launcher.run.kind import Prepared
 
-        root, own = own_directory(run.plan), ContainerJob.of(run.plan).own_workspace
-        text = render(run.plan, root)
+        root, job = own_directory(run.plan), ContainerJob.of(run.plan)
+        own, copies = job.own_workspace, _works_on_a_copy(run)
+        text = render(_in(root / COPY, run.plan) if copies and job.staging is None else run.plan, root)
         try:
             root.mkdir(parents=True, exist_ok=True)
+            if copies:
+                _copy_checkout(run, root / COPY)
             if own is not None:
                 shutil.copytree(own.benchmarks, Path(own.path, "benchmarks"), dirs_exist_ok=True)
             if root.parent.name == OWN:  # whoever looks at the checkout's status need not see it
                 write_text(root.parent / ".gitignore", "*\n")
             write_text(root / SCRIPT, text)
         except (OSError, shutil.Error) as error:
-            raise SubmissionError(f"the job's script cannot be written: {error}", where=str(root)) from None
-        if ContainerJob.of(run.plan).staging is not None:
+            raise CheckoutError(f"the job's script cannot be written: {error}", where=str(root)) from None
+        if job.staging is not None:
             _pack_checkout(run, root)
-        return Prepared(root, {"root": str(root)})
+        there = lying_there(run.plan.results, _results_in(run.plan, root))
+        return Prepared(root, {"root": str(root), "there_before": there})
 
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
         """sbatch of the script, held; or the embedded scheduler."""
         from launcher.container import submit as submitting
         from launcher.core.process import run as run_program
+        from launcher.result.collect import refuse_strangers
         from launcher.run.kind import Submitted
 
+        if run.plan.results.mode == "eval":
+            refuse_strangers(run.results_directory, run.plan.results)
         plan, job, root = run.plan, ContainerJob.of(run.plan), prepared.root
         log, script = self.log_in(root / "%j", ""), root / SCRIPT
         if job.allocation is not None:
             argv = submitting.sbatch_argv(job.allocation, run.id, root, log, script)
         else:
             argv = submitting.embedded_argv(plan, self._jobs, log, script)
+        environ = run.services.environ
+        environment = submitting.environment(job, environ, run.services.tools.environment)
         answer = submitting.submit(
             argv,
-            submitting.environment(job, run.services.environ, run.services.tools.environment),
+            environment,
             token=run.id,
             earlier=submission.earlier,
             scheduler=run.services.scheduler,
@@ -123,6 +141,8 @@ class ContainerKind:
             adopted=bool(answer.adopted),
             said=answer.said,
             notes=(f"the submission failed, and the job exists: {answer.adopted}",) if answer.adopted else (),
+            left_out=left_out(environ, environment),
+            cluster=answer.cluster,
         )
 
     def holds(self, plan: Plan) -> bool:
@@ -166,15 +186,16 @@ class ContainerKind:
 
         job, recorded, expected = ContainerJob.of(run.plan), run.record.job, run.plan.results
         assert recorded is not None
-        own, workspace = Path(recorded.output), Path(job.workspace_of(run.plan))
+        own = Path(recorded.output)
+        workspace, directory = Path(_works_in(run.plan, own.parent)), _results_in(run.plan, own.parent)
         if job.staging is not None and (own / BACK).exists():
             for doubt in results.unpack(own / BACK, workspace):
                 run.record.event("warning", f"not brought back: {doubt}")
         _record_facts(run, job, results.facts(own / FACTS))
-        directory = Path((expected.directory or "{workspace}").replace("{workspace}", str(workspace)))
         # Slurm keeps whole seconds.
-        submitted = math.floor(recorded.submitted or 0.0)
-        place = results.Place(directory, run.results_directory, submitted, _gpus(job))
+        submitted = math.floor(recorded.submitted or run.record.fields.created)
+        there = run.record.step("workspace").facts.get("there_before", {})
+        place = results.Place(directory, run.results_directory, submitted, _gpus(job), there)
         try:
             results.link_logs(expected, place, own)
         except OSError as error:
@@ -196,6 +217,47 @@ def own_directory(plan: Plan) -> Path:
     return Path(job.workspace_of(plan), OWN, plan.run_key)
 
 
+def _works_in(plan: Plan, root: Path) -> str:
+    """The workspace that the job writes into: the run's own copy, where there is one. ``root`` is the own directory of
+    the run that submitted the job."""
+    copy = root / COPY
+    return str(copy) if copy.is_dir() else ContainerJob.of(plan).workspace_of(plan)
+
+
+def _results_in(plan: Plan, root: Path) -> Path:
+    """Where the job leaves its results."""
+    directory, workspace = plan.results.directory or "{workspace}", _works_in(plan, root)
+    return Path(workspace if directory == plan.workspace.path else directory.replace("{workspace}", workspace))
+
+
+def _works_on_a_copy(run: Run) -> bool:
+    """Whether the job gets a checkout of its own: a workflow's job has one, and jobs by hand may share theirs.
+
+    All write server.log, gpu_metrics.csv and the evaluations' files under the same names, and would count each other's.
+    """
+    job, plan = ContainerJob.of(run.plan), run.plan
+    return run.record.fields.results != "workspace" and job.own_workspace is None and plan.workspace.shared is None
+
+
+def _in(workspace: Path, plan: Plan) -> Plan:
+    """The plan of a job that works in another directory than the plan's workspace."""
+    job, here = ContainerJob.of(plan), str(workspace)
+    mounts = {t: here if s in ("{workspace}", plan.workspace.path) else s for t, s in job.container.mounts.items()}
+    details = replace(job, container=replace(job.container, mounts=mounts)).as_details()
+    return replace(plan, details=details, workspace=replace(plan.workspace, path=here))
+
+
+def _copy_checkout(run: Run, copy: Path) -> None:
+    """The checkout for this job alone; empty where the job's node has a copy, which comes back here. Raises OSError,
+    shutil.Error."""
+    copy.mkdir(parents=True, exist_ok=True)
+    if ContainerJob.of(run.plan).staging is None:
+        source, unwanted = run.plan.workspace.path, shutil.ignore_patterns(*_NOT_COPIED)
+        ignore = lambda directory, names: unwanted(directory, names) if directory == source else set()  # noqa: E731
+        shutil.copytree(source, copy, symlinks=True, dirs_exist_ok=True, ignore=ignore)
+        run.log(f"the job works on a copy of the checkout: {copy}")
+
+
 def _allocation(job: ContainerJob) -> str:
     a = job.allocation
     if a is None:
@@ -214,7 +276,7 @@ def _gpus(job: ContainerJob) -> int:
 
 
 def _pack_checkout(run: Run, root: Path) -> None:
-    """The checkout as an archive that compute nodes see. Raises SubmissionError."""
+    """The checkout as an archive that compute nodes see. Raises CheckoutError."""
     from launcher.container.job_script import CHECKOUT
     from launcher.core.publish import temporary_name
 
@@ -228,12 +290,10 @@ def _pack_checkout(run: Run, root: Path) -> None:
         argv = ["tar", "--create", "--gzip", f"--file={part}", *excluded, f"--directory={workspace}", "."]
         done = run.services.run(argv, timeout=ARCHIVE_TIMEOUT, env=run.services.environment)
         if done.returncode not in (0, 1):  # 1: a file changed while it was read
-            raise SubmissionError(f"the checkout cannot be packed for the node: {done}", where=workspace)
+            raise CheckoutError(f"the checkout cannot be packed for the node: {done}", where=workspace)
         part.replace(root / CHECKOUT)
     except OSError as error:
-        raise SubmissionError(
-            f"the checkout cannot be packed for the node: {error.strerror}", where=workspace
-        ) from None
+        raise CheckoutError(f"the checkout cannot be packed for the node: {error.strerror}", where=workspace) from None
     finally:
         part.unlink(missing_ok=True)
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.benchmark.contracts import SECRETS
 from launcher.benchmark.environment import environment_of
 from launcher.container.planned import (
     ContainerJob,
@@ -25,9 +24,11 @@ from launcher.core.errors import ConfigError
 from launcher.image.reference import HUB, PlannedImage, Reference
 from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
+from launcher.plan.job_environment import names_passed
 from launcher.plan.plan import Expected, ModelCache
 from launcher.runner.container_schema import Container, Port
 from launcher.runner.file import RunnerFile
+from launcher.runner.templates import fill_in
 
 WORKSPACE = "/workspace"
 """Where the workflow's RESULT_DIR and most scripts expect the checkout in the container."""
@@ -79,7 +80,7 @@ class ContainerPlanner:
         inside = context if own is None else replace(context, workspace=own.path)
         expected = derive.expected_results(benchmark, context)
         environment = _environment(benchmark, expected.filename, inside)
-        passed = _from_host(rules, context)
+        passed = names_passed(context.host, file.runner.pass_environment)
         path = derive.model_path(rules.model.rule, benchmark, context)
         cache = _cache(rules, context, environment)
         images = _images(rules, lane, context)
@@ -125,11 +126,6 @@ def _environment(benchmark: Benchmark, stem: str, context: Context) -> dict[str,
         "GPU_COUNT": str(benchmark.gpus),
         "GITHUB_WORKSPACE": context.workspace,
     }
-
-
-def _from_host(rules: AppliedRules, context: Context) -> tuple[str, ...]:
-    """Secrets, and what the runner file names of the host's environment, where they are set: only their names."""
-    return tuple(name for name in (*SECRETS, *rules.file.runner.pass_environment) if context.host.get(name))
 
 
 def _cache(rules: AppliedRules, context: Context, environment: Mapping[str, str]) -> ModelCache | None:
@@ -243,7 +239,7 @@ def _allocation(rules: AppliedRules, lane: Container, context: Context, minutes:
         memory=asked.memory,
         exclusive=asked.exclusive,
         minutes=minutes,
-        job_name=scheduler.job_name.format(runner=context.runner_name),
+        job_name=fill_in(scheduler.job_name, {"runner": context.runner_name}),
         exclude=tuple(derive.excluded_nodes(rules, context)),
     )
 

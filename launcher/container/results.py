@@ -21,11 +21,14 @@ from pathlib import Path, PurePosixPath
 from launcher.container.planned import OWN
 from launcher.core.errors import ResultError
 from launcher.core.publish import publishing
+from launcher.core.reading import open_regular
 from launcher.core.retry import until
 from launcher.plan.plan import Expected
 from launcher.result.collect import Collected, Problem
+from launcher.result.contradictions import Window
+from launcher.result.evaluations import RESULTS, Thresholds, judge
 from launcher.result.logs import log_files
-from launcher.result.validate import Invalid, Point, is_json_object, read_only_result
+from launcher.result.validate import Invalid, Point, read_only_result
 
 _RETRY_INTERVAL = 5.0
 _BLOCK = 1 << 20
@@ -34,12 +37,18 @@ _BLOCK = 1 << 20
 @dataclass(frozen=True)
 class Place:
     """Where a job's files are. ``workspace`` is the directory that the job wrote into, ``into`` where results go, the
-    same for a workflow's run. ``submitted`` is when the job was (Unix seconds), ``gpus`` how many it used."""
+    same for a workflow's run. ``submitted`` is when the job was (Unix seconds), ``gpus`` how many it used,
+    ``there_before`` what lay there before it was (`lying_there`): what has not changed since is not the job's."""
 
     workspace: Path
     into: Path
     submitted: float
     gpus: int
+    there_before: Mapping[str, int] = field(default_factory=dict)
+
+    def window(self, skew: float) -> Window:
+        """The time in which the job wrote its results."""
+        return Window(self.submitted, time.time(), skew)
 
 
 @dataclass
@@ -47,6 +56,8 @@ class _Found:
     point: Point | None = None
     problems: list[Problem] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    refused: set[str] = field(default_factory=set)
+    """Files of evaluations that cannot be believed."""
 
 
 def collect(
@@ -66,13 +77,15 @@ def collect(
         sleep=sleep,
     )
     published = {}
+    skew = expected.limits.clock_skew
     try:
         wrong = {problem.kind for problem in found.problems}
-        for name, path in _files(expected.required, place):
-            if "invalid" not in wrong or not fnmatch(name, f"{expected.filename}.json"):
+        for name, path in _files(expected.required, place, skew):
+            if not ("invalid" in wrong and fnmatch(name, f"{expected.filename}.json")) and name not in found.refused:
                 published[name] = _deliver(path, place.into / name)
-        for name, path in _files((*expected.eval, *expected.logs, *expected.metrics), place):
-            _deliver(path, place.into / name)
+        for name, path in (*_files(expected.eval, place, skew), *_files((*expected.logs, *expected.metrics), place)):
+            if name not in found.refused:
+                _deliver(path, place.into / name)
     except OSError as error:
         raise ResultError(f"a result cannot be kept: {error.strerror}", where=str(error.filename)) from None
     point = found.point
@@ -81,54 +94,73 @@ def collect(
 
 
 def _look(expected: Expected, place: Place) -> _Found:
-    found = _Found()
+    found, window = _Found(), place.window(expected.limits.clock_skew)
     concurrency = expected.concurrencies[0] if expected.concurrencies else None
     for pattern in expected.required:
-        if any(_files((pattern,), place)):
+        if any(_files((pattern,), place, window.skew)):
             continue
-        old = [name for name, _ in _files((pattern,), place, fresh=False)]
-        if old:
-            text = f"{old[0]} is older than this job: another job left it in {place.workspace}"
-            found.problems.append(Problem(text, concurrency, "invalid"))
+        if others := _of_others((pattern,), place, window):
+            found.problems.append(Problem(others[0], concurrency, "invalid"))
         else:
             found.problems.append(Problem(f"no {pattern} in {place.workspace}", concurrency))
     if expected.mode != "eval" and not found.problems and concurrency is not None:
         path = place.workspace / f"{expected.filename}.json"
-        agentic = expected.mode == "agentic"
-        point = read_only_result(path, concurrency=concurrency, gpus=place.gpus, agentic=agentic, osl=expected.osl)
+        point = read_only_result(path, concurrency=concurrency, gpus=place.gpus, expected=expected, window=window)
         if isinstance(point, Invalid):
             found.problems.append(Problem(f"{path.name}: {point.reason}", concurrency, "invalid"))
         else:
             found.point = point
     if expected.run_eval or expected.mode == "eval":
-        _look_eval(expected, place, found)
+        _look_eval(expected, place, found, window)
     return found
 
 
-def _look_eval(expected: Expected, place: Place, found: _Found) -> None:
-    """Eval files: where nothing else was asked for a missing or broken one is a problem, else a doubt."""
-    files = dict(_files(expected.eval, place))
-    bad = [
-        f"eval: {name} is not a JSON object"
-        for name, path in files.items()
-        if fnmatch(name, "results*.json") or name == "meta_env.json"
-        if not is_json_object(path)
-    ]
-    if not any(fnmatch(name, "results*.json") for name in files):
-        bad.append(f"eval: no results*.json of this job in {place.workspace}")
+def _look_eval(expected: Expected, place: Place, found: _Found, window: Window) -> None:
+    """Eval files: where nothing else was asked for what is missing or wrong is a problem, else a doubt.
+
+    Another job's results beside this one's are wrong as well where the workflow looks: it takes every
+    ``results*.json``.
+    """
+    files = dict(_files(expected.eval, place, window.skew))
+    judged = judge(files, expected, Thresholds.below(place.workspace))
+    results = {name for name in files if fnmatch(name, RESULTS)}
+    others = _of_others((RESULTS,), place, window) if place.into == place.workspace or not results else []
+    bad = [*judged.wrong, *(f"eval: {said}" for said in others)]
+    if not results:
+        bad.append(f"eval: no {RESULTS} of this job in {place.workspace}")
+    found.refused = {*judged.files, *(results if judged.wrong else ())}
+    found.doubts += judged.doubts
     if expected.mode == "eval":
-        known = {problem.text for problem in found.problems}
+        known = {f"eval: {problem.text}" for problem in found.problems}
         found.problems += [Problem(text, kind="invalid") for text in bad if text not in known]
     else:
         found.doubts += bad
 
 
-def _files(patterns: Sequence[str], place: Place, *, fresh: bool = True) -> Iterator[tuple[str, Path]]:
+def lying_there(expected: Expected, directory: Path) -> dict[str, int]:
+    """What lies where results are to come, before the job that writes them: names, and times in nanoseconds."""
+    place = Place(directory, directory, -math.inf, 0)
+    return {name: path.stat().st_mtime_ns for name, path in _files((*expected.required, *expected.eval), place)}
+
+
+def _of_others(patterns: Sequence[str], place: Place, window: Window) -> list[str]:
+    """What lies there and matches, and is not this job's; a sentence each."""
+    said = []
+    for name, path in _files(patterns, place, window.skew, fresh=False):
+        when = window.said_of(path.stat().st_mtime, name) or f"{name} lay there before this job was submitted"
+        said.append(f"{when.replace('this run', 'this job')}: another job left it in {place.workspace}")
+    return said
+
+
+def _files(
+    patterns: Sequence[str], place: Place, skew: float = 0.0, *, fresh: bool = True
+) -> Iterator[tuple[str, Path]]:
     """The files below the workspace that match, by name: this job's, or with ``fresh`` false the others.
 
-    Nothing that leads out of the workspace is followed.
+    Those of the job were written since it was submitted, give or take ``skew`` seconds, and not in the future. Nothing
+    that leads out of the workspace is followed.
     """
-    root, seen = place.workspace.resolve(), set()
+    root, window, seen = place.workspace.resolve(), place.window(skew), set()
     for pattern in patterns:
         if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
             raise ResultError(f"{pattern!r} is not a name below the workspace")
@@ -137,7 +169,9 @@ def _files(patterns: Sequence[str], place: Place, *, fresh: bool = True) -> Iter
             if name in seen or name.startswith(f"{OWN}/") or not path.resolve().is_relative_to(root):
                 continue
             try:
-                is_fresh = path.is_file() and path.stat().st_mtime >= place.submitted
+                status = path.stat()
+                is_fresh = window.said_of(status.st_mtime, name) is None
+                is_fresh = is_fresh and place.there_before.get(name) != status.st_mtime_ns
             except OSError:
                 continue
             if path.is_file() and is_fresh == fresh:
@@ -230,7 +264,8 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> Non
 def facts(path: Path) -> Mapping[str, str]:
     """What the job wrote down (`job_script.FACTS`); nothing when it cannot be read."""
     try:
-        lines = path.read_text(errors="replace")[: 1 << 16].splitlines()
+        with open_regular(path) as file:
+            lines = file.read(1 << 16).decode(errors="replace").splitlines()
     except OSError:
         return {}
     return {name: value for name, equals, value in (line.partition("=") for line in lines) if equals}

@@ -52,10 +52,17 @@ class ModelError(LauncherError):
 
 
 class SubmissionError(LauncherError):
-    """The checkout could not be prepared, or srtctl or sbatch did not accept the job."""
+    """The job could not be made ready, or srtctl or sbatch did not accept it."""
 
     exit_code = 5
     layer = "submission"
+
+
+class CheckoutError(SubmissionError):
+    """What the job needs beside images and model could not be made: the srt-slurm tree, its set-up, the job's script,
+    the compute nodes' copy of the workspace. Neither srtctl nor Slurm was asked for anything yet."""
+
+    layer = "checkout"
 
 
 class SubmissionUnknown(SubmissionError):

@@ -17,6 +17,7 @@ from typing import Literal, TextIO
 
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.redact import redact, secret_values
+from launcher.core.terminal import one_line, printable, trusted
 
 SUMMARY_LIMIT = 1024 * 1024
 """Bytes of a step summary; one byte more and GitHub shows none of it."""
@@ -63,7 +64,9 @@ class GitHub:
         output, summary = (environ.get(name) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"))
         self._output = Path(output) if self.active and output else None
         self._summary = Path(summary) if self.active and summary else None
-        self._stream = stream
+        variables = environ.get("GITHUB_ENV")
+        self._variables = Path(variables) if self.active and variables else None
+        self._stream = trusted(stream)
         self._hide = partial(redact, environ=environ)
         self._lock = threading.RLock()
         self._stopped: str | None = None
@@ -86,19 +89,27 @@ class GitHub:
         when the runner's file cannot be written."""
         if not _NAME.match(name):
             raise ConfigError(f"{name!r} cannot be the name of a step's output")
-        if self._output is None:
+        self._leave(self._output, "output", name, value)
+
+    def variable(self, name: str, value: str) -> None:
+        """Set a variable of the job's later steps. A runner's file that cannot be written is a warning."""
+        try:
+            self._leave(self._variables, "variable", name, value)
+        except LauncherError as error:
+            self.warning(str(error))
+
+    def _leave(self, path: Path | None, what: str, name: str, value: str) -> None:
+        if path is None:
             return
         delimiter = f"launcher_{secrets.token_hex(16)}"
         entry = f"{name}<<{delimiter}\n{value}\n{delimiter}\n"
-        if len(entry.encode()) > OUTPUT_LIMIT:
-            raise ConfigError(f"the output {name} is larger than GitHub's {OUTPUT_LIMIT} bytes")
+        if len(entry.encode(errors="backslashreplace")) > OUTPUT_LIMIT:
+            raise ConfigError(f"the {what} {name} is larger than GitHub's {OUTPUT_LIMIT} bytes")
         try:
-            with self._output.open("ab") as file:
-                file.write(entry.encode())
+            with path.open("ab") as file:
+                file.write(entry.encode(errors="backslashreplace"))
         except OSError as error:
-            raise LauncherError(
-                f"the output {name} cannot be written: {error.strerror}", where=str(self._output)
-            ) from None
+            raise LauncherError(f"the {what} {name} cannot be written: {error.strerror}", where=str(path)) from None
 
     def summary(self, markdown: str) -> None:
         """Append to the step summary. It is cut at a line where it would pass 1 MiB, and a note says so there.
@@ -110,7 +121,7 @@ class GitHub:
         text = self._hide(markdown if markdown.endswith("\n") else markdown + "\n")
         try:
             with self._summary.open("ab") as file:
-                file.write(_fit(text.encode(), SUMMARY_LIMIT - file.tell()))
+                file.write(_fit(text.encode(errors="backslashreplace"), SUMMARY_LIMIT - file.tell()))
         except OSError as error:
             self.warning(f"the step summary cannot be written: {error.strerror}")
 
@@ -129,13 +140,15 @@ class GitHub:
     def mask_secrets(self, environ: Mapping[str, str]) -> None:
         """Have the runner replace the secrets of an environment by ``***`` in everything the job prints from now on."""
         for value in secret_values(environ):
-            for part in filter(None, map(str.strip, value.splitlines())):  # the runner compares line by line
-                self._command(f"::add-mask::{_escaped(part)}")
+            # The runner compares line by line. The lines of a value that are secrets are among the values; of those
+            # that are not, a brace or a bracket, the mask would eat the log.
+            if len(value.splitlines()) == 1:
+                self._command(f"::add-mask::{_escaped(value)}")
 
     @contextlib.contextmanager
     def group(self, title: str) -> Iterator[None]:
         """Fold everything that is printed within the block under ``title``."""
-        self._command(f"::group::{_escaped(title)}")
+        self._command(f"::group::{_escaped(printable(title))}")
         try:
             yield
         finally:
@@ -143,7 +156,7 @@ class GitHub:
 
     @contextlib.contextmanager
     def job_log(self) -> Iterator[Callable[[str], None]]:
-        """Give a function that writes lines of a job's log, which the runner shows and never obeys.
+        """Give a function that writes lines of a job's log, one or a block, which the runner shows and never obeys.
 
         Without this a line of a benchmark's log could set outputs or hide text. Our own commands (annotations, masks)
         still take effect within the block. After the block the runner obeys commands again, also when it fails.
@@ -160,7 +173,8 @@ class GitHub:
                 self._command(f"::{token}::")
 
     def _annotate(self, kind: _Kind, message: str, file: str | None, line: int | None, title: str | None) -> None:
-        message = self._hide(message)
+        message = "\r".join(map(printable, self._hide(message).split("\r")))
+        title = one_line(title) if title is not None else None
         command = annotation(kind, message, file=file, line=line, title=title)
         with self._lock:
             if self._written.get(kind, 0) < ANNOTATIONS_SHOWN - 1:

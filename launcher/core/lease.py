@@ -28,6 +28,7 @@ import msgspec
 
 from launcher.core.process import ProcessIdentity
 from launcher.core.publish import temporary_name
+from launcher.core.reading import open_regular
 
 LEASE = 120.0
 """Seconds without a heartbeat that prove an owner gone. An NFS client may see a touch 60 s late (nfs(5), acregmax)."""
@@ -84,7 +85,7 @@ class LockOwner(msgspec.Struct, frozen=True, rename={"boot": "boot_id"}):
         """Read an owner file."""
         try:
             return msgspec.json.decode(content, type=cls, strict=False)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return cls()
 
     def to_json(self) -> bytes:
@@ -240,9 +241,9 @@ class Lock:
         try:
             self.flock_path.parent.mkdir(exist_ok=True)  # some of them keep their locks in DIRECTORY/.locks
             try:  # neither truncated nor removed; NFS wants it open for writing for exclusive locks
-                handle = os.open(self.flock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                handle = os.open(self.flock_path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
             except PermissionError:
-                handle = os.open(self.flock_path, os.O_RDONLY | os.O_CLOEXEC)
+                handle = os.open(self.flock_path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             taken.callback(os.close, handle)
             while not self._flocked:
                 try:
@@ -300,7 +301,7 @@ def read_owner(path: Path) -> tuple[bytes, int] | None:
     close-to-open), and may answer a mere stat from their cache. A file that may not be read still has its times.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(65536), os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None

@@ -29,6 +29,9 @@ NOT_EXECUTABLE = 126
 
 _STOP_CHECK_INTERVAL = 0.2
 
+_SHOWN = 300
+"""Characters of a command that are shown when it was stopped."""
+
 _TELLING = re.compile(
     r"error|fatal|fail|denied|refused|cannot|could not|can't|unable|not found|no such|not permitted|invalid|unknown"
     r"|exception|killed|no space|quota|timed? ?out|unsupported|does not",
@@ -160,7 +163,8 @@ def _communicate(child: subprocess.Popen[str], deadline: float, should_stop: Cal
         except subprocess.TimeoutExpired:
             if time.monotonic() >= deadline:
                 raise
-    raise Cancelled(f"stopped while process {child.pid} ran")
+    words = " ".join(map(str, child.args)) if isinstance(child.args, (list, tuple)) else str(child.args)
+    raise Cancelled(f"stopped while this ran: {words if len(words) <= _SHOWN else words[:_SHOWN] + '…'}")
 
 
 def stoppable(should_stop: Callable[[], bool]) -> CommandRunner:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.core.process import host_label, pid_exists
+from launcher.core.process import host_label, pid_exists, run
 
 TEMPORARY_SUFFIX = ".part"
 
@@ -56,6 +56,32 @@ def dead_temporaries(directory: Path) -> tuple[Path, ...]:
     return tuple(sorted(path for path, match in found if match and not pid_exists(int(match["pid"]))))
 
 
+def make_private(directory: Path) -> None:
+    """Make a directory, and those above it that are missing, for this user alone, whatever the umask; the directory
+    itself is made so when it is there already and ours. Raises OSError."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    for path in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+            path.chmod(0o700)
+    status = directory.stat()
+    if status.st_uid == os.geteuid() and status.st_mode & 0o077:
+        directory.chmod(0o700)
+
+
+def private_opener(path: str, flags: int) -> int:
+    """For `open`: a file that is made is for this user alone."""
+    return os.open(path, flags, 0o600)
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a directory with all that is in it, as far as that can be, however deep it is. Raises nothing."""
+    try:
+        shutil.rmtree(directory, ignore_errors=True)
+    except RecursionError:  # a job may leave thousands of levels
+        run(["rm", "-rf", "--", str(directory)], timeout=600)
+
+
 def fsync(path: Path) -> None:
     """Force a file's content to storage, or a directory's entries, so that a rename survives a power loss.
 
@@ -82,6 +108,8 @@ def publishing(final: Path) -> Iterator[Path]:
     temporary = temporary_name(final)
     try:
         yield temporary
+        if final.parent.stat().st_mode & 0o077 == 0:  # as private as its directory, whatever the umask
+            temporary.chmod(0o600)
         fsync(temporary)
         temporary.replace(final)
         fsync(final.parent)
@@ -138,10 +166,21 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a text file (UTF-8) atomically and durably."""
-    write_bytes(path, content.encode())
+    """Write a text file (UTF-8) atomically and durably. Bytes of a name that are no UTF-8 are escaped, as JSON has it
+    too."""
+    write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON document atomically and durably, readable by a person."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_bytes(path, json_bytes(value, indent=2) + b"\n")
+
+
+def json_line(value: Any) -> bytes:
+    """A JSON document on one line; what JSON has no form for is written as text."""
+    return json_bytes(value, default=str)
+
+
+def json_bytes(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> bytes:
+    """A JSON document in UTF-8. What stands for bytes that were none (in names of files) keeps JSON's escapes."""
+    return json.dumps(value, indent=indent, ensure_ascii=False, default=default).encode(errors="backslashreplace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 TIME_LIMIT = r"^([0-9]+-)?[0-9]+(:[0-9]+){0,2}$"
 """The form of a time limit, also for a JSON Schema."""
@@ -10,6 +11,7 @@ TIME_LIMIT = r"^([0-9]+-)?[0-9]+(:[0-9]+){0,2}$"
 _GROUP = re.compile(r"\[([^]]*)\]")
 
 
+@lru_cache(maxsize=256)
 def limit_seconds(text: str | None) -> float | None:
     """The seconds of a time limit as Slurm writes it (sbatch(1), --time); None for a text that is not one.
 

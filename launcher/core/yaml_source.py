@@ -21,12 +21,21 @@ import yaml
 from msgspec import inspect
 
 from launcher.core.errors import ConfigError, suggest
+from launcher.core.reading import read_file
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Key = str | int
 """One step of a path into a document: a mapping's key or a sequence's index."""
 
+
+LARGEST_FILE = 8 * 1024 * 1024
+MOST_VALUES = 100_000
+"""Keys and values of one file, each alias counted as what it stands for. InferenceX's largest master has 21,000."""
+DEEPEST = 100
+"""Levels of nesting; recipes have ten. What is built here is walked by functions that call themselves."""
+LONGEST_WORD = 200
+"""Characters of a number, a date, or whatever else is no text."""
 
 _MAPPING, _SEQUENCE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
@@ -45,6 +54,27 @@ class _Composer(_Loader):  # type: ignore[misc]
 
     def ascend_resolver(self) -> None:
         """Does nothing, as above."""
+
+
+class _CountingComposer(_Composer):
+    """The same for a text that may be too much: it stops there, since nodes take a hundred times the memory of text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._left = MOST_VALUES
+
+    def descend_resolver(self, parent: yaml.Node | None, index: object) -> None:
+        self._left -= 1
+        if self._left < 0:
+            mark = parent.start_mark if parent is not None else None
+            raise yaml.constructor.ConstructorError(None, None, f"more than {MOST_VALUES:,} keys and values", mark)
+
+
+def _compose(text: str) -> yaml.Node | None:
+    """The nodes of a text. Every one of them is beside one of these characters, so that few need no counting."""
+    few = text.count("-") + 2 * sum(map(text.count, ":,?[{\n")) < MOST_VALUES
+    node: yaml.Node | None = yaml.compose(text, _Composer if few else _CountingComposer)
+    return node
 
 
 _RULES: Any = yaml.resolver.Resolver()
@@ -72,35 +102,49 @@ class _Built:
         self.repeated: list[tuple[str, yaml.Mark]] = []
         self.lines: dict[int, list[int]] = {}
         self._shared: dict[int, Any] = {}
+        self._count = self._depth = 0
+        self._sizes: dict[int, int] = {}
         self.value: Any = None if root is None else self._of(root)
 
     def _of(self, node: yaml.Node) -> Any:
         if node.__class__ is yaml.ScalarNode:
             if node.tag == _TEXT:
                 return node.value
-            try:
-                return _scalar(node.tag, node.value)
-            except yaml.constructor.ConstructorError as error:
-                raise yaml.constructor.ConstructorError(None, None, error.problem, node.start_mark) from None
+            return _value_of(node)
         if id(node) in self._shared:
             if self._shared[id(node)] is _Built:
                 raise _wrong("a node that contains itself", node)
+            self._add(self._sizes[id(node)], node)
             return self._shared[id(node)]
         self._shared[id(node)] = _Built
+        before = self._count
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise _wrong(f"more than {DEEPEST} levels", node)
+        self._add(len(node.value), node)
         if node.tag == _MAPPING and isinstance(node, yaml.MappingNode):
             value: Any = self._mapping(node)
-        elif node.tag == _SEQUENCE:
+        elif node.tag == _SEQUENCE and isinstance(node, yaml.SequenceNode):
             value = [self._of(item) for item in node.value]
             self.lines[id(value)] = [item.start_mark.line for item in node.value]
         else:
-            value = yaml.constructor.SafeConstructor().construct_document(node)
+            value = _of_other_kind(node)
+        self._depth -= 1
         self._shared[id(node)] = value
+        self._sizes[id(node)] = self._count - before
         return value
+
+    def _add(self, count: int, node: yaml.Node) -> None:
+        """Count values. Ten aliases of ten aliases, ten times, are few nodes, and fill any memory when written out."""
+        self._count += count
+        if self._count > MOST_VALUES:
+            raise _wrong(f"its aliases stand for more than {MOST_VALUES:,} values", node)
 
     def _mapping(self, node: yaml.MappingNode) -> dict[Any, Any]:
         pairs = node.value
         if _MERGE in [key.tag for key, _ in pairs]:
             pairs = [*pairs]
+            self._add(sum(_merged(held) for key, held in pairs if key.tag == _MERGE), node)
             yaml.constructor.SafeConstructor().flatten_mapping(node)
         values = {}
         for key, held in node.value:
@@ -121,6 +165,39 @@ class _Built:
         return values
 
 
+def _merged(node: yaml.Node) -> int:
+    """How many pairs a merge of this node brings, those of aliases included."""
+    if isinstance(node, yaml.SequenceNode):
+        return sum(len(each.value) for each in node.value)
+    return len(node.value)
+
+
+def _value_of(node: yaml.ScalarNode) -> Any:
+    """The value of a word that is no text. Raises ConstructorError for one that has none."""
+    word: str = node.value
+    try:
+        if len(word) <= LONGEST_WORD or node.tag.endswith(":binary"):
+            return _scalar(node.tag, word)
+    except yaml.constructor.ConstructorError as error:
+        raise _wrong(str(error.problem), node) from None
+    except _NO_VALUE as error:
+        raise _wrong(f"{word!r} is no {node.tag.rpartition(':')[2]}: {error}; in quotes it is text", node) from None
+    kind = node.tag.rpartition(":")[2]
+    raise _wrong(f"a word of {len(word)} characters that is of type {kind}; in quotes it is text", node)
+
+
+def _of_other_kind(node: yaml.Node) -> Any:
+    """The value of a collection that is no mapping and no list."""
+    try:
+        return yaml.constructor.SafeConstructor().construct_document(node)
+    except _NO_VALUE as error:
+        raise _wrong(f"no {node.tag.rpartition(':')[2]}: {error}", node) from None
+
+
+_NO_VALUE = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
+"""What PyYAML raises for words that match a type's pattern and have no value: the 45th of a month, ``!!float x``."""
+
+
 def _wrong(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
     return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
@@ -137,10 +214,14 @@ class Document:
         self.path = str(path)
         self.text = text
         try:
-            built = _Built(yaml.compose(text, _Composer))
+            built = _Built(_compose(text))
             if strict and built.repeated:
                 key, mark = built.repeated[0]
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", mark)
+            if _NUL.search(text) and _has_nul(built.value):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a text with a NUL, which no path or name has", None
+                )
         except yaml.YAMLError as error:
             problem, context = getattr(error, "problem", None) or str(error), getattr(error, "context", None)
             at = getattr(error, "problem_mark", None)
@@ -157,7 +238,7 @@ class Document:
         ``strict=False`` allows a key twice in a mapping, and the last one counts: srtctl reads recipes like that.
         """
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_file(path, LARGEST_FILE).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise ConfigError(f"cannot be read: {reason}", where=str(path)) from None
@@ -194,6 +275,16 @@ class SourceLocation:
 
     def __str__(self) -> str:
         return self.document.location(self.keys)
+
+
+_NUL = re.compile(r"\\(0|x00|u0000|U00000000)")
+"""How a NUL is written; YAML takes none as it is."""
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_has_nul(key) or _has_nul(held) for key, held in value.items())
+    return any(map(_has_nul, value)) if isinstance(value, list) else isinstance(value, str) and "\0" in value
 
 
 def _position(value: Any, key: Key) -> tuple[int, Any] | None:
@@ -235,6 +326,13 @@ def convert(document: Document, kind: type[T], *, under: Sequence[Key] = ()) -> 
         raise schema_error(document, error, kind, under=under) from None
 
 
+def error_path(error: msgspec.ValidationError) -> list[Key]:
+    """The keys and indices that lead to what msgspec refuses, as far as it says them."""
+    at = _AT.search(str(error))
+    steps = _STEP.findall(at["path"]) if at else ()
+    return [int(index) if index.isdigit() else name or index for name, index in steps]
+
+
 def schema_error(
     document: Document, error: msgspec.ValidationError, root: type, *, under: Sequence[Key] = ()
 ) -> ConfigError:
@@ -243,11 +341,9 @@ def schema_error(
     ``root`` is the type to which the value below the keys ``under`` was to be converted.
     """
     text, hint = str(error), None
-    keys: list[Key] = []
+    keys = error_path(error)
     at = _AT.search(text)
     message = text[: at.start()] if at else text
-    for name, index in _STEP.findall(at["path"]) if at else ():
-        keys.append(int(index) if index.isdigit() else name or index)
     kinds = _types_at(root, keys)
     if unknown := _UNKNOWN.search(message):
         known = [f.encode_name for kind in kinds if isinstance(kind, inspect.StructType) for f in kind.fields]

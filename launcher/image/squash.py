@@ -27,11 +27,13 @@ from pathlib import Path
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, run
 from launcher.core.publish import publish_new, temporary_name
+from launcher.core.reading import read_file
 
 _SUPERBLOCK = struct.Struct("<5I6H8Q")
 _MAGIC = 0x73717368
 _ABSENT = 0xFFFF_FFFF_FFFF_FFFF
 _COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
+_LARGEST_RECORD = 1 << 20
 _PADDING = 4096
 """mksquashfs fills its files up to a multiple of this (unless `-nopad`), so another length is that of a cut copy."""
 
@@ -98,9 +100,9 @@ def inspect(path: Path) -> Superblock:
 def _open_unnoticed(path: Path) -> int:
     """Open for reading without a new time of access, by which `image gc` knows that somebody else used the file."""
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOATIME)
     except PermissionError:  # open(2): of others' files not
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _parse(head: bytes, status: os.stat_result, path: Path) -> Superblock:
@@ -212,8 +214,8 @@ class Sidecar:
         import msgspec
 
         try:
-            return msgspec.json.decode(sidecar_path(squash).read_bytes(), type=cls)
-        except (OSError, msgspec.MsgspecError):
+            return msgspec.json.decode(read_file(sidecar_path(squash), _LARGEST_RECORD), type=cls)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 
     def write(self, squash: Path, *, replace: bool = True) -> OSError | None:

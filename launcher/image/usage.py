@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.core.reading import read_file
 from launcher.image.squash import note_use, user_name
 
 LONGEST = 21 * 86400.0
@@ -96,8 +97,8 @@ def marks(squash: Path) -> list[ImageUse]:
     for path in paths:
         run, _, host = path.name.rpartition("~")[0].rpartition("@")
         record = ""
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            record = str(json.loads(path.read_bytes())["record"])
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+            record = str(json.loads(read_file(path, 1 << 16))["record"])
         with contextlib.suppress(FileNotFoundError):
             found.append(ImageUse(run, host, record, path, path.stat().st_mtime))
     return sorted(found, key=lambda use: use.since)

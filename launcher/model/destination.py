@@ -24,6 +24,7 @@ from launcher.core.errors import ModelError
 from launcher.core.lease import LEASE, Lock, LockOwner, read_owner
 from launcher.core.process import ProcessIdentity, host_label, pid_exists
 from launcher.core.publish import temporary_pattern, write_json
+from launcher.core.reading import read_file
 from launcher.model.checkpoint import examine
 from launcher.model.copy import journal_directory
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest, now
@@ -133,8 +134,8 @@ def staging_directory(source: Source, destination: Path, *, adopt: bool, log: Ca
 def _owner_of(staging: Path) -> StagingOwner | None:
     """Who fills this staging directory; None when its owner file is missing or damaged."""
     try:
-        return msgspec.json.decode((staging / WORK_DIRECTORY / "owner.json").read_bytes(), type=StagingOwner)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return msgspec.json.decode(read_file(staging / WORK_DIRECTORY / "owner.json", 1 << 16), type=StagingOwner)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

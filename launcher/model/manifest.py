@@ -21,6 +21,7 @@ import msgspec
 import xxhash
 
 from launcher.core.errors import ModelError
+from launcher.core.reading import open_regular, read_file
 from launcher.core.stop import Stop
 from launcher.model.weights import wrong_size
 
@@ -35,6 +36,7 @@ STAGING_NAME = re.compile(r"(?P<name>.+)\.staging\.(?P<token>[0-9a-f]{12})")
 """Names of directories that are being staged, or that a process left when it was killed."""
 
 PART_SIZE = 64 << 20
+_LARGEST = 64 << 20  # a manifest: some 100 bytes a file
 BUFFER = 256 << 10
 
 
@@ -88,12 +90,12 @@ class Manifest:
         """The manifest of a checkpoint, or None without one. Raises ModelError when the file is not one of ours."""
         path = directory / MANIFEST_NAME
         try:
-            return msgspec.json.decode(path.read_bytes(), type=cls)
+            return msgspec.json.decode(read_file(path, _LARGEST), type=cls)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise ModelError(f"the manifest cannot be read: {error.strerror}", where=str(path)) from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ModelError(f"not a manifest of this version: {error}", where=str(path)) from None
 
     def differences(self, directory: Path) -> list[str]:
@@ -176,7 +178,7 @@ def hash_file(
 ) -> str:
     """The hash of a file; ``tell`` is told how much more was read. Raises OSError, Cancelled."""
     digests = []
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path, buffered=False) as file:
         for offset, length in parts_of(os.fstat(file.fileno()).st_size, part_size):
             stop.check()
             digests.append(hash_part(file.fileno(), offset, length))

@@ -28,7 +28,8 @@ import msgspec
 
 from launcher.core.errors import Cancelled, SubmissionError
 from launcher.core.process import CommandRunner, ProcessIdentity, run
-from launcher.core.publish import write_json
+from launcher.core.publish import make_private, write_json
+from launcher.core.reading import read_file
 from launcher.core.slurm_notation import node_names
 from launcher.core.stop import Stop
 from launcher.model.nodes import Allocation, NodeResult, NodeTask, on_node, stage_in_job, unfit_nodes
@@ -100,7 +101,7 @@ class _OwnJob:
         Raises SubmissionError when there is no job, Cancelled after it was ended, JobError when Slurm is silent.
         """
         token, ended = self._folder.name, False
-        self._folder.mkdir(parents=True, mode=0o700)
+        make_private(self._folder)
         try:
             write_json(self._folder / _OWNER, asdict(_Owner(ProcessIdentity.mine(), token)))
             job = JobKey(self._submit_in_thread(stop), None, token)
@@ -221,7 +222,7 @@ def reap(state: Path, scheduler: Callable[[], Scheduler], log: Callable[[str], N
     found = 0
     for folder in sorted((state / DIRECTORY).glob("launcher-stage-*")):
         try:
-            owner = msgspec.json.decode((folder / _OWNER).read_bytes(), type=_Owner)
+            owner = msgspec.json.decode(read_file(folder / _OWNER, 1 << 20), type=_Owner)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             continue
         if owner.process.alive() is False:

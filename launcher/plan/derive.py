@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from launcher.benchmark.benchmark import Benchmark
@@ -16,9 +16,11 @@ from launcher.benchmark.environment import result_filename
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
 from launcher.image.reference import PlannedImage, Reference, squash_name
-from launcher.plan.plan import Expected, ModelCache, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
+from launcher.plan.job_environment import names_passed
+from launcher.plan.plan import Bounds, Expected, ModelCache, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
 from launcher.runner.file import Applied, RunnerFile, applies
-from launcher.runner.schema import Adjustment, ImageRule, Images, LaneRule, ModelRule
+from launcher.runner.schema import Adjustment, ImageRule, Images, LaneRule, ModelRule, Results
+from launcher.runner.templates import fill_in
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def planned_image(
         squash=squash,
         import_on=(own and own.import_on) or rule.import_on,
         role=role,
-        lock=rule.lock.format(squash=squash, directory=directory, name=name.removesuffix(".sqsh")),
+        lock=fill_in(rule.lock, {"squash": squash, "directory": directory, "name": name.removesuffix(".sqsh")}),
         lock_wait=rule.lock_wait,
         import_timeout=rule.import_timeout,
         temporary=fill(rule.temporary, context) if rule.temporary else None,
@@ -185,7 +187,9 @@ def planned_model(
 
 
 def expected_results(benchmark: Benchmark, context: Context) -> Expected:
-    """What the benchmark is to measure, and the name of its results."""
+    """What the benchmark is to measure, on how many GPUs, and the name of its results."""
+    sides = benchmark.prefill, benchmark.decode
+    prefill, decode = (side.workers * side.gpus_per_worker if side is not None else 0 for side in sides)
     return Expected(
         concurrencies=benchmark.concurrencies,
         filename=result_stem(benchmark, context.runner_name),
@@ -193,6 +197,77 @@ def expected_results(benchmark: Benchmark, context: Context) -> Expected:
         run_eval=benchmark.run_eval,
         isl=benchmark.isl,
         osl=benchmark.osl,
+        gpus=(prefill, decode) if prefill else None,
+    )
+
+
+def _held_against(expected: Expected, rules: AppliedRules, path: str | None) -> Expected:
+    """The results with what row and runner file say that they are held against; ``path`` is the checkpoint's."""
+    benchmark, runner = rules.benchmark, rules.file.runner
+    return replace(
+        expected,
+        models=tuple(dict.fromkeys((*_model_names(rules), *([path] if path else []), *expected.models))),
+        row=_repeated(benchmark),
+        rehearsal=runner.tools == "rehearsal",
+        evaluated=benchmark.eval_concurrencies,
+        tasks=tuple(runner.results.tasks),
+        part=bool(benchmark.options.get("EVAL_LIMIT")),
+        bounds=_bounds(benchmark, runner.results),
+    )
+
+
+def _model_names(rules: AppliedRules) -> tuple[str, ...]:
+    """What a client may call the model: its id, its directory, its alias, the name that it is served by."""
+    benchmark, rule = rules.benchmark, rules.model.rule
+    paths = [rule.path] if isinstance(rule.path, str) else rule.path
+    served = [rule.served.format(model=benchmark.model)] if rule.served else []
+    names = (benchmark.model, *served, rule.alias, *rule.also, *paths, rule.otherwise or "")
+    return tuple(dict.fromkeys(name for name in names if name and not name.endswith("{model}")))
+
+
+def _repeated(benchmark: Benchmark) -> dict[str, str | int | bool]:
+    """What documents of agentic runs and of evaluations repeat of the row, by InferenceX's keys."""
+    row: dict[str, str | int | bool] = {
+        "framework": benchmark.framework,
+        "precision": benchmark.precision,
+        "infmax_model_prefix": benchmark.model_prefix,
+        "spec_decoding": benchmark.spec_decoding,
+        "is_multinode": benchmark.multinode,
+        "disagg": benchmark.disagg,
+        "kv_offloading": benchmark.kv_offloading or "",
+        "recipe_fingerprint": benchmark.recipe_fingerprint or "",
+    }
+    row = {key: value for key, value in row.items() if value != ""}
+    if benchmark.isl is not None and benchmark.osl is not None:
+        row |= {"isl": benchmark.isl, "osl": benchmark.osl}
+    # Of an aggregated topology the other side is 0 in one document and 1 in another.
+    for name, side in (("prefill", benchmark.prefill), ("decode", benchmark.decode)):
+        if benchmark.multinode and side is not None and side.workers:
+            row |= {f"{name}_tp": side.tp, f"{name}_ep": side.ep, f"{name}_num_workers": side.workers}
+        elif not benchmark.multinode and name == "prefill" and side is not None:
+            row |= {"tp": side.tp, "ep": side.ep}
+    return row
+
+
+def _bounds(benchmark: Benchmark, own: Results) -> Bounds:
+    """The row's bounds, where it has them, before the runner file's. Raises ConfigError for one that means nothing."""
+
+    def said(name: str, otherwise: float) -> float:
+        text = benchmark.settings.get(name)
+        if text is None:
+            return otherwise
+        if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,9})?", text):
+            raise ConfigError(f"{name} is {text!r}; expected a number, like 0.05", where=benchmark.source)
+        return float(text)
+
+    threshold = benchmark.options.get("AIPERF_FAILED_REQUEST_THRESHOLD")
+    agentic = own.failed_agentic if threshold is None else float(threshold)
+    low, high = own.lengths
+    return Bounds(
+        failed=said("RESULT_FAILED", agentic if benchmark.agentic else own.failed),
+        clock_skew=said("RESULT_CLOCK_SKEW", own.clock_skew),
+        tolerance=said("RESULT_TOLERANCE", own.tolerance),
+        lengths=(said("RESULT_SHORTEST", low), said("RESULT_LONGEST", high)),
     )
 
 
@@ -237,14 +312,15 @@ def tags(rules: AppliedRules, context: Context) -> str:
     """The runner file's tags for the job, filled in; a comma stands between two."""
     benchmark, runner = rules.benchmark, rules.file.runner
     template: str = last([a.rule.tags for a in rules.adjustments], runner.tags)
-    return template.format(
-        sku=runner.sku,
-        prefix=benchmark.model_prefix,
-        precision=benchmark.precision,
-        isl="" if benchmark.isl is None else benchmark.isl,
-        osl="" if benchmark.osl is None else benchmark.osl,
-        date=context.today,
-    )
+    values = {
+        "sku": runner.sku,
+        "prefix": benchmark.model_prefix,
+        "precision": benchmark.precision,
+        "isl": "" if benchmark.isl is None else benchmark.isl,
+        "osl": "" if benchmark.osl is None else benchmark.osl,
+        "date": context.today,
+    }
+    return fill_in(template, values)
 
 
 def result_stem(benchmark: Benchmark, runner_name: str) -> str:
@@ -301,7 +377,7 @@ def whole_plan(
         kind=rules.lane.rule.kind,
         runner=runner.name,
         runner_name=context.runner_name,
-        job_name=scheduler.job_name.format(runner=context.runner_name),
+        job_name=fill_in(scheduler.job_name, {"runner": context.runner_name}),
         run_key=context.run_key,
         sku=runner.sku,
         tools=runner.tools,
@@ -310,8 +386,9 @@ def whole_plan(
         workspace=WorkspacePlan(context.workspace, shared_workspace(rules, context)),
         images=tuple(images),
         model=model,
-        results=results,
+        results=_held_against(results, rules, model.path),
         rules={"model": rules.model.where, "lane": rules.lane.where},
         narrow=context.narrow,
+        passes=names_passed(context.host, runner.pass_environment),
         details=details,
     )

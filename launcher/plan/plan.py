@@ -11,16 +11,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import msgspec
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
-from launcher.core.finding import Finding
+from launcher.core.finding import Finding, Severity
+from launcher.core.reading import read_file
 from launcher.image.reference import PlannedImage
 
 SCHEMA = 1
+
+LARGEST = 32 * 1024 * 1024
+"""Bytes of a plan's file. With a large recipe it has some hundred kilobytes."""
 
 SRTCTL = "srtctl"
 """The kind of a plan that does not say one: all were of this kind before there were several."""
@@ -63,11 +67,42 @@ class PlannedModel:
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """How far a result may be off and still be believed. Runner file and row set them.
+
+    ``failed`` is the largest share of the requests that may fail; ``clock_skew`` by how many seconds the clocks of
+    nodes and login host may differ; ``tolerance`` by which share counts, durations and rates may contradict each other;
+    ``lengths`` between which shares of ISL and OSL mean lengths lie.
+    """
+
+    failed: float = 0.05
+    clock_skew: float = 60.0
+    tolerance: float = 0.05
+    lengths: tuple[float, float] = (0.5, 1.5)
+
+    def __str__(self) -> str:
+        """As a plan shows them to a person."""
+        low, high = self.lengths
+        return (
+            f"at most {self.failed * 100:.4g} % of the requests failed, clocks {self.clock_skew:g} s apart, "
+            f"numbers {self.tolerance * 100:.4g} % apart, mean lengths {low:g} to {high:g} of ISL and OSL"
+        )
+
+
+@dataclass(frozen=True)
 class Expected:
     """The results that make this run good, and the files that a job leaves in the workspace.
 
     The lists are of names below ``directory``, with ``*`` and ``**``; a job that leaves its files in a directory of its
     own has none. Without those of ``required`` the run has failed.
+
+    What follows them is what a result is held against; where a plan does not say it, as those of earlier versions,
+    nothing is. ``gpus`` are those of prefill and of decode, by which throughputs are divided: what the workflow's next
+    step divides by. ``held`` are the GPUs that workers have, where that is known otherwise than by the row. ``models``
+    are the names that a result may call the model. ``tool`` is the client that measures, as it begins a directory's
+    name; ``engine`` what serves. ``row`` is what documents repeat of the row, by their keys. ``rehearsal`` says that
+    results of stand-ins are good ones. ``evaluated`` are the concurrencies that an evaluation was asked for by number,
+    ``tasks`` what it may have evaluated beside the workflow's own; ``part`` says that some samples only were wanted.
     """
 
     concurrencies: tuple[int, ...]
@@ -81,6 +116,23 @@ class Expected:
     eval: tuple[str, ...] = ()
     logs: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
+    gpus: tuple[int, int] | None = None
+    held: int | None = None
+    models: tuple[str, ...] = ()
+    tool: str | None = None
+    engine: str | None = None
+    row: Mapping[str, str | int | bool] = field(default_factory=dict)
+    rehearsal: bool = True
+    evaluated: tuple[int, ...] = ()
+    tasks: tuple[str, ...] = ()
+    part: bool = False
+    bounds: Bounds | None = None
+
+    @property
+    def limits(self) -> Bounds:
+        """The plan's bounds, else the usual ones: 5 % of failed requests as InferenceX's client has it, and 10 % as its
+        gate of agentic runs does."""
+        return self.bounds or Bounds(failed=0.10 if self.mode == "agentic" else 0.05)
 
 
 @dataclass(frozen=True)
@@ -100,6 +152,13 @@ class WorkspacePlan:
 
     path: str
     shared: str | None
+
+
+class _Finding(TypedDict):
+    rule: str
+    severity: Severity
+    message: str
+    where: str
 
 
 @dataclass(frozen=True)
@@ -130,6 +189,9 @@ class Plan:
     """Which rule of the runner file decided what, as ``file:line``."""
     findings: tuple[Finding, ...] = ()
     narrow: bool = False
+    passes: tuple[str, ...] | None = None
+    """Names of the host's variables that the job is passed: whoever submits it reads their values from its own
+    environment, and no plan holds them. None in plans of earlier versions."""
     schema: int = SCHEMA
 
     def with_squash(self, used: Mapping[str, str]) -> Plan:
@@ -164,7 +226,8 @@ class Plan:
         own = {f.name for f in dataclasses.fields(cls)}
         given = {"kind": SRTCTL, **{key: v for key, v in value.items() if key in own}}
         try:
-            findings = tuple(Finding(f["rule"], f["severity"], f["message"], f["where"]) for f in value["findings"])
+            said = msgspec.convert(value["findings"], list[_Finding])
+            findings = tuple(Finding(f["rule"], f["severity"], f["message"], f["where"]) for f in said)
             details = {key: v for key, v in value.items() if key not in own}
             plan: Plan = msgspec.convert({**given, "findings": (), "details": details}, cls)
         except (msgspec.ValidationError, KeyError, TypeError) as error:
@@ -175,8 +238,13 @@ class Plan:
     def read(cls, path: Path) -> Plan:
         """Read ``plan.json``. Raises ConfigError when it is missing or unreadable."""
         try:
-            return cls.from_dict(json.loads(path.read_text()))
-        except (OSError, ValueError) as error:
+            value = json.loads(read_file(path, LARGEST))
+            if not isinstance(value, dict):
+                raise ConfigError(f"no readable plan: a {type(value).__name__}", where=str(path))
+            return cls.from_dict(value)
+        except OSError as error:
+            raise ConfigError(f"no readable plan: {error.strerror}", where=str(path)) from None
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"no readable plan: {error}", where=str(path)) from None
 
 

@@ -90,7 +90,8 @@ def evaluate(words: Sequence[str], environ: Mapping[str, str]) -> int:
     from launcher.rehearsal import results
 
     # One side serves prefill and decode; an environment for several nodes names both.
-    sides = {f"{side}_{name}": environ.get(name, "") for side in ("PREFILL", "DECODE") for name in ("TP", "EP")}
+    sizes = {"TP": environ.get("TP", ""), "EP": environ.get("EP_SIZE", "")}
+    sides = {f"{side}_{name}": size for side in ("PREFILL", "DECODE") for name, size in sizes.items()}
     documents = results.eval_documents({**environ, **sides}, [int(environ["CONC"])], environ["MODEL"])
     for name, document in documents.items():
         Path(name).write_text(json.dumps(document) + "\n")

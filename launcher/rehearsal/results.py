@@ -213,7 +213,7 @@ def agentic_result(topology: Topology, concurrency: int, *, model: str, seed: st
                 "output": {"tokens_per_second": output},
                 "per_gpu": {
                     "total_tput_tps": total / (prefill + decode),
-                    "output_tput_tps": output / (decode or prefill),
+                    "output_tput_tps": output / (prefill + decode),
                 },
             },
         },

@@ -8,23 +8,26 @@ written.
 from __future__ import annotations
 
 import fnmatch
-import glob
 import hashlib
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from launcher.benchmark.result_names import agentic_result_name, fixed_result_name
+from launcher.benchmark.result_names import agentic_result_name, fixed_result_name, is_counted
 from launcher.core.errors import ResultError
 from launcher.core.publish import NAME_MAX, publish_new, temporary_name
 from launcher.core.retry import until
+from launcher.core.terminal import one_line
+from launcher.plan.plan import Expected
+from launcher.result.contradictions import Window
+from launcher.result.evaluations import RESULTS, Thresholds, judge
 from launcher.result.logs import LOGS, TARBALL, log_files
-from launcher.result.validate import FileName, Invalid, Point, is_json_object, read_agentic_result, read_result
+from launcher.result.validate import FileName, Invalid, Point, read_agentic_result, read_result
 
 _RETRY_INTERVAL = 5.0
 
@@ -37,7 +40,9 @@ class CollectRequest:
     ``started`` is when the run began (Unix seconds): older files belong to another run. ``agentic_source`` is where the
     job writes ``<result_filename>_conc<N>.json``, the workspace itself when None. ``published`` is what an earlier
     collection of this run published, name to sha256, from its record. ``patience`` says how many seconds to wait for
-    results that are missing or invalid: NFS can show a file, or its end, up to a minute late.
+    results that are missing or invalid: NFS can show a file, or its end, up to a minute late. ``expected`` is what
+    results are held against beside that, ``there_before`` are files of the source that lay there before the job was
+    submitted, with their times (`files_there`): what has not changed since is not this job's.
     """
 
     logs_dir: Path
@@ -53,6 +58,18 @@ class CollectRequest:
     agentic_source: Path | None = None
     published: Mapping[str, str] = field(default_factory=dict)
     patience: float = 0.0
+    expected: Expected | None = None
+    there_before: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def held_against(self) -> Expected:
+        """What results are held against; what the plan does not say is not."""
+        lengths = self.isl, self.osl
+        return self.expected or Expected(self.concurrencies, self.result_filename, self.mode, self.run_eval, *lengths)
+
+    def window(self) -> Window:
+        """The time in which results were made."""
+        return Window(self.started, time.time(), self.held_against.limits.clock_skew)
 
 
 @dataclass(frozen=True)
@@ -64,7 +81,8 @@ class Problem:
     kind: Literal["missing", "invalid"] = "missing"
 
     def __str__(self) -> str:
-        return self.text if self.concurrency is None else f"concurrency {self.concurrency}: {self.text}"
+        text = one_line(self.text)  # names of a job's files are in it
+        return text if self.concurrency is None else f"concurrency {self.concurrency}: {text}"
 
 
 @dataclass(frozen=True)
@@ -156,23 +174,34 @@ def _look(request: CollectRequest) -> _Found:
             _look_agentic(request, found)
         if request.run_eval or request.mode == "eval":
             _look_eval(request, found)
+        ours = {*found.files, *request.published, *_asked_for(request)}
+        others = strangers(request.workspace, request.result_filename, request.mode, ours, request.started)
+        found.problems += [Problem(text) for text in others]
     except OSError as error:
         found.problems.append(Problem(f"{error.filename} cannot be read: {error.strerror}"))
     return found
+
+
+def _asked_for(request: CollectRequest) -> Iterable[str]:
+    """Names that are asked for, where the job itself gives them: one that is not good is a problem already."""
+    return (agentic_result_name(request.result_filename, at) for at in request.concurrencies)
 
 
 def _look_fixed(request: CollectRequest, found: _Found) -> None:
     """Results of sa-bench: every ``results_concurrency_*.json`` below the directories ``*isl*osl*`` of the logs."""
     valid: dict[int, dict[str, Point]] = {}
     rejected: dict[int, list[str]] = {}
+    window, expected = request.window(), request.held_against
     for folder in sorted(request.logs_dir.glob("*isl*osl*")):
         for path, status in () if folder.is_symlink() else log_files(folder):
             if (name := FileName.parse(path.name)) is None:
                 continue
             at, shown = name.concurrency, path.relative_to(request.logs_dir)
-            point = read_result(path, expected_concurrency=at, isl=request.isl, osl=request.osl)
-            if status.st_mtime < request.started:
-                rejected.setdefault(at, []).append(f"{shown} is older than this run")
+            point = read_result(
+                path, expected_concurrency=at, isl=request.isl, osl=request.osl, expected=expected, window=window
+            )
+            if (said := window.said_of(status.st_mtime, str(shown))) is not None:
+                rejected.setdefault(at, []).append(said)
             elif isinstance(point, Invalid):
                 rejected.setdefault(at, []).append(f"{shown}: {point.reason}")
             else:
@@ -197,7 +226,11 @@ def _look_fixed(request: CollectRequest, found: _Found) -> None:
 
 
 def _look_agentic(request: CollectRequest, found: _Found) -> None:
-    """Agentic results. The workflow counts what lies in the workspace, so one that was not asked for is a problem."""
+    """Agentic results, which the job itself leaves under the names of the workflow."""
+    window, expected = request.window(), request.held_against
+    if expected.gpus is not None and expected.held not in (None, sum(expected.gpus)):
+        counts = f"the row counts {sum(expected.gpus)} GPUs, by which tokens/s/GPU is divided"
+        found.doubts.append(f"{counts}, and the recipe's workers have {expected.held}")
     source = request.agentic_source or request.workspace
     asked = {agentic_result_name(request.result_filename, at): at for at in request.concurrencies}
     for name, concurrency in asked.items():
@@ -205,40 +238,86 @@ def _look_agentic(request: CollectRequest, found: _Found) -> None:
         if not path.exists():
             found.problems.append(Problem(f"no result at {path}", concurrency))
             continue
-        point = read_agentic_result(path, expected_concurrency=concurrency)
-        if path.stat().st_mtime < request.started:
-            found.problems.append(Problem(f"{path} is older than this run", concurrency, "invalid"))
+        if not path.resolve().is_relative_to(source.resolve()):
+            found.problems.append(Problem(f"{path} leads to {path.resolve()}, out of it", concurrency, "invalid"))
+            continue
+        point = read_agentic_result(path, expected_concurrency=concurrency, expected=expected)
+        status = path.stat()
+        if request.there_before.get(name) == status.st_mtime_ns:
+            text = f"{path} lay there before this run's job was submitted, and has not changed since"
+            found.problems.append(Problem(text, concurrency, "invalid"))
+        elif (said := window.said_of(status.st_mtime, str(path))) is not None:
+            found.problems.append(Problem(said, concurrency, "invalid"))
         elif isinstance(point, Invalid):
             found.problems.append(Problem(f"{path}: {point.reason}", concurrency, "invalid"))
         else:
             found.points[concurrency] = point
             found.add(name, path)
-    counted = [path.name for path in request.workspace.iterdir()]
-    pattern = glob.escape(request.result_filename) + "_conc*.json"
-    for name in sorted(set(fnmatch.filter(counted, pattern)) - asked.keys()):
-        text = f"{name} is in the workspace, was not asked for, and the workflow would count it"
-        found.problems.append(Problem(text))
+
+
+def strangers(workspace: Path, stem: str, mode: str, ours: Collection[str], since: float) -> list[str]:
+    """Files that the workflow's next steps would count as results of this run, and that are not ``ours``; a sentence
+    each. What those steps made themselves, after ``since``, is none. Raises OSError.
+
+    Such a file is refused, and neither moved nor removed: whose it is and what it is worth is not known here. What was
+    measured is kept, so that `launcher collect` makes the run whole once somebody has looked.
+    """
+    found = []
+    for path in sorted(workspace.iterdir()):
+        if path.name in ours or not is_counted(path.name, stem, mode):
+            continue
+        if not path.name.startswith("agg_") or path.lstat().st_mtime < since:
+            text = "is in the workspace, is no result that this run was asked for, and the workflow would count it"
+            found.append(f"{path.name} {text}")
+    return found
+
+
+def refuse_strangers(workspace: Path, expected: Expected) -> None:
+    """The same before a job is submitted, when nothing there is this run's: its GPUs would be held for nothing.
+
+    Raises ResultError. What the job itself will write anew is let through.
+    """
+    names = {agentic_result_name(expected.filename, at) for at in expected.concurrencies}
+    try:
+        others = strangers(workspace, expected.filename, expected.mode, names, math.inf)
+    except OSError as error:
+        raise ResultError(f"the workspace cannot be read: {error.strerror}", where=str(workspace)) from None
+    if others:
+        more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
+        hint = "move it away: it is of another row, job or run"
+        raise ResultError(f"{others[0]}{more}", where=str(workspace), hint=hint)
+
+
+def files_there(directory: Path, names: Iterable[str]) -> dict[str, int]:
+    """The files of these names with their times (nanoseconds), for `CollectRequest.there_before`."""
+    return {name: path.stat().st_mtime_ns for name in names if (path := directory / name).is_file()}
 
 
 def _look_eval(request: CollectRequest, found: _Found) -> None:
-    """Eval files. After a benchmark they are extra, as in srt-slurm (do_sweep.py), so a missing one is a doubt only."""
-    folder = request.logs_dir / "eval_results"
+    """Eval files. After a benchmark they are extra, as in srt-slurm (do_sweep.py): what is wrong is then a doubt.
+
+    Of an evaluation that cannot be believed no ``results*.json`` is published.
+    """
+    folder, window = request.logs_dir / "eval_results", request.window()
     files = [] if folder.is_symlink() else [entry for entry in log_files(folder) if entry[0].parent == folder]
-    bad: list[str] = []
-    results = 0
-    for path in sorted(path for path, status in files if status.st_mtime >= request.started):
-        is_result = fnmatch.fnmatch(path.name, "results*.json")
-        if (is_result or path.name == "meta_env.json") and not is_json_object(path):
-            bad.append(f"eval: {path.name} is not a JSON object")
-            continue
-        results += is_result
-        found.add(path.name, path)
-    if not results:
-        bad.append(f"eval: no results*.json in {folder}")
+    times = {path.name: window.said_of(status.st_mtime, path.name) for path, status in files}
+    fresh = {path.name: path for path, _ in sorted(files) if times[path.name] is None}
+    judged = judge(fresh, request.held_against, Thresholds.below(request.workspace))
+    bad = judged.wrong
+    is_result = {name: fnmatch.fnmatch(name, RESULTS) for name in times}
+    if not any(is_result[name] for name in fresh):
+        stale = next((said for name, said in times.items() if said and is_result[name]), None)
+        bad.append(f"eval: no {RESULTS} in {folder}" + (f": {stale}" if stale else ""))
+    for name, path in fresh.items():
+        if name not in judged.files and not (judged.wrong and is_result[name]):
+            found.add(name, path)
+    found.doubts += judged.doubts
     if request.mode == "eval":
-        found.problems += [Problem(text) for text in bad]
+        found.problems += [Problem(text, kind="invalid") for text in bad]
     else:
         found.doubts += bad
+        ours = found.files.keys() | request.published.keys()
+        found.doubts += strangers(request.workspace, request.result_filename, "eval", ours, request.started)
 
 
 def _check_target(target: Path, digest: str, ours: str | None) -> None:

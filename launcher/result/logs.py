@@ -3,7 +3,7 @@
 Neither holds the secrets of our environment, nor what looks like anybody's token (`launcher.core.redact`): a workflow
 uploads them. Both can be made while the job still writes: a file that grows is cut at the size it had, one that shrinks
 is filled with zeros, one that vanishes is left out. Sockets, pipes and links that lead out of the directory are never
-followed.
+followed. How much is kept is bounded; what is left out is listed, and stays where the job wrote it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +20,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO
 
-from launcher.core.publish import publishing, temporary_name
+from launcher.core.publish import publishing, remove_tree, temporary_name
+from launcher.core.reading import open_regular
 from launcher.core.redact import Redacting
+from launcher.core.terminal import one_line
 
 TARBALL = "multinode_server_logs.tar.gz"
 LOGS = "LOGS"
@@ -29,6 +32,21 @@ EXPORTER_STAMP, PRODUCER_STAMP = STAMPS = ("exporter-image.sha256", "power-produ
 
 LEFT_OUT = "launcher-left-out.txt"
 """The member that lists what is not, or only in part, in a tarball."""
+
+KEPT_OF_A_FILE = 64 << 20
+"""Bytes of a longer file that are kept, its end. Taking secrets out of a gigabyte takes twenty seconds of a core."""
+
+KEPT_IN_ALL = 256 << 20
+"""Bytes that are kept of all files together, the small ones first."""
+
+DEEPEST = 32
+"""Levels of directories below that of the logs that are looked into."""
+
+MOST_FILES = 20_000
+"""Files that are looked at: 72 nodes leave some hundreds."""
+
+MOST_SAID = 20
+"""Lines on what was left out that are told; the tarball lists more of them."""
 
 _MADE_BY_LAUNCHER = ".launcher-job"
 """A file in ``LOGS/`` that names the job: only a directory that has it may be replaced."""
@@ -41,12 +59,16 @@ _FIRST_GUESS = 20e6
 
 @dataclass(frozen=True)
 class Bundle:
-    """A tarball of logs: how many files and bytes of theirs it holds, and what is left out of it, and why."""
+    """A tarball of logs: how many files and bytes of theirs it holds, and what is left out of it, and why.
+
+    ``cut`` says that something was left out for its size: it is only where the job wrote it.
+    """
 
     path: Path
     files: int
     bytes: int
     left_out: tuple[str, ...] = ()
+    cut: bool = False
 
 
 def keep_logs(
@@ -66,32 +88,123 @@ def keep_logs(
     """
     stamps = [(f"power/{name}", workspace / name) for name in STAMPS]
     fresh = [(name, path) for name, path in stamps if path.is_file() and path.stat().st_mtime >= started]
+    copy = temporary_name(workspace / LOGS)
+    doubts: list[str] = []
     try:
-        bundle = bundle_logs(logs_dir, workspace / TARBALL, extra=[*fresh, *evidence], environ=environ)
-        if bundle is None:
-            return None, []
-        doubts = [f"{TARBALL}: {line}" for line in bundle.left_out]
-        if logs_dir.is_dir():
-            doubts += _replace_copy(logs_dir, workspace / LOGS, job_id, fresh, environ or {})
+        copied = _copy_anew(logs_dir, copy, workspace / LOGS, doubts, environ or {})
+        # What was copied is packed from there: its secrets are out already.
+        bundle = bundle_logs(
+            copy if copied is not None else logs_dir,
+            workspace / TARBALL,
+            extra=[*fresh, *evidence],
+            environ=environ,
+            copied=copied,
+        )
+        doubts += [f"{TARBALL}: {line}" for line in bundle.left_out[:MOST_SAID]] if bundle is not None else []
+        if bundle is not None and copied is not None:
+            for name, path in fresh:
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy / name)
+            _replace(copy, workspace / LOGS, job_id)
     except OSError as error:
         return None, [f"the logs could not be kept: {error.strerror}"]
+    finally:
+        remove_tree(copy)
     return bundle, doubts
 
 
-def log_files(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """The regular files below a directory, with their status; and links to files that lie below it too."""
+def _copy_anew(
+    logs_dir: Path, copy: Path, final: Path, doubts: list[str], environ: Mapping[str, str]
+) -> _LeftOut | None:
+    """Make the copy of the logs under its temporary name, where one is wanted and can be made; say why it cannot."""
+    if not logs_dir.is_dir():
+        return None
+    if final.exists() and not (final / _MADE_BY_LAUNCHER).is_file():
+        doubts.append(f"{final.name}/ exists and was not made by a launcher, so it was not replaced")
+        return None
+    left_out = _LeftOut()
+    try:
+        _copy(logs_dir, copy, environ, left_out)
+    except OSError as error:
+        doubts.append(f"{final.name}/ could not be written: {error.strerror}")
+        remove_tree(copy)
+        return None
+    return left_out
+
+
+def _replace(copy: Path, final: Path, job_id: str) -> None:
+    """Put the copy at ``final``, in place of nothing or of a launcher's earlier copy."""
+    (copy / _MADE_BY_LAUNCHER).write_text(f"{job_id}\n", encoding="utf-8")
+    old = temporary_name(final)
+    try:
+        if final.exists():
+            final.rename(old)
+        copy.rename(final)
+    finally:
+        remove_tree(old)
+
+
+class _LeftOut:
+    """What is left out, a line each, as many as a person may read; and whether anything was for its size."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._more = 0
+        self.cut = False
+
+    def add(self, name: object, why: str, *, cut: bool = False) -> None:
+        self.cut = self.cut or cut
+        if len(self._lines) < 1000:
+            self._lines.append(f"{one_line(name)}: {why}")
+        else:
+            self._more += 1
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return (*self._lines, f"and {self._more} more") if self._more else tuple(self._lines)
+
+
+def log_files(directory: Path, left_out: _LeftOut | None = None) -> Iterator[tuple[Path, os.stat_result]]:
+    """The regular files below a directory, with their status; and links to files that lie below it too.
+
+    What is too deep, or too much, is not looked at: a job may leave what it likes. ``left_out`` learns of it.
+    """
     root = directory.resolve()
-    for folder, _, names in os.walk(directory):
-        for name in sorted(names):
-            path = Path(folder, name)
-            try:
-                if path.is_symlink() and not path.resolve().is_relative_to(root):
-                    continue
-                status = path.stat()
-            except OSError:
+    left_out = left_out or _LeftOut()
+    folders = [(directory, 0)]
+    found = 0
+    while folders:
+        folder, depth = folders.pop()
+        try:
+            with os.scandir(folder) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except OSError:
+            continue
+        below = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        if depth == DEEPEST and below:
+            left_out.add(below[0].relative_to(directory), f"more than {DEEPEST} levels of directories", cut=True)
+        elif below:
+            folders += [(path, depth + 1) for path in reversed(below)]
+        for entry in entries:
+            status = _status_of_file(entry, root)
+            if status is None:
                 continue
-            if stat.S_ISREG(status.st_mode):
-                yield path, status
+            found += 1
+            if found > MOST_FILES:
+                left_out.add(Path(entry).relative_to(directory), f"more than {MOST_FILES} files", cut=True)
+                return
+            yield Path(entry), status
+
+
+def _status_of_file(entry: os.DirEntry[str], root: Path) -> os.stat_result | None:
+    """The status of a regular file, or of one below ``root`` that is linked to; None for anything else."""
+    try:
+        if entry.is_symlink() and not Path(entry).resolve().is_relative_to(root):
+            return None
+        status = entry.stat()
+    except (OSError, RuntimeError):  # RuntimeError: a link to itself (Python before 3.13)
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def bundle_logs(
@@ -101,54 +214,53 @@ def bundle_logs(
     seconds: float | None = None,
     extra: Sequence[tuple[str, Path]] = (),
     environ: Mapping[str, str] | None = None,
+    copied: _LeftOut | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Bundle | None:
     """Pack ``logs_dir`` into ``tarball`` (gzip), published whole; None when there is nothing to pack.
 
-    ``seconds`` limits the time: small files come first, of a file that would take too long only the end is packed, and
-    the member `launcher-left-out.txt` lists what is left out. ``extra`` (name in the tarball, file) comes before the
-    logs. Secrets of ``environ`` are overwritten by asterisks. A file that cannot be read is left out. Raises OSError
-    when the tarball cannot be written.
+    Small files come first; of a longer one KEPT_OF_A_FILE bytes are packed, its end, and of all KEPT_IN_ALL; less when
+    that takes longer than ``seconds``. The member `launcher-left-out.txt` lists what is left out. ``extra`` (name in
+    the tarball, file) comes before the logs. Secrets of ``environ`` are overwritten by asterisks. ``copied`` is given
+    for logs that are a copy without secrets: what was left out of that. A file that cannot be read is left out. Raises
+    OSError when the tarball cannot be written.
     """
-    pace = _Pace(seconds, clock)
-    logs, left_out = _smallest_first(logs_dir, pace)
-    members = [*((name, path) for name, path in extra if path.is_file()), *logs]
-    if not members:
+    pace, left_out = _Pace(seconds, clock), copied or _LeftOut()
+    logs = _smallest_first(logs_dir, pace, left_out)
+    given = [(name, path) for name, path in extra if path.is_file()]
+    if not given and not logs:
         return None
     files = 0
     with publishing(tarball) as temporary, tarfile.open(temporary, "w:gz", compresslevel=1) as tar:
-        for name, path in members:
+        for number, (name, path) in enumerate([*given, *logs]):
             try:
-                file = path.open("rb")
+                file = open_regular(path)
             except OSError as error:
-                left_out.append(f"{name}: {error.strerror}")
+                left_out.add(name, str(error.strerror))
                 continue
             with file:
                 status = os.fstat(file.fileno())
-                take = pace.bytes_to_take(file, status.st_size)
-                if take < status.st_size:
-                    left_out.append(f"{name}: {status.st_size - take} of {status.st_size} bytes, for want of time")
-                    if take == 0:
-                        continue
-                file.seek(status.st_size - take)
+                take = pace.bytes_to_take(file, name, status.st_size, left_out)
+                if take == 0 < status.st_size:
+                    continue
                 member = tarfile.TarInfo(name)
                 member.size, member.mtime, member.mode = take, int(status.st_mtime), status.st_mode & 0o777
-                tar.addfile(member, _Exactly(Redacting(file, environ or {}), take))
-            pace.packed += take
+                is_clean = copied is not None and number >= len(given)
+                tar.addfile(member, _Exactly(file if is_clean else Redacting(file, environ or {}), take))
             files += 1
-        if left_out:
-            note = "".join(f"{line}\n" for line in left_out).encode(errors="surrogateescape")
+        if left_out.lines:
+            note = "".join(f"{line}\n" for line in left_out.lines).encode()
             member = tarfile.TarInfo(LEFT_OUT)
             member.size = len(note)
             tar.addfile(member, BytesIO(note))
-    return Bundle(tarball, files, pace.packed, tuple(left_out))
+    return Bundle(tarball, files, pace.taken, left_out.lines, left_out.cut)
 
 
 class _Pace:
-    """How many bytes can still be packed within ``seconds``; without a limit, all."""
+    """How many bytes can still be taken: by KEPT_IN_ALL and KEPT_OF_A_FILE, and within ``seconds``, if given."""
 
     def __init__(self, seconds: float | None, clock: Callable[[], float]) -> None:
-        self.packed = 0
+        self.taken = 0
         self._seconds = seconds
         self._clock = clock
         self._began = clock()
@@ -156,82 +268,82 @@ class _Pace:
     def is_half_over(self) -> bool:
         return self._seconds is not None and self._clock() - self._began > self._seconds / 2
 
-    def bytes_to_take(self, file: IO[bytes], size: int) -> int:
-        """How much of the end of a file of ``size`` there is time for, by the speed so far.
+    def bytes_to_take(self, file: IO[bytes], name: str, size: int, left_out: _LeftOut) -> int:
+        """How much of the end of a file of ``size`` is to be taken; the file is left at the beginning of that.
 
         A cut falls on the beginning of a line: half a line could be half a secret, which is not recognised.
         """
+        most = max(0, min(size, KEPT_OF_A_FILE, KEPT_IN_ALL - self.taken))
+        in_time = self._bytes_in_time()
+        take = min(most, in_time)
+        if take < size:
+            file.seek(max(0, size - take - 1))
+            take -= max(0, len(file.readline(min(take, _LONGEST_LINE) + 1)) - 1)
+            why = "for want of time" if in_time < most else "for its size"
+            left_out.add(name, f"{size - take} of {size} bytes, {why}", cut=True)
+        file.seek(size - take)
+        self.taken += take
+        return take
+
+    def _bytes_in_time(self) -> int:
+        """What there is time for, by the speed so far."""
         if self._seconds is None:
-            return size
+            return sys.maxsize
         spent = self._clock() - self._began
         # The speed of the first few files says little: what they cost is opening and compressing the first block.
-        rate = self.packed / spent if self.packed > _CHUNK and spent > 0.05 else _FIRST_GUESS
-        take = min(size, max(0, int((self._seconds - spent) * rate)))
-        if take == size:
-            return take
-        file.seek(size - take - 1)
-        return take - (len(file.readline(min(take, _LONGEST_LINE) + 1)) - 1)
+        rate = self.taken / spent if self.taken > _CHUNK and spent > 0.05 else _FIRST_GUESS
+        return max(0, int((self._seconds - spent) * rate))
 
 
-def _smallest_first(logs_dir: Path, pace: _Pace) -> tuple[list[tuple[str, Path]], list[str]]:
-    """The files to pack by their names below ``logs_dir``; and a line that says so when reading it took too long."""
+def _smallest_first(logs_dir: Path, pace: _Pace, left_out: _LeftOut) -> list[tuple[str, Path]]:
+    """The files to take by their names below ``logs_dir``; a line says so when reading it took too long."""
     found: list[tuple[int, Path]] = []
-    left_out: list[str] = []
-    for path, status in log_files(logs_dir):
+    for path, status in log_files(logs_dir, left_out):
         found.append((status.st_size, path))
         if pace.is_half_over():
-            left_out.append("and what lies behind that: for want of time the directory was not read to its end")
+            left_out.add(
+                "and what lies behind that", "for want of time the directory was not read to its end", cut=True
+            )
             break
     found.sort(key=lambda entry: entry[0])
-    return [(str(path.relative_to(logs_dir)), path) for _, path in found], left_out
+    return [(str(path.relative_to(logs_dir)), path) for _, path in found]
 
 
 def copy_logs(logs_dir: Path, destination: Path, environ: Mapping[str, str] | None = None) -> list[str]:
-    """Copy the files of ``logs_dir`` below ``destination`` (made when missing); return what could not be read.
+    """Copy the files of ``logs_dir`` below ``destination`` (made when missing); return what was left out, and why.
 
-    Secrets of ``environ`` are overwritten by asterisks. Raises OSError when the copy cannot be written.
+    Secrets of ``environ`` are overwritten by asterisks. As much is copied as `bundle_logs` packs. Raises OSError when
+    the copy cannot be written.
     """
-    failed: list[str] = []
+    left_out = _LeftOut()
+    _copy(logs_dir, destination, environ or {}, left_out)
+    return list(left_out.lines)
+
+
+def _copy(logs_dir: Path, destination: Path, environ: Mapping[str, str], left_out: _LeftOut) -> None:
+    pace = _Pace(None, time.monotonic)
     destination.mkdir(parents=True, exist_ok=True)
-    for path, _ in log_files(logs_dir):
-        target = destination / path.relative_to(logs_dir)
-        target.parent.mkdir(parents=True, exist_ok=True)
+    for name, path in _smallest_first(logs_dir, pace, left_out):
+        target = destination / name
         try:
-            source = path.open("rb")
+            source = open_regular(path)
         except OSError as error:
-            failed.append(f"{path.relative_to(logs_dir)}: {error.strerror}")
+            left_out.add(name, str(error.strerror))
             continue
-        with source, target.open("wb") as copy:
-            shutil.copyfileobj(Redacting(source, environ or {}), copy, _CHUNK)
-    return failed
-
-
-def _replace_copy(
-    logs_dir: Path, final: Path, job_id: str, extra: Sequence[tuple[str, Path]], environ: Mapping[str, str]
-) -> list[str]:
-    """Put a copy of the logs at ``final``, in place of nothing or of a launcher's earlier copy; what was not copied."""
-    if final.exists() and not (final / _MADE_BY_LAUNCHER).is_file():
-        return [f"{final.name}/ exists and was not made by a launcher, so it was not replaced"]
-    temporary, old = temporary_name(final), temporary_name(final)
-    try:
-        failed = copy_logs(logs_dir, temporary, environ)
-        for name, path in extra:
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, temporary / name)
-        (temporary / _MADE_BY_LAUNCHER).write_text(f"{job_id}\n", encoding="utf-8")
-        if final.exists():
-            final.rename(old)
-        temporary.rename(final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-    return [f"{final.name}/{line}" for line in failed]
+        with source:
+            status = os.fstat(source.fileno())
+            if pace.bytes_to_take(source, name, status.st_size, left_out) == 0 < status.st_size:
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as copy:
+                shutil.copyfileobj(Redacting(source, environ), copy, _CHUNK)
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 class _Exactly:
     """Reads exactly ``size`` bytes of a file, zeros where it has become shorter: the tar header is written already."""
 
-    def __init__(self, file: Redacting, size: int) -> None:
+    def __init__(self, file: Redacting | IO[bytes], size: int) -> None:
         self._file = file
         self._left = size
 

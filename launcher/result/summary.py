@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from launcher.benchmark.benchmark import Benchmark
+from launcher.core.terminal import one_line
 from launcher.plan.plan import Plan
 from launcher.result.collect import Collected
 
@@ -207,4 +208,4 @@ def _number(value: Any, digits: int) -> str:
 
 def _cell(text: Any) -> str:
     escaped = str(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-    return " ".join(escaped.split())
+    return one_line(" ".join(escaped.split()))

@@ -6,8 +6,11 @@ both throughputs, divides every key ending in ``ms`` by 1000, and 1000 by every 
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +18,23 @@ from typing import Any
 
 import msgspec
 
+from launcher.plan.plan import Expected
+from launcher.result import contradictions
+from launcher.result.contradictions import MARKS, Window
+
 _FILE_NAME = re.compile(r"results_concurrency_(\d+)_gpus_(\d+)(?:_ctx_(\d+)_gen_(\d+))?\.json")
 _AGENTIC_NAME = re.compile(r".*_conc(\d+)\.json")
 _LENGTHS = re.compile(r"isl_(\d+)_osl_(\d+)")
 _NOT_FINITE = re.compile(rb'(?:"([^"]{1,80})"\s*:|[\[,])\s*[-+]?(NaN|Infinity)\b')
 _FALSE = msgspec.Raw(b"false")
+_DIGITS = frozenset(bytes([byte]) for byte in b"-0123456789")
+_LARGEST = 1 << 31
+_TYPED = ("duration", "request_throughput", "total_input_tokens", "total_output_tokens", "num_prompts")
+"""Numbers wherever they are given: a text or nothing in their place would keep rates from being held against them."""
+
+_MOST = 6
+"""Reasons that are said of one file."""
+
 _NEEDED = ("max_concurrency", "total_token_throughput", "output_throughput", "completed")
 
 
@@ -81,50 +96,66 @@ class Invalid:
     reason: str
 
 
-class _Unusable(Exception):
-    """A document cannot be used as a result; the message says why."""
+class Unusable(Exception):
+    """A file cannot be used as a result; the message says why."""
 
 
-def read_result(path: Path, *, expected_concurrency: int, isl: int | None, osl: int | None) -> Point | Invalid:
+def read_result(
+    path: Path,
+    *,
+    expected_concurrency: int,
+    isl: int | None,
+    osl: int | None,
+    expected: Expected | None = None,
+    window: Window | None = None,
+) -> Point | Invalid:
     """Read one sa-bench result, ``…/sa-bench_isl_I_osl_O/results_concurrency_N_gpus_G[_ctx_C_gen_D].json``.
 
     The file name and the document must both say ``expected_concurrency``, and the directory's name must say ``isl`` and
-    ``osl`` (None: not checked). Never raises for what the file holds or for a file that cannot be read.
+    ``osl`` (None: not checked). ``expected`` is what the plan says beside, mean lengths among it, and ``window`` the
+    time in which the benchmark ran. Never raises for what the file holds or for a file that cannot be read.
     """
+    held = expected or Expected((), "", "fixed", False, None, None)
     try:
         name = FileName.parse(path.name)
         if name is None:
-            raise _Unusable("its name is not results_concurrency_N_gpus_G[_ctx_C_gen_D].json")
+            raise Unusable("its name is not results_concurrency_N_gpus_G[_ctx_C_gen_D].json")
         if name.concurrency != expected_concurrency:
-            raise _Unusable(f"its name says concurrency {name.concurrency}, expected {expected_concurrency}")
-        if lengths := _LENGTHS.search(path.parent.name):
+            raise Unusable(f"its name says concurrency {name.concurrency}, expected {expected_concurrency}")
+        folder = path.parent.name
+        if (lengths := _LENGTHS.search(folder)) is not None:
             said = int(lengths[1]), int(lengths[2])
             asked = said[0] if isl is None else isl, said[1] if osl is None else osl
             if said != asked:
                 text = f"it was measured with ISL/OSL {said[0]}/{said[1]}, expected {asked[0]}/{asked[1]}"
-                raise _Unusable(text)
-        return _fixed_point(path, name, _load(path), osl)
-    except _Unusable as unusable:
+                raise Unusable(text)
+            if held.tool is not None and not folder.startswith(f"{held.tool}_"):
+                raise Unusable(f"its directory is {folder}, and the plan measures with {held.tool}")
+        return _fixed_point(path, name, _load(path), held, window)
+    except Unusable as unusable:
         return Invalid(path, str(unusable))
 
 
-def read_agentic_result(path: Path, *, expected_concurrency: int) -> Point | Invalid:
+def read_agentic_result(
+    path: Path, *, expected_concurrency: int, expected: Expected | None = None, window: Window | None = None
+) -> Point | Invalid:
     """Read one agentic result, ``<RESULT_FILENAME>_conc<N>.json``, as InferenceX aggregates it from AIPerf's records.
 
-    It is valid when the workflow takes it: ``num_requests_successful`` must be at least 1. The file has seconds, the
-    point milliseconds; there are no 99th percentiles. Never raises for what the file holds.
+    It is valid when the workflow takes it (``num_requests_successful`` must be at least 1) and nothing contradicts it.
+    The file has seconds, the point milliseconds; there are no 99th percentiles. Never raises for what the file holds.
     """
+    held = expected or Expected((), "", "agentic", False, None, None)
     try:
         named = _AGENTIC_NAME.fullmatch(path.name)
         if named is None or int(named[1]) != expected_concurrency:
-            raise _Unusable(f"its name does not end in _conc{expected_concurrency}.json")
-        return _agentic_point(path, expected_concurrency, _load(path))
-    except _Unusable as unusable:
+            raise Unusable(f"its name does not end in _conc{expected_concurrency}.json")
+        return _agentic_point(path, expected_concurrency, _load(path), held)
+    except Unusable as unusable:
         return Invalid(path, str(unusable))
 
 
 def read_only_result(
-    path: Path, *, concurrency: int, gpus: int, agentic: bool, osl: int | None = None
+    path: Path, *, concurrency: int, gpus: int, expected: Expected, window: Window | None = None
 ) -> Point | Invalid:
     """Read the one result of a job that measures one concurrency: its file's name says nothing that can be checked.
 
@@ -132,45 +163,49 @@ def read_only_result(
     Never raises for what the file holds or for a file that cannot be read.
     """
     try:
-        if agentic:
-            return _agentic_point(path, concurrency, _load(path))
-        return _fixed_point(path, FileName(concurrency, gpus), _load(path), osl)
-    except _Unusable as unusable:
+        if expected.mode == "agentic":
+            return _agentic_point(path, concurrency, _load(path), expected)
+        prefill, decode = expected.gpus or (gpus, 0)
+        name = FileName(concurrency, prefill + decode, (prefill, decode) if decode else None)
+        return _fixed_point(path, name, _load(path), expected, window)
+    except Unusable as unusable:
         return Invalid(path, str(unusable))
 
 
-def is_json_object(path: Path) -> bool:
-    """Whether a file can be read and holds a JSON object."""
-    try:
-        return _load(path) is not None
-    except _Unusable:
-        return False
+class _Key(str):
+    """A key of an object as it stands in a file: no two are equal, so that none replaces another unseen."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+_OBJECT = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=lambda kind, text: kind(text))
 
 
 def _load(path: Path) -> Mapping[str, msgspec.Raw]:
     """The top level of a JSON object, its values unparsed: `itls` alone can hold twenty million numbers."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _Unusable(f"cannot be read: {error.strerror}") from None
+    data = content(path)
     if not data.strip():
-        raise _Unusable("the file is empty")
+        raise Unusable("the file is empty")
     try:
-        return msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        return each_once([(str(key), value) for key, value in _OBJECT.decode(data).items()])
     except msgspec.ValidationError:
-        raise _Unusable("it is JSON, but not an object") from None
+        raise Unusable("it is JSON, but not an object") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         if found := _NOT_FINITE.search(data):
             holder = found[1].decode(errors="replace") if found[1] else "an element of a list"
-            raise _Unusable(f"{holder} is {found[2].decode()}") from None
+            raise Unusable(f"{holder} is {found[2].decode()}") from None
         text = str(error)
-        raise _Unusable("truncated JSON" if "truncated" in text else f"not JSON: {text}") from None
+        raise Unusable("truncated JSON" if "truncated" in text else f"not JSON: {text}") from None
 
 
 def _number(document: Mapping[str, msgspec.Raw], key: str) -> float:
     raw = document.get(key)
     if raw is None:
-        raise _Unusable(f"{key} is missing")
+        raise Unusable(f"{key} is missing")
     return _finite(key, _value(raw))
 
 
@@ -178,56 +213,94 @@ def _number_if_any(document: Mapping[str, msgspec.Raw], key: str) -> float | Non
     return _number(document, key) if key in document else None
 
 
+def content(path: Path) -> bytes:
+    """What a file holds. Raises Unusable; of what is no file, a pipe perhaps, nothing is read."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise Unusable("cannot be read: it is no regular file")
+        if status.st_size > _LARGEST:
+            raise Unusable(f"cannot be read: it has {status.st_size} bytes, and a result at most {_LARGEST}")
+        return path.read_bytes()
+    except OSError as error:
+        raise Unusable(f"cannot be read: {error.strerror}") from None
+
+
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of its keys and values. Readers disagree on which of two values of one key counts."""
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise Unusable(f"the key {twice[:80]!r} stands in it more than once")
+    return document
+
+
 def _value(raw: msgspec.Raw) -> Any:
     try:
+        if bytes(memoryview(raw)[:1]) == b"{":
+            return json.loads(bytes(raw), object_pairs_hook=each_once)
         return msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _Unusable(f"not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise Unusable(f"not JSON: {error}") from None
 
 
 def _finite(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _Unusable(f"{key} is {value!r}, not a number")
+        raise Unusable(f"{key} is {value!r}, not a number")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise _Unusable(f"{key} is not finite")
+        raise Unusable(f"{key} is not finite")
     return number
 
 
-def _fixed_point(path: Path, name: FileName, document: Mapping[str, msgspec.Raw], osl: int | None) -> Point:
-    if not (raw := document.get("model_id")) or not isinstance(_value(raw), str):
-        raise _Unusable("model_id is missing" if raw is None else "model_id is not text")
+_LISTS = ("input_lens", "output_lens", "ttfts")
+
+
+def _fixed_point(
+    path: Path, name: FileName, document: Mapping[str, msgspec.Raw], expected: Expected, window: Window | None
+) -> Point:
+    if not (raw := document.get("model_id")) or not isinstance(model := _value(raw), str):
+        raise Unusable("model_id is missing" if raw is None else "model_id is not text")
     concurrency, total, output, completed = (_number(document, key) for key in _NEEDED)
+    for key in _TYPED:
+        _number_if_any(document, key)
     numbers = {key: _number(document, key) for key in document if key.endswith("ms") or "tpot" in key}
     if concurrency != name.concurrency:
-        raise _Unusable(f"max_concurrency is {concurrency:g}, expected {name.concurrency}")
+        raise Unusable(f"max_concurrency is {concurrency:g}, expected {name.concurrency}")
     if completed < 1:
-        raise _Unusable("no request was completed")
+        raise Unusable("no request was completed")
     tokens = _number_if_any(document, "total_output_tokens")
     if output <= 0 or total <= 0 or tokens == 0:
-        raise _Unusable("no output token was generated")
+        raise Unusable("no output token was generated")
     if zero := [key for key, value in numbers.items() if "tpot" in key and value == 0]:
-        raise _Unusable(f"{zero[0]} is 0, and process_result.py divides by it")
-    prefill, decode = name.split or (name.gpus, 0)
-    if prefill <= 0:
-        raise _Unusable("its file name says no prefill GPU, and process_result.py divides by them")
+        raise Unusable(f"{zero[0]} is 0, and process_result.py divides by it")
+    said = {key: _number(document, key) for key, raw in document.items() if _is_number(raw)}
+    lists = {key: values for key in _LISTS if (values := _numbers_in(document.get(key)))}
+    lists["errors"] = _failures_in(document.get("errors"))
+    wrong = [
+        *contradictions.of_marks({key: _value(document[key]) for key in MARKS if key in document}, expected),
+        *contradictions.of_model(model, expected, "model_id"),
+        *contradictions.of_gpus(name.gpus, name.split, total, expected),
+        *contradictions.of_fixed(said | numbers, lists, expected),
+        *contradictions.of_times(said, expected, window),
+    ]
+    if wrong:
+        raise Unusable("; ".join(wrong[:_MOST]))
+    prefill, decode = expected.gpus or name.split or (name.gpus, 0)
     requests = _number_if_any(document, "num_prompts")
     doubts = [f"{key} is negative" for key, value in numbers.items() if key.startswith("median") and value < 0]
     if requests is not None and int(completed) < int(requests):
         doubts.append(f"{int(completed)} of {int(requests)} requests completed")
-    if osl and tokens and not osl / 2 <= tokens / int(completed) <= osl:
-        doubts.append(f"{tokens / int(completed):.0f} output tokens a request, where OSL is {osl}")
-    if name.split is not None and sum(name.split) != name.gpus:
-        doubts.append(f"its file name says {name.gpus} GPUs, and {name.split[0]}+{name.split[1]} of them")
     return Point(
         concurrency=name.concurrency,
         completed=int(completed),
         path=path,
         requests=None if requests is None else int(requests),
-        gpus=name.gpus,
+        gpus=prefill + decode,
         prefill_gpus=name.split[0] if name.split else None,
         decode_gpus=name.split[1] if name.split else None,
         total_throughput=total,
@@ -245,26 +318,43 @@ def _fixed_point(path: Path, name: FileName, document: Mapping[str, msgspec.Raw]
     )
 
 
-def _agentic_point(path: Path, concurrency: int, document: Mapping[str, msgspec.Raw]) -> Point:
+def _is_number(raw: msgspec.Raw) -> bool:
+    return bytes(memoryview(raw)[:1]) in _DIGITS
+
+
+def _numbers_in(raw: msgspec.Raw | None) -> list[float]:
+    """A list of numbers; nothing when it is none. It says no more than what is published says already."""
+    try:
+        return msgspec.json.decode(raw, type=list[float]) if raw is not None else []
+    except (msgspec.DecodeError, RecursionError):
+        return []
+
+
+def _failures_in(raw: msgspec.Raw | None) -> list[float]:
+    """A 1 for each request that has an error's text."""
+    try:
+        texts = msgspec.json.decode(raw, type=list[str | None]) if raw is not None else []
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
+    return [1.0 for text in texts if text]
+
+
+def _agentic_point(path: Path, concurrency: int, document: Mapping[str, msgspec.Raw], expected: Expected) -> Point:
     completed = _number(document, "num_requests_successful")
     if completed < 1:
-        raise _Unusable("no request succeeded")
+        raise Unusable("no request succeeded")
     if (said := _number_if_any(document, "conc")) not in (None, concurrency):
-        raise _Unusable(f"conc is {said:g}, expected {concurrency}")
-    parts = {key: _value(document[key]) for key in ("request_accounting", "request_metrics") if key in document}
-    failed, metrics = _within(parts.get("request_accounting"), "records_error_dropped"), parts.get("request_metrics")
+        raise Unusable(f"conc is {said:g}, expected {concurrency}")
     gpus = (_number_if_any(document, key) for key in ("num_prefill_gpu", "num_decode_gpu"))
     prefill, decode = (None if count is None else int(count) for count in gpus)
-    latency = {
-        f"{metric}_median_ms": None if seconds is None else seconds * 1000
-        for metric in ("ttft", "tpot", "itl", "e2el")
-        for seconds in (_within(metrics, "latency", metric, "p50"),)
-    }
-    return Point(
+    parts = {key: _value(raw) for key, raw in document.items()}
+    metrics = parts.get("request_metrics")
+    medians = (_within(metrics, "latency", metric, "p50") for metric in ("ttft", "tpot", "itl", "e2el"))
+    ttft, tpot, itl, e2el = (None if seconds is None else seconds * 1000 for seconds in medians)
+    point = Point(
         concurrency=concurrency,
         completed=int(completed),
         path=path,
-        requests=None if failed is None else int(completed + failed),
         gpus=None if prefill is None else prefill + (decode or 0),
         prefill_gpus=prefill,
         decode_gpus=decode,
@@ -272,11 +362,27 @@ def _agentic_point(path: Path, concurrency: int, document: Mapping[str, msgspec.
         output_throughput=_within(metrics, "throughput", "output", "tokens_per_second"),
         throughput_per_gpu=_within(metrics, "throughput", "per_gpu", "total_tput_tps"),
         output_throughput_per_gpu=_within(metrics, "throughput", "per_gpu", "output_tput_tps"),
-        **latency,
+        ttft_median_ms=ttft,
+        tpot_median_ms=tpot,
+        itl_median_ms=itl,
+        e2el_median_ms=e2el,
         duration_s=_within(metrics, "throughput", "duration_seconds"),
-        rehearsal=bool(_value(document.get("rehearsal", _FALSE))),
-        doubts=(f"{failed:g} requests failed",) if failed else (),
+        rehearsal=bool(parts.get("rehearsal")),
     )
+    wrong = [
+        *contradictions.of_marks(parts, expected),
+        *contradictions.of_model(parts.get("model"), expected, "model"),
+        *contradictions.of_row(parts, expected, path.name),
+        *contradictions.of_agentic(parts, expected),
+    ]
+    if wrong:
+        raise Unusable("; ".join(wrong[:_MOST]))
+    if (accounting := parts.get("request_accounting")) is None:
+        return point
+    _within(accounting, "records_error_dropped")
+    failed = contradictions.failed_of(parts)
+    doubts = (f"{failed:g} requests failed",) if failed else ()
+    return dataclasses.replace(point, requests=int(completed + failed), doubts=doubts)
 
 
 def _within(metrics: Any, *keys: str) -> float | None:

@@ -7,7 +7,6 @@ of the environment, or the shape of one.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -16,13 +15,17 @@ from datetime import datetime
 from pathlib import Path
 
 from launcher.core.errors import Cancelled, JobError, LauncherError, ResultError
-from launcher.core.publish import write_bytes, write_json, write_text
+from launcher.core.publish import remove_tree, write_bytes, write_json, write_text
+from launcher.core.reading import open_regular
 from launcher.core.redact import redact_bytes
+from launcher.core.terminal import one_line
 from launcher.result.collect import Collected
 from launcher.result.logs import LOGS, TARBALL, bundle_logs, keep_logs
 from launcher.result.summary import Used, summary
 from launcher.result.validate import Point
+from launcher.run import cancelling
 from launcher.run.image_usage import unmark
+from launcher.run.job_requests import BY_USER
 from launcher.run.kind import Run
 from launcher.run.record import RecordedError, RecordedJob
 from launcher.run.verdict import Failure, Verdict, first_failures, tail, verdict
@@ -41,7 +44,7 @@ names that there are, evidence has at most 6 MiB."""
 SEARCH_SECONDS = 10.0
 """How long logs are searched for what failed first."""
 
-STOP_SECONDS = 2.0
+STOP_SECONDS = 1.0
 """How long logs are packed, and how long the scheduler is waited for, when we were asked to stop."""
 
 
@@ -64,7 +67,7 @@ def note_state(run: Run, state: JobState) -> None:
     """Write down how the job stands."""
     job, running = _job_in(run, state), state.word == "RUNNING"
     run.record.update(state="running" if running else run.record.fields.state, job=job)
-    run.record.event("job", state.describe(), job=job.id, state=state.word)
+    run.record.event("job", _described(run, state), job=job.id, state=state.word)
 
 
 def note_after_cancel(run: Run, state: JobState) -> None:
@@ -82,7 +85,14 @@ def _job_in(run: Run, state: JobState) -> RecordedJob:
     job = run.record.job
     assert job is not None
     over = job.over or state.phase is Phase.TERMINAL
-    return replace(job, state=state.word, says=state.describe(), over=over, held=job.held and not over)
+    return replace(job, state=state.word, says=_described(run, state), over=over, held=job.held and not over)
+
+
+def _described(run: Run, state: JobState) -> str:
+    """How the job stands, for a person: that it waits because we hold it is no news to anybody."""
+    job = run.record.job
+    ours = job is not None and job.held and state.reason == BY_USER
+    return (replace(state, reason="") if ours else state).describe()
 
 
 def finish(run: Run, state: JobState) -> Outcome:
@@ -96,6 +106,8 @@ def finish(run: Run, state: JobState) -> Outcome:
         if run.record.fields.results == "workspace":
             log = Path(run.plan.workspace.path, LOGS, log.name)  # the job's own directory goes with its tree
         error = JobError(f"the job ended as {state.describe()}", where=f"job {job.id}", hint=f"its log: {log}")
+        if state.word == "CANCELLED" and cancelling.is_asked(run.record):
+            error = cancelling.reason(run.record)
     elif run.plan.scheduler.kind != "local":  # its jobs write to this machine's own disk: nothing comes late
         patience = RESULT_PATIENCE
     if state.succeeded and state.failed_step:
@@ -112,6 +124,8 @@ def finish(run: Run, state: JobState) -> Outcome:
     outcome, delivered = _end(run, error, collected, state)
     if taken and delivered:
         _remove_own_directories(run)
+    elif isinstance(error, Cancelled):  # by a person, not by a signal: there is time
+        clear_cancelled(run)
     return outcome
 
 
@@ -130,7 +144,7 @@ def collect(run: Run, patience: float = 0.0) -> Collected:
         collected = run.kind.collect(run, patience)
         keep({"published": dict(collected.published), "problems": [str(p) for p in collected.problems]})
     for doubt in collected.doubts:
-        run.record.event("warning", doubt)
+        run.record.event("warning", one_line(doubt))
     return collected
 
 
@@ -168,6 +182,21 @@ def _end(run: Run, error: LauncherError | None, collected: Collected, state: Job
     return outcome, delivered
 
 
+def clear_cancelled(run: Run) -> None:
+    """Hand a workflow what a cancelled run left, for which its own launcher had no time, and remove the run's own
+    directories."""
+    record = run.record
+    if record.fields.results != "workspace" or record.fields.state != "cancelled" or not record.settled:
+        return
+    if not any(path.exists() for path in run.kind.own_directories(run.plan)):
+        return
+    try:
+        if deliver(run):
+            _remove_own_directories(run)
+    except (LauncherError, OSError) as error:
+        record.event("warning", f"the logs of the cancelled run stay where they are: {error}")
+
+
 def _remove_own_directories(run: Run) -> None:
     """Remove the run's tree and its copy of the workspace once their logs are in the workflow's hands.
 
@@ -178,7 +207,7 @@ def _remove_own_directories(run: Run) -> None:
         return
     shared = run.plan.workspace.shared
     for path in (*run.kind.own_directories(run.plan), *([Path(shared)] if shared else [])):
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
         if path.exists():
             run.record.event("warning", f"{path} could not be removed whole")
 
@@ -192,22 +221,37 @@ def judge(run: Run, error: LauncherError | None, state: JobState | None) -> Verd
     job = run.record.job
     if error is not None and job is not None and not isinstance(error, Cancelled):
         failures = first_failures(Path(job.log).parent, seconds=SEARCH_SECONDS)
-    found = verdict(error, state, failures)
+    found = verdict(error, state, failures, stage=_stage(run) if job is None else "")
     found = Verdict(found.layer, run.record.hide(found.text))
     with contextlib.suppress(OSError):  # a full disk must not change how the run ends
         _keep(run, found, failures, error)
     return found
 
 
+def _stage(run: Run) -> str:
+    """What a run was at when it was ended before its submission, in words; "" when it was at nothing."""
+    open_steps = [(step.began, name) for name, step in run.record.fields.steps.items() if step.state != "done"]
+    name = max(open_steps, default=(0.0, ""))[1]
+    last = run.record.step("images").facts.get("last") if name == "images" else None
+    return _STAGES.get(name, "").format(last or "the images")
+
+
+_STAGES = {
+    "images": "while importing {}",
+    "model": "while looking at the checkpoint",
+    "workspace": "while preparing the checkout",
+}
+
+
 def _keep(run: Run, found: Verdict, failures: Sequence[Failure], error: LauncherError | None) -> None:
     """Write verdict.txt, first-failure.txt, job.log (its end), events.txt and the job's own files. Raises OSError."""
     directory, job = run.evidence_directory, run.record.job
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(mode=0o700, exist_ok=True)
     ended = f"job {job.id}: {job.says}" if job is not None and job.says else ""
     texts = {"verdict.txt": "".join(f"{line}\n" for line in (str(found), ended) if line)}
     if failures:
         first = [f"{failures[0].file}:", *failures[0].lines, ""]
-        others = [f"then {f.file}: {f.text}" for f in failures[1:20]]
+        others = [f"then {f.file}: {f.text} ({f.standing})" for f in failures[1:20]]
         texts["first-failure.txt"] = "\n".join([*first, *others, ""])
     elif error is not None:
         texts["first-failure.txt"] = f"{error}\n"
@@ -229,20 +273,18 @@ def _keep_events(run: Run) -> None:
     for event in run.record.events():
         if event.get("kind") in ("job", "stage", "warning", "error"):
             when = datetime.fromtimestamp(float(event["time"])).isoformat(sep=" ", timespec="milliseconds")
-            lines.append(f"{when}  {event.get('text', '')}\n")
+            lines.append(f"{when}  {one_line(event.get('text', ''))}\n")
     text = "".join(lines)
     if len(text) > LARGEST:
         text = text[-LARGEST:].partition("\n")[2]
-    run.evidence_directory.mkdir(exist_ok=True)
+    run.evidence_directory.mkdir(mode=0o700, exist_ok=True)
     write_text(run.evidence_directory / "events.txt", run.record.hide(text))
 
 
 def _beginning(path: Path) -> bytes | None:
     """A file up to its last whole line within LARGEST bytes; None when it cannot be read."""
     try:
-        if not path.is_file():
-            return None
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(LARGEST + 1)
     except OSError:
         return None
@@ -261,7 +303,7 @@ def keep_answers(run: Run, *, soon: bool = False) -> None:
     def answers() -> None:
         with contextlib.suppress(LauncherError, OSError):
             said = run.services.scheduler.describe(job)
-            run.evidence_directory.mkdir(exist_ok=True)
+            run.evidence_directory.mkdir(mode=0o700, exist_ok=True)
             shown = {name: run.record.hide(text)[:LARGEST] for name, text in said.items()}
             write_json(run.evidence_directory / "scheduler.json", shown)
 
@@ -276,7 +318,7 @@ def keep_answers(run: Run, *, soon: bool = False) -> None:
 
 
 def deliver(run: Run, *, soon: bool = False) -> bool:
-    """Put the tarball of logs and evidence, and a copy of the logs, where results go; whether they are all there.
+    """Put the tarball of logs and evidence, and a copy of the logs, where results go; whether all of them are there.
 
     A run that has no job leaves a tarball of its evidence to a workflow, and nothing to a person, who has the record.
     ``soon`` is for when we were asked to stop: the tarball alone, and of that what can be had in time.
@@ -294,4 +336,6 @@ def deliver(run: Run, *, soon: bool = False) -> bool:
     bundle, doubts = keep_logs(logs, into, job_id, began, evidence=files, environ=environ)
     for doubt in doubts:
         run.record.event("warning", doubt)
-    return bundle is not None
+    if bundle is not None and bundle.cut:
+        run.record.event("warning", f"the logs were not kept whole; they lie in {logs}")
+    return bundle is not None and not bundle.cut

@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launcher.core.errors import ConfigError
 from launcher.image import usage
 from launcher.image.usage import ImageUse
-from launcher.run.record import RunRecord, records
+from launcher.run.record import RunRecord, UnreadableRecord, records
 
 
-def images_in_use(runs: Path) -> dict[str, list[str]]:
-    """Squash files of runs that have not ended, with the ids of those runs, as far as the records in ``runs`` tell."""
+def images_in_use(runs: Path, directories: Sequence[Path] = ()) -> dict[str, list[str]]:
+    """Squash files of runs that have not ended, with the ids of those runs, as far as the records in ``runs`` tell.
+
+    A run whose record cannot be read may live: it uses the images of its plan, and where that cannot be read either,
+    every image of ``directories``.
+    """
     found: dict[str, list[str]] = {}
-    for record in records(runs):
-        if not record.ended:
-            for squash in _images_of(record):
-                found.setdefault(squash, []).append(record.id)
+    unreadable: list[UnreadableRecord] = []
+    alive = [record for record in records(runs, unreadable) if not record.ended]
+    for record in [*alive, *(one.record for one in unreadable)]:
+        images = _images_of(record)
+        if images is None:
+            images = [str(path) for directory in directories for path in directory.glob("*.sqsh")]
+        for squash in images:
+            found.setdefault(squash, []).append(record.id)
     return found
 
 
-def _images_of(record: RunRecord) -> list[str]:
-    """The squash files of a run: as planned, and as they were had."""
-    planned: list[str] = []
-    with contextlib.suppress(ConfigError):
-        planned = [image.squash for image in record.plan.images]
-    had = record.step("images").facts.get("images", ())
-    used = [image.get(key) for key in ("planned", "squash") for image in had]
-    return list(dict.fromkeys([*planned, *filter(None, used)]))
+def _images_of(record: RunRecord) -> list[str] | None:
+    """The squash files of a run: as planned, and as they were had. None when neither is known."""
+    had = record.step("images").facts.get("images")
+    facts = [image for image in had if isinstance(image, dict)] if isinstance(had, list) else []
+    used = [image.get(key) for key in ("planned", "squash") for image in facts]
+    images = [image for image in used if isinstance(image, str) and image]
+    try:
+        images = [*(image.squash for image in record.plan.images), *images]
+    except ConfigError:
+        if not images:
+            return None
+    return list(dict.fromkeys(images))
 
 
 def mark_used_by(record: RunRecord) -> Callable[[Path], None]:
@@ -49,7 +60,7 @@ def mark_used_by(record: RunRecord) -> Callable[[Path], None]:
 def unmark(record: RunRecord) -> None:
     """Remove the marks of a run that is settled; those of another run stay."""
     if record.settled:
-        for directory in {Path(squash).parent for squash in _images_of(record)}:
+        for directory in {Path(squash).parent for squash in _images_of(record) or ()}:
             usage.release(directory, record.id, record.directory)
 
 

@@ -3,45 +3,83 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pwd
 import re
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from launcher.core.errors import Cancelled, ConfigError, JobError
+from launcher.core.errors import Cancelled, ConfigError, JobError, LauncherError
+from launcher.core.process import ProcessIdentity
+from launcher.core.waiting import within
 from launcher.image.enroot import import_comment
-from launcher.run import finish
+from launcher.run import cancelling, finish
 from launcher.run.job_requests import end_unrecorded
 from launcher.run.kind import Run
-from launcher.run.record import RecordedJob, RunRecord, records
-from launcher.slurm.client import JobKey, Phase, jobs_with_token
+from launcher.run.record import RecordedJob, RunRecord, UnreadableRecord, records
+from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, SchedulerUnreachable, jobs_with_token, unknown
 from launcher.slurm.poller import end_jobs
 
 END_PATIENCE = 60.0
 """Seconds in which a job that is asked to end has to be seen gone."""
 
+SILENCE = 8.0
+"""Seconds that a person waits for a scheduler that says nothing."""
+
+LOOK_FIRST = 2.0
+"""Seconds that a scheduler has to say how jobs stand, before they are cancelled without that."""
+
+LET_GO = 8.0
+"""Seconds that another launcher has to let go of a run that has no job."""
+
+_OF_GITHUB = re.compile(r"[A-Za-z0-9._-]+-[A-Za-z0-9._-]+-[0-9a-f]{12}")
+"""The ids of runs that GitHub jobs begin (`launcher.plan.derive.run_key`)."""
+
 _COMMENT = re.compile(r"^ *Comment=(.*)$", re.MULTILINE)
 _LOG = re.compile(r"^ *StdOut=(\S+)", re.MULTILINE)
 
 
-def find_orphans(runs: Path) -> tuple[list[RunRecord], list[RunRecord]]:
-    """Runs that nobody drives and that may hold a job; and those of which that cannot be told from here."""
-    found = [(record, record.abandoned) for record in records(runs)]
+def find_orphans(
+    runs: Path, unreadable: list[UnreadableRecord] | None = None
+) -> tuple[list[RunRecord], list[RunRecord]]:
+    """Runs that nobody drives and that may hold a job; and those of which that cannot be told from here.
+
+    Those whose record cannot be read are added to ``unreadable``.
+    """
+    found = [(record, record.abandoned) for record in records(runs, unreadable)]
     return [r for r, abandoned in found if abandoned], [r for r, abandoned in found if abandoned is None]
 
 
-def orphans_of_job_name(runs: Path, job_name: str) -> tuple[list[RunRecord], list[RunRecord]]:
-    """As `find_orphans`, of what earlier GitHub jobs of this runner left. A run by hand is its person's to end."""
+def orphans_of_job_name(
+    runs: Path, job_name: str, unreadable: list[UnreadableRecord] | None = None
+) -> tuple[list[RunRecord], list[RunRecord]]:
+    """As `find_orphans`, of what earlier GitHub jobs of this runner left. A run by hand is its person's to end.
+
+    Added to ``unreadable`` are those that are this runner's by their plan, and those whose plan cannot be read either.
+    """
+    lost: list[UnreadableRecord] = []
 
     def ours(record: RunRecord) -> bool:
-        with contextlib.suppress(ConfigError):
-            return record.fields.results == "workspace" and record.plan.job_name == job_name
-        return False
+        if record.fields.results != "workspace":
+            return False
+        try:
+            return record.plan.job_name == job_name
+        except ConfigError as error:
+            lost.append(UnreadableRecord(record.directory, error, record.job))
+            return False
 
-    left, elsewhere = find_orphans(runs)
-    return [*filter(ours, left)], [*filter(ours, elsewhere)]
+    def may_be_ours(one: UnreadableRecord) -> bool:
+        known = one.job_name
+        return known is None or (known == job_name and _OF_GITHUB.fullmatch(one.id) is not None)
+
+    left, elsewhere = find_orphans(runs, lost)
+    found = [*filter(ours, left)], [*filter(ours, elsewhere)]
+    if unreadable is not None:
+        unreadable += filter(may_be_ours, lost)
+    return found
 
 
 def told_elsewhere(record: RunRecord) -> str:
@@ -53,36 +91,156 @@ def told_elsewhere(record: RunRecord) -> str:
     )
 
 
-def end_run(run: Run, why: str, log: Callable[[str], None]) -> None:
+def end_unreadable(lost: UnreadableRecord, schedulers: Sequence[Scheduler], log: Callable[[str], None]) -> None:
+    """End the job of a run whose record or plan cannot be read: it is looked for by its token.
+
+    The directory stays as it is, for a person to look at. Raises JobError when a job is not seen to end in time,
+    SchedulerUnreachable when nobody can say whether there is one, ConfigError when it is another user's.
+    """
+    record = lost.record
+    check_owner(record, os.getuid())
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # what cannot be locked is looked for all the same
+            stack.enter_context(record.submitting())
+        for scheduler in schedulers:
+            found = [record.job_key] if record.job_key is not None else []
+            for token in (lost.id, import_comment(lost.id)):
+                found += jobs_with_token(token, scheduler)
+            jobs = {job.id: job for job in found}.values()
+            _raise_if_left(lost.id, _end_jobs(lost.id, jobs, scheduler, log, END_PATIENCE)[0])
+    log(f"run {lost.id}: {lost.error}; nothing of it runs any more, and {lost.directory} can be removed")
+
+
+def end_lost(job: JobKey, scheduler: Scheduler, log: Callable[[str], None]) -> None:
+    """End a job whose run has no record here. Raises JobError, SchedulerUnreachable."""
+    _raise_if_left(job.token, _end_jobs(job.token, [job], scheduler, log, END_PATIENCE)[0])
+
+
+def _end_jobs(
+    run_id: str, jobs: Collection[JobKey], scheduler: Scheduler, log: Callable[[str], None], silence: float
+) -> tuple[dict[JobKey, JobState], bool]:
+    """End jobs of a run; how they then stand, and whether one had to be ended.
+
+    A scheduler that does not say how they stand is asked for their end all the same. Raises SchedulerUnreachable when
+    it says nothing for ``silence`` seconds.
+    """
+    began, named = time.monotonic(), ", ".join(map(str, jobs))
+    deadline = began + silence
+
+    def say(seconds: float) -> None:
+        log(f"run {run_id}: {named}: waiting for {scheduler.name} ({time.monotonic() - began:.0f} s)")
+
+    states: dict[JobKey, JobState] = {}
+    alive = list(jobs)
+    try:
+        states = within(lambda: scheduler.poll(list(jobs)), LOOK_FIRST, say) if jobs else {}
+        alive = [job for job, state in states.items() if state.phase is not Phase.TERMINAL]
+    except TimeoutError:
+        say(LOOK_FIRST)
+    if not alive:
+        log(f"run {run_id}: no job is left")
+        return states, False
+    try:
+        within(lambda: scheduler.cancel(alive), deadline - time.monotonic(), say)
+        # It may hang, and does not stretch the bound by itself; what it never answered is unknown.
+        states = within(lambda: end_jobs(scheduler, alive, bound=deadline - time.monotonic()), silence + 5.0, say)
+    except TimeoutError:
+        states = {job: unknown("no answer") for job in alive}
+    if all(state.phase is Phase.UNKNOWN for state in states.values()):
+        raise SchedulerUnreachable(
+            f"{scheduler.name} has said nothing of {named} for {silence:.0f} s; its end was asked for",
+            where=f"run {run_id}",
+            hint=f"`launcher cancel {run_id}` again when it answers, or scancel {' '.join(job.id for job in alive)}",
+        )
+    if any(state.phase is not Phase.TERMINAL for state in states.values()) and silence < END_PATIENCE:
+        bound = END_PATIENCE - silence
+        states = within(lambda: end_jobs(scheduler, alive, bound=bound), bound + 5.0, say)
+    for job, state in states.items():
+        log(f"run {run_id}: {job}: {state.describe()}")
+    return states, True
+
+
+def _raise_if_left(run_id: str, states: Mapping[JobKey, JobState]) -> None:
+    if left := [job for job, state in states.items() if state.phase is not Phase.TERMINAL]:
+        raise JobError(
+            f"still not seen to end after {END_PATIENCE:.0f} s: {', '.join(map(str, left))}",
+            where=f"run {run_id}",
+            hint=f"scancel {' '.join(job.id for job in left)}",
+        )
+
+
+def end_run(run: Run, why: str, log: Callable[[str], None], silence: float = END_PATIENCE) -> None:
     """End what a run holds: its job by id, or by its token when the id was lost, asked again until it is gone.
 
-    A launcher that drives the run sees its job end and writes the record; without one it is written here. Raises
-    JobError when a job is not seen to end in time, SchedulerUnreachable when nobody can say whether there is one.
+    A launcher that drives the run, maybe elsewhere, is asked to let it go and writes the record; without one it is
+    written here. A scheduler that says nothing is left after ``silence`` seconds. Raises JobError when a job is not
+    seen to end in time, SchedulerUnreachable when nobody can say whether there is one.
     """
     record, scheduler = run.record, run.services.scheduler
     check_owner(record, os.getuid())
     driven = record.owned_by_another
+    if not record.ended and record.abandoned is not True and record.fields.owner != ProcessIdentity.mine():
+        try:
+            cancelling.ask(record, why)
+        except OSError as error:
+            log(f"run {run.id}: its launcher cannot be asked to let it go: {error.strerror}")
     if not driven:
-        record.take()
-    jobs = _jobs_to_end(run)
-    states = scheduler.poll(jobs) if jobs else {}
-    alive = [job for job, state in states.items() if state.phase is not Phase.TERMINAL]
-    if alive:
-        scheduler.cancel(alive)
-        states = end_jobs(scheduler, alive, bound=END_PATIENCE)
+        try:
+            record.take()
+        except OSError as error:  # a full disk is no reason to leave a job behind
+            log(f"run {run.id}: its record cannot be written ({error.strerror}); its job is ended all the same")
+    elif not record.ended and _let_go(run, log):
+        return
+    jobs = within(
+        lambda: _jobs_to_end(run),
+        math.inf,
+        lambda seconds: log(
+            f"run {run.id}: a submission is under way; its job is ended as it appears ({seconds:.0f} s)"
+        ),
+    )
+    states, had_to_end = _end_jobs(run.id, jobs, scheduler, log, silence)
+    if had_to_end:
         for job, state in states.items():
-            log(f"run {run.id}: {job}: {state.describe()}")
             record.event("job", f"{why}: {state.describe()}", job=job.id)
-        if left := [job for job, state in states.items() if state.phase is not Phase.TERMINAL]:
-            raise JobError(
-                f"still not seen to end after {END_PATIENCE:.0f} s: {', '.join(map(str, left))}",
-                where=f"run {run.id}",
-                hint=f"scancel {' '.join(job.id for job in left)}",
-            )
-    else:
-        log(f"run {run.id}: no job is left")
+        _raise_if_left(run.id, states)
     if driven:
         return
+    try:
+        _write_end(run, states, why)
+    except OSError as error:
+        raise LauncherError(
+            f"nothing of the run is left, but its record cannot be written: {error.strerror}",
+            where=f"run {run.id}",
+            hint="make room, then `launcher cleanup` again",
+        ) from None
+
+
+def _let_go(run: Run, log: Callable[[str], None]) -> bool:
+    """Whether the run's driver has ended it before there was a job. Raises JobError when it does neither."""
+    record = run.record
+
+    def job_or_end() -> bool:
+        while record.job is None and not record.in_doubt and not record.ended:
+            time.sleep(0.1)
+            record.reload()
+        return record.ended and record.job is None and not record.in_doubt
+
+    try:
+        if within(job_or_end, LET_GO, lambda s: log(f"run {run.id}: its launcher is asked to let it go ({s:.0f} s)")):
+            log(f"run {run.id}: its launcher let it go; no job is left")
+            return True
+    except TimeoutError:
+        raise JobError(
+            f"its launcher has not let go of it within {LET_GO:.0f} s, and it has no job yet",
+            where=f"run {run.id}",
+            hint=f"the request stays, and the run ends before it submits: `launcher status {run.id}` tells",
+        ) from None
+    return False
+
+
+def _write_end(run: Run, states: Mapping[JobKey, JobState], why: str) -> None:
+    """Write down that nobody goes on with the run, whose jobs stand so. Raises OSError."""
+    record = run.record
     if record.job is not None:
         for state in states.values():
             finish.note_after_cancel(run, state)
@@ -90,6 +248,7 @@ def end_run(run: Run, why: str, log: Callable[[str], None]) -> None:
         record.set_step("submit", "failed", error=why)
     if not record.ended:
         finish.end_early(run, Cancelled(why))
+    finish.clear_cancelled(run)
 
 
 def check_owner(record: RunRecord, uid: int) -> None:
@@ -124,6 +283,8 @@ def _jobs_to_end(run: Run) -> Sequence[JobKey]:
                 record.reload()
                 if record.job is None:
                     return jobs_with_token(run.id, scheduler)
+        except OSError:  # a full disk: there is no lock to wait for, and its job is looked for all the same
+            return jobs_with_token(run.id, scheduler)
         finally:
             done.set()
     return [record.job_key] if record.job_key is not None else []

@@ -13,17 +13,19 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from launcher.core.errors import ConfigError, JobsExist, LauncherError, ModelError, SubmissionError
+from launcher.core.errors import CheckoutError, ConfigError, JobsExist, LauncherError, ModelError, SubmissionError
 from launcher.core.publish import write_json
 from launcher.image.enroot import ImportPolicy
 from launcher.image.store import ensure_image
 from launcher.model.checkpoint import CheckpointReport, examine, nearest_sibling, require, suggestion
 from launcher.model.fingerprint import CONFIGS, fingerprint_of_files
 from launcher.plan.plan import Plan
+from launcher.plan.secrets import refuse_secrets
 from launcher.run.image_usage import mark_used_by
 from launcher.run.kind import Prepared, Run, Submission
 from launcher.run.record import RecordedJob
 from launcher.slurm.client import SAME_SECONDS, JobKey, Phase, SchedulerUnreachable, jobs_with_token
+from launcher.slurm.other_jobs import refuse_other_clusters
 
 _NOT_COPIED = (".git", ".launcher", "srt-slurm*", "outputs", "LOGS", "*.sqsh")
 """What the compute nodes' copy of the workspace leaves out."""
@@ -49,13 +51,17 @@ def prepare(run: Run) -> JobKey:
     """Bring the run to a submitted job. Raises LauncherError; what went wrong is in the record then."""
     if (job := run.record.job_key) is not None:
         return job
+    if run.plan.scheduler.kind == "slurm":
+        refuse_other_clusters(run.services.environ, {}, run.services.run)
     run.record.update(state="preparing")
     run.services.tools.make_inputs(run.plan)
     prepared = None
     if not run.kind.is_complete(run.plan):
         # What is prepared decides about images and model, so it comes before anything that takes long or is shared.
         prepared = _prepare_workspace(run)
-        run.replan(run.kind.complete(run.plan, prepared))
+        whole = run.kind.complete(run.plan, prepared)
+        refuse_secrets(whole)  # before it is stored
+        run.replan(whole)
         refuse(run.plan, run.record.fields.accepted)
     _have_images(run)
     with run.record.doing("model") as keep:
@@ -83,6 +89,7 @@ def _have_images(run: Run) -> None:
                 where = {"planned": planned.squash, "squash": planned.squash}
                 facts.append({"reference": planned.reference, **where, "how": "by the job"})
                 continue
+            run.record.set_step("images", "running", last=planned.reference)  # what a cancel interrupts
             image = ensure_image(
                 planned,
                 policy,
@@ -111,7 +118,8 @@ def _have_images(run: Run) -> None:
 
 
 def refuse(plan: Plan, accepted: Sequence[str] = ()) -> None:
-    """Raise ConfigError when the plan has errors among its findings whose rules nobody accepted."""
+    """Raise ConfigError when the plan has errors among its findings whose rules nobody accepted, or holds a secret."""
+    refuse_secrets(plan)
     bad = [f for f in plan.errors if f.rule not in accepted]
     if bad:
         listed = "\n".join(f"  {f.where}: {f.message} [{f.rule}]" for f in bad)
@@ -195,7 +203,10 @@ def _prepare_workspace(run: Run) -> Prepared:
     """What the kind of job needs, and a copy of what jobs need of the workspace where compute nodes see it."""
     workspace = run.plan.workspace
     with run.record.doing("workspace") as keep:
-        prepared = run.kind.prepare(run)
+        try:
+            prepared = run.kind.prepare(run)
+        except OSError as error:
+            raise CheckoutError(f"it cannot be made: {error.strerror}", where=str(error.filename)) from None
         if workspace.shared:
             run.services.stop.check()
             ignore = shutil.ignore_patterns(*_NOT_COPIED)
@@ -203,7 +214,7 @@ def _prepare_workspace(run: Run) -> Prepared:
                 shutil.copytree(workspace.path, workspace.shared, symlinks=True, dirs_exist_ok=True, ignore=ignore)
             except (OSError, shutil.Error) as error:
                 message = f"the workspace cannot be copied for the compute nodes: {error}"
-                raise SubmissionError(message, where=workspace.shared) from None
+                raise CheckoutError(message, where=workspace.shared) from None
             run.log(f"workspace copied to {workspace.shared}")
         keep(prepared.facts)
     return prepared
@@ -230,9 +241,11 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
                     run.log(f"cancelled {', '.join(error.job_ids)}: not what was asked for")
                 raise
             hide = run.record.hide
-            keep({"notes": [hide(note) for note in done.notes], "adopted": done.adopted})
+            notes = [hide(note) for note in done.notes]
+            keep({"notes": notes, "adopted": done.adopted, "left_out": list(done.left_out)})
             submitted = done.submitted or time.time()
-            job = RecordedJob(done.job_id, submitted, str(done.output), str(done.log), held=done.held)
+            where = str(done.output), str(done.log)
+            job = RecordedJob(done.job_id, submitted, *where, held=done.held, cluster=done.cluster)
             key = _record(run, job, done.notes)
             write_json(run.record.directory / "srtctl.json", {"said": hide(done.said)})
             return key
@@ -270,5 +283,6 @@ def _record(run: Run, job: RecordedJob, notes: Sequence[str]) -> JobKey:
     run.record.update(state="submitted", job=job)
     for note in notes:
         run.log(note)
-    run.record.event("job", f"job {job.id} submitted", job=job.id)
-    return JobKey(job.id, job.submitted, run.id)
+    key = JobKey(job.id, job.submitted, run.id, job.cluster)
+    run.record.event("job", f"{key} submitted", job=job.id)
+    return key

@@ -15,126 +15,27 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-
-import msgspec
+from typing import Any
 
 from launcher.core.errors import ConfigError, LauncherError, SubmissionError, SubmissionUnknown, closest
 from launcher.core.process import ProcessIdentity
-from launcher.core.publish import temporary_name, write_json
+from launcher.core.publish import json_line, make_private, private_opener, temporary_name, write_json
+from launcher.core.reading import read_file
 from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
 from launcher.result.logs import LOGS
-from launcher.run.verdict import Verdict
+from launcher.run.fields import ENDED as ENDED
+from launcher.run.fields import LARGEST, owner_in, read_fields
+from launcher.run.fields import RecordedError as RecordedError
+from launcher.run.fields import RecordedJob as RecordedJob
+from launcher.run.fields import RunFields as RunFields
+from launcher.run.fields import Step as Step
 from launcher.slurm.client import JobKey
-
-SCHEMA = 1
-
-ENDED = ("succeeded", "failed", "cancelled")
-"""States of a run after which nothing more happens by itself."""
 
 SUBMISSION_PATIENCE = 330.0
 """Seconds to wait for the submission of a launcher that was killed: its srtctl goes on for 300 at most."""
-
-
-@dataclass(frozen=True)
-class RecordedJob:
-    """The job of a run. Times in seconds since the epoch.
-
-    ``output`` is the job's own directory, ``log`` its log (both may not exist yet). ``held``: it was submitted held and
-    has not been seen released; ``released``: Slurm took our release; ``over``: Slurm has said that it ended. ``state``
-    is Slurm's word for how it stands, ``says`` the same as a line for people. ``by_hand``: a person submitted it.
-    """
-
-    id: str
-    submitted: float | None
-    output: str
-    log: str
-    held: bool = False
-    released: bool = False
-    by_hand: bool = False
-    state: str = ""
-    says: str = ""
-    over: bool = False
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step of a run (``images``, ``model``, ``workspace``, ``submit``, ``collect``): how it stands, and its facts.
-
-    ``state`` is running, done or failed; of a submission also unknown. ``facts`` are JSON values that later steps,
-    other processes and people need; in the file they stand beside the other keys.
-    """
-
-    state: str = ""
-    began: float = 0.0
-    at: float = 0.0
-    error: str | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, value: Mapping[str, Any]) -> Step:
-        """From JSON. Raises msgspec.ValidationError."""
-        own = ("state", "began", "at", "error")
-        return msgspec.convert({**value, "facts": {key: v for key, v in value.items() if key not in own}}, cls)
-
-
-@dataclass(frozen=True)
-class RecordedError:
-    """The error that ended a run (`launcher.core.errors`), without secrets."""
-
-    layer: str
-    message: str
-    where: str | None = None
-    hint: str | None = None
-
-
-@dataclass(frozen=True)
-class RunFields:
-    """What ``run.json`` says of a run. Times in seconds since the epoch.
-
-    ``state`` is new, preparing, submitted, running, collecting, or one of ENDED. ``owner`` is the process that drives
-    the run, or did last. ``accepted`` are the rules whose findings somebody accepted. ``results`` says where results
-    go: the workflow's workspace, or the run's own directory.
-    """
-
-    id: str
-    runner: str
-    state: str = "new"
-    created: float = 0.0
-    updated: float = 0.0
-    owner: ProcessIdentity | None = None
-    accepted: tuple[str, ...] = ()
-    results: Literal["run", "workspace"] = "run"
-    steps: Mapping[str, Step] = field(default_factory=dict)
-    job: RecordedJob | None = None
-    ended: float | None = None
-    exit_code: int | None = None
-    verdict: Verdict | None = None
-    error: RecordedError | None = None
-
-    @classmethod
-    def read(cls, value: Mapping[str, Any]) -> RunFields:
-        """From JSON. Raises msgspec.ValidationError."""
-        job = value.get("job")
-        if isinstance(job, Mapping):
-            # Launchers before the key `log` had jobs of srtctl only, which writes its log here.
-            log = str(Path(str(job.get("output", "")), "logs", f"sweep_{job.get('id')}.log"))
-            job = {"submitted": None, "output": "", "log": log, **job}
-        fields = msgspec.convert({**value, "job": job, "steps": {}}, cls)
-        steps = msgspec.convert(value.get("stages") or {}, dict[str, dict[str, Any]])
-        return replace(fields, steps={name: Step.read(step) for name, step in steps.items()})
-
-    def as_json(self) -> dict[str, Any]:
-        value = _without_none(msgspec.to_builtins(self))
-        stages = {name: {**step.pop("facts"), **_without_none(step)} for name, step in value.pop("steps").items()}
-        return {"schema": SCHEMA, **value, "stages": stages}
-
-
-def _without_none(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: v for key, v in value.items() if v is not None}
 
 
 @dataclass(frozen=True)
@@ -178,7 +79,8 @@ class RunRecord:
         # It is made whole under another name: a run whose launcher was killed here could neither be begun nor resumed.
         temporary = temporary_name(directory)
         try:
-            temporary.mkdir(parents=True)
+            make_private(runs)
+            make_private(temporary)
             write_json(temporary / "plan.json", plan.as_dict())
             record = cls(temporary, RunFields(plan.run_key, plan.runner))
             record.update(created=time.time(), owner=ProcessIdentity.mine())
@@ -197,9 +99,11 @@ class RunRecord:
         """Read a run's record. Raises ConfigError naming the nearest run, or what is wrong with the file."""
         directory = runs / check_run_id(run_id)
         try:
-            return cls(directory, _read(directory / "run.json"))
-        except FileNotFoundError:
-            known = [p.name for p in runs.iterdir()] if runs.is_dir() else []
+            return cls(directory, read_fields(directory / "run.json", run_id))
+        except (FileNotFoundError, NotADirectoryError):
+            if directory.is_dir():
+                raise _without_record(directory) from None
+            known = [p.name for p in runs.iterdir() if not p.name.startswith(".")] if runs.is_dir() else []
             near = closest(run_id, known)
             hint = f"did you mean {near}?" if near else f"launcher status lists the runs below {runs}"
             raise ConfigError(f"there is no run {run_id}", where=str(runs), hint=hint) from None
@@ -215,7 +119,7 @@ class RunRecord:
     @property
     def job_key(self) -> JobKey | None:
         """The run's job as a scheduler knows it, once there is one."""
-        return JobKey(self.job.id, self.job.submitted, self.id) if self.job is not None else None
+        return JobKey(self.job.id, self.job.submitted, self.id, self.job.cluster) if self.job is not None else None
 
     @property
     def log_path(self) -> Path | None:
@@ -266,23 +170,29 @@ class RunRecord:
         """Append an event, and show it to the listeners: that, too, when the file cannot be written (a full disk)."""
         text = self.hide(text)
         event = Event(time.time(), self.id, kind, text, data)
-        line = json.dumps({"time": event.time, "kind": kind, "text": text, **data}, ensure_ascii=False, default=str)
+        line = json_line({"time": event.time, "kind": kind, "text": text, **data})
         try:
-            with (self.directory / "events.jsonl").open("ab+") as file:
+            with open(self.directory / "events.jsonl", "ab+", opener=private_opener) as file:
                 if file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
-                    line = "\n" + line  # a full disk or a kill has cut the last one
-                file.write(f"{line}\n".encode())
+                    line = b"\n" + line  # a full disk or a kill has cut the last one
+                file.write(line + b"\n")
         except OSError as error:
             event = replace(event, text=f"{text} (not recorded: {error.strerror})")
         for listener in self.listeners:
             listener(event)
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The recorded events; lines that a full disk or a kill has cut are passed over, wherever that was."""
-        path = self.directory / "events.jsonl"
-        for line in path.read_bytes().split(b"\n") if path.exists() else ():
-            with contextlib.suppress(ValueError):
-                if isinstance(event := json.loads(line.decode()), dict):
+        """The recorded events: with ``time``, ``kind`` and ``text``, whatever lies in the file.
+
+        What a full disk, a kill or a bad block has cut or changed is passed over, wherever that was; so is a file that
+        cannot be read.
+        """
+        lines: list[bytes] = []
+        with contextlib.suppress(OSError):
+            lines = read_file(self.directory / "events.jsonl", LARGEST).split(b"\n")
+        for line in lines:
+            with contextlib.suppress(ValueError, RecursionError):
+                if _is_event(event := json.loads(line.decode())):
                     yield event
 
     def take(self) -> None:
@@ -305,7 +215,7 @@ class RunRecord:
 
     def reload(self) -> None:
         """Read the fields again, as another process may have written them. Raises ConfigError, FileNotFoundError."""
-        self.fields = _read(self.directory / "run.json")
+        self.fields = read_fields(self.directory / "run.json", self.id)
 
     @contextlib.contextmanager
     def submitting(self, sleep: Callable[[float], None] = time.sleep) -> Iterator[int]:
@@ -339,14 +249,18 @@ class RunRecord:
 
     @property
     def in_doubt(self) -> bool:
-        """Whether sbatch may have been started and its outcome is unknown, so that there may be a job."""
-        return self.fields.job is None and self.step("submit").state in ("running", "unknown")
+        """Whether sbatch may have been started and its outcome is unknown, so that there may be a job.
+
+        Nor is it known where the record has lost the job that it must have had.
+        """
+        tried = self.step("submit").state in ("running", "unknown", "done")
+        return self.fields.job is None and (tried or self.fields.state in ("submitted", "running", "collecting"))
 
     @property
     def owned_by_another(self) -> bool:
         """Whether another launcher process that still lives drives this run, as far as this host can tell."""
         owner = self.fields.owner
-        return owner is not None and owner != ProcessIdentity.mine() and owner.alive() is True
+        return owner is not None and owner.alive() is True and owner != ProcessIdentity.mine()
 
     @property
     def abandoned(self) -> bool | None:
@@ -357,39 +271,119 @@ class RunRecord:
         return None if alive is None else not alive
 
 
-def _read(path: Path) -> RunFields:
-    """The fields in a run.json. Raises FileNotFoundError; ConfigError when it cannot be understood."""
-    try:
-        # Not msgspec's decoder: it refuses the Infinity and NaN that `json.dumps` writes.
-        value = msgspec.convert(json.loads(path.read_bytes()), dict[str, Any])
-        if (schema := value.get("schema")) != SCHEMA:
-            raise ConfigError(f"expected record schema {SCHEMA}, and it is {schema!r}", where=str(path))
-        return RunFields.read(value)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:  # msgspec.ValidationError is a ValueError
-        raise ConfigError(f"the run's record cannot be read: {error}", where=str(path)) from None
-
-
 def _locked(path: Path) -> int | None:
-    """A descriptor that holds ``path`` for itself; None when another process does. Where the file system knows no
-    locks, everybody gets one: the record's ``owner`` and the job's comment are what is then left to tell."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """A descriptor that holds ``path`` for itself; None when another process does. Raises OSError."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    return handle if _flock(handle) else None
+
+
+def _flock(handle: int) -> bool:
+    """Lock a file; when another process has it, close it and answer false. Where the file system knows no locks,
+    everybody gets one: the record's ``owner`` and the job's comment are what is then left to tell."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-            return handle
-        os.close(handle)
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            os.close(handle)
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class UnreadableRecord:
+    """A run's directory whose record or plan is not there or cannot be read, and why. Its job has its name as token."""
+
+    directory: Path
+    error: ConfigError
+    job: RecordedJob | None = None
+    """Its job, where the record could be read and its plan cannot."""
+
+    @property
+    def id(self) -> str:
+        return self.directory.name
+
+    @property
+    def record(self) -> RunRecord:
+        """A record that says no more than that there is this run."""
+        return RunRecord(self.directory, RunFields(self.id, "", job=self.job))
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the run. Raises ConfigError when it cannot be read either."""
+        return Plan.read(self.directory / "plan.json")
+
+    @property
+    def job_name(self) -> str | None:
+        """The name of its job, if its plan can be read."""
+        with contextlib.suppress(ConfigError):
+            return self.plan.job_name
         return None
-    return handle
+
+    @property
+    def driven(self) -> bool | None:
+        """Whether a launcher drives the run: by its lock, and by what is left of the record; None: cannot be told."""
+        try:
+            handle = os.open(self.directory / "driver.lock", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            handle = None
+        if handle is not None and not _flock(handle):
+            return True
+        if handle is not None:
+            os.close(handle)
+        owner = None
+        with contextlib.suppress(OSError):
+            owner = owner_in(read_file(self.directory / "run.json", LARGEST))
+        return owner.alive() if owner is not None else False
 
 
-def records(runs: Path) -> list[RunRecord]:
-    """All readable runs, oldest first. A directory that holds no record (yet) is passed over."""
-    found = []
-    for directory in sorted(runs.iterdir()) if runs.is_dir() else ():
-        if (directory / "run.json").is_file():
-            with contextlib.suppress(ConfigError):
-                found.append(RunRecord.load(runs, directory.name))
-    return sorted(found, key=lambda record: record.fields.created)
+def records(runs: Path, unreadable: list[UnreadableRecord] | None = None) -> list[RunRecord]:
+    """All readable runs, oldest first; those that cannot be read are added to ``unreadable``. Raises ConfigError."""
+    return sorted(each_record(runs, unreadable), key=lambda record: record.fields.created)
+
+
+def each_record(
+    runs: Path, unreadable: list[UnreadableRecord] | None = None, *, facts: bool = True
+) -> Iterator[RunRecord]:
+    """The runs of a directory by name. Those whose record cannot be read are added to ``unreadable``.
+
+    Without ``facts`` the steps have none, and thousands of records are read in less than a second. What is hidden
+    (a record that is being made), or holds nothing, is no run. Raises ConfigError when nothing can be listed.
+    """
+    try:
+        names = sorted(path.name for path in runs.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"the runs cannot be listed: {error.strerror}", where=str(runs)) from None
+    for name in names:
+        if name.startswith("."):
+            continue
+        directory = runs / name
+        try:
+            fields = read_fields(f"{directory}/run.json", check_run_id(name), facts=facts)
+        except (FileNotFoundError, NotADirectoryError):
+            if unreadable is not None and _holds_something(directory):
+                unreadable.append(UnreadableRecord(directory, _without_record(directory)))
+        except ConfigError as error:
+            if unreadable is not None and directory.is_dir():
+                unreadable.append(UnreadableRecord(directory, error))
+        else:
+            yield RunRecord(directory, fields)
+
+
+def _holds_something(directory: Path) -> bool:
+    try:
+        return any(directory.iterdir())
+    except OSError:
+        return False
+
+
+def _without_record(directory: Path) -> ConfigError:
+    return ConfigError("the run's record cannot be read: there is no run.json", where=str(directory))
+
+
+def _is_event(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str) or not isinstance(value.get("kind"), str):
+        return False
+    time = value.get("time")
+    return isinstance(time, (int, float)) and 0 <= time < 1e11

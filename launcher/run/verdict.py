@@ -1,50 +1,32 @@
-"""Why a run ended as it did: which layer it is put down to, and the first failure in the logs.
+"""Why a run ended as it did: which layer it is put down to, and in plain words what ended it, where, and since when.
 
-The verdict is a pure function of what is known: the launcher's own error, how Slurm says the job ended, and the first
-line of failure among the job's logs. Logs are read in bounded pieces, since a worker's log can have gigabytes.
+The verdict is a pure function of what is known: the launcher's own error, how Slurm says the job ended, and what failed
+first by the job's logs (failures.py). Slurm's word on limits, nodes, memory and cancellation comes before any log.
 """
 
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from launcher.core.errors import Cancelled, LauncherError
-from launcher.result.logs import log_files
+from launcher.run.failures import FILES, first_failures
+from launcher.run.log_failure import CONTROLLER_AWAY, LINES, Failure, cut, source_of
+from launcher.run.log_lines import TAIL, tail
 from launcher.slurm.client import LOST, JobState, Phase
 
-TAIL = 256 * 1024
-"""Bytes that are read of the end of each log."""
-
-FILES = 400
-"""Logs that are looked at: 72 nodes leave some three each."""
-
-LINES = 40
-"""Lines that are kept of what failed first."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A line of failure in a log. ``source`` is what wrote it: server, benchmark, or orchestrator. ``at`` is when, in
-    seconds since the epoch, by the line or one before it, else by the file. ``lines`` are those around it."""
-
-    file: str
-    source: str
-    text: str
-    at: float
-    lines: tuple[str, ...] = ()
+__all__ = ["FILES", "LINES", "TAIL", "Failure", "Verdict", "first_failures", "tail", "verdict"]
 
 
 @dataclass(frozen=True)
 class Verdict:
     """Which layer an end is put down to, and what happened, in one line.
 
-    ``layer`` is configuration, image, model, scheduler, node, server, benchmark, results or cancelled; it is "" for a
-    success.
+    ``layer`` is configuration, image, model, checkout, scheduler, node, server, benchmark, results, cancelled, or
+    launcher for a fault of our own; it is "" for a success.
     """
 
     layer: str
@@ -54,47 +36,45 @@ class Verdict:
         return f"{self.layer}: {self.text}" if self.layer else self.text
 
 
-# Orchestrators repeat what killed a worker; such lines are told from the worker's own by their file.
-_FAILED = re.compile(
-    r"Traceback \(most recent call last\)|^\s*(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception)\b|CUDA error|out of memory"
-    r"|\bOOM\b|oom-kill|Xid|NCCL (?:error|WARN .*(?:timeout|failed))|Segmentation fault|core dumped|\bFATAL\b"
-    r"|\b(?:ERROR|CRITICAL)\b|\[ERROR\]|error:|No such file or directory|Killed|pyxis: (?:failed|couldn)"
-    r"|slurmstepd: error|exited with (?:exit )?code [1-9]",
-)
-# Of a traceback the last line is what happened.
-_NAMED = re.compile(r"^\s*(?:[\w.]+\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b.*")
-_HARMLESS = re.compile(r"CANCELLED AT|error: \*\*\*|0 errors?\b|errors?[=:] *0\b|error_rate|DUE TO TIME LIMIT", re.I)
-
-# Slurm ends the job's programs then, and whatever they say of it is a consequence.
-_LIMIT_REACHED = re.compile(r"\*\*\* (?:JOB|STEP) \S+ ON .* DUE TO TIME LIMIT")
-
 _BY_TEXT: tuple[tuple[str, str], ...] = (
+    ("configuration", r"--container-mounts: source path"),
+    # What a script of ours says of itself (launcher/container/job_functions.py).
+    ("image", r"launcher: error: (?:image|the container cannot be made)"),
+    ("model", r"launcher: error: the checkpoint"),
+    ("checkout", r"launcher: error: (?:no copy of the checkout|the checkout|the cache)|uv not found|make setup"),
+    ("configuration", r"--container-mounts: source path"),
     (
         "image",
-        r"pyxis: (?:failed|couldn).*(?:container|image|squash|filesystem)|enroot|[Ii]nvalid image format|\.sqsh"
-        r"|[Cc]ontainer image|registry-1\.docker|manifests/|File system corruption|launcher: error: image",
+        r"\bpyxis: |execve\(\)|enroot|[Ii]nvalid image format|\.sqsh"
+        r"|[Cc]ontainer image|registry-1\.docker|manifests/|File system corruption|manifest (?:for \S+ not|unknown)"
+        r"|pull access denied|[Uu]nable to find image|Error response from daemon: .*(?:image|manifest|denied)"
+        r"|initializing source docker",
+    ),
+    (
+        "scheduler",
+        rf"{CONTROLLER_AWAY.pattern}|Unable to (?:create step|confirm allocation)|Job step creation"
+        r"|Invalid job credential|Requested node configuration|Protocol authentication error"
+        r"|DUE TO (?:TIME LIMIT|PREEMPTION)",
     ),
     (
         "node",
         r"\bXid\b|uncorrectable|ECC error|NVLink|fell off the bus|No space left on device|[Ss]tale file handle"
         r"|Input/output error|Too many levels of symbolic links|Duplicate jobid|CUDA-capable device"
-        r"|system not yet initialized|Node failure|node failure|Permission denied.*/(?:raid|scratch|tmp)",
+        r"|system not yet initialized|[Nn]ode failure|NODE FAILURE|Permission denied.*/(?:raid|scratch|tmp)"
+        r"|could not select device driver|Failed to initialize NVML|no NVIDIA GPU|Transport endpoint is not connected",
     ),
+    ("server", r"CUDA out of memory|OutOfMemoryError"),
     (
         "model",
         r"[Mm]odel (?:path|directory).*(?:not exist|not found)|safetensors|config\.json|tokenizer|[Cc]heckpoint"
-        r"|weight_scale|input_scale|huggingface|hf_hub|HTTPError.*huggingface|KeyError: '(?:model|layers)\.",
+        r"|weight_scale|input_scale|huggingface|hf_hub|HTTPError.*huggingface|KeyError: '(?:model|layers)\."
+        r"|HFValidationError|RepositoryNotFound|GatedRepo|LocalEntryNotFound",
     ),
     (
         "configuration",
         r"unrecognized arguments|invalid choice|ValidationError|Unknown field|unexpected keyword argument|ConfigError"
-        r"|argument --|No module named|selector",
+        r"|argument --|No module named|selector|Unknown benchmark type",
     ),
-)
-
-_STAMPS = (
-    (re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)"), "%Y-%m-%d %H:%M:%S"),
-    (re.compile(r"\b(\d\d/\d\d/\d{4})-(\d\d:\d\d:\d\d)"), "%m/%d/%Y %H:%M:%S"),
 )
 
 _SCHEDULERS = {
@@ -106,46 +86,140 @@ _SCHEDULERS = {
     LOST: "Slurm lost the job, and confirms no end of it",
 }
 _NODES = {"NODE_FAIL": "a node failed", "BOOT_FAIL": "a node did not boot"}
+_OUT_OF_MEMORY = "OUT_OF_MEMORY"
+
+END_OF_LIMIT = 90.0
+"""Seconds before a job's end in which its logs tell what the limit itself did: Slurm sends SIGTERM, and SIGKILL after
+KillWait, 30 s by default."""
+
+_ROLE = r"(?P<role>prefill|decode|agg|frontend|router)"
+_WORKER = re.compile(rf"(?P<node>.*)_{_ROLE}_w?(?P<index>\d+)\.out")
+_PROCESS = re.compile(rf"{_ROLE}_(?P<index>\d+)(?:_(?P<node>.*))?")
 
 
 def verdict(
     error: LauncherError | None,
     job: JobState | None = None,
     failures: Sequence[Failure] = (),
+    *,
+    stage: str = "",
 ) -> Verdict:
-    """Whose fault an end is. ``failures`` are in the order of `first_failures`."""
-    first = failures[0] if failures else None
+    """Whose fault an end is. ``failures`` are in the order of `first_failures`; ``stage`` is what was under way before
+    there was a job, in words."""
+    first = next((failure for failure in failures if failure.standing in ("cause", "symptom")), None)
     if error is None:
         doubt = f"; {job.failed_step}" if job is not None and job.failed_step else ""
         return Verdict("", f"good: the job COMPLETED with 0:0, and every result is there and valid{doubt}")
     if isinstance(error, Cancelled):
-        return Verdict("cancelled", _line(error.message))
-    if error.layer in ("configuration", "image", "model", "results"):
+        return Verdict(
+            "cancelled", cut(error.message, WIDTH) + (f" {stage}" if stage and stage not in error.message else "")
+        )
+    if error.layer in ("configuration", "image", "model", "checkout", "results"):
+        first = first or next(iter(failures), None)
         if error.layer == "results" and first is not None:
-            return Verdict("results", f"{_line(error.message)}; first failure in {first.file}: {first.text}")
-        return Verdict(error.layer, _line(error.message))
+            return Verdict("results", f"{cut(error.message, WIDTH)}; first failure in {first.file}: {first.text}")
+        many = error.layer == "configuration"  # a list of findings: all of them count
+        return Verdict(error.layer, cut(error.message, WIDTH) if many else _telling(error.message))
     if error.layer == "submission":
-        return Verdict(_layer_of(error.message) or "scheduler", _line(_telling(error.message)))
+        return Verdict(_layer_of(error.message) or "scheduler", _telling(error.message))
+    if error.layer == "launcher":  # a fault of ours, or of the disk that we write to
+        return Verdict("launcher", _telling(error.message))
     if job is None or job.phase is not Phase.TERMINAL:
-        return Verdict("scheduler", _line(error.message))
-    return _of_job(job, first)
+        return Verdict("scheduler", cut(error.message, WIDTH))
+    return _by_slurm(job, failures) or _by_logs(job, first)
 
 
-def _of_job(job: JobState, first: Failure | None) -> Verdict:
+WIDTH = 240
+"""Characters of an error's message in a verdict."""
+
+
+def _by_slurm(job: JobState, failures: Sequence[Failure]) -> Verdict | None:
+    """The verdict on a job that Slurm itself ended, or of whose node it says something; None for any other."""
     where = f" on {job.nodes}" if job.nodes else ""
+    since = f", at {_clock(job.ended)}" if job.ended is not None else ""
     if job.word in _NODES:
-        return Verdict("node", f"{_NODES[job.word]}{where} ({job.word})")
+        return Verdict("node", f"{_NODES[job.word]}{where}{since} ({job.word})")
+    if job.word == _OUT_OF_MEMORY or (job.derived is not None and job.derived[1] == 125):
+        said = next((f for f in failures if re.search(r"\b(?:oom|OOM)|[Oo]ut [Oo]f [Mm]emory|Killed", f.text)), None)
+        said = said or next((f for f in failures if f.standing == "cause"), None)
+        layer = "benchmark" if said is not None and said.source == "benchmark" else "server"
+        return Verdict(
+            layer, f"the memory limit of the job was reached{where}{since} ({job.describe()}){_quoted(said)}"
+        )
     failed = job.word == LOST and job.exit_code != (0, 0)  # then its logs tell more than that it was lost
-    if job.word in _SCHEDULERS and job.word != "TIMEOUT" and not failed:
-        return Verdict("scheduler", f"{_SCHEDULERS[job.word]} ({job.describe()})")
+    if job.word in _SCHEDULERS and not failed:
+        before = None
+        if job.word == "TIMEOUT":
+            causes = [f for f in failures if f.standing == "cause" and f.source != "slurm"]
+            until = job.ended - END_OF_LIMIT if job.ended is not None else None
+            before = next((f for f in causes if until is None or (f.stamped and f.at < until)), None)
+        said_before = f"; before that{_quoted(before)[1:]}" if before is not None else ""
+        return Verdict("scheduler", f"{_SCHEDULERS[job.word]}{where}{since} ({job.describe()}){said_before}")
     if job.exit_code is not None and job.exit_code[1] == 53:
         return Verdict("node", f"the job's output file or directory could not be opened{where}")
+    return None
+
+
+def _by_logs(job: JobState, first: Failure | None) -> Verdict:
+    """The verdict on a job that ended by itself."""
+    ended = f" (the job ended as {job.describe()})"
     if first is None:
-        layer = "scheduler" if job.word == "TIMEOUT" else "server" if job.word == "OUT_OF_MEMORY" else "benchmark"
-        said = _SCHEDULERS.get(job.word, "no log says why")
-        return Verdict(layer, f"{job.describe()}: {said}")
-    layer = _layer_of(first.text) or {"server": "server", "benchmark": "benchmark"}.get(first.source, "server")
-    return Verdict(layer, f"{first.file}: {first.text} (the job ended as {job.describe()})")
+        return Verdict("benchmark", f"{job.describe()}: {_SCHEDULERS.get(job.word, 'no log says why')}")
+    layer = _layer_of(first.text) or {"benchmark": "benchmark", "slurm": "scheduler"}.get(first.source, "server")
+    when = f"at {_clock(first.at)}"
+    if CONTROLLER_AWAY.search(first.text):
+        what = f"Slurm's controller could not be reached, since {_clock(first.at)}"
+    elif first.source == "slurm":
+        what = f"Slurm ended the job {when}"
+    elif "did not become healthy" in first.text:
+        what = f"the servers did not become healthy in time, until {_clock(first.at)}"
+    else:
+        what = f"{_name(first)} {_end(first.died)} {when}"
+    # An orchestrator cleans up at its end, which tells nothing.
+    tells = first.source != "orchestrator" and first.last not in first.text and first.text not in first.last
+    last = f"; its last line: {first.last}" if tells else ""
+    return Verdict(layer, f"{what}{_quoted(first)}{last}{ended}")
+
+
+def _quoted(failure: Failure | None) -> str:
+    return f"; {failure.file}: {failure.text}" if failure is not None else ""
+
+
+def _name(failure: Failure) -> str:
+    """What failed, in words: by the name of its log."""
+    file = (failure.process or failure.file).rpartition("/")[2]
+    if failure.text.startswith("launcher: error:"):
+        return "the job's script"
+    if found := _WORKER.fullmatch(file) or _PROCESS.fullmatch(file):
+        what = "worker " if found["role"] in ("prefill", "decode", "agg") else ""
+        return f"{what}{found['role']} {found['index']}" + (f" on {found['node']}" if found["node"] else "")
+    if file.startswith("infra"):
+        return "NATS or etcd"
+    if source_of(file) == "orchestrator":
+        return "srtctl's orchestrator"
+    if failure.source == "benchmark":
+        return "the evaluation" if file.startswith("eval") else "the benchmark's client"
+    return "the server" if file.startswith(("server", "benchmark")) else file.removesuffix(".out").removesuffix(".log")
+
+
+def _end(died: int | None) -> str:
+    """How a program ended, by its exit code as srun and shells give it."""
+    if died is None:
+        return "failed"
+    if died <= 128:
+        return f"ended with exit code {died}"
+    try:
+        name = signal.Signals(died - 128).name
+    except ValueError:
+        return f"ended with exit code {died}"
+    if name == "SIGKILL":
+        return f"was killed by SIGKILL (exit code {died}, usually for want of memory)"
+    return f"was ended by {name} (exit code {died})"
+
+
+def _clock(seconds: float) -> str:
+    """A time for a person, local as in events.txt."""
+    return datetime.fromtimestamp(seconds).isoformat(sep=" ", timespec="seconds")
 
 
 def _layer_of(text: str) -> str | None:
@@ -153,73 +227,16 @@ def _layer_of(text: str) -> str | None:
 
 
 def _telling(message: str) -> str:
-    """The line of a submission's message that says why: sbatch's own before srtctl's words about it."""
-    lines = message.splitlines()
-    for words in ("sbatch: error:", "rror: ", "❌"):
-        if told := next((line for line in lines if words in line), None):
-            return told
-    return message
+    """What an error's message says, in one line: where it is of many lines, its first one and the one that says why.
 
-
-def _line(text: str, width: int = 240) -> str:
-    words = " ".join(text.split())
-    return words if len(words) <= width else f"{words[: width - 1]}…"
-
-
-def first_failures(logs: Path, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> list[Failure]:
-    """Every log's first line of failure, in the order of their times; those of the orchestrator last, which only
-    tells what happened elsewhere. Stops looking after ``seconds``. Never raises for a file."""
-    found: list[Failure] = []
-    until = clock() + seconds
-    looked = 0
-    for path, status in log_files(logs):
-        if looked >= FILES or clock() > until:
+    That is sbatch's own before srtctl's words about it, then one that names an error, then the last.
+    """
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if len(lines) < 2:
+        return cut(message, WIDTH)
+    for words in ("sbatch: error:", "rror: ", "❌", "rror", "atal", "***"):
+        if told := next((line for line in lines[1:] if words in line), None):
             break
-        if path.suffix in (".out", ".log", ".err"):
-            looked += 1
-            failure = _failure(path, str(path.relative_to(logs)), status.st_mtime)
-            if failure is not None:
-                found.append(failure)
-    return sorted(found, key=lambda f: (f.source == "orchestrator", f.at, f.file))
-
-
-def _failure(path: Path, name: str, changed: float) -> Failure | None:
-    lines = tail(path)
-    at: float | None = None
-    for number, line in enumerate(lines):
-        if _LIMIT_REACHED.search(line):
-            break
-        at = _stamp(line) or at
-        if _FAILED.search(line) and not _HARMLESS.search(line):
-            text = line
-            if "Traceback" in line:
-                text = next((later for later in lines[number + 1 : number + 200] if _NAMED.match(later)), line)
-            around = tuple(lines[max(0, number - 5) : number - 5 + LINES])
-            source = "benchmark" if path.name.startswith(("benchmark", "eval", "bench_")) else "server"
-            if path.name.startswith(("sweep_", "slurm-")):
-                source = "orchestrator"
-            return Failure(name, source, _line(text, 200), at if at is not None else changed, around)
-    return None
-
-
-def _stamp(line: str) -> float | None:
-    for pattern, form in _STAMPS:
-        if found := pattern.search(line[:120]):
-            try:
-                return datetime.strptime(f"{found[1]} {found[2]}", form).timestamp()
-            except ValueError:
-                continue
-    return None
-
-
-def tail(path: Path, size: int = TAIL) -> list[str]:
-    """The last lines of a file, whole ones, of at most ``size`` bytes; none when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            length = file.seek(0, 2)
-            file.seek(max(0, length - size))
-            text = file.read(size).decode(errors="replace")
-    except OSError:
-        return []
-    lines = [line.rpartition("\r")[2].rstrip() for line in text.replace("\r\n", "\n").split("\n")]
-    return lines[1:] if length > size else lines
+    else:
+        told = lines[-1]
+    return f"{cut(lines[0], WIDTH)} {cut(told, WIDTH)}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError, suggest
@@ -25,6 +25,7 @@ from launcher.runner.schema import (
     Runner,
     When,
 )
+from launcher.runner.templates import IMAGE_LOCK, JOB_NAME, SERVED, SETUP, TAGS, check_template
 
 R = TypeVar("R", bound=Rule)
 
@@ -82,6 +83,7 @@ class RunnerFile:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.runner = convert(document, Runner)
+        self._applied: dict[tuple[Key, ...], Applied[Any]] = {}
         self._check()
 
     @classmethod
@@ -121,7 +123,11 @@ class RunnerFile:
     ) -> Iterator[Applied[R]]:
         for i, rule in enumerate(rules):
             if applies(rule.when, benchmark, power=power):
-                yield Applied(rule, SourceLocation(self.document, *table, i))
+                # Made once: its line takes time to find, and hundreds of plans ask for it.
+                keys: tuple[Key, ...] = (*table, i)
+                if (applied := self._applied.get(keys)) is None:
+                    applied = self._applied[keys] = Applied(rule, SourceLocation(self.document, *keys))
+                yield applied
 
     def _first(self, table: str, rules: Sequence[R], benchmark: Benchmark, power: bool) -> Applied[R]:
         if applied := next(self._matching((table,), rules, benchmark, power), None):
@@ -156,9 +162,24 @@ class RunnerFile:
                     where=self.location("lanes", i, "repository"),
                     hint=suggest(lane.repository, runner.repositories, f"known: {', '.join(runner.repositories)}"),
                 )
+        for template, names, keys in _templates(runner):
+            check_template(template, names, self.location(*keys))
         for i, model in enumerate(runner.models):
             if model.stage and model.source is None:
                 raise ConfigError("`stage: true` needs a `source`", where=self.location("models", i, "stage"))
+
+
+def _templates(runner: Runner) -> Iterator[tuple[str, Sequence[str], tuple[Key, ...]]]:
+    """Every template of a runner file, what may stand in it, and its place."""
+    yield runner.images.lock, IMAGE_LOCK, ("images", "lock")
+    yield runner.scheduler.job_name, JOB_NAME, ("scheduler", "job-name")
+    yield runner.tags, TAGS, ("tags",)
+    for i, argv in enumerate(runner.checkout.setup):
+        yield from ((word, SETUP, ("checkout", "setup", i)) for word in argv)
+    for i, model in enumerate(runner.models):
+        yield model.served or "", SERVED, ("models", i, "served")
+    for i, adjustment in enumerate(runner.adjust):
+        yield adjustment.tags or "", TAGS, ("adjust", i, "tags")
 
 
 def describe_when(when: When) -> str:

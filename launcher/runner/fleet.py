@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from launcher.core.errors import ConfigError, suggest
+from launcher.core.yaml_source import Document
 from launcher.runner.file import RunnerFile
 
 
@@ -16,7 +18,7 @@ class Fleet:
 
     def __init__(self, directories: Sequence[Path]) -> None:
         self.directories = [d for d in directories if d.is_dir()]
-        self._read: dict[Path, RunnerFile] = {}
+        self._read: dict[Path, RunnerFile | ConfigError] = {}
 
     @cached_property
     def paths(self) -> dict[str, Path]:
@@ -37,17 +39,17 @@ class Fleet:
             )
         path = self.paths[name]
         if path not in self._read:
-            file = RunnerFile.read(path)
-            if file.runner.name != name:
-                raise ConfigError(
-                    f"name {file.runner.name!r} is not the file's own",
-                    where=file.location("name"),
-                    hint=f"name: {name}",
-                )
-            self._read[path] = file
-        return self._read[path]
+            try:
+                self._read[path] = _read(path, name)
+            except ConfigError as error:
+                self._read[path] = error
+        found = self._read[path]
+        if isinstance(found, ConfigError):
+            raise found
+        return found
 
     def all(self) -> list[RunnerFile]:
+        """Every runner file. Raises ConfigError for the first that cannot be read."""
         return [self.get(name) for name in self.paths]
 
     def readable(self, broken: list[ConfigError] | None = None) -> list[RunnerFile]:
@@ -67,21 +69,56 @@ class Fleet:
         Raises ConfigError when no runner file has that prefix.
         """
         prefix = runner_name.partition("_")[0]
-        for file in self.all():
+        files, broken = self.readable(), self.broken
+        if error := self._claimed("runners", prefix):
+            raise error
+        for file in files:
             if prefix in file.runner.runners:
                 return file
-        known = [p for f in self.all() for p in f.runner.runners]
+        known = [p for f in files for p in f.runner.runners]
+        unread = f"; {len(broken)} runner files cannot be read, the first: {broken[0]}" if broken else ""
         raise ConfigError(
-            f"no runner file claims the prefix {prefix!r} of RUNNER_NAME={runner_name}",
+            f"no runner file claims the prefix {prefix!r} of RUNNER_NAME={runner_name}{unread}",
             where="RUNNER_NAME",
             hint=suggest(prefix, known, f"known prefixes: {', '.join(known)}"),
         )
 
     @cached_property
+    def broken(self) -> list[ConfigError]:
+        """Why runner files cannot be read."""
+        found: list[ConfigError] = []
+        self.readable(found)
+        return found
+
+    def broken_that_serve(self, label: str) -> ConfigError | None:
+        """The error of a runner file that cannot be read and has this label, by what can be read of it."""
+        return self._claimed("labels", label)
+
+    def _claimed(self, key: str, word: str) -> ConfigError | None:
+        """The error of a broken file that has the word under a key. One that is no YAML at all claims its own name."""
+        for path, found in self._read.items() if self.broken else ():
+            if isinstance(found, ConfigError):
+                claims: object = [path.stem]
+                with contextlib.suppress(ConfigError):
+                    claims = Document.read(path, strict=False).mapping().get(key)
+                if isinstance(claims, list) and word in claims:
+                    return found
+        return None
+
+    @cached_property
     def by_label(self) -> Mapping[str, Sequence[RunnerFile]]:
-        """Matrix label → the clusters that serve it. A job of GitHub's lands on any of them."""
+        """Matrix label → the clusters that serve it, of those that can be read. A job of GitHub's lands on any."""
         found: dict[str, list[RunnerFile]] = {}
-        for file in self.all():
+        for file in self.readable():
             for label in file.runner.labels:
                 found.setdefault(label, []).append(file)
         return found
+
+
+def _read(path: Path, name: str) -> RunnerFile:
+    file = RunnerFile.read(path)
+    if file.runner.name != name:
+        raise ConfigError(
+            f"name {file.runner.name!r} is not the file's own", where=file.location("name"), hint=f"name: {name}"
+        )
+    return file

@@ -294,6 +294,27 @@ class Workspace(Struct, frozen=True, kw_only=True):
     works in the user's workspace."""
 
 
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class Results(Struct, frozen=True, kw_only=True):
+    """How far a result may be off and still be believed. A row's settings come before it: RESULT_FAILED,
+    RESULT_CLOCK_SKEW, RESULT_TOLERANCE, RESULT_SHORTEST and RESULT_LONGEST."""
+
+    failed: Share = 0.05
+    """The largest share of the requests that may fail: above it InferenceX's own client ends in an error."""
+    failed_agentic: Share = 0.10
+    """The same for agentic runs, as InferenceX's gate has it (AIPERF_FAILED_REQUEST_THRESHOLD, which comes before)."""
+    clock_skew: Annotated[float, Meta(ge=0)] = 60.0
+    """By how many seconds the clocks of nodes and of this host may differ."""
+    tolerance: Share = 0.05
+    """By which share counts, durations and rates of one result may contradict each other."""
+    lengths: tuple[float, float] = (0.5, 1.5)
+    """Between which shares of ISL and OSL the mean lengths of requests lie, where lengths are fixed."""
+    tasks: list[str] = []
+    """What evaluations may evaluate beside the tasks that InferenceX has thresholds for."""
+
+
 class Runner(Struct, frozen=True, kw_only=True):
     """One runner file."""
 
@@ -316,6 +337,8 @@ class Runner(Struct, frozen=True, kw_only=True):
     images: Images = Images()
     checkout: Checkout = Checkout()
     workspace: Workspace = Workspace()
+    results: Results = Results()
+    """When a result is believed."""
     repositories: dict[str, str] = {}
     """Name → URL of the srt-slurm repositories that lanes use."""
     models: list[ModelRule]
@@ -331,4 +354,4 @@ class Runner(Struct, frozen=True, kw_only=True):
     exclude_nodes: list[ExcludedNode] = []
     """Nodes that jobs must not get."""
     pass_environment: list[str] = []
-    """Further variables of the runner's host that containers get, where they are set."""
+    """Further variables of the runner's host that jobs get, where they are set."""

@@ -6,5 +6,5 @@ squeue, sacct, scontrol, scancel), native.py (by pyslurm), local.py (embedded). 
 shared.py lets launchers share their questions.
 
 Modules with a single importer: native_worker.py is a program of its own, which starts without the rest; logs.py is
-about files only.
+about files only; steps.py reads what accounting says of an ended job's steps.
 """

@@ -98,19 +98,21 @@ class JobKey:
 
     ``submitted`` is the submit time in seconds since the epoch, None when it is not known; ``token`` is a word in the
     comment that the job was submitted with, "" when it has none. Slurm gives ids out again after MaxJobId, and at once
-    after a controller crash (seen with 22.05). Raises SubmissionError when ``id`` is not a plain number.
+    after a controller crash (seen with 22.05); another ``cluster`` ("" for this host's) has its own jobs under the same
+    ids. Raises SubmissionError when ``id`` is not a plain number.
     """
 
     id: str
     submitted: float | None = None
     token: str = ""
+    cluster: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[0-9]+", self.id):
             raise SubmissionError(f"{self.id!r} is not a job id", hint="a job id is a plain number")
 
     def __str__(self) -> str:
-        return f"job {self.id}"
+        return f"job {self.id}" + (f" on cluster {self.cluster}" if self.cluster else "")
 
     def matches(self, submitted: float | None, comment: str) -> bool | None:
         """Whether a record with this submit time and comment is this job's; None when neither can tell.
@@ -174,6 +176,15 @@ class JobState:
         cause = self.reason.split(",")[0].strip().strip("()").replace(" ", "_")
         return self.word == "PENDING" and (cause in _HOPELESS_REASONS or _OWN_LIMIT.fullmatch(cause) is not None)
 
+    @property
+    def _tells_reason(self) -> bool:
+        """Whether the reason says something of how the job stands now. Accounting keeps with an ended job the last
+        reason why it waited (sacct(1), Reason): most often that is our own hold."""
+        if self.phase is not Phase.TERMINAL or self.word == LOST:
+            return self.reason not in ("", "None")
+        waited = self.reason in _WAITED or (self.started is not None and _OWN_LIMIT.fullmatch(self.reason) is not None)
+        return self.reason not in ("", "None") and self.word != SUCCESS and not waited
+
     def describe(self) -> str:
         """One line for a person: ``FAILED, exit code 3 (NonZeroExitCode) on node01 after 12 s``."""
         if self.phase is Phase.UNKNOWN:
@@ -184,7 +195,7 @@ class JobState:
             text += f", signal {signal}" if signal else f", exit code {status}"
             if self.word == "FAILED" and signal == _NO_FILES:
                 text += " (the output file or working directory could not be opened on the node)"
-        if self.reason and self.reason != "None":
+        if self._tells_reason:
             text += f" ({self.reason})"
         if self.nodes:
             text += f" on {self.nodes}"
@@ -194,6 +205,9 @@ class JobState:
             text += f"; {self.failed_step}"
         return text
 
+
+_WAITED = _words("BeginTime Dependency JobHeldAdmin JobHeldUser Priority")
+"""Reasons why a job waited, which say nothing of its end."""
 
 _NO_FILES = 53
 """Slurm's exit code 0:53: seen with 22.05 for an --output that cannot be written and a --chdir that is not there."""

@@ -41,6 +41,7 @@ import msgspec
 from launcher.core import publish
 from launcher.core.errors import SubmissionError
 from launcher.core.process import ProcessIdentity
+from launcher.core.publish import make_private
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable, carries, phase_of, unknown
 
 SOURCE = "embedded scheduler"
@@ -238,13 +239,13 @@ def _read_state(job_dir: Path, job: Job) -> JobState:
 
 def _new_job_dir(directory: Path) -> Path:
     """A new directory, named by the next id. mkdir is atomic: of two submitters the second takes the next number."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_private(directory)
     taken = job_dirs(directory)
     number = int(taken[-1].name) + 1 if taken else 1
     while True:
         job_dir = directory / str(number)
         with contextlib.suppress(FileExistsError):
-            job_dir.mkdir()
+            job_dir.mkdir(mode=0o700)
             return job_dir
         number += 1
 

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import IO
 
+from launcher.core.reading import open_regular
 from launcher.slurm.client import LOST, JobKey, JobState, Phase
 
 READ_AT_ONCE = 1 << 20
@@ -23,6 +24,12 @@ SLACK = 60.0
 
 LONGEST_LINE = 1 << 16
 """A longer line, in bytes, is returned in pieces: progress bars may never send a newline."""
+
+FARTHEST_BEHIND = 64 << 20
+"""Bytes that may wait to be read; of more, only the end is read on, since whoever reads cannot keep up."""
+
+KEPT_WHEN_BEHIND = 1 << 20
+"""Bytes of the end that are then left to be read."""
 
 
 class LogFollower:
@@ -40,6 +47,7 @@ class LogFollower:
         self._inode: tuple[int, int] | None = None
         self._place = 0
         self._held = b""
+        self._full = False
 
     def read_new(self) -> list[str]:
         """The new lines, without line ends; at most READ_AT_ONCE bytes of them. Call again for more: an empty list
@@ -51,6 +59,36 @@ class LogFollower:
                 lines = self.flush()
             chunk = self._read()
         return lines + self._cut(chunk)
+
+    @property
+    def behind(self) -> bool:
+        """Whether the last read found as much as a read may give: there is probably more."""
+        return self._full
+
+    def catch_up(self, most: int | None = None) -> list[str]:
+        """Leave out what is before the last KEPT_WHEN_BEHIND bytes, when more than ``most`` wait; say so in a line.
+
+        What was written since is read when asked for next. Where a line was cut, its rest is left out too.
+        """
+        if self._file is None:
+            self._open_anew()
+        if self._file is None:
+            return []
+        try:
+            size = os.fstat(self._file.fileno()).st_size
+            if size - self._place <= (FARTHEST_BEHIND if most is None else most):
+                return []
+            place = max(self._place, size - KEPT_WHEN_BEHIND)
+            self._file.seek(max(0, place - 1))
+            cut = self._file.read(LONGEST_LINE + 1)
+        except OSError:
+            return []
+        place += max(0, cut.find(b"\n"))
+        skipped, self._place = place - self._place, place
+        return [
+            *self.flush(),
+            f"[launcher: {skipped} bytes of this log are left out here; all of it is in {self.path}]",
+        ]
 
     def flush(self) -> list[str]:
         """The line that was held back; to be called when the log has ended."""
@@ -64,6 +102,7 @@ class LogFollower:
             self._file = None
 
     def _read(self) -> bytes:
+        self._full = False
         if self._file is None:
             return b""
         try:
@@ -73,6 +112,7 @@ class LogFollower:
             self.close()
             return b""
         self._place += len(chunk)
+        self._full = len(chunk) == READ_AT_ONCE
         return chunk
 
     def _open_anew(self) -> bool:
@@ -81,7 +121,7 @@ class LogFollower:
         The old file stays open until then, so that the new one cannot get its inode number.
         """
         try:
-            fresh = self.path.open("rb", buffering=0)
+            fresh = open_regular(self.path, buffered=False)
         except OSError:
             return False
         try:
@@ -99,10 +139,9 @@ class LogFollower:
 
     def _cut(self, chunk: bytes) -> list[str]:
         *lines, held = (self._held + chunk).split(b"\n")
-        while len(held) > LONGEST_LINE:
-            lines.append(held[:LONGEST_LINE])
-            held = held[LONGEST_LINE:]
-        self._held = held
+        whole = len(held) - len(held) % LONGEST_LINE if len(held) > LONGEST_LINE else 0
+        lines += [held[at : at + LONGEST_LINE] for at in range(0, whole, LONGEST_LINE)]
+        self._held = held[whole:]
         return [_text(line) for line in lines]
 
 
@@ -139,7 +178,7 @@ class EndMarkers:
         return known[1]
 
     def _state(self, log: Path, status: os.stat_result) -> JobState | None:
-        with log.open("rb") as file:
+        with open_regular(log) as file:
             file.seek(max(0, status.st_size - TAIL))
             text = file.read(TAIL).decode(errors="replace")
         found = list(self._end.finditer(text))

@@ -28,7 +28,8 @@ import msgspec
 from launcher.core.errors import SubmissionError
 from launcher.core.lease import Lock, LockPace
 from launcher.core.process import ProcessIdentity
-from launcher.core.publish import temporary_name
+from launcher.core.publish import make_private, temporary_name
+from launcher.core.reading import read_file
 from launcher.slurm.client import JobKey, JobState, Phase, Scheduler
 
 MAX_AGE = 15.0
@@ -168,7 +169,7 @@ class SharedPoller:
                 self._request_file.unlink()
             return True
         try:
-            self._request_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self._request_file.parent)
             if self.place.stat().st_uid != os.getuid():
                 return False
         except OSError:
@@ -199,8 +200,8 @@ _T = TypeVar("_T")
 def _read(path: Path, kind: type[_T]) -> _T | None:
     """What a file says; None when it is missing or cannot be understood."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, SubmissionError):
+        return msgspec.json.decode(read_file(path, 1 << 24), type=kind)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError, SubmissionError):
         return None
 
 

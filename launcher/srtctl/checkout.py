@@ -25,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from launcher.core.errors import SubmissionError
+from launcher.core.errors import CheckoutError
 from launcher.core.process import CommandRunner, clean_environment, host_label, pid_exists, run
 from launcher.core.publish import (
     TEMPORARY_SUFFIX,
@@ -94,7 +94,7 @@ class Checkouts:
         """The work tree ``wanted.root``: the commit, its patches, the results of the set-up, the overlays.
 
         A tree that an earlier call made of the same parts is taken as it is. Without a ``sha`` the ref's commit of this
-        moment is taken, and a note says so. Raises SubmissionError.
+        moment is taken, and a note says so. Raises CheckoutError.
         """
         root, mirror = Path(wanted.root), Mirror(Path(wanted.cache), wanted.repository, self._git, sleep=self._sleep)
         sha, notes = _resolve(mirror, wanted)
@@ -116,10 +116,10 @@ class Checkouts:
                         _lay_over(overlay, tree)
                     write_json(tree / FACTS, made_of)
             except OSError as error:
-                raise SubmissionError(f"the work tree cannot be made: {error}", where=str(root)) from None
+                raise CheckoutError(f"the work tree cannot be made: {error}", where=str(root)) from None
         head = self._git.text("rev-parse", "HEAD", cwd=root).strip()
         if head != sha:
-            raise SubmissionError(f"HEAD is {head}; expected {sha}", where=str(root))
+            raise CheckoutError(f"HEAD is {head}; expected {sha}", where=str(root))
         if any(Path(o.destination).parts[:1] == ("src",) for o in wanted.overlays):
             notes.append("an overlay changes src/: the job runs it, but srtctl on this machine runs the commit's own")
         options = apply_options("srtctl", root, self._environ, self._run) if facts.options is None else facts.options
@@ -174,7 +174,7 @@ class Checkouts:
             if not done.ok:
                 limit = f"did not end within {wanted.setup_timeout:.0f} s"
                 how = limit if done.timed_out else f"failed (exit {done.returncode})"
-                raise SubmissionError(
+                raise CheckoutError(
                     f"setting srt-slurm up: `{command}` {how}:\n{done.tail(10)}",
                     where=str(log),
                     hint="the log has its whole output; the next run tries again from a fresh tree",
@@ -195,7 +195,7 @@ def _resolve(mirror: Mirror, wanted: SrtSlurm) -> tuple[str, list[str]]:
     if wanted.sha is None:
         tip = mirror.tip(wanted.ref, fresh=True)
         if tip is None:
-            raise SubmissionError(f"the repository has no branch or tag {wanted.ref!r}", where=mirror.repository)
+            raise CheckoutError(f"the repository has no branch or tag {wanted.ref!r}", where=mirror.repository)
         return tip, [f"srt-slurm is not pinned: {wanted.ref} is {tip} at this moment"]
     sha = mirror.commit(wanted.sha)
     tip = mirror.tip(wanted.ref)
@@ -230,7 +230,7 @@ def _is_made_of(tree: Path, parts: Mapping[str, Any]) -> bool:
     except (OSError, json.JSONDecodeError):
         found = None
     if found != parts:
-        raise SubmissionError(
+        raise CheckoutError(
             "there is a directory here already, and it is not this run's work tree", where=str(tree), hint="remove it"
         )
     return True
@@ -264,7 +264,7 @@ def _lay_over(overlay: PlannedOverlay, root: Path) -> None:
     """
     source = Path(overlay.source)
     if not source.exists():
-        raise SubmissionError("the overlay's source does not exist", where=str(source), hint="is its path spelt right?")
+        raise CheckoutError("the overlay's source does not exist", where=str(source), hint="is its path spelt right?")
     _copy_over(source.resolve() if source.is_dir() else source, root / overlay.destination, root.resolve())
 
 
@@ -272,7 +272,7 @@ def _copy_over(source: Path, target: Path, top: Path) -> None:
     is_directory = source.is_dir() and not source.is_symlink()
     directory = (target if is_directory else target.parent).resolve()
     if not directory.is_relative_to(top) or directory.is_relative_to(top / ".git"):
-        raise SubmissionError(
+        raise CheckoutError(
             f"the overlay must not go to {directory}; expected a place in {top}, and not in its .git", where=str(source)
         )
     directory.mkdir(parents=True, exist_ok=True)
@@ -280,9 +280,7 @@ def _copy_over(source: Path, target: Path, top: Path) -> None:
         for entry in source.iterdir():
             _copy_over(entry, target / entry.name, top)
     elif target.is_dir() and not target.is_symlink():
-        raise SubmissionError(
-            f"the overlay puts a file where the checkout has a directory: {target}", where=str(source)
-        )
+        raise CheckoutError(f"the overlay puts a file where the checkout has a directory: {target}", where=str(source))
     else:
         target.unlink(missing_ok=True)
         shutil.copy2(source, target, follow_symlinks=False)

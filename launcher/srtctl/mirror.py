@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from launcher.core.errors import SubmissionError
+from launcher.core.errors import CheckoutError
 from launcher.core.lease import Lock
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import publishing_directory
@@ -50,10 +50,10 @@ class Git:
         return self._run(["git", *map(str, words)], timeout=timeout, cwd=cwd, env=self.environ, input=input)
 
     def text(self, *words: str | Path, cwd: Path, input: str | None = None) -> str:
-        """The output of a local git command. Raises SubmissionError when it fails."""
+        """The output of a local git command. Raises CheckoutError when it fails."""
         done = self(*words, cwd=cwd, input=input)
         if not done.ok:
-            raise SubmissionError(f"git {words[0]} failed: {done}", where=str(cwd))
+            raise CheckoutError(f"git {words[0]} failed: {done}", where=str(cwd))
         return done.stdout
 
 
@@ -76,10 +76,10 @@ class Mirror:
     def commit(self, sha: str) -> str:
         """This commit, which is fetched when the mirror lacks it.
 
-        Raises SubmissionError when the repository does not have it.
+        Raises CheckoutError when the repository does not have it.
         """
         if not _SHA.fullmatch(sha):
-            raise SubmissionError(f"{sha!r} is not a commit's full sha", where=self.repository)
+            raise CheckoutError(f"{sha!r} is not a commit's full sha", where=self.repository)
         self._clone_once()
         found = self._rev_parse(sha)
         if found is None:
@@ -92,7 +92,7 @@ class Mirror:
                     self._git("fetch", "--quiet", "origin", reference, cwd=self.path, timeout=NETWORK_TIMEOUT)
                     found = self._rev_parse(sha)
         if found is None:
-            raise SubmissionError(
+            raise CheckoutError(
                 f"the repository has no commit {sha}",
                 where=self.repository,
                 hint="it belongs to another fork, or was force-pushed away: correct the lane's repository or sha",
@@ -108,11 +108,11 @@ class Mirror:
         return self._rev_parse(f"refs/tags/{ref}") or self._rev_parse(f"refs/heads/{ref}")
 
     def change(self, commit: str, path: str) -> str:
-        """What one commit changed in one file, as a patch. Raises SubmissionError when it changed nothing there."""
+        """What one commit changed in one file, as a patch. Raises CheckoutError when it changed nothing there."""
         sha = self.commit(commit)
         text = self._git.text("show", "--format=", "--binary", sha, "--", path, cwd=self.path)
         if not text.strip():
-            raise SubmissionError(f"commit {sha} does not change {path}", where=self.repository)
+            raise CheckoutError(f"commit {sha} does not change {path}", where=self.repository)
         return text
 
     def work_tree(self, directory: Path, sha: str, patches: Sequence[str] = ()) -> None:
@@ -158,7 +158,7 @@ class Mirror:
             yield
 
     def _network(self, *words: str | Path, cwd: Path) -> None:
-        """Run a git command that needs the network, up to three times. Raises SubmissionError."""
+        """Run a git command that needs the network, up to three times. Raises CheckoutError."""
         done = until(
             lambda done: done.ok or done.timed_out or _PERMANENT.search(done.stderr) is not None,
             lambda: self._git(*words, cwd=cwd, timeout=NETWORK_TIMEOUT),
@@ -166,7 +166,7 @@ class Mirror:
             sleep=self._sleep,
         )
         if not done.ok:
-            raise SubmissionError(
+            raise CheckoutError(
                 f"git {words[0]} failed: {done}".replace(self._url, self.repository),
                 where=self.repository,
                 hint="is the repository's address right, and can this machine reach it (proxy, credentials)?",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -13,8 +14,11 @@ from launcher.core.errors import ConfigError
 from launcher.image.reference import PlannedImage, names_an_image
 from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
+from launcher.plan.job_environment import names_passed
+from launcher.plan.plan import Expected
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import Edit, LaneRule
+from launcher.runner.templates import fill_in
 from launcher.srtctl.edit import acceptance_edits, apply_edits, with_comment
 from launcher.srtctl.facts import RecipeFacts, facts
 from launcher.srtctl.locate import OVERLAY, FoundRecipe, RecipeFinder, SetupScript, variants_or_none
@@ -29,6 +33,9 @@ from launcher.srtctl.planned import (
     Submit,
 )
 from launcher.srtctl.recipe import Variant, family_member
+
+SA_BENCH = "sa-bench"
+"""srtctl's own client of fixed lengths, as a recipe names it and as the directory of its results begins."""
 
 HasFile = Callable[[str, str | None, str], bool | None]
 """(ref, sha, path) → whether srt-slurm has the file at that version; None when that is not known."""
@@ -90,7 +97,7 @@ class SrtctlPlanner:
             context,
             images=images,
             model=derive.planned_model(rules, model_path, context),
-            results=derive.expected_results(benchmark, context),
+            results=_results(derive.expected_results(benchmark, context), recipe.facts),
             time_limit=own_limit or srtslurm.get("default_time_limit"),
             details=job.as_details(),
         )
@@ -154,6 +161,29 @@ class SrtctlPlanner:
         return self.has_file(lane.ref, lane.sha, path)
 
 
+def _results(expected: Expected, recipe: RecipeFacts | None) -> Expected:
+    """What results are held against, with what the recipe decides: who measures, what serves, on how many GPUs.
+
+    Of fixed lengths the workflow reads the GPUs out of the file's name, where sa-bench writes what the recipe starts;
+    the row's own numbers count data parallelism in several ways. An agentic result has them from the row.
+    """
+    if recipe is None:
+        return replace(expected, gpus=expected.gpus if expected.mode == "agentic" else None)
+    sides = [recipe.aggregated] if recipe.prefill is None else [recipe.prefill, recipe.decode]
+    counts = [(s.workers or 0) * (s.gpus_per_worker or 0) if s is not None else 0 for s in sides]
+    held, gpus = sum(counts) if all(counts) else None, expected.gpus
+    if expected.mode != "agentic":
+        if recipe.prefill is None and recipe.aggregated is not None and recipe.benchmark_type == SA_BENCH:
+            # srtctl gives sa-bench the GPUs of the nodes, also those that no worker has (sa_bench.py, c88ef731).
+            counts = [(recipe.aggregated.nodes or 1) * (recipe.gpus_per_node or 4)]
+        gpus = (counts[0], counts[1] if len(counts) > 1 else 0) if all(counts) else None
+    served = [side.served_model_name for side in recipe.roles.values()]
+    names = (*expected.models, *(name for name in (*served, recipe.model_path) if name))
+    tool = SA_BENCH if expected.mode == "fixed" and recipe.benchmark_type == SA_BENCH else None
+    models = tuple(dict.fromkeys(names))
+    return replace(expected, gpus=gpus, held=held, models=models, tool=tool, engine=recipe.engine)
+
+
 def _refs(lane: LaneRule) -> tuple[str, ...]:
     """The names under which the lane's srt-slurm tree may lie."""
     return tuple(r for r in (lane.sha, lane.ref) if r)
@@ -199,6 +229,7 @@ def _srt_slurm(rules: AppliedRules, context: Context, setup: SetupScript | None)
         PlannedOverlay(str(PurePosixPath(context.workspace, OVERLAY, o.source)), o.destination or f"recipes/{o.source}")
         for o in lane.overlays
     ]
+    arch = {"arch": runner.node.arch or ""}
     if setup is not None and setup.directory:
         overlays.append(PlannedOverlay(setup.directory, "configs"))
     return SrtSlurm(
@@ -207,7 +238,7 @@ def _srt_slurm(rules: AppliedRules, context: Context, setup: SetupScript | None)
         sha=lane.sha,
         overlays=tuple(overlays),
         patches=tuple(PlannedPatch(p.commit, p.path) for p in lane.patches),
-        setup=tuple(tuple(w.format(arch=runner.node.arch or "") for w in argv) for argv in runner.checkout.setup),
+        setup=tuple(tuple(fill_in(word, arch) for word in argv) for argv in runner.checkout.setup),
         setup_timeout=runner.checkout.setup_timeout,
         root=derive.fill(runner.checkout.directory, context) + f"/srt-slurm-{context.run_key}",
         cache=derive.fill(runner.checkout.cache, context),
@@ -237,13 +268,14 @@ def _exports(rules: AppliedRules, context: Context) -> dict[str, str]:
     exports = {
         runner.workspace.variable: derive.shared_workspace(rules, context) or context.workspace,
         "GITHUB_WORKSPACE": context.workspace,
-        "RUNNER_NAME": runner.scheduler.job_name.format(runner=context.runner_name),
+        "RUNNER_NAME": fill_in(runner.scheduler.job_name, {"runner": context.runner_name}),
         "RESULT_FILENAME": derive.result_stem(rules.benchmark, context.runner_name),
     }
     if rules.model.rule.served:
-        exports["SERVED_MODEL_NAME"] = rules.model.rule.served.format(model=rules.benchmark.model)
-    for adjustment in rules.adjustments:
-        exports.update(adjustment.rule.exports)
+        exports["SERVED_MODEL_NAME"] = fill_in(rules.model.rule.served, {"model": rules.benchmark.model})
+    passed = names_passed(context.host, runner.pass_environment)
+    for adjustment in rules.adjustments:  # of what the runner file passes, the host's value wins
+        exports.update({name: value for name, value in adjustment.rule.exports.items() if name not in passed})
     return exports
 
 

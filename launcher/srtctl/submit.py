@@ -24,16 +24,17 @@ from typing import Any
 
 import msgspec
 
-from launcher.core.errors import ConfigError, JobsExist, SubmissionError, SubmissionUnknown, suggest
+from launcher.core.errors import CheckoutError, ConfigError, JobsExist, SubmissionError, SubmissionUnknown, suggest
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import write_text
 from launcher.run.kind import Submitted
 from launcher.slurm.client import Scheduler, SchedulerUnreachable
+from launcher.slurm.other_jobs import elsewhere
 from launcher.slurm.submission import HINTS as SBATCH_HINTS
 from launcher.slurm.submission import PAUSES, check_first, hint_for, new_jobs
 from launcher.srtctl import recipe
 from launcher.srtctl.planned import LOG, SRTSLURM
-from launcher.srtctl.sbatch_wrapper import wrapper_on_path
+from launcher.srtctl.sbatch_wrapper import cluster_told, wrapper_on_path
 
 HELP_TIMEOUT = 120.0
 """Seconds for ``srtctl apply --help``: importing srtctl from a shared file system can take long."""
@@ -96,12 +97,12 @@ def apply_options(program: str, tree: Path, environment: Mapping[str, str], run:
     """The long options that ``program apply`` takes, from its help; ``tree`` is its work tree.
 
     The version number does not tell them (srt-slurm has said 0.3.0 for long): sa-submission-q2-2026 lacks ``--json``
-    and ``--no-preflight``, aflowers/vllm-gb200-v0.20.0 only the latter. Raises SubmissionError when srtctl does not
+    and ``--no-preflight``, aflowers/vllm-gb200-v0.20.0 only the latter. Raises CheckoutError when srtctl does not
     start.
     """
     done = run([program, "apply", "--help"], timeout=HELP_TIMEOUT, cwd=tree, env={**environment, "COLUMNS": "200"})
     if not done.ok:
-        raise SubmissionError(
+        raise CheckoutError(
             f"srtctl does not start: {done}", where=str(tree), hint="does the runner's set-up install it?"
         )
     return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", _ANSI.sub("", done.stdout)))
@@ -122,6 +123,7 @@ def apply(
     argv, notes = _argv(submission)
     with _environment(submission) as environment:
         done = run(argv, timeout=submission.timeout, cwd=submission.root, env=environment)
+        cluster = elsewhere(cluster_told(environment), submission.environment)
     answer = _read(done)
     one = len(answer.ids) == 1 and answer.ids[0].isdecimal() and answer.begun <= 1
     failed = not done.ok or answer.error != "" or not one
@@ -161,6 +163,7 @@ def apply(
         output=output,
         log=output / LOG.format(ids[0]),
         held=submission.hold,
+        cluster="" if ids[0] in found else cluster,  # what this host's controller has under our token is here
         adopted=failed,
         said=answer.said,
         notes=(*notes, f"srtctl failed, and the job exists: {trouble}") if failed else tuple(notes),
@@ -292,13 +295,13 @@ def dump_srtslurm(document: Mapping[str, Any]) -> str:
 def known_keys(checkout: Path) -> frozenset[str]:
     """The keys of srtslurm.yaml that this checkout's srtctl knows, from its source, which is parsed and not imported.
 
-    Raises SubmissionError when the tree has no such declaration, because it is not srt-slurm then.
+    Raises CheckoutError when the tree has no such declaration, because it is not srt-slurm then.
     """
     schema = checkout / SCHEMA_FILE
     try:
         tree = ast.parse(schema.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, UnicodeDecodeError) as error:
-        raise SubmissionError(f"cannot read which keys srtctl knows: {error}", where=str(schema)) from None
+        raise CheckoutError(f"cannot read which keys srtctl knows: {error}", where=str(schema)) from None
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == "ClusterConfig":
             return frozenset(
@@ -308,7 +311,7 @@ def known_keys(checkout: Path) -> frozenset[str]:
                 and isinstance(field.target, ast.Name)
                 and not ast.unparse(field.annotation).startswith("ClassVar")
             )
-    raise SubmissionError("declares no class ClusterConfig: is this a checkout of srt-slurm?", where=str(schema))
+    raise CheckoutError("declares no class ClusterConfig: is this a checkout of srt-slurm?", where=str(schema))
 
 
 def write_srtslurm(path: Path, document: Mapping[str, Any], known: Collection[str]) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -33,7 +34,7 @@ from launcher.slurm.client import JobKey
 from tests.conftest import SlurmCluster
 from tests.container.jobs import JobHost, left, wait_for
 from tests.container.plans import RESULT, a_container, a_job, an_allocation, an_image, expected, staging
-from tests.result.documents import age, fixed
+from tests.result.documents import age, evaluation, fixed
 from tests.run.driving import ONE
 
 MOUNTS = {"/workspace": "{workspace}"}
@@ -77,14 +78,16 @@ class Boxes:
     def record(self, run_id: str = "r") -> RunRecord:
         return RunRecord.load(self.state / "runs", run_id)
 
-    def submitted_and_left(self, run_id: str) -> None:
+    def submitted_and_left(self, run_id: str, results: Literal["run", "workspace"] = "run") -> None:
         """A run whose launcher submitted the job, and went without a word."""
         child = os.fork()
         if child == 0:
             try:
                 of = Project.open(os.environ)
                 benchmark = next(iter(of.matrix().entries(_selection()))).benchmark
-                prepare(open_run(of, RunRecord.create(of.runs, of.plan_by_hand(benchmark, "boxes", run_id=run_id))))
+                record = RunRecord.create(of.runs, of.plan_by_hand(benchmark, "boxes", run_id=run_id))
+                record.update(results=results)
+                prepare(open_run(of, record))
             finally:
                 os._exit(0)
         os.waitpid(child, 0)
@@ -187,6 +190,21 @@ def test_yesterdays_result_is_not_this_jobs(boxes: Boxes) -> None:
     assert not (record.directory / f"results/{RESULT}.json").exists()
 
 
+def test_jobs_by_hand_do_not_count_each_others_files(boxes: Boxes) -> None:
+    """All of them write files of the same names, and may be at it at the same time."""
+    (boxes.host.workspace / "results").mkdir()
+    (boxes.host.workspace / "results/yesterdays.log").touch()
+    boxes.host.benchmark(f"{GOOD}\nmkdir results; echo 1 > results/a.log; echo 700 > gpu_metrics.csv")
+    first = boxes.run(run_id="first")
+    boxes.host.benchmark(GOOD)
+    second = boxes.run(run_id="second")
+    assert (first.directory / "results/gpu_metrics.csv").read_text() == "700\n"
+    assert (first.directory / "results/results/a.log").exists()
+    assert {path.name for path in (second.directory / "results").iterdir()} >= {f"{RESULT}.json", "server.log"}
+    assert not (second.directory / "results/gpu_metrics.csv").exists()
+    assert not (boxes.host.workspace / "server.log").exists() and not (boxes.host.workspace / f"{RESULT}.json").exists()
+
+
 @pytest.mark.parametrize("command", [["cancel", "left"], ["cleanup"]])
 def test_another_process_ends_it_and_its_container(boxes: Boxes, command: list[str]) -> None:
     boxes.host.benchmark("sleep 600")
@@ -198,6 +216,15 @@ def test_another_process_ends_it_and_its_container(boxes: Boxes, command: list[s
     wait_for(lambda: not boxes.host.stand_ins.containers())
 
 
+def test_a_cancelled_job_of_a_workflow_leaves_its_logs_alone(boxes: Boxes) -> None:
+    boxes.host.benchmark("sleep 600")
+    boxes.submitted_and_left("left", "workspace")
+    wait_for(boxes.host.stand_ins.containers)
+    assert main(["cleanup"]) == 0
+    workspace = boxes.host.workspace
+    assert (workspace / "LOGS" / LOG).exists() and not (workspace / OWN / "left").exists()
+
+
 def test_another_process_resumes_it(boxes: Boxes) -> None:
     boxes.host.benchmark(f"sleep 1\n{GOOD}")
     boxes.submitted_and_left("left")
@@ -206,12 +233,13 @@ def test_another_process_resumes_it(boxes: Boxes) -> None:
 
 
 def test_results_of_a_workflow_stay_in_its_workspace(boxes: Boxes) -> None:
-    boxes.submitted_and_left("left")
-    boxes.record("left").update(results="workspace")
+    boxes.host.benchmark(f"{GOOD}\necho x > beside")
+    boxes.submitted_and_left("left", "workspace")
     assert main(["resume", "left"]) == 0
     record, workspace = boxes.record("left"), boxes.host.workspace
     assert record.fields.state == "succeeded"
     assert (workspace / f"{RESULT}.json").exists() and (workspace / "server.log").exists()
+    assert (workspace / "beside").exists(), "a workflow's job works in its checkout"
     assert not (workspace / OWN / "left").exists() and (workspace / "LOGS" / LOG).exists()
     assert (record.directory / "evidence" / SCRIPT).exists()
     assert list(record.step("collect").facts["published"]) == [f"{RESULT}.json"]
@@ -254,7 +282,11 @@ def test_an_image_of_the_node_is_the_jobs_and_not_ours(slurm_boxes: Boxes) -> No
     record = slurm_boxes.run()
     assert record.fields.state == "succeeded"
     gpus, step, temporary = seen.read_text().split()
-    assert gpus in ("none", "NoDevFiles", "-1") and step == "0" and temporary == f"{slurm_boxes.root}/t"
+    assert (
+        gpus in ("none", "NoDevFiles", "-1")
+        and step == "0"
+        and temporary.startswith(f"{slurm_boxes.root}/t/.launcher-import-")
+    )
     log = (record.directory / "results/server.log").read_text().split()
     assert log[0] == "0" and log[1] == "1" and log[2] != temporary, "the GPU is the benchmark's"
     facts = record.step("images").facts
@@ -273,7 +305,8 @@ def test_a_job_on_a_copy_of_the_checkout(slurm_boxes: Boxes) -> None:
     assert record.fields.state == "succeeded"
     seen = (record.directory / "results/server.log").read_text().split()
     assert "benchmarks" in seen and ".git" not in seen and "big" not in seen
-    assert (slurm_boxes.host.workspace / f"{RESULT}.json").exists(), "where the workflow looks"
+    assert (record.directory / f"results/{RESULT}.json").exists()
+    assert not (slurm_boxes.host.workspace / f"{RESULT}.json").exists(), "another run by hand may be at it"
     assert list((slurm_boxes.root / "node").iterdir()) == []
 
 
@@ -337,7 +370,8 @@ def test_a_workspace_that_only_has_a_copy_on_compute_nodes(boxes: Boxes) -> None
 
 def test_an_eval_only_run(boxes: Boxes) -> None:
     boxes.changes = {"results": expected(mode="eval", run_eval=True, required=("results*.json",), isl=None, osl=None)}
-    boxes.host.benchmark("echo '{}' > results_x.json; echo '{}' > meta_env.json; echo s > sample_1.jsonl")
+    results = shlex.quote(json.dumps(evaluation()))
+    boxes.host.benchmark(f"echo {results} > results_x.json; echo '{{}}' > meta_env.json; echo s > sample_1.jsonl")
     record = boxes.run()
     assert sorted(p.name for p in (record.directory / "results").glob("*.json*")) == [
         "meta_env.json",

@@ -12,7 +12,7 @@ from launcher.container.results import Place, collect, facts
 from launcher.core.errors import ResultError
 from launcher.result.collect import Collected
 from tests.container.plans import RESULT, expected
-from tests.result.documents import age, agentic, fixed, write
+from tests.result.documents import age, agentic, evaluation, fixed, write
 
 
 @pytest.fixture
@@ -106,7 +106,10 @@ def test_eval_files(workspace: Path) -> None:
     assert "older than this job" in str(collected(workspace, **only).problems[0])
     write(workspace / "results_1.json", '{"a": ')
     assert any("is not a JSON object" in str(p) for p in collected(workspace, **only).problems)
-    write(workspace / "results_1.json", {})
+    write(workspace / "results_1.json", evaluation())
+    (problem,) = collected(workspace, **only).problems
+    assert "results_old.json is older than this job" in str(problem)
+    (workspace / "results_old.json").unlink()
     assert collected(workspace, **only).problems == ()
 
 

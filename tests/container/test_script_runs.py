@@ -277,7 +277,7 @@ def staged(host: JobHost) -> Plan:
 def test_a_job_on_a_copy_brings_its_results_back(host: JobHost) -> None:
     host.benchmark(
         "mkdir -p results/deep; echo {} > $RESULT_FILENAME.json; echo x > 'results/deep/a b'; echo log > server.log\n"
-        "echo lost > not-brought-back.txt"
+        "echo lost > not-brought-back.txt; mkdir -p closed/deep; touch closed/deep/x; chmod -R a-w closed"
     )
     plan = staged(host)
     host.run(plan)

@@ -304,3 +304,15 @@ def test_the_heart_beats(path: Path) -> None:
     with quick(path, beat=0.02):
         first = path.stat().st_mtime_ns
         until(lambda: path.stat().st_mtime_ns != first)
+
+
+def test_pipes_in_the_place_of_owner_file_and_flock_are_not_waited_for(tmp_path: Path) -> None:
+    """Anybody may make them in a shared directory, and an ordinary open waits for a writer for ever."""
+    os.mkfifo(tmp_path / "lock")
+    os.mkfifo(tmp_path / "flock")
+    with Lock(tmp_path / "lock", what="x", wait=0.1, flock_path=tmp_path / "flock", pace=LockPace(poll=0.05)) as held:
+        assert not held.acquired and "unknown process" in str(held.owner)
+
+
+def test_an_owner_file_of_a_hundred_thousand_levels_is_of_an_unknown_process() -> None:
+    assert LockOwner.from_json(b'{"x":' + b"[" * 100_000) == LockOwner()

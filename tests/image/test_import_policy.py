@@ -144,5 +144,6 @@ def test_an_import_by_hand_that_is_stopped_ends_its_enroot_and_leaves_nothing(
         process.send_signal(how)
         out, _ = process.communicate(timeout=30)
     assert process.returncode == 128 + how, out
+    assert f"cancelled: stopped by {how.name} while importing a/b:1" in out
     assert [path.name for path in squash.iterdir() if path.name.startswith(".")] == []
     assert list(squash.glob("*.sqsh")) == []

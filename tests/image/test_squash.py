@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher.core.errors import ImageError
-from launcher.image.squash import WHOLE, DamagedImage, MissingImage, check_lists, inspect
+from launcher.image.squash import WHOLE, DamagedImage, MissingImage, Sidecar, check_lists, inspect, sidecar_path
 from tests.commands import ScriptedCommands
 from tests.image.squashfs_tools import mksquashfs, needs_squashfs_tools
 from tests.image.support import completed, small_image
@@ -185,3 +185,14 @@ def test_only_unsquashfs_own_verdict_counts_as_damage(
 def test_a_machine_without_unsquashfs_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert check_lists(small_image(tmp_path / "x.sqsh")) == UNCHECKED + "is not installed"
+
+
+@pytest.mark.parametrize("content", [None, b'{"x":' + b"[" * 100_000, b'{"reference":"\xff"}', b"x" * (2 << 20)])
+def test_a_record_that_cannot_be_one_says_nothing(tmp_path: Path, content: bytes | None) -> None:
+    """A pipe, which an ordinary open would wait for; and what a parser stumbles over."""
+    path = sidecar_path(tmp_path / "x.sqsh")
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    assert Sidecar.read(tmp_path / "x.sqsh") is None

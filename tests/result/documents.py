@@ -41,6 +41,12 @@ def fixed(concurrency: int = 4, **changes: Any) -> dict[str, Any]:
     return changed(document, changes)
 
 
+def fixed_1k1k(concurrency: int, **changes: Any) -> dict[str, Any]:
+    """The same of 1024 input and output tokens a request, as they are drawn."""
+    tokens = {"total_input_tokens": 36800, "total_output_tokens": 36800}
+    return fixed(concurrency, **{**tokens, "output_throughput": 3680.0, "total_token_throughput": 7360.0, **changes})
+
+
 def agentic(concurrency: int = 8, **changes: Any) -> dict[str, Any]:
     """An agentic result, as process_agentic_result.py aggregates it (seconds)."""
     document: dict[str, Any] = {
@@ -59,6 +65,26 @@ def agentic(concurrency: int = 8, **changes: Any) -> dict[str, Any]:
                 "per_gpu": {"total_tput_tps": 1000.0, "output_tput_tps": 56.25},
             },
         },
+    }
+    return changed(document, changes)
+
+
+def evaluation(**changes: Any) -> dict[str, Any]:
+    """What lm-eval leaves of gsm8k, whole."""
+    document: dict[str, Any] = {
+        "lm_eval_version": "0.4.9",
+        "model_name": "org/Model-X",
+        "results": {
+            "gsm8k": {
+                "alias": "gsm8k",
+                "exact_match,strict-match": 0.95,
+                "exact_match_stderr,strict-match": 0.006,
+                "exact_match,flexible-extract": 0.956,
+                "exact_match_stderr,flexible-extract": 0.0056,
+            }
+        },
+        "configs": {"gsm8k": {"task": "gsm8k"}},
+        "n-samples": {"gsm8k": {"original": 1319, "effective": 1319}},
     }
     return changed(document, changes)
 

@@ -17,7 +17,7 @@ import pytest
 from launcher.core.errors import ResultError
 from launcher.result.collect import CollectRequest, collect
 from launcher.result.logs import LOGS, TARBALL, keep_logs
-from tests.result.documents import age, agentic, fixed, write
+from tests.result.documents import age, agentic, evaluation, fixed, write
 from tests.shared import SHARED, needs_shared
 
 FOLDER = "sa-bench_isl_128_osl_128"
@@ -124,9 +124,10 @@ def test_a_result_of_an_earlier_run_in_the_same_folder_is_refused(job: Job) -> N
     job.result(4)
     age(job.result(16), 3600)
     collected = collect(job.request)
-    assert [str(problem) for problem in collected.problems] == [
-        f"concurrency 16: {FOLDER}/results_concurrency_16_gpus_12_ctx_4_gen_8.json is older than this run"
-    ]
+    (problem,) = collected.problems
+    assert str(problem).startswith(
+        f"concurrency 16: {FOLDER}/results_concurrency_16_gpus_12_ctx_4_gen_8.json is older than this run: 35"
+    )
     assert len(job.published) == 1
 
 
@@ -450,7 +451,7 @@ def test_a_result_filename_is_no_pattern(job: Job) -> None:
 
 def eval_files(job: Job) -> None:
     write(job.logs / "eval_results" / "meta_env.json", {"conc": 16})
-    write(job.logs / "eval_results" / "results_2026.json", {"results": {}})
+    write(job.logs / "eval_results" / "results_2026.json", evaluation())
     write(job.logs / "eval_results" / "samples_gsm8k.jsonl", "{}\n{}\n")
     write(job.logs / "eval_results" / "deep" / "results_other.json", {})
 
@@ -489,7 +490,7 @@ def test_an_eval_without_results_fails_an_eval_and_not_a_benchmark(job: Job) -> 
 def test_an_eval_result_that_is_cut_is_not_published(job: Job) -> None:
     write(job.logs / "eval_results" / "results_2026.json", '{"results": ')
     collected = collect(replace(job.request, mode="eval"))
-    assert str(collected.problems[0]) == "eval: results_2026.json is not a JSON object"
+    assert str(collected.problems[0]).startswith("eval: results_2026.json is not a JSON object: ")
     assert job.published == set()
 
 

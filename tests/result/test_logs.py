@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -9,11 +10,15 @@ import socket
 import tarfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from launcher.result.logs import LEFT_OUT, bundle_logs, copy_logs, log_files
+from launcher.core.publish import remove_tree
+from launcher.core.reading import open_regular
+from launcher.result import logs as kept
+from launcher.result.logs import LEFT_OUT, LOGS, TARBALL, bundle_logs, copy_logs, keep_logs, log_files
 from tests.shared import SHARED, needs_shared
 
 
@@ -127,9 +132,12 @@ def test_a_file_that_shrinks_is_padded_to_the_size_it_had(tmp_path: Path, monkey
     (logs / "b.out").write_bytes(b"after" * 1_000_000)
     real = os.fstat
 
+    looks = 2
+
     def shrink_after(descriptor: int) -> os.stat_result:
+        nonlocal looks
         status = real(descriptor)
-        if status.st_size == 3_000_000:
+        if status.st_size == 3_000_000 and (looks := looks - 1) == 0:  # after the size is in the header
             os.truncate(logs / "a.out", 1000)
         return status
 
@@ -144,14 +152,14 @@ def test_a_file_that_shrinks_is_padded_to_the_size_it_had(tmp_path: Path, monkey
 
 
 def test_what_cannot_be_read_is_listed(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Path.open
+    real = open_regular
 
-    def stale(self: Path, *args: object, **options: object) -> object:
-        if self.name == "sweep_3.log":
-            raise OSError(116, "Stale file handle", str(self))
-        return real(self, *args, **options)  # type: ignore[call-overload]
+    def stale(path: Path) -> object:
+        if path.name == "sweep_3.log":
+            raise OSError(116, "Stale file handle", str(path))
+        return real(path)
 
-    monkeypatch.setattr(Path, "open", stale)
+    monkeypatch.setattr(kept, "open_regular", stale)
     bundle = bundle_logs(logs, tmp_path / "x.tar.gz")
     failed = copy_logs(logs, tmp_path / "copy")
     monkeypatch.undo()
@@ -200,6 +208,108 @@ def test_a_directory_that_takes_too_long_to_read_is_read_in_part(logs: Path, tmp
     assert bundle is not None
     assert any("not read to its end" in line for line in bundle.left_out)
     assert 0 < bundle.files < 3
+
+
+@contextlib.contextmanager
+def worst(directory: Path) -> Iterator[None]:
+    """What a job may leave: names that are not UTF-8 and with line ends, links to themselves, depth, pipes.
+
+    It is removed at the end: pytest could not.
+    """
+    try:
+        _make_worst(directory)
+        yield
+    finally:
+        remove_tree(directory)
+
+
+def _make_worst(directory: Path) -> None:
+    directory.mkdir()
+    (directory / "sweep_3.log").write_text("one\ntwo\n")
+    Path(os.fsdecode(os.fsencode(directory) + b"/caf\xe9\xff.log")).write_text("a name of Latin-1")
+    (directory / "x\n::set-output name=a::b\x1b[2J.log").write_text("a name of two lines")
+    (directory / "itself").symlink_to("itself")
+    (directory / "a").symlink_to("b")
+    (directory / "b").symlink_to("a")
+    os.mkfifo(directory / "pipe.log")
+    here = os.open(directory, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(os.open("deep.log", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    os.close(here)
+
+
+def test_whatever_a_job_leaves_its_logs_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "workspace").mkdir()
+    with worst(tmp_path / "logs"):
+        bundle, doubts = keep_logs(tmp_path / "logs", tmp_path / "workspace", "3", 0.0)
+    assert bundle is not None and bundle.cut
+    packed = contents(tmp_path / "workspace" / TARBALL)
+    assert packed["sweep_3.log"] == b"one\ntwo\n"
+    assert packed["caf\udce9\udcff.log"] == b"a name of Latin-1"
+    assert b"more than 32 levels of directories" in packed[LEFT_OUT]
+    copied = {path.name for path, _ in log_files(tmp_path / "workspace" / LOGS)}
+    assert copied == {*packed, ".launcher-job"} - {LEFT_OUT}
+    assert len(doubts) == 1 and "\n" not in doubts[0]
+    assert not (tmp_path / "logs").exists()
+
+
+def test_what_is_left_out_is_one_line_each_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "KEPT_IN_ALL", 1000)
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    for number in range(1200):
+        (logs / f"{number}\n::error::x\x1b").write_text("x" * 100)
+    (tmp_path / "workspace").mkdir()
+    bundle, doubts = keep_logs(logs, tmp_path / "workspace", "3", 0.0)
+    assert bundle is not None and bundle.files == 10
+    assert len(doubts) == 20 and not any("\n" in doubt or "\x1b" in doubt for doubt in doubts)
+    listed = contents(bundle.path)[LEFT_OUT].decode().splitlines()
+    assert len(listed) == 1001 and listed[-1] == "and 190 more"
+
+
+def test_of_large_files_the_end_is_kept_and_little_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds on what is read, not on time: a terabyte that is one hole, a long line, many files of middle size."""
+    monkeypatch.setattr(kept, "KEPT_OF_A_FILE", 1 << 20)
+    monkeypatch.setattr(kept, "KEPT_IN_ALL", 5 << 20)
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "small.log").write_text("why it failed\n")
+    with (logs / "hole.log").open("wb") as file:
+        file.truncate(1 << 40)
+    (logs / "line.log").write_bytes(b"x" * (3 << 20) + b"the end")
+    for number in range(10):
+        (logs / f"{number}.log").write_bytes(b"a line of a log\n" * (1 << 16))
+    (tmp_path / "workspace").mkdir()
+    bundle, _ = keep_logs(logs, tmp_path / "workspace", "3", 0.0)
+    assert bundle is not None and bundle.cut and bundle.bytes <= 5 << 20
+    packed = contents(bundle.path)
+    assert packed["small.log"] == b"why it failed\n" and packed["0.log"].endswith(b"a line of a log\n")
+    assert b"hole.log: " in packed[LEFT_OUT] and b"for its size" in packed[LEFT_OUT]
+    copied = {path.name: path.stat().st_size for path, _ in log_files(tmp_path / "workspace" / LOGS)}
+    assert sum(copied.values()) <= (5 << 20) + 10
+
+
+def test_a_long_line_ends_where_the_file_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "KEPT_OF_A_FILE", 1 << 20)
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "line.log").write_bytes(b"x" * (3 << 20) + b"the end")
+    bundle = bundle_logs(logs, tmp_path / "x.tar.gz")
+    assert bundle is not None and contents(bundle.path)["line.log"].endswith(b"xxthe end")
+
+
+def test_files_without_number_are_not_all_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "MOST_FILES", 50)
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    for number in range(100):
+        (logs / f"{number}.log").write_text("x")
+    bundle = bundle_logs(logs, tmp_path / "x.tar.gz")
+    assert bundle is not None and bundle.files == 50 and bundle.cut
 
 
 def test_a_tarball_that_cannot_be_written_leaves_the_old_one(logs: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import tarfile
 import time
 from collections.abc import Iterator
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from launcher.cli.render import Console
 from launcher.cli.running import report_to
 from launcher.core.errors import (
     Cancelled,
+    CheckoutError,
     ConfigError,
     ImageError,
     JobError,
@@ -25,7 +28,7 @@ from launcher.core.errors import (
     SubmissionUnknown,
 )
 from launcher.core.github import GitHub
-from launcher.result.logs import TARBALL
+from launcher.result.logs import LEFT_OUT, TARBALL
 from launcher.run import finish
 from launcher.run.finish import FOLDER, LARGEST, Outcome
 from launcher.run.kind import Run
@@ -36,7 +39,8 @@ from launcher.srtctl.planned import SrtctlJob
 from tests.benchmarks import a_recipe
 from tests.core.test_redact import TOKENS
 from tests.plans import with_job
-from tests.result.documents import fixed
+from tests.result.documents import fixed_1k1k
+from tests.result.test_logs import worst
 from tests.run.runs import a_run, plan_on, services
 
 SECRETS = {
@@ -100,7 +104,7 @@ class BegunRun:
         for at in results:
             path = logs / "sa-bench_isl_1024_osl_1024" / f"results_concurrency_{at}_gpus_8_ctx_4_gen_4.json"
             path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(fixed(at)))
+            path.write_text(json.dumps(fixed_1k1k(at)))
         self.record.event("job", f"RUNNING on node[01-02] {SPILLED}")
 
     def annotation(self, outcome: Outcome) -> str:
@@ -167,7 +171,9 @@ JOBS = {
     "out of memory, exit code 0": End("OUT_OF_MEMORY", (0, 0), "server", "OUT_OF_MEMORY"),
     "out of memory": End("OUT_OF_MEMORY", (0, 125), "server", "oom-kill", worker="slurmstepd: error: oom-kill event"),
     "time limit": End("TIMEOUT", (0, 0), "scheduler", "the time limit was reached"),
-    "time limit, after a failure": End("TIMEOUT", (0, 0), "server", OOM, worker=OOM),
+    "time limit, after a failure": End(
+        "TIMEOUT", (0, 0), "scheduler", f"before that node02_decode_w0.out: {OOM}", worker=OOM
+    ),
     "deadline": End("DEADLINE", (0, 0), "scheduler", "its deadline"),
     "node failure": End("NODE_FAIL", (1, 0), "node", "a node failed on node[01-02]", worker=OOM),
     "boot failure": End("BOOT_FAIL", (0, 0), "node", "did not boot"),
@@ -214,7 +220,13 @@ EARLY = {
     "configuration": (ConfigError(f"a key is wrong {SPILLED}", where="x.yaml:3"), "configuration", 2),
     "image": (ImageError("404, the registry has no such image"), "image", 3),
     "model": (ModelError("3 shards are missing"), "model", 4),
-    "checkout": (SubmissionError("fatal: unable to access git"), "scheduler", 5),
+    "checkout": (CheckoutError("fatal: unable to access git"), "checkout", 5),
+    "set-up": (
+        CheckoutError("`make setup` failed (exit 2):\nmake: entering\nmake: *** [setup] Error 1"),
+        "checkout",
+        5,
+    ),
+    "a full disk": (LauncherError("No space left on device", where="/state"), "launcher", 1),
     "refused": (
         SubmissionError("srtctl apply exited with 1\nsaid\nsbatch: error: invalid partition specified: nowhere"),
         "scheduler",
@@ -246,6 +258,23 @@ def test_an_end_before_the_job(begun_run: BegunRun, name: str) -> None:
     assert {n.removeprefix(f"{FOLDER}/") for n in begun_run.packed()} == evidence.keys()
 
 
+@pytest.mark.parametrize(
+    ("step", "facts", "text"),
+    [
+        ("images", {"last": "acme/engine:1"}, "stopped by SIGTERM while importing acme/engine:1"),
+        ("images", {}, "stopped by SIGTERM while importing the images"),
+        ("model", {}, "stopped by SIGTERM while looking at the checkpoint"),
+        ("workspace", {}, "stopped by SIGTERM while preparing the checkout"),
+        ("submit", {}, "stopped by SIGTERM"),
+    ],
+)
+def test_a_cancel_before_the_job_says_at_what(begun_run: BegunRun, step: str, facts: dict[str, str], text: str) -> None:
+    begun_run.record.set_step("workspace", "done")
+    begun_run.record.set_step(step, "running", **facts)
+    finish.end_early(begun_run.run, Cancelled("stopped by SIGTERM", exit_code=143))
+    assert begun_run.verdict == Verdict("cancelled", text)
+
+
 def test_a_cancelled_job_leaves_its_logs_and_evidence_and_then_what_became_of_it(begun_run: BegunRun) -> None:
     begun_run.submitted(worker=OOM)
     outcome = finish.end_early(begun_run.run, Cancelled("stopped by SIGTERM", exit_code=143))
@@ -273,3 +302,28 @@ def test_what_lies_in_the_tarball_is_bounded_and_no_result(begun_run: BegunRun) 
     assert 0 < max(map(len, packed.values())) <= LARGEST + 4096, {n: len(d) for n, d in packed.items()}
     assert not any(Path(name).suffix == ".json" and "result" in name for name in packed)
     assert b"event 19999 " in packed[f"{FOLDER}/events.txt"] and packed[f"{FOLDER}/config.yaml"].endswith(b"file\n")
+
+
+def test_whatever_a_job_leaves_its_end_is_written_and_gives_nobody_a_command(
+    begun_run: BegunRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names that are not UTF-8 or of two lines, links to themselves, 1,500 levels, pipes, an endless line."""
+    monkeypatch.setattr(finish, "RESULT_PATIENCE", 0.0)
+    begun_run.submitted(results=(4,))
+    logs = begun_run.output / "logs"
+    os.mkfifo(logs / "node01.out")
+    (logs / "node02.out").write_bytes(b"x" * 5_000_000)
+    (logs / "eval_results").mkdir()
+    (logs / "eval_results" / "results_1\n::set-output name=x::y\x1b[2J.json").write_text("[1]")
+    console = Console({"r1": "r1"}, None)
+    begun_run.record.listeners.append(console.event)
+    with worst(logs / "worst"):
+        outcome = finish.finish(begun_run.run, JobState(Phase.TERMINAL, "COMPLETED", exit_code=(0, 0)))
+    console.outcomes(begun_run.record.directory.parent, [outcome])
+    said = capsys.readouterr().out
+    assert outcome.exit_code == 7 and begun_run.verdict.layer == "results"
+    shown = said + begun_run.annotation(outcome) + (begun_run.root / "summary.md").read_text()
+    assert not [line for line in shown.splitlines() if line.strip().startswith("::set-output")]
+    assert "\x1b[2J" not in shown
+    assert {"sweep_7.log", "worst/caf\udce9\udcff.log", "node02.out"} <= begun_run.packed().keys()
+    assert b"more than 32 levels" in begun_run.packed()[LEFT_OUT]

@@ -287,27 +287,148 @@ def test_a_submission_is_looked_after_while_the_loop_is_busy(runs: Runs, monkeyp
 
 @pytest.mark.parametrize("why", ["fail fast", "a signal"])
 def test_no_job_is_released_once_we_give_up(runs: Runs, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    """The end of a run takes its time, and the answer that is being worked through still says that another is held."""
+    """One job has ended, and the answer that says so also says that another is held."""
     jobs, stop, poll = runs.jobs, threading.Event(), runs.jobs.poll
     jobs.states = {"1": RUNNING, "2": HELD}
 
     def first_ends(asked: Sequence[JobKey]) -> dict[JobKey, JobState]:
         if len(asked) == 2:
-            jobs.states.pop("1", None)
+            jobs.states["1"] = DONE if why == "a signal" else JobState(Phase.TERMINAL, "FAILED", exit_code=(1, 0))
         return poll(asked)
 
-    def give_up(run: Run, state: JobState) -> Outcome:
-        if why == "a signal":
+    note = finish.note_state
+
+    def signalled(run: Run, state: JobState) -> None:
+        note(run, state)
+        if state == DONE:
             stop.set()
-            return Outcome(run.id, "succeeded")
-        return Outcome(run.id, "failed", error=ImageError("bad"))
 
     monkeypatch.setattr(jobs, "poll", first_ends)
-    monkeypatch.setattr(finish, "finish", give_up)
+    monkeypatch.setattr(finish, "note_state", signalled)
     requested = Stop(stop.wait, lambda: Cancelled("asked"))
     run_all([runs.add(1), runs.add(2, held=True)], jobs, requested, Limits(2, fail_fast=True, pace=FAST))
     time.sleep(0.1)
     assert jobs.released == [] and jobs.cancelled == ["2"]
+
+
+@pytest.mark.parametrize("end", ["finish", "end_early"])
+def test_an_end_that_takes_long_holds_up_no_other_run(runs: Runs, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Results that are missing are waited for, logs are packed: meanwhile a job is released, others begin and end."""
+    jobs, others = runs.jobs, threading.Event()
+    jobs.states = {"2": HELD}
+    whole = getattr(finish, end)
+
+    def slow(run: Run, how: Any) -> Outcome:
+        if run.id == "r1":
+            assert others.wait(60)
+            return Outcome(run.id, "failed", error=ImageError("bad"))
+        return whole(run, how)  # type: ignore[no-any-return]
+
+    def fails() -> None:
+        if end == "end_early":
+            raise ImageError("no such image")
+
+    monkeypatch.setattr(finish, end, slow)
+    several = [runs.add(1, fails), runs.add(2, held=True), runs.add(3), runs.add(4)]
+    threading.Thread(
+        target=lambda: _once(lambda: {"r2", "r3", "r4"} <= runs.finished.keys(), others), daemon=True
+    ).start()
+    outcomes = runs.drive(several, max_jobs=1)
+    assert others.is_set() and jobs.released == ["2"]
+    assert [o.state for o in outcomes] == ["failed", "succeeded", "succeeded", "succeeded"]
+
+
+def _once(is_so: Callable[[], bool], event: threading.Event) -> None:
+    while not is_so():
+        time.sleep(0.01)
+    event.set()
+
+
+def test_a_job_that_failed_ends_the_others_before_its_logs_are_packed(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = runs.jobs
+    jobs.states = {"1": JobState(Phase.TERMINAL, "FAILED", exit_code=(1, 0)), "2": RUNNING}
+
+    def slow(run: Run, state: JobState) -> Outcome:
+        deadline = time.monotonic() + 60
+        while not jobs.cancelled and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return Outcome(run.id, "failed", error=ImageError("bad"))
+
+    monkeypatch.setattr(finish, "finish", slow)
+    stop = Stop(threading.Event().wait, lambda: Cancelled("asked"))
+    outcomes = run_all([runs.add(1), runs.add(2)], jobs, stop, Limits(2, fail_fast=True, pace=FAST))
+    assert [o.state for o in outcomes] == ["failed", "cancelled"] and jobs.cancelled == ["2"]
+
+
+def test_asked_to_stop_it_does_not_wait_for_an_end_that_takes_long(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_requests, "CANCEL_BOUND", 0.3)
+    stop, hangs = threading.Event(), threading.Event()
+
+    def slow(run: Run, state: JobState) -> Outcome:
+        stop.set()
+        hangs.wait(60)
+        return Outcome(run.id, "succeeded")
+
+    monkeypatch.setattr(finish, "finish", slow)
+    run = runs.add(1)
+    (outcome,) = runs.drive([run], stop)
+    assert not hangs.is_set() and outcome.state == "cancelled"
+    hangs.set()
+    assert not run.record.ended, "what is on disk can be collected again"
+    assert any("launcher collect r1" in event for event in events(run.record))
+
+
+@pytest.mark.parametrize("viewer", ["is slow", "has gone"])
+def test_a_log_that_nobody_can_read_so_fast_delays_nothing(runs: Runs, tmp_path: Path, viewer: str) -> None:
+    """The end of the job is taken, and a stop is obeyed, while the viewer still reads its first lines."""
+    jobs, hangs = runs.jobs, threading.Event()
+    jobs.states = {"1": RUNNING}
+    shown: list[int] = []
+
+    def show(run: str, lines: Sequence[str]) -> None:
+        shown.append(len(lines))
+        jobs.states["1"] = DONE
+        if viewer == "is slow":
+            hangs.wait(60)
+            return
+        raise RuntimeError("a fault of the viewer")
+
+    def write_log() -> None:
+        (tmp_path / "r1").mkdir()
+        (tmp_path / "r1" / "log").write_text("a line of a log\n" * 100_000)
+
+    never = Stop(threading.Event().wait, lambda: Cancelled("asked"))
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(loop, "LAST_LINES", 0.1)
+    try:
+        (outcome,) = run_all([runs.add(1, write_log)], jobs, never, Limits(pace=FAST), show)
+    finally:
+        monkey.undo()
+        hangs.set()
+    assert outcome.state == "succeeded" and shown
+
+
+def test_all_lines_of_a_log_are_shown_in_order_and_the_last_ones_at_its_end(runs: Runs, tmp_path: Path) -> None:
+    jobs = runs.jobs
+    jobs.states = {"1": RUNNING}
+    shown: list[str] = []
+
+    def show(run: str, lines: Sequence[str]) -> None:
+        shown.extend(lines)
+        if jobs.states:
+            with (tmp_path / "r1" / "log").open("a") as file:
+                file.write("written last\nhalf a line")
+            jobs.states.clear()
+
+    def write_log() -> None:
+        (tmp_path / "r1").mkdir()
+        (tmp_path / "r1" / "log").write_text("".join(f"line {n}\n" for n in range(300_000)))
+
+    never = Stop(threading.Event().wait, lambda: Cancelled("asked"))
+    run_all([runs.add(1, write_log)], jobs, never, Limits(pace=FAST), show)
+    assert shown == [*(f"line {n}" for n in range(300_000)), "written last", "half a line"]
 
 
 def test_a_question_that_hangs_does_not_delay_the_release_of_a_new_job(runs: Runs) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from launcher.core.errors import ConfigError
 from launcher.core.process import ProcessIdentity
 from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
+from launcher.run import finish
 from launcher.run.record import RecordedJob, RunFields, RunRecord, records
-from tests.run.runs import plan_on
+from tests.run.runs import a_run, plan_on
 
 
 @pytest.fixture
@@ -105,6 +107,7 @@ import sys
 from pathlib import Path
 from launcher.core.errors import ConfigError
 from launcher.run.record import RunRecord
+from launcher.run import finish
 from launcher.run.record import RecordedJob
 record = RunRecord.load(Path(sys.argv[1]), "r1")
 try:
@@ -193,3 +196,21 @@ def test_cut_events_are_passed_over(tmp_path: Path, plan: Plan) -> None:
             file.write(cut)
         record.event("note", "one line\u2028and no second one")
     assert [event["text"] for event in record.events()] == ["one line\u2028and no second one"] * 3
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o007])
+def test_a_record_is_for_its_user_alone_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        run = a_run(tmp_path / "state", plan_on("local", tmp_path))
+        run.record.event("note", "a name of \udcff")
+        run.record.take()
+        assert run.results_directory.is_dir()
+        finish.end_early(run, ConfigError("wrong"))
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "state", *(tmp_path / "state").rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+    assert {"run.json", "plan.json", "events.jsonl", "summary.json", "driver.lock", "evidence"} <= {
+        path.name for path in run.record.directory.iterdir()
+    }

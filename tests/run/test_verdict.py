@@ -8,6 +8,7 @@ import pytest
 
 from launcher.core.errors import (
     Cancelled,
+    CheckoutError,
     ConfigError,
     ImageError,
     JobError,
@@ -41,6 +42,8 @@ def failure(text: str, file: str = "node02_decode_w0.out", source: str = "server
         (ImageError("404"), "image"),
         (ModelError("3 shards are missing"), "model"),
         (ResultError("concurrency 4: no result"), "results"),
+        (CheckoutError("`make setup` failed (exit 2)"), "checkout"),
+        (LauncherError("unexpected KeyError: 'x'"), "launcher"),
         (SubmissionError("sbatch: error: invalid partition specified: nowhere"), "scheduler"),
         (SubmissionError("Unknown field 'x'"), "configuration"),
         (JobError("no definite answer from slurm for 30 min"), "scheduler"),
@@ -79,6 +82,9 @@ def test_without_a_log_slurms_word_decides(word: str, code: tuple[int, int], lay
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "server"),
         ("RuntimeError: NCCL error: unhandled system error", "server"),
         ("pyxis: failed to create container filesystem for image: /x.sqsh", "image"),
+        ("slurmstepd-n1: error: pyxis: container start failed with error code: 1", "image"),
+        ("slurmstepd-n1: error: execve(): bash: No such file or directory", "image"),
+        ("slurmstepd-n1: error: pyxis: --container-mounts: source path does not exist: /x/cache", "configuration"),
         ("launcher: error: image org/x:1: cannot be pulled, and is not on n1", "image"),
         ("FileNotFoundError: [Errno 2] No such file or directory: '/m/model.safetensors.index.json'", "model"),
         ("KeyError: 'layers.0.w13_input_scale'", "model"),
@@ -90,7 +96,8 @@ def test_without_a_log_slurms_word_decides(word: str, code: tuple[int, int], lay
 def test_the_first_failure_of_a_server_decides_by_its_words(text: str, layer: str) -> None:
     ruling = verdict(ENDED, ended("FAILED"), [failure(text), failure("RuntimeError: later", source="benchmark")])
     assert ruling.layer == layer
-    assert ruling.text.startswith(f"node02_decode_w0.out: {text}") and "FAILED, exit code 1" in ruling.text
+    assert f"; node02_decode_w0.out: {text}" in ruling.text and "FAILED, exit code 1" in ruling.text
+    assert " failed at " in ruling.text.partition(";")[0]
 
 
 def test_a_benchmark_that_fails_first_is_the_benchmarks() -> None:
@@ -124,6 +131,13 @@ def test_the_first_failure_is_the_earliest_and_the_orchestrator_comes_last(tmp_p
 def test_what_slurm_says_at_a_cancel_is_no_failure_of_a_log(tmp_path: Path) -> None:
     (tmp_path / "sweep_7.log").write_text("slurmstepd: error: *** JOB 7 ON node01 CANCELLED AT 2026-11-21T10:00 ***\n")
     assert first_failures(tmp_path, seconds=5) == []
+
+
+def test_of_pyxis_the_line_that_says_something_is_taken(tmp_path: Path) -> None:
+    said = ("child 5 failed with error code: 1", "failed to create container filesystem for image: /x.sqsh")
+    (tmp_path / "benchmark_job.log").write_text("".join(f"slurmstepd-n1: error: pyxis: {line}\n" for line in said))
+    (found,) = first_failures(tmp_path, seconds=5)
+    assert "failed to create container filesystem" in found.text
 
 
 def test_what_programs_say_when_the_time_limit_ends_them_is_no_failure(tmp_path: Path) -> None:

@@ -129,6 +129,55 @@ def test_the_exit_code_of_an_ended_job_is_accountings() -> None:
     assert runner.programs() == ["squeue", "sacct"]
 
 
+STEPS = "1.batch|COMPLETED|0:0|1795289084\n1.extern|RUNNING|0:0|1795289084\n1.0|{}|{}|1795289084\n"
+
+
+@pytest.mark.parametrize(
+    ("step", "derived"),
+    [
+        (("FAILED", "5:0"), (5, 0)),
+        (("OUT_OF_MEMORY", "0:125"), (0, 125)),
+        (("CANCELLED by 0", "0:9"), (0, 0)),
+        (("COMPLETED", "0:0"), (0, 0)),
+    ],
+)
+def test_a_step_tells_what_the_record_of_its_job_lacks(step: tuple[str, str], derived: tuple[int, int]) -> None:
+    def sacct(argv: Sequence[str]) -> str:
+        return SACCT if "-X" in argv else STEPS.format(*step)
+
+    state, runner = poll(DONE, squeue=SQUEUE, sacct=sacct)
+    assert state.succeeded and state.derived == derived
+    assert runner.programs() == ["squeue", "sacct", "sacct"]
+
+
+def test_a_step_that_seems_to_run_after_its_job_is_waited_for() -> None:
+    answers = iter([STEPS.format("RUNNING", "0:0"), STEPS.format("RUNNING", "0:0"), STEPS.format("FAILED", "5:0")])
+    waits: list[float] = []
+    runner = ScriptedCommands(squeue=SQUEUE, sacct=lambda argv: SACCT if "-X" in argv else next(answers))
+    (state,) = SlurmCommands(runner=runner, environ={}, sleep=waits.append).poll([DONE]).values()
+    assert state.derived == (5, 0) and len(waits) == 2
+
+
+def test_where_no_step_tells_the_controller_does() -> None:
+    scontrol = (
+        SCONTROL.replace("JobId=2", "JobId=1").replace("=FAILED", "=COMPLETED").replace(" ExitCode=3", " ExitCode=0")
+    )
+    for steps in ("", NO_DATABASE, STEPS.format("FAILED", "7:0").replace("1795289084", "1795200000")):
+
+        def sacct(argv: Sequence[str], steps: Reply = steps) -> Reply:
+            return SACCT if "-X" in argv else steps
+
+        state, _ = poll(DONE, squeue=SQUEUE, sacct=sacct, scontrol=scontrol)
+        assert state.succeeded and state.derived == (5, 0), steps
+
+
+def test_a_failed_array_task_has_the_exit_code_of_its_script() -> None:
+    record = SACCT.replace("2|FAILED|3:0", "2|FAILED|0:0")
+    steps = "2.batch|FAILED|3:0|1795289084\n2.extern|COMPLETED|0:0|1795289084\n"
+    state, _ = poll(FAILED, squeue=SQUEUE, sacct=lambda argv: record if "-X" in argv else steps)
+    assert (state.word, state.exit_code) == ("FAILED", (3, 0))
+
+
 def test_scontrol_tells_while_accounting_lags() -> None:
     state, _ = poll(FAILED, squeue=SQUEUE, sacct="2|RUNNING|0:0|0:0|1795289084|1795289084|Unknown|node01|None|\n")
     assert (state.word, state.exit_code, state.source) == ("FAILED", None, "squeue"), "a failure, its code not known"

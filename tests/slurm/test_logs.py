@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,45 @@ def test_no_line_is_lost_or_doubled_while_the_file_grows(tmp_path: Path) -> None
         append(follower.path, written[start : start + 997])
         seen += follower.read_new()
     assert seen == written.decode().splitlines()
+
+
+def test_who_is_too_far_behind_is_told_what_was_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "FARTHEST_BEHIND", 10_000)
+    monkeypatch.setattr(logs, "KEPT_WHEN_BEHIND", 1000)
+    follower = LogFollower(tmp_path / "log")
+    append(follower.path, "first\nhalf")
+    assert follower.catch_up() == []
+    assert follower.read_new() == ["first"]
+    written = "".join(f" of line {n}\n" for n in range(5000))
+    append(follower.path, written)
+    held, said = follower.catch_up()
+    assert held == "half"
+    left = follower.read_new()
+    assert left == written.splitlines()[-len(left) :] and sum(len(line) + 1 for line in left) <= 1000
+    skipped = len(written) - sum(len(line) + 1 for line in left)
+    assert f"{skipped} bytes of this log are left out here; all of it is in {follower.path}" in said
+    assert follower.path.read_text() == "first\nhalf" + written
+
+
+def test_a_log_that_ended_before_the_first_look_is_shown_by_its_end(tmp_path: Path) -> None:
+    follower = LogFollower(tmp_path / "log")
+    append(follower.path, "x" * 79 + "\n")
+    append(follower.path, ("y" * 79 + "\n") * 20_000)
+    (said,) = follower.catch_up(1 << 20)
+    assert "left out" in said and len(follower.read_new()) < (1 << 20) / 80 + 1
+
+
+@pytest.mark.parametrize("size", [1 << 20, 3 << 20])
+def test_one_endless_line_is_read_in_bounded_pieces(tmp_path: Path, size: int) -> None:
+    follower = LogFollower(tmp_path / "log")
+    append(follower.path, b"x" * size)
+    pieces: list[str] = []
+    while (lines := follower.read_new()) or follower.behind:
+        assert sum(map(len, lines)) <= logs.READ_AT_ONCE + logs.LONGEST_LINE
+        pieces += lines
+    assert "".join(pieces + follower.flush()) == "x" * size
+
+
+def test_a_pipe_in_the_place_of_a_log_is_nothing_new(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    assert LogFollower(tmp_path / "log").read_new() == []

@@ -103,9 +103,29 @@ def test_a_state_is_described_for_a_person() -> None:
         Phase.TERMINAL, "FAILED", (3, 0), "NonZeroExitCode", "node01", submitted=90.0, started=100.0, ended=112.0
     )
     assert failed.describe() == "FAILED, exit code 3 (NonZeroExitCode) on node01 after 12 s"
+    ran = JobState(Phase.TERMINAL, "COMPLETED", (0, 0), reason="JobHeldUser", started=1.0, ended=13.0)
+    assert ran.describe() == "COMPLETED after 12 s", "it was held once"
     assert "signal 9" in JobState(Phase.TERMINAL, "FAILED", (0, 9)).describe()
     assert "working directory" in JobState(Phase.TERMINAL, "FAILED", (0, 53)).describe()
     assert unknown("squeue: timed out").describe() == "unknown: squeue: timed out"
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "reason", "shown"),
+    [
+        ("COMPLETED", (0, 0), "JobHeldUser", False),
+        ("COMPLETED", (0, 0), "Resources", False),
+        ("FAILED", (3, 0), "JobHeldUser", False),
+        ("TIMEOUT", (0, 15), "Dependency", False),
+        ("FAILED", (3, 0), "NonZeroExitCode", True),
+        ("CANCELLED", (0, 0), "JobHeldUser", False),
+        ("CANCELLED", (0, 15), "Resources", True),
+        ("LOST", (0, 0), "its log says so", True),
+    ],
+)
+def test_why_a_job_waited_is_no_reason_of_its_end(word: str, code: tuple[int, int], reason: str, shown: bool) -> None:
+    assert (f"({reason})" in JobState(Phase.TERMINAL, word, code, reason, "node01", started=1.0).describe()) == shown
+    assert reason in JobState(Phase.ALIVE, "PENDING", reason=reason).describe()
 
 
 def test_choosing_a_scheduler(tmp_path: Path) -> None:

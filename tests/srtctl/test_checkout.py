@@ -272,6 +272,7 @@ def test_a_failing_set_up_names_the_command_and_publishes_nothing(srt_slurm: Ori
     environment = {"FLAG": str(flag), "PATH": os.environ["PATH"]}
     with pytest.raises(SubmissionError, match=r"test -e \$FLAG` failed \(exit 1\):\nno network") as caught:
         srt_slurm.prepare("run1", setup_environment=environment, setup=setup)
+    assert (caught.value.layer, caught.value.exit_code) == ("checkout", 5)
     assert "first" in Path(caught.value.where or "").read_text()
     assert srt_slurm.bases() == []
     with pytest.raises(SubmissionError, match=r"did not end within 0 s"):

@@ -329,3 +329,43 @@ def test_a_run_key_tells_rows_and_runners_apart() -> None:
     }
     assert len(keys) == 5
     assert run_key(a_benchmark(), "a_1", "7", "1") in keys
+
+
+def test_what_results_are_held_against(planner: RecipePlanner) -> None:
+    held = planner.plan(recipe_fingerprint="f" * 64).results
+    assert (held.gpus, held.tool, held.engine, held.rehearsal) == ((4, 4), "sa-bench", "vllm", False)
+    assert {"MiniMaxAI/MiniMax-M3-MXFP8", "/lustre/A", "/lustre/B", "minimax-m3-mxfp8"} <= set(held.models)
+    assert held.row["framework"] == "dynamo-vllm" and held.row["decode_tp"] == 4 and held.row["isl"] == 1024
+    assert held.row["recipe_fingerprint"] == "f" * 64
+    planner.context["host"] = {"MODEL_PATH": "/elsewhere/m3-of-today"}
+    assert "/elsewhere/m3-of-today" in planner.plan().results.models
+
+
+def test_the_recipe_says_on_how_many_gpus_fixed_lengths_are_measured(planner: RecipePlanner) -> None:
+    """A row counts data parallelism in several ways: some rows of DEP8 say tp 1."""
+    assert planner.plan(prefill=Role(1, 1, ep=4, dp_attention=True)).results.gpus == (4, 4)
+    assert planner.plan(settings={"CONFIG_FILE": "recipes/elsewhere.yaml"}).results.gpus is None
+
+
+@pytest.mark.parametrize(("kind", "gpus"), [("sa-bench", (8, 0)), ("custom", (4, 0))])
+def test_gpus_of_an_aggregated_recipe(planner: RecipePlanner, kind: str, gpus: tuple[int, int]) -> None:
+    """srtctl tells sa-bench the GPUs of the nodes, also those that no worker has."""
+    recipe = a_recipe()
+    engine = recipe["backend"]["vllm_config"].pop("decode")
+    recipe["backend"]["vllm_config"] = {"aggregated": {**engine, "served-model-name": "m3"}}
+    nodes = {"agg_nodes": 2, "agg_workers": 1, "gpus_per_agg": 4}
+    recipe["resources"] = {"gpu_type": "gb200", "gpus_per_node": 4, **nodes}
+    recipe["benchmark"]["type"] = kind
+    planner.write("agg.yaml", recipe)
+    row: dict[str, Any] = {"disagg": False, "prefill": Role(1, 4), "decode": Role(0, 4)}
+    held = planner.plan(settings={"CONFIG_FILE": "recipes/agg.yaml"}, **row).results
+    assert held.gpus == gpus and "m3" in held.models
+    assert held.tool == ("sa-bench" if kind == "sa-bench" else None)
+
+
+def test_the_row_says_on_how_many_gpus_an_agentic_result_counts(planner: RecipePlanner) -> None:
+    """As InferenceX's aggregation does, from the job's environment."""
+    row: dict[str, Any] = {"scenario": "agentic-coding", "isl": None, "osl": None, "kv_offloading": "none"}
+    held = planner.plan(prefill=Role(2, 4), **row).results
+    assert (held.gpus, held.held, held.tool) == ((8, 4), 8, None)
+    assert held.bounds is not None and held.bounds.failed == 0.1

@@ -1,0 +1,39 @@
+"""Reading files that others may have written or damaged: only regular files, and only so much of them.
+
+A pipe of a file's name would hold the reader for ever, a device or a file of many gigabytes would fill its memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import IO
+
+
+def open_regular(path: Path | str, *, buffered: bool = True) -> IO[bytes]:
+    """A regular file, open to be read. Raises OSError for anything else, and never waits."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except ValueError as error:  # a NUL, or what no file system can hold
+        raise OSError(errno.EINVAL, f"the path cannot be one: {error}", str(path)) from None
+    try:
+        found = os.fstat(handle)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file", str(path))
+        return os.fdopen(handle, "rb", -1 if buffered else 0)
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_file(path: Path | str, most: int) -> bytes:
+    """The content of a regular file of at most ``most`` bytes. Raises OSError for anything else, and never waits."""
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most / 1e6:g} MB", str(path))
+    return content

@@ -1,0 +1,108 @@
+"""Text from outside, made fit for a terminal and for the log of a GitHub job.
+
+A file's name, a line of a log, a neighbour's sidecar may hold anything: what moves a terminal's cursor, what changes a
+title, what hides a line, and ``::set-output``. So control characters are escaped, and no line that is not ours begins
+like a command of GitHub's runner. `Guarded` does that for a stream, whoever writes to it; `one_line` for a piece of
+text that is shown within a line.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any, TextIO
+
+# Controls of ASCII and Latin-1, separators of lines, what turns the direction of writing or is not seen, and halves of
+# surrogate pairs, which stand for bytes of a name that are not UTF-8.
+_UNFIT = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff"
+_IN_A_LINE = re.compile(f"[\t\n{_UNFIT}]")
+_IN_A_TEXT = re.compile(f"[{_UNFIT}]")
+
+_COLOUR = re.compile("\x1b\\[[0-9;:]*m")
+
+# The runner trims a line, then looks for ``::command``; its older form ``##[command]`` may stand anywhere.
+_COMMAND = re.compile(r"^(\s*)(?=::)|(?<=#)(?=#\[)", re.MULTILINE)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
+
+
+def one_line(text: object) -> str:
+    """A text from outside as a piece of one line: what is no ordinary character is escaped as Python writes it."""
+    shown = str(text)
+    return shown if shown.isprintable() else _IN_A_LINE.sub(_escaped, shown)
+
+
+def say(text: object, file: TextIO | None = None) -> None:
+    """Print a line whose parts may come from outside."""
+    print(one_line(text), file=file or sys.stdout, flush=file is sys.stderr)
+
+
+def printable(text: str) -> str:
+    """A text of several lines, its control characters escaped but for line ends and tabs."""
+    return _IN_A_TEXT.sub(_escaped, text)
+
+
+def log_line(text: str) -> str:
+    """A line, or several, of a job's log: without the colours that programs give it, the rest as `printable`."""
+    return printable(_COLOUR.sub("", text)) if "\x1b" in text else printable(text)
+
+
+class Guarded:
+    """A stream that escapes what is written to it, and gives GitHub's runner no command.
+
+    ``inner`` is the stream itself, for those who have taken care: `launcher.core.github`, and `styled`.
+    """
+
+    def __init__(self, inner: TextIO, *, github: bool, styled: bool = False) -> None:
+        self.inner = inner
+        self._github = github
+        self._styled = styled
+        self._blank = True
+        """Whether the line so far has white space only."""
+
+    def write(self, text: str) -> int:
+        shown = text if self._styled else printable(text)
+        if self._github:
+            # What follows in a line that has begun is no beginning of one.
+            begun = "" if self._blank else "x"
+            shown = _COMMAND.sub(r"\1\\", begun + shown)[len(begun) :]
+            last = text.rpartition("\n")
+            self._blank = (self._blank or bool(last[1])) and not last[2].strip()
+        self.inner.write(shown)
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        self.inner.flush()
+
+    def styled(self) -> Guarded:
+        """The same stream for text whose colours are ours, and whose parts from outside went through `one_line`."""
+        return Guarded(self.inner, github=self._github, styled=True)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def styled(stream: Any) -> Any:
+    """The stream that may be written to in colours."""
+    return stream.styled() if isinstance(stream, Guarded) else stream
+
+
+def trusted(stream: Any) -> Any:
+    """The stream that takes everything as it is."""
+    return stream.inner if isinstance(stream, Guarded) else stream
+
+
+class StandardOutput:
+    """Whatever standard output is at the moment, unguarded: for a writer that lives longer than one stream."""
+
+    def write(self, text: str) -> int:
+        return int(trusted(sys.stdout).write(text) or len(text))
+
+    def flush(self) -> None:
+        trusted(sys.stdout).flush()

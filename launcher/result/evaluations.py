@@ -1,0 +1,209 @@
+"""Whether the files of an evaluation can be believed: lm-eval's ``results*.json`` and InferenceX's ``meta_env.json``.
+
+They are read as those who collect them read them, by Python's json: NaN is taken, since a standard error of one sample
+is none. A score that is NaN is none either, and is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from launcher.plan.plan import Expected
+from launcher.result import contradictions
+from launcher.result.validate import Unusable, content, each_once
+
+META, RESULTS = "meta_env.json", "results*.json"
+OWN_THRESHOLDS = "utils/evals/thresholds.yaml"
+"""Below the workspace: what the workflow's own check reads (InferenceX, utils/evals/validate_scores.py)."""
+
+_OTHERWISE = 0.85
+"""The least score of a task that no threshold is about."""
+
+_SHARES = frozenset({"exact_match", "acc", "acc_norm", "accuracy", "resolved"})
+"""Metrics that are shares of the samples."""
+
+_NO_SCORES = frozenset({"alias", "name", "sample_len", "samples", "sample_count"})
+_CONCURRENCY = re.compile(r"_conc(\d{1,6})\.json")
+
+
+class Thresholds(msgspec.Struct, frozen=True):
+    """The least scores by task: of a model prefix, and of all. ``origin`` is the file."""
+
+    default: dict[str, float] = {}
+    models: dict[str, dict[str, float]] = {}
+    origin: str = ""
+
+    @classmethod
+    def below(cls, workspace: Path) -> Thresholds:
+        """Those of the workspace, else those that are known here."""
+        for path in (workspace / OWN_THRESHOLDS, Path(__file__).with_name("thresholds.yaml")):
+            try:
+                if path.is_file() and path.stat().st_size < 1 << 16:
+                    found = msgspec.yaml.decode(path.read_bytes(), type=cls)
+                    return msgspec.structs.replace(found, origin=OWN_THRESHOLDS)
+            except (OSError, ValueError, msgspec.MsgspecError, RecursionError):
+                continue
+        return cls()
+
+    def tasks(self) -> set[str]:
+        """Every task that it is about."""
+        return {*self.default, *(task for tasks in self.models.values() for task in tasks)}
+
+    def least(self, prefix: str, task: str) -> tuple[float, str]:
+        """The threshold of a task, and which entry it is."""
+        if task in (own := self.models.get(prefix, {})):
+            return own[task], f"models.{prefix}.{task}"
+        return (self.default[task], f"default.{task}") if task in self.default else (_OTHERWISE, "of any other task")
+
+
+@dataclass
+class Judged:
+    """What is wrong with an evaluation: by the name of a file, and with the whole; and what a person should see."""
+
+    files: dict[str, list[str]] = field(default_factory=dict)
+    whole: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+
+    @property
+    def wrong(self) -> list[str]:
+        """Everything that is wrong, in sentences."""
+        return [*(f"eval: {name} {'; '.join(said)}" for name, said in self.files.items()), *self.whole]
+
+
+def judge(files: Mapping[str, Path], expected: Expected, thresholds: Thresholds) -> Judged:
+    """Judge the files of one evaluation, by their names; those that it has no word for are let through."""
+    judged = Judged()
+    documents: dict[str, dict[str, Any]] = {}
+    for name, path in files.items():
+        if name != META and not fnmatch(name, RESULTS):
+            continue
+        try:
+            documents[name] = _object(path)
+        except Unusable as error:
+            judged.files[name] = [str(error)]
+    meta = documents.get(META)
+    for name, document in documents.items():
+        wrong = list(contradictions.of_marks(document, expected))
+        if name == META:
+            wrong += contradictions.of_model(document.get("model"), expected, "model")
+            wrong += contradictions.of_row(document, expected, META)
+        else:
+            wrong += _wrong_scores(document, expected, thresholds)
+        if wrong:
+            judged.files[name] = [f"cannot be believed: {wrong[0]}", *wrong[1:4]]
+        elif name != META:
+            judged.doubts += _low_scores(name, document, expected, thresholds)
+    results = [name for name in files if fnmatch(name, RESULTS)]
+    if results and META not in files:
+        judged.doubts.append(f"eval: no {META}, which the workflow's next step reads")
+    judged.whole += [f"eval: {text}" for text in _wrong_concurrencies(results, meta or {}, expected)]
+    return judged
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(content(path), object_pairs_hook=each_once)
+    except (ValueError, RecursionError) as error:
+        raise Unusable(f"is not a JSON object: {str(error)[:200]}") from None
+    if not isinstance(found, dict):
+        raise Unusable("is not a JSON object")
+    return found
+
+
+def _tasks(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    found = document.get("results")
+    return (
+        {str(task): value for task, value in found.items() if isinstance(value, dict)}
+        if isinstance(found, dict)
+        else {}
+    )
+
+
+def _scores(values: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of one task: ``exact_match,strict-match`` and the like, without their standard errors."""
+    names = {key: key.partition(",")[0] for key in values}
+    return {
+        key: float(values[key])
+        for key, name in names.items()
+        if name not in _NO_SCORES and not name.endswith("_stderr")
+        if isinstance(values[key], int | float) and not isinstance(values[key], bool)
+    }
+
+
+def _wrong_scores(document: Mapping[str, Any], expected: Expected, thresholds: Thresholds) -> Iterator[str]:
+    """What is wrong with one ``results*.json``."""
+    yield from contradictions.of_model(document.get("model_name"), expected, "model_name")
+    if not (tasks := _tasks(document)):
+        yield "it is empty: results names no task"
+        return
+    groups, counts, configs = (document.get(key) for key in ("group_subtasks", "n-samples", "configs"))
+    known = {*thresholds.tasks(), *expected.tasks}
+    if known and not known & tasks.keys():
+        yield f"its task is {', '.join(sorted(tasks))[:200]}, and the workflow evaluates {', '.join(sorted(known))}"
+    for task, values in tasks.items():
+        scores, is_group = _scores(values), isinstance(groups, dict) and bool(groups.get(task))
+        if not scores and not is_group:
+            yield f"{task} has no score"
+        for key, score in scores.items():
+            if not math.isfinite(score):
+                yield f"{task} {key} is {score}, and no score"
+            elif key.partition(",")[0] in _SHARES and not 0 <= score <= 1:
+                yield f"{task} {key} is {score:g}, and a share is from 0 to 1"
+        samples = counts.get(task) if isinstance(counts, dict) else None
+        if isinstance(samples, dict):
+            yield from _wrong_samples(task, samples, expected)
+    for task in configs if isinstance(configs, dict) else ():
+        if task not in tasks:
+            yield f"it is partial: {task} was configured, and results has nothing of it"
+    config = document.get("config")
+    limit = config.get("limit") if isinstance(config, dict) else None
+    if limit and not expected.part:
+        yield f"it is partial: config.limit is {limit!r}, and the plan has no EVAL_LIMIT"
+
+
+def _wrong_samples(task: str, samples: Mapping[str, Any], expected: Expected) -> Iterator[str]:
+    whole, used = samples.get("original"), samples.get("effective")
+    if not isinstance(used, int):
+        return
+    if used < 1:
+        yield f"{task} is empty: n-samples.{task}.effective is {used}"
+    elif isinstance(whole, int) and used < whole and not expected.part:
+        yield f"{task} is partial: {used} of {whole} samples (n-samples), and the plan has no EVAL_LIMIT"
+
+
+def _low_scores(name: str, document: Mapping[str, Any], expected: Expected, thresholds: Thresholds) -> Iterator[str]:
+    """Scores with which the workflow's own check fails. A low score is a measurement, and that check decides."""
+    for task, values in _tasks(document).items():
+        least, entry = thresholds.least(str(expected.row.get("infmax_model_prefix", "")), task)
+        for key, score in _scores(values).items():
+            if key.partition(",")[0] in ("exact_match", "resolved") and score < least:
+                said = f"{least:g} ({entry} in {thresholds.origin})"
+                yield f"eval: {task} {key} is {score:.4g} in {name}, below {said}: the workflow's own check fails"
+
+
+def _wrong_concurrencies(results: Sequence[str], meta: Mapping[str, Any], expected: Expected) -> Iterator[str]:
+    """Concurrencies that were asked for and not evaluated, or evaluated and not asked for."""
+    if failed := meta.get("failed_eval_concs"):
+        yield f"failed_eval_concs is {failed!r} in {META}"
+    asked, done = meta.get("eval_concs"), meta.get("completed_eval_concs")
+    if isinstance(asked, list) and isinstance(done, list) and (missing := [c for c in asked if c not in done]):
+        yield f"it is partial: eval_concs is {asked!r}, and {missing!r} is not in completed_eval_concs ({META})"
+    if not expected.evaluated or not results:
+        return
+    named = {int(found[1]) for name in results if (found := _CONCURRENCY.search(name))}
+    said = meta.get("conc")
+    evaluated = named or ({said} if isinstance(said, int) else set(expected.evaluated))
+    for concurrency in sorted(set(expected.evaluated) - evaluated):
+        yield f"it is partial: concurrency {concurrency} was asked for, and has no {RESULTS}"
+    for concurrency in sorted(evaluated - set(expected.evaluated)):
+        asked_for = " ".join(map(str, expected.evaluated))
+        yield f"concurrency {concurrency} was evaluated, and the plan asks for {asked_for}"

@@ -1,0 +1,183 @@
+"""What failed first in a job, by all its logs: the cause before symptoms, and these before consequences.
+
+srtctl's orchestrator and Slurm's programs tell in their own logs who died, and how; that counts more than what others
+complain of.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from launcher.result.logs import log_files
+from launcher.run.log_failure import (
+    CLIENT,
+    CRITICAL,
+    LINES,
+    SLURM_ENDS,
+    Failure,
+    Log,
+    Standing,
+    cut,
+    failure_in,
+    is_weak,
+    source_of,
+)
+
+FILES = 400
+"""Logs that are looked at: 72 nodes leave some three each."""
+
+SIGKILLED = 128 + 9
+"""The exit code, as srun and shells give it, of a program that SIGKILL ended."""
+
+_RANKS: dict[Standing, int] = {"cause": 0, "symptom": 1, "survived": 2, "consequence": 3}
+
+_ENDING = re.compile(r"(?:Cleaning up \d+ processes|Received signal )|Cleanup$")
+_LOG_FILE = re.compile(r"Log file: (\S+)")
+_PROCESS = re.compile(r"--- Process: (\S+) ---")
+
+
+@dataclass(frozen=True)
+class Told:
+    """What those who watch over a job's programs tell in its logs.
+
+    ``dead`` are the programs that ended by themselves, first to last. ``ending`` is when the rest began to be ended,
+    by the orchestrator or by Slurm; what programs say later is a consequence.
+    """
+
+    dead: tuple[Failure, ...] = ()
+    ending: float | None = None
+
+
+def first_failures(logs: Path, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> list[Failure]:
+    """What failed in each log, the cause first; what the orchestrator says of others comes last.
+
+    Stops looking after ``seconds``. Never raises for a file.
+    """
+    read: list[Log] = []
+    found: list[Failure] = []
+    until = clock() + seconds
+    files = ((path.relative_to(logs).as_posix(), path, status) for path, status in log_files(logs))
+    some = list(islice((file for file in files if file[1].suffix in (".out", ".log", ".err")), 10 * FILES))
+    # The orchestrator's comes first: it tells who died, and must not be left out for want of time.
+    for name, path, status in sorted(some, key=lambda file: source_of(file[0]) != "orchestrator")[:FILES]:
+        if clock() > until:
+            break
+        log = Log(path, name, status.st_mtime)
+        read.append(log)
+        if (failure := failure_in(log)) is not None:
+            found.append(failure)
+    # Of a script that says that its server died, the last line is that of the server.
+    server = next((log.last for log in read if log.file.rpartition("/")[2] == "server.log"), "")
+    found = [replace(f, last=server) if f.source == "server" and source_of(f.file) != "server" else f for f in found]
+    return _in_order(found, _told(read))
+
+
+def _told(logs: Sequence[Log]) -> Told:
+    """What orchestrator and Slurm tell of the ends of programs."""
+    dead: list[Failure] = []
+    ending: list[float] = []
+    for log in logs:
+        own = log.source == "orchestrator"
+        for number in log.suspects if not own else range(len(log.raw)):
+            body = log.line(number).body
+            if found := SLURM_ENDS.search(log.raw[number]):
+                if found["why"] and found["what"] == "STEP":  # a job's end is told by Slurm itself
+                    at, stamped = log.when(number)
+                    text = cut(log.line(number).text)
+                    dead.append(Failure(log.file, "slurm", text, at, log.around(number), "cause", stamped))
+                if found["what"] == "JOB":
+                    ending.append(log.when(number)[0])
+            elif own and (end := CRITICAL.match(body) or CLIENT.match(body)):
+                dead.append(_death(end, log, number, logs))
+            elif own and _ENDING.match(body):
+                ending.append(log.when(number)[0])
+    return Told(tuple(sorted(dead, key=lambda failure: failure.at)), min(ending, default=None))
+
+
+def _death(end: re.Match[str], orchestrator: Log, number: int, logs: Sequence[Log]) -> Failure:
+    """The end of a program as the orchestrator tells it."""
+    name, code = end.groupdict().get("name"), int(end["code"])
+    of = _log_of(name, end, orchestrator, logs)
+    at, stamped = orchestrator.when(number)
+    lines = [orchestrator.raw[number]]
+    if of is not None:
+        lines += ["", f"{of.file}, its end:", *of.raw[-LINES // 2 :]]
+    return Failure(
+        *(orchestrator.file, "server" if name else "benchmark", cut(orchestrator.line(number).body), at, tuple(lines)),
+        stamped=stamped,
+        died=128 - code if code < 0 else code,
+        process=of.file if of is not None else name or "benchmark",
+        last=of.last if of is not None else "",
+    )
+
+
+def _log_of(name: str | None, end: re.Match[str], orchestrator: Log, logs: Sequence[Log]) -> Log | None:
+    """The log of the program that an orchestrator's line is about: by the failure details, or else by its name."""
+    endings: tuple[str, ...] = ("benchmark.out",) if not name and end["what"] == "Benchmark" else ("eval.out",)
+    if name:
+        inside, endings = "", ()
+        for number in range(len(orchestrator.raw)):
+            body = orchestrator.line(number).body
+            if found := _PROCESS.match(body):
+                inside = found[1]
+            elif inside == name and (found := _LOG_FILE.match(body)):
+                endings = (found[1].rpartition("/")[2],)
+        if not endings and (found := re.match(r"([a-z_]+)_(\d+)(?:_(.+))?$", name)):
+            role, index, node = found.groups("")
+            endings = (f"{node}_{role}_w{index}.out", f"{node}_{role}_{index}.out")
+        endings = endings or ("infra.out" if "infra" in name else f"{name}.out",)
+    return next((log for log in logs if log.file.endswith(endings)), None)
+
+
+def _in_order(found: Sequence[Failure], told: Told) -> list[Failure]:
+    """The failures of all logs with their standing beside each other, the cause first, each log once."""
+    ends = [failure for failure in told.dead if failure.died is not None]
+    dead = {failure.process: failure for failure in reversed(ends)}
+    standing = [_beside(failure, dead, told.ending) for failure in found]
+    explained = {failure.file for failure in standing if failure.standing == "cause"}
+    repeated = [
+        failure if p not in explained else replace(failure, standing="consequence") for p, failure in dead.items()
+    ]
+    by_slurm = [failure for failure in told.dead if failure.died is None]
+    killed = {failure.process for failure in ends if failure.died == SIGKILLED and failure.at <= ends[0].at}
+    kept: dict[str, Failure] = {}
+    for failure in sorted([*standing, *repeated, *by_slurm], key=lambda failure: _order(failure, killed)):
+        kept.setdefault(failure.file, failure)
+    return list(kept.values())
+
+
+def _beside(failure: Failure, dead: Mapping[str, Failure], ending: float | None) -> Failure:
+    """A log's failure, as it stands beside what is told of the job's programs."""
+    if failure.source == "orchestrator" or failure.standing not in ("cause", "symptom"):
+        return failure
+    weak = is_weak(failure.text)
+    if (end := dead.get(failure.file)) is not None:
+        # Whom a signal ends has no time to say why: an error that it wrote before is another story.
+        explains = not (end.by_signal and (weak or failure.standing == "symptom"))
+        at, stamped = (failure.at, True) if failure.stamped else (min(failure.at, end.at), end.stamped)
+        standing: Standing = "cause" if explains else "symptom"
+        return replace(failure, died=end.died, standing=standing, at=at, stamped=stamped)
+    if ending is not None and failure.stamped and int(failure.at) > ending:
+        return replace(failure, standing="consequence")
+    servers_died = any(end.source == "server" for end in dead.values())
+    if dead and (weak or (failure.source == "benchmark" and servers_died)):
+        return replace(failure, standing="symptom")
+    return failure
+
+
+def _order(failure: Failure, killed: Set[str]) -> tuple[object, ...]:
+    """By standing; then Slurm's word, who was killed first, and time. A program stands before who watched it."""
+    return (
+        _RANKS[failure.standing],
+        failure.source != "slurm",
+        failure.process not in killed,
+        failure.source == "orchestrator",
+        failure.at,
+        failure.source != "server",
+        failure.file,
+    )

@@ -1,0 +1,302 @@
+"""What failed in one log: of all its lines of failure the one that tells most of why its program ended.
+
+A program goes on after many an error, complains when another one is gone, and complains once more when it is ended. So
+a line of failure has a standing: it is the cause of an end, a symptom of somebody else's, survived, or a consequence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from launcher.run.log_lines import Line, parse, tail
+
+LINES = 40
+"""Lines that are kept of what failed first."""
+
+LONGEST = 200
+"""Characters that are kept of a line."""
+
+Standing = Literal["cause", "symptom", "survived", "consequence"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A line of failure in a log.
+
+    ``source`` is what wrote it: server, benchmark, orchestrator, or slurm. ``at`` is when, in seconds since the epoch,
+    by the line or one before it (``stamped``), else by the file. ``lines`` are those around it. ``died`` is the exit
+    code of the program, where somebody who waited for it tells; ``process`` is its log, and ``last`` the last line of
+    that.
+    """
+
+    file: str
+    source: str
+    text: str
+    at: float
+    lines: tuple[str, ...] = ()
+    standing: Standing = "cause"
+    stamped: bool = False
+    died: int | None = None
+    process: str = ""
+    last: str = ""
+
+    @property
+    def by_signal(self) -> bool:
+        """Whether a signal ended the program: it had no time to say why."""
+        return self.died is not None and self.died > 128
+
+
+_EXCEPTION = re.compile(
+    r"(?P<whole>(?:[a-z_][\w]*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Died|Timeout)\b(?=:|$|\().*)"
+)
+# What ends a program, or cannot be gone on from, by itself.
+_FATAL = re.compile(
+    r"CUDA error|CUDA out of memory|HIP (?:error|out of memory)|\bout of memory\b|OutOfMemory|\bOOM\b|oom[-_]kill"
+    r"|\bXid\b|NCCL error|Segmentation fault|core dumped|(?:^|\s)Killed(?:\s|$)|Bus error|Aborted\b|Illegal instruction"
+    r"|pyxis: (?:failed|couldn|unable|cannot|container start failed|--container|\s*\[ERROR\])"
+    r"|[Ee]xited with (?:exit )?code [1-9]"
+    r"|unrecognized arguments|invalid choice|[Aa]ddress already in use|No space left on device|terminate called"
+    r"|panicked at|command not found|: not found$|Exec format error|cannot execute"
+    r"|Unable to (?:contact slurm|create step|confirm alloc)"
+    r"|slurmstepd\S*: error|srun: error|(?:docker|podman|Error): (?:Error|Cannot|error)\b|died before becoming healthy"
+)
+# srun says so of every program that failed: its own word tells more.
+_ONLY_AN_EXIT = re.compile(r"srun: error: .*: [Ee]xited with exit code \d+$")
+_IGNORED = re.compile(r"Exception ignored in")
+_ENROOT_SAYS = re.compile(r"pyxis: +(\[ERROR\] .*)")
+_TRACEBACK = re.compile(r"Traceback \(most recent call last\)")
+_WEAK = re.compile(
+    r": line \d+: .*: (?:Permission denied|No such file)"
+    r"|\berror:|\bError:|No such file or directory|\bFATAL\b|\b(?:ERROR|CRITICAL)\b|\bfatal:"
+)
+_HARMLESS = re.compile(
+    r"CANCELLED AT|error: \*\*\*|\b0 errors?\b|errors?[=:] *0\b|error_rate|Job step aborted|forcing job termination"
+    r"|: Terminated$|exit code 143\b|exited with (?:exit )?code 0\b|Force Terminated|launch/slurm: _task_finish"
+    r"|going to /tmp instead",
+    re.IGNORECASE,
+)
+# What programs say when another one is gone, or when the cause stands above.
+_OF_ANOTHER = re.compile(
+    r"Connection ?(?:Error|Refused|Reset|Aborted)|connection (?:refused|reset|closed)|Connect(?:or|ion)?Error"
+    r"|BrokenPipe|[Bb]roken pipe|ServerDisconnected|RemoteProtocolError|Cannot connect to host|[Ss]ocket closed"
+    r"|EngineDead|[Ee]ngine (?:core|process).*(?:fail|died|initiali)|[Ss]ee root cause|ChildFailedError|SystemExit"
+    r"|KeyboardInterrupt|CancelledError|remote process exited|TCPStore|[Hh]eartbeat|[Hh]ealth ?check"
+    r"|50[234] (?:Bad|Service|Gateway|Server)|status(?:_code)?[=: ]+50[234]|[Ww]atchdog|[Ll]ease|peer\b|SIGTERM"
+    r"|terminated by signal|IncompleteRead|TimeoutError|[Tt]imed out|[Cc]hannel closed"
+    r"|pyxis: child \d+ failed|pyxis: printing"
+)
+# A program that says one of these after a failure works on.
+_WORKS = re.compile(
+    r"\b200 OK\b|startup complete|[Uu]vicorn running|\bis (?:ready|healthy)|[Ss]erver (?:is )?ready|throughput"
+    r"|(?:Prefill|Decode) batch|http response sent|Completed benchmark|Running benchmark with|Capturing|Loading "
+    r"|[Ss]erving Benchmark Result|Starting (?:initial|main) |[Ii]nitiali[sz]ed|[Mm]odel loaded|fired up"
+)
+_ENDS = re.compile(
+    r"[Ss]hut|[Cc]lean|[Ee]xit|[Tt]erminat|[Ss]topp|[Cc]ancel|[Cc]los|[Ff]inish|[Aa]bort|[Kk]ill|[Uu]nregist|[Dd]rain"
+    r"|[Dd]isconnect|Phase \d|[Ff]ail|[Ee]rror|[Dd]ump|[Dd]estroy|[Rr]elease|went away|[Ll]ost"
+)
+WORKED_ON_AFTER = 5.0
+"""Seconds after which work that a log shows is taken for work after a failure: other threads write a little longer."""
+
+WITHIN = 2000
+"""Lines after a failure in which a log is looked at for signs of work."""
+
+_WORK_LINES, _PLAIN_LINES = 3, 10
+
+# Lines without any of these, in lower case, are no failures, and need not be taken apart. To look for the words is ten
+# times as fast as to look for a pattern of them.
+_PERHAPS = (
+    *("error", "err]", "exception", "traceback", "fatal", "ftl", "crit", "panic", "emerg", "alert", "severe", "died"),
+    *("[e]", "[f]", "[c]", " e |", " c |", " f |", "interrupt", "exit", "timeout", "memory", "oom", "xid", "dumped"),
+    *("killed", "abort", "illegal", "pyxis", "not found", "invalid choice", "unrecognized", "in use", "no space"),
+    *("no such", "terminate", "cannot", "unable to", "contact", "denied", "cancelled", "sigterm", "sigint", "signal"),
+)
+_GLOG = re.compile(r"\b[EF](?:20\d\d)?\d{4} \d")
+_TERMINATED = re.compile(
+    r"(?:[Rr]eceived|[Gg]ot|[Cc]aught) (?:signal:? |shutdown )?(?:SIGTERM|SIGINT|signal\b)"
+    r"|SIGTERM received|[Ss]ignal 15\b"
+)
+
+
+class Log:
+    """A log: its last lines, cleaned, each taken apart when it is asked for."""
+
+    def __init__(self, path: Path, file: str, written: float) -> None:
+        self.file = file
+        self.source = source_of(file)
+        self.raw = tail(path)
+        self._written = written
+        self._lines: dict[int, Line] = {}
+
+    def line(self, number: int) -> Line:
+        if number not in self._lines:
+            self._lines[number] = parse(self.raw[number], self._written)
+        return self._lines[number]
+
+    def when(self, number: int) -> tuple[float, bool]:
+        """When a line was written, and whether that is by its stamp, that of a line before it, or of one soon after."""
+        before = range(number, max(-1, number - WITHIN), -1)
+        for other in (*before, *range(number + 1, min(number + LINES, len(self.raw)))):
+            if (at := self.line(other).at) is not None:
+                return at, True
+        return self._written, False
+
+    @cached_property
+    def suspects(self) -> list[int]:
+        """The lines that may be failures."""
+        lines = [line.lower() for line in self.raw]
+        text = "\n".join(lines)
+        words = [word for word in _PERHAPS if word in text]
+        found = {number for number, line in enumerate(lines) if any(word in line for word in words)}
+        glog = {number for number, line in enumerate(self.raw) if line[:1] in "EF[" and _GLOG.search(line[:60])}
+        return sorted(found | glog)
+
+    @property
+    def last(self) -> str:
+        """The last line that says something."""
+        texts = (cut(self.line(number).text) for number in reversed(range(len(self.raw))))
+        return next((text for text in texts if re.search(r"\w", text)), "")
+
+    def around(self, number: int) -> tuple[str, ...]:
+        start = max(0, number - 5)
+        return tuple(self.raw[start : start + LINES])
+
+
+def cut(text: str, width: int = LONGEST) -> str:
+    """A text as one line of at most ``width`` characters; of a longer one the end is left out."""
+    words = " ".join(text.split())
+    return words if len(words) <= width else f"{words[: width - 1]}…"
+
+
+def source_of(file: str) -> str:
+    """What writes a log of this name."""
+    name = file.rpartition("/")[2]
+    if name.startswith(("sweep_", "slurm-")):
+        return "orchestrator"
+    return "benchmark" if name.startswith(("benchmark", "eval", "bench_", "aiperf")) else "server"
+
+
+def _strength(line: Line) -> int:
+    """How much a line is a failure: 0 not at all, 1 perhaps one that the program goes on after, 2 certainly."""
+    if line.level in ("debug", "info", "warn") or _HARMLESS.search(line.text):
+        return 0
+    if _ONLY_AN_EXIT.search(line.body):
+        return 1
+    if CONTROLLER_AWAY.search(line.body):
+        return 2  # srun waits for it, and may say so without the word error
+    if _EXCEPTION.match(line.body) or _FATAL.search(line.body) or line.level == "fatal":
+        return 1 if _OF_ANOTHER.search(line.body) and line.level != "fatal" else 2
+    return 1 if line.level == "error" or _TRACEBACK.search(line.body) or _WEAK.search(line.body) else 0
+
+
+def failure_in(log: Log) -> Failure | None:
+    """The line of failure of a log that tells most of why its program ended; None without any."""
+    marks: list[tuple[int, int]] = []
+    ended = ignored = False
+    for number in log.suspects:
+        body = log.line(number).body
+        ignored = ignored or _IGNORED.match(body) is not None
+        if ignored:  # Python at its end; the exception's name closes what it shows
+            ignored = _EXCEPTION.match(body) is None
+            continue
+        if "FAILURE DETAILS" in body and log.source == "orchestrator":
+            break  # behind this it repeats what is in other logs
+        end = SLURM_ENDS.search(body)
+        if end is not None and end["what"] == "JOB":
+            break  # Slurm's own word of the job's end says it all
+        if end is not None or _TERMINATED.search(body):
+            ended = True  # somebody ends it: all that follows is a consequence
+            if any(strength > 1 for _, strength in marks):
+                break
+        if (strength := _strength(log.line(number))) and not (log.source == "orchestrator" and _tells(body)):
+            marks.append((number, 0 if ended else strength))
+    if not marks:
+        return None
+    lasting = [mark for position, mark in enumerate(marks) if mark[1] and not _went_on(log, marks, position)]
+    number, strength = max(lasting or marks, key=lambda mark: (mark[1], -mark[0]))
+    own = next((mark for mark, _ in lasting if log.line(mark).body.startswith("launcher: error:")), None)
+    number, text = _named(log, number) if own is None else _own_word(log, own, marks)
+    standing: Standing = "symptom" if _OF_ANOTHER.search(text) else "cause"
+    if not lasting:
+        standing = "survived" if strength else "consequence"
+    source, last = log.source, log.last
+    if source == "benchmark" and _SERVER_DIED.search(text):
+        source, last = "server", ""  # a script that waits for its server says so
+    if CONTROLLER_AWAY.search(text):
+        source = "slurm"  # whoever's log it is in
+    at, stamped = log.when(number)
+    return Failure(log.file, source, text, at, log.around(number), standing, stamped, process=log.file, last=last)
+
+
+def _named(log: Log, number: int) -> tuple[int, str]:
+    """The line that names what happened, and its text: of a traceback the line of its exception."""
+    line, after = log.line(number), range(number + 1, min(number + 200, len(log.raw)))
+    if "pyxis: failed" in line.body:  # it shows enroot's log behind that
+        enroot = ((n, _ENROOT_SAYS.search(log.line(n).body)) for n in after[:40])
+        if told := next(((n, found) for n, found in enroot if found), None):
+            return told[0], cut(f"pyxis: {told[1][1]}")
+    begins = after and (_TRACEBACK.search(log.line(after[0]).body) or _EXCEPTION.match(log.line(after[0]).body))
+    if _TRACEBACK.search(line.body) or (begins and not _EXCEPTION.match(line.body) and not _FATAL.search(line.body)):
+        for later in after:
+            other = log.line(later)
+            if other.label == line.label and (found := _EXCEPTION.match(other.body)):
+                return later, cut(found["whole"])
+    found = _EXCEPTION.match(line.body)
+    return number, cut(found["whole"] if found else line.text)
+
+
+def _own_word(log: Log, own: int, marks: Sequence[tuple[int, int]]) -> tuple[int, str]:
+    """What a script of ours says, and what the program said that made it say so."""
+    before = [mark for mark, _ in marks if own - LINES < mark < own]
+    why = f" ({_named(log, before[-1])[1]})" if before else ""
+    return own, cut(log.line(own).body) + why
+
+
+def _went_on(log: Log, marks: Sequence[tuple[int, int]], position: int) -> bool:
+    """Whether the program that wrote a line of failure is seen to work afterwards."""
+    number, strength = marks[position]
+    label, at = log.line(number).label, log.when(number)[0]
+    works, plain, shown = 0, 0, False
+    for later in range(number + 1, min(number + WITHIN, len(log.raw))):
+        line = log.line(later)
+        if (label and line.label != label) or line.level in ("warn", "error", "fatal"):
+            continue
+        sign = _WORKS.search(line.body) is not None
+        plain += bool(line.text) and not log.raw[later].startswith((" ", "\t"))
+        if strength > 1 and line.at is not None and line.at < at + WORKED_ON_AFTER:
+            sign = False
+        shown = shown or sign
+        works += line.level == "info" and not _ENDS.search(line.body) and (strength == 1 or line.at is not None)
+        if strength == 1 and (shown or works >= _WORK_LINES):
+            return True
+        if shown and (works >= _WORK_LINES or plain >= _PLAIN_LINES):
+            return True
+    return False
+
+
+_SERVER_DIED = re.compile(
+    r"\bKilled\s+\S*(?:vllm|python\S* .*sglang|trtllm|server)|[Ss]erver (?:process )?(?:died|exited)"
+)
+CRITICAL = re.compile(r"Critical process '(?P<name>[^']+)' exited with code (?P<code>-?\d+)")
+CLIENT = re.compile(r"(?P<what>Benchmark|Eval\w*|lm-eval\w*) failed with exit code (?P<code>\d+)")
+_REPEATS = re.compile(r"Critical process failure detected|=+$|Wait for model aborted")
+CONTROLLER_AWAY = re.compile(
+    r"Unable to contact slurm|slurm_load_\w+ error|slurm controller|slurmctld|Zero Bytes were transmitted"
+    r"|Socket timed out on send/recv|Communication connection failure"
+)
+SLURM_ENDS = re.compile(r"\*\*\* (?P<what>JOB|STEP) \S+ ON .*CANCELLED AT \S+(?P<why> DUE TO [A-Z ]+)?")
+
+
+def _tells(body: str) -> re.Match[str] | None:
+    """Whether an orchestrator's line is about the end of a program that it watches."""
+    return CRITICAL.match(body) or CLIENT.match(body) or _REPEATS.match(body)
+
+
+def is_weak(text: str) -> bool:
+    """Whether a line of failure may be one that its program goes on after."""
+    return not (_EXCEPTION.match(text) or _FATAL.search(text))

@@ -1,0 +1,191 @@
+"""Lines of a job's logs as they are meant: without terminal escapes and labels, with their level and time.
+
+Every engine has a form of its own. The forms are those of srt-slurm, vLLM, SGLang, TensorRT-LLM, dynamo, NATS, etcd,
+nginx, glog (Mooncake, NIXL, torch), loguru and Slurm's own programs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+from launcher.core.reading import open_regular
+
+TAIL = 256 * 1024
+"""Bytes that are read of the end of each log."""
+
+# Colours, cursor moves and titles; and colours whose escape character a copy has lost.
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]|\[\d[\d;]{0,10}m")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+_LABEL = re.compile(
+    r"\s*(?:"
+    r"\((?P<process>\w[\w.-]*(?: [\w.-]+=?[\w.:-]*)*? pid=\d+(?:, \w+=[^)\s]*)*)\) ?"  # vLLM, Ray
+    r"|\[(?P<rank>(?:rank|default)\s?\d+|\d+,\d+<\w+>)\]:? ?"  # torch, mpirun --tag-output
+    r"|(?P<task>\d{1,4}): (?=\S)"  # srun --label
+    r"|(?P<service>[\w.-]{1,40}-\d+) +\| "  # docker compose
+    r")"
+)
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_CLOCK = r"(?P<clock>\d\d:\d\d:\d\d)(?P<part>[.,]\d{1,9})?"
+_ZONE = r" ?(?P<zone>Z\b|UTC\b|GMT\b|[+-]\d\d:?\d\d\b)?"
+_STAMPS = tuple(
+    re.compile(form)
+    for form in (
+        rf"(?P<year>\d{{4}})[-/](?P<month>\d\d)[-/](?P<day>\d\d)[ T]{_CLOCK}{_ZONE}",
+        rf"\b(?P<month>\d\d)/(?P<day>\d\d)/(?P<year>\d{{4}})[- ]{_CLOCK}{_ZONE}",  # TensorRT-LLM
+        rf"\b(?P<month>\d\d)-(?P<day>\d\d) {_CLOCK}",  # vLLM: no year
+        rf"\b(?P<level>[IWEFD])(?P<year>20\d\d)?(?P<month>\d\d)(?P<day>\d\d) {_CLOCK}",  # glog
+        rf"\b(?:[A-Z][a-z]{{2}} )?(?P<name>{'|'.join(_MONTHS)}) +(?P<day>\d\d?) {_CLOCK}{_ZONE}(?: (?P<year>\d{{4}}))?",
+        rf"(?<![\w:./-]){_CLOCK}(?![\d:])",  # the clock alone
+        r"\"(?:ts|time|timestamp)\": ?\"?(?P<epoch>1\d{9}(?:\.\d+)?)\b",
+    )
+)
+_AT_THE_FRONT = 60
+"""Characters of a line in which its stamp and level begin: further on they are what the line is about."""
+
+_WORDS = {
+    "debug": ("TRACE", "DEBUG", "DBG", "TRC", "D"),
+    "info": ("INFO", "NOTICE", "INF", "I", "N"),
+    "warn": ("WARNING", "WARN", "WRN", "W"),
+    "error": ("ERROR", "ERR", "E", "SEVERE"),
+    "fatal": ("CRITICAL", "CRIT", "FATAL", "FTL", "PANIC", "EMERG", "ALERT", "F", "C"),
+}
+_LEVELS = {word: level for level, words in _WORDS.items() for word in words}
+_LONG = "|".join(word for words in _WORDS.values() for word in words if len(word) > 1)
+_LEVEL_WORD = re.compile(rf"(?P<word>{_LONG})(?=[\]\s:|)\"',>-]|$)")
+_LEVEL_FRONT = re.compile(rf"[\[(<|\s]*(?:{_LEVEL_WORD.pattern})")
+_LEVEL_LETTER = re.compile(r"\W*(?:\[[\w .-]{1,24}\]\s*){0,3}\[?(?P<word>[DINWECF])(?:\]| \|)")
+_LEVEL_LATER = re.compile(rf"[\W\d]*(?:[\w.:/\[\]-]+[\s|\]-]+){{1,2}}?{_LEVEL_WORD.pattern}")
+_LEVEL_LOWER = re.compile(
+    r"\W*\"level\": ?\"(?P<json>\w+)\"|\W*\[(?P<bracket>debug|info|notice|warn|error|crit|alert|emerg)\]"
+    r"|(?:srun|sbatch|scancel|salloc|slurmstepd\S*|slurmd\S*): (?P<slurm>debug|info|warning|error|fatal): "
+)
+_LOCATION = re.compile(
+    r"[\s\])|>:-]*(?:\[[\w.<>/-]+(?:\.\w+)?:\d+\]|[\w./-]+\.(?:py|cc|cpp|cu|rs|go):\d+\]?:?)?[\s:|>-]*"
+)
+_ONLY_A_LEVEL = re.compile(rf"[\W\d]*(?:{_LONG})?[\W\d]*")
+_THREAD = re.compile(r"^ +\d+ ")
+_RANK_IN_STAMP = re.compile(r"[^\]\[]{0,8}\s(?P<rank>(?:(?:DP|TP|PP|EP|CP|MoE_)\w* ?)+)\]")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a log. ``text`` is without escapes, labels and its stamp, ``body`` without its level and its place in
+    the source either. ``level`` is debug, info, warn, error, fatal or "". ``label`` names the process within the log
+    that wrote it, "" when it does not say. ``at`` is its own time in seconds since the epoch, None without a stamp."""
+
+    text: str
+    body: str
+    level: str = ""
+    label: str = ""
+    at: float | None = None
+
+
+def clean(text: str) -> str:
+    """Lines without terminal escapes and control characters; of what a progress bar wrote over itself the last."""
+    text = _CONTROLS.sub("", _ESCAPES.sub("", text.replace("\r\n", "\n")))
+    return "\n".join([line.rpartition("\r")[2].rstrip() for line in text.split("\n")])
+
+
+def parse(line: str, written: float) -> Line:
+    """What a cleaned line says of itself. ``written`` is when its file was last written: the year, or the day, of a
+    stamp without one is the last that is not later."""
+    label = ""
+    while found := _LABEL.match(line):
+        label = label or next(value for value in found.groups() if value)
+        line = line[found.end() :]
+    stamp, at = _stamp(line, written)
+    if stamp is None:
+        level, rest = _level(line, stamped=False)
+        return Line(line.strip(), rest.strip() if level else line.strip(), level, label)
+    before, after = line[: stamp.start()], line[stamp.end() :]
+    if not _ONLY_A_LEVEL.fullmatch(before):  # the stamp is a part of what the line says
+        level, rest = _level(line, stamped=False)
+        return Line(line.strip(), rest.strip() if level else line.strip(), level, label, at)
+    if rank := _RANK_IN_STAMP.match(after):  # SGLang: [2026-11-21 10:00:05 DP0 TP1]
+        label, after = label or rank["rank"].strip(), after[rank.end() - 1 :]
+    letter = stamp.groupdict().get("level")
+    level, rest = (_LEVELS[letter], _THREAD.sub("", after)) if letter else ("", after)
+    if not level:
+        level, _ = _level(before, stamped=False)
+    if not level:
+        level, rest = _level(after, stamped=True)
+    text = f"{before.rstrip('[( ')} {after.lstrip('])').strip()}".strip()
+    return Line(text, rest[_end_of_location(rest) :].strip(), level, label, at)
+
+
+def _level(text: str, *, stamped: bool) -> tuple[str, str]:
+    """The level that a line begins with, and what follows it; "" and the whole text without one."""
+    forms = (_LEVEL_FRONT, *((_LEVEL_LETTER, _LEVEL_LATER) if stamped else ()))
+    for form in forms:
+        if found := form.match(text[: 2 * _AT_THE_FRONT]):
+            rest = text[found.end() :]
+            return _LEVELS[found["word"]], rest[_end_of_location(rest) :]
+    if found := _LEVEL_LOWER.match(text) or (text.startswith("{") and _LEVEL_LOWER.search(text[:200])) or None:
+        word = next(value for value in found.groups() if value).upper()
+        return _LEVELS.get(word, ""), text[found.end() :] if found["bracket"] else text
+    return "", text
+
+
+def _end_of_location(text: str) -> int:
+    found = _LOCATION.match(text)
+    return found.end() if found else 0
+
+
+def _stamp(line: str, written: float) -> tuple[re.Match[str] | None, float | None]:
+    """The stamp of a line, and its time; None when it has none that can be."""
+    head = line[: 2 * _AT_THE_FRONT]
+    if not any(map(str.isdigit, head)):
+        return None, None
+    for form in _STAMPS:
+        found = form.search(head)
+        if found is not None and (found.start() < _AT_THE_FRONT or line.startswith("{")):
+            try:
+                return found, _seconds(found.groupdict(), written)
+            except (ValueError, OverflowError, OSError):
+                continue
+    return None, None
+
+
+def _seconds(parts: dict[str, str | None], written: float) -> float:
+    """The time of a stamp; one without a zone is local. Raises ValueError, OverflowError, OSError."""
+    if parts.get("epoch"):
+        return float(parts["epoch"] or 0)
+    latest = datetime.fromtimestamp(written) + timedelta(days=1)  # clocks and zones may differ
+    name, month = parts.get("name"), parts.get("month")
+    number = _MONTHS.index(name) + 1 if name else int(month) if month else 0
+    clock = datetime.strptime(parts["clock"] or "", "%H:%M:%S")
+    fraction = float(f"0.{(parts.get('part') or '.0')[1:]}")
+    if not number:
+        when = clock.replace(year=latest.year, month=latest.month, day=latest.day)
+        while when.timestamp() > written + 60:
+            when -= timedelta(days=1)
+    else:
+        year = int(parts.get("year") or 0)
+        when = clock.replace(year=year or latest.year, month=number, day=int(parts["day"] or 0))
+        if not year and when > latest:
+            when = when.replace(year=latest.year - 1)
+    zone = parts.get("zone")
+    if zone in ("Z", "UTC", "GMT"):
+        when = when.replace(tzinfo=timezone.utc)
+    elif zone:
+        hours, minutes = int(zone[1:3]), int(zone[-2:])
+        offset = timedelta(hours=hours, minutes=minutes) * (-1 if zone[0] == "-" else 1)
+        when = when.replace(tzinfo=timezone(offset))
+    return when.timestamp() + fraction
+
+
+def tail(path: Path, size: int = TAIL) -> list[str]:
+    """The last lines of a file, whole ones and cleaned, of at most ``size`` bytes; none when it cannot be read."""
+    try:
+        with open_regular(path) as file:
+            length = file.seek(0, 2)
+            file.seek(max(0, length - size))
+            text = file.read(size).decode(errors="replace")
+    except OSError:
+        return []
+    lines = clean(text).split("\n")
+    return lines[1:] if length > size else lines
