@@ -152,9 +152,16 @@ def _check_model(run: Run) -> dict[str, Any]:
         hint = suggestion(nearest_sibling(path), "stage it, or correct the path in the runner file")
         raise ModelError("the checkpoint is not there", where=planned.path, hint=hint)
     report = examine(path, precision=planned.precision, mounted=planned.mounted)
-    report = report.compared(planned.fingerprint, f"the runner file ({run.plan.runner})")
     unasked = ""
-    if report.whole and not report.known_by and report.identity != "mismatch" and planned.pinned:
+    if not report.rehearsal:  # a stand-in is of no model
+        report = report.compared(planned.fingerprint, f"the runner file ({run.plan.runner})")
+    if (
+        report.whole
+        and not report.rehearsal
+        and not report.known_by
+        and report.identity != "mismatch"
+        and planned.pinned
+    ):
         report, unasked = _compared_with_hub(report, planned.pinned, run)
     report = require(report, precision=planned.precision, accept_stand_in=run.services.tools.stand_ins)
     identity = report.identity + (f" ({report.identity_reason})" if report.identity_reason is not None else "")

@@ -6,6 +6,7 @@ A value that the recipe does not give is None. Some numbers follow from others b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -105,7 +106,8 @@ class RecipeFacts:
 
     ``nodes`` is the number that srtctl asks Slurm for: the workers' nodes and those set aside for infrastructure.
     ``time_limit`` is in Slurm's notation; None also when YAML made a number of it (an unquoted 4:00:00 is 14400).
-    ``nginx_by_default`` says that srtctl starts an nginx that the recipe does not name.
+    ``nginx_by_default`` says that srtctl starts an nginx that the recipe does not name. ``pinned`` are repository
+    and commit of the model by the recipe's own identity (``hf:ORGANISATION/NAME@COMMIT``).
     """
 
     name: str | None
@@ -127,6 +129,7 @@ class RecipeFacts:
     nodes: int | None
     time_limit: str | None
     sbatch_directives: Mapping[str, Any]
+    pinned: str | None = None
 
     @property
     def roles(self) -> dict[str, RoleFacts]:
@@ -178,7 +181,14 @@ def facts(document: Mapping[str, Any]) -> RecipeFacts:
         nodes=nodes,
         time_limit=_text(document, "slurm", "time_limit"),
         sbatch_directives=_mapping(document, "sbatch_directives"),
+        pinned=_pinned(document),
     )
+
+
+def _pinned(document: Mapping[str, Any]) -> str | None:
+    repository, commit = (_text(document, "identity", "model", key) for key in ("repo", "revision"))
+    is_pinned = repository and commit and re.fullmatch(r"[0-9a-f]{40}", commit)
+    return f"hf:{repository}@{commit}" if is_pinned else None
 
 
 def _role(document: Mapping[str, Any], engine: str, side: str, sharing: RoleFacts | None = None) -> RoleFacts | None:

@@ -15,7 +15,7 @@ from launcher.image.reference import PlannedImage, names_an_image
 from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
 from launcher.plan.job_environment import names_passed
-from launcher.plan.plan import Expected
+from launcher.plan.plan import Expected, PlannedModel
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import Edit, LaneRule
 from launcher.runner.templates import fill_in
@@ -96,7 +96,7 @@ class SrtctlPlanner:
             rules,
             context,
             images=images,
-            model=derive.planned_model(rules, model_path, context),
+            model=_model(derive.planned_model(rules, model_path, context), recipe.facts),
             results=_results(derive.expected_results(benchmark, context), recipe.facts),
             time_limit=own_limit or srtslurm.get("default_time_limit"),
             details=job.as_details(),
@@ -159,6 +159,11 @@ class SrtctlPlanner:
 
     def _has(self, lane: LaneRule, path: str) -> bool | None:
         return self.has_file(lane.ref, lane.sha, path)
+
+
+def _model(model: PlannedModel, recipe: RecipeFacts | None) -> PlannedModel:
+    """The checkpoint, with the commit that the recipe's own identity names where the runner file pins none."""
+    return replace(model, pinned=model.pinned or (recipe.pinned if recipe is not None else None))
 
 
 def _results(expected: Expected, recipe: RecipeFacts | None) -> Expected:
