@@ -17,6 +17,7 @@ from launcher.run.kind import Run, Services, Tools
 from launcher.run.record import RunRecord, UnreadableRecord
 from launcher.slurm.backends import open_scheduler
 from launcher.slurm.client import Scheduler
+from launcher.slurm.other_jobs import ByCluster
 from launcher.slurm.poller import Pace
 from launcher.slurm.shared import SharedPoller
 
@@ -43,6 +44,7 @@ def open_services(project: Project, plan: Plan, stop: Stop, *, log: Callable[[st
     backend = project.slurm_backend or planned.backend
     scheduler = open_scheduler(planned.kind, backend=backend, directory=project.state / "jobs", say=log)
     if planned.kind == "slurm":
+        scheduler = ByCluster(scheduler)
         scheduler = SharedPoller(scheduler, project.state / "poller", cluster=project.environ.get("SLURM_CONF", ""))
     tools = open_tools(plan.tools, planned.kind, project.state, project.environ)
     return Services(scheduler, project.environ, stop, tools, run=stoppable(stop.requested))
@@ -54,7 +56,8 @@ def schedulers_for(project: Project, lost: UnreadableRecord) -> list[Scheduler]:
         kinds = [lost.plan.scheduler.kind]
     except ConfigError:
         kinds = ["local", "slurm"]
-    return [open_scheduler(kind, backend="commands", directory=project.state / "jobs") for kind in kinds]
+    opened = [open_scheduler(kind, backend="commands", directory=project.state / "jobs") for kind in kinds]
+    return [ByCluster(scheduler) for scheduler in opened]  # its job may be another cluster's
 
 
 def open_run(project: Project, record: RunRecord, services: Services | None = None) -> Run:

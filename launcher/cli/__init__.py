@@ -1,10 +1,10 @@
 """The command line: arguments in, text out; the decisions and effects are elsewhere.
 
 Open `arguments` first: it has every command with its flags and the ``module:function`` that runs it. There is a module
-for each group of commands (`running` is about runs); `common` has what they share, `render` what people see, `output`
-is standard output while a run goes on, `logs` one command. Only
-argparse is imported here and in `arguments`, so that ``launcher --help`` answers at once; a command's own module is
-imported when that command runs.
+for each group of commands (`running` is about runs, `ending` about cancelling them and cleaning up); `common` has what
+they share, `render` what people see, `output` is standard output while a run goes on, `logs` one command. Only argparse
+is imported here and in `arguments`, so that ``launcher --help`` answers at once; a command's own module is imported
+when that command runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # anew at every start, which takes 0.4 s.
     sys.pycache_prefix = None
     with _guarded():
-        return _run(parser().parse_args(argv))
+        arguments = parser().parse_args(argv)
+        from launcher.core.stop import Ended, ended_by_signals
+
+        try:
+            with ended_by_signals():
+                return _run(arguments)
+        except Ended as error:
+            print(f"launcher: cancelled: {error}", file=sys.stderr)
+            return 128 + error.number
 
 
 @contextlib.contextmanager

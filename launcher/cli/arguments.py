@@ -98,12 +98,12 @@ def _runs(commands: _Commands) -> None:
 
     resume = _command(commands, "resume", "running:resume", "continue a run where it stopped", _backend, _places)
     resume.add_argument("run", metavar="RUN")
-    for name, text in (
-        ("cancel", "cancel a run's job, and wait until Slurm says that it is gone"),
-        ("collect", "collect and check a run's results again, from its record"),
-        ("cleanup", "end what a killed launcher left: jobs of runs that nobody drives; with RUN of that one"),
+    for module, name, text in (
+        ("ending", "cancel", "end a run, also one that waits; wait until Slurm says that its job is gone"),
+        ("running", "collect", "collect and check a run's results again, from its record"),
+        ("ending", "cleanup", "end what a killed launcher left: jobs of runs that nobody drives; with RUN of that one"),
     ):
-        command = _command(commands, name, f"running:{name}", text, _from_env, _backend, _places)
+        command = _command(commands, name, f"{module}:{name}", text, _from_env, _backend, _places)
         command.add_argument("run", metavar="RUN", nargs="?")
 
 

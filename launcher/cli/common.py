@@ -18,6 +18,7 @@ from launcher.core.errors import ConfigError
 from launcher.core.redact import redact
 from launcher.core.yaml_source import SourceLocation
 from launcher.plan.plan import Plan
+from launcher.plan.secrets import refuse_secrets
 from launcher.project import Project
 from launcher.srtctl.facts import RoleFacts, facts
 from launcher.srtctl.recipe import variants
@@ -76,7 +77,9 @@ def planned(
     plans = []
     for benchmark, place in benchmarks:
         try:
-            plans.append(project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id=run_id(benchmark)))
+            plan = project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id=run_id(benchmark))
+            refuse_secrets(plan)
+            plans.append(plan)
         except ConfigError as error:
             if len(benchmarks) + len(refused) == 1:
                 raise

@@ -8,32 +8,31 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO, cast
 
 from launcher.cli.common import chosen, of_row, open_project, planned, tell_refused
+from launcher.cli.ending import end_leftovers, run_id_of
 from launcher.cli.output import standard_output_apart
 from launcher.cli.render import Console, show_plans, summaries
 from launcher.core.errors import ConfigError, JobError, LauncherError
 from launcher.core.github import GitHub
 from launcher.core.stop import Stop, stop_on_signals
 from launcher.core.terminal import StandardOutput, say
-from launcher.plan.derive import check_run_id
+from launcher.plan.job_environment import require_passed
 from launcher.plan.plan import Plan
+from launcher.plan.secrets import refuse_secrets
 from launcher.project import Project, new_run_id
 from launcher.result.summary import markdown
-from launcher.run import finish
+from launcher.run import cancelling, finish, github_runs
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.loop import Limits, run_all
 from launcher.run.orphans import adopt as adopt_job
-from launcher.run.orphans import end_run, end_unreadable, find_orphans, orphans_of_job_name, told_elsewhere
 from launcher.run.prepare import refuse
-from launcher.run.record import RunRecord, UnreadableRecord
-from launcher.services import open_run, open_services, pace_of, schedulers_for
-from launcher.slurm.backends import open_scheduler
+from launcher.run.record import RunRecord
+from launcher.services import open_run, open_services, pace_of
 from launcher.slurm.client import Phase
 
 
@@ -48,6 +47,7 @@ def adopt(arguments: argparse.Namespace) -> int:
     project = open_project(arguments, look=True)
     by_environment = arguments.from_env
     plan = project.plan_from_environment(arguments.run_id) if by_environment else _by_hand(project, arguments)
+    refuse_secrets(plan)
     record = RunRecord.create(project.runs, plan)
     record.update(results="workspace" if by_environment else "run")
     output = Path(arguments.output).resolve() if arguments.output else None
@@ -98,7 +98,8 @@ def ci(arguments: argparse.Namespace) -> int:
             plan = project.plan_from_environment(arguments.run_id)
             _announce(github, plan, project)
             github.output("run-id", plan.run_key)
-            _end_leftovers(project, plan, github)
+            github.variable(github_runs.VARIABLE, plan.run_key)  # for the clean-up step
+            end_leftovers(project, plan, github)
             outcomes = _drive(project, [plan], arguments, github=github)
         except ConfigError as error:
             github.error(str(error), title="launcher: configuration")
@@ -107,95 +108,10 @@ def ci(arguments: argparse.Namespace) -> int:
     return _exit_code(outcomes)
 
 
-def cancel(arguments: argparse.Namespace) -> int:
-    """Cancel a run's job and wait until the scheduler says that it is gone."""
-    project = open_project(arguments)
-    _end(project, _run_id(arguments, project), "launcher cancel")
-    return 0
-
-
-def cleanup(arguments: argparse.Namespace) -> int:
-    """End the jobs of runs that nobody drives any more; with RUN or --from-env, of that run."""
-    project = open_project(arguments)
-    if arguments.run or arguments.from_env:
-        run_id = _run_id(arguments, project)
-        if not (project.runs / run_id).is_dir():
-            say(f"run {run_id} has no record: it never began")
-            return 0
-        _end(project, run_id, "launcher cleanup")
-        return 0
-    unreadable: list[UnreadableRecord] = []
-    left, elsewhere = find_orphans(project.runs, unreadable)
-    wrong = [_trouble(partial(_end, project, record.id, "launcher cleanup"), record.id) for record in left]
-    wrong += [_trouble(partial(_end_unreadable, project, one), one.id) for one in unreadable]
-    for record in elsewhere:
-        say(told_elsewhere(record))
-    say(f"{len(left)} runs were left behind" if left else "no run was left behind")
-    if unreadable:
-        say(f"{len(unreadable)} records cannot be read: {', '.join(one.id for one in unreadable)}")
-    from launcher.model.node_job import reap  # no run stages on nodes: only here
-
-    slurm = partial(open_scheduler, "slurm", backend="commands")
-    wrong.append(_trouble(partial(reap, project.state, slurm, say), "stagings"))
-    errors = [error for error in wrong if error is not None]
-    for other in errors[1:]:
-        print(other)
-    if errors:
-        raise errors[0]
-    return 0
-
-
-def _end(project: Project, run_id: str, why: str) -> None:
-    """End what a run holds, also where its record or plan cannot be read. Raises LauncherError."""
-    directory = project.runs / check_run_id(run_id)
-    try:
-        record = RunRecord.load(project.runs, run_id)
-    except ConfigError as error:
-        if not directory.is_dir():
-            raise
-        lost = UnreadableRecord(directory, error)
-    else:
-        try:
-            run = open_run(project, record)
-        except ConfigError as error:
-            lost = UnreadableRecord(directory, error, record.job)
-        else:
-            try:
-                end_run(run, why, say)
-            finally:
-                record.let_go()  # whoever ends thousands must not hold as many locks
-            return
-    end_unreadable(lost, schedulers_for(project, lost), say)
-
-
-def _end_unreadable(project: Project, lost: UnreadableRecord) -> None:
-    """End the job of a run whose record cannot be read, if nobody drives the run. Raises LauncherError."""
-    driven = lost.driven
-    if driven is False:
-        end_unreadable(lost, schedulers_for(project, lost), say)
-    elif driven is None:
-        say(told_elsewhere(lost.record))
-    else:
-        print(f"run {lost.id}: {lost.error}; a launcher drives it")
-
-
-def _trouble(end: Callable[[], object], run_id: str) -> LauncherError | None:
-    """What went wrong with one of several: it must not end the others."""
-    try:
-        end()
-    except LauncherError as error:
-        return error
-    except OSError as error:
-        return LauncherError(str(error.strerror), where=f"run {run_id}: {error.filename}")
-    except Exception as fault:  # noqa: BLE001
-        return LauncherError(f"unexpected {type(fault).__name__}: {fault}", where=f"run {run_id}")
-    return None
-
-
 def collect(arguments: argparse.Namespace) -> int:
     """Collect and check a run's results again."""
     project = open_project(arguments)
-    record = RunRecord.load(project.runs, _run_id(arguments, project))
+    record = RunRecord.load(project.runs, run_id_of(arguments, project))
     if record.owned_by_another:
         raise ConfigError("another launcher drives this run, and will collect", where=f"run {record.id}")
     run = open_run(project, record)
@@ -227,18 +143,13 @@ def resume(arguments: argparse.Namespace) -> int:
         return 0
     if record.owned_by_another:
         raise ConfigError("another launcher drives this run", where=f"run {record.id}", hint="launcher logs -f RUN")
+    plan = record.plan
+    if record.job is None:  # else the job has what it needs
+        require_passed(plan.passes, project.environ)
+    cancelling.withdraw(record)
     with stop_on_signals() as stop:
-        outcomes = _drive_records(project, [(record, record.plan)], stop)
+        outcomes = _drive_records(project, [(record, plan)], stop)
     return outcomes[0].exit_code
-
-
-def _run_id(arguments: argparse.Namespace, project: Project) -> str:
-    """The id of the run that a command is about: named, or that of this GitHub job."""
-    if arguments.run:
-        return str(arguments.run)
-    if arguments.from_env:
-        return project.run_id_from_environment()
-    raise ConfigError("which run?", hint="RUN, or --from-env in a GitHub job; `launcher status` lists them")
 
 
 def _by_hand(project: Project, arguments: argparse.Namespace) -> Plan:
@@ -256,26 +167,6 @@ def _by_hand(project: Project, arguments: argparse.Namespace) -> Plan:
     (benchmark,) = benchmarks
     run_id = arguments.run_id or new_run_id(benchmark, time.time())
     return project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id=run_id)
-
-
-def _end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
-    """End what a launcher that was killed left of an earlier job of this GitHub runner, and say so."""
-    unreadable: list[UnreadableRecord] = []
-    left, elsewhere = orphans_of_job_name(project.runs, plan.job_name, unreadable)
-    for record in elsewhere:
-        github.warning(told_elsewhere(record), title="launcher: left behind")
-    for record in left:
-        github.warning(f"run {record.id} was left behind by an earlier job of this runner; ending it")
-        end = partial(_end, project, record.id, "the next launcher on this runner")
-        if (error := _trouble(end, record.id)) is not None:
-            github.warning(f"run {record.id}: {error}", title="launcher: left behind")
-    for lost in unreadable:
-        ours = lost.job_name == plan.job_name
-        github.warning(f"run {lost.id}: {lost.error}" + ("; ending its job" if ours else ""), title="launcher: records")
-        if not ours:
-            say(f"run {lost.id} may be another runner's: `launcher cleanup {lost.id}` ends its job")
-        elif (error := _trouble(partial(_end_unreadable, project, lost), lost.id)) is not None:
-            github.warning(f"run {lost.id}: {error}", title="launcher: left behind")
 
 
 def _drive(
@@ -299,7 +190,9 @@ def _drive(
         for plan in plans:
             try:
                 record = RunRecord.create(project.runs, plan)
-                record.update(accepted=tuple(arguments.accept), results="workspace" if github is not None else "run")
+                of_job = github_runs.identity(project.environ) if github is not None else ""
+                results = "workspace" if github is not None else "run"
+                record.update(accepted=tuple(arguments.accept), results=results, github_job=of_job)
             except (LauncherError, OSError) as error:  # without a record there is no run; the others go on
                 if len(plans) == 1:
                     raise
@@ -337,7 +230,10 @@ def _drive_records(
                 record.event("note", text)
         for record, _ in recorded[1:]:
             record.listeners.append(console.event)
-        runs = [Run(record, plan, project.kind(plan.kind), services) for record, plan in recorded]
+        runs = [
+            Run(record, plan, project.kind(plan.kind), cancelling.services_of(record, services))
+            for record, plan in recorded
+        ]
         for record, _ in recorded:
             try:
                 record.take()

@@ -19,6 +19,7 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.container.planned import OWN, ContainerJob
 from launcher.core.errors import CheckoutError
 from launcher.plan.derive import Context
+from launcher.plan.job_environment import left_out
 from launcher.plan.plan import Plan
 from launcher.runner.file import RunnerFile
 from launcher.slurm.client import JobKey, JobState
@@ -118,9 +119,11 @@ class ContainerKind:
             argv = submitting.sbatch_argv(job.allocation, run.id, root, log, script)
         else:
             argv = submitting.embedded_argv(plan, self._jobs, log, script)
+        environ = run.services.environ
+        environment = submitting.environment(job, environ, run.services.tools.environment)
         answer = submitting.submit(
             argv,
-            submitting.environment(job, run.services.environ, run.services.tools.environment),
+            environment,
             token=run.id,
             earlier=submission.earlier,
             scheduler=run.services.scheduler,
@@ -138,6 +141,8 @@ class ContainerKind:
             adopted=bool(answer.adopted),
             said=answer.said,
             notes=(f"the submission failed, and the job exists: {answer.adopted}",) if answer.adopted else (),
+            left_out=left_out(environ, environment),
+            cluster=answer.cluster,
         )
 
     def holds(self, plan: Plan) -> bool:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.benchmark.contracts import SECRETS
 from launcher.benchmark.environment import environment_of
 from launcher.container.planned import (
     ContainerJob,
@@ -25,6 +24,7 @@ from launcher.core.errors import ConfigError
 from launcher.image.reference import HUB, PlannedImage, Reference
 from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
+from launcher.plan.job_environment import names_passed
 from launcher.plan.plan import Expected, ModelCache
 from launcher.runner.container_schema import Container, Port
 from launcher.runner.file import RunnerFile
@@ -80,7 +80,7 @@ class ContainerPlanner:
         inside = context if own is None else replace(context, workspace=own.path)
         expected = derive.expected_results(benchmark, context)
         environment = _environment(benchmark, expected.filename, inside)
-        passed = _from_host(rules, context)
+        passed = names_passed(context.host, file.runner.pass_environment)
         path = derive.model_path(rules.model.rule, benchmark, context)
         cache = _cache(rules, context, environment)
         images = _images(rules, lane, context)
@@ -103,7 +103,7 @@ class ContainerPlanner:
             rules,
             context,
             images=images,
-            model=derive.planned_model(rules, path, context, cache),
+            model=replace(derive.planned_model(rules, path, context, cache), mounted=_same(container.mounts)),
             results=_results(expected, benchmark, inside, container.workdir),
             time_limit=str(minutes) if minutes is not None else None,
             details=job.as_details(),
@@ -126,11 +126,6 @@ def _environment(benchmark: Benchmark, stem: str, context: Context) -> dict[str,
         "GPU_COUNT": str(benchmark.gpus),
         "GITHUB_WORKSPACE": context.workspace,
     }
-
-
-def _from_host(rules: AppliedRules, context: Context) -> tuple[str, ...]:
-    """Secrets, and what the runner file names of the host's environment, where they are set: only their names."""
-    return tuple(name for name in (*SECRETS, *rules.file.runner.pass_environment) if context.host.get(name))
 
 
 def _cache(rules: AppliedRules, context: Context, environment: Mapping[str, str]) -> ModelCache | None:
@@ -185,7 +180,7 @@ def _mounts(
         mounts[cache.at.rstrip("/")] = cache.host
     for adjustment in rules.adjustments:
         mounts |= {target: source for source, target in adjustment.rule.mounts.items()}
-    whole = [target.rstrip("/") for target, source in mounts.items() if source.rstrip("/") == target.rstrip("/")]
+    whole = _same(mounts)
     seen = model_path is None or any(model_path.startswith(f"{tree}/") for tree in whole)
     if model_path is not None and lane.model_variables and not seen:
         mounts[model_path] = model_path
@@ -193,6 +188,11 @@ def _mounts(
         message = f"{bad[0]!r} cannot be mounted into a container; expected an absolute path without ',' and ':'"
         raise ConfigError(message, where=rules.lane.where)
     return mounts
+
+
+def _same(mounts: Mapping[str, str]) -> tuple[str, ...]:
+    """The directories that the container sees under the host's paths."""
+    return tuple(target.rstrip("/") for target, source in mounts.items() if source.rstrip("/") == target.rstrip("/"))
 
 
 def _own_environment(rules: AppliedRules, lane: Container, context: Context, model_path: str | None) -> dict[str, str]:

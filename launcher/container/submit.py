@@ -16,42 +16,41 @@ from launcher.container.planned import ContainerJob, PlannedAllocation
 from launcher.core.errors import JobsExist, SubmissionError, SubmissionUnknown
 from launcher.core.process import CommandRunner, Completed
 from launcher.core.slurm_notation import limit_seconds
+from launcher.plan.job_environment import KEPT, from_host
 from launcher.plan.plan import Plan
 from launcher.slurm.client import Scheduler, SchedulerUnreachable
-from launcher.slurm.submission import IN_DOUBT, PAUSES, check_first, hint_for, new_jobs, printed_ids
+from launcher.slurm.other_jobs import elsewhere
+from launcher.slurm.submission import IN_DOUBT, PAUSES, check_first, hint_for, new_jobs, printed_cluster, printed_ids
 
 TIMEOUT = 240.0
 """Seconds for the submitting program."""
-
-KEPT = ("HOME", "PATH", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "SLURM_CONF", "MUNGE_SOCKET")
-"""Variables of the host that every job gets: programs need them."""
 
 KEPT_HERE = (
     *("TMPDIR", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME"),
     *("DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CONTEXT", "CONTAINER_HOST", "REGISTRY_AUTH_FILE"),
     *("CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF", "CONTAINERS_REGISTRIES_CONF"),
 )
-"""The same, for jobs on this host: what they name is on no compute node."""
+"""What jobs on this host get as well: what they name is on no compute node."""
 
 
 @dataclass(frozen=True)
 class JobAnswer:
     """The one job of a submission; ``submitted`` is its submit time when the scheduler told it. ``adopted`` says why
-    the submitting program counts as failed although the job exists."""
+    the submitting program counts as failed although the job exists. ``cluster`` is another one that took the job."""
 
     job_id: str
     submitted: float | None
     said: str
     adopted: str = ""
+    cluster: str = ""
 
 
 def environment(job: ContainerJob, environ: Mapping[str, str], tools: Mapping[str, str]) -> dict[str, str]:
     """The job's whole environment: what programs need, the workflow's contract, and the host's variables that the
     container is passed, where they are set."""
-    kept_names = KEPT if job.allocation is not None else (*KEPT, *KEPT_HERE)
-    kept = {name: environ[name] for name in kept_names if name in environ}
-    passed = {name: environ[name] for name in job.container.passes if name in environ}
-    return {**kept, **tools, **passed, **job.environment}
+    kept = KEPT if job.allocation is not None else (*KEPT, *KEPT_HERE)
+    passed = from_host(environ, (), job.container.passes)
+    return {**from_host(environ, kept, ()), **tools, **passed, **job.environment}
 
 
 def sbatch_argv(allocation: PlannedAllocation, token: str, root: Path, log: Path, script: Path) -> list[str]:
@@ -127,7 +126,9 @@ def submit(
     if not ids:
         raise SubmissionError(trouble, where=f"run {token}", hint=hint_for(trouble))
     said = "\n".join(text.strip() for text in (done.stdout, done.stderr) if text.strip())
-    return JobAnswer(ids[0], found.get(ids[0]), said, trouble if failed else "")
+    # What the controller of this host has under our token is here; what sbatch alone tells of is where it says.
+    cluster = "" if ids[0] in found else elsewhere(printed_cluster(done.stdout), environment, run)
+    return JobAnswer(ids[0], found.get(ids[0]), said, trouble if failed else "", cluster)
 
 
 def _trouble(argv: list[str], done: Completed) -> str:

@@ -64,6 +64,8 @@ class GitHub:
         output, summary = (environ.get(name) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"))
         self._output = Path(output) if self.active and output else None
         self._summary = Path(summary) if self.active and summary else None
+        variables = environ.get("GITHUB_ENV")
+        self._variables = Path(variables) if self.active and variables else None
         self._stream = trusted(stream)
         self._hide = partial(redact, environ=environ)
         self._lock = threading.RLock()
@@ -87,19 +89,27 @@ class GitHub:
         when the runner's file cannot be written."""
         if not _NAME.match(name):
             raise ConfigError(f"{name!r} cannot be the name of a step's output")
-        if self._output is None:
+        self._leave(self._output, "output", name, value)
+
+    def variable(self, name: str, value: str) -> None:
+        """Set a variable of the job's later steps. A runner's file that cannot be written is a warning."""
+        try:
+            self._leave(self._variables, "variable", name, value)
+        except LauncherError as error:
+            self.warning(str(error))
+
+    def _leave(self, path: Path | None, what: str, name: str, value: str) -> None:
+        if path is None:
             return
         delimiter = f"launcher_{secrets.token_hex(16)}"
         entry = f"{name}<<{delimiter}\n{value}\n{delimiter}\n"
         if len(entry.encode(errors="backslashreplace")) > OUTPUT_LIMIT:
-            raise ConfigError(f"the output {name} is larger than GitHub's {OUTPUT_LIMIT} bytes")
+            raise ConfigError(f"the {what} {name} is larger than GitHub's {OUTPUT_LIMIT} bytes")
         try:
-            with self._output.open("ab") as file:
+            with path.open("ab") as file:
                 file.write(entry.encode(errors="backslashreplace"))
         except OSError as error:
-            raise LauncherError(
-                f"the output {name} cannot be written: {error.strerror}", where=str(self._output)
-            ) from None
+            raise LauncherError(f"the {what} {name} cannot be written: {error.strerror}", where=str(path)) from None
 
     def summary(self, markdown: str) -> None:
         """Append to the step summary. It is cut at a line where it would pass 1 MiB, and a note says so there.

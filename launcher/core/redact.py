@@ -89,8 +89,13 @@ def secret_values(environ: Mapping[str, str]) -> tuple[str, ...]:
     return _values(_named(environ))[0]
 
 
+def names_a_secret(name: str) -> bool:
+    """Whether a variable of this name holds a secret, as far as names tell."""
+    return _SECRET_NAME.search(name) is not None
+
+
 def _named(environ: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(sorted(value for name, value in environ.items() if _SECRET_NAME.search(name)))
+    return tuple(sorted(value for name, value in environ.items() if names_a_secret(name)))
 
 
 @lru_cache(maxsize=8)

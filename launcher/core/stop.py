@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,41 @@ class StopEvent:
                 self._wake.get(timeout=None if timeout is None else max(0.0, timeout))
                 self._wake.put(None)  # for the next one who waits
         return self._raised
+
+
+class Ended(BaseException):
+    """A signal that ends the command, as KeyboardInterrupt does for SIGINT: whoever has children or temporaries to
+    remove does so on its way out. ``number`` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within the block SIGTERM and SIGHUP raise Ended in the main thread, where `stop_on_signals` does not take them.
+
+    Python would die of them without running a ``finally``: a child in a session of its own
+    (`launcher.core.process.run`) would work on, and temporaries stay. SIGHUP stays ignored where it is ignored already.
+    Elsewhere than in the main thread, which alone gets signals, this does nothing.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Ended(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            before[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -16,6 +16,7 @@ from launcher.benchmark.environment import result_filename
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
 from launcher.image.reference import PlannedImage, Reference, squash_name
+from launcher.plan.job_environment import names_passed
 from launcher.plan.plan import Bounds, Expected, ModelCache, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
 from launcher.runner.file import Applied, RunnerFile, applies
 from launcher.runner.schema import Adjustment, ImageRule, Images, LaneRule, ModelRule, Results
@@ -177,8 +178,11 @@ def planned_model(
     source = fill(rule.source, context) if rule.stage and rule.source else None
     striping = storage.striping if storage else None
     layouts = None if striping is None else tuple((s.at_least, s.count, s.size) for s in striping)
+    origin = fill(rule.source, context) if rule.source else ""
     return PlannedModel(
-        path, benchmark.precision, kind, seen_by, source, layouts, benchmark.model, cache, rule.downloads
+        *(path, benchmark.precision, kind, seen_by, source, layouts, benchmark.model, cache, rule.downloads),
+        fingerprint=rule.fingerprint,
+        pinned=origin if re.fullmatch(r"hf:[^@]+@[0-9a-f]{40}", origin) else None,
     )
 
 
@@ -385,5 +389,6 @@ def whole_plan(
         results=_held_against(results, rules, model.path),
         rules={"model": rules.model.where, "lane": rules.lane.where},
         narrow=context.narrow,
+        passes=names_passed(context.host, runner.pass_environment),
         details=details,
     )

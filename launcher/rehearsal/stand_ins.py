@@ -60,16 +60,18 @@ class StandIns(Tools):
 
 
 def environment(state: Path, scheduler_kind: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables by which a run's programs find the stand-ins; ``state`` is the launcher's own directory.
+    """The variables by which a run's programs find the stand-ins, and that tell these what to do; ``state`` is the
+    launcher's own directory.
 
     With the embedded scheduler (``scheduler_kind`` is ``local``) they also name the directory of its jobs.
     """
     root, path = state / "rehearsal", environ.get("PATH", os.defpath)
     path = f"{tools_directory(root / 'bin')}{os.pathsep}{path}"
+    asked = {name: value for name, value in environ.items() if name.startswith("LAUNCHER_REHEARSAL_")}
     if scheduler_kind != "local":
-        return {"PATH": path}
+        return {**asked, "PATH": path}
     path = f"{tools_directory(root / 'bin-without-slurm', WITHOUT_SLURM)}{os.pathsep}{path}"
-    return {"PATH": path, LOCAL_JOBS: str(state / "jobs")}
+    return {**asked, "PATH": path, LOCAL_JOBS: str(state / "jobs")}
 
 
 def tools_directory(directory: Path, tools: Mapping[str, Sequence[str]] = TOOLS) -> Path:
@@ -214,7 +216,9 @@ def _write_model(directory: Path, precision: str) -> None:
         size = math.prod(shape) * width
         header = json.dumps({tensor: {"dtype": kind, "shape": shape, "data_offsets": [0, size]}}).encode()
         header += b" " * (-len(header) % 8)
-        (directory / name).write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+        (directory / name).write_bytes(
+            len(header).to_bytes(8, "little") + header + b"\1" * size
+        )  # no zeros: some file systems keep those as holes
     for file in directory.iterdir():
         fsync(file)
     fsync(directory)

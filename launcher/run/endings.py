@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 
 from launcher.core.errors import Cancelled, LauncherError, ResultError
-from launcher.run import finish, job_requests
+from launcher.run import cancelling, finish, job_requests
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.verdict import verdict
@@ -33,7 +33,8 @@ class Endings:
     def begin(self, run: Run, end: End) -> None:
         """Have the run end so."""
         self.under_way[run.id] = run
-        self.failed = self.failed or isinstance(end, LauncherError) or not end.succeeded
+        if not cancelling.is_asked(run.record):  # a run that a person cancelled is no failure
+            self.failed = self.failed or isinstance(end, LauncherError) or not end.succeeded
         threading.Thread(target=_end_in_thread, args=(run, end, self._done), daemon=True, name="end").start()
 
     def taken(self) -> Iterator[Outcome]:
@@ -42,7 +43,7 @@ class Endings:
             while self.under_way:
                 outcome = self._done.get_nowait()
                 del self.under_way[outcome.run]
-                self.failed = self.failed or outcome.error is not None
+                self.failed = self.failed or outcome.state == "failed"
                 yield outcome
 
     def wait(self, seconds: float) -> Iterator[Outcome]:

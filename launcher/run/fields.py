@@ -43,6 +43,7 @@ class RecordedJob:
     ``output`` is the job's own directory, ``log`` its log (both may not exist yet). ``held``: it was submitted held and
     has not been seen released; ``released``: Slurm took our release; ``over``: Slurm has said that it ended. ``state``
     is Slurm's word for how it stands, ``says`` the same as a line for people. ``by_hand``: a person submitted it.
+    ``cluster`` is another one than this host's that took the job.
     """
 
     id: str
@@ -55,6 +56,7 @@ class RecordedJob:
     state: str = ""
     says: str = ""
     over: bool = False
+    cluster: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ class RunFields:
 
     ``state`` is new, preparing, submitted, running, collecting, or one of ENDED. ``owner`` is the process that drives
     the run, or did last. ``accepted`` are the rules whose findings somebody accepted. ``results`` says where results
-    go: the workflow's workspace, or the run's own directory.
+    go: the workflow's workspace, or the run's own directory. ``github_job`` is the GitHub job that began the run
+    (`launcher.run.github_runs.identity`), "" for a run by hand.
     """
 
     id: str
@@ -105,6 +108,7 @@ class RunFields:
     owner: ProcessIdentity | None = None
     accepted: tuple[str, ...] = ()
     results: Literal["run", "workspace"] = "run"
+    github_job: str = ""
     steps: Mapping[str, Step] = field(default_factory=dict)
     job: RecordedJob | None = None
     ended: float | None = None

@@ -23,6 +23,7 @@ from launcher.result.collect import Collected
 from launcher.result.logs import LOGS, TARBALL, bundle_logs, keep_logs
 from launcher.result.summary import Used, summary
 from launcher.result.validate import Point
+from launcher.run import cancelling
 from launcher.run.image_usage import unmark
 from launcher.run.job_requests import BY_USER
 from launcher.run.kind import Run
@@ -105,6 +106,8 @@ def finish(run: Run, state: JobState) -> Outcome:
         if run.record.fields.results == "workspace":
             log = Path(run.plan.workspace.path, LOGS, log.name)  # the job's own directory goes with its tree
         error = JobError(f"the job ended as {state.describe()}", where=f"job {job.id}", hint=f"its log: {log}")
+        if state.word == "CANCELLED" and cancelling.is_asked(run.record):
+            error = cancelling.reason(run.record)
     elif run.plan.scheduler.kind != "local":  # its jobs write to this machine's own disk: nothing comes late
         patience = RESULT_PATIENCE
     if state.succeeded and state.failed_step:
@@ -121,6 +124,8 @@ def finish(run: Run, state: JobState) -> Outcome:
     outcome, delivered = _end(run, error, collected, state)
     if taken and delivered:
         _remove_own_directories(run)
+    elif isinstance(error, Cancelled):  # by a person, not by a signal: there is time
+        clear_cancelled(run)
     return outcome
 
 

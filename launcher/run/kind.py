@@ -47,8 +47,8 @@ class Tools:
 class Services:
     """How runs reach the world, the same for all runs of a command.
 
-    ``environ`` is what child processes and the job get beside what the plan exports. ``run`` starts programs, and ends
-    them when ``stop`` is requested.
+    ``environ`` is this process's environment: of it the job gets what `launcher.plan.job_environment` lets through.
+    ``run`` starts programs, and ends them when ``stop`` is requested.
     """
 
     scheduler: Scheduler
@@ -91,7 +91,8 @@ class Submitted:
 
     ``submitted`` is its submit time in seconds since the epoch when the scheduler told it, ``output`` its own directory
     and ``log`` its log. With ``held`` it starts once the launcher releases it. ``adopted``: the submitting program
-    failed, and the scheduler had the job nevertheless. ``said`` is everything the program said.
+    failed, and the scheduler had the job nevertheless. ``said`` is everything the program said. ``left_out`` are the
+    names of this process's environment that the job did not get. ``cluster`` is another one that took the job.
     """
 
     job_id: str
@@ -102,6 +103,8 @@ class Submitted:
     adopted: bool = False
     said: str = ""
     notes: tuple[str, ...] = ()
+    left_out: Sequence[str] = ()
+    cluster: str = ""
 
 
 class JobKind(Protocol):

@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 
 from launcher.core.errors import Cancelled
 from launcher.core.stop import Stop
-from launcher.run import finish, job_requests
+from launcher.run import cancelling, finish, job_requests
 from launcher.run.endings import Endings, left_under_way
 from launcher.run.finish import Outcome
 from launcher.run.job_requests import EndRequests, Releases
@@ -73,6 +73,8 @@ class _Loop:
         self._releases = Releases(scheduler)
         self._markers = _Markers(limits.pace.tick)
         self._view = LogView(show_log, limits.pace.tick)
+        self._let_go_of: set[str] = set()
+        self._looked = -cancelling.LOOK
 
     def run(self) -> list[Outcome]:
         self._requests.begin()
@@ -84,6 +86,7 @@ class _Loop:
                 self._prepare_next()
                 self._take_prepared()
                 self._take_outcomes()
+                self._let_go()
                 self._ask_scheduler()
                 self._stop.wait(REST)
         except BaseException:
@@ -101,6 +104,22 @@ class _Loop:
     def _take_outcomes(self) -> None:
         for outcome in self._endings.taken():
             self._outcomes[outcome.run] = outcome
+
+    def _let_go(self) -> None:
+        """End what somebody asked to be cancelled: runs that wait, and jobs (their ends are then seen as all others).
+
+        A run that is being prepared looks for itself.
+        """
+        if time.monotonic() - self._looked < cancelling.LOOK:
+            return
+        self._looked = time.monotonic()
+        for run in [run for run in self._waiting if cancelling.is_asked(run.record)]:
+            self._waiting.remove(run)
+            self._endings.begin(run, cancelling.reason(run.record))
+        for run in self._watched.values():
+            if run.id not in self._let_go_of and cancelling.is_asked(run.record):
+                self._let_go_of.add(run.id)
+                threading.Thread(target=job_requests.request_end, args=(run,), daemon=True, name="cancel one").start()
 
     def _prepare_next(self) -> None:
         if self._requests.preparing is None and self._waiting and len(self._watched) < self._limits.max_jobs:

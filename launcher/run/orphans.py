@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pwd
 import re
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from launcher.core.errors import Cancelled, ConfigError, JobError, LauncherError
+from launcher.core.process import ProcessIdentity
+from launcher.core.waiting import within
 from launcher.image.enroot import import_comment
-from launcher.run import finish
+from launcher.run import cancelling, finish
 from launcher.run.job_requests import end_unrecorded
 from launcher.run.kind import Run
 from launcher.run.record import RecordedJob, RunRecord, UnreadableRecord, records
-from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, jobs_with_token
+from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, SchedulerUnreachable, jobs_with_token, unknown
 from launcher.slurm.poller import end_jobs
 
 END_PATIENCE = 60.0
 """Seconds in which a job that is asked to end has to be seen gone."""
+
+SILENCE = 8.0
+"""Seconds that a person waits for a scheduler that says nothing."""
+
+LOOK_FIRST = 2.0
+"""Seconds that a scheduler has to say how jobs stand, before they are cancelled without that."""
+
+LET_GO = 8.0
+"""Seconds that another launcher has to let go of a run that has no job."""
 
 _OF_GITHUB = re.compile(r"[A-Za-z0-9._-]+-[A-Za-z0-9._-]+-[0-9a-f]{12}")
 """The ids of runs that GitHub jobs begin (`launcher.plan.derive.run_key`)."""
@@ -93,21 +106,55 @@ def end_unreadable(lost: UnreadableRecord, schedulers: Sequence[Scheduler], log:
             found = [record.job_key] if record.job_key is not None else []
             for token in (lost.id, import_comment(lost.id)):
                 found += jobs_with_token(token, scheduler)
-            _raise_if_left(lost.id, _end_jobs(lost.id, {job.id: job for job in found}.values(), scheduler, log)[0])
+            jobs = {job.id: job for job in found}.values()
+            _raise_if_left(lost.id, _end_jobs(lost.id, jobs, scheduler, log, END_PATIENCE)[0])
     log(f"run {lost.id}: {lost.error}; nothing of it runs any more, and {lost.directory} can be removed")
 
 
+def end_lost(job: JobKey, scheduler: Scheduler, log: Callable[[str], None]) -> None:
+    """End a job whose run has no record here. Raises JobError, SchedulerUnreachable."""
+    _raise_if_left(job.token, _end_jobs(job.token, [job], scheduler, log, END_PATIENCE)[0])
+
+
 def _end_jobs(
-    run_id: str, jobs: Collection[JobKey], scheduler: Scheduler, log: Callable[[str], None]
+    run_id: str, jobs: Collection[JobKey], scheduler: Scheduler, log: Callable[[str], None], silence: float
 ) -> tuple[dict[JobKey, JobState], bool]:
-    """End jobs of a run; how they then stand, and whether one had to be ended. Raises JobError."""
-    states = scheduler.poll(list(jobs)) if jobs else {}
-    alive = [job for job, state in states.items() if state.phase is not Phase.TERMINAL]
+    """End jobs of a run; how they then stand, and whether one had to be ended.
+
+    A scheduler that does not say how they stand is asked for their end all the same. Raises SchedulerUnreachable when
+    it says nothing for ``silence`` seconds.
+    """
+    began, named = time.monotonic(), ", ".join(map(str, jobs))
+    deadline = began + silence
+
+    def say(seconds: float) -> None:
+        log(f"run {run_id}: {named}: waiting for {scheduler.name} ({time.monotonic() - began:.0f} s)")
+
+    states: dict[JobKey, JobState] = {}
+    alive = list(jobs)
+    try:
+        states = within(lambda: scheduler.poll(list(jobs)), LOOK_FIRST, say) if jobs else {}
+        alive = [job for job, state in states.items() if state.phase is not Phase.TERMINAL]
+    except TimeoutError:
+        say(LOOK_FIRST)
     if not alive:
         log(f"run {run_id}: no job is left")
         return states, False
-    scheduler.cancel(alive)
-    states = end_jobs(scheduler, alive, bound=END_PATIENCE)
+    try:
+        within(lambda: scheduler.cancel(alive), deadline - time.monotonic(), say)
+        # It may hang, and does not stretch the bound by itself; what it never answered is unknown.
+        states = within(lambda: end_jobs(scheduler, alive, bound=deadline - time.monotonic()), silence + 5.0, say)
+    except TimeoutError:
+        states = {job: unknown("no answer") for job in alive}
+    if all(state.phase is Phase.UNKNOWN for state in states.values()):
+        raise SchedulerUnreachable(
+            f"{scheduler.name} has said nothing of {named} for {silence:.0f} s; its end was asked for",
+            where=f"run {run_id}",
+            hint=f"`launcher cancel {run_id}` again when it answers, or scancel {' '.join(job.id for job in alive)}",
+        )
+    if any(state.phase is not Phase.TERMINAL for state in states.values()) and silence < END_PATIENCE:
+        bound = END_PATIENCE - silence
+        states = within(lambda: end_jobs(scheduler, alive, bound=bound), bound + 5.0, say)
     for job, state in states.items():
         log(f"run {run_id}: {job}: {state.describe()}")
     return states, True
@@ -122,21 +169,36 @@ def _raise_if_left(run_id: str, states: Mapping[JobKey, JobState]) -> None:
         )
 
 
-def end_run(run: Run, why: str, log: Callable[[str], None]) -> None:
+def end_run(run: Run, why: str, log: Callable[[str], None], silence: float = END_PATIENCE) -> None:
     """End what a run holds: its job by id, or by its token when the id was lost, asked again until it is gone.
 
-    A launcher that drives the run sees its job end and writes the record; without one it is written here. Raises
-    JobError when a job is not seen to end in time, SchedulerUnreachable when nobody can say whether there is one.
+    A launcher that drives the run, maybe elsewhere, is asked to let it go and writes the record; without one it is
+    written here. A scheduler that says nothing is left after ``silence`` seconds. Raises JobError when a job is not
+    seen to end in time, SchedulerUnreachable when nobody can say whether there is one.
     """
     record, scheduler = run.record, run.services.scheduler
     check_owner(record, os.getuid())
     driven = record.owned_by_another
+    if not record.ended and record.abandoned is not True and record.fields.owner != ProcessIdentity.mine():
+        try:
+            cancelling.ask(record, why)
+        except OSError as error:
+            log(f"run {run.id}: its launcher cannot be asked to let it go: {error.strerror}")
     if not driven:
         try:
             record.take()
         except OSError as error:  # a full disk is no reason to leave a job behind
             log(f"run {run.id}: its record cannot be written ({error.strerror}); its job is ended all the same")
-    states, had_to_end = _end_jobs(run.id, _jobs_to_end(run), scheduler, log)
+    elif not record.ended and _let_go(run, log):
+        return
+    jobs = within(
+        lambda: _jobs_to_end(run),
+        math.inf,
+        lambda seconds: log(
+            f"run {run.id}: a submission is under way; its job is ended as it appears ({seconds:.0f} s)"
+        ),
+    )
+    states, had_to_end = _end_jobs(run.id, jobs, scheduler, log, silence)
     if had_to_end:
         for job, state in states.items():
             record.event("job", f"{why}: {state.describe()}", job=job.id)
@@ -151,6 +213,29 @@ def end_run(run: Run, why: str, log: Callable[[str], None]) -> None:
             where=f"run {run.id}",
             hint="make room, then `launcher cleanup` again",
         ) from None
+
+
+def _let_go(run: Run, log: Callable[[str], None]) -> bool:
+    """Whether the run's driver has ended it before there was a job. Raises JobError when it does neither."""
+    record = run.record
+
+    def job_or_end() -> bool:
+        while record.job is None and not record.in_doubt and not record.ended:
+            time.sleep(0.1)
+            record.reload()
+        return record.ended and record.job is None and not record.in_doubt
+
+    try:
+        if within(job_or_end, LET_GO, lambda s: log(f"run {run.id}: its launcher is asked to let it go ({s:.0f} s)")):
+            log(f"run {run.id}: its launcher let it go; no job is left")
+            return True
+    except TimeoutError:
+        raise JobError(
+            f"its launcher has not let go of it within {LET_GO:.0f} s, and it has no job yet",
+            where=f"run {run.id}",
+            hint=f"the request stays, and the run ends before it submits: `launcher status {run.id}` tells",
+        ) from None
+    return False
 
 
 def _write_end(run: Run, states: Mapping[JobKey, JobState], why: str) -> None:

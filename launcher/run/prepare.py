@@ -17,12 +17,15 @@ from launcher.core.errors import CheckoutError, ConfigError, JobsExist, Launcher
 from launcher.core.publish import write_json
 from launcher.image.enroot import ImportPolicy
 from launcher.image.store import ensure_image
-from launcher.model.checkpoint import examine, nearest_sibling, require, suggestion
+from launcher.model.checkpoint import CheckpointReport, examine, nearest_sibling, require, suggestion
+from launcher.model.fingerprint import CONFIGS, fingerprint_of_files
 from launcher.plan.plan import Plan
+from launcher.plan.secrets import refuse_secrets
 from launcher.run.image_usage import mark_used_by
 from launcher.run.kind import Prepared, Run, Submission
 from launcher.run.record import RecordedJob
 from launcher.slurm.client import SAME_SECONDS, JobKey, Phase, SchedulerUnreachable, jobs_with_token
+from launcher.slurm.other_jobs import refuse_other_clusters
 
 _NOT_COPIED = (".git", ".launcher", "srt-slurm*", "outputs", "LOGS", "*.sqsh")
 """What the compute nodes' copy of the workspace leaves out."""
@@ -48,13 +51,17 @@ def prepare(run: Run) -> JobKey:
     """Bring the run to a submitted job. Raises LauncherError; what went wrong is in the record then."""
     if (job := run.record.job_key) is not None:
         return job
+    if run.plan.scheduler.kind == "slurm":
+        refuse_other_clusters(run.services.environ, {}, run.services.run)
     run.record.update(state="preparing")
     run.services.tools.make_inputs(run.plan)
     prepared = None
     if not run.kind.is_complete(run.plan):
         # What is prepared decides about images and model, so it comes before anything that takes long or is shared.
         prepared = _prepare_workspace(run)
-        run.replan(run.kind.complete(run.plan, prepared))
+        whole = run.kind.complete(run.plan, prepared)
+        refuse_secrets(whole)  # before it is stored
+        run.replan(whole)
         refuse(run.plan, run.record.fields.accepted)
     _have_images(run)
     with run.record.doing("model") as keep:
@@ -111,7 +118,8 @@ def _have_images(run: Run) -> None:
 
 
 def refuse(plan: Plan, accepted: Sequence[str] = ()) -> None:
-    """Raise ConfigError when the plan has errors among its findings whose rules nobody accepted."""
+    """Raise ConfigError when the plan has errors among its findings whose rules nobody accepted, or holds a secret."""
+    refuse_secrets(plan)
     bad = [f for f in plan.errors if f.rule not in accepted]
     if bad:
         listed = "\n".join(f"  {f.where}: {f.message} [{f.rule}]" for f in bad)
@@ -143,14 +151,31 @@ def _check_model(run: Run) -> dict[str, Any]:
     if not path.is_dir():
         hint = suggestion(nearest_sibling(path), "stage it, or correct the path in the runner file")
         raise ModelError("the checkpoint is not there", where=planned.path, hint=hint)
-    report = require(
-        examine(path, precision=planned.precision),
-        precision=planned.precision,
-        accept_stand_in=run.services.tools.stand_ins,
-    )
+    report = examine(path, precision=planned.precision, mounted=planned.mounted)
+    report = report.compared(planned.fingerprint, f"the runner file ({run.plan.runner})")
+    unasked = ""
+    if report.whole and not report.known_by and report.identity != "mismatch" and planned.pinned:
+        report, unasked = _compared_with_hub(report, planned.pinned, run)
+    report = require(report, precision=planned.precision, accept_stand_in=run.services.tools.stand_ins)
     identity = report.identity + (f" ({report.identity_reason})" if report.identity_reason is not None else "")
     run.log(f"model {path}: whole, {report.shards} shards, {report.quantisation}; declared one: {identity}")
+    if report.known_by:
+        run.log(f"model {path}: architecture, sizes and quantisation agree with {' and '.join(report.known_by)}")
+    elif not report.rehearsal:
+        why = unasked or "no fingerprint is declared (models.fingerprint of the runner file), learnt or pinned"
+        run.record.event("warning", f"whether {path} is {planned.id or 'the right model'} is not known: {why}")
     return {"checked": True, **report.as_dict(), **staged}
+
+
+def _compared_with_hub(report: CheckpointReport, pinned: str, run: Run) -> tuple[CheckpointReport, str]:
+    """The report after a look at the hub's files of the pinned commit; and why there was none, if so."""
+    from launcher.model.source import pinned_files
+
+    try:
+        found = pinned_files(pinned, CONFIGS, stop=run.services.stop)
+        return report.compared(fingerprint_of_files(found), pinned), ""
+    except (ModelError, ConfigError) as error:
+        return report, f"{pinned}: {error.message}"
 
 
 def _stage_model(run: Run, path: Path) -> dict[str, Any]:
@@ -216,9 +241,11 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
                     run.log(f"cancelled {', '.join(error.job_ids)}: not what was asked for")
                 raise
             hide = run.record.hide
-            keep({"notes": [hide(note) for note in done.notes], "adopted": done.adopted})
+            notes = [hide(note) for note in done.notes]
+            keep({"notes": notes, "adopted": done.adopted, "left_out": list(done.left_out)})
             submitted = done.submitted or time.time()
-            job = RecordedJob(done.job_id, submitted, str(done.output), str(done.log), held=done.held)
+            where = str(done.output), str(done.log)
+            job = RecordedJob(done.job_id, submitted, *where, held=done.held, cluster=done.cluster)
             key = _record(run, job, done.notes)
             write_json(run.record.directory / "srtctl.json", {"said": hide(done.said)})
             return key
@@ -256,5 +283,6 @@ def _record(run: Run, job: RecordedJob, notes: Sequence[str]) -> JobKey:
     run.record.update(state="submitted", job=job)
     for note in notes:
         run.log(note)
-    run.record.event("job", f"job {job.id} submitted", job=job.id)
-    return JobKey(job.id, job.submitted, run.id)
+    key = JobKey(job.id, job.submitted, run.id, job.cluster)
+    run.record.event("job", f"{key} submitted", job=job.id)
+    return key

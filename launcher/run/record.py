@@ -119,7 +119,7 @@ class RunRecord:
     @property
     def job_key(self) -> JobKey | None:
         """The run's job as a scheduler knows it, once there is one."""
-        return JobKey(self.job.id, self.job.submitted, self.id) if self.job is not None else None
+        return JobKey(self.job.id, self.job.submitted, self.id, self.job.cluster) if self.job is not None else None
 
     @property
     def log_path(self) -> Path | None:

@@ -98,19 +98,21 @@ class JobKey:
 
     ``submitted`` is the submit time in seconds since the epoch, None when it is not known; ``token`` is a word in the
     comment that the job was submitted with, "" when it has none. Slurm gives ids out again after MaxJobId, and at once
-    after a controller crash (seen with 22.05). Raises SubmissionError when ``id`` is not a plain number.
+    after a controller crash (seen with 22.05); another ``cluster`` ("" for this host's) has its own jobs under the same
+    ids. Raises SubmissionError when ``id`` is not a plain number.
     """
 
     id: str
     submitted: float | None = None
     token: str = ""
+    cluster: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[0-9]+", self.id):
             raise SubmissionError(f"{self.id!r} is not a job id", hint="a job id is a plain number")
 
     def __str__(self) -> str:
-        return f"job {self.id}"
+        return f"job {self.id}" + (f" on cluster {self.cluster}" if self.cluster else "")
 
     def matches(self, submitted: float | None, comment: str) -> bool | None:
         """Whether a record with this submit time and comment is this job's; None when neither can tell.

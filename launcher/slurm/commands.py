@@ -194,8 +194,10 @@ class SlurmCommands:
         environ: Mapping[str, str] | None = None,
         timeout: float = 30.0,
         sleep: Callable[[float], None] = time.sleep,
+        cluster: str = "",
     ) -> None:
-        """``timeout``: seconds for each call. ``environ``: that of the commands, by default os.environ."""
+        """``timeout``: seconds for each call. ``environ``: that of the commands, by default os.environ.
+        ``cluster``: the one that is spoken to, by default this host's."""
         self._runner = runner
         self._timeout = timeout
         self._sleep = sleep
@@ -203,6 +205,8 @@ class SlurmCommands:
         prefixes = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")
         clean = clean_environment(os.environ if environ is None else environ)
         self._plain = {name: value for name, value in clean.items() if not name.startswith(prefixes)}
+        if cluster:
+            self._plain["SLURM_CLUSTERS"] = cluster
         # With this squeue, sacct and scontrol (22.05) print times as seconds since the epoch, free of time zones.
         self._environment = {**self._plain, "SLURM_TIME_FORMAT": "%s"}
 

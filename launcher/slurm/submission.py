@@ -31,12 +31,20 @@ HINTS = {
 }
 """What sbatch says when it refuses, and what to do about it."""
 
-_ID = re.compile(r"^(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?\s*$", re.MULTILINE)
+_ID = re.compile(
+    r"^(?:Submitted batch job )?(\d+)(?:;([A-Za-z0-9_.-]+)| on cluster ([A-Za-z0-9_.-]+)|;\S+| on cluster \S+)?\s*$",
+    re.MULTILINE,
+)
 
 
 def printed_ids(stdout: str) -> list[str]:
     """The job ids that sbatch printed, with or without ``--parsable``, beside a site's banner."""
-    return _ID.findall(stdout)
+    return [found[1] for found in _ID.finditer(stdout)]
+
+
+def printed_cluster(stdout: str) -> str:
+    """The cluster that sbatch named beside the one id that it printed, "" when it named none."""
+    return next((found[2] or found[3] or "" for found in _ID.finditer(stdout)), "")
 
 
 def hint_for(words: str, hints: Mapping[str, str] = HINTS) -> str | None:

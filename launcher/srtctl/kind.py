@@ -16,6 +16,7 @@ from launcher.benchmark.result_names import agentic_result_name
 from launcher.core.errors import ConfigError, ResultError
 from launcher.core.publish import write_text
 from launcher.plan.derive import Context
+from launcher.plan.job_environment import KEPT, from_host, left_out
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.file import RunnerFile
 from launcher.slurm.client import JobKey, JobState
@@ -42,6 +43,18 @@ _END = re.compile(
 from v1.0.0 to v1.0.68, templates/job_script_minimal.j2)."""
 
 
+KEPT_FOR_SRTCTL = (
+    "TMPDIR",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    "XDG_STATE_HOME",
+    "UV_*",
+    "SRTSLURM_*",
+)
+"""What srtctl, and the uv that its jobs call on their nodes, read of the host beside `KEPT`."""
+
+
 class SrtctlKind:
     """The kind ``srtctl`` (`launcher.run.kind.JobKind`)."""
 
@@ -64,6 +77,7 @@ class SrtctlKind:
             *(("overlay", f"{o.source} → {o.destination}") for o in tree.overlays),
             ("tree", tree.root),
             ("submit", " ".join(job.submit.argv)),
+            *((("passed", ", ".join(plan.passes)),) if plan.passes else ()),
         ]
 
     def is_complete(self, plan: Plan) -> bool:
@@ -80,6 +94,7 @@ class SrtctlKind:
         from launcher.srtctl.checkout import Checkouts
 
         job, services = SrtctlJob.of(run.plan), run.services
+        refuse_other_directives(run)
         overlays = []
         for overlay in job.srt_slurm.overlays:
             if Path(overlay.source).exists():
@@ -111,6 +126,7 @@ class SrtctlKind:
         from launcher.srtctl.submit import apply, write_srtslurm
 
         job, checkout = SrtctlJob.of(run.plan), prepared.own
+        refuse_other_directives(run)  # again: the recipe may have been in the checkout alone
         if job.recipe.document is None:
             raise ConfigError(f"recipe {job.recipe.path} was not found in srt-slurm {job.srt_slurm.ref} either")
         refuse_strangers(run.results_directory, run.plan.results)
@@ -118,11 +134,13 @@ class SrtctlKind:
         recipe.parent.mkdir(parents=True, exist_ok=True)
         write_text(recipe, dump(job.recipe.document))
         write_srtslurm(checkout.root / SRTSLURM, job.srtslurm, checkout.cluster_keys)
-        return apply(
+        environ = run.services.environ
+        environment = job_environment(job, run.plan.passes, environ, run.services.tools.environment)
+        submitted = apply(
             Apply(
                 argv=job.submit.argv,
                 root=checkout.root,
-                environment={**run.services.environment, **job.submit.environment},
+                environment=environment,
                 token=run.id,
                 options=checkout.options,
                 earlier=submission.earlier,
@@ -133,14 +151,11 @@ class SrtctlKind:
             run=partial(run_program, pass_fds=submission.keep_open),
             sleep=time.sleep,
         )
+        return replace(submitted, left_out=left_out(environ, environment))
 
     def holds(self, plan: Plan) -> bool:
         """Slurm's jobs are submitted held, unless recipe, variant or cluster ask for a hold of their own."""
-        job = SrtctlJob.of(plan)
-        recipe = job.recipe.document or {}
-        sections = [recipe, *(section for section in recipe.values() if isinstance(section, dict))]
-        tables = [s.get("sbatch_directives") for s in sections] + [job.srtslurm.get("default_sbatch_directives")]
-        asked = any("hold" in table for table in tables if isinstance(table, dict))
+        asked = any("hold" in table for table in _directives(SrtctlJob.of(plan)))
         return plan.scheduler.kind == "slurm" and not asked
 
     def output_directory(self, plan: Plan, job_id: str) -> Path:
@@ -217,6 +232,31 @@ class SrtctlKind:
     def own_directories(self, plan: Plan) -> Sequence[Path]:
         """The run's tree."""
         return [Path(SrtctlJob.of(plan).srt_slurm.root)]
+
+
+def _directives(job: SrtctlJob) -> list[dict[str, object]]:
+    """What recipe, variants and cluster ask of sbatch."""
+    recipe = job.recipe.document or {}
+    sections = [recipe, *(section for section in recipe.values() if isinstance(section, dict))]
+    tables = [s.get("sbatch_directives") for s in sections] + [job.srtslurm.get("default_sbatch_directives")]
+    return [table for table in tables if isinstance(table, dict)]
+
+
+def refuse_other_directives(run: Run) -> None:
+    """Raise ConfigError when recipe or cluster send the job to another cluster."""
+    from launcher.slurm.other_jobs import refuse_other_clusters
+
+    if run.plan.scheduler.kind == "slurm":
+        for table in _directives(SrtctlJob.of(run.plan)):
+            refuse_other_clusters(run.services.environment, table, run.services.run)
+
+
+def job_environment(
+    job: SrtctlJob, passes: Sequence[str] | None, environ: Mapping[str, str], tools: Mapping[str, str]
+) -> dict[str, str]:
+    """The whole environment of srtctl and of the job, which gets all of it: what programs need, what the plan passes
+    of the host's variables, and what the plan exports."""
+    return {**from_host(environ, (*KEPT, *KEPT_FOR_SRTCTL), passes), **tools, **job.submit.environment}
 
 
 def _agentic_results_there(plan: Plan) -> dict[str, int]:

@@ -14,6 +14,7 @@ from launcher.core.errors import ConfigError
 from launcher.image.reference import PlannedImage, names_an_image
 from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
+from launcher.plan.job_environment import names_passed
 from launcher.plan.plan import Expected
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import Edit, LaneRule
@@ -272,8 +273,9 @@ def _exports(rules: AppliedRules, context: Context) -> dict[str, str]:
     }
     if rules.model.rule.served:
         exports["SERVED_MODEL_NAME"] = fill_in(rules.model.rule.served, {"model": rules.benchmark.model})
-    for adjustment in rules.adjustments:
-        exports.update(adjustment.rule.exports)
+    passed = names_passed(context.host, runner.pass_environment)
+    for adjustment in rules.adjustments:  # of what the runner file passes, the host's value wins
+        exports.update({name: value for name, value in adjustment.rule.exports.items() if name not in passed})
     return exports
 
 

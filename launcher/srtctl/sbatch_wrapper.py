@@ -25,11 +25,14 @@ from launcher.core.errors import LauncherError
 from launcher.core.process import run
 from launcher.slurm.client import Phase, carries
 from launcher.slurm.commands import SlurmCommands
-from launcher.slurm.submission import IN_DOUBT, new_jobs, printed_ids
+from launcher.slurm.submission import IN_DOUBT, new_jobs, printed_cluster, printed_ids
 
 VARIABLE = "LAUNCHER_SBATCH"
 """The program's input, as JSON: ``token``, ``earlier`` (ids of jobs that carried it before), ``hold``, ``directory``
 (where the program itself lies)."""
+
+CLUSTER = "cluster"
+"""The file beside the program in which it leaves the cluster that sbatch named: srtctl takes ids alone."""
 
 TIMEOUT = 240.0
 """Seconds for sbatch itself; `submit.Submission.timeout` is longer."""
@@ -59,6 +62,13 @@ def wrapper_on_path(token: str, earlier: frozenset[str], path: str, *, hold: boo
         yield {"PATH": f"{directory}:{path}", VARIABLE: json.dumps(told)}
 
 
+def cluster_told(environ: Mapping[str, str]) -> str:
+    """The cluster that sbatch named, of the program whose variables these are; "" for none."""
+    with contextlib.suppress(KeyError, OSError, ValueError):
+        return Path(json.loads(environ[VARIABLE])["directory"], CLUSTER).read_text()
+    return ""
+
+
 def main() -> int:
     """Run the real sbatch with our arguments, and print ``Submitted batch job ID`` when there is exactly one job."""
     code, out, err = submit(sys.argv[1:], os.environ)
@@ -78,6 +88,9 @@ def submit(arguments: list[str], environ: Mapping[str, str]) -> tuple[int, str, 
     done = run(["sbatch", *held, *arguments], timeout=TIMEOUT, env=real)
     ids = printed_ids(done.stdout)
     if done.ok and len(ids) == 1:
+        if cluster := printed_cluster(done.stdout):
+            with contextlib.suppress(OSError):
+                Path(given["directory"], CLUSTER).write_text(cluster)
         _make_output_directory(arguments, ids[0])
         return 0, f"Submitted batch job {ids[0]}\n", done.stderr
     found = _in_queue(token, earlier, real)

@@ -29,11 +29,12 @@ from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import write_text
 from launcher.run.kind import Submitted
 from launcher.slurm.client import Scheduler, SchedulerUnreachable
+from launcher.slurm.other_jobs import elsewhere
 from launcher.slurm.submission import HINTS as SBATCH_HINTS
 from launcher.slurm.submission import PAUSES, check_first, hint_for, new_jobs
 from launcher.srtctl import recipe
 from launcher.srtctl.planned import LOG, SRTSLURM
-from launcher.srtctl.sbatch_wrapper import wrapper_on_path
+from launcher.srtctl.sbatch_wrapper import cluster_told, wrapper_on_path
 
 HELP_TIMEOUT = 120.0
 """Seconds for ``srtctl apply --help``: importing srtctl from a shared file system can take long."""
@@ -122,6 +123,7 @@ def apply(
     argv, notes = _argv(submission)
     with _environment(submission) as environment:
         done = run(argv, timeout=submission.timeout, cwd=submission.root, env=environment)
+        cluster = elsewhere(cluster_told(environment), submission.environment)
     answer = _read(done)
     one = len(answer.ids) == 1 and answer.ids[0].isdecimal() and answer.begun <= 1
     failed = not done.ok or answer.error != "" or not one
@@ -161,6 +163,7 @@ def apply(
         output=output,
         log=output / LOG.format(ids[0]),
         held=submission.hold,
+        cluster="" if ids[0] in found else cluster,  # what this host's controller has under our token is here
         adopted=failed,
         said=answer.said,
         notes=(*notes, f"srtctl failed, and the job exists: {trouble}") if failed else tuple(notes),

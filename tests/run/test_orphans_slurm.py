@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import SlurmCluster
 from tests.run.driving import ONE, LauncherUser, github_environment
+from tests.run.test_end_to_end import wait_until
 
 pytestmark = pytest.mark.slurm
 RUN = (*ONE, "--runner", "one-machine", "--conc", "4")
@@ -99,3 +100,20 @@ def test_the_evidence_of_a_failure_names_its_layer(user: LauncherUser) -> None:
     }
     assert "CUDA out of memory" in (evidence / "first-failure.txt").read_text()
     assert "FAILED, exit code 1" in (evidence / "events.txt").read_text()
+
+
+def test_a_clean_up_step_ends_a_job_of_its_runner_whose_record_is_gone(user: LauncherUser) -> None:
+    github = {**github_environment(user), "RUNNER_NAME": "one-machine"}
+    process = user.start("ci", **github, LAUNCHER_REHEARSAL_FAULTS="hang")
+    wait_until(lambda: any(user.record(run).get("job", {}).get("released") for run in user.run_ids()))
+    process.kill()
+    process.communicate()
+    job = user.record(user.run_ids()[0])["job"]["id"]
+    by_hand = abandoned(user, "mine", "hang")
+    shutil.rmtree(user.state / "runs" / next(run for run in user.run_ids() if run != "mine"))
+    said = user.launcher("cleanup", "--from-env", **{**github, "RUNNER_TYPE": "another", "RESULT_FILENAME": ""})
+    assert f"has no record here, and its job {job} lives" in said and "never began" not in said
+    assert user.record("mine")["state"] != "cancelled", "a run by hand is its person's"
+    user.launcher("cancel", "mine")
+    assert user.record("mine")["job"]["id"] == by_hand and user.record("mine")["state"] == "cancelled"
+    assert "never began" in user.launcher("cleanup", "--from-env", **github)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.srtctl.sbatch_wrapper import VARIABLE, wrapper_on_path
+from launcher.srtctl.sbatch_wrapper import VARIABLE, cluster_told, wrapper_on_path
 
 LINE = "4242|PENDING|||1795289084|N/A|N/A||None|tok-a\n"
 
@@ -63,6 +63,19 @@ def test_an_answer_in_any_form_is_given_in_one(programs: ScriptedPrograms, says:
     done = programs.sbatch(str(script))
     assert (programs.root / "outputs/4242/logs").is_dir()
     assert (done.returncode, done.stdout) == (0, "Submitted batch job 4242\n")
+
+
+@pytest.mark.parametrize(
+    ("says", "cluster"), [("4242;east", "east"), ("Submitted batch job 4242 on cluster east", "east"), ("4242", "")]
+)
+def test_the_cluster_that_sbatch_names_is_left_for_the_launcher(
+    programs: ScriptedPrograms, says: str, cluster: str
+) -> None:
+    programs.program("sbatch", f'echo "{says}"')
+    with wrapper_on_path("tok-a", frozenset(), programs.path) as environment:
+        subprocess.run(["sbatch", "x"], env={**os.environ, **environment}, capture_output=True, timeout=60, check=True)
+        assert cluster_told(environment) == cluster
+    assert cluster_told(environment) == cluster_told({}) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,202 @@
+"""Commands that end what runs hold: `cancel` and `cleanup`; and what `ci` finds left of earlier jobs of its runner."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from launcher.benchmark.environment import github_job
+from launcher.cli.common import open_project
+from launcher.core.errors import ConfigError, LauncherError
+from launcher.core.github import GitHub
+from launcher.core.terminal import say
+from launcher.plan.derive import check_run_id
+from launcher.plan.plan import Plan
+from launcher.project import Project
+from launcher.run import github_runs
+from launcher.run.orphans import (
+    END_PATIENCE,
+    SILENCE,
+    end_lost,
+    end_run,
+    end_unreadable,
+    find_orphans,
+    orphans_of_job_name,
+    told_elsewhere,
+)
+from launcher.run.record import RunRecord, UnreadableRecord
+from launcher.runner.templates import fill_in
+from launcher.services import open_run, schedulers_for
+from launcher.slurm.backends import open_scheduler
+from launcher.slurm.client import JobKey
+from launcher.slurm.other_jobs import jobs_named
+
+
+def cancel(arguments: argparse.Namespace) -> int:
+    """Cancel a run's job and wait until the scheduler says that it is gone."""
+    project = open_project(arguments)
+    _end(project, run_id_of(arguments, project), "launcher cancel", SILENCE)
+    return 0
+
+
+def cleanup(arguments: argparse.Namespace) -> int:
+    """End the jobs of runs that nobody drives any more; with RUN or --from-env, of that run."""
+    project = open_project(arguments)
+    if arguments.run:
+        if not (project.runs / check_run_id(arguments.run)).is_dir():
+            say(f"run {arguments.run} has no record: it never began")
+            return 0
+        _end(project, arguments.run, "launcher cleanup")
+        return 0
+    if arguments.from_env:
+        return _cleanup_of_job(project)
+    unreadable: list[UnreadableRecord] = []
+    left, elsewhere = find_orphans(project.runs, unreadable)
+    wrong = [_trouble(partial(_end, project, record.id, "launcher cleanup"), record.id) for record in left]
+    wrong += [_trouble(partial(_end_unreadable, project, one), one.id) for one in unreadable]
+    for record in elsewhere:
+        say(told_elsewhere(record))
+    say(f"{len(left)} runs were left behind" if left else "no run was left behind")
+    if unreadable:
+        say(f"{len(unreadable)} records cannot be read: {', '.join(one.id for one in unreadable)}")
+    from launcher.model.node_job import reap  # no run stages on nodes: only here
+
+    slurm = partial(open_scheduler, "slurm", backend="commands")
+    wrong.append(_trouble(partial(reap, project.state, slurm, _say), "stagings"))
+    return _raise_first(wrong)
+
+
+def _raise_first(wrong: Sequence[LauncherError | None]) -> int:
+    """Raise the first error after telling the others; 0 without one."""
+    errors = [error for error in wrong if error is not None]
+    for other in errors[1:]:
+        print(other)
+    if errors:
+        raise errors[0]
+    return 0
+
+
+def _cleanup_of_job(project: Project) -> int:
+    """End what an earlier step of this GitHub job began; where there is no such run, whatever this runner left."""
+    job = github_job(project.environ)
+    if found := _runs_of_job(project):
+        return _raise_first([_trouble(partial(_end, project, run, "launcher cleanup"), run) for run in found])
+    runner = project.fleet.for_runner_name(job.runner_name).runner
+    job_name = fill_in(runner.scheduler.job_name, {"runner": job.runner_name})
+    unreadable: list[UnreadableRecord] = []
+    left, elsewhere = orphans_of_job_name(project.runs, job_name, unreadable)
+    for record in left:
+        say(f"run {record.id} was left behind on {job.runner_name} by another job of GitHub; ending it")
+    wrong = [_trouble(partial(_end, project, record.id, "launcher cleanup"), record.id) for record in left]
+    wrong += [_trouble(partial(_end_unreadable, project, lost), lost.id) for lost in unreadable]
+    for record in elsewhere:
+        say(told_elsewhere(record))
+    jobs: list[JobKey] = []
+    if runner.scheduler.kind == "slurm":
+        slurm = open_scheduler("slurm", backend="commands")
+        jobs = jobs_named(job_name, project.environ)
+        for key in jobs:
+            say(f"run {key.token} has no record here, and its {key} lives; ending it")
+            wrong.append(_trouble(partial(end_lost, key, slurm, _say), key.token))
+    if not (left or elsewhere or unreadable or jobs):
+        run_id = project.run_id_from_environment()
+        say(f"run {run_id} has no record: it never began, and no job of {job.runner_name} is left")
+    return _raise_first(wrong)
+
+
+def _runs_of_job(project: Project) -> list[str]:
+    """The ids of the runs that this GitHub job began: as it left them for later steps, by the environment that both
+    have, and by the key that this environment gives, as far as it has what that takes."""
+    named = project.environ.get(github_runs.VARIABLE, "")
+    ours = github_runs.runs_of_job(project.runs, project.environ)
+    found = [record.id for record in ours if not record.settled] or [record.id for record in ours[-1:]]
+    with contextlib.suppress(ConfigError):
+        found.append(project.run_id_from_environment())
+    with contextlib.suppress(ConfigError):
+        found += [check_run_id(named)] if named else []
+    return [run for run in dict.fromkeys(found) if (project.runs / run).is_dir()]
+
+
+def _end(project: Project, run_id: str, why: str, silence: float = END_PATIENCE) -> None:
+    """End what a run holds, also where its record or plan cannot be read. Raises LauncherError."""
+    directory = project.runs / check_run_id(run_id)
+    try:
+        record = RunRecord.load(project.runs, run_id)
+    except ConfigError as error:
+        if not directory.is_dir():
+            raise
+        lost = UnreadableRecord(directory, error)
+    else:
+        try:
+            run = open_run(project, record)
+        except ConfigError as error:
+            lost = UnreadableRecord(directory, error, record.job)
+        else:
+            try:
+                end_run(run, why, _say, silence)
+            finally:
+                record.let_go()  # whoever ends thousands must not hold as many locks
+            return
+    end_unreadable(lost, schedulers_for(project, lost), _say)
+
+
+def _end_unreadable(project: Project, lost: UnreadableRecord) -> None:
+    """End the job of a run whose record cannot be read, if nobody drives the run. Raises LauncherError."""
+    driven = lost.driven
+    if driven is False:
+        end_unreadable(lost, schedulers_for(project, lost), _say)
+    elif driven is None:
+        say(told_elsewhere(lost.record))
+    else:
+        print(f"run {lost.id}: {lost.error}; a launcher drives it")
+
+
+def _trouble(end: Callable[[], object], run_id: str) -> LauncherError | None:
+    """What went wrong with one of several: it must not end the others."""
+    try:
+        end()
+    except LauncherError as error:
+        return error
+    except OSError as error:
+        return LauncherError(str(error.strerror), where=f"run {run_id}: {error.filename}")
+    except Exception as fault:  # noqa: BLE001
+        return LauncherError(f"unexpected {type(fault).__name__}: {fault}", where=f"run {run_id}")
+    return None
+
+
+def run_id_of(arguments: argparse.Namespace, project: Project) -> str:
+    """The id of the run that a command is about: named, or that of this GitHub job."""
+    if arguments.run:
+        return str(arguments.run)
+    if arguments.from_env:
+        found = _runs_of_job(project)
+        return found[-1] if found else project.run_id_from_environment()
+    raise ConfigError("which run?", hint="RUN, or --from-env in a GitHub job; `launcher status` lists them")
+
+
+def end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
+    """End what a launcher that was killed left of an earlier job of this GitHub runner, and say so."""
+    unreadable: list[UnreadableRecord] = []
+    left, elsewhere = orphans_of_job_name(project.runs, plan.job_name, unreadable)
+    for record in elsewhere:
+        github.warning(told_elsewhere(record), title="launcher: left behind")
+    for record in left:
+        github.warning(f"run {record.id} was left behind by an earlier job of this runner; ending it")
+        end = partial(_end, project, record.id, "the next launcher on this runner")
+        if (error := _trouble(end, record.id)) is not None:
+            github.warning(f"run {record.id}: {error}", title="launcher: left behind")
+    for lost in unreadable:
+        ours = lost.job_name == plan.job_name
+        github.warning(f"run {lost.id}: {lost.error}" + ("; ending its job" if ours else ""), title="launcher: records")
+        if not ours:
+            say(f"run {lost.id} may be another runner's: `launcher cleanup {lost.id}` ends its job")
+        elif (error := _trouble(partial(_end_unreadable, project, lost), lost.id)) is not None:
+            github.warning(f"run {lost.id}: {error}", title="launcher: left behind")
+
+
+def _say(text: str) -> None:
+    say(text)
+    sys.stdout.flush()  # a person who waits reads along, also through a pipe

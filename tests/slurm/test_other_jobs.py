@@ -1,0 +1,164 @@
+"""Jobs of other clusters: refused where that is known, else followed and ended there. The replies are Slurm's."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from launcher.core.errors import ConfigError
+from launcher.core.process import NOT_FOUND, Completed
+from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
+from launcher.slurm.commands import SlurmCommands
+from launcher.slurm.other_jobs import ByCluster, elsewhere, jobs_named, refuse_other_clusters
+from launcher.slurm.submission import printed_cluster, printed_ids
+from tests.conftest import SlurmCluster
+
+CONFIG = (
+    "Configuration data as of 2026-11-26T20:00:00\nClusterName             = west\nCommunicationParameters = (null)\n"
+)
+
+
+class Replies:
+    """A stand-in for running Slurm's clients: by program, what it prints; it remembers argv and environment."""
+
+    def __init__(self, code: int = 0, stderr: str = "", **printed: str) -> None:
+        self.code, self.stderr, self.printed = code, stderr, printed
+        self.calls: list[tuple[tuple[str, ...], Mapping[str, str]]] = []
+
+    def __call__(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        input: str | None = None,
+    ) -> Completed:
+        self.calls.append((tuple(argv), env or {}))
+        return Completed(tuple(argv), self.code, self.printed.get(argv[0], ""), self.stderr, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "cluster"),
+    [
+        ("Submitted batch job 7\n", ""),
+        ("Submitted batch job 7 on cluster east\n", "east"),
+        ("7;east\n", "east"),
+        ("7\n", ""),
+        ("welcome\nSubmitted batch job 7 on cluster east-2\nbye\n", "east-2"),
+        ("7;$(east)\n", ""),
+    ],
+)
+def test_the_cluster_that_sbatch_names(said: str, cluster: str) -> None:
+    assert printed_ids(said) == ["7"] and printed_cluster(said) == cluster
+
+
+def test_this_hosts_own_cluster_is_no_other() -> None:
+    slurm = Replies(scontrol=CONFIG)
+    assert elsewhere("west", {}, slurm) == "" and elsewhere("WEST", {}, slurm) == ""
+    assert elsewhere("east", {}, slurm) == "east"
+    assert elsewhere("", {}, slurm) == "" and len(slurm.calls) == 3
+
+
+@pytest.mark.parametrize("name", ["SLURM_CLUSTERS", "SBATCH_CLUSTERS"])
+def test_an_environment_that_means_another_cluster_is_refused(name: str) -> None:
+    slurm = Replies(scontrol=CONFIG)
+    refuse_other_clusters({name: "west"}, {}, slurm)
+    refuse_other_clusters({}, {"nodelist": "x"}, slurm)
+    with pytest.raises(ConfigError, match=f"{name} is east"):
+        refuse_other_clusters({name: "east"}, {}, slurm)
+
+
+@pytest.mark.parametrize("option", ["clusters", "M"])
+def test_a_directive_for_another_cluster_is_refused(option: str) -> None:
+    slurm = Replies(scontrol=CONFIG)
+    refuse_other_clusters({}, {option: "west"}, slurm)
+    with pytest.raises(ConfigError, match=f"{option} is east,west") as caught:
+        refuse_other_clusters({}, {option: "east,west"}, slurm)
+    assert caught.value.where == "sbatch_directives"
+
+
+def test_the_clients_speak_to_the_jobs_cluster() -> None:
+    slurm = Replies()
+    SlurmCommands(runner=slurm, environ={"SLURM_CLUSTERS": "north"}, cluster="east").cancel([JobKey("7")])
+    SlurmCommands(runner=slurm, environ={"SLURM_CLUSTERS": "north"}).cancel([JobKey("7")])
+    assert [env.get("SLURM_CLUSTERS") for argv, env in slurm.calls if argv[0] == "scancel"] == ["east", None]
+
+
+class Cluster:
+    """A stand-in for a scheduler that knows how every job stands, and remembers what it was asked to end."""
+
+    name = "slurm"
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+        self.cancelled: list[str] = []
+        self.released: list[str] = []
+
+    def poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
+        return {job: JobState(Phase.ALIVE, self.word) for job in jobs}
+
+    def find(self, token: str) -> list[JobKey]:
+        return []
+
+    def cancel(self, jobs: Sequence[JobKey]) -> None:
+        self.cancelled += [job.id for job in jobs]
+
+    def release(self, job: JobKey) -> None:
+        self.released.append(job.id)
+
+    def describe(self, job: JobKey) -> dict[str, str]:
+        return {"squeue": self.word}
+
+
+def test_a_job_is_followed_and_ended_where_it_is() -> None:
+    """The job of the same number here is another's."""
+    here, east = Cluster("PENDING"), Cluster("RUNNING")
+    scheduler = ByCluster(here, {"east": east}.__getitem__)
+    ours, local = JobKey("7", 1.0, "r", "east"), JobKey("7", 1.0, "r")
+    states = scheduler.poll([ours, local])
+    assert (states[ours].word, states[local].word) == ("RUNNING", "PENDING")
+    assert str(ours) == "job 7 on cluster east" and scheduler.describe(ours) == {"squeue": "RUNNING"}
+    scheduler.release(ours)
+    scheduler.cancel([ours])
+    assert (east.cancelled, east.released, here.cancelled, here.released) == (["7"], ["7"], [], [])
+
+
+def test_jobs_of_a_runner_that_github_jobs_began() -> None:
+    slurm = Replies(squeue="banner\n7|77-1-0123456789ab\n8|mine\n9|\n10|x 78-2-ba9876543210 y\n")
+    found = jobs_named("gb300_0", {"SLURM_CLUSTERS": "east"}, slurm)
+    assert [(job.id, job.token) for job in found] == [("7", "77-1-0123456789ab"), ("10", "78-2-ba9876543210")]
+    assert "SLURM_CLUSTERS" not in slurm.calls[0][1] and "gb300_0" in slurm.calls[0][0]
+    assert jobs_named("x", {}, Replies(NOT_FOUND)) == []
+    assert jobs_named("x", {}, Replies(1, "squeue: fatal: Could not establish a configuration source")) == []
+    with pytest.raises(SchedulerUnreachable, match="whether a job called x lives"):
+        jobs_named("x", {}, Replies(1, "slurm_load_jobs error: Unable to contact slurm controller"))
+
+
+@pytest.mark.slurm
+def test_a_real_cluster_under_its_own_name(slurm_cluster: SlurmCluster) -> None:
+    """By that name its database finds its controller, as it would find another cluster's."""
+    env = slurm_cluster.env
+
+    def client(*argv: str) -> str:
+        return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    said = client("scontrol", "show", "config")
+    name = next(line.split("=")[1].strip() for line in said.splitlines() if line.startswith("ClusterName"))
+    assert elsewhere(name, env) == "" and elsewhere("east", env) == "east"
+    token = "77-1-0123456789ab"
+    options = ("--job-name=r_0", f"--comment={token}", "--output=/dev/null", "--wrap=sleep 300")
+    job = JobKey(client("sbatch", "--parsable", "-M", name, *options).split(";")[0].strip(), None, token, name)
+    assert [key.id for key in jobs_named("r_0", env)] == [job.id]
+    scheduler = ByCluster(SlurmCommands(environ=env), lambda other: SlurmCommands(environ=env, cluster=other))
+    assert scheduler.poll([job])[job].phase is Phase.ALIVE
+    scheduler.cancel([job])
+    deadline = time.monotonic() + 60
+    while scheduler.poll([job])[job].phase is not Phase.TERMINAL:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert jobs_named("r_0", env) == []
