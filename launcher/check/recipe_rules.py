@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from launcher.check.inputs import Found, Rule, rule
-from launcher.core.errors import closest
+from launcher.check.schema_validation import Schema
+from launcher.core.errors import closest, suggest
+from launcher.core.finding import Severity
 from launcher.core.slurm_notation import limit_seconds
 from launcher.core.yaml_source import SourceLocation
 from launcher.image.reference import names_an_image
@@ -17,6 +19,7 @@ from launcher.srtctl.planned import SrtctlResolved
 
 RULES: list[Rule] = []
 plan_rule, recipe_rule = partial(rule, RULES, "plan"), partial(rule, RULES, "recipe")
+version_rule = partial(rule, RULES, "version")
 
 
 @plan_rule("recipe-missing", "error", "the recipe is in none of the trees")
@@ -273,3 +276,53 @@ def nginx_by_default(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
     if f.nginx_by_default:
         message = "several frontends and no frontend.nginx_container: srtctl's default image has no alias here"
         yield message, s.place("frontend")
+
+
+_DIRECTIVES: dict[str, tuple[Severity, str]] = {
+    "array": ("error", "makes many jobs of one, each of which starts the servers; the launcher follows one id"),
+    "a": ("error", "makes many jobs of one (--array)"),
+    "clusters": ("error", "submits to another cluster, which the launcher does not ask: no runner file can name one"),
+    "cluster": ("error", "submits to another cluster (--clusters), which the launcher does not ask"),
+    "M": ("error", "submits to another cluster (--clusters), which the launcher does not ask"),
+    "test-only": ("error", "submits nothing"),
+    "wait": ("error", "has sbatch wait for the job's end, which nobody waits for at a submission"),
+    "W": ("error", "has sbatch wait for the job's end (--wait)"),
+    "wrap": ("error", "takes the place of srtctl's own script"),
+    "output": ("warning", "moves the job's log away from where srtctl and the launcher look for it"),
+    "o": ("warning", "moves the job's log away from where srtctl and the launcher look for it"),
+    "chdir": ("warning", "starts the job in another directory than srtctl expects"),
+    "D": ("warning", "starts the job in another directory than srtctl expects"),
+}
+"""Directives of sbatch with which a job is submitted that cannot be followed, or not at all."""
+
+
+def lost_directives(document: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str, Severity]]:
+    """The directives of a recipe that srtctl hands on and that lose the job: keys, what is wrong, how bad."""
+    directives = document.get("sbatch_directives")
+    for name in directives if isinstance(directives, Mapping) else ():
+        if known := _DIRECTIVES.get(str(name).lstrip("-")):
+            yield ("sbatch_directives", str(name)), f"the directive {str(name)!r} {known[1]}", known[0]
+
+
+def unknown_type(document: Mapping[str, Any], schema: Schema) -> str | None:
+    """What is wrong with `benchmark.type`, which srtctl takes as it is and its job does not."""
+    benchmark = document.get("benchmark")
+    kind = benchmark.get("type") if isinstance(benchmark, Mapping) else None
+    if not isinstance(kind, str) or not schema.benchmarks or kind in schema.benchmarks:
+        return None
+    near = suggest(kind, schema.benchmarks, f"it has {', '.join(sorted(schema.benchmarks))}")
+    return f"srt-slurm {schema.name} has no benchmark of type {kind!r}: {near}; its job ends after the servers started"
+
+
+@plan_rule("directive-lost", "error", "a directive of the recipe makes a job that cannot be followed")
+def directive_lost(s: SrtctlResolved) -> Iterator[Found]:
+    variant = s.recipe.variant
+    for keys, message, severity in lost_directives(variant.document) if variant is not None else ():
+        yield message, s.place(*keys), severity
+
+
+@version_rule("benchmark-type", "error", "the recipe's type of benchmark is one that its srt-slurm does not have")
+def benchmark_type(s: SrtctlResolved, schema: Schema) -> Iterator[Found]:
+    variant = s.recipe.variant
+    if variant is not None and (message := unknown_type(variant.document, schema)):
+        yield message, s.place("benchmark", "type")

@@ -114,12 +114,14 @@ class Schema:
     ``classes`` are class → key of the recipe → type text. A type text is ``str``, ``int``, ``float``, ``bool``,
     ``any``, ``path``, ``list[T]``, ``dict[T,T]``, ``T|T``, ``=a,b`` (one of these words), ``@Class``, ``backend`` (the
     class that its ``type`` names) or ``sweep``; then ``?`` when it may be null, and ``!`` when it must be there.
+    ``benchmarks`` are the types that its jobs know, which srtctl itself does not look at; empty when that is not known.
     """
 
     name: str
     classes: Mapping[str, Mapping[str, str]]
     demands: frozenset[str]
     options: frozenset[str]
+    benchmarks: frozenset[str] = frozenset()
     _judged: dict[tuple[str, ...], list[Violation]] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property

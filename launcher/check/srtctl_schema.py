@@ -35,6 +35,7 @@ class _Tables(msgspec.Struct):
     classes: dict[str, dict[str, str | dict[str, Versions]]]
     demands: dict[str, Versions]
     options: dict[str, Versions]
+    benchmarks: dict[str, Versions]
 
 
 class _Files(msgspec.Struct):
@@ -105,11 +106,11 @@ class Schemas:
             }
             for owner, keys in _tables().classes.items()
         }
-        demands, options = (
+        demands, options, benchmarks = (
             frozenset(word for word, where in words.items() if self._holds(where, name))
-            for words in (_tables().demands, _tables().options)
+            for words in (_tables().demands, _tables().options, _tables().benchmarks)
         )
-        return Schema(ref, classes, demands, options)
+        return Schema(ref, classes, demands, options, benchmarks)
 
     @cached_property
     def _order(self) -> Mapping[str, int]:
@@ -157,13 +158,18 @@ def read_checkout(tree: Path, name: str = "") -> Schema:
     try:
         modules = [_syntax(path) for path in (schema, *sorted((tree / "src/srtctl/backends").glob("*.py")))]
         options = _options(_syntax(command)) if command.is_file() else ()
+        own = [_syntax(path) for path in sorted((tree / "src/srtctl/benchmarks").glob("*.py"))]
     except SyntaxError as error:
         raise ConfigError(f"srtctl's schema cannot be read: {error.msg}", where=str(schema)) from None
     source = _Source(modules)
     classes = {name: dict(source.keys(node)) for name, node in source.dataclasses.items()}
     if ROOT not in classes:
         raise ConfigError("srtctl's schema declares no SrtConfig", where=str(schema))
-    return Schema(name, classes, frozenset(source.demands()), frozenset(options))
+    benchmarks = frozenset(name for module in own for name in _registered(module))
+    # Of "manual" the orchestrator itself knows (cli/mixins/benchmark_stage.py).
+    return Schema(
+        name, classes, frozenset(source.demands()), frozenset(options), benchmarks and benchmarks | {"manual"}
+    )
 
 
 def _syntax(path: Path) -> ast.Module:
@@ -177,6 +183,13 @@ def _options(module: ast.Module) -> Iterator[str]:
     for node in ast.walk(module):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
             yield from (text for text in map(_constant, node.args) if text.startswith("--"))
+
+
+def _registered(module: ast.Module) -> Iterator[str]:
+    """The types of benchmarks that a module of runners registers (``@register_benchmark("sa-bench")``)."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "register_benchmark" and node.args:
+            yield _constant(node.args[0])
 
 
 class _Source:

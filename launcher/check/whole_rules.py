@@ -11,6 +11,7 @@ from functools import partial
 from launcher.benchmark.environment import result_filename
 from launcher.check.inputs import CheckInput, Found, RecipeFile, Row, Rule, rule
 from launcher.check.plan_rules import bytes_of, longest_result_name, moving
+from launcher.check.recipe_rules import lost_directives, unknown_type
 from launcher.check.schema_validation import Schema, Violation
 from launcher.check.srtctl_schema import is_tag
 from launcher.core.errors import ConfigError, closest
@@ -280,6 +281,11 @@ def recipe_refused(given: CheckInput) -> Iterator[Found]:
                     keys = max(variant.places(violation.keys), key=partial(reached, recipe.document.data))
                     message = f"srt-slurm {schema.name} refuses the recipe: {violation.message}"
                     yield message, SourceLocation(recipe.document, *keys)
+                lost = [(keys, message) for keys, message, _ in lost_directives(variant.document)]
+                wrong = unknown_type(variant.document, schema)
+                for own, message in [*lost, *([(("benchmark", "type"), wrong)] if wrong else [])]:
+                    place = max(variant.places(own), key=partial(reached, recipe.document.data))
+                    yield message, SourceLocation(recipe.document, *place)
 
 
 def _least(given: CheckInput, recipe: RecipeFile, variant: Variant) -> tuple[Schema, list[Violation]]:

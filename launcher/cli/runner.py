@@ -228,6 +228,8 @@ def doctor(arguments: argparse.Namespace) -> int:
     facts = queries.with_locks_and_refs(file, facts, fill, run, wait=arguments.timeout)
     # Stand-ins are the launcher's own programs: this cluster has nothing to say about them.
     facts = replace(facts, stand_ins=stand_in_programs(file.runner.tools))
+    if not facts.stand_ins:
+        facts = queries.with_import(file, facts, fill, run, wait=arguments.timeout)
     claims, remarks = compare(file, facts, fill), notes(facts)
     counts = {v: sum(c.verdict == v for c in claims) for v in ("agree", "differ", "unknown")}
     if arguments.json:

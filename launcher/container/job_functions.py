@@ -30,21 +30,60 @@ end_child() {
 """
 
 CHECKPOINT = r"""
-# The login node does not see this directory. What is missing is said by name: it is what has to be staged.
+# The login node does not see this directory. What is wrong is said by name: it is what has to be staged. As
+# launcher/model judges, as far as bash can: `mounted` are the directories that the container sees under the same paths.
+pointer() {
+  case $(head -c 64 -- "$1" 2>/dev/null | tr -d '\0' | tr '[:upper:]' '[:lower:]') in
+    "version https://git-lfs"* | "version https://hawser"* | /annex/objects/* | "# xet version"*) return 0 ;;
+    "<!doctype html"* | "<html"*) return 0 ;;
+  esac
+  return 1
+}
+
+# A safetensors file is as long as its header says, and its blocks were written.
+cut_short() {
+  local size length end
+  [ "$(head -c 9 -- "$1" | tail -c +9 | tr -d '\0')" = "{" ] || return 1  # of another kind: nothing is known
+  size=$(stat -L -c %s -- "$1") && length=$(od -An -t u8 -N 8 -- "$1" | tr -d ' ') || return 1
+  case $length in '' | *[!0-9]* | ?????????*) return 0 ;; esac
+  end=$(tail -c +9 -- "$1" | head -c "$length" | grep -aoE '"data_offsets" *: *\[ *[0-9]+ *, *[0-9]+ *\]' |
+    grep -oE '[0-9]+ *\]' | tr -d ' ]' | sort -n | tail -n 1)
+  [ "$size" -ne "$((8 + length + ${end:-0}))" ]
+}
+
+hollow() {
+  local size blocks each
+  case $(stat -L -f -c %T -- "$1") in ext2/ext3 | xfs | lustre) ;; *) return 1 ;; esac
+  read -r size blocks each < <(stat -L -c '%s %b %B' -- "$1")
+  [ "$size" -gt 65536 ] && [ "$((blocks * each * 2))" -lt "$size" ]
+}
+
+leads_out() {
+  local at tree
+  [ -L "$1" ] || return 1
+  at=$(realpath -m -- "$1")
+  for tree in "$(realpath -m -- "$model")" "${mounted[@]}"; do
+    case $at/ in "$tree"/*) return 1 ;; esac
+  done
+  return 0
+}
+
 check_checkpoint() {
-  local index name missing=() weights=()
+  local index name missing=() weights=() wrong=()
   [ -d "$model" ] || fail 4 "the checkpoint is not on $(uname -n): no directory $model"
+  [[ ! $model =~ \.staging\.[0-9a-f]{12}/*$ && ( ! -d $model/.staging || -e $model/.complete.json ) ]] ||
+    fail 4 "the checkpoint $model on $(uname -n) is half staged: its staging has not ended, or was killed"
   [ -s "$model/config.json" ] || missing+=(config.json)
   for index in "$model"/*.index.json; do
     [ -e "$index" ] || continue
     while read -r name; do
       weights+=("$name")
       [ -s "$model/$name" ] || missing+=("$name")
-    done < <(grep -oE '"[^"/]+\.(safetensors|bin|pt|pth)"' "$index" | tr -d '"' | sort -u)
+    done < <(grep -oE '"[^"]+\.(safetensors|bin|pt|pth)"' "$index" | tr -d '"' | sort -u)
   done
   if [ "${#weights[@]}" -eq 0 ]; then
     for name in "$model"/*.safetensors "$model"/*.bin "$model"/*.gguf "$model"/*.pt; do
-      [ -s "$name" ] && weights+=("$name")
+      [ -s "$name" ] && weights+=("${name##*/}")
     done
     [ "${#weights[@]}" -gt 0 ] || missing+=("weight files")
   fi
@@ -52,6 +91,20 @@ check_checkpoint() {
   fact checkpoint_config "sha256:$(sha256sum 2>/dev/null <"$model/config.json" | cut -d' ' -f1)"
   [ "${#missing[@]}" -eq 0 ] ||
     fail 4 "the checkpoint $model on $(uname -n) lacks ${#missing[@]} files: ${missing[*]:0:10}"
+  for name in "$model"/*.json "$model"/*.model "$model"/*.jinja "${weights[@]/#/$model/}"; do
+    [ -e "$name" ] || [ -L "$name" ] || continue
+    if leads_out "$name"; then
+      wrong+=("${name##*/} is a link that leads out of what the job mounts")
+    elif pointer "$name"; then
+      wrong+=("${name##*/} is a pointer or a page, not the file itself")
+    elif [[ $name == *.safetensors ]] && cut_short "$name"; then
+      wrong+=("${name##*/} is not as long as its header says")
+    elif hollow "$name"; then
+      wrong+=("${name##*/} is hollow: most of it was never written")
+    fi
+  done
+  [ "${#wrong[@]}" -eq 0 ] ||
+    fail 4 "the checkpoint $model on $(uname -n) is not whole: $(printf '%s; ' "${wrong[@]:0:10}")"
   say "checkpoint $model: whole, ${#weights[@]} weight files"
 }
 """

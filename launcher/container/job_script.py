@@ -137,7 +137,8 @@ def _checkpoint(plan: Plan) -> list[str]:
     path = plan.model.path
     if path is None or path.startswith("hf:") or "login" in plan.model.seen_by or plan.model.downloads:
         return []
-    return [f"model={word(path)}", functions.CHECKPOINT.strip(), "check_checkpoint"]
+    mounted = f"mounted=({' '.join(map(word, plan.model.mounted))})"
+    return [f"model={word(path)}", mounted, functions.CHECKPOINT.strip(), "check_checkpoint"]
 
 
 def _image(plan: Plan, job: ContainerJob, engine: EngineCommands) -> list[str]:

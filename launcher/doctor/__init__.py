@@ -4,6 +4,8 @@ In come a runner file and what the cluster answers: Slurm's commands, git, and h
 (`queries` asks). Out come claims, each with the line of the file that it is about, or the text of a draft (draft.yaml).
 Open `comparison` first: its tables say which fact speaks about which key; `facts` are all that can be known.
 
+Nobody imports `import_proof`: it is a program, which runs here or on a node and has enroot import a tiny image.
+
 `comparison` and `scheduling` are pure (a contract in pyproject.toml), so that tests can judge made-up clusters: they
 must not import `programs`, which reads what the programs print.
 """

@@ -20,6 +20,7 @@ from launcher.doctor.facts import (
     DirectoryView,
     Fact,
     Host,
+    Imported,
     Mount,
     Side,
     Statement,
@@ -231,6 +232,12 @@ def _compare_importer(said: Statement, facts: ClusterFacts) -> str | None:
     raise Differ(str(host.enroot), "install enroot, or put it on the runner's PATH")
 
 
+def _compare_import(said: Statement, tried: Imported) -> str:
+    if not tried.imported:
+        raise Differ(" ".join(tried.say.split()), tried.fix or "as it says")
+    return tried.say
+
+
 def _compare_locks(said: Statement, probed: Probed) -> str:
     late = "" if probed.clocks < 5 else f"; the clocks differ by {probed.clocks:g} s"
     found = f"{probed.where}: flock {probed.flock}, owner file {probed.owner_file}{late}"
@@ -288,6 +295,7 @@ _SLURM: Sequence[Row] = (
 _ROWS: Sequence[Row] = (
     Row("tools", lambda said, fact: None, _stand_ins),
     Row("images.import-on", _compare_importer),
+    Row("images.import-on", _compare_import, lambda facts: facts.imports, "enroot imports there ({})".format),
     Row("images.lock", _compare_locks, lambda facts: facts.locks, lambda said: "holds between two processes"),
     Row("images.lock", _compare_locks, lambda facts: facts.locks_with_node, lambda said: "holds with a node"),
     Row("repositories.*", _compare_repository),

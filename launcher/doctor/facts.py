@@ -279,13 +279,23 @@ NO_SLURM = SlurmFacts("", *[Unknown("the runner's scheduler is the embedded one"
 
 
 @dataclass(frozen=True)
+class Imported:
+    """Whether enroot imported the tiny image; what there is to say, and how to ``fix`` it."""
+
+    imported: bool
+    say: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
 class ClusterFacts:
     """Everything that was asked of a cluster.
 
     ``submissions`` are the jobs that Slurm was asked about, by name (see `launcher.doctor.scheduling.jobs_to_check`).
     ``locks`` says whether locks hold in the image directory between two processes of this host, ``locks_with_node``
     between this host and a node, where that could be tried. ``refs`` are the refs (name → commit) of each repository,
-    by its name in the runner file.
+    by its name in the runner file. ``imports`` is what came of an import of a tiny image where images are
+    imported, None where that was not tried.
     """
 
     slurm: SlurmFacts
@@ -297,6 +307,7 @@ class ClusterFacts:
     locks: Fact[Probed] | None = None
     locks_with_node: Fact[Probed] | None = None
     refs: Mapping[str, Fact[Mapping[str, str]]] = field(default_factory=dict)
+    imports: Fact[Imported] | None = None
     stand_ins: tuple[str, ...] = ()
     """The programs that runs start in place of the cluster's own, which then do not matter."""
 

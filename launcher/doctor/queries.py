@@ -7,10 +7,12 @@ What one host sees is printed by host.sh, which runs here and, by one srun, on o
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import re
 import secrets
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,7 +25,17 @@ from launcher.core.process import NOT_FOUND, CommandRunner, Completed
 from launcher.core.slurm_notation import node_names
 from launcher.doctor import comparison, programs, scheduling
 from launcher.doctor.comparison import Fill
-from launcher.doctor.facts import ClusterFacts, DirectoryView, Fact, Host, SlurmFacts, SubmissionCheck, Unknown, listed
+from launcher.doctor.facts import (
+    ClusterFacts,
+    DirectoryView,
+    Fact,
+    Host,
+    Imported,
+    SlurmFacts,
+    SubmissionCheck,
+    Unknown,
+    listed,
+)
 from launcher.doctor.programs import TIMEOUT, ask, no_answer
 from launcher.image import probe
 from launcher.image.probe import Probed
@@ -91,6 +103,32 @@ def with_locks_and_refs(
         here, with_node = _locks(run, fill(file.runner.images.directory), facts, options, wait)
     by_name = {name: refs.result()[url] for name, url in urls.items()}
     return replace(facts, locks=here, locks_with_node=with_node, refs=by_name)
+
+
+def with_import(file: RunnerFile, facts: ClusterFacts, fill: Fill, run: CommandRunner, *, wait: float) -> ClusterFacts:
+    """Have enroot import a tiny image from a registry on loopback, where the file says that images are imported.
+
+    Not tried where enroot is not, which is said anyway, and on a node unless one was looked at.
+    """
+    images = file.runner.images
+    side = facts.side(images.import_on)
+    if isinstance(side, Unknown) or isinstance(side.enroot, Unknown):
+        return facts
+    own = [
+        sys.executable,
+        "-m",
+        "launcher.doctor.import_proof",
+        fill(images.temporary or "/tmp"),
+        images.squash_options,
+    ]
+    on_node = images.import_on == "compute" and file.runner.scheduler.kind == "slurm"
+    options = _srun_options(file, facts.slurm)[0] if on_node else []
+    argv = [*(["srun", *options, f"--immediate={wait:.0f}"] if on_node else []), *own]
+    answer = run(argv, timeout=wait + SCRIPT_TIMEOUT * 2)
+    try:
+        return replace(facts, imports=Imported(**json.loads(answer.stdout.splitlines()[-1])))
+    except (IndexError, ValueError, TypeError):
+        return replace(facts, imports=no_answer(answer))
 
 
 def _srun_options(file: RunnerFile, slurm: SlurmFacts) -> tuple[list[str], ...]:

@@ -132,6 +132,11 @@ FIRES: list[tuple[str, str, str, dict[str, Any]]] = [
     ("wrong-type", "error", "NCCL_DEBUG:", {"change": put("environment", "NCCL_DEBUG", value=1)}),
     ("missing-field", "error", "resources:", {"change": lambda r: r["resources"].pop("gpu_type")}),
     ("value-refused", "error", "request_plane:", {"change": put("dynamo", "request_plane", value="ftp")}),
+    ("benchmark-type", "error", "type: sa_bench", {"change": put("benchmark", "type", value="sa_bench")}),
+    ("directive-lost", "error", "array:", {"change": put("sbatch_directives", value={"array": "0-3"})}),
+    ("directive-lost", "error", "clusters:", {"change": put("sbatch_directives", value={"clusters": "east"})}),
+    ("directive-lost", "error", "test-only:", {"change": put("sbatch_directives", value={"test-only": ""})}),
+    ("directive-lost", "warning", "output:", {"change": put("sbatch_directives", value={"output": "/tmp/x.out"})}),
     ("option-unknown", "error", "repository:", {"runner": lane(f"{ON_Q2}    preflight: false\n")}),
     ("moving-ref", "warning", "repository:", {"runner": lane("    ref: main\n")}),
     (

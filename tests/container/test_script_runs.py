@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from launcher.plan.plan import Plan, PlannedModel
 from launcher.rehearsal.enroot_stand_in import FAULTS
 from tests.container.jobs import ID, JobHost, left, wait_for
 from tests.container.plans import RESULT, a_container, a_job, an_image, staging
+from tests.model.checkpoints import checkpoint as small_checkpoint
+from tests.model.checkpoints import safetensors
 
 HERE = {"/workspace": "{workspace}"}
 
@@ -205,6 +208,57 @@ def test_a_checkpoint_that_only_the_node_sees_is_looked_at_there(
     said = host.run(checkpoint(host), code=0 if lacks is None else 4)
     assert (lacks or "whole, 2 weight files") in said
     assert result_is_there(host) == (lacks is None)
+
+
+def _pointer(model: Path) -> None:
+    (model / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+
+
+def _shorter(model: Path) -> None:
+    shard = model / "model-00002-of-00003.safetensors"
+    os.truncate(shard, shard.stat().st_size - 1)
+
+
+def _hollow(model: Path) -> None:
+    shard = safetensors(model / "model-00002-of-00003.safetensors", {"w": ("BF16", 1 << 20)})
+    size, head = shard.stat().st_size, shard.read_bytes()[:4096]
+    shard.unlink()
+    shard.write_bytes(head)
+    os.truncate(shard, size)
+
+
+def _out(model: Path) -> None:
+    (model / "config.json").rename(model.parent / "elsewhere.json")
+    (model / "config.json").symlink_to("../elsewhere.json")
+
+
+def _half(model: Path) -> None:
+    (model / ".staging").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_pointer, "tokenizer.json is a pointer"),
+        (_shorter, "model-00002-of-00003.safetensors is not as long as its header says"),
+        (_hollow, "model-00002-of-00003.safetensors is hollow"),
+        (_out, "config.json is a link that leads out of what the job mounts"),
+        (_half, "is half staged"),
+        (lambda model: (model / "again.json").symlink_to("config.json"), "whole, 3 weight files"),
+        (lambda model: None, "whole, 3 weight files"),
+    ],
+)
+def test_on_the_node_the_same_is_no_checkpoint(host: JobHost, damage: Callable[[Path], None], said: str) -> None:
+    if damage is _hollow and not tells_of_holes(host.root):
+        pytest.skip("bash is not told of holes on this file system")
+    damage(small_checkpoint(host.root / "model"))
+    assert said in host.run(checkpoint(host), code=0 if said.startswith("whole") else 4)
+
+
+def tells_of_holes(path: Path) -> bool:
+    """Whether the script believes what the file system of a directory says of a file's blocks."""
+    said = subprocess.run(["stat", "-f", "-c", "%T", str(path)], capture_output=True, text=True, check=True)
+    return said.stdout.strip() in ("ext2/ext3", "xfs", "lustre")
 
 
 # --- the copy of the checkout
