@@ -150,11 +150,13 @@ def apply(
             where=_recipe(argv),
             hint=hint_for(words, {**_hints(), **SBATCH_HINTS}),
         )
+    cluster = "" if ids[0] in found else cluster  # what this host's controller has under our token is here
     if dropped:
         raise JobsExist(
             f"the job was submitted without srtslurm.yaml, hence without aliases and defaults: {dropped}",
             job_ids=ids,
             hint="cancel it and correct the runner file's `srtslurm` table",
+            cluster=cluster,
         )
     output = _output(answer, submission.root, ids[0])
     return Submitted(
@@ -163,7 +165,7 @@ def apply(
         output=output,
         log=output / LOG.format(ids[0]),
         held=submission.hold,
-        cluster="" if ids[0] in found else cluster,  # what this host's controller has under our token is here
+        cluster=cluster,
         adopted=failed,
         said=answer.said,
         notes=(*notes, f"srtctl failed, and the job exists: {trouble}") if failed else tuple(notes),
