@@ -107,7 +107,9 @@ def finish(run: Run, state: JobState) -> Outcome:
             log = Path(run.plan.workspace.path, LOGS, log.name)  # the job's own directory goes with its tree
         error = JobError(f"the job ended as {state.describe()}", where=f"job {job.id}", hint=f"its log: {log}")
         if state.word == "CANCELLED" and cancelling.is_asked(run.record):
-            error = cancelling.reason(run.record)
+            why = f"{cancelling.reason(run.record).message}: the job ended as {state.describe()}"
+            # 130 is for whoever was asked to stop: this process was not, and its job did.
+            error = Cancelled(why, exit_code=JobError.exit_code)
     elif run.plan.scheduler.kind != "local":  # its jobs write to this machine's own disk: nothing comes late
         patience = RESULT_PATIENCE
     if state.succeeded and state.failed_step:
