@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import GithubJob, benchmark_from_environment, github_job
 from launcher.benchmark.matrix import Matrix, load_matrix
-from launcher.check.registry import check_plan
+from launcher.check.registry import check_plan, unknown_settings_of
 from launcher.check.srtctl_schema import Schemas
 from launcher.container.kind import ContainerKind
 from launcher.container.resolve import ContainerPlanner
@@ -172,7 +172,9 @@ class Project:
         """Plan what this GitHub job's environment asks for."""
         job = github_job(self.environ)
         file = self.fleet.for_runner_name(job.runner_name)
-        return self._plan(benchmark_from_environment(self.environ), file, job, run_id, False)
+        plan = self._plan(benchmark_from_environment(self.environ), file, job, run_id, False)
+        found = unknown_settings_of(self.environ)  # by hand such a row is refused
+        return dataclasses.replace(plan, findings=(*plan.findings, *found)) if found else plan
 
     def plan_srtctl(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> Plan:
         """Plan a benchmark that srtctl runs."""

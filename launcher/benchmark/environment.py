@@ -6,6 +6,7 @@ input that was not given is the empty text, and agentic jobs have ``'0'`` for se
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,6 +100,29 @@ def benchmark_from_environment(environ: Mapping[str, str]) -> Benchmark:
     )
     _agree(environ, benchmark)
     return benchmark
+
+
+def unknown_settings(environ: Mapping[str, str]) -> list[tuple[str, str | None]]:
+    """Variables of a job of several nodes that look like settings of its row and are none, each with what comes near.
+
+    A workflow exports a row's additional settings among all else that the host has, so that an unknown one is told only
+    by its beginning, or by a name that is a slip of the pen away from a setting's.
+    """
+    if contract_in(environ) is not MULTI_NODE:
+        return []
+    fields = (*MULTI_NODE.fields, *(field for side in MULTI_NODE.roles.values() for field in side))
+    known = {*(field.variable for field in fields), *MULTI_NODE.options, *MULTI_NODE.settings}
+    found = []
+    for name in sorted(environ.keys() - known):
+        near = next(iter(difflib.get_close_matches(name, known, n=1, cutoff=_SLIP)), None)
+        if near is not None or name.startswith(_SIDES):
+            found.append((name, near))
+    return found
+
+
+_SLIP = 0.91
+"""Likeness of two names that differ by a letter or two; SLURM_JOB_PARTITION and SLURM_PARTITION are less alike."""
+_SIDES = ("PREFILL_", "DECODE_")
 
 
 def _agree(environ: Mapping[str, str], benchmark: Benchmark) -> None:

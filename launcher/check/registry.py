@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from launcher.benchmark.environment import unknown_settings
+from launcher.benchmark.fields import WHERE
 from launcher.check import container_rules, plan_rules, recipe_rules, whole_rules
 from launcher.check.inputs import CheckInput, Rule, Subject
 from launcher.check.srtctl_schema import Schemas
@@ -23,7 +25,10 @@ BASELINE = (
 )
 """Rules that have no function here: the baseline reports by these ids."""
 
-RULES = {one.id: one for one in (*BASELINE, *whole_rules.RULES, *PLAN)}
+ENVIRONMENT = (Rule("setting-unknown", "warning", "a variable looks like a setting of the row, and is none"),)
+"""Rules about the environment of a GitHub job alone: `launcher.project` looks when it plans from one."""
+
+RULES = {one.id: one for one in (*BASELINE, *ENVIRONMENT, *whole_rules.RULES, *PLAN)}
 """Every rule by its id."""
 
 
@@ -40,6 +45,16 @@ def check_plan(resolved: Resolved, schemas: Schemas) -> tuple[Finding, ...]:
     elif isinstance(resolved, ContainerResolved):
         known["container"] = (resolved,)
     return tuple(one for rule in PLAN if rule.subject in known for one in rule.findings(*known[rule.subject]))
+
+
+def unknown_settings_of(environ: Mapping[str, str]) -> tuple[Finding, ...]:
+    """A finding for each variable of a job that looks like an additional setting of its row, and is passed over."""
+    (one,) = ENVIRONMENT
+    found = []
+    for name, near in unknown_settings(environ):
+        hint = f": did you mean {near}?" if near is not None else ""
+        found.append(Finding(one.id, one.severity, f"{name} is no known setting, and is passed over{hint}", WHERE))
+    return tuple(found)
 
 
 def check_everything(given: CheckInput) -> list[Finding]:

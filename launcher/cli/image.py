@@ -131,8 +131,8 @@ def import_images(arguments: argparse.Namespace) -> int:
                 else:
                     record = ensure_image(image, where.policy, where.environment, run=run, log=_log, sleep=stop.sleep)
                     say(record.squash)
-            except Cancelled:
-                stop.check()  # it knows the signal, and with it the exit code
+            except Cancelled as why:
+                why.message = f"{why.message.partition(' while ')[0]} while importing {reference}"
                 raise
     return 0
 

@@ -36,7 +36,7 @@ def check(arguments: argparse.Namespace) -> int:
     """Whether checkpoints are whole and the declared ones; exit code 4 when one is not."""
     good, reports = True, []
     for path, note in _paths(arguments, below=False):
-        report = examine(path, precision=arguments.precision)
+        report = examine(path, precision=arguments.precision, mounted=())
         reports.append(report.as_dict())
         good = good and report.whole and report.identity != "mismatch"
         if not arguments.json:
@@ -216,6 +216,7 @@ def _show(report: CheckpointReport, note: str, precision: str | None) -> None:
         words = {"mismatch": "not the declared one: {}", "match": "the declared one"}
         unknown = "the declared one or not: not known ({})"
         parts.append(words.get(report.identity, unknown).format(report.identity_reason))
+    parts += [f"agrees with {' and '.join(report.known_by)}"] if report.known_by else []
     say(f"{report.path}: {', '.join(parts)}  {note}".rstrip())
     for line in (*report.problems, *(f"doubt: {doubt}" for doubt in report.doubts)):
         say(f"  {line}")

@@ -103,7 +103,7 @@ class ContainerPlanner:
             rules,
             context,
             images=images,
-            model=derive.planned_model(rules, path, context, cache),
+            model=replace(derive.planned_model(rules, path, context, cache), mounted=_same(container.mounts)),
             results=_results(expected, benchmark, inside, container.workdir),
             time_limit=str(minutes) if minutes is not None else None,
             details=job.as_details(),
@@ -180,7 +180,7 @@ def _mounts(
         mounts[cache.at.rstrip("/")] = cache.host
     for adjustment in rules.adjustments:
         mounts |= {target: source for source, target in adjustment.rule.mounts.items()}
-    whole = [target.rstrip("/") for target, source in mounts.items() if source.rstrip("/") == target.rstrip("/")]
+    whole = _same(mounts)
     seen = model_path is None or any(model_path.startswith(f"{tree}/") for tree in whole)
     if model_path is not None and lane.model_variables and not seen:
         mounts[model_path] = model_path
@@ -188,6 +188,11 @@ def _mounts(
         message = f"{bad[0]!r} cannot be mounted into a container; expected an absolute path without ',' and ':'"
         raise ConfigError(message, where=rules.lane.where)
     return mounts
+
+
+def _same(mounts: Mapping[str, str]) -> tuple[str, ...]:
+    """The directories that the container sees under the host's paths."""
+    return tuple(target.rstrip("/") for target, source in mounts.items() if source.rstrip("/") == target.rstrip("/"))
 
 
 def _own_environment(rules: AppliedRules, lane: Container, context: Context, model_path: str | None) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 errors.py is the tree of errors with their exit codes: open it first. process.py runs programs, and says which process
 runs on which host; publish.py writes files that are whole or absent, lease.py locks; stop.py and retry.py are for what
-takes long. yaml_source.py reads YAML with lines, which its errors and finding.py name. redact.py takes secrets out,
-github.py speaks to the Actions runner, slurm_notation.py reads Slurm's times and host lists, and shipped.py finds the
-files that come with the package.
+takes long. reading.py reads files that others may have damaged, and yaml_source.py YAML with lines, which its errors
+and finding.py name. state.py says where the launcher's own directory is. redact.py takes secrets out, github.py speaks
+to the Actions runner, slurm_notation.py reads Slurm's times and host lists, and shipped.py finds the files that come
+with the package.
 """

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from launcher.core.errors import Cancelled, ImageError
+from launcher.core.errors import ImageError
 from launcher.core.lease import Lock
 from launcher.core.process import CommandRunner
 from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, publish_new, temporary_name
@@ -138,9 +138,6 @@ class Placement:
                 found = self._follow_tag(found, self.registry)
         except ImageError as error:
             error.where = error.where or self.image.place()
-            raise
-        except Cancelled as why:
-            why.message = f"{why.message.partition(' while ')[0]} while importing {self.image.reference}"
             raise
         return replace(found, seconds=time.monotonic() - began, facts=tuple(self.facts))
 

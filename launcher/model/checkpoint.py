@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,6 +21,8 @@ from typing import Any
 import msgspec
 
 from launcher.core.errors import ModelError
+from launcher.model.fingerprint import Fingerprint, contradictions, fingerprint_of
+from launcher.model.links import way_out
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest
 from launcher.model.weights import DamagedFile, Header, Identity, declared, identity, open_regular, read_header
 
@@ -26,6 +30,20 @@ REHEARSAL_KEY = "launcher_rehearsal"
 """The key of config.json that marks a stand-in, made for rehearsals: its weights are not worth measuring."""
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "tekken.json", "vocab.json", "vocab.txt")
+_LIKE_A_TOKENIZER = re.compile(r"tokeni[sz]|vocab|spiece|sentencepiece|bpe|\.spm$|\.model$", re.IGNORECASE)
+_NO_VOCABULARY = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
+"""Tokenizers of transformers that read bytes or code points, and need no file."""
+
+_SETTINGS = re.compile(
+    r"(generation|tokenizer|preprocessor|processor|video_preprocessor|quantize|quant|adapter)_config\.json"
+    r"|special_tokens_map\.json|added_tokens\.json|chat_template\.json|quant_cfg\.json"
+)
+"""Files of settings that engines parse where they are there."""
+
+_READ = re.compile(r"(?!\.)[^/]+\.(json|model|txt|jinja|py|tiktoken|vocab|spm)")
+"""Files at the top that engines read, or may read: none of them may be a pointer, an error page or a hole."""
+
+_INDEX = "model.safetensors.index.json"
 _LEFTOVER = re.compile(r"\.(incomplete|part|partial|tmp|aria2)$|^\..+\.[A-Za-z0-9]{6}$")
 _NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 _SUFFIX = re.compile(r"[-_.](nvfp4|mxfp4|mxfp8|fp4|fp8|int4|int8|bf16|awq|gptq|v\d+)$", re.IGNORECASE)
@@ -36,8 +54,10 @@ class CheckpointReport:
     """What is known of a checkpoint.
 
     ``problems`` keep it from being whole; ``doubts`` do not, and are worth a look. ``identity`` compares the weights
-    with the precision asked for, and ``identity_reason`` says why it is not a match. ``bytes`` is the size of all
-    shards together. ``rehearsal`` says that it is a stand-in, made for rehearsals (`REHEARSAL_KEY`).
+    with the precision asked for, and architecture and sizes with every fingerprint that is at hand; ``identity_reason``
+    says why it is not a match. ``known_by`` are the fingerprints that agree: without one, nobody knows which model it
+    is. ``fingerprint`` is what the files say. ``bytes`` is the size of all shards together. ``rehearsal`` says that it
+    is a stand-in, made for rehearsals (`REHEARSAL_KEY`).
     """
 
     path: Path
@@ -50,17 +70,31 @@ class CheckpointReport:
     problems: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
     rehearsal: bool = False
+    known_by: tuple[str, ...] = ()
+    fingerprint: Fingerprint = dataclasses.field(default_factory=dict, compare=False)
+
+    def compared(self, wanted: Fingerprint, source: str) -> CheckpointReport:
+        """The report after a comparison with a fingerprint; ``source`` says where that stands."""
+        if not wanted or not self.fingerprint:
+            return self
+        if said := contradictions(wanted, self.fingerprint, source):
+            return dataclasses.replace(self, identity="mismatch", identity_reason="; ".join(said))
+        return dataclasses.replace(self, known_by=(*self.known_by, source))
 
     def as_dict(self) -> dict[str, Any]:
         """For records and summaries."""
         return {**dataclasses.asdict(self), "path": str(self.path)}
 
 
-def examine(path: Path, *, precision: str | None, unfinished: bool = False) -> CheckpointReport:
+def examine(
+    path: Path, *, precision: str | None, unfinished: bool = False, mounted: tuple[str, ...] | None = None
+) -> CheckpointReport:
     """Look at a checkpoint directory: one listing, a small read for each shard, a stat for each file of a manifest.
 
     ``precision`` is what the benchmark declares (``fp4 fp8 bf16 int4``). ``unfinished``: it is being staged by the
-    caller, and may look so. Never raises for what lies there.
+    caller, and may look so. ``mounted`` are the directories that the job sees under the same paths, none where it sees
+    the checkpoint alone: links that lead elsewhere are problems then; with None they are followed. Never raises for
+    what lies there.
     """
     try:
         names = frozenset(entry.name for entry in path.iterdir())
@@ -72,13 +106,15 @@ def examine(path: Path, *, precision: str | None, unfinished: bool = False) -> C
         examination.check_manifest()
     config = examination.read_config() or {}
     examination.check_tokenizer()
+    examination.check_files()
     examination.find_leftovers()
     headers = examination.check_shards()
+    if mounted is not None:
+        examination.check_links(mounted)
     by_dtype = sum((Counter(header.bytes_by_dtype) for header in headers.values()), Counter[str]())
-    beside = examination.mapping("hf_quant_config.json") if "hf_quant_config.json" in names else None
-    found = declared(config, beside)
+    found = declared(config, examination.beside())
     same, why = identity(precision, found, by_dtype)
-    return CheckpointReport(
+    report = CheckpointReport(
         path=path,
         whole=not examination.problems,
         identity=same,
@@ -89,7 +125,12 @@ def examine(path: Path, *, precision: str | None, unfinished: bool = False) -> C
         problems=tuple(examination.problems),
         doubts=tuple(examination.doubts),
         rehearsal=bool(config.get(REHEARSAL_KEY)),
+        fingerprint=fingerprint_of(config, found, headers) if config else {},
     )
+    learnt = examination.manifest
+    if learnt is None or not learnt.fingerprint or not report.whole:
+        return report
+    return report.compared(learnt.fingerprint, f"what was verified at {learnt.created or 'its staging'}")
 
 
 def require(
@@ -161,18 +202,18 @@ class _Examination:
         self.path, self.names = path, names
         self.problems: list[str] = []
         self.doubts: list[str] = []
+        self.manifest: Manifest | None = None
 
     def check_manifest(self) -> None:
         """Compare with `.complete.json` by names and sizes; a directory whose staging never ended is no checkpoint."""
         if STAGING_NAME.fullmatch(self.path.name) or (WORK_DIRECTORY in self.names and MANIFEST_NAME not in self.names):
             self.problems.append("half staged: its staging has not ended, or was killed")
             return
-        manifest = None
         with self.noting(MANIFEST_NAME):
-            manifest = Manifest.read(self.path)
-        if manifest is not None:
-            self.problems += manifest.differences(self.path)
-            self.doubts += [f"{name} came after the checkpoint was staged" for name in manifest.extra(self.path)]
+            self.manifest = Manifest.read(self.path)
+        if self.manifest is not None:
+            self.problems += self.manifest.differences(self.path)
+            self.doubts += [f"{name} came after the checkpoint was staged" for name in self.manifest.extra(self.path)]
 
     def read_config(self) -> Mapping[str, Any] | None:
         if "config.json" in self.names:
@@ -181,37 +222,86 @@ class _Examination:
         self.problems.append(f"config.json is missing{hub}")
         return None
 
+    def beside(self) -> Mapping[str, Any] | None:
+        """modelopt's `hf_quant_config.json`; the layers of a mixed one may stand in `quant_cfg.json`."""
+        if "hf_quant_config.json" not in self.names:
+            return None
+        found, said = self.mapping("hf_quant_config.json") or {}, "quant_cfg.json" in self.names
+        layers = (self.mapping("quant_cfg.json") or {}).get("quantized_layers") if said else None
+        quantisation = found.get("quantization")
+        if isinstance(layers, dict) and isinstance(quantisation, dict) and "quantized_layers" not in quantisation:
+            return {**found, "quantization": {**quantisation, "quantized_layers": layers}}
+        return found
+
     def mapping(self, name: str) -> Mapping[str, Any] | None:
-        """A JSON object, or None after noting what is wrong with the file."""
+        """A JSON object as Python's json reads it (with NaN and Infinity, as its readers do), or None after noting what
+        is wrong with the file."""
         with self.noting(name), open_regular(self.path / name) as (descriptor, size):
-            return msgspec.json.decode(os.pread(descriptor, size, 0), type=dict[str, Any])
+            raw = os.pread(descriptor, size, 0)
+            try:
+                return msgspec.json.decode(raw, type=dict[str, Any])
+            except msgspec.DecodeError:  # of what both refuse, msgspec says where
+                with contextlib.suppress(ValueError):
+                    if isinstance(found := json.loads(raw.decode()), dict):
+                        return found
+                raise
         return None
 
     @contextlib.contextmanager
     def noting(self, name: str) -> Iterator[None]:
         """Note what is found wrong with a file within the block, and go on after it."""
+        said = ""
         try:
             yield
         except DamagedFile as damage:
-            self.problems.append(f"{name} is {damage}")
+            said = f"{name} is {damage}"
         except ModelError as error:
-            self.problems.append(f"{name}: {error.message}")
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            self.problems.append(f"{name} cannot be parsed: {error}")
+            said = f"{name}: {error.message}"
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            said = f"{name} cannot be parsed: {error}"
+        if said and said not in self.problems:  # of a file that several checks read it is said once
+            self.problems.append(said)
 
     def check_tokenizer(self) -> None:
         found = [name for name in _TOKENIZERS if name in self.names]
         found += [name for name in self.names if name.endswith(".tiktoken")]
         if found == ["vocab.json"] and "merges.txt" not in self.names:
             self.problems.append("merges.txt is missing beside vocab.json")
-        if not found:
-            self.problems.append("no tokenizer (tokenizer.json, tokenizer.model, vocab.json with merges.txt)")
         for name in found:
             if name.endswith(".json"):
                 self.mapping(name)
-            else:
+        if found:
+            return
+        settings = self.mapping("tokenizer_config.json") or {} if "tokenizer_config.json" in self.names else {}
+        other = sorted(n for n in self.names if _LIKE_A_TOKENIZER.search(n) and n != "tokenizer_config.json")
+        if other:
+            self.doubts.append(f"no tokenizer of a name that is known here; {other[0]} may be one")
+        elif settings.get("tokenizer_class") not in _NO_VOCABULARY:
+            self.problems.append("no tokenizer (tokenizer.json, tokenizer.model, vocab.json with merges.txt)")
+
+    def check_files(self) -> None:
+        """What engines read beside weights and config is itself, no pointer to it; and settings can be parsed."""
+        for name in sorted(name for name in self.names if _READ.fullmatch(name)):
+            if _SETTINGS.fullmatch(name):
+                self.mapping(name)
+            elif name not in ("config.json", _INDEX) and not self._may_be_empty(name):
                 with self.noting(name), open_regular(self.path / name):
                     pass
+
+    def _may_be_empty(self, name: str) -> bool:
+        """Whether it is an empty file of a kind that may be one, as `__init__.py` is."""
+        with contextlib.suppress(OSError):
+            is_plain = name.endswith((".py", ".txt", ".jinja")) and name not in (*_TOKENIZERS, "merges.txt")
+            return is_plain and (self.path / name).stat().st_size == 0
+        return False
+
+    def check_links(self, mounted: tuple[str, ...]) -> None:
+        """Links must lead to where the job sees them too."""
+        out = {name: to for name in sorted(self.names) if (to := way_out(self.path, name, mounted))}
+        for name in list(out)[:3]:
+            self.problems.append(f"{name} is a link that leads out of what the job mounts: {out[name]}")
+        if len(out) > 3:
+            self.problems.append(f"{len(out) - 3} more links lead out of what the job mounts")
 
     def find_leftovers(self) -> None:
         """Note what downloads and copies leave: huggingface_hub's ``*.incomplete``, our and rsync's temporaries."""
@@ -224,6 +314,8 @@ class _Examination:
         """Read every shard's header, and note what is missing or damaged. The headers of the sound ones, by name."""
         present = {name for name in self.names if name.endswith(".safetensors")}
         wanted, totals = self._read_indexes(present)
+        below = (name for name in wanted if "/" in name and not name.startswith(("../", "/")))
+        present |= {name for name in below if (self.path / name).exists()}
         if wanted and not wanted.keys() & present:
             self.problems.append(f"a stub: the index names {len(wanted)} shards and none of them is here")
         else:
@@ -242,10 +334,13 @@ class _Examination:
         return headers
 
     def _read_indexes(self, present: set[str]) -> tuple[dict[str, set[str]], list[Any]]:
-        """Which tensors the indexes place in which shard, and each index's ``total_size`` (None without one)."""
+        """Which tensors the indexes place in which shard, and each index's ``total_size`` (None without one).
+
+        Beside transformers' index another one is that of a second copy of the weights, which may be left out.
+        """
         wanted: dict[str, set[str]] = {}
         totals: list[Any] = []
-        indexes = sorted(name for name in self.names if name.endswith(".safetensors.index.json"))
+        indexes = sorted((name for name in self.names if name.endswith(".safetensors.index.json")), key=_INDEX.__ne__)
         for index in indexes:
             if (content := self.mapping(index)) is None:
                 continue
@@ -253,12 +348,28 @@ class _Examination:
             if not isinstance(weights, dict) or not weights:
                 self.problems.append(f"{index} holds no weight_map")
                 continue
+            placed: dict[str, set[str]] = {}
             for tensor, shard in weights.items():
-                wanted.setdefault(str(shard), set()).add(tensor)
+                placed.setdefault(self._shard(index, str(shard)), set()).add(tensor)
+            if index != indexes[0] and indexes[0] == _INDEX and (absent := placed.keys() - present):
+                self.doubts.append(
+                    f"{index} names {len(absent)} shards that are not here; {_INDEX} is what engines read"
+                )
+                continue
+            for name, tensors in placed.items():
+                wanted.setdefault(name, set()).update(tensors)
             totals.append(metadata.get("total_size") if isinstance(metadata, dict) else None)
         if not indexes:
             self._check_unindexed(present)
         return wanted, totals
+
+    def _shard(self, index: str, said: str) -> str:
+        """The path of a shard below the checkpoint. transformers takes any; vLLM only names beside the index."""
+        doubt = f"{index} names shards by paths: vLLM reads only those beside the index"
+        if "/" in said and doubt not in self.doubts:
+            self.doubts.append(doubt)
+        name = posixpath.normpath(said)
+        return said if name.startswith(("../", "/")) else name
 
     def _check_unindexed(self, present: set[str]) -> None:
         if not present:

@@ -56,7 +56,11 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """``source`` is a directory or ``hf:ORGANISATION/NAME``; ``revision`` the hub's commit, handed on by copies."""
+    """``source`` is a directory or ``hf:ORGANISATION/NAME``; ``revision`` the hub's commit, handed on by copies.
+
+    ``fingerprint`` is what the files said of themselves when they were verified (fingerprint.py); None in manifests of
+    earlier versions.
+    """
 
     source: str
     revision: str | None
@@ -65,6 +69,7 @@ class Manifest:
     created: str = ""
     algorithm: Literal["xxh3-128"] = "xxh3-128"
     schema: Literal[1] = 1
+    fingerprint: dict[str, str | int | float] | None = None
 
     @property
     def bytes(self) -> int:

@@ -13,7 +13,7 @@ import importlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,9 @@ LONGEST_WAIT = 600.0
 
 FIRST_WAIT = 2.0
 """Seconds before the second request, where the hub does not say; then twice as long each time, up to 60."""
+
+_SMALL = 4 << 20
+"""Bytes of a file that is read to learn what a checkpoint is."""
 
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _NOT_TAKEN = (".git", ".cache", WORK_DIRECTORY)
@@ -154,11 +157,18 @@ class HubSource:
 
     part_size: int | None = None
 
-    def __init__(self, repository: str, revision: str | None = None, *, stop: Stop = Stop.never()) -> None:
+    def __init__(
+        self, repository: str, revision: str | None = None, *, stop: Stop = Stop.never(), attempts: int = ATTEMPTS
+    ) -> None:
+        self._attempts = attempts
         try:
             from huggingface_hub import HfApi
         except ImportError:
             raise ConfigError("huggingface_hub is not installed", hint="pip install 'launcher[hub]'") from None
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):  # huggingface_hub's words
+                message = f"{name}={os.environ[name]} forbids it to ask the hub"
+                raise ConfigError(message, where=PREFIX + repository, hint=f"unset {name}, or name a directory")
         self.name, self.repository, self._stop = PREFIX + repository, repository, stop
         self._endpoint = os.environ.get("HF_ENDPOINT") or None
         info = self._listing(HfApi(endpoint=self._endpoint), revision)
@@ -176,7 +186,8 @@ class HubSource:
         """The repository's files with sizes and hashes. A busy hub is asked again."""
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-        requests = _Requests(self.name if revision is None else f"{self.name}@{revision}", self._stop)
+        asked = self.name if revision is None else f"{self.name}@{revision}"
+        requests = _Requests(asked, self._stop, self._attempts)
         while True:
             with requests.attempt():
                 try:
@@ -193,7 +204,7 @@ class HubSource:
         return Reader(partial(self._chunks, url, f"{self.name}: {file.path}"))
 
     def _chunks(self, url: str, where: str, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        end, requests = offset + length, _Requests(where, self._stop)
+        end, requests = offset + length, _Requests(where, self._stop, self._attempts)
         while offset < end:
             with requests.attempt(), _opened(url, offset, end) as response:
                 requests.judge(response)
@@ -230,8 +241,8 @@ class _Again(Exception):
 class _Requests:
     """Requests to the hub for one thing, as many as it takes; ``failures`` counts those without success in between."""
 
-    def __init__(self, where: str, stop: Stop) -> None:
-        self._where, self._stop = where, stop
+    def __init__(self, where: str, stop: Stop, attempts: int) -> None:
+        self._where, self._stop, self._attempts = where, stop, attempts
         self.failures = 0
 
     @contextlib.contextmanager
@@ -243,9 +254,11 @@ class _Requests:
         try:
             yield
         except _passing_errors() as error:
+            if why := _hopeless(error):
+                raise ModelError(f"the hub cannot be asked: {why}", where=self._where, hint=_SETTINGS) from None
             self.failures += 1
             asked = error.wait if isinstance(error, _Again) else None
-            if self.failures >= ATTEMPTS or (asked or 0) > LONGEST_WAIT:
+            if self.failures >= self._attempts or (asked or 0) > LONGEST_WAIT:
                 wish = f", which asks for {asked:.0f} s" if asked else ""
                 message = f"gave up after {self.failures} requests: {str(error) or type(error).__name__}{wish}"
                 raise ModelError(message, where=self._where, hint="the same command goes on from here") from None
@@ -263,6 +276,34 @@ class _Requests:
             message = "the hub refuses: no such repository, or not for this token"
             hint = "set HF_TOKEN to a token that may read it, and accept its terms on the hub"
         raise ModelError(f"{message} (HTTP {status})", where=self._where, hint=hint)
+
+
+_SETTINGS = "correct HF_ENDPOINT, HTTPS_PROXY or SSL_CERT_FILE of this environment, or unset HF_HUB_OFFLINE"
+
+
+def _hopeless(error: Exception) -> str | None:
+    """Why no further attempt can go better; None when one may. The errors are those of huggingface_hub and httpx."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if kinds & {"OfflineModeIsEnabled", "UnsupportedProtocol", "LocalProtocolError", "InvalidURL"}:
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return f"its certificate is not trusted ({error})"
+    return None
+
+
+def pinned_files(given: str, names: Iterable[str], *, stop: Stop = Stop.never()) -> dict[str, bytes]:
+    """Small files of ``hf:ORGANISATION/NAME@COMMIT``, those of ``names`` that are there, by name.
+
+    The hub is asked twice at most, since what is learnt only confirms. Raises ModelError, ConfigError, Cancelled.
+    """
+    repository, _, commit = given.removeprefix(PREFIX).partition("@")
+    source, found = HubSource(repository, commit, stop=stop, attempts=2), {}
+    for file in source.files:
+        if file.path in names and file.size <= _SMALL:
+            with contextlib.closing(source.open(file)) as reader:
+                chunks = reader.chunks(0, file.size, memoryview(bytearray(file.size)))
+                found[file.path] = b"".join(bytes(chunk) for chunk in chunks)
+    return found
 
 
 def _asked_wait(headers: Any) -> float | None:
@@ -283,5 +324,6 @@ def _passing_errors() -> tuple[type[Exception], ...]:
     """What may not come again. huggingface_hub's client fails with httpx's error, under either of its two names."""
     for name in ("httpx2", "httpx"):
         with contextlib.suppress(ImportError):
-            return (importlib.import_module(name).TransportError, OSError, _Again)
+            httpx = importlib.import_module(name)
+            return (httpx.TransportError, httpx.InvalidURL, OSError, _Again)
     return (OSError, _Again)

@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -137,7 +137,8 @@ def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = 
             with contextlib.closing(source.open(file)) as reader:
                 reader.check_unchanged()
             entries.append(FileEntry(file.path, file.size, content_hash))
-        manifest = Manifest(str(destination), None, tuple(entries), created=now())
+        fingerprint = dict(report.fingerprint)
+        manifest = Manifest(str(destination), None, tuple(entries), created=now(), fingerprint=fingerprint)
         write_json(destination / MANIFEST_NAME, asdict(manifest))
     return manifest
 
@@ -160,7 +161,7 @@ def _fill(copier: Copier) -> Manifest:
     source, directory = copier.source, copier.into
     _check_space(source, directory)
     manifest = Manifest(source.name, source.revision, copier.copy(), copier.part_size, created=now())
-    _verify(manifest, directory)
+    manifest = replace(manifest, fingerprint=_verify(manifest, directory))
     # A kill while the manifest is written leaves a temporary; in there nobody takes it for a part of the model.
     write_json(directory / WORK_DIRECTORY / MANIFEST_NAME, asdict(manifest))
     (directory / WORK_DIRECTORY / MANIFEST_NAME).rename(directory / MANIFEST_NAME)
@@ -179,12 +180,14 @@ def _check_space(source: Source, directory: Path) -> None:
         raise ModelError(message, where=str(directory.parent), hint=hint)
 
 
-def _verify(manifest: Manifest, directory: Path) -> None:
-    """Raise ModelError unless everything listed is there, and its own files say that the checkpoint is whole."""
+def _verify(manifest: Manifest, directory: Path) -> dict[str, str | int | float]:
+    """The fingerprint of what is there. Raises ModelError unless everything listed is there, and its own files say that
+    the checkpoint is whole."""
     report = examine(directory, precision=None, unfinished=True)
     if problems := [*manifest.differences(directory), *report.problems]:
         message = "what the source holds is not a whole checkpoint: " + "; ".join(problems[:10])
         raise ModelError(message, where=manifest.source)
+    return dict(report.fingerprint)
 
 
 def _publish(directory: Path, destination: Path, source: Source) -> Manifest | None:

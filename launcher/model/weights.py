@@ -16,11 +16,17 @@ DeepSeek            ``quant_method: fp8``; V4 adds ``expert_dtype: fp4 | fp8`` a
 compressed-tensors  ``config_groups.*.weights`` with ``num_bits`` and ``type`` (Kimi-K2: int 4; Kimi-K3: float 4,
                     ``mxfp4-pack-quantized``), under ``text_config`` in multimodal models
 AMD quark           ``global_quant_config.weight.dtype`` (fp4 is MXFP4)
+Intel auto-round    ``bits`` of ``data_type`` (int, fp, mx_fp, nv_fp), layers of their own in ``extra_config``
+SGLang              ``quant_method: w4afp8``: int4 weights, fp8 activations
+torchao, fp_quant   ``quant_type`` (Int4WeightOnlyConfig, …), ``forward_dtype`` (nvfp4, mxfp4)
 ==================  =======================================================================================
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import math
 import os
 import re
 import stat
@@ -39,6 +45,30 @@ HEADER_LIMIT = 100_000_000
 LFS_POINTER = b"version https://git-lfs"
 """The beginning of a file that `git clone` without git-lfs leaves in place of the real one."""
 
+_INSTEAD = (
+    (LFS_POINTER, "a Git-LFS pointer, not the file itself"),
+    (b"version https://hawser.github.com/", "a Git-LFS pointer, not the file itself"),
+    (b"version http://git-media.io/", "a Git-LFS pointer, not the file itself"),
+    (b"/annex/objects/", "a git-annex pointer, not the file itself"),
+    (b"# xet version", "a Xet pointer, not the file itself"),
+    (b"<!doctype html", "an HTML page, not the file itself"),
+    (b"<html", "an HTML page, not the file itself"),
+    (b"<?xml", "an XML page (an error of the server?), not the file itself"),
+)
+"""How what stands in the place of a file begins, without spaces before it and in lower case."""
+
+_BITS = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+}
+"""Bits of an element (huggingface/safetensors, tensor.rs). Of another dtype the size is not judged."""
+
+_MOST_EXTENTS = 1000
+
 
 class DamagedFile(Exception):
     """A file is not what its name promises; the message says why in a few words."""
@@ -52,11 +82,15 @@ class _Tensor(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Header:
-    """The size of a safetensors file in bytes, the names of its tensors, and their bytes by dtype."""
+    """The size of a safetensors file in bytes, the names of its tensors, and their bytes by dtype.
+
+    ``layout`` is a hash of the tensors' names, dtypes and shapes.
+    """
 
     size: int
     tensors: frozenset[str]
     bytes_by_dtype: Mapping[str, int]
+    layout: str = ""
 
 
 def wrong_size(size: int, expected: int) -> str:
@@ -82,8 +116,11 @@ def open_regular(path: Path) -> Iterator[tuple[int, int]]:
             raise DamagedFile("not a regular file")
         if status.st_size == 0:
             raise DamagedFile("empty")
-        if os.pread(descriptor, len(LFS_POINTER), 0) == LFS_POINTER:
-            raise DamagedFile("a Git-LFS pointer, not the file itself")
+        head = os.pread(descriptor, 64, 0).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+        if instead := next((what for begin, what in _INSTEAD if head.startswith(begin)), None):
+            raise DamagedFile(instead)
+        if written(descriptor, 0, status.st_size) == 0:
+            raise DamagedFile(f"one hole: none of its {status.st_size} bytes was ever written")
         yield descriptor, status.st_size
     except OSError as error:
         raise DamagedFile(str(error.strerror).lower()) from None
@@ -103,6 +140,9 @@ def read_header(path: Path) -> Header:
         if 8 + length > size:
             raise DamagedFile(f"truncated within its header ({size} bytes)")
         raw = os.pread(descriptor, length, 8)
+        there, data = written(descriptor, 8 + length, size), size - 8 - length
+        if there < data / 2:  # a copy may leave out zeros, of which weights have few
+            raise DamagedFile(f"hollow: of {data} bytes of weights {data - there} were never written")
     try:
         entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         entries.pop("__metadata__", None)
@@ -113,9 +153,31 @@ def read_header(path: Path) -> Header:
     if size != expected:
         raise DamagedFile(f"{wrong_size(size, expected)} ({size} bytes)")
     by_dtype: Counter[str] = Counter()
-    for tensor in tensors.values():
-        by_dtype[tensor.dtype] += tensor.data_offsets[1] - tensor.data_offsets[0]
-    return Header(size, frozenset(tensors), by_dtype)
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
+        begin, count = tensor.data_offsets[0], tensor.data_offsets[1] - tensor.data_offsets[0]
+        bits = math.prod(tensor.shape) * _BITS.get(tensor.dtype, 0)
+        if begin != end or count < 0 or (tensor.dtype in _BITS and bits != count * 8):  # what its readers refuse
+            raise DamagedFile(f"not a safetensors file: {name} does not lie where, or is not as long as, it has to be")
+        end = tensor.data_offsets[1]
+        by_dtype[tensor.dtype] += count
+    layout = hashlib.sha256(b"\n".join(sorted(f"{n} {t.dtype} {t.shape}".encode() for n, t in tensors.items())))
+    return Header(size, frozenset(tensors), by_dtype, layout.hexdigest())
+
+
+def written(descriptor: int, begin: int, end: int) -> int:
+    """How many bytes of a range of a file were ever written, as far as its file system tells; else all of them."""
+    total, at = 0, begin
+    try:
+        for _ in range(_MOST_EXTENTS):
+            if at >= end:
+                return total
+            data = os.lseek(descriptor, at, os.SEEK_DATA)
+            at = os.lseek(descriptor, data, os.SEEK_HOLE)
+            total += max(0, min(at, end) - min(data, end))
+    except OSError as error:
+        return total if error.errno == errno.ENXIO else end - begin
+    return total + max(0, end - at)
 
 
 Identity = Literal["match", "mismatch", "unknown"]
@@ -145,8 +207,9 @@ class Quantisation:
 
 def declared(config: Mapping[str, Any], hf_quant_config: Mapping[str, Any] | None = None) -> Quantisation:
     """What `config.json` declares of the weights, and modelopt's `hf_quant_config.json` where there is one."""
-    models = [config, *(part for key in _TEXT_MODELS if isinstance(part := config.get(key), dict))]
-    found = next((quant for model in models if isinstance(quant := model.get("quantization_config"), dict)), None)
+    models = text_models(config)
+    keys = ("quantization_config", "compression_config")
+    found = next((quant for key in keys for model in models if isinstance(quant := model.get(key), dict)), None)
     beside = hf_quant_config.get("quantization") if hf_quant_config else None
     if not found and isinstance(beside, dict):
         found = beside
@@ -166,6 +229,11 @@ def declared(config: Mapping[str, Any], hf_quant_config: Mapping[str, Any] | Non
     if not experts:
         return Quantisation(formats, text)
     return Quantisation(formats | {experts}, f"{text}, experts {experts}", experts)
+
+
+def text_models(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A config and, of a multimodal model, those of its text models."""
+    return [config, *(part for key in _TEXT_MODELS if isinstance(part := config.get(key), dict))]
 
 
 def identity(asked: str | None, found: Quantisation, bytes_by_dtype: Mapping[str, int]) -> tuple[Identity, str | None]:
@@ -204,9 +272,10 @@ def _bits(name: str) -> int:
 
 
 def _formats(method: str, quant: Mapping[str, Any]) -> Iterator[str | None]:
-    algorithm = quant.get("quant_algo")
-    if isinstance(algorithm, str) and algorithm:
-        layers = quant.get("quantized_layers") if algorithm.upper() == "MIXED_PRECISION" else None
+    algorithm, groups = quant.get("quant_algo"), quant.get("config_groups")
+    is_mixed = isinstance(algorithm, str) and algorithm.upper() == "MIXED_PRECISION"
+    if isinstance(algorithm, str) and algorithm and not (is_mixed and isinstance(groups, dict)):
+        layers = quant.get("quantized_layers") if is_mixed else None
         for layer in layers.values() if isinstance(layers, dict) else [quant]:
             yield _named(layer.get("quant_algo")) if isinstance(layer, dict) else None
     elif method == "quark":
@@ -216,22 +285,43 @@ def _formats(method: str, quant: Mapping[str, Any]) -> Iterator[str | None]:
             for weight in weights if isinstance(weights, list) else [weights]:
                 dtype = weight.get("dtype") if isinstance(weight, dict) else None
                 yield "mxfp4" if dtype == "fp4" else _named(dtype)
-    elif isinstance(quant.get("config_groups"), dict):
-        for group in quant["config_groups"].values():
+    elif isinstance(groups, dict):
+        for group in groups.values():
             yield _of_group(group, quant.get("format"))
-    elif (bits := quant.get("bits") or quant.get("w_bit")) in (2, 3, 4, 8):
-        yield f"int{bits}"
+    elif (bits := quant.get("bits") or quant.get("w_bit")) in _WIDTHS:
+        yield _of_bits(bits, quant.get("data_type") or ("fp" if method == "deepspeedfp" else "int"))
+        extra = quant.get("extra_config")
+        for layer in extra.values() if isinstance(extra, dict) else ():
+            if isinstance(layer, dict) and (own := layer.get("bits", bits)) in _WIDTHS:
+                yield _of_bits(own, layer.get("data_type") or quant.get("data_type") or "int")
     else:
-        yield _named(method)
+        said = quant.get("forward_dtype") if method == "fp_quant" else quant.get("quant_type")
+        yield _named(method) or (_named(said) if method in ("fp_quant", "torchao") else None)
+
+
+_WIDTHS = (2, 3, 4, 5, 6, 8)
+_KINDS = {"int": "int", "fp": "fp", "float": "fp", "mxfp": "mxfp", "nvfp": "nvfp"}
+
+
+def _of_bits(bits: int, data_type: Any) -> str | None:
+    """The format of a width and auto-round's ``data_type`` (``mx_fp``, ``nv_fp4``, ``mx_fp_rceil``, ``int_asym``)."""
+    kind = re.match(r"(mx|nv)?_?(fp|float|int)", str(data_type).lower())
+    base = _KINDS.get("".join(part or "" for part in kind.groups())) if kind else None
+    return f"{base}{bits}" if base else None
 
 
 def _named(text: Any) -> str | None:
-    """The format of a modelopt algorithm, or of a quant_method or dtype with the name of one."""
-    upper = str(text).upper()
-    for known in ("NVFP4", "MXFP4", "MXFP8", "INT4", "INT8", "FP4", "FP8"):
-        if known in upper:
-            return known.lower()
-    return "int4" if upper.startswith(("W4A16", "W4A8")) else None
+    """The format of a modelopt algorithm, or of a quant_method or dtype with the name of one.
+
+    W4A8 and the like name weights and activations: the weights count.
+    """
+    upper = str(text).upper().replace("FLOAT", "FP")
+    if found := re.search(r"(NVFP|MXFP|MXINT)_?(\d+)", upper):
+        return f"{found[1]}{found[2]}".lower()
+    if found := re.search(r"\bW(\d)A(?=\d|FP|INT)", upper):
+        return f"fp{found[1]}" if re.search(rf"FP{found[1]}(?!\d)", upper) else f"int{found[1]}"
+    found = re.search(r"(INT|(?<!B)FP)_?(4|6|8)(?!\d)", upper)
+    return f"{found[1]}{found[2]}".lower() if found else None
 
 
 def _of_group(group: Any, overall: Any) -> str | None:

@@ -178,8 +178,11 @@ def planned_model(
     source = fill(rule.source, context) if rule.stage and rule.source else None
     striping = storage.striping if storage else None
     layouts = None if striping is None else tuple((s.at_least, s.count, s.size) for s in striping)
+    origin = fill(rule.source, context) if rule.source else ""
     return PlannedModel(
-        path, benchmark.precision, kind, seen_by, source, layouts, benchmark.model, cache, rule.downloads
+        *(path, benchmark.precision, kind, seen_by, source, layouts, benchmark.model, cache, rule.downloads),
+        fingerprint=rule.fingerprint,
+        pinned=origin if re.fullmatch(r"hf:[^@]+@[0-9a-f]{40}", origin) else None,
     )
 
 

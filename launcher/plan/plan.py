@@ -46,7 +46,10 @@ class PlannedModel:
     ``downloads`` it downloads to ``path`` what is missing there. ``id`` is the Hugging Face id as the row has it.
     ``seen_by`` says which nodes can look at it: a login node that cannot is a fact here, never a skipped check.
     ``source`` is what a run stages it from when it is not there (None: a run does not), ``striping`` how its files are
-    laid out on Lustre, as (at least so many bytes, targets, stripe size); None: by default.
+    laid out on Lustre, as (at least so many bytes, targets, stripe size); None: by default. ``fingerprint`` is what the
+    runner file declares of the model, ``pinned`` the repository and commit on the hub that has the same
+    (``hf:ORGANISATION/NAME@COMMIT``). ``mounted`` are the directories that a job sees under the same paths; none where
+    it sees the checkpoint alone.
     """
 
     path: str | None
@@ -58,6 +61,9 @@ class PlannedModel:
     id: str = ""
     cache: ModelCache | None = None
     downloads: bool = False
+    fingerprint: dict[str, str | int | float] = field(default_factory=dict)
+    pinned: str | None = None
+    mounted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

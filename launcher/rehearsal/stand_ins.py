@@ -216,7 +216,9 @@ def _write_model(directory: Path, precision: str) -> None:
         size = math.prod(shape) * width
         header = json.dumps({tensor: {"dtype": kind, "shape": shape, "data_offsets": [0, size]}}).encode()
         header += b" " * (-len(header) % 8)
-        (directory / name).write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+        (directory / name).write_bytes(
+            len(header).to_bytes(8, "little") + header + b"\1" * size
+        )  # no zeros: some file systems keep those as holes
     for file in directory.iterdir():
         fsync(file)
     fsync(directory)

@@ -58,11 +58,12 @@ _EXCEPTION = re.compile(
 _FATAL = re.compile(
     r"CUDA error|CUDA out of memory|HIP (?:error|out of memory)|\bout of memory\b|OutOfMemory|\bOOM\b|oom[-_]kill"
     r"|\bXid\b|NCCL error|Segmentation fault|core dumped|(?:^|\s)Killed(?:\s|$)|Bus error|Aborted\b|Illegal instruction"
-    r"|pyxis: (?:failed|couldn|unable|cannot|container start failed|\s*\[ERROR\])|[Ee]xited with (?:exit )?code [1-9]"
+    r"|pyxis: (?:failed|couldn|unable|cannot|container start failed|--container|\s*\[ERROR\])"
+    r"|[Ee]xited with (?:exit )?code [1-9]"
     r"|unrecognized arguments|invalid choice|[Aa]ddress already in use|No space left on device|terminate called"
     r"|panicked at|command not found|: not found$|Exec format error|cannot execute"
     r"|Unable to (?:contact slurm|create step|confirm alloc)"
-    r"|slurmstepd: error|srun: error|(?:docker|podman|Error): (?:Error|Cannot|error)\b.*|died before becoming healthy"
+    r"|slurmstepd\S*: error|srun: error|(?:docker|podman|Error): (?:Error|Cannot|error)\b|died before becoming healthy"
 )
 # srun says so of every program that failed: its own word tells more.
 _ONLY_AN_EXIT = re.compile(r"srun: error: .*: [Ee]xited with exit code \d+$")
@@ -113,7 +114,7 @@ _PERHAPS = (
     *("error", "err]", "exception", "traceback", "fatal", "ftl", "crit", "panic", "emerg", "alert", "severe", "died"),
     *("[e]", "[f]", "[c]", " e |", " c |", " f |", "interrupt", "exit", "timeout", "memory", "oom", "xid", "dumped"),
     *("killed", "abort", "illegal", "pyxis", "not found", "invalid choice", "unrecognized", "in use", "no space"),
-    *("no such", "terminate", "cannot", "unable to", "denied", "cancelled", "sigterm", "sigint", "signal"),
+    *("no such", "terminate", "cannot", "unable to", "contact", "denied", "cancelled", "sigterm", "sigint", "signal"),
 )
 _GLOG = re.compile(r"\b[EF](?:20\d\d)?\d{4} \d")
 _TERMINATED = re.compile(
@@ -138,9 +139,10 @@ class Log:
         return self._lines[number]
 
     def when(self, number: int) -> tuple[float, bool]:
-        """When a line was written, and whether that is by its stamp or that of a line before it."""
-        for earlier in range(number, max(-1, number - 2000), -1):
-            if (at := self.line(earlier).at) is not None:
+        """When a line was written, and whether that is by its stamp, that of a line before it, or of one soon after."""
+        before = range(number, max(-1, number - WITHIN), -1)
+        for other in (*before, *range(number + 1, min(number + LINES, len(self.raw)))):
+            if (at := self.line(other).at) is not None:
                 return at, True
         return self._written, False
 
@@ -185,6 +187,8 @@ def _strength(line: Line) -> int:
         return 0
     if _ONLY_AN_EXIT.search(line.body):
         return 1
+    if CONTROLLER_AWAY.search(line.body):
+        return 2  # srun waits for it, and may say so without the word error
     if _EXCEPTION.match(line.body) or _FATAL.search(line.body) or line.level == "fatal":
         return 1 if _OF_ANOTHER.search(line.body) and line.level != "fatal" else 2
     return 1 if line.level == "error" or _TRACEBACK.search(line.body) or _WEAK.search(line.body) else 0

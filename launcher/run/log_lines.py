@@ -18,7 +18,7 @@ TAIL = 256 * 1024
 
 # Colours, cursor moves and titles; and colours whose escape character a copy has lost.
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]|\[\d[\d;]{0,10}m")
-_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
 _LABEL = re.compile(
     r"\s*(?:"
@@ -39,7 +39,7 @@ _STAMPS = tuple(
         rf"\b(?P<month>\d\d)-(?P<day>\d\d) {_CLOCK}",  # vLLM: no year
         rf"\b(?P<level>[IWEFD])(?P<year>20\d\d)?(?P<month>\d\d)(?P<day>\d\d) {_CLOCK}",  # glog
         rf"\b(?:[A-Z][a-z]{{2}} )?(?P<name>{'|'.join(_MONTHS)}) +(?P<day>\d\d?) {_CLOCK}{_ZONE}(?: (?P<year>\d{{4}}))?",
-        rf"(?<![\d:.]){_CLOCK}(?![\d:])",  # the clock alone
+        rf"(?<![\w:./-]){_CLOCK}(?![\d:])",  # the clock alone
         r"\"(?:ts|time|timestamp)\": ?\"?(?P<epoch>1\d{9}(?:\.\d+)?)\b",
     )
 )
@@ -61,7 +61,7 @@ _LEVEL_LETTER = re.compile(r"\W*(?:\[[\w .-]{1,24}\]\s*){0,3}\[?(?P<word>[DINWEC
 _LEVEL_LATER = re.compile(rf"[\W\d]*(?:[\w.:/\[\]-]+[\s|\]-]+){{1,2}}?{_LEVEL_WORD.pattern}")
 _LEVEL_LOWER = re.compile(
     r"\W*\"level\": ?\"(?P<json>\w+)\"|\W*\[(?P<bracket>debug|info|notice|warn|error|crit|alert|emerg)\]"
-    r"|(?:srun|sbatch|scancel|salloc|slurmstepd|slurmd): (?P<slurm>debug|info|warning|error|fatal): "
+    r"|(?:srun|sbatch|scancel|salloc|slurmstepd\S*|slurmd\S*): (?P<slurm>debug|info|warning|error|fatal): "
 )
 _LOCATION = re.compile(
     r"[\s\])|>:-]*(?:\[[\w.<>/-]+(?:\.\w+)?:\d+\]|[\w./-]+\.(?:py|cc|cpp|cu|rs|go):\d+\]?:?)?[\s:|>-]*"

@@ -17,7 +17,8 @@ from launcher.core.errors import CheckoutError, ConfigError, JobsExist, Launcher
 from launcher.core.publish import write_json
 from launcher.image.enroot import ImportPolicy
 from launcher.image.store import ensure_image
-from launcher.model.checkpoint import examine, nearest_sibling, require, suggestion
+from launcher.model.checkpoint import CheckpointReport, examine, nearest_sibling, require, suggestion
+from launcher.model.fingerprint import CONFIGS, fingerprint_of_files
 from launcher.plan.plan import Plan
 from launcher.plan.secrets import refuse_secrets
 from launcher.run.image_usage import mark_used_by
@@ -150,14 +151,31 @@ def _check_model(run: Run) -> dict[str, Any]:
     if not path.is_dir():
         hint = suggestion(nearest_sibling(path), "stage it, or correct the path in the runner file")
         raise ModelError("the checkpoint is not there", where=planned.path, hint=hint)
-    report = require(
-        examine(path, precision=planned.precision),
-        precision=planned.precision,
-        accept_stand_in=run.services.tools.stand_ins,
-    )
+    report = examine(path, precision=planned.precision, mounted=planned.mounted)
+    report = report.compared(planned.fingerprint, f"the runner file ({run.plan.runner})")
+    unasked = ""
+    if report.whole and not report.known_by and report.identity != "mismatch" and planned.pinned:
+        report, unasked = _compared_with_hub(report, planned.pinned, run)
+    report = require(report, precision=planned.precision, accept_stand_in=run.services.tools.stand_ins)
     identity = report.identity + (f" ({report.identity_reason})" if report.identity_reason is not None else "")
     run.log(f"model {path}: whole, {report.shards} shards, {report.quantisation}; declared one: {identity}")
+    if report.known_by:
+        run.log(f"model {path}: architecture, sizes and quantisation agree with {' and '.join(report.known_by)}")
+    elif not report.rehearsal:
+        why = unasked or "no fingerprint is declared (models.fingerprint of the runner file), learnt or pinned"
+        run.record.event("warning", f"whether {path} is {planned.id or 'the right model'} is not known: {why}")
     return {"checked": True, **report.as_dict(), **staged}
+
+
+def _compared_with_hub(report: CheckpointReport, pinned: str, run: Run) -> tuple[CheckpointReport, str]:
+    """The report after a look at the hub's files of the pinned commit; and why there was none, if so."""
+    from launcher.model.source import pinned_files
+
+    try:
+        found = pinned_files(pinned, CONFIGS, stop=run.services.stop)
+        return report.compared(fingerprint_of_files(found), pinned), ""
+    except (ModelError, ConfigError) as error:
+        return report, f"{pinned}: {error.message}"
 
 
 def _stage_model(run: Run, path: Path) -> dict[str, Any]:

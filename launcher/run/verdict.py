@@ -42,6 +42,7 @@ _BY_TEXT: tuple[tuple[str, str], ...] = (
     ("image", r"launcher: error: (?:image|the container cannot be made)"),
     ("model", r"launcher: error: the checkpoint"),
     ("checkout", r"launcher: error: (?:no copy of the checkout|the checkout|the cache)|uv not found|make setup"),
+    ("configuration", r"--container-mounts: source path"),
     (
         "image",
         r"\bpyxis: |execve\(\)|enroot|[Ii]nvalid image format|\.sqsh"
@@ -170,9 +171,13 @@ def _by_logs(job: JobState, first: Failure | None) -> Verdict:
         what = f"Slurm's controller could not be reached, since {_clock(first.at)}"
     elif first.source == "slurm":
         what = f"Slurm ended the job {when}"
+    elif "did not become healthy" in first.text:
+        what = f"the servers did not become healthy in time, until {_clock(first.at)}"
     else:
         what = f"{_name(first)} {_end(first.died)} {when}"
-    last = f"; its last line: {first.last}" if first.last and first.last not in first.text else ""
+    # An orchestrator cleans up at its end, which tells nothing.
+    tells = first.source != "orchestrator" and first.last not in first.text and first.text not in first.last
+    last = f"; its last line: {first.last}" if tells else ""
     return Verdict(layer, f"{what}{_quoted(first)}{last}{ended}")
 
 
@@ -207,8 +212,9 @@ def _end(died: int | None) -> str:
         name = signal.Signals(died - 128).name
     except ValueError:
         return f"ended with exit code {died}"
-    usually = ", usually for want of memory" if name == "SIGKILL" else ""
-    return f"was killed by {name} (exit code {died}{usually})"
+    if name == "SIGKILL":
+        return f"was killed by SIGKILL (exit code {died}, usually for want of memory)"
+    return f"was ended by {name} (exit code {died})"
 
 
 def _clock(seconds: float) -> str:

@@ -100,6 +100,9 @@ class ModelRule(Rule, frozen=True, kw_only=True):
     """A glob that must match something in a candidate, else it does not exist: some clusters have stub directories."""
     source: str | None = None
     """What the checkpoint can be staged from: a directory (archive tier), or ``hf:ORGANISATION/NAME@COMMIT``."""
+    fingerprint: dict[str, str | int | float] = {}
+    """Which model it is: keys of config.json with their values (``hidden_size: 7168``), ``architecture``,
+    ``quantisation``. A checkpoint that says otherwise is refused."""
     stage: bool = False
     """Whether a run stages the checkpoint when it is missing. Otherwise only `launcher model stage` does."""
 

@@ -181,6 +181,7 @@ def test_every_rule_is_tried() -> None:
         "name-too-long",
         "baseline-expired",
         "baseline-unused",
+        "setting-unknown",
     }
     assert tried | elsewhere == RULES.keys()
 

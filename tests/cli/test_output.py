@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from launcher.cli import main
 from launcher.cli.output import ROOM, Output
 from launcher.cli.render import Console
 from launcher.core.github import GitHub
-from launcher.run.record import Event
+from launcher.image.squash import sidecar_path
+from launcher.run.record import Event, RecordedJob
+from tests.run.runs import a_run
 
 
 def test_everything_is_written_in_order() -> None:
@@ -92,3 +95,38 @@ def test_a_block_of_lines_has_one_pair_of_marks(tmp_path: Path) -> None:
         Console({"r": "r"}, github).log("r", ["::error::x"] * 1000)
     lines = stream.getvalue().splitlines()
     assert len(lines) == 1002 and lines[0].startswith("::stop-commands::") and lines[-1] == f"::{lines[0][17:]}::"
+
+
+def test_launcher_logs_shows_what_run_shows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = a_run(tmp_path).record
+    log = tmp_path / "log"
+    log.write_text("login s3cr3t-value\n::set-output name=x::y\n\x1b[2J\x1b[32mready\x1b[0m\nDEPLOY_KEY=abcdefgh12")
+    record.update(state="failed", job=RecordedJob("7", 1.0, str(tmp_path), str(log)))
+    monkeypatch.setenv("LAUNCHER_STATE", str(tmp_path))
+    monkeypatch.setenv("REGISTRY_PASSWORD", "s3cr3t-value")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert main(["logs", "r1"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "login ***",
+        "\\::set-output name=x::y",
+        "\\x1b[2Jready",
+        "DEPLOY_KEY=***",
+    ]
+
+
+def test_a_neighbour_s_sidecar_gives_the_runner_no_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a shared directory of images anybody may write a name of two lines, and a record beside it."""
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    name = tmp_path / "x\n::set-output name=a::b\x1b[2J.sqsh"
+    name.write_bytes(b"hsqs")
+    sidecar_path(name).write_text('{"reference": "r\\n::error::x"}')
+    main(["image", "list", "--directory", str(tmp_path)])
+    main(["image", "verify", "--offline", "--directory", str(tmp_path)])
+    said = capsys.readouterr()
+    lines = [line for line in (said.out + said.err).splitlines() if line.strip().startswith("::")]
+    assert [line for line in lines if "set-output" in line.split("::")[1] or "::error::x" in line] == []
+    assert "\x1b" not in said.out + said.err and "set-output" in said.out + said.err

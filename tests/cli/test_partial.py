@@ -233,3 +233,15 @@ def test_a_record_that_cannot_be_made_stops_no_other_run(user: InProcessUser, mo
     matrix = write(user, family(row(4), row(16)))
     said = user.launcher("sweep", "-k", "*", *matrix, code=1)
     assert driven.concurrencies == [16] and "No space left on device" in said
+
+
+def test_ci_says_what_looks_like_a_setting_and_is_none(user: InProcessUser) -> None:
+    slips = {"SLURM_PARTITON": "x", "PREFILL_NODE": "2", "DECODE_UNHEARD_OF": "1", "SLURM_JOB_PARTITION": "gpu"}
+    plan = json.loads(user.launcher("plan", "--from-env", "--json", **github_environment(user), **slips))
+    said = [finding["message"] for finding in plan["findings"] if finding["rule"] == "setting-unknown"]
+    assert said == [
+        "DECODE_UNHEARD_OF is no known setting, and is passed over",
+        "PREFILL_NODE is no known setting, and is passed over: did you mean PREFILL_NODES?",
+        "SLURM_PARTITON is no known setting, and is passed over: did you mean SLURM_PARTITION?",
+    ]
+    assert "setting-unknown" in user.launcher("check", "--from-env", **github_environment(user), **slips)

@@ -44,7 +44,7 @@ def test_asked_to_stop_it_ends_the_program_and_raises(tmp_path: Path) -> None:
     threading.Timer(0.3, stop.set).start()
     pid_file = tmp_path / "pid"
     began = time.monotonic()
-    with pytest.raises(Cancelled):
+    with pytest.raises(Cancelled, match=r"^stopped while this ran: sh -c echo"):
         stoppable(stop.is_set)(["sh", "-c", f"echo $$ > {pid_file}; exec sleep 60"], timeout=60)
     assert time.monotonic() - began < 5
     assert not _alive(int(pid_file.read_text()))

@@ -65,6 +65,13 @@ def test_a_signal_decides_the_exit_code_whoever_says_that_it_came() -> None:
     assert (raised.value.exit_code, raised.value.hint) == (128 + signal.SIGUSR2, "go on")
 
 
+def test_whoever_ended_a_program_need_not_know_by_which_signal() -> None:
+    with pytest.raises(Cancelled) as raised, stop_on_signals((signal.SIGUSR2,)):
+        os.kill(os.getpid(), signal.SIGUSR2)
+        raise Cancelled("stopped while this ran: enroot import x")
+    assert raised.value.message == "stopped by SIGUSR2 while this ran: enroot import x"
+
+
 def test_a_wait_costs_no_processor_time() -> None:
     began = time.process_time()
     StopEvent().wait(0.3)

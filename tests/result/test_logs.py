@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -9,6 +10,7 @@ import socket
 import tarfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -208,8 +210,20 @@ def test_a_directory_that_takes_too_long_to_read_is_read_in_part(logs: Path, tmp
     assert 0 < bundle.files < 3
 
 
-def worst(directory: Path) -> None:
-    """What a job may leave: names that are not UTF-8 and with line ends, links to themselves, depth, pipes."""
+@contextlib.contextmanager
+def worst(directory: Path) -> Iterator[None]:
+    """What a job may leave: names that are not UTF-8 and with line ends, links to themselves, depth, pipes.
+
+    It is removed at the end: pytest could not.
+    """
+    try:
+        _make_worst(directory)
+        yield
+    finally:
+        remove_tree(directory)
+
+
+def _make_worst(directory: Path) -> None:
     directory.mkdir()
     (directory / "sweep_3.log").write_text("one\ntwo\n")
     Path(os.fsdecode(os.fsencode(directory) + b"/caf\xe9\xff.log")).write_text("a name of Latin-1")
@@ -229,9 +243,9 @@ def worst(directory: Path) -> None:
 
 
 def test_whatever_a_job_leaves_its_logs_are_kept(tmp_path: Path) -> None:
-    worst(tmp_path / "logs")
     (tmp_path / "workspace").mkdir()
-    bundle, doubts = keep_logs(tmp_path / "logs", tmp_path / "workspace", "3", 0.0)
+    with worst(tmp_path / "logs"):
+        bundle, doubts = keep_logs(tmp_path / "logs", tmp_path / "workspace", "3", 0.0)
     assert bundle is not None and bundle.cut
     packed = contents(tmp_path / "workspace" / TARBALL)
     assert packed["sweep_3.log"] == b"one\ntwo\n"
@@ -240,7 +254,6 @@ def test_whatever_a_job_leaves_its_logs_are_kept(tmp_path: Path) -> None:
     copied = {path.name for path, _ in log_files(tmp_path / "workspace" / LOGS)}
     assert copied == {*packed, ".launcher-job"} - {LEFT_OUT}
     assert len(doubts) == 1 and "\n" not in doubts[0]
-    remove_tree(tmp_path / "logs")
     assert not (tmp_path / "logs").exists()
 
 

@@ -85,9 +85,9 @@ def test_a_signal_during_an_import_ends_it_and_leaves_no_part(tmp_path: Path) ->
     out, _ = process.communicate(timeout=HANG)
     assert process.returncode == 130, out
     assert [p.name for p in squash.iterdir() if p.suffix != ".lock"] == []
-    said, images = user.record()["verdict"], user.record()["steps"]["images"]
+    said, images = user.record()["verdict"], user.record()["stages"]["images"]
     assert said["layer"] == "cancelled"
-    assert said["text"] == f"stopped by SIGINT while importing {images['facts']['last']}"
+    assert said["text"] == f"stopped by SIGINT while importing {images['last']}"
 
 
 def test_what_a_killed_launcher_left_is_cleaned_up_by_another(user: LauncherUser) -> None:

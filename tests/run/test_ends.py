@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import tarfile
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.cli.render import Console
 from launcher.cli.running import report_to
 from launcher.core.errors import (
     Cancelled,
@@ -26,7 +28,7 @@ from launcher.core.errors import (
     SubmissionUnknown,
 )
 from launcher.core.github import GitHub
-from launcher.result.logs import TARBALL
+from launcher.result.logs import LEFT_OUT, TARBALL
 from launcher.run import finish
 from launcher.run.finish import FOLDER, LARGEST, Outcome
 from launcher.run.kind import Run
@@ -38,6 +40,7 @@ from tests.benchmarks import a_recipe
 from tests.core.test_redact import TOKENS
 from tests.plans import with_job
 from tests.result.documents import fixed_1k1k
+from tests.result.test_logs import worst
 from tests.run.runs import a_run, plan_on, services
 
 SECRETS = {
@@ -299,3 +302,28 @@ def test_what_lies_in_the_tarball_is_bounded_and_no_result(begun_run: BegunRun) 
     assert 0 < max(map(len, packed.values())) <= LARGEST + 4096, {n: len(d) for n, d in packed.items()}
     assert not any(Path(name).suffix == ".json" and "result" in name for name in packed)
     assert b"event 19999 " in packed[f"{FOLDER}/events.txt"] and packed[f"{FOLDER}/config.yaml"].endswith(b"file\n")
+
+
+def test_whatever_a_job_leaves_its_end_is_written_and_gives_nobody_a_command(
+    begun_run: BegunRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names that are not UTF-8 or of two lines, links to themselves, 1,500 levels, pipes, an endless line."""
+    monkeypatch.setattr(finish, "RESULT_PATIENCE", 0.0)
+    begun_run.submitted(results=(4,))
+    logs = begun_run.output / "logs"
+    os.mkfifo(logs / "node01.out")
+    (logs / "node02.out").write_bytes(b"x" * 5_000_000)
+    (logs / "eval_results").mkdir()
+    (logs / "eval_results" / "results_1\n::set-output name=x::y\x1b[2J.json").write_text("[1]")
+    console = Console({"r1": "r1"}, None)
+    begun_run.record.listeners.append(console.event)
+    with worst(logs / "worst"):
+        outcome = finish.finish(begun_run.run, JobState(Phase.TERMINAL, "COMPLETED", exit_code=(0, 0)))
+    console.outcomes(begun_run.record.directory.parent, [outcome])
+    said = capsys.readouterr().out
+    assert outcome.exit_code == 7 and begun_run.verdict.layer == "results"
+    shown = said + begun_run.annotation(outcome) + (begun_run.root / "summary.md").read_text()
+    assert not [line for line in shown.splitlines() if line.strip().startswith("::set-output")]
+    assert "\x1b[2J" not in shown
+    assert {"sweep_7.log", "worst/caf\udce9\udcff.log", "node02.out"} <= begun_run.packed().keys()
+    assert b"more than 32 levels" in begun_run.packed()[LEFT_OUT]
