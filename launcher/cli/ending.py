@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -16,7 +18,7 @@ from launcher.core.terminal import say
 from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
 from launcher.project import Project
-from launcher.run import github_runs
+from launcher.run import finish, github_runs
 from launcher.run.orphans import (
     END_PATIENCE,
     SILENCE,
@@ -27,12 +29,15 @@ from launcher.run.orphans import (
     orphans_of_job_name,
     told_elsewhere,
 )
-from launcher.run.record import RunRecord, UnreadableRecord
+from launcher.run.record import RunRecord, UnreadableRecord, records
 from launcher.runner.templates import fill_in
 from launcher.services import open_run, schedulers_for
 from launcher.slurm.backends import open_scheduler
 from launcher.slurm.client import JobKey
 from launcher.slurm.other_jobs import jobs_named
+
+TREES_KEPT = 86400.0
+"""Seconds for which the tree of a cancelled run is left to be looked at."""
 
 
 def cancel(arguments: argparse.Namespace) -> int:
@@ -62,11 +67,29 @@ def cleanup(arguments: argparse.Namespace) -> int:
     say(f"{len(left)} runs were left behind" if left else "no run was left behind")
     if unreadable:
         say(f"{len(unreadable)} records cannot be read: {', '.join(one.id for one in unreadable)}")
+    _remove_old_trees(project)
     from launcher.model.node_job import reap  # no run stages on nodes: only here
 
     slurm = partial(open_scheduler, "slurm", backend="commands")
     wrong.append(_trouble(partial(reap, project.state, slurm, _say), "stagings"))
     return _raise_first(wrong)
+
+
+def _remove_old_trees(project: Project, job_name: str | None = None) -> None:
+    """Remove the trees of workflows' runs that were cancelled, a day after they ended: their own launchers had no time.
+
+    With ``job_name`` of one GitHub runner. Logs stay no longer: what there was time for, the workflow has.
+    """
+    for record in records(project.runs):
+        fields = record.fields
+        if fields.results != "workspace" or fields.state != "cancelled" or not record.settled:
+            continue
+        if (fields.ended or 0.0) > time.time() - TREES_KEPT:
+            continue
+        with contextlib.suppress(ConfigError, OSError):
+            plan, ours = record.plan, record.directory.stat().st_uid == os.getuid()
+            if ours and job_name in (None, plan.job_name):
+                finish.remove_directories(record, project.kind(plan.kind), plan)
 
 
 def _raise_first(wrong: Sequence[LauncherError | None]) -> int:
@@ -181,6 +204,7 @@ def end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
     """End what a launcher that was killed left of an earlier job of this GitHub runner, and say so."""
     unreadable: list[UnreadableRecord] = []
     left, elsewhere = orphans_of_job_name(project.runs, plan.job_name, unreadable)
+    _remove_old_trees(project, plan.job_name)
     for record in elsewhere:
         github.warning(told_elsewhere(record), title="launcher: left behind")
     for record in left:

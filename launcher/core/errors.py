@@ -70,11 +70,13 @@ class SubmissionUnknown(SubmissionError):
 
 
 class JobsExist(SubmissionError):
-    """Jobs were submitted that are not what was asked for; ``job_ids`` names them so that they can be cancelled."""
+    """Jobs were submitted that are not what was asked for; ``job_ids`` names them so that they can be cancelled, on the
+    ``cluster`` that has them ("" for this host's)."""
 
-    def __init__(self, message: str, *, job_ids: tuple[str, ...], hint: str | None = None) -> None:
+    def __init__(self, message: str, *, job_ids: tuple[str, ...], hint: str | None = None, cluster: str = "") -> None:
         super().__init__(message, where=", ".join(f"job {i}" for i in job_ids), hint=hint)
         self.job_ids = job_ids
+        self.cluster = cluster
 
 
 class JobError(LauncherError):

@@ -19,6 +19,7 @@ from launcher.core.publish import remove_tree, write_bytes, write_json, write_te
 from launcher.core.reading import open_regular
 from launcher.core.redact import redact_bytes
 from launcher.core.terminal import one_line
+from launcher.plan.plan import Plan
 from launcher.result.collect import Collected
 from launcher.result.logs import LOGS, TARBALL, bundle_logs, keep_logs
 from launcher.result.summary import Used, summary
@@ -26,8 +27,8 @@ from launcher.result.validate import Point
 from launcher.run import cancelling
 from launcher.run.image_usage import unmark
 from launcher.run.job_requests import BY_USER
-from launcher.run.kind import Run
-from launcher.run.record import RecordedError, RecordedJob
+from launcher.run.kind import JobKind, Run
+from launcher.run.record import RecordedError, RecordedJob, RunRecord
 from launcher.run.verdict import Failure, Verdict, first_failures, tail, verdict
 from launcher.slurm.client import JobState, Phase
 
@@ -107,7 +108,9 @@ def finish(run: Run, state: JobState) -> Outcome:
             log = Path(run.plan.workspace.path, LOGS, log.name)  # the job's own directory goes with its tree
         error = JobError(f"the job ended as {state.describe()}", where=f"job {job.id}", hint=f"its log: {log}")
         if state.word == "CANCELLED" and cancelling.is_asked(run.record):
-            error = cancelling.reason(run.record)
+            why = f"{cancelling.reason(run.record).message}: the job ended as {state.describe()}"
+            # 130 is for whoever was asked to stop: this process was not, and its job did.
+            error = Cancelled(why, exit_code=JobError.exit_code)
     elif run.plan.scheduler.kind != "local":  # its jobs write to this machine's own disk: nothing comes late
         patience = RESULT_PATIENCE
     if state.succeeded and state.failed_step:
@@ -203,13 +206,20 @@ def _remove_own_directories(run: Run) -> None:
     On a shared file system nobody else ever would, and leftovers of NFS in a workspace block the next checkout. A run
     by hand keeps its tree, to be looked at.
     """
-    if run.record.fields.results != "workspace":
-        return
-    shared = run.plan.workspace.shared
-    for path in (*run.kind.own_directories(run.plan), *([Path(shared)] if shared else [])):
-        remove_tree(path)
+    if run.record.fields.results == "workspace":
+        remove_directories(run.record, run.kind, run.plan)
+
+
+def remove_directories(record: RunRecord, kind: JobKind, plan: Plan) -> None:
+    """Remove what was made for a run alone: its tree, and its copy of the workspace."""
+    shared = plan.workspace.shared
+    for path in (*kind.own_directories(plan), *([Path(shared)] if shared else [])):
         if path.exists():
-            run.record.event("warning", f"{path} could not be removed whole")
+            remove_tree(path)
+            if path.exists():
+                record.event("warning", f"{path} could not be removed whole")
+            else:
+                record.event("note", f"removed {path}")
 
 
 def judge(run: Run, error: LauncherError | None, state: JobState | None) -> Verdict:

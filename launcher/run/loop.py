@@ -203,6 +203,9 @@ class _Loop:
         answer: Preparation = why  # its record says how far it was; `launcher cleanup` looks for its job by its token
         with contextlib.suppress(Empty):
             _, answer = self._prepared.get(timeout=job_requests.CANCEL_BOUND)
+        if answer is why and run.record.in_doubt:
+            text = f"left while a submission is under way: `launcher cleanup {run.id}` ends the job that may come of it"
+            run.record.event("warning", text)
         self._requests.submission_is_over()
         if isinstance(answer, JobKey):
             job_requests.request_end(run)

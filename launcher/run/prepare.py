@@ -244,7 +244,8 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
                 done = run.kind.submit(run, prepared, Submission(earlier, [lock]))
             except JobsExist as error:
                 with contextlib.suppress(LauncherError):
-                    run.services.scheduler.cancel([JobKey(job_id, None, run.id) for job_id in error.job_ids])
+                    wrong = [JobKey(job_id, None, run.id, error.cluster) for job_id in error.job_ids]
+                    run.services.scheduler.cancel(wrong)
                     run.log(f"cancelled {', '.join(error.job_ids)}: not what was asked for")
                 raise
             hide = run.record.hide

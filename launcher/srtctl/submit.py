@@ -130,8 +130,8 @@ def apply(
     trouble = _trouble(done, answer, submission.timeout) if failed else ""
     # Once sbatch was reached, a job can still appear.
     may_come = done.timed_out or (done.returncode or 0) < 0 or answer.begun > 0
+    pauses = PAUSES if failed and may_come else []
     try:
-        pauses = PAUSES if failed and may_come else []
         found = new_jobs(submission.token, submission.earlier, scheduler, pauses, sleep)
     except SchedulerUnreachable as error:
         if failed:
@@ -144,17 +144,16 @@ def apply(
     ids = _ours(answer, found, failed, trouble)
     dropped = dropped_warning(answer.said)
     if not ids:
-        words = " ".join(trouble.split())
-        raise SubmissionError(
-            trouble + (f"\nsrtctl had dropped srtslurm.yaml: {dropped}" if dropped else ""),
-            where=_recipe(argv),
-            hint=hint_for(words, {**_hints(), **SBATCH_HINTS}),
-        )
+        hint = hint_for(" ".join(trouble.split()), {**_hints(), **SBATCH_HINTS})
+        also = f"\nsrtctl had dropped srtslurm.yaml: {dropped}" if dropped else ""
+        raise SubmissionError(trouble + also, where=_recipe(argv), hint=hint)
+    cluster = "" if ids[0] in found else cluster  # what this host's controller has under our token is here
     if dropped:
         raise JobsExist(
             f"the job was submitted without srtslurm.yaml, hence without aliases and defaults: {dropped}",
             job_ids=ids,
             hint="cancel it and correct the runner file's `srtslurm` table",
+            cluster=cluster,
         )
     output = _output(answer, submission.root, ids[0])
     return Submitted(
@@ -163,7 +162,7 @@ def apply(
         output=output,
         log=output / LOG.format(ids[0]),
         held=submission.hold,
-        cluster="" if ids[0] in found else cluster,  # what this host's controller has under our token is here
+        cluster=cluster,
         adopted=failed,
         said=answer.said,
         notes=(*notes, f"srtctl failed, and the job exists: {trouble}") if failed else tuple(notes),

@@ -233,6 +233,7 @@ def attempt(arguments: Sequence[str], environment: Mapping[str, str], place: Pla
     signal.signal(signal.SIGALRM, too_long)
     began = time.monotonic()
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    there = Path.cwd()
     try:
         os.environ.clear()
         os.environ.update(environment)
@@ -251,6 +252,7 @@ def attempt(arguments: Sequence[str], environment: Mapping[str, str], place: Pla
         signal.setitimer(signal.ITIMER_REAL, 0)
         os.environ.clear()
         os.environ.update(before)
+        os.chdir(there)
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     if used > MEGABYTES:
         wrong = wrong or f"{used} MB"

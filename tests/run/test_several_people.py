@@ -17,7 +17,7 @@ from launcher.run.orphans import SILENCE, end_run
 from launcher.run.record import RecordedJob, RunRecord
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
 from tests.run.driving import KEY, InProcessUser, LauncherUser, github_environment, running
-from tests.run.runs import a_run, plan_on, services
+from tests.run.runs import a_run, plan_on, services, srtctl_kind
 from tests.run.test_end_to_end import HANG, wait_until
 
 TOKEN = "hf_" + "a1B2c3D4" * 4
@@ -65,7 +65,7 @@ def test_a_queued_run_of_a_live_sweep_is_cancelled_and_never_submitted(user: Lau
         out, _ = sweep.communicate(timeout=HANG)
     finally:
         sweep.kill()
-    assert sweep.returncode == 130, out
+    assert sweep.returncode == 6, out
     assert {person.record(run)["state"] for run in person.run_ids()} == {"cancelled"}, "its person cancelled it"
     assert person.record(states["running"])["verdict"]["layer"] == "cancelled"
     assert not person.alive_jobs()
@@ -167,3 +167,18 @@ def test_a_run_with_an_id_of_its_own_is_found_by_its_job_and_by_what_it_left(use
     assert "it never began" in user.launcher("cleanup", "--from-env", **other)
     said = user.launcher("cleanup", "--from-env", code=2, **{**other, "CONC_LIST": "", "TP": "8"})
     assert "never began" not in said, "which run is meant cannot be told"
+
+
+@pytest.mark.parametrize(
+    ("state", "ended", "stays"), [("cancelled", 2, False), ("cancelled", 0, True), ("failed", 2, True)]
+)
+def test_the_tree_of_a_cancelled_run_goes_after_a_day(user: LauncherUser, state: str, ended: int, stays: bool) -> None:
+    plan = plan_on("local", user.root, run_key="r")
+    record = RunRecord.create(user.state / "runs", plan)
+    record.update(state=state, results="workspace", ended=time.time() - ended * 86400)
+    record.let_go()
+    (tree,) = srtctl_kind().own_directories(plan)
+    (tree / "outputs").mkdir(parents=True)
+    (user.root / "kept").mkdir()
+    user.launcher("cleanup")
+    assert tree.exists() is stays and (user.root / "kept").exists()
