@@ -30,12 +30,18 @@ from launcher.slurm.client import (
     phase_of,
     unknown,
 )
-from launcher.slurm.steps import STEP_FIELDS, exit_code_of, may_lack_codes, of_this_job, steps_in, with_codes
+from launcher.slurm.steps import (
+    SACCT_FIELDS,
+    StepRecord,
+    exit_code_of,
+    may_lack_codes,
+    of_this_job,
+    steps_in,
+    with_codes,
+)
 
-# The same fields in both, of which squeue has no exit codes. The comment is last: it is free text, and may hold the
-# separator.
+# The fields of `SACCT_FIELDS`, of which squeue has no exit codes.
 SQUEUE_FORMAT = "%A|%T|||%V|%S|%e|%N|%r|%k"
-SACCT_FIELDS = "JobIDRaw,State,ExitCode,DerivedExitCode,Submit,Start,End,NodeList,Reason,Comment"
 
 _NOTHING = frozenset({"", "N/A", "None", "(null)", "Unknown", "None assigned", "NONE"})
 _SCONTROL_PAIR = re.compile(r"(?:^| )([A-Z][\w/:&]*)=(\S*)")
@@ -224,9 +230,8 @@ class SlurmCommands:
         found = {job: state for job, state in seen.items() if state.phase is Phase.ALIVE or state.exit_code}
         rest = [job for job in jobs if job not in found]
         if not rest:
-            return self._with_steps(found)
-        # With -j sacct looks at all times, not only at today.
-        accounts = self._sacct("-j", ",".join(job.id for job in rest))
+            return self._with_steps(found, {})
+        accounts, steps = self._accounts_and_steps(rest)
         for job in rest:
             # Accounting is believed about ends only: it says PENDING or RUNNING for ever of a job that the controller
             # lost, and lags behind by a second and more (22.05).
@@ -239,9 +244,22 @@ class SlurmCommands:
             shown[job.id] = self._ask(["scontrol", "show", "job", "-d", "-o", job.id], scontrol_records)
             if shown[job.id].error:
                 break  # while the controller is down each call takes 9 s
-        return self._with_steps(found | {job: _settle(job, queue, accounts, shown.get(job.id)) for job in rest})
+        found |= {job: _settle(job, queue, accounts, shown.get(job.id)) for job in rest}
+        return self._with_steps(found, steps)
 
-    def _with_steps(self, found: dict[JobKey, JobState]) -> dict[JobKey, JobState]:
+    def _accounts_and_steps(self, jobs: Sequence[JobKey]) -> tuple[Answer, dict[str, list[StepRecord]]]:
+        """What accounting says of the jobs, and the steps that it shows, by one question."""
+        steps: dict[str, list[StepRecord]] = {}
+
+        def read(text: str, source: str) -> list[Record]:
+            steps.update(steps_in(text))
+            return records_in(text, source)
+
+        # With -j sacct looks at all times, not only at today.
+        ids = ",".join(job.id for job in jobs)
+        return self._ask(["sacct", "-D", "-n", "-P", "-j", ids, "-o", SACCT_FIELDS], read), steps
+
+    def _with_steps(self, found: dict[JobKey, JobState], told: dict[str, list[StepRecord]]) -> dict[JobKey, JobState]:
         """The states, with the exit codes that an ended job's steps have and its own record lacks.
 
         A record keeps 0:0 for ever when the end of a step, or of the batch script, reached the controller after the
@@ -253,9 +271,8 @@ class SlurmCommands:
         for attempt in range(STEP_TRIES if left else 0):
             if attempt:
                 self._sleep(STEP_PAUSE)
-            argv = ["sacct", "-n", "-P", "-j", ",".join(job.id for job in left), "-o", STEP_FIELDS]
-            done = self._runner(argv, timeout=self._timeout, env=self._environment)
-            told = steps_in(done.stdout) if done.ok else {}
+            if attempt or not any(job.id in told for job in left):
+                told = self._accounts_and_steps(left)[1]
             steps = {job: of_this_job(told.get(job.id, ()), found[job]) for job in left}
             found |= {job: with_codes(found[job], own) for job, own in steps.items()}
             untold += [job for job, own in steps.items() if not own]

@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 
 from launcher.slurm.client import SAME_SECONDS, SUCCESS, JobState, Phase, bare_word, phase_of
 
-STEP_FIELDS = "JobIDRaw,State,ExitCode,Start"
+SACCT_FIELDS = "JobIDRaw,State,ExitCode,DerivedExitCode,Submit,Start,End,NodeList,Reason,Comment"
+"""What accounting is asked of jobs and of their steps. The comment is last: it is free text, and may hold the
+separator."""
 
 
 def exit_code_of(text: str) -> tuple[int, int] | None:
@@ -37,13 +39,13 @@ class StepRecord:
 
 
 def steps_in(text: str) -> dict[str, list[StepRecord]]:
-    """The steps in what ``sacct -n -P -o STEP_FIELDS`` printed, by their jobs' ids."""
+    """The steps in what ``sacct -n -P -o SACCT_FIELDS`` printed, by their jobs' ids."""
     found: dict[str, list[StepRecord]] = defaultdict(list)
     for line in text.splitlines():
-        row = line.strip().split("|")
+        row = line.strip().split("|", 9)
         job, dot, name = row[0].partition(".")
-        if len(row) == 4 and job.isdigit() and dot and (code := exit_code_of(row[2])) is not None:
-            started = float(row[3]) if row[3].isdigit() else None
+        if len(row) == 10 and job.isdigit() and dot and (code := exit_code_of(row[2])) is not None:
+            started = float(row[5]) if row[5].isdigit() else None
             found[job].append(StepRecord(name, bare_word(row[1]), code, started))
     return dict(found)
 

@@ -83,7 +83,8 @@ _opened: list[str] | None = None
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if _opened is not None and event == "open":
+    # A descriptor is a file that was opened before.
+    if _opened is not None and event == "open" and not isinstance(arguments[0], int):
         _opened.append(os.fsdecode(arguments[0]) if isinstance(arguments[0], (str, bytes)) else str(arguments[0]))
 
 

@@ -129,7 +129,11 @@ def test_the_exit_code_of_an_ended_job_is_accountings() -> None:
     assert runner.programs() == ["squeue", "sacct"]
 
 
-STEPS = "1.batch|COMPLETED|0:0|1795289084\n1.extern|RUNNING|0:0|1795289084\n1.0|{}|{}|1795289084\n"
+STEPS = """\
+1.batch|COMPLETED|0:0|||1795289084||||
+1.extern|RUNNING|0:0|||1795289084||||
+1.0|{}|{}|||1795289084||||
+"""
 
 
 @pytest.mark.parametrize(
@@ -142,18 +146,15 @@ STEPS = "1.batch|COMPLETED|0:0|1795289084\n1.extern|RUNNING|0:0|1795289084\n1.0|
     ],
 )
 def test_a_step_tells_what_the_record_of_its_job_lacks(step: tuple[str, str], derived: tuple[int, int]) -> None:
-    def sacct(argv: Sequence[str]) -> str:
-        return SACCT if "-X" in argv else STEPS.format(*step)
-
-    state, runner = poll(DONE, squeue=SQUEUE, sacct=sacct)
+    state, runner = poll(DONE, squeue=SQUEUE, sacct=SACCT + STEPS.format(*step))
     assert state.succeeded and state.derived == derived
-    assert runner.programs() == ["squeue", "sacct", "sacct"]
+    assert runner.programs() == ["squeue", "sacct"]
 
 
 def test_a_step_that_seems_to_run_after_its_job_is_waited_for() -> None:
     answers = iter([STEPS.format("RUNNING", "0:0"), STEPS.format("RUNNING", "0:0"), STEPS.format("FAILED", "5:0")])
     waits: list[float] = []
-    runner = ScriptedCommands(squeue=SQUEUE, sacct=lambda argv: SACCT if "-X" in argv else next(answers))
+    runner = ScriptedCommands(squeue=SQUEUE, sacct=lambda argv: SACCT + next(answers))
     (state,) = SlurmCommands(runner=runner, environ={}, sleep=waits.append).poll([DONE]).values()
     assert state.derived == (5, 0) and len(waits) == 2
 
@@ -163,18 +164,15 @@ def test_where_no_step_tells_the_controller_does() -> None:
         SCONTROL.replace("JobId=2", "JobId=1").replace("=FAILED", "=COMPLETED").replace(" ExitCode=3", " ExitCode=0")
     )
     for steps in ("", NO_DATABASE, STEPS.format("FAILED", "7:0").replace("1795289084", "1795200000")):
-
-        def sacct(argv: Sequence[str], steps: Reply = steps) -> Reply:
-            return SACCT if "-X" in argv else steps
-
-        state, _ = poll(DONE, squeue=SQUEUE, sacct=sacct, scontrol=scontrol)
+        answers = iter([SACCT, steps])
+        state, _ = poll(DONE, squeue=SQUEUE, sacct=lambda argv, answers=answers: next(answers), scontrol=scontrol)
         assert state.succeeded and state.derived == (5, 0), steps
 
 
 def test_a_failed_array_task_has_the_exit_code_of_its_script() -> None:
     record = SACCT.replace("2|FAILED|3:0", "2|FAILED|0:0")
-    steps = "2.batch|FAILED|3:0|1795289084\n2.extern|COMPLETED|0:0|1795289084\n"
-    state, _ = poll(FAILED, squeue=SQUEUE, sacct=lambda argv: record if "-X" in argv else steps)
+    steps = "2.batch|FAILED|3:0|||1795289084||||\n2.extern|COMPLETED|0:0|||1795289084||||\n"
+    state, _ = poll(FAILED, squeue=SQUEUE, sacct=record + steps)
     assert (state.word, state.exit_code) == ("FAILED", (3, 0))
 
 
