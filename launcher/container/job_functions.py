@@ -107,6 +107,25 @@ check_checkpoint() {
     fail 4 "the checkpoint $model on $(uname -n) is not whole: $(printf '%s; ' "${wrong[@]:0:10}")"
   say "checkpoint $model: whole, ${#weights[@]} weight files"
 }
+
+# Whether config.json says what the runner file says: pairs of key and value. A multimodal model has its text model's
+# sizes in a mapping of their own, so that one of several counts.
+check_identity() {
+  local key value found text
+  text=$(tr -s '[:space:]' ' ' <"$model/config.json")
+  while [ "$#" -ge 2 ]; do
+    key=$1 value=$2
+    shift 2
+    if [ "$key" = architecture ]; then
+      found=$(grep -oE '"architectures" ?: ?\[ ?"[^"]*"' <<<"$text" | sed -E 's/.*"([^"]*)"$/\1/')
+    else
+      found=$(grep -oE "\"$key\" ?: ?(\"[^\"]*\"|[^],} ]+)" <<<"$text" | sed -E 's/^"[^"]*" ?: ?//; s/^"//; s/"$//')
+    fi
+    grep -qxF -- "$value" <<<"$found" || fail 4 "the checkpoint $model on $(uname -n) is another model:" \
+      "$key is $(tr '\n' ' ' <<<"${found:-not said}" | head -c 200)and $value by the runner file"
+  done
+  fact checkpoint_identity "as the runner file declares it"
+}
 """
 
 IMPORT = r"""

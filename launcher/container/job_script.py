@@ -138,7 +138,14 @@ def _checkpoint(plan: Plan) -> list[str]:
     if path is None or path.startswith("hf:") or "login" in plan.model.seen_by or plan.model.downloads:
         return []
     mounted = f"mounted=({' '.join(map(word, plan.model.mounted))})"
-    return [f"model={word(path)}", mounted, functions.CHECKPOINT.strip(), "check_checkpoint"]
+    # What takes more than a look at config.json is not known on the node.
+    declared = {
+        key: str(value) for key, value in plan.model.fingerprint.items() if key not in ("quantisation", "weights")
+    }
+    identity = "fact checkpoint_identity 'not known: the runner file declares no fingerprint'"
+    if declared:
+        identity = " ".join(["check_identity", *(word(text) for pair in declared.items() for text in pair)])
+    return [f"model={word(path)}", mounted, functions.CHECKPOINT.strip(), "check_checkpoint", identity]
 
 
 def _image(plan: Plan, job: ContainerJob, engine: EngineCommands) -> list[str]:

@@ -11,6 +11,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -253,6 +254,32 @@ def test_on_the_node_the_same_is_no_checkpoint(host: JobHost, damage: Callable[[
         pytest.skip("bash is not told of holes on this file system")
     damage(small_checkpoint(host.root / "model"))
     assert said in host.run(checkpoint(host), code=0 if said.startswith("whole") else 4)
+
+
+TEXT_MODEL = {"architectures": ["DeepseekV3ForCausalLM"], "text_config": {"hidden_size": 7168, "vocab_size": 129280}}
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ({}, "checkpoint_identity=not known: the runner file declares no fingerprint"),
+        ({"architecture": "DeepseekV3ForCausalLM", "hidden_size": 7168}, "as the runner file declares it"),
+        ({"model_type": "llama", "quantisation": "fp8", "weights": "0" * 64}, "as the runner file declares it"),
+        ({"architecture": "Qwen3ForCausalLM"}, "architecture is DeepseekV3ForCausalLM and Qwen3ForCausalLM by"),
+        ({"hidden_size": 716}, "hidden_size is 7168 and 716 by the runner file"),
+        ({"num_hidden_layers": 61}, "num_hidden_layers is not said and 61 by the runner file"),
+    ],
+)
+def test_a_checkpoint_on_the_node_is_the_declared_one(
+    host: JobHost, declared: dict[str, str | int | float], said: str
+) -> None:
+    small_checkpoint(host.root / "model", TEXT_MODEL)
+    plan = checkpoint(host)
+    plan = replace(plan, model=replace(plan.model, fingerprint=declared))
+    good = "declare" in said
+    text = host.run(plan, code=0 if good else 4)
+    facts = "".join(path.read_text() for path in host.root.rglob("facts.txt"))
+    assert said in (facts if good else text)
 
 
 def tells_of_holes(path: Path) -> bool:
