@@ -13,7 +13,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 
 from launcher.core.errors import JobError
 from launcher.core.process import CommandRunner, Completed, clean_environment, run
@@ -37,6 +36,7 @@ from launcher.slurm.steps import (
     may_lack_codes,
     of_this_job,
     steps_in,
+    timestamp,
     with_codes,
 )
 
@@ -155,16 +155,6 @@ def scontrol_pairs(line: str) -> defaultdict[str, str]:
     for key, value in _SCONTROL_PAIR.findall(line):
         pairs.setdefault(key, value)
     return pairs
-
-
-def timestamp(text: str) -> float | None:
-    """Seconds since the epoch, from that number (the clients are asked for ``%s``) or from Slurm's local ISO form."""
-    if text.isdigit():
-        return float(text)
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return None
 
 
 def record_of(source: str, *fields: str) -> Record:

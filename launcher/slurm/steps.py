@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from launcher.slurm.client import SAME_SECONDS, SUCCESS, JobState, Phase, bare_word, phase_of
 
@@ -22,6 +23,16 @@ def exit_code_of(text: str) -> tuple[int, int] | None:
     """(exit status, signal) from Slurm's form ``3:0``; None for any other text."""
     found = re.fullmatch(r"(\d+):(\d+)", text)
     return (int(found[1]), int(found[2])) if found else None
+
+
+def timestamp(text: str) -> float | None:
+    """Seconds since the epoch, from that number (the clients are asked for ``%s``) or from Slurm's local ISO form."""
+    if text.isdigit():
+        return float(text)
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -45,8 +56,7 @@ def steps_in(text: str) -> dict[str, list[StepRecord]]:
         row = line.strip().split("|", 9)
         job, dot, name = row[0].partition(".")
         if len(row) == 10 and job.isdigit() and dot and (code := exit_code_of(row[2])) is not None:
-            started = float(row[5]) if row[5].isdigit() else None
-            found[job].append(StepRecord(name, bare_word(row[1]), code, started))
+            found[job].append(StepRecord(name, bare_word(row[1]), code, timestamp(row[5])))
     return dict(found)
 
 

@@ -14,6 +14,7 @@ import pytest
 from launcher.cli import main
 from launcher.runner.file import RunnerFile
 from tests.conftest import SlurmCluster
+from tests.doctor.test_import_proof import enroot_stand_in
 
 pytestmark = pytest.mark.slurm
 
@@ -99,16 +100,17 @@ def test_the_hidden_partition_and_its_limit(directory: Path, capsys: pytest.Capt
 def test_enroot_on_the_path_makes_a_file_for_real_runs(
     directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stand-in for enroot is one that only knows its version."""
-    enroot = directory / "bin" / "enroot"
-    enroot.parent.mkdir()
-    enroot.write_text("#!/bin/sh\necho 4.1.2\n")
+    """The stand-in for enroot imports, and says a version."""
+    (program,) = enroot_stand_in(directory)
+    enroot = Path(program)
+    importer = enroot.rename(enroot.with_name("importer"))
+    enroot.write_text(f'#!/bin/sh\n[ "$1" != version ] || {{ echo 4.1.2; exit; }}\nexec {importer} "$@"\n')
     enroot.chmod(0o755)
     monkeypatch.setenv("PATH", f"{enroot.parent}:{os.environ['PATH']}")
     assert RunnerFile.read(write(directory)).runner.tools == "system"
     code, claims = examine(capsys)
     assert (code, claims["images.import-on"]["verdict"]) == (0, "agree")
-    assert "4.1.2" in claims["images.import-on"]["found"]
+    assert claims["images.import-on"]["found"].startswith("a tiny image was imported in ")
 
 
 def spoil(path: Path, *changes: tuple[str, str]) -> dict[str, str]:

@@ -43,7 +43,7 @@ def _killed(fault_cluster: FaultCluster, trials: int) -> Sequence[Tally]:
         run_id = user.new_id()
         code = user.start("run", *RUN, "--run-id", run_id, LAB_SBATCH="everybody").wait(timeout=60)
         held = [state for _, state in fault_cluster.jobs_of(run_id)]
-        user.launcher("resume", run_id)
+        user.launcher("resume", run_id, LAB_SBATCH="as it is")
         wrong = [] if (code, held) == (-9, ["PENDING"]) else [f"{run_id}: launcher ended with {code}, jobs {held}"]
         return [*wrong, *user.one_good_job(run_id), *_released_once(user, run_id)]
 

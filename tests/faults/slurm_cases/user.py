@@ -30,7 +30,8 @@ class ClusterUser(LauncherUser):
         runners.mkdir(exist_ok=True)
         text = (shipped("runners") / "one-machine.yaml").read_text()
         text = text.replace("scheduler:\n", f"scheduler:\n  backend: {fault_cluster.backend}\n", 1)
-        (runners / "one-machine.yaml").write_text(text)
+        # Our sbatch is told by it what to do; a job gets no variable that is not named.
+        (runners / "one-machine.yaml").write_text(f"{text}\npass-environment: [LAB_SBATCH]\n")
         extra |= {"LAUNCHER_REHEARSAL_SECONDS": "0.1", "LAUNCHER_RUNNERS": str(runners)}
         user = cls(root, runner="one-machine", extra=extra)
         user.fault_cluster = fault_cluster
