@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from launcher.cli.logs import LogLines
 from launcher.cli.output import Output
 from launcher.core.github import GitHub
 from launcher.core.redact import redact
 from launcher.core.terminal import one_line, printable, styled
 from launcher.plan.plan import Plan, PlannedModel
-from launcher.run.finish import Outcome
-from launcher.run.kind import JobKind
-from launcher.run.record import Event
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a plan pays for nothing that only a run needs
+    from launcher.cli.logs import LogLines
     from launcher.model.copy import Progress
+    from launcher.run.finish import Outcome
+    from launcher.run.kind import JobKind
+    from launcher.run.record import Event
 
 _LINE_EVERY = 30.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -240,6 +240,8 @@ class Console:
             return
         if self._output is not None:
             self._output.wait_for_room()
+        from launcher.cli.logs import LogLines
+
         logs = self._logs.setdefault(run, LogLines(self._label(run, "") + "  | "))
         shown = logs.shown(lines)
         if self._github is None:

@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from launcher.core.errors import ConfigError, suggest
-from launcher.core.yaml_source import Document
+from launcher.core.reading import read_file
+from launcher.core.yaml_source import LARGEST_FILE, Document
 from launcher.runner.file import RunnerFile
 
 
@@ -69,6 +70,8 @@ class Fleet:
         Raises ConfigError when no runner file has that prefix.
         """
         prefix = runner_name.partition("_")[0]
+        if (only := self._of_those_that_say(prefix)) is not None:
+            return only
         files, broken = self.readable(), self.broken
         if error := self._claimed("runners", prefix):
             raise error
@@ -82,6 +85,18 @@ class Fleet:
             where="RUNNER_NAME",
             hint=suggest(prefix, known, f"known prefixes: {', '.join(known)}"),
         )
+
+    def _of_those_that_say(self, prefix: str) -> RunnerFile | None:
+        """The file with this prefix, if all files that have the word can be read; the others need not be."""
+        found = None
+        for name, path in self.paths.items():
+            try:
+                if prefix.encode() in read_file(path, LARGEST_FILE):
+                    file = self.get(name)
+                    found = found or (file if prefix in file.runner.runners else None)
+            except (OSError, ConfigError):
+                return None
+        return found
 
     @cached_property
     def broken(self) -> list[ConfigError]:
