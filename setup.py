@@ -13,6 +13,7 @@ setup(
     package_dir=DATA,
     package_data={
         **{package: ["**/*"] for package in DATA},
+        "launcher.aggregate": ["*.yaml"],
         "launcher.check": ["*.json"],
         "launcher.doctor": ["*.sh", "*.yaml"],
         "launcher.image": ["*.yaml"],
