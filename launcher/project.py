@@ -161,18 +161,27 @@ class Project:
         )
 
     def plan_by_hand(
-        self, benchmark: Benchmark, runner: str | None, *, narrow: bool = False, run_id: str | None = None
+        self,
+        benchmark: Benchmark,
+        runner: str | None,
+        *,
+        narrow: bool = False,
+        run_id: str | None = None,
+        exclude: Sequence[str] = (),
     ) -> Plan:
-        """Plan a benchmark that was chosen by hand, as the GitHub job of the same row would be planned."""
+        """Plan a benchmark that was chosen by hand, as the GitHub job of the same row would be planned.
+
+        ``exclude`` are nodes that the job must not get beside those of the runner file.
+        """
         file = self.runner_for(benchmark, runner)
         job = GithubJob(runner_name=f"{file.runner.name}_manual")
-        return self._plan(benchmark, file, job, run_id, narrow)
+        return self._plan(benchmark, file, job, run_id, narrow, tuple(exclude))
 
     def plan_from_environment(self, run_id: str | None = None) -> Plan:
         """Plan what this GitHub job's environment asks for."""
         job = github_job(self.environ)
         file = self.fleet.for_runner_name(job.runner_name)
-        plan = self._plan(benchmark_from_environment(self.environ), file, job, run_id, False)
+        plan = self._plan(benchmark_from_environment(self.environ), file, job, run_id)
         found = unknown_settings_of(self.environ)  # by hand such a row is refused
         return dataclasses.replace(plan, findings=(*plan.findings, *found)) if found else plan
 
@@ -192,7 +201,7 @@ class Project:
     def replan(self, plan: Plan, tree: Path) -> Plan:
         """The plan again, now that the checkout at ``tree`` is there and its recipe can be read."""
         finder = RecipeFinder(self.workspace, self.finder.repository, checkout=tree)
-        context = self._context(plan.runner_name, plan.run_key, plan.narrow)
+        context = self._context(plan.runner_name, plan.run_key, plan.narrow, plan.exclude)
         return plan_benchmark(plan.benchmark, self.fleet.get(plan.runner), finder, context, self.schemas)
 
     def run_id_from_environment(self) -> str:
@@ -200,16 +209,24 @@ class Project:
         job = github_job(self.environ)
         return run_key(benchmark_from_environment(self.environ), job.runner_name, job.run_id, job.attempt)
 
-    def _plan(self, benchmark: Benchmark, file: RunnerFile, job: GithubJob, run_id: str | None, narrow: bool) -> Plan:
+    def _plan(
+        self,
+        benchmark: Benchmark,
+        file: RunnerFile,
+        job: GithubJob,
+        run_id: str | None,
+        narrow: bool = False,
+        exclude: tuple[str, ...] = (),
+    ) -> Plan:
         key = check_run_id(run_id or run_key(benchmark, job.runner_name, job.run_id, job.attempt))
         kind = self.kind(_kind_of_lane(benchmark, file))
-        return kind.plan(benchmark, file, self._context(job.runner_name, key, narrow))
+        return kind.plan(benchmark, file, self._context(job.runner_name, key, narrow, exclude))
 
     def context(self, key: str) -> Context:
         """What paths of runner files depend on, for a command that is about no run."""
-        return self._context("launcher", key, False)
+        return self._context("launcher", key)
 
-    def _context(self, runner_name: str, key: str, narrow: bool) -> Context:
+    def _context(self, runner_name: str, key: str, narrow: bool = False, exclude: tuple[str, ...] = ()) -> Context:
         return Context(
             workspace=str(self.workspace),
             runner_name=runner_name,
@@ -219,6 +236,7 @@ class Project:
             is_directory=_is_directory if self.look else lambda path, holding: False,
             narrow=narrow,
             state=str(self.state),
+            exclude=exclude,
         )
 
 

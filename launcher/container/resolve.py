@@ -25,7 +25,7 @@ from launcher.image.reference import HUB, PlannedImage, Reference
 from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
 from launcher.plan.job_environment import names_passed
-from launcher.plan.plan import Expected, ModelCache
+from launcher.plan.plan import Expected, Holds, ModelCache
 from launcher.runner.container_schema import Container, Port
 from launcher.runner.file import RunnerFile
 from launcher.runner.templates import fill_in
@@ -98,6 +98,7 @@ class ContainerPlanner:
         script = self._scripts.planned(lane.script, benchmark, scripts, given)
         minutes = _minutes(rules, lane, context)
         allocation = _allocation(rules, lane, context, minutes) if file.runner.scheduler.kind == "slurm" else None
+        held = file.runner.node.gpus if allocation is not None and allocation.exclusive else benchmark.gpus
         job = ContainerJob(allocation, container, script, environment, _staging(lane), own)
         plan = derive.whole_plan(
             rules,
@@ -105,7 +106,7 @@ class ContainerPlanner:
             images=images,
             model=replace(derive.planned_model(rules, path, context, cache), mounted=_same(container.mounts)),
             results=_results(expected, benchmark, inside, container.workdir),
-            time_limit=str(minutes) if minutes is not None else None,
+            holds=Holds(str(minutes) if minutes is not None else None, 1, held),
             details=job.as_details(),
         )
         return ContainerResolved(plan, rules, job)

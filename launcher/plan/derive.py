@@ -17,7 +17,7 @@ from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
 from launcher.image.reference import PlannedImage, Reference, squash_name
 from launcher.plan.job_environment import names_passed
-from launcher.plan.plan import Bounds, Expected, ModelCache, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
+from launcher.plan.plan import Bounds, Expected, Holds, ModelCache, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
 from launcher.runner.file import Applied, RunnerFile, applies
 from launcher.runner.schema import Adjustment, ImageRule, Images, LaneRule, ModelRule, Results
 from launcher.runner.templates import fill_in
@@ -30,7 +30,8 @@ class Context:
     ``runner_name`` is RUNNER_NAME or a stand-in for runs by hand; ``run_key`` names the run; ``today`` is YYYYMMDD;
     ``host`` the environment variables by which a runner file lets its host override it; ``is_directory`` answers
     whether this machine sees a path (a dry run elsewhere answers no to all); ``narrow`` says that the concurrencies
-    were chosen by hand, so that the recipe is to run just those; ``state`` is the launcher's own directory.
+    were chosen by hand, so that the recipe is to run just those; ``state`` is the launcher's own directory;
+    ``exclude`` are nodes that the job must not get beside those of the runner file.
     """
 
     workspace: str
@@ -41,6 +42,7 @@ class Context:
     is_directory: Callable[[str, str | None], bool] = lambda path, holding: False
     narrow: bool = False
     state: str = "."
+    exclude: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -297,7 +299,8 @@ def partition_and_account(rules: AppliedRules, context: Context) -> tuple[str | 
 
 
 def excluded_nodes(rules: AppliedRules, context: Context) -> list[str]:
-    """The nodes that the job must not get: those of the host's variable that a rule names, else the rule's own.
+    """The nodes that the job must not get: those of the host's variable that a rule names, else the rule's own; and
+    those that were chosen for this run.
 
     Several rules may name one variable, which stands for all of their nodes.
     """
@@ -305,7 +308,7 @@ def excluded_nodes(rules: AppliedRules, context: Context) -> list[str]:
     for rule in (excluded.rule for excluded in rules.file.excluded(rules.benchmark, power=rules.power)):
         said = context.host.get(rule.variable) if rule.variable is not None else None
         nodes += [n for n in said.split(",") if n] if said is not None else [rule.node]
-    return list(dict.fromkeys(nodes))
+    return list(dict.fromkeys((*nodes, *context.exclude)))
 
 
 def tags(rules: AppliedRules, context: Context) -> str:
@@ -362,13 +365,11 @@ def whole_plan(
     images: Sequence[PlannedImage],
     model: PlannedModel,
     results: Expected,
-    time_limit: str | None,
+    holds: Holds,
     details: dict[str, Any],
 ) -> Plan:
-    """The plan of a job of the kind that the lane names, without findings.
-
-    ``time_limit`` is in Slurm's notation, None when it is not known yet; ``details`` are what only this kind plans, in
-    JSON values.
+    """The plan of a job of the kind that the lane names, without findings; ``details`` are what only this kind plans,
+    in JSON values.
     """
     benchmark, runner = rules.benchmark, rules.file.runner
     partition, account = partition_and_account(rules, context)
@@ -382,13 +383,14 @@ def whole_plan(
         sku=runner.sku,
         tools=runner.tools,
         benchmark=benchmark,
-        scheduler=SchedulerPlan(scheduler.kind, partition, account, scheduler.backend, time_limit),
+        scheduler=SchedulerPlan(scheduler.kind, partition, account, scheduler.backend, *holds),
         workspace=WorkspacePlan(context.workspace, shared_workspace(rules, context)),
         images=tuple(images),
         model=model,
         results=_held_against(results, rules, model.path),
         rules={"model": rules.model.where, "lane": rules.lane.where},
         narrow=context.narrow,
+        exclude=context.exclude,
         passes=names_passed(context.host, runner.pass_environment),
         details=details,
     )

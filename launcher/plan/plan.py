@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import msgspec
 
@@ -19,6 +19,7 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding, Severity
 from launcher.core.reading import read_file
+from launcher.core.slurm_notation import limit_seconds
 from launcher.image.reference import PlannedImage
 
 SCHEMA = 1
@@ -135,15 +136,33 @@ class Expected:
         return self.bounds or Bounds(failed=0.10 if self.mode == "agentic" else 0.05)
 
 
+class Holds(NamedTuple):
+    """What a job asks for: its time limit in Slurm's notation, its nodes, the GPUs of all of them; None where that is
+    not known yet."""
+
+    time_limit: str | None = None
+    nodes: int | None = None
+    gpus: int | None = None
+
+
 @dataclass(frozen=True)
 class SchedulerPlan:
-    """``time_limit`` is the job's: the recipe's own before the runner file's; None while neither is known."""
+    """``time_limit`` is the job's: the recipe's own before the runner file's; None while neither is known. ``nodes``
+    and ``gpus`` (of all nodes together) are what the job will hold, None where that is not known yet."""
 
     kind: Literal["slurm", "local"]
     partition: str | None
     account: str | None
     backend: Literal["auto", "commands", "pyslurm"] = "auto"
     time_limit: str | None = None
+    nodes: int | None = None
+    gpus: int | None = None
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """What the job holds at most: GPUs × time limit; None where one of them is not known."""
+        seconds = limit_seconds(self.time_limit)
+        return self.gpus * seconds / 3600 if self.gpus is not None and seconds else None
 
 
 @dataclass(frozen=True)
@@ -168,7 +187,7 @@ class Plan:
     ``kind`` names the kind of job that serves the lane, ``details`` is what that kind plans beside the rest, in JSON
     values: they are keys of the plan like all others when it is written. ``run_key`` is the plan's identity: the run's
     id and the job's ``--comment``. ``narrow`` says that its concurrencies were chosen by hand, out of those of the
-    recipe.
+    recipe; ``exclude`` are nodes that this run must not get beside those of the runner file.
     """
 
     kind: str
@@ -189,6 +208,7 @@ class Plan:
     """Which rule of the runner file decided what, as ``file:line``."""
     findings: tuple[Finding, ...] = ()
     narrow: bool = False
+    exclude: tuple[str, ...] = ()
     passes: tuple[str, ...] | None = None
     """Names of the host's variables that the job is passed: whoever submits it reads their values from its own
     environment, and no plan holds them. None in plans of earlier versions."""

@@ -43,7 +43,8 @@ class RecordedJob:
     ``output`` is the job's own directory, ``log`` its log (both may not exist yet). ``held``: it was submitted held and
     has not been seen released; ``released``: Slurm took our release; ``over``: Slurm has said that it ended. ``state``
     is Slurm's word for how it stands, ``says`` the same as a line for people. ``by_hand``: a person submitted it.
-    ``cluster`` is another one than this host's that took the job.
+    ``cluster`` is another one than this host's that took the job. ``started`` and ``ended`` are when it ran by Slurm's
+    own word, ``nodes`` where, in Slurm's notation; None and "" until Slurm has said it.
     """
 
     id: str
@@ -57,6 +58,9 @@ class RecordedJob:
     says: str = ""
     over: bool = False
     cluster: str = ""
+    started: float | None = None
+    ended: float | None = None
+    nodes: str = ""
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,8 @@ def _wrong(fields: RunFields, run_id: str) -> str | None:
         return f"{job.id!r} is no job's id"
     if job is not None and "\0" in job.log + job.output:
         return "a path of its job has a NUL"
-    times = [fields.created, fields.updated, fields.ended, job.submitted if job is not None else None]
+    times = [fields.created, fields.updated, fields.ended]
+    times += [job.submitted, job.started, job.ended] if job is not None else []
     times += [time for step in fields.steps.values() for time in (step.began, step.at)]
     for time in times:
         if time is not None and not (math.isfinite(time) and 0 <= time <= _LATEST):

@@ -86,7 +86,16 @@ def _job_in(run: Run, state: JobState) -> RecordedJob:
     job = run.record.job
     assert job is not None
     over = job.over or state.phase is Phase.TERMINAL
-    return replace(job, state=state.word, says=_described(run, state), over=over, held=job.held and not over)
+    return replace(
+        job,
+        state=state.word,
+        says=_described(run, state),
+        over=over,
+        held=job.held and not over,
+        started=state.started or job.started,
+        ended=state.ended or job.ended,
+        nodes=state.nodes or job.nodes,
+    )
 
 
 def _described(run: Run, state: JobState) -> str:

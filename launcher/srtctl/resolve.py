@@ -15,7 +15,7 @@ from launcher.image.reference import PlannedImage, names_an_image
 from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
 from launcher.plan.job_environment import names_passed
-from launcher.plan.plan import Expected, PlannedModel
+from launcher.plan.plan import Expected, Holds, PlannedModel
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import Edit, LaneRule
 from launcher.runner.templates import fill_in
@@ -98,7 +98,7 @@ class SrtctlPlanner:
             images=images,
             model=_model(derive.planned_model(rules, model_path, context), recipe.facts),
             results=_results(derive.expected_results(benchmark, context), recipe.facts),
-            time_limit=own_limit or srtslurm.get("default_time_limit"),
+            holds=_holds(recipe.facts, own_limit or srtslurm.get("default_time_limit"), file),
             details=job.as_details(),
         )
         return SrtctlResolved(plan, rules, job, recipe, setup, narrowed)
@@ -159,6 +159,13 @@ class SrtctlPlanner:
 
     def _has(self, lane: LaneRule, path: str) -> bool | None:
         return self.has_file(lane.ref, lane.sha, path)
+
+
+def _holds(recipe: RecipeFacts | None, limit: str | None, file: RunnerFile) -> Holds:
+    """What srtctl asks Slurm for: whole nodes."""
+    nodes = recipe.nodes if recipe is not None else None
+    per_node = (recipe.gpus_per_node if recipe is not None else None) or file.runner.node.gpus
+    return Holds(limit, nodes, None if nodes is None else nodes * per_node)
 
 
 def _model(model: PlannedModel, recipe: RecipeFacts | None) -> PlannedModel:

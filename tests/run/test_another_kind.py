@@ -26,7 +26,7 @@ from launcher.cli import main
 from launcher.core.errors import ResultError
 from launcher.core.shipped import shipped
 from launcher.plan.derive import AppliedRules, Context, expected_results, planned_model, whole_plan
-from launcher.plan.plan import Plan
+from launcher.plan.plan import Holds, Plan
 from launcher.project import Project
 from launcher.result.collect import Collected, Problem
 from launcher.result.validate import Invalid, read_result
@@ -70,7 +70,7 @@ class ScriptKind:
             images=(),
             model=planned_model(rules, "hf:a/b", context),
             results=expected_results(benchmark, context),
-            time_limit="0:10:00",
+            holds=Holds("0:10:00", 1, 4),
             details=details,
         )
 
