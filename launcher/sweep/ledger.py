@@ -1,0 +1,205 @@
+"""The files of a sweep: ``sweep.json`` published whole, ``events.jsonl`` appended, requests of people, and the lock.
+
+    <state>/sweeps/<id>/
+        sweep.json       what is wanted; never changed
+        events.jsonl     one line per decision, on the disk before its effect
+        requests/        what people asked of the driver (pause, add …); the driver makes events of them
+        driver           the owner file of whoever drives the sweep (launcher/core/lease.py), beside driver.flock
+
+Only the driver appends events. Readers lock nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from launcher.core.errors import ConfigError, LauncherError, closest
+from launcher.core.lease import LEASE, Lock, LockOwner, read_owner
+from launcher.core.publish import (
+    dead_temporaries,
+    fsync,
+    make_private,
+    private_opener,
+    publishing_directory,
+    remove_tree,
+    write_bytes,
+)
+from launcher.core.reading import read_file
+from launcher.sweep.schema import DECODE_LINE, DECODE_SWEEP, SCHEMA, Added, Asked, Event, Line, Sweep
+
+LARGEST = 256 << 20
+"""Bytes of one file of a ledger: 10,000 points have some 10 MB."""
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
+
+
+def check_id(name: str) -> str:
+    """The id itself, if it can be a directory's name and the beginning of run ids. Raises ConfigError."""
+    if not _ID.fullmatch(name):
+        raise ConfigError(f"{name!r} cannot be a sweep's name", hint="letters, digits, '.', '_' and '-', at most 60")
+    return name
+
+
+@dataclass
+class Ledger:
+    """One sweep's directory. ``unread`` says which lines of its events could not be read, once `events` was called."""
+
+    directory: Path
+    sweep: Sweep
+    unread: tuple[str, ...] = ()
+
+    @classmethod
+    def create(cls, sweeps: Path, sweep: Sweep) -> Ledger:
+        """Publish a new sweep, whole. Raises ConfigError when the name is taken, or the disk does not take it."""
+        directory = sweeps / check_id(sweep.id)
+        try:
+            make_private(sweeps)
+            with publishing_directory(directory, whole=lambda there: False) as temporary:
+                temporary.mkdir(mode=0o700)
+                (temporary / "requests").mkdir(mode=0o700)
+                content = msgspec.json.format(msgspec.json.encode(sweep), indent=1)
+                write_bytes(temporary / "sweep.json", content + b"\n")
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                message = f"there is a sweep {sweep.id} already"
+                hint = f"launcher sweep resume {sweep.id}, or another --name"
+                raise ConfigError(message, where=str(directory), hint=hint) from None
+            message = f"the sweep's ledger cannot be made: {error.strerror}"
+            raise ConfigError(message, where=str(directory)) from None
+        return cls(directory, sweep)
+
+    @classmethod
+    def load(cls, sweeps: Path, name: str) -> Ledger:
+        """Read a sweep's ledger. Raises ConfigError naming the nearest sweep, or what is wrong with the file."""
+        directory = sweeps / check_id(name)
+        path = directory / "sweep.json"
+        try:
+            content = read_file(path, LARGEST)
+        except (FileNotFoundError, NotADirectoryError):
+            near = closest(name, names(sweeps))
+            hint = f"did you mean {near}?" if near else "launcher sweep list"
+            raise ConfigError(f"there is no sweep {name}", where=str(sweeps), hint=hint) from None
+        except OSError as error:
+            raise ConfigError(f"the sweep cannot be read: {error.strerror}", where=str(path)) from None
+        return cls(directory, _read_sweep(content, path, name))
+
+    @property
+    def id(self) -> str:
+        return self.sweep.id
+
+    def events(self) -> list[Line]:
+        """The decisions, in order. A line that a kill or a full disk has cut is passed over, and `unread` says so."""
+        try:
+            content = read_file(self.directory / "events.jsonl", LARGEST)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            where = str(self.directory / "events.jsonl")
+            raise ConfigError(f"the sweep's events cannot be read: {error.strerror}", where=where) from None
+        found: list[Line] = []
+        unread = []
+        for number, line in enumerate(content.split(b"\n"), 1):
+            if line.strip():
+                try:
+                    found.append(DECODE_LINE.decode(line))
+                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                    unread.append(f"line {number} of events.jsonl is passed over: {error}")
+        self.unread = tuple(unread)
+        return found
+
+    def append(self, event: Event) -> None:
+        """Write a decision down, durably, before its effect. Raises LauncherError when the disk does not take it."""
+        path = self.directory / "events.jsonl"
+        line = msgspec.json.encode(event) + b"\n"
+        try:
+            handle = private_opener(str(path), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
+            try:
+                size = os.fstat(handle).st_size
+                if size and os.pread(handle, 1, size - 1) != b"\n":
+                    line = b"\n" + line  # a full disk or a kill has cut the last one
+                written = os.write(handle, line)
+                if written < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            message = f"the sweep's ledger cannot be written: {error.strerror}"
+            raise LauncherError(message, where=str(path), hint="make room, then launcher sweep resume") from None
+        if not size:
+            with contextlib.suppress(OSError):
+                fsync(self.directory)
+
+    def lock(self, *, wait: float = 0.0) -> Lock:
+        """The lock of whoever drives the sweep; a dead owner's is broken at once, a silent one's after ``wait``."""
+        what = f"drives sweep {self.id}"
+        return Lock(self.directory / "driver", what=what, wait=wait, flock_path=self.directory / "driver.flock")
+
+    def driver(self) -> LockOwner | None:
+        """Who drives the sweep, as far as that can be told from here; None for nobody."""
+        found = read_owner(self.directory / "driver")
+        owner = LockOwner.from_json(found[0]) if found is not None else None
+        return None if owner is None or owner.is_dead else owner
+
+    def ask(self, request: Asked | Added) -> None:
+        """Ask the driver for something. Raises OSError."""
+        requests = self.directory / "requests"
+        make_private(requests)
+        write_bytes(requests / f"{time.time_ns():020d}-{os.getpid()}.json", msgspec.json.encode(request))
+
+    def requests(self) -> Iterator[tuple[Path, Asked | Added | None]]:
+        """What was asked and not yet answered, oldest first; None for a file that holds no request."""
+        with contextlib.suppress(OSError):
+            for path in sorted((self.directory / "requests").glob("*.json")):
+                request = None
+                with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                    line = DECODE_LINE.decode(read_file(path, LARGEST))
+                    request = line if isinstance(line, (Asked, Added)) else None
+                yield path, request
+
+
+def _read_sweep(content: bytes, path: Path, name: str) -> Sweep:
+    try:
+        schema = msgspec.json.decode(content, type=dict[str, msgspec.Raw]).get("schema", b"null")
+        if bytes(schema) != str(SCHEMA).encode():
+            message = f"the sweep cannot be read: expected schema {SCHEMA}, and it is {bytes(schema).decode()}"
+            raise ConfigError(message, where=str(path), hint="another version of the launcher wrote it")
+        sweep = DECODE_SWEEP.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"the sweep cannot be read: {error}", where=str(path)) from None
+    if sweep.id != name:
+        raise ConfigError(f"it is of sweep {sweep.id!r}, and its directory is {name!r}", where=str(path))
+    return sweep
+
+
+def names(sweeps: Path) -> list[str]:
+    """The sweeps that there are, by name. Raises nothing."""
+    with contextlib.suppress(OSError):
+        return sorted(path.name for path in sweeps.iterdir() if _ID.fullmatch(path.name) and path.is_dir())
+    return []
+
+
+def take_over_patience() -> float:
+    """Seconds that prove an owner on another host gone, with what a lock needs to look."""
+    return LEASE + 30.0
+
+
+def remove_dead(sweeps: Path, *, apply: bool) -> list[Path]:
+    """What killed launchers left of sweeps that they were making; removed with ``apply``."""
+    try:
+        dead = list(dead_temporaries(sweeps))
+    except OSError:
+        return []
+    if apply:
+        for path in dead:
+            remove_tree(path)
+    return dead
