@@ -5,6 +5,7 @@ A pipe of a file's name would hold the reader for ever, a device or a file of ma
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -37,3 +38,10 @@ def read_file(path: Path | str, most: int) -> bytes:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it has more than {most / 1e6:g} MB", str(path))
     return content
+
+
+def written(path: Path) -> float | None:
+    """When a file was last written, in Unix seconds; None where that cannot be learnt."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return None

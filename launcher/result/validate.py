@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from launcher.core.reading import written
 from launcher.plan.plan import Expected
 from launcher.result import contradictions
 from launcher.result.contradictions import MARKS, Window
@@ -61,7 +62,8 @@ class Point:
     """One measured concurrency: tokens per second and milliseconds; None where the file does not say.
 
     ``throughput_per_gpu`` and ``output_throughput_per_gpu`` are `tput_per_gpu` and `output_tput_per_gpu` as
-    process_result.py computes them. ``doubts`` are for a person to look at; they do not make the point invalid.
+    process_result.py computes them. ``ended`` is in Unix seconds, by the document or else by the file's own time.
+    ``doubts`` are for a person to look at; they do not make the point invalid.
     """
 
     concurrency: int
@@ -84,6 +86,7 @@ class Point:
     e2el_median_ms: float | None = None
     e2el_p99_ms: float | None = None
     duration_s: float | None = None
+    ended: float | None = None
     rehearsal: bool = False
     doubts: tuple[str, ...] = ()
 
@@ -313,6 +316,7 @@ def _fixed_point(
             for which in ("median", "p99")
         },
         duration_s=_number_if_any(document, "duration"),
+        ended=said.get("benchmark_end_time_unix") or written(path),
         rehearsal=bool(_value(document.get("rehearsal", _FALSE))),
         doubts=tuple(doubts),
     )
@@ -367,6 +371,7 @@ def _agentic_point(path: Path, concurrency: int, document: Mapping[str, msgspec.
         itl_median_ms=itl,
         e2el_median_ms=e2el,
         duration_s=_within(metrics, "throughput", "duration_seconds"),
+        ended=written(path),
         rehearsal=bool(parts.get("rehearsal")),
     )
     wrong = [

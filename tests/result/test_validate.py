@@ -50,7 +50,10 @@ def test_a_disaggregated_result(tmp_path: Path) -> None:
         e2el_median_ms=1100.0,
         e2el_p99_ms=1500.0,
         duration_s=10.0,
+        ended=(tmp_path / NAME).stat().st_mtime,
     )
+    measured = read(tmp_path, fixed(benchmark_start_time_unix=1000.0, benchmark_end_time_unix=1010.0))
+    assert isinstance(measured, Point) and measured.ended == 1010.0
 
 
 def test_an_aggregated_result_counts_all_gpus_for_both(tmp_path: Path) -> None:
@@ -196,6 +199,7 @@ def test_an_agentic_result_in_milliseconds(tmp_path: Path) -> None:
         itl_median_ms=19.0,
         e2el_median_ms=12000.0,
         duration_s=3600.0,
+        ended=path.stat().st_mtime,
     )
 
 
