@@ -83,6 +83,15 @@ def parallelism(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
             yield message, s.place("backend")
 
 
+@recipe_rule("gpus-counted", "error", "an agentic row counts other GPUs than its recipe's workers have")
+def gpus_counted(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+    # Of fixed lengths the divisor is in the result's name, where sa-bench counts what the recipe starts.
+    counted, held = s.plan.results.gpus, s.plan.results.held
+    if s.plan.results.mode == "agentic" and counted is not None and held not in (None, sum(counted)):
+        counts = f"the row counts {sum(counted)} GPUs, by which tokens/s/GPU is divided"
+        yield f"{counts}, and the recipe's workers have {held}", s.place("resources")
+
+
 @recipe_rule("gpus-per-node", "error", "the recipe counts other GPUs per node than the cluster has")
 def gpus_per_node(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
     has = s.file.runner.node.gpus

@@ -38,6 +38,14 @@ def replicas(recipe: dict[str, Any]) -> None:
     recipe["backend"]["vllm_config"]["aggregated"].update({"tensor-parallel-size": 4, "data-parallel-size": 2})
 
 
+def wide_experts(recipe: dict[str, Any]) -> None:
+    """A decode worker of four GPUs whose flags leave open how a matrix would write it."""
+    recipe["backend"]["vllm_config"]["decode"].update({"tensor-parallel-size": 2, "data-parallel-size": 2})
+
+
+AGENTIC_ROW = {"scenario": AGENTIC, "isl": None, "osl": None, "max_model_len": None}
+
+
 def budget(limit: str, attempts: int) -> Change:
     """A time limit, and as many attempts of ten seconds at the servers' health."""
 
@@ -125,6 +133,7 @@ FIRES: list[tuple[str, str, str, dict[str, Any]]] = [
     ("disaggregation", "warning", "resources:", {"change": aggregated, "decode": Role(0, 1), "prefill": Role(1, 4)}),
     ("workers", "error", "decode_workers:", {"change": put("resources", "decode_workers", value=2)}),
     ("parallelism", "error", "backend:", {"change": decode("tensor-parallel-size", 8)}),
+    ("gpus-counted", "error", "resources:", {"change": wide_experts, "decode": Role(1, 1, ep=4), **AGENTIC_ROW}),
     ("gpus-per-node", "error", "gpus_per_node:", {"change": put("resources", "gpus_per_node", value=8)}),
     ("nodes", "error", "resources:", {"change": put("resources", "decode_nodes", value=20)}),
     ("capacity", "error", "resources:", {"change": put("resources", "gpus_per_decode", value=8)}),
@@ -236,6 +245,7 @@ LEAVES: dict[str, dict[str, Any]] = {
         "prefill": Role(1, 2, ep=2, dp_attention=True),
         "decode": Role(1, 2),
     },
+    "a row of fixed lengths that counts as it likes": {"change": wide_experts, "decode": Role(1, 1, ep=4)},
     "DEP spelt as tp 1": {"prefill": Role(1, 1, ep=4, dp_attention=True)},
     "an engine's own flags": {"change": decode("anything-goes", {"deep": [1]})},
     "numbers as text": {"change": put("health_check", "max_attempts", value="360")},
@@ -316,9 +326,8 @@ def test_both_limits_can_be_too_long(tmp_path: Path) -> None:
 
 
 def test_an_agentic_row_has_more_time_and_no_lengths(tmp_path: Path) -> None:
-    agentic = {"scenario": AGENTIC, "isl": None, "osl": None, "max_model_len": None}
-    assert a_plan(tmp_path, put("slurm", "time_limit", value="12:00:00"), **agentic).findings == ()
-    plan = a_plan(tmp_path, put("slurm", "time_limit", value="13:00:00"), **agentic)
+    assert a_plan(tmp_path, put("slurm", "time_limit", value="12:00:00"), **AGENTIC_ROW).findings == ()
+    plan = a_plan(tmp_path, put("slurm", "time_limit", value="13:00:00"), **AGENTIC_ROW)
     assert [f.rule for f in plan.findings] == ["time-budget"]
 
 

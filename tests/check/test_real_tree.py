@@ -27,6 +27,7 @@ OF_THE_TREE = {
     "concurrency-extra": (2, 2),
     "container-unresolved": (37, 37),
     "disaggregation": (1, 2),
+    "gpus-counted": (3, 11),
     "image-mismatch": (1, 2),
     "image-spelling": (54, 54),
     "key-twice": (8, 0),
