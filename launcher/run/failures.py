@@ -27,6 +27,7 @@ from launcher.run.log_failure import (
     is_weak,
     source_of,
 )
+from launcher.run.log_lines import Interval
 
 FILES = 400
 """Logs that are looked at: 72 nodes leave some three each."""
@@ -53,10 +54,13 @@ class Told:
     ending: float | None = None
 
 
-def first_failures(logs: Path, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> list[Failure]:
+def first_failures(
+    logs: Path, *, seconds: float, during: Interval = (None, None), clock: Callable[[], float] = time.monotonic
+) -> list[Failure]:
     """What failed in each log, the cause first; what the orchestrator says of others comes last.
 
-    Stops looking after ``seconds``. Never raises for a file.
+    ``during`` is when the job ran, by which stamps without a zone are read. Stops looking after ``seconds``. Never
+    raises for a file.
     """
     read: list[Log] = []
     found: list[Failure] = []
@@ -67,7 +71,7 @@ def first_failures(logs: Path, *, seconds: float, clock: Callable[[], float] = t
     for name, path, status in sorted(some, key=lambda file: source_of(file[0]) != "orchestrator")[:FILES]:
         if clock() > until:
             break
-        log = Log(path, name, status.st_mtime)
+        log = Log(path, name, status.st_mtime, during)
         read.append(log)
         if (failure := failure_in(log)) is not None:
             found.append(failure)

@@ -239,7 +239,8 @@ def judge(run: Run, error: LauncherError | None, state: JobState | None) -> Verd
     failures: list[Failure] = []
     job = run.record.job
     if error is not None and job is not None and not isinstance(error, Cancelled):
-        failures = first_failures(Path(job.log).parent, seconds=SEARCH_SECONDS)
+        during = (state.started, state.ended) if state is not None else (None, None)
+        failures = first_failures(Path(job.log).parent, seconds=SEARCH_SECONDS, during=during)
     found = verdict(error, state, failures, stage=_stage(run) if job is None else "")
     found = Verdict(found.layer, run.record.hide(found.text))
     with contextlib.suppress(OSError):  # a full disk must not change how the run ends

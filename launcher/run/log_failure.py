@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import tzinfo
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from launcher.run.log_lines import Line, parse, tail
+from launcher.run.log_lines import Interval, Line, parse, tail, zone_of
 
 LINES = 40
 """Lines that are kept of what failed first."""
@@ -31,7 +32,7 @@ class Failure:
     ``source`` is what wrote it: server, benchmark, orchestrator, or slurm. ``at`` is when, in seconds since the epoch,
     by the line or one before it (``stamped``), else by the file. ``lines`` are those around it. ``died`` is the exit
     code of the program, where somebody who waited for it tells; ``process`` is its log, and ``last`` the last line of
-    that.
+    that. ``zone_unknown`` says that the log has stamps, of a zone that nobody knows.
     """
 
     file: str
@@ -44,6 +45,7 @@ class Failure:
     died: int | None = None
     process: str = ""
     last: str = ""
+    zone_unknown: bool = False
 
     @property
     def by_signal(self) -> bool:
@@ -124,27 +126,40 @@ _TERMINATED = re.compile(
 
 
 class Log:
-    """A log: its last lines, cleaned, each taken apart when it is asked for."""
+    """A log: its last lines, cleaned, each taken apart when it is asked for. ``during`` is the time of its job."""
 
-    def __init__(self, path: Path, file: str, written: float) -> None:
+    def __init__(self, path: Path, file: str, written: float, during: Interval = (None, None)) -> None:
         self.file = file
         self.source = source_of(file)
         self.raw = tail(path)
         self._written = written
+        self._during = during
         self._lines: dict[int, Line] = {}
+
+    @cached_property
+    def _zone(self) -> tuple[tzinfo | None, bool]:
+        return zone_of(self.raw, self._written, self._during)
 
     def line(self, number: int) -> Line:
         if number not in self._lines:
-            self._lines[number] = parse(self.raw[number], self._written)
+            self._lines[number] = parse(self.raw[number], self._written, self._zone[0])
         return self._lines[number]
 
     def when(self, number: int) -> tuple[float, bool]:
-        """When a line was written, and whether that is by its stamp, that of a line before it, or of one soon after."""
+        """When a line was written, and whether that is by its stamp, that of a line before it, or of one soon after.
+
+        A stamp of a zone that is not known says nothing, and none is later than the file: a clock may be ahead.
+        """
         before = range(number, max(-1, number - WITHIN), -1)
         for other in (*before, *range(number + 1, min(number + LINES, len(self.raw)))):
-            if (at := self.line(other).at) is not None:
-                return at, True
+            line = self.line(other)
+            if line.at is not None and (line.zoned or self._zone[1]):
+                return min(line.at, self._written), True
         return self._written, False
+
+    @property
+    def zone_unknown(self) -> bool:
+        return not self._zone[1]
 
     @cached_property
     def suspects(self) -> list[int]:
@@ -230,7 +245,13 @@ def failure_in(log: Log) -> Failure | None:
     if CONTROLLER_AWAY.search(text):
         source = "slurm"  # whoever's log it is in
     at, stamped = log.when(number)
-    return Failure(log.file, source, text, at, log.around(number), standing, stamped, process=log.file, last=last)
+    around, unknown = log.around(number), log.zone_unknown and not stamped
+    return Failure(
+        *(log.file, source, text, at, around, standing, stamped),
+        process=log.file,
+        last=last,
+        zone_unknown=unknown,
+    )
 
 
 def _named(log: Log, number: int) -> tuple[int, str]:

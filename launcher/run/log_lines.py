@@ -7,8 +7,9 @@ nginx, glog (Mooncake, NIXL, torch), loguru and Slurm's own programs.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 
 from launcher.core.reading import open_regular
@@ -75,13 +76,15 @@ _RANK_IN_STAMP = re.compile(r"[^\]\[]{0,8}\s(?P<rank>(?:(?:DP|TP|PP|EP|CP|MoE_)\
 class Line:
     """A line of a log. ``text`` is without escapes, labels and its stamp, ``body`` without its level and its place in
     the source either. ``level`` is debug, info, warn, error, fatal or "". ``label`` names the process within the log
-    that wrote it, "" when it does not say. ``at`` is its own time in seconds since the epoch, None without a stamp."""
+    that wrote it, "" when it does not say. ``at`` is its own time in seconds since the epoch, None without a stamp;
+    ``zoned`` says that the stamp names its zone."""
 
     text: str
     body: str
     level: str = ""
     label: str = ""
     at: float | None = None
+    zoned: bool = False
 
 
 def clean(text: str) -> str:
@@ -90,31 +93,32 @@ def clean(text: str) -> str:
     return "\n".join([line.rpartition("\r")[2].rstrip() for line in text.split("\n")])
 
 
-def parse(line: str, written: float) -> Line:
+def parse(line: str, written: float, zone: tzinfo | None = None) -> Line:
     """What a cleaned line says of itself. ``written`` is when its file was last written: the year, or the day, of a
-    stamp without one is the last that is not later."""
+    stamp without one is the last that is not later. ``zone`` is that of a stamp that names none, None for ours."""
     label = ""
     while found := _LABEL.match(line):
         label = label or next(value for value in found.groups() if value)
         line = line[found.end() :]
-    stamp, at = _stamp(line, written)
+    stamp, at = _stamp(line, written, zone)
     if stamp is None:
         level, rest = _level(line, stamped=False)
         return Line(line.strip(), rest.strip() if level else line.strip(), level, label)
-    before, after = line[: stamp.start()], line[stamp.end() :]
+    parts, before, after = stamp.groupdict(), line[: stamp.start()], line[stamp.end() :]
+    zoned = bool(parts.get("zone") or parts.get("epoch"))
     if not _ONLY_A_LEVEL.fullmatch(before):  # the stamp is a part of what the line says
         level, rest = _level(line, stamped=False)
-        return Line(line.strip(), rest.strip() if level else line.strip(), level, label, at)
+        return Line(line.strip(), rest.strip() if level else line.strip(), level, label, at, zoned)
     if rank := _RANK_IN_STAMP.match(after):  # SGLang: [2026-11-21 10:00:05 DP0 TP1]
         label, after = label or rank["rank"].strip(), after[rank.end() - 1 :]
-    letter = stamp.groupdict().get("level")
+    letter = parts.get("level")
     level, rest = (_LEVELS[letter], _THREAD.sub("", after)) if letter else ("", after)
     if not level:
         level, _ = _level(before, stamped=False)
     if not level:
         level, rest = _level(after, stamped=True)
     text = f"{before.rstrip('[( ')} {after.lstrip('])').strip()}".strip()
-    return Line(text, rest[_end_of_location(rest) :].strip(), level, label, at)
+    return Line(text, rest[_end_of_location(rest) :].strip(), level, label, at, zoned)
 
 
 def _level(text: str, *, stamped: bool) -> tuple[str, str]:
@@ -135,7 +139,7 @@ def _end_of_location(text: str) -> int:
     return found.end() if found else 0
 
 
-def _stamp(line: str, written: float) -> tuple[re.Match[str] | None, float | None]:
+def _stamp(line: str, written: float, zone: tzinfo | None) -> tuple[re.Match[str] | None, float | None]:
     """The stamp of a line, and its time; None when it has none that can be."""
     head = line[: 2 * _AT_THE_FRONT]
     if not any(map(str.isdigit, head)):
@@ -144,20 +148,20 @@ def _stamp(line: str, written: float) -> tuple[re.Match[str] | None, float | Non
         found = form.search(head)
         if found is not None and (found.start() < _AT_THE_FRONT or line.startswith("{")):
             try:
-                return found, _seconds(found.groupdict(), written)
+                return found, _seconds(found.groupdict(), written, zone)
             except (ValueError, OverflowError, OSError):
                 continue
     return None, None
 
 
-def _seconds(parts: dict[str, str | None], written: float) -> float:
-    """The time of a stamp; one without a zone is local. Raises ValueError, OverflowError, OSError."""
+def _seconds(parts: dict[str, str | None], written: float, zone: tzinfo | None) -> float:
+    """The time of a stamp. Raises ValueError, OverflowError, OSError."""
     if parts.get("epoch"):
         return float(parts["epoch"] or 0)
-    latest = datetime.fromtimestamp(written) + timedelta(days=1)  # clocks and zones may differ
+    latest = datetime.fromtimestamp(written, zone) + timedelta(days=1)  # clocks and zones may differ
     name, month = parts.get("name"), parts.get("month")
     number = _MONTHS.index(name) + 1 if name else int(month) if month else 0
-    clock = datetime.strptime(parts["clock"] or "", "%H:%M:%S")
+    clock = datetime.strptime(parts["clock"] or "", "%H:%M:%S").replace(tzinfo=zone)
     fraction = float(f"0.{(parts.get('part') or '.0')[1:]}")
     if not number:
         when = clock.replace(year=latest.year, month=latest.month, day=latest.day)
@@ -168,14 +172,59 @@ def _seconds(parts: dict[str, str | None], written: float) -> float:
         when = clock.replace(year=year or latest.year, month=number, day=int(parts["day"] or 0))
         if not year and when > latest:
             when = when.replace(year=latest.year - 1)
-    zone = parts.get("zone")
-    if zone in ("Z", "UTC", "GMT"):
+    own = parts.get("zone")
+    if own in ("Z", "UTC", "GMT"):
         when = when.replace(tzinfo=timezone.utc)
-    elif zone:
-        hours, minutes = int(zone[1:3]), int(zone[-2:])
-        offset = timedelta(hours=hours, minutes=minutes) * (-1 if zone[0] == "-" else 1)
+    elif own:
+        hours, minutes = int(own[1:3]), int(own[-2:])
+        offset = timedelta(hours=hours, minutes=minutes) * (-1 if own[0] == "-" else 1)
         when = when.replace(tzinfo=timezone(offset))
     return when.timestamp() + fraction
+
+
+Interval = tuple[float | None, float | None]
+"""When a job began and ended, in seconds since the epoch by Slurm's clock; None for what is not known."""
+
+_APART = 450.0
+"""Seconds by which clocks, and a log's last line and its file, may differ: half of what any two zones do."""
+
+_LOOKED_AT = 300
+"""Lines at each end of a log among which a stamp without a zone is looked for."""
+
+
+def zone_of(lines: Sequence[str], written: float, during: Interval) -> tuple[tzinfo | None, bool]:
+    """The zone of a log's stamps that name none (None is ours), and whether it is known.
+
+    Containers mostly have UTC, hosts their own. A log's stamps lie in the time of its job, and the last one is not
+    later than the file's own time; most often it is as late as that.
+    """
+    first, last = (_naive(some, written) for some in (lines[:_LOOKED_AT], reversed(lines[-_LOOKED_AT:])))
+    if first is None or last is None:
+        return None, True
+
+    def silent(zone: tzinfo | None) -> float | None:
+        """Seconds between the last stamp and the file's time; None where the stamps cannot be of this zone."""
+        earliest, latest = (parse(line, written, zone).at or 0.0 for line in (first, last))
+        began, ended = during
+        late = latest - _APART > (written if ended is None else min(written, ended))
+        return None if late or (began is not None and earliest < began - _APART) else written - latest
+
+    utc = timezone.utc
+    offset = round(((parse(last, written, utc).at or 0.0) - written) / (2 * _APART)) * 2 * _APART
+    offset += 86400.0 if offset < -43200 else 0.0  # of a clock alone the day is not known
+    own = None if abs(offset) > 50400 else timezone(timedelta(seconds=offset))
+    gaps = {zone: gap for zone in (None, utc) if (gap := silent(zone)) is not None}
+    close = next((zone for zone, gap in gaps.items() if gap <= _APART), ...)
+    if close is not ...:
+        return close, True
+    if gaps:
+        return next(iter(gaps)), len(set(gaps.values())) == 1
+    return own, own is not None and silent(own) is not None
+
+
+def _naive(lines: Iterable[str], written: float) -> str | None:
+    """The first line with a stamp that names no zone."""
+    return next((line for line in lines if (p := parse(line, written)).at is not None and not p.zoned), None)
 
 
 def tail(path: Path, size: int = TAIL) -> list[str]:

@@ -166,7 +166,8 @@ def _by_logs(job: JobState, first: Failure | None) -> Verdict:
     if first is None:
         return Verdict("benchmark", f"{job.describe()}: {_SCHEDULERS.get(job.word, 'no log says why')}")
     layer = _layer_of(first.text) or {"benchmark": "benchmark", "slurm": "scheduler"}.get(first.source, "server")
-    when = f"at {_clock(first.at)}"
+    by = " (the file's time: of which zone its stamps are is not known)" if first.zone_unknown else ""
+    when = f"at {_clock(first.at)}{by}"
     if CONTROLLER_AWAY.search(first.text):
         what = f"Slurm's controller could not be reached, since {_clock(first.at)}"
     elif first.source == "slurm":

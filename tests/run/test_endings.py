@@ -54,7 +54,8 @@ def test_the_ending_of_a_job(name: str, tmp_path: Path) -> None:
     error: LauncherError = JobError(f"the job ended as {job.describe() if job else 'nobody knows'}")
     for kind, message in ending.get("error", {}).items():
         error = getattr(errors, kind)(message)
-    ruling = verdict(error, job, first_failures(tmp_path, seconds=60))
+    during = (job.started, job.ended) if job is not None else (None, None)
+    ruling = verdict(error, job, first_failures(tmp_path, seconds=60, during=during))
     assert ruling.layer == ending["layer"], ruling
     assert [words for words in ending["says"] if words not in ruling.text] == [], ruling
     assert [words for words in ending.get("never", ()) if words in ruling.text] == [], ruling
