@@ -87,6 +87,8 @@ _SCHEDULERS = {
 }
 _NODES = {"NODE_FAIL": "a node failed", "BOOT_FAIL": "a node did not boot"}
 _OUT_OF_MEMORY = "OUT_OF_MEMORY"
+_EXCEEDED = re.compile(r"[Ee]xceeded (?:job |step )?memory limit")
+"""What slurmstepd says where limits are kept by sampling: Slurm then calls the step cancelled, and the job failed."""
 
 END_OF_LIMIT = 90.0
 """Seconds before a job's end in which its logs tell what the limit itself did: Slurm sends SIGTERM, and SIGKILL after
@@ -139,8 +141,11 @@ def _by_slurm(job: JobState, failures: Sequence[Failure]) -> Verdict | None:
     since = f", at {_clock(job.ended)}" if job.ended is not None else ""
     if job.word in _NODES:
         return Verdict("node", f"{_NODES[job.word]}{where}{since} ({job.word})")
-    if job.word == _OUT_OF_MEMORY or (job.derived is not None and job.derived[1] == 125):
-        said = next((f for f in failures if re.search(r"\b(?:oom|OOM)|[Oo]ut [Oo]f [Mm]emory|Killed", f.text)), None)
+    said = next((f for f in failures if _EXCEEDED.search(f.text)), None)
+    if said is not None or job.word == _OUT_OF_MEMORY or (job.derived is not None and job.derived[1] == 125):
+        said = said or next(
+            (f for f in failures if re.search(r"\b(?:oom|OOM)|[Oo]ut [Oo]f [Mm]emory|Killed", f.text)), None
+        )
         said = said or next((f for f in failures if f.standing == "cause"), None)
         layer = "benchmark" if said is not None and said.source == "benchmark" else "server"
         return Verdict(

@@ -6,6 +6,8 @@ it ended.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from launcher.core.errors import JobError
 from launcher.core.process import run
 from launcher.run.verdict import Verdict, first_failures, verdict
 from launcher.slurm.client import JobKey
+from tests import conftest
 from tests.conftest import SlurmCluster
 from tests.slurm.live import Cluster
 
@@ -105,3 +108,37 @@ def test_a_controller_that_workers_cannot_reach(cluster: Cluster) -> None:
     said = ruling(cluster, job, logs)
     assert said.layer == "scheduler", said
     assert "Slurm's controller could not be reached, since 20" in said.text and "ontact slurm controller" in said.text
+
+
+CGROUPS = Path("/sys/fs/cgroup")
+LIMITS = {
+    "by sampling": ("JobAcctGatherParams=OverMemoryKill", "JobAcctGatherFrequency=task=1"),
+    "by cgroups": ("TaskPlugin=task/cgroup",),
+}
+"""How Slurm can keep a memory limit here: cgroups of version 1 want root, and those of 2 systemd (22.05)."""
+if os.geteuid() != 0 or not (CGROUPS / "memory/memory.limit_in_bytes").exists():
+    del LIMITS["by cgroups"]
+
+
+@pytest.mark.parametrize("how", LIMITS)
+def test_a_worker_that_the_memory_limit_ended(how: str, tmp_path: Path) -> None:
+    directory, nodes = tmp_path / "slurm", 1
+    (directory / "etc").mkdir(parents=True)
+    settings = ("CgroupPlugin=cgroup/v1", f"CgroupMountpoint={CGROUPS}", "ConstrainRAMSpace=yes")
+    (directory / "etc/cgroup.conf").write_text("\n".join([*settings, ""]))
+    port, more = str(conftest.free_ports(nodes + 2)), ("SelectTypeParameters=CR_Core_Memory", *LIMITS[how])
+    conftest.require_up(conftest.cluster("up", directory, "--nodes", "1", "--port", port, "--set", *more))
+    cluster = Cluster(SlurmCluster(conftest.cluster_environment(directory), directory, nodes), tmp_path)
+    try:
+        grows = 'echo up; exec python3 -c "x = bytes(1) * (300 << 20); import time; time.sleep(60)"'
+        job, logs = begin(cluster, grows, "--mem=80M")
+        (logs / "node01_frontend_0.out").write_text("2026-11-21 09:00:00 ERROR no instances found\n")
+        said = ruling(cluster, job, logs)
+    finally:
+        cluster.close()
+        conftest.cluster("down", directory)
+        with contextlib.suppress(OSError):  # slurmd leaves its own, empty
+            (CGROUPS / "memory/slurm_node01").rmdir()
+    assert said.layer == "server" and "the memory limit of the job was reached on node01, at 20" in said.text, said
+    assert re.search(r"node01_decode_w0.out: slurmstepd\S*: error: .*(oom-kill event|exceeded memory limit)", said.text)
+    assert "instances" not in said.text
