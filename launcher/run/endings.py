@@ -37,16 +37,15 @@ class Endings:
             self.failed = self.failed or isinstance(end, LauncherError) or not end.succeeded
         threading.Thread(target=_end_in_thread, args=(run, end, self._done), daemon=True, name="end").start()
 
-    def taken(self) -> Iterator[Outcome]:
+    def taken(self) -> Iterator[tuple[Run, Outcome]]:
         """The outcomes that are there since the last call."""
         with contextlib.suppress(Empty):
             while self.under_way:
                 outcome = self._done.get_nowait()
-                del self.under_way[outcome.run]
                 self.failed = self.failed or outcome.state == "failed"
-                yield outcome
+                yield self.under_way.pop(outcome.run), outcome
 
-    def wait(self, seconds: float) -> Iterator[Outcome]:
+    def wait(self, seconds: float) -> Iterator[tuple[Run, Outcome]]:
         """The outcomes of all ends that are under way, as far as they come within ``seconds``."""
         until = time.monotonic() + seconds
         while self.under_way and time.monotonic() < until:

@@ -46,10 +46,9 @@ class EndRequests:
         self._thread: threading.Thread | None = None
         self._answers: dict[JobKey, LauncherError | None] = {}
         self._over = threading.Event()
-        self._submission_over = threading.Event()
-        self._seen_to: Run | None = None
-        self.preparing: Run | None = None
-        """The run that is being prepared, whose job may appear at any moment."""
+        self._submissions: dict[str, threading.Event] = {}
+        self.preparing: dict[str, Run] = {}
+        """The runs that are being prepared, by their ids: their jobs may appear at any moment."""
 
     def begin(self) -> None:
         """From here on make the requests as soon as the stop is requested, until `close`."""
@@ -58,7 +57,8 @@ class EndRequests:
     def close(self) -> None:
         """The loop has ended."""
         self._over.set()
-        self._submission_over.set()
+        for over in self._submissions.values():
+            over.set()
 
     def _wait_for_stop(self) -> None:
         while not self._over.is_set():
@@ -69,11 +69,9 @@ class EndRequests:
     def make(self) -> threading.Thread:
         """Make one request for all jobs for which none was made yet, also for those submitted meanwhile."""
         with self._guard:
-            run = self.preparing
-            if run is not None and run is not self._seen_to:
-                self._seen_to = run
-                arguments = (run, self._submission_over)
-                threading.Thread(target=end_unrecorded, args=arguments, daemon=True, name="cancel by token").start()
+            for run in [run for run in list(self.preparing.values()) if run.id not in self._submissions]:
+                over = self._submissions[run.id] = threading.Event()
+                threading.Thread(target=end_unrecorded, args=(run, over), daemon=True, name="cancel by token").start()
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._request, daemon=True, name="cancel")
                 self._thread.start()
@@ -100,9 +98,9 @@ class EndRequests:
                 self._answers.update(dict.fromkeys(left, silent))
         return {job: self._answers[job] for job in self._watched}
 
-    def submission_is_over(self) -> None:
-        """The run in preparation has ended its submission: its job is in the record, or there is none."""
-        self._submission_over.set()
+    def submission_is_over(self, run: Run) -> None:
+        """The run has ended its submission: its job is in the record, or there is none."""
+        self._submissions.setdefault(run.id, threading.Event()).set()
 
 
 def end_unrecorded(run: Run, done: threading.Event) -> None:
@@ -174,20 +172,25 @@ class Releases:
             yield job, error
 
 
-def should_release(run: Run, state: JobState) -> bool:
+def should_release(run: Run, state: JobState | None) -> bool:
     """Whether to release the job now; first makes its directory whole, without which it would fail.
 
-    A hold that somebody set after our release, and an administrator's hold, are not ours to lift.
+    ``state`` is None for a job that was submitted just now. A hold that somebody set after our release, and an
+    administrator's hold, are not ours to lift.
     """
     job = run.record.job
-    if job is None or not job.held or state.phase is not Phase.ALIVE:
+    if job is None or not job.held or (state is None and job.released):
         return False
-    still_held = state.word == "PENDING" and (state.reason == BY_USER or not job.released)
-    if not still_held or state.reason == BY_ADMIN:
-        run.record.update(job=replace(job, held=False))
-        if not job.released:
-            run.record.event("job", f"job {job.id}: the hold is not ours: {state.describe()}", job=job.id)
-        return False
+    if state is not None:
+        if state.phase is not Phase.ALIVE:
+            return False
+        still_held = state.word == "PENDING" and (state.reason == BY_USER or not job.released)
+        if not still_held or state.reason == BY_ADMIN:
+            run.record.update(job=replace(job, held=False))
+            if not job.released:
+                text = f"job {job.id}: the hold is not ours: {state.describe()}"
+                run.record.event("job", text, job=job.id)
+            return False
     try:
         run.kind.make_whole(run)
     except (LauncherError, OSError) as error:

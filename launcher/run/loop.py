@@ -1,9 +1,9 @@
 """The loop: brings any number of runs to their ends, in one thread, with one poller for all jobs.
 
 Nothing that may take long is done in the loop, so that it asks about all jobs, releases and ends them in time: runs are
-prepared one after the other in a thread (an import can take half an hour), brought to their ends in threads
-(`endings`), and their logs shown in one (`log_view`). The loop itself runs in the caller's thread, which is the one
-that signals reach.
+prepared in threads (an import can take half an hour), brought to their ends in threads (`endings`), and their logs
+shown in one (`log_view`). The loop itself runs in the caller's thread, which is the one that signals reach. Which run
+comes next, and when its job may be submitted, a `Feed` says: the runs of one command, or a sweep.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Protocol
 
 from launcher.core.errors import Cancelled
 from launcher.core.stop import Stop
@@ -25,7 +26,7 @@ from launcher.run.finish import Outcome
 from launcher.run.job_requests import EndRequests, Releases
 from launcher.run.kind import Run
 from launcher.run.log_view import LogView, ShowLog
-from launcher.run.prepare import Preparation, prepare_in_thread
+from launcher.run.prepare import Gate, Preparation, prepare_in_thread
 from launcher.slurm.client import JobKey, JobState, Scheduler
 from launcher.slurm.poller import JobChange, JobPoller, Pace, end_jobs
 
@@ -45,6 +46,79 @@ class Limits:
     pace: Pace = field(default_factory=Pace)
 
 
+class Feed(Protocol):
+    """Where a loop's runs come from, and who is told of their ends. Its methods wait for nothing; the loop calls them
+    in its own thread, several times a second."""
+
+    @property
+    def over(self) -> bool:
+        """Whether no run will come any more, unless the end of one that is under way brings it."""
+
+    def next(self, under_way: int) -> Run | None:
+        """The next run to prepare, if one may begin now; so many are prepared or have a job."""
+
+    def admits(self, run: Run) -> bool:
+        """Whether the job of this prepared run may be submitted now; asked again until it may."""
+
+    def submitted(self, run: Run) -> None:
+        """The run has a job."""
+
+    def ended(self, run: Run, outcome: Outcome) -> None:
+        """The run has come to its end."""
+
+    def cancelled(self) -> Iterable[Run]:
+        """Runs that never began, and that somebody asked to be cancelled: they are to be ended, and come no more."""
+
+    def gives_up(self, failed: bool) -> Cancelled | None:
+        """Why every job is to be cancelled now, if so; ``failed``: an end is known that is none of success."""
+
+    def leaves(self) -> bool:
+        """Whether the loop is to be left now, with jobs and records as they are, for another process to go on."""
+
+    def rest(self) -> Iterable[Run]:
+        """The runs that have not begun: nobody will begin them."""
+
+
+class _Given:
+    """The runs of one command, in their order."""
+
+    def __init__(self, runs: Sequence[Run], limits: Limits) -> None:
+        self._waiting = deque(runs)
+        self._limits = limits
+        self.outcomes: dict[str, Outcome] = {}
+
+    @property
+    def over(self) -> bool:
+        return not self._waiting
+
+    def next(self, under_way: int) -> Run | None:
+        return self._waiting.popleft() if self._waiting and under_way < self._limits.max_jobs else None
+
+    def admits(self, run: Run) -> bool:
+        return True
+
+    def submitted(self, run: Run) -> None:
+        pass
+
+    def ended(self, run: Run, outcome: Outcome) -> None:
+        self.outcomes[run.id] = outcome
+
+    def cancelled(self) -> Iterable[Run]:
+        asked = [run for run in self._waiting if cancelling.is_asked(run.record)]
+        for run in asked:
+            self._waiting.remove(run)
+        return asked
+
+    def gives_up(self, failed: bool) -> Cancelled | None:
+        return Cancelled("another run of the sweep failed") if failed and self._limits.fail_fast else None
+
+    def leaves(self) -> bool:
+        return False
+
+    def rest(self) -> Iterable[Run]:
+        return self._waiting
+
+
 def run_all(
     runs: Sequence[Run], scheduler: Scheduler, stop: Stop, limits: Limits = Limits(), show_log: ShowLog | None = None
 ) -> list[Outcome]:
@@ -52,36 +126,43 @@ def run_all(
 
     Never raises for a run. Whatever else is raised (a fault of ours), no job is left behind.
     """
-    return _Loop(runs, scheduler, stop, limits, show_log).run()
+    feed = _Given(runs, limits)
+    run_feed(feed, scheduler, stop, limits.pace, show_log)
+    return [feed.outcomes[run.id] for run in runs]
+
+
+def run_feed(feed: Feed, scheduler: Scheduler, stop: Stop, pace: Pace, show_log: ShowLog | None = None) -> None:
+    """Run what the feed gives until it is over or leaves; as `run_all` does, whose outcomes the feed is told here."""
+    _Loop(feed, scheduler, stop, pace, show_log).run()
 
 
 class _Loop:
-    def __init__(
-        self, runs: Sequence[Run], scheduler: Scheduler, stop: Stop, limits: Limits, show_log: ShowLog | None
-    ) -> None:
-        self._runs = runs
+    def __init__(self, feed: Feed, scheduler: Scheduler, stop: Stop, pace: Pace, show_log: ShowLog | None) -> None:
+        self._feed = feed
         self._scheduler = scheduler
         self._stop = stop
-        self._limits = limits
-        self._outcomes: dict[str, Outcome] = {}
-        self._waiting = deque(runs)
+        self._pace = pace
         self._watched: dict[JobKey, Run] = {}
         self._prepared: SimpleQueue[tuple[Run, Preparation]] = SimpleQueue()
+        self._gates: dict[str, Gate] = {}
         self._endings = Endings()
-        self._poller = JobPoller(scheduler, pace=limits.pace)
+        self._poller = JobPoller(scheduler, pace=pace)
         self._requests = EndRequests(scheduler, stop, self._watched)
         self._releases = Releases(scheduler)
-        self._markers = _Markers(limits.pace.tick)
-        self._view = LogView(show_log, limits.pace.tick)
+        self._markers = _Markers(pace.tick)
+        self._view = LogView(show_log, pace.tick)
         self._let_go_of: set[str] = set()
         self._looked = -cancelling.LOOK
 
-    def run(self) -> list[Outcome]:
+    def run(self) -> None:
         self._requests.begin()
         try:
-            while self._waiting or self._requests.preparing or self._watched or self._endings.under_way:
-                if self._stop.requested() or self._failed_fast():
+            while not self._feed.over or self._requests.preparing or self._watched or self._endings.under_way:
+                if self._stop.requested() or self._gives_up() is not None:
                     self._abandon()
+                    break
+                if self._feed.leaves():
+                    self._leave()
                     break
                 self._prepare_next()
                 self._take_prepared()
@@ -96,14 +177,13 @@ class _Loop:
         finally:
             self._requests.close()
             self._view.close(0.0 if self._stop.requested() else LAST_LINES)
-        return [self._outcomes[run.id] for run in self._runs]
 
-    def _failed_fast(self) -> bool:
-        return self._limits.fail_fast and self._endings.failed
+    def _gives_up(self) -> Cancelled | None:
+        return self._feed.gives_up(self._endings.failed)
 
     def _take_outcomes(self) -> None:
-        for outcome in self._endings.taken():
-            self._outcomes[outcome.run] = outcome
+        for run, outcome in self._endings.taken():
+            self._feed.ended(run, outcome)
 
     def _let_go(self) -> None:
         """End what somebody asked to be cancelled: runs that wait, and jobs (their ends are then seen as all others).
@@ -113,8 +193,7 @@ class _Loop:
         if time.monotonic() - self._looked < cancelling.LOOK:
             return
         self._looked = time.monotonic()
-        for run in [run for run in self._waiting if cancelling.is_asked(run.record)]:
-            self._waiting.remove(run)
+        for run in self._feed.cancelled():
             self._endings.begin(run, cancelling.reason(run.record))
         for run in self._watched.values():
             if run.id not in self._let_go_of and cancelling.is_asked(run.record):
@@ -122,22 +201,38 @@ class _Loop:
                 threading.Thread(target=job_requests.request_end, args=(run,), daemon=True, name="cancel one").start()
 
     def _prepare_next(self) -> None:
-        if self._requests.preparing is None and self._waiting and len(self._watched) < self._limits.max_jobs:
-            run = self._requests.preparing = self._waiting.popleft()
-            threading.Thread(target=prepare_in_thread, args=(run, self._prepared), daemon=True, name="prepare").start()
+        preparing = self._requests.preparing
+        while (run := self._feed.next(len(self._watched) + len(preparing))) is not None:
+            preparing[run.id] = run
+            gate = self._gates[run.id] = Gate()
+            arguments = (run, self._prepared, gate)
+            threading.Thread(target=prepare_in_thread, args=arguments, daemon=True, name="prepare").start()
+        for run_id, gate in self._gates.items():
+            if not gate.open.is_set() and self._feed.admits(preparing[run_id]):
+                gate.open.set()
 
     def _take_prepared(self) -> None:
-        """Watch the job of a run that was prepared, or end the run that could not be."""
-        if self._prepared.empty():
-            return
-        run, answer = self._prepared.get()
-        if isinstance(answer, JobKey):
-            self._watched[answer] = run  # before it is no longer in preparation: a stop sees it here or there
-            self._poller.watch(answer)
-            self._view.follow(run)
-        else:
-            self._endings.begin(run, answer)
-        self._requests.preparing = None
+        """Watch the jobs of runs that were prepared, and end the runs that could not be."""
+        while not self._prepared.empty():
+            run, answer = self._prepared.get()
+            if isinstance(answer, JobKey):
+                self._watch(run, answer)  # before it is no longer in preparation: a stop sees it here or there
+            else:
+                self._endings.begin(run, answer)
+            self._forget_preparation(run)
+
+    def _watch(self, run: Run, job: JobKey) -> None:
+        self._watched[job] = run
+        self._poller.watch(job)
+        self._view.follow(run)
+        self._feed.submitted(run)
+        if self._pace.release_at_once:
+            with _despite_full_disk(run):
+                if job_requests.should_release(run, None):
+                    self._releases.ask(job)
+
+    def _forget_preparation(self, run: Run) -> None:
+        del self._requests.preparing[run.id], self._gates[run.id]
 
     def _ask_scheduler(self) -> None:
         """Take the scheduler's newest answer, if there is one, and do what follows from it."""
@@ -152,7 +247,7 @@ class _Loop:
         for change in answer.changes:
             if change.job in self._watched:
                 self._take_change(change)
-        if self._stop.requested() or self._failed_fast():  # a job that ended so is no reason to begin another
+        if self._stop.requested() or self._gives_up():  # a job that ended so is no reason to begin another
             return
         for job, run in self._watched.items():
             if job in answer.states and self._releases.may_ask(job, answer.began):
@@ -172,13 +267,12 @@ class _Loop:
 
     def _abandon(self) -> None:
         """Cancel every job first; then wait for what is being prepared, whose job may be there any moment."""
-        why = self._stop.reason() if self._stop.requested() else Cancelled("another run of the sweep failed")
+        why = self._stop.reason() if self._stop.requested() else self._gives_up() or Cancelled("given up")
         for job, error in self._requests.wait().items():
             job_requests.note_request(self._watched[job], error)
         began = time.monotonic()
-        if self._requests.preparing is not None:
-            self._abandon_preparation(self._requests.preparing, why)
-        for run in [*self._watched.values(), *self._waiting]:
+        self._abandon_preparations(began + job_requests.CANCEL_BOUND, why)
+        for run in [*self._watched.values(), *self._feed.rest()]:
             self._endings.begin(run, why)
         states = end_jobs(self._scheduler, list(self._watched), bound=job_requests.CANCEL_BOUND)
         self._await_endings(began + job_requests.CANCEL_BOUND, why)
@@ -192,27 +286,53 @@ class _Loop:
         """Wait for ends that are under way: as long as they take, unless we were asked to stop."""
         self._take_outcomes()
         while self._endings.under_way and not (self._stop.requested() and time.monotonic() > until):
-            for outcome in self._endings.wait(REST):
-                self._outcomes[outcome.run] = outcome
+            for run, outcome in self._endings.wait(REST):
+                self._feed.ended(run, outcome)
         for run in self._endings.under_way.values():
-            self._outcomes[run.id] = left_under_way(run, why)
+            self._feed.ended(run, left_under_way(run, why))
 
-    def _abandon_preparation(self, run: Run, why: Cancelled) -> None:
-        """Wait for a run in preparation. Its job may be there before srtctl says so, and is then looked for."""
+    def _abandon_preparations(self, until: float, why: Cancelled) -> None:
+        """Wait for runs in preparation. A job may be there before srtctl says so, and is then looked for."""
+        for gate in self._gates.values():
+            gate.shut.set()
         self._requests.make()
-        answer: Preparation = why  # its record says how far it was; `launcher cleanup` looks for its job by its token
-        with contextlib.suppress(Empty):
-            _, answer = self._prepared.get(timeout=job_requests.CANCEL_BOUND)
-        if answer is why and run.record.in_doubt:
-            text = f"left while a submission is under way: `launcher cleanup {run.id}` ends the job that may come of it"
-            run.record.event("warning", text)
-        self._requests.submission_is_over()
-        if isinstance(answer, JobKey):
+        preparing = self._requests.preparing
+        while preparing:
+            try:
+                run, answer = self._prepared.get(timeout=max(0.0, until - time.monotonic()))
+            except Empty:  # its record says how far it was; `launcher cleanup` looks for its job by its token
+                run, answer = next(iter(preparing.values())), why
+                if run.record.in_doubt:
+                    text = (
+                        f"left while a submission is under way: `launcher cleanup {run.id}` ends the job that may come"
+                    )
+                    run.record.event("warning", text)
+            self._forget_preparation(run)
+            self._requests.submission_is_over(run)
             job_requests.request_end(run)
-            self._watched[answer] = run
-        else:
-            job_requests.request_end(run)
-            self._endings.begin(run, answer)
+            if isinstance(answer, JobKey):
+                self._watched[answer] = run
+            else:
+                self._endings.begin(run, answer)
+
+    def _leave(self) -> None:
+        """Leave jobs and records as they are: submissions come to their end, ends that are under way have a moment."""
+        for gate in self._gates.values():
+            gate.shut.set()
+        preparing, until = self._requests.preparing, time.monotonic() + job_requests.CANCEL_BOUND
+        while preparing and (time.monotonic() < until or any(_submits(run) for run in preparing.values())):
+            with contextlib.suppress(Empty):
+                run, answer = self._prepared.get(timeout=REST)
+                self._forget_preparation(run)
+                if isinstance(answer, JobKey):
+                    self._feed.submitted(run)
+        while self._endings.under_way and time.monotonic() < until:
+            for run, outcome in self._endings.wait(REST):
+                self._feed.ended(run, outcome)
+
+
+def _submits(run: Run) -> bool:
+    return run.record.step("submit").state == "running"
 
 
 class _Markers:

@@ -7,14 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from launcher.core.errors import CheckoutError, ConfigError, JobsExist, LauncherError, ModelError, SubmissionError
+from launcher.core.errors import (
+    Cancelled,
+    CheckoutError,
+    ConfigError,
+    JobsExist,
+    LauncherError,
+    ModelError,
+    SubmissionError,
+)
 from launcher.core.publish import write_json
+from launcher.core.stop import Stop
 from launcher.image.enroot import ImportPolicy
 from launcher.image.store import ensure_image
 from launcher.model.checkpoint import CheckpointReport, examine, nearest_sibling, require, suggestion
@@ -30,14 +40,32 @@ from launcher.slurm.other_jobs import refuse_other_clusters
 _NOT_COPIED = (".git", ".launcher", "srt-slurm*", "outputs", "LOGS", "*.sqsh")
 """What the compute nodes' copy of the workspace leaves out."""
 
+LOOK = 0.5
+"""Seconds between two looks for a request to stop, while a prepared run waits for room."""
+
 Preparation = JobKey | LauncherError
 """What came of preparing a run: its job, or why there is none."""
 
 
-def prepare_in_thread(run: Run, done: SimpleQueue[tuple[Run, Preparation]]) -> None:
+class Gate:
+    """Before the submission of a prepared run: the loop opens it when there is room for a job, or shuts it for good."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.shut = threading.Event()
+
+    def wait(self, stop: Stop) -> None:
+        """Wait until it is open. Raises Cancelled when it is shut, or when a stop is requested."""
+        while not self.open.wait(LOOK):
+            stop.check()
+            if self.shut.is_set():
+                raise Cancelled("its job was not submitted")
+
+
+def prepare_in_thread(run: Run, done: SimpleQueue[tuple[Run, Preparation]], gate: Gate) -> None:
     """Prepare a run and hand on what came of it, whatever that is: the loop waits for it."""
     try:
-        answer: Preparation = prepare(run)
+        answer: Preparation = prepare(run, gate)
     except LauncherError as error:
         answer = error
     except OSError as error:
@@ -47,8 +75,9 @@ def prepare_in_thread(run: Run, done: SimpleQueue[tuple[Run, Preparation]]) -> N
     done.put((run, answer))
 
 
-def prepare(run: Run) -> JobKey:
-    """Bring the run to a submitted job. Raises LauncherError; what went wrong is in the record then."""
+def prepare(run: Run, gate: Gate | None = None) -> JobKey:
+    """Bring the run to a job, which is submitted once the ``gate`` is open. Raises LauncherError; what went wrong is
+    in the record then."""
     if (job := run.record.job_key) is not None:
         return job
     if run.plan.scheduler.kind == "slurm":
@@ -66,7 +95,10 @@ def prepare(run: Run) -> JobKey:
     _have_images(run)
     with run.record.doing("model") as keep:
         keep(_check_model(run))
-    return _submit(run, prepared or _prepare_workspace(run))
+    prepared = prepared or _prepare_workspace(run)
+    if gate is not None:
+        gate.wait(run.services.stop)
+    return _submit(run, prepared)
 
 
 def _have_images(run: Run) -> None:

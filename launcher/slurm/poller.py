@@ -39,6 +39,12 @@ class Pace:
     slurmdbd is busy, and the controller may forget a job soon."""
     hurried: float = 0.5
     """The pause, growing from here, once a job's marker is seen."""
+    refill: float = 0.0
+    """Of many jobs one begins or ends at any time. With this each question uses up one of `burst`, which come back one
+    in so many seconds, and none is asked without: Slurm is asked as often for a thousand jobs as for ten."""
+    burst: int = 12
+    release_at_once: bool = False
+    """Whether a job that was submitted held is released before Slurm was asked how it stands."""
 
 
 _GROWTH = 1.5
@@ -108,7 +114,8 @@ class JobPoller:
         self._watched: dict[JobKey, _Watched] = {}
         self._question: _Question | None = None
         self._pause = pace.first
-        self._due = clock()
+        self._due = self._filled_at = clock()
+        self._left = float(pace.burst)
 
     @property
     def watched(self) -> tuple[JobKey, ...]:
@@ -128,7 +135,8 @@ class JobPoller:
         """
         if job not in self._watched:
             self._watched[job] = _Watched(known_at=self._clock())
-            self._question = None
+            if not self._pace.refill:
+                self._question = None
             self._ask_soon(self._pace.first)
 
     def poll(self, *, markers: Mapping[JobKey, JobState] = {}, held: Collection[JobKey] = ()) -> PollRound | None:
@@ -145,9 +153,21 @@ class JobPoller:
             if job in markers and not watched.marked:
                 watched.marked = True
                 self._ask_soon(self._pace.hurried)
-        if self._watched and self._clock() >= self._due:
+        if self._watched and self._clock() >= self._due and self._may_ask():
             self._ask()
         return None
+
+    def _may_ask(self) -> bool:
+        """Whether the pace leaves room for a question now, which then counts."""
+        if not self._pace.refill:
+            return True
+        now = self._clock()
+        self._left = min(self._pace.burst, self._left + (now - self._filled_at) / self._pace.refill)
+        self._filled_at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
 
     def _ask_soon(self, pause: float) -> None:
         """Have the next question due at once, and the pause after it be this long."""
