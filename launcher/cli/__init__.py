@@ -61,7 +61,7 @@ def _guarded() -> Iterator[None]:
 def _run(arguments: argparse.Namespace) -> int:
     module, _, function = arguments.command.partition(":")
     try:
-        from launcher.core.errors import LauncherError
+        from launcher.core.errors import LauncherError, as_error
 
         command = getattr(importlib.import_module(f"launcher.cli.{module}"), function)
         try:
@@ -71,17 +71,13 @@ def _run(arguments: argparse.Namespace) -> int:
         except BrokenPipeError:
             raise
         except OSError as error:  # a full disk, a directory that is not ours: whatever was being written or read
-            return _complain(LauncherError(str(error.strerror or error), where=_text(error.filename)), arguments)
+            return _complain(as_error(error), arguments)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # `launcher plan | head`: the reader has gone, which is no error of ours; keep Python from saying so at exit.
         sys.stderr.close()
         return 141
-
-
-def _text(name: object) -> str | None:
-    return None if name is None else str(name)
 
 
 def _complain(error: LauncherError, arguments: argparse.Namespace) -> int:

@@ -98,13 +98,13 @@ def _runs(commands: _Commands) -> None:
 
     resume = _command(commands, "resume", "running:resume", "continue a run where it stopped", _backend, _places)
     resume.add_argument("run", metavar="RUN")
-    for module, name, text in (
-        ("ending", "cancel", "end a run, also one that waits; wait until Slurm says that its job is gone"),
-        ("running", "collect", "collect and check a run's results again, from its record"),
-        ("ending", "cleanup", "end what a killed launcher left: jobs of runs that nobody drives; with RUN of that one"),
+    for module, name, many, text in (
+        ("ending", "cancel", "*", "end runs, also those that wait; wait until Slurm says that their jobs are gone"),
+        ("running", "collect", "?", "collect and check a run's results again, from its record"),
+        ("ending", "cleanup", "?", "end what a killed launcher left: jobs that nobody drives; with RUN of that one"),
     ):
         command = _command(commands, name, f"{module}:{name}", text, _from_env, _backend, _places)
-        command.add_argument("run", metavar="RUN", nargs="?")
+        command.add_argument("run", metavar="RUN", nargs=many)
 
 
 def _runner(commands: _Commands) -> None:

@@ -6,13 +6,15 @@ import argparse
 import contextlib
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from queue import Empty, SimpleQueue
 
 from launcher.benchmark.environment import github_job
 from launcher.cli.common import open_project
-from launcher.core.errors import ConfigError, LauncherError
+from launcher.core.errors import ConfigError, LauncherError, as_error
 from launcher.core.github import GitHub
 from launcher.core.terminal import say
 from launcher.plan.derive import check_run_id
@@ -33,18 +35,21 @@ from launcher.run.record import RunRecord, UnreadableRecord, records
 from launcher.runner.templates import fill_in
 from launcher.services import open_run, schedulers_for
 from launcher.slurm.backends import open_scheduler
-from launcher.slurm.client import JobKey
 from launcher.slurm.other_jobs import jobs_named
 
 TREES_KEPT = 86400.0
 """Seconds for which the tree of a cancelled run is left to be looked at."""
 
 
+AT_ONCE = 8
+"""Runs that are ended at a time."""
+
+
 def cancel(arguments: argparse.Namespace) -> int:
-    """Cancel a run's job and wait until the scheduler says that it is gone."""
+    """Cancel runs' jobs, side by side, and wait until the scheduler says that they are gone."""
     project = open_project(arguments)
-    _end(project, run_id_of(arguments, project), "launcher cancel", SILENCE)
-    return 0
+    runs = arguments.run or [run_id_of(arguments, project)]
+    return _raise_first(_side_by_side(_ends(project, runs, "launcher cancel", SILENCE)))
 
 
 def cleanup(arguments: argparse.Namespace) -> int:
@@ -54,14 +59,13 @@ def cleanup(arguments: argparse.Namespace) -> int:
         if not (project.runs / check_run_id(arguments.run)).is_dir():
             say(f"run {arguments.run} has no record: it never began")
             return 0
-        _end(project, arguments.run, "launcher cleanup")
+        _end(project, arguments.run, _BY_CLEANUP)
         return 0
     if arguments.from_env:
         return _cleanup_of_job(project)
     unreadable: list[UnreadableRecord] = []
     left, elsewhere = find_orphans(project.runs, unreadable)
-    wrong = [_trouble(partial(_end, project, record.id, "launcher cleanup"), record.id) for record in left]
-    wrong += [_trouble(partial(_end_unreadable, project, one), one.id) for one in unreadable]
+    wrong = _side_by_side(_ends(project, [record.id for record in left], _BY_CLEANUP, unreadable=unreadable))
     for record in elsewhere:
         say(told_elsewhere(record))
     say(f"{len(left)} runs were left behind" if left else "no run was left behind")
@@ -71,8 +75,46 @@ def cleanup(arguments: argparse.Namespace) -> int:
     from launcher.model.node_job import reap  # no run stages on nodes: only here
 
     slurm = partial(open_scheduler, "slurm", backend="commands")
-    wrong.append(_trouble(partial(reap, project.state, slurm, _say), "stagings"))
-    return _raise_first(wrong)
+    return _raise_first([*wrong, *_side_by_side({"stagings": partial(reap, project.state, slurm, _say)})])
+
+
+_BY_CLEANUP = "launcher cleanup"
+
+
+def _ends(
+    project: Project,
+    runs: Sequence[str],
+    why: str,
+    silence: float = END_PATIENCE,
+    unreadable: Sequence[UnreadableRecord] = (),
+) -> dict[str, Callable[[], object]]:
+    """What ends these runs, and those whose records cannot be read, by their ids."""
+    ends = {run: partial(_end, project, run, why, silence) for run in runs}
+    return {**ends, **{one.id: partial(_end_unreadable, project, one) for one in unreadable}}
+
+
+def _side_by_side(ends: Mapping[str, Callable[[], object]]) -> list[LauncherError]:
+    """Bring ends about, AT_ONCE of them at a time; what went wrong. None of them fails or delays the others."""
+    wrong: dict[str, LauncherError] = {}
+    left = SimpleQueue[tuple[str, Callable[[], object]]]()
+    for item in ends.items():
+        left.put(item)
+
+    def work() -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                run_id, end = left.get_nowait()
+                try:
+                    end()
+                except Exception as fault:  # noqa: BLE001
+                    wrong[run_id] = as_error(fault, f"run {run_id}")
+
+    threads = [threading.Thread(target=work, daemon=True, name="end") for _ in range(min(AT_ONCE, len(ends)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [wrong[run_id] for run_id in ends if run_id in wrong]
 
 
 def _remove_old_trees(project: Project, job_name: str | None = None) -> None:
@@ -92,9 +134,8 @@ def _remove_old_trees(project: Project, job_name: str | None = None) -> None:
                 finish.remove_directories(record, project.kind(plan.kind), plan)
 
 
-def _raise_first(wrong: Sequence[LauncherError | None]) -> int:
+def _raise_first(errors: Sequence[LauncherError]) -> int:
     """Raise the first error after telling the others; 0 without one."""
-    errors = [error for error in wrong if error is not None]
     for other in errors[1:]:
         print(other)
     if errors:
@@ -106,25 +147,23 @@ def _cleanup_of_job(project: Project) -> int:
     """End what an earlier step of this GitHub job began; where there is no such run, whatever this runner left."""
     job = github_job(project.environ)
     if found := _runs_of_job(project):
-        return _raise_first([_trouble(partial(_end, project, run, "launcher cleanup"), run) for run in found])
+        return _raise_first(_side_by_side(_ends(project, found, _BY_CLEANUP)))
     runner = project.fleet.for_runner_name(job.runner_name).runner
     job_name = fill_in(runner.scheduler.job_name, {"runner": job.runner_name})
     unreadable: list[UnreadableRecord] = []
     left, elsewhere = orphans_of_job_name(project.runs, job_name, unreadable)
     for record in left:
         say(f"run {record.id} was left behind on {job.runner_name} by another job of GitHub; ending it")
-    wrong = [_trouble(partial(_end, project, record.id, "launcher cleanup"), record.id) for record in left]
-    wrong += [_trouble(partial(_end_unreadable, project, lost), lost.id) for lost in unreadable]
-    for record in elsewhere:
-        say(told_elsewhere(record))
-    jobs: list[JobKey] = []
+    ends = _ends(project, [record.id for record in left], _BY_CLEANUP, unreadable=unreadable)
     if runner.scheduler.kind == "slurm":
         slurm = open_scheduler("slurm", backend="commands")
-        jobs = jobs_named(job_name, project.environ)
-        for key in jobs:
+        for key in jobs_named(job_name, project.environ):
             say(f"run {key.token} has no record here, and its {key} lives; ending it")
-            wrong.append(_trouble(partial(end_lost, key, slurm, _say), key.token))
-    if not (left or elsewhere or unreadable or jobs):
+            ends[str(key)] = partial(end_lost, key, slurm, _say)
+    wrong = _side_by_side(ends)
+    for record in elsewhere:
+        say(told_elsewhere(record))
+    if not (ends or elsewhere):
         run_id = project.run_id_from_environment()
         say(f"run {run_id} has no record: it never began, and no job of {job.runner_name} is left")
     return _raise_first(wrong)
@@ -177,19 +216,6 @@ def _end_unreadable(project: Project, lost: UnreadableRecord) -> None:
         print(f"run {lost.id}: {lost.error}; a launcher drives it")
 
 
-def _trouble(end: Callable[[], object], run_id: str) -> LauncherError | None:
-    """What went wrong with one of several: it must not end the others."""
-    try:
-        end()
-    except LauncherError as error:
-        return error
-    except OSError as error:
-        return LauncherError(str(error.strerror), where=f"run {run_id}: {error.filename}")
-    except Exception as fault:  # noqa: BLE001
-        return LauncherError(f"unexpected {type(fault).__name__}: {fault}", where=f"run {run_id}")
-    return None
-
-
 def run_id_of(arguments: argparse.Namespace, project: Project) -> str:
     """The id of the run that a command is about: named, or that of this GitHub job."""
     if arguments.run:
@@ -209,16 +235,15 @@ def end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
         github.warning(told_elsewhere(record), title="launcher: left behind")
     for record in left:
         github.warning(f"run {record.id} was left behind by an earlier job of this runner; ending it")
-        end = partial(_end, project, record.id, "the next launcher on this runner")
-        if (error := _trouble(end, record.id)) is not None:
-            github.warning(f"run {record.id}: {error}", title="launcher: left behind")
+    ours = [lost for lost in unreadable if lost.job_name == plan.job_name]
     for lost in unreadable:
-        ours = lost.job_name == plan.job_name
-        github.warning(f"run {lost.id}: {lost.error}" + ("; ending its job" if ours else ""), title="launcher: records")
-        if not ours:
+        ending = "; ending its job" if lost in ours else ""
+        github.warning(f"run {lost.id}: {lost.error}{ending}", title="launcher: records")
+        if not ending:
             say(f"run {lost.id} may be another runner's: `launcher cleanup {lost.id}` ends its job")
-        elif (error := _trouble(partial(_end_unreadable, project, lost), lost.id)) is not None:
-            github.warning(f"run {lost.id}: {error}", title="launcher: left behind")
+    ends = _ends(project, [record.id for record in left], "the next launcher on this runner", unreadable=ours)
+    for error in _side_by_side(ends):
+        github.warning(str(error), title="launcher: left behind")
 
 
 def _say(text: str) -> None:

@@ -16,7 +16,7 @@ from launcher.cli.common import chosen, of_row, open_project, planned, tell_refu
 from launcher.cli.ending import end_leftovers, run_id_of
 from launcher.cli.output import standard_output_apart
 from launcher.cli.render import Console, show_plans, summaries
-from launcher.core.errors import ConfigError, JobError, LauncherError
+from launcher.core.errors import ConfigError, JobError, LauncherError, as_error
 from launcher.core.github import GitHub
 from launcher.core.stop import Stop, stop_on_signals
 from launcher.core.terminal import StandardOutput, say
@@ -196,7 +196,7 @@ def _drive(
             except (LauncherError, OSError) as error:  # without a record there is no run; the others go on
                 if len(plans) == 1:
                     raise
-                wrong = error if isinstance(error, LauncherError) else LauncherError(str(error.strerror))
+                wrong = as_error(error)
                 print(f"run {plan.run_key}: {wrong}", file=sys.stderr)
                 unrecorded.append(Outcome(plan.run_key, "failed", error=wrong))
             else:

@@ -126,9 +126,11 @@ def submit(
     if not ids:
         raise SubmissionError(trouble, where=f"run {token}", hint=hint_for(trouble))
     said = "\n".join(text.strip() for text in (done.stdout, done.stderr) if text.strip())
-    # What the controller of this host has under our token is here; what sbatch alone tells of is where it says.
-    cluster = "" if ids[0] in found else elsewhere(printed_cluster(done.stdout), environment, run)
-    return JobAnswer(ids[0], found.get(ids[0]), said, trouble if failed else "", cluster)
+    ours = found.get(ids[0])
+    # What is found by our token is where it was found; what sbatch alone tells of is where that says.
+    cluster = elsewhere(printed_cluster(done.stdout), environment, run) if ours is None else ours.cluster
+    submitted = None if ours is None else ours.submitted
+    return JobAnswer(ids[0], submitted, said, trouble if failed else "", cluster)
 
 
 def _trouble(argv: list[str], done: Completed) -> str:

@@ -104,6 +104,16 @@ class Cancelled(LauncherError):
         self.exit_code = exit_code
 
 
+def as_error(fault: BaseException, where: str | None = None) -> LauncherError:
+    """A fault as an error: one of ours as it is, one of the system with its file, any other as unexpected."""
+    if isinstance(fault, LauncherError):
+        return fault
+    if isinstance(fault, OSError):
+        place = ": ".join(str(part) for part in (where, fault.filename) if part is not None)
+        return LauncherError(str(fault.strerror or fault), where=place or None)
+    return LauncherError(f"unexpected {type(fault).__name__}: {fault}", where=where)
+
+
 def closest(word: str, known: Iterable[str]) -> str | None:
     """The known word that is most like ``word``, or None when none is like it."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

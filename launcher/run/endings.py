@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 
-from launcher.core.errors import Cancelled, LauncherError, ResultError
+from launcher.core.errors import Cancelled, LauncherError, ResultError, as_error
 from launcher.run import cancelling, finish, job_requests
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
@@ -89,10 +89,8 @@ def _unwritten_end(run: Run, fault: BaseException, error: LauncherError | None =
     if isinstance(fault, OSError):
         message = f"results or records cannot be written: {fault.strerror}"
         trouble: LauncherError = ResultError(message, where=str(fault.filename))
-    elif isinstance(fault, LauncherError):
-        trouble = fault
     else:
-        trouble = LauncherError(f"unexpected {type(fault).__name__}: {fault}", where=f"run {run.id}")
+        trouble = as_error(fault, f"run {run.id}")
     run.record.event("error", str(trouble))
     why = error or trouble
     return Outcome(run.id, "cancelled" if isinstance(why, Cancelled) else "failed", error=why, verdict=verdict(why))

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from queue import SimpleQueue
 
-from launcher.core.errors import LauncherError
+from launcher.core.errors import LauncherError, as_error
 from launcher.core.stop import Stop
 from launcher.run.kind import Run
 from launcher.slurm.client import JobKey, JobState, Phase, Scheduler
@@ -82,11 +82,8 @@ class EndRequests:
             try:
                 self._scheduler.cancel(jobs)
                 self._answers.update(dict.fromkeys(jobs))
-            except LauncherError as error:
-                self._answers.update(dict.fromkeys(jobs, error))
             except Exception as error:  # noqa: BLE001  # a fault of ours is an answer too, and is not waited for
-                trouble = LauncherError(f"unexpected {type(error).__name__}: {error}")
-                self._answers.update(dict.fromkeys(jobs, trouble))
+                self._answers.update(dict.fromkeys(jobs, as_error(error)))
 
     def wait(self) -> dict[JobKey, LauncherError | None]:
         """Make the requests that are left, and wait for all, CANCEL_BOUND seconds at most; what came of each."""
@@ -157,10 +154,8 @@ class Releases:
         answer: LauncherError | None = None
         try:
             self._scheduler.release(job)
-        except LauncherError as error:
-            answer = error
         except Exception as error:  # noqa: BLE001  # a fault of ours must not leave the job held for good
-            answer = LauncherError(f"unexpected {type(error).__name__}: {error}", where=str(job))
+            answer = as_error(error, str(job))
         self._answers.put((job, answer))
 
     def taken(self) -> Iterator[tuple[JobKey, LauncherError | None]]:

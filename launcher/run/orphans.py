@@ -26,10 +26,10 @@ from launcher.slurm.poller import end_jobs
 END_PATIENCE = 60.0
 """Seconds in which a job that is asked to end has to be seen gone."""
 
-SILENCE = 8.0
-"""Seconds that a person waits for a scheduler that says nothing."""
+SILENCE = 4.0
+"""Seconds that a person waits for a scheduler that says nothing. What was asked of it goes on."""
 
-LOOK_FIRST = 2.0
+LOOK_FIRST = 1.0
 """Seconds that a scheduler has to say how jobs stand, before they are cancelled without that."""
 
 LET_GO = 8.0
@@ -125,36 +125,36 @@ def _end_jobs(
     it says nothing for ``silence`` seconds.
     """
     began, named = time.monotonic(), ", ".join(map(str, jobs))
-    deadline = began + silence
+    silent = dict.fromkeys(jobs, unknown("no answer"))
+
+    def left() -> float:
+        return began + silence - time.monotonic()
 
     def say(seconds: float) -> None:
         log(f"run {run_id}: {named}: waiting for {scheduler.name} ({time.monotonic() - began:.0f} s)")
 
-    states: dict[JobKey, JobState] = {}
-    alive = list(jobs)
     try:
-        states = within(lambda: scheduler.poll(list(jobs)), LOOK_FIRST, say) if jobs else {}
-        alive = [job for job, state in states.items() if state.phase is not Phase.TERMINAL]
+        states = within(lambda: scheduler.poll(list(jobs)), LOOK_FIRST, say) if jobs else silent
     except TimeoutError:
         say(LOOK_FIRST)
+        states = silent
+    if any(state.phase is not Phase.UNKNOWN for state in states.values()):
+        silence = END_PATIENCE  # it answers
+    alive = [job for job, state in states.items() if state.phase is not Phase.TERMINAL]
     if not alive:
         log(f"run {run_id}: no job is left")
         return states, False
     try:
-        within(lambda: scheduler.cancel(alive), deadline - time.monotonic(), say)
-        # It may hang, and does not stretch the bound by itself; what it never answered is unknown.
-        states = within(lambda: end_jobs(scheduler, alive, bound=deadline - time.monotonic()), silence + 5.0, say)
+        within(lambda: scheduler.cancel(alive), left(), say)
+        states = within(lambda: end_jobs(scheduler, alive, bound=END_PATIENCE, silence=left()), math.inf, say)
     except TimeoutError:
-        states = {job: unknown("no answer") for job in alive}
+        states = silent
     if all(state.phase is Phase.UNKNOWN for state in states.values()):
         raise SchedulerUnreachable(
             f"{scheduler.name} has said nothing of {named} for {silence:.0f} s; its end was asked for",
             where=f"run {run_id}",
             hint=f"`launcher cancel {run_id}` again when it answers, or scancel {' '.join(job.id for job in alive)}",
         )
-    if any(state.phase is not Phase.TERMINAL for state in states.values()) and silence < END_PATIENCE:
-        bound = END_PATIENCE - silence
-        states = within(lambda: end_jobs(scheduler, alive, bound=bound), bound + 5.0, say)
     for job, state in states.items():
         log(f"run {run_id}: {job}: {state.describe()}")
     return states, True

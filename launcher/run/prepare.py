@@ -22,6 +22,7 @@ from launcher.core.errors import (
     LauncherError,
     ModelError,
     SubmissionError,
+    as_error,
 )
 from launcher.core.publish import write_json
 from launcher.core.stop import Stop
@@ -66,12 +67,8 @@ def prepare_in_thread(run: Run, done: SimpleQueue[tuple[Run, Preparation]], gate
     """Prepare a run and hand on what came of it, whatever that is: the loop waits for it."""
     try:
         answer: Preparation = prepare(run, gate)
-    except LauncherError as error:
-        answer = error
-    except OSError as error:
-        answer = LauncherError(str(error.strerror), where=str(error.filename))
     except BaseException as error:  # noqa: BLE001  # a fault of ours in one run must not hang the others
-        answer = LauncherError(f"unexpected {type(error).__name__}: {error}", where=f"run {run.id}")
+        answer = as_error(error, f"run {run.id}")
     done.put((run, answer))
 
 
@@ -268,7 +265,7 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
             output = run.kind.output_directory(run.plan, earlier.id)
             log, held = run.kind.log_in(output, earlier.id), run.kind.holds(run.plan)
             submitted = earlier.submitted or time.time()
-            job = RecordedJob(earlier.id, submitted, str(output), str(log), held=held)
+            job = RecordedJob(earlier.id, submitted, str(output), str(log), held=held, cluster=earlier.cluster)
             return _record(run, job, ["found by its token: an earlier launcher submitted it"])
         run.services.stop.check()
         with run.record.doing("submit") as keep:

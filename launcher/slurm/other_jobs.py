@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 
-from launcher.core.errors import ConfigError
+from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.process import NOT_FOUND, CommandRunner, clean_environment, run
 from launcher.slurm.client import JobKey, JobState, Scheduler, SchedulerUnreachable
 from launcher.slurm.commands import SlurmCommands
@@ -58,9 +60,23 @@ def elsewhere(cluster: str, environ: Mapping[str, str], runner: CommandRunner = 
     """The cluster of that name, "" when it is this host's own: sites of one cluster name it too."""
     if not cluster:
         return ""
+    return "" if _own_cluster(environ, runner) == cluster.lower() else cluster
+
+
+def other_clusters(environ: Mapping[str, str], runner: CommandRunner = run) -> tuple[str, ...] | None:
+    """The clusters beside this host's own that accounting knows; None when it does not answer."""
+    known = runner(["sacctmgr", "-n", "-P", "show", "clusters", "format=Cluster"], timeout=10.0, env=_clean(environ))
+    names = known.stdout.split()
+    if not known.ok or len(names) < 2:
+        return () if known.ok else None
+    own = _own_cluster(environ, runner)
+    return tuple(name for name in names if name.lower() != own)
+
+
+def _own_cluster(environ: Mapping[str, str], runner: CommandRunner) -> str:
     said = runner(["scontrol", "show", "config"], timeout=TIMEOUT, env=_clean(environ))
     own = _CLUSTER_NAME.search(said.stdout)
-    return "" if own is not None and own[1].lower() == cluster.lower() else cluster
+    return own[1].lower() if own is not None else ""
 
 
 def _clean(environ: Mapping[str, str]) -> dict[str, str]:
@@ -68,23 +84,53 @@ def _clean(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 class ByCluster:
-    """A Scheduler that asks about a job, and ends it, on the job's own cluster: another one has other jobs under its
-    id. What names no cluster is ``here``'s."""
+    """A Scheduler that looks for a job on every cluster, and asks about it and ends it on its own: another one has
+    other jobs under its id. What names no cluster is ``here``'s."""
 
     def __init__(
-        self, here: Scheduler, there: Callable[[str], Scheduler] = lambda cluster: _commands(cluster, os.environ)
+        self,
+        here: Scheduler,
+        there: Callable[[str], Scheduler] = lambda cluster: SlurmCommands(cluster=cluster),
+        others: Callable[[], Sequence[str] | None] = lambda: other_clusters(os.environ),
     ) -> None:
-        self.name, self.find = here.name, here.find
-        self.here = here
-        self._there = there
-        self._opened: dict[str, Scheduler] = {}
+        self.name, self.here = here.name, here
+        self._there, self._others = lru_cache(there), others
+        self._names: Sequence[str] | None = None
 
     def poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
         return {job: state for of, some in self._by_cluster(jobs) for job, state in of.poll(some).items()}
 
+    def find(self, token: str) -> list[JobKey]:
+        """Here, and where there is none, on the others: a submission may have gone there, and its answer been lost."""
+        found: list[JobKey] = []
+        silent: list[SchedulerUnreachable] = []
+        for cluster in self._places():
+            try:
+                found += [replace(job, cluster=cluster) for job in self._of(cluster).find(token)]
+            except SchedulerUnreachable as error:
+                silent.append(error)
+            if found and not cluster:
+                break
+        if silent and not found:
+            raise silent[0]
+        return found
+
+    def _places(self) -> Iterator[str]:
+        yield ""
+        if self._names is None:
+            self._names = self._others()
+        yield from self._names or ()
+
     def cancel(self, jobs: Sequence[JobKey]) -> None:
+        """As `Scheduler.cancel`; one cluster that does not answer does not keep the jobs of another."""
+        failed: list[LauncherError] = []
         for of, some in self._by_cluster(jobs):
-            of.cancel(some)
+            try:
+                of.cancel(some)
+            except LauncherError as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     def release(self, job: JobKey) -> None:
         self._of(job.cluster).release(job)
@@ -99,11 +145,4 @@ class ByCluster:
         return [(self._of(cluster), some) for cluster, some in groups.items()]
 
     def _of(self, cluster: str) -> Scheduler:
-        if not cluster:
-            return self.here
-        return self._opened.setdefault(cluster, self._there(cluster))
-
-
-def _commands(cluster: str, environ: Mapping[str, str]) -> Scheduler:
-    """The commands of Slurm, which speak to that cluster."""
-    return SlurmCommands(environ=environ, cluster=cluster)
+        return self._there(cluster) if cluster else self.here

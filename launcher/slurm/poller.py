@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import threading
 import time
@@ -272,12 +273,18 @@ _PACE_OF_ENDING = Pace(first=0.3, running=1.0, pending=1.0)
 
 
 def end_jobs(
-    scheduler: Scheduler, jobs: Sequence[JobKey], *, bound: float, again: float = AGAIN
+    scheduler: Scheduler,
+    jobs: Sequence[JobKey],
+    *,
+    bound: float,
+    again: float = AGAIN,
+    silence: float = math.inf,
 ) -> dict[JobKey, JobState]:
     """Wait until every job has ended, ``bound`` seconds at most; the last states, in which a job may still be alive.
 
     The caller has asked for the end of these jobs once. For those that are not ending that request is made again every
-    ``again`` seconds. A scheduler that hangs does not stretch the bound: what it has not answered is unknown.
+    ``again`` seconds. A scheduler that hangs does not stretch the bound: what it has not answered is unknown; and one
+    that has said nothing at all is left after ``silence`` seconds.
     """
 
     def cancel(jobs: Sequence[JobKey]) -> None:
@@ -293,6 +300,8 @@ def end_jobs(
     while poller.watched and time.monotonic() < began + bound:
         if (answer := poller.poll()) is not None:
             states.update(answer.states)
+        if time.monotonic() >= began + silence and all(s.phase is Phase.UNKNOWN for s in states.values()):
+            break
         left = [job for job, s in states.items() if s.phase is not Phase.TERMINAL and s.word != "COMPLETING"]
         if left and time.monotonic() >= cancel_due and not cancelling.is_alive():
             cancelling = threading.Thread(target=cancel, args=(left,), daemon=True, name="cancel again")

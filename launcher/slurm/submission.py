@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from launcher.core.errors import JobsExist
 from launcher.core.retry import until
-from launcher.slurm.client import Scheduler, SchedulerUnreachable, jobs_with_token
+from launcher.slurm.client import JobKey, Scheduler, SchedulerUnreachable, jobs_with_token
 
 PAUSES = (5.0, 5.0)
 """Seconds before each further question about a submission whose answer was lost: slurmctld may still be working on the
@@ -58,16 +58,16 @@ def new_jobs(
     scheduler: Scheduler,
     pauses: Sequence[float] = (),
     sleep: Callable[[float], None] = time.sleep,
-) -> dict[str, float | None]:
-    """The jobs that carry the token and are not among the ``earlier`` ones, with their submit times.
+) -> dict[str, JobKey]:
+    """The jobs that carry the token and are not among the ``earlier`` ones, by their ids.
 
     The scheduler is asked again after each of the ``pauses`` until there is one. Raises SchedulerUnreachable when it
     gave no answer the last time.
     """
 
-    def look() -> dict[str, float | None] | SchedulerUnreachable:
+    def look() -> dict[str, JobKey] | SchedulerUnreachable:
         try:
-            return {job.id: job.submitted for job in jobs_with_token(token, scheduler) if job.id not in earlier}
+            return {job.id: job for job in jobs_with_token(token, scheduler) if job.id not in earlier}
         except SchedulerUnreachable as error:
             return error
 
@@ -77,13 +77,13 @@ def new_jobs(
     return answer
 
 
-def check_first(ids: Sequence[str], found: Mapping[str, float | None]) -> None:
+def check_first(ids: Sequence[str], found: Mapping[str, JobKey]) -> None:
     """Raise JobsExist when another launcher submitted a job with our token before ours, the first of ``ids``.
 
     Of several jobs with the token every launcher goes on with the same one, the earliest. Ids grow, except where they
     start again after MaxJobId: there the submit time decides.
     """
-    first = min(found, key=lambda job: (found[job] or 0.0, int(job)), default=None)
+    first = min(found, key=lambda job: (found[job].submitted or 0.0, int(job)), default=None)
     if ids and ids[0] in found and first != ids[0]:
         raise JobsExist(
             f"another launcher submitted job {first} under this run's id just before",

@@ -28,7 +28,7 @@ from launcher.core.errors import CheckoutError, ConfigError, JobsExist, Submissi
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import write_text
 from launcher.run.kind import Submitted
-from launcher.slurm.client import Scheduler, SchedulerUnreachable
+from launcher.slurm.client import JobKey, Scheduler, SchedulerUnreachable
 from launcher.slurm.other_jobs import elsewhere
 from launcher.slurm.submission import HINTS as SBATCH_HINTS
 from launcher.slurm.submission import PAUSES, check_first, hint_for, new_jobs
@@ -147,7 +147,8 @@ def apply(
         hint = hint_for(" ".join(trouble.split()), {**_hints(), **SBATCH_HINTS})
         also = f"\nsrtctl had dropped srtslurm.yaml: {dropped}" if dropped else ""
         raise SubmissionError(trouble + also, where=_recipe(argv), hint=hint)
-    cluster = "" if ids[0] in found else cluster  # what this host's controller has under our token is here
+    ours = found.get(ids[0])
+    cluster = cluster if ours is None else ours.cluster  # where our token is found counts more than what was printed
     if dropped:
         raise JobsExist(
             f"the job was submitted without srtslurm.yaml, hence without aliases and defaults: {dropped}",
@@ -158,7 +159,7 @@ def apply(
     output = _output(answer, submission.root, ids[0])
     return Submitted(
         job_id=ids[0],
-        submitted=found.get(ids[0]),
+        submitted=None if ours is None else ours.submitted,
         output=output,
         log=output / LOG.format(ids[0]),
         held=submission.hold,
@@ -174,7 +175,7 @@ def _hints() -> dict[str, str]:
     return msgspec.yaml.decode(Path(__file__).with_name("srtctl_faults.yaml").read_bytes(), type=dict[str, str])
 
 
-def _ours(answer: _Answer, found: Mapping[str, float | None], failed: bool, trouble: str) -> tuple[str, ...]:
+def _ours(answer: _Answer, found: Mapping[str, JobKey], failed: bool, trouble: str) -> tuple[str, ...]:
     """The id of the job that this submission made, or nothing. Raises JobsExist when it made several, or came second.
 
     After a success the id that srtctl printed counts. After a failure the printed ids and those that the scheduler has

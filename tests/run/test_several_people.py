@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import threading
 import time
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from launcher.cli import ending
 from launcher.core.stop import Stop
 from launcher.run import cancelling, github_runs
+from launcher.run.kind import Run
 from launcher.run.orphans import SILENCE, end_run
 from launcher.run.record import RecordedJob, RunRecord
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
@@ -89,18 +92,44 @@ class Silent:
         self.over.wait(60)
 
 
-def test_cancelling_with_slurm_silent_ends_soon_and_says_what_it_waits_for(tmp_path: Path) -> None:
-    slurm, said = Silent(), list[str]()
-    run = a_run(tmp_path, given=services(slurm))
-    run.record.update(state="running", job=RecordedJob("7", 1.0, str(tmp_path), str(tmp_path / "log")))
+def test_two_cancels_with_slurm_silent_end_soon_and_say_what_they_wait_for(tmp_path: Path) -> None:
+    """One after the other; `launcher cancel RUN RUN` asks side by side."""
+    slurm, said = Silent(), list[float]()
     began = time.monotonic()
     try:
-        with pytest.raises(SchedulerUnreachable, match="job 7") as caught:
-            end_run(run, "launcher cancel", said.append, SILENCE)
+        for name in ("7", "8"):
+            run = a_run(tmp_path, plan_on("local", tmp_path, run_key=f"r{name}"), services(slurm))
+            run.record.update(state="running", job=RecordedJob(name, 1.0, str(tmp_path), str(tmp_path / "log")))
+            with pytest.raises(SchedulerUnreachable, match=f"job {name}") as caught:
+                end_run(run, "launcher cancel", lambda text: said.append(time.monotonic()), SILENCE)
+            assert caught.value.exit_code == 5 and f"scancel {name}" in str(caught.value)
+            said.append(time.monotonic())
     finally:
         slurm.over.set()
-    assert time.monotonic() - began < 10 and slurm.cancelled == ["7"] and len(said) >= 3
-    assert caught.value.exit_code == 5 and "scancel 7" in str(caught.value)
+    assert time.monotonic() - began < 10 and slurm.cancelled == ["7", "8"]
+    assert max(after - before for before, after in itertools.pairwise([began, *said])) < 2.5, "a line every two seconds"
+
+
+def test_several_runs_are_ended_side_by_side_and_none_keeps_another(
+    user: LauncherUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [RunRecord.create(user.state / "runs", plan_on("local", user.root, run_key=name)) for name in "abc"]
+    together = threading.Barrier(3)
+
+    def end(run: Run, *arguments: object) -> None:
+        together.wait(20)
+        if run.id == "a":
+            raise SchedulerUnreachable("silent", where="run a")
+        if run.id == "b":
+            raise ValueError("a fault of ours")
+        run.record.update(state="cancelled")
+
+    monkeypatch.setattr(ending, "end_run", end)
+    for record in records:
+        record.let_go()
+    said = user.launcher("cancel", "a", "b", "c", "b", code=5)
+    assert "run a: silent" in said and "run b: unexpected ValueError: a fault of ours" in said
+    assert user.record("c")["state"] == "cancelled"
 
 
 def test_a_run_that_was_cancelled_can_be_resumed(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from launcher.container.submit import submit
 from launcher.core.errors import ConfigError
 from launcher.core.process import NOT_FOUND, Completed
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
 from launcher.slurm.commands import SlurmCommands
-from launcher.slurm.other_jobs import ByCluster, elsewhere, jobs_named, refuse_other_clusters
+from launcher.slurm.other_jobs import ByCluster, elsewhere, jobs_named, other_clusters, refuse_other_clusters
 from launcher.slurm.submission import printed_cluster, printed_ids
 from tests.conftest import SlurmCluster
 
@@ -90,12 +91,13 @@ def test_the_clients_speak_to_the_jobs_cluster() -> None:
 
 
 class Cluster:
-    """A stand-in for a scheduler that knows how every job stands, and remembers what it was asked to end."""
+    """A stand-in for a scheduler that knows how every job stands, and remembers what it was asked to end. It finds
+    ``jobs``, and does not answer where there is no such list."""
 
     name = "slurm"
 
-    def __init__(self, word: str) -> None:
-        self.word = word
+    def __init__(self, word: str, jobs: Sequence[JobKey] | None = ()) -> None:
+        self.word, self.jobs = word, jobs
         self.cancelled: list[str] = []
         self.released: list[str] = []
 
@@ -103,9 +105,13 @@ class Cluster:
         return {job: JobState(Phase.ALIVE, self.word) for job in jobs}
 
     def find(self, token: str) -> list[JobKey]:
-        return []
+        if self.jobs is None:
+            raise SchedulerUnreachable("nobody could say")
+        return [job for job in self.jobs if job.token == token]
 
     def cancel(self, jobs: Sequence[JobKey]) -> None:
+        if self.jobs is None:
+            raise SchedulerUnreachable("nobody was told")
         self.cancelled += [job.id for job in jobs]
 
     def release(self, job: JobKey) -> None:
@@ -126,6 +132,51 @@ def test_a_job_is_followed_and_ended_where_it_is() -> None:
     scheduler.release(ours)
     scheduler.cancel([ours])
     assert (east.cancelled, east.released, here.cancelled, here.released) == (["7"], ["7"], [], [])
+
+
+LOST = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+
+
+@pytest.mark.parametrize("printed", ["", "Submitted batch job 7 on cluster east\n"])
+def test_a_submission_to_another_cluster_whose_answer_was_lost_is_found_there(printed: str) -> None:
+    """By its token; the job of the same number here is another's, and is neither followed nor ended."""
+    here = Cluster("RUNNING", [JobKey("7", 1.0, "another")])
+    east, north = Cluster("PENDING", [JobKey("7", 2.0, "r")]), Cluster("PENDING", None)
+    scheduler = ByCluster(here, {"east": east, "north": north}.__getitem__, lambda: ("north", "east"))
+    lost = Replies(1, LOST, sbatch=printed)
+    told = submit(["sbatch"], {}, token="r", earlier=frozenset(), scheduler=scheduler, run=lost)
+    assert (told.job_id, told.submitted, told.cluster) == ("7", 2.0, "east") and told.adopted
+    scheduler.cancel([JobKey(told.job_id, told.submitted, "r", told.cluster)])
+    assert (east.cancelled, here.cancelled) == (["7"], [])
+
+
+def test_where_another_cluster_is_silent_nobody_says_that_there_is_no_job() -> None:
+    here, north = Cluster("RUNNING"), Cluster("PENDING", None)
+    scheduler = ByCluster(here, {"north": north}.__getitem__, lambda: ("north",))
+    with pytest.raises(SchedulerUnreachable):
+        scheduler.find("r")
+    here.jobs = [JobKey("8", 1.0, "r")]
+    assert scheduler.find("r") == here.jobs, "what is here is enough"
+    with pytest.raises(SchedulerUnreachable):
+        scheduler.cancel([JobKey("7", cluster="north"), JobKey("8")])
+    assert here.cancelled == ["8"], "one cluster does not keep the jobs of another"
+
+
+def test_which_other_clusters_there_are() -> None:
+    several = Replies(scontrol=CONFIG, sacctmgr="east\nwest\n")
+    assert other_clusters({"SLURM_CLUSTERS": "north"}, several) == ("east",)
+    assert all("SLURM_CLUSTERS" not in env for _, env in several.calls)
+    alone = Replies(scontrol=CONFIG, sacctmgr="west\n")
+    assert other_clusters({}, alone) == () and len(alone.calls) == 1
+    assert other_clusters({}, Replies(1)) is None
+
+
+def test_a_database_that_did_not_answer_is_asked_again() -> None:
+    answers: list[tuple[str, ...] | None] = [("east",), None]
+    east = Cluster("PENDING", [JobKey("7", 2.0, "r")])
+    scheduler = ByCluster(Cluster("RUNNING"), {"east": east}.__getitem__, lambda: answers.pop())
+    assert scheduler.find("r") == [] and [job.cluster for job in scheduler.find("r")] == ["east"]
+    assert [job.cluster for job in scheduler.find("r")] == ["east"] and not answers
 
 
 def test_jobs_of_a_runner_that_github_jobs_began() -> None:
