@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     _planning(commands)
     _running(commands)
     _runs(commands)
+    _report(commands)
     _runner(commands)
     _image(commands)
     _model(commands)
@@ -105,6 +106,19 @@ def _runs(commands: _Commands) -> None:
     ):
         command = _command(commands, name, f"{module}:{name}", text, _from_env, _backend, _places)
         command.add_argument("run", metavar="RUN", nargs=many)
+
+
+def _report(commands: _Commands) -> None:
+    text = "what was measured and what was not: a page, tables, JSON, CSV, JUnit; offline"
+    report = _command(commands, "report", "report:report", text, _places)
+    text = "run ids, sweeps, state directories, aggregates, downloaded artifacts"
+    report.add_argument("sources", nargs="*", metavar="RUN|SWEEP|DIR", help=text)
+    report.add_argument("--title", metavar="TEXT", help="default: the names of the sources")
+    report.add_argument("-o", "--output", metavar="DIR", default="report", help="of the files (default: ./report)")
+    text = "print this one form, and write no file"
+    report.add_argument("--format", choices=["text", "json", "csv", "junit", "markdown", "html"], help=text)
+    report.add_argument("--json", dest="format", action="store_const", const="json", help="same as --format json")
+    report.add_argument("--schema", action="store_true", help="the JSON Schema of report.json")
 
 
 def _runner(commands: _Commands) -> None:

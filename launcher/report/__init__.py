@@ -1,0 +1,7 @@
+"""Reports: what was measured, what was not and why, as one value and from it everything that people look at.
+
+In come run records, sweeps, directories of aggregates and downloaded artifact trees; out come a terminal view, a page,
+JSON, CSV, JUnit and Markdown. Start with document.py, which is that value. gather.py finds out what a name stands for;
+records.py, sweeps.py and artifacts.py read it; assemble.py puts attempts together and draws frontiers. page.py, with
+page.css and page.js, chart.py and timeline.py, makes the page, files.py and terminal.py the rest.
+"""

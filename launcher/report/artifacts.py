@@ -1,0 +1,119 @@
+"""Points of directories of aggregates, and of what a workflow uploaded and somebody downloaded: any tree of files.
+
+Every ``*.json`` is looked at, and what holds rows of aggregates is taken: ``agg_*.json``, agentic results, the lists
+that the workflow collects. One row that is there twice, alone and in a list, counts once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from launcher.aggregate.points import Point, State, identity_of_row, metrics
+from launcher.core.errors import ConfigError
+from launcher.core.reading import read_file
+from launcher.report.document import Image, Run
+from launcher.report.gathered import Gathered
+
+LARGEST = 64 << 20
+"""Bytes of one file: a collected list of 10,000 rows has some 20 MB."""
+
+MOST = 100_000
+"""Files of a tree that are looked at."""
+
+
+def add_tree(gathered: Gathered, root: Path) -> None:
+    """Every row below a directory, or of one file. What claims to be an aggregate and is none is a problem."""
+    seen: set[str] = {json.dumps(point.row, sort_keys=True) for point in gathered.points}
+    for path in _files(gathered, root):
+        named = path.name.startswith("agg_")
+        try:
+            value = json.loads(read_file(path, LARGEST))
+        except (OSError, ValueError, RecursionError) as error:
+            if named:
+                why = error.strerror if isinstance(error, OSError) else error
+                gathered.problems.append(f"{_shown(path, root)}: it cannot be read: {why}")
+            continue
+        for row in _rows(value):
+            if not _is_row(row):
+                if named:
+                    gathered.problems.append(f"{_shown(path, root)}: no row of an aggregate")
+            elif (text := json.dumps(row, sort_keys=True)) not in seen:
+                seen.add(text)
+                _add(gathered, row, _shown(path.parent, root), path)
+
+
+def _files(gathered: Gathered, root: Path) -> Iterator[Path]:
+    if root.is_file():
+        yield root
+        return
+    count = 0
+    for directory, below, names in os.walk(root):
+        below.sort()
+        for name in sorted(names):
+            if name.endswith(".json"):
+                count += 1
+                if count > MOST:
+                    gathered.problems.append(f"{root}: it has more than {MOST} files; the rest was not looked at")
+                    return
+                yield Path(directory, name)
+
+
+def _rows(value: Any) -> Iterator[Any]:
+    """The rows of a file: it is one, or a list, in which the workflow's collector leaves lists as they are."""
+    for one in value if isinstance(value, list) else [value]:
+        yield from one if isinstance(one, list) else [one]
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, dict) and {"hw", "conc", "infmax_model_prefix"} <= value.keys()
+
+
+def _shown(path: Path, root: Path) -> str:
+    base = root if root.is_dir() else root.parent
+    return str(path.relative_to(base)) if path != base else base.name or str(base)
+
+
+def _add(gathered: Gathered, row: dict[str, Any], artifact: str, path: Path) -> None:
+    try:
+        identity = identity_of_row(row)
+    except ConfigError as error:
+        gathered.problems.append(f"{artifact}/{path.name}: {error.message}")
+        return
+    image, fingerprint = str(row.get("image") or ""), str(row.get("recipe_fingerprint") or "")
+    run = Run(
+        id=artifact,
+        runner=str(row["hw"]),
+        images=(Image(reference=image),) if image else (),
+        model=str(row.get("model") or ""),
+        fingerprint=fingerprint,
+        source=str(path.parent),
+    )
+    number = 1
+    while run.id in gathered.runs and gathered.runs[run.id] != run:  # a list has rows of many jobs
+        number += 1
+        run = Run(**{**{name: getattr(run, name) for name in run.__struct_fields__}, "id": f"{artifact} {number}"})
+    gathered.runs[run.id] = run
+    state, reason = judge(row)
+    gathered.points.append(
+        Point(identity, row, state, reason, "results" if reason else "", {"run": run.id, "rule": ""})
+    )
+
+
+def judge(row: dict[str, Any]) -> tuple[State, str]:
+    """How a row stands that nobody has judged here: what InferenceX lets through and nothing can be made of."""
+    if row.get("rehearsal"):
+        return "rehearsal", "stand-ins ran, and nothing was measured"
+    if "num_requests_successful" in row and not row["num_requests_successful"]:
+        return "refused", "no request succeeded"
+    for name in metrics():
+        value = row.get(name)
+        if isinstance(value, float) and not math.isfinite(value):
+            return "refused", f"{name} is {value}"
+        if name.endswith("tput_per_gpu") and isinstance(value, int | float) and value <= 0:
+            return "refused", f"{name} is {value:g}"
+    return "ok", ""

@@ -1,0 +1,139 @@
+"""From points to the report: attempts at one point belong together, curves get their frontiers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+
+from launcher.aggregate.points import Identity, Point, frontier, metric, metrics
+from launcher.benchmark.benchmark import AGENTIC
+from launcher.report.document import STATES, Attempt, Axis, Curve, Document, Entry, Panel
+from launcher.report.gathered import Gathered
+
+_DRAWN = ("ok", "reused", "rehearsal")
+"""States of points that are in a picture; on a frontier are those that are ok."""
+
+Group = tuple[Identity, list[Point]]
+
+
+def document(gathered: Gathered, *, title: str, made: str) -> Document:
+    """The report of what was gathered; ``made`` is the time, ISO 8601."""
+    groups: dict[Identity, list[Point]] = {}
+    for point in gathered.points:
+        groups.setdefault(point.identity, []).append(point)
+    ordered = sorted(groups.items(), key=_order)
+    ids = {identity: f"p{number}" for number, (identity, _) in enumerate(ordered, 1)}
+    panels, best = [], set[str]()
+    for _, members in groupby(ordered, key=lambda group: group[0].panel):
+        panel = _panel(list(members), ids)
+        panels += [panel] if panel.curves else []
+        best |= {one for curve in panel.curves for one in curve.frontier}
+    drawn = {one for panel in panels for curve in panel.curves for one in curve.points}
+    entries = tuple(_entry(ids[identity], tries, best, drawn) for identity, tries in ordered)
+    counts = Counter(entry.state for entry in entries)
+    return Document(
+        title=title,
+        made=made,
+        sources=tuple(gathered.sources),
+        counts={state: counts[state] for state in STATES if counts[state]},
+        panels=tuple(panels),
+        points=entries,
+        runs=tuple(gathered.runs.values()),
+        problems=tuple(gathered.problems),
+    )
+
+
+def counted(tries: Sequence[Point]) -> Point:
+    """The attempt that counts: the last one that is ok, else the last that is reused, else the last."""
+    for state in ("ok", "reused"):
+        if good := [point for point in tries if point.state == state]:
+            return good[-1]
+    return tries[-1]
+
+
+def _order(group: Group) -> tuple[object, ...]:
+    one = group[0]
+    lengths = (one.isl or 0, one.osl or 0)
+    return one.model, one.scenario, lengths, one.curve, one.topology, one.concurrency, one.kv_offload, str(one)
+
+
+def axes(scenario: str) -> tuple[Axis, Axis]:
+    """Across and up, as InferenceX's site has them: interactivity, agentic over the whole request; throughput."""
+    across = metric("p90_e2e_norm_intvty" if scenario == AGENTIC else "median_intvty")
+    up = metric("tput_per_gpu")
+    x, y = (Axis(metric=m.name, title=m.title, unit=m.unit, better=m.better or "more") for m in (across, up))
+    return x, y
+
+
+def _panel(members: Sequence[Group], ids: dict[Identity, str]) -> Panel:
+    first = members[0][0]
+    x, y = axes(first.scenario)
+    curves = []
+    for name, group in groupby(members, key=lambda member: configuration(member[0])):
+        tries = [(ids[identity], counted(points)) for identity, points in group]
+        known = [
+            (key, at, height, point.state)
+            for key, point in tries
+            if point.state in _DRAWN and (at := point.value(x.metric)) and (height := point.value(y.metric))
+        ]
+        good = [one for one in known if one[3] == "ok"]
+        best = frontier(good, "upper_left", x=lambda one: one[1], y=lambda one: one[2])
+        if known:
+            shown = sorted(known, key=lambda one: one[1])
+            curve = Curve(name=name, points=tuple(one[0] for one in shown), frontier=tuple(one[0] for one in best))
+            curves.append(curve)
+    title = f"{first.model} {first.lengths}"
+    return Panel(title=title, x=x, y=y, curves=tuple(curves))
+
+
+def configuration(one: Identity) -> str:
+    """``gb200 dynamo-vllm fp8 mtp disagg``: what has a curve of its own."""
+    method = [one.spec_decoding] if one.spec_decoding != "none" else []
+    return " ".join([one.hardware, one.framework, one.precision, *method, *(["disagg"] if one.disagg else [])])
+
+
+def _entry(key: str, tries: Sequence[Point], best: set[str], drawn: set[str]) -> Entry:
+    one, point = tries[0].identity, counted(tries)
+    attempts = tuple(
+        Attempt(
+            state=each.state,
+            run=str(each.provenance.get("run", "")),
+            reason=each.reason,
+            layer=each.layer,
+            metrics=_values(each) if each.state == "ok" and each is not point else {},
+        )
+        for each in tries
+    )
+    notes = tuple(map(str, point.provenance.get("notes", ())))
+    if point.state in _DRAWN and key not in drawn:
+        notes += (f"in no picture: {' or '.join(axis.metric for axis in axes(one.scenario))} is not known",)
+    return Entry(
+        id=key,
+        state=point.state,
+        model=one.model,
+        hardware=one.hardware,
+        framework=one.framework,
+        precision=one.precision,
+        scenario=one.scenario,
+        concurrency=one.concurrency,
+        spec_decoding=one.spec_decoding,
+        disagg=one.disagg,
+        isl=one.isl,
+        osl=one.osl,
+        topology=one.topology,
+        configuration=configuration(one),
+        kv_offload=one.kv_offload,
+        run=str(point.provenance.get("run", "")),
+        reason=point.reason,
+        layer=point.layer,
+        rule=str(point.provenance.get("rule", "")),
+        metrics=_values(point) if point.state in (*_DRAWN, "stale") else {},
+        frontier=key in best,
+        attempts=attempts,
+        notes=notes,
+    )
+
+
+def _values(point: Point) -> dict[str, float]:
+    return {name: value for name in metrics() if (value := point.value(name)) is not None}

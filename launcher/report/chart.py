@@ -1,0 +1,145 @@
+"""Pictures as SVG, complete without a script: points and frontiers of one panel, and a sweep's time line.
+
+A picture holds no style of its own: classes, symbols and colours are the page's (page.css), so that they follow its
+light and dark. Each mark is a link to its row of the table; what its tooltip says is read from there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from launcher.report.document import Axis, Curve, Entry, Panel
+from launcher.report.text import escaped, number
+
+WIDTH, HEIGHT = 480, 340
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 30, 52
+
+SYMBOLS = (
+    "M0-5A5 5 0 1 1 0 5 5 5 0 1 1 0-5Z",
+    "M-4.5-4.5h9v9h-9Z",
+    "M0-5.5 5.5 4.5h-11Z",
+    "M0-6 6 0 0 6-6 0Z",
+    "M0 5.5 5.5-4.5h-11Z",
+    "M-2-6h4v4h4v4h-4v4h-4v-4h-4v-4h4Z",
+)
+"""Paths of marks, which tell curves apart beside their colours."""
+
+COLOURS, DASHES = 8, 4
+"""How many of each page.css has."""
+
+_LOGARITHMIC_FROM = 50.0
+"""An axis whose values differ by more than this is a logarithmic one."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values to pixels along one axis, from ``low`` at ``begin`` to ``high`` at ``end``; ``ticks`` are values."""
+
+    low: float
+    high: float
+    begin: float
+    end: float
+    logarithmic: bool
+    ticks: tuple[float, ...]
+
+    @classmethod
+    def over(cls, values: Sequence[float], begin: float, end: float) -> Scale:
+        """The scale that shows all values, which are above 0: from 0, or logarithmic where they differ much."""
+        least, most = min(values), max(values)
+        if most / least > _LOGARITHMIC_FROM:
+            low, high = 10.0 ** math.floor(math.log10(least)), 10.0 ** math.ceil(math.log10(most))
+            decades = range(round(math.log10(low)), round(math.log10(high)) + 1)
+            ticks = [m * 10.0**d for d in decades for m in ((1, 2, 5) if len(decades) < 4 else (1,))]
+            return cls(low, high, begin, end, True, tuple(tick for tick in ticks if low <= tick <= high))
+        step = _step(most / 5)
+        count = math.ceil(most * 1.02 / step)
+        return cls(0.0, step * count, begin, end, False, tuple(step * i for i in range(count + 1)))
+
+    def at(self, value: float) -> float:
+        """The pixel of a value."""
+        if self.logarithmic:
+            share = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return self.begin + share * (self.end - self.begin)
+
+
+def _step(least: float) -> float:
+    """The smallest of 1, 2, 5 times a power of ten that is not below ``least``."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(m * power for m in (1, 2, 5, 10) if m * power >= least * (1 - 1e-9))
+
+
+def _round(pixel: float) -> str:
+    return f"{pixel:.1f}".removesuffix(".0")
+
+
+def panel_svg(panel: Panel, entries: Mapping[str, Entry]) -> str:
+    """One panel. Its axes' data (low, high, pixels) are in attributes, so that a test can read values back."""
+    shown = [entries[key].metrics for curve in panel.curves for key in curve.points]
+    x = Scale.over([metrics[panel.x.metric] for metrics in shown], _LEFT, WIDTH - _RIGHT)
+    y = Scale.over([metrics[panel.y.metric] for metrics in shown], HEIGHT - _BOTTOM, _TOP)
+    label = escaped(f"{panel.title}: {panel.y.title} over {panel.x.title}")
+    parts = [f'<svg class=chart viewBox="0 0 {WIDTH} {HEIGHT}" role=group aria-label="{label}"{_data(x, y)}>']
+    parts += _axes(panel, x, y)
+    for index, curve in enumerate(panel.curves):
+        parts += _curve(panel, curve, index, entries, (x, y))
+    return "".join([*parts, "</svg>"])
+
+
+def _data(x: Scale, y: Scale) -> str:
+    shown = ((name, scale) for name, scale in (("x", x), ("y", y)))
+    return "".join(
+        f' data-{name}="{scale.low!r} {scale.high!r} {scale.begin} {scale.end} {int(scale.logarithmic)}"'
+        for name, scale in shown
+    )
+
+
+def _axes(panel: Panel, x: Scale, y: Scale) -> list[str]:
+    bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
+    grid = "".join(f"M{_round(x.at(tick))} {_TOP}V{bottom}" for tick in x.ticks)
+    grid += "".join(f"M{_LEFT} {_round(y.at(tick))}H{right}" for tick in y.ticks)
+    parts = [f'<path class=grid d="{grid}"/>', f'<path class=axis d="M{_LEFT} {_TOP}V{bottom}H{right}"/>']
+    parts += [f"<text x={_round(x.at(tick))} y={bottom + 16} class=tx>{number(tick)}</text>" for tick in x.ticks]
+    parts += [f"<text x={_LEFT - 6} y={_round(y.at(tick) + 4)} class=ty>{number(tick)}</text>" for tick in y.ticks]
+    parts.append(f"<text x={_LEFT - 50} y=16 class=title>{_title(panel.y, '↑', '↓')}</text>")
+    parts.append(f"<text x={right} y={HEIGHT - 12} class=tx2>{_title(panel.x, '→', '←')}</text>")
+    return parts
+
+
+def _title(axis: Axis, more: str, less: str) -> str:
+    arrow = more if axis.better == "more" else less
+    return escaped(f"{axis.title}, {axis.unit} ({axis.better} is better {arrow})")
+
+
+def _curve(
+    panel: Panel, curve: Curve, index: int, entries: Mapping[str, Entry], scales: tuple[Scale, Scale]
+) -> list[str]:
+    x, y = scales
+
+    def place(key: str) -> tuple[str, str]:
+        metrics = entries[key].metrics
+        return _round(x.at(metrics[panel.x.metric])), _round(y.at(metrics[panel.y.metric]))
+
+    parts = [f'<g class="{classes(index)}">']
+    if len(curve.frontier) > 1:
+        parts.append(f'<path class=front d="M{"L".join(" ".join(place(key)) for key in curve.frontier)}"/>')
+    for key in curve.points:
+        entry, (left, top) = entries[key], place(key)
+        kind = "" if entry.frontier else " class=b" if entry.state == "ok" else " class=o"
+        title = escaped(f"c{entry.concurrency} {entry.topology}")
+        use = f"<use href=#s{symbol(index)} x={left} y={top} />"
+        parts.append(f"<a href=#{key}{kind}><title>{title}</title>{use}</a>")
+    return [*parts, "</g>"]
+
+
+def symbol(index: int) -> int:
+    """Which symbol a curve has."""
+    return index % len(SYMBOLS)
+
+
+def classes(index: int) -> str:
+    """Colour and dashes of a curve: together with the symbol they repeat after 24 curves."""
+    return f"c{index % COLOURS} d{index % DASHES}"

@@ -1,0 +1,220 @@
+"""The report as a value: ``report.json`` is this, and page, tables, JUnit and Markdown are made of nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any, Literal
+
+import msgspec
+
+from launcher.aggregate.points import State
+
+SCHEMA_VERSION = 1
+
+STATES: tuple[State, ...] = ("ok", "reused", "rehearsal", "stale", "refused", "missing")
+"""All states of a point, the best first."""
+
+MEANING: dict[State, str] = {
+    "ok": "measured by this job, and nothing contradicts it",
+    "reused": "valid, and taken over from an earlier run of the same fingerprint",
+    "rehearsal": "made up by stand-ins; nothing was measured",
+    "stale": "of another job, image or recipe than was asked for",
+    "refused": "there is a result, and it cannot be believed",
+    "missing": "asked for, and there is no result",
+}
+
+
+class Struct(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A part of the document; what is not known is left out."""
+
+
+class Image(Struct, frozen=True, kw_only=True):
+    """A container image: as it was asked for, and what it really was."""
+
+    reference: str
+    digest: str = ""
+
+
+class Run(Struct, frozen=True, kw_only=True):
+    """One run, or one artifact: how a point came about. Times in Unix seconds.
+
+    ``measured`` has a concurrency with the beginning and the end of its measurement each. ``model`` is the checkpoint's
+    place, ``commit`` that of the workspace, ``srt_slurm`` that of the srt-slurm tree.
+    """
+
+    id: str
+    runner: str = ""
+    state: str = ""
+    layer: str = ""
+    verdict: str = ""
+    job: str = ""
+    nodes: str = ""
+    images: tuple[Image, ...] = ()
+    model: str = ""
+    srt_slurm: str = ""
+    commit: str = ""
+    recipe: str = ""
+    fingerprint: str = ""
+    created: float | None = None
+    submitted: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    measured: tuple[tuple[int, float, float], ...] = ()
+    source: str = ""
+
+    @property
+    def provenance(self) -> tuple[tuple[str, str], ...]:
+        """What many runs share, by its name for people."""
+        images = ", ".join(f"{image.reference} {image.digest}".strip() for image in self.images)
+        parts = {
+            "image": images,
+            "checkpoint": self.model,
+            "srt-slurm": self.srt_slurm,
+            "commit": self.commit,
+            "runner": self.runner,
+        }
+        return tuple((name, text) for name, text in parts.items() if text)
+
+
+class Attempt(Struct, frozen=True, kw_only=True):
+    """One try at a point: its run, and how it ended."""
+
+    state: State
+    run: str = ""
+    reason: str = ""
+    layer: str = ""
+    metrics: dict[str, float] = {}
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """One point: what it is, how it stands, what was measured.
+
+    ``metrics`` are by the names of metrics.yaml, in its units. ``rule`` is the check that refused it. ``attempts`` are
+    all tries, oldest first: the last good one counts, else the last one. ``frontier``: no other ok point of its curve
+    beats it. ``configuration`` is the name of its curve: ``gb200 dynamo-vllm fp8 mtp``.
+    """
+
+    id: str
+    state: State
+    model: str
+    hardware: str
+    framework: str
+    precision: str
+    scenario: str
+    concurrency: int
+    spec_decoding: str = "none"
+    disagg: bool = False
+    isl: int | None = None
+    osl: int | None = None
+    topology: str = ""
+    configuration: str = ""
+    kv_offload: str = "none"
+    run: str = ""
+    reason: str = ""
+    layer: str = ""
+    rule: str = ""
+    metrics: dict[str, float] = {}
+    frontier: bool = False
+    attempts: tuple[Attempt, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def lengths(self) -> str:
+        return self.scenario if self.isl is None else f"{self.isl}/{self.osl}"
+
+
+class Axis(Struct, frozen=True, kw_only=True):
+    metric: str
+    title: str
+    unit: str
+    better: Literal["more", "less"]
+
+
+class Curve(Struct, frozen=True, kw_only=True):
+    """The points of one configuration that can be drawn, and those on its frontier, by x; as ids."""
+
+    name: str
+    points: tuple[str, ...]
+    frontier: tuple[str, ...]
+
+
+class Panel(Struct, frozen=True, kw_only=True):
+    """One picture: a model at its lengths."""
+
+    title: str
+    x: Axis
+    y: Axis
+    curves: tuple[Curve, ...]
+
+
+class Change(Struct, frozen=True, kw_only=True):
+    """One metric of one point on both sides; ``delta`` is a share of the base."""
+
+    metric: str
+    answer: Literal["better", "same", "worse", "not comparable"]
+    base: float | None = None
+    now: float | None = None
+    delta: float | None = None
+    reason: str = ""
+    failed: bool = False
+
+
+class Compared(Struct, frozen=True, kw_only=True):
+    """One point beside the same one of the other side; ``id`` is that of the entry, "" where there is none here."""
+
+    point: str
+    id: str = ""
+    changes: tuple[Change, ...] = ()
+    differs: tuple[str, ...] = ()
+    samples: tuple[int, int] = (1, 1)
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    """This report against another one; ``exit_code`` is what the command ends with."""
+
+    against: str
+    points: tuple[Compared, ...]
+    exit_code: int = 0
+
+
+class Document(Struct, frozen=True, kw_only=True):
+    """The whole report. ``made`` is when (ISO 8601), ``problems`` what could not be read."""
+
+    schema_version: int = SCHEMA_VERSION
+    title: str
+    made: str
+    sources: tuple[str, ...] = ()
+    counts: dict[str, int] = {}
+    panels: tuple[Panel, ...] = ()
+    points: tuple[Entry, ...] = ()
+    runs: tuple[Run, ...] = ()
+    problems: tuple[str, ...] = ()
+    comparison: Comparison | None = None
+
+
+def not_ok(document: Document) -> Iterator[tuple[Entry, list[Entry]]]:
+    """Points that are not ok, together where state, layer and reason are the same: the first of them, and all."""
+
+    def why(entry: Entry) -> tuple[str, ...]:
+        return entry.state, entry.layer, entry.rule, entry.reason
+
+    others = sorted((entry for entry in document.points if entry.state != "ok"), key=why)
+    for _, group in groupby(others, key=why):
+        members = list(group)
+        yield members[0], members
+
+
+def as_json(document: Document) -> bytes:
+    """``report.json``. Raises ValueError for a number that JSON does not have."""
+    import json
+
+    value: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **msgspec.to_builtins(document)}
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1).encode(errors="backslashreplace") + b"\n"
+
+
+def schema() -> bytes:
+    """The JSON Schema of ``report.json``."""
+    import json
+
+    return json.dumps(msgspec.json.schema(Document), indent=1).encode() + b"\n"

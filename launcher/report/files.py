@@ -1,0 +1,167 @@
+"""The report as files: CSV, JUnit, Markdown; and all of them, with page and JSON, in one directory."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+from launcher.aggregate.points import metrics
+from launcher.core.publish import write_bytes
+from launcher.report.document import Attempt, Document, Entry, Run, as_json, not_ok
+from launcher.report.page import page
+from launcher.report.text import shown, value
+
+LONGEST_MARKDOWN = 1 << 20
+"""Bytes that GitHub takes of a step's summary."""
+
+_ABOUT = ("id", "state", "reason", "layer", "rule", "model", "hardware", "framework", "precision", "spec_decoding",
+          "disagg", "scenario", "isl", "osl", "topology", "kv_offload", "concurrency", "frontier")  # fmt: skip
+_OF_RUN = ("id", "job", "nodes", "srt_slurm", "commit", "model", "recipe", "fingerprint")
+
+
+def write(document: Document, directory: Path) -> list[Path]:
+    """Write every form of the report, each whole or not at all. Raises OSError."""
+    directory.mkdir(parents=True, exist_ok=True)
+    content = {
+        "report.html": page(document).encode(errors="backslashreplace"),
+        "report.json": as_json(document),
+        "points.csv": points_csv(document).encode(errors="backslashreplace"),
+        "junit.xml": junit(document),
+        "report.md": markdown(document).encode(errors="backslashreplace"),
+    }
+    for name, text in content.items():
+        write_bytes(directory / name, text)
+    return [directory / name for name in content]
+
+
+def points_csv(document: Document) -> str:
+    """A line for each point: what it is, every metric that any point has, and what it ran with."""
+    there = {name for entry in document.points for name in entry.metrics}
+    names = [name for name in metrics() if name in there]
+    runs = {run.id: run for run in document.runs}
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*_ABOUT, *names, *(f"run_{name}" for name in _OF_RUN), "images", "attempts"])
+    for entry in document.points:
+        run = runs.get(entry.run, Run(id=entry.run))
+        images = " ".join(f"{image.reference} {image.digest}".strip() for image in run.images)
+        writer.writerow(
+            [
+                *(_csv_cell(getattr(entry, name)) for name in _ABOUT),
+                *(entry.metrics.get(name, "") for name in names),
+                *(_csv_cell(getattr(run, name)) for name in _OF_RUN),
+                _csv_cell(images),
+                len(entry.attempts),
+            ]
+        )
+    return out.getvalue()
+
+
+def _csv_cell(of: object) -> object:
+    """A text that no spreadsheet takes for a formula; what is no text as it is."""
+    if not isinstance(of, str):
+        return "" if of is None else of
+    text = shown(of)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+
+
+def junit(document: Document) -> bytes:
+    """A suite for the first attempts, and one for each round of later ones; a case for each point."""
+    root = ElementTree.Element("testsuites", name=_xml(document.title))
+    rounds = max((len(entry.attempts) for entry in document.points), default=0)
+    for number in range(rounds):
+        name = _xml(document.title) + (f", retry {number}" if number else "")
+        suite = ElementTree.SubElement(root, "testsuite", name=name)
+        cases = [entry for entry in document.points if len(entry.attempts) > number]
+        results = [_case(suite, entry, entry.attempts[number]) for entry in cases]
+        for key, kind in (("tests", None), ("failures", "failure"), ("skipped", "skipped")):
+            suite.set(key, str(len(results) if kind is None else results.count(kind)))
+    ElementTree.indent(root)
+    return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
+
+
+def _case(suite: ElementTree.Element, entry: Entry, attempt: Attempt) -> str:
+    """Add a case; how it counts: ``failure``, ``skipped`` or ""."""
+    place = f"{entry.model} {entry.lengths} {entry.configuration}"
+    case = ElementTree.SubElement(suite, "testcase", classname=_xml(place))
+    case.set("name", _xml(f"{entry.topology} c{entry.concurrency}"))
+    properties = ElementTree.SubElement(case, "properties")
+    said = {"state": attempt.state, "run": attempt.run, "rule": entry.rule}
+    measured = attempt.metrics or (entry.metrics if attempt.state == entry.state else {})
+    for name, text in [*said.items(), *((name, repr(number)) for name, number in measured.items())]:
+        if text:
+            ElementTree.SubElement(properties, "property", name=name, value=_xml(text))
+    if attempt.state in ("ok", "reused"):
+        return ""
+    skipped = attempt.state == "rehearsal" or (attempt.state == "missing" and not attempt.layer)
+    kind = "skipped" if skipped else "failure"
+    child = ElementTree.SubElement(case, kind, message=_xml(attempt.reason or attempt.state))
+    if not skipped:
+        child.set("type", _xml(attempt.layer or attempt.state))
+    return kind
+
+
+def _xml(text: object) -> str:
+    return re.sub("[\ufffe\uffff]", "?", shown(text))
+
+
+COLUMNS = (
+    "tput_per_gpu",
+    "output_tput_per_gpu",
+    "median_intvty",
+    "median_ttft",
+    "p99_ttft",
+    "median_tpot",
+    "median_e2el",
+)
+"""Metrics of the tables in Markdown and in a terminal."""
+
+
+def headings(document: Document) -> list[str]:
+    """The names of the metrics that any point has, with their units."""
+    return [f"{metrics()[name].title}, {metrics()[name].unit}" for name in known(document)]
+
+
+def known(document: Document) -> list[str]:
+    """The metrics of `COLUMNS` that any point has, agentic points' own among them."""
+    names = (*COLUMNS[:2], "p90_e2e_norm_intvty", *COLUMNS[2:])
+    return [name for name in names if any(name in entry.metrics for entry in document.points)]
+
+
+def markdown(document: Document) -> str:
+    """The report in GitHub's Markdown, at most 1 MiB: what is too much is left out at the end, and said."""
+    counts = ", ".join(f"**{count}** {state}" for state, count in document.counts.items())
+    lines = [f"## {_markdown(document.title)}", "", f"{len(document.points)} points: {counts or 'none'}.", ""]
+    for first, members in not_ok(document):
+        points = ", ".join(f"{one.topology} c{one.concurrency}" for one in members[:20])
+        more = f" and {len(members) - 20} more" if len(members) > 20 else ""
+        layer = f", {first.layer}" if first.layer else ""
+        text = f"- **{first.state}**{layer}: {_markdown(first.reason)} ({_markdown(points)}{more})"
+        lines.append(text)
+    lines += [f"- could not be read: {_markdown(problem)}" for problem in document.problems]
+    names = known(document)
+    heads = ["state", "model", "ISL/OSL", "configuration", "topology", "conc", *headings(document), "frontier"]
+    lines += ["", "| " + " | ".join(heads) + " |", "|" + " --- |" * 5 + " ---: |" * (len(heads) - 6) + " --- |"]
+    for entry in document.points:
+        about = (entry.state, entry.model, entry.lengths, entry.configuration, entry.topology)
+        cells = [*map(_markdown, about), str(entry.concurrency), *(value(name, entry.metrics) for name in names)]
+        lines.append("| " + " | ".join([*cells, "yes" if entry.frontier else ""]) + " |")
+    return _bounded(lines)
+
+
+def _markdown(text: object) -> str:
+    """Text from outside that Markdown shows as it is: no link, image, mention or markup."""
+    escaped = re.sub(r"([\\`*_{}\[\]()#!|~@])", r"\\\1", shown(text))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _bounded(lines: list[str]) -> str:
+    size = 0
+    for number, line in enumerate(lines):
+        size += len(line.encode(errors="backslashreplace")) + 1
+        if size > LONGEST_MARKDOWN - 200:
+            return "\n".join([*lines[:number], "", f"{len(lines) - number} more lines are left out here.", ""])
+    return "\n".join([*lines, ""])

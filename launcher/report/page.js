@@ -1,0 +1,115 @@
+"use strict";
+// What the page has is there without this: here a table sorts and filters, and marks say more at once.
+const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+const make = (name, text, properties) => Object.assign(document.createElement(name), {textContent: text ?? ""}, properties);
+const table = document.getElementById("points");
+const rows = table ? [...table.tBodies[0].rows] : [];
+const marks = all(".chart a");
+const rowOf = link => document.getElementById(link.getAttribute("href").slice(1));
+const marksOf = new Map();
+for (const mark of marks) marksOf.set(rowOf(mark), mark);
+
+// Sorting: numbers as numbers, what is not known last.
+const key = (row, column) => {
+  const text = row.cells[column].textContent.trim();
+  return {text, number: /^-?[\d.]+$/.test(text) ? parseFloat(text) : NaN};
+};
+const compare = (a, b) => isNaN(a.number) || isNaN(b.number)
+  ? isNaN(a.number) - isNaN(b.number) || a.text.localeCompare(b.text, "en", {numeric: true}) : a.number - b.number;
+for (const head of table ? all("thead th", table) : []) {
+  const button = make("button", "", {type: "button"});
+  button.append(...head.childNodes);
+  head.append(button);
+  button.addEventListener("click", () => {
+    const down = head.getAttribute("aria-sort") === "ascending";
+    all("th[aria-sort]", table).forEach(other => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const keyed = rows.map(row => [key(row, head.cellIndex), row]);
+    const last = one => one.text === "";
+    keyed.sort(([a], [b]) => last(a) - last(b) || (down ? -compare(a, b) : compare(a, b)));
+    table.tBodies[0].append(...keyed.map(([, row]) => row));
+  });
+}
+
+// Filtering: every word has to stand in the row.
+const tools = document.getElementById("tools");
+if (tools && table) {
+  const words = make("input", "", {type: "search", placeholder: "filter: words that a row must have"});
+  words.setAttribute("aria-label", "filter the points");
+  const state = make("select");
+  state.setAttribute("aria-label", "state");
+  state.append(make("option", "all states", {value: ""}));
+  for (const name of new Set(rows.map(row => row.cells[0].textContent))) state.append(make("option", name, {value: name}));
+  const count = make("output");
+  const texts = rows.map(row => row.textContent.toLowerCase() + " " + all("td", row).map(cell => cell.textContent).join(" ").toLowerCase());
+  const filter = () => {
+    const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let left = 0;
+    rows.forEach((row, i) => {
+      const show = wanted.every(word => texts[i].includes(word)) && (!state.value || row.cells[0].textContent === state.value);
+      row.hidden = !show;
+      left += show;
+      marksOf.get(row)?.classList.toggle("off", !show);
+    });
+    count.textContent = `${left} of ${rows.length} points`;
+  };
+  words.addEventListener("input", filter);
+  state.addEventListener("input", filter);
+  tools.append(words, state, count);
+  filter();
+}
+
+// A mark's tooltip is its row and its run's.
+const tip = make("div", "", {id: "tip", hidden: true});
+tip.setAttribute("role", "tooltip");
+document.body.append(tip);
+const pairs = (list, row, skipped) => {
+  const heads = row.closest("table").tHead.rows[0].cells;
+  [...row.cells].forEach((cell, i) => {
+    const name = heads[i].textContent.trim(), text = cell.textContent.trim();
+    if (text && !skipped.includes(name)) list.append(make("dt", name), make("dd", text));
+  });
+};
+const hide = () => { tip.hidden = true; all(".on").forEach(one => one.classList.remove("on")); };
+const show = mark => {
+  hide();
+  const row = rowOf(mark), list = make("dl");
+  pairs(list, row, []);
+  const link = row.querySelector("a[href^='#r']"), run = link && rowOf(link);
+  if (run) {
+    pairs(list, run, ["job", "queue", "start-up", "measuring", "began", "ended as"]);
+    const image = all(".set div", run.closest("tbody")).find(line => line.firstChild.textContent === "image");
+    if (image) list.append(make("dt", "image"), make("dd", image.lastChild.textContent.trim()));
+  }
+  tip.replaceChildren(list);
+  tip.hidden = false;
+  row.classList.add("on");
+  const at = mark.getBoundingClientRect(), width = document.documentElement.clientWidth;
+  const left = Math.max(6, Math.min(at.left + 14, width - tip.offsetWidth - 6));
+  const below = innerHeight - at.bottom > at.top;
+  tip.style.left = `${left + scrollX}px`;
+  tip.style.top = `${scrollY + (below ? at.bottom + 8 : at.top - tip.offsetHeight - 8)}px`;
+};
+for (const chart of all(".chart")) {
+  const own = all("a", chart);
+  own.forEach((mark, i) => {
+    const title = mark.querySelector("title");
+    mark.setAttribute("aria-label", title.textContent);
+    title.remove();
+    mark.setAttribute("tabindex", i ? -1 : 0);
+    mark.addEventListener("pointerenter", () => show(mark));
+    mark.addEventListener("pointerleave", hide);
+    mark.addEventListener("focus", () => show(mark));
+    mark.addEventListener("blur", hide);
+    mark.addEventListener("keydown", event => {
+      const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
+      const next = event.key === "Home" ? own[0] : event.key === "End" ? own.at(-1) : step && own[i + step];
+      if (!next) return;
+      event.preventDefault();
+      mark.setAttribute("tabindex", -1);
+      next.setAttribute("tabindex", 0);
+      next.focus();
+    });
+  });
+}
+addEventListener("keydown", event => { if (event.key === "Escape") hide(); });

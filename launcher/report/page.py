@@ -1,0 +1,198 @@
+"""``report.html``: one file that loads nothing, and that is complete without its script.
+
+All that it shows comes from the document, escaped. Its style and script stand in it, and its policy allows these two by
+their hashes and nothing else (docs/design.md says why it is drawn here and not by a library).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from launcher.aggregate.points import metrics
+from launcher.report.chart import SYMBOLS, classes, panel_svg, symbol
+from launcher.report.document import MEANING, STATES, Document, Entry, Panel, Run, not_ok
+from launcher.report.text import clock, duration, escaped, value
+from launcher.report.timeline import PHASES, phases, timeline_svg
+
+COLUMNS = ("tput_per_gpu", "{x}", "median_ttft", "median_tpot", "median_e2el")
+"""Metrics of the table of points; ``{x}`` is what the panel of a point has across."""
+
+_SHORT = {"median_ttft": "TTFT", "median_tpot": "TPOT", "median_e2el": "E2EL", "{x}": "interactivity"}
+
+
+def page(document: Document) -> str:
+    """The page."""
+    style, script = (_compact(name) for name in ("page.css", "page.js"))
+    policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
+    numbers = {run.id: number for number, run in enumerate(document.runs, 1)}
+    body = [
+        _head(document),
+        *_not_ok(document),
+        *_panels(document),
+        *_points(document, numbers),
+        *_runs(document, numbers),
+    ]
+    return "".join(
+        [
+            "<!doctype html><html lang=en><head><meta charset=utf-8>",
+            f'<meta http-equiv=Content-Security-Policy content="{policy}">',
+            "<meta name=viewport content='width=device-width,initial-scale=1'>",
+            f"<title>{escaped(document.title)}</title><style>{style}</style></head><body>",
+            *body,
+            f"<script>{script}</script></body></html>\n",
+        ]
+    )
+
+
+def _compact(name: str) -> str:
+    """A file of the page without indentation, comments of whole lines, and the spaces that a style does not need."""
+    text = re.sub(r"^\s+|^//.*\n", "", Path(__file__).with_name(name).read_text(), flags=re.MULTILINE)
+    return re.sub(r"\s*([{};,]|:(?= ))\s*", r"\1", text) if name.endswith(".css") else text
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _head(document: Document) -> str:
+    counts = "".join(
+        f"<li title='{escaped(MEANING[state])}'><b class={state}>{document.counts[state]}</b> {state}</li>"
+        for state in STATES
+        if state in document.counts
+    )
+    best = sum(entry.frontier for entry in document.points)
+    about = f"{len(document.points)} points of {len(document.runs)} runs, {best} on a frontier"
+    banner = ""
+    if document.counts.get("rehearsal"):
+        banner = "<p class=banner><b>Rehearsal:</b> stand-ins made these numbers up; nothing was measured.</p>"
+    return (
+        f"<header class=head><h1>{escaped(document.title)}</h1><p class=soft>{about}. Made {escaped(document.made)}"
+        f" of {escaped(', '.join(document.sources))}</p><ul class=counts>{counts}</ul>{banner}</header><main>"
+    )
+
+
+def _not_ok(document: Document) -> Iterator[str]:
+    """What is not on a frontier because it is not ok, by state and reason; then what could not be read."""
+    others = list(not_ok(document))
+    if others:
+        yield "<h2>Not ok, and why</h2><div class=scroll><table class=wide><thead>"
+        yield "<tr><th>state<th>layer<th>why<th>points<tbody>"
+    for one, group in others:
+        links = ", ".join(f"<a href=#{each.id}>{escaped(f'{each.topology} c{each.concurrency}')}</a>" for each in group)
+        check = f" <small>launcher report --explain {escaped(one.rule)}</small>" if one.rule else ""
+        why = f"<td>{escaped(one.layer)}<td>{escaped(one.reason)}{check}"
+        yield f"<tr><td class={one.state}>{one.state}{why}<td>{links}"
+    yield "</table></div>" if others else ""
+    again = [entry for entry in document.points if len(entry.attempts) > 1]
+    if again:
+        yield "<h2>Measured more than once</h2><div class=scroll><table class=wide>"
+        yield "<thead><tr><th>point<th>attempts<tbody>"
+        for entry in again:
+            tries = "; ".join(f"{one.state} {one.reason}".strip() for one in entry.attempts)
+            name = escaped(f"{entry.configuration} {entry.lengths} {entry.topology} c{entry.concurrency}")
+            yield f"<tr><td><a href=#{entry.id}>{name}</a><td>{escaped(tries)}"
+        yield "</table></div>"
+    if document.problems:
+        yield "<h2>What could not be read</h2><ul>"
+        yield from (f"<li>{escaped(problem)}" for problem in document.problems)
+        yield "</ul>"
+
+
+def _panels(document: Document) -> Iterator[str]:
+    entries = {entry.id: entry for entry in document.points}
+    if not document.panels:
+        yield "<p class=soft>No picture: no point has both coordinates.</p>"
+        return
+    symbols = "".join(f'<path id=s{number} d="{path}"/>' for number, path in enumerate(SYMBOLS))
+    yield f"<h2>Frontiers</h2><svg class=symbols aria-hidden=true><defs>{symbols}</defs></svg>"
+    yield f'<div class="panels{" one" if len(document.panels) == 1 else ""}">'
+    for panel in document.panels:
+        yield f"<figure><h3>{escaped(panel.title)}</h3>{panel_svg(panel, entries)}{_legend(panel)}</figure>"
+    yield "</div><p class=soft>Full marks are on a frontier, faint ones are ok and behind it, hollow ones are reused or"
+    yield " rehearsed. Each mark leads to its row.</p>"
+
+
+def _legend(panel: Panel) -> str:
+    lines = (
+        f'<li class="{classes(index)}"><svg viewBox="0 0 34 14" aria-hidden=true><path class=front d="M0 7H34"/>'
+        f"<use href=#s{symbol(index)} x=17 y=7 /></svg>{escaped(curve.name)}"
+        for index, curve in enumerate(panel.curves)
+    )
+    return f"<ul class=legend>{''.join(lines)}</ul>"
+
+
+def _points(document: Document, numbers: dict[str, int]) -> Iterator[str]:
+    several = len({entry.model for entry in document.points}) > 1
+    yield "<h2>Points</h2><div class=tools id=tools></div><div class=scroll><table class=n id=points><thead><tr>"
+    yield f"<th>state<th>{'model, ' if several else ''}ISL/OSL<th>configuration<th>topology<th>conc"
+    for name in COLUMNS:
+        one = metrics()["median_intvty" if name == "{x}" else name]
+        arrow = "↑" if one.better == "more" else "↓"
+        yield f"<th>{_SHORT.get(name, '')} <small>{escaped(one.unit)} {arrow}</small>"
+    yield "<th>job<tbody>"
+    across = {key: panel.x.metric for panel in document.panels for curve in panel.curves for key in curve.points}
+    runs = {run.id: run for run in document.runs}
+    for entry in document.points:
+        name = f"{entry.model} {entry.lengths}" if several else entry.lengths
+        link = ""
+        if (run := runs.get(entry.run)) is not None:
+            link = f"<a href=#r{numbers[run.id]}>{escaped(run.job or run.id)}</a>"
+        yield _row(entry, name, across.get(entry.id, "median_intvty"), link)
+    yield "</table></div>"
+
+
+def _row(entry: Entry, name: str, x: str, link: str) -> str:
+    cells = [
+        escaped(name),
+        escaped(entry.configuration + (f" {entry.kv_offload}" if entry.kv_offload != "none" else "")),
+        escaped(entry.topology),
+        str(entry.concurrency),
+        *(value(x if name == "{x}" else name, entry.metrics) for name in COLUMNS),
+        link,
+    ]
+    kind = "" if entry.state == "ok" else f" class={entry.state}"
+    return f"<tr id={entry.id}><td{kind}>{entry.state}<td>{'<td>'.join(cells)}"
+
+
+def _runs(document: Document, numbers: dict[str, int]) -> Iterator[str]:
+    """The time line, then the runs below what they share: images, checkpoint, srt-slurm, commit, runner."""
+    if picture := timeline_svg(document.runs, numbers):
+        lines = "".join(
+            f'<li><svg class=time viewBox="0 0 34 14" aria-hidden=true><path class={name} d="M2 7H32"/></svg>{text}'
+            for name, text in PHASES.items()
+        )
+        yield f"<h2>Time line</h2><figure><div class=scroll>{picture}</div><ul class=legend>{lines}</ul></figure>"
+    if not document.runs:
+        return
+    yield "<h2>Runs, and what they ran</h2><div class=scroll><table><thead><tr><th>job<th>nodes<th>queue"
+    yield "<th>start-up<th>measuring<th>began<th>ended as<th>run</thead>"
+    ordered = sorted(document.runs, key=lambda run: run.provenance)
+    for provenance, group in groupby(ordered, key=lambda run: run.provenance):
+        shared = "".join(f"<div><b>{name}</b> {escaped(text)}</div>" for name, text in provenance)
+        yield f"<tbody><tr><td class=set colspan=8>{shared or 'nothing is known of what these ran'}"
+        yield from (_run(run, numbers[run.id]) for run in group)
+    yield "</table></div>"
+
+
+def _run(run: Run, number: int) -> str:
+    spent = {name: sum(end - begin for _, begin, end in parts) for name, parts in _by_phase(run)}
+    ended = escaped(run.layer or ("" if run.state == "succeeded" else run.state))
+    cells: Sequence[str] = (
+        escaped(run.job),
+        escaped(run.nodes),
+        *(duration(spent.get(name)) for name in ("queue", "start", "measure")),
+        clock(run.created)[5:16],
+        f"<span title='{escaped(run.verdict)}'>{ended}</span>" if run.layer else ended,
+        escaped(run.id),
+    )
+    return f"<tr id=r{number}><td>{'<td>'.join(cells)}"
+
+
+def _by_phase(run: Run) -> Iterable[tuple[str, list[tuple[str, float, float]]]]:
+    parts = sorted(phases(run))
+    return ((name, list(group)) for name, group in groupby(parts, key=lambda part: part[0]))

@@ -1,0 +1,78 @@
+"""The report for a terminal: how many points stand how, why those that are not ok are not, and the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from launcher.aggregate.points import metrics
+from launcher.report.document import Document, not_ok
+from launcher.report.files import known
+from launcher.report.text import shown, value
+
+MOST = 60
+"""Points that the table shows; of more, only those on a frontier."""
+
+_STYLES = {"ok": "green", "missing": "bold red", "refused": "bold red", "rehearsal": "magenta"}
+
+
+def write(document: Document, stream: TextIO, environ: Mapping[str, str]) -> None:
+    """Write it with rich: in colours on a terminal (unless NO_COLOR is set), else as plain lines."""
+    from rich.console import Console
+    from rich.text import Text
+
+    terminal = stream.isatty()
+    plain = not terminal or bool(environ.get("NO_COLOR"))
+    width = None if terminal else 10_000
+    console = Console(file=stream, force_terminal=terminal, no_color=plain, highlight=False, width=width)
+    console.print(Text(shown(document.title), style="bold"))
+    counts = ", ".join(f"{count} {state}" for state, count in document.counts.items())
+    console.print(Text(f"{len(document.points)} points: {counts or 'none'}"))
+    for first, members in not_ok(document):
+        line = Text("  ")
+        line.append(f"{first.state:10}", style=_STYLES.get(first.state, "yellow"))
+        named = ", ".join(f"{one.topology} c{one.concurrency}" for one in members[:4])
+        more = f" and {len(members) - 4} more" if len(members) > 4 else ""
+        line.append(shown(f"{first.layer + ': ' if first.layer else ''}{first.reason}"))
+        line.append(f"   ({shown(named)}{more})", style="dim")
+        console.print(line)
+        if first.rule:
+            console.print(Text(f"             launcher report --explain {shown(first.rule)}", style="dim"))
+    for problem in document.problems:
+        console.print(Text(f"  could not be read: {shown(problem)}", style="yellow"))
+    if document.points:
+        console.print(_table(document, terminal))
+
+
+def _table(document: Document, terminal: bool) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    few = len(document.points) <= MOST
+    entries = [entry for entry in document.points if few or entry.frontier]
+    names = known(document)
+    caption = None if few else f"{len(entries)} of {len(document.points)} points: those on a frontier"
+    table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False, caption=caption, caption_justify="left")
+    for column in ("point", "topology"):
+        table.add_column(column, no_wrap=not terminal)
+    for column in ("conc", *(_short(name) for name in names)):
+        table.add_column(column, justify="right")
+    table.add_column("state", no_wrap=not terminal)
+    for entry in entries:
+        state = Text(entry.state, style=_STYLES.get(entry.state, "yellow"))
+        state.append(", frontier" if entry.frontier else "", style="green")
+        state.append(f", attempt {len(entry.attempts)}" if len(entry.attempts) > 1 else "", style="yellow")
+        about = (shown(f"{entry.model} {entry.lengths} {entry.configuration}"), shown(entry.topology))
+        cells = [str(entry.concurrency), *(value(name, entry.metrics) for name in names)]
+        table.add_row(*map(Text, about), *map(Text, cells), state)
+    return table
+
+
+def _short(name: str) -> str:
+    """A metric's name and unit where room is short: ``tok/s/GPU``, ``p99 TTFT s``, ``tok/s/user``."""
+    statistic, _, family = name.partition("_")
+    unit = metrics()[name].unit
+    if len(family) <= 4:
+        return f"{statistic} {family.upper()} {unit}"
+    return f"output {unit}" if statistic == "output" else unit

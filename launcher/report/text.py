@@ -1,0 +1,53 @@
+"""Text and numbers as a page, a table or a file shows them: whatever they hold, they show as text."""
+
+from __future__ import annotations
+
+import html
+import math
+import time
+
+from launcher.aggregate.points import metrics
+from launcher.core.terminal import one_line
+
+LONGEST = 600
+"""Characters of one text from outside that a report shows."""
+
+
+def shown(text: object) -> str:
+    """A text from outside as one line of bounded length."""
+    line = one_line(" ".join(str(text).split()))
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} …"
+
+
+def escaped(text: object) -> str:
+    """The same in HTML or XML, within an element or between double quotes."""
+    return html.escape(shown(text))
+
+
+def value(name: str, metrics_of: dict[str, float]) -> str:
+    """A metric with its decimals, "" where it is not known."""
+    return "" if (found := metrics_of.get(name)) is None else f"{found:.{metrics()[name].digits}f}"
+
+
+def number(of: float) -> str:
+    """A number of an axis: ``0``, ``0.25``, ``1500``, ``20k``."""
+    if of >= 10_000:
+        return f"{of / 1000:g}k"
+    return f"{of:.6g}"
+
+
+def clock(seconds: float | None) -> str:
+    """A time for a person, local; "" for none."""
+    if seconds is None:
+        return ""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def duration(seconds: float | None) -> str:
+    """``45 s``, ``12.5 min``, ``3.2 h``; "" for none."""
+    if seconds is None or not math.isfinite(seconds):
+        return ""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
