@@ -19,6 +19,7 @@ setup(
         "launcher.image": ["*.yaml"],
         "launcher.srtctl": ["*.yaml"],
         "launcher.rehearsal": ["*.yaml"],
+        "launcher.report": ["*.css", "*.js"],
         "launcher.result": ["*.yaml"],
     },
 )

@@ -13,7 +13,7 @@ import pytest
 
 from scripts.import_graph import PACKAGE, ROOT, Module, between_rooms, circles, modules, single_importers, unexplained
 
-FOLDERS, LOOSE_FILES = 17, 4
+FOLDERS, LOOSE_FILES = 18, 4
 MODULE_LINES, FUNCTION_LINES, PARAMETERS = 400, 60, 7
 DOCSTRING_LINES = 3
 

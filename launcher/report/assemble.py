@@ -136,4 +136,6 @@ def _entry(key: str, tries: Sequence[Point], best: set[str], drawn: set[str]) ->
 
 
 def _values(point: Point) -> dict[str, float]:
-    return {name: value for name in metrics() if (value := point.value(name)) is not None}
+    """Every metric that is known. Of a fixed row only its own keys are looked at: there may be thousands of points."""
+    names = metrics() if point.identity.scenario == AGENTIC else [name for name in point.row if name in metrics()]
+    return {name: value for name in names if (value := point.value(name)) is not None}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -207,14 +209,17 @@ def not_ok(document: Document) -> Iterator[tuple[Entry, list[Entry]]]:
 
 def as_json(document: Document) -> bytes:
     """``report.json``. Raises ValueError for a number that JSON does not have."""
-    import json
-
-    value: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **msgspec.to_builtins(document)}
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1).encode(errors="backslashreplace") + b"\n"
+    for entry in document.points:
+        for measured in (entry.metrics, *(attempt.metrics for attempt in entry.attempts)):
+            if wrong := [name for name, number in measured.items() if not math.isfinite(number)]:
+                raise ValueError(f"{wrong[0]} of {entry.id} is no number of JSON")
+    try:
+        content = msgspec.json.encode(document)
+    except UnicodeEncodeError:  # half a surrogate pair, out of somebody's JSON
+        content = json.dumps(msgspec.to_builtins(document)).encode()
+    return msgspec.json.format(b'{"schema_version":%d,%b' % (SCHEMA_VERSION, content[1:]), indent=1) + b"\n"
 
 
 def schema() -> bytes:
     """The JSON Schema of ``report.json``."""
-    import json
-
     return json.dumps(msgspec.json.schema(Document), indent=1).encode() + b"\n"

@@ -6,13 +6,12 @@ import csv
 import io
 import re
 from pathlib import Path
-from xml.etree import ElementTree
 
 from launcher.aggregate.points import metrics
 from launcher.core.publish import write_bytes
 from launcher.report.document import Attempt, Document, Entry, Run, as_json, not_ok
 from launcher.report.page import page
-from launcher.report.text import shown, value
+from launcher.report.text import escaped, shown, value
 
 LONGEST_MARKDOWN = 1 << 20
 """Bytes that GitHub takes of a step's summary."""
@@ -70,42 +69,36 @@ def _csv_cell(of: object) -> object:
 
 def junit(document: Document) -> bytes:
     """A suite for the first attempts, and one for each round of later ones; a case for each point."""
-    root = ElementTree.Element("testsuites", name=_xml(document.title))
+    title, suites = _xml(document.title), []
     rounds = max((len(entry.attempts) for entry in document.points), default=0)
     for number in range(rounds):
-        name = _xml(document.title) + (f", retry {number}" if number else "")
-        suite = ElementTree.SubElement(root, "testsuite", name=name)
-        cases = [entry for entry in document.points if len(entry.attempts) > number]
-        results = [_case(suite, entry, entry.attempts[number]) for entry in cases]
-        for key, kind in (("tests", None), ("failures", "failure"), ("skipped", "skipped")):
-            suite.set(key, str(len(results) if kind is None else results.count(kind)))
-    ElementTree.indent(root)
-    return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
+        cases = [_case(entry, entry.attempts[number]) for entry in document.points if len(entry.attempts) > number]
+        kinds = [kind for kind, _ in cases]
+        counts = f'tests="{len(cases)}" failures="{kinds.count("failure")}" skipped="{kinds.count("skipped")}"'
+        name = f"{title}, retry {number}" if number else title
+        suites.append(f'<testsuite name="{name}" {counts}>\n{"".join(text for _, text in cases)}</testsuite>\n')
+    text = f'<?xml version="1.0" encoding="utf-8"?>\n<testsuites name="{title}">\n{"".join(suites)}</testsuites>\n'
+    return text.encode(errors="backslashreplace")
 
 
-def _case(suite: ElementTree.Element, entry: Entry, attempt: Attempt) -> str:
-    """Add a case; how it counts: ``failure``, ``skipped`` or ""."""
-    place = f"{entry.model} {entry.lengths} {entry.configuration}"
-    case = ElementTree.SubElement(suite, "testcase", classname=_xml(place))
-    case.set("name", _xml(f"{entry.topology} c{entry.concurrency}"))
-    properties = ElementTree.SubElement(case, "properties")
-    said = {"state": attempt.state, "run": attempt.run, "rule": entry.rule}
+def _case(entry: Entry, attempt: Attempt) -> tuple[str, str]:
+    """How a case counts, ``failure``, ``skipped`` or "", and its element."""
+    name = f"{entry.topology} c{entry.concurrency}"
+    head = f'<testcase classname="{_xml(f"{entry.model} {entry.lengths} {entry.configuration}")}" name="{_xml(name)}">'
     measured = attempt.metrics or (entry.metrics if attempt.state == entry.state else {})
-    for name, text in [*said.items(), *((name, repr(number)) for name, number in measured.items())]:
-        if text:
-            ElementTree.SubElement(properties, "property", name=name, value=_xml(text))
-    if attempt.state in ("ok", "reused"):
-        return ""
-    skipped = attempt.state == "rehearsal" or (attempt.state == "missing" and not attempt.layer)
-    kind = "skipped" if skipped else "failure"
-    child = ElementTree.SubElement(case, kind, message=_xml(attempt.reason or attempt.state))
-    if not skipped:
-        child.set("type", _xml(attempt.layer or attempt.state))
-    return kind
+    said = {"state": attempt.state, "run": attempt.run, "rule": entry.rule, **measured}
+    properties = "".join(f'<property name="{key}" value="{_xml(text)}"/>' for key, text in said.items() if text)
+    kind = ""
+    if attempt.state not in ("ok", "reused"):
+        unmeasured = attempt.state == "rehearsal" or (attempt.state == "missing" and not attempt.layer)
+        kind = "skipped" if unmeasured else "failure"
+    about = "" if kind != "failure" else f' type="{_xml(attempt.layer or attempt.state)}"'
+    child = f'<{kind} message="{_xml(attempt.reason or attempt.state)}"{about}/>' if kind else ""
+    return kind, f"{head}<properties>{properties}</properties>{child}</testcase>\n"
 
 
 def _xml(text: object) -> str:
-    return re.sub("[\ufffe\uffff]", "?", shown(text))
+    return re.sub("[\ufffe\uffff]", "?", escaped(text))
 
 
 COLUMNS = (
