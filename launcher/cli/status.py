@@ -103,8 +103,9 @@ def _documents(runs: Path, unreadable: list[UnreadableRecord]) -> Iterator[Any]:
     for _, name in order:
         try:
             yield _document(runs / name)
-        except ConfigError:
-            continue  # it was removed meanwhile
+        except ConfigError as error:  # the fast way looks at less of it; or it was removed meanwhile
+            if (runs / name).is_dir():
+                unreadable.append(UnreadableRecord(runs / name, error))
     for one in unreadable:
         yield {"id": one.id, "state": UNREADABLE, "error": {"message": one.error.message, "where": one.error.where}}
 

@@ -303,7 +303,7 @@ def _record_facts(run: Run, job: ContainerJob, facts: Mapping[str, str]) -> None
     if not facts:
         return
     step = run.record.step("images")
-    images = list(step.facts.get("images", ()))
+    images = list(run.record.images)
     if (image := facts.get("image")) and not images:
         digest = image.rpartition("@")[2]
         images = [{"reference": job.container.image, "squash": None, "how": "pulled", "bytes": None, "digest": digest}]

@@ -258,9 +258,12 @@ class Plan:
     def read(cls, path: Path) -> Plan:
         """Read ``plan.json``. Raises ConfigError when it is missing or unreadable."""
         try:
-            value = json.loads(read_file(path, LARGEST))
+            content = read_file(path, LARGEST)
+            value = json.loads(content)
             if not isinstance(value, dict):
                 raise ConfigError(f"no readable plan: a {type(value).__name__}", where=str(path))
+            if b"\\ud" in content.lower():  # half a character is no text, no path and no name
+                json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")
             return cls.from_dict(value)
         except OSError as error:
             raise ConfigError(f"no readable plan: {error.strerror}", where=str(path)) from None

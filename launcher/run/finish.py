@@ -180,7 +180,7 @@ def _end(run: Run, error: LauncherError | None, collected: Collected, state: Job
         job_id=job.id if job is not None else None,
         used=Used(
             srt_slurm_sha=run.record.step("workspace").facts.get("sha"),
-            images=run.record.step("images").facts.get("images", ()),
+            images=run.record.images,
             model=dict(run.record.step("model").facts) or None,
             stand_ins=run.services.tools.stand_ins,
         ),
@@ -200,10 +200,8 @@ def clear_cancelled(run: Run) -> None:
     record = run.record
     if record.fields.results != "workspace" or record.fields.state != "cancelled" or not record.settled:
         return
-    if not any(path.exists() for path in run.kind.own_directories(run.plan)):
-        return
     try:
-        if deliver(run):
+        if any(path.exists() for path in run.kind.own_directories(run.plan)) and deliver(run):
             _remove_own_directories(run)
     except (LauncherError, OSError) as error:
         record.event("warning", f"the logs of the cancelled run stay where they are: {error}")
@@ -243,7 +241,7 @@ def judge(run: Run, error: LauncherError | None, state: JobState | None) -> Verd
         failures = first_failures(Path(job.log).parent, seconds=SEARCH_SECONDS, during=during)
     found = verdict(error, state, failures, stage=_stage(run) if job is None else "")
     found = Verdict(found.layer, run.record.hide(found.text))
-    with contextlib.suppress(OSError):  # a full disk must not change how the run ends
+    with contextlib.suppress(LauncherError, OSError):  # a full disk, a damaged plan must not change how the run ends
         _keep(run, found, failures, error)
     return found
 

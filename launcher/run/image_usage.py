@@ -31,9 +31,7 @@ def images_in_use(runs: Path, directories: Sequence[Path] = ()) -> dict[str, lis
 
 def _images_of(record: RunRecord) -> list[str] | None:
     """The squash files of a run: as planned, and as they were had. None when neither is known."""
-    had = record.step("images").facts.get("images")
-    facts = [image for image in had if isinstance(image, dict)] if isinstance(had, list) else []
-    used = [image.get(key) for key in ("planned", "squash") for image in facts]
+    used = [image.get(key) for key in ("planned", "squash") for image in record.images]
     images = [image for image in used if isinstance(image, str) and image]
     try:
         images = [*(image.squash for image in record.plan.images), *images]

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -139,6 +140,12 @@ class RunRecord:
         """Change fields, durably."""
         self.fields = replace(self.fields, **changes, updated=time.time())
         write_json(self.directory / "run.json", self.fields.as_json())
+
+    @property
+    def images(self) -> list[Mapping[str, Any]]:
+        """What the step ``images`` wrote down of each image; whatever else stands there is none."""
+        had = self.step("images").facts.get("images")
+        return [image for image in had if isinstance(image, dict)] if isinstance(had, list) else []
 
     def step(self, name: str) -> Step:
         """What is known of a step; its ``state`` is "" while it has not begun."""
@@ -271,22 +278,26 @@ class RunRecord:
         return None if alive is None else not alive
 
 
-def _locked(path: Path) -> int | None:
-    """A descriptor that holds ``path`` for itself; None when another process does. Raises OSError."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
-    return handle if _flock(handle) else None
+def _locked(path: Path, create: int = os.O_CREAT) -> int | None:
+    """A descriptor that holds ``path`` for itself; None when another process does. Raises OSError, also for what is no
+    file: a device is shared with everybody.
 
-
-def _flock(handle: int) -> bool:
-    """Lock a file; when another process has it, close it and answer false. Where the file system knows no locks,
-    everybody gets one: the record's ``owner`` and the job's comment are what is then left to tell."""
+    Where the file system knows no locks, everybody gets one: the record's ``owner`` and the job's comment are what is
+    then left to tell.
+    """
+    handle = os.open(path, os.O_RDWR | create | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is no file that can be locked", str(path))
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
             os.close(handle)
-            return False
-    return True
+            raise
+    return handle
 
 
 @dataclass(frozen=True)
@@ -322,13 +333,9 @@ class UnreadableRecord:
     @property
     def driven(self) -> bool | None:
         """Whether a launcher drives the run: by its lock, and by what is left of the record; None: cannot be told."""
-        try:
-            handle = os.open(self.directory / "driver.lock", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
-            handle = None
-        if handle is not None and not _flock(handle):
-            return True
-        if handle is not None:
+        with contextlib.suppress(OSError):
+            if (handle := _locked(self.directory / "driver.lock", create=0)) is None:
+                return True
             os.close(handle)
         owner = None
         with contextlib.suppress(OSError):

@@ -21,7 +21,6 @@ process, and what they start. (A kill does not reach what the job itself starts 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -34,7 +33,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 
@@ -42,6 +41,7 @@ from launcher.core import publish
 from launcher.core.errors import SubmissionError
 from launcher.core.process import ProcessIdentity
 from launcher.core.publish import make_private
+from launcher.core.reading import read_file
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable, carries, phase_of, unknown
 
 SOURCE = "embedded scheduler"
@@ -68,6 +68,20 @@ class Job(msgspec.Struct, frozen=True, rename={"supervisor": "keeper"}):
     time_limit: float | None
     slots: int
     supervisor: ProcessIdentity
+
+
+class _State(msgspec.Struct, frozen=True):
+    """What ``state.json`` says."""
+
+    word: str
+    exit_code: int | None = None
+    signal: int = 0
+    reason: str = ""
+    started: float | None = None
+    ended: float | None = None
+
+
+_Kind = TypeVar("_Kind", Job, _State)
 
 
 def submit(
@@ -203,12 +217,16 @@ def observe(job_dir: Path, job: Job) -> JobState:
 
 def read_job(job_dir: Path) -> Job | None:
     """What ``job.json`` says; None while it is not there. Raises OSError, ValueError (not JSON, not a job)."""
+    return _read(job_dir / "job.json", Job)
+
+
+def _read(path: Path, kind: type[_Kind]) -> _Kind | None:
     try:
-        return msgspec.json.decode((job_dir / "job.json").read_bytes(), type=Job)
+        return msgspec.json.decode(read_file(path, 1 << 20), type=kind)
     except FileNotFoundError:
         return None
-    except msgspec.DecodeError as error:
-        raise ValueError(f"job.json: {error}") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(f"{path.name}: {error}") from None
 
 
 def job_dirs(directory: Path) -> list[Path]:
@@ -220,19 +238,17 @@ def job_dirs(directory: Path) -> list[Path]:
 
 
 def _read_state(job_dir: Path, job: Job) -> JobState:
-    seen: dict[str, Any] = {}
-    with contextlib.suppress(FileNotFoundError):
-        seen = json.loads((job_dir / "state.json").read_text(encoding="utf-8"))
-    word = seen.get("word", "PENDING")
+    seen = _read(job_dir / "state.json", _State)
+    said = seen or _State("PENDING", reason="Resources")
     return JobState(
-        phase_of(word),
-        word,
-        exit_code=(seen["exit_code"], seen.get("signal", 0)) if seen.get("exit_code") is not None else None,
-        reason=seen.get("reason", "" if seen else "Resources"),
+        phase_of(said.word),
+        said.word,
+        exit_code=(said.exit_code, said.signal) if said.exit_code is not None else None,
+        reason=said.reason,
         nodes=job.supervisor.host if seen else "",
         submitted=job.submitted,
-        started=seen.get("started"),
-        ended=seen.get("ended"),
+        started=said.started,
+        ended=said.ended,
         source=SOURCE,
     )
 
@@ -365,7 +381,9 @@ def _die_with(supervisor: ProcessIdentity) -> None:
 
 
 def _unfinished(job_dir: Path) -> bool:
-    job = read_job(job_dir)
-    if job is None:  # being submitted just now, or never was
-        return time.time() - job_dir.stat().st_mtime < _SUBMITTER_PATIENCE
-    return observe(job_dir, job).phase is not Phase.TERMINAL
+    with contextlib.suppress(OSError, ValueError):  # one whose files cannot be read holds up nobody
+        job = read_job(job_dir)
+        if job is None:  # being submitted just now, or never was
+            return time.time() - job_dir.stat().st_mtime < _SUBMITTER_PATIENCE
+        return observe(job_dir, job).phase is not Phase.TERMINAL
+    return False

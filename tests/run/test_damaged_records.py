@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -17,13 +18,15 @@ import pytest
 
 from launcher.core.errors import ConfigError
 from launcher.core.process import ProcessIdentity
+from launcher.run import finish
 from launcher.run.image_usage import images_in_use
+from launcher.run.kind import Run
 from launcher.run.orphans import end_run, end_unreadable, find_orphans, orphans_of_job_name
 from launcher.run.record import RecordedJob, RunRecord, UnreadableRecord, records
 from launcher.slurm.client import JobKey
 from tests.faults.records import COMMANDS, run_trials
 from tests.run.driving import ONE, InProcessUser, LauncherUser
-from tests.run.runs import RUNNING, ScriptedScheduler, a_run, plan_on, services
+from tests.run.runs import RUNNING, ScriptedScheduler, a_run, plan_on, services, srtctl_kind
 
 GONE = replace(ProcessIdentity.mine(), pid=2**22 + 1)
 
@@ -97,6 +100,58 @@ def test_what_cannot_be_read_is_listed_as_such(runs: Path, damage: Callable[[Pat
     states = {one["id"]: one["state"] for one in json.loads(user.launcher("status", "--json"))}
     assert states == {"good": "running", "bad": "unreadable"}
     assert images_in_use(runs) == {RunRecord.load(runs, "good").plan.images[0].squash: ["good", "bad"]}
+
+
+def test_a_record_that_only_a_second_look_finds_damaged_is_listed(runs: Path) -> None:
+    path = runs / "bad/run.json"
+    path.write_bytes(path.read_bytes().replace(b"{\n", b'{\n  "unknown": "\xff",\n', 1))
+    user = InProcessUser(runs.parent, extra={"LAUNCHER_STATE": str(runs.parent)})
+    assert "bad" in user.launcher("status")
+    assert {one["id"]: one["state"] for one in json.loads(user.launcher("status", "--json"))}["bad"] == "unreadable"
+
+
+@pytest.mark.parametrize("damage", [{"recipe": 5}, {"srt_slurm": None}], ids=repr)
+def test_a_damaged_plan_keeps_no_end_from_being_written(runs: Path, damage: dict[str, object]) -> None:
+    changed(**damage)(runs / "bad/plan.json")
+    record = RunRecord.load(runs, "bad")
+    record.update(results="workspace")
+    end_run(Run(record, record.plan, srtctl_kind(), services(ScriptedScheduler())), "x", list[str]().append)
+    assert RunRecord.load(runs, "bad").fields.state == "cancelled"
+
+
+def test_a_plan_with_half_a_character_cannot_be_read(runs: Path) -> None:
+    """No file, program or terminal takes one; what stands for a byte of a name is whole."""
+    changed(recipe="\udcff")(runs / "bad/plan.json")
+    assert RunRecord.load(runs, "bad").plan.details["recipe"] == "\udcff"
+    changed(recipe="\ud800")(runs / "bad/plan.json")
+    with pytest.raises(ConfigError, match="no readable plan"):
+        RunRecord.load(runs, "bad").plan  # noqa: B018
+
+
+@pytest.mark.parametrize("images", ["x", 7.0, [1], ["x"], [{"reference": 7}], {}], ids=repr)
+def test_images_of_a_record_that_are_none(tmp_path: Path, images: object) -> None:
+    run = a_run(tmp_path, given=services(ScriptedScheduler()))
+    run.record.set_step("images", "done", images=images)
+    outcome = finish.end_early(run, ConfigError("x"))
+    assert outcome.state == "failed" and RunRecord.load(tmp_path / "runs", "r1").fields.state == "failed"
+
+
+@pytest.mark.parametrize("made", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_a_lock_that_is_no_file_is_nobodys(runs: Path, made: Callable[[Path], object]) -> None:
+    """/dev/zero is one for the whole machine: whoever locks it would drive everybody's runs."""
+    lock = runs / "bad/driver.lock"
+    lock.unlink()
+    made(lock)
+    with Path("/dev/zero").open() as everybodys:
+        fcntl.flock(everybodys, fcntl.LOCK_EX)
+        record = RunRecord.load(runs, "bad")
+        with pytest.raises(OSError, match=r"no file|directory"):
+            record.take()
+        scheduler = ScriptedScheduler()
+        scheduler.states["7"] = RUNNING
+        end_run(Run(record, record.plan, srtctl_kind(), services(scheduler)), "launcher cleanup", list[str]().append)
+        assert scheduler.cancelled == ["7"]
+        assert UnreadableRecord(runs / "bad", ConfigError("x")).driven is False
 
 
 def test_a_record_whose_plan_is_gone_too_protects_every_image(runs: Path, tmp_path: Path) -> None:

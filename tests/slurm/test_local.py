@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from launcher.core import publish
@@ -278,3 +279,24 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "jobs").write_text("a file")
     with pytest.raises(SubmissionError, match="could not be started"):
         start(tmp_path, work, str(tmp_path), 0.0)
+
+
+DAMAGED = (b"", b"[]", b'{"word": 5}', b"[" * 100_000, b"\xff")
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_file_of_one_job_stops_no_other(tmp_path: Path, content: bytes) -> None:
+    jobs = tmp_path / "jobs"
+    for number, name in (("1", "job.json"), ("2", "state.json")):
+        (jobs / number).mkdir(parents=True)
+        (jobs / number / name).write_bytes(content)
+    job = local.Job("2", "n", "other", "/l", 1.0, None, 1, ProcessIdentity.mine())
+    (jobs / "2/job.json").write_bytes(msgspec.json.encode(job))
+    scheduler = LocalScheduler(jobs)
+    states = scheduler.poll([JobKey("1"), JobKey("2")])
+    assert {state.phase for state in states.values()} == {Phase.UNKNOWN}
+    scheduler.cancel([JobKey("1"), JobKey("2")])
+    with pytest.raises(SchedulerUnreachable, match=r"job\.json"):
+        scheduler.find("other")
+    key = start(tmp_path, work, str(tmp_path), 0.05, slots=1)
+    assert end_of(tmp_path, key).succeeded
