@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.people import people as people
+
 CLUSTER = Path(__file__).resolve().parents[1] / "scripts" / "cluster"
 NOT_INSTALLED = 3
 """Exit code of scripts/cluster where Slurm's programs are missing."""

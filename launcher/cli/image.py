@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launcher.cli.common import open_project
-from launcher.cli.render import table
+from launcher.cli.render import show_removals, table
 from launcher.core.errors import Cancelled, ConfigError, ImageError
 from launcher.core.process import CommandRunner, clean_environment, stoppable
 from launcher.core.redact import redact
@@ -206,17 +206,13 @@ def gc(arguments: argparse.Namespace) -> int:
     where = _where(arguments)
     gone = [(item, directory) for directory in where.contents(arguments.grace * 86400) for item in directory.garbage()]
     temporary = Path(derive.fill(where.rule.temporary or tempfile.gettempdir(), where.project.context("image")))
-    if temporary.is_dir():
+    if os.access(temporary, os.R_OK):
         directory = ImageDirectory(temporary)
         gone += [(item, directory) for item in directory.dead_temporaries()]
-    freed, left = 0, "kept, it is in use or its lock is not to be had" if arguments.apply else "would remove"
-    for item, directory in gone:
-        removed = arguments.apply and directory.remove(item)
-        freed += item.size if removed or not arguments.apply else 0
-        say(f"{'removed' if removed else left}: {item.path} ({item.size / 1e6:.1f} MB): {item.why}")
-    say(f"{'freed' if arguments.apply else 'would free'} {freed / 1e9:.3f} GB in {len(gone)} entries")
+    found = [replace(item, keep=directory.remove(item)) if arguments.apply else item for item, directory in gone]
+    show_removals(found, applied=arguments.apply)
     if not arguments.apply and gone:
-        say("this was a dry run; --apply removes them. Runs of bash launchers are not known here.")
+        say("Runs of bash launchers are not known here.")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,13 +13,15 @@ from functools import partial
 from pathlib import Path
 
 from launcher.cli.common import open_project
-from launcher.cli.render import progress_shown, table
+from launcher.cli.render import progress_shown, show_removals, table
 from launcher.core.errors import ConfigError, ModelError
+from launcher.core.leftovers import Leftover
 from launcher.core.stop import stop_on_signals
 from launcher.core.terminal import say
-from launcher.model.checkpoint import CheckpointReport, examine, nearest_sibling, right_sibling, suggestion
-from launcher.model.destination import Leftover, leftovers, remove_leftovers
+from launcher.model.checkpoint import CheckpointReport, examine
+from launcher.model.destination import leftovers, remove_leftovers
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, Manifest
+from launcher.model.serving import nearest_sibling, right_sibling, suggestion
 from launcher.runner.file import RunnerFile, describe_when
 
 
@@ -156,16 +159,11 @@ def gc(arguments: argparse.Namespace) -> int:
     directories = {Path(path) for path in arguments.paths}
     if arguments.runner:
         of_table = {path.parent for path, _ in _paths_of_runner(open_project(arguments).fleet.get(arguments.runner))}
-        directories |= {directory for directory in of_table if directory.is_dir()}
+        directories |= {directory for directory in of_table if os.access(directory, os.R_OK)}
     found: list[Leftover] = []
     for directory in sorted(directories):
-        found += remove_leftovers(directory) if arguments.apply else leftovers(directory)
-    done = "removed" if arguments.apply else "would go"
-    if found:
-        rows = [[i.path, f"{i.bytes / 1e9:.3f} GB", i.owner, f"kept: {i.keep}" if i.keep else done] for i in found]
-        table(["what", "size", "whose", ""], rows)
-    free = sum(item.bytes for item in found if not item.keep)
-    say(f"{free / 1e9:.1f} GB {'removed' if arguments.apply else 'to remove; --apply does it'}")
+        found += remove_leftovers(directory, log=_log) if arguments.apply else leftovers(directory)
+    show_removals(found, applied=arguments.apply)
     return 0
 
 
@@ -174,12 +172,11 @@ def _paths(arguments: argparse.Namespace, *, below: bool) -> Iterator[tuple[Path
     and all of a runner's table."""
     for given in arguments.paths:
         path = Path(given)
-        if below and not (path / "config.json").exists() and path.is_dir():
-            for entry in sorted(path.iterdir()):
-                if entry.is_dir() and not entry.name.startswith("."):
-                    yield entry, ""
-        else:
-            yield path, ""
+        entries = [path]
+        if below and not os.path.lexists(path / "config.json"):
+            with contextlib.suppress(OSError):  # no directory, or a closed one: then it is itself looked at
+                entries = [Path(entry.path) for entry in os.scandir(path) if entry.is_dir() and entry.name[0] != "."]
+        yield from ((entry, "") for entry in sorted(entries))
     if arguments.runner:
         yield from _paths_of_runner(open_project(arguments).fleet.get(arguments.runner))
     elif not arguments.paths:
@@ -211,7 +208,7 @@ def _row(path: Path, note: str) -> tuple[list[str], dict[str, object]]:
 
 def _show(report: CheckpointReport, note: str, precision: str | None) -> None:
     parts = [f"whole, {report.shards} shards, {report.bytes / 1e9:.1f} GB" if report.whole else "not whole"]
-    parts += [report.quantisation] if report.path.exists() else []
+    parts += [report.quantisation] if report.quantisation != "not known" else []
     if report.whole or report.identity == "mismatch":
         words = {"mismatch": "not the declared one: {}", "match": "the declared one"}
         unknown = "the declared one or not: not known ({})"

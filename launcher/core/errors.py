@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from launcher.core.rights import next_step
+
 
 class LauncherError(Exception):
     """Base of everything the launcher raises on purpose; raised itself for an error that belongs to no layer.
@@ -105,12 +107,14 @@ class Cancelled(LauncherError):
 
 
 def as_error(fault: BaseException, where: str | None = None) -> LauncherError:
-    """A fault as an error: one of ours as it is, one of the system with its file, any other as unexpected."""
+    """A fault as an error: one of ours as it is, one of the system with its file, and whose that is where it is
+    closed to us; any other as unexpected."""
     if isinstance(fault, LauncherError):
         return fault
     if isinstance(fault, OSError):
         place = ": ".join(str(part) for part in (where, fault.filename) if part is not None)
-        return LauncherError(str(fault.strerror or fault), where=place or None)
+        hint = next_step(fault, fault.filename) if fault.filename and isinstance(fault, PermissionError) else None
+        return LauncherError(str(fault.strerror or fault), where=place or None, hint=hint)
     return LauncherError(f"unexpected {type(fault).__name__}: {fault}", where=where)
 
 

@@ -1,7 +1,7 @@
 """A lock that saves work: who holds it is written down, and it is broken only on proof.
 
 `flock` is a silent no-op on some shared file systems (an NFS mount of a real cluster let every rank in), so the lock is
-an *owner file*, made by link(2), which is atomic everywhere. Its owner touches it every few seconds. Whoever finds it
+an *owner file*, whose name is taken atomically (`take_name`). Its owner touches it every few seconds. Whoever finds it
 takes it away when its owner is provably dead, or when it was not touched for `lease` seconds of the finder's own clock.
 We also take the `flock` that the bash launchers take, so that they and this program do not work at the same time.
 
@@ -12,6 +12,7 @@ caller says so and goes on: at worst the work is done twice.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -27,8 +28,9 @@ from time import monotonic
 import msgspec
 
 from launcher.core.process import ProcessIdentity
-from launcher.core.publish import temporary_name
+from launcher.core.publish import take_name, temporary_name
 from launcher.core.reading import open_regular
+from launcher.core.rights import cannot_remove, share, standing
 
 LEASE = 120.0
 """Seconds without a heartbeat that prove an owner gone. An NFS client may see a touch 60 s late (nfs(5), acregmax)."""
@@ -39,12 +41,14 @@ class LockPace:
     """How often a lock is touched and looked at, in seconds.
 
     An owner that did not touch its file for ``lease`` is taken for gone; it touches it every ``beat``. Whoever waits
-    looks at the file every ``poll``.
+    looks at the file every ``poll``. With ``for_proof`` only the proof that an owner is gone is waited for: one that is
+    seen to live is not.
     """
 
     lease: float = LEASE
     beat: float = 10.0
     poll: float = 1.0
+    for_proof: bool = False
 
 
 class LockOwner(msgspec.Struct, frozen=True, rename={"boot": "boot_id"}):
@@ -152,6 +156,7 @@ class Lock:
         self._handle: int | None = None
         self._flocked = False
         self._taken = contextlib.ExitStack()
+        self._outlived = False  # we broke the lock of an owner that may be stopped, and have its flock still
 
     def __enter__(self) -> LockResult:
         deadline = monotonic() + self._wait
@@ -185,12 +190,13 @@ class Lock:
         try:
             handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             taken.callback(os.close, handle)
-            os.fchmod(handle, 0o644)  # whatever the umask: others must be able to read who holds it
+            share(temporary)  # others must be able to read who holds it
             os.write(handle, self._mine)
             if owner := self._compete(temporary, deadline):
                 return owner
         except OSError as error:
-            self._facts.append(f"no lock file can be made at {self.path}: {error.strerror}")
+            refused = f" ({standing(self.path.parent)})" if error.errno == errno.EACCES else ""
+            self._facts.append(f"no lock file can be made at {self.path}: {error.strerror}{refused}")
             return None
         finally:
             with contextlib.suppress(OSError):
@@ -211,24 +217,29 @@ class Lock:
         """
         seen: tuple[bytes, int] | None = None
         unmoved, looked = 0.0, monotonic()
-        while not _linked(temporary, self.path):
+        while not take_name(temporary, self.path):
             found = read_owner(self.path)
             now = monotonic()
             # A look counts for two polls at most: while this process was stopped itself, it has not seen anything.
+            beats = seen is not None and found is not None and found[1] != seen[1]
             unmoved = unmoved + min(now - looked, 2 * self._pace.poll) if found == seen else 0.0
             seen, looked = found, now
             if found is not None:
                 owner = LockOwner.from_json(found[0])
+                holder = str(owner) if owner.host else f"an unknown process; {standing(self.path)}"
                 why = "its process is dead" if owner.is_dead else None
+                if self.path.is_symlink():
+                    why = "it is a link, which no lock is"
                 if why is None and unmoved >= self._pace.lease:
-                    why = f"no heartbeat for {unmoved:.0f} s"
+                    why, self._outlived = f"no heartbeat for {unmoved:.0f} s", True
                 if why and remove_if_unchanged(self.path, found):
-                    self._facts.append(f"broke the lock of {owner}: {why}")
+                    self._facts.append(f"broke the lock of {holder}: {why}")
                     continue
-                holder = str(owner)
+                if why and (kept := cannot_remove(self.path)):
+                    raise PermissionError(errno.EPERM, f"a stale lock is in the way, of {holder}: {why}; it is {kept}")
             else:
                 holder = f"whoever comes and goes at {self.path}"
-            if now >= deadline:
+            if now >= deadline or (self._pace.for_proof and beats):
                 return holder
             self._wait_for(holder if found is not None else None, deadline - now)
         return None
@@ -239,11 +250,7 @@ class Lock:
             return None
         somebody = f"an unnamed process with flock on {self.flock_path}"
         try:
-            self.flock_path.parent.mkdir(exist_ok=True)  # some of them keep their locks in DIRECTORY/.locks
-            try:  # neither truncated nor removed; NFS wants it open for writing for exclusive locks
-                handle = os.open(self.flock_path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-            except PermissionError:
-                handle = os.open(self.flock_path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            handle = _open_lock(self.flock_path)
             taken.callback(os.close, handle)
             while not self._flocked:
                 try:
@@ -251,11 +258,15 @@ class Lock:
                     self._flocked = True
                 except BlockingIOError:
                     now = monotonic()
+                    if self._outlived:
+                        self._facts.append(f"{somebody} is not waited for: it may be the owner whose lock was broken")
+                        return None
                     if now >= deadline:
                         return somebody
                     self._wait_for(somebody, deadline - now)
         except OSError as error:
-            self._facts.append(f"flock does not work on {self.flock_path}: {error.strerror}")
+            refused = f" ({standing(self.flock_path)})" if isinstance(error, PermissionError) else ""
+            self._facts.append(f"flock does not work on {self.flock_path}: {error.strerror}{refused}")
         return None
 
     def _wait_for(self, owner: str | None, left: float) -> None:
@@ -279,36 +290,45 @@ class Lock:
         self._handle = None
 
 
-def _linked(temporary: Path, path: Path) -> bool:
-    """Make the link and say whether it is ours.
+def _open_lock(path: Path) -> int:
+    """The file that bash launchers flock, made if it is missing. Raises OSError.
 
-    The link count decides, because NFS can lose the reply to a link(2) that was done (open(2), under O_EXCL).
+    It is neither truncated nor removed. NFS wants it open for writing for exclusive locks; a file that may only be read
+    does elsewhere. What is there is opened without O_CREAT, which the kernel refuses in sticky directories for files of
+    others (fs.protected_regular), and nothing is made through a link.
     """
-    try:
-        os.link(temporary, path)
-    except OSError as error:
-        linked = temporary.stat().st_nlink == 2
-        if not linked and not isinstance(error, FileExistsError):
-            raise
-        return linked
-    return True
+    if not path.parent.exists():
+        path.parent.mkdir(exist_ok=True)  # some of them keep their locks in DIRECTORY/.locks
+        path.parent.chmod(path.parent.parent.stat().st_mode & 0o7777)
+    flags = os.O_NONBLOCK | os.O_CLOEXEC
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            return os.open(path, flags | os.O_RDWR)
+        except PermissionError:
+            return os.open(path, flags | os.O_RDONLY)
+    with contextlib.suppress(FileExistsError):
+        handle = os.open(path, flags | os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        os.fchmod(handle, 0o600 | path.parent.stat().st_mode & 0o066)
+        return handle
+    return os.open(path, flags | os.O_RDWR)
 
 
 def read_owner(path: Path) -> tuple[bytes, int] | None:
     """Content and heartbeat of an owner file; None when it is gone.
 
     It is opened anew each time: NFS clients ask the server for a file's times when they open it (nfs(5),
-    close-to-open), and may answer a mere stat from their cache. A file that may not be read still has its times.
+    close-to-open), and may answer a mere stat from their cache. A file that may not be read still has its times. A link
+    is not followed: owner files are none.
     """
-    try:
-        with open_regular(path) as file:
-            return file.read(65536), os.fstat(file.fileno()).st_mtime_ns
-    except FileNotFoundError:
-        return None
-    except OSError:
-        with contextlib.suppress(OSError):
-            return b"", path.stat().st_mtime_ns
-        return None
+    with contextlib.suppress(OSError):
+        try:
+            with open_regular(path, follow=False) as file:
+                return file.read(65536), os.fstat(file.fileno()).st_mtime_ns
+        except FileNotFoundError:
+            return None
+        except OSError:
+            return b"", path.lstat().st_mtime_ns
+    return None
 
 
 def remove_if_unchanged(path: Path, judged: tuple[bytes, int]) -> bool:
@@ -327,7 +347,7 @@ def remove_if_unchanged(path: Path, judged: tuple[bytes, int]) -> bool:
             aside.unlink()
         return True
     with contextlib.suppress(OSError):
-        os.link(aside, path)  # never over a file that came meanwhile
+        take_name(aside, path)  # never over a file that came meanwhile
     with contextlib.suppress(OSError):
         aside.unlink()
     return False

@@ -7,22 +7,31 @@ an artifact correct; a lock only saves work (docs/design.md, "Publish").
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from launcher.core.process import host_label, pid_exists, run
+from launcher.core.rights import share
 
 TEMPORARY_SUFFIX = ".part"
 
 NAME_MAX = 255
 """Bytes of a file's name (of one path component, not of a path) on every file system that the fleets use."""
+
+
+_ATTEMPTS, _PAUSE = 50, 0.1
+"""How often a name is tried for, and seconds between two looks at somebody's claim."""
+
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # linux/fcntl.h, linux/fs.h
 
 
 def temporary_name(final: Path) -> Path:
@@ -43,6 +52,13 @@ def temporary_pattern(final: str, host: str = ".+") -> re.Pattern[str]:
     """
     tail = rf"(?P<pid>\d+)\.[0-9a-f]{{8}}{re.escape(TEMPORARY_SUFFIX)}"
     return re.compile(rf"\.{final}\.(?P<host>{host})\.{tail}", re.DOTALL)
+
+
+def require_writable(directory: Path) -> None:
+    """Make a file in a directory, and remove it: access(2) knows nothing of root-squash. Raises OSError."""
+    probe = temporary_name(directory / "probe")
+    os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC))
+    probe.unlink()
 
 
 def dead_temporaries(directory: Path) -> tuple[Path, ...]:
@@ -108,8 +124,7 @@ def publishing(final: Path) -> Iterator[Path]:
     temporary = temporary_name(final)
     try:
         yield temporary
-        if final.parent.stat().st_mode & 0o077 == 0:  # as private as its directory, whatever the umask
-            temporary.chmod(0o600)
+        share(temporary)
         fsync(temporary)
         temporary.replace(final)
         fsync(final.parent)
@@ -121,22 +136,81 @@ def publishing(final: Path) -> Iterator[Path]:
 def publish_new(temporary: Path, final: Path, *, whole: Callable[[Path], bool] = os.path.lexists) -> bool:
     """Publish ``temporary`` under ``final`` unless something ``whole`` has that name; return whether it was published.
 
-    link(2) fails with EEXIST where rename(2) would silently replace. Something that is not whole is replaced by rename,
-    never removed first. On file systems without hard links ``whole`` is asked and the file renamed: that can at worst
-    replace a whole artifact by another whole one.
+    What is not whole is set aside first: a rename onto it that comes late would hit what another process has published
+    meanwhile. It gets the rights of its directory. Raises OSError, also where somebody's claim of the name is not given
+    up (see `take_name`).
     """
+    share(temporary)
     fsync(temporary)
+    for _ in range(_ATTEMPTS):
+        if take_name(temporary, final):
+            fsync(final.parent)
+            return True
+        with contextlib.suppress(FileNotFoundError):
+            seen = final.lstat()
+            if whole(final):
+                temporary.unlink()
+                return False
+            _set_aside(final, seen)
+    raise OSError(errno.EBUSY, "what is not whole there comes again and again", str(final))
+
+
+def _set_aside(final: Path, judged: os.stat_result) -> None:
+    """Remove the file that was ``judged``. Another one, which came meanwhile, gets its name back."""
+    aside = temporary_name(final)
+    final.rename(aside)
+    now = aside.lstat()
+    if os.path.samestat(now, judged) and (now.st_size, now.st_mtime_ns) == (judged.st_size, judged.st_mtime_ns):
+        aside.unlink()
+    else:
+        take_name(aside, final)
+        aside.unlink(missing_ok=True)
+
+
+def take_name(temporary: Path, final: Path) -> bool:
+    """Give a file its final name; False when something has that name, which then stays. Raises OSError.
+
+    By link(2), else by renameat2(2), which both say EEXIST where rename(2) would silently replace. A file system that
+    has neither has the name claimed by a file beside it, for the time of one rename. A claim is never broken, since its
+    owner may only be slow.
+    """
     try:
         os.link(temporary, final)
-    except OSError:
-        if whole(final):
-            temporary.unlink()
+    except OSError as error:
+        if temporary.stat().st_nlink == 2:  # NFS lost the reply to a link that was made (open(2), under O_EXCL)
+            pass
+        elif isinstance(error, FileExistsError):
             return False
-        temporary.replace(final)
-    else:
-        temporary.unlink()
-    fsync(final.parent)
+        else:
+            return _rename_new(temporary, final)
+    temporary.unlink()
     return True
+
+
+def _rename_new(temporary: Path, final: Path) -> bool:
+    with contextlib.suppress(AttributeError):  # a libc without it
+        library = ctypes.CDLL(None, use_errno=True)
+        names = (_AT_FDCWD, os.fsencode(temporary), _AT_FDCWD, os.fsencode(final))
+        if library.renameat2(*names, _RENAME_NOREPLACE) == 0:
+            return True
+        code = ctypes.get_errno()
+        if code == errno.EEXIST:
+            return False
+        if code not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(code, os.strerror(code), str(final))
+    claim = final.with_name(f".{final.name[:200]}.claim{TEMPORARY_SUFFIX}")
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC))
+            try:
+                if os.path.lexists(final):
+                    return False
+                temporary.rename(final)
+                return True
+            finally:
+                claim.unlink()
+        time.sleep(_PAUSE)
+    raise OSError(errno.EBUSY, f"somebody publishes it; if nobody does any more, remove {claim}", str(final))
 
 
 @contextlib.contextmanager
@@ -149,6 +223,7 @@ def publishing_directory(final: Path, *, whole: Callable[[Path], bool] = os.path
     temporary = temporary_name(final)
     try:
         yield temporary
+        share(temporary)
         try:
             temporary.rename(final)
         except OSError:

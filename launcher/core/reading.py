@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import IO
 
 
-def open_regular(path: Path | str, *, buffered: bool = True) -> IO[bytes]:
-    """A regular file, open to be read. Raises OSError for anything else, and never waits."""
+def open_regular(path: Path | str, *, buffered: bool = True, follow: bool = True) -> IO[bytes]:
+    """A regular file, open to be read, also behind a link if those are to ``follow``. Raises OSError for anything else,
+    and never waits."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        handle = os.open(path, flags)
     except ValueError as error:  # a NUL, or what no file system can hold
         raise OSError(errno.EINVAL, f"the path cannot be one: {error}", str(path)) from None
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,9 @@ from typing import Literal
 
 from launcher.core.errors import ImageError
 from launcher.core.lease import Lock, LockOwner, read_owner, remove_if_unchanged
+from launcher.core.leftovers import Leftover, remove, size_of
 from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, publish_new, temporary_name
+from launcher.core.rights import next_step, standing
 from launcher.image import usage
 from launcher.image.reference import Reference
 from launcher.image.squash import WHOLE, DamagedImage, Sidecar, check_lists, file_hash, inspect, sidecar_path
@@ -33,6 +34,7 @@ GRACE_OF_PARTS = 2 * 86400.0
 _SUFFIX = ".sqsh"
 _OWNER = ".owner"
 _DEAD = "its process is dead"
+_IN_USE = "in use, or its lock is not to be had"
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,6 @@ class Image:
     problem: str | None = None
     sidecar: Sidecar | None = None
     users: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Garbage:
-    """What nobody needs: ``why`` is the proof."""
-
-    path: Path
-    size: int
-    why: str
 
 
 @dataclass(frozen=True)
@@ -76,67 +69,68 @@ class ImageDirectory:
 
     def images(self) -> list[Image]:
         """The images by name. Raises ImageError when the directory cannot be read."""
-        live = {os.path.realpath(path): tuple(runs) for path, runs in self.users.items()}
-        found = []
-        for path in self._entries():
-            if path.name.endswith(_SUFFIX) and not path.name.startswith("."):
-                ours = live.get(os.path.realpath(path), ())
-                found.append(_image(path, (*ours, *self._marked(path, ours))))
-        return found
+        return [_image(path, users) for path, users in self._squash_files().items()]
 
-    def garbage(self) -> list[Garbage]:
+    def _squash_files(self) -> dict[Path, tuple[str, ...]]:
+        """The squash files by name, with their live runs."""
+        live = {os.path.realpath(path): tuple(runs) for path, runs in self.users.items()}
+        names = (path for path in self._entries() if path.name.endswith(_SUFFIX) and not path.name.startswith("."))
+        ours = {path: live.get(os.path.realpath(path), ()) for path in names}
+        return {path: (*runs, *self._marked(path, runs)) for path, runs in ours.items()}
+
+    def garbage(self) -> list[Leftover]:
         """What `remove` would remove. Raises ImageError."""
         gone = []
-        for image in self.images():
-            idle = self._now - image.used
-            if not image.users and idle > (self.grace if image.problem is None else self.parts):
-                what = "unused" if image.problem is None else f"{image.problem}; unchanged"
-                gone.append(Garbage(image.squash, image.size, f"{what} for {_days(idle)}"))
+        for path in (path for path, users in self._squash_files().items() if not users):
+            # What has been idle for so long is not opened, which of another user's file would count as a use.
+            idle = self._now - _last_use(path)
+            problem = _image(path).problem if self.parts < idle <= self.grace else None
+            if problem or idle > self.grace:
+                what = f"{problem}; unchanged" if problem else "unused"
+                gone.append(Leftover.of(path, f"{what} for {_days(idle)}"))
         for path, is_dead in self._entries().items():
             if why := self._why_leftover(path, is_dead):
-                gone.append(Garbage(path, _size(path), why))
+                gone.append(Leftover.of(path, why))
         for squash in usage.marked(self.path):
             with contextlib.suppress(OSError):
                 for use in usage.marks(squash):
                     if why := usage.stale(use, self._now, self.is_over):
-                        gone.append(Garbage(use.path, _size(use.path), f"a mark of {use}: {why}"))
+                        gone.append(Leftover.of(use.path, f"a mark of {use}: {why}"))
         return gone
 
-    def dead_temporaries(self) -> list[Garbage]:
+    def dead_temporaries(self) -> list[Leftover]:
         """What dead processes of this host left here, where it may be that other things than images lie."""
-        return [Garbage(path, _size(path), _DEAD) for path, is_dead in self._entries().items() if is_dead]
+        return [Leftover.of(path, _DEAD) for path, is_dead in self._entries().items() if is_dead]
 
-    def remove(self, item: Garbage) -> bool:
-        """Remove one thing, if it is still garbage; say whether it is gone.
+    def remove(self, item: Leftover) -> str | None:
+        """Remove one thing, if it is still garbage; why it is still there, or None when it is gone.
 
-        An image is removed under its lock, and only if nobody used it meanwhile. Raises ImageError when it cannot be
-        removed.
+        An image is removed under its lock, and only if nobody used it meanwhile.
         """
         path = item.path
-        try:
-            if path.name.endswith(_OWNER):
-                seen = read_owner(path)
-                return seen is None or (bool(self._why_leftover(path, False)) and remove_if_unchanged(path, seen))
-            if path.name.endswith(_SUFFIX):
-                return self._remove_image(item)
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            raise ImageError(f"cannot be removed: {error.strerror}", where=str(path)) from None
+        if item.keep is not None:
+            return item.keep
+        if path.name.endswith(_OWNER):
+            seen = read_owner(path)
+            is_gone = seen is None or (self._why_leftover(path, False) and remove_if_unchanged(path, seen))
+            return None if is_gone else _IN_USE
+        if path.name.endswith(_SUFFIX):
+            try:
+                return None if self._remove_image(item) else _IN_USE
+            except OSError as error:
+                return f"cannot be removed: {error.strerror} ({standing(path)})"
+        kept = remove(path)
         if path.parent.parent.name == usage.DIRECTORY:  # a mark
             usage.tidy(path.parents[2] / path.parent.name)
-        return True
+        return kept
 
-    def _remove_image(self, item: Garbage) -> bool:
+    def _remove_image(self, item: Leftover) -> bool:
         """Remove an image that nobody uses."""
         # Runs mark an image before they look for it. So we hide the file first and read the marks then: a run that
         # found the file has marked it.
-        path, before = item.path, _image(item.path)
+        path, before = item.path, _last_use(item.path)
         with Lock(path.with_name(f".{path.name}{_OWNER}"), what="gc", wait=0.0) as held:
-            after = _image(path)
-            is_used = after.used > before.used or after.size != item.size or self._marked(path)
+            is_used = _last_use(path) > before or size_of(path) != item.size or self._marked(path)
             if not held.acquired or is_used:
                 return False
             aside = temporary_name(path)
@@ -183,7 +177,7 @@ class ImageDirectory:
             return {path: path in dead for path in sorted(self.path.iterdir())}
         except OSError as error:
             message = f"the image directory cannot be read: {error.strerror}"
-            raise ImageError(message, where=str(self.path), hint="correct the directory") from None
+            raise ImageError(message, where=str(self.path), hint=next_step(error, self.path)) from None
 
     @cached_property
     def _now(self) -> float:
@@ -203,16 +197,25 @@ def _image(squash: Path, users: tuple[str, ...] = ()) -> Image:
         status = squash.stat()
     except OSError as error:
         return Image(squash, 0, time.time(), f"cannot be read: {error.strerror}", users=users)
-    times = [status.st_mtime, status.st_atime, usage.last_use(squash)]
-    with contextlib.suppress(OSError):
-        times.append(sidecar_path(squash).stat().st_mtime)
+    used = _last_use(squash)
     problem, note = None, Sidecar.read(squash)
     try:
         block = inspect(squash)
         note = note if note is not None and note.fits(block) else None
     except ImageError as error:
         problem, note = error.message, None
-    return Image(squash, status.st_size, max(times), problem, note, users)
+    return Image(squash, status.st_size, used, problem, note, users)
+
+
+def _last_use(squash: Path) -> float:
+    """When the image was last used, as far as that left a trace, in seconds from the epoch."""
+    times = [usage.last_use(squash)]
+    for look in (squash.lstat, sidecar_path(squash).stat):
+        with contextlib.suppress(OSError):
+            times.append(look().st_mtime)
+    with contextlib.suppress(OSError):
+        times += [(status := squash.stat()).st_mtime, status.st_atime]
+    return max(times)
 
 
 def verify(image: Image, *, deep: bool = False) -> tuple[Literal["whole", "damaged", "not known"], list[str]]:
@@ -269,13 +272,6 @@ def adopt(squash: Path, reference: str, uri: str) -> Sidecar:
     if error := note.write(squash):
         raise ImageError(f"no record can be written: {error.strerror}", where=str(sidecar_path(squash)))
     return note
-
-
-def _size(path: Path) -> int:
-    """Bytes on disk, of a file or of all below a directory, as far as they can be counted."""
-    with contextlib.suppress(OSError):
-        return sum(part.lstat().st_size for part in (path, *path.rglob("*")))
-    return 0
 
 
 def _days(seconds: float) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import getpass
 import json
 import os
 import socket
@@ -26,8 +25,9 @@ from pathlib import Path
 
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, run
-from launcher.core.publish import publish_new, temporary_name
+from launcher.core.publish import publish_new, temporary_name, write_text
 from launcher.core.reading import read_file
+from launcher.core.rights import next_step, standing, user_name
 
 _SUPERBLOCK = struct.Struct("<5I6H8Q")
 _MAGIC = 0x73717368
@@ -91,9 +91,9 @@ def inspect(path: Path) -> Superblock:
         # ESTALE on NFS: another client removed the file between our look-up and our read.
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
             raise MissingImage(f"no squash file: {error.strerror}", where=str(path)) from None
-        is_refused = isinstance(error, PermissionError)
-        hint = "chmod a+r, by its owner" if is_refused else "try again; see the file system's log"
-        raise ImageError(f"the squash file cannot be read: {error.strerror}", where=str(path), hint=hint) from None
+        message = f"the squash file cannot be read: {error.strerror}"
+        message += f" ({standing(path)})" if isinstance(error, PermissionError) else ""
+        raise ImageError(message, where=str(path), hint=next_step(error, path)) from None
     return _parse(head, status, path)
 
 
@@ -154,14 +154,6 @@ def check_lists(path: Path, runner: CommandRunner = run) -> str:
     raise DamagedImage("not a whole squash file: its lists cannot be read", where=str(path))
 
 
-def user_name() -> str:
-    """The name of the user who runs this, else the uid."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a uid without an entry in the user database, as in some containers
-        return str(os.getuid())
-
-
 @dataclass(frozen=True)
 class Sidecar:
     """What is recorded of a squash file.
@@ -219,13 +211,15 @@ class Sidecar:
             return None
 
     def write(self, squash: Path, *, replace: bool = True) -> OSError | None:
-        """Write the record, readable for everybody; without ``replace`` only where there is none. Returns the error."""
-        final = sidecar_path(squash)
+        """Write the record; without ``replace`` only where there is none. Returns the error."""
+        final, text = sidecar_path(squash), json.dumps(asdict(self), indent=2) + "\n"
         try:
+            if replace:
+                write_text(final, text)
+                return None
             with temporary_beside(final) as temporary:
-                temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
-                temporary.chmod(0o644)
-                publish_new(temporary, final, whole=(lambda path: False) if replace else os.path.lexists)
+                temporary.write_text(text)
+                publish_new(temporary, final)
         except OSError as error:
             return error
         return None

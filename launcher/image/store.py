@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Literal
 from launcher.core.errors import ImageError
 from launcher.core.lease import Lock
 from launcher.core.process import CommandRunner
-from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, publish_new, temporary_name
+from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, publish_new, require_writable, temporary_name
+from launcher.core.rights import make_directories, next_step
 from launcher.image.enroot import Enroot, ImportPolicy, own_directories
 from launcher.image.reference import PlannedImage, Reference, refreshed_name
 from launcher.image.squash import (
@@ -55,11 +56,7 @@ or somewhat smaller; the temporaries hold the layers again compressed, and unpac
 _HINTS = {
     errno.ENOENT: "create the directory, or correct images.directory in the runner file",
     errno.ENOTDIR: "correct images.directory in the runner file: a part of it is a file",
-    errno.EACCES: "make the directory writable for the user who imports",
-    errno.EPERM: "make the directory writable for the user who imports",
     errno.EROFS: "import on a host that may write there (images.import-on in the runner file)",
-    errno.ENOSPC: "free space there",
-    errno.EDQUOT: "free space there, or have the quota raised",
 }
 
 
@@ -179,10 +176,7 @@ class Placement:
         try:
             found = self._find()
             if isinstance(found, str):
-                # access(2) knows nothing of root-squash, so a file is made where the image will be.
-                probe = temporary_name(squash)
-                os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC))
-                probe.unlink()
+                require_writable(squash.parent)
                 lock = self.lock(
                     squash.with_name(f".{squash.name}.owner"),
                     what=f"import of {image.reference}",
@@ -208,7 +202,7 @@ class Placement:
                 place = place.parent
             raise ImageError(
                 f"cannot import {image.reference}: {place}: {error.strerror}",
-                hint=_HINTS.get(error.errno or 0, "try again; look at the log of the file system"),
+                hint=_HINTS.get(error.errno or 0) or next_step(error, place),
             ) from error
         return found
 
@@ -327,7 +321,6 @@ class Placement:
                 f"enroot import ended well, and left no whole squash file: {error.message}",
                 hint="look at the free space and at the log of the file system, then run again",
             ) from None
-        temporary.chmod(temporary.stat().st_mode | 0o444)  # enroot works under umask 077
         return block, listing
 
     def _is_whole(self, path: Path) -> bool:
@@ -351,7 +344,7 @@ def _private_directory(parent: str | None, on_node: bool) -> Iterator[tuple[Path
     # Without it imports meet in one cache, and what a killed one leaves (1.9 GB each time, enroot 4.1.2) cannot be told
     # from what a live one needs. The name bears host and pid, by which `dead_temporaries` knows it.
     place = Path(parent or tempfile.gettempdir())
-    place.mkdir(parents=True, exist_ok=True)
+    make_directories(place)
     private = temporary_name(place / "enroot")
     private.mkdir(mode=0o700)
     try:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.core.reading import read_file
-from launcher.image.squash import note_use, user_name
+from launcher.core.rights import make_directories, share, user_name
+from launcher.image.squash import note_use
 
 LONGEST = 21 * 86400.0
 """Seconds after which the run of a mark is taken for over. No partition that we know of lets a job run for more than 14
@@ -58,15 +59,9 @@ def mark(squash: Path, run: str, record: Path) -> OSError | None:
     path = _marks(squash) / f"{run}@{host}~{_of(record)}"
     content = json.dumps({"run": run, "host": host, "user": user_name(), "record": str(record.absolute())}) + "\n"
     try:
-        try:
-            path.write_text(content)
-        except FileNotFoundError:
-            mode = squash.parent.stat().st_mode & 0o7777  # whatever the umask: others leave marks there, too
-            for directory in (path.parent.parent, path.parent):
-                with contextlib.suppress(FileExistsError):
-                    directory.mkdir()
-                    directory.chmod(mode)
-            path.write_text(content)
+        make_directories(path.parent)  # others leave marks there, too
+        path.write_text(content)
+        share(path)
     except OSError as error:
         return error
     return None

@@ -21,10 +21,20 @@ from typing import Any
 import msgspec
 
 from launcher.core.errors import ModelError
+from launcher.core.rights import standing
 from launcher.model.fingerprint import Fingerprint, contradictions, fingerprint_of
 from launcher.model.links import way_out
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest
-from launcher.model.weights import DamagedFile, Header, Identity, declared, identity, open_regular, read_header
+from launcher.model.weights import (
+    DamagedFile,
+    Header,
+    Identity,
+    declared,
+    identity,
+    open_regular,
+    read_header,
+    why_unreadable,
+)
 
 REHEARSAL_KEY = "launcher_rehearsal"
 """The key of config.json that marks a stand-in, made for rehearsals: its weights are not worth measuring."""
@@ -46,7 +56,6 @@ _READ = re.compile(r"(?!\.)[^/]+\.(json|model|txt|jinja|py|tiktoken|vocab|spm)")
 _INDEX = "model.safetensors.index.json"
 _LEFTOVER = re.compile(r"\.(incomplete|part|partial|tmp|aria2)$|^\..+\.[A-Za-z0-9]{6}$")
 _NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
-_SUFFIX = re.compile(r"[-_.](nvfp4|mxfp4|mxfp8|fp4|fp8|int4|int8|bf16|awq|gptq|v\d+)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,7 @@ def examine(
     try:
         names = frozenset(entry.name for entry in path.iterdir())
     except OSError as error:
-        reason = "no such directory" if isinstance(error, FileNotFoundError) else str(error.strerror).lower()
+        reason = "no such directory" if isinstance(error, FileNotFoundError) else why_unreadable(path, error)
         return CheckpointReport(path, False, "unknown", reason, "not known", 0, 0, (reason,))
     examination = _Examination(path, names)
     if not unfinished:
@@ -133,68 +142,6 @@ def examine(
     return report.compared(learnt.fingerprint, f"what was verified at {learnt.created or 'its staging'}")
 
 
-def require(
-    report: CheckpointReport, *, precision: str | None = None, accept_stand_in: bool = False
-) -> CheckpointReport:
-    """Return the report when the checkpoint may be served; raise ModelError when it may not.
-
-    Refused are checkpoints that are not whole, those that are certainly another one, and stand-ins unless they are
-    accepted. An unknown identity passes and stays unknown in the report: say so where it is shown. The hint names a
-    sibling only if that is whole and of this ``precision``.
-    """
-    if report.whole and report.identity != "mismatch":
-        if report.rehearsal and not accept_stand_in:
-            raise ModelError("this checkpoint was made for rehearsals and holds no weights", where=str(report.path))
-        return report
-    message = f"this is another checkpoint than the one declared: {report.identity_reason}"
-    otherwise = "correct the model's rule in the runner file, or the precision in the matrix"
-    if not report.whole:
-        more = f"; and {len(report.problems) - 10} more" if len(report.problems) > 10 else ""
-        message = f"the checkpoint is not whole: {'; '.join(report.problems[:10])}{more}"
-        otherwise = "stage it again, or correct the path in the runner file"
-    raise ModelError(message, where=str(report.path), hint=suggestion(right_sibling(report.path, precision), otherwise))
-
-
-def suggestion(near: Path | None, otherwise: str) -> str:
-    """A hint that names a checkpoint beside a wrong one, if there is one."""
-    return f"there is {near}: is that the one?" if near else otherwise
-
-
-def nearest_sibling(path: Path) -> Path | None:
-    """For a directory that is missing: the one beside it with nearly the same name.
-
-    The name differs only in case, or else only in its suffix for precision or version (``-NVFP4``, ``-FP8``, ``-V2``).
-    None when the directory is there, or nothing is near. A suffix names another checkpoint: suggest this to a person,
-    never use it.
-    """
-    return None if path.is_dir() else next(iter(_similar(path)), None)
-
-
-def right_sibling(path: Path, precision: str | None) -> Path | None:
-    """The checkpoint beside a wrong one that would be right: whole, and by its own files of the ``precision``.
-
-    Its name differs only as `nearest_sibling` says, and it is a suggestion too.
-    """
-    reports = (examine(near, precision=precision) for near in _similar(path))
-    return next((report.path for report in reports if report.whole and report.identity != "mismatch"), None)
-
-
-def _similar(path: Path) -> list[Path]:
-    """Other directories beside it with nearly the same name, those first that differ only in case."""
-    try:
-        beside = [path.with_name(entry.name) for entry in os.scandir(path.parent) if entry.is_dir()]
-    except OSError:
-        return []
-    near = [other for other in beside if other != path and _stem(other.name) == _stem(path.name)]
-    return sorted(near, key=lambda other: (other.name.casefold() != path.name.casefold(), other))
-
-
-def _stem(name: str) -> str:
-    while found := _SUFFIX.search(name):
-        name = name[: found.start()]
-    return name.casefold()
-
-
 class _Examination:
     """What is found in one directory: ``problems`` and ``doubts``, in the order of the checks."""
 
@@ -208,6 +155,10 @@ class _Examination:
         """Compare with `.complete.json` by names and sizes; a directory whose staging never ended is no checkpoint."""
         if STAGING_NAME.fullmatch(self.path.name) or (WORK_DIRECTORY in self.names and MANIFEST_NAME not in self.names):
             self.problems.append("half staged: its staging has not ended, or was killed")
+            return
+        manifest = self.path / MANIFEST_NAME
+        if MANIFEST_NAME in self.names and not os.access(manifest, os.R_OK):
+            self.doubts.append(f"{MANIFEST_NAME} cannot be read, and nothing is compared with it: {standing(manifest)}")
             return
         with self.noting(MANIFEST_NAME):
             self.manifest = Manifest.read(self.path)

@@ -24,6 +24,7 @@ from typing import Protocol
 import xxhash
 
 from launcher.core.errors import Cancelled, ModelError
+from launcher.core.rights import make_directories, share
 from launcher.core.stop import Stop
 from launcher.model.manifest import (
     BUFFER,
@@ -131,7 +132,7 @@ class _FileCopy:
     def __init__(self, copier: Copier, file: SourceFile, opened: contextlib.ExitStack) -> None:
         self._copier, self._file = copier, file
         self._path = copier.into / file.path
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_directories(self._path.parent)
         self._journal = _Journal(journal_directory(copier.into), file, copier.part_size)
         opened.callback(self._journal.close)
         if not self._path.exists():
@@ -140,6 +141,7 @@ class _FileCopy:
                 copier.lay_out(self._path, file.size)
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         opened.callback(os.close, self._descriptor)
+        share(self._path)
         os.ftruncate(self._descriptor, file.size)
         self._reader = copier.source.open(file)
         opened.callback(self._reader.close)

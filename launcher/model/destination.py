@@ -6,7 +6,6 @@ nothing else: neither a checkpoint nor what a live process writes.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import secrets
@@ -21,10 +20,12 @@ import msgspec
 import xxhash
 
 from launcher.core.errors import ModelError
-from launcher.core.lease import LEASE, Lock, LockOwner, read_owner
+from launcher.core.lease import LEASE, Lock, LockOwner, LockPace, read_owner
+from launcher.core.leftovers import Leftover, remove
 from launcher.core.process import ProcessIdentity, host_label, pid_exists
 from launcher.core.publish import temporary_pattern, write_json
 from launcher.core.reading import read_file
+from launcher.core.rights import make_directories, next_step, share
 from launcher.model.checkpoint import examine
 from launcher.model.copy import journal_directory
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest, now
@@ -121,12 +122,13 @@ def staging_directory(source: Source, destination: Path, *, adopt: bool, log: Ca
     mine = StagingOwner(ProcessIdentity.mine(), source.name, source.revision, listing, now())
     new = destination.with_name(f"{destination.name}.staging.{secrets.token_hex(6)}")
     for old in staging_directories(destination) if adopt else ():
-        its = _owner_of(old)
+        its = _owner_of(old) if old.stat().st_uid == os.geteuid() else None  # nobody writes in another user's
         if its and replace(its, process=mine.process, began=mine.began) == mine and its.process.alive() is not True:
             old.rename(new)
             log(f"going on with what pid {its.process.pid} on {its.process.host} had staged since {its.began}")
             break
-    journal_directory(new).mkdir(parents=True, exist_ok=True)
+    make_directories(journal_directory(new))
+    share(new)
     write_json(new / WORK_DIRECTORY / "owner.json", asdict(mine))
     return new
 
@@ -139,44 +141,26 @@ def _owner_of(staging: Path) -> StagingOwner | None:
         return None
 
 
-def size_of(path: Path) -> int:
-    """Bytes that a file or tree occupies. What is not there, or vanishes meanwhile, counts nothing."""
-    found = [path] if not path.is_dir() else [Path(root, name) for root, _, names in os.walk(path) for name in names]
-    total = 0
-    for file in found:
-        with contextlib.suppress(OSError):
-            total += file.lstat().st_blocks * 512  # POSIX leaves the unit open; Linux counts in 512 bytes (stat(2))
-    return total
-
-
-@dataclass(frozen=True)
-class Leftover:
-    """What a staging to ``destination`` left: a path, its size in bytes, whose it was.
-
-    ``keep`` says why it must not be removed.
-    """
-
-    path: Path
-    destination: Path
-    bytes: int
-    owner: str
-    keep: str | None = None
-
-
 def leftovers(directory: Path) -> list[Leftover]:
-    """What stagings left among the checkpoints of a directory; nothing is changed. Raises ModelError.
+    """What stagings left among the checkpoints of a directory, and whose it was; nothing is changed. Raises ModelError.
 
     Whether a staging of another host is dead cannot be told here; `remove_leftovers` learns it from the lock.
     """
+    return [item for _, item in _leftovers(directory)]
+
+
+def _leftovers(directory: Path) -> list[tuple[Path, Leftover]]:
+    """The leftovers of a directory, each with its destination."""
     try:
         paths = sorted(directory.iterdir())
     except OSError as error:
-        raise ModelError(f"cannot be listed: {error.strerror}", where=str(directory)) from None
-    return [item for path in paths if (item := _leftover(path))]
+        message = f"cannot be listed: {error.strerror}"
+        raise ModelError(message, where=str(directory), hint=next_step(error, directory)) from None
+    return [found for path in paths if (found := _leftover(path))]
 
 
-def _leftover(path: Path) -> Leftover | None:
-    """What a path is by its name, if a staging left it."""
+def _leftover(path: Path) -> tuple[Path, Leftover] | None:
+    """What a path is by its name, if a staging left it, and to which destination."""
     is_directory, owner, live = path.is_dir() and not path.is_symlink(), "unknown", False
     if is_directory and (name := STAGING_NAME.fullmatch(path.name)):
         if its := _owner_of(path):
@@ -192,40 +176,40 @@ def _leftover(path: Path) -> Leftover | None:
         live = pid_exists(int(name["pid"])) if here else time.time() - path.lstat().st_mtime < _DAY
         owner = f"pid {name['pid']} on {name['host']}"
     elif is_directory and (path / WORK_DIRECTORY).is_dir() and (path / MANIFEST_NAME).exists():
-        work = path / WORK_DIRECTORY
-        return Leftover(work, path, size_of(work), "a finished staging")
+        return path, Leftover.of(path / WORK_DIRECTORY, "a finished staging")
     else:
         return None
-    return Leftover(path, path.with_name(name["name"]), size_of(path), owner, "it is running" if live else None)
+    return path.with_name(name["name"]), Leftover.of(path, owner, "it is running" if live else None)
 
 
-def remove_leftovers(directory: Path, *, wait: float = LEASE * 1.1) -> list[Leftover]:
+def remove_leftovers(
+    directory: Path, *, wait: float = LEASE * 1.1, log: Callable[[str], None] = lambda text: None
+) -> list[Leftover]:
     """Remove what dead stagings left; return what was found, with ``keep`` set where it was not removed.
 
     A staging is dead when its destination's lock can be had: its owner released it, or is proven dead, or did not touch
-    it for the lock's lease. For stagings of other hosts ``wait`` (seconds) has to exceed that. Raises ModelError.
+    it for the lock's lease. For stagings of other hosts ``wait`` (seconds) has to exceed that; ``log`` is told, and an
+    owner that is seen to live is not waited for. Raises ModelError.
     """
     by_destination: dict[Path, list[Leftover]] = {}
-    for item in leftovers(directory):
-        by_destination.setdefault(item.destination, []).append(item)
+    for destination, item in _leftovers(directory):
+        by_destination.setdefault(destination, []).append(item)
     found = []
     for destination, items in by_destination.items():
         if all(item.keep for item in items):
             found += items
             continue
-        with Lock(lock_path(destination), what="removing dead stagings", wait=wait) as held:
+        lock = Lock(
+            lock_path(destination),
+            what="removing dead stagings",
+            wait=wait,
+            pace=LockPace(for_proof=True),
+            on_wait=lambda owner: log(f"looking for {wait:.0f} s at the most whether it lives: {owner}"),
+        )
+        with lock as held:
             for item in items:
                 keep = f"held by {held.owner}" if held.owner else item.keep
                 if keep is None and item.path != lock_path(destination):  # the lock goes with its release
-                    keep = _remove(item.path)
+                    keep = remove(item.path)
                 found.append(replace(item, keep=keep))
     return found
-
-
-def _remove(path: Path) -> str | None:
-    """Remove a directory or file; why it is still there, or None when it is gone."""
-    try:
-        (shutil.rmtree if path.is_dir() else os.unlink)(path)
-    except OSError as error:
-        return f"cannot be removed: {error.strerror}" if os.path.lexists(path) else None
-    return None

@@ -22,8 +22,9 @@ import xxhash
 
 from launcher.core.errors import ModelError
 from launcher.core.reading import open_regular, read_file
+from launcher.core.rights import next_step
 from launcher.core.stop import Stop
-from launcher.model.weights import wrong_size
+from launcher.model.weights import why_unreadable, wrong_size
 
 MANIFEST_NAME = ".complete.json"
 """The manifest's name in a checkpoint's directory. It is there only when everything else is."""
@@ -94,7 +95,8 @@ class Manifest:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise ModelError(f"the manifest cannot be read: {error.strerror}", where=str(path)) from None
+            message = f"the manifest cannot be read: {error.strerror}"
+            raise ModelError(message, where=str(path), hint=next_step(error, path)) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ModelError(f"not a manifest of this version: {error}", where=str(path)) from None
 
@@ -108,7 +110,7 @@ class Manifest:
                     found.append(f"{entry.path} is {wrong_size(size, entry.size)}")
             except OSError as error:
                 gone = isinstance(error, FileNotFoundError)
-                found.append(f"{entry.path} is {'missing' if gone else str(error.strerror).lower()}")
+                found.append(f"{entry.path} is {'missing' if gone else why_unreadable(directory / entry.path, error)}")
         return found
 
     def deep_differences(

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.stop import Stop
 from launcher.model.manifest import MANIFEST_NAME, WORK_DIRECTORY, Manifest, read_range
+from launcher.model.weights import why_unreadable
 
 PREFIX = "hf:"
 ATTEMPTS = 6
@@ -121,8 +122,8 @@ class DirectorySource:
                 stated = (entry.hash, entry.sha256) if entry else (None, None)
                 files.append(SourceFile(name, status.st_size, str(status.st_mtime_ns), *stated))
         except OSError as error:
-            why = "it is a link to nothing" if Path(error.filename).is_symlink() else error.strerror
-            raise ModelError(f"{error.filename} cannot be read: {why}", where=self.name) from None
+            why = why_unreadable(Path(error.filename), error)
+            raise ModelError(f"{error.filename} is {why}", where=self.name) from None
         self.files = tuple(files)
 
     def open(self, file: SourceFile) -> Reader:

@@ -25,12 +25,14 @@ from typing import Literal
 
 from launcher.core.errors import Cancelled, ModelError
 from launcher.core.lease import Lock
+from launcher.core.leftovers import size_of
 from launcher.core.process import CommandRunner, run
 from launcher.core.publish import fsync, write_json
+from launcher.core.rights import make_directories, next_step
 from launcher.core.stop import Stop
 from launcher.model.checkpoint import examine
 from launcher.model.copy import WORKERS, Copier, LayOut, NoProgress, Progress
-from launcher.model.destination import existing_manifest, lock_path, remove_work_directory, size_of, staging_directory
+from launcher.model.destination import existing_manifest, lock_path, remove_work_directory, staging_directory
 from launcher.model.manifest import (
     MANIFEST_NAME,
     PART_SIZE,
@@ -49,8 +51,6 @@ LOCK_WAIT = 6 * 3600.0
 _HINTS = {
     errno.ENOSPC: "free some space; the same command then goes on from here. `launcher model gc` removes leftovers",
     errno.EDQUOT: "the quota is used up; the same command goes on from here when there is room again",
-    errno.EROFS: "the file system is mounted read-only here",
-    errno.EACCES: "this user may not write there",
     errno.ESTALE: "the file system lost a file handle; the same command goes on from here",
     errno.EIO: "the storage failed; the same command goes on from here, after it has read again what was written",
 }
@@ -92,7 +92,7 @@ def stage(
     with _explained("staging", destination):
         if found := existing_manifest(destination, source):
             return Staged("there", found)
-        destination.parent.mkdir(parents=True, exist_ok=True)
+        make_directories(destination.parent)
         with Lock(
             lock_path(destination),
             what=f"staging {source.name} to {destination}",
@@ -149,8 +149,9 @@ def _explained(what: str, destination: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where, hint = str(error.filename or destination), _HINTS.get(error.errno or 0)
-        raise ModelError(f"{what} failed: {error.strerror or error}", where=where, hint=hint) from error
+        where = Path(error.filename or destination)
+        hint = _HINTS.get(error.errno or 0) or next_step(error, where)
+        raise ModelError(f"{what} failed: {error.strerror or error}", where=str(where), hint=hint) from error
     except Cancelled as error:
         error.hint = error.hint or "the same command goes on from here"
         raise

@@ -39,6 +39,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from launcher.core.rights import standing
+
 HEADER_LIMIT = 100_000_000
 """Longest header that the reference reader accepts, in bytes."""
 
@@ -99,6 +101,14 @@ def wrong_size(size: int, expected: int) -> str:
     return f"{by} byte{'' if by == 1 else 's'} too {'short' if size < expected else 'long'}"
 
 
+def why_unreadable(path: Path, error: OSError) -> str:
+    """Why a path could not be opened, in a few words that end a sentence; of what is refused, whose it is."""
+    if isinstance(error, PermissionError):
+        return f"not readable for this user: {standing(path)}"
+    broken = isinstance(error, FileNotFoundError) and path.is_symlink()
+    return "a link to nothing" if broken else str(error.strerror).lower()
+
+
 @contextmanager
 def open_regular(path: Path) -> Iterator[tuple[int, int]]:
     """Within the block: the descriptor and the size in bytes of a file that has content and is no Git-LFS pointer.
@@ -108,8 +118,7 @@ def open_regular(path: Path) -> Iterator[tuple[int, int]]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
-        broken = path.is_symlink() and not path.exists()
-        raise DamagedFile("a link to nothing" if broken else str(error.strerror).lower()) from None
+        raise DamagedFile(why_unreadable(path, error)) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

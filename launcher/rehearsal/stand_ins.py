@@ -168,7 +168,7 @@ def ensure_model(directory: Path, precision: str) -> Path:
     """Have a tiny whole checkpoint of ``precision`` (``bf16 fp8 fp4 int4``) at ``directory``, and return the directory.
 
     One that is there already is used. Its config.json says that it is for rehearsals, and
-    `launcher.model.checkpoint.require` refuses it in other runs. Raises ModelError for another precision, and when
+    `launcher.model.serving.require` refuses it in other runs. Raises ModelError for another precision, and when
     something else is at ``directory``, which is never touched.
     """
     known = shipped().checkpoint["weights"]

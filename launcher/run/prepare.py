@@ -28,8 +28,9 @@ from launcher.core.publish import write_json
 from launcher.core.stop import Stop
 from launcher.image.enroot import ImportPolicy
 from launcher.image.store import ensure_image
-from launcher.model.checkpoint import CheckpointReport, examine, nearest_sibling, require, suggestion
+from launcher.model.checkpoint import CheckpointReport, examine
 from launcher.model.fingerprint import CONFIGS, fingerprint_of_files
+from launcher.model.serving import nearest_sibling, require, suggestion
 from launcher.plan.plan import Plan
 from launcher.plan.secrets import refuse_secrets
 from launcher.run.image_usage import mark_used_by

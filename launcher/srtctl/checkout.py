@@ -31,10 +31,12 @@ from launcher.core.publish import (
     TEMPORARY_SUFFIX,
     fsync,
     publishing_directory,
+    require_writable,
     temporary_name,
     temporary_pattern,
     write_json,
 )
+from launcher.core.rights import make_directories, next_step, own_name
 from launcher.srtctl.mirror import Git, Mirror
 from launcher.srtctl.planned import SRTSLURM, PlannedOverlay, SrtSlurm
 from launcher.srtctl.submit import apply_options, known_keys
@@ -96,27 +98,32 @@ class Checkouts:
         A tree that an earlier call made of the same parts is taken as it is. Without a ``sha`` the ref's commit of this
         moment is taken, and a note says so. Raises CheckoutError.
         """
-        root, mirror = Path(wanted.root), Mirror(Path(wanted.cache), wanted.repository, self._git, sleep=self._sleep)
+        try:
+            return self._prepare(wanted, Path(wanted.root))
+        except OSError as error:
+            where = Path(error.filename or wanted.root)
+            message = f"the work tree cannot be made: {error.strerror or error}"
+            raise CheckoutError(message, where=str(where), hint=next_step(error, where)) from None
+
+    def _prepare(self, wanted: SrtSlurm, root: Path) -> Checkout:
+        mirror = Mirror(Path(wanted.cache), wanted.repository, self._git, sleep=self._sleep)
         sha, notes = _resolve(mirror, wanted)
         patches = [mirror.change(patch.commit, patch.path) for patch in wanted.patches]
         base, facts = self._base(mirror, sha, patches, wanted)
         made_of = {"sha": sha, "base": base.name, "overlays": [[o.source, o.destination] for o in wanted.overlays]}
         if not _is_made_of(root, made_of):
-            root.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with publishing_directory(root, whole=lambda there: _is_made_of(there, made_of)) as tree:
-                    mirror.work_tree(tree, sha, patches)
-                    for name in facts.shared:
-                        _share(base / name, tree / name)
-                    exclude = tree / ".git/info/exclude"
-                    exclude.parent.mkdir(exist_ok=True)
-                    # Hidden from `git status`. Without the final slash: `.venv/` does not match a symlink.
-                    exclude.write_text("".join(f"/{name.rstrip('/')}\n" for name in facts.shared))
-                    for overlay in wanted.overlays:
-                        _lay_over(overlay, tree)
-                    write_json(tree / FACTS, made_of)
-            except OSError as error:
-                raise CheckoutError(f"the work tree cannot be made: {error}", where=str(root)) from None
+            make_directories(root.parent)
+            with publishing_directory(root, whole=lambda there: _is_made_of(there, made_of)) as tree:
+                mirror.work_tree(tree, sha, patches)
+                for name in facts.shared:
+                    _share(base / name, tree / name)
+                exclude = tree / ".git/info/exclude"
+                exclude.parent.mkdir(exist_ok=True)
+                # Hidden from `git status`. Without the final slash: `.venv/` does not match a symlink.
+                exclude.write_text("".join(f"/{name.rstrip('/')}\n" for name in facts.shared))
+                for overlay in wanted.overlays:
+                    _lay_over(overlay, tree)
+                write_json(tree / FACTS, made_of)
         head = self._git.text("rev-parse", "HEAD", cwd=root).strip()
         if head != sha:
             raise CheckoutError(f"HEAD is {head}; expected {sha}", where=str(root))
@@ -136,10 +143,11 @@ class Checkouts:
         extra = sorted(self._setup_environment.items())
         identity = [wanted.repository, sha, patches, wanted.setup, extra, platform.machine()]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
-        pointer = Path(wanted.cache, "bases", f"{sha[:12]}-{digest}")
+        pointer = own_name(Path(wanted.cache, "bases", f"{sha[:12]}-{digest}"))
         if found := _read_base(pointer):
             return found
-        pointer.parent.mkdir(parents=True, exist_ok=True)
+        make_directories(pointer.parent)
+        require_writable(pointer.parent)
         what, wait = f"setting up srt-slurm {sha}", float(wanted.setup_timeout * max(1, len(wanted.setup)))
         with mirror.lock(pointer, what, wait):
             if found := _read_base(pointer):
@@ -158,14 +166,14 @@ class Checkouts:
             finally:
                 if not pointer.is_symlink() or pointer.readlink() != Path(tree.name):
                     shutil.rmtree(tree, ignore_errors=True)
-        published = _read_base(pointer)
-        assert published is not None
+        if (published := _read_base(pointer)) is None:
+            raise CheckoutError("another user made the same base meanwhile", where=str(pointer), hint="run again")
         return published
 
     def _set_up(self, tree: Path, wanted: SrtSlurm) -> None:
         (tree / SRTSLURM).write_text("{}\n")  # without one, srt-slurm's `make setup` asks questions and writes its own
         log = Path(wanted.cache, "logs", f"{tree.name}.log")
-        log.parent.mkdir(parents=True, exist_ok=True)
+        make_directories(log.parent)
         for argv in wanted.setup:
             done = self._run(argv, timeout=wanted.setup_timeout, cwd=tree, env=self._environ)
             command = " ".join(argv)
@@ -208,7 +216,7 @@ def _read_base(pointer: Path) -> tuple[Path, _Facts] | None:
     try:
         tree = pointer.resolve(strict=True)
         return tree, msgspec.json.decode((tree / FACTS).read_bytes(), type=_Facts)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError):
         return None
 
 

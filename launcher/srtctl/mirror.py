@@ -13,8 +13,9 @@ from pathlib import Path
 from launcher.core.errors import CheckoutError
 from launcher.core.lease import Lock
 from launcher.core.process import CommandRunner, Completed, run
-from launcher.core.publish import publishing_directory
+from launcher.core.publish import publishing_directory, require_writable
 from launcher.core.retry import until
+from launcher.core.rights import make_directories, own_name
 
 NETWORK_TIMEOUT = 900.0
 """Seconds for one clone or fetch; srt-slurm with all its refs is 16 MB."""
@@ -23,9 +24,10 @@ LOCAL_TIMEOUT = 120.0
 """Seconds for a git command that stays on this machine's file systems."""
 
 _SHA = re.compile(r"[0-9a-f]{40}")
+_DUBIOUS = "dubious ownership"
 _PERMANENT = re.compile(
-    r"not found|does not appear to be a git repository|does not exist|could not read Username|Authentication failed"
-    r"|Permission denied|not our ref|couldn't find remote ref",
+    rf"{_DUBIOUS}|not found|does not appear to be a git repository|does not exist|could not read Username"
+    r"|Authentication failed|Permission denied|not our ref|couldn't find remote ref",
     re.IGNORECASE,
 )
 
@@ -61,17 +63,23 @@ class Mirror:
     """The mirror of one repository (a URL or a path) below ``cache``.
 
     Nothing is ever pruned or garbage-collected in it: work trees borrow its objects, and a pinned commit that was
-    force-pushed away upstream must stay. ``notes`` collects what the user should know.
+    force-pushed away upstream must stay. Where another user has made the mirror, this one gets a mirror of its own
+    beside it: git refuses to work in repositories of others. ``notes`` collects what the user should know.
     """
 
     def __init__(self, cache: Path, repository: str, git: Git, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self.repository = re.sub(r"://[^/@\s]+@", "://", repository)  # for messages and names: without credentials
         self.notes: list[str] = []
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", self.repository.rstrip("/").removesuffix(".git").rpartition("/")[2])
-        self.path = cache / "mirrors" / f"{stem}-{hashlib.sha256(self.repository.encode()).hexdigest()[:12]}.git"
+        self._path = cache / "mirrors" / f"{stem}-{hashlib.sha256(self.repository.encode()).hexdigest()[:12]}.git"
         self._url = repository
         self._git = git
         self._sleep = sleep
+
+    @property
+    def path(self) -> Path:
+        """The bare repository; it may not be there yet."""
+        return own_name(self._path)
 
     def commit(self, sha: str) -> str:
         """This commit, which is fetched when the mirror lacks it.
@@ -134,15 +142,15 @@ class Mirror:
         return done.stdout.strip() if done.ok else None
 
     def _clone_once(self) -> None:
-        if self.path.is_dir():
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._fetching():
-            if self.path.is_dir():
-                return
-            with publishing_directory(self.path) as temporary:
-                self._network("clone", "--quiet", "--mirror", self._url, temporary, cwd=self.path.parent)
-                self._git.text("config", "gc.auto", "0", cwd=temporary)
+        while not os.access(self.path, os.X_OK):  # again where another user was faster: that one is none of ours
+            make_directories(self.path.parent)
+            require_writable(self.path.parent)
+            with self._fetching():
+                if os.access(self.path, os.X_OK):
+                    return
+                with publishing_directory(self.path) as temporary:
+                    self._network("clone", "--quiet", "--mirror", self._url, temporary, cwd=self.path.parent)
+                    self._git.text("config", "gc.auto", "0", cwd=temporary)
 
     def _fetching(self) -> contextlib.AbstractContextManager[None]:
         return self.lock(self.path, f"fetching {self.repository}", NETWORK_TIMEOUT)
@@ -166,11 +174,13 @@ class Mirror:
             sleep=self._sleep,
         )
         if not done.ok:
-            raise CheckoutError(
-                f"git {words[0]} failed: {done}".replace(self._url, self.repository),
-                where=self.repository,
-                hint="is the repository's address right, and can this machine reach it (proxy, credentials)?",
-            )
+            hint = "is the repository's address right, and can this machine reach it (proxy, credentials)?"
+            if _DUBIOUS in done.stderr:
+                hint = (
+                    "git reads a repository of another user only where `safe.directory` of your git config has its path"
+                )
+            message = f"git {words[0]} failed: {done}".replace(self._url, self.repository)
+            raise CheckoutError(message, where=self.repository, hint=hint)
 
 
 class Commits:
@@ -184,7 +194,7 @@ class Commits:
     def __call__(self, repository: str, sha: str) -> bool | None:
         """Whether a mirror of ``repository`` (a URL) has the commit; None when there is no mirror of it."""
         if (repository, sha) not in self._known:
-            mirrors = [m for c in self._caches if (m := Mirror(c, repository, self._git).path).is_dir()]
+            mirrors = [m for c in self._caches if os.access(m := Mirror(c, repository, self._git).path, os.X_OK)]
             held = (self._git("cat-file", "-e", f"{sha}^{{commit}}", cwd=mirror).ok for mirror in mirrors)
             self._known[repository, sha] = any(held) if mirrors else None
         return self._known[repository, sha]

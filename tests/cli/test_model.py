@@ -48,7 +48,7 @@ def test_stage_verify_list_and_gc(source: Path, tmp_path: Path, capsys: pytest.C
     assert listed["MiniMax-M3"]["whole"] and listed["MiniMax-M3"]["manifest"]["source"] == str(source)
     assert not listed[dead.name]["whole"]
     assert main(["model", "gc", str(tmp_path / "fast")]) == 0
-    assert "would go" in capsys.readouterr().out
+    assert "would remove" in capsys.readouterr().out
     assert dead.is_dir()
     assert main(["model", "gc", str(tmp_path / "fast"), "--apply"]) == 0
     assert "removed" in capsys.readouterr().out

@@ -15,7 +15,8 @@ import pytest
 from launcher.cli import main
 from launcher.core.errors import ImageError
 from launcher.core.lease import Lock
-from launcher.image.inventory import Garbage, ImageDirectory, adopt, verify
+from launcher.core.leftovers import Leftover
+from launcher.image.inventory import ImageDirectory, adopt, verify
 from launcher.image.squash import Sidecar, file_hash, sidecar_path
 from tests.image.squashfs_tools import mksquashfs, needs_squashfs_tools
 from tests.image.support import REFERENCE, Store, process, request, small_image
@@ -38,7 +39,7 @@ def old(path: Path, days: float = 40) -> Path:
     return path
 
 
-def names(found: list[Garbage]) -> list[str]:
+def names(found: list[Leftover]) -> list[str]:
     return sorted(item.path.name for item in found)
 
 
@@ -94,9 +95,9 @@ def test_an_image_goes_with_its_record_unless_it_came_into_use(directory: Path) 
     old(sidecar_path(image)), old(image)
     (item,) = ImageDirectory(directory).garbage()
     with Lock(directory / ".x.sqsh.owner", what="an import", wait=0):
-        assert not ImageDirectory(directory).remove(item), "somebody imports it"
+        assert ImageDirectory(directory).remove(item) is not None, "somebody imports it"
     assert image.exists()
-    assert ImageDirectory(directory).remove(item)
+    assert ImageDirectory(directory).remove(item) is None
     assert list(directory.iterdir()) == []
 
 
@@ -124,7 +125,7 @@ def test_what_dead_processes_left_goes_and_what_may_live_stays(directory: Path) 
     found = ImageDirectory(directory).garbage()
     assert names(found) == sorted([dead.name, lock.name, orphan.name])
     assert next(item.size for item in found if item.path == dead) >= 1000
-    assert all(ImageDirectory(directory).remove(item) for item in found)
+    assert all(ImageDirectory(directory).remove(item) is None for item in found)
     assert len(list(directory.iterdir())) == 3
     assert names(ImageDirectory(directory, parts=-1.0).garbage()) == sorted(p.name for p in directory.iterdir())
 
@@ -137,7 +138,7 @@ def test_a_lock_that_a_live_process_took_meanwhile_stays(directory: Path) -> Non
     lock.unlink()
     with Lock(lock, what="an import", wait=0) as held:
         assert held.acquired
-        assert not ImageDirectory(directory).remove(item)
+        assert ImageDirectory(directory).remove(item) is not None
         assert lock.exists()
 
 

@@ -83,7 +83,7 @@ def test_a_mark_that_was_torn_counts_and_one_that_is_too_old_does_not(squash: Pa
     aged(squash.parent / ".uses/x.sqsh", 40)
     assert gone(squash) == ["x.sqsh", mark.name]
     for item in ImageDirectory(squash.parent).garbage():
-        assert ImageDirectory(squash.parent).remove(item)
+        assert ImageDirectory(squash.parent).remove(item) is None
     assert list(squash.parent.iterdir()) == []
 
 
@@ -130,7 +130,7 @@ def test_a_run_that_comes_between_a_look_and_the_removal_keeps_its_image(
         return found
 
     monkeypatch.setattr(usage, "marks", comes)
-    assert not ImageDirectory(squash.parent).remove(item)
+    assert ImageDirectory(squash.parent).remove(item) is not None
     assert asked == 2
     assert squash.read_bytes() == content
     assert [path.name for path in squash.parent.iterdir() if path.name.endswith(".part")] == []

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from launcher.core.errors import ModelError
-from launcher.model.checkpoint import REHEARSAL_KEY, CheckpointReport, examine, nearest_sibling, require, right_sibling
+from launcher.model.checkpoint import REHEARSAL_KEY, CheckpointReport, examine
+from launcher.model.serving import nearest_sibling, require, right_sibling
 from launcher.model.weights import LFS_POINTER
 from tests.model.checkpoints import checkpoint, put, safetensors
 

@@ -17,9 +17,10 @@ import pytest
 
 from launcher.cli import main
 from launcher.core.errors import ConfigError, ModelError
-from launcher.model.checkpoint import examine, require
+from launcher.model.checkpoint import examine
 from launcher.model.fingerprint import fingerprint_of_files
 from launcher.model.manifest import MANIFEST_NAME
+from launcher.model.serving import require
 from launcher.model.source import HubSource, pinned_files, source_of
 from launcher.model.stage import adopt, stage
 from launcher.model.weights import declared, identity

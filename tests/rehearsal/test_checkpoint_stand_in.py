@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from launcher.core.errors import ModelError
-from launcher.model.checkpoint import examine, require
+from launcher.model.checkpoint import examine
+from launcher.model.serving import require
 from launcher.rehearsal.stand_ins import ensure_model
 from tests.model.checkpoints import checkpoint
 

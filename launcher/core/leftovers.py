@@ -1,0 +1,52 @@
+"""What killed processes leave in directories that several people use, and the removal of such things."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.core.rights import cannot_remove, standing
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What nobody needs, of ``size`` bytes: ``why`` is the proof, or says whose it was.
+
+    ``keep`` says why it has to stay, as when it may be in use, or only another user may remove it.
+    """
+
+    path: Path
+    size: int
+    why: str
+    keep: str | None = None
+
+    @classmethod
+    def of(cls, path: Path, why: str, keep: str | None = None) -> Leftover:
+        """The path as it is now; where this user may not remove it, that is why it stays."""
+        return cls(path, size_of(path), why, keep or cannot_remove(path))
+
+
+def size_of(path: Path) -> int:
+    """Bytes that a file or tree occupies. What is not there, or vanishes meanwhile, counts nothing."""
+    below = [Path(root, name) for root, _, names in os.walk(path) for name in names]
+    total = 0
+    for file in (path, *below):
+        with contextlib.suppress(OSError):
+            total += file.lstat().st_blocks * 512  # POSIX leaves the unit open; Linux counts in 512 bytes (stat(2))
+    return total
+
+
+def remove(path: Path) -> str | None:
+    """Remove a file or directory; why it is still there, or None when it is gone."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        if os.path.lexists(path):
+            return cannot_remove(path) or f"cannot be removed: {error.strerror} ({standing(error.filename or path)})"
+    return None
