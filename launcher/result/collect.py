@@ -241,7 +241,7 @@ def _look_agentic(request: CollectRequest, found: _Found) -> None:
         if not path.resolve().is_relative_to(source.resolve()):
             found.problems.append(Problem(f"{path} leads to {path.resolve()}, out of it", concurrency, "invalid"))
             continue
-        point = read_agentic_result(path, expected_concurrency=concurrency, expected=expected)
+        point = read_agentic_result(path, expected_concurrency=concurrency, expected=expected, window=window)
         status = path.stat()
         if request.there_before.get(name) == status.st_mtime_ns:
             text = f"{path} lay there before this run's job was submitted, and has not changed since"

@@ -19,7 +19,7 @@ import msgspec
 
 from launcher.plan.plan import Expected
 from launcher.result import contradictions
-from launcher.result.validate import Unusable, content, each_once
+from launcher.result.document import Unusable, content, each_once
 
 META, RESULTS = "meta_env.json", "results*.json"
 OWN_THRESHOLDS = "utils/evals/thresholds.yaml"
@@ -103,6 +103,7 @@ def judge(files: Mapping[str, Path], expected: Expected, thresholds: Thresholds)
         elif name != META:
             judged.doubts += _low_scores(name, document, expected, thresholds)
     results = [name for name in files if fnmatch(name, RESULTS)]
+    judged.doubts += _twice({name: documents[name] for name in results if name in documents})
     if results and META not in files:
         judged.doubts.append(f"eval: no {META}, which the workflow's next step reads")
     judged.whole += [f"eval: {text}" for text in _wrong_concurrencies(results, meta or {}, expected)]
@@ -141,7 +142,8 @@ def _scores(values: Mapping[str, Any]) -> dict[str, float]:
 
 def _wrong_scores(document: Mapping[str, Any], expected: Expected, thresholds: Thresholds) -> Iterator[str]:
     """What is wrong with one ``results*.json``."""
-    yield from contradictions.of_model(document.get("model_name"), expected, "model_name")
+    for key, name in _models(document):
+        yield from contradictions.of_model(name, expected, key)
     if not (tasks := _tasks(document)):
         yield "it is empty: results names no task"
         return
@@ -160,7 +162,7 @@ def _wrong_scores(document: Mapping[str, Any], expected: Expected, thresholds: T
                 yield f"{task} {key} is {score:g}, and a share is from 0 to 1"
         samples = counts.get(task) if isinstance(counts, dict) else None
         if isinstance(samples, dict):
-            yield from _wrong_samples(task, samples, expected)
+            yield from _wrong_samples(task, samples, values.get("sample_len"), expected)
     for task in configs if isinstance(configs, dict) else ():
         if task not in tasks:
             yield f"it is partial: {task} was configured, and results has nothing of it"
@@ -170,11 +172,37 @@ def _wrong_scores(document: Mapping[str, Any], expected: Expected, thresholds: T
         yield f"it is partial: config.limit is {limit!r}, and the plan has no EVAL_LIMIT"
 
 
-def _wrong_samples(task: str, samples: Mapping[str, Any], expected: Expected) -> Iterator[str]:
+def _models(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What lm-eval calls the model, by where it says so."""
+    yield "model_name", document.get("model_name")
+    config = document.get("config")
+    given = config.get("model_args") if isinstance(config, dict) else None
+    if isinstance(given, str):
+        given = dict(pair.partition("=")[::2] for pair in given.split(","))
+    yield "model of config.model_args", given.get("model") if isinstance(given, dict) else None
+
+
+def _twice(documents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Tasks that several files of one concurrency have."""
+    files: dict[tuple[str, str], list[str]] = {}
+    for name, document in documents.items():
+        concurrency = _CONCURRENCY.search(name)
+        for task in _tasks(document):
+            files.setdefault((concurrency[0] if concurrency else "", task), []).append(name)
+    for (_, task), names in files.items():
+        if len(names) > 1:
+            yield f"eval: {task} stands in {' and '.join(sorted(names)[:5])}: the workflow counts the newest"
+
+
+def _wrong_samples(task: str, samples: Mapping[str, Any], length: Any, expected: Expected) -> Iterator[str]:
     whole, used = samples.get("original"), samples.get("effective")
     if not isinstance(used, int):
         return
-    if used < 1:
+    if isinstance(whole, int) and used > whole:
+        yield f"n-samples.{task}.effective is {used}, more than original, which is {whole}"
+    elif isinstance(length, int) and length != used:
+        yield f"n-samples.{task}.effective is {used}, and results.{task}.sample_len is {length}"
+    elif used < 1:
         yield f"{task} is empty: n-samples.{task}.effective is {used}"
     elif isinstance(whole, int) and used < whole and not expected.part:
         yield f"{task} is partial: {used} of {whole} samples (n-samples), and the plan has no EVAL_LIMIT"

@@ -7,30 +7,23 @@ both throughputs, divides every key ending in ``ms`` by 1000, and 1000 by every 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import re
-import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from launcher.core.reading import written
 from launcher.plan.plan import Expected
 from launcher.result import contradictions
-from launcher.result.contradictions import MARKS, Window
+from launcher.result.agentic_numbers import failed_of, of_agentic
+from launcher.result.contradictions import MARK, Window
+from launcher.result.document import Document, Unusable, finite
+from launcher.result.fixed_numbers import FAILED, doubts_of_concurrency, of_fixed
 
 _FILE_NAME = re.compile(r"results_concurrency_(\d+)_gpus_(\d+)(?:_ctx_(\d+)_gen_(\d+))?\.json")
 _AGENTIC_NAME = re.compile(r".*_conc(\d+)\.json")
 _LENGTHS = re.compile(r"isl_(\d+)_osl_(\d+)")
-_NOT_FINITE = re.compile(rb'(?:"([^"]{1,80})"\s*:|[\[,])\s*[-+]?(NaN|Infinity)\b')
-_FALSE = msgspec.Raw(b"false")
-_DIGITS = frozenset(bytes([byte]) for byte in b"-0123456789")
-_LARGEST = 1 << 31
-_TYPED = ("duration", "request_throughput", "total_input_tokens", "total_output_tokens", "num_prompts")
+_TYPED = ("duration", "request_throughput", "total_input_tokens", "total_output_tokens", "num_prompts", *FAILED)
 """Numbers wherever they are given: a text or nothing in their place would keep rates from being held against them."""
 
 _MOST = 6
@@ -99,10 +92,6 @@ class Invalid:
     reason: str
 
 
-class Unusable(Exception):
-    """A file cannot be used as a result; the message says why."""
-
-
 def read_result(
     path: Path,
     *,
@@ -134,7 +123,7 @@ def read_result(
                 raise Unusable(text)
             if held.tool is not None and not folder.startswith(f"{held.tool}_"):
                 raise Unusable(f"its directory is {folder}, and the plan measures with {held.tool}")
-        return _fixed_point(path, name, _load(path), held, window)
+        return _fixed_point(path, name, Document.read(path), held, window)
     except Unusable as unusable:
         return Invalid(path, str(unusable))
 
@@ -152,7 +141,7 @@ def read_agentic_result(
         named = _AGENTIC_NAME.fullmatch(path.name)
         if named is None or int(named[1]) != expected_concurrency:
             raise Unusable(f"its name does not end in _conc{expected_concurrency}.json")
-        return _agentic_point(path, expected_concurrency, _load(path), held)
+        return _agentic_point(path, expected_concurrency, Document.read(path), held, window)
     except Unusable as unusable:
         return Invalid(path, str(unusable))
 
@@ -167,137 +156,55 @@ def read_only_result(
     """
     try:
         if expected.mode == "agentic":
-            return _agentic_point(path, concurrency, _load(path), expected)
+            return _agentic_point(path, concurrency, Document.read(path), expected, window)
         prefill, decode = expected.gpus or (gpus, 0)
         name = FileName(concurrency, prefill + decode, (prefill, decode) if decode else None)
-        return _fixed_point(path, name, _load(path), expected, window)
+        return _fixed_point(path, name, Document.read(path), expected, window)
     except Unusable as unusable:
         return Invalid(path, str(unusable))
 
 
-class _Key(str):
-    """A key of an object as it stands in a file: no two are equal, so that none replaces another unseen."""
-
-    __slots__ = ()
-    __hash__ = object.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-
-_OBJECT = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=lambda kind, text: kind(text))
-
-
-def _load(path: Path) -> Mapping[str, msgspec.Raw]:
-    """The top level of a JSON object, its values unparsed: `itls` alone can hold twenty million numbers."""
-    data = content(path)
-    if not data.strip():
-        raise Unusable("the file is empty")
-    try:
-        return each_once([(str(key), value) for key, value in _OBJECT.decode(data).items()])
-    except msgspec.ValidationError:
-        raise Unusable("it is JSON, but not an object") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if found := _NOT_FINITE.search(data):
-            holder = found[1].decode(errors="replace") if found[1] else "an element of a list"
-            raise Unusable(f"{holder} is {found[2].decode()}") from None
-        text = str(error)
-        raise Unusable("truncated JSON" if "truncated" in text else f"not JSON: {text}") from None
-
-
-def _number(document: Mapping[str, msgspec.Raw], key: str) -> float:
-    raw = document.get(key)
-    if raw is None:
-        raise Unusable(f"{key} is missing")
-    return _finite(key, _value(raw))
-
-
-def _number_if_any(document: Mapping[str, msgspec.Raw], key: str) -> float | None:
-    return _number(document, key) if key in document else None
-
-
-def content(path: Path) -> bytes:
-    """What a file holds. Raises Unusable; of what is no file, a pipe perhaps, nothing is read."""
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise Unusable("cannot be read: it is no regular file")
-        if status.st_size > _LARGEST:
-            raise Unusable(f"cannot be read: it has {status.st_size} bytes, and a result at most {_LARGEST}")
-        return path.read_bytes()
-    except OSError as error:
-        raise Unusable(f"cannot be read: {error.strerror}") from None
-
-
-def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of its keys and values. Readers disagree on which of two values of one key counts."""
-    document = dict(pairs)
-    if len(document) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise Unusable(f"the key {twice[:80]!r} stands in it more than once")
-    return document
-
-
-def _value(raw: msgspec.Raw) -> Any:
-    try:
-        if bytes(memoryview(raw)[:1]) == b"{":
-            return json.loads(bytes(raw), object_pairs_hook=each_once)
-        return msgspec.json.decode(raw)
-    except (ValueError, RecursionError) as error:
-        raise Unusable(f"not JSON: {error}") from None
-
-
-def _finite(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Unusable(f"{key} is {value!r}, not a number")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise Unusable(f"{key} is not finite")
-    return number
-
-
 _LISTS = ("input_lens", "output_lens", "ttfts")
+_MODEL = ("model_id", "model", "model_name", "served_model_name")
 
 
-def _fixed_point(
-    path: Path, name: FileName, document: Mapping[str, msgspec.Raw], expected: Expected, window: Window | None
-) -> Point:
-    if not (raw := document.get("model_id")) or not isinstance(model := _value(raw), str):
-        raise Unusable("model_id is missing" if raw is None else "model_id is not text")
-    concurrency, total, output, completed = (_number(document, key) for key in _NEEDED)
-    for key in _TYPED:
-        _number_if_any(document, key)
-    numbers = {key: _number(document, key) for key in document if key.endswith("ms") or "tpot" in key}
+def _fixed_point(path: Path, name: FileName, document: Document, expected: Expected, window: Window | None) -> Point:
+    if "model_id" not in document or not isinstance(document.value("model_id"), str):
+        raise Unusable("model_id is not text" if "model_id" in document else "model_id is missing")
+    concurrency, total, output, completed = (document.number(key) for key in _NEEDED)
+    for key in document:
+        if key in _TYPED or key.endswith("ms") or "tpot" in key:
+            document.number(key)
+    numbers = document.numbers()
     if concurrency != name.concurrency:
         raise Unusable(f"max_concurrency is {concurrency:g}, expected {name.concurrency}")
     if completed < 1:
         raise Unusable("no request was completed")
-    tokens = _number_if_any(document, "total_output_tokens")
-    if output <= 0 or total <= 0 or tokens == 0:
+    if output <= 0 or total <= 0 or numbers.get("total_output_tokens") == 0:
         raise Unusable("no output token was generated")
     if zero := [key for key, value in numbers.items() if "tpot" in key and value == 0]:
         raise Unusable(f"{zero[0]} is 0, and process_result.py divides by it")
-    said = {key: _number(document, key) for key, raw in document.items() if _is_number(raw)}
-    lists = {key: values for key in _LISTS if (values := _numbers_in(document.get(key)))}
-    lists["errors"] = _failures_in(document.get("errors"))
+    lists = {key: values for key in _LISTS if (values := document.list_of_numbers(key))}
+    lists["errors"] = [document.said_in("errors")]
+    said = {k: document.value(k) for k in document if k in _MODEL or k in expected.row or MARK.fullmatch(k)}
     wrong = [
-        *contradictions.of_marks({key: _value(document[key]) for key in MARKS if key in document}, expected),
-        *contradictions.of_model(model, expected, "model_id"),
+        *contradictions.of_marks(said, expected),
+        *(text for key in _MODEL for text in contradictions.of_model(said.get(key), expected, key)),
+        *contradictions.of_row(said, expected, path.name),
         *contradictions.of_gpus(name.gpus, name.split, total, expected),
-        *contradictions.of_fixed(said | numbers, lists, expected),
-        *contradictions.of_times(said, expected, window),
+        *of_fixed(numbers, lists, expected),
+        *contradictions.of_times(numbers, expected, window),
     ]
     if wrong:
         raise Unusable("; ".join(wrong[:_MOST]))
     prefill, decode = expected.gpus or name.split or (name.gpus, 0)
-    requests = _number_if_any(document, "num_prompts")
+    requests = numbers.get("num_prompts")
     doubts = [f"{key} is negative" for key, value in numbers.items() if key.startswith("median") and value < 0]
     if requests is not None and int(completed) < int(requests):
         doubts.append(f"{int(completed)} of {int(requests)} requests completed")
+    doubts += contradictions.of_model(document.value("tokenizer_id"), expected, "tokenizer_id")
+    doubts += contradictions.doubts_of_time(numbers.get("duration"), document.value("date"), window)
+    doubts += doubts_of_concurrency(numbers, at_full_rate=document.value("request_rate") == "inf")
     return Point(
         concurrency=name.concurrency,
         completed=int(completed),
@@ -315,43 +222,24 @@ def _fixed_point(
             for metric in ("ttft", "tpot", "itl", "e2el")
             for which in ("median", "p99")
         },
-        duration_s=_number_if_any(document, "duration"),
-        ended=said.get("benchmark_end_time_unix") or written(path),
-        rehearsal=bool(_value(document.get("rehearsal", _FALSE))),
+        duration_s=numbers.get("duration"),
+        ended=numbers.get("benchmark_end_time_unix") or written(path),
+        rehearsal=bool(document.value("rehearsal")),
         doubts=tuple(doubts),
     )
 
 
-def _is_number(raw: msgspec.Raw) -> bool:
-    return bytes(memoryview(raw)[:1]) in _DIGITS
-
-
-def _numbers_in(raw: msgspec.Raw | None) -> list[float]:
-    """A list of numbers; nothing when it is none. It says no more than what is published says already."""
-    try:
-        return msgspec.json.decode(raw, type=list[float]) if raw is not None else []
-    except (msgspec.DecodeError, RecursionError):
-        return []
-
-
-def _failures_in(raw: msgspec.Raw | None) -> list[float]:
-    """A 1 for each request that has an error's text."""
-    try:
-        texts = msgspec.json.decode(raw, type=list[str | None]) if raw is not None else []
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return []
-    return [1.0 for text in texts if text]
-
-
-def _agentic_point(path: Path, concurrency: int, document: Mapping[str, msgspec.Raw], expected: Expected) -> Point:
-    completed = _number(document, "num_requests_successful")
+def _agentic_point(
+    path: Path, concurrency: int, document: Document, expected: Expected, window: Window | None
+) -> Point:
+    completed = document.number("num_requests_successful")
     if completed < 1:
         raise Unusable("no request succeeded")
-    if (said := _number_if_any(document, "conc")) not in (None, concurrency):
+    if (said := document.number_if_any("conc")) not in (None, concurrency):
         raise Unusable(f"conc is {said:g}, expected {concurrency}")
-    gpus = (_number_if_any(document, key) for key in ("num_prefill_gpu", "num_decode_gpu"))
+    gpus = (document.number_if_any(key) for key in ("num_prefill_gpu", "num_decode_gpu"))
     prefill, decode = (None if count is None else int(count) for count in gpus)
-    parts = {key: _value(raw) for key, raw in document.items()}
+    parts = {key: document.value(key) for key in document}
     metrics = parts.get("request_metrics")
     medians = (_within(metrics, "latency", metric, "p50") for metric in ("ttft", "tpot", "itl", "e2el"))
     ttft, tpot, itl, e2el = (None if seconds is None else seconds * 1000 for seconds in medians)
@@ -378,19 +266,20 @@ def _agentic_point(path: Path, concurrency: int, document: Mapping[str, msgspec.
         *contradictions.of_marks(parts, expected),
         *contradictions.of_model(parts.get("model"), expected, "model"),
         *contradictions.of_row(parts, expected, path.name),
-        *contradictions.of_agentic(parts, expected),
+        *of_agentic(parts, expected),
     ]
     if wrong:
         raise Unusable("; ".join(wrong[:_MOST]))
+    doubts = list(contradictions.doubts_of_time(point.duration_s, None, window))
     if (accounting := parts.get("request_accounting")) is None:
-        return point
+        return dataclasses.replace(point, doubts=tuple(doubts))
     _within(accounting, "records_error_dropped")
-    failed = contradictions.failed_of(parts)
-    doubts = (f"{failed:g} requests failed",) if failed else ()
-    return dataclasses.replace(point, requests=int(completed + failed), doubts=doubts)
+    if failed := failed_of(parts):
+        doubts.insert(0, f"{failed:g} requests failed")
+    return dataclasses.replace(point, requests=int(completed + failed), doubts=tuple(doubts))
 
 
 def _within(metrics: Any, *keys: str) -> float | None:
     for key in keys:
         metrics = metrics.get(key) if isinstance(metrics, dict) else None
-    return None if metrics is None else _finite(".".join(keys), metrics)
+    return None if metrics is None else finite(".".join(keys), metrics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from typing import Any
 def fixed(concurrency: int = 4, **changes: Any) -> dict[str, Any]:
     """A result of sa-bench; a change to None removes the key."""
     document: dict[str, Any] = {
-        "date": "20261121-183233",
+        "date": time.strftime("%Y%m%d-%H%M%S"),
         "backend": "dynamo",
         "model_id": "model",
         "num_prompts": 40,

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from launcher.plan.plan import Bounds, Expected
-from launcher.result.contradictions import of_agentic
+from launcher.result.agentic_numbers import of_agentic
 from launcher.result.validate import Invalid, Point, read_only_result
 from tests.result.documents import age, agentic, evaluation, fixed, write
 from tests.result.traps import FOLDER, Lane, lane, metrics, outcome, text_of, whole_agentic
@@ -339,6 +339,123 @@ TRAPS: dict[str, Trap] = {
         ),
         "request_accounting.records_total is 150, and num_requests_successful and records_dropped_total are 100 and 20",
     ),
+    # Against itself, second look
+    "a latency longer than the benchmark": (
+        S,
+        FIXED,
+        lambda j: j.fixed(duration=0.01, output_throughput=460000.0, total_token_throughput=960000.0),
+        "median_e2el_ms is 1100, and duration is 0.01 s",
+    ),
+    "a median by two names": (
+        S,
+        FIXED,
+        lambda j: j.fixed(p50_ttft_ms=104.0),
+        "median_ttft_ms is 84, and p50_ttft_ms is 104",
+    ),
+    "a mean above the most": (
+        S,
+        FIXED,
+        lambda j: j.fixed(mean_itl_ms=500.0, max_itl_ms=100.0),
+        "mean_itl_ms is 500, more than max_itl_ms, which is 100",
+    ),
+    "a mean below the least": (
+        S,
+        FIXED,
+        lambda j: j.fixed(mean_itl_ms=1.0, min_itl_ms=5.0),
+        "mean_itl_ms is 1, less than min_itl_ms, which is 5",
+    ),
+    "answers of nothing": (
+        S,
+        FIXED,
+        lambda j: j.fixed(output_lens=[115] * 4 + [0] * 36),
+        "completed is 40, and 4 of output_lens are not 0",
+    ),
+    "failed as text": (S, FIXED, lambda j: j.fixed(failed="30"), "failed is '30', not a number"),
+    "failed as a list": (S, FIXED, lambda j: j.fixed(num_failed=[1] * 30), "not a number"),
+    "fewer than none failed": (S, FIXED, lambda j: j.fixed(failed=-3), "failed is -3, below 0"),
+    "errors that are objects": (S, FIXED, lambda j: j.fixed(errors=[{"code": 500}] * 40), "40 of 40 requests failed"),
+    "a number beyond all": (
+        S,
+        FIXED,
+        lambda j: j.fixed(json.dumps(fixed(4)).replace('"mean_tpot_ms": 8.5', '"mean_tpot_ms": 1e999')),
+        "Number out of range",
+    ),
+    "text that is none": (
+        S,
+        FIXED,
+        lambda j: j.fixed().write_bytes(json.dumps(fixed(4, note="X")).encode().replace(b'"X"', b'"\xff\xfe"')),
+        "it is not UTF-8",
+    ),
+    "two documents": (S, FIXED, lambda j: j.fixed(json.dumps(fixed(4)) * 2), "not JSON"),
+    "another precision by the document": (
+        S,
+        FIXED,
+        lambda j: j.fixed(precision="fp4"),
+        "precision is 'fp4' in results_concurrency_4_gpus_12_ctx_4_gen_8.json, and 'fp8' in the plan",
+    ),
+    "another model is served": (
+        S,
+        FIXED,
+        lambda j: j.fixed(served_model_name="meta/Llama-3"),
+        "served_model_name is 'meta/Llama-3'",
+    ),
+    "a mock's by another name": (S, FIXED, lambda j: j.fixed(backend="dynamo.Mocker"), "backend is 'dynamo.Mocker'"),
+    "a mark by another name": (S, FIXED, lambda j: j.fixed(is_mock="yes"), "is_mock is 'yes'"),
+    "a dry run": (S, AGENTIC, lambda j: j.agentic(Dry_Run=True), "Dry_Run is True"),
+    "a directory beside ours": (
+        S,
+        FIXED,
+        lambda j: (j.fixed(), (j.workspace / f"RF_{FOLDER}_conc9_gpus_12.json").mkdir()),
+        "conc9_gpus_12.json is in the workspace",
+    ),
+    "a link to nothing beside ours": (
+        S,
+        FIXED,
+        lambda j: (j.fixed(), (j.workspace / f"RF_{FOLDER}_conc9_gpus_12.json").symlink_to("/nowhere")),
+        "conc9_gpus_12.json is in the workspace",
+    ),
+    "agentic, the GPUs of decode alone": (
+        S,
+        AGENTIC,
+        lambda j: j.agentic(num_prefill_gpu=None),
+        "num_prefill_gpu and num_decode_gpu are 0+8, and 4+8 in the plan",
+    ),
+    "agentic, the first token after the last": (
+        S,
+        AGENTIC,
+        lambda j: j.agentic(request_metrics=metrics(latency={"ttft": {"p50": 50.0}})),
+        "latency.ttft.p50 is 50, more than latency.e2el.p50, which is 12",
+    ),
+    "agentic, half a request": (
+        S,
+        AGENTIC,
+        lambda j: j.agentic(num_requests_successful=99.5),
+        "num_requests_successful is 99.5, not a whole number",
+    ),
+    "agentic, another scenario": (
+        S,
+        AGENTIC,
+        lambda j: j.agentic(scenario_type="fixed-seq-len"),
+        "scenario_type is 'fixed-seq-len', and the plan's is agentic",
+    ),
+    "samples that were not scored": (
+        S,
+        EVAL,
+        lambda j: j.evaluated(results={"gsm8k": {"exact_match,x": 0.95, "sample_len": 100}}),
+        "n-samples.gsm8k.effective is 1319, and results.gsm8k.sample_len is 100",
+    ),
+    "more samples than there are": (
+        S,
+        EVAL,
+        lambda j: j.evaluated(**{"n-samples": {"gsm8k": {"original": 1319, "effective": 5000}}}),
+        "effective is 5000, more than original, which is 1319",
+    ),
+    "of another model by its arguments": (
+        S,
+        EVAL,
+        lambda j: j.evaluated(model_name=None, config={"model_args": "base_url=http://x,model=org/Other"}),
+        "model of config.model_args is 'org/Other'",
+    ),
     # Mostly failed
     "one of 160": (S, FIXED, lambda j: j.fixed(num_prompts=800), "760 of 800 requests failed (completed is 40): 95.0%"),
     "a little too many": (S, FIXED, lambda j: j.fixed(num_prompts=43), "3 of 43 requests failed"),
@@ -613,6 +730,78 @@ GOOD: dict[str, tuple[str, str, Lay, str]] = {
         S,
         AGENTIC,
         lambda j: j.agentic(request_metrics={**metrics(), "qps": {}, "tokens": {"output_expected": {}}}, router=None),
+        "",
+    ),
+    "a concurrency with a point": (S, FIXED, lambda j: j.fixed(max_concurrency=4.0, completed=40.0), ""),
+    "half a character in a text": (
+        S,
+        FIXED,
+        lambda j: j.fixed(json.dumps(fixed(4))[:-1] + ', "generated_texts": ["\\ud800"]}'),
+        "",
+    ),
+    "a clock of the container's zone": (
+        S,
+        FIXED,
+        lambda j: j.fixed(date=time.strftime("%Y%m%d-%H%M%S", time.gmtime(time.time() + 8 * 3600))),
+        "",
+    ),
+    "a date of another form": (S, FIXED, lambda j: j.fixed(date="20261399-990000"), ""),
+    "a date of last month": (
+        S,
+        FIXED,
+        lambda j: j.fixed(date="20261001-183233"),
+        "date (20261001-183233) is older than",
+    ),
+    "a duration longer than the run": (
+        S,
+        FIXED,
+        lambda j: j.fixed(duration=1000.0, output_throughput=4.6, total_token_throughput=9.6),
+        "it was measured for 1000 s, and this run's job was submitted 60 s ago",
+    ),
+    "latencies of another concurrency": (
+        S,
+        FIXED,
+        lambda j: j.fixed(mean_e2el_ms=1600.0),
+        "mean_e2el_ms × completed / duration is 6.4 requests at once, and max_concurrency 4",
+    ),
+    "fewer requests than at once": (
+        S,
+        FIXED,
+        lambda j: j.fixed(
+            **{"num_prompts": 3, "completed": 3, "total_input_tokens": 375, "total_output_tokens": 345},
+            **{"output_throughput": 34.5, "total_token_throughput": 72.0},
+        ),
+        "num_prompts is 3, and max_concurrency 4: so many never ran at once",
+    ),
+    "another tokenizer": (S, FIXED, lambda j: j.fixed(tokenizer_id="meta/Llama-3"), "tokenizer_id is 'meta/Llama-3'"),
+    "a rate of its own": (S, FIXED, lambda j: j.fixed(request_rate=0.1, mean_e2el_ms=90.0, burstiness=1.0), ""),
+    "a row that the document repeats": (S, FIXED, lambda j: j.fixed(precision="FP8", prefill_tp=4), ""),
+    "agentic, more statistics": (
+        S,
+        AGENTIC,
+        lambda j: j.agentic(request_metrics=metrics(latency={"ttft": {"p50": 0.5, "p99.9": 3, "std": 0.1, "n": 9}})),
+        "",
+    ),
+    "evaluated twice": (
+        S,
+        EVAL,
+        lambda j: (j.meta(), j.evaluated("results_1.json"), j.evaluated("results_2.json")),
+        "gsm8k stands in results_1.json and results_2.json: the workflow counts the newest",
+    ),
+    "two tasks in two files": (
+        S,
+        EVAL,
+        lambda j: (
+            j.meta(),
+            j.evaluated("results_1.json"),
+            j.evaluated("results_2.json", results={"gpqa_diamond_cot_n_shot": {"acc,none": 0.5}}, configs=None),
+        ),
+        "",
+    ),
+    "the model by its arguments": (
+        S,
+        EVAL,
+        lambda j: (j.meta(), j.evaluated(model_name=None, config={"model_args": "model=org/Model-X,num_concurrent=4"})),
         "",
     ),
     "a standard error of NaN": (S, EVAL, lambda j: (j.meta(), j.evaluated(**scored(**NAN_ERRORS))), ""),
