@@ -12,17 +12,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from launcher.core.errors import Cancelled
 from launcher.core.stop import Stop
-from launcher.run import finish, loop
+from launcher.run import finish
 from launcher.run.kind import Run
 from launcher.run.loop import Limits, run_all
 from launcher.run.record import RecordedJob
-from launcher.slurm.client import JobKey
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.poller import Pace
 from launcher.srtctl.planned import SrtctlJob
@@ -256,10 +254,6 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     recorded = RecordedJob("7", float(T), str(job.logs.parent), str(job.logs / "sweep_7.log"))
     job.run.record.update(state="submitted", job=recorded)
 
-    def submitted(run: Run, done: Any) -> None:
-        done.put((run, JobKey("7", float(T), run.id)))
-
-    monkeypatch.setattr(loop, "prepare_in_thread", submitted)
     monkeypatch.setattr(finish, "RESULT_PATIENCE", 0.0)
     return job
 
