@@ -81,7 +81,7 @@ class Project:
         return cls(
             workspace=found["--workspace"] or Path(environ.get("GITHUB_WORKSPACE") or ".").resolve(),
             state=state_directory(environ, state),
-            environ=environ,
+            environ=dict(environ),  # os.environ decodes a variable each time
             srt_slurm=found["--srt-slurm"],
             runners=found["--runners"],
             recipes=found["--recipes"],
@@ -110,23 +110,29 @@ class Project:
         own = {"{workspace}": str(self.workspace), "{state}": str(self.state)}
         return [Path(reduce(lambda text, key: text.replace(key, own[key]), own, text)) for text in dict.fromkeys(said)]
 
+    @cached_property
+    def _kinds(self) -> dict[str, JobKind]:
+        return {}
+
     def kind(self, name: str) -> JobKind:
         """A kind of job by its name in runner files and plans. Raises ConfigError."""
-        try:
-            return KINDS[name](self)
-        except KeyError:
+        if name not in KINDS:
             near = closest(name, KINDS)
             hint = f"did you mean {near}?" if near else f"there are: {', '.join(KINDS)}"
-            raise ConfigError(f"no kind of job is called {name}", hint=hint) from None
+            raise ConfigError(f"no kind of job is called {name}", hint=hint)
+        if name not in self._kinds:
+            self._kinds[name] = KINDS[name](self)
+        return self._kinds[name]
 
     @cached_property
     def schemas(self) -> Schemas:
         return Schemas(self.finder.trees)
 
-    def matrix(self, files: Sequence[str] = ()) -> Matrix:
+    def matrix(self, files: Sequence[str] = (), keys: Sequence[str] = ()) -> Matrix:
         """The matrix of the files named, else of this repository together with the workspace's masters.
 
-        What is wrong in them is said of what is selected (`Matrix.entries`). Raises ConfigError when there is no file.
+        ``keys`` are the globs that will select of it. What is wrong is said of what is selected (`Matrix.entries`).
+        Raises ConfigError when there is no file.
         """
         masters = self.workspace / "configs"
         hardware = masters / "runners.yaml"
@@ -137,7 +143,7 @@ class Project:
             paths = [p for p in [*own, *sorted(masters.glob("*-master.yaml"))] if p.is_file()]
         if not paths:
             raise ConfigError("no matrix file was found", hint="--matrix FILE, or --workspace INFERENCEX_CHECKOUT")
-        return load_matrix(paths, hardware if hardware.is_file() else None, strict=False)
+        return load_matrix(paths, hardware if hardware.is_file() else None, strict=False, keys=keys)
 
     def runner_for(self, benchmark: Benchmark, name: str | None) -> RunnerFile:
         """The cluster by name, else the only one that serves the benchmark's label. Raises ConfigError."""
@@ -231,7 +237,7 @@ class Project:
             workspace=str(self.workspace),
             runner_name=runner_name,
             run_key=key,
-            today=time.strftime("%Y%m%d", time.gmtime()),
+            today="{}{:02}{:02}".format(*time.gmtime()),
             host=self.environ,
             is_directory=_is_directory if self.look else lambda path, holding: False,
             narrow=narrow,

@@ -185,9 +185,12 @@ def result_filename(benchmark: Benchmark, runner_name: str) -> str:
     )
     if benchmark.recipe_fingerprint:
         stem += f"_recipe-{benchmark.recipe_fingerprint[:16]}"
-    if not re.fullmatch(FILE_NAME, stem):
+    if not _FILE_NAME.fullmatch(stem):
         raise ConfigError(f"the result's name is not usable as a file name: {stem!r}", where=benchmark.source)
     return stem
+
+
+_FILE_NAME = re.compile(FILE_NAME)
 
 
 def _role_name(role: Role, side: str | None) -> str:

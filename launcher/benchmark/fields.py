@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, get_args
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark, Component, KvOffloading, Role, SpecDecoding
@@ -230,6 +231,7 @@ def exported(value: Any) -> str:
     return _WRITERS[type(value)](value)
 
 
+@lru_cache
 def _component_text(value: Component) -> str:
     # Over several lines, as GitHub's toJson writes it.
     parts = {"name": value.name} if value.version is None else {"name": value.name, "version": value.version}

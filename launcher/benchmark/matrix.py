@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +19,8 @@ from launcher.benchmark.fields import DECODE_FIELDS, FIELDS, PREFILL_FIELDS, par
 from launcher.benchmark.matrix_schema import AgenticRow, RunnerLabels
 from launcher.benchmark.selection import SelectedRow, Selection, listed, selected_rows, why_empty
 from launcher.core.errors import ConfigError
-from launcher.core.yaml_source import Document, SourceLocation, convert
+from launcher.core.reading import read_file
+from launcher.core.yaml_source import LARGEST_FILE, Document, SourceLocation, convert
 
 RUNNERS_FILE = "runners.yaml"
 
@@ -193,18 +196,25 @@ def _refused_rows(family: Family, selection: Selection) -> list[ConfigError]:
     return [error for path, error in family.refused.items() if path in rows]
 
 
-def load_matrix(paths: Sequence[Path | str], runners_file: Path | str | None = None, *, strict: bool = True) -> Matrix:
+def load_matrix(
+    paths: Sequence[Path | str],
+    runners_file: Path | str | None = None,
+    *,
+    strict: bool = True,
+    keys: Sequence[str] = (),
+) -> Matrix:
     """Read matrix files and a runners file: the one named, or `runners.yaml` beside the first matrix file that has it.
 
     Raises ConfigError with file and line for whatever `matrix_schema` refuses, for a key that is in two files, and for
     additional settings that are refused. With ``strict=False`` the matrix has the rest, and what is wrong is said of
-    what is selected.
+    what is selected. Of globs in ``keys`` it may have the keys alone that they select.
     """
     families: dict[str, Family] = {}
     refused: list[RefusedKey] = []
+    selected = _selected_keys(paths, keys) if keys else {}
     for path in map(Path, paths):
         try:
-            inside = [*families_in(Document.read(path, strict=False))]
+            inside = [*families_in(selected.get(path) or Document.read(path, strict=False))]
         except ConfigError as error:
             refused.append(RefusedKey(None, error))
             continue
@@ -228,6 +238,49 @@ def load_matrix(paths: Sequence[Path | str], runners_file: Path | str | None = N
     if strict and (wrong := [*(one.error for one in refused), *rows, *filter(None, [labels_error])]):
         raise wrong[0]
     return Matrix(families, tuple(map(str, paths)), labels, tuple(refused), labels_error)
+
+
+_KEY = re.compile(r"^([A-Za-z0-9][A-Za-z0-9_.-]*):[ \t]*(?:#.*)?$", re.MULTILINE)
+_AT_MARGIN = re.compile(r"^[^ #\r\n]", re.MULTILINE)
+_COMMENT = re.compile(r"^ *#.*$", re.MULTILINE)
+_NO_BREAK = re.compile(r"[^\r\n\x85\u2028\u2029]+")
+
+
+def _selected_keys(paths: Sequence[Path | str], keys: Sequence[str]) -> dict[Path, Document]:
+    """The matrix files with the keys alone that are selected, each on its own line; the others take most of the time.
+
+    A file that cannot be taken apart with certainty is not there, and none is where a glob selects nothing of those
+    that can: what comes near is told of whole files.
+    """
+    found: dict[Path, Document] = {}
+    seen = set[str]()
+    for path in map(Path, paths):
+        with contextlib.suppress(OSError, UnicodeDecodeError, ConfigError):
+            if (parts := _by_key(read_file(path, LARGEST_FILE).decode("utf-8"))) is not None:
+                wanted = {key for key, _ in parts if any(fnmatch.fnmatchcase(key, glob) for glob in keys)}
+                text = "".join(part if key in wanted else _NO_BREAK.sub("", part) for key, part in parts)
+                found[path] = Document(path, text, strict=False) if wanted else Document(path, "{}")
+                seen |= wanted
+    return found if all(any(fnmatch.fnmatchcase(key, glob) for key in seen) for glob in keys) else {}
+
+
+def _by_key(text: str) -> list[tuple[str, str]] | None:
+    """A file's top-level keys with their text, whatever precedes the first with an empty key.
+
+    None where a line at the margin is no key alone, or might be the inside of a quoted text or of brackets.
+    """
+    starts = [*_KEY.finditer(text)]
+    if len(starts) != len(_AT_MARGIN.findall(text)):
+        return None
+    ends = [*(start.start() for start in starts[1:]), len(text)]
+    parts = [(start[1], text[start.start() : end]) for start, end in zip(starts, ends, strict=False)]
+    for _, part in parts:
+        bare = _COMMENT.sub("", part)
+        if any(bare.count(quote) % 2 for quote in "\"'") or any(
+            bare.count(a) != bare.count(b) for a, b in ("[]", "{}")
+        ):
+            return None
+    return [("", text[: starts[0].start()]), *parts] if starts else None
 
 
 def _in_two_files(second: Family, first: Family) -> ConfigError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 from collections import defaultdict
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from launcher.benchmark.benchmark import Benchmark
+from launcher.benchmark.environment import result_filename
 from launcher.benchmark.matrix import Entry, Matrix
 from launcher.benchmark.selection import Selection
 from launcher.check.schema_validation import Schema
@@ -144,6 +146,22 @@ class CheckInput:
     whole: bool = True
     """Whether nothing was left out: then what is not used by anything is known to be unused."""
 
+    @cached_property
+    def workflow_names(self) -> Mapping[int, str]:
+        """By the identity of a row, RESULT_FILENAME in a workflow, on the runner of its label whose name is longest.
+
+        A row that cannot have one is not there, and has no plan either.
+        """
+        names = {}
+        for row in (*self.rows, *self.evaluations):
+            label = row.benchmark.runner
+            served = [f"{name}_0" for name in (row.file.runner.runners if row.file else ())]
+            with contextlib.suppress(ConfigError):
+                names[id(row)] = result_filename(
+                    row.benchmark, max(self.runners.get(label) or served or [label], key=len)
+                )
+        return names
+
 
 class Project(Protocol):
     """Where rows, recipes and runner files are found, and how a row is planned."""
@@ -253,8 +271,12 @@ def _rows(
     project: Project, chosen: Iterable[Chosen], files: Sequence[RunnerFile], runner: str | None, narrow: bool
 ) -> Iterator[Row]:
     """A row for every cluster that serves its label: a job may land on any of them."""
+    by_label: dict[str, list[RunnerFile]] = defaultdict(list)
+    for file in files:
+        for label in dict.fromkeys(file.runner.labels):
+            by_label[label].append(file)
     for benchmark, place in chosen:
-        serving = [file for file in files if runner is not None or benchmark.runner in file.runner.labels]
+        serving = files if runner is not None else by_label.get(benchmark.runner, [])
         if not serving:
             yield Row(benchmark, place)
         for file in serving:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
-from launcher.benchmark.environment import result_filename
+from launcher.benchmark.benchmark import Benchmark
 from launcher.check.inputs import CheckInput, Found, RecipeFile, Row, Rule, rule
 from launcher.check.plan_rules import bytes_of, longest_result_name, moving
 from launcher.check.recipe_rules import lost_directives, unknown_type
 from launcher.check.schema_validation import Schema, Violation
 from launcher.check.srtctl_schema import is_tag
-from launcher.core.errors import ConfigError, closest
+from launcher.core.errors import closest
 from launcher.core.publish import NAME_MAX
 from launcher.core.yaml_source import SourceLocation, reached
 from launcher.runner.file import RunnerFile
@@ -175,7 +173,8 @@ def _jobs(rows: Sequence[Row]) -> Sequence[Row]:
 
 def _same(one: Row, other: Row) -> bool:
     """Whether two rows are the same but for where they stand."""
-    return one.benchmark == dataclasses.replace(other.benchmark, key=one.benchmark.key, source=one.benchmark.source)
+    names = (name for name in Benchmark.__slots__ if name not in ("key", "source"))
+    return all(getattr(one.benchmark, name) == getattr(other.benchmark, name) for name in names)
 
 
 @whole_rule("runner-invalid", "error", "a runner file cannot be read")
@@ -300,24 +299,13 @@ def _least(given: CheckInput, recipe: RecipeFile, variant: Variant) -> tuple[Sch
     return min(judged, key=lambda pair: len(pair[1]))
 
 
-def _workflow_name(row: Row, runners: Mapping[str, Sequence[str]], *, fingerprint: bool) -> str:
-    """RESULT_FILENAME in a workflow, on the runner of the row's label whose name is longest.
-
-    Raises ConfigError for a row that cannot have one, and so has no plan either.
-    """
-    b = row.benchmark
-    physical = runners.get(b.runner) or [f"{p}_0" for p in (row.file.runner.runners if row.file else ())] or [b.runner]
-    if fingerprint:
-        b = dataclasses.replace(b, recipe_fingerprint="f" * 64)
-    return result_filename(b, max(physical, key=len))
-
-
 def _longest_names(given: CheckInput) -> Iterator[tuple[Row, str]]:
     """The longest name of a result in a workflow, for rows whose results the workflow processes."""
     for row in given.rows:
-        if not row.benchmark.agentic and not row.benchmark.eval_only and row.plan is not None:
-            stem = _workflow_name(row, given.runners, fingerprint=True)
-            yield row, longest_result_name(row.benchmark, stem)
+        stem = given.workflow_names.get(id(row))
+        if not row.benchmark.agentic and not row.benchmark.eval_only and row.plan is not None and stem is not None:
+            fingerprint = "" if row.benchmark.recipe_fingerprint else f"_recipe-{'f' * 16}"
+            yield row, longest_result_name(row.benchmark, stem + fingerprint)
 
 
 @whole_rule(
@@ -358,8 +346,8 @@ def name_duplicate(given: CheckInput) -> Iterator[Found]:
     for rows, kind in ((given.rows, "without a fingerprint (an end-to-end run)"), (given.evaluations, "of evaluation")):
         named: dict[str, list[Row]] = defaultdict(list)
         for row in _jobs(rows):
-            with contextlib.suppress(ConfigError):
-                named[_workflow_name(row, given.runners, fingerprint=False)].append(row)
+            if (name := given.workflow_names.get(id(row))) is not None:
+                named[name].append(row)
         for first, *others in named.values():
             for row in others:
                 if not row.benchmark.eval_only and _same(first, row):

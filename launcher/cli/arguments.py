@@ -60,7 +60,7 @@ def _planning(commands: _Commands) -> None:
     _matrix(_command(commands, "matrix", "planning:matrix", "the entries that matrix files expand to", _places))
 
     text = "what would fail or mismeasure, before a GPU is held"
-    check = _command(commands, "check", "planning:check", text, _selection, _from_env, _places)
+    check = _command(commands, "check", "checking:check", text, _selection, _from_env, _places)
     how = check.add_argument_group("output")
     how.add_argument("--format", choices=["text", "json", "github", "sarif"], default="text", help="default: text")
     how.add_argument("--json", dest="format", action="store_const", const="json", help="same as --format json")

@@ -54,7 +54,8 @@ def chosen(arguments: argparse.Namespace, project: Project, refused: list[Config
     if not arguments.key:
         raise ConfigError("no benchmark is selected", hint="-k KEY (globs are taken), or --recipe FILE")
     selection = filters(arguments, evals="only" if arguments.evals else "none")
-    found: list[Chosen] = [(e.benchmark, e.place) for e in project.matrix(arguments.matrix).entries(selection, refused)]
+    matrix = project.matrix(arguments.matrix, keys=arguments.key)
+    found: list[Chosen] = [(e.benchmark, e.place) for e in matrix.entries(selection, refused)]
     globs = [glob.lower() for glob in arguments.topology] or ["*"]
     kept = [(b, place) for b, place in found if any(fnmatch.fnmatchcase(b.topology.lower(), glob) for glob in globs)]
     if not kept and found:

@@ -11,9 +11,11 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace as change
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.container.planned import OWN, ContainerJob
@@ -22,12 +24,12 @@ from launcher.plan.derive import Context
 from launcher.plan.job_environment import left_out
 from launcher.plan.plan import Plan
 from launcher.runner.file import RunnerFile
-from launcher.slurm.client import JobKey, JobState
-from launcher.slurm.logs import EndMarkers
 
 if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
     from launcher.result.collect import Collected
     from launcher.run.kind import Prepared, Run, Submission, Submitted
+    from launcher.slurm.client import JobKey, JobState
+    from launcher.slurm.logs import EndMarkers
 
 PlanRow = Callable[[Benchmark, RunnerFile, Context], Plan]
 
@@ -56,7 +58,12 @@ class ContainerKind:
         self.name = name
         self.plan = plan_row
         self._jobs = jobs
-        self._markers = EndMarkers(_END, begin=_BEGIN)
+
+    @cached_property
+    def _markers(self) -> EndMarkers:
+        from launcher.slurm.logs import EndMarkers
+
+        return EndMarkers(_END, begin=_BEGIN)
 
     def describe(self, plan: Plan) -> list[tuple[str, str]]:
         """Allocation, engine, image, script, mounts."""
@@ -243,7 +250,7 @@ def _in(workspace: Path, plan: Plan) -> Plan:
     """The plan of a job that works in another directory than the plan's workspace."""
     job, here = ContainerJob.of(plan), str(workspace)
     mounts = {t: here if s in ("{workspace}", plan.workspace.path) else s for t, s in job.container.mounts.items()}
-    details = replace(job, container=replace(job.container, mounts=mounts)).as_details()
+    details = change(job, container=change(job.container, mounts=mounts)).as_details()
     return replace(plan, details=details, workspace=replace(plan.workspace, path=here))
 
 

@@ -18,8 +18,7 @@ OWN = ".launcher"
 Engine = Literal["pyxis", "enroot", "docker", "podman"]
 
 
-@dataclass(frozen=True)
-class PlannedAllocation:
+class PlannedAllocation(msgspec.Struct, frozen=True):
     """What Slurm is asked for: one node, ``gpus`` of it. ``minutes`` is the limit; None leaves it to the partition."""
 
     partition: str | None
@@ -35,8 +34,7 @@ class PlannedAllocation:
     exclude: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class ContainerOptions:
+class ContainerOptions(msgspec.Struct, frozen=True):
     """``home`` to ``name`` are pyxis's; ``flags`` are options of ``docker run``, one a string (``--ipc=host``)."""
 
     home: bool = False
@@ -48,8 +46,7 @@ class ContainerOptions:
     flags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class PlannedContainer:
+class PlannedContainer(msgspec.Struct, frozen=True):
     """The container that the script runs in.
 
     ``image`` is what the engine is given: a squash file, or a reference that it pulls. ``mounts`` are target → source,
@@ -66,8 +63,7 @@ class PlannedContainer:
     passes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class PlannedScript:
+class PlannedScript(msgspec.Struct, frozen=True):
     """The script, below the workspace. ``tried`` are the paths that were looked at, in order; ``asks`` the variables
     that the script asks for (``check_env_vars``), ``lacks`` those of them that it would not get. ``names_workspace``
     says that it writes to ``/workspace`` by that name."""
@@ -80,8 +76,7 @@ class PlannedScript:
     names_workspace: bool = False
 
 
-@dataclass(frozen=True)
-class PlannedStaging:
+class PlannedStaging(msgspec.Struct, frozen=True):
     """The copy of the checkout on the node: where, what is left out of it, what is brought back (globs).
 
     ``through`` is a directory that the login node and compute nodes see: the job's script, log and archives lie there.
@@ -93,16 +88,14 @@ class PlannedStaging:
     through: str = "$HOME/.launcher-jobs"
 
 
-@dataclass(frozen=True)
-class OwnWorkspace:
+class OwnWorkspace(msgspec.Struct, frozen=True):
     """A workspace that is made for the job: where, and a directory that is copied there, as ``benchmarks``."""
 
     path: str
     benchmarks: str
 
 
-@dataclass(frozen=True)
-class ContainerJob:
+class ContainerJob(msgspec.Struct, frozen=True):
     """The part of a plan that only a job in a container needs. ``allocation`` is None on the runner's own host.
     ``own_workspace`` is None where the job works in the plan's workspace.
 

@@ -18,7 +18,7 @@ from launcher.container.planned import (
     PlannedContainer,
     PlannedStaging,
 )
-from launcher.container.script import Scripts, filled
+from launcher.container.script import Scripts
 from launcher.core import slurm_notation
 from launcher.core.errors import ConfigError
 from launcher.image.reference import HUB, PlannedImage, Reference
@@ -78,8 +78,8 @@ class ContainerPlanner:
             raise ConfigError(message, where=rules.lane.where)
         own = self._own_workspace(file, context)
         inside = context if own is None else replace(context, workspace=own.path)
-        expected = derive.expected_results(benchmark, context)
-        environment = _environment(benchmark, expected.filename, inside)
+        stem = derive.result_stem(benchmark, context.runner_name)
+        environment = _environment(benchmark, stem, inside)
         passed = names_passed(context.host, file.runner.pass_environment)
         path = derive.model_path(rules.model.rule, benchmark, context)
         cache = _cache(rules, context, environment)
@@ -104,8 +104,8 @@ class ContainerPlanner:
             rules,
             context,
             images=images,
-            model=replace(derive.planned_model(rules, path, context, cache), mounted=_same(container.mounts)),
-            results=_results(expected, benchmark, inside, container.workdir),
+            model=derive.planned_model(rules, path, context, cache, mounted=_same(container.mounts)),
+            results=_results(stem, benchmark, inside, container.workdir),
             holds=Holds(str(minutes) if minutes is not None else None, 1, held),
             details=job.as_details(),
         )
@@ -162,7 +162,7 @@ def _options(lane: Container, benchmark: Benchmark) -> ContainerOptions:
         remap_root=lane.remap_root,
         writable=lane.writable,
         mpi=lane.mpi,
-        flags=tuple(filled(flag, {"gpus": str(benchmark.gpus)}) for flag in lane.flags),
+        flags=tuple(fill_in(flag, {"gpus": str(benchmark.gpus)}) for flag in lane.flags),
     )
 
 
@@ -193,7 +193,8 @@ def _mounts(
 
 def _same(mounts: Mapping[str, str]) -> tuple[str, ...]:
     """The directories that the container sees under the host's paths."""
-    return tuple(target.rstrip("/") for target, source in mounts.items() if source.rstrip("/") == target.rstrip("/"))
+    pairs = ((target.rstrip("/"), source.rstrip("/")) for target, source in mounts.items())
+    return tuple(target for target, source in pairs if source == target)
 
 
 def _own_environment(rules: AppliedRules, lane: Container, context: Context, model_path: str | None) -> dict[str, str]:
@@ -205,7 +206,7 @@ def _own_environment(rules: AppliedRules, lane: Container, context: Context, mod
         own["RESULT_DIR"] = f"{workdir}/results"
     gpus = ",".join(str(index) for index in range(rules.benchmark.gpus))
     for adjustment in rules.adjustments:
-        own |= {name: filled(value, {"gpu-list": gpus}) for name, value in adjustment.rule.exports.items()}
+        own |= {name: fill_in(value, {"gpu-list": gpus}) for name, value in adjustment.rule.exports.items()}
     for name in rules.file.runner.pass_environment:
         if context.host.get(name):  # the host's value wins
             own.pop(name, None)
@@ -267,7 +268,7 @@ def _staging(lane: Container) -> PlannedStaging | None:
     return PlannedStaging(lane.staging.directory, (".git", *lane.staging.exclude), tuple(lane.staging.back))
 
 
-def _required(expected: Expected, benchmark: Benchmark, workdir: str) -> tuple[str, ...]:
+def _required(stem: str, benchmark: Benchmark, workdir: str) -> tuple[str, ...]:
     """The files without which the run has failed, by their names in the workspace."""
     if benchmark.eval_only:
         return ("results*.json",)
@@ -278,14 +279,16 @@ def _required(expected: Expected, benchmark: Benchmark, workdir: str) -> tuple[s
             raise ConfigError(message, where="environment")
         return (str(path.relative_to(workdir)),)
     profiled = benchmark.options.get("PROFILE") == "1"
-    return (f"{expected.filename}.json", *([f"profile_{expected.filename}.trace.json.gz"] if profiled else []))
+    return (f"{stem}.json", *([f"profile_{stem}.trace.json.gz"] if profiled else []))
 
 
-def _results(expected: Expected, benchmark: Benchmark, context: Context, workdir: str) -> Expected:
-    return replace(
-        expected,
+def _results(stem: str, benchmark: Benchmark, context: Context, workdir: str) -> Expected:
+    return derive.expected_results(
+        benchmark,
+        context,
+        stem=stem,
         directory=context.workspace,
-        required=_required(expected, benchmark, workdir),
+        required=_required(stem, benchmark, workdir),
         eval=EVAL if benchmark.run_eval or benchmark.eval_only else (),
         logs=LOGS,
         metrics=METRICS,

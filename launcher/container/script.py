@@ -12,6 +12,7 @@ from launcher.container.planned import PlannedScript
 from launcher.core.errors import ConfigError
 from launcher.plan.derive import Context
 from launcher.runner.container_schema import ScriptChoice
+from launcher.runner.templates import fill_in
 
 LARGEST = 1 << 20
 """Bytes of a script that are read."""
@@ -79,17 +80,10 @@ def _paths(choice: ScriptChoice, benchmark: Benchmark, host: Mapping[str, str]) 
         "suffix": choice.suffixes.get(benchmark.framework, ""),
         "spec": "_mtp" if benchmark.spec_decoding == "mtp" else "",
     }
-    names = dict.fromkeys(filled(name, parts) for name in choice.names)
+    names = dict.fromkeys(fill_in(name, parts) for name in choice.names)
     if bad := [name for name in names if "/" in name]:
         raise ConfigError(f"{bad[0]!r} cannot be a script's name", where=benchmark.source)
     return tuple(f"{folder}/{name}" for name in names)
-
-
-def filled(template: str, values: Mapping[str, str]) -> str:
-    """A template with each ``{name}`` of the values replaced. Other braces stay as they are."""
-    if "{" not in template:
-        return template
-    return re.sub(r"\{([a-z-]+)\}", lambda m: values.get(m[1], m[0]), template)
 
 
 def _text(path: Path) -> str | None:

@@ -169,12 +169,25 @@ def planned_image(
 
 
 def planned_model(
-    rules: AppliedRules, path: str | None, context: Context, cache: ModelCache | None = None
+    rules: AppliedRules,
+    path: str | None,
+    context: Context,
+    cache: ModelCache | None = None,
+    *,
+    mounted: tuple[str, ...] = (),
+    pinned: str | None = None,
 ) -> PlannedModel:
-    """The checkpoint at a path of the runner file: what the file says of the storage, and of staging."""
+    """The checkpoint at a path of the runner file: what the file says of the storage, and of staging.
+
+    ``mounted`` are directories that the container sees under the host's paths, ``pinned`` the commit that the recipe's
+    own identity names, for where the runner file pins none.
+    """
     rule, benchmark = rules.model.rule, rules.benchmark
     if path is None or path.startswith("hf:"):
-        return PlannedModel(path, benchmark.precision, "hub", ("login", "compute"), id=benchmark.model, cache=cache)
+        seen: tuple[str, ...] = ("login", "compute")
+        return PlannedModel(
+            *(path, benchmark.precision, "hub", seen), id=benchmark.model, cache=cache, mounted=mounted, pinned=pinned
+        )
     storage = rules.file.storage_of(path)
     kind, seen_by = (storage.kind, tuple(storage.seen_by)) if storage else ("unknown", ("login", "compute"))
     source = fill(rule.source, context) if rule.stage and rule.source else None
@@ -184,22 +197,27 @@ def planned_model(
     return PlannedModel(
         *(path, benchmark.precision, kind, seen_by, source, layouts, benchmark.model, cache, rule.downloads),
         fingerprint=rule.fingerprint,
-        pinned=origin if re.fullmatch(r"hf:[^@]+@[0-9a-f]{40}", origin) else None,
+        pinned=origin if re.fullmatch(r"hf:[^@]+@[0-9a-f]{40}", origin) else pinned,
+        mounted=mounted,
     )
 
 
-def expected_results(benchmark: Benchmark, context: Context) -> Expected:
-    """What the benchmark is to measure, on how many GPUs, and the name of its results."""
+def expected_results(benchmark: Benchmark, context: Context, *, stem: str | None = None, **more: Any) -> Expected:
+    """What the benchmark is to measure, on how many GPUs, and the name of its results.
+
+    ``stem`` is that name, where it is known already; ``more`` are further fields of `Expected`.
+    """
     sides = benchmark.prefill, benchmark.decode
     prefill, decode = (side.workers * side.gpus_per_worker if side is not None else 0 for side in sides)
     return Expected(
         concurrencies=benchmark.concurrencies,
-        filename=result_stem(benchmark, context.runner_name),
+        filename=stem or result_stem(benchmark, context.runner_name),
         mode="eval" if benchmark.eval_only else "agentic" if benchmark.agentic else "fixed",
         run_eval=benchmark.run_eval,
         isl=benchmark.isl,
         osl=benchmark.osl,
         gpus=(prefill, decode) if prefill else None,
+        **more,
     )
 
 

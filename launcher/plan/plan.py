@@ -273,6 +273,15 @@ class Plan:
 
 def json_values(value: Any) -> Any:
     """A value of dataclasses, dictionaries and sequences as what JSON holds."""
-    # `msgspec.to_builtins` keeps tuples, which the second step makes lists; msgspec's own JSON would make null of an
-    # infinity that a recipe holds, and so change what is submitted.
-    return json.loads(json.dumps(msgspec.to_builtins(value)))
+    # msgspec's own JSON would make null of an infinity that a recipe holds, and so change what is submitted.
+    return _with_lists(msgspec.to_builtins(value, str_keys=True))
+
+
+def _with_lists(value: Any) -> Any:
+    """Lists in place of the tuples that `msgspec.to_builtins` keeps."""
+    if isinstance(value, dict):
+        return {key: _with_lists(held) if isinstance(held, _HOLDERS) else held for key, held in value.items()}
+    return [_with_lists(held) if isinstance(held, _HOLDERS) else held for held in value]
+
+
+_HOLDERS = (dict, list, tuple)

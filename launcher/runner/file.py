@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError, suggest
@@ -46,21 +46,47 @@ def _fits(value: str, pattern: str) -> bool:
     return value == pattern
 
 
+class _Asked(NamedTuple):
+    """What conditions look at in a benchmark, by the names that `When` has."""
+
+    prefix: str
+    precision: str
+    framework: str
+    model: str
+    image: str
+    scenario: str
+    spec_decoding: str
+    config_file: str
+    eval_only: bool
+    power: bool
+    nodes: str
+
+    @classmethod
+    def of(cls, b: Benchmark, power: bool) -> _Asked:
+        recipe, nodes = (b.config_file or "").partition(":")[0], "multi" if b.multinode else "single"
+        names = (b.model_prefix, b.precision, b.framework, b.model, b.image, b.scenario, b.spec_decoding)
+        return cls(*names, recipe, b.eval_only, power, nodes)
+
+
 def applies(when: When, benchmark: Benchmark, *, power: bool = False) -> bool:
     """Whether a rule with this ``when`` is for this benchmark."""
+    return _holds(when, _Asked.of(benchmark, power))
+
+
+def _holds(when: When, asked: _Asked) -> bool:
     # Every rule is tried for every row and most conditions are not given, so None is looked for before any call.
     return (
-        (when.prefix is None or _matches(when.prefix, benchmark.model_prefix))
-        and (when.precision is None or _matches(when.precision, benchmark.precision))
-        and (when.framework is None or _matches(when.framework, benchmark.framework))
-        and (when.model is None or _matches(when.model, benchmark.model))
-        and (when.image is None or _matches(when.image, benchmark.image))
-        and (when.scenario is None or _matches(when.scenario, benchmark.scenario))
-        and (when.spec_decoding is None or _matches(when.spec_decoding, benchmark.spec_decoding))
-        and (when.config_file is None or _matches(when.config_file, (benchmark.config_file or "").partition(":")[0]))
-        and when.eval_only in (None, benchmark.eval_only)
-        and when.power in (None, power)
-        and when.nodes in (None, "multi" if benchmark.multinode else "single")
+        (when.prefix is None or _matches(when.prefix, asked.prefix))
+        and (when.precision is None or _matches(when.precision, asked.precision))
+        and (when.framework is None or _matches(when.framework, asked.framework))
+        and (when.model is None or _matches(when.model, asked.model))
+        and (when.image is None or _matches(when.image, asked.image))
+        and (when.scenario is None or _matches(when.scenario, asked.scenario))
+        and (when.spec_decoding is None or _matches(when.spec_decoding, asked.spec_decoding))
+        and (when.config_file is None or _matches(when.config_file, asked.config_file))
+        and when.eval_only in (None, asked.eval_only)
+        and when.power in (None, asked.power)
+        and when.nodes in (None, asked.nodes)
     )
 
 
@@ -84,6 +110,7 @@ class RunnerFile:
         self.document = document
         self.runner = convert(document, Runner)
         self._applied: dict[tuple[Key, ...], Applied[Any]] = {}
+        self._matched: dict[tuple[tuple[str, ...], _Asked], list[Applied[Any]]] = {}
         self._check()
 
     @classmethod
@@ -108,30 +135,36 @@ class RunnerFile:
 
     def image(self, benchmark: Benchmark, *, power: bool = False) -> Applied[ImageRule] | None:
         """The rule for where the benchmark's image lies, or None when it lies where all do."""
-        return next(self._matching(("images", "rules"), self.runner.images.rules, benchmark, power), None)
+        return next(iter(self._matching(("images", "rules"), self.runner.images.rules, benchmark, power)), None)
 
     def adjustments(self, benchmark: Benchmark, *, power: bool = False) -> list[Applied[Adjustment]]:
         """Every adjustment for a benchmark, in the file's order."""
-        return list(self._matching(("adjust",), self.runner.adjust, benchmark, power))
+        return self._matching(("adjust",), self.runner.adjust, benchmark, power)
 
     def excluded(self, benchmark: Benchmark, *, power: bool = False) -> list[Applied[ExcludedNode]]:
         """The nodes that this benchmark's job must not get."""
-        return list(self._matching(("exclude-nodes",), self.runner.exclude_nodes, benchmark, power))
+        return self._matching(("exclude-nodes",), self.runner.exclude_nodes, benchmark, power)
 
     def _matching(
         self, table: tuple[str, ...], rules: Sequence[R], benchmark: Benchmark, power: bool
-    ) -> Iterator[Applied[R]]:
-        for i, rule in enumerate(rules):
-            if applies(rule.when, benchmark, power=power):
-                # Made once: its line takes time to find, and hundreds of plans ask for it.
-                keys: tuple[Key, ...] = (*table, i)
-                if (applied := self._applied.get(keys)) is None:
-                    applied = self._applied[keys] = Applied(rule, SourceLocation(self.document, *keys))
-                yield applied
+    ) -> list[Applied[R]]:
+        """The rules that apply, in the file's order. Tried once for all benchmarks that have alike what rules ask for:
+        hundreds of rows differ in nothing that they do."""
+        asked = table, _Asked.of(benchmark, power)
+        if (found := self._matched.get(asked)) is None:
+            held = [i for i, rule in enumerate(rules) if _holds(rule.when, asked[1])]
+            found = self._matched[asked] = [self._made((*table, i), rules[i]) for i in held]
+        return found
+
+    def _made(self, keys: tuple[Key, ...], rule: R) -> Applied[R]:
+        # Made once: its line takes time to find, and hundreds of plans ask for it.
+        if (applied := self._applied.get(keys)) is None:
+            applied = self._applied[keys] = Applied(rule, SourceLocation(self.document, *keys))
+        return applied
 
     def _first(self, table: str, rules: Sequence[R], benchmark: Benchmark, power: bool) -> Applied[R]:
-        if applied := next(self._matching((table,), rules, benchmark, power), None):
-            return applied
+        if applied := self._matching((table,), rules, benchmark, power):
+            return applied[0]
         wanted = f"{benchmark.model_prefix}/{benchmark.precision}/{benchmark.framework} ({benchmark.scenario})"
         supported = "; ".join(dict.fromkeys(describe_when(r.when) for r in rules)) or "nothing"
         raise ConfigError(

@@ -36,4 +36,6 @@ def check_template(template: str, names: Collection[str], where: str) -> None:
 
 def fill_in(template: str, values: Mapping[str, object]) -> str:
     """The template with its names filled in; a name without a value stays as it is."""
+    if "{" not in template:
+        return template
     return _PLACEHOLDER.sub(lambda found: str(values.get(found[1], found[0])), template)

@@ -7,9 +7,11 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace as change
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.result_names import agentic_result_name
@@ -19,14 +21,14 @@ from launcher.plan.derive import Context
 from launcher.plan.job_environment import KEPT, from_host, left_out
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.file import RunnerFile
-from launcher.slurm.client import JobKey, JobState
-from launcher.slurm.logs import EndMarkers
 from launcher.srtctl.planned import LOG, SRTSLURM, SrtctlJob
 from launcher.srtctl.recipe import dump
 
 if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
     from launcher.result.collect import Collected
     from launcher.run.kind import Prepared, Run, Submission, Submitted
+    from launcher.slurm.client import JobKey, JobState
+    from launcher.slurm.logs import EndMarkers
 
 PlanRow = Callable[[Benchmark, RunnerFile, Context], Plan]
 Complete = Callable[[Plan, Path], Plan]
@@ -63,7 +65,10 @@ class SrtctlKind:
     def __init__(self, plan_row: PlanRow, complete: Complete) -> None:
         self.plan = plan_row
         self._complete = complete
-        self._markers = end_markers()
+
+    @cached_property
+    def _markers(self) -> EndMarkers:
+        return end_markers()
 
     def describe(self, plan: Plan) -> list[tuple[str, str]]:
         """The recipe, the aliases, the srt-slurm tree, and the command that submits."""
@@ -103,7 +108,7 @@ class SrtctlKind:
                 run.log(f"overlay {overlay.source} is not in the workspace; the recipe comes from {job.recipe.origin}")
             else:
                 raise ConfigError("the lane's overlay is not in the workspace", where=overlay.source)
-        wanted = replace(job.srt_slurm, overlays=tuple(overlays))
+        wanted = change(job.srt_slurm, overlays=tuple(overlays))
         checkouts = Checkouts(
             environ=services.environment,
             setup_environment=services.tools.environment,
@@ -291,4 +296,6 @@ def stamp_power(plan: Plan, sha: str | None, directory: Path) -> None:
 
 def end_markers() -> EndMarkers:
     """Reads what srtctl's script writes last."""
+    from launcher.slurm.logs import EndMarkers
+
     return EndMarkers(_END, begin=_BEGIN)

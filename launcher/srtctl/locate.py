@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Document
-from launcher.srtctl.recipe import family_member, split_selector, variants
+from launcher.srtctl.recipe import Variant, family_member, split_selector, variants
 
 OVERLAY = "benchmarks/multi_node/srt-slurm-recipes"
 """Where InferenceX keeps the recipes that it lays over srt-slurm's own."""
@@ -31,6 +32,14 @@ class FoundRecipe:
     origin: str
     section: tuple[str, ...] = ()
     """Where a family's member stands in the family's file."""
+
+    @cached_property
+    def variants(self) -> tuple[Sequence[Variant], str | None]:
+        """The variants that the selector picks, or none and the reason: callers report a bad selector as a finding."""
+        try:
+            return variants(self.document, self.selector), None
+        except ConfigError as error:
+            return [], error.message
 
 
 @dataclass(frozen=True)
@@ -150,11 +159,3 @@ class RecipeFinder:
                 yield tree / ref / path, f"srt-slurm {ref}"
         if self.checkout is not None:
             yield self.checkout / path, "checkout"
-
-
-def variants_or_none(document: Mapping[str, Any], selector: str | None) -> tuple[list[Any], str | None]:
-    """The variants that a selector picks, or none and the reason: callers report a bad selector as a finding."""
-    try:
-        return list(variants(document, selector)), None
-    except ConfigError as error:
-        return [], error.message

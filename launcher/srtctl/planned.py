@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,22 +25,19 @@ LOG = "logs/sweep_{}.log"
 """What srtctl's orchestrator writes, in the own directory of the job with the id that is filled in."""
 
 
-@dataclass(frozen=True)
-class PlannedOverlay:
+class PlannedOverlay(msgspec.Struct, frozen=True):
     """``source`` (absolute) is laid over ``destination`` (below the checkout)."""
 
     source: str
     destination: str
 
 
-@dataclass(frozen=True)
-class PlannedPatch:
+class PlannedPatch(msgspec.Struct, frozen=True):
     commit: str
     path: str
 
 
-@dataclass(frozen=True)
-class SrtSlurm:
+class SrtSlurm(msgspec.Struct, frozen=True):
     """The srt-slurm tree of this run: a commit, what is laid over it, how it is made ready, and where."""
 
     repository: str
@@ -55,8 +51,7 @@ class SrtSlurm:
     cache: str
 
 
-@dataclass(frozen=True)
-class PlannedRecipe:
+class PlannedRecipe(msgspec.Struct, frozen=True):
     """The recipe as it will be submitted; ``document`` is None until the checkout that holds it is there.
 
     ``file`` is the file that it was read from, ``section`` the part of a file of several variants that it is.
@@ -70,16 +65,14 @@ class PlannedRecipe:
     section: str | None = None
 
 
-@dataclass(frozen=True)
-class Submit:
+class Submit(msgspec.Struct, frozen=True):
     """``argv`` as typed in the checkout's root, ``environment`` what is exported for the job beside the caller's."""
 
     argv: tuple[str, ...]
     environment: dict[str, str]
 
 
-@dataclass(frozen=True)
-class SrtctlJob:
+class SrtctlJob(msgspec.Struct, frozen=True):
     """The part of a plan that only srtctl needs.
 
     ``models`` are the aliases of the checkpoint with their paths, ``srtslurm`` the document of srtslurm.yaml. ``power``
@@ -104,8 +97,8 @@ class SrtctlJob:
     def as_details(self) -> dict[str, Any]:
         """In JSON values, as a plan holds it."""
         # The recipe's document is one already, and by far the largest part.
-        recipe = dataclasses.replace(self.recipe, document=None)
-        details: dict[str, Any] = json_values(dataclasses.replace(self, recipe=recipe))
+        recipe = msgspec.structs.replace(self.recipe, document=None)
+        details: dict[str, Any] = json_values(msgspec.structs.replace(self, recipe=recipe))
         details["recipe"]["document"] = self.recipe.document
         return details
 

@@ -15,13 +15,13 @@ from launcher.image.reference import PlannedImage, names_an_image
 from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
 from launcher.plan.job_environment import names_passed
-from launcher.plan.plan import Expected, Holds, PlannedModel
+from launcher.plan.plan import Expected, Holds
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import Edit, LaneRule
 from launcher.runner.templates import fill_in
 from launcher.srtctl.edit import acceptance_edits, apply_edits, with_comment
 from launcher.srtctl.facts import RecipeFacts, facts
-from launcher.srtctl.locate import OVERLAY, FoundRecipe, RecipeFinder, SetupScript, variants_or_none
+from launcher.srtctl.locate import OVERLAY, FoundRecipe, RecipeFinder, SetupScript
 from launcher.srtctl.planned import (
     PlannedOverlay,
     PlannedPatch,
@@ -81,12 +81,13 @@ class SrtctlPlanner:
         }
         if mounts := {k: v for a in adjustments for k, v in a.mounts.items()}:
             srtslurm["default_mounts"] = mounts
+        expected = derive.expected_results(benchmark, context)
         planned_recipe = _planned_recipe(rules, recipe, context, narrowed)
         exports = {
             "MODEL_PATH": model_path,
             "SRT_SLURM_MODEL_PREFIX": next(iter(models), rule.alias),
             "SRTSLURM_CONFIG": f"{tree.root}/srtslurm.yaml",
-            **_exports(rules, context),
+            **_exports(rules, context, expected.filename),
         }
         argv = _argv(rules, planned_recipe, setup, derive.tags(rules, context))
         submit = Submit(argv, {**environment_of(benchmark), **exports})
@@ -96,8 +97,10 @@ class SrtctlPlanner:
             rules,
             context,
             images=images,
-            model=_model(derive.planned_model(rules, model_path, context), recipe.facts),
-            results=_results(derive.expected_results(benchmark, context), recipe.facts),
+            model=derive.planned_model(
+                rules, model_path, context, pinned=recipe.facts.pinned if recipe.facts is not None else None
+            ),
+            results=_results(expected, recipe.facts),
             holds=_holds(recipe.facts, own_limit or srtslurm.get("default_time_limit"), file),
             details=job.as_details(),
         )
@@ -122,7 +125,7 @@ class SrtctlPlanner:
         refs = _refs(rules.lane.rule)
         if found is None:
             found, passed_over = self._choose(benchmark, config_file, refs)
-        variants, problem = variants_or_none(found.document, found.selector) if found is not None else ([], None)
+        variants, problem = found.variants if found is not None else ([], None)
         at_hand = self.finder.tree_at_hand(refs) is not None or (found is None and self._lacks(rules, config_file))
         seen = facts(variants[0].document) if variants else None
         return rules, RecipeLookup(found, passed_over, variants, problem, seen, at_hand)
@@ -137,7 +140,7 @@ class SrtctlPlanner:
         """
         first = None
         for recipe in self.finder.all(config_file, refs):
-            found, _ = variants_or_none(recipe.document, recipe.selector)
+            found, _ = recipe.variants
             model = found[0].document.get("model") if found else None
             runs = model.get("container") if isinstance(model, dict) else None
             if not isinstance(runs, str) or not names_an_image(runs) or derive.is_image(runs, benchmark.image):
@@ -166,11 +169,6 @@ def _holds(recipe: RecipeFacts | None, limit: str | None, file: RunnerFile) -> H
     nodes = recipe.nodes if recipe is not None else None
     per_node = (recipe.gpus_per_node if recipe is not None else None) or file.runner.node.gpus
     return Holds(limit, nodes, None if nodes is None else nodes * per_node)
-
-
-def _model(model: PlannedModel, recipe: RecipeFacts | None) -> PlannedModel:
-    """The checkpoint, with the commit that the recipe's own identity names where the runner file pins none."""
-    return replace(model, pinned=model.pinned or (recipe.pinned if recipe is not None else None))
 
 
 def _results(expected: Expected, recipe: RecipeFacts | None) -> Expected:
@@ -274,14 +272,14 @@ def _srtslurm_document(rules: AppliedRules, context: Context) -> dict[str, Any]:
     return {key: value for key, value in document.items() if value is not None}
 
 
-def _exports(rules: AppliedRules, context: Context) -> dict[str, str]:
-    """What runner file and row have the job's environment say; later adjustments win."""
+def _exports(rules: AppliedRules, context: Context, stem: str) -> dict[str, str]:
+    """What runner file and row have the job's environment say; later adjustments win. ``stem`` is RESULT_FILENAME."""
     runner = rules.file.runner
     exports = {
         runner.workspace.variable: derive.shared_workspace(rules, context) or context.workspace,
         "GITHUB_WORKSPACE": context.workspace,
         "RUNNER_NAME": fill_in(runner.scheduler.job_name, {"runner": context.runner_name}),
-        "RESULT_FILENAME": derive.result_stem(rules.benchmark, context.runner_name),
+        "RESULT_FILENAME": stem,
     }
     if rules.model.rule.served:
         exports["SERVED_MODEL_NAME"] = fill_in(rules.model.rule.served, {"model": rules.benchmark.model})

@@ -305,3 +305,52 @@ def test_expanding_the_real_files_is_fast() -> None:
         env=os.environ | {"PYTHONPATH": str(root)},
     )
     assert float(done.stdout) < 0.5
+
+
+def _told(matrix: Matrix, key: str) -> list[tuple[object, str]]:
+    return [(entry.data, entry.where) for entry in matrix.entries(Selection(keys=[key]))]
+
+
+@needs_shared
+def test_of_globs_only_what_they_select_is_read_and_it_is_the_same() -> None:
+    """Half of what `launcher plan -k KEY` cost was to read the keys beside it."""
+    whole = load_matrix(real())
+    for glob in [*list(whole.families)[::23], "dsv4-fp4-b200*"]:
+        part = load_matrix(real(), keys=[glob])
+        assert set(part.families) == {key for key in whole.families if Selection(keys=[glob]).wants_key(key)}
+        assert _told(part, glob) == _told(whole, glob)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        'quoted: "begins\na-key:\n  ends"\n',
+        "quoted: 'begins\na-key:\n  ends'\n",
+        "flow: {\na-key:\n 1}\n",
+        "--- \nplain: 1\n",
+        "? a\n: 1\n",
+        "shared: &shared\n  a: 1\n",
+    ],
+)
+def test_a_file_that_cannot_be_taken_apart_is_read_whole(tmp_path: Path, beside: str) -> None:
+    key = next(iter(load(tmp_path, FIXED).families))
+    path = write(tmp_path, beside + FIXED)
+    whole, part = (load_matrix([path], strict=False, keys=keys) for keys in ((), [key, "a-key"]))
+    assert _told(part, key) == _told(whole, key)
+    assert "a-key" not in whole.families and len(part.refused) == len(whole.refused) == 1
+
+
+def test_a_key_that_comes_near_is_told_of_all_keys(tmp_path: Path) -> None:
+    key = next(iter(load(tmp_path, FIXED).families))
+    wrong = key.replace("-", "_", 1)
+    with pytest.raises(ConfigError) as caught:
+        load_matrix([write(tmp_path, FIXED)], keys=[wrong]).entries(Selection(keys=[wrong]))
+    assert key in (caught.value.hint or "")
+
+
+def test_an_alias_of_another_key_is_found(tmp_path: Path) -> None:
+    lists = FIXED.replace("[4, 16, 64]", "&points [4, 16, 64]"), AGENTIC.replace("[8, 32]", "*points")
+    key = AGENTIC.partition(":")[0]
+    path = write(tmp_path, "".join(lists))
+    part = load_matrix([path], keys=[key])
+    assert _told(part, key) == _told(load_matrix([path]), key) and len(part.families) == 2

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from msgspec.structs import replace as change
 
 from launcher import project
 from launcher.benchmark.benchmark import Benchmark
@@ -299,7 +300,7 @@ def test_a_job_on_a_copy_of_the_checkout(slurm_boxes: Boxes) -> None:
     (slurm_boxes.root / "node").mkdir()
     (slurm_boxes.host.workspace / ".git").mkdir()
     (slurm_boxes.host.workspace / "big").write_text("left out")
-    slurm_boxes.job = dataclasses.replace(slurm_boxes.job, staging=staging(slurm_boxes.root))
+    slurm_boxes.job = change(slurm_boxes.job, staging=staging(slurm_boxes.root))
     slurm_boxes.host.benchmark(f"{GOOD}\nls -A > server.log")
     record = slurm_boxes.run()
     assert record.fields.state == "succeeded"
@@ -313,7 +314,7 @@ def test_a_job_on_a_copy_of_the_checkout(slurm_boxes: Boxes) -> None:
 @pytest.mark.slurm
 def test_a_refused_job(slurm_boxes: Boxes) -> None:
     job = slurm_boxes.job
-    slurm_boxes.job = dataclasses.replace(job, allocation=an_allocation(partition="nowhere", gpus=1))
+    slurm_boxes.job = change(job, allocation=an_allocation(partition="nowhere", gpus=1))
     record = slurm_boxes.run(code=5)
     assert record.job is None and record.fields.error is not None
     assert "invalid partition" in record.fields.error.message.lower() and record.fields.error.hint is not None

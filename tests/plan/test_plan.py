@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace as change
 
 from launcher.core.errors import ConfigError
 from launcher.plan.plan import Plan
@@ -32,7 +33,7 @@ def test_a_plan_of_before_there_were_kinds_is_srtctls(tmp_path: Path) -> None:
 
 def test_an_infinity_of_a_recipe_stays_one(tmp_path: Path) -> None:
     plan = plan_on("local", tmp_path)
-    recipe = replace(SrtctlJob.of(plan).recipe, document={"a": [math.inf, -math.inf], 1: "one"})
+    recipe = change(SrtctlJob.of(plan).recipe, document={"a": [math.inf, -math.inf], 1: "one"})
     value = json.loads(json.dumps(with_job(plan, recipe=recipe).as_dict()))
     assert SrtctlJob.of(Plan.from_dict(value)).recipe.document == {"a": [math.inf, -math.inf], "1": "one"}
 

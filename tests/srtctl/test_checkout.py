@@ -9,11 +9,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from launcher.core.errors import SubmissionError
 from launcher.core.process import Completed, host_label, run

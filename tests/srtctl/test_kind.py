@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as change
 
 from launcher.slurm.client import LOST, JobKey, Phase
 from launcher.srtctl.kind import end_markers
@@ -88,7 +89,7 @@ def test_a_hold_that_the_recipe_or_the_cluster_asks_for_is_theirs(tmp_path: Path
     def holds(recipe: dict[str, Any] | None, srtslurm: dict[str, Any]) -> bool:
         plan = plan_on("gb200-nv", tmp_path)
         job = SrtctlJob.of(plan)
-        job = replace(job, recipe=replace(job.recipe, document=recipe), srtslurm=srtslurm)
+        job = change(job, recipe=change(job.recipe, document=recipe), srtslurm=srtslurm)
         return srtctl_kind().holds(replace(plan, details=job.as_details()))
 
     held: dict[str, dict[str, str]] = {"sbatch_directives": {"hold": ""}}
