@@ -24,6 +24,7 @@ from launcher.core.errors import ConfigError
 from launcher.image.reference import HUB, PlannedImage, Reference
 from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
+from launcher.plan.expected import expected_results, result_stem
 from launcher.plan.job_environment import names_passed
 from launcher.plan.plan import Expected, Holds, ModelCache
 from launcher.runner.container_schema import Container, Port
@@ -78,7 +79,7 @@ class ContainerPlanner:
             raise ConfigError(message, where=rules.lane.where)
         own = self._own_workspace(file, context)
         inside = context if own is None else replace(context, workspace=own.path)
-        stem = derive.result_stem(benchmark, context.runner_name)
+        stem = result_stem(benchmark, context.runner_name)
         environment = _environment(benchmark, stem, inside)
         passed = names_passed(context.host, file.runner.pass_environment)
         path = derive.model_path(rules.model.rule, benchmark, context)
@@ -283,10 +284,9 @@ def _required(stem: str, benchmark: Benchmark, workdir: str) -> tuple[str, ...]:
 
 
 def _results(stem: str, benchmark: Benchmark, context: Context, workdir: str) -> Expected:
-    return derive.expected_results(
+    return expected_results(
         benchmark,
-        context,
-        stem=stem,
+        stem,
         directory=context.workspace,
         required=_required(stem, benchmark, workdir),
         eval=EVAL if benchmark.run_eval or benchmark.eval_only else (),

@@ -8,18 +8,18 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.benchmark.environment import result_filename
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
 from launcher.image.reference import PlannedImage, Reference, squash_name
+from launcher.plan.expected import held_against, result_stem
 from launcher.plan.job_environment import names_passed
-from launcher.plan.plan import Bounds, Expected, Holds, ModelCache, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
+from launcher.plan.plan import Expected, Holds, ModelCache, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
 from launcher.runner.file import Applied, RunnerFile, applies
-from launcher.runner.schema import Adjustment, ImageRule, Images, LaneRule, ModelRule, Results
+from launcher.runner.schema import Adjustment, ImageRule, Images, LaneRule, ModelRule
 from launcher.runner.templates import fill_in
 
 
@@ -202,95 +202,6 @@ def planned_model(
     )
 
 
-def expected_results(benchmark: Benchmark, context: Context, *, stem: str | None = None, **more: Any) -> Expected:
-    """What the benchmark is to measure, on how many GPUs, and the name of its results.
-
-    ``stem`` is that name, where it is known already; ``more`` are further fields of `Expected`.
-    """
-    sides = benchmark.prefill, benchmark.decode
-    prefill, decode = (side.workers * side.gpus_per_worker if side is not None else 0 for side in sides)
-    return Expected(
-        concurrencies=benchmark.concurrencies,
-        filename=stem or result_stem(benchmark, context.runner_name),
-        mode="eval" if benchmark.eval_only else "agentic" if benchmark.agentic else "fixed",
-        run_eval=benchmark.run_eval,
-        isl=benchmark.isl,
-        osl=benchmark.osl,
-        gpus=(prefill, decode) if prefill else None,
-        **more,
-    )
-
-
-def _held_against(expected: Expected, rules: AppliedRules, path: str | None) -> Expected:
-    """The results with what row and runner file say that they are held against; ``path`` is the checkpoint's."""
-    benchmark, runner = rules.benchmark, rules.file.runner
-    return replace(
-        expected,
-        models=tuple(dict.fromkeys((*_model_names(rules), *([path] if path else []), *expected.models))),
-        row=_repeated(benchmark),
-        rehearsal=runner.tools == "rehearsal",
-        evaluated=benchmark.eval_concurrencies,
-        tasks=tuple(runner.results.tasks),
-        part=bool(benchmark.options.get("EVAL_LIMIT")),
-        bounds=_bounds(benchmark, runner.results),
-    )
-
-
-def _model_names(rules: AppliedRules) -> tuple[str, ...]:
-    """What a client may call the model: its id, its directory, its alias, the name that it is served by."""
-    benchmark, rule = rules.benchmark, rules.model.rule
-    paths = [rule.path] if isinstance(rule.path, str) else rule.path
-    served = [rule.served.format(model=benchmark.model)] if rule.served else []
-    names = (benchmark.model, *served, rule.alias, *rule.also, *paths, rule.otherwise or "")
-    return tuple(dict.fromkeys(name for name in names if name and not name.endswith("{model}")))
-
-
-def _repeated(benchmark: Benchmark) -> dict[str, str | int | bool]:
-    """What documents of agentic runs and of evaluations repeat of the row, by InferenceX's keys."""
-    row: dict[str, str | int | bool] = {
-        "framework": benchmark.framework,
-        "precision": benchmark.precision,
-        "infmax_model_prefix": benchmark.model_prefix,
-        "spec_decoding": benchmark.spec_decoding,
-        "is_multinode": benchmark.multinode,
-        "disagg": benchmark.disagg,
-        "kv_offloading": benchmark.kv_offloading or "",
-        "recipe_fingerprint": benchmark.recipe_fingerprint or "",
-    }
-    row = {key: value for key, value in row.items() if value != ""}
-    if benchmark.isl is not None and benchmark.osl is not None:
-        row |= {"isl": benchmark.isl, "osl": benchmark.osl}
-    # Of an aggregated topology the other side is 0 in one document and 1 in another.
-    for name, side in (("prefill", benchmark.prefill), ("decode", benchmark.decode)):
-        if benchmark.multinode and side is not None and side.workers:
-            row |= {f"{name}_tp": side.tp, f"{name}_ep": side.ep, f"{name}_num_workers": side.workers}
-        elif not benchmark.multinode and name == "prefill" and side is not None:
-            row |= {"tp": side.tp, "ep": side.ep}
-    return row
-
-
-def _bounds(benchmark: Benchmark, own: Results) -> Bounds:
-    """The row's bounds, where it has them, before the runner file's. Raises ConfigError for one that means nothing."""
-
-    def said(name: str, otherwise: float) -> float:
-        text = benchmark.settings.get(name)
-        if text is None:
-            return otherwise
-        if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,9})?", text):
-            raise ConfigError(f"{name} is {text!r}; expected a number, like 0.05", where=benchmark.source)
-        return float(text)
-
-    threshold = benchmark.options.get("AIPERF_FAILED_REQUEST_THRESHOLD")
-    agentic = own.failed_agentic if threshold is None else float(threshold)
-    low, high = own.lengths
-    return Bounds(
-        failed=said("RESULT_FAILED", agentic if benchmark.agentic else own.failed),
-        clock_skew=said("RESULT_CLOCK_SKEW", own.clock_skew),
-        tolerance=said("RESULT_TOLERANCE", own.tolerance),
-        lengths=(said("RESULT_SHORTEST", low), said("RESULT_LONGEST", high)),
-    )
-
-
 def shared_workspace(rules: AppliedRules, context: Context) -> str | None:
     """The copy of the workspace for compute nodes, or None when they see the original or the benchmark needs none."""
     workspace = rules.file.runner.workspace
@@ -342,11 +253,6 @@ def tags(rules: AppliedRules, context: Context) -> str:
         "date": context.today,
     }
     return fill_in(template, values)
-
-
-def result_stem(benchmark: Benchmark, runner_name: str) -> str:
-    """The name of the benchmark's results without what each concurrency adds: the workflow's, else our own."""
-    return benchmark.result_filename or result_filename(benchmark, runner_name)
 
 
 def fill(template: str, context: Context) -> str:
@@ -405,7 +311,7 @@ def whole_plan(
         workspace=WorkspacePlan(context.workspace, shared_workspace(rules, context)),
         images=tuple(images),
         model=model,
-        results=_held_against(results, rules, model.path),
+        results=held_against(results, benchmark, runner, rules.model.rule, model.path),
         rules={"model": rules.model.where, "lane": rules.lane.where},
         narrow=context.narrow,
         exclude=context.exclude,

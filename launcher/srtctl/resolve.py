@@ -14,6 +14,7 @@ from launcher.core.errors import ConfigError
 from launcher.image.reference import PlannedImage, names_an_image
 from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
+from launcher.plan.expected import expected_results, result_stem
 from launcher.plan.job_environment import names_passed
 from launcher.plan.plan import Expected, Holds
 from launcher.runner.file import RunnerFile
@@ -81,7 +82,7 @@ class SrtctlPlanner:
         }
         if mounts := {k: v for a in adjustments for k, v in a.mounts.items()}:
             srtslurm["default_mounts"] = mounts
-        expected = derive.expected_results(benchmark, context)
+        expected = expected_results(benchmark, result_stem(benchmark, context.runner_name))
         planned_recipe = _planned_recipe(rules, recipe, context, narrowed)
         exports = {
             "MODEL_PATH": model_path,

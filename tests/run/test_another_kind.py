@@ -25,7 +25,8 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.cli import main
 from launcher.core.errors import ResultError
 from launcher.core.shipped import shipped
-from launcher.plan.derive import AppliedRules, Context, expected_results, planned_model, whole_plan
+from launcher.plan.derive import AppliedRules, Context, planned_model, whole_plan
+from launcher.plan.expected import expected_results, result_stem
 from launcher.plan.plan import Holds, Plan
 from launcher.project import Project
 from launcher.result.collect import Collected, Problem
@@ -69,7 +70,7 @@ class ScriptKind:
             context,
             images=(),
             model=planned_model(rules, "hf:a/b", context),
-            results=expected_results(benchmark, context),
+            results=expected_results(benchmark, result_stem(benchmark, context.runner_name)),
             holds=Holds("0:10:00", 1, 4),
             details=details,
         )
