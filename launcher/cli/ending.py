@@ -93,6 +93,11 @@ def _ends(
     return {**ends, **{one.id: partial(_end_unreadable, project, one) for one in unreadable}}
 
 
+def end_runs(project: Project, runs: Sequence[str], why: str) -> int:
+    """End what these runs hold, side by side. Raises the first error after telling the others."""
+    return _raise_first(_side_by_side(_ends(project, runs, why)))
+
+
 def _side_by_side(ends: Mapping[str, Callable[[], object]]) -> list[LauncherError]:
     """Bring ends about, AT_ONCE of them at a time; what went wrong. None of them fails or delays the others."""
     wrong: dict[str, LauncherError] = {}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO, cast
 
-from launcher.cli.common import chosen, of_row, open_project, planned, tell_refused
+from launcher.cli.common import chosen, open_project
 from launcher.cli.ending import end_leftovers, run_id_of
 from launcher.cli.output import standard_output_apart
 from launcher.cli.render import Console, show_plans, summaries
@@ -59,33 +59,6 @@ def adopt(arguments: argparse.Namespace) -> int:
         raise
     with stop_on_signals() as stop:
         return _exit_code(_drive_records(project, [(record, plan)], stop, quiet=not arguments.logs))
-
-
-def sweep(arguments: argparse.Namespace) -> int:
-    """Run all benchmarks that are selected; the exit code is that of the first that did not succeed.
-
-    What is selected and cannot be run is listed, and the others are run; then the exit code is 2 at least.
-    """
-    if arguments.run_id:
-        raise ConfigError("a sweep has many runs", where="--run-id", hint="launcher run --run-id ID")
-    project = open_project(arguments, look=True)
-    limits = Limits(arguments.max_jobs, arguments.fail_fast)
-    refused: list[ConfigError] = []
-    plans = planned(arguments, project, refused, lambda benchmark: new_run_id(benchmark, time.time()))
-    good = []
-    for plan in plans:
-        try:
-            refuse(plan, arguments.accept)
-        except ConfigError as error:
-            if len(plans) + len(refused) == 1:
-                raise
-            refused.append(of_row(error, plan.benchmark, plan.benchmark.source))
-        else:
-            good.append(plan)
-    code = tell_refused(refused, len(good))
-    if not good:
-        return code
-    return _exit_code(_drive(project, good, arguments, limits=limits)) or code
 
 
 def ci(arguments: argparse.Namespace) -> int:

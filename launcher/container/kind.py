@@ -5,6 +5,8 @@ A run's own directory holds the job's script, and below it one directory a job: 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
 import re
 import shutil
@@ -76,6 +78,15 @@ class ContainerKind:
             *(("mount", f"{source} → {target}") for target, source in job.container.mounts.items()),
             *((("copy", f"the checkout at {job.staging.to} on the node"),) if job.staging else ()),
         ]
+
+    def fingerprint(self, plan: Plan) -> dict[str, str]:
+        """The benchmark's script as it is now."""
+        job = ContainerJob.of(plan)
+        own = job.own_workspace
+        top = Path(plan.workspace.path) if own is None else Path(own.benchmarks).parent
+        with contextlib.suppress(OSError):
+            return {"script": hashlib.sha256((top / job.script.path).read_bytes()).hexdigest()[:12]}
+        return {"script": ""}
 
     def is_complete(self, plan: Plan) -> bool:
         """Always: nothing that is prepared decides about it."""

@@ -159,10 +159,14 @@ class SchedulerPlan:
     gpus: int | None = None
 
     @property
+    def seconds(self) -> float | None:
+        """The time limit, None where it is not known."""
+        return limit_seconds(self.time_limit)
+
+    @property
     def gpu_hours(self) -> float | None:
         """What the job holds at most: GPUs × time limit; None where one of them is not known."""
-        seconds = limit_seconds(self.time_limit)
-        return self.gpus * seconds / 3600 if self.gpus is not None and seconds else None
+        return self.gpus * self.seconds / 3600 if self.gpus is not None and self.seconds else None
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,12 @@ class JobKind(Protocol):
     def describe(self, plan: Plan) -> list[tuple[str, str]]:
         """The kind's part of a plan for a person: a name and a value a line."""
 
+    def fingerprint(self, plan: Plan) -> Mapping[str, str]:
+        """What the kind's own part of a plan adds to what makes two results comparable, by name; "" is not known.
+
+        Nothing in it depends on the run, its concurrencies, its nodes or its directories.
+        """
+
     def is_complete(self, plan: Plan) -> bool:
         """Whether the plan can be carried out as it is; else `complete` needs what `prepare` made."""
 

@@ -57,8 +57,8 @@ class Feed(Protocol):
     def next(self, under_way: int) -> Run | None:
         """The next run to prepare, if one may begin now; so many are prepared or have a job."""
 
-    def admits(self, run: Run) -> bool:
-        """Whether the job of this prepared run may be submitted now; asked again until it may."""
+    def admits(self, run: Run) -> bool | None:
+        """Whether the job of this run may be submitted now; asked again until it may. None: it is not to be, ever."""
 
     def submitted(self, run: Run) -> None:
         """The run has a job."""
@@ -208,8 +208,11 @@ class _Loop:
             arguments = (run, self._prepared, gate)
             threading.Thread(target=prepare_in_thread, args=arguments, daemon=True, name="prepare").start()
         for run_id, gate in self._gates.items():
-            if not gate.open.is_set() and self._feed.admits(preparing[run_id]):
-                gate.open.set()
+            if gate.open.is_set() or gate.shut.is_set():
+                continue
+            admitted = self._feed.admits(preparing[run_id])
+            if admitted or admitted is None:
+                (gate.open if admitted else gate.shut).set()
 
     def _take_prepared(self) -> None:
         """Watch the jobs of runs that were prepared, and end the runs that could not be."""

@@ -50,6 +50,19 @@ class Node(Struct, frozen=True, kw_only=True):
     """How many nodes the partition has, where that is known. A recipe that needs more can never start."""
 
 
+class Limits(Struct, frozen=True, kw_only=True):
+    """What one user's launchers take of this cluster at once, and from which cost on they ask first."""
+
+    max_jobs: Positive | None = None
+    """Jobs of sweeps that live at one time, over all sweeps of a user."""
+    max_nodes: Positive | None = None
+    """Nodes of these jobs together."""
+    max_gpu_hours: Annotated[float, Meta(gt=0)] | None = None
+    """GPU-hours (GPUs × elapsed) that one sweep may use here."""
+    ask_above: Annotated[float, Meta(ge=0)] | None = None
+    """GPU-hours (GPUs × time limit) from which on `run` and `sweep` ask first, where somebody can answer."""
+
+
 class Stripe(Struct, frozen=True, kw_only=True):
     """Layout on Lustre of a checkpoint's files from a size on."""
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from launcher.runner.cluster_schema import Checkout, Node, Scheduler, Storage
+from launcher.runner.cluster_schema import Checkout, Limits, Node, Scheduler, Storage
 from launcher.runner.container_schema import Container, Struct, TimeLimit
 
 Pattern = str | list[str]
@@ -331,6 +331,8 @@ class Runner(Struct, frozen=True, kw_only=True):
     tools: Literal["system", "rehearsal"] = "system"
     """``rehearsal``: enroot, srtctl and srt-slurm are the stand-ins of launcher/rehearsal, and results say so."""
     scheduler: Scheduler
+    limits: Limits = Limits()
+    """What sweeps take at once."""
     node: Node
     storage: list[Storage] = []
     """File systems, and which nodes see them. A path on none of these is taken to be seen by all nodes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from launcher.plan.job_environment import KEPT, from_host, left_out
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.file import RunnerFile
 from launcher.srtctl.planned import LOG, SRTSLURM, SrtctlJob
-from launcher.srtctl.recipe import dump
+from launcher.srtctl.recipe import dump, variants
 
 if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
     from launcher.result.collect import Collected
@@ -84,6 +85,21 @@ class SrtctlKind:
             ("submit", " ".join(job.submit.argv)),
             *((("passed", ", ".join(plan.passes)),) if plan.passes else ()),
         ]
+
+    def fingerprint(self, plan: Plan) -> dict[str, str]:
+        """The variant of the recipe that is submitted, without token, concurrencies, nodes; and the srt-slurm tree."""
+        job = SrtctlJob.of(plan)
+        tree, recipe = job.srt_slurm, job.recipe
+        patches = "".join(f" with {patch.commit[:12]} of {patch.path}" for patch in tree.patches)
+        document = ""
+        if recipe.document is not None:
+            chosen = variants(recipe.document, recipe.selector)[0].document
+            benchmark = {k: v for k, v in (chosen.get("benchmark") or {}).items() if k != "concurrencies"}
+            directives = chosen.get("sbatch_directives") or {}
+            directives = {k: v for k, v in directives.items() if k not in ("comment", "exclude")}
+            text = json.dumps({**chosen, "benchmark": benchmark, "sbatch_directives": directives}, default=str)
+            document = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:12]
+        return {"recipe": document, "srt-slurm": f"{tree.sha}{patches}" if tree.sha else ""}
 
     def is_complete(self, plan: Plan) -> bool:
         """Whether the recipe was at hand: it decides about images and model."""

@@ -64,7 +64,7 @@ class SrtctlPlanner:
         listed = self._has(lane, f"configs/{script}") if script else None
         setup = self.finder.setup_script(script, _refs(lane), listed) if script else None
         asked, has = set(benchmark.concurrencies), set((recipe.facts and recipe.facts.concurrencies) or ())
-        narrowed = context.narrow and asked < has
+        narrowed = context.narrow and (asked < has or (bool(has) and not asked & has))
 
         rule = rules.model.rule
         model_path = derive.model_path(rule, benchmark, context)

@@ -6,19 +6,17 @@ The same at every door: `plan`, `matrix`, `sweep`, `run`, `check`, `runner list`
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launcher.cli import running
+from launcher.cli import sweeping
 from launcher.plan.plan import Plan
-from launcher.run.finish import Outcome
-from launcher.run.record import RunRecord, records
+from launcher.run.record import RunRecord
+from launcher.sweep import driver
+from launcher.sweep.ledger import Ledger
 from tests.run.driving import InProcessUser, github_environment
-from tests.run.runs import plan_on
 
 HEAD = """\
 {key}:
@@ -139,17 +137,15 @@ def test_a_row_that_no_runner_serves_and_one_without_a_lane(user: InProcessUser)
 
 
 class Driven:
-    """Stands for driving runs; every one succeeds at once."""
+    """Stands for driving a sweep; remembers what it would measure."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.concurrencies: list[int] = []
-        monkeypatch.setattr(running, "_drive_records", self)
+        monkeypatch.setattr(sweeping, "drive", self)
 
-    def __call__(
-        self, project: Any, recorded: Sequence[tuple[RunRecord, Plan]], *rest: Any, **more: Any
-    ) -> list[Outcome]:
-        self.concurrencies += [plan.benchmark.concurrencies[0] for _, plan in recorded]
-        return [Outcome(record.id, "succeeded") for record, _ in recorded]
+    def __call__(self, project: Any, ledger: Ledger, *rest: Any) -> int:
+        self.concurrencies += [job.concurrencies[0] for job in ledger.sweep.jobs]
+        return 0
 
 
 def test_a_sweep_runs_what_can_be_run_and_names_all_others(
@@ -165,31 +161,17 @@ def test_a_sweep_runs_what_can_be_run_and_names_all_others(
     assert driven.concurrencies == [4, 16]
     assert "4 of 6 that were selected cannot be done" in said
     assert said.count("has no rule in `models`") == 2 and "SLURM_PARTITON" in said and "would fail" in said
-    assert len(records(user.state / "runs")) == 2
     driven.concurrencies.clear()
     said = user.launcher("sweep", "-k", "no-lane", *matrix, code=2)
     assert driven.concurrencies == [] and "2 of 2 that were selected" in said
 
 
-def test_a_sweep_of_one_runner_with_two_time_limits_is_of_one_cluster(
-    tmp_path: Path, user: InProcessUser, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_of_another_scheduler_are_named_and_left_out(user: InProcessUser, monkeypatch: pytest.MonkeyPatch) -> None:
     driven = Driven(monkeypatch)
-    plans = [plan_on("local", tmp_path, run_key=f"r{n}", concurrencies=(n,)) for n in (1, 2)]
-    plans[1] = replace(plans[1], scheduler=replace(plans[1].scheduler, time_limit="9:00:00"))
-    monkeypatch.setattr(running, "planned", lambda *given: plans)
-    user.launcher("sweep", "-k", "*", "--accept", "recipe-missing", "--accept", "recipe-unknown")
-    assert driven.concurrencies == [1, 2]
-
-
-def test_a_sweep_of_several_clusters_begins_nothing(
-    tmp_path: Path, user: InProcessUser, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plans = [plan_on(runner, tmp_path, run_key=runner) for runner in ("local", "gb200-nv", "gb300-nv")]
-    monkeypatch.setattr(running, "planned", lambda *given: [replace(plan, findings=()) for plan in plans])
-    said = user.launcher("sweep", "-k", "*", code=2)
-    assert "several clusters: local (1), gb200-nv (1), gb300-nv (1)" in said
-    assert records(user.state / "runs") == []
+    matrix = write(user, family(row(4)) + family(row(16), row(8), key="other", runner="gb200"))
+    said = user.launcher("sweep", "-k", "*", *matrix, code=2)
+    assert driven.concurrencies == [4]
+    assert "runner gb200-nv: 2 jobs are left out: its jobs are of the scheduler slurm" in said
 
 
 BAD_RUNNERS = {
@@ -221,8 +203,8 @@ def test_a_bad_runner_file_stops_its_own_cluster_alone(user: InProcessUser, day:
 
 
 def test_a_record_that_cannot_be_made_stops_no_other_run(user: InProcessUser, monkeypatch: pytest.MonkeyPatch) -> None:
-    driven = Driven(monkeypatch)
     make = RunRecord.create
+    monkeypatch.setattr(driver, "ASK_AGAIN", 0.1)
 
     def create(runs: Path, plan: Plan) -> RunRecord:
         if plan.benchmark.concurrencies == (4,):
@@ -231,8 +213,8 @@ def test_a_record_that_cannot_be_made_stops_no_other_run(user: InProcessUser, mo
 
     monkeypatch.setattr(RunRecord, "create", create)
     matrix = write(user, family(row(4), row(16)))
-    said = user.launcher("sweep", "-k", "*", *matrix, code=1)
-    assert driven.concurrencies == [16] and "No space left on device" in said
+    said = user.launcher("sweep", "-k", "*", *matrix, code=7)
+    assert "No space left on device" in said and "1 ok" in said and "1 not started" in said
 
 
 def test_ci_says_what_looks_like_a_setting_and_is_none(user: InProcessUser) -> None:

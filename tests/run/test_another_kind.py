@@ -78,6 +78,9 @@ class ScriptKind:
     def describe(self, plan: Plan) -> list[tuple[str, str]]:
         return [("script", f"waits {plan.details['script']['seconds']} s, then measures")]
 
+    def fingerprint(self, plan: Plan) -> dict[str, str]:
+        return {"script": "always the same"}
+
     def is_complete(self, plan: Plan) -> bool:
         return True
 

@@ -56,12 +56,12 @@ def test_a_queued_run_of_a_live_sweep_is_cancelled_and_never_submitted(user: Lau
     arguments = ("-k", KEY, "--runner", "local", "--seq", "1k1k", "--topology", "1P1D*", "--conc", "4")
     sweep = person.start("sweep", *arguments, "--max-jobs", "1", LAUNCHER_REHEARSAL_FAULTS="hang")
     try:
-        wait_until(lambda: sorted(person.record(run)["state"] for run in person.run_ids()) == ["new", "running"])
+        wait_until(lambda: sorted(person.record(run)["state"] for run in person.run_ids()) == ["preparing", "running"])
         states = {person.record(run)["state"]: run for run in person.run_ids()}
         began = time.monotonic()
-        said = person.launcher("cancel", states["new"])
+        said = person.launcher("cancel", states["preparing"])
         assert time.monotonic() - began < 10 and "let it go" in said
-        queued = person.record(states["new"])
+        queued = person.record(states["preparing"])
         assert queued["state"] == "cancelled" and "job" not in queued
         assert "launcher cancel" in queued["error"]["message"]
         person.launcher("cancel", states["running"])

@@ -1,0 +1,242 @@
+"""`launcher sweep status`, `list`, `gc`, and what people ask of a sweep's driver: pause, drain, stop, cancel, add."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import fnmatch
+import getpass
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from launcher.cli.common import open_project
+from launcher.cli.sweep_driving import seen, sweeps_of
+from launcher.core.errors import ConfigError, LauncherError
+from launcher.core.publish import remove_tree
+from launcher.core.terminal import one_line, say
+from launcher.project import Project
+from launcher.sweep import ledger as ledgers
+from launcher.sweep.ledger import Ledger
+from launcher.sweep.making import image_digest
+from launcher.sweep.overview import JobLine, Overview
+from launcher.sweep.points import identity, job_of
+from launcher.sweep.schema import Added, Asked, Job
+from launcher.sweep.state import State
+
+_EACH = 2.0
+"""Seconds between two looks of --watch."""
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """How a sweep stands: the named one, else the latest."""
+    project = open_project(arguments)
+    ledger = Ledger.load(sweeps_of(project), arguments.name or latest(project))
+    while True:
+        found = seen(project, ledger)
+        if arguments.json:
+            print(json.dumps(document(found), indent=None if arguments.watch else 2), flush=True)
+        else:
+            for line in lines(found, time.time()):
+                print(one_line(line))
+        if not arguments.watch or not found.driver:
+            return 0
+        time.sleep(_EACH)
+
+
+def document(found: Overview) -> dict[str, object]:
+    """The sweep as JSON."""
+    value: dict[str, object] = msgspec.to_builtins(found)
+    return {"schema": 1, **value}
+
+
+def lines(found: Overview, now: float, width: int | None = None) -> list[str]:
+    """The sweep for a person: what it is at, then one line a job."""
+    counts = ", ".join(f"{count} {word}" for word, count in found.points.items())
+    rate = f"; {found.rate:g} points/h" if found.rate is not None else ""
+    if found.end is not None:
+        rate += f", all by {time.strftime('%a %H:%M', time.localtime(found.end))}"
+    budget = f" of {found.budget:g}" if found.budget is not None else ""
+    head = [
+        f"{found.id}   {found.driver or 'nobody drives it'}" + (f"   ({found.asked})" if found.asked else ""),
+        f"points: {counts}{rate}",
+        f"GPU-hours: {found.spent:.1f} spent, {found.reserved:.1f} reserved{budget}",
+        *(f"held: {text}" for text in found.held),
+        *(f"excluded: {text}" for text in found.excluded),
+        *(f"note: {text}" for text in found.notes),
+    ]
+    columns = width or (shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+    rows = [job_line(line, now) for line in found.jobs]
+    return [text if columns is None else text[:columns] for text in (*head, *rows)]
+
+
+def job_line(job: JobLine, now: float) -> str:
+    """One job in one line."""
+    age = f"{max(0.0, now - job.since) / 60:.0f}m" if job.since and job.state in ("running", "queued") else ""
+    at = f"job {job.job}" if job.job else ""
+    done = f"{job.ok}/{len(job.concurrencies)}"
+    parts = (f"{job.state:11}", done, job.key, age, at, job.reason)
+    return "  ".join(part for part in parts if part)
+
+
+def latest(project: Project) -> str:
+    """The sweep that was made last. Raises ConfigError when there is none."""
+    made = []
+    for name in ledgers.names(sweeps_of(project)):
+        with contextlib.suppress(ConfigError):
+            made.append((Ledger.load(sweeps_of(project), name).sweep.created, name))
+    if not made:
+        raise ConfigError("there is no sweep", where=str(sweeps_of(project)), hint="launcher sweep start -k KEY")
+    return max(made)[1]
+
+
+def listing(arguments: argparse.Namespace) -> int:
+    """All sweeps, one a line; what cannot be read is listed too."""
+    project = open_project(arguments)
+    for name in ledgers.names(sweeps_of(project)):
+        try:
+            found = seen(project, Ledger.load(sweeps_of(project), name))
+        except ConfigError as error:
+            print(one_line(f"{name}  unreadable: {error.message}"))
+            continue
+        if arguments.json:
+            print(json.dumps({key: v for key, v in document(found).items() if key not in ("jobs", "states")}))
+        else:
+            counts = ", ".join(f"{count} {word}" for word, count in found.points.items())
+            print(
+                one_line(f"{name}  {counts}  {found.spent:.1f} GPU-hours  {'driven' if found.driver else ''}".rstrip())
+            )
+    return 0
+
+
+def gc(arguments: argparse.Namespace) -> int:
+    """Remove what nobody needs of sweeps: what killed launchers left, and ledgers of old sweeps that nobody drives.
+
+    Records and results of runs stay.
+    """
+    project = open_project(arguments)
+    sweeps = sweeps_of(project)
+    gone = [str(path) for path in ledgers.remove_dead(sweeps, apply=arguments.apply)]
+    for name in ledgers.names(sweeps):
+        with contextlib.suppress(ConfigError):
+            ledger = Ledger.load(sweeps, name)
+            old = time.time() - ledger.sweep.created > arguments.grace * 86400
+            alive = {"running", "queued", "unknown", "preparing"} & seen(project, ledger).points.keys()
+            if old and not alive and ledger.driver() is None:
+                gone.append(str(ledger.directory))
+                if arguments.apply:
+                    remove_tree(ledger.directory)
+    for path in gone:
+        say(f"{'removed' if arguments.apply else 'would be removed'}: {path}")
+    if not gone:
+        say("nothing to remove")
+    return 0
+
+
+def ask(arguments: argparse.Namespace) -> int:
+    """Ask the driver of a sweep to pause, go on, drain, stop or cancel. Without one only a cancel does anything."""
+    project = open_project(arguments)
+    ledger = Ledger.load(sweeps_of(project), arguments.name)
+    runner = getattr(arguments, "of_runner", None) or ""
+    if runner and runner not in {job.runner for job in ledger.sweep.jobs}:
+        raise ConfigError(f"no job of this sweep is for runner {runner}", where=f"sweep {ledger.id}")
+    request = Asked(time=time.time(), verb=arguments.verb, by=_me(), runner=runner)
+    if ledger.driver() is None:
+        if arguments.verb != "cancel":
+            say(f"sweep {ledger.id}: nobody drives it, so that nothing begins; launcher sweep resume {ledger.id}")
+            return 0
+        ledger.append(request)
+        return _cancel_undriven(project, ledger, arguments)
+    _request(ledger, request)
+    say(f"sweep {ledger.id}: asked its driver to {arguments.verb.replace('go-on', 'go on')}")
+    return _await(ledger, request) if arguments.verb in ("cancel", "stop") else 0
+
+
+def _await(ledger: Ledger, request: Asked, seconds: float = 60.0) -> int:
+    """Wait until the driver has left."""
+    until = time.monotonic() + seconds
+    while ledger.driver() is not None:
+        if time.monotonic() > until:
+            say(f"sweep {ledger.id}: its driver has not left within {seconds:.0f} s; the request stays")
+            return 1
+        time.sleep(0.2)
+    say(f"sweep {ledger.id}: its driver has left")
+    return 0
+
+
+def _cancel_undriven(project: Project, ledger: Ledger, arguments: argparse.Namespace) -> int:
+    """End the jobs that a driver left."""
+    from launcher.cli.ending import end_runs
+
+    state = State(ledger.sweep, ledger.events())
+    with ledger.lock() as held:
+        if not held.acquired:
+            return ask(arguments)
+        left = [a.run for a in state.by_run.values() if a.open and (project.runs / a.run).is_dir()]
+        end_runs(project, left, "launcher sweep cancel")
+    say(f"sweep {ledger.id}: {len(left)} runs were ended")
+    return 0
+
+
+def add(arguments: argparse.Namespace) -> int:
+    """Append points to the topologies of a sweep; what is there does not change. A driver takes them at once."""
+    project = open_project(arguments, look=True)
+    ledger = Ledger.load(sweeps_of(project), arguments.name)
+    state = State(ledger.sweep, ledger.events())
+    globs = [glob.lower() for glob in arguments.topology] or ["*"]
+    curves: dict[str, list[Job]] = {}
+    for job in state.jobs.values():
+        if any(fnmatch.fnmatchcase(job.benchmark.topology.lower(), glob) for glob in globs):
+            curves.setdefault(identity(job.benchmark, job.runner), []).append(job)
+    if not curves:
+        there = ", ".join(dict.fromkeys(job.benchmark.topology for job in state.jobs.values()))
+        raise ConfigError(f"no job has topology {' or '.join(arguments.topology)}", hint=f"there are: {there}")
+    new: list[Job] = []
+    for jobs in curves.values():
+        has = {c for job in jobs for c in job.concurrencies}
+        lacking = tuple(c for c in arguments.conc if c not in has)
+        whole = len(jobs[0].concurrencies) > 1 or jobs[0].benchmark.multinode
+        for some in [lacking] if whole and lacking else [(c,) for c in lacking]:
+            new.append(_extended(project, jobs[0], some))
+    if not new:
+        say(f"sweep {ledger.id}: it has these points already")
+        return 0
+    event = Added(time=time.time(), jobs=tuple(new), selection=tuple(sys.argv[1:]))
+    with ledger.lock() as held:
+        if held.acquired:
+            ledger.append(event)
+    if not held.acquired:
+        _request(ledger, event)
+    count = sum(len(job.concurrencies) for job in new)
+    say(
+        f"sweep {ledger.id}: {count} points in {len(new)} jobs are appended"
+        + ("" if held.acquired else "; its driver takes them")
+    )
+    return 0
+
+
+def _extended(project: Project, job: Job, concurrencies: Sequence[int]) -> Job:
+    """A job that measures other concurrencies of the same curve. Raises ConfigError."""
+    benchmark = dataclasses.replace(job.benchmark, concurrencies=tuple(concurrencies))
+    plan = project.plan_by_hand(benchmark, job.runner, narrow=True, run_id="sweep")
+    return job_of(plan, project.kind(plan.kind).fingerprint(plan), image_digest(plan))
+
+
+def _request(ledger: Ledger, request: Asked | Added) -> None:
+    try:
+        ledger.ask(request)
+    except OSError as error:
+        raise LauncherError(f"its driver cannot be asked: {error.strerror}", where=str(ledger.directory)) from None
+
+
+def _me() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"

@@ -1,0 +1,199 @@
+"""Driving a sweep in this process, or in one of its own that needs no terminal."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+from launcher.cli.output import standard_output_apart
+from launcher.cli.render import Console
+from launcher.core.errors import ConfigError
+from launcher.core.lease import LockOwner
+from launcher.core.stop import Stop, stop_on_signals
+from launcher.core.terminal import say
+from launcher.plan.plan import Plan
+from launcher.project import Project
+from launcher.run.loop import run_feed
+from launcher.services import pace_of
+from launcher.slurm.poller import Pace
+from launcher.sweep import ledger as ledgers
+from launcher.sweep.attempts import Records
+from launcher.sweep.decide import Start
+from launcher.sweep.driver import Driver, Setting
+from launcher.sweep.ledger import Ledger
+from launcher.sweep.making import RunMaker
+from launcher.sweep.overview import Overview, overview
+from launcher.sweep.schema import Policy
+from launcher.sweep.slots import Room
+from launcher.sweep.state import State
+
+SHOWN = 200
+"""Runs whose results are shown as a table at the end; those of larger sweeps `launcher results` shows."""
+
+PACE = Pace(refill=27.5, burst=10, release_at_once=True, tick=5.0)
+"""How Slurm is asked about a sweep's jobs: at most 140 questions an hour, of up to two calls each, however many jobs
+begin and end."""
+
+
+def sweeps_of(project: Project) -> Path:
+    """Where the ledgers lie."""
+    return project.state / "sweeps"
+
+
+def seen(project: Project, ledger: Ledger) -> Overview:
+    """A sweep as it stands now, by its events and the records of its runs."""
+    state = State(ledger.sweep, ledger.events())
+    owner = ledger.driver()
+    driver = str(owner) if owner is not None else ""
+    return overview(state, Records(project.runs, state).facts, time.time(), driver=driver, notes=ledger.unread)
+
+
+def detach(project: Project, ledger: Ledger, arguments: argparse.Namespace) -> int:
+    """Have a process of its own drive the sweep, whose output is in the sweep's directory."""
+    places = ("workspace", "srt_slurm", "runners", "recipes", "slurm_backend")
+    flags = {f"--{name.replace('_', '-')}": getattr(arguments, name, None) for name in places}
+    given = [word for flag, value in flags.items() if value for word in (flag, str(value))]
+    log = ledger.directory / "driver.log"
+    argv = [sys.executable, "-m", "launcher", "sweep", "resume", ledger.id, "--yes", "--no-live", *given]
+    argv += ["--state", str(project.state)]
+    argv += [flag for flag in ("--retry-failed", "--anyway") if getattr(arguments, flag[2:].replace("-", "_"), False)]
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, env=dict(os.environ)
+        )
+    say(f"sweep {ledger.id}: driven by pid {child.pid}, whose output is {log}")
+    say(f"Next: launcher sweep status {ledger.id} --watch   (or: pause, drain, stop, cancel)")
+    return 0
+
+
+def drive(project: Project, ledger: Ledger, arguments: argparse.Namespace, policy: Policy) -> int:
+    """Drive a sweep in this process until nothing more of it can be done here; the exit code."""
+    patience = ledgers.take_over_patience() if getattr(arguments, "take_over", False) else 0.0
+    lock = ledger.lock(wait=patience)
+    with lock as held, stop_on_signals() as stop:
+        if not held.acquired:
+            raise ConfigError(
+                f"another launcher drives this sweep: {held.owner}",
+                where=f"sweep {ledger.id}",
+                hint=f"launcher sweep status {ledger.id}; --take-over waits for proof that it is gone",
+            )
+        for fact in held.facts:
+            say(fact)
+        driving = _Driving(project, ledger, arguments, stop)
+        driver = driving.driver(lock)
+        return driving.run(driver, policy)
+
+
+class _Driving:
+    """One driver in this process: what it meets, and what it says."""
+
+    def __init__(self, project: Project, ledger: Ledger, arguments: argparse.Namespace, stop: Stop) -> None:
+        self._project, self._ledger, self._arguments, self._stop = project, ledger, arguments, stop
+        self._leaving = threading.Event()
+        self._said: list[str] = []
+        self._labels: dict[str, str] = {}
+        self._detaches = bool(getattr(arguments, "detach_on_interrupt", False))
+        accept = ledger.sweep.policy.accept
+        self._maker = RunMaker(project, Stop(self._wait, stop.reason), self._said.append, accept)
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait for a stop, or for this driver to leave."""
+        until = time.monotonic() + seconds
+        while not self._leaving.is_set():
+            if self._stop.wait(max(0.0, min(0.5, until - time.monotonic()))):
+                return True
+            if time.monotonic() >= until:
+                return self._leaving.is_set()
+        return True
+
+    def driver(self, lock: object) -> Driver:
+        """The driver of the sweep. Raises ConfigError when its ledger cannot be read."""
+        runners = {name: self._project.fleet.get(name).runner for name in {j.runner for j in self._ledger.sweep.jobs}}
+        setting = Setting(
+            self._project.runs,
+            {name: Room(runner.limits.max_jobs, runner.limits.max_nodes) for name, runner in runners.items()},
+            {name: runner.node.count for name, runner in runners.items()},
+            {name: runner.limits.max_gpu_hours for name, runner in runners.items()},
+        )
+        return Driver(self._ledger, lock, self._maker, setting, self._tell, self._leaving)  # type: ignore[arg-type]
+
+    def run(self, driver: Driver, policy: Policy) -> int:
+        """Bring the sweep to its end, as far as that can be done here; the exit code."""
+        first = self._first_plan(driver)
+        services = self._maker.services(first)
+        pace = PACE if first.scheduler.kind == "slurm" else pace_of(first)
+        flags = {name: bool(getattr(self._arguments, name, False)) for name in ("anyway", "retry_failed")}
+        with standard_output_apart(self._stop) as output:
+            self._console = Console(self._labels, None, output)
+            self._maker.listener = self._console.event
+            for text in self._said:
+                self._tell("note", text)
+            driver.begin(str(LockOwner.here("drives")), policy, **flags)
+            stop = Stop(self._interrupted) if self._detaches else self._stop
+            show = self._console.log if getattr(self._arguments, "logs", False) else None
+            try:
+                run_feed(driver, services.scheduler, stop, pace, show)
+            finally:
+                result = self._leave(driver)
+            if len(driver.outcomes) <= SHOWN:
+                self._console.outcomes(self._project.runs, driver.outcomes)
+            for line in summary(result):
+                self._tell("note", line)
+        return result.exit_code
+
+    def _first_plan(self, driver: Driver) -> Plan:
+        """The plan of any job, by which scheduler and tools are opened. Raises ConfigError when none can be planned."""
+        last: ConfigError | None = None
+        for job in driver.state.jobs.values():
+            try:
+                return self._maker.plan(Start(job, job.concurrencies, ""), "sweep")
+            except ConfigError as error:
+                last = error
+        assert last is not None
+        raise last
+
+    def _interrupted(self, seconds: float) -> bool:
+        """With --detach-on-interrupt a signal makes this driver leave, and no job is cancelled."""
+        if self._stop.wait(seconds):
+            self._leaving.set()
+            time.sleep(min(seconds, 0.05))
+        return False
+
+    def _leave(self, driver: Driver) -> Overview:
+        driver.skip_rest()
+        state = driver.state
+        found = overview(state, driver.records.facts, time.time())
+        why, code = "finished", found.exit_code
+        if self._stop.requested() and not self._detaches:
+            why, code = self._stop.reason().message, self._stop.reason().exit_code
+        elif state.ending or self._leaving.is_set():
+            why = {"cancel": "cancelled"}.get(state.ending, "stopped")
+            code = 130 if state.ending == "cancel" else code
+        elif state.asked:
+            why = "drained"
+        driver.leave(why, code)
+        return dataclasses.replace(found, exit_code=code)
+
+    def _tell(self, kind: str, text: str) -> None:
+        self._console._say(text, {"start": "job", "end": "end"}.get(kind, kind))
+
+
+def summary(found: Overview) -> list[str]:
+    """The end of a sweep in a few lines."""
+    counts = ", ".join(f"{count} {word}" for word, count in found.points.items())
+    budget = f" of {found.budget:g}" if found.budget is not None else ""
+    lines = [f"sweep {found.id}: {counts}; {found.spent:.1f}{budget} GPU-hours spent"]
+    reasons = Counter(point.reason for point in found.states if point.state == "not started")
+    lines += [f"  {count} not started: {reason}" for reason, count in reasons.most_common(5)]
+    lines += [f"  held: {text} (resume --anyway starts it)" for text in found.held]
+    lines += [f"  node {text}" for text in found.excluded]
+    if any(word != "ok" for word in found.points):
+        lines.append(f"Next: launcher sweep resume {found.id} [--retry-failed] [--explain]")
+    return lines

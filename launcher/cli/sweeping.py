@@ -1,0 +1,282 @@
+"""`launcher sweep`: many benchmarks with an id and a ledger (`launcher.sweep`): plan, start, status, resume, and asking
+whoever drives a sweep to pause, drain, stop or cancel."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+
+from launcher import __version__
+from launcher.cli.common import chosen, of_row, open_project, tell_refused
+from launcher.cli.render import table
+from launcher.cli.sweep_driving import detach, drive, seen, sweeps_of
+from launcher.core.errors import ConfigError
+from launcher.core.process import run as run_program
+from launcher.core.terminal import one_line, say
+from launcher.project import Project
+from launcher.run.prepare import refuse
+from launcher.sweep import ledger as ledgers
+from launcher.sweep.attempts import Records
+from launcher.sweep.ledger import Ledger
+from launcher.sweep.making import image_digest
+from launcher.sweep.points import canaries, differences, identity, job_of, ordered
+from launcher.sweep.schema import Job, Policy, Reused, Sweep
+from launcher.sweep.state import State
+
+
+def start(arguments: argparse.Namespace) -> int:
+    """Make a sweep of all benchmarks that are selected, and drive it; what cannot take part is listed.
+
+    The exit code is 0 only when every point is ok, 7 when points are left, else that of the first that failed.
+    """
+    if arguments.run_id:
+        raise ConfigError("a sweep has many runs", where="--run-id", hint="launcher run --run-id ID; --name names it")
+    project = open_project(arguments, look=True)
+    policy = policy_of(arguments)
+    jobs, refused = wanted(arguments, project, policy)
+    code = tell_refused(refused, len(jobs))
+    if not jobs:
+        return code
+    check_limits(jobs, policy)
+    show_cost(jobs)
+    ask_first(project, jobs, arguments)
+    now = time.time()
+    name = arguments.name or f"{time.strftime('sweep-%m%d-%H%M%S', time.localtime(now))}-{os.urandom(2).hex()}"
+    sweep = Sweep(
+        id=name,
+        created=now,
+        launcher=__version__,
+        selection=tuple(sys.argv[1:]),
+        policy=policy,
+        jobs=tuple(jobs),
+        left_out=tuple(str(error) for error in refused),
+    )
+    reused = valid_elsewhere(project, jobs, arguments.reuse) if arguments.reuse else {}
+    ledger = Ledger.create(sweeps_of(project), sweep)
+    for key, known in reused.items():
+        for concurrency, (run, _) in known.items():
+            ledger.append(Reused(time=now, job=key, run=run, concurrencies=(concurrency,)))
+    say(f"sweep {name}: {sum(len(job.concurrencies) for job in jobs)} points in {len(jobs)} jobs")
+    if arguments.detach:
+        return detach(project, ledger, arguments)
+    return drive(project, ledger, arguments, policy) or code
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    """Go on with a sweep: living jobs first, then what has no valid result."""
+    project = open_project(arguments, look=True)
+    ledger = Ledger.load(sweeps_of(project), arguments.name)
+    if arguments.explain:
+        for point in seen(project, ledger).states:
+            print(one_line(f"{point.job} c{point.concurrency}: {point.state}: {point.reason}"))
+    if arguments.detach:
+        return detach(project, ledger, arguments)
+    policy = State(ledger.sweep, ledger.events()).policy
+    return drive(project, ledger, arguments, policy)
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Say what a sweep of the selection would be; nothing is made and nothing is started."""
+    project = open_project(arguments, look=True)
+    policy = policy_of(arguments)
+    jobs, refused = wanted(arguments, project, policy)
+    code = tell_refused(refused, len(jobs))
+    if not jobs:
+        return code
+    check_limits(jobs, policy)
+    done = valid_elsewhere(project, jobs)
+    canary = canaries(jobs, policy.canary)
+    rows = []
+    for job in ordered(jobs, policy.order):
+        known = done.get(job.key, {})
+        why = "; ".join(f"c{c}: {text}" for c, (_, text) in sorted(known.items()))
+        rows.append(
+            {
+                "job": job.key,
+                "runner": job.runner,
+                "topology": job.benchmark.topology,
+                "measures": job.benchmark.measures,
+                "concurrencies": list(job.concurrencies),
+                "nodes": job.nodes,
+                "seconds": job.seconds,
+                "gpu_hours": job.gpu_hours,
+                "canary": job.key in canary,
+                "done": {c: {"run": run, "why": text} for c, (run, text) in known.items()},
+                "said": why,
+            }
+        )
+    if arguments.json:
+        print(json.dumps({"schema": 1, "jobs": rows, "left_out": [str(error) for error in refused]}, indent=2))
+        return code
+    columns = ("job", "runner", "topology", "lengths", "conc", "nodes", "limit h", "GPU-h", "done already")
+    shown = [
+        (
+            *(row[name] for name in ("job", "runner", "topology", "measures")),
+            " ".join(map(str, job.concurrencies)),
+            job.nodes or "?",
+            f"{job.seconds / 3600:.1f}" if job.seconds else "?",
+            f"{job.gpu_hours:.1f}" if job.gpu_hours is not None else "?",
+            row["said"],
+        )
+        for row, job in zip(rows, ordered(jobs, policy.order), strict=True)
+    ]
+    table(columns, shown)
+    points = sum(len(job.concurrencies) for job in jobs)
+    say(f"{points} points in {len(jobs)} jobs, of which {sum(map(len, done.values()))} points are done already")
+    show_cost(jobs)
+    if done:
+        names = dict.fromkeys(text.rpartition(" ")[2] for known in done.values() for _, text in known.values())
+        say(f"--reuse {' '.join(names)} takes them over")
+    return code
+
+
+def valid_elsewhere(
+    project: Project, jobs: list[Job], names: Sequence[str] | None = None
+) -> dict[str, dict[int, tuple[str, str]]]:
+    """Points that other sweeps, or those that are named, have a valid result of, of the same fingerprint: by job and
+    concurrency the run, and where it is. Raises ConfigError for a sweep that is named and not there."""
+    sweeps = sweeps_of(project)
+    found: dict[str, dict[int, tuple[str, str]]] = {}
+    mine = {identity(job.benchmark, job.runner): job for job in jobs}
+    for name in ledgers.names(sweeps) if names is None else names:
+        try:
+            other = State((ledger := Ledger.load(sweeps, name)).sweep, ledger.events())
+        except ConfigError:
+            if names is not None:
+                raise
+            continue
+        facts = Records(project.runs, other).facts
+        for theirs in other.jobs.values():
+            same = mine.get(identity(theirs.benchmark, theirs.runner))
+            if same is None or differences(same.fingerprint, theirs.fingerprint):
+                continue
+            for attempt in other.made(theirs.key):
+                for concurrency in facts(attempt.run).ok:
+                    known = (attempt.run, f"ok, same fingerprint, in {name}")
+                    for job in jobs:
+                        alike = identity(job.benchmark, job.runner) == identity(theirs.benchmark, theirs.runner)
+                        if alike and concurrency in job.concurrencies:
+                            found.setdefault(job.key, {})[concurrency] = known
+    return found
+
+
+def policy_of(arguments: argparse.Namespace) -> Policy:
+    """The policy that the flags ask for. Raises ConfigError."""
+    fail_fast = arguments.fail_fast
+    if fail_fast is not None and not (fail_fast.isdigit() and int(fail_fast) > 0) and not fail_fast.isalpha():
+        raise ConfigError(f"{fail_fast!r} is neither a number of failures nor a layer", where="--fail-fast")
+    try:
+        notify = tuple(shlex.split(arguments.notify or ""))
+    except ValueError as error:
+        raise ConfigError(f"it cannot be split into words: {error}", where="--notify") from None
+    return Policy(
+        max_jobs=arguments.max_jobs,
+        max_nodes=arguments.max_nodes,
+        max_gpu_hours=arguments.max_gpu_hours,
+        canary=arguments.canary,
+        fail_fast=fail_fast,
+        fail_fast_cancel=arguments.fail_fast_cancel,
+        order=arguments.order,
+        retries=arguments.retries,
+        retry_timeout=arguments.retry_timeout,
+        confirm=arguments.confirm,
+        accept=tuple(arguments.accept),
+        notify=notify,
+    )
+
+
+def wanted(arguments: argparse.Namespace, project: Project, policy: Policy) -> tuple[list[Job], list[ConfigError]]:
+    """A job of every benchmark that is selected and can be planned, and why others cannot take part.
+
+    Plans are let go of one by one: of thousands none would fit into memory. Raises ConfigError when nothing is
+    selected, and when the only one that is selected cannot be planned.
+    """
+    refused: list[ConfigError] = []
+    jobs: dict[str, Job] = {}
+    benchmarks, narrow = chosen(arguments, project, refused), bool(arguments.conc)
+    for benchmark, place in benchmarks:
+        try:
+            plan = project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id="sweep")
+            refuse(plan, policy.accept)
+            job = job_of(plan, project.kind(plan.kind).fingerprint(plan), image_digest(plan))
+            if job.key in jobs:
+                raise ConfigError("it is selected twice", where=str(place))
+            jobs[job.key] = job
+        except ConfigError as error:
+            if len(benchmarks) + len(refused) == 1:
+                raise
+            refused.append(of_row(error, benchmark, place))
+    if not jobs and len(refused) == 1:
+        raise refused[0]
+    kept = served_here(project, list(jobs.values()), refused)
+    return kept, refused
+
+
+def served_here(project: Project, jobs: list[Job], refused: list[ConfigError]) -> list[Job]:
+    """The jobs whose runners one scheduler serves, that of the first; others are added to ``refused``."""
+    kinds = {name: project.fleet.get(name).runner.scheduler for name in dict.fromkeys(job.runner for job in jobs)}
+    if not kinds:
+        return jobs
+    first = next(iter(kinds.values())).kind
+    wrong = {name: f"its jobs are of the scheduler {s.kind}" for name, s in kinds.items() if s.kind != first}
+    if first == "slurm" and len(kinds) > 1:
+        said = run_program(["sinfo", "-h", "-a", "-o", "%R"], timeout=30)
+        there = set(said.stdout.split()) if said.ok else set()
+        for name, scheduler in kinds.items():
+            if there and scheduler.partition and scheduler.partition not in there:
+                wrong[name] = f"its partition {scheduler.partition} is none of this controller"
+    for name, why in wrong.items():
+        count = sum(job.runner == name for job in jobs)
+        refused.append(
+            ConfigError(f"{count} jobs are left out: {why}", where=f"runner {name}", hint="a sweep of its own")
+        )
+    return [job for job in jobs if job.runner not in wrong]
+
+
+def check_limits(jobs: list[Job], policy: Policy) -> None:
+    """Raise ConfigError for a job that could never start within the limits."""
+    for job in jobs:
+        if policy.max_nodes is not None and (job.nodes or 1) > policy.max_nodes:
+            message = f"{job.key} needs {job.nodes} nodes, and --max-nodes is {policy.max_nodes}: it could never start"
+            raise ConfigError(message, where="--max-nodes", hint="a larger one, or leave the job out by --topology")
+        if policy.max_gpu_hours is not None and (cost := job.gpu_hours) is not None and cost > policy.max_gpu_hours:
+            message = f"{job.key} reserves {cost:.1f} GPU-hours (GPUs × time limit), and --max-gpu-hours is "
+            raise ConfigError(f"{message}{policy.max_gpu_hours:g}: it could never start", where="--max-gpu-hours")
+        if policy.max_gpu_hours is not None and job.gpu_hours is None:
+            message = f"{job.key}: how many GPUs it holds, or for how long at most, is not known: it has no budget"
+            raise ConfigError(message, where="--max-gpu-hours", hint="its recipe is not at hand: --srt-slurm DIR")
+    if policy.canary not in ("auto", "off") and policy.canary not in {job.key for job in jobs}:
+        hint = f"auto, off, or one of: {', '.join(job.key for job in jobs[:12])}"
+        raise ConfigError(f"no job is called {policy.canary}", where="--canary", hint=hint)
+
+
+def cost_of(jobs: list[Job]) -> str:
+    """What jobs hold at most, in words: nodes × limit = GPU-hours."""
+    known = [job.gpu_hours for job in jobs if job.gpu_hours is not None]
+    unknown = f", and {len(jobs) - len(known)} jobs of unknown size" if len(known) < len(jobs) else ""
+    node_hours = sum((job.nodes or 0) * (job.seconds or 0.0) for job in jobs) / 3600
+    return f"at most {node_hours:.1f} node-hours (nodes × time limit) = {sum(known):.1f} GPU-hours{unknown}"
+
+
+def show_cost(jobs: list[Job]) -> None:
+    for runner in dict.fromkeys(job.runner for job in jobs):
+        mine = [job for job in jobs if job.runner == runner]
+        say(f"{runner}: {len(mine)} jobs, {cost_of(mine)}")
+
+
+def ask_first(project: Project, jobs: list[Job], arguments: argparse.Namespace) -> None:
+    """Ask before what costs more than a runner file's bound, where somebody can answer. Raises ConfigError."""
+    if arguments.yes or not sys.stdin.isatty():
+        return
+    for runner in dict.fromkeys(job.runner for job in jobs):
+        bound = project.fleet.get(runner).runner.limits.ask_above
+        cost = sum(job.gpu_hours or 0.0 for job in jobs if job.runner == runner)
+        if bound is not None and cost > bound:
+            answer = input(f"{runner}: {cost:.1f} GPU-hours at most, more than {bound:g}. Start? [y/N] ")
+            if answer.strip().lower() not in ("y", "yes"):
+                raise ConfigError("nothing was started", where=f"runner {runner}", hint="--yes answers this question")

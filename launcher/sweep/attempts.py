@@ -1,0 +1,136 @@
+"""What the records of a sweep's runs say: how each attempt stands, which concurrencies have a valid result, its cost.
+
+Nothing is remembered between two looks but the digests of images: the first attempt that ended well decides which image
+a tag means in this sweep, and a result measured with another one is none of this sweep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from launcher.core.errors import ConfigError
+from launcher.core.reading import read_file
+from launcher.run.fields import LARGEST, RunFields, read_fields
+from launcher.run.record import RunRecord
+from launcher.sweep.schema import Job
+from launcher.sweep.state import NONE, Facts, Phase, State
+
+WHOLE = ("", "results", "scheduler", "node", "cancelled")
+"""Layers of ends that say nothing against what a job had measured before: it COMPLETED, or something else ended it."""
+
+
+class _Point(msgspec.Struct):
+    state: str
+    concurrency: int | None = None
+    reason: str | None = None
+    path: str | None = None
+
+
+class _Image(msgspec.Struct):
+    reference: str | None = None
+    digest: str | None = None
+
+
+class _Summary(msgspec.Struct):
+    points: list[_Point] = []
+    images: list[_Image] = []
+
+
+_DECODE = msgspec.json.Decoder(_Summary)
+
+
+class Records:
+    """The records of one sweep's runs, below ``runs``."""
+
+    def __init__(self, runs: Path, state: State) -> None:
+        self._runs = runs
+        self._state = state
+        self._digests: dict[str, str] = {}
+
+    def facts(self, run: str) -> Facts:
+        """How an attempt stands, by its record."""
+        attempt = self._state.by_run.get(run)
+        job = self._state.jobs.get(attempt.event.job) if attempt is not None else None
+        if attempt is None or job is None:
+            return NONE
+        directory = f"{self._runs}/{run}"
+        try:
+            fields = read_fields(f"{directory}/run.json", run, facts=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return NONE
+        except ConfigError as error:
+            phase: Phase = "unknown" if attempt.open else "over"
+            return Facts(phase, state="failed", says=error.message, layer="launcher", text=error.message, exit_code=1)
+        seen = of_fields(fields, directory)
+        if fields.ended is None and not seen.state:
+            return seen
+        return self._with_results(seen, job, attempt.event.concurrencies, directory)
+
+    def _with_results(self, seen: Facts, job: Job, asked: tuple[int, ...], directory: str) -> Facts:
+        """The facts with what the summary of the run says of its points."""
+        summary = _Summary()
+        with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            summary = _DECODE.decode(read_file(f"{directory}/summary.json", LARGEST))
+        digest = next((i.digest for i in summary.images if i.reference == job.fingerprint.get("image")), None) or ""
+        if not summary.points and seen.state == "succeeded":  # an evaluation alone has no points
+            return replace(seen, ok=frozenset(asked), digest=digest)
+        ok, bad = set(), {}
+        for point in summary.points:
+            if point.concurrency is None:
+                continue
+            if point.state != "ok":
+                bad[point.concurrency] = point.reason or point.state
+            elif point.path and not os.path.lexists(point.path):
+                bad[point.concurrency] = f"its result was removed: {point.path}"
+            else:
+                ok.add(point.concurrency)
+        if ok and seen.layer not in WHOLE:
+            bad.update(dict.fromkeys(ok, f"its job failed ({seen.layer}), so that none of its results is believed"))
+            ok.clear()
+        if ok and (other := self._other_image(job, digest)):
+            bad.update(dict.fromkeys(ok, other))
+            ok.clear()
+        return replace(seen, ok=frozenset(ok), bad=bad, digest=digest)
+
+    def _other_image(self, job: Job, digest: str) -> str:
+        """What is wrong with results of an image of this digest; "" when nothing is."""
+        if not digest:
+            return ""
+        wanted = job.fingerprint.get("image digest") or self._digests.setdefault(job.fingerprint["image"], digest)
+        return "" if wanted == digest else f"image digest is {digest}, not {wanted}"
+
+
+def of_fields(fields: RunFields, directory: str) -> Facts:
+    """How a run stands by its record, without its results."""
+    record, job = RunRecord(Path(directory), fields), fields.job
+    word, says = (job.state, job.says) if job is not None else ("", fields.state)
+    phase: Phase
+    if record.ended:
+        phase = "over" if record.settled else "unknown"
+        says = says if record.settled else "it ended, and its job may live"
+    elif job is None:
+        phase = "unknown" if record.in_doubt else "preparing"
+        says = "whether it has a job is not known" if record.in_doubt else fields.state
+    else:
+        phase, word = "alive", "COLLECTING" if job.over else word
+    verdict = fields.verdict
+    return Facts(
+        phase=phase,
+        word=word,
+        says=says,
+        state=fields.state if record.ended else "",
+        layer=verdict.layer if verdict is not None else "",
+        text=verdict.text if verdict is not None else "",
+        exit_code=fields.exit_code or 0,
+        job=job.id if job is not None else "",
+        log=job.log if job is not None else "",
+        nodes=job.nodes if job is not None else "",
+        submitted=job.submitted if job is not None else None,
+        started=job.started if job is not None else None,
+        ended=(job.ended or fields.ended) if job is not None and job.over else None,
+    )

@@ -1,0 +1,264 @@
+"""What begins next, and what follows from an end: canary, fail fast, breaker, retries, exclusion, budget. All of it is
+pure: it reads the state and what is known of results, and answers with starts and with events to be written.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from launcher.sweep.points import canaries, guard, ordered, topology_of
+from launcher.sweep.retry import Further, class_of, further, named_node, signature
+from launcher.sweep.schema import Ended, Event, Excluded, Held, Job, Retried, Skipped
+from launcher.sweep.state import Attempt, Facts, State, gpu_hours
+
+BREAKER_JOBS, BREAKER_TOPOLOGIES = 3, 2
+"""So many jobs, of so many topologies, that failed with one signature hold their class."""
+
+HELD_LAYERS = frozenset({"configuration", "image", "model", "checkout", "server", "benchmark", "results"})
+"""Layers whose failures are a matter of image and model. Of nodes the one that is named is excluded instead."""
+
+
+NOT_YET = "its canary has not passed yet"
+
+
+@dataclass(frozen=True)
+class Start:
+    """An attempt that may begin: which concurrencies of the job, and without which nodes."""
+
+    job: Job
+    concurrencies: tuple[int, ...]
+    why: str
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that failed and is not tried again."""
+
+    job: Job
+    layer: str
+    signature: str
+    run: str
+
+
+class Decisions:
+    """What a driver decides. ``nodes`` is how many nodes each runner has, where that is known."""
+
+    def __init__(self, state: State, nodes: Mapping[str, int | None] = {}) -> None:
+        self.state = state
+        self._nodes = nodes
+        self.ok: dict[str, set[int]] = defaultdict(set)
+        self.waiting: dict[str, float] = {}
+        """Jobs that lack a result and have no attempt, in order; from when on one may begin (by the driver's clock)."""
+        self.failures: list[Failure] = []
+        self._again: dict[str, str] = {}
+        """Jobs of which an attempt was made before: why there may be another one."""
+        self._canaries: dict[str, str] = {}
+        self._guards: dict[str, str] = {}
+        """By runner and image, while a canary speaks for them: why its other jobs are not started."""
+        self._partly: set[str] = set()
+
+    def begin(self, found: Mapping[str, list[tuple[Attempt, Facts]]], now: float) -> list[Event]:
+        """Take what earlier drivers left, by job; what is to be written down of it. Attempts that are not over are the
+        driver's to go on with: their jobs wait for nothing."""
+        events: list[Event] = []
+        state = self.state
+        for key, made in found.items():
+            for _, seen in made:
+                self.ok[key] |= seen.ok
+        for job in self.state.jobs.values():
+            self.ok[job.key].update(self.state.reused.get(job.key, {}))
+        self._canaries = canaries(list(self.state.jobs.values()), self.state.policy.canary)
+        for key, guarded in self._canaries.items():
+            if not self.ok[key]:
+                self._guards[guarded] = NOT_YET
+        for job in ordered(list(state.jobs.values()), state.policy.order):
+            made = found.get(job.key, [])
+            if any(attempt.open for attempt, _ in made) or not self._lacks(job):
+                continue
+            last = made[-1][1] if made else None
+            if last is not None and last.phase == "unknown":
+                continue
+            granted = state.granted.get(job.key)
+            if last is None or last.phase == "none":
+                self.waiting[job.key] = now
+            elif granted is not None:
+                self._again[job.key] = granted.kind
+                self.waiting[job.key] = now + granted.wait
+            elif last.state in ("succeeded", "cancelled") or last.ok:
+                self._again[job.key] = "missing"
+                self.waiting[job.key] = now
+            elif state.began is not None and state.began.retry_failed:
+                self._again[job.key] = "failed"
+                self.waiting[job.key] = now
+            elif (more := self._further(made[-1][0], last)) is not None:
+                events += self._retry(made[-1][0], last, more, now)
+        for key, guarded in self._canaries.items():
+            made = found.get(key, [])
+            if not self.ok[key] and key not in self.waiting and made and not made[-1][0].open:
+                self._guards[guarded] = f"canary failed: {signature(made[-1][1].layer, made[-1][1].text)}"
+        self._canaries_first()
+        return events
+
+    def _canaries_first(self) -> None:
+        first = [key for key in self._canaries if key in self.waiting and not self.ok[key]]
+        self.waiting = {**{key: self.waiting[key] for key in first}, **self.waiting}
+
+    def add(self, jobs: list[Job], now: float) -> None:
+        """Points were appended."""
+        for job in jobs:
+            if self._lacks(job):
+                self.waiting[job.key] = now
+
+    def _lacks(self, job: Job) -> list[int]:
+        return [c for c in job.concurrencies if c not in self.ok[job.key]]
+
+    def next(self, now: float) -> Start | None:
+        """The next attempt that may begin."""
+        if self.state.ending or self.tripped:
+            return None
+        for key, due in self.waiting.items():
+            job = self.state.jobs[key]
+            if due <= now and not self.why_not(job):
+                return self._start(job)
+        return None
+
+    def _start(self, job: Job) -> Start:
+        lacks, granted = tuple(self._lacks(job)), self.state.granted.get(job.key)
+        why = self._again.get(job.key, "first")
+        if job.key in self._canaries and not self.ok[job.key]:
+            lacks = (min(lacks),)
+            why = "canary" if why == "first" else why
+        excluded = [node for node, said in self.state.excluded.items() if said.runner == job.runner]
+        exclude = tuple(dict.fromkeys((*excluded, *(granted.avoid if granted is not None else ()))))
+        return Start(job, lacks, why, exclude)
+
+    def started(self, key: str) -> None:
+        """An attempt of the job has begun."""
+        del self.waiting[key]
+
+    def why_not(self, job: Job) -> str:
+        """Why no attempt of this job may begin, apart from time and room; "" when one may."""
+        state = self.state
+        if waits := state.waits(job):
+            return {"pause": "paused", "drain": "drained"}[waits]
+        if (held := state.breaker(job)) is not None:
+            return f"breaker: {held.signature}"
+        guarded = self._guards.get(guard(job), "")
+        if guarded and (job.key not in self._canaries or guarded != NOT_YET):
+            return guarded
+        budget = state.policy.max_gpu_hours
+        if budget is not None and state.spent + state.reserved + (job.gpu_hours or 0.0) > budget:
+            return f"budget: {state.spent + state.reserved:.1f} of {budget:g} GPU-hours are spent or reserved"
+        return ""
+
+    @property
+    def tripped(self) -> str:
+        """Why nothing more begins after failures; "" as long as it may."""
+        said = self.state.policy.fail_fast
+        if said is None:
+            return ""
+        number = int(said) if said.isdigit() else 1
+        counted = [f for f in self.failures if said.isdigit() or f.layer == said]
+        return f"fail fast: {counted[-1].signature}" if len(counted) >= number else ""
+
+    def due(self, now: float) -> bool:
+        """Whether an attempt waits for its time alone, or for somebody to let the sweep go on."""
+        if self.state.ending or self.tripped:
+            return False
+        jobs = [(self.state.jobs[key], due) for key, due in self.waiting.items()]
+        return any(self.why_not(job) in (("",) if due > now else ()) + ("paused",) for job, due in jobs)
+
+    def left(self) -> list[Event]:
+        """The jobs that are not started by this driver, and why."""
+        found: list[Event] = []
+        for key in self.waiting:
+            why = self.tripped or self.why_not(self.state.jobs[key]) or "the driver left"
+            found.append(Skipped(time=0.0, job=key, why=why))
+        return found
+
+    def after(self, attempt: Attempt, seen: Facts, now: float) -> list[Event]:
+        """What follows from the end of an attempt, to be written before anything is done of it."""
+        job = self.state.jobs[attempt.event.job]
+        wanted = attempt.event.concurrencies
+        self.ok[job.key] |= seen.ok
+        lacking = [c for c in wanted if c not in self.ok[job.key]]
+        said = signature(seen.layer, seen.text) if lacking else ""
+        ended = Ended(
+            time=0.0,
+            job=job.key,
+            run=attempt.run,
+            state=seen.state,
+            ok=tuple(sorted(seen.ok)),
+            layer=seen.layer,
+            text=seen.text[:500],
+            signature=said,
+            gpu_hours=round(gpu_hours(job, seen), 4),
+            nodes=seen.nodes,
+        )
+        if not lacking:
+            self._canary_passed(job)
+            if self._lacks(job):  # of a canary the other concurrencies follow
+                self._again.pop(job.key, None)
+                self.waiting[job.key] = now
+            return [ended]
+        if seen.state == "cancelled":
+            return [ended]
+        if (more := self._further(attempt, seen)) is not None and self.state.retries_left > 0:
+            return [ended, *self._retry(attempt, seen, more, now)]
+        self.failures.append(Failure(job, seen.layer, said, attempt.run))
+        if job.key in self._canaries and not self.ok[job.key]:
+            self._guards[guard(job)] = f"canary failed: {said}"
+        else:
+            self._canary_passed(job)
+        return [ended, *self._breaker(job, seen.layer, said)]
+
+    def _canary_passed(self, job: Job) -> None:
+        if (guarded := self._canaries.get(job.key)) is not None:
+            self._guards.pop(guarded, None)
+
+    def _further(self, attempt: Attempt, seen: Facts) -> Further | None:
+        key = attempt.event.job
+        found = class_of(seen)
+        before = self.state.retry_counts[key, found.name] if found is not None else 0
+        more = further(seen, before, self.state.policy)
+        canary = key in self._canaries and not self.ok[key] and seen.layer in ("node", "scheduler")
+        if more is None and canary and not self.state.retry_counts[key, "canary"]:
+            return Further("canary", 0.0, (named_node(seen),) if named_node(seen) else ())
+        return more
+
+    def _retry(self, attempt: Attempt, seen: Facts, more: Further, now: float) -> list[Event]:
+        key, events, avoid = attempt.event.job, list[Event](), more.avoid
+        runner = self.state.jobs[key].runner
+        if more.excluded:
+            used = sum(said.runner == runner for said in self.state.excluded.values())
+            if used < max(2, (self._nodes.get(runner) or 0) // 10):
+                reason = f"{seen.text[:200]} (job {seen.job})"
+                events.append(Excluded(time=0.0, node=more.excluded, runner=runner, run=attempt.run, reason=reason))
+            else:
+                avoid = (*avoid, more.excluded)
+        said = signature(seen.layer, seen.text)
+        events.append(
+            Retried(time=0.0, job=key, run=attempt.run, kind=more.kind, signature=said, wait=more.wait, avoid=avoid)
+        )
+        self._again[key] = more.kind
+        self.waiting = {key: now + more.wait, **self.waiting}
+        return events
+
+    def _breaker(self, job: Job, layer: str, said: str) -> list[Event]:
+        alike = [f for f in self.failures if f.signature == said and _class(f.job) == _class(job)]
+        topologies = Counter(topology_of(f.job) for f in alike)
+        if layer not in HELD_LAYERS or len(alike) < BREAKER_JOBS or len(topologies) < BREAKER_TOPOLOGIES:
+            return []
+        if self.state.breaker(job) is not None:
+            return []
+        runs = tuple(f.run for f in alike)
+        image, model = job.benchmark.image, job.benchmark.model
+        return [Held(time=0.0, runner=job.runner, image=image, model=model, signature=said, runs=runs)]
+
+
+def _class(job: Job) -> tuple[str, str]:
+    """What the breaker holds: runner and image, and the model."""
+    return guard(job), job.benchmark.model

@@ -1,0 +1,389 @@
+"""The driver: brings a sweep to its end, on top of the loop of runs (`launcher.run.loop`), of which it is the feed.
+
+Every decision is an event on the disk before its effect. What an earlier driver left is gone on with first: jobs that
+live are followed, jobs that ended are collected, and a start without a record is void.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from launcher.core.errors import Cancelled, ConfigError, LauncherError
+from launcher.core.lease import Lock
+from launcher.run import cancelling
+from launcher.run.finish import Outcome
+from launcher.run.kind import Run
+from launcher.run.orphans import end_run
+from launcher.run.record import RunRecord
+from launcher.sweep.attempts import Records, of_fields
+from launcher.sweep.decide import Decisions
+from launcher.sweep.ledger import Ledger
+from launcher.sweep.making import RunMaker
+from launcher.sweep.overview import told
+from launcher.sweep.schema import Added, Asked, Began, Ended, Event, Left, Skipped, Started, Voided
+from launcher.sweep.slots import Room, Slots
+from launcher.sweep.state import Attempt, Facts, State
+
+AHEAD = 4
+"""Runs that are prepared at once, also ahead of the room for their jobs."""
+
+LOOK = 0.5
+"""Seconds between two looks for requests of people, and between two attempts to write what a full disk refused."""
+
+ASK_AGAIN = 30.0
+"""Seconds after which a run is gone on with of whose job nobody could say how it stands; twice as long each time."""
+
+RECORD_TRIES = 3
+"""How often a record is tried to be made, every ASK_AGAIN seconds, before its job is left to a later driver."""
+
+COLLECT_AGAIN = (10.0, 20.0, 40.0)
+"""Seconds before results that are not there yet are looked for again, without a new job."""
+
+Say = Callable[[str, str], None]
+"""Takes a kind (start, end, note, error) and a line."""
+
+
+@dataclass
+class Open:
+    """An attempt that is under way in this process."""
+
+    run: Run
+    attempt: Attempt
+    nodes: int
+    admitted: bool = False
+    has_job: bool = False
+    asked_again: int = 0
+    collected_again: int = 0
+    first: Facts | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a driver meets: records, rooms of runners (`limits:` of their files), how many nodes they have, how many
+    GPU-hours a sweep may use on each."""
+
+    runs: Path
+    rooms: Mapping[str, Room] = field(default_factory=dict)
+    nodes: Mapping[str, int | None] = field(default_factory=dict)
+    budgets: Mapping[str, float | None] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+
+
+class Driver:
+    """The feed of a loop (`launcher.run.loop.Feed`) for one sweep, whose ``lock`` this process holds."""
+
+    def __init__(
+        self, ledger: Ledger, lock: Lock, maker: RunMaker, setting: Setting, say: Say, leaving: threading.Event
+    ) -> None:
+        self.ledger, self.state = ledger, State(ledger.sweep, ledger.events())
+        self.records = Records(setting.runs, self.state)
+        self.decisions = Decisions(self.state, setting.nodes)
+        self.open: dict[str, Open] = {}
+        self.outcomes: list[Outcome] = []
+        self.leaving = leaving
+        self._lock, self._maker, self._setting, self._say = lock, maker, setting, say
+        self._slots = Slots(ledger.directory.parent / ".slots", self._is_over)
+        self._clock = setting.clock
+        self._adopted: list[Run] = []
+        self._again: list[tuple[float, Run]] = []
+        self._unwritten: list[Event] = []
+        self._looked = self._scanned = -1e9
+        self._idle = False
+        self._said_full = ""
+        self._unmade: dict[str, int] = {}
+        self.on_end: Callable[[Ended, Facts], None] = lambda ended, seen: None
+
+    def begin(self, driver: str, policy: Any, *, anyway: bool = False, retry_failed: bool = False) -> None:
+        """Begin to drive: write that down, and take what earlier drivers left. Raises LauncherError."""
+        for note in self.ledger.unread:
+            self._say("error", note)
+        self._write(Began(time=0.0, driver=driver, policy=policy, anyway=anyway, retry_failed=retry_failed), must=True)
+        found: dict[str, list[tuple[Attempt, Facts]]] = {}
+        for key in self.state.jobs:
+            for attempt in self.state.made(key):
+                seen = self.records.facts(attempt.run)
+                if attempt.open and seen.phase == "none":
+                    self._write(Voided(time=0.0, run=attempt.run, why="it has no record"))
+                    continue
+                found.setdefault(key, []).append((attempt, seen))
+        over = [(a, seen) for made in found.values() for a, seen in made if a.open and seen.phase == "over"]
+        for attempt, seen in over:
+            if not seen.job and seen.state == "cancelled":
+                self._write(Voided(time=0.0, run=attempt.run, why=seen.text))
+            else:
+                self._settle(attempt, seen)
+        found = {key: [(a, s) for a, s in made if not a.void] for key, made in found.items()}
+        for event in self.decisions.begin(found, self._clock()):
+            self._write(event)
+        for made in found.values():
+            for attempt, seen in made:
+                if (attempt.open and seen.phase != "over") or seen.phase == "unknown":
+                    self._adopt(attempt, seen)
+
+    def _adopt(self, attempt: Attempt, seen: Facts) -> None:
+        """Go on with an attempt of an earlier driver; a job that was to be cancelled is ended first."""
+        try:
+            run = self._maker.adopt(attempt.run)
+            if seen.state == "cancelled":
+                end_run(run, "launcher sweep resume", lambda text: self._say("note", text))
+        except (LauncherError, OSError) as error:
+            self._say("error", f"run {attempt.run} cannot be taken over: {error}")
+            return
+        opened = self.open[run.id] = Open(run, attempt, attempt.event.nodes, True, run.record.job is not None)
+        job = self.state.jobs[attempt.event.job]
+        self._slots.take(job.runner, run.id, opened.nodes, Room(), always=True)
+        self._adopted.append(run)
+        self._say("start", f"{job.key}: goes on with run {run.id} ({seen.word or seen.says})")
+
+    # What the loop asks.
+
+    @property
+    def over(self) -> bool:
+        return self._idle and not (self.open or self._adopted or self._again or self._unwritten)
+
+    def next(self, under_way: int) -> Run | None:
+        self._look()
+        if self._adopted:
+            return self._adopted.pop(0)
+        now = self._clock()
+        for due, again in self._again:
+            if due <= now:
+                self._again.remove((due, again))
+                return again
+        preparing = sum(not opened.has_job for opened in self.open.values())
+        if self._unwritten or preparing >= AHEAD or len(self.open) >= self.state.policy.max_jobs + AHEAD:
+            return None
+        if now - self._scanned < LOOK and self._idle:
+            return None
+        self._scanned = now
+        while (start := self.decisions.next(now)) is not None:
+            if (run := self._begin(start)) is not None or self._unwritten:
+                return run
+        self._idle = not self.decisions.due(now)
+        return None
+
+    def _begin(self, start: Any) -> Run | None:
+        """Begin an attempt: planned, then written down, then recorded."""
+        job = start.job
+        run_id = self._maker.new_id(self.ledger.id, job, len(self.state.attempts[job.key]) + 1)
+        try:
+            plan = self._maker.plan(start, run_id)
+        except ConfigError as error:
+            self.decisions.started(job.key)
+            self._write(Skipped(time=0.0, job=job.key, why=error.message))
+            self._say("error", str(error))
+            return None
+        held = plan.scheduler
+        event = Started(
+            time=0.0,
+            job=job.key,
+            run=run_id,
+            concurrencies=start.concurrencies,
+            why=start.why,
+            nodes=held.nodes or 1,
+            gpu_hours=round(held.gpu_hours or 0.0, 4),
+            exclude=start.exclude,
+        )
+        if not self._write(event):
+            return None
+        self.decisions.started(job.key)
+        try:
+            run = self._maker.create(plan)
+        except (LauncherError, OSError) as error:
+            self._say("error", f"{job.key}: run {run_id} cannot be recorded: {error}")
+            self._write(Voided(time=0.0, run=run_id, why="its record could not be made"))
+            self._unmade[job.key] = self._unmade.get(job.key, 0) + 1
+            if self._unmade[job.key] < RECORD_TRIES:
+                self.decisions.waiting[job.key] = self._clock() + ASK_AGAIN
+            else:
+                self._write(Skipped(time=0.0, job=job.key, why=f"its record could not be made: {error}"))
+            return None
+        self.open[run_id] = Open(run, self.state.by_run[run_id], event.nodes)
+        self._say("start", f"{job.key}: run {run_id} ({start.why})")
+        return run
+
+    def admits(self, run: Run) -> bool | None:
+        """Whether there is room for the job; None when it is not to be submitted at all any more."""
+        opened = self.open[run.id]
+        if opened.admitted:
+            return True
+        job, policy = self.state.jobs[opened.attempt.event.job], self.state.policy
+        held = self.state.waits(job) == "drain" or self.state.breaker(job) is not None
+        if self.state.ending or self.decisions.tripped or held:
+            return None
+        if self.state.waits(job):
+            return False
+        alive = [other for other in self.open.values() if other.admitted]
+        if len(alive) >= policy.max_jobs:
+            return False
+        if policy.max_nodes is not None and sum(o.nodes for o in alive) + opened.nodes > policy.max_nodes:
+            return False
+        room = self._setting.rooms.get(job.runner, Room())
+        opened.admitted = self._slots.take(job.runner, run.id, opened.nodes, room)
+        return opened.admitted
+
+    def submitted(self, run: Run) -> None:
+        self.open[run.id].has_job = True
+
+    def ended(self, run: Run, outcome: Outcome) -> None:
+        opened = self.open[run.id]
+        seen = self.records.facts(run.id)
+        if opened.first is not None and seen.word == "CANCELLED":
+            seen = _with_cause(seen, opened.first)
+        if seen.phase == "none":
+            seen = _of_outcome(outcome)
+        if outcome.state != "cancelled":
+            if seen.phase == "unknown":
+                opened.first = opened.first or seen
+                self._later(run, ASK_AGAIN * 2 ** min(opened.asked_again, 5))
+                opened.asked_again += 1
+                return
+            if self._collects_again(opened, seen):
+                return
+        del self.open[run.id]
+        run.record.let_go()
+        if seen.phase == "unknown":  # its end was asked for, and is asked for again when the sweep is resumed
+            return
+        job = self.state.jobs[opened.attempt.event.job]
+        self._slots.give_back(job.runner, run.id)
+        self._idle = False
+        if not seen.job and seen.state == "cancelled" and not cancelling.is_asked(run.record):
+            self._write(Voided(time=0.0, run=run.id, why=seen.text))
+            self.decisions.waiting[job.key] = self._clock()
+            return
+        self.outcomes.append(Outcome(run.id, outcome.state, error=outcome.error, verdict=outcome.verdict))
+        self._settle(opened.attempt, seen)
+
+    def _later(self, run: Run, seconds: float) -> None:
+        self._again.append((self._clock() + seconds, run))
+
+    def _collects_again(self, opened: Open, seen: Facts) -> bool:
+        """Whether results of a job that ended well are looked for again: a file system may show them late."""
+        completed = seen.layer == "results" and seen.word == "COMPLETED"
+        late = completed and any("missing" in why for why in seen.bad.values())
+        times = opened.collected_again
+        if not late or times >= len(COLLECT_AGAIN) or opened.run.plan.scheduler.kind == "local":
+            return False
+        opened.collected_again += 1
+        self._later(opened.run, COLLECT_AGAIN[times])
+        return True
+
+    def _settle(self, attempt: Attempt, seen: Facts) -> None:
+        """Write down that an attempt is over, and what follows from it."""
+        for event in self.decisions.after(attempt, seen, self._clock()):
+            self._write(event)
+            if isinstance(event, Ended):
+                self.on_end(event, seen)
+            self._say("end" if isinstance(event, Ended) and not event.signature else "error", told(event))
+
+    def cancelled(self) -> Iterable[Run]:
+        return ()
+
+    def gives_up(self, failed: bool) -> Cancelled | None:
+        if self.state.ending == "cancel":
+            return Cancelled("launcher sweep cancel")
+        if self.state.policy.fail_fast_cancel and (why := self.decisions.tripped):
+            return Cancelled(why)
+        return None
+
+    def leaves(self) -> bool:
+        if self.state.ending == "stop":
+            self.leaving.set()
+        return self.leaving.is_set()
+
+    def rest(self) -> Iterable[Run]:
+        return self._adopted + [run for _, run in self._again]
+
+    def skip_rest(self) -> None:
+        """Write down which points this driver leaves, and why."""
+        for event in self.decisions.left():
+            self._write(event)
+
+    def leave(self, why: str, exit_code: int) -> None:
+        """Write down that this driver leaves."""
+        self._write(Left(time=0.0, why=why, exit_code=exit_code))
+        for opened in self.open.values():
+            opened.run.record.let_go()
+
+    # Requests, and the ledger.
+
+    def _look(self) -> None:
+        """Now and then: take what people asked for, and write what a full disk refused."""
+        now = self._clock()
+        if now - self._looked < LOOK:
+            return
+        self._looked = now
+        with contextlib.suppress(LauncherError):
+            while self._unwritten:  # they count already
+                self.ledger.append(self._unwritten[0])
+                del self._unwritten[0]
+            self._said_full = ""
+        if self._lock.lost and not self.leaving.is_set():
+            self.leaving.set()
+            self._say("error", "another driver has taken this sweep over, for this one was stopped too long: it leaves")
+        for path, request in self.ledger.requests():
+            if request is None or self._write(request):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                self._take(request)
+
+    def _take(self, request: Asked | Added | None) -> None:
+        self._idle, self._scanned = False, -1e9
+        if isinstance(request, Added):
+            self.decisions.add([self.state.jobs[job.key] for job in request.jobs], self._clock())
+        elif request is not None:
+            self._say("note", f"{request.verb}{f' of {request.runner}' if request.runner else ''}, by {request.by}")
+
+    def _write(self, event: Event, *, must: bool = False) -> bool:
+        """Write an event down and take it. False when the disk does not take it: it is written later, and until then
+        nothing begins."""
+        event = msgspec.structs.replace(event, time=time.time())
+        try:
+            if self._unwritten and not must:
+                raise LauncherError("events before it are not written yet")
+            self.ledger.append(event)
+        except LauncherError as error:
+            if must:
+                raise
+            if not isinstance(event, (Started, Asked, Added)):
+                self._unwritten.append(event)
+                self.state.apply(event)  # type: ignore[arg-type]
+            if not self._said_full:
+                self._said_full = error.message
+                self._say("error", f"nothing new begins: {error.message}; what runs is followed")
+            return False
+        self._said_full = ""
+        self.state.apply(event)  # type: ignore[arg-type]
+        return True
+
+    def _is_over(self, run: str) -> bool:
+        with contextlib.suppress(ConfigError, OSError):
+            record = RunRecord.load(self._setting.runs, run)
+            return of_fields(record.fields, str(record.directory)).phase == "over"
+        return True
+
+
+def _with_cause(seen: Facts, first: Facts) -> Facts:
+    """A job that we had cancelled after it was given up: the first outcome says why."""
+    return replace(seen, layer=first.layer, text=first.text, state=first.state, exit_code=first.exit_code)
+
+
+def _of_outcome(outcome: Outcome) -> Facts:
+    """What is known of an attempt whose record somebody removed while it ran."""
+    verdict = outcome.verdict
+    return Facts(
+        "over",
+        state=outcome.state,
+        layer=verdict.layer if verdict is not None else "",
+        text=verdict.text if verdict is not None else "its record was removed",
+        exit_code=outcome.exit_code,
+        job="?",
+    )

@@ -1,0 +1,95 @@
+"""Runs of a sweep: planned from the ledger's own data, recorded, or taken over from a driver that is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from launcher.core.errors import ConfigError
+from launcher.core.stop import Stop
+from launcher.image.squash import Sidecar
+from launcher.plan.plan import Plan
+from launcher.project import Project
+from launcher.run import cancelling
+from launcher.run.kind import Run, Services
+from launcher.run.prepare import refuse
+from launcher.run.record import Listener, RunRecord
+from launcher.services import open_services, open_tools
+from launcher.sweep.decide import Start
+from launcher.sweep.points import differences, fingerprint
+from launcher.sweep.schema import Job
+
+
+def image_digest(plan: Plan) -> str:
+    """The digest of the plan's image, by what lies beside its squash file; "" where nothing does."""
+    if plan.images and plan.images[0].shared:
+        with contextlib.suppress(OSError):
+            sidecar = Sidecar.read(Path(plan.images[0].squash))
+            return (sidecar.digest if sidecar is not None else None) or ""
+    return ""
+
+
+class RunMaker:
+    """Makes the runs of one sweep. All of them ask the same scheduler."""
+
+    def __init__(self, project: Project, stop: Stop, log: Callable[[str], None], accept: tuple[str, ...]) -> None:
+        self._project = project
+        self._stop = stop
+        self._log = log
+        self._accept = accept
+        self._services: dict[tuple[str, str], Services] = {}
+        self.listener: Listener = lambda event: None
+
+    def new_id(self, sweep: str, job: Job, number: int) -> str:
+        """An id for an attempt, which is given once: also a start whose record was lost does not come again."""
+        return f"{sweep}-{job.key}-{number}-{os.urandom(2).hex()}"
+
+    def plan(self, start: Start, run_id: str) -> Plan:
+        """The plan of an attempt. Raises ConfigError where it cannot be made any more, or is not what was wanted."""
+        job = start.job
+        narrow = job.narrow or start.concurrencies != job.concurrencies
+        benchmark = replace(job.benchmark, concurrencies=start.concurrencies)
+        project = self._project
+        plan = project.plan_by_hand(benchmark, job.runner, narrow=narrow, run_id=run_id, exclude=start.exclude)
+        found = fingerprint(plan, project.kind(plan.kind).fingerprint(plan))
+        if changed := differences(job.fingerprint, found):
+            raise ConfigError(
+                f"what is measured has changed since the sweep was made: {'; '.join(changed)}",
+                where=f"job {job.key}",
+                hint="a new sweep measures the new one, and may take over other points with --reuse",
+            )
+        refuse(plan, self._accept)
+        return plan
+
+    def create(self, plan: Plan) -> Run:
+        """A run with a new record, driven by this process. Raises LauncherError, OSError."""
+        record = RunRecord.create(self._project.runs, plan)
+        record.update(accepted=self._accept, results="run")
+        return self._run(record, plan)
+
+    def adopt(self, run_id: str) -> Run:
+        """The run of an earlier driver, from here on driven by this process. Raises ConfigError, OSError."""
+        record = RunRecord.load(self._project.runs, run_id)
+        run = self._run(record, record.plan)
+        record.take()
+        return run
+
+    def _run(self, record: RunRecord, plan: Plan) -> Run:
+        record.listeners.append(self.listener)
+        services = cancelling.services_of(record, self.services(plan))
+        return Run(record, plan, self._project.kind(plan.kind), services)
+
+    def services(self, plan: Plan) -> Services:
+        """How runs of this plan's runner reach the world."""
+        key = (plan.tools, plan.scheduler.kind)
+        if key not in self._services:
+            project = self._project
+            if self._services:
+                tools = open_tools(plan.tools, plan.scheduler.kind, project.state, project.environ)
+                self._services[key] = replace(next(iter(self._services.values())), tools=tools)
+            else:
+                self._services[key] = open_services(project, plan, self._stop, log=self._log)
+        return self._services[key]

@@ -1,0 +1,159 @@
+"""A sweep at one moment, as one value: what `status`, the live view, the plain lines and the JSON all show."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from launcher.sweep.schema import Event, Job
+from launcher.sweep.state import NONE, Facts, PointState, State, exit_code, gpu_hours, point_states
+
+RANK = ("running", "unknown", "queued", "preparing", "failed", "missing", "cancelled", "not started", "planned", "ok")
+"""Which state of its points a job shows: the first of these that one of them has."""
+
+
+@dataclass(frozen=True)
+class JobLine:
+    """One job: the state that its points are in together, why, and its last attempt. ``since`` is when that began to
+    wait or to run, in seconds since the epoch; ``ok`` of how many ``points`` have a result."""
+
+    key: str
+    runner: str
+    topology: str
+    measures: str
+    concurrencies: tuple[int, ...]
+    state: str
+    reason: str
+    ok: int
+    run: str = ""
+    job: str = ""
+    nodes: str = ""
+    attempts: int = 0
+    since: float | None = None
+    log: str = ""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """All of it. ``driver`` says who drives the sweep, "" for nobody; ``asked`` what people asked for; ``rate`` is in
+    points an hour, None before the second result; ``end`` when all will be measured at that rate."""
+
+    id: str
+    driver: str
+    asked: str
+    points: dict[str, int]
+    runners: dict[str, dict[str, int]]
+    jobs: tuple[JobLine, ...]
+    spent: float
+    reserved: float
+    budget: float | None
+    rate: float | None
+    end: float | None
+    excluded: tuple[str, ...]
+    held: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    exit_code: int = 0
+    states: tuple[PointState, ...] = field(default=(), repr=False)
+
+
+def overview(
+    state: State, facts: Callable[[str], Facts], now: float, *, driver: str = "", notes: Sequence[str] = ()
+) -> Overview:
+    """The sweep as it stands. ``facts`` gives what the record of a run says; it is asked once for each."""
+    read: dict[str, Facts] = {}
+
+    def once(run: str) -> Facts:
+        if run not in read:
+            read[run] = facts(run)
+        return read[run]
+
+    points = point_states(state, once)
+    by_job: dict[str, list[PointState]] = {}
+    for point in points:
+        by_job.setdefault(point.job, []).append(point)
+    lines = tuple(_line(job, by_job.get(key, []), once, state) for key, job in state.jobs.items())
+    runners: dict[str, Counter[str]] = {}
+    for line in lines:
+        runners.setdefault(line.runner, Counter())[line.state] += 1
+    unsettled = sum(
+        gpu_hours(state.jobs[a.event.job], once(run)) for run, a in state.by_run.items() if a.open and run in read
+    )
+    rate, end = _rate(state, points, once, now)
+    asked = ", ".join(f"{verb} {runner}".strip() for runner, verb in state.asked.items())
+    return Overview(
+        id=state.sweep.id,
+        driver=driver,
+        asked=state.ending or asked,
+        points=dict(Counter(point.state for point in points)),
+        runners={runner: dict(counts) for runner, counts in runners.items()},
+        jobs=lines,
+        spent=round(state.spent + unsettled, 2),
+        reserved=round(max(0.0, state.reserved - unsettled), 2),
+        budget=state.policy.max_gpu_hours,
+        rate=rate,
+        end=end,
+        excluded=tuple(f"{said.node} of {said.runner}: {said.reason}" for said in state.excluded.values()),
+        held=tuple(f"{held.image} with {held.model} on {held.runner}: {held.signature}" for held in state.held),
+        notes=tuple(notes),
+        exit_code=exit_code(points),
+        states=tuple(points),
+    )
+
+
+def _line(job: Job, points: Sequence[PointState], facts: Callable[[str], Facts], state: State) -> JobLine:
+    words = {point.state: point for point in reversed(points)}
+    first = next((words[word] for word in RANK if word in words), None)
+    made = state.made(job.key)
+    seen = facts(made[-1].run) if made else NONE
+    since = seen.started if seen.word == "RUNNING" else seen.ended or seen.submitted
+    return JobLine(
+        key=job.key,
+        runner=job.runner,
+        topology=job.benchmark.topology,
+        measures=job.benchmark.measures,
+        concurrencies=job.concurrencies,
+        state=first.state if first is not None else "planned",
+        reason=first.reason if first is not None and first.state != "ok" else "",
+        ok=sum(point.state == "ok" for point in points),
+        run=made[-1].run if made else "",
+        job=seen.job,
+        nodes=seen.nodes,
+        attempts=len(made),
+        since=since,
+        log=seen.log,
+    )
+
+
+def _rate(
+    state: State, points: Sequence[PointState], facts: Callable[[str], Facts], now: float
+) -> tuple[float | None, float | None]:
+    """Points an hour since this driver began, and when the others will be there at that rate."""
+    began = state.began.time if state.began is not None else now
+    new = sum(point.state == "ok" and not point.reused and (facts(point.run).ended or 0.0) >= began for point in points)
+    left = sum(point.state != "ok" for point in points)
+    if new < 2 or now <= began:
+        return None, None
+    rate = new * 3600 / (now - began)
+    return round(rate, 2), now + left / rate * 3600
+
+
+def told(event: Event) -> str:
+    """An event as a line for people."""
+    text = msgspec.to_builtins(event)
+    match text["event"]:
+        case "end":
+            cost = f", {text['gpu_hours']:.1f} GPU-hours" if text.get("gpu_hours") else ""
+            if not text.get("signature"):
+                return f"{text['job']}: ok ({', '.join(map(str, text.get('ok', ())))}){cost}"
+            return f"{text['job']}: {text['state']}: {text.get('layer', '')}: {text.get('text', '')}{cost}"
+        case "retry":
+            return f"{text['job']}: tried again in {text.get('wait', 0):.0f} s ({text['kind']})"
+        case "exclude":
+            return f"node {text['node']} of {text['runner']} is used no more: {text['reason']}"
+        case "hold":
+            what = f"{text['image']} with {text['model']} on {text['runner']}"
+            return f"{what} is held: {len(text['runs'])} jobs failed alike: {text['signature']}"
+    return f"{text['event']}: {text}"

@@ -1,0 +1,74 @@
+"""Room for jobs on a runner, among all drivers of one user: each job that may live has a file, and these are counted.
+
+    <state>/sweeps/.slots/<runner>/<run id>.json   the nodes of one job
+
+A file is made before the job is submitted and removed when the scheduler has said that the job is over, so that what a
+killed driver left counts until somebody looks after it. Of two drivers that see too many, both step back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from launcher.core.publish import make_private, private_opener
+from launcher.core.reading import read_file
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many jobs, and on how many nodes together, a runner's file lets one user have at once; None is any."""
+
+    jobs: int | None = None
+    nodes: int | None = None
+
+
+class Slots:
+    """``over`` says whether a run is over for good: its file is then a left one."""
+
+    def __init__(self, directory: Path, over: Callable[[str], bool]) -> None:
+        self._directory = directory
+        self._over = over
+
+    def take(self, runner: str, run: str, nodes: int, room: Room, *, always: bool = False) -> bool:
+        """Take room for a job; False when there is none. With ``always`` it is taken, as the job may live already."""
+        if room == Room() and not always:
+            return True
+        place = self._directory / runner
+        path = place / f"{run}.json"
+        make_private(place)
+        with contextlib.suppress(FileExistsError):
+            handle = private_opener(str(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            os.write(handle, msgspec.json.encode(nodes))
+            os.close(handle)
+        if always:
+            return True
+        used = [self._nodes_of(other) for other in place.glob("*.json") if other != path and not self._left(other)]
+        jobs_fit = room.jobs is None or len(used) + 1 <= room.jobs
+        if jobs_fit and (room.nodes is None or sum(used) + nodes <= room.nodes):
+            return True
+        self.give_back(runner, run)
+        return False
+
+    def give_back(self, runner: str, run: str) -> None:
+        """The job is over, or was never submitted."""
+        with contextlib.suppress(OSError):
+            (self._directory / runner / f"{run}.json").unlink()
+
+    def _left(self, path: Path) -> bool:
+        if self._over(path.stem):
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return True
+        return False
+
+    @staticmethod
+    def _nodes_of(path: Path) -> int:
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            return msgspec.json.decode(read_file(path, 100), type=int)
+        return 1

@@ -1,0 +1,277 @@
+"""How a sweep stands: what its events say, and how each point stands by the records of its attempts. All of it is pure.
+
+Events read again give the same state, whoever reads them and whenever: the driver applies each event that it writes to
+the state that it already has.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from launcher.core.errors import ResultError
+from launcher.sweep.schema import (
+    Added,
+    Asked,
+    Began,
+    Ended,
+    Excluded,
+    Held,
+    Job,
+    Left,
+    Line,
+    Retried,
+    Reused,
+    Skipped,
+    Started,
+    Sweep,
+    Voided,
+)
+
+Phase = Literal["none", "preparing", "alive", "unknown", "over"]
+"""How an attempt stands: it has no record; its job is not submitted yet; its job lives; nobody can say; it is over."""
+
+PointWord = Literal[
+    "planned", "preparing", "queued", "running", "unknown", "ok", "failed", "missing", "not started", "cancelled"
+]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the record of an attempt says now. ``ok`` are the concurrencies with a valid result of the sweep's own
+    fingerprint, ``bad`` says of others why they have none. ``word`` is Slurm's; ``gpu_hours`` what it has cost."""
+
+    phase: Phase
+    word: str = ""
+    says: str = ""
+    state: str = ""
+    ok: frozenset[int] = frozenset()
+    bad: Mapping[int, str] = field(default_factory=dict)
+    layer: str = ""
+    text: str = ""
+    exit_code: int = 0
+    job: str = ""
+    log: str = ""
+    nodes: str = ""
+    submitted: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    digest: str = ""
+
+
+NONE = Facts("none")
+
+
+@dataclass
+class Attempt:
+    """One attempt of a job, as events have it."""
+
+    event: Started
+    ended: Ended | None = None
+    void: str = ""
+    granted: Retried | None = None
+    """What allowed it, where it is a further one: an attempt that is void uses nothing up."""
+
+    @property
+    def run(self) -> str:
+        return self.event.run
+
+    @property
+    def open(self) -> bool:
+        """Whether no event says that it is over."""
+        return self.ended is None and not self.void
+
+
+@dataclass(frozen=True)
+class PointState:
+    """How one point stands, why, and by which run; ``attempts`` are the runs of its job that were to measure it."""
+
+    job: str
+    concurrency: int
+    state: PointWord
+    reason: str = ""
+    run: str = ""
+    layer: str = ""
+    exit_code: int = 0
+    attempts: tuple[str, ...] = ()
+    reused: bool = False
+
+
+def gpu_hours(job: Job, seen: Facts) -> float:
+    """What an attempt has cost, by the scheduler's own times: GPUs × elapsed."""
+    if seen.started is None or seen.ended is None or not job.gpus:
+        return 0.0
+    return job.gpus * max(0.0, seen.ended - seen.started) / 3600
+
+
+class State:
+    """What the events of a sweep amount to."""
+
+    def __init__(self, sweep: Sweep, events: Iterable[Line] = ()) -> None:
+        self.sweep = sweep
+        self.policy = sweep.policy
+        self.jobs: dict[str, Job] = {job.key: job for job in sweep.jobs}
+        self.attempts: dict[str, list[Attempt]] = defaultdict(list)
+        self.by_run: dict[str, Attempt] = {}
+        self.granted: dict[str, Retried] = {}
+        """By job: a further attempt that was allowed, and has not been started."""
+        self.retry_counts: Counter[tuple[str, str]] = Counter()
+        self.excluded: dict[str, Excluded] = {}
+        self.held: list[Held] = []
+        self.skipped: dict[str, str] = {}
+        self.reused: dict[str, dict[int, str]] = defaultdict(dict)
+        self.asked: dict[str, str] = {}
+        """By runner ("" for all): pause or drain."""
+        self.ending = ""
+        """stop or cancel, once that was asked."""
+        self.reserved = self.spent = 0.0
+        self.began: Began | None = None
+        self.left: Left | None = None
+        for event in events:
+            self.apply(event)
+
+    def apply(self, event: Line) -> None:
+        """Take one more event."""
+        match event:
+            case Began():
+                self.began, self.policy, self.left = event, event.policy, None
+                self.held, self.skipped, self.asked, self.ending = self._held_on(event), {}, {}, ""
+            case Started():
+                attempt = self.by_run[event.run] = Attempt(event, granted=self.granted.pop(event.job, None))
+                self.attempts[event.job].append(attempt)
+                self.reserved += event.gpu_hours
+            case Voided() | Ended():
+                self._close(event)
+            case Retried():
+                self.granted[event.job] = event
+                self.retry_counts[event.job, event.kind] += 1
+            case Excluded():
+                self.excluded[event.node] = event
+            case Held():
+                self.held.append(event)
+            case Skipped():
+                self.skipped[event.job] = event.why
+            case Added():
+                self.jobs.update({job.key: job for job in event.jobs if job.key not in self.jobs})
+            case Reused():
+                self.reused[event.job].update(dict.fromkeys(event.concurrencies, event.run))
+            case Left():
+                self.left = event
+            case Asked():
+                self._ask(event)
+
+    def _held_on(self, event: Began) -> list[Held]:
+        return [] if event.anyway else self.held
+
+    def _close(self, event: Voided | Ended) -> None:
+        attempt = self.by_run.get(event.run)
+        if attempt is None or not attempt.open:
+            return
+        self.reserved -= attempt.event.gpu_hours
+        if isinstance(event, Voided):
+            attempt.void = event.why or "no job"
+            if attempt.granted is not None:
+                self.granted[attempt.event.job] = attempt.granted
+        else:
+            attempt.ended = event
+            self.spent += event.gpu_hours
+
+    def _ask(self, event: Asked) -> None:
+        if event.verb in ("stop", "cancel"):
+            self.ending = event.verb
+        elif event.verb == "go-on":
+            for runner in [event.runner] if event.runner else list(self.asked):
+                self.asked.pop(runner, None)
+        else:
+            self.asked[event.runner] = event.verb
+
+    def waits(self, job: Job) -> str:
+        """Why jobs of this runner are not started now: pause or drain; "" when they are."""
+        return self.asked.get("") or self.asked.get(job.runner, "")
+
+    def breaker(self, job: Job) -> Held | None:
+        """The hold that keeps this job from being started."""
+        return next((held for held in self.held if held_jobs(held, job)), None)
+
+    def made(self, job: str) -> list[Attempt]:
+        """The attempts of a job that count: all but those that never had a job."""
+        return [attempt for attempt in self.attempts.get(job, ()) if not attempt.void]
+
+    @property
+    def retries_left(self) -> int:
+        """How many attempts may still be added."""
+        budget = self.policy.retries if self.policy.retries is not None else max(2, len(self.jobs) // 10)
+        return budget - self.retry_counts.total()
+
+
+def held_jobs(held: Held, job: Job) -> bool:
+    """Whether the breaker's class has this job."""
+    benchmark = job.benchmark
+    return (held.runner, held.image, held.model) == (job.runner, benchmark.image, benchmark.model)
+
+
+def point_states(state: State, facts: Callable[[str], Facts]) -> list[PointState]:
+    """How every point stands, in the order of the sweep. ``facts`` gives what a run's record says now."""
+    found = []
+    for job in state.jobs.values():
+        made = [(attempt, facts(attempt.run)) for attempt in state.made(job.key)]
+        found += [_point(state, job, concurrency, made) for concurrency in job.concurrencies]
+    return found
+
+
+def _point(state: State, job: Job, concurrency: int, made: list[tuple[Attempt, Facts]]) -> PointState:
+    mine = [(attempt, seen) for attempt, seen in made if concurrency in attempt.event.concurrencies]
+    runs = tuple(attempt.run for attempt, _ in mine)
+    if (run := state.reused.get(job.key, {}).get(concurrency)) is not None:
+        reason = f"reused from run {run}, of the same fingerprint"
+        return PointState(job.key, concurrency, "ok", reason, run, attempts=runs, reused=True)
+    for attempt, seen in mine:
+        if concurrency in seen.ok:
+            reason = f"a valid result of run {attempt.run}, of the same fingerprint"
+            return PointState(job.key, concurrency, "ok", reason, attempt.run, attempts=runs)
+    word, reason, layer, code = _otherwise(state, job, concurrency, mine)
+    return PointState(job.key, concurrency, word, reason, runs[-1] if runs else "", layer, code, runs)
+
+
+def _otherwise(
+    state: State, job: Job, concurrency: int, mine: list[tuple[Attempt, Facts]]
+) -> tuple[PointWord, str, str, int]:
+    """State, reason, layer and exit code of a point without a valid result."""
+    not_started = state.skipped.get(job.key, "")
+    if not not_started and (held := state.breaker(job)) is not None:
+        not_started = f"breaker: {held.signature}"
+    if not mine:
+        return ("not started", not_started, "", 0) if not_started else ("planned", "no attempt yet", "", 0)
+    attempt, seen = mine[-1]
+    if seen.phase == "none":
+        if attempt.ended is None:
+            return "planned", f"run {attempt.run} has no record: it is started again under a new id", "", 0
+        return "missing", f"the record of run {attempt.run} was removed", "results", ResultError.exit_code
+    if seen.phase in ("preparing", "unknown"):
+        word: PointWord = "preparing" if seen.phase == "preparing" else "unknown"
+        return word, seen.says or f"run {attempt.run}", "", 0
+    if seen.phase == "alive":
+        return "queued" if seen.word in ("", "PENDING") else "running", seen.says, "", 0
+    why = seen.bad.get(concurrency, "") or seen.text
+    if seen.state == "cancelled":
+        return "cancelled", seen.text, "cancelled", seen.exit_code
+    if seen.state == "succeeded" or (seen.ok and seen.layer == "results"):
+        why = seen.bad.get(concurrency, "") or "no result, and others of its job are there"
+        return "missing", why, "results", ResultError.exit_code
+    return "failed", why, seen.layer, seen.exit_code
+
+
+FOLLOWS = ("fail fast", "canary failed", "breaker")
+"""How reasons begin why a point was not started for what became of others: their failure decides the exit code."""
+
+
+def exit_code(points: Iterable[PointState]) -> int:
+    """0 when every point is ok, 7 when points are left or missing, else the code of the first failure in order."""
+    bad = [point for point in points if point.state != "ok"]
+    failed = [point.exit_code for point in bad if point.state in ("failed", "cancelled")]
+    left = [point for point in bad if point.state not in ("failed", "cancelled")]
+    if any(not point.reason.startswith(FOLLOWS) for point in left) or (left and not failed):
+        return ResultError.exit_code
+    return next((code for code in failed if code), 1) if bad else 0
