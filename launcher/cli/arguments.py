@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from launcher import __version__
 from launcher.cli.flags import (
     LazyParser,
+    ago,
     backend,
     command_of,
     days,
@@ -112,6 +113,17 @@ def _report(commands: Commands) -> None:
     text = "print this one form, and write no file"
     report.add_argument("--format", choices=["text", "json", "csv", "junit", "markdown", "html"], help=text)
     report.add_argument("--json", dest="format", action="store_const", const="json", help="same as --format json")
+    past = report.add_argument_group("the past", "in place of names: all runs of the state directory")
+    past.add_argument("--since", type=ago, metavar="30d", help="that began at most so long ago (d, h, w)")
+    text = "of these keys of the matrix; globs are taken"
+    past.add_argument("-k", "--key", nargs="+", default=[], metavar="KEY", help=text)
+    compared = report.add_argument_group(
+        "comparison", "the same points of other runs; exit 7 when a threshold is passed"
+    )
+    text = "what it is compared with; several are measurements of one side"
+    compared.add_argument("--against", nargs="+", default=[], metavar="RUN|SWEEP|DIR", help=text)
+    text = "how much worse it may be, like tput_per_gpu:-5%%; a missing point fails too"
+    compared.add_argument("--fail-on", nargs="+", default=[], metavar="METRIC:-N%%", help=text)
     report.add_argument("--schema", action="store_true", help="the JSON Schema of report.json")
 
 

@@ -148,3 +148,11 @@ def factor(text: str) -> float:
 
 def days(text: str) -> float:
     return number(text, 0, 1e6, "days")
+
+
+def ago(text: str) -> float:
+    """Seconds, of ``30d``, ``12h`` or ``2w``."""
+    unit = {"h": 3600, "d": 86400, "w": 7 * 86400}.get(text[-1:])
+    if unit is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: 30d, 12h, 2w")
+    return unit * number(text[:-1], 0, 1e5, f"{text[-1]} in {text!r}")

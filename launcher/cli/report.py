@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
+
+import msgspec
 
 from launcher.core.errors import ConfigError
 from launcher.core.state import state_directory
 from launcher.core.terminal import say, styled
 from launcher.report import files, terminal
 from launcher.report.assemble import document
+from launcher.report.comparison import comparison
 from launcher.report.document import Document, as_json, schema
 from launcher.report.gather import gather
 from launcher.report.page import page
@@ -23,20 +27,28 @@ def report(arguments: argparse.Namespace) -> int:
     if arguments.schema:
         sys.stdout.write(schema().decode())
         return 0
-    if not arguments.sources:
-        raise ConfigError("a report of what?", hint="launcher report RUN|SWEEP|DIR …")
     state = state_directory(os.environ, arguments.state)
-    gathered = gather(arguments.sources, state)
-    title = arguments.title or " ".join(Path(name).name or name for name in arguments.sources)
-    value = document(gathered, title=title, made=clock(_now()))
+    past = arguments.since is not None or bool(arguments.key)
+    if past == bool(arguments.sources):
+        hint = "launcher report RUN|SWEEP|DIR …, or --since 30d and -k KEY for all runs of this state directory"
+        raise ConfigError("a report either of what is named or of the past" if past else "a report of what?", hint=hint)
+    if past:
+        from launcher.report.history import gather_history
+
+        gathered = gather_history(
+            state, 0.0 if arguments.since is None else time.time() - arguments.since, arguments.key
+        )
+    else:
+        gathered = gather(arguments.sources, state)
+    title = arguments.title or " ".join(Path(name).name or name for name in arguments.sources) or "history"
+    value = document(gathered, title=title, made=clock(time.time()))
+    if arguments.against:
+        base = gather(arguments.against, state)
+        value = msgspec.structs.replace(value, comparison=comparison(value, gathered, base, arguments.fail_on))
+    elif arguments.fail_on:
+        raise ConfigError("a threshold of what?", where="--fail-on", hint="--against RUN|SWEEP|DIR")
     _show(value, arguments)
-    return 0
-
-
-def _now() -> float:
-    import time
-
-    return time.time()
+    return value.comparison.exit_code if value.comparison is not None else 0
 
 
 def _show(value: Document, arguments: argparse.Namespace) -> None:

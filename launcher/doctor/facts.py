@@ -12,19 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from launcher.core.errors import suggest
+from launcher.core.mounts import is_network
 from launcher.core.yaml_source import Key
 from launcher.image.probe import Probed
 from launcher.runner.file import RunnerFile
 
 Side = Literal["login", "compute"]
-
-_NETWORK = frozenset(
-    {"lustre", "nfs", "nfs4", "gpfs", "beegfs", "ceph", "wekafs", "cifs", "9p", "panfs", "pvfs2", "afs"}
-)
-"""Types of file systems, as `findmnt` names them, that several hosts can mount at once."""
-
-_OWN = frozenset({"fuse.lxcfs", "fuse.snapfuse", "fuse.squashfuse", "fuse.gvfsd-fuse", "fuse.portal"})
-"""FUSE file systems of one host; others are clients of servers."""
 
 
 class Unknown(Exception):
@@ -170,7 +163,7 @@ class Mount:
 
     @property
     def network(self) -> bool:
-        return self.type not in _OWN if self.type.startswith("fuse.") else self.type in _NETWORK
+        return is_network(self.type)
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -99,9 +99,7 @@ def _add(gathered: Gathered, row: dict[str, Any], artifact: str, path: Path) -> 
         run = Run(**{**{name: getattr(run, name) for name in run.__struct_fields__}, "id": f"{artifact} {number}"})
     gathered.runs[run.id] = run
     state, reason = judge(row)
-    gathered.points.append(
-        Point(identity, row, state, reason, "results" if reason else "", {"run": run.id, "rule": ""})
-    )
+    gathered.points.append(Point(identity, row, state, reason, "results" if reason else "", run.known))
 
 
 def judge(row: dict[str, Any]) -> tuple[State, str]:

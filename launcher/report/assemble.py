@@ -93,6 +93,12 @@ def configuration(one: Identity) -> str:
     return " ".join([one.hardware, one.framework, one.precision, *method, *(["disagg"] if one.disagg else [])])
 
 
+def name_of(one: Identity) -> str:
+    """A point in words: model, lengths, configuration, topology, concurrency; an entry's ``name`` is the same."""
+    offload = "" if one.kv_offload == "none" else f" {one.kv_offload}"
+    return f"{one.model} {one.lengths} {configuration(one)}{offload} {one.topology} c{one.concurrency}"
+
+
 def _entry(key: str, tries: Sequence[Point], best: set[str], drawn: set[str]) -> Entry:
     one, point = tries[0].identity, counted(tries)
     attempts = tuple(

@@ -14,6 +14,8 @@ from launcher.aggregate.points import State
 
 SCHEMA_VERSION = 1
 
+Answer = Literal["better", "same", "worse", "not comparable"]
+
 STATES: tuple[State, ...] = ("ok", "reused", "rehearsal", "stale", "refused", "missing")
 """All states of a point, the best first."""
 
@@ -42,7 +44,8 @@ class Run(Struct, frozen=True, kw_only=True):
     """One run, or one artifact: how a point came about. Times in Unix seconds.
 
     ``measured`` has a concurrency with the beginning and the end of its measurement each. ``model`` is the checkpoint's
-    place, ``commit`` that of the workspace, ``srt_slurm`` that of the srt-slurm tree.
+    place, ``commit`` that of the workspace, ``srt_slurm`` that of the srt-slurm tree, ``key`` that of the
+    matrix, or one like it.
     """
 
     id: str
@@ -58,12 +61,26 @@ class Run(Struct, frozen=True, kw_only=True):
     commit: str = ""
     recipe: str = ""
     fingerprint: str = ""
+    key: str = ""
     created: float | None = None
     submitted: float | None = None
     started: float | None = None
     ended: float | None = None
     measured: tuple[tuple[int, float, float], ...] = ()
     source: str = ""
+
+    @property
+    def known(self) -> dict[str, str]:
+        """How a point of this run came about, by the names of `launcher.aggregate.points.Point.provenance`."""
+        return {
+            "run": self.id,
+            "job": self.job,
+            "image": ", ".join(image.reference for image in self.images),
+            "digest": ", ".join(image.digest for image in self.images),
+            **{
+                name: getattr(self, name) for name in ("model", "srt_slurm", "commit", "recipe", "fingerprint", "nodes")
+            },
+        }
 
     @property
     def provenance(self) -> tuple[tuple[str, str], ...]:
@@ -122,6 +139,12 @@ class Entry(Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
     @property
+    def name(self) -> str:
+        """The point in words."""
+        offload = "" if self.kv_offload == "none" else f" {self.kv_offload}"
+        return f"{self.model} {self.lengths} {self.configuration}{offload} {self.topology} c{self.concurrency}"
+
+    @property
     def lengths(self) -> str:
         return self.scenario if self.isl is None else f"{self.isl}/{self.osl}"
 
@@ -151,33 +174,55 @@ class Panel(Struct, frozen=True, kw_only=True):
 
 
 class Change(Struct, frozen=True, kw_only=True):
-    """One metric of one point on both sides; ``delta`` is a share of the base."""
+    """One metric of one point on both sides: medians where a side has several measurements, with their spread.
+    ``change`` is relative to the base; up to ``threshold`` it is the same."""
 
     metric: str
-    answer: Literal["better", "same", "worse", "not comparable"]
+    answer: Answer
     base: float | None = None
     now: float | None = None
-    delta: float | None = None
-    reason: str = ""
-    failed: bool = False
+    change: float | None = None
+    threshold: float = 0.0
+    spread: tuple[float, float] = (0.0, 0.0)
 
 
 class Compared(Struct, frozen=True, kw_only=True):
-    """One point beside the same one of the other side; ``id`` is that of the entry, "" where there is none here."""
+    """One point beside the same one of the other side. ``id`` is that of the entry, "" where there is none here;
+    ``reason`` says why it cannot be compared, ``differs`` what else is not the same; ``samples`` are the measurements
+    of the base and of this side."""
 
     point: str
+    answer: Answer
     id: str = ""
+    reason: str = ""
     changes: tuple[Change, ...] = ()
     differs: tuple[str, ...] = ()
-    samples: tuple[int, int] = (1, 1)
+    samples: tuple[int, int] = (0, 0)
 
 
 class Comparison(Struct, frozen=True, kw_only=True):
-    """This report against another one; ``exit_code`` is what the command ends with."""
+    """This report against another one. ``failed`` are the thresholds that are passed, in sentences; ``exit_code`` is
+    what the command ends with."""
 
     against: str
     points: tuple[Compared, ...]
+    failed: tuple[str, ...] = ()
     exit_code: int = 0
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The metrics that tables show: the main ones, and others that a threshold is on or that became worse."""
+        main = ("tput_per_gpu", "median_intvty", "p90_e2e_norm_intvty", "median_ttft", "median_e2el")
+        there = {change.metric for one in self.points for change in one.changes}
+        worse = {change.metric for one in self.points for change in one.changes if change.answer == "worse"}
+        return tuple(name for name in (*main, *sorted(worse - {*main})) if name in there)
+
+    @property
+    def summary(self) -> str:
+        """How many points are better, same, worse, not comparable."""
+        answers: tuple[Answer, ...] = ("worse", "better", "same", "not comparable")
+        counts = ((answer, sum(one.answer == answer for one in self.points)) for answer in answers)
+        return ", ".join(f"{count} {answer}" for answer, count in counts if count) or "no points"
 
 
 class Document(Struct, frozen=True, kw_only=True):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from launcher.aggregate.points import metrics
 from launcher.core.publish import write_bytes
-from launcher.report.document import Attempt, Document, Entry, Run, as_json, not_ok
+from launcher.report.document import Attempt, Comparison, Document, Entry, Run, as_json, not_ok
 from launcher.report.page import page
-from launcher.report.text import escaped, shown, value
+from launcher.report.text import changed, escaped, samples, shown, value
 
 LONGEST_MARKDOWN = 1 << 20
 """Bytes that GitHub takes of a step's summary."""
@@ -135,6 +135,7 @@ def markdown(document: Document) -> str:
         text = f"- **{first.state}**{layer}: {_markdown(first.reason)} ({_markdown(points)}{more})"
         lines.append(text)
     lines += [f"- could not be read: {_markdown(problem)}" for problem in document.problems]
+    lines += _comparison(document.comparison) if document.comparison is not None else []
     names = known(document)
     heads = ["state", "model", "ISL/OSL", "configuration", "topology", "conc", *headings(document), "frontier"]
     lines += ["", "| " + " | ".join(heads) + " |", "|" + " --- |" * 5 + " ---: |" * (len(heads) - 6) + " --- |"]
@@ -143,6 +144,22 @@ def markdown(document: Document) -> str:
         cells = [*map(_markdown, about), str(entry.concurrency), *(value(name, entry.metrics) for name in names)]
         lines.append("| " + " | ".join([*cells, "yes" if entry.frontier else ""]) + " |")
     return _bounded(lines)
+
+
+def _comparison(found: Comparison) -> list[str]:
+    """The thresholds that are passed, and a row for each point that is not the same."""
+    lines = ["", f"### Compared with {_markdown(found.against)}", "", f"{found.summary}.", ""]
+    lines += [f"- **{_markdown(text)}**" for text in found.failed]
+    heads = ["answer", "point", *(f"{metrics()[name].title}, {metrics()[name].unit}" for name in found.told)]
+    heads += ["measurements", "what else differs"]
+    lines += ["", "| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for one in found.points:
+        if one.answer != "same":
+            by_metric = {change.metric: change for change in one.changes}
+            cells = [one.answer, _markdown(one.point), *(changed(by_metric.get(name)) for name in found.told)]
+            why = _markdown(one.reason or "; ".join(one.differs))
+            lines.append("| " + " | ".join([*cells, samples(one) if one.changes else "", why]) + " |")
+    return lines
 
 
 def _markdown(text: object) -> str:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from launcher.aggregate.points import metrics
 from launcher.report.chart import SYMBOLS, classes, panel_svg, symbol
-from launcher.report.document import MEANING, STATES, Document, Entry, Panel, Run, not_ok
-from launcher.report.text import clock, duration, escaped, value
+from launcher.report.document import MEANING, STATES, Comparison, Document, Entry, Panel, Run, not_ok
+from launcher.report.text import changed, clock, duration, escaped, samples, value
 from launcher.report.timeline import PHASES, phases, timeline_svg
 
 COLUMNS = ("tput_per_gpu", "{x}", "median_ttft", "median_tpot", "median_e2el")
@@ -33,6 +33,7 @@ def page(document: Document) -> str:
     body = [
         _head(document),
         *_not_ok(document),
+        *(_comparison(document.comparison) if document.comparison is not None else ()),
         *_panels(document),
         *_points(document, numbers),
         *_runs(document, numbers),
@@ -101,6 +102,26 @@ def _not_ok(document: Document) -> Iterator[str]:
         yield "<h2>What could not be read</h2><ul>"
         yield from (f"<li>{escaped(problem)}" for problem in document.problems)
         yield "</ul>"
+
+
+def _comparison(found: Comparison) -> Iterator[str]:
+    """Each point beside the same one of the other side, with what else is not the same."""
+    yield f"<h2>Compared with {escaped(found.against)}</h2><p>{found.summary}.</p>"
+    if found.failed:
+        yield "<ul>" + "".join(f"<li class=worse>{escaped(text)}" for text in found.failed) + "</ul>"
+    yield "<div class=scroll><table><thead><tr><th>answer<th>point"
+    yield from (f"<th>{metrics()[name].title} <small>{metrics()[name].unit}</small>" for name in found.told)
+    yield "<th>measurements<th>what else differs<tbody>"
+    for one in found.points:
+        link = f"<a href=#{one.id}>{escaped(one.point)}</a>" if one.id else escaped(one.point)
+        by_metric = {change.metric: change for change in one.changes}
+        yield f"<tr><td class='{one.answer}'>{one.answer}<td>{link}"
+        for name in found.told:
+            change = by_metric.get(name)
+            kind = f" class='{change.answer}'" if change and change.answer in ("better", "worse") else ""
+            yield f"<td{kind}>{changed(change)}"
+        yield f"<td>{samples(one) if one.changes else ''}<td>{escaped(one.reason or '; '.join(one.differs))}"
+    yield "</table></div>"
 
 
 def _panels(document: Document) -> Iterator[str]:

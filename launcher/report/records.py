@@ -105,13 +105,13 @@ def read_run(directory: Path, fields: RunFields) -> tuple[Run, list[Point]]:
     summary, measured, wrong = _summary(directory)
     run = _run(directory, fields, benchmark, summary, [one for one, _ in measured.values()])
     rows = _rows(directory / "results") if benchmark.agentic or fields.results == "run" else {}
-    points = []
+    shared, points = run.known, []
     asked = () if benchmark.eval_only else benchmark.concurrencies
     for concurrency in sorted({*asked, *measured}):
         one, said = measured.get(concurrency, (None, {}))
         state, reason, layer = _state(one, fields, rehearsal=summary is not None and summary.rehearsal, wrong=wrong)
         good = state in ("ok", "rehearsal")
-        known = {"run": run.id, "rule": one.rule if one else "", "notes": one.doubts if one else ()}
+        known = {**shared, "rule": one.rule if one else "", "notes": one.doubts if one else ()}
         row = {**_row(said), **rows.get(concurrency, {})} if good else {}
         points.append(Point(identity_of(benchmark, concurrency), row, state, reason, layer, known))
     return run, points
@@ -193,6 +193,7 @@ def _run(
         srt_slurm=str(sha or ""),
         recipe=benchmark.config_file or "",
         fingerprint=benchmark.recipe_fingerprint or "",
+        key=benchmark.key or f"{benchmark.model_prefix}-{benchmark.precision}-{benchmark.runner}-{benchmark.framework}",
         created=fields.created or None,
         submitted=job.submitted if job is not None else None,
         started=job.started if job is not None else None,

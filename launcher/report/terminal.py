@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from launcher.aggregate.points import metrics
-from launcher.report.document import Document, not_ok
+from launcher.report.document import Comparison, Document, not_ok
 from launcher.report.files import known
-from launcher.report.text import shown, value
+from launcher.report.text import changed, samples, shown, value
 
 MOST = 60
 """Points that the table shows; of more, only those on a frontier."""
@@ -42,6 +42,33 @@ def write(document: Document, stream: TextIO, environ: Mapping[str, str]) -> Non
         console.print(Text(f"  could not be read: {shown(problem)}", style="yellow"))
     if document.points:
         console.print(_table(document, terminal))
+    if document.comparison is not None:
+        _compare(document.comparison, console)
+
+
+def _compare(found: Comparison, console: Any) -> None:
+    """What is not the same as on the other side, a line each, and what else differs there; then what fails."""
+    from rich.text import Text
+
+    console.print(Text(shown(f"Compared with {found.against}: {found.summary}"), style="bold"))
+    for one in found.points:
+        if one.answer == "same":
+            continue
+        said = [
+            f"{_short(change.metric)} {changed(change)}"
+            for change in one.changes
+            if change.answer in ("better", "worse")
+        ]
+        line = Text("  ").append(
+            f"{one.answer:14}", style={"better": "green", "worse": "bold red"}.get(one.answer, "yellow")
+        )
+        line.append(f"{shown(one.point)}   {shown(one.reason or '; '.join(said))}")
+        line.append(f"   {samples(one)}" if one.changes else "", style="dim")
+        console.print(line)
+        if one.differs:
+            console.print(Text(shown("; ".join(one.differs)), style="dim"), justify="left")
+    for text in found.failed:
+        console.print(Text(f"  {shown(text)}", style="bold red"))
 
 
 def _table(document: Document, terminal: bool) -> Any:

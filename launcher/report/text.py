@@ -8,6 +8,7 @@ import time
 
 from launcher.aggregate.points import metrics
 from launcher.core.terminal import one_line
+from launcher.report.document import Change, Compared
 
 LONGEST = 600
 """Characters of one text from outside that a report shows."""
@@ -27,6 +28,22 @@ def escaped(text: object) -> str:
 def value(name: str, metrics_of: dict[str, float]) -> str:
     """A metric with its decimals, "" where it is not known."""
     return "" if (found := metrics_of.get(name)) is None else f"{found:.{metrics()[name].digits}f}"
+
+
+def changed(change: Change | None) -> str:
+    """A metric on this side with its change, ``1234.5 (-3.2 %)``; "" where it is not there."""
+    if change is None or (change.now is None and change.base is None):
+        return ""
+    digits = metrics()[change.metric].digits
+    if change.now is None or change.change is None:
+        return f"{'-' if change.now is None else f'{change.now:.{digits}f}'} (was {change.base or 0:.{digits}f})"
+    return f"{change.now:.{digits}f} ({change.change * 100:+.1f} %)"
+
+
+def samples(one: Compared) -> str:
+    """How many measurements both sides have: ``n = 1``, where there is no significance, or ``n = 3, 2``."""
+    base, now = one.samples
+    return f"n = {now}" if now == base else f"n = {now}, of the base {base}"
 
 
 def number(of: float) -> str:

@@ -1,0 +1,40 @@
+"""Which file system a path is on, by the kernel's own table: several hosts can write to some of them at once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from launcher.core.reading import read_file
+
+_NETWORK = frozenset(
+    {"lustre", "nfs", "nfs4", "gpfs", "beegfs", "ceph", "wekafs", "cifs", "9p", "panfs", "pvfs2", "afs"}
+)
+
+_OWN = frozenset({"fuse.lxcfs", "fuse.snapfuse", "fuse.squashfuse", "fuse.gvfsd-fuse", "fuse.portal"})
+"""FUSE file systems of one host; others are clients of servers."""
+
+TABLE = Path("/proc/self/mountinfo")
+
+
+def is_network(kind: str) -> bool:
+    """Whether a type of file system, as the kernel and `findmnt` name it, is one that several hosts can mount."""
+    return kind not in _OWN if kind.startswith("fuse.") else kind in _NETWORK
+
+
+def type_at(path: Path, table: Path = TABLE) -> str:
+    """The type of the file system that a path is on, "" when that cannot be learnt."""
+    try:
+        lines = read_file(table, 8 << 20).decode(errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    found, where = "", ""
+    for line in lines:
+        fields, _, behind = line.partition(" - ")
+        if len(parts := fields.split()) < 5 or not behind:
+            continue
+        target = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), parts[4])
+        inside = str(path) == target or str(path).startswith(target.rstrip("/") + "/")
+        if inside and len(target) >= len(where):  # a later mount on the same place hides the earlier one
+            found, where = behind.split()[0], target
+    return found

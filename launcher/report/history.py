@@ -1,0 +1,135 @@
+"""All points of a state directory's runs, remembered in a file of SQLite that can be removed at any time.
+
+The records are what is true. A run is read again when its record has changed, and forgotten when that is gone. Where
+the state directory lies on a network's file system there is no such file, since its locks are not to be trusted: then
+all records are read each time, with the same answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from launcher.aggregate.points import Point
+from launcher.core.errors import ConfigError
+from launcher.core.mounts import TABLE, is_network, type_at
+from launcher.core.publish import make_private
+from launcher.report.document import Run
+from launcher.report.gathered import Gathered
+from launcher.report.records import read_run
+from launcher.run.fields import read_fields
+
+NAME = "history.sqlite"
+
+_VERSION = 1
+"""Of the file: one of another version is made anew."""
+
+_PATIENCE = 5.0
+"""Seconds to wait for another launcher that writes to the file."""
+
+
+class _Remembered(msgspec.Struct, frozen=True, array_like=True):
+    """A run and its points, or why it cannot be read."""
+
+    run: Run | None
+    points: tuple[Point, ...] = ()
+    problem: str = ""
+
+
+_DECODER = msgspec.json.Decoder(_Remembered)
+
+
+def gather_history(state: Path, since: float = 0.0, keys: Sequence[str] = (), mounts: Path = TABLE) -> Gathered:
+    """The points of all runs that began at ``since`` or later (Unix seconds), of matrix keys that match a glob.
+
+    Raises ConfigError when the runs cannot be listed.
+    """
+    gathered = Gathered(sources=[str(state)])
+    kind = type_at(state.resolve(), mounts)
+    found = None
+    if kind and not is_network(kind):
+        with contextlib.suppress(sqlite3.Error, OSError):  # nobody's file is worth a report
+            found = _ask(state, since)
+    for key, one in found if found is not None else _read_all(state, since):
+        if one.run is None:
+            gathered.problems.append(one.problem)
+        elif not keys or any(fnmatch.fnmatchcase(key, glob) for glob in keys):
+            gathered.add(one.run, one.points)
+    return gathered
+
+
+def _marks(state: Path) -> dict[str, str]:
+    """The runs that there are, with what changes whenever their records do."""
+    found = {}
+    try:
+        with os.scandir(state / "runs") as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    with contextlib.suppress(OSError):
+                        status = os.stat(f"{entry.path}/run.json")  # noqa: PTH116  there are tens of thousands
+                        found[entry.name] = f"{status.st_mtime_ns} {status.st_size} {status.st_ino}"
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ConfigError(f"the runs cannot be listed: {error.strerror}", where=str(state / "runs")) from None
+    return found
+
+
+def _read(directory: Path) -> tuple[float, str, _Remembered]:
+    """A run as its record says: when it began, its key in the matrix, itself."""
+    try:
+        fields = read_fields(directory / "run.json", directory.name, facts=False)
+        run, points = read_run(directory, fields)
+    except (ConfigError, FileNotFoundError, NotADirectoryError) as error:
+        why = error.message if isinstance(error, ConfigError) else "its record is gone"
+        return 0.0, "", _Remembered(None, (), f"run {directory.name}: {why}")
+    return fields.created, run.key, _Remembered(run, tuple(points))
+
+
+def _read_all(state: Path, since: float) -> Iterator[tuple[str, _Remembered]]:
+    read = [_read(state / "runs" / name) for name in _marks(state)]
+    wanted = [one for one in read if one[0] >= since or one[2].run is None]
+    yield from ((key, one) for _, key, one in sorted(wanted, key=lambda each: each[0]))
+
+
+def _ask(state: Path, since: float) -> list[tuple[str, _Remembered]]:
+    """Bring the file up to date, and ask it. Raises sqlite3.Error, OSError."""
+    path = state / NAME
+    make_private(state)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    try:
+        return _asked(path, state, since)
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):  # it is locked, or the disk is full
+            raise
+        path.unlink()  # it is damaged, or none of ours: records have it all
+        return _asked(path, state, since)
+
+
+def _asked(path: Path, state: Path, since: float) -> list[tuple[str, _Remembered]]:
+    with contextlib.closing(sqlite3.connect(path, timeout=_PATIENCE)) as database:
+        if database.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+            with database:
+                database.execute("DROP TABLE IF EXISTS runs")
+                columns = "id TEXT PRIMARY KEY, mark TEXT, began REAL, key TEXT, said BLOB"
+                database.execute(f"CREATE TABLE runs ({columns})")
+                database.execute("CREATE INDEX by_time ON runs (began)")
+                database.execute(f"PRAGMA user_version = {_VERSION}")
+        known = dict(database.execute("SELECT id, mark FROM runs"))
+        there = _marks(state)
+        with database:
+            gone = [(name,) for name in known if name not in there]
+            database.executemany("DELETE FROM runs WHERE id = ?", gone)
+            for name, mark in there.items():
+                if known.get(name) != mark:
+                    began, key, one = _read(state / "runs" / name)
+                    row = (name, mark, began, key, msgspec.json.encode(one))
+                    database.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)", row)
+        asked = "SELECT key, said FROM runs WHERE began >= ? OR began = 0 ORDER BY began"
+        return [(key, _DECODER.decode(said)) for key, said in database.execute(asked, (since,))]

@@ -1,0 +1,122 @@
+"""What is remembered of all runs: the same as the records say, whatever becomes of the file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launcher.cli import main
+from launcher.core.mounts import type_at
+from launcher.report.assemble import document
+from launcher.report.gathered import Gathered
+from launcher.report.history import NAME, gather_history
+from tests.report.made import BEGAN, write_runs
+from tests.report.test_sources import REFUSED, change
+
+
+def as_json(found: Gathered) -> object:
+    """What a report makes of it."""
+    return document(found, title="", made="")
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> Callable[[str], Path]:
+    def table(kind: str) -> Path:
+        path = tmp_path / f"mountinfo-{kind}"
+        path.write_text(
+            f"22 1 0:1 / / rw - overlay overlay rw\n23 22 0:2 / {tmp_path} rw,noatime shared:1 - {kind} x rw\n"
+        )
+        return path
+
+    return table
+
+
+def test_the_file_and_the_records_answer_alike(tmp_path: Path, mounts: Callable[[str], Path]) -> None:
+    state = tmp_path / "state"
+    runs = write_runs(state, 12)
+    (state / "runs/torn").mkdir()
+    (state / "runs/torn/run.json").write_text("{")
+    local, nfs = mounts("ext4"), mounts("nfs4")
+    for since, keys in ((0.0, ()), (BEGAN + 600 * 7 - 1, ()), (0.0, ("minimaxm3-fp8-gb200*",)), (0.0, ("nothing",))):
+        read = gather_history(state, since, keys, nfs)
+        assert not (state / NAME).exists() or since or keys, "a network's file system has no such file"
+        assert as_json(gather_history(state, since, keys, local)) == as_json(read)
+        assert len(read.problems) == 1
+    assert {run.id for run in gather_history(state, BEGAN + 600 * 7 - 1, (), local).runs.values()} == {*runs[7:]}
+    assert (state / NAME).stat().st_mode & 0o777 == 0o600
+
+
+def test_it_follows_the_records(tmp_path: Path, mounts: Callable[[str], Path]) -> None:
+    first, second, third = write_runs(tmp_path / "state", 3)
+    ask = lambda: gather_history(tmp_path / "state", mounts=mounts("ext4"))  # noqa: E731
+    assert len(ask().points) == 12
+    change(tmp_path / "state", first, "summary", points={16: REFUSED})
+    change(tmp_path / "state", first, "run", updated=time.time())
+    shutil.rmtree(tmp_path / "state/runs" / second)
+    found = ask()
+    assert [*found.runs] == [first, third]
+    assert [point.state for point in found.points].count("refused") == 1
+
+
+@pytest.mark.parametrize("damage", ["text", "torn", "version", "locked", "directory"])
+def test_a_file_that_cannot_be_used_costs_no_report(
+    tmp_path: Path, mounts: Callable[[str], Path], damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.report.history._PATIENCE", 0.1)
+    state, path = tmp_path / "state", tmp_path / "state" / NAME
+    write_runs(state, 3)
+    good = as_json(gather_history(state, mounts=mounts("ext4")))
+    other = None
+    if damage == "text":
+        path.write_text("no data base at all, but some text" * 100)
+    elif damage == "torn":
+        path.write_bytes(path.read_bytes()[:5000])
+    elif damage == "version":
+        with sqlite3.connect(path) as database:
+            database.execute("PRAGMA user_version = 99")
+            database.execute("DELETE FROM runs")
+    elif damage == "directory":
+        path.unlink()
+        path.mkdir()
+    else:
+        other = sqlite3.connect(path)
+        other.execute("BEGIN EXCLUSIVE")
+        change(state, next((state / "runs").iterdir()).name, "run", updated=time.time())
+    assert as_json(gather_history(state, mounts=mounts("ext4"))) == good
+    if other is not None:
+        other.close()
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = write_runs(tmp_path, 6)
+    change(tmp_path, runs[0], "run", created=time.time() - 3600)
+    asked = ["report", "--state", str(tmp_path), "--json"]
+    assert main([*asked, "--since", "2h"]) == 0
+    assert [run["id"] for run in json.loads(capsys.readouterr().out)["runs"]] == [runs[0]]
+    assert main([*asked, "-k", "minimaxm3-*-gb200-dynamo-vllm"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["points"]) > 0
+    assert main([*asked, runs[0], "--since", "2h"]) == 2
+    for wrong in ("2", "d", "-1d", "nan d", "1y"):
+        with pytest.raises(SystemExit):
+            main([*asked, f"--since={wrong}"])
+
+
+def test_the_type_of_a_file_system_is_that_of_the_nearest_mount(tmp_path: Path) -> None:
+    table = tmp_path / "mountinfo"
+    lines = (
+        "/ rw - ext4 a rw",
+        "/home rw shared:2 - nfs4 b rw",
+        "/home/my\\040own rw - xfs c rw",
+        "/home rw - lustre d rw",
+    )
+    table.write_text("".join(f"1 1 0:1 / {line}\n" for line in lines) + "torn line\n")
+    places = {"/": "ext4", "/homes": "ext4", "/home": "lustre", "/home/a/b": "lustre", "/home/my own/x": "xfs"}
+    assert {place: type_at(Path(place), table) for place in places} == places
+    assert type_at(Path("/"), tmp_path / "none") == ""
+    assert type_at(Path("/proc")) == "proc"
