@@ -62,15 +62,17 @@ _FATAL = re.compile(
     r"|\bXid\b|NCCL error|Segmentation fault|core dumped|(?:^|\s)Killed(?:\s|$)|Bus error|Aborted\b|Illegal instruction"
     r"|pyxis: (?:failed|couldn|unable|cannot|container start failed|--container|\s*\[ERROR\])"
     r"|[Ee]xited with (?:exit )?code [1-9]"
-    r"|unrecognized arguments|invalid choice|[Aa]ddress already in use|No space left on device|terminate called"
-    r"|panicked at|command not found|: not found$|Exec format error|cannot execute"
+    r"|unrecognized arguments|invalid choice|[Aa]ddress already in use|[Nn]o space left on device|terminate called"
+    r"|panicked at|command not found|: not found$|version `\S+' not found|Exec format error|cannot execute"
+    r"|: line \d+: .*(?:unbound variable|syntax error|bad substitution)|error while loading shared libraries"
     r"|Unable to (?:contact slurm|create step|confirm alloc)"
     r"|slurmstepd\S*: error|srun: error|(?:docker|podman|Error): (?:Error|Cannot|error)\b|died before becoming healthy"
 )
 # srun says so of every program that failed: its own word tells more.
 _ONLY_AN_EXIT = re.compile(r"srun: error: .*: [Ee]xited with exit code \d+$")
 _IGNORED = re.compile(r"Exception ignored in")
-_ENROOT_SAYS = re.compile(r"pyxis: +(\[ERROR\] .*)")
+_PYXIS_FAILED = re.compile(r"pyxis: (?:failed|container start failed|couldn)")
+_ENROOT_SAYS = re.compile(r"pyxis: {2,}((?!\[(?:INFO|WARN))\S.*)")
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\)")
 _WEAK = re.compile(
     r": line \d+: .*: (?:Permission denied|No such file)"
@@ -115,7 +117,19 @@ _WORK_LINES, _PLAIN_LINES = 3, 10
 _PERHAPS = (
     *("error", "err]", "exception", "traceback", "fatal", "ftl", "crit", "panic", "emerg", "alert", "severe", "died"),
     *("[e]", "[f]", "[c]", " e |", " c |", " f |", "interrupt", "exit", "timeout", "memory", "oom", "xid", "dumped"),
-    *("killed", "abort", "illegal", "pyxis", "not found", "invalid choice", "unrecognized", "in use", "no space"),
+    *(
+        "killed",
+        "abort",
+        "illegal",
+        "unbound",
+        "substitution",
+        "pyxis",
+        "not found",
+        "invalid choice",
+        "unrecognized",
+        "in use",
+        "no space",
+    ),
     *("no such", "terminate", "cannot", "unable to", "contact", "denied", "cancelled", "sigterm", "sigint", "signal"),
 )
 _GLOG = re.compile(r"\b[EF](?:20\d\d)?\d{4} \d")
@@ -257,7 +271,7 @@ def failure_in(log: Log) -> Failure | None:
 def _named(log: Log, number: int) -> tuple[int, str]:
     """The line that names what happened, and its text: of a traceback the line of its exception."""
     line, after = log.line(number), range(number + 1, min(number + 200, len(log.raw)))
-    if "pyxis: failed" in line.body:  # it shows enroot's log behind that
+    if _PYXIS_FAILED.search(line.body):  # it shows enroot's log behind that
         enroot = ((n, _ENROOT_SAYS.search(log.line(n).body)) for n in after[:40])
         if told := next(((n, found) for n, found in enroot if found), None):
             return told[0], cut(f"pyxis: {told[1][1]}")

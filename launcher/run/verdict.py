@@ -42,7 +42,6 @@ _BY_TEXT: tuple[tuple[str, str], ...] = (
     ("image", r"launcher: error: (?:image|the container cannot be made)"),
     ("model", r"launcher: error: the checkpoint"),
     ("checkout", r"launcher: error: (?:no copy of the checkout|the checkout|the cache)|uv not found|make setup"),
-    ("configuration", r"--container-mounts: source path"),
     (
         "image",
         r"\bpyxis: |execve\(\)|enroot|[Ii]nvalid image format|\.sqsh"
@@ -58,7 +57,9 @@ _BY_TEXT: tuple[tuple[str, str], ...] = (
     ),
     (
         "node",
-        r"\bXid\b|uncorrectable|ECC error|NVLink|fell off the bus|No space left on device|[Ss]tale file handle"
+        r"\bXid\b|uncorrectable|ECC error|NVLink|f[ae]ll(?:en)? off the bus"
+        r"|[Nn]o space left on device|[Qq]uota exceeded|[Ss]tale file handle|No CUDA GPUs|NVIDIA driver on your system"
+        r"|[Pp]rolog (?:failed|error|hung)"
         r"|Input/output error|Too many levels of symbolic links|Duplicate jobid|CUDA-capable device"
         r"|system not yet initialized|[Nn]ode failure|NODE FAILURE|Permission denied.*/(?:raid|scratch|tmp)"
         r"|could not select device driver|Failed to initialize NVML|no NVIDIA GPU|Transport endpoint is not connected",
