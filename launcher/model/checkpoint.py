@@ -53,6 +53,9 @@ _SETTINGS = re.compile(
 _READ = re.compile(r"(?!\.)[^/]+\.(json|model|txt|jinja|py|tiktoken|vocab|spm)")
 """Files at the top that engines read, or may read: none of them may be a pointer, an error page or a hole."""
 
+_ERROR_KEYS = frozenset({"error", "errors", "detail", "message", "status", "statusCode", "code"})
+"""Keys of what hubs and stores answer in the place of a file."""
+
 _INDEX = "model.safetensors.index.json"
 _LEFTOVER = re.compile(r"\.(incomplete|part|partial|tmp|aria2)$|^\..+\.[A-Za-z0-9]{6}$")
 _NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
@@ -189,13 +192,17 @@ class _Examination:
         is wrong with the file."""
         with self.noting(name), open_regular(self.path / name) as (descriptor, size):
             raw = os.pread(descriptor, size, 0)
+            found: Any = None
             try:
-                return msgspec.json.decode(raw, type=dict[str, Any])
+                found = msgspec.json.decode(raw, type=dict[str, Any])
             except msgspec.DecodeError:  # of what both refuse, msgspec says where
                 with contextlib.suppress(ValueError):
-                    if isinstance(found := json.loads(raw.decode()), dict):
-                        return found
-                raise
+                    found = json.loads(raw.decode())
+                if not isinstance(found, dict):
+                    raise
+            if found and found.keys() <= _ERROR_KEYS:
+                raise DamagedFile("a server's error, not the file itself")
+            return dict(found)
         return None
 
     @contextlib.contextmanager
@@ -278,6 +285,9 @@ class _Examination:
                 if absent := wanted.get(shard, set()) - headers[shard].tensors:
                     some = f"{len(absent)} tensors that the index places there, as {min(absent)}"
                     self.problems.append(f"{shard} lacks {some}")
+                elif shard in wanted and (more := headers[shard].tensors - wanted[shard]):
+                    some = f"{len(more)} tensors that the index does not name, as {min(more)}"
+                    self.doubts.append(f"{shard} has {some}: transformers passes them over")
                 if wanted and shard not in wanted:
                     self.doubts.append(f"{shard} is not in the index; engines that load every shard will read it")
         if wanted and wanted.keys() <= headers.keys():

@@ -71,6 +71,10 @@ _BITS = {
 
 _MOST_EXTENTS = 1000
 
+_SAMPLED_ABOVE, _SAMPLES, _SAMPLE = 16 << 20, 8, 4096
+"""Bytes of weights above which some are looked at, at how many places, and how many bytes at each: where a file system
+does not tell of holes, and after a copy, they read as zeros."""
+
 
 class DamagedFile(Exception):
     """A file is not what its name promises; the message says why in a few words."""
@@ -152,6 +156,10 @@ def read_header(path: Path) -> Header:
         there, data = written(descriptor, 8 + length, size), size - 8 - length
         if there < data / 2:  # a copy may leave out zeros, of which weights have few
             raise DamagedFile(f"hollow: of {data} bytes of weights {data - there} were never written")
+        if data > _SAMPLED_ABOVE:
+            places = (8 + length + data * i // _SAMPLES for i in range(_SAMPLES))
+            if not any(any(os.pread(descriptor, _SAMPLE, place)) for place in places):
+                raise DamagedFile(f"hollow: zeros at all of {_SAMPLES} places of its {data} bytes of weights")
     try:
         entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         entries.pop("__metadata__", None)
@@ -166,7 +174,12 @@ def read_header(path: Path) -> Header:
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
         begin, count = tensor.data_offsets[0], tensor.data_offsets[1] - tensor.data_offsets[0]
         bits = math.prod(tensor.shape) * _BITS.get(tensor.dtype, 0)
-        if begin != end or count < 0 or (tensor.dtype in _BITS and bits != count * 8):  # what its readers refuse
+        if (
+            begin != end
+            or count < 0
+            or min(tensor.shape, default=0) < 0
+            or (tensor.dtype in _BITS and bits != count * 8)
+        ):  # what its readers refuse
             raise DamagedFile(f"not a safetensors file: {name} does not lie where, or is not as long as, it has to be")
         end = tensor.data_offsets[1]
         by_dtype[tensor.dtype] += count

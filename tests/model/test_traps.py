@@ -142,6 +142,28 @@ def an_index_that_leads_out(model: Path) -> None:
     index.write_text(index.read_text().replace(SHARD, f"../{SHARD}"))
 
 
+def a_shape_below_zero(model: Path) -> None:
+    header = {
+        name: {"dtype": "BF16", "shape": [-2, -2], "data_offsets": [8 * i, 8 * i + 8]}
+        for i, name in enumerate(("layers.1.weight", "layers.1.norm"))
+    }
+    text = json.dumps(header).encode()
+    (model / SHARD).write_bytes(len(text).to_bytes(8, "little") + text + b"\1" * 16)
+
+
+def a_shard_of_zeros(model: Path) -> None:
+    """As a copy without holes leaves what was never written."""
+    safetensors(model / SHARD, {"layers.1.weight": ("BF16", 9 << 20), "layers.1.norm": ("BF16", 8)})
+    with (model / SHARD).open("r+b") as file:
+        length = 8 + int.from_bytes(file.read(8), "little")
+        file.seek(length)
+        file.write(bytes((model / SHARD).stat().st_size - length))
+
+
+def a_servers_error(model: Path) -> None:
+    put(model, "tokenizer.json", {"error": "Repository not found", "statusCode": 404})
+
+
 def of_int4_by_autoround(model: Path) -> None:
     change(model, quantization_config={"quant_method": "auto-round", "bits": 4, "data_type": "mx_fp"})
 
@@ -167,6 +189,9 @@ TRAPS: list[tuple[Callable[[Path], None], str]] = [
     (staged_and_then_another_tensor, "the tensors have other names, types or shapes than by what was verified"),
     (tensors_that_overlap, "does not lie where, or is not as long as, it has to be"),
     (an_index_that_leads_out, "is missing"),
+    (a_shape_below_zero, "does not lie where, or is not as long as, it has to be"),
+    (a_shard_of_zeros, f"{SHARD} is hollow: zeros at all of 8 places"),
+    (a_servers_error, "tokenizer.json is a server's error"),
     (of_int4_by_autoround, "bf16 was asked for, and the weights are mxfp4|every tensor is stored as BF16"),
 ]
 
@@ -239,6 +264,22 @@ def a_new_dtype(model: Path) -> None:
     (model / "extra.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"\1" * 16)
 
 
+def a_tensor_that_the_index_lacks(model: Path) -> None:
+    index = json.loads((model / "model.safetensors.index.json").read_text())
+    index["weight_map"].popitem()
+    put(model, "model.safetensors.index.json", index)
+
+
+def a_header_with_room(model: Path) -> None:
+    """Padded by spaces, with metadata and a tensor of nothing, as newer writers do."""
+    content = (model / SHARD).read_bytes()
+    length = 8 + int.from_bytes(content[:8], "little")
+    header = {"__metadata__": {"format": "pt"}, **json.loads(content[8:length])}
+    header["nothing"] = {"dtype": "BF16", "shape": [0, 4], "data_offsets": [0, 0]}
+    text = json.dumps(header).encode() + b" " * 17
+    (model / SHARD).write_bytes(len(text).to_bytes(8, "little") + text + content[length:])
+
+
 def staged_and_untouched(model: Path) -> None:
     adopt(model)
 
@@ -254,6 +295,8 @@ GOOD = [
     (links_within, ""),
     (pictures_left_as_pointers, ""),
     (a_new_dtype, "is not in the index"),
+    (a_tensor_that_the_index_lacks, "has 1 tensors that the index does not name"),
+    (a_header_with_room, "has 1 tensors that the index does not name, as nothing"),
     (staged_and_untouched, ""),
 ]
 
