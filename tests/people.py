@@ -19,7 +19,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-_PACKAGES = ("msgspec", "xxhash", "yaml", "_yaml", "tenacity", "rich", "pygments", "markdown_it", "mdurl")
+_PACKAGES = (
+    *("msgspec", "xxhash", "yaml", "_yaml", "tenacity", "rich", "pygments", "markdown_it", "mdurl"),
+    *("submitit", "cloudpickle", "typing_extensions.py"),
+)
 _PYTHONS = (sys.executable, "/usr/bin/python{}.{}".format(*sys.version_info))
 
 
@@ -36,8 +39,7 @@ class Person:
 
     @property
     def environment(self) -> dict[str, str]:
-        path = f"{self.code}:{self.code / 'packages'}"
-        who = {"HOME": str(self.home), "LOGNAME": self.name, "USER": self.name, "PYTHONPATH": path}
+        who = {"HOME": str(self.home), "LOGNAME": self.name, "USER": self.name, "PYTHONPATH": str(self.code)}
         return {**who, "PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
 
     def start(self, *argv: str | Path, umask: int = 0o022, **environment: str) -> subprocess.Popen[str]:
@@ -106,7 +108,8 @@ def _readable_code(code: Path) -> Path:
         shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
     site = Path(sysconfig.get_path("purelib"))
     for name in _PACKAGES:
-        shutil.copytree(site / name, code / "packages" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        copy = shutil.copytree if (site / name).is_dir() else shutil.copy
+        copy(site / name, code / name)
     for path in (code, *code.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return code

@@ -150,9 +150,17 @@ import_image() {
   trap 'leave 130' INT
   trap 'leave 129' HUP
   shift 7
-  mkdir -p -- "${squash%/*}" || { error "its directory cannot be made"; leave 3; }
+  # Jobs of other users import here too: what is made has the mode of the directory above it, and everybody reads.
+  make_directory() {
+    [ -d "$1" ] || { make_directory "${1%/*}" && mkdir -- "$1" && chmod --reference="${1%/*}" -- "$1"; } || [ -d "$1" ]
+  }
+  make_directory "${squash%/*}" || { error "its directory cannot be made"; leave 3; }
   [ "$#" -eq 0 ] || (umask 077 && mkdir -p -- "$@") || { error "enroot's directories cannot be made"; leave 3; }
-  exec 9>>"$lock" || { error "the lock $lock cannot be opened"; leave 3; }
+  (umask 0 && : >>"$lock") 2>/dev/null
+  { exec 9>>"$lock"; } 2>/dev/null || exec 9<"$lock" || {
+    error "the lock $lock cannot be opened, $(stat -c 'owned by %U, mode 0%a' -- "$lock" 2>&1)"
+    leave 3
+  }
   flock -w "$wait" 9 & import=$!
   wait "$import" || { error "its lock $lock was not had within $wait s"; leave 3; }
   if unsquashfs -l "$squash" >/dev/null 2>&1; then
@@ -167,6 +175,7 @@ import_image() {
   wait "$import" || { error "enroot import ended with $?"; leave 3; }
   import=
   unsquashfs -l "$part.$SLURM_JOB_ID" >/dev/null 2>&1 || { error "what enroot wrote is not whole"; leave 3; }
+  chmod a+r -- "$part.$SLURM_JOB_ID"
   mv -f -- "$part.$SLURM_JOB_ID" "$squash" || { error "it cannot be published as $squash"; leave 3; }
   printf 'launcher: image %s: imported to %s\n' "$uri" "$squash"
   leave 0

@@ -30,7 +30,7 @@ import msgspec
 from launcher.core.process import ProcessIdentity
 from launcher.core.publish import take_name, temporary_name
 from launcher.core.reading import open_regular
-from launcher.core.rights import cannot_remove, share, standing
+from launcher.core.rights import cannot_remove, share, standing, words_of
 
 LEASE = 120.0
 """Seconds without a heartbeat that prove an owner gone. An NFS client may see a touch 60 s late (nfs(5), acregmax)."""
@@ -195,8 +195,7 @@ class Lock:
             if owner := self._compete(temporary, deadline):
                 return owner
         except OSError as error:
-            refused = f" ({standing(self.path.parent)})" if error.errno == errno.EACCES else ""
-            self._facts.append(f"no lock file can be made at {self.path}: {error.strerror}{refused}")
+            self._facts.append(f"no lock file can be made at {self.path}: {words_of(error, self.path.parent)}")
             return None
         finally:
             with contextlib.suppress(OSError):
@@ -236,7 +235,7 @@ class Lock:
                     self._facts.append(f"broke the lock of {holder}: {why}")
                     continue
                 if why and (kept := cannot_remove(self.path)):
-                    raise PermissionError(errno.EPERM, f"a stale lock is in the way, of {holder}: {why}; it is {kept}")
+                    raise FileExistsError(errno.EEXIST, f"a stale lock is in the way, of {holder}: {why}; it is {kept}")
             else:
                 holder = f"whoever comes and goes at {self.path}"
             if now >= deadline or (self._pace.for_proof and beats):
@@ -265,8 +264,7 @@ class Lock:
                         return somebody
                     self._wait_for(somebody, deadline - now)
         except OSError as error:
-            refused = f" ({standing(self.flock_path)})" if isinstance(error, PermissionError) else ""
-            self._facts.append(f"flock does not work on {self.flock_path}: {error.strerror}{refused}")
+            self._facts.append(f"flock does not work on {self.flock_path}: {words_of(error, self.flock_path)}")
         return None
 
     def _wait_for(self, owner: str | None, left: float) -> None:

@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.core.rights import cannot_remove, standing
+from launcher.core.rights import cannot_remove, words_of
 
 
 @dataclass(frozen=True)
@@ -48,5 +48,5 @@ def remove(path: Path) -> str | None:
             path.unlink(missing_ok=True)
     except OSError as error:
         if os.path.lexists(path):
-            return cannot_remove(path) or f"cannot be removed: {error.strerror} ({standing(error.filename or path)})"
+            return cannot_remove(path) or f"cannot be removed: {words_of(error, error.filename or path)}"
     return None

@@ -48,6 +48,12 @@ def standing(path: Path | str) -> str:
     return f"{part} is {kind} {user_name(status.st_uid)}, mode {status.st_mode & 0o7777:04o}"
 
 
+def words_of(error: OSError, path: Path | str) -> str:
+    """What an error of the file system at a path says, within a sentence; of a refusal also whose the path is."""
+    said = error.strerror or str(error)
+    return f"{said} ({standing(path)})" if error.errno in (errno.EACCES, errno.EPERM) else said
+
+
 def next_step(error: OSError, path: Path | str) -> str:
     """What a person can do after an error of the file system at a path; for a refusal, whose permission is missing."""
     if error.errno in (errno.EACCES, errno.EPERM):

@@ -19,7 +19,7 @@ from launcher.core.errors import ImageError
 from launcher.core.lease import Lock, LockOwner, read_owner, remove_if_unchanged
 from launcher.core.leftovers import Leftover, remove, size_of
 from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, publish_new, temporary_name
-from launcher.core.rights import next_step, standing
+from launcher.core.rights import next_step, words_of
 from launcher.image import usage
 from launcher.image.reference import Reference
 from launcher.image.squash import WHOLE, DamagedImage, Sidecar, check_lists, file_hash, inspect, sidecar_path
@@ -118,7 +118,7 @@ class ImageDirectory:
             try:
                 return None if self._remove_image(item) else _IN_USE
             except OSError as error:
-                return f"cannot be removed: {error.strerror} ({standing(path)})"
+                return f"cannot be removed: {words_of(error, path)}"
         kept = remove(path)
         if path.parent.parent.name == usage.DIRECTORY:  # a mark
             usage.tidy(path.parents[2] / path.parent.name)

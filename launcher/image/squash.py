@@ -27,7 +27,7 @@ from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, run
 from launcher.core.publish import publish_new, temporary_name, write_text
 from launcher.core.reading import read_file
-from launcher.core.rights import next_step, standing, user_name
+from launcher.core.rights import next_step, user_name, words_of
 
 _SUPERBLOCK = struct.Struct("<5I6H8Q")
 _MAGIC = 0x73717368
@@ -91,8 +91,7 @@ def inspect(path: Path) -> Superblock:
         # ESTALE on NFS: another client removed the file between our look-up and our read.
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
             raise MissingImage(f"no squash file: {error.strerror}", where=str(path)) from None
-        message = f"the squash file cannot be read: {error.strerror}"
-        message += f" ({standing(path)})" if isinstance(error, PermissionError) else ""
+        message = f"the squash file cannot be read: {words_of(error, path)}"
         raise ImageError(message, where=str(path), hint=next_step(error, path)) from None
     return _parse(head, status, path)
 

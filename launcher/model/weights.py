@@ -39,7 +39,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from launcher.core.rights import standing
+from launcher.core.rights import words_of
 
 HEADER_LIMIT = 100_000_000
 """Longest header that the reference reader accepts, in bytes."""
@@ -107,10 +107,9 @@ def wrong_size(size: int, expected: int) -> str:
 
 def why_unreadable(path: Path, error: OSError) -> str:
     """Why a path could not be opened, in a few words that end a sentence; of what is refused, whose it is."""
-    if isinstance(error, PermissionError):
-        return f"not readable for this user: {standing(path)}"
     broken = isinstance(error, FileNotFoundError) and path.is_symlink()
-    return "a link to nothing" if broken else str(error.strerror).lower()
+    said = words_of(error, path)
+    return "a link to nothing" if broken else said[:1].lower() + said[1:]
 
 
 @contextmanager

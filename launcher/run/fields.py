@@ -19,6 +19,7 @@ import msgspec
 from launcher.core.errors import ConfigError
 from launcher.core.process import ProcessIdentity
 from launcher.core.reading import read_file
+from launcher.core.rights import words_of
 from launcher.run.verdict import Verdict
 
 SCHEMA = 1
@@ -173,7 +174,7 @@ def read_fields(path: Path | str, run_id: str, *, facts: bool = True) -> RunFiel
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
-        raise _unreadable(str(error.strerror), path) from None
+        raise _unreadable(words_of(error, path), path) from None
     except RecursionError:
         raise _unreadable("it is nested too deeply", path) from None
     except ValueError as error:  # msgspec.ValidationError is a ValueError

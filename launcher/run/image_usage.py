@@ -6,20 +6,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launcher.core.errors import ConfigError
+from launcher.core.rights import words_of
 from launcher.image import usage
 from launcher.image.usage import ImageUse
 from launcher.run.record import RunRecord, UnreadableRecord, records
+
+_UNKNOWN = "runs that cannot be listed"
 
 
 def images_in_use(runs: Path, directories: Sequence[Path] = ()) -> dict[str, list[str]]:
     """Squash files of runs that have not ended, with the ids of those runs, as far as the records in ``runs`` tell.
 
-    A run whose record cannot be read may live: it uses the images of its plan, and where that cannot be read either,
-    every image of ``directories``.
+    Where the runs cannot be listed, every image of ``directories`` may be in use. A run whose record cannot be read may
+    live: it uses the images of its plan, and where that cannot be read either, every image.
     """
     found: dict[str, list[str]] = {}
     unreadable: list[UnreadableRecord] = []
-    alive = [record for record in records(runs, unreadable) if not record.ended]
+    try:
+        alive = [record for record in records(runs, unreadable) if not record.ended]
+    except ConfigError:
+        return {str(path): [_UNKNOWN] for directory in directories for path in directory.glob("*.sqsh")}
     for record in [*alive, *(one.record for one in unreadable)]:
         images = _images_of(record)
         if images is None:
@@ -49,8 +55,8 @@ def mark_used_by(record: RunRecord) -> Callable[[Path], None]:
 
     def mark(squash: Path) -> None:
         if error := usage.mark(squash, record.id, record.directory):
-            said = f"{squash.name} cannot be marked as used by this run: {error.strerror}; gc of others may remove it"
-            record.event("note", said)
+            why = f"{words_of(error, squash.parent)}; gc of others may remove it"
+            record.event("note", f"{squash.name} cannot be marked as used by this run: {why}")
 
     return mark
 

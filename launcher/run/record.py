@@ -24,6 +24,7 @@ from launcher.core.errors import ConfigError, LauncherError, SubmissionError, Su
 from launcher.core.process import ProcessIdentity
 from launcher.core.publish import json_line, make_private, private_opener, temporary_name, write_json
 from launcher.core.reading import read_file
+from launcher.core.rights import words_of
 from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
 from launcher.result.logs import LOGS
@@ -91,7 +92,8 @@ class RunRecord:
             shutil.rmtree(temporary, ignore_errors=True)
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise taken from None
-            raise ConfigError(f"the run's record cannot be made: {error.strerror}", where=str(directory)) from None
+            message = f"the run's record cannot be made: {words_of(error, runs)}"
+            raise ConfigError(message, where=str(directory)) from None
         record.directory = directory
         return record
 
@@ -361,7 +363,7 @@ def each_record(
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ConfigError(f"the runs cannot be listed: {error.strerror}", where=str(runs)) from None
+        raise ConfigError(f"the runs cannot be listed: {words_of(error, runs)}", where=str(runs)) from None
     for name in names:
         if name.startswith("."):
             continue
