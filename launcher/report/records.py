@@ -18,6 +18,7 @@ from launcher.report.document import Image, Run
 from launcher.report.gathered import Gathered
 from launcher.run.fields import LARGEST, RunFields, read_fields
 from launcher.run.record import UnreadableRecord, each_record
+from launcher.sweep.attempts import WHOLE
 
 _STALE = re.compile(r"is older than this run|lay there before|of another (?:job|run|image)")
 """How a refused result says that it is of something else than was asked for."""
@@ -136,6 +137,8 @@ def _state(one: _Measured | None, fields: RunFields, *, rehearsal: bool, wrong: 
     if one is not None and one.state == "ok":
         if one.rehearsal or rehearsal:
             return "rehearsal", "stand-ins ran, and nothing was measured", ""
+        if layer not in WHOLE:
+            return "refused", f"its job failed, so that none of its results is believed; {fields.verdict}", layer
         return "ok", "", ""
     if one is not None and one.state == "invalid":
         reason = one.reason or "its result cannot be believed"

@@ -5,44 +5,38 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from launcher.aggregate.points import Identity, Point, identity_of
+from launcher.aggregate.points import Identity, Point, State, identity_of
 from launcher.core.errors import ConfigError
 from launcher.report.gathered import Gathered
 from launcher.report.records import read_run
 from launcher.run.fields import read_fields
+from launcher.sweep import state as sweeps
+from launcher.sweep.attempts import Records
 from launcher.sweep.ledger import Ledger
-from launcher.sweep.schema import Added, Held, Job, Reused, Skipped, Started, Voided
+from launcher.sweep.schema import Reused, Started
 
 
 def add_sweep(gathered: Gathered, directory: Path) -> None:
     """A sweep of a state directory. Raises ConfigError when its ledger cannot be read."""
-    ledger = Ledger.load(directory.parent, directory.name)
+    ledger, runs = Ledger.load(directory.parent, directory.name), directory.parent.parent / "runs"
     lines = ledger.events()
     gathered.problems += [f"sweep {ledger.id}: {why}" for why in ledger.unread]
-    void = {line.run for line in lines if isinstance(line, Voided)}
-    jobs = {
-        job.key: job
-        for job in (*ledger.sweep.jobs, *(j for line in lines if isinstance(line, Added) for j in line.jobs))
-    }
-    why: dict[str, str] = {}
+    stands = sweeps.State(ledger.sweep, lines)
+    records = Records(runs, stands)
     seen: set[Identity] = set()
     for line in lines:
-        if isinstance(line, Started) and line.run not in void:
-            why.pop(line.job, None)
-            seen |= _attempt(gathered, directory.parent.parent / "runs" / line.run, line)
+        if isinstance(line, Started) and not stands.by_run[line.run].void:
+            facts = records.facts(line.run)
+            seen |= _attempt(gathered, runs / line.run, line, None if facts is sweeps.NONE else facts)
         elif isinstance(line, Reused):
-            seen |= _attempt(gathered, directory.parent.parent / "runs" / line.run, line)
-        elif isinstance(line, Skipped):
-            why[line.job] = line.why
-        elif isinstance(line, Held):
-            why |= {key: f"held: {line.signature}" for key, job in jobs.items() if _is_held(job, line)}
-    for key, job in jobs.items():
-        reason = f"not started: {why[key]}" if key in why else "not started"
-        wanted = (identity_of(job.benchmark, concurrency) for concurrency in job.concurrencies)
-        gathered.points += [Point(one, state="missing", reason=reason) for one in wanted if one not in seen]
+            seen |= _attempt(gathered, runs / line.run, line, None)
+    for one in sweeps.point_states(stands, records.facts):
+        if (identity := identity_of(stands.jobs[one.job].benchmark, one.concurrency)) not in seen:
+            reason = f"{one.state}: {one.reason}" if one.reason else one.state
+            gathered.points.append(Point(identity, state="missing", reason=reason, layer=one.layer))
 
 
-def _attempt(gathered: Gathered, directory: Path, line: Started | Reused) -> set[Identity]:
+def _attempt(gathered: Gathered, directory: Path, line: Started | Reused, facts: sweeps.Facts | None) -> set[Identity]:
     """Take what a run measured for a job; the points that it was to measure."""
     try:
         run, points = read_run(directory, read_fields(directory / "run.json", directory.name, facts=False))
@@ -56,9 +50,16 @@ def _attempt(gathered: Gathered, directory: Path, line: Started | Reused) -> set
     if isinstance(line, Reused):
         reason = f"measured by run {line.run}"
         points = [dataclasses.replace(p, state="reused", reason=reason) if p.state == "ok" else p for p in points]
+    elif facts is not None:
+        points = [_judged(point, facts) for point in points]
     gathered.add(run, points)
     return {point.identity for point in points}
 
 
-def _is_held(job: Job, line: Held) -> bool:
-    return (job.runner, job.benchmark.image, job.benchmark.model) == (line.runner, line.image, line.model)
+def _judged(point: Point, facts: sweeps.Facts) -> Point:
+    """A point as its sweep sees it: a result of another image than the sweep's is none of it."""
+    reason = facts.bad.get(point.identity.concurrency)
+    if point.state != "ok" or reason is None:
+        return point
+    state: State = "stale" if reason.startswith("image digest") else "refused"
+    return dataclasses.replace(point, state=state, reason=reason, layer="results", row={})

@@ -109,6 +109,7 @@ def write_runs(state: Path, jobs: int, concurrencies: Sequence[int] = CONCURRENC
                     **template, **measured, "concurrency": concurrency, "rehearsal": False, "ended": ended,
                     "duration_s": 50.0, "throughput_per_gpu": said["tput_per_gpu"],
                     "output_throughput_per_gpu": said["output_tput_per_gpu"],
+                    "path": str(state / "results.json"),
                 }
             )  # fmt: skip
         end = began + 430 + 60 * len(concurrencies)
@@ -125,4 +126,5 @@ def write_runs(state: Path, jobs: int, concurrencies: Sequence[int] = CONCURRENC
         }
         for kind, document in documents.items():
             (directory / f"{kind}.json").write_text(json.dumps({**document, **changes.get(kind, {})}))
+    (state / "results.json").write_text("{}")
     return ids

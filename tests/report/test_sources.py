@@ -55,6 +55,7 @@ def test_a_good_run(tmp_path: Path) -> None:
 REFUSED = {"concurrency": 16, "state": "invalid", "reason": "max_concurrency is 8, expected 16"}
 STALE = {"concurrency": 16, "state": "invalid", "reason": "it is older than this run: 99 s before the submission"}
 MISSING = {"concurrency": 16, "state": "missing", "reason": "no result of it is there"}
+KILLED = {"state": "failed", "verdict": {"layer": "scheduler", "text": "the time limit was reached"}}
 DIED = {"state": "failed", "verdict": {"layer": "server", "text": "worker decode 0 was killed"}}
 
 
@@ -67,6 +68,7 @@ DIED = {"state": "failed", "verdict": {"layer": "server", "text": "worker decode
         ({16: MISSING}, {}, ("missing", "results", "no result of it is there")),
         ({16: MISSING}, DIED, ("missing", "server", "worker decode 0 was killed")),
         ({16: {**MISSING, "state": "ok", "rehearsal": True}}, {}, ("rehearsal", "", None)),
+        ({16: MISSING}, KILLED, ("missing", "scheduler", "the time limit was reached")),
     ],
 )
 def test_a_point_that_is_not_ok_says_why(
@@ -76,10 +78,12 @@ def test_a_point_that_is_not_ok_says_why(
     change(tmp_path, name, "summary", points=points)
     change(tmp_path, name, "run", **run)
     found = report(tmp_path)
-    assert found.counts["ok"] == 3
-    (bad,) = [point for point in found.points if point.state != "ok"]
+    good = [point for point in found.points if point.concurrency != 16]
+    (bad,) = [point for point in found.points if point.concurrency == 16]
+    assert all(point.state == ("refused" if run is DIED else "ok") for point in good)
+    assert run is not DIED or all("none of its results is believed" in point.reason for point in good)
     assert (bad.state, bad.layer) == expected[:2] and bad.reason == (expected[2] or bad.reason)
-    assert bad.reason and not bad.frontier and bad.concurrency == 16
+    assert bad.reason and not bad.frontier
     drawn = {one for panel in found.panels for curve in panel.curves for one in curve.points}
     assert bad.id not in drawn
 
@@ -144,15 +148,18 @@ def test_an_artifact_tree_with_what_the_workflow_collected_beside_it(tmp_path: P
 def job(state: Path, run: str) -> Job:
     from launcher.run.record import RunRecord
 
-    benchmark = RunRecord.load(state / "runs", run).plan.benchmark
-    return Job(key=f"job-{run}", runner="local", kind="srtctl", benchmark=benchmark, fingerprint={})
+    plan = RunRecord.load(state / "runs", run).plan
+    image = {"image": plan.images[0].reference}
+    return Job(key=f"job-{run}", runner="local", kind="srtctl", benchmark=plan.benchmark, fingerprint=image)
 
 
 def test_a_sweep_shows_all_that_it_wanted(tmp_path: Path) -> None:
-    done, failed, earlier, never, _ = runs = write_runs(tmp_path, 5)
+    done, failed, earlier, never, other, strange = write_runs(tmp_path, 6)
+    image = json.loads((tmp_path / f"runs/{other}/summary.json").read_text())["images"][0]
+    change(tmp_path, other, "summary", images=[{**image, "digest": "sha256:another"}])
     change(tmp_path, failed, "run", **DIED)
     (tmp_path / f"runs/{failed}/summary.json").unlink()
-    jobs = {run: job(tmp_path, run) for run in (done, failed, earlier, never)}
+    jobs = {run: job(tmp_path, run) for run in (done, failed, earlier, never, other)}
     policy = Policy()
     sweep = Sweep(
         id="weekend", created=time.time(), launcher="0", selection=(), policy=policy, jobs=tuple(jobs.values())
@@ -164,24 +171,27 @@ def test_a_sweep_shows_all_that_it_wanted(tmp_path: Path) -> None:
         Started(time=2.0, job=jobs[failed].key, run="never-made", concurrencies=CONCURRENCIES),
         Voided(time=2.0, run="never-made", why="killed"),
         Started(time=3.0, job=jobs[failed].key, run=failed, concurrencies=CONCURRENCIES),
+        Started(time=3.0, job=jobs[other].key, run=other, concurrencies=CONCURRENCIES),
         Reused(time=4.0, job=jobs[earlier].key, run=earlier, concurrencies=CONCURRENCIES[:2]),
         Skipped(time=5.0, job=jobs[never].key, why="the canary failed"),
     ]
     for line in lines:
         ledger.append(line)  # type: ignore[arg-type]
     found = report(tmp_path, "weekend")
-    assert found.counts == {"ok": 4, "reused": 2, "missing": 10}
+    assert found.counts == {"ok": 4, "reused": 2, "stale": 4, "missing": 10}
     by_reason: dict[str, int] = {}
     for point in found.points:
         by_reason[point.reason] = by_reason.get(point.reason, 0) + 1
+    stale = next(reason for reason in by_reason if reason.startswith("image digest is sha256:another, not sha256:"))
+    assert by_reason.pop(stale) == 4
     assert by_reason == {
         "": 4,
         "worker decode 0 was killed": 4,
         f"measured by run {earlier}": 2,
-        "not started": 2,
+        "planned: no attempt yet": 2,
         "not started: the canary failed": 4,
     }
-    assert {run.id for run in found.runs} == {done, failed, earlier} and runs[4] not in str(found)
+    assert {run.id for run in found.runs} == {done, failed, earlier, other} and strange not in str(found)
     assert not any(point.frontier for point in found.points if point.state == "reused")
 
 
