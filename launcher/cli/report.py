@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from launcher.core.errors import ConfigError
+from launcher.core.errors import ConfigError, suggest
 from launcher.core.state import state_directory
 from launcher.core.terminal import say, styled
 from launcher.report import files, terminal
@@ -20,6 +20,7 @@ from launcher.report.document import Document, as_json, schema
 from launcher.report.gather import gather
 from launcher.report.page import page
 from launcher.report.text import clock
+from launcher.result.refusals import refusals
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -27,6 +28,8 @@ def report(arguments: argparse.Namespace) -> int:
     if arguments.schema:
         sys.stdout.write(schema().decode())
         return 0
+    if arguments.explain is not None:
+        return _explain(arguments.explain)
     state = state_directory(os.environ, arguments.state)
     past = arguments.since is not None or bool(arguments.key)
     if past == bool(arguments.sources):
@@ -49,6 +52,19 @@ def report(arguments: argparse.Namespace) -> int:
         raise ConfigError("a threshold of what?", where="--fail-on", hint="--against RUN|SWEEP|DIR")
     _show(value, arguments)
     return value.comparison.exit_code if value.comparison is not None else 0
+
+
+def _explain(rule: str) -> int:
+    """What a check of results means; all of them without one."""
+    if not rule:
+        for name, one in refusals().items():
+            say(f"{name:20}  {one.title}")
+        return 0
+    if (found := refusals().get(rule)) is None:
+        hint = suggest(rule, refusals(), "launcher report --explain lists them; of plans: launcher check --explain")
+        raise ConfigError(f"there is no check {rule!r} of results", where="--explain", hint=hint)
+    print(f"{rule}: {found.title}\n\n{found.text}", end="")
+    return 0
 
 
 def _show(value: Document, arguments: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from launcher.core.errors import ConfigError
 from launcher.core.reading import read_file
 from launcher.report.document import Image, Run
 from launcher.report.gathered import Gathered
+from launcher.result.refusals import rule_of
 
 LARGEST = 64 << 20
 """Bytes of one file: a collected list of 10,000 rows has some 20 MB."""
@@ -99,7 +100,8 @@ def _add(gathered: Gathered, row: dict[str, Any], artifact: str, path: Path) -> 
         run = Run(**{**{name: getattr(run, name) for name in run.__struct_fields__}, "id": f"{artifact} {number}"})
     gathered.runs[run.id] = run
     state, reason = judge(row)
-    gathered.points.append(Point(identity, row, state, reason, "results" if reason else "", run.known))
+    rule = {"rule": rule_of(reason)} if state == "refused" else {}
+    gathered.points.append(Point(identity, row, state, reason, "results" if reason else "", run.known | rule))
 
 
 def judge(row: dict[str, Any]) -> tuple[State, str]:
@@ -113,5 +115,5 @@ def judge(row: dict[str, Any]) -> tuple[State, str]:
         if isinstance(value, float) and not math.isfinite(value):
             return "refused", f"{name} is {value}"
         if name.endswith("tput_per_gpu") and isinstance(value, int | float) and value <= 0:
-            return "refused", f"{name} is {value:g}"
+            return "refused", f"{name} is {value:g}, and must be above 0"
     return "ok", ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ from launcher.core.errors import ConfigError
 from launcher.core.reading import read_file
 from launcher.report.document import Image, Run
 from launcher.report.gathered import Gathered
+from launcher.result.refusals import rule_of
 from launcher.run.fields import LARGEST, RunFields, read_fields
 from launcher.run.record import UnreadableRecord, each_record
 from launcher.sweep.attempts import WHOLE
-
-_STALE = re.compile(r"is older than this run|lay there before|of another (?:job|run|image)")
-"""How a refused result says that it is of something else than was asked for."""
 
 _METRICS = {
     "tput_per_gpu": ("throughput_per_gpu", 1.0),
@@ -41,7 +38,6 @@ class _Measured(msgspec.Struct, frozen=True):
     concurrency: int
     state: str
     reason: str | None = None
-    rule: str = ""
     rehearsal: bool = False
     duration_s: float | None = None
     ended: float | None = None
@@ -112,7 +108,9 @@ def read_run(directory: Path, fields: RunFields) -> tuple[Run, list[Point]]:
         one, said = measured.get(concurrency, (None, {}))
         state, reason, layer = _state(one, fields, rehearsal=summary is not None and summary.rehearsal, wrong=wrong)
         good = state in ("ok", "rehearsal")
-        known = {**shared, "rule": one.rule if one else "", "notes": one.doubts if one else ()}
+        known = {**shared, "notes": one.doubts if one else ()}
+        if state in ("refused", "stale"):
+            known["rule"] = rule_of(reason)
         row = {**_row(said), **rows.get(concurrency, {})} if good else {}
         points.append(Point(identity_of(benchmark, concurrency), row, state, reason, layer, known))
     return run, points
@@ -142,7 +140,7 @@ def _state(one: _Measured | None, fields: RunFields, *, rehearsal: bool, wrong: 
         return "ok", "", ""
     if one is not None and one.state == "invalid":
         reason = one.reason or "its result cannot be believed"
-        return ("stale" if _STALE.search(reason) else "refused"), reason, layer or "results"
+        return ("stale" if rule_of(reason) == "result-stale" else "refused"), reason, layer or "results"
     if verdict is not None and verdict.layer and (one is None or verdict.layer != "results"):
         return "missing", verdict.text, layer
     if one is not None or wrong:

@@ -9,6 +9,7 @@ from launcher.aggregate.points import Identity, Point, State, identity_of
 from launcher.core.errors import ConfigError
 from launcher.report.gathered import Gathered
 from launcher.report.records import read_run
+from launcher.result.refusals import rule_of
 from launcher.run.fields import read_fields
 from launcher.sweep import state as sweeps
 from launcher.sweep.attempts import Records
@@ -62,4 +63,5 @@ def _judged(point: Point, facts: sweeps.Facts) -> Point:
     if point.state != "ok" or reason is None:
         return point
     state: State = "stale" if reason.startswith("image digest") else "refused"
-    return dataclasses.replace(point, state=state, reason=reason, layer="results", row={})
+    known = {**point.provenance, "rule": rule_of(reason)}
+    return dataclasses.replace(point, state=state, reason=reason, layer="results", row={}, provenance=known)

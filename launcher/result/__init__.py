@@ -4,5 +4,5 @@ In comes where the job wrote, what was asked for and when the run began; out com
 or not believable, and the job's logs without secrets. Start with collect.py. validate.py judges one result file and
 evaluations.py those of an evaluation: document.py reads them, and contradictions.py, fixed_numbers.py and
 agentic_numbers.py, which are pure, say what contradicts them. logs.py keeps the logs, also while the job still runs;
-summary.py only formats.
+refusals.py names the checks; summary.py only formats.
 """

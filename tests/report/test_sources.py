@@ -83,6 +83,7 @@ def test_a_point_that_is_not_ok_says_why(
     assert all(point.state == ("refused" if run is DIED else "ok") for point in good)
     assert run is not DIED or all("none of its results is believed" in point.reason for point in good)
     assert (bad.state, bad.layer) == expected[:2] and bad.reason == (expected[2] or bad.reason)
+    assert bad.rule == {"refused": "result-asked", "stale": "result-stale"}.get(bad.state, "")
     assert bad.reason and not bad.frontier
     drawn = {one for panel in found.panels for curve in panel.curves for one in curve.points}
     assert bad.id not in drawn
@@ -141,7 +142,7 @@ def test_an_artifact_tree_with_what_the_workflow_collected_beside_it(tmp_path: P
     value = report(tmp_path)
     assert value.counts == {"ok": 21, "refused": 2}
     reasons = {point.reason for point in value.points if point.state == "refused"}
-    assert reasons == {"p99_ttft is nan", "tput_per_gpu is 0"}
+    assert reasons == {"p99_ttft is nan", "tput_per_gpu is 0, and must be above 0"}
     assert len(value.problems) == 2 and all(p.startswith(("agg_torn", "agg_other")) for p in value.problems)
 
 
