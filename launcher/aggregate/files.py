@@ -9,7 +9,8 @@ import glob
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from launcher.aggregate.agentic import Profile, Records, agentic_row, read_recor
 from launcher.aggregate.fields import Row, fixed_row
 from launcher.aggregate.power import add, one_node, with_power
 from launcher.aggregate.power_package import Package, several_nodes
-from launcher.core.errors import ResultError
+from launcher.benchmark.benchmark import Benchmark, Role
+from launcher.benchmark.environment import environment_of
+from launcher.core.errors import LauncherError, ResultError
 from launcher.core.publish import publishing
 
 SUMMARY, RECORDS = "profile_export_aiperf.json", "profile_export.jsonl"
@@ -74,9 +77,14 @@ def aggregate_fixed(directory: Path, stem: str, environ: Mapping[str, str]) -> R
         names = [n for n in (environ.get("GPU_METRICS_CSV"), "gpu_metrics.csv", "/workspace/gpu_metrics.csv") if n]
         telemetry = next((directory / n for n in names if (directory / n).is_file()), directory / names[0])
         metrics, record = one_node(telemetry, raw, prefill)
-    row = with_power(row, metrics)
+    mark = {"rehearsal": True} if raw.get("rehearsal") is True else {}  # no reader may take it for a measurement
+    row = with_power(row | mark, metrics)
     write(directory / f"agg_{stem}.json", row)
-    write(directory / f"power_validation_{stem}.json", {**record, "benchmark_result": str(path)})
+    try:
+        write(directory / f"power_validation_{stem}.json", {**record, "benchmark_result": str(path)})
+    except ResultError:  # its name is the longer one
+        if required(environ):
+            raise
     if not record["power_valid"] and required(environ):
         raise ResultError(f"power is required, and not valid: {', '.join(record['reasons'])}", where=str(path))
     return row
@@ -87,20 +95,53 @@ def aggregate_several_nodes(directory: Path, stem: str, environ: Mapping[str, st
 
     The first that fails ends it, as it ends the workflow's step.
     """
-    stamp = directory / "power-producer-sha.txt"
-    if not environ.get("POWER_PRODUCER_SHA") and stamp.is_file():
-        environ = {**environ, "POWER_PRODUCER_SHA": stamp.read_text(encoding="utf-8").rstrip("\n")}
+    environ = {**environ, **_producer(directory, environ)}
     rows = []
     for path in sorted(directory.glob(f"{glob.escape(stem)}_*.json")):
-        counts = [
-            re.findall(rf"_{word}_(\d{many})", path.name) for word, many in (("gpus", "+"), ("ctx", "*"), ("gen", "*"))
-        ]
-        gpus, prefill, decode = (found[-1] if found else "" for found in counts)
-        if path.is_file() and gpus:
-            prefill, decode = (prefill, decode) if prefill and decode else (gpus, "0")
-            sides = {"IS_MULTINODE": "true", "PREFILL_GPUS": prefill, "DECODE_GPUS": decode}
+        if path.is_file() and (sides := _sides(path.name)):
             rows.append(aggregate_fixed(directory, path.stem, {**environ, **sides}))
     return rows
+
+
+def _producer(directory: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """The commit whose power package is taken: of the job's variable, else as its launcher stamped it."""
+    stamp = directory / "power-producer-sha.txt"
+    if environ.get("POWER_PRODUCER_SHA") or not stamp.is_file():
+        return {}
+    return {"POWER_PRODUCER_SHA": stamp.read_text(encoding="utf-8").rstrip("\n")}
+
+
+def _sides(name: str) -> dict[str, str]:
+    """The GPUs of both sides by a result's name, as variables; nothing where it has none."""
+    counts = (re.findall(rf"_{word}_(\d{many})", name) for word, many in (("gpus", "+"), ("ctx", "*"), ("gen", "*")))
+    gpus, prefill, decode = (found[-1] if found else "" for found in counts)
+    prefill, decode = (prefill, decode) if prefill and decode else (gpus, "0")
+    return {"IS_MULTINODE": "true", "PREFILL_GPUS": prefill, "DECODE_GPUS": decode} if gpus else {}
+
+
+def aggregate_run(directory: Path, benchmark: Benchmark, names: Iterable[str], logs: Path | None = None) -> list[str]:
+    """Write the aggregates of a run's results, which lie in ``directory`` under ``names``; what gives none, in words.
+
+    ``logs`` is the job's own directory of logs, where a power package may lie. An agentic result is an aggregate
+    already, and those of evaluations are collected (`evaluation_rows`).
+    """
+    if benchmark.agentic or benchmark.eval_only:
+        return []
+    if benchmark.multinode and benchmark.decode is None:
+        benchmark = replace(benchmark, decode=Role(0, 1))
+    environ = environment_of(benchmark)
+    environ |= _producer(directory, environ)
+    if logs is not None and (logs / "power").is_dir():
+        environ |= {"POWER_ARTIFACT_DIR": str(logs / "power"), "POWER_RESULT_ROOT": str(logs)}
+    wrong = []
+    for name in names:
+        sides = _sides(name) if benchmark.multinode else {}
+        if name.endswith(".json") and (sides or not benchmark.multinode):
+            try:
+                aggregate_fixed(directory, name.removesuffix(".json"), {**environ, **sides})
+            except LauncherError as error:
+                wrong.append(f"{name} gives no aggregate: {error.message}")
+    return wrong
 
 
 def artifacts(results: Path) -> Path:

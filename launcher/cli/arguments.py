@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     _planning(commands)
     _running(commands)
     _runs(commands)
+    _results(commands)
     _report(commands)
     _runner(commands)
     _image(commands)
@@ -101,6 +102,17 @@ def _runs(commands: Commands) -> None:
     ):
         command = command_of(commands, name, f"{module}:{name}", text, from_env, backend, places)
         command.add_argument("run", metavar="RUN", nargs=many)
+
+
+def _results(commands: Commands) -> None:
+    text = "the table of results again, of runs and sweeps; `results aggregate`: what InferenceX publishes of them"
+    results = command_of(commands, "results", "results:results", text, from_env, places)
+    text = "runs and sweeps; after the word `aggregate` also a directory of downloaded artifacts"
+    results.add_argument("names", nargs="*", metavar="[aggregate] RUN|SWEEP|DIR", help=text)
+    results.add_argument("--json", action="store_true", help="the summaries of the runs as JSON")
+    results.add_argument("--csv", action="store_true", help="a line for each point, with every metric")
+    text = "of what a directory gives: agg_bmk.json, agg_eval_all.json (default: the current directory)"
+    results.add_argument("-o", "--output", metavar="DIR", default=".", help=text)
 
 
 def _report(commands: Commands) -> None:

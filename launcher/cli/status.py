@@ -146,3 +146,7 @@ def _show_run(record: RunRecord) -> None:
     lines.append(f"  record     {record.directory}")
     for line in "\n".join(lines).split("\n"):
         print(one_line(line))
+    if (record.directory / "summary.json").is_file():
+        from launcher.cli.results import show_table
+
+        show_table([record.directory])

@@ -99,6 +99,7 @@ def _points(benchmark: Benchmark, collected: Collected) -> list[dict[str, Any]]:
     return points
 
 
+UNITS = "tok/s are of input and output together; per GPU of prefill and decode; latencies are medians, in milliseconds."
 REHEARSAL = "REHEARSAL: nothing was served and nothing was measured; the numbers are made up."
 _NUMERIC = ("conc", "tok/s", "tok/s/GPU", "TTFT ms", "TPOT ms", "ITL ms")
 _TEXTUAL = ("runner", "benchmark", "topology", "ISL/OSL")
@@ -153,6 +154,7 @@ def markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
     for row in table:
         cells = [_cell(cell) for cell in row.cells]
         lines.append("| " + " | ".join([*cells[:-1], cells[-1] if row.good else f"**{cells[-1]}**"]) + " |")
+    lines.append(f"\n{UNITS}")
     for summary in summaries:
         notes = [*summary["problems"], *(f"(doubt) {doubt}" for doubt in summary["doubts"])]
         if notes:

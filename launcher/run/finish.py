@@ -155,9 +155,19 @@ def collect(run: Run, patience: float = 0.0) -> Collected:
     with run.record.doing("collect") as keep:
         collected = run.kind.collect(run, patience)
         keep({"published": dict(collected.published), "problems": [str(p) for p in collected.problems]})
-    for doubt in collected.doubts:
+    for doubt in (*collected.doubts, *_aggregate(run, collected)):
         run.record.event("warning", one_line(doubt))
     return collected
+
+
+def _aggregate(run: Run, collected: Collected) -> list[str]:
+    """Write what InferenceX publishes of these results beside them, as a workflow's next step does; what gives none."""
+    from launcher.aggregate.files import aggregate_run
+
+    job, expected = run.record.job, run.plan.results
+    logs = Path(job.output, "logs") if job is not None else None
+    names = [name for name in collected.published if name.startswith(expected.filename)]
+    return aggregate_run(run.results_directory, run.plan.benchmark, names, logs)
 
 
 def _end(run: Run, error: LauncherError | None, collected: Collected, state: JobState | None) -> tuple[Outcome, bool]:
