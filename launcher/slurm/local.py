@@ -53,7 +53,7 @@ LOOK = 0.1
 """Seconds between two looks of a supervisor: at its job, and for a free slot."""
 
 _SUPERVISOR = (sys.executable, "-c", "from launcher.slurm.local import supervise; supervise()")
-_SUBMITTER_PATIENCE = 10.0
+_SUBMITTER_PATIENCE = 30.0
 _TEN_YEARS = 10 * 365 * 24 * 60  # minutes; submitit wants a limit, and does not say when it kills a job for it
 
 

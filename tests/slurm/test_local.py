@@ -111,7 +111,7 @@ def leave_a_child(place: str) -> None:
 def test_nothing_of_a_job_outlives_it(tmp_path: Path) -> None:
     key = start(tmp_path, leave_a_child, str(tmp_path))
     assert end_of(tmp_path, key).succeeded
-    until(lambda: has_gone(int((tmp_path / "child").read_text())), 5)
+    until(lambda: has_gone(int((tmp_path / "child").read_text())))
 
 
 SUBMITTER = """
@@ -174,12 +174,11 @@ def test_a_function_that_does_not_heed_sigterm_is_killed(tmp_path: Path, monkeyp
     key = start(tmp_path, stubborn, str(tmp_path))
     until((tmp_path / "began").exists)
     pid = int((tmp_path / "began").read_text())
-    began = time.monotonic()
+    began = time.time()
     LocalScheduler(tmp_path / "jobs").cancel([key])
-    assert time.monotonic() - began < GRACE, "cancel does not wait for the end"
-    time.sleep(1)
-    assert LocalScheduler(tmp_path / "jobs").poll([key])[key].phase is Phase.ALIVE
-    assert end_of(tmp_path, key).word == "CANCELLED"
+    assert LocalScheduler(tmp_path / "jobs").poll([key])[key].phase is Phase.ALIVE, "cancel does not wait for the end"
+    state = end_of(tmp_path, key)
+    assert state.word == "CANCELLED" and (state.ended or 0.0) - began > GRACE - 0.1
     until(lambda: has_gone(pid))
 
 
