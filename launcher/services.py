@@ -53,7 +53,7 @@ def open_services(project: Project, plan: Plan, stop: Stop, *, log: Callable[[st
 def schedulers_for(project: Project, lost: UnreadableRecord) -> list[Scheduler]:
     """Where the job of a run may live whose record cannot be read: as its plan says, else everywhere."""
     try:
-        kinds = [lost.plan.scheduler.kind]
+        kinds = [lost.record.plan.scheduler.kind]
     except ConfigError:
         kinds = ["local", "slurm"]
     opened = [open_scheduler(kind, backend="commands", directory=project.state / "jobs") for kind in kinds]

@@ -16,12 +16,18 @@ from launcher.benchmark.selection import Selection
 from launcher.check.inputs import Chosen
 from launcher.core.errors import ConfigError
 from launcher.core.redact import redact
+from launcher.core.terminal import say
 from launcher.core.yaml_source import SourceLocation
 from launcher.plan.plan import Plan
 from launcher.plan.secrets import refuse_secrets
 from launcher.project import Project
 from launcher.srtctl.facts import RoleFacts, facts
 from launcher.srtctl.recipe import variants
+
+
+def tell(text: str) -> None:
+    """Tell a person on standard error what goes on, without secrets."""
+    say(redact(text, os.environ), file=sys.stderr)
 
 
 def open_project(arguments: argparse.Namespace, *, look: bool = False) -> Project:

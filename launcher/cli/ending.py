@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -75,7 +74,7 @@ def cleanup(arguments: argparse.Namespace) -> int:
     from launcher.model.node_job import reap  # no run stages on nodes: only here
 
     slurm = partial(open_scheduler, "slurm", backend="commands")
-    return _raise_first([*wrong, *_side_by_side({"stagings": partial(reap, project.state, slurm, _say)})])
+    return _raise_first([*wrong, *_side_by_side({"stagings": partial(reap, project.state, slurm, say)})])
 
 
 _BY_CLEANUP = "launcher cleanup"
@@ -164,7 +163,7 @@ def _cleanup_of_job(project: Project) -> int:
         slurm = open_scheduler("slurm", backend="commands")
         for key in jobs_named(job_name, project.environ):
             say(f"run {key.token} has no record here, and its {key} lives; ending it")
-            ends[str(key)] = partial(end_lost, key, slurm, _say)
+            ends[str(key)] = partial(end_lost, key, slurm, say)
     wrong = _side_by_side(ends)
     for record in elsewhere:
         say(told_elsewhere(record))
@@ -203,18 +202,18 @@ def _end(project: Project, run_id: str, why: str, silence: float = END_PATIENCE)
             lost = UnreadableRecord(directory, error, record.job)
         else:
             try:
-                end_run(run, why, _say, silence)
+                end_run(run, why, say, silence)
             finally:
                 record.let_go()  # whoever ends thousands must not hold as many locks
             return
-    end_unreadable(lost, schedulers_for(project, lost), _say)
+    end_unreadable(lost, schedulers_for(project, lost), say)
 
 
 def _end_unreadable(project: Project, lost: UnreadableRecord) -> None:
     """End the job of a run whose record cannot be read, if nobody drives the run. Raises LauncherError."""
     driven = lost.driven
     if driven is False:
-        end_unreadable(lost, schedulers_for(project, lost), _say)
+        end_unreadable(lost, schedulers_for(project, lost), say)
     elif driven is None:
         say(told_elsewhere(lost.record))
     else:
@@ -249,8 +248,3 @@ def end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
     ends = _ends(project, [record.id for record in left], "the next launcher on this runner", unreadable=ours)
     for error in _side_by_side(ends):
         github.warning(str(error), title="launcher: left behind")
-
-
-def _say(text: str) -> None:
-    say(text)
-    sys.stdout.flush()  # a person who waits reads along, also through a pipe

@@ -9,18 +9,16 @@ import argparse
 import json
 import os
 import secrets
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from launcher.cli.common import open_project
+from launcher.cli.common import open_project, tell
 from launcher.cli.render import show_removals, table
 from launcher.core.errors import Cancelled, ConfigError, ImageError
 from launcher.core.process import CommandRunner, clean_environment, stoppable
-from launcher.core.redact import redact
 from launcher.core.stop import stop_on_signals
 from launcher.core.terminal import say
 from launcher.image import inventory
@@ -129,16 +127,12 @@ def import_images(arguments: argparse.Namespace) -> int:
                 if arguments.on_node:
                     _import_on_nodes(image, arguments.on_node, where, run)
                 else:
-                    record = ensure_image(image, where.policy, where.environment, run=run, log=_log, sleep=stop.sleep)
+                    record = ensure_image(image, where.policy, where.environment, run=run, log=tell, sleep=stop.sleep)
                     say(record.squash)
             except Cancelled as why:
                 why.message = f"{why.message.partition(' while ')[0]} while importing {reference}"
                 raise
     return 0
-
-
-def _log(text: str) -> None:
-    say(redact(text, os.environ), file=sys.stderr)
 
 
 def _import_on_nodes(image: PlannedImage, nodes: list[str], where: _Where, run: CommandRunner) -> None:
@@ -150,7 +144,7 @@ def _import_on_nodes(image: PlannedImage, nodes: list[str], where: _Where, run: 
     options += [f"--partition={partition}"] if partition else []
     options += [f"--account={where.policy.account}"] if where.policy.account else []
     for node in nodes:
-        _log(import_on_node(image, node, options, run, where.environment))
+        tell(import_on_node(image, node, options, run, where.environment))
         say(f"{node}:{image.squash}")
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from launcher.cli.common import open_project
+from launcher.cli.common import open_project, tell
 from launcher.cli.render import progress_shown, show_removals, table
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.leftovers import Leftover
@@ -62,21 +62,21 @@ def stage(arguments: argparse.Namespace) -> int:
     with stop_on_signals() as stop, progress_shown(sys.stderr) as progress:
         if arguments.source is None:
             manifest = adopt(destination, progress=progress, stop=stop)
-            _log(f"{destination}: {len(manifest.files)} files, {manifest.bytes / 1e9:.1f} GB; manifest {MANIFEST_NAME}")
+            tell(f"{destination}: {len(manifest.files)} files, {manifest.bytes / 1e9:.1f} GB; manifest {MANIFEST_NAME}")
             return 0
         done = stage_to(
             source_of(arguments.source, stop=stop),
             destination,
             workers=arguments.workers,
             progress=progress,
-            log=_log,
+            log=tell,
             stop=stop,
-            lay_out=striping(_layouts(arguments, destination), log=_log),
+            lay_out=striping(_layouts(arguments, destination), log=tell),
         )
     how = {"staged": "staged", "there": "is there already", "lost": "was staged by another process"}[done.how]
     rate = f", {done.copied / done.seconds / 1e9:.2f} GB/s" if done.copied else ""
     resumed = f", {done.resumed / 1e9:.1f} GB were there" if done.resumed else ""
-    _log(f"{destination} {how}: {done.manifest.bytes / 1e9:.1f} GB in {done.seconds:.1f} s{rate}{resumed}")
+    tell(f"{destination} {how}: {done.manifest.bytes / 1e9:.1f} GB in {done.seconds:.1f} s{rate}{resumed}")
     return 0
 
 
@@ -114,16 +114,16 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
     state = open_project(arguments).state
     scheduler = partial(open_scheduler, "slurm", backend="commands")
     with stop_on_signals() as stop:
-        reap(state, scheduler, _log)
+        reap(state, scheduler, tell)
         run = stoppable(stop.requested)
-        results = stage_on_nodes(task, where, run=run, state=state, scheduler=scheduler, log=_log, stop=stop)
+        results = stage_on_nodes(task, where, run=run, state=state, scheduler=scheduler, log=tell, stop=stop)
     if arguments.json:
         print(json.dumps([asdict(result) for result in results], indent=2))
     else:
         rows = [[r.node, "ok" if r.ok else "failed", r.how, f"{r.seconds:.1f} s", r.error or ""] for r in results]
         table(["node", "", "how", "took", "why"], rows)
     if bad := [result.node for result in results if not result.ok]:
-        _log(f"to go on without them: --exclude={','.join(bad)}")
+        tell(f"to go on without them: --exclude={','.join(bad)}")
         return ModelError.exit_code
     return 0
 
@@ -162,7 +162,7 @@ def gc(arguments: argparse.Namespace) -> int:
         directories |= {directory for directory in of_table if os.access(directory, os.R_OK)}
     found: list[Leftover] = []
     for directory in sorted(directories):
-        found += remove_leftovers(directory, log=_log) if arguments.apply else leftovers(directory)
+        found += remove_leftovers(directory, log=tell) if arguments.apply else leftovers(directory)
     show_removals(found, applied=arguments.apply)
     return 0
 
@@ -225,7 +225,3 @@ def _show(report: CheckpointReport, note: str, precision: str | None) -> None:
         other = examine(near, precision=precision)
         why = other.problems[0] if other.problems else other.identity_reason
         say(f"  {near} has a similar name, but is not the declared one either: {why}")
-
-
-def _log(text: str) -> None:
-    say(text, file=sys.stderr)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from launcher.cli.output import Output
 from launcher.core.github import GitHub
 from launcher.core.redact import redact
-from launcher.core.terminal import one_line, printable, say, styled
+from launcher.core.terminal import console, one_line, printable, say, styled
 from launcher.plan.plan import Plan, PlannedModel
 
 if TYPE_CHECKING:  # a plan pays for nothing that only a run needs
@@ -45,7 +45,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         shown.add_column(column, overflow="fold", no_wrap=column != "")
     for row in rows:
         shown.add_row(*map(one_line, row))
-    _console(sys.stdout).print(shown)
+    console(sys.stdout).print(shown)
 
 
 def show_removals(found: Sequence[Leftover], *, applied: bool) -> None:
@@ -58,43 +58,28 @@ def show_removals(found: Sequence[Leftover], *, applied: bool) -> None:
     say(f"{done} {sum(gone) / 1e9:.3f} GB in {len(gone)} of {len(found)} entries")
 
 
-def _console(stream: TextIO) -> Any:
-    from rich.console import Console
-
-    terminal = stream.isatty()
-    return Console(
-        file=styled(stream),
-        highlight=False,
-        markup=False,
-        emoji=False,
-        no_color=not terminal or bool(os.environ.get("NO_COLOR")),
-        width=None if terminal else 200,
-        soft_wrap=not terminal,
-    )
-
-
 def show_plans(plans: Sequence[Plan], kinds: Callable[[str], JobKind]) -> None:
     """Each plan as a person reads it: what, where, with what, and what is wrong with it."""
-    console = _console(sys.stdout)
+    out = console(sys.stdout)
     for i, plan in enumerate(plans):
         if i:
-            console.print()
+            out.print()
         b = plan.benchmark
-        console.print(f"{b.title}   on {plan.runner}", style="bold")
+        out.print(f"{b.title}   on {plan.runner}", style="bold")
         for name, value in _lines(plan, kinds(plan.kind)):
-            _print_line(console, name, value)
+            _print_line(out, name, value)
         for f in plan.findings:
             style = "red" if f.severity == "error" else "yellow"
-            _print_line(console, f.severity, f"{f.message} [{f.rule}]", style)
-            _print_line(console, "", f.where, style)
+            _print_line(out, f.severity, f"{f.message} [{f.rule}]", style)
+            _print_line(out, "", f.where, style)
     if len(plans) > 1:
         errors = sum(bool(p.errors) for p in plans)
-        console.print(f"\n{len(plans)} plans, {errors} with errors")
+        out.print(f"\n{len(plans)} plans, {errors} with errors")
 
 
-def _print_line(console: Any, name: str, value: str, style: str | None = None) -> None:
+def _print_line(out: Any, name: str, value: str, style: str | None = None) -> None:
     """A name and its value. In a terminal the value's words stay in their column; a word is never broken."""
-    lines, room = [""], console.width - 13 if console.is_terminal else len(value)
+    lines, room = [""], out.width - 13 if out.is_terminal else len(value)
     for word in value.split(" "):
         longer = f"{lines[-1]} {word}" if lines[-1] else word
         if len(longer) > room and lines[-1]:
@@ -102,7 +87,7 @@ def _print_line(console: Any, name: str, value: str, style: str | None = None) -
         else:
             lines[-1] = longer
     text = f"\n{'':13}".join(lines)
-    console.print(f"  {name:10} {text}", style=style, soft_wrap=True)
+    out.print(f"  {name:10} {text}", style=style, soft_wrap=True)
 
 
 def _lines(plan: Plan, kind: JobKind) -> list[tuple[str, str]]:
@@ -147,7 +132,7 @@ def progress_shown(stream: TextIO, what: str = "staging") -> Iterator[Progress]:
 
     name = TextColumn("{task.description}", markup=False)
     columns = (name, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=_console(stream), transient=True) as bars:
+    with Bars(*columns, console=console(stream), transient=True) as bars:
         yield _ProgressBars(bars, what)
 
 
@@ -267,7 +252,7 @@ class Console:
 
         with self._unheard():
             sys.stdout.write("\n")
-            write_table(summaries(runs, outcomes), styled(sys.stdout), os.environ)
+            write_table(summaries(runs, outcomes), sys.stdout, os.environ)
         for outcome in outcomes:
             if outcome.error is not None:
                 label = self._label(outcome.run, ": ").lstrip()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark
 from launcher.check.report import Roots
-from launcher.cli.common import open_project, tell_refused
+from launcher.cli.common import open_project, tell, tell_refused
 from launcher.cli.render import table
 from launcher.core.errors import ConfigError
 from launcher.core.process import CommandRunner
@@ -249,9 +249,8 @@ def doctor(arguments: argparse.Namespace) -> int:
 def _look(
     arguments: argparse.Namespace, file: RunnerFile, slurm: SlurmFacts, fill: Fill, run: CommandRunner
 ) -> ClusterFacts:
-    log = partial(print, file=sys.stderr)
     node, wait = not arguments.no_node, arguments.timeout
-    return queries.cluster_facts(file, slurm, fill, run, node=node, wait=wait, log=log)
+    return queries.cluster_facts(file, slurm, fill, run, node=node, wait=wait, log=tell)
 
 
 def _show(claims: Sequence[Claim], remarks: Sequence[str]) -> None:

@@ -8,8 +8,10 @@ text that is shown within a line.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 # Controls of ASCII and Latin-1, separators of lines, what turns the direction of writing or is not seen, and halves of
@@ -35,8 +37,8 @@ def one_line(text: object) -> str:
 
 
 def say(text: object, file: TextIO | None = None) -> None:
-    """Print a line whose parts may come from outside."""
-    print(one_line(text), file=file or sys.stdout, flush=file is sys.stderr)
+    """Print a line whose parts may come from outside, at once: who waits reads along, also through a pipe."""
+    print(one_line(text), file=file or sys.stdout, flush=True)
 
 
 def printable(text: str) -> str:
@@ -91,6 +93,24 @@ class Guarded:
 def styled(stream: Any) -> Any:
     """The stream that may be written to in colours."""
     return stream.styled() if isinstance(stream, Guarded) else stream
+
+
+def console(stream: Any, environ: Mapping[str, str] = os.environ, *, width: int | None = None) -> Any:
+    """rich's console on a stream: with colours in a terminal, unless NO_COLOR is set; elsewhere plain text, whose lines
+    are wrapped at ``width`` if at all."""
+    from rich.console import Console
+
+    terminal = stream.isatty()
+    return Console(
+        file=styled(stream),
+        force_terminal=terminal,
+        no_color=not terminal or bool(environ.get("NO_COLOR")),
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=not terminal and width is None,
+        width=None if terminal else width or 200,
+    )
 
 
 def trusted(stream: Any) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.core.terminal import one_line
+from launcher.core.terminal import console, one_line
 from launcher.plan.plan import Plan
 from launcher.result.collect import Collected
 
@@ -166,26 +166,19 @@ def markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
 def write_table(summaries: Sequence[Mapping[str, Any]], stream: TextIO, environ: Mapping[str, str]) -> None:
     """Write the table with rich: for a terminal in colours (unless NO_COLOR is set), else as plain text, one line a
     row."""
-    from rich.console import Console
     from rich.text import Text
 
     table = rows(summaries)
     terminal = stream.isatty()
-    console = Console(
-        file=stream,
-        force_terminal=terminal,
-        no_color=not terminal or bool(environ.get("NO_COLOR")),
-        highlight=False,
-        width=None if terminal else 10_000,
-    )
+    out = console(stream, environ, width=10_000)
     if any(row.rehearsal for row in table):
-        console.print(Text(REHEARSAL, style="bold yellow"))
+        out.print(Text(REHEARSAL, style="bold yellow"))
     shown = _drawn(table, _COLUMNS, terminal)
     same = [c for i, c in enumerate(_COLUMNS) if c in _TEXTUAL and len({row.cells[i] for row in table}) == 1]
-    if console.measure(shown, options=console.options.update(max_width=10_000)).maximum > console.width and same:
-        console.print(Text(", ".join(f"{column} {table[0].cells[_COLUMNS.index(column)]}" for column in same)))
+    if out.measure(shown, options=out.options.update(max_width=10_000)).maximum > out.width and same:
+        out.print(Text(", ".join(f"{column} {table[0].cells[_COLUMNS.index(column)]}" for column in same)))
         shown = _drawn(table, [column for column in _COLUMNS if column not in same], terminal, ruled=False)
-    console.print(shown)
+    out.print(shown)
 
 
 def _drawn(table: Sequence[Row], columns: Sequence[str], terminal: bool, *, ruled: bool = True) -> Any:

@@ -321,15 +321,10 @@ class UnreadableRecord:
         return RunRecord(self.directory, RunFields(self.id, "", job=self.job))
 
     @property
-    def plan(self) -> Plan:
-        """The plan of the run. Raises ConfigError when it cannot be read either."""
-        return Plan.read(self.directory / "plan.json")
-
-    @property
     def job_name(self) -> str | None:
         """The name of its job, if its plan can be read."""
         with contextlib.suppress(ConfigError):
-            return self.plan.job_name
+            return self.record.plan.job_name
         return None
 
     @property
