@@ -13,9 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.people import people as people
+
+# How long an example takes is the machine's business, which others use too.
+hypothesis.settings.register_profile("here", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("here")
 
 CLUSTER = Path(__file__).resolve().parents[1] / "scripts" / "cluster"
 NOT_INSTALLED = 3
