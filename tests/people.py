@@ -6,13 +6,15 @@ As root they are made by useradd and removed with the session; without root, tes
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +97,13 @@ class People:
 def people() -> Iterator[People]:
     if os.geteuid() != 0 or not shutil.which("useradd"):
         pytest.skip("two users are made by useradd, as root")
+    with two_people() as both:
+        yield both
+
+
+@contextmanager
+def two_people() -> Iterator[People]:
+    """As root: two new users, gone with the block."""
     with ExitStack() as ended:
         place = Path(ended.enter_context(tempfile.TemporaryDirectory(prefix="launcher-people-")))
         place.chmod(0o755)
@@ -117,13 +126,15 @@ def _readable_code(code: Path) -> Path:
 
 def _user(name: str, place: Path, code: Path, ended: ExitStack) -> Person:
     home = place / name
-    subprocess.run(["useradd", "-U", "-M", "-d", str(home), name], check=True, capture_output=True, timeout=60)
+    add = ["useradd", "-U", "-M", "-d", str(home), name]
+    while b"cannot lock" in subprocess.run(add, capture_output=True, timeout=60).stderr:  # others make users as well
+        time.sleep(0.5)
     ended.callback(subprocess.run, ["userdel", name], capture_output=True, timeout=60)
-    ids = [int(subprocess.run(["id", flag, name], check=True, capture_output=True).stdout) for flag in ("-u", "-g")]
+    entry = pwd.getpwnam(name)
     home.mkdir(mode=0o700)
-    os.chown(home, *ids)
+    os.chown(home, entry.pw_uid, entry.pw_gid)
     for python in _PYTHONS:
-        person = Person(name, *ids, home, python, code)
+        person = Person(name, entry.pw_uid, entry.pw_gid, home, python, code)
         try:
             person.do("import launcher.image.store, xxhash, yaml")
         except (OSError, AssertionError):
