@@ -45,7 +45,8 @@ class RecordedJob:
     has not been seen released; ``released``: Slurm took our release; ``over``: Slurm has said that it ended. ``state``
     is Slurm's word for how it stands, ``says`` the same as a line for people. ``by_hand``: a person submitted it.
     ``cluster`` is another one than this host's that took the job. ``started`` and ``ended`` are when it ran by Slurm's
-    own word, ``nodes`` where, in Slurm's notation; None and "" until Slurm has said it.
+    own word, ``nodes`` where, in Slurm's notation; None and "" until Slurm has said it. ``tried_again``: no node could
+    start it, and we released it from the hold that Slurm then sets, which is done once.
     """
 
     id: str
@@ -62,6 +63,7 @@ class RecordedJob:
     started: float | None = None
     ended: float | None = None
     nodes: str = ""
+    tried_again: bool = False
 
 
 @dataclass(frozen=True)

@@ -171,9 +171,13 @@ def should_release(run: Run, state: JobState | None) -> bool:
     """Whether to release the job now; first makes its directory whole, without which it would fail.
 
     ``state`` is None for a job that was submitted just now. A hold that somebody set after our release, and an
-    administrator's hold, are not ours to lift.
+    administrator's hold, are not ours to lift. One that Slurm set since no node could start the job is lifted once.
     """
     job = run.record.job
+    if job is not None and state is not None and state.launch_failed and not job.by_hand and not job.tried_again:
+        run.record.update(job=replace(job, tried_again=True))
+        run.record.event("warning", f"job {job.id}: no node could start it, and Slurm holds it; it is tried once more")
+        return True
     if job is None or not job.held or (state is None and job.released):
         return False
     if state is not None:

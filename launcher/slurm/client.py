@@ -173,8 +173,17 @@ class JobState:
         """
         if self.word in _HELD_WORDS:
             return True
-        cause = self.reason.split(",")[0].strip().strip("()").replace(" ", "_")
+        cause = self._cause
         return self.word == "PENDING" and (cause in _HOPELESS_REASONS or _OWN_LIMIT.fullmatch(cause) is not None)
+
+    @property
+    def launch_failed(self) -> bool:
+        """Whether Slurm holds the job since no node could start it: a release has it tried again, maybe elsewhere."""
+        return self.phase is Phase.ALIVE and self._cause == "launch_failed_requeued_held"
+
+    @property
+    def _cause(self) -> str:
+        return self.reason.split(",")[0].strip().strip("()").replace(" ", "_")
 
     @property
     def _tells_reason(self) -> bool:

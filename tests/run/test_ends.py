@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from launcher.cli.render import Console
 from launcher.cli.running import report_to
@@ -136,8 +136,8 @@ class BegunRun:
 def begun_run(tmp_path: Path) -> BegunRun:
     (tmp_path / "workspace").mkdir()
     plan = plan_on("local", tmp_path / "workspace")
-    tree = dataclasses.replace(SrtctlJob.of(plan).srt_slurm, root=str(tmp_path / "tree"))
-    plan = with_job(plan, srt_slurm=tree, recipe=dataclasses.replace(SrtctlJob.of(plan).recipe, document=a_recipe()))
+    tree = structs.replace(SrtctlJob.of(plan).srt_slurm, root=str(tmp_path / "tree"))
+    plan = with_job(plan, srt_slurm=tree, recipe=structs.replace(SrtctlJob.of(plan).recipe, document=a_recipe()))
     run = a_run(tmp_path, plan, services(Slurm(), SECRETS))
     run.record.update(results="workspace")
     return BegunRun(tmp_path, run)

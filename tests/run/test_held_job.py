@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from launcher.plan.plan import Plan
 from launcher.run.job_requests import note_release, should_release
@@ -23,10 +24,10 @@ BY_ADMIN = JobState(Phase.ALIVE, "PENDING", reason="JobHeldAdmin")
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     plan = plan_on("gb200-nv", tmp_path)
-    root, recipe = tmp_path / "tree", replace(SrtctlJob.of(plan).recipe, path="recipes/one.yaml", selector=None)
+    root, recipe = tmp_path / "tree", structs.replace(SrtctlJob.of(plan).recipe, path="recipes/one.yaml", selector=None)
     (root / "recipes").mkdir(parents=True)
     (root / "recipes/one.yaml").write_text("name: one\n")
-    return with_job(plan, recipe=recipe, srt_slurm=replace(SrtctlJob.of(plan).srt_slurm, root=str(root)))
+    return with_job(plan, recipe=recipe, srt_slurm=structs.replace(SrtctlJob.of(plan).srt_slurm, root=str(root)))
 
 
 @pytest.fixture
@@ -96,4 +97,22 @@ def test_which_plans_hold(plan: Plan) -> None:
     assert kind.holds(plan)
     assert not kind.holds(replace(plan, scheduler=replace(plan.scheduler, kind="local")))
     document = {"sbatch_directives": {"hold": ""}}
-    assert not kind.holds(with_job(plan, recipe=replace(SrtctlJob.of(plan).recipe, document=document)))
+    assert not kind.holds(with_job(plan, recipe=structs.replace(SrtctlJob.of(plan).recipe, document=document)))
+
+
+@pytest.mark.parametrize("reason", ["launch_failed_requeued_held", "(launch failed requeued held)"])
+def test_a_job_that_no_node_could_start_is_tried_once_more(tmp_path: Path, reason: str) -> None:
+    """By Slurm's own hold; a second one ends the run after a while, as all that waiting does not end."""
+
+    def of(job_id: str, **more: bool) -> Run:
+        run = a_run(tmp_path, plan_on("local", tmp_path, run_key=f"r{job_id}"))
+        run.record.update(job=RecordedJob(job_id, 1.0, str(tmp_path), str(tmp_path / "log"), **more))
+        return run
+
+    held, run = replace(WAITING, reason=reason), of("1", released=True)
+    assert should_release(run, held) and not should_release(run, held) and held.hopeless
+    assert run.record.job is not None and run.record.job.tried_again
+    assert any("tried once more" in text for text in events(run.record))
+    assert not should_release(of("2", by_hand=True), held), "a person's job is a person's"
+    for others in ("JobHeldUser", "JobHeldAdmin", "job_requeued_in_held_state"):
+        assert not should_release(run, replace(WAITING, reason=others))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec import structs
 
 from launcher.plan.plan import Plan
 from launcher.run.image_usage import images_in_use
@@ -28,7 +29,7 @@ def test_an_image_is_in_use_until_its_run_has_ended(tmp_path: Path) -> None:
 def test_a_refreshed_image_is_what_the_plan_says_everywhere(tmp_path: Path) -> None:
     plan = plan_on("local", tmp_path)
     old, new = plan.images[0].squash, "/squash/x@0123456789ab.sqsh"
-    recipe = replace(SrtctlJob.of(plan).recipe, document={"model": {"container": old}, "list": [old, 1]})
+    recipe = structs.replace(SrtctlJob.of(plan).recipe, document={"model": {"container": old}, "list": [old, 1]})
     plan = with_job(plan, srtslurm={"containers": {"dynamo-vllm": old, "nginx-sqsh": "/n"}}, recipe=recipe)
     used = plan.with_squash({old: new})
     assert used.images[0].squash == new

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from launcher.core.errors import Cancelled
 from launcher.core.stop import Stop
@@ -244,7 +245,7 @@ UNUSUAL: dict[str, Answers] = {
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     (tmp_path / "workspace").mkdir()
     plan = plan_on("local", tmp_path / "workspace")
-    tree = dataclasses.replace(SrtctlJob.of(plan).srt_slurm, root=str(tmp_path / "tree"))
+    tree = structs.replace(SrtctlJob.of(plan).srt_slurm, root=str(tmp_path / "tree"))
     scheduler = dataclasses.replace(plan.scheduler, kind="slurm")
     plan = dataclasses.replace(with_job(plan, srt_slurm=tree), scheduler=scheduler)
     job = Job(tmp_path, a_run(tmp_path, plan))
