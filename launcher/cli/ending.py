@@ -7,8 +7,9 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from launcher.benchmark.environment import github_job
@@ -59,6 +60,7 @@ def cleanup(arguments: argparse.Namespace) -> int:
             say(f"run {arguments.run} has no record: it never began")
             return 0
         _end(project, arguments.run, _BY_CLEANUP)
+        _remove_collected(project, [RunRecord.load(project.runs, arguments.run)])
         return 0
     if arguments.from_env:
         return _cleanup_of_job(project)
@@ -71,6 +73,7 @@ def cleanup(arguments: argparse.Namespace) -> int:
     if unreadable:
         say(f"{len(unreadable)} records cannot be read: {', '.join(one.id for one in unreadable)}")
     _remove_old_trees(project)
+    _remove_collected(project, records(project.runs))
     from launcher.model.node_job import reap  # no run stages on nodes: only here
 
     slurm = partial(open_scheduler, "slurm", backend="commands")
@@ -136,6 +139,16 @@ def _remove_old_trees(project: Project, job_name: str | None = None) -> None:
             plan, ours = record.plan, record.directory.stat().st_uid == os.getuid()
             if ours and job_name in (None, plan.job_name):
                 finish.remove_directories(record, project.kind(plan.kind), plan)
+
+
+def _remove_collected(project: Project, ended: Iterable[RunRecord]) -> None:
+    """Remove what runs by hand made for themselves, where all that it was for is with their records."""
+    for record in ended:
+        job, by_hand = record.job, record.fields.results != "workspace"
+        if by_hand and record.fields.state == "succeeded" and job is not None and Path(job.output).is_dir():
+            with contextlib.suppress(ConfigError, OSError):  # of a kind that is not known any more; another user's
+                if record.directory.stat().st_uid == os.getuid():
+                    finish.clear_collected(open_run(project, record))
 
 
 def _raise_first(errors: Sequence[LauncherError]) -> int:

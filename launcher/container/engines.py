@@ -15,8 +15,8 @@ from launcher.container.planned import ContainerJob
 
 Lines = tuple[tuple[str, ...], ...]
 
-LABEL = "launcher.job"
-"""Of docker's and podman's containers: the run and its job, so that exactly our own containers are ended."""
+LABELS = "launcher.job", "launcher.user"
+"""Of docker's and podman's containers: the run and its job, and whose it is, so that exactly our own are ended."""
 
 STEP = (("srun", "--nodes=1", "--ntasks=1"),)
 
@@ -134,12 +134,12 @@ _OURS = ("--rm", "--name", "--entrypoint", "--pull")
 
 def _docker(job: ContainerJob, mounts: Mounts, run_key: str) -> EngineCommands:
     container, program = job.container, job.container.engine
-    label = f"{LABEL}={run_key}.$JOB"
+    job_and_user = f"{run_key}.$JOB", "$UID"
     return EngineCommands(
         run=(
             (program, "run", "--rm"),
             (f"--name=launcher-{run_key}-$JOB",),
-            (f"--label={label}",),
+            tuple(f"--label={name}={value}" for name, value in zip(LABELS, job_and_user, strict=True)),
             *((flag,) for flag in container.options.flags if not flag.startswith(_OURS)),
             *((f"--volume={source}:{target}{':ro' if readonly else ''}",) for target, source, readonly in mounts),
             (f"--workdir={container.workdir}",),
@@ -149,8 +149,14 @@ def _docker(job: ContainerJob, mounts: Mounts, run_key: str) -> EngineCommands:
             (job.script.path,),
         ),
         pulls=program,
-        own=((program, "ps", "--all", "--quiet", f"--filter=label={label}"),),
+        own=(tuple(own_containers(program, *job_and_user)),),
     )
+
+
+def own_containers(program: str, job: str, user: str) -> list[str]:
+    """The command that lists the ids of a job's containers: by both labels, whatever the names are."""
+    filters = (f"--filter=label={name}={value}" for name, value in zip(LABELS, (job, user), strict=True))
+    return [program, "ps", "--all", "--quiet", *filters]
 
 
 _OF_THE_STEP = (

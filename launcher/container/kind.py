@@ -42,6 +42,12 @@ LOG = "benchmark_job.log"
 _BEGIN, _END = "launcher: job ", re.compile(r"^launcher: the job ends with exit code (?P<code>\d+)\n", re.MULTILINE)
 """The first and the last line of the job's script (`job_script`)."""
 
+ENGINE_TIMEOUT = 60.0
+"""Seconds for one question to docker or podman."""
+
+_ID = re.compile(r"[0-9A-Za-z]{6,64}")
+"""An id as they list it."""
+
 COPY = "workspace"
 """In a run's own directory: the copy of the checkout that a job by hand works on."""
 
@@ -196,6 +202,25 @@ class ContainerKind:
         if run.record.job is not None:
             found[FACTS] = Path(run.record.job.output) / FACTS
         return found
+
+    def end_leftovers(self, run: Run) -> None:
+        """End the container of a job on this host whose script was killed: docker and podman go on with it."""
+        from launcher.container.engines import own_containers
+
+        job, recorded, engine = ContainerJob.of(run.plan), run.record.job, ContainerJob.of(run.plan).container.engine
+        if job.allocation is not None or recorded is None:
+            return
+        owner = run.record.directory.stat().st_uid
+        asked = partial(run.services.run, timeout=ENGINE_TIMEOUT, env=run.services.environment)
+        listed = asked(own_containers(engine, f"{run.plan.run_key}.{recorded.id}", str(owner)))
+        ids = [word for word in listed.stdout.split() if _ID.fullmatch(word)]
+        if not listed.ok:
+            run.record.event("warning", f"whether the job left a container is not known: {listed}")
+        for container in ids:
+            asked([engine, "kill", container])  # podman's rm alone would wait ten seconds for what heeds no TERM
+            done = asked([engine, "rm", "--force", container])
+            said = "was ended" if done.ok else f"could not be ended, `{engine} rm --force {container}` does: {done}"
+            run.record.event("note" if done.ok else "warning", f"the job left its container {container}, which {said}")
 
     def collect(self, run: Run, patience: float) -> Collected:
         """Results of this job alone; what it wrote down goes into the record."""

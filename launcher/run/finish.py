@@ -125,6 +125,7 @@ def finish(run: Run, state: JobState) -> Outcome:
     if state.succeeded and state.failed_step:
         run.record.event("warning", f"the job COMPLETED, but {state.failed_step}")
     keep_answers(run)
+    run.kind.end_leftovers(run)
     collected, taken = Collected(), False
     try:
         collected = collect(run, patience)
@@ -217,11 +218,24 @@ def clear_cancelled(run: Run) -> None:
         record.event("warning", f"the logs of the cancelled run stay where they are: {error}")
 
 
+def clear_collected(run: Run) -> None:
+    """Remove the own directories of a run by hand that succeeded, once all its results and logs are with its record."""
+    record, step = run.record, run.record.step("collect")
+    whole = record.fields.state == "succeeded" and step.state == "done" and not step.facts.get("problems")
+    if record.fields.results == "workspace" or not record.settled or not whole:
+        return
+    try:
+        if any(path.exists() for path in run.kind.own_directories(run.plan)) and deliver(run):
+            remove_directories(record, run.kind, run.plan)
+    except (LauncherError, OSError) as error:
+        record.event("warning", f"the run's own directories stay: {error}")
+
+
 def _remove_own_directories(run: Run) -> None:
     """Remove the run's tree and its copy of the workspace once their logs are in the workflow's hands.
 
     On a shared file system nobody else ever would, and leftovers of NFS in a workspace block the next checkout. A run
-    by hand keeps its tree, to be looked at.
+    by hand keeps its tree, to be looked at, until `launcher cleanup` (`clear_collected`).
     """
     if run.record.fields.results == "workspace":
         remove_directories(run.record, run.kind, run.plan)

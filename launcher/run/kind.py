@@ -166,6 +166,10 @@ class JobKind(Protocol):
     def evidence(self, run: Run) -> Mapping[str, Path | str]:
         """What tells how the job was made, by name: files, or texts. Files that are not there are left out."""
 
+    def end_leftovers(self, run: Run) -> None:
+        """End what the run's job, which is over, has left running where its scheduler does not reach: what a daemon
+        began for a job that was killed. What cannot be ended is told in the record."""
+
     def collect(self, run: Run, patience: float) -> Collected:
         """Collect the results of the run's job into `Run.results_directory`, waiting ``patience`` seconds for those
         that are missing. Raises ResultError when that cannot be done."""

@@ -203,6 +203,8 @@ def end_run(run: Run, why: str, log: Callable[[str], None], silence: float = END
         for job, state in states.items():
             record.event("job", f"{why}: {state.describe()}", job=job.id)
         _raise_if_left(run.id, states)
+    if jobs:
+        run.kind.end_leftovers(run)
     if driven:
         return
     try:

@@ -130,8 +130,10 @@ class RunRecord:
         if self.job is None:
             return None
         own = Path(self.job.log)
-        collected = self.fields.results == "workspace" and self.ended and not own.exists()
-        return Path(self.plan.workspace.path, LOGS, own.name) if collected else own
+        if not self.ended or own.exists():
+            return own
+        by_hand = self.fields.results != "workspace"
+        return Path(self.directory / "results" if by_hand else self.plan.workspace.path, LOGS, own.name)
 
     @property
     def plan(self) -> Plan:

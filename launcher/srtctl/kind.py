@@ -223,6 +223,9 @@ class SrtctlKind:
             found.update({name: Path(recorded.output) / name for name in FROM_SRTCTL})
         return found
 
+    def end_leftovers(self, run: Run) -> None:
+        """Does nothing: Slurm ends all that its jobs began."""
+
     def collect(self, run: Run, patience: float) -> Collected:
         """Results below ``outputs/<job id>/logs``; agentic ones where the job writes them, in the workspace."""
         from launcher.result.collect import CollectRequest, collect

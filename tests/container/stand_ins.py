@@ -72,7 +72,7 @@ case $1 in
     while [[ ${1-} == -* ]]; do
       case $1 in
         --name=*) name=${1#*=} ;;
-        --label=*) label=${1#*=} ;;
+        --label=*) label+=${1#*=}$'\n' ;;
         --volume=*) mounts+=("${1#*=}") ;;
         --workdir=*) workdir=${1#*=} ;;
         --env) shift; [[ ! -v $1 ]] || environment+=("$1=${!1}") ;;
@@ -87,7 +87,7 @@ case $1 in
     fi
     container=$(mktemp -d "$root/containers/XXXXXX")
     printf '%s\n' "$name" >"$container/name"
-    printf '%s\n' "$label" >"$container/label"
+    printf '%s' "$label" >"$container/label"
     for mount in "${mounts[@]}"; do
       IFS=: read -r source target _ <<<"$mount"
       [ "${target%/}" = "${workdir%/}" ] && cd "$source"
@@ -101,7 +101,10 @@ case $1 in
     ;;
   ps)
     for label in "$root"/containers/*/label; do
-      [[ " $* " != *" --filter=label=$(<"$label") "* ]] || basename "$(dirname "$label")"
+      for word in "$@"; do
+        [[ $word != --filter=label=* ]] || grep -qxF -- "${word#--filter=label=}" "$label" || continue 2
+      done
+      basename "$(dirname "$label")"
     done
     ;;
   kill) kill -KILL -- "-$(<"$root/containers/$2/pid")" ;;

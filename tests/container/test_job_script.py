@@ -107,6 +107,8 @@ def test_docker_gets_names_and_is_found_by_our_label(tmp_path: Path) -> None:
     job = ContainerJob.of(plans(tmp_path)["docker"])
     words = [text for line in commands(job, "r1", "/w").run for text in line]
     assert words[words.index("HF_TOKEN") - 1] == "--env" and not [w for w in words if w.startswith("--env=")]
-    assert "--name=launcher-r1-$JOB" in words and "--label=launcher.job=r1.$JOB" in words
+    assert "--name=launcher-r1-$JOB" in words and {"--label=launcher.job=r1.$JOB", "--label=launcher.user=$UID"} <= set(
+        words
+    )
     assert "--name=theirs" not in words and words.count("--rm") == 1 and "--ipc=host" in words
     assert "a.io/b/c:t" in render(plans(tmp_path)["docker"], tmp_path), "docker refuses the #"

@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from msgspec.structs import replace as change
 from launcher import project
 from launcher.benchmark.benchmark import Benchmark
 from launcher.cli import main
-from launcher.container.kind import LOG, SCRIPT, ContainerKind
+from launcher.container.kind import COPY, LOG, SCRIPT, ContainerKind
 from launcher.container.planned import OWN, ContainerJob
 from launcher.core.shipped import shipped
 from launcher.plan.derive import Context
@@ -152,7 +153,7 @@ def test_no_secret_is_on_disk_and_nothing_of_the_shell_reaches_the_job(boxes: Bo
 
 def test_the_shell_of_the_host_stays_outside(boxes: Boxes) -> None:
     docker = boxes.host.stand_ins.root / "bin/docker"
-    docker.write_text(docker.read_text().replace("root=", f"env > {boxes.root}/docker-env\nroot=", 1))
+    docker.write_text(docker.read_text().replace("root=", f'[ "$1" != run ] || env > {boxes.root}/docker-env\nroot=', 1))
     boxes.run()
     names = {line.partition("=")[0] for line in (boxes.root / "docker-env").read_text().splitlines()}
     assert "HF_TOKEN" in names and "MODEL" in names and "SHELL_LEFTOVER" not in names and "LAUNCHER_STATE" not in names
@@ -215,6 +216,40 @@ def test_another_process_ends_it_and_its_container(boxes: Boxes, command: list[s
     record = boxes.record("left")
     assert record.fields.state == "cancelled" and record.settled
     wait_for(lambda: not boxes.host.stand_ins.containers())
+
+
+@pytest.mark.parametrize("command", [["resume", "left"], ["cleanup"], ["cancel", "left"]])
+def test_the_container_of_a_killed_job_is_ended_and_no_other(boxes: Boxes, command: list[str]) -> None:
+    """The daemon goes on with a container whose client is gone, and a killed script ends nothing."""
+    boxes.host.benchmark("sleep 600")
+    boxes.submitted_and_left("left")
+    stand_ins = boxes.host.stand_ins
+    wait_for(stand_ins.containers)
+    record = boxes.record("left")
+    assert record.job is not None
+    (theirs := stand_ins.root / "containers/theirs").mkdir()
+    labels = f"launcher.job=left.{record.job.id}\nlauncher.user={os.getuid() + 1}\n"
+    for name, text in (("name", "theirs\n"), ("label", labels), ("pid", "0")):
+        (theirs / name).write_text(text)
+    supervisor = json.loads((boxes.state / "jobs" / record.job.id / "job.json").read_text())["keeper"]
+    os.killpg(supervisor["pid"], signal.SIGKILL)
+    assert len(stand_ins.containers()) == 2
+    main(command)
+    assert stand_ins.containers() == ["theirs"]
+    shutil.rmtree(theirs)
+    assert any("the job left its container" in event["text"] for event in boxes.record("left").events())
+
+
+def test_what_a_run_by_hand_made_for_itself_goes_once_everything_is_with_its_record(boxes: Boxes) -> None:
+    good = boxes.run(run_id="good")
+    boxes.host.benchmark("true")
+    bad = boxes.run(code=7, run_id="bad")
+    own = boxes.host.workspace / OWN
+    assert (own / "good" / COPY).is_dir() and (own / "bad" / COPY).is_dir()
+    assert main(["cleanup"]) == 0
+    assert not (own / "good").exists() and (own / "bad" / COPY).is_dir(), "its result may still be found there"
+    assert main(["logs", "good"]) == 0
+    assert (good.directory / f"results/{RESULT}.json").exists() and bad.settled
 
 
 def test_a_cancelled_job_of_a_workflow_leaves_its_logs_alone(boxes: Boxes) -> None:

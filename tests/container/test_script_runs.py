@@ -392,7 +392,7 @@ def test_a_container_of_somebody_else_is_left_alone(host: JobHost) -> None:
     theirs = host.stand_ins.root / "containers/theirs"
     theirs.mkdir(parents=True)
     (theirs / "name").write_text(f"launcher-r1-{ID}\n")
-    (theirs / "label").write_text("launcher.job=another\n")
+    (theirs / "label").write_text(f"launcher.job=r1.{ID}\nlauncher.user={os.getuid() + 1}\n")
     assert "Conflict" in host.run(host.plan(docker_job()), code=125)
     assert (theirs / "name").exists()
     assert [call[0] for call in host.stand_ins.calls("docker")].count("rm") == 0

@@ -136,6 +136,9 @@ class ScriptKind:
     def evidence(self, run: Run) -> Mapping[str, Path | str]:
         return {"script.txt": f"waits {run.plan.details['script']['seconds']} s\n"}
 
+    def end_leftovers(self, run: Run) -> None:
+        """Leaves nothing."""
+
     def collect(self, run: Run, patience: float) -> Collected:
         assert run.record.job is not None
         (concurrency,) = run.plan.results.concurrencies
