@@ -12,17 +12,12 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import GithubJob, benchmark_from_environment, github_job
-from launcher.benchmark.matrix import Matrix, load_matrix
-from launcher.check.registry import check_plan, unknown_settings_of
-from launcher.check.srtctl_schema import Schemas
-from launcher.container.kind import ContainerKind
-from launcher.container.resolve import ContainerPlanner
 from launcher.core.errors import ConfigError, closest
 from launcher.core.shipped import shipped
 from launcher.core.state import state_directory
@@ -31,12 +26,13 @@ from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.container_schema import CONTAINER, DOCKER
 from launcher.runner.file import RunnerFile
 from launcher.runner.fleet import Fleet
-from launcher.srtctl.kind import SrtctlKind
-from launcher.srtctl.locate import RecipeFinder
-from launcher.srtctl.resolve import SrtctlPlanner
 
-if TYPE_CHECKING:  # a dry run collects no results
+if TYPE_CHECKING:  # matrices, planners and rules are for those who plan: an import of an image waits for none of them
+    from launcher.benchmark.matrix import Matrix
+    from launcher.check.srtctl_schema import Schemas
+    from launcher.container.resolve import ContainerPlanner
     from launcher.run.kind import JobKind
+    from launcher.srtctl.locate import RecipeFinder
 
 
 @dataclass(frozen=True)
@@ -99,6 +95,8 @@ class Project:
 
     @cached_property
     def finder(self) -> RecipeFinder:
+        from launcher.srtctl.locate import RecipeFinder
+
         ours = [self.recipes] if self.recipes else []
         trees = [self.srt_slurm] if self.srt_slurm else []
         return RecipeFinder(self.workspace, [*ours, shipped("recipes")], trees)
@@ -126,6 +124,8 @@ class Project:
 
     @cached_property
     def schemas(self) -> Schemas:
+        from launcher.check.srtctl_schema import Schemas
+
         return Schemas(self.finder.trees)
 
     def matrix(self, files: Sequence[str] = (), keys: Sequence[str] = ()) -> Matrix:
@@ -134,6 +134,8 @@ class Project:
         ``keys`` are the globs that will select of it. What is wrong is said of what is selected (`Matrix.entries`).
         Raises ConfigError when there is no file.
         """
+        from launcher.benchmark.matrix import load_matrix
+
         masters = self.workspace / "configs"
         hardware = masters / "runners.yaml"
         if files:
@@ -185,6 +187,8 @@ class Project:
 
     def plan_from_environment(self, run_id: str | None = None) -> Plan:
         """Plan what this GitHub job's environment asks for."""
+        from launcher.check.registry import unknown_settings_of
+
         job = github_job(self.environ)
         file = self.fleet.for_runner_name(job.runner_name)
         plan = self._plan(benchmark_from_environment(self.environ), file, job, run_id)
@@ -197,6 +201,8 @@ class Project:
 
     @cached_property
     def _in_container(self) -> ContainerPlanner:
+        from launcher.container.resolve import ContainerPlanner
+
         return ContainerPlanner(shipped("recipes"))
 
     def plan_in_container(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> Plan:
@@ -206,6 +212,8 @@ class Project:
 
     def replan(self, plan: Plan, tree: Path) -> Plan:
         """The plan again, now that the checkout at ``tree`` is there and its recipe can be read."""
+        from launcher.srtctl.locate import RecipeFinder
+
         finder = RecipeFinder(self.workspace, self.finder.repository, checkout=tree)
         context = self._context(plan.runner_name, plan.run_key, plan.narrow, plan.exclude)
         return plan_benchmark(plan.benchmark, self.fleet.get(plan.runner), finder, context, self.schemas)
@@ -246,10 +254,22 @@ class Project:
         )
 
 
+def _srtctl(project: Project) -> JobKind:
+    from launcher.srtctl.kind import SrtctlKind
+
+    return SrtctlKind(project.plan_srtctl, project.replan)
+
+
+def _in_container(name: str, project: Project) -> JobKind:
+    from launcher.container.kind import ContainerKind
+
+    return ContainerKind(name, project.plan_in_container, project.state / "jobs")
+
+
 KINDS: dict[str, Callable[[Project], JobKind]] = {
-    SRTCTL: lambda project: SrtctlKind(project.plan_srtctl, project.replan),
-    CONTAINER: lambda project: ContainerKind(CONTAINER, project.plan_in_container, project.state / "jobs"),
-    DOCKER: lambda project: ContainerKind(DOCKER, project.plan_in_container, project.state / "jobs"),
+    SRTCTL: _srtctl,
+    CONTAINER: partial(_in_container, CONTAINER),
+    DOCKER: partial(_in_container, DOCKER),
 }
 """The kinds of job that there are."""
 
@@ -262,12 +282,17 @@ def plan_benchmark(
     schemas: Schemas | None = None,
 ) -> Plan:
     """Plan a benchmark on a runner, and check the plan. Raises ConfigError when it cannot be planned."""
+    from launcher.check.srtctl_schema import Schemas
+    from launcher.srtctl.resolve import SrtctlPlanner
+
     schemas = schemas or Schemas()
     resolved = SrtctlPlanner(finder, schemas.has_file).plan(benchmark, file, context)
     return _with_findings(resolved, schemas)
 
 
 def _with_findings(resolved: Resolved, schemas: Schemas) -> Plan:
+    from launcher.check.registry import check_plan
+
     found = check_plan(resolved, schemas)
     return dataclasses.replace(resolved.plan, findings=found) if found else resolved.plan
 

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.core.errors import ConfigError
 from launcher.core.process import stoppable
 from launcher.core.stop import Stop
 from launcher.plan.plan import Plan
-from launcher.project import Project
 from launcher.run.kind import Run, Services, Tools
-from launcher.run.record import RunRecord, UnreadableRecord
-from launcher.slurm.backends import open_scheduler
-from launcher.slurm.client import Scheduler
-from launcher.slurm.other_jobs import ByCluster
-from launcher.slurm.poller import Pace
-from launcher.slurm.shared import SharedPoller
+
+if TYPE_CHECKING:  # an import by hand asks for tools alone
+    from launcher.project import Project
+    from launcher.run.record import RunRecord, UnreadableRecord
+    from launcher.slurm.client import Scheduler
+    from launcher.slurm.poller import Pace
 
 REHEARSAL = "rehearsal"
 
@@ -40,6 +40,10 @@ def stand_in_programs(name: str) -> tuple[str, ...]:
 
 def open_services(project: Project, plan: Plan, stop: Stop, *, log: Callable[[str], None]) -> Services:
     """How runs of this plan's cluster reach the world, from this process; ``log`` is told how Slurm is asked."""
+    from launcher.slurm.backends import open_scheduler
+    from launcher.slurm.other_jobs import ByCluster
+    from launcher.slurm.shared import SharedPoller
+
     planned = plan.scheduler
     backend = project.slurm_backend or planned.backend
     scheduler = open_scheduler(planned.kind, backend=backend, directory=project.state / "jobs", say=log)
@@ -52,6 +56,9 @@ def open_services(project: Project, plan: Plan, stop: Stop, *, log: Callable[[st
 
 def schedulers_for(project: Project, lost: UnreadableRecord) -> list[Scheduler]:
     """Where the job of a run may live whose record cannot be read: as its plan says, else everywhere."""
+    from launcher.slurm.backends import open_scheduler
+    from launcher.slurm.other_jobs import ByCluster
+
     try:
         kinds = [lost.record.plan.scheduler.kind]
     except ConfigError:
@@ -70,4 +77,6 @@ def open_run(project: Project, record: RunRecord, services: Services | None = No
 
 def pace_of(plan: Plan) -> Pace:
     """A cluster is asked rarely; the embedded scheduler is a few files on this machine."""
+    from launcher.slurm.poller import Pace
+
     return Pace(first=0.2, running=1.0, pending=1.0, tick=0.2) if plan.scheduler.kind == "local" else Pace()

@@ -175,7 +175,7 @@ def _image(commands: Commands) -> None:
     listing.add_argument("--json", action="store_true")
 
     text = "have images there, whole; at no cost if they are"
-    importing = command_of(verbs, "import", "image:import_images", text, image_directory, places)
+    importing = command_of(verbs, "import", "importing:import_images", text, image_directory, places)
     importing.add_argument("references", nargs="+", metavar="REFERENCE")
     importing.add_argument("--moved-tag", choices=["keep", "refresh", "fail"], help="default: as the runner file says")
     text = "into this node's own directory, by a job there (again for more nodes)"

@@ -9,11 +9,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.benchmark.benchmark import FIXED, Benchmark, Role, max_model_len
-from launcher.benchmark.selection import Selection
-from launcher.check.inputs import Chosen
 from launcher.core.errors import ConfigError
 from launcher.core.redact import redact
 from launcher.core.terminal import say
@@ -21,8 +19,11 @@ from launcher.core.yaml_source import SourceLocation
 from launcher.plan.plan import Plan
 from launcher.plan.secrets import refuse_secrets
 from launcher.project import Project
-from launcher.srtctl.facts import RoleFacts, facts
-from launcher.srtctl.recipe import variants
+
+if TYPE_CHECKING:  # only who selects something has use for these
+    from launcher.benchmark.selection import Selection
+    from launcher.check.inputs import Chosen
+    from launcher.srtctl.facts import RoleFacts
 
 
 def tell(text: str) -> None:
@@ -39,6 +40,8 @@ def open_project(arguments: argparse.Namespace, *, look: bool = False) -> Projec
 
 def filters(arguments: argparse.Namespace, **more: Any) -> Selection:
     """The flags that all commands about matrices have, and more fields of a selection."""
+    from launcher.benchmark.selection import Selection
+
     return Selection(
         keys=arguments.key,
         frameworks=arguments.framework,
@@ -122,6 +125,9 @@ def tell_refused(
 
 def _from_recipe(arguments: argparse.Namespace, project: Project) -> Benchmark:
     """A benchmark out of a recipe alone: it measures what the recipe says."""
+    from launcher.srtctl.facts import facts
+    from launcher.srtctl.recipe import variants
+
     recipe = project.finder.find(arguments.recipe)
     if recipe is None:
         finder = project.finder

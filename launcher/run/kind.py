@@ -11,19 +11,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from launcher.benchmark.benchmark import Benchmark
 from launcher.core.process import CommandRunner, clean_environment, run
 from launcher.core.publish import write_json
 from launcher.core.redact import redact
 from launcher.core.stop import Stop
-from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
-from launcher.result.collect import Collected
-from launcher.run.record import RunRecord
-from launcher.runner.file import RunnerFile
-from launcher.slurm.client import JobKey, JobState, Scheduler
+
+if TYPE_CHECKING:
+    from launcher.benchmark.benchmark import Benchmark
+    from launcher.plan.derive import Context
+    from launcher.result.collect import Collected
+    from launcher.run.record import RunRecord
+    from launcher.runner.file import RunnerFile
+    from launcher.slurm.client import JobKey, JobState, Scheduler
 
 
 @dataclass(frozen=True)
