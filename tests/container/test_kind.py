@@ -153,7 +153,9 @@ def test_no_secret_is_on_disk_and_nothing_of_the_shell_reaches_the_job(boxes: Bo
 
 def test_the_shell_of_the_host_stays_outside(boxes: Boxes) -> None:
     docker = boxes.host.stand_ins.root / "bin/docker"
-    docker.write_text(docker.read_text().replace("root=", f'[ "$1" != run ] || env > {boxes.root}/docker-env\nroot=', 1))
+    docker.write_text(
+        docker.read_text().replace("root=", f'[ "$1" != run ] || env > {boxes.root}/docker-env\nroot=', 1)
+    )
     boxes.run()
     names = {line.partition("=")[0] for line in (boxes.root / "docker-env").read_text().splitlines()}
     assert "HF_TOKEN" in names and "MODEL" in names and "SHELL_LEFTOVER" not in names and "LAUNCHER_STATE" not in names
