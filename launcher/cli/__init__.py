@@ -3,7 +3,8 @@
 Open `arguments` first: it has every command with its flags and the ``module:function`` that runs it (`sweep_arguments`
 those of `sweep`, `flags` what several share). There is a module for each group of commands (`running` is about runs,
 `ending` about cancelling them and cleaning up); `common` has what they share, `render` what people see, `output` is
-standard output while a run goes on, `logs` and `results` one command each. Only argparse is imported here and in these
+standard output while a run goes on, `logs`, `results` and `importing` (of images) one command each, `checking` and
+`planning` what is decided. Only argparse is imported here and in these
 three, so that ``launcher --help`` answers at once; a command's own module is imported when that command runs.
 """
 
