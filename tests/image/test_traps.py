@@ -26,6 +26,7 @@ from launcher.image.registry import Registry, Unreachable
 from launcher.image.squash import Sidecar, sidecar_path
 from launcher.image.store import ImageRecord
 from launcher.rehearsal.enroot_stand_in import squashfs
+from tests.commands import ScriptedCommands, not_installed
 from tests.image.registries import INDEX, FakeRegistry, fake_registry
 from tests.image.support import Store, registry_for, request, small_image
 
@@ -184,6 +185,16 @@ def test_what_only_looks_right_is_refused_with_its_cause(site: Site, trap: Calla
         trap(site)
     assert caught.value.exit_code == 3
     assert caught.value.hint and caught.value.where is not None
+
+
+@pytest.mark.parametrize("program", ["enroot", "srun"])
+def test_a_program_that_is_not_there_is_told_at_once(tmp_path: Path, program: str) -> None:
+    (tmp_path / "images").mkdir()
+    waits: list[float] = []
+    store = Store(ScriptedCommands(not_installed), command=(program,), sleep=waits.append)
+    with pytest.raises(ImageError, match=f"{program} is not there") as caught:
+        store.ensure(request(tmp_path))
+    assert caught.value.exit_code == 3 and waits == []
 
 
 def papers_beside_it(site: Site) -> str:
