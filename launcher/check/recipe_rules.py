@@ -280,27 +280,25 @@ def nginx_by_default(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
 
 _DIRECTIVES: dict[str, tuple[Severity, str]] = {
     "array": ("error", "makes many jobs of one, each of which starts the servers; the launcher follows one id"),
-    "a": ("error", "makes many jobs of one (--array)"),
     "clusters": ("error", "submits to another cluster, which the launcher does not ask: no runner file can name one"),
-    "cluster": ("error", "submits to another cluster (--clusters), which the launcher does not ask"),
-    "M": ("error", "submits to another cluster (--clusters), which the launcher does not ask"),
     "test-only": ("error", "submits nothing"),
     "wait": ("error", "has sbatch wait for the job's end, which nobody waits for at a submission"),
-    "W": ("error", "has sbatch wait for the job's end (--wait)"),
     "wrap": ("error", "takes the place of srtctl's own script"),
     "output": ("warning", "moves the job's log away from where srtctl and the launcher look for it"),
-    "o": ("warning", "moves the job's log away from where srtctl and the launcher look for it"),
     "chdir": ("warning", "starts the job in another directory than srtctl expects"),
-    "D": ("warning", "starts the job in another directory than srtctl expects"),
 }
 """Directives of sbatch with which a job is submitted that cannot be followed, or not at all."""
+
+_SHORT = {"a": "array", "cluster": "clusters", "M": "clusters", "W": "wait", "o": "output", "D": "chdir"}
+"""Their other names."""
 
 
 def lost_directives(document: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str, Severity]]:
     """The directives of a recipe that srtctl hands on and that lose the job: keys, what is wrong, how bad."""
     directives = document.get("sbatch_directives")
     for name in directives if isinstance(directives, Mapping) else ():
-        if known := _DIRECTIVES.get(str(name).lstrip("-")):
+        bare = str(name).lstrip("-")
+        if known := _DIRECTIVES.get(_SHORT.get(bare, bare)):
             yield ("sbatch_directives", str(name)), f"the directive {str(name)!r} {known[1]}", known[0]
 
 

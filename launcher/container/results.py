@@ -6,7 +6,6 @@ own. A job on a copy of the checkout brings its files back in an archive, which 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import shutil
@@ -21,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from launcher.container.planned import OWN
 from launcher.core.errors import ResultError
 from launcher.core.publish import publishing
-from launcher.core.reading import open_regular
+from launcher.core.reading import open_regular, sha256_of
 from launcher.core.retry import until
 from launcher.plan.plan import Expected
 from launcher.result.collect import Collected, Problem
@@ -196,11 +195,7 @@ def _deliver(source: Path, target: Path) -> str:
         with publishing(target) as temporary:
             shutil.copyfile(source, temporary)
             shutil.copystat(source, temporary)
-    digest = hashlib.sha256()
-    with target.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(target)
 
 
 def link_logs(expected: Expected, place: Place, own: Path) -> None:

@@ -8,7 +8,6 @@ written.
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import math
 import os
 import shutil
@@ -21,6 +20,7 @@ from typing import Literal
 from launcher.benchmark.result_names import agentic_result_name, fixed_result_name, is_counted
 from launcher.core.errors import ResultError
 from launcher.core.publish import NAME_MAX, publish_new, temporary_name
+from launcher.core.reading import sha256_of
 from launcher.core.retry import until
 from launcher.core.terminal import one_line
 from launcher.plan.plan import Expected
@@ -118,7 +118,7 @@ class _Found:
 
     def add(self, target: str, source: Path) -> None:
         """Take a file. Raises ResultError when a file of other content has that name already."""
-        digest = _sha256(source)
+        digest = sha256_of(source)
         known, other = self.files.setdefault(target, (source, digest))
         if other != digest:
             raise ResultError(
@@ -332,7 +332,7 @@ def _check_target(target: Path, digest: str, ours: str | None) -> None:
     if not target.is_symlink() and not target.exists():
         return
     try:
-        same = target.is_file() and _sha256(target) in (digest, ours)
+        same = target.is_file() and sha256_of(target) in (digest, ours)
     except OSError as error:
         raise ResultError(f"the file of this name cannot be read: {error.strerror}", where=str(target)) from None
     if not same:
@@ -351,10 +351,10 @@ def _publish(source: Path, target: Path, digest: str, ours: str | None) -> None:
     _check_target(target, digest, ours)
     temporary, replaces = temporary_name(target), target.exists()
     try:
-        if replaces and _sha256(target) == digest:
+        if replaces and sha256_of(target) == digest:
             return
         shutil.copyfile(source, temporary)
-        if _sha256(temporary) != digest:
+        if sha256_of(temporary) != digest:
             hint = "does the job still run?"
             raise ResultError("a result changed while it was collected", where=str(source), hint=hint)
         if not publish_new(temporary, target, whole=lambda path: not replaces and os.path.lexists(path)):
@@ -363,11 +363,3 @@ def _publish(source: Path, target: Path, digest: str, ours: str | None) -> None:
         raise ResultError(f"a result cannot be published: {error.strerror}", where=str(target)) from None
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

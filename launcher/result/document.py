@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from launcher.core.reading import open_regular
 
 _NOT_FINITE = re.compile(rb'(?:"([^"]{1,80})"\s*:|[\[,])\s*[-+]?(NaN|Infinity)\b')
 _DIGITS = frozenset(bytes([byte]) for byte in b"-0123456789")
@@ -126,12 +128,10 @@ class Document:
 def content(path: Path) -> bytes:
     """What a file holds. Raises Unusable; of what is no file, a pipe perhaps, nothing is read."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise Unusable("cannot be read: it is no regular file")
-        if status.st_size > _LARGEST:
-            raise Unusable(f"cannot be read: it has {status.st_size} bytes, and a result at most {_LARGEST}")
-        return path.read_bytes()
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > _LARGEST:
+                raise Unusable(f"cannot be read: it has {size} bytes, and a result at most {_LARGEST}")
+            return file.read()
     except OSError as error:
         raise Unusable(f"cannot be read: {error.strerror}") from None
 

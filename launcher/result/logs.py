@@ -232,21 +232,12 @@ def bundle_logs(
         return None
     files = 0
     with publishing(tarball) as temporary, tarfile.open(temporary, "w:gz", compresslevel=1) as tar:
-        for number, (name, path) in enumerate([*given, *logs]):
-            try:
-                file = open_regular(path)
-            except OSError as error:
-                left_out.add(name, str(error.strerror))
-                continue
-            with file:
-                status = os.fstat(file.fileno())
-                take = pace.bytes_to_take(file, name, status.st_size, left_out)
-                if take == 0 < status.st_size:
-                    continue
-                member = tarfile.TarInfo(name)
-                member.size, member.mtime, member.mode = take, int(status.st_mtime), status.st_mode & 0o777
-                is_clean = copied is not None and number >= len(given)
-                tar.addfile(member, _Exactly(file if is_clean else Redacting(file, environ or {}), take))
+        own = {name for name, _ in given}
+        for name, file, status, take in _opened([*given, *logs], pace, left_out):
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime, member.mode = take, int(status.st_mtime), status.st_mode & 0o777
+            is_clean = copied is not None and name not in own
+            tar.addfile(member, _Exactly(file if is_clean else Redacting(file, environ or {}), take))
             files += 1
         if left_out.lines:
             note = "".join(f"{line}\n" for line in left_out.lines).encode()
@@ -323,21 +314,29 @@ def copy_logs(logs_dir: Path, destination: Path, environ: Mapping[str, str] | No
 def _copy(logs_dir: Path, destination: Path, environ: Mapping[str, str], left_out: _LeftOut) -> None:
     pace = _Pace(None, time.monotonic)
     destination.mkdir(parents=True, exist_ok=True)
-    for name, path in _smallest_first(logs_dir, pace, left_out):
+    for name, source, status, _ in _opened(_smallest_first(logs_dir, pace, left_out), pace, left_out):
         target = destination / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as copy:
+            shutil.copyfileobj(Redacting(source, environ), copy, _CHUNK)
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _opened(
+    files: Sequence[tuple[str, Path]], pace: _Pace, left_out: _LeftOut
+) -> Iterator[tuple[str, IO[bytes], os.stat_result, int]]:
+    """The files that can be read and of which something is taken: name, file at where that begins, status, bytes."""
+    for name, path in files:
         try:
-            source = open_regular(path)
+            file = open_regular(path)
         except OSError as error:
             left_out.add(name, str(error.strerror))
             continue
-        with source:
-            status = os.fstat(source.fileno())
-            if pace.bytes_to_take(source, name, status.st_size, left_out) == 0 < status.st_size:
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as copy:
-                shutil.copyfileobj(Redacting(source, environ), copy, _CHUNK)
-        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+        with file:
+            status = os.fstat(file.fileno())
+            take = pace.bytes_to_take(file, name, status.st_size, left_out)
+            if take or not status.st_size:
+                yield name, file, status, take
 
 
 class _Exactly:

@@ -18,6 +18,7 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.result_names import agentic_result_name
 from launcher.core.errors import ConfigError, ResultError
 from launcher.core.publish import write_text
+from launcher.core.reading import sha256_of
 from launcher.plan.derive import Context
 from launcher.plan.job_environment import KEPT, from_host, left_out
 from launcher.plan.plan import SRTCTL, Plan
@@ -303,11 +304,7 @@ def stamp_power(plan: Plan, sha: str | None, directory: Path) -> None:
     if not SrtctlJob.of(plan).power or exporter is None or sha is None:
         return
     try:
-        with Path(exporter.squash).open("rb") as file:
-            digest = hashlib.sha256()
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        write_text(directory / EXPORTER_STAMP, f"{digest.hexdigest()}  {exporter.squash}\n")
+        write_text(directory / EXPORTER_STAMP, f"{sha256_of(Path(exporter.squash))}  {exporter.squash}\n")
         write_text(directory / PRODUCER_STAMP, f"{sha}\n")
     except OSError as error:
         raise ResultError(f"the power stamps cannot be written: {error}", where=str(directory)) from None

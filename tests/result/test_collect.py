@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import tarfile
 import time
@@ -266,14 +267,14 @@ def test_a_file_in_the_way_that_cannot_be_read(job: Job, monkeypatch: pytest.Mon
     job.result(4)
     job.result(16)
     theirs = write(job.workspace / f"RF_{FOLDER}_conc16_gpus_12_ctx_4_gen_8.json", "theirs")
-    real = Path.open
+    real = os.open
 
-    def forbidden(self: Path, *args: Any, **options: Any) -> Any:
-        if self == theirs:
-            raise PermissionError(errno.EACCES, "Permission denied", str(self))
-        return real(self, *args, **options)
+    def forbidden(path: Any, *args: Any, **options: Any) -> Any:
+        if path == theirs:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *args, **options)
 
-    monkeypatch.setattr(Path, "open", forbidden)
+    monkeypatch.setattr(os, "open", forbidden)
     with pytest.raises(ResultError, match="cannot be read: Permission denied"):
         collect(job.request)
 
