@@ -293,7 +293,12 @@ TRAPS: dict[str, Trap] = {
         "total_input_tokens is None, not a number",
     ),
     "no file": (C, FIXED, lambda j: j.workspace.joinpath("RF.json").mkdir(), "no RF.json in"),
-    "a pipe": (S, AGENTIC, lambda j: os.mkfifo(j.workspace / "RF_conc4.json"), "it is a pipe, a socket or a device, and no file"),
+    "a pipe": (
+        S,
+        AGENTIC,
+        lambda j: os.mkfifo(j.workspace / "RF_conc4.json"),
+        "it is a pipe, a socket or a device, and no file",
+    ),
     "agentic, another's behind a link": (
         S,
         AGENTIC,
