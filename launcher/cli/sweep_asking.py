@@ -17,10 +17,10 @@ from collections.abc import Sequence
 import msgspec
 
 from launcher.cli.common import open_project
-from launcher.cli.sweep_driving import seen, sweeps_of
+from launcher.cli.sweep_driving import asks, seen, sweeps_of
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.publish import remove_tree
-from launcher.core.terminal import one_line, say
+from launcher.core.terminal import one_line, say, trusted
 from launcher.project import Project
 from launcher.sweep import ledger as ledgers
 from launcher.sweep.ledger import Ledger
@@ -38,6 +38,13 @@ def status(arguments: argparse.Namespace) -> int:
     """How a sweep stands: the named one, else the latest."""
     project = open_project(arguments)
     ledger = Ledger.load(sweeps_of(project), arguments.name or latest(project))
+    if arguments.watch and not arguments.json and sys.stdout.isatty() and sys.stdin.isatty():
+        from launcher.cli.sweep_view import LiveView
+
+        view = LiveView(lambda: seen(project, ledger), asks(ledger), trusted(sys.stdout))
+        view.start()
+        view.closed.wait()
+        return 0
     while True:
         found = seen(project, ledger)
         if arguments.json:

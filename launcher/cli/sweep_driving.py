@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import getpass
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from launcher.cli.output import standard_output_apart
+from launcher.cli.output import Output, standard_output_apart
 from launcher.cli.render import Console
 from launcher.core.errors import ConfigError
 from launcher.core.lease import LockOwner
@@ -21,18 +25,22 @@ from launcher.core.terminal import say
 from launcher.plan.plan import Plan
 from launcher.project import Project
 from launcher.run.loop import run_feed
+from launcher.run.record import Event as RunEvent
 from launcher.services import pace_of
 from launcher.slurm.poller import Pace
 from launcher.sweep import ledger as ledgers
-from launcher.sweep.attempts import Records
+from launcher.sweep.attempts import Records, progress
 from launcher.sweep.decide import Start
 from launcher.sweep.driver import Driver, Setting
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import RunMaker
 from launcher.sweep.overview import Overview, overview
-from launcher.sweep.schema import Policy
+from launcher.sweep.schema import Asked, Policy
 from launcher.sweep.slots import Room
 from launcher.sweep.state import State
+
+if TYPE_CHECKING:
+    from launcher.cli.sweep_view import LiveView
 
 SHOWN = 200
 """Runs whose results are shown as a table at the end; those of larger sweeps `launcher results` shows."""
@@ -52,7 +60,18 @@ def seen(project: Project, ledger: Ledger) -> Overview:
     state = State(ledger.sweep, ledger.events())
     owner = ledger.driver()
     driver = str(owner) if owner is not None else ""
-    return overview(state, Records(project.runs, state).facts, time.time(), driver=driver, notes=ledger.unread)
+    facts = Records(project.runs, state).facts
+    return overview(state, facts, time.time(), driver=driver, notes=ledger.unread, progress=progress)
+
+
+def asks(ledger: Ledger) -> Callable[[str], None]:
+    """How a view asks whoever drives the sweep."""
+
+    def ask(verb: str) -> None:
+        with contextlib.suppress(OSError):
+            ledger.ask(Asked(time=time.time(), verb=verb, by=getpass.getuser()))  # type: ignore[arg-type]
+
+    return ask
 
 
 def detach(project: Project, ledger: Ledger, arguments: argparse.Namespace) -> int:
@@ -99,6 +118,7 @@ class _Driving:
         self._leaving = threading.Event()
         self._said: list[str] = []
         self._labels: dict[str, str] = {}
+        self._view: LiveView | None = None
         self._detaches = bool(getattr(arguments, "detach_on_interrupt", False))
         accept = ledger.sweep.policy.accept
         self._maker = RunMaker(project, Stop(self._wait, stop.reason), self._said.append, accept)
@@ -132,21 +152,37 @@ class _Driving:
         flags = {name: bool(getattr(self._arguments, name, False)) for name in ("anyway", "retry_failed")}
         with standard_output_apart(self._stop) as output:
             self._console = Console(self._labels, None, output)
-            self._maker.listener = self._console.event
+            self._maker.listener = self._event
             for text in self._said:
                 self._tell("note", text)
             driver.begin(str(LockOwner.here("drives")), policy, **flags)
             stop = Stop(self._interrupted) if self._detaches else self._stop
             show = self._console.log if getattr(self._arguments, "logs", False) else None
+            view = self._live_view(driver, output)
             try:
                 run_feed(driver, services.scheduler, stop, pace, show)
             finally:
+                if view is not None:
+                    view.close()
+                    self._view = None
                 result = self._leave(driver)
             if len(driver.outcomes) <= SHOWN:
                 self._console.outcomes(self._project.runs, driver.outcomes)
             for line in summary(result):
                 self._tell("note", line)
         return result.exit_code
+
+    def _live_view(self, driver: Driver, output: Output) -> LiveView | None:
+        """The live view, in a terminal that wants one; until it is closed lines of events are not shown."""
+        wanted = getattr(self._arguments, "live", False) and not getattr(self._arguments, "logs", False)
+        if not (wanted and output.isatty() and sys.stdin.isatty()):
+            return None
+        from launcher.cli.sweep_view import LiveView
+
+        ledger = self._ledger
+        self._view = LiveView(lambda: seen(self._project, ledger), asks(ledger), output)  # type: ignore[arg-type]
+        self._view.start()
+        return self._view
 
     def _first_plan(self, driver: Driver) -> Plan:
         """The plan of any job, by which scheduler and tools are opened. Raises ConfigError when none can be planned."""
@@ -181,7 +217,13 @@ class _Driving:
         driver.leave(why, code)
         return dataclasses.replace(found, exit_code=code)
 
+    def _event(self, event: RunEvent) -> None:
+        if self._view is None or self._view.closed.is_set():
+            self._console.event(event)
+
     def _tell(self, kind: str, text: str) -> None:
+        if self._view is not None and not self._view.closed.is_set():
+            return
         self._console._say(text, {"start": "job", "end": "end"}.get(kind, kind))
 
 

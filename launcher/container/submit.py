@@ -20,7 +20,16 @@ from launcher.plan.job_environment import KEPT, from_host
 from launcher.plan.plan import Plan
 from launcher.slurm.client import Scheduler, SchedulerUnreachable
 from launcher.slurm.other_jobs import elsewhere
-from launcher.slurm.submission import IN_DOUBT, PAUSES, check_first, hint_for, new_jobs, printed_cluster, printed_ids
+from launcher.slurm.submission import (
+    IN_DOUBT,
+    PAUSES,
+    alone,
+    check_first,
+    hint_for,
+    new_jobs,
+    printed_cluster,
+    printed_ids,
+)
 
 TIMEOUT = 240.0
 """Seconds for the submitting program."""
@@ -93,12 +102,13 @@ def submit(
     environment: Mapping[str, str],
     *,
     token: str,
-    earlier: frozenset[str],
+    earlier: frozenset[str] | None,
     scheduler: Scheduler,
     run: CommandRunner,
     sleep: Callable[[float], None] = time.sleep,
 ) -> JobAnswer:
-    """Run the submitting program once. ``earlier`` are ids of jobs that carried the token before.
+    """Run the submitting program once. ``earlier`` are ids of jobs that carried the token before, None where there
+    can be none.
 
     Raises SubmissionError when there is no job, SubmissionUnknown when that cannot be told, JobsExist when there are
     jobs that have to go.
@@ -109,7 +119,11 @@ def submit(
     may_come = done.ok or done.timed_out or (done.returncode or 0) < 0 or IN_DOUBT.search(done.stderr) is not None
     trouble = _trouble(argv, done)
     try:
-        found = new_jobs(token, earlier, scheduler, PAUSES if failed and may_come else (), sleep)
+        if earlier is None and not failed:
+            found = alone(ids[0], token, scheduler)
+        else:
+            pauses = PAUSES if failed and may_come else ()
+            found = new_jobs(token, earlier or frozenset(), scheduler, pauses, sleep)
     except SchedulerUnreachable as error:
         if failed:
             raise SubmissionUnknown(

@@ -79,11 +79,12 @@ class Prepared:
 class Submission:
     """How a job is to be submitted so that it can be told apart and found again.
 
-    The job carries the run's id as its comment. ``earlier`` are ids of jobs that carried it before and are over.
+    The job carries the run's id as its comment. ``earlier`` are ids of jobs that carried it before and are over; None
+    where there can be none, because the id was made for this run alone: then nobody has to be asked.
     ``keep_open`` are descriptors that the submitting program keeps open as long as it lives.
     """
 
-    earlier: frozenset[str] = frozenset()
+    earlier: frozenset[str] | None = frozenset()
     keep_open: Sequence[int] = ()
 
 
@@ -183,7 +184,11 @@ class JobKind(Protocol):
 class Run:
     """One run. What is done already is in its record, so that any process can go on with it."""
 
-    def __init__(self, record: RunRecord, plan: Plan, kind: JobKind, services: Services) -> None:
+    def __init__(
+        self, record: RunRecord, plan: Plan, kind: JobKind, services: Services, *, fresh: bool = False
+    ) -> None:
+        """``fresh``: the record was made by this process, under an id that nobody can have given before."""
+        self.fresh = fresh
         self.record = record
         self.plan = plan
         self.kind = kind

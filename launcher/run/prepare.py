@@ -289,14 +289,16 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
             return key
 
 
-def _jobs_before(run: Run) -> JobKey | frozenset[str]:
+def _jobs_before(run: Run) -> JobKey | frozenset[str] | None:
     """The job that an earlier launcher of this run submitted and could not write down, or the ids of finished jobs
-    that carry our token, so that a new job can be told from them.
+    that carry our token, so that a new job can be told from them; None where there can be none of either.
 
     Raises SubmissionError when a job of another record with the same id is alive, and SchedulerUnreachable when there
     may be a job of ours and nobody can be asked.
     """
     step, interrupted, scheduler = run.record.step("submit"), run.record.in_doubt, run.services.scheduler
+    if run.fresh and not step.state:
+        return None
     try:
         found = jobs_with_token(run.id, scheduler)
     except SchedulerUnreachable:

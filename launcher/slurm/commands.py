@@ -323,12 +323,11 @@ class SlurmCommands:
         self._insist(["scontrol", "release", job.id], str(job), [1.0] * 9, within=20.0, timeout=10.0)
 
     def describe(self, job: JobKey) -> dict[str, str]:
-        """What squeue, scontrol and sacct (with all steps) print of the job, for a person: times are local."""
+        """What scontrol and sacct (with all steps) print of the job, for a person: times are local."""
         fields = (
             "JobID,JobName,State,ExitCode,DerivedExitCode,Submit,Start,End,Elapsed,Timelimit,NodeList,Reason,Comment"
         )
         asked = {
-            "squeue": ["squeue", "--states=all", "-j", job.id],
             "scontrol": ["scontrol", "show", "job", "-d", job.id],
             "sacct": ["sacct", "-D", "-P", "-j", job.id, "-o", fields],
         }

@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from launcher.core.errors import JobsExist
 from launcher.core.retry import until
-from launcher.slurm.client import JobKey, Scheduler, SchedulerUnreachable, jobs_with_token
+from launcher.slurm.client import JobKey, Phase, Scheduler, SchedulerUnreachable, jobs_with_token
 
 PAUSES = (5.0, 5.0)
 """Seconds before each further question about a submission whose answer was lost: slurmctld may still be working on the
@@ -75,6 +76,13 @@ def new_jobs(
     if isinstance(answer, SchedulerUnreachable):
         raise answer
     return answer
+
+
+def alone(job_id: str, token: str, scheduler: Scheduler) -> dict[str, JobKey]:
+    """The job that sbatch named, with its submit time: what `new_jobs` gives, by one question, where nobody else can
+    have submitted under the token. Nothing where this host's scheduler does not know the job."""
+    state = scheduler.poll([key := JobKey(job_id, None, token)])[key]
+    return {} if state.phase is Phase.UNKNOWN else {job_id: replace(key, submitted=state.submitted)}
 
 
 def check_first(ids: Sequence[str], found: Mapping[str, JobKey]) -> None:

@@ -70,6 +70,13 @@ class _Facts(msgspec.Struct, frozen=True):
     cluster_keys: list[str]
 
 
+class _Options(msgspec.Struct, frozen=True):
+    """What a srtctl outside of trees takes, and which file it is: its path, size, time and inode."""
+
+    program: list[str | int | None]
+    options: list[str]
+
+
 class Checkouts:
     """Makes work trees of srt-slurm.
 
@@ -129,7 +136,7 @@ class Checkouts:
             raise CheckoutError(f"HEAD is {head}; expected {sha}", where=str(root))
         if any(Path(o.destination).parts[:1] == ("src",) for o in wanted.overlays):
             notes.append("an overlay changes src/: the job runs it, but srtctl on this machine runs the commit's own")
-        options = apply_options("srtctl", root, self._environ, self._run) if facts.options is None else facts.options
+        options = self._options_by_path(base, root) if facts.options is None else facts.options
         return Checkout(
             root=root,
             sha=sha,
@@ -137,6 +144,21 @@ class Checkouts:
             cluster_keys=frozenset(facts.cluster_keys),
             notes=(*notes, *mirror.notes),
         )
+
+    def _options_by_path(self, base: Path, root: Path) -> list[str]:
+        """What the srtctl on PATH takes for this base, asked once for each file that it is."""
+        program = shutil.which("srtctl", path=self._environ.get("PATH"))
+        status = Path(program).stat() if program is not None else None
+        known = base / ".git" / "launcher-options.json"
+        identity = [program, status.st_size, status.st_mtime_ns, status.st_ino] if status is not None else []
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            said = msgspec.json.decode(known.read_bytes(), type=_Options)
+            if said.program == identity:
+                return said.options
+        options = sorted(apply_options("srtctl", root, self._environ, self._run))
+        with contextlib.suppress(OSError):  # the next run asks again
+            write_json(known, {"program": identity, "options": options})
+        return options
 
     def _base(self, mirror: Mirror, sha: str, patches: Sequence[str], wanted: SrtSlurm) -> tuple[Path, _Facts]:
         """The base of this commit and set-up, and what was learnt of it; it is built when there is none."""

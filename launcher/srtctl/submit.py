@@ -31,7 +31,7 @@ from launcher.run.kind import Submitted
 from launcher.slurm.client import JobKey, Scheduler, SchedulerUnreachable
 from launcher.slurm.other_jobs import elsewhere
 from launcher.slurm.submission import HINTS as SBATCH_HINTS
-from launcher.slurm.submission import PAUSES, check_first, hint_for, new_jobs
+from launcher.slurm.submission import PAUSES, alone, check_first, hint_for, new_jobs
 from launcher.srtctl import recipe
 from launcher.srtctl.planned import LOG, SRTSLURM
 from launcher.srtctl.sbatch_wrapper import cluster_told, wrapper_on_path
@@ -74,7 +74,7 @@ class Submission:
     token: str
     options: frozenset[str]
     timeout: float = 300.0
-    earlier: frozenset[str] = frozenset()
+    earlier: frozenset[str] | None = frozenset()
     hold: bool = False
 
 
@@ -132,7 +132,10 @@ def apply(
     may_come = done.timed_out or (done.returncode or 0) < 0 or answer.begun > 0
     pauses = PAUSES if failed and may_come else []
     try:
-        found = new_jobs(submission.token, submission.earlier, scheduler, pauses, sleep)
+        if submission.earlier is None and not failed:
+            found = alone(answer.ids[0], submission.token, scheduler)
+        else:
+            found = new_jobs(submission.token, submission.earlier or frozenset(), scheduler, pauses, sleep)
     except SchedulerUnreachable as error:
         if failed:
             raise SubmissionUnknown(
@@ -224,7 +227,7 @@ def _environment(submission: Submission) -> Iterator[dict[str, str]]:
     kept = {k: v for k, v in submission.environment.items() if k not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
     programs = submission.root / ".venv/bin"
     usual = kept.get("PATH", "/usr/local/bin:/usr/bin:/bin")
-    with wrapper_on_path(submission.token, submission.earlier, usual, hold=submission.hold) as sbatch:
+    with wrapper_on_path(submission.token, submission.earlier or frozenset(), usual, hold=submission.hold) as sbatch:
         path = f"{programs}:{sbatch['PATH']}" if programs.is_dir() else sbatch["PATH"]
         yield {**kept, **sbatch, "COLUMNS": "500", "NO_COLOR": "1", "PATH": path}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from launcher.core.errors import ConfigError
 from launcher.core.reading import read_file
 from launcher.run.fields import LARGEST, RunFields, read_fields
 from launcher.run.record import RunRecord
+from launcher.run.verdict import tail
 from launcher.sweep.schema import Job
 from launcher.sweep.state import NONE, Facts, Phase, State
 
@@ -42,6 +44,21 @@ class _Summary(msgspec.Struct):
 
 
 _DECODE = msgspec.json.Decoder(_Summary)
+
+
+_CONCURRENCY = re.compile(r"(?:max[_ -]?)?concurrency\D{1,12}(\d+)|\bconc[ =_:]+(\d+)", re.IGNORECASE)
+_THROUGHPUT = re.compile(r"throughput|tok(?:en)?s?/s|req(?:uest)?s?/s|\bit/s", re.IGNORECASE)
+
+
+def progress(log: str) -> tuple[int | None, str]:
+    """What the end of a job's log says: the concurrency that is being measured, and the last line about throughput."""
+    concurrency, throughput = None, ""
+    for line in tail(Path(log)):
+        if found := _CONCURRENCY.search(line):
+            concurrency = int(found[1] or found[2])
+        if _THROUGHPUT.search(line):
+            throughput = line.strip()[:200]
+    return concurrency, throughput
 
 
 class Records:

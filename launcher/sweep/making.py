@@ -45,7 +45,7 @@ class RunMaker:
 
     def new_id(self, sweep: str, job: Job, number: int) -> str:
         """An id for an attempt, which is given once: also a start whose record was lost does not come again."""
-        return f"{sweep}-{job.key}-{number}-{os.urandom(2).hex()}"
+        return f"{sweep}-{job.key}-{number}-{os.urandom(4).hex()}"
 
     def plan(self, start: Start, run_id: str) -> Plan:
         """The plan of an attempt. Raises ConfigError where it cannot be made any more, or is not what was wanted."""
@@ -68,7 +68,7 @@ class RunMaker:
         """A run with a new record, driven by this process. Raises LauncherError, OSError."""
         record = RunRecord.create(self._project.runs, plan)
         record.update(accepted=self._accept, results="run")
-        return self._run(record, plan)
+        return self._run(record, plan, fresh=True)
 
     def adopt(self, run_id: str) -> Run:
         """The run of an earlier driver, from here on driven by this process. Raises ConfigError, OSError."""
@@ -77,10 +77,10 @@ class RunMaker:
         record.take()
         return run
 
-    def _run(self, record: RunRecord, plan: Plan) -> Run:
+    def _run(self, record: RunRecord, plan: Plan, *, fresh: bool = False) -> Run:
         record.listeners.append(self.listener)
         services = cancelling.services_of(record, self.services(plan))
-        return Run(record, plan, self._project.kind(plan.kind), services)
+        return Run(record, plan, self._project.kind(plan.kind), services, fresh=fresh)
 
     def services(self, plan: Plan) -> Services:
         """How runs of this plan's runner reach the world."""

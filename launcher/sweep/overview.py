@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -18,7 +18,8 @@ RANK = ("running", "unknown", "queued", "preparing", "failed", "missing", "cance
 @dataclass(frozen=True)
 class JobLine:
     """One job: the state that its points are in together, why, and its last attempt. ``since`` is when that began to
-    wait or to run, in seconds since the epoch; ``ok`` of how many ``points`` have a result."""
+    wait or to run, in seconds since the epoch; ``ok`` is how many of its points have a result. ``now`` is the
+    concurrency that is being measured and ``throughput`` the last line about it, by the job's log."""
 
     key: str
     runner: str
@@ -34,6 +35,8 @@ class JobLine:
     attempts: int = 0
     since: float | None = None
     log: str = ""
+    now: int | None = None
+    throughput: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,16 @@ class Overview:
 
 
 def overview(
-    state: State, facts: Callable[[str], Facts], now: float, *, driver: str = "", notes: Sequence[str] = ()
+    state: State,
+    facts: Callable[[str], Facts],
+    now: float,
+    *,
+    driver: str = "",
+    notes: Sequence[str] = (),
+    progress: Callable[[str], tuple[int | None, str]] = lambda log: (None, ""),
 ) -> Overview:
-    """The sweep as it stands. ``facts`` gives what the record of a run says; it is asked once for each."""
+    """The sweep as it stands. ``facts`` gives what the record of a run says, ``progress`` what a running job's log
+    says of the concurrency that it measures; each is asked once for a run."""
     read: dict[str, Facts] = {}
 
     def once(run: str) -> Facts:
@@ -75,6 +85,7 @@ def overview(
     for point in points:
         by_job.setdefault(point.job, []).append(point)
     lines = tuple(_line(job, by_job.get(key, []), once, state) for key, job in state.jobs.items())
+    lines = tuple(_with_progress(line, progress) for line in lines)
     runners: dict[str, Counter[str]] = {}
     for line in lines:
         runners.setdefault(line.runner, Counter())[line.state] += 1
@@ -125,6 +136,13 @@ def _line(job: Job, points: Sequence[PointState], facts: Callable[[str], Facts],
         since=since,
         log=seen.log,
     )
+
+
+def _with_progress(line: JobLine, progress: Callable[[str], tuple[int | None, str]]) -> JobLine:
+    if line.state != "running" or not line.log:
+        return line
+    concurrency, throughput = progress(line.log)
+    return replace(line, now=concurrency, throughput=throughput)
 
 
 def _rate(
