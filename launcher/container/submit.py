@@ -23,10 +23,9 @@ from launcher.slurm.other_jobs import elsewhere
 from launcher.slurm.submission import (
     IN_DOUBT,
     PAUSES,
-    alone,
     check_first,
     hint_for,
-    new_jobs,
+    jobs_of,
     printed_cluster,
     printed_ids,
 )
@@ -119,11 +118,8 @@ def submit(
     may_come = done.ok or done.timed_out or (done.returncode or 0) < 0 or IN_DOUBT.search(done.stderr) is not None
     trouble = _trouble(argv, done)
     try:
-        if earlier is None and not failed:
-            found = alone(ids[0], token, scheduler)
-        else:
-            pauses = PAUSES if failed and may_come else ()
-            found = new_jobs(token, earlier or frozenset(), scheduler, pauses, sleep)
+        pauses = PAUSES if failed and may_come else ()
+        found = jobs_of(None if failed else ids[0], token, earlier, scheduler, pauses, sleep)
     except SchedulerUnreachable as error:
         if failed:
             raise SubmissionUnknown(

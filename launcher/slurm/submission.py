@@ -78,11 +78,25 @@ def new_jobs(
     return answer
 
 
-def alone(job_id: str, token: str, scheduler: Scheduler) -> dict[str, JobKey]:
+def _alone(job_id: str, token: str, scheduler: Scheduler) -> dict[str, JobKey]:
     """The job that sbatch named, with its submit time: what `new_jobs` gives, by one question, where nobody else can
     have submitted under the token. Nothing where this host's scheduler does not know the job."""
     state = scheduler.poll([key := JobKey(job_id, None, token)])[key]
     return {} if state.phase is Phase.UNKNOWN else {job_id: replace(key, submitted=state.submitted)}
+
+
+def jobs_of(
+    job_id: str | None,
+    token: str,
+    earlier: frozenset[str] | None,
+    scheduler: Scheduler,
+    pauses: Sequence[float],
+    sleep: Callable[[float], None] = time.sleep,
+) -> dict[str, JobKey]:
+    """The jobs of a submission that named this one, or failed (None). Raises SchedulerUnreachable."""
+    if earlier is None and job_id is not None:
+        return _alone(job_id, token, scheduler)
+    return new_jobs(token, earlier or frozenset(), scheduler, pauses, sleep)
 
 
 def check_first(ids: Sequence[str], found: Mapping[str, JobKey]) -> None:

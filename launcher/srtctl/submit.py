@@ -31,7 +31,7 @@ from launcher.run.kind import Submitted
 from launcher.slurm.client import JobKey, Scheduler, SchedulerUnreachable
 from launcher.slurm.other_jobs import elsewhere
 from launcher.slurm.submission import HINTS as SBATCH_HINTS
-from launcher.slurm.submission import PAUSES, alone, check_first, hint_for, new_jobs
+from launcher.slurm.submission import PAUSES, check_first, hint_for, jobs_of
 from launcher.srtctl import recipe
 from launcher.srtctl.planned import LOG, SRTSLURM
 from launcher.srtctl.sbatch_wrapper import cluster_told, wrapper_on_path
@@ -132,10 +132,8 @@ def apply(
     may_come = done.timed_out or (done.returncode or 0) < 0 or answer.begun > 0
     pauses = PAUSES if failed and may_come else []
     try:
-        if submission.earlier is None and not failed:
-            found = alone(answer.ids[0], submission.token, scheduler)
-        else:
-            found = new_jobs(submission.token, submission.earlier or frozenset(), scheduler, pauses, sleep)
+        told = None if failed else answer.ids[0]
+        found = jobs_of(told, submission.token, submission.earlier, scheduler, pauses, sleep)
     except SchedulerUnreachable as error:
         if failed:
             raise SubmissionUnknown(
