@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 SHOWN = 200
 """Runs whose results are shown as a table at the end; those of larger sweeps `launcher results` shows."""
 
-PACE = Pace(refill=27.5, burst=10, release_at_once=True, tick=5.0)
+PACE = Pace(refill=27.5, burst=10, release_at_once=True, tick=5.0, rest=0.25)
 """How Slurm is asked about a sweep's jobs: at most 140 questions an hour, of up to two calls each, however many jobs
 begin and end."""
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from launcher import __version__
 from launcher.cli.common import chosen, of_row, open_project, tell_refused
 from launcher.cli.render import table
-from launcher.cli.sweep_driving import detach, drive, seen, sweeps_of
+from launcher.cli.sweep_driving import detach, drive, seen, summary, sweeps_of
 from launcher.core.errors import ConfigError
 from launcher.core.process import run as run_program
 from launcher.core.terminal import one_line, say
@@ -71,9 +71,14 @@ def resume(arguments: argparse.Namespace) -> int:
     """Go on with a sweep: living jobs first, then what has no valid result."""
     project = open_project(arguments, look=True)
     ledger = Ledger.load(sweeps_of(project), arguments.name)
+    found = seen(project, ledger)
     if arguments.explain:
-        for point in seen(project, ledger).states:
+        for point in found.states:
             print(one_line(f"{point.job} c{point.concurrency}: {point.state}: {point.reason}"))
+    if found.points.keys() <= {"ok"}:
+        for line in summary(found):
+            say(line)
+        return 0
     if arguments.detach:
         return detach(project, ledger, arguments)
     policy = State(ledger.sweep, ledger.events()).policy

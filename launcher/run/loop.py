@@ -31,7 +31,7 @@ from launcher.slurm.client import JobKey, JobState, Scheduler
 from launcher.slurm.poller import JobChange, JobPoller, Pace, end_jobs
 
 REST = 0.1
-"""Seconds between two turns of the loop. A turn without news costs some microseconds a job."""
+"""Seconds between two looks while the loop is left."""
 
 LAST_LINES = 10.0
 """Seconds in which the last lines of logs are still shown when all runs have ended."""
@@ -169,7 +169,7 @@ class _Loop:
                 self._take_outcomes()
                 self._let_go()
                 self._ask_scheduler()
-                self._stop.wait(REST)
+                self._stop.wait(self._pace.rest)
         except BaseException:
             for run in self._watched.values():
                 job_requests.request_end(run)

@@ -44,6 +44,8 @@ class Pace:
     """Of many jobs one begins or ends at any time. With this each question uses up one of `burst`, which come back one
     in so many seconds, and none is asked without: Slurm is asked as often for a thousand jobs as for ten."""
     burst: int = 12
+    rest: float = 0.1
+    """Seconds between two turns of the loop that drives the runs."""
     release_at_once: bool = False
     """Whether a job that was submitted held is released before Slurm was asked how it stands."""
 
