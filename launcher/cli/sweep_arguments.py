@@ -38,7 +38,7 @@ def _verbs(sweep: argparse.ArgumentParser) -> None:
     text = "make a sweep of what is selected, and drive it"
     command_of(verbs, "start", "sweeping:start", text, selection, execution, _policy)
 
-    status = command_of(verbs, "status", "sweep_asking:status", "how a sweep stands, one line a job", places)
+    status = command_of(verbs, "status", "sweep_status:status", "how a sweep stands, one line a job", places)
     status.add_argument("name", nargs="?", metavar="SWEEP", help="default: the latest")
     status.add_argument("--watch", action="store_true", help="again and again, as long as somebody drives it")
     status.add_argument("--json", action="store_true", help="as JSON; with --watch one line each time")
@@ -63,7 +63,7 @@ def _verbs(sweep: argparse.ArgumentParser) -> None:
     add = command_of(verbs, "add", "sweep_asking:add", "append points to each topology", _sweep_name, places)
     add.add_argument("--conc", nargs="+", type=positive, required=True, metavar="N")
     add.add_argument("--topology", nargs="+", default=[], metavar="GLOB", help="of these topologies only")
-    listing = command_of(verbs, "list", "sweep_asking:listing", "all sweeps", places)
+    listing = command_of(verbs, "list", "sweep_status:listing", "all sweeps", places)
     listing.add_argument("--json", action="store_true", help="one JSON object a line")
     text = "remove what nobody needs; a dry run unless --apply. Runs and results stay"
     gc = command_of(verbs, "gc", "sweep_asking:gc", text, places)

@@ -7,119 +7,24 @@ import contextlib
 import dataclasses
 import fnmatch
 import getpass
-import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
 
-import msgspec
-
 from launcher.cli.common import open_project
-from launcher.cli.sweep_driving import asks, seen, sweeps_of
+from launcher.cli.sweep_driving import sweeps_of
+from launcher.cli.sweep_status import seen
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.publish import remove_tree
-from launcher.core.terminal import one_line, say, trusted
+from launcher.core.terminal import say
 from launcher.project import Project
 from launcher.sweep import ledger as ledgers
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import image_digest
-from launcher.sweep.overview import JobLine, Overview
 from launcher.sweep.points import identity, job_of
 from launcher.sweep.schema import Added, Asked, Job
 from launcher.sweep.state import State
-
-_EACH = 2.0
-"""Seconds between two looks of --watch."""
-
-
-def status(arguments: argparse.Namespace) -> int:
-    """How a sweep stands: the named one, else the latest."""
-    project = open_project(arguments)
-    ledger = Ledger.load(sweeps_of(project), arguments.name or latest(project))
-    if arguments.watch and not arguments.json and sys.stdout.isatty() and sys.stdin.isatty():
-        from launcher.cli.sweep_view import LiveView
-
-        view = LiveView(lambda: seen(project, ledger), asks(ledger), trusted(sys.stdout))
-        view.start()
-        view.closed.wait()
-        return 0
-    while True:
-        found = seen(project, ledger)
-        if arguments.json:
-            print(json.dumps(document(found), indent=None if arguments.watch else 2), flush=True)
-        else:
-            for line in lines(found, time.time()):
-                print(one_line(line))
-        if not arguments.watch or not found.driver:
-            return 0
-        time.sleep(_EACH)
-
-
-def document(found: Overview) -> dict[str, object]:
-    """The sweep as JSON."""
-    value: dict[str, object] = msgspec.to_builtins(found)
-    return {"schema": 1, **value}
-
-
-def lines(found: Overview, now: float, width: int | None = None) -> list[str]:
-    """The sweep for a person: what it is at, then one line a job."""
-    counts = ", ".join(f"{count} {word}" for word, count in found.points.items())
-    rate = f"; {found.rate:g} points/h" if found.rate is not None else ""
-    if found.end is not None:
-        rate += f", all by {time.strftime('%a %H:%M', time.localtime(found.end))}"
-    budget = f" of {found.budget:g}" if found.budget is not None else ""
-    head = [
-        f"{found.id}   {found.driver or 'nobody drives it'}" + (f"   ({found.asked})" if found.asked else ""),
-        f"points: {counts}{rate}",
-        f"GPU-hours: {found.spent:.1f} spent, {found.reserved:.1f} reserved{budget}",
-        *(f"held: {text}" for text in found.held),
-        *(f"excluded: {text}" for text in found.excluded),
-        *(f"note: {text}" for text in found.notes),
-    ]
-    columns = width or (shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
-    rows = [job_line(line, now) for line in found.jobs]
-    return [text if columns is None else text[:columns] for text in (*head, *rows)]
-
-
-def job_line(job: JobLine, now: float) -> str:
-    """One job in one line."""
-    age = f"{max(0.0, now - job.since) / 60:.0f}m" if job.since and job.state in ("running", "queued") else ""
-    at = f"job {job.job}" if job.job else ""
-    done = f"{job.ok}/{len(job.concurrencies)}"
-    parts = (f"{job.state:11}", done, job.key, age, at, job.reason)
-    return "  ".join(part for part in parts if part)
-
-
-def latest(project: Project) -> str:
-    """The sweep that was made last. Raises ConfigError when there is none."""
-    made = []
-    for name in ledgers.names(sweeps_of(project)):
-        with contextlib.suppress(ConfigError):
-            made.append((Ledger.load(sweeps_of(project), name).sweep.created, name))
-    if not made:
-        raise ConfigError("there is no sweep", where=str(sweeps_of(project)), hint="launcher sweep start -k KEY")
-    return max(made)[1]
-
-
-def listing(arguments: argparse.Namespace) -> int:
-    """All sweeps, one a line; what cannot be read is listed too."""
-    project = open_project(arguments)
-    for name in ledgers.names(sweeps_of(project)):
-        try:
-            found = seen(project, Ledger.load(sweeps_of(project), name))
-        except ConfigError as error:
-            print(one_line(f"{name}  unreadable: {error.message}"))
-            continue
-        if arguments.json:
-            print(json.dumps({key: v for key, v in document(found).items() if key not in ("jobs", "states")}))
-        else:
-            counts = ", ".join(f"{count} {word}" for word, count in found.points.items())
-            print(
-                one_line(f"{name}  {counts}  {found.spent:.1f} GPU-hours  {'driven' if found.driver else ''}".rstrip())
-            )
-    return 0
 
 
 def gc(arguments: argparse.Namespace) -> int:
@@ -134,7 +39,7 @@ def gc(arguments: argparse.Namespace) -> int:
         with contextlib.suppress(ConfigError):
             ledger = Ledger.load(sweeps, name)
             old = time.time() - ledger.sweep.created > arguments.grace * 86400
-            alive = {"running", "queued", "unknown", "preparing"} & seen(project, ledger).points.keys()
+            alive = {"running", "queued", "unknown", "preparing"} & seen(project.runs, ledger).points.keys()
             if old and not alive and ledger.driver() is None:
                 gone.append(str(ledger.directory))
                 if arguments.apply:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import getpass
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.cli.output import Output, standard_output_apart
 from launcher.cli.render import Console
+from launcher.cli.sweep_status import asks, seen
 from launcher.core.errors import ConfigError
 from launcher.core.lease import LockOwner
+from launcher.core.process import run as run_program
 from launcher.core.stop import Stop, stop_on_signals
 from launcher.core.terminal import say
 from launcher.plan.plan import Plan
@@ -29,21 +28,22 @@ from launcher.run.record import Event as RunEvent
 from launcher.services import pace_of
 from launcher.slurm.poller import Pace
 from launcher.sweep import ledger as ledgers
-from launcher.sweep.attempts import Records, progress
 from launcher.sweep.decide import Start
 from launcher.sweep.driver import Driver, Setting
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import RunMaker
 from launcher.sweep.overview import Overview, overview
-from launcher.sweep.schema import Asked, Policy
+from launcher.sweep.schema import Ended, Policy
 from launcher.sweep.slots import Room
-from launcher.sweep.state import State
 
 if TYPE_CHECKING:
     from launcher.cli.sweep_view import LiveView
 
 SHOWN = 200
 """Runs whose results are shown as a table at the end; those of larger sweeps `launcher results` shows."""
+
+NOTICE_SECONDS = 60.0
+"""How long a program of --notify may take."""
 
 PACE = Pace(refill=27.5, burst=10, release_at_once=True, tick=5.0, rest=0.25)
 """How Slurm is asked about a sweep's jobs: at most 140 questions an hour, of up to two calls each, however many jobs
@@ -53,25 +53,6 @@ begin and end."""
 def sweeps_of(project: Project) -> Path:
     """Where the ledgers lie."""
     return project.state / "sweeps"
-
-
-def seen(project: Project, ledger: Ledger) -> Overview:
-    """A sweep as it stands now, by its events and the records of its runs."""
-    state = State(ledger.sweep, ledger.events())
-    owner = ledger.driver()
-    driver = str(owner) if owner is not None else ""
-    facts = Records(project.runs, state).facts
-    return overview(state, facts, time.time(), driver=driver, notes=ledger.unread, progress=progress)
-
-
-def asks(ledger: Ledger) -> Callable[[str], None]:
-    """How a view asks whoever drives the sweep."""
-
-    def ask(verb: str) -> None:
-        with contextlib.suppress(OSError):
-            ledger.ask(Asked(time=time.time(), verb=verb, by=getpass.getuser()))  # type: ignore[arg-type]
-
-    return ask
 
 
 def detach(project: Project, ledger: Ledger, arguments: argparse.Namespace) -> int:
@@ -155,6 +136,7 @@ class _Driving:
             self._maker.listener = self._event
             for text in self._said:
                 self._tell("note", text)
+            driver.on_end = self._notify
             driver.begin(str(LockOwner.here("drives")), policy, **flags)
             stop = Stop(self._interrupted) if self._detaches else self._stop
             show = self._console.log if getattr(self._arguments, "logs", False) else None
@@ -180,7 +162,7 @@ class _Driving:
         from launcher.cli.sweep_view import LiveView
 
         ledger = self._ledger
-        self._view = LiveView(lambda: seen(self._project, ledger), asks(ledger), output)  # type: ignore[arg-type]
+        self._view = LiveView(lambda: seen(self._project.runs, ledger), asks(ledger), output)  # type: ignore[arg-type]
         self._view.start()
         return self._view
 
@@ -216,6 +198,22 @@ class _Driving:
             why = "drained"
         driver.leave(why, code)
         return dataclasses.replace(found, exit_code=code)
+
+    def _notify(self, ended: Ended) -> None:
+        """Run the user's program at an end, in a thread: facts are in its environment."""
+        argv = list(self._ledger.sweep.policy.notify)
+        facts = {"job": ended.job, "run": ended.run, "state": ended.state, "layer": ended.layer, "text": ended.text}
+        facts |= {"ok": " ".join(map(str, ended.ok)), "gpu_hours": f"{ended.gpu_hours:g}", "signature": ended.signature}
+        own = {f"LAUNCHER_SWEEP_{name.upper()}": text for name, text in facts.items()}
+        environment = {**os.environ, "LAUNCHER_SWEEP": self._ledger.id, **own}
+
+        def call() -> None:
+            done = run_program(argv, timeout=NOTICE_SECONDS, env=environment)
+            if not done.ok:
+                self._tell("error", f"--notify: {done}")
+
+        if argv:
+            threading.Thread(target=call, daemon=True, name="notify").start()
 
     def _event(self, event: RunEvent) -> None:
         if self._view is None or self._view.closed.is_set():

@@ -11,17 +11,21 @@ import sys
 import time
 from collections.abc import Sequence
 
+import msgspec
+
 from launcher import __version__
 from launcher.cli.common import chosen, of_row, open_project, tell_refused
 from launcher.cli.render import table
-from launcher.cli.sweep_driving import detach, drive, seen, summary, sweeps_of
+from launcher.cli.sweep_driving import detach, drive, summary, sweeps_of
+from launcher.cli.sweep_status import seen
 from launcher.core.errors import ConfigError
 from launcher.core.process import run as run_program
 from launcher.core.terminal import one_line, say
 from launcher.project import Project
 from launcher.run.prepare import refuse
 from launcher.sweep import ledger as ledgers
-from launcher.sweep.attempts import Records
+from launcher.sweep.attempts import Records, history
+from launcher.sweep.estimate import estimates, expected
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import image_digest
 from launcher.sweep.points import canaries, differences, identity, job_of, ordered
@@ -71,7 +75,7 @@ def resume(arguments: argparse.Namespace) -> int:
     """Go on with a sweep: living jobs first, then what has no valid result."""
     project = open_project(arguments, look=True)
     ledger = Ledger.load(sweeps_of(project), arguments.name)
-    found = seen(project, ledger)
+    found = seen(project.runs, ledger)
     if arguments.explain:
         for point in found.states:
             print(one_line(f"{point.job} c{point.concurrency}: {point.state}: {point.reason}"))
@@ -96,6 +100,7 @@ def plan(arguments: argparse.Namespace) -> int:
     check_limits(jobs, policy)
     done = valid_elsewhere(project, jobs)
     canary = canaries(jobs, policy.canary)
+    guesses = estimates(jobs, history(project.runs))
     rows = []
     for job in ordered(jobs, policy.order):
         known = done.get(job.key, {})
@@ -111,6 +116,7 @@ def plan(arguments: argparse.Namespace) -> int:
                 "seconds": job.seconds,
                 "gpu_hours": job.gpu_hours,
                 "canary": job.key in canary,
+                "expected": msgspec.to_builtins(guesses.get(job.key)),
                 "done": {c: {"run": run, "why": text} for c, (run, text) in known.items()},
                 "said": why,
             }
@@ -134,6 +140,7 @@ def plan(arguments: argparse.Namespace) -> int:
     points = sum(len(job.concurrencies) for job in jobs)
     say(f"{points} points in {len(jobs)} jobs, of which {sum(map(len, done.values()))} points are done already")
     show_cost(jobs)
+    say(expected(jobs, guesses, policy.max_jobs))
     if done:
         names = dict.fromkeys(text.rpartition(" ")[2] for known in done.values() for _, text in known.values())
         say(f"--reuse {' '.join(names)} takes them over")

@@ -130,10 +130,9 @@ def apply(
     trouble = _trouble(done, answer, submission.timeout) if failed else ""
     # Once sbatch was reached, a job can still appear.
     may_come = done.timed_out or (done.returncode or 0) < 0 or answer.begun > 0
-    pauses = PAUSES if failed and may_come else []
     try:
-        told = None if failed else answer.ids[0]
-        found = jobs_of(told, submission.token, submission.earlier, scheduler, pauses, sleep)
+        named, token = None if failed else answer.ids[0], submission.token
+        found = jobs_of(named, token, submission.earlier, scheduler, PAUSES if failed and may_come else [], sleep)
     except SchedulerUnreachable as error:
         if failed:
             raise SubmissionUnknown(

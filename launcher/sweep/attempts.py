@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from launcher.core.reading import read_file
 from launcher.run.fields import LARGEST, RunFields, read_fields
 from launcher.run.record import RunRecord
 from launcher.run.verdict import tail
+from launcher.sweep.estimate import Past
 from launcher.sweep.schema import Job
 from launcher.sweep.state import NONE, Facts, Phase, State
 
@@ -44,6 +46,34 @@ class _Summary(msgspec.Struct):
 
 
 _DECODE = msgspec.json.Decoder(_Summary)
+
+
+class _Measured(msgspec.Struct):
+    model: str
+    topology: str
+    concurrencies: list[int]
+    scenario: str
+    isl: int | None = None
+    osl: int | None = None
+
+
+class _Ended(msgspec.Struct):
+    benchmark: _Measured
+
+
+def history(runs: Path, most: int = 1000) -> Iterator[Past]:
+    """The earlier runs below ``runs`` whose results were good, of the latest so many records."""
+    with contextlib.suppress(OSError):
+        latest = sorted((e for e in os.scandir(runs) if not e.name.startswith(".")), key=lambda e: -e.stat().st_mtime)
+        for entry in latest[:most]:
+            with contextlib.suppress(OSError, ConfigError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                fields = read_fields(f"{entry.path}/run.json", entry.name, facts=False)
+                job = fields.job
+                if fields.state == "succeeded" and job is not None and job.started and job.ended:
+                    said = msgspec.json.decode(read_file(f"{entry.path}/summary.json", LARGEST), type=_Ended).benchmark
+                    measures = said.scenario if said.isl is None else f"{said.isl}/{said.osl}"
+                    measured = tuple(said.concurrencies)
+                    yield Past(fields.runner, said.model, said.topology, measures, measured, job.ended - job.started)
 
 
 _CONCURRENCY = re.compile(r"(?:max[_ -]?)?concurrency\D{1,12}(\d+)|\bconc[ =_:]+(\d+)", re.IGNORECASE)

@@ -99,7 +99,7 @@ class Driver:
         self._idle = False
         self._said_full = ""
         self._unmade: dict[str, int] = {}
-        self.on_end: Callable[[Ended, Facts], None] = lambda ended, seen: None
+        self.on_end: Callable[[Ended], None] = lambda ended: None
 
     def begin(self, driver: str, policy: Any, *, anyway: bool = False, retry_failed: bool = False) -> None:
         """Begin to drive: write that down, and take what earlier drivers left. Raises LauncherError."""
@@ -137,9 +137,12 @@ class Driver:
         except (LauncherError, OSError) as error:
             self._say("error", f"run {attempt.run} cannot be taken over: {error}")
             return
-        opened = self.open[run.id] = Open(run, attempt, attempt.event.nodes, True, run.record.job is not None)
+        opened = self.open[run.id] = Open(
+            run, attempt, attempt.event.nodes, seen.phase != "preparing", run.record.job is not None
+        )
         job = self.state.jobs[attempt.event.job]
-        self._slots.take(job.runner, run.id, opened.nodes, Room(), always=True)
+        if opened.admitted:  # its job lives, or may
+            self._slots.take(job.runner, run.id, opened.nodes, Room(), always=True)
         self._adopted.append(run)
         self._say("start", f"{job.key}: goes on with run {run.id} ({seen.word or seen.says})")
 
@@ -281,7 +284,7 @@ class Driver:
         for event in self.decisions.after(attempt, seen, self._clock()):
             self._write(event)
             if isinstance(event, Ended):
-                self.on_end(event, seen)
+                self.on_end(event)
             self._say("end" if isinstance(event, Ended) and not event.signature else "error", told(event))
 
     def cancelled(self) -> Iterable[Run]:

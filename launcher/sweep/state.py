@@ -232,6 +232,8 @@ def _point(state: State, job: Job, concurrency: int, made: list[tuple[Attempt, F
             reason = f"a valid result of run {attempt.run}, of the same fingerprint"
             return PointState(job.key, concurrency, "ok", reason, attempt.run, attempts=runs)
     word, reason, layer, code = _otherwise(state, job, concurrency, mine)
+    if word == "failed" and layer == "results" and any(seen.ok for _, seen in made):
+        word = "missing"
     return PointState(job.key, concurrency, word, reason, runs[-1] if runs else "", layer, code, runs)
 
 
@@ -257,7 +259,7 @@ def _otherwise(
     why = seen.bad.get(concurrency, "") or seen.text
     if seen.state == "cancelled":
         return "cancelled", seen.text, "cancelled", seen.exit_code
-    if seen.state == "succeeded" or (seen.ok and seen.layer == "results"):
+    if seen.state == "succeeded":
         why = seen.bad.get(concurrency, "") or "no result, and others of its job are there"
         return "missing", why, "results", ResultError.exit_code
     return "failed", why, seen.layer, seen.exit_code

@@ -13,10 +13,10 @@ import json
 import os
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import time as clock
 from typing import Any
 
 from launcher.benchmark.benchmark import Benchmark
@@ -65,7 +65,7 @@ class StandInController:
             counter = self._directory / "last"
             number = int(counter.read_text()) + 1 if counter.exists() else 1
             counter.write_text(str(number))
-            self._write(str(number), {"token": token, "submitted": time.time(), "seconds": seconds, "end": end})
+            self._write(str(number), {"token": token, "submitted": clock(), "seconds": seconds, "end": end})
         return str(number)
 
     def _write(self, job: str, value: Mapping[str, Any]) -> None:
@@ -87,7 +87,7 @@ class StandInController:
         return {job: value for job, value in found.items() if value is not None}
 
     def state(self, job: str, now: float | None = None) -> JobState:
-        now = time.time() if now is None else now
+        now = clock() if now is None else now
         value = self._read(job)
         if value is None:
             return JobState(Phase.UNKNOWN, reason="no such job")
@@ -115,13 +115,13 @@ class StandInController:
         self._count("cancel")
         for job in jobs:
             if (value := self._read(job.id)) is not None and self.state(job.id).phase is Phase.ALIVE:
-                self._write(job.id, {**value, "cancelled": time.time()})
+                self._write(job.id, {**value, "cancelled": clock()})
 
     def release(self, job: JobKey) -> None:
         self._count("release")
         if (value := self._read(job.id)) is None:
             raise JobError("no such job", where=str(job))
-        self._write(job.id, {"released": time.time(), **value})
+        self._write(job.id, {"released": clock(), **value})
 
     def describe(self, job: JobKey) -> dict[str, str]:
         self._count("describe")
@@ -160,7 +160,7 @@ class EmulatedKind:
         output.mkdir(parents=True, exist_ok=True)
         log = self.log_in(output, job)
         log.write_text(said.get("LOG", "measured\n"))
-        return Submitted(job, time.time(), output, log, held=True)
+        return Submitted(job, clock(), output, log, held=True)
 
     def output_directory(self, plan: Plan, job_id: str) -> Path:
         return Path(plan.workspace.path, "outputs", job_id)
@@ -254,7 +254,7 @@ def make_sweep(
     kind = project.kind("emulated")
     plans = (project.plan_by_hand(benchmark, runner) for benchmark in benchmarks)
     jobs: tuple[Job, ...] = tuple(job_of(plan, kind.fingerprint(plan)) for plan in plans)
-    sweep = Sweep(id=name, created=time.time(), launcher="emulation", selection=(), policy=policy, jobs=jobs)
+    sweep = Sweep(id=name, created=clock(), launcher="emulation", selection=(), policy=policy, jobs=jobs)
     return Ledger.create(root / "state" / "sweeps", sweep)
 
 

@@ -1,0 +1,75 @@
+"""How long jobs will take, by earlier runs of the same: an expectation for people, never a reason for anything."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from launcher.benchmark.benchmark import Benchmark
+from launcher.sweep.schema import Job
+
+
+@dataclass(frozen=True)
+class Past:
+    """An earlier run whose results were good: what it measured, where, and how many seconds its job ran."""
+
+    runner: str
+    model: str
+    topology: str
+    measures: str
+    concurrencies: tuple[int, ...]
+    seconds: float
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return self.runner, self.model, self.topology, self.measures
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds that a job may take: the median of ``n`` earlier runs, the shortest and the longest of them."""
+
+    seconds: float
+    low: float
+    high: float
+    n: int
+
+
+def estimates(jobs: Sequence[Job], history: Iterable[Past]) -> dict[str, Estimate]:
+    """What is expected of each job that was run before, on the same runner, by its model, topology and lengths.
+
+    Of other concurrencies the time is taken to be linear in their sum, as the number of requests is.
+    """
+    past: dict[tuple[str, ...], list[Past]] = defaultdict(list)
+    for one in history:
+        past[one.key].append(one)
+    found = {}
+    for job in jobs:
+        of = past.get((job.runner, *_key(job.benchmark)), [])
+        same = [one.seconds for one in of if one.concurrencies == job.concurrencies]
+        scaled = [one.seconds * sum(job.concurrencies) / sum(one.concurrencies) for one in of if sum(one.concurrencies)]
+        if seconds := same or scaled:
+            found[job.key] = Estimate(statistics.median(seconds), min(seconds), max(seconds), len(seconds))
+    return found
+
+
+def _key(benchmark: Benchmark) -> tuple[str, str, str]:
+    return benchmark.model, benchmark.topology, benchmark.measures
+
+
+def expected(jobs: Sequence[Job], found: dict[str, Estimate], at_once: int) -> str:
+    """The sum of it in words: GPU-hours and hours, the bound where nothing is known."""
+    known = [(job, found[job.key]) for job in jobs if job.key in found]
+    if not known:
+        return "no earlier run says how long it takes: at most what is given above"
+    hours = sum((job.gpus or 0) * one.seconds for job, one in known) / 3600
+    low, high = (sum((job.gpus or 0) * getattr(one, end) for job, one in known) / 3600 for end in ("low", "high"))
+    rest = [job for job in jobs if job.key not in found]
+    seconds = sum(one.seconds for _, one in known) + sum(job.seconds or 0.0 for job in rest)
+    bound = f", beside at most {sum(job.gpu_hours or 0.0 for job in rest):.1f} of {len(rest)} jobs" if rest else ""
+    runs = sum(one.n for _, one in known)
+    spread = f"{low:.1f} to {high:.1f} by {runs} earlier runs"
+    end = f"some {seconds / at_once / 3600:.1f} h with {at_once} at once"
+    return f"expected {hours:.1f} GPU-hours ({spread}){bound}; {end}"

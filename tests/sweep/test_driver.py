@@ -1,0 +1,281 @@
+"""A driver on an emulated cluster: what people do to a sweep, and to its files, while it goes on and afterwards.
+
+Names of issues are of other tools, whose users were hurt there (../shared/reference/sweeps.md, §2).
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.core.errors import Cancelled, LauncherError
+from launcher.core.stop import Stop
+from launcher.sweep import driver as driving
+from launcher.sweep.ledger import Ledger
+from launcher.sweep.overview import overview
+from launcher.sweep.schema import Added, Asked, Policy, Started
+from scripts.measure_sweeps.emulation import EmulatedKind, drive, make_sweep, project_in
+from tests.sweep.test_crash import Seen, row
+
+HANG = 60.0
+
+
+def until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + HANG
+    while not what():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.02)
+
+
+class Driven:
+    """A sweep that is driven in a thread of this process."""
+
+    def __init__(self, root: Path, *rows: Any, stop: Stop | None = None, **policy: Any) -> None:
+        self.root, self.said = root, list[tuple[str, str]]()
+        if rows:
+            make_sweep(root, "s", rows, Policy(**policy))
+        self.ledger = Ledger.load(root / "state" / "sweeps", "s")
+        self.failed: list[BaseException] = []
+        self._thread = threading.Thread(target=self._drive, args=(stop,), daemon=True)
+        self._thread.start()
+
+    def _drive(self, stop: Stop | None) -> None:
+        try:
+            drive(self.root, "s", stop, say=lambda kind, text: self.said.append((kind, text)))
+        except BaseException as error:  # noqa: BLE001
+            self.failed.append(error)
+
+    def ask(self, verb: str, runner: str = "") -> None:
+        self.ledger.ask(Asked(time=0.0, verb=verb, by="me", runner=runner))  # type: ignore[arg-type]
+
+    def wait(self) -> Seen:
+        self._thread.join(HANG)
+        assert not self._thread.is_alive() and not self.failed, self.failed
+        seen = Seen(self.root)
+        seen.check()
+        return seen
+
+    @property
+    def words(self) -> dict[str, int]:
+        return dict(Seen(self.root).words)
+
+    def running(self, count: int) -> None:
+        until(lambda: self.words.get("running", 0) >= count)
+
+
+def test_pause_holds_starts_and_the_driver_stays_until_it_may_go_on(tmp_path: Path) -> None:
+    driven = Driven(tmp_path, *[row(n, 4, SECONDS="1") for n in range(1, 5)], max_jobs=1)
+    driven.running(1)
+    driven.ask("pause")
+    until(lambda: Seen(tmp_path).state.asked == {"": "pause"})
+    until(lambda: driven.words.get("ok", 0) == 1)
+    time.sleep(1.5)
+    assert driven.words["ok"] == 1 and len(Seen(tmp_path).jobs) == 1
+    driven.ask("go-on")
+    assert driven.wait().words == {"ok": 4}
+
+
+def test_drain_collects_what_runs_and_says_what_is_left(tmp_path: Path) -> None:
+    """dvc #8165: the exit says what is left; ray #30584: that is no failure and no success."""
+    driven = Driven(tmp_path, *[row(n, 4, SECONDS="1") for n in range(1, 5)], max_jobs=1)
+    driven.running(1)
+    driven.ask("drain")
+    seen = driven.wait()
+    assert seen.words == {"ok": 1, "not started": 3}
+    assert overview(seen.state, seen.records.facts, 0.0).exit_code == 7
+    assert {p.reason for p in seen.points if p.state == "not started"} == {"drained"}
+    drive(tmp_path, "s")
+    assert Seen(tmp_path).words == {"ok": 4}
+
+
+def test_stop_leaves_jobs_alive_and_a_later_driver_takes_them_over(tmp_path: Path) -> None:
+    driven = Driven(tmp_path, *[row(n, 4, SECONDS="3") for n in range(1, 4)], max_jobs=2)
+    driven.running(2)
+    driven.ask("stop")
+    seen = driven.wait()
+    assert seen.words["running"] == 2 and not any("cancelled" in job for job in seen.jobs.values())
+    drive(tmp_path, "s")
+    again = Seen(tmp_path)
+    again.check()
+    assert again.words == {"ok": 3} and len(again.jobs) == 3
+
+
+def test_cancel_ends_all_jobs_and_a_later_driver_measures_them(tmp_path: Path) -> None:
+    driven = Driven(tmp_path, *[row(n, 4, SECONDS="600") for n in range(1, 4)], max_jobs=2)
+    driven.running(2)
+    driven.ask("cancel")
+    seen = driven.wait()
+    seen.check_over()
+    assert seen.words["cancelled"] == 2
+    assert all("cancelled" in job for job in seen.jobs.values())
+
+
+def test_a_signal_cancels_as_for_single_runs(tmp_path: Path) -> None:
+    asked = threading.Event()
+    stop = Stop(asked.wait, lambda: Cancelled("stopped by SIGINT"))
+    driven = Driven(tmp_path, row(1, 4, SECONDS="600"), row(2, 4, SECONDS="600"), stop=stop, max_jobs=1)
+    driven.running(1)
+    asked.set()
+    seen = driven.wait()
+    assert seen.words["cancelled"] == 1 and "planned" not in seen.words
+    assert all("cancelled" in job for job in seen.jobs.values())
+
+
+def test_points_are_appended_while_it_is_driven_and_others_stay_as_they_are(tmp_path: Path) -> None:
+    driven = Driven(tmp_path, row(1, 4, SECONDS="1"), max_jobs=1)
+    driven.running(1)
+    before = (driven.ledger.directory / "sweep.json").read_bytes()
+    more = make_sweep(tmp_path, "more", [row(1, 64)], Policy()).sweep.jobs
+    driven.ledger.ask(Added(time=0.0, jobs=more, selection=()))
+    driven.ledger.ask(Added(time=0.0, jobs=more, selection=()))
+    seen = driven.wait()
+    assert {p.concurrency: p.state for p in seen.points} == {4: "ok", 64: "ok"}
+    assert (driven.ledger.directory / "sweep.json").read_bytes() == before
+    assert len(seen.jobs) == 2
+
+
+def test_only_missing_concurrencies_are_submitted_again(tmp_path: Path) -> None:
+    """submitit #1628: one failing result loses no other."""
+    make_sweep(tmp_path, "s", [row(1, 4, 16, 64, LOST="16")], Policy())
+    for _ in range(2):
+        drive(tmp_path, "s")
+    seen = Seen(tmp_path)
+    assert {p.concurrency: p.state for p in seen.points} == {4: "ok", 16: "missing", 64: "ok"}
+    starts = [event.concurrencies for event in seen.events if isinstance(event, Started)]
+    assert starts == [(4, 16, 64), (16,)]
+
+
+def test_a_record_or_a_result_that_somebody_removed_is_missing_and_is_measured_again(tmp_path: Path) -> None:
+    """snakemake #3808: what is not there is not done."""
+    make_sweep(tmp_path, "s", [row(1, 4), row(2, 4), row(3, 4)], Policy())
+    drive(tmp_path, "s")
+    one, two, three = (point.run for point in Seen(tmp_path).points)
+    shutil.rmtree(tmp_path / "state/runs" / one)
+    (tmp_path / "state/runs" / two / "results/c4.json").unlink()
+    (tmp_path / "state/runs" / three / "run.json").write_text("{")
+    words = {point.run: (point.state, point.reason) for point in Seen(tmp_path).points}
+    assert words[one] == ("missing", f"the record of run {one} was removed")
+    assert words[two][0] == "missing" and "its result was removed" in words[two][1]
+    assert words[three][0] == "failed" and "cannot be read" in words[three][1]
+    drive(tmp_path, "s", retry_failed=True)
+    seen = Seen(tmp_path)
+    assert seen.words == {"ok": 3} and len({point.run for point in seen.points} | {one, two, three}) == 6
+
+
+def test_what_changed_since_the_sweep_was_made_is_not_measured_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_sweep(tmp_path, "s", [row(1, 4), row(2, 4)], Policy())
+    monkeypatch.setattr(EmulatedKind, "fingerprint", lambda self, plan: {"script": "another"})
+    drive(tmp_path, "s")
+    seen = Seen(tmp_path)
+    assert seen.words == {"not started": 2} and not seen.jobs
+    assert "what is measured has changed since the sweep was made: script is another, not 1" in seen.points[0].reason
+    assert overview(seen.state, seen.records.facts, 0.0).exit_code == 7
+
+
+def test_a_full_disk_under_the_ledger_stops_starts_and_lets_go_of_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, full = Ledger.append, threading.Event()
+
+    def failing(ledger: Ledger, event: Any) -> None:
+        if full.is_set():
+            raise LauncherError("the sweep's ledger cannot be written: No space left on device")
+        append(ledger, event)
+
+    monkeypatch.setattr(Ledger, "append", failing)
+    driven = Driven(tmp_path, *[row(n, 4, SECONDS="1") for n in range(1, 4)], max_jobs=1)
+    driven.running(1)
+    full.set()
+    until(lambda: any("nothing new begins" in text for _, text in driven.said))
+    time.sleep(1.0)
+    assert len(Seen(tmp_path).jobs) <= 2, "what was prepared already, and no start without a line"
+    full.clear()
+    assert driven.wait().words == {"ok": 3}
+
+
+def test_records_that_cannot_be_made_leave_their_jobs_to_a_later_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launcher.run.record import RunRecord
+
+    make_sweep(tmp_path, "s", [row(1, 4), row(2, 4)], Policy())
+    make = RunRecord.create
+    monkeypatch.setattr(driving, "ASK_AGAIN", 0.1)
+
+    def create(runs: Path, plan: Any) -> RunRecord:
+        if plan.benchmark.prefill.workers == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return make(runs, plan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecord, "create", create)
+        drive(tmp_path, "s")
+    seen = Seen(tmp_path)
+    assert seen.words == {"ok": 1, "not started": 1}
+    drive(tmp_path, "s")
+    assert Seen(tmp_path).words == {"ok": 2}
+
+
+def test_clock_steps_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Order is by line; waits are by a clock that does not step."""
+    now, steps = time.time, iter([0.0, 86400.0, -86400.0, 3600.0] * 10_000)
+    monkeypatch.setattr(driving.time, "time", lambda: now() + next(steps))
+    make_sweep(tmp_path, "s", [row(n, 4, END_FIRST="PREEMPTED") for n in range(1, 4)], Policy(retries=9))
+    drive(tmp_path, "s")
+    seen = Seen(tmp_path)
+    assert seen.words == {"ok": 3}
+    assert [event.time for event in seen.events] != sorted(event.time for event in seen.events)
+
+
+def test_ids_are_never_given_twice_and_failures_are_said_when_they_happen(tmp_path: Path) -> None:
+    """hydra #1407, #3328: a second call numbered from 0 again; hydra #2824: errors were shown at the end only."""
+    said: list[str] = []
+    make_sweep(tmp_path, "s", [row(1, 4, END="FAILED"), row(2, 4), row(3, 4)], Policy(max_jobs=1, order="given"))
+    drive(tmp_path, "s", say=lambda kind, text: said.append(text))
+    failed = next(n for n, text in enumerate(said) if ": failed: " in text)
+    assert any(": ok (4)" in text for text in said[failed:])
+    for _ in range(2):
+        drive(tmp_path, "s", retry_failed=True)
+    runs = [event.run for event in Seen(tmp_path).events if isinstance(event, Started)]
+    assert len(runs) == len(set(runs)) == 5
+
+
+def test_a_finished_sweep_starts_nothing(tmp_path: Path) -> None:
+    make_sweep(tmp_path, "s", [row(1, 4)], Policy())
+    drive(tmp_path, "s")
+    before = project_in(tmp_path).controller.jobs()
+    drive(tmp_path, "s")
+    assert project_in(tmp_path).controller.jobs() == before
+
+
+def test_fail_fast_with_cancel_ends_what_runs(tmp_path: Path) -> None:
+    """hydra #2551: some want to stop at once."""
+    rows = [row(1, 4, END="FAILED", SECONDS="1"), row(2, 4, SECONDS="600"), row(3, 4)]
+    driven = Driven(tmp_path, *rows, max_jobs=2, order="given", fail_fast="1", fail_fast_cancel=True)
+    seen = driven.wait()
+    assert [point.state for point in seen.points] == ["failed", "cancelled", "not started"]
+    assert overview(seen.state, seen.records.facts, 0.0).exit_code == 6
+
+
+def test_results_of_another_image_than_the_first_are_none_of_this_sweep(tmp_path: Path) -> None:
+    import json
+
+    make_sweep(tmp_path, "s", [row(1, 4), row(2, 4)], Policy())
+    drive(tmp_path, "s")
+    for number, point in enumerate(Seen(tmp_path).points):
+        path = tmp_path / "state/runs" / point.run / "summary.json"
+        document = json.loads(path.read_text())
+        image = {"reference": "an/image:1", "digest": f"sha256:{number}"}
+        path.write_text(json.dumps({**document, "images": [image]}))
+    points = Seen(tmp_path).points
+    assert [point.state for point in points] == ["ok", "missing"]
+    assert "image digest is sha256:1, not sha256:0" in points[1].reason
