@@ -15,6 +15,8 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from launcher.aggregate.agentic import Profile, Records, agentic_row, read_records, whole_numbers
 from launcher.aggregate.fields import Row, fixed_row
 from launcher.aggregate.power import add, one_node, with_power
@@ -27,6 +29,8 @@ from launcher.core.publish import publishing
 SUMMARY, RECORDS = "profile_export_aiperf.json", "profile_export.jsonl"
 _LOG = 64 << 20
 """Bytes of a server's log that are looked at, from its beginning."""
+_LONG = 1 << 16
+"""Bytes of a value that is no number and no name any more."""
 _DATA_SET = "datasets--semianalysisai--cc-traces-weka*"
 
 
@@ -38,6 +42,19 @@ def document(path: Path) -> Any:
         raise ResultError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except (ValueError, RecursionError) as error:
         raise ResultError(f"not JSON: {error}", where=str(path)) from None
+
+
+def _top(path: Path) -> dict[str, Any]:
+    """A raw result without its long lists, in whose places empty ones stand: ``itls`` alone may hold twenty million
+    numbers, and no aggregate has any of them. Raises ResultError."""
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
+        return {k: json.loads(bytes(v)) if memoryview(v).nbytes < _LONG else [] for k, v in found.items()}
+    except (OSError, ValueError, msgspec.MsgspecError, RecursionError):  # or with NaN, which Python reads
+        whole = document(path)
+    if not isinstance(whole, dict):
+        raise ResultError("is JSON, but no object", where=str(path))
+    return whole
 
 
 def write(path: Path, value: Any) -> None:
@@ -64,15 +81,14 @@ def aggregate_fixed(directory: Path, stem: str, environ: Mapping[str, str]) -> R
     required and not valid.
     """
     path = directory / f"{stem}.json"
-    raw = document(path)
-    if not isinstance(raw, dict):
-        raise ResultError("is JSON, but no object", where=str(path))
+    raw = _top(path)
     row, (prefill, decode) = fixed_row(raw, environ)
     if row["is_multinode"]:
         logs = directory / environ.get("POWER_RESULT_ROOT", "LOGS")
         telemetry = directory / environ.get("POWER_ARTIFACT_DIR", "LOGS/power")
         package = Package(telemetry, logs, path, (prefill, decode), environ.get("POWER_PRODUCER_SHA") or None)
-        metrics, record = several_nodes(package, raw)
+        whole = document(path) if telemetry.is_dir() else raw  # it is compared with the one that a window names
+        metrics, record = several_nodes(package, whole)
     else:
         names = [n for n in (environ.get("GPU_METRICS_CSV"), "gpu_metrics.csv", "/workspace/gpu_metrics.csv") if n]
         telemetry = next((directory / n for n in names if (directory / n).is_file()), directory / names[0])

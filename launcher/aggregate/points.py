@@ -215,13 +215,13 @@ def identity_of_row(row: Mapping[str, Any]) -> Identity:
 
 
 def _role_of(row: Mapping[str, Any], side: str) -> Role:
-    names = {"tp": "tp", "ep": "ep", "pp": "pp", "dcp": "dcp_size", "pcp": "pcp_size"}
-    sizes = {
-        key: int(row[f"{side}{n}"] if key in ("tp", "ep") else row.get(f"{side}{n}", 1)) for key, n in names.items()
-    }
-    workers = int(row[f"{side}num_workers"]) if side else 1
-    attention = _flag(row.get(f"{side}dp_attention", False))
-    return Role(workers, dp_attention=attention, hardware=(side and row.get(f"{side}hw")) or None, **sizes)
+    tp, ep = int(row[f"{side}tp"]), int(row[f"{side}ep"])
+    pp, dcp, pcp = (int(row.get(f"{side}{name}", 1)) for name in ("pp", "dcp_size", "pcp_size"))
+    attention, hardware = _flag(row.get(f"{side}dp_attention", False)), (side and row.get(f"{side}hw")) or None
+    # Rows of older versions tell GPUs, and no workers.
+    gpus = row.get(f"num_{side}gpu", tp * pp * pcp)
+    workers = int(row.get(f"{side}num_workers", gpus // max(tp * pp * pcp, 1))) if side else 1
+    return Role(workers, tp, ep, attention, pp, dcp, pcp, hardware)
 
 
 def _hardware(label: str) -> str:

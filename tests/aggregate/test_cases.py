@@ -105,6 +105,32 @@ def test_results_that_give_no_row_are_refused_and_nothing_is_written(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", '{"a": }', "\ufeff{}", '{"model_id": "\ud800"'])
+def test_what_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.json").write_text(text, encoding="utf-8", errors="replace")
+    for stem in ("r", "absent"):
+        with pytest.raises(ResultError):
+            files.aggregate_fixed(tmp_path, stem, ENVIRONMENT)
+
+
+def test_long_lists_and_what_no_aggregate_has_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(json.dumps({**RAW, "itls": [0.1] * 50_000, "request_rate": math.inf}))
+    whole = files.aggregate_fixed(tmp_path, "r", ENVIRONMENT)
+    (tmp_path / "r.json").write_text(json.dumps({**RAW, "itls": [0.1] * 50_000}))
+    assert (
+        files.aggregate_fixed(tmp_path, "r", ENVIRONMENT)
+        == whole
+        == fixed_row(RAW, ENVIRONMENT)[0]
+        | {
+            "power_metric_schema_version": 2,
+            "power_valid": 0,
+        }
+    )
+    (tmp_path / "r.json").write_text(json.dumps({**RAW, "all_tpots": [0.1] * 50_000}))
+    with pytest.raises(ResultError):
+        files.aggregate_fixed(tmp_path, "r", ENVIRONMENT)
+
+
 def test_files_of_several_nodes_count_by_the_gpus_in_their_names(tmp_path: Path) -> None:
     for name in (
         "b_x_gpus_12_ctx_4_gen_8",

@@ -110,6 +110,14 @@ def test_a_benchmark_and_its_row_have_one_identity() -> None:
     assert identity_of_row(row).kv_offload == "dram x"
 
 
+def test_rows_of_older_versions_tell_workers_by_their_gpus() -> None:
+    row = {**ROW, **SIDES, "num_prefill_gpu": 8, "num_decode_gpu": 16}
+    older = {key: value for key, value in row.items() if not key.endswith("_workers")}
+    assert identity_of_row(older) == identity_of_row(row)
+    unknown = {key: value for key, value in older.items() if not key.startswith("num_")}
+    assert identity_of_row(unknown).topology == "1P1D DEP4/DEP8-PP2"
+
+
 @pytest.mark.parametrize("suffix", ["-multinode", "-trt", "-disagg"])
 def test_the_way_of_running_is_no_hardware(suffix: str) -> None:
     assert identity_of_row({**ROW, "hw": f"B200-NV{suffix}"}).hardware == "b200-nv"
