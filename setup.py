@@ -17,6 +17,8 @@ setup(
         "launcher.check": ["*.json"],
         "launcher.doctor": ["*.sh", "*.yaml"],
         "launcher.image": ["*.yaml"],
+        "launcher.multinode": ["*.sh"],
+        "launcher.preflight": ["*.sh"],
         "launcher.srtctl": ["*.yaml"],
         "launcher.rehearsal": ["*.yaml"],
         "launcher.report": ["*.css", "*.js"],

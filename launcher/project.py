@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import pwd
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,13 @@ from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.container_schema import CONTAINER, DOCKER
 from launcher.runner.file import RunnerFile
 from launcher.runner.fleet import Fleet
+from launcher.runner.multinode_schema import KINDS as OF_SEVERAL_NODES
 
 if TYPE_CHECKING:  # matrices, planners and rules are for those who plan: an import of an image waits for none of them
     from launcher.benchmark.matrix import Matrix
     from launcher.check.srtctl_schema import Schemas
     from launcher.container.resolve import ContainerPlanner
+    from launcher.multinode.resolve import MultinodePlanner
     from launcher.run.kind import JobKind
     from launcher.srtctl.locate import RecipeFinder
 
@@ -210,6 +213,16 @@ class Project:
         resolved = self._in_container.plan(benchmark, file, context)
         return _with_findings(resolved, self.schemas)
 
+    @cached_property
+    def _on_nodes(self) -> MultinodePlanner:
+        from launcher.multinode.resolve import MultinodePlanner
+
+        return MultinodePlanner(pwd.getpwuid(os.geteuid()).pw_name)
+
+    def plan_on_nodes(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> Plan:
+        """Plan a benchmark that runs in one container on each of several nodes."""
+        return _with_findings(self._on_nodes.plan(benchmark, file, context), self.schemas)
+
     def replan(self, plan: Plan, tree: Path) -> Plan:
         """The plan again, now that the checkout at ``tree`` is there and its recipe can be read."""
         from launcher.srtctl.locate import RecipeFinder
@@ -266,10 +279,17 @@ def _in_container(name: str, project: Project) -> JobKind:
     return ContainerKind(name, project.plan_in_container, project.state / "jobs")
 
 
+def _on_nodes(project: Project) -> JobKind:
+    from launcher.multinode.kind import MultinodeKind
+
+    return MultinodeKind(project.plan_on_nodes)
+
+
 KINDS: dict[str, Callable[[Project], JobKind]] = {
     SRTCTL: _srtctl,
     CONTAINER: partial(_in_container, CONTAINER),
     DOCKER: partial(_in_container, DOCKER),
+    **dict.fromkeys(OF_SEVERAL_NODES, _on_nodes),
 }
 """The kinds of job that there are."""
 

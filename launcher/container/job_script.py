@@ -14,9 +14,10 @@ from pathlib import Path
 from launcher.container import job_functions as functions
 from launcher.container.engines import IMAGE, STEP, EngineCommands, Lines, commands
 from launcher.container.planned import ContainerJob
-from launcher.container.shell_words import command, number, pattern, variable, word
+from launcher.core.shell_words import command, number, pattern, variable, word
 from launcher.image.reference import PlannedImage
 from launcher.plan.plan import Plan
+from launcher.preflight import script
 
 FACTS = "facts.txt"
 """What the job writes down in its own directory: a name and a value a line."""
@@ -30,6 +31,9 @@ CHECKOUT = "checkout.tar.gz"
 _GRACE, _GRACE_HERE = 10, 2
 """Seconds that the container's client is waited for after TERM: on a node of Slurm; and on this host, where the
 embedded scheduler gives a job 5 in all."""
+
+PATIENCE = 120
+"""Seconds in which the memory of the GPUs has to become free: that of an earlier job takes a while."""
 
 _DIRECTORIES = ("_PATH", "_DIR", "_HOME", "TMPDIR")
 """Names of variables of enroot that hold a directory end so."""
@@ -55,7 +59,7 @@ def render(plan: Plan, root: Path) -> str:
         *([_list_back(job), functions.STAGE.strip()] if copy else []),
         _finish(job, engine),
         'mkdir -p -- "$own" || exit 5\nsay "job $SLURM_JOB_ID on $(uname -n)"',
-        *_checkpoint(plan),
+        *_looks(plan, job),
         *_image(plan, job, engine),
         *(["stage_in"] if copy else []),
         *_cache(plan),
@@ -132,20 +136,19 @@ def _finish(job: ContainerJob, engine: EngineCommands) -> str:
     return "\n".join(lines)
 
 
-def _checkpoint(plan: Plan) -> list[str]:
-    """The look at a checkpoint that the login node does not see."""
-    path = plan.model.path
-    if path is None or path.startswith("hf:") or "login" in plan.model.seen_by or plan.model.downloads:
-        return []
-    mounted = f"mounted=({' '.join(map(word, plan.model.mounted))})"
-    # What takes more than a look at config.json is not known on the node.
-    declared = {
-        key: str(value) for key, value in plan.model.fingerprint.items() if key not in ("quantisation", "weights")
-    }
-    identity = "fact checkpoint_identity 'not known: the runner file declares no fingerprint'"
-    if declared:
-        identity = " ".join(["check_identity", *(word(text) for pair in declared.items() for text in pair)])
-    return [f"model={word(path)}", mounted, functions.CHECKPOINT.strip(), "check_checkpoint", identity]
+def _looks(plan: Plan, job: ContainerJob) -> list[str]:
+    """The look from this node: a checkpoint that the login node has looked at is not looked at again."""
+    allocation, cache = job.allocation, plan.model.cache
+    gpus = allocation.gpus if allocation is not None else plan.benchmark.gpus
+    alone = allocation is None or allocation.exclusive
+    looks = [
+        *script.look_at_node(
+            gpus, alone=alone, patience=PATIENCE, directories=["/tmp", *([cache.host] if cache else [])]
+        ),
+        *script.look_at_images(plan),
+        *([] if "login" in plan.model.seen_by else script.look_at_model(plan)),
+    ]
+    return [script.functions().strip(), "\n".join(looks)]
 
 
 def _image(plan: Plan, job: ContainerJob, engine: EngineCommands) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -21,7 +21,7 @@ from launcher.container.planned import (
 from launcher.container.script import Scripts
 from launcher.core import slurm_notation
 from launcher.core.errors import ConfigError
-from launcher.image.reference import HUB, PlannedImage, Reference
+from launcher.image.reference import PlannedImage, Reference
 from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
 from launcher.plan.expected import expected_results, result_stem
@@ -153,8 +153,7 @@ def _reference(benchmark: Benchmark, lane: Container) -> str:
     reference = Reference.parse(benchmark.image)
     if lane.engine not in PULLED:
         return reference.uri.removeprefix("docker://")
-    registry = "" if reference.registry == HUB else f"{reference.registry}/"
-    return f"{registry}{reference.repository}{'@' if reference.digest else ':'}{reference.version}"
+    return reference.for_docker
 
 
 def _options(lane: Container, benchmark: Benchmark) -> ContainerOptions:
@@ -249,16 +248,23 @@ def _allocation(rules: AppliedRules, lane: Container, context: Context, minutes:
 
 def _minutes(rules: AppliedRules, lane: Container, context: Context) -> int | None:
     """The job's limit: the host's variable, else the last adjustment's, the lane's, the scheduler's."""
-    variable = lane.allocation.time_limit_variable
-    own = rules.file.runner.scheduler.time_limit
-    limits = [own, lane.allocation.time_limit, *(a.rule.time_limit for a in rules.adjustments)]
+    limits = [rules.file.runner.scheduler.time_limit, lane.allocation.time_limit]
+    limits += [a.rule.time_limit for a in rules.adjustments]
+    return minutes_of(limits, lane.allocation.time_limit_variable, context, rules.lane.where)
+
+
+def minutes_of(limits: Sequence[str | None], variable: str | None, context: Context, where: str) -> int | None:
+    """A job's limit in minutes: the host's variable, else the last of ``limits`` that there is; None where none is.
+
+    Raises ConfigError for one that means nothing; ``where`` is the lane.
+    """
     said = context.host.get(variable) if variable else None
     limit = said or derive.last(limits, None)
     if limit is None:
         return None
     seconds = slurm_notation.limit_seconds(limit)
     if not seconds:  # Slurm takes 0 for no limit at all
-        name, where = (variable, "environment") if said else ("the time limit", rules.lane.where)
+        name, where = (variable, "environment") if said else ("the time limit", where)
         raise ConfigError(f"{name} is {limit!r}; expected one as Slurm writes it, longer than nothing", where=where)
     return max(1, round(seconds / 60))
 

@@ -54,6 +54,11 @@ class Scripts:
             )
         return PlannedScript(path, tried, True, asks, (), names_workspace)
 
+    def asked(self, workspace: str, path: str) -> tuple[str, ...] | None:
+        """The variables that a script of the workspace asks for; None where there is no such file."""
+        facts = self._facts(workspace, path)
+        return None if facts is None else facts[0]
+
     def _facts(self, workspace: str, path: str) -> tuple[tuple[str, ...], bool] | None:
         """The variables that a script asks for, and whether it names /workspace; None where there is no such file."""
         if (workspace, path) not in self._read:

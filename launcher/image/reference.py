@@ -90,6 +90,12 @@ class Reference:
         """
         return f"docker://{self.host}#{self.repository}:{self.version}"
 
+    @property
+    def for_docker(self) -> str:
+        """The spelling that docker and podman read."""
+        registry = "" if self.registry == HUB else f"{self.registry}/"
+        return f"{registry}{self.repository}{'@' if self.digest else ':'}{self.version}"
+
 
 @dataclass(frozen=True)
 class PlannedImage:

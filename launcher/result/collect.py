@@ -42,7 +42,8 @@ class CollectRequest:
     collection of this run published, name to sha256, from its record. ``patience`` says how many seconds to wait for
     results that are missing or invalid: NFS can show a file, or its end, up to a minute late. ``expected`` is what
     results are held against beside that, ``there_before`` are files of the source that lay there before the job was
-    submitted, with their times (`files_there`): what has not changed since is not this job's.
+    submitted, with their times (`files_there`): what has not changed since is not this job's. ``name`` is what a fixed
+    result is called in the workspace, by its directory and name; None where it is as srtctl's jobs are collected.
     """
 
     logs_dir: Path
@@ -60,12 +61,19 @@ class CollectRequest:
     patience: float = 0.0
     expected: Expected | None = None
     there_before: Mapping[str, int] = field(default_factory=dict)
+    name: Callable[[str, FileName], str] | None = None
 
     @property
     def held_against(self) -> Expected:
         """What results are held against; what the plan does not say is not."""
         lengths = self.isl, self.osl
         return self.expected or Expected(self.concurrencies, self.result_filename, self.mode, self.run_eval, *lengths)
+
+    def named(self, folder: str, name: FileName) -> str:
+        """What a fixed result is called in the workspace."""
+        if self.name is not None:
+            return self.name(folder, name)
+        return fixed_result_name(self.result_filename, folder, name.concurrency, name.gpus, name.split)
 
     def window(self) -> Window:
         """The time in which results were made."""
@@ -205,7 +213,7 @@ def _look_fixed(request: CollectRequest, found: _Found) -> None:
             elif isinstance(point, Invalid):
                 rejected.setdefault(at, []).append(f"{shown}: {point.reason}")
             else:
-                target = fixed_result_name(request.result_filename, folder.name, at, name.gpus, name.split)
+                target = request.named(folder.name, name)
                 found.add(target, path)
                 valid.setdefault(at, {}).setdefault(target, point)
     for at in sorted(valid):

@@ -38,7 +38,8 @@ class Verdict:
 
 _BY_TEXT: tuple[tuple[str, str], ...] = (
     ("configuration", r"--container-mounts: source path"),
-    # What a script of ours says of itself (launcher/container/job_functions.py).
+    # What a script of ours says of itself (launcher/container/job_functions.py, launcher/preflight/node.sh).
+    ("node", r"launcher: error: the node"),
     ("image", r"launcher: error: (?:image|the container cannot be made)"),
     ("model", r"launcher: error: the checkpoint"),
     ("checkout", r"launcher: error: (?:no copy of the checkout|the checkout|the cache)|uv not found|make setup"),

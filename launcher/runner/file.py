@@ -14,6 +14,7 @@ from launcher.core.errors import ConfigError, suggest
 from launcher.core.yaml_source import Document, Key, SourceLocation, convert
 from launcher.runner.cluster_schema import Storage
 from launcher.runner.container_schema import CONTAINER, DOCKER
+from launcher.runner.multinode_schema import KINDS
 from launcher.runner.schema import (
     Adjustment,
     ExcludedNode,
@@ -60,12 +61,13 @@ class _Asked(NamedTuple):
     eval_only: bool
     power: bool
     nodes: str
+    kv_offload_backend: str
 
     @classmethod
     def of(cls, b: Benchmark, power: bool) -> _Asked:
         recipe, nodes = (b.config_file or "").partition(":")[0], "multi" if b.multinode else "single"
         names = (b.model_prefix, b.precision, b.framework, b.model, b.image, b.scenario, b.spec_decoding)
-        return cls(*names, recipe, b.eval_only, power, nodes)
+        return cls(*names, recipe, b.eval_only, power, nodes, b.kv_offload_backend.name if b.kv_offload_backend else "")
 
 
 def applies(when: When, benchmark: Benchmark, *, power: bool = False) -> bool:
@@ -87,6 +89,7 @@ def _holds(when: When, asked: _Asked) -> bool:
         and when.eval_only in (None, asked.eval_only)
         and when.power in (None, asked.power)
         and when.nodes in (None, asked.nodes)
+        and (when.kv_offload_backend is None or _matches(when.kv_offload_backend, asked.kv_offload_backend))
     )
 
 
@@ -181,11 +184,12 @@ class RunnerFile:
     def _check(self) -> None:
         runner = self.runner
         for i, lane in enumerate(runner.lanes):
-            in_container = lane.kind in (CONTAINER, DOCKER)
-            if in_container != (lane.container is not None):
-                wrong = "needs `container`" if in_container else "takes no `container`"
-                raise ConfigError(f"a lane of kind {lane.kind} {wrong}", where=self.location("lanes", i))
-            if in_container:
+            for key, kinds in (("container", (CONTAINER, DOCKER)), ("multinode", KINDS)):
+                needed = lane.kind in kinds
+                if needed != (getattr(lane, key) is not None):
+                    wrong = f"needs `{key}`" if needed else f"takes no `{key}`"
+                    raise ConfigError(f"a lane of kind {lane.kind} {wrong}", where=self.location("lanes", i))
+            if lane.kind in (CONTAINER, DOCKER, *KINDS):
                 continue
             if not lane.ref:
                 raise ConfigError(f"a lane of kind {lane.kind} needs `ref`", where=self.location("lanes", i))

@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from launcher.runner.cluster_schema import Checkout, Limits, Node, Scheduler, Storage
 from launcher.runner.container_schema import Container, Struct, TimeLimit
+from launcher.runner.multinode_schema import Multinode
 
 Pattern = str | list[str]
 """A glob, or several of which one must match; matching is case-sensitive.
@@ -55,6 +56,8 @@ class When(Struct, frozen=True):
     """Whether the recipe asks for DCGM power telemetry."""
     nodes: Literal["single", "multi"] | None = None
     """Whether the row is for one node or for several."""
+    kv_offload_backend: Pattern | None = None
+    """The name of the row's KV_OFFLOAD_BACKEND."""
 
 
 class Known(Struct, frozen=True, kw_only=True):
@@ -129,10 +132,12 @@ class LaneRule(Rule, frozen=True, kw_only=True):
     """Which kind of job runs a benchmark, and how: for srtctl which srt-slurm, and how it is called."""
 
     kind: str = "srtctl"
-    """Which kind of job serves the lane: ``srtctl``, ``container`` (a container on one node, as a job of Slurm) or
-    ``docker`` (one on the runner's own host)."""
+    """Which kind of job serves the lane: ``srtctl``, ``container`` (a container on one node, as a job of Slurm),
+    ``docker`` (one on the runner's own host), or ``amd-multinode``, ``llm-d``, ``tilert`` (one on each of several)."""
     container: Container | None = None
     """How the benchmark's script runs. Only for the kinds ``container`` and ``docker``, which need it."""
+    multinode: Multinode | None = None
+    """How the benchmark's containers run. Only for the kinds of several nodes, which need it."""
     repository: str = ""
     """A key of `repositories`. The kind ``srtctl`` needs it."""
     ref: str = ""

@@ -11,8 +11,8 @@ import pytest
 from launcher.container.engines import commands
 from launcher.container.job_script import render
 from launcher.container.planned import ContainerJob, ContainerOptions
-from launcher.container.shell_words import number, pattern, word
 from launcher.core.errors import ConfigError
+from launcher.core.shell_words import number, pattern, word
 from launcher.plan.plan import ModelCache, Plan, PlannedModel
 from tests.container.plans import a_container, a_job, a_plan, an_allocation, an_image, staging
 
