@@ -91,7 +91,7 @@ _OF_CONTAINERS, _OF_SRTCTL = ("workdir",), ("edits", "srtslurm", "preflight", "s
 
 
 def _is_served(file: RunnerFile, benchmark: Benchmark) -> bool:
-    """Whether a lane is for it: srtctl's are for several nodes, those in a container for one."""
+    """Whether a lane is for it: those in a container are for one node, all others for several."""
     with contextlib.suppress(ConfigError):
         return (file.lane(benchmark).rule.container is None) == benchmark.multinode
     return False
@@ -99,6 +99,8 @@ def _is_served(file: RunnerFile, benchmark: Benchmark) -> bool:
 
 def _runs(lane: LaneRule) -> str:
     """What runs the benchmarks of a lane."""
+    if lane.multinode is not None:
+        return f"{lane.multinode.engine} on each of several nodes, {lane.multinode.script}"
     if lane.container is None:
         return f"{lane.repository}@{lane.ref}"
     return f"{lane.container.engine}, {' or '.join(lane.container.script.names)}"
@@ -112,7 +114,7 @@ def _case(file: RunnerFile, benchmark: Benchmark) -> None:
     if own := file.image(benchmark):
         what = own.rule.image or f"in {own.rule.directory or file.runner.images.directory}"
         say(f"image      {what}   {own.where}")
-    if r.container is not None:
+    if r.container is not None or r.multinode is not None:
         say(f"container  {_runs(r)}   {lane.where}")
     else:
         say(f"srt-slurm  {file.runner.repositories[r.repository]} {r.ref} ({r.sha or 'not pinned'})   {lane.where}")
@@ -120,11 +122,12 @@ def _case(file: RunnerFile, benchmark: Benchmark) -> None:
         say(f"overlay    {overlay.source} → {overlay.destination or 'recipes/' + overlay.source}")
     if r.setup_script:
         say(f"set-up     {r.setup_script}")
-    own_limit = r.container.allocation.time_limit if r.container is not None else r.time_limit
+    ours = r.container or r.multinode
+    own_limit = ours.allocation.time_limit if ours is not None else r.time_limit
     limit = last([own_limit, *(a.rule.time_limit for a in file.adjustments(benchmark))], None)
     limit = limit or file.runner.scheduler.time_limit or "the partition's"
-    say(f"time limit {limit}{'' if r.container is not None else ', where the recipe says none'}")
-    names = (*_ADJUSTS, *(_OF_SRTCTL if r.container is None else _OF_CONTAINERS))
+    say(f"time limit {limit}{'' if ours is not None else ', where the recipe says none'}")
+    names = (*_ADJUSTS, *(_OF_SRTCTL if ours is None else _OF_CONTAINERS))
     for applied in file.adjustments(benchmark):
         if what := ", ".join(name for name in names if getattr(applied.rule, name) not in (None, {}, [])):
             say(f"adjusts    {what.replace('_', '-')}: {applied.rule.reason or '-'}   {applied.where}")

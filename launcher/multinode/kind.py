@@ -6,6 +6,8 @@ output and what was gathered of its nodes'.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import re
 import shutil
 import time
@@ -66,6 +68,13 @@ class MultinodeKind:
             *(("mount", f"{source} → {target}") for target, source in first.mounts.items()),
             ("submit", " ".join(("sbatch", *job.submit.argv))),
         ]
+
+    def fingerprint(self, plan: Plan) -> dict[str, str]:
+        """The script that runs in the containers, as it is now."""
+        with contextlib.suppress(OSError):
+            script = Path(plan.workspace.path, MultinodeJob.of(plan).script.path)
+            return {"script": hashlib.sha256(script.read_bytes()).hexdigest()[:12]}
+        return {"script": ""}
 
     def is_complete(self, plan: Plan) -> bool:
         """Always: nothing that is prepared decides about it."""

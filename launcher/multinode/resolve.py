@@ -26,8 +26,9 @@ from launcher.multinode.planned import (
 from launcher.multinode.words import Nodes, filled_whole, words_of
 from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
+from launcher.plan.expected import expected_results, result_stem
 from launcher.plan.job_environment import names_passed
-from launcher.plan.plan import Expected
+from launcher.plan.plan import Expected, Holds
 from launcher.runner.file import RunnerFile
 from launcher.runner.multinode_schema import Extra, Multinode
 from launcher.runner.multinode_schema import Role as RoleRule
@@ -82,8 +83,12 @@ class MultinodePlanner:
             context,
             images=tuple({planned.squash: planned for _, planned in images if planned is not None}.values()),
             model=derive.planned_model(rules, path, context),
-            results=_results(given),
-            time_limit=str(allocation.minutes) if allocation.minutes else None,
+            results=_results(given, containers),
+            holds=Holds(
+                str(allocation.minutes) if allocation.minutes else None,
+                given.nodes.all,
+                given.nodes.all * given.nodes.gpus,
+            ),
             details=job.as_details(),
         )
         return MultinodeResolved(replace(plan, job_name=allocation.job_name), rules, job)
@@ -98,7 +103,8 @@ class MultinodePlanner:
         # The workspace is filled in where the job works.
         words |= {"workspace": "{workspace}", "logs": f"{{workspace}}/{lane.logs}", "login": self._login}
         words["user"] = context.host.get("USER") or self._login
-        expected = replace(derive.expected_results(benchmark, context), gpus=_gpus(lane, benchmark, nodes))
+        expected = expected_results(benchmark, result_stem(benchmark, context.runner_name))
+        expected = replace(expected, gpus=_gpus(lane, benchmark, nodes))
         contract = {
             **environment_of(benchmark),
             "RUNNER_NAME": context.runner_name,
@@ -160,6 +166,7 @@ class MultinodePlanner:
             limits.append(str(section["time_limit"]) if isinstance(section, dict) and "time_limit" in section else None)
         variable = asked.exclude_variable
         said = (variable and (given.benchmark.settings.get(variable) or context.host.get(variable))) or ""
+        named = [node for node in said.split(",") if node]
         return PlannedAllocation(
             partition=partition,
             account=given.fill(asked.account) if asked.account else account,
@@ -171,7 +178,7 @@ class MultinodePlanner:
             exclusive=True,
             minutes=minutes_of(limits, asked.time_limit_variable, context, rules.lane.where),
             job_name=(asked.job_name or scheduler.job_name).replace("{runner}", context.runner_name),
-            exclude=tuple([n for n in said.split(",") if n] or derive.excluded_nodes(rules, context)),
+            exclude=(*named, *context.exclude) if named else tuple(derive.excluded_nodes(rules, context)),
         )
 
 
@@ -342,15 +349,18 @@ def _files(rules: AppliedRules, lane: Multinode) -> PlannedLogs:
     return PlannedLogs(lane.logs, lane.run_logs, file.name, {name: exports.get(name, "") for name in file.names})
 
 
-def _results(given: _Given) -> Expected:
+def _results(given: _Given, containers: tuple[NodeContainer, ...]) -> Expected:
     """The files without which the run has failed, and those that the job leaves in the workspace."""
     benchmark, expected, lane = given.benchmark, given.expected, given.lane
     names = "{result}_conc{concurrency}.json" if benchmark.agentic else lane.results
     required = [
         names.replace("{result}", expected.filename).replace("{concurrency}", str(at)) for at in expected.concurrencies
     ]
+    # What clients call the model: the name that it is served by, or its directory in the container.
+    called = {containers[0].environment.get("MODEL_NAME", ""), "/models", f"/models/{given.words['model-name']}"}
     return replace(
         expected,
+        models=tuple(sorted(called - {""})),
         directory=given.context.workspace,
         required=("results*.json",) if benchmark.eval_only else tuple(required),
         eval=EVAL if benchmark.run_eval or benchmark.eval_only else (),

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launcher.benchmark.benchmark import Benchmark, Role
-from launcher.container.script import filled
 from launcher.core.errors import ConfigError
+from launcher.runner.templates import fill_in
 
 
 @dataclass(frozen=True)
@@ -87,4 +87,4 @@ def filled_whole(text: str, words: Mapping[str, str], benchmark: Benchmark) -> s
     if left := [name for name in re.findall(r"\{([a-z-]+)\}", text) if name not in words]:
         message = f"{{{left[0]}}} has no value for this row: its nodes cannot be shared evenly by its workers"
         raise ConfigError(message, where=benchmark.source, hint=f"it stands in {text!r} of the runner file")
-    return filled(text, words)
+    return fill_in(text, words)
