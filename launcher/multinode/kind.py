@@ -192,6 +192,9 @@ class MultinodeKind:
             found[FACTS] = Path(run.record.job.output) / FACTS
         return found
 
+    def end_leftovers(self, run: Run) -> None:
+        """Does nothing: each node ends its own container, and no other host reaches its engine."""
+
     def collect(self, run: Run, patience: float) -> Collected:
         """Results of this job alone, after its nodes' files were gathered."""
         from launcher.container.results import facts
