@@ -146,9 +146,13 @@ def _looks(plan: Plan, job: ContainerJob) -> list[str]:
             gpus, alone=alone, patience=PATIENCE, directories=["/tmp", *([cache.host] if cache else [])]
         ),
         *script.look_at_images(plan),
-        *([] if "login" in plan.model.seen_by else script.look_at_model(plan)),
     ]
-    return [script.functions().strip(), "\n".join(looks)]
+    functions_of_it = [script.functions().strip()]
+    if "login" not in plan.model.seen_by and (model := script.look_at_model(plan)):
+        # What takes more than a look at config.json the launcher judges (`launcher.container.checkpoint`).
+        looks += [*model, f"keep_checkpoint {'headers' if 'weights' in plan.model.fingerprint else 'configs'}"]
+        functions_of_it.append(functions.KEEP.strip())
+    return [*functions_of_it, "\n".join(looks)]
 
 
 def _image(plan: Plan, job: ContainerJob, engine: EngineCommands) -> list[str]:

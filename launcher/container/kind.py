@@ -225,6 +225,7 @@ class ContainerKind:
     def collect(self, run: Run, patience: float) -> Collected:
         """Results of this job alone; what it wrote down goes into the record."""
         from launcher.container import results
+        from launcher.container.checkpoint import refuse_another_checkpoint
         from launcher.container.job_script import BACK, FACTS
 
         job, recorded, expected = ContainerJob.of(run.plan), run.record.job, run.plan.results
@@ -235,6 +236,7 @@ class ContainerKind:
             for doubt in results.unpack(own / BACK, workspace):
                 run.record.event("warning", f"not brought back: {doubt}")
         _record_facts(run, job, results.facts(own / FACTS))
+        refuse_another_checkpoint(run.plan.model, own)
         # Slurm keeps whole seconds.
         submitted = math.floor(recorded.submitted or run.record.fields.created)
         there = run.record.step("workspace").facts.get("there_before", {})

@@ -60,6 +60,12 @@ CONFIGS = ("config.json", "hf_quant_config.json")
 
 def fingerprint_of_files(files: Mapping[str, bytes]) -> dict[str, str | int | float]:
     """The fingerprint by the content of `CONFIGS`, as a repository has them. Raises ModelError."""
+    config, beside = read_configs(files)
+    return fingerprint_of(config, declared(config, beside))
+
+
+def read_configs(files: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What `CONFIGS` hold, the second where there is one. Raises ModelError."""
     try:
         read = {name: json.loads(content) for name, content in files.items()}
     except (ValueError, RecursionError) as error:
@@ -67,7 +73,7 @@ def fingerprint_of_files(files: Mapping[str, bytes]) -> dict[str, str | int | fl
     config, beside = (read.get(name) for name in CONFIGS)
     if not isinstance(config, dict):
         raise ModelError("the repository has no config.json")
-    return fingerprint_of(config, declared(config, beside if isinstance(beside, dict) else None))
+    return config, beside if isinstance(beside, dict) else None
 
 
 def contradictions(wanted: Fingerprint, found: Fingerprint, source: str) -> list[str]:

@@ -159,14 +159,19 @@ def read_header(path: Path) -> Header:
             places = (8 + length + data * i // _SAMPLES for i in range(_SAMPLES))
             if not any(any(os.pread(descriptor, _SAMPLE, place)) for place in places):
                 raise DamagedFile(f"hollow: zeros at all of {_SAMPLES} places of its {data} bytes of weights")
+    return header_of(raw, size)
+
+
+def header_of(raw: bytes, size: int | None = None) -> Header:
+    """What a header's JSON says; ``size`` is the file's, None when it was checked elsewhere. Raises DamagedFile."""
     try:
         entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         entries.pop("__metadata__", None)
         tensors = {name: msgspec.json.decode(entry, type=_Tensor) for name, entry in entries.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise DamagedFile("not a safetensors file: its header is not the JSON it should be") from None
-    expected = 8 + length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
-    if size != expected:
+    expected = 8 + len(raw) + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
+    if size is not None and size != expected:
         raise DamagedFile(f"{wrong_size(size, expected)} ({size} bytes)")
     by_dtype: Counter[str] = Counter()
     end = 0
@@ -183,7 +188,7 @@ def read_header(path: Path) -> Header:
         end = tensor.data_offsets[1]
         by_dtype[tensor.dtype] += count
     layout = hashlib.sha256(b"\n".join(sorted(f"{n} {t.dtype} {t.shape}".encode() for n, t in tensors.items())))
-    return Header(size, frozenset(tensors), by_dtype, layout.hexdigest())
+    return Header(expected, frozenset(tensors), by_dtype, layout.hexdigest())
 
 
 def written(descriptor: int, begin: int, end: int) -> int:
