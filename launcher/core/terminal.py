@@ -38,7 +38,7 @@ def one_line(text: object) -> str:
 
 def say(text: object, file: TextIO | None = None) -> None:
     """Print a line whose parts may come from outside, at once: who waits reads along, also through a pipe."""
-    print(one_line(text), file=file or sys.stdout, flush=True)
+    print(f"{one_line(text)}\n", end="", file=file or sys.stdout, flush=True)  # one write: threads say lines too
 
 
 def printable(text: str) -> str:
