@@ -16,6 +16,7 @@ import msgspec
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark, Component, Role
 from launcher.core.errors import ConfigError, suggest
+from launcher.core.reading import built
 
 State = Literal["ok", "missing", "refused", "stale", "reused", "rehearsal"]
 Shape = Literal["upper_left", "upper_right", "lower_left", "lower_right"]
@@ -46,7 +47,7 @@ class _Table(msgspec.Struct, frozen=True):
 
 @cache
 def _table() -> _Table:
-    return msgspec.yaml.decode(Path(__file__).with_name("metrics.yaml").read_bytes(), type=_Table)
+    return msgspec.yaml.decode(Path(__file__).with_name("metrics.yaml").read_bytes(), type=built(_Table))
 
 
 @cache

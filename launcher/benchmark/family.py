@@ -13,6 +13,7 @@ from launcher.benchmark.benchmark import AGENTIC
 from launcher.benchmark.fields import parse_setting
 from launcher.benchmark.matrix_schema import Config, MultiConfig, MultiRow, RowPath, SingleConfig
 from launcher.core.errors import ConfigError
+from launcher.core.reading import built
 from launcher.core.yaml_source import Document, Key, SourceLocation, error_path, schema_error
 
 _ROW = 5
@@ -86,7 +87,7 @@ def _family(document: Document, key: Any, data: Any) -> Family:
     refused: dict[RowPath, ConfigError] = {}
     while True:
         try:
-            config: Config = msgspec.convert(data, kind)
+            config: Config = msgspec.convert(data, built(kind))
         except msgspec.ValidationError as error:
             path = tuple(error_path(error)[:_ROW])
             wrong = schema_error(document, error, kind, under=(key,))

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from launcher.core.reading import built
 from launcher.core.yaml_source import Key
 
 Broken = tuple[tuple[Key, ...], str]
@@ -73,7 +74,7 @@ class Table(msgspec.Struct, frozen=True):
 @cache
 def table() -> Table:
     """The demands of all versions."""
-    return msgspec.json.decode(Path(__file__).with_name("srtctl_demands.json").read_bytes(), type=Table)
+    return msgspec.json.decode(Path(__file__).with_name("srtctl_demands.json").read_bytes(), type=built(Table))
 
 
 @cache

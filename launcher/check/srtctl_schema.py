@@ -22,6 +22,7 @@ import msgspec
 from launcher.check.cross_field_rules import table
 from launcher.check.schema_validation import ROOT, Schema, Violation, in_words
 from launcher.core.errors import ConfigError
+from launcher.core.reading import built
 
 Versions = str
 """Versions as the tables write them: ``v1.0.3..v1.0.9 some-branch``."""
@@ -46,12 +47,12 @@ class _Files(msgspec.Struct):
 
 @cache
 def _tables() -> _Tables:
-    return msgspec.json.decode(Path(__file__).with_name("srtctl_fields.json").read_bytes(), type=_Tables)
+    return msgspec.json.decode(Path(__file__).with_name("srtctl_fields.json").read_bytes(), type=built(_Tables))
 
 
 @cache
 def _files() -> _Files:
-    return msgspec.json.decode(Path(__file__).with_name("srtctl_files.json").read_bytes(), type=_Files)
+    return msgspec.json.decode(Path(__file__).with_name("srtctl_files.json").read_bytes(), type=built(_Files))
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from launcher.core.errors import ConfigError
+from launcher.core.reading import built
 from launcher.plan.derive import Resolved
 from launcher.plan.plan import Plan
 
@@ -115,7 +116,7 @@ class ContainerJob(msgspec.Struct, frozen=True):
     def of(cls, plan: Plan) -> ContainerJob:
         """The part of this plan. Raises ConfigError when it is not there, or not whole."""
         try:
-            return msgspec.convert(plan.details, cls)
+            return msgspec.convert(plan.details, built(cls))
         except msgspec.ValidationError as error:
             message = f"not a plan of kind {plan.kind}: {error}"
             raise ConfigError(message, where=f"run {plan.run_key}") from None

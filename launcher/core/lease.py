@@ -29,7 +29,7 @@ import msgspec
 
 from launcher.core.process import ProcessIdentity
 from launcher.core.publish import take_name, temporary_name
-from launcher.core.reading import open_regular
+from launcher.core.reading import built, open_regular
 from launcher.core.rights import cannot_remove, share, standing, words_of
 
 LEASE = 120.0
@@ -88,7 +88,7 @@ class LockOwner(msgspec.Struct, frozen=True, rename={"boot": "boot_id"}):
     def from_json(cls, content: bytes) -> LockOwner:
         """Read an owner file."""
         try:
-            return msgspec.json.decode(content, type=cls, strict=False)
+            return msgspec.json.decode(content, type=built(cls), strict=False)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return cls()
 

@@ -21,7 +21,7 @@ import yaml
 from msgspec import inspect
 
 from launcher.core.errors import ConfigError, suggest
-from launcher.core.reading import read_file
+from launcher.core.reading import built, read_file
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -323,7 +323,7 @@ def convert(document: Document, kind: type[T], *, under: Sequence[Key] = ()) -> 
     """What ``document`` has below the keys ``under``, as a ``kind``. Raises ConfigError as `schema_error` makes it."""
     value: Any = reduce(getitem, under, document.mapping())  # type: ignore[arg-type]
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, built(kind))
     except msgspec.ValidationError as error:
         raise schema_error(document, error, kind, under=under) from None
 

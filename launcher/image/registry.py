@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from launcher.core.errors import ImageError
+from launcher.core.reading import built
 from launcher.core.retry import error_of, telling
 from launcher.image.enroot import MadeByCommand, fault_of_status, unlike, with_account
 from launcher.image.reference import Reference
@@ -239,7 +240,7 @@ class Registry:
         """A JSON document and its digest, checked against what was asked for and what the registry says."""
         content, _ = self._patiently(what, "GET")
         try:
-            return msgspec.json.decode(content, type=kind), _digest(content)
+            return msgspec.json.decode(content, type=built(kind)), _digest(content)
         except msgspec.MsgspecError:
             raise self._not_understood() from None
 

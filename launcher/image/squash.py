@@ -26,7 +26,7 @@ from pathlib import Path
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, run
 from launcher.core.publish import publish_new, temporary_name, write_text
-from launcher.core.reading import read_file
+from launcher.core.reading import built, read_file
 from launcher.core.rights import next_step, user_name, words_of
 
 _SUPERBLOCK = struct.Struct("<5I6H8Q")
@@ -205,7 +205,7 @@ class Sidecar:
         import msgspec
 
         try:
-            return msgspec.json.decode(read_file(sidecar_path(squash), _LARGEST_RECORD), type=cls)
+            return msgspec.json.decode(read_file(sidecar_path(squash), _LARGEST_RECORD), type=built(cls))
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 

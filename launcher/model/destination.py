@@ -24,7 +24,7 @@ from launcher.core.lease import LEASE, Lock, LockOwner, LockPace, read_owner
 from launcher.core.leftovers import Leftover, remove
 from launcher.core.process import ProcessIdentity, host_label, pid_exists
 from launcher.core.publish import temporary_pattern, write_json
-from launcher.core.reading import read_file
+from launcher.core.reading import built, read_file
 from launcher.core.rights import make_directories, next_step, share
 from launcher.model.checkpoint import examine
 from launcher.model.copy import journal_directory
@@ -136,7 +136,9 @@ def staging_directory(source: Source, destination: Path, *, adopt: bool, log: Ca
 def _owner_of(staging: Path) -> StagingOwner | None:
     """Who fills this staging directory; None when its owner file is missing or damaged."""
     try:
-        return msgspec.json.decode(read_file(staging / WORK_DIRECTORY / "owner.json", 1 << 16), type=StagingOwner)
+        return msgspec.json.decode(
+            read_file(staging / WORK_DIRECTORY / "owner.json", 1 << 16), type=built(StagingOwner)
+        )
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 

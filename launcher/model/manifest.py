@@ -21,7 +21,7 @@ import msgspec
 import xxhash
 
 from launcher.core.errors import ModelError
-from launcher.core.reading import open_regular, read_file
+from launcher.core.reading import built, open_regular, read_file
 from launcher.core.rights import next_step
 from launcher.core.stop import Stop
 from launcher.model.weights import why_unreadable, wrong_size
@@ -91,7 +91,7 @@ class Manifest:
         """The manifest of a checkpoint, or None without one. Raises ModelError when the file is not one of ours."""
         path = directory / MANIFEST_NAME
         try:
-            return msgspec.json.decode(read_file(path, _LARGEST), type=cls)
+            return msgspec.json.decode(read_file(path, _LARGEST), type=built(cls))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:

@@ -29,7 +29,7 @@ import msgspec
 from launcher.core.errors import Cancelled, SubmissionError
 from launcher.core.process import CommandRunner, ProcessIdentity, run
 from launcher.core.publish import make_private, write_json
-from launcher.core.reading import read_file
+from launcher.core.reading import built, read_file
 from launcher.core.slurm_notation import node_names
 from launcher.core.stop import Stop
 from launcher.model.nodes import Allocation, NodeResult, NodeTask, on_node, stage_in_job, unfit_nodes
@@ -222,7 +222,7 @@ def reap(state: Path, scheduler: Callable[[], Scheduler], log: Callable[[str], N
     found = 0
     for folder in sorted((state / DIRECTORY).glob("launcher-stage-*")):
         try:
-            owner = msgspec.json.decode(read_file(folder / _OWNER, 1 << 20), type=_Owner)
+            owner = msgspec.json.decode(read_file(folder / _OWNER, 1 << 20), type=built(_Owner))
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             continue
         if owner.process.alive() is False:

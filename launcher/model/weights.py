@@ -39,6 +39,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from launcher.core.reading import built
 from launcher.core.rights import words_of
 
 HEADER_LIMIT = 100_000_000
@@ -167,7 +168,7 @@ def header_of(raw: bytes, size: int | None = None) -> Header:
     try:
         entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         entries.pop("__metadata__", None)
-        tensors = {name: msgspec.json.decode(entry, type=_Tensor) for name, entry in entries.items()}
+        tensors = {name: msgspec.json.decode(entry, type=built(_Tensor)) for name, entry in entries.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise DamagedFile("not a safetensors file: its header is not the JSON it should be") from None
     expected = 8 + len(raw) + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)

@@ -18,7 +18,7 @@ import msgspec
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding, Severity
-from launcher.core.reading import read_file
+from launcher.core.reading import built, read_file
 from launcher.core.slurm_notation import limit_seconds
 from launcher.image.reference import PlannedImage
 
@@ -250,10 +250,10 @@ class Plan:
         own = {f.name for f in dataclasses.fields(cls)}
         given = {"kind": SRTCTL, **{key: v for key, v in value.items() if key in own}}
         try:
-            said = msgspec.convert(value["findings"], list[_Finding])
+            said = msgspec.convert(value["findings"], built(list[_Finding]))
             findings = tuple(Finding(f["rule"], f["severity"], f["message"], f["where"]) for f in said)
             details = {key: v for key, v in value.items() if key not in own}
-            plan: Plan = msgspec.convert({**given, "findings": (), "details": details}, cls)
+            plan: Plan = msgspec.convert({**given, "findings": (), "details": details}, built(cls))
         except (msgspec.ValidationError, KeyError, TypeError) as error:
             raise ConfigError(f"not a plan: {error}") from None
         return dataclasses.replace(plan, findings=findings)

@@ -29,6 +29,7 @@ import launcher
 from launcher.check.schema_validation import ROOT, Type, accepts, parse
 from launcher.check.srtctl_schema import Schemas
 from launcher.core.publish import write_text
+from launcher.core.reading import built
 from launcher.srtctl import recipe
 from launcher.srtctl.facts import facts as recipe_facts
 
@@ -68,7 +69,7 @@ class Shipped(msgspec.Struct):
 @cache
 def shipped() -> Shipped:
     """What the stand-ins are made of."""
-    return msgspec.yaml.decode(Path(__file__).with_name("stand_ins.yaml").read_bytes(), type=Shipped)
+    return msgspec.yaml.decode(Path(__file__).with_name("stand_ins.yaml").read_bytes(), type=built(Shipped))
 
 
 class Refused(ValueError):

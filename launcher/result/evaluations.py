@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from launcher.core.reading import built
 from launcher.plan.plan import Expected
 from launcher.result import contradictions
 from launcher.result.document import Unusable, content, each_once
@@ -48,7 +49,7 @@ class Thresholds(msgspec.Struct, frozen=True):
         for path in (workspace / OWN_THRESHOLDS, Path(__file__).with_name("thresholds.yaml")):
             try:
                 if path.is_file() and path.stat().st_size < 1 << 16:
-                    found = msgspec.yaml.decode(path.read_bytes(), type=cls)
+                    found = msgspec.yaml.decode(path.read_bytes(), type=built(cls))
                     return msgspec.structs.replace(found, origin=OWN_THRESHOLDS)
             except (OSError, ValueError, msgspec.MsgspecError, RecursionError):
                 continue

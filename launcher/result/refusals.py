@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from launcher.core.reading import built
+
 
 class Refusal(msgspec.Struct, frozen=True):
     """A check: what it says, a title, and what it means with what to do next."""
@@ -22,7 +24,7 @@ class Refusal(msgspec.Struct, frozen=True):
 def refusals() -> Mapping[str, Refusal]:
     """All checks by rule id, the first that fits first."""
     content = Path(__file__).with_name("refusals.yaml").read_bytes()
-    return msgspec.yaml.decode(content, type=dict[str, Refusal])
+    return msgspec.yaml.decode(content, type=built(dict[str, Refusal]))
 
 
 def rule_of(reason: str) -> str:

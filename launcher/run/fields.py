@@ -18,7 +18,7 @@ import msgspec
 
 from launcher.core.errors import ConfigError
 from launcher.core.process import ProcessIdentity
-from launcher.core.reading import read_file
+from launcher.core.reading import built, read_file
 from launcher.core.rights import words_of
 from launcher.run.verdict import Verdict
 
@@ -84,7 +84,7 @@ class Step:
     def read(cls, value: Mapping[str, Any]) -> Step:
         """From JSON. Raises msgspec.ValidationError."""
         own = ("state", "began", "at", "error")
-        return msgspec.convert({**value, "facts": {key: v for key, v in value.items() if key not in own}}, cls)
+        return msgspec.convert({**value, "facts": {key: v for key, v in value.items() if key not in own}}, built(cls))
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class RunFields:
             # Launchers before the key `log` had jobs of srtctl only, which writes its log here.
             log = str(Path(str(job.get("output", "")), "logs", f"sweep_{job.get('id')}.log"))
             job = {"log": log, **job}
-        fields = msgspec.convert({**value, "job": job, "steps": {}}, cls)
+        fields = msgspec.convert({**value, "job": job, "steps": {}}, built(cls))
         steps = msgspec.convert(value.get("stages") or {}, dict[str, dict[str, Any]])
         return replace(fields, steps={name: Step.read(step) for name, step in steps.items()})
 
@@ -224,6 +224,6 @@ def owner_in(content: bytes) -> ProcessIdentity | None:
     """The owner that a record names which cannot be read as a whole, if that part of it is whole."""
     found = _OWNER.search(content)
     try:
-        return None if found is None else msgspec.json.decode(found[1], type=ProcessIdentity)
+        return None if found is None else msgspec.json.decode(found[1], type=built(ProcessIdentity))
     except msgspec.DecodeError:
         return None

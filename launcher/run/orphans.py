@@ -26,7 +26,7 @@ from launcher.slurm.poller import end_jobs
 END_PATIENCE = 60.0
 """Seconds in which a job that is asked to end has to be seen gone."""
 
-SILENCE = 4.0
+SILENCE = 3.5
 """Seconds that a person waits for a scheduler that says nothing. What was asked of it goes on."""
 
 LOOK_FIRST = 1.0

@@ -41,7 +41,7 @@ from launcher.core import publish
 from launcher.core.errors import SubmissionError
 from launcher.core.process import ProcessIdentity
 from launcher.core.publish import make_private
-from launcher.core.reading import read_file
+from launcher.core.reading import built, read_file
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable, carries, phase_of, unknown
 
 SOURCE = "embedded scheduler"
@@ -222,7 +222,7 @@ def read_job(job_dir: Path) -> Job | None:
 
 def _read(path: Path, kind: type[_Kind]) -> _Kind | None:
     try:
-        return msgspec.json.decode(read_file(path, 1 << 20), type=kind)
+        return msgspec.json.decode(read_file(path, 1 << 20), type=built(kind))
     except FileNotFoundError:
         return None
     except (msgspec.DecodeError, RecursionError) as error:

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from launcher.core.process import CommandRunner, Completed, run
+from launcher.core.reading import built
 from launcher.slurm.commands import Answer, SlurmCommands, record_of
 
 CONTROLLER = "slurmctld"
@@ -60,7 +61,7 @@ class SlurmNative(SlurmCommands):
         """How the child process ended, and its answer, which is empty when it gave none that can be understood."""
         done = run(self._worker, timeout=timeout, env=self._plain, input=json.dumps(question))
         try:
-            return done, msgspec.json.decode(done.stdout, type=_Reply)
+            return done, msgspec.json.decode(done.stdout, type=built(_Reply))
         except msgspec.MsgspecError:
             return done, _Reply()
 

@@ -36,6 +36,7 @@ from launcher.core.publish import (
     temporary_pattern,
     write_json,
 )
+from launcher.core.reading import built
 from launcher.core.rights import make_directories, next_step, own_name
 from launcher.srtctl.mirror import Git, Mirror
 from launcher.srtctl.planned import SRTSLURM, PlannedOverlay, SrtSlurm
@@ -152,7 +153,7 @@ class Checkouts:
         known = base / ".git" / "launcher-options.json"
         identity = [program, status.st_size, status.st_mtime_ns, status.st_ino] if status is not None else []
         with contextlib.suppress(OSError, msgspec.MsgspecError):
-            said = msgspec.json.decode(known.read_bytes(), type=_Options)
+            said = msgspec.json.decode(known.read_bytes(), type=built(_Options))
             if said.program == identity:
                 return said.options
         options = sorted(apply_options("srtctl", root, self._environ, self._run))
@@ -237,7 +238,7 @@ def _read_base(pointer: Path) -> tuple[Path, _Facts] | None:
     """The published base, or None when there is none."""
     try:
         tree = pointer.resolve(strict=True)
-        return tree, msgspec.json.decode((tree / FACTS).read_bytes(), type=_Facts)
+        return tree, msgspec.json.decode((tree / FACTS).read_bytes(), type=built(_Facts))
     except (OSError, msgspec.DecodeError):
         return None
 

@@ -10,6 +10,7 @@ import msgspec
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
+from launcher.core.reading import built
 from launcher.core.yaml_source import Key, SourceLocation, reached
 from launcher.plan.derive import Resolved
 from launcher.plan.plan import Plan, json_values
@@ -90,7 +91,7 @@ class SrtctlJob(msgspec.Struct, frozen=True):
     def of(cls, plan: Plan) -> SrtctlJob:
         """The part of this plan. Raises ConfigError when it is not there, or not whole."""
         try:
-            return msgspec.convert(plan.details, cls)
+            return msgspec.convert(plan.details, built(cls))
         except msgspec.ValidationError as error:
             raise ConfigError(f"not a plan of kind srtctl: {error}", where=f"run {plan.run_key}") from None
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from launcher.core.errors import ConfigError
-from launcher.core.reading import read_file
+from launcher.core.reading import built, read_file
 from launcher.run.fields import LARGEST, RunFields, read_fields
 from launcher.run.record import RunRecord
 from launcher.run.verdict import tail
@@ -70,7 +70,9 @@ def history(runs: Path, most: int = 1000) -> Iterator[Past]:
                 fields = read_fields(f"{entry.path}/run.json", entry.name, facts=False)
                 job = fields.job
                 if fields.state == "succeeded" and job is not None and job.started and job.ended:
-                    said = msgspec.json.decode(read_file(f"{entry.path}/summary.json", LARGEST), type=_Ended).benchmark
+                    said = msgspec.json.decode(
+                        read_file(f"{entry.path}/summary.json", LARGEST), type=built(_Ended)
+                    ).benchmark
                     measures = said.scenario if said.isl is None else f"{said.isl}/{said.osl}"
                     measured = tuple(said.concurrencies)
                     yield Past(fields.runner, said.model, said.topology, measures, measured, job.ended - job.started)
