@@ -10,6 +10,7 @@ import msgspec
 
 from launcher.container.planned import ContainerOptions, PlannedAllocation, PlannedScript
 from launcher.core.errors import ConfigError
+from launcher.core.reading import built
 from launcher.plan.derive import Resolved
 from launcher.plan.plan import Plan
 
@@ -87,7 +88,7 @@ class MultinodeJob:
     def of(cls, plan: Plan) -> MultinodeJob:
         """The part of this plan. Raises ConfigError when it is not there, or not whole."""
         try:
-            return msgspec.convert(plan.details, cls)
+            return msgspec.convert(plan.details, built(cls))
         except msgspec.ValidationError as error:
             message = f"not a plan of kind {plan.kind}: {error}"
             raise ConfigError(message, where=f"run {plan.run_key}") from None
