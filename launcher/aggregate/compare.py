@@ -128,7 +128,9 @@ def failures(comparisons: Iterable[Comparison], thresholds: Sequence[Threshold])
     is not in both runs."""
     found = []
     for one in comparisons if thresholds else ():
-        at = f"{one.identity.model} {one.identity.lengths} concurrency {one.identity.concurrency}"
+        point = one.identity
+        what = f"{point.model} {point.lengths} {' '.join(point.curve[:4])} {point.topology}"
+        at = f"{what} concurrency {point.concurrency}"
         if not one.deltas:
             found.append(f"{at}: {one.reason}")
         for held in thresholds:

@@ -11,7 +11,7 @@ from launcher.aggregate.points import metrics
 from launcher.core.publish import write_bytes
 from launcher.report.document import Attempt, Comparison, Document, Entry, Run, as_json, not_ok
 from launcher.report.page import page
-from launcher.report.text import changed, escaped, samples, shown, value
+from launcher.report.text import brief, changed, escaped, samples, shown, value
 
 LONGEST_MARKDOWN = 1 << 20
 """Bytes that GitHub takes of a step's summary."""
@@ -157,7 +157,7 @@ def _comparison(found: Comparison) -> list[str]:
         if one.answer != "same":
             by_metric = {change.metric: change for change in one.changes}
             cells = [one.answer, _markdown(one.point), *(changed(by_metric.get(name)) for name in found.told)]
-            why = _markdown(one.reason or "; ".join(one.differs))
+            why = _markdown(one.reason or brief("; ".join(one.differs)))
             lines.append("| " + " | ".join([*cells, samples(one) if one.changes else "", why]) + " |")
     return lines
 

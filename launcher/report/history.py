@@ -11,7 +11,7 @@ import contextlib
 import fnmatch
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -42,6 +42,9 @@ class _Remembered(msgspec.Struct, frozen=True, array_like=True):
     problem: str = ""
 
 
+Wanted = Callable[[str], bool]
+"""Whether a run of this key of the matrix is asked for."""
+
 _DECODER = msgspec.json.Decoder(_Remembered)
 
 
@@ -51,15 +54,19 @@ def gather_history(state: Path, since: float = 0.0, keys: Sequence[str] = (), mo
     Raises ConfigError when the runs cannot be listed.
     """
     gathered = Gathered(sources=[str(state)])
+
+    def wanted(key: str) -> bool:
+        return not keys or any(fnmatch.fnmatchcase(key, glob) for glob in keys)
+
     kind = type_at(state.resolve(), mounts)
     found = None
     if kind and not is_network(kind):
         with contextlib.suppress(sqlite3.Error, OSError):  # nobody's file is worth a report
-            found = _ask(state, since)
-    for key, one in found if found is not None else _read_all(state, since):
+            found = _ask(state, since, wanted)
+    for one in found if found is not None else _read_all(state, since, wanted):
         if one.run is None:
             gathered.problems.append(one.problem)
-        elif not keys or any(fnmatch.fnmatchcase(key, glob) for glob in keys):
+        else:
             gathered.add(one.run, one.points)
     return gathered
 
@@ -92,27 +99,27 @@ def _read(directory: Path) -> tuple[float, str, _Remembered]:
     return fields.created, run.key, _Remembered(run, tuple(points))
 
 
-def _read_all(state: Path, since: float) -> Iterator[tuple[str, _Remembered]]:
+def _read_all(state: Path, since: float, wanted: Wanted) -> list[_Remembered]:
     read = [_read(state / "runs" / name) for name in _marks(state)]
-    wanted = [one for one in read if one[0] >= since or one[2].run is None]
-    yield from ((key, one) for _, key, one in sorted(wanted, key=lambda each: each[0]))
+    chosen = [one for one in read if one[2].run is None or (one[0] >= since and wanted(one[1]))]
+    return [one for _, _, one in sorted(chosen, key=lambda each: each[0])]
 
 
-def _ask(state: Path, since: float) -> list[tuple[str, _Remembered]]:
+def _ask(state: Path, since: float, wanted: Wanted) -> list[_Remembered]:
     """Bring the file up to date, and ask it. Raises sqlite3.Error, OSError."""
     path = state / NAME
     make_private(state)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     try:
-        return _asked(path, state, since)
+        return _asked(path, state, since, wanted)
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):  # it is locked, or the disk is full
             raise
         path.unlink()  # it is damaged, or none of ours: records have it all
-        return _asked(path, state, since)
+        return _asked(path, state, since, wanted)
 
 
-def _asked(path: Path, state: Path, since: float) -> list[tuple[str, _Remembered]]:
+def _asked(path: Path, state: Path, since: float, wanted: Wanted) -> list[_Remembered]:
     with contextlib.closing(sqlite3.connect(path, timeout=_PATIENCE)) as database:
         if database.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
             with database:
@@ -131,5 +138,6 @@ def _asked(path: Path, state: Path, since: float) -> list[tuple[str, _Remembered
                     began, key, one = _read(state / "runs" / name)
                     row = (name, mark, began, key, msgspec.json.encode(one))
                     database.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)", row)
-        asked = "SELECT key, said FROM runs WHERE began >= ? OR began = 0 ORDER BY began"
-        return [(key, _DECODER.decode(said)) for key, said in database.execute(asked, (since,))]
+        database.create_function("wanted", 1, wanted)
+        asked = "SELECT said FROM runs WHERE began = 0 OR (began >= ? AND wanted(key)) ORDER BY began"
+        return [_DECODER.decode(said) for (said,) in database.execute(asked, (since,))]

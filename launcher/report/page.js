@@ -41,8 +41,10 @@ if (tools && table) {
   state.append(make("option", "all states", {value: ""}));
   for (const name of new Set(rows.map(row => row.cells[0].textContent))) state.append(make("option", name, {value: name}));
   const count = make("output");
-  const texts = rows.map(row => row.textContent.toLowerCase() + " " + all("td", row).map(cell => cell.textContent).join(" ").toLowerCase());
+  let texts;
+  const counted = left => { count.textContent = `${left} of ${rows.length} points`; };
   const filter = () => {
+    texts ??= rows.map(row => [...row.cells].map(cell => cell.textContent).join(" ").toLowerCase());
     const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
     let left = 0;
     rows.forEach((row, i) => {
@@ -51,12 +53,12 @@ if (tools && table) {
       left += show;
       marksOf.get(row)?.classList.toggle("off", !show);
     });
-    count.textContent = `${left} of ${rows.length} points`;
+    counted(left);
   };
   words.addEventListener("input", filter);
   state.addEventListener("input", filter);
   tools.append(words, state, count);
-  filter();
+  counted(rows.length);
 }
 
 // A mark's tooltip is its row and its run's.
@@ -92,24 +94,28 @@ const show = mark => {
 };
 for (const chart of all(".chart")) {
   const own = all("a", chart);
-  own.forEach((mark, i) => {
+  own.forEach((mark, i) => mark.setAttribute("tabindex", i ? -1 : 0));
+  const on = (names, what) => names.forEach(name => chart.addEventListener(name, event => {
+    const mark = event.target.closest?.("a");
+    if (mark) what(mark, event);
+  }));
+  on(["pointerover", "focusin"], mark => {
     const title = mark.querySelector("title");
-    mark.setAttribute("aria-label", title.textContent);
-    title.remove();
-    mark.setAttribute("tabindex", i ? -1 : 0);
-    mark.addEventListener("pointerenter", () => show(mark));
-    mark.addEventListener("pointerleave", hide);
-    mark.addEventListener("focus", () => show(mark));
-    mark.addEventListener("blur", hide);
-    mark.addEventListener("keydown", event => {
-      const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
-      const next = event.key === "Home" ? own[0] : event.key === "End" ? own.at(-1) : step && own[i + step];
-      if (!next) return;
-      event.preventDefault();
-      mark.setAttribute("tabindex", -1);
-      next.setAttribute("tabindex", 0);
-      next.focus();
-    });
+    if (title) {  // it would be a second tooltip
+      mark.setAttribute("aria-label", title.textContent);
+      title.remove();
+    }
+    show(mark);
+  });
+  on(["pointerout", "focusout"], hide);
+  on(["keydown"], (mark, event) => {
+    const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
+    const next = event.key === "Home" ? own[0] : event.key === "End" ? own.at(-1) : step && own[own.indexOf(mark) + step];
+    if (!next) return;
+    event.preventDefault();
+    mark.setAttribute("tabindex", -1);
+    next.setAttribute("tabindex", 0);
+    next.focus();
   });
 }
 addEventListener("keydown", event => { if (event.key === "Escape") hide(); });

@@ -16,13 +16,19 @@ from pathlib import Path
 from launcher.aggregate.points import metrics
 from launcher.report.chart import SYMBOLS, classes, panel_svg, symbol
 from launcher.report.document import MEANING, STATES, Comparison, Document, Entry, Panel, Run, not_ok
-from launcher.report.text import changed, clock, duration, escaped, samples, value
+from launcher.report.text import brief, changed, clock, duration, escaped, samples, value
 from launcher.report.timeline import PHASES, phases, timeline_svg
 
 COLUMNS = ("tput_per_gpu", "{x}", "median_ttft", "median_tpot", "median_e2el")
 """Metrics of the table of points; ``{x}`` is what the panel of a point has across."""
 
-_SHORT = {"median_ttft": "TTFT", "median_tpot": "TPOT", "median_e2el": "E2EL", "{x}": "interactivity"}
+_SHORT = {
+    "tput_per_gpu": "throughput",
+    "median_ttft": "TTFT",
+    "median_tpot": "TPOT",
+    "median_e2el": "E2EL",
+    "{x}": "interactivity",
+}
 
 
 def page(document: Document) -> str:
@@ -70,7 +76,8 @@ def _head(document: Document) -> str:
     about = f"{len(document.points)} points of {len(document.runs)} runs, {best} on a frontier"
     banner = ""
     if document.counts.get("rehearsal"):
-        banner = "<p class=banner><b>Rehearsal:</b> stand-ins made these numbers up; nothing was measured.</p>"
+        made = f"{document.counts['rehearsal']} of {len(document.points)} points"
+        banner = f"<p class=banner><b>Rehearsal:</b> the numbers of {made} are made up by stand-ins.</p>"
     return (
         f"<header class=head><h1>{escaped(document.title)}</h1><p class=soft>{about}. Made {escaped(document.made)}"
         f" of {escaped(', '.join(document.sources))}</p><ul class=counts>{counts}</ul>{banner}</header><main>"
@@ -105,22 +112,25 @@ def _not_ok(document: Document) -> Iterator[str]:
 
 
 def _comparison(found: Comparison) -> Iterator[str]:
-    """Each point beside the same one of the other side, with what else is not the same."""
-    yield f"<h2>Compared with {escaped(found.against)}</h2><p>{found.summary}.</p>"
+    """What fails, and each point that is not the same as on the other side, with what else differs."""
+    yield f"<h2>Compared with {escaped(found.against)}</h2><p>{found.summary}; what is the same is not listed.</p>"
     if found.failed:
-        yield "<ul>" + "".join(f"<li class=worse>{escaped(text)}" for text in found.failed) + "</ul>"
-    yield "<div class=scroll><table><thead><tr><th>answer<th>point"
+        yield f"<details><summary class=worse>{len(found.failed)} past the thresholds</summary><ul>"
+        yield "".join(f"<li>{escaped(text)}" for text in found.failed) + "</ul></details>"
+    yield "<div class=scroll><table><thead><tr><th>answer<th>point<th>measurements"
     yield from (f"<th>{metrics()[name].title} <small>{metrics()[name].unit}</small>" for name in found.told)
-    yield "<th>measurements<th>what else differs<tbody>"
+    yield "<th>what else differs<tbody>"
     for one in found.points:
+        if one.answer == "same":
+            continue
         link = f"<a href=#{one.id}>{escaped(one.point)}</a>" if one.id else escaped(one.point)
         by_metric = {change.metric: change for change in one.changes}
-        yield f"<tr><td class='{one.answer}'>{one.answer}<td>{link}"
+        yield f"<tr><td class='{one.answer}'>{one.answer}<td>{link}<td>{samples(one) if one.changes else ''}"
         for name in found.told:
             change = by_metric.get(name)
             kind = f" class='{change.answer}'" if change and change.answer in ("better", "worse") else ""
             yield f"<td{kind}>{changed(change)}"
-        yield f"<td>{samples(one) if one.changes else ''}<td>{escaped(one.reason or '; '.join(one.differs))}"
+        yield f"<td>{escaped(one.reason or brief('; '.join(one.differs)))}"
     yield "</table></div>"
 
 
@@ -190,8 +200,8 @@ def _runs(document: Document, numbers: dict[str, int]) -> Iterator[str]:
         yield f"<h2>Time line</h2><figure><div class=scroll>{picture}</div><ul class=legend>{lines}</ul></figure>"
     if not document.runs:
         return
-    yield "<h2>Runs, and what they ran</h2><div class=scroll><table><thead><tr><th>job<th>nodes<th>queue"
-    yield "<th>start-up<th>measuring<th>began<th>ended as<th>run</thead>"
+    yield "<h2>Runs, and what they ran</h2><div class=scroll><table><thead><tr><th>run<th>job<th>nodes"
+    yield "<th>queue<th>start-up<th>measuring<th>began<th>ended as</thead>"
     ordered = sorted(document.runs, key=lambda run: run.provenance)
     for provenance, group in groupby(ordered, key=lambda run: run.provenance):
         shared = "".join(f"<div><b>{name}</b> {escaped(text)}</div>" for name, text in provenance)
@@ -209,9 +219,9 @@ def _run(run: Run, number: int) -> str:
         *(duration(spent.get(name)) for name in ("queue", "start", "measure")),
         clock(run.created)[5:16],
         f"<span title='{escaped(run.verdict)}'>{ended}</span>" if run.layer else ended,
-        escaped(run.id),
     )
-    return f"<tr id=r{number}><td>{'<td>'.join(cells)}"
+    known = f"<td>{'<td>'.join(cells)}" if any(cells) else ""  # of an artifact no more is known than its name
+    return f"<tr id=r{number}><td>{escaped(run.id)}{known}"
 
 
 def _by_phase(run: Run) -> Iterable[tuple[str, list[tuple[str, float, float]]]]:

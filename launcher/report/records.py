@@ -16,7 +16,7 @@ from launcher.core.reading import read_file
 from launcher.report.document import Image, Run
 from launcher.report.gathered import Gathered
 from launcher.result.refusals import rule_of
-from launcher.run.fields import LARGEST, RunFields, read_fields
+from launcher.run.fields import ENDED, LARGEST, RunFields, read_fields
 from launcher.run.record import UnreadableRecord, each_record
 from launcher.sweep.attempts import WHOLE
 
@@ -145,6 +145,8 @@ def _state(one: _Measured | None, fields: RunFields, *, rehearsal: bool, wrong: 
         return "missing", verdict.text, layer
     if one is not None or wrong:
         return "missing", (one.reason if one else wrong) or "there is no result", layer or "results"
+    if fields.state in ENDED:
+        return "missing", "there is no result", "results"
     if fields.job is not None and not fields.job.over:
         return "missing", f"not measured yet: job {fields.job.id} {fields.job.says}".strip(), ""
     return "missing", f"not measured yet: the run is {fields.state}", ""

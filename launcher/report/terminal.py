@@ -8,7 +8,7 @@ from typing import Any, TextIO
 from launcher.aggregate.points import metrics
 from launcher.report.document import Comparison, Document, not_ok
 from launcher.report.files import known
-from launcher.report.text import changed, samples, shown, value
+from launcher.report.text import brief, changed, samples, shown, value
 
 MOST = 60
 """Points that the table shows; of more, only those on a frontier."""
@@ -60,13 +60,13 @@ def _compare(found: Comparison, console: Any) -> None:
             if change.answer in ("better", "worse")
         ]
         line = Text("  ").append(
-            f"{one.answer:14}", style={"better": "green", "worse": "bold red"}.get(one.answer, "yellow")
+            f"{one.answer:15}", style={"better": "green", "worse": "bold red"}.get(one.answer, "yellow")
         )
         line.append(f"{shown(one.point)}   {shown(one.reason or '; '.join(said))}")
         line.append(f"   {samples(one)}" if one.changes else "", style="dim")
         console.print(line)
         if one.differs:
-            console.print(Text(shown("; ".join(one.differs)), style="dim"), justify="left")
+            console.print(Text(f"{'':17}{shown(brief('; '.join(one.differs)))}", style="dim"))
     for text in found.failed:
         console.print(Text(f"  {shown(text)}", style="bold red"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 import time
 
 from launcher.aggregate.points import metrics
@@ -38,6 +39,11 @@ def changed(change: Change | None) -> str:
     if change.now is None or change.change is None:
         return f"{'-' if change.now is None else f'{change.now:.{digits}f}'} (was {change.base or 0:.{digits}f})"
     return f"{change.now:.{digits}f} ({change.change * 100:+.1f} %)"
+
+
+def brief(text: str) -> str:
+    """A text with its digests and commits cut to twelve digits."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1…", text)
 
 
 def samples(one: Compared) -> str:

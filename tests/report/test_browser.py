@@ -89,7 +89,7 @@ def test_the_numbers_of_the_picture_are_those_of_the_json(browser: Browser, repo
 def test_a_mark_tells_its_point_and_leads_to_its_row(browser: Browser, report: tuple[Document, Path]) -> None:
     browser.open(report[1])
     told = {entry.id: entry for entry in report[0].points}
-    for by in ("new PointerEvent('pointerenter')", "new FocusEvent('focus')"):
+    for by in ("new PointerEvent('pointerover', {bubbles: true})", "new FocusEvent('focusin', {bubbles: true})"):
         browser.run(f"const a = document.querySelectorAll('.chart a')[7]; a.dispatchEvent({by})")
         entry = told[browser.each(".chart a", "e.getAttribute('href').slice(1)")[7]]
         run = next(run for run in report[0].runs if run.id == entry.run)
