@@ -120,18 +120,20 @@ def _checked(record: Row, package: Package, raw: Mapping[str, Any], window: Wind
     names = {key: f"{key[0]}/{s.uuids[0]}" for key, s in found.items() if len(s.uuids) == 1}
     record |= {"expected_gpu_count": len(devices), "observed_gpu_count": len(found)}
     record["per_gpu_role"] = {names.get(key, f"{key[0]}/{key[1]}"): roles[key] for key in sorted(roles)}
-    own, reason, failure = selected(checked.parsed, raw, package.results, package.result.name, window)
+    own, reason, failure = selected(checked, raw, package.results, package.result.name, window)
     if own is None:
         _add(record, reason, failure)
         return {}
-    record["selected_window"] = own.shown()
+    record["selected_window"] = asdict(own)
     if record["reasons"] or window is None:
         return {}
     by_role = {"prefill": 0.0, "decode": 0.0, "agg": 0.0}
     for key, _ in devices:
-        joules = energy(found[key].series, own.start, own.end)
+        joules = energy(found[key].series, own.start_time_unix, own.end_time_unix)
         record["per_gpu_energy_j"][names[key]] = joules
-        record["per_gpu_max_sample_gap_s"][names[key]] = largest_gap(found[key].times, own.start, own.end)
+        record["per_gpu_max_sample_gap_s"][names[key]] = largest_gap(
+            found[key].times, own.start_time_unix, own.end_time_unix
+        )
         by_role[roles[key]] += joules
     metrics = _metrics(window, sum(record["per_gpu_energy_j"].values()), by_role, len(devices), package.gpus)
     if bad := sorted(key for key, value in metrics.items() if not math.isfinite(value)):

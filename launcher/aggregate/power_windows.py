@@ -93,39 +93,28 @@ def finite(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class MeasuredWindow:
-    """One window's file. ``end`` and ``duration`` are 0 where it never ended."""
+    """One window's file, by the keys that the record of the check has. End and duration are 0 where it never ended."""
 
-    file: str
-    kind: str
+    window_file: str
+    benchmark_type: str
     concurrency: int
-    result: str
-    status: str
-    start: float
-    end: float
+    result_path: str
+    start_time_unix: float
+    end_time_unix: float
     duration: float
 
     @property
     def key(self) -> tuple[str, int]:
-        return self.kind, self.concurrency
-
-    def shown(self) -> Row:
-        """As the record of the check has it."""
-        return {
-            "window_file": self.file,
-            "result_path": self.result,
-            "benchmark_type": self.kind,
-            "concurrency": self.concurrency,
-            "start_time_unix": self.start,
-            "end_time_unix": self.end,
-            "duration": self.duration,
-        }
+        return self.benchmark_type, self.concurrency
 
 
 @dataclass
 class Checked:
-    """The windows by type and concurrency, what is said of each expected one, and what is wrong with files."""
+    """The windows by type and concurrency, the files of those that did not complete, what is said of each expected one,
+    and what is wrong with files."""
 
     parsed: dict[tuple[str, int], MeasuredWindow] = field(default_factory=dict)
+    incomplete: set[str] = field(default_factory=set)
     validations: list[Row] = field(default_factory=list)
     errors: list[Row] = field(default_factory=list)
 
@@ -145,13 +134,13 @@ def check_windows(
     twice = _scan(directory, results, checked)
     for key, window in sorted(checked.parsed.items()):
         if key not in expected:
-            checked.error(window.file, f"{_BAD}unexpected")
+            checked.error(window.window_file, f"{_BAD}unexpected")
     for kind, concurrency in expected:
         own = checked.parsed.get((kind, concurrency))
         gaps: dict[str, float] = {}
         if own is None:
             reasons = [f"{_BAD}{'duplicate' if (kind, concurrency) in twice else 'missing'}"]
-        elif own.status != "completed":
+        elif own.window_file in checked.incomplete:
             reasons = [f"{_BAD}incomplete"]
         elif not (reasons := _result_reasons(own, results)):
             gaps, reasons = _coverage(own, devices, found)
@@ -159,7 +148,7 @@ def check_windows(
             {
                 "benchmark_type": kind,
                 "concurrency": concurrency,
-                "window_file": None if own is None else own.file,
+                "window_file": None if own is None else own.window_file,
                 "power_coverage_valid": not reasons,
                 "reason_codes": list(dict.fromkeys(reasons)),
                 "per_device_max_sample_gap_seconds": {} if reasons else gaps,
@@ -181,11 +170,11 @@ def _scan(directory: Path, results: Path, checked: Checked) -> set[tuple[str, in
         name = f"{_DIRECTORY}/{path.name}"
         if path.is_symlink() or not path.is_file():
             checked.error(name, f"{_BAD}artifact_path_invalid")
-        elif isinstance(window := _parsed(path, name, results), str):
+        elif isinstance(window := _parsed(path, name, results, checked), str):
             checked.error(name, window)
         elif (other := checked.parsed.get(window.key)) is not None:
             twice.add(window.key)
-            checked.error(other.file, f"{_BAD}duplicate")
+            checked.error(other.window_file, f"{_BAD}duplicate")
             checked.error(name, f"{_BAD}duplicate")
         else:
             checked.parsed[window.key] = window
@@ -201,7 +190,7 @@ def _stays_below(root: Path, relative: str) -> bool:
         return False
 
 
-def _parsed(path: Path, name: str, results: Path) -> MeasuredWindow | str:
+def _parsed(path: Path, name: str, results: Path, checked: Checked) -> MeasuredWindow | str:
     """A window, or the code of what is wrong with its file."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
@@ -229,9 +218,9 @@ def _parsed(path: Path, name: str, results: Path) -> MeasuredWindow | str:
         return f"{_BAD}result_path_invalid"
     if not _agrees(str(status), end, duration, said.get("reason")):
         return f"{_BAD}malformed"
-    return MeasuredWindow(
-        name, kind, concurrency, result, str(status), float(start), float(end or 0), float(duration or 0)
-    )
+    if status != "completed":
+        checked.incomplete.add(name)
+    return MeasuredWindow(name, kind, concurrency, result, float(start), float(end or 0), float(duration or 0))
 
 
 def _agrees(status: str, end: Any, duration: Any, reason: Any) -> bool:
@@ -246,7 +235,7 @@ def _agrees(status: str, end: Any, duration: Any, reason: Any) -> bool:
 
 def _result_reasons(window: MeasuredWindow, results: Path) -> list[str]:
     """Where the result that a window names is not there, or has other times."""
-    path = results / window.result
+    path = results / window.result_path
     try:
         result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
@@ -254,9 +243,13 @@ def _result_reasons(window: MeasuredWindow, results: Path) -> list[str]:
     if result is None and not path.is_file():
         return [f"{_BAD}result_missing"]
     times = ("benchmark_start_time_unix", "benchmark_end_time_unix", "duration")
-    if not isinstance(result, dict) or [result.get(k) for k in times] != [window.start, window.end, window.duration]:
+    if not isinstance(result, dict) or [result.get(k) for k in times] != [
+        window.start_time_unix,
+        window.end_time_unix,
+        window.duration,
+    ]:
         return [f"{_BAD}result_mismatch"]
-    off = abs(window.end - window.start - window.duration)
+    off = abs(window.end_time_unix - window.start_time_unix - window.duration)
     return [f"{_BAD}clock_mismatch"] if off > max(0.5, 0.01 * window.duration) else []
 
 
@@ -272,12 +265,12 @@ def _coverage(
         if times and len(samples.uuids) != 1:
             reasons.append("gpu_uuid_changed")
             continue
-        before = [at for at in times if at <= window.start]
-        after = [at for at in times if at >= window.end]
+        before = [at for at in times if at <= window.start_time_unix]
+        after = [at for at in times if at >= window.end_time_unix]
         if not before or not after:
             reasons.append(f"{_BAD}not_bracketed")
             continue
-        within = [before[-1], *(at for at in times if window.start < at < window.end), after[0]]
+        within = [before[-1], *(at for at in times if window.start_time_unix < at < window.end_time_unix), after[0]]
         largest = max((later - earlier for earlier, later in itertools.pairwise(within)), default=0.0)
         gaps[f"{device[0]}/{samples.uuids[0]}"] = largest
         if largest > LARGEST_GAP:
@@ -286,7 +279,7 @@ def _coverage(
 
 
 def selected(
-    parsed: Mapping[tuple[str, int], MeasuredWindow],
+    checked: Checked,
     raw: Mapping[str, Any],
     results: Path,
     name: str,
@@ -297,19 +290,26 @@ def selected(
     ``name`` is the result's file, ``held`` its own window (None: it has none that is good).
     """
     concurrency = raw.get("max_concurrency")
-    matches = [w for w in parsed.values() if w.status == "completed" and w.concurrency == concurrency]
+    matches = [
+        window
+        for window in checked.parsed.values()
+        if window.window_file not in checked.incomplete and window.concurrency == concurrency
+    ]
     if len(matches) != 1:
         text = f"found {len(matches)} completed windows for concurrency {concurrency!r}"
         return None, "window_for_result_missing", text
     window = matches[0]
-    path = results / window.result
+    path = results / window.result_path
     try:
         original = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None, f"{_BAD}result_missing", f"original result unreadable: {path}"
     if json.dumps(original, sort_keys=True) != json.dumps(raw, sort_keys=True):
-        return None, "result_content_mismatch", f"workspace copy {name} differs from original {window.result}"
-    if held is not None and (held.start_time_unix, held.end_time_unix) != (window.start, window.end):
+        return None, "result_content_mismatch", f"workspace copy {name} differs from original {window.result_path}"
+    if held is not None and (held.start_time_unix, held.end_time_unix) != (
+        window.start_time_unix,
+        window.end_time_unix,
+    ):
         text = "benchmark window fields do not match the selected window file"
         return None, f"{_BAD}result_mismatch", text
     return window, "", ""

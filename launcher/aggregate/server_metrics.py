@@ -157,6 +157,13 @@ def _rates(nested: Nested, gpu: float | None, other: float | None, overall: floa
     nested["cache"].update({"gpu_cache_hit_rate": gpu, "overall_cache_hit_rate": overall, **cpu})
 
 
+def _prefixes(nested: Nested, *counts: float | None) -> None:
+    """Hits and queries of prefixes, then the same of an external cache."""
+    keys = ("hits", "queries")
+    names = (f"{where}prefix_cache_{key}" for where in ("", "external_") for key in keys)
+    nested["cache"].update(zip(names, counts, strict=True))
+
+
 def _totals(nested: Nested, prompt: float | None, generation: float | None) -> None:
     nested["tokens"].update({"prompt_total": _whole(prompt), "generation_total": _whole(generation)})
 
@@ -170,12 +177,7 @@ def _atom(metrics: Metrics, nested: Nested) -> None:
     loaded = total("lmcache_loaded_tokens")
     # What was loaded may be among the cached tokens already: it is not added.
     _rates(nested, rate(cached, full), rate(loaded, full), rate(cached, full))
-    nested["cache"].update(
-        prefix_cache_hits=cached,
-        prefix_cache_queries=full,
-        external_prefix_cache_hits=loaded,
-        external_prefix_cache_queries=full,
-    )
+    _prefixes(nested, cached, full, loaded, full)
     usage = metrics.highest("atom:kv_cache_usage_ratio", "atom_kv_cache_usage_ratio")
     nested["kv_cache"]["gpu_usage_pct"] = _fraction(usage)
 
@@ -221,12 +223,7 @@ def _vllm(metrics: Metrics, nested: Nested) -> None:
             overall = ((local or 0.0) + (moved or 0.0)) / total
         nested["tokens"]["prompt_by_source"] = _sources(local, moved, by_source.get("local_compute"), by_source)
     _rates(nested, gpu, other, overall)
-    nested["cache"].update(
-        prefix_cache_hits=hits,
-        prefix_cache_queries=queries,
-        external_prefix_cache_hits=loaded,
-        external_prefix_cache_queries=asked,
-    )
+    _prefixes(nested, hits, queries, loaded, asked)
     nested["kv_cache"].update(
         gpu_usage_pct=_fraction(metrics.highest(*_USAGE)),
         cpu_usage_pct=_fraction(metrics.highest("vllm:cpu_kv_cache_usage_perc")),
