@@ -156,7 +156,10 @@ class Log:
 
     def line(self, number: int) -> Line:
         if number not in self._lines:
-            self._lines[number] = parse(self.raw[number], self._written, self._zone[0])
+            line = parse(self.raw[number], self._written)
+            if line.at is not None and not line.zoned and (zone := self._zone[0]) is not None:
+                line = parse(self.raw[number], self._written, zone)
+            self._lines[number] = line
         return self._lines[number]
 
     def when(self, number: int) -> tuple[float, bool]:

@@ -188,7 +188,7 @@ Interval = tuple[float | None, float | None]
 _APART = 450.0
 """Seconds by which clocks, and a log's last line and its file, may differ: half of what any two zones do."""
 
-_LOOKED_AT = 300
+_LOOKED_AT = 100
 """Lines at each end of a log among which a stamp without a zone is looked for."""
 
 
