@@ -311,8 +311,8 @@ def main(argv: list[str]) -> int:
     with multiprocessing.get_context("fork").Pool(arguments.processes, maxtasksperchild=1) as pool:
         for done, texts in enumerate(pool.imap_unordered(_share, shares, chunksize=1), 1):
             found += texts
+            for text in texts:
+                print(text)
             print(f"{done} of {len(shares)} shares, {len(found)} wrong", flush=True)
-    for text in found:
-        print(text)
     print(f"{arguments.files} files and {arguments.environments} environments: {len(found)} wrong")
     return bool(found)
