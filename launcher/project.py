@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import GithubJob, benchmark_from_environment, github_job
@@ -179,14 +179,15 @@ class Project:
         narrow: bool = False,
         run_id: str | None = None,
         exclude: Sequence[str] = (),
+        longer: float = 1.0,
     ) -> Plan:
         """Plan a benchmark that was chosen by hand, as the GitHub job of the same row would be planned.
 
-        ``exclude`` are nodes that the job must not get beside those of the runner file.
+        ``exclude`` are nodes that the job must not get beside the runner file's, ``longer`` multiplies its time limit.
         """
         file = self.runner_for(benchmark, runner)
         job = GithubJob(runner_name=f"{file.runner.name}_manual")
-        return self._plan(benchmark, file, job, run_id, narrow, tuple(exclude))
+        return self._plan(benchmark, file, job, run_id, narrow=narrow, exclude=tuple(exclude), longer=longer)
 
     def plan_from_environment(self, run_id: str | None = None) -> Plan:
         """Plan what this GitHub job's environment asks for."""
@@ -228,7 +229,7 @@ class Project:
         from launcher.srtctl.locate import RecipeFinder
 
         finder = RecipeFinder(self.workspace, self.finder.repository, checkout=tree)
-        context = self._context(plan.runner_name, plan.run_key, plan.narrow, plan.exclude)
+        context = self._context(plan.runner_name, plan.run_key, narrow=plan.narrow, exclude=plan.exclude)
         return plan_benchmark(plan.benchmark, self.fleet.get(plan.runner), finder, context, self.schemas)
 
     def run_id_from_environment(self) -> str:
@@ -236,24 +237,17 @@ class Project:
         job = github_job(self.environ)
         return run_key(benchmark_from_environment(self.environ), job.runner_name, job.run_id, job.attempt)
 
-    def _plan(
-        self,
-        benchmark: Benchmark,
-        file: RunnerFile,
-        job: GithubJob,
-        run_id: str | None,
-        narrow: bool = False,
-        exclude: tuple[str, ...] = (),
-    ) -> Plan:
+    def _plan(self, benchmark: Benchmark, file: RunnerFile, job: GithubJob, run_id: str | None, **chosen: Any) -> Plan:
         key = check_run_id(run_id or run_key(benchmark, job.runner_name, job.run_id, job.attempt))
         kind = self.kind(_kind_of_lane(benchmark, file))
-        return kind.plan(benchmark, file, self._context(job.runner_name, key, narrow, exclude))
+        return kind.plan(benchmark, file, self._context(job.runner_name, key, **chosen))
 
     def context(self, key: str) -> Context:
         """What paths of runner files depend on, for a command that is about no run."""
         return self._context("launcher", key)
 
-    def _context(self, runner_name: str, key: str, narrow: bool = False, exclude: tuple[str, ...] = ()) -> Context:
+    def _context(self, runner_name: str, key: str, **chosen: Any) -> Context:
+        """``chosen`` is what a person chose for this plan: ``narrow``, ``exclude``, ``longer`` of a `Context`."""
         return Context(
             workspace=str(self.workspace),
             runner_name=runner_name,
@@ -261,9 +255,8 @@ class Project:
             today="{}{:02}{:02}".format(*time.gmtime()),
             host=self.environ,
             is_directory=_is_directory if self.look else lambda path, holding: False,
-            narrow=narrow,
             state=str(self.state),
-            exclude=exclude,
+            **chosen,
         )
 
 

@@ -71,7 +71,8 @@ def _planning(commands: Commands) -> None:
 
 
 def _running(commands: Commands) -> None:
-    command_of(commands, "run", "running:run", "run one benchmark to its results", selection, execution, logs)
+    run = command_of(commands, "run", "running:run", "run one benchmark to its results", selection, execution, logs)
+    run.add_argument("--yes", action="store_true", help="answers the question about what it can cost")
 
     add_sweep(commands)
 

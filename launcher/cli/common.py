@@ -7,7 +7,7 @@ import dataclasses
 import fnmatch
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -171,3 +171,15 @@ def _role(side: RoleFacts | None) -> Role | None:
     if side is None:
         return None
     return side.as_role() or Role(workers=side.workers or 1, tp=side.gpus_per_worker or 1)
+
+
+def ask_first(project: Project, costs: Mapping[str, float | None], *, yes: bool) -> None:
+    """Ask before jobs that can cost more GPU-hours than the bound of their runner's file (`limits.ask-above`), where
+    somebody can answer. Raises ConfigError when that is no."""
+    for name, cost in costs.items():
+        bound = project.fleet.get(name).runner.limits.ask_above
+        if yes or bound is None or cost is None or cost <= bound or not sys.stdin.isatty():
+            continue
+        answer = input(f"{name}: {cost:.1f} GPU-hours at most, more than {bound:g}. Start? [y/N] ")
+        if answer.strip().lower() not in ("y", "yes"):
+            raise ConfigError("nothing was started", where=f"runner {name}", hint="--yes answers this question")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO, cast
 
-from launcher.cli.common import chosen, open_project
+from launcher.cli.common import ask_first, chosen, open_project
 from launcher.cli.ending import end_leftovers, run_id_of
 from launcher.cli.output import standard_output_apart
 from launcher.cli.render import Console, show_plans, summaries
@@ -39,7 +39,12 @@ from launcher.slurm.client import Phase
 def run(arguments: argparse.Namespace) -> int:
     """Run the one benchmark that is selected."""
     project = open_project(arguments, look=True)
-    return _exit_code(_drive(project, [_by_hand(project, arguments)], arguments))
+    plan = _by_hand(project, arguments)
+    held = plan.scheduler
+    if held.gpu_hours is not None:
+        say(f"{held.nodes} nodes × {held.time_limit} = {held.gpu_hours:.1f} GPU-hours at most")
+    ask_first(project, {plan.runner: held.gpu_hours}, yes=arguments.yes)
+    return _exit_code(_drive(project, [plan], arguments))
 
 
 def adopt(arguments: argparse.Namespace) -> int:

@@ -101,8 +101,7 @@ class _Driving:
         self._labels: dict[str, str] = {}
         self._view: LiveView | None = None
         self._detaches = bool(getattr(arguments, "detach_on_interrupt", False))
-        accept = ledger.sweep.policy.accept
-        self._maker = RunMaker(project, Stop(self._wait, stop.reason), self._said.append, accept)
+        self._maker = RunMaker(project, Stop(self._wait, stop.reason), self._said.append, ledger.sweep.policy)
 
     def _wait(self, seconds: float) -> bool:
         """Wait for a stop, or for this driver to leave."""

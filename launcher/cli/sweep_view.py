@@ -86,14 +86,14 @@ class View:
             return self._styled([(text, "bold") for text in head] + body + [("q back to the jobs", "reverse")], width)
         jobs = shown_jobs(found, height - len(head) - len(foot) - 1)
         self.chosen = min(self.chosen, max(0, len(jobs) - 1))
-        name = max(12, min(48, width - 44))
+        name = max(12, min(48, width - 56))
         rows = [(f"  {'job':{name}} {'state':11} {'age':>4} {'done':>5} {'conc':>5} last", "bold")]
         for number, job in enumerate(jobs):
             done, conc = f"{job.ok}/{len(job.concurrencies)}", "" if job.now is None else str(job.now)
             mark = ">" if number == self.chosen else " "
             last = job.throughput or job.reason or job.topology
             at = f"{job.state:11} {age(job.since, now):>4} {done:>5} {conc:>5}"
-            text = f"{mark} {_cut(job.key, name):{name}} {at} {last}"
+            text = f"{mark} {_cut(label_of(job, name), name):{name}} {at} {last}"
             rows.append((text, _STYLES.get(job.state, "")))
         styled = [(text, "bold" if number == 0 else "") for number, text in enumerate(head)]
         return self._styled([*styled, *rows, *((text, "red") for text in foot[:-1]), (foot[-1], "reverse")], width)
@@ -113,6 +113,14 @@ class View:
                 console.print(shown, end="")
             found.append(capture.get())
         return found
+
+
+def label_of(job: JobLine, width: int) -> str:
+    """A job's key, or where there is no room for it what tells it from its neighbours."""
+    if len(job.key) <= width:
+        return job.key
+    ends = "-".join(map(str, dict.fromkeys((min(job.concurrencies), max(job.concurrencies)))))
+    return f"{job.topology} c{ends} {job.measures.replace('1024', '1k').replace('8192', '8k')}"
 
 
 def _cut(text: str, width: int) -> str:

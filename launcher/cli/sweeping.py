@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import msgspec
 
 from launcher import __version__
-from launcher.cli.common import chosen, of_row, open_project, tell_refused
+from launcher.cli.common import ask_first, chosen, of_row, open_project, tell_refused
 from launcher.cli.render import table
 from launcher.cli.sweep_driving import detach, drive, summary, sweeps_of
 from launcher.cli.sweep_status import seen
@@ -48,7 +48,9 @@ def start(arguments: argparse.Namespace) -> int:
         return code
     check_limits(jobs, policy)
     show_cost(jobs)
-    ask_first(project, jobs, arguments)
+    runners = dict.fromkeys(job.runner for job in jobs)
+    costs = {name: sum(job.gpu_hours or 0.0 for job in jobs if job.runner == name) for name in runners}
+    ask_first(project, costs, yes=arguments.yes)
     now = time.time()
     name = arguments.name or f"{time.strftime('sweep-%m%d-%H%M%S', time.localtime(now))}-{os.urandom(2).hex()}"
     sweep = Sweep(
@@ -225,12 +227,11 @@ def wanted(arguments: argparse.Namespace, project: Project, policy: Policy) -> t
             refused.append(of_row(error, benchmark, place))
     if not jobs and len(refused) == 1:
         raise refused[0]
-    kept = served_here(project, list(jobs.values()), refused)
-    return kept, refused
+    return served_here(project, list(jobs.values())), refused
 
 
-def served_here(project: Project, jobs: list[Job], refused: list[ConfigError]) -> list[Job]:
-    """The jobs whose runners one scheduler serves, that of the first; others are added to ``refused``."""
+def served_here(project: Project, jobs: list[Job]) -> list[Job]:
+    """The jobs whose runners one scheduler serves, that of the first; others are named, and left to another sweep."""
     kinds = {name: project.fleet.get(name).runner.scheduler for name in dict.fromkeys(job.runner for job in jobs)}
     if not kinds:
         return jobs
@@ -244,9 +245,7 @@ def served_here(project: Project, jobs: list[Job], refused: list[ConfigError]) -
                 wrong[name] = f"its partition {scheduler.partition} is none of this controller"
     for name, why in wrong.items():
         count = sum(job.runner == name for job in jobs)
-        refused.append(
-            ConfigError(f"{count} jobs are left out: {why}", where=f"runner {name}", hint="a sweep of its own")
-        )
+        print(f"launcher: runner {name}: {count} jobs are left out, for a sweep of their own: {why}", file=sys.stderr)
     return [job for job in jobs if job.runner not in wrong]
 
 
@@ -279,16 +278,3 @@ def show_cost(jobs: list[Job]) -> None:
     for runner in dict.fromkeys(job.runner for job in jobs):
         mine = [job for job in jobs if job.runner == runner]
         say(f"{runner}: {len(mine)} jobs, {cost_of(mine)}")
-
-
-def ask_first(project: Project, jobs: list[Job], arguments: argparse.Namespace) -> None:
-    """Ask before what costs more than a runner file's bound, where somebody can answer. Raises ConfigError."""
-    if arguments.yes or not sys.stdin.isatty():
-        return
-    for runner in dict.fromkeys(job.runner for job in jobs):
-        bound = project.fleet.get(runner).runner.limits.ask_above
-        cost = sum(job.gpu_hours or 0.0 for job in jobs if job.runner == runner)
-        if bound is not None and cost > bound:
-            answer = input(f"{runner}: {cost:.1f} GPU-hours at most, more than {bound:g}. Start? [y/N] ")
-            if answer.strip().lower() not in ("y", "yes"):
-                raise ConfigError("nothing was started", where=f"runner {runner}", hint="--yes answers this question")

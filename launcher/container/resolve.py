@@ -266,7 +266,7 @@ def minutes_of(limits: Sequence[str | None], variable: str | None, context: Cont
     if not seconds:  # Slurm takes 0 for no limit at all
         name, where = (variable, "environment") if said else ("the time limit", where)
         raise ConfigError(f"{name} is {limit!r}; expected one as Slurm writes it, longer than nothing", where=where)
-    return max(1, round(seconds / 60))
+    return max(1, round(seconds * context.longer / 60))
 
 
 def _staging(lane: Container) -> PlannedStaging | None:

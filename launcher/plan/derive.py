@@ -31,7 +31,8 @@ class Context:
     ``host`` the environment variables by which a runner file lets its host override it; ``is_directory`` answers
     whether this machine sees a path (a dry run elsewhere answers no to all); ``narrow`` says that the concurrencies
     were chosen by hand, so that the recipe is to run just those; ``state`` is the launcher's own directory;
-    ``exclude`` are nodes that the job must not get beside those of the runner file.
+    ``exclude`` are nodes that the job must not get beside those of the runner file; ``longer`` is by how much its time
+    limit is multiplied.
     """
 
     workspace: str
@@ -43,6 +44,7 @@ class Context:
     narrow: bool = False
     state: str = "."
     exclude: tuple[str, ...] = ()
+    longer: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class SrtctlKind:
         ]
 
     def fingerprint(self, plan: Plan) -> dict[str, str]:
-        """The variant of the recipe that is submitted, without token, concurrencies, nodes; and the srt-slurm tree."""
+        """The variant of the recipe that is submitted, without what a run has of its own; and the srt-slurm tree."""
         job = SrtctlJob.of(plan)
         tree, recipe = job.srt_slurm, job.recipe
         patches = "".join(f" with {patch.commit[:12]} of {patch.path}" for patch in tree.patches)
@@ -98,7 +98,9 @@ class SrtctlKind:
             benchmark = {k: v for k, v in (chosen.get("benchmark") or {}).items() if k != "concurrencies"}
             directives = chosen.get("sbatch_directives") or {}
             directives = {k: v for k, v in directives.items() if k not in ("comment", "exclude")}
-            text = json.dumps({**chosen, "benchmark": benchmark, "sbatch_directives": directives}, default=str)
+            slurm = {k: v for k, v in (chosen.get("slurm") or {}).items() if k != "time_limit"}
+            own = {"benchmark": benchmark, "sbatch_directives": directives, "slurm": slurm}
+            text = json.dumps({**chosen, **own}, default=str)
             document = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:12]
         return {"recipe": document, "srt-slurm": f"{tree.sha}{patches}" if tree.sha else ""}
 

@@ -11,6 +11,7 @@ from typing import Any
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import environment_of
 from launcher.core.errors import ConfigError
+from launcher.core.slurm_notation import limit_seconds
 from launcher.image.reference import PlannedImage, names_an_image
 from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context
@@ -93,7 +94,7 @@ class SrtctlPlanner:
         argv = _argv(rules, planned_recipe, setup, derive.tags(rules, context))
         submit = Submit(argv, {**environment_of(benchmark), **exports})
         job = SrtctlJob(models, tree, srtslurm, planned_recipe, submit, rules.power)
-        own_limit = recipe.facts and recipe.facts.time_limit
+        limit = longer((recipe.facts and recipe.facts.time_limit) or srtslurm.get("default_time_limit"), context)
         plan = derive.whole_plan(
             rules,
             context,
@@ -102,7 +103,7 @@ class SrtctlPlanner:
                 rules, model_path, context, pinned=recipe.facts.pinned if recipe.facts is not None else None
             ),
             results=_results(expected, recipe.facts),
-            holds=_holds(recipe.facts, own_limit or srtslurm.get("default_time_limit"), file),
+            holds=_holds(recipe.facts, limit, file),
             details=job.as_details(),
         )
         return SrtctlResolved(plan, rules, job, recipe, setup, narrowed)
@@ -163,6 +164,15 @@ class SrtctlPlanner:
 
     def _has(self, lane: LaneRule, path: str) -> bool | None:
         return self.has_file(lane.ref, lane.sha, path)
+
+
+def longer(limit: str | None, context: Context) -> str | None:
+    """A time limit in Slurm's notation, multiplied as the context says."""
+    seconds = limit_seconds(limit)
+    if context.longer == 1.0 or not seconds:
+        return limit
+    hours, rest = divmod(round(seconds * context.longer), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
 
 
 def _holds(recipe: RecipeFacts | None, limit: str | None, file: RunnerFile) -> Holds:
@@ -328,6 +338,11 @@ def _edited(
     benchmark = rules.benchmark
     edits = [edit for adjustment in rules.adjustments for edit in adjustment.rule.edits]
     edits += acceptance_edits(benchmark, document)
+    if context.longer != 1.0:
+        own = recipe.facts.time_limit if recipe.facts is not None else None
+        limits = [rules.lane.rule.time_limit, *(a.rule.time_limit for a in rules.adjustments)]
+        limit = own or derive.last(limits, rules.file.runner.scheduler.time_limit)
+        edits.append(Edit(("slurm", "time_limit"), longer(limit, context)))
     if narrowed is not None:
         document = narrowed.document
         edits.append(Edit(("benchmark", "concurrencies"), "x".join(str(c) for c in benchmark.concurrencies)))

@@ -44,11 +44,14 @@ class Failure:
 
 
 class Decisions:
-    """What a driver decides. ``nodes`` is how many nodes each runner has, where that is known."""
+    """What a driver decides. ``nodes`` is how many nodes each runner has, ``budgets`` how many GPU-hours a sweep may
+    use there, where that is known."""
 
-    def __init__(self, state: State, nodes: Mapping[str, int | None] = {}) -> None:
+    def __init__(
+        self, state: State, nodes: Mapping[str, int | None] = {}, budgets: Mapping[str, float | None] = {}
+    ) -> None:
         self.state = state
-        self._nodes = nodes
+        self._nodes, self._budgets = nodes, budgets
         self.ok: dict[str, set[int]] = defaultdict(set)
         self.waiting: dict[str, float] = {}
         """Jobs that lack a result and have no attempt, in order; from when on one may begin (by the driver's clock)."""
@@ -149,9 +152,11 @@ class Decisions:
         guarded = self._guards.get(guard(job), "")
         if guarded and (job.key not in self._canaries or guarded != NOT_YET):
             return guarded
-        budget = state.policy.max_gpu_hours
-        if budget is not None and state.spent + state.reserved + (job.gpu_hours or 0.0) > budget:
-            return f"budget: {state.spent + state.reserved:.1f} of {budget:g} GPU-hours are spent or reserved"
+        runner, here = job.runner, state.used.get(job.runner, 0.0)
+        budgets = [(state.spent + state.reserved, state.policy.max_gpu_hours, "")]
+        for used, budget, where in [*budgets, (here, self._budgets.get(runner), f" on {runner}")]:
+            if budget is not None and used + (job.gpu_hours or 0.0) > budget:
+                return f"budget: {used:.1f} of {budget:g} GPU-hours{where} are spent or reserved"
         return ""
 
     @property

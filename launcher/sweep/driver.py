@@ -85,7 +85,7 @@ class Driver:
     ) -> None:
         self.ledger, self.state = ledger, State(ledger.sweep, ledger.events())
         self.records = Records(setting.runs, self.state)
-        self.decisions = Decisions(self.state, setting.nodes)
+        self.decisions = Decisions(self.state, setting.nodes, setting.budgets)
         self.open: dict[str, Open] = {}
         self.outcomes: list[Outcome] = []
         self.leaving = leaving
@@ -254,6 +254,9 @@ class Driver:
         del self.open[run.id]
         run.record.let_go()
         if seen.phase == "unknown":  # its end was asked for, and is asked for again when the sweep is resumed
+            return
+        if seen.phase in ("alive", "preparing"):  # its end could not be written: a later driver collects
+            self._say("error", f"run {run.id} is left as it is, for `sweep resume`: {outcome.error}")
             return
         job = self.state.jobs[opened.attempt.event.job]
         self._slots.give_back(job.runner, run.id)

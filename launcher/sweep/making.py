@@ -20,7 +20,8 @@ from launcher.run.record import Listener, RunRecord
 from launcher.services import open_services, open_tools
 from launcher.sweep.decide import Start
 from launcher.sweep.points import differences, fingerprint
-from launcher.sweep.schema import Job
+from launcher.sweep.retry import TIME_LIMIT
+from launcher.sweep.schema import Job, Policy
 
 
 def image_digest(plan: Plan) -> str:
@@ -35,11 +36,11 @@ def image_digest(plan: Plan) -> str:
 class RunMaker:
     """Makes the runs of one sweep. All of them ask the same scheduler."""
 
-    def __init__(self, project: Project, stop: Stop, log: Callable[[str], None], accept: tuple[str, ...]) -> None:
+    def __init__(self, project: Project, stop: Stop, log: Callable[[str], None], policy: Policy) -> None:
         self._project = project
         self._stop = stop
         self._log = log
-        self._accept = accept
+        self._accept, self._longer = policy.accept, policy.retry_timeout or 1.0
         self._services: dict[tuple[str, str], Services] = {}
         self.listener: Listener = lambda event: None
 
@@ -53,7 +54,10 @@ class RunMaker:
         narrow = job.narrow or start.concurrencies != job.concurrencies
         benchmark = replace(job.benchmark, concurrencies=start.concurrencies)
         project = self._project
-        plan = project.plan_by_hand(benchmark, job.runner, narrow=narrow, run_id=run_id, exclude=start.exclude)
+        longer = self._longer if start.why == TIME_LIMIT else 1.0
+        plan = project.plan_by_hand(
+            benchmark, job.runner, narrow=narrow, run_id=run_id, exclude=start.exclude, longer=longer
+        )
         found = fingerprint(plan, project.kind(plan.kind).fingerprint(plan))
         if changed := differences(job.fingerprint, found):
             raise ConfigError(

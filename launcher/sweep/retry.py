@@ -33,6 +33,8 @@ def _class(name: str, layers: str, words: str = "", times: int = 0, wait: float 
     return RetryClass(name, frozenset(layers.split()), words, times, wait, nodes)
 
 
+TIME_LIMIT = "time limit"
+
 _NETWORK = (
     r"[Cc]onnection (?:reset|refused|timed out|aborted)|timed out|[Tt]imeout|\b(?:429|50[0-9])\b|[Tt]oo many requests"
     r"|truncat|unexpected EOF|[Uu]nreachable|[Tt]emporary failure|[Cc]ould not resolve|TLS handshake|ended early"
@@ -49,7 +51,7 @@ CLASSES = (
     _class("image transfer", "image checkout", _NETWORK, 3, 30.0),
     _class("model copy", "model", r"EIO|ESTALE|[Ii]nput/output|[Ss]tale|interrupted|ended early", 2, 60.0),
     _class("preempted", "scheduler", r"PREEMPTED|another job took its place|requeue", 3),
-    _class("time limit", "scheduler", r"time limit was reached|deadline was reached"),
+    _class(TIME_LIMIT, "scheduler", r"time limit was reached|deadline was reached"),
     _class("refused", "scheduler", _REFUSED),
     _class("controller silent", "scheduler", _SILENT, 3, 30.0),
     _class("node", "node", "", 2, 0.0, "exclude"),
@@ -106,7 +108,7 @@ def further(seen: Facts, before: int, policy: Policy, spread: float | None = Non
     if found is None:
         return None
     times = found.times
-    if found.name == "time limit" and policy.retry_timeout:
+    if found.name == TIME_LIMIT and policy.retry_timeout:
         times = 1
     if found.name == "server" and policy.confirm:
         times = 1

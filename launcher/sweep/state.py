@@ -127,6 +127,8 @@ class State:
         self.ending = ""
         """stop or cancel, once that was asked."""
         self.reserved = self.spent = 0.0
+        self.used: dict[str, float] = defaultdict(float)
+        """By runner: GPU-hours that are spent or reserved."""
         self.began: Began | None = None
         self.left: Left | None = None
         for event in events:
@@ -142,6 +144,7 @@ class State:
                 attempt = self.by_run[event.run] = Attempt(event, granted=self.granted.pop(event.job, None))
                 self.attempts[event.job].append(attempt)
                 self.reserved += event.gpu_hours
+                self.used[self._runner(event.job)] += event.gpu_hours
             case Voided() | Ended():
                 self._close(event)
             case Retried():
@@ -170,6 +173,8 @@ class State:
         if attempt is None or not attempt.open:
             return
         self.reserved -= attempt.event.gpu_hours
+        cost = event.gpu_hours if isinstance(event, Ended) else 0.0
+        self.used[self._runner(attempt.event.job)] += cost - attempt.event.gpu_hours
         if isinstance(event, Voided):
             attempt.void = event.why or "no job"
             if attempt.granted is not None:
@@ -177,6 +182,9 @@ class State:
         else:
             attempt.ended = event
             self.spent += event.gpu_hours
+
+    def _runner(self, job: str) -> str:
+        return self.jobs[job].runner if job in self.jobs else ""
 
     def _ask(self, event: Asked) -> None:
         if event.verb in ("stop", "cancel"):

@@ -153,7 +153,7 @@ class EmulatedKind:
         said = run.plan.benchmark.settings
         if "REFUSED" in said:
             raise SubmissionError(said["REFUSED"])
-        first = "-1-" in run.id[-8:]
+        first = run.id.split("-")[-2] == "1"
         end = said.get("END_FIRST", "COMPLETED") if first and "END_FIRST" in said else said.get("END", "COMPLETED")
         job = self._controller.submit(run.id, float(said.get("SECONDS", "0")), end)
         output = self.output_directory(run.plan, job)
@@ -179,6 +179,9 @@ class EmulatedKind:
 
     def evidence(self, run: Run) -> dict[str, Path | str]:
         return {}
+
+    def end_leftovers(self, run: Run) -> None:
+        pass
 
     def collect(self, run: Run, patience: float) -> Collected:
         lost = {int(c) for c in run.plan.benchmark.settings.get("LOST", "").split()}
@@ -215,13 +218,12 @@ class EmulatedProject:
     def kind(self, name: str) -> EmulatedKind:
         return EmulatedKind(self.controller)
 
-    def plan_by_hand(
-        self, benchmark: Benchmark, runner: str | None, *, narrow: bool = False, run_id: str = "x", exclude: Any = ()
-    ) -> Plan:
+    def plan_by_hand(self, benchmark: Benchmark, runner: str | None, **chosen: Any) -> Plan:
         t = self.template
         results = replace(t.results, concurrencies=benchmark.concurrencies)
         change = {"benchmark": benchmark, "runner": runner or "emulated", "results": results}
-        return replace(t, run_key=run_id, narrow=narrow, exclude=tuple(exclude), **change)
+        own = {"run_key": chosen.get("run_id", "x"), "exclude": tuple(chosen.get("exclude", ()))}
+        return replace(t, **own, **change)
 
 
 class EmulatedMaker(RunMaker):
@@ -271,7 +273,7 @@ def drive(root: Path, name: str, stop: Stop | None = None, *, pace: Pace = PACE,
         if not held.acquired:
             raise LauncherError(f"another one drives it: {held.owner}")
         of: Any = project
-        maker = EmulatedMaker(of, stop or Stop.never(), lambda text: None, ())
+        maker = EmulatedMaker(of, stop or Stop.never(), lambda text: None, ledger.sweep.policy)
         driver = Driver(ledger, lock, maker, Setting(project.runs, rooms), say, leaving)
         policy = begin.pop("policy", driver.state.policy)
         driver.begin("emulation", policy, **begin)

@@ -279,3 +279,24 @@ def test_results_of_another_image_than_the_first_are_none_of_this_sweep(tmp_path
     points = Seen(tmp_path).points
     assert [point.state for point in points] == ["ok", "missing"]
     assert "image digest is sha256:1, not sha256:0" in points[1].reason
+
+
+def test_an_end_that_cannot_be_written_is_left_for_a_later_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_sweep(tmp_path, "s", [row(1, 4), row(2, 4)], Policy(order="given"))
+    real, bad = EmulatedKind.collect, [True]
+
+    def collect(self: EmulatedKind, run: Any, patience: float) -> Any:
+        if run.plan.benchmark.prefill.workers == 1 and bad:
+            raise RuntimeError("a fault of ours")
+        return real(self, run, patience)
+
+    monkeypatch.setattr(EmulatedKind, "collect", collect)
+    said: list[str] = []
+    drive(tmp_path, "s", say=lambda kind, text: said.append(text))
+    assert Seen(tmp_path).words == {"running": 1, "ok": 1} and any("is left as it is" in text for text in said)
+    bad.clear()
+    drive(tmp_path, "s")
+    seen = Seen(tmp_path)
+    assert seen.words == {"ok": 2} and len(seen.jobs) == 2

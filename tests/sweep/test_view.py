@@ -1,0 +1,174 @@
+"""The live view: what it draws at 80 and at 140 columns, what it rewrites, and its keys through a pseudo-terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import re
+import select
+import struct
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+from rich.text import Text
+
+from launcher.cli.sweep_status import lines
+from launcher.cli.sweep_view import KEYS, Screen, View, age
+from launcher.sweep.overview import JobLine, Overview
+from launcher.sweep.schema import Asked, Policy
+from scripts.measure_sweeps.emulation import make_sweep
+from tests.sweep.test_crash import Seen, driver, row
+
+NOW = 1_000_000.0
+
+
+def a_line(number: int, state: str = "running", **more: object) -> JobLine:
+    given = {
+        "key": f"minimaxm3-1024x1024-{number}p1d-dep4-tep8-abcdef-c4-4096",
+        "runner": "gb200-nv",
+        "topology": f"{number}P1D DEP4/TEP8",
+        "measures": "1024/1024",
+        "concurrencies": (4, 16),
+        "state": state,
+        "reason": "",
+        "ok": 1,
+        "since": NOW - 600.0 * number,
+    }
+    return JobLine(**{**given, **more})  # type: ignore[arg-type]
+
+
+def an_overview(*jobs: JobLine, **more: object) -> Overview:
+    given = {
+        "id": "m3-weekend",
+        "driver": "pid 1 on login",
+        "asked": "",
+        "points": {"ok": 12, "running": 3, "failed": 2, "planned": 30},
+        "runners": {"gb200-nv": {"running": 3, "queued": 2, "planned": 5}, "h100": {"queued": 1}},
+        "jobs": jobs,
+        "spent": 12.5,
+        "reserved": 44.0,
+        "budget": 400.0,
+        "rate": 2.1,
+        "end": NOW,
+        "excluded": ("gb200-003 of gb200-nv: Xid 79",),
+        "held": (),
+    }
+    return Overview(**{**given, **more})  # type: ignore[arg-type]
+
+
+HOSTILE = "\x1b[2J\x1b]0;title\x07::set-output name=x::y\u202e"
+JOBS = (
+    a_line(1, now=64, throughput="[conc 64] throughput: 3120.55 tok/s"),
+    a_line(2, "queued", reason="PENDING (Resources)"),
+    a_line(3, "failed", reason=f"server: out of memory {HOSTILE}"),
+    a_line(4, "ok"),
+)
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (140, 40), (40, 10)])
+def test_no_line_is_wider_than_the_terminal_and_what_lives_comes_first(width: int, height: int) -> None:
+    drawn = View().lines(an_overview(*JOBS), width, height, NOW)
+    plain = [Text.from_ansi(line).plain for line in drawn]
+    assert len(drawn) <= height and all(len(line) <= width for line in plain)
+    assert "\x07" not in "".join(drawn) and "\x1b]" not in "".join(drawn) and "\x1b[2J" not in "".join(drawn)
+    order = [next(n for n, line in enumerate(plain) if state in line.split()) for state in ("running", "queued")]
+    assert order == sorted(order) or width < 80
+    if width >= 80:
+        text = "\n".join(plain)
+        assert "12/47 ok" in text and "12.5 spent, 44.0 reserved of 400" in text and "2.1 points/h" in text
+        assert "gb200-nv 3 running 2 queued" in text and "h100 1 queued" in text
+        assert "throughput" in text and " 64 " in text and "10m" in text
+        assert "gb200-003" in text and plain[-1].startswith(KEYS[:20])
+
+
+def test_plain_lines_have_the_same_values_and_one_line_a_job() -> None:
+    shown = lines(an_overview(*JOBS), NOW)
+    assert shown[0].startswith("m3-weekend   pid 1 on login")
+    assert sum(line.startswith(("running", "queued", "failed", "ok")) for line in shown) == 4
+
+
+def test_only_lines_that_changed_are_written_again() -> None:
+    stream = io.StringIO()
+    screen = Screen(stream)
+    screen.draw(["a", "b", "c"], (80, 24))
+    stream.truncate(0)
+    screen.draw(["a", "x", "c"], (80, 24))
+    assert re.findall(r"\x1b\[(\d+);1H", stream.getvalue()) == ["2"]
+    before = screen.written
+    screen.draw(["a", "x", "c"], (80, 24))
+    assert screen.written == before
+    screen.draw(["a", "x", "c"], (100, 24))
+    assert screen.written > before, "another size is drawn anew"
+
+
+@pytest.mark.parametrize(("minutes", "shown"), [(0, "0m"), (99, "99m"), (100, "1h"), (5999, "99h"), (7200, "5d")])
+def test_ages(minutes: int, shown: str) -> None:
+    assert age(NOW - minutes * 60, NOW) == shown
+
+
+class Terminal:
+    """`launcher sweep status --watch` on a pseudo-terminal of 80 columns."""
+
+    def __init__(self, root: Path) -> None:
+        self.pid, self._number = pty.fork()
+        if self.pid == 0:
+            os.environ.update(LAUNCHER_STATE=str(root / "state"), HOME=str(root), TERM="xterm")
+            argv = [sys.executable, "-m", "launcher", "sweep", "status", "s", "--watch"]
+            os.execv(sys.executable, argv)
+        fcntl.ioctl(self._number, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.seen = ""
+
+    def until(self, text: str, seconds: float = 60.0) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self.seen:
+            assert time.monotonic() < deadline, f"{text!r} is not in {self.seen[-2000:]!r}"
+            if select.select([self._number], [], [], 0.2)[0]:
+                try:
+                    self.seen += os.read(self._number, 65536).decode(errors="replace")
+                except OSError:  # the other end is closed
+                    assert text in self.seen
+                    return
+
+    def press(self, key: str) -> None:
+        self.seen = ""
+        os.write(self._number, key.encode())
+
+    def end(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_keys(tmp_path: Path) -> None:
+    """p pauses, g goes on, l shows a job's log, d drains, q leaves the view and nothing else."""
+    said = {"SECONDS": "600", "LOG": "[conc 16] throughput: 4321.0 tok/s\n"}
+    make_sweep(tmp_path, "s", [row(1, 4, 16, **said), row(2, 4)], Policy(max_jobs=1, order="given"))
+    process = driver(tmp_path)
+    terminal = Terminal(tmp_path)
+    try:
+        terminal.until("throughput")
+        assert "\x1b[?1049h" in terminal.seen
+        asked = {"p": {"": "pause"}, "g": {}, "d": {"": "drain"}}
+        for key, state in asked.items():
+            terminal.press(key)
+            terminal.until("asked to")
+            deadline = time.monotonic() + 30
+            while Seen(tmp_path).state.asked != state:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        terminal.press("l")
+        terminal.until("q back to the jobs")
+        assert "4321.0" in terminal.seen
+        terminal.press("q")
+        terminal.until("done")
+        terminal.press("q")
+        terminal.until("\x1b[?1049l")
+        assert terminal.end() == 0 and process.poll() is None, "the driver goes on"
+        verbs = [event.verb for event in Seen(tmp_path).events if isinstance(event, Asked)]
+        assert verbs == ["pause", "go-on", "drain"]
+    finally:
+        process.kill()
+        process.wait()
