@@ -20,7 +20,7 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.result_names import agentic_result_name
 from launcher.container.planned import OWN
 from launcher.core.errors import CheckoutError
-from launcher.multinode.planned import MultinodeJob
+from launcher.multinode.planned import LOG, MultinodeJob
 from launcher.plan.derive import Context
 from launcher.plan.job_environment import KEPT, from_host, left_out
 from launcher.plan.plan import Plan
@@ -34,9 +34,8 @@ if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
 
 PlanRow = Callable[[Benchmark, RunnerFile, Context], Plan]
 
-SCRIPT, COPY, LOG = "job.sh", "workspace", "benchmark_job.log"
-"""In a run's own directory: the script, and the copy of the checkout that a job by hand works on. In a job's ``logs``:
-its output."""
+SCRIPT, COPY = "job.sh", "workspace"
+"""In a run's own directory: the script, and the copy of the checkout that a job by hand works on."""
 
 OURS = ".launcher-run"
 """In the directory of logs: whose it is. One that an earlier job left has another run's id, or none."""

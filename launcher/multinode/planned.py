@@ -14,6 +14,9 @@ from launcher.core.reading import built
 from launcher.plan.derive import Resolved
 from launcher.plan.plan import Plan
 
+LOG = "benchmark_job.log"
+"""A job's output, in its own ``logs``: by this beginning what fails in it is put down to the benchmark."""
+
 
 @dataclass(frozen=True)
 class NodeContainer:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.multinode.planned import MultinodeJob
+from launcher.multinode.planned import LOG, MultinodeJob
 from launcher.plan.plan import Plan
 from launcher.result.collect import CollectRequest
 from launcher.result.contradictions import Window
@@ -49,8 +49,11 @@ class Gathered:
     def gather(self) -> None:
         """Take the files. Raises OSError."""
         expected = self._plan.results
-        for path in self._output:
-            self._take(path, self.logs / path.name)
+        for path in self._output:  # the log is the same file under another name, or where that cannot be leads to it
+            log = self.logs / LOG
+            if path.suffix == ".out" and log.is_symlink():
+                log.unlink()
+            self._take(path, log if path.suffix == ".out" else self.logs / path.name)
         for root in self._from:
             for path in self._fresh(root):
                 relative = path.relative_to(root)

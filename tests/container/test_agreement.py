@@ -286,7 +286,7 @@ def test_the_readme_says_how_many_rows_are_served(landings: list[Landing]) -> No
         for kind, *numbers in re.findall(r"^\| (`\w+`|refused) \|.*\| ([\d,]+) \+ (\d+) \|$", readme, re.MULTILINE)
         for evaluations, number in zip((False, True), numbers, strict=True)
     }
-    assert {key: number for key, number in told.items() if key[0] != "srtctl"} == counts
+    assert {key: number for key, number in told.items() if key[0] not in ("srtctl", "tilert")} == counts
 
 
 @dataclass
