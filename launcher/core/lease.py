@@ -21,14 +21,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from time import monotonic
 
 import msgspec
 
 from launcher.core.process import ProcessIdentity
-from launcher.core.publish import take_name, temporary_name
+from launcher.core.publish import stamp, take_name, temporary_name
 from launcher.core.reading import built, open_regular
 from launcher.core.rights import cannot_remove, share, standing, words_of
 
@@ -79,7 +78,7 @@ class LockOwner(msgspec.Struct, frozen=True, rename={"boot": "boot_id"}):
             me.pid,
             int(me.started) if me.started else None,
             os.environ.get("SLURM_JOB_ID"),
-            datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            stamp(),
             what,
             secrets.token_hex(8),
         )

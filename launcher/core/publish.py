@@ -16,6 +16,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ def temporary_name(final: Path) -> Path:
     tail = f".{host_label()}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
     stem = final.name.encode()[: NAME_MAX - len(f".{tail}")].decode(errors="ignore")
     return final.with_name(f".{stem}{tail}")
+
+
+def stamp() -> str:
+    """The time, as files of ours have it (ISO 8601, UTC)."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def temporary_pattern(final: str, host: str = ".+") -> re.Pattern[str]:

@@ -79,3 +79,13 @@ def built(kind: Kind) -> Kind:
             msgspec.json.Decoder(kind)
             _BUILT.add(kind)
     return kind
+
+
+def read_json(path: Path | str, kind: type[Kind], most: int = 1 << 20) -> Kind | None:
+    """What a JSON file of one of our types says; None when it is missing, or is nothing of that type."""
+    import msgspec
+
+    try:
+        return msgspec.json.decode(read_file(path, most), type=built(kind))
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None

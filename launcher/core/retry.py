@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from launcher.core.errors import LauncherError
@@ -40,6 +42,14 @@ def until(
     except tenacity.RetryError as error:
         last: T = error.last_attempt.result()
         return last
+
+
+def asked_pause(text: str | None) -> float | None:
+    """How many seconds a ``Retry-After`` asks for, by a number or a date (RFC 9110, 10.2.3); None when it says none."""
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        said = (text or "").strip()
+        return float(said) if said.isdecimal() else max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+    return None
 
 
 def error_of(state: RetryCallState) -> BaseException | None:

@@ -8,7 +8,6 @@ where enroot may ask in another way than we can; what follows from that is for t
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import platform
@@ -18,7 +17,6 @@ import urllib.error
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
-from email.utils import parsedate_to_datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +25,7 @@ import msgspec
 
 from launcher.core.errors import ImageError
 from launcher.core.reading import built
-from launcher.core.retry import error_of, telling
+from launcher.core.retry import asked_pause, error_of, telling
 from launcher.image.enroot import MadeByCommand, fault_of_status, unlike, with_account
 from launcher.image.reference import Reference
 from launcher.image.requests import INDEXES, MANIFESTS, Requests
@@ -303,7 +301,7 @@ class Registry:
             return Unreachable(f"{message}, and enroot may be answered otherwise: {why}", hint=fault.hint)
         if not fault.may_pass:
             return ImageError(message, hint=fault.hint)
-        pause = _retry_after(error.headers.get("Retry-After", ""))
+        pause = asked_pause(error.headers.get("Retry-After"))
         if pause is not None:
             message += f", which says to come again in {pause:.0f} s"
         passing = (_NoAnswer if error.code >= 500 else _MayPass)(message, hint=fault.hint)
@@ -313,10 +311,3 @@ class Registry:
 
 def _digest(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
-def _retry_after(text: str) -> float | None:
-    """Seconds, from seconds or a date (RFC 9110, 10.2.3)."""
-    with contextlib.suppress(ValueError, TypeError):
-        return float(text) if text.isdecimal() else max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    return None

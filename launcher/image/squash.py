@@ -20,20 +20,18 @@ import struct
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
 from pathlib import Path
 
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, run
-from launcher.core.publish import publish_new, temporary_name, write_text
-from launcher.core.reading import built, read_file
+from launcher.core.publish import publish_new, stamp, temporary_name, write_text
+from launcher.core.reading import read_json
 from launcher.core.rights import next_step, user_name, words_of
 
 _SUPERBLOCK = struct.Struct("<5I6H8Q")
 _MAGIC = 0x73717368
 _ABSENT = 0xFFFF_FFFF_FFFF_FFFF
 _COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
-_LARGEST_RECORD = 1 << 20
 _PADDING = 4096
 """mksquashfs fills its files up to a multiple of this (unless `-nopad`), so another length is that of a cut copy."""
 
@@ -183,7 +181,7 @@ class Sidecar:
     user: str = field(default_factory=user_name)
     host: str = field(default_factory=socket.gethostname)
     job: str | None = field(default_factory=lambda: os.environ.get("SLURM_JOB_ID"))
-    written: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    written: str = field(default_factory=stamp)
 
     def fits(self, block: Superblock) -> bool:
         """Whether this record is of that file. Times are compared in seconds: file servers round them differently."""
@@ -202,12 +200,7 @@ class Sidecar:
     @classmethod
     def read(cls, squash: Path) -> Sidecar | None:
         """The record beside a squash file; None when there is none that can be read."""
-        import msgspec
-
-        try:
-            return msgspec.json.decode(read_file(sidecar_path(squash), _LARGEST_RECORD), type=built(cls))
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return None
+        return read_json(sidecar_path(squash), cls)
 
     def write(self, squash: Path, *, replace: bool = True) -> OSError | None:
         """Write the record; without ``replace`` only where there is none. Returns the error."""

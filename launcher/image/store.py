@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,6 +24,7 @@ from launcher.core.lease import Lock
 from launcher.core.process import CommandRunner
 from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, publish_new, require_writable, temporary_name
 from launcher.core.rights import make_directories, next_step
+from launcher.core.waiting import within
 from launcher.image.enroot import Enroot, ImportPolicy, own_directories
 from launcher.image.reference import PlannedImage, Reference, refreshed_name
 from launcher.image.squash import (
@@ -144,21 +145,18 @@ class Placement:
 
     def _follow_tag(self, found: ImageRecord, registry: Registry) -> ImageRecord:
         """Ask what the image's tag names now, and do what ``image.moved_tag`` says if that is another image."""
-        rule = self.image.moved_tag
-        answers: list[tuple[str, str | None]] = []
-
-        def ask(registry: Registry) -> None:
-            answers.append(registry.check_tag(found.squash, found.sidecar))
-
+        rule, bound = self.image.moved_tag, math.inf
         if rule == "keep":  # the answer changes nothing, so that it is not waited for long
-            quick = replace(registry, log=lambda message: None, timeout=TAG_PATIENCE, attempts=1)
-            asking = threading.Thread(target=ask, args=[quick], daemon=True)
-            asking.start()
-            asking.join(TAG_PATIENCE)
-        else:
-            ask(registry)
-        silence = f"the registry did not say within {TAG_PATIENCE:g} s what the tag names now"
-        fact, moved_to = answers[0] if answers else (silence, None)
+            registry, bound = (
+                replace(registry, log=lambda message: None, timeout=TAG_PATIENCE, attempts=1),
+                TAG_PATIENCE,
+            )
+        try:
+            fact, moved_to = within(
+                lambda: registry.check_tag(found.squash, found.sidecar), bound, lambda seconds: None
+            )
+        except TimeoutError:
+            fact, moved_to = f"the registry did not say within {TAG_PATIENCE:g} s what the tag names now", None
         if moved_to and rule == "fail":
             hint = f"name the digest in place of the tag, or set images.moved-tag to keep or refresh; {self.image.uri}"
             raise ImageError(fact, hint=hint)

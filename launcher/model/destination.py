@@ -16,19 +16,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import msgspec
 import xxhash
 
 from launcher.core.errors import ModelError
 from launcher.core.lease import LEASE, Lock, LockOwner, LockPace, read_owner
 from launcher.core.leftovers import Leftover, remove
 from launcher.core.process import ProcessIdentity, host_label, pid_exists
-from launcher.core.publish import temporary_pattern, write_json
-from launcher.core.reading import built, read_file
+from launcher.core.publish import stamp, temporary_pattern, write_json
+from launcher.core.reading import read_json
 from launcher.core.rights import make_directories, next_step, share
 from launcher.model.checkpoint import examine
 from launcher.model.copy import journal_directory
-from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest, now
+from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest
 from launcher.model.source import Source
 
 _LOCK_NAME = re.compile(r"\.(?P<name>.+)\.staging\.lock")
@@ -119,28 +118,24 @@ def staging_directory(source: Source, destination: Path, *, adopt: bool, log: Ca
     """
     text = "\n".join(f"{file.path}\0{file.size}" for file in sorted(source.files, key=lambda file: file.path))
     listing = xxhash.xxh3_128(text.encode()).hexdigest()
-    mine = StagingOwner(ProcessIdentity.mine(), source.name, source.revision, listing, now())
+    mine = StagingOwner(ProcessIdentity.mine(), source.name, source.revision, listing, stamp())
     new = destination.with_name(f"{destination.name}.staging.{secrets.token_hex(6)}")
     for old in staging_directories(destination) if adopt else ():
-        its = _owner_of(old) if old.stat().st_uid == os.geteuid() else None  # nobody writes in another user's
+        its = (
+            read_json(_owner_file(old), StagingOwner) if old.stat().st_uid == os.geteuid() else None
+        )  # nobody writes in another user's
         if its and replace(its, process=mine.process, began=mine.began) == mine and its.process.alive() is not True:
             old.rename(new)
             log(f"going on with what pid {its.process.pid} on {its.process.host} had staged since {its.began}")
             break
     make_directories(journal_directory(new))
     share(new)
-    write_json(new / WORK_DIRECTORY / "owner.json", asdict(mine))
+    write_json(_owner_file(new), asdict(mine))
     return new
 
 
-def _owner_of(staging: Path) -> StagingOwner | None:
-    """Who fills this staging directory; None when its owner file is missing or damaged."""
-    try:
-        return msgspec.json.decode(
-            read_file(staging / WORK_DIRECTORY / "owner.json", 1 << 16), type=built(StagingOwner)
-        )
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+def _owner_file(staging: Path) -> Path:
+    return staging / WORK_DIRECTORY / "owner.json"
 
 
 def leftovers(directory: Path) -> list[Leftover]:
@@ -165,7 +160,7 @@ def _leftover(path: Path) -> tuple[Path, Leftover] | None:
     """What a path is by its name, if a staging left it, and to which destination."""
     is_directory, owner, live = path.is_dir() and not path.is_symlink(), "unknown", False
     if is_directory and (name := STAGING_NAME.fullmatch(path.name)):
-        if its := _owner_of(path):
+        if its := read_json(_owner_file(path), StagingOwner):
             owner = f"pid {its.process.pid} on {its.process.host}, since {its.began}, from {its.source}"
             live = its.process.alive() is True
     elif name := _LOCK_NAME.fullmatch(path.name):

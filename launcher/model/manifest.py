@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -196,11 +195,6 @@ def drop_from_cache(descriptor: int, offset: int, length: int) -> None:
     """
     if length:
         os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
-
-
-def now() -> str:
-    """The time, as manifests and owner files have it (ISO 8601, UTC)."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def is_below(path: str) -> bool:

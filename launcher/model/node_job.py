@@ -24,12 +24,10 @@ from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import msgspec
-
 from launcher.core.errors import Cancelled, SubmissionError
 from launcher.core.process import CommandRunner, ProcessIdentity, run
 from launcher.core.publish import make_private, write_json
-from launcher.core.reading import built, read_file
+from launcher.core.reading import read_json
 from launcher.core.slurm_notation import node_names
 from launcher.core.stop import Stop
 from launcher.model.nodes import Allocation, NodeResult, NodeTask, on_node, stage_in_job, unfit_nodes
@@ -221,11 +219,8 @@ def reap(state: Path, scheduler: Callable[[], Scheduler], log: Callable[[str], N
     """
     found = 0
     for folder in sorted((state / DIRECTORY).glob("launcher-stage-*")):
-        try:
-            owner = msgspec.json.decode(read_file(folder / _OWNER, 1 << 20), type=built(_Owner))
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-            continue
-        if owner.process.alive() is False:
+        owner = read_json(folder / _OWNER, _Owner)
+        if owner is not None and owner.process.alive() is False:
             found += 1
             log(f"{owner.token}: pid {owner.process.pid}, which staged on nodes, is dead")
             if end_job(owner.token, scheduler(), log):

@@ -8,11 +8,9 @@ those of any other source.
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import importlib
 import os
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.core.errors import ConfigError, ModelError
+from launcher.core.retry import asked_pause
 from launcher.core.stop import Stop
 from launcher.model.manifest import MANIFEST_NAME, WORK_DIRECTORY, Manifest, read_range
 from launcher.model.weights import why_unreadable
@@ -309,16 +308,10 @@ def pinned_files(given: str, names: Iterable[str], *, stop: Stop = Stop.never())
 
 def _asked_wait(headers: Any) -> float | None:
     """Seconds of a Retry-After (a number, or a date), or of the hub's own ``RateLimit: "api";r=0;t=55``."""
-    said = headers.get("retry-after")
-    if said is None:
-        found = re.search(r"\bt=(\d+)", headers.get("ratelimit") or "")
-        return float(found[1]) if found else None
-    if said.strip().isdecimal():
-        return float(said)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
-    except ValueError:
-        return None
+    if (said := headers.get("retry-after")) is not None:
+        return asked_pause(said)
+    found = re.search(r"\bt=(\d+)", headers.get("ratelimit") or "")
+    return float(found[1]) if found else None
 
 
 def _passing_errors() -> tuple[type[Exception], ...]:

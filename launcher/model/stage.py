@@ -27,7 +27,7 @@ from launcher.core.errors import Cancelled, ModelError
 from launcher.core.lease import Lock
 from launcher.core.leftovers import size_of
 from launcher.core.process import CommandRunner, run
-from launcher.core.publish import fsync, write_json
+from launcher.core.publish import fsync, stamp, write_json
 from launcher.core.rights import make_directories, next_step
 from launcher.core.stop import Stop
 from launcher.model.checkpoint import examine
@@ -41,19 +41,11 @@ from launcher.model.manifest import (
     Manifest,
     hash_file,
     is_below,
-    now,
 )
 from launcher.model.source import DirectorySource, Source
 
 LOCK_WAIT = 6 * 3600.0
 """Seconds to wait for another process that stages to the same destination."""
-
-_HINTS = {
-    errno.ENOSPC: "free some space; the same command then goes on from here. `launcher model gc` removes leftovers",
-    errno.EDQUOT: "the quota is used up; the same command goes on from here when there is room again",
-    errno.ESTALE: "the file system lost a file handle; the same command goes on from here",
-    errno.EIO: "the storage failed; the same command goes on from here, after it has read again what was written",
-}
 
 
 @dataclass(frozen=True)
@@ -138,7 +130,7 @@ def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = 
                 reader.check_unchanged()
             entries.append(FileEntry(file.path, file.size, content_hash))
         fingerprint = dict(report.fingerprint)
-        manifest = Manifest(str(destination), None, tuple(entries), created=now(), fingerprint=fingerprint)
+        manifest = Manifest(str(destination), None, tuple(entries), created=stamp(), fingerprint=fingerprint)
         write_json(destination / MANIFEST_NAME, asdict(manifest))
     return manifest
 
@@ -150,7 +142,7 @@ def _explained(what: str, destination: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = Path(error.filename or destination)
-        hint = _HINTS.get(error.errno or 0) or next_step(error, where)
+        hint = f"{next_step(error, where)}; the same command goes on from here"
         raise ModelError(f"{what} failed: {error.strerror or error}", where=str(where), hint=hint) from error
     except Cancelled as error:
         error.hint = error.hint or "the same command goes on from here"
@@ -161,7 +153,7 @@ def _fill(copier: Copier) -> Manifest:
     """Copy, verify and sync everything; at the end the directory needs only its name."""
     source, directory = copier.source, copier.into
     _check_space(source, directory)
-    manifest = Manifest(source.name, source.revision, copier.copy(), copier.part_size, created=now())
+    manifest = Manifest(source.name, source.revision, copier.copy(), copier.part_size, created=stamp())
     manifest = replace(manifest, fingerprint=_verify(manifest, directory))
     # A kill while the manifest is written leaves a temporary; in there nobody takes it for a part of the model.
     write_json(directory / WORK_DIRECTORY / MANIFEST_NAME, asdict(manifest))

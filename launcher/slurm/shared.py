@@ -29,7 +29,7 @@ from launcher.core.errors import SubmissionError
 from launcher.core.lease import Lock, LockPace
 from launcher.core.process import ProcessIdentity
 from launcher.core.publish import make_private, temporary_name
-from launcher.core.reading import built, read_file
+from launcher.core.reading import read_json
 from launcher.slurm.client import JobKey, JobState, Phase, Scheduler
 
 MAX_AGE = 15.0
@@ -199,10 +199,9 @@ _T = TypeVar("_T")
 
 def _read(path: Path, kind: type[_T]) -> _T | None:
     """What a file says; None when it is missing or cannot be understood."""
-    try:
-        return msgspec.json.decode(read_file(path, 1 << 24), type=built(kind))
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError, SubmissionError):
-        return None
+    with contextlib.suppress(SubmissionError):
+        return read_json(path, kind, 1 << 24)
+    return None
 
 
 def _write(path: Path, value: object) -> bool:

@@ -36,7 +36,7 @@ from launcher.core.publish import (
     temporary_pattern,
     write_json,
 )
-from launcher.core.reading import built
+from launcher.core.reading import read_json
 from launcher.core.rights import make_directories, next_step, own_name
 from launcher.srtctl.mirror import Git, Mirror
 from launcher.srtctl.planned import SRTSLURM, PlannedOverlay, SrtSlurm
@@ -152,10 +152,8 @@ class Checkouts:
         status = Path(program).stat() if program is not None else None
         known = base / ".git" / "launcher-options.json"
         identity = [program, status.st_size, status.st_mtime_ns, status.st_ino] if status is not None else []
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
-            said = msgspec.json.decode(known.read_bytes(), type=built(_Options))
-            if said.program == identity:
-                return said.options
+        if (said := read_json(known, _Options)) is not None and said.program == identity:
+            return said.options
         options = sorted(apply_options("srtctl", root, self._environ, self._run))
         with contextlib.suppress(OSError):  # the next run asks again
             write_json(known, {"program": identity, "options": options})
@@ -236,11 +234,9 @@ def _resolve(mirror: Mirror, wanted: SrtSlurm) -> tuple[str, list[str]]:
 
 def _read_base(pointer: Path) -> tuple[Path, _Facts] | None:
     """The published base, or None when there is none."""
-    try:
-        tree = pointer.resolve(strict=True)
-        return tree, msgspec.json.decode((tree / FACTS).read_bytes(), type=built(_Facts))
-    except (OSError, msgspec.DecodeError):
-        return None
+    tree = pointer.resolve()
+    facts = read_json(tree / FACTS, _Facts, 1 << 24)
+    return None if facts is None else (tree, facts)
 
 
 def _remove_killed_builds(pointer: Path) -> None:

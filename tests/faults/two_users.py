@@ -98,7 +98,7 @@ MODELS = Kind(
         _BEGIN + _STAGE,
         root / "source",
         root / "fast/M",
-        "0.02" if slow else "0",
+        "0.08" if slow else "0",
     ],
     lambda root: ["model", "gc", root / "fast", "--apply"],
     lambda root: {"M"},
