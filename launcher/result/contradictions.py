@@ -139,9 +139,12 @@ def of_times(numbers: Numbers, expected: Expected, window: Window | None) -> Ite
         yield f"duration is {duration:.6g}, and {ended - began:.6g} s {between}"
 
 
-def doubts_of_time(duration: float | None, date: object, window: Window | None) -> Iterator[str]:
-    """What is odd about the time of a measurement. ``date`` is the client's own, of its container's zone."""
-    if window is None:
+def doubts_of_time(duration: float | None, date: object, expected: Expected, window: Window | None) -> Iterator[str]:
+    """What is odd about the time of a measurement. ``date`` is the client's own, of its container's zone.
+
+    Of a rehearsal nothing is: its seconds are made up.
+    """
+    if window is None or expected.rehearsal:
         return
     if duration is not None and duration > window.until - window.since + window.skew:
         ago = f"this run's job was submitted {window.until - window.since:.0f} s ago"

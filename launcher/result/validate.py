@@ -203,7 +203,7 @@ def _fixed_point(path: Path, name: FileName, document: Document, expected: Expec
     if requests is not None and int(completed) < int(requests):
         doubts.append(f"{int(completed)} of {int(requests)} requests completed")
     doubts += contradictions.of_model(document.value("tokenizer_id"), expected, "tokenizer_id")
-    doubts += contradictions.doubts_of_time(numbers.get("duration"), document.value("date"), window)
+    doubts += contradictions.doubts_of_time(numbers.get("duration"), document.value("date"), expected, window)
     doubts += doubts_of_concurrency(numbers, at_full_rate=document.value("request_rate") == "inf")
     return Point(
         concurrency=name.concurrency,
@@ -270,7 +270,7 @@ def _agentic_point(
     ]
     if wrong:
         raise Unusable("; ".join(wrong[:_MOST]))
-    doubts = list(contradictions.doubts_of_time(point.duration_s, None, window))
+    doubts = list(contradictions.doubts_of_time(point.duration_s, None, expected, window))
     if (accounting := parts.get("request_accounting")) is None:
         return dataclasses.replace(point, doubts=tuple(doubts))
     _within(accounting, "records_error_dropped")

@@ -718,7 +718,15 @@ GOOD: dict[str, tuple[str, str, Lay, str]] = {
         lambda j: (setattr(j, "expected", Expected((4,), "RF", "fixed", False, 128, 128)), j.fixed(gpus="8")),
         "",
     ),
-    "a rehearsal on stand-ins": (S, FIXED, lambda j: (j.expects(rehearsal=True), j.fixed(rehearsal=True)), ""),
+    "a rehearsal on stand-ins": (
+        S,
+        FIXED,
+        lambda j: (
+            j.expects(rehearsal=True),
+            j.fixed(rehearsal=True, duration=1000.0, output_throughput=4.6, total_token_throughput=9.6),
+        ),
+        "",
+    ),
     "agentic, the least": (
         S,
         AGENTIC,
