@@ -194,6 +194,7 @@ def _run(
         images=tuple(_images(summary)) or (Image(reference=benchmark.image),),
         model=str(model.get("path") or benchmark.model),
         srt_slurm=str(sha or ""),
+        commit=fields.commit,
         recipe=benchmark.config_file or "",
         fingerprint=benchmark.recipe_fingerprint or "",
         key=benchmark.key or f"{benchmark.model_prefix}-{benchmark.precision}-{benchmark.runner}-{benchmark.framework}",

@@ -104,7 +104,8 @@ class RunFields:
     ``state`` is new, preparing, submitted, running, collecting, or one of ENDED. ``owner`` is the process that drives
     the run, or did last. ``accepted`` are the rules whose findings somebody accepted. ``results`` says where results
     go: the workflow's workspace, or the run's own directory. ``github_job`` is the GitHub job that began the run
-    (`launcher.run.github_runs.identity`), "" for a run by hand.
+    (`launcher.run.github_runs.identity`), "" for a run by hand. ``commit`` is that of the workspace when the run
+    began, "" where it is no checkout.
     """
 
     id: str
@@ -116,6 +117,7 @@ class RunFields:
     accepted: tuple[str, ...] = ()
     results: Literal["run", "workspace"] = "run"
     github_job: str = ""
+    commit: str = ""
     steps: Mapping[str, Step] = field(default_factory=dict)
     job: RecordedJob | None = None
     ended: float | None = None

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from launcher.core.checkout_head import head_commit
 from launcher.core.errors import ConfigError, LauncherError, SubmissionError, SubmissionUnknown, closest
 from launcher.core.process import ProcessIdentity
 from launcher.core.publish import json_line, make_private, private_opener, temporary_name, write_json
@@ -85,7 +86,8 @@ class RunRecord:
             make_private(temporary)
             write_json(temporary / "plan.json", plan.as_dict())
             record = cls(temporary, RunFields(plan.run_key, plan.runner))
-            record.update(created=time.time(), owner=ProcessIdentity.mine())
+            commit = head_commit(Path(plan.workspace.path))
+            record.update(created=time.time(), owner=ProcessIdentity.mine(), commit=commit)
             record.take()
             temporary.rename(directory)
         except OSError as error:

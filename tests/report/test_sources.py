@@ -42,6 +42,7 @@ def test_a_good_run(tmp_path: Path) -> None:
         assert found.counts == {"ok": 4} and found.problems == ()
         (run,) = found.runs
         assert (run.id, run.job, run.nodes) == (name, "4000", "node[01-03]")
+        assert run.commit == "c0" * 20
         assert run.images[0].digest.startswith("sha256:") and len(run.srt_slurm) == 40
         assert [one[0] for one in run.measured] == list(CONCURRENCIES)
         assert all(run.started and run.started < begin < end <= (run.ended or 0) for _, begin, end in run.measured)
