@@ -27,7 +27,7 @@ _SHORT = {
     "median_ttft": "TTFT",
     "median_tpot": "TPOT",
     "median_e2el": "E2EL",
-    "{x}": "interactivity",
+    **dict.fromkeys(("{x}", "median_intvty", "p90_e2e_norm_intvty"), "interactivity"),
 }
 
 
@@ -117,20 +117,24 @@ def _comparison(found: Comparison) -> Iterator[str]:
     if found.failed:
         yield f"<details><summary class=worse>{len(found.failed)} past the thresholds</summary><ul>"
         yield "".join(f"<li>{escaped(text)}" for text in found.failed) + "</ul></details>"
-    yield "<div class=scroll><table><thead><tr><th>answer<th>point<th>measurements"
-    yield from (f"<th>{metrics()[name].title} <small>{metrics()[name].unit}</small>" for name in found.told)
+    yield "<div class=scroll><table><thead><tr><th>answer<th>point<th>measured"
+    yield from (f"<th>{_SHORT.get(name, name)} <small>{metrics()[name].unit}</small>" for name in found.told)
     yield "<th>what else differs<tbody>"
     for one in found.points:
         if one.answer == "same":
             continue
         link = f"<a href=#{one.id}>{escaped(one.point)}</a>" if one.id else escaped(one.point)
+        yield f"<tr><td class='{one.answer}'>{one.answer}<td>{link}"
+        if one.reason:
+            yield f"<td class=why colspan={len(found.told) + 2}>{escaped(one.reason)}"
+            continue
+        yield f"<td>{samples(one)}"
         by_metric = {change.metric: change for change in one.changes}
-        yield f"<tr><td class='{one.answer}'>{one.answer}<td>{link}<td>{samples(one) if one.changes else ''}"
         for name in found.told:
             change = by_metric.get(name)
             kind = f" class='{change.answer}'" if change and change.answer in ("better", "worse") else ""
             yield f"<td{kind}>{changed(change)}"
-        yield f"<td>{escaped(one.reason or brief('; '.join(one.differs)))}"
+        yield f"<td class=why>{escaped(brief('; '.join(one.differs)))}"
     yield "</table></div>"
 
 
