@@ -270,6 +270,8 @@ def _otherwise(
     if seen.state == "succeeded":
         why = seen.bad.get(concurrency, "") or "no result, and others of its job are there"
         return "missing", why, "results", ResultError.exit_code
+    if seen.layer != "results" and seen.text:
+        why = f"{seen.layer}: {seen.text}"
     return "failed", why, seen.layer, seen.exit_code
 
 
