@@ -23,7 +23,7 @@ from launcher.core.errors import ImageError
 from launcher.core.lease import Lock
 from launcher.core.process import CommandRunner
 from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, publish_new, require_writable, temporary_name
-from launcher.core.rights import make_directories, next_step
+from launcher.core.rights import cannot_remove, make_directories, next_step
 from launcher.core.waiting import within
 from launcher.image.enroot import Enroot, ImportPolicy, own_directories
 from launcher.image.reference import PlannedImage, Reference, refreshed_name
@@ -174,6 +174,8 @@ class Placement:
         try:
             found = self._find()
             if isinstance(found, str):
+                if os.path.lexists(squash) and (kept := cannot_remove(squash)):
+                    raise ImageError(f"it cannot be replaced: {found}", where=str(squash), hint=f"it is {kept}")
                 require_writable(squash.parent)
                 lock = self.lock(
                     squash.with_name(f".{squash.name}.owner"),

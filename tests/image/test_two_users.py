@@ -66,6 +66,17 @@ def test_an_image_that_this_user_may_not_read(people: People, shared: Path, what
     assert people.alice.name in listed
 
 
+def test_a_damaged_image_that_only_its_owner_may_remove(people: People, shared: Path) -> None:
+    """It is said before anything is imported."""
+    images = given(people.alice, shared / "images", 0o1777)
+    (images / NAME).write_bytes(bytes(5000))
+    given(people.alice, images / NAME, 0o644)
+    said = image(people.bob, shared, ends=1)
+    assert "it cannot be replaced: not a whole squash file: begins with zeros" in said
+    assert f"hint: it is owned by {people.alice.name}, who may remove it, or root" in said
+    assert sorted(os.listdir(images)) == [NAME] and image(people.alice, shared).startswith("imported")
+
+
 def test_a_record_that_this_user_may_not_read_or_replace(people: People, shared: Path) -> None:
     """Then it says nothing: the image is used, and so it is where its directory is sticky."""
     images = given(people.alice, shared / "images", 0o1777)
