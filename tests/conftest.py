@@ -126,3 +126,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for nodeid in dict.fromkeys(_skipped):  # each worker collects every file
             terminalreporter.line(f"SKIPPED {nodeid}")
         terminalreporter.line(f"{len(_skipped)} skipped")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB, mounted as root or by sudo."""
+    from tests.image.support import as_root
+
+    mounted = tmp_path / "images"
+    mounted.mkdir()
+    done = as_root("mount", "-t", "tmpfs", "-o", f"size=256k,uid={os.geteuid()}", "tmpfs", str(mounted))
+    if done.returncode != 0:
+        pytest.skip(f"cannot mount a tmpfs: {done.stderr}")
+    try:
+        yield mounted
+    finally:
+        assert as_root("umount", str(mounted)).returncode == 0

@@ -69,6 +69,7 @@ def sbatch_argv(allocation: PlannedAllocation, token: str, root: Path, log: Path
         "sbatch",
         "--parsable",
         "--hold",
+        "--no-requeue",  # of a node that died is said so; a second start would take the first one's files for its own
         f"--comment={token}",
         f"--job-name={a.job_name}",
         *([f"--partition={a.partition}"] if a.partition else []),

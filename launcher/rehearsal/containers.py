@@ -7,6 +7,7 @@ name its source in the script. Nothing but a script below the mounted working di
 from __future__ import annotations
 
 import argparse
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -71,8 +72,14 @@ class Container:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment of the script. PATH is the image's, in front of what this host has for every program."""
+        """The environment of the script. PATH is the image's, in front of what this host has for every program.
+
+        PORT is a free one of this host: containers of several rehearsals share its network, where jobs have nodes.
+        """
         values = {name: self._on_host(value) or value for name, value in self.environment.items() if name != CARRIED}
+        if "PORT" in values:
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                values["PORT"] = str(free.getsockname()[1])
         return {**values, "PATH": f"{self.programs}:{SYSTEM_PATH}"}
 
     def _on_host(self, value: str) -> str | None:

@@ -11,7 +11,9 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -383,6 +385,54 @@ def test_a_cancelled_job_ends_its_container_and_no_other(slurm_boxes: Boxes, mon
         assert theirs in shown
     finally:
         subprocess.run(["scancel", theirs], timeout=60)
+
+
+@pytest.mark.slurm
+def test_the_node_dies_under_the_job(slurm_boxes: Boxes, slurm_cluster: SlurmCluster) -> None:
+    running = slurm_boxes.root / "running"
+    slurm_boxes.host.benchmark(f"{GOOD}\ntouch '{running}'; sleep 600 & wait")
+    child = os.fork()
+    if child == 0:
+        try:
+            slurm_boxes.run(code=6, run_id="left")
+        finally:
+            os._exit(0)
+    wait_for(running.exists)
+    job = slurm_boxes.record("left").job
+    assert job is not None
+    (node,) = subprocess.run(["squeue", "-h", "-j", job.id, "-o", "%N"], capture_output=True, text=True).stdout.split()
+    update = ["scontrol", "update", f"nodename={node}"]
+    subprocess.run([*update, "state=down", "reason=test"], timeout=60, check=True)
+    try:
+        os.waitpid(child, 0)
+    finally:
+        subprocess.run([*update, "state=resume"], timeout=60)
+    fields = slurm_boxes.record("left").fields
+    assert fields.state == "failed" and fields.verdict is not None
+    assert fields.verdict.layer == "node" and f"a node failed on {node}" in fields.verdict.text
+    wait_for(lambda: not left(f"HOME={slurm_boxes.root}\0"))
+
+
+def a_port_is_taken(boxes: Boxes) -> RunRecord:
+    """A run whose server wants a port that somebody else on this host has, and keeps."""
+    with socket.create_server(("127.0.0.1", 0)) as theirs:
+        port = theirs.getsockname()[1]
+        boxes.job = change(boxes.job, container=change(boxes.job.container, environment={"PORT": str(port)}))
+        boxes.host.benchmark(f"exec {sys.executable} -m http.server --bind 127.0.0.1 $PORT > server.log 2>&1")
+        record = boxes.run(code=6)
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    return record
+
+
+def test_a_port_is_taken_under_docker(boxes: Boxes) -> None:
+    verdict = a_port_is_taken(boxes).fields.verdict
+    assert verdict is not None and "Address already in use" in verdict.text and boxes.host.stand_ins.containers() == []
+
+
+@pytest.mark.slurm
+def test_a_port_is_taken_on_a_node(slurm_boxes: Boxes) -> None:
+    verdict = a_port_is_taken(slurm_boxes).fields.verdict
+    assert verdict is not None and "Address already in use" in verdict.text
 
 
 def test_the_log_tells_the_end_of_a_job(boxes: Boxes) -> None:

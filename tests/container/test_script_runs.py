@@ -342,6 +342,23 @@ def test_a_full_disk_of_the_node(host: JobHost) -> None:
     assert list((host.root / "node").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("size", "code", "said"), [(300_000, 5, "cannot be unpacked to"), (1000, 1, "No space left on device")]
+)
+def test_the_disk_of_the_node_is_full(host: JobHost, small_disk: Path, size: int, code: int, said: str) -> None:
+    """By the checkout itself, or by what the benchmark writes: the copy goes, and what there was comes back."""
+    (host.workspace / "weights.bin").write_bytes(os.urandom(size))
+    host.benchmark("echo {} > $RESULT_FILENAME.json; head -c 1000000 /dev/zero > server.log")
+    plan = staged(host)
+    (host.root / "node").rmdir()
+    (host.root / "node").symlink_to(small_disk)
+    assert said in host.run(plan, code=code)
+    assert list(small_disk.iterdir()) == []
+    if code == 1:
+        unpack(host.own / "back.tar.gz", host.workspace)
+        assert result_is_there(host)
+
+
 def test_results_that_cannot_be_brought_back_fail_the_job(host: JobHost) -> None:
     host.benchmark(f"echo {{}} > RESULT.json; rm -rf {host.own!s}; touch {host.own!s}".replace("'", ""))
     plan = staged(host)

@@ -95,7 +95,16 @@ def test_the_options_of_sbatch() -> None:
     plain = an_allocation(partition=None, account=None, gpus=8, minutes=None)
     argv = sbatch_argv(plain, TOKEN, Path("/r"), Path("/r/%j/log"), Path("/r/job.sh"))
     assert argv == [
-        *("sbatch", "--parsable", "--hold", "--comment=run-7", "--job-name=x_00", "--nodes=1", "--ntasks=1"),
+        *(
+            "sbatch",
+            "--parsable",
+            "--hold",
+            "--no-requeue",
+            "--comment=run-7",
+            "--job-name=x_00",
+            "--nodes=1",
+            "--ntasks=1",
+        ),
         *("--gres=gpu:8", "--export=ALL", "--chdir=/r", "--output=/r/%j/log", "/r/job.sh"),
     ]
     full = an_allocation(

@@ -485,20 +485,6 @@ def test_too_little_space_is_said_before_the_import_with_what_killed_ones_left(
     assert left.name in (caught.value.hint or "")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB, mounted as root or by sudo."""
-    mounted = tmp_path / "images"
-    mounted.mkdir()
-    done = as_root("mount", "-t", "tmpfs", "-o", f"size=256k,uid={os.geteuid()}", "tmpfs", str(mounted))
-    if done.returncode != 0:
-        pytest.skip(f"cannot mount a tmpfs: {done.stderr}")
-    try:
-        yield mounted
-    finally:
-        assert as_root("umount", str(mounted)).returncode == 0
-
-
 def test_a_read_only_directory_fails_before_anything_is_imported(small_disk: Path, tmp_path: Path, log: Log) -> None:
     assert as_root("mount", "-o", "remount,ro", str(small_disk)).returncode == 0
     with pytest.raises(ImageError, match=f"{small_disk}: Read-only file system") as caught:
