@@ -210,5 +210,6 @@ def test_containers_of_one_port_meet_on_no_port_of_the_host(host: Host) -> None:
     """Rows of whole nodes all name 8888, and a rehearsal has one host for all of them."""
     host.environ["PORT"] = "8888"
     host.script('echo "$PORT"')
+    host.docker("pull", "--quiet", REFERENCE)
     ports = {host.call(*argv).strip() for argv in (host.srun_argv(), host.docker_argv("--env", "PORT"))}
     assert "8888" not in ports and all(port.isdigit() for port in ports)
