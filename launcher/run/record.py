@@ -286,12 +286,12 @@ class RunRecord:
 
 def _locked(path: Path, create: int = os.O_CREAT) -> int | None:
     """A descriptor that holds ``path`` for itself; None when another process does. Raises OSError, also for what is no
-    file: a device is shared with everybody.
+    file: a device is shared with everybody, and what a link leads to is somebody else's.
 
     Where the file system knows no locks, everybody gets one: the record's ``owner`` and the job's comment are what is
     then left to tell.
     """
-    handle = os.open(path, os.O_RDWR | create | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    handle = os.open(path, os.O_RDWR | create | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "it is no file that can be locked", str(path))
