@@ -20,7 +20,7 @@ setup(
         "launcher.multinode": ["*.sh"],
         "launcher.preflight": ["*.sh"],
         "launcher.srtctl": ["*.yaml"],
-        "launcher.rehearsal": ["*.yaml"],
+        "launcher.rehearsal": ["*.sh", "*.yaml"],
         "launcher.report": ["*.css", "*.js"],
         "launcher.result": ["*.yaml"],
     },

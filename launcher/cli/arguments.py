@@ -57,6 +57,9 @@ def _planning(commands: Commands) -> None:
     plan = command_of(commands, "plan", "planning:plan", text, selection, from_env, places)
     plan.add_argument("--json", action="store_true", help="the plan itself, one JSON object per benchmark")
 
+    text = "a GitHub job's plan, beside what the checkout's bash launcher would do; nothing is submitted"
+    command_of(commands, "shadow", "shadow:shadow", text, places)
+
     _matrix(command_of(commands, "matrix", "planning:matrix", "the entries that matrix files expand to", places))
 
     text = "what would fail or mismeasure, before a GPU is held"
