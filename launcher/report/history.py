@@ -12,6 +12,7 @@ import fnmatch
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -55,6 +56,7 @@ def gather_history(state: Path, since: float = 0.0, keys: Sequence[str] = (), mo
     """
     gathered = Gathered(sources=[str(state)])
 
+    @cache  # of thousands of runs, few have keys of their own
     def wanted(key: str) -> bool:
         return not keys or any(fnmatch.fnmatchcase(key, glob) for glob in keys)
 

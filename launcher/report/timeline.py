@@ -62,13 +62,16 @@ def timeline_svg(runs: Sequence[Run], numbers: dict[str, int]) -> str:
         for name, since, until in parts:
             left, right = (round((at - begin) * scale) for at in (since, until))
             if right > left or name == "measure":
-                paths.setdefault(name, []).append(f"M{_LEFT + left} {y}h{max(right - left, 1)}")
+                paths.setdefault(name, []).append(f"M{left} {y}h{max(right - left, 1)}")
         label = escaped(f"{run.job or run.id[:18]} {run.nodes}".strip()[:22])
-        labels.append(f"<a href=#r{numbers[run.id]}><text x={_LEFT - 6} y={y + 4}>{label}</text></a>")
+        labels.append(f"<a href=#r{numbers[run.id]}><text y={y + 4}>{label}</text></a>")
     drawn = "".join(f'<path class={name} d="{"".join(paths[name])}"/>' for name in PHASES if name in paths)
     about = escaped(f"time line of {len(lines)} jobs from {clock(begin)}")
     head = f'<svg class=time viewBox="0 0 {WIDTH} {height}" role=group aria-label="{about}">'
-    return f"{head}{_axis(span, scale, height)}{drawn}{''.join(labels)}</svg>"
+    shifted = (
+        f'<g transform="translate({_LEFT})">{drawn}</g><g transform="translate({_LEFT - 6})">{"".join(labels)}</g>'
+    )
+    return f"{head}{_axis(span, scale, height)}{shifted}</svg>"
 
 
 def _axis(span: float, scale: float, height: int) -> str:

@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -21,6 +22,7 @@ from launcher.report.assemble import document
 from launcher.report.document import Attempt, Document, Entry, Run, as_json, schema
 from launcher.report.gather import gather
 from launcher.report.page import page
+from launcher.report.timeline import phases
 from tests.report.made import CONCURRENCIES, rows, write_rows, write_runs
 from tests.report.test_sources import DIED, MISSING, REFUSED, change
 
@@ -142,3 +144,22 @@ def test_the_command_writes_all_of_it_and_prints_one_form(tmp_path: Path, capsys
     assert report("--schema") == schema().decode()
     report("nothing-here", code=2)
     report(code=2)
+
+
+def test_the_time_line_has_each_job_with_what_it_waited_and_measured(tmp_path: Path) -> None:
+    write_runs(tmp_path, 3)
+    found = document(gather([str(tmp_path)], tmp_path), title="t", made="now")
+    for run in found.runs:
+        parts = list(phases(run))
+        assert all(first[2] <= second[1] for first, second in pairwise(parts))
+        assert run.started and run.submitted and run.ended
+        assert ("queue", run.submitted, run.started) in parts
+        assert [(begin, end) for name, begin, end in parts if name == "measure"] == [one[1:] for one in run.measured]
+        assert parts[-1] == ("rest", run.measured[-1][2], run.ended)
+    text = page(found)
+    picture = text.partition('<svg class=time viewBox="0 0 1000')[2].partition("</svg>")[0]
+    assert [f"{run.job} {run.nodes}" for run in found.runs] == re.findall(
+        r"<a href=#r\d+><text y=\d+>([^<]*)<", picture
+    )
+    odd = Run(id="odd", created=5.0, submitted=3.0, started=9.0, ended=8.0, measured=((4, 1.0, 99.0), (8, 7.0, 6.0)))
+    assert list(phases(odd)) == [("queue", 3.0, 9.0)] and not list(phases(Run(id="new")))
