@@ -14,6 +14,9 @@ from launcher.report.gathered import Gathered
 _DRAWN = ("ok", "reused", "rehearsal")
 """States of points that are in a picture; on a frontier are those that are ok."""
 
+_LEAST, _MOST = 1e-9, 1e15
+"""Coordinates that a picture can have: others are nobody's throughput."""
+
 Group = tuple[Identity, list[Point]]
 
 
@@ -75,7 +78,9 @@ def _panel(members: Sequence[Group], ids: dict[Identity, str]) -> Panel:
         known = [
             (key, at, height, point.state)
             for key, point in tries
-            if point.state in _DRAWN and (at := point.value(x.metric)) and (height := point.value(y.metric))
+            if point.state in _DRAWN
+            and _LEAST <= (at := point.value(x.metric) or 0.0) <= _MOST
+            and _LEAST <= (height := point.value(y.metric) or 0.0) <= _MOST
         ]
         good = [one for one in known if one[3] == "ok"]
         best = frontier(good, "upper_left", x=lambda one: one[1], y=lambda one: one[2])
@@ -113,7 +118,7 @@ def _entry(key: str, tries: Sequence[Point], best: set[str], drawn: set[str]) ->
     )
     notes = tuple(map(str, point.provenance.get("notes", ())))
     if point.state in _DRAWN and key not in drawn:
-        notes += (f"in no picture: {' or '.join(axis.metric for axis in axes(one.scenario))} is not known",)
+        notes += (f"in no picture: {' or '.join(axis.metric for axis in axes(one.scenario))} is unknown or none",)
     return Entry(
         id=key,
         state=point.state,

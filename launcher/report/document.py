@@ -261,7 +261,8 @@ def as_json(document: Document) -> bytes:
     try:
         content = msgspec.json.encode(document)
     except UnicodeEncodeError:  # half a surrogate pair, out of somebody's JSON
-        content = json.dumps(msgspec.to_builtins(document)).encode()
+        value = {"schema_version": SCHEMA_VERSION, **msgspec.to_builtins(document)}
+        return json.dumps(value, indent=1).encode() + b"\n"
     return msgspec.json.format(b'{"schema_version":%d,%b' % (SCHEMA_VERSION, content[1:]), indent=1) + b"\n"
 
 

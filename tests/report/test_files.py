@@ -23,7 +23,7 @@ from launcher.report.document import Attempt, Document, Entry, Run, as_json, sch
 from launcher.report.gather import gather
 from launcher.report.page import page
 from launcher.report.timeline import phases
-from tests.report.made import CONCURRENCIES, rows, write_rows, write_runs
+from tests.report.made import CONCURRENCIES, row, rows, write_rows, write_runs
 from tests.report.test_sources import DIED, MISSING, REFUSED, change
 
 HOSTILE = "=cmd|' /C calc'!A0 </script> | `x` [a](http://e) <b> ]]> \x00\x1b[31m \ufffe @user"
@@ -163,3 +163,24 @@ def test_the_time_line_has_each_job_with_what_it_waited_and_measured(tmp_path: P
     )
     odd = Run(id="odd", created=5.0, submitted=3.0, started=9.0, ended=8.0, measured=((4, 1.0, 99.0), (8, 7.0, 6.0)))
     assert list(phases(odd)) == [("queue", 3.0, 9.0)] and not list(phases(Run(id="new")))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"median_intvty": -5.0},
+        {"median_intvty": 1e308, "tput_per_gpu": 1e308},
+        {"median_intvty": 5e-324},
+        {"median_intvty": "fast", "conc": 10**30},
+        {"infmax_model_prefix": "half \ud800 pair", "image": "\udfff"},
+        {"isl": -1, "osl": 0, "prefill_tp": -8},
+    ],
+)
+def test_odd_rows_spoil_no_file(tmp_path: Path, changes: dict[str, object]) -> None:
+    made = [*rows(3), row(shape=(9, 4), **changes)]
+    write_rows(tmp_path / "tree", made)
+    value = document(gather([str(tmp_path / "tree")], tmp_path), title="t", made="now")
+    files.write(value, tmp_path / "out")
+    assert len(json.loads((tmp_path / "out/report.json").read_bytes())["points"]) == 4
+    assert (tmp_path / "out/report.html").read_text(encoding="utf-8").count("<tr id=p") == 4
+    ElementTree.parse(tmp_path / "out/junit.xml")
