@@ -32,7 +32,7 @@ from launcher.sweep.decide import Start
 from launcher.sweep.driver import Driver, Setting
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import RunMaker
-from launcher.sweep.overview import Overview, overview
+from launcher.sweep.overview import Overview, head_of, overview
 from launcher.sweep.schema import Ended, Policy
 from launcher.sweep.slots import Room
 
@@ -226,9 +226,7 @@ class _Driving:
 
 def summary(found: Overview) -> list[str]:
     """The end of a sweep in a few lines."""
-    counts = ", ".join(f"{count} {word}" for word, count in found.points.items())
-    budget = f" of {found.budget:g}" if found.budget is not None else ""
-    lines = [f"sweep {found.id}: {counts}; {found.spent:.1f}{budget} GPU-hours spent"]
+    lines = [f"sweep {text}" if number == 0 else f"  {text}" for number, text in enumerate(head_of(found)[:2])]
     reasons = Counter(point.reason for point in found.states if point.state == "not started")
     lines += [f"  {count} not started: {reason}" for reason, count in reasons.most_common(5)]
     lines += [f"  held: {text} (resume --anyway starts it)" for text in found.held]

@@ -24,7 +24,7 @@ from launcher.core.terminal import one_line, trusted
 from launcher.sweep import ledger as ledgers
 from launcher.sweep.attempts import Records, progress
 from launcher.sweep.ledger import Ledger
-from launcher.sweep.overview import JobLine, Overview, overview
+from launcher.sweep.overview import JobLine, Overview, age, head_of, overview
 from launcher.sweep.schema import Asked
 from launcher.sweep.state import State
 
@@ -81,33 +81,20 @@ def document(found: Overview) -> dict[str, object]:
     return {"schema": 1, **value}
 
 
-def lines(found: Overview, now: float, width: int | None = None) -> list[str]:
+def lines(found: Overview, now: float) -> list[str]:
     """The sweep for a person: what it is at, then one line a job."""
-    counts = ", ".join(f"{count} {word}" for word, count in found.points.items())
-    rate = f"; {found.rate:g} points/h" if found.rate is not None else ""
-    if found.end is not None:
-        rate += f", all by {time.strftime('%a %H:%M', time.localtime(found.end))}"
-    budget = f" of {found.budget:g}" if found.budget is not None else ""
-    head = [
-        f"{found.id}   {found.driver or 'nobody drives it'}" + (f"   ({found.asked})" if found.asked else ""),
-        f"points: {counts}{rate}",
-        f"GPU-hours: {found.spent:.1f} spent, {found.reserved:.1f} reserved{budget}",
-        *(f"held: {text}" for text in found.held),
-        *(f"excluded: {text}" for text in found.excluded),
-        *(f"note: {text}" for text in found.notes),
-    ]
-    columns = width or (shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+    more = [(name, text) for name, texts in (("held", found.held), ("excluded", found.excluded)) for text in texts]
+    head = [found.driver or "nobody drives it", *(f"{name}: {text}" for name, text in more), *found.notes]
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     rows = [job_line(line, now) for line in found.jobs]
-    return [text if columns is None else text[:columns] for text in (*head, *rows)]
+    return [text[:columns] for text in (*head_of(found), *head, *rows)]
 
 
 def job_line(job: JobLine, now: float) -> str:
     """One job in one line."""
-    age = f"{max(0.0, now - job.since) / 60:.0f}m" if job.since and job.state in ("running", "queued") else ""
-    at = f"job {job.job}" if job.job else ""
-    done = f"{job.ok}/{len(job.concurrencies)}"
-    parts = (f"{job.state:11}", done, job.key, age, at, job.reason)
-    return "  ".join(part for part in parts if part)
+    since = age(job.since, now) if job.state in ("running", "queued") else ""
+    at, done = f"job {job.job}" if job.job else "", f"{job.ok}/{len(job.concurrencies)}"
+    return "  ".join(filter(None, (f"{job.state:11}", done, job.key, since, at, job.reason)))
 
 
 def latest(sweeps: Path) -> str:
@@ -134,8 +121,5 @@ def listing(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(json.dumps({key: v for key, v in document(found).items() if key not in ("jobs", "states")}))
         else:
-            counts = ", ".join(f"{count} {word}" for word, count in found.points.items())
-            print(
-                one_line(f"{name}  {counts}  {found.spent:.1f} GPU-hours  {'driven' if found.driver else ''}".rstrip())
-            )
+            print(one_line("  ".join([*head_of(found)[:2], *(["driven"] if found.driver else [])])))
     return 0

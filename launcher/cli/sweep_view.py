@@ -22,41 +22,13 @@ from typing import Any, TextIO
 
 from launcher.core.terminal import one_line
 from launcher.run.verdict import tail
-from launcher.sweep.overview import RANK, JobLine, Overview
+from launcher.sweep.overview import RANK, JobLine, Overview, age, head_of
 
 EACH = 1.0
 """Seconds between two looks at how the sweep stands."""
 
 KEYS = "p pause  g go on  d drain  s stop  ↑↓ choose  l log  q close"
-_LIVING = ("running", "unknown", "queued", "preparing")
 _STYLES = {"running": "green", "ok": "dim", "failed": "red", "missing": "red", "unknown": "yellow", "queued": "cyan"}
-
-
-def age(since: float | None, now: float) -> str:
-    """How long ago, in at most four characters."""
-    if since is None:
-        return ""
-    minutes = max(0, int((now - since) / 60))
-    return f"{minutes}m" if minutes < 100 else f"{minutes // 60}h" if minutes < 6000 else f"{minutes // 1440}d"
-
-
-def head_of(found: Overview, now: float) -> list[str]:
-    """The lines above the jobs: points, cost, runners and their queues."""
-    total = sum(found.points.values())
-    counts = "  ".join(f"{found.points[word]} {word}" for word in RANK if word != "ok" and word in found.points)
-    asked = f"  [{found.asked}]" if found.asked else ""
-    budget = f" of {found.budget:g}" if found.budget is not None else ""
-    rate = f"   {found.rate:g} points/h" if found.rate is not None else ""
-    end = f", all by {time.strftime('%a %H:%M', time.localtime(found.end))}" if found.end is not None else ""
-    runners = (
-        f"{name} " + " ".join(f"{counts[word]} {word}" for word in _LIVING if word in counts)
-        for name, counts in found.runners.items()
-    )
-    return [
-        f"{found.id}  {found.points.get('ok', 0)}/{total} ok  {counts}{asked}",
-        f"GPU-hours {found.spent:.1f} spent, {found.reserved:.1f} reserved{budget}{rate}{end}",
-        " | ".join(text.strip() for text in runners) or "nothing runs",
-    ]
 
 
 def shown_jobs(found: Overview, room: int) -> list[JobLine]:
@@ -75,7 +47,7 @@ class View:
 
     def lines(self, found: Overview, width: int, height: int, now: float) -> list[str]:
         """The lines with their styles, as a terminal takes them; none is wider than ``width``."""
-        head = head_of(found, now)
+        head = head_of(found)
         wrong = [f"{job.key}: {job.reason}" for job in found.jobs if job.state in ("failed", "missing", "unknown")]
         held = [f"held: {text}" for text in found.held] + [f"node {text} is not used" for text in found.excluded]
         foot = [*held[:2], *wrong[-3:], self.message or KEYS]

@@ -103,42 +103,22 @@ def plan(arguments: argparse.Namespace) -> int:
     done = valid_elsewhere(project, jobs)
     canary = canaries(jobs, policy.canary)
     guesses = estimates(jobs, history(project.runs))
-    rows = []
-    for job in ordered(jobs, policy.order):
-        known = done.get(job.key, {})
-        why = "; ".join(f"c{c}: {text}" for c, (_, text) in sorted(known.items()))
-        rows.append(
+    order = ordered(jobs, policy.order)
+    if arguments.json:
+        rows = [
             {
-                "job": job.key,
-                "runner": job.runner,
-                "topology": job.benchmark.topology,
-                "measures": job.benchmark.measures,
-                "concurrencies": list(job.concurrencies),
-                "nodes": job.nodes,
-                "seconds": job.seconds,
+                **msgspec.to_builtins(job),
                 "gpu_hours": job.gpu_hours,
                 "canary": job.key in canary,
                 "expected": msgspec.to_builtins(guesses.get(job.key)),
-                "done": {c: {"run": run, "why": text} for c, (run, text) in known.items()},
-                "said": why,
+                "done": {c: {"run": run, "why": text} for c, (run, text) in done.get(job.key, {}).items()},
             }
-        )
-    if arguments.json:
+            for job in order
+        ]
         print(json.dumps({"schema": 1, "jobs": rows, "left_out": [str(error) for error in refused]}, indent=2))
         return code
-    columns = ("job", "runner", "topology", "lengths", "conc", "nodes", "limit h", "GPU-h", "done already")
-    shown = [
-        (
-            *(row[name] for name in ("job", "runner", "topology", "measures")),
-            " ".join(map(str, job.concurrencies)),
-            job.nodes or "?",
-            f"{job.seconds / 3600:.1f}" if job.seconds else "?",
-            f"{job.gpu_hours:.1f}" if job.gpu_hours is not None else "?",
-            row["said"],
-        )
-        for row, job in zip(rows, ordered(jobs, policy.order), strict=True)
-    ]
-    table(columns, shown)
+    columns = ("job", "runner", "topology", "conc", "nodes", "limit h", "GPU-h", "done already")
+    table(columns, [_row(job, done.get(job.key, {})) for job in order])
     points = sum(len(job.concurrencies) for job in jobs)
     say(f"{points} points in {len(jobs)} jobs, of which {sum(map(len, done.values()))} points are done already")
     show_cost(jobs)
@@ -147,6 +127,14 @@ def plan(arguments: argparse.Namespace) -> int:
         names = dict.fromkeys(text.rpartition(" ")[2] for known in done.values() for _, text in known.values())
         say(f"--reuse {' '.join(names)} takes them over")
     return code
+
+
+def _row(job: Job, done: dict[int, tuple[str, str]]) -> tuple[object, ...]:
+    hours = f"{job.seconds / 3600:.1f}" if job.seconds else "?"
+    cost = f"{job.gpu_hours:.1f}" if job.gpu_hours is not None else "?"
+    why = "; ".join(f"c{c}: {text}" for c, (_, text) in sorted(done.items()))
+    concurrencies = " ".join(map(str, job.concurrencies))
+    return job.key, job.runner, job.benchmark.topology, concurrencies, job.nodes or "?", hours, cost, why
 
 
 def valid_elsewhere(

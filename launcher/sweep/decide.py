@@ -61,7 +61,6 @@ class Decisions:
         self._canaries: dict[str, str] = {}
         self._guards: dict[str, str] = {}
         """By runner and image, while a canary speaks for them: why its other jobs are not started."""
-        self._partly: set[str] = set()
 
     def begin(self, found: Mapping[str, list[tuple[Attempt, Facts]]], now: float) -> list[Event]:
         """Take what earlier drivers left, by job; what is to be written down of it. Attempts that are not over are the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -156,6 +157,32 @@ def _rate(
         return None, None
     rate = new * 3600 / (now - began)
     return round(rate, 2), now + left / rate * 3600
+
+
+def age(since: float | None, now: float) -> str:
+    """How long ago, in at most four characters."""
+    if since is None:
+        return ""
+    minutes = max(0, int((now - since) / 60))
+    return f"{minutes}m" if minutes < 100 else f"{minutes // 60}h" if minutes < 6000 else f"{minutes // 1440}d"
+
+
+def head_of(found: Overview) -> list[str]:
+    """What stands above the jobs: points, cost, runners and their queues."""
+    total, ok = sum(found.points.values()), found.points.get("ok", 0)
+    counts = "  ".join(f"{found.points[word]} {word}" for word in RANK if word != "ok" and word in found.points)
+    budget = f" of {found.budget:g}" if found.budget is not None else ""
+    rate = f"   {found.rate:g} points/h" if found.rate is not None else ""
+    end = f", all by {time.strftime('%a %H:%M', time.localtime(found.end))}" if found.end is not None else ""
+    queues = (
+        " ".join([name, *(f"{counted[word]} {word}" for word in RANK[:4] if word in counted)])
+        for name, counted in found.runners.items()
+    )
+    return [
+        f"{found.id}  {ok}/{total} ok  {counts}{f'  [{found.asked}]' if found.asked else ''}".rstrip(),
+        f"GPU-hours {found.spent:.1f} spent, {found.reserved:.1f} reserved{budget}{rate}{end}",
+        " | ".join(queues),
+    ]
 
 
 def told(event: Event) -> str:

@@ -214,7 +214,7 @@ def test_a_record_that_cannot_be_made_stops_no_other_run(user: InProcessUser, mo
     monkeypatch.setattr(RunRecord, "create", create)
     matrix = write(user, family(row(4), row(16)))
     said = user.launcher("sweep", "-k", "*", *matrix, code=7)
-    assert "No space left on device" in said and "1 ok" in said and "1 not started" in said
+    assert "No space left on device" in said and "1/2 ok" in said and "1 not started" in said
 
 
 def test_ci_says_what_looks_like_a_setting_and_is_none(user: InProcessUser) -> None:

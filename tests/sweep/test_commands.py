@@ -90,7 +90,7 @@ def test_a_name_that_is_taken_an_unknown_one_and_old_ledgers(user: InProcessUser
     (user.state / "sweeps/old/sweep.json").write_text('{"schema": 0, "id": "old"}')
     assert "expected schema 1, and it is 0" in user.launcher("sweep", "resume", "old", code=2)
     listed = user.launcher("sweep", "list")
-    assert "m3-weekend  2 planned" in listed and "old  unreadable" in listed
+    assert "m3-weekend  0/2 ok  2 planned" in listed and "old  unreadable" in listed
     assert "no job has topology x" in user.launcher(
         "sweep", "add", "m3-weekend", "--conc", "8", "--topology", "x", code=2
     )
@@ -101,7 +101,7 @@ def test_plan_says_points_cost_and_what_is_done_and_makes_nothing(user: InProces
     assert "2 points in 2 jobs, of which 0 points are done already" in said
     assert "node-hours (nodes × time limit)" in said and "no earlier run says how long it takes" in said
     document = json.loads(user.launcher("sweep", "plan", *SELECTED, "--json"))
-    assert [job["concurrencies"] for job in document["jobs"]] == [[4], [4]]
+    assert [job["benchmark"]["concurrencies"] for job in document["jobs"]] == [[4], [4]]
     assert not (user.state / "sweeps").exists()
 
 
@@ -111,7 +111,7 @@ def test_a_sweep_from_its_start_to_points_that_another_one_takes_over(user: InPr
     script.write_text(f'#!/bin/sh\necho "$LAUNCHER_SWEEP $LAUNCHER_SWEEP_STATE $1" >> {told}\n')
     script.chmod(0o755)
     said = user.launcher("sweep", *SELECTED, "--name", "one", "--canary", "auto", "--notify", f"{script} 'a b'")
-    assert "sweep one: 2 ok" in said and "2 of 2 runs succeeded" in said
+    assert "sweep one  2/2 ok" in said and "2 of 2 runs succeeded" in said
     deadline = time.monotonic() + 30
     while not told.exists() or len(told.read_text().splitlines()) < 2:
         assert time.monotonic() < deadline
@@ -124,7 +124,7 @@ def test_a_sweep_from_its_start_to_points_that_another_one_takes_over(user: InPr
     assert explained.count("a valid result of run") == 2
     assert "2 points are done already" in user.launcher("sweep", "plan", *SELECTED)
     again = user.launcher("sweep", "start", *SELECTED, "--name", "two", "--reuse", "one")
-    assert "sweep two: 2 ok" in again
+    assert "sweep two  2/2 ok" in again
     states = json.loads(user.launcher("sweep", "status", "two", "--json"))["states"]
     assert all(point["reused"] and point["run"].startswith("one-") for point in states)
     assert len(user.run_ids()) == 2
@@ -150,7 +150,7 @@ def test_a_detached_driver_is_stopped_killed_and_taken_over(tmp_path: Path) -> N
     said = user.launcher("sweep", "cancel", "d")
     assert "runs were ended" in said and not user.alive_jobs()
     assert "nobody drives it" in user.launcher("sweep", "status", "d")
-    assert "2 ok" in user.launcher("sweep", "resume", "d", timeout=180)
+    assert "2/2 ok" in user.launcher("sweep", "resume", "d", timeout=180)
 
 
 def test_estimates_are_by_runs_of_the_same_and_say_how_many_and_how_far_apart() -> None:

@@ -18,8 +18,8 @@ import pytest
 from rich.text import Text
 
 from launcher.cli.sweep_status import lines
-from launcher.cli.sweep_view import KEYS, Screen, View, age
-from launcher.sweep.overview import JobLine, Overview
+from launcher.cli.sweep_view import KEYS, Screen, View
+from launcher.sweep.overview import JobLine, Overview, age
 from launcher.sweep.schema import Asked, Policy
 from scripts.measure_sweeps.emulation import make_sweep
 from tests.sweep.test_crash import Seen, driver, row
@@ -88,7 +88,7 @@ def test_no_line_is_wider_than_the_terminal_and_what_lives_comes_first(width: in
 
 def test_plain_lines_have_the_same_values_and_one_line_a_job() -> None:
     shown = lines(an_overview(*JOBS), NOW)
-    assert shown[0].startswith("m3-weekend   pid 1 on login")
+    assert shown[0].startswith("m3-weekend  12/47 ok") and "pid 1 on login" in shown
     assert sum(line.startswith(("running", "queued", "failed", "ok")) for line in shown) == 4
 
 
