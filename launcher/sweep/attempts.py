@@ -24,8 +24,9 @@ from launcher.sweep.estimate import Past
 from launcher.sweep.schema import Job
 from launcher.sweep.state import NONE, Facts, Phase, State
 
-WHOLE = ("", "results", "scheduler", "node", "cancelled")
-"""Layers of ends that say nothing against what a job had measured before: it COMPLETED, or something else ended it."""
+WHOLE = ("", "results", "scheduler", "node")
+"""Layers of ends that say nothing against what a job had measured before: it COMPLETED, or Slurm or a node ended
+it. Who cancels a job may have seen why."""
 
 
 class _Point(msgspec.Struct):
