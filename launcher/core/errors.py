@@ -88,6 +88,12 @@ class JobError(LauncherError):
     layer = "job"
 
 
+class NodeError(JobError):
+    """A node on which the job would run is not fit for it."""
+
+    layer = "node"
+
+
 class ResultError(LauncherError):
     """Results are missing, partial, unreadable, or not believable."""
 

@@ -118,7 +118,7 @@ def verdict(
         return Verdict(
             "cancelled", cut(error.message, WIDTH) + (f" {stage}" if stage and stage not in error.message else "")
         )
-    if error.layer in ("configuration", "image", "model", "checkout", "results"):
+    if error.layer in ("configuration", "image", "model", "checkout", "node", "results"):
         first = first or next(iter(failures), None)
         if error.layer == "results" and first is not None:
             return Verdict("results", f"{cut(error.message, WIDTH)}; first failure in {first.file}: {first.text}")

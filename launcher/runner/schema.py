@@ -150,8 +150,9 @@ class LaneRule(Rule, frozen=True, kw_only=True):
     """Recipes of the workspace that are laid over the checkout, in order."""
     patches: list[Patch] = []
     """Changes of later commits that this one needs."""
-    preflight: bool = True
-    """Whether srtctl looks for model and image before it submits; ``false`` passes ``--no-preflight``."""
+    preflight: bool | Literal["node"] = True
+    """Whether srtctl looks for model and image before it submits; ``false`` passes ``--no-preflight``, and so does
+    ``node``, with which a short job without GPUs looks from a node instead."""
     setup_script: str | None = None
     """The script that srtctl runs in each container first (``--setup-script``)."""
     time_limit: TimeLimit | None = None
@@ -197,7 +198,7 @@ class Adjustment(Rule, frozen=True, kw_only=True):
     """More keys of srtslurm.yaml."""
     time_limit: TimeLimit | None = None
     """In place of the lane's."""
-    preflight: bool | None = None
+    preflight: bool | Literal["node"] | None = None
     """In place of the lane's."""
     setup_script: str | None = None
     """In place of the lane's."""

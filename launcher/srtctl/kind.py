@@ -154,6 +154,11 @@ class SrtctlKind:
         if job.recipe.document is None:
             raise ConfigError(f"recipe {job.recipe.path} was not found in srt-slurm {job.srt_slurm.ref} either")
         refuse_strangers(run.results_directory, run.plan.results)
+        if job.look_from_node and run.plan.scheduler.kind == "slurm":
+            from launcher.preflight.short_job import look_from_a_node
+
+            state = run.record.directory.parent.parent / "preflight"
+            run.log(f"preflight: {look_from_a_node(run.plan, state, run.services.run, run.services.environment)}")
         recipe = checkout.root / job.recipe.path
         recipe.parent.mkdir(parents=True, exist_ok=True)
         write_text(recipe, dump(job.recipe.document))

@@ -78,6 +78,7 @@ class SrtctlJob(msgspec.Struct, frozen=True):
 
     ``models`` are the aliases of the checkpoint with their paths, ``srtslurm`` the document of srtslurm.yaml. ``power``
     says that the recipe asks for DCGM power telemetry; then the exporter's image and srt-slurm's commit are stamped.
+    ``look_from_node``: a short job looks at images and checkpoint before the submission.
     """
 
     models: dict[str, str]
@@ -86,6 +87,7 @@ class SrtctlJob(msgspec.Struct, frozen=True):
     recipe: PlannedRecipe
     submit: Submit
     power: bool = False
+    look_from_node: bool = False
 
     @classmethod
     def of(cls, plan: Plan) -> SrtctlJob:

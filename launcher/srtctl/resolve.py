@@ -93,7 +93,7 @@ class SrtctlPlanner:
         }
         argv = _argv(rules, planned_recipe, setup, derive.tags(rules, context))
         submit = Submit(argv, {**environment_of(benchmark), **exports})
-        job = SrtctlJob(models, tree, srtslurm, planned_recipe, submit, rules.power)
+        job = SrtctlJob(models, tree, srtslurm, planned_recipe, submit, rules.power, _preflight(rules) == "node")
         limit = longer((recipe.facts and recipe.facts.time_limit) or srtslurm.get("default_time_limit"), context)
         plan = derive.whole_plan(
             rules,
@@ -300,13 +300,19 @@ def _exports(rules: AppliedRules, context: Context, stem: str) -> dict[str, str]
     return exports
 
 
+def _preflight(rules: AppliedRules) -> bool | str:
+    """Who looks before the submission: srtctl, nobody, or a node."""
+    said: bool | str = derive.last([rules.lane.rule.preflight, *(a.rule.preflight for a in rules.adjustments)], True)
+    return said
+
+
 def _argv(rules: AppliedRules, recipe: PlannedRecipe, setup: SetupScript | None, tags: str) -> tuple[str, ...]:
     """The command that submits the job."""
     submitted = f"{recipe.path}:{recipe.selector}" if recipe.selector else recipe.path
     argv = ["srtctl", "apply", "-f", submitted, "--tags", tags]
     if setup is not None:
         argv += ["--setup-script", setup.name]
-    if not derive.last([rules.lane.rule.preflight, *(a.rule.preflight for a in rules.adjustments)], True):
+    if _preflight(rules) is not True:
         argv.append("--no-preflight")
     return tuple(argv)
 

@@ -78,7 +78,7 @@ MISTAKES = [
     ("runners: [tiny]", "runners: tiny", "Expected `array`, got `str`"),
     ("ref: v2", "ref: v2\n    sha: deadbeef", "'deadbeef' is not a full commit id of 40 hexadecimal digits"),
     ("ref: v2", "ref: v2\n    time-limit: 4h", "'4h' is not a time limit as Slurm writes it"),
-    ("ref: v2", "ref: v2\n    preflight: 'no'", "Expected `bool`, got `str`"),
+    ("ref: v2", "ref: v2\n    preflight: 'no'", "Invalid enum value 'no'"),
     ("account: a", "account: a, time-limit: '1:2:3:4'", "'1:2:3:4' is not a time limit"),
     ("path: /, kind", "path: x, kind", "'x' is not absolute"),
     ("path: /other", "path: {a: b}", "Expected `str | array`, got `object`"),
