@@ -305,7 +305,12 @@ wait_for_all() {
   done
 }
 
-wait_a_moment() { sleep 0.5 & wait "$!"; }
+wait_a_moment() {
+  sleep 0.5 &
+  child=$!
+  wait "$child"
+  child=
+}
 
 finish() {
   local code=${ended:-$?}
