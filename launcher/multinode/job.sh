@@ -141,7 +141,11 @@ end_node() {
   trap - EXIT
   trap '' TERM INT HUP
   end_containers
-  [ -z "$child" ] || wait "$child" 2>/dev/null
+  # One that was just being made when the signal came is there a moment later.
+  while [ -n "$child" ] && kill -0 "$child" 2>/dev/null; do
+    sleep 0.2
+    end_containers
+  done
   give_back
   bring_logs
   exit "$code"
