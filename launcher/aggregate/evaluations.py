@@ -6,7 +6,6 @@ refused and the error of one is null. Files are read here, and none written.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from launcher.aggregate.fields import Row
 from launcher.core.errors import ResultError
+from launcher.core.reading import json_of
 
 META = "meta_env.json"
 _CONCURRENCY = re.compile(r"_conc(\d+)(?:_\d+)?\.json$")
@@ -23,8 +23,8 @@ _CONCURRENCY = re.compile(r"_conc(\d+)(?:_\d+)?\.json$")
 def _document(path: Path) -> Any:
     """A file's JSON; None where it is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return json_of(path)
+    except (OSError, ValueError):
         return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,14 @@ from launcher.core.errors import ConfigError, ResultError
 from launcher.core.reading import built
 
 Row = dict[str, Any]
+
+
+def finite(value: Any) -> bool:
+    """Whether a value of JSON is a number, and a finite one: there are whole ones that no float holds."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

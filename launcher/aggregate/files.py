@@ -18,17 +18,21 @@ from typing import Any
 import msgspec
 
 from launcher.aggregate.agentic import Profile, Records, agentic_row, read_records, whole_numbers
-from launcher.aggregate.fields import Row, fixed_row
+from launcher.aggregate.fields import Row, finite, fixed_row
 from launcher.aggregate.power import add, one_node, with_power
 from launcher.aggregate.power_package import Package, several_nodes
 from launcher.benchmark.benchmark import Benchmark, Role
 from launcher.benchmark.environment import environment_of
 from launcher.core.errors import LauncherError, ResultError
 from launcher.core.publish import publishing
+from launcher.core.reading import LARGEST_RESULT, json_of, open_regular, open_text, read_file
 
 SUMMARY, RECORDS = "profile_export_aiperf.json", "profile_export.jsonl"
 _LOG = 64 << 20
 """Bytes of a server's log that are looked at, from its beginning."""
+_SHORT = 4096
+"""Bytes of a file that holds one word."""
+
 _LONG = 1 << 16
 """Bytes of a value that is no number and no name any more."""
 _DATA_SET = "datasets--semianalysisai--cc-traces-weka*"
@@ -37,10 +41,10 @@ _DATA_SET = "datasets--semianalysisai--cc-traces-weka*"
 def document(path: Path) -> Any:
     """A file's JSON. Raises ResultError when there is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json_of(path, LARGEST_RESULT)
     except OSError as error:
         raise ResultError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ResultError(f"not JSON: {error}", where=str(path)) from None
 
 
@@ -48,7 +52,7 @@ def _top(path: Path) -> dict[str, Any]:
     """A raw result without its long lists, in whose places empty ones stand: ``itls`` alone may hold twenty million
     numbers, and no aggregate has any of them. Raises ResultError."""
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
+        found = msgspec.json.decode(read_file(path, LARGEST_RESULT), type=dict[str, msgspec.Raw])
         return {k: json.loads(bytes(v)) if memoryview(v).nbytes < _LONG else [] for k, v in found.items()}
     except (OSError, ValueError, msgspec.MsgspecError, RecursionError):  # or with NaN, which Python reads
         whole = document(path)
@@ -124,7 +128,10 @@ def _producer(directory: Path, environ: Mapping[str, str]) -> dict[str, str]:
     stamp = directory / "power-producer-sha.txt"
     if environ.get("POWER_PRODUCER_SHA") or not stamp.is_file():
         return {}
-    return {"POWER_PRODUCER_SHA": stamp.read_text(encoding="utf-8").rstrip("\n")}
+    try:
+        return {"POWER_PRODUCER_SHA": read_file(stamp, _SHORT).decode().rstrip("\n")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultError(f"the commit of the power package cannot be read: {error}", where=str(stamp)) from None
 
 
 def _sides(name: str) -> dict[str, str]:
@@ -170,7 +177,7 @@ def artifacts(results: Path) -> Path:
 
 def _records(path: Path) -> Records:
     try:
-        with path.open(encoding="utf-8") as lines:
+        with open_text(path) as lines:
             return read_records(lines)
     except OSError as error:
         raise ResultError(f"cannot be read: {error.strerror}", where=str(path)) from None
@@ -204,7 +211,7 @@ def _logs(results: Path) -> Iterator[str]:
         found += sorted(root.glob("watchtower-*.out")) if root.is_dir() else []
     for path in sorted({path.resolve() for path in found}):
         if path.is_file():
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 yield file.read(_LOG).decode("utf-8", errors="replace").replace("\x00", "")
 
 
@@ -237,12 +244,14 @@ def expected_outputs(data_set: Path | None, records: Records) -> list[int]:
 def _traces(data_set: Path) -> Iterator[Any]:
     for path in (*sorted(data_set.glob("*.jsonl")), *sorted(data_set.glob("*.json"))):
         try:
-            with path.open(encoding="utf-8") as file:
+            with open_text(path, errors="replace") as file:
                 for text in file if path.suffix == ".jsonl" else [file.read()]:
                     try:
-                        yield json.loads(text)
-                    except ValueError:
+                        found = json.loads(text)
+                    except (ValueError, RecursionError):
                         continue  # an empty line, or no JSON
+                    if isinstance(found, dict):
+                        yield found
         except OSError:
             continue
 
@@ -319,19 +328,19 @@ def _moment(value: Any) -> datetime | float | None:
             return datetime.fromisoformat(value.strip().replace("Z", "+00:00"))
         except ValueError:
             return None
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return float(value) if finite(value) else None
 
 
 def _unix(moment: datetime | float | None, zone: timezone | None) -> float | None:
     if isinstance(moment, datetime):
         return (moment if moment.tzinfo is not None else moment.replace(tzinfo=zone)).timestamp()
-    return moment if moment is not None and math.isfinite(moment) else None
+    return moment
 
 
 def _zone(path: Path) -> timezone | None:
     try:
-        found = re.fullmatch(r"([+-])(\d{2}):?(\d{2})", path.read_text(encoding="utf-8").strip())
-    except OSError:
+        found = re.fullmatch(r"([+-])(\d{2}):?(\d{2})", read_file(path, _SHORT).decode().strip())
+    except (OSError, UnicodeDecodeError):
         return None
     if found is None or int(found[2]) > 23 or int(found[3]) > 59:
         return None

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from launcher.aggregate.fields import finite
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark, Component, Role
 from launcher.core.errors import ConfigError, suggest
 from launcher.core.reading import built
@@ -149,9 +150,7 @@ class Point:
                 found = found.get(key) if isinstance(found, Mapping) else None
         else:
             found = found.get(metric(name).name)
-        if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
-            return None
-        return float(found)
+        return float(found) if finite(found) else None
 
 
 def _keys(path: str) -> list[str]:

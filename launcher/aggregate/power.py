@@ -19,7 +19,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from launcher.aggregate.fields import Row, shares, tables
+from launcher.aggregate.fields import Row, finite, shares, tables
+from launcher.core.reading import open_text
 
 LARGEST_GAP = 3.0
 """Seconds without a sample, within the window."""
@@ -65,10 +66,10 @@ def add(reasons: list[str], *more: str) -> None:
 def window_of(raw: Mapping[str, Any]) -> tuple[Window | None, list[str]]:
     """The window of a raw result; None where there is no window at all. And what is wrong with it."""
     times = [raw.get(key) for key in ("benchmark_start_time_unix", "benchmark_end_time_unix", "duration")]
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in times):
+    if not all(map(finite, times)):
         return None, ["invalid_benchmark_window"]
     start, end, duration = (float(value) for value in times if value is not None)
-    if not all(map(math.isfinite, (start, end, duration))) or end <= start or duration <= 0:
+    if end <= start or duration <= 0:
         return None, ["invalid_benchmark_window"]
     reasons, counts = [], []
     if abs(duration - (end - start)) > max(0.5, (end - start) * 0.01):
@@ -114,7 +115,7 @@ def _watts(text: str) -> float | None:
 @contextmanager
 def _table(path: Path) -> Iterator[tuple[list[str], Iterator[_Cell]]]:
     """The header of a CSV file, and of each row a function from a column to its text. Raises OSError, csv.Error."""
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+    with open_text(path, newline="", errors="replace") as file:
         reader = csv.DictReader(file, skipinitialspace=True)
         header = [column.strip() for column in reader.fieldnames or ()]
         reader.fieldnames = header

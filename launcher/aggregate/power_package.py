@@ -6,7 +6,6 @@ record are those of InferenceX's utils/aggregate_power_multinode.py. Files are r
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.aggregate.fields import Row, shares
+from launcher.aggregate.fields import Row, finite, shares
 from launcher.aggregate.power import METHOD, Window, add, energy, largest_gap, rounded, window_of
-from launcher.aggregate.power_windows import Checked, Device, Samples, check_windows, finite, read_samples, selected
+from launcher.aggregate.power_windows import Checked, Device, Samples, check_windows, read_samples, selected
+from launcher.core.reading import json_of
 
 _MANIFEST = {
     "schema_version": 1,
@@ -185,8 +185,8 @@ def _manifest(record: Row, package: Package) -> Row | None:
         _add(record, "manifest_missing", f"manifest missing: {path}")
         return None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        manifest = json_of(path)
+    except (OSError, ValueError) as error:
         _add(record, "manifest_malformed", f"manifest unreadable: {error}")
         return None
     if not isinstance(manifest, dict):

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from launcher.aggregate.fields import Row
+from launcher.aggregate.fields import Row, finite
 from launcher.aggregate.power import LARGEST_GAP, Window, add
+from launcher.core.reading import LARGEST_RESULT, json_of, open_text
 
 _DIRECTORY = "windows"
 _BAD = "measurement_window_"
@@ -45,7 +46,7 @@ def read_samples(path: Path) -> tuple[dict[Device, Samples], list[tuple[int, Dev
     unique: dict[tuple[int, Device], tuple[float, str, float]] = {}
     twice = False
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with open_text(path, newline="") as file:
             reader = csv.reader(file)
             if next(reader, None) != _HEADER:
                 return {}, [], [f"samples_csv_header_mismatch in {path.name}"]
@@ -84,11 +85,6 @@ def _sample(cells: Sequence[str]) -> tuple[tuple[int, Device], tuple[float, str,
     if not good or not math.isfinite(at) or not math.isfinite(watts) or watts < 0:
         return None
     return (scrape, (cells[3], index)), (at, cells[5], watts)
-
-
-def finite(value: Any) -> bool:
-    """Whether a value of JSON is a number, and a finite one."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -193,8 +189,8 @@ def _stays_below(root: Path, relative: str) -> bool:
 def _parsed(path: Path, name: str, results: Path, checked: Checked) -> MeasuredWindow | str:
     """A window, or the code of what is wrong with its file."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        said = json_of(path)
+    except (OSError, ValueError):
         return f"{_BAD}malformed"
     if not isinstance(said, dict):
         return f"{_BAD}malformed"
@@ -237,8 +233,8 @@ def _result_reasons(window: MeasuredWindow, results: Path) -> list[str]:
     """Where the result that a window names is not there, or has other times."""
     path = results / window.result_path
     try:
-        result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (OSError, ValueError, RecursionError):
+        result = json_of(path, LARGEST_RESULT) if path.is_file() else None
+    except (OSError, ValueError):
         return [f"{_BAD}result_missing"]
     if result is None and not path.is_file():
         return [f"{_BAD}result_missing"]
@@ -301,8 +297,8 @@ def selected(
     window = matches[0]
     path = results / window.result_path
     try:
-        original = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        original = json_of(path, LARGEST_RESULT)
+    except (OSError, ValueError):
         return None, f"{_BAD}result_missing", f"original result unreadable: {path}"
     if json.dumps(original, sort_keys=True) != json.dumps(raw, sort_keys=True):
         return None, "result_content_mismatch", f"workspace copy {name} differs from original {window.result_path}"

@@ -37,7 +37,7 @@ def number(value: Any) -> float | None:
     """A number, or a text that is one."""
     try:
         return None if value is None else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

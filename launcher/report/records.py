@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from launcher.aggregate.fields import finite
 from launcher.aggregate.points import Point, State, identity_of
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
@@ -155,11 +156,12 @@ def _state(one: _Measured | None, fields: RunFields, *, rehearsal: bool, wrong: 
 def _row(said: Mapping[str, Any]) -> dict[str, Any]:
     """A point of a summary under the names of an aggregate of fixed lengths."""
     row: dict[str, Any] = {}
+    value: Any
     for name, (key, scale) in _METRICS.items():
-        if isinstance(value := said.get(key), int | float):
+        if finite(value := said.get(key)):
             row[name] = value / scale
     for statistic in ("median", "p99"):
-        if value := said.get(f"tpot_{statistic}_ms"):
+        if finite(value := said.get(f"tpot_{statistic}_ms")) and value:
             row[f"{statistic}_intvty"] = 1000.0 / value
     return row
 

@@ -16,11 +16,10 @@ from typing import Any
 
 import msgspec
 
-from launcher.core.reading import open_regular
+from launcher.core.reading import LARGEST_RESULT, open_regular
 
 _NOT_FINITE = re.compile(rb'(?:"([^"]{1,80})"\s*:|[\[,])\s*[-+]?(NaN|Infinity)\b')
 _DIGITS = frozenset(bytes([byte]) for byte in b"-0123456789")
-_LARGEST = 1 << 31
 
 
 class Unusable(Exception):
@@ -129,8 +128,8 @@ def content(path: Path) -> bytes:
     """What a file holds. Raises Unusable; of what is no file, a pipe perhaps, nothing is read."""
     try:
         with open_regular(path) as file:
-            if (size := os.fstat(file.fileno()).st_size) > _LARGEST:
-                raise Unusable(f"cannot be read: it has {size} bytes, and a result at most {_LARGEST}")
+            if (size := os.fstat(file.fileno()).st_size) > LARGEST_RESULT:
+                raise Unusable(f"cannot be read: it has {size} bytes, and a result at most {LARGEST_RESULT}")
             return file.read()
     except OSError as error:
         raise Unusable(f"cannot be read: {error.strerror}") from None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,13 @@ from launcher.aggregate import files
 from launcher.aggregate.agentic import Profile, agentic_row, percentile, read_records
 from launcher.aggregate.evaluations import evaluation_rows, score_failures
 from launcher.aggregate.fields import fixed_row, tables
+from launcher.aggregate.points import Point, identity_of
 from launcher.aggregate.power import KEYS, energy, integrate, time_of, window_of, with_power
-from launcher.aggregate.server_metrics import server_metrics
+from launcher.aggregate.power_package import Package, several_nodes
+from launcher.aggregate.power_windows import Checked, MeasuredWindow, check_windows, read_samples, selected
+from launcher.aggregate.server_metrics import number, server_metrics
 from launcher.core.errors import ConfigError, ResultError
+from tests.aggregate.test_points import benchmark
 from tests.shared import SHARED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -356,3 +363,71 @@ def test_an_environment_is_never_read_behind_the_back(monkeypatch: pytest.Monkey
         monkeypatch.setenv(name, "7")
     with pytest.raises(ConfigError):
         fixed_row(RAW, {"TP": os.environ["TP"]})
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def larger_than_memory(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 42)
+
+
+def latin(path: Path) -> None:
+    path.write_bytes(b'{"a": "\xff"}')
+
+
+def deep(path: Path) -> None:
+    path.write_text("[" * 200_000)
+
+
+def stuck(*_: object) -> None:
+    pytest.fail("the reader waits for ever")
+
+
+WINDOW = MeasuredWindow("windows/w.json", "k", 4, "r.json", 0.0, 1.0, 1.0)
+BY_LINE = {"profile_export.jsonl", "samples.csv", "gpu_metrics.csv", "traces.jsonl"}
+
+
+@pytest.mark.parametrize("spoil", [pipe, larger_than_memory, latin, deep])
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("r.json", lambda d: files.aggregate_fixed(d, "r", ENVIRONMENT)),
+        ("x.json", files.collected),
+        ("power-producer-sha.txt", lambda d: files.aggregate_several_nodes(d, "r", {})),
+        ("aiperf_artifacts/profile_export.jsonl", lambda d: files.aggregate_agentic(d, "a", {"RESULT_DIR": "."})),
+        ("traces.jsonl", lambda d: files.expected_outputs(d, read_records([]))),
+        ("meta_env.json", evaluation_rows),
+        ("results_x.json", lambda d: [(d / "meta_env.json").write_text("{}"), *evaluation_rows(d)]),
+        ("manifest.json", lambda d: several_nodes(Package(d, d, d / "r.json", (1, 1), None), RAW)),
+        ("windows/w.json", lambda d: check_windows(d, d, [("k", 4)], [], {})),
+        ("r.json", lambda d: selected(Checked({("k", 4): WINDOW}), RAW, d, "r.json", None)),
+        ("samples.csv", lambda d: read_samples(d / "samples.csv")),
+        ("gpu_metrics.csv", lambda d: integrate(d / "gpu_metrics.csv", 0.0, 1.0, 1)),
+    ],
+)
+def test_no_file_of_a_job_holds_its_reader_or_ends_it(
+    tmp_path: Path, name: str, read: Callable[[Path], Any], spoil: Callable[[Path], None]
+) -> None:
+    path = tmp_path / name
+    if spoil is larger_than_memory and path.name in BY_LINE:
+        pytest.skip("it is read line by line")
+    path.parent.mkdir(exist_ok=True)
+    spoil(path)
+    before = signal.signal(signal.SIGALRM, stuck)
+    signal.alarm(30)
+    try:
+        with contextlib.suppress(ResultError):
+            read(tmp_path)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_number_that_no_float_holds_is_none() -> None:
+    row = {**RAW, "duration": 10**400}
+    assert window_of(row) == (None, ["invalid_benchmark_window"])
+    assert Point(identity_of(benchmark(), 4), {"median_ttft": 10**400}).value("median_ttft") is None
+    assert number(10**400) is None
