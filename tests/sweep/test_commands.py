@@ -153,6 +153,22 @@ def test_a_detached_driver_is_stopped_killed_and_taken_over(tmp_path: Path) -> N
     assert "2/2 ok" in user.launcher("sweep", "resume", "d", timeout=180)
 
 
+def test_an_interrupt_can_leave_the_jobs_alive(tmp_path: Path) -> None:
+    user = LauncherUser(tmp_path, extra=QUICK)
+    words = ("sweep", "start", *SELECTED, "--name", "d", "--detach-on-interrupt")
+    with user.start(*words, LAUNCHER_REHEARSAL_FAULTS="hang") as process:
+        deadline = time.monotonic() + 90
+        while not (user.state / "sweeps/d").exists() or '"running"' not in user.launcher(
+            "sweep", "status", "d", "--json"
+        ):
+            assert time.monotonic() < deadline
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 7, out
+    assert user.alive_jobs()
+    assert "runs were ended" in user.launcher("sweep", "cancel", "d") and not user.alive_jobs()
+
+
 def test_estimates_are_by_runs_of_the_same_and_say_how_many_and_how_far_apart() -> None:
     job = a_job(1, 4, 16)
     same: dict[str, Any] = {

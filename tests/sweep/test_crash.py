@@ -210,6 +210,12 @@ def test_two_sweeps_of_one_point_measure_it_once_each_and_share_the_room_of_a_ru
     assert not list((tmp_path / "state/sweeps/.slots").rglob("*.json"))
 
 
+def begun(root: Path) -> int:
+    """How many drivers have begun."""
+    path = root / "state/sweeps/s/events.jsonl"
+    return path.read_bytes().count(b'"event":"begin"') if path.exists() else 0
+
+
 KILLS = int(os.environ.get("SWEEP_KILLS", "20"))
 
 
@@ -220,8 +226,10 @@ def test_killed_at_random_the_invariants_hold(tmp_path: Path) -> None:
     rows = [row(n, SECONDS=f"{chance.random() * 0.2:.2f}", **kinds[n % len(kinds)]) for n in range(1, 5 * KILLS + 1)]
     make_sweep(tmp_path, "s", rows, Policy(max_jobs=6, retries=KILLS, max_gpu_hours=60.0 * KILLS))
     for _ in range(KILLS):
-        process = driver(tmp_path)
-        time.sleep(0.5 + chance.random() * 1.5)
+        before, process = begun(tmp_path), driver(tmp_path)
+        while process.poll() is None and begun(tmp_path) == before:
+            time.sleep(0.02)
+        time.sleep(chance.random() * 1.2)
         process.kill()
         process.wait()
         Seen(tmp_path).check()
