@@ -161,7 +161,8 @@ class Driver:
             if due <= now:
                 self._again.remove((due, again))
                 return again
-        preparing = sum(not opened.has_job for opened in self.open.values())
+        asked_later = {run.id for _, run in self._again}
+        preparing = sum(not opened.has_job and run not in asked_later for run, opened in self.open.items())
         if self._unwritten or preparing >= AHEAD or len(self.open) >= self.state.policy.max_jobs + AHEAD:
             return None
         if now - self._scanned < LOOK and self._idle:

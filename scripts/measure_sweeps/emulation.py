@@ -64,7 +64,9 @@ class StandInController:
             fcntl.flock(lock, fcntl.LOCK_EX)
             counter = self._directory / "last"
             number = int(counter.read_text()) + 1 if counter.exists() else 1
-            counter.write_text(str(number))
+            whole = counter.with_suffix(f".{os.getpid()}")  # whoever submits may be killed here
+            whole.write_text(str(number))
+            whole.replace(counter)
             self._write(str(number), {"token": token, "submitted": clock(), "seconds": seconds, "end": end})
         return str(number)
 
