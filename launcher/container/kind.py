@@ -128,6 +128,9 @@ class ContainerKind:
         there = lying_there(run.plan.results, _results_in(run.plan, root))
         return Prepared(root, {"root": str(root), "there_before": there})
 
+    def look(self, run: Run) -> None:
+        """Does nothing: the job looks at its node itself."""
+
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
         """sbatch of the script, held; or the embedded scheduler."""
         from launcher.container import submit as submitting

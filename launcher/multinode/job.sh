@@ -247,11 +247,24 @@ start() {
       trap - EXIT
       at_run_time "$rank"
       follow step "$rank" </dev/null
-      printf '%s\n' "$?" >"$own/.exit.$rank" && mv -f -- "$own/.exit.$rank" "$own/exit.$rank"
+      code=$?
+      printf '%s\n' "$code" >"$own/.exit.$rank" && mv -f -- "$own/.exit.$rank" "$own/exit.$rank"
+      exit "$code"
     ) &
     steps[rank]=$!
   done
   set +m
+}
+
+# Whether a step has ended; its exit code is in `codes` then: of its file, or its own where no file could be written.
+has_ended() {
+  [ -z "${codes[$1]-}" ] || return 0
+  ! kill -0 "${steps[$1]}" 2>/dev/null || [ -e "$own/exit.$1" ] || return 1
+  codes[$1]=$(cat -- "$own/exit.$1" 2>/dev/null)
+  [ -z "${codes[$1]}" ] || return 0
+  kill -KILL -- "-${steps[$1]}" 2>/dev/null # it was killed, and srun may run on
+  wait "${steps[$1]}"
+  codes[$1]=$?
 }
 
 # Ends what still runs. A step that is told to end may have no time for its container, which docker keeps: so a container
@@ -259,7 +272,7 @@ start() {
 end_steps() {
   local rank look left
   for rank in "${!steps[@]}"; do
-    [ ! -e "$own/exit.$rank" ] || continue
+    ! has_ended "$rank" || continue
     by_us[rank]=yes
     if [ "$engine" = docker ] && [ -z "$ended" ]; then
       timeout 60 srun --overlap --nodes=1 --ntasks=1 --export=ALL --nodelist="${names_of_nodes[rank]}" \
@@ -271,13 +284,13 @@ end_steps() {
   for ((look = 0; look < grace * 10; look++)); do
     left=
     for rank in "${!steps[@]}"; do
-      [ -e "$own/exit.$rank" ] || ! kill -0 "${steps[rank]}" 2>/dev/null || left=yes
+      has_ended "$rank" || left=yes
     done
     [ -n "$left" ] || return 0
     sleep 0.1
   done
   for rank in "${!steps[@]}"; do
-    [ -e "$own/exit.$rank" ] || kill -KILL -- "-${steps[rank]}" 2>/dev/null
+    has_ended "$rank" || kill -KILL -- "-${steps[rank]}" 2>/dev/null
   done
 }
 
@@ -287,9 +300,8 @@ wait_for_all() {
   while :; do
     running=0
     for ((rank = 0; rank < nodes; rank++)); do
-      if [ ! -e "$own/exit.$rank" ]; then running=$((running + 1)); continue; fi
       [ -z "${codes[rank]-}" ] || continue
-      codes[rank]=$(<"$own/exit.$rank")
+      if ! has_ended "$rank"; then running=$((running + 1)); continue; fi
       say "the container on ${names_of_nodes[rank]} ended with ${codes[rank]}"
       if [ "${codes[rank]}" -ne 0 ] && [ "$over" -eq 0 ]; then over=$((SECONDS + 1)); fi
       if [ "$rank" -eq "$coordinator" ] && [ "$over" -eq 0 ]; then over=$((SECONDS + drain + 1)); fi
@@ -304,7 +316,7 @@ wait_for_all() {
   end_steps
   worst=0
   for ((rank = 0; rank < nodes; rank++)); do
-    code=$(cat -- "$own/exit.$rank" 2>/dev/null || echo 1)
+    if has_ended "$rank"; then code=${codes[rank]}; else code=1; fi
     [ -n "${by_us[rank]-}" ] || [ "$code" -le "$worst" ] || worst=$code
   done
 }

@@ -7,7 +7,6 @@ output and what was gathered of its nodes'.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import shutil
 import time
@@ -20,6 +19,7 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.result_names import agentic_result_name
 from launcher.container.planned import OWN
 from launcher.core.errors import CheckoutError
+from launcher.core.reading import read_file, sha256_of
 from launcher.multinode.planned import LOG, MultinodeJob
 from launcher.plan.derive import Context
 from launcher.plan.job_environment import KEPT, from_host, left_out
@@ -72,7 +72,7 @@ class MultinodeKind:
         """The script that runs in the containers, as it is now."""
         with contextlib.suppress(OSError):
             script = Path(plan.workspace.path, MultinodeJob.of(plan).script.path)
-            return {"script": hashlib.sha256(script.read_bytes()).hexdigest()[:12]}
+            return {"script": sha256_of(script)[:12]}
         return {"script": ""}
 
     def is_complete(self, plan: Plan) -> bool:
@@ -107,6 +107,9 @@ class MultinodeKind:
             raise CheckoutError(f"the job's script cannot be written: {error}", where=str(root)) from None
         names = [agentic_result_name(plan.results.filename, at) for at in plan.results.concurrencies]
         return Prepared(root, {"root": str(root), "there_before": files_there(workspace, names)})
+
+    def look(self, run: Run) -> None:
+        """Does nothing: each node looks for itself, when the job begins."""
 
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
         """sbatch of the script, held."""
@@ -239,7 +242,7 @@ class MultinodeKind:
         root = own_directory(plan)
         logs = _works_in(plan, root) / MultinodeJob.of(plan).files.directory
         try:
-            ours = (logs / OURS).read_text().strip() == plan.run_key
+            ours = read_file(logs / OURS, 4096).decode(errors="replace").strip() == plan.run_key
         except OSError:
             ours = False
         return [root, *([logs] if ours else [])]

@@ -7,6 +7,7 @@ evaluations in ``eval_results``, and logs, from which what failed first is told 
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ class Gathered:
         self._from = [logs / "logs" / mine] if mine else [logs]
         self._output = list(logs.glob(f"slurm_job-{job_id}.*")) if logs.is_dir() else []
         self.names: dict[str, str] = {}
+        self._taken: dict[Path, Path] = {}
 
     @property
     def logs(self) -> Path:
@@ -88,11 +90,16 @@ class Gathered:
             if not path.is_symlink() and path.is_file() and self._window.said_of(status.st_mtime, path.name) is None:
                 yield path
 
-    @staticmethod
-    def _take(path: Path, target: Path) -> None:
-        """A file under another name: the same one where that can be, or else a copy, with its time."""
-        if target.exists():
+    def _take(self, path: Path, target: Path) -> None:
+        """A file under another name: the same one where that can be, or else a copy, with its time, which is made again
+        when the file has changed. The first of several that would have one name has it."""
+        if self._taken.setdefault(target, path) != path:
             return
+        if target.exists():
+            there, now = target.stat(), path.stat()
+            if os.path.samestat(there, now) or (there.st_size, there.st_mtime) == (now.st_size, now.st_mtime):
+                return
+            target.unlink()
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             target.hardlink_to(path)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from launcher.core.errors import ImageError, LauncherError, ModelError, NodeError
 from launcher.core.process import CommandRunner
-from launcher.core.publish import write_text
+from launcher.core.publish import make_private, write_text
+from launcher.core.reading import read_file
 from launcher.plan.plan import Plan
 from launcher.preflight.script import functions, look_at_images, look_at_model
 
@@ -48,8 +49,9 @@ def look_from_a_node(
     answer = state / key
     try:
         if 0 <= now - answer.stat().st_mtime < KEPT:
-            return f"{answer.read_text().strip()} looked {round((now - answer.stat().st_mtime) / 60)} minutes ago"
-    except OSError:
+            kept = read_file(answer, 4096).decode().strip()
+            return f"{kept} looked {round((now - answer.stat().st_mtime) / 60)} minutes ago"
+    except (OSError, UnicodeDecodeError):
         pass
     argv = ["srun", "--nodes=1", "--ntasks=1", "--gres=none", "--time=5", "--export=ALL"]
     argv += [f"--job-name={plan.job_name}", f"--immediate={WAIT:.0f}"]
@@ -62,6 +64,10 @@ def look_from_a_node(
         )
     if not done.ok:
         return f"no node looked at images and checkpoint: {' '.join(done.stderr.split())[-200:]}"
-    state.mkdir(parents=True, exist_ok=True)
-    write_text(answer, done.stdout.strip().splitlines()[-1] + "\n")
-    return f"{done.stdout.strip().splitlines()[-1]} looked at images and checkpoint"
+    node = (done.stdout.split() or ["a node"])[-1]
+    try:
+        make_private(state)
+        write_text(answer, f"{node}\n")
+    except OSError as error:
+        return f"{node} looked at images and checkpoint, which is not kept: {error.strerror}"
+    return f"{node} looked at images and checkpoint"

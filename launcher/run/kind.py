@@ -141,6 +141,10 @@ class JobKind(Protocol):
     def prepare(self, run: Run) -> Prepared:
         """Make ready what the job needs beside images and model. Idempotent. Raises LauncherError."""
 
+    def look(self, run: Run) -> None:
+        """Have what the job needs looked at from where it will run: that takes minutes, and can be cut off at any time.
+        Raises LauncherError when something is wrong."""
+
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
         """Submit exactly one job. It does not stop half-way when asked to stop: it takes seconds.
 

@@ -94,6 +94,7 @@ def prepare(run: Run, gate: Gate | None = None) -> JobKey:
     with run.record.doing("model") as keep:
         keep(_check_model(run))
     prepared = prepared or _prepare_workspace(run)
+    run.kind.look(run)  # not in the submission: whoever dies in that leaves open whether there is a job
     if gate is not None:
         gate.wait(run.services.stop)
     return _submit(run, prepared)

@@ -142,6 +142,14 @@ class SrtctlKind:
         there = _agentic_results_there(run.plan)
         return Prepared(checkout.root, {**facts, "there_before": there}, checkout)
 
+    def look(self, run: Run) -> None:
+        """From a node of the partition, where the runner file asks for it."""
+        if SrtctlJob.of(run.plan).look_from_node and run.plan.scheduler.kind == "slurm":
+            from launcher.preflight.short_job import look_from_a_node
+
+            state = run.record.directory.parent.parent / "preflight"
+            run.log(f"preflight: {look_from_a_node(run.plan, state, run.services.run, run.services.environment)}")
+
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
         """Write recipe and srtslurm.yaml into the tree, and run `srtctl apply`."""
         from launcher.core.process import run as run_program
@@ -154,11 +162,6 @@ class SrtctlKind:
         if job.recipe.document is None:
             raise ConfigError(f"recipe {job.recipe.path} was not found in srt-slurm {job.srt_slurm.ref} either")
         refuse_strangers(run.results_directory, run.plan.results)
-        if job.look_from_node and run.plan.scheduler.kind == "slurm":
-            from launcher.preflight.short_job import look_from_a_node
-
-            state = run.record.directory.parent.parent / "preflight"
-            run.log(f"preflight: {look_from_a_node(run.plan, state, run.services.run, run.services.environment)}")
         recipe = checkout.root / job.recipe.path
         recipe.parent.mkdir(parents=True, exist_ok=True)
         write_text(recipe, dump(job.recipe.document))

@@ -183,6 +183,21 @@ def test_a_node_that_is_lost_while_the_job_runs(cluster: Cluster) -> None:
     assert cluster.containers() == [] and left(str(cluster.root)) == []
 
 
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("mkdir {own}/.exit.1; exit 7", 7),  # nothing can be written any more, as on a full quota
+        ("kill -9 $(ps -o ppid= -p $(<{root}/srun-node1)); exec sleep 600", 137),
+    ],
+)
+def test_a_step_that_leaves_no_exit_code_does_not_keep_the_job(cluster: Cluster, fault: str, code: int) -> None:
+    fault = fault.format(own=cluster.own, root=cluster.stand_ins)
+    cluster.server(f'[ "$NODE_RANK" = 1 ] || exec sleep 600\n{fault}')
+    said = cluster.run(code=code)
+    assert f"the container on node1 ended with {code}" in said
+    assert cluster.containers() == [] and left(str(cluster.root)) == []
+
+
 def test_each_nodes_logs_are_brought_and_leave_no_trace_on_it(cluster: Cluster) -> None:
     cluster.server('echo "of $NODE_RANK"; echo x >/run_logs/slurm_job-$SLURM_JOB_ID/decode_$NODE_RANK.log')
     script = cluster.workspace / "benchmarks/multi_node/amd_utils/server.sh"

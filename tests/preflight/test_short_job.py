@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,9 +48,20 @@ def test_a_good_answer_is_used_again_for_a_while(tmp_path: Path) -> None:
     plan, node, state = plan_of(tmp_path), Node(), tmp_path / "state"
     assert "looked at images and checkpoint" in look_from_a_node(plan, state, node, {})
     assert "minutes ago" in look_from_a_node(plan, state, node, {}) and len(node.calls) == 1
+    assert state.stat().st_mode & 0o777 == 0o700
     later = next(state.iterdir()).stat().st_mtime + KEPT + 1
     look_from_a_node(plan, state, node, {}, now=later)
     assert len(node.calls) == 2 and "--gres=none" in node.calls[0]
+
+
+def test_an_answer_that_cannot_be_read_is_asked_again(tmp_path: Path) -> None:
+    plan, node, state = plan_of(tmp_path), Node(), tmp_path / "state"
+    look_from_a_node(plan, state, node, {})
+    (answer,) = state.iterdir()
+    for number, spoil in enumerate((lambda: answer.write_bytes(b"\xff"), lambda: os.truncate(answer, 1 << 42)), 2):
+        spoil()
+        assert "looked at images and checkpoint" in look_from_a_node(plan, state, node, {})
+        assert len(node.calls) == number
 
 
 @pytest.mark.parametrize(("gone", "error"), [("model/config.json", ModelError), ("image", ImageError)])

@@ -92,6 +92,9 @@ class ScriptKind:
         root.mkdir(exist_ok=True)
         return Prepared(root, {"root": str(root)})
 
+    def look(self, run: Run) -> None:
+        assert run.record.step("submit").state == "", "a launcher that dies in a look leaves no run in doubt"
+
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
         output = prepared.root
         (concurrency,), seconds = run.plan.results.concurrencies, run.plan.details["script"]["seconds"]

@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,6 +84,25 @@ def test_a_log_is_read_again_when_it_has_changed(tmp_path: Path) -> None:
     with log.open("a") as file:
         file.write(GOOD)
     assert markers.read(JOB, log) is not None
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_node_looks_before_the_submission_where_that_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    plan = plan_on("gb200-nv", tmp_path)
+    plan = replace(plan, details=change(SrtctlJob.of(plan), look_from_node=asked).as_details())
+    said: list[str] = []
+    run = SimpleNamespace(
+        plan=plan,
+        log=said.append,
+        record=SimpleNamespace(directory=tmp_path / "state/runs/r"),
+        services=SimpleNamespace(run=None, environment={}),
+    )
+    looked = "launcher.preflight.short_job.look_from_a_node"
+    monkeypatch.setattr(looked, lambda plan, state, run, environment: f"looked, kept in {state}")
+    srtctl_kind().look(run)
+    assert said == ([f"preflight: looked, kept in {tmp_path / 'state/preflight'}"] if asked else [])
 
 
 def test_a_hold_that_the_recipe_or_the_cluster_asks_for_is_theirs(tmp_path: Path) -> None:
