@@ -12,10 +12,10 @@ from typing import Any
 
 from launcher.aggregate import files
 from launcher.core.errors import ConfigError, ResultError
-from launcher.core.reading import read_file
+from launcher.core.reading import json_of
 from launcher.core.state import state_directory
 from launcher.core.terminal import one_line, say, styled
-from launcher.result.summary import write_table
+from launcher.result.summary import rows, write_table
 from launcher.run.fields import LARGEST
 
 
@@ -30,46 +30,49 @@ def results(arguments: argparse.Namespace) -> int:
     from launcher.report.gather import gather
 
     gathered = gather(names, state)
+    for problem in gathered.problems:
+        print(one_line(problem), file=sys.stderr)
+    found, whole = _summaries([Path(run.source) for run in gathered.runs.values() if run.source])
     if arguments.csv:
         from launcher.report.assemble import document
         from launcher.report.files import points_csv
 
         sys.stdout.write(points_csv(document(gathered, title=" ".join(names), made="")))
-        return 0
-    directories = [Path(run.source) for run in gathered.runs.values() if run.source]
-    for problem in gathered.problems:
-        print(one_line(problem), file=sys.stderr)
-    if arguments.json:
-        print(json.dumps(_summaries(directories), indent=2))
-    elif not show_table(directories):
+    elif arguments.json:
+        print(json.dumps(found, indent=2))
+    elif found:
+        write_table(found, styled(sys.stdout), os.environ)
+    else:
         say("no run of these has ended: launcher status RUN")
-    return 0
+    return 0 if whole and not gathered.problems else ResultError.exit_code
 
 
-def _summaries(directories: Iterable[Path]) -> list[dict[str, Any]]:
-    """The summaries of the runs in these directories; one that cannot be read is told and passed over."""
-    found = []
+def _summaries(directories: Iterable[Path]) -> tuple[list[dict[str, Any]], bool]:
+    """The summaries of the runs in these directories, and whether they are all; one that cannot be read, or makes no
+    rows of the table, is told and passed over."""
+    found, whole = [], True
     for directory in directories:
         path = directory / "summary.json"
         try:
-            summary = json.loads(read_file(path, LARGEST)) if path.exists() else None
-            if summary is not None and not isinstance(summary["points"], list):
-                raise ValueError("no points")
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            print(f"{one_line(str(path))}: it cannot be read: {one_line(str(error))}", file=sys.stderr)
+            summary = json_of(path, LARGEST) if path.exists() else None
+            if summary is not None:
+                rows([summary])
+        except (OSError, ValueError) as error:
+            why = str(error)
+        except (TypeError, LookupError, AttributeError, OverflowError) as error:
+            why = f"it is of another form ({error!r}), launcher collect RUN makes it anew"
         else:
             found += [] if summary is None else [summary]
-    return found
+            continue
+        whole = False
+        print(f"{one_line(str(path))}: it cannot be read: {one_line(why)}", file=sys.stderr)
+    return found, whole
 
 
-def show_table(directories: Sequence[Path]) -> bool:
-    """Write the table of the runs in these directories, as it stood when they ended; whether there was anything."""
-    if found := _summaries(directories):
-        try:
-            write_table(found, styled(sys.stdout), os.environ)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ResultError(f"a summary is of another form: {error!r}", hint="launcher collect RUN") from None
-    return bool(found)
+def show_table(directories: Sequence[Path]) -> None:
+    """Write the table of the runs in these directories, as it stood when they ended, if any did."""
+    if found := _summaries(directories)[0]:
+        write_table(found, styled(sys.stdout), os.environ)
 
 
 def _aggregate(names: Sequence[str], state: Path, arguments: argparse.Namespace) -> int:

@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace as change
+
 from launcher.aggregate.points import Point, State, identity_of_row, metrics
 from launcher.core.errors import ConfigError
-from launcher.core.reading import read_file
+from launcher.core.reading import json_of
 from launcher.report.document import Image, Run
 from launcher.report.gathered import Gathered
 from launcher.result.refusals import rule_of
@@ -33,8 +35,8 @@ def add_tree(gathered: Gathered, root: Path) -> None:
     for path in _files(gathered, root):
         named = path.name.startswith("agg_")
         try:
-            value = json.loads(read_file(path, LARGEST))
-        except (OSError, ValueError, RecursionError) as error:
+            value = json_of(path, LARGEST)
+        except (OSError, ValueError) as error:
             if named:
                 why = error.strerror if isinstance(error, OSError) else error
                 gathered.problems.append(f"{_shown(path, root)}: it cannot be read: {why}")
@@ -94,11 +96,13 @@ def _add(gathered: Gathered, row: dict[str, Any], artifact: str, path: Path) -> 
         fingerprint=fingerprint,
         source=str(path.parent),
     )
-    number = 1
-    while run.id in gathered.runs and gathered.runs[run.id] != run:  # a list has rows of many jobs
-        number += 1
-        run = Run(**{**{name: getattr(run, name) for name in run.__struct_fields__}, "id": f"{artifact} {number}"})
-    gathered.runs[run.id] = run
+    if (known := gathered.artifacts.get(run)) is None:
+        known, number = artifact, len(gathered.artifacts)
+        while known in gathered.runs:  # a list has rows of many jobs
+            number += 1
+            known = f"{artifact} {number}"
+        gathered.artifacts[run] = known
+    run = gathered.runs[known] = change(run, id=known)
     state, reason = judge(row)
     rule = {"rule": rule_of(reason)} if state == "refused" else {}
     gathered.points.append(Point(identity, row, state, reason, "results" if reason else "", run.known | rule))

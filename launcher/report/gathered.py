@@ -17,6 +17,8 @@ class Gathered:
     runs: dict[str, Run] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
+    artifacts: dict[Run, str] = field(default_factory=dict)
+    """What is known of a job by an artifact, under the artifact's name, and the id that it has among the runs."""
 
     def add(self, run: Run, points: Iterable[Point]) -> None:
         """Take a run with its points; a run that is there already is passed over."""

@@ -31,6 +31,9 @@ NAME = "history.sqlite"
 _VERSION = 1
 """Of the file: one of another version is made anew."""
 
+_FILES = ("run.json", "summary.json", "results")
+"""What a run is read from: it is finished in this order, and its results may be aggregated again at any time."""
+
 _PATIENCE = 5.0
 """Seconds to wait for another launcher that writes to the file."""
 
@@ -63,7 +66,9 @@ def gather_history(state: Path, since: float = 0.0, keys: Sequence[str] = (), mo
     kind = type_at(state.resolve(), mounts)
     found = None
     if kind and not is_network(kind):
-        with contextlib.suppress(sqlite3.Error, OSError):  # nobody's file is worth a report
+        with contextlib.suppress(
+            sqlite3.Error, OSError, UnicodeError, msgspec.MsgspecError
+        ):  # nobody's file is worth a report
             found = _ask(state, since, wanted)
     for one in found if found is not None else _read_all(state, since, wanted):
         if one.run is None:
@@ -73,6 +78,15 @@ def gather_history(state: Path, since: float = 0.0, keys: Sequence[str] = (), mo
     return gathered
 
 
+def _mark(path: str) -> str:
+    """What changes whenever a file does, or what is in a directory; "" where there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116  there are tens of thousands
+    except OSError:
+        return ""
+    return f"{status.st_mtime_ns} {status.st_size} {status.st_ino}"
+
+
 def _marks(state: Path) -> dict[str, str]:
     """The runs that there are, with what changes whenever their records do."""
     found = {}
@@ -80,9 +94,9 @@ def _marks(state: Path) -> dict[str, str]:
         with os.scandir(state / "runs") as entries:
             for entry in entries:
                 if not entry.name.startswith("."):
-                    with contextlib.suppress(OSError):
-                        status = os.stat(f"{entry.path}/run.json")  # noqa: PTH116  there are tens of thousands
-                        found[entry.name] = f"{status.st_mtime_ns} {status.st_size} {status.st_ino}"
+                    marks = [_mark(f"{entry.path}/{name}") for name in _FILES]
+                    if marks[0]:  # what is not UTF-8 is no run's id, and is said to have no record
+                        found[os.fsencode(entry.name).decode(errors="backslashreplace")] = " ".join(marks)
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -96,7 +110,7 @@ def _read(directory: Path) -> tuple[float, str, _Remembered]:
         fields = read_fields(directory / "run.json", directory.name, facts=False)
         run, points = read_run(directory, fields)
     except (ConfigError, FileNotFoundError, NotADirectoryError) as error:
-        why = error.message if isinstance(error, ConfigError) else "its record is gone"
+        why = error.message if isinstance(error, ConfigError) else "there is no record"
         return 0.0, "", _Remembered(None, (), f"run {directory.name}: {why}")
     return fields.created, run.key, _Remembered(run, tuple(points))
 
@@ -114,10 +128,10 @@ def _ask(state: Path, since: float, wanted: Wanted) -> list[_Remembered]:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     try:
         return _asked(path, state, since, wanted)
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         if isinstance(error, sqlite3.OperationalError):  # it is locked, or the disk is full
             raise
-        path.unlink()  # it is damaged, or none of ours: records have it all
+        path.unlink()  # it is damaged, of another launcher, or none of ours: records have it all
         return _asked(path, state, since, wanted)
 
 

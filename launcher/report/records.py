@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from launcher.aggregate.fields import finite
 from launcher.aggregate.points import Point, State, identity_of
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
-from launcher.core.reading import read_file
+from launcher.core.reading import json_of, read_file
 from launcher.report.document import Image, Run
 from launcher.report.gathered import Gathered
 from launcher.result.refusals import rule_of
@@ -171,8 +170,8 @@ def _rows(results: Path) -> dict[int, dict[str, Any]]:
     rows = {}
     for path in sorted(results.glob("agg_*.json")) or sorted(results.glob("*_conc*.json")):
         try:
-            row = json.loads(read_file(path, LARGEST))
-        except (OSError, ValueError, RecursionError):
+            row = json_of(path, LARGEST)
+        except (OSError, ValueError):
             continue
         if isinstance(row, dict) and isinstance(row.get("conc"), int) and "infmax_model_prefix" in row:
             rows[row["conc"]] = row

@@ -110,7 +110,10 @@ class Ledger:
         for number, line in enumerate(content.split(b"\n"), 1):
             if line.strip():
                 try:
-                    found.append(DECODE_LINE.decode(line))
+                    one = DECODE_LINE.decode(line)
+                    if not _plain(run := getattr(one, "run", "a-run")):
+                        raise msgspec.ValidationError(f"{run!r} is no run's id")
+                    found.append(one)
                 except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                     unread.append(f"line {number} of events.jsonl is passed over: {error}")
         self.unread = tuple(unread)
@@ -165,6 +168,11 @@ class Ledger:
                     line = DECODE_LINE.decode(read_file(path, LARGEST))
                     request = line if isinstance(line, (Asked, Added)) else None
                 yield path, request
+
+
+def _plain(name: str) -> bool:
+    """Whether a name stands for something in a directory, and nothing elsewhere."""
+    return name not in ("", ".", "..") and not {"/", "\0"} & {*name}
 
 
 def _read_sweep(content: bytes, path: Path, name: str) -> Sweep:

@@ -38,12 +38,27 @@ def test_the_table_is_shown_again_whole(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_one_damaged_summary_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second, third = write_runs(tmp_path, 3)
-    (tmp_path / "runs" / first / "summary.json").write_text("{")
     (tmp_path / "runs" / third / "summary.json").unlink()
-    assert main(["results", first, second, third, "--state", str(tmp_path)]) == 0
+    asked = ["results", first, second, third, "--state", str(tmp_path)]
+    assert main(asked) == 0
+    capsys.readouterr()
+    for damaged in ("{", "[" * 100_000, "[]", '{"points": 3}', '{"points": [{}], "rehearsal": false, "benchmark": {}}'):
+        (tmp_path / "runs" / first / "summary.json").write_text(damaged)
+        assert main(asked) == 7
+        said = capsys.readouterr()
+        assert len([line for line in said.out.splitlines() if line.rstrip().endswith("  ok")]) == 4
+        assert f"{first}/summary.json: it cannot be read" in said.err
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])
+def test_a_record_that_cannot_be_read_is_told_in_every_form(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: list[str]
+) -> None:
+    first, _ = write_runs(tmp_path / "state", 2)
+    (tmp_path / "state/runs" / first / "run.json").write_text("{")
+    assert main(["results", str(tmp_path / "state"), *form, "--state", str(tmp_path)]) == 7
     said = capsys.readouterr()
-    assert len([line for line in said.out.splitlines() if line.rstrip().endswith("  ok")]) == 4
-    assert "cannot be read" in said.err
+    assert f"run {first}: " in said.err and said.out
 
 
 def test_what_there_is_no_result_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import sqlite3
 import time
@@ -16,7 +18,7 @@ from launcher.core.mounts import type_at
 from launcher.report.assemble import document
 from launcher.report.gathered import Gathered
 from launcher.report.history import NAME, gather_history
-from tests.report.made import BEGAN, write_runs
+from tests.report.made import BEGAN, CONCURRENCIES, write_runs
 from tests.report.test_sources import REFUSED, change
 
 
@@ -91,6 +93,39 @@ def test_a_file_that_cannot_be_used_costs_no_report(
     assert as_json(gather_history(state, mounts=mounts("ext4"))) == good
     if other is not None:
         other.close()
+
+
+def test_a_summary_and_aggregates_that_come_later_are_seen(tmp_path: Path, mounts: Callable[[str], Path]) -> None:
+    state, local, nfs = tmp_path / "state", mounts("ext4"), mounts("nfs4")
+    (name,) = write_runs(state, 1)
+    summary = state / "runs" / name / "summary.json"
+    content = summary.read_text()
+    summary.unlink()
+    assert {point.state for point in gather_history(state, mounts=local).points} == {"missing"}
+    summary.write_text(content)
+    assert {point.state for point in gather_history(state, mounts=local).points} == {"ok"}
+    row = {"conc": CONCURRENCIES[0], "infmax_model_prefix": "m", "median_ttft": 1e6, "hw": "b"}
+    (state / "runs" / name / "results").mkdir(exist_ok=True)
+    (state / "runs" / name / "results/agg_x.json").write_text(json.dumps(row))
+    change(state, name, "run", results="run")
+    assert as_json(gather_history(state, mounts=local)) == as_json(gather_history(state, mounts=nfs))
+    (state / "runs" / name / "results/agg_y.json").write_text(json.dumps({**row, "median_ttft": 2e6}))
+    assert as_json(gather_history(state, mounts=local)) == as_json(gather_history(state, mounts=nfs))
+
+
+def test_names_and_rows_of_another_kind_cost_no_report(tmp_path: Path, mounts: Callable[[str], Path]) -> None:
+    state, local, nfs = tmp_path / "state", mounts("ext4"), mounts("nfs4")
+    write_runs(state, 2)
+    odd = os.fsdecode(os.fsencode(state / "runs") + b"/n\xff")
+    Path(odd).mkdir()
+    Path(odd, "run.json").write_text("{}")
+    for _ in range(2):
+        found = gather_history(state, mounts=local)
+        assert as_json(found) == as_json(gather_history(state, mounts=nfs)) and len(found.runs) == 2
+        assert found.problems == ["run n\\xff: there is no record"]
+        with contextlib.closing(sqlite3.connect(state / NAME)) as database, database:
+            assert database.execute("SELECT count(*) FROM runs").fetchone() == (3,), "it is still remembered"
+            database.execute("UPDATE runs SET said = ?", (b'["of another version"]',))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

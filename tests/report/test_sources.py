@@ -113,6 +113,26 @@ def test_what_cannot_be_read_is_said_and_stops_nothing(tmp_path: Path) -> None:
     assert all("its summary cannot be read" in point.reason for point in found.points if point.run == odd)
 
 
+@pytest.mark.parametrize("odd", ["abc", 10**400, None, [], {}, True, 0, "20"], ids=range(8))
+def test_a_number_of_a_summary_that_is_none_stops_nothing(tmp_path: Path, odd: Any) -> None:
+    _, spoilt = write_runs(tmp_path, 2)
+    said = {"concurrency": 16, "state": "ok", "tpot_median_ms": odd, "ttft_median_ms": odd}
+    change(tmp_path, spoilt, "summary", points={16: said})
+    found = report(tmp_path)
+    assert found.counts["ok"] == 8
+    assert sum("median_intvty" in point.metrics for point in found.points) == 7
+
+
+def test_a_list_of_thousands_of_jobs_is_read_in_one_go(tmp_path: Path) -> None:
+    made = [row(concurrency=at + 1, recipe_fingerprint=f"{at % 4000:x}") for at in range(6000)]
+    (tmp_path / "agg_bmk.json").write_text(json.dumps(made))
+    began = time.process_time()
+    found = gather([str(tmp_path)], tmp_path / "state")
+    assert len(found.runs) == 4000 and len({run.id for run in found.runs.values()}) == 4000
+    assert {point.provenance["run"] for point in found.points} == {*found.runs}
+    assert time.process_time() - began < 20, "before, it took minutes"
+
+
 def test_a_success_does_not_hide_the_failure_before_it(tmp_path: Path) -> None:
     first, second = write_runs(tmp_path, 2)
     for kind in ("plan", "summary"):  # the second run measures the same points again
@@ -175,11 +195,18 @@ def test_a_sweep_shows_all_that_it_wanted(tmp_path: Path) -> None:
         Started(time=3.0, job=jobs[failed].key, run=failed, concurrencies=CONCURRENCIES),
         Started(time=3.0, job=jobs[other].key, run=other, concurrencies=CONCURRENCIES),
         Reused(time=4.0, job=jobs[earlier].key, run=earlier, concurrencies=CONCURRENCIES[:2]),
+        Started(time=4.5, job=jobs[never].key, run=f"../../elsewhere/{strange}", concurrencies=CONCURRENCIES),
+        Reused(time=4.5, job=jobs[never].key, run="..", concurrencies=CONCURRENCIES),
         Skipped(time=5.0, job=jobs[never].key, why="the canary failed"),
     ]
     for line in lines:
         ledger.append(line)  # type: ignore[arg-type]
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "runs" / strange).rename(tmp_path / "elsewhere" / strange)
+    (tmp_path / "runs" / "x").mkdir()
     found = report(tmp_path, "weekend")
+    assert [one.split(": line ")[0] for one in found.problems] == ["sweep weekend"] * 2
+    assert all("is no run's id" in one for one in found.problems)
     assert found.counts == {"ok": 4, "reused": 2, "stale": 4, "missing": 10}
     by_reason: dict[str, int] = {}
     for point in found.points:
@@ -193,7 +220,7 @@ def test_a_sweep_shows_all_that_it_wanted(tmp_path: Path) -> None:
         "planned: no attempt yet": 2,
         "not started: the canary failed": 4,
     }
-    assert {run.id for run in found.runs} == {done, failed, earlier, other} and strange not in str(found)
+    assert {run.id for run in found.runs} == {done, failed, earlier, other} and strange not in str(found.runs)
     assert not any(point.frontier for point in found.points if point.state == "reused")
 
 
