@@ -26,6 +26,7 @@ from launcher.project import Project
 from launcher.run.loop import run_feed
 from launcher.run.record import Event as RunEvent
 from launcher.services import pace_of
+from launcher.slurm.client import may_have_job
 from launcher.slurm.poller import Pace
 from launcher.sweep import ledger as ledgers
 from launcher.sweep.decide import Start
@@ -121,6 +122,7 @@ class _Driving:
             {name: Room(runner.limits.max_jobs, runner.limits.max_nodes) for name, runner in runners.items()},
             {name: runner.node.count for name, runner in runners.items()},
             {name: runner.limits.max_gpu_hours for name, runner in runners.items()},
+            may_live=lambda run: may_have_job(run, self._scheduler),
         )
         return Driver(self._ledger, lock, self._maker, setting, self._tell, self._leaving)  # type: ignore[arg-type]
 
@@ -128,6 +130,7 @@ class _Driving:
         """Bring the sweep to its end, as far as that can be done here; the exit code."""
         first = self._first_plan(driver)
         services = self._maker.services(first)
+        self._scheduler = services.scheduler
         pace = PACE if first.scheduler.kind == "slurm" else pace_of(first)
         flags = {name: bool(getattr(self._arguments, name, False)) for name in ("anyway", "retry_failed")}
         with standard_output_apart(self._stop) as output:

@@ -273,3 +273,12 @@ def jobs_with_token(token: str, scheduler: Scheduler) -> list[JobKey]:
     ended = {job: state for job, state in states.items() if state.phase is Phase.TERMINAL}
     refused = {job for job, state in ended.items() if not state.succeeded and not state.nodes}
     return [job for job in found if job not in refused]
+
+
+def may_have_job(token: str, scheduler: Scheduler) -> bool:
+    """Whether a job that carries the token lives, or may, as nobody can say."""
+    try:
+        found = scheduler.find(token)
+        return any(state.phase is not Phase.TERMINAL for state in (scheduler.poll(found) if found else {}).values())
+    except SchedulerUnreachable:
+        return True

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import msgspec
 
-from launcher.core.errors import ConfigError
+from launcher.core.errors import ConfigError, JobError
 from launcher.core.reading import built, read_file
 from launcher.run.fields import LARGEST, RunFields, read_fields
-from launcher.run.record import RunRecord
+from launcher.run.finish import Outcome
+from launcher.run.record import RecordedJob, RunRecord
 from launcher.run.verdict import tail
 from launcher.sweep.estimate import Past
 from launcher.sweep.schema import Job
@@ -183,4 +184,34 @@ def of_fields(fields: RunFields, directory: str) -> Facts:
         submitted=job.submitted if job is not None else None,
         started=job.started if job is not None else None,
         ended=(job.ended or fields.ended) if job is not None and job.over else None,
+    )
+
+
+def is_over(runs: Path, run: str) -> bool:
+    """Whether no job of a run can live. Of a record that cannot be read now one may."""
+    directory = f"{runs}/{run}"
+    try:
+        return of_fields(read_fields(f"{directory}/run.json", run, facts=False), directory).phase == "over"
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (ConfigError, OSError):
+        return False
+
+
+def with_cause(seen: Facts, first: Facts) -> Facts:
+    """A job that we had cancelled after it was given up: the first outcome says why."""
+    return replace(seen, layer=first.layer, text=first.text, state=first.state, exit_code=first.exit_code)
+
+
+def of_outcome(outcome: Outcome, job: RecordedJob | None) -> Facts:
+    """What is known of an attempt whose record somebody removed while it ran. Of a job that was given up (the only
+    JobError of a run with a job) nobody can say whether it lives."""
+    verdict = outcome.verdict
+    return Facts(
+        "unknown" if isinstance(outcome.error, JobError) and job is not None else "over",
+        state=outcome.state,
+        layer=verdict.layer if verdict is not None else "",
+        text=verdict.text if verdict is not None else "its record was removed",
+        exit_code=outcome.exit_code,
+        job="?",
     )

@@ -22,8 +22,7 @@ from launcher.run import cancelling
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.orphans import end_run
-from launcher.run.record import RunRecord
-from launcher.sweep.attempts import Records, of_fields
+from launcher.sweep.attempts import Records, is_over, of_outcome, with_cause
 from launcher.sweep.decide import Decisions
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import RunMaker
@@ -37,6 +36,9 @@ AHEAD = 4
 
 LOOK = 0.5
 """Seconds between two looks for requests of people, and between two attempts to write what a full disk refused."""
+
+ROOM_AGAIN = 2.0
+"""Seconds before room on a runner that was full is looked for again, unless a job of this driver has ended there."""
 
 ASK_AGAIN = 30.0
 """Seconds after which a run is gone on with of whose job nobody could say how it stands; twice as long each time."""
@@ -68,12 +70,13 @@ class Open:
 @dataclass(frozen=True)
 class Setting:
     """What a driver meets: records, rooms of runners (`limits:` of their files), how many nodes they have, how many
-    GPU-hours a sweep may use on each."""
+    GPU-hours a sweep may use on each, and whether a job with this run's id may live."""
 
     runs: Path
     rooms: Mapping[str, Room] = field(default_factory=dict)
     nodes: Mapping[str, int | None] = field(default_factory=dict)
     budgets: Mapping[str, float | None] = field(default_factory=dict)
+    may_live: Callable[[str], bool] = lambda run: False
     clock: Callable[[], float] = time.monotonic
 
 
@@ -83,6 +86,7 @@ class Driver:
     def __init__(
         self, ledger: Ledger, lock: Lock, maker: RunMaker, setting: Setting, say: Say, leaving: threading.Event
     ) -> None:
+        self._stale = [path for path, request in ledger.requests() if isinstance(request, Asked)]
         self.ledger, self.state = ledger, State(ledger.sweep, ledger.events())
         self.records = Records(setting.runs, self.state)
         self.decisions = Decisions(self.state, setting.nodes, setting.budgets)
@@ -90,14 +94,15 @@ class Driver:
         self.outcomes: list[Outcome] = []
         self.leaving = leaving
         self._lock, self._maker, self._setting, self._say = lock, maker, setting, say
-        self._slots = Slots(ledger.directory.parent / ".slots", self._is_over)
+        self._slots = Slots(ledger.directory.parent / ".slots", lambda run: is_over(setting.runs, run))
         self._clock = setting.clock
         self._adopted: list[Run] = []
         self._again: list[tuple[float, Run]] = []
         self._unwritten: list[Event] = []
         self._looked = self._scanned = -1e9
         self._idle = False
-        self._said_full = ""
+        self._said_full = self._said_room = ""
+        self._full: dict[str, float] = {}
         self._unmade: dict[str, int] = {}
         self.on_end: Callable[[Ended], None] = lambda ended: None
 
@@ -105,14 +110,19 @@ class Driver:
         """Begin to drive: write that down, and take what earlier drivers left. Raises LauncherError."""
         for note in self.ledger.unread:
             self._say("error", note)
+        for path in self._stale:  # asked of a driver that is gone: this one was begun after it
+            path.unlink(missing_ok=True)
+            self._say("note", f"a request that no earlier driver took is dropped: {path.name}")
         self._write(Began(time=0.0, driver=driver, policy=policy, anyway=anyway, retry_failed=retry_failed), must=True)
         found: dict[str, list[tuple[Attempt, Facts]]] = {}
         for key in self.state.jobs:
             for attempt in self.state.made(key):
                 seen = self.records.facts(attempt.run)
                 if attempt.open and seen.phase == "none":
-                    self._write(Voided(time=0.0, run=attempt.run, why="it has no record"))
-                    continue
+                    if not self._setting.may_live(attempt.run):
+                        self._write(Voided(time=0.0, run=attempt.run, why="it has no record"))
+                        continue
+                    seen = replace(seen, phase="unknown")  # its job is not begun again beside one that may live
                 found.setdefault(key, []).append((attempt, seen))
         over = [(a, seen) for made in found.values() for a, seen in made if a.open and seen.phase == "over"]
         for attempt, seen in over:
@@ -142,7 +152,7 @@ class Driver:
         )
         job = self.state.jobs[attempt.event.job]
         if opened.admitted:  # its job lives, or may
-            self._slots.take(job.runner, run.id, opened.nodes, Room(), always=True)
+            self._take_room(run, opened, always=True)
         self._adopted.append(run)
         self._say("start", f"{job.key}: goes on with run {run.id} ({seen.word or seen.says})")
 
@@ -165,11 +175,11 @@ class Driver:
         preparing = sum(not opened.has_job and run not in asked_later for run, opened in self.open.items())
         if self._unwritten or preparing >= AHEAD or len(self.open) >= self.state.policy.max_jobs + AHEAD:
             return None
-        if now - self._scanned < LOOK and self._idle:
+        if now - self._scanned < LOOK and (self._idle or self._said_full):
             return None
         self._scanned = now
         while (start := self.decisions.next(now)) is not None:
-            if (run := self._begin(start)) is not None or self._unwritten:
+            if (run := self._begin(start)) is not None or self._said_full:
                 return run
         self._idle = not self.decisions.due(now)
         return None
@@ -230,9 +240,26 @@ class Driver:
             return False
         if policy.max_nodes is not None and sum(o.nodes for o in alive) + opened.nodes > policy.max_nodes:
             return False
-        room = self._setting.rooms.get(job.runner, Room())
-        opened.admitted = self._slots.take(job.runner, run.id, opened.nodes, room)
+        if self._full.get(job.runner, -1e9) > self._clock() - ROOM_AGAIN:
+            return False
+        opened.admitted = self._take_room(run, opened)
+        if not opened.admitted:
+            self._full[job.runner] = self._clock()
         return opened.admitted
+
+    def _take_room(self, run: Run, opened: Open, *, always: bool = False) -> bool:
+        """Take room among all drivers of this user. A disk that takes no file of it keeps a job from beginning."""
+        runner = self.state.jobs[opened.attempt.event.job].runner
+        room = self._setting.rooms.get(runner, Room())
+        try:
+            taken = self._slots.take(runner, run.id, opened.nodes, room, always=always)
+        except OSError as error:
+            if self._said_room != str(error):
+                self._said_room = str(error)
+                self._say("error", f"room on {runner} cannot be taken: {error}; no job is submitted there until it can")
+            return False
+        self._said_room = ""
+        return taken
 
     def submitted(self, run: Run) -> None:
         self.open[run.id].has_job = True
@@ -241,9 +268,9 @@ class Driver:
         opened = self.open[run.id]
         seen = self.records.facts(run.id)
         if opened.first is not None and seen.word == "CANCELLED":
-            seen = _with_cause(seen, opened.first)
+            seen = with_cause(seen, opened.first)
         if seen.phase == "none":
-            seen = _of_outcome(outcome)
+            seen = of_outcome(outcome, run.record.job)
         if outcome.state != "cancelled":
             if seen.phase == "unknown":
                 opened.first = opened.first or seen
@@ -261,6 +288,7 @@ class Driver:
             return
         job = self.state.jobs[opened.attempt.event.job]
         self._slots.give_back(job.runner, run.id)
+        self._full.pop(job.runner, None)
         self._idle = False
         if not seen.job and seen.state == "cancelled" and not cancelling.is_asked(run.record):
             self._write(Voided(time=0.0, run=run.id, why=seen.text))
@@ -332,7 +360,7 @@ class Driver:
             while self._unwritten:  # they count already
                 self.ledger.append(self._unwritten[0])
                 del self._unwritten[0]
-            self._said_full = ""
+                self._said_full = ""
         if self._lock.lost and not self.leaving.is_set():
             self.leaving.set()
             self._say("error", "another driver has taken this sweep over, for this one was stopped too long: it leaves")
@@ -370,27 +398,3 @@ class Driver:
         self._said_full = ""
         self.state.apply(event)  # type: ignore[arg-type]
         return True
-
-    def _is_over(self, run: str) -> bool:
-        with contextlib.suppress(ConfigError, OSError):
-            record = RunRecord.load(self._setting.runs, run)
-            return of_fields(record.fields, str(record.directory)).phase == "over"
-        return True
-
-
-def _with_cause(seen: Facts, first: Facts) -> Facts:
-    """A job that we had cancelled after it was given up: the first outcome says why."""
-    return replace(seen, layer=first.layer, text=first.text, state=first.state, exit_code=first.exit_code)
-
-
-def _of_outcome(outcome: Outcome) -> Facts:
-    """What is known of an attempt whose record somebody removed while it ran."""
-    verdict = outcome.verdict
-    return Facts(
-        "over",
-        state=outcome.state,
-        layer=verdict.layer if verdict is not None else "",
-        text=verdict.text if verdict is not None else "its record was removed",
-        exit_code=outcome.exit_code,
-        job="?",
-    )

@@ -6,7 +6,7 @@
         requests/        what people asked of the driver (pause, add …); the driver makes events of them
         driver           the owner file of whoever drives the sweep (launcher/core/lease.py), beside driver.flock
 
-Only the driver appends events. Readers lock nothing.
+Only who holds the lock appends events: the driver; without one `start`, `add` and `cancel`. Readers lock nothing.
 """
 
 from __future__ import annotations
@@ -125,14 +125,18 @@ class Ledger:
         line = msgspec.json.encode(event) + b"\n"
         try:
             handle = private_opener(str(path), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
+            size = os.fstat(handle).st_size
             try:
-                size = os.fstat(handle).st_size
                 if size and os.pread(handle, 1, size - 1) != b"\n":
                     line = b"\n" + line  # a full disk or a kill has cut the last one
                 written = os.write(handle, line)
                 if written < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
                 os.fsync(handle)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(handle, size)  # what was not written for sure is written again
+                raise
             finally:
                 os.close(handle)
         except OSError as error:

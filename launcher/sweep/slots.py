@@ -1,4 +1,5 @@
-"""Room for jobs on a runner, among all drivers of one user: each job that may live has a file, and these are counted.
+"""Room for jobs on a runner whose file has `limits:`, among all drivers of one user: each job that may live has a
+file, and these are counted. Of a runner without limits only jobs that a driver took over have one.
 
     <state>/sweeps/.slots/<runner>/<run id>.json   the nodes of one job
 
@@ -36,7 +37,9 @@ class Slots:
         self._over = over
 
     def take(self, runner: str, run: str, nodes: int, room: Room, *, always: bool = False) -> bool:
-        """Take room for a job; False when there is none. With ``always`` it is taken, as the job may live already."""
+        """Take room for a job; False when there is none. With ``always`` it is taken, as the job may live already.
+
+        Raises OSError."""
         if room == Room() and not always:
             return True
         place = self._directory / runner
@@ -44,8 +47,13 @@ class Slots:
         make_private(place)
         with contextlib.suppress(FileExistsError):
             handle = private_opener(str(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            os.write(handle, msgspec.json.encode(nodes))
-            os.close(handle)
+            try:
+                os.write(handle, msgspec.json.encode(nodes))
+            except OSError:
+                path.unlink()
+                raise
+            finally:
+                os.close(handle)
         if always:
             return True
         used = [self._nodes_of(other) for other in place.glob("*.json") if other != path and not self._left(other)]

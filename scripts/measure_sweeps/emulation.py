@@ -28,7 +28,7 @@ from launcher.result.validate import Point
 from launcher.run.kind import Prepared, Run, Services, Submission, Submitted
 from launcher.run.loop import run_feed
 from launcher.run.record import RunRecord
-from launcher.slurm.client import JobKey, JobState, Phase, carries
+from launcher.slurm.client import JobKey, JobState, Phase, carries, may_have_job
 from launcher.slurm.poller import Pace
 from launcher.sweep.driver import Driver, Setting
 from launcher.sweep.ledger import Ledger
@@ -270,13 +270,17 @@ def drive(root: Path, name: str, stop: Stop | None = None, *, pace: Pace = PACE,
     say = begin.pop("say", lambda kind, text: None)
     rooms = {"emulated": room} if room is not None else {}
     leaving = threading.Event()
+
+    def may_live(run: str) -> bool:
+        return may_have_job(run, project.controller)
+
     lock = ledger.lock()
     with lock as held:
         if not held.acquired:
             raise LauncherError(f"another one drives it: {held.owner}")
         of: Any = project
         maker = EmulatedMaker(of, stop or Stop.never(), lambda text: None, ledger.sweep.policy)
-        driver = Driver(ledger, lock, maker, Setting(project.runs, rooms), say, leaving)
+        driver = Driver(ledger, lock, maker, Setting(project.runs, rooms, may_live=may_live), say, leaving)
         policy = begin.pop("policy", driver.state.policy)
         driver.begin("emulation", policy, **begin)
         try:

@@ -300,3 +300,99 @@ def test_an_end_that_cannot_be_written_is_left_for_a_later_driver(
     drive(tmp_path, "s")
     seen = Seen(tmp_path)
     assert seen.words == {"ok": 2} and len(seen.jobs) == 2
+
+
+def full(*given: Any, **more: Any) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_start_that_the_disk_does_not_take_is_tried_again_and_the_loop_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, tries = Ledger.append, []
+
+    def failing(ledger: Ledger, event: Any) -> None:
+        if isinstance(event, Started):
+            tries.append(event)
+            if len(tries) < 4:
+                raise LauncherError("the sweep's ledger cannot be written: No space left on device")
+        append(ledger, event)
+
+    monkeypatch.setattr(Ledger, "append", failing)
+    began = time.monotonic()
+    driven = Driven(tmp_path, row(1, 4))
+    assert driven.wait().words == {"ok": 1} and len(tries) == 4 and time.monotonic() - began > driving.LOOK
+    assert sum("nothing new begins" in text for _, text in driven.said) == 1
+
+
+def test_room_that_cannot_be_taken_is_said_once_and_no_job_is_ended_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launcher.sweep.slots import Room, Slots
+
+    monkeypatch.setattr(driving, "ROOM_AGAIN", 0.1)
+    make_sweep(tmp_path, "s", [row(1, 4, SECONDS="1"), row(2, 4)], Policy(order="given"))
+    take, said, times = Slots.take, list[str](), iter(range(99))
+
+    def failing(self: Slots, *given: Any, **more: Any) -> bool:
+        return full() if 0 < next(times) < 4 else take(self, *given, **more)
+
+    monkeypatch.setattr(Slots, "take", failing)
+    drive(tmp_path, "s", room=Room(jobs=2), say=lambda kind, text: said.append(text))
+    seen = Seen(tmp_path)
+    assert seen.words == {"ok": 2} and len(seen.jobs) == 2
+    assert sum("room on emulated cannot be taken" in text for text in said) == 1
+
+
+def test_a_slot_of_which_nothing_could_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from launcher.sweep.slots import Room, Slots
+
+    slots = Slots(tmp_path, lambda run: False)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr("launcher.sweep.slots.os.write", full)
+        slots.take("r", "one", 4, Room(nodes=4))
+    assert not list(tmp_path.rglob("*.json"))
+    assert slots.take("r", "one", 4, Room(nodes=4)) and not slots.take("r", "two", 1, Room(nodes=4))
+
+
+def test_what_an_earlier_driver_was_asked_and_did_not_take_is_dropped_and_appended_points_are_not(
+    tmp_path: Path,
+) -> None:
+    ledger = make_sweep(tmp_path, "s", [row(1, 4)], Policy())
+    ledger.ask(Asked(time=time.time(), verb="cancel", by="me"))
+    more = make_sweep(tmp_path, "more", [row(1, 64)], Policy()).sweep.jobs
+    ledger.ask(Added(time=0.0, jobs=more, selection=()))
+    said: list[str] = []
+    drive(tmp_path, "s", say=lambda kind, text: said.append(text))
+    assert Seen(tmp_path).words == {"ok": 2} and any("no earlier driver took" in text for text in said)
+    assert not list(ledger.requests())
+
+
+@pytest.mark.parametrize(
+    ("content", "over"), [(None, True), ("{", False), ("", False), ('{"schema": 99}', False), ("directory", False)]
+)
+def test_the_job_of_a_record_that_cannot_be_read_may_live(tmp_path: Path, content: str | None, over: bool) -> None:
+    from launcher.sweep.attempts import is_over
+
+    if content is not None:
+        (tmp_path / "r").mkdir()
+        path = tmp_path / "r/run.json"
+        path.mkdir() if content == "directory" else path.write_text(content)
+    assert is_over(tmp_path, "r") is over
+
+
+def test_a_job_whose_record_was_removed_is_not_begun_again_while_it_lives(tmp_path: Path) -> None:
+    driven = Driven(tmp_path, row(1, 4, SECONDS="600"))
+    driven.running(1)
+    driven.ask("stop")
+    seen = driven.wait()
+    shutil.rmtree(tmp_path / "state/runs" / seen.points[0].attempts[0])
+    said: list[str] = []
+    drive(tmp_path, "s", say=lambda kind, text: said.append(text))
+    assert len(Seen(tmp_path).jobs) == 1 and any("cannot be taken over" in text for text in said)
+    (job,) = seen.controller.find(seen.points[0].attempts[0])
+    seen.controller.cancel([job])
+    driven = Driven(tmp_path)
+    driven.running(1)
+    driven.ask("cancel")
+    assert len(driven.wait().jobs) == 2
