@@ -93,7 +93,7 @@ class ScriptKind:
         return Prepared(root, {"root": str(root)})
 
     def look(self, run: Run) -> None:
-        assert run.record.step("submit").state == "", "a launcher that dies in a look leaves no run in doubt"
+        assert run.record.step("submit").state != "running", "a launcher that dies in a look leaves no run in doubt"
 
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
         output = prepared.root
