@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SUMMARY = "Puts LLM-inference benchmarks onto Slurm clusters, and says truthfully how they ended."
 
 _EPILOG = """\
-exit codes: 0 done, 2 configuration, 3 image, 4 model, 5 submission, 6 job, 7 results, 130/143 cancelled
+exit codes: 0 done, 2 configuration, 3 image, 4 model, 5 submission, 6 job, 7 results, 8 remote, 130/143 cancelled
 """
 
 
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     _runner(commands)
     _image(commands)
     _model(commands)
+    _remote(commands)
     return top
 
 
@@ -208,6 +209,25 @@ def _image(commands: Commands) -> None:
     locks.add_argument("--account", metavar="NAME")
     locks.add_argument("--no-nodes", action="store_true", help="processes of this host only")
     locks.add_argument("--json", action="store_true")
+
+
+def _remote(commands: Commands) -> None:
+    verbs = verbs_of(commands, "remote", "login nodes: reach them, have this launcher there")
+    command_of(verbs, "list", "remote:listing", "runners that name their login node", places)
+    how = command_of(verbs, "install", "remote:install", "have this version there, whole", _login, places)
+    how.add_argument("--wheels", metavar="DIR", help="wheels for the login node (default: downloaded from here)")
+    text = "what a login node has; whether this launcher runs there"
+    command_of(verbs, "doctor", "remote:doctor", text, _login, places)
+    how = command_of(verbs, "gc", "remote:gc", "old versions there; a dry run unless --apply", _login, places)
+    how.add_argument("--apply", action="store_true", help="remove them")
+    # Without help: a person never types it.
+    commands.add_parser("remote-agent").set_defaults(command="remote:agent")
+
+
+def _login(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", metavar="NAME", help="a runner whose file has `login`, or a host of ssh_config")
+    command.add_argument("--ssh", metavar="COMMAND", help="an OpenSSH client connects, as `ssh` or 'ssh -F FILE'")
+    command.add_argument("--accept-new", action="store_true", help="take the key of a host of which none is known")
 
 
 def _model(commands: Commands) -> None:

@@ -101,6 +101,13 @@ class ResultError(LauncherError):
     layer = "results"
 
 
+class RemoteError(LauncherError):
+    """A login node could not be reached, refused us, is not the one that is known, or went away."""
+
+    exit_code = 8
+    layer = "remote"
+
+
 class Cancelled(LauncherError):
     """Somebody asked us to stop: SIGINT (130), SIGTERM (143), or `launcher cancel`."""
 

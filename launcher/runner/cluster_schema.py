@@ -63,6 +63,19 @@ class Limits(Struct, frozen=True, kw_only=True):
     """GPU-hours (GPUs × time limit) from which on `run` and `sweep` ask first, where somebody can answer."""
 
 
+class Login(Struct, frozen=True, kw_only=True):
+    """Where people log in, for `launcher remote`."""
+
+    host: str
+    """A host of ssh_config, or ``[user@]host[:port]``."""
+    directory: str = ".launcher"
+    """Where launchers are installed, below the home directory."""
+    python: str = "python3"
+    """A Python of 3.10 or newer there."""
+    ssh: Literal["paramiko", "openssh"] = "paramiko"
+    """What connects. ``openssh`` starts `ssh`, for ControlMaster, Kerberos, security keys, authorities of host keys."""
+
+
 class Stripe(Struct, frozen=True, kw_only=True):
     """Layout on Lustre of a checkpoint's files from a size on."""
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from launcher.runner.cluster_schema import Checkout, Limits, Node, Scheduler, Storage
+from launcher.runner.cluster_schema import Checkout, Limits, Login, Node, Scheduler, Storage
 from launcher.runner.container_schema import Container, Struct, TimeLimit
 from launcher.runner.multinode_schema import Multinode
 
@@ -340,6 +340,7 @@ class Runner(Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     """What sweeps take at once."""
     node: Node
+    login: Login | None = None
     storage: list[Storage] = []
     """File systems, and which nodes see them. A path on none of these is taken to be seen by all nodes."""
     images: Images = Images()

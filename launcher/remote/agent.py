@@ -1,0 +1,144 @@
+"""The far side of a connection: ``launcher remote-agent``, started by sshd, ended by the end of its input.
+
+It holds nothing. What lives longer than the connection (a driver) is a process of its own session, with a record on
+disk; what does not (a command whose output is followed) is ended with it. Its directories and files are for this user
+alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import IO, Any
+
+from launcher import __version__
+from launcher.core.errors import LauncherError, RemoteError
+from launcher.remote.messages import BEAT, LONGEST, MARKER, PROTOCOL, SILENCE, WINDOW, Lines, decode, encode, error_of
+
+Method = Callable[[dict[str, Any]], Generator[Any, None, Any]]
+"""A method: its events, and its result as the generator's value."""
+
+_MOST_REQUESTS = 32
+
+
+class Agent:
+    """Answers requests until its input ends, or nothing is heard for `SILENCE` seconds."""
+
+    def __init__(self, methods: dict[str, Method], inp: IO[bytes], out: IO[bytes]) -> None:
+        self._methods = methods
+        self._in = inp
+        self._out = out
+        self._writing = threading.Lock()
+        self._credits: dict[int, int] = {}
+        self._credited = threading.Condition()
+        self._heard = time.monotonic()
+        self._ended = threading.Event()
+
+    def serve(self) -> int:
+        """Greet, then answer; the process's exit code."""
+        lines = Lines("the near side", LONGEST)
+        greeted = False
+        threading.Thread(target=self._beat, daemon=True).start()
+        try:
+            while data := self._read():
+                self._heard = time.monotonic()
+                for line in lines.add(data):
+                    message = decode(line, "the near side")
+                    if not greeted:
+                        self._greet(message)
+                        greeted = True
+                    else:
+                        self._take(message)
+        except (LauncherError, OSError) as error:
+            with contextlib.suppress(OSError):
+                print(f"launcher: {error}", file=sys.stderr)
+            return 1
+        finally:
+            self._ended.set()
+            with self._credited:
+                self._credited.notify_all()
+        return 0
+
+    def _read(self) -> bytes:
+        return os.read(self._in.fileno(), 1 << 16)
+
+    def _greet(self, message: dict[str, Any]) -> None:
+        token = message.get("token")
+        if not isinstance(token, str) or not token.isalnum() or len(token) > 64:
+            raise RemoteError("the first line has no token")
+        greeting = {
+            "protocol": PROTOCOL,
+            "version": __version__,
+            "host": socket.gethostname(),
+            "python": platform.python_version(),
+            "time": time.time(),
+        }
+        line = f"{MARKER} {token} {json.dumps(greeting)}\n".encode()
+        with self._writing:
+            self._out.write(line)
+            self._out.flush()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        number, method = message.get("id"), message.get("method")
+        if not isinstance(number, int):
+            return  # a beat
+        if isinstance(credit := message.get("credit"), int):
+            with self._credited:
+                if number in self._credits:
+                    self._credits[number] += credit
+                    self._credited.notify_all()
+        elif len(self._credits) >= _MOST_REQUESTS or not isinstance(method, str) or method not in self._methods:
+            why = "too many requests at once" if method in self._methods else f"no method {method!r}"
+            self._send({"id": number, "error": error_of(RemoteError(why))})
+        else:
+            self._credits[number] = WINDOW
+            params = message.get("params")
+            call = self._methods[method](params if isinstance(params, dict) else {})
+            threading.Thread(target=self._answer, args=(number, call), daemon=True).start()
+
+    def _answer(self, number: int, call: Generator[Any, None, Any]) -> None:
+        try:
+            while True:
+                try:
+                    event = next(call)
+                except StopIteration as end:
+                    self._send({"id": number, "result": end.value})
+                    return
+                self._event(number, event)
+        except Exception as error:  # noqa: BLE001 - one request's trouble ends no other, and is told to its asker
+            self._send({"id": number, "error": error_of(error)})
+        finally:
+            call.close()
+            self._credits.pop(number, None)
+
+    def _event(self, number: int, event: Any) -> None:
+        """Send an event once what was sent before has been taken."""
+        line = encode({"id": number, "event": event})
+        with self._credited:
+            self._credited.wait_for(lambda: self._credits[number] > 0 or self._ended.is_set())
+            if self._ended.is_set():
+                raise RemoteError("the connection has gone")
+            self._credits[number] -= len(line) - 1
+        self._write(line)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._write(encode(message))
+
+    def _write(self, line: bytes) -> None:
+        with self._writing, contextlib.suppress(OSError, ValueError):
+            self._out.write(line)
+            self._out.flush()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT):
+            if time.monotonic() - self._heard > SILENCE:
+                # The reader waits in read(2): closing its descriptor there would not wake it.
+                os._exit(1)
+            self._send({"beat": 1})

@@ -1,0 +1,211 @@
+"""Installs a launcher on a login node, looks what is there, and removes old ones: run there, by the Python there.
+
+This file is sent as text before there is a launcher: the standard library alone, and nothing newer than Python 3.6, so
+that an old one can say that it is too old. Standard input has a line of JSON (the request), then the bytes that it
+announces; the answer is one line: ``launcher-install TOKEN {…}``.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+from typing import IO, Any, Dict, Iterator, List, Set
+
+MARKER = "launcher-install"
+LOCKING = 600.0
+CHECKING = 300.0
+OLDEST = (3, 10)
+ABANDONED = 86400.0
+"""Seconds after which what was being made is nobody's: whoever made it may be on another host."""
+
+Request = Dict[str, Any]
+
+
+class Refused(Exception):
+    """What cannot be done, for a person: message and hint."""
+
+
+def main() -> None:
+    request = json.loads(sys.stdin.buffer.readline().decode("utf-8"))
+    os.umask(0o077)
+    try:
+        answer = {"look": look, "install": install, "gc": collect}[request["what"]](request)
+    except Refused as error:
+        answer = {"error": error.args[0], "hint": error.args[1]}
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        answer = {"error": f"{where}{error.strerror or error}", "hint": ""}
+    sys.stdout.write(f"\n{MARKER} {request['token']} {json.dumps(answer)}\n")
+    sys.stdout.flush()
+
+
+def directory_of(request: Request) -> Path:
+    """The directory of versions; it is made, and refused where others could change what we run."""
+    path = Path.home() / str(request["directory"]) / "versions"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for place in (path.parent, path):
+        status = place.stat()
+        if status.st_uid != os.geteuid():
+            raise Refused(f"{place} belongs to user {status.st_uid}", "choose another login.directory")
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise Refused(f"{place} can be written by others", f"chmod go-w {place}")
+    return path
+
+
+def versions(path: Path) -> List[str]:
+    """Names of whole versions, the newest last. Whatever begins with a dot is being made, or was left."""
+    found = [place for place in path.iterdir() if not place.name.startswith(".")]
+    return [place.name for place in sorted(found, key=lambda place: place.stat().st_mtime)]
+
+
+def look(request: Request) -> Dict[str, Any]:
+    path = directory_of(request)
+    return {
+        "python": list(sys.version_info[:3]),
+        "machine": platform.machine(),
+        "libc": list(platform.libc_ver()),
+        "free": shutil.disk_usage(str(path)).free,
+        "versions": versions(path),
+    }
+
+
+def install(request: Request) -> Dict[str, Any]:
+    path = directory_of(request)
+    if sys.version_info < OLDEST:
+        raise Refused(f"its Python is {platform.python_version()}, and 3.10 is needed", "set login.python")
+    final = path / Path(request["name"]).name
+    if final.is_dir():
+        return {"installed": final.name, "new": False}
+    made = path / f".{final.name}.{platform.node()}.{os.getpid()}"
+    with locked(path):
+        try:
+            if not final.is_dir():
+                build(request, made)
+                os.sync()
+                made.rename(final)
+        finally:
+            shutil.rmtree(str(made), ignore_errors=True)
+    return {"installed": final.name, "new": True}
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One installs at a time, which saves work; where flock does nothing, the rename still publishes one of them."""
+    import fcntl
+
+    with (path / ".lock").open("w") as lock:
+        deadline = time.monotonic() + LOCKING
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise Refused(f"another installation holds {path}/.lock", "") from None
+                time.sleep(0.2)
+        yield
+
+
+def build(request: Request, made: Path) -> None:
+    """A virtual environment with the wheels that come by standard input, tried out."""
+    made.mkdir()
+    bundle = made / "wheels.tar"
+    receive(bundle, request["size"], request["sha256"])
+    environment = made / "python"
+    argv = [sys.executable, "-m", "venv", "--without-pip", str(environment)]
+    subprocess.run(argv, check=True, timeout=CHECKING, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    python = str(environment / "bin/python")
+    site = environment / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    with tarfile.open(str(bundle)) as archive:
+        for member in archive:
+            wheel = archive.extractfile(member)
+            if wheel is not None and member.name.endswith(".whl"):
+                unpack(wheel, site)
+    bundle.unlink()
+    argv = [python, "-m", "compileall", "-q", str(site)]
+    subprocess.run(argv, timeout=CHECKING, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    argv = [python, "-I", "-m", "launcher", "--version"]
+    pipe = subprocess.PIPE
+    tried = subprocess.run(argv, timeout=CHECKING, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+    said = tried.stdout.decode("utf-8", "replace").split()
+    if tried.returncode != 0 or said[-1:] != [request["version"]]:
+        lines = tried.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise Refused(f"what was installed does not start: {' '.join(lines[-1:] or said)[:500]}", "")
+
+
+def receive(file: Path, size: int, digest: str) -> None:
+    """Write what standard input has next to a file. Raises Refused when it is not what was announced."""
+    hashed, left = hashlib.sha256(), size
+    with file.open("wb") as out:
+        while left:
+            part = sys.stdin.buffer.read(min(left, 1 << 20))
+            if not part:
+                raise Refused(f"the wheels ended {left} bytes too early", "try again")
+            hashed.update(part)
+            out.write(part)
+            left -= len(part)
+    if hashed.hexdigest() != digest:
+        raise Refused("the wheels arrived changed", "try again")
+
+
+def unpack(wheel: IO[bytes], site: Path) -> None:
+    """A wheel is an archive of what lies in site-packages; its scripts are not used here."""
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            parts = name.split("/")
+            if name.startswith("/") or ".." in parts:
+                raise Refused(f"a wheel has a path that leaves its directory: {name!a}", "")
+            if parts[0].endswith(".data"):
+                if len(parts) < 3 or parts[1] not in ("purelib", "platlib"):
+                    continue
+                parts = parts[2:]
+            if name.endswith("/"):
+                continue
+            target = site.joinpath(*parts)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(name) as source, target.open("wb") as out:
+                shutil.copyfileobj(source, out)
+
+
+def collect(request: Request) -> Dict[str, Any]:
+    """Remove versions, but for the newest ``keep``, those in ``named``, and those that a process of this node runs."""
+    path = directory_of(request)
+    there = versions(path)
+    kept = set(there[max(0, len(there) - request["keep"]) :]) | set(request["named"]) | running(path)
+    abandoned = [place.name for place in path.glob(".*") if place.is_dir() and old(place)]
+    gone = [name for name in there if name not in kept] + abandoned
+    for name in gone if request["apply"] else ():
+        # Out of sight first: nobody starts a version that is half removed.
+        hidden = path / f".removed.{name}.{os.getpid()}"
+        (path / name).rename(hidden)
+        shutil.rmtree(str(hidden))
+    return {"removed": gone, "kept": sorted(kept & set(there))}
+
+
+def running(path: Path) -> Set[str]:
+    """Versions whose Python a process of this machine runs."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            with (process / "cmdline").open("rb") as file:
+                program = Path(os.fsdecode(file.read(4096).split(b"\0")[0]))
+            for place in program.parents:
+                if place.parent.name == path.name:
+                    found.add(place.name)
+    return found
+
+
+def old(place: Path) -> bool:
+    return time.time() - place.stat().st_mtime > ABANDONED
+
+
+main()

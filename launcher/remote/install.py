@@ -1,0 +1,243 @@
+"""Having this launcher, in this version, on a login node: versions side by side, each whole or absent.
+
+The wheels come from here: the launcher's own is packed from what runs, those of its dependencies are downloaded for the
+Python, architecture and C library that the login node has, once, or lie in a directory that the user names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import re
+import secrets
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher import __version__
+from launcher.core.errors import ConfigError, RemoteError
+from launcher.core.process import CommandRunner
+from launcher.core.shipped import shipped
+from launcher.core.terminal import one_line
+from launcher.remote.messages import Lines, decode
+from launcher.remote.opener import Opener
+
+_NEEDED = ("cloudpickle", "msgspec", "PyYAML", "rich", "submitit", "tenacity", "typing_extensions", "xxhash",
+           "markdown-it-py", "mdurl", "pygments")  # fmt: skip
+"""What the launcher imports on a login node: its dependencies but paramiko, and theirs."""
+
+_OLDEST_GLIBC = 17
+_DOWNLOADING = 600.0
+_MARKER = "launcher-install"
+_WORD = re.compile(r"[A-Za-z0-9._/~-]+")
+_WHOLE_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A login node as its own Python sees it. ``python`` is its version; ``free`` are bytes in the home directory."""
+
+    python: tuple[int, int, int]
+    machine: str
+    libc: tuple[str, str]
+    free: int
+    versions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The wheels of one version for one kind of node, as a tar; ``name`` changes with any of them."""
+
+    name: str
+    content: bytes
+
+
+class Installer:
+    """Speaks with `far_install` on a login node. ``directory`` is below the home directory there."""
+
+    def __init__(self, opener: Opener, host: str, *, directory: str = ".launcher", python: str = "python3") -> None:
+        for word in (directory, python):
+            # The login shell there reads the command: nothing that it would take for more than a word.
+            if not _WORD.fullmatch(word) or word.startswith("-"):
+                raise ConfigError(f"{word!r} is no plain path", where="login", hint="letters, digits and ./-_")
+        self._opener = opener
+        self._host = host
+        self._directory = directory
+        self._python = python
+
+    def look(self) -> Node:
+        """Raises RemoteError, also where there is no Python."""
+        said = self._ask({"what": "look"})
+        try:
+            major, minor, patch = said["python"]
+            libc, version = said["libc"]
+            return Node(
+                (int(major), int(minor), int(patch)),
+                str(said["machine"]),
+                (str(libc), str(version)),
+                int(said["free"]),
+                tuple(map(str, said["versions"])),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise RemoteError("it describes itself in another way than ours", where=self._host) from error
+
+    def install(self, bundle: Bundle) -> bool:
+        """Have the version there, whole; whether it had to be installed. Raises RemoteError."""
+        digest = hashlib.sha256(bundle.content).hexdigest()
+        request = {"what": "install", "name": bundle.name, "version": __version__}
+        body = {"size": len(bundle.content), "sha256": digest}
+        return bool(self._ask({**request, **body}, bundle.content).get("new"))
+
+    def collect(self, *, keep: int, named: Sequence[str], apply: bool) -> tuple[list[str], list[str]]:
+        """Versions that were (or without ``apply`` would be) removed, and those that are kept. Raises RemoteError."""
+        said = self._ask({"what": "gc", "keep": keep, "named": list(named), "apply": apply})
+        return [str(name) for name in said.get("removed", ())], [str(name) for name in said.get("kept", ())]
+
+    def command(self, bundle_name: str) -> str:
+        """The agent's command on the login node."""
+        return f"{self._directory}/versions/{bundle_name}/python/bin/python -I -m launcher remote-agent"
+
+    def _ask(self, request: dict[str, Any], body: bytes = b"") -> dict[str, Any]:
+        token = secrets.token_hex(16)
+        program = Path(__file__).with_name("far_install.py").read_bytes()
+        # Nothing from outside is in this command: the program and the request come by standard input.
+        started = f"{self._python} -c 'import sys;exec(sys.stdin.buffer.read({len(program)}))'"
+        pipe = self._opener.open(started)
+        try:
+            line = json.dumps({**request, "directory": self._directory, "token": token}).encode() + b"\n"
+            try:
+                pipe.send(program + line + body)
+                pipe.finish()
+            except RemoteError:
+                if not body:  # what is installed already ends the program before it has read the wheels
+                    raise
+            said = io.BytesIO()
+            while (part := pipe.receive()) and said.tell() < (1 << 20):
+                said.write(part)
+            for answer in Lines(self._host).add(said.getvalue() + b"\n"):
+                words = answer.split(b" ", 2)
+                if words[:2] == [_MARKER.encode(), token.encode()]:
+                    return self._checked(decode(words[2], self._host))
+            complaint = one_line(pipe.complaints()[-500:])
+            if pipe.status() in (126, 127):
+                hint = "name one that is 3.10 or newer: login.python"
+                raise RemoteError(f"there is no {self._python}: {complaint}", where=self._host, hint=hint)
+            raise RemoteError(f"its Python did not answer: {complaint or 'without a word'}", where=self._host)
+        finally:
+            pipe.close()
+
+    def _checked(self, answer: dict[str, Any]) -> dict[str, Any]:
+        if "error" in answer:
+            raise RemoteError(one_line(answer["error"])[:2000], where=self._host, hint=one_line(answer.get("hint", "")))
+        return answer
+
+
+def bundle(node: Node, *, cache: Path, run: CommandRunner, wheels: Path | None = None) -> Bundle:
+    """The wheels for a node: downloaded to ``cache`` once, or taken from the directory ``wheels``. Raises RemoteError.
+
+    A wheel that is there for another Python, architecture or C library is never taken (PEP 425, PEP 600).
+    """
+    pins = {name: importlib.metadata.version(name) for name in _NEEDED}
+    directory = wheels or cache / _kind(node)
+    missing = {name: pin for name, pin in pins.items() if _wheel(directory, name, pin, node) is None}
+    if missing and wheels is None:
+        _download(missing, directory, node, run)
+        missing = {name: pin for name, pin in missing.items() if _wheel(directory, name, pin, node) is None}
+    if missing:
+        names = ", ".join(f"{name}=={pin}" for name, pin in missing.items())
+        hint = f"wheels for {_kind(node)}; pip download --only-binary=:all:"
+        raise RemoteError(f"no wheels of {names}", where=str(directory), hint=hint)
+    files = [_wheel(directory, name, pin, node) for name, pin in pins.items()]
+    contents = {file.name: file.read_bytes() for file in files if file is not None}
+    contents[f"launcher-{__version__}-py3-none-any.whl"] = own_wheel()
+    digest = hashlib.sha256()
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name, content in sorted(contents.items()):
+            digest.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return Bundle(f"{__version__}-{digest.hexdigest()[:12]}", archive.getvalue())
+
+
+def own_wheel() -> bytes:
+    """The running launcher as a wheel: its package, and what is shipped beside it. Equal files give equal bytes."""
+    package = Path(__file__).resolve().parents[1]
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, name in _own_files(package):
+            entry = zipfile.ZipInfo(name, _WHOLE_ZIP_TIME)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, path.read_bytes())
+    return content.getvalue()
+
+
+def _own_files(package: Path) -> Iterable[tuple[Path, str]]:
+    yield from _below(package, "launcher")
+    for name in ("runners", "recipes", "docs/rules"):
+        directory = shipped(name)
+        if package not in directory.parents:  # a checkout: in a wheel they are inside the package already
+            yield from _below(directory, f"launcher/shipped_data/{name}")
+
+
+def _below(directory: Path, name: str) -> Iterable[tuple[Path, str]]:
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield path, f"{name}/{path.relative_to(directory).as_posix()}"
+
+
+def _kind(node: Node) -> str:
+    return f"cp{node.python[0]}{node.python[1]}-{node.machine}-{node.libc[0] or 'libc'}{node.libc[1]}"
+
+
+def _platforms(node: Node) -> list[str]:
+    """Tags of wheels that a node takes: those of its glibc and all older ones (PEP 600)."""
+    libc, version = node.libc
+    words = version.split(".")
+    if libc != "glibc" or len(words) < 2 or words[0] != "2" or not words[1].isdecimal():
+        return []
+    return [f"manylinux_2_{minor}_{node.machine}" for minor in range(int(words[1]), _OLDEST_GLIBC - 1, -1)] + [
+        f"manylinux2014_{node.machine}"
+    ]
+
+
+def _wheel(directory: Path, name: str, version: str, node: Node) -> Path | None:
+    """The wheel of a distribution that this node can use, or None. NAME-VERSION[-BUILD]-PYTHON-ABI-PLATFORM.whl."""
+    own = f"cp{node.python[0]}{node.python[1]}"
+    plain = re.sub(r"[-_.]+", "_", name).lower()
+    for file in sorted(directory.glob("*.whl")) if directory.is_dir() else ():
+        words = file.name.removesuffix(".whl").split("-")
+        if len(words) < 5 or (re.sub(r"[-_.]+", "_", words[0]).lower(), words[1]) != (plain, version):
+            continue
+        pythons, abis, platforms = (set(word.split(".")) for word in words[-3:])
+        if not platforms & {"any", *_platforms(node)}:
+            continue
+        stable = "abi3" in abis and any(
+            re.fullmatch(r"cp3\d+", tag) and int(tag[3:]) <= node.python[1] for tag in pythons
+        )
+        if "py3" in pythons or (own in pythons and abis & {own, "none"}) or stable:
+            return file
+    return None
+
+
+def _download(pins: dict[str, str], directory: Path, node: Node, run: CommandRunner) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    kind = [f"--platform={tag}" for tag in _platforms(node)]
+    if not kind:
+        hint = "a directory with wheels for it: --wheels DIR"
+        raise RemoteError(f"no wheels are published for {_kind(node)}", hint=hint)
+    python = [f"--python-version={node.python[0]}.{node.python[1]}", "--implementation=cp"]
+    names = [f"{name}=={version}" for name, version in sorted(pins.items())]
+    argv = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet", "--no-deps"]
+    argv += ["--only-binary=:all:", f"--dest={directory}", *python, *kind, *names]
+    answer = run(argv, timeout=_DOWNLOADING)
+    if not answer.ok:
+        hint = "a directory that has them: --wheels DIR"
+        raise RemoteError(f"wheels for {_kind(node)} cannot be downloaded: {answer.tail()}", hint=hint)

@@ -1,0 +1,68 @@
+"""`launcher remote`: a real sshd as the login node, and what a person sees of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.remote.servers import Server, sshd
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with sshd(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture
+def launcher(server: Server, tmp_path: Path):  # type: ignore[no-untyped-def]
+    """Runs `launcher remote …` where a runner file names this server as its login node."""
+    runners = tmp_path / "runners"
+    runners.mkdir()
+    text = (ROOT / "runners/one-machine.yaml").read_text()
+    login = f"login: {{host: login, directory: {tmp_path}/there, python: {sys.executable}}}\n"
+    (runners / "here.yaml").write_text(text.replace("name: one-machine", "name: here", 1) + login)
+
+    def start(*words: str) -> subprocess.CompletedProcess[str]:
+        places = ["--runners", str(runners), "--state", str(tmp_path / "state")]
+        if words[0] != "list":
+            places += ["--ssh", f"ssh -F {server.config}"]
+        argv = [sys.executable, "-m", "launcher", "remote", *words, *places]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=300, env={**os.environ}, cwd=ROOT)
+
+    return start
+
+
+def test_a_runner_names_its_login_node(launcher) -> None:  # type: ignore[no-untyped-def]
+    listed = launcher("list")
+    assert listed.returncode == 0, listed.stderr
+    assert listed.stdout.split()[:2] == ["here", "login"]
+
+
+def test_what_is_missing_there_is_said_with_what_to_do(launcher) -> None:  # type: ignore[no-untyped-def]
+    answer = launcher("doctor", "here")
+    assert answer.returncode == 8
+    assert "is not installed there" in answer.stderr and "launcher remote install here" in answer.stderr
+    assert "Python" in answer.stdout
+    assert "0 versions are kept" in launcher("gc", "here").stdout
+
+
+def test_an_empty_directory_of_wheels_is_named(launcher, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "wheels").mkdir()
+    answer = launcher("install", "here", "--wheels", str(tmp_path / "wheels"))
+    assert answer.returncode == 8
+    assert f"{tmp_path}/wheels: no wheels of" in answer.stderr and "hint:" in answer.stderr
+
+
+def test_a_host_that_is_not_there_and_a_runner_without_login(launcher) -> None:  # type: ignore[no-untyped-def]
+    assert launcher("doctor", "nowhere.invalid").returncode == 8
+    answer = launcher("doctor", "gb200-nv")
+    assert answer.returncode == 2
+    assert "login: {host: NAME}" in answer.stderr

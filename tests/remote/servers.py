@@ -1,0 +1,122 @@
+"""A real sshd on loopback for a test: its own keys, configuration and port; and a user's side of it."""
+
+from __future__ import annotations
+
+import getpass
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running sshd. ``command`` is an ssh that has ``config``, where the server is called ``name``."""
+
+    directory: Path
+    port: int
+    process: subprocess.Popen[bytes]
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "ssh_config"
+
+    @property
+    def known(self) -> Path:
+        return self.directory / "known_hosts"
+
+    @property
+    def user_key(self) -> Path:
+        return self.directory / "id_ed25519"
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        return ("ssh", "-F", str(self.config))
+
+    def know(self, line: str | None = None) -> None:
+        """Make the host's key a known one, or write this line in its place."""
+        kind, key, *_ = (self.directory / "host_ed25519.pub").read_text().split()
+        self.known.write_text((line or f"[127.0.0.1]:{self.port} {kind} {key}") + "\n")
+
+    def configure(self, name: str = "login", key: Path | None = None) -> None:
+        """Add to a user's configuration: the server is called ``name``, and ``key`` is shown to it."""
+        lines = [
+            f"Host {name}",
+            "  HostName 127.0.0.1",
+            f"  Port {self.port}",
+            f"  User {getpass.getuser()}",
+            f"  IdentityFile {key or self.user_key}",
+            "  IdentitiesOnly yes",
+            "  IdentityAgent none",
+            f"  UserKnownHostsFile {self.known}",
+            "  GlobalKnownHostsFile none",
+        ]
+        with self.config.open("a") as config:
+            config.write("\n".join(lines) + "\n")
+
+    def children(self) -> list[int]:
+        """The processes that serve a connection each."""
+        listed = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, timeout=20)
+        return [int(pid) for pid in listed.stdout.split()]
+
+
+def make_key(path: Path, *options: str) -> Path:
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path), *options]
+    subprocess.run(argv, check=True, timeout=30, stdin=subprocess.DEVNULL)
+    return path
+
+
+@contextmanager
+def sshd(directory: Path, options: Sequence[str] = ()) -> Iterator[Server]:
+    """An sshd that lets this user in by the key ``id_ed25519``; the first value of an option counts, so yours do."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("host_ed25519", "id_ed25519"):
+        make_key(directory / name)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (directory / "authorized_keys").write_text((directory / "id_ed25519.pub").read_text())
+    settings = [
+        *options,
+        f"Port {port}",
+        "ListenAddress 127.0.0.1",
+        f"HostKey {directory}/host_ed25519",
+        f"AuthorizedKeysFile {directory}/authorized_keys",
+        "PidFile none",
+        "UsePAM no",
+        "StrictModes no",
+        "PermitRootLogin yes",
+        "PasswordAuthentication no",
+        "Subsystem sftp internal-sftp",
+    ]
+    (directory / "sshd_config").write_text("\n".join(settings) + "\n")
+    Path("/run/sshd").mkdir(exist_ok=True)  # sshd of Debian refuses to start without its directory
+    log = (directory / "sshd.log").open("wb")
+    process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(directory / "sshd_config")], stderr=log, stdout=log)
+    log.close()
+    server = Server(directory, port, process)
+    try:
+        _await(server)
+        server.know()
+        server.configure()
+        yield server
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _await(server: Server) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert server.process.poll() is None, (server.directory / "sshd.log").read_text()
+        with socket.socket() as tried:
+            if tried.connect_ex(("127.0.0.1", server.port)) == 0:
+                return
+        time.sleep(0.02)
+    raise AssertionError("sshd does not listen")
