@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ import pytest
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.selection import Selection
+from launcher.container.job_script import render
 from launcher.container.planned import ContainerJob
 from launcher.core.errors import ConfigError
 from launcher.plan.plan import Plan
@@ -287,6 +290,41 @@ def test_the_readme_says_how_many_rows_are_served(landings: list[Landing]) -> No
         for evaluations, number in zip((False, True), numbers, strict=True)
     }
     assert {key: number for key, number in told.items() if key[0] not in ("srtctl", "tilert")} == counts
+
+
+def form(script: str) -> str:
+    """A script without its comments, numbers, places and values: what shellcheck looks at is the same for the same."""
+    lines: list[str] = []
+    for line in script.splitlines():
+        if line.lstrip().startswith("#"):
+            continue
+        if re.match(r"\s*(export )?[A-Z_]+=", line):
+            line = re.sub(r"^(\s*(?:export )?)[A-Za-z_]+=.*$", r"\1A", line)
+        line = re.sub(r"(--[a-z-]+[= ])[^\s\\]+", r"\1V", line)
+        line = re.sub(r"(?<=[=\s'\"])[\w./:@#+-]*[/.:][\w./:@#+-]*", "P", re.sub(r"[0-9]+", "9", line))
+        if lines[-1:] != [line]:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def test_every_script_that_the_rows_render_is_sound(landings: list[Landing], tmp_path: Path) -> None:
+    """All of them by `bash -n`; by shellcheck one of each form that they have."""
+    scripts = {render(one.plan, Path("/state/runs/x")) for one in landings if one.plan is not None}
+    forms = {form(script): script for script in sorted(scripts)}
+    assert len(scripts) > 1000 and 5 < len(forms) < 60
+    for number, script in enumerate(sorted(scripts)):
+        (tmp_path / f"{number}.sh").write_text(script)
+    each = 'for script; do bash -n "$script" || exit; done'
+    files = [str(tmp_path / f"{number}.sh") for number in range(len(scripts))]
+    checked = subprocess.run(["bash", "-c", each, "-", *files], capture_output=True, text=True, timeout=600)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    for number, script in enumerate(forms.values()):
+        (tmp_path / f"form-{number}.sh").write_text(script)
+        argv = ["shellcheck", str(tmp_path / f"form-{number}.sh")]
+        checked = subprocess.run(argv, capture_output=True, text=True, timeout=300)
+        assert (checked.returncode, checked.stdout) == (0, "")
 
 
 @dataclass
