@@ -126,6 +126,6 @@ def test_everything_costs_a_second_and_a_half(checked: tuple[list[dict[str, obje
     assert checked[1] < 3_000_000
 
 
-def test_all_rows_on_all_runners_cost_a_second_and_a_half(tmp_path: Path) -> None:
-    """Those of one node too: 2,234 rows. 2.44 million calls were 1.45 s of CPU on an idle machine of two cores."""
+def test_all_rows_on_all_runners_cost_no_more_than_they_do(tmp_path: Path) -> None:
+    """Those of one node too: 2,234 rows took 2.74 million calls before they were planned more quickly, 2.46 since."""
     assert counted("--workspace", str(judge().make_tree.make(tmp_path / "InferenceX")))[1] < 2_600_000
