@@ -13,15 +13,14 @@ setup(
     package_dir=DATA,
     package_data={
         **{package: ["**/*"] for package in DATA},
-        "launcher.aggregate": ["*.yaml"],
         "launcher.check": ["*.json"],
         "launcher.doctor": ["*.sh", "*.yaml"],
         "launcher.image": ["*.yaml"],
-        "launcher.multinode": ["*.sh"],
-        "launcher.preflight": ["*.sh"],
+        "launcher.container": ["*.sh"],
+        "launcher.plan": ["*.sh"],
         "launcher.srtctl": ["*.yaml"],
         "launcher.rehearsal": ["*.sh", "*.yaml"],
-        "launcher.report": ["*.css", "*.js"],
+        "launcher.report": ["*.css", "*.js", "*.yaml"],
         "launcher.result": ["*.yaml"],
     },
 )

@@ -32,8 +32,8 @@ from launcher.runner.multinode_schema import KINDS as OF_SEVERAL_NODES
 if TYPE_CHECKING:  # matrices, planners and rules are for those who plan: an import of an image waits for none of them
     from launcher.benchmark.matrix import Matrix
     from launcher.check.srtctl_schema import Schemas
+    from launcher.container.multinode_resolve import MultinodePlanner
     from launcher.container.resolve import ContainerPlanner
-    from launcher.multinode.resolve import MultinodePlanner
     from launcher.run.kind import JobKind
     from launcher.srtctl.locate import RecipeFinder
 
@@ -216,7 +216,7 @@ class Project:
 
     @cached_property
     def _on_nodes(self) -> MultinodePlanner:
-        from launcher.multinode.resolve import MultinodePlanner
+        from launcher.container.multinode_resolve import MultinodePlanner
 
         return MultinodePlanner(pwd.getpwuid(os.geteuid()).pw_name)
 
@@ -273,7 +273,7 @@ def _in_container(name: str, project: Project) -> JobKind:
 
 
 def _on_nodes(project: Project) -> JobKind:
-    from launcher.multinode.kind import MultinodeKind
+    from launcher.container.multinode_kind import MultinodeKind
 
     return MultinodeKind(project.plan_on_nodes)
 

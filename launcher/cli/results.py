@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.aggregate import files
 from launcher.core.errors import ConfigError, ResultError
 from launcher.core.reading import json_of
 from launcher.core.state import state_directory
 from launcher.core.terminal import one_line, say, styled
+from launcher.result import aggregates
 from launcher.result.summary import rows, write_table
 from launcher.run.fields import LARGEST
 
@@ -100,11 +100,11 @@ def _of_job(workspace: Path) -> None:
     if not (stem := os.environ.get("RESULT_FILENAME")):
         raise ConfigError("RESULT_FILENAME is not set", where="environment")
     if os.environ.get("SCENARIO_TYPE") == AGENTIC:
-        rows = [files.aggregate_agentic(workspace, stem, os.environ)]
+        rows = [aggregates.aggregate_agentic(workspace, stem, os.environ)]
     elif os.environ.get("IS_MULTINODE", "").lower() == "true":
-        rows = files.aggregate_several_nodes(workspace, stem, os.environ)
+        rows = aggregates.aggregate_several_nodes(workspace, stem, os.environ)
     else:
-        rows = [files.aggregate_fixed(workspace, stem, os.environ)]
+        rows = [aggregates.aggregate_fixed(workspace, stem, os.environ)]
     say(f"{len(rows)} aggregates in {workspace}")
 
 
@@ -117,7 +117,7 @@ def _of_run(runs: Path, name: str) -> None:
     directory = record.directory / "results" if by_hand else Path(record.plan.workspace.path)
     published = record.step("collect").facts.get("published", {})
     logs = Path(record.job.output, "logs") if record.job is not None else None
-    wrong = files.aggregate_run(directory, record.plan.benchmark, published, logs)
+    wrong = aggregates.aggregate_run(directory, record.plan.benchmark, published, logs)
     if wrong:
         raise ResultError("\n".join(wrong), where=f"run {name}")
     say(f"run {name}: {len(list(directory.glob('agg_*.json')))} aggregates in {directory}")
@@ -125,12 +125,12 @@ def _of_run(runs: Path, name: str) -> None:
 
 def _collected(directory: Path, output: Path) -> None:
     """The rows of a directory of artifacts in two lists, as the workflow has them: benchmarks and evaluations."""
-    from launcher.aggregate.evaluations import evaluation_rows
+    from launcher.result.evaluation_rows import evaluation_rows
 
     rows = []
     for path in sorted(directory.rglob("*.json")):
         try:
-            row = files.document(path)
+            row = aggregates.document(path)
         except ResultError as error:
             print(f"passed over: {one_line(str(error))}", file=sys.stderr)
             continue
@@ -141,5 +141,5 @@ def _collected(directory: Path, output: Path) -> None:
         raise ResultError("no aggregate and no evaluation is below it", where=str(directory))
     for name, found in lists.items():
         if found:
-            files.write(output / name, found)
+            aggregates.write(output / name, found)
             say(f"{output / name}: {len(found)} rows")

@@ -16,8 +16,8 @@ from launcher.container.engines import IMAGE, STEP, EngineCommands, Lines, comma
 from launcher.container.planned import ContainerJob
 from launcher.core.shell_words import command, number, pattern, variable, word
 from launcher.image.reference import PlannedImage
+from launcher.plan import preflight
 from launcher.plan.plan import Plan
-from launcher.preflight import script
 
 FACTS = "facts.txt"
 """What the job writes down in its own directory: a name and a value a line."""
@@ -142,13 +142,13 @@ def _looks(plan: Plan, job: ContainerJob) -> list[str]:
     gpus = allocation.gpus if allocation is not None else plan.benchmark.gpus
     alone = allocation is None or allocation.exclusive
     looks = [
-        *script.look_at_node(
+        *preflight.look_at_node(
             gpus, alone=alone, patience=PATIENCE, directories=["/tmp", *([cache.host] if cache else [])]
         ),
-        *script.look_at_images(plan),
+        *preflight.look_at_images(plan),
     ]
-    functions_of_it = [script.functions().strip()]
-    if "login" not in plan.model.seen_by and (model := script.look_at_model(plan)):
+    functions_of_it = [preflight.functions().strip()]
+    if "login" not in plan.model.seen_by and (model := preflight.look_at_model(plan)):
         # What takes more than a look at config.json the launcher judges (`launcher.container.checkpoint`).
         looks += [*model, f"keep_checkpoint {'headers' if 'weights' in plan.model.fingerprint else 'configs'}"]
         functions_of_it.append(functions.KEEP.strip())

@@ -15,11 +15,11 @@ from typing import Any
 
 from msgspec.structs import replace as change
 
-from launcher.aggregate.points import Point, State, identity_of_row, metrics
 from launcher.core.errors import ConfigError
 from launcher.core.reading import json_of
 from launcher.report.document import Image, Run
 from launcher.report.gathered import Gathered
+from launcher.report.points import Point, State, identity_of_row, metrics
 from launcher.result.refusals import rule_of
 
 LARGEST = 64 << 20

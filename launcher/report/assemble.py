@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 
-from launcher.aggregate.points import Identity, Point, frontier, metric, metrics
 from launcher.benchmark.benchmark import AGENTIC
 from launcher.report.document import STATES, Attempt, Axis, Curve, Document, Entry, Panel
 from launcher.report.gathered import Gathered
+from launcher.report.points import Identity, Point, frontier, metric, metrics
 
 _DRAWN = ("ok", "reused", "rehearsal")
 """States of points that are in a picture; on a frontier are those that are ok."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from launcher.aggregate import compare
-from launcher.aggregate.compare import Delta, Threshold
-from launcher.aggregate.points import Point
 from launcher.core.errors import ConfigError, ResultError
+from launcher.report import deltas
 from launcher.report.assemble import name_of
+from launcher.report.deltas import Delta, Threshold
 from launcher.report.document import Change, Compared, Comparison, Document
 from launcher.report.gathered import Gathered
+from launcher.report.points import Point
 
 _TOLD = ("image", "digest", "recipe", "fingerprint", "srt_slurm", "commit", "model", "nodes")
 """What is said of two measurements where it is not the same: by the names of a point's provenance."""
@@ -21,8 +21,8 @@ def comparison(document: Document, now: Gathered, base: Gathered, thresholds: Se
     """Each point of both sides. ``thresholds`` are like ``tput_per_gpu:-5%``; one that is passed makes the exit code 7,
     and so does a point that is missing on a side. Where nothing can be compared at all it is 2. Raises ConfigError."""
     held = [Threshold.parse(text) for text in thresholds]
-    compared = compare.compare(_told(now.points), _told(base.points), held)
-    failed = compare.failures(compared, held)
+    compared = deltas.compare(_told(now.points), _told(base.points), held)
+    failed = deltas.failures(compared, held)
     code = ResultError.exit_code if failed else 0
     if not any(one.deltas for one in compared):
         code = ConfigError.exit_code
@@ -40,7 +40,7 @@ def _told(points: Iterable[Point]) -> list[Point]:
     ]
 
 
-def _compared(one: compare.Comparison, key: str) -> Compared:
+def _compared(one: deltas.Comparison, key: str) -> Compared:
     samples = max((delta.n for delta in one.deltas), default=(0, 0), key=sum)
     return Compared(
         point=name_of(one.identity),

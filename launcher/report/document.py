@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from launcher.aggregate.points import State
+from launcher.report.points import State
 
 SCHEMA_VERSION = 1
 
@@ -71,7 +71,7 @@ class Run(Struct, frozen=True, kw_only=True):
 
     @property
     def known(self) -> dict[str, str]:
-        """How a point of this run came about, by the names of `launcher.aggregate.points.Point.provenance`."""
+        """How a point of this run came about, by the names of `launcher.report.points.Point.provenance`."""
         return {
             "run": self.id,
             "job": self.job,

@@ -7,10 +7,10 @@ import io
 import re
 from pathlib import Path
 
-from launcher.aggregate.points import metrics
 from launcher.core.publish import write_bytes
 from launcher.report.document import Attempt, Comparison, Document, Entry, Run, as_json, not_ok
 from launcher.report.page import page
+from launcher.report.points import metrics
 from launcher.report.text import brief, changed, escaped, samples, shown, value
 
 LONGEST_MARKDOWN = 1 << 20

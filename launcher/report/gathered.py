@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from launcher.aggregate.points import Point
 from launcher.report.document import Run
+from launcher.report.points import Point
 
 
 @dataclass

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from launcher.aggregate.points import metrics
 from launcher.report.chart import SYMBOLS, classes, panel_svg, symbol
 from launcher.report.document import MEANING, STATES, Comparison, Document, Entry, Panel, Run, not_ok
+from launcher.report.points import metrics
 from launcher.report.text import brief, changed, clock, duration, escaped, samples, value
 from launcher.report.timeline import PHASES, phases, timeline_svg
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import msgspec
 
-from launcher.aggregate.fields import finite
-from launcher.aggregate.points import Point, State, identity_of
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
 from launcher.core.reading import json_of, read_file
 from launcher.report.document import Image, Run
 from launcher.report.gathered import Gathered
+from launcher.report.points import Point, State, identity_of
 from launcher.result.refusals import rule_of
+from launcher.result.row_fields import finite
 from launcher.run.fields import ENDED, LARGEST, RunFields, read_fields
 from launcher.run.record import UnreadableRecord, each_record
 from launcher.sweep.attempts import WHOLE

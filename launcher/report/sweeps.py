@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from launcher.aggregate.points import Identity, Point, State, identity_of
 from launcher.core.errors import ConfigError
 from launcher.report.gathered import Gathered
+from launcher.report.points import Identity, Point, State, identity_of
 from launcher.report.records import read_run
 from launcher.result.refusals import rule_of
 from launcher.run.fields import read_fields

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from launcher.aggregate.points import metrics
 from launcher.report.document import Comparison, Document, not_ok
 from launcher.report.files import known
+from launcher.report.points import metrics
 from launcher.report.text import brief, changed, samples, shown, value
 
 MOST = 60

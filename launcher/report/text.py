@@ -7,9 +7,9 @@ import math
 import re
 import time
 
-from launcher.aggregate.points import metrics
 from launcher.core.terminal import one_line
 from launcher.report.document import Change, Compared
+from launcher.report.points import metrics
 
 LONGEST = 600
 """Characters of one text from outside that a report shows."""

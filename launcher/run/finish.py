@@ -163,7 +163,7 @@ def collect(run: Run, patience: float = 0.0) -> Collected:
 
 def _aggregate(run: Run, collected: Collected) -> list[str]:
     """Write what InferenceX publishes of these results beside them, as a workflow's next step does; what gives none."""
-    from launcher.aggregate.files import aggregate_run
+    from launcher.result.aggregates import aggregate_run
 
     job, expected = run.record.job, run.plan.results
     logs = Path(job.output, "logs") if job is not None else None

@@ -38,7 +38,7 @@ class Verdict:
 
 _BY_TEXT: tuple[tuple[str, str], ...] = (
     ("configuration", r"--container-mounts: source path"),
-    # What a script of ours says of itself (launcher/container/job_functions.py, launcher/preflight/node.sh).
+    # What a script of ours says of itself (launcher/container/job_functions.py, launcher/plan/preflight.sh).
     ("node", r"launcher: error: the node"),
     ("image", r"launcher: error: (?:image|the container cannot be made)"),
     ("model", r"launcher: error: the checkpoint"),

@@ -1,7 +1,7 @@
 """The schema of lanes that run one container on each of several nodes: what `lanes[].multinode` of a runner file says.
 
 In its texts ``{workspace}`` is the checkout, ``{logs}`` the directory of `logs`, ``$JOB`` the job's id, ``$HOME`` the
-user's home directory; further names are listed in launcher/multinode/words.py.
+user's home directory; further names are listed in launcher/container/multinode_words.py.
 """
 
 from __future__ import annotations

@@ -4,5 +4,6 @@ In: a recipe file and its selector, a benchmark, a runner file's lane. Out: a `P
 (checkout), its srtslurm.yaml and one Slurm job (submit). recipe, facts, locate, edit, planned and resolve decide
 and touch nothing; the others have effects. Open recipe.py first, then kind.py.
 
-sbatch_wrapper stays apart because it is a program of its own, which srtctl starts; mirror because `check` asks it too.
+sbatch_wrapper stays apart because it is a program of its own, which srtctl starts; mirror because `check` asks it too;
+short_job because it is about a job of its own, before the one that is submitted.
 """

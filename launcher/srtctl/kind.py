@@ -145,7 +145,7 @@ class SrtctlKind:
     def look(self, run: Run) -> None:
         """From a node of the partition, where the runner file asks for it."""
         if SrtctlJob.of(run.plan).look_from_node and run.plan.scheduler.kind == "slurm":
-            from launcher.preflight.short_job import look_from_a_node
+            from launcher.srtctl.short_job import look_from_a_node
 
             state = run.record.directory.parent.parent / "preflight"
             run.log(f"preflight: {look_from_a_node(run.plan, state, run.services.run, run.services.environment)}")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher.aggregate.files import aggregate_run
 from launcher.benchmark.benchmark import AGENTIC, Role
 from launcher.benchmark.environment import environment_of
 from launcher.cli import main
-from tests.aggregate.test_cases import ENVIRONMENT, RAW, evaluation
-from tests.aggregate.test_points import benchmark
+from launcher.result.aggregates import aggregate_run
 from tests.report.made import write_runs
+from tests.report.test_points import benchmark
+from tests.result.test_aggregate_cases import ENVIRONMENT, RAW, evaluation
 
 
 def test_the_table_is_shown_again_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,235 @@
+"""The script of a job of one container a node, rendered from the plan: the facts, then the functions of `job.sh`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from launcher.container.job_functions import CARRY, COMMON, PULL, SET_CARRIED
+from launcher.container.multinode_planned import MultinodeJob, NodeContainer
+from launcher.core.errors import ConfigError
+from launcher.core.shell_words import command, variable, word
+from launcher.plan import preflight
+from launcher.plan.plan import Plan
+
+FACTS = "facts.txt"
+"""What the job writes down in its own directory: a name and a value a line."""
+
+LABEL = "launcher.job"
+"""Of docker's containers: the run and its job, so that exactly our own are ended."""
+
+GRACE = 10
+"""Seconds that containers are waited for after they were told to end."""
+
+PATIENCE = 120
+"""Seconds in which the memory of GPUs has to become free where the lane does not say."""
+
+
+@cache
+def functions() -> str:
+    """The script's functions."""
+    return Path(__file__).with_name("multinode_job.sh").read_text()
+
+
+def render(plan: Plan, root: Path, workspace: str) -> str:
+    """The script. ``root`` is the run's own directory, in which each job has one by its id; ``workspace`` is the
+    directory that the job works in. Raises ConfigError."""
+    job = MultinodeJob.of(plan)
+    place = _Place(workspace)
+    parts = [
+        "\n".join(
+            [
+                "#!/usr/bin/env bash",
+                *(f"#SBATCH {directive}" for directive in job.submit.directives),
+                f"# Run {plan.run_key} on {plan.runner}: {' '.join(job.script.path.split())} in a container on each of "
+                f"{job.job.nodes} nodes. Written by the launcher.",
+                "# shellcheck disable=SC2016,SC2034,SC2154,SC2317  # srun and traps call the functions",
+                "set -u -o pipefail",
+                *_facts(plan, job, root, place),
+            ]
+        ),
+        COMMON.strip(),
+        CARRY.strip(),
+        PULL.strip(),
+        preflight.functions().strip(),
+        "# Several nodes write down the same.\n"
+        'fact() { [ "${SLURM_PROCID:-0}" -ne 0 ] || printf \'%s=%s\\n\' "$1" "$2" >>"$own/facts.txt"; }',
+        functions().strip(),
+        _looks(plan, job),
+        _at_run_time(job),
+        _settings(job),
+        _step(job, place),
+        'main "$@"',
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+class _Place:
+    """Words of the plan, with the directory that the job works in."""
+
+    def __init__(self, workspace: str) -> None:
+        self.workspace = workspace
+
+    def filled(self, text: str) -> str:
+        return text.replace("{workspace}", self.workspace)
+
+    def word(self, text: str) -> str:
+        return word(self.filled(text))
+
+    def array(self, name: str, texts: Iterable[str]) -> str:
+        return f"{name}=({' '.join(map(self.word, texts))})"
+
+
+def _facts(plan: Plan, job: MultinodeJob, root: Path, place: _Place) -> list[str]:
+    asked, first, files = job.job, job.job.containers[0], job.files
+    docker = first.engine == "docker"
+    reference = first.image if docker else ""
+    head, slash, name = reference.partition("@")[0].rpartition("/")
+    volumes = [
+        f"{source.removesuffix(':ro')}:{target}{':ro' if source.endswith(':ro') else ''}"
+        for target, source in first.mounts.items()
+    ]
+    runs = f"/workspace/{job.script.path}"
+    if files.on_nodes is not None:  # not through a pipe, which what the script leaves behind would keep open
+        log = f"/run_logs/{files.on_nodes.rpartition('/')[2]}/server_$(hostname).log"
+        runs = f"{runs} > >(tee {log.replace('$JOB', '$SLURM_JOB_ID')}) 2>&1; code=$?; sleep 1; exit $code"
+    return [
+        f"key={word(plan.run_key)}",
+        f"script={word(str(root / 'job.sh'))}",
+        f"own={word(f'{root}/$JOB')}",
+        f"workspace={place.word('{workspace}')}",
+        f"logs={place.word('{workspace}/' + files.directory)}",
+        f"node_logs={word(files.on_nodes or '')}",
+        f"grace={GRACE}",
+        f"engine={first.engine}",
+        f"nodes={asked.nodes}",
+        f"coordinator={asked.coordinator}",
+        f"drain={asked.drain}",
+        f"program={word(job.script.path)}",
+        place.array("checks", asked.checks),
+        f"rdma_check={word(asked.rdma_check or '')}",
+        f"host_libraries={'yes' if asked.host_libraries else ''}",
+        f"label={LABEL}={word(f'{plan.run_key}.$JOB')}",
+        place.array("pulls", asked.pulls),
+        place.array("beside", asked.beside),
+        f"reference_of_image={word(reference)}",
+        f"repository={word(f'{head}{slash}{name.partition(chr(58))[0]}')}",
+        place.array("mounts", volumes if docker else ()),
+        place.array("flags", first.options.flags),
+        f"workdir={word(first.workdir or '')}",
+        place.array("names", _names(job, first)),
+        # In the container: the id is a variable there.
+        f"in_container={_single_quoted(runs)}",
+        *(f"export {variable(name)}={place.word(value)}" for name, value in _common(job).items()),
+    ]
+
+
+def _single_quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def _names(job: MultinodeJob, container: NodeContainer) -> list[str]:
+    names = [*container.environment, *container.passes, *job.job.at_run_time, "SLURM_JOB_ID"]
+    return list(dict.fromkeys(map(variable, names)))
+
+
+def _common(job: MultinodeJob) -> dict[str, str]:
+    """The variables that all containers have alike."""
+    first, *others = (container.environment for container in job.job.containers)
+    return {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+
+
+def _looks(plan: Plan, job: MultinodeJob) -> str:
+    gpus, patience = job.allocation.gpus, job.job.gpu_patience if "gpu-clean" in job.job.checks else PATIENCE
+    lines = [
+        *preflight.look_at_node(gpus, alone=True, patience=patience, directories=["/tmp"]),
+        *preflight.look_at_images(plan),
+        *(preflight.look_at_model(plan) if "model" in job.job.checks else []),
+    ]
+    return "\n".join(["look_closely() {", *(f"  {line}" for line in lines or [":"]), "}"])
+
+
+_WHAT = re.compile(r"(?P<what>rank|names|addresses)|(?P<of>name|address) (?P<rank>\d{1,4})")
+
+
+def _at_run_time(job: MultinodeJob) -> str:
+    """A function that sets, for the container of a rank, what only the job's nodes decide."""
+    lines = []
+    for name, text in job.job.at_run_time.items():
+        found = _WHAT.fullmatch(text)
+        if found is None or int(found["rank"] or 0) >= job.job.nodes:
+            raise ConfigError(f"at-run-time: {name} is {text!r}, which no node of this job has")
+        if found["of"]:
+            value = f'"${{{"names_of_nodes" if found["of"] == "name" else "addresses"}[{found["rank"]}]}}"'
+        elif found["what"] == "rank":
+            value = '"$1"'
+        else:
+            value = f'"$(joined "${{{"names_of_nodes" if found["what"] == "names" else "addresses"}[@]}}")"'
+        lines += [f"  {variable(name)}={value}", f"  export {name}"]
+    return "\n".join(["at_run_time() {", *(lines or ["  :"]), "}"])
+
+
+def _settings(job: MultinodeJob) -> str:
+    """A function that writes the file of settings, where there is one."""
+    if job.files.settings_name is None:
+        return "write_settings() { :; }"
+    lines = [f"{variable(name)}={value}" for name, value in job.files.settings.items()]
+    text = " ".join(map(word, lines))
+    return f"write_settings() {{\n  printf '%s\\n' {text} >\"$logs\"/{word(job.files.settings_name)}\n}}"
+
+
+def _step(job: MultinodeJob, place: _Place) -> str:
+    """A function that runs the container of a rank in a step on its node: the process becomes srun's."""
+    on_node = [("exec", "srun", "--nodes=1", "--ntasks=1", "--export=ALL")]
+    if job.job.containers[0].engine == "docker":
+        words = command([*on_node, ("--kill-on-bad-exit=0",)])
+        body = [f'  {words} --nodelist="${{names_of_nodes[$1]}}" \\', '    bash "$script" node "$1" "${images[0]}"']
+        return "\n".join(["step() {", *body, "}"])
+    cases = []
+    for rank, container in enumerate(job.job.containers):
+        own = [
+            f"      export {variable(name)}={place.word(value)}"
+            for name, value in container.environment.items()
+            if _common(job).get(name) != value
+        ]
+        carry = " ".join(_names(job, container))
+        call = command([*on_node, *_pyxis(container, place)], "        ")
+        after = "bash -lc 'exec bash \"$0\"'" if job.job.login_shell else "bash"
+        runs = SET_CARRIED.replace('exec bash "$0"', f'exec {after} "$0"')
+        role = container.role or "node"
+        cases += [
+            f"    {rank if container.role else '*'})",
+            *own,
+            f"      carry {carry}",
+            f"      {call} \\",
+            '        --nodelist="${names_of_nodes[$1]}" \\',
+            f"        bash -c {word_of_script(runs)} {word(f'/workspace/{job.script.path}')} \\",
+            f'        > >(tee "$own/logs/{role}_$1_${{names_of_nodes[$1]}}.log") 2>&1',
+            "      ;;",
+        ]
+    return "\n".join(["step() {", "  case $1 in", *cases, "  esac", "}"])
+
+
+def word_of_script(text: str) -> str:
+    """A bash program as one word: nothing of it is filled in here."""
+    return _single_quoted(text)
+
+
+def _pyxis(container: NodeContainer, place: _Place) -> list[tuple[str, ...]]:
+    options = container.options
+    mounted = ",".join(
+        f"{place.filled(source.removesuffix(':ro'))}:{target}{':ro' if source.endswith(':ro') else ''}"
+        for target, source in container.mounts.items()
+    )
+    # Where the lane leaves the entrypoint to pyxis's settings, as the bash launchers did, nothing is said of it.
+    return [
+        (f"--container-image={container.image}",),
+        (f"--container-mounts={mounted}",),
+        *([(f"--container-workdir={container.workdir}",)] if container.workdir else []),
+        ("--no-container-mount-home",),
+        *([] if options.entrypoint else [("--no-container-entrypoint",)]),
+        *([("--container-remap-root",)] if options.remap_root else []),
+        *([("--container-writable",)] if options.writable else []),
+    ]

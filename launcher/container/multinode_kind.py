@@ -1,0 +1,275 @@
+"""Jobs that run one container on each of several nodes: a batch job, whose script runs a step on each node.
+
+A run's own directory holds the job's script, and below it one directory a job: what it wrote down, and in ``logs`` its
+output and what was gathered of its nodes'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.benchmark.benchmark import Benchmark
+from launcher.benchmark.result_names import agentic_result_name
+from launcher.container.multinode_planned import LOG, MultinodeJob
+from launcher.container.planned import OWN
+from launcher.core.errors import CheckoutError
+from launcher.core.reading import read_file, sha256_of
+from launcher.plan.derive import Context
+from launcher.plan.job_environment import KEPT, from_host, left_out
+from launcher.plan.plan import Plan
+from launcher.runner.file import RunnerFile
+from launcher.slurm.client import JobKey, JobState
+from launcher.slurm.logs import EndMarkers
+
+if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
+    from launcher.result.collect import Collected
+    from launcher.run.kind import Prepared, Run, Submission, Submitted
+
+PlanRow = Callable[[Benchmark, RunnerFile, Context], Plan]
+
+SCRIPT, COPY = "job.sh", "workspace"
+"""In a run's own directory: the script, and the copy of the checkout that a job by hand works on."""
+
+OURS = ".launcher-run"
+"""In the directory of logs: whose it is. One that an earlier job left has another run's id, or none."""
+
+_BEGIN, _END = "launcher: job ", re.compile(r"^launcher: the job ends with exit code (?P<code>\d+)\n", re.MULTILINE)
+
+
+class MultinodeKind:
+    """The kinds ``amd-multinode``, ``llm-d`` and ``tilert`` (`launcher.run.kind.JobKind`)."""
+
+    name = "multinode"
+
+    def __init__(self, plan_row: PlanRow) -> None:
+        self.plan = plan_row
+        self._markers = EndMarkers(_END, begin=_BEGIN)
+
+    def describe(self, plan: Plan) -> list[tuple[str, str]]:
+        """Allocation, containers, script, checks, mounts."""
+        job = MultinodeJob.of(plan)
+        containers = [
+            ("container", f"{c.engine} of {c.image}" + (f", {c.role}" if c.role else "")) for c in job.job.containers
+        ]
+        first = job.job.containers[0]
+        return [
+            ("nodes", f"{job.job.nodes}, {job.allocation.gpus} GPUs each, for this job alone"),
+            *containers,
+            ("script", job.script.path),
+            ("checks", ", ".join(job.job.checks)),
+            *(("mount", f"{source} → {target}") for target, source in first.mounts.items()),
+            ("submit", " ".join(("sbatch", *job.submit.argv))),
+        ]
+
+    def fingerprint(self, plan: Plan) -> dict[str, str]:
+        """The script that runs in the containers, as it is now."""
+        with contextlib.suppress(OSError):
+            script = Path(plan.workspace.path, MultinodeJob.of(plan).script.path)
+            return {"script": sha256_of(script)[:12]}
+        return {"script": ""}
+
+    def is_complete(self, plan: Plan) -> bool:
+        """Always: nothing that is prepared decides about it."""
+        return True
+
+    def complete(self, plan: Plan, prepared: Prepared) -> Plan:
+        """The plan itself."""
+        return plan
+
+    def prepare(self, run: Run) -> Prepared:
+        """The job's script, the directory of its logs, and for a run by hand a copy of the checkout."""
+        from launcher.container.multinode_job_script import render
+        from launcher.core.publish import write_text
+        from launcher.result.collect import files_there
+        from launcher.run.kind import Prepared
+
+        plan, root = run.plan, own_directory(run.plan)
+        job = MultinodeJob.of(plan)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            write_text(root.parent / ".gitignore", "*\n")  # whoever looks at the checkout's status need not see it
+            if run.record.fields.results != "workspace" and plan.workspace.shared is None:
+                _copy_checkout(run, root / COPY, job)
+            workspace = _works_in(plan, root)
+            logs = workspace / job.files.directory
+            if not logs.exists():
+                logs.mkdir(parents=True)
+                write_text(logs / OURS, f"{plan.run_key}\n")
+            write_text(root / SCRIPT, render(plan, root, str(workspace)))
+        except (OSError, shutil.Error) as error:
+            raise CheckoutError(f"the job's script cannot be written: {error}", where=str(root)) from None
+        names = [agentic_result_name(plan.results.filename, at) for at in plan.results.concurrencies]
+        return Prepared(root, {"root": str(root), "there_before": files_there(workspace, names)})
+
+    def look(self, run: Run) -> None:
+        """Does nothing: each node looks for itself, when the job begins."""
+
+    def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
+        """sbatch of the script, held."""
+        from launcher.container.submit import submit
+        from launcher.core.process import run as run_program
+        from launcher.result.collect import refuse_strangers
+        from launcher.run.kind import Submitted
+
+        plan, job, root = run.plan, MultinodeJob.of(run.plan), prepared.root
+        refuse_strangers(run.results_directory, plan.results)
+        workspace, environ = str(_works_in(plan, root)), run.services.environ
+        environment = job_environment(job, environ, run.services.tools.environment)
+        options = [option.replace("{workspace}", workspace) for option in job.submit.argv]
+        answer = submit(
+            ["sbatch", *options, f"--chdir={root}", str(root / SCRIPT)],
+            environment,
+            token=run.id,
+            earlier=submission.earlier,
+            scheduler=run.services.scheduler,
+            # Not ended when we are asked to stop: a submission that is cut off leaves open whether there is a job.
+            run=partial(run_program, pass_fds=submission.keep_open),
+            sleep=time.sleep,
+        )
+        output = self.output_directory(plan, answer.job_id)
+        return Submitted(
+            answer.job_id,
+            answer.submitted,
+            output,
+            self.log_in(output, answer.job_id),
+            held=True,
+            adopted=bool(answer.adopted),
+            said=answer.said,
+            notes=(f"the submission failed, and the job exists: {answer.adopted}",) if answer.adopted else (),
+            left_out=left_out(environ, environment),
+            cluster=answer.cluster,
+        )
+
+    def holds(self, plan: Plan) -> bool:
+        """Always."""
+        return True
+
+    def output_directory(self, plan: Plan, job_id: str) -> Path:
+        """By the job's id, below the run's own directory."""
+        return own_directory(plan) / job_id
+
+    def output_of_log(self, log: Path) -> Path | None:
+        """The directory above ``logs``."""
+        return log.parent.parent if log.parent.name == "logs" and log.name == LOG else None
+
+    def log_in(self, output: Path, job_id: str) -> Path:
+        """What the job's script and the containers print."""
+        return output / "logs" / LOG
+
+    def make_whole(self, run: Run) -> None:
+        """The job's own directory, with its output under a name there: it lies where the bash launchers have it, beside
+        what other jobs left. And the clock of this host, for the look from the nodes. Raises OSError."""
+        from launcher.core.node_clock import write_clock
+
+        assert run.record.job is not None
+        log, job = Path(run.record.job.log), run.record.job
+        log.parent.mkdir(parents=True, exist_ok=True)
+        files = MultinodeJob.of(run.plan).files
+        output = _works_in(run.plan, own_directory(run.plan)) / files.directory / f"slurm_job-{job.id}.out"
+        output.touch()
+        if not log.exists():
+            try:
+                log.hardlink_to(output)  # Slurm truncates the file, and makes no other one
+            except OSError:
+                log.symlink_to(output)
+        write_clock(log.parent.parent)
+
+    def end_by_log(self, job: JobKey, log: Path) -> JobState | None:
+        """By the line that the job's script writes last."""
+        return self._markers.read(job, log)
+
+    def evidence(self, run: Run) -> Mapping[str, Path | str]:
+        """The job's script, and what the job wrote down."""
+        from launcher.container.multinode_job_script import FACTS
+
+        found: dict[str, Path | str] = {SCRIPT: own_directory(run.plan) / SCRIPT}
+        if run.record.job is not None:
+            found[FACTS] = Path(run.record.job.output) / FACTS
+        return found
+
+    def end_leftovers(self, run: Run) -> None:
+        """Does nothing: each node ends its own container, and no other host reaches its engine."""
+
+    def collect(self, run: Run, patience: float) -> Collected:
+        """Results of this job alone, after its nodes' files were gathered."""
+        from launcher.container.multinode_job_script import FACTS
+        from launcher.container.multinode_results import Gathered, request_for
+        from launcher.container.results import facts
+        from launcher.result.collect import collect
+        from launcher.result.contradictions import Window
+
+        plan, recorded = run.plan, run.record.job
+        assert recorded is not None
+        own, started = Path(recorded.output), int(recorded.submitted or run.record.fields.created)
+        workspace = _works_in(plan, own.parent)
+        gathered = Gathered(plan, workspace, own, recorded.id, Window(started, time.time() + 86400))
+        for name, value in facts(own / FACTS).items():
+            run.log(f"the job: {name.replace('_', ' ')} {value}")
+
+        def gather() -> None:
+            try:
+                gathered.gather()
+            except OSError as error:
+                run.record.event("warning", f"what the nodes left cannot all be taken: {error}")
+
+        def sleep(seconds: float) -> None:
+            run.services.stop.sleep(seconds)
+            gather()  # NFS shows some of it late
+
+        gather()
+        request = request_for(
+            plan,
+            gathered,
+            run.results_directory,
+            workspace,
+            job_id=recorded.id,
+            started=started,
+            published=run.record.step("collect").facts.get("published", {}),
+            patience=patience,
+            there_before=run.record.step("workspace").facts.get("there_before", {}),
+        )
+        return collect(request, sleep=sleep)
+
+    def own_directories(self, plan: Plan) -> Sequence[Path]:
+        """The run's own directory, and the directory of its logs where this run made it."""
+        root = own_directory(plan)
+        logs = _works_in(plan, root) / MultinodeJob.of(plan).files.directory
+        try:
+            ours = read_file(logs / OURS, 4096).decode(errors="replace").strip() == plan.run_key
+        except OSError:
+            ours = False
+        return [root, *([logs] if ours else [])]
+
+
+def own_directory(plan: Plan) -> Path:
+    """Where a run's own files lie: below the workspace, which compute nodes see."""
+    return Path(plan.workspace.shared or plan.workspace.path, OWN, plan.run_key)
+
+
+def job_environment(job: MultinodeJob, environ: Mapping[str, str], tools: Mapping[str, str]) -> dict[str, str]:
+    """The job's whole environment: what programs need, the workflow's contract, and what the containers are passed of
+    the host's variables."""
+    passes = {name for container in job.job.containers for name in container.passes}
+    return {**from_host(environ, KEPT, ()), **tools, **from_host(environ, (), passes), **job.submit.environment}
+
+
+def _works_in(plan: Plan, root: Path) -> Path:
+    """The workspace that the job works in: the run's own copy, where there is one."""
+    copy = root / COPY
+    return copy if copy.is_dir() else Path(plan.workspace.shared or plan.workspace.path)
+
+
+def _copy_checkout(run: Run, copy: Path, job: MultinodeJob) -> None:
+    """The checkout for this job alone: jobs by hand may share theirs, and write files of the same names."""
+    source = run.plan.workspace.path
+    unwanted = shutil.ignore_patterns(".git", OWN, "LOGS", "outputs", "srt-slurm*", "*.sqsh", job.files.directory)
+    ignore = lambda directory, names: unwanted(directory, names) if directory == source else set()  # noqa: E731
+    shutil.copytree(source, copy, symlinks=True, dirs_exist_ok=True, ignore=ignore)
+    run.log(f"the job works on a copy of the checkout: {copy}")

@@ -1,0 +1,180 @@
+# What a node is asked before an engine starts: functions for a job's script (launcher/plan/preflight.py). Each says what
+# is wrong by `fail CODE TEXT`: 3 the image, 4 the checkpoint, 8 the node itself. `say` and `fact` are the script's.
+# shellcheck shell=bash
+
+model='' mounted=() # set where the plan has a checkpoint
+
+# The login node does not see this directory. What is wrong is said by name: it is what has to be staged. As
+# launcher/model judges, as far as bash can: `mounted` are the directories that the container sees under the same paths.
+pointer() {
+  case $(head -c 64 -- "$1" 2>/dev/null | tr -d '\0' | tr '[:upper:]' '[:lower:]') in
+    "version https://git-lfs"* | "version https://hawser"* | /annex/objects/* | "# xet version"*) return 0 ;;
+    "<!doctype html"* | "<html"*) return 0 ;;
+  esac
+  return 1
+}
+
+# A safetensors file is as long as its header says, and its blocks were written.
+cut_short() {
+  local size length end
+  [ "$(head -c 9 -- "$1" | tail -c +9 | tr -d '\0')" = "{" ] || return 1  # of another kind: nothing is known
+  size=$(stat -L -c %s -- "$1") && length=$(od -An -t u8 -N 8 -- "$1" | tr -d ' ') || return 1
+  case $length in '' | *[!0-9]* | ?????????*) return 0 ;; esac
+  end=$(tail -c +9 -- "$1" | head -c "$length" | grep -aoE '"data_offsets" *: *\[ *[0-9]+ *, *[0-9]+ *\]' |
+    grep -oE '[0-9]+ *\]' | tr -d ' ]' | sort -n | tail -n 1)
+  [ "$size" -ne "$((8 + length + ${end:-0}))" ]
+}
+
+hollow() {
+  local size blocks each
+  case $(stat -L -f -c %T -- "$1") in ext2/ext3 | xfs | lustre) ;; *) return 1 ;; esac
+  read -r size blocks each < <(stat -L -c '%s %b %B' -- "$1")
+  [ "$size" -gt 65536 ] && [ "$((blocks * each * 2))" -lt "$size" ]
+}
+
+leads_out() {
+  local at tree
+  [ -L "$1" ] || return 1
+  at=$(realpath -m -- "$1")
+  for tree in "$(realpath -m -- "$model")" "${mounted[@]}"; do
+    case $at/ in "$tree"/*) return 1 ;; esac
+  done
+  return 0
+}
+
+check_checkpoint() {
+  local index name missing=() weights=() wrong=()
+  [ -d "$model" ] || fail 4 "the checkpoint is not on $(uname -n): no directory $model"
+  [[ ! $model =~ \.staging\.[0-9a-f]{12}/*$ && ( ! -d $model/.staging || -e $model/.complete.json ) ]] ||
+    fail 4 "the checkpoint $model on $(uname -n) is half staged: its staging has not ended, or was killed"
+  [ -s "$model/config.json" ] || missing+=(config.json)
+  for index in "$model"/*.index.json; do
+    [ -e "$index" ] || continue
+    while read -r name; do
+      weights+=("$name")
+      [ -s "$model/$name" ] || missing+=("$name")
+    done < <(grep -oE '"[^"]+\.(safetensors|bin|pt|pth)"' "$index" | tr -d '"' | sort -u)
+  done
+  if [ "${#weights[@]}" -eq 0 ]; then
+    for name in "$model"/*.safetensors "$model"/*.bin "$model"/*.gguf "$model"/*.pt; do
+      [ -s "$name" ] && weights+=("${name##*/}")
+    done
+    [ "${#weights[@]}" -gt 0 ] || missing+=("weight files")
+  fi
+  fact checkpoint_files "${#weights[@]}"
+  fact checkpoint_config "sha256:$(sha256sum 2>/dev/null <"$model/config.json" | cut -d' ' -f1)"
+  [ "${#missing[@]}" -eq 0 ] ||
+    fail 4 "the checkpoint $model on $(uname -n) lacks ${#missing[@]} files: ${missing[*]:0:10}"
+  for name in "$model"/*.json "$model"/*.model "$model"/*.jinja "${weights[@]/#/$model/}"; do
+    [ -e "$name" ] || [ -L "$name" ] || continue
+    if leads_out "$name"; then
+      wrong+=("${name##*/} is a link that leads out of what the job mounts")
+    elif pointer "$name"; then
+      wrong+=("${name##*/} is a pointer or a page, not the file itself")
+    elif [[ $name == *.safetensors ]] && cut_short "$name"; then
+      wrong+=("${name##*/} is not as long as its header says")
+    elif hollow "$name"; then
+      wrong+=("${name##*/} is hollow: most of it was never written")
+    fi
+  done
+  [ "${#wrong[@]}" -eq 0 ] ||
+    fail 4 "the checkpoint $model on $(uname -n) is not whole: $(printf '%s; ' "${wrong[@]:0:10}")"
+  say "checkpoint $model: whole, ${#weights[@]} weight files"
+}
+
+# Whether config.json says what the runner file says: pairs of key and value. A multimodal model has its text model's
+# sizes in a mapping of their own, so that one of several counts.
+check_identity() {
+  local key value found text
+  text=$(tr -s '[:space:]' ' ' <"$model/config.json")
+  while [ "$#" -ge 2 ]; do
+    key=$1 value=$2
+    shift 2
+    if [ "$key" = architecture ]; then
+      found=$(grep -oE '"architectures" ?: ?\[ ?"[^"]*"' <<<"$text" | sed -E 's/.*"([^"]*)"$/\1/')
+    else
+      found=$(grep -oE "\"$key\" ?: ?(\"[^\"]*\"|[^],} ]+)" <<<"$text" | sed -E 's/^"[^"]*" ?: ?//; s/^"//; s/"$//')
+    fi
+    grep -qxF -- "$value" <<<"$found" || fail 4 "the checkpoint $model on $(uname -n) is another model:" \
+      "$key is $(tr '\n' ' ' <<<"${found:-not said}" | head -c 200)and $value by the runner file"
+  done
+  fact checkpoint_identity "as the runner file declares it"
+}
+
+# Percent of the memory in use, a line for each GPU, by the vendor's tool. Returns 1 where there is none, 2 where it fails.
+gpu_memory() {
+  local used total text
+  if command -v nvidia-smi >/dev/null; then
+    text=$(timeout 60 nvidia-smi --query-gpu=memory.used,memory.total --format=csv,noheader,nounits 2>&1) || { printf '%s\n' "$text"; return 2; }
+    while IFS=', ' read -r used total; do
+      case $used$total in '' | *[!0-9]*) continue ;; esac
+      printf '%s\n' "$((used * 100 / total))"
+    done <<<"$text"
+  elif command -v rocm-smi >/dev/null; then
+    text=$(timeout 60 rocm-smi --showmemuse 2>&1) || { printf '%s\n' "$text"; return 2; }
+    grep -oE 'VRAM%\): [0-9]+' <<<"$text" | grep -oE '[0-9]+$'
+  else
+    return 1
+  fi
+}
+
+# Whether WANTED GPUs are there, and, where they are the job's ALONE, at most 10 % of each one's memory is in use within
+# PATIENCE seconds: an earlier job's memory takes a while to be free.
+look_at_gpus() {
+  local wanted=$1 alone=$2 patience=$3 began=$SECONDS used count code
+  while :; do
+    used=$(gpu_memory)
+    code=$?
+    case $code in
+      0) ;;
+      1) say "the node $(uname -n): no tool tells of its GPUs, which are not looked at"; return ;;
+      *) fail 8 "the node $(uname -n): its GPUs do not answer: $(tail -n 1 <<<"$used" | head -c 300)" ;;
+    esac
+    count=$(grep -c . <<<"$used")
+    [ "$count" -ge "$wanted" ] || fail 8 "the node $(uname -n): it has $count GPUs, and the job needs $wanted"
+    if [ "$alone" != yes ] || [ "$(sort -n <<<"$used" | tail -n 1)" -le 10 ]; then break; fi
+    [ "$((SECONDS - began))" -lt "$patience" ] ||
+      fail 8 "the node $(uname -n): the memory of its GPUs is in use: $(tr '\n' ' ' <<<"$used")percent, after $patience s"
+    sleep 5 & wait "$!"
+  done
+  fact gpus "$count"
+}
+
+# A squash file begins with its mark, and is as long as its superblock says (squashfs 4.0, bytes 40 to 47).
+look_at_image() {
+  local size length
+  [ -r "$1" ] || fail 3 "image $1: cannot be read on $(uname -n)"
+  [ "$(head -c 4 -- "$1" 2>/dev/null)" = hsqs ] || fail 3 "image $1: no squash file, as $(uname -n) sees it"
+  size=$(stat -L -c %s -- "$1")
+  length=$(od -An -t u8 -j 40 -N 8 -- "$1" | tr -d ' ')
+  [ "${length:-0}" -le "$size" ] || fail 3 "image $1: $size bytes long on $(uname -n), and $length by its superblock"
+}
+
+# Directories that the job writes to, each with so many mebibytes left.
+look_at_directories() {
+  local need=$1 directory probe left
+  shift
+  for directory in "$@"; do
+    probe=$directory/.launcher-probe.$$
+    { mkdir -p -- "$directory" && : >"$probe"; } 2>/dev/null ||
+      fail 8 "the node $(uname -n): $directory cannot be written"
+    rm -f -- "$probe"
+    left=$(df -Pm -- "$directory" | tail -n 1 | tr -s ' ' | cut -d' ' -f4)
+    case $left in '' | *[!0-9]*) continue ;; esac
+    [ "$left" -ge "$need" ] || fail 8 "the node $(uname -n): $directory has $left MiB left, and at least $need are needed"
+  done
+}
+
+# By the time that a file server gives to a new file, as the login node saw it a moment before the job was let go: SENT is
+# the login node's clock then, OFFSET how far it was from the file server's. Where nodes stamp files themselves, only a
+# clock that is behind shows.
+look_at_clock() {
+  local sent=$1 offset=$2 probe=$3/.launcher-clock.$$ now off
+  : >"$probe" || return
+  now=$(date +%s)
+  off=$((now - $(stat -c %Y -- "$probe") - offset))
+  rm -f -- "$probe"
+  [ "$((now + 5))" -ge "$sent" ] || off=$((now - sent))
+  fact clock_offset "$off"
+  [ "${off#-}" -le 5 ] || fail 8 "the node $(uname -n): its clock is $off s off the login node's"
+}

@@ -1,0 +1,381 @@
+"""Aggregates of the files in a directory, written beside them: what the workflow's next steps do, by their names.
+
+Everything is computed before anything is written. What cannot be aggregated raises, and leaves no file.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from launcher.benchmark.benchmark import Benchmark, Role
+from launcher.benchmark.environment import environment_of
+from launcher.core.errors import LauncherError, ResultError
+from launcher.core.publish import publishing
+from launcher.core.reading import LARGEST_RESULT, json_of, open_regular, open_text, read_file
+from launcher.result.agentic_rows import Profile, Records, agentic_row, read_records, whole_numbers
+from launcher.result.power import add, one_node, with_power
+from launcher.result.power_package import Package, several_nodes
+from launcher.result.row_fields import Row, finite, fixed_row
+
+SUMMARY, RECORDS = "profile_export_aiperf.json", "profile_export.jsonl"
+_LOG = 64 << 20
+"""Bytes of a server's log that are looked at, from its beginning."""
+_SHORT = 4096
+"""Bytes of a file that holds one word."""
+
+_LONG = 1 << 16
+"""Bytes of a value that is no number and no name any more."""
+_DATA_SET = "datasets--semianalysisai--cc-traces-weka*"
+
+
+def document(path: Path) -> Any:
+    """A file's JSON. Raises ResultError when there is none."""
+    try:
+        return json_of(path, LARGEST_RESULT)
+    except OSError as error:
+        raise ResultError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except ValueError as error:
+        raise ResultError(f"not JSON: {error}", where=str(path)) from None
+
+
+def _top(path: Path) -> dict[str, Any]:
+    """A raw result without its long lists, in whose places empty ones stand: ``itls`` alone may hold twenty million
+    numbers, and no aggregate has any of them. Raises ResultError."""
+    try:
+        found = msgspec.json.decode(read_file(path, LARGEST_RESULT), type=dict[str, msgspec.Raw])
+        return {k: json.loads(bytes(v)) if memoryview(v).nbytes < _LONG else [] for k, v in found.items()}
+    except (OSError, ValueError, msgspec.MsgspecError, RecursionError):  # or with NaN, which Python reads
+        whole = document(path)
+    if not isinstance(whole, dict):
+        raise ResultError("is JSON, but no object", where=str(path))
+    return whole
+
+
+def write(path: Path, value: Any) -> None:
+    """Write a document, whole or not at all. Raises ResultError."""
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+        with publishing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ResultError(f"cannot be written: {error.strerror}", where=str(path)) from None
+    except ValueError as error:
+        raise ResultError(f"is not written: {error}", where=str(path)) from None
+
+
+def required(environ: Mapping[str, str]) -> bool:
+    """Whether a job without valid power has failed."""
+    return environ.get("REQUIRE_POWER", "").lower() in ("1", "true", "yes")
+
+
+def aggregate_fixed(directory: Path, stem: str, environ: Mapping[str, str]) -> Row:
+    """Write ``agg_<stem>.json`` and ``power_validation_<stem>.json`` of ``<stem>.json``; return the row.
+
+    Raises ConfigError for the variables and ResultError for the result; also, with both files written, where power is
+    required and not valid.
+    """
+    path = directory / f"{stem}.json"
+    raw = _top(path)
+    row, (prefill, decode) = fixed_row(raw, environ)
+    if row["is_multinode"]:
+        logs = directory / environ.get("POWER_RESULT_ROOT", "LOGS")
+        telemetry = directory / environ.get("POWER_ARTIFACT_DIR", "LOGS/power")
+        package = Package(telemetry, logs, path, (prefill, decode), environ.get("POWER_PRODUCER_SHA") or None)
+        whole = document(path) if telemetry.is_dir() else raw  # it is compared with the one that a window names
+        metrics, record = several_nodes(package, whole)
+    else:
+        names = [n for n in (environ.get("GPU_METRICS_CSV"), "gpu_metrics.csv", "/workspace/gpu_metrics.csv") if n]
+        telemetry = next((directory / n for n in names if (directory / n).is_file()), directory / names[0])
+        metrics, record = one_node(telemetry, raw, prefill)
+    mark = {"rehearsal": True} if raw.get("rehearsal") is True else {}  # no reader may take it for a measurement
+    row = with_power(row | mark, metrics)
+    write(directory / f"agg_{stem}.json", row)
+    try:
+        write(directory / f"power_validation_{stem}.json", {**record, "benchmark_result": str(path)})
+    except ResultError:  # its name is the longer one
+        if required(environ):
+            raise
+    if not record["power_valid"] and required(environ):
+        raise ResultError(f"power is required, and not valid: {', '.join(record['reasons'])}", where=str(path))
+    return row
+
+
+def aggregate_several_nodes(directory: Path, stem: str, environ: Mapping[str, str]) -> list[Row]:
+    """`aggregate_fixed` of every ``<stem>_*.json`` that has GPUs in its name, which are those of its aggregate.
+
+    The first that fails ends it, as it ends the workflow's step.
+    """
+    environ = {**environ, **_producer(directory, environ)}
+    rows = []
+    for path in sorted(directory.glob(f"{glob.escape(stem)}_*.json")):
+        if path.is_file() and (sides := _sides(path.name)):
+            rows.append(aggregate_fixed(directory, path.stem, {**environ, **sides}))
+    return rows
+
+
+def _producer(directory: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """The commit whose power package is taken: of the job's variable, else as its launcher stamped it."""
+    stamp = directory / "power-producer-sha.txt"
+    if environ.get("POWER_PRODUCER_SHA") or not stamp.is_file():
+        return {}
+    try:
+        return {"POWER_PRODUCER_SHA": read_file(stamp, _SHORT).decode().rstrip("\n")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultError(f"the commit of the power package cannot be read: {error}", where=str(stamp)) from None
+
+
+def _sides(name: str) -> dict[str, str]:
+    """The GPUs of both sides by a result's name, as variables; nothing where it has none."""
+    counts = (re.findall(rf"_{word}_(\d{many})", name) for word, many in (("gpus", "+"), ("ctx", "*"), ("gen", "*")))
+    gpus, prefill, decode = (found[-1] if found else "" for found in counts)
+    prefill, decode = (prefill, decode) if prefill and decode else (gpus, "0")
+    return {"IS_MULTINODE": "true", "PREFILL_GPUS": prefill, "DECODE_GPUS": decode} if gpus else {}
+
+
+def aggregate_run(directory: Path, benchmark: Benchmark, names: Iterable[str], logs: Path | None = None) -> list[str]:
+    """Write the aggregates of a run's results, which lie in ``directory`` under ``names``; what gives none, in words.
+
+    ``logs`` is the job's own directory of logs, where a power package may lie. An agentic result is an aggregate
+    already, and those of evaluations are collected (`evaluation_rows`).
+    """
+    if benchmark.agentic or benchmark.eval_only:
+        return []
+    if benchmark.multinode and benchmark.decode is None:
+        benchmark = replace(benchmark, decode=Role(0, 1))
+    environ = environment_of(benchmark)
+    environ |= _producer(directory, environ)
+    if logs is not None and (logs / "power").is_dir():
+        environ |= {"POWER_ARTIFACT_DIR": str(logs / "power"), "POWER_RESULT_ROOT": str(logs)}
+    wrong = []
+    for name in names:
+        sides = _sides(name) if benchmark.multinode else {}
+        if name.endswith(".json") and (sides or not benchmark.multinode):
+            try:
+                aggregate_fixed(directory, name.removesuffix(".json"), {**environ, **sides})
+            except LauncherError as error:
+                wrong.append(f"{name} gives no aggregate: {error.message}")
+    return wrong
+
+
+def artifacts(results: Path) -> Path:
+    """The directory of AIPerf's export: ``aiperf_artifacts``, or the first one in it that has one."""
+    base = results / "aiperf_artifacts"
+    if (base / RECORDS).is_file() or not base.is_dir():
+        return base
+    return next((child for child in sorted(base.iterdir()) if child.is_dir() and (child / RECORDS).is_file()), base)
+
+
+def _records(path: Path) -> Records:
+    try:
+        with open_text(path) as lines:
+            return read_records(lines)
+    except OSError as error:
+        raise ResultError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except (ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:
+        raise ResultError(f"no records of requests: {error!r}"[:400], where=str(path)) from None
+
+
+def aggregate_agentic(directory: Path, stem: str, environ: Mapping[str, str]) -> Row:
+    """Write ``<stem>.json`` of what AIPerf exported below RESULT_DIR; return the row.
+
+    Raises ConfigError for the variables, ResultError for the rest.
+    """
+    results = directory / environ.get("RESULT_DIR", "results")
+    exported = artifacts(results)
+    records = _records(exported / RECORDS)
+    summary, server = (
+        document(path) if (path := exported / name).exists() else {} for name in (SUMMARY, "server_metrics_export.json")
+    )
+    expected = expected_outputs(_data_set(environ), records) if records.good else []
+    row = agentic_row(Profile(records, summary, server, list(_logs(results)), expected), environ)
+    out = directory / environ.get("AGENTIC_OUTPUT_DIR", ".")
+    out.mkdir(parents=True, exist_ok=True)
+    write(out / f"{stem}.json", row)
+    return row
+
+
+def _logs(results: Path) -> Iterator[str]:
+    """The servers' logs: the run's own, and what watched servers of several nodes."""
+    found = [results / "server.log"]
+    for root in (results, *list(results.parents)[:3]):
+        found += sorted(root.glob("watchtower-*.out")) if root.is_dir() else []
+    for path in sorted({path.resolve() for path in found}):
+        if path.is_file():
+            with open_regular(path) as file:
+                yield file.read(_LOG).decode("utf-8", errors="replace").replace("\x00", "")
+
+
+def _data_set(environ: Mapping[str, str]) -> Path | None:
+    """The newest snapshot of the traces' data set in the Hugging Face cache."""
+    home = Path(environ["HF_HOME"]) if environ.get("HF_HOME") else Path.home() / ".cache/huggingface"
+    cache = Path(environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub")
+    snapshots = [path for path in cache.glob(f"{_DATA_SET}/snapshots/*") if path.is_dir()]
+    snapshots.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path for path in snapshots if any(path.glob("*.json*"))), None)
+
+
+def expected_outputs(data_set: Path | None, records: Records) -> list[int]:
+    """The output lengths that the traces have for the turns of these records."""
+    turns: dict[str, list[int]] = {}
+    for trace in _traces(data_set) if data_set is not None else ():
+        requests = [one for one in trace.get("requests", []) if one.get("type") in ("n", "s")]
+        lengths = [one.get("out") if one.get("output_length") is None else one["output_length"] for one in requests]
+        if trace.get("id") and requests:
+            turns[str(trace["id"])] = [int(length or 0) for length in lengths]
+    found = []
+    for record in records.good if turns else ():
+        metadata = record.get("metadata", {})
+        name, turn = str(metadata.get("conversation_id") or "").split("::", 1)[0], metadata.get("turn_index")
+        if turn is not None and turn < len(turns.get(name, ())):
+            found.append(turns[name][int(turn)])
+    return found
+
+
+def _traces(data_set: Path) -> Iterator[Any]:
+    for path in (*sorted(data_set.glob("*.jsonl")), *sorted(data_set.glob("*.json"))):
+        try:
+            with open_text(path, errors="replace") as file:
+                for text in file if path.suffix == ".jsonl" else [file.read()]:
+                    try:
+                        found = json.loads(text)
+                    except (ValueError, RecursionError):
+                        continue  # an empty line, or no JSON
+                    if isinstance(found, dict):
+                        yield found
+        except OSError:
+            continue
+
+
+def aggregate_agentic_power(results: Path, aggregate: Path, gpus: int | None) -> list[str]:
+    """Add the power of one node to an agentic aggregate, and write the window and the record of the check beside the
+    telemetry. Why it is not valid, if so. Raises ResultError."""
+    csv, window_file = results / "gpu_metrics.csv", results / "agentic_power_window.json"
+    window, reasons = _agentic_window(results)
+    if window is not None:
+        write(window_file, window)
+    metrics, record = one_node(csv, window or {}, gpus, reasons)
+    if window is None:
+        record["window_source"] = "aiperf_profile_lifecycle"
+    missing = "" if aggregate.is_file() else "missing"
+    if not missing:
+        try:
+            write(aggregate, with_power(document(aggregate), metrics))
+        except ResultError:
+            missing = "unwritable"
+    if missing and window is None:
+        return reasons
+    if missing:
+        add(record["reasons"], f"aggregate_result_{missing}")
+        record |= {"power_valid": False, "metrics": {}}
+    write(results / "power_validation.json", {**record, "benchmark_result": str(window_file)})
+    found: list[str] = record["reasons"]
+    return found
+
+
+def _agentic_window(results: Path) -> tuple[Row | None, list[str]]:
+    """The window of AIPerf's profile with the counts of its good records; or why there is none."""
+    exported = artifacts(results)
+    if not (exported / SUMMARY).is_file() or not (exported / RECORDS).is_file():
+        return None, ["profile_artifacts_missing"]
+    try:
+        summary, good = document(exported / SUMMARY), _records(exported / RECORDS).good
+    except ResultError:
+        return None, ["profile_artifacts_invalid"]
+    if not isinstance(summary, dict):
+        raise ResultError("is JSON, but no object", where=str(exported / SUMMARY))
+    said = [summary.get(key) for key in ("start_time", "end_time")]
+    if None in said:
+        return None, ["profile_window_missing"]
+    zone = None
+    if any(isinstance(when := _moment(one), datetime) and when.tzinfo is None for one in said):
+        offset = results / "agentic_power_timezone_offset.txt"
+        if not offset.is_file():
+            return None, ["profile_timezone_offset_missing"]
+        if (zone := _zone(offset)) is None:
+            return None, ["profile_timezone_offset_invalid"]
+    start, end = (_unix(_moment(one), zone) for one in said)
+    if start is None or end is None or end <= start:
+        return None, ["profile_window_invalid"]
+    tokens = [whole_numbers(good, f"{kind}_sequence_length") for kind in ("input", "output")]
+    if not good:
+        return None, ["successful_request_count_invalid"]
+    if any(len(counts) != len(good) or min(counts) < 0 or sum(counts) <= 0 for counts in tokens):
+        return None, ["incomplete_token_accounting"]
+    return {
+        "benchmark_start_time_unix": start,
+        "benchmark_end_time_unix": end,
+        "duration": end - start,
+        "completed": len(good),
+        "total_input_tokens": sum(tokens[0]),
+        "total_output_tokens": sum(tokens[1]),
+    }, []
+
+
+def _moment(value: Any) -> datetime | float | None:
+    """A time of a profile: Unix seconds, or ISO 8601 with or without a zone."""
+    if isinstance(value, str):
+        try:
+            return datetime.fromisoformat(value.strip().replace("Z", "+00:00"))
+        except ValueError:
+            return None
+    return float(value) if finite(value) else None
+
+
+def _unix(moment: datetime | float | None, zone: timezone | None) -> float | None:
+    if isinstance(moment, datetime):
+        return (moment if moment.tzinfo is not None else moment.replace(tzinfo=zone)).timestamp()
+    return moment
+
+
+def _zone(path: Path) -> timezone | None:
+    try:
+        found = re.fullmatch(r"([+-])(\d{2}):?(\d{2})", read_file(path, _SHORT).decode().strip())
+    except (OSError, UnicodeDecodeError):
+        return None
+    if found is None or int(found[2]) > 23 or int(found[3]) > 59:
+        return None
+    offset = timedelta(hours=int(found[2]), minutes=int(found[3]))
+    return timezone(offset if found[1] == "+" else -offset)
+
+
+def agentic_failures(directory: Path, most: float) -> list[str]:
+    """Why an agentic replay gives no benchmark, in sentences: more than the share ``most`` of its requests failed."""
+    path = directory / SUMMARY
+    if not path.is_file() and directory.is_dir():
+        found = (child / SUMMARY for child in sorted(directory.iterdir()) if (child / SUMMARY).is_file())
+        path = next(found, path)
+    summary = document(path)
+    counts = {}
+    for name in ("request_count", "error_request_count", "completed_request_count"):
+        metric = summary.get(name) if isinstance(summary, dict) else summary
+        value = metric.get("avg") if isinstance(metric, dict) else metric
+        good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+        if metric is not None and not (isinstance(metric, dict) and (value is None or good)):
+            return [f"{path}: {name} is {value!r}, and no count"]
+        counts[name] = value
+    if counts["request_count"] is None:
+        return [f"{path}: request_count is missing"]
+    errors = counts["error_request_count"] or 0.0
+    completed = counts["completed_request_count"]
+    completed = counts["request_count"] + errors if completed is None else completed
+    if completed <= 0:
+        return [f"{path}: no request was completed"]
+    return [f"{errors:g} of {completed:g} requests failed, more than {most:.4g}"] if errors / completed > most else []
+
+
+def collected(directory: Path) -> list[Any]:
+    """Every JSON document below a directory, as the workflow collects them: unfiltered, in the file system's order.
+
+    Raises ResultError when one does not parse.
+    """
+    return [document(path) for path in directory.rglob("*.json")]

@@ -1,0 +1,225 @@
+"""Rows of evaluations, and whether their scores are good enough: lm-eval's ``results*.json`` beside ``meta_env.json``.
+
+Equal to InferenceX's utils/collect_eval_results.py and utils/evals/validate_scores.py, but that a score that is NaN is
+refused and the error of one is null. Files are read here, and none written.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.core.errors import ResultError
+from launcher.core.reading import json_of
+from launcher.result.row_fields import Row
+
+META = "meta_env.json"
+_CONCURRENCY = re.compile(r"_conc(\d+)(?:_\d+)?\.json$")
+
+
+def _document(path: Path) -> Any:
+    """A file's JSON; None where it is none."""
+    try:
+        return json_of(path)
+    except (OSError, ValueError):
+        return None
+
+
+def concurrency_of(name: str) -> int | None:
+    """The concurrency in the name of a batched result."""
+    found = _CONCURRENCY.search(name)
+    return int(found[1]) if found else None
+
+
+def evaluation_rows(root: Path) -> list[Row]:
+    """The rows of all evaluations in ``root`` and in the directories below it, in the file system's order.
+
+    Files that do not parse are passed over. Raises ResultError for a document of another form, or a score of NaN.
+    """
+    sets = [d for d in (root, *(root.iterdir() if root.is_dir() else ())) if d.is_dir() and (d / META).exists()]
+    rows: list[Row] = []
+    for directory in sets:
+        try:
+            for meta, path in _results(directory, _document(directory / META) or {}):
+                rows += [_row(meta, scores) for scores in _scores(path)]
+        except (AttributeError, KeyError, TypeError, IndexError) as error:
+            raise ResultError(f"no evaluation of a known form: {error!r}", where=str(directory)) from None
+    for row in rows:
+        for key in [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]:
+            if not key.endswith("_se"):
+                raise ResultError(f"{key} of {row['task']} is {row[key]}", where=str(row["source"]))
+            row[key] = None
+    return rows
+
+
+def _results(directory: Path, meta: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Path]]:
+    """The newest result of a set with its metadata; of a batched one the newest of each completed concurrency."""
+    asked = meta.get("eval_concs")
+    latest: dict[int | None, Path] = {}
+    for path in sorted(directory.glob("*.json")):
+        found = _document(path) if path.name != META else None
+        if not isinstance(found, dict) or "lm_eval_version" not in found:
+            continue
+        key = concurrency_of(path.name) if isinstance(asked, list) else -1
+        if key is not None and (key not in latest or path.stat().st_mtime > latest[key].stat().st_mtime):
+            latest[key] = path
+    if not isinstance(asked, list):
+        yield from ((meta, path) for path in latest.values())
+        return
+    completed = meta.get("completed_eval_concs", asked)
+    allowed = {_whole(one, -1) for one in completed} if isinstance(completed, list) else None
+    for concurrency, path in sorted(latest.items(), key=lambda one: one[0] or 0):
+        if allowed is None or concurrency in allowed:
+            yield {**meta, "conc": concurrency}, path
+
+
+def _scores(path: Path) -> Iterator[Row]:
+    """Per task of one result: the strict (or resolved) score, the flexible one, the accuracy, with their errors."""
+    document = _document(path) or {}
+    for task, said in (document.get("results", {}) or {}).items():
+        config = document.get("configs", {}).get(task, {})
+        metric = (config.get("metric_list") or [{"metric": "exact_match"}])[0]["metric"]
+        found: Row = {}
+
+        def take(name: str, key: str, suffix: str, found: Row = found, said: Any = said) -> None:
+            found[name] = said.get(f"{key}{suffix}")
+            found[f"{name}_se"] = said.get(f"{key}_stderr{suffix}")
+
+        filters = config.get("filter_list") or []
+        if not filters and "acc" in said:
+            take("accuracy", "acc", "")
+        elif not filters:
+            take("strict", metric, "")
+        for one in filters:
+            if "strict" in one["name"] or "resolved" in one["name"]:
+                take("strict", metric, f",{one['name']}")
+            elif "flex" in one["name"] or "extract" in one["name"]:
+                take("flex", metric, f",{one['name']}")
+        model = document.get("model_name") or config.get("metadata", {}).get("model")
+        samples = document.get("n-samples", {}).get(task, {}).get("effective")
+        yield {**found, "task": task, "n_eff": samples, "model": model, "source": str(path)}
+
+
+def _whole(value: Any, otherwise: int) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return otherwise
+
+
+def _row(meta: Mapping[str, Any], scores: Mapping[str, Any]) -> Row:
+    sides: Row = {}
+    said = meta.get("dp_attention", "none")
+    attention = [said if (own := meta.get(f"{side}_dp_attention")) is None else own for side in ("prefill", "decode")]
+    for side, own in zip(("prefill", "decode"), attention, strict=True):
+        for key, whole in (("tp", meta.get("tp", 1)), ("ep", meta.get("ep", 1)), ("num_workers", 1)):
+            sides[f"{side}_{key}"] = _whole(meta.get(f"{side}_{key}", whole), 1)
+        sides[f"{side}_dp_attention"] = str(own).lower()
+    multinode = meta.get("is_multinode")
+    multinode = multinode if isinstance(multinode, bool) else str(multinode).lower() == "true"
+    if multinode:
+        differ = f"prefill={str(attention[0]).lower()},decode={str(attention[1]).lower()}"
+        said = attention[0] if attention[0] == attention[1] else differ
+    name = next((key for key in ("strict", "accuracy") if scores.get(key) is not None), None)
+    return {
+        "is_multinode": multinode,
+        "model_prefix": meta.get("infmax_model_prefix", "unknown"),
+        "model": scores["model"] or meta.get("model", "unknown"),
+        "hw": meta.get("hw", "unknown").upper(),
+        "framework": meta.get("framework", "unknown").lower(),
+        "precision": meta.get("precision", "unknown").lower(),
+        "spec_decoding": meta.get("spec_decoding", "unknown"),
+        "isl": _whole(meta.get("isl", 0), 0),
+        "osl": _whole(meta.get("osl", 0), 0),
+        "tp": _whole(meta.get("tp", sides["prefill_tp"]), sides["prefill_tp"]),
+        "ep": _whole(meta.get("ep", sides["prefill_ep"]), sides["prefill_ep"]),
+        **sides,
+        "conc": _whole(meta.get("conc", 0), 0),
+        "dp_attention": str(said).lower(),
+        "task": scores["task"],
+        "em_strict": scores.get("strict"),
+        "em_strict_se": scores.get("strict_se"),
+        "em_flexible": scores.get("flex"),
+        "em_flexible_se": scores.get("flex_se"),
+        "n_eff": scores["n_eff"],
+        "source": scores["source"],
+        "score": scores.get(name or ""),
+        "score_name": {"strict": "em_strict"}.get(name or "", name),
+        "score_se": scores.get(f"{name}_se"),
+    }
+
+
+Least = Callable[[str | None, str], float]
+"""(model prefix, task) → the least score."""
+
+
+def score_failures(
+    meta: Path,
+    results: Sequence[Path],
+    expected: Sequence[int] | None,
+    least: Least,
+    prefix: str | None = None,
+    metric: str = "exact_match,",
+) -> list[str]:
+    """Why the scores of an evaluation are not good enough, in sentences; nothing when all are.
+
+    Every metric whose name begins with ``metric`` is judged. ``expected`` are the concurrencies that were asked for.
+    Raises ResultError for a result that cannot be read.
+    """
+    if expected is not None and (not expected or min(expected) <= 0 or len(set(expected)) != len(expected)):
+        return ["the concurrencies asked for are not different numbers of at least 1"]
+    failures = _manifest_failures(_document(meta), [path.name for path in results], expected)
+    judged = 0
+    for path in results:
+        document = _document(path)
+        if not isinstance(document, dict) or not isinstance(document.get("results", {}), dict):
+            raise ResultError("no result of an evaluation", where=str(path))
+        for task, said in document.get("results", {}).items():
+            bound = least(prefix, task)
+            if not isinstance(said, dict):
+                raise ResultError(f"the scores of {task} are no JSON object", where=str(path))
+            for name, value in said.items():
+                if not name.startswith(metric) or "stderr" in name or not isinstance(value, int | float):
+                    continue
+                judged += 1
+                if not value >= bound:  # NaN is none either
+                    failures.append(f"{path.name}: {task} {name} is {value:.4f}, and {bound:g} is the least")
+    return failures if judged else [*failures, f"no score whose name begins with {metric!r}"]
+
+
+def prefix_of(meta: Path, environ: Mapping[str, str]) -> str | None:
+    """The model prefix by which thresholds are chosen: of the evaluation's metadata, else of the job."""
+    document = _document(meta)
+    names = (document.get("infmax_model_prefix") if isinstance(document, dict) else None, environ.get("MODEL_PREFIX"))
+    return next((str(name) for name in names if name and name != "unknown"), None)
+
+
+def _manifest_failures(meta: Any, names: Sequence[str], expected: Sequence[int] | None) -> list[str]:
+    """Where concurrencies asked for, completed and found are not the same."""
+    found = [concurrency_of(name) for name in names]
+    if not isinstance(meta, dict):
+        needed = expected is not None or any(one is not None for one in found)
+        return [f"{META} is missing or no JSON object"] if needed else []
+    if "eval_concs" not in meta:
+        if expected is None:
+            return []
+        if len(expected) > 1:
+            return [f"several concurrencies were asked for, and {META} is not of several"]
+        failures = [] if meta.get("conc") == expected[0] else [f"{META} has another concurrency than was asked for"]
+        return failures if len(names) == 1 else [*failures, f"{len(names)} results, and 1 was asked for"]
+    lists = [meta.get(key) for key in ("eval_concs", "completed_eval_concs", "failed_eval_concs")]
+    if not all(isinstance(one, list) and all(isinstance(n, int) and n > 0 for n in one) for one in lists):
+        return [f"the concurrencies in {META} are no lists of numbers of at least 1"]
+    asked, completed, failed = (list(one or ()) for one in lists)
+    wanted = set(expected or asked)
+    failures = [f"{META} names a concurrency twice"] if any(len(set(o)) != len(o) for o in (asked, completed)) else []
+    failures += [f"{META} has other concurrencies than were asked for"] if expected and set(asked) != wanted else []
+    failures += [f"the evaluation failed at concurrency {', '.join(map(str, sorted(set(failed))))}"] if failed else []
+    failures += ["a result has no concurrency in its name"] if None in found else []
+    for what, there in (("completed", set(completed)), ("found", {one for one in found if one is not None})):
+        failures += [f"concurrency {n} was asked for and not {what}" for n in sorted(wanted - there)]
+        failures += [f"concurrency {n} was {what} and not asked for" for n in sorted(there - wanted)]
+    return failures

@@ -1,0 +1,365 @@
+"""Power of several nodes: the package that srt-slurm's collector leaves (``manifest.json, samples.csv, windows/``).
+
+Its own verdict is not trusted: everything is recomputed from its bytes, and both have to agree. Reasons, sentences and
+record are those of InferenceX's utils/aggregate_power_multinode.py. Files are read here, and none written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.core.reading import json_of
+from launcher.result.power import METHOD, Window, add, energy, largest_gap, rounded, window_of
+from launcher.result.power_windows import Checked, Device, Samples, check_windows, read_samples, selected
+from launcher.result.row_fields import Row, finite, shares
+
+_MANIFEST = {
+    "schema_version": 1,
+    "producer": "srt-slurm.dcgm-power",
+    "source_metric": "DCGM_FI_DEV_POWER_USAGE",
+    "unit": "W",
+    "power_scope": "gpu_device_board_as_reported_by_dcgm",
+    "timestamp_source": "head_node_unix_clock",
+    "status": "complete",
+}
+_FATAL = {
+    "exporter_exited",
+    "collector_exception",
+    "collector_interrupted",
+    "collector_join_timeout",
+    "benchmark_child_reap_timeout",
+}
+_FATAL_IF_REQUIRED = {"exporter_startup_timeout", "exporter_launch_failed", "endpoint_resolution_failed"}
+
+
+Expected = Sequence[tuple[Device, Sequence[tuple[str, int | None]]]]
+"""The GPUs that there should be, each with role and heterogeneous group of its workers."""
+Groups = dict[str, int | None]
+
+
+@dataclass(frozen=True)
+class Package:
+    """Where the package lies, and what is held against it.
+
+    ``results`` is the directory that the windows' result paths are below, ``result`` the result's file; ``gpus`` are
+    those of prefill and of decode; ``commit`` is the only one whose package is taken.
+    """
+
+    directory: Path
+    results: Path
+    result: Path
+    gpus: tuple[int, int]
+    commit: str | None
+
+
+def several_nodes(package: Package, raw: Mapping[str, Any]) -> tuple[Row, Row]:
+    """The metrics of a package, none where it is not valid, and the record of the check. ``raw`` is the result."""
+    window, wrong = window_of(raw)
+    commits = {"producer_git_commit": None, "expected_producer_git_commit": package.commit}
+    verdicts = {"stored_publication_valid": None, "recomputed_publication_valid": None}
+    record: Row = {
+        "schema_version": 1,
+        "power_valid": False,
+        "reasons": [],
+        "failures": [],
+        "telemetry_source": str(package.directory),
+        "benchmark_window": None if window is None else asdict(window),
+        "selected_window": None,
+        "integration_method": METHOD,
+        "producer": {**commits, "exporter_image_sha256": None, **verdicts},
+        "expected_gpu_count": 0,
+        "observed_gpu_count": 0,
+        "per_gpu_role": {},
+        "per_gpu_max_sample_gap_s": {},
+        "per_gpu_energy_j": {},
+        "metrics": {},
+    }
+    metrics = _checked(record, package, raw, None if wrong else window)
+    add(record["reasons"], *wrong)
+    energies = record["per_gpu_energy_j"]
+    record["per_gpu_energy_j"] = {gpu: value if math.isfinite(value) else None for gpu, value in energies.items()}
+    if record["reasons"]:
+        metrics = {}
+    return metrics, record | {"power_valid": bool(metrics), "metrics": rounded(metrics)}
+
+
+def _add(record: Row, reason: str, failure: str) -> None:
+    add(record["reasons"], reason)
+    record["failures"].append(failure)
+
+
+def _checked(record: Row, package: Package, raw: Mapping[str, Any], window: Window | None) -> Row:
+    """Check the package and write into the record what is found; the metrics, where nothing is wrong so far."""
+    if (manifest := _manifest(record, package)) is None:
+        return {}
+    try:
+        devices, windows = _expected_devices(manifest), _expected_windows(manifest)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        _add(record, "manifest_malformed", f"manifest malformed: {error!r}")
+        record["producer"]["recomputed_publication_valid"] = False
+        return {}
+    found, rows, failures = read_samples(package.directory / "samples.csv")
+    roles, groups, conflicts = _roles(devices)
+    checked = check_windows(package.directory, package.results, windows, {key for key, _ in devices}, found)
+    failures = [*_wire_failures(manifest), *failures]
+    failures += [f"{reason} (device identity/topology)" for reason in _device_reasons(devices, found, conflicts)]
+    failures += [] if windows else ["no expected measurement window"]
+    for row in checked.validations:
+        failures += [f"{r} (window {row['benchmark_type']}/{row['concurrency']})" for r in row["reason_codes"]]
+    failures += [f"{r} ({error['path']})" for error in checked.errors for r in error["reason_codes"]]
+    failures += _stored_failures(manifest, found, rows, checked)
+    for label, keys in (("expected_devices", [key for key, _ in devices]), ("expected_windows", windows)):
+        failures += [f"{label} contains duplicate keys"] if len(set(keys)) != len(keys) else []
+    _verdict(record, failures)
+    _topology(record, package.gpus, devices, roles, groups)
+    names = {key: f"{key[0]}/{s.uuids[0]}" for key, s in found.items() if len(s.uuids) == 1}
+    record |= {"expected_gpu_count": len(devices), "observed_gpu_count": len(found)}
+    record["per_gpu_role"] = {names.get(key, f"{key[0]}/{key[1]}"): roles[key] for key in sorted(roles)}
+    own, reason, failure = selected(checked, raw, package.results, package.result.name, window)
+    if own is None:
+        _add(record, reason, failure)
+        return {}
+    record["selected_window"] = asdict(own)
+    if record["reasons"] or window is None:
+        return {}
+    by_role = {"prefill": 0.0, "decode": 0.0, "agg": 0.0}
+    for key, _ in devices:
+        joules = energy(found[key].series, own.start_time_unix, own.end_time_unix)
+        record["per_gpu_energy_j"][names[key]] = joules
+        record["per_gpu_max_sample_gap_s"][names[key]] = largest_gap(
+            found[key].times, own.start_time_unix, own.end_time_unix
+        )
+        by_role[roles[key]] += joules
+    metrics = _metrics(window, sum(record["per_gpu_energy_j"].values()), by_role, len(devices), package.gpus)
+    if bad := sorted(key for key, value in metrics.items() if not math.isfinite(value)):
+        _add(record, "non_finite_power_metric", f"non-finite: {', '.join(bad)}")
+    return metrics
+
+
+def _verdict(record: Row, failures: list[str]) -> None:
+    """Hold the collector's own verdict against the one that its files give."""
+    stored, recomputed = record["producer"]["stored_publication_valid"], not failures
+    record["producer"]["recomputed_publication_valid"] = recomputed
+    record["failures"] += failures
+    if failures:
+        add(record["reasons"], "package_recompute_invalid")
+    if stored != recomputed:
+        text = f"stored publication_valid={stored!r}, recomputed={recomputed!r}"
+        _add(record, "producer_verdict_mismatch", text)
+    elif not stored:
+        _add(record, "package_recompute_invalid", "stored and recomputed both invalid")
+
+
+def _topology(
+    record: Row, gpus: tuple[int, int], devices: Expected, roles: Mapping[Device, str], groups: Groups | None
+) -> None:
+    wanted = {role: n for role, n in zip(("prefill", "decode"), gpus, strict=True) if n > 0}
+    failures = ["PREFILL_GPUS/DECODE_GPUS are both zero"]
+    if wanted:
+        failures = _topology_failures(devices, roles, groups, wanted) if roles else []
+    for failure in failures:
+        _add(record, "topology_env_mismatch", failure)
+
+
+def _metrics(window: Window, total: float, by_role: Mapping[str, float], n: int, gpus: tuple[int, int]) -> Row:
+    quantities = window.quantities(total, n)
+    metrics = shares("power", quantities)
+    for role, count in zip(("prefill", "decode"), gpus, strict=True):
+        if count > 0:
+            metrics |= shares(f"power_{role}", {**quantities, f"{role}_energy": by_role[role], f"{role}_gpus": count})
+    return metrics
+
+
+def _manifest(record: Row, package: Package) -> Row | None:
+    """The manifest; what it says of itself goes into the record."""
+    path = package.directory / "manifest.json"
+    if not package.directory.is_dir():
+        _add(record, "power_artifacts_missing", f"power dir missing: {package.directory}")
+        return None
+    if not path.is_file():
+        _add(record, "manifest_missing", f"manifest missing: {path}")
+        return None
+    try:
+        manifest = json_of(path)
+    except (OSError, ValueError) as error:
+        _add(record, "manifest_malformed", f"manifest unreadable: {error}")
+        return None
+    if not isinstance(manifest, dict):
+        _add(record, "manifest_malformed", "manifest is not an object")
+        return None
+    stored, commit, exporter = (manifest.get(k) for k in ("publication_valid", "producer_git_commit", "dcgm_exporter"))
+    sha = exporter.get("container_image_sha256") if isinstance(exporter, dict) else None
+    commit = commit if isinstance(commit, str) else None
+    record["producer"] |= {
+        "producer_git_commit": commit,
+        "exporter_image_sha256": sha if isinstance(sha, str) else None,
+        "stored_publication_valid": stored if isinstance(stored, bool) else None,
+    }
+    if not package.commit:
+        _add(record, "producer_pin_missing", "no expected producer SHA configured")
+    elif commit != package.commit:
+        text = f"producer_git_commit {commit!r} != expected {package.commit!r}"
+        _add(record, "producer_commit_mismatch", text)
+    return manifest
+
+
+def _wire_failures(manifest: Mapping[str, Any]) -> list[str]:
+    """What the manifest must say, and does not."""
+    failures = [f"{k} is {manifest.get(k)!r}, expected {v!r}" for k, v in _MANIFEST.items() if manifest.get(k) != v]
+    if not finite(manifest.get("started_at_unix")):
+        failures.append("started_at_unix is not a finite number")
+    if not finite(manifest.get("stopped_at_unix")):
+        failures.append("stopped_at_unix is not finite in a terminal manifest")
+    for key in ("sample_interval_seconds", "request_timeout_seconds"):
+        value: Any = manifest.get(key)
+        if not finite(value) or value <= 0:
+            failures.append(f"{key} is not finite and positive")
+    for key in ("scrape_count", "sample_row_count"):
+        if not _is_whole(manifest.get(key), 0):
+            failures.append(f"{key} is not a non-negative integer")
+    required, reasons = manifest.get("required"), manifest.get("reason_codes")
+    if not isinstance(required, bool):
+        failures.append(f"required is {required!r}, expected a boolean")
+    if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
+        failures.append("reason_codes is not a list of strings")
+    elif fatal := sorted(set(reasons) & (_FATAL | (_FATAL_IF_REQUIRED if required is True else set()))):
+        failures.append(f"complete manifest carries lifecycle-failure reasons: {', '.join(fatal)}")
+    exporter = manifest.get("dcgm_exporter")
+    if not isinstance(exporter, dict):
+        failures.append("dcgm_exporter is not an object")
+    elif not exporter.get("container_image_resolved"):
+        failures.append("dcgm_exporter.container_image_resolved is empty")
+    return failures
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _whole(value: Any, label: str, least: int) -> int:
+    if not _is_whole(value, least):
+        raise ValueError(f"{label} is not an integer >= {least}: {value!r}")
+    return int(value)
+
+
+def _text(value: Any, label: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{label} is not a non-empty string: {value!r}")
+    return value
+
+
+def _list(manifest: Mapping[str, Any], key: str) -> list[Any]:
+    entries = manifest.get(key) or []
+    if not isinstance(entries, list):
+        raise TypeError(f"{key} is not a list: {entries!r}")
+    return entries
+
+
+def _expected_devices(manifest: Mapping[str, Any]) -> list[tuple[Device, list[tuple[str, int | None]]]]:
+    """Each GPU that there should be, with the role and group of each of its workers. Raises what a bad one raises."""
+    devices: list[tuple[Device, list[tuple[str, int | None]]]] = []
+    for entry in _list(manifest, "expected_devices"):
+        workers = entry.get("assignments") or []
+        if not isinstance(workers, list) or not workers:
+            raise ValueError(f"assignments is not a non-empty list: {workers!r}")
+        assigned: list[tuple[str, int | None]] = []
+        for worker in workers:
+            if (role := worker["worker_role"]) not in ("prefill", "decode", "agg"):
+                raise ValueError(f"worker_role is not one of ('prefill', 'decode', 'agg'): {role!r}")
+            for key in ("worker_index", "worker_process"):
+                _whole(worker[key], key, 0)
+            group = worker.get("het_group")
+            assigned.append((role, None if group is None else _whole(group, "het_group", 0)))
+        host, index = _text(entry["hostname"], "hostname"), _whole(entry["gpu_index"], "gpu_index", 0)
+        devices.append(((host, index), assigned))
+    return devices
+
+
+def _expected_windows(manifest: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Type and concurrency of each window that there should be."""
+    return [
+        (_text(entry["benchmark_type"], "benchmark_type"), _whole(entry["concurrency"], "concurrency", 1))
+        for entry in _list(manifest, "expected_windows")
+    ]
+
+
+def _roles(devices: Expected) -> tuple[dict[Device, str], Groups | None, list[str]]:
+    """The role of each GPU and the group of each host; {} and None where two say different ones; and that they do."""
+    roles: dict[Device, str] = {}
+    groups: dict[str, int | None] = {}
+    role_conflict = group_conflict = False
+    for key, assigned in devices:
+        said = {role for role, _ in assigned}
+        within = {group for _, group in assigned}
+        role_conflict |= len(said) != 1
+        group_conflict |= len(within) != 1 or groups.setdefault(key[0], assigned[0][1]) not in within
+        roles[key] = assigned[0][0]
+    reasons = ["conflicting_worker_roles"] if role_conflict else []
+    reasons += ["conflicting_het_groups"] if group_conflict else []
+    return {} if role_conflict else roles, None if group_conflict else groups, reasons
+
+
+def _device_reasons(devices: Expected, found: Mapping[Device, Samples], conflicts: Sequence[str]) -> list[str]:
+    wanted, seen = {key for key, _ in devices}, set(found)
+    reasons = ["expected_device_missing"] if not wanted or wanted - seen else []
+    reasons += ["unexpected_device"] if seen - wanted else []
+    uuids = [uuid for samples in found.values() for uuid in samples.uuids]
+    if any(len(samples.uuids) != 1 for samples in found.values()) or len(set(uuids)) != len(uuids):
+        reasons.append("gpu_uuid_changed")
+    return [*reasons, *conflicts]
+
+
+def _topology_failures(
+    devices: Expected, roles: Mapping[Device, str], groups: Groups | None, wanted: Mapping[str, int]
+) -> list[str]:
+    """Where roles and heterogeneous groups are not those of the job."""
+    counts = Counter(roles.values())
+    failures = [] if set(counts) == set(wanted) else [f"expected roles {sorted(wanted)}, found {sorted(counts)}"]
+    failures += [f"expected {n} {r} GPUs, found {counts[r]}" for r, n in sorted(wanted.items()) if counts[r] != n]
+    if groups is None:
+        return [*failures, "conflicting_het_groups (topology)"]
+    of_role: dict[str, set[int | None]] = {}
+    for (host, index), _ in devices:
+        of_role.setdefault(roles[host, index], set()).add(groups[host])
+    taken = []
+    for role, own in sorted(of_role.items()):
+        group = next(iter(own))
+        if len(own) != 1:
+            failures.append(f"role {role} spans het groups {sorted(own, key=str)}, expected exactly one")
+        elif group is not None:
+            taken.append(group)
+        elif any(other is not None for other in groups.values()):
+            failures.append(f"role {role} has het group None while other devices report real het groups")
+    return [*failures, "roles share a het group"] if len(set(taken)) != len(taken) else failures
+
+
+def _stored_failures(
+    manifest: Mapping[str, Any], found: Mapping[Device, Samples], rows: Sequence[tuple[int, Device]], checked: Checked
+) -> list[str]:
+    """Where the manifest's own evidence is not what its files say."""
+    failures = []
+    if (stored := manifest.get("sample_row_count")) != len(rows):
+        failures.append(f"sample_row_count is {stored!r}, disk has {len(rows)} rows")
+    scrapes, least = manifest.get("scrape_count"), max((scrape for scrape, _ in rows), default=-1) + 1
+    if rows and not _is_whole(scrapes, least):
+        failures.append(f"scrape_count is {scrapes!r}, disk needs at least {least}")
+    if not found:
+        failures.append("observed_devices is empty")
+    keys = ("hostname", "gpu_index", "gpu_uuids", "first_sample_time_unix", "last_sample_time_unix")
+    observed = [
+        dict(zip(keys, (*device, samples.uuids, samples.times[0], samples.times[-1]), strict=True))
+        for device, samples in found.items()
+    ]
+    for key, value, what in (
+        ("observed_devices", observed, "the devices derived from samples.csv"),
+        ("window_validations", checked.validations, "the recomputed window audit"),
+        ("artifact_errors", checked.errors, "the recomputed artifact scan"),
+    ):
+        if manifest.get(key) != value:
+            failures.append(f"{key} does not match {what}")
+    return failures

@@ -1,0 +1,73 @@
+"""A look from one node of the partition, in a short job without GPUs, before a job of srtctl's is submitted.
+
+What a good look found holds for `KEPT` seconds for every run that asks the same of the same partition.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from launcher.core.errors import ImageError, LauncherError, ModelError, NodeError
+from launcher.core.process import CommandRunner
+from launcher.core.publish import make_private, write_text
+from launcher.core.reading import read_file
+from launcher.plan.plan import Plan
+from launcher.plan.preflight import functions, look_at_images, look_at_model
+
+KEPT = 3600.0
+"""Seconds for which an answer is used again."""
+
+WAIT = 300.0
+"""Seconds that a node is waited for: a partition without a free one is no reason to keep a run from queueing."""
+
+_RED: dict[int, type[LauncherError]] = {3: ImageError, 4: ModelError, 8: NodeError}
+
+_FRAME = r"""set -u -o pipefail
+say() { :; }
+fact() { :; }
+fail() { printf 'launcher: error: %s\n' "${*:2}" >&2; exit "$1"; }
+"""
+
+
+def look_from_a_node(
+    plan: Plan, state: Path, run: CommandRunner, environment: Mapping[str, str], now: float | None = None
+) -> str:
+    """What a node sees of images and checkpoint, in a sentence. Raises ImageError, ModelError, NodeError for a red one.
+
+    ``state`` is the directory of answers. Where no node answers in time, that is the sentence.
+    """
+    looks = [*look_at_images(plan), *look_at_model(plan)]
+    if not looks:
+        return "nothing of this plan can be looked at from a node"
+    script = "\n".join([_FRAME, functions(), *looks, "uname -n"])
+    planned, now = plan.scheduler, time.time() if now is None else now
+    key = hashlib.sha256(f"{plan.runner}\0{planned.partition}\0{script}".encode()).hexdigest()[:24]
+    answer = state / key
+    try:
+        if 0 <= now - answer.stat().st_mtime < KEPT:
+            kept = read_file(answer, 4096).decode().strip()
+            return f"{kept} looked {round((now - answer.stat().st_mtime) / 60)} minutes ago"
+    except (OSError, UnicodeDecodeError):
+        pass
+    argv = ["srun", "--nodes=1", "--ntasks=1", "--gres=none", "--time=5", "--export=ALL"]
+    argv += [f"--job-name={plan.job_name}", f"--immediate={WAIT:.0f}"]
+    argv += [f"--{name}={value}" for name in ("partition", "account") if (value := getattr(planned, name))]
+    done = run([*argv, "bash", "-c", script], timeout=2 * WAIT, env=environment)
+    said = re.findall(r"launcher: error: (.*)", done.stderr)
+    if done.returncode in _RED and said:
+        raise _RED[done.returncode](
+            said[0], where=f"partition {planned.partition}", hint="looked at before a GPU is held"
+        )
+    if not done.ok:
+        return f"no node looked at images and checkpoint: {' '.join(done.stderr.split())[-200:]}"
+    node = (done.stdout.split() or ["a node"])[-1]
+    try:
+        make_private(state)
+        write_text(answer, f"{node}\n")
+    except OSError as error:
+        return f"{node} looked at images and checkpoint, which is not kept: {error.strerror}"
+    return f"{node} looked at images and checkpoint"

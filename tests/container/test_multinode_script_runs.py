@@ -1,0 +1,306 @@
+"""Rendered scripts at work: every phase, its failures, and what each end leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launcher.benchmark.benchmark import Benchmark
+from tests.container.jobs import left, wait_for
+from tests.container.multinode_nodes import ID, Cluster, a_row, role
+
+THREE = {"settings": {"PREFILL_NODES": "2", "DECODE_NODES": "1"}}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    return Cluster(tmp_path)
+
+
+def test_each_node_runs_its_container_with_what_the_record_needs(cluster: Cluster) -> None:
+    cluster.server('env -0 >"$BENCHMARK_LOGS_DIR/env-$NODE_RANK"')
+    said = cluster.run()
+    assert "nodes: node0 node1" in said and "the job ends with exit code 0" in said
+    for rank in (0, 1):
+        lines = (cluster.logs / f"env-{rank}").read_text().split("\0")
+        seen = dict(line.split("=", 1) for line in lines if "=" in line)
+        assert seen["NODE_RANK"] == str(rank) and seen["NODE0_ADDR"] == "10.0.0.10"
+        assert seen["IPADDRS"] == "10.0.0.10,10.0.0.11" and seen["SLURM_JOB_NODELIST"] == "node0,node1"
+        assert seen["HF_TOKEN"] == "hf_secretsecretsecret" and seen["IMAGE"] == "repo/name:tag"
+        assert seen["BENCH_MAX_CONCURRENCY"] == "4x8" and seen["DECODE_MTP_SIZE"] == "1"
+    assert cluster.containers() == []
+
+
+def test_no_secret_is_in_an_argv_or_a_file(cluster: Cluster) -> None:
+    cluster.run()
+    words = [word for name in ("srun", "docker") for call in cluster.calls(name) for word in call]
+    assert words and not [word for word in words if "hf_secret" in word]
+    told = [path for path in cluster.root.rglob("*") if path.is_file() and b"hf_secretsec" in path.read_bytes()]
+    assert told == []
+
+
+@pytest.mark.parametrize("sudo", [(0,), (0, 1)])
+def test_docker_only_by_sudo(cluster: Cluster, sudo: tuple[int, ...]) -> None:
+    """sudo keeps no variables, and may be needed on one node alone."""
+    for node in sudo:
+        (cluster.node(node) / "needs-sudo").touch()
+    cluster.server('printf "%s" "$HF_TOKEN$NODE_RANK" >"$BENCHMARK_LOGS_DIR/seen-$NODE_RANK"')
+    cluster.run()
+    assert [(cluster.logs / f"seen-{rank}").read_text()[-2:] for rank in (0, 1)] == ["t0", "t1"]
+
+
+# --- red before a container starts
+
+
+def without_model(cluster: Cluster) -> None:
+    (cluster.model / "config.json").unlink()
+
+
+def without_directory(cluster: Cluster) -> None:
+    cluster.model.rename(cluster.root / "elsewhere")
+
+
+def bad_network(cluster: Cluster) -> None:
+    check = cluster.workspace / "benchmarks/multi_node/amd_utils/helpers/rdma_check.sh"
+    check.write_text('[ "$SLURMD_NODENAME" != node1 ] || { echo "[FAIL] PFC is not enabled"; exit 1; }\n')
+
+
+def no_route(cluster: Cluster) -> None:
+    (cluster.stand_ins / "no-route-node1").touch()
+
+
+def busy_gpus(cluster: Cluster) -> None:
+    lines = [f"GPU[{i}] : GPU Memory Allocated (VRAM%): {40 if i == 3 else 0}" for i in range(8)]
+    (cluster.node(1) / "gpus").write_text("\n".join(lines) + "\n")
+
+
+def seven_gpus(cluster: Cluster) -> None:
+    lines = [f"GPU[{i}] : GPU Memory Allocated (VRAM%): 0" for i in range(7)]
+    (cluster.node(1) / "gpus").write_text("\n".join(lines) + "\n")
+
+
+def no_image(cluster: Cluster) -> None:
+    (cluster.stand_ins / "pull-fails").touch()
+
+
+def two_images(cluster: Cluster) -> None:
+    (cluster.node(1) / "digest").write_text("other")
+
+
+def no_docker(cluster: Cluster) -> None:
+    (cluster.node(1) / "needs-sudo").touch()
+    (cluster.stand_ins / "bin/sudo").write_text("#!/bin/sh\nexit 1\n")
+
+
+def no_checkout(cluster: Cluster) -> None:
+    (cluster.workspace / "benchmarks/multi_node/amd_utils/server.sh").unlink()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "code", "said"),
+    [
+        (without_model, 4, "the checkpoint {model} on node"),
+        (without_directory, 4, "the checkpoint is not on node"),
+        (bad_network, 8, "the node node1: its RDMA is set up wrongly"),
+        (no_route, 8, "the node node1: no route tells its address"),
+        (busy_gpus, 8, "the node node1: the memory of its GPUs is in use: 0 0 0 40"),
+        (seven_gpus, 8, "the node node1: it has 7 GPUs, and the job needs 8"),
+        (no_image, 3, "image repo/name:tag: cannot be pulled, and is not on node"),
+        (two_images, 3, "node0 has repo/name@sha256:abc, node1 repo/name@sha256:other"),
+        (no_docker, 8, "the node node1: docker answers neither to"),
+        (no_checkout, 8, "it does not see"),
+    ],
+)
+def test_a_red_look_ends_the_job_before_an_engine_starts(
+    cluster: Cluster, break_it: Callable[[Cluster], None], code: int, said: str
+) -> None:
+    plan = cluster.plan()
+    plan.details["job"]["gpu_patience"] = 0
+    break_it(cluster)
+    assert said.format(model=cluster.model) in cluster.run(plan, code=code)
+    assert not [call for call in cluster.calls("docker") if call[0] == "run"]
+
+
+# --- ends
+
+
+@pytest.mark.parametrize("results", [False, True])
+def test_a_container_that_fails_on_one_node_of_three(cluster: Cluster, results: bool) -> None:
+    """Its exit code is the job's; those that are ended for it do not count, with results or without."""
+    wrote = 'echo "{}" >"$BENCHMARK_LOGS_DIR/result.json"; ' if results else ""
+    cluster.server(f"{wrote}case $NODE_RANK in 1) sleep 0.5; exit 7 ;; *) sleep 600 ;; esac")
+    began = time.monotonic()
+    said = cluster.run(cluster.plan(a_row(**THREE, prefill=role(workers=2))), code=7)
+    assert "the container on node1 ended with 7" in said and time.monotonic() - began < 60
+    assert cluster.containers() == [] and left(str(cluster.root)) == []
+    assert (cluster.logs / "result.json").exists() == results
+
+
+def test_the_worst_of_several_exit_codes_is_the_jobs(cluster: Cluster) -> None:
+    cluster.server("case $NODE_RANK in 0) exit 3 ;; 1) exit 9 ;; esac")
+    cluster.run(code=9)
+
+
+def test_the_others_need_not_know_when_it_is_over(cluster: Cluster) -> None:
+    plan = cluster.plan()
+    plan.details["job"]["drain"] = 1
+    cluster.server('[ "$NODE_RANK" = 0 ] || exec sleep 600')
+    said = cluster.run(plan)
+    assert "the benchmark is over, and 1 more containers run: they are ended" in said
+    assert cluster.containers() == [] and left(str(cluster.root)) == []
+
+
+def test_a_server_that_the_script_leaves_behind_does_not_keep_the_container(cluster: Cluster) -> None:
+    cluster.server("sleep 600 & echo served")
+    assert "served" in cluster.run()
+    assert left(str(cluster.root)) == []
+
+
+def test_containers_of_others_are_left_alone(cluster: Cluster) -> None:
+    foreign = [cluster.foreign(node) for node in (0, 1)]
+    cluster.run()
+    assert all(place.is_dir() for place in foreign) and cluster.containers() == ["theirs", "theirs"]
+
+
+def test_what_a_requeued_job_left_is_ended(cluster: Cluster) -> None:
+    ours = cluster.foreign(1)
+    (ours / "label").write_text(f"launcher.job=77-1-abc.{ID}\n")
+    (ours / "pid").write_text("999999\n")
+    cluster.run()
+    assert not ours.exists()
+
+
+def test_a_node_that_is_lost_while_the_job_runs(cluster: Cluster) -> None:
+    root = cluster.stand_ins
+    cluster.server(f'[ "$NODE_RANK" = 1 ] || exec sleep 600\ntouch {root}/lost-node1; kill -9 $(<{root}/srun-node1)')
+    said = cluster.run(code=137)
+    assert "the container on node1 ended with 137" in said
+    assert cluster.containers() == [] and left(str(cluster.root)) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("mkdir {own}/.exit.1; exit 7", 7),  # nothing can be written any more, as on a full quota
+        ("kill -9 $(ps -o ppid= -p $(<{root}/srun-node1)); exec sleep 600", 137),
+    ],
+)
+def test_a_step_that_leaves_no_exit_code_does_not_keep_the_job(cluster: Cluster, fault: str, code: int) -> None:
+    fault = fault.format(own=cluster.own, root=cluster.stand_ins)
+    cluster.server(f'[ "$NODE_RANK" = 1 ] || exec sleep 600\n{fault}')
+    said = cluster.run(code=code)
+    assert f"the container on node1 ended with {code}" in said
+    assert cluster.containers() == [] and left(str(cluster.root)) == []
+
+
+def test_each_nodes_logs_are_brought_and_leave_no_trace_on_it(cluster: Cluster) -> None:
+    cluster.server('echo "of $NODE_RANK"; echo x >/run_logs/slurm_job-$SLURM_JOB_ID/decode_$NODE_RANK.log')
+    script = cluster.workspace / "benchmarks/multi_node/amd_utils/server.sh"
+    script.write_text(script.read_text().replace("/run_logs", '"$HOME_OF_NODE"'))
+    text = (cluster.stand_ins / "bin/docker").read_text()
+    (cluster.stand_ins / "bin/docker").write_text(text.replace("env -i PATH", 'env -i HOME_OF_NODE="$HOME" PATH'))
+    cluster.run()
+    brought = cluster.logs / "logs" / f"slurm_job-{ID}"
+    assert sorted(p.name for p in brought.iterdir()) == [
+        "decode_0.log",
+        "decode_1.log",
+        "server_node0.log",
+        "server_node1.log",
+    ]
+    assert not list((cluster.stand_ins / "nodes").glob("*/slurm_job-*"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("phase", ["looking", "running"])
+def test_a_signal_in_every_phase_leaves_nothing(cluster: Cluster, number: int, code: int, phase: str) -> None:
+    cluster.server("sleep 600")
+    if phase == "looking":
+        check = cluster.workspace / "benchmarks/multi_node/amd_utils/helpers/rdma_check.sh"
+        check.write_text(f'touch "{cluster.root}/looking-$SLURMD_NODENAME"; sleep 600\n')
+    foreign = cluster.foreign(0)
+    with cluster.start(cluster.plan()) as process:
+        if phase == "looking":
+            wait_for(lambda: len(list(cluster.root.glob("looking-*"))) == 2)
+        else:
+            wait_for(lambda: len(cluster.containers()) == 3)
+        began = time.monotonic()
+        # Slurm's TERM reaches the steps as well; what comes to the script alone is handed on.
+        os.kill(process.pid, number)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert time.monotonic() - began < 20
+    assert cluster.containers() == ["theirs"] and foreign.is_dir()
+    assert left(str(cluster.root)) == []
+
+
+# --- containers of pyxis
+
+
+def llmd(**changes: object) -> Benchmark:
+    settings = {"PREFILL_NODES": "1", "DECODE_NODES": "2", "GPUS_PER_NODE": "4", "CONFIG_FILE": "r.yaml"}
+    return a_row(framework="llmd-vllm", precision="fp4", runner="gb200", settings=settings, **changes)
+
+
+def tilert() -> Benchmark:
+    settings = {"PREFILL_NODES": "1", "DECODE_NODES": "1", "PREFILL_IMAGE": "other/image:tag"}
+    names = {"exp_name": "glm5.1_8k1k", "model": "zai-org/GLM-5.1-FP8", "model_prefix": "glm5.1"}
+    return a_row(framework="tilert", runner="b200-multinode", settings=settings, **names)
+
+
+def test_llmd_ends_with_its_coordinator(tmp_path: Path) -> None:
+    """The first decode node measures; the servers of the other nodes run until they are ended, which is no failure."""
+    cluster = Cluster(tmp_path, "gb200-nv")
+    cluster.server(
+        'env >"$BENCHMARK_LOGS_DIR/env-$NODE_RANK"\n'
+        '[ "$NODE_RANK" = 1 ] || exec sleep 600\nsleep 600 &\ntouch "$BENCHMARK_LOGS_DIR/.bench_done.$SLURM_JOB_ID"'
+    )
+    said = cluster.run(cluster.plan(llmd()))
+    assert "the container on node1 ended with 0" in said and "2 more containers run: they are ended" in said
+    seen = dict(line.split("=", 1) for line in (cluster.logs / "env-2").read_text().splitlines() if "=" in line)
+    assert seen["ALL_IPS"] == "10.0.0.10,10.0.0.11,10.0.0.12" and seen["DECODE_LEADER_IP"] == "10.0.0.11"
+    assert seen["PREFILL_LEADER_IP"] == "10.0.0.10" and seen["DECODE_DP_SIZE"] == "8" and seen["PREFILL_DP_SIZE"] == "4"
+    assert {path.name for path in (cluster.own / "logs").glob("node_*")} == {f"node_{i}_node{i}.log" for i in range(3)}
+    assert left(str(cluster.root)) == []
+
+
+def test_llmds_coordinator_decides(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, "gb200-nv")
+    cluster.server('[ "$NODE_RANK" = 1 ] || exec sleep 600\nexit 5')
+    cluster.run(cluster.plan(llmd()), code=5)
+    assert left(str(cluster.root)) == []
+
+
+def test_tilert_has_a_role_and_an_image_a_node(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, "b200-dgxc")
+    cluster.server(f'echo "$TILERT_ROLE $DECODE_HOST $PREFILL_HOST $MODEL_PATH" >"{tmp_path}/seen-$TILERT_ROLE"')
+    said = cluster.run(cluster.plan(tilert()))
+    for side in ("decode", "prefill"):
+        assert (tmp_path / f"seen-{side}").read_text() == f"{side} node0 node1 {cluster.model}\n"
+    assert "IMAGE" in said and f"{tmp_path}/images/other_image_tag.sqsh" in said
+    assert (cluster.own / "logs/prefill_1_node1.log").is_file() and (cluster.own / "logs/decode_0_node0.log").is_file()
+
+
+@pytest.mark.parametrize(("failing", "code"), [("decode", 4), ("prefill", 6)])
+def test_either_role_of_tilert_fails_the_job(tmp_path: Path, failing: str, code: int) -> None:
+    """The bash launcher looked at the prefill side alone."""
+    cluster = Cluster(tmp_path, "b200-dgxc")
+    cluster.server(f'[ "$TILERT_ROLE" != {failing} ] || exit {code}\nsleep 600')
+    cluster.run(cluster.plan(tilert()), code=code)
+    assert left(str(cluster.root)) == []
+
+
+@pytest.mark.parametrize("fault", ["cut", "other", "gone"])
+def test_a_squash_file_that_a_node_cannot_use(tmp_path: Path, fault: str) -> None:
+    cluster = Cluster(tmp_path, "b200-dgxc")
+    plan = cluster.plan(tilert())
+    cluster.environment["BASH_ENV"] = str(tmp_path / "break")
+    image = plan.images[0].squash
+    (tmp_path / "break").write_text(
+        {"cut": f"truncate -s 60 '{image}'", "other": f"echo html >'{image}'", "gone": f"rm -f '{image}'"}[fault] + "\n"
+    )
+    assert f"launcher: error: image {image}: " in cluster.run(plan, code=3)
