@@ -121,7 +121,9 @@ if os.geteuid() != 0 or not (CGROUPS / "memory/memory.limit_in_bytes").exists():
 
 
 @pytest.mark.parametrize("how", LIMITS)
-def test_a_worker_that_the_memory_limit_ended(how: str, tmp_path: Path) -> None:
+def test_a_worker_that_the_memory_limit_ended(how: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    # Slurm's sockets of steps lie below it, and the path of a socket has at most 107 bytes (unix(7)).
+    tmp_path = tmp_path_factory.mktemp("limit")
     directory, nodes = tmp_path / "slurm", 1
     (directory / "etc").mkdir(parents=True)
     settings = ("CgroupPlugin=cgroup/v1", f"CgroupMountpoint={CGROUPS}", "ConstrainRAMSpace=yes")
