@@ -145,6 +145,9 @@ class EmulatedKind:
     def is_complete(self, plan: Plan) -> bool:
         return True
 
+    def look(self, run: Run) -> None:
+        pass
+
     def prepare(self, run: Run) -> Prepared:
         return Prepared(run.record.directory)
 

@@ -393,6 +393,6 @@ def test_a_job_whose_record_was_removed_is_not_begun_again_while_it_lives(tmp_pa
     (job,) = seen.controller.find(seen.points[0].attempts[0])
     seen.controller.cancel([job])
     driven = Driven(tmp_path)
-    driven.running(1)
+    until(lambda: len(Seen(tmp_path).jobs) == 2)
     driven.ask("cancel")
-    assert len(driven.wait().jobs) == 2
+    until(lambda: driven.words == {"cancelled": 1})
