@@ -271,11 +271,15 @@ class _Loop:
     def _abandon(self) -> None:
         """Cancel every job first; then wait for what is being prepared, whose job may be there any moment."""
         why = self._stop.reason() if self._stop.requested() else self._gives_up() or Cancelled("given up")
+        rest = list(self._feed.rest())
+        for run in rest:
+            if (job := run.record.job_key) is not None:  # another process submitted it, and nobody watches it yet
+                self._watched[job] = run
         for job, error in self._requests.wait().items():
             job_requests.note_request(self._watched[job], error)
         began = time.monotonic()
         self._abandon_preparations(began + job_requests.CANCEL_BOUND, why)
-        for run in [*self._watched.values(), *self._feed.rest()]:
+        for run in [*self._watched.values(), *(run for run in rest if run.record.job_key is None)]:
             self._endings.begin(run, why)
         states = end_jobs(self._scheduler, list(self._watched), bound=job_requests.CANCEL_BOUND)
         self._await_endings(began + job_requests.CANCEL_BOUND, why)

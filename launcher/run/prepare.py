@@ -58,9 +58,11 @@ class Gate:
 
     def wait(self, stop: Stop) -> None:
         """Wait until it is open. Raises Cancelled when it is shut, or when a stop is requested."""
-        while not self.open.wait(LOOK):
+        opened = False
+        while not opened:
+            opened = self.open.wait(LOOK)
             stop.check()
-            if self.shut.is_set():
+            if self.shut.is_set():  # it may have been opened long before
                 raise Cancelled("its job was not submitted")
 
 
@@ -270,6 +272,8 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
             job = RecordedJob(earlier.id, submitted, str(output), str(log), held=held, cluster=earlier.cluster)
             return _record(run, job, ["found by its token: an earlier launcher submitted it"])
         run.services.stop.check()
+        if run.record.ended:
+            raise Cancelled("its job was not submitted: the run was ended meanwhile")
         with run.record.doing("submit") as keep:
             try:
                 done = run.kind.submit(run, prepared, Submission(earlier, [lock]))

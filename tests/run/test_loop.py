@@ -17,7 +17,7 @@ from launcher.run import finish, job_requests, loop
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.loop import Limits, run_all
-from launcher.run.prepare import Preparation
+from launcher.run.prepare import Gate, Preparation
 from launcher.run.record import RecordedJob
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
 from launcher.slurm.poller import Pace, end_jobs
@@ -169,6 +169,26 @@ def test_a_job_that_appears_while_stopping_is_cancelled_too(runs: Runs) -> None:
     threading.Timer(0.4, gate.set).start()
     outcomes = runs.drive([run], stop)
     assert jobs.cancelled[0] == "0" and outcomes[0].state == "cancelled"
+
+
+def test_the_job_of_a_run_that_the_loop_has_not_taken_yet_is_ended_too(runs: Runs) -> None:
+    """Another process submitted it; a sweep takes it over."""
+    jobs, stop = runs.jobs, threading.Event()
+    jobs.states = {"1": RUNNING}
+    waiting = runs.add(1)
+    waiting.record.update(state="submitted", job=RecordedJob("1", 1.0, "/nowhere", "/nowhere/log"))
+    stop.set()
+    (outcome,) = runs.drive([waiting], stop)
+    assert jobs.cancelled[:1] == ["1"] and outcome.state == "cancelled"
+
+
+def test_a_gate_that_is_shut_lets_nobody_through_although_it_was_open() -> None:
+    gate = Gate()
+    gate.open.set()
+    gate.wait(Stop.never())
+    gate.shut.set()
+    with pytest.raises(Cancelled, match="not submitted"):
+        gate.wait(Stop.never())
 
 
 def test_a_full_disk_under_the_record_lets_go_of_no_job(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
