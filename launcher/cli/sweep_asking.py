@@ -6,8 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import fnmatch
-import getpass
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from launcher.cli.sweep_driving import sweeps_of
 from launcher.cli.sweep_status import seen
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.publish import remove_tree
+from launcher.core.rights import user_name
 from launcher.core.terminal import say
 from launcher.project import Project
 from launcher.sweep import ledger as ledgers
@@ -58,19 +57,24 @@ def ask(arguments: argparse.Namespace) -> int:
     runner = getattr(arguments, "of_runner", None) or ""
     if runner and runner not in {job.runner for job in ledger.sweep.jobs}:
         raise ConfigError(f"no job of this sweep is for runner {runner}", where=f"sweep {ledger.id}")
-    request = Asked(time=time.time(), verb=arguments.verb, by=_me(), runner=runner)
+    request = Asked(time=time.time(), verb=arguments.verb, by=user_name(), runner=runner)
     if ledger.driver() is None:
         if arguments.verb != "cancel":
             say(f"sweep {ledger.id}: nobody drives it, so that nothing begins; launcher sweep resume {ledger.id}")
             return 0
-        ledger.append(request)
-        return _cancel_undriven(project, ledger, arguments)
+        if (code := _cancel_undriven(project, ledger, request)) is not None:
+            return code
     _request(ledger, request)
     say(f"sweep {ledger.id}: asked its driver to {arguments.verb.replace('go-on', 'go on')}")
-    return _await(ledger, request) if arguments.verb in ("cancel", "stop") else 0
+    if arguments.verb not in ("cancel", "stop"):
+        return 0
+    code = _await(ledger)
+    if code == 0 and arguments.verb == "cancel" and _open_runs(project, ledger):  # it ended before it had read that
+        code = _cancel_undriven(project, ledger, request) or 0
+    return code
 
 
-def _await(ledger: Ledger, request: Asked, seconds: float = 60.0) -> int:
+def _await(ledger: Ledger, seconds: float = 60.0) -> int:
     """Wait until the driver has left."""
     until = time.monotonic() + seconds
     while ledger.driver() is not None:
@@ -82,18 +86,24 @@ def _await(ledger: Ledger, request: Asked, seconds: float = 60.0) -> int:
     return 0
 
 
-def _cancel_undriven(project: Project, ledger: Ledger, arguments: argparse.Namespace) -> int:
-    """End the jobs that a driver left."""
+def _open_runs(project: Project, ledger: Ledger) -> list[str]:
+    """The runs of attempts that no driver has brought to their ends."""
+    state = State(ledger.sweep, ledger.events())
+    return [a.run for a in state.by_run.values() if a.open and (project.runs / a.run).is_dir()]
+
+
+def _cancel_undriven(project: Project, ledger: Ledger, request: Asked) -> int | None:
+    """End the jobs that a driver left; None when somebody drives the sweep after all."""
     from launcher.cli.ending import end_runs
 
-    state = State(ledger.sweep, ledger.events())
     with ledger.lock() as held:
         if not held.acquired:
-            return ask(arguments)
-        left = [a.run for a in state.by_run.values() if a.open and (project.runs / a.run).is_dir()]
-        end_runs(project, left, "launcher sweep cancel")
+            return None
+        ledger.append(request)
+        left = _open_runs(project, ledger)
+        code = end_runs(project, left, "launcher sweep cancel")
     say(f"sweep {ledger.id}: {len(left)} runs were ended")
-    return 0
+    return code
 
 
 def add(arguments: argparse.Namespace) -> int:
@@ -145,10 +155,3 @@ def _request(ledger: Ledger, request: Asked | Added) -> None:
         ledger.ask(request)
     except OSError as error:
         raise LauncherError(f"its driver cannot be asked: {error.strerror}", where=str(ledger.directory)) from None
-
-
-def _me() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"user {os.getuid()}"

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import getpass
 import json
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from launcher.core.errors import ConfigError
+from launcher.core.rights import user_name
 from launcher.core.state import state_directory
 from launcher.core.terminal import one_line, trusted
 from launcher.sweep import ledger as ledgers
@@ -46,7 +47,7 @@ def asks(ledger: Ledger) -> Callable[[str], None]:
 
     def ask(verb: str) -> None:
         with contextlib.suppress(OSError):
-            ledger.ask(Asked(time=time.time(), verb=verb, by=getpass.getuser()))  # type: ignore[arg-type]
+            ledger.ask(Asked(time=time.time(), verb=verb, by=user_name()))  # type: ignore[arg-type]
 
     return ask
 
@@ -59,10 +60,23 @@ def status(arguments: argparse.Namespace) -> int:
     if arguments.watch and not arguments.json and sys.stdout.isatty() and sys.stdin.isatty():
         from launcher.cli.sweep_view import LiveView
 
-        view = LiveView(lambda: seen(runs, ledger), asks(ledger), trusted(sys.stdout))
+        driven, left = threading.Event(), threading.Event()
+
+        def look() -> Overview:
+            found = seen(runs, ledger)
+            if found.driver:
+                driven.set()
+            elif driven.is_set():
+                left.set()
+            return found
+
+        view = LiveView(look, asks(ledger), trusted(sys.stdout))
         view.start()
-        view.closed.wait()
-        return 0
+        while not view.closed.wait(0.2) and not left.is_set():
+            pass
+        view.close()
+        if not left.is_set():
+            return 0
     while True:
         found = seen(runs, ledger)
         if arguments.json:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from launcher.core.errors import LauncherError
 from launcher.core.terminal import one_line
 from launcher.run.verdict import tail
 from launcher.sweep.overview import RANK, JobLine, Overview, age, head_of
@@ -173,6 +174,12 @@ class LiveView:
         self._thread.join(3.0)
 
     def _show_on(self) -> None:
+        try:
+            self._show()
+        finally:  # whoever prints beside the view waits for that, and `status --watch` too
+            self.closed.set()
+
+    def _show(self) -> None:
         view = View()
         with contextlib.ExitStack() as stack:
             screen = stack.enter_context(Screen(self._stream))
@@ -180,12 +187,13 @@ class LiveView:
             found, looked = self._look(), time.monotonic()
             while not self._over.is_set():
                 if time.monotonic() - looked >= EACH:
-                    found, looked = self._look(), time.monotonic()
+                    looked = time.monotonic()
+                    with contextlib.suppress(LauncherError):  # a file that cannot be read now: the last picture stays
+                        found = self._look()
                 size = shutil.get_terminal_size()
                 screen.draw(view.lines(found, size.columns, size.lines, time.time()), (size.columns, size.lines))
                 if (key := wait(0.2)) and self._take(key, view, found):
                     break
-        self.closed.set()
 
     def _take(self, key: str, view: View, found: Overview) -> bool:
         """Do what a key asks for; whether the view is to be closed."""

@@ -7,7 +7,6 @@ and would be submitted later; a job that disappears under its driver looks like 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
 import socket
@@ -18,6 +17,7 @@ from launcher.core.errors import Cancelled
 from launcher.core.process import stoppable
 from launcher.core.publish import write_json
 from launcher.core.reading import read_file
+from launcher.core.rights import user_name
 from launcher.core.stop import Stop
 from launcher.run.kind import Services
 from launcher.run.record import RunRecord
@@ -32,11 +32,7 @@ _LARGEST = 4096
 
 def ask(record: RunRecord, by: str) -> None:
     """Ask the run's driver, on whatever host, to end it. Raises OSError."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = f"user {os.getuid()}"
-    who = f"cancelled by {user} on {socket.gethostname()} ({by})"
+    who = f"cancelled by {user_name()} on {socket.gethostname()} ({by})"
     write_json(record.directory / FILE, {"time": time.time(), "text": who})
 
 
