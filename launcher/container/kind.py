@@ -10,7 +10,6 @@ import hashlib
 import math
 import re
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -23,7 +22,6 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.container.planned import OWN, ContainerJob
 from launcher.core.errors import CheckoutError
 from launcher.plan.derive import Context
-from launcher.plan.job_environment import left_out
 from launcher.plan.plan import Plan
 from launcher.runner.file import RunnerFile
 
@@ -134,9 +132,7 @@ class ContainerKind:
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
         """sbatch of the script, held; or the embedded scheduler."""
         from launcher.container import submit as submitting
-        from launcher.core.process import run as run_program
         from launcher.result.collect import refuse_strangers
-        from launcher.run.kind import Submitted
 
         if run.plan.results.mode == "eval":
             refuse_strangers(run.results_directory, run.plan.results)
@@ -148,29 +144,7 @@ class ContainerKind:
             argv = submitting.embedded_argv(plan, self._jobs, log, script)
         environ = run.services.environ
         environment = submitting.environment(job, environ, run.services.tools.environment)
-        answer = submitting.submit(
-            argv,
-            environment,
-            token=run.id,
-            earlier=submission.earlier,
-            scheduler=run.services.scheduler,
-            # Not ended when we are asked to stop: a submission that is cut off leaves open whether there is a job.
-            run=partial(run_program, pass_fds=submission.keep_open),
-            sleep=time.sleep,
-        )
-        output = self.output_directory(plan, answer.job_id)
-        return Submitted(
-            answer.job_id,
-            answer.submitted,
-            output,
-            self.log_in(output, answer.job_id),
-            held=self.holds(plan),
-            adopted=bool(answer.adopted),
-            said=answer.said,
-            notes=(f"the submission failed, and the job exists: {answer.adopted}",) if answer.adopted else (),
-            left_out=left_out(environ, environment),
-            cluster=answer.cluster,
-        )
+        return submitting.submit_job(self, run, argv, environment, submission)
 
     def holds(self, plan: Plan) -> bool:
         """Slurm's jobs are submitted held."""

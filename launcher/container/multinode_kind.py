@@ -11,7 +11,6 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from launcher.container.planned import OWN
 from launcher.core.errors import CheckoutError
 from launcher.core.reading import read_file, sha256_of
 from launcher.plan.derive import Context
-from launcher.plan.job_environment import KEPT, from_host, left_out
+from launcher.plan.job_environment import KEPT, from_host
 from launcher.plan.plan import Plan
 from launcher.runner.file import RunnerFile
 from launcher.slurm.client import JobKey, JobState
@@ -113,39 +112,16 @@ class MultinodeKind:
 
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
         """sbatch of the script, held."""
-        from launcher.container.submit import submit
-        from launcher.core.process import run as run_program
+        from launcher.container.submit import submit_job
         from launcher.result.collect import refuse_strangers
-        from launcher.run.kind import Submitted
 
         plan, job, root = run.plan, MultinodeJob.of(run.plan), prepared.root
         refuse_strangers(run.results_directory, plan.results)
         workspace, environ = str(_works_in(plan, root)), run.services.environ
         environment = job_environment(job, environ, run.services.tools.environment)
         options = [option.replace("{workspace}", workspace) for option in job.submit.argv]
-        answer = submit(
-            ["sbatch", *options, f"--chdir={root}", str(root / SCRIPT)],
-            environment,
-            token=run.id,
-            earlier=submission.earlier,
-            scheduler=run.services.scheduler,
-            # Not ended when we are asked to stop: a submission that is cut off leaves open whether there is a job.
-            run=partial(run_program, pass_fds=submission.keep_open),
-            sleep=time.sleep,
-        )
-        output = self.output_directory(plan, answer.job_id)
-        return Submitted(
-            answer.job_id,
-            answer.submitted,
-            output,
-            self.log_in(output, answer.job_id),
-            held=True,
-            adopted=bool(answer.adopted),
-            said=answer.said,
-            notes=(f"the submission failed, and the job exists: {answer.adopted}",) if answer.adopted else (),
-            left_out=left_out(environ, environment),
-            cluster=answer.cluster,
-        )
+        argv = ["sbatch", *options, f"--chdir={root}", str(root / SCRIPT)]
+        return submit_job(self, run, argv, environment, submission)
 
     def holds(self, plan: Plan) -> bool:
         """Always."""

@@ -10,13 +10,15 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.container.planned import ContainerJob, PlannedAllocation
 from launcher.core.errors import JobsExist, SubmissionError, SubmissionUnknown
 from launcher.core.process import CommandRunner, Completed
 from launcher.core.slurm_notation import limit_seconds
-from launcher.plan.job_environment import KEPT, from_host
+from launcher.plan.job_environment import KEPT, from_host, left_out
 from launcher.plan.plan import Plan
 from launcher.slurm.client import Scheduler, SchedulerUnreachable
 from launcher.slurm.other_jobs import elsewhere
@@ -29,6 +31,9 @@ from launcher.slurm.submission import (
     printed_cluster,
     printed_ids,
 )
+
+if TYPE_CHECKING:
+    from launcher.run.kind import JobKind, Run, Submission, Submitted
 
 TIMEOUT = 240.0
 """Seconds for the submitting program."""
@@ -95,6 +100,36 @@ def embedded_argv(plan: Plan, jobs: Path, log: Path, script: Path) -> list[str]:
     # The job's PYTHONPYCACHEPREFIX is not for this program: see `launcher.container.embedded.BYTECODE`.
     program = [sys.executable, "-X", "pycache_prefix=", "-m", "launcher.container.embedded"]
     return [*program, str(jobs), plan.job_name, plan.run_key, str(log), str(limit or ""), str(script)]
+
+
+def submit_job(kind: JobKind, run: Run, argv: list[str], environment: Mapping[str, str], how: Submission) -> Submitted:
+    """Submit the run's job with this environment. Raises as `submit` does."""
+    from launcher.core.process import run as run_program
+    from launcher.run.kind import Submitted
+
+    answer = submit(
+        argv,
+        environment,
+        token=run.id,
+        earlier=how.earlier,
+        scheduler=run.services.scheduler,
+        # Not ended when we are asked to stop: a submission that is cut off leaves open whether there is a job.
+        run=partial(run_program, pass_fds=how.keep_open),
+        sleep=time.sleep,
+    )
+    output = kind.output_directory(run.plan, answer.job_id)
+    return Submitted(
+        answer.job_id,
+        answer.submitted,
+        output,
+        kind.log_in(output, answer.job_id),
+        held=kind.holds(run.plan),
+        adopted=bool(answer.adopted),
+        said=answer.said,
+        notes=(f"the submission failed, and the job exists: {answer.adopted}",) if answer.adopted else (),
+        left_out=left_out(run.services.environ, environment),
+        cluster=answer.cluster,
+    )
 
 
 def submit(
