@@ -341,6 +341,7 @@ class Runner(Struct, frozen=True, kw_only=True):
     """What sweeps take at once."""
     node: Node
     login: Login | None = None
+    """Where people log in to this cluster, if `launcher remote` is to reach it by this name."""
     storage: list[Storage] = []
     """File systems, and which nodes see them. A path on none of these is taken to be seen by all nodes."""
     images: Images = Images()
