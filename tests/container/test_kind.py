@@ -228,7 +228,7 @@ def test_the_container_of_a_killed_job_is_ended_and_no_other(boxes: Boxes, comma
     boxes.host.benchmark("sleep 600")
     boxes.submitted_and_left("left")
     stand_ins = boxes.host.stand_ins
-    wait_for(stand_ins.containers)
+    wait_for(lambda: list((stand_ins.root / "containers").glob("*/pid")))  # what is written last
     record = boxes.record("left")
     assert record.job is not None
     (theirs := stand_ins.root / "containers/theirs").mkdir()
