@@ -182,7 +182,6 @@ def _end(run: Run, error: LauncherError | None, collected: Collected, state: Job
         where, hint = (run.record.hide(text) if text is not None else None for text in (error.where, error.hint))
         recorded = RecordedError(error.layer, run.record.hide(error.message), where, hint)
     now, code = time.time(), outcome.exit_code
-    run.record.update(state=name, ended=now, exit_code=code, verdict=judged, error=recorded)
     fields, job = run.record.fields, run.record.job
     written = summary(
         run.plan,
@@ -195,10 +194,14 @@ def _end(run: Run, error: LauncherError | None, collected: Collected, state: Job
             model=dict(run.record.step("model").facts) or None,
             stand_ins=run.services.tools.stand_ins,
         ),
-        times={"started": fields.created, "submitted": job.submitted if job else None, "ended": fields.ended},
+        times={"started": fields.created, "submitted": job.submitted if job else None, "ended": now},
         problems=[f"{recorded.layer}: {recorded.message}"] if recorded and recorded.layer != "results" else [],
     )
-    write_json(run.record.directory / "summary.json", written)
+    try:
+        # Before the record says that the run is over: nobody comes back to a run that is.
+        write_json(run.record.directory / "summary.json", written)
+    finally:
+        run.record.update(state=name, ended=now, exit_code=code, verdict=judged, error=recorded)
     run.record.event("end", name if error is None else f"{name}: {error.layer}: {error.message}")
     run.record.event("verdict", str(judged))
     unmark(run.record)
