@@ -40,13 +40,10 @@ def start(arguments: argparse.Namespace) -> int:
     """
     if arguments.run_id:
         raise ConfigError("a sweep has many runs", where="--run-id", hint="launcher run --run-id ID; --name names it")
-    project = open_project(arguments, look=True)
-    policy = policy_of(arguments)
-    jobs, refused = wanted(arguments, project, policy)
-    code = tell_refused(refused, len(jobs))
+    project, policy = open_project(arguments, look=True), policy_of(arguments)
+    jobs, refused, code = _selected(arguments, project, policy)
     if not jobs:
         return code
-    check_limits(jobs, policy)
     show_cost(jobs)
     runners = dict.fromkeys(job.runner for job in jobs)
     costs = {name: sum(job.gpu_hours or 0.0 for job in jobs if job.runner == name) for name in runners}
@@ -91,15 +88,23 @@ def resume(arguments: argparse.Namespace) -> int:
     return drive(project, ledger, arguments, policy)
 
 
-def plan(arguments: argparse.Namespace) -> int:
-    """Say what a sweep of the selection would be; nothing is made and nothing is started."""
-    project = open_project(arguments, look=True)
-    policy = policy_of(arguments)
+def _selected(
+    arguments: argparse.Namespace, project: Project, policy: Policy
+) -> tuple[list[Job], list[ConfigError], int]:
+    """The jobs of the selection, which the limits allow; what cannot take part, which is told, and its exit code."""
     jobs, refused = wanted(arguments, project, policy)
     code = tell_refused(refused, len(jobs))
+    if jobs:
+        check_limits(jobs, policy)
+    return jobs, refused, code
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Say what a sweep of the selection would be; nothing is made and nothing is started."""
+    project, policy = open_project(arguments, look=True), policy_of(arguments)
+    jobs, refused, code = _selected(arguments, project, policy)
     if not jobs:
         return code
-    check_limits(jobs, policy)
     done = valid_elsewhere(project, jobs)
     canary = canaries(jobs, policy.canary)
     guesses = estimates(jobs, history(project.runs))
