@@ -242,7 +242,7 @@ def _compare_locks(said: Statement, probed: Probed) -> str:
     late = "" if probed.clocks < 5 else f"; the clocks differ by {probed.clocks:g} s"
     found = f"{probed.where}: flock {probed.flock}, owner file {probed.owner_file}{late}"
     if not probed.one_at_a_time:
-        hint = "images may be imported twice at once; what is published is whole all the same (docs/images.md)"
+        hint = "images may be imported twice at once; what is published is whole all the same (docs/guides/images.md)"
         raise Differ(found, hint)
     return found
 

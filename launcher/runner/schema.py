@@ -250,7 +250,7 @@ class Images(Struct, frozen=True, kw_only=True):
     """Whether login and compute nodes see one and the same directory. Otherwise each node has its own, and a job
     imports its image there."""
     name: Literal["underscore", "plus", "plus-nv"] = "underscore"
-    """How the file of an image is named (docs/images.md)."""
+    """How the file of an image is named (docs/guides/images.md)."""
     lock: str = "{squash}.lock"
     """The path that the bash launchers flock; ``{squash}``, ``{directory}`` and ``{name}`` (of the squash file, without
     ``.sqsh``) are filled in."""
@@ -266,7 +266,7 @@ class Images(Struct, frozen=True, kw_only=True):
     """What to do when a tag names another image than the one that is there. Both digests are reported; then ``keep``
     uses the file, ``refresh`` imports the new image under a name with its digest, and ``fail`` is an error."""
     squash_options: str = "-comp zstd -Xcompression-level 3 -b 1M -exit-on-error"
-    """For mksquashfs. The default gives smaller files than enroot's own, and costs less (docs/images.md)."""
+    """For mksquashfs. The default gives smaller files than enroot's own, and costs less (docs/guides/images.md)."""
     processors: int | None = None
     """Processors for one import; all that the host has when not given. On a compute node Slurm is asked for them."""
     transfer_retries: int = 3

@@ -1,4 +1,4 @@
-"""docs/result-fields.md is made of the tables, and nothing in them is without use."""
+"""docs/reference/result-fields.md is made of the tables, and nothing in them is without use."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ def test_every_number_of_a_row_has_a_unit() -> None:
 
 
 def test_the_page_names_every_variable() -> None:
-    text = (ROOT / "docs/result-fields.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/reference/result-fields.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([A-Z][A-Z_0-9]+)`", text))
     assert named >= {field.variable for table in tables().values() for field in table.values() if field.variable}
