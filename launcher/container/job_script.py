@@ -19,9 +19,6 @@ from launcher.image.reference import PlannedImage
 from launcher.plan import preflight
 from launcher.plan.plan import Plan
 
-FACTS = "facts.txt"
-"""What the job writes down in its own directory: a name and a value a line."""
-
 BACK = "back.tar.gz"
 """What a job on a copy of the checkout brings back, in its own directory."""
 

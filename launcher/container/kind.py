@@ -5,40 +5,25 @@ A run's own directory holds the job's script, and below it one directory a job: 
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace as change
 
-from launcher.benchmark.benchmark import Benchmark
-from launcher.container.planned import OWN, ContainerJob
+from launcher.container.planned import COPY, FACTS, LOG, SCRIPT, ContainerJob
+from launcher.container.script_kind import PlanRow, ScriptKind, fingerprint_of, works_in
 from launcher.core.errors import CheckoutError
-from launcher.plan.derive import Context
-from launcher.plan.plan import Plan
-from launcher.runner.file import RunnerFile
+from launcher.plan.plan import OWN, Plan
 
 if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
     from launcher.result.collect import Collected
     from launcher.run.kind import Prepared, Run, Submission, Submitted
-    from launcher.slurm.client import JobKey, JobState
-    from launcher.slurm.logs import EndMarkers
-
-PlanRow = Callable[[Benchmark, RunnerFile, Context], Plan]
-
-SCRIPT = "job.sh"
-LOG = "benchmark_job.log"
-"""A job's log, in its own directory. By this beginning what fails in it is put down to the benchmark."""
-
-_BEGIN, _END = "launcher: job ", re.compile(r"^launcher: the job ends with exit code (?P<code>\d+)\n", re.MULTILINE)
-"""The first and the last line of the job's script (`job_script`)."""
 
 ENGINE_TIMEOUT = 60.0
 """Seconds for one question to docker or podman."""
@@ -46,30 +31,18 @@ ENGINE_TIMEOUT = 60.0
 _ID = re.compile(r"[0-9A-Za-z]{6,64}")
 """An id as they list it."""
 
-COPY = "workspace"
-"""In a run's own directory: the copy of the checkout that a job by hand works on."""
-
-_NOT_COPIED = (".git", OWN, "LOGS", "outputs", "results", "srt-slurm*", "*.sqsh")
-"""At the top of the checkout: what no job needs of it."""
-
 ARCHIVE_TIMEOUT = 1800.0
 """Seconds for packing the checkout."""
 
 
-class ContainerKind:
+class ContainerKind(ScriptKind):
     """The kinds ``container`` and ``docker`` (`launcher.run.kind.JobKind`). ``jobs`` is the embedded scheduler's
     directory, where jobs on the runner's own host are."""
 
     def __init__(self, name: str, plan_row: PlanRow, jobs: Path) -> None:
+        super().__init__(plan_row, own_directory)
         self.name = name
-        self.plan = plan_row
         self._jobs = jobs
-
-    @cached_property
-    def _markers(self) -> EndMarkers:
-        from launcher.slurm.logs import EndMarkers
-
-        return EndMarkers(_END, begin=_BEGIN)
 
     def describe(self, plan: Plan) -> list[tuple[str, str]]:
         """Allocation, engine, image, script, mounts."""
@@ -88,17 +61,7 @@ class ContainerKind:
         job = ContainerJob.of(plan)
         own = job.own_workspace
         top = Path(plan.workspace.path) if own is None else Path(own.benchmarks).parent
-        with contextlib.suppress(OSError):
-            return {"script": hashlib.sha256((top / job.script.path).read_bytes()).hexdigest()[:12]}
-        return {"script": ""}
-
-    def is_complete(self, plan: Plan) -> bool:
-        """Always: nothing that is prepared decides about it."""
-        return True
-
-    def complete(self, plan: Plan, prepared: Prepared) -> Plan:
-        """The plan itself."""
-        return plan
+        return fingerprint_of(top / job.script.path)
 
     def prepare(self, run: Run) -> Prepared:
         """The job's script, and the checkout as an archive where the job runs on a copy."""
@@ -126,9 +89,6 @@ class ContainerKind:
         there = lying_there(run.plan.results, _results_in(run.plan, root))
         return Prepared(root, {"root": str(root), "there_before": there})
 
-    def look(self, run: Run) -> None:
-        """Does nothing: the job looks at its node itself."""
-
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
         """sbatch of the script, held; or the embedded scheduler."""
         from launcher.container import submit as submitting
@@ -150,10 +110,6 @@ class ContainerKind:
         """Slurm's jobs are submitted held."""
         return ContainerJob.of(plan).allocation is not None
 
-    def output_directory(self, plan: Plan, job_id: str) -> Path:
-        """By the job's id, below the run's own directory."""
-        return own_directory(plan) / job_id
-
     def output_of_log(self, log: Path) -> Path | None:
         """The directory of the log."""
         return log.parent if log.name == LOG else None
@@ -166,19 +122,6 @@ class ContainerKind:
         """The job's own directory: Slurm makes none for a log. Raises OSError."""
         assert run.record.job is not None
         Path(run.record.job.output).mkdir(parents=True, exist_ok=True)
-
-    def end_by_log(self, job: JobKey, log: Path) -> JobState | None:
-        """By the line that the job's script writes last."""
-        return self._markers.read(job, log)
-
-    def evidence(self, run: Run) -> Mapping[str, Path | str]:
-        """The job's script, and what the job wrote down: the image's digest, how long its import held GPUs."""
-        from launcher.container.job_script import FACTS
-
-        found: dict[str, Path | str] = {SCRIPT: own_directory(run.plan) / SCRIPT}
-        if run.record.job is not None:
-            found[FACTS] = Path(run.record.job.output) / FACTS
-        return found
 
     def end_leftovers(self, run: Run) -> None:
         """End the container of a job on this host whose script was killed: docker and podman go on with it."""
@@ -203,12 +146,12 @@ class ContainerKind:
         """Results of this job alone; what it wrote down goes into the record."""
         from launcher.container import results
         from launcher.container.checkpoint import refuse_another_checkpoint
-        from launcher.container.job_script import BACK, FACTS
+        from launcher.container.job_script import BACK
 
         job, recorded, expected = ContainerJob.of(run.plan), run.record.job, run.plan.results
         assert recorded is not None
         own = Path(recorded.output)
-        workspace, directory = Path(_works_in(run.plan, own.parent)), _results_in(run.plan, own.parent)
+        workspace, directory = works_in(own.parent, job.workspace_of(run.plan)), _results_in(run.plan, own.parent)
         if job.staging is not None and (own / BACK).exists():
             for doubt in results.unpack(own / BACK, workspace):
                 run.record.event("warning", f"not brought back: {doubt}")
@@ -239,16 +182,10 @@ def own_directory(plan: Plan) -> Path:
     return Path(job.workspace_of(plan), OWN, plan.run_key)
 
 
-def _works_in(plan: Plan, root: Path) -> str:
-    """The workspace that the job writes into: the run's own copy, where there is one. ``root`` is the own directory of
-    the run that submitted the job."""
-    copy = root / COPY
-    return str(copy) if copy.is_dir() else ContainerJob.of(plan).workspace_of(plan)
-
-
 def _results_in(plan: Plan, root: Path) -> Path:
     """Where the job leaves its results."""
-    directory, workspace = plan.results.directory or "{workspace}", _works_in(plan, root)
+    directory = plan.results.directory or "{workspace}"
+    workspace = str(works_in(root, ContainerJob.of(plan).workspace_of(plan)))
     return Path(workspace if directory == plan.workspace.path else directory.replace("{workspace}", workspace))
 
 
@@ -272,11 +209,11 @@ def _in(workspace: Path, plan: Plan) -> Plan:
 def _copy_checkout(run: Run, copy: Path) -> None:
     """The checkout for this job alone; empty where the job's node has a copy, which comes back here. Raises OSError,
     shutil.Error."""
+    from launcher.run.kind import copy_workspace
+
     copy.mkdir(parents=True, exist_ok=True)
     if ContainerJob.of(run.plan).staging is None:
-        source, unwanted = run.plan.workspace.path, shutil.ignore_patterns(*_NOT_COPIED)
-        ignore = lambda directory, names: unwanted(directory, names) if directory == source else set()  # noqa: E731
-        shutil.copytree(source, copy, symlinks=True, dirs_exist_ok=True, ignore=ignore)
+        copy_workspace(run.plan.workspace.path, copy)
         run.log(f"the job works on a copy of the checkout: {copy}")
 
 

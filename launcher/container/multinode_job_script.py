@@ -14,9 +14,6 @@ from launcher.core.shell_words import command, variable, word
 from launcher.plan import preflight
 from launcher.plan.plan import Plan
 
-FACTS = "facts.txt"
-"""What the job writes down in its own directory: a name and a value a line."""
-
 LABEL = "launcher.job"
 """Of docker's containers: the run and its job, so that exactly our own are ended."""
 

@@ -6,50 +6,36 @@ output and what was gathered of its nodes'.
 
 from __future__ import annotations
 
-import contextlib
-import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.result_names import agentic_result_name
-from launcher.container.multinode_planned import LOG, MultinodeJob
-from launcher.container.planned import OWN
+from launcher.container.multinode_planned import MultinodeJob
+from launcher.container.planned import COPY, FACTS, LOG, SCRIPT
+from launcher.container.script_kind import PlanRow, ScriptKind, fingerprint_of, works_in
 from launcher.core.errors import CheckoutError
-from launcher.core.reading import read_file, sha256_of
-from launcher.plan.derive import Context
+from launcher.core.reading import read_file
 from launcher.plan.job_environment import KEPT, from_host
-from launcher.plan.plan import Plan
-from launcher.runner.file import RunnerFile
-from launcher.slurm.client import JobKey, JobState
-from launcher.slurm.logs import EndMarkers
+from launcher.plan.plan import OWN, Plan
 
 if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
     from launcher.result.collect import Collected
     from launcher.run.kind import Prepared, Run, Submission, Submitted
 
-PlanRow = Callable[[Benchmark, RunnerFile, Context], Plan]
-
-SCRIPT, COPY = "job.sh", "workspace"
-"""In a run's own directory: the script, and the copy of the checkout that a job by hand works on."""
-
 OURS = ".launcher-run"
 """In the directory of logs: whose it is. One that an earlier job left has another run's id, or none."""
 
-_BEGIN, _END = "launcher: job ", re.compile(r"^launcher: the job ends with exit code (?P<code>\d+)\n", re.MULTILINE)
 
-
-class MultinodeKind:
+class MultinodeKind(ScriptKind):
     """The kinds ``amd-multinode``, ``llm-d`` and ``tilert`` (`launcher.run.kind.JobKind`)."""
 
     name = "multinode"
 
     def __init__(self, plan_row: PlanRow) -> None:
-        self.plan = plan_row
-        self._markers = EndMarkers(_END, begin=_BEGIN)
+        super().__init__(plan_row, own_directory)
 
     def describe(self, plan: Plan) -> list[tuple[str, str]]:
         """Allocation, containers, script, checks, mounts."""
@@ -69,25 +55,14 @@ class MultinodeKind:
 
     def fingerprint(self, plan: Plan) -> dict[str, str]:
         """The script that runs in the containers, as it is now."""
-        with contextlib.suppress(OSError):
-            script = Path(plan.workspace.path, MultinodeJob.of(plan).script.path)
-            return {"script": sha256_of(script)[:12]}
-        return {"script": ""}
-
-    def is_complete(self, plan: Plan) -> bool:
-        """Always: nothing that is prepared decides about it."""
-        return True
-
-    def complete(self, plan: Plan, prepared: Prepared) -> Plan:
-        """The plan itself."""
-        return plan
+        return fingerprint_of(Path(plan.workspace.path, MultinodeJob.of(plan).script.path))
 
     def prepare(self, run: Run) -> Prepared:
         """The job's script, the directory of its logs, and for a run by hand a copy of the checkout."""
         from launcher.container.multinode_job_script import render
         from launcher.core.publish import write_text
         from launcher.result.collect import files_there
-        from launcher.run.kind import Prepared
+        from launcher.run.kind import Prepared, copy_workspace
 
         plan, root = run.plan, own_directory(run.plan)
         job = MultinodeJob.of(plan)
@@ -95,7 +70,8 @@ class MultinodeKind:
             root.mkdir(parents=True, exist_ok=True)
             write_text(root.parent / ".gitignore", "*\n")  # whoever looks at the checkout's status need not see it
             if run.record.fields.results != "workspace" and plan.workspace.shared is None:
-                _copy_checkout(run, root / COPY, job)
+                copy_workspace(plan.workspace.path, root / COPY, (job.files.directory,))
+                run.log(f"the job works on a copy of the checkout: {root / COPY}")
             workspace = _works_in(plan, root)
             logs = workspace / job.files.directory
             if not logs.exists():
@@ -106,9 +82,6 @@ class MultinodeKind:
             raise CheckoutError(f"the job's script cannot be written: {error}", where=str(root)) from None
         names = [agentic_result_name(plan.results.filename, at) for at in plan.results.concurrencies]
         return Prepared(root, {"root": str(root), "there_before": files_there(workspace, names)})
-
-    def look(self, run: Run) -> None:
-        """Does nothing: each node looks for itself, when the job begins."""
 
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
         """sbatch of the script, held."""
@@ -126,10 +99,6 @@ class MultinodeKind:
     def holds(self, plan: Plan) -> bool:
         """Always."""
         return True
-
-    def output_directory(self, plan: Plan, job_id: str) -> Path:
-        """By the job's id, below the run's own directory."""
-        return own_directory(plan) / job_id
 
     def output_of_log(self, log: Path) -> Path | None:
         """The directory above ``logs``."""
@@ -157,25 +126,11 @@ class MultinodeKind:
                 log.symlink_to(output)
         write_clock(log.parent.parent)
 
-    def end_by_log(self, job: JobKey, log: Path) -> JobState | None:
-        """By the line that the job's script writes last."""
-        return self._markers.read(job, log)
-
-    def evidence(self, run: Run) -> Mapping[str, Path | str]:
-        """The job's script, and what the job wrote down."""
-        from launcher.container.multinode_job_script import FACTS
-
-        found: dict[str, Path | str] = {SCRIPT: own_directory(run.plan) / SCRIPT}
-        if run.record.job is not None:
-            found[FACTS] = Path(run.record.job.output) / FACTS
-        return found
-
     def end_leftovers(self, run: Run) -> None:
         """Does nothing: each node ends its own container, and no other host reaches its engine."""
 
     def collect(self, run: Run, patience: float) -> Collected:
         """Results of this job alone, after its nodes' files were gathered."""
-        from launcher.container.multinode_job_script import FACTS
         from launcher.container.multinode_results import Gathered, request_for
         from launcher.container.results import facts
         from launcher.result.collect import collect
@@ -237,15 +192,4 @@ def job_environment(job: MultinodeJob, environ: Mapping[str, str], tools: Mappin
 
 
 def _works_in(plan: Plan, root: Path) -> Path:
-    """The workspace that the job works in: the run's own copy, where there is one."""
-    copy = root / COPY
-    return copy if copy.is_dir() else Path(plan.workspace.shared or plan.workspace.path)
-
-
-def _copy_checkout(run: Run, copy: Path, job: MultinodeJob) -> None:
-    """The checkout for this job alone: jobs by hand may share theirs, and write files of the same names."""
-    source = run.plan.workspace.path
-    unwanted = shutil.ignore_patterns(".git", OWN, "LOGS", "outputs", "srt-slurm*", "*.sqsh", job.files.directory)
-    ignore = lambda directory, names: unwanted(directory, names) if directory == source else set()  # noqa: E731
-    shutil.copytree(source, copy, symlinks=True, dirs_exist_ok=True, ignore=ignore)
-    run.log(f"the job works on a copy of the checkout: {copy}")
+    return works_in(root, plan.workspace.shared or plan.workspace.path)

@@ -6,16 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import msgspec
-
 from launcher.container.planned import ContainerOptions, PlannedAllocation, PlannedScript
-from launcher.core.errors import ConfigError
-from launcher.core.reading import built
 from launcher.plan.derive import Resolved
-from launcher.plan.plan import Plan
-
-LOG = "benchmark_job.log"
-"""A job's output, in its own ``logs``: by this beginning what fails in it is put down to the benchmark."""
+from launcher.plan.plan import Plan, json_values
 
 
 @dataclass(frozen=True)
@@ -90,15 +83,11 @@ class MultinodeJob:
     @classmethod
     def of(cls, plan: Plan) -> MultinodeJob:
         """The part of this plan. Raises ConfigError when it is not there, or not whole."""
-        try:
-            return msgspec.convert(plan.details, built(cls))
-        except msgspec.ValidationError as error:
-            message = f"not a plan of kind {plan.kind}: {error}"
-            raise ConfigError(message, where=f"run {plan.run_key}") from None
+        return plan.part(cls)
 
     def as_details(self) -> dict[str, Any]:
         """In JSON values, as a plan holds it."""
-        details: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        details: dict[str, Any] = json_values(self)
         return details
 
 

@@ -13,7 +13,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.container.multinode_planned import LOG, MultinodeJob
+from launcher.container.multinode_planned import MultinodeJob
+from launcher.container.planned import LOG
 from launcher.plan.plan import Plan
 from launcher.result.collect import CollectRequest
 from launcher.result.contradictions import Window

@@ -8,13 +8,15 @@ from typing import Any, Literal
 
 import msgspec
 
-from launcher.core.errors import ConfigError
-from launcher.core.reading import built
 from launcher.plan.derive import Resolved
-from launcher.plan.plan import Plan
+from launcher.plan.plan import Plan, json_values
 
-OWN = ".launcher"
-"""In the workspace: the own directories of runs, by their ids. They are no results, and are in no copy."""
+SCRIPT, COPY = "job.sh", "workspace"
+"""In a run's own directory: the job's script, and the copy of the checkout that a job by hand works on."""
+
+LOG, FACTS = "benchmark_job.log", "facts.txt"
+"""Of a job: its output, by whose beginning what fails in it is put down to the benchmark; and what it writes down, a
+name and a value a line."""
 
 Engine = Literal["pyxis", "enroot", "docker", "podman"]
 
@@ -115,11 +117,7 @@ class ContainerJob(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, plan: Plan) -> ContainerJob:
         """The part of this plan. Raises ConfigError when it is not there, or not whole."""
-        try:
-            return msgspec.convert(plan.details, built(cls))
-        except msgspec.ValidationError as error:
-            message = f"not a plan of kind {plan.kind}: {error}"
-            raise ConfigError(message, where=f"run {plan.run_key}") from None
+        return plan.part(cls)
 
     def workspace_of(self, plan: Plan) -> str:
         """The workspace that the job works in: one of its own, the copy that compute nodes see, or the plan's."""
@@ -129,7 +127,7 @@ class ContainerJob(msgspec.Struct, frozen=True):
 
     def as_details(self) -> dict[str, Any]:
         """In JSON values, as a plan holds it."""
-        details: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        details: dict[str, Any] = json_values(self)
         return details
 
 

@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from launcher.container.planned import OWN
 from launcher.core.errors import ResultError
 from launcher.core.publish import publishing
 from launcher.core.reading import open_regular, sha256_of
 from launcher.core.retry import until
-from launcher.plan.plan import Expected
+from launcher.plan.plan import OWN, Expected
 from launcher.result.collect import Collected, Problem
 from launcher.result.contradictions import Window
 from launcher.result.evaluations import RESULTS, Thresholds, judge
@@ -257,7 +256,7 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> Non
 
 
 def facts(path: Path) -> Mapping[str, str]:
-    """What the job wrote down (`job_script.FACTS`); nothing when it cannot be read."""
+    """What the job wrote down (`planned.FACTS`); nothing when it cannot be read."""
     try:
         with open_regular(path) as file:
             lines = file.read(1 << 16).decode(errors="replace").splitlines()

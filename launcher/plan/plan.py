@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
 import msgspec
 
@@ -27,8 +27,14 @@ SCHEMA = 1
 LARGEST = 32 * 1024 * 1024
 """Bytes of a plan's file. With a large recipe it has some hundred kilobytes."""
 
+OWN = ".launcher"
+"""In the workspace: the own directories of runs, by their ids. They are no results, and are in no copy."""
+
 SRTCTL = "srtctl"
 """The kind of a plan that does not say one: all were of this kind before there were several."""
+
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -217,6 +223,14 @@ class Plan:
     """Names of the host's variables that the job is passed: whoever submits it reads their values from its own
     environment, and no plan holds them. None in plans of earlier versions."""
     schema: int = SCHEMA
+
+    def part(self, form: type[Part]) -> Part:
+        """What its kind of job alone has of this plan. Raises ConfigError when it is not there, or not whole."""
+        try:
+            return msgspec.convert(self.details, built(form))
+        except msgspec.ValidationError as error:
+            message = f"not a plan of kind {self.kind}: {error}"
+            raise ConfigError(message, where=f"run {self.run_key}") from None
 
     def with_squash(self, used: Mapping[str, str]) -> Plan:
         """The plan with other squash files (planned path → the one that was used), wherever it names them."""

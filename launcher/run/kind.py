@@ -7,6 +7,7 @@ Everything else in this room is the same for all kinds. A runner file names the 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +18,7 @@ from launcher.core.process import CommandRunner, clean_environment, run
 from launcher.core.publish import write_json
 from launcher.core.redact import redact
 from launcher.core.stop import Stop
-from launcher.plan.plan import Plan
+from launcher.plan.plan import OWN, Plan
 
 if TYPE_CHECKING:
     from launcher.benchmark.benchmark import Benchmark
@@ -108,6 +109,17 @@ class Submitted:
     notes: tuple[str, ...] = ()
     left_out: Sequence[str] = ()
     cluster: str = ""
+
+
+_NOT_COPIED = (".git", OWN, "LOGS", "outputs", "results", "srt-slurm*", "*.sqsh")
+
+
+def copy_workspace(source: str, copy: Path, without: Sequence[str] = ()) -> None:
+    """What jobs need of a workspace: neither what earlier ones left at its top, nor ``without``. Raises OSError,
+    shutil.Error."""
+    unwanted = shutil.ignore_patterns(*_NOT_COPIED, *without)
+    ignore = lambda directory, names: unwanted(directory, names) if directory == source else set()  # noqa: E731
+    shutil.copytree(source, copy, symlinks=True, dirs_exist_ok=True, ignore=ignore)
 
 
 class JobKind(Protocol):

@@ -34,13 +34,10 @@ from launcher.model.serving import nearest_sibling, require, suggestion
 from launcher.plan.plan import Plan
 from launcher.plan.secrets import refuse_secrets
 from launcher.run.image_usage import mark_used_by
-from launcher.run.kind import Prepared, Run, Submission
+from launcher.run.kind import Prepared, Run, Submission, copy_workspace
 from launcher.run.record import RecordedJob
 from launcher.slurm.client import SAME_SECONDS, JobKey, Phase, SchedulerUnreachable, jobs_with_token
 from launcher.slurm.other_jobs import refuse_other_clusters
-
-_NOT_COPIED = (".git", ".launcher", "srt-slurm*", "outputs", "LOGS", "*.sqsh")
-"""What the compute nodes' copy of the workspace leaves out."""
 
 LOOK = 0.5
 """Seconds between two looks for a request to stop, while a prepared run waits for room."""
@@ -249,9 +246,8 @@ def _prepare_workspace(run: Run) -> Prepared:
             raise CheckoutError(f"it cannot be made: {error.strerror}", where=str(error.filename)) from None
         if workspace.shared:
             run.services.stop.check()
-            ignore = shutil.ignore_patterns(*_NOT_COPIED)
             try:
-                shutil.copytree(workspace.path, workspace.shared, symlinks=True, dirs_exist_ok=True, ignore=ignore)
+                copy_workspace(workspace.path, Path(workspace.shared))
             except (OSError, shutil.Error) as error:
                 message = f"the workspace cannot be copied for the compute nodes: {error}"
                 raise CheckoutError(message, where=workspace.shared) from None

@@ -9,8 +9,6 @@ from typing import Any
 import msgspec
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.core.errors import ConfigError
-from launcher.core.reading import built
 from launcher.core.yaml_source import Key, SourceLocation, reached
 from launcher.plan.derive import Resolved
 from launcher.plan.plan import Plan, json_values
@@ -92,10 +90,7 @@ class SrtctlJob(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, plan: Plan) -> SrtctlJob:
         """The part of this plan. Raises ConfigError when it is not there, or not whole."""
-        try:
-            return msgspec.convert(plan.details, built(cls))
-        except msgspec.ValidationError as error:
-            raise ConfigError(f"not a plan of kind srtctl: {error}", where=f"run {plan.run_key}") from None
+        return plan.part(cls)
 
     def as_details(self) -> dict[str, Any]:
         """In JSON values, as a plan holds it."""

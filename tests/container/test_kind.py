@@ -24,11 +24,11 @@ from msgspec.structs import replace as change
 from launcher import project
 from launcher.benchmark.benchmark import Benchmark
 from launcher.cli import main
-from launcher.container.kind import COPY, LOG, SCRIPT, ContainerKind
-from launcher.container.planned import OWN, ContainerJob
+from launcher.container.kind import ContainerKind
+from launcher.container.planned import COPY, LOG, SCRIPT, ContainerJob
 from launcher.core.shipped import shipped
 from launcher.plan.derive import Context
-from launcher.plan.plan import Plan, WorkspacePlan
+from launcher.plan.plan import OWN, Plan, WorkspacePlan
 from launcher.project import Project
 from launcher.run.prepare import prepare
 from launcher.run.record import RunRecord
