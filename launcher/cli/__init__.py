@@ -1,11 +1,16 @@
 """The command line: arguments in, text out; the decisions and effects are elsewhere.
 
 Open `arguments` first: it has every command with its flags and the ``module:function`` that runs it (`sweep_arguments`
-those of `sweep`, `flags` what several share). There is a module for each group of commands (`running` is about runs,
-`ending` about cancelling them and cleaning up); `common` has what they share, `render` what people see, `output` is
-standard output while a run goes on, `logs`, `results` and `importing` (of images) one command each, `checking` and
-`planning` what is decided. Only argparse is imported here and in these
-three, so that ``launcher --help`` answers at once; a command's own module is imported when that command runs.
+those of `sweep`, `flags` what several share). What that names is a function of the arguments, or a `Command`
+(`command`): its ``answer`` gives a typed value and prints nothing, its ``show`` makes lines of that value and a
+terminal's width, and the value tells the exit code. ``--json``, `launcher schema` (`schemas`) and running elsewhere
+(``--on NAME``: answered there, shown here) need nothing else of a command.
+
+There is a module for each group of commands (`running` is about runs, `ending` about cancelling them and cleaning up);
+`common` has what they share, `render` what people see, `output` is standard output while a run goes on, `logs`,
+`results` and `importing` (of images) one command each, `checking` and `planning` what is decided. Only argparse is
+imported here and in the three with the arguments, so that ``launcher --help`` answers at once; a command's own module
+is imported when that command runs.
 """
 
 from __future__ import annotations
@@ -66,7 +71,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
         command = getattr(importlib.import_module(f"launcher.cli.{module}"), function)
         try:
-            return int(command(arguments) or 0)
+            if callable(command):
+                return int(command(arguments) or 0)
+            from launcher.cli.command import run_command
+
+            return run_command(command, arguments)
         except LauncherError as error:
             return _complain(error, arguments)
         except BrokenPipeError:

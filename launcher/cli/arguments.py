@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from launcher import __version__
 from launcher.cli.flags import (
+    RUN,
     LazyParser,
     ago,
+    as_json,
     backend,
     command_of,
     days,
@@ -18,6 +20,7 @@ from launcher.cli.flags import (
     logs,
     look,
     places,
+    places_and_states,
     positive,
     rows,
     selection,
@@ -50,6 +53,8 @@ def parser() -> argparse.ArgumentParser:
     _image(commands)
     _model(commands)
     _remote(commands)
+    schema = command_of(commands, "schema", "schemas:schema", "the JSON Schema of what a command prints with --json")
+    schema.add_argument("names", nargs="*", metavar="COMMAND", help="like `status` or `image list`; all without one")
     return top
 
 
@@ -90,9 +95,9 @@ def _running(commands: Commands) -> None:
 
 
 def _runs(commands: Commands) -> None:
-    status = command_of(commands, "status", "status:status", "runs and how they stand", places)
-    status.add_argument("run", nargs="?", metavar="RUN", help="one run in detail")
-    status.add_argument("--json", action="store_true", help="the records as JSON")
+    text = "runs and how they stand; RUN in detail"
+    status = command_of(commands, "status", "status:status", text, _which_runs, places_and_states, as_json)
+    status.add_argument("runs", nargs="*", metavar="RUN", help=RUN)
 
     logs = command_of(commands, "logs", "logs:logs", "a run's job log", places)
     logs.add_argument("run", metavar="RUN")
@@ -109,12 +114,18 @@ def _runs(commands: Commands) -> None:
         command.add_argument("run", metavar="RUN", nargs=many)
 
 
+def _which_runs(command: argparse.ArgumentParser) -> None:
+    which = command.add_argument_group("which runs")
+    which.add_argument("--limit", type=positive, metavar="N", help="the latest N")
+    which.add_argument("--since", type=ago, metavar="30d", help="that began at most so long ago (d, h, w)")
+    which.add_argument("--runner", nargs="+", default=[], metavar="NAME", help="on these clusters")
+
+
 def _results(commands: Commands) -> None:
     text = "the table of results again, of runs and sweeps; `results aggregate`: what InferenceX publishes of them"
-    results = command_of(commands, "results", "results:results", text, from_env, places)
+    results = command_of(commands, "results", "results:results", text, from_env, places, as_json)
     text = "runs and sweeps; after the word `aggregate` also a directory of downloaded artifacts"
     results.add_argument("names", nargs="*", metavar="[aggregate] RUN|SWEEP|DIR", help=text)
-    results.add_argument("--json", action="store_true", help="the summaries of the runs as JSON")
     results.add_argument("--csv", action="store_true", help="a line for each point, with every metric")
     text = "of what a directory gives: agg_bmk.json, agg_eval_all.json (default: the current directory)"
     results.add_argument("-o", "--output", metavar="DIR", default=".", help=text)

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+RUN = "a run's id, the beginning of one, or the id of its Slurm job"
+
 YES_OR_NO = argparse.BooleanOptionalAction
 
 
@@ -89,13 +91,41 @@ def backend(command: argparse.ArgumentParser) -> None:
     command.add_argument("--slurm-backend", choices=["auto", "commands", "pyslurm"], help=text)
 
 
-def places(command: argparse.ArgumentParser) -> None:
+def places(command: argparse.ArgumentParser, state: type[argparse.Action] | None = None) -> None:
     where = command.add_argument_group("where things are")
     where.add_argument("--workspace", metavar="DIR", help="InferenceX checkout (GITHUB_WORKSPACE, or here)")
     where.add_argument("--srt-slurm", metavar="DIR", help="a directory of srt-slurm trees named by ref")
     where.add_argument("--runners", metavar="DIR", help="runner files that come before the shipped ones")
     where.add_argument("--recipes", metavar="DIR", help="recipes that come before the shipped ones")
-    where.add_argument("--state", metavar="DIR", help="records and caches (LAUNCHER_STATE, or XDG state directory)")
+    text = "records and caches (LAUNCHER_STATE, or XDG state directory)"
+    if state is None:
+        where.add_argument("--state", metavar="DIR", help=text)
+    else:
+        text = f"{text}; or which runs: {', '.join(STATES)}"
+        where.add_argument("--state", action=state, metavar="DIR|STATE", help=text)
+
+
+STATES = ("new", "preparing", "submitted", "running", "collecting", "succeeded", "failed", "cancelled", "unreadable")
+
+
+class _StateOrDirectory(argparse.Action):
+    """``--state`` of `status`: a word for how runs stand chooses runs, anything else is the directory as everywhere."""
+
+    def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
+        if values in STATES:
+            namespace.states = [*namespace.states, values]
+        else:
+            namespace.state = values
+
+
+def places_and_states(command: argparse.ArgumentParser) -> None:
+    places(command, _StateOrDirectory)
+    command.set_defaults(states=[])
+
+
+def as_json(command: argparse.ArgumentParser) -> None:
+    """For every command that shows something; `launcher schema` has the form."""
+    command.add_argument("--json", action="store_true", help="as JSON; of what goes on, a line each")
 
 
 def from_env(command: argparse.ArgumentParser) -> None:

@@ -254,7 +254,7 @@ class Console:
 
         with self._unheard():
             sys.stdout.write("\n")
-            write_table(summaries(runs, outcomes), sys.stdout, os.environ)
+            write_table(summaries(runs, outcomes))
         for outcome in outcomes:
             if outcome.error is not None:
                 label = self._label(outcome.run, ": ").lstrip()

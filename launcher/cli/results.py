@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.cli.command import Command, Tell
 from launcher.core.errors import ConfigError, ResultError
+from launcher.core.lines import Line, Terminal
 from launcher.core.reading import json_of
 from launcher.core.state import state_directory
-from launcher.core.terminal import one_line, say, styled
 from launcher.result import aggregates
-from launcher.result.summary import rows, write_table
+from launcher.result.summary import rows, table_lines
 from launcher.run.fields import LARGEST
+from launcher.run.naming import run_named
 
 
-def results(arguments: argparse.Namespace) -> int:
-    """Show what runs and sweeps measured, or aggregate it."""
+@dataclass(frozen=True)
+class Aggregates:
+    """Aggregates that were written: how many, of a run or in a file, and where."""
+
+    of: str
+    count: int
+    where: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """The summaries of the runs that were asked for, or (``csv``) their points as lines of CSV, or what was aggregated.
+    ``problems`` are what could not be read."""
+
+    summaries: tuple[dict[str, Any], ...] = ()
+    csv: str | None = None
+    aggregates: tuple[Aggregates, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def answer(arguments: argparse.Namespace, tell: Tell) -> Results:
+    """What runs and sweeps measured; or aggregate it."""
     names: list[str] = arguments.names
     state = state_directory(os.environ, arguments.state)
     if names[:1] == ["aggregate"]:
@@ -30,70 +51,80 @@ def results(arguments: argparse.Namespace) -> int:
     from launcher.report.gather import gather
 
     gathered = gather(names, state)
-    for problem in gathered.problems:
-        print(one_line(problem), file=sys.stderr)
-    found, whole = _summaries([Path(run.source) for run in gathered.runs.values() if run.source])
+    found, wrong = _summaries([Path(run.source) for run in gathered.runs.values() if run.source])
+    csv = None
     if arguments.csv:
         from launcher.report.assemble import document
         from launcher.report.files import points_csv
 
-        sys.stdout.write(points_csv(document(gathered, title=" ".join(names), made="")))
-    elif arguments.json:
-        print(json.dumps(found, indent=2))
-    elif found:
-        write_table(found, styled(sys.stdout), os.environ)
-    else:
-        say("no run of these has ended: launcher status RUN")
-    return 0 if whole and not gathered.problems else ResultError.exit_code
+        csv = points_csv(document(gathered, title=" ".join(names), made=""))
+    return Results(tuple(found), csv, problems=(*gathered.problems, *wrong))
 
 
-def _summaries(directories: Iterable[Path]) -> tuple[list[dict[str, Any]], bool]:
-    """The summaries of the runs in these directories, and whether they are all; one that cannot be read, or makes no
-    rows of the table, is told and passed over."""
-    found, whole = [], True
-    for directory in directories:
-        path = directory / "summary.json"
-        try:
-            summary = json_of(path, LARGEST) if path.exists() else None
-            if summary is not None:
-                rows([summary])
-        except (OSError, ValueError) as error:
-            why = str(error)
-        except (TypeError, LookupError, AttributeError, OverflowError) as error:
-            why = f"it is of another form ({error!r}), launcher collect RUN makes it anew"
-        else:
-            found += [] if summary is None else [summary]
-            continue
-        whole = False
-        print(f"{one_line(str(path))}: it cannot be read: {one_line(why)}", file=sys.stderr)
-    return found, whole
+def show(value: Results, terminal: Terminal) -> Iterator[str]:
+    for made in value.aggregates:
+        yield f"{made.of}: {made.count} aggregates in {made.where}"
+    if value.csv is not None:
+        yield from (Line(line, raw=True) for line in value.csv.splitlines())
+    elif value.summaries:
+        yield from table_lines(value.summaries, terminal.width)
+    elif not value.aggregates:
+        yield "no run of these has ended: launcher status RUN"
 
 
-def show_table(directories: Sequence[Path]) -> None:
-    """Write the table of the runs in these directories, as it stood when they ended, if any did."""
-    if found := _summaries(directories)[0]:
-        write_table(found, styled(sys.stdout), os.environ)
+results = Command(
+    Results,
+    answer,
+    show,
+    aside=lambda value: value.problems,
+    code=lambda value: ResultError.exit_code if value.problems and not value.aggregates else 0,
+    document=lambda value: value.aggregates or value.summaries,
+    form=list[dict[str, Any]],
+)
 
 
-def _aggregate(names: Sequence[str], state: Path, arguments: argparse.Namespace) -> int:
+def summary_of(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The summary of the run in a directory, None where it has none; and why it cannot be read, or makes no table."""
+    path = directory / "summary.json"
+    try:
+        summary = json_of(path, LARGEST) if path.exists() else None
+        if summary is not None:
+            rows([summary])
+    except (OSError, ValueError) as error:
+        return None, f"{path}: it cannot be read: {error}"
+    except (TypeError, LookupError, AttributeError, OverflowError) as error:
+        why = f"it is of another form ({error!r}), launcher collect RUN makes it anew"
+        return None, f"{path}: it cannot be read: {why}"
+    return summary, None
+
+
+def _summaries(directories: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The summaries of the runs in these directories, and what is wrong with others, which are passed over."""
+    read = [summary_of(directory) for directory in directories]
+    return [summary for summary, _ in read if summary is not None], [why for _, why in read if why is not None]
+
+
+def _aggregate(names: Sequence[str], state: Path, arguments: argparse.Namespace) -> Results:
     """Write aggregates: of a job's workspace, of runs again, or of a directory of artifacts collected."""
     if arguments.from_env:
-        _of_job(Path(os.environ.get("GITHUB_WORKSPACE") or "."))
-        return 0
+        return Results(aggregates=(_of_job(Path(os.environ.get("GITHUB_WORKSPACE") or ".")),))
     if not names:
         hint = "launcher results aggregate RUN|DIR …, or --from-env in a job's workspace"
         raise ConfigError("aggregates of what?", hint=hint)
+    made: list[Aggregates] = []
+    problems: list[str] = []
     for name in names:
-        if (state / "runs" / name / "run.json").is_file():
-            _of_run(state / "runs", name)
+        run = run_named(state / "runs", name)
+        if (state / "runs" / run / "run.json").is_file():
+            made.append(_of_run(state / "runs", run))
         elif Path(name).is_dir():
-            _collected(Path(name), Path(arguments.output))
+            made += _collected(Path(name), Path(arguments.output), problems)
         else:
             raise ConfigError(f"there is no run or directory {name}", where=str(state), hint="launcher status")
-    return 0
+    return Results(aggregates=tuple(made), problems=tuple(problems))
 
 
-def _of_job(workspace: Path) -> None:
+def _of_job(workspace: Path) -> Aggregates:
     """What the workflow's step "Process result" does, by the variables of the job."""
     from launcher.benchmark.benchmark import AGENTIC
 
@@ -105,10 +136,10 @@ def _of_job(workspace: Path) -> None:
         rows = aggregates.aggregate_several_nodes(workspace, stem, os.environ)
     else:
         rows = [aggregates.aggregate_fixed(workspace, stem, os.environ)]
-    say(f"{len(rows)} aggregates in {workspace}")
+    return Aggregates(stem, len(rows), str(workspace))
 
 
-def _of_run(runs: Path, name: str) -> None:
+def _of_run(runs: Path, name: str) -> Aggregates:
     """The aggregates of a run again, from its collected results."""
     from launcher.run.record import RunRecord
 
@@ -120,10 +151,10 @@ def _of_run(runs: Path, name: str) -> None:
     wrong = aggregates.aggregate_run(directory, record.plan.benchmark, published, logs)
     if wrong:
         raise ResultError("\n".join(wrong), where=f"run {name}")
-    say(f"run {name}: {len(list(directory.glob('agg_*.json')))} aggregates in {directory}")
+    return Aggregates(f"run {name}", len(list(directory.glob("agg_*.json"))), str(directory))
 
 
-def _collected(directory: Path, output: Path) -> None:
+def _collected(directory: Path, output: Path, problems: list[str]) -> list[Aggregates]:
     """The rows of a directory of artifacts in two lists, as the workflow has them: benchmarks and evaluations."""
     from launcher.result.evaluation_rows import evaluation_rows
 
@@ -132,7 +163,7 @@ def _collected(directory: Path, output: Path) -> None:
         try:
             row = aggregates.document(path)
         except ResultError as error:
-            print(f"passed over: {one_line(str(error))}", file=sys.stderr)
+            problems.append(f"passed over: {error}")
             continue
         if isinstance(row, dict) and "infmax_model_prefix" in row and {"tput_per_gpu", "request_metrics"} & row.keys():
             rows.append(row)
@@ -142,4 +173,4 @@ def _collected(directory: Path, output: Path) -> None:
     for name, found in lists.items():
         if found:
             aggregates.write(output / name, found)
-            say(f"{output / name}: {len(found)} rows")
+    return [Aggregates(str(directory), len(found), str(output / name)) for name, found in lists.items() if found]

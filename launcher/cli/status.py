@@ -6,147 +6,231 @@ It is asked often and of thousands of runs, so it imports little, and keeps of e
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
-import sys
-import textwrap
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from launcher.core.errors import ConfigError
-from launcher.core.reading import read_file
+from launcher.cli.command import Command, Tell, first_code, of_each, wrong_lines
+from launcher.core.errors import ConfigError, Wrong
+from launcher.core.lines import Line, Terminal, fields, folded, table
 from launcher.core.state import state_directory
-from launcher.core.terminal import one_line
-from launcher.run.fields import LARGEST, UNREADABLE
+from launcher.run.fields import UNREADABLE, RecordedError, RecordedJob, RunFields
+from launcher.run.naming import load_named, run_ids, shortest
 from launcher.run.record import RunRecord, UnreadableRecord, each_record
+from launcher.run.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class RunLine:
+    """A run among others. ``short`` is the shortest form of its id; ``driven`` whether somebody drives it; ``text``
+    why it ended as it did, or how its job stands. Times in seconds since the epoch."""
+
+    id: str
+    short: str = ""
+    runner: str = ""
+    state: str = UNREADABLE
+    driven: bool = False
+    created: float | None = None
+    ended: float | None = None
+    exit_code: int | None = None
+    job: RecordedJob | None = None
+    error: RecordedError | None = None
+    verdict: Verdict | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class StepLine:
+    """A step of a run, how it stands, and how many seconds it took or takes."""
+
+    name: str
+    state: str
+    seconds: float
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class RunView(RunLine):
+    """One run in detail. ``title`` is what it measures, ``summary`` its results as they were when it ended."""
+
+    title: str = ""
+    steps: tuple[StepLine, ...] = ()
+    record: str = ""
+    evidence: str | None = None
+    accepted: tuple[str, ...] = ()
+    commit: str = ""
+    summary: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """All runs of a state directory, oldest first, or the ``named`` ones in detail; what of these cannot be shown."""
+
+    runs_directory: str
+    runs: tuple[RunLine, ...] = ()
+    named: tuple[RunView, ...] = ()
+    wrong: tuple[Wrong, ...] = ()
+    asked: int = 0
+    """How many runs were named; 0: all of them."""
+
+
+def answer(arguments: argparse.Namespace, tell: Tell) -> Status:
+    runs = state_directory(os.environ, arguments.state) / "runs"
+    if arguments.runs:
+        found, wrong = of_each(arguments.runs, lambda name: _view(load_named(runs, name)))
+        return Status(str(runs), named=tuple(found), wrong=tuple(wrong), asked=len(arguments.runs))
+    unreadable: list[UnreadableRecord] = []
+    found = list(each_record(runs, unreadable, facts=False))
+    found.sort(key=lambda record: (record.fields.created, record.id))
+    short = shortest([*(record.id for record in found), *(one.id for one in unreadable)])
+    lines = [_line(record, short) for record in found]
+    lines += [RunLine(one.id, short[one.id], text=str(one.error)) for one in unreadable]
+    return Status(str(runs), tuple(_chosen(lines, arguments)))
+
+
+def _chosen(lines: Sequence[RunLine], arguments: argparse.Namespace) -> Sequence[RunLine]:
+    """The lines that the flags want; one that cannot be read may be any run's, but is of no state and no runner."""
+    states, runners = set(arguments.states or ()), set(arguments.runner)
+    since = None if arguments.since is None else time.time() - arguments.since
+    kept = [
+        line
+        for line in lines
+        if (not states or line.state in states)
+        and (not runners or line.runner in runners)
+        and (since is None or line.created is None or line.created >= since)
+    ]
+    return kept if arguments.limit is None else kept[-arguments.limit :]
+
+
+def _line(record: RunRecord, short: dict[str, str]) -> RunLine:
+    of = record.fields
+    driven = not record.ended and record.owned_by_another
+    return RunLine(short=short[of.id], driven=driven, text=_text(of), **_kept(of))
+
+
+def _kept(of: RunFields) -> dict[str, Any]:
+    names = ("id", "runner", "state", "ended", "exit_code", "job", "error", "verdict")
+    return {**{name: getattr(of, name) for name in names}, "created": of.created or None}
+
+
+def _text(of: RunFields) -> str:
+    if of.verdict is not None and of.verdict.layer:
+        return str(of.verdict)
+    if of.error is not None:
+        return f"{of.error.layer}: {(of.error.message.splitlines() or [''])[0]}"
+    return of.job.says if of.job is not None else ""
+
+
+def _view(record: RunRecord) -> RunView:
+    of, summary = record.fields, None
+    try:
+        title = record.plan.benchmark.title
+    except ConfigError as error:
+        title = error.message
+    if (record.directory / "summary.json").is_file():
+        from launcher.cli.results import summary_of
+
+        summary = summary_of(record.directory)[0]
+    steps = (StepLine(name, step.state, step.at - step.began, step.error) for name, step in of.steps.items())
+    return RunView(
+        **_kept(of),
+        short=shortest(run_ids(record.directory.parent)).get(of.id, of.id),
+        driven=record.owned_by_another,
+        text=_text(of),
+        title=title,
+        steps=tuple(steps),
+        record=str(record.directory),
+        evidence=str(record.directory / "evidence") if of.verdict is not None else None,
+        accepted=of.accepted,
+        commit=of.commit,
+        summary=summary,
+    )
+
+
+def show(value: Status, terminal: Terminal) -> Iterator[str]:
+    if value.asked:
+        for i, one in enumerate(value.named):
+            if i:
+                yield ""
+            yield from _details(one, terminal)
+        return
+    if not value.runs:
+        yield f"no runs below {value.runs_directory}"
+        return
+    yield from _list(value.runs, terminal)
+    if unreadable := sum(line.state == UNREADABLE for line in value.runs):
+        what = "record" if unreadable == 1 else "records"
+        yield f"{unreadable} {what} cannot be read: `launcher cleanup` looks for the jobs by name"
+
+
+_STYLES = {"succeeded": "green", "failed": "red", UNREADABLE: "red", "cancelled": "yellow"}
+
+
+def _list(lines: Sequence[RunLine], terminal: Terminal) -> list[Line]:
+    """The latest run last. Where a line has no room for it, what is to be said of a run stands below it."""
+    rows = [(line.id, line.runner or "-", _clock(line.created), _state(line), _job(line), line.text) for line in lines]
+    heads, styles = ("run", "runner", "began", "state", "job", ""), [_STYLES.get(line.state, "") for line in lines]
+    if terminal.width is None or terminal.width >= _WIDE:
+        return table(heads, rows, terminal.width, styles)
+    shown = []
+    for (run, runner, began, state, job, text), style in zip(rows, styles, strict=True):
+        shown.append(Line(f"{run}   {state}", style))
+        below = f"  {runner:10} {began}" + (f"   job {job}" if job != "-" else "") + (f"   {text}" if text else "")
+        shown += map(Line, folded(below, terminal.width, "    "))
+    return shown
+
 
 _WIDE = 120
-"""Columns of a terminal from which on a run has one line in the table of runs."""
-
-_COLUMNS = ("run", "runner", "began", "state", "job", "")
+"""Columns of a terminal from which on the runs are a table."""
 
 
-def status(arguments: argparse.Namespace) -> int:
-    """List all runs, or show one. What cannot be read is listed too."""
-    runs = state_directory(os.environ, arguments.state) / "runs"
-    if arguments.run:
-        record = RunRecord.load(runs, arguments.run)
-        if arguments.json:
-            print(json.dumps(_document(record.directory), indent=2))
-        else:
-            _show_run(record)
-        return 0
-    unreadable: list[UnreadableRecord] = []
-    if arguments.json:
-        _print_json(runs, unreadable)
-        return 0
-    rows = sorted((record.fields.created, _row(record)) for record in each_record(runs, unreadable, facts=False))
-    _show_rows([row for _, row in rows] + [_row_unreadable(one) for one in unreadable], runs)
-    if unreadable:
-        n = len(unreadable)
-        print(f"{n} {'record' if n == 1 else 'records'} cannot be read: `launcher cleanup` looks for the jobs by name")
-    return 0
+def _state(line: RunLine) -> str:
+    over = line.state in ("succeeded", "failed", "cancelled", UNREADABLE)
+    return line.state if over or line.driven else f"{line.state} (nobody drives it)"
 
 
-def _row(record: RunRecord) -> tuple[str, ...]:
-    fields = record.fields
-    state = fields.state
-    if not record.ended and not record.owned_by_another:
-        state = f"{state} (nobody drives it)"
-    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(fields.created)) if fields.created else "-"
-    job, text = (fields.job.id, fields.job.says) if fields.job is not None else ("-", "")
-    if fields.verdict is not None and fields.verdict.layer:
-        text = str(fields.verdict)
-    elif fields.error is not None:
-        text = f"{fields.error.layer}: {(fields.error.message.splitlines() or [''])[0]}"
-    return record.id, fields.runner, began, state, job, text
+def _job(line: RunLine) -> str:
+    return line.job.id if line.job is not None else "?" if line.state == UNREADABLE else "-"
 
 
-def _row_unreadable(one: UnreadableRecord) -> tuple[str, ...]:
-    return one.id, "-", "-", UNREADABLE, "?", str(one.error)
+def _clock(seconds: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "-"
 
 
-def _show_rows(rows: Sequence[tuple[str, ...]], runs: Path) -> None:
-    """A table of runs, latest last; in a narrow terminal two lines a run."""
-    if not rows:
-        print(f"no runs below {runs}")
-        return
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    if columns is not None and columns < _WIDE:
-        for run_id, runner, began, state, job, text in (map(one_line, row) for row in rows):
-            print(f"{run_id}   {state}")
-            line = f"  {runner:10} {began}   job {job}   {text}"
-            print(textwrap.fill(line, columns, subsequent_indent=" " * 13, break_long_words=False))
-        return
-    table = [_COLUMNS, *(tuple(map(one_line, row)) for row in rows)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(_COLUMNS))]
-    for row in table:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        indent = " " * (sum(widths[:-1]) + 2 * (len(widths) - 1))
-        narrow = columns is None or len(line) <= columns or len(indent) > columns - 20
-        print(line if narrow else textwrap.fill(line, columns or 0, subsequent_indent=indent, drop_whitespace=False))
-
-
-def _document(directory: Path) -> Any:
-    """A record as it stands in its file."""
-    try:
-        return json.loads(read_file(directory / "run.json", LARGEST))
-    except (OSError, ValueError) as error:  # it was readable a moment ago
-        raise ConfigError(f"the run's record cannot be read: {error}", where=str(directory)) from None
-
-
-def _documents(runs: Path, unreadable: list[UnreadableRecord]) -> Iterator[Any]:
-    order = sorted((record.fields.created, record.id) for record in each_record(runs, unreadable, facts=False))
-    for _, name in order:
-        try:
-            yield _document(runs / name)
-        except ConfigError as error:  # the fast way looks at less of it; or it was removed meanwhile
-            if (runs / name).is_dir():
-                unreadable.append(UnreadableRecord(runs / name, error))
-    for one in unreadable:
-        yield {"id": one.id, "state": UNREADABLE, "error": {"message": one.error.message, "where": one.error.where}}
-
-
-def _print_json(runs: Path, unreadable: list[UnreadableRecord]) -> None:
-    """All records as one list, never all of them in memory."""
-    before = "["
-    for value in _documents(runs, unreadable):
-        print(f"{before}\n{_indented(value)}", end="")
-        before = ","
-    print("[]" if before == "[" else "\n]")
-
-
-def _indented(value: Any) -> str:
-    return "  " + json.dumps(value, indent=2).replace("\n", "\n  ")
-
-
-def _show_run(record: RunRecord) -> None:
+def _details(one: RunView, terminal: Terminal) -> Iterator[str]:
     """One run: its steps, its job, its end, and where its files are."""
-    fields = record.fields
-    lines = [f"{record.id}   {fields.state}"]
-    try:
-        lines.append(f"  {record.plan.benchmark.title} on {fields.runner}")
-    except ConfigError as error:
-        lines.append(f"  on {fields.runner}; {error.message}")
-    for name, step in fields.steps.items():
-        lines.append(f"  {name:10} {step.state:8} {step.at - step.began:7.1f} s   {step.error or ''}")
-    if fields.job is not None:
-        lines.append(f"  job        {fields.job.id}   {fields.job.says}")
-        lines.append(f"  output     {fields.job.output}")
-    if fields.error is not None:
-        lines.append(f"  {fields.error.layer}: {fields.error.message}")
-        if fields.error.hint:
-            lines.append(f"  hint: {fields.error.hint}")
-    if fields.verdict is not None:
-        lines.append(f"  verdict    {fields.verdict}")
-        lines.append(f"  evidence   {record.directory / 'evidence'}")
-    lines.append(f"  record     {record.directory}")
-    for line in "\n".join(lines).split("\n"):
-        print(one_line(line))
-    if (record.directory / "summary.json").is_file():
-        from launcher.cli.results import show_table
+    yield Line(f"{one.id}   {_state(one)}", _STYLES.get(one.state, "bold"))
+    pairs: list[tuple[str, object]] = [("measures", f"{one.title}, on {one.runner}"), ("began", _clock(one.created))]
+    pairs += [(step.name, f"{step.state:8} {step.seconds:7.1f} s   {step.error or ''}") for step in one.steps]
+    if one.job is not None:
+        pairs += [("job", f"{one.job.id}   {one.job.says}"), ("output", one.job.output)]
+    if one.error is not None:
+        pairs += [("error", f"{one.error.layer}: {line}") for line in one.error.message.splitlines()[:1]]
+        pairs += [("", line) for line in one.error.message.splitlines()[1:]]
+        pairs += [("hint", one.error.hint)] if one.error.hint else []
+    if one.verdict is not None:
+        pairs += [("verdict", one.verdict), ("evidence", one.evidence)]
+    yield from fields([*pairs, ("record", one.record)], terminal.width)
+    if one.summary is not None:
+        from launcher.result.summary import table_lines
 
-        show_table([record.directory])
+        yield ""
+        yield from table_lines([one.summary], terminal.width)
+
+
+def _document(value: Status) -> Any:
+    """A list of runs; one alone that was named is that run."""
+    return value.named[0] if value.asked == 1 else value.named or value.runs
+
+
+status = Command(
+    Status,
+    answer,
+    show,
+    aside=lambda value: wrong_lines(value.wrong, len(value.named), "runs", "shown"),
+    code=lambda value: first_code(value.wrong),
+    document=_document,
+    form=list[RunLine] | RunView,
+)

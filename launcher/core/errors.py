@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from launcher.core.rights import next_step
 
@@ -131,6 +132,22 @@ def as_error(fault: BaseException, where: str | None = None) -> LauncherError:
     return LauncherError(f"unexpected {type(fault).__name__}: {fault}", where=where)
 
 
+@dataclass(frozen=True)
+class Wrong:
+    """An error as a value: what is wrong with one thing (``of``) among several, and the exit code that it means."""
+
+    of: str
+    message: str
+    where: str | None = None
+    hint: str | None = None
+    layer: str = LauncherError.layer
+    code: int = 1
+
+    @classmethod
+    def by(cls, error: LauncherError, of: str = "") -> Wrong:
+        return cls(of, error.message, error.where, error.hint, error.layer, error.exit_code)
+
+
 def closest(word: str, known: Iterable[str]) -> str | None:
     """The known word that is most like ``word``, or None when none is like it."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
@@ -141,3 +158,13 @@ def suggest(word: str, known: Iterable[str], otherwise: str = "") -> str:
     """A hint for an error: ``did you mean '…'?`` with the closest known word, or ``otherwise`` when none is close."""
     near = closest(word, known)
     return otherwise if near is None else f"did you mean {near!r}?"
+
+
+def by_prefix(given: str, known: Iterable[str], what: str, also: Iterable[str] = ()) -> str:
+    """The one known name that begins with what was given; that itself where none does. Raises ConfigError for several,
+    of which those of ``also`` are meant otherwise than by their names."""
+    found = sorted({*also, *(name for name in known if given and name.startswith(given))})
+    if len(found) > 1 and given not in found:
+        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+        raise ConfigError(f"{given!r} may be any of {len(found)} {what}", hint=f"{', '.join(found[:8])}{more}")
+    return given if given in found or not found else found[0]

@@ -6,12 +6,14 @@ And such documents of many runs as a table: for a terminal, and in Markdown for 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.core.terminal import console, one_line
+from launcher.core.lines import Line, Terminal, print_lines, table
+from launcher.core.terminal import one_line
 from launcher.plan.plan import Plan
 from launcher.result.collect import Collected
 
@@ -102,9 +104,7 @@ def _points(benchmark: Benchmark, collected: Collected) -> list[dict[str, Any]]:
 UNITS = "tok/s are of input and output together; per GPU of prefill and decode; latencies are medians, in milliseconds."
 REHEARSAL = "REHEARSAL: nothing was served and nothing was measured; the numbers are made up."
 _NUMERIC = ("conc", "tok/s", "tok/s/GPU", "TTFT ms", "TPOT ms", "ITL ms")
-_TEXTUAL = ("runner", "benchmark", "topology", "ISL/OSL")
-"""Said once above the table where they are the same in all rows, and the terminal is narrow."""
-_COLUMNS = (*_TEXTUAL, *_NUMERIC, "state")
+_COLUMNS = ("runner", "benchmark", "topology", "ISL/OSL", *_NUMERIC, "state")
 _MISSING = "-"
 
 
@@ -147,11 +147,11 @@ def rows(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 def markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
     """The table in GitHub's Markdown, with what is wrong below it."""
-    table = rows(summaries)
-    lines = [f"> [!WARNING]\n> **{REHEARSAL}**\n"] if any(row.rehearsal for row in table) else []
+    found = rows(summaries)
+    lines = [f"> [!WARNING]\n> **{REHEARSAL}**\n"] if any(row.rehearsal for row in found) else []
     lines.append("| " + " | ".join(_COLUMNS) + " |")
     lines.append("|" + "|".join(" ---: " if column in _NUMERIC else " --- " for column in _COLUMNS) + "|")
-    for row in table:
+    for row in found:
         cells = [_cell(cell) for cell in row.cells]
         lines.append("| " + " | ".join([*cells[:-1], cells[-1] if row.good else f"**{cells[-1]}**"]) + " |")
     lines.append(f"\n{UNITS}")
@@ -163,38 +163,18 @@ def markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_table(summaries: Sequence[Mapping[str, Any]], stream: TextIO, environ: Mapping[str, str]) -> None:
-    """Write the table with rich: for a terminal in colours (unless NO_COLOR is set), else as plain text, one line a
-    row."""
-    from rich.text import Text
-
-    table = rows(summaries)
-    terminal = stream.isatty()
-    out = console(stream, environ, width=10_000)
-    if any(row.rehearsal for row in table):
-        out.print(Text(REHEARSAL, style="bold yellow"))
-    shown = _drawn(table, _COLUMNS, terminal)
-    same = [c for i, c in enumerate(_COLUMNS) if c in _TEXTUAL and len({row.cells[i] for row in table}) == 1]
-    if out.measure(shown, options=out.options.update(max_width=10_000)).maximum > out.width and same:
-        out.print(Text(", ".join(f"{column} {table[0].cells[_COLUMNS.index(column)]}" for column in same)))
-        shown = _drawn(table, [column for column in _COLUMNS if column not in same], terminal, ruled=False)
-    out.print(shown)
+def table_lines(summaries: Sequence[Mapping[str, Any]], width: int | None) -> list[Line]:
+    """The table for a terminal of so many columns; in one line a row where it is none."""
+    found = rows(summaries)
+    styles = ["yellow" if row.rehearsal and row.good else "green" if row.good else "red" for row in found]
+    head = [Line(REHEARSAL, "yellow")] if any(row.rehearsal for row in found) else []
+    return [*head, *table(_COLUMNS, [row.cells for row in found], width, styles)]
 
 
-def _drawn(table: Sequence[Row], columns: Sequence[str], terminal: bool, *, ruled: bool = True) -> Any:
-    """The table with these columns, for rich; a rule below the head makes it wider."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(box=box.SIMPLE_HEAD if terminal and ruled else None, pad_edge=False)
-    for column in columns:
-        shown.add_column(column, justify="right" if column in _NUMERIC else "left", no_wrap=not terminal)
-    for row in table:
-        cells = [Text(row.cells[_COLUMNS.index(column)]) for column in columns]
-        cells[-1].stylize("yellow" if row.rehearsal and row.good else "green" if row.good else "bold red")
-        shown.add_row(*cells)
-    return shown
+def write_table(summaries: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table."""
+    terminal = Terminal.of(sys.stdout)
+    print_lines(table_lines(summaries, terminal.width), terminal)
 
 
 def _number(value: Any, digits: int) -> str:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import os
-import pty
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from launcher.result.collect import Collected
-from launcher.result.summary import REHEARSAL, markdown, rows, write_table
+from launcher.result.summary import REHEARSAL, markdown, rows, table_lines
 from tests.result.test_summary import BENCHMARK, GOOD, USED, a_plan, made
 
 MISSING = ("-",) * 5
@@ -63,43 +58,15 @@ def test_a_rehearsal_is_said_in_every_form() -> None:
 
 
 def plain(summaries: list[dict[str, Any]]) -> str:
-    stream = io.StringIO()
-    write_table(summaries, stream, {})
-    return stream.getvalue()
+    return "\n".join(table_lines(summaries, None))
 
 
-def test_a_pipe_gets_plain_text_with_one_line_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "40")
+def test_a_pipe_gets_plain_text_with_one_line_a_row() -> None:
     text = plain([made(plan=a_plan(benchmark=replace(BENCHMARK, exp_name="x" * 150)))])
     assert text.isascii() and "\x1b" not in text
     lines = text.splitlines()
     assert len(lines) == 4
     assert lines[1].split()[-7:] == ["4", "960", "-", "84.2", "-", "-", "ok"]
-
-
-def on_a_terminal(environ: dict[str, str]) -> bytes:
-    """What a real terminal is sent."""
-    ours, theirs = pty.openpty()
-    try:
-        with os.fdopen(theirs, "w", encoding="utf-8") as stream:
-            write_table([made(Collected(points=(GOOD,)))], stream, environ)
-            stream.flush()
-            return os.read(ours, 1 << 20)
-    finally:
-        os.close(ours)
-
-
-def test_a_terminal_gets_colours_and_none_with_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    assert b"\x1b[32mok" in on_a_terminal({})
-    assert b"\x1b[3" not in on_a_terminal({"NO_COLOR": "1"})
-
-
-def test_nothing_of_rich_is_loaded_before_it_is_used() -> None:
-    code = "import sys, launcher.result.summary; sys.exit('rich' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_markup_in_a_name_is_text() -> None:

@@ -102,14 +102,6 @@ def test_what_cannot_be_read_is_listed_as_such(runs: Path, damage: Callable[[Pat
     assert images_in_use(runs) == {RunRecord.load(runs, "good").plan.images[0].squash: ["good", "bad"]}
 
 
-def test_a_record_that_only_a_second_look_finds_damaged_is_listed(runs: Path) -> None:
-    path = runs / "bad/run.json"
-    path.write_bytes(path.read_bytes().replace(b"{\n", b'{\n  "unknown": "\xff",\n', 1))
-    user = InProcessUser(runs.parent, extra={"LAUNCHER_STATE": str(runs.parent)})
-    assert "bad" in user.launcher("status")
-    assert {one["id"]: one["state"] for one in json.loads(user.launcher("status", "--json"))}["bad"] == "unreadable"
-
-
 @pytest.mark.parametrize("damage", [{"recipe": 5}, {"srt_slurm": None}], ids=repr)
 def test_a_damaged_plan_keeps_no_end_from_being_written(runs: Path, damage: dict[str, object]) -> None:
     changed(**damage)(runs / "bad/plan.json")

@@ -1,0 +1,172 @@
+"""What a command shows, as lines: text that knows its width, tables that cut nothing, and printing them.
+
+What a person copies or compares (an id, a number, a path) is always whole: a table that is too wide for its terminal
+says once what all rows share, then puts its last column below, then becomes blocks. A line may be longer than the
+terminal where one word of it is; no word is broken.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.core.terminal import one_line, printable, styled
+
+_CODES = {"bold": "1", "dim": "2", "red": "1;31", "green": "32", "yellow": "33", "magenta": "35"}
+_NUMBER = re.compile(r"-|[-+]?[0-9][0-9.,]*")
+_READABLE = 24
+"""Columns that running text needs to be read beside others."""
+
+
+class Line(str):
+    """A line with a style for all of it. ``raw``: tabs and line ends are kept."""
+
+    style: str
+    raw: bool
+
+    def __new__(cls, text: object, style: str = "", *, raw: bool = False) -> Line:
+        line = super().__new__(cls, text)
+        line.style, line.raw = style, raw
+        return line
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """Where lines go: the columns of a terminal, None for what is none; whether it shows colours."""
+
+    width: int | None = None
+    colours: bool = False
+
+    @classmethod
+    def of(cls, stream: Any, environ: Mapping[str, str] = os.environ) -> Terminal:
+        if not stream.isatty():
+            return cls()
+        plain = bool(environ.get("NO_COLOR")) or environ.get("TERM") in ("dumb", "", None)
+        return cls(shutil.get_terminal_size().columns, not plain)
+
+
+def print_lines(lines: Iterable[str], terminal: Terminal, stream: Any = None) -> None:
+    """Print lines as they come; what they hold of other people's text can neither move a cursor nor begin a line."""
+    out = sys.stdout if stream is None else stream
+    for line in lines:
+        text = printable(line) if getattr(line, "raw", False) else one_line(line)
+        if terminal.colours and (style := getattr(line, "style", "")):
+            styled(out).write(f"\033[{_CODES[style]}m{text}\033[0m\n")
+        else:
+            out.write(f"{text}\n")
+    out.flush()
+
+
+def folded(text: str, width: int | None, indent: str = "") -> list[str]:
+    """The text in lines of at most ``width`` columns, all but the first behind ``indent``. No word is broken."""
+    if width is None or len(text) <= width:
+        return [text]
+    import textwrap
+
+    broken = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(text, max(width, len(indent) + _READABLE), subsequent_indent=indent, **broken) or [""]  # type: ignore[arg-type]
+
+
+def fields(pairs: Iterable[tuple[str, object]], width: int | None, *, indent: str = "  ", name: int = 10) -> list[str]:
+    """A line for each name and its value; in a terminal the value's words stay in their column."""
+    lines = []
+    for key, value in pairs:
+        lines += folded(f"{indent}{key:{name}} {value}".rstrip(), width, " " * (len(indent) + name + 1))
+    return lines
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], width: int | None, styles: Sequence[str] = ()
+) -> list[Line]:
+    """A table without borders; the last column may be running text. ``styles`` are those of the rows, in order."""
+    cells = [[one_line(cell) for cell in row] for row in rows]
+    styles = styles or [""] * len(cells)
+    lines: list[Line] = []
+    heads = list(columns)
+    if width is not None and cells and _wide(heads, cells) > width:
+        shared = [
+            i for i, head in enumerate(heads) if i and head and len(cells) > 1 and len({row[i] for row in cells}) == 1
+        ]
+        if shared:
+            said = ", ".join(f"{heads[i]} {cells[0][i]}" for i in shared if cells[0][i] not in ("", "-"))
+            lines += [Line(line) for line in folded(said, width, "  ")] if said else []
+            heads = [head for i, head in enumerate(heads) if i not in shared]
+            cells = [[cell for i, cell in enumerate(row) if i not in shared] for row in cells]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    left = sum(widths[:-1]) + 2 * (len(widths) - 1)
+    if width is None or left + widths[-1] <= width:
+        return [*lines, *_rows(heads, cells, widths, styles)]
+    longest = max((len(word) for row in cells for word in row[-1].split()), default=0)
+    if left + max(longest, _READABLE) <= width:
+        return [*lines, *_folding(heads, cells, widths, styles, width)]
+    if left - 2 <= width and len(heads) > 2:
+        return [*lines, *_below(heads, cells, widths, styles, width)]
+    return [*lines, *_blocks(heads, cells, styles, width)]
+
+
+def _wide(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
+    return sum(max(map(len, column)) for column in zip(heads, *cells, strict=True)) + 2 * (len(heads) - 1)
+
+
+def _rows(
+    heads: Sequence[str], cells: Sequence[Sequence[str]], widths: Sequence[int], styles: Sequence[str]
+) -> list[Line]:
+    right = [bool(cells) and all(_NUMBER.fullmatch(row[i]) for row in cells) for i in range(len(heads))]
+
+    def drawn(row: Sequence[str]) -> str:
+        return "  ".join(
+            cell.rjust(w) if number else cell.ljust(w) for cell, w, number in zip(row, widths, right, strict=True)
+        ).rstrip()
+
+    return [Line(drawn(heads), "bold"), *(Line(drawn(row), style) for row, style in zip(cells, styles, strict=True))]
+
+
+def _folding(
+    heads: Sequence[str], cells: Sequence[Sequence[str]], widths: Sequence[int], styles: Sequence[str], width: int
+) -> list[Line]:
+    """Each row in as many lines as its last column takes."""
+    lines, indent = [], " " * (sum(widths[:-1]) + 2 * (len(widths) - 1))
+    for row in _rows(heads, cells, widths, styles):
+        words = folded(indent + row[len(indent) :], width, indent)
+        words[0] = row[: len(indent)] + words[0][len(indent) :]
+        lines += [Line(text.rstrip(), row.style) for text in words]
+    return lines
+
+
+def _below(
+    heads: Sequence[str], cells: Sequence[Sequence[str]], widths: Sequence[int], styles: Sequence[str], width: int
+) -> list[Line]:
+    """The last column of each row below it."""
+    upper = _rows(heads[:-1], [row[:-1] for row in cells], widths[:-1], styles)
+    lines = [upper[0]]
+    for row, line in zip(cells, upper[1:], strict=True):
+        lines.append(line)
+        name = f"{heads[-1]} " if heads[-1] else ""
+        lines += [Line(text, line.style) for text in folded(f"    {name}{row[-1]}", width, "    ") if row[-1]]
+    return lines
+
+
+def _blocks(heads: Sequence[str], cells: Sequence[Sequence[str]], styles: Sequence[str], width: int) -> list[Line]:
+    """Each row as a block: its first column, then the others, each whole with its name."""
+    lines = []
+    for row, style in zip(cells, styles, strict=True):
+        lines.append(Line(row[0], style or "bold"))
+        text = ""
+        for head, cell in zip(heads[1:], row[1:], strict=True):
+            piece = f"{head} {cell}".strip()
+            if cell in ("", "-"):
+                continue
+            if text and len(text) + 3 + len(piece) > width:
+                lines.append(Line(text, style))
+                text = ""
+            text = f"{text}   {piece}" if text else f"  {piece}"
+            if len(text) > width:
+                *whole, text = folded(text, width, "    ")
+                lines += [Line(part, style) for part in whole]
+        lines += [Line(text, style)] if text else []
+    return lines

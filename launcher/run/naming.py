@@ -1,0 +1,57 @@
+"""Which run a person means: by its id, any prefix that only one run has, or the id of its Slurm job."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from launcher.core.errors import ConfigError, by_prefix
+from launcher.run.fields import read_fields
+from launcher.run.record import RunRecord
+
+SHORTEST = 4
+"""Characters of the shortest prefix that is shown."""
+
+
+def run_named(runs: Path, given: str) -> str:
+    """The id of the run that is meant; what was given where there is none. Raises ConfigError when it may be several.
+
+    Records are read for a number alone, which may be that of a job.
+    """
+    if os.path.lexists(runs / given) or "/" in given:
+        return given
+    known = run_ids(runs)
+    also = [run for run in known if _job_of(runs, run) == given] if given.isdecimal() else []
+    return by_prefix(given, known, "runs", also)
+
+
+def load_named(runs: Path, given: str) -> RunRecord:
+    """The record of the run that is meant. Raises ConfigError."""
+    return RunRecord.load(runs, run_named(runs, given))
+
+
+def run_ids(runs: Path) -> list[str]:
+    """The names of all runs' directories; none where nobody may list them."""
+    with contextlib.suppress(OSError):
+        return sorted(path.name for path in runs.iterdir() if not path.name.startswith("."))
+    return []
+
+
+def shortest(names: Iterable[str]) -> dict[str, str]:
+    """Of each name the shortest prefix, in whole words, that no other one has."""
+    ordered, short = ["", *sorted(set(names)), ""], {}
+    for before, name, after in zip(ordered, ordered[1:], ordered[2:], strict=False):
+        end = name.find("-", SHORTEST)
+        while end > 0 and (before.startswith(name[:end]) or after.startswith(name[:end])):
+            end = name.find("-", end + 1)
+        short[name] = name[:end] if end > 0 else name
+    return short
+
+
+def _job_of(runs: Path, run: str) -> str | None:
+    with contextlib.suppress(OSError, ConfigError):
+        job = read_fields(f"{runs}/{run}/run.json", run, facts=False).job
+        return job.id if job is not None else None
+    return None

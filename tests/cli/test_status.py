@@ -1,0 +1,106 @@
+"""Runs as values: which are chosen, by which names they are known, and that the forms agree with their schema."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from launcher.cli import main, schemas
+from launcher.cli.arguments import parser
+from launcher.run.naming import shortest
+from launcher.run.record import RecordedJob, RunRecord
+from tests.report.made import write_runs
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunRecord]:
+    """Four runs: two succeeded on one runner, one failed on another a long time ago, and one that cannot be read."""
+    monkeypatch.setenv("LAUNCHER_STATE", str(tmp_path))
+    made = [RunRecord.load(tmp_path / "runs", name) for name in write_runs(tmp_path, 4)]
+    made[0].update(created=1000.0, state="failed", runner="other", job=RecordedJob("4242", says="FAILED"))
+    for record in made[1:3]:
+        record.update(created=time.time())
+    (made[3].directory / "run.json").write_text("{")
+    return made
+
+
+def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
+    assert main(list(argv)) == code
+    captured = capsys.readouterr()
+    return captured.out if code == 0 else captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [
+        ((), [0, 1, 2, 3]),
+        (("--limit", "2"), [2, 3]),
+        (("--state", "failed"), [0]),
+        (("--state", "failed", "--state", "unreadable"), [0, 3]),
+        (("--runner", "other"), [0]),
+        (("--since", "1d", "--state", "succeeded"), [1, 2]),
+    ],
+)
+def test_runs_are_chosen(
+    runs: list[RunRecord], flags: tuple[str, ...], kept: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = json.loads(said(capsys, "status", "--json", *flags))
+    assert {one["id"] for one in shown} == {runs[i].directory.name for i in kept}
+    table = said(capsys, "status", *flags)
+    assert [i for i, record in enumerate(runs) if record.directory.name in table] == kept
+
+
+def test_a_state_directory_is_named_by_the_same_flag(
+    runs: list[RunRecord], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no runs below" in said(capsys, "status", "--state", str(tmp_path / "none"), "--state", "failed")
+
+
+def test_a_run_is_known_by_its_beginning_and_by_its_job(
+    runs: list[RunRecord], capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = json.loads(said(capsys, "status", "--json"))
+    for line in listed[:3]:
+        assert json.loads(said(capsys, "status", line["short"], "--json"))["id"] == line["id"]
+    assert json.loads(said(capsys, "status", "4242", "--json"))["id"] == runs[0].id
+    runs[1].update(job=RecordedJob("4242"))
+    wrong = said(capsys, "status", "4242", code=2)
+    assert "may be any of 2 runs" in wrong and runs[0].id in wrong and runs[1].id in wrong
+    assert "may be any of 4 runs" in said(capsys, "status", runs[0].id[:1], code=2)
+
+
+def test_one_run_of_several_that_there_is_not_keeps_no_other_back(
+    runs: list[RunRecord], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = said(capsys, "status", runs[0].id, "nothing", runs[1].id, code=2)
+    assert "1 of 3 runs cannot be shown" in shown and "there is no run nothing" in shown
+    assert shown.index(f"{runs[0].id}   failed") < shown.index(f"{runs[1].id}   succeeded")
+
+
+def test_short_forms_are_whole_words_that_no_other_name_begins_with() -> None:
+    names = ["1127-004012-a-1p1d-ab12", "1127-004012-a-1p1d-cd34", "1127-0041", "m3", "12345-1-abcdef"]
+    assert shortest(names) == {
+        "1127-004012-a-1p1d-ab12": "1127-004012-a-1p1d-ab12",
+        "1127-004012-a-1p1d-cd34": "1127-004012-a-1p1d-cd34",
+        "1127-0041": "1127-0041",
+        "m3": "m3",
+        "12345-1-abcdef": "12345",
+    }
+
+
+def test_what_is_printed_agrees_with_its_schema(runs: list[RunRecord], capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["status"], ["status", runs[0].id], ["status", runs[0].id, runs[1].id], ["results", runs[1].id]):
+        value = json.loads(said(capsys, *argv, "--json"))
+        jsonschema.validate(value, json.loads(said(capsys, "schema", argv[0])))
+
+
+def test_every_command_that_gives_a_value_has_a_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    found = dict(schemas.commands(parser()))
+    assert said(capsys, "schema").split("\n")[:-1] == list(found)
+    for command in found.values():
+        jsonschema.Draft202012Validator.check_schema(command.schema)
+    assert "did you mean 'status'" in said(capsys, "schema", "statsu", code=2)
