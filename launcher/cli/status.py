@@ -79,8 +79,8 @@ class Status:
 def answer(arguments: argparse.Namespace, tell: Tell) -> Status:
     runs = state_directory(os.environ, arguments.state) / "runs"
     if arguments.runs:
-        found, wrong = of_each(arguments.runs, lambda name: _view(load_named(runs, name)))
-        return Status(str(runs), named=tuple(found), wrong=tuple(wrong), asked=len(arguments.runs))
+        views, wrong = of_each(arguments.runs, lambda name: _view(load_named(runs, name)))
+        return Status(str(runs), named=tuple(views), wrong=tuple(wrong), asked=len(arguments.runs))
     unreadable: list[UnreadableRecord] = []
     found = list(each_record(runs, unreadable, facts=False))
     found.sort(key=lambda record: (record.fields.created, record.id))
