@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         try:
             with ended_by_signals():
-                return _run(arguments)
+                return run_command(arguments)
         except Ended as error:
             print(f"launcher: cancelled: {error}", file=sys.stderr)
             return 128 + error.number
@@ -64,7 +64,8 @@ def _guarded() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def run_command(arguments: argparse.Namespace) -> int:
+    """Run the command that the arguments name; its exit code."""
     module, _, function = arguments.command.partition(":")
     try:
         from launcher.core.errors import LauncherError, as_error

@@ -82,6 +82,7 @@ def _planning(commands: Commands) -> None:
 def _running(commands: Commands) -> None:
     run = command_of(commands, "run", "running:run", "run one benchmark to its results", selection, execution, logs)
     run.add_argument("--yes", action="store_true", help="answers the question about what it can cost")
+    run.add_argument("--detach", action="store_true", help="drive it in a process of its own")
 
     add_sweep(commands)
 
@@ -99,12 +100,13 @@ def _runs(commands: Commands) -> None:
     status = command_of(commands, "status", "status:status", text, _which_runs, places_and_states, as_json)
     status.add_argument("runs", nargs="*", metavar="RUN", help=RUN)
 
-    logs = command_of(commands, "logs", "logs:logs", "a run's job log", places)
-    logs.add_argument("run", metavar="RUN")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+    log = command_of(commands, "logs", "logs:logs", "a run's job log", places)
+    log.add_argument("run", metavar="RUN")
+    log.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
 
-    resume = command_of(commands, "resume", "running:resume", "continue a run where it stopped", backend, places)
+    resume = command_of(commands, "resume", "running:resume", "continue a run where it stopped", logs, backend, places)
     resume.add_argument("run", metavar="RUN")
+    resume.add_argument("--detach", action="store_true", help="drive it in a process of its own")
     for module, name, many, text in (
         ("ending", "cancel", "*", "end runs, also those that wait; wait until Slurm says that their jobs are gone"),
         ("running", "collect", "?", "collect and check a run's results again, from its record"),
@@ -231,8 +233,12 @@ def _remote(commands: Commands) -> None:
     command_of(verbs, "doctor", "remote:doctor", text, _login, places)
     how = command_of(verbs, "gc", "remote:gc", "old versions there; a dry run unless --apply", _login, places)
     how.add_argument("--apply", action="store_true", help="remove them")
-    # Without help: a person never types it.
+    # Without help: a person never types them.
     commands.add_parser("remote-agent").set_defaults(command="remote:agent")
+    commands.add_parser("remote-command").set_defaults(command="remote:command")
+    driver = commands.add_parser("driver")
+    driver.set_defaults(command="detached:driver")
+    driver.add_argument("name")
 
 
 def _login(command: argparse.ArgumentParser) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import json
 import os
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from launcher.remote.opener import Opener
     from launcher.runner.cluster_schema import Login
 
+_ENDING = 10.0
+"""Seconds that a command has to end, once whoever asked for it has gone."""
 _SKEW = 60.0
 """Seconds by which a login node's clock may differ from ours before that is said."""
 
@@ -34,6 +39,25 @@ def agent(arguments: argparse.Namespace) -> int:
     # Nothing else may write among the messages.
     sys.stdout = sys.stderr
     return Agent(METHODS, sys.stdin.buffer, out).serve()
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """A command that somebody asked for from elsewhere, as `launcher.remote.commands` starts it; it ends with them."""
+    from launcher.cli import run_command
+
+    request = json.loads(sys.stdin.buffer.readline())
+    os.environ.update(request["secrets"])
+    sys.argv[1:] = request["argv"]
+
+    def until_nobody_listens() -> None:
+        while os.read(0, 1024):  # by its number: a thread in a buffer's lock would keep Python from ending
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_ENDING)
+        os._exit(1)
+
+    threading.Thread(target=until_nobody_listens, daemon=True, name="the other side").start()
+    return run_command(argparse.Namespace(**request["arguments"]))
 
 
 def listing(arguments: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO, cast
 
+from launcher.cli import detached
 from launcher.cli.common import ask_first, chosen, open_project
 from launcher.cli.ending import end_leftovers, run_id_of
 from launcher.cli.output import standard_output_apart
@@ -44,7 +45,23 @@ def run(arguments: argparse.Namespace) -> int:
     if held.gpu_hours is not None:
         say(f"{held.nodes} nodes × {held.time_limit} = {held.gpu_hours:.1f} GPU-hours at most")
     ask_first(project, {plan.runner: held.gpu_hours}, yes=arguments.yes)
+    if arguments.detach:
+        refuse(plan, arguments.accept)
+        require_passed(plan.passes, project.environ)
+        record = RunRecord.create(project.runs, plan)
+        record.update(accepted=tuple(arguments.accept), results="run")
+        return _detach(project, record, arguments)
     return _exit_code(_drive(project, [plan], arguments))
+
+
+def _detach(project: Project, record: RunRecord, arguments: argparse.Namespace) -> int:
+    """Have a process of its own drive a recorded run, whose output is in the run's directory."""
+    record.let_go()
+    log = record.directory / "driver.log"
+    pid = detached.start(record.id, ["resume", record.id, "--no-logs"], log, project.state, arguments)
+    say(f"run {record.id}: driven by pid {pid}, whose output is {log}")
+    say(f"Next: launcher logs -f {record.id}   (or: cancel, status)")
+    return 0
 
 
 def adopt(arguments: argparse.Namespace) -> int:
@@ -125,8 +142,10 @@ def resume(arguments: argparse.Namespace) -> int:
     if record.job is None:  # else the job has what it needs
         require_passed(plan.passes, project.environ)
     cancelling.withdraw(record)
+    if arguments.detach:
+        return _detach(project, record, arguments)
     with stop_on_signals() as stop:
-        outcomes = _drive_records(project, [(record, plan)], stop)
+        outcomes = _drive_records(project, [(record, plan)], stop, quiet=not arguments.logs)
     return outcomes[0].exit_code
 
 

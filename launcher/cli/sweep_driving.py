@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -13,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.cli import detached
 from launcher.cli.output import Output, standard_output_apart
 from launcher.cli.render import Console
 from launcher.cli.sweep_status import asks, seen
@@ -58,18 +58,11 @@ def sweeps_of(project: Project) -> Path:
 
 def detach(project: Project, ledger: Ledger, arguments: argparse.Namespace) -> int:
     """Have a process of its own drive the sweep, whose output is in the sweep's directory."""
-    places = ("workspace", "srt_slurm", "runners", "recipes", "slurm_backend")
-    flags = {f"--{name.replace('_', '-')}": getattr(arguments, name, None) for name in places}
-    given = [word for flag, value in flags.items() if value for word in (flag, str(value))]
     log = ledger.directory / "driver.log"
-    argv = [sys.executable, "-m", "launcher", "sweep", "resume", ledger.id, "--yes", "--no-live", *given]
-    argv += ["--state", str(project.state)]
-    argv += [flag for flag in ("--retry-failed", "--anyway") if getattr(arguments, flag[2:].replace("-", "_"), False)]
-    with log.open("ab") as output:
-        child = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, env=dict(os.environ)
-        )
-    say(f"sweep {ledger.id}: driven by pid {child.pid}, whose output is {log}")
+    more = [flag for flag in ("--retry-failed", "--anyway") if getattr(arguments, flag[2:].replace("-", "_"), False)]
+    argv = ["sweep", "resume", ledger.id, "--yes", "--no-live", *more]
+    pid = detached.start(ledger.id, argv, log, project.state, arguments)
+    say(f"sweep {ledger.id}: driven by pid {pid}, whose output is {log}")
     say(f"Next: launcher sweep status {ledger.id} --watch   (or: pause, drain, stop, cancel)")
     return 0
 

@@ -119,13 +119,16 @@ class Agent:
             self._credits.pop(number, None)
 
     def _event(self, number: int, event: Any) -> None:
-        """Send an event once what was sent before has been taken."""
-        line = encode({"id": number, "event": event})
+        """Send an event, or bytes of a file, once what was sent before has been taken."""
+        if isinstance(event, bytes):
+            line = encode({"id": number, "body": len(event)}) + event
+        else:
+            line = encode({"id": number, "event": event})
         with self._credited:
             self._credited.wait_for(lambda: self._credits[number] > 0 or self._ended.is_set())
             if self._ended.is_set():
                 raise RemoteError("the connection has gone")
-            self._credits[number] -= len(line) - 1
+            self._credits[number] -= len(line)
         self._write(line)
 
     def _send(self, message: dict[str, Any]) -> None:

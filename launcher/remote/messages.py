@@ -1,9 +1,9 @@
 """Messages between two launchers: JSON, one in a line, bounded; the same on both sides.
 
-From here: ``{"id", "method", "params"}``, ``{"credit", "id"}``. From there: ``{"id", "event"}`` any number of times,
-then ``{"id", "result"}`` or ``{"id", "error": {type, message, where, hint, exit}}``. Both ways: ``{"beat"}`` every
-`BEAT` seconds. The far side's first line is `MARKER`, the token that it was asked with, and a greeting; whatever a
-login shell prints before it is skipped.
+From here: ``{"id", "method", "params"}``, ``{"credit", "id"}``. From there: ``{"id", "event"}`` any number of times, or
+``{"id", "body": N}`` and N bytes of a file, then ``{"id", "result"}`` or ``{"id", "error": {type, message, where, hint,
+exit}}``. Both ways: ``{"beat"}`` every `BEAT` seconds. The far side's first line is `MARKER`, the token that it was
+asked with, and a greeting; whatever a login shell prints before it is skipped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from launcher.core.errors import LauncherError, RemoteError
+from launcher.core.errors import LauncherError, RemoteError, as_error
 
 PROTOCOL = 1
 MARKER = "launcher-agent"
@@ -23,12 +23,12 @@ MOST_BEFORE = 64 << 10
 BEAT = 10.0
 SILENCE = 30.0
 """Seconds without a line after which a connection is given up."""
-WINDOW = 512 << 10
-"""Bytes of one request's events that may be under way."""
+WINDOW = 4 << 20
+"""Bytes of one request's events that may be under way: a connection of 50 ms there and back then carries 80 MB/s."""
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    """A message as its line. Raises RemoteError for one that is too long: bodies go in parts, or by `transfer`."""
+    """A message as its line. Raises RemoteError for one that is too long: files go in parts."""
     line = json.dumps(message, ensure_ascii=True, separators=(",", ":"), default=str).encode() + b"\n"
     if len(line) > LONGEST:
         raise RemoteError(f"a message of {len(line)} bytes is longer than {LONGEST}")
@@ -47,44 +47,48 @@ def decode(line: bytes, where: str) -> dict[str, Any]:
 
 
 class Lines:
-    """Lines out of pieces of bytes. A line over the bound raises RemoteError."""
+    """Lines out of pieces of bytes, and what `expect` announced between them. One over the bound raises RemoteError."""
 
     def __init__(self, where: str, longest: int = LONGEST) -> None:
         self._where = where
         self._longest = longest
         self._rest = bytearray()
         self._searched = 0
+        self._body = 0
+
+    def expect(self, size: object) -> None:
+        """The next piece that is given are so many bytes, and no line."""
+        if not isinstance(size, int) or not 0 < size <= self._longest:
+            raise RemoteError(f"a part of {str(size)[:40]} bytes is announced", where=self._where)
+        self._body = size
 
     def add(self, data: bytes) -> Iterator[bytes]:
-        """The lines that are complete now, without their ends."""
+        """The lines, without their ends, and bodies that are complete now."""
         self._rest += data
-        while (end := self._rest.find(b"\n", self._searched)) >= 0:
-            line = bytes(self._rest[:end])
-            del self._rest[: end + 1]
+        while True:
+            if self._body:
+                end, skipped = self._body, 0
+                if len(self._rest) < end:
+                    return
+                self._body = 0
+            elif (end := self._rest.find(b"\n", self._searched)) >= 0:
+                skipped = 1
+            else:
+                break
+            piece = bytes(self._rest[:end])
+            del self._rest[: end + skipped]
             self._searched = 0
-            yield line
+            yield piece
         self._searched = len(self._rest)
         if len(self._rest) > self._longest:
             raise RemoteError(f"a line of more than {self._longest} bytes", where=self._where)
 
-    def rest(self) -> bytes:
-        """What came after the last whole line; it is not a line any more."""
-        taken, self._rest, self._searched = bytes(self._rest), bytearray(), 0
-        return taken
-
 
 def error_of(error: BaseException) -> dict[str, Any]:
     """An error as a message carries it."""
-    if isinstance(error, LauncherError):
-        return {
-            "type": type(error).__name__,
-            "layer": error.layer,
-            "message": error.message,
-            "where": error.where,
-            "hint": error.hint,
-            "exit": error.exit_code,
-        }
-    return {"type": type(error).__name__, "message": str(error), "exit": 1}
+    known = as_error(error)
+    fields = {"layer": known.layer, "message": known.message, "where": known.where, "hint": known.hint}
+    return {"type": type(error).__name__, **fields, "exit": known.exit_code}
 
 
 def raised(error: Any, host: str) -> LauncherError:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import time
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 from launcher import __version__
+from launcher.core.redact import names_a_secret, redact
+from launcher.core.state import state_directory
+from launcher.remote import bundle, fetching
 from launcher.remote.agent import Method
+from launcher.remote.commands import ask
 
 _PROGRAMS = ("sbatch", "squeue", "sacct", "enroot", "git", "uv")
+_LONGEST_VALUE = 4096
 
 
 def look(params: dict[str, Any]) -> Generator[Any, None, Any]:
-    """What this machine is: versions, architecture, C library, which programs are on PATH, its clock."""
+    """What this machine is: versions, architecture, C library, which programs are on PATH, its clock, where its state
+    is, and the variables that a plan may depend on: none that is a secret."""
     yield from ()
     return {
         "version": __version__,
@@ -24,7 +32,40 @@ def look(params: dict[str, Any]) -> Generator[Any, None, Any]:
         "libc": " ".join(platform.libc_ver()),
         "programs": {name: shutil.which(name) for name in _PROGRAMS},
         "time": time.time(),
+        "state": str(_state(params)),
+        "environment": {
+            name: value
+            for name, value in os.environ.items()
+            if not names_a_secret(name) and len(value) < _LONGEST_VALUE and redact(value, os.environ) == value
+        },
     }
 
 
-METHODS: dict[str, Method] = {"look": look}
+def put(params: dict[str, Any]) -> Generator[Any, None, Any]:
+    """A part of a bundle, or the question whether it is there: `bundle.take`."""
+    yield from ()
+    data, last = str(params.get("data", "")), bool(params.get("last"))
+    return bundle.take(_state({}) / "bundles", str(params["digest"]), int(params.get("offset", 0)), data, last)
+
+
+def follow(params: dict[str, Any]) -> Generator[Any, None, Any]:
+    """A run as it goes on: `following.follow`."""
+    from launcher.remote import following
+
+    events, log = map(int, params.get("at") or (0, 0))
+    return (yield from following.follow(_state(params), str(params["run"]), events, log))
+
+
+def listed(params: dict[str, Any]) -> Generator[Any, None, Any]:
+    return (yield from fetching.listed(_state(params), str(params["name"])))
+
+
+def send(params: dict[str, Any]) -> Generator[Any, None, Any]:
+    yield from fetching.sent(_state(params), str(params["place"]), list(params["wanted"]))
+
+
+def _state(params: dict[str, Any]) -> Path:
+    return state_directory(os.environ, params.get("state"))
+
+
+METHODS: dict[str, Method] = {"look": look, "put": put, "ask": ask, "follow": follow, "list": listed, "send": send}

@@ -34,6 +34,11 @@ _NOT_THERE = (126, 127)
 Message = dict[str, Any]
 
 
+def _awake_or_not() -> float:
+    """Seconds that go on while a laptop sleeps: after a nap of more than `SILENCE` the far side has gone."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
 class Session:
     """Speaks with the agent at the end of a pipe; ``greeting`` is what it said of itself.
 
@@ -41,7 +46,7 @@ class Session:
     was asked then may have been done or not.
     """
 
-    def __init__(self, pipe: Pipe, host: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, pipe: Pipe, host: str, *, clock: Callable[[], float] = _awake_or_not) -> None:
         self._pipe = pipe
         self._host = host
         self._clock = clock
@@ -128,11 +133,20 @@ class Session:
             lines = Lines(self._host, LONGEST)
             before = 0
             greeted = False
+            header: Message | None = None
             while data := self._pipe.receive():
                 self._heard = self._clock()
                 for line in lines.add(data):
-                    if greeted:
-                        self._take(decode(line, self._host), len(line))
+                    if header is not None:
+                        self._take({"id": header.get("id"), "event": line}, len(line) + header["size"])
+                        header = None
+                    elif greeted:
+                        message = decode(line, self._host)
+                        if "body" in message:
+                            lines.expect(message["body"])
+                            header = {**message, "size": len(line) + 1}
+                        else:
+                            self._take(message, len(line) + 1)
                     elif (greeting := self._greeting(line)) is not None:
                         greeted = True
                         self._greeted.put(greeting)

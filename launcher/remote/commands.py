@@ -1,0 +1,69 @@
+"""A command on the far side, in a process of its own: its value by standard output, what it says by standard error.
+
+It ends with the connection: its standard input stays open until then. What has to live longer starts a driver
+(`launcher.cli.detached`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Generator, Mapping
+from typing import IO, Any
+
+PART = 128 << 10
+_ENDING = 15.0
+"""Seconds for a command to end once nobody listens any more."""
+
+
+def own_argv(*words: str) -> list[str]:
+    """How this launcher starts itself."""
+    isolated = ["-I"] if sys.flags.isolated else []
+    return [sys.executable, *isolated, "-m", "launcher", *words]
+
+
+def ask(request: Mapping[str, Any]) -> Generator[Any, None, Any]:
+    """Run a command, as `launcher.cli.remote.command` reads it. Events: ``{"said": text}`` of standard error, and bytes
+    of standard output, which are a zlib stream together; the value is the exit code."""
+    child = subprocess.Popen(
+        own_argv("remote-command"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )
+    assert child.stdin is not None and child.stdout is not None and child.stderr is not None
+    came: queue.Queue[tuple[str, bytes]] = queue.Queue(maxsize=8)
+    try:
+        child.stdin.write(json.dumps(request).encode() + b"\n")
+        readers = [_reader(child.stdout, "out", came), _reader(child.stderr, "said", came)]
+        packing, open_streams = zlib.compressobj(1), len(readers)
+        while open_streams:
+            name, data = came.get()
+            open_streams -= not data
+            if name == "said":
+                yield from ({"said": text} for text in [data.decode(errors="replace")] if text)
+            elif packed := packing.compress(data) + packing.flush(zlib.Z_SYNC_FLUSH if data else zlib.Z_FINISH):
+                yield packed
+        return child.wait(_ENDING)
+    finally:
+        child.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_ENDING)
+        child.kill()
+
+
+def _reader(stream: IO[bytes], name: str, came: queue.Queue[tuple[str, bytes]]) -> threading.Thread:
+    def read() -> None:
+        data = b"x"
+        while data:
+            try:
+                data = stream.read(PART)
+            except (OSError, ValueError):
+                data = b""
+            came.put((name, data))
+
+    thread = threading.Thread(target=read, daemon=True, name=f"remote {name}")
+    thread.start()
+    return thread

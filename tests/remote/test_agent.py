@@ -1,0 +1,260 @@
+"""What the agent does for the other side: bundles, commands, files brought back. A real agent at the end of pipes."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+import os
+import signal
+import sys
+import tarfile
+import threading
+import time
+import zlib
+from collections.abc import Generator, Iterator
+from gzip import compress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.core.errors import ConfigError, LauncherError, RemoteError
+from launcher.remote import bundle, fetching
+from launcher.remote.by_openssh import OpenSSHPipe
+from launcher.remote.messages import LONGEST, Lines
+from launcher.remote.session import Session
+
+TOKEN = "hf_" + "n0tAr3alToken" * 3
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("there")
+
+
+@pytest.fixture(scope="module")
+def session(there: Path) -> Iterator[Session]:
+    argv = ["env", f"LAUNCHER_STATE={there}", f"HOME={there}", "WEB_SECRET=do-not-tell-it"]
+    pipe = OpenSSHPipe([*argv, sys.executable, "-m", "launcher", "remote-agent"], "there")
+    with Session(pipe, "there") as session:
+        yield session
+
+
+def finished(stream: Generator[Any, None, Any]) -> tuple[list[Any], Any]:
+    events = []
+    while True:
+        try:
+            events.append(next(stream))
+        except StopIteration as end:
+            return events, end.value
+
+
+def asked(session: Session, command: str, secrets: dict[str, str] | None = None, **more: Any) -> tuple[str, str, int]:
+    arguments = {"command": command, "workspace": None, "srt_slurm": None, "runners": None, "recipes": None, **more}
+    stream = session.stream("ask", arguments={"state": None, **arguments}, argv=[], secrets=secrets or {})
+    events, code = finished(stream)
+    unpacked = zlib.decompressobj().decompress(b"".join(e for e in events if isinstance(e, bytes))).decode()
+    return unpacked, "".join(e["said"] for e in events if isinstance(e, dict)), code
+
+
+def test_a_machine_describes_itself_without_its_secrets(session: Session, there: Path) -> None:
+    seen = session.request("look")
+    assert seen["state"] == str(there) and seen["environment"]["HOME"] == str(there)
+    assert "do-not-tell-it" not in str(seen)
+
+
+def test_a_command_gives_output_errors_and_code(session: Session) -> None:
+    out, said, code = asked(session, "status:status", run=None, json=True)
+    assert (out, said, code) == ("[]\n", "", 0)
+    out, said, code = asked(session, "status:status", run="nobody", json=False)
+    assert "there is no run nobody" in said and code == 2 and not out
+
+
+class TestBundles:
+    def test_a_bundle_is_there_once_and_whole(self, session: Session, there: Path, tmp_path: Path) -> None:
+        (tmp_path / "runners/deep").mkdir(parents=True)
+        (tmp_path / "runners/deep/a.yaml").write_text("a")
+        (tmp_path / "runners/.git").mkdir()
+        (tmp_path / "runners/.git/config").write_text("[remote]")
+        (tmp_path / "big").write_bytes(os.urandom(2 * bundle.PART))
+        made = bundle.pack({"runners": tmp_path / "runners", "matrix/0.yaml": tmp_path / "big"})
+        assert made == bundle.pack({"matrix/0.yaml": tmp_path / "big", "runners": tmp_path / "runners"})
+        place = Path(bundle.put(session, made))
+        assert (place / "runners/deep/a.yaml").read_text() == "a" and not (place / "runners/.git").exists()
+        assert (place / "matrix/0.yaml").read_bytes() == (tmp_path / "big").read_bytes()
+        assert place.stat().st_mode & 0o77 == 0 and [path.name for path in place.parent.iterdir()] == [made.digest]
+        assert session.request("put", digest=made.digest) == str(place), "and is not asked for again"
+
+    @pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "link", "a//b", "new\nline", "\x1b[2J"])
+    def test_what_leaves_its_directory_is_refused_and_nothing_stays(self, there: Path, name: str) -> None:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            member = tarfile.TarInfo(name)
+            if name == "link":
+                member.type, member.linkname = tarfile.SYMTYPE, "/etc"
+            tar.addfile(member)
+        content = compress(packed.getvalue())
+        digest = hashlib.sha256(content).hexdigest()
+        directory = there / "refused"
+        with pytest.raises(RemoteError, match=r"leaves its directory|no file"):
+            bundle.take(directory, digest, 0, base64.b64encode(content).decode(), True)
+        assert not list(directory.iterdir()) and not (there / "evil").exists()
+
+    def test_a_bundle_that_arrives_changed_is_none(self, session: Session) -> None:
+        with pytest.raises(LauncherError, match="arrived changed"):
+            session.request("put", digest="0" * 64, offset=0, data="eA==", last=True)
+        with pytest.raises(LauncherError, match="out of order"):
+            session.request("put", digest="1" * 64, offset=5, data="eA==", last=True)
+        with pytest.raises(LauncherError, match="SHA-256"):
+            session.request("put", digest="../../x", offset=0, data="eA==", last=True)
+
+    def test_too_much_is_not_sent(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "a").write_text("four")
+        monkeypatch.setattr(bundle, "MOST", 3)
+        with pytest.raises(ConfigError, match="would be sent"):
+            bundle.pack({"a": tmp_path})
+
+
+class TestBringing:
+    @pytest.fixture
+    def run(self, there: Path) -> Path:
+        run = there / "runs/r1"
+        (run / "results").mkdir(parents=True, exist_ok=True)
+        (run / "run.json").write_text("{}")
+        (run / "driver.lock").touch()
+        (run / "results/large.json").write_bytes(os.urandom(3 * fetching.PART + 5))
+        (run / "results/empty").touch()
+        (run / "results/link").unlink(missing_ok=True)
+        (run / "results/link").symlink_to("/etc/passwd")
+        return run
+
+    def test_files_come_whole_and_what_was_cut_is_gone_on_with(
+        self, session: Session, run: Path, tmp_path: Path
+    ) -> None:
+        place = tmp_path / "runs/r1"
+        (place / "results").mkdir(parents=True)
+        large = run / "results/large.json"
+        digest = hashlib.sha256(large.read_bytes()).hexdigest()
+        (place / f"results/.{digest[:32]}.fetched").write_bytes(large.read_bytes()[: fetching.PART])
+        told: list[int] = []
+        assert fetching.fetch(session, "r1", tmp_path, lambda done, of: told.append(done)) == place
+        assert told[0] > fetching.PART
+        assert (place / "results/large.json").read_bytes() == large.read_bytes()
+        names = sorted(path.name for path in place.rglob("*") if path.is_file())
+        assert names == ["empty", "large.json", "run.json"]
+        told.clear()
+        fetching.fetch(session, "r1", tmp_path, lambda done, of: told.append(done))
+        assert not told, "what is here is not fetched again"
+
+    def test_a_run_that_is_not_there(self, session: Session, tmp_path: Path) -> None:
+        for name in ("nobody", "../there", "."):
+            with pytest.raises(LauncherError, match="there is no run or sweep"):
+                fetching.fetch(session, name, tmp_path)
+
+
+class Lying:
+    """A stand-in for a session whose far side is hostile: it lists one file and sends what it likes."""
+
+    def __init__(self, entry: list[Any], *parts: Any, place: str = "runs/r") -> None:
+        self._streams = {"list": ([[entry]], place), "send": (list(parts), None)}
+
+    def stream(self, method: str, **params: Any) -> Generator[Any, None, Any]:
+        events, value = self._streams[method]
+        yield from events
+        return value
+
+
+SUM = hashlib.sha256(b"four").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("far", "message"),
+    [
+        (Lying(["../x", 4, SUM], b"four"), "leaves its directory"),
+        (Lying(["/x", 4, SUM], b"four"), "leaves its directory"),
+        (Lying(["a\x1b[2J", 4, SUM], b"four"), "leaves its directory"),
+        (Lying(["x", 4, SUM], b"four", place="../elsewhere"), "another place"),
+        (Lying(["x", 4, SUM], b"five"), "arrived changed"),
+        (Lying(["x", 4, SUM], b"four and more"), "than it announced"),
+        (Lying(["x", 4, SUM], b"four", b"more"), "more than it announced"),
+        (Lying(["x", 4, SUM], b"fo"), "than it announced"),
+        (Lying(["x", 4, SUM], {"no": "bytes"}), "than it announced"),
+        (Lying(["x", -4, SUM]), "another way"),
+        (Lying(["x", 1 << 60, SUM]), "do not fit"),
+        (Lying(["x"]), "another way"),
+    ],
+)
+def test_a_far_side_that_lies_is_refused_and_leaves_nothing_whole(far: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(LauncherError, match=message):
+        fetching.fetch(far, "r", tmp_path / "to")
+    names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert names <= {"x", f".{SUM[:32]}.fetched"} and ("x" not in names or (b"more" in far._streams["send"][0]))
+
+
+@pytest.mark.parametrize("size", [0, -1, LONGEST + 1, "4", None, 1.5])
+def test_a_body_is_bounded(size: Any) -> None:
+    with pytest.raises(RemoteError, match="announced"):
+        Lines("there").expect(size)
+
+
+def test_bodies_stand_between_lines_however_they_are_cut() -> None:
+    sent = b"header\n" + b"\n\x00body\n" + b"next\n"
+    for step in range(1, len(sent)):
+        lines, found = Lines("there"), []
+        for at in range(0, len(sent), step):
+            for piece in lines.add(sent[at : at + step]):
+                found.append(piece)
+                if piece == b"header":
+                    lines.expect(7)
+        assert found == [b"header", b"\n\x00body\n", b"next"]
+
+
+def test_a_command_ends_with_the_connection_and_secrets_are_in_no_list(there: Path) -> None:
+    (there / "runs").mkdir(exist_ok=True)
+    argv = ["env", f"LAUNCHER_STATE={there}", sys.executable, "-m", "launcher", "remote-agent"]
+    pipe = OpenSSHPipe(argv, "there")
+    with Session(pipe, "there") as session:
+        places = dict.fromkeys(("workspace", "srt_slurm", "runners", "recipes", "state"))
+        arguments = {"command": "logs:logs", "run": "waiting", "follow": True, **places}
+        _a_waiting_run(there / "runs/waiting")
+        stream = session.stream("ask", arguments=arguments, argv=[], secrets={"HF_TOKEN": TOKEN})
+        threading.Thread(target=_to_its_end, args=(stream,), daemon=True).start()
+        agent = pipe._child.pid
+        child = _until(lambda: _children(agent))[0]
+        _until(lambda: b"remote-command" in Path(f"/proc/{child}/cmdline").read_bytes())
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                assert TOKEN.encode() not in (process / "cmdline").read_bytes()
+                assert TOKEN.encode() not in (process / "environ").read_bytes()
+            except OSError:
+                continue
+        os.kill(agent, signal.SIGKILL)
+        _until(lambda: not Path(f"/proc/{child}").exists() or b"Z" in Path(f"/proc/{child}/stat").read_bytes())
+
+
+def _to_its_end(stream: Generator[Any, None, Any]) -> None:
+    with contextlib.suppress(LauncherError):
+        finished(stream)
+
+
+def _a_waiting_run(directory: Path) -> None:
+    from launcher.run.fields import RunFields
+    from launcher.run.record import RunRecord
+
+    directory.mkdir()
+    RunRecord(directory, RunFields("waiting", "local")).update(created=1.0)
+
+
+def _children(pid: int) -> list[int]:
+    threads = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for one in threads for child in one]
+
+
+def _until(true: Any, seconds: float = 60.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
