@@ -20,12 +20,13 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO, cast
 
 from launcher.cli.arguments import parser
 
 if TYPE_CHECKING:
+    from launcher.cli.command import Command
     from launcher.core.errors import LauncherError
 
 
@@ -64,8 +65,11 @@ def _guarded() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def run_command(arguments: argparse.Namespace) -> int:
-    """Run the command that the arguments name; its exit code."""
+def run_command(
+    arguments: argparse.Namespace, carry_out: Callable[[Command, argparse.Namespace], int] | None = None
+) -> int:
+    """Run the command that the arguments name; its exit code. ``carry_out`` does what is done with one that is a value
+    (default: it is answered and shown)."""
     module, _, function = arguments.command.partition(":")
     try:
         from launcher.core.errors import LauncherError, as_error
@@ -74,9 +78,9 @@ def run_command(arguments: argparse.Namespace) -> int:
         try:
             if callable(command):
                 return int(command(arguments) or 0)
-            from launcher.cli.command import run_command
+            from launcher.cli.command import run_command as answer_and_show
 
-            return run_command(command, arguments)
+            return (carry_out or answer_and_show)(command, arguments)
         except LauncherError as error:
             return _complain(error, arguments)
         except BrokenPipeError:

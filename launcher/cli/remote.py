@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from launcher.core.errors import ConfigError, RemoteError
 from launcher.core.terminal import one_line, say, trusted
 
 if TYPE_CHECKING:
+    from launcher.cli.command import Command
     from launcher.project import Project
     from launcher.remote.install import Installer
     from launcher.remote.opener import Opener
@@ -57,7 +59,21 @@ def command(arguments: argparse.Namespace) -> int:
         os._exit(1)
 
     threading.Thread(target=until_nobody_listens, daemon=True, name="the other side").start()
-    return run_command(argparse.Namespace(**request["arguments"]))
+    return run_command(argparse.Namespace(**request["arguments"]), _send)
+
+
+def _send(command: Command, arguments: argparse.Namespace) -> int:
+    """Give a command's value to the other side, or its values as they come, each in a line of JSON; see `on`."""
+    from launcher.cli.command import as_text
+    from launcher.cli.common import tell
+
+    out = trusted(sys.stdout)
+    found = command.answer(arguments, tell)
+    streams = isinstance(found, Iterator)
+    print("values" if streams else "value", file=out)
+    for value in found if streams else (found,):
+        print(as_text(value, indent=0), file=out, flush=True)
+    return 0
 
 
 def listing(arguments: argparse.Namespace) -> int:

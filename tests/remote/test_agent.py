@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import io
+import json
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from launcher.cli.arguments import parser
 from launcher.core.errors import ConfigError, LauncherError, RemoteError
 from launcher.remote import bundle, fetching
 from launcher.remote.by_openssh import OpenSSHPipe
@@ -51,9 +53,8 @@ def finished(stream: Generator[Any, None, Any]) -> tuple[list[Any], Any]:
             return events, end.value
 
 
-def asked(session: Session, command: str, secrets: dict[str, str] | None = None, **more: Any) -> tuple[str, str, int]:
-    arguments = {"command": command, "workspace": None, "srt_slurm": None, "runners": None, "recipes": None, **more}
-    stream = session.stream("ask", arguments={"state": None, **arguments}, argv=[], secrets=secrets or {})
+def asked(session: Session, *words: str, secrets: dict[str, str] | None = None) -> tuple[str, str, int]:
+    stream = session.stream("ask", arguments=vars(parser().parse_args(words)), argv=[], secrets=secrets or {})
     events, code = finished(stream)
     unpacked = zlib.decompressobj().decompress(b"".join(e for e in events if isinstance(e, bytes))).decode()
     return unpacked, "".join(e["said"] for e in events if isinstance(e, dict)), code
@@ -65,10 +66,11 @@ def test_a_machine_describes_itself_without_its_secrets(session: Session, there:
     assert "do-not-tell-it" not in str(seen)
 
 
-def test_a_command_gives_output_errors_and_code(session: Session) -> None:
-    out, said, code = asked(session, "status:status", run=None, json=True)
-    assert (out, said, code) == ("[]\n", "", 0)
-    out, said, code = asked(session, "status:status", run="nobody", json=False)
+def test_a_command_gives_its_value_errors_and_code(session: Session, there: Path) -> None:
+    out, said, code = asked(session, "status", "--json")
+    assert (out.splitlines()[0], said, code) == ("value", "", 0)
+    assert json.loads(out.splitlines()[1])["runs_directory"] == str(there / "runs")
+    out, said, code = asked(session, "status", "nobody")
     assert "there is no run nobody" in said and code == 2 and not out
 
 
@@ -216,8 +218,7 @@ def test_a_command_ends_with_the_connection_and_secrets_are_in_no_list(there: Pa
     argv = ["env", f"LAUNCHER_STATE={there}", sys.executable, "-m", "launcher", "remote-agent"]
     pipe = OpenSSHPipe(argv, "there")
     with Session(pipe, "there") as session:
-        places = dict.fromkeys(("workspace", "srt_slurm", "runners", "recipes", "state"))
-        arguments = {"command": "logs:logs", "run": "waiting", "follow": True, **places}
+        arguments = vars(parser().parse_args(["logs", "-f", "waiting"]))
         _a_waiting_run(there / "runs/waiting")
         stream = session.stream("ask", arguments=arguments, argv=[], secrets={"HF_TOKEN": TOKEN})
         threading.Thread(target=_to_its_end, args=(stream,), daemon=True).start()
