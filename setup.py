@@ -1,19 +1,41 @@
 """The wheel's contents; everything else about the project is in pyproject.toml.
 
 The top-level directories runners/ and recipes/ and the rules' pages go into the wheel as data of the package, so that
-an ordinary ``pip install .`` finds them (launcher/core/shipped.py).
+an ordinary ``pip install .`` finds them (launcher/core/shipped.py); the manual page and completion go to share/.
 """
+
+import sys
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from launcher.cli.arguments import parser
+from launcher.cli.completion import SCRIPTS
+from launcher.cli.helping import manual
+
 DATA = {f"launcher.shipped_data.{name.replace('/', '.')}": name for name in ("runners", "recipes", "docs/rules")}
+# The manual page and the shells' completion, made of the same parsers as --help.
+SHARED = {
+    "man/man1/launcher.1": manual(parser()),
+    "bash-completion/completions/launcher": SCRIPTS["bash"],
+    "zsh/site-functions/_launcher": SCRIPTS["zsh"],
+    "fish/vendor_completions.d/launcher.fish": SCRIPTS["fish"],
+}
+for name, text in SHARED.items():
+    made = Path("build/share", name)
+    made.parent.mkdir(parents=True, exist_ok=True)
+    made.write_text(text, encoding="utf-8")
 
 setup(
+    data_files=[(f"share/{Path(name).parent}", [f"build/share/{name}"]) for name in SHARED],
     packages=[*find_packages(include=["launcher", "launcher.*"]), *DATA],
     package_dir=DATA,
     package_data={
         **{package: ["**/*"] for package in DATA},
         "launcher.check": ["*.json"],
+        "launcher.cli": ["*.txt"],
         "launcher.doctor": ["*.sh", "*.yaml"],
         "launcher.image": ["*.yaml"],
         "launcher.container": ["*.sh"],

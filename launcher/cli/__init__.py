@@ -1,7 +1,8 @@
 """The command line: arguments in, text out; the decisions and effects are elsewhere.
 
 Open `arguments` first: it has every command with its flags and the ``module:function`` that runs it (`sweep_arguments`
-those of `sweep`, `flags` what several share). What that names is a function of the arguments, or a `Command`
+those of `sweep`, `flags` what several share); `parsers` lays out help with help.txt, `helping` makes the manual page of
+all that, `completion` answers the shells. What that names is a function of the arguments, or a `Command`
 (`command`): its ``answer`` gives a typed value and prints nothing, its ``show`` makes lines of that value and a
 terminal's width, and the value tells the exit code. ``--json``, `launcher schema` (`schemas`) and running elsewhere
 (``--on NAME``: answered there, shown here) need nothing else of a command.
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.pycache_prefix = None
     with _guarded():
         arguments = parser().parse_args(argv)
+        if arguments.color in ("always", "never"):  # what we start heeds it too
+            os.environ.update({"NO_COLOR": ""} if arguments.color == "always" else {"NO_COLOR": "1"})
+            os.environ["FORCE_COLOR"] = "1" if arguments.color == "always" else ""
         from launcher.core.stop import Ended, ended_by_signals
 
         try:

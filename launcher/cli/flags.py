@@ -4,31 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from launcher.cli.parsers import LazyParser
 
 RUN = "a run's id, the beginning of one, or the id of its Slurm job"
 
 YES_OR_NO = argparse.BooleanOptionalAction
-
-
-class LazyParser(argparse.ArgumentParser):
-    """A parser whose shared arguments are added when it is used: most commands of a command line never are."""
-
-    later: Sequence[Callable[[argparse.ArgumentParser], object]] = ()
-
-    def _fill(self) -> None:
-        later, self.later = self.later, ()
-        for add in later:
-            add(self)
-
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        self._fill()
-        return super().parse_known_args(args, namespace)
-
-    def format_help(self) -> str:
-        self._fill()
-        return super().format_help()
 
 
 if TYPE_CHECKING:
@@ -41,22 +24,24 @@ def command_of(
     """A command with the arguments that it shares with others."""
     command = commands.add_parser(name, help=text)
     command.set_defaults(command=function)
-    command.later = shared
+    command.later = (*shared, everywhere)
     return command
 
 
 def verbs_of(commands: Commands, name: str, text: str) -> Commands:
-    return commands.add_parser(name, help=text).add_subparsers(metavar="VERB", required=True, parser_class=LazyParser)
+    command = commands.add_parser(name, help=text)
+    command.later = (everywhere,)
+    return command.add_subparsers(metavar="VERB", required=True, parser_class=LazyParser)
 
 
 def rows(command: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
     """Which rows of a matrix: the flags that all commands about matrices have (`launcher.cli.common.filters`)."""
     which = command.add_argument_group(title)
     which.add_argument("-k", "--key", nargs="+", default=[], metavar="KEY", help="keys of the matrix; globs are taken")
-    which.add_argument("--framework", nargs="+", default=[], metavar="NAME")
-    which.add_argument("--precision", nargs="+", default=[], metavar="NAME")
+    which.add_argument("--framework", nargs="+", default=[], metavar="NAME", help="like dynamo-vllm, sglang")
+    which.add_argument("--precision", nargs="+", default=[], metavar="NAME", help="like fp8")
     which.add_argument("--seq", nargs="+", default=[], metavar="1k1k", help="sequence lengths")
-    which.add_argument("--scenario", choices=["fixed-seq-len", "agentic-coding"])
+    which.add_argument("--scenario", choices=["fixed-seq-len", "agentic-coding"], help="of this kind only")
     which.add_argument("--conc", nargs="+", type=positive, default=[], metavar="N", help="only these concurrencies")
     return which
 
@@ -79,7 +64,6 @@ def execution(command: argparse.ArgumentParser) -> None:
     how.add_argument("--run-id", metavar="ID", help="the run's id (default: made from the time and the benchmark)")
     how.add_argument("--accept", nargs="+", default=[], metavar="RULE", help="run in spite of these findings")
     backend(command)
-    places(command)
 
 
 def logs(command: argparse.ArgumentParser) -> None:
@@ -91,18 +75,28 @@ def backend(command: argparse.ArgumentParser) -> None:
     command.add_argument("--slurm-backend", choices=["auto", "commands", "pyslurm"], help=text)
 
 
-def places(command: argparse.ArgumentParser, state: type[argparse.Action] | None = None) -> None:
-    where = command.add_argument_group("where things are")
-    where.add_argument("--workspace", metavar="DIR", help="InferenceX checkout (GITHUB_WORKSPACE, or here)")
-    where.add_argument("--srt-slurm", metavar="DIR", help="a directory of srt-slurm trees named by ref")
-    where.add_argument("--runners", metavar="DIR", help="runner files that come before the shipped ones")
-    where.add_argument("--recipes", metavar="DIR", help="recipes that come before the shipped ones")
-    text = "records and caches (LAUNCHER_STATE, or XDG state directory)"
-    if state is None:
-        where.add_argument("--state", metavar="DIR", help=text)
-    else:
-        text = f"{text}; or which runs: {', '.join(STATES)}"
-        where.add_argument("--state", action=state, metavar="DIR|STATE", help=text)
+def everywhere(command: argparse.ArgumentParser, *, top: bool = False) -> None:
+    """The flags that stand before the command or after it. Their help is that of `launcher --help` alone; a command
+    that has a flag of such a name keeps its own."""
+    known = {name for action in command._actions for name in action.option_strings}
+    unset: Any = None if top else argparse.SUPPRESS
+
+    def add(group: Any, *names: str, help: str, **more: Any) -> None:
+        if known.isdisjoint(names):
+            more.setdefault("default", unset)
+            group.add_argument(*names, help=help if top else argparse.SUPPRESS, **more)
+
+    where = command.add_argument_group("where things are (before the command, or after it)")
+    add(where, "--workspace", metavar="DIR", help="InferenceX checkout (GITHUB_WORKSPACE, or here)")
+    add(where, "--srt-slurm", metavar="DIR", help="a directory of srt-slurm trees named by ref")
+    add(where, "--runners", metavar="DIR", help="runner files that come before the shipped ones")
+    add(where, "--recipes", metavar="DIR", help="recipes that come before the shipped ones")
+    add(where, "--state", metavar="DIR", help="records and caches (LAUNCHER_STATE, or XDG state directory)")
+    how = command.add_argument_group("what is said (before the command, or after it)")
+    add(how, "-v", "--verbose", action="store_true", help="every step, every finding")
+    add(how, "-q", "--quiet", action="store_true", help="nothing of what goes on: results and errors alone")
+    text = "colours in a terminal (auto; NO_COLOR is heeded), always, or never"
+    add(how, "--color", choices=["auto", "always", "never"], help=text)
 
 
 STATES = ("new", "preparing", "submitted", "running", "collecting", "succeeded", "failed", "cancelled", "unreadable")
@@ -118,8 +112,9 @@ class _StateOrDirectory(argparse.Action):
             namespace.state = values
 
 
-def places_and_states(command: argparse.ArgumentParser) -> None:
-    places(command, _StateOrDirectory)
+def states(command: argparse.ArgumentParser) -> None:
+    text = f"records and caches, as for every command; or which runs: {', '.join(STATES)}"
+    command.add_argument("--state", action=_StateOrDirectory, metavar="DIR|STATE", default=argparse.SUPPRESS, help=text)
     command.set_defaults(states=[])
 
 

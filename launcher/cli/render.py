@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from launcher.cli.output import Output
 from launcher.core.github import GitHub
 from launcher.core.redact import redact
-from launcher.core.terminal import console, one_line, printable, say, styled
+from launcher.core.terminal import coloured, console, one_line, printable, say, styled
 from launcher.plan.plan import Plan, PlannedModel
 
 if TYPE_CHECKING:  # a plan pays for nothing that only a run needs
@@ -216,7 +216,7 @@ class Console:
 
     def __init__(self, labels: Mapping[str, str], github: GitHub | None, output: Output | None = None) -> None:
         self._labels, self._github, self._output = labels, github, output
-        self._colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        self._colour = coloured(sys.stdout)
         self._began: float | None = None
         self._gone = False
         self._logs: dict[str, LogLines] = {}

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from launcher.cli.flags import (
     YES_OR_NO,
-    LazyParser,
     backend,
     command_of,
     count,
@@ -15,10 +14,10 @@ from launcher.cli.flags import (
     execution,
     factor,
     hours,
-    places,
     positive,
     selection,
 )
+from launcher.cli.parsers import LazyParser, Verbs
 
 if TYPE_CHECKING:
     from launcher.cli.flags import Commands
@@ -31,20 +30,20 @@ def add_sweep(commands: Commands) -> None:
 
 
 def _verbs(sweep: argparse.ArgumentParser) -> None:
-    verbs = sweep.add_subparsers(metavar="VERB", parser_class=LazyParser)
+    verbs = sweep.add_subparsers(metavar="VERB", parser_class=LazyParser, action=Verbs)
     text = "points, jobs, cost, expected end, and what is done already; starts nothing"
     plan = command_of(verbs, "plan", "sweeping:plan", text, selection, execution, _policy)
     plan.add_argument("--json", action="store_true", help="as JSON")
     text = "make a sweep of what is selected, and drive it"
     command_of(verbs, "start", "sweeping:start", text, selection, execution, _policy)
 
-    status = command_of(verbs, "status", "sweep_status:status", "how a sweep stands, one line a job", places)
+    status = command_of(verbs, "status", "sweep_status:status", "how a sweep stands, one line a job")
     status.add_argument("name", nargs="?", metavar="SWEEP", help="default: the latest")
     status.add_argument("--watch", action="store_true", help="again and again, as long as somebody drives it")
     status.add_argument("--json", action="store_true", help="as JSON; with --watch one line each time")
 
     text = "go on: living jobs first, then what has no valid result"
-    resume = command_of(verbs, "resume", "sweeping:resume", text, _sweep_name, _driving, backend, places)
+    resume = command_of(verbs, "resume", "sweeping:resume", text, _sweep_name, _driving, backend)
     resume.add_argument("--retry-failed", action="store_true", help="what failed, too")
     resume.add_argument("--anyway", action="store_true", help="also what the breaker holds")
     resume.add_argument("--explain", action="store_true", help="why each point counts as done or not")
@@ -56,23 +55,23 @@ def _verbs(sweep: argparse.ArgumentParser) -> None:
         ("stop", "the driver leaves now; jobs live on, and resume takes them over"),
         ("cancel", "end all jobs of the sweep"),
     ):
-        command = command_of(verbs, verb, "sweep_asking:ask", text, _sweep_name, backend, places)
+        command = command_of(verbs, verb, "sweep_asking:ask", text, _sweep_name, backend)
         command.set_defaults(verb=verb)
         if verb in ("pause", "go-on", "drain"):
             command.add_argument("--runner", dest="of_runner", metavar="NAME", help="of this runner alone")
-    add = command_of(verbs, "add", "sweep_asking:add", "append points to each topology", _sweep_name, places)
-    add.add_argument("--conc", nargs="+", type=positive, required=True, metavar="N")
+    add = command_of(verbs, "add", "sweep_asking:add", "append points to each topology", _sweep_name)
+    add.add_argument("--conc", nargs="+", type=positive, required=True, metavar="N", help="these concurrencies")
     add.add_argument("--topology", nargs="+", default=[], metavar="GLOB", help="of these topologies only")
-    listing = command_of(verbs, "list", "sweep_status:listing", "all sweeps", places)
+    listing = command_of(verbs, "list", "sweep_status:listing", "all sweeps")
     listing.add_argument("--json", action="store_true", help="one JSON object a line")
     text = "remove what nobody needs; a dry run unless --apply. Runs and results stay"
-    gc = command_of(verbs, "gc", "sweep_asking:gc", text, places)
+    gc = command_of(verbs, "gc", "sweep_asking:gc", text)
     gc.add_argument("--apply", action="store_true", help="remove it")
     gc.add_argument("--grace", type=days, default=90.0, metavar="DAYS", help="ledgers older than this (default 90)")
 
 
 def _sweep_name(command: argparse.ArgumentParser) -> None:
-    command.add_argument("name", metavar="SWEEP")
+    command.add_argument("name", metavar="SWEEP", help="its id, as `launcher sweep list` has it")
 
 
 def _policy(command: argparse.ArgumentParser) -> None:

@@ -95,16 +95,25 @@ def styled(stream: Any) -> Any:
     return stream.styled() if isinstance(stream, Guarded) else stream
 
 
+def coloured(stream: Any, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a stream is written to in colours: a terminal that knows them, unless NO_COLOR is set; FORCE_COLOR
+    (`--color always`) asks for them anywhere."""
+    if environ.get("NO_COLOR"):
+        return False
+    return bool(environ.get("FORCE_COLOR")) or (stream.isatty() and environ.get("TERM") != "dumb")
+
+
 def console(stream: Any, environ: Mapping[str, str] = os.environ, *, width: int | None = None) -> Any:
     """rich's console on a stream: with colours in a terminal, unless NO_COLOR is set; elsewhere plain text, whose lines
     are wrapped at ``width`` if at all."""
     from rich.console import Console
 
-    terminal = stream.isatty()
+    terminal, colours = stream.isatty(), coloured(stream, environ)
     return Console(
         file=styled(stream),
-        force_terminal=terminal,
-        no_color=not terminal or bool(environ.get("NO_COLOR")),
+        force_terminal=terminal or colours,
+        no_color=not colours,
+        color_system="auto" if terminal or not colours else "standard",
         highlight=False,
         markup=False,
         emoji=False,

@@ -1,0 +1,97 @@
+"""The manual page, made of the parsers, `version`, and what `launcher` alone says."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from launcher import __version__
+from launcher.cli.arguments import parser
+from launcher.cli.parsers import EXITS, SUMMARY, LazyParser, Text, invocation, name_of, texts
+
+FIRST_STEPS = """\
+Puts LLM-inference benchmarks onto Slurm clusters, and says truthfully
+how they ended.
+
+First:
+  launcher runner list                clusters it knows; `runner new`: another
+  launcher matrix -k 'minimaxm3*'     which benchmarks there are
+  launcher plan -k KEY --runner NAME  what a run would do; touches nothing
+  launcher run -k KEY --runner NAME   do it; `launcher sweep -k KEY …` for many
+Then:
+  launcher status | logs -f RUN | results RUN
+
+All commands: launcher --help. One of them: launcher COMMAND --help.
+"""
+
+
+def first_steps(arguments: argparse.Namespace) -> int:
+    """`launcher` alone."""
+    print(FIRST_STEPS, end="")
+    return 2
+
+
+def version(arguments: argparse.Namespace) -> int:
+    """Which launcher this is."""
+    import json
+    import platform
+
+    facts = {
+        "launcher": __version__,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "package": str(Path(__file__).parents[1]),
+        "platform": platform.platform(),
+    }
+    if arguments.json:
+        print(json.dumps(facts))
+    else:
+        print(f"launcher {__version__}, Python {facts['python']} ({sys.executable}), {facts['package']}")
+    return 0
+
+
+def man(arguments: argparse.Namespace) -> int:
+    """Print the manual page."""
+    print(manual(parser()), end="")
+    return 0
+
+
+def every_command(top: LazyParser) -> Iterator[LazyParser]:
+    """All parsers that help lists, each before those below it."""
+    top.fill()
+    yield top
+    for name in top.listed:
+        yield from every_command(top.commands[name])
+
+
+def manual(top: LazyParser) -> str:
+    """The manual page, in the macros of man(7)."""
+    said = texts()
+    lines = [
+        f'.TH LAUNCHER 1 "" "launcher {__version__}" "User Commands"',
+        ".SH NAME",
+        f"launcher \\- {_roff(SUMMARY)}",
+    ]
+    lines += [".SH SYNOPSIS", ".B launcher", "[FLAG …] COMMAND [FLAG …]", ".SH DESCRIPTION", _roff(SUMMARY), ".PP"]
+    lines += ["Flags of launcher itself stand before the command or after it. There are no abbreviations."]
+    for command in every_command(top):
+        name = name_of(command)
+        text = said.get(name, Text())
+        lines += [f".SH {_roff(name.upper())}" if name else ".SH FLAGS", f".B {_roff(str(command.usage))}", ".PP"]
+        lines += [_roff(text.sentence)]
+        for action in (*command.positionals, *command.flags):
+            if action.help and action.dest != "help":
+                shown = f"{action.help % vars(action)}" if "%" in action.help else action.help
+                lines += [".TP", f".B {_roff(invocation(action))}", _roff(shown)]
+        if text.examples:
+            lines += [".PP", "Examples:", ".nf", *(f"    {_roff(example)}" for example in text.examples), ".fi"]
+    lines += [".SH EXIT STATUS", ".nf", *map(_roff, EXITS.splitlines()[1:]), ".fi"]
+    return "\n".join(lines) + "\n"
+
+
+def _roff(text: str) -> str:
+    """A text as roff takes it: nothing in it is a request or an escape."""
+    text = text.replace("\\", "\\e").replace("-", "\\-")
+    return f"\\&{text}" if text.startswith((".", "'")) else text

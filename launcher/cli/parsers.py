@@ -1,0 +1,217 @@
+"""The parsers of commands: they are filled when they are used, say what may have been meant, and lay out help with the
+sentences and examples of help.txt beside this file. Nothing but argparse is imported until help is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+SUMMARY = "Puts LLM-inference benchmarks onto Slurm clusters, and says truthfully how they ended."
+
+EXITS = """\
+exit codes
+  0 done   2 configuration   3 image   4 model   5 checkout or submission
+  6 job   7 results   8 remote   130, 143 cancelled
+"""
+
+
+class LazyParser(argparse.ArgumentParser):
+    """A parser whose shared arguments are added when it is used: most commands of a command line never are.
+
+    A word that it does not know is an error with what may have been meant; flags have no abbreviations.
+    """
+
+    later: Sequence[Callable[[argparse.ArgumentParser], object]] = ()
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
+
+    def fill(self) -> None:
+        """Add what is still to be added."""
+        if self.usage is None:
+            for add in self.later:
+                add(self)
+            self.usage = " ".join([self.prog, "[FLAG …]", *map(_place, self.positionals)])
+
+    @property
+    def flags(self) -> list[argparse.Action]:
+        """The flags that this command's help describes."""
+        return [a for a in self._actions if a.option_strings and a.help != argparse.SUPPRESS]
+
+    @property
+    def all_flags(self) -> list[argparse.Action]:
+        """All that it takes."""
+        return [a for a in self._actions if a.option_strings]
+
+    @property
+    def positionals(self) -> list[argparse.Action]:
+        return [a for a in self._actions if not a.option_strings]
+
+    @property
+    def commands(self) -> dict[str, LazyParser]:
+        """The commands or verbs below this one."""
+        found = [a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        return dict(found[0]) if found else {}
+
+    @property
+    def listed(self) -> dict[str, str]:
+        """Those of them that help lists, each with what it says of it."""
+        found = [a._choices_actions for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        return {choice.dest: choice.help or "" for choice in found[0]} if found else {}
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        self.fill()
+        found, unknown = super().parse_known_args(args, namespace)
+        for word in unknown:
+            flag = word.partition("=")[0]
+            known = [name for action in self.all_flags for name in action.option_strings]
+            if flag.startswith("-"):
+                self._refuse(f"{self.prog} has no flag {flag}", flag, known)
+            self._refuse(f"{self.prog} has no use for {word!r} here", word, self.commands)
+        return found, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        if isinstance(action, argparse._SubParsersAction):
+            self._refuse(f"{self.prog} has no command {value!r}", value, self.listed)
+        name = "/".join(action.option_strings) or action.metavar
+        self._refuse(f"{name} is one of {', '.join(map(str, action.choices))}, not {value!r}", value, action.choices)
+
+    def _refuse(self, message: str, word: str, known: Iterable[Any]) -> NoReturn:
+        from launcher.core.errors import closest
+
+        near = closest(word, map(str, known))
+        self.error(message, f"did you mean {near}?" if near else "")
+
+    def error(self, message: str, hint: str = "") -> NoReturn:
+        """Say what is wrong with the command line, and end with 2."""
+        hint = hint or f"{self.prog} --help tells what there is"
+        self.exit(2, f"launcher: configuration: {message}\n  hint: {hint}\n")
+
+    def format_help(self) -> str:
+        self.fill()
+        _describe(self)
+        return super().format_help()
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """As argparse lays help out, for terminals from 60 to 100 columns."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=max(60, min(100, _columns())) - 2)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return invocation(action)
+
+
+def _columns() -> int:
+    """The terminal's width; shutil, which knows it too, takes as long to import as the rest of help."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(os.environ.get("COLUMNS") or os.get_terminal_size().columns)
+    return 80
+
+
+def invocation(action: argparse.Action) -> str:
+    """A flag with its value, or a positional argument, as help shows it: ``-k, --key KEY …``."""
+    if not action.option_strings:
+        return str(action.metavar or action.dest)
+    value = str(action.metavar or "|".join(map(str, action.choices or ())))
+    shown = {0: "", "?": f" [{value}]", "+": f" {value} …", "*": f" {value} …"}.get(action.nargs or 1, f" {value}")
+    return ", ".join(action.option_strings) + shown
+
+
+class Verbs(argparse._SubParsersAction):  # type: ignore[type-arg]
+    """Verbs of a command that has flags of its own: before the verb these would be lost, and are refused."""
+
+    def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
+        given = vars(namespace)
+        for action in parser.flags:
+            if given.get(action.dest, action.default) != action.default:
+                parser.error(f"{action.option_strings[0]} stands before {values[0]!r}, and belongs behind it")
+        super().__call__(parser, namespace, values, option_string)
+
+
+def _place(action: argparse.Action) -> str:
+    """A positional argument as usage shows it."""
+    name = str(action.metavar or action.dest)
+    if isinstance(action, argparse._SubParsersAction):
+        return name if action.required else f"[{name}]"
+    return {"?": f"[{name}]", "*": f"[{name} …]", "+": f"{name} …"}.get(str(action.nargs), name)
+
+
+class Text(NamedTuple):
+    """What help.txt says of a command."""
+
+    group: str = ""
+    sentence: str = ""
+    examples: tuple[str, ...] = ()
+
+
+def texts() -> dict[str, Text]:
+    """What help.txt says, by command: ``sweep plan``."""
+    found: dict[str, Text] = {}
+    group = name = ""
+    for line in Path(__file__).with_name("help.txt").read_text(encoding="utf-8").splitlines():
+        text = found.get(name, Text())
+        if line.startswith("# "):
+            group = line[2:]
+        elif line.startswith("    $ "):
+            found[name] = Text(text.group, text.sentence, (*text.examples, line[6:]))
+        elif line.startswith("    "):
+            found[name] = Text(text.group, line.strip(), ())
+        elif line and not line.startswith(";"):
+            name = line
+            found[name] = Text(group)
+    return found
+
+
+def _describe(parser: LazyParser) -> None:
+    """Give a parser its description and epilog: sentence, commands below it, examples."""
+    from textwrap import fill
+
+    said = texts()
+    mine = said.get(name_of(parser), Text(sentence=SUMMARY))
+    parts = [fill(mine.sentence, 78)]
+    for title, commands in _grouped(parser, said):
+        parts.append("\n".join([f"{title.lower()}:", *(_listed(name, text) for name, text in commands)]))
+    for action in parser.positionals:
+        if isinstance(action, argparse._SubParsersAction):
+            action.help = argparse.SUPPRESS
+    parser.description = "\n\n".join(parts)
+    examples = "\n".join(["examples:", *map(_example, mine.examples)])
+    more = "Flags that every command has (--state DIR, -q, …): launcher --help"
+    parser.epilog = f"{examples}\n\n{more}" if mine.examples else EXITS
+
+
+def _listed(name: str, text: str) -> str:
+    from textwrap import fill
+
+    return fill(text, 78, initial_indent=f"  {name:<11} ", subsequent_indent=" " * 14)
+
+
+def _example(text: str) -> str:
+    """An example that can be pasted: a long one goes on in a second line."""
+    at = text.rfind(" -", 0, 74) if len(text) > 76 else -1
+    return f"  {text}" if at < 0 else f"  {text[:at]} \\\n      {text[at + 1 :]}"
+
+
+def name_of(parser: LazyParser) -> str:
+    """``sweep plan`` of the parser whose program is ``launcher sweep plan``."""
+    return parser.prog.partition(" ")[2]
+
+
+def _grouped(parser: LazyParser, said: dict[str, Text]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """The commands below a parser as help lists them, in their groups: name, and what its parser says of it."""
+    above = name_of(parser)
+    full = {name: f"{above} {name}".lstrip() for name in parser.listed}
+    order = list(said)
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for name in sorted(parser.listed, key=lambda name: order.index(full[name]) if full[name] in said else len(order)):
+        group = said[name].group if name in said and not above else "verbs" if above else "others"
+        groups.setdefault(group, []).append((name, parser.listed[name]))
+    yield from groups.items()
