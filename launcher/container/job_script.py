@@ -134,7 +134,7 @@ def _finish(job: ContainerJob, engine: EngineCommands) -> str:
 
 
 def _looks(plan: Plan, job: ContainerJob) -> list[str]:
-    """The look from this node: a checkpoint that the login node has looked at is not looked at again."""
+    """The look from this node, also at a checkpoint that the login node has looked at: the job reads it from here."""
     allocation, cache = job.allocation, plan.model.cache
     gpus = allocation.gpus if allocation is not None else plan.benchmark.gpus
     alone = allocation is None or allocation.exclusive
@@ -145,11 +145,12 @@ def _looks(plan: Plan, job: ContainerJob) -> list[str]:
         *preflight.look_at_images(plan),
     ]
     functions_of_it = [preflight.functions().strip()]
-    if "login" not in plan.model.seen_by and (model := preflight.look_at_model(plan)):
+    looks += preflight.look_at_model(plan)
+    if "login" not in plan.model.seen_by and preflight.look_at_model(plan):
         # What takes more than a look at config.json the launcher judges (`launcher.container.checkpoint`).
-        looks += [*model, f"keep_checkpoint {'headers' if 'weights' in plan.model.fingerprint else 'configs'}"]
+        looks.append(f"keep_checkpoint {'headers' if 'weights' in plan.model.fingerprint else 'configs'}")
         functions_of_it.append(functions.KEEP.strip())
-    return [*functions_of_it, "\n".join(looks)]
+    return [*functions_of_it, "\n".join(preflight.with_login('"$own"', looks) if allocation is not None else looks)]
 
 
 def _image(plan: Plan, job: ContainerJob, engine: EngineCommands) -> list[str]:

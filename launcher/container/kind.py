@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace as change
 
 from launcher.container.planned import COPY, FACTS, LOG, SCRIPT, ContainerJob
-from launcher.container.script_kind import PlanRow, ScriptKind, fingerprint_of, works_in
+from launcher.container.script_kind import PlanRow, ScriptKind, fingerprint_of, meet_nodes, works_in
 from launcher.core.errors import CheckoutError
 from launcher.plan.plan import OWN, Plan
 
@@ -119,9 +119,8 @@ class ContainerKind(ScriptKind):
         return output / LOG
 
     def make_whole(self, run: Run) -> None:
-        """The job's own directory: Slurm makes none for a log. Raises OSError."""
-        assert run.record.job is not None
-        Path(run.record.job.output).mkdir(parents=True, exist_ok=True)
+        """The job's own directory: Slurm makes none for a log; there its node meets this host. Raises OSError."""
+        meet_nodes(run, 1)
 
     def end_leftovers(self, run: Run) -> None:
         """End the container of a job on this host whose script was killed: docker and podman go on with it."""

@@ -35,13 +35,10 @@ address() {
 }
 
 look() {
-  local found image=- reference sent offset
+  local found image=- reference
   trap 'code=$?; [ "$code" -eq 0 ] || printf "red %s\n" "$code" >&3' EXIT
   refresh
-  if [ -r "$own/clock" ]; then
-    read -r sent offset <"$own/clock"
-    look_at_clock "$sent" "$offset" "$own"
-  fi
+  ask_login "$own"
   if has rdma; then check_network; fi
   if [ "$engine" = docker ]; then
     find_engine
@@ -53,6 +50,7 @@ look() {
     pull_image engine "$reference_of_image" "$repository"
   fi
   look_closely
+  hear_login "$own"
   found=$(address)
   [ -n "$found" ] || fail 8 "the node $(uname -n): no route tells its address"
   printf 'node %s %s %s %s\n' "$SLURM_PROCID" "${SLURMD_NODENAME:-$(uname -n)}" "$found" "$image" >&3

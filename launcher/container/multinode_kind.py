@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from launcher.benchmark.result_names import agentic_result_name
 from launcher.container.multinode_planned import MultinodeJob
 from launcher.container.planned import COPY, FACTS, LOG, SCRIPT
-from launcher.container.script_kind import PlanRow, ScriptKind, fingerprint_of, works_in
+from launcher.container.script_kind import PlanRow, ScriptKind, fingerprint_of, meet_nodes, works_in
 from launcher.core.errors import CheckoutError
 from launcher.core.reading import read_file
 from launcher.plan.job_environment import KEPT, from_host
@@ -111,8 +111,6 @@ class MultinodeKind(ScriptKind):
     def make_whole(self, run: Run) -> None:
         """The job's own directory, with its output under a name there: it lies where the bash launchers have it, beside
         what other jobs left. And the clock of this host, for the look from the nodes. Raises OSError."""
-        from launcher.core.node_clock import write_clock
-
         assert run.record.job is not None
         log, job = Path(run.record.job.log), run.record.job
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +122,7 @@ class MultinodeKind(ScriptKind):
                 log.hardlink_to(output)  # Slurm truncates the file, and makes no other one
             except OSError:
                 log.symlink_to(output)
-        write_clock(log.parent.parent)
+        meet_nodes(run, MultinodeJob.of(run.plan).job.nodes)
 
     def end_leftovers(self, run: Run) -> None:
         """Does nothing: each node ends its own container, and no other host reaches its engine."""

@@ -70,6 +70,21 @@ class ScriptKind:
         return found
 
 
+def meet_nodes(run: Run, nodes: int) -> None:
+    """Be there for the job's nodes when they look: this host's clock and locks, in the job's own directory, until they
+    have compared theirs or the run is over. Raises OSError when the directory cannot be made."""
+    from launcher.core.node_partner import attend
+
+    record = run.record
+    assert record.job is not None
+    own = Path(record.job.output)
+    own.mkdir(parents=True, exist_ok=True)
+    try:
+        attend(own, nodes, lambda: record.settled or run.services.stop.requested())
+    except OSError as error:
+        record.event("warning", f"clock and locks are not compared with the nodes': {error}", job=record.job.id)
+
+
 def fingerprint_of(script: Path) -> dict[str, str]:
     """The script that runs in containers, as it is now; "" where it cannot be read."""
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Which looks a plan asks for, as commands of a script on the node. Open `node.sh` for what each of them does."""
+"""Which looks a plan asks for, as commands of a script on the node. Open preflight.sh for what each of them does."""
 
 from __future__ import annotations
 
@@ -36,6 +36,12 @@ def look_at_model(plan: Plan) -> list[str]:
 def look_at_images(plan: Plan) -> list[str]:
     """Whether the squash files that all nodes share can be read here; a node's own are imported by the job."""
     return [f"look_at_image {word(image.squash)}" for image in plan.images if image.shared and image.squash]
+
+
+def with_login(directory: str, looks: Sequence[str]) -> list[str]:
+    """The looks, while the login node is asked about clock and locks in a directory (a word) that both see: it may take
+    seconds to answer."""
+    return [f"ask_login {directory}", *looks, f"hear_login {directory}"]
 
 
 def look_at_node(gpus: int, *, alone: bool, patience: int = 0, directories: Sequence[str] = ()) -> list[str]:

@@ -4,46 +4,44 @@
 
 model='' mounted=() # set where the plan has a checkpoint
 
-# The login node does not see this directory. What is wrong is said by name: it is what has to be staged. As
-# launcher/model judges, as far as bash can: `mounted` are the directories that the container sees under the same paths.
+# What is wrong is said by name: it is what has to be staged. As launcher/model judges, as far as bash can: `mounted` are
+# the directories that the container sees under the same paths. A program for each of hundreds of files would cost
+# seconds, while GPUs wait: what can be asked of all at once is, and heads of files are read by bash itself.
 pointer() {
-  case $(head -c 64 -- "$1" 2>/dev/null | tr -d '\0' | tr '[:upper:]' '[:lower:]') in
+  local text=
+  IFS= LC_ALL=C read -r -d '' -n 64 text <"$1" # up to the first NUL: pointers and pages have none
+  case ${text,,} in
     "version https://git-lfs"* | "version https://hawser"* | /annex/objects/* | "# xet version"*) return 0 ;;
     "<!doctype html"* | "<html"*) return 0 ;;
   esac
   return 1
-}
+} 2>/dev/null
 
-# A safetensors file is as long as its header says, and its blocks were written.
+# A safetensors file, of SIZE bytes, is as long as its header says.
 cut_short() {
-  local size length end
-  [ "$(head -c 9 -- "$1" | tail -c +9 | tr -d '\0')" = "{" ] || return 1  # of another kind: nothing is known
-  size=$(stat -L -c %s -- "$1") && length=$(od -An -t u8 -N 8 -- "$1" | tr -d ' ') || return 1
-  case $length in '' | *[!0-9]* | ?????????*) return 0 ;; esac
-  end=$(tail -c +9 -- "$1" | head -c "$length" | grep -aoE '"data_offsets" *: *\[ *[0-9]+ *, *[0-9]+ *\]' |
-    grep -oE '[0-9]+ *\]' | tr -d ' ]' | sort -n | tail -n 1)
-  [ "$size" -ne "$((8 + length + ${end:-0}))" ]
-}
-
-hollow() {
-  local size blocks each
-  case $(stat -L -f -c %T -- "$1") in ext2/ext3 | xfs | lustre) ;; *) return 1 ;; esac
-  read -r size blocks each < <(stat -L -c '%s %b %B' -- "$1")
-  [ "$size" -gt 65536 ] && [ "$((blocks * each * 2))" -lt "$size" ]
+  local byte length end
+  read -ra byte < <(od -An -v -w16 -t x1 -N 9 -- "$1")
+  [ "${byte[8]-}" = 7b ] || return 1 # of another kind: nothing is known
+  length=$((16#${byte[7]}${byte[6]}${byte[5]}${byte[4]}${byte[3]}${byte[2]}${byte[1]}${byte[0]}))
+  [ "$length" -ge 0 ] && [ "$length" -lt 100000000 ] || return 0
+  end=$(head -c "$((8 + length))" -- "$1" | LC_ALL=C grep -aoE '"data_offsets" *: *\[ *[0-9]+ *, *[0-9]+ *\]' |
+    LC_ALL=C awk -F '[],]' '{ if ($2 + 0 > end) end = $2 + 0 } END { printf "%.0f", end }')
+  [ -n "$end" ] && [ "$2" -ne "$((8 + length + end))" ]
 }
 
 leads_out() {
   local at tree
   [ -L "$1" ] || return 1
   at=$(realpath -m -- "$1")
-  for tree in "$(realpath -m -- "$model")" "${mounted[@]}"; do
+  for tree in "$whole_model" "${mounted[@]}"; do
     case $at/ in "$tree"/*) return 1 ;; esac
   done
   return 0
 }
 
 check_checkpoint() {
-  local index name missing=() weights=() wrong=()
+  local index name missing=() weights=() wrong=() files=() whole_model size blocks each kind
+  local -A sizes=() written=() kinds=()
   [ -d "$model" ] || fail 4 "the checkpoint is not on $(uname -n): no directory $model"
   [[ ! $model =~ \.staging\.[0-9a-f]{12}/*$ && ( ! -d $model/.staging || -e $model/.complete.json ) ]] ||
     fail 4 "the checkpoint $model on $(uname -n) is half staged: its staging has not ended, or was killed"
@@ -65,16 +63,27 @@ check_checkpoint() {
   fact checkpoint_config "sha256:$(sha256sum 2>/dev/null <"$model/config.json" | cut -d' ' -f1)"
   [ "${#missing[@]}" -eq 0 ] ||
     fail 4 "the checkpoint $model on $(uname -n) lacks ${#missing[@]} files: ${missing[*]:0:10}"
+  whole_model=$(realpath -m -- "$model")
   for name in "$model"/*.json "$model"/*.model "$model"/*.jinja "${weights[@]/#/$model/}"; do
     [ -e "$name" ] || [ -L "$name" ] || continue
+    files+=("$name")
+  done
+  while read -r size blocks each name; do
+    sizes[$name]=$size written[$name]=$((blocks * each))
+  done < <(stat -L -c '%s %b %B %n' -- "${files[@]}" 2>/dev/null)
+  while read -r kind name; do kinds[$name]=$kind; done < <(stat -L -f -c '%T %n' -- "${files[@]}" 2>/dev/null)
+  for name in "${files[@]}"; do
+    size=${sizes[$name]-0}
     if leads_out "$name"; then
       wrong+=("${name##*/} is a link that leads out of what the job mounts")
     elif pointer "$name"; then
       wrong+=("${name##*/} is a pointer or a page, not the file itself")
-    elif [[ $name == *.safetensors ]] && cut_short "$name"; then
+    elif [[ $name == *.safetensors ]] && cut_short "$name" "$size"; then
       wrong+=("${name##*/} is not as long as its header says")
-    elif hollow "$name"; then
-      wrong+=("${name##*/} is hollow: most of it was never written")
+    else
+      case ${kinds[$name]-} in ext2/ext3 | xfs | lustre) ;; *) continue ;; esac
+      [ "$size" -le 65536 ] || [ "$((${written[$name]} * 2))" -ge "$size" ] ||
+        wrong+=("${name##*/} is hollow: most of it was never written")
     fi
   done
   [ "${#wrong[@]}" -eq 0 ] ||
@@ -165,16 +174,53 @@ look_at_directories() {
   done
 }
 
-# By the time that a file server gives to a new file, as the login node saw it a moment before the job was let go: SENT is
-# the login node's clock then, OFFSET how far it was from the file server's. Where nodes stamp files themselves, only a
-# clock that is behind shows.
+# What this node and the login node agree about, in a directory that both see (launcher/core/node_partner.py). First it
+# looks at the clock, and asks whether the login node sees a lock of ours; `hear_login` reads the answer once all else was
+# looked at. Where no launcher attends, nothing is known.
+asked_at='' held=''
+ask_login() {
+  local sent offset code
+  look_at_clock "$1"
+  [ -e "$1/locks/login" ] && { exec {held}<"$1/locks/node.${SLURM_PROCID:-0}"; } 2>/dev/null || return 0
+  flock -n -s "$held" 2>/dev/null # a shared one, which a file that can only be read has as well
+  code=$?
+  [ "$code" -ne 127 ] || return 0
+  [ "$code" -eq 0 ] || fail 8 "the node $(uname -n): a lock in $1 cannot be had there (flock: $code)"
+  { : >"$1/locks/asked.${SLURM_PROCID:-0}"; } 2>/dev/null && asked_at=$SECONDS
+  return 0
+}
+
+# By the time that the file server gives to a new file, as the login node saw it a moment before the job was let go. Where
+# nodes stamp files themselves, only a clock that is behind shows.
 look_at_clock() {
-  local sent=$1 offset=$2 probe=$3/.launcher-clock.$$ now off
-  : >"$probe" || return
+  local sent offset probe=$1/.launcher-clock.$$ now off
+  { read -r sent offset <"$1/clock" && : >"$probe"; } 2>/dev/null || return 0
   now=$(date +%s)
   off=$((now - $(stat -c %Y -- "$probe") - offset))
   rm -f -- "$probe"
   [ "$((now + 5))" -ge "$sent" ] || off=$((now - sent))
   fact clock_offset "$off"
   [ "${off#-}" -le 5 ] || fail 8 "the node $(uname -n): its clock is $off s off the login node's"
+}
+
+hear_login() {
+  local locks=$1/locks me=${SLURM_PROCID:-0} answer='' login seen
+  while [ -n "$asked_at" ]; do
+    ls -a -- "$locks" >/dev/null 2>&1 # NFS looks again for a name that was not there
+    { read -r answer <"$locks/answer.$me"; } 2>/dev/null && break
+    [ "$((SECONDS - asked_at))" -lt 8 ] || break
+    sleep 0.2 & wait "$!"
+  done
+  if [ -z "$answer" ]; then
+    say "the node $(uname -n): nobody on the login node says whether locks hold"
+    return
+  fi
+  exec {login}<"$locks/login"
+  flock -n -s "$login" 2>/dev/null
+  seen=$?
+  exec {held}<&- {login}<&-
+  rm -f -- "$locks/asked.$me"
+  [ "$answer" = holds ] || fail 8 "the node $(uname -n): a lock that it holds in $1 is, on the login node: $answer"
+  [ "$seen" -ne 0 ] || fail 8 "the node $(uname -n): it does not see the lock that the login node holds in $1"
+  fact locks "hold with the login node"
 }

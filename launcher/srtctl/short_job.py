@@ -9,14 +9,17 @@ import hashlib
 import re
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 from launcher.core.errors import ImageError, LauncherError, ModelError, NodeError
+from launcher.core.node_partner import attended
 from launcher.core.process import CommandRunner
 from launcher.core.publish import make_private, write_text
 from launcher.core.reading import read_file
+from launcher.core.shell_words import word
 from launcher.plan.plan import Plan
-from launcher.plan.preflight import functions, look_at_images, look_at_model
+from launcher.plan.preflight import functions, look_at_images, look_at_model, with_login
 
 KEPT = 3600.0
 """Seconds for which an answer is used again."""
@@ -36,16 +39,16 @@ fail() { printf 'launcher: error: %s\n' "${*:2}" >&2; exit "$1"; }
 def look_from_a_node(
     plan: Plan, state: Path, run: CommandRunner, environment: Mapping[str, str], now: float | None = None
 ) -> str:
-    """What a node sees of images and checkpoint, in a sentence. Raises ImageError, ModelError, NodeError for a red one.
+    """What a node sees of images and checkpoint, of this host's clock and of locks beside the images, in a sentence.
+    Raises ImageError, ModelError, NodeError for a red one.
 
     ``state`` is the directory of answers. Where no node answers in time, that is the sentence.
     """
     looks = [*look_at_images(plan), *look_at_model(plan)]
     if not looks:
         return "nothing of this plan can be looked at from a node"
-    script = "\n".join([_FRAME, functions(), *looks, "uname -n"])
     planned, now = plan.scheduler, time.time() if now is None else now
-    key = hashlib.sha256(f"{plan.runner}\0{planned.partition}\0{script}".encode()).hexdigest()[:24]
+    key = hashlib.sha256(f"{plan.runner}\0{planned.partition}\0{functions()}{looks}".encode()).hexdigest()[:24]
     answer = state / key
     try:
         if 0 <= now - answer.stat().st_mtime < KEPT:
@@ -56,7 +59,11 @@ def look_from_a_node(
     argv = ["srun", "--nodes=1", "--ntasks=1", "--gres=none", "--time=5", "--export=ALL"]
     argv += [f"--job-name={plan.job_name}", f"--immediate={WAIT:.0f}"]
     argv += [f"--{name}={value}" for name in ("partition", "account") if (value := getattr(planned, name))]
-    done = run([*argv, "bash", "-c", script], timeout=2 * WAIT, env=environment)
+    shared = next((Path(image.squash).parent for image in plan.images if image.shared and image.squash), None)
+    with attended(shared) if shared is not None else nullcontext() as place:
+        asked = looks if place is None else with_login(word(str(place)), looks)
+        script = "\n".join([_FRAME, functions(), *asked, "uname -n"])
+        done = run([*argv, "bash", "-c", script], timeout=2 * WAIT, env=environment)
     said = re.findall(r"launcher: error: (.*)", done.stderr)
     if done.returncode in _RED and said:
         raise _RED[done.returncode](

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launcher.benchmark.benchmark import Benchmark
+from launcher.core.node_partner import CLOCK, attend
 from tests.container.jobs import left, wait_for
 from tests.container.multinode_nodes import ID, Cluster, a_row, role
 
@@ -101,6 +103,26 @@ def no_checkout(cluster: Cluster) -> None:
     (cluster.workspace / "benchmarks/multi_node/amd_utils/server.sh").unlink()
 
 
+def attended(cluster: Cluster) -> threading.Thread:
+    """The login node is there; it leaves once both nodes have looked."""
+    cluster.own.mkdir(parents=True)
+    thread = attend(cluster.own, 2, lambda: not cluster.root.exists())
+    assert thread is not None
+    return thread
+
+
+def no_locks(cluster: Cluster) -> None:
+    attended(cluster)
+    program = cluster.stand_ins / "bin/flock"
+    program.write_text('#!/bin/sh\n[ "$SLURMD_NODENAME" != node1 ] && exec /usr/bin/flock "$@" || exit 0\n')
+    program.chmod(0o755)
+
+
+def late_clock(cluster: Cluster) -> None:
+    attended(cluster)
+    (cluster.own / CLOCK).write_text(f"{int(time.time()) + 60} 0\n")
+
+
 @pytest.mark.parametrize(
     ("break_it", "code", "said"),
     [
@@ -114,6 +136,8 @@ def no_checkout(cluster: Cluster) -> None:
         (two_images, 3, "node0 has repo/name@sha256:abc, node1 repo/name@sha256:other"),
         (no_docker, 8, "the node node1: docker answers neither to"),
         (no_checkout, 8, "it does not see"),
+        (no_locks, 8, "the node node1: a lock that it holds in {own} is, on the login node: not seen"),
+        (late_clock, 8, "s off the login node's"),
     ],
 )
 def test_a_red_look_ends_the_job_before_an_engine_starts(
@@ -122,8 +146,15 @@ def test_a_red_look_ends_the_job_before_an_engine_starts(
     plan = cluster.plan()
     plan.details["job"]["gpu_patience"] = 0
     break_it(cluster)
-    assert said.format(model=cluster.model) in cluster.run(plan, code=code)
+    assert said.format(model=cluster.model, own=cluster.own) in cluster.run(plan, code=code)
     assert not [call for call in cluster.calls("docker") if call[0] == "run"]
+
+
+def test_the_login_node_leaves_once_the_nodes_have_looked(cluster: Cluster) -> None:
+    thread = attended(cluster)
+    cluster.run()
+    thread.join(10)
+    assert not thread.is_alive() and "locks=hold with the login node" in (cluster.own / "facts.txt").read_text()
 
 
 # --- ends

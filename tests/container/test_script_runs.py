@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import tarfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from launcher.container.job_script import render
 from launcher.container.planned import ContainerJob
 from launcher.container.results import unpack
 from launcher.core.errors import ResultError
+from launcher.core.node_partner import attend
 from launcher.plan.plan import Plan, PlannedModel
 from launcher.rehearsal.enroot_stand_in import FAULTS
 from tests.container.jobs import ID, JobHost, left, wait_for
@@ -180,8 +182,8 @@ def test_no_container_starts_when_the_lock_is_not_had(host: JobHost) -> None:
 # --- the checkpoint of a node
 
 
-def checkpoint(host: JobHost) -> Plan:
-    return host.plan(model=PlannedModel(str(host.root / "model"), "fp8", "node-local", ("compute",)))
+def checkpoint(host: JobHost, *seen_by: str) -> Plan:
+    return host.plan(model=PlannedModel(str(host.root / "model"), "fp8", "node-local", seen_by or ("compute",)))
 
 
 @pytest.mark.parametrize(
@@ -209,6 +211,29 @@ def test_a_checkpoint_that_only_the_node_sees_is_looked_at_there(
     said = host.run(checkpoint(host), code=0 if lacks is None else 4)
     assert (lacks or "whole, 2 weight files") in said
     assert result_is_there(host) == (lacks is None)
+
+
+def test_a_checkpoint_that_the_login_node_sees_is_looked_at_again(host: JobHost) -> None:
+    """It was whole there: the mount of this node differs, or it was changed while the job waited."""
+    model = small_checkpoint(host.root / "model")
+    plan = checkpoint(host, "login", "compute")
+    assert "whole, 3 weight files" in host.run(plan) and not (host.own / "config.json").exists()
+    _shorter(model)
+    assert "is not as long as its header says" in host.run(plan, code=4)
+
+
+@pytest.mark.parametrize("attended", [True, False])
+def test_locks_that_do_not_hold_with_the_login_node(host: JobHost, attended: bool) -> None:
+    """flock_stand_in: locks of this node are its own. Without a launcher on the login node that is not known."""
+    (host.stand_ins.root / "bin/flock").write_text("#!/bin/sh\nexit 0\n")
+    (host.stand_ins.root / "bin/flock").chmod(0o755)
+    host.own.mkdir(parents=True)
+    over = threading.Event()
+    if attended:
+        attend(host.own, 1, over.is_set)
+    said = host.run(host.plan(), code=8 if attended else 0)
+    over.set()
+    assert ("launcher: error: the node" in said) == attended and result_is_there(host) != attended
 
 
 def _pointer(model: Path) -> None:

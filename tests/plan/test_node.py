@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from launcher.core.node_clock import NAME, write_clock
+from launcher.core.node_partner import CLOCK, attended, write_clock
 from launcher.plan.preflight import functions
 
 FRAME = """
@@ -76,13 +80,105 @@ def test_directories(tmp_path: Path) -> None:
 def test_a_clock_that_is_behind(tmp_path: Path, ahead: int, code: int) -> None:
     """This file system stamps by this host's clock, so that one that is ahead does not show."""
     write_clock(tmp_path)
-    sent, offset = (tmp_path / NAME).read_text().split()
+    sent, offset = (tmp_path / CLOCK).read_text().split()
     assert abs(int(sent) - time.time()) < 60 and offset == "0"
-    found = look(tmp_path, f"look_at_clock {int(sent) - ahead} {offset} {tmp_path}")
+    (tmp_path / CLOCK).write_text(f"{int(sent) - ahead} {offset}\n")
+    found = look(tmp_path, f"ask_login {tmp_path}; hear_login {tmp_path}")
     assert found[0] == code and (code == 0 or "off the login node's" in found[1])
 
 
 def test_a_clock_off_the_file_servers_shows_both_ways(tmp_path: Path) -> None:
     for offset in (-30, 30):  # the login node is so far from the file server, and this node is not
-        code, said = look(tmp_path, f"look_at_clock {int(time.time())} {offset} {tmp_path}")
+        (tmp_path / CLOCK).write_text(f"{int(time.time())} {offset}\n")
+        code, said = look(tmp_path, f"look_at_clock {tmp_path}")
         assert code == 8 and f"its clock is {-offset} s off" in said
+
+
+@pytest.mark.parametrize(
+    ("tools", "code", "said"),
+    [
+        ({}, 0, "fact locks=hold with the login node"),
+        ({"flock": "exit 0"}, 8, "a lock that it holds in {0} is, on the login node: not seen"),
+        ({"flock": "exit 71"}, 8, "a lock in {0} cannot be had there (flock: 71)"),
+        ({"flock": "exit 127"}, 0, "nobody on the login node says"),
+    ],
+)
+def test_locks_hold_between_the_login_node_and_this_one(
+    tmp_path: Path, tools: dict[str, str], code: int, said: str
+) -> None:
+    with attended(tmp_path) as place:
+        assert place is not None
+        began = time.monotonic()
+        found = look(tmp_path, f"ask_login {place}; hear_login {place}", **tools)
+        assert found[0] == code and said.format(place) in found[1]
+        assert code or time.monotonic() - began < 10
+    assert not place.exists() and "locks of nodes" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_lock_of_the_login_node_that_is_not_seen_here(tmp_path: Path) -> None:
+    """flock_stand_in: the node's own lock, its first, holds, and it gets every other one as well."""
+    with attended(tmp_path) as place:
+        assert place is not None
+        first = f'[ ! -e {tmp_path}/first ] || exit 0; touch {tmp_path}/first; exec /usr/bin/flock "$@"'
+        found = look(tmp_path, f"ask_login {place}; hear_login {place}", flock=first)
+    assert found[0] == 8 and f"does not see the lock that the login node holds in {place}" in found[1]
+
+
+def test_several_nodes_ask_at_once_and_each_is_answered(tmp_path: Path) -> None:
+    """One node's lock does not stand for another's."""
+    with attended(tmp_path, 3) as place:
+        calls = [f"SLURM_PROCID={rank}; ask_login {place}; hear_login {place}" for rank in range(3)]
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(lambda call: look(tmp_path, call), calls))
+    assert [code for code, _ in found] == [0, 0, 0] and all("hold with the login node" in said for _, said in found)
+
+
+def test_without_a_launcher_locks_are_not_judged(tmp_path: Path) -> None:
+    """Its files are there, and it was killed: the node goes on after a bound, which a test does not wait for."""
+    (tmp_path / "locks").mkdir()
+    for name in ("login", "node.0"):
+        (tmp_path / "locks" / name).touch()
+    code, said = look(tmp_path, f"ask_login {tmp_path}; asked_at=$((SECONDS - 8)); hear_login {tmp_path}")
+    assert code == 0 and "nobody on the login node says whether locks hold" in said
+
+
+# --- the checkpoint
+
+
+def shard(path: Path, size: int = 4096, header: str | None = None, length: int | None = None) -> None:
+    text = (header or f'{{"t":{{"dtype":"BF16","shape":[{size // 2}],"data_offsets":[0,{size}]}}}}').encode()
+    path.write_bytes((length or len(text)).to_bytes(8, "little") + text + b"\1" * size)
+
+
+SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "longer": (lambda m: shard(m / "model-00002.safetensors", length=99), "is not as long as its header says"),
+    "a header of gigabytes": (lambda m: shard(m / "model-00002.safetensors", length=1 << 40), "is not as long"),
+    "a page": (
+        lambda m: (m / "tokenizer.json").write_text("<!DOCTYPE html>\n"),
+        "tokenizer.json is a pointer or a page",
+    ),
+    "a link that leads out": (
+        lambda m: (
+            (m / "model-00001.safetensors").rename(m.parent / "away"),
+            (m / "model-00001.safetensors").symlink_to(m.parent / "away"),
+        ),
+        "is a link that leads out",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", ["none", *SPOILED])
+def test_the_checkpoint_is_whole_and_the_declared_one(tmp_path: Path, fault: str) -> None:
+    model = tmp_path / "a model"
+    model.mkdir()
+    (model / "config.json").write_text('{"architectures": ["Ours"]}')
+    (model / "tokenizer.json").write_text("{}")
+    weights = {f"t{number}": f"model-0000{number}.safetensors" for number in (1, 2, 3)}
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
+    for name in weights.values():
+        shard(model / name)
+    spoil, said = SPOILED.get(fault, (lambda _: None, "say checkpoint"))
+    spoil(model)
+    call = f"model={shlex.quote(str(model))} mounted=(); check_checkpoint; check_identity architecture Ours"
+    found = look(tmp_path, call)
+    assert found[0] == (0 if fault == "none" else 4) and said in found[1]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.core.errors import ImageError, LauncherError, ModelError
+from launcher.core.errors import ImageError, LauncherError, ModelError, NodeError
 from launcher.core.process import Completed
 from launcher.plan.plan import Plan
 from launcher.run.verdict import verdict
@@ -22,16 +22,17 @@ from tests.model.checkpoints import checkpoint
 class Node:
     """srun_stand_in: this host is the node."""
 
-    def __init__(self, answers: bool = True) -> None:
+    def __init__(self, answers: bool = True, flock: str = "") -> None:
         self.calls: list[list[str]] = []
-        self.answers = answers
+        self.answers, self.flock = answers, flock
 
     def __call__(self, argv: Sequence[str], *, timeout: float, env: Mapping[str, str], **more: object) -> Completed:
         self.calls.append(list(argv))
         if not self.answers:
             return Completed(tuple(argv), 1, "", "srun: error: Unable to allocate resources", 0.0)
         at = list(argv).index("bash")
-        done = subprocess.run(argv[at:], capture_output=True, text=True, timeout=60)
+        words = ["bash", "-c", f"{self.flock}\n{argv[at + 2]}"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
         return Completed(tuple(argv), done.returncode, done.stdout, done.stderr, 0.0)
 
 
@@ -49,6 +50,7 @@ def test_a_good_answer_is_used_again_for_a_while(tmp_path: Path) -> None:
     assert "looked at images and checkpoint" in look_from_a_node(plan, state, node, {})
     assert "minutes ago" in look_from_a_node(plan, state, node, {}) and len(node.calls) == 1
     assert state.stat().st_mode & 0o777 == 0o700
+    assert "ask_login" in node.calls[0][-1] and not list(tmp_path.rglob("*launcher-look*")), "the login node was there"
     later = next(state.iterdir()).stat().st_mtime + KEPT + 1
     look_from_a_node(plan, state, node, {}, now=later)
     assert len(node.calls) == 2 and "--gres=none" in node.calls[0]
@@ -74,6 +76,12 @@ def test_what_is_red_is_put_down_to_its_layer_and_asked_again(
         with pytest.raises(error, match=str(tmp_path)) as raised:
             look_from_a_node(plan, tmp_path / "state", node, {})
     assert verdict(raised.value).layer == error.layer and len(node.calls) == 2
+
+
+def test_locks_that_a_node_has_for_itself_are_a_fault_of_the_node(tmp_path: Path) -> None:
+    with pytest.raises(NodeError, match=r"a lock that it holds in .* not seen") as raised:
+        look_from_a_node(plan_of(tmp_path), tmp_path / "state", Node(flock="flock() { :; }"), {})
+    assert verdict(raised.value).layer == "node"
 
 
 def test_a_partition_without_a_free_node_keeps_nothing_from_running(tmp_path: Path) -> None:
