@@ -439,7 +439,7 @@ def test_the_results_are_named_as_the_workflow_names_them(planner: RowPlanner) -
 
 
 def test_the_lane_of_the_page_about_new_clusters_is_one(planner: RowPlanner) -> None:
-    guide = Path(__file__).parents[2] / "docs/guides/new-cluster.md"
+    guide = Path(__file__).parents[2] / "docs/guides/new-lane.md"
     page = guide.read_text().partition("## Add a lane in a container")[2]
     example = page.partition("```yaml\n")[2].partition("```")[0]
     head = ("name", "sku", "runners", "labels", "scheduler", "node")
