@@ -39,13 +39,20 @@ def commands() -> Iterator[str]:
     yield "# Commands"
     yield ""
     yield "`launcher COMMAND --help` says the same in a terminal. Exit codes are [a page of their own](exit-codes.md)."
-    for name, one in _commands(parser()):
+    top = parser()
+    top.format_help()
+    for name, one in (("Every command", top), *_commands(top)):
         yield f"\n## {name}\n"
-        yield f"{one.description or ''}\n"
-        yield f"```text\n{one.format_usage().strip()}\n```\n"
-        if one.epilog and one.prog != "launcher":
-            yield f"```text\n{one.epilog.strip()}\n```\n"
-        told = [action for action in one._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
+        yield f"```text\n{one.description}\n```\n" if one is top else f"{one.description or ''}\n"
+        examples = (one.epilog or "").partition("\n\n")[0].strip()  # after it: which flags every command has
+        yield f"```text\n{one.format_usage().strip()}\n{examples}\n```\n"
+        told = [
+            action
+            for action in one._actions
+            if action.help != argparse.SUPPRESS
+            and action.dest != "help"
+            and not isinstance(action, argparse._SubParsersAction)
+        ]
         if told:
             yield "| argument | |\n|---|---|"
         for action in told:
