@@ -95,17 +95,8 @@ class _Driving:
         self._labels: dict[str, str] = {}
         self._view: LiveView | None = None
         self._detaches = bool(getattr(arguments, "detach_on_interrupt", False))
-        self._maker = RunMaker(project, Stop(self._wait, stop.reason), self._said.append, ledger.sweep.policy)
-
-    def _wait(self, seconds: float) -> bool:
-        """Wait for a stop, or for this driver to leave."""
-        until = time.monotonic() + seconds
-        while not self._leaving.is_set():
-            if self._stop.wait(max(0.0, min(0.5, until - time.monotonic()))):
-                return True
-            if time.monotonic() >= until:
-                return self._leaving.is_set()
-        return True
+        runs_stop = Stop.never() if self._detaches else stop  # what waits for late results ends by no detaching
+        self._maker = RunMaker(project, runs_stop, self._said.append, ledger.sweep.policy)
 
     def driver(self, lock: object) -> Driver:
         """The driver of the sweep. Raises ConfigError when its ledger cannot be read."""

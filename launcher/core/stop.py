@@ -35,6 +35,20 @@ class Stop:
 
         return cls(wait)
 
+    def or_when(self, asked: Callable[[], bool], reason: Callable[[], Cancelled], look: float = 0.5) -> Stop:
+        """A request that comes by this one, or when ``asked``, which is called every ``look`` seconds, answers true."""
+
+        def wait(seconds: float) -> bool:
+            deadline = time.monotonic() + seconds
+            while not self.wait(max(0.0, min(look, deadline - time.monotonic()))):
+                if asked():
+                    return True
+                if time.monotonic() >= deadline:
+                    return False
+            return True
+
+        return Stop(wait, lambda: self.reason() if self.requested() else reason())
+
     def requested(self) -> bool:
         """Whether the request has come."""
         return self.wait(0)

@@ -11,10 +11,8 @@ import json
 import os
 import socket
 import time
-from dataclasses import replace
 
 from launcher.core.errors import Cancelled
-from launcher.core.process import stoppable
 from launcher.core.publish import write_json
 from launcher.core.reading import read_file
 from launcher.core.rights import user_name
@@ -58,20 +56,9 @@ def reason(record: RunRecord) -> Cancelled:
 
 def stop_of(record: RunRecord, stop: Stop) -> Stop:
     """A request to stop that comes by ``stop``, or for this run alone by the file."""
-
-    def wait(seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while not stop.wait(max(0.0, min(LOOK, deadline - time.monotonic()))):
-            if is_asked(record):
-                return True
-            if time.monotonic() >= deadline:
-                return False
-        return True
-
-    return Stop(wait, lambda: stop.reason() if stop.requested() else reason(record))
+    return stop.or_when(lambda: is_asked(record), lambda: reason(record), LOOK)
 
 
 def services_of(record: RunRecord, services: Services) -> Services:
     """The services of one run among those of a command: what it waits for and what it runs ends with the run."""
-    stop = stop_of(record, services.stop)
-    return replace(services, stop=stop, run=stoppable(stop.requested))
+    return services.ended_by(stop_of(record, services.stop))

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from launcher.core.process import CommandRunner, clean_environment, run
+from launcher.core.process import CommandRunner, clean_environment, run, stoppable
 from launcher.core.publish import write_json
 from launcher.core.redact import redact
 from launcher.core.stop import Stop
@@ -59,6 +59,10 @@ class Services:
     stop: Stop = field(default_factory=Stop.never)
     tools: Tools = Tools()
     run: CommandRunner = run
+
+    def ended_by(self, stop: Stop) -> Services:
+        """The same, whose waits and programs end when ``stop`` is requested."""
+        return replace(self, stop=stop, run=stoppable(stop.requested))
 
     @property
     def environment(self) -> dict[str, str]:

@@ -57,8 +57,9 @@ class Feed(Protocol):
     def next(self, under_way: int) -> Run | None:
         """The next run to prepare, if one may begin now; so many are prepared or have a job."""
 
-    def admits(self, run: Run) -> bool | None:
-        """Whether the job of this run may be submitted now; asked again until it may. None: it is not to be, ever."""
+    def admits(self, run: Run, ready: bool) -> bool | Cancelled:
+        """Whether the job of this run may be submitted now, or why it is not to be, ever; asked again until it may.
+        Of a run that is not ``ready`` (not prepared yet) it may not."""
 
     def submitted(self, run: Run) -> None:
         """The run has a job."""
@@ -94,7 +95,7 @@ class _Given:
     def next(self, under_way: int) -> Run | None:
         return self._waiting.popleft() if self._waiting and under_way < self._limits.max_jobs else None
 
-    def admits(self, run: Run) -> bool:
+    def admits(self, run: Run, ready: bool) -> bool:
         return True
 
     def submitted(self, run: Run) -> None:
@@ -208,11 +209,13 @@ class _Loop:
             arguments = (run, self._prepared, gate)
             threading.Thread(target=prepare_in_thread, args=arguments, daemon=True, name="prepare").start()
         for run_id, gate in self._gates.items():
-            if gate.open.is_set() or gate.shut.is_set():
+            if gate.answered:
                 continue
-            admitted = self._feed.admits(preparing[run_id])
-            if admitted or admitted is None:
-                (gate.open if admitted else gate.shut).set()
+            admitted = self._feed.admits(preparing[run_id], gate.reached)
+            if isinstance(admitted, Cancelled):
+                gate.shut(admitted)
+            elif admitted:
+                gate.open()
 
     def _take_prepared(self) -> None:
         """Watch the jobs of runs that were prepared, and end the runs that could not be."""
@@ -301,7 +304,7 @@ class _Loop:
     def _abandon_preparations(self, until: float, why: Cancelled) -> None:
         """Wait for runs in preparation. A job may be there before srtctl says so, and is then looked for."""
         for gate in self._gates.values():
-            gate.shut.set()
+            gate.shut(why)
         self._requests.make()
         preparing = self._requests.preparing
         while preparing:
@@ -325,7 +328,7 @@ class _Loop:
     def _leave(self) -> None:
         """Leave jobs and records as they are: submissions come to their end, ends that are under way have a moment."""
         for gate in self._gates.values():
-            gate.shut.set()
+            gate.shut(Cancelled("its driver left before its job was submitted"))
         preparing, until = self._requests.preparing, time.monotonic() + job_requests.CANCEL_BOUND
         while preparing and (time.monotonic() < until or any(_submits(run) for run in preparing.values())):
             with contextlib.suppress(Empty):

@@ -47,28 +47,49 @@ Preparation = JobKey | LauncherError
 
 
 class Gate:
-    """Before the submission of a prepared run: the loop opens it when there is room for a job, or shuts it for good."""
+    """Before the submission of a prepared run: the loop opens it when there is room for a job, or shuts it for good,
+    which ends what is still preparing the run as well. ``reached``: all is prepared, and room is waited for."""
 
     def __init__(self) -> None:
-        self.open = threading.Event()
-        self.shut = threading.Event()
+        self.reached = False
+        self._answered = threading.Event()
+        self._shut: Cancelled | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether it is open or shut."""
+        return self._answered.is_set()
+
+    def open(self) -> None:
+        self._answered.set()
+
+    def shut(self, why: Cancelled) -> None:
+        """Let nobody through, also where it was opened before."""
+        self._shut = self._shut or why
+        self._answered.set()
+
+    def stop_of(self, stop: Stop) -> Stop:
+        """A request to stop that comes by ``stop``, or when the gate is shut."""
+        return stop.or_when(lambda: self._shut is not None, lambda: self._shut or Cancelled("not submitted"), LOOK)
 
     def wait(self, stop: Stop) -> None:
         """Wait until it is open. Raises Cancelled when it is shut, or when a stop is requested."""
-        opened = False
-        while not opened:
-            opened = self.open.wait(LOOK)
+        self.reached, stop = True, self.stop_of(stop)
+        while not self._answered.wait(LOOK):
             stop.check()
-            if self.shut.is_set():  # it may have been opened long before
-                raise Cancelled("its job was not submitted")
+        stop.check()
 
 
 def prepare_in_thread(run: Run, done: SimpleQueue[tuple[Run, Preparation]], gate: Gate) -> None:
     """Prepare a run and hand on what came of it, whatever that is: the loop waits for it."""
+    services = run.services
+    run.services = services.ended_by(gate.stop_of(services.stop))
     try:
         answer: Preparation = prepare(run, gate)
     except BaseException as error:  # noqa: BLE001  # a fault of ours in one run must not hang the others
         answer = as_error(error, f"run {run.id}")
+    finally:
+        run.services = services
     done.put((run, answer))
 
 

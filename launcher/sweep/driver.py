@@ -224,16 +224,18 @@ class Driver:
         self._say("start", f"{job.key}: run {run_id} ({start.why})")
         return run
 
-    def admits(self, run: Run) -> bool | None:
-        """Whether there is room for the job; None when it is not to be submitted at all any more."""
+    def admits(self, run: Run, ready: bool) -> bool | Cancelled:
+        """Whether there is room for the job; or why it is not to be submitted at all any more."""
         opened = self.open[run.id]
         if opened.admitted:
             return True
         job, policy = self.state.jobs[opened.attempt.event.job], self.state.policy
-        held = self.state.waits(job) == "drain" or self.state.breaker(job) is not None
-        if self.state.ending or self.decisions.tripped or held:
-            return None
-        if self.state.waits(job):
+        waits, held = self.state.waits(job), self.state.breaker(job)
+        why = self.state.ending or self.decisions.tripped or ("drained" if waits == "drain" else "")
+        if why or held is not None:
+            why = why or f"breaker: {held.signature if held is not None else ''}"
+            return Cancelled(f"its job was not submitted: {why}")
+        if waits or not ready:
             return False
         alive = [other for other in self.open.values() if other.admitted]
         if len(alive) >= policy.max_jobs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import pytest
 
 from launcher.core.errors import Cancelled, ImageError, JobError, LauncherError
 from launcher.core.stop import Stop
-from launcher.run import finish, job_requests, loop
+from launcher.run import finish, job_requests, loop, prepare
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.loop import Limits, run_all
@@ -184,9 +185,9 @@ def test_the_job_of_a_run_that_the_loop_has_not_taken_yet_is_ended_too(runs: Run
 
 def test_a_gate_that_is_shut_lets_nobody_through_although_it_was_open() -> None:
     gate = Gate()
-    gate.open.set()
+    gate.open()
     gate.wait(Stop.never())
-    gate.shut.set()
+    gate.shut(Cancelled("its job was not submitted"))
     with pytest.raises(Cancelled, match="not submitted"):
         gate.wait(Stop.never())
 
@@ -544,3 +545,25 @@ def test_a_program_that_was_ended_for_a_signal_leaves_the_signal_as_the_reason(r
     runs._prepare[run.id] = ended
     (outcome,) = run_all([run], runs.jobs, stop, Limits(pace=FAST))
     assert (outcome.state, outcome.exit_code) == ("cancelled", 143)
+
+
+def test_a_failure_that_ends_all_ends_what_a_preparation_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, jobs = tmp_path / "pid", ScriptedScheduler()
+
+    def importing(run: Run, gate: Gate) -> JobKey:
+        if run is failing:
+            while not began.exists():
+                time.sleep(0.02)
+            raise ImageError("not to be had")
+        run.services.run(["sh", "-c", f"echo $$ > {began}; exec sleep 600"], timeout=600)
+        raise AssertionError
+
+    monkeypatch.setattr(prepare, "prepare", importing)
+    one, failing = (
+        a_run(tmp_path, plan_on("local", tmp_path, run_key=name), services(jobs), Kind())  # type: ignore[arg-type]
+        for name in ("r0", "r1")
+    )
+    outcomes = run_all([one, failing], jobs, Stop.never(), Limits(2, fail_fast=True, pace=FAST))
+    assert [outcome.state for outcome in outcomes] == ["cancelled", "failed"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(began.read_text()), 0)

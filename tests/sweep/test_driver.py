@@ -6,6 +6,7 @@ Names of issues are of other tools, whose users were hurt there (../shared/refer
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import threading
 import time
@@ -17,6 +18,7 @@ import pytest
 
 from launcher.core.errors import Cancelled, LauncherError
 from launcher.core.stop import Stop
+from launcher.run import job_requests
 from launcher.sweep import driver as driving
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.overview import overview
@@ -396,3 +398,58 @@ def test_a_job_whose_record_was_removed_is_not_begun_again_while_it_lives(tmp_pa
     until(lambda: len(Seen(tmp_path).jobs) == 2)
     driven.ask("cancel")
     until(lambda: driven.words == {"cancelled": 1})
+
+
+@pytest.mark.parametrize("how", ["cancel", "stop", "drain", "failure", "failure, cancels"])
+def test_what_a_preparation_began_ends_when_its_job_is_not_to_be_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """An import has a session of its own: nobody else ends it."""
+    prepare, began = EmulatedKind.prepare, tmp_path / "pid"
+
+    def importing(self: EmulatedKind, run: Any) -> Any:
+        if "IMPORTS" in run.plan.benchmark.settings:
+            assert run.services.run(["sh", "-c", f"echo $$ > {began}; exec sleep 600"], timeout=600).ok
+        return prepare(self, run)
+
+    monkeypatch.setattr(EmulatedKind, "prepare", importing)
+    policy: dict[str, Any] = {"fail_fast": "1"} if "failure" in how else {}
+    fails = {"END": "FAILED", "SECONDS": "1"} if policy else {"SECONDS": "2"}
+    rows = [row(1, 4, IMPORTS="1"), row(2, 4, **fails)]
+    driven = Driven(tmp_path, *rows, order="given", fail_fast_cancel="cancels" in how, **policy)
+    until(lambda: began.exists() and began.read_text().strip() != "")
+    if not policy:
+        driven.running(1)
+        driven.ask(how)
+    seen = driven.wait()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(began.read_text()), 0)
+    states = {point.job: point.state for point in seen.points}
+    assert len(seen.jobs) == 1 and states[seen.points[0].job] in ("not started", "preparing", "cancelled", "planned")
+    if how == "stop":
+        monkeypatch.setattr(EmulatedKind, "prepare", prepare)
+        drive(tmp_path, "s")
+        assert Seen(tmp_path).words == {"ok": 2}
+
+
+def test_stop_leaves_a_run_that_waits_for_late_results_to_a_later_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collect = EmulatedKind.collect
+    late = threading.Event()
+
+    def waiting(self: EmulatedKind, run: Any, patience: float) -> Any:
+        late.set()
+        run.services.stop.sleep(600)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmulatedKind, "collect", waiting)
+        patch.setattr(job_requests, "CANCEL_BOUND", 0.3)
+        driven = Driven(tmp_path, row(1, 4))
+        until(late.is_set)
+        driven.ask("stop")
+        assert driven.wait().words == {"running": 1}
+    assert EmulatedKind.collect is collect
+    drive(tmp_path, "s")
+    seen = Seen(tmp_path)
+    assert seen.words == {"ok": 1} and len(seen.jobs) == 1
