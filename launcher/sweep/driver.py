@@ -28,7 +28,7 @@ from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import RunMaker
 from launcher.sweep.overview import told
 from launcher.sweep.schema import Added, Asked, Began, Ended, Event, Left, Skipped, Started, Voided
-from launcher.sweep.slots import Room, Slots
+from launcher.sweep.slots import Room, Rooms, Slots
 from launcher.sweep.state import Attempt, Facts, State
 
 AHEAD = 4
@@ -36,9 +36,6 @@ AHEAD = 4
 
 LOOK = 0.5
 """Seconds between two looks for requests of people, and between two attempts to write what a full disk refused."""
-
-ROOM_AGAIN = 2.0
-"""Seconds before room on a runner that was full is looked for again, unless a job of this driver has ended there."""
 
 ASK_AGAIN = 30.0
 """Seconds after which a run is gone on with of whose job nobody could say how it stands; twice as long each time."""
@@ -94,15 +91,15 @@ class Driver:
         self.outcomes: list[Outcome] = []
         self.leaving = leaving
         self._lock, self._maker, self._setting, self._say = lock, maker, setting, say
-        self._slots = Slots(ledger.directory.parent / ".slots", lambda run: is_over(setting.runs, run))
+        slots = Slots(ledger.directory.parent / ".slots", lambda run: is_over(setting.runs, run))
+        self._rooms = Rooms(slots, setting.rooms, say, setting.clock)
         self._clock = setting.clock
         self._adopted: list[Run] = []
         self._again: list[tuple[float, Run]] = []
         self._unwritten: list[Event] = []
         self._looked = self._scanned = -1e9
         self._idle = False
-        self._said_full = self._said_room = ""
-        self._full: dict[str, float] = {}
+        self._said_full = ""
         self._unmade: dict[str, int] = {}
         self.on_end: Callable[[Ended], None] = lambda ended: None
 
@@ -152,7 +149,7 @@ class Driver:
         )
         job = self.state.jobs[attempt.event.job]
         if opened.admitted:  # its job lives, or may
-            self._take_room(run, opened, always=True)
+            self._rooms.take(job.runner, run.id, opened.nodes, always=True)
         self._adopted.append(run)
         self._say("start", f"{job.key}: goes on with run {run.id} ({seen.word or seen.says})")
 
@@ -242,26 +239,8 @@ class Driver:
             return False
         if policy.max_nodes is not None and sum(o.nodes for o in alive) + opened.nodes > policy.max_nodes:
             return False
-        if self._full.get(job.runner, -1e9) > self._clock() - ROOM_AGAIN:
-            return False
-        opened.admitted = self._take_room(run, opened)
-        if not opened.admitted:
-            self._full[job.runner] = self._clock()
+        opened.admitted = self._rooms.take(job.runner, run.id, opened.nodes)
         return opened.admitted
-
-    def _take_room(self, run: Run, opened: Open, *, always: bool = False) -> bool:
-        """Take room among all drivers of this user. A disk that takes no file of it keeps a job from beginning."""
-        runner = self.state.jobs[opened.attempt.event.job].runner
-        room = self._setting.rooms.get(runner, Room())
-        try:
-            taken = self._slots.take(runner, run.id, opened.nodes, room, always=always)
-        except OSError as error:
-            if self._said_room != str(error):
-                self._said_room = str(error)
-                self._say("error", f"room on {runner} cannot be taken: {error}; no job is submitted there until it can")
-            return False
-        self._said_room = ""
-        return taken
 
     def submitted(self, run: Run) -> None:
         self.open[run.id].has_job = True
@@ -289,8 +268,7 @@ class Driver:
             self._say("error", f"run {run.id} is left as it is, for `sweep resume`: {outcome.error}")
             return
         job = self.state.jobs[opened.attempt.event.job]
-        self._slots.give_back(job.runner, run.id)
-        self._full.pop(job.runner, None)
+        self._rooms.give_back(job.runner, run.id)
         self._idle = False
         if not seen.job and seen.state == "cancelled" and not cancelling.is_asked(run.record):
             self._write(Voided(time=0.0, run=run.id, why=seen.text))

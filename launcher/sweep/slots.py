@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,9 @@ import msgspec
 from launcher.core.publish import make_private, private_opener
 from launcher.core.reading import read_file
 
+ROOM_AGAIN = 2.0
+"""Seconds before room on a runner that was full is looked for again, unless a job of this driver has ended there."""
+
 
 @dataclass(frozen=True)
 class Room:
@@ -27,6 +31,44 @@ class Room:
 
     jobs: int | None = None
     nodes: int | None = None
+
+
+class Rooms:
+    """Room on the runners of one sweep, as its driver takes it. ``say`` is told once what a disk refuses."""
+
+    def __init__(
+        self,
+        slots: Slots,
+        rooms: Mapping[str, Room],
+        say: Callable[[str, str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._slots, self._rooms, self._say, self._clock = slots, rooms, say, clock
+        self._full: dict[str, float] = {}
+        self._said = ""
+
+    def take(self, runner: str, run: str, nodes: int, *, always: bool = False) -> bool:
+        """Take room among all drivers of this user. A disk that takes no file of it keeps a job from beginning."""
+        if not always and self._full.get(runner, -1e9) > self._clock() - ROOM_AGAIN:
+            return False
+        try:
+            taken = self._slots.take(runner, run, nodes, self._rooms.get(runner, Room()), always=always)
+        except OSError as error:
+            if self._said != str(error):
+                self._said = str(error)
+                text = f"room on {runner} cannot be taken: {error}; no job is submitted there until it can"
+                self._say("error", text)
+            taken = False
+        else:
+            self._said = ""
+        if not taken:
+            self._full[runner] = self._clock()
+        return taken
+
+    def give_back(self, runner: str, run: str) -> None:
+        """The job is over, or was never submitted."""
+        self._full.pop(runner, None)
+        self._slots.give_back(runner, run)
 
 
 class Slots:

@@ -20,6 +20,7 @@ from launcher.core.errors import Cancelled, LauncherError
 from launcher.core.stop import Stop
 from launcher.run import job_requests
 from launcher.sweep import driver as driving
+from launcher.sweep import slots
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.overview import overview
 from launcher.sweep.schema import Added, Asked, Policy, Started
@@ -332,7 +333,7 @@ def test_room_that_cannot_be_taken_is_said_once_and_no_job_is_ended_for_it(
 ) -> None:
     from launcher.sweep.slots import Room, Slots
 
-    monkeypatch.setattr(driving, "ROOM_AGAIN", 0.1)
+    monkeypatch.setattr(slots, "ROOM_AGAIN", 0.1)
     make_sweep(tmp_path, "s", [row(1, 4, SECONDS="1"), row(2, 4)], Policy(order="given"))
     take, said, times = Slots.take, list[str](), iter(range(99))
 
