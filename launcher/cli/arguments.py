@@ -108,20 +108,20 @@ def _runs(commands: Commands) -> None:
     status = command_of(commands, "status", "status:status", text, _which_runs, states, as_json)
     status.add_argument("runs", nargs="*", metavar="RUN", help=RUN)
 
-    log = command_of(commands, "logs", "logs:logs", "a run's job log")
-    log.add_argument("run", metavar="RUN", help=RUN)
-    log.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+    log = command_of(commands, "logs", "logs:logs", "jobs' logs", as_json)
+    log.add_argument("runs", nargs="+", metavar="RUN", help=RUN)
+    log.add_argument("-f", "--follow", action="store_true", help="go on until the jobs end")
 
-    resume = command_of(commands, "resume", "running:resume", "continue a run where it stopped", logs, backend)
-    resume.add_argument("run", metavar="RUN", help=RUN)
-    resume.add_argument("--detach", action="store_true", help="drive it in a process of its own")
-    for module, name, many, text in (
-        ("ending", "cancel", "*", "end runs, also those that wait; wait until Slurm says that their jobs are gone"),
-        ("running", "collect", "?", "collect and check a run's results again, from its record"),
-        ("ending", "cleanup", "?", "end what a killed launcher left: jobs that nobody drives; with RUN of that one"),
+    resume = command_of(commands, "resume", "running:resume", "continue runs where they stopped", logs, backend)
+    resume.add_argument("runs", nargs="+", metavar="RUN", help=RUN)
+    resume.add_argument("--detach", action="store_true", help="drive each in a process of its own")
+    for module, name, text in (
+        ("ending", "cancel", "end runs, also those that wait; wait until Slurm says that their jobs are gone"),
+        ("running", "collect", "collect and check runs' results again, from their records"),
+        ("ending", "cleanup", "end what a killed launcher left: jobs that nobody drives; with RUN of those runs"),
     ):
-        command = command_of(commands, name, f"{module}:{name}", text, from_env, backend)
-        command.add_argument("run", metavar="RUN", nargs=many, help="ids, as `launcher status` lists them")
+        command = command_of(commands, name, f"{module}:{name}", text, from_env, backend, as_json)
+        command.add_argument("runs", metavar="RUN", nargs="*", help=RUN)
 
 
 def _which_runs(command: argparse.ArgumentParser) -> None:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from launcher.core.errors import LauncherError, Wrong
-from launcher.core.lines import Terminal, print_lines
+from launcher.core.lines import Terminal, folded, print_lines
 from launcher.core.redact import redact
 
 Value = TypeVar("Value")
@@ -26,16 +28,32 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Told:
+    """Something that was done or found: a line for people, about which run, how that stands then; or what went wrong
+    with it."""
+
+    text: str = ""
+    run: str = ""
+    state: str = ""
+    wrong: tuple[Wrong, ...] = ()
+
+
+def _wrong_of(value: Any) -> Sequence[Wrong]:
+    return getattr(value, "wrong", ())
+
+
+@dataclass(frozen=True)
 class Command:
-    """``kind`` is the type of each value, for msgspec. ``aside`` are lines for standard error, in every form: what
-    could not be done. ``code`` gives the exit code that a value means; an error that is raised has its own.
-    ``document`` is what ``--json`` prints of a value where that is not the value itself, and ``form`` its type."""
+    """``kind`` is the type of each value, for msgspec. A value with ``wrong`` says what could not be done: that is told
+    on standard error in every form (``aside`` makes the lines), and its first error is the exit code, where ``code``
+    tells no other. ``document`` is what ``--json`` prints of a value where that is not the value itself, and ``form``
+    its type. An error that is raised has its own exit code."""
 
     kind: Any
     answer: Callable[[argparse.Namespace, Tell], Any]
     show: Callable[[Any, Terminal], Iterable[str]]
-    aside: Callable[[Any], Iterable[str]] = lambda value: ()
-    code: Callable[[Any], int] = lambda value: 0
+    aside: Callable[[Any], Iterable[str]] = lambda value: wrong_lines(_wrong_of(value))
+    code: Callable[[Any], int] = lambda value: first_code(_wrong_of(value))
     document: Callable[[Any], Any] = lambda value: value
     form: Any = None
 
@@ -59,7 +77,7 @@ def run_command(command: Command, arguments: argparse.Namespace) -> int:
 
 
 def shown(command: Command, found: Any, *, as_json: bool) -> int:
-    """Show a value, or values as they come (as JSON: a line each); the exit code of the last that has one."""
+    """Show a value, or values as they come (as JSON: a line each); the exit code of the first that has one."""
     streams = isinstance(found, Iterator)
     code, terminal = 0, Terminal.of(sys.stdout)
     for value in found if streams else (found,):
@@ -68,8 +86,18 @@ def shown(command: Command, found: Any, *, as_json: bool) -> int:
         else:
             print_lines(command.show(value, terminal), terminal)
         print_lines(command.aside(value), Terminal(), sys.stderr)
-        code = command.code(value) or code
+        if not as_json and os.environ.get("GITHUB_ACTIONS") == "true":
+            _annotate(_wrong_of(value))
+        code = code or command.code(value)
     return code
+
+
+def _annotate(wrong: Sequence[Wrong]) -> None:
+    from launcher.core.github import GitHub
+
+    with GitHub(os.environ, sys.stdout) as github:
+        for one in wrong:
+            github.error(redact(one.message, os.environ), title=f"launcher: {one.layer}")
 
 
 def as_text(value: Any, *, indent: int = 2) -> str:
@@ -97,12 +125,44 @@ def first_code(wrong: Sequence[Wrong]) -> int:
     return wrong[0].code if wrong else 0
 
 
-def wrong_lines(wrong: Sequence[Wrong], others: int, what: str, done: str = "done") -> list[str]:
-    """List what cannot be done, beside ``others`` that can. A hint that several share is given once."""
-    if not wrong:
-        return []
-    lines = [f"launcher: {len(wrong)} of {len(wrong) + others} {what} cannot be {done}:"]
+def wrong_lines(wrong: Sequence[Wrong]) -> Iterator[str]:
+    """What went wrong with one thing each: what, where, what next."""
+    for one in wrong:
+        error = LauncherError(one.message, where=one.where or one.of or None, hint=one.hint)
+        yield from redact(f"launcher: {one.layer}: {error}", os.environ).splitlines()
+
+
+def refused_lines(wrong: Sequence[Wrong], others: int, what: str, done: str = "done") -> Iterator[str]:
+    """What cannot be done, beside ``others`` that can, with a count. A hint that several share is given once."""
+    if wrong:
+        yield f"launcher: {len(wrong)} of {len(wrong) + others} {what} cannot be {done}:"
     for hint, several in groupby(sorted(wrong, key=lambda one: one.hint or ""), key=lambda one: one.hint):
-        lines += [f"  {one.where or one.of}: {redact(one.message, os.environ)}" for one in several]
-        lines += [f"    hint: {hint}"] if hint else []
-    return lines
+        for one in several:
+            yield f"  {one.where or one.of}: {redact(one.message, os.environ)}"
+        if hint:
+            yield f"    hint: {hint}"
+
+
+def as_it_comes(work: Callable[[Callable[[Value], None]], object]) -> Iterator[Value]:
+    """The values that ``work``, in a thread of its own, hands over, at once; what it raises is raised at the end."""
+    came: SimpleQueue[Value | None] = SimpleQueue()
+    fault: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work(came.put)
+        except BaseException as error:  # noqa: BLE001 - raised where the values are taken
+            fault.append(error)
+        finally:
+            came.put(None)
+
+    threading.Thread(target=run, daemon=True, name="answer").start()
+    while (value := came.get()) is not None:
+        yield value
+    if fault:
+        raise fault[0]
+
+
+def show_told(value: Told, terminal: Terminal) -> Iterator[str]:
+    if value.text:
+        yield from folded(value.text, terminal.width, "  ")

@@ -7,20 +7,22 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from launcher.benchmark.environment import github_job
+from launcher.cli.command import Command, Tell, Told, as_it_comes, of_each, show_told, shown
 from launcher.cli.common import open_project
-from launcher.core.errors import ConfigError, LauncherError, as_error
+from launcher.core.errors import ConfigError, Wrong, as_error
 from launcher.core.github import GitHub
 from launcher.core.terminal import say
 from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
 from launcher.project import Project
 from launcher.run import finish, github_runs
+from launcher.run.naming import run_named
 from launcher.run.orphans import (
     END_PATIENCE,
     SILENCE,
@@ -45,42 +47,58 @@ AT_ONCE = 8
 """Runs that are ended at a time."""
 
 
-def cancel(arguments: argparse.Namespace) -> int:
+def cancelled(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
     """Cancel runs' jobs, side by side, and wait until the scheduler says that they are gone."""
     project = open_project(arguments)
-    runs = arguments.run or [run_id_of(arguments, project)]
-    return _raise_first(_side_by_side(_ends(project, runs, "launcher cancel", SILENCE)))
+    runs, wrong = of_each(runs_of(arguments, project), lambda name: run_named(project.runs, name))
+    yield from ended(project, runs, "launcher cancel", SILENCE)
+    yield from (Told(run=one.of, wrong=(one,)) for one in wrong)
 
 
-def cleanup(arguments: argparse.Namespace) -> int:
+cancel = Command(Told, cancelled, show_told)
+
+
+def cleaned(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
     """End the jobs of runs that nobody drives any more; with RUN or --from-env, of that run."""
     project = open_project(arguments)
-    if arguments.run:
-        if not (project.runs / check_run_id(arguments.run)).is_dir():
-            say(f"run {arguments.run} has no record: it never began")
-            return 0
-        _end(project, arguments.run, _BY_CLEANUP)
-        _remove_collected(project, [RunRecord.load(project.runs, arguments.run)])
-        return 0
-    if arguments.from_env:
-        return _cleanup_of_job(project)
+    for name in arguments.runs:
+        run = run_named(project.runs, name)
+        if not (project.runs / check_run_id(run)).is_dir():
+            yield Told(f"run {run} has no record: it never began", run)
+            continue
+        wrong = yield from _ended(_ends(project, [run], _BY_CLEANUP))
+        if not wrong:
+            _remove_collected(project, [RunRecord.load(project.runs, run)])
+    if arguments.from_env and not arguments.runs:
+        yield from _cleaned_of_job(project)
+    elif not arguments.runs:
+        yield from _cleaned_everywhere(project)
+
+
+cleanup = Command(Told, cleaned, show_told)
+
+
+def _cleaned_everywhere(project: Project) -> Iterator[Told]:
     unreadable: list[UnreadableRecord] = []
     left, elsewhere = find_orphans(project.runs, unreadable)
-    wrong = _side_by_side(_ends(project, [record.id for record in left], _BY_CLEANUP, unreadable=unreadable))
+    yield from _ended(_ends(project, [record.id for record in left], _BY_CLEANUP, unreadable=unreadable))
     for record in elsewhere:
-        say(told_elsewhere(record))
-    say(f"{len(left)} runs were left behind" if left else "no run was left behind")
+        yield Told(told_elsewhere(record), record.id)
+    yield Told(f"{len(left)} runs were left behind" if left else "no run was left behind")
     if unreadable:
-        say(f"{len(unreadable)} records cannot be read: {', '.join(one.id for one in unreadable)}")
+        yield Told(f"{len(unreadable)} records cannot be read: {', '.join(one.id for one in unreadable)}")
     _remove_old_trees(project)
     _remove_collected(project, records(project.runs))
     from launcher.model.node_job import reap  # no run stages on nodes: only here
 
     slurm = partial(open_scheduler, "slurm", backend="commands")
-    return _raise_first([*wrong, *_side_by_side({"stagings": partial(reap, project.state, slurm, say)})])
+    yield from _ended({"stagings": lambda tell: reap(project.state, slurm, tell)})
 
 
 _BY_CLEANUP = "launcher cleanup"
+
+End = Callable[[Tell], object]
+"""Ends what something holds, and tells about it."""
 
 
 def _ends(
@@ -89,21 +107,41 @@ def _ends(
     why: str,
     silence: float = END_PATIENCE,
     unreadable: Sequence[UnreadableRecord] = (),
-) -> dict[str, Callable[[], object]]:
+) -> dict[str, End]:
     """What ends these runs, and those whose records cannot be read, by their ids."""
-    ends = {run: partial(_end, project, run, why, silence) for run in runs}
+    ends: dict[str, End] = {run: partial(_end, project, run, why, silence) for run in runs}
     return {**ends, **{one.id: partial(_end_unreadable, project, one) for one in unreadable}}
 
 
+def ended(project: Project, runs: Sequence[str], why: str, silence: float = END_PATIENCE) -> Iterator[Told]:
+    """End what these runs hold, side by side; what is said of it as it comes, and at the end how they stand."""
+    wrong = yield from _ended(_ends(project, runs, why, silence))
+    for run in {*runs} - {one.of for one in wrong}:
+        with contextlib.suppress(ConfigError):
+            yield Told(run=run, state=RunRecord.load(project.runs, run).fields.state)
+
+
 def end_runs(project: Project, runs: Sequence[str], why: str) -> int:
-    """End what these runs hold, side by side. Raises the first error after telling the others."""
-    return _raise_first(_side_by_side(_ends(project, runs, why)))
+    """End what these runs hold, and show it; the exit code."""
+    return shown(cancel, ended(project, runs, why), as_json=False)
 
 
-def _side_by_side(ends: Mapping[str, Callable[[], object]]) -> list[LauncherError]:
+def _ended(ends: Mapping[str, End]) -> Generator[Told, None, list[Wrong]]:
+    """The same of any ends; what went wrong comes last, in order, and is returned too."""
+    wrong: list[Wrong] = []
+
+    def work(hand: Callable[[Told], None]) -> None:
+        wrong.extend(_side_by_side(ends, lambda text, run: hand(Told(text, run))))
+
+    yield from as_it_comes(work)
+    yield from (Told(run=one.of, wrong=(one,)) for one in wrong)
+    return wrong
+
+
+def _side_by_side(ends: Mapping[str, End], told: Callable[[str, str], None]) -> list[Wrong]:
     """Bring ends about, AT_ONCE of them at a time; what went wrong. None of them fails or delays the others."""
-    wrong: dict[str, LauncherError] = {}
-    left = SimpleQueue[tuple[str, Callable[[], object]]]()
+    wrong: dict[str, Wrong] = {}
+    left = SimpleQueue[tuple[str, End]]()
     for item in ends.items():
         left.put(item)
 
@@ -112,9 +150,9 @@ def _side_by_side(ends: Mapping[str, Callable[[], object]]) -> list[LauncherErro
             while True:
                 run_id, end = left.get_nowait()
                 try:
-                    end()
+                    end(lambda text, run=run_id: told(text, run))  # type: ignore[misc]
                 except Exception as fault:  # noqa: BLE001
-                    wrong[run_id] = as_error(fault, f"run {run_id}")
+                    wrong[run_id] = Wrong.by(as_error(fault, f"run {run_id}"), run_id)
 
     threads = [threading.Thread(target=work, daemon=True, name="end") for _ in range(min(AT_ONCE, len(ends)))]
     for thread in threads:
@@ -151,39 +189,31 @@ def _remove_collected(project: Project, ended: Iterable[RunRecord]) -> None:
                     finish.clear_collected(open_run(project, record))
 
 
-def _raise_first(errors: Sequence[LauncherError]) -> int:
-    """Raise the first error after telling the others; 0 without one."""
-    for other in errors[1:]:
-        print(other)
-    if errors:
-        raise errors[0]
-    return 0
-
-
-def _cleanup_of_job(project: Project) -> int:
+def _cleaned_of_job(project: Project) -> Iterator[Told]:
     """End what an earlier step of this GitHub job began; where there is no such run, whatever this runner left."""
     job = github_job(project.environ)
     if found := _runs_of_job(project):
-        return _raise_first(_side_by_side(_ends(project, found, _BY_CLEANUP)))
+        yield from _ended(_ends(project, found, _BY_CLEANUP))
+        return
     runner = project.fleet.for_runner_name(job.runner_name).runner
     job_name = fill_in(runner.scheduler.job_name, {"runner": job.runner_name})
     unreadable: list[UnreadableRecord] = []
     left, elsewhere = orphans_of_job_name(project.runs, job_name, unreadable)
     for record in left:
-        say(f"run {record.id} was left behind on {job.runner_name} by another job of GitHub; ending it")
+        text = f"run {record.id} was left behind on {job.runner_name} by another job of GitHub; ending it"
+        yield Told(text, record.id)
     ends = _ends(project, [record.id for record in left], _BY_CLEANUP, unreadable=unreadable)
     if runner.scheduler.kind == "slurm":
         slurm = open_scheduler("slurm", backend="commands")
         for key in jobs_named(job_name, project.environ):
-            say(f"run {key.token} has no record here, and its {key} lives; ending it")
-            ends[str(key)] = partial(end_lost, key, slurm, say)
-    wrong = _side_by_side(ends)
+            yield Told(f"run {key.token} has no record here, and its {key} lives; ending it", key.token)
+            ends[str(key)] = partial(end_lost, key, slurm)
+    yield from _ended(ends)
     for record in elsewhere:
-        say(told_elsewhere(record))
+        yield Told(told_elsewhere(record), record.id)
     if not (ends or elsewhere):
         run_id = project.run_id_from_environment()
-        say(f"run {run_id} has no record: it never began, and no job of {job.runner_name} is left")
-    return _raise_first(wrong)
+        yield Told(f"run {run_id} has no record: it never began, and no job of {job.runner_name} is left", run_id)
 
 
 def _runs_of_job(project: Project) -> list[str]:
@@ -199,7 +229,7 @@ def _runs_of_job(project: Project) -> list[str]:
     return [run for run in dict.fromkeys(found) if (project.runs / run).is_dir()]
 
 
-def _end(project: Project, run_id: str, why: str, silence: float = END_PATIENCE) -> None:
+def _end(project: Project, run_id: str, why: str, silence: float, tell: Tell) -> None:
     """End what a run holds, also where its record or plan cannot be read. Raises LauncherError."""
     directory = project.runs / check_run_id(run_id)
     try:
@@ -215,31 +245,31 @@ def _end(project: Project, run_id: str, why: str, silence: float = END_PATIENCE)
             lost = UnreadableRecord(directory, error, record.job)
         else:
             try:
-                end_run(run, why, say, silence)
+                end_run(run, why, tell, silence)
             finally:
                 record.let_go()  # whoever ends thousands must not hold as many locks
             return
-    end_unreadable(lost, schedulers_for(project, lost), say)
+    end_unreadable(lost, schedulers_for(project, lost), tell)
 
 
-def _end_unreadable(project: Project, lost: UnreadableRecord) -> None:
+def _end_unreadable(project: Project, lost: UnreadableRecord, tell: Tell) -> None:
     """End the job of a run whose record cannot be read, if nobody drives the run. Raises LauncherError."""
     driven = lost.driven
     if driven is False:
-        end_unreadable(lost, schedulers_for(project, lost), say)
+        end_unreadable(lost, schedulers_for(project, lost), tell)
     elif driven is None:
-        say(told_elsewhere(lost.record))
+        tell(told_elsewhere(lost.record))
     else:
-        print(f"run {lost.id}: {lost.error}; a launcher drives it")
+        tell(f"run {lost.id}: {lost.error}; a launcher drives it")
 
 
-def run_id_of(arguments: argparse.Namespace, project: Project) -> str:
-    """The id of the run that a command is about: named, or that of this GitHub job."""
-    if arguments.run:
-        return str(arguments.run)
+def runs_of(arguments: argparse.Namespace, project: Project) -> list[str]:
+    """The runs that a command is about: those that are named, else that of this GitHub job."""
+    if arguments.runs:
+        return list(arguments.runs)
     if arguments.from_env:
         found = _runs_of_job(project)
-        return found[-1] if found else project.run_id_from_environment()
+        return [found[-1] if found else project.run_id_from_environment()]
     raise ConfigError("which run?", hint="RUN, or --from-env in a GitHub job; `launcher status` lists them")
 
 
@@ -259,5 +289,5 @@ def end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
         if not ending:
             say(f"run {lost.id} may be another runner's: `launcher cleanup {lost.id}` ends its job")
     ends = _ends(project, [record.id for record in left], "the next launcher on this runner", unreadable=ours)
-    for error in _side_by_side(ends):
-        github.warning(str(error), title="launcher: left behind")
+    for one in _side_by_side(ends, lambda text, run: say(text)):
+        github.warning(f"{one.where or one.of}: {one.message}", title="launcher: left behind")

@@ -8,16 +8,17 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO, cast
 
 from launcher.cli import detached
+from launcher.cli.command import Command, Tell, Told, show_told
 from launcher.cli.common import ask_first, chosen, open_project
-from launcher.cli.ending import end_leftovers, run_id_of
+from launcher.cli.ending import end_leftovers, runs_of
 from launcher.cli.output import standard_output_apart
 from launcher.cli.render import Console, show_plans, summaries
-from launcher.core.errors import ConfigError, JobError, LauncherError, as_error
+from launcher.core.errors import ConfigError, JobError, LauncherError, Wrong, as_error
 from launcher.core.github import GitHub
 from launcher.core.stop import Stop, stop_on_signals
 from launcher.core.terminal import StandardOutput, say
@@ -30,6 +31,7 @@ from launcher.run import cancelling, finish, github_runs
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.loop import Limits, run_all
+from launcher.run.naming import load_named
 from launcher.run.orphans import adopt as adopt_job
 from launcher.run.prepare import refuse
 from launcher.run.record import RunRecord
@@ -103,50 +105,70 @@ def ci(arguments: argparse.Namespace) -> int:
     return _exit_code(outcomes)
 
 
-def collect(arguments: argparse.Namespace) -> int:
-    """Collect and check a run's results again."""
+def collected(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
+    """Collect and check results again, of one run after the other."""
     project = open_project(arguments)
-    record = RunRecord.load(project.runs, run_id_of(arguments, project))
+    for name in dict.fromkeys(runs_of(arguments, project)):
+        try:
+            record = load_named(project.runs, name)
+            yield Told(f"run {record.id}: {(state := _collected(project, record))}", record.id, state)
+        except LauncherError as error:
+            yield Told(run=name, wrong=(Wrong.by(error, name),))
+
+
+collect = Command(Told, collected, show_told)
+
+
+def _collected(project: Project, record: RunRecord) -> str:
+    """Collect a run's results; its state then. Raises LauncherError."""
     if record.owned_by_another:
         raise ConfigError("another launcher drives this run, and will collect", where=f"run {record.id}")
     run = open_run(project, record)
     record.take()
-    job = record.job_key
-    if job is None:
-        raise ConfigError("this run has no job, hence no results", where=f"run {record.id}")
-    state = run.services.scheduler.poll([job])[job]
-    if state.phase is not Phase.TERMINAL and not record.ended:
-        raise JobError(f"the job has not ended: {state.describe()}", where=str(job), hint="launcher logs -f RUN")
-    if state.phase is not Phase.TERMINAL:
-        collected = finish.collect(run)
-        finish.deliver(run)
-        collected.raise_if_bad()
-        return 0
-    outcome = finish.finish(run, state)
-    say(f"run {record.id}: {outcome.state}")
+    try:
+        job = record.job_key
+        if job is None:
+            raise ConfigError("this run has no job, hence no results", where=f"run {record.id}")
+        state = run.services.scheduler.poll([job])[job]
+        if state.phase is not Phase.TERMINAL and not record.ended:
+            raise JobError(f"the job has not ended: {state.describe()}", where=str(job), hint="launcher logs -f RUN")
+        if state.phase is not Phase.TERMINAL:
+            found = finish.collect(run)
+            finish.deliver(run)
+            found.raise_if_bad()
+            return record.fields.state
+        outcome = finish.finish(run, state)
+    finally:
+        record.let_go()
     if outcome.error is not None:
         raise outcome.error
-    return 0
+    return outcome.state
 
 
 def resume(arguments: argparse.Namespace) -> int:
-    """Continue a run where it stopped, in this process."""
+    """Continue runs where they stopped, in this process."""
     project = open_project(arguments, look=True)
-    record = RunRecord.load(project.runs, arguments.run)
-    if record.fields.state == "succeeded":
-        say(f"run {record.id} has succeeded already")
+    recorded: list[tuple[RunRecord, Plan]] = []
+    for name in dict.fromkeys(arguments.runs):
+        record = load_named(project.runs, name)
+        if record.fields.state == "succeeded":
+            say(f"run {record.id} has succeeded already")
+            continue
+        if record.owned_by_another:
+            raise ConfigError("another launcher drives this run", where=f"run {record.id}", hint="launcher logs -f RUN")
+        plan = record.plan
+        if record.job is None:  # else the job has what it needs
+            require_passed(plan.passes, project.environ)
+        recorded.append((record, plan))
+    require_one_runner([plan for _, plan in recorded])
+    for record, _ in recorded:
+        cancelling.withdraw(record)
+    if not recorded:
         return 0
-    if record.owned_by_another:
-        raise ConfigError("another launcher drives this run", where=f"run {record.id}", hint="launcher logs -f RUN")
-    plan = record.plan
-    if record.job is None:  # else the job has what it needs
-        require_passed(plan.passes, project.environ)
-    cancelling.withdraw(record)
     if arguments.detach:
-        return _detach(project, record, arguments)
+        return max(_detach(project, record, arguments) for record, _ in recorded)
     with stop_on_signals() as stop:
-        outcomes = _drive_records(project, [(record, plan)], stop, quiet=not arguments.logs)
-    return outcomes[0].exit_code
+        return _exit_code(_drive_records(project, recorded, stop, quiet=not arguments.logs))
 
 
 def _by_hand(project: Project, arguments: argparse.Namespace) -> Plan:
@@ -166,6 +188,14 @@ def _by_hand(project: Project, arguments: argparse.Namespace) -> Plan:
     return project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id=run_id)
 
 
+def require_one_runner(plans: Sequence[Plan]) -> None:
+    """Raise ConfigError for plans of several clusters: one process drives the runs of one."""
+    clusters = Counter(plan.runner for plan in plans)
+    if len(clusters) > 1:
+        named = ", ".join(f"{name} ({count})" for name, count in clusters.items())
+        raise ConfigError(f"these are of several clusters: {named}", hint="those of one at a time: --runner NAME")
+
+
 def _drive(
     project: Project,
     plans: Sequence[Plan],
@@ -176,11 +206,7 @@ def _drive(
 ) -> list[Outcome]:
     for plan in plans:
         refuse(plan, arguments.accept)
-    clusters = Counter(plan.runner for plan in plans)
-    if len(clusters) > 1:
-        named = ", ".join(f"{name} ({count})" for name, count in clusters.items())
-        message = f"the selected benchmarks are of several clusters: {named}"
-        raise ConfigError(message, hint="--runner NAME picks one, or -k, --topology and --seq those of one")
+    require_one_runner(plans)
     with stop_on_signals() as stop:
         recorded: list[tuple[RunRecord, Plan]] = []
         unrecorded: list[Outcome] = []

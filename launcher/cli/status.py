@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.cli.command import Command, Tell, first_code, of_each, wrong_lines
+from launcher.cli.command import Command, Tell, of_each, refused_lines
 from launcher.core.errors import ConfigError, Wrong
 from launcher.core.lines import Line, Terminal, fields, folded, table
 from launcher.core.state import state_directory
@@ -229,8 +229,7 @@ status = Command(
     Status,
     answer,
     show,
-    aside=lambda value: wrong_lines(value.wrong, len(value.named), "runs", "shown"),
-    code=lambda value: first_code(value.wrong),
+    aside=lambda value: refused_lines(value.wrong, len(value.named), "runs", "shown"),
     document=_document,
     form=list[RunLine] | RunView,
 )
