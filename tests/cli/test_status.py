@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
@@ -11,6 +12,8 @@ import pytest
 
 from launcher.cli import main, schemas
 from launcher.cli.arguments import parser
+from launcher.cli.command import as_it_comes
+from launcher.core.errors import ConfigError
 from launcher.run.naming import shortest
 from launcher.run.record import RecordedJob, RunRecord
 from tests.report.made import write_runs
@@ -104,3 +107,34 @@ def test_every_command_that_gives_a_value_has_a_schema(capsys: pytest.CaptureFix
     for command in found.values():
         jsonschema.Draft202012Validator.check_schema(command.schema)
     assert "did you mean 'status'" in said(capsys, "schema", "statsu", code=2)
+
+
+def test_logs_of_several_runs_are_told_apart_and_one_without_a_job_keeps_no_other_back(
+    runs: list[RunRecord], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (0, 1):
+        log = tmp_path / f"log{number}"
+        log.write_text(f"line {number}\nlast")
+        runs[number].update(job=RecordedJob(f"424{number}", log=str(log)))
+    assert said(capsys, "logs", "4240") == "line 0\nlast\n"
+    assert said(capsys, "logs", "-f", "4240", "4241").splitlines() == [
+        f"{runs[i].id}  | {line}" for i in (0, 1) for line in (f"line {i}", "last")
+    ]
+    parts = [json.loads(line) for line in said(capsys, "logs", "4240", "--json").splitlines()]
+    assert [line for part in parts for line in part["lines"]] == ["line 0", "last"]
+    runs[2].update(job=None)
+    shown = said(capsys, "logs", runs[2].id, "4241", code=2)
+    assert "has no job yet" in shown and "line 1" in shown
+
+
+def test_what_comes_from_a_thread_comes_in_order_and_its_error_last() -> None:
+    def work(hand: Callable[[int], None]) -> None:
+        hand(1)
+        hand(2)
+        raise ConfigError("x")
+
+    came = []
+    with pytest.raises(ConfigError):
+        for value in as_it_comes(work):
+            came.append(value)
+    assert came == [1, 2]
