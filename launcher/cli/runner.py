@@ -228,7 +228,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     run = clean_runner(project.environ)
     slurm = queries.slurm_facts(run) if file.runner.scheduler.kind == "slurm" else NO_SLURM
     facts = _look(arguments, file, slurm, fill, run)
-    facts = queries.with_locks_and_refs(file, facts, fill, run, wait=arguments.timeout)
+    facts = queries.with_locks_and_refs(file, facts, fill, run)
     # Stand-ins are the launcher's own programs: this cluster has nothing to say about them.
     facts = replace(facts, stand_ins=stand_in_programs(file.runner.tools))
     if not facts.stand_ins:

@@ -145,8 +145,8 @@ def _looks(plan: Plan, job: ContainerJob) -> list[str]:
         *preflight.look_at_images(plan),
     ]
     functions_of_it = [preflight.functions().strip()]
-    looks += preflight.look_at_model(plan)
-    if "login" not in plan.model.seen_by and preflight.look_at_model(plan):
+    looks += preflight.look_at_model(plan.model)
+    if "login" not in plan.model.seen_by and preflight.look_at_model(plan.model):
         # What takes more than a look at config.json the launcher judges (`launcher.container.checkpoint`).
         looks.append(f"keep_checkpoint {'headers' if 'weights' in plan.model.fingerprint else 'configs'}")
         functions_of_it.append(functions.KEEP.strip())

@@ -38,6 +38,7 @@ look() {
   local found image=- reference
   trap 'code=$?; [ "$code" -eq 0 ] || printf "red %s\n" "$code" >&3' EXIT
   refresh
+  look_at_clock "$own"
   ask_login "$own"
   if has rdma; then check_network; fi
   if [ "$engine" = docker ]; then

@@ -143,7 +143,7 @@ def _looks(plan: Plan, job: MultinodeJob) -> str:
     lines = [
         *preflight.look_at_node(gpus, alone=True, patience=patience, directories=["/tmp"]),
         *preflight.look_at_images(plan),
-        *(preflight.look_at_model(plan) if "model" in job.job.checks else []),
+        *(preflight.look_at_model(plan.model) if "model" in job.job.checks else []),
     ]
     return "\n".join(["look_closely() {", *(f"  {line}" for line in lines or [":"]), "}"])
 

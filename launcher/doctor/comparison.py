@@ -21,6 +21,7 @@ from launcher.doctor.facts import (
     Fact,
     Host,
     Imported,
+    Looked,
     Mount,
     Side,
     Statement,
@@ -29,6 +30,7 @@ from launcher.doctor.facts import (
     statements,
 )
 from launcher.image.probe import Probed
+from launcher.plan.preflight import ROOM
 from launcher.runner.cluster_schema import Storage
 from launcher.runner.file import RunnerFile
 
@@ -203,6 +205,9 @@ def _check(required: RequiredPath, side: Side, path: str, seen: DirectoryView, u
         raise Differ(missing, f"correct the path, {what}, or correct `seen-by` of its storage")
     if not there and read_only:
         raise Differ(f"{missing}, where {user} cannot make it: {refused}", "have it made for the runner's user")
+    if side in required.written and seen.free is not None and seen.free < ROOM << 20:
+        found = f"{seen.free >> 20} MiB left in {seen.at}, and at least {ROOM} are needed"
+        raise Differ(found, "make room, or name another directory")
     if required.mounted and isinstance(mount, Mount) and kind not in mount.kinds:
         raise Differ(f"not {kind}: {mount}", f"kind: {' or '.join(mount.kinds)}")
     if side == "compute" and len(required.seen) == 2 and kind != "node-local" and seen.shared is False:
@@ -245,6 +250,28 @@ def _compare_locks(said: Statement, probed: Probed) -> str:
         hint = "images may be imported twice at once; what is published is whole all the same (docs/guides/images.md)"
         raise Differ(found, hint)
     return found
+
+
+def _compare_look(said: Statement, looked: Looked, hint: str) -> str:
+    if looked.red:
+        raise Differ(looked.red, hint)
+    if not looked.fact:
+        raise Unknown("the node did not come to it")
+    return f"looked at as jobs do: {looked.fact.replace('_', ' ')}"
+
+
+def _compare_checkpoints(said: Statement, facts: ClusterFacts) -> str | None:
+    """Of several candidates one has to be whole."""
+    paths = [said.value] if isinstance(said.value, str) else said.value
+    found = [looked for path in paths if (looked := facts.looked(path)) is not None]
+    if not found:
+        return None
+    there = [looked for looked in found if not isinstance(looked, Unknown)]
+    good = next((looked for looked in there if not looked.red), None)
+    made = bool(facts.stand_ins) or (said.table.stage and said.table.source is not None)
+    if made and good is None and all(looked.red.startswith("the checkpoint is not on") for looked in there):
+        return None  # a run puts it there
+    return _compare_look(said, good or (there[0] if there else known(found[0])), "stage it whole, or correct the path")
 
 
 def _compare_repository(said: Statement, facts: ClusterFacts) -> str:
@@ -297,7 +324,19 @@ _ROWS: Sequence[Row] = (
     Row("images.import-on", _compare_importer),
     Row("images.import-on", _compare_import, lambda facts: facts.imports, "enroot imports there ({})".format),
     Row("images.lock", _compare_locks, lambda facts: facts.locks, lambda said: "holds between two processes"),
-    Row("images.lock", _compare_locks, lambda facts: facts.locks_with_node, lambda said: "holds with a node"),
+    Row(
+        "images.lock",
+        partial(_compare_look, hint="images may be imported twice at once, and every job of such a node ends"),
+        lambda facts: facts.looked("locks"),
+        lambda said: "holds with a node",
+    ),
+    Row(
+        "node",
+        partial(_compare_look, hint="have chrony or ntpd set the clocks of both"),
+        lambda facts: facts.looked("clock"),
+        lambda said: "a clock within 5 s of this host's",
+    ),
+    Row("models.[].path", _compare_checkpoints, says="{} is whole on a node".format),
     Row("repositories.*", _compare_repository),
     Row("lanes.[].ref", _compare_ref),
 )

@@ -201,6 +201,14 @@ class DirectoryView:
 
 
 @dataclass(frozen=True)
+class Looked:
+    """What came of a look at a node: why it is ``red``, "" where all is well, and what it wrote down last."""
+
+    red: str
+    fact: str = ""
+
+
+@dataclass(frozen=True)
 class Host:
     """A host, as it describes itself. ``enroot`` is enroot's version, ``devices`` counts /dev/nvidia<n>."""
 
@@ -215,6 +223,8 @@ class Host:
     """Mounted local disks (NVMe, RAID) beside the system's own."""
     shares: tuple[Mount, ...] = ()
     """Mounted network file systems."""
+    looks: Mapping[str, Fact[Looked]] = field(default_factory=dict)
+    """What jobs would look at on it (`launcher.doctor.node_looks`), by name."""
 
     def directory(self, path: str) -> Fact[DirectoryView]:
         return self.directories.get(path) or Unknown(self.unseen or f"{self.name} was not asked about {path}")
@@ -285,10 +295,9 @@ class ClusterFacts:
     """Everything that was asked of a cluster.
 
     ``submissions`` are the jobs that Slurm was asked about, by name (see `launcher.doctor.scheduling.jobs_to_check`).
-    ``locks`` says whether locks hold in the image directory between two processes of this host, ``locks_with_node``
-    between this host and a node, where that could be tried. ``refs`` are the refs (name → commit) of each repository,
-    by its name in the runner file. ``imports`` is what came of an import of a tiny image where images are
-    imported, None where that was not tried.
+    ``locks`` says whether locks hold in the image directory between two processes of this host.
+    ``refs`` are the refs (name → commit) of each repository, by its name in the runner file. ``imports`` is what came
+    of an import of a tiny image where images are imported, None where that was not tried.
     """
 
     slurm: SlurmFacts
@@ -298,7 +307,6 @@ class ClusterFacts:
     """The partition that was asked about; None for the default one."""
     submissions: Mapping[str, SubmissionCheck] = field(default_factory=dict)
     locks: Fact[Probed] | None = None
-    locks_with_node: Fact[Probed] | None = None
     refs: Mapping[str, Fact[Mapping[str, str]]] = field(default_factory=dict)
     imports: Fact[Imported] | None = None
     stand_ins: tuple[str, ...] = ()
@@ -311,6 +319,10 @@ class ClusterFacts:
     def node(self) -> Host | None:
         """The compute node that was looked at, if one was."""
         return None if isinstance(self.compute, Unknown) else self.compute
+
+    def looked(self, name: str) -> Fact[Looked] | None:
+        """What came of a look on the node; None where it was not tried."""
+        return None if self.node is None else self.node.looks.get(name)
 
     def on_node(self, path: str) -> Fact[DirectoryView]:
         return self.compute if isinstance(self.compute, Unknown) else self.compute.directory(path)

@@ -15,15 +15,18 @@ import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from launcher.core.errors import ImageError
+from launcher.core.node_partner import attended
 from launcher.core.process import NOT_FOUND, CommandRunner, Completed
 from launcher.core.slurm_notation import node_names
-from launcher.doctor import comparison, programs, scheduling
+from launcher.doctor import comparison, node_looks, programs, scheduling
 from launcher.doctor.comparison import Fill
 from launcher.doctor.facts import (
     ClusterFacts,
@@ -84,7 +87,9 @@ def cluster_facts(
     start = node and any(tried.accepted for name, tried in submissions.items() if name in one_node)
     if start:
         log(f"looking from a node of {partition or 'the default partition'} (a job of at most {JOB_MINUTES} minutes)")
-    login, compute = probe_hosts(run, paths, _srun_options(file, slurm) if start else (), wait=wait)
+    options = _srun_options(file, slurm) if start else ()
+    meet, looks = fill(file.runner.images.directory), node_looks.of_checkpoints(file, fill)
+    login, compute = probe_hosts(run, paths, options, wait=wait, meet=meet, looks=looks)
     if node and not on_slurm:
         compute = login  # the embedded scheduler runs its jobs on this very machine
     elif node and not start:
@@ -92,17 +97,14 @@ def cluster_facts(
     return ClusterFacts(slurm, login, compute, partition, submissions)
 
 
-def with_locks_and_refs(
-    file: RunnerFile, facts: ClusterFacts, fill: Fill, run: CommandRunner, *, wait: float
-) -> ClusterFacts:
-    """Ask the repositories for their refs, too, and try locks: here, and by a second job where a node was looked at."""
+def with_locks_and_refs(file: RunnerFile, facts: ClusterFacts, fill: Fill, run: CommandRunner) -> ClusterFacts:
+    """Ask the repositories for their refs, too, and try locks between two processes here."""
     urls = {name: fill(url) for name, url in file.runner.repositories.items()}
     with ThreadPoolExecutor(1) as pool:
         refs = pool.submit(repository_refs, run, urls.values())
-        options = _srun_options(file, facts.slurm)[0]
-        here, with_node = _locks(run, fill(file.runner.images.directory), facts, options, wait)
+        locks = _locks(run, fill(file.runner.images.directory), facts)
     by_name = {name: refs.result()[url] for name, url in urls.items()}
-    return replace(facts, locks=here, locks_with_node=with_node, refs=by_name)
+    return replace(facts, locks=locks, refs=by_name)
 
 
 def with_import(file: RunnerFile, facts: ClusterFacts, fill: Fill, run: CommandRunner, *, wait: float) -> ClusterFacts:
@@ -146,28 +148,15 @@ def _srun_options(file: RunnerFile, slurm: SlurmFacts) -> tuple[list[str], ...]:
     return (words, *([*words, form] for form in forms[:1] + forms[-1:]))
 
 
-def _locks(
-    run: CommandRunner, path: str, facts: ClusterFacts, options: list[str], wait: float
-) -> tuple[Fact[Probed], Fact[Probed] | None]:
-    """Whether locks hold in the image directory: between two processes here, and between here and a node.
-
-    The second is None where the node does not see the directory.
-    """
-
-    def tried(between: Callable[[], Probed]) -> Fact[Probed]:
-        try:
-            return between()
-        except ImageError as error:
-            return Unknown(error.message)
-
-    seen, there = facts.login.directory(path), facts.on_node(path)
+def _locks(run: CommandRunner, path: str, facts: ClusterFacts) -> Fact[Probed]:
+    """Whether locks hold in the image directory between two processes here."""
+    seen = facts.login.directory(path)
     if isinstance(seen, Unknown) or not seen.writable:
-        return Unknown("the image directory cannot be written from here"), None
-    directory = Path(seen.at)
-    here = tried(lambda: probe.between_processes(directory, run))
-    if isinstance(there, Unknown) or not there.shared:
-        return here, None
-    return here, tried(lambda: probe.between_hosts(directory, options, wait, run))
+        return Unknown("the image directory cannot be written from here")
+    try:
+        return probe.between_processes(Path(seen.at), run)
+    except ImageError as error:
+        return Unknown(error.message)
 
 
 def slurm_facts(run: CommandRunner) -> SlurmFacts:
@@ -229,13 +218,20 @@ def repository_refs(run: CommandRunner, urls: Iterable[str]) -> dict[str, Fact[M
 
 
 def probe_hosts(
-    run: CommandRunner, paths: Iterable[str], srun: Sequence[Sequence[str]] = (), *, wait: float = 60.0
+    run: CommandRunner,
+    paths: Iterable[str],
+    srun: Sequence[Sequence[str]] = (),
+    *,
+    wait: float = 60.0,
+    meet: str = "",
+    looks: Mapping[str, list[str]] = MappingProxyType({}),
 ) -> tuple[Host, Fact[Host]]:
     """This host and one compute node, and the directories ``paths`` as each of them sees them.
 
     ``srun`` are sets of srun's options: the next set is tried when Slurm refuses one, because a partition may want GPUs
-    to be asked for. Without any set no job is started. ``wait`` is how many seconds to wait for a node. No file is left
-    behind, unless the node's job is killed in between: then an empty hidden one on a disk of that node.
+    to be asked for. Without any set no job is started. ``wait`` is how many seconds to wait for a node. In ``meet``,
+    one of the paths, node and host compare clock and locks; ``looks`` are what else is looked at there, by name. No
+    file is left behind, unless the node's job is killed in between: then an empty hidden one on a disk of that node.
     """
     wanted = list(dict.fromkeys(paths))
     token = secrets.token_hex(4)
@@ -244,30 +240,53 @@ def probe_hosts(
     login = _host(here, token, wanted)
     if isinstance(login, Unknown):
         login = Host("this host", login, login, login, unseen=login.why)
-    one_node = ["srun", "--nodes=1", "--ntasks=1", f"--time={JOB_MINUTES}", f"--immediate={max(1, round(wait))}"]
-    one_node += ["--job-name=launcher-doctor", "--chdir=/", "--input=none"]
     compute: Fact[Host] = Unknown("no job was started to look (--no-node)")
     returned: dict[str, str] = {}
     try:
-        for options in srun:
-            there = run([*one_node, *options, *script, "compute", *wanted], timeout=wait + SCRIPT_TIMEOUT)
-            compute = _host(there, token, wanted)
-            if isinstance(compute, Host) or there.timed_out:
-                break
-            if _BUSY.search(there.stderr):
-                compute = Unknown(f"no node was free within {wait:.0f} s ({compute})")
-                break
+        if srun:
+            place = login.directories.get(meet)
+            with attended(Path(place.at)) if place is not None and place.writable else nullcontext() as met:
+                looks = {**(node_looks.of_login(met) if met is not None else {}), **looks}
+                compute = _look_from_a_node(run, srun, [token, "compute", *wanted], looks, wait)
     finally:
         ours = {path: str(wanted.index(path)) for path, seen in login.directories.items() if seen.writable}
         if places := [word for path, index in ours.items() for word in (index, login.directories[path].at)]:
             returned = dict(_printed(run([*script, "after", *places], timeout=SCRIPT_TIMEOUT), token))
     if isinstance(compute, Unknown):
         return login, compute
-    directories = {}
+    directories, seen_looks = {}, dict(compute.looks)
     for path, seen in compute.directories.items():
         both = seen.shared and (not seen.writable or ours.get(path) in returned)
         directories[path] = replace(seen, shared=both if path in ours else None)
-    return login, replace(compute, directories=directories)
+    if meet in directories and not directories[meet].shared:
+        seen_looks = {
+            name: looked for name, looked in seen_looks.items() if name not in node_looks.of_login(Path(meet))
+        }
+    return login, replace(compute, directories=directories, looks=seen_looks)
+
+
+def _look_from_a_node(
+    run: CommandRunner,
+    srun: Sequence[Sequence[str]],
+    words: Sequence[str],
+    looks: Mapping[str, list[str]],
+    wait: float,
+) -> Fact[Host]:
+    """What one node sees of itself, by a short job; ``words`` are what host.sh is given."""
+    one_node = ["srun", "--nodes=1", "--ntasks=1", f"--time={JOB_MINUTES}", f"--immediate={max(1, round(wait))}"]
+    one_node += ["--job-name=launcher-doctor", "--chdir=/", "--input=none"]
+    program = ["bash", "-c", f"{_SCRIPT}\n{node_looks.script(looks)}", "sh", *words]
+    compute: Fact[Host] = Unknown("no job was started to look")
+    for options in srun:
+        there = run([*one_node, *options, *program], timeout=wait + SCRIPT_TIMEOUT)
+        compute = _host(there, words[0], words[2:])
+        if isinstance(compute, Host):
+            return replace(compute, looks=node_looks.read(dict(_printed(there, words[0])), looks))
+        if there.timed_out:
+            break
+        if _BUSY.search(there.stderr):
+            return Unknown(f"no node was free within {wait:.0f} s ({compute})")
+    return compute
 
 
 def _printed(answer: Completed, token: str) -> Iterator[tuple[str, str]]:

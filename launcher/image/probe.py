@@ -67,17 +67,6 @@ def between_nodes(directory: Path, options: Sequence[str], runner: CommandRunner
     return _probe(directory, runner, (two, ""))
 
 
-def between_hosts(directory: Path, options: Sequence[str], wait: float = 60.0, runner: CommandRunner = run) -> Probed:
-    """Try it with this host and one node by srun; ``wait`` is how many seconds a node is waited for.
-
-    Raises ImageError when there is no node, or when it has not this Python. This host waits as long as it would for
-    another process: a job that starts later finds nobody, which is an error too.
-    """
-    immediate = f"--immediate={max(1, round(min(wait, _WAIT)))}"
-    one = ["srun", "--nodes=1", "--ntasks=1", "--time=2", immediate, "--job-name=launcher-doctor", *options]
-    return _probe(directory, runner, ([], "0"), (one, "1"))
-
-
 def _probe(directory: Path, runner: CommandRunner, *starts: tuple[list[str], str]) -> Probed:
     """Start the processes together, each by a command before its own and a rank, which srun gives where it is empty."""
     place = directory / f".launcher-locks-{secrets.token_hex(4)}"

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from launcher.core.shell_words import word
-from launcher.plan.plan import Plan
+from launcher.plan.plan import Plan, PlannedModel
 
 ROOM = 1024
 """Mebibytes that a directory must have left which a job writes to."""
@@ -19,17 +19,17 @@ def functions() -> str:
     return Path(__file__).with_name("preflight.sh").read_text()
 
 
-def look_at_model(plan: Plan) -> list[str]:
+def look_at_model(model: PlannedModel) -> list[str]:
     """Whether the checkpoint is there, whole, and the declared one; nothing where the benchmark downloads it."""
-    path = plan.model.path
-    if path is None or path.startswith("hf:") or plan.model.downloads:
+    path = model.path
+    if path is None or path.startswith("hf:") or model.downloads:
         return []
     # What takes more than a look at config.json is not known on the node.
-    declared = {k: str(v) for k, v in plan.model.fingerprint.items() if k not in ("quantisation", "weights")}
+    declared = {k: str(v) for k, v in model.fingerprint.items() if k not in ("quantisation", "weights")}
     identity = "fact checkpoint_identity 'not known: the runner file declares no fingerprint'"
     if declared:
         identity = " ".join(["check_identity", *(word(text) for pair in declared.items() for text in pair)])
-    mounted = f"mounted=({' '.join(map(word, plan.model.mounted))})"
+    mounted = f"mounted=({' '.join(map(word, model.mounted))})"
     return [f"model={word(path)}", mounted, "check_checkpoint", identity]
 
 
@@ -38,10 +38,19 @@ def look_at_images(plan: Plan) -> list[str]:
     return [f"look_at_image {word(image.squash)}" for image in plan.images if image.shared and image.squash]
 
 
-def with_login(directory: str, looks: Sequence[str]) -> list[str]:
-    """The looks, while the login node is asked about clock and locks in a directory (a word) that both see: it may take
-    seconds to answer."""
+def look_at_clock(directory: str) -> list[str]:
+    """Whether the clock is the login node's, in a directory (a word) that both see."""
+    return [f"look_at_clock {directory}"]
+
+
+def ask_about_locks(directory: str, looks: Sequence[str]) -> list[str]:
+    """The looks, while the login node is asked whether locks hold in the directory: it may take seconds to answer."""
     return [f"ask_login {directory}", *looks, f"hear_login {directory}"]
+
+
+def with_login(directory: str, looks: Sequence[str]) -> list[str]:
+    """The looks, beside those at what this node and the login node agree about."""
+    return [*look_at_clock(directory), *ask_about_locks(directory, looks)]
 
 
 def look_at_node(gpus: int, *, alone: bool, patience: int = 0, directories: Sequence[str] = ()) -> list[str]:

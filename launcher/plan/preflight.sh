@@ -174,13 +174,12 @@ look_at_directories() {
   done
 }
 
-# What this node and the login node agree about, in a directory that both see (launcher/core/node_partner.py). First it
-# looks at the clock, and asks whether the login node sees a lock of ours; `hear_login` reads the answer once all else was
-# looked at. Where no launcher attends, nothing is known.
+# What this node and the login node agree about, in a directory that both see (launcher/core/node_partner.py). `ask_login`
+# asks whether the login node sees a lock of ours, and `hear_login` reads the answer once all else was looked at. Where no
+# launcher attends, nothing is known.
 asked_at='' held=''
 ask_login() {
-  local sent offset code
-  look_at_clock "$1"
+  local code
   [ -e "$1/locks/login" ] && { exec {held}<"$1/locks/node.${SLURM_PROCID:-0}"; } 2>/dev/null || return 0
   flock -n -s "$held" 2>/dev/null # a shared one, which a file that can only be read has as well
   code=$?

@@ -44,7 +44,7 @@ def look_from_a_node(
 
     ``state`` is the directory of answers. Where no node answers in time, that is the sentence.
     """
-    looks = [*look_at_images(plan), *look_at_model(plan)]
+    looks = [*look_at_images(plan), *look_at_model(plan.model)]
     if not looks:
         return "nothing of this plan can be looked at from a node"
     planned, now = plan.scheduler, time.time() if now is None else now

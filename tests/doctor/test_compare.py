@@ -11,7 +11,7 @@ import pytest
 from launcher.core.yaml_source import Document
 from launcher.doctor import scheduling
 from launcher.doctor.comparison import Claim, compare, notes
-from launcher.doctor.facts import ClusterFacts, Host, Unknown
+from launcher.doctor.facts import ClusterFacts, Host, Looked, Unknown
 from launcher.image.probe import NO_OP, Probed
 from launcher.runner.file import RunnerFile
 from tests.doctor.stand_ins import LOCAL, LUSTRE, cluster, facts, node, refused, seen, taken
@@ -279,9 +279,35 @@ def test_nothing_is_asked_about_programs_that_a_stand_in_replaces() -> None:
 
 
 def test_locks_that_do_not_hold_differ() -> None:
-    on = whole(file(), locks=probed("two hosts", NO_OP), locks_with_node=Unknown("no node"))
-    claims = [c for c in compare(file(), on, str) if c.key == "images.lock"]
-    assert [c.verdict for c in claims] == ["differ", "unknown"]
+    claims = [
+        c for c in compare(file(), whole(file(), locks=probed("two hosts", NO_OP)), str) if c.key == "images.lock"
+    ]
+    assert [c.verdict for c in claims] == ["differ"]
+
+
+@pytest.mark.parametrize(
+    ("look", "key", "looked", "verdict", "said"),
+    [
+        ("locks", "images.lock", Looked("", "locks hold with the login node"), "agree", "hold with the login node"),
+        ("locks", "images.lock", Looked("the node n: a lock in /x is not seen"), "differ", "is not seen"),
+        ("locks", "images.lock", Looked(""), "unknown", "did not come to it"),
+        ("locks", "images.lock", Unknown("it took too long"), "unknown", "too long"),
+        ("clock", "node", Looked("the node n: its clock is 9 s off", "clock_offset 9"), "differ", "9 s off"),
+        ("/lustre/models/a", "models[0].path", Looked("", "checkpoint_files 9"), "agree", "checkpoint files 9"),
+        ("/lustre/models/a", "models[0].path", Looked("the checkpoint … lacks 1 files"), "differ", "lacks 1 files"),
+    ],
+)
+def test_what_a_job_would_look_at_on_its_node(
+    look: str, key: str, looked: Looked | Unknown, verdict: str, said: str
+) -> None:
+    on = whole(file())
+    assert isinstance(on.compute, Host)
+    before = [c for c in compare(file(), on, str) if c.key == key]
+    on = dataclasses.replace(on, compute=dataclasses.replace(on.compute, looks={look: looked}))
+    (claim,) = [c for c in compare(file(), on, str) if c.key == key and c not in before]
+    assert (
+        claim.verdict == verdict and said in f"{claim.found}{claim.why}" and bool(claim.hint) == (verdict == "differ")
+    )
 
 
 def test_notes_say_what_the_file_does_not_claim() -> None:

@@ -168,7 +168,7 @@ def test_the_examples_in_the_comments_are_valid_rules() -> None:
 
 
 def test_the_tables_of_the_handbook_are_valid_rules() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "new-cluster.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "new-cluster.md").read_text(encoding="utf-8")
     tables = page[page.index("```yaml\nmodels:") :].removeprefix("```yaml\n").partition("```")[0]
     models, _, lanes = tables.partition("\nlanes:")
     text = load(SITES["no enroot"])[1].replace("models: []", models).replace("lanes: []", f"lanes:{lanes}")

@@ -15,6 +15,7 @@ from launcher.cli import main
 from launcher.runner.file import RunnerFile
 from tests.conftest import SlurmCluster
 from tests.doctor.test_import_proof import enroot_stand_in
+from tests.model.checkpoints import checkpoint
 
 pytestmark = pytest.mark.slurm
 
@@ -71,8 +72,11 @@ def test_a_new_file_loads_passes_check_and_agrees(directory: Path, capsys: pytes
     assert [f for f in ours if f["severity"] == "error"] == []
 
     main(["runner", "doctor", "mine", "--json"])
-    locks = [c["says"] for c in json.loads(capsys.readouterr().out)["claims"] if c["key"] == "images.lock"]
-    assert len(locks) == 2 and "two processes" in locks[0] and "node" in locks[1]
+    claims_made = json.loads(capsys.readouterr().out)["claims"]
+    found = {c["says"]: c["found"] for c in claims_made if c["key"] in ("images.lock", "node")}
+    assert "holds" in found["holds between two processes"]
+    assert found["holds with a node"] == "looked at as jobs do: locks hold with the login node"
+    assert found["a clock within 5 s of this host's"] == "looked at as jobs do: clock offset 0"
 
     code, claims = examine(capsys)
     assert code == 0
@@ -84,6 +88,17 @@ def test_a_new_file_loads_passes_check_and_agrees(directory: Path, capsys: pytes
     before = path.read_bytes()
     assert main(["runner", "new", "mine"]) == 2
     assert path.read_bytes() == before
+
+
+def test_a_checkpoint_that_is_not_whole_on_the_node(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its directory is there, which was all that was looked at."""
+    path, model = write(directory, "--no-node"), checkpoint(directory / "model")
+    text = path.read_text()
+    path.write_text(text.replace("models: []", f"models:\n  - {{path: {model}, alias: x}}"))
+    assert examine(capsys)[1]["models[0].path"]["verdict"] == "agree"
+    (model / "config.json").unlink()
+    code, claims = examine(capsys)
+    assert code == 2 and "lacks 1 files: config.json" in claims["models[0].path"]["found"]
 
 
 def test_the_hidden_partition_and_its_limit(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

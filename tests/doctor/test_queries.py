@@ -12,7 +12,7 @@ import pytest
 from launcher.core.process import Completed
 from launcher.core.yaml_source import Document
 from launcher.doctor import queries
-from launcher.doctor.facts import Host, Unknown
+from launcher.doctor.facts import Host, Looked, Unknown
 from launcher.doctor.programs import clean_runner
 from launcher.runner.file import RunnerFile
 from tests.commands import Answer, Reply, ScriptedCommands, failed, not_installed
@@ -154,13 +154,20 @@ def test_a_node_whose_prolog_prints(tmp_path: Path) -> None:
     """The node's part by the real script, behind noise, in a directory that the login host wrote into."""
 
     def srun(argv: Sequence[str]) -> Completed:
-        script = [*argv][[*argv].index("sh") :]
+        script = [*argv][[*argv].index("bash") :]
         said = subprocess.run(script, capture_output=True, text=True, check=True, timeout=30)
         return Completed(tuple(argv), 0, f"Welcome to node01!\n{said.stdout}\nepilog: done", "", 0.1)
 
     stand_in = ScriptedCommands(not_installed, srun=srun, sh=None)
     run = clean_runner({"PATH": "/usr/bin:/bin"}, stand_in)
-    _, compute = queries.probe_hosts(run, [str(tmp_path)], [["--partition=p"]])
+    looks = {"good": ["fact all well"], "bad": ["fail 4 'it is bad'"], "silent": ["exit"], "later": ["SECONDS=99"]}
+    looks |= {"late": ["fact x y"]}
+    here = str(tmp_path)
+    _, compute = queries.probe_hosts(run, [here], [["--partition=p"]], meet=here, looks=looks)
     assert isinstance(compute, Host)
-    assert compute.directories[str(tmp_path)].shared is True
+    assert compute.directories[here].shared is True
     assert list(tmp_path.iterdir()) == []
+    found = {name: looked.red or looked.fact for name, looked in compute.looks.items() if isinstance(looked, Looked)}
+    expected = {"locks": "locks hold with the login node", "clock": "clock_offset 0"}
+    assert found == {**expected, "good": "all well", "bad": "it is bad", "later": "", "late": "x y"}
+    assert isinstance(compute.looks["silent"], Unknown)

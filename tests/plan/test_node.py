@@ -83,7 +83,7 @@ def test_a_clock_that_is_behind(tmp_path: Path, ahead: int, code: int) -> None:
     sent, offset = (tmp_path / CLOCK).read_text().split()
     assert abs(int(sent) - time.time()) < 60 and offset == "0"
     (tmp_path / CLOCK).write_text(f"{int(sent) - ahead} {offset}\n")
-    found = look(tmp_path, f"ask_login {tmp_path}; hear_login {tmp_path}")
+    found = look(tmp_path, f"look_at_clock {tmp_path}")
     assert found[0] == code and (code == 0 or "off the login node's" in found[1])
 
 
