@@ -197,39 +197,38 @@ def _image(commands: Commands) -> None:
     verbs = verbs_of(commands, "image", "container images as squash files: what is there, and having more")
 
     text = "images: size, digest, last use, which live runs have them"
-    listing = command_of(verbs, "list", "image:list_images", text, image_directory)
-    listing.add_argument("--json", action="store_true", help="as JSON")
+    command_of(verbs, "list", "image:list_images", text, image_directory, as_json)
 
     text = "have images there, whole; at no cost if they are"
-    importing = command_of(verbs, "import", "importing:import_images", text, image_directory)
+    importing = command_of(verbs, "import", "importing:import_images", text, image_directory, as_json)
     importing.add_argument("references", nargs="+", metavar="REFERENCE", help="like vllm/vllm-openai:v0.11.0")
     importing.add_argument("--moved-tag", choices=["keep", "refresh", "fail"], help="default: as the runner file says")
     text = "into this node's own directory, by a job there (again for more nodes)"
     importing.add_argument("--on-node", action="append", default=[], metavar="NODE", help=text)
 
     text = "are the images whole, and what do their tags name now"
-    verify = command_of(verbs, "verify", "image:verify", text, image_directory)
+    verify = command_of(verbs, "verify", "image:verify", text, image_directory, as_json)
     verify.add_argument("images", nargs="*", metavar="FILE", help="file names or paths (default: all)")
     verify.add_argument("--deep", action="store_true", help="read every byte, against the recorded hash")
     verify.add_argument("--offline", action="store_true", help="ask no registry")
 
     text = "record what an image is that somebody else made"
-    adopt = command_of(verbs, "adopt", "image:adopt", text, image_directory)
+    adopt = command_of(verbs, "adopt", "image:adopt", text, image_directory, as_json)
     adopt.add_argument("image", metavar="FILE", help="a file name or path")
     adopt.add_argument("reference", metavar="REFERENCE", help="what it was made of")
 
     text = "what nobody needs: unused images, what killed imports left; a dry run unless --apply"
-    gc = command_of(verbs, "gc", "image:gc", text, image_directory)
+    gc = command_of(verbs, "gc", "image:gc", text, image_directory, as_json)
     gc.add_argument("--apply", action="store_true", help="remove it")
     gc.add_argument("--grace", type=days, default=30.0, metavar="DAYS", help="unused for so long (default 30)")
 
     verbs = verbs_of(commands, "doctor", "try out what this cluster's file systems promise")
-    locks = command_of(verbs, "locks", "image:locks", "do locks hold in a directory, between processes and nodes")
+    text = "do locks hold in a directory, between processes and nodes"
+    locks = command_of(verbs, "locks", "image:locks", text, as_json)
     locks.add_argument("directory", metavar="DIR", help="where locks are tried")
     locks.add_argument("--partition", metavar="NAME", help="where two nodes are taken for a minute")
     locks.add_argument("--account", metavar="NAME", help="of the job there (default: this user's)")
     locks.add_argument("--no-nodes", action="store_true", help="processes of this host only")
-    locks.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _remote(commands: Commands) -> None:
@@ -261,14 +260,13 @@ def _model(commands: Commands) -> None:
         ("list", "listing", "checkpoints of a runner's table, or below directories"),
         ("check", "check", "whether checkpoints are whole and the declared ones"),
     ):
-        command = command_of(verbs, name, f"model:{function}", text)
+        command = command_of(verbs, name, f"model:{function}", text, as_json)
         command.add_argument("paths", nargs="*", metavar="PATH", help="checkpoints, or directories of them")
         command.add_argument("--runner", metavar="NAME", help="all of this runner's table that can be seen from here")
         command.add_argument("--precision", metavar="NAME", help="what the benchmark declares: fp4 fp8 bf16 int4")
-        command.add_argument("--json", action="store_true", help="as JSON")
 
     text = "copy a checkpoint, whole or not at all; goes on where a killed one stopped"
-    stage = command_of(verbs, "stage", "model:stage", text)
+    stage = command_of(verbs, "stage", "model:stage", text, as_json)
     stage.add_argument("destination", metavar="DESTINATION", help="{node} in it stands for the node's name")
     text = "a directory, or hf:ORG/NAME@COMMIT (default: what is there)"
     stage.add_argument("--from", dest="source", metavar="SOURCE", help=text)
@@ -284,14 +282,14 @@ def _model(commands: Commands) -> None:
     nodes.add_argument("--cpus", type=positive, metavar="N", help="processors on each node (default: Slurm's own)")
     nodes.add_argument("--minutes", type=positive, default=240, metavar="N", help="its time limit (default 240)")
     nodes.add_argument("--python", metavar="PATH", help="the interpreter on the nodes (default: this one's path)")
-    nodes.add_argument("--json", action="store_true", help="the nodes' results as JSON")
 
-    verify = command_of(verbs, "verify", "model:verify", "compare a staged checkpoint with its manifest")
+    text = "compare a staged checkpoint with its manifest"
+    verify = command_of(verbs, "verify", "model:verify", text, as_json)
     verify.add_argument("path", metavar="PATH", help="of the checkpoint")
     verify.add_argument("--deep", action="store_true", help="read and hash every byte")
     verify.add_argument("--workers", type=positive, default=8, metavar="N", help="files at once (default 8)")
 
-    gc = command_of(verbs, "gc", "model:gc", "what dead stagings left; a dry run unless --apply")
+    gc = command_of(verbs, "gc", "model:gc", "what dead stagings left; a dry run unless --apply", as_json)
     gc.add_argument("paths", nargs="*", metavar="DIRECTORY", help="holds checkpoints")
     gc.add_argument("--runner", metavar="NAME", help="the directories of this runner's table")
     gc.add_argument("--apply", action="store_true", help="remove it")

@@ -6,20 +6,21 @@ Also `launcher doctor locks`: whether the locks that importers take hold in such
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launcher.cli.command import Command, Tell, Told, show_told
 from launcher.cli.importing import Where, where_of
-from launcher.cli.render import show_removals, table
+from launcher.cli.removing import Removals, removals, show_removals
 from launcher.core.errors import ConfigError, ImageError
-from launcher.core.terminal import say
+from launcher.core.lines import Line, Terminal, folded, table
 from launcher.image import inventory
 from launcher.image.inventory import Image, ImageDirectory
-from launcher.image.probe import between_nodes, between_processes, file_system
+from launcher.image.probe import Probed, between_nodes, between_processes, file_system
 from launcher.image.reference import Reference
 from launcher.plan import derive
 from launcher.run.image_usage import images_in_use, is_run_over
@@ -34,37 +35,65 @@ def _images(where: Where) -> list[Image]:
     return [image for directory in _contents(where) for image in directory.images()]
 
 
-def list_images(arguments: argparse.Namespace) -> int:
-    """One line for each image."""
-    found = _images(where_of(arguments))
-    if arguments.json:
-        values = [
-            {
-                "squash": str(image.squash),
-                "bytes": image.size,
-                "problem": image.problem,
-                **{name: getattr(image.sidecar, name, None) for name in ("reference", "digest", "hash", "how")},
-                "last_use": image.used,
-                "live_runs": list(image.users),
-            }
-            for image in found
-        ]
-        print(json.dumps(values, indent=2))
-        return 0
+@dataclass(frozen=True)
+class ImageLine:
+    """An image: ``bytes``, ``problem`` (why it is not whole), what its record says (``how`` it got there), ``last_use``
+    in seconds since the epoch by the file server's clock, and the runs that have it."""
+
+    squash: str
+    bytes: int
+    problem: str | None
+    reference: str | None
+    digest: str | None
+    hash: str | None
+    how: str | None
+    last_use: float
+    live_runs: tuple[str, ...]
+
+
+def listed(arguments: argparse.Namespace, tell: Tell) -> list[ImageLine]:
+    """All images of the directories."""
+    names = ("reference", "digest", "hash", "how")
+    return [
+        ImageLine(
+            squash=str(image.squash),
+            bytes=image.size,
+            problem=image.problem,
+            **{name: getattr(image.sidecar, name, None) for name in names},
+            last_use=image.used,
+            live_runs=tuple(image.users),
+        )
+        for image in _images(where_of(arguments))
+    ]
+
+
+def show_images(value: Sequence[ImageLine], terminal: Terminal) -> Iterator[str]:
     rows = []
-    for image in found:
-        digest, how = (image.sidecar.digest or "-", image.sidecar.how) if image.sidecar else ("-", "no record")
-        last_use = time.strftime("%Y-%m-%d %H:%M", time.localtime(image.used))
-        users = " ".join(image.users) or "-"
-        rows.append([image.squash.name, f"{image.size / 1e6:.1f}", digest[:19], last_use, users, image.problem or how])
-    table(["image", "MB", "digest", "last use", "live runs", ""], rows)
-    total = sum(image.size for image in found)
-    say(f"{len(found)} images, {total / 1e9:.2f} GB, {sum(image.problem is not None for image in found)} not whole")
-    return 0
+    for image in value:
+        last_use = time.strftime("%Y-%m-%d %H:%M", time.localtime(image.last_use))
+        size, users = f"{image.bytes / 1e6:.1f}", " ".join(image.live_runs) or "-"
+        digest, state = image.digest or "-", image.problem or image.how or "no record"
+        rows.append([Path(image.squash).name, size, last_use, digest, users, state])
+    if rows:
+        yield from table(["image", "MB", "last use", "digest", "live runs", ""], rows, terminal.width)
+    total = sum(image.bytes for image in value)
+    yield f"{len(value)} images, {total / 1e9:.2f} GB, {sum(image.problem is not None for image in value)} not whole"
 
 
-def verify(arguments: argparse.Namespace) -> int:
-    """Check images; ImageError when one of them is damaged."""
+list_images = Command(list[ImageLine], listed, show_images)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a look at an image gave, and in lines what was seen."""
+
+    squash: str
+    verdict: str
+    said: tuple[str, ...]
+
+
+def verified(arguments: argparse.Namespace, tell: Tell) -> Iterator[Verified]:
+    """Check images, one after the other; raises ImageError at the end when one of them is damaged."""
     where = where_of(arguments)
     names = {Path(name).name for name in arguments.images}
     found = [image for image in _images(where) if not names or image.squash.name in names]
@@ -74,9 +103,7 @@ def verify(arguments: argparse.Namespace) -> int:
     for image in found:
         verdict, said = inventory.verify(image, deep=arguments.deep)
         tag = [] if arguments.offline else _tag(image, where)
-        say(f"{image.squash.name}: {verdict}")
-        for line in (*said, *tag):
-            say(f"  {line}")
+        yield Verified(str(image.squash), verdict, (*said, *tag))
         if verdict == "damaged":
             damaged.append(image.squash.name)
     if damaged:
@@ -84,7 +111,15 @@ def verify(arguments: argparse.Namespace) -> int:
             f"{len(damaged)} of {len(found)} are not whole: {', '.join(damaged)}",
             hint="an import replaces what shows in superblock or lists; remove others when no job maps them",
         )
-    return 0
+
+
+def show_verified(value: Verified, terminal: Terminal) -> Iterator[str]:
+    yield Line(f"{Path(value.squash).name}: {value.verdict}", "red" if value.verdict == "damaged" else "")
+    for line in value.said:
+        yield from folded(f"  {line}", terminal.width, "    ")
+
+
+verify = Command(Verified, verified, show_verified)
 
 
 def _tag(image: Image, where: Where) -> list[str]:
@@ -102,16 +137,18 @@ def _tag(image: Image, where: Where) -> list[str]:
     return [f"tag: {fact or f'names {note.digest} still'}"]
 
 
-def adopt(arguments: argparse.Namespace) -> int:
+def adopted(arguments: argparse.Namespace, tell: Tell) -> Told:
     """Record what a file is."""
     squash = Path(arguments.image).resolve()
     note = inventory.adopt(squash, arguments.reference, Reference.parse(arguments.reference).uri)
-    say(f"{squash}: {note.reference}, {note.size / 1e6:.1f} MB, {note.hash}")
-    return 0
+    return Told(f"{squash}: {note.reference}, {note.size / 1e6:.1f} MB, {note.hash}")
 
 
-def gc(arguments: argparse.Namespace) -> int:
-    """Say what nobody needs, and with --apply remove it."""
+adopt = Command(Told, adopted, show_told)
+
+
+def collected(arguments: argparse.Namespace, tell: Tell) -> Removals:
+    """Find what nobody needs, and with --apply remove it."""
     where = where_of(arguments)
     contents = _contents(where, arguments.grace * 86400)
     gone = [(item, directory) for directory in contents for item in directory.garbage()]
@@ -120,14 +157,25 @@ def gc(arguments: argparse.Namespace) -> int:
         directory = ImageDirectory(temporary)
         gone += [(item, directory) for item in directory.dead_temporaries()]
     found = [replace(item, keep=directory.remove(item)) if arguments.apply else item for item, directory in gone]
-    show_removals(found, applied=arguments.apply)
-    if not arguments.apply and gone:
-        say("Runs of bash launchers are not known here.")
-    return 0
+    note = () if arguments.apply or not gone else ("Runs of bash launchers are not known here.",)
+    return removals(found, applied=arguments.apply, notes=note)
 
 
-def locks(arguments: argparse.Namespace) -> int:
-    """Print what was found between two processes of this host, and between two nodes where there is Slurm."""
+gc = Command(Removals, collected, show_removals)
+
+
+@dataclass(frozen=True)
+class Locks:
+    """How locks of a directory hold, between processes and between nodes; what could not be tried (``notes``)."""
+
+    directory: str
+    file_system: str
+    notes: tuple[str, ...]
+    probes: tuple[Probed, ...]
+
+
+def tried(arguments: argparse.Namespace, tell: Tell) -> Locks:
+    """What was found between two processes of this host, and between two nodes where there is Slurm."""
     directory = Path(arguments.directory).resolve()
     found, said = [between_processes(directory)], []
     options = [f"--{name}={value}" for name in ("partition", "account") if (value := getattr(arguments, name))]
@@ -135,17 +183,18 @@ def locks(arguments: argparse.Namespace) -> int:
         found += [] if arguments.no_nodes else [between_nodes(directory, options)]
     except ImageError as error:
         said.append(f"between nodes: {error.message}")
-    if arguments.json:
-        value = {"directory": str(directory), "file_system": file_system(directory), "notes": said}
-        print(json.dumps({**value, "probes": [asdict(probed) for probed in found]}, indent=2))
-        return 0
-    say(f"{directory}: {file_system(directory)}")
-    for probed in found:
+    return Locks(str(directory), file_system(directory), tuple(said), tuple(found))
+
+
+def show_locks(value: Locks, terminal: Terminal) -> Iterator[str]:
+    yield f"{value.directory}: {value.file_system}"
+    for probed in value.probes:
         beat = "never" if probed.heartbeat is None else f"after {probed.heartbeat:g} s"
         twice = "may be done twice at once; what is published is whole all the same"
-        say(f"{probed.where}: imports {'are done one at a time' if probed.one_at_a_time else twice}")
-        say(f"  flock {probed.flock}; lockf {probed.lockf}; owner file {probed.owner_file}")
-        say(f"  heartbeat seen: {beat}; clocks differ by {probed.clocks:g} s")
-    for line in said:
-        say(line)
-    return 0
+        yield f"{probed.where}: imports {'are done one at a time' if probed.one_at_a_time else twice}"
+        yield f"  flock {probed.flock}; lockf {probed.lockf}; owner file {probed.owner_file}"
+        yield f"  heartbeat seen: {beat}; clocks differ by {probed.clocks:g} s"
+    yield from value.notes
+
+
+locks = Command(Locks, tried, show_locks)

@@ -8,15 +8,16 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher.cli.common import open_project, tell
+from launcher.cli.command import Command, Tell
+from launcher.cli.common import open_project
 from launcher.core.errors import Cancelled, ConfigError
+from launcher.core.lines import Terminal
 from launcher.core.process import CommandRunner, clean_environment, stoppable
 from launcher.core.stop import stop_on_signals
-from launcher.core.terminal import say
 from launcher.image.enroot import ImportPolicy
 from launcher.image.reference import PlannedImage
 from launcher.image.store import ensure_image
@@ -63,7 +64,16 @@ def where_of(arguments: argparse.Namespace) -> Where:
     return Where(there, rule, architecture, policy, environment, project)
 
 
-def import_images(arguments: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Imported:
+    """An image that is there, whole; on which node, where each has its own."""
+
+    reference: str
+    squash: str
+    node: str = ""
+
+
+def imported(arguments: argparse.Namespace, tell: Tell) -> Iterator[Imported]:
     """Have each image there."""
     where = where_of(arguments)
     if where.rule.shared is bool(arguments.on_node):
@@ -81,17 +91,25 @@ def import_images(arguments: argparse.Namespace) -> int:
                 image = replace(image, moved_tag=arguments.moved_tag)
             try:
                 if arguments.on_node:
-                    _import_on_nodes(image, arguments.on_node, where, run)
+                    yield from _on_nodes(image, arguments.on_node, where, run, tell)
                 else:
                     record = ensure_image(image, where.policy, where.environment, run=run, log=tell, sleep=stop.sleep)
-                    say(record.squash)
+                    yield Imported(reference, str(record.squash))
             except Cancelled as why:
                 why.message = f"{why.message.partition(' while ')[0]} while importing {reference}"
                 raise
-    return 0
 
 
-def _import_on_nodes(image: PlannedImage, nodes: list[str], where: Where, run: CommandRunner) -> None:
+def show_imported(value: Imported, terminal: Terminal) -> Iterator[str]:
+    yield f"{value.node}:{value.squash}" if value.node else value.squash
+
+
+import_images = Command(Imported, imported, show_imported)
+
+
+def _on_nodes(
+    image: PlannedImage, nodes: list[str], where: Where, run: CommandRunner, tell: Tell
+) -> Iterator[Imported]:
     """Have the image on each node. Raises ImageError for the first node that cannot have it."""
     from launcher.container.node_import import import_on_node
 
@@ -101,4 +119,4 @@ def _import_on_nodes(image: PlannedImage, nodes: list[str], where: Where, run: C
     options += [f"--account={where.policy.account}"] if where.policy.account else []
     for node in nodes:
         tell(import_on_node(image, node, options, run, where.environment))
-        say(f"{node}:{image.squash}")
+        yield Imported(image.reference, str(image.squash), node)

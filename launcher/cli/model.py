@@ -4,52 +4,112 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from launcher.cli.common import open_project, tell
-from launcher.cli.render import progress_shown, show_removals, table
+from launcher.cli.command import Command, Tell
+from launcher.cli.common import open_project
+from launcher.cli.removing import Removals, removals, show_removals
+from launcher.cli.render import progress_shown
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.leftovers import Leftover
+from launcher.core.lines import Line, Terminal, folded, table
 from launcher.core.stop import stop_on_signals
-from launcher.core.terminal import say
-from launcher.model.checkpoint import CheckpointReport, examine
+from launcher.model.checkpoint import examine
 from launcher.model.destination import leftovers, remove_leftovers
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, Manifest
+from launcher.model.nodes import NodeResult
 from launcher.model.serving import nearest_sibling, right_sibling, suggestion
 from launcher.runner.file import RunnerFile, describe_when
 
 
-def listing(arguments: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is known of a checkpoint (`launcher.model.checkpoint.CheckpointReport`), by which rule of the runner's table
+    it was looked at, the ``manifest`` that a staging left, and which one would be right (``suggestion``)."""
+
+    report: dict[str, Any]
+    rule: str = ""
+    manifest: dict[str, Any] | None = None
+    state: str = ""
+    suggestion: str | None = None
+
+    @property
+    def good(self) -> bool:
+        return bool(self.report["whole"]) and self.report["identity"] != "mismatch"
+
+
+def listed(arguments: argparse.Namespace, tell: Tell) -> list[Checkpoint]:
     """Checkpoints of a runner's table, or below directories."""
-    found = [_row(path, note) for path, note in _paths(arguments, below=True)]
-    if arguments.json:
-        print(json.dumps([row[1] for row in found], indent=2))
-    else:
-        table(["checkpoint", "state", "size", "stored as", "staged from", ""], [row[0] for row in found])
-    return 0
+    return [_listed(path, note) for path, note in _paths(arguments, below=True)]
 
 
-def check(arguments: argparse.Namespace) -> int:
-    """Whether checkpoints are whole and the declared ones; exit code 4 when one is not."""
-    good, reports = True, []
-    for path, note in _paths(arguments, below=False):
-        report = examine(path, precision=arguments.precision, mounted=())
-        reports.append(report.as_dict())
-        good = good and report.whole and report.identity != "mismatch"
-        if not arguments.json:
-            _show(report, note, arguments.precision)
-    if arguments.json:
-        print(json.dumps(reports, indent=2))
-    return 0 if good else ModelError.exit_code
+def show_list(value: Sequence[Checkpoint], terminal: Terminal) -> Iterator[str]:
+    rows = []
+    for one in value:
+        manifest, size = one.manifest, one.report["bytes"]
+        origin = (
+            f"{manifest['source']}{'@' + manifest['revision'][:12] if manifest['revision'] else ''}"
+            if manifest
+            else "-"
+        )
+        stored, note = one.report["quantisation"], one.rule
+        rows.append([one.report["path"], f"{size / 1e9:.1f} GB" if size else "-", stored, origin, note, one.state])
+    if rows:
+        yield from table(["checkpoint", "size", "stored as", "staged from", "for", ""], rows, terminal.width)
 
 
-def stage(arguments: argparse.Namespace) -> int:
+listing = Command(
+    list[Checkpoint],
+    listed,
+    show_list,
+    document=lambda value: [{**one.report, "manifest": one.manifest} for one in value],
+    form=list[dict[str, Any]],
+)
+
+
+def checked(arguments: argparse.Namespace, tell: Tell) -> list[Checkpoint]:
+    """Whether checkpoints are whole and the declared ones."""
+    return [_checked(path, note, arguments.precision) for path, note in _paths(arguments, below=False)]
+
+
+def show_checked(value: Sequence[Checkpoint], terminal: Terminal) -> Iterator[str]:
+    for one in value:
+        first, *more = _words(one)
+        for line in folded(first, terminal.width, "  "):
+            yield Line(line, "" if one.good else "red")
+        for text in more:
+            yield from folded(f"  {text}", terminal.width, "    ")
+
+
+check = Command(
+    list[Checkpoint],
+    checked,
+    show_checked,
+    code=lambda value: 0 if all(one.good for one in value) else ModelError.exit_code,
+    document=lambda value: [one.report for one in value],
+    form=list[dict[str, Any]],
+)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What became of a staging: a line for people, or what became of each node's copy."""
+
+    text: str = ""
+    nodes: tuple[NodeResult, ...] = ()
+
+    @property
+    def bad(self) -> list[str]:
+        return [result.node for result in self.nodes if not result.ok]
+
+
+def staged(arguments: argparse.Namespace, tell: Tell) -> Staged:
     """Bring a checkpoint to a path, whole; or write the manifest of the one that is there."""
     from launcher.model.nodes import path_on_this_node
     from launcher.model.source import source_of
@@ -57,13 +117,13 @@ def stage(arguments: argparse.Namespace) -> int:
     from launcher.model.stage import stage as stage_to
 
     if arguments.nodes or arguments.job or arguments.count or arguments.partition:
-        return _stage_on_nodes(arguments)
+        return Staged(nodes=tuple(_staged_on_nodes(arguments, tell)))
     destination = Path(path_on_this_node(arguments.destination))
     with stop_on_signals() as stop, progress_shown(sys.stderr) as progress:
         if arguments.source is None:
             manifest = adopt(destination, progress=progress, stop=stop)
-            tell(f"{destination}: {len(manifest.files)} files, {manifest.bytes / 1e9:.1f} GB; manifest {MANIFEST_NAME}")
-            return 0
+            size = f"{len(manifest.files)} files, {manifest.bytes / 1e9:.1f} GB"
+            return Staged(f"{destination}: {size}; manifest {MANIFEST_NAME}")
         done = stage_to(
             source_of(arguments.source, stop=stop),
             destination,
@@ -76,8 +136,26 @@ def stage(arguments: argparse.Namespace) -> int:
     how = {"staged": "staged", "there": "is there already", "lost": "was staged by another process"}[done.how]
     rate = f", {done.copied / done.seconds / 1e9:.2f} GB/s" if done.copied else ""
     resumed = f", {done.resumed / 1e9:.1f} GB were there" if done.resumed else ""
-    tell(f"{destination} {how}: {done.manifest.bytes / 1e9:.1f} GB in {done.seconds:.1f} s{rate}{resumed}")
-    return 0
+    return Staged(f"{destination} {how}: {done.manifest.bytes / 1e9:.1f} GB in {done.seconds:.1f} s{rate}{resumed}")
+
+
+def show_staged(value: Staged, terminal: Terminal) -> Iterator[str]:
+    if value.text:
+        yield value.text
+    rows = [[r.node, "ok" if r.ok else "failed", r.how, f"{r.seconds:.1f} s", r.error or ""] for r in value.nodes]
+    if rows:
+        yield from table(["node", "", "how", "took", "why"], rows, terminal.width)
+
+
+stage = Command(
+    Staged,
+    staged,
+    show_staged,
+    aside=lambda value: [f"to go on without them: --exclude={','.join(value.bad)}"] if value.bad else [],
+    code=lambda value: ModelError.exit_code if value.bad else 0,
+    document=lambda value: value.nodes or value,
+    form=list[NodeResult] | Staged,
+)
 
 
 def _layouts(arguments: argparse.Namespace, destination: Path) -> list[tuple[int, int, str]] | None:
@@ -89,7 +167,7 @@ def _layouts(arguments: argparse.Namespace, destination: Path) -> list[tuple[int
     return [(layout.at_least, layout.count, layout.size) for layout in storage.striping]
 
 
-def _stage_on_nodes(arguments: argparse.Namespace) -> int:
+def _staged_on_nodes(arguments: argparse.Namespace, tell: Tell) -> Sequence[NodeResult]:
     from launcher.core.process import stoppable
     from launcher.model.node_job import reap, stage_on_nodes
     from launcher.model.nodes import Allocation, NodeTask
@@ -116,19 +194,22 @@ def _stage_on_nodes(arguments: argparse.Namespace) -> int:
     with stop_on_signals() as stop:
         reap(state, scheduler, tell)
         run = stoppable(stop.requested)
-        results = stage_on_nodes(task, where, run=run, state=state, scheduler=scheduler, log=tell, stop=stop)
-    if arguments.json:
-        print(json.dumps([asdict(result) for result in results], indent=2))
-    else:
-        rows = [[r.node, "ok" if r.ok else "failed", r.how, f"{r.seconds:.1f} s", r.error or ""] for r in results]
-        table(["node", "", "how", "took", "why"], rows)
-    if bad := [result.node for result in results if not result.ok]:
-        tell(f"to go on without them: --exclude={','.join(bad)}")
-        return ModelError.exit_code
-    return 0
+        return stage_on_nodes(task, where, run=run, state=state, scheduler=scheduler, log=tell, stop=stop)
 
 
-def verify(arguments: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Compared:
+    """A checkpoint beside its manifest: ``how`` it was read, and a line for each file that differs."""
+
+    path: str
+    source: str
+    files: int
+    bytes: int
+    how: str
+    differences: tuple[str, ...]
+
+
+def compared(arguments: argparse.Namespace, tell: Tell) -> Compared:
     """Compare a checkpoint with its manifest; ``--deep`` reads every byte."""
     path = Path(arguments.path)
     manifest = Manifest.read(path)
@@ -141,19 +222,33 @@ def verify(arguments: argparse.Namespace) -> int:
         with stop_on_signals() as stop, progress_shown(sys.stderr, "verifying") as progress:
             progress.begin(len(manifest.files), manifest.bytes)
             found = manifest.deep_differences(path, workers=arguments.workers, advance=progress.advance, stop=stop)
-    for line in found:
-        say(line)
-    if found:
-        raise ModelError(f"{len(found)} of {len(manifest.files)} files differ from the manifest", where=str(path))
     how = "every byte" if arguments.deep else "names and sizes"
-    print(
-        f"{path}: {len(manifest.files)} files, {manifest.bytes / 1e9:.1f} GB as staged from {manifest.source} ({how})"
-    )
-    return 0
+    return Compared(str(path), manifest.source, len(manifest.files), manifest.bytes, how, tuple(found))
 
 
-def gc(arguments: argparse.Namespace) -> int:
-    """Show what dead stagings left; with ``--apply`` remove it."""
+def show_compared(value: Compared, terminal: Terminal) -> Iterator[str]:
+    yield from value.differences
+    if not value.differences:
+        size = f"{value.files} files, {value.bytes / 1e9:.1f} GB"
+        yield from folded(f"{value.path}: {size} as staged from {value.source} ({value.how})", terminal.width, "  ")
+
+
+def _differing(value: Compared) -> list[str]:
+    count = len(value.differences)
+    return [f"launcher: model: {value.path}: {count} of {value.files} files differ from the manifest"] if count else []
+
+
+verify = Command(
+    Compared,
+    compared,
+    show_compared,
+    aside=_differing,
+    code=lambda value: ModelError.exit_code if value.differences else 0,
+)
+
+
+def collected(arguments: argparse.Namespace, tell: Tell) -> Removals:
+    """Find what dead stagings left; with ``--apply`` remove it."""
     if not arguments.paths and not arguments.runner:
         raise ConfigError("which directories?", hint="name those that hold checkpoints, or --runner NAME")
     directories = {Path(path) for path in arguments.paths}
@@ -163,8 +258,10 @@ def gc(arguments: argparse.Namespace) -> int:
     found: list[Leftover] = []
     for directory in sorted(directories):
         found += remove_leftovers(directory, log=tell) if arguments.apply else leftovers(directory)
-    show_removals(found, applied=arguments.apply)
-    return 0
+    return removals(found, applied=arguments.apply)
+
+
+gc = Command(Removals, collected, show_removals)
 
 
 def _paths(arguments: argparse.Namespace, *, below: bool) -> Iterator[tuple[Path, str]]:
@@ -194,34 +291,41 @@ def _paths_of_runner(file: RunnerFile) -> Iterator[tuple[Path, str]]:
                 yield Path(path), describe_when(rule.when) + (", seen by compute nodes only" if hidden else "")
 
 
-def _row(path: Path, note: str) -> tuple[list[str], dict[str, object]]:
+def _listed(path: Path, note: str) -> Checkpoint:
     report = examine(path, precision=None)
     manifest = None
     with contextlib.suppress(ModelError):
         manifest = Manifest.read(path)
     state = "whole" if report.whole else "staging" if STAGING_NAME.fullmatch(path.name) else report.problems[0]
-    origin = f"{manifest.source}{'@' + manifest.revision[:12] if manifest.revision else ''}" if manifest else "-"
-    size = f"{report.bytes / 1e9:.1f} GB" if report.bytes else "-"
-    row = [str(path), state, size, report.quantisation, origin, note]
-    return row, {**report.as_dict(), "manifest": manifest.summary() if manifest else None}
+    return Checkpoint(report.as_dict(), note, manifest.summary() if manifest else None, state)
 
 
-def _show(report: CheckpointReport, note: str, precision: str | None) -> None:
-    parts = [f"whole, {report.shards} shards, {report.bytes / 1e9:.1f} GB" if report.whole else "not whole"]
-    parts += [report.quantisation] if report.quantisation != "not known" else []
-    if report.whole or report.identity == "mismatch":
+def _checked(path: Path, note: str, precision: str | None) -> Checkpoint:
+    report = examine(path, precision=precision, mounted=())
+    better = None
+    if not report.whole or report.identity == "mismatch":
+        if right := right_sibling(report.path, precision):
+            better = suggestion(right, "")
+        elif near := nearest_sibling(report.path):
+            other = examine(near, precision=precision)
+            why = other.problems[0] if other.problems else other.identity_reason
+            better = f"{near} has a similar name, but is not the declared one either: {why}"
+    return Checkpoint(report.as_dict(), note, suggestion=better)
+
+
+def _words(one: Checkpoint) -> list[str]:
+    """What `check` says of a checkpoint: a line, and what follows below it."""
+    report = one.report
+    parts = [f"whole, {report['shards']} shards, {report['bytes'] / 1e9:.1f} GB" if report["whole"] else "not whole"]
+    parts += [report["quantisation"]] if report["quantisation"] != "not known" else []
+    if report["whole"] or report["identity"] == "mismatch":
         words = {"mismatch": "not the declared one: {}", "match": "the declared one"}
         unknown = "the declared one or not: not known ({})"
-        parts.append(words.get(report.identity, unknown).format(report.identity_reason))
-    parts += [f"agrees with {' and '.join(report.known_by)}"] if report.known_by else []
-    say(f"{report.path}: {', '.join(parts)}  {note}".rstrip())
-    for line in (*report.problems, *(f"doubt: {doubt}" for doubt in report.doubts)):
-        say(f"  {line}")
-    if report.whole and report.identity != "mismatch":
-        return
-    if right := right_sibling(report.path, precision):
-        say(f"  {suggestion(right, '')}")
-    elif near := nearest_sibling(report.path):
-        other = examine(near, precision=precision)
-        why = other.problems[0] if other.problems else other.identity_reason
-        say(f"  {near} has a similar name, but is not the declared one either: {why}")
+        parts.append(words.get(report["identity"], unknown).format(report["identity_reason"]))
+    parts += [f"agrees with {' and '.join(report['known_by'])}"] if report["known_by"] else []
+    more = [*report["problems"], *(f"doubt: {doubt}" for doubt in report["doubts"])]
+    return [
+        f"{report['path']}: {', '.join(parts)}  {one.rule}".rstrip(),
+        *more,
+        *([one.suggestion] if one.suggestion else []),
+    ]

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 from launcher.cli.output import Output
 from launcher.core.github import GitHub
 from launcher.core.redact import redact
-from launcher.core.terminal import coloured, console, one_line, printable, say, styled
+from launcher.core.terminal import coloured, console, one_line, printable, styled
 from launcher.plan.plan import Plan, PlannedModel
 
 if TYPE_CHECKING:  # a plan pays for nothing that only a run needs
     from launcher.cli.logs import LogLines
-    from launcher.core.leftovers import Leftover
     from launcher.model.copy import Progress
     from launcher.run.finish import Outcome
     from launcher.run.kind import JobKind
@@ -46,16 +45,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     for row in rows:
         shown.add_row(*map(one_line, row))
     console(sys.stdout).print(shown)
-
-
-def show_removals(found: Sequence[Leftover], *, applied: bool) -> None:
-    """A line for each thing that was removed, would be, or stays; and how much that is together."""
-    for item in found:
-        how = f"kept, {item.keep}" if item.keep else "removed" if applied else "would remove"
-        say(f"{how}: {item.path} ({item.size / 1e6:.1f} MB): {item.why}")
-    gone = [item.size for item in found if not item.keep]
-    done = "freed" if applied else "this was a dry run, --apply removes them: it would free"
-    say(f"{done} {sum(gone) / 1e9:.3f} GB in {len(gone)} of {len(found)} entries")
 
 
 def show_plans(plans: Sequence[Plan], kinds: Callable[[str], JobKind]) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.core.terminal import one_line, printable, styled
+from launcher.core.terminal import coloured, one_line, printable, styled
 
 _CODES = {"bold": "1", "dim": "2", "red": "1;31", "green": "32", "yellow": "33", "magenta": "35"}
 _NUMBER = re.compile(r"-|[-+]?[0-9][0-9.,]*")
@@ -44,10 +44,8 @@ class Terminal:
 
     @classmethod
     def of(cls, stream: Any, environ: Mapping[str, str] = os.environ) -> Terminal:
-        if not stream.isatty():
-            return cls()
-        plain = bool(environ.get("NO_COLOR")) or environ.get("TERM") in ("dumb", "", None)
-        return cls(shutil.get_terminal_size().columns, not plain)
+        width = shutil.get_terminal_size().columns if stream.isatty() else None
+        return cls(width, coloured(stream, environ))
 
 
 def print_lines(lines: Iterable[str], terminal: Terminal, stream: Any = None) -> None:

@@ -26,9 +26,9 @@ def source(tmp_path: Path) -> Path:
 def test_stage_verify_list_and_gc(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     destination = tmp_path / "fast" / "MiniMax-M3"
     assert main(["model", "stage", str(destination), "--from", str(source)]) == 0
-    assert "staged: 0.0 GB" in capsys.readouterr().err
+    assert "staged: 0.0 GB" in capsys.readouterr().out
     assert main(["model", "stage", str(destination), "--from", str(source)]) == 0
-    assert "is there already" in capsys.readouterr().err
+    assert "is there already" in capsys.readouterr().out
     for flags in ([], ["--deep"]):
         assert main(["model", "verify", str(destination), *flags]) == 0
     assert "(every byte)" in capsys.readouterr().out
@@ -105,7 +105,7 @@ def test_a_signal_ends_a_staging_that_can_go_on(tmp_path: Path) -> None:
     assert not destination.exists()
     again = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert again.returncode == 0
-    assert "were there" in again.stderr
+    assert "were there" in again.stdout
     assert "going on with what pid" in again.stderr
 
 

@@ -64,7 +64,7 @@ def test_text_from_outside_moves_no_cursor_and_begins_no_line(capsys: pytest.Cap
 
 @pytest.mark.parametrize(
     ("environ", "coloured"),
-    [({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False), ({}, False)],
+    [({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False), ({}, True)],
 )
 def test_a_terminal_gets_colours_and_none_with_no_color(environ: dict[str, str], coloured: bool) -> None:
     ours, theirs = pty.openpty()
@@ -73,3 +73,4 @@ def test_a_terminal_gets_colours_and_none_with_no_color(environ: dict[str, str],
         assert (b"\x1b[32mx" in os.read(ours, 1 << 16)) is coloured
     os.close(ours)
     assert Terminal.of(io.StringIO(), environ) == Terminal()
+    assert Terminal.of(io.StringIO(), {"FORCE_COLOR": "1"}) == Terminal(colours=True)
