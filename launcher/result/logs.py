@@ -300,17 +300,6 @@ def _smallest_first(logs_dir: Path, pace: _Pace, left_out: _LeftOut) -> list[tup
     return [(str(path.relative_to(logs_dir)), path) for _, path in found]
 
 
-def copy_logs(logs_dir: Path, destination: Path, environ: Mapping[str, str] | None = None) -> list[str]:
-    """Copy the files of ``logs_dir`` below ``destination`` (made when missing); return what was left out, and why.
-
-    Secrets of ``environ`` are overwritten by asterisks. As much is copied as `bundle_logs` packs. Raises OSError when
-    the copy cannot be written.
-    """
-    left_out = _LeftOut()
-    _copy(logs_dir, destination, environ or {}, left_out)
-    return list(left_out.lines)
-
-
 def _copy(logs_dir: Path, destination: Path, environ: Mapping[str, str], left_out: _LeftOut) -> None:
     pace = _Pace(None, time.monotonic)
     destination.mkdir(parents=True, exist_ok=True)

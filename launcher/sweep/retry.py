@@ -99,10 +99,10 @@ def named_node(seen: Facts) -> str:
     return named.pop() if len(named) == 1 else ""
 
 
-def further(seen: Facts, before: int, policy: Policy, spread: float | None = None) -> Further | None:
+def further(seen: Facts, before: int, policy: Policy) -> Further | None:
     """The further attempt that a failure allows, when ``before`` such attempts of its class were made; None for none.
 
-    ``spread`` is by which part of it the wait is longer or shorter, at random up to a fifth when not given.
+    Its wait is longer or shorter by up to a fifth, at random.
     """
     found = class_of(seen)
     if found is None:
@@ -117,6 +117,6 @@ def further(seen: Facts, before: int, policy: Policy, spread: float | None = Non
         nodes, times = "avoid", min(times, 1)
     if before >= times:
         return None
-    wait = found.wait * 2**before * (1 + (random.uniform(-0.2, 0.2) if spread is None else spread))
+    wait = found.wait * 2**before * random.uniform(0.8, 1.2)
     avoid = tuple(node_names(seen.nodes)) if nodes == "avoid" and seen.nodes else ()
     return Further(found.name, wait, avoid, node if nodes == "exclude" else "")

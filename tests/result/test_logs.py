@@ -18,8 +18,16 @@ import pytest
 from launcher.core.publish import remove_tree
 from launcher.core.reading import open_regular
 from launcher.result import logs as kept
-from launcher.result.logs import LEFT_OUT, LOGS, TARBALL, bundle_logs, copy_logs, keep_logs, log_files
+from launcher.result.logs import LEFT_OUT, LOGS, TARBALL, bundle_logs, keep_logs, log_files
 from tests.shared import SHARED, needs_shared
+
+
+def copy_logs(logs: Path, workspace: Path) -> tuple[Path, list[str]]:
+    """The copy of a job's logs in a workspace, and what was left out of it."""
+    workspace.mkdir()
+    _, doubts = keep_logs(logs, workspace, "3", 0.0)
+    (workspace / LOGS / ".launcher-job").unlink()
+    return workspace / LOGS, doubts
 
 
 @pytest.fixture
@@ -56,11 +64,12 @@ def test_the_logs_of_a_real_job_come_back_as_they_were(tmp_path: Path) -> None:
     bundle = bundle_logs(logs, tmp_path / "logs.tar.gz", seconds=5)
     assert bundle is not None
     shutil.unpack_archive(bundle.path, tmp_path / "out", filter="data")
-    assert copy_logs(logs, tmp_path / "copy") == []
+    copy, left_out = copy_logs(logs, tmp_path / "workspace")
+    assert left_out == []
     for path, _ in log_files(logs):
         content = path.read_bytes()
         assert (tmp_path / "out" / path.relative_to(logs)).read_bytes() == content
-        assert (tmp_path / "copy" / path.relative_to(logs)).read_bytes() == content
+        assert (copy / path.relative_to(logs)).read_bytes() == content
 
 
 def test_without_logs_there_is_no_tarball(tmp_path: Path) -> None:
@@ -85,11 +94,11 @@ def test_sockets_pipes_and_links_that_lead_out_are_skipped(logs: Path, tmp_path:
         finally:
             os.chdir(here)
         bundle = bundle_logs(logs, tmp_path / "logs.tar.gz", seconds=5)
-        copy_logs(logs, tmp_path / "copy")
+        copy, _ = copy_logs(logs, tmp_path / "workspace")
     assert bundle is not None
     kept = {"sweep_3.log", "latest.log", "empty.out", "agentic/conc_8/profile.jsonl"}
     assert contents(bundle.path).keys() == kept
-    assert {str(path.relative_to(tmp_path / "copy")) for path, _ in log_files(tmp_path / "copy")} == kept
+    assert {str(path.relative_to(copy)) for path, _ in log_files(copy)} == kept
 
 
 def test_files_that_grow_shrink_and_vanish_while_they_are_read(tmp_path: Path) -> None:
@@ -161,10 +170,12 @@ def test_what_cannot_be_read_is_listed(logs: Path, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(kept, "open_regular", stale)
     bundle = bundle_logs(logs, tmp_path / "x.tar.gz")
-    failed = copy_logs(logs, tmp_path / "copy")
+    _, failed = copy_logs(logs, tmp_path / "workspace")
     monkeypatch.undo()
     assert bundle is not None
-    assert bundle.left_out == ("sweep_3.log: Stale file handle",) == tuple(failed)
+    assert bundle.left_out == ("sweep_3.log: Stale file handle",) and failed == [
+        f"{TARBALL}: sweep_3.log: Stale file handle"
+    ]
     assert contents(bundle.path)[LEFT_OUT] == b"sweep_3.log: Stale file handle\n"
     assert "agentic/conc_8/profile.jsonl" in contents(bundle.path)
 
