@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import threading
@@ -190,12 +189,6 @@ class _ProgressBars:
                 self._shown[path] = self._bars.add_task(one_line(path), total=size, completed=there)
 
 
-def summaries(runs: Path, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """The summaries of the runs that have one."""
-    paths = [runs / outcome.run / "summary.json" for outcome in outcomes]
-    return [json.loads(path.read_text()) for path in paths if path.is_file()]
-
-
 class Console:
     """Writes events and job logs to standard output; job logs between ``::stop-commands::`` marks where GitHub reads.
 
@@ -240,10 +233,12 @@ class Console:
     def outcomes(self, runs: Path, outcomes: Sequence[Outcome]) -> None:
         """Show how runs ended: the table of results, where they are, and what to try next."""
         from launcher.result.summary import write_table
+        from launcher.result.summary_file import read_document
 
         with self._unheard():
             sys.stdout.write("\n")
-            write_table(summaries(runs, outcomes))
+            found = [summary for outcome in outcomes if (summary := read_document(runs / outcome.run))]
+            write_table(found)
         for outcome in outcomes:
             if outcome.error is not None:
                 label = self._label(outcome.run, ": ").lstrip()

@@ -12,11 +12,11 @@ from typing import Any
 from launcher.cli.command import Command, Tell
 from launcher.core.errors import ConfigError, ResultError
 from launcher.core.lines import Line, Terminal
-from launcher.core.reading import json_of
 from launcher.core.state import state_directory
 from launcher.result import aggregates
+from launcher.result.row_fields import is_row
 from launcher.result.summary import rows, table_lines
-from launcher.run.fields import LARGEST
+from launcher.result.summary_file import read_document
 from launcher.run.naming import run_named
 
 
@@ -85,16 +85,15 @@ results = Command(
 
 def summary_of(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
     """The summary of the run in a directory, None where it has none; and why it cannot be read, or makes no table."""
-    path = directory / "summary.json"
     try:
-        summary = json_of(path, LARGEST) if path.exists() else None
+        summary = read_document(directory)
         if summary is not None:
             rows([summary])
-    except (OSError, ValueError) as error:
-        return None, f"{path}: it cannot be read: {error}"
+    except ResultError as error:
+        return None, f"{directory}: {error.message}"
     except (TypeError, LookupError, AttributeError, OverflowError) as error:
-        why = f"it is of another form ({error!r}), launcher collect RUN makes it anew"
-        return None, f"{path}: it cannot be read: {why}"
+        why = f"its summary is of another form ({error!r}), launcher collect RUN makes it anew"
+        return None, f"{directory}: {why}"
     return summary, None
 
 
@@ -165,7 +164,7 @@ def _collected(directory: Path, output: Path, problems: list[str]) -> list[Aggre
         except ResultError as error:
             problems.append(f"passed over: {error}")
             continue
-        if isinstance(row, dict) and "infmax_model_prefix" in row and {"tput_per_gpu", "request_metrics"} & row.keys():
+        if is_row(row):
             rows.append(row)
     lists = {"agg_bmk.json": rows, "agg_eval_all.json": evaluation_rows(directory)}
     if not any(lists.values()):

@@ -24,7 +24,7 @@ from launcher.core.retry import until
 from launcher.plan.plan import OWN, Expected
 from launcher.result.collect import Collected, Problem
 from launcher.result.contradictions import Window
-from launcher.result.evaluations import RESULTS, Thresholds, judge
+from launcher.result.evaluations import RESULTS, Evaluation, Thresholds, judge
 from launcher.result.logs import log_files
 from launcher.result.validate import Invalid, Point, read_only_result
 
@@ -56,6 +56,7 @@ class _Found:
     doubts: list[str] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)
     """Files of evaluations that cannot be believed."""
+    evaluations: tuple[Evaluation, ...] = ()
 
 
 def collect(
@@ -88,7 +89,8 @@ def collect(
         raise ResultError(f"a result cannot be kept: {error.strerror}", where=str(error.filename)) from None
     point = found.point
     doubts = [*found.doubts, *(point.doubts if point is not None else ())]
-    return Collected((point,) if point is not None else (), tuple(found.problems), tuple(doubts), published)
+    points = (point,) if point is not None else ()
+    return Collected(points, tuple(found.problems), tuple(doubts), published, found.evaluations)
 
 
 def _look(expected: Expected, place: Place) -> _Found:
@@ -128,6 +130,7 @@ def _look_eval(expected: Expected, place: Place, found: _Found, window: Window) 
         bad.append(f"eval: no {RESULTS} of this job in {place.workspace}")
     found.refused = {*judged.files, *(results if judged.wrong else ())}
     found.doubts += judged.doubts
+    found.evaluations = judged.points(bad, expected.evaluated)
     if expected.mode == "eval":
         known = {f"eval: {problem.text}" for problem in found.problems}
         found.problems += [Problem(text, kind="invalid") for text in bad if text not in known]

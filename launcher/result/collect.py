@@ -25,7 +25,7 @@ from launcher.core.retry import until
 from launcher.core.terminal import one_line
 from launcher.plan.plan import Expected
 from launcher.result.contradictions import Window
-from launcher.result.evaluations import RESULTS, Thresholds, judge
+from launcher.result.evaluations import RESULTS, Evaluation, Thresholds, judge
 from launcher.result.logs import LOGS, TARBALL, log_files
 from launcher.result.validate import FileName, Invalid, Point, read_agentic_result, read_result
 
@@ -104,6 +104,7 @@ class Collected:
     problems: tuple[Problem, ...] = ()
     doubts: tuple[str, ...] = ()
     published: Mapping[str, str] = field(default_factory=dict)
+    evaluations: tuple[Evaluation, ...] = ()
 
     def raise_if_bad(self) -> None:
         """Raise ResultError listing every problem, when there is one."""
@@ -123,6 +124,7 @@ class _Found:
     problems: list[Problem] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     files: dict[str, tuple[Path, str]] = field(default_factory=dict)
+    evaluations: tuple[Evaluation, ...] = ()
 
     def add(self, target: str, source: Path) -> None:
         """Take a file. Raises ResultError when a file of other content has that name already."""
@@ -170,6 +172,7 @@ def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sl
         problems=tuple(found.problems),
         doubts=tuple(doubts),
         published={**request.published, **{name: digest for name, (_, digest) in found.files.items()}},
+        evaluations=found.evaluations,
     )
 
 
@@ -320,6 +323,7 @@ def _look_eval(request: CollectRequest, found: _Found) -> None:
         if name not in judged.files and not (judged.wrong and is_result[name]):
             found.add(name, path)
     found.doubts += judged.doubts
+    found.evaluations = judged.points(bad, request.held_against.evaluated)
     if request.mode == "eval":
         found.problems += [Problem(text, kind="invalid") for text in bad]
     else:

@@ -6,6 +6,7 @@ refused and the error of one is null. Files are read here, and none written.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,19 +41,33 @@ def evaluation_rows(root: Path) -> list[Row]:
     Files that do not parse are passed over. Raises ResultError for a document of another form, or a score of NaN.
     """
     sets = [d for d in (root, *(root.iterdir() if root.is_dir() else ())) if d.is_dir() and (d / META).exists()]
-    rows: list[Row] = []
-    for directory in sets:
-        try:
-            for meta, path in _results(directory, _document(directory / META) or {}):
-                rows += [_row(meta, scores) for scores in _scores(path)]
-        except (AttributeError, KeyError, TypeError, IndexError) as error:
-            raise ResultError(f"no evaluation of a known form: {error!r}", where=str(directory)) from None
+    rows = [row for directory in sets for row in rows_of_set(directory)]
     for row in rows:
         for key in [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]:
             if not key.endswith("_se"):
                 raise ResultError(f"{key} of {row['task']} is {row[key]}", where=str(row["source"]))
             row[key] = None
     return rows
+
+
+def rows_of_set(directory: Path) -> list[Row]:
+    """The rows of the evaluation in a directory, whatever its scores are. Raises ResultError for another form."""
+    rows = []
+    with known_form(str(directory)):
+        for meta, path in _results(directory, _document(directory / META) or {}):
+            document = _document(path) or {}
+            mark = {"rehearsal": True} if document.get("rehearsal") else {}  # a rehearsal must not pass for a result
+            rows += [row_of(meta, {**scores, "source": str(path)}) | mark for scores in scores_of(document)]
+    return rows
+
+
+@contextlib.contextmanager
+def known_form(where: str) -> Iterator[None]:
+    """Raises ResultError for a document of another form than lm-eval's."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        raise ResultError(f"no evaluation of a known form: {error!r}", where=where) from None
 
 
 def _results(directory: Path, meta: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Path]]:
@@ -76,9 +91,8 @@ def _results(directory: Path, meta: Mapping[str, Any]) -> Iterator[tuple[Mapping
             yield {**meta, "conc": concurrency}, path
 
 
-def _scores(path: Path) -> Iterator[Row]:
+def scores_of(document: Mapping[str, Any]) -> Iterator[Row]:
     """Per task of one result: the strict (or resolved) score, the flexible one, the accuracy, with their errors."""
-    document = _document(path) or {}
     for task, said in (document.get("results", {}) or {}).items():
         config = document.get("configs", {}).get(task, {})
         metric = (config.get("metric_list") or [{"metric": "exact_match"}])[0]["metric"]
@@ -100,7 +114,22 @@ def _scores(path: Path) -> Iterator[Row]:
                 take("flex", metric, f",{one['name']}")
         model = document.get("model_name") or config.get("metadata", {}).get("model")
         samples = document.get("n-samples", {}).get(task, {}).get("effective")
-        yield {**found, "task": task, "n_eff": samples, "model": model, "source": str(path)}
+        yield {**found, "task": task, "n_eff": samples, "model": model}
+
+
+def score_of(scores: Mapping[str, Any]) -> Row:
+    """Of one task's scores the one that counts: the strict one, else the accuracy."""
+    name = next((key for key in ("strict", "accuracy") if scores.get(key) is not None), None)
+    return {
+        "em_strict": scores.get("strict"),
+        "em_strict_se": scores.get("strict_se"),
+        "em_flexible": scores.get("flex"),
+        "em_flexible_se": scores.get("flex_se"),
+        "n_eff": scores.get("n_eff"),
+        "score": scores.get(name or ""),
+        "score_name": {"strict": "em_strict"}.get(name or "", name),
+        "score_se": scores.get(f"{name}_se"),
+    }
 
 
 def _whole(value: Any, otherwise: int) -> int:
@@ -110,7 +139,8 @@ def _whole(value: Any, otherwise: int) -> int:
         return otherwise
 
 
-def _row(meta: Mapping[str, Any], scores: Mapping[str, Any]) -> Row:
+def row_of(meta: Mapping[str, Any], scores: Mapping[str, Any]) -> Row:
+    """The row of one task: the evaluation's metadata, and its scores (`scores_of`), of which there may be none."""
     sides: Row = {}
     said = meta.get("dp_attention", "none")
     attention = [said if (own := meta.get(f"{side}_dp_attention")) is None else own for side in ("prefill", "decode")]
@@ -123,11 +153,10 @@ def _row(meta: Mapping[str, Any], scores: Mapping[str, Any]) -> Row:
     if multinode:
         differ = f"prefill={str(attention[0]).lower()},decode={str(attention[1]).lower()}"
         said = attention[0] if attention[0] == attention[1] else differ
-    name = next((key for key in ("strict", "accuracy") if scores.get(key) is not None), None)
     return {
         "is_multinode": multinode,
         "model_prefix": meta.get("infmax_model_prefix", "unknown"),
-        "model": scores["model"] or meta.get("model", "unknown"),
+        "model": scores.get("model") or meta.get("model", "unknown"),
         "hw": meta.get("hw", "unknown").upper(),
         "framework": meta.get("framework", "unknown").lower(),
         "precision": meta.get("precision", "unknown").lower(),
@@ -139,16 +168,9 @@ def _row(meta: Mapping[str, Any], scores: Mapping[str, Any]) -> Row:
         **sides,
         "conc": _whole(meta.get("conc", 0), 0),
         "dp_attention": str(said).lower(),
-        "task": scores["task"],
-        "em_strict": scores.get("strict"),
-        "em_strict_se": scores.get("strict_se"),
-        "em_flexible": scores.get("flex"),
-        "em_flexible_se": scores.get("flex_se"),
-        "n_eff": scores["n_eff"],
-        "source": scores["source"],
-        "score": scores.get(name or ""),
-        "score_name": {"strict": "em_strict"}.get(name or "", name),
-        "score_se": scores.get(f"{name}_se"),
+        "task": scores.get("task", ""),
+        "source": scores.get("source", ""),
+        **score_of(scores),
     }
 
 

@@ -9,18 +9,22 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
+from launcher.core.errors import ResultError
 from launcher.core.reading import built
 from launcher.plan.plan import Expected
 from launcher.result import contradictions
 from launcher.result.document import Unusable, content, each_once
+from launcher.result.evaluation_rows import known_form, score_of, scores_of
+from launcher.result.row_fields import finite
 
 META, RESULTS = "meta_env.json", "results*.json"
 OWN_THRESHOLDS = "utils/evals/thresholds.yaml"
@@ -31,6 +35,8 @@ _OTHERWISE = 0.85
 
 _SHARES = frozenset({"exact_match", "acc", "acc_norm", "accuracy", "resolved"})
 """Metrics that are shares of the samples."""
+
+_NUMBERS = ("score", "score_se", "em_strict", "em_flexible", "n_eff")
 
 _NO_SCORES = frozenset({"alias", "name", "sample_len", "samples", "sample_count"})
 _CONCURRENCY = re.compile(r"_conc(\d{1,6})\.json")
@@ -66,18 +72,49 @@ class Thresholds(msgspec.Struct, frozen=True):
         return (self.default[task], f"default.{task}") if task in self.default else (_OTHERWISE, "of any other task")
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """One task at one concurrency (None: not told), as ``summary.json`` has it. ``task`` is "" where there is no result
+    that names one. Scores are shares from 0 to 1, ``n_eff`` the samples, ``threshold`` the least score."""
+
+    concurrency: int | None
+    task: str = ""
+    state: Literal["ok", "invalid", "missing"] = "ok"
+    reason: str | None = None
+    score: float | None = None
+    score_name: str | None = None
+    score_se: float | None = None
+    em_strict: float | None = None
+    em_flexible: float | None = None
+    n_eff: int | None = None
+    threshold: float | None = None
+    rehearsal: bool = False
+
+
 @dataclass
 class Judged:
-    """What is wrong with an evaluation: by the name of a file, and with the whole; and what a person should see."""
+    """What is wrong with an evaluation: by the name of a file, and with the whole; and what a person should see.
+    ``evaluations`` are what its files measured."""
 
     files: dict[str, list[str]] = field(default_factory=dict)
     whole: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
 
     @property
     def wrong(self) -> list[str]:
         """Everything that is wrong, in sentences."""
         return [*(f"eval: {name} {'; '.join(said)}" for name, said in self.files.items()), *self.whole]
+
+    def points(self, wrong: Sequence[str], asked: Sequence[int]) -> tuple[Evaluation, ...]:
+        """What was evaluated, and what was asked for and was not: where anything is ``wrong``, nothing is good."""
+        first = wrong[0].removeprefix("eval: ") if wrong else None
+        found = [replace(one, state="invalid", reason=first) if wrong and one.state == "ok" else one
+                 for one in self.evaluations]  # fmt: skip
+        there = {one.concurrency for one in found}
+        missing = [one for one in asked if one not in there] if asked else [] if found else [None]
+        reason = first or "there is no result"
+        return (*found, *(Evaluation(one, state="missing", reason=reason) for one in missing))
 
 
 def judge(files: Mapping[str, Path], expected: Expected, thresholds: Thresholds) -> Judged:
@@ -103,12 +140,49 @@ def judge(files: Mapping[str, Path], expected: Expected, thresholds: Thresholds)
             judged.files[name] = [f"cannot be believed: {wrong[0]}", *wrong[1:4]]
         elif name != META:
             judged.doubts += _low_scores(name, document, expected, thresholds)
+        if name != META:
+            concurrency = _concurrency(name, meta)
+            prefix = str(expected.row.get("infmax_model_prefix", ""))
+            reason = "; ".join(judged.files.get(name, ()))
+            judged.evaluations += _evaluations(document, concurrency, reason, partial(thresholds.least, prefix))
     results = [name for name in files if fnmatch(name, RESULTS)]
     judged.doubts += _twice({name: documents[name] for name in results if name in documents})
     if results and META not in files:
         judged.doubts.append(f"eval: no {META}, which the workflow's next step reads")
     judged.whole += [f"eval: {text}" for text in _wrong_concurrencies(results, meta or {}, expected)]
     return judged
+
+
+def _concurrency(name: str, meta: Mapping[str, Any] | None) -> int | None:
+    if (named := _CONCURRENCY.search(name)) is not None:
+        return int(named[1])
+    said = (meta or {}).get("conc")
+    return said if isinstance(said, int) else None
+
+
+def _evaluations(
+    document: Mapping[str, Any], concurrency: int | None, reason: str, least: Callable[[str], tuple[float, str]]
+) -> Iterator[Evaluation]:
+    """What one ``results*.json`` measured; ``reason`` is why it cannot be believed."""
+    try:
+        with known_form(""):
+            found = [(str(scores["task"]), score_of(scores)) for scores in scores_of(document)]
+    except ResultError as error:
+        found, reason = [], reason or error.message
+    for task, scores in found:
+        numbers = {key: value if finite(value) else None for key, value in scores.items() if key in _NUMBERS}
+        yield Evaluation(
+            concurrency,
+            task,
+            "invalid" if reason else "ok",
+            reason or None,
+            **numbers,
+            score_name=scores["score_name"],
+            threshold=least(task)[0],
+            rehearsal=bool(document.get("rehearsal")),
+        )
+    if not found:
+        yield Evaluation(concurrency, state="invalid", reason=reason or "it names no task")
 
 
 def _object(path: Path) -> dict[str, Any]:

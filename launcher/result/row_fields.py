@@ -25,6 +25,12 @@ def finite(value: Any) -> bool:
         return False
 
 
+def is_row(value: Any) -> bool:
+    """Whether a document is an aggregate's row, of either scenario. An evaluation's metadata has most of its keys."""
+    needed, either = {"hw", "conc", "infmax_model_prefix"}, {"tput_per_gpu", "request_metrics"}
+    return isinstance(value, dict) and needed <= value.keys() and bool(either & value.keys())
+
+
 class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One field of a row; fields.yaml says what each key means."""
 

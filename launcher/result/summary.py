@@ -1,6 +1,6 @@
 """`summary.json`: what ran, how it ended, and every number, in one document that stands alone.
 
-And such documents of many runs as a table: for a terminal, and in Markdown for a step summary.
+And such documents of many runs as a table for a terminal.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.lines import Line, Terminal, print_lines, table
-from launcher.core.terminal import one_line
 from launcher.plan.plan import Plan
 from launcher.result.collect import Collected
 
@@ -64,6 +63,7 @@ def summary(
         ],
         "model": None if used.model is None else dict(used.model),
         "points": _points(plan.benchmark, collected),
+        "evaluations": list(map(dataclasses.asdict, collected.evaluations)),
         "problems": [*problems, *map(str, collected.problems)],
         "doubts": list(collected.doubts),
         "times": dict(times),
@@ -101,7 +101,6 @@ def _points(benchmark: Benchmark, collected: Collected) -> list[dict[str, Any]]:
     return points
 
 
-UNITS = "tok/s are of input and output together; per GPU of prefill and decode; latencies are medians, in milliseconds."
 REHEARSAL = "REHEARSAL: nothing was served and nothing was measured; the numbers are made up."
 _NUMERIC = ("conc", "tok/s", "tok/s/GPU", "TTFT ms", "TPOT ms", "ITL ms")
 _COLUMNS = ("runner", "benchmark", "topology", "ISL/OSL", *_NUMERIC, "state")
@@ -145,24 +144,6 @@ def rows(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
     return found
 
 
-def markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """The table in GitHub's Markdown, with what is wrong below it."""
-    found = rows(summaries)
-    lines = [f"> [!WARNING]\n> **{REHEARSAL}**\n"] if any(row.rehearsal for row in found) else []
-    lines.append("| " + " | ".join(_COLUMNS) + " |")
-    lines.append("|" + "|".join(" ---: " if column in _NUMERIC else " --- " for column in _COLUMNS) + "|")
-    for row in found:
-        cells = [_cell(cell) for cell in row.cells]
-        lines.append("| " + " | ".join([*cells[:-1], cells[-1] if row.good else f"**{cells[-1]}**"]) + " |")
-    lines.append(f"\n{UNITS}")
-    for summary in summaries:
-        notes = [*summary["problems"], *(f"(doubt) {doubt}" for doubt in summary["doubts"])]
-        if notes:
-            lines.append(f"\n**{_cell(summary['run_id'])}**, job {_cell(summary['job']['id'] or 'none')}:\n")
-            lines += [f"- {_cell(note)}" for note in notes]
-    return "\n".join(lines) + "\n"
-
-
 def table_lines(summaries: Sequence[Mapping[str, Any]], width: int | None) -> list[Line]:
     """The table for a terminal of so many columns; in one line a row where it is none."""
     found = rows(summaries)
@@ -179,8 +160,3 @@ def write_table(summaries: Sequence[Mapping[str, Any]]) -> None:
 
 def _number(value: Any, digits: int) -> str:
     return f"{value:.{digits}f}" if isinstance(value, int | float) else _MISSING
-
-
-def _cell(text: Any) -> str:
-    escaped = str(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-    return one_line(" ".join(escaped.split()))

@@ -54,6 +54,8 @@ class FileName:
 class Point:
     """One measured concurrency: tokens per second and milliseconds; None where the file does not say.
 
+    ``e2e_norm_intvty_p90``, in tokens/s/user, is what agentic results are drawn by.
+
     ``throughput_per_gpu`` and ``output_throughput_per_gpu`` are `tput_per_gpu` and `output_tput_per_gpu` as
     process_result.py computes them. ``ended`` is in Unix seconds, by the document or else by the file's own time.
     ``doubts`` are for a person to look at; they do not make the point invalid.
@@ -78,6 +80,7 @@ class Point:
     itl_p99_ms: float | None = None
     e2el_median_ms: float | None = None
     e2el_p99_ms: float | None = None
+    e2e_norm_intvty_p90: float | None = None
     duration_s: float | None = None
     ended: float | None = None
     rehearsal: bool = False
@@ -258,6 +261,7 @@ def _agentic_point(
         tpot_median_ms=tpot,
         itl_median_ms=itl,
         e2el_median_ms=e2el,
+        e2e_norm_intvty_p90=_within(metrics, "latency", "e2e_norm_intvty", "p90"),
         duration_s=_within(metrics, "throughput", "duration_seconds"),
         ended=written(path),
         rehearsal=bool(parts.get("rehearsal")),

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import msgspec
 
-from launcher.core.errors import ConfigError, JobError
-from launcher.core.reading import built, read_file
-from launcher.run.fields import LARGEST, RunFields, read_fields
+from launcher.core.errors import ConfigError, JobError, ResultError
+from launcher.core.reading import built
+from launcher.result.summary_file import Summary, read_document, read_summary
+from launcher.run.fields import RunFields, read_fields
 from launcher.run.finish import Outcome
 from launcher.run.record import RecordedJob, RunRecord
 from launcher.run.verdict import tail
@@ -30,26 +31,6 @@ WHOLE = ("", "results", "scheduler", "node")
 it. Who cancels a job may have seen why."""
 
 
-class _Point(msgspec.Struct):
-    state: str
-    concurrency: int | None = None
-    reason: str | None = None
-    path: str | None = None
-
-
-class _Image(msgspec.Struct):
-    reference: str | None = None
-    digest: str | None = None
-
-
-class _Summary(msgspec.Struct):
-    points: list[_Point] = []
-    images: list[_Image] = []
-
-
-_DECODE = msgspec.json.Decoder(_Summary)
-
-
 class _Measured(msgspec.Struct):
     model: str
     topology: str
@@ -59,22 +40,16 @@ class _Measured(msgspec.Struct):
     osl: int | None = None
 
 
-class _Ended(msgspec.Struct):
-    benchmark: _Measured
-
-
 def history(runs: Path, most: int = 1000) -> Iterator[Past]:
     """The earlier runs below ``runs`` whose results were good, of the latest so many records."""
     with contextlib.suppress(OSError):
         latest = sorted((e for e in os.scandir(runs) if not e.name.startswith(".")), key=lambda e: -e.stat().st_mtime)
         for entry in latest[:most]:
-            with contextlib.suppress(OSError, ConfigError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            with contextlib.suppress(OSError, ConfigError, ResultError, msgspec.ValidationError):
                 fields = read_fields(f"{entry.path}/run.json", entry.name, facts=False)
                 job = fields.job
                 if fields.state == "succeeded" and job is not None and job.started and job.ended:
-                    said = msgspec.json.decode(
-                        read_file(f"{entry.path}/summary.json", LARGEST), type=built(_Ended)
-                    ).benchmark
+                    said = msgspec.convert((read_document(entry.path) or {}).get("benchmark"), built(_Measured))
                     measures = said.scenario if said.isl is None else f"{said.isl}/{said.osl}"
                     measured = tuple(said.concurrencies)
                     yield Past(fields.runner, said.model, said.topology, measures, measured, job.ended - job.started)
@@ -124,9 +99,9 @@ class Records:
 
     def _with_results(self, seen: Facts, job: Job, asked: tuple[int, ...], directory: str) -> Facts:
         """The facts with what the summary of the run says of its points."""
-        summary = _Summary()
-        with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            summary = _DECODE.decode(read_file(f"{directory}/summary.json", LARGEST))
+        summary = Summary()
+        with contextlib.suppress(ResultError):
+            summary = read_summary(directory) or summary
         digest = next((i.digest for i in summary.images if i.reference == job.fingerprint.get("image")), None) or ""
         if not summary.points and seen.state == "succeeded":  # an evaluation alone has no points
             return replace(seen, ok=frozenset(asked), digest=digest)

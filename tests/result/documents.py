@@ -84,7 +84,9 @@ def evaluation(**changes: Any) -> dict[str, Any]:
                 "exact_match_stderr,flexible-extract": 0.0056,
             }
         },
-        "configs": {"gsm8k": {"task": "gsm8k"}},
+        "configs": {
+            "gsm8k": {"task": "gsm8k", "filter_list": [{"name": "strict-match"}, {"name": "flexible-extract"}]}
+        },
         "n-samples": {"gsm8k": {"original": 1319, "effective": 1319}},
     }
     return changed(document, changes)

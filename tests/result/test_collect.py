@@ -466,6 +466,9 @@ def test_eval_files_come_into_the_root_of_the_workspace(job: Job, mode: Any) -> 
     collected.raise_if_bad()
     evals = {name for name in job.published if not name.startswith("RF")}
     assert evals == {"meta_env.json", "results_2026.json", "samples_gsm8k.jsonl"}
+    (score,) = collected.evaluations
+    assert (score.concurrency, score.task, score.state, score.reason) == (16, "gsm8k", "ok", None)
+    assert (score.score, score.em_flexible, score.n_eff, score.threshold) == (0.95, 0.956, 1319, 0.9)
     assert bool(collected.points) == (mode == "fixed")
 
 
@@ -486,6 +489,24 @@ def test_an_eval_without_results_fails_an_eval_and_not_a_benchmark(job: Job) -> 
     collected = collect(replace(job.request, run_eval=True))
     collected.raise_if_bad()
     assert any("no results*.json" in doubt for doubt in collected.doubts)
+    (score,) = collected.evaluations
+    assert score.state == "missing" and "no results*.json" in str(score.reason)
+
+
+def test_where_a_part_of_an_evaluation_is_wrong_none_of_it_is_a_result(job: Job) -> None:
+    meta = {"conc": 4, "eval_concs": [4, 16, 64], "completed_eval_concs": [4, 16]}
+    write(job.logs / "eval_results" / "meta_env.json", meta)
+    write(job.logs / "eval_results" / "results_a_conc4.json", evaluation())
+    bad = evaluation()
+    bad["results"]["gsm8k"]["exact_match,strict-match"] = 1.5
+    write(job.logs / "eval_results" / "results_a_conc16.json", bad)
+    held = replace(job.request.held_against, evaluated=(4, 16, 64), mode="eval")
+    found = {one.concurrency: one for one in collect(replace(job.request, mode="eval", expected=held)).evaluations}
+    assert {at: (one.state, one.task) for at, one in found.items()} == {
+        4: ("invalid", "gsm8k"), 16: ("invalid", "gsm8k"), 64: ("missing", ""),
+    }  # fmt: skip
+    assert "a share is from 0 to 1" in str(found[16].reason) and found[16].score == 1.5
+    assert "a share is from 0 to 1" in str(found[4].reason), "why nothing of it is published"
 
 
 def test_an_eval_result_that_is_cut_is_not_published(job: Job) -> None:

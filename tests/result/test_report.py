@@ -1,4 +1,4 @@
-"""The table, as a terminal, a pipe and a step summary see it."""
+"""The table, as a terminal and a pipe see it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from launcher.result.collect import Collected
-from launcher.result.summary import REHEARSAL, markdown, rows, table_lines
+from launcher.result.summary import REHEARSAL, rows, table_lines
 from tests.result.test_summary import BENCHMARK, GOOD, USED, a_plan, made
 
 MISSING = ("-",) * 5
@@ -37,23 +37,9 @@ def test_a_run_without_points_has_one_row(problems: tuple[str, ...], state: str)
     assert [(row.cells[4], row.cells[-1]) for row in rows([document])] == [("-", state)]
 
 
-def test_markdown_is_a_table_with_what_is_wrong_below() -> None:
-    text = markdown([made(plan=a_plan(runner="a|b"), problems=("line one\nline two <b>",))])
-    lines = text.splitlines()
-    assert lines[0].startswith("| runner | benchmark | topology | ISL/OSL | conc | tok/s | tok/s/GPU | TTFT ms |")
-    assert all(line.count("|") - line.count("\\|") == 12 for line in lines[:5])
-    assert lines[2].startswith("| a\\|b | minimaxm3_8k1k |") and lines[2].endswith("| ok |")
-    assert lines[4].endswith("| **missing** |")
-    assert "- line one line two &lt;b>" in lines
-    assert "- concurrency 64: no result below /logs" in lines
-    assert "- (doubt) odd" in lines
-    assert "REHEARSAL" not in text
-
-
 def test_a_rehearsal_is_said_in_every_form() -> None:
     document = made(used=replace(USED, stand_ins=True))
     assert all(row.cells[-1].startswith("REHEARSAL, ") for row in rows([document]))
-    assert markdown([document]).startswith(f"> [!WARNING]\n> **{REHEARSAL}**")
     assert REHEARSAL in plain([document])
 
 
