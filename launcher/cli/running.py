@@ -17,7 +17,7 @@ from launcher.cli.command import Command, Tell, Told, show_told
 from launcher.cli.common import ask_first, chosen, open_project
 from launcher.cli.ending import end_leftovers, runs_of
 from launcher.cli.output import standard_output_apart
-from launcher.cli.render import Console, show_plans, summaries
+from launcher.cli.render import Console, show_plans
 from launcher.core.errors import ConfigError, JobError, LauncherError, Wrong, as_error
 from launcher.core.github import GitHub
 from launcher.core.stop import Stop, stop_on_signals
@@ -26,7 +26,6 @@ from launcher.plan.job_environment import require_passed
 from launcher.plan.plan import Plan
 from launcher.plan.secrets import refuse_secrets
 from launcher.project import Project, new_run_id
-from launcher.result.summary import markdown
 from launcher.run import cancelling, finish, github_runs
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
@@ -290,10 +289,20 @@ def _announce(github: GitHub, plan: Plan, project: Project) -> None:
 
 
 def report_to(github: GitHub, runs: Path, outcomes: Sequence[Outcome]) -> None:
-    """How runs ended: the step's output, an annotation with the verdict of each that failed, the table of points."""
+    """How runs ended: the step's output, an annotation with the verdict of each that failed, and the report's Markdown
+    in the step summary."""
     for outcome in outcomes:
         github.output("state", outcome.state)
         if outcome.error is not None:
             github.error(f"{outcome.verdict}\n{outcome.error}", title=f"launcher: {outcome.error.layer}")
-    if found := summaries(runs, outcomes):
-        github.summary(markdown(found))
+    from launcher.report.assemble import document
+    from launcher.report.files import markdown
+    from launcher.report.gather import gather
+
+    try:
+        gathered = gather([str(runs / outcome.run) for outcome in outcomes], runs.parent)
+    except ConfigError as error:  # somebody removed a record: what was measured stays good
+        github.warning(f"no step summary: {error}")
+    else:
+        title = ", ".join(outcome.run for outcome in outcomes)
+        github.summary(markdown(document(gathered, title=title, made="")))

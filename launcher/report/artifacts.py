@@ -1,7 +1,8 @@
 """Points of directories of aggregates, and of what a workflow uploaded and somebody downloaded: any tree of files.
 
-Every ``*.json`` is looked at, and what holds rows of aggregates is taken: ``agg_*.json``, agentic results, the lists
-that the workflow collects. One row that is there twice, alone and in a list, counts once.
+Every ``*.json`` is looked at, and what holds rows of aggregates is taken: ``agg_*.json``, agentic results, evaluations
+with their ``meta_env.json``, the lists that the workflow collects. One row that is there twice, alone and in a list,
+counts once.
 """
 
 from __future__ import annotations
@@ -9,18 +10,23 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace as change
 
-from launcher.core.errors import ConfigError
+from launcher.core.errors import ConfigError, ResultError
 from launcher.core.reading import json_of
+from launcher.report import scores
 from launcher.report.document import Image, Run
 from launcher.report.gathered import Gathered
 from launcher.report.points import Point, State, identity_of_row, metrics
+from launcher.report.scores import is_evaluation, rows_of
+from launcher.result.evaluation_rows import META
+from launcher.result.evaluations import Thresholds
 from launcher.result.refusals import rule_of
+from launcher.result.row_fields import is_row
 
 LARGEST = 64 << 20
 """Bytes of one file: a collected list of 10,000 rows has some 20 MB."""
@@ -31,7 +37,8 @@ MOST = 100_000
 
 def add_tree(gathered: Gathered, root: Path) -> None:
     """Every row below a directory, or of one file. What claims to be an aggregate and is none is a problem."""
-    seen: set[str] = {json.dumps(point.row, sort_keys=True) for point in gathered.points}
+    seen = {_text(point.row) for point in gathered.points}
+    thresholds = Thresholds.below(root)
     for path in _files(gathered, root):
         named = path.name.startswith("agg_")
         try:
@@ -41,13 +48,27 @@ def add_tree(gathered: Gathered, root: Path) -> None:
                 why = error.strerror if isinstance(error, OSError) else error
                 gathered.problems.append(f"{_shown(path, root)}: it cannot be read: {why}")
             continue
-        for row in _rows(value):
-            if not _is_row(row):
+        try:
+            rows = rows_of(path.parent, value) if path.name == META else _rows(value)
+        except ResultError as error:
+            gathered.problems.append(f"{_shown(path, root)}: {error.message}")
+            continue
+        for row in rows:
+            if is_evaluation(row):
+                least, _ = thresholds.least(str(row["model_prefix"]), str(row["task"]))
+                row = {**row, "threshold": least if row["task"] else None}
+            elif not is_row(row):
                 if named:
                     gathered.problems.append(f"{_shown(path, root)}: no row of an aggregate")
-            elif (text := json.dumps(row, sort_keys=True)) not in seen:
+                continue
+            if (text := _text(row)) not in seen:
                 seen.add(text)
                 _add(gathered, row, _shown(path.parent, root), path)
+
+
+def _text(row: Mapping[str, Any]) -> str:
+    """The row without what its collector, or we, put to it."""
+    return json.dumps({key: row[key] for key in row if key not in ("source", "threshold")}, sort_keys=True)
 
 
 def _files(gathered: Gathered, root: Path) -> Iterator[Path]:
@@ -70,10 +91,6 @@ def _rows(value: Any) -> Iterator[Any]:
     """The rows of a file: it is one, or a list, in which the workflow's collector leaves lists as they are."""
     for one in value if isinstance(value, list) else [value]:
         yield from one if isinstance(one, list) else [one]
-
-
-def _is_row(value: Any) -> bool:
-    return isinstance(value, dict) and {"hw", "conc", "infmax_model_prefix"} <= value.keys()
 
 
 def _shown(path: Path, root: Path) -> str:
@@ -103,7 +120,7 @@ def _add(gathered: Gathered, row: dict[str, Any], artifact: str, path: Path) -> 
             known = f"{artifact} {number}"
         gathered.artifacts[run] = known
     run = gathered.runs[known] = change(run, id=known)
-    state, reason = judge(row)
+    state, reason = judge(row) if is_row(row) else scores.judge(row)
     rule = {"rule": rule_of(reason)} if state == "refused" else {}
     gathered.points.append(Point(identity, row, state, reason, "results" if reason else "", run.known | rule))
 

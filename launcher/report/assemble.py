@@ -9,7 +9,7 @@ from itertools import groupby
 from launcher.benchmark.benchmark import AGENTIC
 from launcher.report.document import STATES, Attempt, Axis, Curve, Document, Entry, Panel
 from launcher.report.gathered import Gathered
-from launcher.report.points import Identity, Point, frontier, metric, metrics
+from launcher.report.points import EVALUATION, Identity, Point, frontier, metric, metrics
 
 _DRAWN = ("ok", "reused", "rehearsal")
 """States of points that are in a picture; on a frontier are those that are ok."""
@@ -23,12 +23,13 @@ Group = tuple[Identity, list[Point]]
 def document(gathered: Gathered, *, title: str, made: str) -> Document:
     """The report of what was gathered; ``made`` is the time, ISO 8601."""
     groups: dict[Identity, list[Point]] = {}
-    for point in gathered.points:
+    for point in gathered.attempts():
         groups.setdefault(point.identity, []).append(point)
     ordered = sorted(groups.items(), key=_order)
     ids = {identity: f"p{number}" for number, (identity, _) in enumerate(ordered, 1)}
     panels, best = [], set[str]()
-    for _, members in groupby(ordered, key=lambda group: group[0].panel):
+    drawable = [group for group in ordered if group[0].scenario != EVALUATION]
+    for _, members in groupby(drawable, key=lambda group: group[0].panel):
         panel = _panel(list(members), ids)
         panels += [panel] if panel.curves else []
         best |= {one for curve in panel.curves for one in curve.frontier}
@@ -58,7 +59,17 @@ def counted(tries: Sequence[Point]) -> Point:
 def _order(group: Group) -> tuple[object, ...]:
     one = group[0]
     lengths = (one.isl or 0, one.osl or 0)
-    return one.model, one.scenario, lengths, one.curve, one.topology, one.concurrency, one.kv_offload, str(one)
+    return (
+        one.model,
+        one.scenario,
+        lengths,
+        one.curve,
+        one.topology,
+        one.concurrency,
+        one.kv_offload,
+        one.task,
+        str(one),
+    )
 
 
 def axes(scenario: str) -> tuple[Axis, Axis]:
@@ -101,7 +112,8 @@ def configuration(one: Identity) -> str:
 def name_of(one: Identity) -> str:
     """A point in words: model, lengths, configuration, topology, concurrency; an entry's ``name`` is the same."""
     offload = "" if one.kv_offload == "none" else f" {one.kv_offload}"
-    return f"{one.model} {one.lengths} {configuration(one)}{offload} {one.topology} c{one.concurrency}"
+    text = f"{one.model} {one.lengths} {configuration(one)}{offload} {one.topology} c{one.concurrency} {one.task}"
+    return text.rstrip()
 
 
 def _entry(key: str, tries: Sequence[Point], best: set[str], drawn: set[str]) -> Entry:
@@ -117,7 +129,7 @@ def _entry(key: str, tries: Sequence[Point], best: set[str], drawn: set[str]) ->
         for each in tries
     )
     notes = tuple(map(str, point.provenance.get("notes", ())))
-    if point.state in _DRAWN and key not in drawn:
+    if point.state in _DRAWN and key not in drawn and one.scenario != EVALUATION:
         notes += (f"in no picture: {' or '.join(axis.metric for axis in axes(one.scenario))} is unknown or none",)
     return Entry(
         id=key,
@@ -135,11 +147,12 @@ def _entry(key: str, tries: Sequence[Point], best: set[str], drawn: set[str]) ->
         topology=one.topology,
         configuration=configuration(one),
         kv_offload=one.kv_offload,
+        task=one.task,
         run=str(point.provenance.get("run", "")),
         reason=point.reason,
         layer=point.layer,
         rule=str(point.provenance.get("rule", "")),
-        metrics=_values(point) if point.state in (*_DRAWN, "stale") else {},
+        metrics=_values(point) if point.state in (*_DRAWN, "stale") or one.scenario == EVALUATION else {},
         frontier=key in best,
         attempts=attempts,
         notes=notes,

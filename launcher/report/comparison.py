@@ -21,7 +21,7 @@ def comparison(document: Document, now: Gathered, base: Gathered, thresholds: Se
     """Each point of both sides. ``thresholds`` are like ``tput_per_gpu:-5%``; one that is passed makes the exit code 7,
     and so does a point that is missing on a side. Where nothing can be compared at all it is 2. Raises ConfigError."""
     held = [Threshold.parse(text) for text in thresholds]
-    compared = deltas.compare(_told(now.points), _told(base.points), held)
+    compared = deltas.compare(_told(now.attempts()), _told(base.attempts()), held)
     failed = deltas.failures(compared, held)
     code = ResultError.exit_code if failed else 0
     if not any(one.deltas for one in compared):

@@ -108,7 +108,8 @@ def _compared(identity: Identity, after: list[Point], before: list[Point], held:
         if not ok:
             told = points[0].reason or points[0].state if points else "it has no such point"
             return Comparison(identity, reason=f"not in {which} run: {told}")
-    names = {m.name: m for m in (*compared(identity.scenario), *(t.metric for t in held.values()))}
+    asked = (one.metric for one in held.values() if one.metric.fits(identity.scenario))
+    names = {one.name: one for one in (*compared(identity.scenario), *asked)}
     deltas = []
     for name, one in names.items():
         new, old = ([value for p in points if (value := p.value(name)) is not None] for points in good)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from launcher.report.points import State
+from launcher.report.points import EVALUATION, State
 
 SCHEMA_VERSION = 1
 
@@ -24,7 +24,7 @@ MEANING: dict[State, str] = {
     "reused": "valid, and taken over from an earlier run of the same fingerprint",
     "rehearsal": "made up by stand-ins; nothing was measured",
     "stale": "of another job, image or recipe than was asked for",
-    "refused": "there is a result, and it cannot be believed",
+    "refused": "there is a result, and it cannot be believed, or its score is too low",
     "missing": "asked for, and there is no result",
 }
 
@@ -43,7 +43,8 @@ class Image(Struct, frozen=True, kw_only=True):
 class Run(Struct, frozen=True, kw_only=True):
     """One run, or one artifact: how a point came about. Times in Unix seconds.
 
-    ``measured`` has a concurrency with the beginning and the end of its measurement each. ``model`` is the checkpoint's
+    ``measured`` has a concurrency with the beginning and the end of its measurement each. ``notes`` are problems and
+    doubts of no point. ``model`` is the checkpoint's
     place, ``commit`` that of the workspace, ``srt_slurm`` that of the srt-slurm tree, ``key`` that of the
     matrix, or one like it.
     """
@@ -67,6 +68,7 @@ class Run(Struct, frozen=True, kw_only=True):
     started: float | None = None
     ended: float | None = None
     measured: tuple[tuple[int, float, float], ...] = ()
+    notes: tuple[str, ...] = ()
     source: str = ""
 
     @property
@@ -111,7 +113,8 @@ class Entry(Struct, frozen=True, kw_only=True):
 
     ``metrics`` are by the names of metrics.yaml, in its units. ``rule`` is the check that refused it. ``attempts`` are
     all tries, oldest first: the last good one counts, else the last one. ``frontier``: no other ok point of its curve
-    beats it. ``configuration`` is the name of its curve: ``gb200 dynamo-vllm fp8 mtp``.
+    beats it; an evaluation, of scenario ``evaluation``, is on none. ``configuration`` is the name of its curve: ``gb200
+    dynamo-vllm fp8 mtp``.
     """
 
     id: str
@@ -129,6 +132,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     topology: str = ""
     configuration: str = ""
     kv_offload: str = "none"
+    task: str = ""
     run: str = ""
     reason: str = ""
     layer: str = ""
@@ -142,7 +146,12 @@ class Entry(Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """The point in words."""
         offload = "" if self.kv_offload == "none" else f" {self.kv_offload}"
-        return f"{self.model} {self.lengths} {self.configuration}{offload} {self.topology} c{self.concurrency}"
+        return f"{self.model} {self.lengths} {self.configuration}{offload} {self.short}"
+
+    @property
+    def short(self) -> str:
+        """What tells it from the other points of its configuration: topology, concurrency, an evaluation's task."""
+        return f"{self.topology} c{self.concurrency} {self.task}".rstrip()
 
     @property
     def lengths(self) -> str:
@@ -239,6 +248,22 @@ class Document(Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...] = ()
     comparison: Comparison | None = None
 
+    @property
+    def rehearsed(self) -> str:
+        """What is to be said where points are made up; "" where none is."""
+        made = self.counts.get("rehearsal")
+        return f"REHEARSAL: the numbers of {made} of {len(self.points)} points are made up by stand-ins" if made else ""
+
+    @property
+    def measured(self) -> list[Entry]:
+        """The points that are throughput and latency."""
+        return [entry for entry in self.points if entry.scenario != EVALUATION]
+
+    @property
+    def evaluations(self) -> list[Entry]:
+        """The points that are scores."""
+        return [entry for entry in self.points if entry.scenario == EVALUATION]
+
 
 def not_ok(document: Document) -> Iterator[tuple[Entry, list[Entry]]]:
     """Points that are not ok, together where state, layer and reason are the same: the first of them, and all."""
@@ -250,6 +275,18 @@ def not_ok(document: Document) -> Iterator[tuple[Entry, list[Entry]]]:
     for _, group in groupby(others, key=why):
         members = list(group)
         yield members[0], members
+
+
+def noted(document: Document) -> Iterator[tuple[str, str]]:
+    """What a person should see of points and runs: whose each note is, and the note; once where points share it."""
+    points: dict[str, list[Entry]] = {}
+    for entry in document.points:
+        for note in entry.notes:
+            points.setdefault(note, []).append(entry)
+    for note, entries in points.items():
+        more = f" and {len(entries) - 1} more points" if len(entries) > 1 else ""
+        yield f"{entries[0].lengths} {entries[0].configuration} {entries[0].short}{more}", note
+    yield from ((f"run {run.id}", note) for run in document.runs for note in run.notes)
 
 
 def as_json(document: Document) -> bytes:

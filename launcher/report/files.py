@@ -5,19 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.core.publish import write_bytes
-from launcher.report.document import Attempt, Comparison, Document, Entry, Run, as_json, not_ok
+from launcher.report.document import Attempt, Comparison, Document, Entry, Run, as_json, not_ok, noted
 from launcher.report.page import page
 from launcher.report.points import metrics
+from launcher.report.scores import SCORES
 from launcher.report.text import brief, changed, escaped, samples, shown, value
 
 LONGEST_MARKDOWN = 1 << 20
 """Bytes that GitHub takes of a step's summary."""
 
 _ABOUT = ("id", "state", "reason", "layer", "rule", "model", "hardware", "framework", "precision", "spec_decoding",
-          "disagg", "scenario", "isl", "osl", "topology", "kv_offload", "concurrency", "frontier")  # fmt: skip
+          "disagg", "scenario", "isl", "osl", "topology", "kv_offload", "concurrency", "task", "frontier")  # fmt: skip
 _OF_RUN = ("id", "job", "nodes", "srt_slurm", "commit", "model", "recipe", "fingerprint")
 
 
@@ -83,8 +85,8 @@ def junit(document: Document) -> bytes:
 
 def _case(entry: Entry, attempt: Attempt) -> tuple[str, str]:
     """How a case counts, ``failure``, ``skipped`` or "", and its element."""
-    name = f"{entry.topology} c{entry.concurrency}"
-    head = f'<testcase classname="{_xml(f"{entry.model} {entry.lengths} {entry.configuration}")}" name="{_xml(name)}">'
+    group = f"{entry.model} {entry.lengths} {entry.configuration}"
+    head = f'<testcase classname="{_xml(group)}" name="{_xml(entry.short)}">'
     measured = attempt.metrics or (entry.metrics if attempt.state == entry.state else {})
     said = {"state": attempt.state, "run": attempt.run, "rule": entry.rule, **measured}
     properties = "".join(f'<property name="{key}" value="{_xml(text)}"/>' for key, text in said.items() if text)
@@ -113,37 +115,42 @@ COLUMNS = (
 """Metrics of the tables in Markdown and in a terminal."""
 
 
-def headings(document: Document) -> list[str]:
-    """The names of the metrics that any point has, with their units."""
-    return [f"{metrics()[name].title}, {metrics()[name].unit}" for name in known(document)]
-
-
-def known(document: Document) -> list[str]:
-    """The metrics of `COLUMNS` that any point has, agentic points' own among them."""
-    names = (*COLUMNS[:2], "p90_e2e_norm_intvty", *COLUMNS[2:])
-    return [name for name in names if any(name in entry.metrics for entry in document.points)]
+def known(entries: Sequence[Entry]) -> list[str]:
+    """The metrics of `COLUMNS`, or of scores, that any of these points has, agentic points' own among them."""
+    names = (*COLUMNS[:2], "p90_e2e_norm_intvty", *COLUMNS[2:], *SCORES)
+    return [name for name in names if any(name in entry.metrics for entry in entries)]
 
 
 def markdown(document: Document) -> str:
     """The report in GitHub's Markdown, at most 1 MiB: what is too much is left out at the end, and said."""
     counts = ", ".join(f"**{count}** {state}" for state, count in document.counts.items())
     lines = [f"## {_markdown(document.title)}", "", f"{len(document.points)} points: {counts or 'none'}.", ""]
+    if made := document.rehearsed:
+        lines += ["> [!WARNING]", f"> **{made}**", ""]
     for first, members in not_ok(document):
-        points = ", ".join(f"{one.topology} c{one.concurrency}" for one in members[:20])
+        points = ", ".join(one.short for one in members[:20])
         more = f" and {len(members) - 20} more" if len(members) > 20 else ""
         layer = f", {first.layer}" if first.layer else ""
         text = f"- **{first.state}**{layer}: {_markdown(first.reason)} ({_markdown(points)}{more})"
         lines.append(text)
     lines += [f"- could not be read: {_markdown(problem)}" for problem in document.problems]
+    lines += [f"- {_markdown(whose)}: {_markdown(note)}" for whose, note in noted(document)]
     lines += _comparison(document.comparison) if document.comparison is not None else []
-    names = known(document)
-    heads = ["state", "model", "ISL/OSL", "configuration", "topology", "conc", *headings(document), "frontier"]
-    lines += ["", "| " + " | ".join(heads) + " |", "|" + " --- |" * 5 + " ---: |" * (len(heads) - 6) + " --- |"]
-    for entry in document.points:
+    return _bounded([*lines, *_table(document.measured, "frontier"), *_table(document.evaluations, "task")])
+
+
+def _table(entries: Sequence[Entry], last: str) -> list[str]:
+    """A row for each point, with every metric's unit; ``last`` is the name of the last column."""
+    names = known(entries)
+    units = (f"{metrics()[name].title}, {metrics()[name].unit}" for name in names)
+    heads = ["state", "model", "ISL/OSL", "configuration", "topology", "conc", *units, last]
+    lines = ["", "| " + " | ".join(heads) + " |", "|" + " --- |" * 5 + " ---: |" * (len(heads) - 6) + " --- |"]
+    for entry in entries:
         about = (entry.state, entry.model, entry.lengths, entry.configuration, entry.topology)
         cells = [*map(_markdown, about), str(entry.concurrency), *(value(name, entry.metrics) for name in names)]
-        lines.append("| " + " | ".join([*cells, "yes" if entry.frontier else ""]) + " |")
-    return _bounded(lines)
+        end = _markdown(entry.task) if last == "task" else "yes" if entry.frontier else ""
+        lines.append("| " + " | ".join([*cells, end]) + " |")
+    return lines if entries else []
 
 
 def _comparison(found: Comparison) -> list[str]:

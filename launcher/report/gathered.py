@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from launcher.report.document import Run
-from launcher.report.points import Point
+from launcher.report.points import EVALUATION, Identity, Point
 
 
 @dataclass
@@ -25,3 +25,17 @@ class Gathered:
         if run.id not in self.runs:
             self.runs[run.id] = run
             self.points += points
+
+    def attempts(self) -> list[Point]:
+        """The points. An evaluation that failed before anything named its task was a try at each of its tasks that
+        another attempt has."""
+        tasks: dict[Identity, dict[Identity, None]] = {}
+        for point in self.points:
+            if point.identity.task:
+                tasks.setdefault(replace(point.identity, task=""), {})[point.identity] = None
+        return [
+            point if identity is point.identity else replace(point, identity=identity)
+            for point in self.points
+            for identity in (tasks.get(point.identity) if point.identity.scenario == EVALUATION else None)
+            or (point.identity,)
+        ]

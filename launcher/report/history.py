@@ -28,7 +28,7 @@ from launcher.run.fields import read_fields
 
 NAME = "history.sqlite"
 
-_VERSION = 1
+_VERSION = 2
 """Of the file: one of another version is made anew."""
 
 _FILES = ("run.json", "summary.json", "results")

@@ -2,12 +2,22 @@
 // What the page has is there without this: here a table sorts and filters, and marks say more at once.
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 const make = (name, text, properties) => Object.assign(document.createElement(name), {textContent: text ?? ""}, properties);
-const table = document.getElementById("points");
-const rows = table ? [...table.tBodies[0].rows] : [];
+const tables = all(".points"), rows = tables.flatMap(table => [...table.tBodies[0].rows]);
 const marks = all(".chart a");
 const rowOf = link => document.getElementById(link.getAttribute("href").slice(1));
 const marksOf = new Map();
 for (const mark of marks) marksOf.set(rowOf(mark), mark);
+
+// What many rows share stands in the first one: each gets its own, or none could move.
+for (const first of all(".points td[rowspan]")) {
+  const {cellIndex, rowSpan} = first;
+  first.rowSpan = 1;
+  let row = first.parentNode;
+  for (let left = rowSpan; left > 1; left--) {
+    row = row.nextElementSibling;
+    row.insertBefore(first.cloneNode(true), row.cells[cellIndex]);
+  }
+}
 
 // Sorting: numbers as numbers, what is not known last.
 const key = (row, column) => {
@@ -16,15 +26,20 @@ const key = (row, column) => {
 };
 const compare = (a, b) => isNaN(a.number) || isNaN(b.number)
   ? isNaN(a.number) - isNaN(b.number) || a.text.localeCompare(b.text, "en", {numeric: true}) : a.number - b.number;
-for (const head of table ? all("thead th", table) : []) {
+// What an element holds becomes a button.
+const pressed = (element, action) => {
   const button = make("button", "", {type: "button"});
-  button.append(...head.childNodes);
-  head.append(button);
-  button.addEventListener("click", () => {
+  button.append(...element.childNodes);
+  element.append(button);
+  button.addEventListener("click", action);
+  return button;
+};
+for (const table of tables) for (const head of all("thead th", table)) {
+  pressed(head, () => {
     const down = head.getAttribute("aria-sort") === "ascending";
     all("th[aria-sort]", table).forEach(other => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const keyed = rows.map(row => [key(row, head.cellIndex), row]);
+    const keyed = [...table.tBodies[0].rows].map(row => [key(row, head.cellIndex), row]);
     const last = one => one.text === "";
     keyed.sort(([a], [b]) => last(a) - last(b) || (down ? -compare(a, b) : compare(a, b)));
     table.tBodies[0].append(...keyed.map(([, row]) => row));
@@ -33,7 +48,7 @@ for (const head of table ? all("thead th", table) : []) {
 
 // Filtering: every word has to stand in the row.
 const tools = document.getElementById("tools");
-if (tools && table) {
+if (rows.length) {
   const words = make("input", "", {type: "search", placeholder: "filter: words that a row must have"});
   words.setAttribute("aria-label", "filter the points");
   const state = make("select");
@@ -92,9 +107,28 @@ const show = mark => {
   tip.style.left = `${left + scrollX}px`;
   tip.style.top = `${scrollY + (below ? at.bottom + 8 : at.top - tip.offsetHeight - 8)}px`;
 };
+const seen = chart => all("g:not(.gone) a", chart);
+const reset = chart => {
+  all("a", chart).forEach(mark => mark.setAttribute("tabindex", -1));
+  seen(chart)[0]?.setAttribute("tabindex", 0);
+};
+
+// A name in a legend shows and hides that configuration, in all pictures.
+const curves = all(".legend li").filter(line => line.className).map(line => {
+  const chart = line.closest("figure").querySelector(".chart");
+  const group = all("g", chart)[[...line.parentNode.children].indexOf(line)];
+  return {chart, group, name: line.textContent, button: pressed(line, () => toggle(line.textContent))};
+});
+const toggle = name => {
+  for (const {chart, group, button} of curves.filter(curve => curve.name === name)) {
+    button.setAttribute("aria-pressed", !group.classList.toggle("gone"));
+    reset(chart);
+  }
+  hide();
+};
+for (const {button} of curves) button.setAttribute("aria-pressed", true);
 for (const chart of all(".chart")) {
-  const own = all("a", chart);
-  own.forEach((mark, i) => mark.setAttribute("tabindex", i ? -1 : 0));
+  reset(chart);
   const on = (names, what) => names.forEach(name => chart.addEventListener(name, event => {
     const mark = event.target.closest?.("a");
     if (mark) what(mark, event);
@@ -110,6 +144,7 @@ for (const chart of all(".chart")) {
   on(["pointerout", "focusout"], hide);
   on(["keydown"], (mark, event) => {
     const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
+    const own = seen(chart);
     const next = event.key === "Home" ? own[0] : event.key === "End" ? own.at(-1) : step && own[own.indexOf(mark) + step];
     if (!next) return;
     event.preventDefault();

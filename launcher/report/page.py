@@ -14,8 +14,9 @@ from itertools import groupby
 from pathlib import Path
 
 from launcher.report.chart import SYMBOLS, classes, panel_svg, symbol
-from launcher.report.document import MEANING, STATES, Comparison, Document, Entry, Panel, Run, not_ok
+from launcher.report.document import MEANING, STATES, Comparison, Document, Entry, Panel, Run, not_ok, noted
 from launcher.report.points import metrics
+from launcher.report.scores import SCORES
 from launcher.report.text import brief, changed, clock, duration, escaped, samples, value
 from launcher.report.timeline import PHASES, phases, timeline_svg
 
@@ -74,10 +75,7 @@ def _head(document: Document) -> str:
     )
     best = sum(entry.frontier for entry in document.points)
     about = f"{len(document.points)} points of {len(document.runs)} runs, {best} on a frontier"
-    banner = ""
-    if document.counts.get("rehearsal"):
-        made = f"{document.counts['rehearsal']} of {len(document.points)} points"
-        banner = f"<p class=banner><b>Rehearsal:</b> the numbers of {made} are made up by stand-ins.</p>"
+    banner = f"<p class=banner><b>{document.rehearsed}.</b></p>" if document.rehearsed else ""
     return (
         f"<header class=head><h1>{escaped(document.title)}</h1><p class=soft>{about}. Made {escaped(document.made)}"
         f" of {escaped(', '.join(document.sources))}</p><ul class=counts>{counts}</ul>{banner}</header><main>"
@@ -91,7 +89,7 @@ def _not_ok(document: Document) -> Iterator[str]:
         yield "<h2>Not ok, and why</h2><div class=scroll><table class=wide><thead>"
         yield "<tr><th>state<th>layer<th>why<th>points<tbody>"
     for one, group in others:
-        links = ", ".join(f"<a href=#{each.id}>{escaped(f'{each.topology} c{each.concurrency}')}</a>" for each in group)
+        links = ", ".join(f"<a href=#{each.id}>{escaped(each.short)}</a>" for each in group)
         check = f" <small>launcher report --explain {escaped(one.rule)}</small>" if one.rule else ""
         why = f"<td>{escaped(one.layer)}<td>{escaped(one.reason)}{check}"
         yield f"<tr><td class={one.state}>{one.state}{why}<td>{links}"
@@ -102,13 +100,13 @@ def _not_ok(document: Document) -> Iterator[str]:
         yield "<thead><tr><th>point<th>attempts<tbody>"
         for entry in again:
             tries = "; ".join(f"{one.state} {one.reason}".strip() for one in entry.attempts)
-            name = escaped(f"{entry.configuration} {entry.lengths} {entry.topology} c{entry.concurrency}")
+            name = escaped(f"{entry.configuration} {entry.lengths} {entry.short}")
             yield f"<tr><td><a href=#{entry.id}>{name}</a><td>{escaped(tries)}"
         yield "</table></div>"
-    if document.problems:
-        yield "<h2>What could not be read</h2><ul>"
-        yield from (f"<li>{escaped(problem)}" for problem in document.problems)
-        yield "</ul>"
+    notes = (f"{whose}: {note}" for whose, note in noted(document))
+    for title, said in (("What could not be read", document.problems), ("Notes", tuple(notes))):
+        if said:
+            yield f"<h2>{title}</h2><ul class=notes>{''.join(f'<li>{escaped(text)}' for text in said)}</ul>"
 
 
 def _comparison(found: Comparison) -> Iterator[str]:
@@ -162,36 +160,51 @@ def _legend(panel: Panel) -> str:
 
 
 def _points(document: Document, numbers: dict[str, int]) -> Iterator[str]:
+    """The tables of points and of evaluations. What follows each other and is of one configuration says so once: the
+    page's script, which sorts, gives each row its own."""
     several = len({entry.model for entry in document.points}) > 1
-    yield "<h2>Points</h2><div class=tools id=tools></div><div class=scroll><table class=n id=points><thead><tr>"
-    yield f"<th>state<th>{'model, ' if several else ''}ISL/OSL<th>configuration<th>topology<th>conc"
-    for name in COLUMNS:
-        one = metrics()["median_intvty" if name == "{x}" else name]
-        arrow = "↑" if one.better == "more" else "↓"
-        yield f"<th>{_SHORT.get(name, '')} <small>{escaped(one.unit)} {arrow}</small>"
-    yield "<th>job<tbody>"
-    across = {key: panel.x.metric for panel in document.panels for curve in panel.curves for key in curve.points}
     runs = {run.id: run for run in document.runs}
-    for entry in document.points:
-        name = f"{entry.model} {entry.lengths}" if several else entry.lengths
-        link = ""
-        if (run := runs.get(entry.run)) is not None:
-            link = f"<a href=#r{numbers[run.id]}>{escaped(run.job or run.id)}</a>"
-        yield _row(entry, name, across.get(entry.id, "median_intvty"), link)
-    yield "</table></div>"
+    across = {key: panel.x.metric for panel in document.panels for curve in panel.curves for key in curve.points}
+    tools = "<div class=tools id=tools></div>"
+    kinds = (("Points", document.measured, COLUMNS), ("Evaluations", document.evaluations, ("task", *SCORES)))
+    for title, entries, columns in kinds:
+        if not entries:
+            continue
+        yield f"<h2>{title}</h2>{tools}<div class=scroll><table class='n points'><thead><tr><th>state<th>"
+        tools = ""
+        yield f"{'model, ' if several else ''}ISL/OSL<th>configuration<th>topology<th>conc"
+        yield from (_heading(name) for name in columns)
+        yield "<th>job<tbody>"
+        for shared, group in groupby(entries, key=lambda entry: _shared(entry, several)):
+            members = list(group)
+            span = f" rowspan={len(members)}" if len(members) > 1 else ""
+            once = "".join(f"<td{span}>{escaped(text)}" for text in shared)
+            for entry in members:
+                link = ""
+                if (run := runs.get(entry.run)) is not None:
+                    link = f"<a href=#r{numbers[run.id]}>{escaped(run.job or run.id)}</a>"
+                x = across.get(entry.id, "median_intvty")
+                cells = [value(x if name == "{x}" else name, entry.metrics) for name in columns if name != "task"]
+                cells = [escaped(entry.task), *cells] if "task" in columns else cells
+                kind = "" if entry.state == "ok" else f" class={entry.state}"
+                yield f"<tr id={entry.id}><td{kind}>{entry.state}{once}<td>{escaped(entry.topology)}"
+                yield f"<td>{entry.concurrency}<td>{'<td>'.join(cells)}<td>{link}"
+                once = ""
+        yield "</table></div>"
 
 
-def _row(entry: Entry, name: str, x: str, link: str) -> str:
-    cells = [
-        escaped(name),
-        escaped(entry.configuration + (f" {entry.kv_offload}" if entry.kv_offload != "none" else "")),
-        escaped(entry.topology),
-        str(entry.concurrency),
-        *(value(x if name == "{x}" else name, entry.metrics) for name in COLUMNS),
-        link,
-    ]
-    kind = "" if entry.state == "ok" else f" class={entry.state}"
-    return f"<tr id={entry.id}><td{kind}>{entry.state}<td>{'<td>'.join(cells)}"
+def _shared(entry: Entry, several: bool) -> tuple[str, str]:
+    """What many rows share: the model, where there are several, with the lengths; the configuration."""
+    offload = f" {entry.kv_offload}" if entry.kv_offload != "none" else ""
+    return f"{entry.model} {entry.lengths}" if several else entry.lengths, entry.configuration + offload
+
+
+def _heading(name: str) -> str:
+    if name == "task":
+        return "<th>task"
+    one = metrics()["median_intvty" if name == "{x}" else name]
+    arrow = {"more": "↑", "less": "↓", None: ""}[one.better]
+    return f"<th>{_SHORT.get(name, one.title)} <small>{escaped(one.unit)} {arrow}</small>"
 
 
 def _runs(document: Document, numbers: dict[str, int]) -> Iterator[str]:
@@ -222,9 +235,10 @@ def _run(run: Run, number: int) -> str:
         escaped(run.nodes),
         *(duration(spent.get(name)) for name in ("queue", "start", "measure")),
         clock(run.created)[5:16],
-        f"<span title='{escaped(run.verdict)}'>{ended}</span>" if run.layer else ended,
     )
-    known = f"<td>{'<td>'.join(cells)}" if any(cells) else ""  # of an artifact no more is known than its name
+    ended += f": {escaped(run.verdict)}" if run.layer and run.verdict else ""
+    why = f"<td class=why>{ended}" if ended else ""
+    known = f"<td>{'<td>'.join(cells)}{why}" if any(cells) or why else ""  # of an artifact only its name is known
     return f"<tr id=r{number}><td>{escaped(run.id)}{known}"
 
 

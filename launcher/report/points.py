@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,6 +19,9 @@ from launcher.core.errors import ConfigError, suggest
 from launcher.core.reading import built
 from launcher.result.row_fields import finite
 
+EVALUATION = "evaluation"
+"""The scenario of points that are scores: they are in no picture, and on no frontier."""
+
 State = Literal["ok", "missing", "refused", "stale", "reused", "rehearsal"]
 Shape = Literal["upper_left", "upper_right", "lower_left", "lower_right"]
 """What is better, named for the curve's form as the site's functions are: ``upper`` is more y; ``left`` is more x with
@@ -29,14 +32,20 @@ _HARDWARE_SUFFIXES = ("-multinode", "-trt", "-disagg")
 
 
 class Metric(msgspec.Struct, frozen=True):
-    """One number of a point: its unit, whether more or less of it is better, how many decimals are shown."""
+    """One number of a point: its unit, whether more or less of it is better, how many decimals are shown. ``of`` is the
+    scenario of evaluations, if it is theirs."""
 
     title: str
     unit: str
     better: Literal["more", "less"] | None = None
     digits: int = 2
     agentic: str | None = None
+    of: str = ""
     name: str = ""
+
+    def fits(self, scenario: str) -> bool:
+        """Whether points of a scenario can have it."""
+        return (self.of == EVALUATION) == (scenario == EVALUATION)
 
 
 class _Table(msgspec.Struct, frozen=True):
@@ -87,7 +96,8 @@ class Identity:
     """What makes a point the same one in another run, and nothing else: neither image, recipe nor nodes.
 
     ``prefill`` is the only side where there is one kind of worker. ``isl`` and ``osl`` are None where a scenario fixes
-    no lengths. ``kv_offload`` is ``none``, or what offloads: ``dram lmcache``.
+    no lengths. ``kv_offload`` is ``none``, or what offloads: ``dram lmcache``. ``task`` is an evaluation's, "" where no
+    result names one.
     """
 
     model: str
@@ -103,6 +113,7 @@ class Identity:
     prefill: Role | None
     decode: Role | None = None
     kv_offload: str = "none"
+    task: str = ""
 
     @property
     def panel(self) -> tuple[str, str, int | None, int | None]:
@@ -145,7 +156,8 @@ class Point:
         """A metric's value in its unit; None where it is not known, or no finite number. Raises ConfigError for a
         metric that there is not."""
         found: Any = self.row
-        if self.identity.scenario == AGENTIC and (path := metric(name).agentic) is not None:
+        path = metric(name).agentic
+        if self.identity.scenario == AGENTIC and path is not None and "request_metrics" in found:
             for key in ("request_metrics", *_keys(path)):
                 found = found.get(key) if isinstance(found, Mapping) else None
         else:
@@ -183,30 +195,39 @@ def identity_of(benchmark: Benchmark, concurrency: int) -> Identity:
     )
 
 
-def identity_of_row(row: Mapping[str, Any]) -> Identity:
-    """The identity of an aggregate's row. Raises ConfigError when it lacks what makes one, or has another type there.
+def identity_of_evaluation(benchmark: Benchmark, concurrency: int, task: str = "") -> Identity:
+    """The identity of an evaluation that a benchmark asks for."""
+    one = identity_of(benchmark, concurrency)
+    return replace(one, scenario=EVALUATION, disagg=one.decode is not None, task=task)
 
-    Rows of older versions lack pp, dcp and pcp: they are 1 then.
+
+def identity_of_row(row: Mapping[str, Any]) -> Identity:
+    """The identity of an aggregate's row, or of an evaluation's. Raises ConfigError when it lacks what makes one, or
+    has another type there.
+
+    Rows of older versions lack pp, dcp and pcp: they are 1 then, and so they are in rows of evaluations.
     """
     try:
         agentic = row.get("scenario_type") == AGENTIC
+        task = row.get("task")
         several = bool(row.get("is_multinode", False))
         decode = _role_of(row, "decode_") if several else None
         backend = row.get("kv_offload_backend") or None
         return Identity(
-            model=row["infmax_model_prefix"].lower(),
+            model=row["infmax_model_prefix" if task is None else "model_prefix"].lower(),
             hardware=_hardware(row["hw"]),
             framework=row["framework"].lower(),
             precision=row["precision"].lower(),
             spec_decoding=row.get("spec_decoding", "none").lower(),
-            disagg=_flag(row.get("disagg", False)),
-            scenario=AGENTIC if agentic else FIXED,
-            isl=None if agentic else int(row["isl"]),
-            osl=None if agentic else int(row["osl"]),
+            disagg=_flag(row.get("disagg", task is not None and decode is not None and decode.workers > 0)),
+            scenario=AGENTIC if agentic else FIXED if task is None else EVALUATION,
+            isl=None if agentic else int(row["isl"]) or (0 if task is None else None),
+            osl=None if agentic else int(row["osl"]) or (0 if task is None else None),
             concurrency=int(row["conc"]),
             prefill=_role_of(row, "prefill_" if several else ""),
             decode=None if decode is None or not decode.workers else decode,
             kv_offload=_offload(row.get("kv_offloading"), None if backend is None else Component(**backend)),
+            task=str(task or ""),
         )
     except KeyError as error:
         raise ConfigError(f"no row of an aggregate: it has no {error.args[0]}") from None

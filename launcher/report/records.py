@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.core.errors import ConfigError
+from launcher.core.errors import ConfigError, ResultError
 from launcher.core.reading import json_of, read_file
+from launcher.report import scores
 from launcher.report.document import Image, Run
 from launcher.report.gathered import Gathered
-from launcher.report.points import Point, State, identity_of
+from launcher.report.points import Point, State, identity_of, identity_of_evaluation
+from launcher.report.scores import SCORES
+from launcher.result.evaluations import Evaluation
 from launcher.result.refusals import rule_of
-from launcher.result.row_fields import finite
+from launcher.result.row_fields import finite, is_row
+from launcher.result.summary_file import Measured, Summary, read_summary
 from launcher.run.fields import ENDED, LARGEST, RunFields, read_fields
 from launcher.run.record import UnreadableRecord, each_record
 from launcher.sweep.attempts import WHOLE
@@ -28,38 +32,15 @@ _METRICS = {
         for family in ("ttft", "tpot", "itl", "e2el")
         for statistic in ("median", "p99")
     },
+    "p90_e2e_norm_intvty": ("e2e_norm_intvty_p90", 1.0),
 }
 """An aggregate's key, the key of ``summary.json`` that has the same, and by what it is divided."""
-
-
-class _Measured(msgspec.Struct, frozen=True):
-    """A point of ``summary.json``."""
-
-    concurrency: int
-    state: str
-    reason: str | None = None
-    rehearsal: bool = False
-    duration_s: float | None = None
-    ended: float | None = None
-    doubts: tuple[str, ...] = ()
-
-
-class _Summary(msgspec.Struct, frozen=True):
-    """What a report needs of ``summary.json``."""
-
-    points: tuple[msgspec.Raw, ...]
-    rehearsal: bool = False
-    srt_slurm: dict[str, Any] = {}
-    images: tuple[dict[str, Any], ...] = ()
-    model: dict[str, Any] | None = None
 
 
 class _Plan(msgspec.Struct, frozen=True):
     benchmark: Benchmark
 
 
-_POINT = msgspec.json.Decoder(_Measured)
-_SUMMARY = msgspec.json.Decoder(_Summary)
 _PLAN = msgspec.json.Decoder(_Plan)
 
 
@@ -91,7 +72,7 @@ def _add(gathered: Gathered, directory: Path, fields: RunFields) -> None:
 
 
 def read_run(directory: Path, fields: RunFields) -> tuple[Run, list[Point]]:
-    """A run and its points, one for each concurrency that was asked for or measured.
+    """A run and its points, one for each concurrency that was asked for or measured, and for each task evaluated.
 
     Raises ConfigError when its plan cannot be read: then nobody knows what was asked for.
     """
@@ -99,36 +80,51 @@ def read_run(directory: Path, fields: RunFields) -> tuple[Run, list[Point]]:
         benchmark = _PLAN.decode(read_file(directory / "plan.json", LARGEST)).benchmark
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"its plan cannot be read: {error}") from None
-    summary, measured, wrong = _summary(directory)
-    run = _run(directory, fields, benchmark, summary, [one for one, _ in measured.values()])
+    said, wrong = None, ""
+    try:
+        said = read_summary(directory)
+    except ResultError as error:
+        wrong = error.message
+    summary = said or Summary()
+    measured = {one.concurrency: one for one in summary.points if one.concurrency is not None}
+    run = _run(directory, fields, benchmark, summary)
     rows = _rows(directory / "results") if benchmark.agentic or fields.results == "run" else {}
     shared, points = run.known, []
     asked = () if benchmark.eval_only else benchmark.concurrencies
     for concurrency in sorted({*asked, *measured}):
-        one, said = measured.get(concurrency, (None, {}))
-        state, reason, layer = _state(one, fields, rehearsal=summary is not None and summary.rehearsal, wrong=wrong)
-        good = state in ("ok", "rehearsal")
+        one = measured.get(concurrency)
+        state, reason, layer = _state(one, fields, rehearsal=summary.rehearsal, wrong=wrong)
         known = {**shared, "notes": one.doubts if one else ()}
         if state in ("refused", "stale"):
             known["rule"] = rule_of(reason)
-        row = {**_row(said), **rows.get(concurrency, {})} if good else {}
+        row = {**_row(one), **rows.get(concurrency, {})} if one and state in ("ok", "rehearsal") else {}
         points.append(Point(identity_of(benchmark, concurrency), row, state, reason, layer, known))
+    evaluated = summary.evaluations or ()
+    if said is None and (benchmark.eval_only or benchmark.run_eval):
+        evaluated = tuple(Evaluation(one, state="missing") for one in benchmark.eval_concurrencies or (None,))
+    for score in evaluated:
+        points.append(_evaluation(score, benchmark, fields, shared, rehearsal=summary.rehearsal, wrong=wrong))
     return run, points
 
 
-def _summary(directory: Path) -> tuple[_Summary | None, dict[int, tuple[_Measured, dict[str, Any]]], str]:
-    """The summary, its points by concurrency with all that they say, and why it cannot be read."""
-    try:
-        summary = _SUMMARY.decode(read_file(directory / "summary.json", LARGEST))
-        found = [(_POINT.decode(raw), msgspec.json.decode(raw)) for raw in summary.points]
-    except FileNotFoundError:
-        return None, {}, ""
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        return None, {}, f"its summary cannot be read: {error}"
-    return summary, {one.concurrency: (one, said) for one, said in found}, ""
+def _evaluation(
+    one: Evaluation, benchmark: Benchmark, fields: RunFields, shared: dict[str, Any], *, rehearsal: bool, wrong: str
+) -> Point:
+    """The point of one task. Where nobody says at which concurrency it was evaluated, that is the job's largest."""
+    told = one if one.reason or one.state != "missing" else None
+    state, reason, layer = _state(told, fields, rehearsal=rehearsal, wrong=wrong)
+    row = {name: number for name in SCORES if (number := getattr(one, name)) is not None}
+    if state == "ok":
+        state, reason = scores.judge({**row, "task": one.task})
+        layer = "results" if reason else ""
+    rule = {"rule": rule_of(reason)} if state in ("refused", "stale") else {}
+    concurrency = one.concurrency or max((*benchmark.eval_concurrencies, *benchmark.concurrencies), default=0)
+    return Point(identity_of_evaluation(benchmark, concurrency, one.task), row, state, reason, layer, shared | rule)
 
 
-def _state(one: _Measured | None, fields: RunFields, *, rehearsal: bool, wrong: str) -> tuple[State, str, str]:
+def _state(
+    one: Measured | Evaluation | None, fields: RunFields, *, rehearsal: bool, wrong: str
+) -> tuple[State, str, str]:
     """How a point stands, why, and whose fault that is."""
     verdict = fields.verdict
     layer = verdict.layer if verdict is not None else ""
@@ -152,15 +148,15 @@ def _state(one: _Measured | None, fields: RunFields, *, rehearsal: bool, wrong: 
     return "missing", f"not measured yet: the run is {fields.state}", ""
 
 
-def _row(said: Mapping[str, Any]) -> dict[str, Any]:
+def _row(said: Measured) -> dict[str, Any]:
     """A point of a summary under the names of an aggregate of fixed lengths."""
     row: dict[str, Any] = {}
     value: Any
     for name, (key, scale) in _METRICS.items():
-        if finite(value := said.get(key)):
+        if finite(value := getattr(said, key)):
             row[name] = value / scale
     for statistic in ("median", "p99"):
-        if finite(value := said.get(f"tpot_{statistic}_ms")) and value:
+        if finite(value := getattr(said, f"tpot_{statistic}_ms")) and value:
             row[f"{statistic}_intvty"] = 1000.0 / value
     return row
 
@@ -173,17 +169,15 @@ def _rows(results: Path) -> dict[int, dict[str, Any]]:
             row = json_of(path, LARGEST)
         except (OSError, ValueError):
             continue
-        if isinstance(row, dict) and isinstance(row.get("conc"), int) and "infmax_model_prefix" in row:
+        if is_row(row) and isinstance(row["conc"], int):
             rows[row["conc"]] = row
     return rows
 
 
-def _run(
-    directory: Path, fields: RunFields, benchmark: Benchmark, summary: _Summary | None, measured: Sequence[_Measured]
-) -> Run:
+def _run(directory: Path, fields: RunFields, benchmark: Benchmark, summary: Summary) -> Run:
     job, verdict = fields.job, fields.verdict
-    model = (summary.model if summary is not None else None) or {}
-    sha = summary.srt_slurm.get("sha") if summary is not None else None
+    model, sha = summary.model or {}, summary.srt_slurm.get("sha")
+    images = tuple(Image(reference=one.reference or "", digest=one.digest or "") for one in summary.images)
     return Run(
         id=fields.id,
         runner=fields.runner,
@@ -192,7 +186,7 @@ def _run(
         verdict=verdict.text if verdict is not None else "",
         job=job.id if job is not None else "",
         nodes=job.nodes if job is not None else "",
-        images=tuple(_images(summary)) or (Image(reference=benchmark.image),),
+        images=images or (Image(reference=benchmark.image),),
         model=str(model.get("path") or benchmark.model),
         srt_slurm=str(sha or ""),
         commit=fields.commit,
@@ -205,13 +199,16 @@ def _run(
         ended=(job.ended if job is not None else None) or fields.ended,
         measured=tuple(
             (one.concurrency, one.ended - one.duration_s, one.ended)
-            for one in measured
-            if one.ended is not None and one.duration_s is not None
+            for one in summary.points
+            if one.concurrency is not None and one.ended is not None and one.duration_s is not None
         ),
+        notes=_notes(summary),
         source=str(directory),
     )
 
 
-def _images(summary: _Summary | None) -> Iterator[Image]:
-    for image in summary.images if summary is not None else ():
-        yield Image(reference=str(image.get("reference") or ""), digest=str(image.get("digest") or ""))
+def _notes(summary: Summary) -> tuple[str, ...]:
+    """Problems and doubts that are of no concurrency, and not why an evaluation is not good."""
+    told = {f"eval: {one.reason}" for one in summary.evaluations or ()}
+    said = (*summary.problems, *summary.doubts)
+    return tuple(text for text in said if text not in told and not re.match(r"concurrency \d+: ", text))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launcher.core.errors import ConfigError
 from launcher.report.gathered import Gathered
-from launcher.report.points import Identity, Point, State, identity_of
+from launcher.report.points import EVALUATION, Identity, Point, State, identity_of, identity_of_evaluation
 from launcher.report.records import read_run
 from launcher.result.refusals import rule_of
 from launcher.run.fields import read_fields
@@ -32,7 +32,9 @@ def add_sweep(gathered: Gathered, directory: Path) -> None:
         elif isinstance(line, Reused):
             seen |= _attempt(gathered, runs / line.run, line, None)
     for one in sweeps.point_states(stands, records.facts):
-        if (identity := identity_of(stands.jobs[one.job].benchmark, one.concurrency)) not in seen:
+        benchmark = stands.jobs[one.job].benchmark
+        of = identity_of_evaluation if benchmark.eval_only else identity_of
+        if _asked(identity := of(benchmark, one.concurrency)) not in seen:
             reason = f"{one.state}: {one.reason}" if one.reason else one.state
             gathered.points.append(Point(identity, state="missing", reason=reason, layer=one.layer))
 
@@ -47,14 +49,19 @@ def _attempt(gathered: Gathered, directory: Path, line: Started | Reused, facts:
     except ConfigError as error:
         gathered.problems.append(f"run {line.run}: {error.message}")
         return set()
-    points = [point for point in points if point.identity.concurrency in line.concurrencies]
+    points = [p for p in points if p.identity.concurrency in line.concurrencies or p.identity.scenario == EVALUATION]
     if isinstance(line, Reused):
         reason = f"measured by run {line.run}"
         points = [dataclasses.replace(p, state="reused", reason=reason) if p.state == "ok" else p for p in points]
     elif facts is not None:
         points = [_judged(point, facts) for point in points]
     gathered.add(run, points)
-    return {point.identity for point in points}
+    return {_asked(point.identity) for point in points}
+
+
+def _asked(identity: Identity) -> Identity:
+    """What a job was asked for: of an evaluation neither the task, nor always the concurrency."""
+    return identity if identity.scenario != EVALUATION else dataclasses.replace(identity, task="", concurrency=0)
 
 
 def _judged(point: Point, facts: sweeps.Facts) -> Point:
@@ -63,5 +70,7 @@ def _judged(point: Point, facts: sweeps.Facts) -> Point:
     if point.state != "ok" or reason is None:
         return point
     state: State = "stale" if reason.startswith("image digest") else "refused"
+    if point.identity.scenario == EVALUATION and state != "stale":  # that is about its throughput
+        return point
     known = {**point.provenance, "rule": rule_of(reason)}
     return dataclasses.replace(point, state=state, reason=reason, layer="results", row={}, provenance=known)

@@ -47,7 +47,7 @@ def test_one_damaged_summary_stops_no_other(tmp_path: Path, capsys: pytest.Captu
         assert main(asked) == 7
         said = capsys.readouterr()
         assert len([line for line in said.out.splitlines() if line.rstrip().endswith("  ok")]) == 4
-        assert f"{first}/summary.json: it cannot be read" in said.err
+        assert f"{first}: its summary" in said.err
 
 
 @pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])

@@ -15,7 +15,7 @@ from launcher.report.document import Document, as_json
 from launcher.report.gather import gather
 from launcher.report.page import page
 from tests.report.browser import CHROMIUM, DRIVER, Browser, browsing
-from tests.report.made import row, rows, write_rows, write_runs
+from tests.report.made import evaluation, row, rows, write_rows, write_runs
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="chromium and chromium-driver are not here")
 
@@ -76,7 +76,7 @@ def test_the_numbers_of_the_picture_are_those_of_the_json(browser: Browser, repo
                 assert read == pytest.approx(told, abs=0.06 * (high - low) / abs(end - begin))
             assert (kind == "") == points[key].get("frontier", False)
     assert sorted(seen) == sorted(key for key, point in points.items() if point["state"] == "ok")
-    cells = browser.each("#points tbody tr", "[e.id, ...[...e.cells].map(cell => cell.textContent)]")
+    cells = browser.each(".points tbody tr", "[e.id, ...[...e.cells].map(cell => cell.textContent)]")
     assert len(cells) == len(points)
     for key, state, _, _, topology, concurrency, tput, intvty, ttft, *_ in cells:
         point = points[key]
@@ -127,7 +127,7 @@ def test_it_is_used_by_keyboard(browser: Browser, report: tuple[Document, Path])
 
 def column(browser: Browser, number: int) -> list[str]:
     """The texts of a column, of the rows that are seen."""
-    return browser.each("#points tbody tr:not([hidden])", f"e.cells[{number}].textContent")
+    return browser.each(".points tbody tr:not([hidden])", f"e.cells[{number}].textContent")
 
 
 def test_the_table_sorts_numbers_as_numbers_and_the_unknown_last(
@@ -135,7 +135,7 @@ def test_the_table_sorts_numbers_as_numbers_and_the_unknown_last(
 ) -> None:
     browser.open(report[1])
     for number in (5, 3, 4):  # tokens, topology, concurrency
-        head = f"document.querySelectorAll('#points th')[{number}]"
+        head = f"document.querySelectorAll('.points th')[{number}]"
         for order in ("ascending", "descending"):
             browser.run(f"{head}.querySelector('button').focus()")
             browser.press("Enter")
@@ -164,12 +164,55 @@ def test_the_table_and_the_picture_filter_together(browser: Browser, report: tup
     assert browser.each(".chart a:not(.off)", "0") == []
 
 
+def test_a_configuration_is_hidden_and_shown_again(browser: Browser, report: tuple[Document, Path]) -> None:
+    browser.open(report[1])
+    shown = "[...e.querySelectorAll('g')].map(g => getComputedStyle(g).display !== 'none')"
+    stops = "[...e.querySelectorAll('a[tabindex=\"0\"]')].map(a => a.getClientRects().length > 0)"
+    names = browser.each(".legend button[aria-pressed]", "e.textContent")
+    assert names == [curve.name for panel in report[0].panels for curve in panel.curves]
+    first = browser.driver.find_element("css selector", ".legend button")
+
+    def by_keyboard() -> None:
+        browser.run("document.querySelector('.legend button').focus()")
+        browser.press("Enter")
+
+    for act, hidden in ((by_keyboard, True), (by_keyboard, False), (first.click, True), (first.click, False)):
+        act()
+        for panel, seen in zip(report[0].panels, browser.each(".chart", shown), strict=True):
+            assert seen == [not (hidden and curve.name == names[0]) for curve in panel.curves]
+        pressed = browser.each(".legend button", "e.getAttribute('aria-pressed')")
+        assert pressed == [str(not (hidden and name == names[0])).lower() for name in names]
+        assert browser.each(".chart", stops) == [[True], [True]], "the tab key stops at a mark that is seen"
+    assert browser.said() == []
+
+
+def test_evaluations_have_a_table_that_sorts_and_filters(browser: Browser, tmp_path: Path) -> None:
+    (name,) = write_runs(tmp_path, 1)
+    path = tmp_path / f"runs/{name}/summary.json"
+    summary = json.loads(path.read_text())
+    low = evaluation(64, "b<i>", score=0.5, em_strict=0.5)
+    path.write_text(json.dumps({**summary, "evaluations": [evaluation(64, "a"), low, evaluation(64, "c", score=0.99)]}))
+    (tmp_path / "report.html").write_text(page(made(tmp_path)))
+    browser.open(tmp_path / "report.html")
+    cells = "table.points tbody tr:not([hidden]) td:nth-child(6)"
+    assert len(browser.each("table.points", "0")) == 2 and len(browser.each(".chart a", "0")) == 4
+    tasks = [task for task in browser.each(cells, "e.textContent") if not task[0].isdigit()]
+    assert sorted(tasks) == ["a", "b<i>", "c"]
+    head = "document.querySelectorAll('table.points')[1].querySelectorAll('th button')[6]"
+    browser.run(f"{head}.click()")
+    assert [t for t in browser.each(cells, "e.textContent") if not t[0].isdigit()] == ["b<i>", "a", "c"]
+    put = "const i = document.querySelector('#tools input'); i.value = 'refused'; i.dispatchEvent(new Event('input'))"
+    browser.run(put)
+    assert browser.each(cells, "e.textContent") == ["b<i>"] and browser.said() == []
+
+
 def test_without_a_script_everything_is_there(browser: Browser, report: tuple[Document, Path]) -> None:
     browser.open(report[1], script=False)
     try:
         text = browser.driver.find_element("tag name", "body").text
         assert "max_concurrency is 8, expected 16" in text and report[0].runs[0].images[0].digest in text
         assert browser.driver.find_elements("css selector", "#tools *, #tip") == []
+        assert browser.driver.find_elements("css selector", "button, .gone") == []
         marks = browser.driver.find_elements("css selector", ".chart a title")
         assert len(marks) == len(report[0].points) - 1
     finally:

@@ -93,6 +93,7 @@ def test_markdown_has_units_and_bounds(value: Document) -> None:
     text = files.markdown(value)
     assert "throughput per GPU, tok/s/GPU" in text and "**14** ok" in text and "worker decode 0 was killed" in text
     assert "\x1b" not in text and "](http" not in text and "<b>" not in text
+    assert "REHEARSAL" not in text
     many = Document(title="t", made="", points=value.points * 400)
     bounded = files.markdown(many)
     assert len(bounded.encode()) <= 1 << 20 and bounded.rstrip().endswith("more lines are left out here.")

@@ -215,5 +215,12 @@ def test_a_workflow_finds_results_and_an_evaluation_where_it_looks(user: Launche
     assert {"RESULT.json", "server.log", "gpu_metrics.csv", "meta_env.json", "LOGS"} <= found, said
     assert [name for name in found if name.startswith("results_")]
     assert json.loads((user.workspace / "meta_env.json").read_text())["rehearsal"] is True
+    (score,) = user.summary(user.run_ids()[0])["evaluations"]
+    assert (score["task"], score["state"], score["em_strict"], score["threshold"]) == ("gsm8k", "ok", 0.95, 0.9)
+    told = json.loads(user.launcher("report", user.run_ids()[0], "--json"))["points"]
+    assert {(point["scenario"], point["state"]) for point in told} == {
+        (entry.benchmark.scenario, "rehearsal"),
+        ("evaluation", "rehearsal"),
+    }
     assert list((user.state / "workspaces").iterdir()) == []
     assert "hf_secretsecret" not in said

@@ -186,7 +186,9 @@ def test_ci_puts_results_where_the_workflow_looks(user: LauncherUser) -> None:
     assert (user.workspace / "LOGS").is_dir()
     assert (user.workspace / "multinode_server_logs.tar.gz").is_file()
     assert "state" in (user.root / "output").read_text()
-    assert "REHEARSAL" in (user.root / "summary").read_text()
+    summary = (user.root / "summary").read_text()
+    assert "> **REHEARSAL: the numbers of 4 of 4 points" in summary and "throughput per GPU, tok/s/GPU" in summary
+    assert len([line for line in summary.splitlines() if line.startswith("| rehearsal |")]) == 4
     assert "::stop-commands::" in said and "::add-mask::hf_secretsecret" in said
     rest = said.replace("::add-mask::hf_secretsecret", "")
     assert "hf_secretsecret" not in rest
