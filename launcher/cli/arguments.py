@@ -169,15 +169,15 @@ def _report(commands: Commands) -> None:
 
 def _runner(commands: Commands) -> None:
     verbs = verbs_of(commands, "runner", "clusters: what the runner files say")
-    command_of(verbs, "list", "runner:listing", "all runners")
+    command_of(verbs, "list", "runner:listing", "all runners", as_json)
 
-    show = command_of(verbs, "show", "runner:show", "one runner, or which of its rules applies")
+    show = command_of(verbs, "show", "runner:show", "one runner, or which of its rules applies", as_json)
     show.add_argument("name", metavar="NAME", help="of the runner file")
     text = "e.g. minimaxm3/fp8/dynamo-vllm[/agentic]"
     show.add_argument("--for", dest="case", metavar="PREFIX/PRECISION/FRAMEWORK", help=text)
 
     text = "draft a runner file from what this cluster says of itself"
-    new = command_of(verbs, "new", "runner:new", text, look)
+    new = command_of(verbs, "new", "runner_doctor:new", text, look, as_json)
     new.add_argument("name", metavar="NAME", help="also of its GitHub runners, up to their first underscore")
     new.add_argument("--partition", metavar="NAME", help="default: Slurm's own default")
     new.add_argument("--account", metavar="NAME", help="default: this user's default account")
@@ -186,9 +186,8 @@ def _runner(commands: Commands) -> None:
     new.add_argument("--output", metavar="FILE", help=text)
 
     text = "compare a runner file with the cluster that it describes"
-    doctor = command_of(verbs, "doctor", "runner:doctor", text, look)
+    doctor = command_of(verbs, "doctor", "runner_doctor:doctor", text, look, as_json)
     doctor.add_argument("name", metavar="NAME", help="of the runner file")
-    doctor.add_argument("--json", action="store_true", help="claims and notes as JSON")
 
     command_of(verbs, "schema", "runner:schema", "JSON Schema of runner files, for editors")
 

@@ -1,82 +1,158 @@
-"""`launcher runner`: what the runner files say, a new one out of a live cluster, and one compared with its cluster."""
+"""`launcher runner list` and `show`: what the runner files say."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import re
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark
-from launcher.check.report import Roots
-from launcher.cli.common import open_project, tell, tell_refused
-from launcher.cli.render import table
-from launcher.core.errors import ConfigError
-from launcher.core.process import CommandRunner
-from launcher.core.publish import publish_new, temporary_name
-from launcher.core.terminal import say
-from launcher.core.yaml_source import Document
-from launcher.doctor import queries
-from launcher.doctor.comparison import Claim, Fill, compare, notes
-from launcher.doctor.draft import draft, todos
-from launcher.doctor.facts import NO_SLURM, ClusterFacts, SlurmFacts, Unknown
-from launcher.doctor.programs import clean_runner
-from launcher.plan import derive
+from launcher.cli.command import Command, Tell, refused_lines
+from launcher.cli.common import open_project
+from launcher.core.errors import ConfigError, Wrong
+from launcher.core.lines import Line, Terminal, folded, table
 from launcher.plan.derive import known, last
-from launcher.project import Project
 from launcher.runner import json_schema
 from launcher.runner.file import RunnerFile, describe_when
-from launcher.runner.schema import LaneRule, When
-from launcher.services import stand_in_programs
+from launcher.runner.schema import LaneRule, ModelRule, When
 
 
-def listing(arguments: argparse.Namespace) -> int:
-    """One line for each runner."""
+@dataclass(frozen=True)
+class RunnerLine:
+    name: str
+    sku: str
+    gpus: int
+    partition: str | None
+    labels: tuple[str, ...]
+    description: str
+
+
+@dataclass(frozen=True)
+class Runners:
+    """All runners whose files can be read; what is wrong with the others."""
+
+    runners: tuple[RunnerLine, ...]
+    wrong: tuple[Wrong, ...] = ()
+
+
+def listed(arguments: argparse.Namespace, tell: Tell) -> Runners:
     broken: list[ConfigError] = []
     runners = [file.runner for file in open_project(arguments).fleet.readable(broken)]
-    rows = [
-        [r.name, r.sku, r.node.gpus, r.scheduler.partition or "-", " ".join(r.labels), r.description] for r in runners
-    ]
-    table(["runner", "sku", "GPUs", "partition", "labels", ""], rows)
-    sys.stdout.flush()
-    return tell_refused(broken, len(runners), "runner files", "read")
-
-
-def show(arguments: argparse.Namespace) -> int:
-    """One runner: its tables, or the rules that apply to a case, each with its line."""
-    file = open_project(arguments).fleet.get(arguments.name)
-    if arguments.case:
-        cases = {nodes: _benchmark(arguments.case, nodes == "several nodes") for nodes in ("several nodes", "one node")}
-        served = {nodes: benchmark for nodes, benchmark in cases.items() if _is_served(file, benchmark)}
-        for nodes, benchmark in served.items() or list(cases.items())[:1]:
-            if len(served) > 1:
-                say(f"on {nodes}:")
-            _case(file, benchmark)
-        return 0
-    r = file.runner
-    print(f"{r.name}: {r.description}\n{file.path}")
-    print(
-        f"scheduler  {r.scheduler.kind}, partition {r.scheduler.partition or '-'}, account {r.scheduler.account or '-'}"
+    lines = (
+        RunnerLine(r.name, r.sku, r.node.gpus, r.scheduler.partition, tuple(r.labels), r.description) for r in runners
     )
-    say(f"nodes      {r.node.gpus} GPUs, {r.node.arch or 'any architecture'}")
+    return Runners(tuple(lines), tuple(map(Wrong.by, broken)))
+
+
+def show_list(value: Runners, terminal: Terminal) -> Iterator[str]:
+    rows = [[r.name, r.sku, r.gpus, r.partition or "-", r.description, " ".join(r.labels)] for r in value.runners]
+    yield from table(["runner", "sku", "GPUs", "partition", "", "labels"], rows, terminal.width)
+
+
+listing = Command(
+    Runners,
+    listed,
+    show_list,
+    aside=lambda value: refused_lines(value.wrong, len(value.runners), "runner files", "read"),
+    document=lambda value: value.runners,
+    form=list[RunnerLine],
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something that a runner file says or decides, and the rule's file and line."""
+
+    name: str
+    text: str
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What applies to benchmarks of the names that were asked for, on one node or several. ``lanes`` are those that
+    may serve them, where what tells them apart was not said; the facts are then those without any of it."""
+
+    nodes: str
+    facts: tuple[Fact, ...]
+    lanes: tuple[Fact, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunnerView:
+    """One runner: its tables, or the rules that apply to a case."""
+
+    name: str
+    description: str
+    file: str
+    facts: tuple[Fact, ...] = ()
+    models: tuple[Fact, ...] = ()
+    lanes: tuple[Fact, ...] = ()
+    excluded: tuple[Fact, ...] = ()
+    cases: tuple[Case, ...] = ()
+
+
+def viewed(arguments: argparse.Namespace, tell: Tell) -> RunnerView:
+    file = open_project(arguments).fleet.get(arguments.name)
+    r = file.runner
+    view = RunnerView(r.name, r.description, file.path)
+    if arguments.case:
+        return replace(view, cases=tuple(_cases(file, arguments.case)))
+    named = f"partition {r.scheduler.partition or '-'}, account {r.scheduler.account or '-'}"
+    facts = [Fact("scheduler", f"{r.scheduler.kind}, {named}")]
+    facts += [Fact("nodes", f"{r.node.gpus} GPUs, {r.node.arch or 'any architecture'}")]
     if r.images.directory:
-        say(f"images     {r.images.directory}, imported on the {r.images.import_on} node")
-    tables: dict[str, list[tuple[When, str]]] = {
-        "models": [(m.when, f"{m.path or f'cache {m.cache}'}") for m in r.models],
-        "lanes": [(one.when, _runs(one)) for one in r.lanes],
-    }
-    for title, rules in tables.items():
-        say(title)
-        for i, (when, what) in enumerate(rules):
-            say(f"  {describe_when(when):40} {what}   {file.location(title, i)}")
-    for i, node in enumerate(r.exclude_nodes):
-        say(f"excluded   {node.node}: {node.reason}   {file.location('exclude-nodes', i)}")
-    return 0
+        facts.append(Fact("images", f"{r.images.directory}, imported on the {r.images.import_on} node"))
+    return replace(
+        view,
+        facts=tuple(facts),
+        models=_rules(file, "models", [m.when for m in r.models], [_lies(m) for m in r.models]),
+        lanes=_rules(file, "lanes", [one.when for one in r.lanes], [_runs(one) for one in r.lanes]),
+        excluded=tuple(
+            Fact(node.node, node.reason, file.location("exclude-nodes", i)) for i, node in enumerate(r.exclude_nodes)
+        ),
+    )
+
+
+def _rules(file: RunnerFile, title: str, whens: Sequence[When], texts: Sequence[str]) -> tuple[Fact, ...]:
+    pairs = enumerate(zip(whens, texts, strict=True))
+    return tuple(Fact(describe_when(when), text, file.location(title, i)) for i, (when, text) in pairs)
+
+
+def show_view(value: RunnerView, terminal: Terminal) -> Iterator[str]:
+    for case in value.cases:
+        if len(value.cases) > 1:
+            yield Line(f"on {case.nodes}:", "bold")
+        if case.lanes:
+            yield f"{len(case.lanes)} lanes may serve it, the first whose condition holds:"
+            yield from _facts(case.lanes, terminal, "  ", max(len(lane.name) for lane in case.lanes))
+            yield "where none of these conditions holds:" if case.facts else "else none"
+        yield from _facts(case.facts, terminal, "", 10)
+    if value.cases:
+        return
+    yield from folded(f"{value.name}: {value.description}", terminal.width, "  ")
+    yield value.file
+    yield from _facts(value.facts, terminal, "", 10)
+    for title, rules in (("models", value.models), ("lanes", value.lanes), ("excluded", value.excluded)):
+        if rules:
+            yield Line(title, "bold")
+            yield from _facts(rules, terminal, "  ", min(40, max(len(rule.name) for rule in rules)))
+
+
+def _facts(facts: Sequence[Fact], terminal: Terminal, indent: str, name: int) -> Iterator[str]:
+    """A line for each; where a line has no room for it all, what follows the name stands below it."""
+    for fact in facts:
+        line = f"{indent}{fact.name:{name}} {fact.text}   {fact.where}".rstrip()
+        if terminal.width is None or len(line) <= terminal.width:
+            yield line
+            continue
+        yield from folded(f"{indent}{fact.name:{name}} {fact.text}", terminal.width, f"{indent}    ")
+        if fact.where:
+            yield f"{indent}    {fact.where}"
+
+
+show = Command(RunnerView, viewed, show_view)
 
 
 def schema(arguments: argparse.Namespace) -> int:
@@ -90,11 +166,34 @@ _OF_CONTAINERS, _OF_SRTCTL = ("workdir",), ("edits", "srtslurm", "preflight", "s
 """What an adjustment says for any kind of job, and what for one kind alone."""
 
 
-def _is_served(file: RunnerFile, benchmark: Benchmark) -> bool:
-    """Whether a lane is for it: those in a container are for one node, all others for several."""
-    with contextlib.suppress(ConfigError):
-        return (file.lane(benchmark).rule.container is None) == benchmark.multinode
-    return False
+def _cases(file: RunnerFile, case: str) -> Iterator[Case]:
+    """What applies to a case where several nodes serve it, and where one does. Raises ConfigError where none does."""
+    found = []
+    for nodes, several in (("several nodes", True), ("one node", False)):
+        benchmark = _benchmark(case, several)
+        # Lanes in a container are for one node, all others for several.
+        lanes = [one for one in file.possible_lanes(benchmark) if (one.rule.container is None) == several]
+        if lanes:
+            found.append((nodes, benchmark, lanes))
+    if not found:
+        file.lane(_benchmark(case, True))
+        raise ConfigError(f"no lane of {file.runner.name} serves {case}", where=file.location("lanes"))
+    for nodes, benchmark, lanes in found:
+        facts: tuple[Fact, ...] = ()
+        try:
+            facts = (
+                tuple(_case(file, benchmark)) if (file.lane(benchmark).where in {one.where for one in lanes}) else ()
+            )
+        except ConfigError:
+            if len(lanes) == 1 and len(found) == 1:
+                raise
+        several_lanes = (Fact(describe_when(one.rule.when), _runs(one.rule), one.where) for one in lanes)
+        yield Case(nodes, facts, tuple(several_lanes) if len(lanes) > 1 else ())
+
+
+def _lies(model: ModelRule) -> str:
+    """Where a checkpoint lies."""
+    return (model.path if isinstance(model.path, str) else " or ".join(model.path)) or f"cache {model.cache}"
 
 
 def _runs(lane: LaneRule) -> str:
@@ -106,35 +205,36 @@ def _runs(lane: LaneRule) -> str:
     return f"{lane.container.engine}, {' or '.join(lane.container.script.names)}"
 
 
-def _case(file: RunnerFile, benchmark: Benchmark) -> None:
+def _case(file: RunnerFile, benchmark: Benchmark) -> Iterator[Fact]:
     model, lane = file.model(benchmark), file.lane(benchmark)
     r = lane.rule
     as_alias = f" as {model.rule.alias}" if model.rule.alias else ""
-    say(f"model      {model.rule.path or f'cache {model.rule.cache}'}{as_alias}   {model.where}")
+    yield Fact("model", f"{_lies(model.rule)}{as_alias}", model.where)
     if own := file.image(benchmark):
-        what = own.rule.image or f"in {own.rule.directory or file.runner.images.directory}"
-        say(f"image      {what}   {own.where}")
+        yield Fact("image", own.rule.image or f"in {own.rule.directory or file.runner.images.directory}", own.where)
     if r.container is not None or r.multinode is not None:
-        say(f"container  {_runs(r)}   {lane.where}")
+        yield Fact("container", _runs(r), lane.where)
     else:
-        say(f"srt-slurm  {file.runner.repositories[r.repository]} {r.ref} ({r.sha or 'not pinned'})   {lane.where}")
+        yield Fact(
+            "srt-slurm", f"{file.runner.repositories[r.repository]} {r.ref} ({r.sha or 'not pinned'})", lane.where
+        )
     for overlay in r.overlays:
-        say(f"overlay    {overlay.source} → {overlay.destination or 'recipes/' + overlay.source}")
+        yield Fact("overlay", f"{overlay.source} → {overlay.destination or 'recipes/' + overlay.source}")
     if r.setup_script:
-        say(f"set-up     {r.setup_script}")
+        yield Fact("set-up", r.setup_script)
     ours = r.container or r.multinode
     own_limit = ours.allocation.time_limit if ours is not None else r.time_limit
     limit = last([own_limit, *(a.rule.time_limit for a in file.adjustments(benchmark))], None)
     limit = limit or file.runner.scheduler.time_limit or "the partition's"
-    say(f"time limit {limit}{'' if ours is not None else ', where the recipe says none'}")
+    yield Fact("time limit", f"{limit}{'' if ours is not None else ', where the recipe says none'}")
     names = (*_ADJUSTS, *(_OF_SRTCTL if ours is None else _OF_CONTAINERS))
     for applied in file.adjustments(benchmark):
         if what := ", ".join(name for name in names if getattr(applied.rule, name) not in (None, {}, [])):
-            say(f"adjusts    {what.replace('_', '-')}: {applied.rule.reason or '-'}   {applied.where}")
+            yield Fact("adjusts", f"{what.replace('_', '-')}: {applied.rule.reason or '-'}", applied.where)
     for excluded in file.excluded(benchmark):
-        say(f"excludes   {excluded.rule.node}: {excluded.rule.reason}   {excluded.where}")
+        yield Fact("excludes", f"{excluded.rule.node}: {excluded.rule.reason}", excluded.where)
     for finding in known([model, lane, *([own] if own else []), *file.adjustments(benchmark)]):
-        say(f"known      {finding.severity}: {finding.message}   {finding.where}")
+        yield Fact("known", f"{finding.severity}: {finding.message}", finding.where)
 
 
 def _benchmark(case: str, multinode: bool) -> Benchmark:
@@ -155,115 +255,3 @@ def _benchmark(case: str, multinode: bool) -> Benchmark:
         scenario=AGENTIC if parts[3:] == ["agentic"] else FIXED,
         source="--for",
     )
-
-
-def new(arguments: argparse.Namespace) -> int:
-    """Write a first runner file, and say what is left to do."""
-    project = open_project(arguments)
-    name = arguments.name
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
-        hint = "small letters, digits, . and -; RUNNER_NAME is read up to its first underscore"
-        raise ConfigError(f"{name!r} cannot be a runner's name", where="NAME", hint=hint)
-    target = _target(arguments, project)
-    if target is not None and target.exists():
-        raise ConfigError("exists; use --output to write another file", where=str(target), hint="--output - prints it")
-    directory = arguments.directory
-    if directory is not None and not directory.startswith("/"):
-        raise ConfigError(f"{directory!r} is not absolute", where="--directory")
-    run = clean_runner(project.environ)
-    slurm = queries.slurm_facts(run)
-    # A name may be given as sinfo shows that of the default partition, with an asterisk.
-    partition = slurm.partition(arguments.partition and arguments.partition.removesuffix("*"))
-    if isinstance(partition, Unknown):
-        hint = "run it on the cluster's login node, as the user of its GitHub runners; is SLURM_CONF right?"
-        raise ConfigError(partition.why, where="--partition", hint=partition.hint or hint)
-    default = slurm.default_account if isinstance(slurm.default_account, str) else None
-    account = arguments.account or default or (slurm.accounts[0] if len(slurm.accounts) == 1 else None)
-    fill = partial(derive.fill, context=project.context("doctor"))
-    unseen = ClusterFacts(slurm, partition_name=partition.name)
-    first = RunnerFile(Document(f"{name}.yaml", draft(name, account, directory, fill, unseen)))
-    text = draft(name, account, directory, fill, _look(arguments, first, slurm, fill, run))
-    if target is None:
-        sys.stdout.write(text)
-        return 0
-    _publish(target, text)
-    say(f"{target} is written. To do:")
-    for line, what in todos(text):
-        say(f"  {target.name}:{line}: {what}")
-    say(f"Next: launcher runner doctor {name}")
-    return 0
-
-
-def _target(arguments: argparse.Namespace, project: Project) -> Path | None:
-    """The file to write; None for standard output."""
-    if arguments.output == "-":
-        return None
-    if arguments.output:
-        return Path(arguments.output)
-    directory = project.runners or project.workspace / "runners"
-    if not directory.is_dir():
-        raise ConfigError(
-            "there is no directory of runner files here", where=str(directory), hint="--runners DIR, or --output FILE"
-        )
-    return directory / f"{arguments.name}.yaml"
-
-
-def _publish(target: Path, text: str) -> None:
-    temporary = temporary_name(target)
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        ours = publish_new(temporary, target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ConfigError(f"cannot be written: {error.strerror}", where=str(target)) from None
-    if not ours:
-        raise ConfigError("exists; use --output to write another file", where=str(target))
-
-
-def doctor(arguments: argparse.Namespace) -> int:
-    """Print one line for each claim of the file. Raises ConfigError when one of them differs from the cluster."""
-    project = open_project(arguments)
-    file = project.fleet.get(arguments.name)
-    fill = partial(derive.fill, context=project.context("doctor"))
-    run = clean_runner(project.environ)
-    slurm = queries.slurm_facts(run) if file.runner.scheduler.kind == "slurm" else NO_SLURM
-    facts = _look(arguments, file, slurm, fill, run)
-    facts = queries.with_locks_and_refs(file, facts, fill, run)
-    # Stand-ins are the launcher's own programs: this cluster has nothing to say about them.
-    facts = replace(facts, stand_ins=stand_in_programs(file.runner.tools))
-    if not facts.stand_ins:
-        facts = queries.with_import(file, facts, fill, run, wait=arguments.timeout)
-    claims, remarks = compare(file, facts, fill), notes(facts)
-    counts = {v: sum(c.verdict == v for c in claims) for v in ("agree", "differ", "unknown")}
-    if arguments.json:
-        value = {"runner": arguments.name, "file": file.path, **counts, "claims": [asdict(c) for c in claims]}
-        print(json.dumps({**value, "notes": remarks}, indent=2))
-    else:
-        _show(claims, remarks)
-    text = f"{len(claims)} claims: {counts['agree']} agree, {counts['differ']} differ, {counts['unknown']} unknown"
-    if not counts["differ"]:
-        say(text, file=sys.stderr if arguments.json else sys.stdout)
-        return 0
-    sys.stdout.flush()
-    hint = "each line that differs says how to fix it"
-    raise ConfigError(f"the runner file does not match the cluster: {text}", where=file.path, hint=hint)
-
-
-def _look(
-    arguments: argparse.Namespace, file: RunnerFile, slurm: SlurmFacts, fill: Fill, run: CommandRunner
-) -> ClusterFacts:
-    node, wait = not arguments.no_node, arguments.timeout
-    return queries.cluster_facts(file, slurm, fill, run, node=node, wait=wait, log=tell)
-
-
-def _show(claims: Sequence[Claim], remarks: Sequence[str]) -> None:
-    here = Roots([Path.cwd()])
-    for claim in claims:
-        path, _, line = claim.where.rpartition(":")
-        where = f"{here.short(path)}:{line}"
-        say(f"{claim.verdict:7}  {f'{claim.key} {claim.says}':45}  {where}")
-        for word, text in (("found", claim.found), ("why", claim.why), ("fix", claim.hint)):
-            if text and (claim.verdict != "agree" or word != "found"):
-                say(f"           {word}: {text}")
-    for text in remarks:
-        say(f"note     {text}")

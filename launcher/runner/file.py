@@ -70,6 +70,10 @@ class _Asked(NamedTuple):
         return cls(*names, recipe, b.eval_only, power, nodes, b.kv_offload_backend.name if b.kv_offload_backend else "")
 
 
+_NAMED = ("prefix", "precision", "framework", "scenario", "nodes")
+"""The conditions of a rule that the names of a case decide."""
+
+
 def applies(when: When, benchmark: Benchmark, *, power: bool = False) -> bool:
     """Whether a rule with this ``when`` is for this benchmark."""
     return _holds(when, _Asked.of(benchmark, power))
@@ -147,6 +151,18 @@ class RunnerFile:
     def excluded(self, benchmark: Benchmark, *, power: bool = False) -> list[Applied[ExcludedNode]]:
         """The nodes that this benchmark's job must not get."""
         return self._matching(("exclude-nodes",), self.runner.exclude_nodes, benchmark, power)
+
+    def possible_lanes(self, benchmark: Benchmark) -> list[Applied[LaneRule]]:
+        """The lanes that may serve a benchmark of which no more than _NAMED is known, up to the first that serves it
+        whatever the rest is."""
+        asked, found = _Asked.of(benchmark, False), []
+        for i, rule in enumerate(self.runner.lanes):
+            said = {name: getattr(rule.when, name) for name in _NAMED}
+            if _holds(When(**said), asked):
+                found.append(self._made(("lanes", i), rule))
+                if rule.when == When(**said):
+                    break
+        return found
 
     def _matching(
         self, table: tuple[str, ...], rules: Sequence[R], benchmark: Benchmark, power: bool

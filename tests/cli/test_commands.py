@@ -131,5 +131,10 @@ def test_the_rules_for_a_case_are_those_of_its_kind_of_job(capsys: pytest.Captur
     several, _, one = both.partition("on one node:")
     assert several.startswith("on several nodes:\n") and "srt-slurm  https" in several and "edits" in several
     assert "container  pyxis" in one and "srt-slurm" not in one and "edits" not in one
+    told = shown("gb200-nv", "--for", "dsv4/fp4/dynamo-sglang")
+    assert (
+        "2 lanes may serve it" in told and "[power=true]" in told.partition("where none")[0] and "nvidia@main" in told
+    )
+    assert "may serve it" not in one + both
     whole = shown("rtx6000pro-lat")
     assert "None" not in whole and "images " not in whole and "docker, {model}_" in whole
