@@ -20,8 +20,10 @@ from launcher.remote.commands import own_argv
 _PLACES = ("workspace", "srt_slurm", "runners", "recipes", "slurm_backend")
 
 
-def start(name: str, words: Sequence[str], log: Path, state: Path, arguments: argparse.Namespace) -> int:
-    """Start ``launcher WORDS`` for the run or sweep ``name``, with its output in ``log``; its pid. Raises OSError.
+def start(
+    name: str, words: Sequence[str], log: Path, state: Path, arguments: argparse.Namespace
+) -> subprocess.Popen[bytes]:
+    """Start ``launcher WORDS`` for the run or sweep ``name``, with its output in ``log``. Raises OSError.
 
     Where things are is the same for it as for the command with these ``arguments``.
     """
@@ -42,7 +44,7 @@ def start(name: str, words: Sequence[str], log: Path, state: Path, arguments: ar
     assert child.stdin is not None
     with child.stdin:
         child.stdin.write(json.dumps({"argv": argv, "secrets": secrets}).encode())
-    return child.pid
+    return child
 
 
 def driver(arguments: argparse.Namespace) -> int:

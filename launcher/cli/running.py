@@ -59,7 +59,7 @@ def _detach(project: Project, record: RunRecord, arguments: argparse.Namespace) 
     """Have a process of its own drive a recorded run, whose output is in the run's directory."""
     record.let_go()
     log = record.directory / "driver.log"
-    pid = detached.start(record.id, ["resume", record.id, "--no-logs"], log, project.state, arguments)
+    pid = detached.start(record.id, ["resume", record.id, "--no-logs"], log, project.state, arguments).pid
     say(f"run {record.id}: driven by pid {pid}, whose output is {log}")
     say(f"Next: launcher logs -f {record.id}   (or: cancel, status)")
     return 0

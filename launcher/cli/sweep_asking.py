@@ -70,7 +70,10 @@ def ask(arguments: argparse.Namespace) -> int:
         return 0
     code = _await(ledger)
     if code == 0 and arguments.verb == "cancel" and _open_runs(project, ledger):  # it ended before it had read that
-        code = _cancel_undriven(project, ledger, request) or 0
+        undriven = _cancel_undriven(project, ledger, request)
+        if undriven is None:
+            say(f"sweep {ledger.id}: its lock is held, and by whom is not known; the request stays, and its jobs live")
+        code = 1 if undriven is None else undriven
     return code
 
 

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 from launcher.cli import detached
 from launcher.cli.output import Output, standard_output_apart
 from launcher.cli.render import Console
-from launcher.cli.sweep_status import asks, seen
-from launcher.core.errors import ConfigError
+from launcher.cli.sweep_status import Sight, asks
+from launcher.core.errors import ConfigError, LauncherError, as_error
 from launcher.core.lease import LockOwner
 from launcher.core.process import run as run_program
 from launcher.core.stop import Stop, stop_on_signals
-from launcher.core.terminal import say
-from launcher.plan.plan import Plan
+from launcher.core.terminal import one_line, say
 from launcher.project import Project
 from launcher.run.loop import run_feed
 from launcher.run.record import Event as RunEvent
@@ -29,12 +28,11 @@ from launcher.services import pace_of
 from launcher.slurm.client import may_have_job
 from launcher.slurm.poller import Pace
 from launcher.sweep import ledger as ledgers
-from launcher.sweep.decide import Start
 from launcher.sweep.driver import Driver, Setting
-from launcher.sweep.ledger import Ledger
+from launcher.sweep.ledger import EventReader, Ledger
 from launcher.sweep.making import RunMaker
 from launcher.sweep.overview import Overview, head_of, overview
-from launcher.sweep.schema import Ended, Policy
+from launcher.sweep.schema import Began, Ended, Policy
 from launcher.sweep.slots import Room
 
 if TYPE_CHECKING:
@@ -45,6 +43,11 @@ SHOWN = 200
 
 NOTICE_SECONDS = 60.0
 """How long a program of --notify may take."""
+
+BEGINS = 20.0
+"""Seconds in which a detached driver is expected to begin."""
+
+NOTICES_AT_ONCE = 4
 
 PACE = Pace(refill=27.5, burst=10, release_at_once=True, tick=5.0, rest=0.25)
 """How Slurm is asked about a sweep's jobs: at most 140 questions an hour, of up to two calls each, however many jobs
@@ -59,10 +62,25 @@ def sweeps_of(project: Project) -> Path:
 def detach(project: Project, ledger: Ledger, arguments: argparse.Namespace) -> int:
     """Have a process of its own drive the sweep, whose output is in the sweep's directory."""
     log = ledger.directory / "driver.log"
-    more = [flag for flag in ("--retry-failed", "--anyway") if getattr(arguments, flag[2:].replace("-", "_"), False)]
+    handed = ("--retry-failed", "--anyway", "--take-over", "--detach-on-interrupt")
+    more = [flag for flag in handed if getattr(arguments, flag[2:].replace("-", "_"), False)]
+    before = log.stat().st_size if log.exists() else 0
     argv = ["sweep", "resume", ledger.id, "--yes", "--no-live", *more]
-    pid = detached.start(ledger.id, argv, log, project.state, arguments)
-    say(f"sweep {ledger.id}: driven by pid {pid}, whose output is {log}")
+    child = detached.start(ledger.id, argv, log, project.state, arguments)
+    patience = BEGINS + (ledgers.take_over_patience() if "--take-over" in more else 0.0)
+    events, until, begun = EventReader(ledger), time.monotonic() + patience, False
+    while not begun and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.1)
+        drivers = [event.driver for event in events.new() if isinstance(event, Began)]
+        begun = any(driver.startswith(f"pid {child.pid} ") for driver in drivers)
+    if not begun and child.returncode:
+        said = log.read_bytes()[before:].decode(errors="replace").strip()
+        error = LauncherError(f"its driver ended at once: {said or child.returncode}", where=str(log))
+        error.exit_code = child.returncode if child.returncode > 0 else error.exit_code
+        raise error
+    say(f"sweep {ledger.id}: driven by pid {child.pid}, whose output is {log}")
+    if not begun and child.returncode is None:
+        say(f"sweep {ledger.id}: it has not begun within {patience:.0f} s")
     say(f"Next: launcher sweep status {ledger.id} --watch   (or: pause, drain, stop, cancel)")
     return 0
 
@@ -94,13 +112,20 @@ class _Driving:
         self._said: list[str] = []
         self._labels: dict[str, str] = {}
         self._view: LiveView | None = None
+        self._notices: list[threading.Thread] = []
+        self._notice_room = threading.Semaphore(NOTICES_AT_ONCE)
         self._detaches = bool(getattr(arguments, "detach_on_interrupt", False))
         runs_stop = Stop.never() if self._detaches else stop  # what waits for late results ends by no detaching
         self._maker = RunMaker(project, runs_stop, self._said.append, ledger.sweep.policy)
 
     def driver(self, lock: object) -> Driver:
         """The driver of the sweep. Raises ConfigError when its ledger cannot be read."""
-        runners = {name: self._project.fleet.get(name).runner for name in {j.runner for j in self._ledger.sweep.jobs}}
+        runners = {}
+        for name in {job.runner for job in self._ledger.sweep.jobs}:
+            try:
+                runners[name] = self._project.fleet.get(name).runner
+            except ConfigError as error:  # its jobs cannot be planned, and say so; others and those that live go on
+                self._said.append(f"runner {name}: nothing of it begins: {error}")
         setting = Setting(
             self._project.runs,
             {name: Room(runner.limits.max_jobs, runner.limits.max_nodes) for name, runner in runners.items()},
@@ -112,7 +137,7 @@ class _Driving:
 
     def run(self, driver: Driver, policy: Policy) -> int:
         """Bring the sweep to its end, as far as that can be done here; the exit code."""
-        first = self._first_plan(driver)
+        first = self._maker.any_plan(driver.state)
         services = self._maker.services(first)
         self._scheduler = services.scheduler
         pace = PACE if first.scheduler.kind == "slurm" else pace_of(first)
@@ -129,11 +154,14 @@ class _Driving:
             view = self._live_view(driver, output)
             try:
                 run_feed(driver, services.scheduler, stop, pace, show)
+            except BaseException as fault:
+                driver.skip_rest()
+                driver.leave(f"fault: {type(fault).__name__}: {one_line(fault)}", as_error(fault).exit_code)
+                raise
             finally:
-                if view is not None:
-                    view.close()
-                    self._view = None
-                result = self._leave(driver)
+                self._close(view)
+            result = self._leave(driver)
+            self._await_notices()
             if len(driver.outcomes) <= SHOWN:
                 self._console.outcomes(self._project.runs, driver.outcomes)
             for line in summary(result):
@@ -147,21 +175,18 @@ class _Driving:
             return None
         from launcher.cli.sweep_view import LiveView
 
-        ledger = self._ledger
-        self._view = LiveView(lambda: seen(self._project.runs, ledger), asks(ledger), output)  # type: ignore[arg-type]
+        look = Sight(self._project.runs, self._ledger).look
+        self._view = LiveView(look, asks(self._ledger), output)  # type: ignore[arg-type]
         self._view.start()
         return self._view
 
-    def _first_plan(self, driver: Driver) -> Plan:
-        """The plan of any job, by which scheduler and tools are opened. Raises ConfigError when none can be planned."""
-        last: ConfigError | None = None
-        for job in driver.state.jobs.values():
-            try:
-                return self._maker.plan(Start(job, job.concurrencies, ""), "sweep")
-            except ConfigError as error:
-                last = error
-        assert last is not None
-        raise last
+    def _close(self, view: LiveView | None) -> None:
+        """Close the view, and say which errors came meanwhile."""
+        if view is not None:
+            view.close()
+            self._view = None
+            for text in view.errors:
+                self._tell("error", text)
 
     def _interrupted(self, seconds: float) -> bool:
         """With --detach-on-interrupt a signal makes this driver leave, and no job is cancelled."""
@@ -185,6 +210,14 @@ class _Driving:
         driver.leave(why, code)
         return dataclasses.replace(found, exit_code=code)
 
+    def _await_notices(self) -> None:
+        """Wait for programs of --notify, a moment when we were asked to stop."""
+        until = time.monotonic() + (1.0 if self._stop.requested() else NOTICE_SECONDS)
+        for thread in self._notices:
+            thread.join(max(0.0, until - time.monotonic()))
+        if left := sum(thread.is_alive() for thread in self._notices):
+            self._tell("error", f"--notify: {left} programs have not ended, and are left")
+
     def _notify(self, ended: Ended) -> None:
         """Run the user's program at an end, in a thread: facts are in its environment."""
         argv = list(self._ledger.sweep.policy.notify)
@@ -194,19 +227,30 @@ class _Driving:
         environment = {**os.environ, "LAUNCHER_SWEEP": self._ledger.id, **own}
 
         def call() -> None:
-            done = run_program(argv, timeout=NOTICE_SECONDS, env=environment)
-            if not done.ok:
-                self._tell("error", f"--notify: {done}")
+            try:
+                with self._notice_room:
+                    done = run_program(argv, timeout=NOTICE_SECONDS, env=environment)
+            except (OSError, ValueError) as error:  # no program at all, or an environment that is none
+                self._tell("error", f"--notify: {argv[0]}: {error}")
+            else:
+                if not done.ok:
+                    self._tell("error", f"--notify: {done}")
 
         if argv:
-            threading.Thread(target=call, daemon=True, name="notify").start()
+            self._notices = [thread for thread in self._notices if thread.is_alive()]
+            self._notices.append(threading.Thread(target=call, daemon=True, name="notify"))
+            self._notices[-1].start()
 
     def _event(self, event: RunEvent) -> None:
         if self._view is None or self._view.closed.is_set():
             self._console.event(event)
+        elif event.kind == "error":
+            self._view.tell(f"{event.run}: {event.text}")
 
     def _tell(self, kind: str, text: str) -> None:
         if self._view is not None and not self._view.closed.is_set():
+            if kind == "error":
+                self._view.tell(text)
             return
         self._console._say(text, {"start": "job", "end": "end"}.get(kind, kind))
 

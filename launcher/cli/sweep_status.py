@@ -24,22 +24,44 @@ from launcher.core.state import state_directory
 from launcher.core.terminal import one_line, trusted
 from launcher.sweep import ledger as ledgers
 from launcher.sweep.attempts import Records, progress
-from launcher.sweep.ledger import Ledger
+from launcher.sweep.ledger import EventReader, Ledger
 from launcher.sweep.overview import JobLine, Overview, age, head_of, overview
 from launcher.sweep.schema import Asked
-from launcher.sweep.state import State
+from launcher.sweep.state import Facts, State
 
 _EACH = 2.0
 """Seconds between two looks of --watch."""
 
 
+class Sight:
+    """A sweep that is looked at again and again: of its events what is new is read, of its runs what is not over."""
+
+    def __init__(self, runs: Path, ledger: Ledger) -> None:
+        self._ledger, self._state = ledger, State(ledger.sweep)
+        self._events, self._records = EventReader(ledger), Records(runs, self._state)
+        self._over: dict[str, Facts] = {}
+
+    def look(self) -> Overview:
+        """How it stands now. Raises ConfigError."""
+        for event in self._events.new():
+            self._state.apply(event)
+        owner = self._ledger.driver()
+        driver = str(owner) if owner is not None else ""
+        notes = [*self._events.unread, *([self._events.cut] if self._events.cut and not driver else [])]
+        return overview(self._state, self._facts, time.time(), driver=driver, notes=notes, progress=progress)
+
+    def _facts(self, run: str) -> Facts:
+        if (known := self._over.get(run)) is not None:
+            return known
+        found, attempt = self._records.facts(run), self._state.by_run.get(run)
+        if found.phase == "over" and (attempt is None or not attempt.open):
+            self._over[run] = found
+        return found
+
+
 def seen(runs: Path, ledger: Ledger) -> Overview:
-    """A sweep as it stands now, by its events and the records of its runs."""
-    state = State(ledger.sweep, ledger.events())
-    owner = ledger.driver()
-    driver = str(owner) if owner is not None else ""
-    facts = Records(runs, state).facts
-    return overview(state, facts, time.time(), driver=driver, notes=ledger.unread, progress=progress)
+    """A sweep as it stands now, by its events and the records of its runs. Raises ConfigError."""
+    return Sight(runs, ledger).look()
 
 
 def asks(ledger: Ledger) -> Callable[[str], None]:
@@ -57,16 +79,14 @@ def status(arguments: argparse.Namespace) -> int:
     state = state_directory(os.environ, arguments.state)
     sweeps, runs = state / "sweeps", state / "runs"
     ledger = Ledger.load(sweeps, arguments.name or latest(sweeps))
+    sight = Sight(runs, ledger)
     if arguments.watch and not arguments.json and sys.stdout.isatty() and sys.stdin.isatty():
         from launcher.cli.sweep_view import LiveView
 
-        driven, left = threading.Event(), threading.Event()
+        left = threading.Event()
 
         def look() -> Overview:
-            found = seen(runs, ledger)
-            if found.driver:
-                driven.set()
-            elif driven.is_set():
+            if not (found := sight.look()).driver:
                 left.set()
             return found
 
@@ -78,7 +98,7 @@ def status(arguments: argparse.Namespace) -> int:
         if not left.is_set():
             return 0
     while True:
-        found = seen(runs, ledger)
+        found = sight.look()
         if arguments.json:
             print(json.dumps(document(found), indent=None if arguments.watch else 2), flush=True)
         else:
@@ -98,7 +118,8 @@ def document(found: Overview) -> dict[str, object]:
 def lines(found: Overview, now: float) -> list[str]:
     """The sweep for a person: what it is at, then one line a job."""
     more = [(name, text) for name, texts in (("held", found.held), ("excluded", found.excluded)) for text in texts]
-    head = [found.driver or "nobody drives it", *(f"{name}: {text}" for name, text in more), *found.notes]
+    nobody = "nobody drives it" + (f"; the last driver left: {found.left}" if found.left else "")
+    head = [found.driver or nobody, *(f"{name}: {text}" for name, text in more), *found.notes]
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     rows = [job_line(line, now) for line in found.jobs]
     return [text[:columns] for text in (*head_of(found), *head, *rows)]

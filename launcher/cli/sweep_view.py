@@ -16,6 +16,7 @@ import termios
 import threading
 import time
 import tty
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,6 +28,9 @@ from launcher.sweep.overview import RANK, JobLine, Overview, age, head_of
 
 EACH = 1.0
 """Seconds between two looks at how the sweep stands."""
+
+KEPT = 200
+"""Errors that are kept while the view is open."""
 
 KEYS = "p pause  g go on  d drain  s stop  ↑↓ choose  l log  q close"
 _STYLES = {"running": "green", "ok": "dim", "failed": "red", "missing": "red", "unknown": "yellow", "queued": "cyan"}
@@ -45,13 +49,16 @@ class View:
         self.chosen = 0
         self.log = ""
         self.message = ""
+        self.error = ""
+        """What went wrong last, beside what the sweep itself says."""
 
     def lines(self, found: Overview, width: int, height: int, now: float) -> list[str]:
         """The lines with their styles, as a terminal takes them; none is wider than ``width``."""
         head = head_of(found)
         wrong = [f"{job.key}: {job.reason}" for job in found.jobs if job.state in ("failed", "missing", "unknown")]
         held = [f"held: {text}" for text in found.held] + [f"node {text} is not used" for text in found.excluded]
-        foot = [*held[:2], *wrong[-3:], self.message or KEYS]
+        errors = [f"error: {self.error}"] if self.error else []
+        foot = [*held[:2], *wrong[-3:], *errors, self.message or KEYS]
         if self.log:
             body: list[tuple[str, str]] = [
                 (line, "") for line in tail(Path(self.log))[-max(1, height - len(head) - 2) :]
@@ -162,12 +169,20 @@ class LiveView:
 
     def __init__(self, look: Callable[[], Overview], ask: Callable[[str], None], stream: TextIO) -> None:
         self._look, self._ask, self._stream = look, ask, stream
+        self._view = View()
+        self.errors: deque[str] = deque(maxlen=KEPT)
+        """What went wrong while it was open, for its caller to say afterwards."""
         self._over = threading.Event()
         self.closed = threading.Event()
         self._thread = threading.Thread(target=self._show_on, daemon=True, name="live view")
 
     def start(self) -> None:
         self._thread.start()
+
+    def tell(self, error: str) -> None:
+        """Show an error until the next one, and keep it."""
+        self.errors.append(error)
+        self._view.error = error
 
     def close(self) -> None:
         self._over.set()
@@ -180,7 +195,7 @@ class LiveView:
             self.closed.set()
 
     def _show(self) -> None:
-        view = View()
+        view = self._view
         with contextlib.ExitStack() as stack:
             screen = stack.enter_context(Screen(self._stream))
             wait = stack.enter_context(keys_of(sys.stdin))

@@ -60,13 +60,15 @@ def start(arguments: argparse.Namespace) -> int:
         left_out=tuple(str(error) for error in refused),
     )
     reused = valid_elsewhere(project, jobs, arguments.reuse) if arguments.reuse else {}
-    ledger = Ledger.create(sweeps_of(project), sweep)
-    for key, known in reused.items():
-        for concurrency, (run, _) in known.items():
-            ledger.append(Reused(time=now, job=key, run=run, concurrencies=(concurrency,)))
+    events = [
+        Reused(time=now, job=key, run=run, concurrencies=(concurrency,))
+        for key, known in reused.items()
+        for concurrency, (run, _) in known.items()
+    ]
+    ledger = Ledger.create(sweeps_of(project), sweep, events)
     say(f"sweep {name}: {sum(len(job.concurrencies) for job in jobs)} points in {len(jobs)} jobs")
     if arguments.detach:
-        return detach(project, ledger, arguments)
+        return detach(project, ledger, arguments) or code
     return drive(project, ledger, arguments, policy) or code
 
 
@@ -94,9 +96,12 @@ def _selected(
     """The jobs of the selection, which the limits allow; what cannot take part, which is told, and its exit code."""
     jobs, refused = wanted(arguments, project, policy)
     code = tell_refused(refused, len(jobs))
+    jobs, elsewhere = served_here(project, jobs)
+    for error in elsewhere:
+        print(f"launcher: {error}", file=sys.stderr)
     if jobs:
         check_limits(jobs, policy)
-    return jobs, refused, code
+    return jobs, refused + elsewhere, code if jobs else ConfigError.exit_code
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -162,9 +167,9 @@ def valid_elsewhere(
             same = mine.get(identity(theirs.benchmark, theirs.runner))
             if same is None or differences(same.fingerprint, theirs.fingerprint):
                 continue
-            for attempt in other.made(theirs.key):
-                for concurrency in facts(attempt.run).ok:
-                    known = (attempt.run, f"ok, same fingerprint, in {name}")
+            for run in dict.fromkeys([a.run for a in other.made(theirs.key)] + [*other.reused[theirs.key].values()]):
+                for concurrency in facts(run).ok:
+                    known = (run, f"ok, same fingerprint, in {name}")
                     for job in jobs:
                         alike = identity(job.benchmark, job.runner) == identity(theirs.benchmark, theirs.runner)
                         if alike and concurrency in job.concurrencies:
@@ -220,26 +225,27 @@ def wanted(arguments: argparse.Namespace, project: Project, policy: Policy) -> t
             refused.append(of_row(error, benchmark, place))
     if not jobs and len(refused) == 1:
         raise refused[0]
-    return served_here(project, list(jobs.values())), refused
+    return list(jobs.values()), refused
 
 
-def served_here(project: Project, jobs: list[Job]) -> list[Job]:
-    """The jobs whose runners one scheduler serves, that of the first; others are named, and left to another sweep."""
+def served_here(project: Project, jobs: list[Job]) -> tuple[list[Job], list[ConfigError]]:
+    """The jobs whose runners one scheduler serves, that of the first; and why others are left to another sweep."""
     kinds = {name: project.fleet.get(name).runner.scheduler for name in dict.fromkeys(job.runner for job in jobs)}
-    if not kinds:
-        return jobs
-    first = next(iter(kinds.values())).kind
+    first = next((scheduler.kind for scheduler in kinds.values()), "")
     wrong = {name: f"its jobs are of the scheduler {s.kind}" for name, s in kinds.items() if s.kind != first}
-    if first == "slurm" and len(kinds) > 1:
+    if first == "slurm":
         said = run_program(["sinfo", "-h", "-a", "-o", "%R"], timeout=30)
         there = set(said.stdout.split()) if said.ok else set()
         for name, scheduler in kinds.items():
             if there and scheduler.partition and scheduler.partition not in there:
                 wrong[name] = f"its partition {scheduler.partition} is none of this controller"
+    left_out = []
     for name, why in wrong.items():
-        count = sum(job.runner == name for job in jobs)
-        print(f"launcher: runner {name}: {count} jobs are left out, for a sweep of their own: {why}", file=sys.stderr)
-    return [job for job in jobs if job.runner not in wrong]
+        message = f"{sum(job.runner == name for job in jobs)} jobs are left out: {why}"
+        left_out.append(
+            ConfigError(message, where=f"runner {name}", hint="a sweep of their own, where they are served")
+        )
+    return [job for job in jobs if job.runner not in wrong], left_out
 
 
 def check_limits(jobs: list[Job], policy: Policy) -> None:

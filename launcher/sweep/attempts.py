@@ -79,10 +79,10 @@ class Records:
         self._digests: dict[str, str] = {}
 
     def facts(self, run: str) -> Facts:
-        """How an attempt stands, by its record."""
+        """How an attempt, or a run that is reused, stands by its record."""
         attempt = self._state.by_run.get(run)
-        job = self._state.jobs.get(attempt.event.job) if attempt is not None else None
-        if attempt is None or job is None:
+        key = attempt.event.job if attempt is not None else self._state.reused_runs.get(run)
+        if key is None or (job := self._state.jobs.get(key)) is None:
             return NONE
         directory = f"{self._runs}/{run}"
         try:
@@ -90,12 +90,13 @@ class Records:
         except (FileNotFoundError, NotADirectoryError):
             return NONE
         except ConfigError as error:
-            phase: Phase = "unknown" if attempt.open else "over"
+            phase: Phase = "unknown" if attempt is not None and attempt.open else "over"
             return Facts(phase, state="failed", says=error.message, layer="launcher", text=error.message, exit_code=1)
         seen = of_fields(fields, directory)
         if fields.ended is None and not seen.state:
             return seen
-        return self._with_results(seen, job, attempt.event.concurrencies, directory)
+        asked = attempt.event.concurrencies if attempt is not None else job.concurrencies
+        return self._with_results(seen, job, asked, directory)
 
     def _with_results(self, seen: Facts, job: Job, asked: tuple[int, ...], directory: str) -> Facts:
         """The facts with what the summary of the run says of its points."""

@@ -62,16 +62,18 @@ class Decisions:
         self._guards: dict[str, str] = {}
         """By runner and image, while a canary speaks for them: why its other jobs are not started."""
 
-    def begin(self, found: Mapping[str, list[tuple[Attempt, Facts]]], now: float) -> list[Event]:
+    def begin(
+        self, found: Mapping[str, list[tuple[Attempt, Facts]]], now: float, reused: Mapping[str, set[int]] = {}
+    ) -> list[Event]:
         """Take what earlier drivers left, by job; what is to be written down of it. Attempts that are not over are the
-        driver's to go on with: their jobs wait for nothing."""
+        driver's to go on with: their jobs wait for nothing. ``reused`` are concurrencies with a result elsewhere."""
         events: list[Event] = []
         state = self.state
         for key, made in found.items():
             for _, seen in made:
                 self.ok[key] |= seen.ok
-        for job in self.state.jobs.values():
-            self.ok[job.key].update(self.state.reused.get(job.key, {}))
+        for key, concurrencies in reused.items():
+            self.ok[key] |= concurrencies
         self._canaries = canaries(list(self.state.jobs.values()), self.state.policy.canary)
         for key, guarded in self._canaries.items():
             if not self.ok[key]:

@@ -128,7 +128,11 @@ class Driver:
             else:
                 self._settle(attempt, seen)
         found = {key: [(a, s) for a, s in made if not a.void] for key, made in found.items()}
-        for event in self.decisions.begin(found, self._clock()):
+        reused = {
+            key: {c for c, run in runs.items() if c in self.records.facts(run).ok}
+            for key, runs in self.state.reused.items()
+        }
+        for event in self.decisions.begin(found, self._clock(), reused):
             self._write(event)
         for made in found.values():
             for attempt, seen in made:

@@ -6,7 +6,7 @@
         requests/        what people asked of the driver (pause, add …); the driver makes events of them
         driver           the owner file of whoever drives the sweep (launcher/core/lease.py), beside driver.flock
 
-Only who holds the lock appends events: the driver; without one `start`, `add` and `cancel`. Readers lock nothing.
+Only who holds the lock appends events: the driver; without one `add` and `cancel`. Readers lock nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import errno
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +33,10 @@ from launcher.core.publish import (
     remove_tree,
     write_bytes,
 )
-from launcher.core.reading import read_file
+from launcher.core.reading import open_regular, read_file
 from launcher.sweep.schema import DECODE_LINE, DECODE_SWEEP, SCHEMA, Added, Asked, Event, Line, Sweep
+
+NEW_LINE = b"\n"
 
 LARGEST = 256 << 20
 """Bytes of one file of a ledger: 10,000 points have some 10 MB."""
@@ -58,8 +60,9 @@ class Ledger:
     unread: tuple[str, ...] = ()
 
     @classmethod
-    def create(cls, sweeps: Path, sweep: Sweep) -> Ledger:
-        """Publish a new sweep, whole. Raises ConfigError when the name is taken, or the disk does not take it."""
+    def create(cls, sweeps: Path, sweep: Sweep, events: Iterable[Event] = ()) -> Ledger:
+        """Publish a new sweep, whole, with its first events. Raises ConfigError when the name is taken, or the disk
+        does not take it."""
         directory = sweeps / check_id(sweep.id)
         try:
             make_private(sweeps)
@@ -68,6 +71,8 @@ class Ledger:
                 (temporary / "requests").mkdir(mode=0o700)
                 content = msgspec.json.format(msgspec.json.encode(sweep), indent=1)
                 write_bytes(temporary / "sweep.json", content + b"\n")
+                if lines := b"".join(msgspec.json.encode(event) + b"\n" for event in events):
+                    write_bytes(temporary / "events.jsonl", lines)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 message = f"there is a sweep {sweep.id} already"
@@ -98,25 +103,9 @@ class Ledger:
 
     def events(self) -> list[Line]:
         """The decisions, in order. A line that a kill or a full disk has cut is passed over, and `unread` says so."""
-        try:
-            content = read_file(self.directory / "events.jsonl", LARGEST)
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            where = str(self.directory / "events.jsonl")
-            raise ConfigError(f"the sweep's events cannot be read: {error.strerror}", where=where) from None
-        found: list[Line] = []
-        unread = []
-        for number, line in enumerate(content.split(b"\n"), 1):
-            if line.strip():
-                try:
-                    one = DECODE_LINE.decode(line)
-                    if not _plain(run := getattr(one, "run", "a-run")):
-                        raise msgspec.ValidationError(f"{run!r} is no run's id")
-                    found.append(one)
-                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                    unread.append(f"line {number} of events.jsonl is passed over: {error}")
-        self.unread = tuple(unread)
+        reader = EventReader(self)
+        found = reader.new(torn=True)
+        self.unread = tuple(reader.unread)
         return found
 
     def append(self, event: Event) -> None:
@@ -172,6 +161,45 @@ class Ledger:
                     line = DECODE_LINE.decode(read_file(path, LARGEST))
                     request = line if isinstance(line, (Asked, Added)) else None
                 yield path, request
+
+
+class EventReader:
+    """Reads the events of a ledger, each once. ``unread`` says which lines could not be read."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._path = ledger.directory / "events.jsonl"
+        self._at = self._line = 0
+        self.unread: list[str] = []
+        self.cut = ""
+        """What is said of a last line that has no end, which may be under way."""
+
+    def new(self, *, torn: bool = False) -> list[Line]:
+        """The events since the last call; what has no end yet counts with ``torn`` alone. Raises ConfigError."""
+        try:
+            with open_regular(self._path) as file:
+                file.seek(self._at)
+                if len(content := file.read(LARGEST + 1)) > LARGEST:
+                    raise OSError(errno.EFBIG, f"there are more than {LARGEST / 1e6:g} MB of them")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            message = f"the sweep's events cannot be read: {error.strerror}"
+            raise ConfigError(message, where=str(self._path)) from None
+        whole = content if torn else content[: content.rfind(NEW_LINE) + 1]
+        self._at += len(whole)
+        self.cut = f"line {self._line + whole.count(NEW_LINE) + 1} of events.jsonl is cut" if whole != content else ""
+        found: list[Line] = []
+        for line in whole.removesuffix(NEW_LINE).split(NEW_LINE) if whole else ():
+            self._line += 1
+            if line.strip():
+                try:
+                    one = DECODE_LINE.decode(line)
+                    if not _plain(run := getattr(one, "run", "a-run")):
+                        raise msgspec.ValidationError(f"{run!r} is no run's id")
+                    found.append(one)
+                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                    self.unread.append(f"line {self._line} of events.jsonl is passed over: {error}")
+        return found
 
 
 def _plain(name: str) -> bool:

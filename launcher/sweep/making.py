@@ -22,6 +22,7 @@ from launcher.sweep.decide import Start
 from launcher.sweep.points import differences, fingerprint
 from launcher.sweep.retry import TIME_LIMIT
 from launcher.sweep.schema import Job, Policy
+from launcher.sweep.state import State
 
 
 def image_digest(plan: Plan) -> str:
@@ -67,6 +68,20 @@ class RunMaker:
             )
         refuse(plan, self._accept)
         return plan
+
+    def any_plan(self, state: State) -> Plan:
+        """A plan of any job, by which scheduler and tools are opened: as it would be planned now, else as an
+        attempt was planned. Raises ConfigError when there is none."""
+        last: ConfigError | None = None
+        for job in state.jobs.values():
+            try:
+                return self._project.plan_by_hand(job.benchmark, job.runner, narrow=True, run_id="sweep")
+            except ConfigError as error:
+                last = last or error
+        for run in state.by_run:
+            with contextlib.suppress(ConfigError):
+                return RunRecord.load(self._project.runs, run).plan
+        raise last or ConfigError("it has no jobs", where=f"sweep {state.sweep.id}")
 
     def create(self, plan: Plan) -> Run:
         """A run with a new record, driven by this process. Raises LauncherError, OSError."""

@@ -43,7 +43,8 @@ class JobLine:
 @dataclass(frozen=True)
 class Overview:
     """All of it. ``driver`` says who drives the sweep, "" for nobody; ``asked`` what people asked for; ``rate`` is in
-    points an hour, None before the second result; ``end`` when all will be measured at that rate."""
+    points an hour, None before the second result; ``end`` when all will be measured at that rate; ``left`` is why the
+    last driver left."""
 
     id: str
     driver: str
@@ -59,6 +60,7 @@ class Overview:
     excluded: tuple[str, ...]
     held: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    left: str = ""
     exit_code: int = 0
     states: tuple[PointState, ...] = field(default=(), repr=False)
 
@@ -110,6 +112,7 @@ def overview(
         excluded=tuple(f"{said.node} of {said.runner}: {said.reason}" for said in state.excluded.values()),
         held=tuple(f"{held.image} with {held.model} on {held.runner}: {held.signature}" for held in state.held),
         notes=tuple(notes),
+        left=state.left.why if state.left is not None else "",
         exit_code=exit_code(points),
         states=tuple(points),
     )

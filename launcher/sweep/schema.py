@@ -201,7 +201,8 @@ class Reused(Event, frozen=True, kw_only=True, tag="reuse"):
 
 
 class Left(Event, frozen=True, kw_only=True, tag="leave"):
-    """The driver leaves: ``why`` is ``finished``, ``drained``, ``stopped``, ``cancelled`` or a signal's name."""
+    """The driver leaves: ``why`` is ``finished``, ``drained``, ``stopped``, ``cancelled``, a signal's name, or after
+    ``fault: `` what went wrong with it."""
 
     why: str
     exit_code: int

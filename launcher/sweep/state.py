@@ -122,6 +122,8 @@ class State:
         self.held: list[Held] = []
         self.skipped: dict[str, str] = {}
         self.reused: dict[str, dict[int, str]] = defaultdict(dict)
+        self.reused_runs: dict[str, str] = {}
+        """A job of this sweep of which each run that is reused has results."""
         self.asked: dict[str, str] = {}
         """By runner ("" for all): pause or drain."""
         self.ending = ""
@@ -160,6 +162,7 @@ class State:
                 self.jobs.update({job.key: job for job in event.jobs if job.key not in self.jobs})
             case Reused():
                 self.reused[event.job].update(dict.fromkeys(event.concurrencies, event.run))
+                self.reused_runs.setdefault(event.run, event.job)
             case Left():
                 self.left = event
             case Asked():
@@ -225,16 +228,24 @@ def point_states(state: State, facts: Callable[[str], Facts]) -> list[PointState
     found = []
     for job in state.jobs.values():
         made = [(attempt, facts(attempt.run)) for attempt in state.made(job.key)]
-        found += [_point(state, job, concurrency, made) for concurrency in job.concurrencies]
+        found += [_point(state, job, concurrency, made, facts) for concurrency in job.concurrencies]
     return found
 
 
-def _point(state: State, job: Job, concurrency: int, made: list[tuple[Attempt, Facts]]) -> PointState:
+def _point(
+    state: State, job: Job, concurrency: int, made: list[tuple[Attempt, Facts]], facts: Callable[[str], Facts]
+) -> PointState:
     mine = [(attempt, seen) for attempt, seen in made if concurrency in attempt.event.concurrencies]
     runs = tuple(attempt.run for attempt, _ in mine)
     if (run := state.reused.get(job.key, {}).get(concurrency)) is not None:
-        reason = f"reused from run {run}, of the same fingerprint"
-        return PointState(job.key, concurrency, "ok", reason, run, attempts=runs, reused=True)
+        theirs = facts(run)
+        if concurrency in theirs.ok:
+            reason = f"reused from run {run}, of the same fingerprint"
+            return PointState(job.key, concurrency, "ok", reason, run, attempts=runs, reused=True)
+        if not mine:
+            why = theirs.bad.get(concurrency, "") or theirs.text or "it has no such result any more"
+            reason = f"reused from run {run}: {why if theirs.phase != 'none' else 'its record was removed'}"
+            return PointState(job.key, concurrency, "missing", reason, run, "results", ResultError.exit_code)
     for attempt, seen in mine:
         if concurrency in seen.ok:
             reason = f"a valid result of run {attempt.run}, of the same fingerprint"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -9,12 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from launcher.cli import sweeping
+from launcher.cli import ending, sweep_driving, sweeping
+from launcher.core.lease import LockOwner
+from launcher.core.process import Completed
+from launcher.srtctl.kind import SrtctlKind
 from launcher.sweep.estimate import Past, estimates, expected
 from launcher.sweep.ledger import Ledger, names
-from launcher.sweep.schema import Retried, Started
+from launcher.sweep.schema import Began, Left, Retried, Started
 from tests.run.driving import KEY, InProcessUser, LauncherUser
 from tests.sweep.test_decide import a_job
 
@@ -108,15 +113,11 @@ def test_plan_says_points_cost_and_what_is_done_and_makes_nothing(user: InProces
 def test_a_sweep_from_its_start_to_points_that_another_one_takes_over(user: InProcessUser) -> None:
     told = user.root / "told"
     script = user.root / "notify"
-    script.write_text(f'#!/bin/sh\necho "$LAUNCHER_SWEEP $LAUNCHER_SWEEP_STATE $1" >> {told}\n')
+    script.write_text(f'#!/bin/sh\nsleep 0.3\necho "$LAUNCHER_SWEEP $LAUNCHER_SWEEP_STATE $1" >> {told}\n')
     script.chmod(0o755)
     said = user.launcher("sweep", *SELECTED, "--name", "one", "--canary", "auto", "--notify", f"{script} 'a b'")
     assert "sweep one  2/2 ok" in said and "2 of 2 runs succeeded" in said
-    deadline = time.monotonic() + 30
-    while not told.exists() or len(told.read_text().splitlines()) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    assert set(told.read_text().splitlines()) == {"one succeeded a b"}
+    assert told.read_text().splitlines() == ["one succeeded a b"] * 2, "notices are waited for"
     document = json.loads(user.launcher("sweep", "status", "one", "--json"))
     assert document["points"] == {"ok": 2} and document["exit_code"] == 0
     assert {point["state"] for point in document["states"]} == {"ok"}
@@ -128,6 +129,14 @@ def test_a_sweep_from_its_start_to_points_that_another_one_takes_over(user: InPr
     states = json.loads(user.launcher("sweep", "status", "two", "--json"))["states"]
     assert all(point["reused"] and point["run"].startswith("one-") for point in states)
     assert len(user.run_ids()) == 2
+    theirs = Path(
+        json.loads((user.state / "runs" / states[0]["run"] / "summary.json").read_text())["points"][0]["path"]
+    )
+    theirs.rename(user.root / "aside")
+    (lost,) = (p for p in json.loads(user.launcher("sweep", "status", "two", "--json"))["states"] if p["state"] != "ok")
+    assert lost["state"] == "missing" and "its result was removed" in lost["reason"]
+    assert "sweep two  2/2 ok" in user.launcher("sweep", "resume", "two") and len(user.run_ids()) == 3
+    (user.root / "aside").rename(theirs)
     user.launcher("sweep", "add", "one", "--conc", "8", "--topology", "1P1D DEP4/TP4")
     assert "1 planned" in user.launcher("sweep", "status", "one")
     user.launcher("sweep", "resume", "one")
@@ -135,17 +144,19 @@ def test_a_sweep_from_its_start_to_points_that_another_one_takes_over(user: InPr
     assert "nothing to remove" in user.launcher("sweep", "gc")
     assert "would be removed" in user.launcher("sweep", "gc", "--grace", "0")
     user.launcher("sweep", "gc", "--grace", "0", "--apply")
-    assert names(user.state / "sweeps") == [] and len(user.run_ids()) == 3, "runs and results stay"
+    assert names(user.state / "sweeps") == [] and len(user.run_ids()) == 4, "runs and results stay"
 
 
 def test_a_detached_driver_is_stopped_killed_and_taken_over(tmp_path: Path) -> None:
     user = LauncherUser(tmp_path, extra=QUICK)
     said = user.launcher("sweep", "start", *SELECTED, "--name", "d", "--detach", LAUNCHER_REHEARSAL_FAULTS="hang")
     pid = int(said.split("driven by pid ")[1].split(",")[0])
+    assert any(isinstance(event, Began) for event in Ledger.load(user.state / "sweeps", "d").events())
     deadline = time.monotonic() + 90
     while '"running"' not in user.launcher("sweep", "status", "d", "--json"):
         assert time.monotonic() < deadline
-    assert "another launcher drives this sweep" in user.launcher("sweep", "resume", "d", code=2)
+    for more in ((), ("--detach",)):
+        assert "another launcher drives this sweep" in user.launcher("sweep", "resume", "d", *more, code=2)
     os.kill(pid, signal.SIGKILL)
     said = user.launcher("sweep", "cancel", "d")
     assert "runs were ended" in said and not user.alive_jobs()
@@ -198,3 +209,114 @@ def test_events_of_a_retry_name_class_signature_and_wait(tmp_path: Path) -> None
     (retry,) = [event for event in events if isinstance(event, Retried)]
     assert (retry.kind, retry.wait) == ("preempted", 0.0) and retry.signature.startswith("scheduler: ")
     assert [event.why for event in events if isinstance(event, Started)] == ["first", "preempted"]
+
+
+@pytest.fixture
+def made(user: InProcessUser, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    """Sweep ``m``, which nobody has driven."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeping, "drive", lambda *given: 0)
+        user.launcher("sweep", "start", *SELECTED, "--name", "m")
+    return Ledger.load(user.state / "sweeps", "m")
+
+
+def test_resume_begins_although_nothing_can_be_planned_as_it_was(
+    user: InProcessUser, made: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lives is followed all the same. One runner file that is gone stops no other."""
+    path = made.directory / "sweep.json"
+    document = json.loads(path.read_text())
+    document["jobs"][0]["runner"] = "gone"
+    path.write_text(json.dumps(document))
+    monkeypatch.setattr(SrtctlKind, "fingerprint", lambda self, plan: {"recipe": "another"})
+    said = user.launcher("sweep", "resume", "m", code=7)
+    assert "runner gone: nothing of it begins" in said and "there is no runner 'gone'" in said
+    assert "what is measured has changed since the sweep was made: recipe is another" in said
+    assert isinstance(last := made.events()[-1], Left) and (last.why, last.exit_code) == ("finished", 7)
+
+
+def test_a_fault_of_the_driver_is_what_its_last_line_says(
+    user: InProcessUser, made: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(*given: Any) -> None:
+        raise OSError(5, "Input/output error", "somewhere")
+
+    monkeypatch.setattr(sweep_driving, "run_feed", faulty)
+    assert "Input/output error" in user.launcher("sweep", "resume", "m", code=1)
+    assert isinstance(last := made.events()[-1], Left) and last.why.startswith("fault: OSError: [Errno 5]")
+    assert "nobody drives it; the last driver left: fault: OSError" in user.launcher("sweep", "status", "m")
+
+
+def test_runners_of_other_controllers_are_named_and_left_out(
+    user: InProcessUser, undriven: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sinfo is a stand-in here."""
+    partitions = "batch\n"
+    monkeypatch.setattr(sweeping, "run_program", lambda argv, timeout: Completed(tuple(argv), 0, partitions, "", 0.0))
+    here = ("sweep", "plan", *SELECTED[:2], *SELECTED[4:], "--runner", "gb200-nv")
+    user.launcher(*here)
+    partitions = "other\n"
+    said = user.launcher(*here, code=2)
+    assert "runner gb200-nv: 2 jobs are left out: its partition batch is none of this controller" in said
+    job = a_job(1)
+    two = [msgspec.structs.replace(job, runner=name) for name in ("local", "gb200-nv")]
+    monkeypatch.setattr(sweeping, "wanted", lambda *given: (two, []))
+    monkeypatch.setattr(sweeping, "check_limits", lambda *given: None)
+    assert "1 jobs are left out: its jobs are of the scheduler slurm" in user.launcher(
+        "sweep", "start", *SELECTED, "--name", "n", "--yes"
+    )
+    sweep = Ledger.load(user.state / "sweeps", "n").sweep
+    assert [one.runner for one in sweep.jobs] == ["local"] and "runner gb200-nv" in sweep.left_out[0]
+
+
+def test_a_detached_start_keeps_the_code_of_what_was_refused_and_hands_flags_on(
+    user: InProcessUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is a stand-in, which ends at once and well."""
+    words: list[str] = []
+
+    class Process:
+        pid, returncode = 1, 0
+
+        def poll(self) -> int:
+            return 0
+
+    def start(name: str, argv: Any, *given: Any) -> Process:
+        words.extend(argv)
+        return Process()
+
+    monkeypatch.setattr(sweep_driving.detached, "start", start)
+    matrix = user.workspace / "m.yaml"
+    shipped = Path(sweeping.__file__).parents[2] / "recipes/matrix.yaml"
+    matrix.write_text(shipped.read_text() + "\nbad:\n  image: x\n")
+    flags = ("--detach", "--detach-on-interrupt", "--name", "d", "--matrix", str(matrix), "-k", KEY, "bad")
+    said = user.launcher("sweep", "start", *SELECTED[2:], *flags, code=2)
+    assert "that were selected cannot be done" in said and "driven by pid 1" in said
+    assert "--detach-on-interrupt" in words
+    words.clear()
+    user.launcher("sweep", "resume", "d", "--detach", "--take-over")
+    assert "--take-over" in words
+
+
+def test_a_cancel_that_no_driver_took_ends_the_jobs(
+    user: InProcessUser, made: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver dies while it is asked. Ends of runs are a stand-in."""
+    ended: list[str] = []
+    monkeypatch.setattr(ending, "end_runs", lambda project, runs, why: ended.extend(runs) or 0)
+    made.append(Started(time=0.0, job=made.sweep.jobs[0].key, run="m-1", concurrencies=(4,)))
+    (user.state / "runs/m-1").mkdir(parents=True)
+    owner, seen = LockOwner.here("drives"), [1, 1]
+    monkeypatch.setattr(Ledger, "driver", lambda self: owner if seen and seen.pop() else None)
+    assert "1 runs were ended" in user.launcher("sweep", "cancel", "m") and ended == ["m-1"]
+
+
+def test_a_cancel_beside_a_lock_whose_holder_nobody_sees_says_so_and_writes_nothing(
+    user: InProcessUser, made: Ledger
+) -> None:
+    made.append(Started(time=0.0, job=made.sweep.jobs[0].key, run="m-1", concurrencies=(4,)))
+    (user.state / "runs/m-1").mkdir(parents=True)
+    with (made.directory / "driver.flock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "its lock is held, and by whom is not known" in user.launcher("sweep", "cancel", "m", code=1)
+    assert len(made.events()) == 1

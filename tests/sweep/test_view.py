@@ -17,11 +17,14 @@ from pathlib import Path
 import pytest
 from rich.text import Text
 
-from launcher.cli.sweep_status import lines
+from launcher.cli.sweep_status import Sight, lines
 from launcher.cli.sweep_view import KEYS, Screen, View
+from launcher.sweep.attempts import Records
+from launcher.sweep.ledger import Ledger
 from launcher.sweep.overview import JobLine, Overview, age
 from launcher.sweep.schema import Asked, Policy
-from scripts.measure_sweeps.emulation import make_sweep
+from scripts.measure_sweeps.emulation import drive, make_sweep
+from tests.run.driving import KEY
 from tests.sweep.test_crash import Seen, driver, row
 
 NOW = 1_000_000.0
@@ -112,14 +115,13 @@ def test_ages(minutes: int, shown: str) -> None:
 
 
 class Terminal:
-    """`launcher sweep status --watch` on a pseudo-terminal of 80 columns."""
+    """`launcher sweep` on a pseudo-terminal of 80 columns."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *words: str, **more: str) -> None:
         self.pid, self._number = pty.fork()
         if self.pid == 0:
-            os.environ.update(LAUNCHER_STATE=str(root / "state"), HOME=str(root), TERM="xterm")
-            argv = [sys.executable, "-m", "launcher", "sweep", "status", "s", "--watch"]
-            os.execv(sys.executable, argv)
+            os.environ.update(LAUNCHER_STATE=str(root / "state"), HOME=str(root), TERM="xterm", **more)
+            os.execv(sys.executable, [sys.executable, "-m", "launcher", "sweep", *words])
         fcntl.ioctl(self._number, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         self.seen = ""
 
@@ -142,12 +144,58 @@ class Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
+def test_a_view_of_a_sweep_that_nobody_drives_closes(tmp_path: Path) -> None:
+    make_sweep(tmp_path, "s", [row(1, 4)], Policy())
+    terminal = Terminal(tmp_path, "status", "s", "--watch")
+    terminal.until("nobody drives it")
+    assert terminal.end() == 0
+
+
+def test_errors_while_the_view_is_open_are_shown_in_it_and_said_afterwards(tmp_path: Path) -> None:
+    """Here a program of --notify that is none, in the driver's own terminal."""
+    program = tmp_path / "notify"
+    program.write_bytes(b"\0no program")
+    program.chmod(0o755)
+    selected = ("-k", KEY, "--runner", "local", "--seq", "1k1k", "--topology", "1P1D DEP4/TP4", "--conc", "4")
+    words = ("start", *selected, "--name", "s", "--notify", str(program))
+    terminal = Terminal(tmp_path, *words, LAUNCHER_REHEARSAL_SECONDS="0.01")
+    terminal.until("sweep s  1/1 ok")
+    shown, _, after = terminal.seen.rpartition("\x1b[?1049l")
+    assert "\x1b[?1049h" in shown and "Exec format error" in after and "error: --notify" in shown
+    assert terminal.end() == 0
+
+
+def test_a_second_look_reads_new_events_and_no_run_that_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_sweep(tmp_path, "s", [row(1, 4), row(2, 4)], Policy())
+    drive(tmp_path, "s")
+    ledger = Ledger.load(tmp_path / "state/sweeps", "s")
+    sight, read = Sight(tmp_path / "state/runs", ledger), list[str]()
+    facts = Records.facts
+    monkeypatch.setattr(Records, "facts", lambda self, run: read.append(run) or facts(self, run))
+    first = sight.look()
+    assert first.points == {"ok": 2} and set(read) == {point.run for point in first.states}
+    read.clear()
+    ledger.append(Asked(time=0.0, verb="pause", by="me"))
+    with (ledger.directory / "events.jsonl").open("ab") as file:
+        file.write(b'{"event": "ask", "time": 0, "verb": "dra')
+    second = sight.look()
+    assert second.asked == "pause" and second.points == first.points and not read
+    assert second.notes[0].endswith("events.jsonl is cut"), "said, since nobody is at it"
+    ledger.append(Asked(time=0.0, verb="drain", by="me"))
+    assert sight.look().asked == "drain"
+
+
 def test_keys(tmp_path: Path) -> None:
     """p pauses, g goes on, l shows a job's log, d drains, q leaves the view and nothing else."""
     said = {"SECONDS": "600", "LOG": "[conc 16] throughput: 4321.0 tok/s\n"}
     make_sweep(tmp_path, "s", [row(1, 4, 16, **said), row(2, 4)], Policy(max_jobs=1, order="given"))
     process = driver(tmp_path)
-    terminal = Terminal(tmp_path)
+    while Seen(tmp_path).state.began is None:
+        assert process.poll() is None
+        time.sleep(0.05)
+    terminal = Terminal(tmp_path, "status", "s", "--watch")
     try:
         terminal.until("throughput")
         assert "\x1b[?1049h" in terminal.seen
