@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core import errors
+from launcher.core.errors import ResultError
 from launcher.core.reading import open_regular
+from launcher.result.summary_file import read_document
 from launcher.run.record import RunRecord
 
 EACH = 0.5
@@ -92,8 +94,8 @@ def end_of(record: RunRecord) -> dict[str, Any]:
     if error is not None:
         told = {"layer": error.layer, "message": error.message, "where": error.where, "hint": error.hint, "exit": code}
     summary = None
-    with contextlib.suppress(OSError, ValueError):
-        summary = json.loads((record.directory / "summary.json").read_text())
+    with contextlib.suppress(ResultError):
+        summary = read_document(record.directory)
     return {
         "state": fields.state if record.ended else "left",
         "exit": code,

@@ -106,8 +106,9 @@ def _compared(identity: Identity, after: list[Point], before: list[Point], held:
     good = [[point for point in points if point.state == "ok"] for points in (after, before)]
     for which, points, ok in (("this", after, good[0]), ("the other", before, good[1])):
         if not ok:
-            told = points[0].reason or points[0].state if points else "it has no such point"
-            return Comparison(identity, reason=f"not in {which} run: {told}")
+            last = points[-1] if points else None
+            told = f"not ok in {which} run: {last.reason or last.state}" if last else f"not in {which} run"
+            return Comparison(identity, reason=told)
     asked = (one.metric for one in held.values() if one.metric.fits(identity.scenario))
     names = {one.name: one for one in (*compared(identity.scenario), *asked)}
     deltas = []

@@ -11,7 +11,7 @@ for (const mark of marks) marksOf.set(rowOf(mark), mark);
 // What many rows share stands in the first one: each gets its own, or none could move.
 for (const first of all(".points td[rowspan]")) {
   const {cellIndex, rowSpan} = first;
-  first.rowSpan = 1;
+  first.removeAttribute("rowspan");
   let row = first.parentNode;
   for (let left = rowSpan; left > 1; left--) {
     row = row.nextElementSibling;

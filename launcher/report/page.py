@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 from launcher.report.chart import SYMBOLS, classes, panel_svg, symbol
-from launcher.report.document import MEANING, STATES, Comparison, Document, Entry, Panel, Run, not_ok, noted
+from launcher.report.document import MEANING, STATES, Attempt, Comparison, Document, Entry, Panel, Run, not_ok, noted
 from launcher.report.points import metrics
 from launcher.report.scores import SCORES
 from launcher.report.text import brief, changed, clock, duration, escaped, samples, value
@@ -24,6 +24,11 @@ COLUMNS = ("tput_per_gpu", "{x}", "median_ttft", "median_tpot", "median_e2el")
 """Metrics of the table of points; ``{x}`` is what the panel of a point has across."""
 
 _SHORT = {
+    "score_se": "±",
+    "em_strict": "strict",
+    "em_flexible": "flexible",
+    "threshold": "least",
+    "n_eff": "n",
     "tput_per_gpu": "throughput",
     "median_ttft": "TTFT",
     "median_tpot": "TPOT",
@@ -37,12 +42,13 @@ def page(document: Document) -> str:
     style, script = (_compact(name) for name in ("page.css", "page.js"))
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     numbers = {run.id: number for number, run in enumerate(document.runs, 1)}
+    links = _links(document, numbers)
     body = [
         _head(document),
-        *_not_ok(document),
+        *_not_ok(document, links),
         *(_comparison(document.comparison) if document.comparison is not None else ()),
         *_panels(document),
-        *_points(document, numbers),
+        *_points(document, links),
         *_runs(document, numbers),
     ]
     return "".join(
@@ -82,26 +88,31 @@ def _head(document: Document) -> str:
     )
 
 
-def _not_ok(document: Document) -> Iterator[str]:
+def _links(document: Document, numbers: dict[str, int]) -> dict[str, str]:
+    """By the id of a run what leads to its row."""
+    return {run.id: f"<a href=#r{numbers[run.id]}>{escaped(run.job or run.id)}</a>" for run in document.runs}
+
+
+def _not_ok(document: Document, links: dict[str, str]) -> Iterator[str]:
     """What is not on a frontier because it is not ok, by state and reason; then what could not be read."""
     others = list(not_ok(document))
     if others:
         yield "<h2>Not ok, and why</h2><div class=scroll><table class=wide><thead>"
         yield "<tr><th>state<th>layer<th>why<th>points<tbody>"
     for one, group in others:
-        links = ", ".join(f"<a href=#{each.id}>{escaped(each.short)}</a>" for each in group)
+        points = ", ".join(f"<a href=#{each.id}>{escaped(each.short)}</a>" for each in group)
         check = f" <small>launcher report --explain {escaped(one.rule)}</small>" if one.rule else ""
         why = f"<td>{escaped(one.layer)}<td>{escaped(one.reason)}{check}"
-        yield f"<tr><td class={one.state}>{one.state}{why}<td>{links}"
+        yield f"<tr><td class={one.state}>{one.state}{why}<td>{points}"
     yield "</table></div>" if others else ""
     again = [entry for entry in document.points if len(entry.attempts) > 1]
     if again:
-        yield "<h2>Measured more than once</h2><div class=scroll><table class=wide>"
-        yield "<thead><tr><th>point<th>attempts<tbody>"
+        yield "<h2>More than one attempt</h2><div class=scroll><table class=wide>"
+        yield "<thead><tr><th>point<th>attempts, the oldest first<tbody>"
         for entry in again:
-            tries = "; ".join(f"{one.state} {one.reason}".strip() for one in entry.attempts)
             name = escaped(f"{entry.configuration} {entry.lengths} {entry.short}")
-            yield f"<tr><td><a href=#{entry.id}>{name}</a><td>{escaped(tries)}"
+            tries = "; ".join(_attempt(one, links.get(one.run, "")) for one in entry.attempts)
+            yield f"<tr><td><a href=#{entry.id}>{name}</a><td>{tries}"
         yield "</table></div>"
     notes = (f"{whose}: {note}" for whose, note in noted(document))
     for title, said in (("What could not be read", document.problems), ("Notes", tuple(notes))):
@@ -109,24 +120,30 @@ def _not_ok(document: Document) -> Iterator[str]:
             yield f"<h2>{title}</h2><ul class=notes>{''.join(f'<li>{escaped(text)}' for text in said)}</ul>"
 
 
+def _attempt(one: Attempt, link: str) -> str:
+    layer = f"{one.layer}: " if one.layer and one.reason else ""
+    return f"{link} <span class={one.state}>{one.state}</span> {escaped(layer + one.reason)}".strip()
+
+
 def _comparison(found: Comparison) -> Iterator[str]:
     """What fails, and each point that is not the same as on the other side, with what else differs."""
     yield f"<h2>Compared with {escaped(found.against)}</h2><p>{found.summary}; what is the same is not listed.</p>"
     if found.failed:
-        yield f"<details><summary class=worse>{len(found.failed)} past the thresholds</summary><ul>"
+        opened = " open" if len(found.failed) <= 20 else ""
+        yield f"<details{opened}><summary class=worse>{len(found.failed)} past the thresholds</summary><ul>"
         yield "".join(f"<li>{escaped(text)}" for text in found.failed) + "</ul></details>"
-    yield "<div class=scroll><table><thead><tr><th>answer<th>point<th>measured"
+    yield "<div class=scroll><table class=beside><thead><tr><th>answer<th>point"
     yield from (f"<th>{_SHORT.get(name, name)} <small>{metrics()[name].unit}</small>" for name in found.told)
     yield "<th>what else differs<tbody>"
     for one in found.points:
         if one.answer == "same":
             continue
         link = f"<a href=#{one.id}>{escaped(one.point)}</a>" if one.id else escaped(one.point)
-        yield f"<tr><td class='{one.answer}'>{one.answer}<td>{link}"
+        how = f"<small>{samples(one)}</small>" if one.changes else ""
+        yield f"<tr><td class='{one.answer}'>{one.answer}{how}<td class=why>{link}"
         if one.reason:
-            yield f"<td class=why colspan={len(found.told) + 2}>{escaped(one.reason)}"
+            yield f"<td class=why colspan={len(found.told) + 1}>{escaped(one.reason)}"
             continue
-        yield f"<td>{samples(one)}"
         by_metric = {change.metric: change for change in one.changes}
         for name in found.told:
             change = by_metric.get(name)
@@ -159,18 +176,17 @@ def _legend(panel: Panel) -> str:
     return f"<ul class=legend>{''.join(lines)}</ul>"
 
 
-def _points(document: Document, numbers: dict[str, int]) -> Iterator[str]:
+def _points(document: Document, links: dict[str, str]) -> Iterator[str]:
     """The tables of points and of evaluations. What follows each other and is of one configuration says so once: the
     page's script, which sorts, gives each row its own."""
     several = len({entry.model for entry in document.points}) > 1
-    runs = {run.id: run for run in document.runs}
     across = {key: panel.x.metric for panel in document.panels for curve in panel.curves for key in curve.points}
     tools = "<div class=tools id=tools></div>"
     kinds = (("Points", document.measured, COLUMNS), ("Evaluations", document.evaluations, ("task", *SCORES)))
     for title, entries, columns in kinds:
         if not entries:
             continue
-        yield f"<h2>{title}</h2>{tools}<div class=scroll><table class='n points'><thead><tr><th>state<th>"
+        yield f"<h2>{title}</h2>{tools}<div class={_scroll(entries)}><table class='n points'><thead><tr><th>state<th>"
         tools = ""
         yield f"{'model, ' if several else ''}ISL/OSL<th>configuration<th>topology<th>conc"
         yield from (_heading(name) for name in columns)
@@ -180,17 +196,19 @@ def _points(document: Document, numbers: dict[str, int]) -> Iterator[str]:
             span = f" rowspan={len(members)}" if len(members) > 1 else ""
             once = "".join(f"<td{span}>{escaped(text)}" for text in shared)
             for entry in members:
-                link = ""
-                if (run := runs.get(entry.run)) is not None:
-                    link = f"<a href=#r{numbers[run.id]}>{escaped(run.job or run.id)}</a>"
                 x = across.get(entry.id, "median_intvty")
                 cells = [value(x if name == "{x}" else name, entry.metrics) for name in columns if name != "task"]
                 cells = [escaped(entry.task), *cells] if "task" in columns else cells
                 kind = "" if entry.state == "ok" else f" class={entry.state}"
                 yield f"<tr id={entry.id}><td{kind}>{entry.state}{once}<td>{escaped(entry.topology)}"
-                yield f"<td>{entry.concurrency}<td>{'<td>'.join(cells)}<td>{link}"
+                yield f"<td>{entry.concurrency}<td>{'<td>'.join(cells)}<td>{links.get(entry.run, '')}"
                 once = ""
         yield "</table></div>"
+
+
+def _scroll(rows: Sequence[object]) -> str:
+    """The classes of a table's frame: one of many rows is laid out when somebody looks at it."""
+    return "'scroll long'" if len(rows) > 200 else "scroll"
 
 
 def _shared(entry: Entry, several: bool) -> tuple[str, str]:
@@ -217,8 +235,8 @@ def _runs(document: Document, numbers: dict[str, int]) -> Iterator[str]:
         yield f"<h2>Time line</h2><figure><div class=scroll>{picture}</div><ul class=legend>{lines}</ul></figure>"
     if not document.runs:
         return
-    yield "<h2>Runs, and what they ran</h2><div class=scroll><table><thead><tr><th>run<th>job<th>nodes"
-    yield "<th>queue<th>start-up<th>measuring<th>began<th>ended as</thead>"
+    yield f"<h2>Runs, and what they ran</h2><div class={_scroll(document.runs)}><table><thead><tr><th>run<th>job"
+    yield "<th>nodes<th>queue<th>start-up<th>measuring<th>began<th>ended as</thead>"
     ordered = sorted(document.runs, key=lambda run: run.provenance)
     for provenance, group in groupby(ordered, key=lambda run: run.provenance):
         shared = "".join(f"<div><b>{name}</b> {escaped(text)}</div>" for name, text in provenance)
@@ -237,8 +255,8 @@ def _run(run: Run, number: int) -> str:
         clock(run.created)[5:16],
     )
     ended += f": {escaped(run.verdict)}" if run.layer and run.verdict else ""
-    why = f"<td class=why>{ended}" if ended else ""
-    known = f"<td>{'<td>'.join(cells)}{why}" if any(cells) or why else ""  # of an artifact only its name is known
+    why = f"<td class=why>{ended}" if ended else "<td>"
+    known = f"<td>{'<td>'.join(cells)}{why}" if any(cells) or ended else ""  # of an artifact only its name is known
     return f"<tr id=r{number}><td>{escaped(run.id)}{known}"
 
 

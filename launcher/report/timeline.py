@@ -79,7 +79,7 @@ def _axis(span: float, scale: float, height: int) -> str:
     size, unit = next((size, unit) for size, unit in _UNITS if step >= size)
     ticks = [step * i for i in range(int(span // step) + 1)]
     lines = "".join(f"M{_LEFT + tick * scale:.1f} {_TOP - 4}V{height}" for tick in ticks)
-    texts = "".join(
-        f"<text class=tick x={_LEFT + tick * scale:.1f} y=14>{tick / size:g} {unit}</text>" for tick in ticks
-    )
+    places = [(tick, _LEFT + tick * scale) for tick in ticks]
+    kinds = [(tick, f" class=tick x={x:.1f}" if x < WIDTH - 40 else f" x={WIDTH}") for tick, x in places]
+    texts = "".join(f"<text{kind} y=14>{tick / size:g} {unit}</text>" for tick, kind in kinds)
     return f'<path class=grid d="{lines}"/>{texts}'
