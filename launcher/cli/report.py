@@ -11,14 +11,16 @@ from pathlib import Path
 import msgspec
 
 from launcher.core.errors import ConfigError, suggest
+from launcher.core.lines import Terminal, print_lines
 from launcher.core.state import state_directory
-from launcher.core.terminal import say, styled
-from launcher.report import files, terminal
+from launcher.core.terminal import say
+from launcher.report import files
 from launcher.report.assemble import document
 from launcher.report.comparison import comparison
 from launcher.report.document import Document, as_json, schema
 from launcher.report.gather import gather
 from launcher.report.page import page
+from launcher.report.terminal import show
 from launcher.report.text import clock
 from launcher.result.refusals import refusals
 
@@ -67,6 +69,11 @@ def _explain(rule: str) -> int:
     return 0
 
 
+def _print(value: Document) -> None:
+    terminal = Terminal.of(sys.stdout)
+    print_lines(show(value, terminal), terminal)
+
+
 def _show(value: Document, arguments: argparse.Namespace) -> None:
     if arguments.format is not None:
         forms = {
@@ -77,10 +84,10 @@ def _show(value: Document, arguments: argparse.Namespace) -> None:
             "html": lambda: page(value),
         }
         if arguments.format == "text":
-            terminal.write(value, styled(sys.stdout), os.environ)
+            _print(value)
         else:
             sys.stdout.write(forms[arguments.format]())
         return
-    terminal.write(value, styled(sys.stdout), os.environ)
+    _print(value)
     written = files.write(value, Path(arguments.output))
     say(f"Written: {written[0]}, and {', '.join(path.name for path in written[1:])} beside it")

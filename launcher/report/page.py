@@ -24,11 +24,6 @@ COLUMNS = ("tput_per_gpu", "{x}", "median_ttft", "median_tpot", "median_e2el")
 """Metrics of the table of points; ``{x}`` is what the panel of a point has across."""
 
 _SHORT = {
-    "score_se": "±",
-    "em_strict": "strict",
-    "em_flexible": "flexible",
-    "threshold": "least",
-    "n_eff": "n",
     "tput_per_gpu": "throughput",
     "median_ttft": "TTFT",
     "median_tpot": "TPOT",
@@ -222,7 +217,7 @@ def _heading(name: str) -> str:
         return "<th>task"
     one = metrics()["median_intvty" if name == "{x}" else name]
     arrow = {"more": "↑", "less": "↓", None: ""}[one.better]
-    return f"<th>{_SHORT.get(name, one.title)} <small>{escaped(one.unit)} {arrow}</small>"
+    return f"<th>{_SHORT.get(name, one.short or one.title)} <small>{escaped(one.unit)} {arrow}</small>"
 
 
 def _runs(document: Document, numbers: dict[str, int]) -> Iterator[str]:

@@ -33,7 +33,7 @@ _HARDWARE_SUFFIXES = ("-multinode", "-trt", "-disagg")
 
 class Metric(msgspec.Struct, frozen=True):
     """One number of a point: its unit, whether more or less of it is better, how many decimals are shown. ``of`` is the
-    scenario of evaluations, if it is theirs."""
+    scenario of evaluations, if it is theirs; ``short`` its title where there is little room."""
 
     title: str
     unit: str
@@ -41,6 +41,7 @@ class Metric(msgspec.Struct, frozen=True):
     digits: int = 2
     agentic: str | None = None
     of: str = ""
+    short: str = ""
     name: str = ""
 
     def fits(self, scenario: str) -> bool:

@@ -1,13 +1,14 @@
-"""The report for a terminal: how many points stand how, why those that are not ok are not, and the table."""
+"""The report for a terminal: how many points stand how, why those that are not ok are not, and tables of all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
+from launcher.core.lines import Line, Terminal, folded, table
 from launcher.report.document import Comparison, Document, Entry, not_ok, noted
 from launcher.report.files import known
-from launcher.report.points import EVALUATION, metrics
+from launcher.report.points import EVALUATION, State, metrics
 from launcher.report.scores import SCORES
 from launcher.report.text import brief, changed, samples, shown, value
 
@@ -16,108 +17,112 @@ MOST = 60
 
 MOST_NOTES = 20
 
-_STYLES = {"ok": "green", "missing": "bold red", "refused": "bold red", "rehearsal": "magenta"}
+_STYLES: dict[State, str] = {"ok": "green", "missing": "red", "refused": "red", "rehearsal": "magenta"}
+_ANSWERS = {"better": "green", "worse": "red"}
+
+_FIRST = ("tput_per_gpu", "median_intvty", "p90_e2e_norm_intvty", "median_ttft", "median_tpot", "median_e2el",
+          "score", "threshold", "n_eff", "em_strict", "em_flexible")  # fmt: skip
+"""Which metrics stay where a terminal has no room for all, in this order."""
 
 
-def write(document: Document, stream: TextIO, environ: Mapping[str, str]) -> None:
-    """Write it with rich: in colours on a terminal (unless NO_COLOR is set), else as plain lines."""
-    from rich.console import Console
-    from rich.text import Text
-
-    terminal = stream.isatty()
-    plain = not terminal or bool(environ.get("NO_COLOR"))
-    width = None if terminal else 10_000
-    console = Console(file=stream, force_terminal=terminal, no_color=plain, highlight=False, width=width)
-    console.print(Text(shown(document.title), style="bold"))
+def show(document: Document, terminal: Terminal) -> Iterator[str]:
+    """The report as lines."""
+    width = terminal.width
+    yield Line(shown(document.title), "bold")
     counts = ", ".join(f"{count} {state}" for state, count in document.counts.items())
-    console.print(Text(f"{len(document.points)} points: {counts or 'none'}"))
+    yield f"{len(document.points)} points: {counts or 'none'}"
     if document.rehearsed:
-        console.print(Text(document.rehearsed, style="bold yellow"))
+        yield Line(document.rehearsed, "yellow")
     for first, members in not_ok(document):
-        line = Text("  ")
-        line.append(f"{first.state:10}", style=_STYLES.get(first.state, "yellow"))
         named = ", ".join(one.short for one in members[:4])
         more = f" and {len(members) - 4} more" if len(members) > 4 else ""
-        line.append(shown(f"{first.layer + ': ' if first.layer else ''}{first.reason}"))
-        line.append(f"   ({shown(named)}{more})", style="dim")
-        console.print(line)
+        layer = f"{first.layer}: " if first.layer else ""
+        text = f"{first.state:10}{shown(layer + first.reason)}   ({shown(named)}{more})"
+        yield from _folded(text, width, 12, _STYLES.get(first.state, "yellow"))
         if first.rule:
-            console.print(Text(f"             launcher report --explain {shown(first.rule)}", style="dim"))
+            yield Line(f"{'':12}launcher report --explain {shown(first.rule)}", "dim")
     for problem in document.problems:
-        console.print(Text(f"  could not be read: {shown(problem)}", style="yellow"))
+        yield from _folded(f"could not be read: {shown(problem)}", width, 4, "yellow")
     notes = list(noted(document))
     for whose, note in notes[:MOST_NOTES]:
-        console.print(Text(f"  {shown(whose)}: {shown(note)}", style="dim"))
+        yield from _folded(f"{shown(whose)}: {shown(note)}", width, 4, "dim")
     if len(notes) > MOST_NOTES:
-        console.print(Text(f"  and {len(notes) - MOST_NOTES} more notes, which report.json has", style="dim"))
+        yield Line(f"  and {len(notes) - MOST_NOTES} more notes, which report.json has", "dim")
     for entries in (document.measured, document.evaluations):
-        if entries:
-            console.print(_table(entries, terminal))
+        yield from _table(entries, width)
     if document.comparison is not None:
-        _compare(document.comparison, console)
+        yield from _compare(document.comparison, width)
 
 
-def _compare(found: Comparison, console: Any) -> None:
-    """What is not the same as on the other side, a line each, and what else differs there; then what fails."""
-    from rich.text import Text
+def _folded(text: str, width: int | None, indent: int, style: str = "") -> Iterator[Line]:
+    """A text behind two spaces, in as many lines as it takes."""
+    yield from (Line(line, style) for line in folded(f"  {text}", width, " " * indent))
 
-    console.print(Text(shown(f"Compared with {found.against}: {found.summary}"), style="bold"))
+
+def _compare(found: Comparison, width: int | None) -> Iterator[str]:
+    """What is not the same as on the other side, and what else differs there; then what fails."""
+    yield ""
+    yield Line(shown(f"Compared with {found.against}: {found.summary}"), "bold")
     for one in found.points:
         if one.answer == "same":
             continue
-        said = [
-            f"{_short(change.metric)} {changed(change)}"
-            for change in one.changes
-            if change.answer in ("better", "worse")
-        ]
-        line = Text("  ").append(
-            f"{one.answer:15}", style={"better": "green", "worse": "bold red"}.get(one.answer, "yellow")
-        )
-        line.append(f"{shown(one.point)}   {shown(one.reason or '; '.join(said))}")
-        line.append(f"   {samples(one)}" if one.changes else "", style="dim")
-        console.print(line)
+        told = (change for change in one.changes if change.answer in ("better", "worse"))
+        said = one.reason or "; ".join(f"{_short(change.metric)} {changed(change)}" for change in told)
+        text = f"{one.answer:15}{shown(one.point)}   {f'({samples(one)})' if one.changes else shown(said)}"
+        yield from _folded(text, width, 17, _ANSWERS.get(one.answer, "yellow"))
+        if one.changes:
+            yield from _folded(f"{'':15}{said}", width, 17)
         if one.differs:
-            console.print(Text(f"{'':17}{shown(brief('; '.join(one.differs)))}", style="dim"))
+            yield from _folded(f"{'':15}{shown(brief('; '.join(one.differs)))}", width, 17, "dim")
     for text in found.failed:
-        console.print(Text(f"  {shown(text)}", style="bold red"))
+        yield from _folded(shown(text), width, 4, "red")
 
 
-def _table(points: Sequence[Entry], terminal: bool) -> Any:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
+def _table(points: Sequence[Entry], width: int | None) -> Iterator[str]:
+    """The points below the names of their configurations; of the metrics as many as there is room for."""
     few = len(points) <= MOST
-    scores = points[0].scenario == EVALUATION
+    scores = bool(points) and points[0].scenario == EVALUATION
     entries = [entry for entry in points if few or entry.frontier or (scores and entry.state != "ok")]
-    names = known(points)
-    caption = None
-    if not few:
-        which = "those that are not ok" if scores else "those on a frontier"
-        caption = f"{len(entries)} of {len(points)} points: {which}"
-    table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False, caption=caption, caption_justify="left")
-    for column in ("point", "topology", *(("task",) if scores else ())):
-        table.add_column(column, no_wrap=not terminal)
-    for column in ("conc", *(_short(name) for name in names)):
-        table.add_column(column, justify="right")
-    table.add_column("state", no_wrap=not terminal)
+    if not entries:
+        return
+    names, left = known(points), list[str]()
+    rows = _rows(entries, names, scores)
+    while width is not None and len(names) > 1 and max(map(len, rows)) > width:
+        gone = max(names, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+        names.remove(gone)
+        left.insert(0, _short(gone))
+        rows = _rows(entries, names, scores)
+    yield ""
+    yield rows[0]
+    lines = iter(rows[1:])
+    for name, group in groupby(entries, key=lambda one: f"{one.model} {one.lengths} {one.configuration}"):
+        yield Line(shown(name), "bold")
+        for _ in group:
+            yield next(lines)
+    notes = [] if scores else ["TTFT, TPOT and E2EL are medians where nothing else is said"]
+    notes += [] if few else [f"{len(entries)} of {len(points)} points: {'not ok' if scores else 'those on a frontier'}"]
+    notes += [f"no room for {', '.join(left)}: --format csv has all"] if left else []
+    if notes:
+        yield from _folded("; ".join(notes), width, 2, "dim")
+
+
+def _rows(entries: Sequence[Entry], names: Sequence[str], scores: bool) -> list[Line]:
+    """The head, and a line for each point."""
+    heads = ["  topology", "conc", *(["task"] if scores else []), *(_short(name) for name in names), "state"]
+    rows = []
     for entry in entries:
-        state = Text(entry.state, style=_STYLES.get(entry.state, "yellow"))
-        state.append(", frontier" if entry.frontier else "", style="green")
-        state.append(f", attempt {len(entry.attempts)}" if len(entry.attempts) > 1 else "", style="yellow")
-        about = [shown(f"{entry.model} {entry.lengths} {entry.configuration}"), shown(entry.topology)]
-        about += [shown(entry.task)] if scores else []
-        cells = [str(entry.concurrency), *(value(name, entry.metrics) for name in names)]
-        table.add_row(*map(Text, about), *map(Text, cells), state)
-    return table
+        state = [entry.state, *(["frontier"] if entry.frontier else [])]
+        state += [f"attempt {len(entry.attempts)}"] if len(entry.attempts) > 1 else []
+        about = [f"  {shown(entry.topology)}", str(entry.concurrency), *([shown(entry.task) or "-"] if scores else [])]
+        rows.append([*about, *(value(name, entry.metrics) or "-" for name in names), ", ".join(state)])
+    return table(heads, rows, None, [_STYLES.get(entry.state, "yellow") for entry in entries])
 
 
 def _short(name: str) -> str:
     """A metric's name and unit where room is short: ``tok/s/GPU``, ``p99 TTFT s``, ``tok/s/user``."""
     if name in SCORES:
-        return metrics()[name].title
+        return metrics()[name].short or name
     statistic, _, family = name.partition("_")
     unit = metrics()[name].unit
-    if len(family) <= 4:
-        return f"{statistic} {family.upper()} {unit}"
-    return f"output {unit}" if statistic == "output" else unit
+    said = f"{family.upper()} {unit}" if len(family) <= 4 else unit
+    return said if statistic in ("median", "tput") else f"{statistic} {said}"
