@@ -43,18 +43,6 @@ class Roots:
         return path.as_posix()
 
 
-def text(found: Iterable[Finding]) -> Iterator[str]:
-    """``rule severity file:line message``, one line a finding."""
-    for one in found:
-        yield f"{one.rule} {one.severity} {one.where} {' '.join(one.text.split())}"
-
-
-def as_json(found: Sequence[Finding]) -> str:
-    """The four keys that a plan has of a finding, and ``rows``."""
-    values = [{**one.as_dict(), "message": one.text, "rows": one.rows} for one in found]
-    return json.dumps(values, indent=2, ensure_ascii=False)
-
-
 def github(found: Iterable[Finding], roots: Roots) -> Iterator[str]:
     """Workflow commands. GitHub shows ten of a kind in a step's summary, and all in its log."""
     from launcher.core.github import annotation

@@ -80,7 +80,7 @@ def _planning(commands: Commands) -> None:
     check = command_of(commands, "check", "checking:check", text, selection, from_env)
     how = check.add_argument_group("output")
     how.add_argument("--format", choices=["text", "json", "github", "sarif"], default="text", help="default: text")
-    how.add_argument("--json", dest="format", action="store_const", const="json", help="same as --format json")
+    how.add_argument("--json", action="store_true", help="same as --format json")
     how.add_argument("--rule", nargs="+", default=[], metavar="RULE", help="findings of these rules only")
     how.add_argument("--explain", nargs="?", const="", metavar="RULE", help="a rule's page; all rules without one")
     how.add_argument("--baseline", metavar="FILE", help="leave out the findings that this file accepts")

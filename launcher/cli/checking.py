@@ -6,27 +6,56 @@ import argparse
 import dataclasses
 import functools
 import gc
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import date, datetime, timezone
+from itertools import groupby
 from pathlib import Path
 
 from launcher.check import inputs, report
 from launcher.check.inputs import CheckInput, Row
 from launcher.check.registry import RULES, check_everything
 from launcher.check.report import Baseline, Roots, baseline_text
-from launcher.cli.common import chosen, open_project
+from launcher.cli.command import Command, Tell
+from launcher.cli.common import chosen, known_rule, open_project
 from launcher.core import publish
-from launcher.core.errors import ConfigError, suggest
+from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
+from launcher.core.lines import Line, Terminal, folded
 from launcher.core.shipped import shipped
 from launcher.core.yaml_source import Document
 from launcher.project import Project
 from launcher.srtctl.mirror import Commits
 
 
-def check(arguments: argparse.Namespace) -> int:
-    """Print findings; exit 1 when there is an error among them."""
+@dataclass(frozen=True)
+class FindingLine:
+    """A finding: its rule, how bad it is, what is wrong, ``file:line``, and of how many rows it is true."""
+
+    rule: str
+    severity: str
+    message: str
+    where: str
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found, worst first; how many rows and files were looked at. ``output`` is it in another format, or a
+    rule's page, in place of the findings; ``note`` what was done."""
+
+    findings: tuple[FindingLine, ...] = ()
+    rows: int = 0
+    recipes: int = 0
+    runners: int = 0
+    every: bool = False
+    """Whether a person asked for each finding."""
+    output: str | None = None
+    note: str = ""
+
+
+def answer(arguments: argparse.Namespace, tell: Tell) -> Checked:
+    """What would fail or mismeasure."""
     # A quarter of the time would go into looking for garbage among documents that all stay until the end.
     collecting = gc.isenabled()
     gc.disable()
@@ -37,10 +66,10 @@ def check(arguments: argparse.Namespace) -> int:
             gc.enable()
 
 
-def _check(arguments: argparse.Namespace) -> int:
+def _check(arguments: argparse.Namespace) -> Checked:
     if arguments.explain is not None:
-        return _explain(arguments.explain)
-    wanted = {_known(rule) for rule in arguments.rule}
+        return Checked(output=_explain(arguments.explain))
+    wanted = {known_rule(rule, "--rule") for rule in arguments.rule}
     project = open_project(arguments)
     roots = Roots([*filter(None, (project.workspace, project.srt_slurm)), shipped("runners").parent, Path.cwd()])
     commits = functools.cache(lambda: Commits(project.caches))  # looked for once a row asks, and by no GitHub job
@@ -51,28 +80,77 @@ def _check(arguments: argparse.Namespace) -> int:
     )
     found = check_everything(given)
     if arguments.write_baseline:
-        accepted = [one for one in found if not wanted or one.rule in wanted]
-        return _write(arguments.write_baseline, accepted, roots, given.today)
+        _write(arguments.write_baseline, [f for f in found if not wanted or f.rule in wanted], roots, given.today)
+        note = f"{arguments.write_baseline}: accepts what is found today; give each entry its reason"
+        return Checked(output="", note=note)
     if arguments.baseline:
         baseline = Baseline(Document.read(Path(arguments.baseline)))
         found = baseline.apply(found, roots, given.today, whole=given.whole)
     found = [one for one in found if not wanted or one.rule in wanted]
-    if arguments.format == "json":
-        print(report.as_json(found))
-    elif arguments.format == "sarif":
-        print(report.sarif(found, roots))
-    else:
-        lines = report.github(found, roots) if arguments.format == "github" else report.text(found)
-        sys.stdout.writelines(f"{line}\n" for line in lines)
-    counts = {s: sum(one.severity == s for one in found) for s in ("error", "warning", "note")}
-    recipes = len(given.recipes) + len(given.broken_recipes)
-    looked = {"row": len(given.rows), "recipe file": recipes, "runner file": len(given.files)}
-    print(f"{_counted(looked)}: {_counted(counts)}", file=sys.stderr)
-    return 1 if counts["error"] else 0
+    output = None
+    if arguments.format == "sarif":
+        output = report.sarif(found, roots)
+    elif arguments.format == "github":
+        output = "\n".join(report.github(found, roots))
+    return Checked(
+        tuple(FindingLine(one.rule, one.severity, one.text, one.where, one.rows) for one in found),
+        len(given.rows),
+        len(given.recipes) + len(given.broken_recipes),
+        len(given.files),
+        bool(arguments.verbose or wanted),
+        output,
+    )
+
+
+_SHOWN = {"error": 1000, "warning": 3, "note": 1}
+"""Findings of one rule that are shown, where not all of them are asked for."""
+
+_STYLES = {"error": "red", "warning": "yellow"}
+
+
+def show(value: Checked, terminal: Terminal) -> Iterator[str]:
+    """Findings by severity and rule, worst first. A rule that found one thing has one line, as in a list of all."""
+    if value.output is not None:
+        yield from (Line(line, raw=True, command=True) for line in value.output.splitlines())
+        return
+    short = Roots([Path.cwd()]).short if terminal.width is not None else str
+    for (severity, rule), group in groupby(value.findings, key=lambda one: (one.severity, one.rule)):
+        found = list(group)
+        style = _STYLES.get(severity, "")
+        if value.every or len(found) == 1:
+            for one in found:
+                text = f"{rule} {severity} {short(one.where)} {' '.join(one.message.split())}"
+                yield from (Line(line, style) for line in folded(text, terminal.width, "    "))
+            continue
+        head = folded(f"{rule} {severity} ({len(found)}) {RULES[rule].title}", terminal.width, "    ")
+        yield from (Line(line, style) for line in head)
+        for one in found[: _SHOWN[severity]]:
+            yield from folded(f"  {short(one.where)} {' '.join(one.message.split())}", terminal.width, "    ")
+        if (more := len(found) - _SHOWN[severity]) > 0:
+            yield from folded(f"  and {more} more: --verbose shows all, --rule {rule} these", terminal.width, "    ")
+
+
+def aside(value: Checked) -> list[str]:
+    if value.note or (value.output is not None and not value.findings and not value.rows):
+        return [value.note] if value.note else []
+    counts = {s: sum(one.severity == s for one in value.findings) for s in ("error", "warning", "note")}
+    looked = {"row": value.rows, "recipe file": value.recipes, "runner file": value.runners}
+    return [f"{_counted(looked)}: {_counted(counts)}"]
 
 
 def _counted(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for word, n in numbers.items())
+
+
+check = Command(
+    Checked,
+    answer,
+    show,
+    aside,
+    code=lambda value: int(any(one.severity == "error" for one in value.findings)),
+    document=lambda value: value.findings,
+    form=list[FindingLine],
+)
 
 
 def _gathered(arguments: argparse.Namespace, project: Project) -> CheckInput:
@@ -93,26 +171,15 @@ def _gathered(arguments: argparse.Namespace, project: Project) -> CheckInput:
     return inputs.everything(project, arguments.matrix)
 
 
-def _known(rule: str) -> str:
-    if rule not in RULES:
-        raise ConfigError(f"there is no rule {rule!r}", where="--rule", hint=suggest(rule, RULES, ", ".join(RULES)))
-    return rule
-
-
-def _explain(rule: str) -> int:
-    """Print a rule's page, or a line for each rule."""
+def _explain(rule: str) -> str:
+    """A rule's page, or a line for each rule."""
     if rule:
-        print((shipped("docs/rules") / f"{_known(rule)}.md").read_text(encoding="utf-8"), end="")
-        return 0
-    for one in sorted(RULES.values(), key=lambda one: one.id):
-        print(f"{one.id} {one.severity} {one.title}")
-    return 0
+        return (shipped("docs/rules") / f"{known_rule(rule, '--explain')}.md").read_text(encoding="utf-8")
+    return "\n".join(f"{one.id} {one.severity} {one.title}" for one in sorted(RULES.values(), key=lambda one: one.id))
 
 
-def _write(path: str, found: list[Finding], roots: Roots, today: date) -> int:
+def _write(path: str, found: list[Finding], roots: Roots, today: date) -> None:
     try:
         publish.write_text(Path(path), baseline_text(found, roots, today))
     except OSError as error:
         raise ConfigError(f"the baseline cannot be written: {error.strerror}", where=path) from None
-    print(f"{path}: accepts what is found today; give each entry its reason", file=sys.stderr)
-    return 0

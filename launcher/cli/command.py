@@ -73,7 +73,11 @@ def run_command(command: Command, arguments: argparse.Namespace) -> int:
     from launcher.cli.common import tell
 
     found = command.answer(arguments, tell)  # `--on NAME` asks there instead, for values of `command.kind`
-    return shown(command, found, as_json=bool(getattr(arguments, "json", False)))
+    return shown(command, found, as_json=bool(getattr(arguments, "json", False)) or _format(arguments) == "json")
+
+
+def _format(arguments: argparse.Namespace) -> str | None:
+    return getattr(arguments, "format", None)
 
 
 def shown(command: Command, found: Any, *, as_json: bool) -> int:

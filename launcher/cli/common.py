@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from launcher.benchmark.benchmark import FIXED, Benchmark, Role, max_model_len
-from launcher.core.errors import ConfigError
+from launcher.core.errors import ConfigError, suggest
 from launcher.core.redact import redact
 from launcher.core.terminal import say
 from launcher.core.yaml_source import SourceLocation
@@ -32,10 +32,23 @@ def tell(text: str) -> None:
 
 
 def open_project(arguments: argparse.Namespace, *, look: bool = False) -> Project:
-    """The project that the command's flags and the environment describe."""
+    """The project that the command's flags and the environment describe. Raises ConfigError for a rule in ``--accept``
+    that there is not."""
+    for rule in getattr(arguments, "accept", ()):
+        known_rule(rule, "--accept")
     places = {name: getattr(arguments, name) for name in ("workspace", "state", "srt_slurm", "runners", "recipes")}
     project = Project.open(os.environ, **places, look=look)
     return dataclasses.replace(project, slurm_backend=getattr(arguments, "slurm_backend", None))
+
+
+def known_rule(rule: str, where: str) -> str:
+    """The rule itself. Raises ConfigError, naming the nearest, when `check` has none of that name."""
+    from launcher.check.registry import RULES
+
+    if rule not in RULES:
+        hint = suggest(rule, RULES, "launcher check --explain lists the rules")
+        raise ConfigError(f"there is no rule {rule!r}", where=where, hint=hint)
+    return rule
 
 
 def filters(arguments: argparse.Namespace, **more: Any) -> Selection:

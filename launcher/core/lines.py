@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.core.terminal import coloured, one_line, printable, styled
+from launcher.core.terminal import coloured, one_line, printable, styled, trusted
 
 _CODES = {"bold": "1", "dim": "2", "red": "1;31", "green": "32", "yellow": "33", "magenta": "35"}
 _NUMBER = re.compile(r"-|[-+]?[0-9][0-9.,]*")
@@ -24,14 +24,16 @@ _READABLE = 24
 
 
 class Line(str):
-    """A line with a style for all of it. ``raw``: tabs and line ends are kept."""
+    """A line with a style for all of it. ``raw``: tabs and line ends are kept. ``command``: GitHub's runner may take it
+    for a command, as `launcher.core.github.annotation` makes them."""
 
     style: str
     raw: bool
+    command: bool
 
-    def __new__(cls, text: object, style: str = "", *, raw: bool = False) -> Line:
+    def __new__(cls, text: object, style: str = "", *, raw: bool = False, command: bool = False) -> Line:
         line = super().__new__(cls, text)
-        line.style, line.raw = style, raw
+        line.style, line.raw, line.command = style, raw, command
         return line
 
 
@@ -53,7 +55,9 @@ def print_lines(lines: Iterable[str], terminal: Terminal, stream: Any = None) ->
     out = sys.stdout if stream is None else stream
     for line in lines:
         text = printable(line) if getattr(line, "raw", False) else one_line(line)
-        if terminal.colours and (style := getattr(line, "style", "")):
+        if getattr(line, "command", False):
+            trusted(out).write(f"{text}\n")
+        elif terminal.colours and (style := getattr(line, "style", "")):
             styled(out).write(f"\033[{_CODES[style]}m{text}\033[0m\n")
         else:
             out.write(f"{text}\n")

@@ -10,6 +10,8 @@ import pytest
 
 from launcher.check.registry import RULES
 from launcher.cli import main
+from launcher.cli.checking import Checked, FindingLine, show
+from launcher.core.lines import Terminal
 from tests.benchmarks import a_recipe
 from tests.check.workspaces import CheckedWorkspace
 
@@ -60,6 +62,28 @@ def test_rules_can_be_picked_and_decide_the_exit_code(
     assert capsys.readouterr().out == ""
     assert check(checked, "--rule", "worker") == 2
     assert "did you mean 'workers'?" in capsys.readouterr().err
+
+
+def test_findings_of_one_rule_stand_together_worst_first_and_all_of_them_where_that_is_asked() -> None:
+    places = [f"f.yaml:{number}" for number in range(1, 6)]
+    found = [FindingLine("workers", "error", "bad", place) for place in places]
+    found += [FindingLine("moving-ref", "warning", "moves", place) for place in places]
+    found += [FindingLine("sha-unknown", "note", "unknown", "f.yaml:9")]
+    lines = list(show(Checked(tuple(found)), Terminal()))
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == ["workers", "moving-ref", "sha-unknown"]
+    assert len([line for line in lines if "bad" in line]) == 5, "no error is left out"
+    assert "  and 2 more: --verbose shows all, --rule moving-ref these" in lines
+    assert len(list(show(Checked(tuple(found), every=True), Terminal()))) == len(found)
+    assert all(len(line) <= 40 for line in show(Checked(tuple(found)), Terminal(40)))
+
+
+def test_github_takes_the_annotations_for_commands(
+    checked: CheckedWorkspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(checked)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert check(checked, "-k", "minimaxm3*", "--format", "github") == 1
+    assert capsys.readouterr().out.startswith("::error file=")
 
 
 @pytest.mark.parametrize("how", ["json", "github", "sarif"])
