@@ -5,7 +5,8 @@ those of `sweep`, `flags` what several share); `parsers` lays out help with help
 all that, `completion` answers the shells. What that names is a function of the arguments, or a `Command`
 (`command`): its ``answer`` gives a typed value and prints nothing, its ``show`` makes lines of that value and a
 terminal's width, and the value tells the exit code. ``--json``, `launcher schema` (`schemas`) and running elsewhere
-(``--on NAME``: answered there, shown here) need nothing else of a command.
+(`on`: ``--on NAME``, answered there, shown here) need nothing else of a command; `on_driving` is about runs and sweeps
+there, `remote` about login nodes, `detached` about what no terminal has started, `status` one command.
 
 There is a module for each group of commands (`running` is about runs, `ending` about cancelling them and cleaning up);
 `common` has what they share, `render` what people see, `output` is standard output while a run goes on, `logs`,
@@ -78,8 +79,13 @@ def run_command(
     try:
         from launcher.core.errors import LauncherError, as_error
 
-        command = getattr(importlib.import_module(f"launcher.cli.{module}"), function)
         try:
+            if carry_out is None and (arguments.on or os.environ.get("LAUNCHER_ON")):
+                from launcher.cli import on
+
+                if (name := on.name_of_place(arguments)) is not None:
+                    return on.there(arguments, name)
+            command = getattr(importlib.import_module(f"launcher.cli.{module}"), function)
             if callable(command):
                 return int(command(arguments) or 0)
             from launcher.cli.command import run_command as answer_and_show

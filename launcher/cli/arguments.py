@@ -239,9 +239,14 @@ def _remote(commands: Commands) -> None:
     command_of(verbs, "doctor", "remote:doctor", text, _login)
     how = command_of(verbs, "gc", "remote:gc", "old versions there; a dry run unless --apply", _login)
     how.add_argument("--apply", action="store_true", help="remove them")
+    how = command_of(verbs, "get", "remote:get", "bring runs and sweeps here, each file whole or not at all")
+    _login(how)
+    how.add_argument("names", nargs="+", metavar="RUN|SWEEP", help="as they are called there")
+    text = "a state directory: `report --state DIR` reads it (default: below this one's, by NAME)"
+    how.add_argument("-o", "--output", metavar="DIR", help=text)
     # Without help: a person never types them.
     commands.add_parser("remote-agent").set_defaults(command="remote:agent")
-    commands.add_parser("remote-command").set_defaults(command="remote:command")
+    commands.add_parser("remote-command").set_defaults(command="detached:command")
     driver = commands.add_parser("driver")
     driver.set_defaults(command="detached:driver")
     driver.add_argument("name")
@@ -249,8 +254,6 @@ def _remote(commands: Commands) -> None:
 
 def _login(command: argparse.ArgumentParser) -> None:
     command.add_argument("name", metavar="NAME", help="a runner whose file has `login`, or a host of ssh_config")
-    command.add_argument("--ssh", metavar="COMMAND", help="an OpenSSH client connects, as `ssh` or 'ssh -F FILE'")
-    command.add_argument("--accept-new", action="store_true", help="take the key of a host of which none is known")
 
 
 def _model(commands: Commands) -> None:

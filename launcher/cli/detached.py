@@ -1,6 +1,8 @@
-"""A launcher that goes on by itself: in a session of its own, with its output in a file; and how such a one starts.
+"""Launchers that no terminal has started: a driver, in a session of its own, with its output in a file, and how such a
+one starts; and a command that somebody asked for from elsewhere, which ends with them.
 
-Its command line and its secrets come to it by a pipe: neither a list of processes nor its first environment has them.
+A driver's command line and its secrets come to it by a pipe: neither a list of processes nor its first environment has
+them.
 """
 
 from __future__ import annotations
@@ -8,15 +10,25 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.core.publish import private_opener
 from launcher.core.redact import names_a_secret
+from launcher.core.terminal import trusted
 from launcher.remote.commands import own_argv
 
+if TYPE_CHECKING:
+    from launcher.cli.command import Command
+
+_ENDING = 10.0
+"""Seconds that a command has to end, once whoever asked for it has gone."""
 _PLACES = ("workspace", "srt_slurm", "runners", "recipes", "slurm_backend")
 
 
@@ -31,7 +43,7 @@ def start(
     places = [word for flag, value in given.items() if value for word in (flag, str(value))]
     argv = [*words, "--state", str(state), *places]
     secrets = {key: value for key, value in os.environ.items() if names_a_secret(key)}
-    environment = {key: value for key, value in os.environ.items() if key not in secrets}
+    environment = {key: value for key, value in os.environ.items() if key not in secrets and key != "LAUNCHER_ON"}
     with open(log, "ab", opener=private_opener) as output:
         child = subprocess.Popen(
             own_argv("driver", name),
@@ -58,3 +70,37 @@ def driver(arguments: argparse.Namespace) -> int:
     os.environ.update(request["secrets"])
     sys.argv[1:] = request["argv"]
     return main(request["argv"])
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """A command that somebody asked for from elsewhere, as `launcher.remote.commands` starts it; it ends with them."""
+    from launcher.cli import run_command
+
+    request = json.loads(sys.stdin.buffer.readline())
+    os.environ.update(request["secrets"])
+    os.environ.pop("LAUNCHER_ON", None)
+    sys.argv[1:] = request["argv"]
+
+    def until_nobody_listens() -> None:
+        while os.read(0, 1024):  # by its number: a thread in a buffer's lock would keep Python from ending
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_ENDING)
+        os._exit(1)
+
+    threading.Thread(target=until_nobody_listens, daemon=True, name="the other side").start()
+    return run_command(argparse.Namespace(**request["arguments"]), _send)
+
+
+def _send(command: Command, arguments: argparse.Namespace) -> int:
+    """Give a command's value to the other side, or its values as they come, each in a line of JSON; see `on`."""
+    from launcher.cli.command import as_text
+    from launcher.cli.common import tell
+
+    out = trusted(sys.stdout)
+    found = command.answer(arguments, tell)
+    streams = isinstance(found, Iterator)
+    print("values" if streams else "value", file=out)
+    for value in found if streams else (found,):
+        print(as_text(value, indent=0), file=out, flush=True)
+    return 0

@@ -92,6 +92,11 @@ def everywhere(command: argparse.ArgumentParser, *, top: bool = False) -> None:
     add(where, "--runners", metavar="DIR", help="runner files that come before the shipped ones")
     add(where, "--recipes", metavar="DIR", help="recipes that come before the shipped ones")
     add(where, "--state", metavar="DIR", help="records and caches (LAUNCHER_STATE, or XDG state directory)")
+    there = command.add_argument_group("on a login node (before the command, or after it)")
+    text = "have it done there, through SSH: a runner whose file has `login`, or a host of ssh_config (LAUNCHER_ON)"
+    add(there, "--on", metavar="NAME", help=text)
+    add(there, "--ssh", metavar="COMMAND", help="an OpenSSH client connects, as `ssh` or 'ssh -F FILE' (LAUNCHER_SSH)")
+    add(there, "--accept-new", action="store_true", help="take the key of a host of which none is known")
     how = command.add_argument_group("what is said (before the command, or after it)")
     add(how, "-v", "--verbose", action="store_true", help="every step, every finding")
     add(how, "-q", "--quiet", action="store_true", help="nothing of what goes on: results and errors alone")

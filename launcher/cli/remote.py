@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import getpass
-import json
 import os
-import signal
+import re
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,14 +19,12 @@ from launcher.core.errors import ConfigError, RemoteError
 from launcher.core.terminal import one_line, say, trusted
 
 if TYPE_CHECKING:
-    from launcher.cli.command import Command
     from launcher.project import Project
     from launcher.remote.install import Installer
     from launcher.remote.opener import Opener
+    from launcher.remote.session import Session
     from launcher.runner.cluster_schema import Login
 
-_ENDING = 10.0
-"""Seconds that a command has to end, once whoever asked for it has gone."""
 _SKEW = 60.0
 """Seconds by which a login node's clock may differ from ours before that is said."""
 
@@ -41,39 +39,6 @@ def agent(arguments: argparse.Namespace) -> int:
     # Nothing else may write among the messages.
     sys.stdout = sys.stderr
     return Agent(METHODS, sys.stdin.buffer, out).serve()
-
-
-def command(arguments: argparse.Namespace) -> int:
-    """A command that somebody asked for from elsewhere, as `launcher.remote.commands` starts it; it ends with them."""
-    from launcher.cli import run_command
-
-    request = json.loads(sys.stdin.buffer.readline())
-    os.environ.update(request["secrets"])
-    sys.argv[1:] = request["argv"]
-
-    def until_nobody_listens() -> None:
-        while os.read(0, 1024):  # by its number: a thread in a buffer's lock would keep Python from ending
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_ENDING)
-        os._exit(1)
-
-    threading.Thread(target=until_nobody_listens, daemon=True, name="the other side").start()
-    return run_command(argparse.Namespace(**request["arguments"]), _send)
-
-
-def _send(command: Command, arguments: argparse.Namespace) -> int:
-    """Give a command's value to the other side, or its values as they come, each in a line of JSON; see `on`."""
-    from launcher.cli.command import as_text
-    from launcher.cli.common import tell
-
-    out = trusted(sys.stdout)
-    found = command.answer(arguments, tell)
-    streams = isinstance(found, Iterator)
-    print("values" if streams else "value", file=out)
-    for value in found if streams else (found,):
-        print(as_text(value, indent=0), file=out, flush=True)
-    return 0
 
 
 def listing(arguments: argparse.Namespace) -> int:
@@ -96,74 +61,122 @@ def install(arguments: argparse.Namespace) -> int:
     from launcher.core.process import run
     from launcher.remote.install import bundle
 
-    project, login = _login(arguments)
-    opener = _open(arguments, login)
-    try:
-        installer = _installer(arguments, login, opener)
+    with connected(arguments, arguments.name) as node:
         wheels = Path(arguments.wheels) if arguments.wheels else None
-        made = bundle(installer.look(), cache=project.state / "wheels", run=run, wheels=wheels)
-        new = installer.install(made)
+        made = bundle(node.installer.look(), cache=node.project.state / "wheels", run=run, wheels=wheels)
+        new = node.installer.install(made)
+        node.remember(made.name)
         say(f"{arguments.name}: launcher {made.name} {'is installed' if new else 'was there'}")
-        return 0
-    finally:
-        opener.close()
+    return 0
 
 
 def doctor(arguments: argparse.Namespace) -> int:
     """What a login node has, and whether this launcher runs there."""
-    from launcher.remote.session import Session
-
-    _, login = _login(arguments)
-    opener = _open(arguments, login)
-    try:
-        node = (installer := _installer(arguments, login, opener)).look()
-        python = ".".join(map(str, node.python))
-        say(f"{arguments.name}: {' '.join(node.libc)} {node.machine}, Python {python}, {node.free >> 30} GiB free")
-        ours = [name for name in node.versions if name.startswith(f"{__version__}-")]
-        if not ours:
-            hint = f"launcher remote install {arguments.name}"
-            raise RemoteError(f"launcher {__version__} is not installed there", where=arguments.name, hint=hint)
+    with connected(arguments, arguments.name) as node:
+        seen = node.installer.look()
+        python = ".".join(map(str, seen.python))
+        say(f"{arguments.name}: {' '.join(seen.libc)} {seen.machine}, Python {python}, {seen.free >> 30} GiB free")
         began = time.time()
-        with Session(opener.open(installer.command(ours[-1])), arguments.name) as session:
+        with node.session() as session:
             there = session.request("look")
             ahead = float(session.greeting["time"]) - (began + time.time()) / 2
         for program, path in sorted(dict(there["programs"]).items()):
             say(f"  {program:8} {path or 'not on PATH'}")
-        say(f"  launcher {ours[-1]} answers; its clock is {ahead:+.1f} s from ours")
+        say(f"  launcher {there['version']} answers; its clock is {ahead:+.1f} s from ours")
         if abs(ahead) > _SKEW:
             raise RemoteError(f"its clock is {ahead:+.0f} s from ours", where=arguments.name)
-        return 0
-    finally:
-        opener.close()
+    return 0
 
 
 def gc(arguments: argparse.Namespace) -> int:
     """Versions that nobody needs there; a dry run unless ``--apply``."""
-    _, login = _login(arguments)
-    opener = _open(arguments, login)
-    try:
-        gone, kept = _installer(arguments, login, opener).collect(keep=2, named=(), apply=arguments.apply)
+    with connected(arguments, arguments.name) as node:
+        gone, kept = node.installer.collect(keep=2, named=(), apply=arguments.apply)
         for name in gone:
             say(f"{'removed' if arguments.apply else 'would remove'} {name}")
         say(f"{len(kept)} versions are kept")
-        return 0
-    finally:
-        opener.close()
+    return 0
 
 
-def _login(arguments: argparse.Namespace) -> tuple[Project, Login]:
-    """Where NAME is: a runner's ``login``, else a host as ssh knows it."""
+def get(arguments: argparse.Namespace) -> int:
+    """Runs and sweeps of a login node, with the runs of these, below a state directory here."""
+    from launcher.remote.fetching import fetch
+    from launcher.sweep.ledger import Ledger
+    from launcher.sweep.state import State
+
+    with connected(arguments, arguments.name) as node, node.session() as session:
+        directory = Path(arguments.output) if arguments.output else node.kept
+        for name in arguments.names:
+            place = fetch(session, name, directory)
+            if place.parent.name == "sweeps":
+                ledger = Ledger.load(directory / "sweeps", name)
+                for attempt in State(ledger.sweep, ledger.events()).by_run.values():
+                    fetch(session, attempt.run, directory)
+            say(place)
+    return 0
+
+
+@dataclass(frozen=True)
+class LoginNode:
+    """A login node that is connected to. ``kept`` is the directory here for what is kept of it."""
+
+    name: str
+    project: Project
+    opener: Opener
+    installer: Installer
+    kept: Path
+
+    @property
+    def _version(self) -> Path:
+        return self.kept / "launcher"
+
+    def remember(self, version: str) -> None:
+        """Keep which version is there, so that the next command need not look."""
+        from launcher.core.publish import make_private, write_text
+
+        make_private(self.kept)
+        write_text(self._version, version)
+
+    def session(self) -> Session:
+        """Speak with this version of the launcher there. Raises RemoteError."""
+        from launcher.remote.session import Session
+
+        if self._version.is_file() and (known := self._version.read_text()).startswith(f"{__version__}-"):
+            try:
+                return Session(self.opener.open(self.installer.command(known)), self.name)
+            except RemoteError as error:
+                if error.hint is None or "remote install" not in error.hint:
+                    raise
+        ours = [name for name in self.installer.look().versions if name.startswith(f"{__version__}-")]
+        if not ours:
+            hint = f"launcher remote install {self.name}"
+            raise RemoteError(f"launcher {__version__} is not installed there", where=self.name, hint=hint)
+        session = Session(self.opener.open(self.installer.command(ours[-1])), self.name)
+        self.remember(ours[-1])
+        return session
+
+
+@contextlib.contextmanager
+def connected(arguments: argparse.Namespace, name: str) -> Iterator[LoginNode]:
+    """A connection to the login node that is called ``name``; ``arguments`` say where things are here. Raises
+    ConfigError, RemoteError."""
     from launcher.cli.common import open_project
+    from launcher.remote.install import Installer
     from launcher.runner.cluster_schema import Login
 
     project = open_project(arguments)
-    if arguments.name not in project.fleet.paths:
-        return project, Login(host=arguments.name)
-    login = project.fleet.get(arguments.name).runner.login
+    login: Login | None = Login(host=name)
+    if name in project.fleet.paths:
+        login = project.fleet.get(name).runner.login
     if login is None:
         hint = "add `login: {host: NAME}` to it, or name a host of ssh_config"
-        raise ConfigError("its runner file names no login node", where=arguments.name, hint=hint)
-    return project, login
+        raise ConfigError("its runner file names no login node", where=name, hint=hint)
+    opener = _open(arguments, login)
+    try:
+        installer = Installer(opener, name, directory=login.directory, python=login.python)
+        yield LoginNode(name, project, opener, installer, project.state / "remote" / re.sub(r"[^\w.@-]", "_", name))
+    finally:
+        opener.close()
 
 
 def _open(arguments: argparse.Namespace, login: Login) -> Opener:
@@ -172,7 +185,7 @@ def _open(arguments: argparse.Namespace, login: Login) -> Opener:
     from launcher.core.process import run
     from launcher.remote.destination import Destination, resolve
 
-    chosen = arguments.ssh or ("ssh" if login.ssh == "openssh" else None)
+    chosen = arguments.ssh or os.environ.get("LAUNCHER_SSH") or ("ssh" if login.ssh == "openssh" else None)
     if chosen is not None:
         from launcher.remote.by_openssh import OpenSSHOpener
 
@@ -180,13 +193,7 @@ def _open(arguments: argparse.Namespace, login: Login) -> Opener:
     from launcher.remote.by_paramiko import ParamikoOpener
 
     where = resolve(login.host, ssh=("ssh",), run=run, home=Path.home())
-    return ParamikoOpener(where, _ask, accept_new=arguments.accept_new, say=lambda text: say(text, sys.stderr))
-
-
-def _installer(arguments: argparse.Namespace, login: Login, opener: Opener) -> Installer:
-    from launcher.remote.install import Installer
-
-    return Installer(opener, arguments.name, directory=login.directory, python=login.python)
+    return ParamikoOpener(where, _ask, accept_new=bool(arguments.accept_new), say=lambda text: say(text, sys.stderr))
 
 
 def _ask(text: str, *, echo: bool) -> str:

@@ -45,7 +45,7 @@ class Agent:
         """Greet, then answer; the process's exit code."""
         lines = Lines("the near side", LONGEST)
         greeted = False
-        threading.Thread(target=self._beat, daemon=True).start()
+        threading.Thread(target=self._listen, daemon=True).start()
         try:
             while data := self._read():
                 self._heard = time.monotonic()
@@ -88,7 +88,8 @@ class Agent:
     def _take(self, message: dict[str, Any]) -> None:
         number, method = message.get("id"), message.get("method")
         if not isinstance(number, int):
-            return  # a beat
+            self._send({"beat": 1})  # and the other side's was one
+            return
         if isinstance(credit := message.get("credit"), int):
             with self._credited:
                 if number in self._credits:
@@ -139,9 +140,8 @@ class Agent:
             self._out.write(line)
             self._out.flush()
 
-    def _beat(self) -> None:
+    def _listen(self) -> None:
         while not self._ended.wait(BEAT):
             if time.monotonic() - self._heard > SILENCE:
                 # The reader waits in read(2): closing its descriptor there would not wake it.
                 os._exit(1)
-            self._send({"beat": 1})

@@ -79,6 +79,18 @@ def put(session: Session, bundle: Bundle) -> str:
     return str(answer)
 
 
+def unpacked(directory: Path, bundle: Bundle) -> Path:
+    """The bundle below ``directory``, unpacked there unless it was; its own directory."""
+    final = directory / bundle.digest
+    if not final.is_dir():
+        make_private(directory)
+        with publishing_directory(final) as made:
+            made.mkdir(mode=0o700)
+            (made / "workspace").mkdir()
+            _unpack(bundle.content, made)
+    return final
+
+
 def take(directory: Path, digest: str, offset: int, data: str, last: bool) -> str | None:
     """The far side of `put`: the path of the bundle once it is whole, else None. Raises RemoteError."""
     if not _DIGEST.fullmatch(digest):
@@ -98,13 +110,9 @@ def take(directory: Path, digest: str, offset: int, data: str, last: bool) -> st
         content = part.read_bytes()
         if hashlib.sha256(content).hexdigest() != digest:
             raise RemoteError("the bundle arrived changed", hint="try again")
-        with publishing_directory(final) as made:
-            made.mkdir(mode=0o700)
-            (made / "workspace").mkdir()
-            _unpack(content, made)
+        return str(unpacked(directory, Bundle(digest, content)))
     finally:
         part.unlink()
-    return str(final)
 
 
 def _unpack(content: bytes, directory: Path) -> None:

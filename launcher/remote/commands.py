@@ -28,8 +28,8 @@ def own_argv(*words: str) -> list[str]:
 
 
 def ask(request: Mapping[str, Any]) -> Generator[Any, None, Any]:
-    """Run a command, as `launcher.cli.remote.command` reads it. Events: ``{"said": text}`` of standard error, and bytes
-    of standard output, which are a zlib stream together; the value is the exit code."""
+    """Run a command, as `launcher.cli.detached.command` reads it. Events: ``{"said": text}`` of standard error, and
+    bytes of standard output, which are a zlib stream together; the value is the exit code."""
     child = subprocess.Popen(
         own_argv("remote-command"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
     )

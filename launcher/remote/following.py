@@ -14,7 +14,6 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.core import errors
 from launcher.core.errors import ResultError
 from launcher.core.reading import open_regular
 from launcher.result.summary_file import read_document
@@ -26,8 +25,6 @@ PART = 128 << 10
 """Bytes that are read at once."""
 ALONE = 20.0
 """Seconds that a run may have no driver: one that is just being started, or taken over."""
-
-_EXIT = {kind.layer: kind.exit_code for kind in vars(errors).values() if hasattr(kind, "layer")}
 
 
 def follow(
@@ -87,9 +84,7 @@ def _events(lines: list[str]) -> Iterator[dict[str, Any]]:
 def end_of(record: RunRecord) -> dict[str, Any]:
     """How a run ended: its state, exit code, error, verdict and summary, as its record has them."""
     fields, error = record.fields, record.fields.error
-    code = 0 if fields.state == "succeeded" else 130 if fields.state == "cancelled" else 1
-    if error is not None and fields.state == "failed":
-        code = _EXIT.get(error.layer, 1)
+    code = fields.exit_code if fields.exit_code is not None else 1  # none: its driver was killed at the last moment
     told = None
     if error is not None:
         told = {"layer": error.layer, "message": error.message, "where": error.where, "hint": error.hint, "exit": code}

@@ -2,8 +2,8 @@
 
 From here: ``{"id", "method", "params"}``, ``{"credit", "id"}``. From there: ``{"id", "event"}`` any number of times, or
 ``{"id", "body": N}`` and N bytes of a file, then ``{"id", "result"}`` or ``{"id", "error": {type, message, where, hint,
-exit}}``. Both ways: ``{"beat"}`` every `BEAT` seconds. The far side's first line is `MARKER`, the token that it was
-asked with, and a greeting; whatever a login shell prints before it is skipped.
+exit}}``. Every `BEAT` seconds we say ``{"beat"}``, which is answered by another one. The far side's first line is
+`MARKER`, the token that it was asked with, and a greeting; whatever a login shell prints before it is skipped.
 """
 
 from __future__ import annotations

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import getpass
+import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,3 +122,17 @@ def _await(server: Server) -> None:
                 return
         time.sleep(0.02)
     raise AssertionError("sshd does not listen")
+
+
+def installed(directory: Path, environment: Mapping[str, str]) -> None:
+    """A stand-in for an installed version: below ``directory`` this checkout is what answers, with these variables."""
+    from launcher import __version__
+
+    python = directory / f"versions/{__version__}-checkout/python/bin/python"
+    python.parent.mkdir(parents=True)
+    lines = [f"export {name}={shlex.quote(text)}" for name, text in environment.items()]
+    root = Path(__file__).resolve().parents[2]
+    # Its words are `-I -m launcher …`: the first one would hide the checkout.
+    script = ["#!/bin/sh", *lines, f"export PYTHONPATH={root}", "shift", f'exec {sys.executable} "$@"']
+    python.write_text("\n".join(script) + "\n")
+    python.chmod(0o755)

@@ -86,8 +86,7 @@ def test_a_retry_is_a_suite_of_its_own() -> None:
     made = Document(title="t", made="", points=(entry,), runs=(Run(id="a"), Run(id="b")))
     first, second = ElementTree.fromstring(files.junit(made))
     assert (first.get("failures"), second.get("name"), second.get("failures")) == ("1", "t, retry 1", "0")
-    first_try = "<a href=#r1>a</a> <span class=missing>missing</span> node: gone"
-    assert f"{first_try}; <a href=#r2>b</a> <span class=ok>ok</span>" in page(made)
+    assert "missing gone; ok" in page(made)
 
 
 def test_markdown_has_units_and_bounds(value: Document) -> None:

@@ -1,0 +1,222 @@
+"""``--on NAME``: the command of a login node, as if it were typed there; asked there, shown here.
+
+Values come back and are shown by the same functions as here; files that the command needs go there once, by their
+content. What runs longer than a connection (`run`, `sweep start`, the two `resume`) is driven by a process there: this
+one starts it, then follows it, and being cut off ends nothing (`on_driving`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import importlib
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from launcher.benchmark.contracts import SECRETS
+from launcher.cli.command import Command, shown
+from launcher.cli.remote import LoginNode, connected
+from launcher.core.errors import ConfigError, RemoteError
+from launcher.remote import bundle
+from launcher.remote.session import Session
+
+LARGEST = 256 << 20
+"""Characters of one value, or of one line that a command prints."""
+
+_DRIVEN = {
+    "running:run": "run",
+    "running:resume": "resume",
+    "sweeping:start": "sweep_start",
+    "sweeping:resume": "sweep_resume",
+}
+"""Commands that a driver goes on with, each with what is done about it: a function of `on_driving`."""
+
+HERE = ("helping", "completion", "schemas", "remote", "detached", "on")
+"""Modules of commands that are about this machine; LAUNCHER_ON says nothing to them."""
+
+_NOT_THERE = {
+    "running:ci": "it is a step of a workflow, on its own runner",
+    "shadow:shadow": "it is a step of a workflow, on its own runner",
+    "running:adopt": "log in there, and adopt the job there; then follow it with --on",
+    "report:report": "bring the runs (launcher remote get NAME RUN|SWEEP), and report them here",
+    "runner:new": "log in there: it writes a file",
+}
+
+_PLACES = ("runners", "recipes")
+_OF_WORKSPACE = ("configs", "runners", "benchmarks")
+"""What of a workspace plans and jobs read."""
+
+
+class There:
+    """A session on a login node, and how commands are asked of it. ``name`` is what the user calls the node."""
+
+    def __init__(self, node: LoginNode, session: Session, arguments: argparse.Namespace) -> None:
+        self.node, self.session, self.name = node, session, node.name
+        self.arguments = arguments
+        self.passed = set(SECRETS) if arguments.command in (*_DRIVEN, "model:stage") else set()
+        """Names of variables here that the command there gets: their values travel in the message that asks for it."""
+        self.places: dict[str, Any] = {}
+        """Flags that name files here, as the far side has them; `send_files` sets them."""
+
+    def ask(self, say: Callable[[str], None] | None = None, **changes: Any) -> _Answer:
+        """Ask for the command of the arguments with these changed; ``say`` is told what it says meanwhile."""
+        own = {key: value for key, value in vars(self.arguments).items() if key not in ("on", "ssh", "accept_new")}
+        secrets = {key: value for key in self.passed if (value := os.environ.get(key))}
+        stream = self.session.stream(
+            "ask", arguments={**own, **self.places, **changes}, argv=sys.argv[1:], secrets=secrets
+        )
+        return _Answer(stream, say or _complain)
+
+    def send_files(self) -> bundle.Bundle:
+        """Have the files there that plans are made of."""
+        files = bundle.pack(local_files(self.arguments, self.node.project.workspace))
+        self.places = self.places_in(bundle.put(self.session, files))
+        return files
+
+    def places_in(self, directory: str) -> dict[str, Any]:
+        """The flags that name files, for a bundle that is unpacked in ``directory``."""
+        named = {name: _named(self.arguments, name) for name in _PLACES}
+        flags: dict[str, Any] = {name: f"{directory}/{name}" if place else None for name, place in named.items()}
+        if matrices := _matrices(self.arguments):
+            flags["matrix"] = [f"{directory}/{name}" for name in matrices]
+        return {**flags, "workspace": f"{directory}/workspace", "srt_slurm": None}
+
+
+class _Answer:
+    """What a command there gives: text, or values by lines; ``code`` once all has been read."""
+
+    def __init__(self, stream: Iterator[Any], say: Callable[[str], None]) -> None:
+        self._stream, self._say = stream, say
+        self.code = 1
+
+    def text(self) -> Iterator[str]:
+        """Standard output, in pieces as they come."""
+        unpacked, decoder = zlib.decompressobj(), codecs.getincrementaldecoder("utf-8")("replace")
+        while True:
+            try:
+                event = next(self._stream)
+            except StopIteration as end:
+                self.code = end.value if isinstance(end.value, int) else 1
+                self.code = self.code if self.code >= 0 else 128 - self.code
+                return
+            if isinstance(event, dict):
+                self._say(str(event.get("said", "")))
+            while isinstance(event, bytes) and event:
+                try:
+                    yield decoder.decode(unpacked.decompress(event, 1 << 20))
+                except zlib.error as error:
+                    raise RemoteError("what it sends cannot be unpacked") from error
+                event = unpacked.unconsumed_tail
+
+    def lines(self) -> Iterator[str]:
+        """Standard output by lines. Raises RemoteError for one that never ends."""
+        rest = ""
+        for piece in self.text():
+            *whole, rest = (rest + piece).split("\n")
+            yield from whole
+            if len(rest) > LARGEST:
+                raise RemoteError(f"a line of more than {LARGEST >> 20} MiB")
+        if rest:
+            yield rest
+
+    def found(self, command: Command) -> Any:
+        """The value of a command, an iterator of them where several come, or None when it ended with an error."""
+        import msgspec
+
+        lines = self.lines()
+        head = next(lines, None)
+
+        def values() -> Iterator[Any]:
+            for line in lines:
+                try:
+                    yield msgspec.json.decode(line, type=command.kind)
+                except msgspec.MsgspecError as error:
+                    raise RemoteError(f"it gives another value than ours: {error}") from error
+
+        if head == "values":
+            return values()
+        value = next(values(), None) if head == "value" else None
+        for _ in lines:
+            pass
+        return value
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def name_of_place(arguments: argparse.Namespace) -> str | None:
+    """The login node that a command is for, if any. Raises ConfigError for what is not done there."""
+    named = getattr(arguments, "on", None)
+    name = os.environ.get("LAUNCHER_ON") if named is None else named
+    if not name:
+        return None
+    if arguments.command.partition(":")[0] in HERE:
+        if named is None:
+            return None
+        raise ConfigError("this command is about this machine", where="--on", hint="leave --on out")
+    why = _NOT_THERE.get(arguments.command)
+    if why is None and getattr(arguments, "from_env", False):
+        why = "--from-env is about a job of GitHub on this machine"
+    if why is None and arguments.command == "results:results" and arguments.names[:1] == ["aggregate"]:
+        why = _NOT_THERE["report:report"]
+    if why is not None:
+        raise ConfigError("this is not done on a login node from here", where=f"--on {name}", hint=why)
+    return str(name)
+
+
+def there(arguments: argparse.Namespace, name: str) -> int:
+    """Do the command on the login node ``name``; its exit code. Raises LauncherError."""
+    here = argparse.Namespace(**{**vars(arguments), "state": None})
+    with connected(here, name) as node, node.session() as session:
+        far = There(node, session, arguments)
+        if arguments.command in _DRIVEN:
+            driving = importlib.import_module("launcher.cli.on_driving")
+            return int(getattr(driving, _DRIVEN[arguments.command])(far))
+        if _needs_files(arguments):
+            far.send_files()
+        return show(far)
+
+
+def show(far: There, **changes: Any) -> int:
+    """Have the command answered there, and show the answer; its exit code."""
+    arguments = argparse.Namespace(**{**vars(far.arguments), **changes})
+    module, _, function = arguments.command.partition(":")
+    command = getattr(importlib.import_module(f"launcher.cli.{module}"), function)
+    answer = far.ask(**changes)
+    if not isinstance(command, Command):
+        for piece in answer.text():
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        return answer.code
+    found = answer.found(command)
+    code = 0 if found is None else shown(command, found, as_json=bool(getattr(arguments, "json", False)))
+    return answer.code or code
+
+
+def _needs_files(arguments: argparse.Namespace) -> bool:
+    named = any(_named(arguments, name) for name in (*_PLACES, "workspace", "matrix"))
+    return named or hasattr(arguments, "key") or arguments.command == "sweep_asking:add"
+
+
+def local_files(arguments: argparse.Namespace, workspace: Path) -> dict[str, Path]:
+    """The files here that a command there needs: their names in the bundle → where they are."""
+    files = {name: Path(place) for name in _PLACES if (place := _named(arguments, name))}
+    given = arguments.workspace or os.environ.get("GITHUB_WORKSPACE")
+    if given or (workspace / "configs").is_dir() or (workspace / "runners").is_dir():
+        files |= {f"workspace/{name}": workspace / name for name in _OF_WORKSPACE if (workspace / name).is_dir()}
+    return {**files, **_matrices(arguments)}
+
+
+def _named(arguments: argparse.Namespace, name: str) -> str | None:
+    return getattr(arguments, name, None) or os.environ.get(f"LAUNCHER_{name.upper()}")
+
+
+def _matrices(arguments: argparse.Namespace) -> dict[str, Path]:
+    paths = [Path(path) for path in getattr(arguments, "matrix", None) or ()]
+    return {f"matrix/{number}/{path.name}": path for number, path in enumerate(paths)}

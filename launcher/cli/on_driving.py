@@ -1,0 +1,324 @@
+"""`run`, `resume` and sweeps on a login node: planned here and there, driven there by a process of its own, shown here.
+
+Whoever follows may go away at any moment; the driver goes on. Only Ctrl-C and SIGTERM end what it drives, as they do
+here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from launcher.cli.command import Command
+from launcher.cli.common import ask_first, open_project, planned
+from launcher.cli.on import There, show
+from launcher.core.errors import ConfigError, LauncherError, RemoteError
+from launcher.core.publish import make_private, write_json
+from launcher.core.reading import read_json
+from launcher.core.stop import Ended
+from launcher.core.terminal import one_line, printable, say
+from launcher.project import new_run_id
+from launcher.remote import bundle
+from launcher.remote.messages import raised
+from launcher.run.record import Event
+
+if TYPE_CHECKING:
+    import argparse
+
+    from launcher.cli.status import RunView
+    from launcher.plan.plan import Plan
+    from launcher.sweep.overview import Overview
+
+_DIFF_LINES = 60
+_STARTING = 30.0
+"""Seconds that a driver may need to begin."""
+_OPEN = {"planned", "preparing", "queued", "running", "unknown"}
+"""States of points that a driver goes on with."""
+
+
+def run(there: There) -> int:
+    """Plan, compare, start, follow."""
+    arguments = there.arguments
+    plans = _compared(there)
+    if len(plans) == 1 and not arguments.run_id:
+        arguments.run_id = new_run_id(plans[0].benchmark, time.time())
+    code = _started(there)
+    if code or arguments.detach:
+        return _left(there, f"resume {arguments.run_id}", code)
+    return _follow(there, arguments.run_id)
+
+
+def resume(there: There) -> int:
+    """Start a driver for each run that has none, and follow them one after the other."""
+    views = _views_of(there, there.arguments.runs)
+    for one in views:
+        if one.state == "succeeded":
+            say(f"run {one.id} has succeeded already")
+    left = [one.id for one in views if one.state != "succeeded"]
+    if undriven := [one.id for one in views if one.id in left and not one.driven]:
+        there.send_files()
+        if code := _started(there, runs=undriven):
+            return code
+    if there.arguments.detach:
+        return _left(there, f"resume {' '.join(left)}", 0)
+    codes = [_follow(there, run) for run in left]
+    return next((code for code in codes if code), 0)
+
+
+def sweep_start(there: There) -> int:
+    arguments = there.arguments
+    if not arguments.name:
+        arguments.name = f"{time.strftime('sweep-%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+    _compared(there)
+    return _sweep(there)
+
+
+def sweep_resume(there: There) -> int:
+    there.send_files()
+    return _sweep(there)
+
+
+def _sweep(there: There) -> int:
+    name = there.arguments.name
+    code = _started(there, show_all=True)
+    if code or there.arguments.detach:
+        return _left(there, f"sweep status {name} --watch", code)
+    found = _watch(there, name)
+    from launcher.cli.sweep_driving import SHOWN, summary
+
+    if len(found.jobs) <= SHOWN and found.points.get("ok"):
+        show(there, command="results:results", names=[name], json=False, csv=False, output=".")
+    for line in summary(found):
+        say(line)
+    return found.exit_code
+
+
+def _started(there: There, *, show_all: bool = False, **changes: Any) -> int:
+    """Have a driver started; the exit code that means it was not. What it says is shown where it says why not."""
+    said: list[str] = []
+    answer = there.ask(said.append, detach=True, yes=True, **changes)
+    out = "".join(answer.text())
+    if answer.code or show_all:
+        sys.stdout.write("".join(f"{line}\n" for line in out.splitlines() if not line.startswith(("Next:", "run "))))
+        sys.stderr.write("".join(said))
+    return answer.code
+
+
+def _left(there: There, words: str, code: int) -> int:
+    if code == 0:
+        say(f"It is driven on {there.name}, whatever happens here.")
+        say(f"Next: launcher --on {there.name} {words}")
+    return code
+
+
+# -- planned twice
+
+
+def _compared(there: There) -> list[Plan]:
+    """Have the files there, and the same plans of them as here. Raises ConfigError with what differs otherwise; asks
+    before what costs much."""
+    arguments, files = there.arguments, there.send_files()
+    seen = there.session.request("look", state=arguments.state)
+    for file in there.node.project.fleet.readable():
+        there.passed |= set(file.runner.pass_environment)
+    environment = {**seen["environment"], **{name: os.environ[name] for name in there.passed if os.environ.get(name)}}
+    # Planned here from a copy of what was sent, so that nothing but the place of that copy differs.
+    copy = str(bundle.unpacked(there.node.kept / "bundles", files))
+    here = type(arguments)(**{**vars(arguments), **there.places_in(copy), "state": None})
+    project = dataclasses.replace(open_project(here), environ=environment, state=Path(str(seen["state"])))
+    refused: list[ConfigError] = []
+    plans = planned(here, project, refused)
+    texts = {plan.job_name + plan.run_key: _canonical(plan, copy) for plan in plans}
+    digests = {key: sha256(text.encode()).hexdigest() for key, text in texts.items()}
+    other = there.ask(command="on_driving:other_plans", digests=digests).found(other_plans)
+    if other is None:
+        raise ConfigError("it cannot be planned there", where=there.name)
+    for key, text in other.items():
+        lines = difflib.unified_diff(
+            texts.get(key, "").splitlines(), text.splitlines(), "here", there.name, n=1, lineterm=""
+        )
+        for line in list(lines)[:_DIFF_LINES]:
+            print(one_line(line), file=sys.stderr)
+        hint = f"launcher remote install {there.name}, where launchers differ; else mend the file that differs"
+        raise ConfigError(
+            "the plan there is another one than here, and nothing was started", where=there.name, hint=hint
+        )
+    costs: dict[str, float | None] = {}
+    for plan in plans:
+        costs[plan.runner] = (costs.get(plan.runner) or 0.0) + (plan.scheduler.gpu_hours or 0.0)
+    ask_first(project, costs, yes=arguments.yes)
+    return plans
+
+
+def _canonical(plan: Plan, place: str) -> str:
+    """A plan as text in which the directories of one machine have names."""
+    from launcher.core.shipped import shipped
+
+    text = json.dumps(plan.as_dict(), indent=1, sort_keys=True, ensure_ascii=False, default=str)
+    text = text.replace(place, "<files>")
+    for name in ("runners", "recipes"):
+        text = text.replace(f"{shipped(name)}/", f"<shipped {name}>/")
+    return text
+
+
+def _other_plans(arguments: argparse.Namespace, tell: object) -> dict[str, str]:
+    """The far side: the plans that differ from those with these digests, by their keys."""
+    place = str(Path(arguments.workspace).parent)
+    plans = planned(arguments, open_project(arguments), [])
+    texts = {plan.job_name + plan.run_key: _canonical(plan, place) for plan in plans}
+    digests = arguments.digests
+    missing = dict.fromkeys(digests.keys() - texts.keys(), "")
+    return missing | {key: text for key, text in texts.items() if sha256(text.encode()).hexdigest() != digests.get(key)}
+
+
+other_plans = Command(dict[str, str], _other_plans, lambda value, terminal: ())
+
+
+# -- followed
+
+
+def _views_of(there: There, names: Sequence[str]) -> Sequence[RunView]:
+    from launcher.cli.status import status
+
+    value = there.ask(command="status:status", runs=names, states=[], runner=[], limit=None, since=None).found(status)
+    if value is None or len(value.named) < len(set(names)):
+        hint = f"launcher --on {there.name} status"
+        raise ConfigError(f"not all of these runs are there: {', '.join(names)}", where=there.name, hint=hint)
+    return tuple(value.named)
+
+
+def _follow(there: There, run_id: str) -> int:
+    """Show a run's events and log until it ends; its exit code. Interrupted, it is cancelled; cut off, it goes on."""
+    from launcher.cli.render import Console
+
+    console = Console({}, None)
+    place = there.node.kept / f"{run_id}.json"
+    at = read_json(place, dict[str, tuple[int, int]]) or {}
+    offsets, end, quiet = at.get("at", (0, 0)), None, not there.arguments.logs
+    try:
+        while end is None:
+            stream = there.session.stream("follow", run=run_id, at=offsets, state=there.arguments.state)
+            with _cancelling(there, run_id):
+                while end is None:
+                    try:
+                        news = next(stream)
+                    except StopIteration as stopped:
+                        end = dict(stopped.value)
+                        break
+                    for event in news["events"]:
+                        if (shown := _event(run_id, event)) is not None:
+                            console.event(shown)
+                    if not quiet:
+                        console.log(run_id, [str(line) for line in news["log"]])
+                    offsets = news["at"]
+    except RemoteError as error:
+        error.hint = f"the run goes on there; launcher --on {there.name} resume {run_id} shows it from here on"
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            make_private(place.parent)
+            write_json(place, {"at": offsets})
+    place.unlink(missing_ok=True)
+    return _show_end(there, run_id, end)
+
+
+@contextlib.contextmanager
+def _cancelling(there: There, run_id: str) -> Iterator[None]:
+    """Within the block Ctrl-C and SIGTERM cancel the run there; its end is then followed."""
+    try:
+        yield
+    except (KeyboardInterrupt, Ended) as why:
+        if isinstance(why, Ended) and why.number != 15:  # the terminal was closed: the run goes on
+            raise
+        say(f"cancelling {run_id} on {there.name}; once more leaves it to itself", sys.stderr)
+        show(there, command="ending:cancel", runs=[run_id], from_env=False, json=False)
+
+
+def _event(run_id: str, event: Any) -> Event | None:
+    if not isinstance(event, dict) or not isinstance(event.get("time"), (int, float)):
+        return None
+    data = {key: value for key, value in event.items() if key not in ("time", "kind", "text")}
+    return Event(event["time"], run_id, str(event.get("kind", "")), printable(str(event.get("text", ""))), data)
+
+
+def _show_end(there: There, run_id: str, end: Mapping[str, Any]) -> int:
+    from launcher.core.lines import Terminal, print_lines
+    from launcher.result.summary import table_lines
+
+    if end.get("state") == "left":
+        hint = f"launcher --on {there.name} resume {run_id}"
+        raise LauncherError("nobody drives the run any more, and it has not ended", where=f"run {run_id}", hint=hint)
+    if isinstance(end.get("summary"), dict):
+        print()
+        terminal = Terminal.of(sys.stdout)
+        print_lines(table_lines([end["summary"]], terminal.width), terminal)
+    if end.get("error"):
+        say(f"error: {raised(end['error'], there.name)}".split("\n")[0])
+        say(f"verdict: {end.get('verdict')}")
+    say(f"{end.get('state')}. Record and results: {there.name}:{end.get('directory')}")
+    say(f"Next: launcher --on {there.name} status {run_id}   (or: launcher remote get {there.name} {run_id})")
+    code = end.get("exit")
+    return code if isinstance(code, int) and 0 <= code < 256 else 1
+
+
+def _watch(there: There, name: str) -> Overview:
+    """Show a sweep until nobody drives it; how it stands then. Interrupted, it is cancelled; cut off, it goes on."""
+    while True:
+        try:
+            return _watched(there, name)
+        except (KeyboardInterrupt, Ended) as why:
+            if isinstance(why, Ended) and why.number != 15:
+                raise
+            say(f"cancelling {name} on {there.name}; once more leaves it to itself", sys.stderr)
+            _ask_driver(there, name, "cancel")
+        except RemoteError as error:
+            error.hint = f"the sweep goes on there: launcher --on {there.name} sweep status {name} --watch"
+            raise
+
+
+def _ask_driver(there: There, name: str, verb: str) -> None:
+    for piece in there.ask(command="sweep_asking:ask", name=name, verb=verb, of_runner=None).text():
+        sys.stdout.write(piece)
+
+
+def _watched(there: There, name: str) -> Overview:
+    from launcher.cli.sweep_status import job_line
+
+    found: Overview | None = None
+    told: dict[str, str] = {}
+    driven, until = False, time.monotonic() + _STARTING
+    while found is None or not (driven or time.monotonic() > until or not _OPEN & found.points.keys()):
+        for found in _overviews(there, name):
+            driven = driven or bool(found.driver)
+            for job in found.jobs:
+                line = job_line(job, job.since or 0.0)
+                if told.get(job.key) != line and (job.state != "planned" or job.key in told):
+                    say(line)
+                told[job.key] = line
+        if found is None:
+            raise RemoteError("it does not tell how the sweep stands", where=there.name)
+    return found
+
+
+def _overviews(there: There, name: str) -> Iterator[Overview]:
+    """How the sweep stands, again and again."""
+    from launcher.sweep.overview import Overview
+
+    answer = there.ask(command="sweep_status:status", name=name, watch=True, json=True)
+    for line in answer.lines():
+        if line.startswith("{"):
+            try:
+                yield msgspec.json.decode(line, type=Overview)
+            except msgspec.MsgspecError as error:
+                raise RemoteError(f"it tells of the sweep in another way than ours: {error}") from error

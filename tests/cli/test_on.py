@@ -1,0 +1,244 @@
+"""`--on NAME`: a real sshd, behind it this checkout with a state of its own and the rehearsal's runner."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.cli import main
+from launcher.core.errors import RemoteError
+from launcher.core.process import run as run_program
+from launcher.remote import session
+from launcher.remote.by_paramiko import ParamikoOpener
+from launcher.remote.destination import resolve
+from launcher.remote.session import Session
+from launcher.run.record import RunRecord
+from tests.remote.servers import Server, installed, sshd
+from tests.run.driving import ONE
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKEN = "hf_" + "n0tAr3alToken" * 3
+
+
+@dataclass
+class Site:
+    """A login node ``local``, what its launcher keeps (``far``), and what the one here does (``near``)."""
+
+    server: Server
+    root: Path
+
+    @property
+    def far(self) -> Path:
+        return self.root / "far"
+
+    def use(self, patch: pytest.MonkeyPatch) -> None:
+        """Make the commands of this process go there."""
+        for name in [name for name in os.environ if name.startswith(("LAUNCHER_", "GITHUB_", "SLURM"))]:
+            patch.delenv(name)
+        variables = {"LAUNCHER_SSH": f"ssh -F {self.server.config}", "LAUNCHER_RUNNERS": str(self.root / "runners")}
+        for name, value in {**variables, "LAUNCHER_STATE": str(self.root / "near"), "NO_COLOR": "1"}.items():
+            patch.setenv(name, value)
+        patch.chdir(self.root)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    root = tmp_path_factory.mktemp("site")
+    installed(root / "there", {"LAUNCHER_STATE": str(root / "far"), "LAUNCHER_REHEARSAL_SECONDS": "0.01"})
+    (root / "runners").mkdir()
+    login = f"login: {{host: login, directory: {root}/there, python: {sys.executable}}}\n"
+    (root / "runners/local.yaml").write_text((ROOT / "runners/local.yaml").read_text() + login)
+    with sshd(root / "server") as server:
+        yield Site(server, root)
+
+
+@pytest.fixture(autouse=True)
+def here(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.use(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def done(site: Site) -> str:
+    """A run that was driven there, with what this one said of it; its id."""
+    with pytest.MonkeyPatch.context() as patch:
+        site.use(patch)
+        patch.setenv("HF_TOKEN", TOKEN)
+        seen = _Watched(site.root)
+        assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "r1"]) == 0
+        assert TOKEN.encode() not in seen.ended()
+    return "r1"
+
+
+class _Watched:
+    """Reads every process's command line until it is ended."""
+
+    def __init__(self, root: Path) -> None:
+        self._root, self._over, self._seen = root, threading.Event(), set[bytes]()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.05):
+            for process in Path("/proc").glob("[0-9]*"):
+                try:
+                    self._seen.add((process / "cmdline").read_bytes())
+                except OSError:
+                    continue
+
+    def ended(self) -> bytes:
+        """All command lines that were seen, and all files of both sides."""
+        self._over.set()
+        self._thread.join()
+        return b"\n".join([*self._seen, *(path.read_bytes() for path in self._root.rglob("*") if path.is_file())])
+
+
+def test_a_run_there_is_shown_here_and_its_secrets_are_nowhere(
+    done: str, site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (site.far / "runs" / done / "results").is_dir() and not (site.root / "near/runs").exists()
+    assert '"HF_TOKEN"' in (site.far / "runs" / done / "plan.json").read_text()
+    assert main(["--on", "local", "resume", done]) == 0
+    assert f"run {done} has succeeded already" in capsys.readouterr().out
+
+
+SAME = [
+    ("status",),
+    ("status", "r1"),
+    ("status", "r1", "--json"),
+    ("status", "nobody"),
+    ("logs", "r1"),
+    ("results", "r1"),
+    ("cancel", "nobody"),
+    ("sweep", "list"),
+    ("sweep", "pause", "m"),
+    ("image", "list", "--runner", "local"),
+]
+
+
+@pytest.mark.parametrize("words", SAME, ids=" ".join)
+def test_output_and_code_are_those_of_the_command_typed_there(
+    done: str, site: Site, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main([*words, "--state", str(site.far)])
+    there = capsys.readouterr()
+    assert main([*words, "--on", "local"]) == code
+    here = capsys.readouterr()
+    assert (here.out, here.err) == (there.out, there.err)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("ci",), "is not done on a login node"),
+        (("report", "r1"), "launcher remote get NAME"),
+        (("cancel", "--from-env"), "--from-env is about a job of GitHub"),
+        (("results", "aggregate", "."), "launcher remote get NAME"),
+        (("version",), "about this machine"),
+        (("remote", "list"), "about this machine"),
+    ],
+)
+def test_what_makes_no_sense_there_is_said(
+    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--on", "local"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_launcher_on_in_the_environment(
+    done: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LAUNCHER_ON", "local")
+    assert main(["status", done, "--json"]) == 0 and f'"id": "{done}"' in capsys.readouterr().out
+    assert main(["version"]) == 0
+    assert main(["status", "--on", "", done]) == 2, "an empty name is this machine"
+
+
+def test_a_plan_that_differs_there_is_refused_with_what_differs(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from launcher.cli import on_driving
+
+    real = on_driving._canonical
+    monkeypatch.setattr(on_driving, "_canonical", lambda plan, place: real(plan, place).replace('"fp8"', '"fp4"'))
+    assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "differs"]) == 2
+    said = capsys.readouterr().err
+    assert "the plan there is another one than here" in said and '-  "precision": "fp4"' in said
+    assert not (site.far / "runs/differs").exists()
+
+
+def test_a_sweep_there_is_watched_brought_here_and_reported(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "start", *ONE, "--conc", "4", "--runner", "local", "--name", "m", "--on", "local"]) == 0
+    said = capsys.readouterr().out
+    assert "sweep m  1/1 ok" in said and said.count("ok           1/1") == 1
+    assert main(["remote", "get", "local", "m", "-o", str(site.root / "brought")]) == 0
+    capsys.readouterr()
+    assert main(["report", "m", "--state", str(site.root / "brought"), "--json"]) == 0
+    assert "tput_per_gpu" in capsys.readouterr().out
+
+
+def test_cut_and_stopped_at_random_a_run_is_followed_without_a_gap(
+    done: str, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten connections are killed or stopped; events and log come once each, and one job ends well."""
+    monkeypatch.setenv("LAUNCHER_REHEARSAL_SECONDS", "1")
+    assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "cut", "--detach"]) == 0
+    monkeypatch.setattr(session, "SILENCE", 1.0)
+    monkeypatch.setattr(session, "BEAT", 0.2)
+    where = resolve("login", ssh=site.server.command, run=run_program, home=site.root)
+    chance = random.Random(16)
+    news, end, cuts = list[Any](), None, 0
+    while end is None:
+        opener = ParamikoOpener(where, _nobody, say=print)
+        children, signals = site.server.children(), (signal.SIGKILL, signal.SIGSTOP)
+        cut = threading.Timer(chance.random() * 0.4, _end, [children, *chance.choices(signals, (4, 1))])
+        try:
+            with Session(opener.open(_agent(site)), "login") as speaking:
+                if cuts < 10:
+                    cut.start()
+                    cuts += 1
+                at = news[-1]["at"] if news else (0, 0)
+                end = _to_its_end(speaking.stream("follow", run="cut", at=at), news)
+        except RemoteError:
+            pass
+        finally:
+            cut.cancel()
+            _end(children, signal.SIGKILL)
+            opener.close()
+    assert cuts == 10 and end["state"] == "succeeded"
+    record = RunRecord.load(site.far / "runs", "cut")
+    events = [event for part in news for event in part["events"]]
+    assert events == list(record.events()) and sum(event["text"].endswith("submitted") for event in events) == 1
+    (kept,) = (record.directory / "results").rglob("sweep_*.log")
+    assert [line for part in news for line in part["log"]] == kept.read_text().splitlines()
+
+
+def _nobody(text: str, *, echo: bool) -> str:
+    raise AssertionError(text)
+
+
+def _agent(site: Site) -> str:
+    return f"{next((site.root / 'there/versions').iterdir())}/python/bin/python -I -m launcher remote-agent"
+
+
+def _end(children: list[int], number: int) -> None:
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+
+def _to_its_end(stream: Generator[Any, None, Any], news: list[Any]) -> Any:
+    while True:
+        try:
+            news.append(next(stream))
+        except StopIteration as end:
+            return end.value
