@@ -135,6 +135,10 @@ def markdown(document: Document) -> str:
         lines.append(text)
     lines += [f"- could not be read: {_markdown(problem)}" for problem in document.problems]
     lines += [f"- {_markdown(whose)}: {_markdown(note)}" for whose, note in noted(document)]
+    for entry in document.points:
+        if len(entry.attempts) > 1:
+            tries = "; ".join(f"{one.state} {one.reason}".rstrip() for one in entry.attempts)
+            lines.append(f"- {_markdown(entry.name)}, {len(entry.attempts)} attempts: {_markdown(tries)}")
     lines += _comparison(document.comparison) if document.comparison is not None else []
     return _bounded([*lines, *_table(document.measured, "frontier"), *_table(document.evaluations, "task")])
 

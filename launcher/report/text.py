@@ -32,13 +32,16 @@ def value(name: str, metrics_of: dict[str, float]) -> str:
 
 
 def changed(change: Change | None) -> str:
-    """A metric on this side with its change, ``1234.5 (-3.2 %)``; "" where it is not there."""
+    """A metric on this side with its change, ``1234.5 (-3.2 %)``; "" where it is not there. Where a side has several
+    measurements their spreads follow, the base's first: ``1234.5 (-3.2 %, spread 10.0 → 0.0)``."""
     if change is None or (change.now is None and change.base is None):
         return ""
     digits = metrics()[change.metric].digits
     if change.now is None or change.change is None:
         return f"{'-' if change.now is None else f'{change.now:.{digits}f}'} (was {change.base or 0:.{digits}f})"
-    return f"{change.now:.{digits}f} ({change.change * 100:+.1f} %)"
+    before, now = change.spread
+    spread = f", spread {before:.{digits}f} → {now:.{digits}f}" if before or now else ""
+    return f"{change.now:.{digits}f} ({change.change * 100:+.1f} %{spread})"
 
 
 def brief(text: str) -> str:

@@ -206,6 +206,22 @@ def test_evaluations_have_a_table_that_sorts_and_filters(browser: Browser, tmp_p
     assert browser.each(cells, "e.textContent") == ["b<i>"] and browser.said() == []
 
 
+def test_on_paper_it_is_whole_and_dark_on_white(browser: Browser, report: tuple[Document, Path]) -> None:
+    browser.open(report[1], 800, dark=True)
+    put = "const i = document.querySelector('#tools input'); i.focus()"
+    browser.run(put)
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": dark})
+    try:
+        style = "return [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+        assert browser.run(style) == ["rgb(255, 255, 255)", "rgb(0, 0, 0)"]
+        assert browser.each("#tools, #tip", "getComputedStyle(e).display") == ["none", "none"]
+        cut = "e.scrollHeight > e.clientHeight + 1 || e.scrollWidth > e.clientWidth + 1"
+        assert not any(browser.each(".scroll", cut)), "nothing is behind a scroll bar"
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+
+
 def test_without_a_script_everything_is_there(browser: Browser, report: tuple[Document, Path]) -> None:
     browser.open(report[1], script=False)
     try:

@@ -85,6 +85,10 @@ def test_several_measurements_give_median_and_number(tmp_path: Path, capsys: pyt
     (point,) = found["points"]  # type: ignore[misc]
     tput = next(change for change in point["changes"] if change["metric"] == "tput_per_gpu")
     assert code == 0 and point["answer"] == "same" and point["samples"] == [3, 1]
+    faster = row(tput_per_gpu=row()["tput_per_gpu"] * 2)
+    write_rows(tmp_path / "c", [faster])
+    _, _, told = compare(capsys, str(tmp_path / "c"), "--against", *before)
+    assert f"(+100.0 %, spread {tput['spread'][0]:.1f} → 0.0)" in told and "n = 1, of the base 3" in told
     assert tput["base"] == row()["tput_per_gpu"] and tput["spread"][0] == pytest.approx(0.4 * tput["base"])
 
 

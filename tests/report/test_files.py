@@ -86,7 +86,9 @@ def test_a_retry_is_a_suite_of_its_own() -> None:
     made = Document(title="t", made="", points=(entry,), runs=(Run(id="a"), Run(id="b")))
     first, second = ElementTree.fromstring(files.junit(made))
     assert (first.get("failures"), second.get("name"), second.get("failures")) == ("1", "t, retry 1", "0")
-    assert "missing gone; ok" in page(made)
+    first_try = "<a href=#r1>a</a> <span class=missing>missing</span> node: gone"
+    assert "2 attempts: missing gone; ok" in files.markdown(made)
+    assert f"{first_try}; <a href=#r2>b</a> <span class=ok>ok</span>" in page(made)
 
 
 def test_markdown_has_units_and_bounds(value: Document) -> None:
@@ -104,6 +106,7 @@ def test_markdown_has_units_and_bounds(value: Document) -> None:
     [
         (lambda path: write_rows(path / "tree", list(rows(100))), 60_000),
         (lambda path: write_runs(path / "tree", 25, CONCURRENCIES), 60_000),
+        (lambda path: write_runs(path / "tree", 100, [64]), 60_000),
         (lambda path: write_rows(path / "tree", list(rows(2000))), 1_000_000),
     ],
 )
