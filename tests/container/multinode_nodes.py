@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,12 @@ SRUN_STAND_IN = r"""#!/usr/bin/env bash
 # srun_stand_in: a task is a session of this host, with its node's name, rank and home. A signal reaches every process.
 root=@ROOT@
 call=$(mktemp "$root/calls/srun.XXXXXX"); printf '%s\0' "$@" >"$call"
-nodes=1 nodelist= image= mounts=
+nodes=1 nodelist= image= mounts= options=()
 while [[ ${1-} == --* ]]; do
+  case $1 in
+    --container-* | --no-container-*) ;;
+    *) options+=("$1") ;;
+  esac
   case $1 in
     --nodes=*) nodes=${1#*=} ;;
     --nodelist=*) nodelist=${1#*=} ;;
@@ -54,6 +59,7 @@ if [ -n "$image" ]; then # pyxis_stand_in: paths of the container are the host's
   done
   printf 'IMAGE %s\n' "$image"
 fi
+[ -z "${SLURM_CONF-}" ] || exec "$(PATH=${PATH#*:}; command -v srun)" "${options[@]}" "$@"
 tasks=()
 for ((rank = 0; rank < nodes; rank++)); do
   name=${nodelist:-node$rank}
@@ -81,7 +87,10 @@ mkdir -p "$node/containers"
 call=$(mktemp "$root/calls/docker.XXXXXX"); printf '%s\0' "$@" >"$call"
 if [ -e "$node/needs-sudo" ] && [ -z "${BY_SUDO-}" ]; then echo "permission denied: docker.sock" >&2; exit 1; fi
 case $1 in
-  pull) [ ! -e "$root/pull-fails" ] || { echo "Error response from daemon: manifest unknown" >&2; exit 1; } ;;
+  pull)
+    [ ! -e "$root/pull-hangs" ] || { touch "$root/pulling-$SLURMD_NODENAME"; exec sleep 600; }
+    [ ! -e "$root/pull-fails" ] || { echo "Error response from daemon: manifest unknown" >&2; exit 1; }
+    ;;
   image)
     [ ! -e "$root/pull-fails" ] || exit 1
     case "$*" in
@@ -317,12 +326,12 @@ class Cluster:
         """The names of the containers that run, on all nodes."""
         return sorted(p.read_text().strip() for p in (self.stand_ins / "nodes").glob("*/containers/*/name"))
 
-    def foreign(self, node: int) -> Path:
+    def foreign(self, node: int, label: str = "other.77") -> Path:
         """A container of somebody else on a node."""
-        place = self.node(node) / "containers" / "foreign"
+        place = self.node(node) / "containers" / label
         place.mkdir()
         (place / "name").write_text("theirs\n")
-        (place / "label").write_text("launcher.job=other.77\n")
+        (place / "label").write_text(f"launcher.job={label}\n")
         return place
 
 
@@ -335,3 +344,25 @@ def agentic(**changes: Any) -> Benchmark:
 def as_json(plan: Plan) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(json.dumps(plan.as_dict()))
     return found
+
+
+def llmd(**changes: Any) -> Benchmark:
+    """A row of llm-d: one node for prefill, two for decode, where nothing else is said."""
+    more = {"PREFILL_NODES": "1", "DECODE_NODES": "2", "GPUS_PER_NODE": "4", "CONFIG_FILE": "r.yaml"}
+    settings = {**more, **changes.pop("settings", {})}
+    return a_row(framework="llmd-vllm", precision="fp4", runner="gb200", settings=settings, **changes)
+
+
+def tilert(**changes: Any) -> Benchmark:
+    """A row of TileRT: a node and an image for each side."""
+    settings = {"PREFILL_NODES": "1", "DECODE_NODES": "1", "PREFILL_IMAGE": "other/image:tag"}
+    names = {"exp_name": "glm5.1_8k1k", "model": "zai-org/GLM-5.1-FP8", "model_prefix": "glm5.1"}
+    return a_row(framework="tilert", runner="b200-multinode", settings=settings, **{**names, **changes})
+
+
+LANES: dict[str, tuple[str, Callable[..., Benchmark], str]] = {
+    "amd-multinode": ("mi355x-amds", a_row, "0"),
+    "llm-d": ("gb200-nv", llmd, "1"),
+    "tilert": ("b200-dgxc", tilert, "prefill"),
+}
+"""By kind: the runner file, a row, and which container measures (its NODE_RANK, or its TILERT_ROLE)."""

@@ -11,8 +11,7 @@ import pytest
 from launcher.container.multinode_job_script import render
 from launcher.core.errors import ConfigError
 from launcher.plan.plan import Plan
-from tests.container.multinode_nodes import Cluster, a_row, agentic
-from tests.container.test_multinode_script_runs import llmd, tilert
+from tests.container.multinode_nodes import Cluster, a_row, agentic, llmd, tilert
 
 ROWS = {
     "sglang-disagg": ("mi355x-amds", a_row()),

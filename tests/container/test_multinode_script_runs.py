@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.benchmark.benchmark import Benchmark
 from launcher.core.node_partner import CLOCK, attend
 from tests.container.jobs import left, wait_for
-from tests.container.multinode_nodes import ID, Cluster, a_row, role
+from tests.container.multinode_nodes import ID, LANES, Cluster, a_row, llmd, role, tilert
 
 THREE = {"settings": {"PREFILL_NODES": "2", "DECODE_NODES": "1"}}
 
@@ -193,9 +192,11 @@ def test_a_server_that_the_script_leaves_behind_does_not_keep_the_container(clus
 
 
 def test_containers_of_others_are_left_alone(cluster: Cluster) -> None:
-    foreign = [cluster.foreign(node) for node in (0, 1)]
+    """Also those of jobs and runs whose ids contain ours, or are contained in ours."""
+    labels = ("other.77", "77-1-abc.770", "77-1-abc.7", "77-1-abcd.77", "x77-1-abc.77")
+    foreign = [cluster.foreign(node, label) for node in (0, 1) for label in labels]
     cluster.run()
-    assert all(place.is_dir() for place in foreign) and cluster.containers() == ["theirs", "theirs"]
+    assert all(place.is_dir() for place in foreign) and len(cluster.containers()) == len(foreign)
 
 
 def test_what_a_requeued_job_left_is_ended(cluster: Cluster) -> None:
@@ -246,41 +247,64 @@ def test_each_nodes_logs_are_brought_and_leave_no_trace_on_it(cluster: Cluster) 
     assert not list((cluster.stand_ins / "nodes").glob("*/slurm_job-*"))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-@pytest.mark.parametrize("phase", ["looking", "running"])
-def test_a_signal_in_every_phase_leaves_nothing(cluster: Cluster, number: int, code: int, phase: str) -> None:
-    cluster.server("sleep 600")
-    if phase == "looking":
-        check = cluster.workspace / "benchmarks/multi_node/amd_utils/helpers/rdma_check.sh"
-        check.write_text(f'touch "{cluster.root}/looking-$SLURMD_NODENAME"; sleep 600\n')
+def hold(cluster: Cluster, phase: str) -> Callable[[], bool]:
+    """Have jobs stand still in a phase; whether one of two nodes does."""
+    root, marks = cluster.root, f'touch "{cluster.root}/{phase}-$SLURMD_NODENAME"'
+    program = cluster.stand_ins / "bin" / {"looking": "stat", "ending": "cp"}.get(phase, "none")
+    if phase == "looking":  # at the checkpoint
+        program.write_text(
+            f'#!/bin/sh\n[ -z "$SLURMD_NODENAME" ] || {{ {marks}; exec sleep 600; }}\nexec /usr/bin/stat "$@"\n'
+        )
+    elif phase == "ending":  # the logs of nodes are brought
+        program.write_text(f'#!/bin/sh\n{marks}; sleep 2; exec /usr/bin/cp "$@"\n')
+    elif phase == "pulling":
+        (cluster.stand_ins / "pull-hangs").touch()
+        root = cluster.stand_ins
+    cluster.server(f"{marks}; sleep 600" if phase == "running" else "exit 7" if phase == "ending" else "sleep 600")
+    if program.exists():
+        program.chmod(0o755)
+    return lambda: len(list(root.glob(f"{phase}-*"))) == 2
+
+
+CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
+
+
+@pytest.mark.parametrize(
+    ("kind", "phase", "number"),
+    [
+        *(("amd-multinode", phase, number) for phase in ("looking", "running") for number in CODES),
+        ("amd-multinode", "pulling", signal.SIGTERM),
+        ("amd-multinode", "pulling", signal.SIGHUP),
+        ("amd-multinode", "ending", signal.SIGTERM),
+        ("amd-multinode", "ending", signal.SIGINT),
+        ("llm-d", "looking", signal.SIGINT),
+        ("llm-d", "running", signal.SIGTERM),
+        ("llm-d", "running", signal.SIGHUP),
+        ("tilert", "looking", signal.SIGTERM),
+        ("tilert", "running", signal.SIGINT),
+    ],
+)
+def test_a_signal_in_every_phase_leaves_nothing(tmp_path: Path, kind: str, phase: str, number: int) -> None:
+    lane, row, _ = LANES[kind]
+    cluster = Cluster(tmp_path, lane)
+    plan = cluster.plan(row() if kind != "llm-d" else llmd(settings={"DECODE_NODES": "1"}))
+    stands = hold(cluster, phase)
+    if phase != "running":
+        cluster.environment["SLURMD_NODENAME"] = ""
     foreign = cluster.foreign(0)
-    with cluster.start(cluster.plan()) as process:
-        if phase == "looking":
-            wait_for(lambda: len(list(cluster.root.glob("looking-*"))) == 2)
-        else:
-            wait_for(lambda: len(cluster.containers()) == 3)
+    with cluster.start(plan) as process:
+        wait_for(stands)
         began = time.monotonic()
         # Slurm's TERM reaches the steps as well; what comes to the script alone is handed on.
         os.kill(process.pid, number)
         said, _ = process.communicate(timeout=60)
-    assert process.returncode == code, said
-    assert time.monotonic() - began < 20
+    assert process.returncode == CODES[signal.Signals(number)], said
+    assert time.monotonic() - began < 30
     assert cluster.containers() == ["theirs"] and foreign.is_dir()
     assert left(str(cluster.root)) == []
 
 
 # --- containers of pyxis
-
-
-def llmd(**changes: object) -> Benchmark:
-    settings = {"PREFILL_NODES": "1", "DECODE_NODES": "2", "GPUS_PER_NODE": "4", "CONFIG_FILE": "r.yaml"}
-    return a_row(framework="llmd-vllm", precision="fp4", runner="gb200", settings=settings, **changes)
-
-
-def tilert() -> Benchmark:
-    settings = {"PREFILL_NODES": "1", "DECODE_NODES": "1", "PREFILL_IMAGE": "other/image:tag"}
-    names = {"exp_name": "glm5.1_8k1k", "model": "zai-org/GLM-5.1-FP8", "model_prefix": "glm5.1"}
-    return a_row(framework="tilert", runner="b200-multinode", settings=settings, **names)
 
 
 def test_llmd_ends_with_its_coordinator(tmp_path: Path) -> None:
@@ -314,6 +338,35 @@ def test_tilert_has_a_role_and_an_image_a_node(tmp_path: Path) -> None:
         assert (tmp_path / f"seen-{side}").read_text() == f"{side} node0 node1 {cluster.model}\n"
     assert "IMAGE" in said and f"{tmp_path}/images/other_image_tag.sqsh" in said
     assert (cluster.own / "logs/prefill_1_node1.log").is_file() and (cluster.own / "logs/decode_0_node0.log").is_file()
+
+
+@pytest.mark.parametrize("results", [False, True])
+def test_a_container_of_llmd_that_fails_on_one_node_of_three(tmp_path: Path, results: bool) -> None:
+    """A server, not the coordinator's: the job ends with its code, whatever was measured before."""
+    cluster = Cluster(tmp_path, "gb200-nv")
+    wrote = 'echo "{}" >"$BENCHMARK_LOGS_DIR/result.json"; ' if results else ""
+    cluster.server(f'{wrote}[ "$NODE_RANK" = 2 ] || exec sleep 600\nexit 9')
+    said = cluster.run(cluster.plan(llmd()), code=9)
+    assert "the container on node2 ended with 9" in said and left(str(cluster.root)) == []
+    assert (cluster.logs / "result.json").exists() == results
+
+
+@pytest.mark.parametrize("kind", ["llm-d", "tilert"])
+@pytest.mark.parametrize("fault", ["model", "lost"])
+def test_a_node_without_the_model_and_one_that_is_lost(tmp_path: Path, kind: str, fault: str) -> None:
+    lane, row, _ = LANES[kind]
+    cluster = Cluster(tmp_path, lane)
+    plan, root = cluster.plan(row()), cluster.stand_ins
+    if fault == "model":
+        (cluster.model / "config.json").unlink()
+        assert f"the checkpoint {cluster.model} on node" in cluster.run(plan, code=4)
+        assert not [call for call in cluster.calls("srun") if any("container-image" in word for word in call)]
+    else:
+        cluster.server(
+            f'[ "$SLURMD_NODENAME" = node1 ] || exec sleep 600\ntouch {root}/lost-node1; kill -9 $(<{root}/srun-node1)'
+        )
+        assert "the container on node1 ended with 137" in cluster.run(plan, code=137)
+    assert left(str(cluster.root)) == []
 
 
 @pytest.mark.parametrize(("failing", "code"), [("decode", 4), ("prefill", 6)])
