@@ -27,6 +27,9 @@ _FIXED = re.compile(
 )
 """AMD's client names its results by concurrency, those of llm-d and TileRT begin with RESULT_FILENAME."""
 
+_JOB = re.compile(r"slurm_job-(\d+)")
+"""How outputs and directories of jobs are called there."""
+
 EVALUATIONS = ("meta_env.json", "results*.json", "sample*.jsonl", "agent_preds.json", "predictions.jsonl")
 
 
@@ -35,7 +38,7 @@ class Gathered:
 
     def __init__(self, plan: Plan, workspace: Path, own: Path, job_id: str, window: Window) -> None:
         self._plan, self._own, self._window = plan, own, window
-        self._workspace = workspace
+        self._workspace, self._job_id = workspace, job_id
         files = MultinodeJob.of(plan).files
         logs = workspace / files.directory
         mine = (files.on_nodes or "").rpartition("/")[2].replace("$JOB", job_id)
@@ -60,6 +63,8 @@ class Gathered:
         for root in self._from:
             for path in self._fresh(root):
                 relative = path.relative_to(root)
+                if self._of_another_job(relative):
+                    continue
                 self._take(path, self.logs / relative)
                 if path.parent.name == "eval_results":
                     self._take(path, self.logs / "eval_results" / path.name)
@@ -71,6 +76,10 @@ class Gathered:
             if expected.eval and any(fnmatch.fnmatch(path.name, pattern) for pattern in EVALUATIONS):
                 self._take(path, evaluated / path.name)
             self._result(path)
+
+    def _of_another_job(self, path: Path) -> bool:
+        """Whether a path below the directory of logs names a job that is not this one."""
+        return any(found != self._job_id for found in _JOB.findall(str(path)))
 
     def _result(self, path: Path) -> None:
         """A result of fixed lengths, under the name that it is read by."""

@@ -350,7 +350,8 @@ def llmd(**changes: Any) -> Benchmark:
     """A row of llm-d: one node for prefill, two for decode, where nothing else is said."""
     more = {"PREFILL_NODES": "1", "DECODE_NODES": "2", "GPUS_PER_NODE": "4", "CONFIG_FILE": "r.yaml"}
     settings = {**more, **changes.pop("settings", {})}
-    return a_row(framework="llmd-vllm", precision="fp4", runner="gb200", settings=settings, **changes)
+    fields = {"framework": "llmd-vllm", "precision": "fp4", "runner": "gb200"}
+    return a_row(settings=settings, **{**fields, **changes})
 
 
 def tilert(**changes: Any) -> Benchmark:

@@ -14,7 +14,8 @@ from launcher.container.multinode_planned import MultinodeJob
 from launcher.container.multinode_resolve import MultinodePlanner
 from launcher.container.multinode_results import Gathered
 from launcher.result.contradictions import Window
-from tests.container.multinode_nodes import ID, Cluster, a_row
+from tests.container.multinode_nodes import ID, LANES, Cluster, a_row
+from tests.result.documents import age
 
 
 def kind() -> MultinodeKind:
@@ -74,3 +75,37 @@ def test_a_file_that_the_file_system_shows_late_is_taken_again(
     gathered.gather()
     gathered.gather()
     assert found.read_text() == '{"half": 1}'
+
+
+@pytest.mark.parametrize("kind", LANES)
+def test_nothing_of_another_job_is_taken(tmp_path: Path, kind: str) -> None:
+    """Of an earlier job by the time, of one beside it by its id, which may contain ours."""
+    lane, row, _ = LANES[kind]
+    cluster, now = Cluster(tmp_path, lane), time.time()
+    plan, amd = cluster.plan(row(isl=1024, osl=1024)), kind == "amd-multinode"
+    theirs, mine = cluster.logs / "logs/slurm_job-770", cluster.logs / f"logs/slurm_job-{ID}"
+    split = "gpus_16_ctx_8_gen_8.json"
+    name = f"concurrency_4_req_rate_inf_{split}" if amd else f"{plan.results.filename}_c4_{split}"
+    other = f"concurrency_8_req_rate_inf_{split}" if amd else f"another_c8_{split}"
+    for path in (
+        *(cluster.logs / f"slurm_job-{job}.{end}" for job in ("7", ID, "770", "177") for end in ("out", "err")),
+        *(theirs / part for part in (other, "server_node0.log")),
+        *(mine / part for part in ([name] if amd else []) + ["server_node0.log"]),
+        *([cluster.workspace / name, cluster.workspace / other] if not amd else []),
+        cluster.logs / "stale.log",
+        cluster.workspace / "server_old.log",
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"of {path.relative_to(tmp_path)}")
+    for stale in (cluster.logs / "stale.log", cluster.workspace / "server_old.log"):
+        age(stale, 3600)
+    gathered = Gathered(plan, cluster.workspace, cluster.own, ID, Window(int(now) - 60, now + 60))
+    gathered.gather()
+    found = {path.relative_to(gathered.logs).as_posix(): path.read_text() for path in gathered.logs.rglob("*.*")}
+    assert set(gathered.names.values()) == {f"{plan.results.filename}_{name}" if amd else name}
+    assert found["benchmark_job.log"] == f"of checkout/benchmark_logs/slurm_job-{ID}.out"
+    said = " ".join(found.values())
+    assert (
+        "stale" not in said and "old" not in said and "770" not in said and "job-7." not in said and "177" not in said
+    )
+    assert theirs.is_dir() and (cluster.logs / "slurm_job-770.out").exists()
