@@ -72,7 +72,7 @@ def _planning(commands: Commands) -> None:
     plan.add_argument("--json", action="store_true", help="the plan itself, one JSON object per benchmark")
 
     text = "a GitHub job's plan, beside what the checkout's bash launcher would do; nothing is submitted"
-    command_of(commands, "shadow", "shadow:shadow", text)
+    command_of(commands, "shadow", "shadow:shadow", text, as_json)
 
     _matrix(command_of(commands, "matrix", "planning:matrix", "the entries that matrix files expand to"))
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from queue import SimpleQueue
+from types import FunctionType
 from typing import Any, TypeVar
 
 from launcher.core.errors import LauncherError, Wrong
@@ -38,6 +39,10 @@ class Told:
     wrong: tuple[Wrong, ...] = ()
 
 
+class JSONText(str):
+    """What is JSON already."""
+
+
 def _wrong_of(value: Any) -> Sequence[Wrong]:
     return getattr(value, "wrong", ())
 
@@ -47,7 +52,7 @@ class Command:
     """``kind`` is the type of each value, for msgspec. A value with ``wrong`` says what could not be done: that is told
     on standard error in every form (``aside`` makes the lines), and its first error is the exit code, where ``code``
     tells no other. ``document`` is what ``--json`` prints of a value where that is not the value itself, and ``form``
-    its type. An error that is raised has its own exit code."""
+    its type, or a function that makes it. An error that is raised has its own exit code."""
 
     kind: Any
     answer: Callable[[argparse.Namespace, Tell], Any]
@@ -62,9 +67,10 @@ class Command:
         """The JSON Schema of what ``--json`` prints, of each line where that is several."""
         import msgspec
 
+        form = self.form() if isinstance(self.form, FunctionType) else self.form
         return {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
-            **msgspec.json.schema(self.form or self.kind),
+            **msgspec.json.schema(form or self.kind),
         }
 
 
@@ -106,6 +112,8 @@ def _annotate(wrong: Sequence[Wrong]) -> None:
 
 def as_text(value: Any, *, indent: int = 2) -> str:
     """A value as JSON; in one line without ``indent``."""
+    if isinstance(value, JSONText):
+        return value
     import msgspec
 
     content = msgspec.json.encode(value, enc_hook=str)  # paths

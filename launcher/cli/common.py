@@ -8,11 +8,11 @@ import fnmatch
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from launcher.benchmark.benchmark import FIXED, Benchmark, Role, max_model_len
-from launcher.core.errors import ConfigError, suggest
+from launcher.cli.command import refused_lines
+from launcher.core.errors import ConfigError, Wrong, suggest
 from launcher.core.redact import redact
 from launcher.core.terminal import say
 from launcher.core.yaml_source import SourceLocation
@@ -125,15 +125,9 @@ def tell_refused(
 
     ``others`` are those that can. A hint that several share is given once.
     """
-    if not refused:
-        return 0
-    print(f"launcher: {len(refused)} of {len(refused) + others} {what} cannot be {done}:", file=sys.stderr)
-    for hint, errors in groupby(sorted(refused, key=lambda error: error.hint or ""), key=lambda error: error.hint):
-        for error in errors:
-            print(f"  {error.where}: {redact(error.message, os.environ)}", file=sys.stderr)
-        if hint:
-            print(f"    hint: {hint}", file=sys.stderr)
-    return ConfigError.exit_code
+    for line in refused_lines([Wrong.by(error) for error in refused], others, what, done):
+        say(line, file=sys.stderr)
+    return ConfigError.exit_code if refused else 0
 
 
 def _from_recipe(arguments: argparse.Namespace, project: Project) -> Benchmark:

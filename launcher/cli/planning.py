@@ -4,52 +4,120 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from launcher.benchmark.matrix import Entry
-from launcher.cli.common import filters, open_project, planned, tell_refused
-from launcher.cli.render import show_plans, table
-from launcher.core.errors import ConfigError
+from launcher.cli.command import Command, JSONText, Tell, refused_lines
+from launcher.cli.common import filters, open_project, planned
+from launcher.cli.plans import PlanFinding, PlanView, plan_lines, view_of
+from launcher.core.errors import ConfigError, Wrong
+from launcher.core.lines import Terminal, table
+from launcher.plan.plan import Plan
 
 
-def plan(arguments: argparse.Namespace) -> int:
-    """Print the plans of the selected benchmarks. Exit 0, also with findings: they are part of a plan.
+@dataclass(frozen=True)
+class Plans:
+    """The plans of the selected benchmarks, to be shown or (``documents``) as they are; why others cannot be planned.
+    Findings are part of a plan, and no error here."""
 
-    Exit 2 when some of what is selected cannot be planned; the others are.
-    """
+    views: tuple[PlanView, ...] = ()
+    documents: tuple[dict[str, Any], ...] = ()
+    wrong: tuple[Wrong, ...] = ()
+
+
+def plans(arguments: argparse.Namespace, tell: Tell) -> Plans:
     project = open_project(arguments)
     refused: list[ConfigError] = []
-    plans = [project.plan_from_environment()] if arguments.from_env else planned(arguments, project, refused)
+    found = [project.plan_from_environment()] if arguments.from_env else planned(arguments, project, refused)
+    wrong = tuple(map(Wrong.by, refused))
     if arguments.json:
-        values = [p.as_dict() for p in plans]
-        alone = len(values) == 1 and not refused
-        print(json.dumps(values[0] if alone else values, indent=2, ensure_ascii=False))
-    else:
-        show_plans(plans, project.kind)
-    sys.stdout.flush()
-    return tell_refused(refused, len(plans))
+        return Plans(documents=tuple(one.as_dict() for one in found), wrong=wrong)
+    return Plans(tuple(view_of(one, project.kind) for one in found), wrong=wrong)
 
 
-def matrix(arguments: argparse.Namespace) -> int:
-    """Print the selected entries: of the files named, else of the workspace's masters, else of this repository."""
+def _document(value: Plans) -> JSONText:
+    """One plan alone is an object. Not by msgspec, which makes null of an infinity that a recipe may hold."""
+    alone = len(value.documents) == 1 and not value.wrong
+    return JSONText(json.dumps(value.documents[0] if alone else value.documents, indent=2, ensure_ascii=False))
+
+
+def _form() -> Any:
+    """The type of a plan's JSON; the keys of its kind of job stand beside these."""
+    import typing
+
+    import msgspec
+
+    hints = {**typing.get_type_hints(Plan), "findings": list[PlanFinding]}
+    one = msgspec.defstruct("Plan", [(name, kind) for name, kind in hints.items() if name != "details"])
+    return one | list[one]  # type: ignore[valid-type]
+
+
+plan = Command(
+    Plans,
+    plans,
+    lambda value, terminal: plan_lines(value.views, terminal.width),
+    aside=lambda value: refused_lines(value.wrong, len(value.views) + len(value.documents), "that were selected"),
+    document=_document,
+    form=_form,
+)
+
+
+@dataclass(frozen=True)
+class EntryLine:
+    """An entry of a matrix; ``data`` as InferenceX has it."""
+
+    key: str
+    runner: str
+    framework: str
+    precision: str
+    measures: str
+    topology: str
+    concurrencies: tuple[int, ...]
+    evaluated: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The selected entries; what is wrong with others."""
+
+    entries: tuple[EntryLine, ...] = ()
+    wrong: tuple[Wrong, ...] = ()
+
+
+def entries(arguments: argparse.Namespace, tell: Tell) -> Entries:
+    """The selected entries of the files named, else of the workspace's masters, else of this repository."""
     project = open_project(arguments)
     files = arguments.matrix or [str(path) for path in sorted((project.workspace / "configs").glob("*-master.yaml"))]
     more = {"runners": arguments.runner, "model_prefixes": arguments.model_prefix}
     selection = filters(arguments, nodes=arguments.nodes, evals=arguments.evals, **more)
     refused: list[ConfigError] = []
     found = project.matrix(files).entries(selection, refused)
-    if arguments.json:
-        print(json.dumps([entry.data for entry in found], ensure_ascii=False))
-        return tell_refused(refused, len(found))
-    columns = ["key", "runner", "framework", "precision", "measures", "topology", "concurrency", "evaluated"]
-    table(columns, map(_row, found))
-    print(f"{len(found)} entries of {len({entry.key for entry in found})} keys")
-    sys.stdout.flush()
-    return tell_refused(refused, len(found))
+    return Entries(tuple(map(_line, found)), tuple(map(Wrong.by, refused)))
 
 
-def _row(entry: Entry) -> list[str]:
+def _line(entry: Entry) -> EntryLine:
     b = entry.benchmark
-    concurrencies = " ".join(map(str, b.concurrencies))
     evaluated = str(entry.data.get("eval-conc", "yes")) if entry.data.get("run-eval") else ""
-    return [entry.key, b.runner, b.framework, b.precision, b.measures, b.topology, concurrencies, evaluated]
+    names = (entry.key, b.runner, b.framework, b.precision, b.measures, b.topology)
+    return EntryLine(*names, tuple(b.concurrencies), evaluated, dict(entry.data))
+
+
+def show_entries(value: Entries, terminal: Terminal) -> Iterator[str]:
+    names = ("key", "runner", "framework", "precision", "measures", "topology", "evaluated")
+    rows = [[*(getattr(e, name) for name in names), " ".join(map(str, e.concurrencies))] for e in value.entries]
+    if rows:
+        yield from table([*names, "concurrency"], rows, terminal.width)
+    yield f"{len(rows)} entries of {len({entry.key for entry in value.entries})} keys"
+
+
+matrix = Command(
+    Entries,
+    entries,
+    show_entries,
+    aside=lambda value: refused_lines(value.wrong, len(value.entries), "that were selected"),
+    document=lambda value: JSONText(json.dumps([entry.data for entry in value.entries], ensure_ascii=False)),
+    form=list[dict[str, Any]],
+)

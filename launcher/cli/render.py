@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from launcher.cli.output import Output
+from launcher.core import lines
 from launcher.core.github import GitHub
+from launcher.core.lines import Terminal, print_lines
 from launcher.core.redact import redact
 from launcher.core.terminal import coloured, console, one_line, printable, styled
-from launcher.plan.plan import Plan, PlannedModel
 
 if TYPE_CHECKING:  # a plan pays for nothing that only a run needs
     from launcher.cli.logs import LogLines
     from launcher.model.copy import Progress
     from launcher.run.finish import Outcome
-    from launcher.run.kind import JobKind
     from launcher.run.record import Event
 
 _LINE_EVERY = 30.0
@@ -35,80 +35,9 @@ _COLOURS = {"log": "2", "error": "31", "warning": "33", "job": "36", "end": "1"}
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table without borders, as wide as it has to be."""
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        shown.add_column(column, overflow="fold", no_wrap=column != "")
-    for row in rows:
-        shown.add_row(*map(one_line, row))
-    console(sys.stdout).print(shown)
-
-
-def show_plans(plans: Sequence[Plan], kinds: Callable[[str], JobKind]) -> None:
-    """Each plan as a person reads it: what, where, with what, and what is wrong with it."""
-    out = console(sys.stdout)
-    for i, plan in enumerate(plans):
-        if i:
-            out.print()
-        b = plan.benchmark
-        out.print(f"{b.title}   on {plan.runner}", style="bold")
-        for name, value in _lines(plan, kinds(plan.kind)):
-            _print_line(out, name, value)
-        for f in plan.findings:
-            style = "red" if f.severity == "error" else "yellow"
-            _print_line(out, f.severity, f"{f.message} [{f.rule}]", style)
-            _print_line(out, "", f.where, style)
-    if len(plans) > 1:
-        errors = sum(bool(p.errors) for p in plans)
-        out.print(f"\n{len(plans)} plans, {errors} with errors")
-
-
-def _print_line(out: Any, name: str, value: str, style: str | None = None) -> None:
-    """A name and its value. In a terminal the value's words stay in their column; a word is never broken."""
-    lines, room = [""], out.width - 13 if out.is_terminal else len(value)
-    for word in value.split(" "):
-        longer = f"{lines[-1]} {word}" if lines[-1] else word
-        if len(longer) > room and lines[-1]:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    text = f"\n{'':13}".join(lines)
-    out.print(f"  {name:10} {text}", style=style, soft_wrap=True)
-
-
-def _lines(plan: Plan, kind: JobKind) -> list[tuple[str, str]]:
-    b = plan.benchmark
-    lines = [
-        ("measures", f"concurrency {' '.join(map(str, b.concurrencies)) or '-'}   {b.key or b.source}"),
-        ("model", _model(plan.model)),
-    ]
-    for image in plan.images:
-        lines += [("image", image.reference), ("", f"{image.squash} (imported on the {image.import_on} node)")]
-    return [
-        *lines,
-        *kind.describe(plan),
-        ("job", _job(plan)),
-        ("results", ", ".join(plan.results.required) or f"{plan.results.filename}_*.json"),
-        ("believed", str(plan.results.limits)),
-        ("decided by", f"{plan.rules.get('model', '-')}, {plan.rules.get('lane', '-')}"),
-    ]
-
-
-def _model(model: PlannedModel) -> str:
-    if model.path is None:
-        return f"{model.id}, by the script" + (f", with the cache {model.cache.host}" if model.cache else "")
-    return f"{model.path} ({model.storage}, for {' and '.join(model.seen_by)} nodes)"
-
-
-def _job(plan: Plan) -> str:
-    asked = plan.scheduler
-    limit = f"{asked.time_limit} minutes" if (asked.time_limit or "").isdigit() else asked.time_limit
-    parts = {"partition": asked.partition, "account": asked.account, "at most": limit}
-    held = asked.gpu_hours
-    cost = [f"{asked.nodes} nodes × that = {held:.1f} GPU-hours"] if held is not None and asked.nodes else []
-    return ", ".join([plan.job_name, *(f"{name} {value}" for name, value in parts.items() if value), *cost])
+    """Print a table."""
+    terminal = Terminal.of(sys.stdout)
+    print_lines(lines.table(columns, rows, terminal.width), terminal)
 
 
 @contextlib.contextmanager

@@ -17,9 +17,11 @@ from launcher.cli.command import Command, Tell, Told, show_told
 from launcher.cli.common import ask_first, chosen, open_project
 from launcher.cli.ending import end_leftovers, runs_of
 from launcher.cli.output import standard_output_apart
-from launcher.cli.render import Console, show_plans
+from launcher.cli.plans import plan_lines, view_of
+from launcher.cli.render import Console
 from launcher.core.errors import ConfigError, JobError, LauncherError, Wrong, as_error
 from launcher.core.github import GitHub
+from launcher.core.lines import Terminal, print_lines
 from launcher.core.stop import Stop, stop_on_signals
 from launcher.core.terminal import StandardOutput, say
 from launcher.plan.job_environment import require_passed
@@ -278,8 +280,7 @@ def _exit_code(outcomes: Sequence[Outcome]) -> int:
 def _announce(github: GitHub, plan: Plan, project: Project) -> None:
     """The plan, folded, and its findings as annotations at their lines of the checkout."""
     with github.group(f"Plan: {plan.benchmark.title} on {plan.runner}"):
-        show_plans([plan], project.kind)
-        sys.stdout.flush()
+        print_lines(plan_lines([view_of(plan, project.kind)], None), Terminal())
     for finding in plan.findings:
         say = github.error if finding.severity == "error" else github.warning
         inside = finding.line is not None and Path(finding.file).is_relative_to(project.workspace)
