@@ -21,11 +21,17 @@ from typing import Any, TypeVar
 from launcher.core.errors import LauncherError, Wrong
 from launcher.core.lines import Terminal, folded, print_lines
 from launcher.core.redact import redact
+from launcher.core.terminal import say
 
 Value = TypeVar("Value")
 
 Tell = Callable[[str], None]
 """Tells a person what goes on meanwhile, without secrets: standard error here."""
+
+
+def tell(text: str) -> None:
+    """Tell it on standard error."""
+    say(redact(text, os.environ), file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,6 @@ class Command:
 
 def run_command(command: Command, arguments: argparse.Namespace) -> int:
     """Have the command answered, show each value as it comes; the exit code."""
-    from launcher.cli.common import tell
-
     found = command.answer(arguments, tell)  # `--on NAME` asks there instead, for values of `command.kind`
     return shown(command, found, as_json=bool(getattr(arguments, "json", False)) or _format(arguments) == "json")
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from launcher.benchmark.benchmark import FIXED, Benchmark, Role, max_model_len
 from launcher.cli.command import refused_lines
 from launcher.core.errors import ConfigError, Wrong, suggest
-from launcher.core.redact import redact
 from launcher.core.terminal import say
 from launcher.core.yaml_source import SourceLocation
 from launcher.plan.plan import Plan
@@ -24,11 +23,6 @@ if TYPE_CHECKING:  # only who selects something has use for these
     from launcher.benchmark.selection import Selection
     from launcher.check.inputs import Chosen
     from launcher.srtctl.facts import RoleFacts
-
-
-def tell(text: str) -> None:
-    """Tell a person on standard error what goes on, without secrets."""
-    say(redact(text, os.environ), file=sys.stderr)
 
 
 def open_project(arguments: argparse.Namespace, *, look: bool = False) -> Project:
