@@ -94,8 +94,7 @@ def command(arguments: argparse.Namespace) -> int:
 
 def _send(command: Command, arguments: argparse.Namespace) -> int:
     """Give a command's value to the other side, or its values as they come, each in a line of JSON; see `on`."""
-    from launcher.cli.command import as_text
-    from launcher.cli.command import tell
+    from launcher.cli.command import as_text, tell
 
     out = trusted(sys.stdout)
     found = command.answer(arguments, tell)

@@ -19,11 +19,12 @@ from launcher.plan.plan import Plan
 
 @dataclass(frozen=True)
 class Plans:
-    """The plans of the selected benchmarks, to be shown or (``documents``) as they are; why others cannot be planned.
-    Findings are part of a plan, and no error here."""
+    """The plans of the selected benchmarks, to be shown or (``documents``) as they are, in JSON; why others cannot be
+    planned. Findings are part of a plan, and no error here."""
 
+    count: int
     views: tuple[PlanView, ...] = ()
-    documents: tuple[dict[str, Any], ...] = ()
+    documents: str = ""
     wrong: tuple[Wrong, ...] = ()
 
 
@@ -33,14 +34,13 @@ def plans(arguments: argparse.Namespace, tell: Tell) -> Plans:
     found = [project.plan_from_environment()] if arguments.from_env else planned(arguments, project, refused)
     wrong = tuple(map(Wrong.by, refused))
     if arguments.json:
-        return Plans(documents=tuple(one.as_dict() for one in found), wrong=wrong)
-    return Plans(tuple(view_of(one, project.kind) for one in found), wrong=wrong)
+        return Plans(len(found), documents=_documents([one.as_dict() for one in found], alone=not wrong), wrong=wrong)
+    return Plans(len(found), tuple(view_of(one, project.kind) for one in found), wrong=wrong)
 
 
-def _document(value: Plans) -> JSONText:
+def _documents(values: list[dict[str, Any]], *, alone: bool) -> str:
     """One plan alone is an object. Not by msgspec, which makes null of an infinity that a recipe may hold."""
-    alone = len(value.documents) == 1 and not value.wrong
-    return JSONText(json.dumps(value.documents[0] if alone else value.documents, indent=2, ensure_ascii=False))
+    return json.dumps(values[0] if alone and len(values) == 1 else values, indent=2, ensure_ascii=False)
 
 
 def _form() -> Any:
@@ -58,8 +58,8 @@ plan = Command(
     Plans,
     plans,
     lambda value, terminal: plan_lines(value.views, terminal.width),
-    aside=lambda value: refused_lines(value.wrong, len(value.views) + len(value.documents), "that were selected"),
-    document=_document,
+    aside=lambda value: refused_lines(value.wrong, value.count, "that were selected"),
+    document=lambda value: JSONText(value.documents),
     form=_form,
 )
 
