@@ -13,12 +13,13 @@ import io
 import os
 import re
 import tarfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from launcher.core.errors import ConfigError, RemoteError
-from launcher.core.publish import make_private, publishing_directory
+from launcher.core.publish import make_private, publishing_directory, remove_tree
 from launcher.core.terminal import one_line
 from launcher.remote.session import Session
 
@@ -27,6 +28,8 @@ PART = 512 << 10
 MOST = 64 << 20
 """Bytes that a bundle may have, packed or not."""
 MOST_FILES = 20_000
+_ABANDONED = 86400.0
+"""Seconds after which a part of a bundle is nobody's."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LEFT_OUT = {".git", "__pycache__", ".venv", "node_modules"}
 
@@ -100,19 +103,25 @@ def take(directory: Path, digest: str, offset: int, data: str, last: bool) -> st
         return str(final) if final.is_dir() else None
     make_private(directory)
     part = directory / f".{digest}.{os.getpid()}"
+    for left in directory.glob(".*") if not offset else ():  # by connections that were cut
+        if time.time() - left.stat().st_mtime > _ABANDONED:
+            left.unlink() if left.is_file() else remove_tree(left)
     if offset > MOST or (offset and (not part.exists() or part.stat().st_size != offset)):
         raise RemoteError("the parts of a bundle came out of order")
-    with part.open("ab" if offset else "wb") as file:
-        file.write(base64.b64decode(data))
-    if not last:
-        return None
+    kept = False
     try:
+        with part.open("ab" if offset else "wb") as file:
+            file.write(base64.b64decode(data))
+        if not last:
+            kept = True
+            return None
         content = part.read_bytes()
         if hashlib.sha256(content).hexdigest() != digest:
             raise RemoteError("the bundle arrived changed", hint="try again")
         return str(unpacked(directory, Bundle(digest, content)))
     finally:
-        part.unlink()
+        if not kept:
+            part.unlink(missing_ok=True)
 
 
 def _unpack(content: bytes, directory: Path) -> None:

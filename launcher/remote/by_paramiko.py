@@ -29,6 +29,8 @@ _AUTHENTICATING = 120.0
 """Seconds for a person to find a code."""
 _SENDING = 60.0
 """Seconds without any progress of what is sent."""
+_MOST_STEPS = 8
+"""Steps of letting in that a server may want one after the other, as `AuthenticationMethods` has them."""
 _MOST_KEYS = 5
 """Servers close the connection after six attempts (MaxAuthTries of sshd)."""
 
@@ -190,6 +192,7 @@ class ParamikoOpener:
             wanted = list(error.allowed_types)
         refused: list[str] = []
         tried: set[str] = set()
+        rounds = 0
         while not transport.is_authenticated():
             step = next((name for name in ("publickey", "keyboard-interactive", "password") if name in wanted), None)
             if step is None or step in tried:
@@ -211,7 +214,9 @@ class ParamikoOpener:
             else:
                 if further:  # accepted, and the server wants these as well
                     wanted = list(further)
-                    tried -= set(further) - {step}
+                    tried.clear()
+                    if (rounds := rounds + 1) > _MOST_STEPS:
+                        raise RemoteError(f"it wants more than {_MOST_STEPS} steps", where=where)
 
     def _by_key(self, hop: Hop, transport: paramiko.Transport, refused: list[str]) -> Sequence[str]:
         """Try the keys in turn; the steps that are wanted after the one that was accepted."""

@@ -53,6 +53,7 @@ class Session:
         self._sending = threading.Lock()
         self._waiting: dict[int, queue.Queue[Message | LauncherError]] = {}
         self._lost: LauncherError | None = None
+        self._said_before = b""
         self._number = 0
         self._heard = clock()
         self._closed = threading.Event()
@@ -152,6 +153,7 @@ class Session:
                         self._greeted.put(greeting)
                     else:
                         before += len(line) + 1
+                        self._said_before = line if line.strip() else self._said_before
                 if not greeted and (before > MOST_BEFORE or len(data) > MOST_BEFORE):
                     raise RemoteError(f"its shell says more than {MOST_BEFORE >> 10} KiB before us", where=self._host)
             raise self._ended(greeted)
@@ -178,7 +180,8 @@ class Session:
             waiting.put({**message, "size": size})
 
     def _ended(self, greeted: bool) -> RemoteError:
-        code, said = self._pipe.status(), one_line(self._pipe.complaints()[-1000:])
+        code = self._pipe.status()
+        said = one_line(self._pipe.complaints()[-1000:] or self._said_before[-1000:].decode(errors="replace"))
         if greeted:
             return RemoteError("the connection has gone", where=self._host, hint="what was started there goes on")
         if code in _NOT_THERE:

@@ -6,10 +6,8 @@ import contextlib
 import os
 import random
 import signal
-import sys
 import threading
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,55 +21,38 @@ from launcher.remote.by_paramiko import ParamikoOpener
 from launcher.remote.destination import resolve
 from launcher.remote.session import Session
 from launcher.run.record import RunRecord
-from tests.remote.servers import Server, installed, sshd
+from tests.remote.servers import Site
+from tests.remote.servers import site as a_site
 from tests.run.driving import ONE
 
-ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "hf_" + "n0tAr3alToken" * 3
 
 
-@dataclass
-class Site:
-    """A login node ``local``, what its launcher keeps (``far``), and what the one here does (``near``)."""
-
-    server: Server
-    root: Path
-
-    @property
-    def far(self) -> Path:
-        return self.root / "far"
-
-    def use(self, patch: pytest.MonkeyPatch) -> None:
-        """Make the commands of this process go there."""
-        for name in [name for name in os.environ if name.startswith(("LAUNCHER_", "GITHUB_", "SLURM"))]:
-            patch.delenv(name)
-        variables = {"LAUNCHER_SSH": f"ssh -F {self.server.config}", "LAUNCHER_RUNNERS": str(self.root / "runners")}
-        for name, value in {**variables, "LAUNCHER_STATE": str(self.root / "near"), "NO_COLOR": "1"}.items():
-            patch.setenv(name, value)
-        patch.chdir(self.root)
+def go_there(site: Site, patch: pytest.MonkeyPatch) -> None:
+    """Make the commands of this process go there."""
+    for name in [name for name in os.environ if name.startswith(("LAUNCHER_", "GITHUB_", "SLURM"))]:
+        patch.delenv(name)
+    for name, value in site.variables.items():
+        patch.setenv(name, value)
+    patch.chdir(site.root)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    root = tmp_path_factory.mktemp("site")
-    installed(root / "there", {"LAUNCHER_STATE": str(root / "far"), "LAUNCHER_REHEARSAL_SECONDS": "0.01"})
-    (root / "runners").mkdir()
-    login = f"login: {{host: login, directory: {root}/there, python: {sys.executable}}}\n"
-    (root / "runners/local.yaml").write_text((ROOT / "runners/local.yaml").read_text() + login)
-    with sshd(root / "server") as server:
-        yield Site(server, root)
+    with a_site(tmp_path_factory.mktemp("site")) as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)
 def here(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    site.use(monkeypatch)
+    go_there(site, monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def done(site: Site) -> str:
     """A run that was driven there, with what this one said of it; its id."""
     with pytest.MonkeyPatch.context() as patch:
-        site.use(patch)
+        go_there(site, patch)
         patch.setenv("HF_TOKEN", TOKEN)
         seen = _Watched(site.root)
         assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "r1"]) == 0
@@ -202,7 +183,7 @@ def test_cut_and_stopped_at_random_a_run_is_followed_without_a_gap(
         children, signals = site.server.children(), (signal.SIGKILL, signal.SIGSTOP)
         cut = threading.Timer(chance.random() * 0.4, _end, [children, *chance.choices(signals, (4, 1))])
         try:
-            with Session(opener.open(_agent(site)), "login") as speaking:
+            with Session(opener.open(site.agent), "login") as speaking:
                 if cuts < 10:
                     cut.start()
                     cuts += 1
@@ -224,10 +205,6 @@ def test_cut_and_stopped_at_random_a_run_is_followed_without_a_gap(
 
 def _nobody(text: str, *, echo: bool) -> str:
     raise AssertionError(text)
-
-
-def _agent(site: Site) -> str:
-    return f"{next((site.root / 'there/versions').iterdir())}/python/bin/python -I -m launcher remote-agent"
 
 
 def _end(children: list[int], number: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import queue
 import shlex
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,12 +49,15 @@ class Server:
         kind, key, *_ = (self.directory / "host_ed25519.pub").read_text().split()
         self.known.write_text((line or f"[127.0.0.1]:{self.port} {kind} {key}") + "\n")
 
-    def configure(self, name: str = "login", key: Path | None = None) -> None:
-        """Add to a user's configuration: the server is called ``name``, and ``key`` is shown to it."""
+    def configure(self, name: str = "login", key: Path | None = None, port: int = 0) -> None:
+        """Add to a user's configuration: the server is called ``name``, and ``key`` is shown to it. Behind another
+        ``port`` it is known as well."""
+        if port:
+            self.known.write_text(f"{(known := self.known.read_text())}{known.replace(str(self.port), str(port))}")
         lines = [
             f"Host {name}",
             "  HostName 127.0.0.1",
-            f"  Port {self.port}",
+            f"  Port {port or self.port}",
             f"  User {getpass.getuser()}",
             f"  IdentityFile {key or self.user_key}",
             "  IdentitiesOnly yes",
@@ -75,7 +81,7 @@ def make_key(path: Path, *options: str) -> Path:
 
 
 @contextmanager
-def sshd(directory: Path, options: Sequence[str] = ()) -> Iterator[Server]:
+def sshd(directory: Path, options: Sequence[str] = (), program: str = SSHD) -> Iterator[Server]:
     """An sshd that lets this user in by the key ``id_ed25519``; the first value of an option counts, so yours do."""
     directory.mkdir(parents=True, exist_ok=True)
     for name in ("host_ed25519", "id_ed25519"):
@@ -100,7 +106,7 @@ def sshd(directory: Path, options: Sequence[str] = ()) -> Iterator[Server]:
     (directory / "sshd_config").write_text("\n".join(settings) + "\n")
     Path("/run/sshd").mkdir(exist_ok=True)  # sshd of Debian refuses to start without its directory
     log = (directory / "sshd.log").open("wb")
-    process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(directory / "sshd_config")], stderr=log, stdout=log)
+    process = subprocess.Popen([program, "-D", "-e", "-f", str(directory / "sshd_config")], stderr=log, stdout=log)
     log.close()
     server = Server(directory, port, process)
     try:
@@ -122,6 +128,87 @@ def _await(server: Server) -> None:
                 return
         time.sleep(0.02)
     raise AssertionError("sshd does not listen")
+
+
+@contextmanager
+def delayed(port: int, seconds: float) -> Iterator[int]:
+    """A port of this machine that leads to ``port``, each direction so much later."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=_accept, args=(listener, port, seconds), daemon=True).start()
+        yield listener.getsockname()[1]
+
+
+def _accept(listener: socket.socket, port: int, seconds: float) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            near, far = listener.accept()[0], socket.create_connection(("127.0.0.1", port))
+            for one, other in ((near, far), (far, near)):
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                due: queue.Queue[tuple[float, bytes]] = queue.Queue()
+                threading.Thread(target=_take, args=(one, due, seconds), daemon=True).start()
+                threading.Thread(target=_give, args=(other, due), daemon=True).start()
+
+
+def _take(source: socket.socket, due: queue.Queue[tuple[float, bytes]], seconds: float) -> None:
+    data = b"x"
+    while data:
+        try:
+            data = source.recv(1 << 18)
+        except OSError:
+            data = b""
+        due.put((time.monotonic() + seconds, data))
+
+
+def _give(target: socket.socket, due: queue.Queue[tuple[float, bytes]]) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            when, data = due.get()
+            time.sleep(max(0.0, when - time.monotonic()))
+            if not data:
+                target.shutdown(socket.SHUT_WR)
+                return
+            target.sendall(data)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A login node that a runner file calls ``local``, and a laptop: what its launcher keeps is ``far``, ours ``near``.
+
+    ``variables`` are those of a command here that goes there.
+    """
+
+    root: Path
+    server: Server
+
+    @property
+    def far(self) -> Path:
+        return self.root / "far"
+
+    @property
+    def near(self) -> Path:
+        return self.root / "near"
+
+    @property
+    def agent(self) -> str:
+        """The command of the far side."""
+        return f"{next((self.root / 'there/versions').iterdir())}/python/bin/python -I -m launcher remote-agent"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        ssh, runners = f"ssh -F {self.server.config}", str(self.root / "runners")
+        return {"LAUNCHER_SSH": ssh, "LAUNCHER_RUNNERS": runners, "LAUNCHER_STATE": str(self.near), "NO_COLOR": "1"}
+
+
+@contextmanager
+def site(root: Path, options: Sequence[str] = (), **variables: str) -> Iterator[Site]:
+    """A real sshd, behind it this checkout with the rehearsal's runner; ``variables`` are those of the far side."""
+    installed(root / "there", {"LAUNCHER_STATE": str(root / "far"), "LAUNCHER_REHEARSAL_SECONDS": "0.01", **variables})
+    (root / "runners").mkdir()
+    login = f"login: {{host: login, directory: {root}/there, python: {sys.executable}}}\n"
+    shipped = Path(__file__).resolve().parents[2] / "runners/local.yaml"
+    (root / "runners/local.yaml").write_text(shipped.read_text() + login)
+    with sshd(root / "server", options) as server:
+        yield Site(root, server)
 
 
 def installed(directory: Path, environment: Mapping[str, str]) -> None:
