@@ -10,7 +10,6 @@ from launcher.core.errors import ConfigError, suggest
 from launcher.report.artifacts import add_tree
 from launcher.report.gathered import Gathered
 from launcher.report.records import add_run, add_runs
-from launcher.report.sweeps import add_sweep
 
 
 def gather(names: Sequence[str], state: Path) -> Gathered:
@@ -23,7 +22,7 @@ def gather(names: Sequence[str], state: Path) -> Gathered:
 
 
 def _add(gathered: Gathered, name: str, state: Path) -> None:
-    for place, add in ((state / "runs" / name, add_run), (state / "sweeps" / name, add_sweep)):
+    for place, add in ((state / "runs" / name, add_run), (state / "sweeps" / name, _add_sweep)):
         if "/" not in name and name not in (".", "..") and place.is_dir():
             add(gathered, place)
             return
@@ -31,7 +30,7 @@ def _add(gathered: Gathered, name: str, state: Path) -> None:
     if (path / "run.json").is_file():
         add_run(gathered, path.resolve())
     elif (path / "sweep.json").is_file():
-        add_sweep(gathered, path.resolve())
+        _add_sweep(gathered, path.resolve())
     elif (path / "runs").is_dir():
         add_runs(gathered, path.resolve() / "runs")
     elif path.exists():
@@ -43,3 +42,9 @@ def _add(gathered: Gathered, name: str, state: Path) -> None:
                 known += [one.name for one in directory.iterdir()]
         hint = suggest(name, known, "a run, a sweep or a directory; launcher status lists the runs")
         raise ConfigError(f"there is no run, sweep or directory {name}", where=str(state), hint=hint)
+
+
+def _add_sweep(gathered: Gathered, directory: Path) -> None:
+    from launcher.report.sweeps import add_sweep  # most reports have none, and it costs a tenth of a second
+
+    add_sweep(gathered, directory)

@@ -20,9 +20,8 @@ from launcher.result.evaluations import Evaluation
 from launcher.result.refusals import rule_of
 from launcher.result.row_fields import finite, is_row
 from launcher.result.summary_file import Measured, Summary, read_summary
-from launcher.run.fields import ENDED, LARGEST, RunFields, read_fields
+from launcher.run.fields import ENDED, LARGEST, WHOLE, RunFields, read_fields
 from launcher.run.record import UnreadableRecord, each_record
-from launcher.sweep.attempts import WHOLE
 
 _METRICS = {
     "tput_per_gpu": ("throughput_per_gpu", 1.0),

@@ -6,6 +6,7 @@ import html
 import math
 import re
 import time
+from functools import lru_cache
 
 from launcher.core.terminal import one_line
 from launcher.report.document import Change, Compared
@@ -17,13 +18,23 @@ LONGEST = 600
 
 def shown(text: object) -> str:
     """A text from outside as one line of bounded length."""
-    line = one_line(" ".join(str(text).split()))
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]} …"
+    return _shown(str(text))
 
 
 def escaped(text: object) -> str:
     """The same in HTML or XML, within an element or between double quotes."""
-    return html.escape(shown(text))
+    return _escaped(str(text))
+
+
+@lru_cache(1 << 14)  # a report of thousands of points has few different ones
+def _shown(text: str) -> str:
+    line = one_line(" ".join(text.split()))
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} …"
+
+
+@lru_cache(1 << 14)
+def _escaped(text: str) -> str:
+    return html.escape(_shown(text))
 
 
 def value(name: str, metrics_of: dict[str, float]) -> str:

@@ -27,6 +27,10 @@ SCHEMA = 1
 UNREADABLE = "unreadable"
 """What stands for a run's state where its record cannot be read."""
 
+WHOLE = ("", "results", "scheduler", "node")
+"""Layers of ends that say nothing against what a job had measured before: it COMPLETED, or Slurm or a node ended
+it. Who cancels a job may have seen why."""
+
 LARGEST = 32 * 1024 * 1024
 """Bytes of a record's files. With a hundred images a record has some hundred kilobytes."""
 

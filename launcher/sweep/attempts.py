@@ -18,17 +18,13 @@ import msgspec
 from launcher.core.errors import ConfigError, JobError, ResultError
 from launcher.core.reading import built
 from launcher.result.summary_file import Summary, read_document, read_summary
-from launcher.run.fields import RunFields, read_fields
+from launcher.run.fields import WHOLE, RunFields, read_fields
 from launcher.run.finish import Outcome
 from launcher.run.record import RecordedJob, RunRecord
 from launcher.run.verdict import tail
 from launcher.sweep.estimate import Past
 from launcher.sweep.schema import Job
 from launcher.sweep.state import NONE, Facts, Phase, State
-
-WHOLE = ("", "results", "scheduler", "node")
-"""Layers of ends that say nothing against what a job had measured before: it COMPLETED, or Slurm or a node ended
-it. Who cancels a job may have seen why."""
 
 
 class _Measured(msgspec.Struct):
