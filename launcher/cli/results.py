@@ -15,7 +15,7 @@ from launcher.core.lines import Line, Terminal
 from launcher.core.state import state_directory
 from launcher.result import aggregates
 from launcher.result.row_fields import is_row
-from launcher.result.summary import rows, table_lines
+from launcher.result.summary import table_lines
 from launcher.result.summary_file import read_document
 from launcher.run.naming import run_named
 
@@ -88,7 +88,7 @@ def summary_of(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
     try:
         summary = read_document(directory)
         if summary is not None:
-            rows([summary])
+            table_lines([summary], None)
     except ResultError as error:
         return None, f"{directory}: {error.message}"
     except (TypeError, LookupError, AttributeError, OverflowError) as error:

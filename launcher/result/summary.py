@@ -102,8 +102,9 @@ def _points(benchmark: Benchmark, collected: Collected) -> list[dict[str, Any]]:
 
 
 REHEARSAL = "REHEARSAL: nothing was served and nothing was measured; the numbers are made up."
-_NUMERIC = ("conc", "tok/s", "tok/s/GPU", "TTFT ms", "TPOT ms", "ITL ms")
-_COLUMNS = ("runner", "benchmark", "topology", "ISL/OSL", *_NUMERIC, "state")
+_COLUMNS = ("runner", "benchmark", "topology", "ISL/OSL", "conc", "tok/s", "tok/s/GPU", "TTFT ms", "TPOT ms", "ITL ms",
+            "state")  # fmt: skip
+_SCORES = ("runner", "benchmark", "topology", "task", "conc", "score", "least", "samples", "state")
 _MISSING = "-"
 
 
@@ -144,12 +145,38 @@ def rows(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
     return found
 
 
+def score_rows(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """One row for each task that was evaluated, or was to be; a score below the least one is not good."""
+    found = []
+    for summary in summaries:
+        benchmark, rehearsal = summary["benchmark"], bool(summary["rehearsal"])
+        head = (summary["runner"], benchmark["exp_name"], benchmark["topology"])
+        for one in summary.get("evaluations") or ():
+            score, least = one["score"], one["threshold"]
+            low = score is not None and least is not None and score < least
+            state = f"{one['state']}: {one['reason']}" if one["reason"] else "too low" if low else str(one["state"])
+            cells = (
+                *map(str, head),
+                str(one["task"] or _MISSING),
+                _MISSING if one["concurrency"] is None else str(one["concurrency"]),
+                _number(score, 4),
+                _number(least, 2),
+                _number(one["n_eff"], 0),
+                f"REHEARSAL, {state}" if rehearsal else state,
+            )
+            found.append(Row(cells, one["state"] == "ok" and not low, rehearsal))
+    return found
+
+
 def table_lines(summaries: Sequence[Mapping[str, Any]], width: int | None) -> list[Line]:
-    """The table for a terminal of so many columns; in one line a row where it is none."""
-    found = rows(summaries)
-    styles = ["yellow" if row.rehearsal and row.good else "green" if row.good else "red" for row in found]
-    head = [Line(REHEARSAL, "yellow")] if any(row.rehearsal for row in found) else []
-    return [*head, *table(_COLUMNS, [row.cells for row in found], width, styles)]
+    """The tables of points and of scores for a terminal of so many columns; in one line a row where it is none."""
+    points, scores = rows(summaries), score_rows(summaries)
+    lines = [Line(REHEARSAL, "yellow")] if any(row.rehearsal for row in points) else []
+    for columns, found in ((_COLUMNS, points), (_SCORES, scores)):
+        styles = ["yellow" if row.rehearsal and row.good else "green" if row.good else "red" for row in found]
+        lines += [Line("")] if found is scores and scores else []
+        lines += table(columns, [row.cells for row in found], width, styles) if found else []
+    return lines
 
 
 def write_table(summaries: Sequence[Mapping[str, Any]]) -> None:

@@ -131,6 +131,8 @@ def test_the_page_says_what_is_not_ok_above_the_pictures(value: Document) -> Non
     for part in ("max_concurrency is 8, expected 16", "worker decode 0 was killed", "14</b> ok", ">server<"):
         assert part in above
     assert "</script> |" not in text and "\x1b" not in text
+    assert "throughput per GPU, tok/s/GPU (more is better ↑)" in text
+    assert "median interactivity, tok/s/user (more is better →)" in text
 
 
 def test_the_command_writes_all_of_it_and_prints_one_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from launcher.result.collect import Collected
-from launcher.result.summary import REHEARSAL, rows, table_lines
+from launcher.result.evaluations import Evaluation
+from launcher.result.summary import REHEARSAL, rows, score_rows, table_lines
 from tests.result.test_summary import BENCHMARK, GOOD, USED, a_plan, made
 
 MISSING = ("-",) * 5
@@ -57,3 +58,18 @@ def test_a_pipe_gets_plain_text_with_one_line_a_row() -> None:
 
 def test_markup_in_a_name_is_text() -> None:
     assert "[bold]x[/bold]" in plain([made(plan=a_plan(runner="[bold]x[/bold]"))])
+
+
+def test_scores_have_a_table_of_their_own() -> None:
+    good = Evaluation(64, "gsm8k", score=0.95, threshold=0.9, n_eff=1319)
+    low, missing = replace(good, task="gpqa", score=0.2), Evaluation(None, state="missing", reason="no results*.json")
+    document = made(Collected(points=(GOOD,), evaluations=(good, low, missing)))
+    head = ("gb200-nv", "minimaxm3_8k1k", "2P1D DEP4/TP8")
+    assert [(row.cells, row.good) for row in score_rows([document])] == [
+        ((*head, "gsm8k", "64", "0.9500", "0.90", "1319", "ok"), True),
+        ((*head, "gpqa", "64", "0.2000", "0.90", "1319", "too low"), False),
+        ((*head, "-", "-", "-", "-", "-", "missing: no results*.json"), False),
+    ]
+    text = "\n".join(table_lines([document], 80))
+    assert "gsm8k" in text and "0.9500" in text and "no results*.json" in text
+    assert "task" not in "\n".join(table_lines([made()], 80))
