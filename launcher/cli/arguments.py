@@ -150,7 +150,7 @@ def _report(commands: Commands) -> None:
     report.add_argument("-o", "--output", metavar="DIR", default="report", help="of the files (default: ./report)")
     text = "print this one form, and write no file"
     report.add_argument("--format", choices=["text", "json", "csv", "junit", "markdown", "html"], help=text)
-    report.add_argument("--json", dest="format", action="store_const", const="json", help="same as --format json")
+    report.add_argument("--json", action="store_true", help="same as --format json")
     text = "what a check that refuses results means; all of them without one"
     report.add_argument("--explain", nargs="?", const="", metavar="RULE", help=text)
     past = report.add_argument_group("the past", "in place of names: all runs of the state directory")

@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from launcher.cli.command import Command, JSONText, Tell
+from launcher.cli.results import source_named
 from launcher.core.errors import ConfigError, suggest
-from launcher.core.lines import Terminal, print_lines
+from launcher.core.lines import Line, Terminal
 from launcher.core.state import state_directory
-from launcher.core.terminal import say
 from launcher.report import files
 from launcher.report.assemble import document
 from launcher.report.comparison import comparison
 from launcher.report.document import Document, as_json, schema
 from launcher.report.gather import gather
 from launcher.report.page import page
-from launcher.report.terminal import show
+from launcher.report.terminal import show as view
 from launcher.report.text import clock
 from launcher.result.refusals import refusals
 
 
-def report(arguments: argparse.Namespace) -> int:
-    """Make a report, show it, and write its files."""
+@dataclass(frozen=True)
+class Reported:
+    """A report, and its files that were written; or (``text``) it in one other form, or what a check means."""
+
+    document: Document | None = None
+    text: str | None = None
+    written: tuple[str, ...] = ()
+
+
+def answer(arguments: argparse.Namespace, tell: Tell) -> Reported:
+    """Make a report, and its files or the one form that was asked for."""
     if arguments.schema:
-        sys.stdout.write(schema().decode())
-        return 0
+        return Reported(text=schema().decode())
     if arguments.explain is not None:
-        return _explain(arguments.explain)
+        return Reported(text=_explain(arguments.explain))
     state = state_directory(os.environ, arguments.state)
     past = arguments.since is not None or bool(arguments.key)
     if past == bool(arguments.sources):
@@ -44,50 +54,53 @@ def report(arguments: argparse.Namespace) -> int:
             state, 0.0 if arguments.since is None else time.time() - arguments.since, arguments.key
         )
     else:
-        gathered = gather(arguments.sources, state)
+        gathered = gather([source_named(state, name) for name in arguments.sources], state)
     title = arguments.title or " ".join(Path(name).name or name for name in arguments.sources) or "history"
     value = document(gathered, title=title, made=clock(time.time()))
     if arguments.against:
-        base = gather(arguments.against, state)
+        base = gather([source_named(state, name) for name in arguments.against], state)
         value = msgspec.structs.replace(value, comparison=comparison(value, gathered, base, arguments.fail_on))
     elif arguments.fail_on:
         raise ConfigError("a threshold of what?", where="--fail-on", hint="--against RUN|SWEEP|DIR")
-    _show(value, arguments)
-    return value.comparison.exit_code if value.comparison is not None else 0
+    if arguments.json or arguments.format in ("json", "text"):
+        return Reported(value)
+    forms = {
+        "csv": lambda: files.points_csv(value),
+        "junit": lambda: files.junit(value).decode() + "\n",
+        "markdown": lambda: files.markdown(value),
+        "html": lambda: page(value),
+    }
+    if arguments.format is not None:
+        return Reported(value, forms[arguments.format]())
+    return Reported(value, written=tuple(map(str, files.write(value, Path(arguments.output)))))
 
 
-def _explain(rule: str) -> int:
+def show(value: Reported, terminal: Terminal) -> Iterator[str]:
+    if value.text is not None:
+        yield Line(value.text.removesuffix("\n"), raw=True)
+    elif value.document is not None:
+        yield from view(value.document, terminal)
+    if value.written:
+        yield f"Written: {value.written[0]}, and {', '.join(Path(path).name for path in value.written[1:])} beside it"
+
+
+def _code(value: Reported) -> int:
+    found = value.document.comparison if value.document is not None else None
+    return found.exit_code if found is not None else 0
+
+
+def _as_json(value: Reported) -> JSONText:
+    return JSONText((as_json(value.document).decode() if value.document is not None else value.text or "").rstrip("\n"))
+
+
+report = Command(Reported, answer, show, code=_code, document=_as_json, form=Document)
+
+
+def _explain(rule: str) -> str:
     """What a check of results means; all of them without one."""
     if not rule:
-        for name, one in refusals().items():
-            say(f"{name:20}  {one.title}")
-        return 0
+        return "\n".join(f"{name:20}  {one.title}" for name, one in refusals().items())
     if (found := refusals().get(rule)) is None:
         hint = suggest(rule, refusals(), "launcher report --explain lists them; of plans: launcher check --explain")
         raise ConfigError(f"there is no check {rule!r} of results", where="--explain", hint=hint)
-    print(f"{rule}: {found.title}\n\n{found.text}", end="")
-    return 0
-
-
-def _print(value: Document) -> None:
-    terminal = Terminal.of(sys.stdout)
-    print_lines(show(value, terminal), terminal)
-
-
-def _show(value: Document, arguments: argparse.Namespace) -> None:
-    if arguments.format is not None:
-        forms = {
-            "json": lambda: as_json(value).decode(),
-            "csv": lambda: files.points_csv(value),
-            "junit": lambda: files.junit(value).decode() + "\n",
-            "markdown": lambda: files.markdown(value),
-            "html": lambda: page(value),
-        }
-        if arguments.format == "text":
-            _print(value)
-        else:
-            sys.stdout.write(forms[arguments.format]())
-        return
-    _print(value)
-    written = files.write(value, Path(arguments.output))
-    say(f"Written: {written[0]}, and {', '.join(path.name for path in written[1:])} beside it")
+    return f"{rule}: {found.title}\n\n{found.text}"

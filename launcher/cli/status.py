@@ -17,7 +17,7 @@ from launcher.core.errors import ConfigError, Wrong
 from launcher.core.lines import Line, Terminal, fields, folded, table
 from launcher.core.state import state_directory
 from launcher.run.fields import UNREADABLE, RecordedError, RecordedJob, RunFields
-from launcher.run.naming import load_named, run_ids, shortest
+from launcher.run.naming import load_named, names, shortest
 from launcher.run.record import RunRecord, UnreadableRecord, each_record
 from launcher.run.verdict import Verdict
 
@@ -136,7 +136,7 @@ def _view(record: RunRecord) -> RunView:
     steps = (StepLine(name, step.state, step.at - step.began, step.error) for name, step in of.steps.items())
     return RunView(
         **_kept(of),
-        short=shortest(run_ids(record.directory.parent)).get(of.id, of.id),
+        short=shortest(names(record.directory.parent)).get(of.id, of.id),
         driven=record.owned_by_another,
         text=_text(of),
         title=title,

@@ -18,6 +18,7 @@ from launcher.core.publish import remove_tree
 from launcher.core.rights import user_name
 from launcher.core.terminal import say
 from launcher.project import Project
+from launcher.run.naming import sweep_named
 from launcher.sweep import ledger as ledgers
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import image_digest
@@ -53,7 +54,7 @@ def gc(arguments: argparse.Namespace) -> int:
 def ask(arguments: argparse.Namespace) -> int:
     """Ask the driver of a sweep to pause, go on, drain, stop or cancel. Without one only a cancel does anything."""
     project = open_project(arguments)
-    ledger = Ledger.load(sweeps_of(project), arguments.name)
+    ledger = Ledger.load(sweeps := sweeps_of(project), sweep_named(sweeps, arguments.name))
     runner = getattr(arguments, "of_runner", None) or ""
     if runner and runner not in {job.runner for job in ledger.sweep.jobs}:
         raise ConfigError(f"no job of this sweep is for runner {runner}", where=f"sweep {ledger.id}")
@@ -112,7 +113,7 @@ def _cancel_undriven(project: Project, ledger: Ledger, request: Asked) -> int | 
 def add(arguments: argparse.Namespace) -> int:
     """Append points to the topologies of a sweep; what is there does not change. A driver takes them at once."""
     project = open_project(arguments, look=True)
-    ledger = Ledger.load(sweeps_of(project), arguments.name)
+    ledger = Ledger.load(sweeps := sweeps_of(project), sweep_named(sweeps, arguments.name))
     state = State(ledger.sweep, ledger.events())
     globs = [glob.lower() for glob in arguments.topology] or ["*"]
     curves: dict[str, list[Job]] = {}

@@ -22,6 +22,7 @@ from launcher.core.errors import ConfigError
 from launcher.core.rights import user_name
 from launcher.core.state import state_directory
 from launcher.core.terminal import one_line, trusted
+from launcher.run.naming import sweep_named
 from launcher.sweep import ledger as ledgers
 from launcher.sweep.attempts import Records, progress
 from launcher.sweep.ledger import EventReader, Ledger
@@ -78,7 +79,7 @@ def status(arguments: argparse.Namespace) -> int:
     """How a sweep stands: the named one, else the latest."""
     state = state_directory(os.environ, arguments.state)
     sweeps, runs = state / "sweeps", state / "runs"
-    ledger = Ledger.load(sweeps, arguments.name or latest(sweeps))
+    ledger = Ledger.load(sweeps, sweep_named(sweeps, arguments.name) if arguments.name else latest(sweeps))
     sight = Sight(runs, ledger)
     if arguments.watch and not arguments.json and sys.stdout.isatty() and sys.stdin.isatty():
         from launcher.cli.sweep_view import LiveView

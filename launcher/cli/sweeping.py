@@ -22,6 +22,7 @@ from launcher.core.errors import ConfigError
 from launcher.core.process import run as run_program
 from launcher.core.terminal import one_line, say
 from launcher.project import Project
+from launcher.run.naming import sweep_named
 from launcher.run.prepare import refuse
 from launcher.sweep import ledger as ledgers
 from launcher.sweep.attempts import Records, history
@@ -75,7 +76,7 @@ def start(arguments: argparse.Namespace) -> int:
 def resume(arguments: argparse.Namespace) -> int:
     """Go on with a sweep: living jobs first, then what has no valid result."""
     project = open_project(arguments, look=True)
-    ledger = Ledger.load(sweeps_of(project), arguments.name)
+    ledger = Ledger.load(sweeps := sweeps_of(project), sweep_named(sweeps, arguments.name))
     found = seen(project.runs, ledger)
     if arguments.explain:
         for point in found.states:

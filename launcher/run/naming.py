@@ -1,4 +1,4 @@
-"""Which run a person means: by its id, any prefix that only one run has, or the id of its Slurm job."""
+"""Which run or sweep a person means: by its id, any prefix that only one has, or the id of the run's Slurm job."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run_named(runs: Path, given: str) -> str:
     """
     if os.path.lexists(runs / given) or "/" in given:
         return given
-    known = run_ids(runs)
+    known = names(runs)
     also = [run for run in known if _job_of(runs, run) == given] if given.isdecimal() else []
     return by_prefix(given, known, "runs", also)
 
@@ -32,16 +32,22 @@ def load_named(runs: Path, given: str) -> RunRecord:
     return RunRecord.load(runs, run_named(runs, given))
 
 
-def run_ids(runs: Path) -> list[str]:
-    """The names of all runs' directories; none where nobody may list them."""
+def sweep_named(sweeps: Path, given: str) -> str:
+    """The name of the sweep that is meant, by itself or by a prefix; what was given where there is none. Raises
+    ConfigError when it may be several."""
+    return by_prefix(given, names(sweeps), "sweeps")
+
+
+def names(directory: Path) -> list[str]:
+    """The names of all runs, or of all sweeps; none where nobody may list them."""
     with contextlib.suppress(OSError):
-        return sorted(path.name for path in runs.iterdir() if not path.name.startswith("."))
+        return sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
     return []
 
 
-def shortest(names: Iterable[str]) -> dict[str, str]:
+def shortest(known: Iterable[str]) -> dict[str, str]:
     """Of each name the shortest prefix, in whole words, that no other one has."""
-    ordered, short = ["", *sorted(set(names)), ""], {}
+    ordered, short = ["", *sorted(set(known)), ""], {}
     for before, name, after in zip(ordered, ordered[1:], ordered[2:], strict=False):
         end = name.find("-", SHORTEST)
         while end > 0 and (before.startswith(name[:end]) or after.startswith(name[:end])):

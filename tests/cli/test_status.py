@@ -70,6 +70,8 @@ def test_a_run_is_known_by_its_beginning_and_by_its_job(
     for line in listed[:3]:
         assert json.loads(said(capsys, "status", line["short"], "--json"))["id"] == line["id"]
     assert json.loads(said(capsys, "status", "4242", "--json"))["id"] == runs[0].id
+    assert json.loads(said(capsys, "results", listed[1]["short"], "--json"))[0]["run_id"]
+    assert said(capsys, "report", listed[1]["short"], "--format", "csv").count("\n") > 4
     runs[1].update(job=RecordedJob("4242"))
     wrong = said(capsys, "status", "4242", code=2)
     assert "may be any of 2 runs" in wrong and runs[0].id in wrong and runs[1].id in wrong
@@ -96,7 +98,8 @@ def test_short_forms_are_whole_words_that_no_other_name_begins_with() -> None:
 
 
 def test_what_is_printed_agrees_with_its_schema(runs: list[RunRecord], capsys: pytest.CaptureFixture[str]) -> None:
-    for argv in (["status"], ["status", runs[0].id], ["status", runs[0].id, runs[1].id], ["results", runs[1].id]):
+    both = [runs[0].id, runs[1].id]
+    for argv in (["status"], ["status", both[0]], ["status", *both], ["results", both[1]], ["report", *both]):
         value = json.loads(said(capsys, *argv, "--json"))
         jsonschema.validate(value, json.loads(said(capsys, "schema", argv[0])))
 
