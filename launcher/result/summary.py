@@ -152,16 +152,18 @@ def score_rows(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
         benchmark, rehearsal = summary["benchmark"], bool(summary["rehearsal"])
         head = (summary["runner"], benchmark["exp_name"], benchmark["topology"])
         for one in summary.get("evaluations") or ():
-            score, least = one["score"], one["threshold"]
+            score, least = one.get("score"), one.get("threshold")
             low = score is not None and least is not None and score < least
-            state = f"{one['state']}: {one['reason']}" if one["reason"] else "too low" if low else str(one["state"])
+            state = (
+                f"{one['state']}: {one.get('reason')}" if one.get("reason") else "too low" if low else str(one["state"])
+            )
             cells = (
                 *map(str, head),
-                str(one["task"] or _MISSING),
-                _MISSING if one["concurrency"] is None else str(one["concurrency"]),
+                str(one.get("task") or _MISSING),
+                _MISSING if one.get("concurrency") is None else str(one.get("concurrency")),
                 _number(score, 4),
                 _number(least, 2),
-                _number(one["n_eff"], 0),
+                _number(one.get("n_eff"), 0),
                 f"REHEARSAL, {state}" if rehearsal else state,
             )
             found.append(Row(cells, one["state"] == "ok" and not low, rehearsal))

@@ -17,8 +17,10 @@ from launcher.report.document import Document, Entry, as_json
 from launcher.report.gather import gather
 from launcher.report.page import page
 from launcher.result.refusals import rule_of
+from launcher.sweep.ledger import Ledger
+from launcher.sweep.schema import Began, Policy, Reused, Started, Sweep
 from tests.report.made import evaluation, row, write_evaluation, write_rows, write_runs
-from tests.report.test_sources import DIED, change, report
+from tests.report.test_sources import DIED, change, job, report
 
 
 def scores(document: Document) -> dict[tuple[int, str], Entry]:
@@ -167,3 +169,26 @@ def test_scores_are_compared_by_their_own_metrics(tmp_path: Path) -> None:
 def test_a_low_score_is_a_check_of_its_own() -> None:
     assert rule_of("em_strict is 0.8, below the threshold of 0.9") == "result-score"
     assert rule_of("eval: a is empty") == "result-evaluation"
+
+
+def test_evaluations_of_a_sweep(tmp_path: Path) -> None:
+    done, earlier, _, other = ids = write_runs(tmp_path, 4, [64])
+    for name in ids:
+        plan = json.loads((tmp_path / f"runs/{name}/plan.json").read_text())
+        change(tmp_path, name, "plan", benchmark={**plan["benchmark"], "eval_only": True})
+        path = tmp_path / f"runs/{name}/summary.json"
+        summary = {**json.loads(path.read_text()), "points": [], "evaluations": [evaluation(64)]}
+        path.write_text(json.dumps(summary))
+    jobs = {name: job(tmp_path, name) for name in ids}
+    sweep = Sweep(id="evals", created=1.0, launcher="0", selection=(), policy=Policy(), jobs=tuple(jobs.values()))
+    ledger = Ledger.create(tmp_path / "sweeps", sweep)
+    ledger.append(Began(time=1.0, driver="me", policy=Policy()))
+    for name in (done, other):
+        ledger.append(Started(time=2.0, job=jobs[name].key, run=name, concurrencies=(64,)))
+    ledger.append(Reused(time=3.0, job=jobs[earlier].key, run=earlier, concurrencies=(64,)))
+    found = report(tmp_path, "evals")
+    assert [(entry.scenario, entry.task) for entry in found.points if entry.state == "missing"] == [("evaluation", "")]
+    assert {entry.run: entry.state for entry in found.points} == {
+        done: "ok", other: "ok", earlier: "reused", "": "missing",
+    }  # fmt: skip
+    assert next(entry.reason for entry in found.points if not entry.run).startswith("planned")
