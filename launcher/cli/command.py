@@ -58,7 +58,8 @@ class Command:
     """``kind`` is the type of each value, for msgspec. A value with ``wrong`` says what could not be done: that is told
     on standard error in every form (``aside`` makes the lines), and its first error is the exit code, where ``code``
     tells no other. ``document`` is what ``--json`` prints of a value where that is not the value itself, and ``form``
-    its type, or a function that makes it. An error that is raised has its own exit code."""
+    its type, or a function that makes it. An error that is raised has its own exit code. ``live`` shows
+    values that follow each other in a terminal whose keys are heard."""
 
     kind: Any
     answer: Callable[[argparse.Namespace, Tell], Any]
@@ -66,6 +67,7 @@ class Command:
     aside: Callable[[Any], Iterable[str]] = lambda value: wrong_lines(_wrong_of(value))
     code: Callable[[Any], int] = lambda value: first_code(_wrong_of(value))
     document: Callable[[Any], Any] = lambda value: value
+    live: Callable[[Iterator[Any], argparse.Namespace, Callable[[str, str], None] | None], object] | None = None
     form: Any = None
 
     @property
@@ -82,17 +84,27 @@ class Command:
 
 def run_command(command: Command, arguments: argparse.Namespace) -> int:
     """Have the command answered, show each value as it comes; the exit code."""
-    found = command.answer(arguments, tell)  # `--on NAME` asks there instead, for values of `command.kind`
-    return shown(command, found, as_json=bool(getattr(arguments, "json", False)) or _format(arguments) == "json")
+    found = command.answer(arguments, tell)  # `--on NAME` asks there instead, for values of `command.kind` (`on`)
+    return shown(command, found, arguments)
 
 
-def _format(arguments: argparse.Namespace) -> str | None:
-    return getattr(arguments, "format", None)
+def wants_json(arguments: argparse.Namespace | None) -> bool:
+    return bool(getattr(arguments, "json", False)) or getattr(arguments, "format", None) == "json"
 
 
-def shown(command: Command, found: Any, *, as_json: bool) -> int:
-    """Show a value, or values as they come (as JSON: a line each); the exit code of the first that has one."""
+def shown(
+    command: Command,
+    found: Any,
+    arguments: argparse.Namespace | None = None,
+    ask: Callable[[str, str], None] | None = None,
+) -> int:
+    """Show a value, or values as they come (as JSON: a line each); the exit code of the first that has one. ``ask`` is
+    for a live view's keys, where that is of another machine."""
+    as_json = wants_json(arguments)
     streams = isinstance(found, Iterator)
+    if streams and command.live and arguments and not as_json and sys.stdout.isatty() and sys.stdin.isatty():
+        command.live(found, arguments, ask)
+        return 0
     code, terminal = 0, Terminal.of(sys.stdout)
     for value in found if streams else (found,):
         if as_json:

@@ -123,7 +123,7 @@ def ended(project: Project, runs: Sequence[str], why: str, silence: float = END_
 
 def end_runs(project: Project, runs: Sequence[str], why: str) -> int:
     """End what these runs hold, and show it; the exit code."""
-    return shown(cancel, ended(project, runs, why), as_json=False)
+    return shown(cancel, ended(project, runs, why))
 
 
 def _ended(ends: Mapping[str, End]) -> Generator[Told, None, list[Wrong]]:

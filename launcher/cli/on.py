@@ -43,7 +43,7 @@ _NOT_THERE = {
     "shadow:shadow": "it is a step of a workflow, on its own runner",
     "running:adopt": "log in there, and adopt the job there; then follow it with --on",
     "report:report": "bring the runs (launcher remote get NAME RUN|SWEEP), and report them here",
-    "runner:new": "log in there: it writes a file",
+    "runner_doctor:new": "log in there: it writes a file",
 }
 
 _PLACES = ("runners", "recipes")
@@ -195,7 +195,14 @@ def show(far: There, **changes: Any) -> int:
             sys.stdout.flush()
         return answer.code
     found = answer.found(command)
-    code = 0 if found is None else shown(command, found, as_json=bool(getattr(arguments, "json", False)))
+
+    def ask(sweep: str, verb: str) -> None:
+        for _ in far.ask(
+            lambda text: None, command="sweep_asking:ask", name=sweep, verb=verb, of_runner=None, json=False
+        ).text():
+            pass
+
+    code = 0 if found is None else shown(command, found, arguments, ask)
     return answer.code or code
 
 

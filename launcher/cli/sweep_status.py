@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from launcher.cli.command import Command, Tell
 from launcher.core.errors import ConfigError
+from launcher.core.lines import Line, Terminal, folded, print_lines, table
 from launcher.core.rights import user_name
 from launcher.core.state import state_directory
-from launcher.core.terminal import one_line, trusted
+from launcher.core.terminal import trusted
 from launcher.run.naming import sweep_named
 from launcher.sweep import ledger as ledgers
 from launcher.sweep.attempts import Records, progress
@@ -75,39 +77,83 @@ def asks(ledger: Ledger) -> Callable[[str], None]:
     return ask
 
 
-def status(arguments: argparse.Namespace) -> int:
-    """How a sweep stands: the named one, else the latest."""
+def statuses(arguments: argparse.Namespace, tell: Tell) -> Iterator[Overview]:
+    """How a sweep stands: the named one, else the latest; with --watch again and again, while somebody drives it."""
     state = state_directory(os.environ, arguments.state)
     sweeps, runs = state / "sweeps", state / "runs"
     ledger = Ledger.load(sweeps, sweep_named(sweeps, arguments.name) if arguments.name else latest(sweeps))
     sight = Sight(runs, ledger)
-    if arguments.watch and not arguments.json and sys.stdout.isatty() and sys.stdin.isatty():
-        from launcher.cli.sweep_view import LiveView
-
-        left = threading.Event()
-
-        def look() -> Overview:
-            if not (found := sight.look()).driver:
-                left.set()
-            return found
-
-        view = LiveView(look, asks(ledger), trusted(sys.stdout))
-        view.start()
-        while not view.closed.wait(0.2) and not left.is_set():
-            pass
-        view.close()
-        if not left.is_set():
-            return 0
     while True:
-        found = sight.look()
-        if arguments.json:
-            print(json.dumps(document(found), indent=None if arguments.watch else 2), flush=True)
-        else:
-            for line in lines(found, time.time()):
-                print(one_line(line))
+        yield (found := sight.look())
         if not arguments.watch or not found.driver:
-            return 0
+            return
         time.sleep(_EACH)
+
+
+def answer(arguments: argparse.Namespace, tell: Tell) -> Iterator[Overview] | Overview:
+    found = statuses(arguments, tell)
+    return found if arguments.watch else next(found)
+
+
+def live(values: Iterator[Overview], arguments: argparse.Namespace, ask: Callable[[str, str], None] | None) -> None:
+    """Show a sweep in a live view as long as values come, or until a person closes it. ``ask`` asks whoever drives a
+    sweep; here, by its ledger."""
+    from launcher.cli.sweep_view import LiveView
+
+    latest, over = [next(values)], threading.Event()
+    fault: list[Exception] = []
+
+    def read() -> None:
+        try:
+            for value in values:
+                latest[0] = value
+        except Exception as error:  # noqa: BLE001 - raised once the view is closed
+            fault.append(error)
+        over.set()
+
+    def by_key(verb: str) -> None:
+        if ask is not None:
+            ask(latest[0].id, verb)
+        else:
+            asks(Ledger.load(state_directory(os.environ, arguments.state) / "sweeps", latest[0].id))(verb)
+
+    threading.Thread(target=read, daemon=True, name="sweep").start()
+    view = LiveView(lambda: latest[0], by_key, trusted(sys.stdout))
+    view.start()
+    while not view.closed.wait(0.2) and not over.is_set():
+        pass
+    view.close()
+    if fault:
+        raise fault[0]
+    if over.is_set():
+        terminal = Terminal.of(sys.stdout)
+        print_lines(show(latest[0], terminal), terminal)
+
+
+def show(found: Overview, terminal: Terminal) -> Iterator[str]:
+    """The sweep for a person: what it is at, then its jobs."""
+    more = [(name, text) for name, texts in (("held", found.held), ("excluded", found.excluded)) for text in texts]
+    nobody = "nobody drives it" + (f"; the last driver left: {found.left}" if found.left else "")
+    head = [found.driver or nobody, *(f"{name}: {text}" for name, text in more), *found.notes]
+    for i, text in enumerate((*head_of(found), *head)):
+        yield from (Line(line, "" if i else "bold") for line in folded(text, terminal.width, "  "))
+    now, columns = time.time(), ("", "ok", "job", "age", "Slurm", "")
+    rows = [
+        (
+            job.state,
+            f"{job.ok}/{len(job.concurrencies)}",
+            job.key,
+            age(job.since, now) if job.state in ("running", "queued") else "",
+            job.job,
+            job.reason,
+        )
+        for job in found.jobs
+    ]
+    styles = [_STYLES.get(job.state, "") for job in found.jobs]
+    yield from table(columns, rows, terminal.width, styles) if rows else ()
+
+
+_STYLES = {"ok": "green", "failed": "red", "missing": "red", "unknown": "yellow"}
 
 
 def document(found: Overview) -> dict[str, object]:
@@ -116,14 +162,7 @@ def document(found: Overview) -> dict[str, object]:
     return {"schema": 1, **value}
 
 
-def lines(found: Overview, now: float) -> list[str]:
-    """The sweep for a person: what it is at, then one line a job."""
-    more = [(name, text) for name, texts in (("held", found.held), ("excluded", found.excluded)) for text in texts]
-    nobody = "nobody drives it" + (f"; the last driver left: {found.left}" if found.left else "")
-    head = [found.driver or nobody, *(f"{name}: {text}" for name, text in more), *found.notes]
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    rows = [job_line(line, now) for line in found.jobs]
-    return [text[:columns] for text in (*head_of(found), *head, *rows)]
+status = Command(Overview, answer, show, code=lambda value: 0, document=document, live=live)
 
 
 def job_line(job: JobLine, now: float) -> str:
@@ -144,18 +183,38 @@ def latest(sweeps: Path) -> str:
     return max(made)[1]
 
 
-def listing(arguments: argparse.Namespace) -> int:
-    """All sweeps, one a line; what cannot be read is listed too."""
+@dataclass(frozen=True)
+class SweepLine:
+    """A sweep among others: how it stands, without its jobs; ``wrong`` is why its ledger cannot be read."""
+
+    id: str
+    overview: Overview | None = None
+    wrong: str = ""
+
+
+def listed(arguments: argparse.Namespace, tell: Tell) -> Iterator[SweepLine]:
+    """All sweeps; what cannot be read is listed too."""
     state = state_directory(os.environ, arguments.state)
     sweeps, runs = state / "sweeps", state / "runs"
     for name in ledgers.names(sweeps):
         try:
-            found = seen(runs, Ledger.load(sweeps, name))
+            yield SweepLine(name, replace(seen(runs, Ledger.load(sweeps, name)), jobs=(), states=()))
         except ConfigError as error:
-            print(one_line(f"{name}  unreadable: {error.message}"))
-            continue
-        if arguments.json:
-            print(json.dumps({key: v for key, v in document(found).items() if key not in ("jobs", "states")}))
-        else:
-            print(one_line("  ".join([*head_of(found)[:2], *(["driven"] if found.driver else [])])))
-    return 0
+            yield SweepLine(name, wrong=error.message)
+
+
+def show_line(value: SweepLine, terminal: Terminal) -> Iterator[str]:
+    if value.overview is None:
+        yield from folded(f"{value.id}  unreadable: {value.wrong}", terminal.width, "    ")
+        return
+    driven = ["driven"] if value.overview.driver else []
+    yield from folded("  ".join([*head_of(value.overview)[:2], *driven]), terminal.width, "    ")
+
+
+def _document_of_line(value: SweepLine) -> dict[str, object]:
+    if value.overview is None:
+        return {"id": value.id, "unreadable": value.wrong}
+    return {key: v for key, v in document(value.overview).items() if key not in ("jobs", "states")}
+
+
+listing = Command(SweepLine, listed, show_line, document=_document_of_line, form=dict[str, Any])

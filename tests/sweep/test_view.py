@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 from rich.text import Text
 
-from launcher.cli.sweep_status import Sight, lines
+from launcher.cli.sweep_status import Sight
+from launcher.cli.sweep_status import show as sweep_lines
 from launcher.cli.sweep_view import KEYS, Screen, View
+from launcher.core import lines
 from launcher.sweep.attempts import Records
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.overview import JobLine, Overview, age
@@ -89,8 +91,14 @@ def test_no_line_is_wider_than_the_terminal_and_what_lives_comes_first(width: in
         assert "gb200-003" in text and plain[-1].startswith(KEYS[:20])
 
 
+@pytest.mark.parametrize("width", [40, 80, 140])
+def test_no_key_and_no_reason_is_cut_at_any_width(width: int) -> None:
+    text = " ".join(" ".join(sweep_lines(an_overview(*JOBS), lines.Terminal(width))).split())
+    assert all(job.key in text for job in JOBS) and "PENDING (Resources)" in text
+
+
 def test_plain_lines_have_the_same_values_and_one_line_a_job() -> None:
-    shown = lines(an_overview(*JOBS), NOW)
+    shown = list(sweep_lines(an_overview(*JOBS), lines.Terminal()))
     assert shown[0].startswith("m3-weekend  12/47 ok") and "pid 1 on login" in shown
     assert sum(line.startswith(("running", "queued", "failed", "ok")) for line in shown) == 4
 
