@@ -12,7 +12,6 @@ from pathlib import Path
 import msgspec
 
 from launcher.cli.command import Command, JSONText, Tell
-from launcher.cli.results import source_named
 from launcher.core.errors import ConfigError, suggest
 from launcher.core.lines import Line, Terminal
 from launcher.core.state import state_directory
@@ -25,6 +24,7 @@ from launcher.report.page import page
 from launcher.report.terminal import show as view
 from launcher.report.text import clock
 from launcher.result.refusals import refusals
+from launcher.run.naming import source_named
 
 
 @dataclass(frozen=True)

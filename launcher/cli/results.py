@@ -17,7 +17,7 @@ from launcher.result import aggregates
 from launcher.result.row_fields import is_row
 from launcher.result.summary import table_lines
 from launcher.result.summary_file import read_document
-from launcher.run.naming import run_named, sweep_named
+from launcher.run.naming import run_named, source_named
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,6 @@ def answer(arguments: argparse.Namespace, tell: Tell) -> Results:
 
         csv = points_csv(document(gathered, title=" ".join(names), made=""))
     return Results(tuple(found), csv, problems=(*gathered.problems, *wrong))
-
-
-def source_named(state: Path, given: str) -> str:
-    """The run or sweep that is meant by its beginning, or by a job's id; a directory, and what is neither, as it is."""
-    if Path(given).exists() or (state / "sweeps" / given).is_dir():
-        return given
-    run = run_named(state / "runs", given)
-    return run if run != given else sweep_named(state / "sweeps", given)
 
 
 def show(value: Results, terminal: Terminal) -> Iterator[str]:

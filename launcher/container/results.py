@@ -24,8 +24,9 @@ from launcher.core.retry import until
 from launcher.plan.plan import OWN, Expected
 from launcher.result.collect import Collected, Problem
 from launcher.result.contradictions import Window
-from launcher.result.evaluations import RESULTS, Evaluation, Thresholds, judge
+from launcher.result.evaluations import RESULTS, Thresholds, judge
 from launcher.result.logs import log_files
+from launcher.result.summary_file import Evaluation
 from launcher.result.validate import Invalid, Point, read_only_result
 
 _RETRY_INTERVAL = 5.0

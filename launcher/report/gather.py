@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.core.errors import ConfigError, suggest
-from launcher.report.artifacts import add_tree
 from launcher.report.gathered import Gathered
 from launcher.report.records import add_run, add_runs
 
@@ -34,6 +33,8 @@ def _add(gathered: Gathered, name: str, state: Path) -> None:
     elif (path / "runs").is_dir():
         add_runs(gathered, path.resolve() / "runs")
     elif path.exists():
+        from launcher.report.artifacts import add_tree
+
         add_tree(gathered, path)
     else:
         known: list[str] = []

@@ -16,12 +16,10 @@ from launcher.report.document import Image, Run
 from launcher.report.gathered import Gathered
 from launcher.report.points import Point, State, identity_of, identity_of_evaluation
 from launcher.report.scores import SCORES
-from launcher.result.evaluations import Evaluation
 from launcher.result.refusals import rule_of
 from launcher.result.row_fields import finite, is_row
-from launcher.result.summary_file import Measured, Summary, read_summary
+from launcher.result.summary_file import Evaluation, Measured, Summary, read_summary
 from launcher.run.fields import ENDED, LARGEST, WHOLE, RunFields, read_fields
-from launcher.run.record import UnreadableRecord, each_record
 
 _METRICS = {
     "tput_per_gpu": ("throughput_per_gpu", 1.0),
@@ -45,6 +43,8 @@ _PLAN = msgspec.json.Decoder(_Plan)
 
 def add_runs(gathered: Gathered, runs: Path) -> None:
     """All runs of a directory of records, oldest first; what cannot be read is a problem."""
+    from launcher.run.record import UnreadableRecord, each_record
+
     unreadable: list[UnreadableRecord] = []
     records = sorted(each_record(runs, unreadable, facts=False), key=lambda record: record.fields.created)
     for record in records:

@@ -25,8 +25,9 @@ from launcher.core.retry import until
 from launcher.core.terminal import one_line
 from launcher.plan.plan import Expected
 from launcher.result.contradictions import Window
-from launcher.result.evaluations import RESULTS, Evaluation, Thresholds, judge
+from launcher.result.evaluations import RESULTS, Thresholds, judge
 from launcher.result.logs import LOGS, TARBALL, log_files
+from launcher.result.summary_file import Evaluation
 from launcher.result.validate import FileName, Invalid, Point, read_agentic_result, read_result
 
 _RETRY_INTERVAL = 5.0

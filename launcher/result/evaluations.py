@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -25,6 +25,7 @@ from launcher.result import contradictions
 from launcher.result.document import Unusable, content, each_once
 from launcher.result.evaluation_rows import known_form, score_of, scores_of
 from launcher.result.row_fields import finite
+from launcher.result.summary_file import Evaluation
 
 META, RESULTS = "meta_env.json", "results*.json"
 OWN_THRESHOLDS = "utils/evals/thresholds.yaml"
@@ -70,25 +71,6 @@ class Thresholds(msgspec.Struct, frozen=True):
         if task in (own := self.models.get(prefix, {})):
             return own[task], f"models.{prefix}.{task}"
         return (self.default[task], f"default.{task}") if task in self.default else (_OTHERWISE, "of any other task")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One task at one concurrency (None: not told), as ``summary.json`` has it. ``task`` is "" where there is no result
-    that names one. Scores are shares from 0 to 1, ``n_eff`` the samples, ``threshold`` the least score."""
-
-    concurrency: int | None
-    task: str = ""
-    state: Literal["ok", "invalid", "missing"] = "ok"
-    reason: str | None = None
-    score: float | None = None
-    score_name: str | None = None
-    score_se: float | None = None
-    em_strict: float | None = None
-    em_flexible: float | None = None
-    n_eff: int | None = None
-    threshold: float | None = None
-    rehearsal: bool = False
 
 
 @dataclass

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from launcher.core.errors import ResultError
 from launcher.core.reading import built, read_file
-from launcher.result.evaluations import Evaluation
 
 Kind = TypeVar("Kind")
 
 NAME = "summary.json"
 _LARGEST = 64 << 20
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One task at one concurrency (None: not told), as ``summary.json`` has it. ``task`` is "" where there is no result
+    that names one. Scores are shares from 0 to 1, ``n_eff`` the samples, ``threshold`` the least score."""
+
+    concurrency: int | None
+    task: str = ""
+    state: Literal["ok", "invalid", "missing"] = "ok"
+    reason: str | None = None
+    score: float | None = None
+    score_name: str | None = None
+    score_se: float | None = None
+    em_strict: float | None = None
+    em_flexible: float | None = None
+    n_eff: int | None = None
+    threshold: float | None = None
+    rehearsal: bool = False
 
 
 class Measured(msgspec.Struct, frozen=True):

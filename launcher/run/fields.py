@@ -20,7 +20,6 @@ from launcher.core.errors import ConfigError
 from launcher.core.process import ProcessIdentity
 from launcher.core.reading import built, read_file
 from launcher.core.rights import words_of
-from launcher.run.verdict import Verdict
 
 SCHEMA = 1
 
@@ -39,6 +38,21 @@ _LATEST = 253402300799.0
 
 ENDED = ("succeeded", "failed", "cancelled")
 """States of a run after which nothing more happens by itself."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which layer an end is put down to, and what happened, in one line.
+
+    ``layer`` is configuration, image, model, checkout, scheduler, node, server, benchmark, results, cancelled, or
+    launcher for a fault of our own; it is "" for a success.
+    """
+
+    layer: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.layer}: {self.text}" if self.layer else self.text
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,13 @@ import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.core.errors import ConfigError, by_prefix
 from launcher.run.fields import read_fields
-from launcher.run.record import RunRecord
+
+if TYPE_CHECKING:
+    from launcher.run.record import RunRecord
 
 SHORTEST = 4
 """Characters of the shortest prefix that is shown."""
@@ -29,6 +32,8 @@ def run_named(runs: Path, given: str) -> str:
 
 def load_named(runs: Path, given: str) -> RunRecord:
     """The record of the run that is meant. Raises ConfigError."""
+    from launcher.run.record import RunRecord
+
     return RunRecord.load(runs, run_named(runs, given))
 
 
@@ -36,6 +41,14 @@ def sweep_named(sweeps: Path, given: str) -> str:
     """The name of the sweep that is meant, by itself or by a prefix; what was given where there is none. Raises
     ConfigError when it may be several."""
     return by_prefix(given, names(sweeps), "sweeps")
+
+
+def source_named(state: Path, given: str) -> str:
+    """The run or sweep of a report, by its beginning or by a job's id; a directory, and what is neither, as it is."""
+    if Path(given).exists() or (state / "sweeps" / given).is_dir():
+        return given
+    run = run_named(state / "runs", given)
+    return run if run != given else sweep_named(state / "sweeps", given)
 
 
 def names(directory: Path) -> list[str]:

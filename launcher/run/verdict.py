@@ -9,31 +9,16 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from launcher.core.errors import Cancelled, LauncherError
 from launcher.run.failures import FILES, first_failures
+from launcher.run.fields import Verdict
 from launcher.run.log_failure import CONTROLLER_AWAY, LINES, Failure, cut, source_of
 from launcher.run.log_lines import TAIL, tail
 from launcher.slurm.client import LOST, JobState, Phase
 
 __all__ = ["FILES", "LINES", "TAIL", "Failure", "Verdict", "first_failures", "tail", "verdict"]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Which layer an end is put down to, and what happened, in one line.
-
-    ``layer`` is configuration, image, model, checkout, scheduler, node, server, benchmark, results, cancelled, or
-    launcher for a fault of our own; it is "" for a success.
-    """
-
-    layer: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.layer}: {self.text}" if self.layer else self.text
 
 
 _BY_TEXT: tuple[tuple[str, str], ...] = (

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from launcher.result.collect import Collected
-from launcher.result.evaluations import Evaluation
 from launcher.result.summary import REHEARSAL, rows, score_rows, table_lines
+from launcher.result.summary_file import Evaluation
 from tests.result.test_summary import BENCHMARK, GOOD, USED, a_plan, made
 
 MISSING = ("-",) * 5
