@@ -135,10 +135,11 @@ def publishing(final: Path) -> Iterator[Path]:
         share(temporary)
         fsync(temporary)
         temporary.replace(final)
-        fsync(final.parent)
-    finally:
+    except BaseException:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+        raise
+    fsync(final.parent)
 
 
 def publish_new(temporary: Path, final: Path, *, whole: Callable[[Path], bool] = os.path.lexists) -> bool:

@@ -73,6 +73,9 @@ _TEXT = tuple(map(re.compile, _SHAPES))
 _LINES = tuple(map(re.compile, _SHAPES_IN_A_LINE))
 _BYTES = tuple(re.compile(shape.encode()) for shape in _SHAPES)
 
+_SHORTEST_SHAPE = 9
+"""Characters: ``://u:abc@``."""
+
 _PIECE = 1 << 20
 _KEY_SPAN = 1 << 14
 """Bytes that a private key may be spread over."""
@@ -89,13 +92,14 @@ def secret_values(environ: Mapping[str, str]) -> tuple[str, ...]:
     return _values(_named(environ))[0]
 
 
+@lru_cache(maxsize=4096)
 def names_a_secret(name: str) -> bool:
     """Whether a variable of this name holds a secret, as far as names tell."""
     return _SECRET_NAME.search(name) is not None
 
 
 def _named(environ: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(sorted(value for name, value in environ.items() if names_a_secret(name)))
+    return tuple(sorted(environ[name] for name in environ if names_a_secret(name)))
 
 
 @lru_cache(maxsize=8)
@@ -144,7 +148,7 @@ def redact(text: str, environ: Mapping[str, str]) -> str:
     """``text`` with every secret value of ``environ``, and everything that looks like a token, replaced by ``***``."""
     for value in _values(_named(environ))[1]:
         text = text.replace(value, MASK)
-    for shape in _TEXT:
+    for shape in _TEXT if len(text) >= _SHORTEST_SHAPE else ():
         text = shape.sub(lambda found: _covered(found, lambda length: MASK), text)
     return text
 

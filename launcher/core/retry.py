@@ -6,7 +6,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from launcher.core.errors import LauncherError
@@ -46,6 +45,8 @@ def until(
 
 def asked_pause(text: str | None) -> float | None:
     """How many seconds a ``Retry-After`` asks for, by a number or a date (RFC 9110, 10.2.3); None when it says none."""
+    from email.utils import parsedate_to_datetime  # what starts with each submission would pay for it
+
     with contextlib.suppress(ValueError, TypeError, AttributeError):
         said = (text or "").strip()
         return float(said) if said.isdecimal() else max(0.0, parsedate_to_datetime(said).timestamp() - time.time())

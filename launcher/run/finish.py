@@ -77,7 +77,7 @@ def note_after_cancel(run: Run, state: JobState) -> None:
     run.record.update(job=job)
     run.record.event("job", f"after cancelling: {state.describe()}", job=job.id, state=state.word)
     if state.phase is Phase.TERMINAL:  # who does not answer now would only cost the time that is left
-        keep_answers(run, soon=True)
+        keep_answers(run, state, soon=True)
         unmark(run.record)
 
 
@@ -124,7 +124,7 @@ def finish(run: Run, state: JobState) -> Outcome:
         patience = RESULT_PATIENCE
     if state.succeeded and state.failed_step:
         run.record.event("warning", f"the job COMPLETED, but {state.failed_step}")
-    keep_answers(run)
+    keep_answers(run, state)
     run.kind.end_leftovers(run)
     collected, taken = Collected(), False
     try:
@@ -336,18 +336,20 @@ def _beginning(path: Path) -> bytes | None:
     return content if len(content) <= LARGEST else content[: content.rfind(b"\n", 0, LARGEST) + 1]
 
 
-def keep_answers(run: Run, *, soon: bool = False) -> None:
-    """Keep what the scheduler says of the job now, by who says it, and the events until now.
+def keep_answers(run: Run, state: JobState, *, soon: bool = False) -> None:
+    """Keep what the scheduler says of the job that ended so, by who says it, and the events until now.
 
-    With ``soon`` a scheduler that hangs is left to itself after a while.
+    Of a job that ended well it has said all: it is asked again about others alone, so that the jobs of a sweep cost no
+    question each. With ``soon`` a scheduler that hangs is left to itself after a while.
     """
     job = run.record.job_key
     if job is None:
         return
+    told = state.succeeded and not state.failed_step
 
     def answers() -> None:
         with contextlib.suppress(LauncherError, OSError):
-            said = run.services.scheduler.describe(job)
+            said = {state.source: str(state)} if told else run.services.scheduler.describe(job)
             run.evidence_directory.mkdir(mode=0o700, exist_ok=True)
             shown = {name: run.record.hide(text)[:LARGEST] for name, text in said.items()}
             write_json(run.evidence_directory / "scheduler.json", shown)

@@ -68,8 +68,8 @@ class RunRecord:
         self._held: int | None = None
 
     @classmethod
-    def create(cls, runs: Path, plan: Plan) -> RunRecord:
-        """Make the record of a new run.
+    def create(cls, runs: Path, plan: Plan, **fields: Any) -> RunRecord:
+        """Make the record of a new run, with these ``fields``.
 
         Raises ConfigError when a run with this id is there already: the caller resumes that one instead.
         """
@@ -87,7 +87,7 @@ class RunRecord:
             write_json(temporary / "plan.json", plan.as_dict())
             record = cls(temporary, RunFields(plan.run_key, plan.runner))
             commit = head_commit(Path(plan.workspace.path))
-            record.update(created=time.time(), owner=ProcessIdentity.mine(), commit=commit)
+            record.update(created=time.time(), owner=ProcessIdentity.mine(), commit=commit, **fields)
             record.take()
             temporary.rename(directory)
         except OSError as error:

@@ -82,7 +82,7 @@ class Checkouts:
     """Makes work trees of srt-slurm.
 
     ``environ`` is what git and the set-up see (this process's by default), ``setup_environment`` what the set-up gets
-    beside it: another set-up environment makes another base.
+    beside it: another set-up environment makes another base. ``resolved`` keeps what git said of pinned commits.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class Checkouts:
         setup_environment: Mapping[str, str] | None = None,
         run: CommandRunner = run,
         sleep: Callable[[float], None] = time.sleep,
+        resolved: dict[str, tuple[str, list[str]]] | None = None,
     ) -> None:
         clean = clean_environment(os.environ if environ is None else environ)
         self._git = Git(run, clean)
@@ -99,6 +100,7 @@ class Checkouts:
         self._environ = {**clean, **self._setup_environment}
         self._run = run
         self._sleep = sleep
+        self._resolved = {} if resolved is None else resolved
 
     def prepare(self, wanted: SrtSlurm) -> Checkout:
         """The work tree ``wanted.root``: the commit, its patches, the results of the set-up, the overlays.
@@ -115,7 +117,7 @@ class Checkouts:
 
     def _prepare(self, wanted: SrtSlurm, root: Path) -> Checkout:
         mirror = Mirror(Path(wanted.cache), wanted.repository, self._git, sleep=self._sleep)
-        sha, notes = _resolve(mirror, wanted)
+        sha, notes = self._resolve(mirror, wanted)
         patches = [mirror.change(patch.commit, patch.path) for patch in wanted.patches]
         base, facts = self._base(mirror, sha, patches, wanted)
         made_of = {"sha": sha, "base": base.name, "overlays": [[o.source, o.destination] for o in wanted.overlays]}
@@ -132,7 +134,7 @@ class Checkouts:
                 for overlay in wanted.overlays:
                     _lay_over(overlay, tree)
                 write_json(tree / FACTS, made_of)
-        head = self._git.text("rev-parse", "HEAD", cwd=root).strip()
+        head = (root / ".git" / "HEAD").read_text().strip()  # a branch's name where somebody made another tree of it
         if head != sha:
             raise CheckoutError(f"HEAD is {head}; expected {sha}", where=str(root))
         if any(Path(o.destination).parts[:1] == ("src",) for o in wanted.overlays):
@@ -145,6 +147,24 @@ class Checkouts:
             cluster_keys=frozenset(facts.cluster_keys),
             notes=(*notes, *mirror.notes),
         )
+
+    def _resolve(self, mirror: Mirror, wanted: SrtSlurm) -> tuple[str, list[str]]:
+        """The commit to take, and what the user should know about the ref: of a pinned commit asked once, as long as
+        its mirror is there, which loses none."""
+        if wanted.sha is None:
+            tip = mirror.tip(wanted.ref, fresh=True)
+            if tip is None:
+                raise CheckoutError(f"the repository has no branch or tag {wanted.ref!r}", where=mirror.repository)
+            return tip, [f"srt-slurm is not pinned: {wanted.ref} is {tip} at this moment"]
+        asked = f"{mirror.path} {wanted.sha} {wanted.ref}"
+        if asked not in self._resolved or not mirror.path.is_dir():
+            sha = mirror.commit(wanted.sha)
+            tip = mirror.tip(wanted.ref)
+            moved = tip is not None and tip != sha
+            notes = [f"{wanted.ref} has moved to {tip}; the pinned {sha} is used"] if moved else []
+            self._resolved[asked] = sha, notes
+        sha, notes = self._resolved[asked]
+        return sha, list(notes)
 
     def _options_by_path(self, base: Path, root: Path) -> list[str]:
         """What the srtctl on PATH takes for this base, asked once for each file that it is."""
@@ -217,19 +237,6 @@ class Checkouts:
             options=sorted(apply_options(str(own), tree, self._environ, self._run)) if own.exists() else None,
             cluster_keys=sorted(known_keys(tree)),
         )
-
-
-def _resolve(mirror: Mirror, wanted: SrtSlurm) -> tuple[str, list[str]]:
-    """The commit to take, and what the user should know about the ref."""
-    if wanted.sha is None:
-        tip = mirror.tip(wanted.ref, fresh=True)
-        if tip is None:
-            raise CheckoutError(f"the repository has no branch or tag {wanted.ref!r}", where=mirror.repository)
-        return tip, [f"srt-slurm is not pinned: {wanted.ref} is {tip} at this moment"]
-    sha = mirror.commit(wanted.sha)
-    tip = mirror.tip(wanted.ref)
-    moved = tip is not None and tip != sha
-    return sha, [f"{wanted.ref} has moved to {tip}; the pinned {sha} is used"] if moved else []
 
 
 def _read_base(pointer: Path) -> tuple[Path, _Facts] | None:

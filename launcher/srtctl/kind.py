@@ -67,6 +67,7 @@ class SrtctlKind:
     def __init__(self, plan_row: PlanRow, complete: Complete) -> None:
         self.plan = plan_row
         self._complete = complete
+        self._resolved: dict[str, tuple[str, list[str]]] = {}
 
     @cached_property
     def _markers(self) -> EndMarkers:
@@ -133,6 +134,7 @@ class SrtctlKind:
             setup_environment=services.tools.environment,
             run=services.run,
             sleep=services.stop.sleep,
+            resolved=self._resolved,
         )
         checkout = checkouts.prepare(wanted)
         for note in checkout.notes:

@@ -85,8 +85,7 @@ class RunMaker:
 
     def create(self, plan: Plan) -> Run:
         """A run with a new record, driven by this process. Raises LauncherError, OSError."""
-        record = RunRecord.create(self._project.runs, plan)
-        record.update(accepted=self._accept, results="run")
+        record = RunRecord.create(self._project.runs, plan, accepted=self._accept, results="run")
         return self._run(record, plan, fresh=True)
 
     def adopt(self, run_id: str) -> Run:

@@ -25,6 +25,7 @@ from launcher.core.stop import Stop
 from launcher.slurm.poller import Pace
 from launcher.sweep.schema import Policy
 from scripts.measure_sweeps.emulation import PACE, drive, make_sweep
+from scripts.measure_sweeps.real import real
 from tests.benchmarks import a_benchmark
 
 SLOW = Pace(refill=27.5, burst=10, release_at_once=True, tick=5.0, rest=0.25)
@@ -113,7 +114,7 @@ def status(root: Path, points: int, records: int) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    cases = {"emulated": emulated, "idle": idle, "status": status}
+    cases = {"emulated": emulated, "idle": idle, "status": status, "real": real}
     if not argv or argv[0] not in cases:
         print(__doc__)
         return 2

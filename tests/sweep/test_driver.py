@@ -214,10 +214,10 @@ def test_records_that_cannot_be_made_leave_their_jobs_to_a_later_driver(
     make = RunRecord.create
     monkeypatch.setattr(driving, "ASK_AGAIN", 0.1)
 
-    def create(runs: Path, plan: Any) -> RunRecord:
+    def create(runs: Path, plan: Any, **fields: Any) -> RunRecord:
         if plan.benchmark.prefill.workers == 1:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return make(runs, plan)
+        return make(runs, plan, **fields)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunRecord, "create", create)
