@@ -59,14 +59,16 @@ def listing(arguments: argparse.Namespace) -> int:
 def install(arguments: argparse.Namespace) -> int:
     """This version there, whole; at no cost if it is."""
     from launcher.core.process import run
-    from launcher.remote.install import bundle
+    from launcher.remote.install import bundle, version_name, wheels_for
 
     with connected(arguments, arguments.name) as node:
         wheels = Path(arguments.wheels) if arguments.wheels else None
-        made = bundle(node.installer.look(), cache=node.project.state / "wheels", run=run, wheels=wheels)
-        new = node.installer.install(made)
-        node.remember(made.name)
-        say(f"{arguments.name}: launcher {made.name} {'is installed' if new else 'was there'}")
+        seen = node.installer.look()
+        files = wheels_for(seen, cache=node.project.state / "wheels", run=run, wheels=wheels)
+        name = version_name(files)
+        new = name not in seen.versions and node.installer.install(bundle(files))
+        node.remember(name)
+        say(f"{arguments.name}: launcher {name} {'is installed' if new else 'was there'}")
     return 0
 
 

@@ -7,6 +7,7 @@ What a cut connection left is gone on with. Each brought run or sweep lies as in
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator
@@ -109,10 +110,14 @@ def fetch(
     source = session.stream("send", place=place.relative_to(directory).as_posix(), wanted=wanted)
     done = sum(offsets.values())
     for entry in lacking:
-        for count in _receive(source, parts[entry], offsets[entry], entry):
+        digest = hashlib.sha256()
+        for count in _receive(source, parts[entry], offsets[entry], entry, digest):
             done += count
             tell(done, size)
-        _publish(parts[entry], inside(place, entry.path), entry)
+        if digest.hexdigest() != entry.sha256:
+            parts[entry].unlink()
+            raise RemoteError("it arrived changed", where=entry.path, hint="try again")
+        parts[entry].replace(inside(place, entry.path))
     if next(source, None) is not None:
         raise RemoteError("it sends more than it announced", where=name)
     fsync(place)
@@ -135,25 +140,21 @@ def _part(place: Path, entry: Entry) -> Path:
     return inside(place, entry.path).with_name(f".{entry.sha256[:32]}.fetched")
 
 
-def _receive(source: Iterator[Any], part: Path, offset: int, entry: Entry) -> Iterator[int]:
-    """Write a file's bytes as they come; how many came each time. Raises RemoteError for what was not announced."""
+def _receive(source: Iterator[Any], part: Path, offset: int, entry: Entry, digest: hashlib._Hash) -> Iterator[int]:
+    """Write a file's bytes as they come; how many came each time. ``digest`` gets all of them, also those that were
+    here. Raises RemoteError for what was not announced."""
     make_private(part.parent)
     with open(part, "r+b" if offset else "wb", opener=private_opener) as file:
-        file.truncate(offset)
-        file.seek(offset)
+        for start in range(0, offset, PART):
+            digest.update(file.read(min(PART, offset - start)))
+        file.truncate()
         while offset < entry.size:
             data = next(source, None)
             if not isinstance(data, bytes) or offset + len(data) > entry.size:
                 raise RemoteError("it sends other bytes than it announced", where=entry.path)
             file.write(data)
+            digest.update(data)
             offset += len(data)
             yield len(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _publish(part: Path, final: Path, entry: Entry) -> None:
-    if sha256_of(part) != entry.sha256:
-        part.unlink()
-        raise RemoteError("it arrived changed", where=entry.path, hint="try again")
-    part.replace(final)

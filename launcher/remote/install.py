@@ -23,6 +23,7 @@ from typing import Any
 from launcher import __version__
 from launcher.core.errors import ConfigError, RemoteError
 from launcher.core.process import CommandRunner
+from launcher.core.reading import sha256_of
 from launcher.core.shipped import shipped
 from launcher.core.terminal import one_line
 from launcher.remote.messages import Lines, decode
@@ -138,10 +139,11 @@ class Installer:
         return answer
 
 
-def bundle(node: Node, *, cache: Path, run: CommandRunner, wheels: Path | None = None) -> Bundle:
-    """The wheels for a node: downloaded to ``cache`` once, or taken from the directory ``wheels``. Raises RemoteError.
+def wheels_for(node: Node, *, cache: Path, run: CommandRunner, wheels: Path | None = None) -> list[Path]:
+    """The wheels of the dependencies for a node: downloaded to ``cache`` once, or taken from the directory ``wheels``.
 
-    A wheel that is there for another Python, architecture or C library is never taken (PEP 425, PEP 600).
+    A wheel that is there for another Python, architecture or C library is never taken (PEP 425, PEP 600). Raises
+    RemoteError.
     """
     pins = {name: importlib.metadata.version(name) for name in _NEEDED}
     directory = wheels or cache / _kind(node)
@@ -154,17 +156,29 @@ def bundle(node: Node, *, cache: Path, run: CommandRunner, wheels: Path | None =
         hint = f"wheels for {_kind(node)}; pip download --only-binary=:all:"
         raise RemoteError(f"no wheels of {names}", where=str(directory), hint=hint)
     files = [_wheel(directory, name, pin, node) for name, pin in pins.items()]
-    contents = {file.name: file.read_bytes() for file in files if file is not None}
-    contents[f"launcher-{__version__}-py3-none-any.whl"] = own_wheel()
+    return [file for file in files if file is not None]
+
+
+def version_name(wheels: Sequence[Path]) -> str:
+    """What this launcher with these wheels is called there; any byte of them changes it."""
     digest = hashlib.sha256()
+    package = Path(__file__).resolve().parents[1]
+    for path, name in (*((file, file.name) for file in wheels), *_own_files(package)):
+        digest.update(f"{name} {sha256_of(path)}\n".encode())
+    return f"{__version__}-{digest.hexdigest()[:12]}"
+
+
+def bundle(wheels: Sequence[Path]) -> Bundle:
+    """The wheels, with the launcher's own, as they are sent."""
+    contents = {file.name: file.read_bytes() for file in wheels}
+    contents[f"launcher-{__version__}-py3-none-any.whl"] = own_wheel()
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         for name, content in sorted(contents.items()):
-            digest.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    return Bundle(f"{__version__}-{digest.hexdigest()[:12]}", archive.getvalue())
+    return Bundle(version_name(wheels), archive.getvalue())
 
 
 def own_wheel() -> bytes:

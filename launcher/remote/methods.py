@@ -13,7 +13,6 @@ from typing import Any
 from launcher import __version__
 from launcher.core.redact import names_a_secret, redact
 from launcher.core.state import state_directory
-from launcher.remote import bundle, fetching
 from launcher.remote.agent import Method
 from launcher.remote.commands import ask
 
@@ -43,6 +42,8 @@ def look(params: dict[str, Any]) -> Generator[Any, None, Any]:
 
 def put(params: dict[str, Any]) -> Generator[Any, None, Any]:
     """A part of a bundle, or the question whether it is there: `bundle.take`."""
+    from launcher.remote import bundle  # an agent starts with little: somebody waits for it
+
     yield from ()
     data, last = str(params.get("data", "")), bool(params.get("last"))
     return bundle.take(_state({}) / "bundles", str(params["digest"]), int(params.get("offset", 0)), data, last)
@@ -57,10 +58,14 @@ def follow(params: dict[str, Any]) -> Generator[Any, None, Any]:
 
 
 def listed(params: dict[str, Any]) -> Generator[Any, None, Any]:
+    from launcher.remote import fetching
+
     return (yield from fetching.listed(_state(params), str(params["name"])))
 
 
 def send(params: dict[str, Any]) -> Generator[Any, None, Any]:
+    from launcher.remote import fetching
+
     yield from fetching.sent(_state(params), str(params["place"]), list(params["wanted"]))
 
 

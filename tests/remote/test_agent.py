@@ -259,3 +259,46 @@ def _until(true: Any, seconds: float = 60.0) -> Any:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return found
+
+
+HOSTILE = """
+import json, sys
+token = json.loads(sys.stdin.buffer.readline())["token"]
+out = sys.stdout.buffer
+out.write(b"launcher-agent " + token.encode() + b' {"protocol": 1, "version": "\\\\u001b[2J9.9", "time": 1}\\n')
+out.flush()
+number = json.loads(sys.stdin.buffer.readline())["id"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        ("while True: out.write(b'x' * 65536)", "a line of more than"),
+        ("out.write(b'[1]\\n{'); out.flush(); sys.stdin.read()", "no message"),
+        ("out.write(b'[' * 100000 + b'\\n'); out.flush(); sys.stdin.read()", "no message"),
+        ("out.write(b'{\"id\": %d, \"body\": 999999999}\\n' % number); out.flush(); sys.stdin.read()", "is announced"),
+        ("out.write(b'{\"id\": %d, \"error\": [1]}\\n' % number); out.flush(); sys.stdin.read()", "without words"),
+        ("out.write(b'{\"id\": %d, \"error\": {\"message\": \"it is\", \"exit\": 0}}\\n' % number)", "it is"),
+        ("out.write(b'{\"id\": 99, \"result\": 1}\\n'); out.flush(); sys.exit(0)", "connection has gone"),
+        ("sys.exit(3)", "connection has gone"),
+    ],
+)  # fmt: skip
+def test_a_hostile_far_side_ends_in_one_clear_error(then: str, message: str) -> None:
+    pipe = OpenSSHPipe([sys.executable, "-c", HOSTILE + then], "there")
+    with Session(pipe, "there") as session, pytest.raises(LauncherError, match=message) as raised:
+        session.request("look")
+    assert raised.value.exit_code in (1, 8) and str(raised.value).startswith("there: ")
+
+
+def test_what_the_far_side_says_moves_no_cursor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from launcher.cli import main, on
+
+    def far(arguments: Any, name: str) -> int:
+        raise LauncherError("a\x1b[2Jb", where=name, hint="c\x07d")
+
+    monkeypatch.setattr(on, "there", far)
+    assert main(["--on", "x", "status"]) == 1
+    assert "\x1b" not in (said := capsys.readouterr().err) and "a\\x1b[2Jb" in said

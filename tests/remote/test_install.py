@@ -22,7 +22,7 @@ from launcher.core.process import run
 from launcher.remote import install
 from launcher.remote.by_openssh import OpenSSHOpener
 from launcher.remote.destination import resolve
-from launcher.remote.install import Bundle, Installer, Node, bundle
+from launcher.remote.install import Bundle, Installer, Node, bundle, wheels_for
 from launcher.remote.session import Session
 from tests.remote.servers import sshd
 
@@ -66,7 +66,7 @@ def installer(opener: OpenSSHOpener, tmp_path: Path) -> Installer:
 def test_a_version_is_installed_once_and_answers(installer: Installer, opener: OpenSSHOpener, wheels: Path) -> None:
     node = installer.look()
     assert (node.python, node.machine, node.versions) == (sys.version_info[:3], platform.machine(), ())
-    made = bundle(node, cache=Path("/nonexistent"), run=run, wheels=wheels)
+    made = bundle(wheels_for(node, cache=Path("/nonexistent"), run=run, wheels=wheels))
     assert installer.install(made)
     assert installer.look().versions == (made.name,)
     began = time.monotonic()
@@ -146,7 +146,7 @@ def test_two_at_once_install_one(opener: OpenSSHOpener, wheels: Path, tmp_path: 
     installers = [
         Installer(opener, "login", directory=str(tmp_path / "there"), python=sys.executable) for _ in range(2)
     ]
-    made = bundle(installers[0].look(), cache=Path("/nonexistent"), run=run, wheels=wheels)
+    made = bundle(wheels_for(installers[0].look(), cache=Path("/nonexistent"), run=run, wheels=wheels))
     new: list[bool] = []
     threads = [threading.Thread(target=lambda i=i: new.append(i.install(made))) for i in installers]  # type: ignore[misc]
     for thread in threads:
@@ -206,10 +206,10 @@ def test_a_wheel_fits_by_its_tags(name: str, fits: bool, tmp_path: Path) -> None
 
 def test_wheels_that_are_missing_are_named(tmp_path: Path) -> None:
     with pytest.raises(RemoteError, match=r"no wheels of .*msgspec=="):
-        bundle(NODE, cache=tmp_path, run=run, wheels=tmp_path)
+        wheels_for(NODE, cache=tmp_path, run=run, wheels=tmp_path)
     other = Node((3, 11, 4), "x86_64", ("musl", "1.2"), 0, ())
     with pytest.raises(RemoteError, match="no wheels are published") as raised:
-        bundle(other, cache=tmp_path, run=run)
+        wheels_for(other, cache=tmp_path, run=run)
     assert "--wheels" in str(raised.value)
 
 
