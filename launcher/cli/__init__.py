@@ -18,6 +18,7 @@ is imported when that command runs.
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import importlib
 import os
@@ -38,36 +39,65 @@ def main(argv: Sequence[str] | None = None) -> int:
     # anew at every start, which takes 0.4 s.
     sys.pycache_prefix = None
     with _guarded():
-        arguments = parser().parse_args(argv)
-        if arguments.color in ("always", "never"):  # what we start heeds it too
-            os.environ.update({"NO_COLOR": ""} if arguments.color == "always" else {"NO_COLOR": "1"})
-            os.environ["FORCE_COLOR"] = "1" if arguments.color == "always" else ""
-        from launcher.core.stop import Ended, ended_by_signals
-
         try:
-            with ended_by_signals():
-                return run_command(arguments)
-        except Ended as error:
-            print(f"launcher: cancelled: {error}", file=sys.stderr)
-            return 128 + error.number
+            try:
+                return _main(argv)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:  # `launcher plan | head`, a terminal that was closed: no error of ours
+            _leave_output()
+            return 141
+        except OSError as error:  # what was said has not been written: a full disk
+            _leave_output()
+            print(f"launcher: standard output: {error.strerror}", file=sys.stderr)
+            return 1
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    arguments = parser().parse_args(argv)
+    if arguments.color in ("always", "never"):  # what we start heeds it too
+        os.environ.update({"NO_COLOR": ""} if arguments.color == "always" else {"NO_COLOR": "1"})
+        os.environ["FORCE_COLOR"] = "1" if arguments.color == "always" else ""
+    from launcher.core.stop import Ended, ended_by_signals
+
+    try:
+        with ended_by_signals():
+            return run_command(arguments)
+    except Ended as error:
+        print(f"launcher: cancelled: {error}", file=sys.stderr)
+        return 128 + error.number
 
 
 @contextlib.contextmanager
 def _guarded() -> Iterator[None]:
     """Within the block nothing that is printed can give a terminal or GitHub's runner a command, or fails for a
-    character that the terminal does not have."""
-    from launcher.core.terminal import Guarded
+    character that the terminal does not have; and there are both streams."""
+    from launcher.core.terminal import Guarded, stand_in_for
 
+    if sys.stdout is None or sys.stderr is None:  # `launcher >&-`: no file that we open may come to be one of them
+        while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(number)
+        sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
     before = sys.stdout, sys.stderr
     github = os.environ.get("GITHUB_ACTIONS") == "true"
+    codecs.register_error("launcher", stand_in_for)
     for stream in before:
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="launcher")
     sys.stdout, sys.stderr = (cast(TextIO, Guarded(stream, github=github)) for stream in before)
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+def _leave_output() -> None:
+    """Have Python say nothing at its exit about what cannot be written."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def run_command(
@@ -99,10 +129,6 @@ def run_command(
             return _complain(as_error(error), arguments)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # `launcher plan | head`: the reader has gone, which is no error of ours; keep Python from saying so at exit.
-        sys.stderr.close()
-        return 141
 
 
 def _complain(error: LauncherError, arguments: argparse.Namespace) -> int:

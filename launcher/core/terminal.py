@@ -8,10 +8,12 @@ text that is shown within a line.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 # Controls of ASCII and Latin-1, separators of lines, what turns the direction of writing or is not seen, and halves of
@@ -51,6 +53,30 @@ def log_line(text: str) -> str:
     return printable(_COLOUR.sub("", text)) if "\x1b" in text else printable(text)
 
 
+_PLAIN = {"→": "->", "×": "x", "…": "...", "–": "-", "↑": "^", "↓": "v", "·": "."}
+
+
+def stand_in_for(error: UnicodeError) -> tuple[str, int]:
+    """What is written in place of characters that a terminal's encoding lacks: our own signs in plain letters, others
+    as Python escapes them. An error handler of `codecs`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacked = error.object[error.start : error.end]
+    plain = (_PLAIN.get(one) or one.encode("ascii", "backslashreplace").decode() for one in lacked)
+    return "".join(plain), error.end
+
+
+@contextlib.contextmanager
+def _a_reader() -> Iterator[None]:
+    """A terminal that was closed is a reader that has gone."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENXIO):
+            raise BrokenPipeError(errno.EPIPE, "the terminal was closed") from None
+        raise
+
+
 class Guarded:
     """A stream that escapes what is written to it, and gives GitHub's runner no command.
 
@@ -72,7 +98,8 @@ class Guarded:
             shown = _COMMAND.sub(r"\1\\", begun + shown)[len(begun) :]
             last = text.rpartition("\n")
             self._blank = (self._blank or bool(last[1])) and not last[2].strip()
-        self.inner.write(shown)
+        with _a_reader():
+            self.inner.write(shown)
         return len(text)
 
     def writelines(self, lines: Any) -> None:
@@ -80,7 +107,8 @@ class Guarded:
             self.write(line)
 
     def flush(self) -> None:
-        self.inner.flush()
+        with _a_reader():
+            self.inner.flush()
 
     def styled(self) -> Guarded:
         """The same stream for text whose colours are ours, and whose parts from outside went through `one_line`."""
