@@ -1,6 +1,6 @@
 """The wheel's contents; everything else about the project is in pyproject.toml.
 
-The top-level directories runners/ and recipes/ and the rules' pages go into the wheel as data of the package, so that
+The top-level directories runners/ and recipes/ and the text of docs/ go into the wheel as data of the package, so that
 an ordinary ``pip install .`` finds them (launcher/core/shipped.py); the manual page and completion go to share/.
 """
 
@@ -15,7 +15,7 @@ from launcher.cli.arguments import parser
 from launcher.cli.completion import SCRIPTS
 from launcher.cli.helping import manual
 
-DATA = {f"launcher.shipped_data.{name.replace('/', '.')}": name for name in ("runners", "recipes", "docs/rules")}
+DATA = {f"launcher.shipped_data.{name}": name for name in ("runners", "recipes", "docs")}
 # The manual page and the shells' completion, made of the same parsers as --help.
 SHARED = {
     "man/man1/launcher.1": manual(parser()),
@@ -34,6 +34,7 @@ setup(
     package_dir=DATA,
     package_data={
         **{package: ["**/*"] for package in DATA},
+        "launcher.shipped_data.docs": ["**/*.md"],
         "launcher.check": ["*.json"],
         "launcher.cli": ["*.txt"],
         "launcher.doctor": ["*.sh", "*.yaml"],

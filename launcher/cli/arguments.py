@@ -57,6 +57,8 @@ def parser() -> LazyParser:
 def _shell(commands: Commands) -> None:
     version = command_of(commands, "version", "helping:version", "which launcher this is, of which Python, and where")
     version.add_argument("--json", action="store_true", help="as one JSON object")
+    topic = command_of(commands, "help", "helping:topic", "a page of the documentation; the topics without one")
+    topic.add_argument("topic", nargs="?", metavar="TOPIC", help="a page's name, or a rule of check")
     command_of(commands, "man", "helping:man", "the manual page, for `man -l -`")
     completion = command_of(commands, "completion", "completion:script", "completion for a shell: bash, zsh or fish")
     completion.add_argument("shell", choices=["bash", "zsh", "fish"], metavar="SHELL", help="bash, zsh or fish")

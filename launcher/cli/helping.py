@@ -1,4 +1,4 @@
-"""The manual page, made of the parsers, `version`, and what `launcher` alone says."""
+"""The manual page, made of the parsers, pages of the documentation, `version`, and what `launcher` alone says."""
 
 from __future__ import annotations
 
@@ -49,6 +49,38 @@ def version(arguments: argparse.Namespace) -> int:
         print(json.dumps(facts))
     else:
         print(f"launcher {__version__}, Python {facts['python']} ({sys.executable}), {facts['package']}")
+    return 0
+
+
+def topic(arguments: argparse.Namespace) -> int:
+    """Show a page of docs/, or list those that there are: the text of the site, of this version."""
+    from launcher.core.errors import ConfigError, suggest
+    from launcher.core.shipped import shipped
+
+    docs = shipped("docs")
+    pages = {str(path.relative_to(docs).with_suffix("")): path for path in sorted(docs.rglob("*.md"))}
+    asked = arguments.topic
+    if not asked:
+        for name, path in pages.items():
+            if not name.startswith("rules/"):
+                print(f"{name:28} {path.read_text(encoding='utf-8').partition(chr(10))[0].lstrip('# ')}")
+        print("\nA rule of `launcher check` is a topic too.")
+        return 0
+    found = [path for name, path in pages.items() if asked in (name, path.stem)]
+    if not found:
+        raise ConfigError(
+            f"there is no page {asked!r}",
+            where="TOPIC",
+            hint=suggest(asked, {p.stem for p in pages.values()}, "launcher help lists them"),
+        )
+    text = found[0].read_text(encoding="utf-8")
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        Console().print(Markdown(text))
+    else:
+        print(text, end="")
     return 0
 
 

@@ -8,6 +8,6 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped(name: str) -> Path:
-    """A shipped directory (``runners``, ``recipes``, ``docs/rules``): beside the package, or inside it in a wheel."""
+    """A shipped directory (``runners``, ``recipes``, ``docs``): beside the package, or inside it in a wheel."""
     inside = _PACKAGE / "shipped_data" / name
     return inside if inside.is_dir() else _PACKAGE.parent / name

@@ -195,7 +195,7 @@ def own_wheel() -> bytes:
 
 def _own_files(package: Path) -> Iterable[tuple[Path, str]]:
     yield from _below(package, "launcher")
-    for name in ("runners", "recipes", "docs/rules"):
+    for name in ("runners", "recipes", "docs"):
         directory = shipped(name)
         if package not in directory.parents:  # a checkout: in a wheel they are inside the package already
             yield from _below(directory, f"launcher/shipped_data/{name}")

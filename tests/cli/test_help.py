@@ -172,3 +172,19 @@ def test_man_shows_it_without_a_warning(man: str, tmp_path: Path) -> None:
         argv, capture_output=True, text=True, timeout=60, env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
     )
     assert answer.returncode == 0 and answer.stderr == "" and "SWEEP GO-ON" in answer.stdout
+
+
+def test_the_pages_of_the_documentation_are_topics(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help"]) == 0
+    listed = capsys.readouterr().out
+    assert "guides/new-cluster" in listed and "rules/" not in listed
+    docs = Path(__file__).parents[2] / "docs"
+    for topic, page in (
+        ("new-cluster", "guides/new-cluster.md"),
+        ("design", "design.md"),
+        ("sha-other", "rules/sha-other.md"),
+    ):
+        assert main(["help", topic]) == 0
+        assert capsys.readouterr().out == (docs / page).read_text(encoding="utf-8")
+    assert main(["help", "sweps"]) == 2
+    assert "did you mean 'sweeps'?" in capsys.readouterr().err
