@@ -138,6 +138,7 @@ def test_a_page_can_be_typed(pages: tuple[str, ...], tmp_path: Path, request: py
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "LAUNCHER_STATE": f"{tmp_path}/state",
+        "LAUNCHER_REHEARSAL_SECONDS": "0.05",
     }
     if "new-cluster" in pages[0]:
         assert cluster is not None
