@@ -7,7 +7,6 @@ an artifact correct; a lock only saves work (docs/design.md, "Publish").
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import json
 import os
@@ -197,6 +196,8 @@ def take_name(temporary: Path, final: Path) -> bool:
 
 
 def _rename_new(temporary: Path, final: Path) -> bool:
+    import ctypes  # few file systems come here
+
     with contextlib.suppress(AttributeError):  # a libc without it
         library = ctypes.CDLL(None, use_errno=True)
         names = (_AT_FDCWD, os.fsencode(temporary), _AT_FDCWD, os.fsencode(final))

@@ -11,7 +11,7 @@ import base64
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import IO, AnyStr
 from urllib.parse import quote
 
@@ -69,9 +69,14 @@ _SHAPES_IN_A_LINE = (
     r"X-Amz-Signature=([0-9a-f]{32,128})",
 )
 _SHAPES = (*_SHAPES_IN_A_LINE, _PRIVATE_KEY)
-_TEXT = tuple(map(re.compile, _SHAPES))
-_LINES = tuple(map(re.compile, _SHAPES_IN_A_LINE))
-_BYTES = tuple(re.compile(shape.encode()) for shape in _SHAPES)
+
+
+@cache  # 15 ms for all of them, which commands that say nothing do not spend
+def _patterns(shapes: tuple[AnyStr, ...]) -> tuple[re.Pattern[AnyStr], ...]:
+    return tuple(map(re.compile, shapes))
+
+
+_SHAPES_IN_BYTES = tuple(shape.encode() for shape in _SHAPES)
 
 _SHORTEST_SHAPE = 9
 """Characters: ``://u:abc@``."""
@@ -148,7 +153,7 @@ def redact(text: str, environ: Mapping[str, str]) -> str:
     """``text`` with every secret value of ``environ``, and everything that looks like a token, replaced by ``***``."""
     for value in _values(_named(environ))[1]:
         text = text.replace(value, MASK)
-    for shape in _TEXT if len(text) >= _SHORTEST_SHAPE else ():
+    for shape in _patterns(_SHAPES) if len(text) >= _SHORTEST_SHAPE else ():
         text = shape.sub(lambda found: _covered(found, lambda length: MASK), text)
     return text
 
@@ -170,7 +175,7 @@ class LineRedactor:
         for value in _values(_named(self._environ))[1]:
             if "\n" not in value and value in text:
                 text = text.replace(value, MASK)
-        for shape in _LINES:
+        for shape in _patterns(_SHAPES_IN_A_LINE):
             text = shape.sub(lambda found: _covered(found, lambda length: MASK), text)
         redacted = text.split("\n")
         if self._key_lines or "PRIVATE KEY-----" in text:
@@ -180,7 +185,7 @@ class LineRedactor:
     def _without_key(self, line: str) -> str:
         if edges := _KEY_EDGE.findall(line):
             self._key_lines = _KEY_LINES if edges[-1] == "BEGIN" else 0
-            return _TEXT[-1].sub(lambda found: _covered(found, lambda length: MASK), line)
+            return re.sub(_PRIVATE_KEY, lambda found: _covered(found, lambda length: MASK), line)
         if not self._key_lines:
             return line
         found = _KEY_BODY.search(line)
@@ -202,7 +207,7 @@ def redact_bytes(data: bytes, environ: Mapping[str, str]) -> bytes:
         raw = value.encode(errors="surrogateescape")
         if raw in data:
             data = data.replace(raw, b"*" * len(raw))
-    for shape in _BYTES:
+    for shape in _patterns(_SHAPES_IN_BYTES):
         data = shape.sub(lambda found: _covered(found, lambda length: b"*" * length), data)
     return data
 

@@ -112,14 +112,14 @@ def test_who_broke_a_lease_does_not_wait_for_that_owners_flock(people: People) -
 
 
 PUBLISH = """
-import errno, time
+import ctypes, errno, time
 from launcher.core import publish
 from launcher.core.publish import publish_new
 def no_link(*names, **more): raise OSError(errno.EPERM, "no links here")
 def no_call(*names, **more): raise AttributeError
 how, final, content, pause = sys.argv[1], Path(sys.argv[2]), sys.argv[3], float(sys.argv[4])
 if "link" in how: os.link = no_link
-if "call" in how: publish.ctypes.CDLL = no_call
+if "call" in how: ctypes.CDLL = no_call
 real = Path.rename
 def late(self, target):
     if Path(target) == final or self == final: print("renames", flush=True); time.sleep(pause)
