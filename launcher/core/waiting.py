@@ -14,26 +14,38 @@ TELL = 2.0
 Answer = TypeVar("Answer")
 
 
-def within(work: Callable[[], Answer], bound: float, say: Callable[[float], None]) -> Answer:
-    """What the work returns or raises, which runs in a thread of its own. ``say`` gets the seconds so far, every TELL.
-
-    Raises TimeoutError after ``bound`` seconds; the work then goes on, and nobody takes its answer.
-    """
+def begin(work: Callable[[], Answer]) -> Callable[[float | None], Answer]:
+    """Begin work in a thread of its own. What it returns or raises is given by the function that comes back, which
+    waits for that: so many seconds, None for as long as it takes. Raises queue.Empty when the time is over."""
     answers: SimpleQueue[tuple[Answer | None, BaseException | None]] = SimpleQueue()
 
     def run() -> None:
         try:
             answers.put((work(), None))
-        except BaseException as error:  # noqa: BLE001  # handed to the caller
+        except BaseException as error:  # noqa: BLE001  # handed to who asks
             answers.put((None, error))
 
-    began = time.monotonic()
-    threading.Thread(target=run, daemon=True, name="within").start()
-    told = 0.0
+    def answer(seconds: float | None) -> Answer:
+        value, error = answers.get(timeout=seconds)
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]  # None only where the work returned it
+
+    threading.Thread(target=run, daemon=True, name="begun").start()
+    return answer
+
+
+def within(work: Callable[[], Answer], bound: float, say: Callable[[float], None]) -> Answer:
+    """What the work returns or raises, which runs in a thread of its own. ``say`` gets the seconds so far, every TELL.
+
+    Raises TimeoutError after ``bound`` seconds; the work then goes on, and nobody takes its answer.
+    """
+    began, told = time.monotonic(), 0.0
+    answer = begin(work)
     while True:
         waited = time.monotonic() - began
         try:
-            answer, error = answers.get(timeout=max(0.0, min(told + TELL, bound) - waited))
+            return answer(max(0.0, min(told + TELL, bound) - waited))
         except Empty:
             waited = time.monotonic() - began
             if waited >= bound:
@@ -41,7 +53,3 @@ def within(work: Callable[[], Answer], bound: float, say: Callable[[float], None
             if waited >= told + TELL:
                 told = waited
                 say(waited)
-            continue
-        if error is not None:
-            raise error
-        return answer  # type: ignore[return-value]  # None only where the work returned it

@@ -22,6 +22,7 @@ from typing import Literal
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, Completed
 from launcher.core.retry import telling
+from launcher.core.waiting import begin
 from launcher.image.reference import HUB, Fault, PlannedImage, Reference, fault_table
 from launcher.image.squash import temporary_beside
 
@@ -100,7 +101,7 @@ class Enroot:
         """
         from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
-        version = self._query("version")
+        version = begin(lambda: self._query("version"))  # it takes 30 ms, which the import need not wait for
         attempts = Retrying(
             retry=retry_if_exception_type(_MayPass),
             stop=stop_after_attempt(ATTEMPTS),
@@ -110,12 +111,15 @@ class Enroot:
             reraise=True,
         )
         timeout += self.node_patience
-        output, done = attempts(self._attempt, uri, squash, timeout, time.monotonic() + timeout, files)
+        try:
+            output, done = attempts(self._attempt, uri, squash, timeout, time.monotonic() + timeout, files)
+        finally:
+            told = version(None)
         for line in done.stderr.splitlines():
             if _WRONG_ARCHITECTURE in line:
                 note(line)
         said = re.match(r"\d+\.\d+(\.\d+)?\S*", done.stdout)
-        return output, version or (said.group() if said else None)
+        return output, told or (said.group() if said else None)
 
     def _attempt(
         self, uri: str, squash: Path, timeout: float, deadline: float, files: contextlib.ExitStack

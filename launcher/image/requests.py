@@ -65,7 +65,7 @@ class Requests:
             # Not redirected: blobs lie with others, who refuse a second authorisation and are not to have ours.
             request.add_unredirected_header("Authorization", given)
         handlers = [_Redirects(account, allows_http(self.environ)), urllib.request.ProxyHandler(self._proxies(url))]
-        opener = urllib.request.build_opener(*handlers, urllib.request.HTTPSHandler(context=self._trust))
+        opener = urllib.request.build_opener(*handlers, _Https(lambda: self._trust))
         with opener.open(request, timeout=self.timeout) as response:
             content = response.read(_LARGEST)
             if method != "HEAD" and (response.length or 0) > 0:  # read(n) does not say that the connection was cut
@@ -115,6 +115,17 @@ class Requests:
         if login and (basic := self._basic(self.reference.host)) is not None:
             return basic
         raise urllib.error.HTTPError(realm, 401, "Unauthorized", http.client.HTTPMessage(), None)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    """TLS by whom ``trust`` says, which is read once something is asked so: it takes 40 ms."""
+
+    def __init__(self, trust: Callable[[], ssl.SSLContext]) -> None:
+        urllib.request.AbstractHTTPHandler.__init__(self)  # HTTPSHandler's own reads the system's
+        self._trust = trust
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(http.client.HTTPSConnection, req, context=self._trust())
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

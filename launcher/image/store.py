@@ -22,9 +22,16 @@ from typing import TYPE_CHECKING, Literal
 from launcher.core.errors import ImageError
 from launcher.core.lease import Lock
 from launcher.core.process import CommandRunner
-from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, publish_new, require_writable, temporary_name
+from launcher.core.publish import (
+    TEMPORARY_SUFFIX,
+    dead_temporaries,
+    fsync,
+    publish_new,
+    require_writable,
+    temporary_name,
+)
 from launcher.core.rights import cannot_remove, make_directories, next_step
-from launcher.core.waiting import within
+from launcher.core.waiting import begin, within
 from launcher.image.enroot import Enroot, ImportPolicy, own_directories
 from launcher.image.reference import PlannedImage, Reference, refreshed_name
 from launcher.image.squash import (
@@ -263,8 +270,7 @@ class Placement:
             else:
                 digest, uri = reference.digest or enroot.digest(image.uri), image.uri
             temporary, version = enroot.fetch(uri, squash, image.import_timeout, files, self._note)
-            block, listing = self._verify(temporary)
-            content = file_hash(temporary)
+            block, listing, content = self._verify(temporary)
             if lock.lost:
                 self._note("the lock was taken over during the import; publishing all the same")
             is_ours = publish_new(temporary, squash, whole=self._is_whole)
@@ -303,8 +309,11 @@ class Placement:
             self._note(f"not looked up before the import: {error.message}")
             return None
 
-    def _verify(self, temporary: Path) -> tuple[Superblock, str]:
-        """What enroot left must be whole before it gets its name. Raises ImageError."""
+    def _verify(self, temporary: Path) -> tuple[Superblock, str, str]:
+        """What enroot left must be whole, and on storage, before it gets its name. Gives its hash too.
+
+        Raises ImageError, OSError.
+        """
         from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
         attempts = Retrying(  # what enroot left on a node may take a while to be seen from here
@@ -315,13 +324,16 @@ class Placement:
             reraise=True,
         )
         try:
-            block, listing = attempts(inspect, temporary), check_lists(temporary, self.enroot.run)
+            block = attempts(inspect, temporary)
+            hashed, stored = begin(lambda: file_hash(temporary)), begin(lambda: fsync(temporary))
+            listing = check_lists(temporary, self.enroot.run)
         except (MissingImage, DamagedImage) as error:
             raise ImageError(
                 f"enroot import ended well, and left no whole squash file: {error.message}",
                 hint="look at the free space and at the log of the file system, then run again",
             ) from None
-        return block, listing
+        stored(None)
+        return block, listing, hashed(None)
 
     def _is_whole(self, path: Path) -> bool:
         try:
