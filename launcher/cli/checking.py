@@ -62,6 +62,7 @@ def answer(arguments: argparse.Namespace, tell: Tell) -> Checked:
     try:
         return _check(arguments)
     finally:
+        gc.freeze()  # nor does the end of the process look at them
         if collecting:
             gc.enable()
 

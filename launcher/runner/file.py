@@ -118,6 +118,7 @@ class RunnerFile:
         self.runner = convert(document, Runner)
         self._applied: dict[tuple[Key, ...], Applied[Any]] = {}
         self._matched: dict[tuple[tuple[str, ...], _Asked], list[Applied[Any]]] = {}
+        self._last: tuple[Benchmark | None, bool, Any] = None, False, None
         self._check()
 
     @classmethod
@@ -169,7 +170,9 @@ class RunnerFile:
     ) -> list[Applied[R]]:
         """The rules that apply, in the file's order. Tried once for all benchmarks that have alike what rules ask for:
         hundreds of rows differ in nothing that they do."""
-        asked = table, _Asked.of(benchmark, power)
+        if self._last[0] is not benchmark or self._last[1] is not power:  # a plan asks for six tables
+            self._last = benchmark, power, _Asked.of(benchmark, power)
+        asked = table, self._last[2]
         if (found := self._matched.get(asked)) is None:
             held = [i for i, rule in enumerate(rules) if _holds(rule.when, asked[1])]
             found = self._matched[asked] = [self._made((*table, i), rules[i]) for i in held]
