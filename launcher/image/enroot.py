@@ -94,10 +94,8 @@ class Enroot:
         """Import an image into a new file beside ``squash``, within ``timeout`` seconds for all attempts together.
 
         Returns the file, which is there until ``files`` is closed, and enroot's version if it says it. ``note`` is told
-        its warnings.
-
-        After a rate limit, a 5xx, a failure of the network or ESTALE it is tried again, with growing pauses, up to four
-        times in all. Raises ImageError.
+        its warnings. After a rate limit, a 5xx, a failure of the network or ESTALE it is tried again, with growing
+        pauses, up to four times in all. Raises ImageError.
         """
         from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 

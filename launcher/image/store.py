@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -154,14 +155,11 @@ class Placement:
         """Ask what the image's tag names now, and do what ``image.moved_tag`` says if that is another image."""
         rule, bound = self.image.moved_tag, math.inf
         if rule == "keep":  # the answer changes nothing, so that it is not waited for long
-            registry, bound = (
-                replace(registry, log=lambda message: None, timeout=TAG_PATIENCE, attempts=1),
-                TAG_PATIENCE,
-            )
+            bound = TAG_PATIENCE
+            registry = replace(registry, log=lambda message: None, timeout=bound, attempts=1)
         try:
-            fact, moved_to = within(
-                lambda: registry.check_tag(found.squash, found.sidecar), bound, lambda seconds: None
-            )
+            asked = partial(registry.check_tag, found.squash, found.sidecar)
+            fact, moved_to = within(asked, bound, lambda seconds: None)
         except TimeoutError:
             fact, moved_to = f"the registry did not say within {TAG_PATIENCE:g} s what the tag names now", None
         if moved_to and rule == "fail":
